@@ -1,0 +1,40 @@
+"""Weak-to-strong generalization on BoolQ: yes/no questions about a passage.
+
+The embedded demo (no network, no GPU; two minutes on two CPU cores):
+
+    accelerate launch recipes/boolq.py
+
+The real task, with Qwen2.5-0.5B as supervisor and a 4-bit LoRA student of 7B, on one GPU of 24 GB:
+
+    accelerate launch recipes/boolq.py --config recipes/configs/single_gpu.yaml
+
+Your own models and a local copy of the rows:
+
+    accelerate launch recipes/boolq.py --weak_model gpt2 --student_model gpt2-xl --dataset_path data/boolq
+"""
+
+from pathlib import Path
+
+from w2s_hf.experiments.arguments import parse_arguments, run_recipe
+from w2s_hf.experiments.classification import run_classification
+from w2s_hf.experiments.report import print_table
+from w2s_hf.publish import push_students
+
+DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+
+
+def main() -> None:
+    args, training_args, student_config = parse_arguments(__doc__, DEMO_CONFIG)
+    results = run_classification("boolq", args, training_args, student_config)
+    print_table(results, training_args.output_dir)
+    if training_args.push_to_hub and training_args.process_index == 0:
+        push_students(
+            results,
+            training_args.output_dir,
+            namespace=args.hub_namespace,
+            private=training_args.hub_private_repo,
+        )
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,100 @@
+"""Tiny models made from configurations: nothing is downloaded."""
+
+import copy
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # models this small run no faster on two threads, and far slower on a busy machine
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+
+WORDS = [f"w{index}" for index in range(60)]
+
+
+def make_model(kind: str):
+    """A classifier with weights large enough that its predictions differ from row to row. Widths suit nf4."""
+    set_seed(0)
+    common = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
+    if kind == "llama":
+        config = LlamaConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            **common,
+        )
+        return LlamaForSequenceClassification(config)
+    if kind == "gpt2":
+        dropout = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+        return GPT2ForSequenceClassification(
+            GPT2Config(n_embd=64, n_layer=2, n_head=2, n_positions=64, **dropout, **common)
+        )
+    config = BertConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        **common,
+    )
+    return BertForSequenceClassification(config)
+
+
+@pytest.fixture(scope="session")
+def _models():
+    return {kind: make_model(kind) for kind in ("llama", "gpt2", "bert")}
+
+
+@pytest.fixture
+def model_of(_models):
+    """A fresh copy of a tiny classifier: `model_of("llama")`."""
+    return lambda kind="llama": copy.deepcopy(_models[kind])
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer()
+
+
+def make_rows(n: int, labels: str = "soft", seed: int = 0, n_classes: int = 2, lengths=(3, 30)) -> Dataset:
+    """`n` rows of random tokens of mixed length, with labels of the kind asked for."""
+    rng = np.random.default_rng(seed)
+    rows = {
+        "id": [f"row-{index}" for index in range(n)],
+        "input_ids": [rng.integers(4, 64, rng.integers(*lengths)).tolist() for _ in range(n)],
+    }
+    rows["attention_mask"] = [[1] * len(ids) for ids in rows["input_ids"]]
+    probabilities = rng.dirichlet(np.ones(n_classes), n).astype(np.float32)
+    if labels == "soft":
+        rows["labels"] = probabilities.tolist()
+    elif labels == "scalar":
+        rows["labels"] = probabilities[:, 1].tolist()
+    elif labels == "hard":
+        rows["labels"] = probabilities.argmax(axis=1).tolist()
+    return Dataset.from_dict(rows)

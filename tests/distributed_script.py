@@ -1,0 +1,54 @@
+"""Run under torchrun by test_distributed.py: trains and predicts, and writes what rank 0 saw."""
+
+import json
+import sys
+from pathlib import Path
+
+from conftest import make_model, make_rows, make_tokenizer
+from test_trainer import arguments, train
+
+from w2s_hf import WeakToStrongTrainer
+
+
+def main(output: Path) -> None:
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    from w2s_hf.losses import LOSS_TYPES
+
+    state = PartialState(cpu=True)
+    world = state.num_processes
+    result = {"world": world, "trajectories": {}}
+    for loss_type in LOSS_TYPES:
+        for name, cut in {
+            "whole": {"per_device_train_batch_size": 8 // world},
+            "accumulated": {"per_device_train_batch_size": 4 // world, "gradient_accumulation_steps": 2},
+            # Ranks cut their rows differently: the row lengths differ.
+            "tokens": {"per_device_train_batch_size": 8 // world, "max_tokens_per_micro_batch": 40},
+        }.items():
+            _, trajectory = train(
+                make_model("llama"),
+                make_tokenizer(),
+                output.parent / f"{loss_type}-{name}",
+                loss_type=loss_type,
+                aux_warmup_ratio=0.5,
+                window_radius=0.3,
+                **cut,
+            )
+            result["trajectories"][f"{loss_type} {name}"] = trajectory.tolist()
+    # A remainder batch: 21 rows in batches of 4 a rank.
+    trainer = WeakToStrongTrainer(
+        model=make_model("llama"),
+        args=arguments(output.parent, per_device_eval_batch_size=4),
+        processing_class=make_tokenizer(),
+    )
+    result["predictions"] = trainer.predict_proba(make_rows(21, labels="none")).tolist()
+    if state.is_main_process:
+        output.write_text(json.dumps(result))
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

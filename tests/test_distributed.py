@@ -1,0 +1,52 @@
+"""Two ranks train and predict as one (torchrun, gloo, CPU)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from w2s_hf.losses import LOSS_TYPES
+
+SCRIPT = Path(__file__).with_name("distributed_script.py")
+
+
+def run(tmp_path_factory, n_ranks: int) -> dict:
+    output = tmp_path_factory.mktemp(f"ranks{n_ranks}") / "result.json"
+    launch = [] if n_ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_ranks}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    process = subprocess.run(
+        [sys.executable, *launch, str(SCRIPT), str(output)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(output.read_text())
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    one, two = run(tmp_path_factory, 1), run(tmp_path_factory, 2)
+    assert (one["world"], two["world"]) == (1, 2)
+    return one, two
+
+
+@pytest.mark.parametrize("cut", ["whole", "accumulated", "tokens"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_two_ranks_step_as_one(results, loss_type, cut):
+    reference = torch.tensor(results[0]["trajectories"][f"{loss_type} whole"])
+    assert reference.std(dim=0).min() > 1e-4, "every step is the same: the comparison would be vacuous"
+    for result in results:
+        trajectory = torch.tensor(result["trajectories"][f"{loss_type} {cut}"])
+        torch.testing.assert_close(trajectory, reference, rtol=5e-4, atol=5e-6)
+
+
+def test_two_ranks_predict_in_row_order(results):
+    one, two = (torch.tensor(result["predictions"]) for result in results)
+    assert one.shape == (21, 2) and one.std(dim=0).min() > 0.01
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,134 @@
+"""Labels in, labels out: no row lost, reordered or quietly mended."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_rows
+from datasets import Dataset, load_dataset
+from transformers import DataCollatorWithPadding
+
+from w2s_hf import WeakLabels
+from w2s_hf.collators import WeakToStrongCollator, split_by_tokens
+from w2s_hf.labels import as_probabilities
+
+
+def weak_labels(n=4):
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5], [0.0, 1.0]], dtype=np.float32)[:n]
+    return WeakLabels([f"r{i}" for i in range(n)], probabilities, {"model": "weak", "seed": 0})
+
+
+def rows(ids):
+    return Dataset.from_dict({"id": ids, "text": [f"text {i}" for i in ids], "ground_truth": [0] * len(ids)})
+
+
+def test_join_goes_by_id_and_drops_ground_truth():
+    joined = weak_labels().join(rows(["r3", "r0"]))
+    assert joined["id"][:] == ["r3", "r0"] and joined["text"][:] == ["text r3", "text r0"]
+    np.testing.assert_allclose(joined["labels"][:], [[0.0, 1.0], [0.9, 0.1]], atol=1e-7)
+    assert "ground_truth" not in joined.column_names
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "match"),
+    [
+        (["r0", "missing"], KeyError, "1 of 2 rows have no weak label.*missing"),
+        (["r0", "r0"], ValueError, "repeated ids"),
+    ],
+)
+def test_join_refuses_to_lose_or_repeat_a_row(ids, error, match):
+    with pytest.raises(error, match=match):
+        weak_labels().join(rows(ids))
+
+
+def test_join_refuses_a_second_label_column_and_rows_without_id():
+    with pytest.raises(ValueError, match="already have"):
+        weak_labels().join(rows(["r0"]).rename_column("ground_truth", "label"))
+    with pytest.raises(ValueError, match="expected an `id`"):
+        weak_labels().join(rows(["r0"]).remove_columns("id"))
+
+
+def test_saved_labels_load_equal_and_notice_a_change(tmp_path):
+    labels = weak_labels()
+    labels.save(tmp_path / "w")
+    loaded = WeakLabels.load(tmp_path / "w")
+    assert loaded.ids == labels.ids and loaded.provenance == labels.provenance
+    assert np.array_equal(loaded.probabilities, labels.probabilities) and loaded.fingerprint == labels.fingerprint
+    assert load_dataset(str(tmp_path / "w"), split="train")["id"][:] == labels.ids
+    record = json.loads((tmp_path / "w" / "provenance.json").read_text())
+    record["fingerprint"] = "0" * 16
+    (tmp_path / "w" / "provenance.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="changed or mixed"):
+        WeakLabels.load(tmp_path / "w")
+
+
+def test_weak_labels_need_different_ids_and_probabilities():
+    with pytest.raises(ValueError, match="repeated"):
+        WeakLabels(["a", "a"], np.full((2, 2), 0.5))
+    with pytest.raises(ValueError, match="2 ids for 3"):
+        WeakLabels(["a", "b"], np.full((3, 2), 0.5))
+    with pytest.raises(ValueError, match="row b"):
+        WeakLabels(["a", "b"], np.array([[0.5, 0.5], [0.5, 0.6]]))
+
+
+def test_three_forms_of_labels():
+    np.testing.assert_array_equal(as_probabilities([0, 2], 3), [[1, 0, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(as_probabilities([True, False]), [[0, 1], [1, 0]])
+    np.testing.assert_allclose(as_probabilities([0.25, 1.0]), [[0.75, 0.25], [0, 1]])
+    np.testing.assert_allclose(as_probabilities([[0.2, 0.3, 0.5]], 3), [[0.2, 0.3, 0.5]], atol=1e-7)
+    assert as_probabilities([0, 1]).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        ([0.5, float("nan")], "NaN.*row b"),
+        ([1.2, 0.5], "row a"),
+        ([-0.1, 0.5], "row a"),
+        ([[0.5, 0.5], [0.9, 0.2]], "sum to 1.1.*row b"),
+        ([0, 2], "class 2 in row b"),
+        ([-100, 1], "class -100 in row a"),
+        ([0, None], "row b without a label"),
+        ([[0.5, 0.5], [1.0]], "different length|mixture"),
+        ([[0.2, 0.3, 0.5]] * 2, "got 3 probabilities a row, expected 2"),
+        (["no", "yes"], "got <U3"),
+    ],
+)
+def test_labels_that_are_not_are_named(labels, match):
+    with pytest.raises(ValueError, match=match):
+        as_probabilities(labels, 2, ["a", "b"])
+
+
+@pytest.mark.parametrize(("kind", "shape", "dtype"), [
+    ("hard", (6,), torch.int64), ("scalar", (6, 2), torch.float32), ("soft", (6, 2), torch.float32)
+])  # fmt: skip
+def test_collator(kind, shape, dtype, tokenizer):
+    collate = WeakToStrongCollator(DataCollatorWithPadding(tokenizer), 2)
+    features = make_rows(6, kind).remove_columns("id")
+    batch = collate(list(features))
+    assert batch["labels"].shape == shape and batch["labels"].dtype == dtype
+    np.testing.assert_allclose(
+        batch["labels"].numpy()[:, 1] if kind == "scalar" else batch["labels"], features["labels"][:]
+    )
+    assert "labels" not in collate(list(features.remove_columns("labels")))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("budget", [1, 40, 100, 10_000])
+def test_split_keeps_every_row_once_and_its_tokens(side, budget, tokenizer):
+    lengths = [3, 9, 5, 9, 1, 7, 2]
+    mask = torch.tensor([[1] * n + [0] * (9 - n) for n in lengths])
+    mask = mask.flip(1) if side == "left" else mask
+    ids = torch.arange(63).reshape(7, 9) * mask
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(7)}
+    parts = split_by_tokens(batch, budget)
+    assert sorted(torch.cat([part["labels"] for part in parts]).tolist()) == list(range(7))
+    for part in parts:
+        assert len(part["labels"]) == 1 or part["input_ids"].numel() <= budget
+        for row, label in zip(range(len(part["labels"])), part["labels"].tolist(), strict=True):
+            assert (
+                part["input_ids"][row][part["attention_mask"][row] == 1].tolist()
+                == ids[label][mask[label] == 1].tolist()
+            )
+    assert (len(parts) == 1) == (budget >= 63)

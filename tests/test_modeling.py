@@ -1,0 +1,160 @@
+"""Students in every precision, one base for many of them, and save == load with the head."""
+
+import pytest
+import torch
+from conftest import make_rows
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel
+from test_trainer import arguments
+from transformers import BitsAndBytesConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from w2s_hf import WeakToStrongTrainer, fresh_adapter, load_student
+from w2s_hf.modeling import initialise_head
+
+LORA = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS")
+BATCH = {
+    "input_ids": torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]),
+    "attention_mask": torch.tensor([[1] * 4, [1, 1, 0, 0]]),
+}
+
+
+@pytest.fixture
+def directory_of(model_of, tokenizer, tmp_path):
+    def save(kind):
+        directory = tmp_path / kind
+        model_of(kind).save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        return str(directory)
+
+    return save
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(**BATCH).logits.float()
+
+
+def train(model, tokenizer, tmp_path, **kwargs):
+    trainer = WeakToStrongTrainer(
+        model=model,
+        args=arguments(tmp_path / "out", max_steps=6),
+        train_dataset=make_rows(24),
+        processing_class=tokenizer,
+        **kwargs,
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize(
+    ("load_in_4bit", "dtype"), [(False, "float32"), (False, "bfloat16"), (True, "float32"), (True, "bfloat16")]
+)
+def test_student_trains_saves_and_loads_with_its_head(kind, load_in_4bit, dtype, directory_of, tokenizer, tmp_path):
+    base = load_student(directory_of(kind), load_in_4bit=load_in_4bit, dtype=dtype)
+    student = fresh_adapter(base, LORA, seed=0)
+    trainable = {name: value for name, value in student.named_parameters() if value.requires_grad}
+    assert {value.dtype for value in trainable.values()} == {torch.float32}
+    assert any("modules_to_save" in name for name in trainable)
+    quantized = {type(module).__name__ for module in student.modules()}
+    assert ("Linear4bit" in quantized) == load_in_4bit
+    before = logits(student)
+    train(student, tokenizer, tmp_path)
+    after = logits(student)
+    assert (after - before).abs().max() > 1e-3
+    student.save_pretrained(tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    again = load_student(str(tmp_path / "student"), load_in_4bit=load_in_4bit, dtype=dtype)
+    assert isinstance(again, PeftModel) and torch.equal(logits(again), after)
+
+
+def test_student_loads_with_peft_alone(directory_of, tokenizer, tmp_path):
+    trainer = train(load_student(directory_of("llama"), dtype="float32"), tokenizer, tmp_path, peft_config=LORA)
+    trainer.save_model(str(tmp_path / "student"))
+    again = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "student", dtype="float32")
+    assert torch.equal(logits(again), logits(trainer.model))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_fourbit_is_close_to_full_precision(kind, directory_of):
+    directory = directory_of(kind)
+    full, quantized = (load_student(directory, load_in_4bit=flag, dtype="float32") for flag in (False, True))
+    difference = (logits(full) - logits(quantized)).abs().mean()
+    assert 0 < difference < 0.5 * logits(full).abs().mean()
+    head = quantized.classifier if kind == "bert" else quantized.score
+    assert type(head) is torch.nn.Linear and head.weight.dtype == torch.float32
+
+
+def test_trainer_takes_a_name(directory_of, tmp_path):
+    trainer = WeakToStrongTrainer(
+        model=directory_of("llama"),
+        args=arguments(tmp_path / "out"),
+        train_dataset=make_rows(24),
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
+        peft_config=LORA,
+    )
+    trainer.train()
+    assert trainer.model.base_model.model.is_loaded_in_4bit
+    assert trainer.predict_proba(make_rows(5, "none")).shape == (5, 2)
+
+
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_one_base_serves_many_students(load_in_4bit, directory_of, tokenizer, tmp_path):
+    base = load_student(directory_of("llama"), load_in_4bit=load_in_4bit, dtype="float32")
+    untrained = logits(base)
+    first = fresh_adapter(base, LORA, seed=1)
+    train(first, tokenizer, tmp_path)
+    first_logits = logits(first)
+    assert not torch.equal(first_logits, untrained)
+    second = fresh_adapter(first, LORA, seed=1)
+    assert list(second.peft_config) == ["default"]
+    assert torch.equal(logits(second), untrained), "something of the first student, its head perhaps, is still there"
+    train(second, tokenizer, tmp_path)
+    assert torch.equal(logits(second), first_logits), "same seed, same labels, another student"
+    assert LORA.modules_to_save is None, "the configuration was changed in passing"
+
+
+def test_head_initialisation(directory_of, model_of, tokenizer):
+    model = model_of("llama")
+    initialise_head(model, "zeros")
+    assert logits(model).abs().max() == 0
+    initialise_head(model, "normal", seed=1)
+    first = model.score.weight.clone()
+    assert 0.1 < first.std() < 0.4  # initializer_range is 0.2
+    initialise_head(model, "normal", seed=1)
+    assert torch.equal(model.score.weight, first)
+    with pytest.raises(ValueError, match="tokens or unknown"):
+        initialise_head(model, "unembedding", tokenizer=tokenizer)  # no "0" in this vocabulary
+    with pytest.raises(ValueError, match="normal, zeros or unembedding"):
+        initialise_head(model, "ones")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_unembedding_head(tied, model_of, tmp_path):
+    config = model_of("llama").config
+    config.tie_word_embeddings = tied
+    causal = LlamaForCausalLM(config)
+    causal.save_pretrained(tmp_path)
+
+    class Numbers:  # "0" is token 7, "1" is token 8
+        unk_token_id = 3
+
+        def __call__(self, text, **kwargs):
+            return {"input_ids": [int(text) + 7]}
+
+    model = load_student(str(tmp_path), dtype="float32")
+    initialise_head(model, "unembedding", tokenizer=Numbers())
+    assert torch.equal(model.score.weight, causal.get_output_embeddings().weight[[7, 8]])
+
+
+def test_bad_requests(directory_of, model_of, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="SEQ_CLS, REWARD or CAUSAL_LM"):
+        load_student(directory_of("llama"), task_type="CLS")
+    with pytest.raises(ValueError, match="give one of them"):
+        load_student(directory_of("llama"), load_in_4bit=True, quantization_config=BitsAndBytesConfig())
+    with pytest.raises(ValueError, match="has adapters already"):
+        train(fresh_adapter(model_of(), LORA), tokenizer, tmp_path, peft_config=LORA)
+    config = model_of().config
+    config.num_labels = 1
+    reward = LlamaForSequenceClassification(config)
+    with pytest.raises(ValueError, match="1 output,"):
+        train(reward, tokenizer, tmp_path)

@@ -1,0 +1,110 @@
+"""The shape of the package: who imports whom, what is public, what is documented."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import w2s_hf
+
+PACKAGE = Path(w2s_hf.__file__).parent
+
+# A module imports only from lines above its own.
+LAYERS = [
+    {"losses", "metrics", "hub", "checkpoints"},
+    {"config", "labels"},
+    {"collators", "modeling", "plots", "publish"},
+    {"tasks.task"},
+    {"tasks.classification", "tasks.demo"},
+    {"tasks.demo_ladder"},
+    {"tasks"},
+    {"trainers.weak_to_strong"},
+    {"trainers"},
+    {"experiments.stages", "experiments.arguments", "experiments.report"},
+    {"experiments.finetuning"},
+    {"experiments.classification"},
+    {"experiments", "pgr_metric.pgr_metric", "pgr_metric.app"},
+]
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        if name != "__init__":
+            yield name, path
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """Modules of the package that a module imports at its top."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level:
+            base = package[: len(package) - node.level + 1]
+            module = ".".join([*base, *((node.module or "").split("."))]).strip(".")
+        elif (node.module or "").startswith("w2s_hf"):
+            module = node.module.removeprefix("w2s_hf").strip(".")
+        else:
+            continue
+        found |= {module} if module else {alias.name for alias in node.names}
+    return found
+
+
+def test_nobody_imports_upwards_or_in_a_circle():
+    layer_of = {name: position for position, names in enumerate(LAYERS) for name in names}
+    assert set(layer_of) == {name for name, _ in modules()}, "a module without a layer, or a layer without its module"
+    for name, path in modules():
+        for used in imports(name, path):
+            assert layer_of[used] < layer_of[name], f"{name} imports {used}"
+
+
+def test_trainers_know_nothing_of_experiments_and_tasks():
+    for name, path in modules():
+        if name.startswith(("trainers", "losses", "metrics", "labels", "collators", "modeling")):
+            assert not any(used.startswith(("experiments", "tasks")) for used in imports(name, path)), name
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"), [("w2s_hf.losses", "transformers"), ("w2s_hf.metrics", "torch"), ("w2s_hf", "torch")]
+)
+def test_light_modules_import_light(module, absent):
+    script = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_public_names_resolve_and_have_docstrings():
+    for name in w2s_hf.__all__:
+        value = getattr(w2s_hf, name)
+        assert isinstance(value, dict) or value.__doc__
+    assert set(w2s_hf.__all__) <= set(dir(w2s_hf))
+    with pytest.raises(AttributeError, match="public names are"):
+        w2s_hf.WeakToStrong  # noqa: B018
+
+
+def test_every_public_function_and_class_is_documented():
+    for name, path in modules():
+        tree = ast.parse(path.read_text())
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{name}.{node.name}"
+
+
+def test_every_help_text_is_there():
+    import dataclasses
+
+    from w2s_hf.config import ExperimentArguments, StudentConfig, WeakToStrongConfig
+
+    for config in (ExperimentArguments, StudentConfig, WeakToStrongConfig):
+        for field in dataclasses.fields(config):
+            assert field.metadata.get("help") or field.name in dir(config.__mro__[1]), f"{config.__name__}.{field.name}"
+
+
+def test_files_and_recipes_stay_short():
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 420, path.name
+    for path in (PACKAGE.parent / "recipes").glob("*.py"):
+        assert len(path.read_text().splitlines()) < 60, path.name

@@ -1,0 +1,291 @@
+"""Recipes as a user meets them: subprocesses, on a demo made small."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from test_tasks import passages
+
+from w2s_hf import WeakLabels, load_student
+from w2s_hf.experiments.arguments import parse_arguments
+from w2s_hf.tasks import find_task
+from w2s_hf.tasks.demo import DemoWorld
+
+ROOT = Path(__file__).parents[1]
+DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo.yaml"
+# Enough pretraining for a run, not for an effect: what these tests compare is runs.
+SMALL = "--demo_documents 1600 --n_train 160 --n_weak 96 --n_validation 40 --n_test 120".split()
+
+
+def recipe(*options, cache, name="boolq.py", launcher=(), **environment):
+    command = [sys.executable, *launcher, str(ROOT / "recipes" / name), *map(str, options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "W2S_HF_CACHE": str(cache), "COLUMNS": "120", **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory):
+    """A whole small run: its directory, what it printed, its numbers."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    process = recipe(*SMALL, "--output_dir", output, cache=cache)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return output, process, numbers(output)
+
+
+def numbers(output: Path) -> dict:
+    """results.json without its clock."""
+    results = json.loads((output / "results.json").read_text())
+    del results["wall_seconds"]
+    return results
+
+
+def test_output_is_all_there(finished):
+    output, process, _ = finished
+    assert "This is the embedded demo" in process.stdout.splitlines()[0]
+    assert "recipes/configs/single_gpu.yaml" in process.stdout
+    assert "it/s" in process.stderr  # progress bars
+    for word in (
+        "weak supervisor",
+        "student, naive",
+        "student, confidence",
+        "strong ceiling",
+        "not pretrained",
+        "PGR",
+    ):
+        assert word in process.stdout
+    report = (output / "report.md").read_text()
+    assert "What this demo shows, and what it does not" in report and "(figures/accuracy.png)" in report
+    assert (output / "figures" / "accuracy.png").stat().st_size > 10_000
+    assert not list(output.rglob("*.partial")) and not list(output.rglob("training_args.bin"))
+
+
+def test_results_follow_the_schema(finished):
+    results = json.loads((finished[0] / "results.json").read_text())
+    assert results["schema"] == 1 and results["task"] == "boolq" and results["preset"] == "demo"
+    assert {name: results["dataset"][f"n_{name}"] for name in ("weak_half", "student_half", "validation", "test")} == {
+        "weak_half": 96, "student_half": 160, "validation": 40, "test": 120
+    }  # fmt: skip
+    (run,) = results["runs"]
+    for entry in (run["weak"], run["ceiling"], *run["students"], *run["controls"]):
+        assert entry["n"] == 120 and entry["ci95"][0] <= entry["accuracy"] <= entry["ci95"][1]
+    for student in run["students"]:
+        gap = run["ceiling"]["accuracy"] - run["weak"]["accuracy"]
+        if gap > 0:
+            expected = (student["accuracy"] - run["weak"]["accuracy"]) / gap
+            assert student["pgr"] == pytest.approx(expected) and student["pgr_undefined"] is None
+        else:
+            assert student["pgr"] is None and "ceiling" in student["pgr_undefined"]
+        assert set(student["agreement"]) == {"overall", "supervisor_right", "supervisor_wrong"}
+    assert [entry["method"] for entry in results["summary"]] == ["naive", "confidence"]
+    assert {"torch", "transformers", "peft", "w2s_hf"} <= set(results["versions"])
+    assert results["wall_seconds"]["total"] > 0
+
+
+@pytest.mark.parametrize("method", ["naive", "confidence"])
+def test_a_student_loads_alone_and_predicts_what_was_scored(finished, method):
+    output, _, _ = finished
+    stage = next((output / "_stages").glob(f"student-{method}-*[0-9a-f]"))
+    stored = WeakLabels.load(stage / "predictions")
+    student = load_student(str(output / "students" / f"{method}-seed0"), dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(output / "students" / f"{method}-seed0")
+    rows = DemoWorld(seed=0).yes_no_rows(180, "test")
+    for row_id in stored.ids[:5]:
+        text = find_task("boolq").format(rows[int(row_id.split("-")[1])])["text"]
+        logits = student(**tokenizer(text, return_tensors="pt")).logits
+        np.testing.assert_allclose(logits.softmax(-1).detach().numpy(), stored.of([row_id]), atol=1e-5)
+
+
+def test_weak_labels_say_where_they_come_from(finished):
+    labels = WeakLabels.load(finished[0] / "weak_labels" / "seed0")
+    assert len(labels) == 160 + 20 + 120
+    assert {"model", "task", "dataset", "split_fingerprint", "seed", "versions", "stage"} <= set(labels.provenance)
+
+
+def test_no_file_for_readers_names_this_machine(finished):
+    output, _, _ = finished
+    for path in [output / "results.json", output / "report.md", *output.glob("students/*/README.md")]:
+        assert str(output) not in path.read_text() and str(Path.home()) not in path.read_text()
+
+
+def test_the_same_run_again_trains_nothing_and_says_so(finished, cache):
+    output, _, before = finished
+    process = recipe(*SMALL, "--output_dir", output, cache=cache)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "Nothing was trained" in process.stderr
+    assert numbers(output) == before
+
+
+def test_a_changed_learning_rate_trains_what_it_changes_and_no_more(finished, cache, tmp_path):
+    output, _, before = finished
+    shutil.copytree(output, tmp_path / "out")
+    process = recipe(*SMALL, "--output_dir", tmp_path / "out", "--weak_learning_rate", "1e-3", cache=cache)
+    assert process.returncode == 0, process.stderr[-3000:]
+    # Supervisor, both students and the control are new; the ceiling and the three models of the demo are not.
+    assert "4 stages built, 4 reused" in process.stderr
+    assert numbers(tmp_path / "out")["runs"][0]["weak"] != before["runs"][0]["weak"]
+
+
+# A training in each kind of stage, and where it keeps its checkpoints.
+TRAININGS = {
+    "pretraining": "cache/demo_ladder/pretrained-64x2-*.partial/pretraining",
+    "supervisor": "out/_stages/weak-*.partial/checkpoints",
+    "ceiling": "out/_stages/ceiling-*.partial/checkpoints",
+    "student": "out/_stages/student-confidence-*.partial/checkpoints",
+}
+
+
+def test_killed_and_run_again_ends_with_the_same_numbers(finished, tmp_path):
+    """SIGKILL at a random moment of each kind of stage, after its first checkpoint: the next run resumes inside it."""
+    rng = random.Random()
+    own_cache = tmp_path / "cache"  # the ladder is rebuilt here, so pretraining is killed too
+    command = [sys.executable, str(ROOT / "recipes" / "boolq.py"), *SMALL, "--output_dir", str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "W2S_HF_CACHE": str(own_cache)}
+    for kind, pattern in TRAININGS.items():
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not any(tmp_path.glob(f"{pattern}/checkpoint-*/trainer_state.json")):
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert any(tmp_path.glob(pattern)), f"{kind} was over before it was killed: the comparison would be vacuous"
+    process = recipe(*SMALL, "--output_dir", tmp_path / "out", cache=own_cache)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "resumed" in process.stderr
+    found, expected = numbers(tmp_path / "out"), finished[2]
+    assert found["runs"] == expected["runs"] and found["summary"] == expected["summary"]
+
+
+def test_interrupted_by_hand_it_says_how_to_go_on(cache, tmp_path):
+    command = [sys.executable, str(ROOT / "recipes" / "boolq.py"), *SMALL, "--output_dir", str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "W2S_HF_CACHE": str(cache)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not any((tmp_path / "out").glob("_stages/weak-*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1 and "the same command goes on" in stderr and "Traceback" not in stderr
+
+
+def test_two_ranks_run_the_recipe(cache, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    process = recipe(*SMALL, "--methods", "confidence", "--per_device_train_batch_size", 16, "--output_dir",
+                     tmp_path / "out", cache=cache, launcher=launcher, GLOO_SOCKET_IFNAME="lo")  # fmt: skip
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.count("strong ceiling") == 1
+    assert numbers(tmp_path / "out")["runs"][0]["weak"]["n"] == 120
+
+
+def test_four_bit_with_one_flag(cache, tmp_path):
+    process = recipe(*SMALL, "--load_in_4bit", "true", "--methods", "naive", "--output_dir", tmp_path, cache=cache)
+    assert process.returncode == 0, process.stderr[-3000:]
+    student = load_student(str(tmp_path / "students" / "naive-seed0"), load_in_4bit=True, dtype="float32")
+    assert student.base_model.model.is_loaded_in_4bit
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--methods naiv", "got ['naiv'], expected some of naive, confidence"),
+        ("--loss_type mse", "got 'mse', expected one of xent"),
+        ("--seeds 1 1", "different integers"),
+        ("--aux_coef 1.5", "aux_coef: got 1.5, expected a share between 0 and 1"),
+        ("--window_radius 0", "window_radius: got 0.0"),
+        ("--max_length 0", "max_length: got 0"),
+        ("--config nowhere.yaml", "nowhere.yaml"),
+        ("--n_trian 5", "--n_trian"),
+        ("--weak_model gpt2", "Got no --student_model"),
+        ("--push_to_hub true", "set HF_TOKEN"),
+        ("--n_test 0", "--n_test: got 0, expected a positive number"),
+        ("--load_in_4bit true --use_peft false", "quantized student without adapters"),
+        ("--head_init ones", "invalid choice: 'ones'"),
+        ("--demo true --dataset_path x --weak_model a --student_model b", "--dataset_path and the demo"),
+        ("--model_name_or_path x", "name the student by --student_model"),
+    ],
+)
+def test_bad_arguments_end_in_one_clear_line(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("w2s_hf.experiments.arguments.get_token", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments("", DEMO_CONFIG, options.split())
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not any(tmp_path.iterdir()), "something was written before the arguments were checked"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            "--dataset_path nowhere --weak_model a --student_model b",
+            "--dataset_path: got 'nowhere', which is no directory",
+        ),
+        ("--dataset_path {rows} --weak_model {empty} --student_model b", "has no config.json"),
+        ("--student_model 64x2", "its models are scratch-32x1"),
+    ],
+)
+def test_bad_requests_end_in_one_clear_line(options, message, cache, tmp_path):
+    (tmp_path / "empty").mkdir()
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for name in ("train", "validation"):
+        passages(120, name).to_parquet(rows / f"{name}.parquet")
+    demo = () if "dataset" in options else ("--config", DEMO_CONFIG)
+    options = options.format(rows=rows, empty=tmp_path / "empty").split()
+    process = recipe(*demo, *options, "--output_dir", tmp_path / "out", cache=cache)
+    assert process.returncode == 1
+    assert message in process.stderr and "Traceback" not in process.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_hub_out_of_reach_is_said_within_seconds(cache, tmp_path):
+    process = recipe("--weak_model", "a/b", "--student_model", "c/d", "--output_dir", tmp_path / "out", cache=cache,
+                     HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hf"))  # fmt: skip
+    assert process.returncode == 1
+    for advice in ("--dataset_path", "HF_HUB_OFFLINE=1", "demo", "google/boolq"):
+        assert advice in process.stderr
+    assert "Traceback" not in process.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_refused_push_loses_nothing_and_names_the_command(finished, cache):
+    output, _, _ = finished
+    process = recipe(*SMALL, "--output_dir", output, "--push_to_hub", "true", "--hub_namespace", "somebody", cache=cache,
+                     HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN="hf_secret")  # fmt: skip
+    assert process.returncode == 1
+    repo = "somebody/boolq-pretrained-64x2-naive-seed0"
+    assert f"hf upload {repo} {output}/students/naive-seed0" in process.stderr
+    assert (output / "students" / "naive-seed0" / "adapter_model.safetensors").exists()
+    assert "hf_secret" not in process.stderr + process.stdout
+    assert not any("hf_secret" in path.read_text(errors="ignore") for path in output.rglob("*") if path.is_file())
+
+
+def test_help_reads_well(cache):
+    process = recipe("--help", cache=cache)
+    assert process.returncode == 0
+    for words in ("accelerate launch recipes/boolq.py", "--dataset_path", "--methods", "--lora_r", "--config"):
+        assert words in process.stdout
+    assert process.stdout.index("--dataset_path") < process.stdout.index("--learning_rate"), (
+        "the experiment comes first"
+    )
+
+
+def test_shipped_configurations_parse(cache, tmp_path):
+    for name in ("demo", "single_gpu", "qwen_72b"):
+        config = ROOT / "recipes" / "configs" / f"{name}.yaml"
+        argv = ["--config", str(config), "--output_dir", str(tmp_path), "--use_cpu", "true"]
+        args, training_args, student = parse_arguments("", DEMO_CONFIG, argv)
+        assert args.student_model and training_args.load_best_model_at_end

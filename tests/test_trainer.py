@@ -1,0 +1,230 @@
+"""WeakToStrongTrainer: equal trajectories for equal batches, and a drop-in Trainer for integer labels."""
+
+import pytest
+import torch
+from conftest import make_rows
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import (
+    DataCollatorWithPadding,
+    LlamaForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from w2s_hf import WeakToStrongConfig, WeakToStrongTrainer
+from w2s_hf.losses import LOSS_TYPES
+
+STEPS = 3
+
+
+class Record(TrainerCallback):
+    """Loss and gradient norm of every optimizer step."""
+
+    def __init__(self):
+        self.trajectory = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "grad_norm" in logs:
+            self.trajectory.append((logs["loss"], float(logs["grad_norm"])))
+
+
+def arguments(tmp_path, cls=WeakToStrongConfig, **kwargs):
+    defaults = {
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+        "max_steps": STEPS,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "report_to": "none",
+        "save_strategy": "no",
+        "per_device_train_batch_size": 8,
+        "disable_tqdm": True,
+    }
+    return cls(**(defaults | kwargs))
+
+
+def train(model, tokenizer, tmp_path, rows=None, **kwargs):
+    record = Record()
+    trainer = WeakToStrongTrainer(
+        model=model,
+        args=arguments(tmp_path, **kwargs),
+        train_dataset=make_rows(24) if rows is None else rows,
+        processing_class=tokenizer,
+        callbacks=[record],
+    )
+    trainer.train()
+    return trainer, torch.tensor(record.trajectory)
+
+
+CUTS = {
+    "8x1": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+    "2x4": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    "1x8": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+    "tokens": {"per_device_train_batch_size": 8, "max_tokens_per_micro_batch": 40},
+    "4x2 tokens": {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "max_tokens_per_micro_batch": 40,
+    },
+}
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_equal_rows_a_step_give_equal_steps(loss_type, model_of, tokenizer, tmp_path):
+    trajectories = {}
+    for name, cut in CUTS.items():
+        # Half of the steps are warm-up, so that auxiliary terms weigh in from the second step on.
+        _, trajectories[name] = train(
+            model_of("gpt2"), tokenizer, tmp_path, loss_type=loss_type, aux_warmup_ratio=0.5, window_radius=0.3, **cut
+        )
+    assert trajectories["8x1"].shape == (STEPS, 2)
+    assert trajectories["8x1"].std(dim=0).min() > 1e-4, "every step is the same: the comparison would be vacuous"
+    for name, trajectory in trajectories.items():
+        torch.testing.assert_close(
+            trajectory, trajectories["8x1"], rtol=2e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_loss_is_the_mean_over_rows_where_batches_differ_in_size(model_of, tokenizer, tmp_path):
+    # 6 rows, batches of 4 and 2 in one step: a mean of the two means would weigh the last rows double.
+    _, whole = train(model_of(), tokenizer, tmp_path, make_rows(6), per_device_train_batch_size=6)
+    _, parts = train(
+        model_of(), tokenizer, tmp_path, make_rows(6), per_device_train_batch_size=4, gradient_accumulation_steps=2
+    )
+    torch.testing.assert_close(parts, whole, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize(("kind", "accumulation"), [("llama", 1), ("gpt2", 1), ("bert", 1), ("llama", 2)])
+def test_xent_on_integer_labels_is_the_trainer_of_transformers(kind, accumulation, model_of, tokenizer, tmp_path):
+    # Always against whole batches of 8: under accumulation Trainer forgets to divide the loss of a sequence
+    # classifier, and trains on twice the gradient at 4x2 that it has at 8x1. gpt2 and bert have active dropout here.
+    rows = make_rows(24, "hard")
+    cut = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
+    kwargs = {"weight_decay": 0.1}
+    ours, trajectory = train(model_of(kind), tokenizer, tmp_path / "o", rows, disable_dropout=False, **cut, **kwargs)
+    record = Record()
+    theirs = Trainer(
+        model=model_of(kind),
+        args=arguments(tmp_path / "t", TrainingArguments, **kwargs),
+        train_dataset=rows.remove_columns("id"),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[record],
+    )
+    theirs.train()
+    torch.testing.assert_close(trajectory, torch.tensor(record.trajectory), rtol=1e-4, atol=1e-6)
+    for (name, ours_weight), theirs_weight in zip(
+        ours.model.named_parameters(), theirs.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(ours_weight, theirs_weight, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert ours.predict(rows).label_ids.tolist() == rows["labels"][:]  # metrics written for Trainer see integers
+
+
+def test_same_seed_same_numbers(model_of, tokenizer, tmp_path):
+    first, second = (train(model_of(), tokenizer, tmp_path, loss_type="confidence") for _ in range(2))
+    assert torch.equal(first[1], second[1])
+    for a, b in zip(first[0].model.parameters(), second[0].model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_label_forms_are_equal(model_of, tokenizer, tmp_path):
+    scalar = make_rows(24, "scalar")
+    pairs = scalar.remove_columns("labels").add_column("labels", [[1 - p, p] for p in scalar["labels"]])
+    (_, a), (_, b) = (train(model_of(), tokenizer, tmp_path, rows) for rows in (scalar, pairs))
+    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_three_classes(model_of, tokenizer, tmp_path):
+    config = model_of().config
+    config.num_labels = 3
+    rows = make_rows(24, n_classes=3)
+    _, trajectory = train(
+        LlamaForSequenceClassification(config), tokenizer, tmp_path, rows, loss_type="adaptive_confidence"
+    )
+    assert trajectory.isfinite().all()
+    with pytest.raises(ValueError, match="adaptive_confidence"):
+        train(LlamaForSequenceClassification(config), tokenizer, tmp_path, rows, loss_type="confidence")
+
+
+def test_prediction_keeps_row_order_whatever_the_length(model_of, tokenizer, tmp_path):
+    rows = make_rows(21, labels="none")
+    trainer = WeakToStrongTrainer(
+        model=model_of(), args=arguments(tmp_path, per_device_eval_batch_size=4), processing_class=tokenizer
+    )
+    together = trainer.predict_proba(rows)
+    one_by_one = torch.cat([torch.from_numpy(trainer.predict_proba(rows.select([i]))) for i in range(len(rows))])
+    assert together.dtype == "float32" and together.shape == (21, 2)
+    torch.testing.assert_close(torch.from_numpy(together), one_by_one, rtol=1e-4, atol=1e-5)
+    assert one_by_one.std(dim=0).min() > 0.01, "all rows predict the same: the comparison would be vacuous"
+
+
+def test_text_column_is_tokenized(model_of, tokenizer, tmp_path):
+    rows = Dataset.from_dict({"text": [f"w{i} w{i + 1} w{2 * i}" for i in range(16)], "labels": [0.1, 0.9] * 8})
+    trainer, _ = train(model_of(), tokenizer, tmp_path, rows, max_length=2)
+    assert {len(ids) for ids in trainer.train_dataset["input_ids"]} == {2}
+    assert trainer.predict_proba(rows.remove_columns("labels")).shape == (16, 2)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_lora_trains_adapters_and_head_and_nothing_else(kind, model_of, tokenizer, tmp_path):
+    before = {name: value.clone() for name, value in model_of(kind).state_dict().items()}
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS")
+    record = Record()
+    trainer = WeakToStrongTrainer(
+        model=model_of(kind),
+        args=arguments(tmp_path),
+        train_dataset=make_rows(24),
+        processing_class=tokenizer,
+        peft_config=config,
+        callbacks=[record],
+    )
+    start = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    for name, value in trainer.model.named_parameters():
+        assert torch.equal(value, start[name]) != value.requires_grad, name
+    base = trainer.model.unload().state_dict()
+    assert all(
+        torch.equal(base[name], value)
+        for name, value in before.items()
+        if "score" not in name and "classifier" not in name
+    )
+
+
+def test_unlabelled_rows_and_confusing_columns_are_refused(model_of, tokenizer, tmp_path):
+    def refuse(match, rows, **kwargs):
+        with pytest.raises(ValueError, match=match):
+            WeakToStrongTrainer(
+                model=model_of(), args=arguments(tmp_path), train_dataset=rows, processing_class=tokenizer, **kwargs
+            )
+
+    rows = make_rows(4)
+    refuse("expected a column `labels`", make_rows(4, labels="none"))
+    refuse("`label` and `labels`", rows.add_column("label", [0, 1, 0, 1]))
+    refuse("no rows", rows.select([]))
+    refuse("row-1", rows.remove_columns("labels").add_column("labels", [0.5, float("nan"), 0.5, 0.5]))
+    refuse("row-2", rows.remove_columns("labels").add_column("labels", [0.5, 0.5, 1.5, 0.5]))
+    refuse(
+        "row-3.*sum|sum.*row-3", rows.remove_columns("labels").add_column("labels", [[0.5, 0.5]] * 3 + [[0.5, 0.6]])
+    )
+    refuse("got class 2", rows.remove_columns("labels").add_column("labels", [0, 1, 2, 0]))
+    refuse("quantization_config", rows, quantization_config=object())
+    with pytest.raises(ValueError, match="expected one of xent, confidence"):
+        arguments(tmp_path, loss_type="cross_entropy")
+
+
+def test_model_never_sees_labels(model_of, tokenizer, tmp_path):
+    model = model_of()
+    seen = []
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: (seen.append(set(kwargs)), forward(*args, **kwargs))[1]
+    trainer = WeakToStrongTrainer(
+        model=model,
+        args=arguments(tmp_path, remove_unused_columns=False),
+        train_dataset=make_rows(24).remove_columns("id"),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    assert seen and all("labels" not in names for names in seen)

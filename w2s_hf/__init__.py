@@ -1,0 +1,52 @@
+"""Weak-to-strong generalization (Burns et al. 2023) as extensions of the Hugging Face Trainer.
+
+Names are resolved on first use, so that `import w2s_hf.losses` needs torch only and `import w2s_hf.metrics` needs
+neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .config import StudentConfig, WeakToStrongConfig
+    from .labels import WeakLabels
+    from .metrics import performance_gap_recovered
+    from .modeling import fresh_adapter, load_student
+    from .tasks import TASKS, load_task
+    from .trainers import WeakToStrongTrainer
+
+_MODULE_OF_NAME = {
+    "StudentConfig": "config",
+    "WeakToStrongConfig": "config",
+    "WeakLabels": "labels",
+    "performance_gap_recovered": "metrics",
+    "fresh_adapter": "modeling",
+    "load_student": "modeling",
+    "TASKS": "tasks",
+    "load_task": "tasks",
+    "WeakToStrongTrainer": "trainers",
+}
+
+__all__ = [
+    "TASKS",
+    "StudentConfig",
+    "WeakLabels",
+    "WeakToStrongConfig",
+    "WeakToStrongTrainer",
+    "fresh_adapter",
+    "load_student",
+    "load_task",
+    "performance_gap_recovered",
+]
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF_NAME:
+        raise AttributeError(f"module 'w2s_hf' has no attribute {name!r}; public names are {', '.join(__all__)}")
+    return getattr(import_module(f".{_MODULE_OF_NAME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,231 @@
+"""What can be set: the arguments of the experiment, of the student model, and of the weak-to-strong trainer."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+from trl import ModelConfig
+
+from .losses import LOSS_TYPES
+
+__all__ = ["HEAD_INITS", "METHODS", "ExperimentArguments", "StudentConfig", "WeakToStrongConfig"]
+
+# A method is how a student learns from the weak labels; "naive" is the paper's word for plain finetuning on them.
+METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
+
+HEAD_INITS = ("normal", "zeros", "unembedding")
+
+
+@dataclass
+class WeakToStrongConfig(TrainingArguments):
+    r"""
+    Arguments of [`WeakToStrongTrainer`]: those of [`~transformers.TrainingArguments`] and the ones below.
+
+    Args:
+        loss_type (`str`, *optional*, defaults to `"xent"`):
+            Loss on the weak labels, one of `w2s_hf.losses.LOSS_TYPES`. `"xent"` with integer labels is the loss of
+            [`~transformers.Trainer`]; `"confidence"` is the paper's auxiliary confidence loss (appendix A.4);
+            `"openai"` is the same loss under the schedule of the published code (openai/weak-to-strong, loss.py).
+        aux_coef (`float`, *optional*, defaults to `0.5`):
+            Final weight in [0, 1] of the auxiliary term of `confidence`, `openai` and `entropy`. The paper uses 0.75
+            for its largest students and 0.5 for all others.
+        aux_warmup_ratio (`float`, *optional*):
+            Share of the optimizer steps over which that weight rises from 0. Defaults to 0.2 (paper), and to 0.1 for
+            `openai` (published code).
+        aux_prior (`float`, *optional*):
+            Share of each optimizer step's rows that `confidence` and `openai` harden to class 1. Defaults to the mean
+            weak label of those rows (paper, footnote 7); 0.5 is the paper's rule for balanced data.
+        window_radius (`float`, *optional*, defaults to `0.15`):
+            `window` trains on rows where the student's larger probability is below 0.5 + radius.
+        product_alpha (`float`, *optional*, defaults to `1.0`):
+            Exponent of the weak label in the target of `product`.
+        product_beta (`float`, *optional*, defaults to `1.0`):
+            Exponent of the student's own prediction in the target of `product`.
+        adaptive_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of the row weights of `adaptive_confidence`.
+        max_length (`int`, *optional*, defaults to `512`):
+            Longest row in tokens; longer texts are truncated when the trainer tokenizes a text column itself.
+        dataset_text_field (`str`, *optional*, defaults to `"text"`):
+            Column to tokenize where a dataset has no `input_ids`.
+        max_tokens_per_micro_batch (`int`, *optional*):
+            Cut every batch, sorted by length, into micro-batches of at most this many padded tokens. The gradient is
+            that of the whole batch, the memory that of one micro-batch. `None` never cuts.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Set every dropout of the model to 0. The published code trains without dropout, and the threshold of the
+            confidence loss is only the same for every cut into micro-batches without it.
+        model_init_kwargs (`dict`, *optional*):
+            Keyword arguments of [`load_student`] when the trainer is given a model name.
+
+    Defaults that differ from `TrainingArguments`: `ddp_find_unused_parameters=False` (a LoRA student uses all its
+    parameters), `hub_strategy="end"` (one upload, after the last step).
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+    _argument_group_name = "training (every TrainingArguments field, and the weak-to-strong losses)"
+
+    loss_type: str = field(
+        default="xent",
+        metadata={"help": f"Loss on the weak labels: {', '.join(LOSS_TYPES)}. Recipes set it by --methods."},
+    )
+    aux_coef: float = field(default=0.5, metadata={"help": "Final weight in [0, 1] of the auxiliary confidence term."})
+    aux_warmup_ratio: float | None = field(
+        default=None,
+        metadata={"help": "Share of optimizer steps in which that weight rises from 0 (default 0.2; openai 0.1)."},
+    )
+    aux_prior: float | None = field(
+        default=None,
+        metadata={"help": "Share of rows hardened to class 1 (default: the mean weak label of the step)."},
+    )
+    window_radius: float = field(
+        default=0.15, metadata={"help": "`window` trains where the student's confidence is below 0.5 + radius."}
+    )
+    product_alpha: float = field(default=1.0, metadata={"help": "Exponent of the weak label in the product target."})
+    product_beta: float = field(default=1.0, metadata={"help": "Exponent of the prediction in the product target."})
+    adaptive_temperature: float = field(default=1.0, metadata={"help": "Temperature of adaptive_confidence."})
+    max_length: int | None = field(default=512, metadata={"help": "Longest row in tokens."})
+    dataset_text_field: str = field(default="text", metadata={"help": "Column to tokenize if there is no input_ids."})
+    max_tokens_per_micro_batch: int | None = field(
+        default=None,
+        metadata={"help": "Cut each batch into micro-batches of at most this many padded tokens (same gradient)."},
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
+    model_init_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Keyword arguments of load_student when the model is given by name."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "LoRA leaves no parameter unused, and looking for them costs time."}
+    )
+    hub_strategy: str = field(default="end", metadata={"help": "When to upload: `end` uploads once, after training."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.loss_type not in LOSS_TYPES:
+            raise ValueError(f"loss_type: got {self.loss_type!r}, expected one of {', '.join(LOSS_TYPES)}.")
+        for name in ("aux_coef", "aux_warmup_ratio", "aux_prior"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}: got {value}, expected a share between 0 and 1.")
+        if not 0 < self.window_radius <= 0.5:
+            raise ValueError(f"window_radius: got {self.window_radius}, expected a value in (0, 0.5].")
+        if self.adaptive_temperature <= 0:
+            raise ValueError(f"adaptive_temperature: got {self.adaptive_temperature}, expected a positive number.")
+        for name in ("max_length", "max_tokens_per_micro_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(
+                    f"{name}: got {value}, expected a positive number of tokens, or nothing for no limit."
+                )
+
+    @property
+    def resolved_aux_warmup_ratio(self) -> float:
+        """`aux_warmup_ratio`, or the default of this loss."""
+        if self.aux_warmup_ratio is not None:
+            return self.aux_warmup_ratio
+        return 0.1 if self.loss_type == "openai" else 0.2
+
+
+@dataclass
+class StudentConfig(ModelConfig):
+    """
+    The student's adapter and precision: the fields of [`~trl.ModelConfig`] that a student uses, and `head_init`.
+
+    Defaults that differ from `ModelConfig`: `dtype="bfloat16"`, `use_peft=True`, `lora_task_type="SEQ_CLS"`,
+    `lora_target_modules=["all-linear"]`, `lora_dropout=0.0` (no dropout, as in the published code) and
+    `use_bnb_nested_quant=True`. The model itself is named by `--student_model`.
+    """
+
+    _argument_group_name = "student (adapter, precision, head)"
+
+    dtype: str | None = field(
+        default="bfloat16",
+        metadata={
+            "help": "Weights of the frozen base; a student without adapters always trains float32 weights.",
+            "choices": ["bfloat16", "float16", "float32"],
+        },
+    )
+    use_peft: bool = field(default=True, metadata={"help": "Train LoRA adapters and the head; false finetunes all."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout."})
+    lora_target_modules: list[str] | None = field(
+        default_factory=lambda: ["all-linear"], metadata={"help": "LoRA target modules."}
+    )
+    lora_task_type: str = field(default="SEQ_CLS", metadata={"help": "PEFT task type."})
+    use_bnb_nested_quant: bool = field(default=True, metadata={"help": "Quantize the quantization constants too."})
+    head_init: str = field(
+        default="normal",
+        metadata={
+            "help": "First weights of the head: `normal` (the model's initializer_range), `zeros` (published code), "
+            "`unembedding` (paper: the unembedding rows of the tokens 0 and 1).",
+            "choices": list(HEAD_INITS),
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model_name_or_path is not None:
+            raise ValueError(
+                f"Got --model_name_or_path {self.model_name_or_path}; name the student by --student_model."
+            )
+        if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
+            raise ValueError("Got a quantized student without adapters (--use_peft false): set --use_peft true.")
+        if self.head_init not in HEAD_INITS:
+            raise ValueError(f"head_init: got {self.head_init!r}, expected one of {', '.join(HEAD_INITS)}.")
+
+
+@dataclass
+class ExperimentArguments:
+    """The experiment: whose labels, which student, which methods, how many rows and seeds."""
+
+    _argument_group_name = "experiment"
+
+    dataset_path: str | None = field(
+        default=None,
+        metadata={"help": "Local directory in the dataset's own Hub schema; without it the rows come from the Hub."},
+    )
+    weak_model: str | None = field(default=None, metadata={"help": "Weak supervisor: Hub id or local directory."})
+    student_model: str | None = field(default=None, metadata={"help": "Strong student: Hub id or local directory."})
+    methods: list[str] = field(
+        default_factory=lambda: ["naive", "confidence"],
+        metadata={"help": f"How students learn from the weak labels, of: {', '.join(METHODS)}."},
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "One whole experiment a seed (models, order; demo: world)."}
+    )
+    n_train: int | None = field(
+        default=None, metadata={"help": "Rows of the student half (default: half of what there is)."}
+    )
+    n_weak: int | None = field(default=None, metadata={"help": "Rows of the weak half (default: as --n_train)."})
+    n_validation: int | None = field(
+        default=None, metadata={"help": "Validation rows, for early stopping (default: a tenth of the training rows)."}
+    )
+    n_test: int | None = field(default=None, metadata={"help": "Test rows (default: all)."})
+    split_seed: int = field(
+        default=0, metadata={"help": "Seed of the halves; --seeds never moves a row of real data."}
+    )
+    weak_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the weak supervisor (default: --learning_rate)."}
+    )
+    weak_num_train_epochs: float | None = field(
+        default=None, metadata={"help": "Epochs of the weak supervisor (default: --num_train_epochs)."}
+    )
+    weak_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of the weak supervisor (default: --weight_decay)."}
+    )
+    demo: bool = field(
+        default=False, metadata={"help": "The embedded demo: generated rows, models pretrained on the spot."}
+    )
+    demo_documents: int | None = field(
+        default=None, metadata={"help": "Pretraining documents of the demo's models (default: each model's own)."}
+    )
+    hub_namespace: str | None = field(
+        default=None, metadata={"help": "User or organization that --push_to_hub pushes to (default: the token's)."}
+    )
+
+    def __post_init__(self):
+        unknown = [method for method in self.methods if method not in METHODS]
+        if unknown or not self.methods:
+            raise ValueError(f"--methods: got {unknown or 'none'}, expected some of {', '.join(METHODS)}.")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"--seeds: got {self.seeds}, expected one or more different integers.")
+        for name in ("n_train", "n_weak", "n_validation", "n_test", "demo_documents"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name}: got {value}, expected a positive number.")

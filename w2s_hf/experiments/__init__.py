@@ -1,0 +1,1 @@
+"""Whole experiments, as plain functions that read top to bottom."""

@@ -1,0 +1,80 @@
+"""The command line of a recipe."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import transformers
+from huggingface_hub import get_token
+from trl import TrlParser
+
+from ..config import ExperimentArguments, StudentConfig, WeakToStrongConfig
+
+__all__ = ["parse_arguments", "run_recipe"]
+
+# Naming one of these means a real experiment; naming none of them means the embedded demo.
+_REAL = ("--config", "--dataset_path", "--weak_model", "--student_model")
+
+_DEMO_NOTE = """
+This is the embedded demo: generated rows, and models of at most 0.2 million parameters pretrained here and now.
+The real task, on one GPU:  accelerate launch {script} --config recipes/configs/single_gpu.yaml
+"""
+
+
+def parse_arguments(
+    description: str, demo_config: Path, argv: list[str] | None = None
+) -> tuple[ExperimentArguments, WeakToStrongConfig, StudentConfig]:
+    """
+    Reads a recipe's command line; `--config FILE` sets defaults and the command line wins.
+
+    Args:
+        description (`str`): What `--help` begins with.
+        demo_config (`Path`): The configuration for a command line that names no model, no data and no configuration.
+        argv (`list[str]`, *optional*): Defaults to that of the process.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not any(word.split("=")[0] in _REAL for word in argv):
+        argv = ["--config", str(demo_config), *argv]
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    parser = TrlParser((ExperimentArguments, WeakToStrongConfig, StudentConfig), description=description)
+    parser.add_argument("--config", help="YAML file of defaults; see recipes/configs.", metavar="FILE")
+    try:
+        # A fourth value holds `--config` itself.
+        args, training_args, student_config, _ = parser.parse_args_and_config(argv)
+        if not args.demo:
+            missing = [f"--{name}" for name in ("weak_model", "student_model") if getattr(args, name) is None]
+            if missing:
+                raise ValueError(
+                    f"Got no {' and no '.join(missing)}. Name both models, or take them from a configuration such as "
+                    "--config recipes/configs/single_gpu.yaml; with no model and no data named, the demo runs."
+                )
+        elif args.dataset_path is not None:
+            raise ValueError("Got --dataset_path and the demo's configuration, whose models know no real words.")
+        if training_args.push_to_hub and get_token() is None:
+            raise ValueError("Got --push_to_hub and no token: set HF_TOKEN, or log in with `hf auth login`.")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    if args.demo:
+        # Models and tables this small are read and written in no time; the bars of training remain.
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+    if args.demo and training_args.process_index == 0:
+        print(_DEMO_NOTE.format(script=sys.argv[0]).strip(), flush=True)
+    return args, training_args, student_config
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """Runs a recipe, and ends it with one line, not a traceback, where the user can mend what is wrong."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger("w2s_hf").setLevel(logging.INFO)
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. Nothing is lost: the same command goes on where this run was.")
+    except (ValueError, FileNotFoundError, ConnectionError) as error:
+        logging.getLogger("w2s_hf").debug("traceback", exc_info=True)
+        sys.exit(f"error: {error}")

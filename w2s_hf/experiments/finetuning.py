@@ -1,0 +1,241 @@
+"""Finetune one model on one set of labels and predict: the step that supervisor, ceiling and students share."""
+
+import dataclasses
+import gc
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset, concatenate_datasets
+from huggingface_hub import HfApi, constants
+from peft import PeftModel
+from transformers import EvalPrediction, PreTrainedModel, set_seed
+from trl import get_peft_config, get_quantization_config
+
+from ..checkpoints import last_complete_checkpoint
+from ..config import StudentConfig, WeakToStrongConfig
+from ..hub import ensure_available
+from ..labels import WeakLabels
+from ..modeling import fresh_adapter, initialise_head, load_student, load_tokenizer
+from ..tasks import tokenize_rows
+from ..trainers import WeakToStrongTrainer
+from .stages import Stages, library_versions
+
+__all__ = ["Model", "Workbench"]
+
+# Arguments that change where a run writes, what it prints or how fast it is, and none of its numbers. Every other
+# argument is part of a stage's key, so a new one can only cost a needless rebuild, never a stale result.
+_WITHOUT_EFFECT = {
+    "output_dir", "logging_dir", "logging_strategy", "logging_first_step", "logging_steps", "log_level",
+    "log_level_replica", "log_on_each_node", "report_to", "run_name", "project", "trackio_space_id", "disable_tqdm",
+    "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision",
+    "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
+    "dataloader_persistent_workers", "skip_memory_metrics", "ddp_timeout", "resume_from_checkpoint", "do_train",
+    "do_eval", "do_predict", "per_device_eval_batch_size", "local_rank",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """
+    A model to finetune.
+
+    Args:
+        name (`str`): How results call it; a Hub id, or the last part of a local path.
+        path (`str`): Hub id or local directory.
+        version (`str`): Commit on the Hub, or a hash of the local files.
+        adapters ([`StudentConfig`], *optional*): Adapters and precision; `None` finetunes all weights in float32.
+    """
+
+    name: str
+    path: str
+    version: str
+    adapters: StudentConfig | None = None
+
+    @classmethod
+    def find(cls, name_or_path: str, adapters: StudentConfig | None, option: str) -> "Model":
+        """Looks the model up before anything trains. Raises as [`w2s_hf.hub.ensure_available`]."""
+        ensure_available(name_or_path, repo_type="model", option=option)
+        directory = Path(name_or_path)
+        if directory.is_dir():
+            if not (directory / "config.json").is_file():
+                raise FileNotFoundError(f"{option}: the directory {name_or_path!r} has no config.json; not a model.")
+            digest = hashlib.sha256((directory / "config.json").read_bytes())
+            for file in sorted([*directory.glob("*.safetensors"), *directory.glob("tokenizer*")]):
+                # Hashing 140 GB of weights would take longer than the demo; a changed file has another size or time.
+                stat = file.stat()
+                digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+            return cls(directory.resolve().name, str(directory), digest.hexdigest()[:16], adapters)
+        version = "offline" if constants.HF_HUB_OFFLINE else HfApi().model_info(name_or_path).sha
+        return cls(name_or_path, name_or_path, version, adapters)
+
+    @property
+    def identity(self) -> dict:
+        adapters = None if self.adapters is None else dataclasses.asdict(self.adapters)
+        return {"name": self.name, "version": self.version, "adapters": adapters}
+
+    @property
+    def revision(self) -> str | None:
+        is_commit = len(self.version) == 40 and not Path(self.path).is_dir()
+        return self.version if is_commit else None
+
+
+def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy against the labels of the evaluation rows: weak labels for a student, as in the paper's early stopping."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    labels = prediction.label_ids
+    labels = labels.argmax(axis=1) if labels.ndim == 2 else labels
+    return {"accuracy": float((logits.argmax(axis=1) == labels).mean())}
+
+
+@dataclass
+class Workbench:
+    """
+    What the finetunings of an experiment share: the stage cache, a loaded base, tokenized rows.
+
+    Args:
+        stages ([`Stages`]): The cache.
+        args ([`WeakToStrongConfig`]): Training arguments; each finetuning replaces what differs.
+    """
+
+    stages: Stages
+    args: WeakToStrongConfig
+    _base: tuple[tuple, PreTrainedModel | PeftModel] | None = None
+    _tokenized: dict[tuple, Dataset] = field(default_factory=dict)
+
+    def finetune(
+        self,
+        name: str,
+        model: Model,
+        train: Dataset,
+        validation: Dataset,
+        predict: list[Dataset],
+        *,
+        seed: int,
+        provenance: dict,
+        **changes,
+    ) -> Path:
+        """
+        Finetunes `model` on the `labels` of `train` and predicts the rows of `predict`.
+
+        Args:
+            name (`str`): Name of the stage.
+            train, validation ([`~datasets.Dataset`]): Rows with `id`, `text`, `context` and `labels`.
+            predict (`list` of [`~datasets.Dataset`]): Rows with `id`, `text`, `context`.
+            seed (`int`): Of head, adapters and row order.
+            provenance (`dict`): Recorded with the predictions.
+            changes: Fields of [`WeakToStrongConfig`] that differ from the experiment's.
+
+        Returns:
+            `Path` with `model/` (adapters, head and tokenizer, or the whole model) and `predictions/`
+            ([`WeakLabels`] of the rows of `predict`).
+        """
+        if "ground_truth" in train.column_names or "ground_truth" in validation.column_names:
+            raise ValueError(
+                f"{name}: training rows still carry `ground_truth`; a student must not be able to see it."
+            )
+        changes = {**changes, "seed": seed, "data_seed": seed, "push_to_hub": False}
+        settings = {
+            "model": model.identity,
+            "args": self._settings_of(changes),
+            "train": _fingerprint(train),
+            "validation": _fingerprint(validation),
+            "predict": [_fingerprint(rows) for rows in predict],
+            "seed": seed,
+            "n_processes": PartialState().num_processes,
+        }
+        provenance = {**provenance, "model": model.name, "model_version": model.version, "seed": seed}
+        provenance |= {"stage": self.stages.key(name, settings), "versions": library_versions()}
+
+        def build(directory: Path) -> None:
+            # The arguments are made here: making them resets accelerate's state for whoever came before.
+            args = dataclasses.replace(self.args, output_dir=str(directory / "checkpoints"), **changes)
+            tokenizer = load_tokenizer(model.path, revision=model.revision)
+            trainer = WeakToStrongTrainer(
+                model=self._untrained(model, tokenizer, seed),
+                args=args,
+                train_dataset=self._tokenize(model, tokenizer, train),
+                eval_dataset=self._tokenize(model, tokenizer, validation),
+                processing_class=tokenizer,
+                compute_metrics=_accuracy_on_given_labels,
+            )
+            trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
+            trainer.save_model(str(directory / "model"))
+            rows = concatenate_datasets([part.select_columns(["id", "text", "context"]) for part in predict])
+            probabilities = trainer.predict_proba(self._tokenize(model, tokenizer, rows))
+            if trainer.is_world_process_zero():
+                tokenizer.save_pretrained(directory / "model")
+                # The arguments hold machine paths and are of no use to a reader of the student.
+                (directory / "model" / "training_args.bin").unlink(missing_ok=True)
+                (directory / "training.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
+                WeakLabels(list(rows["id"]), probabilities, provenance).save(directory / "predictions")
+                shutil.rmtree(directory / "checkpoints")
+            trainer.accelerator.free_memory()
+
+        return self.stages.run(name, settings, build)
+
+    def _settings_of(self, changes: dict) -> dict:
+        """Every training argument that can change a number, as JSON values."""
+        # Not dataclasses.replace: making TrainingArguments resets accelerate's state.
+        values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
+        return {name: str(value) for name, value in values.items() if name not in _WITHOUT_EFFECT}
+
+    def _untrained(self, model: Model, tokenizer, seed: int) -> PreTrainedModel | PeftModel:
+        """The model with a new head and new adapters; the base of a student is loaded once and used again."""
+        config = model.adapters
+        if config is None:
+            self._release()
+            set_seed(seed)
+            untrained = load_student(model.path, dtype="float32", revision=model.revision)
+            initialise_head(untrained, seed=seed)
+            return untrained
+        key = (model.path, model.version, str(config))
+        if self._base is None or self._base[0] != key:
+            self._release()
+            quantization = get_quantization_config(config)
+            base = load_student(
+                model.path,
+                dtype=config.dtype,
+                quantization_config=quantization,
+                revision=model.revision,
+                **({} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}),
+            )
+            self._base = (key, base)
+        student = fresh_adapter(self._base[1], get_peft_config(config), seed=seed)
+        initialise_head(student, config.head_init, seed=seed, tokenizer=tokenizer)
+        self._base = (key, student)
+        return student
+
+    def _release(self) -> None:
+        self._base = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _tokenize(self, model: Model, tokenizer, rows: Dataset) -> Dataset:
+        """Token columns and `labels`; tokenized once a tokenizer and set of rows, whatever the labels are."""
+        key = (tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else model.path, _fingerprint(rows, False))
+        key = (hashlib.sha256(key[0].encode()).hexdigest(), key[1])
+        if key not in self._tokenized:
+            plain = rows.select_columns(["id", "text", "context"])
+            tokenized = tokenize_rows(plain, tokenizer, self.args.max_length)
+            self._tokenized[key] = tokenized.remove_columns(["text", "context"])
+        tokenized = self._tokenized[key]
+        if "labels" in rows.column_names:
+            tokenized = tokenized.add_column("labels", rows["labels"][:], feature=rows.features["labels"])
+        return tokenized
+
+
+def _fingerprint(rows: Dataset, with_labels: bool = True) -> str:
+    """Hash of ids, texts and, where there are any, labels of rows, in order."""
+    digest = hashlib.sha256()
+    for row_id, text in zip(rows["id"], rows["text"], strict=True):
+        digest.update(f"{row_id}\0{text}\n".encode())
+    if with_labels and "labels" in rows.column_names:
+        digest.update(np.asarray(rows["labels"][:], dtype=np.float32).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,208 @@
+"""Weak labels: class probabilities keyed by row id, with the record of where they came from."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, List, Value
+from numpy.typing import ArrayLike
+
+__all__ = ["WeakLabels", "as_probabilities"]
+
+_MAX_NAMED_ROWS = 5  # an error names this many offending rows, and counts the rest
+
+
+def _named(ids: list, positions: np.ndarray) -> str:
+    names = ", ".join(str(ids[position]) for position in positions[:_MAX_NAMED_ROWS])
+    more = len(positions) - _MAX_NAMED_ROWS
+    return f"row{'s' if len(positions) > 1 else ''} {names}" + (f" and {more} more" if more > 0 else "")
+
+
+def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = None) -> np.ndarray:
+    """
+    Class probabilities of labels in any of the three forms a training column may have.
+
+    Args:
+        labels (array-like): Integer or boolean classes of shape `(N,)`; or P(class 1) in [0, 1] of shape `(N,)`, for
+            two classes; or class probabilities of shape `(N, C)`.
+        n_classes (`int`, *optional*, defaults to `2`): C.
+        ids (`list`, *optional*): Row names of length N for error messages; positions by default.
+
+    Returns:
+        `np.ndarray` of shape `(N, C)`, float32; every row sums to 1.
+
+    Raises:
+        ValueError: a label is missing, NaN, outside its range, or a row does not sum to 1 within 1e-3; the rows are
+            named. Or the number of classes does not fit.
+    """
+    try:
+        values = np.asarray(labels)
+    except ValueError as error:  # rows of different length
+        raise ValueError(
+            f"labels: got rows of different length, expected {n_classes} probabilities in each."
+        ) from error
+    ids = list(range(len(values))) if ids is None else ids
+    if values.dtype == object:
+        missing = np.array([value is None for value in values], dtype=bool)
+        problem = f"{_named(ids, np.flatnonzero(missing))} without a label" if missing.any() else "a mixture of types"
+        raise ValueError(f"labels: got {problem}, expected integers, P(class 1) or {n_classes} probabilities.")
+    if values.dtype.kind in "bui" and values.ndim == 1:
+        values = values.astype(np.int64)
+        wrong = np.flatnonzero((values < 0) | (values >= n_classes))
+        if len(wrong):
+            raise ValueError(
+                f"labels: got class {values[wrong[0]]} in {_named(ids, wrong)}, expected 0 to {n_classes - 1}."
+            )
+        return np.eye(n_classes, dtype=np.float32)[values]
+    if values.dtype.kind not in "fui" or values.ndim not in (1, 2):
+        raise ValueError(
+            f"labels: got {values.dtype} of shape {values.shape}, expected (N,) integers, (N,) probabilities of "
+            f"class 1, or (N, {n_classes}) probabilities."
+        )
+    values = values.astype(np.float64)
+    if values.ndim == 1:
+        if n_classes != 2:
+            raise ValueError(
+                f"labels: got one probability a row for {n_classes} classes, expected a list of {n_classes} a row."
+            )
+        values = np.stack([1 - values, values], axis=1)
+    if values.shape[1] != n_classes:
+        raise ValueError(f"labels: got {values.shape[1]} probabilities a row, expected {n_classes}.")
+    not_a_number = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(not_a_number):
+        raise ValueError(f"labels: got NaN or infinity in {_named(ids, not_a_number)}, expected probabilities.")
+    out_of_range = np.flatnonzero(((values < -1e-6) | (values > 1 + 1e-6)).any(axis=1))
+    if len(out_of_range):
+        raise ValueError(
+            f"labels: got {values[out_of_range[0]].tolist()} in {_named(ids, out_of_range)}, expected [0, 1]."
+        )
+    off = np.flatnonzero(np.abs(values.sum(axis=1) - 1) > 1e-3)
+    if len(off):
+        raise ValueError(
+            f"labels: got probabilities that sum to {values[off[0]].sum():.4f} in {_named(ids, off)}, expected 1."
+        )
+    return values.astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class WeakLabels:
+    """
+    Soft labels of a supervisor, keyed by row id.
+
+    Args:
+        ids (`list[str]`): Row ids, all different, length N.
+        probabilities (`np.ndarray` of shape `(N, C)`, float32): Class probabilities, rows sum to 1.
+        provenance (`dict`): Who labelled what: model and revision, task, dataset and revision, split, seed, versions.
+            JSON values only.
+
+    Raises:
+        ValueError: ids repeat, or the probabilities are not (see [`as_probabilities`]), or the lengths differ.
+
+    Example:
+
+    ```python
+    weak = WeakLabels(ids=rows["id"], probabilities=trainer.predict_proba(rows), provenance={"model": "gpt2"})
+    student_rows = weak.join(student_half)  # column `labels`, no ground truth
+    ```
+    """
+
+    ids: list[str]
+    probabilities: np.ndarray
+    provenance: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "ids", [str(row_id) for row_id in self.ids])
+        if len(self.ids) != len(self.probabilities):
+            raise ValueError(f"WeakLabels: got {len(self.ids)} ids for {len(self.probabilities)} rows.")
+        if len(set(self.ids)) != len(self.ids):
+            seen: set[str] = set()
+            repeated = [row_id for row_id in self.ids if row_id in seen or seen.add(row_id)]
+            raise ValueError(
+                f"WeakLabels: got {len(repeated)} repeated ids, such as {repeated[0]!r}; ids must differ."
+            )
+        values = np.asarray(self.probabilities)
+        if values.ndim != 2:
+            raise ValueError(f"WeakLabels: got probabilities of shape {values.shape}, expected (N, C).")
+        object.__setattr__(self, "probabilities", as_probabilities(values, values.shape[1], self.ids))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of ids and probabilities: 16 hexadecimal digits."""
+        digest = hashlib.sha256("\n".join(self.ids).encode())
+        digest.update(np.ascontiguousarray(self.probabilities).tobytes())
+        return digest.hexdigest()[:16]
+
+    def of(self, ids: list[str]) -> np.ndarray:
+        """Probabilities `(len(ids), C)` of these rows, in this order. Raises `KeyError` for a row without a label."""
+        position = {row_id: index for index, row_id in enumerate(self.ids)}
+        missing = [row_id for row_id in ids if row_id not in position]
+        if missing:
+            raise KeyError(
+                f"{len(missing)} of {len(ids)} rows have no weak label, such as {missing[:_MAX_NAMED_ROWS]}; label these "
+                f"rows too, or select the labelled ones (there are {len(self)})."
+            )
+        return self.probabilities[[position[row_id] for row_id in ids]]
+
+    def join(self, dataset: Dataset) -> Dataset:
+        """
+        `dataset`, in its own order, with a `labels` column of C probabilities in place of its ground truth.
+
+        Args:
+            dataset ([`~datasets.Dataset`]): Rows with an `id` column of different ids. A `ground_truth` column is
+                removed: whoever trains on weak labels must not see it.
+
+        Raises:
+            KeyError: a row has no weak label.
+            ValueError: there is no `id` column, ids repeat, or the rows already have a label column.
+        """
+        if "id" not in dataset.column_names:
+            raise ValueError(f"join: got columns {dataset.column_names}, expected an `id` column.")
+        present = [name for name in ("label", "labels", "label_ids") if name in dataset.column_names]
+        if present:
+            raise ValueError(f"join: the rows already have {present}; remove it, or name ground truth `ground_truth`.")
+        ids = [str(row_id) for row_id in dataset["id"]]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"join: got {len(ids) - len(set(ids))} repeated ids in the rows; ids must differ.")
+        labels = self.of(ids)
+        if "ground_truth" in dataset.column_names:
+            dataset = dataset.remove_columns("ground_truth")
+        return dataset.add_column("labels", labels.tolist(), feature=List(Value("float32")))
+
+    def to_dataset(self) -> Dataset:
+        """Columns `id` (string) and `probabilities` (list of C float32)."""
+        features = Features({"id": Value("string"), "probabilities": List(Value("float32"))})
+        return Dataset.from_dict({"id": self.ids, "probabilities": self.probabilities.tolist()}, features=features)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `weak_labels.parquet` and `provenance.json`, readable by `datasets.load_dataset(directory)`."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        pq.write_table(self.to_dataset().data.table, directory / "weak_labels.parquet")
+        record = {**self.provenance, "n_rows": len(self), "fingerprint": self.fingerprint}
+        (directory / "provenance.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "WeakLabels":
+        """Reads what [`save`] wrote. Raises `ValueError` when rows and provenance do not belong together."""
+        directory = Path(directory)
+        record = json.loads((directory / "provenance.json").read_text())
+        rows = pq.read_table(directory / "weak_labels.parquet").to_pydict()
+        labels = cls(rows["id"], np.asarray(rows["probabilities"], dtype=np.float32), record)
+        fingerprint = labels.provenance.pop("fingerprint")
+        labels.provenance.pop("n_rows")
+        if fingerprint != labels.fingerprint:
+            raise ValueError(
+                f"{directory}: the rows have fingerprint {labels.fingerprint}, the provenance says {fingerprint}: the "
+                "files were changed or mixed. Label the rows again."
+            )
+        return labels
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> None:
+        """Pushes the rows as a dataset to `repo_id`; keyword arguments as in [`~datasets.Dataset.push_to_hub`]."""
+        self.to_dataset().push_to_hub(repo_id, **kwargs)

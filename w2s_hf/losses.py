@@ -1,0 +1,239 @@
+"""Losses of a student on soft labels: pure functions on tensors.
+
+All take `logits` `(B, C)` of any float dtype (computed in float32) and `soft_labels` `(B, C)`, probabilities that sum to
+1 in every row, and return the mean over the B rows, or the rows' losses `(B,)` with `reduction="none"`. All are
+cross-entropies against some target; they differ in the target.
+"""
+
+import torch
+from torch.nn.functional import cross_entropy
+
+__all__ = [
+    "LOSS_TYPES",
+    "adaptive_confidence_loss",
+    "confidence_loss",
+    "confidence_threshold",
+    "cross_entropy_loss",
+    "entropy_loss",
+    "linear_warmup",
+    "openai_warmup",
+    "product_loss",
+    "window_loss",
+]
+
+# "openai" is confidence_loss under openai_warmup.
+LOSS_TYPES = ("xent", "confidence", "openai", "product", "entropy", "window", "adaptive_confidence")
+
+
+def _reduce(row_losses: torch.Tensor, reduction: str) -> torch.Tensor:
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'none'.")
+    return row_losses.mean() if reduction == "mean" else row_losses
+
+
+def _check(logits: torch.Tensor, soft_labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if logits.ndim != 2 or logits.shape != soft_labels.shape:
+        raise ValueError(
+            f"Got logits of shape {tuple(logits.shape)} and soft labels of shape {tuple(soft_labels.shape)}, expected "
+            "(B, C) twice."
+        )
+    return logits.float(), soft_labels.float()
+
+
+def cross_entropy_loss(logits: torch.Tensor, soft_labels: torch.Tensor, *, reduction: str = "mean") -> torch.Tensor:
+    """
+    Cross-entropy against the weak labels, `-sum_c w_c log f_c`: naive finetuning (`xent`).
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, C)`, any float dtype): The student's.
+        soft_labels (`torch.Tensor` of shape `(B, C)`): Probabilities.
+        reduction (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"none"`.
+
+    Returns:
+        `torch.Tensor`, float32: a scalar, or `(B,)`.
+
+    Source: paper, section 3.
+    """
+    logits, soft_labels = _check(logits, soft_labels)
+    return _reduce(cross_entropy(logits, soft_labels, reduction="none"), reduction)
+
+
+def linear_warmup(step_ratio: float, aux_coef: float, warmup_ratio: float) -> float:
+    """
+    Weight of an auxiliary term that rises in a straight line from 0 to `aux_coef` and stays there.
+
+    Args:
+        step_ratio (`float` in [0, 1]): Optimizer steps done, of all.
+        aux_coef (`float` in [0, 1]): Final weight.
+        warmup_ratio (`float` in [0, 1]): Share of the steps in which it rises; 0 starts with the final weight.
+
+    Source: paper, A.4 ("over the first 20 % of training").
+    """
+    return aux_coef * min(1.0, step_ratio / warmup_ratio) if warmup_ratio > 0 else aux_coef
+
+
+def openai_warmup(step_ratio: float, aux_coef: float, warmup_ratio: float) -> float:
+    """
+    The schedule of the published code, for reproduction: the weight is `aux_coef * step_ratio` up to `warmup_ratio` and
+    then jumps to `aux_coef`, because the ramp is not divided by `warmup_ratio`. Arguments as in [`linear_warmup`].
+
+    Source: openai/weak-to-strong, weak_to_strong/loss.py, with 0.5 and 0.1.
+    """
+    return aux_coef * (1.0 if step_ratio > warmup_ratio else step_ratio)
+
+
+def confidence_threshold(probabilities: torch.Tensor, prior: float) -> torch.Tensor:
+    """
+    The t for which a share `prior` of rows has P(class 1) > t.
+
+    It is a property of the rows of a whole optimizer step: of a single row it is that row's own probability, and would
+    harden every row to class 0.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `(N,)`, any float dtype): P(class 1) of all rows of the step.
+        prior (`float` in [0, 1]): Share of class 1.
+
+    Returns:
+        `torch.Tensor`, float32 scalar: the quantile at `1 - prior`, linear between rows. Tied rows are not above it.
+
+    Source: paper, A.4 (one half of the batch) and footnote 7 (the class prior where that is not one half).
+    """
+    if not 0 <= prior <= 1:
+        raise ValueError(f"prior: got {prior}, expected a share between 0 and 1.")
+    probabilities = probabilities.float()
+    # Not torch.quantile: it refuses more than 16 million rows and a q of another dtype. N is small; sorting is cheap.
+    ordered = probabilities.sort().values
+    position = (1 - prior) * (len(ordered) - 1)
+    lower = int(position)
+    upper = min(lower + 1, len(ordered) - 1)
+    return torch.lerp(ordered[lower], ordered[upper], position - lower)
+
+
+def confidence_loss(
+    logits: torch.Tensor,
+    soft_labels: torch.Tensor,
+    *,
+    aux_weight: float,
+    threshold: torch.Tensor | float | None = None,
+    prior: float | None = None,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """
+    Auxiliary confidence loss, `(1 - a) CE(f, w) + a CE(f, 1[f > t])`: the student may stand by its own opinion.
+
+    Cross-entropy is linear in its target, so this is one cross-entropy against `(1 - a) w + a 1[f > t]`, through which no
+    gradient flows.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, 2)`, any float dtype): The student's.
+        soft_labels (`torch.Tensor` of shape `(B, 2)`): Probabilities.
+        aux_weight (`float` in [0, 1]): a, see [`linear_warmup`].
+        threshold (`torch.Tensor` or `float`, *optional*): t on P(class 1), see [`confidence_threshold`]; found over this
+            batch by default, which is right only if the batch is the whole optimizer step.
+        prior (`float`, *optional*): For that; defaults to the batch's mean weak label.
+        reduction (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"none"`.
+
+    Returns:
+        `torch.Tensor`, float32: a scalar, or `(B,)`.
+
+    Raises:
+        ValueError: other than two classes.
+
+    Source: paper, A.4. There t makes exactly half of the rows positive; here the share is the mean weak label by default
+    (footnote 7), as in the published code.
+    """
+    logits, soft_labels = _check(logits, soft_labels)
+    if logits.shape[1] != 2:
+        raise ValueError(
+            f"confidence_loss: got {logits.shape[1]} classes, and a threshold divides two. Use adaptive_confidence."
+        )
+    probabilities = logits.detach().softmax(dim=-1)[:, 1]
+    if threshold is None:
+        threshold = confidence_threshold(probabilities, soft_labels[:, 1].mean().item() if prior is None else prior)
+    positive = (probabilities > threshold).float()
+    target = (1 - aux_weight) * soft_labels + aux_weight * torch.stack([1 - positive, positive], dim=1)
+    return _reduce(cross_entropy(logits, target, reduction="none"), reduction)
+
+
+def product_loss(
+    logits: torch.Tensor, soft_labels: torch.Tensor, *, alpha: float = 1.0, beta: float = 1.0, reduction: str = "mean"
+) -> torch.Tensor:
+    """
+    Cross-entropy against the normalised product of weak label and own prediction, `w^alpha f^beta / Z`, no gradient
+    through the target. It needs no other row, unlike [`confidence_loss`].
+
+    Args:
+        logits, soft_labels, reduction: As in [`cross_entropy_loss`].
+        alpha (`float`, *optional*, defaults to `1.0`): Exponent of the weak label.
+        beta (`float`, *optional*, defaults to `1.0`): Exponent of the prediction.
+
+    Source: paper, appendix B; openai/weak-to-strong, loss.py, whose target is 0/0 where a hard label meets a saturated
+    prediction. Here it is computed from logarithms, labels from 1e-6 up, and is finite.
+    """
+    logits, soft_labels = _check(logits, soft_labels)
+    log_target = alpha * soft_labels.clamp_min(1e-6).log() + beta * logits.detach().log_softmax(dim=-1)
+    return _reduce(cross_entropy(logits, log_target.softmax(dim=-1), reduction="none"), reduction)
+
+
+def entropy_loss(
+    logits: torch.Tensor, soft_labels: torch.Tensor, *, aux_weight: float, reduction: str = "mean"
+) -> torch.Tensor:
+    """
+    `(1 - a) CE(f, w) + a H(f)`: [`confidence_loss`] with the soft prediction in place of the hard one.
+
+    Args:
+        logits, soft_labels, reduction: As in [`cross_entropy_loss`].
+        aux_weight (`float` in [0, 1]): a, see [`linear_warmup`].
+
+    Source: paper, appendix B (entropy minimisation). EleutherAI/w2s (loss.py) has the same value, but takes the
+    prediction as a constant target; the gradient of that term is exactly zero, so it only scales cross-entropy by
+    1 - a. Here the entropy has its gradient.
+    """
+    logits, soft_labels = _check(logits, soft_labels)
+    log_probabilities = logits.log_softmax(dim=-1)
+    entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
+    row_losses = (1 - aux_weight) * cross_entropy(logits, soft_labels, reduction="none") + aux_weight * entropy
+    return _reduce(row_losses, reduction)
+
+
+def window_loss(
+    logits: torch.Tensor, soft_labels: torch.Tensor, *, radius: float = 0.15, reduction: str = "mean"
+) -> torch.Tensor:
+    """
+    Cross-entropy on rows where the student is unsure, its largest probability below `0.5 + radius`; 0 on the others.
+
+    The mean is over all B rows, so that a sure student takes small steps; if it is sure of every row the loss is 0.
+
+    Args:
+        logits, soft_labels, reduction: As in [`cross_entropy_loss`].
+        radius (`float` in (0, 0.5], *optional*, defaults to `0.15`): Half width of the window.
+
+    Source: EleutherAI/w2s, loss.py (confidence window).
+    """
+    logits, soft_labels = _check(logits, soft_labels)
+    unsure = logits.detach().softmax(dim=-1).amax(dim=-1) < 0.5 + radius
+    return _reduce(torch.where(unsure, cross_entropy(logits, soft_labels, reduction="none"), 0.0), reduction)
+
+
+def adaptive_confidence_loss(
+    logits: torch.Tensor, soft_labels: torch.Tensor, *, temperature: float = 1.0, reduction: str = "mean"
+) -> torch.Tensor:
+    """
+    `b CE(f, argmax f) + (1 - b) CE(f, w)` with a weight of each row's own, no gradient through it:
+    `b = exp(CE(f, argmax f) / T) / (exp(CE(f, argmax f) / T) + exp(CE(f, argmax w) / T))`.
+
+    Where student and supervisor choose the same class b is one half; where they do not, b falls the surer the student
+    is of its choice. Any number of classes, and no threshold over a batch.
+
+    Args:
+        logits, soft_labels, reduction: As in [`cross_entropy_loss`].
+        temperature (`float`, *optional*, defaults to `1.0`): T.
+
+    Source: arXiv 2402.03749, adaptive confidence.
+    """
+    logits, soft_labels = _check(logits, soft_labels)
+    own = cross_entropy(logits, logits.argmax(dim=-1), reduction="none")
+    supervisor = cross_entropy(logits, soft_labels.argmax(dim=-1), reduction="none")
+    weight = torch.stack([own, supervisor], dim=1).detach().div(temperature).softmax(dim=1)[:, 0]
+    row_losses = weight * own + (1 - weight) * cross_entropy(logits, soft_labels, reduction="none")
+    return _reduce(row_losses, reduction)

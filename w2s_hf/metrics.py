@@ -1,0 +1,254 @@
+"""Scores of an experiment: accuracy, PGR with its interval, agreement, calibration. No torch, no transformers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
+
+__all__ = [
+    "accuracy",
+    "accuracy_interval",
+    "agreement",
+    "auroc",
+    "expected_calibration_error",
+    "is_correct",
+    "performance_gap_recovered",
+    "pgr_interval",
+    "pgr_over_seeds",
+    "pgr_undefined_reason",
+]
+
+# An interval that must ignore more than this share of its resamples is none: its far end lies in what was ignored.
+_MAX_UNDEFINED_RATIO = 0.025
+_CHUNK = 50  # resamples at a time: bounds the memory of the bootstrap at 50 indices a test row
+
+
+def is_correct(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """
+    Which rows are right.
+
+    Args:
+        probabilities (`np.ndarray` of shape `(N, C)`): Class probabilities; of equal ones the first class counts.
+        labels (`np.ndarray` of shape `(N,)`, integer): True classes.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`, bool.
+
+    Raises:
+        ValueError: no rows, or shapes that do not fit.
+    """
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not len(labels):
+        raise ValueError(
+            f"Got probabilities of shape {probabilities.shape} and labels of shape {labels.shape}, expected (N, C) and "
+            "(N,) with at least one row."
+        )
+    return probabilities.argmax(axis=1) == labels
+
+
+def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Share of rows in [0, 1] whose most probable class is true; arguments as in [`is_correct`]."""
+    return float(is_correct(probabilities, labels).mean())
+
+
+def accuracy_interval(correct: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of the share of `correct` (`(N,)` bool). Source: scipy.stats.binomtest."""
+    interval = binomtest(int(np.sum(correct)), len(correct)).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """
+    Area under the ROC curve; ties count half, so a constant score has 0.5.
+
+    Args:
+        scores (`np.ndarray` of shape `(N,)`): P(class 1) or any increasing function of it. The logit of class 1 is
+            none: it says nothing without the other logit.
+        labels (`np.ndarray` of shape `(N,)`): 0 or 1.
+
+    Returns:
+        `float` in [0, 1], or `None` where only one class occurs.
+    """
+    if len(np.unique(labels)) < 2:
+        return None
+    return float(roc_auc_score(labels, scores))
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, n_bins: int = 10) -> float:
+    """
+    Mean distance between confidence and accuracy over `n_bins` equally wide bins of confidence, weighed by rows.
+
+    Args as in [`is_correct`]. Returns a `float` in [0, 1]. Source: Naeini et al. 2015; Guo et al. 2017, equation 3.
+    """
+    correct = is_correct(probabilities, labels)
+    confidence = np.asarray(probabilities).max(axis=1)
+    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    distance = 0.0
+    for index in np.unique(bins):
+        inside = bins == index
+        distance += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    return float(distance)
+
+
+def agreement(
+    student_probabilities: np.ndarray, supervisor_probabilities: np.ndarray, labels: np.ndarray
+) -> dict[str, float | None]:
+    """
+    Share of test rows on which student and supervisor give the same hard answer (paper, section 5.1.2).
+
+    A student that copies its supervisor agrees on all of them and has PGR 0; one that learned what the supervisor
+    meant agrees where it is right and not where it is wrong.
+
+    Args:
+        student_probabilities, supervisor_probabilities (`np.ndarray` of shape `(N, C)`): Class probabilities.
+        labels (`np.ndarray` of shape `(N,)`): True classes.
+
+    Returns:
+        `dict` with `overall`, `supervisor_right`, `supervisor_wrong`, each in [0, 1], or `None` without such rows.
+    """
+    right = is_correct(supervisor_probabilities, labels)
+    same = is_correct(student_probabilities, np.asarray(supervisor_probabilities).argmax(axis=1))
+
+    def share(rows: np.ndarray) -> float | None:
+        return float(same[rows].mean()) if rows.any() else None
+
+    return {
+        "overall": share(np.ones_like(right)),
+        "supervisor_right": share(right),
+        "supervisor_wrong": share(~right),
+    }
+
+
+def pgr_undefined_reason(weak: float, ceiling: float) -> str | None:
+    """Why there is no PGR for these accuracies, or `None` where there is one."""
+    if ceiling > weak:
+        return None
+    return f"the ceiling ({ceiling:.4f}) is not above the weak supervisor ({weak:.4f}): there is no gap to recover"
+
+
+def performance_gap_recovered(weak: float, student: float, ceiling: float) -> float | None:
+    """
+    PGR = (student - weak) / (ceiling - weak) (paper, section 3).
+
+    Args:
+        weak, student, ceiling (`float` in [0, 1]): Accuracies on the same test rows.
+
+    Returns:
+        `float`, never clipped: below 0 the student is worse than its supervisor, above 1 it is better than with ground
+        truth. `None` where the ceiling is not above the supervisor, for which the paper has no rule; see
+        [`pgr_undefined_reason`].
+
+    Raises:
+        ValueError: a score is not in [0, 1].
+
+    Example:
+
+    ```python
+    performance_gap_recovered(weak=0.6, student=0.7, ceiling=0.8)  # 0.5
+    ```
+    """
+    for name, score in (("weak", weak), ("student", student), ("ceiling", ceiling)):
+        if not 0 <= score <= 1:
+            raise ValueError(f"{name}: got {score}, expected an accuracy in [0, 1].")
+    if ceiling <= weak:
+        return None
+    return float((student - weak) / (ceiling - weak))
+
+
+def _resampled_pgr(runs: Sequence[np.ndarray], rng: np.random.Generator, n_resamples: int) -> np.ndarray:
+    """PGR of runs `(N, 3)` (weak, student, ceiling) under resampled rows, `(len(runs), n_resamples)`, NaN if undefined."""
+    values = np.empty((len(runs), n_resamples))
+    for position, run in enumerate(runs):
+        for start in range(0, n_resamples, _CHUNK):
+            n = min(_CHUNK, n_resamples - start)
+            # The same rows for all three: their errors are related, and the ratio is sharper than its parts.
+            weak, student, ceiling = run[rng.integers(0, len(run), (n, len(run)))].mean(axis=1).T
+            gap = np.where(ceiling > weak, ceiling - weak, np.nan)
+            values[position, start : start + n] = (student - weak) / gap
+    return values
+
+
+def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float] | None:
+    defined = values[~np.isnan(values)]
+    if len(defined) < (1 - _MAX_UNDEFINED_RATIO) * len(values):
+        return None
+    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _stack(weak: np.ndarray, student: np.ndarray, ceiling: np.ndarray) -> np.ndarray:
+    columns = [np.asarray(correct, dtype=np.float64) for correct in (weak, student, ceiling)]
+    if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1 or not len(columns[0]):
+        raise ValueError(
+            f"Got shapes {[column.shape for column in columns]}, expected (N,) three times: PGR compares models on the "
+            "same test rows."
+        )
+    return np.stack(columns, axis=1)
+
+
+def pgr_interval(
+    weak_correct: np.ndarray,
+    student_correct: np.ndarray,
+    ceiling_correct: np.ndarray,
+    *,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """
+    Paired bootstrap interval of PGR over test rows (percentiles).
+
+    Args:
+        weak_correct, student_correct, ceiling_correct (`np.ndarray` of shape `(N,)`, bool): Which of the same test rows
+            each has right.
+        n_resamples (`int`), confidence (`float`), seed (`int`): Of the bootstrap.
+
+    Returns:
+        Lower and upper end, or `None` where more than 2.5 % of the resamples have a ceiling that is not above the
+        supervisor: the interval is unbounded then.
+    """
+    rng = np.random.default_rng(seed)
+    run = _stack(weak_correct, student_correct, ceiling_correct)
+    return _percentiles(_resampled_pgr([run], rng, n_resamples)[0], confidence)
+
+
+def pgr_over_seeds(
+    runs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    *,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict:
+    """
+    Median PGR over seeds, with a bootstrap interval that resamples seeds and, inside each, test rows.
+
+    Args:
+        runs (sequence of triples): `weak_correct, student_correct, ceiling_correct` of each seed, as in
+            [`pgr_interval`]; with one seed its interval is that of [`pgr_interval`].
+
+    Returns:
+        `dict` with `pgr_median` (over the seeds that have a PGR; `None` if none has), `pgr_ci95` (list of two, or
+        `None` if unbounded), `n_seeds`, `n_undefined`.
+    """
+    stacked = [_stack(*run) for run in runs]
+    defined = []
+    for run in stacked:
+        pgr = performance_gap_recovered(*(float(score) for score in run.mean(axis=0)))
+        if pgr is not None:
+            defined.append(pgr)
+    rng = np.random.default_rng(seed)
+    values = _resampled_pgr(stacked, rng, n_resamples)  # (seeds, resamples)
+    if len(runs) > 1:
+        chosen = rng.integers(0, len(runs), (len(runs), n_resamples))
+        values = np.take_along_axis(values, chosen, axis=0)
+    some = ~np.isnan(values).all(axis=0)
+    medians = np.full(n_resamples, np.nan)
+    medians[some] = np.nanmedian(values[:, some], axis=0)
+    interval = _percentiles(medians, confidence)
+    return {
+        "pgr_median": float(np.median(defined)) if defined else None,
+        "pgr_ci95": None if interval is None else list(interval),
+        "n_seeds": len(runs),
+        "n_undefined": len(runs) - len(defined),
+    }

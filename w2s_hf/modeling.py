@@ -1,0 +1,296 @@
+"""Students: a base model in any precision, LoRA adapters on it, and a classification head in full precision."""
+
+import copy
+import json
+import logging
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.utils import cached_file
+from transformers.utils import logging as hf_logging
+from transformers.utils.peft_utils import find_adapter_config_file
+
+__all__ = [
+    "align_padding",
+    "cast_trainable_to_float32",
+    "fresh_adapter",
+    "initialise_head",
+    "load_student",
+    "load_tokenizer",
+]
+
+logger = logging.getLogger(__name__)
+
+# What transformers calls the head of a sequence classifier: decoders `score`, encoders `classifier`.
+_HEAD_NAMES = ("score", "classifier")
+
+
+def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a padding token: its own, or its end-of-text token where it has none (GPT-2)."""
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
+    if tokenizer.pad_token is None:
+        # A classifier reads the last token that is not padding. Texts are encoded without an end-of-text token, so
+        # sharing it hides nothing.
+        if tokenizer.eos_token is None:
+            raise ValueError(f"{name_or_path}: the tokenizer has neither a padding nor an end-of-text token; set one.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _head(model: PreTrainedModel | PeftModel) -> nn.Module:
+    """The head that is in use: under adapters, the trainable copy."""
+    for name in _HEAD_NAMES:
+        head = getattr(model, name, None)
+        if isinstance(head, ModulesToSaveWrapper):
+            return head.modules_to_save[head.active_adapters[0]]
+        if isinstance(head, nn.Module):
+            return head
+    raise ValueError(f"{type(model).__name__}: no classification head; looked for {' and '.join(_HEAD_NAMES)}.")
+
+
+def _output_layer(head: nn.Module) -> nn.Linear:
+    """The linear layer that makes the logits: the head itself, or the last linear layer of a head of several."""
+    layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ValueError(f"{type(head).__name__}: the classification head has no linear layer.")
+    return layers[-1]
+
+
+def _match_head_dtype(head: nn.Module, args: tuple) -> tuple:
+    """Lets a float32 head read the bfloat16 hidden states of its base where no autocast is active."""
+    return (args[0].to(next(head.parameters()).dtype), *args[1:])
+
+
+def load_student(
+    name_or_path: str,
+    *,
+    task_type: str = "SEQ_CLS",
+    num_labels: int = 2,
+    load_in_4bit: bool = False,
+    dtype: str | torch.dtype = "bfloat16",
+    peft_config: LoraConfig | None = None,
+    quantization_config: BitsAndBytesConfig | None = None,
+    revision: str | None = None,
+    **kwargs,
+) -> PreTrainedModel | PeftModel:
+    """
+    Loads a student: base model, precision, and adapters if asked for.
+
+    A directory or repository that holds trained adapters (an `adapter_config.json`) loads its base and puts the
+    adapters, head included, on it; its head keeps full precision whatever `dtype` is.
+
+    Args:
+        name_or_path (`str`): Hub id or local directory of a base model or of a trained student.
+        task_type (`str`, *optional*, defaults to `"SEQ_CLS"`):
+            `"SEQ_CLS"`, `"REWARD"` (one output), or `"CAUSAL_LM"`.
+        num_labels (`int`, *optional*, defaults to `2`): Outputs of the head for `"SEQ_CLS"`.
+        load_in_4bit (`bool`, *optional*, defaults to `False`):
+            nf4 weights with double quantization and `dtype` compute; the head stays in full precision.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"bfloat16"`): Of the weights that are not quantized.
+        peft_config ([`~peft.LoraConfig`], *optional*): Adds fresh adapters, see [`fresh_adapter`].
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): In place of `load_in_4bit`.
+        revision (`str`, *optional*): Of the base on the Hub.
+        kwargs: Passed to `from_pretrained`.
+
+    Returns:
+        A model in eval mode; a [`~peft.PeftModel`] when it has adapters. Nothing of the base is trainable then.
+
+    Raises:
+        ValueError: unknown task type, or both `load_in_4bit` and `quantization_config`.
+    """
+    if task_type not in ("SEQ_CLS", "REWARD", "CAUSAL_LM"):
+        raise ValueError(f"task_type: got {task_type!r}, expected SEQ_CLS, REWARD or CAUSAL_LM.")
+    if load_in_4bit and quantization_config is not None:
+        raise ValueError("Got load_in_4bit=True and a quantization_config; give one of them.")
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    if find_adapter_config_file(name_or_path, revision=revision) is not None:
+        adapter = PeftConfig.from_pretrained(name_or_path, revision=revision)
+        base = load_student(
+            adapter.base_model_name_or_path,
+            task_type=task_type,
+            num_labels=num_labels,
+            load_in_4bit=load_in_4bit,
+            dtype=dtype,
+            quantization_config=quantization_config,
+            revision=adapter.revision,
+            **kwargs,
+        )
+        align_padding(base, load_tokenizer(name_or_path, revision=revision))
+        return PeftModel.from_pretrained(base, name_or_path, revision=revision).eval()
+
+    if load_in_4bit:
+        quantization_config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if quantization_config is not None:
+        # The default is to skip the module of the last parameter: for a head with a bias that names the bias, and the
+        # head's weight would be quantized. An explicit list replaces that default.
+        quantization_config = copy.deepcopy(quantization_config)
+        skip = [*(quantization_config.llm_int8_skip_modules or []), *_HEAD_NAMES, "lm_head"]
+        quantization_config.llm_int8_skip_modules = list(dict.fromkeys(skip))
+        kwargs["quantization_config"] = quantization_config
+    if revision is not None:
+        kwargs["revision"] = revision
+    if task_type == "CAUSAL_LM":
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **kwargs)
+    else:
+        num_labels = 1 if task_type == "REWARD" else num_labels
+        model = _load_classifier(name_or_path, dtype=dtype, num_labels=num_labels, **kwargs)
+        head = _head(model)
+        head.to(torch.float32)
+        head.register_forward_pre_hook(_match_head_dtype)
+    model.eval()
+    return model if peft_config is None else fresh_adapter(model, peft_config)
+
+
+def _load_classifier(name_or_path: str, **kwargs) -> PreTrainedModel:
+    """A base with a new head. That the head is new goes without saying; that anything else is, does not."""
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name_or_path, output_loading_info=True, **kwargs
+        )
+    finally:
+        hf_logging.set_verbosity(verbosity)
+    missing = [name for name in info["missing_keys"] if not name.startswith(_HEAD_NAMES)]
+    if missing:
+        logger.warning(f"{name_or_path}: not in the checkpoint, so newly initialised: {', '.join(sorted(missing))}")
+    return model
+
+
+def align_padding(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tells the model which token is padding: a decoder classifier reads the last token that is not."""
+    if tokenizer.pad_token_id is not None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def initialise_head(
+    model: PreTrainedModel | PeftModel,
+    method: str = "normal",
+    *,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """
+    Sets the first weights of the classification head, in place.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A classifier.
+        method (`str`, *optional*, defaults to `"normal"`):
+            `"normal"`: normal with the model's `initializer_range` (transformers' own rule), from `seed` alone.
+            `"zeros"`: as the published code (openai/weak-to-strong, model.py).
+            `"unembedding"`: the unembedding rows of the tokens "0", "1", ... (paper, A.1); needs `tokenizer`.
+        seed (`int`, *optional*, defaults to `0`): Of `"normal"`.
+        tokenizer: For `"unembedding"`.
+
+    Raises:
+        ValueError: an unknown method, or a class number that is not a single token.
+    """
+    layer = _output_layer(_head(model))
+    with torch.no_grad():
+        if layer.bias is not None:
+            layer.bias.zero_()
+        if method == "zeros":
+            layer.weight.zero_()
+        elif method == "normal":
+            generator = torch.Generator().manual_seed(seed)
+            std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * std)
+        elif method == "unembedding":
+            layer.weight.copy_(_unembedding_rows(model, tokenizer, layer.out_features))
+        else:
+            raise ValueError(f"head initialisation: got {method!r}, expected normal, zeros or unembedding.")
+
+
+def _unembedding_rows(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, n: int
+) -> torch.Tensor:
+    if tokenizer is None:
+        raise ValueError("head initialisation 'unembedding' needs the tokenizer.")
+    token_ids = []
+    for number in range(n):
+        encoded = tokenizer(str(number), add_special_tokens=False)["input_ids"]
+        if len(encoded) != 1 or encoded[0] == tokenizer.unk_token_id:
+            raise ValueError(
+                f"head initialisation 'unembedding': the class {number} is {len(encoded)} tokens or unknown in this "
+                "vocabulary, expected one token; use --head_init normal."
+            )
+        token_ids.append(encoded[0])
+    if model.config.get_text_config().tie_word_embeddings:
+        return model.get_input_embeddings().weight[token_ids].float()
+    # A classifier drops the unembedding of an untied model, so the rows are read from the checkpoint.
+    name = model.config.name_or_path
+    index = cached_file(name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    file = "model.safetensors"
+    if index is not None:
+        file = json.loads(Path(index).read_text())["weight_map"]["lm_head.weight"]
+    with safe_open(cached_file(name, file), framework="pt") as checkpoint:
+        if "lm_head.weight" not in checkpoint.keys():  # noqa: SIM118 (safe_open is not a dict)
+            raise ValueError(f"{name}: the checkpoint has no `lm_head.weight`; use --head_init normal.")
+        rows = checkpoint.get_slice("lm_head.weight")
+        return torch.stack([rows[token_id] for token_id in token_ids]).float()
+
+
+def cast_trainable_to_float32(model: nn.Module) -> None:
+    """Adapters and head learn in float32: a bfloat16 weight swallows updates smaller than 1/256 of itself."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def fresh_adapter(
+    model: PreTrainedModel | PeftModel, peft_config: LoraConfig | None = None, *, seed: int | None = None
+) -> PeftModel:
+    """
+    Untrained adapters on a base, so that one loaded base serves a ceiling and any number of students in turn.
+
+    Given the [`~peft.PeftModel`] of an earlier call, its adapters are taken off first and the head is put back to what
+    it was before it was trained: `PeftModel.unload` alone leaves the trained head on the base.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A base, or the last student made of it.
+        peft_config ([`~peft.LoraConfig`], *optional*):
+            Defaults to LoRA of rank 16 on all linear layers. It is copied, so one object serves many students.
+        seed (`int`, *optional*): Seeds the adapters' first weights.
+
+    Returns:
+        [`~peft.PeftModel`] whose only adapter is `"default"` (checkpoints of other names are not found again by
+        `load_best_model_at_end`); adapters and head are trainable and float32, the base is frozen.
+    """
+    if isinstance(model, PeftModel):
+        model = model.unload()
+    heads = [name for name in _HEAD_NAMES if isinstance(getattr(model, name, None), nn.Module)]
+    for name in heads:
+        head = getattr(model, name)
+        if isinstance(head, ModulesToSaveWrapper):
+            head = head.original_module
+            setattr(model, name, head)
+        if not hasattr(model, "_untrained_head"):
+            model._untrained_head = {key: value.detach().clone() for key, value in head.state_dict().items()}
+        head.load_state_dict(model._untrained_head)
+    if peft_config is None:
+        task_type = "SEQ_CLS" if heads else "CAUSAL_LM"
+        peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type=task_type)
+    if seed is not None:
+        set_seed(seed)
+    student = get_peft_model(model, copy.deepcopy(peft_config))
+    cast_trainable_to_float32(student)
+    return student

@@ -1,0 +1,251 @@
+"""The embedded default: a made-up world whose facts a small model can learn from text, and questions about it.
+
+Every entity of the world is of one kind, and half of the kinds are alive. No text says which. A corpus states facts
+about entities, in words that hint at the kind; a question shows four mostly uninformative facts about two entities and
+asks whether one of them is alive. Whoever has read the corpus can know; a model that has only seen labelled questions
+knows the entities that were in them. Another seed is another world.
+"""
+
+import zlib
+from dataclasses import dataclass, fields
+
+import numpy as np
+from datasets import Dataset, Features, Value
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+__all__ = ["DemoWorld", "WorldConfig"]
+
+_SPECIAL_TOKENS = ("<pad>", "<bos>", "<unk>")
+_RELATIONS = ("is", "has", "can")
+# `question`, `:`, `alive`, `?`, `yes` and `no` never occur in the corpus.
+_COMMON_WORDS = (".", "question", ":", "alive", "?", *_RELATIONS, "yes", "no")
+_CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
+# Draws are made in blocks of this many documents or rows, so that a longer draw begins with the shorter one.
+_BLOCK_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """
+    Size and difficulty of a world. Ratios are probabilities in [0, 1].
+
+    Args:
+        n_entities (`int`, *optional*, defaults to 400): Things with a one-word name.
+        n_kinds (`int`, *optional*, defaults to 12): An even number; the odd kinds are alive. More kinds are harder.
+        n_kind_words (`int`, *optional*, defaults to 5): Words for each kind and relation.
+        n_superclass_words (`int`, *optional*, defaults to 4): Words for alive, and for not alive, for each relation.
+        n_generic_words (`int`, *optional*, defaults to 10): Words for each relation that fit everything.
+        facts_per_document (`int`, *optional*, defaults to 6): About two distinct entities, each fact about either.
+        facts_per_item (`int`, *optional*, defaults to 4): An even number, half of them about each of two entities.
+        corpus_generic_ratio (`float`, *optional*, defaults to 0.3): Facts of the corpus with a generic word.
+        item_generic_ratio (`float`, *optional*, defaults to 0.75): Facts of a question's passage with a generic word.
+        superclass_ratio (`float`, *optional*, defaults to 0.15): Other facts with a superclass word.
+        noise_ratio (`float`, *optional*, defaults to 0.1): Facts as if the entity were of a random kind.
+        zipf_exponent (`float`, *optional*, defaults to 0.8):
+            Of entity frequency in the corpus. Questions are about all entities alike.
+
+    Raises:
+        ValueError: a count is not positive or not even, or a ratio is no probability.
+    """
+
+    n_entities: int = 400
+    n_kinds: int = 12
+    n_kind_words: int = 5
+    n_superclass_words: int = 4
+    n_generic_words: int = 10
+    facts_per_document: int = 6
+    facts_per_item: int = 4
+    corpus_generic_ratio: float = 0.3
+    item_generic_ratio: float = 0.75
+    superclass_ratio: float = 0.15
+    noise_ratio: float = 0.1
+    zipf_exponent: float = 0.8
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and value < 1:
+                raise ValueError(f"{field.name}: got {value}, expected at least 1.")
+            if field.name.endswith("_ratio") and not 0 <= value <= 1:
+                raise ValueError(f"{field.name}: got {value}, expected a probability in [0, 1].")
+        for name in ("n_kinds", "facts_per_item"):
+            if getattr(self, name) % 2:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected an even number.")
+        if self.n_entities < max(2, self.n_kinds):
+            raise ValueError(f"n_entities: got {self.n_entities}, expected at least {max(2, self.n_kinds)}.")
+
+
+class DemoWorld:
+    """
+    The world of a seed.
+
+    Everything drawn comes from a stream with a name. Equal seed, stream and arguments give equal draws in any process;
+    different streams are independent, so that adding one changes no other.
+
+    Args:
+        config ([`WorldConfig`], *optional*): Defaults to the one behind the published numbers.
+        seed (`int`, *optional*, defaults to `0`): At least 0.
+
+    Attributes:
+        entities (`list[str]`): Names, the most frequent in the corpus first.
+        kinds (`np.ndarray` of shape `(n_entities,)`, int64): The kind of each entity.
+        is_alive (`np.ndarray` of shape `(n_entities,)`, bool): The answer about each entity.
+        vocabulary (`list[str]`): The word of every token id.
+    """
+
+    def __init__(self, config: WorldConfig | None = None, seed: int = 0):
+        self.config = config = WorldConfig() if config is None else config
+        self.seed = seed
+        rng = self._generator("world")
+        self.kinds = rng.permutation(np.arange(config.n_entities) % config.n_kinds)
+        self.is_alive = self.kinds % 2 == 1
+
+        n_relations = len(_RELATIONS)
+        shapes = {
+            "kind": (n_relations, config.n_kinds, config.n_kind_words),
+            "superclass": (n_relations, 2, config.n_superclass_words),
+            "generic": (n_relations, config.n_generic_words),
+        }
+        names = _made_up_words(rng, config.n_entities + sum(int(np.prod(shape)) for shape in shapes.values()))
+        self.entities = names[: config.n_entities]
+        words = [*_COMMON_WORDS, *names]
+        # Ids in random order: neighbours have nothing in common.
+        ids = len(_SPECIAL_TOKENS) + rng.permutation(len(words))
+        self._id_of_word = dict(zip(words, ids.tolist(), strict=True))
+        self._id_of_word |= {token: index for index, token in enumerate(_SPECIAL_TOKENS)}
+        self.vocabulary = sorted(self._id_of_word, key=self._id_of_word.__getitem__)
+
+        self._relation_ids = self._ids(_RELATIONS)
+        self._entity_ids, *tables = np.split(
+            ids[len(_COMMON_WORDS) :],
+            np.cumsum([config.n_entities, *(int(np.prod(shape)) for shape in shapes.values())])[:-1],
+        )
+        tables = [table.reshape(shape) for table, shape in zip(tables, shapes.values(), strict=True)]
+        self._kind_word_ids, self._superclass_word_ids, self._generic_word_ids = tables
+
+    def _generator(self, stream: str) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence([self.seed, zlib.crc32(stream.encode())]))
+
+    def _ids(self, words: tuple[str, ...]) -> np.ndarray:
+        return np.array([self._id_of_word[word] for word in words])
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """A tokenizer of whole words, with `<bos>` in front; `Question:` is two tokens, and case is ignored."""
+        tokenizer = Tokenizer(models.WordLevel(dict(self._id_of_word), unk_token="<unk>"))
+        tokenizer.normalizer = normalizers.Lowercase()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
+        )
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", self._id_of_word["<bos>"])]
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            bos_token="<bos>",
+            unk_token="<unk>",
+            model_max_length=128,
+            padding_side="right",
+            clean_up_tokenization_spaces=False,
+            model_input_names=["input_ids", "attention_mask"],
+        )
+
+    def corpus(self, n_documents: int, stream: str = "corpus") -> np.ndarray:
+        """
+        Text to pretrain on: `<bos>` and facts about two entities, frequent entities more often.
+
+        Args:
+            n_documents (`int`): Documents of a longer draw begin with those of a shorter one.
+            stream (`str`, *optional*, defaults to `"corpus"`): Name of the random stream.
+
+        Returns:
+            `np.ndarray` of shape `(n_documents, 1 + 4 * facts_per_document)`, int64: Token ids.
+        """
+        config = self.config
+        frequency = np.arange(1, config.n_entities + 1) ** -config.zipf_exponent
+        frequency /= frequency.sum()
+        rng = self._generator(stream)
+        blocks = [np.empty((0, 1 + 4 * config.facts_per_document), dtype=np.int64)]
+        for _ in range(0, n_documents, _BLOCK_SIZE):
+            pair = self._two_entities(rng, frequency)
+            speaker = rng.integers(2, size=(_BLOCK_SIZE, config.facts_per_document))
+            facts = self._facts(rng, np.take_along_axis(pair, speaker, axis=1), config.corpus_generic_ratio)
+            begin = np.full((_BLOCK_SIZE, 1), self._id_of_word["<bos>"])
+            blocks.append(np.concatenate([begin, facts.reshape(_BLOCK_SIZE, -1)], axis=1))
+        return np.concatenate(blocks)[:n_documents]
+
+    def yes_no_rows(self, n: int, stream: str) -> Dataset:
+        """
+        Distinct yes/no questions in the schema of google/boolq.
+
+        Args:
+            n (`int`): Rows of a longer draw begin with those of a shorter one.
+            stream (`str`): Name of the random stream, such as `"train"` or `"test"`.
+
+        Returns:
+            [`~datasets.Dataset`]: Columns `question` (`alive ? ENTITY is`), `answer` (bool) and `passage`. The entity
+            and `is` come last, as at the start of a fact in the corpus.
+
+        Raises:
+            ValueError: the world is too small for `n` distinct rows.
+        """
+        config = self.config
+        words = np.array(self.vocabulary, dtype=object)
+        answers: dict[tuple[str, str], bool] = {}
+        rng = self._generator(stream)
+        while len(answers) < n:
+            n_before = len(answers)
+            pair = self._two_entities(rng)
+            about = np.repeat(pair, config.facts_per_item // 2, axis=1)
+            facts = self._facts(rng, rng.permuted(about, axis=1), config.item_generic_ratio)
+            asked = pair[np.arange(_BLOCK_SIZE), rng.integers(2, size=_BLOCK_SIZE)]
+            for fact_words, entity in zip(words[facts.reshape(_BLOCK_SIZE, -1)], asked, strict=True):
+                key = " ".join(fact_words), f"alive ? {self.entities[entity]} is"
+                answers.setdefault(key, bool(self.is_alive[entity]))
+            if len(answers) == n_before:
+                raise ValueError(f"n: got {n}, but no distinct rows are left after {n_before}; use a larger world.")
+        rows = list(answers.items())[:n]
+        columns = {
+            "question": [question for (_, question), _ in rows],
+            "answer": [answer for _, answer in rows],
+            "passage": [passage for (passage, _), _ in rows],
+        }
+        features = {"question": Value("string"), "answer": Value("bool"), "passage": Value("string")}
+        return Dataset.from_dict(columns, features=Features(features))
+
+    def _two_entities(self, rng: np.random.Generator, frequency: np.ndarray | None = None) -> np.ndarray:
+        """A block of pairs of distinct entities: `(_BLOCK_SIZE, 2)`, int64. Without `frequency`, all alike."""
+        first, second = rng.choice(self.config.n_entities, size=(2, _BLOCK_SIZE), p=frequency)
+        while (same := np.flatnonzero(first == second)).size:
+            second[same] = rng.choice(self.config.n_entities, size=same.size, p=frequency)
+        return np.stack([first, second], axis=1)
+
+    def _facts(self, rng: np.random.Generator, entities: np.ndarray, generic_ratio: float) -> np.ndarray:
+        """A fact about each of `entities`, any shape: token ids `ENTITY RELATION WORD .` in a new last dimension."""
+        config, shape = self.config, entities.shape
+        relation = rng.integers(len(_RELATIONS), size=shape)
+        is_noise = rng.random(shape) < config.noise_ratio
+        kind = np.where(is_noise, rng.integers(config.n_kinds, size=shape), self.kinds[entities])
+        word = np.where(
+            rng.random(shape) < config.superclass_ratio,
+            self._superclass_word_ids[relation, kind % 2, rng.integers(config.n_superclass_words, size=shape)],
+            self._kind_word_ids[relation, kind, rng.integers(config.n_kind_words, size=shape)],
+        )
+        word = np.where(
+            rng.random(shape) < generic_ratio,
+            self._generic_word_ids[relation, rng.integers(config.n_generic_words, size=shape)],
+            word,
+        )
+        stop = np.full(shape, self._id_of_word["."])
+        return np.stack([self._entity_ids[entities], self._relation_ids[relation], word, stop], axis=-1)
+
+
+def _made_up_words(rng: np.random.Generator, n: int) -> list[str]:
+    """`n` distinct pronounceable words of three syllables."""
+    syllables = np.array([consonant + vowel for consonant in _CONSONANTS for vowel in _VOWELS])
+    if n > len(syllables) ** 3:
+        raise ValueError(f"The world has {n} words, expected at most {len(syllables) ** 3}.")
+    codes = rng.choice(len(syllables) ** 3, size=n, replace=False)
+    parts = np.unravel_index(codes, (len(syllables),) * 3)
+    return ["".join(word) for word in syllables[np.stack(parts, axis=1)]]

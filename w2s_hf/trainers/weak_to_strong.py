@@ -1,0 +1,381 @@
+"""The trainer of a strong student on a weak supervisor's labels."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from packaging.version import Version
+from peft import PeftConfig, PeftModel
+from torch import nn
+from torch.nn.functional import one_hot
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import PredictionOutput
+from trl.trainer.utils import disable_dropout_in_model
+
+from .. import losses
+from ..collators import WeakToStrongCollator, split_by_tokens
+from ..config import WeakToStrongConfig
+from ..labels import as_probabilities
+from ..modeling import align_padding, cast_trainable_to_float32, fresh_adapter, load_student, load_tokenizer
+
+__all__ = ["WeakToStrongTrainer"]
+
+# Losses whose hard targets come from a threshold over the rows of the whole optimizer step.
+_THRESHOLD_LOSSES = ("confidence", "openai")
+
+
+class WeakToStrongTrainer(Trainer):
+    """
+    [`~transformers.Trainer`] for a classifier that learns from soft labels.
+
+    With `loss_type="xent"` and integer labels it is a drop-in [`~transformers.Trainer`]: the same loss at every step
+    and the same final weights. Every loss is a mean over the rows of the *whole* optimizer step, on all ranks, so 8x1,
+    2x4, 1x8 rows times accumulation steps and two ranks train the same model. (There [`~transformers.Trainer`] itself
+    differs: with accumulation it does not divide the loss of a sequence classifier, and 2x4 has 4 times the gradient of
+    8x1.)
+
+    What it overrides, and why:
+
+    - `compute_loss`: the losses of [`w2s_hf.losses`]; the model never sees the labels, because transformers reads
+      float labels as a multi-label problem and trains a binary cross-entropy without a word.
+    - `get_batch_samples`: the one place that sees a whole optimizer step. Counts its rows on all ranks, and finds the
+      threshold of the confidence loss over all of them (a first pass without gradient, only where there is more than
+      one micro-batch).
+    - `training_step`: cuts a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
+    - `predict`: runs rows sorted by length, returns them in their own order.
+    - `log`: adds the averages of what the loss reports.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A sequence classifier, or its Hub id or local directory, loaded by [`load_student`].
+        args ([`WeakToStrongConfig`], *optional*): Defaults to `WeakToStrongConfig()`.
+        data_collator (`Callable`, *optional*): Defaults to [`w2s_hf.collators.WeakToStrongCollator`].
+        train_dataset, eval_dataset ([`~datasets.Dataset`], *optional*):
+            Rows with `input_ids`, or with a text column that is tokenized here, and `labels`: an integer class, a
+            float P(class 1), or a list of C probabilities.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer; loaded from `model` when that is a name.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used when `model` is a name.
+        peft_config ([`~peft.PeftConfig`], *optional*): Adapters to add to `model`; they and the head learn in float32.
+        kwargs: As in [`~transformers.Trainer`]: `model_init`, `compute_metrics`, `callbacks`, `optimizers`,
+            `optimizer_cls_and_kwargs`, `preprocess_logits_for_metrics`.
+
+    Raises:
+        ValueError: no rows, no labels to train on, labels that are not probabilities (rows named), a column `label`
+            beside `labels`, adapters on top of adapters, a head with one output, or several GPUs in one process.
+
+    Example:
+
+    ```python
+    trainer = WeakToStrongTrainer(
+        model="Qwen/Qwen2.5-7B",
+        args=WeakToStrongConfig(output_dir="out", loss_type="confidence"),
+        train_dataset=weak_labels.join(student_half),
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+        peft_config=LoraConfig(task_type="SEQ_CLS", target_modules="all-linear"),
+    )
+    trainer.train()
+    probabilities = trainer.predict_proba(test_rows)  # (N, C) float32, in row order
+    ```
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the rows of the whole accumulated step
+    _tag_names = ["w2s_hf", "weak-to-strong"]
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel | None = None,
+        args: WeakToStrongConfig | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: datasets.Dataset | None = None,
+        eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        **kwargs,
+    ):
+        args = WeakToStrongConfig() if args is None else args
+        if isinstance(model, str):
+            if processing_class is None:
+                processing_class = load_tokenizer(model)
+            # Adapters train beside a bfloat16 or 4-bit base; a model that is finetuned whole needs float32 weights.
+            frozen = peft_config is not None or quantization_config is not None
+            init_kwargs = {"dtype": "bfloat16" if frozen else "float32", **(args.model_init_kwargs or {})}
+            torch.manual_seed(args.seed)  # a new head is drawn while loading
+            model = load_student(model, quantization_config=quantization_config, **init_kwargs)
+        elif quantization_config is not None:
+            raise ValueError("Got a quantization_config and a loaded model; load it quantized, or give its name.")
+        if peft_config is not None:
+            if model is None or isinstance(model, PeftModel):
+                raise ValueError(
+                    f"Got a peft_config and {'model_init' if model is None else 'a model that has adapters already'}, "
+                    "expected a base model; see w2s_hf.fresh_adapter for new adapters on the base of another student."
+                )
+            model = fresh_adapter(model, peft_config)
+        if isinstance(model, PeftModel):
+            cast_trainable_to_float32(model)
+            if args.gradient_checkpointing:
+                model.enable_input_require_grads()  # a frozen embedding would cut the graph of a checkpointed block
+
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if Version(transformers.__version__) < Version("5.19"):
+            self.model_accepts_loss_kwargs = True  # what loss_is_scaled_for_ga was called before
+        n_classes = _n_classes(self.model)
+        if data_collator is None:
+            self.data_collator = WeakToStrongCollator(self.data_collator, n_classes)
+        if train_dataset is not None:
+            self.train_dataset = self._prepare_dataset(train_dataset, "train_dataset")
+        if isinstance(eval_dataset, dict):
+            self.eval_dataset = {
+                name: self._prepare_dataset(part, f"eval_dataset[{name!r}]") for name, part in eval_dataset.items()
+            }
+        elif eval_dataset is not None:
+            self.eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"Got {args.n_gpu} GPUs in one process, which nn.DataParallel would split batches over. Launch with "
+                "`accelerate launch` or `torchrun`, or show one GPU with CUDA_VISIBLE_DEVICES."
+            )
+        if args.disable_dropout:
+            disable_dropout_in_model(self.model)
+        if processing_class is not None and self.model.config.get_text_config().pad_token_id is None:
+            align_padding(self.model, processing_class)
+        self._threshold: torch.Tensor | None = None
+        self._metrics: dict[str, list[float]] = defaultdict(list)
+
+    # ---- Data ----
+
+    def _prepare_dataset(self, dataset: datasets.Dataset, name: str, needs_labels: bool = True) -> datasets.Dataset:
+        """Tokenizes a text column where there are no `input_ids`, and checks every label before anything trains."""
+        if not isinstance(dataset, datasets.Dataset):
+            return dataset
+        columns = dataset.column_names
+        if len(dataset) == 0:
+            raise ValueError(f"{name}: got no rows, expected at least one.")
+        if {"label", "labels"} <= set(columns):
+            raise ValueError(
+                f"{name}: got columns `label` and `labels`, and only one can be trained on. Rename the other one, for "
+                "example to `ground_truth`."
+            )
+        label = next((column for column in ("labels", "label") if column in columns), None)
+        if needs_labels and label is None:
+            raise ValueError(f"{name}: got columns {columns}, expected a column `labels`.")
+        if label is not None:
+            ids = list(dataset["id"]) if "id" in columns else None
+            try:
+                as_probabilities(dataset.with_format("python")[label][:], _n_classes(self.model), ids)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        if "input_ids" in columns or "inputs_embeds" in columns:
+            return dataset
+        text = self.args.dataset_text_field
+        if text not in columns or self.processing_class is None:
+            got = f"columns {columns}" if text not in columns else "a text column and no processing_class"
+            raise ValueError(f"{name}: got {got}, expected `input_ids`, or `{text}` and a tokenizer.")
+        return dataset.map(
+            lambda rows: self.processing_class(
+                rows[text], truncation=self.args.max_length is not None, max_length=self.args.max_length
+            ),
+            batched=True,
+            desc=f"Tokenizing {name}",
+        )
+
+    # ---- Training ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict], int]:
+        """
+        The batches of one optimizer step on this rank, and its number of rows on all ranks.
+
+        A loss divided by that number is the same for every cut of the step into batches and ranks; transformers would
+        count label elements, of which soft labels have C a row.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        micro_batches = [micro_batch for batch in batches for micro_batch in self._micro_batches(batch)]
+        n_rows = sum(len(batch["labels"]) for batch in micro_batches)
+        n_micro_batches = len(micro_batches)
+        if self.accelerator.num_processes > 1:
+            counts = torch.tensor([[n_rows, n_micro_batches]], device=device)
+            counts = self.accelerator.gather(counts)
+            n_rows, n_micro_batches = counts[:, 0].sum().item(), counts[:, 1].max().item()
+        self._threshold = None
+        # One forward pass a rank sees all of the rank's rows: compute_loss finds the threshold itself then. All ranks
+        # take the same branch, or their collectives would not pair up.
+        if self.args.loss_type in _THRESHOLD_LOSSES and n_micro_batches > 1:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = []
+                for micro_batch in micro_batches:
+                    inputs = self._prepare_inputs(micro_batch)
+                    labels = inputs.pop("labels")
+                    logits = _logits(self.model(**inputs))
+                    outputs.append((logits, self._soft_labels(labels, logits.shape[-1])))
+            self._threshold = self._global_threshold(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+        return batches, n_rows
+
+    def _micro_batches(self, batch: dict) -> list[dict]:
+        # DeepSpeed counts backward passes itself: it gets one a call.
+        return split_by_tokens(batch, None if self.is_deepspeed_enabled else self.args.max_tokens_per_micro_batch)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """One batch, micro-batch by micro-batch; gradients are exchanged between ranks with the last one."""
+        *first, last = self._micro_batches(inputs)
+        loss = torch.zeros((), device=self.args.device)
+        for micro_batch in first:
+            with self.accelerator.no_sync(model):
+                loss += super().training_step(model, micro_batch, num_items_in_batch)
+        return loss + super().training_step(model, last, num_items_in_batch)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict]:
+        """
+        The configured loss in training; in evaluation plain cross-entropy, since an auxiliary term has no meaning there.
+
+        Args:
+            inputs (`dict`): Model inputs and `labels`: `(B,)` integers, `(B,)` P(class 1) or `(B, C)` probabilities.
+            num_items_in_batch (`int`, *optional*):
+                Rows of the whole optimizer step on all ranks. Without it the loss is the mean over this batch.
+        """
+        inputs = dict(inputs)
+        if "labels" not in inputs:
+            raise ValueError(f"compute_loss: got inputs {sorted(inputs)}, expected `labels` among them.")
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        logits = _logits(outputs)
+        soft_labels = self._soft_labels(labels, logits.shape[-1])
+        if model.training:
+            row_losses = self._row_losses(logits, soft_labels)
+        else:
+            row_losses = losses.cross_entropy_loss(logits, soft_labels, reduction="none")
+        if model.training and num_items_in_batch is not None:
+            # DDP averages gradients over ranks, and this is a share of a sum over them.
+            loss = row_losses.sum() * self.accelerator.num_processes / num_items_in_batch
+        else:
+            loss = row_losses.mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def _row_losses(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor:
+        """The loss of each row, `(B,)`."""
+        args = self.args
+        if args.loss_type == "xent":
+            return losses.cross_entropy_loss(logits, soft_labels, reduction="none")
+        if args.loss_type == "product":
+            return losses.product_loss(
+                logits, soft_labels, alpha=args.product_alpha, beta=args.product_beta, reduction="none"
+            )
+        if args.loss_type == "window":
+            row_losses = losses.window_loss(logits, soft_labels, radius=args.window_radius, reduction="none")
+            self._metrics["window_kept_ratio"].append((row_losses > 0).float().mean().item())
+            return row_losses
+        if args.loss_type == "adaptive_confidence":
+            return losses.adaptive_confidence_loss(
+                logits, soft_labels, temperature=args.adaptive_temperature, reduction="none"
+            )
+        warmup = losses.openai_warmup if args.loss_type == "openai" else losses.linear_warmup
+        step_ratio = self.state.global_step / max(self.state.max_steps, 1)
+        aux_weight = warmup(step_ratio, args.aux_coef, args.resolved_aux_warmup_ratio)
+        self._metrics["aux_weight"].append(aux_weight)
+        if args.loss_type == "entropy":
+            return losses.entropy_loss(logits, soft_labels, aux_weight=aux_weight, reduction="none")
+        threshold = self._threshold
+        if threshold is None:
+            threshold = self._global_threshold(logits.detach(), soft_labels)
+        return losses.confidence_loss(
+            logits, soft_labels, aux_weight=aux_weight, threshold=threshold, reduction="none"
+        )
+
+    def _global_threshold(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor | None:
+        """Threshold on P(class 1) over these rows of all ranks; `None` for other than two classes."""
+        if logits.shape[-1] != 2:
+            return None  # confidence_loss says what to use instead
+        pairs = torch.stack([logits.float().softmax(dim=-1)[:, 1], soft_labels[:, 1].float()], dim=1)
+        if self.accelerator.num_processes > 1:
+            # Ranks may hold different numbers of rows: pad to the longest with NaN, and drop it again.
+            pairs = self.accelerator.pad_across_processes(pairs, dim=0, pad_index=float("nan"))
+            pairs = self.accelerator.gather(pairs)
+            pairs = pairs[~pairs[:, 0].isnan()]
+        prior = pairs[:, 1].mean().item() if self.args.aux_prior is None else self.args.aux_prior
+        return losses.confidence_threshold(pairs[:, 0], prior)
+
+    @staticmethod
+    def _soft_labels(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
+        """`(B, C)` float32 from integers `(B,)`, P(class 1) `(B,)` or probabilities `(B, C)`."""
+        if not labels.is_floating_point():
+            return one_hot(labels, n_classes).float()
+        return torch.stack([1 - labels, labels], dim=1) if labels.ndim == 1 else labels
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, **{name: sum(values) / len(values) for name, values in self._metrics.items() if values}}
+            self._metrics.clear()
+        super().log(logs, start_time)
+
+    # ---- Prediction ----
+
+    def predict(
+        self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """
+        As [`~transformers.Trainer.predict`], with rows of like length in one batch; the order of the output is that of
+        `test_dataset`. Labels are optional.
+        """
+        if not isinstance(test_dataset, datasets.Dataset):
+            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+        test_dataset = self._prepare_dataset(test_dataset, "test_dataset", needs_labels=False)
+        lengths = np.array([len(ids) for ids in test_dataset["input_ids"]])
+        order = np.argsort(-lengths, kind="stable")  # longest first: memory runs out at once, or not at all
+        output = super().predict(test_dataset.select(order), ignore_keys, metric_key_prefix)
+        back = np.argsort(order, kind="stable")
+
+        def restore(values):
+            return tuple(restore(value) for value in values) if isinstance(values, tuple) else values[back]
+
+        return PredictionOutput(
+            predictions=restore(output.predictions),
+            label_ids=None if output.label_ids is None else restore(output.label_ids),
+            metrics=output.metrics,
+        )
+
+    def predict_proba(self, dataset: datasets.Dataset) -> np.ndarray:
+        """
+        Class probabilities of rows, tokenized or not, with labels or without: these are soft labels for a student.
+
+        Returns:
+            `np.ndarray` of shape `(N, C)`, float32, in row order, on every rank.
+        """
+        logits = self.predict(dataset).predictions
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        return torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1).numpy()
+
+
+def _logits(outputs) -> torch.Tensor:
+    return (outputs["logits"] if isinstance(outputs, dict) else outputs[0]).float()
+
+
+def _n_classes(model: nn.Module) -> int:
+    n_classes = getattr(model.config, "num_labels", 0)
+    if n_classes < 2:
+        raise ValueError(
+            f"Got a model with {n_classes} output{'s' if n_classes != 1 else ''}, expected a classifier of at least two "
+            "classes; load it with num_labels=2."
+        )
+    return n_classes
