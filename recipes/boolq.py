@@ -15,10 +15,8 @@ Your own models and a local copy of the rows:
 
 from pathlib import Path
 
-from w2s_hf.experiments.arguments import parse_arguments, run_recipe
+from w2s_hf.experiments.arguments import finish, parse_arguments, run_recipe
 from w2s_hf.experiments.classification import run_classification
-from w2s_hf.experiments.report import print_table
-from w2s_hf.publish import push_students
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -26,14 +24,7 @@ DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 def main() -> None:
     args, training_args, student_config = parse_arguments(__doc__, DEMO_CONFIG)
     results = run_classification("boolq", args, training_args, student_config)
-    print_table(results, training_args.output_dir)
-    if training_args.push_to_hub and training_args.process_index == 0:
-        push_students(
-            results,
-            training_args.output_dir,
-            namespace=args.hub_namespace,
-            private=training_args.hub_private_repo,
-        )
+    finish(results, args, training_args)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ LAYERS = [
     {"tasks"},
     {"trainers.weak_to_strong"},
     {"trainers"},
-    {"experiments.stages", "experiments.arguments", "experiments.report"},
+    {"experiments.stages", "experiments.report"},
+    {"experiments.arguments"},
     {"experiments.finetuning"},
     {"experiments.classification"},
     {"experiments", "pgr_metric.pgr_metric", "pgr_metric.app"},
@@ -90,6 +91,8 @@ def test_every_public_function_and_class_is_documented():
         tree = ast.parse(path.read_text())
         for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                if node.decorator_list and name.startswith("pgr_metric"):
+                    continue  # evaluate puts the docstring there
                 assert ast.get_docstring(node), f"{name}.{node.name}"
 
 
@@ -100,7 +103,8 @@ def test_every_help_text_is_there():
 
     for config in (ExperimentArguments, StudentConfig, WeakToStrongConfig):
         for field in dataclasses.fields(config):
-            assert field.metadata.get("help") or field.name in dir(config.__mro__[1]), f"{config.__name__}.{field.name}"
+            inherited = field.name in dir(config.__mro__[1])
+            assert field.metadata.get("help") or inherited, f"{config.__name__}.{field.name}"
 
 
 def test_files_and_recipes_stay_short():

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
-
 from test_tasks import passages
+from transformers import AutoTokenizer
 
 from w2s_hf import WeakLabels, load_student
 from w2s_hf.experiments.arguments import parse_arguments
@@ -263,14 +262,14 @@ def test_hub_out_of_reach_is_said_within_seconds(cache, tmp_path):
 
 def test_a_refused_push_loses_nothing_and_names_the_command(finished, cache):
     output, _, _ = finished
-    process = recipe(*SMALL, "--output_dir", output, "--push_to_hub", "true", "--hub_namespace", "somebody", cache=cache,
-                     HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN="hf_secret")  # fmt: skip
+    process = recipe(*SMALL, "--output_dir", output, "--push_to_hub", "true", "--hub_namespace", "somebody",
+                     cache=cache, HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN="hf_sec")  # fmt: skip
     assert process.returncode == 1
     repo = "somebody/boolq-pretrained-64x2-naive-seed0"
     assert f"hf upload {repo} {output}/students/naive-seed0" in process.stderr
     assert (output / "students" / "naive-seed0" / "adapter_model.safetensors").exists()
-    assert "hf_secret" not in process.stderr + process.stdout
-    assert not any("hf_secret" in path.read_text(errors="ignore") for path in output.rglob("*") if path.is_file())
+    assert "hf_sec" not in process.stderr + process.stdout
+    assert not any("hf_sec" in path.read_text(errors="ignore") for path in output.rglob("*") if path.is_file())
 
 
 def test_help_reads_well(cache):

@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 def last_complete_checkpoint(directory: Path) -> str | None:
     """
     The newest checkpoint of a [`~transformers.Trainer`] that was written to its end; unfinished ones, left by a kill,
-    are removed (`transformers.trainer_utils.get_last_checkpoint` would return them). Rank 0 looks, the others are told.
+    are removed (`transformers.trainer_utils.get_last_checkpoint` would return them). Rank 0 looks, the others are
+    told.
     """
     state = PartialState()
     found: list[str | None] = [None]

@@ -144,8 +144,8 @@ class WeakLabels:
         missing = [row_id for row_id in ids if row_id not in position]
         if missing:
             raise KeyError(
-                f"{len(missing)} of {len(ids)} rows have no weak label, such as {missing[:_MAX_NAMED_ROWS]}; label these "
-                f"rows too, or select the labelled ones (there are {len(self)})."
+                f"{len(missing)} of {len(ids)} rows have no weak label, such as {missing[:_MAX_NAMED_ROWS]}; label "
+                f"these rows too, or select the labelled ones (there are {len(self)})."
             )
         return self.probabilities[[position[row_id] for row_id in ids]]
 

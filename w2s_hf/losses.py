@@ -1,7 +1,7 @@
 """Losses of a student on soft labels: pure functions on tensors.
 
-All take `logits` `(B, C)` of any float dtype (computed in float32) and `soft_labels` `(B, C)`, probabilities that sum to
-1 in every row, and return the mean over the B rows, or the rows' losses `(B,)` with `reduction="none"`. All are
+All take `logits` `(B, C)` of any float dtype (computed in float32) and `soft_labels` `(B, C)`, probabilities that sum
+to 1 in every row, and return the mean over the B rows, or the rows' losses `(B,)` with `reduction="none"`. All are
 cross-entropies against some target; they differ in the target.
 """
 
@@ -74,8 +74,8 @@ def linear_warmup(step_ratio: float, aux_coef: float, warmup_ratio: float) -> fl
 
 def openai_warmup(step_ratio: float, aux_coef: float, warmup_ratio: float) -> float:
     """
-    The schedule of the published code, for reproduction: the weight is `aux_coef * step_ratio` up to `warmup_ratio` and
-    then jumps to `aux_coef`, because the ramp is not divided by `warmup_ratio`. Arguments as in [`linear_warmup`].
+    The schedule of the published code, for reproduction: the weight is `aux_coef * step_ratio` up to `warmup_ratio`
+    and then jumps to `aux_coef`, because the ramp is not divided by `warmup_ratio`. Arguments as in [`linear_warmup`].
 
     Source: openai/weak-to-strong, weak_to_strong/loss.py, with 0.5 and 0.1.
     """
@@ -121,14 +121,15 @@ def confidence_loss(
     """
     Auxiliary confidence loss, `(1 - a) CE(f, w) + a CE(f, 1[f > t])`: the student may stand by its own opinion.
 
-    Cross-entropy is linear in its target, so this is one cross-entropy against `(1 - a) w + a 1[f > t]`, through which no
-    gradient flows.
+    Cross-entropy is linear in its target, so this is one cross-entropy against `(1 - a) w + a 1[f > t]`, through which
+    no gradient flows.
 
     Args:
         logits (`torch.Tensor` of shape `(B, 2)`, any float dtype): The student's.
         soft_labels (`torch.Tensor` of shape `(B, 2)`): Probabilities.
         aux_weight (`float` in [0, 1]): a, see [`linear_warmup`].
-        threshold (`torch.Tensor` or `float`, *optional*): t on P(class 1), see [`confidence_threshold`]; found over this
+        threshold (`torch.Tensor` or `float`, *optional*): t on P(class 1), see [`confidence_threshold`]; found over
+        this
             batch by default, which is right only if the batch is the whole optimizer step.
         prior (`float`, *optional*): For that; defaults to the batch's mean weak label.
         reduction (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"none"`.
@@ -139,8 +140,9 @@ def confidence_loss(
     Raises:
         ValueError: other than two classes.
 
-    Source: paper, A.4. There t makes exactly half of the rows positive; here the share is the mean weak label by default
-    (footnote 7), as in the published code.
+
+    Source: paper, A.4. There t makes exactly half of the rows positive; here the share is the mean weak label by
+    default (footnote 7), as in the published code.
     """
     logits, soft_labels = _check(logits, soft_labels)
     if logits.shape[1] != 2:

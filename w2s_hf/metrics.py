@@ -41,8 +41,8 @@ def is_correct(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     probabilities, labels = np.asarray(probabilities), np.asarray(labels)
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not len(labels):
         raise ValueError(
-            f"Got probabilities of shape {probabilities.shape} and labels of shape {labels.shape}, expected (N, C) and "
-            "(N,) with at least one row."
+            f"Got probabilities of shape {probabilities.shape} and labels of shape {labels.shape}, expected (N, C) "
+            "and (N,) with at least one row."
         )
     return probabilities.argmax(axis=1) == labels
 
@@ -157,7 +157,7 @@ def performance_gap_recovered(weak: float, student: float, ceiling: float) -> fl
 
 
 def _resampled_pgr(runs: Sequence[np.ndarray], rng: np.random.Generator, n_resamples: int) -> np.ndarray:
-    """PGR of runs `(N, 3)` (weak, student, ceiling) under resampled rows, `(len(runs), n_resamples)`, NaN if undefined."""
+    """PGR of runs `(N, 3)` (weak, student, ceiling) on resampled rows, `(runs, n_resamples)`; NaN if undefined."""
     values = np.empty((len(runs), n_resamples))
     for position, run in enumerate(runs):
         for start in range(0, n_resamples, _CHUNK):
@@ -181,8 +181,8 @@ def _stack(weak: np.ndarray, student: np.ndarray, ceiling: np.ndarray) -> np.nda
     columns = [np.asarray(correct, dtype=np.float64) for correct in (weak, student, ceiling)]
     if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1 or not len(columns[0]):
         raise ValueError(
-            f"Got shapes {[column.shape for column in columns]}, expected (N,) three times: PGR compares models on the "
-            "same test rows."
+            f"Got shapes {[column.shape for column in columns]}, expected (N,) three times: PGR compares models on "
+            "the same test rows."
         )
     return np.stack(columns, axis=1)
 
@@ -200,7 +200,8 @@ def pgr_interval(
     Paired bootstrap interval of PGR over test rows (percentiles).
 
     Args:
-        weak_correct, student_correct, ceiling_correct (`np.ndarray` of shape `(N,)`, bool): Which of the same test rows
+        weak_correct, student_correct, ceiling_correct (`np.ndarray` of shape `(N,)`, bool): Which of the same test
+        rows
             each has right.
         n_resamples (`int`), confidence (`float`), seed (`int`): Of the bootstrap.
 

@@ -46,8 +46,8 @@ def push_students(
                 )
             except (HTTPError, OSError) as error:
                 raise ConnectionError(
-                    f"the Hub did not take {repo_id} ({type(error).__name__}: {error}). Nothing is lost: the student is "
-                    f"in {directory}. Push it again with\n    hf upload {repo_id} {directory}"
+                    f"the Hub did not take {repo_id} ({type(error).__name__}: {error}). Nothing is lost: the student "
+                    f"is in {directory}. Push it again with\n    hf upload {repo_id} {directory}"
                 ) from error
             logger.info(f"Pushed {repo_id}")
             pushed.append(repo_id)

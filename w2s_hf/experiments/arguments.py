@@ -12,8 +12,10 @@ from huggingface_hub import get_token
 from trl import TrlParser
 
 from ..config import ExperimentArguments, StudentConfig, WeakToStrongConfig
+from ..publish import push_students
+from .report import print_table
 
-__all__ = ["parse_arguments", "run_recipe"]
+__all__ = ["finish", "parse_arguments", "run_recipe"]
 
 # Naming one of these means a real experiment; naming none of them means the embedded demo.
 _REAL = ("--config", "--dataset_path", "--weak_model", "--student_model")
@@ -64,6 +66,20 @@ def parse_arguments(
     if args.demo and training_args.process_index == 0:
         print(_DEMO_NOTE.format(script=sys.argv[0]).strip(), flush=True)
     return args, training_args, student_config
+
+
+def finish(results: dict, args: ExperimentArguments, training_args: WeakToStrongConfig) -> None:
+    """The end of a recipe, on rank 0: the final table, and with `--push_to_hub` the students to the Hub."""
+    if training_args.process_index:
+        return
+    print_table(results, training_args.output_dir)
+    if training_args.push_to_hub:
+        push_students(
+            results,
+            training_args.output_dir,
+            namespace=args.hub_namespace,
+            private=training_args.hub_private_repo,
+        )
 
 
 def run_recipe(main: Callable[[], None]) -> None:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Materials:
-    """What one seed starts from: rows, the two models, and the student's twin without pretraining where there is one."""
+    """What one seed starts from: rows, two models, and the student's twin without pretraining if there is one."""
 
     splits: TaskSplits
     weak: Model
@@ -107,6 +107,8 @@ def gather_materials(
         weak = Model.find(args.weak_model, None, "--weak_model")
         return Materials(splits, weak, Model.find(args.student_model, student, "--student_model"))
 
+    if task_name != "boolq":
+        raise ValueError(f"The demo makes rows for boolq only; for {task_name} name the models and --dataset_path.")
     world = DemoWorld(seed=seed)
     # Half as many again as asked for: balancing drops rows of the more frequent answer.
     n_pool = 3 * (args.n_train + args.n_weak + args.n_validation) // 2

@@ -86,7 +86,7 @@ class Model:
 
 
 def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy against the labels of the evaluation rows: weak labels for a student, as in the paper's early stopping."""
+    """Accuracy against the labels of the rows: weak ones for a student, as in the paper's early stopping."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     labels = prediction.label_ids
     labels = labels.argmax(axis=1) if labels.ndim == 2 else labels

@@ -14,8 +14,8 @@ _DEMO_TEXT = """
 ## What this demo shows, and what it does not
 
 The rows are generated: short facts about made-up entities, and the question whether one of them is alive. No label is
-ever stated in the text that the student was pretrained on; whether an entity is alive can be told only from the kind of
-things that are said about it. The weak supervisor was never pretrained, and learns from few labelled rows.
+ever stated in the text that the student was pretrained on; whether an entity is alive can be told only from the kind
+of things that are said about it. The weak supervisor was never pretrained, and learns from few labelled rows.
 
 - It shows the effect itself, measured live: the student was taught by labels of the accuracy in the first row, and is
   better than its teacher because of what it had learned before. The control, the same architecture taught by the same
@@ -83,9 +83,7 @@ _SUMMARY_HEADER = ["method", "mean accuracy", "median PGR [95 %]", "seeds", "PGR
 
 
 def print_table(results: dict, output_dir: str) -> None:
-    """The final table of a recipe, on rank 0."""
-    if int(os.environ.get("RANK", "0")):
-        return
+    """The final table of a recipe."""
     for header, rows in ((_HEADER, _rows(results)), (_SUMMARY_HEADER, _summary_rows(results))):
         widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
         print()
@@ -133,10 +131,10 @@ def write_report(results: dict, output_dir: Path, task: Task, training_args: Wea
         _markdown(_HEADER, _rows(results)),
         *undefined,
         "PGR = (student - weak) / (ceiling - weak): 0 is no better than the supervisor, 1 is as good as with ground "
-        'truth. Its interval is a paired bootstrap over test rows, and over seeds where there are several; "unbounded" '
-        "means that more than one resample in 40 had a ceiling no better than the supervisor. Agreement is the share of "
-        "test rows on which the student answers as its supervisor, where that one is right and where it is wrong: a "
-        "student that copies errors agrees on both.",
+        "truth. Its interval is a paired bootstrap over test rows, and over seeds if there are several; unbounded "
+        "means that more than one resample in 40 had a ceiling no better than the supervisor.",
+        "Agreement is the share of test rows on which the student answers as its supervisor, where that one is right "
+        "and where it is wrong: a student that copies errors agrees on both.",
     ]
     if results["preset"] == "demo":
         text.append(_DEMO_TEXT.strip())

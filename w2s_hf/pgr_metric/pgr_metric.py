@@ -9,8 +9,8 @@ from w2s_hf.metrics import pgr_interval
 from w2s_hf.metrics import pgr_undefined_reason
 
 _DESCRIPTION = """
-PGR = (student - weak) / (ceiling - weak): how much of the accuracy gap between a weak supervisor and a strong model trained
-on ground truth a strong student recovers that was trained on the supervisor's labels.
+PGR = (student - weak) / (ceiling - weak): how much of the accuracy gap between a weak supervisor and a strong model
+trained on ground truth a strong student recovers that was trained on the supervisor's labels.
 """
 
 _CITATION = """
@@ -29,8 +29,9 @@ Args:
     ceiling_predictions (list of int): Classes that the ceiling predicts for the same rows.
     references (list of int): True classes.
 Returns:
-    pgr (float, or None where the ceiling is not above the supervisor), pgr_ci95 (two floats: paired bootstrap over rows, or
-    None where it is unbounded), pgr_undefined (None, or why), weak_accuracy, student_accuracy, ceiling_accuracy.
+    pgr (float, or None where the ceiling is not above the supervisor), pgr_ci95 (two floats: paired bootstrap over
+    rows, or None where it is unbounded), pgr_undefined (None, or why), weak_accuracy, student_accuracy,
+    ceiling_accuracy.
 Example:
     >>> pgr = evaluate.load("w2s_hf/pgr_metric")
     >>> pgr.compute(predictions=[1, 1, 0, 1], weak_predictions=[1, 0, 0, 1], ceiling_predictions=[1, 1, 0, 0],

@@ -1,6 +1,5 @@
 """The models of the embedded default: tiny Llamas, pretrained on the spot on the corpus of a world."""
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from accelerate import PartialState
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from ..checkpoints import last_complete_checkpoint
 from .demo import DemoWorld
 
 __all__ = ["DEMO_MODELS", "DemoModel", "build_demo_model"]
@@ -170,12 +170,12 @@ def _pretrain(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         report_to="none",
+        use_cpu=True,  # models this small are no faster elsewhere, and these are the same on every machine
         seed=world.seed,
     )
-    # The batch is that of all devices together.
-    args.per_device_train_batch_size = max(1, _BATCH_SIZE // (args.world_size * max(1, args.n_gpu)))
-    with args.main_process_first(desc="deleting incomplete checkpoints"):
-        checkpoint = _last_complete_checkpoint(checkpoint_dir)
+    # The batch is that of all ranks together.
+    args.per_device_train_batch_size = max(1, _BATCH_SIZE // args.world_size)
+    checkpoint = last_complete_checkpoint(checkpoint_dir)
     trainer = Trainer(
         model=network,
         args=args,
@@ -184,18 +184,5 @@ def _pretrain(
         callbacks=callbacks,
     )
     if checkpoint is not None:
-        logger.info(f"{model.name}: pretraining goes on from {checkpoint.name}")
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-
-
-def _last_complete_checkpoint(checkpoint_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; newer ones that were not are deleted."""
-    step_of = {path: int(path.name.removeprefix("checkpoint-")) for path in checkpoint_dir.glob("checkpoint-*")}
-    for path in sorted(step_of, key=step_of.__getitem__, reverse=True):
-        try:
-            # The Trainer writes this file last.
-            json.loads((path / "trainer_state.json").read_text())
-            return path
-        except (FileNotFoundError, json.JSONDecodeError):
-            shutil.rmtree(path)
-    return None
+        logger.info(f"{model.name}: pretraining goes on from {Path(checkpoint).name}")
+    trainer.train(resume_from_checkpoint=checkpoint)

@@ -85,8 +85,8 @@ class TaskSplits:
             classes = sorted(set(part["ground_truth"]))
             if classes != [0, 1]:
                 raise ValueError(
-                    f"{self.task.name}: the split `{name}` ({len(part)} rows) has the classes {classes}, expected 0 and "
-                    "1; accuracy and PGR mean nothing on a single class."
+                    f"{self.task.name}: the split `{name}` ({len(part)} rows) has the classes {classes}, expected 0 "
+                    "and 1; accuracy and PGR mean nothing on a single class."
                 )
             for row_id, group in zip(part["id"], part["group"], strict=True):
                 if row_id in owner_of_id:
@@ -204,8 +204,8 @@ def _load_from_hub(task: Task) -> tuple[DatasetDict, dict]:
         except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a dataset that is a script
             failures.append(f"{source.id}: {type(error).__name__}: {error}")
     raise ConnectionError(
-        f"{task.name}: none of its datasets could be loaded ({'; '.join(failures)}). Give --dataset_path a local copy, or "
-        "run the recipe with no model and no data named: the embedded demo needs no network."
+        f"{task.name}: none of its datasets loads ({'; '.join(failures)}). Give --dataset_path a local copy, "
+        "or run the recipe with no model and no data named: the embedded demo needs no network."
     )
 
 

@@ -34,8 +34,8 @@ class WeakToStrongTrainer(Trainer):
     With `loss_type="xent"` and integer labels it is a drop-in [`~transformers.Trainer`]: the same loss at every step
     and the same final weights. Every loss is a mean over the rows of the *whole* optimizer step, on all ranks, so 8x1,
     2x4, 1x8 rows times accumulation steps and two ranks train the same model. (There [`~transformers.Trainer`] itself
-    differs: with accumulation it does not divide the loss of a sequence classifier, and 2x4 has 4 times the gradient of
-    8x1.)
+    differs: with accumulation it does not divide the loss of a sequence classifier, and 2x4 has 4 times the gradient
+    of 8x1.)
 
     What it overrides, and why:
 
@@ -248,7 +248,8 @@ class WeakToStrongTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict]:
         """
-        The configured loss in training; in evaluation plain cross-entropy, since an auxiliary term has no meaning there.
+        The configured loss in training; in evaluation plain cross-entropy, since an auxiliary term has no meaning
+        there.
 
         Args:
             inputs (`dict`): Model inputs and `labels`: `(B,)` integers, `(B,)` P(class 1) or `(B, C)` probabilities.
@@ -375,7 +376,7 @@ def _n_classes(model: nn.Module) -> int:
     n_classes = getattr(model.config, "num_labels", 0)
     if n_classes < 2:
         raise ValueError(
-            f"Got a model with {n_classes} output{'s' if n_classes != 1 else ''}, expected a classifier of at least two "
-            "classes; load it with num_labels=2."
+            f"Got a model with {n_classes} output{'s' if n_classes != 1 else ''}, expected a classifier of at least "
+            "two classes; load it with num_labels=2."
         )
     return n_classes
