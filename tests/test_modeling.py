@@ -1,14 +1,16 @@
 """Students in every precision, one base for many of them, and save == load with the head."""
 
+import copy
+
 import pytest
 import torch
 from conftest import make_rows
-from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from test_trainer import arguments
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from w2s_hf import WeakToStrongTrainer, fresh_adapter, load_student
-from w2s_hf.modeling import initialise_head
+from w2s_hf.modeling import initialise_head, load_tokenizer
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS")
 BATCH = {
@@ -95,6 +97,28 @@ def test_trainer_takes_a_name(directory_of, tmp_path):
     trainer.train()
     assert trainer.model.base_model.model.is_loaded_in_4bit
     assert trainer.predict_proba(make_rows(5, "none")).shape == (5, 2)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_bfloat16_base_loaded_elsewhere_gets_a_float32_head(wrapped, model_of, tokenizer, tmp_path):
+    model = model_of("llama").to(torch.bfloat16)
+    if wrapped:
+        model = get_peft_model(model, copy.deepcopy(LORA), autocast_adapter_dtype=False)
+    trainer = train(model, tokenizer, tmp_path, peft_config=None if wrapped else LORA)
+    dtypes = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
+    assert dtypes == {torch.float32} and trainer.state.log_history[0]["loss"] > 0
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_of_text(tokenizer, tmp_path):
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = None
+    bare.save_pretrained(tmp_path / "bare")
+    loaded = load_tokenizer(str(tmp_path / "bare"))
+    assert loaded.pad_token_id == loaded.eos_token_id is not None
+    bare.eos_token = None
+    bare.save_pretrained(tmp_path / "barer")
+    with pytest.raises(ValueError, match="neither a padding nor an end-of-text token"):
+        load_tokenizer(str(tmp_path / "barer"))
 
 
 @pytest.mark.parametrize("load_in_4bit", [False, True])

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -25,6 +26,13 @@ def test_a_finished_stage_is_reused_and_a_changed_setting_is_another(tmp_path):
     assert (first / "result.txt").read_text() == "a" and (other / "result.txt").read_text() == "b"
     assert (stages.n_built, stages.n_reused) == (2, 1)
     assert set(stages.seconds) == {"train"}
+
+
+def test_a_reused_stage_says_how_long_it_took_to_build(tmp_path):
+    first, second = Stages(tmp_path), Stages(tmp_path)
+    first.run("train", {}, lambda directory: time.sleep(0.05))
+    second.run("train", {}, write("never"))
+    assert second.n_reused == 1 and second.seconds == first.seconds and first.seconds["train"] >= 0.05
 
 
 def test_versions_are_part_of_the_key(tmp_path, monkeypatch):

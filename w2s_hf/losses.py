@@ -128,9 +128,9 @@ def confidence_loss(
         logits (`torch.Tensor` of shape `(B, 2)`, any float dtype): The student's.
         soft_labels (`torch.Tensor` of shape `(B, 2)`): Probabilities.
         aux_weight (`float` in [0, 1]): a, see [`linear_warmup`].
-        threshold (`torch.Tensor` or `float`, *optional*): t on P(class 1), see [`confidence_threshold`]; found over
-        this
-            batch by default, which is right only if the batch is the whole optimizer step.
+        threshold (`torch.Tensor` or `float`, *optional*):
+            t on P(class 1), see [`confidence_threshold`]. Found over this batch by default, which is right only if the
+            batch is the whole optimizer step.
         prior (`float`, *optional*): For that; defaults to the batch's mean weak label.
         reduction (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"none"`.
 
@@ -139,7 +139,6 @@ def confidence_loss(
 
     Raises:
         ValueError: other than two classes.
-
 
     Source: paper, A.4. There t makes exactly half of the rows positive; here the share is the mean weak label by
     default (footnote 7), as in the published code.

@@ -50,14 +50,21 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _head(model: PreTrainedModel | PeftModel) -> nn.Module:
-    """The head that is in use: under adapters, the trainable copy."""
+def _find_head(model: nn.Module) -> nn.Module | None:
+    """The head that is in use: under adapters, the trainable copy. A language model has none."""
     for name in _HEAD_NAMES:
         head = getattr(model, name, None)
         if isinstance(head, ModulesToSaveWrapper):
             return head.modules_to_save[head.active_adapters[0]]
         if isinstance(head, nn.Module):
             return head
+    return None
+
+
+def _head(model: PreTrainedModel | PeftModel) -> nn.Module:
+    head = _find_head(model)
+    if head is not None:
+        return head
     raise ValueError(f"{type(model).__name__}: no classification head; looked for {' and '.join(_HEAD_NAMES)}.")
 
 
@@ -70,8 +77,14 @@ def _output_layer(head: nn.Module) -> nn.Linear:
 
 
 def _match_head_dtype(head: nn.Module, args: tuple) -> tuple:
-    """Lets a float32 head read the bfloat16 hidden states of its base where no autocast is active."""
     return (args[0].to(next(head.parameters()).dtype), *args[1:])
+
+
+def _full_precision_head(head: nn.Module) -> None:
+    """float32 weights, and a hook that reads the bfloat16 hidden states of the base where no autocast is active."""
+    head.to(torch.float32)
+    if _match_head_dtype not in head._forward_pre_hooks.values():
+        head.register_forward_pre_hook(_match_head_dtype)
 
 
 def load_student(
@@ -153,9 +166,7 @@ def load_student(
     else:
         num_labels = 1 if task_type == "REWARD" else num_labels
         model = _load_classifier(name_or_path, dtype=dtype, num_labels=num_labels, **kwargs)
-        head = _head(model)
-        head.to(torch.float32)
-        head.register_forward_pre_hook(_match_head_dtype)
+        _full_precision_head(_head(model))
     model.eval()
     return model if peft_config is None else fresh_adapter(model, peft_config)
 
@@ -254,6 +265,9 @@ def cast_trainable_to_float32(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32)
+    head = _find_head(model)
+    if head is not None:
+        _full_precision_head(head)
 
 
 def fresh_adapter(

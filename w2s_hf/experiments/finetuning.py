@@ -66,7 +66,9 @@ class Model:
             if not (directory / "config.json").is_file():
                 raise FileNotFoundError(f"{option}: the directory {name_or_path!r} has no config.json; not a model.")
             digest = hashlib.sha256((directory / "config.json").read_bytes())
-            for file in sorted([*directory.glob("*.safetensors"), *directory.glob("tokenizer*")]):
+            for file in sorted(
+                file for pattern in ("*.safetensors", "*.bin", "tokenizer*") for file in directory.glob(pattern)
+            ):
                 # Hashing 140 GB of weights would take longer than the demo; a changed file has another size or time.
                 stat = file.stat()
                 digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())

@@ -46,7 +46,8 @@ class Stages:
     Args:
         root (`Path`): Where the directories go.
 
-    `n_built`, `n_reused` and `seconds` (by stage name, of what was built) tell what this process did.
+    `n_built` and `n_reused` tell what this process did; `seconds` tells how long each step took, by name and summed
+    over seeds, whichever run built it.
     """
 
     root: Path
@@ -84,6 +85,7 @@ class Stages:
             is_done, is_resumed = found
             if is_done:
                 self.n_reused += 1
+                self._add_seconds(name, json.loads((done / "stage.json").read_text())["seconds"])
                 logger.info(f"{done.name}: finished earlier, reused")
                 return done
             logger.info(f"{done.name}: {'resumed' if is_resumed else 'started'}")
@@ -108,5 +110,8 @@ class Stages:
             if state.is_main_process:
                 lock.release()
         self.n_built += 1
-        self.seconds[name] = round(self.seconds.get(name, 0) + seconds, 2)
+        self._add_seconds(name, seconds)
         return done
+
+    def _add_seconds(self, name: str, seconds: float) -> None:
+        self.seconds[name] = round(self.seconds.get(name, 0) + seconds, 2)

@@ -288,7 +288,8 @@ def _balance(task: Task, name: str, rows: Dataset, n: int | None, rng: np.random
             else f"{task.name}: no rows are left for `{name}`"
         )
     chosen = [rng.permutation(indices)[:count] for indices, count in zip(by_class, wanted, strict=True)]
-    return rows.select(rng.permutation(np.concatenate(chosen)))
+    # A copy, not a view: columns are added to it again and again, and each time a view would be copied first.
+    return Dataset.from_dict(rows[rng.permutation(np.concatenate(chosen))], features=rows.features)
 
 
 def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
