@@ -200,9 +200,8 @@ def pgr_interval(
     Paired bootstrap interval of PGR over test rows (percentiles).
 
     Args:
-        weak_correct, student_correct, ceiling_correct (`np.ndarray` of shape `(N,)`, bool): Which of the same test
-        rows
-            each has right.
+        weak_correct, student_correct, ceiling_correct (`np.ndarray` of shape `(N,)`, bool):
+            Which of the same test rows each has right.
         n_resamples (`int`), confidence (`float`), seed (`int`): Of the bootstrap.
 
     Returns:

@@ -21,10 +21,10 @@ of things that are said about it. The weak supervisor was never pretrained, and 
   better than its teacher because of what it had learned before. The control, the same architecture taught by the same
   labels without pretraining, has nothing to add to them.
 - It does not show that size helps: pretraining drives the gain here, and the supervisor has none.
-- It does not show that one method beats another: with one seed the difference is within its noise. Use `--seeds`.
+- It does not show that one method beats another: which one is ahead changes from seed to seed. Use `--seeds`.
 - It does not show a hard task: the same entities occur in training and in test rows, and the ceiling is near 1, so
   that a few hundred true labels would have taught this student everything.
-- Each seed is another world with other models, and numbers differ much from seed to seed.
+- Each seed is another world with other models, so numbers differ from seed to seed by more than their intervals.
 """
 
 
@@ -93,6 +93,11 @@ def print_table(results: dict, output_dir: str) -> None:
         reasons = {student["pgr_undefined"] for student in run["students"]} - {None}
         for reason in reasons:
             print(f"\nSeed {run['seed']}: PGR is undefined: {reason}")
+        if any(student["pgr"] is not None and student["pgr_ci95"] is None for student in run["students"]):
+            print(
+                f"\nSeed {run['seed']}: PGR is unbounded: on these test rows the ceiling is not clearly better than "
+                "the supervisor, so PGR says little. Take more test rows, a stronger student or a weaker supervisor."
+            )
     print(
         f"\nAccuracy on {results['runs'][0]['weak']['n']} test rows. {output_dir}: results.json, report.md, figures/,"
     )
