@@ -284,6 +284,7 @@ def test_help_reads_well(cache):
     assert process.stdout.index("--dataset_path") < process.stdout.index("--learning_rate"), (
         "the experiment comes first"
     )
+    assert process.stdout.index("Weak-to-strong generalization on BoolQ") < 100, "what it is comes before all options"
 
 
 def test_shipped_configurations_parse(cache, tmp_path):

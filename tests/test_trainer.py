@@ -211,8 +211,11 @@ def test_unlabelled_rows_and_confusing_columns_are_refused(model_of, tokenizer, 
     )
     refuse("got class 2", rows.remove_columns("labels").add_column("labels", [0, 1, 2, 0]))
     refuse("quantization_config", rows, quantization_config=object())
+    refuse("compute_loss_func", rows, compute_loss_func=lambda *inputs, **kwargs: None)
     with pytest.raises(ValueError, match="expected one of xent, confidence"):
         arguments(tmp_path, loss_type="cross_entropy")
+    with pytest.raises(ValueError, match="label_smoothing_factor: got 0.1"):
+        arguments(tmp_path, label_smoothing_factor=0.1)
 
 
 def test_model_never_sees_labels(model_of, tokenizer, tmp_path):

@@ -69,11 +69,11 @@ class WeakToStrongConfig(TrainingArguments):
     aux_coef: float = field(default=0.5, metadata={"help": "Final weight in [0, 1] of the auxiliary confidence term."})
     aux_warmup_ratio: float | None = field(
         default=None,
-        metadata={"help": "Share of optimizer steps in which that weight rises from 0 (default 0.2; openai 0.1)."},
+        metadata={"help": "Share of optimizer steps in which that weight rises from 0 (unset: 0.2, openai 0.1)."},
     )
     aux_prior: float | None = field(
         default=None,
-        metadata={"help": "Share of rows hardened to class 1 (default: the mean weak label of the step)."},
+        metadata={"help": "Share of rows hardened to class 1 (unset: the mean weak label of the step)."},
     )
     window_radius: float = field(
         default=0.15, metadata={"help": "`window` trains where the student's confidence is below 0.5 + radius."}
@@ -100,6 +100,11 @@ class WeakToStrongConfig(TrainingArguments):
         super().__post_init__()
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"loss_type: got {self.loss_type!r}, expected one of {', '.join(LOSS_TYPES)}.")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor: got {self.label_smoothing_factor}, which no loss here reads. Labels may be "
+                "probabilities: smooth them in the `labels` column."
+            )
         for name in ("aux_coef", "aux_warmup_ratio", "aux_prior"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -190,33 +195,33 @@ class ExperimentArguments:
         default_factory=lambda: [0], metadata={"help": "One whole experiment a seed (models, order; demo: world)."}
     )
     n_train: int | None = field(
-        default=None, metadata={"help": "Rows of the student half (default: half of what there is)."}
+        default=None, metadata={"help": "Rows of the student half (unset: half of what there is)."}
     )
-    n_weak: int | None = field(default=None, metadata={"help": "Rows of the weak half (default: as --n_train)."})
+    n_weak: int | None = field(default=None, metadata={"help": "Rows of the weak half (unset: as --n_train)."})
     n_validation: int | None = field(
-        default=None, metadata={"help": "Validation rows, for early stopping (default: a tenth of the training rows)."}
+        default=None, metadata={"help": "Validation rows, for early stopping (unset: a tenth of the training rows)."}
     )
-    n_test: int | None = field(default=None, metadata={"help": "Test rows (default: all)."})
+    n_test: int | None = field(default=None, metadata={"help": "Test rows (unset: all)."})
     split_seed: int = field(
         default=0, metadata={"help": "Seed of the halves; --seeds never moves a row of real data."}
     )
     weak_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the weak supervisor (default: --learning_rate)."}
+        default=None, metadata={"help": "Learning rate of the weak supervisor (unset: --learning_rate)."}
     )
     weak_num_train_epochs: float | None = field(
-        default=None, metadata={"help": "Epochs of the weak supervisor (default: --num_train_epochs)."}
+        default=None, metadata={"help": "Epochs of the weak supervisor (unset: --num_train_epochs)."}
     )
     weak_weight_decay: float | None = field(
-        default=None, metadata={"help": "Weight decay of the weak supervisor (default: --weight_decay)."}
+        default=None, metadata={"help": "Weight decay of the weak supervisor (unset: --weight_decay)."}
     )
     demo: bool = field(
         default=False, metadata={"help": "The embedded demo: generated rows, models pretrained on the spot."}
     )
     demo_documents: int | None = field(
-        default=None, metadata={"help": "Pretraining documents of the demo's models (default: each model's own)."}
+        default=None, metadata={"help": "Pretraining documents of the demo's models (unset: each model's own)."}
     )
     hub_namespace: str | None = field(
-        default=None, metadata={"help": "User or organization that --push_to_hub pushes to (default: the token's)."}
+        default=None, metadata={"help": "User or organization that --push_to_hub pushes to (unset: the token's own)."}
     )
 
     def __post_init__(self):

@@ -156,16 +156,15 @@ def performance_gap_recovered(weak: float, student: float, ceiling: float) -> fl
     return float((student - weak) / (ceiling - weak))
 
 
-def _resampled_pgr(runs: Sequence[np.ndarray], rng: np.random.Generator, n_resamples: int) -> np.ndarray:
-    """PGR of runs `(N, 3)` (weak, student, ceiling) on resampled rows, `(runs, n_resamples)`; NaN if undefined."""
-    values = np.empty((len(runs), n_resamples))
-    for position, run in enumerate(runs):
-        for start in range(0, n_resamples, _CHUNK):
-            n = min(_CHUNK, n_resamples - start)
-            # The same rows for all three: their errors are related, and the ratio is sharper than its parts.
-            weak, student, ceiling = run[rng.integers(0, len(run), (n, len(run)))].mean(axis=1).T
-            gap = np.where(ceiling > weak, ceiling - weak, np.nan)
-            values[position, start : start + n] = (student - weak) / gap
+def _resampled_pgr(run: np.ndarray, rng: np.random.Generator, n_resamples: int) -> np.ndarray:
+    """PGR of a run `(N, 3)` (weak, student, ceiling) on resampled rows, `(n_resamples,)`; NaN where undefined."""
+    values = np.empty(n_resamples)
+    for start in range(0, n_resamples, _CHUNK):
+        n = min(_CHUNK, n_resamples - start)
+        # The same rows for all three: their errors are related, and the ratio is sharper than its parts.
+        weak, student, ceiling = run[rng.integers(0, len(run), (n, len(run)))].mean(axis=1).T
+        gap = np.where(ceiling > weak, ceiling - weak, np.nan)
+        values[start : start + n] = (student - weak) / gap
     return values
 
 
@@ -210,7 +209,7 @@ def pgr_interval(
     """
     rng = np.random.default_rng(seed)
     run = _stack(weak_correct, student_correct, ceiling_correct)
-    return _percentiles(_resampled_pgr([run], rng, n_resamples)[0], confidence)
+    return _percentiles(_resampled_pgr(run, rng, n_resamples), confidence)
 
 
 def pgr_over_seeds(
@@ -238,10 +237,12 @@ def pgr_over_seeds(
         if pgr is not None:
             defined.append(pgr)
     rng = np.random.default_rng(seed)
-    values = _resampled_pgr(stacked, rng, n_resamples)  # (seeds, resamples)
-    if len(runs) > 1:
-        chosen = rng.integers(0, len(runs), (len(runs), n_resamples))
-        values = np.take_along_axis(values, chosen, axis=0)
+    shape = (len(runs), n_resamples)
+    # Seeds first, then rows: a seed that is drawn twice has its rows drawn twice.
+    chosen = rng.integers(0, len(runs), shape) if len(runs) > 1 else np.zeros(shape, dtype=int)
+    values = np.empty(shape)
+    for position, run in enumerate(stacked):
+        values[chosen == position] = _resampled_pgr(run, rng, int((chosen == position).sum()))
     some = ~np.isnan(values).all(axis=0)
     medians = np.full(n_resamples, np.nan)
     medians[some] = np.nanmedian(values[:, some], axis=0)

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,10 @@ The real task, on one GPU:  accelerate launch {script} --config recipes/configs/
 """
 
 
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults beside the options, and the description as it was written."""
+
+
 def parse_arguments(
     description: str, demo_config: Path, argv: list[str] | None = None
 ) -> tuple[ExperimentArguments, WeakToStrongConfig, StudentConfig]:
@@ -41,7 +46,12 @@ def parse_arguments(
     if not any(word.split("=")[0] in _REAL for word in argv):
         argv = ["--config", str(demo_config), *argv]
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    parser = TrlParser((ExperimentArguments, WeakToStrongConfig, StudentConfig), description=description)
+    parser = TrlParser(
+        (ExperimentArguments, WeakToStrongConfig, StudentConfig),
+        description=description,
+        formatter_class=_HelpFormatter,
+        usage="%(prog)s [--config FILE] [--option VALUE ...]",  # not a page of 200 names before the first sentence
+    )
     parser.add_argument("--config", help="YAML file of defaults; see recipes/configs.", metavar="FILE")
     try:
         # A fourth value holds `--config` itself.

@@ -99,6 +99,8 @@ class WeakToStrongTrainer(Trainer):
         **kwargs,
     ):
         args = WeakToStrongConfig() if args is None else args
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("Got a compute_loss_func, which args.loss_type replaces; override `_row_losses` instead.")
         if isinstance(model, str):
             if processing_class is None:
                 processing_class = load_tokenizer(model)
