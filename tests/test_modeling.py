@@ -86,6 +86,30 @@ def test_fourbit_is_close_to_full_precision(kind, directory_of):
     assert type(head) is torch.nn.Linear and head.weight.dtype == torch.float32
 
 
+def test_a_finished_student_trains_on_only_if_asked_to(directory_of, tokenizer, tmp_path):
+    model = load_student(directory_of("llama"), dtype="float32", peft_config=LORA)
+    train(model, tokenizer, tmp_path).save_model(tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    frozen = load_student(str(tmp_path / "student"), dtype="float32")
+    with pytest.raises(ValueError, match="is_trainable=True"):
+        train(frozen, tokenizer, tmp_path)
+    before = logits(frozen)
+    # By name, the trainer asks for it; float32, because a model that is finetuned whole gets it.
+    trainer = train(str(tmp_path / "student"), tokenizer, tmp_path)
+    assert not torch.equal(logits(trainer.model), before)
+
+
+def test_a_classifier_keeps_its_number_of_classes_and_its_dtype(directory_of, model_of, tokenizer, tmp_path):
+    config = model_of("llama").config
+    config.num_labels = 3
+    LlamaForSequenceClassification(config).to(torch.bfloat16).save_pretrained(tmp_path / "three")
+    loaded = load_student(str(tmp_path / "three"), dtype="auto")
+    assert loaded.config.num_labels == 3 and loaded.model.embed_tokens.weight.dtype == torch.bfloat16
+    assert load_student(directory_of("llama")).config.num_labels == 2
+    with pytest.raises(ValueError, match="dtype: got 'bf16', expected bfloat16"):
+        load_student(str(tmp_path / "three"), dtype="bf16")
+
+
 def test_trainer_takes_a_name(directory_of, tmp_path):
     trainer = WeakToStrongTrainer(
         model=directory_of("llama"),

@@ -27,10 +27,10 @@ DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo.yaml"
 SMALL = "--demo_documents 1600 --n_train 160 --n_weak 96 --n_validation 40 --n_test 120".split()
 
 
-def recipe(*options, cache, name="boolq.py", launcher=(), **environment):
+def recipe(*options, cache, name="boolq.py", launcher=(), cwd=None, **environment):
     command = [sys.executable, *launcher, str(ROOT / "recipes" / name), *map(str, options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "W2S_HF_CACHE": str(cache), "COLUMNS": "120", **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +200,29 @@ def test_four_bit_with_one_flag(cache, tmp_path):
     assert student.base_model.model.is_loaded_in_4bit
 
 
+@pytest.mark.parametrize("use_peft", ["true", "false"])
+def test_own_models_and_rows_by_relative_path(use_peft, cache, tmp_path, tokenizer, model_of):
+    (tmp_path / "rows").mkdir()
+    for name in ("train", "validation"):
+        passages(240, name).to_parquet(tmp_path / "rows" / f"{name}.parquet")
+    for name in ("weak", "strong"):
+        model_of("llama").save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    options = (
+        "--weak_model weak --student_model strong --dataset_path rows --methods naive --max_steps 2 --use_cpu true"
+    )
+    options += f" --use_peft {use_peft} --head_init zeros --learning_rate 0 --output_dir out --report_to none"
+    process = recipe(*options.split(), cache=cache, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr[-3000:]
+    student = tmp_path / "out" / "students" / "naive-seed0"
+    # From another directory than the run's, as whoever downloads it would.
+    weights = [
+        p for name, p in load_student(str(student)).named_parameters() if "score" in name and "original" not in name
+    ]
+    assert len(weights) == 1 and not weights[0].any(), "--head_init was not read"
+    assert f"library_name: {'peft' if use_peft == 'true' else 'transformers'}" in (student / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -218,6 +241,8 @@ def test_four_bit_with_one_flag(cache, tmp_path):
         ("--head_init ones", "invalid choice: 'ones'"),
         ("--demo true --dataset_path x --weak_model a --student_model b", "--dataset_path and the demo"),
         ("--model_name_or_path x", "name the student by --student_model"),
+        ("--lora_dropout 0.1", "add --disable_dropout false"),
+        ("--hub_token x", "set HF_TOKEN instead"),
     ],
 )
 def test_bad_arguments_end_in_one_clear_line(options, message, tmp_path, monkeypatch, capsys):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_rows
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import (
     DataCollatorWithPadding,
     LlamaForSequenceClassification,
@@ -149,11 +149,11 @@ def test_three_classes(model_of, tokenizer, tmp_path):
         train(LlamaForSequenceClassification(config), tokenizer, tmp_path, rows, loss_type="confidence")
 
 
-def test_prediction_keeps_row_order_whatever_the_length(model_of, tokenizer, tmp_path):
+@pytest.mark.parametrize("sampling", ["random", "group_by_length"])
+def test_prediction_keeps_row_order_whatever_the_length(sampling, model_of, tokenizer, tmp_path):
     rows = make_rows(21, labels="none")
-    trainer = WeakToStrongTrainer(
-        model=model_of(), args=arguments(tmp_path, per_device_eval_batch_size=4), processing_class=tokenizer
-    )
+    args = arguments(tmp_path, per_device_eval_batch_size=4, train_sampling_strategy=sampling)
+    trainer = WeakToStrongTrainer(model=model_of(), args=args, processing_class=tokenizer)
     together = trainer.predict_proba(rows)
     one_by_one = torch.cat([torch.from_numpy(trainer.predict_proba(rows.select([i]))) for i in range(len(rows))])
     assert together.dtype == "float32" and together.shape == (21, 2)
@@ -166,6 +166,38 @@ def test_text_column_is_tokenized(model_of, tokenizer, tmp_path):
     trainer, _ = train(model_of(), tokenizer, tmp_path, rows, max_length=2)
     assert {len(ids) for ids in trainer.train_dataset["input_ids"]} == {2}
     assert trainer.predict_proba(rows.remove_columns("labels")).shape == (16, 2)
+    # As the unlabelled test splits of GLUE are.
+    unlabelled = rows.remove_columns("labels").add_column("label", [-1] * 16)
+    assert trainer.predict_proba(unlabelled).shape == (16, 2)
+    assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(trainer.evaluate({"a": rows})["eval_a_loss"])
+    with pytest.raises(ValueError, match="eval_dataset.*got class -1"):
+        trainer.evaluate(unlabelled)
+
+
+def test_tokenizing_does_not_pickle_the_trainer(model_of, tokenizer, tmp_path, monkeypatch):
+    pickled = []
+    monkeypatch.setattr(
+        WeakToStrongTrainer,
+        "__reduce_ex__",
+        lambda self, protocol: pickled.append(self) or (object, ()),
+        raising=False,
+    )
+    rows = Dataset.from_dict({"text": ["w1 w2", "w3"], "labels": [0.1, 0.9]})
+    train(model_of(), tokenizer, tmp_path, rows, max_steps=1)
+    assert not pickled, "datasets hashed the trainer, with all weights of its model"
+
+
+def test_model_init_is_prepared_as_a_passed_model_is(model_of, tokenizer, tmp_path):
+    args = arguments(tmp_path, max_steps=2)
+    common = {"args": args, "train_dataset": make_rows(24), "processing_class": tokenizer}
+    lora = {"r": 4, "target_modules": "all-linear", "task_type": "SEQ_CLS"}
+    fresh = WeakToStrongTrainer(
+        model_init=lambda: get_peft_model(model_of("gpt2").to(torch.bfloat16), LoraConfig(**lora)), **common
+    )
+    fresh.train()
+    modules = list(fresh.model.modules())
+    assert {module.p for module in modules if isinstance(module, torch.nn.Dropout)} == {0}
+    assert {p.dtype for p in fresh.model.parameters() if p.requires_grad} == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
@@ -211,6 +243,8 @@ def test_unlabelled_rows_and_confusing_columns_are_refused(model_of, tokenizer, 
     )
     refuse("got class 2", rows.remove_columns("labels").add_column("labels", [0, 1, 2, 0]))
     refuse("quantization_config", rows, quantization_config=object())
+    dropout = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", lora_dropout=0.1)
+    refuse("lora_dropout=0.1 and disable_dropout=True", rows, peft_config=dropout)
     refuse("compute_loss_func", rows, compute_loss_func=lambda *inputs, **kwargs: None)
     with pytest.raises(ValueError, match="expected one of xent, confidence"):
         arguments(tmp_path, loss_type="cross_entropy")

@@ -1,14 +1,72 @@
-"""From rows to padded batches, and from a batch to micro-batches of bounded size."""
+"""From rows to tokens, from tokens to padded batches, and from a batch to micro-batches of bounded size."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import datasets
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from .labels import as_probabilities
 
-__all__ = ["WeakToStrongCollator", "split_by_tokens"]
+__all__ = ["WeakToStrongCollator", "prepare_rows", "split_by_tokens"]
+
+
+def prepare_rows(
+    dataset: datasets.Dataset,
+    name: str,
+    *,
+    n_classes: int = 2,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    text_field: str = "text",
+    max_length: int | None = None,
+    needs_labels: bool = True,
+) -> datasets.Dataset:
+    """
+    Checks the labels of rows before anything trains on them, and tokenizes a text column where there are no tokens.
+
+    Args:
+        dataset ([`~datasets.Dataset`]): Rows with `input_ids` or a text column, and labels in any form.
+        name (`str`): What error messages call the dataset.
+        n_classes (`int`, *optional*, defaults to `2`): C.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): For a text column.
+        text_field (`str`, *optional*, defaults to `"text"`): That column.
+        max_length (`int`, *optional*): Longer texts are truncated.
+        needs_labels (`bool`, *optional*, defaults to `True`): Refuse rows without.
+
+    Raises:
+        ValueError: no rows, no labels where they are needed, a column `label` beside `labels`, labels that are not
+            probabilities or classes (rows named), or nothing to make `input_ids` of.
+    """
+    columns = dataset.column_names
+    if len(dataset) == 0:
+        raise ValueError(f"{name}: got no rows, expected at least one.")
+    if {"label", "labels"} <= set(columns):
+        raise ValueError(
+            f"{name}: got columns `label` and `labels`, and only one can be trained on. Rename the other one, for "
+            "example to `ground_truth`."
+        )
+    label = next((column for column in ("labels", "label") if column in columns), None)
+    if needs_labels and label is None:
+        raise ValueError(f"{name}: got columns {columns}, expected a column `labels`.")
+    if label is not None:
+        ids = list(dataset["id"]) if "id" in columns else None
+        try:
+            as_probabilities(dataset.with_format("python")[label][:], n_classes, ids)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    if "input_ids" in columns or "inputs_embeds" in columns:
+        return dataset
+    if text_field not in columns or tokenizer is None:
+        got = f"columns {columns}" if text_field not in columns else "a text column and no processing_class"
+        raise ValueError(f"{name}: got {got}, expected `input_ids`, or `{text_field}` and a tokenizer.")
+    # The function must not see the trainer: datasets pickles all that it sees to name its cache file.
+    return dataset.map(
+        lambda rows: tokenizer(rows[text_field], truncation=max_length is not None, max_length=max_length),
+        batched=True,
+        desc=f"Tokenizing {name}",
+    )
 
 
 @dataclass

@@ -144,7 +144,7 @@ class StudentConfig(ModelConfig):
         default="bfloat16",
         metadata={
             "help": "Weights of the frozen base; a student without adapters always trains float32 weights.",
-            "choices": ["bfloat16", "float16", "float32"],
+            "choices": ["auto", "bfloat16", "float16", "float32"],
         },
     )
     use_peft: bool = field(default=True, metadata={"help": "Train LoRA adapters and the head; false finetunes all."})

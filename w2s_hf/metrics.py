@@ -19,8 +19,6 @@ __all__ = [
     "pgr_undefined_reason",
 ]
 
-# An interval that must ignore more than this share of its resamples is none: its far end lies in what was ignored.
-_MAX_UNDEFINED_RATIO = 0.025
 _CHUNK = 50  # resamples at a time: bounds the memory of the bootstrap at 50 indices a test row
 
 
@@ -169,11 +167,18 @@ def _resampled_pgr(run: np.ndarray, rng: np.random.Generator, n_resamples: int) 
 
 
 def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float] | None:
-    defined = values[~np.isnan(values)]
-    if len(defined) < (1 - _MAX_UNDEFINED_RATIO) * len(values):
-        return None
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    """
+    The ends of an interval of medians over the seeds `(seeds, n_resamples)`; `None` where one of them is infinite.
+
+    An undefined PGR may be anything, so it counts as minus infinity at the lower end and as infinity at the upper one.
+    """
+    tail = (1 - confidence) / 2
+    undefined = np.isnan(values)
+    lowest = np.median(np.where(undefined, -np.inf, values), axis=0)
+    highest = np.median(np.where(undefined, np.inf, values), axis=0)
+    low = np.quantile(lowest, tail, method="lower")
+    high = np.quantile(highest, 1 - tail, method="higher")
+    return (float(low), float(high)) if np.isfinite([low, high]).all() else None
 
 
 def _stack(weak: np.ndarray, student: np.ndarray, ceiling: np.ndarray) -> np.ndarray:
@@ -205,11 +210,11 @@ def pgr_interval(
 
     Returns:
         Lower and upper end, or `None` where more than 2.5 % of the resamples have a ceiling that is not above the
-        supervisor: the interval is unbounded then.
+        supervisor. Their PGR is undefined and counts as infinite at either end: the interval is unbounded then.
     """
     rng = np.random.default_rng(seed)
     run = _stack(weak_correct, student_correct, ceiling_correct)
-    return _percentiles(_resampled_pgr(run, rng, n_resamples), confidence)
+    return _percentiles(_resampled_pgr(run, rng, n_resamples)[None], confidence)
 
 
 def pgr_over_seeds(
@@ -228,7 +233,7 @@ def pgr_over_seeds(
 
     Returns:
         `dict` with `pgr_median` (over the seeds that have a PGR; `None` if none has), `pgr_ci95` (list of two, or
-        `None` if unbounded), `n_seeds`, `n_undefined`.
+        `None` if unbounded; a seed without PGR counts as infinite at either end), `n_seeds`, `n_undefined`.
     """
     stacked = [_stack(*run) for run in runs]
     defined = []
@@ -243,10 +248,7 @@ def pgr_over_seeds(
     values = np.empty(shape)
     for position, run in enumerate(stacked):
         values[chosen == position] = _resampled_pgr(run, rng, int((chosen == position).sum()))
-    some = ~np.isnan(values).all(axis=0)
-    medians = np.full(n_resamples, np.nan)
-    medians[some] = np.nanmedian(values[:, some], axis=0)
-    interval = _percentiles(medians, confidence)
+    interval = _percentiles(values, confidence)
     return {
         "pgr_median": float(np.median(defined)) if defined else None,
         "pgr_ci95": None if interval is None else list(interval),

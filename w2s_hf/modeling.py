@@ -91,11 +91,12 @@ def load_student(
     name_or_path: str,
     *,
     task_type: str = "SEQ_CLS",
-    num_labels: int = 2,
+    num_labels: int | None = None,
     load_in_4bit: bool = False,
     dtype: str | torch.dtype = "bfloat16",
     peft_config: LoraConfig | None = None,
     quantization_config: BitsAndBytesConfig | None = None,
+    is_trainable: bool = False,
     revision: str | None = None,
     **kwargs,
 ) -> PreTrainedModel | PeftModel:
@@ -109,26 +110,31 @@ def load_student(
         name_or_path (`str`): Hub id or local directory of a base model or of a trained student.
         task_type (`str`, *optional*, defaults to `"SEQ_CLS"`):
             `"SEQ_CLS"`, `"REWARD"` (one output), or `"CAUSAL_LM"`.
-        num_labels (`int`, *optional*, defaults to `2`): Outputs of the head for `"SEQ_CLS"`.
+        num_labels (`int`, *optional*):
+            Outputs of the head for `"SEQ_CLS"`; by default those of the checkpoint, and 2 for a base.
         load_in_4bit (`bool`, *optional*, defaults to `False`):
             nf4 weights with double quantization and `dtype` compute; the head stays in full precision.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"bfloat16"`): Of the weights that are not quantized.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"bfloat16"`):
+            Of the weights that are not quantized; `"auto"` is that of the checkpoint.
         peft_config ([`~peft.LoraConfig`], *optional*): Adds fresh adapters, see [`fresh_adapter`].
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): In place of `load_in_4bit`.
-        revision (`str`, *optional*): Of the base on the Hub.
+        is_trainable (`bool`, *optional*, defaults to `False`): Train the adapters of a finished student further.
+        revision (`str`, *optional*): On the Hub, of `name_or_path`.
         kwargs: Passed to `from_pretrained`.
 
     Returns:
         A model in eval mode; a [`~peft.PeftModel`] when it has adapters. Nothing of the base is trainable then.
 
     Raises:
-        ValueError: unknown task type, or both `load_in_4bit` and `quantization_config`.
+        ValueError: unknown task type or dtype, or both `load_in_4bit` and `quantization_config`.
     """
     if task_type not in ("SEQ_CLS", "REWARD", "CAUSAL_LM"):
         raise ValueError(f"task_type: got {task_type!r}, expected SEQ_CLS, REWARD or CAUSAL_LM.")
     if load_in_4bit and quantization_config is not None:
         raise ValueError("Got load_in_4bit=True and a quantization_config; give one of them.")
-    if isinstance(dtype, str):
+    if isinstance(dtype, str) and dtype != "auto":
+        if dtype not in ("bfloat16", "float16", "float32"):
+            raise ValueError(f"dtype: got {dtype!r}, expected bfloat16, float16, float32 or auto.")
         dtype = getattr(torch, dtype)
     if find_adapter_config_file(name_or_path, revision=revision) is not None:
         adapter = PeftConfig.from_pretrained(name_or_path, revision=revision)
@@ -143,14 +149,14 @@ def load_student(
             **kwargs,
         )
         align_padding(base, load_tokenizer(name_or_path, revision=revision))
-        return PeftModel.from_pretrained(base, name_or_path, revision=revision).eval()
+        return PeftModel.from_pretrained(base, name_or_path, revision=revision, is_trainable=is_trainable).eval()
 
     if load_in_4bit:
         quantization_config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
         )
     if quantization_config is not None:
         # The default is to skip the module of the last parameter: for a head with a bias that names the bias, and the
@@ -165,7 +171,9 @@ def load_student(
         model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **kwargs)
     else:
         num_labels = 1 if task_type == "REWARD" else num_labels
-        model = _load_classifier(name_or_path, dtype=dtype, num_labels=num_labels, **kwargs)
+        if num_labels is not None:
+            kwargs["num_labels"] = num_labels
+        model = _load_classifier(name_or_path, dtype=dtype, **kwargs)
         _full_precision_head(_head(model))
     model.eval()
     return model if peft_config is None else fresh_adapter(model, peft_config)

@@ -65,6 +65,13 @@ def parse_arguments(
                 )
         elif args.dataset_path is not None:
             raise ValueError("Got --dataset_path and the demo's configuration, whose models know no real words.")
+        if training_args.hub_token is not None:
+            raise ValueError("Got --hub_token, which others can read in the list of processes: set HF_TOKEN instead.")
+        if student_config.lora_dropout and training_args.disable_dropout:
+            raise ValueError(
+                f"Got --lora_dropout {student_config.lora_dropout}, and all dropout is set to 0: add "
+                "--disable_dropout false."
+            )
         if training_args.push_to_hub and get_token() is None:
             raise ValueError("Got --push_to_hub and no token: set HF_TOKEN, or log in with `hf auth login`.")
     except (ValueError, OSError) as error:

@@ -101,11 +101,10 @@ def gather_materials(
     """Rows and models of one seed; the demo makes its own, a world a seed."""
     task = find_task(task_name)
     sizes = {name: getattr(args, name) for name in ("n_train", "n_weak", "n_validation", "n_test")}
-    student = student_config if student_config.use_peft else None
     if not args.demo:
         splits = load_splits(task, dataset_path=args.dataset_path, seed=args.split_seed, **sizes)
-        weak = Model.find(args.weak_model, None, "--weak_model")
-        return Materials(splits, weak, Model.find(args.student_model, student, "--student_model"))
+        weak = Model.find(args.weak_model, "--weak_model")
+        return Materials(splits, weak, Model.find(args.student_model, "--student_model", student_config))
 
     if task_name != "boolq":
         raise ValueError(f"The demo makes rows for boolq only; for {task_name} name the models and --dataset_path.")
@@ -121,7 +120,7 @@ def gather_materials(
     splits = load_splits(task, raw=raw, seed=args.split_seed, **sizes)
     splits = replace(splits, source={"id": "w2s_hf demo", "revision": f"world {seed}"})
 
-    def demo_model(name: str, adapters: StudentConfig | None) -> Model:
+    def demo_model(name: str, config: StudentConfig | None = None) -> Model:
         if name not in DEMO_MODELS:
             raise ValueError(f"The demo has no model {name!r}; its models are {', '.join(DEMO_MODELS)}.")
         # Only a pretrained model depends on how much it reads.
@@ -132,14 +131,14 @@ def gather_materials(
             settings,
             lambda path: build_demo_model(DEMO_MODELS[name], world, path, n_documents=n_documents),
         )
-        return Model(f"demo/{name}", str(directory), directory.name, adapters)
+        return Model(f"demo/{name}", str(directory), directory.name, config)
 
     twin = args.student_model.replace("pretrained-", "scratch-")
     return Materials(
         splits,
-        demo_model(args.weak_model, None),
-        demo_model(args.student_model, student),
-        demo_model(twin, None) if twin in DEMO_MODELS and twin != args.student_model else None,
+        demo_model(args.weak_model),
+        demo_model(args.student_model, student_config),
+        demo_model(twin) if twin in DEMO_MODELS and twin != args.student_model else None,
     )
 
 

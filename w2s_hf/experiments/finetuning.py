@@ -49,17 +49,21 @@ class Model:
         name (`str`): How results call it; a Hub id, or the last part of a local path.
         path (`str`): Hub id or local directory.
         version (`str`): Commit on the Hub, or a hash of the local files.
-        adapters ([`StudentConfig`], *optional*): Adapters and precision; `None` finetunes all weights in float32.
+        config ([`StudentConfig`], *optional*):
+            Adapters, precision, head. `None`, and a configuration without adapters, finetune all weights in float32.
+        revision (`str`, *optional*): Commit to load from the Hub.
     """
 
     name: str
     path: str
     version: str
-    adapters: StudentConfig | None = None
+    config: StudentConfig | None = None
+    revision: str | None = None
 
     @classmethod
-    def find(cls, name_or_path: str, adapters: StudentConfig | None, option: str) -> "Model":
+    def find(cls, name_or_path: str, option: str, config: StudentConfig | None = None) -> "Model":
         """Looks the model up before anything trains. Raises as [`w2s_hf.hub.ensure_available`]."""
+        revision = None if config is None else config.model_revision
         ensure_available(name_or_path, repo_type="model", option=option)
         directory = Path(name_or_path)
         if directory.is_dir():
@@ -72,19 +76,17 @@ class Model:
                 # Hashing 140 GB of weights would take longer than the demo; a changed file has another size or time.
                 stat = file.stat()
                 digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
-            return cls(directory.resolve().name, str(directory), digest.hexdigest()[:16], adapters)
-        version = "offline" if constants.HF_HUB_OFFLINE else HfApi().model_info(name_or_path).sha
-        return cls(name_or_path, name_or_path, version, adapters)
+            # An absolute path: adapters keep it, and are loaded from other working directories.
+            path = directory.resolve()
+            return cls(path.name, str(path), digest.hexdigest()[:16], config)
+        if not constants.HF_HUB_OFFLINE:
+            revision = HfApi().model_info(name_or_path, revision=revision).sha
+        return cls(name_or_path, name_or_path, revision or "offline", config, revision)
 
     @property
     def identity(self) -> dict:
-        adapters = None if self.adapters is None else dataclasses.asdict(self.adapters)
-        return {"name": self.name, "version": self.version, "adapters": adapters}
-
-    @property
-    def revision(self) -> str | None:
-        is_commit = len(self.version) == 40 and not Path(self.path).is_dir()
-        return self.version if is_commit else None
+        config = None if self.config is None else dataclasses.asdict(self.config)
+        return {"name": self.name, "version": self.version, "config": config}
 
 
 def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
@@ -189,12 +191,13 @@ class Workbench:
 
     def _untrained(self, model: Model, tokenizer, seed: int) -> PreTrainedModel | PeftModel:
         """The model with a new head and new adapters; the base of a student is loaded once and used again."""
-        config = model.adapters
-        if config is None:
+        config = StudentConfig(use_peft=False) if model.config is None else model.config
+        kwargs = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
+        if not config.use_peft:
             self._release()
             set_seed(seed)
-            untrained = load_student(model.path, dtype="float32", revision=model.revision)
-            initialise_head(untrained, seed=seed)
+            untrained = load_student(model.path, dtype="float32", revision=model.revision, **kwargs)
+            initialise_head(untrained, config.head_init, seed=seed, tokenizer=tokenizer)
             return untrained
         key = (model.path, model.version, str(config))
         if self._base is None or self._base[0] != key:
@@ -205,7 +208,7 @@ class Workbench:
                 dtype=config.dtype,
                 quantization_config=quantization,
                 revision=model.revision,
-                **({} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}),
+                **kwargs,
             )
             self._base = (key, base)
         student = fresh_adapter(self._base[1], get_peft_config(config), seed=seed)

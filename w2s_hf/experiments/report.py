@@ -137,7 +137,7 @@ def write_report(results: dict, output_dir: Path, task: Task, training_args: Wea
         *undefined,
         "PGR = (student - weak) / (ceiling - weak): 0 is no better than the supervisor, 1 is as good as with ground "
         "truth. Its interval is a paired bootstrap over test rows, and over seeds if there are several; unbounded "
-        "means that more than one resample in 40 had a ceiling no better than the supervisor.",
+        "means that in more than one resample of 40 the ceiling is no better than the supervisor.",
         "Agreement is the share of test rows on which the student answers as its supervisor, where that one is right "
         "and where it is wrong: a student that copies errors agrees on both.",
     ]
@@ -151,14 +151,16 @@ def write_report(results: dict, output_dir: Path, task: Task, training_args: Wea
     _write(output_dir / "report.md", "\n\n".join(text) + "\n")
     for run in results["runs"]:
         for student in run["students"]:
-            _write(output_dir / student["output"] / "README.md", _student_page(results, run, student))
+            directory = output_dir / student["output"]
+            library = "peft" if (directory / "adapter_config.json").is_file() else "transformers"
+            _write(directory / "README.md", _student_page(results, run, student, library))
     _write(output_dir / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that all is there
 
 
-def _student_page(results: dict, run: dict, student: dict) -> str:
+def _student_page(results: dict, run: dict, student: dict, library: str) -> str:
     pgr = student["pgr_undefined"] or _pgr(student)
     return f"""---
-library_name: peft
+library_name: {library}
 tags:
 - weak-to-strong
 - {results["task"]}
@@ -182,7 +184,7 @@ Performance gap recovered: {pgr}
 from transformers import AutoTokenizer
 from w2s_hf import load_student
 
-student = load_student(".", dtype="float32")  # this directory: base, adapters and head
+student = load_student(".", dtype="float32")  # from this directory
 tokenizer = AutoTokenizer.from_pretrained(".")
 ```
 """

@@ -11,14 +11,14 @@ from packaging.version import Version
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.nn.functional import one_hot
+from torch.utils.data import SequentialSampler
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import PredictionOutput
+from transformers.trainer_utils import PredictionOutput, has_length
 from trl.trainer.utils import disable_dropout_in_model
 
 from .. import losses
-from ..collators import WeakToStrongCollator, split_by_tokens
+from ..collators import WeakToStrongCollator, prepare_rows, split_by_tokens
 from ..config import WeakToStrongConfig
-from ..labels import as_probabilities
 from ..modeling import align_padding, cast_trainable_to_float32, fresh_adapter, load_student, load_tokenizer
 
 __all__ = ["WeakToStrongTrainer"]
@@ -26,16 +26,18 @@ __all__ = ["WeakToStrongTrainer"]
 # Losses whose hard targets come from a threshold over the rows of the whole optimizer step.
 _THRESHOLD_LOSSES = ("confidence", "openai")
 
+_Rows = datasets.Dataset | dict[str, datasets.Dataset]
+
 
 class WeakToStrongTrainer(Trainer):
     """
     [`~transformers.Trainer`] for a classifier that learns from soft labels.
 
-    With `loss_type="xent"` and integer labels it is a drop-in [`~transformers.Trainer`]: the same loss at every step
-    and the same final weights. Every loss is a mean over the rows of the *whole* optimizer step, on all ranks, so 8x1,
-    2x4, 1x8 rows times accumulation steps and two ranks train the same model. (There [`~transformers.Trainer`] itself
-    differs: with accumulation it does not divide the loss of a sequence classifier, and 2x4 has 4 times the gradient
-    of 8x1.)
+    With `loss_type="xent"`, integer labels and `disable_dropout=False` it is a drop-in [`~transformers.Trainer`]: the
+    same loss at every step and the same final weights. Every loss is a mean over the rows of the *whole* optimizer
+    step, on all ranks, so 8x1, 2x4, 1x8 rows times accumulation steps and two ranks train the same model. (There
+    [`~transformers.Trainer`] itself differs: with accumulation it does not divide the loss of a sequence classifier,
+    and 2x4 has 4 times the gradient of 8x1.)
 
     What it overrides, and why:
 
@@ -45,7 +47,9 @@ class WeakToStrongTrainer(Trainer):
       threshold of the confidence loss over all of them (a first pass without gradient, only where there is more than
       one micro-batch).
     - `training_step`: cuts a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
-    - `predict`: runs rows sorted by length, returns them in their own order.
+    - `evaluate`, `predict`: take raw text too; `predict` runs rows sorted by length, returns them in their own order.
+    - `call_model_init`, `_get_eval_sampler`: dropout off and float32 adapters for models of `model_init`, too; rows in
+      order where training groups them by length.
     - `log`: adds the averages of what the loss reports.
 
     Args:
@@ -65,7 +69,8 @@ class WeakToStrongTrainer(Trainer):
 
     Raises:
         ValueError: no rows, no labels to train on, labels that are not probabilities (rows named), a column `label`
-            beside `labels`, adapters on top of adapters, a head with one output, or several GPUs in one process.
+            beside `labels`, adapters on top of adapters, nothing trainable, a head with one output, LoRA dropout where
+            `disable_dropout` is set, or several GPUs in one process.
 
     Example:
 
@@ -101,12 +106,21 @@ class WeakToStrongTrainer(Trainer):
         args = WeakToStrongConfig() if args is None else args
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("Got a compute_loss_func, which args.loss_type replaces; override `_row_losses` instead.")
+        if peft_config is not None and getattr(peft_config, "lora_dropout", 0) and args.disable_dropout:
+            raise ValueError(
+                f"Got lora_dropout={peft_config.lora_dropout} and disable_dropout=True, which would set it to 0; set "
+                "lora_dropout=0, or WeakToStrongConfig(disable_dropout=False)."
+            )
         if isinstance(model, str):
             if processing_class is None:
                 processing_class = load_tokenizer(model)
             # Adapters train beside a bfloat16 or 4-bit base; a model that is finetuned whole needs float32 weights.
             frozen = peft_config is not None or quantization_config is not None
-            init_kwargs = {"dtype": "bfloat16" if frozen else "float32", **(args.model_init_kwargs or {})}
+            init_kwargs = {
+                "dtype": "bfloat16" if frozen else "float32",
+                "is_trainable": train_dataset is not None,
+                **(args.model_init_kwargs or {}),
+            }
             torch.manual_seed(args.seed)  # a new head is drawn while loading
             model = load_student(model, quantization_config=quantization_config, **init_kwargs)
         elif quantization_config is not None:
@@ -118,10 +132,10 @@ class WeakToStrongTrainer(Trainer):
                     "expected a base model; see w2s_hf.fresh_adapter for new adapters on the base of another student."
                 )
             model = fresh_adapter(model, peft_config)
-        if isinstance(model, PeftModel):
-            cast_trainable_to_float32(model)
-            if args.gradient_checkpointing:
-                model.enable_input_require_grads()  # a frozen embedding would cut the graph of a checkpointed block
+        # call_model_init needs both before Trainer sets them.
+        self.args, self.processing_class = args, processing_class
+        if model is not None:
+            model = self._prepare_model(model)
 
         super().__init__(
             model=model,
@@ -138,61 +152,62 @@ class WeakToStrongTrainer(Trainer):
         if data_collator is None:
             self.data_collator = WeakToStrongCollator(self.data_collator, n_classes)
         if train_dataset is not None:
+            if not any(parameter.requires_grad for parameter in self.model.parameters()):
+                raise ValueError(
+                    "Got a train_dataset and a model whose parameters are all frozen. To train a finished student "
+                    "further, load it with load_student(..., is_trainable=True)."
+                )
             self.train_dataset = self._prepare_dataset(train_dataset, "train_dataset")
-        if isinstance(eval_dataset, dict):
-            self.eval_dataset = {
-                name: self._prepare_dataset(part, f"eval_dataset[{name!r}]") for name, part in eval_dataset.items()
-            }
-        elif eval_dataset is not None:
+        if eval_dataset is not None:
             self.eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset")
         if args.n_gpu > 1:
             raise ValueError(
                 f"Got {args.n_gpu} GPUs in one process, which nn.DataParallel would split batches over. Launch with "
                 "`accelerate launch` or `torchrun`, or show one GPU with CUDA_VISIBLE_DEVICES."
             )
-        if args.disable_dropout:
-            disable_dropout_in_model(self.model)
-        if processing_class is not None and self.model.config.get_text_config().pad_token_id is None:
-            align_padding(self.model, processing_class)
         self._threshold: torch.Tensor | None = None
         self._metrics: dict[str, list[float]] = defaultdict(list)
 
-    # ---- Data ----
+    # ---- Model and data ----
 
-    def _prepare_dataset(self, dataset: datasets.Dataset, name: str, needs_labels: bool = True) -> datasets.Dataset:
-        """Tokenizes a text column where there are no `input_ids`, and checks every label before anything trains."""
+    def call_model_init(self, trial=None) -> nn.Module:
+        return self._prepare_model(super().call_model_init(trial))
+
+    def _prepare_model(self, model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+        """Precision, dropout and padding; for a model that was passed, and for each that `model_init` makes."""
+        if isinstance(model, PeftModel):
+            cast_trainable_to_float32(model)
+            if self.args.gradient_checkpointing:
+                model.enable_input_require_grads()  # a frozen embedding would cut the graph of a checkpointed block
+        if self.args.disable_dropout:
+            disable_dropout_in_model(model)
+        if self.processing_class is not None and model.config.get_text_config().pad_token_id is None:
+            align_padding(model, self.processing_class)
+        return model
+
+    def _prepare_dataset(self, dataset: _Rows, name: str, needs_labels: bool = True) -> _Rows:
+        """[`w2s_hf.collators.prepare_rows`] of a dataset, or of each of a dictionary; anything else as it is."""
+        if isinstance(dataset, dict):
+            return {
+                key: self._prepare_dataset(part, f"{name}[{key!r}]", needs_labels) for key, part in dataset.items()
+            }
         if not isinstance(dataset, datasets.Dataset):
             return dataset
-        columns = dataset.column_names
-        if len(dataset) == 0:
-            raise ValueError(f"{name}: got no rows, expected at least one.")
-        if {"label", "labels"} <= set(columns):
-            raise ValueError(
-                f"{name}: got columns `label` and `labels`, and only one can be trained on. Rename the other one, for "
-                "example to `ground_truth`."
-            )
-        label = next((column for column in ("labels", "label") if column in columns), None)
-        if needs_labels and label is None:
-            raise ValueError(f"{name}: got columns {columns}, expected a column `labels`.")
-        if label is not None:
-            ids = list(dataset["id"]) if "id" in columns else None
-            try:
-                as_probabilities(dataset.with_format("python")[label][:], _n_classes(self.model), ids)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-        if "input_ids" in columns or "inputs_embeds" in columns:
-            return dataset
-        text = self.args.dataset_text_field
-        if text not in columns or self.processing_class is None:
-            got = f"columns {columns}" if text not in columns else "a text column and no processing_class"
-            raise ValueError(f"{name}: got {got}, expected `input_ids`, or `{text}` and a tokenizer.")
-        return dataset.map(
-            lambda rows: self.processing_class(
-                rows[text], truncation=self.args.max_length is not None, max_length=self.args.max_length
-            ),
-            batched=True,
-            desc=f"Tokenizing {name}",
+        return prepare_rows(
+            dataset,
+            name,
+            n_classes=_n_classes(self.model),
+            tokenizer=self.processing_class,
+            text_field=self.args.dataset_text_field,
+            max_length=self.args.max_length,
+            needs_labels=needs_labels,
         )
+
+    def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> SequentialSampler | None:
+        # In order, always: `group_by_length` would shuffle, and predictions belong to rows by their position.
+        if self.args.world_size > 1 or not has_length(eval_dataset):
+            return None
+        return SequentialSampler(eval_dataset)
 
     # ---- Training ----
 
@@ -332,7 +347,13 @@ class WeakToStrongTrainer(Trainer):
             self._metrics.clear()
         super().log(logs, start_time)
 
-    # ---- Prediction ----
+    # ---- Evaluation and prediction ----
+
+    def evaluate(
+        self, eval_dataset: _Rows | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As [`~transformers.Trainer.evaluate`]; rows with a text column are tokenized, and labels checked."""
+        return super().evaluate(self._prepare_dataset(eval_dataset, "eval_dataset"), ignore_keys, metric_key_prefix)
 
     def predict(
         self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
@@ -365,6 +386,9 @@ class WeakToStrongTrainer(Trainer):
         Returns:
             `np.ndarray` of shape `(N, C)`, float32, in row order, on every rank.
         """
+        if isinstance(dataset, datasets.Dataset):
+            # Not read here, and the test splits of GLUE and others say -1.
+            dataset = dataset.remove_columns([name for name in ("label", "labels") if name in dataset.column_names])
         logits = self.predict(dataset).predictions
         logits = logits[0] if isinstance(logits, tuple) else logits
         return torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1).numpy()
