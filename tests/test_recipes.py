@@ -318,3 +318,11 @@ def test_shipped_configurations_parse(cache, tmp_path):
         argv = ["--config", str(config), "--output_dir", str(tmp_path), "--use_cpu", "true"]
         args, training_args, student = parse_arguments("", DEMO_CONFIG, argv)
         assert args.student_model and training_args.load_best_model_at_end
+        # They serve every task; a number of rows fits one.
+        assert args.demo or (args.n_train, args.n_weak, args.n_validation, args.n_test) == (None,) * 4
+
+
+def test_hyphens_name_a_real_experiment_too(tmp_path):
+    argv = ["--weak-model", "a", "--student-model=b", "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    args, _, _ = parse_arguments("", DEMO_CONFIG, argv)
+    assert not args.demo and (args.weak_model, args.student_model) == ("a", "b")

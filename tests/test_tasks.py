@@ -122,6 +122,35 @@ def test_splits_made_by_hand_are_checked():
         TaskSplits(BOOLQ, **{**parts, "test": one_class})
 
 
+def test_the_next_source_is_tried_where_one_is_gone(monkeypatch):
+    first, second = BOOLQ.sources
+    asked = []
+
+    def available(name, **kwargs):
+        asked.append(name)
+        if name == first.id:
+            raise FileNotFoundError("gone")
+        return "c0ffee"
+
+    def load(name, config, revision):
+        assert (name, config, revision) == (second.id, second.config, "c0ffee")
+        return DatasetDict(train=passages(600), validation=passages(200, "test"))
+
+    monkeypatch.setattr("w2s_hf.tasks.task.ensure_available", available)
+    monkeypatch.setattr("w2s_hf.tasks.task.load_dataset", load)
+    assert load_splits(BOOLQ).source == {"id": second.id, "revision": "c0ffee"}
+    assert asked == [first.id, second.id]
+
+    def unreachable(name, **kwargs):
+        asked.append(name)
+        raise ConnectionError("no answer")
+
+    monkeypatch.setattr("w2s_hf.tasks.task.ensure_available", unreachable)
+    with pytest.raises(ConnectionError, match="no answer"):
+        load_splits(BOOLQ)
+    assert len(asked) == 3, "a Hub that does not answer is asked once"
+
+
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["boolq", "sst2"])
 def test_real_rows(name):

@@ -43,7 +43,8 @@ def parse_arguments(
         argv (`list[str]`, *optional*): Defaults to that of the process.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not any(word.split("=")[0] in _REAL for word in argv):
+    # `--weak-model` is an alias of `--weak_model`.
+    if not any("--" + word.split("=")[0][2:].replace("-", "_") in _REAL for word in argv):
         argv = ["--config", str(demo_config), *argv]
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     parser = TrlParser(

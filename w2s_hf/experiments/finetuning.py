@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
-from huggingface_hub import HfApi, constants
 from peft import PeftModel
 from transformers import EvalPrediction, PreTrainedModel, set_seed
 from trl import get_peft_config, get_quantization_config
@@ -63,10 +62,12 @@ class Model:
     @classmethod
     def find(cls, name_or_path: str, option: str, config: StudentConfig | None = None) -> "Model":
         """Looks the model up before anything trains. Raises as [`w2s_hf.hub.ensure_available`]."""
-        revision = None if config is None else config.model_revision
-        ensure_available(name_or_path, repo_type="model", option=option)
+        revision = "main" if config is None else config.model_revision
+        commit = ensure_available(name_or_path, repo_type="model", option=option, revision=revision)
         directory = Path(name_or_path)
         if directory.is_dir():
+            if revision != "main":
+                raise ValueError(f"{option}: got the directory {name_or_path!r}, which has no revision {revision!r}.")
             if not (directory / "config.json").is_file():
                 raise FileNotFoundError(f"{option}: the directory {name_or_path!r} has no config.json; not a model.")
             digest = hashlib.sha256((directory / "config.json").read_bytes())
@@ -79,9 +80,7 @@ class Model:
             # An absolute path: adapters keep it, and are loaded from other working directories.
             path = directory.resolve()
             return cls(path.name, str(path), digest.hexdigest()[:16], config)
-        if not constants.HF_HUB_OFFLINE:
-            revision = HfApi().model_info(name_or_path, revision=revision).sha
-        return cls(name_or_path, name_or_path, revision or "offline", config, revision)
+        return cls(name_or_path, name_or_path, commit, config, commit)
 
     @property
     def identity(self) -> dict:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
-from huggingface_hub import HfApi, constants
 from transformers import PreTrainedTokenizerBase
 
 from ..hub import ensure_available
@@ -192,13 +191,18 @@ def _load_local(task: Task, dataset_path: str) -> DatasetDict:
 
 
 def _load_from_hub(task: Task) -> tuple[DatasetDict, dict]:
-    ensure_available(task.sources[0].id, repo_type="dataset", option="--dataset_path")
     failures = []
     for source in task.sources:
         try:
-            revision = source.revision
-            if not constants.HF_HUB_OFFLINE:
-                revision = HfApi().dataset_info(source.id, revision=source.revision).sha
+            # A Hub that does not answer ends this at once; a repository that is gone has a successor.
+            commit = ensure_available(
+                source.id, repo_type="dataset", option="--dataset_path", revision=source.revision
+            )
+        except FileNotFoundError as error:
+            failures.append(f"{source.id}: {error}")
+            continue
+        try:
+            revision = commit or source.revision
             raw = load_dataset(source.id, source.config, revision=revision)
             return raw, {"id": source.id, "revision": revision or "cached"}
         except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a dataset that is a script

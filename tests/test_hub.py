@@ -1,0 +1,46 @@
+"""Is a repository within reach, and at which commit: asked before anything is trained."""
+
+from unittest.mock import Mock
+
+import pytest
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import RevisionNotFoundError
+
+from w2s_hf import StudentConfig
+from w2s_hf.experiments.finetuning import Model
+from w2s_hf.hub import ensure_available
+
+MODEL = {"repo_type": "model", "option": "--student_model"}
+
+
+def test_offline_a_model_must_be_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="--student_model: 'a/b' .*`hf download a/b`"):
+        ensure_available("a/b", **MODEL)
+    repository, commit = tmp_path / "models--a--b", "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "snapshots" / commit / "config.json").write_text("{}")
+    # The commit, not the branch, is part of every stage's key: a cache that moved on is another model.
+    found = Model.find("a/b", "--student_model")
+    assert found.version == found.revision == commit
+
+
+def test_an_unknown_revision_is_named(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def refuse(self, name, *, repo_type, revision, timeout):
+        raise RevisionNotFoundError("no such revision", response=Mock())
+
+    monkeypatch.setattr(HfApi, "repo_info", refuse)
+    with pytest.raises(FileNotFoundError, match="'a/b' has no revision 'v9'"):
+        ensure_available("a/b", revision="v9", **MODEL)
+
+
+def test_a_directory_has_no_revision(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    assert Model.find(str(tmp_path), "--student_model", StudentConfig()).revision is None
+    with pytest.raises(ValueError, match="has no revision 'v9'"):
+        Model.find(str(tmp_path), "--student_model", StudentConfig(model_revision="v9"))
