@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
+from datasets.fingerprint import generate_random_fingerprint
 from transformers import PreTrainedTokenizerBase
 
 from ..hub import ensure_available
@@ -320,7 +321,9 @@ def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length:
                     encoded[key][position] = shorter[key]
         return encoded
 
-    return rows.map(encode, batched=True, desc="Tokenizing")
+    # datasets would hash `encode`, and the tokenizer with it, to name a cache file that rows in memory do not have; a
+    # Ctrl-C in that tenth of a second is lost (`except:` in datasets.fingerprint).
+    return rows.map(encode, batched=True, desc="Tokenizing", new_fingerprint=generate_random_fingerprint())
 
 
 def _shorten(tokenizer: PreTrainedTokenizerBase, text: str, context: str, max_length: int, row_id: str) -> dict:
