@@ -1,27 +1,38 @@
-"""Weak-to-strong generalization on any task of the package, by name:
+"""Weak-to-strong generalization on any task of the package, or on your own, by name.
 
-    accelerate launch recipes/nlp.py --task sst2 --config recipes/configs/single_gpu.yaml
-    accelerate launch recipes/nlp.py --task sst2 --weak_model gpt2 --student_model gpt2-xl --dataset_path data/sst2
+The tasks, and the embedded demo in the schema of one of them:
 
-Every other option is that of recipes/boolq.py.
+    accelerate launch recipes/nlp.py --list_tasks
+    accelerate launch recipes/nlp.py --task quail
+
+The real task, on one GPU of 24 GB, or with your own models and a local copy of the rows:
+
+    accelerate launch recipes/nlp.py --task quail --config recipes/configs/single_gpu.yaml
+    accelerate launch recipes/nlp.py --task quail --weak_model gpt2 --student_model gpt2-xl --dataset_path data/quail
+
+A task of your own, defined in a Python file (see the README):
+
+    accelerate launch recipes/nlp.py --task my_task.py --config recipes/configs/single_gpu.yaml
 """
 
-import argparse
+import sys
 from pathlib import Path
 
+from w2s_hf.config import AnyTaskArguments
 from w2s_hf.experiments.arguments import finish, parse_arguments, run_recipe
 from w2s_hf.experiments.classification import run_classification
-from w2s_hf.tasks import TASKS
+from w2s_hf.tasks import task_table
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
 
 def main() -> None:
-    task_parser = argparse.ArgumentParser(add_help=False)
-    task_parser.add_argument("--task", choices=sorted(TASKS), default="boolq")
-    task, argv = task_parser.parse_known_args()
-    args, training_args, student_config = parse_arguments(__doc__, DEMO_CONFIG, argv)
-    finish(run_classification(task.task, args, training_args, student_config), args, training_args)
+    if "--list_tasks" in sys.argv:
+        print(task_table())
+        return
+    args, training_args, student_config = parse_arguments(__doc__, DEMO_CONFIG, experiment=AnyTaskArguments)
+    results = run_classification(args.task, args, training_args, student_config)
+    finish(results, args, training_args)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def rows(world):
 
 def boolq_tokens(world: DemoWorld, row: dict) -> list[str]:
     tokenizer = world.tokenizer()
-    return tokenizer.convert_ids_to_tokens(tokenizer(TASKS["boolq"].format(row)["text"])["input_ids"])
+    return tokenizer.convert_ids_to_tokens(tokenizer(next(TASKS["boolq"].examples(row))["text"])["input_ids"])
 
 
 def facts_of(tokens: list[str]) -> list[list[str]]:
@@ -234,7 +234,7 @@ def test_a_checkpoint_loads_as_a_classifier_with_its_tokenizer(world, rows, tmp_
     assert (tokenizer.pad_token, tokenizer.bos_token, tokenizer.unk_token) == ("<pad>", "<bos>", "<unk>")
     assert (tokenizer.model_max_length, tokenizer.padding_side) == (128, "right")
     assert model.config.pad_token_id == tokenizer.pad_token_id
-    texts = [TASKS["boolq"].format(row)["text"] for row in rows.select(range(4))]
+    texts = [next(TASKS["boolq"].examples(row))["text"] for row in rows.select(range(4))]
     assert tokenizer(texts)["input_ids"] == world.tokenizer()(texts)["input_ids"]
     assert tokenizer("QUESTION: nothing")["input_ids"][1:] == tokenizer.convert_tokens_to_ids(
         ["question", ":", "<unk>"]

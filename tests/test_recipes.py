@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -12,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_tasks import passages
+from datasets import Dataset
+from test_splits import passages
+from test_tasks import MESSAGES
 from transformers import AutoTokenizer
 
-from w2s_hf import WeakLabels, load_student
+from w2s_hf import TASKS, WeakLabels, load_student
+from w2s_hf.config import AnyTaskArguments
 from w2s_hf.experiments.arguments import parse_arguments
-from w2s_hf.tasks import find_task
 from w2s_hf.tasks.demo import DemoWorld
+from w2s_hf.tasks.demo_rows import demo_rows
 
 ROOT = Path(__file__).parents[1]
 DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo.yaml"
@@ -102,10 +107,10 @@ def test_a_student_loads_alone_and_predicts_what_was_scored(finished, method):
     stored = WeakLabels.load(stage / "predictions")
     student = load_student(str(output / "students" / f"{method}-seed0"), dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(output / "students" / f"{method}-seed0")
-    rows = DemoWorld(seed=0).yes_no_rows(180, "test")
+    rows = demo_rows(TASKS["boolq"], DemoWorld(seed=0), 3 * 120 // 2 + 100, "test")
+    text_of = {example["id"]: example["text"] for row in rows for example in TASKS["boolq"].examples(row)}
     for row_id in stored.ids[:5]:
-        text = find_task("boolq").format(rows[int(row_id.split("-")[1])])["text"]
-        logits = student(**tokenizer(text, return_tensors="pt")).logits
+        logits = student(**tokenizer(text_of[row_id], return_tensors="pt")).logits
         np.testing.assert_allclose(logits.softmax(-1).detach().numpy(), stored.of([row_id]), atol=1e-5)
 
 
@@ -264,7 +269,7 @@ def test_bad_arguments_end_in_one_clear_line(options, message, tmp_path, monkeyp
     [
         (
             "--dataset_path nowhere --weak_model a --student_model b",
-            "--dataset_path: got 'nowhere', which is no directory",
+            "--dataset_path: got 'nowhere', which is no directory and no file",
         ),
         ("--dataset_path {rows} --weak_model {empty} --student_model b", "has no config.json"),
         ("--student_model 64x2", "its models are scratch-32x1"),
@@ -303,6 +308,66 @@ def test_a_refused_push_loses_nothing_and_names_the_command(finished, cache):
     assert (output / "students" / "naive-seed0" / "adapter_model.safetensors").exists()
     assert "hf_sec" not in process.stderr + process.stdout
     assert not any("hf_sec" in path.read_text(errors="ignore") for path in output.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", ["sciq.py", "cosmos_qa.py", "amazon_polarity.py", "nlp.py"])
+def test_siblings_run_on_generated_rows_of_their_own_schema(name, cache, tmp_path):
+    task = ["--task", "quail"] if name == "nlp.py" else []
+    process = recipe(*task, *SMALL, "--methods", "naive", "--output_dir", tmp_path / "out", cache=cache, name=name)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert f"recipes/{name} {' '.join(task)}".strip() + " --config" in process.stdout
+    results = numbers(tmp_path / "out")
+    assert results["task"] == (task[1] if task else name.removesuffix(".py"))
+    assert results["dataset"]["n_test"] == results["runs"][0]["students"][0]["n"] == 120
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_runs_by_name(task, cache, tmp_path, monkeypatch, capsys):
+    # In this process: what a second process would add is six seconds of imports, for each of them.
+    monkeypatch.setenv("W2S_HF_CACHE", str(cache))
+    options = f"--task {task} --demo_documents 1600 --n_train 64 --n_weak 32 --n_validation 16 --n_test 40"
+    options += f" --methods naive --num_train_epochs 1 --weak_num_train_epochs 1 --output_dir {tmp_path / 'out'}"
+    monkeypatch.setattr("sys.argv", ["recipes/nlp.py", *options.split()])
+    runpy.run_path(str(ROOT / "recipes" / "nlp.py"), run_name="__main__")
+    assert "strong ceiling" in capsys.readouterr().out
+    results = numbers(tmp_path / "out")
+    assert results["task"] == task and results["runs"][0]["ceiling"]["n"] == 40
+    assert f"columns of {task}" in (tmp_path / "out" / "report.md").read_text()
+
+
+def readme_block(start: str) -> str:
+    blocks = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    (block,) = [block for block in blocks if block.startswith(start)]
+    return block
+
+
+def test_the_readmes_own_task_runs(cache, tmp_path, tokenizer, model_of):
+    definition = readme_block("from w2s_hf import Task\n")
+    assert len(definition.strip().splitlines()) < 10
+    (tmp_path / "spam.py").write_text(definition)
+    (tmp_path / "data").mkdir()
+    rows = [{**row, "is_spam": int(row["is_spam"] == "spam")} for row in MESSAGES]
+    Dataset.from_list(rows).to_csv(str(tmp_path / "data" / "messages.csv"))
+    for name in ("weak", "strong"):
+        model_of("llama").save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    options = "--task spam.py --weak_model weak --student_model strong --methods naive --max_steps 2 --use_cpu true"
+    options += " --output_dir out --report_to none"
+    process = recipe(*options.split(), cache=cache, cwd=tmp_path, name="nlp.py")
+    assert process.returncode == 0, process.stderr[-3000:]
+    results = numbers(tmp_path / "out")
+    assert results["task"] == "spam" and results["dataset"]["id"] == "messages.csv"
+    assert "half of each are 'yes'" in (tmp_path / "out" / "report.md").read_text()
+    process = recipe("--task", "spam.py", cache=cache, cwd=tmp_path, name="nlp.py")
+    assert process.returncode == 1 and "The demo has no rows for spam" in process.stderr
+
+
+def test_tasks_are_listed(cache, capsys):
+    process = recipe("--list_tasks", cache=cache, name="nlp.py")
+    assert process.returncode == 0 and all(name in process.stdout for name in TASKS)
+    with pytest.raises(SystemExit):
+        parse_arguments("", DEMO_CONFIG, [], experiment=AnyTaskArguments)
+    assert "Got no --task; --list_tasks prints their names" in capsys.readouterr().err
 
 
 def test_help_reads_well(cache):

@@ -1,161 +1,361 @@
-"""Splits: balanced, apart, deterministic; texts that keep their question; errors that name what was found."""
+"""Every task, on generated rows and where they are there on real ones; what a text keeps; errors; your own task."""
 
+import dataclasses
+import json
 import os
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from transformers import AutoTokenizer
 
-from w2s_hf import TASKS, load_task
-from w2s_hf.tasks import find_task, tokenize_rows
-from w2s_hf.tasks.task import TaskSplits, load_splits
+from w2s_hf import TASKS, Task, load_task
+from w2s_hf.tasks import Source, find_task, task_table, tokenize_rows
+from w2s_hf.tasks.demo import DemoWorld
+from w2s_hf.tasks.demo_rows import demo_rows
+from w2s_hf.tasks.loading import load_raw
+from w2s_hf.tasks.splits import load_splits
+from w2s_hf.tasks.task import PARQUET_BRANCH
 
-BOOLQ = TASKS["boolq"]
 REAL_DATA = Path(os.environ.get("W2S_HF_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+FOLDERS = {"anthropic_hh_single": "hh_rlhf", "sciq_with_support": "sciq"}
+
+PAPER = """boolq cosmos_qa dream ethics_justice ethics_deontology ethics_virtue ethics_utilitarianism anli_r2 cola sst2
+hellaswag mc_taco openbookqa paws quail piqa quartz sciq social_i_qa multirc wic twitter_sentiment""".split()
+PUBLISHED_CODE = ["sciq_with_support", "amazon_polarity", "anthropic_hh_single"]
 
 
-def passages(n, prefix="", yes=0.6, questions_a_passage=3):
-    rng = np.random.default_rng(0)
-    return Dataset.from_dict(
-        {
-            "passage": [f"{prefix} passage {i // questions_a_passage} has words" for i in range(n)],
-            "question": [f"is {prefix} {i} a number" for i in range(n)],
-            "answer": (rng.random(n) < yes).tolist(),
-        }
-    )
+@pytest.fixture(scope="module")
+def world():
+    return DemoWorld(seed=0)
 
 
-def boolq(n=600, **kwargs):
-    return load_splits(BOOLQ, raw=DatasetDict(train=passages(n), validation=passages(200, "test")), **kwargs)
+def generated(task: Task, world: DemoWorld, n_train: int = 1500, n_test: int = 500) -> DatasetDict:
+    rows = {task.train_split[0]: demo_rows(task, world, n_train, "train")}
+    return DatasetDict(rows | {task.test_split[0]: demo_rows(task, world, n_test, "test")})
 
 
-def check(splits: TaskSplits):
+def real(name: str) -> str:
+    folder = REAL_DATA / FOLDERS.get(name, name)
+    if not folder.is_dir():
+        pytest.skip(f"no real rows in {folder}")
+    return str(folder)
+
+
+def check(splits):
     """What every task promises."""
     groups, texts = {}, set()
     for name, part in splits.parts.items():
-        assert abs(np.mean(part["ground_truth"]) - 0.5) <= 0.01 or len(part) < 100
+        assert np.mean(part["ground_truth"]) == 0.5
+        right = Counter(q for q, truth in zip(part["question"], part["ground_truth"], strict=True) if truth and q)
+        wrong = Counter(q for q, truth in zip(part["question"], part["ground_truth"], strict=True) if not truth and q)
+        assert right == wrong, "as many right as wrong answers to each question"
         for group, text in zip(part["group"], part["text"], strict=True):
-            assert groups.setdefault(group.casefold(), name) == name, "a group on two sides"
-            assert text.casefold() not in texts, "a duplicate"
-            texts.add(text.casefold())
-    assert 0.7 < len(splits.weak_half) / len(splits.student_half) < 1.4
-    assert len(splits.validation) < 0.4 * len(splits.student_half)
+            assert groups.setdefault(group, name) == name, "a group on two sides"
+            text = " ".join(text.casefold().split())
+            assert text and text not in texts, "a duplicate"
+            texts.add(text)
+    assert len(splits.weak_half) / len(splits.student_half) == pytest.approx(1, abs=0.15)
+    for name in ("weak", "student"):
+        part, half = splits.parts[f"{name}_validation"], splits.parts[f"{name}_half"]
+        assert 0.02 < len(part) / len(half) < 0.3
 
 
-def test_splits_are_balanced_apart_and_the_same_every_time():
-    splits = boolq()
+def check_shortening(splits, tokenizer, max_length):
+    """Only the context loses words: everything before and after it is still there."""
+    n_shortened = 0
+    for part in splits.parts.values():
+        rows = part.select(range(min(len(part), 400)))
+        for row in tokenize_rows(rows, tokenizer, max_length):
+            text = tokenizer.decode(row["input_ids"], skip_special_tokens=True)
+            before, after = row["text"][: row["context_start"]], row["text"][row["context_end"] :]
+            context = row["text"][row["context_start"] : row["context_end"]]
+            assert len(row["input_ids"]) <= max_length
+            assert text.startswith(before) and text.endswith(after)
+            kept = text[len(before) : len(text) - len(after)]
+            if kept != context:
+                n_shortened += 1
+                assert len(kept) < len(context)
+                assert context.startswith(kept) if splits.task.shorten_from == "end" else context.endswith(kept)
+    return n_shortened
+
+
+def test_the_tasks_of_the_paper_and_of_the_published_code_are_there():
+    assert len(PAPER) == 22 and set(TASKS) == {*PAPER, *PUBLISHED_CODE}
+    assert all(name == task.name and task.description for name, task in TASKS.items())
+    assert all(name in task_table() for name in TASKS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_generated_rows(name, world):
+    task = TASKS[name]
+    raw = generated(task, world)
+    splits = load_task(name, raw=raw)
     check(splits)
-    assert splits.fingerprint == boolq().fingerprint != boolq(seed=1).fingerprint
-    sizes = {name: len(part) for name, part in boolq(n_train=100, n_weak=60, n_validation=20, n_test=50).parts.items()}
-    assert sizes == {"weak_half": 60, "student_half": 100, "validation": 20, "test": 50}
-
-
-def test_training_rows_that_are_in_the_test_set_are_dropped():
-    test = passages(200, "test")
-    train = Dataset.from_list([*passages(300), *test.select(range(30))])
-    upper = train.map(lambda row: {"passage": row["passage"].upper()})  # spelling does not hide a duplicate
-    splits = load_splits(BOOLQ, raw=DatasetDict(train=upper, validation=test))
-    check(splits)
-    assert not any("TEST" in text for text in splits.weak_half["text"])
-
-
-def test_repeated_rows_count_once():
-    splits = boolq()
-    twice = DatasetDict(train=Dataset.from_list([*passages(600), *passages(600)]), validation=passages(200, "test"))
-    assert load_splits(BOOLQ, raw=twice).fingerprint == splits.fingerprint
-
-
-@pytest.mark.parametrize("max_length", [14, 18, 40])
-def test_the_context_is_shortened_never_the_question(max_length, tokenizer):
-    words = " ".join(f"w{i}" for i in range(30))
-    rows = Dataset.from_dict(
-        {"id": ["a", "b"], "text": [f"{words}\nQuestion: w40 w41 w42", "w1\nQuestion: w5"], "context": [words, "w1"]}
-    )
-    tokens = tokenize_rows(rows, tokenizer, max_length)["input_ids"]
-    assert tokenizer.decode(tokens[0]).endswith("w40 w41 w42") and tokenizer.decode(tokens[0]).startswith("w0 w1")
-    assert len(tokens[0]) == min(max_length, 35)
-    assert tokens[1] == tokenizer(rows["text"][1])["input_ids"]
-
-
-def test_a_question_that_does_not_fit_is_named(tokenizer):
-    rows = Dataset.from_dict({"id": ["train-7"], "text": ["w1 w2 Question: w3 w4 w5"], "context": ["w1 w2"]})
-    with pytest.raises(ValueError, match="train-7 is 5 tokens long without its context, more than max_length 3"):
-        tokenize_rows(rows, tokenizer, 3)
-
-
-def test_errors_say_what_was_found():
-    with pytest.raises(ValueError, match="got 'bolq', expected one of boolq, sst2"):
-        find_task("bolq")
-    with pytest.raises(FileNotFoundError, match="no directory"):
-        load_task("boolq", dataset_path="nowhere")
-    train, test = passages(60), passages(60, "test")
-    with pytest.raises(ValueError, match="no split 'validation'; the splits found are train, test"):
-        load_splits(BOOLQ, raw=DatasetDict(train=train, test=test))
-    with pytest.raises(ValueError, match="no column 'passage'; it has question, answer"):
-        load_splits(BOOLQ, raw=DatasetDict(train=train.remove_columns("passage"), validation=test))
-    with pytest.raises(ValueError, match="'train' is empty"):
-        load_splits(BOOLQ, raw=DatasetDict(train=train.select([]), validation=test))
-    with pytest.raises(ValueError, match="are all 'yes'"):
-        load_splits(BOOLQ, raw=DatasetDict(train=passages(60, yes=1.1), validation=test))
-    with pytest.raises(ValueError, match="train-1 has no 'answer'"):
-        broken = Dataset.from_list([train[0], {**train[1], "answer": None}])
-        load_splits(BOOLQ, raw=DatasetDict(train=broken, validation=test))
-    with pytest.raises(ValueError, match="1000 rows asked for in `weak_half`.*Ask for fewer"):
-        load_splits(BOOLQ, raw=DatasetDict(train=train, validation=test), n_train=1000)
-    unlabelled = Dataset.from_dict({"sentence": ["a", "b"], "label": [-1, -1]})
-    with pytest.raises(ValueError, match="validation-0 has the label -1"):
-        load_splits(TASKS["sst2"], raw=DatasetDict(train=unlabelled, validation=unlabelled))
-
-
-def test_splits_made_by_hand_are_checked():
-    parts = {name: part for name, part in boolq().parts.items()}
-    with pytest.raises(ValueError, match="`validation` is empty"):
-        TaskSplits(BOOLQ, **{**parts, "validation": parts["validation"].select([])})
-    with pytest.raises(ValueError, match="is in `weak_half` and again in `student_half`"):
-        TaskSplits(BOOLQ, **{**parts, "student_half": parts["weak_half"]})
-    renamed = parts["weak_half"].map(lambda row: {"id": row["id"] + "'"})
-    with pytest.raises(ValueError, match="group of row .* is in `weak_half` and in `student_half`"):
-        TaskSplits(BOOLQ, **{**parts, "student_half": renamed})
-    one_class = parts["test"].filter(lambda row: row["ground_truth"] == 1)
-    with pytest.raises(ValueError, match=r"`test` .* has the classes \[1\]"):
-        TaskSplits(BOOLQ, **{**parts, "test": one_class})
-
-
-def test_the_next_source_is_tried_where_one_is_gone(monkeypatch):
-    first, second = BOOLQ.sources
-    asked = []
-
-    def available(name, **kwargs):
-        asked.append(name)
-        if name == first.id:
-            raise FileNotFoundError("gone")
-        return "c0ffee"
-
-    def load(name, config, revision):
-        assert (name, config, revision) == (second.id, second.config, "c0ffee")
-        return DatasetDict(train=passages(600), validation=passages(200, "test"))
-
-    monkeypatch.setattr("w2s_hf.tasks.task.ensure_available", available)
-    monkeypatch.setattr("w2s_hf.tasks.task.load_dataset", load)
-    assert load_splits(BOOLQ).source == {"id": second.id, "revision": "c0ffee"}
-    assert asked == [first.id, second.id]
-
-    def unreachable(name, **kwargs):
-        asked.append(name)
-        raise ConnectionError("no answer")
-
-    monkeypatch.setattr("w2s_hf.tasks.task.ensure_available", unreachable)
-    with pytest.raises(ConnectionError, match="no answer"):
-        load_splits(BOOLQ)
-    assert len(asked) == 3, "a Hub that does not answer is asked once"
+    # Neither the order of the rows nor who formats them changes what a row becomes or where it goes.
+    shuffled = DatasetDict({split: rows.shuffle(seed=1) for split, rows in raw.items()})
+    assert load_task(name, raw=shuffled).fingerprint == splits.fingerprint
+    assert load_task(name, raw=raw, seed=1).fingerprint != splits.fingerprint
+    tokenizer = world.tokenizer()
+    assert max(map(len, tokenizer(splits.student_half["text"][:])["input_ids"])) <= tokenizer.model_max_length
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", ["boolq", "sst2"])
+@pytest.mark.parametrize("name", TASKS)
 def test_real_rows(name):
-    if not (REAL_DATA / name).is_dir():
-        pytest.skip(f"no real rows in {REAL_DATA}")
-    splits = load_task(name, dataset_path=str(REAL_DATA / name))
+    path = real(name)
+    splits = load_task(name, dataset_path=path)
     check(splits)
-    assert splits.fingerprint == load_task(name, dataset_path=str(REAL_DATA / name)).fingerprint
+    task, raw = TASKS[name], load_dataset(path)
+    raw = DatasetDict({split: rows.shuffle(seed=1) for split, rows in raw.items()})
+    assert load_splits(task, raw=raw).fingerprint == splits.fingerprint
+    tokenizer = AutoTokenizer.from_pretrained(real("tokenizers/gpt2"))
+    n_shortened = check_shortening(splits, tokenizer, 256)
+    if name in ("quail", "dream", "multirc", "boolq"):
+        assert n_shortened > 0, "nothing was too long, so nothing was checked"
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", sorted(set(TASKS) - {"paws", "quartz"}))
+def test_generated_rows_have_the_schema_of_real_ones(name, world):
+    task = TASKS[name]
+    found, real_rows = demo_rows(task, world, 20, "train"), load_dataset(real(name))
+
+    def kind(feature):
+        return Value("int64") if isinstance(feature, ClassLabel) else feature
+
+    (features,) = {split: rows.features for split, rows in real_rows.items() if split in task.train_split}.values()
+    for column in task.columns:
+        is_int = "int" in str(found.features[column])
+        assert is_int == ("int" in str(kind(features[column]))), column
+        assert str(found.features[column]).count("List") == str(features[column]).count("List"), column
+
+
+@pytest.mark.parametrize("name", ["sciq", "multirc"])
+def test_a_question_becomes_a_right_and_a_wrong_row_or_one_of_either(name, world):
+    raw = generated(TASKS[name], world)
+    pairs, coin = (load_task(name, raw=raw, conversion=conversion) for conversion in ("pairs", "coin_flip"))
+    answers = defaultdict(set)
+    for question, text in zip(pairs.student_half["question"], pairs.student_half["text"], strict=True):
+        answers[question].add(text)
+    assert {len(texts) for texts in answers.values()} <= {2, 4}  # 4 where two questions are alike
+    check(coin)
+    assert not any(coin.student_half["question"]) and len(coin.student_half) < 0.6 * len(pairs.student_half)
+    both = {row_id for part in coin.parts.values() for row_id in part["id"]}
+    assert len(both & {row_id for part in pairs.parts.values() for row_id in part["id"]}) > 0.3 * len(both)
+    with pytest.raises(ValueError, match="conversion: got 'dice', expected one of pairs, coin_flip"):
+        load_task(name, raw=raw, conversion="dice")
+
+
+def test_of_several_right_answers_as_many_wrong_ones_are_kept():
+    rows = [
+        {"paragraph": f"p{q}", "question": "which?", "answer": f"a{q} {a}", "label": int(a in right)}
+        for q, right in enumerate([(0, 1), (0,), (0, 1, 2), (), (0, 1, 2, 3)] * 12)
+        for a in range(4)
+    ]
+    raw = DatasetDict(train=Dataset.from_list(rows))
+    task = dataclasses.replace(TASKS["multirc"], test_split=None)
+    splits = load_splits(task, raw=raw)
+    per_question = Counter(q for part in splits.parts.values() for q in part["question"])
+    # 2, 1 and 1 of each kind; none where all are right or all are wrong.
+    assert sorted(per_question.values()) == [2] * 24 + [4] * 12
+
+
+def test_fewer_rows_are_whole_questions_and_the_first_of_more(world):
+    raw = generated(TASKS["quail"], world)
+    few, more = (load_task("quail", raw=raw, n_train=200, n_weak=n, n_test=n) for n in (60, 80))
+    assert len(few.weak_half) == len(few.test) == 60 and set(few.test["id"]) < set(more.test["id"])
+    assert set(Counter(few.test["question"]).values()) == {2}
+
+
+def test_utilitarianism_shows_the_better_scenario_first_as_often_as_second(world):
+    task = TASKS["ethics_utilitarianism"]
+    rows = demo_rows(task, world, 1000, "train")
+    truths = []
+    for row in rows:
+        (example,) = task.examples(row)
+        first = example["text"].split("First: ")[1].split("\nSecond: ")[0]
+        assert (first == row["baseline"]) == example["ground_truth"]
+        truths.append(example["ground_truth"])
+    assert 0.45 < np.mean(truths) < 0.55
+
+
+def test_the_text_of_a_preference_ends_in_the_reply_and_is_cut_at_its_start(tokenizer):
+    row = {
+        "chosen": "\n\nHuman: w1 w2 w3\n\nAssistant: w4\n\nHuman: w5\n\nAssistant: w6 w7",
+        "rejected": "\n\nHuman: w1 w2 w3\n\nAssistant: w4\n\nHuman: w5\n\nAssistant: w8 w9",
+    }
+    chosen, rejected = TASKS["anthropic_hh_single"].examples(row)
+    assert (chosen["ground_truth"], rejected["ground_truth"]) == (1, 0)
+    assert chosen["keys"] == rejected["keys"] and "w6" not in chosen["keys"][0] and "w5" in chosen["keys"][0]
+    tokens = tokenize_rows(Dataset.from_list([{**chosen}]), tokenizer, 4)["input_ids"][0]
+    assert tokenizer.decode(tokens).endswith("w6 w7") and len(tokens) == 4
+
+
+@pytest.mark.parametrize("max_length", [14, 18, 40])
+@pytest.mark.parametrize("side", ["start", "end"])
+def test_the_context_is_shortened_never_the_question(max_length, side, tokenizer):
+    words = " ".join(f"w{i}" for i in range(30))
+    task = Task("t", "rows.csv", "{p}\nQuestion: {q}", label="y", context="p", shorten_from=side)
+    rows = [{"p": words, "q": "w40 w41 w42", "y": 1}, {"p": "w1", "q": "w5", "y": 0}]
+    rows = Dataset.from_list([example for row in rows for example in task.examples(row)])
+    tokens = tokenize_rows(rows, tokenizer, max_length)["input_ids"]
+    text = tokenizer.decode(tokens[0])
+    assert text.endswith("w40 w41 w42") and len(tokens[0]) == min(max_length, 35)
+    assert text.startswith("w0 w1") if side == "end" or max_length == 40 else " w29" in text and "w0" not in text
+    assert tokens[1] == tokenizer(rows["text"][1])["input_ids"]
+
+
+@pytest.mark.parametrize("context", ["p", None])
+def test_a_question_that_does_not_fit_is_named(context, tokenizer):
+    task = Task("t", "rows.csv", "{p} Question: {q}", label="y", context=context)
+    rows = Dataset.from_list(list(task.examples({"p": "w1 w2", "q": "w3 w4 w5", "y": 1})))
+    n, what = (5, "without its context") if context else (7, "and has no context to shorten")
+    with pytest.raises(ValueError, match=f"w3 w4 w5.* is {n} tokens long {what}, more than max_length 3"):
+        tokenize_rows(rows, tokenizer, 3)
+
+
+MESSAGES = [{"message": f"w{i % 7} w{i} w{i * 3 % 50}", "is_spam": ["ham", "spam"][i * 5 % 3 > 0]} for i in range(240)]
+
+
+def own_task(**changes) -> Task:
+    settings = {"name": "spam", "sources": "messages.csv", "template": "Message: {message}", "label": "is_spam"}
+    settings |= {"class_names": ("ham", "spam"), "context": "message", "test_split": None}
+    return Task(**settings | changes)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_task_of_ones_own_from_a_file(suffix, tmp_path):
+    rows, path = Dataset.from_list(MESSAGES), str(tmp_path / f"messages.{suffix}")
+    if suffix == "tsv":
+        rows.to_csv(path, sep="\t")
+    else:
+        {"csv": rows.to_csv, "jsonl": rows.to_json, "parquet": rows.to_parquet}[suffix](path)
+    splits = load_task(own_task(sources=path))
+    check(splits)
+    assert splits.source == {"id": f"messages.{suffix}", "revision": "local"}
+    # A fifth of all groups is held out, then both classes are balanced.
+    assert 20 < len(splits.test) < 50
+    truth = {row["message"]: row["is_spam"] == "spam" for row in MESSAGES}
+    for text, label in zip(splits.test["text"], splits.test["ground_truth"], strict=True):
+        assert truth[text.removeprefix("Message: ")] == label
+
+
+def test_a_task_of_ones_own_from_the_hub(monkeypatch):
+    monkeypatch.setattr("w2s_hf.tasks.loading.ensure_available", lambda *args, **kwargs: "c0ffee")
+    monkeypatch.setattr(
+        "w2s_hf.tasks.loading.load_dataset", lambda *args, **kwargs: DatasetDict(train=Dataset.from_list(MESSAGES))
+    )
+    assert load_task(own_task(sources="me/messages")).source == {"id": "me/messages", "revision": "c0ffee"}
+
+
+def test_tasks_in_a_python_file(tmp_path):
+    path = tmp_path / "mine.py"
+    one = "from w2s_hf import Task\nA = Task('a', 'a.csv', '{x}', label='y')\n"
+    path.write_text(one)
+    assert find_task(str(path)).name == "a"
+    path.write_text(one + "B = Task('b', 'b.csv', '{x}', label='y')\n")
+    assert find_task(f"{path}:B").name == "b"
+    with pytest.raises(ValueError, match="defines A, B; expected one, or say which by"):
+        find_task(str(path))
+    with pytest.raises(ValueError, match="defines A, B, and no 'C'"):
+        find_task(f"{path}:C")
+    path.write_text("x = 1\n")
+    with pytest.raises(ValueError, match="defines no w2s_hf.Task"):
+        find_task(str(path))
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        find_task(str(tmp_path / "nowhere.py"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"template": "{message} {is_spam}"}, "shows the column 'is_spam', which is the label"),
+        ({"label": None}, "expected either `label`, or `choices` and `correct`"),
+        ({"choices": lambda row: []}, "expected either `label`, or `choices` and `correct`"),
+        ({"label": None, "choices": len, "correct": len}, "shows no {answer}"),
+        ({"context": "text"}, "context: got 'text', expected a field that the template shows once: message"),
+        ({"shorten_from": "middle"}, "shorten_from: got 'middle'"),
+        ({"question": ("message",)}, "must share a `group`"),
+    ],
+)
+def test_a_task_that_does_not_fit_together_says_so(changes, message):
+    with pytest.raises(ValueError, match=message):
+        own_task(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"message": "  "}, "row 7 of the split 'train' has an empty 'message'.*drop_empty=True"),
+        ({"message": None}, "row 7 of the split 'train' has no 'message'"),
+        ({"is_spam": "maybe"}, r"row 7 .* has the label 'maybe', expected 0 or 1 \('ham' or 'spam'\)"),
+    ],
+)
+def test_a_broken_row_is_named(changes, message):
+    rows = [{**row, **(changes if i == 7 else {})} for i, row in enumerate(MESSAGES)]
+    features = Features({"message": Value("string"), "is_spam": Value("string")})
+    raw = DatasetDict(train=Dataset.from_list(rows, features=features, split="train"))
+    with pytest.raises(ValueError, match=message):
+        load_splits(own_task(), raw=raw)
+
+
+def test_rows_with_an_empty_field_are_left_out_where_the_task_says_so(caplog):
+    rows = Dataset.from_list([{**MESSAGES[0], "message": ""}, *MESSAGES])
+    splits = load_splits(own_task(drop_empty=True), raw=DatasetDict(train=rows))
+    assert splits.fingerprint == load_splits(own_task(), raw=DatasetDict(train=rows.select(range(1, 241)))).fingerprint
+    assert "1 of 241 rows have an empty field and are left out" in caplog.text
+
+
+def test_an_answer_that_is_none_of_the_choices_is_named():
+    row = {"dialogue": ["a"], "question": "b", "choice": ["c", "d"], "answer": "e"}
+    raw = DatasetDict(train=Dataset.from_list([row], split="train"), test=Dataset.from_list([row]))
+    with pytest.raises(
+        ValueError, match="row 0 of the split 'train' says that 'e' is right, expected one of 'c', 'd'"
+    ):
+        load_splits(TASKS["dream"], raw=raw)
+    raw = DatasetDict(train=Dataset.from_list([{**row, "dialogue": "a"}]), test=Dataset.from_list([row]))
+    with pytest.raises(ValueError, match="has 2 choices, of which number 4 is said to be right"):
+        list(dataclasses.replace(TASKS["dream"], correct=lambda row: 4).examples(row))
+    listed = Task("t", "rows.csv", "{x}", label="y")
+    with pytest.raises(ValueError, match="has a list in 'x', expected text; make one in `fields`"):
+        list(listed.examples({"x": ["a"], "y": 0}))
+
+
+def test_unknown_tasks_and_files():
+    with pytest.raises(ValueError, match="got 'bolq', expected one of amazon_polarity, .*Did you mean 'boolq'"):
+        find_task("bolq")
+    with pytest.raises(FileNotFoundError, match="is no directory and no file that can be read .*columns passage"):
+        load_task("boolq", dataset_path="nowhere")
+
+
+def test_sources_are_asked_as_datasets_wants_them(monkeypatch):
+    asked = []
+
+    def load(name, config=None, **kwargs):
+        asked.append((name, config, kwargs))
+        columns = {"activity": ["a"], "baseline": ["b"]} if "Eleuther" in name else {"question": ["q"], "label": [1]}
+        return DatasetDict(train=Dataset.from_dict(columns))
+
+    monkeypatch.setattr("w2s_hf.tasks.loading.ensure_available", lambda *args, **kwargs: "c0ffee")
+    monkeypatch.setattr("w2s_hf.tasks.loading.load_dataset", load)
+    task = TASKS["ethics_utilitarianism"]
+    load_raw(task)
+    files = {"train": "utilitarianism/train/*.parquet", "test": "utilitarianism/test/*.parquet"}
+    assert asked.pop() == ("hendrycks/ethics", None, {"data_files": files, "revision": "c0ffee"})
+    # The mirror calls the better scenario `activity` and the worse one `baseline`.
+    raw, source = load_raw(dataclasses.replace(task, sources=task.sources[1:]))
+    assert raw["train"][0] == {"baseline": "a", "less_pleasant": "b"} and source["revision"] == "c0ffee"
+    asked.clear()
+    raw, _ = load_raw(dataclasses.replace(TASKS["boolq"], sources=TASKS["boolq"].sources[1:]))
+    assert asked == [("aps/super_glue", "boolq", {"revision": "c0ffee"})] and raw["train"].column_names[1] == "answer"
+
+
+def test_every_source_that_was_a_script_names_its_folder():
+    for task in TASKS.values():
+        for source in task.sources:
+            assert isinstance(source, Source) and source.id.count("/") == 1
+            assert source.revision in (None, PARQUET_BRANCH) and (source.revision is None or source.config)
+    assert json.dumps([task.columns for task in TASKS.values()])

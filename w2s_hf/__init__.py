@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .labels import WeakLabels
     from .metrics import performance_gap_recovered
     from .modeling import fresh_adapter, load_student
-    from .tasks import TASKS, load_task
+    from .tasks import TASKS, Task, load_task
     from .trainers import WeakToStrongTrainer
 
 _MODULE_OF_NAME = {
@@ -25,6 +25,7 @@ _MODULE_OF_NAME = {
     "fresh_adapter": "modeling",
     "load_student": "modeling",
     "TASKS": "tasks",
+    "Task": "tasks",
     "load_task": "tasks",
     "WeakToStrongTrainer": "trainers",
 }
@@ -32,6 +33,7 @@ _MODULE_OF_NAME = {
 __all__ = [
     "TASKS",
     "StudentConfig",
+    "Task",
     "WeakLabels",
     "WeakToStrongConfig",
     "WeakToStrongTrainer",

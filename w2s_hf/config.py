@@ -7,7 +7,7 @@ from trl import ModelConfig
 
 from .losses import LOSS_TYPES
 
-__all__ = ["HEAD_INITS", "METHODS", "ExperimentArguments", "StudentConfig", "WeakToStrongConfig"]
+__all__ = ["HEAD_INITS", "METHODS", "AnyTaskArguments", "ExperimentArguments", "StudentConfig", "WeakToStrongConfig"]
 
 # A method is how a student learns from the weak labels; "naive" is the paper's word for plain finetuning on them.
 METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
@@ -183,7 +183,9 @@ class ExperimentArguments:
 
     dataset_path: str | None = field(
         default=None,
-        metadata={"help": "Local directory in the dataset's own Hub schema; without it the rows come from the Hub."},
+        metadata={
+            "help": "Local directory or file in the dataset's own schema; without it the rows come from the Hub."
+        },
     )
     weak_model: str | None = field(default=None, metadata={"help": "Weak supervisor: Hub id or local directory."})
     student_model: str | None = field(default=None, metadata={"help": "Strong student: Hub id or local directory."})
@@ -202,6 +204,14 @@ class ExperimentArguments:
         default=None, metadata={"help": "Validation rows, for early stopping (unset: a tenth of the training rows)."}
     )
     n_test: int | None = field(default=None, metadata={"help": "Test rows (unset: all)."})
+    conversion: str = field(
+        default="pairs",
+        metadata={
+            "help": "Rows of a multiple-choice question: `pairs`, a right and a wrong answer (paper), or `coin_flip`, "
+            "either (published code).",
+            "choices": ["pairs", "coin_flip"],
+        },
+    )
     split_seed: int = field(
         default=0, metadata={"help": "Seed of the halves; --seeds never moves a row of real data."}
     )
@@ -234,3 +244,18 @@ class ExperimentArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: got {value}, expected a positive number.")
+
+
+@dataclass
+class AnyTaskArguments(ExperimentArguments):
+    """An experiment on a task that is named on the command line."""
+
+    task: str | None = field(
+        default=None, metadata={"help": "Name of a task (see --list_tasks), or a Python file that defines one."}
+    )
+    list_tasks: bool = field(default=False, metadata={"help": "Print the tasks and where their rows are, and stop."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.task is None:
+            raise ValueError("Got no --task; --list_tasks prints their names.")

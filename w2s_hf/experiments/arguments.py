@@ -12,7 +12,7 @@ import transformers
 from huggingface_hub import get_token
 from trl import TrlParser
 
-from ..config import ExperimentArguments, StudentConfig, WeakToStrongConfig
+from ..config import AnyTaskArguments, ExperimentArguments, StudentConfig, WeakToStrongConfig
 from ..publish import push_students
 from .report import print_table
 
@@ -32,7 +32,10 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter)
 
 
 def parse_arguments(
-    description: str, demo_config: Path, argv: list[str] | None = None
+    description: str,
+    demo_config: Path,
+    argv: list[str] | None = None,
+    experiment: type[ExperimentArguments] = ExperimentArguments,
 ) -> tuple[ExperimentArguments, WeakToStrongConfig, StudentConfig]:
     """
     Reads a recipe's command line; `--config FILE` sets defaults and the command line wins.
@@ -41,6 +44,7 @@ def parse_arguments(
         description (`str`): What `--help` begins with.
         demo_config (`Path`): The configuration for a command line that names no model, no data and no configuration.
         argv (`list[str]`, *optional*): Defaults to that of the process.
+        experiment (`type`, *optional*, defaults to [`ExperimentArguments`]): Which arguments an experiment has.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     # `--weak-model` is an alias of `--weak_model`.
@@ -48,7 +52,7 @@ def parse_arguments(
         argv = ["--config", str(demo_config), *argv]
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     parser = TrlParser(
-        (ExperimentArguments, WeakToStrongConfig, StudentConfig),
+        (experiment, WeakToStrongConfig, StudentConfig),
         description=description,
         formatter_class=_HelpFormatter,
         usage="%(prog)s [--config FILE] [--option VALUE ...]",  # not a page of 200 names before the first sentence
@@ -82,7 +86,8 @@ def parse_arguments(
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
     if args.demo and training_args.process_index == 0:
-        print(_DEMO_NOTE.format(script=sys.argv[0]).strip(), flush=True)
+        script = sys.argv[0] + (f" --task {args.task}" if isinstance(args, AnyTaskArguments) else "")
+        print(_DEMO_NOTE.format(script=script).strip(), flush=True)
     return args, training_args, student_config
 
 

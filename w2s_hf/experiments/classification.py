@@ -14,10 +14,10 @@ from datasets import Dataset, DatasetDict, Value
 from .. import metrics
 from ..config import METHODS, ExperimentArguments, StudentConfig, WeakToStrongConfig
 from ..labels import WeakLabels
-from ..tasks import TASKS, TaskSplits, find_task
+from ..tasks import Task, TaskSplits, find_task, load_task
 from ..tasks.demo import DemoWorld
 from ..tasks.demo_ladder import DEMO_MODELS, build_demo_model
-from ..tasks.task import load_splits
+from ..tasks.demo_rows import demo_rows
 from .finetuning import Model, Workbench
 from .report import write_report
 from .stages import Stages, library_versions
@@ -38,13 +38,13 @@ class Materials:
 
 
 def run_classification(
-    task_name: str, args: ExperimentArguments, training_args: WeakToStrongConfig, student_config: StudentConfig
+    task: str | Task, args: ExperimentArguments, training_args: WeakToStrongConfig, student_config: StudentConfig
 ) -> dict:
     """
     Runs the experiment for every seed and writes everything below `training_args.output_dir`.
 
     Args:
-        task_name (`str`): One of [`w2s_hf.TASKS`].
+        task (`str` or [`~w2s_hf.Task`]): Your own, or as in [`w2s_hf.tasks.find_task`].
         args ([`ExperimentArguments`]): Models, methods, rows, seeds.
         training_args ([`WeakToStrongConfig`]): Training of the students and the ceiling; of the weak supervisor, too,
             where `args` says nothing else.
@@ -58,21 +58,25 @@ def run_classification(
             [`w2s_hf.hub.ensure_available`].
     """
     started = time.monotonic()
-    find_task(task_name)
+    task = find_task(task) if isinstance(task, str) else task
     output_dir = Path(training_args.output_dir)
     bench = Workbench(Stages(output_dir / "_stages"), training_args)
     ladder = Stages(_cache_directory() / "demo_ladder")
-    every = [gather_materials(task_name, args, student_config, seed, ladder) for seed in args.seeds]
+    every = [gather_materials(task, args, student_config, seed, ladder) for seed in args.seeds]
     runs = []
     for seed, materials in zip(args.seeds, every, strict=True):
         runs.append(run_seed(materials, args, seed, bench, output_dir))
     results = {
         "schema": 1,
-        "task": task_name,
+        "task": task.name,
         "preset": "demo" if args.demo else "custom",
         "dataset": {
             **every[0].splits.source,
-            **{f"n_{name}": len(part) for name, part in every[0].splits.parts.items()},
+            "n_weak_half": len(every[0].splits.weak_half),
+            "n_student_half": len(every[0].splits.student_half),
+            "n_validation": len(every[0].splits.weak_validation) + len(every[0].splits.student_validation),
+            "n_test": len(every[0].splits.test),
+            "conversion": args.conversion,
         },
         "runs": [run for run, _ in runs],
         "summary": summarise([run for run, _ in runs], [correct for _, correct in runs], args.methods),
@@ -85,7 +89,7 @@ def run_classification(
     }
     n_built, n_reused = bench.stages.n_built + ladder.n_built, bench.stages.n_reused + ladder.n_reused
     if PartialState().is_main_process:
-        write_report(results, output_dir, TASKS[task_name], training_args)
+        write_report(results, output_dir, task, training_args)
     logger.info(
         f"Nothing was trained: all {n_reused} stages were finished by an earlier run."
         if n_built == 0
@@ -96,28 +100,26 @@ def run_classification(
 
 
 def gather_materials(
-    task_name: str, args: ExperimentArguments, student_config: StudentConfig, seed: int, ladder: Stages
+    task: Task, args: ExperimentArguments, student_config: StudentConfig, seed: int, ladder: Stages
 ) -> Materials:
     """Rows and models of one seed; the demo makes its own, a world a seed."""
-    task = find_task(task_name)
-    sizes = {name: getattr(args, name) for name in ("n_train", "n_weak", "n_validation", "n_test")}
+    options = {name: getattr(args, name) for name in ("n_train", "n_weak", "n_validation", "n_test", "conversion")}
+    options["seed"] = args.split_seed
     if not args.demo:
-        splits = load_splits(task, dataset_path=args.dataset_path, seed=args.split_seed, **sizes)
+        splits = load_task(task, dataset_path=args.dataset_path, **options)
         weak = Model.find(args.weak_model, "--weak_model")
         return Materials(splits, weak, Model.find(args.student_model, "--student_model", student_config))
 
-    if task_name != "boolq":
-        raise ValueError(f"The demo makes rows for boolq only; for {task_name} name the models and --dataset_path.")
     world = DemoWorld(seed=seed)
-    # Half as many again as asked for: balancing drops rows of the more frequent answer.
-    n_pool = 3 * (args.n_train + args.n_weak + args.n_validation) // 2
+    # Half as many again as asked for: balancing drops rows of the more frequent answer, and groups are dealt whole.
+    n_pool = 3 * (args.n_train + args.n_weak + args.n_validation) // 2 + 100
     raw = DatasetDict(
         {
-            task.train_split: world.yes_no_rows(n_pool, "train"),
-            task.test_split: world.yes_no_rows(3 * args.n_test // 2, "test"),
+            task.train_split[0]: demo_rows(task, world, n_pool, "train"),
+            task.test_split[0]: demo_rows(task, world, 3 * args.n_test // 2 + 100, "test"),
         }
     )
-    splits = load_splits(task, raw=raw, seed=args.split_seed, **sizes)
+    splits = load_task(task, raw=raw, **options)
     splits = replace(splits, source={"id": "w2s_hf demo", "revision": f"world {seed}"})
 
     def demo_model(name: str, config: StudentConfig | None = None) -> Model:
@@ -153,10 +155,6 @@ def run_seed(
     """
     splits = materials.splits
     source = {"task": splits.task.name, "dataset": splits.source, "split_fingerprint": splits.fingerprint}
-    # The supervisor is selected on rows of its own: on rows that chose it, its labels would be too good.
-    n_own = len(splits.validation) // 2
-    supervisor_validation = splits.validation.select(range(n_own))
-    student_validation = splits.validation.select(range(n_own, len(splits.validation)))
 
     logger.info(f"Seed {seed}: weak supervisor {materials.weak.name} on {len(splits.weak_half)} rows, ground truth")
     weak_args = {
@@ -168,8 +166,9 @@ def run_seed(
         "weak",
         materials.weak,
         with_ground_truth(splits.weak_half),
-        with_ground_truth(supervisor_validation),
-        [splits.student_half, student_validation, splits.test],
+        # Rows of its own: on rows that chose it, its labels would be too good.
+        with_ground_truth(splits.weak_validation),
+        [splits.student_half, splits.student_validation, splits.test],
         seed=seed,
         provenance=source,
         **{name: value for name, value in weak_args.items() if value is not None},
@@ -184,7 +183,7 @@ def run_seed(
         "ceiling",
         materials.student,
         with_ground_truth(splits.student_half),
-        with_ground_truth(student_validation),
+        with_ground_truth(splits.student_validation),
         [splits.test],
         seed=seed,
         provenance=source,
@@ -196,7 +195,7 @@ def run_seed(
             name,
             model,
             weak_labels.join(splits.student_half),
-            weak_labels.join(student_validation),
+            weak_labels.join(splits.student_validation),
             [splits.test],
             seed=seed,
             provenance={**source, "weak_labels": weak_labels.fingerprint},

@@ -21,7 +21,7 @@ from ..config import StudentConfig, WeakToStrongConfig
 from ..hub import ensure_available
 from ..labels import WeakLabels
 from ..modeling import fresh_adapter, initialise_head, load_student, load_tokenizer
-from ..tasks import tokenize_rows
+from ..tasks import TEXT_COLUMNS, tokenize_rows
 from ..trainers import WeakToStrongTrainer
 from .stages import Stages, library_versions
 
@@ -128,8 +128,8 @@ class Workbench:
 
         Args:
             name (`str`): Name of the stage.
-            train, validation ([`~datasets.Dataset`]): Rows with `id`, `text`, `context` and `labels`.
-            predict (`list` of [`~datasets.Dataset`]): Rows with `id`, `text`, `context`.
+            train, validation ([`~datasets.Dataset`]): Rows with [`w2s_hf.tasks.TEXT_COLUMNS`] and `labels`.
+            predict (`list` of [`~datasets.Dataset`]): Rows with [`w2s_hf.tasks.TEXT_COLUMNS`].
             seed (`int`): Of head, adapters and row order.
             provenance (`dict`): Recorded with the predictions.
             changes: Fields of [`WeakToStrongConfig`] that differ from the experiment's.
@@ -169,7 +169,7 @@ class Workbench:
             )
             trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
             trainer.save_model(str(directory / "model"))
-            rows = concatenate_datasets([part.select_columns(["id", "text", "context"]) for part in predict])
+            rows = concatenate_datasets([part.select_columns(TEXT_COLUMNS) for part in predict])
             probabilities = trainer.predict_proba(self._tokenize(model, tokenizer, rows))
             if trainer.is_world_process_zero():
                 tokenizer.save_pretrained(directory / "model")
@@ -226,9 +226,8 @@ class Workbench:
         key = (tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else model.path, _fingerprint(rows, False))
         key = (hashlib.sha256(key[0].encode()).hexdigest(), key[1])
         if key not in self._tokenized:
-            plain = rows.select_columns(["id", "text", "context"])
-            tokenized = tokenize_rows(plain, tokenizer, self.args.max_length)
-            self._tokenized[key] = tokenized.remove_columns(["text", "context"])
+            tokenized = tokenize_rows(rows.select_columns(TEXT_COLUMNS), tokenizer, self.args.max_length)
+            self._tokenized[key] = tokenized.remove_columns([name for name in TEXT_COLUMNS if name != "id"])
         tokenized = self._tokenized[key]
         if "labels" in rows.column_names:
             tokenized = tokenized.add_column("labels", rows["labels"][:], feature=rows.features["labels"])

@@ -13,13 +13,14 @@ __all__ = ["print_table", "write_report"]
 _DEMO_TEXT = """
 ## What this demo shows, and what it does not
 
-The rows are generated: short facts about made-up entities, and the question whether one of them is alive. No label is
-ever stated in the text that the student was pretrained on; whether an entity is alive can be told only from the kind
-of things that are said about it. The weak supervisor was never pretrained, and learns from few labelled rows.
+The rows are generated, in the columns of {task}: short facts about made-up entities, and the question whether one of
+them is alive. No label is ever stated in the text that the student was pretrained on; whether an entity is alive can
+be told only from the kind of things that are said about it. The weak supervisor was never pretrained, and learns from
+few labelled rows.
 
-- It shows the effect itself, measured live: the student was taught by labels of the accuracy in the first row, and is
-  better than its teacher because of what it had learned before. The control, the same architecture taught by the same
-  labels without pretraining, has nothing to add to them.
+- Where the supervisor is better than chance, it shows the effect itself, measured live: the student was taught by
+  labels of the accuracy in the first row, and is better than its teacher because of what it had learned before. The
+  control, the same architecture taught by the same labels without pretraining, has nothing to add to them.
 - It does not show that size helps: pretraining drives the gain here, and the supervisor has none.
 - It does not show that one method beats another: which one is ahead changes from seed to seed. Use `--seeds`.
 - It does not show a hard task: the same entities occur in training and in test rows, and the ceiling is near 1, so
@@ -79,6 +80,25 @@ def _summary_rows(results: dict) -> list[list[str]]:
     ]
 
 
+def _caveats(results: dict) -> list[str]:
+    """What a reader of the tables should know about their PGR, a sentence a seed."""
+    lines = []
+    for run in results["runs"]:
+        seed, students = f"Seed {run['seed']}", run["students"]
+        if run["weak"]["ci95"][0] <= 0.5:
+            lines.append(
+                f"{seed}: the supervisor is not better than chance, so its labels say nothing, and neither does PGR. "
+                "Give it more rows (--n_weak), more epochs, or a larger model."
+            )
+        lines += [f"{seed}: PGR is undefined: {reason}" for reason in {s["pgr_undefined"] for s in students} - {None}]
+        if any(student["pgr"] is not None and student["pgr_ci95"] is None for student in students):
+            lines.append(
+                f"{seed}: PGR is unbounded: on these test rows the ceiling is not clearly better than the supervisor, "
+                "so PGR says little. Take more test rows, a stronger student or a weaker supervisor."
+            )
+    return lines
+
+
 _SUMMARY_HEADER = ["method", "mean accuracy", "median PGR [95 %]", "seeds", "PGR undefined"]
 
 
@@ -89,15 +109,8 @@ def print_table(results: dict, output_dir: str) -> None:
         print()
         for line in (header, ["-" * width for width in widths], *rows):
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    for run in results["runs"]:
-        reasons = {student["pgr_undefined"] for student in run["students"]} - {None}
-        for reason in reasons:
-            print(f"\nSeed {run['seed']}: PGR is undefined: {reason}")
-        if any(student["pgr"] is not None and student["pgr_ci95"] is None for student in run["students"]):
-            print(
-                f"\nSeed {run['seed']}: PGR is unbounded: on these test rows the ceiling is not clearly better than "
-                "the supervisor, so PGR says little. Take more test rows, a stronger student or a weaker supervisor."
-            )
+    for line in _caveats(results):
+        print(f"\n{line}")
     print(
         f"\nAccuracy on {results['runs'][0]['weak']['n']} test rows. {output_dir}: results.json, report.md, figures/,"
     )
@@ -119,22 +132,18 @@ def write_report(results: dict, output_dir: Path, task: Task, training_args: Wea
         "aux_warmup_ratio": training_args.resolved_aux_warmup_ratio,
         "early stopping": "on weak validation labels" if training_args.load_best_model_at_end else "none (last step)",
     }
-    undefined = [
-        f"- Seed {run['seed']}: PGR is undefined: {run['students'][0]['pgr_undefined']}"
-        for run in results["runs"]
-        if run["students"][0]["pgr_undefined"]
-    ]
     text = [
         f"# Weak-to-strong generalization: {results['task']}",
-        f"{task.description}. Rows of {dataset['id']} ({dataset['revision']}): {dataset['n_weak_half']} for the weak "
-        f"supervisor, {dataset['n_student_half']} for students and ceiling, {dataset['n_validation']} for early "
-        f"stopping, {dataset['n_test']} for testing; half of each are {task.class_names[1]!r}.",
+        f"{task.description or task.name}. Rows of {dataset['id']} ({dataset['revision']}): "
+        f"{dataset['n_weak_half']} for the weak supervisor, {dataset['n_student_half']} for students and "
+        f"ceiling, {dataset['n_validation']} for early stopping, {dataset['n_test']} for testing; half of each are "
+        f"{task.class_names[1]!r}.",
         "![Test accuracy of supervisor, students and ceiling](figures/accuracy.png)",
         "## Over the seeds",
         _markdown(_SUMMARY_HEADER, _summary_rows(results)),
         "## Every model",
         _markdown(_HEADER, _rows(results)),
-        *undefined,
+        *(f"- {line}" for line in _caveats(results)),
         "PGR = (student - weak) / (ceiling - weak): 0 is no better than the supervisor, 1 is as good as with ground "
         "truth. Its interval is a paired bootstrap over test rows, and over seeds if there are several; unbounded "
         "means that in more than one resample of 40 the ceiling is no better than the supervisor.",
@@ -142,7 +151,7 @@ def write_report(results: dict, output_dir: Path, task: Task, training_args: Wea
         "and where it is wrong: a student that copies errors agrees on both.",
     ]
     if results["preset"] == "demo":
-        text.append(_DEMO_TEXT.strip())
+        text.append(_DEMO_TEXT.strip().format(task=results["task"]))
     text += [
         "## Settings",
         _markdown(["setting", "value"], [[name, str(value)] for name, value in settings.items()]),

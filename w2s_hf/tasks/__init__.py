@@ -1,27 +1,96 @@
 """Tasks by name: where their rows come from, how a row becomes text, and how rows are split."""
 
-from .classification import BOOLQ, SST2
-from .task import Task, TaskSplits, load_splits, tokenize_rows
+import difflib
+import runpy
+from pathlib import Path
 
-__all__ = ["TASKS", "Task", "TaskSplits", "find_task", "load_task", "tokenize_rows"]
+from .classification import CLASSIFICATION_TASKS
+from .multiple_choice import MULTIPLE_CHOICE_TASKS
+from .splits import TaskSplits, load_splits
+from .task import Source, Task
+from .tokenizing import TEXT_COLUMNS, tokenize_rows
 
-TASKS: dict[str, Task] = {task.name: task for task in (BOOLQ, SST2)}
+__all__ = [
+    "TASKS",
+    "TEXT_COLUMNS",
+    "Source",
+    "Task",
+    "TaskSplits",
+    "find_task",
+    "load_task",
+    "task_table",
+    "tokenize_rows",
+]
+
+TASKS: dict[str, Task] = {task.name: task for task in (*CLASSIFICATION_TASKS, *MULTIPLE_CHOICE_TASKS)}
 
 
 def find_task(name: str) -> Task:
-    """The task of this name. Raises `ValueError` with the known names for any other."""
+    """
+    A task by name, or your own by the path of the Python file that defines it.
+
+    Args:
+        name (`str`): One of [`TASKS`], or `my_task.py`, or `my_task.py:NAME` where the file has several tasks.
+
+    Raises:
+        ValueError: there is no such task; the known names are in the message.
+        FileNotFoundError: there is no such file.
+    """
+    path, _, wanted = name.partition(".py:") if ".py:" in name else (name.removesuffix(".py"), "", "")
+    if path != name:
+        return _task_in_file(Path(path + ".py"), wanted)
     if name not in TASKS:
-        raise ValueError(f"task: got {name!r}, expected one of {', '.join(sorted(TASKS))}.")
+        close = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"task: got {name!r}, expected one of {', '.join(sorted(TASKS))}, or the path of a Python file that "
+            f"defines a w2s_hf.Task.{hint}"
+        )
     return TASKS[name]
 
 
-def load_task(name: str, **kwargs) -> TaskSplits:
+def _task_in_file(path: Path, wanted: str) -> Task:
+    if not path.is_file():
+        raise FileNotFoundError(f"task: there is no file {str(path)!r}.")
+    found = {name: value for name, value in runpy.run_path(str(path)).items() if isinstance(value, Task)}
+    if wanted and wanted not in found or not wanted and len(found) != 1:
+        raise ValueError(
+            f"task: {str(path)!r} defines {', '.join(found) or 'no w2s_hf.Task'}"
+            + (f", and no {wanted!r}." if wanted else f"; expected one, or say which by {path}:NAME.")
+        )
+    return found[wanted] if wanted else next(iter(found.values()))
+
+
+def task_table() -> str:
+    """Every task on a line: name, splits, where its rows are, what it asks."""
+    header = ("task", "train / test", "rows", "what it asks")
+    lines = [
+        (
+            task.name,
+            f"{task.train_split[0]} / {task.test_split[0]}",
+            ", else ".join(
+                " ".join(part for part in (source.id, source.config) if part and part not in ("default", "plain_text"))
+                for source in task.sources
+            ),
+            task.description,
+        )
+        for task in sorted(TASKS.values(), key=lambda task: task.name)
+    ]
+    widths = [max(len(line[column]) for line in (header, *lines)) for column in range(len(header) - 1)]
+    rule = tuple("-" * width for width in (*widths, len(header[-1])))
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, (*widths, 0), strict=True))
+        for line in (header, rule, *lines)
+    )
+
+
+def load_task(task: str | Task, **kwargs) -> TaskSplits:
     """
     Rows of a task, split for a weak-to-strong experiment.
 
     Args:
-        name (`str`): One of [`TASKS`].
-        kwargs: As in [`w2s_hf.tasks.task.load_splits`]: `dataset_path`, `n_train`, `n_weak`, `n_validation`,
-            `n_test`, `seed`.
+        task (`str` or [`Task`]): Your own, or as in [`find_task`].
+        kwargs: As in [`w2s_hf.tasks.splits.load_splits`]: `dataset_path`, `n_train`, `n_weak`, `n_validation`,
+            `n_test`, `seed`, `conversion`.
     """
-    return load_splits(find_task(name), **kwargs)
+    return load_splits(find_task(task) if isinstance(task, str) else task, **kwargs)

@@ -1,39 +1,195 @@
-"""Tasks whose rows are one text and a yes or no."""
+"""Tasks whose rows are a yes or a no.
 
-from .task import Source, Task
+The paper lists its 22 tasks in table 1 and publishes seven prompts (table 2), so the templates are ours. What is to be
+judged comes last, where a decoder's head reads. Rows that share a question or a premise stay in one half (paper, A.1);
+what that is in each dataset is our reading.
+"""
 
-__all__ = ["BOOLQ", "SST2"]
+from .task import PARQUET_BRANCH, Source, Task, random_key
 
-
-def _boolq(row: dict) -> dict:
-    # The question comes last, where a decoder's head reads, as in the published code.
-    return {
-        "text": f"{row['passage']}\nQuestion: {row['question']}",
-        "context": row["passage"],
-        "group": row["passage"],
-        "ground_truth": int(row["answer"]),
-    }
-
+__all__ = ["CLASSIFICATION_TASKS"]
 
 BOOLQ = Task(
     name="boolq",
     description="Yes/no questions about a passage of Wikipedia",
-    sources=(Source("google/boolq"), Source("aps/super_glue", "boolq")),
-    columns=("question", "answer", "passage"),
-    format=_boolq,
-    class_names=("no", "yes"),
+    sources=(Source("google/boolq"), Source("aps/super_glue", "boolq", rename={"label": "answer"})),
+    template="{passage}\nQuestion: {question}",
+    label="answer",
+    context="passage",
+    group="passage",
+    test_split="validation",
 )
-
-
-def _sst2(row: dict) -> dict:
-    return {"text": row["sentence"].strip(), "ground_truth": int(row["label"])}
-
 
 SST2 = Task(
     name="sst2",
-    description="Sentiment of a phrase from a film review",
+    description="Sentiment of a phrase from a film review (GLUE)",
     sources=(Source("stanfordnlp/sst2"), Source("nyu-mll/glue", "sst2")),
-    columns=("sentence", "label"),
-    format=_sst2,
+    template="{sentence}",
+    label="label",
+    context="sentence",
     class_names=("negative", "positive"),
+    test_split="validation",
+)
+
+COLA = Task(
+    name="cola",
+    description="Is the sentence acceptable English? (GLUE)",
+    sources=(Source("nyu-mll/glue", "cola"), Source("nyu-mll/glue", "cola", PARQUET_BRANCH)),
+    template="{sentence}",
+    label="label",
+    context="sentence",
+    class_names=("unacceptable", "acceptable"),
+    test_split="validation",
+)
+
+TWITTER_SENTIMENT = Task(
+    name="twitter_sentiment",
+    description="Sentiment of a tweet; which corpus the paper used is not known",
+    sources=(Source("EleutherAI/twitter-sentiment"),),
+    template="{text}",
+    label="label",
+    context="text",
+    class_names=("negative", "positive"),
+)
+
+AMAZON_POLARITY = Task(
+    name="amazon_polarity",
+    description="Sentiment of a product review; not in the paper, in openai/weak-to-strong",
+    sources=(Source("fancyzhx/amazon_polarity"),),
+    template="{title}\n{content}",
+    label="label",
+    context="content",
+    class_names=("negative", "positive"),
+    drop_empty=True,  # some reviews have no title
+)
+
+PAWS = Task(
+    name="paws",
+    description="Do two sentences of the same words mean the same?",
+    sources=(
+        Source("google-research-datasets/paws", "labeled_final"),
+        Source("google-research-datasets/paws", "labeled_final", PARQUET_BRANCH),
+    ),
+    template="Do both sentences mean the same?\n{sentence1}\n{sentence2}",
+    label="label",
+    group=("sentence1", "sentence2"),
+)
+
+WIC = Task(
+    name="wic",
+    description="Has a word the same sense in two sentences? (SuperGLUE)",
+    sources=(Source("aps/super_glue", "wic"), Source("aps/super_glue", "wic", PARQUET_BRANCH)),
+    template='Has "{word}" the same sense in both sentences?\n{sentence1}\n{sentence2}',
+    label="label",
+    # By word, 848 of 3,809 training rows would go, because their word is in the test set with other sentences.
+    group=("sentence1", "sentence2"),
+    test_split="validation",
+)
+
+ANLI_R2 = Task(
+    name="anli_r2",
+    description="Does the hypothesis follow from the premise? Neutral and contradiction are both a no",
+    sources=(Source("facebook/anli", "plain_text"),),
+    template="{premise}\nHypothesis: {hypothesis}",
+    label=lambda row: int(row["label"] == 0),
+    reads=("label",),
+    context="premise",
+    group="premise",
+    class_names=("not entailed", "entailed"),
+    train_split=("train_r2", "train"),
+    test_split=("test_r2", "test"),
+)
+
+
+ETHICS_JUSTICE = Task(
+    name="ethics_justice",
+    description="Is the claim, or the excuse, a reasonable one? (ETHICS)",
+    sources=(
+        Source("hendrycks/ethics", "justice", PARQUET_BRANCH),
+        Source("EleutherAI/hendrycks_ethics", "justice", PARQUET_BRANCH),
+    ),
+    template="Is this reasonable?\n{scenario}",
+    label="label",
+    context="scenario",
+    fields={
+        # The scenarios were written in sets that differ in their reason, or in what is claimed.
+        "beginning": lambda row: row["scenario"].strip()[:40],
+        "end": lambda row: row["scenario"].strip()[-40:],
+    },
+    reads=("scenario",),
+    group=("beginning", "end"),
+    class_names=("unreasonable", "reasonable"),
+)
+
+ETHICS_DEONTOLOGY = Task(
+    name="ethics_deontology",
+    description="Is the excuse valid, or the duty part of the role? (ETHICS)",
+    sources=(
+        Source("hendrycks/ethics", "deontology", PARQUET_BRANCH),
+        Source("EleutherAI/hendrycks_ethics", "deontology", PARQUET_BRANCH),
+    ),
+    template="{scenario}\nReply: {excuse}",
+    label="label",
+    context="scenario",
+    group="scenario",
+    class_names=("unreasonable", "reasonable"),
+)
+
+ETHICS_VIRTUE = Task(
+    name="ethics_virtue",
+    description="Does the character show the trait? (ETHICS)",
+    sources=(Source("hendrycks/ethics", "virtue", PARQUET_BRANCH),),
+    template="{story}\nTrait: {trait}",
+    label="label",
+    fields={
+        "story": lambda row: row["scenario"].rpartition("[SEP]")[0],
+        "trait": lambda row: row["scenario"].rpartition("[SEP]")[2],
+    },
+    reads=("scenario",),
+    context="story",
+    group="story",
+)
+
+
+def _first_is_better(row: dict) -> bool:
+    # Rows hold the pleasant scenario first. A coin of their own turns half of them round.
+    return int(random_key(f"{row['baseline']}\0{row['less_pleasant']}", "order"), 16) % 2 == 1
+
+
+ETHICS_UTILITARIANISM = Task(
+    name="ethics_utilitarianism",
+    description="Is the first of two scenarios the more pleasant one? (ETHICS)",
+    sources=(
+        Source("hendrycks/ethics", "utilitarianism", PARQUET_BRANCH),
+        # There, `baseline` is the worse one.
+        Source(
+            "EleutherAI/hendrycks_ethics",
+            "utilitarianism",
+            PARQUET_BRANCH,
+            rename={"activity": "baseline", "baseline": "less_pleasant"},
+        ),
+    ),
+    template="Is the first more pleasant than the second?\nFirst: {first}\nSecond: {second}",
+    label=_first_is_better,
+    fields={
+        "first": lambda row: row["baseline"] if _first_is_better(row) else row["less_pleasant"],
+        "second": lambda row: row["less_pleasant"] if _first_is_better(row) else row["baseline"],
+    },
+    reads=("baseline", "less_pleasant"),
+    group=("first", "second"),
+)
+
+CLASSIFICATION_TASKS = (
+    BOOLQ,
+    ETHICS_JUSTICE,
+    ETHICS_DEONTOLOGY,
+    ETHICS_VIRTUE,
+    ETHICS_UTILITARIANISM,
+    ANLI_R2,
+    COLA,
+    SST2,
+    PAWS,
+    WIC,
+    TWITTER_SENTIMENT,
+    AMAZON_POLARITY,
 )

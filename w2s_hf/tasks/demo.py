@@ -214,6 +214,49 @@ class DemoWorld:
         features = {"question": Value("string"), "answer": Value("bool"), "passage": Value("string")}
         return Dataset.from_dict(columns, features=Features(features))
 
+    def choice_rows(self, n: int, stream: str, *, n_choices: int = 4) -> list[dict]:
+        """
+        Distinct questions with several answers, each about an entity of its own, of which one is alive.
+
+        An answer brings the facts about its entity with it. (With all facts in the passage, which a right and a wrong
+        answer share, a small model from scratch learns nothing: every word of the passage is seen with both labels.)
+
+        Args:
+            n (`int`): Rows of a longer draw begin with those of a shorter one.
+            stream (`str`): Name of the random stream.
+            n_choices (`int`, *optional*, defaults to 4): Answers a question.
+
+        Returns:
+            `n` times `dict` with `passage` (a fact about any entity), `choices` (facts about an entity, and
+            `ENTITY is`, in random order) and `correct` (position of the one that is alive).
+
+        Raises:
+            ValueError: the world is too small for `n` distinct rows.
+        """
+        config, alive, dead = self.config, np.flatnonzero(self.is_alive), np.flatnonzero(~self.is_alive)
+        words = np.array(self.vocabulary, dtype=object)
+        rng = self._generator(stream)
+        rows: dict[tuple, dict] = {}
+        while len(rows) < n:
+            n_before = len(rows)
+            correct = rng.integers(n_choices, size=_BLOCK_SIZE)
+            entities = np.stack([rng.permutation(dead)[:n_choices] for _ in range(_BLOCK_SIZE)])
+            entities[np.arange(_BLOCK_SIZE), correct] = rng.choice(alive, size=_BLOCK_SIZE)
+            about = np.repeat(entities[..., None], config.facts_per_item // 2, axis=-1)
+            facts = words[self._facts(rng, about, config.item_generic_ratio)]
+            other = words[self._facts(rng, rng.choice(config.n_entities, size=_BLOCK_SIZE), config.item_generic_ratio)]
+            for row in range(_BLOCK_SIZE):
+                passage = " ".join(other[row])
+                choices = [
+                    " ".join([*fact.ravel(), self.entities[entity], "is"])
+                    for fact, entity in zip(facts[row], entities[row], strict=True)
+                ]
+                made = {"passage": passage, "choices": choices, "correct": int(correct[row])}
+                rows.setdefault((passage, *choices), made)
+            if len(rows) == n_before:
+                raise ValueError(f"n: got {n}, but no distinct rows are left after {n_before}; use a larger world.")
+        return list(rows.values())[:n]
+
     def _two_entities(self, rng: np.random.Generator, frequency: np.ndarray | None = None) -> np.ndarray:
         """A block of pairs of distinct entities: `(_BLOCK_SIZE, 2)`, int64. Without `frequency`, all alike."""
         first, second = rng.choice(self.config.n_entities, size=(2, _BLOCK_SIZE), p=frequency)

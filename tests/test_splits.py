@@ -1,0 +1,148 @@
+"""Halves: balanced, apart, deterministic; errors that name what was found."""
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+from test_tasks import check
+
+from w2s_hf import TASKS
+from w2s_hf.tasks.splits import TaskSplits, load_splits
+
+BOOLQ = TASKS["boolq"]
+
+
+def passages(n, prefix="", yes=0.6, questions_a_passage=3):
+    rng = np.random.default_rng(0)
+    return Dataset.from_dict(
+        {
+            "passage": [f"{prefix} passage {i // questions_a_passage} has words" for i in range(n)],
+            "question": [f"is {prefix} {i} a number" for i in range(n)],
+            "answer": (rng.random(n) < yes).tolist(),
+        }
+    )
+
+
+def boolq(n=600, **kwargs):
+    return load_splits(BOOLQ, raw=DatasetDict(train=passages(n), validation=passages(200, "test")), **kwargs)
+
+
+def test_splits_are_balanced_apart_and_the_same_every_time():
+    splits = boolq()
+    check(splits)
+    assert splits.fingerprint == boolq().fingerprint != boolq(seed=1).fingerprint
+    sizes = {name: len(part) for name, part in boolq(n_train=100, n_weak=60, n_validation=21, n_test=50).parts.items()}
+    assert sizes == {
+        "weak_half": 60, "weak_validation": 10, "student_half": 100, "student_validation": 11, "test": 50
+    }  # fmt: skip
+
+
+def test_only_the_validation_size_is_given():
+    splits = boolq(n_validation=40)
+    assert len(splits.weak_validation) == len(splits.student_validation) == 20
+    assert len(splits.student_half) > 150
+
+
+def test_training_rows_that_are_in_the_test_set_are_dropped():
+    test = passages(200, "test")
+    train = Dataset.from_list([*passages(300), *test.select(range(30))])
+    upper = train.map(lambda row: {"passage": row["passage"].upper()})  # spelling does not hide a duplicate
+    splits = load_splits(BOOLQ, raw=DatasetDict(train=upper, validation=test))
+    check(splits)
+    assert not any("TEST" in text for text in splits.weak_half["text"])
+
+
+def test_rows_that_hang_together_through_others_stay_together():
+    # a-b, b-c, c-d ...: ten chains of twenty sentences each, and no row shares a sentence with all of its chain.
+    rows = [
+        {"sentence1": f"s{c}-{i}", "sentence2": f"s{c}-{i + 1}", "label": (c + i) % 2}
+        for c in range(10)
+        for i in range(20)
+    ]
+    test = [{"sentence1": f"t{i}", "sentence2": f"u{i}", "label": i % 2} for i in range(20)]
+    test.append({"sentence1": "s0-0", "sentence2": "u", "label": 0})
+    raw = DatasetDict(train=Dataset.from_list(rows), test=Dataset.from_list(test))
+    splits = load_splits(TASKS["paws"], raw=raw)
+    chain_of = {}
+    for name, part in splits.parts.items():
+        for text in part["text"]:
+            chain = text.split("\n")[1].split("-")[0]
+            assert chain_of.setdefault(chain, name) == name
+    assert len(chain_of) > 20 and chain_of.get("s0", "test") == "test", "a training row hangs on a test row"
+
+
+def test_repeated_rows_count_once():
+    splits = boolq()
+    twice = DatasetDict(train=Dataset.from_list([*passages(600), *passages(600)]), validation=passages(200, "test"))
+    assert load_splits(BOOLQ, raw=twice).fingerprint == splits.fingerprint
+
+
+def test_a_huge_group_goes_to_a_half_not_to_the_validation_rows():
+    huge = passages(300, "same", questions_a_passage=300)
+    train = Dataset.from_list([*passages(600), *huge])
+    splits = load_splits(BOOLQ, raw=DatasetDict(train=train, validation=passages(200, "test")))
+    for name in ("weak_validation", "student_validation"):
+        assert not any("same" in text for text in splits.parts[name]["text"])
+
+
+def test_errors_say_what_was_found():
+    train, test = passages(60), passages(60, "test")
+    with pytest.raises(ValueError, match="no split 'validation'; the splits found are train, test"):
+        load_splits(BOOLQ, raw=DatasetDict(train=train, test=test))
+    with pytest.raises(ValueError, match="no split 'train_r2' or 'train'; the splits found are validation"):
+        load_splits(TASKS["anli_r2"], raw=DatasetDict(validation=test))
+    with pytest.raises(ValueError, match="no column 'passage'; it has question, answer"):
+        load_splits(BOOLQ, raw=DatasetDict(train=train.remove_columns("passage"), validation=test))
+    with pytest.raises(ValueError, match="'train' is empty"):
+        load_splits(BOOLQ, raw=DatasetDict(train=train.select([]), validation=test))
+    with pytest.raises(ValueError, match="are all 'yes'; both classes are needed"):
+        load_splits(BOOLQ, raw=DatasetDict(train=passages(60, yes=1.1), validation=test))
+    with pytest.raises(ValueError, match="1000 rows asked for in `weak_half`.*Ask for fewer"):
+        load_splits(BOOLQ, raw=DatasetDict(train=train, validation=test), n_train=1000)
+    with pytest.raises(ValueError, match="1 rows asked for in `weak_validation`, expected at least 2"):
+        load_splits(BOOLQ, raw=DatasetDict(train=train, validation=test), n_train=10, n_validation=3)
+    unlabelled = Dataset.from_dict({"sentence": ["a", "b"], "label": [-1, -1]})
+    with pytest.raises(ValueError, match=r"has the label -1, expected 0 or 1 \('negative' or 'positive'\)"):
+        load_splits(TASKS["sst2"], raw=DatasetDict(train=unlabelled, validation=unlabelled))
+
+
+def test_splits_made_by_hand_are_checked():
+    parts = {name: part for name, part in boolq().parts.items()}
+    with pytest.raises(ValueError, match="`weak_validation` is empty"):
+        TaskSplits(BOOLQ, **{**parts, "weak_validation": parts["weak_validation"].select([])})
+    with pytest.raises(ValueError, match="is in `weak_half` and again in `student_half`"):
+        TaskSplits(BOOLQ, **{**parts, "student_half": parts["weak_half"]})
+    renamed = parts["weak_half"].map(lambda row: {"id": row["id"] + "'"})
+    with pytest.raises(ValueError, match="group of row .* is in `weak_half` and in `student_half`"):
+        TaskSplits(BOOLQ, **{**parts, "student_half": renamed})
+    one_class = parts["test"].filter(lambda row: row["ground_truth"] == 1)
+    with pytest.raises(ValueError, match=r"`test` .* has the classes \[1\]"):
+        TaskSplits(BOOLQ, **{**parts, "test": one_class})
+
+
+def test_the_next_source_is_tried_where_one_is_gone(monkeypatch):
+    first, second = BOOLQ.sources
+    asked = []
+
+    def available(name, **kwargs):
+        asked.append(name)
+        if name == first.id:
+            raise FileNotFoundError("gone")
+        return "c0ffee"
+
+    def load(name, config, revision):
+        assert (name, config, revision) == (second.id, second.config, "c0ffee")
+        return DatasetDict(train=passages(600), validation=passages(200, "test")).rename_column("answer", "label")
+
+    monkeypatch.setattr("w2s_hf.tasks.loading.ensure_available", available)
+    monkeypatch.setattr("w2s_hf.tasks.loading.load_dataset", load)
+    assert load_splits(BOOLQ).source == {"id": second.id, "revision": "c0ffee"}
+    assert asked == [first.id, second.id]
+
+    def unreachable(name, **kwargs):
+        asked.append(name)
+        raise ConnectionError("no answer")
+
+    monkeypatch.setattr("w2s_hf.tasks.loading.ensure_available", unreachable)
+    with pytest.raises(ConnectionError, match="no answer"):
+        load_splits(BOOLQ)
+    assert len(asked) == 3, "a Hub that does not answer is asked once"

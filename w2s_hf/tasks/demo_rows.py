@@ -1,0 +1,176 @@
+"""Generated rows for the embedded default, in the schema of every task of the package.
+
+A few generators serve all tasks: yes/no questions, and questions with several answers. What each task's columns are
+called is here; what the rows mean (which of the made-up entities are alive) is the same everywhere, so that one
+pretrained ladder knows something about all of them.
+"""
+
+from collections.abc import Callable
+
+from datasets import Dataset
+
+from .demo import DemoWorld
+from .task import Task
+
+__all__ = ["demo_rows"]
+
+_QUESTION = "alive ?"
+
+
+def _letters(n: int) -> list[str]:
+    return [chr(ord("A") + number) for number in range(n)]
+
+
+def _yes_no(row: dict) -> dict:
+    return {"passage": row["passage"], "question": row["question"], "answer": row["answer"]}
+
+
+def _sentence(row: dict) -> dict:
+    return {"sentence": f"{row['passage']} {row['question']}", "label": int(row["answer"])}
+
+
+def _rename(function: Callable[[dict], dict], **names: str) -> Callable[[dict], dict]:
+    return lambda row: {names.get(name, name): value for name, value in function(row).items()}
+
+
+def _pair(first: str, second: str) -> Callable[[dict], dict]:
+    return lambda row: {first: row["passage"], second: row["question"], "label": int(row["answer"])}
+
+
+def _halves(first: str, second: str) -> Callable[[dict], dict]:
+    """The first fact in one column, the others and the question in another."""
+
+    def to_row(row: dict) -> dict:
+        begin, _, end = row["passage"].partition(" . ")
+        return {first: f"{begin} .", second: f"{end} {row['question']}", "label": int(row["answer"])}
+
+    return to_row
+
+
+# Of rows of `DemoWorld.yes_no_rows`.
+_YES_NO = {
+    "boolq": _yes_no,
+    "cola": _sentence,
+    "sst2": _sentence,
+    "ethics_justice": _rename(_sentence, sentence="scenario"),
+    "twitter_sentiment": _rename(_sentence, sentence="text"),
+    "amazon_polarity": _halves("title", "content"),
+    "ethics_deontology": _pair("scenario", "excuse"),
+    "ethics_virtue": lambda row: {
+        "scenario": f"{row['passage']} [SEP] {row['question']}",
+        "label": int(row["answer"]),
+    },
+    "paws": _halves("sentence1", "sentence2"),
+    "wic": lambda row: {"word": row["question"].split()[-2], **_halves("sentence1", "sentence2")(row)},
+    # Entailment is 0; the two others are both a no.
+    "anli_r2": lambda row: {
+        "premise": row["passage"],
+        "hypothesis": row["question"],
+        "label": 0 if row["answer"] else 1 + ord(row["passage"][0]) % 2,
+    },
+}
+
+
+def _lettered(row: dict) -> dict:
+    letters = _letters(len(row["choices"]))
+    return {"choices": {"text": row["choices"], "label": letters}, "answerKey": letters[row["correct"]]}
+
+
+def _one_a_row(context: str) -> Callable[[dict], list[dict]]:
+    return lambda row: [
+        {context: row["passage"], "question": _QUESTION, "answer": answer, "label": int(position == row["correct"])}
+        for position, answer in enumerate(row["choices"])
+    ]
+
+
+def _sciq(row: dict) -> dict:
+    wrong = [answer for position, answer in enumerate(row["choices"]) if position != row["correct"]]
+    return {
+        "question": f"{row['passage']} {_QUESTION}",
+        "correct_answer": row["choices"][row["correct"]],
+        **{f"distractor{number}": answer for number, answer in enumerate(wrong, start=1)},
+        "support": row["passage"],
+    }
+
+
+def _better_and_worse(first: str, second: str, prompt: str = "") -> Callable[[dict], dict]:
+    """Of two choices, the right one in one column and the wrong one in another."""
+
+    def to_row(row: dict) -> dict:
+        before = prompt.format(**row)
+        return {
+            first: before + row["choices"][row["correct"]],
+            second: before + row["choices"][1 - row["correct"]],
+        }
+
+    return to_row
+
+
+# Of rows of `DemoWorld.choice_rows`: number of choices, and the rows of the task.
+_CHOICE = {
+    "cosmos_qa": (4, lambda row: {
+        "context": row["passage"], "question": _QUESTION, "label": row["correct"],
+        **{f"answer{number}": answer for number, answer in enumerate(row["choices"])},
+    }),
+    "dream": (3, lambda row: {
+        "dialogue": [row["passage"]], "question": _QUESTION, "choice": row["choices"],
+        "answer": row["choices"][row["correct"]],
+    }),
+    "hellaswag": (4, lambda row: {
+        "ctx": f"{row['passage']} {_QUESTION}", "endings": row["choices"], "label": str(row["correct"]),
+    }),
+    "openbookqa": (4, lambda row: {"question_stem": f"{row['passage']} {_QUESTION}", **_lettered(row)}),
+    "piqa": (2, lambda row: {
+        "goal": f"{row['passage']} {_QUESTION}", "sol1": row["choices"][0], "sol2": row["choices"][1],
+        "label": row["correct"],
+    }),
+    "quail": (4, lambda row: {
+        "context": row["passage"], "question": _QUESTION, "answers": row["choices"],
+        "correct_answer_id": row["correct"],
+    }),
+    "quartz": (2, lambda row: {"para": row["passage"], "question": _QUESTION, **_lettered(row)}),
+    "sciq": (4, _sciq),
+    "sciq_with_support": (4, _sciq),
+    "social_i_qa": (3, lambda row: {
+        "context": row["passage"], "question": _QUESTION, "label": str(row["correct"] + 1),
+        **{f"answer{letter}": answer for letter, answer in zip(_letters(3), row["choices"], strict=True)},
+    }),
+    "multirc": (4, _one_a_row("paragraph")),
+    "mc_taco": (4, _one_a_row("sentence")),
+    "ethics_utilitarianism": (2, _better_and_worse("baseline", "less_pleasant")),
+    "anthropic_hh_single": (
+        2, _better_and_worse("chosen", "rejected", "\n\nHuman: {passage} " + _QUESTION + "\n\nAssistant: ")
+    ),
+}  # fmt: skip
+
+
+def demo_rows(task: Task, world: DemoWorld, n: int, stream: str) -> Dataset:
+    """
+    Generated rows that a task reads as if they were its own.
+
+    Args:
+        task ([`Task`]): A task of the package.
+        world ([`DemoWorld`]): What the rows are about.
+        n (`int`): At least so many texts after the task's conversion to one right and one wrong answer a question.
+        stream (`str`): Name of the random stream, such as `"train"` or `"test"`.
+
+    Returns:
+        [`~datasets.Dataset`] with the columns of the task.
+
+    Raises:
+        ValueError: the demo has no rows for this task.
+    """
+    if task.name in _YES_NO:
+        rows = [_YES_NO[task.name](row) for row in world.yes_no_rows(n, stream)]
+    elif task.name in _CHOICE:
+        n_choices, to_rows = _CHOICE[task.name]
+        # A question becomes two texts, a pair of scenarios one.
+        n_items = (n + 1) // 2 if task.choices or task.question else n
+        made = [to_rows(item) for item in world.choice_rows(n_items, stream, n_choices=n_choices)]
+        rows = [row for of_item in made for row in (of_item if isinstance(of_item, list) else [of_item])]
+    else:
+        raise ValueError(
+            f"The demo has no rows for {task.name}; name --weak_model and --student_model, and --dataset_path if its "
+            "rows are not where the task says."
+        )
+    return Dataset.from_list(rows)

@@ -1,0 +1,229 @@
+"""Tasks whose rows are an answer to a question: right or wrong.
+
+Most datasets list the answers in one row; MultiRC and MC-TACO have a row an answer, some questions with several right
+ones. No text lists the other answers: (Q, A1, ..., Ak) becomes (Q, Ai), as in the paper (A.1). Templates are ours.
+"""
+
+import os
+
+from .task import PARQUET_BRANCH, Source, Task
+
+__all__ = ["MULTIPLE_CHOICE_TASKS"]
+
+_CONTEXT_QUESTION_ANSWER = "{context}\nQuestion: {question}\nAnswer: {answer}"
+_RIGHT_OR_WRONG = {"class_names": ("wrong", "right")}
+
+
+def _position(value: str, among: list[str]) -> int:
+    if value not in among:
+        raise ValueError(f"says that {value!r} is right, expected one of {', '.join(map(repr, among))}")
+    return among.index(value)
+
+
+COSMOS_QA = Task(
+    name="cosmos_qa",
+    description="Commonsense questions about a blog entry",
+    sources=(Source("allenai/cosmos_qa", "default", PARQUET_BRANCH), Source("Samsoup/cosmos_qa")),
+    template=_CONTEXT_QUESTION_ANSWER,
+    choices=lambda row: [row[f"answer{number}"] for number in range(4)],
+    correct=lambda row: row["label"],
+    reads=("answer0", "answer1", "answer2", "answer3", "label"),
+    context="context",
+    group="context",
+    test_split="validation",
+    **_RIGHT_OR_WRONG,
+)
+
+DREAM = Task(
+    name="dream",
+    description="Questions about a dialogue from English exams",
+    sources=(Source("dataset-org/dream", "plain_text", PARQUET_BRANCH),),
+    template="{conversation}\nQuestion: {question}\nAnswer: {answer}",
+    fields={"conversation": lambda row: "\n".join(row["dialogue"])},
+    choices=lambda row: row["choice"],
+    correct=lambda row: _position(row["answer"], row["choice"]),
+    reads=("dialogue", "choice", "answer"),
+    context="conversation",
+    group="conversation",
+    **_RIGHT_OR_WRONG,
+)
+
+HELLASWAG = Task(
+    name="hellaswag",
+    description="Which ending goes on with the story?",
+    sources=(Source("Rowan/hellaswag"), Source("Rowan/hellaswag", "default", PARQUET_BRANCH)),
+    template="{ctx} {answer}",
+    choices=lambda row: row["endings"],
+    correct=lambda row: _position(str(row["label"]), ["0", "1", "2", "3"]),
+    reads=("endings", "label"),
+    context="ctx",
+    group="ctx",
+    test_split="validation",
+    **_RIGHT_OR_WRONG,
+)
+
+OPENBOOKQA = Task(
+    name="openbookqa",
+    description="Elementary science questions",
+    sources=(Source("allenai/openbookqa", "main"), Source("allenai/openbookqa", "main", PARQUET_BRANCH)),
+    template="Question: {question_stem}\nAnswer: {answer}",
+    choices=lambda row: row["choices"]["text"],
+    correct=lambda row: _position(row["answerKey"], row["choices"]["label"]),
+    reads=("choices", "answerKey"),
+    group="question_stem",
+    **_RIGHT_OR_WRONG,
+)
+
+PIQA = Task(
+    name="piqa",
+    description="Which solution reaches an everyday goal?",
+    sources=(Source("ybisk/piqa", "plain_text", PARQUET_BRANCH), Source("baber/piqa")),
+    template="Goal: {goal}\nSolution: {answer}",
+    choices=lambda row: [row["sol1"], row["sol2"]],
+    correct=lambda row: row["label"],
+    reads=("sol1", "sol2", "label"),
+    group="goal",
+    test_split="validation",
+    **_RIGHT_OR_WRONG,
+)
+
+QUAIL = Task(
+    name="quail",
+    description="Questions about a text, some of which it does not answer",
+    sources=(Source("textmachinelab/quail", "quail"), Source("textmachinelab/quail", "quail", PARQUET_BRANCH)),
+    template=_CONTEXT_QUESTION_ANSWER,
+    choices=lambda row: row["answers"],
+    correct=lambda row: row["correct_answer_id"],
+    reads=("answers", "correct_answer_id"),
+    context="context",
+    group="context",
+    test_split="validation",
+    **_RIGHT_OR_WRONG,
+)
+
+QUARTZ = Task(
+    name="quartz",
+    description="Questions about qualitative relations, with a sentence that helps",
+    sources=(Source("allenai/quartz"), Source("allenai/quartz", "default", PARQUET_BRANCH)),
+    template="{para}\nQuestion: {question}\nAnswer: {answer}",
+    choices=lambda row: row["choices"]["text"],
+    correct=lambda row: _position(row["answerKey"], row["choices"]["label"]),
+    reads=("choices", "answerKey"),
+    context="para",
+    group="para",
+    **_RIGHT_OR_WRONG,
+)
+
+
+def _sciq_choices(row: dict) -> list[str]:
+    return [row["correct_answer"], row["distractor1"], row["distractor2"], row["distractor3"]]
+
+
+_SCIQ_COLUMNS = ("correct_answer", "distractor1", "distractor2", "distractor3")
+
+SCIQ = Task(
+    name="sciq",
+    description="Science exam questions",
+    sources=(Source("allenai/sciq"), Source("allenai/sciq", "default", PARQUET_BRANCH)),
+    template="Question: {question}\nAnswer: {answer}",
+    choices=_sciq_choices,
+    correct=lambda row: 0,
+    reads=_SCIQ_COLUMNS,
+    group="question",
+    **_RIGHT_OR_WRONG,
+)
+
+SCIQ_WITH_SUPPORT = Task(
+    name="sciq_with_support",
+    description="Science exam questions, with a passage that holds the answer",
+    sources=SCIQ.sources,
+    template="{support}\nQuestion: {question}\nAnswer: {answer}",
+    choices=_sciq_choices,
+    correct=lambda row: 0,
+    reads=_SCIQ_COLUMNS,
+    context="support",
+    group=("question", "support"),
+    drop_empty=True,  # one question in ten has no support
+    **_RIGHT_OR_WRONG,
+)
+
+SOCIAL_I_QA = Task(
+    name="social_i_qa",
+    description="Commonsense questions about people",
+    sources=(Source("allenai/social_i_qa", "default", PARQUET_BRANCH), Source("lighteval/siqa")),
+    template=_CONTEXT_QUESTION_ANSWER,
+    choices=lambda row: [row["answerA"], row["answerB"], row["answerC"]],
+    correct=lambda row: _position(str(row["label"]), ["1", "2", "3"]),
+    reads=("answerA", "answerB", "answerC", "label"),
+    context="context",
+    group="context",
+    test_split="validation",
+    **_RIGHT_OR_WRONG,
+)
+
+MULTIRC = Task(
+    name="multirc",
+    description="Questions about a paragraph; several answers may be right (SuperGLUE)",
+    sources=(Source("aps/super_glue", "multirc"), Source("aps/super_glue", "multirc", PARQUET_BRANCH)),
+    template="{paragraph}\nQuestion: {question}\nAnswer: {answer}",
+    label="label",
+    context="paragraph",
+    group="paragraph",
+    question=("paragraph", "question"),
+    test_split="validation",
+    drop_empty=True,  # two answers of the training split are empty
+    **_RIGHT_OR_WRONG,
+)
+
+MC_TACO = Task(
+    name="mc_taco",
+    description="Temporal commonsense; several answers may be right",
+    sources=(Source("CogComp/mc_taco", "plain_text", PARQUET_BRANCH),),
+    template="{sentence}\nQuestion: {question}\nAnswer: {answer}",
+    label="label",
+    context="sentence",
+    group="sentence",
+    question=("sentence", "question"),
+    # There is no train split, and the test split is the larger one.
+    train_split="test",
+    test_split="validation",
+    **_RIGHT_OR_WRONG,
+)
+
+
+def _same_prompt(row: dict) -> str:
+    """What both transcripts begin with, up to the last reply that they share the beginning of."""
+    shared = os.path.commonprefix([row["chosen"], row["rejected"]])
+    return shared[: shared.rfind("\n\nAssistant:")]
+
+
+ANTHROPIC_HH_SINGLE = Task(
+    name="anthropic_hh_single",
+    description="Was this dialogue preferred? One text at a time, as published; not learnable in this form",
+    sources=(Source("Anthropic/hh-rlhf"),),
+    template="{answer}",
+    fields={"prompt": _same_prompt},
+    choices=lambda row: [row["chosen"], row["rejected"]],
+    correct=lambda row: 0,
+    reads=("chosen", "rejected"),
+    context="answer",
+    shorten_from="start",  # the last reply is what is judged
+    group="prompt",
+    class_names=("rejected", "chosen"),
+)
+
+MULTIPLE_CHOICE_TASKS = (
+    COSMOS_QA,
+    DREAM,
+    HELLASWAG,
+    MC_TACO,
+    OPENBOOKQA,
+    QUAIL,
+    PIQA,
+    QUARTZ,
+    SCIQ,
+    SCIQ_WITH_SUPPORT,
+    SOCIAL_I_QA,
+    MULTIRC,
+    ANTHROPIC_HH_SINGLE,
+)
