@@ -30,6 +30,8 @@ def test_splits_are_balanced_apart_and_the_same_every_time():
     splits = boolq()
     check(splits)
     assert splits.fingerprint == boolq().fingerprint != boolq(seed=1).fingerprint
+    # Whoever deals by rows alone gives one side more of the rarer class, and balancing then takes rows away.
+    assert abs(len(splits.weak_half) - len(splits.student_half)) <= 6
     sizes = {name: len(part) for name, part in boolq(n_train=100, n_weak=60, n_validation=21, n_test=50).parts.items()}
     assert sizes == {
         "weak_half": 60, "weak_validation": 10, "student_half": 100, "student_validation": 11, "test": 50

@@ -16,7 +16,7 @@ from w2s_hf.tasks import Source, find_task, task_table, tokenize_rows
 from w2s_hf.tasks.demo import DemoWorld
 from w2s_hf.tasks.demo_rows import demo_rows
 from w2s_hf.tasks.loading import load_raw
-from w2s_hf.tasks.splits import load_splits
+from w2s_hf.tasks.splits import choose_answers, load_splits
 from w2s_hf.tasks.task import PARQUET_BRANCH
 
 REAL_DATA = Path(os.environ.get("W2S_HF_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -291,6 +291,7 @@ def test_a_task_that_does_not_fit_together_says_so(changes, message):
     [
         ({"message": "  "}, "row 7 of the split 'train' has an empty 'message'.*drop_empty=True"),
         ({"message": None}, "row 7 of the split 'train' has no 'message'"),
+        ({"is_spam": "2"}, "row 7 .* has the label '2'"),
         ({"is_spam": "maybe"}, r"row 7 .* has the label 'maybe', expected 0 or 1 \('ham' or 'spam'\)"),
     ],
 )
@@ -322,6 +323,24 @@ def test_an_answer_that_is_none_of_the_choices_is_named():
     listed = Task("t", "rows.csv", "{x}", label="y")
     with pytest.raises(ValueError, match="has a list in 'x', expected text; make one in `fields`"):
         list(listed.examples({"x": ["a"], "y": 0}))
+
+
+def test_a_column_that_only_a_function_reads_has_to_be_named():
+    rows = DatasetDict(train=Dataset.from_list(MESSAGES))
+    task = own_task(label=lambda row: row["is_spam"] == "spam")
+    with pytest.raises(ValueError, match="reads the column 'is_spam'; name it in `reads`. It was given message"):
+        load_splits(task, raw=rows)
+    assert load_splits(dataclasses.replace(task, reads=("is_spam",)), raw=rows).test["ground_truth"]
+
+
+def test_wrong_answers_come_from_all_of_them(world):
+    task = TASKS["sciq"]
+    rows = demo_rows(task, world, 2000, "train")
+    of_answer = {row[f"distractor{k}"]: k for row in rows for k in (1, 2, 3)}
+    examples = choose_answers([example for row in rows for example in task.examples(row)])
+    wrong = [example["text"].split("Answer: ")[1] for example in examples if not example["ground_truth"]]
+    counts = Counter(of_answer[answer] for answer in wrong)
+    assert sum(counts.values()) == 1000 and min(counts.values()) > 280
 
 
 def test_unknown_tasks_and_files():

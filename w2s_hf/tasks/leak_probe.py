@@ -165,7 +165,7 @@ def leak_probe(
     """
     if len(rows) > max_rows:
         rows = rows.shuffle(seed=0).select(range(max_rows))
-    examples = read_examples(task, rows)
+    examples = read_examples(task, str(rows.split), rows)
     group_rows(examples)
     examples = _as_many_of_each_class(choose_answers(examples, conversion))
     content = list(_content(task, rows))
@@ -242,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         task = find_task(args.task)
         raw, source = load_raw(task, args.dataset_path)
-        rows = pick_split(task, raw, task.train_split)
+        _, rows = pick_split(task, raw, task.train_split)
         guesses = leak_probe(task, rows, conversion=args.conversion, max_rows=args.max_rows)
     except (ValueError, FileNotFoundError, ConnectionError) as error:
         sys.exit(f"error: {error}")

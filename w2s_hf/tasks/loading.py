@@ -83,9 +83,9 @@ def _load_local(task: Task, path: str) -> DatasetDict:
     )
 
 
-def pick_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> Dataset:
+def pick_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> tuple[str, Dataset]:
     """
-    The first of `names` that is among the splits.
+    The first of `names` that is among the splits, and its rows.
 
     Raises:
         ValueError: none is, it is empty, or it lacks a column.
@@ -104,4 +104,4 @@ def pick_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> Dataset:
         )
     if len(rows) == 0:
         raise ValueError(f"{task.name}: the split {name!r} is empty.")
-    return rows
+    return name, rows

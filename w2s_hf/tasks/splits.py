@@ -141,11 +141,11 @@ def load_splits(
         source = {"id": task.sources[0].id, "revision": "generated"}
     else:
         raw, source = load_raw(task, dataset_path)
-    train = read_examples(task, pick_split(task, raw, task.train_split))
+    train = read_examples(task, *pick_split(task, raw, task.train_split))
     if task.test_split is None:
         train, test = _hold_out(train, seed)
     else:
-        test = read_examples(task, pick_split(task, raw, task.test_split))
+        test = read_examples(task, *pick_split(task, raw, task.test_split))
         group_rows(train + test)
     test = choose_answers(_unique(test), conversion)
     n_read = len(train)
@@ -180,9 +180,11 @@ def _part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | Non
     return sizes
 
 
-def read_examples(task: Task, rows: Dataset) -> list[dict]:
+def read_examples(task: Task, split: str, rows: Dataset) -> list[dict]:
     """
-    Every text that rows of a dataset become, in an order that depends on their content alone.
+    Every text that the rows of a split become, in an order that depends on their content alone.
+
+    Of more than 200,000 rows, so many random ones are read; which ones depends on the order of the rows.
 
     Raises:
         ValueError: as [`Task.examples`], with the number of the row.
@@ -196,13 +198,18 @@ def read_examples(task: Task, rows: Dataset) -> list[dict]:
         except EmptyFieldError as error:
             if not task.drop_empty:
                 raise ValueError(
-                    f"{task.name}: row {index} of the split {str(rows.split)!r} {error}. Mend it, or leave such rows "
+                    f"{task.name}: row {index} of the split {split!r} {error}. Mend it, or leave such rows "
                     "out with `drop_empty=True` in the task."
                 ) from error
             n_empty += 1
             continue
+        except KeyError as error:
+            raise ValueError(
+                f"{task.name}: a function of the task reads the column {error}; name it in `reads`. It was given "
+                f"{', '.join(task.columns)}."
+            ) from error
         except ValueError as error:
-            raise ValueError(f"{task.name}: row {index} of the split {str(rows.split)!r} {error}.") from error
+            raise ValueError(f"{task.name}: row {index} of the split {split!r} {error}.") from error
         examples += [{**example, "row": index} for example in of_row]
     if n_empty:
         logger.warning(f"{task.name}: {n_empty} of {len(rows)} rows have an empty field and are left out")

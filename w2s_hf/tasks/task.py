@@ -187,7 +187,7 @@ class Task:
     def _truth(self, value) -> int:
         if isinstance(value, str) and value in self.class_names:
             return self.class_names.index(value)
-        if value in (0, 1):  # bools, too
+        if value in (0, 1, "0", "1"):  # bools, too
             return int(value)
         # -1 marks the unlabelled test splits of GLUE and others.
         raise ValueError(
