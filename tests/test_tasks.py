@@ -32,7 +32,7 @@ def world():
     return DemoWorld(seed=0)
 
 
-def generated(task: Task, world: DemoWorld, n_train: int = 1500, n_test: int = 500) -> DatasetDict:
+def generated(task: Task, world: DemoWorld, n_train: int = 900, n_test: int = 300) -> DatasetDict:
     rows = {task.train_split[0]: demo_rows(task, world, n_train, "train")}
     return DatasetDict(rows | {task.test_split[0]: demo_rows(task, world, n_test, "test")})
 
@@ -330,7 +330,13 @@ def test_a_column_that_only_a_function_reads_has_to_be_named():
     task = own_task(label=lambda row: row["is_spam"] == "spam")
     with pytest.raises(ValueError, match="reads the column 'is_spam'; name it in `reads`. It was given message"):
         load_splits(task, raw=rows)
-    assert load_splits(dataclasses.replace(task, reads=("is_spam",)), raw=rows).test["ground_truth"]
+    task = dataclasses.replace(task, reads=("is_spam",))
+    assert load_splits(task, raw=rows).test["ground_truth"]
+
+
+def test_the_demo_has_rows_for_its_own_tasks_only(world):
+    with pytest.raises(ValueError, match="The demo has no rows for spam; name --weak_model and --student_model"):
+        demo_rows(own_task(), world, 10, "train")
 
 
 def test_wrong_answers_come_from_all_of_them(world):

@@ -22,7 +22,7 @@ from datasets import Dataset, disable_progress_bars
 from scipy.stats import bootstrap
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from . import find_task
 from .loading import load_raw, pick_split
@@ -123,7 +123,7 @@ def probe_texts(texts: list[str], truth: list[int], groups: list[str], *, confid
     features, names = format_features(texts)
     # Shallow: a few thousand texts, and leaks are simple.
     model = HistGradientBoostingClassifier(max_iter=100, max_leaf_nodes=8, random_state=0)
-    folds = GroupKFold(_N_FOLDS, shuffle=True, random_state=0)
+    folds = StratifiedGroupKFold(_N_FOLDS, shuffle=True, random_state=0)
     correct = cross_val_predict(model, features, truth, groups=group, cv=folds) == truth
     right, total = np.bincount(group, weights=correct), np.bincount(group).astype(float)
 
