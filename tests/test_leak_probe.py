@@ -31,6 +31,12 @@ ANSWER_IN_PROMPT = dataclasses.replace(
     reads=("scenario",),
     context="scenario_and_answer",
 )
+# The same from a column of words: a word of few is no content that a task may show.
+ANSWER_FROM_A_COLUMN = dataclasses.replace(
+    TASKS["ethics_justice"],
+    template="{scenario}\nA: {verdict}",
+    label=lambda row: int(row["verdict"] == "that is so"),
+)
 RIGHT_ANSWER_LISTED_FIRST = dataclasses.replace(
     TASKS["sciq"],
     template="{question}\n{listed}\nAnswer: {answer}",
@@ -72,6 +78,13 @@ def test_published_leaks_are_caught_on_real_rows(task):
         assert guesses["text"].accuracy > 0.95, guesses
     sound = leak_probe(TASKS[task.name], rows, max_rows=2000)
     assert sound["form"].at_chance
+
+
+def test_a_column_of_categories_is_no_content(world):  # noqa: F811
+    rows = demo_rows(TASKS["ethics_justice"], world, 600, "probe")
+    verdicts = ["that is so" if label else "never" for label in rows["label"]]
+    form = leak_probe(ANSWER_FROM_A_COLUMN, rows.add_column("verdict", verdicts))["form"]
+    assert form.accuracy == 1
 
 
 def test_lengths_punctuation_and_ends_are_seen():
