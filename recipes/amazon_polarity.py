@@ -1,4 +1,4 @@
-"""Weak-to-strong generalization on Amazon reviews: is a product review positive?.
+"""Weak-to-strong generalization on Amazon reviews: is a product review positive?
 
 The embedded demo (no network, no GPU; two minutes on two CPU cores):
 

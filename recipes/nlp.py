@@ -27,7 +27,7 @@ DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
 
 def main() -> None:
-    if "--list_tasks" in sys.argv:
+    if {"--list_tasks", "--list-tasks"} & set(sys.argv):
         print(task_table())
         return
     args, training_args, student_config = parse_arguments(__doc__, DEMO_CONFIG, experiment=AnyTaskArguments)

@@ -335,6 +335,16 @@ def test_every_task_runs_by_name(task, cache, tmp_path, monkeypatch, capsys):
     assert f"columns of {task}" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_the_demo_with_one_row_a_question(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("W2S_HF_CACHE", str(cache))
+    options = "--task sciq --conversion coin_flip --demo_documents 1600 --n_train 64 --n_weak 32 --n_validation 16"
+    options += f" --n_test 40 --methods naive --output_dir {tmp_path / 'out'}"
+    monkeypatch.setattr("sys.argv", ["recipes/nlp.py", *options.split()])
+    runpy.run_path(str(ROOT / "recipes" / "nlp.py"), run_name="__main__")
+    results = numbers(tmp_path / "out")
+    assert results["dataset"]["conversion"] == "coin_flip" and results["runs"][0]["weak"]["n"] == 40
+
+
 def readme_block(start: str) -> str:
     blocks = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     (block,) = [block for block in blocks if block.startswith(start)]

@@ -98,7 +98,7 @@ def test_repeated_rows_count_once():
 def test_a_huge_group_goes_to_a_half_not_to_the_validation_rows():
     huge = passages(300, "same", questions_a_passage=300)
     train = Dataset.from_list([*passages(600), *huge])
-    for seed in range(8):
+    for seed in range(40):
         splits = load_splits(BOOLQ, raw=DatasetDict(train=train, validation=passages(200, "test")), seed=seed)
         for name in ("weak_validation", "student_validation"):
             assert not any("same" in text for text in splits.parts[name]["text"])
@@ -114,14 +114,14 @@ def test_errors_say_what_was_found():
         load_splits(BOOLQ, raw=DatasetDict(train=train.remove_columns("passage"), validation=test))
     with pytest.raises(ValueError, match="'train' is empty"):
         load_splits(BOOLQ, raw=DatasetDict(train=train.select([]), validation=test))
-    with pytest.raises(ValueError, match="are all 'yes'; both classes are needed"):
+    with pytest.raises(ValueError, match="the 60 rows of the split 'train' are all 'yes'; both classes are needed"):
         load_splits(BOOLQ, raw=DatasetDict(train=passages(60, yes=1.1), validation=test))
     with pytest.raises(ValueError, match="1000 rows asked for in `weak_half`.*Ask for fewer"):
         load_splits(BOOLQ, raw=DatasetDict(train=train, validation=test), n_train=1000)
     with pytest.raises(ValueError, match="1 rows asked for in `weak_validation`, expected at least 2"):
         load_splits(BOOLQ, raw=DatasetDict(train=train, validation=test), n_train=10, n_validation=3)
     unlabelled = Dataset.from_dict({"sentence": ["a", "b"], "label": [-1, -1]})
-    with pytest.raises(ValueError, match=r"has the label -1, expected 0 or 1 \('negative' or 'positive'\)"):
+    with pytest.raises(ValueError, match="has the label -1, expected 0 or 1, or 'negative' or 'positive'"):
         load_splits(TASKS["sst2"], raw=DatasetDict(train=unlabelled, validation=unlabelled))
 
 

@@ -12,11 +12,13 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from transformers import AutoTokenizer
 
 from w2s_hf import TASKS, Task, load_task
+from w2s_hf.config import ExperimentArguments
+from w2s_hf.experiments.finetuning import _fingerprint as rows_fingerprint
 from w2s_hf.tasks import Source, find_task, task_table, tokenize_rows
 from w2s_hf.tasks.demo import DemoWorld
 from w2s_hf.tasks.demo_rows import demo_rows
 from w2s_hf.tasks.loading import load_raw
-from w2s_hf.tasks.splits import choose_answers, load_splits
+from w2s_hf.tasks.splits import CONVERSIONS, choose_answers, load_splits
 from w2s_hf.tasks.task import PARQUET_BRANCH
 
 REAL_DATA = Path(os.environ.get("W2S_HF_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -157,6 +159,23 @@ HAND_WORKED = {
         {f"a\nQuestion: b\nAnswer: {x}": int(x == "c") for x in "cde"},
     ),
     "multirc": ({"paragraph": "a", "question": "b", "answer": "c", "label": 1}, {"a\nQuestion: b\nAnswer: c": 1}),
+    "cola": ({"sentence": "a b", "label": 0}, {"a b": 0}),
+    "twitter_sentiment": ({"text": "a b", "label": 1}, {"a b": 1}),
+    "amazon_polarity": ({"title": "a", "content": "b", "label": 0}, {"a\nb": 0}),
+    "ethics_justice": ({"scenario": "a", "label": 1}, {"Is this reasonable?\na": 1}),
+    "paws": ({"sentence1": "a", "sentence2": "b", "label": 1}, {"Do both sentences mean the same?\na\nb": 1}),
+    "mc_taco": ({"sentence": "a", "question": "b", "answer": "c", "label": 0}, {"a\nQuestion: b\nAnswer: c": 0}),
+    "sciq_with_support": (
+        {
+            "support": "s", "question": "a", "correct_answer": "c", "distractor1": "d", "distractor2": "e",
+            "distractor3": "f",
+        },
+        {f"s\nQuestion: a\nAnswer: {x}": int(x == "c") for x in "cdef"},
+    ),
+    "anthropic_hh_single": (
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
+        {f"Human: a\n\nAssistant: {x}": int(x == "b") for x in "bc"},
+    ),
     "wic": (
         {"word": "a", "sentence1": "b", "sentence2": "c", "label": 1},
         {'Has "a" the same sense in both sentences?\nb\nc': 1},
@@ -260,7 +279,9 @@ def test_the_text_of_a_preference_ends_in_the_reply_and_is_cut_at_its_start(toke
     }
     chosen, rejected = TASKS["anthropic_hh_single"].examples(row)
     assert (chosen["ground_truth"], rejected["ground_truth"]) == (1, 0)
-    assert chosen["keys"] == rejected["keys"] and "w6" not in chosen["keys"][0] and "w5" in chosen["keys"][0]
+    assert chosen["keys"] == rejected["keys"] == ["first_turn: human: w1 w2 w3"]
+    with pytest.raises(ValueError, match="has no last reply in 'rejected'"):
+        list(TASKS["anthropic_hh_single"].examples({**row, "rejected": "\n\nHuman: w1\n\nAssistant: "}))
     tokens = tokenize_rows(Dataset.from_list([{**chosen}]), tokenizer, 4)["input_ids"][0]
     assert tokenizer.decode(tokens).endswith("w6 w7") and len(tokens) == 4
 
@@ -322,9 +343,16 @@ def test_a_task_of_ones_own_from_the_hub(monkeypatch):
     assert load_task(own_task(sources="me/messages")).source == {"id": "me/messages", "revision": "c0ffee"}
 
 
+def test_the_command_line_knows_the_conversions():
+    (field,) = [field for field in dataclasses.fields(ExperimentArguments) if field.name == "conversion"]
+    assert tuple(field.metadata["choices"]) == CONVERSIONS
+
+
 def test_tasks_in_a_python_file(tmp_path):
+    (tmp_path / "neighbour_of_mine.py").write_text("FIELD = '{x}'\n")
     path = tmp_path / "mine.py"
     one = "from w2s_hf import Task\nA = Task('a', 'a.csv', '{x}', label='y')\n"
+    one = "from neighbour_of_mine import FIELD\n" + one
     path.write_text(one)
     assert find_task(str(path)).name == "a"
     path.write_text(one + "B = Task('b', 'b.csv', '{x}', label='y')\n")
@@ -349,7 +377,20 @@ def test_tasks_in_a_python_file(tmp_path):
         ({"label": None, "choices": len, "correct": len}, "shows no {answer}"),
         ({"context": "text"}, "context: got 'text', expected a field that the template shows once: message"),
         ({"shorten_from": "middle"}, "shorten_from: got 'middle'"),
-        ({"question": ("message",)}, "must share a `group`"),
+        ({"template": "Hi {}"}, "template: got 'Hi {}', expected columns or fields in plain braces"),
+        ({"template": "Hi {message!r}"}, "in plain braces"),
+        ({"template": "Hi"}, "in plain braces"),
+        (
+            {
+                "label": None,
+                "choices": len,
+                "correct": len,
+                "template": "{answer}",
+                "question": "message",
+                "context": None,
+            },
+            "is a question of its own",
+        ),
     ],
 )
 def test_a_task_that_does_not_fit_together_says_so(changes, message):
@@ -360,10 +401,10 @@ def test_a_task_that_does_not_fit_together_says_so(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"message": "  "}, "row 7 of the split 'train' has an empty 'message'.*drop_empty=True"),
-        ({"message": None}, "row 7 of the split 'train' has no 'message'"),
+        ({"message": "  "}, "row 7 of the split 'train' has an empty 'message'.*drop_empty=True.*--drop_empty"),
+        ({"message": None}, "row 7 of the split 'train' has no 'message'.*--drop_empty"),
         ({"is_spam": "2"}, "row 7 .* has the label '2'"),
-        ({"is_spam": "maybe"}, r"row 7 .* has the label 'maybe', expected 0 or 1 \('ham' or 'spam'\)"),
+        ({"is_spam": "maybe"}, r"row 7 .* has the label 'maybe', expected 0 or 1, or 'ham' or 'spam' \(`class_names`"),
     ],
 )
 def test_a_broken_row_is_named(changes, message):
@@ -378,7 +419,103 @@ def test_rows_with_an_empty_field_are_left_out_where_the_task_says_so(caplog):
     rows = Dataset.from_list([{**MESSAGES[0], "message": ""}, *MESSAGES])
     splits = load_splits(own_task(drop_empty=True), raw=DatasetDict(train=rows))
     assert splits.fingerprint == load_splits(own_task(), raw=DatasetDict(train=rows.select(range(1, 241)))).fingerprint
-    assert "1 of 241 rows have an empty field and are left out" in caplog.text
+    assert "1 of 241 rows of 'train' have an empty field and are left out" in caplog.text
+
+
+def test_an_empty_cell_of_a_csv_is_empty_and_na_is_text(tmp_path):
+    path = tmp_path / "messages.csv"
+    lines = [f"{i} {row['message']},{int(row['is_spam'] == 'spam')}" for i, row in enumerate(MESSAGES)]
+    path.write_text("\n".join(["message,is_spam", ",0", "NA,1", "None,0", *lines]))
+    with pytest.raises(ValueError, match="row 0 of the split 'train' has an empty 'message'"):
+        load_task(own_task(sources=str(path)))
+    splits = load_task(own_task(sources=str(path), drop_empty=True))
+    texts = {text for part in splits.parts.values() for text in part["text"]}
+    assert {"Message: NA", "Message: None"} & texts and not {"Message: nan", "Message: "} & texts
+
+
+def test_a_quotation_mark_in_a_tsv_swallows_no_lines(tmp_path):
+    path = tmp_path / "messages.tsv"
+    lines = [f"{chr(34) * (i % 50 == 0)}{i} {row['message']}\t{row['is_spam']}" for i, row in enumerate(MESSAGES)]
+    path.write_text("\n".join(["message\tis_spam", *lines]))
+    rows = load_raw(own_task(sources=str(path)))[0]["train"]
+    assert len(rows) == len(MESSAGES) and rows[50]["message"].startswith('"50 ')
+
+
+def test_a_folder_of_save_to_disk_and_a_broken_file(tmp_path):
+    DatasetDict(train=Dataset.from_list(MESSAGES)).save_to_disk(str(tmp_path / "saved"))
+    assert len(load_task(own_task(), dataset_path=str(tmp_path / "saved")).test) > 20
+    (tmp_path / "broken.jsonl").write_text('{"message": "a", "is_sp')
+    with pytest.raises(ValueError, match="--dataset_path: .*broken.jsonl' cannot be read: "):
+        load_task(own_task(), dataset_path=str(tmp_path / "broken.jsonl"))
+    with pytest.raises(FileNotFoundError, match="`sources` of the task: got 'messages.csv', which is no directory"):
+        load_task(own_task())
+
+
+def test_missing_values_are_never_shown():
+    task = TASKS["quail"]
+    row = {"context": "a", "question": "b", "answers": ["c", None], "correct_answer_id": 0}
+    with pytest.raises(ValueError, match="has no 'answer'"):
+        list(task.examples(row))
+    for missing in (None, float("nan")):
+        with pytest.raises(ValueError, match="has no 'f'"):
+            list(own_task(template="{f}", context="f", fields={"f": lambda _, m=missing: m}).examples(MESSAGES[0]))
+
+
+def test_columns_of_a_group_are_compared_with_themselves(world):
+    rows = [{"user": i, "doc": i + 1, "text": f"w{i} x", "y": i % 2} for i in range(60)]
+    apart = Task("t", "rows.csv", "{text}", label="y", group=("user", "doc"), test_split=None)
+    splits = load_splits(apart, raw=DatasetDict(train=Dataset.from_list(rows)))
+    assert len({group for part in splits.parts.values() for group in part["group"]}) > 20
+    together = dataclasses.replace(apart, group=(("user", "doc"),))
+    assert together.columns == apart.columns == ("text", "user", "doc", "y")
+    with pytest.raises(ValueError, match="no rows are left"):  # one chain
+        load_splits(together, raw=DatasetDict(train=Dataset.from_list(rows)))
+
+
+def test_a_question_is_a_group():
+    rows = [{"page": str(i), "question": f"q{i // 4}", "answer": f"a{i}", "y": i % 2} for i in range(200)]
+    task = Task("t", "rows.csv", "{question} {answer}", label="y", group="page", question="question", test_split=None)
+    check(load_splits(task, raw=DatasetDict(train=Dataset.from_list(rows))))
+
+
+def test_texts_with_both_labels_are_left_out(caplog):
+    caplog.set_level("INFO", logger="w2s_hf")
+    rows = [*MESSAGES, {"message": MESSAGES[0]["message"].upper(), "is_spam": "spam"}]
+    assert MESSAGES[0]["is_spam"] == "ham"
+    splits = load_splits(own_task(), raw=DatasetDict(train=Dataset.from_list(rows)))
+    texts = {text.casefold() for part in splits.parts.values() for text in part["text"]}
+    assert f"message: {MESSAGES[0]['message']}" not in texts
+    assert "2 are there with both labels: left out" in caplog.text
+
+
+def test_of_a_huge_split_random_rows_are_read(monkeypatch, caplog):
+    monkeypatch.setattr("w2s_hf.tasks.splits._MAX_ROWS", 150)
+    raw = DatasetDict(train=Dataset.from_list(MESSAGES))
+    splits = load_splits(own_task(), raw=raw)
+    assert 100 < sum(map(len, splits.parts.values())) <= 150
+    assert "of 240 rows of 'train', 150 random ones are read" in caplog.text
+    # A row is named by its number in the split, not among those that are read.
+    broken = Dataset.from_list([{**row, "message": ""} if i >= 200 else row for i, row in enumerate(MESSAGES)])
+    with pytest.raises(ValueError, match="row 20[0-9] of the split 'train' has an empty 'message'"):
+        load_splits(own_task(), raw=DatasetDict(train=broken))
+
+
+def test_classes_named_the_other_way_round_are_refused():
+    features = Features({"message": Value("string"), "is_spam": ClassLabel(names=["spam", "ham"])})
+    rows = Dataset.from_list([{**row, "is_spam": int(row["is_spam"] == "ham")} for row in MESSAGES], features=features)
+    with pytest.raises(ValueError, match="in the column 'is_spam' 0 is 'spam' and 1 is 'ham'.*Turn them round"):
+        load_splits(own_task(), raw=DatasetDict(train=rows))
+    assert load_splits(own_task(class_names=("spam", "ham")), raw=DatasetDict(train=rows)).fingerprint
+
+
+def test_another_context_is_another_fingerprint():
+    row = {"p": "w1 w2", "q": "w3", "y": 0}
+    raw = DatasetDict(train=Dataset.from_list([{**row, "p": f"w1 {i}", "y": i % 2} for i in range(60)]))
+    settings = ({"context": "p"}, {"context": "q"}, {"context": "p", "shorten_from": "start"}, {})
+    tasks = [Task("t", "rows.csv", "{p}\n{q}", label="y", test_split=None, **setting) for setting in settings]
+    every = [load_splits(task, raw=raw) for task in tasks]
+    assert len({splits.fingerprint for splits in every}) == 4
+    assert len({rows_fingerprint(splits.student_half, False) for splits in every}) == 4
 
 
 def test_an_answer_that_is_none_of_the_choices_is_named():
@@ -389,6 +526,10 @@ def test_an_answer_that_is_none_of_the_choices_is_named():
     ):
         load_splits(TASKS["dream"], raw=raw)
     raw = DatasetDict(train=Dataset.from_list([{**row, "dialogue": "a"}]), test=Dataset.from_list([row]))
+    with pytest.raises(ValueError, match="says that the choice '1' is right, expected its position, an integer"):
+        list(dataclasses.replace(TASKS["dream"], correct=lambda row: "1").examples(row))
+    with pytest.raises(ValueError, match="has the label -1, expected one of 0, 1, 2, 'entailment'"):
+        list(TASKS["anli_r2"].examples({"premise": "a", "hypothesis": "b", "label": -1}))
     with pytest.raises(ValueError, match="has 2 choices, of which number 4 is said to be right"):
         list(dataclasses.replace(TASKS["dream"], correct=lambda row: 4).examples(row))
     listed = Task("t", "rows.csv", "{x}", label="y")
@@ -399,7 +540,10 @@ def test_an_answer_that_is_none_of_the_choices_is_named():
 def test_a_column_that_only_a_function_reads_has_to_be_named():
     rows = DatasetDict(train=Dataset.from_list(MESSAGES))
     task = own_task(label=lambda row: row["is_spam"] == "spam")
-    with pytest.raises(ValueError, match="reads the column 'is_spam'; name it in `reads`. It was given message"):
+    with pytest.raises(
+        ValueError,
+        match="row 0 of the split 'train': a function of the task fails with KeyError: 'is_spam'.*in `reads`",
+    ):
         load_splits(task, raw=rows)
     task = dataclasses.replace(task, reads=("is_spam",))
     assert load_splits(task, raw=rows).test["ground_truth"]

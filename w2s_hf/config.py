@@ -212,6 +212,9 @@ class ExperimentArguments:
             "choices": ["pairs", "coin_flip"],
         },
     )
+    drop_empty: bool = field(
+        default=False, metadata={"help": "Leave rows with an empty field out; else they are errors."}
+    )
     split_seed: int = field(
         default=0, metadata={"help": "Seed of the halves; --seeds never moves a row of real data."}
     )
@@ -248,7 +251,13 @@ class ExperimentArguments:
 
 @dataclass
 class AnyTaskArguments(ExperimentArguments):
-    """An experiment on a task that is named on the command line."""
+    """
+    An experiment on a task that is named on the command line.
+
+    Args:
+        task (`str`): As in [`w2s_hf.tasks.find_task`].
+        list_tasks (`bool`, *optional*): For `--help`; the recipe looks for it before it reads the rest.
+    """
 
     task: str | None = field(
         default=None, metadata={"help": "Name of a task (see --list_tasks), or a Python file that defines one."}

@@ -62,7 +62,10 @@ def run_classification(
     output_dir = Path(training_args.output_dir)
     bench = Workbench(Stages(output_dir / "_stages"), training_args)
     ladder = Stages(_cache_directory() / "demo_ladder")
-    every = [gather_materials(task, args, student_config, seed, ladder) for seed in args.seeds]
+    if args.drop_empty:
+        task = replace(task, drop_empty=True)
+    splits = None if args.demo else load_task(task, dataset_path=args.dataset_path, **split_options(args))
+    every = [gather_materials(task, args, student_config, seed, ladder, splits) for seed in args.seeds]
     runs = []
     for seed, materials in zip(args.seeds, every, strict=True):
         runs.append(run_seed(materials, args, seed, bench, output_dir))
@@ -99,27 +102,38 @@ def run_classification(
     return results
 
 
+def split_options(args: ExperimentArguments) -> dict:
+    """What [`load_task`] is told of the command line."""
+    names = ("n_train", "n_weak", "n_validation", "n_test", "conversion")
+    return {name: getattr(args, name) for name in names} | {"seed": args.split_seed}
+
+
 def gather_materials(
-    task: Task, args: ExperimentArguments, student_config: StudentConfig, seed: int, ladder: Stages
+    task: Task,
+    args: ExperimentArguments,
+    student_config: StudentConfig,
+    seed: int,
+    ladder: Stages,
+    splits: TaskSplits | None,
 ) -> Materials:
-    """Rows and models of one seed; the demo makes its own, a world a seed."""
-    options = {name: getattr(args, name) for name in ("n_train", "n_weak", "n_validation", "n_test", "conversion")}
-    options["seed"] = args.split_seed
-    if not args.demo:
-        splits = load_task(task, dataset_path=args.dataset_path, **options)
+    """Rows and models of one seed; without `splits` the demo's, which has a world a seed."""
+    if splits is not None:
         weak = Model.find(args.weak_model, "--weak_model")
         return Materials(splits, weak, Model.find(args.student_model, "--student_model", student_config))
 
     world = DemoWorld(seed=seed)
     # Half as many again as asked for: balancing drops rows of the more frequent answer, and groups are dealt whole.
     n_pool = 3 * (args.n_train + args.n_weak + args.n_validation) // 2 + 100
+    n_test_pool = 3 * args.n_test // 2 + 100
+    if args.conversion == "coin_flip":  # half as many texts a question
+        n_pool, n_test_pool = 2 * n_pool, 2 * n_test_pool
     raw = DatasetDict(
         {
             task.train_split[0]: demo_rows(task, world, n_pool, "train"),
-            task.test_split[0]: demo_rows(task, world, 3 * args.n_test // 2 + 100, "test"),
+            task.test_split[0]: demo_rows(task, world, n_test_pool, "test"),
         }
     )
-    splits = load_task(task, raw=raw, **options)
+    splits = load_task(task, raw=raw, **split_options(args))
     splits = replace(splits, source={"id": "w2s_hf demo", "revision": f"world {seed}"})
 
     def demo_model(name: str, config: StudentConfig | None = None) -> Model:

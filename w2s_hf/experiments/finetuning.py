@@ -235,10 +235,10 @@ class Workbench:
 
 
 def _fingerprint(rows: Dataset, with_labels: bool = True) -> str:
-    """Hash of ids, texts and, where there are any, labels of rows, in order."""
+    """Hash of all that makes the tokens of rows, and where there are any of their labels, in order."""
     digest = hashlib.sha256()
-    for row_id, text in zip(rows["id"], rows["text"], strict=True):
-        digest.update(f"{row_id}\0{text}\n".encode())
+    for row in zip(*(rows[column][:] for column in TEXT_COLUMNS), strict=True):
+        digest.update(("\0".join(map(str, row)) + "\n").encode())
     if with_labels and "labels" in rows.column_names:
         digest.update(np.asarray(rows["labels"][:], dtype=np.float32).tobytes())
     return digest.hexdigest()[:16]

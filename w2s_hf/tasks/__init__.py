@@ -2,6 +2,7 @@
 
 import difflib
 import runpy
+import sys
 from pathlib import Path
 
 from .classification import CLASSIFICATION_TASKS
@@ -32,6 +33,9 @@ def find_task(name: str) -> Task:
     Args:
         name (`str`): One of [`TASKS`], or `my_task.py`, or `my_task.py:NAME` where the file has several tasks.
 
+    Returns:
+        [`Task`]
+
     Raises:
         ValueError: there is no such task; the known names are in the message.
         FileNotFoundError: there is no such file.
@@ -52,6 +56,7 @@ def find_task(name: str) -> Task:
 def _task_in_file(path: Path, wanted: str) -> Task:
     if not path.is_file():
         raise FileNotFoundError(f"task: there is no file {str(path)!r}.")
+    sys.path.insert(0, str(path.parent.resolve()))  # as `python my_task.py` would: it may import its neighbours
     found = {name: value for name, value in runpy.run_path(str(path)).items() if isinstance(value, Task)}
     if wanted and wanted not in found or not wanted and len(found) != 1:
         raise ValueError(
@@ -90,7 +95,13 @@ def load_task(task: str | Task, **kwargs) -> TaskSplits:
 
     Args:
         task (`str` or [`Task`]): Your own, or as in [`find_task`].
-        kwargs: As in [`w2s_hf.tasks.splits.load_splits`]: `dataset_path`, `n_train`, `n_weak`, `n_validation`,
-            `n_test`, `seed`, `conversion`.
+        kwargs: As in [`w2s_hf.tasks.splits.load_splits`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
+            `n_validation`, `n_test`, `seed`, `conversion`.
+
+    Returns:
+        [`TaskSplits`]
+
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError: as in these two.
     """
     return load_splits(find_task(task) if isinstance(task, str) else task, **kwargs)

@@ -72,7 +72,7 @@ PAWS = Task(
     ),
     template="Do both sentences mean the same?\n{sentence1}\n{sentence2}",
     label="label",
-    group=("sentence1", "sentence2"),
+    group=(("sentence1", "sentence2"),),
 )
 
 WIC = Task(
@@ -82,16 +82,24 @@ WIC = Task(
     template='Has "{word}" the same sense in both sentences?\n{sentence1}\n{sentence2}',
     label="label",
     # By word, 848 of 3,809 training rows would go, because their word is in the test set with other sentences.
-    group=("sentence1", "sentence2"),
+    group=(("sentence1", "sentence2"),),
     test_split="validation",
 )
+
+
+def _entailed(row: dict) -> int:
+    names = {0: 1, 1: 0, 2: 0, "entailment": 1, "neutral": 0, "contradiction": 0}
+    if row["label"] not in names:
+        raise ValueError(f"has the label {row['label']!r}, expected one of {', '.join(map(repr, names))}")
+    return names[row["label"]]
+
 
 ANLI_R2 = Task(
     name="anli_r2",
     description="Does the hypothesis follow from the premise? Neutral and contradiction are both a no",
     sources=(Source("facebook/anli", "plain_text"),),
     template="{premise}\nHypothesis: {hypothesis}",
-    label=lambda row: int(row["label"] == 0),
+    label=_entailed,
     reads=("label",),
     context="premise",
     group="premise",
@@ -176,7 +184,7 @@ ETHICS_UTILITARIANISM = Task(
         "second": lambda row: row["less_pleasant"] if _first_is_better(row) else row["baseline"],
     },
     reads=("baseline", "less_pleasant"),
-    group=("first", "second"),
+    group=(("first", "second"),),
 )
 
 CLASSIFICATION_TASKS = (

@@ -33,7 +33,8 @@ __all__ = ["Guess", "format_features", "leak_probe", "probe_texts"]
 
 _PUNCTUATION = ".,;:?!'\"()-"
 _N_FOLDS = 5
-# A column with at most so many different strings names categories, such as letters or "yes" and "no", not content.
+# A column with at most so many different strings names categories, such as letters or "yes" and "no", not content. A
+# question whose `choices` are such words is judged by them: what is found then may be how often each is right.
 _N_CATEGORIES = 20
 # Ends, beginnings and words around the content count where at least this share of texts has them.
 _FREQUENT = 0.02
@@ -114,12 +115,12 @@ def probe_texts(texts: list[str], truth: list[int], groups: list[str], *, confid
     Raises:
         ValueError: there are fewer than ten groups, or one class.
     """
-    truth, (_, group) = np.asarray(truth), np.unique(groups, return_inverse=True)
-    if group.max() < 9 or len(set(truth.tolist())) < 2:
+    if len(set(groups)) < 10 or len(set(truth)) < 2:
         raise ValueError(
-            f"got {len(texts)} texts in {group.max() + 1} groups with the classes {sorted(set(truth.tolist()))}, "
-            "expected at least ten groups and both classes."
+            f"got {len(texts)} texts in {len(set(groups))} groups with the classes {sorted(set(truth))}, expected at "
+            "least ten groups and both classes. Take more rows."
         )
+    truth, (_, group) = np.asarray(truth), np.unique(groups, return_inverse=True)
     features, names = format_features(texts)
     # Shallow: a few thousand texts, and leaks are simple.
     model = HistGradientBoostingClassifier(max_iter=100, max_leaf_nodes=8, random_state=0)
@@ -162,10 +163,15 @@ def leak_probe(
 
     Returns:
         `dict` with a [`Guess`] for `"form"` (what the task adds around the dataset's words) and `"text"` (everything).
+
+    Raises:
+        ValueError: as [`read_examples`] and [`probe_texts`].
     """
+    split, numbers = str(rows.split or "given"), np.arange(len(rows))
     if len(rows) > max_rows:
-        rows = rows.shuffle(seed=0).select(range(max_rows))
-    examples = read_examples(task, str(rows.split), rows)
+        numbers = np.sort(np.random.default_rng(0).permutation(len(rows))[:max_rows])
+        rows = rows.select(numbers)
+    examples = read_examples(task, split, rows, numbers)
     group_rows(examples)
     examples = _as_many_of_each_class(choose_answers(examples, conversion))
     content = list(_content(task, rows))
@@ -198,7 +204,8 @@ def _content(task: Task, rows: Dataset) -> Iterator[list[str]]:
     columns = [name for name in task.columns if name != task.label]
     strings = {name: [list(_strings(value)) for value in rows[name]] for name in columns}
     vocabularies = {name: {string for row in of_column for string in row} for name, of_column in strings.items()}
-    texts = [name for name in columns if len(vocabularies[name]) > _N_CATEGORIES]
+    # A column that the template shows is shown as it is, whatever is in it.
+    texts = [name for name in columns if name in task.shown or len(vocabularies[name]) > _N_CATEGORIES]
     for index, row in enumerate(rows.select_columns(list(task.columns))):
         own = {string for name in texts for string in strings[name][index]}
         # A field that is a piece of a column is the dataset's, too, and not what the task made of it.
@@ -238,6 +245,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--conversion", choices=CONVERSIONS, default="pairs", help="How questions become rows.")
     parser.add_argument("--max_rows", type=int, default=10_000, help="Rows of the dataset to look at (10000).")
     args = parser.parse_args(argv)
+    if args.max_rows < 10:
+        parser.error(f"--max_rows: got {args.max_rows}, expected at least 10.")
     disable_progress_bars()
     try:
         task = find_task(args.task)

@@ -1,16 +1,26 @@
 """Rows of a task, from the Hub or from disk."""
 
+import csv
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 
 from ..hub import ensure_available
 from .task import PARQUET_BRANCH, Source, Task
 
 __all__ = ["load_raw", "pick_split"]
 
-_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+# Text such as "NA" stays text. In a TSV a quotation mark is one: taken for the begin of a quoted field, as in a CSV,
+# it would swallow the lines up to the next one.
+_CSV = {"path": "csv", "keep_default_na": False}
+_READERS = {
+    ".csv": _CSV,
+    ".tsv": {**_CSV, "sep": "\t", "quoting": csv.QUOTE_NONE},
+    ".json": {"path": "json"},
+    ".jsonl": {"path": "json"},
+    ".parquet": {"path": "parquet"},
+}
 
 
 def load_raw(task: Task, dataset_path: str | None = None) -> tuple[DatasetDict, dict]:
@@ -27,14 +37,17 @@ def load_raw(task: Task, dataset_path: str | None = None) -> tuple[DatasetDict, 
 
     Raises:
         FileNotFoundError: there is no such directory or file.
+        ValueError: it cannot be read.
         ConnectionError: no source loads; the message says why for each.
     """
     if dataset_path is not None:
-        return _load_local(task, dataset_path), {"id": task.sources[0].id, "revision": "local"}
+        raw = _load_local(task, dataset_path, "--dataset_path")
+        return raw, {"id": task.sources[0].id, "revision": "local"}
     failures = []
     for source in task.sources:
         if Path(source.id).exists() or Path(source.id).suffix in _READERS:
-            return _renamed(_load_local(task, source.id), source), {"id": Path(source.id).name, "revision": "local"}
+            raw = _load_local(task, source.id, "`sources` of the task")
+            return _renamed(raw, source), {"id": Path(source.id).name, "revision": "local"}
         try:
             # A Hub that does not answer ends this at once; a repository that is gone has a successor.
             commit = ensure_available(
@@ -45,7 +58,7 @@ def load_raw(task: Task, dataset_path: str | None = None) -> tuple[DatasetDict, 
             continue
         try:
             return _load_from_hub(task, source, commit)
-        except (OSError, ValueError, RuntimeError, DatasetNotFoundError) as error:  # RuntimeError: it is a script
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: it is a script
             failures.append(f"{source.id}: {type(error).__name__}: {error}")
     raise ConnectionError(
         f"{task.name}: none of its datasets loads ({'; '.join(failures)}). Give --dataset_path a local copy, "
@@ -70,17 +83,21 @@ def _renamed(raw: DatasetDict, source: Source) -> DatasetDict:
     return raw.rename_columns(source.rename) if source.rename else raw
 
 
-def _load_local(task: Task, path: str) -> DatasetDict:
+def _load_local(task: Task, path: str, option: str) -> DatasetDict:
     file = Path(path)
-    if file.is_dir():
-        return load_dataset(path)
-    if file.is_file() and file.suffix in _READERS:
-        separator = {"sep": "\t"} if file.suffix == ".tsv" else {}
-        return load_dataset(_READERS[file.suffix], data_files=path, **separator)
-    raise FileNotFoundError(
-        f"--dataset_path: got {path!r}, which is no directory and no file that can be read ({', '.join(_READERS)}); "
-        f"expected the rows of {task.name}, with the columns {', '.join(task.columns)}."
-    )
+    if not file.is_dir() and not (file.is_file() and file.suffix in _READERS):
+        raise FileNotFoundError(
+            f"{option}: got {path!r}, which is no directory and no file that can be read ({', '.join(_READERS)}) "
+            f"below the working directory; expected the rows of {task.name}, with the columns "
+            f"{', '.join(task.columns)}."
+        )
+    try:
+        if file.is_file():
+            return load_dataset(**_READERS[file.suffix], data_files=path)
+        return load_from_disk(path) if (file / "dataset_dict.json").is_file() else load_dataset(path)
+    except (OSError, ValueError, DatasetsError) as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"{option}: {path!r} cannot be read: {type(cause).__name__}: {cause}") from error
 
 
 def pick_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> tuple[str, Dataset]:
@@ -88,7 +105,7 @@ def pick_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> tuple[st
     The first of `names` that is among the splits, and its rows.
 
     Raises:
-        ValueError: none is, it is empty, or it lacks a column.
+        ValueError: none is, it is empty, it lacks a column, or its classes are named the other way round.
     """
     name = next((name for name in names if name in raw), None)
     if name is None:
@@ -104,4 +121,10 @@ def pick_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> tuple[st
         )
     if len(rows) == 0:
         raise ValueError(f"{task.name}: the split {name!r} is empty.")
+    feature = rows.features[task.label] if isinstance(task.label, str) else None
+    if isinstance(feature, ClassLabel) and feature.names == [*reversed(task.class_names)]:
+        raise ValueError(
+            f"{task.name}: in the column {task.label!r} 0 is {feature.names[0]!r} and 1 is {feature.names[1]!r}; the "
+            f"task's `class_names` are {task.class_names}. Turn them round."
+        )
     return name, rows

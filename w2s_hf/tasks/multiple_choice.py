@@ -4,9 +4,7 @@ Most datasets list the answers in one row; MultiRC and MC-TACO have a row an ans
 ones. No text lists the other answers: (Q, A1, ..., Ak) becomes (Q, Ai), as in the paper (A.1). Templates are ours.
 """
 
-import os
-
-from .task import PARQUET_BRANCH, Source, Task
+from .task import PARQUET_BRANCH, EmptyFieldError, Source, Task
 
 __all__ = ["MULTIPLE_CHOICE_TASKS"]
 
@@ -23,6 +21,7 @@ def _position(value: str, among: list[str]) -> int:
 COSMOS_QA = Task(
     name="cosmos_qa",
     description="Commonsense questions about a blog entry",
+    # The second is somebody's copy; the columns are the same.
     sources=(Source("allenai/cosmos_qa", "default", PARQUET_BRANCH), Source("Samsoup/cosmos_qa")),
     template=_CONTEXT_QUESTION_ANSWER,
     choices=lambda row: [row[f"answer{number}"] for number in range(4)],
@@ -191,10 +190,12 @@ MC_TACO = Task(
 )
 
 
-def _same_prompt(row: dict) -> str:
-    """What both transcripts begin with, up to the last reply that they share the beginning of."""
-    shared = os.path.commonprefix([row["chosen"], row["rejected"]])
-    return shared[: shared.rfind("\n\nAssistant:")]
+def _dialogues(row: dict) -> list[str]:
+    for name in ("chosen", "rejected"):
+        _, _, reply = row[name].rpartition("\n\nAssistant:")
+        if not reply.strip() or "\n\nHuman:" in reply:
+            raise EmptyFieldError(f"has no last reply in {name!r}")
+    return [row["chosen"], row["rejected"]]
 
 
 ANTHROPIC_HH_SINGLE = Task(
@@ -202,14 +203,16 @@ ANTHROPIC_HH_SINGLE = Task(
     description="Was this dialogue preferred? One text at a time, as published; not learnable in this form",
     sources=(Source("Anthropic/hh-rlhf"),),
     template="{answer}",
-    fields={"prompt": _same_prompt},
-    choices=lambda row: [row["chosen"], row["rejected"]],
+    # The same dialogue is there with one turn, with two, ...
+    fields={"first_turn": lambda row: row["chosen"].partition("\n\nAssistant:")[0]},
+    choices=_dialogues,
     correct=lambda row: 0,
     reads=("chosen", "rejected"),
     context="answer",
     shorten_from="start",  # the last reply is what is judged
-    group="prompt",
+    group="first_turn",
     class_names=("rejected", "chosen"),
+    drop_empty=True,  # some transcripts end before the reply
 )
 
 MULTIPLE_CHOICE_TASKS = (

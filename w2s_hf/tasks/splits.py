@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from .loading import load_raw, pick_split
 from .task import EmptyFieldError, Task, normal, random_key
+from .tokenizing import TEXT_COLUMNS
 
 __all__ = ["CONVERSIONS", "TaskSplits", "choose_answers", "group_rows", "load_splits", "read_examples"]
 
@@ -86,16 +88,18 @@ class TaskSplits:
 
     @property
     def parts(self) -> dict[str, Dataset]:
+        """The five parts by name."""
         names = ("weak_half", "weak_validation", "student_half", "student_validation", "test")
         return {name: getattr(self, name) for name in names}
 
     @property
     def fingerprint(self) -> str:
-        """Hash of every row of every part, in order: 16 hexadecimal digits."""
+        """Hash of all that models are given of every row of every part, in order: 16 hexadecimal digits."""
         digest = hashlib.sha256()
         for name, part in self.parts.items():
-            for row_id, text, truth in zip(part["id"], part["text"], part["ground_truth"], strict=True):
-                digest.update(f"{name}\0{row_id}\0{text}\0{truth}\n".encode())
+            columns = [part[column][:] for column in (*TEXT_COLUMNS, "ground_truth")]
+            for row in zip(*columns, strict=True):
+                digest.update(("\0".join(map(str, (name, *row))) + "\n").encode())
         return digest.hexdigest()[:16]
 
 
@@ -133,24 +137,25 @@ def load_splits(
         conversion (`str`, *optional*, defaults to `"pairs"`): `"pairs"` makes one right and one wrong row of a
             question, `"coin_flip"` one row with either.
 
+    Returns:
+        [`TaskSplits`]
+
     Raises:
-        FileNotFoundError, ConnectionError: see [`w2s_hf.hub.ensure_available`].
+        FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
         ValueError: a split or column is missing, a field is empty, a label is not 0 or 1, or there are too few rows.
     """
     if raw is not None:
         source = {"id": task.sources[0].id, "revision": "generated"}
     else:
         raw, source = load_raw(task, dataset_path)
-    train = read_examples(task, *pick_split(task, raw, task.train_split))
+    train = _read_split(task, raw, task.train_split)
     if task.test_split is None:
-        train, test = _hold_out(train, seed)
+        train, test = _hold_out(task, train, seed)
     else:
-        test = read_examples(task, *pick_split(task, raw, task.test_split))
+        test = _read_split(task, raw, task.test_split)
         group_rows(train + test)
-    test = choose_answers(_unique(test), conversion)
-    n_read = len(train)
-    train = choose_answers(_unique(train, apart_from=test), conversion)
-    logger.debug(f"{task.name}: {n_read} training texts read, {len(train)} kept, {len(test)} for testing")
+    test = choose_answers(_unique(task, "test", test), conversion)
+    train = choose_answers(_unique(task, "training", train, apart_from=test), conversion)
 
     wanted = _part_sizes(n_train, n_weak, n_validation)
     shares = {name: n or _SHARES[name] for name, n in wanted.items()}
@@ -180,44 +185,71 @@ def _part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | Non
     return sizes
 
 
-def read_examples(task: Task, split: str, rows: Dataset) -> list[dict]:
+def read_examples(task: Task, split: str, rows: Dataset, numbers: Sequence[int] | None = None) -> list[dict]:
     """
     Every text that the rows of a split become, in an order that depends on their content alone.
 
-    Of more than 200,000 rows, so many random ones are read; which ones depends on the order of the rows.
+    Args:
+        task ([`Task`]): The task.
+        split (`str`): Its name, for errors.
+        rows ([`~datasets.Dataset`]): With the columns of the task.
+        numbers (`Sequence[int]`, *optional*): What number each row has in the split, if these are not all of them.
+
+    Returns:
+        `list[dict]`: As [`Task.examples`], and `row`, the position among `rows`.
 
     Raises:
-        ValueError: as [`Task.examples`], with the number of the row.
+        ValueError: as [`Task.examples`], with the number of the row; or a function of the task fails on it.
     """
-    if len(rows) > _MAX_ROWS:
-        rows = rows.shuffle(seed=0).select(range(_MAX_ROWS))
-    examples, n_empty = [], 0
-    for index, row in enumerate(rows.select_columns(list(task.columns))):
-        try:
-            of_row = list(task.examples(row))
-        except EmptyFieldError as error:
-            if not task.drop_empty:
+    examples, n_empty, index = [], 0, -1
+    for batch in rows.select_columns(list(task.columns)).iter(1000):
+        for values in zip(*batch.values(), strict=True):
+            index += 1
+            where = f"{task.name}: row {index if numbers is None else numbers[index]} of the split {split!r}"
+            try:
+                of_row = list(task.examples(dict(zip(batch, values, strict=True))))
+            except EmptyFieldError as error:
+                n_empty += 1
+                if not task.drop_empty:
+                    raise ValueError(
+                        f"{where} {error}. Mend it, or leave such rows out: `drop_empty=True` in the task, or "
+                        "--drop_empty true."
+                    ) from error
+            except ValueError as error:
+                raise ValueError(f"{where} {error}.") from error
+            except (KeyError, IndexError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f"{task.name}: row {index} of the split {split!r} {error}. Mend it, or leave such rows "
-                    "out with `drop_empty=True` in the task."
+                    f"{where}: a function of the task fails with {type(error).__name__}: {error}. It was given the "
+                    f"columns {', '.join(task.columns)}; name others that it needs in `reads`."
                 ) from error
-            n_empty += 1
-            continue
-        except KeyError as error:
-            raise ValueError(
-                f"{task.name}: a function of the task reads the column {error}; name it in `reads`. It was given "
-                f"{', '.join(task.columns)}."
-            ) from error
-        except ValueError as error:
-            raise ValueError(f"{task.name}: row {index} of the split {split!r} {error}.") from error
-        examples += [{**example, "row": index} for example in of_row]
+            else:
+                examples += [{**example, "row": index} for example in of_row]
     if n_empty:
-        logger.warning(f"{task.name}: {n_empty} of {len(rows)} rows have an empty field and are left out")
+        logger.warning(f"{task.name}: {n_empty} of {len(rows)} rows of {split!r} have an empty field and are left out")
+    if not examples:
+        raise ValueError(f"{task.name}: no row of the split {split!r} is left.")
     return sorted(examples, key=lambda example: example["id"])
 
 
+def _read_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> list[dict]:
+    split, rows = pick_split(task, raw, names)
+    numbers = range(len(rows))
+    if len(rows) > _MAX_ROWS:
+        logger.warning(f"{task.name}: of {len(rows):,} rows of {split!r}, {_MAX_ROWS:,} random ones are read")
+        numbers = np.sort(np.random.default_rng(0).permutation(len(rows))[:_MAX_ROWS])
+        rows = rows.select(numbers)
+    examples = read_examples(task, split, rows, numbers)
+    found = {example["ground_truth"] for example in examples}
+    if len(found) == 1:
+        raise ValueError(
+            f"{task.name}: the {len(examples)} rows of the split {split!r} are all {task.class_names[found.pop()]!r}; "
+            "both classes are needed."
+        )
+    return examples
+
+
 def group_rows(rows: list[dict]) -> None:
-    """Sets `group`: rows that share a key, directly or through other rows, get the same."""
+    """Sets `group`: rows that share one of their `keys`, directly or through other rows, get the same."""
     number_of_key: dict[str, int] = {}
     edges = [
         (i, number_of_key.setdefault(key, len(number_of_key))) for i, row in enumerate(rows) for key in row["keys"]
@@ -225,30 +257,44 @@ def group_rows(rows: list[dict]) -> None:
     row_numbers, key_numbers = np.array(edges).T
     n_nodes = len(rows) + len(number_of_key)
     graph = coo_array((np.ones(len(edges)), (row_numbers, len(rows) + key_numbers)), shape=(n_nodes, n_nodes))
-    component = connected_components(graph, directed=False)[1][: len(rows)]
-    # Named by a row of theirs, not by a number that depends on the order.
-    name_of: dict[int, str] = {}
-    for row, number in sorted(zip(rows, component, strict=True), key=lambda pair: pair[0]["id"]):
-        row["group"] = name_of.setdefault(number, row["id"])
+    components = connected_components(graph, directed=False)[1][: len(rows)]
+    for row, component in zip(rows, components.tolist(), strict=True):
+        row["group"] = str(component)
 
 
-def _hold_out(rows: list[dict], seed: int) -> tuple[list[dict], list[dict]]:
+def _hold_out(task: Task, rows: list[dict], seed: int) -> tuple[list[dict], list[dict]]:
     """Train and test rows of a dataset with one split, whole groups apart."""
     group_rows(rows)
+    rows = _unique(task, "read", rows)
     sides = _deal_groups(rows, {"train": 1 - _HELD_OUT, "test": _HELD_OUT}, np.random.default_rng(seed))
     return sides["train"], sides["test"]
 
 
-def _unique(rows: list[dict], apart_from: list[dict] = ()) -> list[dict]:
-    """The first of rows with equal text up to case and spacing; none whose text or group is in `apart_from`."""
-    seen = {normal(row["text"]) for row in apart_from}
-    foreign = {row["group"] for row in apart_from}
-    kept = []
+def _unique(task: Task, split: str, rows: list[dict], apart_from: Sequence[dict] = ()) -> list[dict]:
+    """
+    The first of rows with equal text up to case and spacing, none of rows whose labels contradict each other, and none
+    whose text or group is in `apart_from`.
+    """
+    foreign_texts = {normal(row["text"]) for row in apart_from}
+    foreign_groups = {row["group"] for row in apart_from}
+    truths = defaultdict(set)
+    for row in rows:
+        truths[normal(row["text"])].add(row["ground_truth"])
+    kept, seen, lost = [], set(), Counter()
     for row in rows:
         text = normal(row["text"])
-        if text not in seen and row["group"] not in foreign:
+        if len(truths[text]) > 1:
+            lost["are there with both labels"] += 1
+        elif text in seen:
+            lost["repeat another"] += 1
+        elif text in foreign_texts or row["group"] in foreign_groups:
+            lost["share their text or group with a test row"] += 1
+        else:
             kept.append(row)
             seen.add(text)
+    if lost:
+        causes = ", ".join(f"{count} {cause}" for cause, count in lost.items())
+        logger.info(f"{task.name}: of {len(rows)} {split} texts, {causes}: left out")
     return kept
 
 
@@ -257,6 +303,16 @@ def choose_answers(rows: list[dict], conversion: str = "pairs") -> list[dict]:
     Of the answers to each question, as many right as wrong ones, or with `"coin_flip"` one of either kind.
 
     Rows without a `question` stay as they are. Which answer is taken depends on the ids alone.
+
+    Args:
+        rows (`list[dict]`): As [`read_examples`] returns them.
+        conversion (`str`, *optional*, defaults to `"pairs"`): As in [`load_splits`].
+
+    Returns:
+        `list[dict]`: Some of `rows`, by `id`.
+
+    Raises:
+        ValueError: there is no such conversion.
     """
     if conversion not in CONVERSIONS:
         raise ValueError(f"conversion: got {conversion!r}, expected one of {', '.join(CONVERSIONS)}.")
@@ -334,7 +390,7 @@ def _balance(task: Task, name: str, rows: list[dict], n: int | None, seed: int) 
         pairs = list(zip(*(_shuffled(of_class, rng)[:n_pairs] for of_class in by_class), strict=True))
     pairs = _shuffled(pairs, rng)
     chosen = [row for pair in pairs[: (n + 1) // 2] for row in pair][:n]
-    columns = ("id", "text", "context_start", "context_end", "shorten_from", "group", "question", "ground_truth")
+    columns = (*TEXT_COLUMNS, "group", "question", "ground_truth")
     return Dataset.from_list([{column: row[column] for column in columns} for row in _shuffled(chosen, rng)])
 
 

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from string import Formatter
 
-__all__ = ["PARQUET_BRANCH", "Source", "Task", "normal", "random_key"]
+__all__ = ["PARQUET_BRANCH", "EmptyFieldError", "Source", "Task", "normal", "random_key"]
 
 # Here the Hub keeps the converted rows of datasets whose own branch is a script, which `datasets` no longer runs.
 PARQUET_BRANCH = "refs/convert/parquet"
@@ -53,15 +54,16 @@ class Task:
         choices (`Callable[[dict], list[str]]`, *optional*): Answers offered by a row.
         correct (`Callable[[dict], int]`, *optional*): Position of the right one.
         fields (`dict[str, Callable[[dict], str]]`, *optional*): Fields of the template that are no columns.
-        reads (`tuple[str]`, *optional*): Columns that functions read and the template does not show.
+        reads (`str` or `tuple[str]`, *optional*): Columns that functions read and the template does not show.
         context (`str`, *optional*): The field that is shortened where a text is too long; nothing else ever is.
             Defaults to the field of a template that shows one.
         shorten_from (`str`, *optional*, defaults to `"end"`): The side on which it loses text: `"start"` or `"end"`.
-        group (`str` or `tuple[str]`, *optional*):
-            Columns or fields; rows that are equal in any of them share a side of every split.
-        question (`tuple[str]`, *optional*):
+        group (`str` or `tuple`, *optional*):
+            Columns or fields; rows that are equal in any of them share a side of every split. A tuple inside the tuple
+            compares its columns with each other, too: `(("sentence1", "sentence2"),)`.
+        question (`str` or `tuple[str]`, *optional*):
             Columns or fields that make a question; of rows that share it, each an answer with a `label`, equally many
-            right and wrong ones are kept.
+            right and wrong ones are kept, on the same side.
         class_names (`tuple[str, str]`, *optional*, defaults to `("no", "yes")`): What 0 and 1 mean.
         train_split, test_split (`str` or `tuple[str]`):
             Names of the splits; of several, the first that is there. The test split is never trained on.
@@ -80,11 +82,11 @@ class Task:
     choices: Callable[[dict], list[str]] | None = None
     correct: Callable[[dict], int] | None = None
     fields: dict[str, Callable[[dict], str]] = field(default_factory=dict)
-    reads: tuple[str, ...] = ()
+    reads: str | tuple[str, ...] = ()
     context: str | None = None
     shorten_from: str = "end"
-    group: str | tuple[str, ...] = ()
-    question: tuple[str, ...] = ()
+    group: str | tuple[str | tuple[str, ...], ...] = ()
+    question: str | tuple[str, ...] = ()
     class_names: tuple[str, str] = ("no", "yes")
     train_split: str | tuple[str, ...] = "train"
     test_split: str | tuple[str, ...] | None = "test"
@@ -93,15 +95,19 @@ class Task:
 
     def __post_init__(self):
         # A frozen dataclass: the short forms become the long ones.
-        for name, long in (
-            ("sources", lambda value: (Source(value),)),
-            ("group", lambda value: (value,)),
-            ("train_split", lambda value: (value,)),
-            ("test_split", lambda value: (value,)),
-        ):
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, long(getattr(self, name)))
+        for name in ("sources", "reads", "group", "question", "train_split", "test_split"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, (Source(value) if name == "sources" else value,))
         shown = self.shown
+        bare = [
+            name for _, name, spec, conversion in Formatter().parse(self.template) if name and not (spec or conversion)
+        ]
+        if not shown or bare != shown:
+            raise ValueError(
+                f"{self.name}: template: got {self.template!r}, expected columns or fields in plain braces, as in "
+                "'{question}'."
+            )
         if self.context is None and len(shown) == 1:
             object.__setattr__(self, "context", shown[0])
         if (self.label is None) == (self.choices is None) or (self.choices is None) != (self.correct is None):
@@ -115,8 +121,11 @@ class Task:
                 f"{self.name}: context: got {self.context!r}, expected a field that the template shows once: "
                 f"{', '.join(shown)}."
             )
-        if self.question and not self.group:
-            raise ValueError(f"{self.name}: rows of one `question` must share a `group`, and it has none.")
+        if self.choices is not None and (self.question or "answer" in self.fields):
+            raise ValueError(
+                f"{self.name}: a row with `choices` is a question of its own, and {{answer}} one of them; leave out "
+                "`question` and the field 'answer'."
+            )
         if self.shorten_from not in ("start", "end"):
             raise ValueError(f"{self.name}: shorten_from: got {self.shorten_from!r}, expected 'start' or 'end'.")
 
@@ -129,7 +138,8 @@ class Task:
     def columns(self) -> tuple[str, ...]:
         """Columns that a row must have."""
         computed = {*self.fields, *(["answer"] if self.choices is not None else [])}
-        named = [name for name in (*self.shown, *self.group, *self.question) if name not in computed]
+        together = [name for entry in self.group for name in ((entry,) if isinstance(entry, str) else entry)]
+        named = [name for name in (*self.shown, *together, *self.question) if name not in computed]
         label = [self.label] if isinstance(self.label, str) else []
         return tuple(dict.fromkeys([*named, *self.reads, *label]))
 
@@ -152,17 +162,24 @@ class Task:
         row_id = hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:16]
         missing = [name for name, value in row.items() if value is None]
         if missing:
-            raise ValueError(f"has no {missing[0]!r}")
+            raise EmptyFieldError(f"has no {missing[0]!r}")
         computed = row | {name: function(row) for name, function in self.fields.items()}
         values = {name: _text(name, computed[name]) for name in self.shown if name in computed}
-        keys = [normal(_text(name, computed[name])) for name in self.group]
+        question = " | ".join(normal(_text(name, computed[name])) for name in self.question)
+        keys = [f"question: {question}"] if question else []
+        for entry in self.group:
+            names = (entry,) if isinstance(entry, str) else entry
+            keys += [f"{names[0]}: {normal(_text(name, computed[name]))}" for name in names]
         shared = {"keys": keys or [row_id]}
         if self.choices is None:
-            question = " | ".join(normal(_text(name, computed[name])) for name in self.question)
             truth = self._truth(row[self.label] if isinstance(self.label, str) else self.label(row))
             yield {"id": row_id, **self._render(values), **shared, "question": question, "ground_truth": truth}
             return
         choices, right = self.choices(row), self.correct(row)
+        try:
+            right = operator.index(right)
+        except TypeError:
+            raise ValueError(f"says that the choice {right!r} is right, expected its position, an integer") from None
         if not 0 <= right < len(choices) or len(choices) < 2:
             raise ValueError(f"has {len(choices)} choices, of which number {right} is said to be right")
         for position, choice in enumerate(choices):
@@ -191,11 +208,14 @@ class Task:
             return int(value)
         # -1 marks the unlabelled test splits of GLUE and others.
         raise ValueError(
-            f"has the label {value!r}, expected 0 or 1 ({self.class_names[0]!r} or {self.class_names[1]!r})"
+            f"has the label {value!r}, expected 0 or 1, or {self.class_names[0]!r} or {self.class_names[1]!r} "
+            "(`class_names` of the task)"
         )
 
 
 def _text(name: str, value) -> str:
+    if value is None or value != value:  # NaN
+        raise EmptyFieldError(f"has no {name!r}")
     if isinstance(value, list | dict):
         raise ValueError(f"has a {type(value).__name__} in {name!r}, expected text; make one in `fields`")
     text = str(value).strip()
