@@ -1,5 +1,6 @@
 """The command line of a recipe."""
 
+import gc
 import logging
 import os
 import sys
@@ -110,6 +111,8 @@ def run_recipe(main: Callable[[], None]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if os.environ.get("RANK", "0") == "0":
         logging.getLogger("w2s_hf").setLevel(logging.INFO)
+    # What the imports made lives to the end; without it, freeing memory after a training takes no half second.
+    gc.freeze()
     try:
         main()
     except KeyboardInterrupt:
