@@ -7,7 +7,8 @@ A classifier that sees lengths, punctuation, digits, capitals and constant begin
 the labels twice. First from what the task adds around the dataset's own words: here it must be at chance, or the task
 gives the label away (as where right answers are shown by their letter and wrong ones by their text), and the exit code
 is 1. Then from whole texts: what it finds beyond that lies in the rows themselves, such as exclamation marks in
-positive tweets, and is there for every student, supervisor and ceiling alike.
+positive tweets, and is there for every student, supervisor and ceiling alike. A column of few different values, such as
+"yes" and "no", counts as what the task adds: it may be the label in other words.
 """
 
 import argparse
@@ -33,8 +34,8 @@ __all__ = ["Guess", "format_features", "leak_probe", "probe_texts"]
 
 _PUNCTUATION = ".,;:?!'\"()-"
 _N_FOLDS = 5
-# A column with at most so many different strings names categories, such as letters or "yes" and "no", not content. A
-# question whose `choices` are such words is judged by them: what is found then may be how often each is right.
+# A column with at most so many different strings names categories, such as letters or "yes" and "no", not content: it
+# may be the label in other words.
 _N_CATEGORIES = 20
 # Ends, beginnings and words around the content count where at least this share of texts has them.
 _FREQUENT = 0.02
@@ -204,8 +205,7 @@ def _content(task: Task, rows: Dataset) -> Iterator[list[str]]:
     columns = [name for name in task.columns if name != task.label]
     strings = {name: [list(_strings(value)) for value in rows[name]] for name in columns}
     vocabularies = {name: {string for row in of_column for string in row} for name, of_column in strings.items()}
-    # A column that the template shows is shown as it is, whatever is in it.
-    texts = [name for name in columns if name in task.shown or len(vocabularies[name]) > _N_CATEGORIES]
+    texts = [name for name in columns if len(vocabularies[name]) > _N_CATEGORIES]
     for index, row in enumerate(rows.select_columns(list(task.columns))):
         own = {string for name in texts for string in strings[name][index]}
         # A field that is a piece of a column is the dataset's, too, and not what the task made of it.
