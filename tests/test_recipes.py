@@ -337,12 +337,12 @@ def test_every_task_runs_by_name(task, cache, tmp_path, monkeypatch, capsys):
 
 def test_the_demo_with_one_row_a_question(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("W2S_HF_CACHE", str(cache))
-    options = "--task sciq --conversion coin_flip --demo_documents 1600 --n_train 64 --n_weak 32 --n_validation 16"
-    options += f" --n_test 40 --methods naive --output_dir {tmp_path / 'out'}"
+    options = "--task sciq --conversion coin_flip --demo_documents 1600 --n_train 480 --n_weak 32 --n_validation 16"
+    options += f" --n_test 400 --max_steps 2 --methods naive --output_dir {tmp_path / 'out'}"
     monkeypatch.setattr("sys.argv", ["recipes/nlp.py", *options.split()])
     runpy.run_path(str(ROOT / "recipes" / "nlp.py"), run_name="__main__")
     results = numbers(tmp_path / "out")
-    assert results["dataset"]["conversion"] == "coin_flip" and results["runs"][0]["weak"]["n"] == 40
+    assert results["dataset"]["conversion"] == "coin_flip" and results["runs"][0]["weak"]["n"] == 400
 
 
 def readme_block(start: str) -> str:
@@ -357,12 +357,12 @@ def test_the_readmes_own_task_runs(cache, tmp_path, tokenizer, model_of):
     (tmp_path / "spam.py").write_text(definition)
     (tmp_path / "data").mkdir()
     rows = [{**row, "is_spam": int(row["is_spam"] == "spam")} for row in MESSAGES]
-    Dataset.from_list(rows).to_csv(str(tmp_path / "data" / "messages.csv"))
+    Dataset.from_list([{"message": "", "is_spam": 0}, *rows]).to_csv(str(tmp_path / "data" / "messages.csv"))
     for name in ("weak", "strong"):
         model_of("llama").save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
     options = "--task spam.py --weak_model weak --student_model strong --methods naive --max_steps 2 --use_cpu true"
-    options += " --output_dir out --report_to none"
+    options += " --output_dir out --report_to none --drop_empty true"
     process = recipe(*options.split(), cache=cache, cwd=tmp_path, name="nlp.py")
     assert process.returncode == 0, process.stderr[-3000:]
     results = numbers(tmp_path / "out")

@@ -7,8 +7,8 @@ A classifier that sees lengths, punctuation, digits, capitals and constant begin
 the labels twice. First from what the task adds around the dataset's own words: here it must be at chance, or the task
 gives the label away (as where right answers are shown by their letter and wrong ones by their text), and the exit code
 is 1. Then from whole texts: what it finds beyond that lies in the rows themselves, such as exclamation marks in
-positive tweets, and is there for every student, supervisor and ceiling alike. A column of few different values, such as
-"yes" and "no", counts as what the task adds: it may be the label in other words.
+positive tweets, and is there for every student, supervisor and ceiling alike. A column of few different values, such
+as "yes" and "no", counts as what the task adds: it may be the label in other words.
 """
 
 import argparse
