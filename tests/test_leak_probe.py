@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
-from test_tasks import MESSAGES, real, world  # noqa: F401
+from test_own_tasks import MESSAGES
+from test_tasks import real, world  # noqa: F401
 
 from w2s_hf import TASKS
 from w2s_hf.tasks.demo_rows import demo_rows

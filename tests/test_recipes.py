@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
+from test_own_tasks import MESSAGES
 from test_splits import passages
-from test_tasks import MESSAGES
 from transformers import AutoTokenizer
 
 from w2s_hf import TASKS, WeakLabels, load_student

@@ -111,7 +111,7 @@ def run_recipe(main: Callable[[], None]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if os.environ.get("RANK", "0") == "0":
         logging.getLogger("w2s_hf").setLevel(logging.INFO)
-    # What the imports made lives to the end; without it, freeing memory after a training takes no half second.
+    # What the imports made lives to the end. Passed over, it saves half a second in each collection after a training.
     gc.freeze()
     try:
         main()

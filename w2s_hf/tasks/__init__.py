@@ -40,9 +40,11 @@ def find_task(name: str) -> Task:
         ValueError: there is no such task; the known names are in the message.
         FileNotFoundError: there is no such file.
     """
-    path, _, wanted = name.partition(".py:") if ".py:" in name else (name.removesuffix(".py"), "", "")
-    if path != name:
-        return _task_in_file(Path(path + ".py"), wanted)
+    if name.endswith(".py"):
+        return _task_in_file(Path(name), "")
+    if ".py:" in name:
+        path, _, wanted = name.rpartition(":")
+        return _task_in_file(Path(path), wanted)
     if name not in TASKS:
         close = difflib.get_close_matches(name, TASKS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -27,7 +27,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from . import find_task
 from .loading import load_raw, pick_split
-from .splits import CONVERSIONS, choose_answers, group_rows, read_examples
+from .splits import CONVERSIONS, choose_answers, group_rows, read_examples, sample_rows
 from .task import Task
 
 __all__ = ["Guess", "format_features", "leak_probe", "probe_texts"]
@@ -168,10 +168,8 @@ def leak_probe(
     Raises:
         ValueError: as [`read_examples`] and [`probe_texts`].
     """
-    split, numbers = str(rows.split or "given"), np.arange(len(rows))
-    if len(rows) > max_rows:
-        numbers = np.sort(np.random.default_rng(0).permutation(len(rows))[:max_rows])
-        rows = rows.select(numbers)
+    split = str(rows.split or "given")
+    rows, numbers = sample_rows(rows, max_rows)
     examples = read_examples(task, split, rows, numbers)
     group_rows(examples)
     examples = _as_many_of_each_class(choose_answers(examples, conversion))

@@ -16,7 +16,7 @@ from .loading import load_raw, pick_split
 from .task import EmptyFieldError, Task, normal, random_key
 from .tokenizing import TEXT_COLUMNS
 
-__all__ = ["CONVERSIONS", "TaskSplits", "choose_answers", "group_rows", "load_splits", "read_examples"]
+__all__ = ["CONVERSIONS", "TaskSplits", "choose_answers", "group_rows", "load_splits", "read_examples", "sample_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,8 @@ def load_splits(
     Every part has equally many rows of both classes. (The paper, A.1, balances the test set and any dataset whose
     majority is above 55 %; we balance all, so that chance is one half everywhere.) Rows of one group stay on one side,
     a training row whose text or group is in the test set is dropped, and the answers to a question stay together.
-    Neither the order of the rows nor the split a row came from changes which answer of a question is taken.
+    An odd number of rows has one more of class 0. Neither the order of the rows nor their split changes which answer
+    of a question is taken.
 
     Args:
         task ([`Task`]): The task.
@@ -231,13 +232,20 @@ def read_examples(task: Task, split: str, rows: Dataset, numbers: Sequence[int] 
     return sorted(examples, key=lambda example: example["id"])
 
 
+def sample_rows(rows: Dataset, n: int) -> tuple[Dataset, np.ndarray]:
+    """At most `n` random rows in their order, always the same, and their numbers: `(len(rows),)` int64."""
+    numbers = np.arange(len(rows))
+    if len(rows) > n:
+        numbers = np.sort(np.random.default_rng(0).permutation(len(rows))[:n])
+        rows = rows.select(numbers)
+    return rows, numbers
+
+
 def _read_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> list[dict]:
     split, rows = pick_split(task, raw, names)
-    numbers = range(len(rows))
     if len(rows) > _MAX_ROWS:
         logger.warning(f"{task.name}: of {len(rows):,} rows of {split!r}, {_MAX_ROWS:,} random ones are read")
-        numbers = np.sort(np.random.default_rng(0).permutation(len(rows))[:_MAX_ROWS])
-        rows = rows.select(numbers)
+    rows, numbers = sample_rows(rows, _MAX_ROWS)
     examples = read_examples(task, split, rows, numbers)
     found = {example["ground_truth"] for example in examples}
     if len(found) == 1:

@@ -1,0 +1,259 @@
+"""A task of one's own: files, odd rows, and errors that name what was found."""
+
+import dataclasses
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from test_tasks import check, world  # noqa: F401
+
+from w2s_hf import TASKS, Task, load_task
+from w2s_hf.config import ExperimentArguments
+from w2s_hf.experiments.finetuning import _fingerprint as rows_fingerprint
+from w2s_hf.tasks import find_task
+from w2s_hf.tasks.demo_rows import demo_rows
+from w2s_hf.tasks.loading import load_raw
+from w2s_hf.tasks.splits import CONVERSIONS, load_splits
+
+MESSAGES = [{"message": f"w{i % 7} w{i} w{i * 3 % 50}", "is_spam": ["ham", "spam"][i * 5 % 3 > 0]} for i in range(240)]
+
+
+def own_task(**changes) -> Task:
+    settings = {"name": "spam", "sources": "messages.csv", "template": "Message: {message}", "label": "is_spam"}
+    settings |= {"class_names": ("ham", "spam"), "context": "message", "test_split": None}
+    return Task(**settings | changes)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_task_of_ones_own_from_a_file(suffix, tmp_path):
+    rows, path = Dataset.from_list(MESSAGES), str(tmp_path / f"messages.{suffix}")
+    if suffix == "tsv":
+        rows.to_csv(path, sep="\t")
+    else:
+        {"csv": rows.to_csv, "jsonl": rows.to_json, "parquet": rows.to_parquet}[suffix](path)
+    splits = load_task(own_task(sources=path))
+    check(splits)
+    assert splits.source == {"id": f"messages.{suffix}", "revision": "local"}
+    # A fifth of all groups is held out, then both classes are balanced.
+    assert 20 < len(splits.test) < 50
+    truth = {row["message"]: row["is_spam"] == "spam" for row in MESSAGES}
+    for text, label in zip(splits.test["text"], splits.test["ground_truth"], strict=True):
+        assert truth[text.removeprefix("Message: ")] == label
+
+
+def test_a_task_of_ones_own_from_the_hub(monkeypatch):
+    monkeypatch.setattr("w2s_hf.tasks.loading.ensure_available", lambda *args, **kwargs: "c0ffee")
+    monkeypatch.setattr(
+        "w2s_hf.tasks.loading.load_dataset", lambda *args, **kwargs: DatasetDict(train=Dataset.from_list(MESSAGES))
+    )
+    assert load_task(own_task(sources="me/messages")).source == {"id": "me/messages", "revision": "c0ffee"}
+
+
+def test_the_command_line_knows_the_conversions():
+    (field,) = [field for field in dataclasses.fields(ExperimentArguments) if field.name == "conversion"]
+    assert tuple(field.metadata["choices"]) == CONVERSIONS
+
+
+def test_tasks_in_a_python_file(tmp_path):
+    (tmp_path / "neighbour_of_mine.py").write_text("FIELD = '{x}'\n")
+    path = tmp_path / "mine.py"
+    one = "from w2s_hf import Task\nA = Task('a', 'a.csv', '{x}', label='y')\n"
+    one = "from neighbour_of_mine import FIELD\n" + one
+    path.write_text(one)
+    assert find_task(str(path)).name == "a"
+    path.write_text(one + "B = Task('b', 'b.csv', '{x}', label='y')\n")
+    assert find_task(f"{path}:B").name == "b"
+    with pytest.raises(ValueError, match="defines A, B; expected one, or say which by"):
+        find_task(str(path))
+    with pytest.raises(ValueError, match="defines A, B, and no 'C'"):
+        find_task(f"{path}:C")
+    path.write_text("x = 1\n")
+    with pytest.raises(ValueError, match="defines no w2s_hf.Task"):
+        find_task(str(path))
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        find_task(str(tmp_path / "nowhere.py"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"template": "{message} {is_spam}"}, "shows the column 'is_spam', which is the label"),
+        ({"label": None}, "expected either `label`, or `choices` and `correct`"),
+        ({"choices": lambda row: []}, "expected either `label`, or `choices` and `correct`"),
+        ({"label": None, "choices": len, "correct": len}, "shows no {answer}"),
+        ({"context": "text"}, "context: got 'text', expected a field that the template shows once: message"),
+        ({"shorten_from": "middle"}, "shorten_from: got 'middle'"),
+        ({"template": "Hi {}"}, "template: got 'Hi {}', expected columns or fields in plain braces"),
+        ({"template": "Hi {message!r}"}, "in plain braces"),
+        ({"template": "Hi"}, "in plain braces"),
+        (
+            {
+                "label": None,
+                "choices": len,
+                "correct": len,
+                "template": "{answer}",
+                "question": "message",
+                "context": None,
+            },
+            "is a question of its own",
+        ),
+    ],
+)
+def test_a_task_that_does_not_fit_together_says_so(changes, message):
+    with pytest.raises(ValueError, match=message):
+        own_task(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"message": "  "}, "row 7 of the split 'train' has an empty 'message'.*drop_empty=True.*--drop_empty"),
+        ({"message": None}, "row 7 of the split 'train' has no 'message'.*--drop_empty"),
+        ({"is_spam": "2"}, "row 7 .* has the label '2'"),
+        ({"is_spam": "maybe"}, r"row 7 .* has the label 'maybe', expected 0 or 1, or 'ham' or 'spam' \(`class_names`"),
+    ],
+)
+def test_a_broken_row_is_named(changes, message):
+    rows = [{**row, **(changes if i == 7 else {})} for i, row in enumerate(MESSAGES)]
+    features = Features({"message": Value("string"), "is_spam": Value("string")})
+    raw = DatasetDict(train=Dataset.from_list(rows, features=features, split="train"))
+    with pytest.raises(ValueError, match=message):
+        load_splits(own_task(), raw=raw)
+
+
+def test_rows_with_an_empty_field_are_left_out_where_the_task_says_so(caplog):
+    rows = Dataset.from_list([{**MESSAGES[0], "message": ""}, *MESSAGES])
+    splits = load_splits(own_task(drop_empty=True), raw=DatasetDict(train=rows))
+    assert splits.fingerprint == load_splits(own_task(), raw=DatasetDict(train=rows.select(range(1, 241)))).fingerprint
+    assert "1 of 241 rows of 'train' have an empty field and are left out" in caplog.text
+
+
+def test_an_empty_cell_of_a_csv_is_empty_and_na_is_text(tmp_path):
+    path = tmp_path / "messages.csv"
+    lines = [f"{i} {row['message']},{int(row['is_spam'] == 'spam')}" for i, row in enumerate(MESSAGES)]
+    path.write_text("\n".join(["message,is_spam", ",0", "NA,1", "None,0", *lines]))
+    with pytest.raises(ValueError, match="row 0 of the split 'train' has an empty 'message'"):
+        load_task(own_task(sources=str(path)))
+    splits = load_task(own_task(sources=str(path), drop_empty=True))
+    texts = {text for part in splits.parts.values() for text in part["text"]}
+    assert {"Message: NA", "Message: None"} & texts and not {"Message: nan", "Message: "} & texts
+
+
+def test_a_quotation_mark_in_a_tsv_swallows_no_lines(tmp_path):
+    path = tmp_path / "messages.tsv"
+    lines = [f"{chr(34) * (i % 50 == 0)}{i} {row['message']}\t{row['is_spam']}" for i, row in enumerate(MESSAGES)]
+    path.write_text("\n".join(["message\tis_spam", *lines]))
+    rows = load_raw(own_task(sources=str(path)))[0]["train"]
+    assert len(rows) == len(MESSAGES) and rows[50]["message"].startswith('"50 ')
+
+
+def test_a_folder_of_save_to_disk_and_a_broken_file(tmp_path):
+    DatasetDict(train=Dataset.from_list(MESSAGES)).save_to_disk(str(tmp_path / "saved"))
+    assert len(load_task(own_task(), dataset_path=str(tmp_path / "saved")).test) > 20
+    (tmp_path / "broken.jsonl").write_text('{"message": "a", "is_sp')
+    with pytest.raises(ValueError, match="--dataset_path: .*broken.jsonl' cannot be read: "):
+        load_task(own_task(), dataset_path=str(tmp_path / "broken.jsonl"))
+    with pytest.raises(FileNotFoundError, match="`sources` of the task: got 'messages.csv', which is no directory"):
+        load_task(own_task())
+
+
+def test_missing_values_are_never_shown():
+    task = TASKS["quail"]
+    row = {"context": "a", "question": "b", "answers": ["c", None], "correct_answer_id": 0}
+    with pytest.raises(ValueError, match="has no 'answer'"):
+        list(task.examples(row))
+    for missing in (None, float("nan")):
+        with pytest.raises(ValueError, match="has no 'f'"):
+            list(own_task(template="{f}", context="f", fields={"f": lambda _, m=missing: m}).examples(MESSAGES[0]))
+
+
+def test_columns_of_a_group_are_compared_with_themselves(world):  # noqa: F811
+    rows = [{"user": i, "doc": i + 1, "text": f"w{i} x", "y": i % 2} for i in range(60)]
+    apart = Task("t", "rows.csv", "{text}", label="y", group=("user", "doc"), test_split=None)
+    splits = load_splits(apart, raw=DatasetDict(train=Dataset.from_list(rows)))
+    assert len({group for part in splits.parts.values() for group in part["group"]}) > 20
+    together = dataclasses.replace(apart, group=(("user", "doc"),))
+    assert together.columns == apart.columns == ("text", "user", "doc", "y")
+    with pytest.raises(ValueError, match="no rows are left"):  # one chain
+        load_splits(together, raw=DatasetDict(train=Dataset.from_list(rows)))
+
+
+def test_a_question_is_a_group():
+    rows = [{"page": str(i), "question": f"q{i // 4}", "answer": f"a{i}", "y": i % 2} for i in range(200)]
+    task = Task("t", "rows.csv", "{question} {answer}", label="y", group="page", question="question", test_split=None)
+    check(load_splits(task, raw=DatasetDict(train=Dataset.from_list(rows))))
+
+
+def test_texts_with_both_labels_are_left_out(caplog):
+    caplog.set_level("INFO", logger="w2s_hf")
+    rows = [*MESSAGES, {"message": MESSAGES[0]["message"].upper(), "is_spam": "spam"}]
+    assert MESSAGES[0]["is_spam"] == "ham"
+    splits = load_splits(own_task(), raw=DatasetDict(train=Dataset.from_list(rows)))
+    texts = {text.casefold() for part in splits.parts.values() for text in part["text"]}
+    assert f"message: {MESSAGES[0]['message']}" not in texts
+    assert "2 are there with both labels: left out" in caplog.text
+
+
+def test_of_a_huge_split_random_rows_are_read(monkeypatch, caplog):
+    monkeypatch.setattr("w2s_hf.tasks.splits._MAX_ROWS", 150)
+    raw = DatasetDict(train=Dataset.from_list(MESSAGES))
+    splits = load_splits(own_task(), raw=raw)
+    assert 100 < sum(map(len, splits.parts.values())) <= 150
+    assert "of 240 rows of 'train', 150 random ones are read" in caplog.text
+    # A row is named by its number in the split, not among those that are read.
+    broken = Dataset.from_list([{**row, "message": ""} if i >= 200 else row for i, row in enumerate(MESSAGES)])
+    with pytest.raises(ValueError, match="row 20[0-9] of the split 'train' has an empty 'message'"):
+        load_splits(own_task(), raw=DatasetDict(train=broken))
+
+
+def test_classes_named_the_other_way_round_are_refused():
+    features = Features({"message": Value("string"), "is_spam": ClassLabel(names=["spam", "ham"])})
+    rows = Dataset.from_list([{**row, "is_spam": int(row["is_spam"] == "ham")} for row in MESSAGES], features=features)
+    with pytest.raises(ValueError, match="in the column 'is_spam' 0 is 'spam' and 1 is 'ham'.*Turn them round"):
+        load_splits(own_task(), raw=DatasetDict(train=rows))
+    assert load_splits(own_task(class_names=("spam", "ham")), raw=DatasetDict(train=rows)).fingerprint
+
+
+def test_another_context_is_another_fingerprint():
+    row = {"p": "w1 w2", "q": "w3", "y": 0}
+    raw = DatasetDict(train=Dataset.from_list([{**row, "p": f"w1 {i}", "y": i % 2} for i in range(60)]))
+    settings = ({"context": "p"}, {"context": "q"}, {"context": "p", "shorten_from": "start"}, {})
+    tasks = [Task("t", "rows.csv", "{p}\n{q}", label="y", test_split=None, **setting) for setting in settings]
+    every = [load_splits(task, raw=raw) for task in tasks]
+    assert len({splits.fingerprint for splits in every}) == 4
+    assert len({rows_fingerprint(splits.student_half, False) for splits in every}) == 4
+
+
+def test_an_answer_that_is_none_of_the_choices_is_named():
+    row = {"dialogue": ["a"], "question": "b", "choice": ["c", "d"], "answer": "e"}
+    raw = DatasetDict(train=Dataset.from_list([row], split="train"), test=Dataset.from_list([row]))
+    with pytest.raises(
+        ValueError, match="row 0 of the split 'train' says that 'e' is right, expected one of 'c', 'd'"
+    ):
+        load_splits(TASKS["dream"], raw=raw)
+    raw = DatasetDict(train=Dataset.from_list([{**row, "dialogue": "a"}]), test=Dataset.from_list([row]))
+    with pytest.raises(ValueError, match="says that the choice '1' is right, expected its position, an integer"):
+        list(dataclasses.replace(TASKS["dream"], correct=lambda row: "1").examples(row))
+    with pytest.raises(ValueError, match="has the label -1, expected one of 0, 1, 2, 'entailment'"):
+        list(TASKS["anli_r2"].examples({"premise": "a", "hypothesis": "b", "label": -1}))
+    with pytest.raises(ValueError, match="has 2 choices, of which number 4 is said to be right"):
+        list(dataclasses.replace(TASKS["dream"], correct=lambda row: 4).examples(row))
+    listed = Task("t", "rows.csv", "{x}", label="y")
+    with pytest.raises(ValueError, match="has a list in 'x', expected text; make one in `fields`"):
+        list(listed.examples({"x": ["a"], "y": 0}))
+
+
+def test_a_column_that_only_a_function_reads_has_to_be_named():
+    rows = DatasetDict(train=Dataset.from_list(MESSAGES))
+    task = own_task(label=lambda row: row["is_spam"] == "spam")
+    with pytest.raises(
+        ValueError,
+        match="row 0 of the split 'train': a function of the task fails with KeyError: 'is_spam'.*in `reads`",
+    ):
+        load_splits(task, raw=rows)
+    task = dataclasses.replace(task, reads=("is_spam",))
+    assert load_splits(task, raw=rows).test["ground_truth"]
+
+
+def test_the_demo_has_rows_for_its_own_tasks_only(world):  # noqa: F811
+    with pytest.raises(ValueError, match="The demo has no rows for spam; name --weak_model and --student_model"):
+        demo_rows(own_task(), world, 10, "train")
