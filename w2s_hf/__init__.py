@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .config import StudentConfig, WeakToStrongConfig
+    from .config import RewardPairConfig, StudentConfig, WeakToStrongConfig
     from .labels import WeakLabels
     from .metrics import performance_gap_recovered
     from .modeling import fresh_adapter, load_student
     from .tasks import TASKS, Task, load_task
-    from .trainers import WeakToStrongTrainer
+    from .trainers import RewardPairTrainer, WeakToStrongTrainer
 
 _MODULE_OF_NAME = {
+    "RewardPairConfig": "config",
     "StudentConfig": "config",
     "WeakToStrongConfig": "config",
     "WeakLabels": "labels",
@@ -27,11 +28,14 @@ _MODULE_OF_NAME = {
     "TASKS": "tasks",
     "Task": "tasks",
     "load_task": "tasks",
+    "RewardPairTrainer": "trainers",
     "WeakToStrongTrainer": "trainers",
 }
 
 __all__ = [
     "TASKS",
+    "RewardPairConfig",
+    "RewardPairTrainer",
     "StudentConfig",
     "Task",
     "WeakLabels",

@@ -1,5 +1,7 @@
 """From rows to tokens, from tokens to padded batches, and from a batch to micro-batches of bounded size."""
 
+import logging
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,10 +9,20 @@ import datasets
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
+from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from .labels import as_probabilities
 
-__all__ = ["WeakToStrongCollator", "prepare_rows", "split_by_tokens"]
+__all__ = [
+    "RewardPairCollator",
+    "WeakToStrongCollator",
+    "check_pairs",
+    "prepare_rows",
+    "sorted_lengths",
+    "split_by_tokens",
+]
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_rows(
@@ -100,7 +112,98 @@ class WeakToStrongCollator:
         return batch
 
 
-def split_by_tokens(batch: dict[str, torch.Tensor], max_tokens: int | None) -> list[dict[str, torch.Tensor]]:
+def check_pairs(dataset: datasets.Dataset, name: str) -> None:
+    """
+    Checks pairs before anything trains on them. Nothing is dropped: a pair whose responses are equal, or one of which
+    is empty, is counted in a warning, because a reward can learn little from it.
+
+    Args:
+        dataset ([`~datasets.Dataset`]): Pairs in one of TRL's preference formats, text or messages, with `prompt` or
+            without; or their tokens in `chosen_ids` and `rejected_ids`.
+        name (`str`): What messages call the dataset.
+
+    Raises:
+        ValueError: no rows, a missing column, soft labels that are not P(chosen better) in [0, 1] (rows named), or
+            soft labels beside a margin.
+    """
+    columns = dataset.column_names
+    if len(dataset) == 0:
+        raise ValueError(f"{name}: got no rows, expected at least one.")
+    chosen, rejected = ("chosen_ids", "rejected_ids") if "chosen_ids" in columns else ("chosen", "rejected")
+    missing = [column for column in (chosen, rejected) if column not in columns]
+    if missing:
+        raise ValueError(
+            f"{name}: got no column {missing[0]!r}, the columns are {', '.join(columns)}; expected `chosen` and "
+            "`rejected`, text or messages, and where both begin alike, optionally `prompt`."
+        )
+    if "soft_label" in columns:
+        if "margin" in columns:
+            raise ValueError(
+                f"{name}: got columns `soft_label` and `margin`. A margin says by how much the chosen response is "
+                "better, a soft label that it may not be: remove one of them."
+            )
+        values = np.asarray(dataset.with_format("python")["soft_label"][:])
+        try:
+            if values.ndim != 1:
+                raise ValueError(f"labels: got shape {values.shape}, expected one P(chosen better) a row.")
+            as_probabilities(values, 2, list(dataset["id"]) if "id" in columns else None)
+        except ValueError as error:
+            raise ValueError(f"{name}: {str(error).replace('labels:', 'soft_label:', 1)}") from error
+    if chosen == "chosen_ids":
+        return
+    pairs = list(zip(dataset[chosen], dataset[rejected], strict=True))
+    for what, n in (
+        ("identical responses", sum(first == second for first, second in pairs)),
+        ("an empty response", sum(not first or not second for first, second in pairs)),
+    ):
+        if n:
+            logger.warning(f"{name}: {n} of {len(pairs)} pairs have {what}")
+
+
+@dataclass
+class RewardPairCollator(DataCollatorForPreference):
+    """
+    TRL's collator of pairs, with soft labels, and an order of the sides that does not depend on the preference.
+
+    Adds to `input_ids` and `attention_mask` `(2B, T)` (the chosen responses, then the rejected ones):
+
+    - `soft_label` `(B,)` float32, P(chosen better), where the rows have one.
+    - `turned` `(B,)` bool: whether the rejected response comes first in an order by a hash of the tokens. Whoever
+      needs "the first response is better" as a class with prior one half takes the sides in that order: exchanging
+      chosen and rejected does not change it.
+
+    Raises:
+        ValueError: a soft label outside [0, 1], or NaN.
+    """
+
+    def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        batch = super().torch_call(examples)
+        if "soft_label" in examples[0]:
+            labels = np.asarray([example["soft_label"] for example in examples])
+            batch["soft_label"] = torch.from_numpy(as_probabilities(labels)[:, 1].copy())
+        batch["turned"] = torch.tensor(
+            [_hash(example["rejected_ids"]) < _hash(example["chosen_ids"]) for example in examples]
+        )
+        return batch
+
+
+def _hash(ids: list[int]) -> int:
+    return zlib.crc32(np.asarray(ids, dtype=np.int64).tobytes())
+
+
+def sorted_lengths(batch: dict[str, torch.Tensor], n_sequences: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens of the longest sequence of each row, ascending, and the rows in that order: `(B,)` int64 twice."""
+    lengths = batch["attention_mask"].sum(dim=1).view(n_sequences, -1).amax(dim=0)
+    return lengths.sort(stable=True)
+
+
+def split_by_tokens(
+    batch: dict[str, torch.Tensor],
+    max_tokens: int | None,
+    *,
+    n_sequences: int = 1,
+    lengths: torch.Tensor | None = None,
+) -> list[dict[str, torch.Tensor]]:
     """
     Cuts a padded batch, sorted by length, into micro-batches of at most `max_tokens` padded tokens.
 
@@ -108,29 +211,41 @@ def split_by_tokens(batch: dict[str, torch.Tensor], max_tokens: int | None) -> l
     are cut off, on whichever side they are.
 
     Args:
-        batch (`dict[str, torch.Tensor]`): Tensors of first dimension B, with `attention_mask` `(B, T)`.
-        max_tokens (`int` or `None`): Budget in tokens, rows times length; `None` returns the batch as it is.
+        batch (`dict[str, torch.Tensor]`):
+            Tensors of first dimension B, with `attention_mask` `(B, T)`; or of first dimension k B, with
+            `attention_mask` `(k B, T)`, for rows of k sequences: the first ones of all rows, then the second ones.
+        max_tokens (`int` or `None`): Budget in tokens, sequences times length; `None` returns the batch as it is.
+        n_sequences (`int`, *optional*, defaults to `1`): k.
+        lengths (`torch.Tensor` of shape `(B,)`, ascending, *optional*):
+            Lengths to plan the cuts for, none smaller than this batch's own in [`sorted_lengths`]: of several ranks
+            the largest, so that all of them cut alike.
 
     Returns:
         `list` of batches, shortest rows first; together they hold every row once.
     """
     mask = batch.get("attention_mask")
-    if max_tokens is None or mask is None or mask.numel() <= max_tokens:
+    if max_tokens is None or mask is None:
         return [batch]
-    lengths, order = mask.sum(dim=1).sort(stable=True)
-    lengths = lengths.tolist()
+    own_lengths, order = sorted_lengths(batch, n_sequences)
+    planned = (own_lengths if lengths is None else lengths).tolist()
+    n_tokens = [n_sequences * length for length in planned]
+    if len(planned) * n_tokens[-1] <= max_tokens:
+        return [batch]
     cuts = [0]
-    for position, length in enumerate(lengths):
+    for position, n in enumerate(n_tokens):
         # Ascending order: the row at `position` is the longest of its micro-batch so far.
-        if position > cuts[-1] and (position - cuts[-1] + 1) * length > max_tokens:
+        if position > cuts[-1] and (position - cuts[-1] + 1) * n > max_tokens:
             cuts.append(position)
     micro_batches = []
-    for start, end in zip(cuts, [*cuts[1:], len(lengths)], strict=True):
+    for start, end in zip(cuts, [*cuts[1:], len(n_tokens)], strict=True):
         rows = order[start:end]
-        columns = mask[rows].any(dim=0)
+        sequences = torch.cat([rows + number * len(order) for number in range(n_sequences)])
+        columns = mask[sequences].any(dim=0)
         micro_batches.append(
             {
-                key: value[rows][:, columns] if value.ndim == 2 and value.shape == mask.shape else value[rows]
+                key: value[sequences][:, columns]
+                if value.shape == mask.shape
+                else value[rows if len(value) == len(order) else sequences]
                 for key, value in batch.items()
             }
         )

@@ -1,13 +1,24 @@
-"""What can be set: the arguments of the experiment, of the student model, and of the weak-to-strong trainer."""
+"""What can be set: the arguments of the experiments, of the student model, and of the trainers."""
 
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
-from trl import ModelConfig
+from trl import ModelConfig, RewardConfig
 
 from .losses import LOSS_TYPES
 
-__all__ = ["HEAD_INITS", "METHODS", "AnyTaskArguments", "ExperimentArguments", "StudentConfig", "WeakToStrongConfig"]
+__all__ = [
+    "HEAD_INITS",
+    "METHODS",
+    "AnyTaskArguments",
+    "ClassificationArguments",
+    "ExperimentArguments",
+    "LossArguments",
+    "RewardArguments",
+    "RewardPairConfig",
+    "StudentConfig",
+    "WeakToStrongConfig",
+]
 
 # A method is how a student learns from the weak labels; "naive" is the paper's word for plain finetuning on them.
 METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
@@ -16,15 +27,15 @@ HEAD_INITS = ("normal", "zeros", "unembedding")
 
 
 @dataclass
-class WeakToStrongConfig(TrainingArguments):
+class LossArguments:
     r"""
-    Arguments of [`WeakToStrongTrainer`]: those of [`~transformers.TrainingArguments`] and the ones below.
+    What to learn from soft labels, the same for every trainer of the package; mixed into their configurations.
 
     Args:
         loss_type (`str`, *optional*, defaults to `"xent"`):
-            Loss on the weak labels, one of `w2s_hf.losses.LOSS_TYPES`. `"xent"` with integer labels is the loss of
-            [`~transformers.Trainer`]; `"confidence"` is the paper's auxiliary confidence loss (appendix A.4);
-            `"openai"` is the same loss under the schedule of the published code (openai/weak-to-strong, loss.py).
+            Loss on the weak labels, one of `w2s_hf.losses.LOSS_TYPES`. `"confidence"` is the paper's auxiliary
+            confidence loss (appendix A.4); `"openai"` is the same loss under the schedule of the published code
+            (openai/weak-to-strong, loss.py).
         aux_coef (`float`, *optional*, defaults to `0.5`):
             Final weight in [0, 1] of the auxiliary term of `confidence`, `openai` and `entropy`. The paper uses 0.75
             for its largest students and 0.5 for all others.
@@ -42,25 +53,16 @@ class WeakToStrongConfig(TrainingArguments):
             Exponent of the student's own prediction in the target of `product`.
         adaptive_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of the row weights of `adaptive_confidence`.
-        max_length (`int`, *optional*, defaults to `512`):
-            Longest row in tokens; longer texts are truncated when the trainer tokenizes a text column itself.
-        dataset_text_field (`str`, *optional*, defaults to `"text"`):
-            Column to tokenize where a dataset has no `input_ids`.
         max_tokens_per_micro_batch (`int`, *optional*):
             Cut every batch, sorted by length, into micro-batches of at most this many padded tokens. The gradient is
             that of the whole batch, the memory that of one micro-batch. `None` never cuts.
-        disable_dropout (`bool`, *optional*, defaults to `True`):
-            Set every dropout of the model to 0. The published code trains without dropout, and the threshold of the
-            confidence loss is only the same for every cut into micro-batches without it.
-        model_init_kwargs (`dict`, *optional*):
-            Keyword arguments of [`load_student`] when the trainer is given a model name.
 
     Defaults that differ from `TrainingArguments`: `ddp_find_unused_parameters=False` (a LoRA student uses all its
     parameters), `hub_strategy="end"` (one upload, after the last step).
-    """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
-    _argument_group_name = "training (every TrainingArguments field, and the weak-to-strong losses)"
+    Raises:
+        ValueError: a value is outside its range.
+    """
 
     loss_type: str = field(
         default="xent",
@@ -81,15 +83,9 @@ class WeakToStrongConfig(TrainingArguments):
     product_alpha: float = field(default=1.0, metadata={"help": "Exponent of the weak label in the product target."})
     product_beta: float = field(default=1.0, metadata={"help": "Exponent of the prediction in the product target."})
     adaptive_temperature: float = field(default=1.0, metadata={"help": "Temperature of adaptive_confidence."})
-    max_length: int | None = field(default=512, metadata={"help": "Longest row in tokens."})
-    dataset_text_field: str = field(default="text", metadata={"help": "Column to tokenize if there is no input_ids."})
     max_tokens_per_micro_batch: int | None = field(
         default=None,
         metadata={"help": "Cut each batch into micro-batches of at most this many padded tokens (same gradient)."},
-    )
-    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
-    model_init_kwargs: dict | str | None = field(
-        default=None, metadata={"help": "Keyword arguments of load_student when the model is given by name."}
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "LoRA leaves no parameter unused, and looking for them costs time."}
@@ -97,13 +93,16 @@ class WeakToStrongConfig(TrainingArguments):
     hub_strategy: str = field(default="end", metadata={"help": "When to upload: `end` uploads once, after training."})
 
     def __post_init__(self):
+        # Newer transformers warn of the old name, which older ones and TRL's defaults have.
+        if getattr(self, "activation_checkpointing", False) is None:
+            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"loss_type: got {self.loss_type!r}, expected one of {', '.join(LOSS_TYPES)}.")
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor: got {self.label_smoothing_factor}, which no loss here reads. Labels may be "
-                "probabilities: smooth them in the `labels` column."
+                "probabilities: smooth them where they are made."
             )
         for name in ("aux_coef", "aux_warmup_ratio", "aux_prior"):
             value = getattr(self, name)
@@ -126,6 +125,49 @@ class WeakToStrongConfig(TrainingArguments):
         if self.aux_warmup_ratio is not None:
             return self.aux_warmup_ratio
         return 0.1 if self.loss_type == "openai" else 0.2
+
+
+@dataclass
+class WeakToStrongConfig(LossArguments, TrainingArguments):
+    r"""
+    Arguments of [`WeakToStrongTrainer`]: those of [`~transformers.TrainingArguments`], of [`LossArguments`], and the
+    ones below. `loss_type="xent"` with integer labels is the loss of [`~transformers.Trainer`].
+
+    Args:
+        max_length (`int`, *optional*, defaults to `512`):
+            Longest row in tokens; longer texts are truncated when the trainer tokenizes a text column itself.
+        dataset_text_field (`str`, *optional*, defaults to `"text"`):
+            Column to tokenize where a dataset has no `input_ids`.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Set every dropout of the model to 0. The published code trains without dropout, and the threshold of the
+            confidence loss is only the same for every cut into micro-batches without it.
+        model_init_kwargs (`dict`, *optional*):
+            Keyword arguments of [`load_student`] when the trainer is given a model name.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+    _argument_group_name = "training (every TrainingArguments field, and the weak-to-strong losses)"
+
+    max_length: int | None = field(default=512, metadata={"help": "Longest row in tokens."})
+    dataset_text_field: str = field(default="text", metadata={"help": "Column to tokenize if there is no input_ids."})
+    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
+    model_init_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Keyword arguments of load_student when the model is given by name."}
+    )
+
+
+@dataclass
+class RewardPairConfig(LossArguments, RewardConfig):
+    r"""
+    Arguments of [`RewardPairTrainer`]: those of [`~trl.RewardConfig`] and of [`LossArguments`], where class 1 of a
+    pair means that the chosen response is the better one. (For `aux_prior` each pair's sides are taken in an order of
+    its own, which has nothing to do with the preference, so that one half is the natural share.)
+
+    `model_init_kwargs` are keyword arguments of [`load_student`]. As in [`~trl.RewardConfig`], `bf16` and
+    `gradient_checkpointing` are on by default.
+    """
+
+    _argument_group_name = "training (every RewardConfig field, and the weak-to-strong losses)"
 
 
 @dataclass
@@ -204,17 +246,6 @@ class ExperimentArguments:
         default=None, metadata={"help": "Validation rows, for early stopping (unset: a tenth of the training rows)."}
     )
     n_test: int | None = field(default=None, metadata={"help": "Test rows (unset: all)."})
-    conversion: str = field(
-        default="pairs",
-        metadata={
-            "help": "Rows of a multiple-choice question: `pairs`, a right and a wrong answer (paper), or `coin_flip`, "
-            "either (published code).",
-            "choices": ["pairs", "coin_flip"],
-        },
-    )
-    drop_empty: bool = field(
-        default=False, metadata={"help": "Leave rows with an empty field out; else they are errors."}
-    )
     split_seed: int = field(
         default=0, metadata={"help": "Seed of the halves; --seeds never moves a row of real data."}
     )
@@ -250,7 +281,24 @@ class ExperimentArguments:
 
 
 @dataclass
-class AnyTaskArguments(ExperimentArguments):
+class ClassificationArguments(ExperimentArguments):
+    """An experiment on texts with a yes or a no."""
+
+    conversion: str = field(
+        default="pairs",
+        metadata={
+            "help": "Rows of a multiple-choice question: `pairs`, a right and a wrong answer (paper), or `coin_flip`, "
+            "either (published code).",
+            "choices": ["pairs", "coin_flip"],
+        },
+    )
+    drop_empty: bool = field(
+        default=False, metadata={"help": "Leave rows with an empty field out; else they are errors."}
+    )
+
+
+@dataclass
+class AnyTaskArguments(ClassificationArguments):
     """
     An experiment on a task that is named on the command line.
 
@@ -268,3 +316,20 @@ class AnyTaskArguments(ExperimentArguments):
         super().__post_init__()
         if self.task is None:
             raise ValueError("Got no --task; --list_tasks prints their names.")
+
+
+@dataclass
+class RewardArguments(ExperimentArguments):
+    """An experiment on pairs of responses: supervisor, students and ceiling are reward models."""
+
+    generative_finetuning: bool = field(
+        default=False,
+        metadata={
+            "help": "Before students and ceiling learn rewards, train them to write both responses of the same pairs "
+            "(paper, 5.2.2); PGR is then given against this ceiling and against the plain one."
+        },
+    )
+    generative_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the generative stage (unset: --learning_rate)."}
+    )
+    generative_num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs of the generative stage."})

@@ -1,5 +1,6 @@
 """One public trainer a file."""
 
+from .reward_pair import RewardPairTrainer
 from .weak_to_strong import WeakToStrongTrainer
 
-__all__ = ["WeakToStrongTrainer"]
+__all__ = ["RewardPairTrainer", "WeakToStrongTrainer"]

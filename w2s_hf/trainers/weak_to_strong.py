@@ -1,7 +1,7 @@
 """The trainer of a strong student on a weak supervisor's labels."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import datasets
 import numpy as np
@@ -11,25 +11,22 @@ from packaging.version import Version
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.nn.functional import one_hot
-from torch.utils.data import SequentialSampler
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import PredictionOutput, has_length
+from transformers.trainer_utils import PredictionOutput
 from trl.trainer.utils import disable_dropout_in_model
 
 from .. import losses
-from ..collators import WeakToStrongCollator, prepare_rows, split_by_tokens
+from ..collators import WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
-from ..modeling import align_padding, cast_trainable_to_float32, fresh_adapter, load_student, load_tokenizer
+from ..modeling import align_padding, cast_trainable_to_float32
+from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
 __all__ = ["WeakToStrongTrainer"]
-
-# Losses whose hard targets come from a threshold over the rows of the whole optimizer step.
-_THRESHOLD_LOSSES = ("confidence", "openai")
 
 _Rows = datasets.Dataset | dict[str, datasets.Dataset]
 
 
-class WeakToStrongTrainer(Trainer):
+class WeakToStrongTrainer(WholeStepLoss, Trainer):
     """
     [`~transformers.Trainer`] for a classifier that learns from soft labels.
 
@@ -87,7 +84,6 @@ class WeakToStrongTrainer(Trainer):
     ```
     """
 
-    loss_is_scaled_for_ga = True  # compute_loss divides by the rows of the whole accumulated step
     _tag_names = ["w2s_hf", "weak-to-strong"]
 
     def __init__(
@@ -106,32 +102,15 @@ class WeakToStrongTrainer(Trainer):
         args = WeakToStrongConfig() if args is None else args
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("Got a compute_loss_func, which args.loss_type replaces; override `_row_losses` instead.")
-        if peft_config is not None and getattr(peft_config, "lora_dropout", 0) and args.disable_dropout:
-            raise ValueError(
-                f"Got lora_dropout={peft_config.lora_dropout} and disable_dropout=True, which would set it to 0; set "
-                "lora_dropout=0, or WeakToStrongConfig(disable_dropout=False)."
-            )
-        if isinstance(model, str):
-            if processing_class is None:
-                processing_class = load_tokenizer(model)
-            # Adapters train beside a bfloat16 or 4-bit base; a model that is finetuned whole needs float32 weights.
-            frozen = peft_config is not None or quantization_config is not None
-            init_kwargs = {
-                "dtype": "bfloat16" if frozen else "float32",
-                "is_trainable": train_dataset is not None,
-                **(args.model_init_kwargs or {}),
-            }
-            torch.manual_seed(args.seed)  # a new head is drawn while loading
-            model = load_student(model, quantization_config=quantization_config, **init_kwargs)
-        elif quantization_config is not None:
-            raise ValueError("Got a quantization_config and a loaded model; load it quantized, or give its name.")
-        if peft_config is not None:
-            if model is None or isinstance(model, PeftModel):
-                raise ValueError(
-                    f"Got a peft_config and {'model_init' if model is None else 'a model that has adapters already'}, "
-                    "expected a base model; see w2s_hf.fresh_adapter for new adapters on the base of another student."
-                )
-            model = fresh_adapter(model, peft_config)
+        model, processing_class = load_model(
+            model,
+            args,
+            processing_class,
+            task_type="SEQ_CLS",
+            is_trainable=train_dataset is not None,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
         # call_model_init needs both before Trainer sets them.
         self.args, self.processing_class = args, processing_class
         if model is not None:
@@ -160,12 +139,7 @@ class WeakToStrongTrainer(Trainer):
             self.train_dataset = self._prepare_dataset(train_dataset, "train_dataset")
         if eval_dataset is not None:
             self.eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset")
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"Got {args.n_gpu} GPUs in one process, which nn.DataParallel would split batches over. Launch with "
-                "`accelerate launch` or `torchrun`, or show one GPU with CUDA_VISIBLE_DEVICES."
-            )
-        self._threshold: torch.Tensor | None = None
+        refuse_data_parallel(args)
         self._metrics: dict[str, list[float]] = defaultdict(list)
 
     # ---- Model and data ----
@@ -203,59 +177,18 @@ class WeakToStrongTrainer(Trainer):
             needs_labels=needs_labels,
         )
 
-    def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> SequentialSampler | None:
-        # In order, always: `group_by_length` would shuffle, and predictions belong to rows by their position.
-        if self.args.world_size > 1 or not has_length(eval_dataset):
-            return None
-        return SequentialSampler(eval_dataset)
-
     # ---- Training ----
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict], int]:
-        """
-        The batches of one optimizer step on this rank, and its number of rows on all ranks.
+    def _forward(self, model: nn.Module, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = inputs.pop("labels")
+        logits = _logits(model(**inputs))
+        return logits, self._soft_labels(labels, logits.shape[-1])
 
-        A loss divided by that number is the same for every cut of the step into batches and ranks; transformers would
-        count label elements, of which soft labels have C a row.
-        """
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        micro_batches = [micro_batch for batch in batches for micro_batch in self._micro_batches(batch)]
-        n_rows = sum(len(batch["labels"]) for batch in micro_batches)
-        n_micro_batches = len(micro_batches)
-        if self.accelerator.num_processes > 1:
-            counts = torch.tensor([[n_rows, n_micro_batches]], device=device)
-            counts = self.accelerator.gather(counts)
-            n_rows, n_micro_batches = counts[:, 0].sum().item(), counts[:, 1].max().item()
-        self._threshold = None
-        # One forward pass a rank sees all of the rank's rows: compute_loss finds the threshold itself then. All ranks
-        # take the same branch, or their collectives would not pair up.
-        if self.args.loss_type in _THRESHOLD_LOSSES and n_micro_batches > 1:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = []
-                for micro_batch in micro_batches:
-                    inputs = self._prepare_inputs(micro_batch)
-                    labels = inputs.pop("labels")
-                    logits = _logits(self.model(**inputs))
-                    outputs.append((logits, self._soft_labels(labels, logits.shape[-1])))
-            self._threshold = self._global_threshold(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
-        return batches, n_rows
+    def _n_rows(self, batch: dict) -> int:
+        return len(batch["labels"])
 
-    def _micro_batches(self, batch: dict) -> list[dict]:
-        # DeepSpeed counts backward passes itself: it gets one a call.
-        return split_by_tokens(batch, None if self.is_deepspeed_enabled else self.args.max_tokens_per_micro_batch)
-
-    def training_step(
-        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        """One batch, micro-batch by micro-batch; gradients are exchanged between ranks with the last one."""
-        *first, last = self._micro_batches(inputs)
-        loss = torch.zeros((), device=self.args.device)
-        for micro_batch in first:
-            with self.accelerator.no_sync(model):
-                loss += super().training_step(model, micro_batch, num_items_in_batch)
-        return loss + super().training_step(model, last, num_items_in_batch)
+    def _record(self, name: str, value: float) -> None:
+        self._metrics[name].append(value)
 
     def compute_loss(
         self,
@@ -282,57 +215,10 @@ class WeakToStrongTrainer(Trainer):
         soft_labels = self._soft_labels(labels, logits.shape[-1])
         if model.training:
             row_losses = self._row_losses(logits, soft_labels)
+            loss = self._share_of_step(row_losses.sum(), len(row_losses), num_items_in_batch)
         else:
-            row_losses = losses.cross_entropy_loss(logits, soft_labels, reduction="none")
-        if model.training and num_items_in_batch is not None:
-            # DDP averages gradients over ranks, and this is a share of a sum over them.
-            loss = row_losses.sum() * self.accelerator.num_processes / num_items_in_batch
-        else:
-            loss = row_losses.mean()
+            loss = losses.cross_entropy_loss(logits, soft_labels)
         return (loss, outputs) if return_outputs else loss
-
-    def _row_losses(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor:
-        """The loss of each row, `(B,)`."""
-        args = self.args
-        if args.loss_type == "xent":
-            return losses.cross_entropy_loss(logits, soft_labels, reduction="none")
-        if args.loss_type == "product":
-            return losses.product_loss(
-                logits, soft_labels, alpha=args.product_alpha, beta=args.product_beta, reduction="none"
-            )
-        if args.loss_type == "window":
-            row_losses = losses.window_loss(logits, soft_labels, radius=args.window_radius, reduction="none")
-            self._metrics["window_kept_ratio"].append((row_losses > 0).float().mean().item())
-            return row_losses
-        if args.loss_type == "adaptive_confidence":
-            return losses.adaptive_confidence_loss(
-                logits, soft_labels, temperature=args.adaptive_temperature, reduction="none"
-            )
-        warmup = losses.openai_warmup if args.loss_type == "openai" else losses.linear_warmup
-        step_ratio = self.state.global_step / max(self.state.max_steps, 1)
-        aux_weight = warmup(step_ratio, args.aux_coef, args.resolved_aux_warmup_ratio)
-        self._metrics["aux_weight"].append(aux_weight)
-        if args.loss_type == "entropy":
-            return losses.entropy_loss(logits, soft_labels, aux_weight=aux_weight, reduction="none")
-        threshold = self._threshold
-        if threshold is None:
-            threshold = self._global_threshold(logits.detach(), soft_labels)
-        return losses.confidence_loss(
-            logits, soft_labels, aux_weight=aux_weight, threshold=threshold, reduction="none"
-        )
-
-    def _global_threshold(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor | None:
-        """Threshold on P(class 1) over these rows of all ranks; `None` for other than two classes."""
-        if logits.shape[-1] != 2:
-            return None  # confidence_loss says what to use instead
-        pairs = torch.stack([logits.float().softmax(dim=-1)[:, 1], soft_labels[:, 1].float()], dim=1)
-        if self.accelerator.num_processes > 1:
-            # Ranks may hold different numbers of rows: pad to the longest with NaN, and drop it again.
-            pairs = self.accelerator.pad_across_processes(pairs, dim=0, pad_index=float("nan"))
-            pairs = self.accelerator.gather(pairs)
-            pairs = pairs[~pairs[:, 0].isnan()]
-        prior = pairs[:, 1].mean().item() if self.args.aux_prior is None else self.args.aux_prior
-        return losses.confidence_threshold(pairs[:, 0], prior)
 
     @staticmethod
     def _soft_labels(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
@@ -365,19 +251,10 @@ class WeakToStrongTrainer(Trainer):
         if not isinstance(test_dataset, datasets.Dataset):
             return super().predict(test_dataset, ignore_keys, metric_key_prefix)
         test_dataset = self._prepare_dataset(test_dataset, "test_dataset", needs_labels=False)
-        lengths = np.array([len(ids) for ids in test_dataset["input_ids"]])
-        order = np.argsort(-lengths, kind="stable")  # longest first: memory runs out at once, or not at all
-        output = super().predict(test_dataset.select(order), ignore_keys, metric_key_prefix)
-        back = np.argsort(order, kind="stable")
+        return self._predict_by_length(test_dataset, ignore_keys, metric_key_prefix)
 
-        def restore(values):
-            return tuple(restore(value) for value in values) if isinstance(values, tuple) else values[back]
-
-        return PredictionOutput(
-            predictions=restore(output.predictions),
-            label_ids=None if output.label_ids is None else restore(output.label_ids),
-            metrics=output.metrics,
-        )
+    def _lengths(self, dataset: datasets.Dataset) -> np.ndarray:
+        return np.array([len(ids) for ids in dataset["input_ids"]])
 
     def predict_proba(self, dataset: datasets.Dataset) -> np.ndarray:
         """

@@ -1,0 +1,338 @@
+"""The trainer of a reward model on pairs whose preference may be uncertain."""
+
+import copy
+import logging
+from collections.abc import Callable
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from packaging.version import Version
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import PredictionOutput
+from trl import RewardTrainer
+
+from .. import losses
+from ..collators import RewardPairCollator, check_pairs, sorted_lengths, split_by_tokens
+from ..config import RewardPairConfig
+from ..modeling import cast_trainable_to_float32
+from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
+
+__all__ = ["RewardPairTrainer"]
+
+logger = logging.getLogger(__name__)
+
+_Pairs = datasets.Dataset | datasets.IterableDataset
+
+
+class RewardPairTrainer(WholeStepLoss, RewardTrainer):
+    """
+    [`~trl.RewardTrainer`] for a reward model that learns from soft labels, P(chosen better).
+
+    A pair is a row with two classes whose logits are its two rewards, the rejected response's first: their softmax is
+    P(chosen better) = sigmoid(r_chosen - r_rejected), and all of [`w2s_hf.losses`] apply. `xent` against the soft
+    label p is `-(p log sigmoid(d) + (1 - p) log sigmoid(-d))` of the difference d (paper, A.3, which states the label
+    and not the loss). Exchanging chosen and rejected together with p and 1 - p changes no loss and no gradient.
+
+    Without a column `soft_label` it is [`~trl.RewardTrainer`]: the same loss at every step (`margin` and
+    `center_rewards_coefficient`, too), and the same as with `soft_label=1.0` everywhere. Where an optimizer step has
+    accumulated batches of different size, TRL weighs the batches alike, and this trainer the pairs: every loss is a
+    mean over the pairs of the whole step, on all ranks, so that every cut of the step trains the same model.
+
+    What it overrides, and why:
+
+    - `compute_loss`: TRL's own for its metrics, then the loss on soft labels.
+    - `get_batch_samples`, `training_step`: as in [`WeakToStrongTrainer`]: pairs of the whole step, threshold over
+      all of them, micro-batches of bounded tokens. The confidence loss hardens "the first response is better", the
+      sides in an order of each pair's own that has nothing to do with the preference, so that its prior is one half.
+      (In the dataset's order it would be one, and the threshold would tell what the label hides.)
+    - `prediction_step`, `predict`: a row a pair, in row order. (TRL's returns two rows a pair, block by block, and
+      loses some of them in the last batch.)
+    - `evaluate`, `_prepare_dataset`: pairs are checked, and those that `max_length` leaves out are counted. `predict`
+      leaves none out.
+    - `_set_signature_columns_if_needed`, `_get_eval_sampler`: `soft_label` is kept, and rows in their order.
+
+    `accuracy` in the logs is TRL's: the share of pairs whose chosen response has the larger reward. It is accuracy
+    where the order of the dataset is the truth; `label_agreement` is the share that agrees with the soft labels.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A sequence classifier with one output, or a Hub id or local directory, loaded by [`load_student`].
+        args ([`RewardPairConfig`], *optional*): Defaults to `RewardPairConfig()`.
+        data_collator (`Callable`, *optional*): Defaults to [`w2s_hf.collators.RewardPairCollator`].
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Pairs in a preference format of TRL (`chosen`, `rejected`, with `prompt` or without, text or messages), or
+            tokens in `chosen_ids` and `rejected_ids`; and optionally `soft_label`, float P(chosen better).
+        eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*): The same.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer; loaded from `model` when that is a name. TRL ends texts with its end-of-text token.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used when `model` is a name.
+        peft_config ([`~peft.PeftConfig`], *optional*): Adapters to add to `model`; they and the head learn in float32.
+        kwargs: As in [`~trl.RewardTrainer`]: `compute_metrics`, `callbacks`, `optimizers`, ... `compute_metrics`
+            gets `(N, 2)` rewards (rejected, chosen) and `(N,)` P(chosen better).
+
+    Raises:
+        ValueError: no rows, a missing column, soft labels outside [0, 1] (rows named) or beside a margin, a text
+            tokenizer without an end-of-text token, adapters on top of adapters or of another task type, or several
+            GPUs in one process.
+
+    Example:
+
+    ```python
+    trainer = RewardPairTrainer(
+        model="Qwen/Qwen2.5-7B",
+        args=RewardPairConfig(output_dir="out", loss_type="confidence"),
+        train_dataset=pairs,  # chosen, rejected, soft_label
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+        peft_config=LoraConfig(task_type="SEQ_CLS", target_modules="all-linear"),
+    )
+    trainer.train()
+    soft_labels = trainer.predict_proba(other_pairs)[:, 1]  # P(chosen better), in row order
+    ```
+    """
+
+    _tag_names = ["w2s_hf", "weak-to-strong", *RewardTrainer._tag_names]
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: RewardPairConfig | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: _Pairs | None = None,
+        eval_dataset: _Pairs | dict[str, _Pairs] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        **kwargs,
+    ):
+        args = RewardPairConfig() if args is None else args
+        if not isinstance(args, RewardPairConfig):
+            raise ValueError(f"args: got a {type(args).__name__}, expected a RewardPairConfig, which has its fields.")
+        model, processing_class = load_model(
+            model,
+            args,
+            processing_class,
+            task_type="REWARD",
+            is_trainable=True,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        adapters = {}
+        if isinstance(model, PeftModel):
+            cast_trainable_to_float32(model)
+            adapters = {
+                name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad
+            }
+        # Used up, and TRL would warn that it is ignored.
+        init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        args.model_init_kwargs = init_kwargs
+        if Version(transformers.__version__) < Version("5.19"):
+            self.model_accepts_loss_kwargs = True  # what loss_is_scaled_for_ga was called before
+        # Of a 4-bit model TRL rounds them to bfloat16, the head included.
+        for name, parameter in self.model.named_parameters():
+            if name in adapters:
+                parameter.data = adapters[name].to(parameter.device)
+        if data_collator is None:
+            self.data_collator = RewardPairCollator(
+                pad_token_id=self.data_collator.pad_token_id, pad_to_multiple_of=self.data_collator.pad_to_multiple_of
+            )
+        refuse_data_parallel(args)
+
+    # ---- Data ----
+
+    def _prepare_dataset(
+        self, dataset: _Pairs, processing_class: PreTrainedTokenizerBase, args: RewardPairConfig, dataset_name: str
+    ) -> _Pairs:
+        if not isinstance(dataset, datasets.Dataset):
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        name = f"{dataset_name}_dataset"
+        check_pairs(dataset, name)
+        if processing_class.eos_token is None and isinstance(dataset[0].get("chosen"), str):
+            raise ValueError(
+                f"{name}: got texts, which TRL ends with the tokenizer's end-of-text token, and a tokenizer that has "
+                "none. Set processing_class.eos_token, or give tokens as `chosen_ids` and `rejected_ids`."
+            )
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        n_lost = len(dataset) - len(prepared)
+        if n_lost == len(dataset):
+            raise ValueError(f"{name}: all {n_lost} pairs are longer than max_length={args.max_length} tokens.")
+        if n_lost:
+            logger.warning(
+                f"{name}: {n_lost} of {len(dataset)} pairs are longer than max_length={args.max_length} tokens and "
+                "are left out"
+            )
+        return prepared
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "soft_label" not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, "soft_label"]
+
+    # ---- Training ----
+
+    def _n_rows(self, batch: dict) -> int:
+        return len(batch["input_ids"]) // 2
+
+    def _micro_batches(self, batch: dict) -> list[dict]:
+        max_tokens = None if self.is_deepspeed_enabled else self.args.max_tokens_per_micro_batch
+        lengths = None
+        if max_tokens is not None and self.accelerator.num_processes > 1:
+            # TRL's metrics are collectives in every forward pass: all ranks must make as many, so they cut alike.
+            lengths = sorted_lengths(self._prepare_inputs(batch), n_sequences=2)[0]
+            lengths = self.accelerator.gather(lengths[None]).amax(dim=0)
+        return split_by_tokens(batch, max_tokens, n_sequences=2, lengths=lengths)
+
+    def _record(self, name: str, value: float) -> None:
+        self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    def _forward(self, model: nn.Module, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, soft_label, turned = _without_labels(inputs)
+        inputs.pop("margin", None)
+        logits = _pair_logits(model(**inputs, use_cache=False))
+        return self._classes(logits, soft_label, turned)
+
+    @staticmethod
+    def _classes(
+        logits: torch.Tensor, soft_label: torch.Tensor | None, turned: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and soft labels `(B, 2)` of "the first response is better", the sides in the order of `turned`."""
+        soft_label = logits.new_ones(len(logits)) if soft_label is None else soft_label
+        soft_labels = torch.stack([1 - soft_label, soft_label], dim=1)
+        if turned is None:
+            return logits, soft_labels
+        turned = turned[:, None]
+        return torch.where(turned, logits.flip(1), logits), torch.where(turned, soft_labels.flip(1), soft_labels)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict]:
+        """
+        The configured loss in training; in evaluation plain cross-entropy, since an auxiliary term has no meaning
+        there.
+
+        Args:
+            inputs (`dict`): `input_ids` and `attention_mask` `(2B, T)`, chosen responses first; optionally
+                `soft_label` `(B,)`, `turned` `(B,)`, `margin` `(B,)`.
+            num_items_in_batch (`int`, *optional*):
+                Pairs of the whole optimizer step on all ranks. Without it the loss is the mean over this batch.
+        """
+        inputs, soft_label, turned = _without_labels(inputs)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        logits = _pair_logits(outputs)
+        n_pairs = len(logits)
+        loss_type = self.args.loss_type if model.training else "xent"
+        if soft_label is not None or loss_type != "xent":
+            if "margin" in inputs:
+                raise ValueError(f"Got a margin, which the loss {loss_type!r} on soft labels does not read.")
+            classes = self._classes(logits, soft_label, turned)
+            row_losses = self._row_losses(*classes) if model.training else losses.cross_entropy_loss(*classes)
+            loss = row_losses.mean()
+            if self.args.center_rewards_coefficient is not None:
+                loss = loss + self.args.center_rewards_coefficient * logits.sum(dim=1).square().mean()
+        if soft_label is not None:
+            agrees = (logits[:, 1] > logits[:, 0]) == (soft_label > 0.5)
+            self._record("label_agreement", agrees.float().mean().item())
+        if model.training:
+            loss = self._share_of_step(loss * n_pairs, n_pairs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    # ---- Evaluation and prediction ----
+
+    def evaluate(
+        self,
+        eval_dataset: _Pairs | dict[str, _Pairs] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """As [`~trl.RewardTrainer.evaluate`]; pairs are checked, and tokenized if they are text."""
+        if isinstance(eval_dataset, datasets.Dataset):
+            eval_dataset = self._prepare_dataset(eval_dataset, self.processing_class, self.args, "eval")
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """
+        Loss, `(B, 2)` rewards (rejected, chosen), and `(B,)` P(chosen better) of the batch; 1 without soft labels.
+        """
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        logits = _pair_logits(outputs)
+        labels = inputs["soft_label"] if "soft_label" in inputs else logits.new_ones(len(logits))
+        return loss, logits, labels
+
+    def predict(
+        self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """
+        Rewards of pairs, text or tokens: `predictions` is `(N, 2)` float32 (rejected, chosen) in the order of
+        `test_dataset`, and no pair is left out.
+
+        Raises:
+            ValueError: a pair is longer than `max_length` (rows named).
+        """
+        if not isinstance(test_dataset, datasets.Dataset):
+            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+        unlimited = copy.copy(self.args)  # dataclasses.replace would reset accelerate's state
+        unlimited.max_length = None
+        test_dataset = self._prepare_dataset(test_dataset, self.processing_class, unlimited, "test")
+        lengths, max_length = self._lengths(test_dataset), self.args.max_length
+        too_long = np.flatnonzero(lengths > max_length) if max_length is not None else []
+        if len(too_long):
+            raise ValueError(
+                f"test_dataset: {len(too_long)} of {len(lengths)} pairs are longer than max_length={max_length} "
+                f"tokens (row {too_long[0]} has {lengths[too_long[0]]}). Shorten or leave them out, or set "
+                "args.max_length=None."
+            )
+        return self._predict_by_length(test_dataset, ignore_keys, metric_key_prefix)
+
+    def _lengths(self, dataset: datasets.Dataset) -> np.ndarray:
+        sides = [[len(ids) for ids in dataset[column]] for column in ("chosen_ids", "rejected_ids")]
+        return np.max(sides, axis=0)
+
+    def predict_proba(self, dataset: datasets.Dataset) -> np.ndarray:
+        """
+        Probabilities of pairs, with labels or without.
+
+        Returns:
+            `np.ndarray` of shape `(N, 2)`, float32, in row order, on every rank: P(rejected better) and P(chosen
+            better). The second is a `soft_label` for a student.
+        """
+        if isinstance(dataset, datasets.Dataset):
+            dataset = dataset.remove_columns(
+                [name for name in ("soft_label", "margin") if name in dataset.column_names]
+            )
+        rewards = np.asarray(self.predict(dataset).predictions, dtype=np.float32)
+        return torch.from_numpy(rewards).softmax(dim=-1).numpy()
+
+
+def _without_labels(inputs: dict) -> tuple[dict, torch.Tensor | None, torch.Tensor | None]:
+    """What the model reads, P(chosen better), and which pairs are turned."""
+    inputs = dict(inputs)
+    return inputs, inputs.pop("soft_label", None), inputs.pop("turned", None)
+
+
+def _pair_logits(outputs) -> torch.Tensor:
+    """Rewards `(B, 2)` float32, rejected and chosen, of the model's `(2B, 1)`, all chosen ones first."""
+    chosen, rejected = outputs.logits.float().squeeze(-1).chunk(2)
+    return torch.stack([rejected, chosen], dim=1)

@@ -1,0 +1,230 @@
+"""What the trainers share: a loss on soft labels that is a mean over the rows of a whole optimizer step."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from torch import nn
+from torch.utils.data import SequentialSampler
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import PredictionOutput, has_length
+
+from .. import losses
+from ..collators import split_by_tokens
+from ..config import LossArguments
+from ..modeling import fresh_adapter, load_student, load_tokenizer
+
+__all__ = ["WholeStepLoss", "load_model", "refuse_data_parallel"]
+
+# Losses whose hard targets come from a threshold over the rows of the whole optimizer step.
+_THRESHOLD_LOSSES = ("confidence", "openai")
+
+
+class WholeStepLoss:
+    """
+    Mixed in before a [`~transformers.Trainer`] whose `args` are [`LossArguments`].
+
+    The trainer says what a batch is, by `_forward`, `_n_rows`, `_lengths` and `_record`, and its `compute_loss` puts
+    `_row_losses` and `_share_of_step` together. Then 8x1, 2x4, 1x8 rows times accumulation steps and two ranks train
+    the same model.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the rows of the whole accumulated step
+    _threshold: torch.Tensor | None = None
+
+    def _forward(self, model: nn.Module, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `(B, C)` float32 and soft labels `(B, C)` float32 of a batch."""
+        raise NotImplementedError
+
+    def _n_rows(self, batch: dict) -> int:
+        """B of a batch."""
+        raise NotImplementedError
+
+    def _lengths(self, dataset: Dataset) -> np.ndarray:
+        """Tokens of each row, `(N,)`."""
+        raise NotImplementedError
+
+    def _record(self, name: str, value: float) -> None:
+        """Keeps a number of this forward pass for the next log."""
+        raise NotImplementedError
+
+    # ---- Training ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict], int]:
+        """
+        The batches of one optimizer step on this rank, and its number of rows on all ranks.
+
+        A loss divided by that number is the same for every cut of the step into batches and ranks; transformers would
+        count label elements, of which soft labels have C a row.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        micro_batches = [micro_batch for batch in batches for micro_batch in self._micro_batches(batch)]
+        n_rows = sum(self._n_rows(batch) for batch in micro_batches)
+        n_micro_batches = len(micro_batches)
+        if self.accelerator.num_processes > 1:
+            counts = torch.tensor([[n_rows, n_micro_batches]], device=device)
+            counts = self.accelerator.gather(counts)
+            n_rows, n_micro_batches = counts[:, 0].sum().item(), counts[:, 1].max().item()
+        self._threshold = None
+        # One forward pass a rank sees all of the rank's rows: compute_loss finds the threshold itself then. All ranks
+        # take the same branch, or their collectives would not pair up.
+        if self.args.loss_type in _THRESHOLD_LOSSES and n_micro_batches > 1:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = [self._forward(self.model, self._prepare_inputs(batch)) for batch in micro_batches]
+            self._threshold = self._global_threshold(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+        return batches, n_rows
+
+    def _micro_batches(self, batch: dict) -> list[dict]:
+        # DeepSpeed counts backward passes itself: it gets one a call.
+        return split_by_tokens(batch, None if self.is_deepspeed_enabled else self.args.max_tokens_per_micro_batch)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """One batch, micro-batch by micro-batch; gradients are exchanged between ranks with the last one."""
+        *first, last = self._micro_batches(inputs)
+        loss = torch.zeros((), device=self.args.device)
+        for micro_batch in first:
+            with self.accelerator.no_sync(model):
+                loss += super().training_step(model, micro_batch, num_items_in_batch)
+        return loss + super().training_step(model, last, num_items_in_batch)
+
+    def _share_of_step(self, loss_sum: torch.Tensor, n_rows: int, num_items_in_batch: int | None) -> torch.Tensor:
+        """The sum of `n_rows` losses as a share of the whole step's mean; their own mean where that is unknown."""
+        if num_items_in_batch is None:
+            return loss_sum / n_rows
+        # DDP averages gradients over ranks, and this is a share of a sum over them.
+        return loss_sum * self.accelerator.num_processes / num_items_in_batch
+
+    def _row_losses(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor:
+        """The configured loss of each row, `(B,)`."""
+        args = self.args
+        if args.loss_type == "xent":
+            return losses.cross_entropy_loss(logits, soft_labels, reduction="none")
+        if args.loss_type == "product":
+            return losses.product_loss(
+                logits, soft_labels, alpha=args.product_alpha, beta=args.product_beta, reduction="none"
+            )
+        if args.loss_type == "window":
+            row_losses = losses.window_loss(logits, soft_labels, radius=args.window_radius, reduction="none")
+            self._record("window_kept_ratio", (row_losses > 0).float().mean().item())
+            return row_losses
+        if args.loss_type == "adaptive_confidence":
+            return losses.adaptive_confidence_loss(
+                logits, soft_labels, temperature=args.adaptive_temperature, reduction="none"
+            )
+        warmup = losses.openai_warmup if args.loss_type == "openai" else losses.linear_warmup
+        step_ratio = self.state.global_step / max(self.state.max_steps, 1)
+        aux_weight = warmup(step_ratio, args.aux_coef, args.resolved_aux_warmup_ratio)
+        self._record("aux_weight", aux_weight)
+        if args.loss_type == "entropy":
+            return losses.entropy_loss(logits, soft_labels, aux_weight=aux_weight, reduction="none")
+        threshold = self._threshold
+        if threshold is None:
+            threshold = self._global_threshold(logits.detach(), soft_labels)
+        return losses.confidence_loss(
+            logits, soft_labels, aux_weight=aux_weight, threshold=threshold, reduction="none"
+        )
+
+    def _global_threshold(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor | None:
+        """Threshold on P(class 1) over these rows of all ranks; `None` for other than two classes."""
+        if logits.shape[-1] != 2:
+            return None  # confidence_loss says what to use instead
+        pairs = torch.stack([logits.float().softmax(dim=-1)[:, 1], soft_labels[:, 1].float()], dim=1)
+        if self.accelerator.num_processes > 1:
+            # Ranks may hold different numbers of rows: pad to the longest with NaN, and drop it again.
+            pairs = self.accelerator.pad_across_processes(pairs, dim=0, pad_index=float("nan"))
+            pairs = self.accelerator.gather(pairs)
+            pairs = pairs[~pairs[:, 0].isnan()]
+        prior = pairs[:, 1].mean().item() if self.args.aux_prior is None else self.args.aux_prior
+        return losses.confidence_threshold(pairs[:, 0], prior)
+
+    # ---- Evaluation and prediction ----
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler | None:
+        # In order, always: `group_by_length` would shuffle, and predictions belong to rows by their position.
+        if self.args.world_size > 1 or not has_length(eval_dataset):
+            return None
+        return SequentialSampler(eval_dataset)
+
+    def _predict_by_length(
+        self, dataset: Dataset, ignore_keys: list[str] | None, metric_key_prefix: str
+    ) -> PredictionOutput:
+        """`predict` of the [`~transformers.Trainer`], rows of like length in one batch; the output in row order."""
+        order = np.argsort(-self._lengths(dataset), kind="stable")  # longest first: memory runs out at once, or never
+        output = super().predict(dataset.select(order), ignore_keys, metric_key_prefix)
+        back = np.argsort(order, kind="stable")
+
+        def restore(values):
+            return tuple(restore(value) for value in values) if isinstance(values, tuple) else values[back]
+
+        return PredictionOutput(
+            predictions=restore(output.predictions),
+            label_ids=None if output.label_ids is None else restore(output.label_ids),
+            metrics=output.metrics,
+        )
+
+
+def load_model(
+    model: str | PreTrainedModel | PeftModel | None,
+    args: LossArguments,
+    processing_class: PreTrainedTokenizerBase | None,
+    *,
+    task_type: str,
+    is_trainable: bool,
+    quantization_config: BitsAndBytesConfig | None,
+    peft_config: PeftConfig | None,
+) -> tuple[PreTrainedModel | PeftModel | None, PreTrainedTokenizerBase | None]:
+    """
+    The `model` argument of a trainer as a model, with adapters where it is given their configuration, and its
+    tokenizer.
+
+    Raises:
+        ValueError: LoRA dropout where all dropout is disabled, a quantization of a loaded model, adapters on top of
+            adapters, or adapters for another kind of model.
+    """
+    if peft_config is not None and getattr(peft_config, "lora_dropout", 0) and args.disable_dropout:
+        raise ValueError(
+            f"Got lora_dropout={peft_config.lora_dropout} and disable_dropout=True, which would set it to 0; set "
+            f"lora_dropout=0, or {type(args).__name__}(disable_dropout=False)."
+        )
+    if peft_config is not None and peft_config.task_type not in (None, "SEQ_CLS"):
+        raise ValueError(
+            f"Got a peft_config with the task_type {getattr(peft_config.task_type, 'value', peft_config.task_type)}, "
+            "expected SEQ_CLS, whose head is trained and saved with the adapters."
+        )
+    if isinstance(model, str):
+        if processing_class is None:
+            processing_class = load_tokenizer(model)
+        # Adapters train beside a bfloat16 or 4-bit base; a model that is finetuned whole needs float32 weights.
+        frozen = peft_config is not None or quantization_config is not None
+        init_kwargs = {
+            "dtype": "bfloat16" if frozen else "float32",
+            "is_trainable": is_trainable,
+            **(args.model_init_kwargs or {}),
+        }
+        torch.manual_seed(args.seed)  # a new head is drawn while loading
+        model = load_student(model, task_type=task_type, quantization_config=quantization_config, **init_kwargs)
+    elif quantization_config is not None:
+        raise ValueError("Got a quantization_config and a loaded model; load it quantized, or give its name.")
+    if peft_config is not None:
+        if model is None or isinstance(model, PeftModel):
+            raise ValueError(
+                f"Got a peft_config and {'model_init' if model is None else 'a model that has adapters already'}, "
+                "expected a base model; see w2s_hf.fresh_adapter for new adapters on the base of another student."
+            )
+        model = fresh_adapter(model, peft_config)
+    return model, processing_class
+
+
+def refuse_data_parallel(args: LossArguments) -> None:
+    """Raises `ValueError` for several GPUs in one process; to ask once [`~transformers.Trainer`] has counted them."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"Got {args.n_gpu} GPUs in one process, which nn.DataParallel would split batches over. Launch with "
+            "`accelerate launch` or `torchrun`, or show one GPU with CUDA_VISIBLE_DEVICES."
+        )
