@@ -7,8 +7,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from test_tasks import check, world  # noqa: F401
 
 from w2s_hf import TASKS, Task, load_task
-from w2s_hf.config import ExperimentArguments
-from w2s_hf.experiments.finetuning import _fingerprint as rows_fingerprint
+from w2s_hf.config import ClassificationArguments
+from w2s_hf.experiments.finetuning import CLASSIFICATION, Workbench
 from w2s_hf.tasks import find_task
 from w2s_hf.tasks.demo_rows import demo_rows
 from w2s_hf.tasks.loading import load_raw
@@ -49,7 +49,7 @@ def test_a_task_of_ones_own_from_the_hub(monkeypatch):
 
 
 def test_the_command_line_knows_the_conversions():
-    (field,) = [field for field in dataclasses.fields(ExperimentArguments) if field.name == "conversion"]
+    (field,) = [field for field in dataclasses.fields(ClassificationArguments) if field.name == "conversion"]
     assert tuple(field.metadata["choices"]) == CONVERSIONS
 
 
@@ -194,7 +194,7 @@ def test_texts_with_both_labels_are_left_out(caplog):
 
 
 def test_of_a_huge_split_random_rows_are_read(monkeypatch, caplog):
-    monkeypatch.setattr("w2s_hf.tasks.splits._MAX_ROWS", 150)
+    monkeypatch.setattr("w2s_hf.tasks.splits.MAX_ROWS", 150)
     raw = DatasetDict(train=Dataset.from_list(MESSAGES))
     splits = load_splits(own_task(), raw=raw)
     assert 100 < sum(map(len, splits.parts.values())) <= 150
@@ -220,7 +220,8 @@ def test_another_context_is_another_fingerprint():
     tasks = [Task("t", "rows.csv", "{p}\n{q}", label="y", test_split=None, **setting) for setting in settings]
     every = [load_splits(task, raw=raw) for task in tasks]
     assert len({splits.fingerprint for splits in every}) == 4
-    assert len({rows_fingerprint(splits.student_half, False) for splits in every}) == 4
+    bench = Workbench(None, None, CLASSIFICATION)
+    assert len({bench.fingerprint(splits.student_half, with_labels=False) for splits in every}) == 4
 
 
 def test_an_answer_that_is_none_of_the_choices_is_named():

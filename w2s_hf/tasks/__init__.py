@@ -6,20 +6,27 @@ import sys
 from pathlib import Path
 
 from .classification import CLASSIFICATION_TASKS
+from .dealing import TaskSplits
 from .multiple_choice import MULTIPLE_CHOICE_TASKS
-from .splits import TaskSplits, load_splits
+from .preferences import PREFERENCE_TASKS, PreferenceTask, load_pairs
+from .splits import load_splits
 from .task import Source, Task
-from .tokenizing import TEXT_COLUMNS, tokenize_rows
+from .tokenizing import PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
 
 __all__ = [
+    "PAIR_COLUMNS",
+    "PREFERENCE_TASKS",
     "TASKS",
     "TEXT_COLUMNS",
+    "PreferenceTask",
     "Source",
     "Task",
     "TaskSplits",
     "find_task",
+    "load_pairs",
     "load_task",
     "task_table",
+    "tokenize_pairs",
     "tokenize_rows",
 ]
 

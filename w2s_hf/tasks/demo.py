@@ -14,7 +14,10 @@ from datasets import Dataset, Features, Value
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["DemoWorld", "WorldConfig"]
+__all__ = ["PAIR_SITUATIONS", "DemoWorld", "WorldConfig"]
+
+# What tells the better of two responses.
+PAIR_SITUATIONS = ("style only", "entity only", "both agree", "in conflict")
 
 _SPECIAL_TOKENS = ("<pad>", "<bos>", "<unk>")
 _RELATIONS = ("is", "has", "can")
@@ -44,6 +47,11 @@ class WorldConfig:
         noise_ratio (`float`, *optional*, defaults to 0.1): Facts as if the entity were of a random kind.
         zipf_exponent (`float`, *optional*, defaults to 0.8):
             Of entity frequency in the corpus. Questions are about all entities alike.
+        n_held_out (`int`, *optional*, defaults to 100): Entities that no pair of responses but those to test is about.
+        pair_differ_ratio (`float`, *optional*, defaults to 0.55): Pairs of responses of which one is about something
+            alive. The more, the worse is who looks at the style only.
+        pair_generic_ratio (`float`, *optional*, defaults to 0.8): Responses with a generic word.
+        pair_flip_ratio (`float`, *optional*, defaults to 0.05): Pairs whose preference is reported the wrong way.
 
     Raises:
         ValueError: a count is not positive or not even, or a ratio is no probability.
@@ -61,6 +69,10 @@ class WorldConfig:
     superclass_ratio: float = 0.15
     noise_ratio: float = 0.1
     zipf_exponent: float = 0.8
+    n_held_out: int = 100
+    pair_differ_ratio: float = 0.55
+    pair_generic_ratio: float = 0.8
+    pair_flip_ratio: float = 0.05
 
     def __post_init__(self):
         for field in fields(self):
@@ -74,6 +86,8 @@ class WorldConfig:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected an even number.")
         if self.n_entities < max(2, self.n_kinds):
             raise ValueError(f"n_entities: got {self.n_entities}, expected at least {max(2, self.n_kinds)}.")
+        if self.n_held_out >= self.n_entities:
+            raise ValueError(f"n_held_out: got {self.n_held_out}, expected fewer than n_entities, {self.n_entities}.")
 
 
 class DemoWorld:
@@ -256,6 +270,61 @@ class DemoWorld:
             if len(rows) == n_before:
                 raise ValueError(f"n: got {n}, but no distinct rows are left after {n_before}; use a larger world.")
         return list(rows.values())[:n]
+
+    def preference_rows(self, n: int, stream: str, *, held_out: bool = False) -> list[dict]:
+        """
+        Pairs of responses, of which the better one is about something alive, and of two such the one in good style.
+
+        A response is a word of style, `yes` (good) or `no`, that the corpus never has, and a fact about an entity:
+        `yes ENTITY is WORD .`. So a pair can be judged by its style, by knowing its entities, or by both; where they
+        contradict each other, what is alive counts.
+
+        Args:
+            n (`int`): Pairs of a longer draw begin with those of a shorter one.
+            stream (`str`): Name of the random stream.
+            held_out (`bool`, *optional*, defaults to `False`): Only about the entities that all other pairs avoid, so
+                that who knows anything about them has it from the corpus.
+
+        Returns:
+            `n` times `dict` with `chosen` and `rejected`.
+        """
+        config, n_blocks = self.config, -(-n // _BLOCK_SIZE)
+        order = self._generator("held out").permutation(config.n_entities)
+        pool = order[: config.n_held_out] if held_out else order[config.n_held_out :]
+        alive, dead = pool[self.is_alive[pool]], pool[~self.is_alive[pool]]
+        words, rng, rows = np.array(self.vocabulary, dtype=object), self._generator(stream), []
+        for _ in range(n_blocks):
+            # Which side is alive, and in good style: of both, of neither, or of one.
+            alive_differs = rng.random(_BLOCK_SIZE) < config.pair_differ_ratio
+            style_differs = ~alive_differs | (rng.random(_BLOCK_SIZE) < 0.5)
+            is_alive, is_good = (
+                rng.integers(2, size=(_BLOCK_SIZE, 1)) ^ (np.array([0, 1]) & differs[:, None])
+                for differs in (alive_differs, style_differs)
+            )
+            entities = np.where(
+                is_alive, rng.choice(alive, size=is_alive.shape), rng.choice(dead, size=is_alive.shape)
+            )
+            facts = words[self._facts(rng, entities, config.pair_generic_ratio)]
+            quality = is_alive + 0.5 * is_good
+            first_is_better = (quality[:, 0] > quality[:, 1]) ^ (rng.random(_BLOCK_SIZE) < config.pair_flip_ratio)
+            for row in range(_BLOCK_SIZE):
+                sides = [" ".join(["yes" if is_good[row, side] else "no", *facts[row, side]]) for side in (0, 1)]
+                better = 0 if first_is_better[row] else 1
+                rows.append({"chosen": sides[better], "rejected": sides[1 - better]})
+        return rows[:n]
+
+    def pair_situation(self, first: str, second: str) -> str:
+        """What tells the better of two responses of [`preference_rows`]: one of `PAIR_SITUATIONS`."""
+        good, alive = [], []
+        for response in (first, second):
+            style, entity = response.split()[:2]
+            good.append(style == "yes")
+            alive.append(bool(self.is_alive[self.entities.index(entity)]))
+        if alive[0] == alive[1]:
+            return "style only"
+        if good[0] == good[1]:
+            return "entity only"
+        return "both agree" if good == alive else "in conflict"
 
     def _two_entities(self, rng: np.random.Generator, frequency: np.ndarray | None = None) -> np.ndarray:
         """A block of pairs of distinct entities: `(_BLOCK_SIZE, 2)`, int64. Without `frequency`, all alike."""

@@ -12,7 +12,7 @@ from datasets import Dataset
 from .demo import DemoWorld
 from .task import Task
 
-__all__ = ["demo_rows"]
+__all__ = ["demo_pairs", "demo_rows"]
 
 _QUESTION = "alive ?"
 
@@ -142,6 +142,18 @@ _CHOICE = {
         2, _better_and_worse("chosen", "rejected", "\n\nHuman: {passage} " + _QUESTION + "\n\nAssistant: ")
     ),
 }  # fmt: skip
+
+
+def demo_pairs(world: DemoWorld, n: int, stream: str, *, held_out: bool = False) -> Dataset:
+    """
+    Generated pairs in the schema of Anthropic/hh-rlhf; arguments as in [`DemoWorld.preference_rows`].
+
+    Returns:
+        [`~datasets.Dataset`] with `chosen` and `rejected`, transcripts that begin alike.
+    """
+    prompt = f"\n\nHuman: question : {_QUESTION}\n\nAssistant: "
+    pairs = world.preference_rows(n, stream, held_out=held_out)
+    return Dataset.from_list([{name: prompt + response for name, response in pair.items()} for pair in pairs])
 
 
 def demo_rows(task: Task, world: DemoWorld, n: int, stream: str) -> Dataset:

@@ -26,8 +26,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from . import find_task
+from .dealing import group_rows, sample_rows
 from .loading import load_raw, pick_split
-from .splits import CONVERSIONS, choose_answers, group_rows, read_examples, sample_rows
+from .splits import CONVERSIONS, choose_answers, read_examples
 from .task import Task
 
 __all__ = ["Guess", "format_features", "leak_probe", "probe_texts"]

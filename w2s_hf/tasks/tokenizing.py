@@ -1,13 +1,17 @@
 """Rows of a task as tokens, the too long ones with a shorter context."""
 
+import os
+from collections.abc import Iterator
+
 from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TEXT_COLUMNS", "tokenize_rows"]
+__all__ = ["PAIR_COLUMNS", "TEXT_COLUMNS", "responses_fit", "tokenize_pairs", "tokenize_rows"]
 
-# What is needed to tokenize a row.
-TEXT_COLUMNS = ["id", "text", "context_start", "context_end", "shorten_from"]
+# What is needed to tokenize a row: a text, or a pair of responses.
+TEXT_COLUMNS = ("id", "text", "context_start", "context_end", "shorten_from")
+PAIR_COLUMNS = ("id", "prompt", "first", "second")
 
 
 def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
@@ -46,15 +50,7 @@ def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length:
 def _shorten(tokenizer: PreTrainedTokenizerBase, row: dict, n_tokens: int, max_length: int) -> dict:
     text, start, end = row["text"], row["context_start"], row["context_end"]
     before, context, after = text[:start], text[start:end], text[end:]
-    offsets = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    # Cutting can merge characters into other tokens at the seam: cut one token more until the text fits.
-    for n_cut in range(min(n_tokens - max_length, len(offsets)), len(offsets) + 1):
-        if n_cut == len(offsets):
-            kept = ""
-        elif row["shorten_from"] == "end":
-            kept = context[: offsets[len(offsets) - n_cut - 1][1]]
-        else:
-            kept = context[offsets[n_cut][0] :]
+    for kept in _shorter_contexts(tokenizer, context, n_tokens - max_length, row["shorten_from"]):
         shorter = tokenizer(before + kept + after)
         if len(shorter["input_ids"]) <= max_length:
             return shorter
@@ -64,3 +60,93 @@ def _shorten(tokenizer: PreTrainedTokenizerBase, row: dict, n_tokens: int, max_l
         f"The row {row['id']} ({text[-60:]!r}) is {n_left} tokens long {what}, more than max_length {max_length}; "
         "raise --max_length."
     )
+
+
+def _shorter_contexts(
+    tokenizer: PreTrainedTokenizerBase, context: str, n_tokens: int, shorten_from: str
+) -> Iterator[str]:
+    """`context` without `n_tokens` tokens, one token shorter each time, and at last nothing of it."""
+    offsets = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    # Cutting can merge characters into other tokens at the seam: cut one token more until the text fits.
+    for n_cut in range(n_tokens, len(offsets)):
+        yield (
+            context[: offsets[len(offsets) - n_cut - 1][1]] if shorten_from == "end" else context[offsets[n_cut][0] :]
+        )
+    yield ""
+
+
+def tokenize_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
+    """
+    Adds `chosen_ids` (of the first response) and `rejected_ids` (of the second), as [`~trl.RewardTrainer`] makes
+    them: prompt and response together, a text with the end-of-text token where the tokenizer has one, messages by the
+    tokenizer's chat template.
+
+    Where either is longer than `max_length` tokens, the prompt loses as much of its beginning on both sides, so that
+    the responses stay whole and are compared after the same words.
+
+    Args:
+        rows ([`~datasets.Dataset`]): Rows with `PAIR_COLUMNS`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): A fast tokenizer.
+        max_length (`int` or `None`): Tokens, special ones included; `None` is no limit.
+
+    Raises:
+        ValueError: a response alone does not fit (see [`responses_fit`]; the row is named), or there are messages and
+            the tokenizer has no chat template.
+    """
+
+    def encode(batch: dict) -> dict:
+        columns: dict[str, list] = {"chosen_ids": [], "rejected_ids": []}
+        for values in zip(*(batch[name] for name in PAIR_COLUMNS), strict=True):
+            row = dict(zip(PAIR_COLUMNS, values, strict=True))
+            for column, ids in zip(columns.values(), _encode_pair(row, tokenizer, max_length), strict=True):
+                column.append(ids)
+        return columns
+
+    return rows.map(encode, batched=True, desc="Tokenizing", new_fingerprint=generate_random_fingerprint())
+
+
+def _encode_pair(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> list[list[int]]:
+    prompt, *responses, options = _render(row, tokenizer)
+
+    def encode(begin: str) -> tuple[list[list[int]], int]:
+        encoded = tokenizer([begin + response for response in responses], **options)["input_ids"]
+        return encoded, max(map(len, encoded))
+
+    encoded, length = encode(prompt)
+    if max_length is None or length <= max_length:
+        return encoded
+    for kept in _shorter_contexts(tokenizer, prompt, length - max_length, "start"):
+        encoded, length = encode(kept)
+        if length <= max_length:
+            return encoded
+    raise ValueError(
+        f"The row {row['id']} has a response of {length} tokens, more than max_length {max_length}; raise "
+        "--max_length, or leave such pairs out."
+    )
+
+
+def responses_fit(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
+    """Whether both responses of a row with `PAIR_COLUMNS` are at most `max_length` tokens long, without a prompt."""
+    _, *responses, options = _render(row, tokenizer)
+    return all(len(tokenizer(response, **options)["input_ids"]) <= max_length for response in responses)
+
+
+def _render(row: dict, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str, dict]:
+    """Prompt and both responses as text, and how the tokenizer takes them."""
+    prompt, sides = row["prompt"], (row["first"], row["second"])
+    if isinstance(sides[0], str):
+        return prompt, *(_ended(side, tokenizer.eos_token or "") for side in sides), {}
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"The row {row['id']} holds messages, and the tokenizer of {tokenizer.name_or_path!r} has no chat "
+            "template to make text of them. Take a model that has one, or pairs of text."
+        )
+    texts = [tokenizer.apply_chat_template([*prompt, *side], tokenize=False) for side in sides]
+    begin = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) if prompt else ""
+    if not all(text.startswith(begin) for text in texts):
+        begin = os.path.commonprefix(texts)  # the template shows a prompt otherwise when it has been answered
+    return begin, *(text[len(begin) :] for text in texts), {"add_special_tokens": False}
+
+
+def _ended(text: str, end: str) -> str:
+    return text if text.endswith(end) else text + end

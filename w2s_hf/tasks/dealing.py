@@ -1,0 +1,226 @@
+"""How rows are dealt to the parts of an experiment, whatever they are: whole groups, duplicates once, no row twice."""
+
+import hashlib
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from datasets import Dataset
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from .task import normal
+from .tokenizing import TEXT_COLUMNS
+
+__all__ = [
+    "MAX_ROWS",
+    "SHARES",
+    "AnyTask",
+    "TaskSplits",
+    "deal_groups",
+    "group_rows",
+    "hold_out",
+    "part_sizes",
+    "sample_rows",
+    "shuffled",
+    "unique_rows",
+]
+
+logger = logging.getLogger(__name__)
+
+# Of a larger split, so many random rows: far more than any experiment takes, and formatted in seconds.
+MAX_ROWS = 200_000
+_HELD_OUT = 0.2
+# Of the training rows, where no number is given.
+SHARES = {"weak_half": 0.45, "weak_validation": 0.05, "student_half": 0.45, "student_validation": 0.05}
+
+
+class AnyTask(Protocol):
+    """What a task of any kind has."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class TaskSplits:
+    """
+    The rows of an experiment.
+
+    Columns of each part of a [`Task`]: `id`, `text`, `context_start` and `context_end` (characters of `text` that may
+    go where it is too long), `shorten_from`, `group`, `question` (empty, or the same for the answers to a question)
+    and `ground_truth` (0 or 1). Of a [`PreferenceTask`]: `id`, `prompt`, `first`, `second`, `group` and
+    `ground_truth` (1 where the first response is the better one).
+
+    Args:
+        task ([`Task`] or [`PreferenceTask`]): The task.
+        weak_half ([`~datasets.Dataset`]): The weak supervisor learns these, with ground truth.
+        weak_validation ([`~datasets.Dataset`]): For the supervisor's early stopping.
+        student_half ([`~datasets.Dataset`]): The supervisor labels these; students learn them with its labels, the
+            ceiling with ground truth.
+        student_validation ([`~datasets.Dataset`]): For the early stopping of students and ceiling.
+        test ([`~datasets.Dataset`]): Everybody is scored on these.
+        source (`dict`): `id` and `revision` of the dataset.
+        columns (`tuple[str]`): Those that models are given.
+        n_dropped (`dict[str, int]`): Rows that were left out before splitting, by the reason.
+
+    Raises:
+        ValueError: a part is empty or has one class, an id occurs twice, or a group is on two sides.
+    """
+
+    task: AnyTask
+    weak_half: Dataset
+    weak_validation: Dataset
+    student_half: Dataset
+    student_validation: Dataset
+    test: Dataset
+    source: dict = field(default_factory=dict)
+    columns: tuple[str, ...] = TEXT_COLUMNS
+    n_dropped: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        owner_of_id: dict[str, str] = {}
+        owner_of_group: dict[str, str] = {}
+        for name, part in self.parts.items():
+            if len(part) == 0:
+                raise ValueError(f"{self.task.name}: the split `{name}` is empty; ask for fewer rows elsewhere.")
+            classes = sorted(set(part["ground_truth"]))
+            if classes != [0, 1]:
+                raise ValueError(
+                    f"{self.task.name}: the split `{name}` ({len(part)} rows) has the classes {classes}, expected 0 "
+                    "and 1; accuracy and PGR mean nothing on a single class."
+                )
+            for row_id, group in zip(part["id"], part["group"], strict=True):
+                if row_id in owner_of_id:
+                    raise ValueError(
+                        f"{self.task.name}: the row {row_id!r} is in `{owner_of_id[row_id]}` and again in `{name}`."
+                    )
+                owner_of_id[row_id] = name
+                if owner_of_group.setdefault(group, name) != name:
+                    raise ValueError(
+                        f"{self.task.name}: the group of row {row_id!r} is in `{owner_of_group[group]}` and in "
+                        f"`{name}`; rows that share a passage or question must stay on one side."
+                    )
+
+    @property
+    def parts(self) -> dict[str, Dataset]:
+        """The five parts by name."""
+        names = ("weak_half", "weak_validation", "student_half", "student_validation", "test")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that models are given of every row of every part, in order: 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for name, part in self.parts.items():
+            columns = [part[column][:] for column in (*self.columns, "ground_truth")]
+            for row in zip(*columns, strict=True):
+                digest.update(("\0".join(map(str, (name, *row))) + "\n").encode())
+        return digest.hexdigest()[:16]
+
+
+def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None) -> dict[str, int | None]:
+    """Rows of each part but the test set; `None` is as many as there are."""
+    n_weak = n_train if n_weak is None else n_weak
+    n_train = n_weak if n_train is None else n_train
+    if n_validation is None and n_train is not None:
+        n_validation = max(4, (n_weak + n_train) // 10)
+    n_first = None if n_validation is None else n_validation // 2
+    n_second = None if n_validation is None else n_validation - n_first
+    sizes = {"weak_half": n_weak, "weak_validation": n_first, "student_half": n_train, "student_validation": n_second}
+    for name, n in sizes.items():
+        if n is not None and n < 2:
+            raise ValueError(f"{n} rows asked for in `{name}`, expected at least 2, one of each class.")
+    return sizes
+
+
+def sample_rows(rows: Dataset, n: int) -> tuple[Dataset, np.ndarray]:
+    """At most `n` random rows in their order, always the same, and their numbers: `(len(rows),)` int64."""
+    numbers = np.arange(len(rows))
+    if len(rows) > n:
+        numbers = np.sort(np.random.default_rng(0).permutation(len(rows))[:n])
+        rows = rows.select(numbers)
+    return rows, numbers
+
+
+def group_rows(rows: list[dict]) -> None:
+    """Sets `group`: rows that share one of their `keys`, directly or through other rows, get the same."""
+    number_of_key: dict[str, int] = {}
+    edges = [
+        (i, number_of_key.setdefault(key, len(number_of_key))) for i, row in enumerate(rows) for key in row["keys"]
+    ]
+    row_numbers, key_numbers = np.array(edges).T
+    n_nodes = len(rows) + len(number_of_key)
+    graph = coo_array((np.ones(len(edges)), (row_numbers, len(rows) + key_numbers)), shape=(n_nodes, n_nodes))
+    components = connected_components(graph, directed=False)[1][: len(rows)]
+    for row, component in zip(rows, components.tolist(), strict=True):
+        row["group"] = str(component)
+
+
+def hold_out(task: AnyTask, rows: list[dict], seed: int) -> tuple[list[dict], list[dict]]:
+    """Train and test rows of a dataset with one split, whole groups apart."""
+    group_rows(rows)
+    rows = unique_rows(task, "read", rows)
+    sides = deal_groups(rows, {"train": 1 - _HELD_OUT, "test": _HELD_OUT}, np.random.default_rng(seed))
+    return sides["train"], sides["test"]
+
+
+def unique_rows(task: AnyTask, split: str, rows: list[dict], apart_from: Sequence[dict] = ()) -> list[dict]:
+    """
+    The first of rows with equal text up to case and spacing, none of rows whose labels contradict each other, and none
+    whose text or group is in `apart_from`.
+    """
+    foreign_texts = {normal(row["text"]) for row in apart_from}
+    foreign_groups = {row["group"] for row in apart_from}
+    truths = defaultdict(set)
+    for row in rows:
+        truths[normal(row["text"])].add(row["ground_truth"])
+    kept, seen, lost = [], set(), Counter()
+    for row in rows:
+        text = normal(row["text"])
+        if len(truths[text]) > 1:
+            lost["are there with both labels"] += 1
+        elif text in seen:
+            lost["repeat another"] += 1
+        elif text in foreign_texts or row["group"] in foreign_groups:
+            lost["share their text or group with a test row"] += 1
+        else:
+            kept.append(row)
+            seen.add(text)
+    if lost:
+        causes = ", ".join(f"{count} {cause}" for cause, count in lost.items())
+        logger.info(f"{task.name}: of {len(rows)} {split} texts, {causes}: left out")
+    return kept
+
+
+def deal_groups(rows: list[dict], shares: dict[str, float], rng: np.random.Generator) -> dict[str, list[dict]]:
+    """
+    Deals whole groups to the side that is furthest behind its share of their more frequent class, in random order.
+
+    Groups above a hundredth of all rows go first, the largest to the largest share: late, they would overfill a side.
+    """
+    members = defaultdict(list)
+    for row in rows:
+        members[row["group"]].append(row)
+    groups = list(members.values())
+    order = rng.permutation(len(groups)).tolist()
+    order.sort(key=lambda position: -max(len(groups[position]) - len(rows) // 100, 0))
+    names = sorted(shares, key=lambda name: -shares[name])
+    weights = np.array([shares[name] for name in names], dtype=float)
+    counts = np.zeros((2, len(names)))
+    sides: dict[str, list[dict]] = {name: [] for name in shares}
+    for position in order:
+        group = groups[position]
+        n_of_class = np.bincount([row["ground_truth"] for row in group], minlength=2)
+        side = int(np.argmin(counts[np.argmax(n_of_class)] / weights))
+        counts[:, side] += n_of_class
+        sides[names[side]] += group
+    return sides
+
+
+def shuffled(rows: list, rng: np.random.Generator) -> list:
+    """The rows in random order."""
+    return [rows[position] for position in rng.permutation(len(rows))]

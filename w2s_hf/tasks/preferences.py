@@ -1,0 +1,272 @@
+"""Preferences: which of two responses to a prompt is the better one."""
+
+import hashlib
+import json
+import logging
+import os
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from datasets.utils import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from .dealing import (
+    MAX_ROWS,
+    SHARES,
+    TaskSplits,
+    deal_groups,
+    group_rows,
+    hold_out,
+    part_sizes,
+    sample_rows,
+    shuffled,
+    unique_rows,
+)
+from .loading import load_raw, pick_split
+from .task import Source, normal, random_key
+from .tokenizing import PAIR_COLUMNS, responses_fit
+
+__all__ = ["ANTHROPIC_HH", "PREFERENCE_TASKS", "PreferenceTask", "load_pairs"]
+
+logger = logging.getLogger(__name__)
+
+# The turns of Anthropic's transcripts.
+_ASSISTANT = "\n\nAssistant:"
+
+
+@dataclass(frozen=True)
+class PreferenceTask:
+    """
+    Pairs of responses in any of TRL's preference formats.
+
+    A row has `chosen` and `rejected`, and `prompt` where the responses do not repeat it. Each is text, or a list of
+    messages with `role` and `content`. Without `prompt` it is what both sides begin with: whole messages; of text, all
+    up to the last `Assistant:` of the common beginning, where there is one, else nothing.
+
+    Args:
+        name (`str`): Its name in results.
+        sources (`str` or `tuple[Source]`): Where its rows are; the next one is tried when one does not load.
+        train_split, test_split (`str` or `tuple[str]`):
+            Names of the splits; of several, the first that is there. `test_split=None` holds out a fifth.
+        group_by_prompt (`bool`, *optional*, defaults to `True`):
+            Pairs whose conversations begin with the same words share a side of every split: the same dialogue is
+            often there with one turn, with two, and so on.
+        description (`str`, *optional*): One line for people.
+    """
+
+    name: str
+    sources: str | tuple[Source, ...]
+    train_split: str | tuple[str, ...] = "train"
+    test_split: str | tuple[str, ...] | None = "test"
+    group_by_prompt: bool = True
+    description: str = ""
+
+    # What a [`Task`] has, too.
+    columns = ("chosen", "rejected")
+    label = None
+    class_names = ("second", "first")
+
+    def __post_init__(self):
+        for name in ("sources", "train_split", "test_split"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, (Source(value) if name == "sources" else value,))
+
+    def example(self, row: dict) -> dict:
+        """
+        A pair whose sides tell nothing: which response is the first depends on a hash of the two.
+
+        Args:
+            row (`dict`): A row of the dataset.
+
+        Returns:
+            `dict` with `id` (hash of the content, the same for either order of the responses), `prompt`, `first`,
+            `second`, `text` (all of it, to find duplicates), `keys` (rows that share one stay together) and
+            `ground_truth` (1 where the first response is the chosen one).
+
+        Raises:
+            UnusablePairError: there is nothing to compare: a response is empty, or both are the same.
+            ValueError: a side is neither text nor messages, or they are of different kinds.
+        """
+        prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+        if chosen is None or rejected is None:
+            raise UnusablePairError("an empty response")
+        kinds = {_kind(name, value) for name, value in row.items() if name in ("prompt", *self.columns) and value}
+        if len(kinds) > 1:
+            raise ValueError("has text and messages, expected prompt and responses of one kind")
+        is_identical = normal(_words(chosen)) == normal(_words(rejected))
+        if prompt is None:
+            prompt, chosen, rejected = _split_prompt(chosen, rejected)
+        if is_identical:
+            raise UnusablePairError("identical responses")
+        if not _words(chosen).strip() or not _words(rejected).strip():
+            raise UnusablePairError("an empty response")
+        sides = [json.dumps([prompt, response], sort_keys=True) for response in (chosen, rejected)]
+        is_first = random_key(sides[0], "side") < random_key(sides[1], "side")
+        first, second = (chosen, rejected) if is_first else (rejected, chosen)
+        content = json.dumps([prompt, first, second], sort_keys=True)
+        row_id = hashlib.sha256(content.encode()).hexdigest()[:16]
+        begin = normal(_begin(prompt)) if self.group_by_prompt else ""
+        return {
+            "id": row_id,
+            "prompt": prompt,
+            "first": first,
+            "second": second,
+            "text": "\0".join(_words(part) for part in (prompt, first, second)),
+            "keys": [begin or row_id],
+            "ground_truth": int(is_first),
+        }
+
+
+class UnusablePairError(ValueError):
+    """There is nothing to compare; the message is the reason, for counting."""
+
+
+def _kind(name: str, value) -> type:
+    if isinstance(value, str):
+        return str
+    if isinstance(value, list) and all(isinstance(message, dict) and "role" in message for message in value):
+        return list
+    raise ValueError(f"has a {type(value).__name__} in {name!r}, expected text, or messages with `role` and `content`")
+
+
+def _split_prompt(chosen: str | list, rejected: str | list) -> tuple[str | list, str | list, str | list]:
+    if isinstance(chosen, str):
+        common = os.path.commonprefix([chosen, rejected])
+        n = common.rfind(_ASSISTANT) + len(_ASSISTANT) if _ASSISTANT in common else 0
+    else:
+        n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    return chosen[:n], chosen[n:], rejected[n:]
+
+
+def _words(part: str | list) -> str:
+    """The words of a text, or of messages."""
+    return part if isinstance(part, str) else "\n".join(message.get("content") or "" for message in part)
+
+
+def _begin(prompt: str | list) -> str:
+    """Up to the first answer: what the dialogue is about, however long it is."""
+    if isinstance(prompt, str):
+        return prompt.partition(_ASSISTANT)[0]
+    users = [message for message in prompt if message["role"] == "user"]
+    return _words(users[:1])
+
+
+def load_pairs(
+    task: PreferenceTask,
+    *,
+    dataset_path: str | None = None,
+    raw: DatasetDict | None = None,
+    tokenizers: Sequence[PreTrainedTokenizerBase] = (),
+    max_length: int | None = None,
+    n_train: int | None = None,
+    n_weak: int | None = None,
+    n_validation: int | None = None,
+    n_test: int | None = None,
+    seed: int = 0,
+) -> TaskSplits:
+    """
+    Loads pairs, leaves out what cannot be compared, and halves them.
+
+    What is left out is left out before the split, and counted in `n_dropped`: everybody, whatever the tokenizer, works
+    on the same pairs. Which response is the first tells nothing, so that half of all pairs are of either class, up to
+    chance; no pair is dropped to make it exact. The rest is as in [`w2s_hf.tasks.splits.load_splits`]: duplicates
+    once, pairs with contradictory labels not at all, groups on one side, none of the test set in training.
+
+    Args:
+        task ([`PreferenceTask`]): The task.
+        dataset_path, raw, n_train, n_weak, n_validation, n_test, seed: As in [`w2s_hf.tasks.splits.load_splits`].
+        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*):
+            Of all models; a pair with a response that is longer than `max_length` for any of them is left out.
+        max_length (`int`, *optional*): Tokens; a prompt can be shortened to it, a response cannot.
+
+    Returns:
+        [`TaskSplits`] whose parts have `PAIR_COLUMNS`, `group` and `ground_truth`.
+
+    Raises:
+        FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
+        ValueError: a split or column is missing, a row is no pair, or there are too few of them.
+    """
+    if raw is not None:
+        source = {"id": task.sources[0].id, "revision": "generated"}
+    else:
+        raw, source = load_raw(task, dataset_path)
+    n_dropped: Counter[str] = Counter()
+
+    def read(names: tuple[str, ...]) -> list[dict]:
+        return _read_split(task, raw, names, tokenizers, max_length, n_dropped)
+
+    train = read(task.train_split)
+    if task.test_split is None:
+        train, test = hold_out(task, train, seed)
+    else:
+        test = read(task.test_split)
+        group_rows(train + test)
+    test = unique_rows(task, "test", test)
+    train = unique_rows(task, "training", train, apart_from=test)
+    if n_dropped:
+        causes = ", ".join(f"{count} with {reason}" for reason, count in n_dropped.items())
+        logger.warning(f"{task.name}: pairs left out: {causes}")
+
+    wanted = part_sizes(n_train, n_weak, n_validation)
+    shares = {name: n or SHARES[name] for name, n in wanted.items()}
+    if n_train is None and n_weak is None and n_validation is not None:
+        shares |= dict.fromkeys(("weak_half", "student_half"), max(1, len(train) - n_validation) / 2)
+    sides = deal_groups(train, shares, np.random.default_rng(seed))
+    parts = {name: _sample(task, name, rows, wanted[name], seed) for name, rows in sides.items()}
+    parts["test"] = _sample(task, "test", test, n_test, seed)
+    return TaskSplits(task, **parts, source=source, columns=PAIR_COLUMNS, n_dropped=dict(n_dropped))
+
+
+def _read_split(
+    task: PreferenceTask,
+    raw: DatasetDict,
+    names: tuple[str, ...],
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    max_length: int | None,
+    n_dropped: Counter,
+) -> list[dict]:
+    split, rows = pick_split(task, raw, names)
+    if len(rows) > MAX_ROWS:
+        logger.warning(f"{task.name}: of {len(rows):,} rows of {split!r}, {MAX_ROWS:,} random ones are read")
+    rows, numbers = sample_rows(rows, MAX_ROWS)
+    examples = []
+    for row, number in zip(tqdm(rows, desc=f"Reading {split}"), numbers.tolist(), strict=True):
+        try:
+            example = task.example(row)
+            if max_length is not None and not all(responses_fit(example, it, max_length) for it in tokenizers):
+                raise UnusablePairError(f"a response of more than {max_length} tokens")
+        except UnusablePairError as error:
+            n_dropped[str(error)] += 1
+        except ValueError as error:
+            raise ValueError(f"{task.name}: row {number} of the split {split!r} {error}.") from error
+        else:
+            examples.append(example)
+    if not examples:
+        causes = ", ".join(f"{count} with {reason}" for reason, count in n_dropped.items())
+        raise ValueError(f"{task.name}: no pair of the split {split!r} is left; left out: {causes}.")
+    return sorted(examples, key=lambda example: example["id"])
+
+
+def _sample(task: PreferenceTask, name: str, rows: list[dict], n: int | None, seed: int) -> Dataset:
+    """`n` random pairs, all by default. A larger `n` keeps the pairs of a smaller one."""
+    n = len(rows) if n is None else n
+    if n > len(rows) or not rows:
+        raise ValueError(f"{task.name}: {n} pairs asked for in `{name}`; there are {len(rows)}. Ask for fewer.")
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    columns = (*PAIR_COLUMNS, "group", "ground_truth")
+    return Dataset.from_list([{column: row[column] for column in columns} for row in shuffled(rows, rng)[:n]])
+
+
+ANTHROPIC_HH = PreferenceTask(
+    name="anthropic_hh",
+    description="Which of two replies of an assistant did people find more helpful, or less harmful?",
+    sources=(Source("Anthropic/hh-rlhf"),),
+)
+
+PREFERENCE_TASKS = {task.name: task for task in (ANTHROPIC_HH,)}
