@@ -17,16 +17,18 @@ LAYERS = [
     {"config", "labels"},
     {"collators", "modeling", "plots", "publish"},
     {"tasks.task", "tasks.tokenizing"},
-    {"tasks.classification", "tasks.multiple_choice", "tasks.demo", "tasks.loading"},
-    {"tasks.demo_ladder", "tasks.demo_rows", "tasks.splits"},
+    {"tasks.classification", "tasks.multiple_choice", "tasks.demo", "tasks.loading", "tasks.dealing"},
+    {"tasks.demo_ladder", "tasks.demo_rows", "tasks.splits", "tasks.preferences"},
     {"tasks"},
     {"tasks.leak_probe"},
-    {"trainers.weak_to_strong"},
+    {"trainers.whole_step"},
+    {"trainers.weak_to_strong", "trainers.reward_pair"},
     {"trainers"},
     {"experiments.stages", "experiments.report"},
     {"experiments.arguments"},
     {"experiments.finetuning"},
-    {"experiments.classification"},
+    {"experiments.protocol", "experiments.generative"},
+    {"experiments.classification", "experiments.reward"},
     {"experiments", "pgr_metric.pgr_metric", "pgr_metric.app"},
 ]
 
@@ -100,12 +102,14 @@ def test_every_public_function_and_class_is_documented():
 def test_every_help_text_is_there():
     import dataclasses
 
-    from w2s_hf.config import ExperimentArguments, StudentConfig, WeakToStrongConfig
+    from trl import ModelConfig, RewardConfig
 
-    for config in (ExperimentArguments, StudentConfig, WeakToStrongConfig):
+    from w2s_hf.config import AnyTaskArguments, RewardArguments, RewardPairConfig, StudentConfig, WeakToStrongConfig
+
+    theirs = {field.name for config in (ModelConfig, RewardConfig) for field in dataclasses.fields(config)}
+    for config in (AnyTaskArguments, RewardArguments, RewardPairConfig, StudentConfig, WeakToStrongConfig):
         for field in dataclasses.fields(config):
-            inherited = field.name in dir(config.__mro__[1])
-            assert field.metadata.get("help") or inherited, f"{config.__name__}.{field.name}"
+            assert field.metadata.get("help") or field.name in theirs, f"{config.__name__}.{field.name}"
 
 
 def test_files_and_recipes_stay_short():

@@ -6,8 +6,15 @@ import logging
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from peft.utils import ModulesToSaveWrapper
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from safetensors import safe_open
 from torch import nn
 from transformers import (
@@ -28,6 +35,7 @@ __all__ = [
     "cast_trainable_to_float32",
     "fresh_adapter",
     "initialise_head",
+    "load_adapter_weights",
     "load_student",
     "load_tokenizer",
 ]
@@ -316,3 +324,24 @@ def fresh_adapter(
     student = get_peft_model(model, copy.deepcopy(peft_config))
     cast_trainable_to_float32(student)
     return student
+
+
+def load_adapter_weights(student: PeftModel, directory: str) -> None:
+    """
+    Puts trained LoRA weights of another kind of model on the same base into a student, which keeps its own head.
+
+    Args:
+        student ([`~peft.PeftModel`]): With adapters of the same shape.
+        directory (`str`): Adapters of a language model, say, as [`~peft.PeftModel.save_pretrained`] left them.
+
+    Raises:
+        ValueError: the adapters do not fit; a name that one of them lacks is in the message.
+    """
+    weights = {name: value for name, value in load_peft_weights(directory, device="cpu").items() if "lora_" in name}
+    expected = {name for name in get_peft_model_state_dict(student) if "lora_" in name}
+    if weights.keys() != expected:
+        raise ValueError(
+            f"{directory}: the adapters do not fit the student, such as {min(weights.keys() ^ expected)}; both need "
+            "the same base and the same LoRA settings."
+        )
+    set_peft_model_state_dict(student, weights)

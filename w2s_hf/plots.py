@@ -31,6 +31,8 @@ def plot_accuracies(results: dict, path: Path) -> None:
     for position, summary in enumerate(results["summary"]):
         entries = [run["students"][position] for run in runs]
         bars.append(("student", f"student\n{summary['method']}", entries, summary["pgr_median"]))
+    if "ceiling_plain" in runs[0]:
+        bars.append(("ceiling", "plain\nceiling", [run["ceiling_plain"] for run in runs], None))
     bars.append(("ceiling", "strong\nceiling", [run["ceiling"] for run in runs], None))
 
     figure, axes = plt.subplots(figsize=(1.6 + 1.35 * len(bars), 4.2), layout="constrained")

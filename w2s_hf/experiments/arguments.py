@@ -13,7 +13,14 @@ import transformers
 from huggingface_hub import get_token
 from trl import TrlParser
 
-from ..config import AnyTaskArguments, ExperimentArguments, StudentConfig, WeakToStrongConfig
+from ..config import (
+    AnyTaskArguments,
+    ClassificationArguments,
+    ExperimentArguments,
+    LossArguments,
+    StudentConfig,
+    WeakToStrongConfig,
+)
 from ..publish import push_students
 from .report import print_table
 
@@ -36,8 +43,9 @@ def parse_arguments(
     description: str,
     demo_config: Path,
     argv: list[str] | None = None,
-    experiment: type[ExperimentArguments] = ExperimentArguments,
-) -> tuple[ExperimentArguments, WeakToStrongConfig, StudentConfig]:
+    experiment: type[ExperimentArguments] = ClassificationArguments,
+    training: type[LossArguments] = WeakToStrongConfig,
+) -> tuple[ExperimentArguments, LossArguments, StudentConfig]:
     """
     Reads a recipe's command line; `--config FILE` sets defaults and the command line wins.
 
@@ -45,7 +53,8 @@ def parse_arguments(
         description (`str`): What `--help` begins with.
         demo_config (`Path`): The configuration for a command line that names no model, no data and no configuration.
         argv (`list[str]`, *optional*): Defaults to that of the process.
-        experiment (`type`, *optional*, defaults to [`ExperimentArguments`]): Which arguments an experiment has.
+        experiment (`type`, *optional*, defaults to [`ClassificationArguments`]): Which arguments the experiment has.
+        training (`type`, *optional*, defaults to [`WeakToStrongConfig`]): Which its trainer has.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     # `--weak-model` is an alias of `--weak_model`.
@@ -53,7 +62,7 @@ def parse_arguments(
         argv = ["--config", str(demo_config), *argv]
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     parser = TrlParser(
-        (experiment, WeakToStrongConfig, StudentConfig),
+        (experiment, training, StudentConfig),
         description=description,
         formatter_class=_HelpFormatter,
         usage="%(prog)s [--config FILE] [--option VALUE ...]",  # not a page of 200 names before the first sentence
@@ -92,7 +101,7 @@ def parse_arguments(
     return args, training_args, student_config
 
 
-def finish(results: dict, args: ExperimentArguments, training_args: WeakToStrongConfig) -> None:
+def finish(results: dict, args: ExperimentArguments, training_args: LossArguments) -> None:
     """The end of a recipe, on rank 0: the final table, and with `--push_to_hub` the students to the Hub."""
     if training_args.process_index:
         return

@@ -5,27 +5,28 @@ import gc
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Value, concatenate_datasets
 from peft import PeftModel
 from transformers import EvalPrediction, PreTrainedModel, set_seed
 from trl import get_peft_config, get_quantization_config
 
 from ..checkpoints import last_complete_checkpoint
-from ..config import StudentConfig, WeakToStrongConfig
+from ..config import LossArguments, StudentConfig
 from ..hub import ensure_available
-from ..labels import WeakLabels
-from ..modeling import fresh_adapter, initialise_head, load_student, load_tokenizer
-from ..tasks import TEXT_COLUMNS, tokenize_rows
-from ..trainers import WeakToStrongTrainer
+from ..labels import WeakLabels, as_probabilities
+from ..modeling import fresh_adapter, initialise_head, load_adapter_weights, load_student, load_tokenizer
+from ..tasks import PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
+from ..trainers import RewardPairTrainer, WeakToStrongTrainer
 from .stages import Stages, library_versions
 
-__all__ = ["Model", "Workbench"]
+__all__ = ["CLASSIFICATION", "REWARD", "Model", "Setting", "Workbench"]
 
 # Arguments that change where a run writes, what it prints or how fast it is, and none of its numbers. Every other
 # argument is part of a stage's key, so a new one can only cost a needless rebuild, never a stale result.
@@ -40,6 +41,46 @@ _WITHOUT_EFFECT = {
 
 
 @dataclass(frozen=True)
+class Setting:
+    """
+    What a setting of the paper differs in from the others when a model is finetuned and labels rows.
+
+    Args:
+        name (`str`): In results.
+        rows (`str`): What its rows are called.
+        task_type (`str`): Of [`load_student`].
+        trainer (`type`): Its `predict_proba` returns `(N, 2)`.
+        columns (`tuple[str]`): What is needed to tokenize a row.
+        tokenize (`Callable`): Of rows with these columns, a tokenizer and a longest length.
+        add_labels (`Callable`): Tokenized rows with the `labels` of others, as the trainer wants them.
+    """
+
+    name: str
+    rows: str
+    task_type: str
+    trainer: type
+    columns: tuple[str, ...]
+    tokenize: Callable[..., Dataset]
+    add_labels: Callable[[Dataset, Dataset], Dataset]
+
+
+def _add_labels(tokenized: Dataset, rows: Dataset) -> Dataset:
+    return tokenized.add_column("labels", rows["labels"][:], feature=rows.features["labels"])
+
+
+def _add_soft_label(tokenized: Dataset, rows: Dataset) -> Dataset:
+    first_is_better = as_probabilities(rows["labels"][:])[:, 1]
+    return tokenized.add_column("soft_label", first_is_better.tolist(), feature=Value("float32"))
+
+
+CLASSIFICATION = Setting(
+    "classification", "rows", "SEQ_CLS", WeakToStrongTrainer, TEXT_COLUMNS, tokenize_rows, _add_labels
+)
+# Class 1 of a pair: the first response is the better one. It is the trainer's `chosen`, whatever the truth is.
+REWARD = Setting("reward", "pairs", "REWARD", RewardPairTrainer, PAIR_COLUMNS, tokenize_pairs, _add_soft_label)
+
+
+@dataclass(frozen=True)
 class Model:
     """
     A model to finetune.
@@ -51,6 +92,7 @@ class Model:
         config ([`StudentConfig`], *optional*):
             Adapters, precision, head. `None`, and a configuration without adapters, finetune all weights in float32.
         revision (`str`, *optional*): Commit to load from the Hub.
+        adapters (`str`, *optional*): Directory of adapters for `config` to start from, in place of new ones.
     """
 
     name: str
@@ -58,6 +100,7 @@ class Model:
     version: str
     config: StudentConfig | None = None
     revision: str | None = None
+    adapters: str | None = None
 
     @classmethod
     def find(cls, name_or_path: str, option: str, config: StudentConfig | None = None) -> "Model":
@@ -92,7 +135,7 @@ def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
     """Accuracy against the labels of the rows: weak ones for a student, as in the paper's early stopping."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     labels = prediction.label_ids
-    labels = labels.argmax(axis=1) if labels.ndim == 2 else labels
+    labels = labels.argmax(axis=1) if labels.ndim == 2 else np.rint(labels)  # P(class 1), or the class
     return {"accuracy": float((logits.argmax(axis=1) == labels).mean())}
 
 
@@ -103,11 +146,14 @@ class Workbench:
 
     Args:
         stages ([`Stages`]): The cache.
-        args ([`WeakToStrongConfig`]): Training arguments; each finetuning replaces what differs.
+        args ([`WeakToStrongConfig`] or [`RewardPairConfig`]):
+            Training arguments of the setting; each finetuning replaces what differs.
+        setting ([`Setting`]): What is finetuned on what.
     """
 
     stages: Stages
-    args: WeakToStrongConfig
+    args: LossArguments
+    setting: Setting
     _base: tuple[tuple, PreTrainedModel | PeftModel] | None = None
     _tokenized: dict[tuple, Dataset] = field(default_factory=dict)
 
@@ -128,11 +174,11 @@ class Workbench:
 
         Args:
             name (`str`): Name of the stage.
-            train, validation ([`~datasets.Dataset`]): Rows with [`w2s_hf.tasks.TEXT_COLUMNS`] and `labels`.
-            predict (`list` of [`~datasets.Dataset`]): Rows with [`w2s_hf.tasks.TEXT_COLUMNS`].
+            train, validation ([`~datasets.Dataset`]): Rows with the columns of the setting and `labels`.
+            predict (`list` of [`~datasets.Dataset`]): Rows with the columns of the setting.
             seed (`int`): Of head, adapters and row order.
             provenance (`dict`): Recorded with the predictions.
-            changes: Fields of [`WeakToStrongConfig`] that differ from the experiment's.
+            changes: Training arguments that differ from the experiment's.
 
         Returns:
             `Path` with `model/` (adapters, head and tokenizer, or the whole model) and `predictions/`
@@ -144,11 +190,12 @@ class Workbench:
             )
         changes = {**changes, "seed": seed, "data_seed": seed, "push_to_hub": False}
         settings = {
+            "setting": self.setting.name,
             "model": model.identity,
-            "args": self._settings_of(changes),
-            "train": _fingerprint(train),
-            "validation": _fingerprint(validation),
-            "predict": [_fingerprint(rows) for rows in predict],
+            "args": self.settings_of(changes),
+            "train": self.fingerprint(train),
+            "validation": self.fingerprint(validation),
+            "predict": [self.fingerprint(rows) for rows in predict],
             "seed": seed,
             "n_processes": PartialState().num_processes,
         }
@@ -159,18 +206,18 @@ class Workbench:
             # The arguments are made here: making them resets accelerate's state for whoever came before.
             args = dataclasses.replace(self.args, output_dir=str(directory / "checkpoints"), **changes)
             tokenizer = load_tokenizer(model.path, revision=model.revision)
-            trainer = WeakToStrongTrainer(
+            trainer = self.setting.trainer(
                 model=self._untrained(model, tokenizer, seed),
                 args=args,
-                train_dataset=self._tokenize(model, tokenizer, train),
-                eval_dataset=self._tokenize(model, tokenizer, validation),
+                train_dataset=self.tokenize(model, tokenizer, train),
+                eval_dataset=self.tokenize(model, tokenizer, validation),
                 processing_class=tokenizer,
                 compute_metrics=_accuracy_on_given_labels,
             )
             trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
             trainer.save_model(str(directory / "model"))
-            rows = concatenate_datasets([part.select_columns(TEXT_COLUMNS) for part in predict])
-            probabilities = trainer.predict_proba(self._tokenize(model, tokenizer, rows))
+            rows = concatenate_datasets([part.select_columns(list(self.setting.columns)) for part in predict])
+            probabilities = trainer.predict_proba(self.tokenize(model, tokenizer, rows))
             if trainer.is_world_process_zero():
                 tokenizer.save_pretrained(directory / "model")
                 # The arguments hold machine paths and are of no use to a reader of the student.
@@ -182,7 +229,7 @@ class Workbench:
 
         return self.stages.run(name, settings, build)
 
-    def _settings_of(self, changes: dict) -> dict:
+    def settings_of(self, changes: dict) -> dict:
         """Every training argument that can change a number, as JSON values."""
         # Not dataclasses.replace: making TrainingArguments resets accelerate's state.
         values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
@@ -193,17 +240,20 @@ class Workbench:
         config = StudentConfig(use_peft=False) if model.config is None else model.config
         kwargs = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
         if not config.use_peft:
-            self._release()
+            self.release()
             set_seed(seed)
-            untrained = load_student(model.path, dtype="float32", revision=model.revision, **kwargs)
+            untrained = load_student(
+                model.path, task_type=self.setting.task_type, dtype="float32", revision=model.revision, **kwargs
+            )
             initialise_head(untrained, config.head_init, seed=seed, tokenizer=tokenizer)
             return untrained
         key = (model.path, model.version, str(config))
         if self._base is None or self._base[0] != key:
-            self._release()
+            self.release()
             quantization = get_quantization_config(config)
             base = load_student(
                 model.path,
+                task_type=self.setting.task_type,
                 dtype=config.dtype,
                 quantization_config=quantization,
                 revision=model.revision,
@@ -211,34 +261,37 @@ class Workbench:
             )
             self._base = (key, base)
         student = fresh_adapter(self._base[1], get_peft_config(config), seed=seed)
+        if model.adapters is not None:
+            load_adapter_weights(student, model.adapters)
         initialise_head(student, config.head_init, seed=seed, tokenizer=tokenizer)
         self._base = (key, student)
         return student
 
-    def _release(self) -> None:
+    def release(self) -> None:
         self._base = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _tokenize(self, model: Model, tokenizer, rows: Dataset) -> Dataset:
+    def tokenize(self, model: Model, tokenizer, rows: Dataset) -> Dataset:
         """Token columns and `labels`; tokenized once a tokenizer and set of rows, whatever the labels are."""
-        key = (tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else model.path, _fingerprint(rows, False))
+        key = (
+            tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else model.path,
+            self.fingerprint(rows, False),
+        )
         key = (hashlib.sha256(key[0].encode()).hexdigest(), key[1])
+        setting = self.setting
         if key not in self._tokenized:
-            tokenized = tokenize_rows(rows.select_columns(TEXT_COLUMNS), tokenizer, self.args.max_length)
-            self._tokenized[key] = tokenized.remove_columns([name for name in TEXT_COLUMNS if name != "id"])
+            tokenized = setting.tokenize(rows.select_columns(list(setting.columns)), tokenizer, self.args.max_length)
+            self._tokenized[key] = tokenized.remove_columns([name for name in setting.columns if name != "id"])
         tokenized = self._tokenized[key]
-        if "labels" in rows.column_names:
-            tokenized = tokenized.add_column("labels", rows["labels"][:], feature=rows.features["labels"])
-        return tokenized
+        return setting.add_labels(tokenized, rows) if "labels" in rows.column_names else tokenized
 
-
-def _fingerprint(rows: Dataset, with_labels: bool = True) -> str:
-    """Hash of all that makes the tokens of rows, and where there are any of their labels, in order."""
-    digest = hashlib.sha256()
-    for row in zip(*(rows[column][:] for column in TEXT_COLUMNS), strict=True):
-        digest.update(("\0".join(map(str, row)) + "\n").encode())
-    if with_labels and "labels" in rows.column_names:
-        digest.update(np.asarray(rows["labels"][:], dtype=np.float32).tobytes())
-    return digest.hexdigest()[:16]
+    def fingerprint(self, rows: Dataset, with_labels: bool = True) -> str:
+        """Hash of all that makes the tokens of rows, and where there are any of their labels, in order."""
+        digest = hashlib.sha256()
+        for row in zip(*(rows[column][:] for column in self.setting.columns), strict=True):
+            digest.update(("\0".join(map(str, row)) + "\n").encode())
+        if with_labels and "labels" in rows.column_names:
+            digest.update(np.asarray(rows["labels"][:], dtype=np.float32).tobytes())
+        return digest.hexdigest()[:16]

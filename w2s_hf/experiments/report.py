@@ -2,31 +2,16 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from ..config import WeakToStrongConfig
+from ..config import LossArguments
 from ..plots import plot_accuracies
-from ..tasks import Task
 
-__all__ = ["print_table", "write_report"]
+__all__ = ["markdown_table", "print_table", "write_report"]
 
-_DEMO_TEXT = """
-## What this demo shows, and what it does not
-
-The rows are generated, in the columns of {task}: short facts about made-up entities, and the question whether one of
-them is alive. No label is ever stated in the text that the student was pretrained on; whether an entity is alive can
-be told only from the kind of things that are said about it. The weak supervisor was never pretrained, and learns from
-few labelled rows.
-
-- Where the supervisor is better than chance, it shows the effect itself, measured live: the student was taught by
-  labels of the accuracy in the first row, and is better than its teacher because of what it had learned before. The
-  control, the same architecture taught by the same labels without pretraining, has nothing to add to them.
-- It does not show that size helps: pretraining drives the gain here, and the supervisor has none.
-- It does not show that one method beats another: which one is ahead changes from seed to seed. Use `--seeds`.
-- It does not show a hard task: the same entities occur in training and in test rows, and the ceiling is near 1, so
-  that a few hundred true labels would have taught this student everything.
-- Each seed is another world with other models, so numbers differ from seed to seed by more than their intervals.
-"""
+# What a row is called in each setting.
+_ROWS = {"classification": "rows", "reward": "pairs"}
 
 
 def _interval(ci95: list[float] | None) -> str:
@@ -40,44 +25,61 @@ def _pgr(entry: dict, key: str = "pgr") -> str:
     return f"{entry[key]:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else " [unbounded]")
 
 
-def _rows(results: dict) -> list[list[str]]:
-    """One row a model and seed: seed, role, model, accuracy, PGR, agreement where the supervisor is right / wrong."""
+_PLAIN = "PGR against the plain ceiling"
+
+
+def _table(results: dict) -> tuple[list[str], list[list[str]]]:
+    """
+    Header, and a line a model and seed: seed, role, model, accuracy, PGR, agreement where the supervisor is right /
+    wrong; after generative finetuning, PGR against the ceiling without it, too.
+    """
+    header = ["seed", "role", "model", "accuracy [95 %]", "PGR [95 %]", "agreement right / wrong"]
+    has_plain = "ceiling_plain" in results["runs"][0]
+    if has_plain:
+        header.insert(5, _PLAIN)
     rows = []
     for run in results["runs"]:
-        seed = str(run["seed"])
-
-        def row(role: str, entry: dict, pgr: str = "", agreement: str = "", seed: str = seed) -> list[str]:
-            return [seed, role, entry["model"], f"{entry['accuracy']:.3f}{_interval(entry['ci95'])}", pgr, agreement]
-
-        rows.append(row("weak supervisor", run["weak"]))
-        rows += [row(f"control, {control['method']}, not pretrained", control) for control in run["controls"]]
-        for student in run["students"]:
-            shares = [student["agreement"][name] for name in ("supervisor_right", "supervisor_wrong")]
-            agreement = " / ".join("-" if share is None else f"{share:.2f}" for share in shares)
-            rows.append(row(f"student, {student['method']}", student, _pgr(student), agreement))
-        rows.append(row("strong ceiling", run["ceiling"]))
-    return rows
+        for role, entry in _roles(run):
+            line = [str(run["seed"]), role, entry["model"], f"{entry['accuracy']:.3f}{_interval(entry['ci95'])}"]
+            if "agreement" in entry:
+                line.append(_pgr(entry))
+                if has_plain:
+                    line.append(_pgr(entry["against_plain_ceiling"]))
+                shares = [entry["agreement"][name] for name in ("supervisor_right", "supervisor_wrong")]
+                line.append(" / ".join("-" if share is None else f"{share:.2f}" for share in shares))
+            rows.append(line + [""] * (len(header) - len(line)))
+    return header, rows
 
 
-_HEADER = ["seed", "role", "model", "accuracy [95 %]", "PGR [95 %]", "agreement right / wrong"]
+def _roles(run: dict) -> Iterator[tuple[str, dict]]:
+    yield "weak supervisor", run["weak"]
+    for control in run["controls"]:
+        yield f"control, {control['method']}, not pretrained", control
+    for student in run["students"]:
+        yield f"student, {student['method']}", student
+    if "ceiling_plain" in run:
+        yield "plain ceiling", run["ceiling_plain"]
+    yield "strong ceiling", run["ceiling"]
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _summary_rows(results: dict) -> list[list[str]]:
-    return [
-        [
-            entry["method"],
-            f"{entry['accuracy_mean']:.3f}",
-            _pgr(entry, "pgr_median"),
-            f"{entry['n_seeds']}",
-            f"{entry['n_undefined']}",
-        ]
-        for entry in results["summary"]
-    ]
+def _summary(results: dict) -> tuple[list[str], list[list[str]]]:
+    header = ["method", "mean accuracy", "median PGR [95 %]", "seeds", "PGR undefined"]
+    has_plain = "against_plain_ceiling" in results["summary"][0]
+    if has_plain:
+        header.insert(3, "median " + _PLAIN)
+    rows = []
+    for entry in results["summary"]:
+        line = [entry["method"], f"{entry['accuracy_mean']:.3f}", _pgr(entry, "pgr_median")]
+        if has_plain:
+            line.append(_pgr(entry["against_plain_ceiling"], "pgr_median"))
+        rows.append([*line, str(entry["n_seeds"]), str(entry["n_undefined"])])
+    return header, rows
 
 
 def _caveats(results: dict) -> list[str]:
@@ -99,62 +101,78 @@ def _caveats(results: dict) -> list[str]:
     return lines
 
 
-_SUMMARY_HEADER = ["method", "mean accuracy", "median PGR [95 %]", "seeds", "PGR undefined"]
-
-
 def print_table(results: dict, output_dir: str) -> None:
     """The final table of a recipe."""
-    for header, rows in ((_HEADER, _rows(results)), (_SUMMARY_HEADER, _summary_rows(results))):
+    for header, rows in (_table(results), _summary(results)):
         widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
         print()
         for line in (header, ["-" * width for width in widths], *rows):
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     for line in _caveats(results):
         print(f"\n{line}")
-    print(
-        f"\nAccuracy on {results['runs'][0]['weak']['n']} test rows. {output_dir}: results.json, report.md, figures/,"
-    )
+    tested = f"{results['runs'][0]['weak']['n']} test {_ROWS[results['setting']]}"
+    print(f"\nAccuracy on {tested}. {output_dir}: results.json, report.md, figures/,")
     print("weak_labels/, students/", flush=True)
 
 
-def write_report(results: dict, output_dir: Path, task: Task, training_args: WeakToStrongConfig) -> None:
-    """Writes `results.json`, `report.md`, `figures/accuracy.png` and a README beside each student."""
+def write_report(
+    results: dict, output_dir: Path, training_args: LossArguments, *, introduction: str, notes: list[str]
+) -> None:
+    """
+    Writes `results.json`, `report.md`, `figures/accuracy.png` and a README beside each student.
+
+    Args:
+        results (`dict`): Content of `results.json`.
+        output_dir (`Path`): Where to.
+        training_args ([`WeakToStrongConfig`] or [`RewardPairConfig`]): For the table of settings.
+        introduction (`str`): What the task asks, before what is said about every experiment.
+        notes (`list[str]`): Sections in Markdown to put after the results.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
     plot_accuracies(results, output_dir / "figures" / "accuracy.png")
-    dataset = results["dataset"]
+    dataset, rows = results["dataset"], _ROWS[results["setting"]]
     settings = {
         "learning_rate": training_args.learning_rate,
         "num_train_epochs": training_args.num_train_epochs,
-        "rows per optimizer step": training_args.train_batch_size
+        f"{rows} per optimizer step": training_args.train_batch_size
         * training_args.gradient_accumulation_steps
         * training_args.world_size,
         "aux_coef": training_args.aux_coef,
         "aux_warmup_ratio": training_args.resolved_aux_warmup_ratio,
         "early stopping": "on weak validation labels" if training_args.load_best_model_at_end else "none (last step)",
+        "generative finetuning": "students and ceiling" if results.get("generative_finetuning") else "none",
     }
+    if results["setting"] != "reward":
+        del settings["generative finetuning"]
+    dropped = ", ".join(f"{n} with {reason}" for reason, n in dataset["n_dropped"].items())
     text = [
         f"# Weak-to-strong generalization: {results['task']}",
-        f"{task.description or task.name}. Rows of {dataset['id']} ({dataset['revision']}): "
+        f"{introduction} {rows.capitalize()} of {dataset['id']} ({dataset['revision']}): "
         f"{dataset['n_weak_half']} for the weak supervisor, {dataset['n_student_half']} for students and "
-        f"ceiling, {dataset['n_validation']} for early stopping, {dataset['n_test']} for testing; half of each are "
-        f"{task.class_names[1]!r}.",
+        f"ceiling, {dataset['n_validation']} for validation, {dataset['n_test']} for testing."
+        + (f" Left out before the split: {dropped}." if dropped else ""),
         "![Test accuracy of supervisor, students and ceiling](figures/accuracy.png)",
         "## Over the seeds",
-        _markdown(_SUMMARY_HEADER, _summary_rows(results)),
+        markdown_table(*_summary(results)),
         "## Every model",
-        _markdown(_HEADER, _rows(results)),
+        markdown_table(*_table(results)),
         *(f"- {line}" for line in _caveats(results)),
         "PGR = (student - weak) / (ceiling - weak): 0 is no better than the supervisor, 1 is as good as with ground "
-        "truth. Its interval is a paired bootstrap over test rows, and over seeds if there are several; unbounded "
+        f"truth. Its interval is a paired bootstrap over test {rows}, and over seeds if there are several; unbounded "
         "means that in more than one resample of 40 the ceiling is no better than the supervisor.",
-        "Agreement is the share of test rows on which the student answers as its supervisor, where that one is right "
-        "and where it is wrong: a student that copies errors agrees on both.",
+        f"Agreement is the share of test {rows} on which the student answers as its supervisor, where that one is "
+        "right and where it is wrong: a student that copies errors agrees on both.",
     ]
-    if results["preset"] == "demo":
-        text.append(_DEMO_TEXT.strip().format(task=results["task"]))
+    if "ceiling_plain" in results["runs"][0]:
+        text.append(
+            "Students and ceiling were first trained to write the responses of the same pairs, whatever was "
+            "preferred; PGR is against that ceiling. The plain ceiling was not: against it PGR counts what the "
+            "generative stage itself adds as if the student had recovered it."
+        )
+    text += notes
     text += [
         "## Settings",
-        _markdown(["setting", "value"], [[name, str(value)] for name, value in settings.items()]),
+        markdown_table(["setting", "value"], [[name, str(value)] for name, value in settings.items()]),
         "Versions: " + ", ".join(f"{name} {version}" for name, version in results["versions"].items()) + ".",
     ]
     _write(output_dir / "report.md", "\n\n".join(text) + "\n")
@@ -168,6 +186,8 @@ def write_report(results: dict, output_dir: Path, task: Task, training_args: Wea
 
 def _student_page(results: dict, run: dict, student: dict, library: str) -> str:
     pgr = student["pgr_undefined"] or _pgr(student)
+    rows = _ROWS[results["setting"]]
+    kind = ', task_type="REWARD"' if results["setting"] == "reward" else ""
     return f"""---
 library_name: {library}
 tags:
@@ -181,7 +201,7 @@ tags:
 A strong student finetuned on the labels of a weaker model (weak-to-strong generalization, Burns et al. 2023), method
 `{student["method"]}`, seed {run["seed"]}. No ground-truth label reached it.
 
-| | accuracy on {student["n"]} test rows [95 %] |
+| | accuracy on {student["n"]} test {rows} [95 %] |
 | --- | --- |
 | weak supervisor, {run["weak"]["model"]} | {run["weak"]["accuracy"]:.3f}{_interval(run["weak"]["ci95"])} |
 | this student | {student["accuracy"]:.3f}{_interval(student["ci95"])} |
@@ -193,7 +213,7 @@ Performance gap recovered: {pgr}
 from transformers import AutoTokenizer
 from w2s_hf import load_student
 
-student = load_student(".", dtype="float32")  # from this directory
+student = load_student(".", dtype="float32"{kind})  # from this directory
 tokenizer = AutoTokenizer.from_pretrained(".")
 ```
 """

@@ -1,0 +1,122 @@
+"""Generative finetuning: a student learns to write what it will have to judge, before it learns to judge it."""
+
+import dataclasses
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import AutoConfig, PreTrainedModel, TrainingArguments, set_seed
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+from ..checkpoints import last_complete_checkpoint
+from ..config import StudentConfig
+from ..modeling import cast_trainable_to_float32, fresh_adapter, load_student, load_tokenizer
+from .finetuning import Model, Workbench
+
+__all__ = ["generative_finetune"]
+
+logger = logging.getLogger(__name__)
+
+
+def generative_finetune(
+    bench: Workbench,
+    model: Model,
+    pairs: Dataset,
+    *,
+    seed: int,
+    learning_rate: float | None = None,
+    num_train_epochs: float = 1.0,
+) -> Model:
+    """
+    Trains a language model on both responses of pairs, whatever was preferred, by TRL's SFT.
+
+    The loss is that of language modelling over prompt and response. Students *and* ceiling start from the result;
+    with students alone PGR would be too high (paper, 5.2.2). Adapters go on as the adapters of the reward model, with
+    a new head, so that a 4-bit base is neither merged nor rounded again.
+
+    Args:
+        bench ([`Workbench`]): Its training arguments hold here, too.
+        model ([`Model`]): A decoder.
+        pairs ([`~datasets.Dataset`]): Rows with [`w2s_hf.tasks.PAIR_COLUMNS`], those that the student is trained on.
+        seed (`int`): Of adapters and row order.
+        learning_rate (`float`, *optional*): Defaults to that of the training arguments.
+        num_train_epochs (`float`, *optional*, defaults to `1.0`): Over both responses of all pairs.
+
+    Returns:
+        [`Model`]: What students and ceiling are to be made of.
+
+    Raises:
+        ValueError: the model is no decoder.
+    """
+    model_type = AutoConfig.from_pretrained(model.path, revision=model.revision).model_type
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"--generative_finetuning: {model.name} is of type {model_type!r}, which reads text both ways and cannot "
+            "learn to write it; expected a decoder such as Qwen2 or GPT-2."
+        )
+    changes = {"num_train_epochs": num_train_epochs, "seed": seed, "data_seed": seed, "push_to_hub": False}
+    changes |= {"eval_strategy": "no", "load_best_model_at_end": False}
+    if learning_rate is not None:
+        changes["learning_rate"] = learning_rate
+    settings = {"model": model.identity, "args": bench.settings_of(changes), "pairs": bench.fingerprint(pairs)}
+    logger.info(f"Seed {seed}: generative finetuning of {model.name} on both responses of {len(pairs)} pairs")
+
+    def build(directory: Path) -> None:
+        tokenizer = load_tokenizer(model.path, revision=model.revision)
+        tokens = bench.tokenize(model, tokenizer, pairs.remove_columns("ground_truth"))
+        texts = Dataset.from_dict({"input_ids": tokens["chosen_ids"][:] + tokens["rejected_ids"][:]})
+        bench.release()
+        student = _language_model(model, seed)
+        trainer = SFTTrainer(
+            model=student,
+            args=_sft_config(bench, directory, changes),
+            train_dataset=texts,
+            processing_class=tokenizer,
+        )
+        if isinstance(student, PeftModel):
+            cast_trainable_to_float32(student)  # of a 4-bit model TRL has made them bfloat16
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
+        trainer.save_model(str(directory / "model"))
+        if trainer.is_world_process_zero():
+            tokenizer.save_pretrained(directory / "model")
+            (directory / "model" / "training_args.bin").unlink(missing_ok=True)
+            (directory / "training.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
+            shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+        trainer.accelerator.free_memory()
+
+    directory = bench.stages.run("generative", settings, build)
+    version = f"{model.version} {directory.name}"
+    if model.config is not None and model.config.use_peft:
+        return replace(model, version=version, adapters=str(directory / "model"))
+    return replace(model, path=str(directory / "model"), version=version, revision=None)
+
+
+def _language_model(model: Model, seed: int) -> PreTrainedModel | PeftModel:
+    config = StudentConfig(use_peft=False) if model.config is None else model.config
+    kwargs = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
+    set_seed(seed)
+    base = load_student(
+        model.path,
+        task_type="CAUSAL_LM",
+        dtype=config.dtype if config.use_peft else "float32",
+        quantization_config=get_quantization_config(config) if config.use_peft else None,
+        revision=model.revision,
+        **kwargs,
+    )
+    if not config.use_peft:
+        return base
+    peft_config = get_peft_config(config)
+    peft_config.task_type = "CAUSAL_LM"
+    return fresh_adapter(base, peft_config, seed=seed)
+
+
+def _sft_config(bench: Workbench, directory: Path, changes: dict) -> SFTConfig:
+    """The experiment's training arguments as those of SFT; what is tokenized already is neither cut nor packed."""
+    values = {f.name: getattr(bench.args, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
+    values |= {"output_dir": str(directory / "checkpoints"), **changes}
+    return SFTConfig(**values, max_length=None, packing=False)
