@@ -206,3 +206,9 @@ def test_bad_requests(directory_of, model_of, tokenizer, tmp_path):
     reward = LlamaForSequenceClassification(config)
     with pytest.raises(ValueError, match="1 output,"):
         train(reward, tokenizer, tmp_path)
+
+
+def test_a_base_with_another_head_gets_a_new_one_and_says_so(directory_of, caplog):
+    reward_model = load_student(directory_of("bert"), task_type="REWARD", dtype="float32")
+    assert reward_model.config.num_labels == 1 and reward_model.classifier.out_features == 1
+    assert "has a head of another size, classifier.weight (2, 64); a new one takes its place" in caplog.text

@@ -367,7 +367,7 @@ def test_the_readmes_own_task_runs(cache, tmp_path, tokenizer, model_of):
     assert process.returncode == 0, process.stderr[-3000:]
     results = numbers(tmp_path / "out")
     assert results["task"] == "spam" and results["dataset"]["id"] == "messages.csv"
-    assert "half of each are 'yes'" in (tmp_path / "out" / "report.md").read_text()
+    assert "Half of the rows are 'yes'" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_tasks_are_listed(monkeypatch, capsys):

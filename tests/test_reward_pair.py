@@ -196,6 +196,19 @@ def test_evaluation_is_plain_cross_entropy_on_soft_labels(tmp_path):
     assert results[0] == pytest.approx(results[1])
 
 
+def test_metrics_are_against_the_labels_and_the_users_own_win(tmp_path):
+    """The best checkpoint is chosen by them: TRL's `accuracy` would be by the dataset's order, whatever the labels."""
+    pairs = make_pairs(20, 0.0, seed=3)  # the rejected response is the better one, always
+    trainer, _ = train(tmp_path, make_pairs(24, "random"), learning_rate=0.0, per_device_eval_batch_size=8)
+    trainer.predict(make_pairs(9, 1.0))  # leaves nothing behind for the next evaluation
+    right = np.diff(trainer.predict(pairs).predictions)[:, 0] < 0
+    by_batch = np.mean([right[:8].mean(), right[8:16].mean(), right[16:].mean()])
+    assert trainer.evaluate(pairs)["eval_accuracy"] == pytest.approx(by_batch)
+    trainer.compute_metrics = lambda prediction: {"accuracy": 0.123, "n": len(prediction.label_ids)}
+    metrics = trainer.evaluate(pairs)
+    assert (metrics["eval_accuracy"], metrics["eval_n"]) == (0.123, 20) and "eval_margin" in metrics
+
+
 TEXT = {"chosen": "w1 w2 w3", "rejected": "w1 w2 w4 w5"}
 
 

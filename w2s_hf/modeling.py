@@ -188,15 +188,22 @@ def load_student(
 
 
 def _load_classifier(name_or_path: str, **kwargs) -> PreTrainedModel:
-    """A base with a new head. That the head is new goes without saying; that anything else is, does not."""
+    """
+    A base with a new head. That the head is new goes without saying; that anything else is, or that it takes the place
+    of another one, does not.
+    """
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            name_or_path, output_loading_info=True, **kwargs
+            name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
     finally:
         hf_logging.set_verbosity(verbosity)
+    for name, found, expected in info["mismatched_keys"]:
+        if not name.startswith(_HEAD_NAMES):
+            raise ValueError(f"{name_or_path}: {name} has the shape {tuple(found)}, expected {tuple(expected)}.")
+        logger.warning(f"{name_or_path}: has a head of another size, {name} {tuple(found)}; a new one takes its place")
     missing = [name for name in info["missing_keys"] if not name.startswith(_HEAD_NAMES)]
     if missing:
         logger.warning(f"{name_or_path}: not in the checkpoint, so newly initialised: {', '.join(sorted(missing))}")
@@ -337,11 +344,12 @@ def load_adapter_weights(student: PeftModel, directory: str) -> None:
     Raises:
         ValueError: the adapters do not fit; a name that one of them lacks is in the message.
     """
+    own = get_peft_model_state_dict(student)
     weights = {name: value for name, value in load_peft_weights(directory, device="cpu").items() if "lora_" in name}
-    expected = {name for name in get_peft_model_state_dict(student) if "lora_" in name}
+    expected = {name for name in own if "lora_" in name}
     if weights.keys() != expected:
         raise ValueError(
             f"{directory}: the adapters do not fit the student, such as {min(weights.keys() ^ expected)}; both need "
             "the same base and the same LoRA settings."
         )
-    set_peft_model_state_dict(student, weights)
+    set_peft_model_state_dict(student, own | weights)

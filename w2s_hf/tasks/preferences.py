@@ -106,8 +106,9 @@ class PreferenceTask:
             raise UnusablePairError("identical responses")
         if not _words(chosen).strip() or not _words(rejected).strip():
             raise UnusablePairError("an empty response")
-        sides = [json.dumps([prompt, response], sort_keys=True) for response in (chosen, rejected)]
-        is_first = random_key(sides[0], "side") < random_key(sides[1], "side")
+        # Of the words alone: a pair that repeats another up to spacing has its sides in the same order.
+        sides = [random_key(normal(f"{_words(prompt)}\n{_words(side)}"), "side") for side in (chosen, rejected)]
+        is_first = sides[0] < sides[1]
         first, second = (chosen, rejected) if is_first else (rejected, chosen)
         content = json.dumps([prompt, first, second], sort_keys=True)
         row_id = hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -214,6 +215,13 @@ def load_pairs(
         logger.warning(f"{task.name}: pairs left out: {causes}")
 
     wanted = part_sizes(n_train, n_weak, n_validation)
+    n_wanted = sum(n or 0 for n in wanted.values())
+    if n_wanted > len(train):
+        most = max(wanted, key=lambda name: wanted[name] or 0)
+        raise ValueError(
+            f"{task.name}: {n_wanted} training pairs asked for, {wanted[most]} of them in `{most}`; there are "
+            f"{len(train)}. Ask for fewer."
+        )
     shares = {name: n or SHARES[name] for name, n in wanted.items()}
     if n_train is None and n_weak is None and n_validation is not None:
         shares |= dict.fromkeys(("weak_half", "student_half"), max(1, len(train) - n_validation) / 2)

@@ -55,8 +55,10 @@ class RewardPairTrainer(WholeStepLoss, RewardTrainer):
       leaves none out.
     - `_set_signature_columns_if_needed`, `_get_eval_sampler`: `soft_label` is kept, and rows in their order.
 
-    `accuracy` in the logs is TRL's: the share of pairs whose chosen response has the larger reward. It is accuracy
-    where the order of the dataset is the truth; `label_agreement` is the share that agrees with the soft labels.
+    - `log`: what `compute_metrics` returns is not replaced by TRL's own numbers of the same name, such as `accuracy`.
+
+    `accuracy` in the logs is the share of pairs in which the better response by the soft label, or the chosen one
+    where there is none, has the larger reward.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -247,11 +249,18 @@ class RewardPairTrainer(WholeStepLoss, RewardTrainer):
             if self.args.center_rewards_coefficient is not None:
                 loss = loss + self.args.center_rewards_coefficient * logits.sum(dim=1).square().mean()
         if soft_label is not None:
+            # In place of TRL's, which takes the chosen response for the better one.
             agrees = (logits[:, 1] > logits[:, 0]) == (soft_label > 0.5)
-            self._record("label_agreement", agrees.float().mean().item())
+            accuracy = self.accelerator.gather_for_metrics(agrees.float().mean()).mean().item()
+            self._metrics["train" if model.training else "eval"]["accuracy"][-1] = accuracy
         if model.training:
             loss = self._share_of_step(loss * n_pairs, n_pairs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        for name in logs:
+            self._metrics["eval"].pop(name.removeprefix("eval_"), None)
+        super().log(logs, start_time)
 
     # ---- Evaluation and prediction ----
 
@@ -304,7 +313,9 @@ class RewardPairTrainer(WholeStepLoss, RewardTrainer):
                 f"tokens (row {too_long[0]} has {lengths[too_long[0]]}). Shorten or leave them out, or set "
                 "args.max_length=None."
             )
-        return self._predict_by_length(test_dataset, ignore_keys, metric_key_prefix)
+        output = self._predict_by_length(test_dataset, ignore_keys, metric_key_prefix)
+        self._metrics["eval"].clear()  # TRL's numbers of these pairs are not those of the next evaluation
+        return output
 
     def _lengths(self, dataset: datasets.Dataset) -> np.ndarray:
         sides = [[len(ids) for ids in dataset[column]] for column in ("chosen_ids", "rejected_ids")]

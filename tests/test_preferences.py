@@ -1,0 +1,284 @@
+"""Pairs: TRL's preference formats become pairs whose sides tell nothing; what cannot be compared is counted."""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_model, make_tokenizer
+from datasets import Dataset, DatasetDict
+from transformers import AutoTokenizer
+from trl import RewardConfig, RewardTrainer
+
+from w2s_hf.tasks import PAIR_COLUMNS, PREFERENCE_TASKS, PreferenceTask, load_pairs, tokenize_pairs
+from w2s_hf.tasks.demo import PAIR_SITUATIONS, DemoWorld
+from w2s_hf.tasks.demo_rows import demo_pairs
+
+REAL = Path(os.environ.get("W2S_HF_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+HH = PREFERENCE_TASKS["anthropic_hh"]
+TEMPLATE = (
+    "{% for message in messages %}<bos> {{ message.role }} {{ message.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<bos> assistant {% endif %}"
+)
+
+
+def dialogue(*turns: str) -> str:
+    return "".join(f"\n\n{'Assistant' if n % 2 else 'Human'}: {turn}" for n, turn in enumerate(turns))
+
+
+def messages(*turns: str) -> list[dict]:
+    return [{"role": "assistant" if n % 2 else "user", "content": turn} for n, turn in enumerate(turns)]
+
+
+def implicit_text(prompt: str, chosen: str, rejected: str) -> dict:
+    return {"chosen": dialogue(prompt, chosen), "rejected": dialogue(prompt, rejected)}
+
+
+def explicit_text(prompt: str, chosen: str, rejected: str) -> dict:
+    return {"prompt": prompt, "chosen": f" {chosen}", "rejected": f" {rejected}"}
+
+
+def implicit_messages(prompt: str, chosen: str, rejected: str) -> dict:
+    return {"chosen": messages(prompt, chosen), "rejected": messages(prompt, rejected)}
+
+
+def explicit_messages(prompt: str, chosen: str, rejected: str) -> dict:
+    return {
+        "prompt": messages(prompt),
+        "chosen": messages(prompt, chosen)[1:],
+        "rejected": messages(prompt, rejected)[1:],
+    }
+
+
+FORMATS = [implicit_text, explicit_text, implicit_messages, explicit_messages]
+
+
+def pairs_of(make, n: int = 60, begin: int = 0) -> Dataset:
+    """Pairs about different things; words of the tests' tokenizer."""
+    return Dataset.from_list(
+        [make(f"w{n % 50} w{n // 50} w1", f"w2 w{n % 47}", f"w3 w{n % 43} w4") for n in range(begin, begin + n)]
+    )
+
+
+def splits_of(train: Dataset, test: Dataset | None = None, task: PreferenceTask = HH, **kwargs):
+    raw = DatasetDict(train=train, test=pairs_of(explicit_text, 20, begin=100) if test is None else test)
+    return load_pairs(task, raw=raw, **kwargs)
+
+
+def chat_tokenizer():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", FORMATS)
+def test_every_format_becomes_the_same_kind_of_pair(make):
+    example = HH.example(make("what is w1", "w2 yes", "w3 no"))
+    words = [part if isinstance(part, str) else part[-1]["content"] for part in (example["first"], example["second"])]
+    chosen, rejected = words if example["ground_truth"] else reversed(words)
+    assert (chosen.strip(), rejected.strip()) == ("w2 yes", "w3 no")
+    assert "what is w1" in json.dumps(example["prompt"])
+    turned = HH.example(make("what is w1", "w3 no", "w2 yes"))
+    assert turned["ground_truth"] == 1 - example["ground_truth"]
+    assert {name: turned[name] for name in PAIR_COLUMNS} == {name: example[name] for name in PAIR_COLUMNS}
+
+
+def test_where_a_prompt_ends():
+    row = {"chosen": dialogue("a", "b", "c", "I see"), "rejected": dialogue("a", "b", "c", "I do")}
+    example = HH.example(row)
+    assert example["prompt"] == dialogue("a", "b", "c") + "\n\nAssistant:"
+    assert {example["first"], example["second"]} == {" I see", " I do"}
+    early = HH.example({"chosen": dialogue("a", "b"), "rejected": dialogue("a", "c", "d", "e")})
+    assert early["prompt"].endswith("\n\nHuman: a\n\nAssistant:") and dialogue("a", "c", "d", "e").endswith(" e")
+    assert HH.example({"chosen": "I see", "rejected": "I do"})["prompt"] == ""
+    several = HH.example({"chosen": messages("a", "b", "c", "d"), "rejected": messages("a", "b", "c", "e")})
+    assert several["prompt"] == messages("a", "b", "c")
+
+
+@pytest.mark.parametrize("make", FORMATS)
+def test_tokens_are_those_of_trl(make, tmp_path):
+    tokenizer = chat_tokenizer()
+    rows = pairs_of(make, 10)
+    config = make_model("llama").config
+    config.num_labels = 1
+    theirs = RewardTrainer(
+        model=type(make_model("llama"))(config),
+        args=RewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    ).train_dataset
+    examples = [HH.example(row) for row in rows]
+    ours = tokenize_pairs(Dataset.from_list(examples), tokenizer, None)
+    for example, row, expected in zip(examples, ours, theirs, strict=True):
+        sides = [row["chosen_ids"], row["rejected_ids"]]
+        assert sides[:: 1 if example["ground_truth"] else -1] == [expected["chosen_ids"], expected["rejected_ids"]]
+
+
+@pytest.mark.parametrize("make", [explicit_text, explicit_messages])
+def test_too_long_prompts_lose_their_beginning_on_both_sides_alike(make):
+    tokenizer = chat_tokenizer()
+    prompt = " ".join(f"w{n}" for n in range(40))
+    example = HH.example(make(prompt, "w50 w51 w52", "w53"))
+    whole, cut = (tokenize_pairs(Dataset.from_list([example]), tokenizer, n)[0] for n in (None, 20))
+    sides = {name: (whole[name], cut[name]) for name in ("chosen_ids", "rejected_ids")}
+    assert max(len(short) for _, short in sides.values()) == 20
+    n_lost = {len(long) - len(short) for long, short in sides.values()}
+    assert len(n_lost) == 1, "the longer side says how much of the prompt both lose"
+    for long, short in sides.values():
+        assert long[-len(short) :] == short
+
+
+def test_a_response_that_does_not_fit_is_counted_before_the_split():
+    rows = pairs_of(explicit_text).to_list()
+    for number in (3, 17):
+        rows[number]["rejected"] = " w5" * 30
+    splits = splits_of(Dataset.from_list(rows), tokenizers=[make_tokenizer()], max_length=16)
+    assert splits.n_dropped == {"a response of more than 16 tokens": 2}
+    assert sum(map(len, splits.parts.values())) == 78
+    for part in splits.parts.values():
+        tokenize_pairs(part, make_tokenizer(), 16)
+    other = splits_of(Dataset.from_list(rows))
+    with pytest.raises(ValueError, match="has a response of 31 tokens, more than max_length 16; raise --max_length"):
+        for part in other.parts.values():
+            tokenize_pairs(part, make_tokenizer(), 16)
+
+
+def test_messages_need_a_chat_template():
+    with pytest.raises(ValueError, match="holds messages, and the tokenizer of .* has no chat template"):
+        tokenize_pairs(Dataset.from_list([HH.example(explicit_messages("a", "b", "c"))]), make_tokenizer(), None)
+
+
+def test_what_cannot_be_compared_is_counted(caplog):
+    good = pairs_of(implicit_text).to_list()
+    bad = [
+        implicit_text("w1", "w2", "w2"),
+        implicit_text("w1", " W2 ", "w2"),
+        implicit_text("w1", "", "w2"),
+        {"chosen": "w1", "rejected": None},
+        {"chosen": dialogue("w1", "w2"), "rejected": "   "},
+    ]
+    splits = splits_of(Dataset.from_list([*bad, *good]), pairs_of(implicit_text, 20, begin=100))
+    assert splits.n_dropped == {"identical responses": 2, "an empty response": 3}
+    assert sum(map(len, splits.parts.values())) == 80
+    assert "pairs left out: 2 with identical responses, 3 with an empty response" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"chosen": "a", "reject": "b"}], "the split 'train' has no column 'rejected'; it has chosen, reject"),
+        ([{"chosen": "a", "rejected": messages("b")}], "row 0 of the split 'train' has text and messages, expected"),
+        (
+            [{"chosen": 1, "rejected": 2}],
+            "row 0 of the split 'train' has a int in 'chosen', expected text, or messages",
+        ),
+        ([{"chosen": ["a"], "rejected": ["b"]}], "has a list in 'chosen', expected text, or messages with `role`"),
+        ([implicit_text("a", "b", "b")], "no pair of the split 'train' is left; left out: 1 with identical responses"),
+    ],
+)
+def test_rows_that_are_no_pairs_are_named(rows, message):
+    with pytest.raises(ValueError, match=message):
+        splits_of(Dataset.from_list(rows))
+
+
+def test_too_few_pairs_say_how_many_there_are():
+    with pytest.raises(
+        ValueError, match="anthropic_hh: 508 training pairs asked for, 500 of them in `student_half`; there are 60"
+    ):
+        splits_of(pairs_of(explicit_text), n_train=500, n_weak=4, n_validation=4)
+
+
+def test_sides_are_random_and_the_same_for_shuffled_rows():
+    rows, test = pairs_of(explicit_text, 400), pairs_of(explicit_text, 50, begin=1000)
+    splits, again = splits_of(rows, test), splits_of(rows.shuffle(seed=1), test.shuffle(seed=2))
+    truths = [truth for part in splits.parts.values() for truth in part["ground_truth"]]
+    assert 0.4 < np.mean(truths) < 0.6
+    assert splits.fingerprint == again.fingerprint != splits_of(rows, test, seed=1).fingerprint
+    fewer = splits_of(rows, test, n_train=100, n_weak=50, n_validation=20, n_test=30)
+    assert [len(part) for part in fewer.parts.values()] == [50, 10, 100, 10, 30]
+
+
+def test_a_dialogue_is_on_one_side_and_contradictions_nowhere():
+    begun = [(f"about w{n}", f"reply w{n}", f"go on w{n}") for n in range(40)]
+    rows = [implicit_text(first, reply, "no") for first, reply, _ in begun]
+    rows += [
+        {"chosen": dialogue(first, reply, more, "w7"), "rejected": dialogue(first, reply, more, "w8")}
+        for first, reply, more in begun
+    ]
+    rows += [implicit_text("again", "w1", "w2"), implicit_text("again", "w2", "w1")]  # one of the two is wrong
+    rows += [rows[0], implicit_text("ABOUT w1", "reply  w1", "no")]  # equal up to case and spacing
+    splits = splits_of(Dataset.from_list(rows), task=dataclasses.replace(HH, test_split=None))
+    parts_of = {}
+    for name, part in splits.parts.items():
+        for row in part:
+            parts_of.setdefault(row["prompt"].split("\n\n")[1].lower(), []).append(name)
+    assert len(parts_of) == 40 and all(len(names) == 2 and len(set(names)) == 1 for names in parts_of.values())
+    apart = dataclasses.replace(HH, test_split=None, group_by_prompt=False)
+    assert len(set(splits_of(Dataset.from_list(rows), task=apart).weak_half["group"])) > 1
+
+
+def test_demo_pairs_are_what_they_are_said_to_be():
+    world = DemoWorld(seed=3)
+    pairs = [
+        tuple(text.rpartition("Assistant: ")[2] for text in (row["chosen"], row["rejected"]))
+        for row in demo_pairs(world, 4000, "pairs")
+    ]
+    shares = {name: n / 4000 for name, n in Counter(world.pair_situation(*pair) for pair in pairs).items()}
+    expected = dict(zip(PAIR_SITUATIONS, (0.45, 0.275, 0.1375, 0.1375), strict=True))
+    assert shares == pytest.approx(expected, abs=0.03)
+
+    def is_alive(response):
+        return bool(world.is_alive[world.entities.index(response.split()[1])])
+
+    style = np.mean([first.startswith("yes") for first, second in pairs if first[:2] != second[:2]])
+    alive = np.mean([is_alive(first) for first, second in pairs if is_alive(first) != is_alive(second)])
+    # By style alone: 0.45 + 0.1375 of the 0.725 that differ in it, 5 % of all the wrong way round.
+    assert alive == pytest.approx(0.95, abs=0.02)
+    assert style == pytest.approx(0.95 * 0.5875 / 0.725 + 0.05 * 0.1375 / 0.725, abs=0.02)
+    entities = [
+        {
+            response.split()[1]
+            for row in world.preference_rows(2000, "x", held_out=held_out)
+            for response in row.values()
+        }
+        for held_out in (False, True)
+    ]
+    assert (len(entities[0]), len(entities[1])) == (300, 100) and not entities[0] & entities[1]
+    assert world.preference_rows(10, "x") == world.preference_rows(2000, "x")[:10] != world.preference_rows(10, "y")
+
+
+def test_situations_by_hand():
+    world = DemoWorld(seed=0)
+    alive = [name for name, is_alive in zip(world.entities, world.is_alive, strict=True) if is_alive]
+    dead = [name for name in world.entities if name not in alive]
+    for first, second, expected in [
+        (f"yes {alive[0]}", f"no {alive[1]}", "style only"),
+        (f"yes {dead[0]}", f"no {dead[1]}", "style only"),
+        (f"no {alive[0]}", f"no {dead[0]}", "entity only"),
+        (f"yes {alive[0]}", f"no {dead[0]}", "both agree"),
+        (f"no {dead[0]}", f"yes {alive[0]}", "both agree"),
+        (f"no {alive[0]}", f"yes {dead[0]}", "in conflict"),
+    ]:
+        assert world.pair_situation(f"{first} is w .", f"{second} is w .") == expected
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not (REAL / "hh_rlhf").is_dir(), reason=f"no real rows in {REAL / 'hh_rlhf'}")
+def test_real_pairs_fit_and_keep_their_replies():
+    tokenizer = AutoTokenizer.from_pretrained(REAL / "tokenizers" / "gpt2")
+    tokenizer.eos_token = "<|endoftext|>"
+    splits = load_pairs(HH, dataset_path=str(REAL / "hh_rlhf"), tokenizers=[tokenizer], max_length=256)
+    assert set(splits.n_dropped) == {
+        "a response of more than 256 tokens", "an empty response", "identical responses"
+    }  # fmt: skip
+    sizes = {name: len(part) for name, part in splits.parts.items()}
+    assert sizes["weak_half"] == pytest.approx(sizes["student_half"], rel=0.02) and sizes["test"] > 1000
+    for part in splits.parts.values():
+        assert 0.4 < np.mean(part["ground_truth"]) < 0.6
+        for row, tokens in zip(part, tokenize_pairs(part, tokenizer, 256), strict=True):
+            for side, name in (("first", "chosen_ids"), ("second", "rejected_ids")):
+                assert len(tokens[name]) <= 256
+                assert tokenizer.decode(tokens[name]).endswith(row[side] + "<|endoftext|>")

@@ -1,0 +1,250 @@
+"""The recipe of reward modelling as a user meets it, on a demo made small, and on local pairs."""
+
+import json
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import make_tokenizer
+from test_preferences import TEMPLATE, explicit_messages, implicit_text, pairs_of
+from test_recipes import ROOT, numbers, recipe
+from transformers import AutoTokenizer
+
+from w2s_hf import WeakLabels, load_student
+from w2s_hf.config import RewardArguments, RewardPairConfig
+from w2s_hf.experiments.arguments import parse_arguments
+from w2s_hf.tasks import PREFERENCE_TASKS
+from w2s_hf.tasks.demo import PAIR_SITUATIONS, DemoWorld
+from w2s_hf.tasks.demo_rows import demo_pairs
+
+NAME = "anthropic_hh.py"
+DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo_reward.yaml"
+SMALL = "--demo_documents 1600 --n_train 160 --n_weak 96 --n_validation 40 --n_test 120".split()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory):
+    """A whole small run with the generative stage: its directory, what it printed, its numbers."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    process = recipe(*SMALL, "--generative_finetuning", "true", "--output_dir", output, cache=cache, name=NAME)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return output, process, numbers(output)
+
+
+def run_here(monkeypatch, cache, options: str) -> None:
+    """In this process: what a second process would add is six seconds of imports."""
+    monkeypatch.setenv("W2S_HF_CACHE", str(cache))
+    monkeypatch.setattr("sys.argv", [f"recipes/{NAME}", *options.split()])
+    runpy.run_path(str(ROOT / "recipes" / NAME), run_name="__main__")
+
+
+def test_results_and_report(finished):
+    output, process, results = finished
+    assert (results["task"], results["setting"], results["preset"]) == ("anthropic_hh", "reward", "demo")
+    assert results["dataset"]["n_dropped"] == {} and results["generative_finetuning"] is True
+    (run,) = results["runs"]
+    weak, ceiling, plain = (run[name]["accuracy"] for name in ("weak", "ceiling", "ceiling_plain"))
+    for student in run["students"]:
+        assert student["n"] == 120
+        for entry, best in ((student, ceiling), (student["against_plain_ceiling"], plain)):
+            if best > weak:
+                assert entry["pgr"] == pytest.approx((student["accuracy"] - weak) / (best - weak))
+            else:
+                assert entry["pgr"] is None and "ceiling" in entry["pgr_undefined"]
+    assert set(run["by_situation"]) == set(PAIR_SITUATIONS)
+    for model in ("weak", "ceiling", "ceiling_plain", "naive", "confidence", "control"):
+        parts = [entry["share"] * entry[model] for entry in run["by_situation"].values() if entry["share"]]
+        accuracies = {
+            "control": run["controls"][0]["accuracy"],
+            **{student["method"]: student["accuracy"] for student in run["students"]},
+        }
+        assert sum(parts) == pytest.approx(accuracies.get(model) or run[model]["accuracy"]), model
+    assert "against_plain_ceiling" in results["summary"][0]
+    report = (output / "report.md").read_text()
+    for words in ("in conflict", "plain ceiling", "PGR against the plain ceiling", "120 for testing", "test pairs"):
+        assert words in report
+    assert "This is the embedded demo" in process.stdout and "plain ceiling" in process.stdout
+    assert (output / "figures" / "accuracy.png").stat().st_size > 10_000
+    assert not list(output.rglob("*.partial")) and not list(output.rglob("training_args.bin"))
+
+
+def test_students_and_ceiling_start_from_the_generative_stage_and_the_supervisor_does_not(finished):
+    stages = {path.name.rpartition("-")[0]: json.loads((path / "stage.json").read_text()) for path in
+              (finished[0] / "_stages").glob("*[0-9a-f]")}  # fmt: skip
+    tuned = {name: " generative-" in stage["settings"]["model"]["version"] for name, stage in stages.items()}
+    assert tuned == {
+        "generative": False, "weak": False, "ceiling-plain": False, "ceiling": True, "student-naive": True,
+        "student-confidence": True, "control": False,
+    }  # fmt: skip
+    history = next((finished[0] / "_stages").glob("generative-*[0-9a-f]/training.json")).read_text()
+    losses = [entry["loss"] for entry in json.loads(history) if "loss" in entry]
+    assert losses[-1] < losses[0]
+
+
+def test_a_student_loads_alone_and_predicts_what_was_scored(finished):
+    output, _, _ = finished
+    stored = WeakLabels.load(next((output / "_stages").glob("student-confidence-*[0-9a-f]")) / "predictions")
+    directory = str(output / "students" / "confidence-seed0")
+    assert 'load_student(".", dtype="float32", task_type="REWARD")' in (output / directory / "README.md").read_text()
+    student, tokenizer = (
+        load_student(directory, dtype="float32", task_type="REWARD"),
+        AutoTokenizer.from_pretrained(directory),
+    )
+    n_compared = 0
+    pairs = demo_pairs(DemoWorld(seed=0), 150, "test pairs", held_out=True)
+    for row in [PREFERENCE_TASKS["anthropic_hh"].example(row) for row in pairs.select(range(20))]:
+        if row["id"] not in stored.ids:
+            continue
+        first, second = (
+            student(**tokenizer(row["prompt"] + row[side], return_tensors="pt")).logits.item()
+            for side in ("first", "second")
+        )
+        expected = 1 / (1 + np.exp(second - first))
+        np.testing.assert_allclose(stored.of([row["id"]])[0], [1 - expected, expected], atol=1e-5)
+        n_compared += 1
+    assert n_compared > 5
+
+
+def test_without_the_generative_stage_there_is_one_ceiling(finished, cache, monkeypatch, capsys):
+    run_here(monkeypatch, cache, f"{' '.join(SMALL)} --output_dir {finished[0].parent / 'plain'} --methods confidence")
+    (run,) = numbers(finished[0].parent / "plain")["runs"]
+    assert "ceiling_plain" not in run and "against_plain_ceiling" not in run["students"][0]
+    assert run["ceiling"]["accuracy"] == finished[2]["runs"][0]["ceiling_plain"]["accuracy"]
+    assert "plain" not in capsys.readouterr().out.replace("pretrained", "").partition("seed")[2].partition("/")[0]
+
+
+def test_killed_in_the_generative_stage_and_run_again(finished, cache, tmp_path):
+    command = [sys.executable, str(ROOT / "recipes" / NAME), *SMALL, "--generative_finetuning", "true"]
+    command += ["--output_dir", str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "W2S_HF_CACHE": str(cache)}
+    for pattern in ("generative-*.partial/checkpoints", "ceiling-*.partial/checkpoints"):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        checkpoints = f"out/_stages/{pattern}/checkpoint-*/trainer_state.json"
+        while process.poll() is None and not any(tmp_path.glob(checkpoints)):
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert any(tmp_path.glob(f"out/_stages/{pattern}")), "over before it was killed"
+    process = recipe(*command[2:], cache=cache, name=NAME)
+    assert process.returncode == 0 and "resumed" in process.stderr, process.stderr[-3000:]
+    found = numbers(tmp_path / "out")
+    assert (found["runs"], found["summary"]) == (finished[2]["runs"], finished[2]["summary"])
+
+
+def test_two_ranks_run_the_recipe(cache, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = "--methods confidence --generative_finetuning true --max_tokens_per_micro_batch 200".split()
+    options += ["--per_device_train_batch_size", 16, "--output_dir", tmp_path / "out"]
+    process = recipe(*SMALL, *options, cache=cache, name=NAME, launcher=launcher, GLOO_SOCKET_IFNAME="lo")
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.count("strong ceiling") == 1
+    assert numbers(tmp_path / "out")["runs"][0]["weak"]["n"] == 120
+
+
+@pytest.mark.parametrize("make", [implicit_text, explicit_messages])
+def test_own_models_and_pairs_with_4_bit_adapters(make, cache, tmp_path, monkeypatch, model_of):
+    """Adapters of the generative stage go on as those of the reward model."""
+    rows = pairs_of(make, 150).to_list()
+    rows += [make("w1", "w2", "w2"), make("w1", "", "w2"), make("w1", "w2 " * 40, "w3")]
+    (tmp_path / "pairs").mkdir()
+    for name, part in (("train", rows), ("test", pairs_of(make, 30, begin=500).to_list())):
+        (tmp_path / "pairs" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    for name in ("weak", "strong"):
+        model_of("llama").save_pretrained(tmp_path / name)
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = TEMPLATE
+        tokenizer.save_pretrained(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    options = "--weak_model weak --student_model strong --dataset_path pairs --methods naive --load_in_4bit true"
+    options += " --generative_finetuning true --max_steps 2 --use_cpu true --bf16 false --report_to none"
+    options += " --gradient_checkpointing false --max_length 24 --output_dir out --per_device_train_batch_size 8"
+    run_here(monkeypatch, cache, options)
+    results = numbers(tmp_path / "out")
+    assert results["dataset"]["n_dropped"] == {
+        "identical responses": 1, "an empty response": 1, "a response of more than 24 tokens": 1
+    }  # fmt: skip
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "Left out before the split: 1 with identical responses" in report and "in conflict" not in report
+    student = load_student(str(tmp_path / "out/students/naive-seed0"), task_type="REWARD", load_in_4bit=True)
+    tuned = load_student(
+        str(next((tmp_path / "out/_stages").glob("generative-*[0-9a-f]")) / "model"), task_type="CAUSAL_LM"
+    )
+    shapes = [{name: p.shape for name, p in model.named_parameters() if "lora_" in name} for model in (student, tuned)]
+    assert shapes[0] == shapes[1] != {}
+
+
+def test_the_reward_model_starts_from_the_generative_adapters(tmp_path, model_of):
+    from test_reward_pair import LORA, reward_model
+
+    from w2s_hf import fresh_adapter
+    from w2s_hf.modeling import load_adapter_weights
+
+    trained = fresh_adapter(reward_model(), LORA, seed=1)
+    for name, parameter in trained.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    trained.save_pretrained(tmp_path / "adapters")
+    student = fresh_adapter(reward_model(), LORA, seed=2)
+    load_adapter_weights(student, str(tmp_path / "adapters"))
+    for (name, left), right in zip(student.named_parameters(), trained.parameters(), strict=True):
+        assert bool((left == right).all()), name
+    other = fresh_adapter(reward_model("gpt2"), LORA, seed=2)
+    with pytest.raises(ValueError, match="the adapters do not fit the student, such as base_model.model"):
+        load_adapter_weights(other, str(tmp_path / "adapters"))
+
+
+def test_an_encoder_cannot_write(cache, tmp_path, monkeypatch, model_of, capsys):
+    pairs_of(implicit_text, 150).to_json(tmp_path / "train.jsonl")
+    pairs_of(implicit_text, 30, begin=500).to_json(tmp_path / "test.jsonl")
+    model_of("bert").save_pretrained(tmp_path / "bert")
+    make_tokenizer().save_pretrained(tmp_path / "bert")
+    options = f"--weak_model {tmp_path / 'bert'} --student_model {tmp_path / 'bert'} --dataset_path {tmp_path}"
+    options += f" --use_cpu true --generative_finetuning true --output_dir {tmp_path / 'out'}"
+    with pytest.raises(SystemExit, match="'bert', which reads text both ways and cannot learn to write it"):
+        run_here(monkeypatch, cache, options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('{"chosen": "a", "reject": "b"}\n', "the split 'train' has no column 'rejected'; it has chosen, reject"),
+        ('{"chosen": "a", "rejected": "a"}\n', "no pair of the split 'train' is left; left out: 1 with identical"),
+        ('{"chosen": "a", "rejected": "b"}\n', "training pairs asked for"),
+    ],
+)
+def test_bad_pairs_end_in_one_clear_line(rows, message, cache, tmp_path, monkeypatch, model_of):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    model_of("llama").save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    options = f"--weak_model {tmp_path / 'model'} --student_model {tmp_path / 'model'} --dataset_path {tmp_path}"
+    with pytest.raises(SystemExit, match=message):
+        run_here(monkeypatch, cache, f"{options} --use_cpu true --n_train 20 --output_dir {tmp_path / 'out'}")
+
+
+def test_help_and_configurations(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments("About pairs.", DEMO_CONFIG, ["--help"], RewardArguments, RewardPairConfig)
+    out = capsys.readouterr().out
+    for words in ("--generative_finetuning", "--center_rewards_coefficient", "--aux_coef", "--dataset_path"):
+        assert words in out
+    assert "--conversion" not in out and "--drop_empty" not in out, "options of texts, not of pairs"
+    for name in ("demo_reward", "single_gpu", "qwen_72b"):
+        argv = ["--config", str(ROOT / "recipes" / "configs" / f"{name}.yaml"), "--output_dir", str(tmp_path)]
+        args, training_args, _ = parse_arguments(
+            "", DEMO_CONFIG, [*argv, "--use_cpu", "true"], RewardArguments, RewardPairConfig
+        )
+        assert args.student_model and training_args.max_length
