@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 from conftest import make_model, make_rows, make_tokenizer
+from test_reward_pair import make_pairs
+from test_reward_pair import train as train_pairs
 from test_trainer import arguments, train
 
 from w2s_hf import WeakToStrongTrainer
@@ -19,13 +21,14 @@ def main(output: Path) -> None:
     state = PartialState(cpu=True)
     world = state.num_processes
     result = {"world": world, "trajectories": {}}
+    cuts = {
+        "whole": {"per_device_train_batch_size": 8 // world},
+        "accumulated": {"per_device_train_batch_size": 4 // world, "gradient_accumulation_steps": 2},
+        # Ranks cut their rows differently: the row lengths differ.
+        "tokens": {"per_device_train_batch_size": 8 // world, "max_tokens_per_micro_batch": 40},
+    }
     for loss_type in LOSS_TYPES:
-        for name, cut in {
-            "whole": {"per_device_train_batch_size": 8 // world},
-            "accumulated": {"per_device_train_batch_size": 4 // world, "gradient_accumulation_steps": 2},
-            # Ranks cut their rows differently: the row lengths differ.
-            "tokens": {"per_device_train_batch_size": 8 // world, "max_tokens_per_micro_batch": 40},
-        }.items():
+        for name, cut in cuts.items():
             _, trajectory = train(
                 make_model("llama"),
                 make_tokenizer(),
@@ -43,6 +46,13 @@ def main(output: Path) -> None:
         processing_class=make_tokenizer(),
     )
     result["predictions"] = trainer.predict_proba(make_rows(21, labels="none")).tolist()
+    pairs = make_pairs(24, "random")
+    for loss_type in ("xent", "confidence"):
+        for name, cut in cuts.items():
+            options = {"loss_type": loss_type, "aux_warmup_ratio": 0.5, **cut}
+            reward_trainer, trajectory = train_pairs(output.parent / f"pairs-{loss_type}-{name}", pairs, **options)
+            result["trajectories"][f"pairs {loss_type} {name}"] = trajectory.tolist()
+    result["pairs"] = reward_trainer.predict_proba(make_pairs(21, "random", seed=4)).tolist()
     if state.is_main_process:
         output.write_text(json.dumps(result))
     if dist.is_initialized():
