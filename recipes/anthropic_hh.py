@@ -6,7 +6,8 @@ The embedded demo (no network, no GPU; two minutes on two CPU cores):
 
 The real task, with Qwen2.5-0.5B as supervisor and a 4-bit LoRA student of 7B, on one GPU of 24 GB:
 
-    accelerate launch recipes/anthropic_hh.py --config recipes/configs/single_gpu.yaml --num_train_epochs 1
+    accelerate launch recipes/anthropic_hh.py --config recipes/configs/single_gpu.yaml --num_train_epochs 1 \\
+        --load_best_model_at_end false
 
 Your own models, and your own pairs in any of TRL's preference formats (chosen, rejected, and prompt or none; text or
 messages), in a local directory or file:

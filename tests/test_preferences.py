@@ -173,9 +173,9 @@ def test_what_cannot_be_compared_is_counted(caplog):
         ([{"chosen": "a", "rejected": messages("b")}], "row 0 of the split 'train' has text and messages, expected"),
         (
             [{"chosen": 1, "rejected": 2}],
-            "row 0 of the split 'train' has a int in 'chosen', expected text, or messages",
+            "row 0 of the split 'train' has int in 'chosen', expected text, or messages",
         ),
-        ([{"chosen": ["a"], "rejected": ["b"]}], "has a list in 'chosen', expected text, or messages with `role`"),
+        ([{"chosen": ["a"], "rejected": ["b"]}], "has list in 'chosen', expected text, or messages with `role`"),
         ([implicit_text("a", "b", "b")], "no pair of the split 'train' is left; left out: 1 with identical responses"),
     ],
 )
@@ -218,6 +218,13 @@ def test_a_dialogue_is_on_one_side_and_contradictions_nowhere():
     assert len(parts_of) == 40 and all(len(names) == 2 and len(set(names)) == 1 for names in parts_of.values())
     apart = dataclasses.replace(HH, test_split=None, group_by_prompt=False)
     assert len(set(splits_of(Dataset.from_list(rows), task=apart).weak_half["group"])) > 1
+
+
+def test_one_local_file_has_a_fifth_held_out_and_says_so(tmp_path, caplog):
+    pairs_of(explicit_text, 100).to_json(tmp_path / "pairs.jsonl")
+    splits = load_pairs(HH, dataset_path=str(tmp_path / "pairs.jsonl"))
+    assert len(splits.test) == pytest.approx(20, abs=2) and sum(map(len, splits.parts.values())) == 100
+    assert "pairs.jsonl' has one split, 'train'; a fifth is held out to test" in caplog.text
 
 
 def test_demo_pairs_are_what_they_are_said_to_be():

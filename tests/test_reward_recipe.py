@@ -8,17 +8,25 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_tokenizer
+from conftest import make_model, make_tokenizer
+from datasets import Dataset
 from test_preferences import TEMPLATE, explicit_messages, implicit_text, pairs_of
 from test_recipes import ROOT, numbers, recipe
-from transformers import AutoTokenizer
+from test_reward_pair import LORA, pair_arguments, reward_model
+from transformers import AutoTokenizer, LlamaForCausalLM
+from trl import SFTTrainer
 
-from w2s_hf import WeakLabels, load_student
+from w2s_hf import WeakLabels, fresh_adapter, load_student
 from w2s_hf.config import RewardArguments, RewardPairConfig
 from w2s_hf.experiments.arguments import parse_arguments
+from w2s_hf.experiments.finetuning import REWARD, Model, Workbench
+from w2s_hf.experiments.generative import generative_finetune
+from w2s_hf.experiments.stages import Stages
+from w2s_hf.modeling import load_adapter_weights
 from w2s_hf.tasks import PREFERENCE_TASKS
 from w2s_hf.tasks.demo import PAIR_SITUATIONS, DemoWorld
 from w2s_hf.tasks.demo_rows import demo_pairs
@@ -154,7 +162,7 @@ def test_two_ranks_run_the_recipe(cache, tmp_path):
 
 
 @pytest.mark.parametrize("make", [implicit_text, explicit_messages])
-def test_own_models_and_pairs_with_4_bit_adapters(make, cache, tmp_path, monkeypatch, model_of):
+def test_own_models_and_pairs_with_4_bit_adapters(make, cache, tmp_path, monkeypatch):
     """Adapters of the generative stage go on as those of the reward model."""
     rows = pairs_of(make, 150).to_list()
     rows += [make("w1", "w2", "w2"), make("w1", "", "w2"), make("w1", "w2 " * 40, "w3")]
@@ -162,7 +170,7 @@ def test_own_models_and_pairs_with_4_bit_adapters(make, cache, tmp_path, monkeyp
     for name, part in (("train", rows), ("test", pairs_of(make, 30, begin=500).to_list())):
         (tmp_path / "pairs" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     for name in ("weak", "strong"):
-        model_of("llama").save_pretrained(tmp_path / name)
+        LlamaForCausalLM(make_model("llama").config).save_pretrained(tmp_path / name)
         tokenizer = make_tokenizer()
         tokenizer.chat_template = TEMPLATE
         tokenizer.save_pretrained(tmp_path / name)
@@ -186,11 +194,6 @@ def test_own_models_and_pairs_with_4_bit_adapters(make, cache, tmp_path, monkeyp
 
 
 def test_the_reward_model_starts_from_the_generative_adapters(tmp_path, model_of):
-    from test_reward_pair import LORA, reward_model
-
-    from w2s_hf import fresh_adapter
-    from w2s_hf.modeling import load_adapter_weights
-
     trained = fresh_adapter(reward_model(), LORA, seed=1)
     for name, parameter in trained.named_parameters():
         if "lora_B" in name:
@@ -203,6 +206,27 @@ def test_the_reward_model_starts_from_the_generative_adapters(tmp_path, model_of
     other = fresh_adapter(reward_model("gpt2"), LORA, seed=2)
     with pytest.raises(ValueError, match="the adapters do not fit the student, such as base_model.model"):
         load_adapter_weights(other, str(tmp_path / "adapters"))
+
+
+def test_the_generative_stage_keeps_to_the_budget_of_tokens(tmp_path, monkeypatch):
+    """The same losses, with 2 texts of up to 15 tokens at once in place of 8."""
+    seen = []
+    monkeypatch.setattr(
+        "w2s_hf.experiments.generative.SFTTrainer",
+        lambda **options: seen.append(options["args"]) or SFTTrainer(**options),
+    )
+    LlamaForCausalLM(make_model("llama").config).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    pairs = Dataset.from_list([PREFERENCE_TASKS["anthropic_hh"].example(row) for row in pairs_of(implicit_text, 24)])
+    losses = []
+    for budget in (None, 40):
+        args = pair_arguments(tmp_path / "out", max_tokens_per_micro_batch=budget)
+        bench = Workbench(Stages(tmp_path / f"stages-{budget}"), args, REWARD)
+        tuned = generative_finetune(bench, Model("m", str(tmp_path / "model"), "1"), pairs, seed=0)
+        history = json.loads((Path(tuned.path).parent / "training.json").read_text())
+        losses.append([entry["loss"] for entry in history if "loss" in entry])
+    assert [(args.per_device_train_batch_size, args.gradient_accumulation_steps) for args in seen] == [(8, 1), (2, 4)]
+    assert len(set(losses[0])) > 1 and losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_an_encoder_cannot_write(cache, tmp_path, monkeypatch, model_of, capsys):

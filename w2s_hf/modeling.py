@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
+import transformers
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -204,6 +205,12 @@ def _load_classifier(name_or_path: str, **kwargs) -> PreTrainedModel:
         if not name.startswith(_HEAD_NAMES):
             raise ValueError(f"{name_or_path}: {name} has the shape {tuple(found)}, expected {tuple(expected)}.")
         logger.warning(f"{name_or_path}: has a head of another size, {name} {tuple(found)}; a new one takes its place")
+    layer = _output_layer(_head(model))
+    if len(layer.weight) != layer.out_features:
+        raise ValueError(
+            f"{name_or_path}: has a head of {len(layer.weight)} outputs, expected {layer.out_features}, and transformers "
+            f"{transformers.__version__} does not replace it in a quantized model: take a newer one."
+        )
     missing = [name for name in info["missing_keys"] if not name.startswith(_HEAD_NAMES)]
     if missing:
         logger.warning(f"{name_or_path}: not in the checkpoint, so newly initialised: {', '.join(sorted(missing))}")

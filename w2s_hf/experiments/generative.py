@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, TrainingArguments, set_seed
@@ -63,19 +64,24 @@ def generative_finetune(
     changes |= {"eval_strategy": "no", "load_best_model_at_end": False}
     if learning_rate is not None:
         changes["learning_rate"] = learning_rate
-    settings = {"model": model.identity, "args": bench.settings_of(changes), "pairs": bench.fingerprint(pairs)}
+    settings = {
+        "model": model.identity,
+        "args": bench.settings_of(changes),
+        "pairs": bench.fingerprint(pairs),
+        "n_processes": PartialState().num_processes,
+    }
     logger.info(f"Seed {seed}: generative finetuning of {model.name} on both responses of {len(pairs)} pairs")
 
     def build(directory: Path) -> None:
         tokenizer = load_tokenizer(model.path, revision=model.revision)
-        tokens = bench.tokenize(model, tokenizer, pairs.remove_columns("ground_truth"))
-        texts = Dataset.from_dict({"input_ids": tokens["chosen_ids"][:] + tokens["rejected_ids"][:]})
+        tokens = bench.tokenize(model, tokenizer, pairs)
+        texts = tokens["chosen_ids"][:] + tokens["rejected_ids"][:]
         bench.release()
         student = _language_model(model, seed)
         trainer = SFTTrainer(
             model=student,
-            args=_sft_config(bench, directory, changes),
-            train_dataset=texts,
+            args=_sft_config(bench, directory, changes, longest=max(map(len, texts))),
+            train_dataset=Dataset.from_dict({"input_ids": texts}),
             processing_class=tokenizer,
         )
         if isinstance(student, PeftModel):
@@ -115,8 +121,15 @@ def _language_model(model: Model, seed: int) -> PreTrainedModel | PeftModel:
     return fresh_adapter(base, peft_config, seed=seed)
 
 
-def _sft_config(bench: Workbench, directory: Path, changes: dict) -> SFTConfig:
+def _sft_config(bench: Workbench, directory: Path, changes: dict, *, longest: int) -> SFTConfig:
     """The experiment's training arguments as those of SFT; what is tokenized already is neither cut nor packed."""
     values = {f.name: getattr(bench.args, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
     values |= {"output_dir": str(directory / "checkpoints"), **changes}
+    if bench.args.max_tokens_per_micro_batch is not None:
+        # SFT has no budget of tokens: as many texts at once as fit whatever their length, and the same optimizer step.
+        batch_size = values["per_device_train_batch_size"]
+        n_fit = max(1, bench.args.max_tokens_per_micro_batch // longest)
+        micro_batch_size = max(n for n in range(1, min(n_fit, batch_size) + 1) if batch_size % n == 0)
+        values["per_device_train_batch_size"] = micro_batch_size
+        values["gradient_accumulation_steps"] *= batch_size // micro_batch_size
     return SFTConfig(**values, max_length=None, packing=False)

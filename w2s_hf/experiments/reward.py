@@ -24,15 +24,17 @@ __all__ = ["run_reward"]
 _DEMO_TEXT = """
 ## What this demo shows, and what it does not
 
-The pairs are generated, as transcripts in the columns of {task}: a reply is a word of style, `yes` or `no`, and a fact
-about a made-up entity. The better reply is the one about something alive; where both or neither are, the one that
-begins with `yes`. One preference in twenty is reported the wrong way, so that about 0.95 is the best there is. Which
-entities are alive can be told from the text that the student was pretrained on, and never stands in it. All test pairs
-are about entities that no training pair is about: what a student knows of them it has from pretraining.
+The pairs are generated, as transcripts in the columns of {task}: a reply is a word of style, `yes` or
+`no`, and a fact about a made-up entity. The better reply is the one about something alive; where both or neither are,
+the one that begins with `yes`. One preference in twenty is reported the wrong way, so that about 0.95 is the best
+there is. Which entities are alive can be told from the text that the student was pretrained on, and never stands in
+it. All test pairs are about entities that no training pair is about: what a student knows of them it has from
+pretraining.
 
-- It shows the effect, measured live: the student is better than the supervisor that taught it. The control, the same
-  architecture taught by the same labels without pretraining, has only the style to go by.
+- Where a student is better than the supervisor that taught it, it shows the effect itself, measured live. The control,
+  the same architecture taught by the same labels without pretraining, has only the style to go by.
 - It does not show that size helps: pretraining drives the gain here, and the supervisor has none.
+- It does not show that the generative stage helps: the student has read about all entities before.
 - Each seed is another world with other models, so numbers differ from seed to seed by more than their intervals.
 """
 
@@ -40,14 +42,15 @@ _SITUATION_TEXT = """
 ## Why PGR is low here
 
 Accuracy by what tells the better reply: the style alone, the entities alone, both, or both in contradiction, where the
-entities count.
+entities count; a mean over the seeds.
 
 {table}
 
-The supervisor has learned the style, and some of the entities of its few pairs, which are none of those above. Where
-the entities decide alone, the student adds what it knows of them, and is much better than its supervisor. Where style
-and entity contradict each other, the supervisor is wrong not at random but nearly always, and this is what the student
-learns: it copies a systematic error, and the ceiling does not have it. That share of the gap it does not recover.
+A supervisor that goes by the style is right where the style decides, and has to guess where only the entities differ,
+since it has never met them. There the student's own knowledge shows. Where both are in conflict, such a supervisor is
+wrong not at random but nearly always. To a student these are labels like any others; as far as it learns this error
+with them, it does not recover that part of the gap. That it could, the ceiling tells: the same student, taught the
+truth about the same pairs.
 """
 
 
@@ -104,7 +107,7 @@ def run_reward(
         if args.demo:
             table = situation_table(results)
             notes = [_DEMO_TEXT.strip().format(task=task.name), _SITUATION_TEXT.strip().format(table=table)]
-        write_report(results, output_dir, training_args, introduction=f"{task.description or task.name}", notes=notes)
+        write_report(results, output_dir, training_args, introduction=task.description or f"{task.name}.", notes=notes)
     PartialState().wait_for_everyone()
     return results
 
@@ -162,10 +165,12 @@ def accuracy_by_situation(run: SeedRun, splits: TaskSplits, world: DemoWorld) ->
 def situation_table(results: dict) -> str:
     """`by_situation`, a mean over the seeds, for the report."""
     runs = [run["by_situation"] for run in results["runs"]]
-    names = [name for name in runs[0][PAIR_SITUATIONS[0]] if name != "control"]
+    roles = {"share": "share of test pairs", "weak": "weak supervisor", "control": "control, not pretrained"}
+    roles |= {entry["method"]: f"student, {entry['method']}" for entry in results["summary"]}
+    roles |= {"ceiling_plain": "plain ceiling", "ceiling": "strong ceiling"}
     lines = []
-    for name in names:
-        cells = [np.mean([run[situation][name] for run in runs]) for situation in PAIR_SITUATIONS]
-        label = "share of test pairs" if name == "share" else name.replace("_", " ")
-        lines.append([label, *(f"{cell:.2f}" for cell in cells)])
+    for name, role in roles.items():
+        cells = [[run[situation][name] for run in runs if name in run[situation]] for situation in PAIR_SITUATIONS]
+        if any(cells):
+            lines.append([role, *(f"{np.mean(cell):.2f}" if cell else "-" for cell in cells)])
     return markdown_table(["", *PAIR_SITUATIONS], lines)

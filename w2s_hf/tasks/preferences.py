@@ -133,7 +133,7 @@ def _kind(name: str, value) -> type:
         return str
     if isinstance(value, list) and all(isinstance(message, dict) and "role" in message for message in value):
         return list
-    raise ValueError(f"has a {type(value).__name__} in {name!r}, expected text, or messages with `role` and `content`")
+    raise ValueError(f"has {type(value).__name__} in {name!r}, expected text, or messages with `role` and `content`")
 
 
 def _split_prompt(chosen: str | list, rejected: str | list) -> tuple[str | list, str | list, str | list]:
@@ -181,7 +181,8 @@ def load_pairs(
 
     Args:
         task ([`PreferenceTask`]): The task.
-        dataset_path, raw, n_train, n_weak, n_validation, n_test, seed: As in [`w2s_hf.tasks.splits.load_splits`].
+        dataset_path, raw, n_train, n_weak, n_validation, n_test, seed: As in [`w2s_hf.tasks.splits.load_splits`]. A
+            local file or directory with one split has a fifth of it held out to test.
         tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*):
             Of all models; a pair with a response that is longer than `max_length` for any of them is left out.
         max_length (`int`, *optional*): Tokens; a prompt can be shortened to it, a response cannot.
@@ -203,7 +204,13 @@ def load_pairs(
         return _read_split(task, raw, names, tokenizers, max_length, n_dropped)
 
     train = read(task.train_split)
-    if task.test_split is None:
+    has_test = task.test_split is not None
+    if has_test and dataset_path is not None and len(raw) == 1:
+        logger.warning(
+            f"{task.name}: {dataset_path!r} has one split, {next(iter(raw))!r}; a fifth is held out to test"
+        )
+        has_test = False
+    if not has_test:
         train, test = hold_out(task, train, seed)
     else:
         test = read(task.test_split)
