@@ -40,13 +40,16 @@ def make_pairs(n: int, soft_label=None, seed: int = 0) -> Dataset:
     return Dataset.from_dict(sides)
 
 
-def swapped(pairs: Dataset) -> Dataset:
-    """Chosen for rejected, 1 - p for p."""
-    pairs = pairs.rename_columns({"chosen_ids": "rejected_ids", "rejected_ids": "chosen_ids"})
-    if "soft_label" in pairs.column_names:
-        labels = [1 - p for p in pairs["soft_label"]]
-        pairs = pairs.remove_columns("soft_label").add_column("soft_label", labels)
-    return pairs
+def swapped(pairs: Dataset, every: int = 1) -> Dataset:
+    """Chosen for rejected and 1 - p for p, in every pair, or every second one, ..."""
+
+    def swap(row: dict, number: int) -> dict:
+        if number % every:
+            return row
+        sides = {"chosen_ids": row["rejected_ids"], "rejected_ids": row["chosen_ids"]}
+        return sides | {"soft_label": 1 - row["soft_label"]} if "soft_label" in row else sides
+
+    return pairs.map(swap, with_indices=True)
 
 
 def pair_arguments(tmp_path, cls=RewardPairConfig, **kwargs):
@@ -123,12 +126,13 @@ def test_the_loss_is_the_one_in_the_docstring(tmp_path):
     assert trainer.compute_loss(Fixed(), batch).item() == pytest.approx(expected + 0.5, rel=1e-6)
 
 
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_exchanging_the_sides_changes_nothing(tmp_path, loss_type):
+def test_exchanging_the_sides_changes_nothing(tmp_path, loss_type, every):
     pairs = make_pairs(24, "random")
     options = {"loss_type": loss_type, "aux_warmup_ratio": 0.5, "window_radius": 0.4}
     _, reference = train(tmp_path, pairs, **options)
-    _, trajectory = train(tmp_path, swapped(pairs), **options)
+    _, trajectory = train(tmp_path, swapped(pairs, every), **options)
     assert_same(reference, trajectory)
 
 
@@ -158,15 +162,24 @@ def test_a_short_last_batch_counts_by_its_pairs(tmp_path):
 
 
 def test_the_threshold_does_not_read_which_side_is_chosen(tmp_path):
-    """All pairs labelled 1: hardening the dataset's own sides would make every hard target 1, as the label says."""
+    """
+    Worked by hand with a = 1 and all labels 1. In the dataset's order every pair but the last would be hardened to
+    what the labels say; in the order of `turned` it is half of them on either side.
+    """
     pairs = make_pairs(32, 1.0)
-    batch = RewardPairCollator(pad_token_id=0)(pairs.to_list())
-    assert 8 <= batch["turned"].sum() <= 24
-    assert torch.equal(RewardPairCollator(pad_token_id=0)(swapped(pairs).to_list())["turned"], ~batch["turned"])
-    hard = {"loss_type": "confidence", "aux_coef": 1.0, "aux_warmup_ratio": 0.0, "per_device_train_batch_size": 32}
-    naive = train(tmp_path, pairs, per_device_train_batch_size=32)[1]
-    confident = train(tmp_path, pairs, **hard)[1]
-    assert not torch.allclose(naive, confident, rtol=0.05)
+    turned = RewardPairCollator(pad_token_id=0)(pairs.to_list())["turned"]
+    assert 8 <= turned.sum() <= 24
+    assert torch.equal(RewardPairCollator(pad_token_id=0)(swapped(pairs).to_list())["turned"], ~turned)
+    options = {"aux_coef": 1.0, "aux_warmup_ratio": 0.0, "per_device_train_batch_size": 32, "max_steps": 1}
+    trainer, trajectory = train(tmp_path, pairs, loss_type="confidence", learning_rate=0.0, **options)
+    rewards = torch.from_numpy(trainer.predict(pairs).predictions)
+    difference = torch.where(turned, -1, 1) * (rewards[:, 1] - rewards[:, 0])
+    n_first_better = int((~turned).sum())  # the labels say so, hence the prior
+    threshold = difference.sigmoid().quantile(1 - n_first_better / 32)
+    signs = torch.where(difference.sigmoid() > threshold, 1, -1)
+    assert 4 < (signs != torch.where(turned, -1, 1)).sum(), "the hard targets contradict some labels"
+    expected = -torch.nn.functional.logsigmoid(signs * difference).mean()
+    assert trajectory[0, 0].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_ten_pairs_predict_as_ten_rows_in_order(tmp_path):

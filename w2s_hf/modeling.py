@@ -208,8 +208,8 @@ def _load_classifier(name_or_path: str, **kwargs) -> PreTrainedModel:
     layer = _output_layer(_head(model))
     if len(layer.weight) != layer.out_features:
         raise ValueError(
-            f"{name_or_path}: has a head of {len(layer.weight)} outputs, expected {layer.out_features}, and transformers "
-            f"{transformers.__version__} does not replace it in a quantized model: take a newer one."
+            f"{name_or_path}: has a head of {len(layer.weight)} outputs, expected {layer.out_features}, and "
+            f"transformers {transformers.__version__} does not replace it in a quantized model: take a newer one."
         )
     missing = [name for name in info["missing_keys"] if not name.startswith(_HEAD_NAMES)]
     if missing:

@@ -239,7 +239,7 @@ class RewardPairTrainer(WholeStepLoss, RewardTrainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         logits = _pair_logits(outputs)
         n_pairs = len(logits)
-        loss_type = self.args.loss_type if model.training else "xent"
+        loss_type = self.args.loss_type
         if soft_label is not None or loss_type != "xent":
             if "margin" in inputs:
                 raise ValueError(f"Got a margin, which the loss {loss_type!r} on soft labels does not read.")
