@@ -47,6 +47,7 @@ def main(output: Path) -> None:
     )
     result["predictions"] = trainer.predict_proba(make_rows(21, labels="none")).tolist()
     pairs = make_pairs(24, "random")
+    cuts["tokens"]["max_tokens_per_micro_batch"] = 120
     for loss_type in ("xent", "confidence"):
         for name, cut in cuts.items():
             options = {"loss_type": loss_type, "aux_warmup_ratio": 0.5, **cut}

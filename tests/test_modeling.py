@@ -212,3 +212,13 @@ def test_a_base_with_another_head_gets_a_new_one_and_says_so(directory_of, caplo
     reward_model = load_student(directory_of("bert"), task_type="REWARD", dtype="float32")
     assert reward_model.config.num_labels == 1 and reward_model.classifier.out_features == 1
     assert "has a head of another size, classifier.weight (2, 64); a new one takes its place" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_the_head_counts_in_full_precision_under_autocast(kind, directory_of):
+    """bfloat16 has 8 bits: rewards of 20 would differ by eighths."""
+    student = fresh_adapter(load_student(directory_of(kind), task_type="REWARD"), seed=0)
+    input_ids = torch.randint(4, 60, (40, 9), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        logits = student(input_ids).logits
+    assert logits.dtype == torch.float32 and (logits != logits.bfloat16().float()).float().mean() > 0.9

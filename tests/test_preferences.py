@@ -94,6 +94,11 @@ def test_where_a_prompt_ends():
     early = HH.example({"chosen": dialogue("a", "b"), "rejected": dialogue("a", "c", "d", "e")})
     assert early["prompt"].endswith("\n\nHuman: a\n\nAssistant:") and dialogue("a", "c", "d", "e").endswith(" e")
     assert HH.example({"chosen": "I see", "rejected": "I do"})["prompt"] == ""
+    other = HH.example({"chosen": "# Human: a\n# Bot: yes", "rejected": "# Human: a\n# Bot: yesterday"})
+    assert other["prompt"] == "# Human: a\n" and {other["first"], other["second"]} == {
+        "# Bot: yes",
+        "# Bot: yesterday",
+    }
     several = HH.example({"chosen": messages("a", "b", "c", "d"), "rejected": messages("a", "b", "c", "e")})
     assert several["prompt"] == messages("a", "b", "c")
 
@@ -131,6 +136,39 @@ def test_too_long_prompts_lose_their_beginning_on_both_sides_alike(make):
         assert long[-len(short) :] == short
 
 
+def test_a_long_dialogue_loses_whole_turns_and_keeps_what_the_system_says():
+    tokenizer = chat_tokenizer()
+    turns = messages("w1 " * 8, "w2 " * 8, "w3 w4", "w5 w6", "w7 w8")
+    row = {"chosen": [{"role": "system", "content": "w9"}, *turns, {"role": "assistant", "content": "w10"}]}
+    row["rejected"] = [*row["chosen"][:-1], {"role": "assistant", "content": "w11"}]
+    example = HH.example(row)
+    (cut,) = tokenize_pairs(Dataset.from_list([example]), tokenizer, 24)
+    first, second = ("w10", "w11") if example["ground_truth"] else ("w11", "w10")
+    kept = "<bos> system w9 <bos> user w3 w4 <bos> assistant w5 w6 <bos> user w7 w8 <bos> assistant "
+    expected = [tokenizer(kept + reply, add_special_tokens=False)["input_ids"] for reply in (first, second)]
+    assert [cut["chosen_ids"], cut["rejected_ids"]] == expected
+
+
+def test_special_tokens_are_there_once():
+    """A text gets the tokenizer's own, messages those of their template."""
+    tokenizer = DemoWorld(seed=0).tokenizer()
+    tokenizer.chat_template = "<bos> " + TEMPLATE.replace("<bos> ", "")
+    for make in FORMATS:
+        (row,) = tokenize_pairs(Dataset.from_list([HH.example(make("a", "b", "c"))]), tokenizer, None)
+        for ids in (row["chosen_ids"], row["rejected_ids"]):
+            assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
+
+
+def test_a_template_that_shows_an_answered_prompt_otherwise():
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = "{{ messages | length }} " + TEMPLATE  # a prompt of one message, an answer makes it two
+    example = HH.example(explicit_messages("w1 w2", "w3", "w4"))
+    whole = tokenize_pairs(Dataset.from_list([example]), tokenizer, None)[0]["chosen_ids"]
+    assert tokenize_pairs(Dataset.from_list([example]), tokenizer, len(whole))[0]["chosen_ids"] == whole
+    with pytest.raises(ValueError, match="has a response of"):
+        tokenize_pairs(Dataset.from_list([example]), tokenizer, len(whole) - 1)
+
+
 def test_a_response_that_does_not_fit_is_counted_before_the_split():
     rows = pairs_of(explicit_text).to_list()
     for number in (3, 17):
@@ -147,7 +185,7 @@ def test_a_response_that_does_not_fit_is_counted_before_the_split():
 
 
 def test_messages_need_a_chat_template():
-    with pytest.raises(ValueError, match="holds messages, and the tokenizer of .* has no chat template"):
+    with pytest.raises(ValueError, match="The responses are messages, and the tokenizer of .* has no chat template"):
         tokenize_pairs(Dataset.from_list([HH.example(explicit_messages("a", "b", "c"))]), make_tokenizer(), None)
 
 
@@ -174,6 +212,14 @@ def test_what_cannot_be_compared_is_counted(caplog):
         (
             [{"chosen": 1, "rejected": 2}],
             "row 0 of the split 'train' has int in 'chosen', expected text, or messages",
+        ),
+        (
+            [{"chosen": [{"role": "user", "content": ["a"]}], "rejected": [{"role": "user", "content": ["b"]}]}],
+            "row 0 of the split 'train' has a message in 'chosen' whose content is no text",
+        ),
+        (
+            [{**implicit_text("a", "b", "c"), "tools": "[]"}],
+            "row 0 of the split 'train' has 'tools', which nothing here",
         ),
         ([{"chosen": ["a"], "rejected": ["b"]}], "has list in 'chosen', expected text, or messages with `role`"),
         ([implicit_text("a", "b", "b")], "no pair of the split 'train' is left; left out: 1 with identical responses"),
@@ -209,7 +255,8 @@ def test_a_dialogue_is_on_one_side_and_contradictions_nowhere():
         for first, reply, more in begun
     ]
     rows += [implicit_text("again", "w1", "w2"), implicit_text("again", "w2", "w1")]  # one of the two is wrong
-    rows += [rows[0], implicit_text("ABOUT w1", "reply  w1", "no")]  # equal up to case and spacing
+    rows += [rows[0], {"chosen": "\n\nHuman: b\n\nAssistant:c", "rejected": "\n\nHuman: b\n\nAssistant: c"}]
+    rows += [implicit_text("ABOUT w1", "reply  w1", "no")]  # equal up to case and spacing
     splits = splits_of(Dataset.from_list(rows), task=dataclasses.replace(HH, test_split=None))
     parts_of = {}
     for name, part in splits.parts.items():
@@ -225,6 +272,17 @@ def test_one_local_file_has_a_fifth_held_out_and_says_so(tmp_path, caplog):
     splits = load_pairs(HH, dataset_path=str(tmp_path / "pairs.jsonl"))
     assert len(splits.test) == pytest.approx(20, abs=2) and sum(map(len, splits.parts.values())) == 100
     assert "pairs.jsonl' has one split, 'train'; a fifth is held out to test" in caplog.text
+
+
+def test_nothing_of_the_test_set_is_trained_on():
+    train, test = pairs_of(implicit_text, 80), pairs_of(implicit_text, 30, begin=70)
+    more = [{"chosen": dialogue("w20 w1 w1", "w2", "w3", "w4"), "rejected": dialogue("w20 w1 w1", "w2", "w3", "w5")}]
+    splits = splits_of(train, Dataset.from_list([*test, *more]))
+    assert len(splits.test) == 31
+    # Ten of the training pairs are test pairs, and one begins as the test dialogue of two turns does.
+    assert sum(map(len, splits.parts.values())) == 31 + 80 - 10
+    more = [{"chosen": dialogue("w20 w0 w1", "w2", "w3", "w4"), "rejected": dialogue("w20 w0 w1", "w2", "w3", "w5")}]
+    assert sum(map(len, splits_of(train, Dataset.from_list([*test, *more])).parts.values())) == 31 + 80 - 11
 
 
 def test_demo_pairs_are_what_they_are_said_to_be():

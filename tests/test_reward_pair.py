@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from test_trainer import Record, arguments
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, set_seed
 from trl import RewardConfig, RewardTrainer
@@ -284,6 +284,13 @@ def test_arguments_and_adapters_that_do_not_fit(tmp_path):
     wrong = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
     with pytest.raises(ValueError, match="task_type CAUSAL_LM, expected SEQ_CLS"):
         RewardPairTrainer(reward_model(), pair_arguments(tmp_path), peft_config=wrong, **options)
+    untyped = LoraConfig(target_modules="all-linear", r=4)
+    trainer = RewardPairTrainer(reward_model(), pair_arguments(tmp_path), peft_config=untyped, **options)
+    trainable = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    assert any("score.modules_to_save" in name for name in trainable) and untyped.task_type is None
+    if hasattr(RewardConfig, "train_sampling_strategy"):
+        with pytest.raises(ValueError, match="got 'group_by_length', and a pair has two lengths"):
+            pair_arguments(tmp_path, train_sampling_strategy="group_by_length")
     with pytest.raises(ValueError, match="num_labels"):
         RewardPairTrainer(make_model("llama"), pair_arguments(tmp_path), **options)
 
@@ -362,7 +369,7 @@ def test_pairs_are_cut_by_tokens_and_stay_together():
 
 
 def test_adapters_are_not_stacked(tmp_path):
-    model = get_peft_model(reward_model(), LORA)
+    model = fresh_adapter(reward_model(), LORA)
     with pytest.raises(ValueError, match="a model that has adapters already"):
         RewardPairTrainer(
             model,

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,12 +89,14 @@ def test_results_and_report(finished):
 
 
 def test_students_and_ceiling_start_from_the_generative_stage_and_the_supervisor_does_not(finished):
-    stages = {path.name.rpartition("-")[0]: json.loads((path / "stage.json").read_text()) for path in
-              (finished[0] / "_stages").glob("*[0-9a-f]")}  # fmt: skip
-    tuned = {name: " generative-" in stage["settings"]["model"]["version"] for name, stage in stages.items()}
+    tuned: dict[str, list[bool]] = {}
+    for path in (finished[0] / "_stages").glob("*/stage.json"):
+        stage = json.loads(path.read_text())
+        tuned.setdefault(stage["stage"], []).append(" generative-" in stage["settings"]["model"]["version"])
+    tuned = {name: sorted(found) for name, found in tuned.items()}
     assert tuned == {
-        "generative": False, "weak": False, "ceiling-plain": False, "ceiling": True, "student-naive": True,
-        "student-confidence": True, "control": False,
+        "generative": [False], "weak": [False], "ceiling": [False, True], "student-naive": [True],
+        "student-confidence": [True], "control": [False],
     }  # fmt: skip
     history = next((finished[0] / "_stages").glob("generative-*[0-9a-f]/training.json")).read_text()
     losses = [entry["loss"] for entry in json.loads(history) if "loss" in entry]
@@ -125,8 +128,11 @@ def test_a_student_loads_alone_and_predicts_what_was_scored(finished):
 
 
 def test_without_the_generative_stage_there_is_one_ceiling(finished, cache, monkeypatch, capsys):
-    run_here(monkeypatch, cache, f"{' '.join(SMALL)} --output_dir {finished[0].parent / 'plain'} --methods confidence")
-    (run,) = numbers(finished[0].parent / "plain")["runs"]
+    output = finished[0].parent / "plain"
+    shutil.copytree(finished[0], output)
+    run_here(monkeypatch, cache, f"{' '.join(SMALL)} --output_dir {output} --methods confidence")
+    (run,) = numbers(output)["runs"]
+    assert len(list((output / "_stages").glob("ceiling-*[0-9a-f]"))) == 2, "the plain ceiling was trained again"
     assert "ceiling_plain" not in run and "against_plain_ceiling" not in run["students"][0]
     assert run["ceiling"]["accuracy"] == finished[2]["runs"][0]["ceiling_plain"]["accuracy"]
     assert "plain" not in capsys.readouterr().out.replace("pretrained", "").partition("seed")[2].partition("/")[0]
@@ -178,19 +184,50 @@ def test_own_models_and_pairs_with_4_bit_adapters(make, cache, tmp_path, monkeyp
     options = "--weak_model weak --student_model strong --dataset_path pairs --methods naive --load_in_4bit true"
     options += " --generative_finetuning true --max_steps 2 --use_cpu true --bf16 false --report_to none"
     options += " --gradient_checkpointing false --max_length 24 --output_dir out --per_device_train_batch_size 8"
+    # The reward stage changes nothing, so that its adapters are those it started from.
+    options += " --learning_rate 0 --weak_learning_rate 1e-3 --generative_learning_rate 1e-2"
     run_here(monkeypatch, cache, options)
     results = numbers(tmp_path / "out")
     assert results["dataset"]["n_dropped"] == {
         "identical responses": 1, "an empty response": 1, "a response of more than 24 tokens": 1
     }  # fmt: skip
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "Left out before the split: 1 with identical responses" in report and "in conflict" not in report
+    assert "nothing can be made of them: 1 with identical responses" in report and "in conflict" not in report
     student = load_student(str(tmp_path / "out/students/naive-seed0"), task_type="REWARD", load_in_4bit=True)
     tuned = load_student(
         str(next((tmp_path / "out/_stages").glob("generative-*[0-9a-f]")) / "model"), task_type="CAUSAL_LM"
     )
-    shapes = [{name: p.shape for name, p in model.named_parameters() if "lora_" in name} for model in (student, tuned)]
-    assert shapes[0] == shapes[1] != {}
+    adapters = [
+        {name: p for name, p in model.named_parameters() if "lora_" in name and "score" not in name}
+        for model in (student, tuned)
+    ]
+    assert adapters[0].keys() == adapters[1].keys() and len(adapters[0]) > 10
+    for name, parameter in adapters[0].items():
+        assert bool((parameter == adapters[1][name]).all()), name
+    trained = [p for name, p in adapters[0].items() if "lora_B" in name]
+    assert all(p.any() for p in trained) and any((p != p.bfloat16().float()).any() for p in trained), "not float32"
+
+
+def test_a_situation_without_pairs_is_no_trouble(finished, cache, tmp_path, monkeypatch):
+    options = f"{' '.join(SMALL[:-1])} 6 --methods naive --output_dir {tmp_path / 'out'}"
+    run_here(monkeypatch, cache, options)
+    (run,) = numbers(tmp_path / "out")["runs"]
+    empty = [name for name, entry in run["by_situation"].items() if not entry["share"]]
+    assert empty, "all situations have pairs: the test is vacuous"
+    assert "| - |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_models_that_share_words_and_not_their_ends_have_their_own_tokens(tmp_path):
+    pairs = Dataset.from_list(
+        [PREFERENCE_TASKS["anthropic_hh"].example(row) for row in pairs_of(explicit_messages, 3)]
+    )
+    bench = Workbench(None, pair_arguments(tmp_path), REWARD)
+    tokens = []
+    for ending in ("<eos>", "<unk>"):
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = TEMPLATE + ending
+        tokens.append(bench.tokenize(Model("m", "m", "1"), tokenizer, pairs)["chosen_ids"][:])
+    assert [ids[-1] for ids in tokens[0]] == [2] * 3 and [ids[-1] for ids in tokens[1]] == [3] * 3
 
 
 def test_the_reward_model_starts_from_the_generative_adapters(tmp_path, model_of):

@@ -169,6 +169,14 @@ class RewardPairConfig(LossArguments, RewardConfig):
 
     _argument_group_name = "training (every RewardConfig field, and the weak-to-strong losses)"
 
+    def __post_init__(self):
+        super().__post_init__()
+        if getattr(self, "train_sampling_strategy", None) == "group_by_length":
+            raise ValueError(
+                "train_sampling_strategy: got 'group_by_length', and a pair has two lengths. Set "
+                "max_tokens_per_micro_batch, which sorts the pairs of each batch by length."
+            )
+
 
 @dataclass
 class StudentConfig(ModelConfig):

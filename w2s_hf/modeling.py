@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 from pathlib import Path
+from types import MethodType
 
 import torch
 import transformers
@@ -52,7 +53,7 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
     if tokenizer.pad_token is None:
         # A classifier reads the last token that is not padding. Texts are encoded without an end-of-text token, so
-        # sharing it hides nothing.
+        # sharing it hides nothing; of pairs, which have one, it reads the token before.
         if tokenizer.eos_token is None:
             raise ValueError(f"{name_or_path}: the tokenizer has neither a padding nor an end-of-text token; set one.")
         tokenizer.pad_token = tokenizer.eos_token
@@ -85,15 +86,18 @@ def _output_layer(head: nn.Module) -> nn.Linear:
     return layers[-1]
 
 
-def _match_head_dtype(head: nn.Module, args: tuple) -> tuple:
-    return (args[0].to(next(head.parameters()).dtype), *args[1:])
+def _float32_forward(head: nn.Module, hidden: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    with torch.autocast(hidden.device.type, enabled=False):
+        return type(head).forward(head, hidden.to(next(head.parameters()).dtype), *args, **kwargs)
 
 
 def _full_precision_head(head: nn.Module) -> None:
-    """float32 weights, and a hook that reads the bfloat16 hidden states of the base where no autocast is active."""
+    """
+    float32 weights and arithmetic, on the bfloat16 hidden states of the base and under autocast too: there a reward
+    would be rounded to 8 bits before a difference is taken.
+    """
     head.to(torch.float32)
-    if _match_head_dtype not in head._forward_pre_hooks.values():
-        head.register_forward_pre_hook(_match_head_dtype)
+    head.forward = MethodType(_float32_forward, head)
 
 
 def load_student(
@@ -342,7 +346,7 @@ def fresh_adapter(
 
 def load_adapter_weights(student: PeftModel, directory: str) -> None:
     """
-    Puts trained LoRA weights of another kind of model on the same base into a student, which keeps its own head.
+    Puts trained adapters of another kind of model on the same base into a student, which keeps its own head.
 
     Args:
         student ([`~peft.PeftModel`]): With adapters of the same shape.
@@ -351,9 +355,13 @@ def load_adapter_weights(student: PeftModel, directory: str) -> None:
     Raises:
         ValueError: the adapters do not fit; a name that one of them lacks is in the message.
     """
+
+    def is_shared(name: str) -> bool:
+        return not set(name.split(".")) & {*_HEAD_NAMES, "lm_head"}
+
     own = get_peft_model_state_dict(student)
-    weights = {name: value for name, value in load_peft_weights(directory, device="cpu").items() if "lora_" in name}
-    expected = {name for name in own if "lora_" in name}
+    weights = {name: value for name, value in load_peft_weights(directory, device="cpu").items() if is_shared(name)}
+    expected = {name for name in own if is_shared(name)}
     if weights.keys() != expected:
         raise ValueError(
             f"{directory}: the adapters do not fit the student, such as {min(weights.keys() ^ expected)}; both need "

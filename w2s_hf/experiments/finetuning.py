@@ -247,7 +247,7 @@ class Workbench:
             )
             initialise_head(untrained, config.head_init, seed=seed, tokenizer=tokenizer)
             return untrained
-        key = (model.path, model.version, str(config))
+        key = (model.path, model.revision, str(config))  # not the version: adapters to start from change it
         if self._base is None or self._base[0] != key:
             self.release()
             quantization = get_quantization_config(config)
@@ -275,11 +275,10 @@ class Workbench:
 
     def tokenize(self, model: Model, tokenizer, rows: Dataset) -> Dataset:
         """Token columns and `labels`; tokenized once a tokenizer and set of rows, whatever the labels are."""
-        key = (
-            tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else model.path,
-            self.fingerprint(rows, False),
-        )
-        key = (hashlib.sha256(key[0].encode()).hexdigest(), key[1])
+        words = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else model.path
+        # Two models of a family may differ in these alone.
+        words += f" {tokenizer.bos_token} {tokenizer.eos_token} {tokenizer.chat_template}"
+        key = (hashlib.sha256(words.encode()).hexdigest(), self.fingerprint(rows, with_labels=False))
         setting = self.setting
         if key not in self._tokenized:
             tokenized = setting.tokenize(rows.select_columns(list(setting.columns)), tokenizer, self.args.max_length)

@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, TrainingArguments, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+from trl.trainer.utils import disable_dropout_in_model
 
 from ..checkpoints import last_complete_checkpoint
 from ..config import StudentConfig
@@ -61,7 +62,7 @@ def generative_finetune(
             "learn to write it; expected a decoder such as Qwen2 or GPT-2."
         )
     changes = {"num_train_epochs": num_train_epochs, "seed": seed, "data_seed": seed, "push_to_hub": False}
-    changes |= {"eval_strategy": "no", "load_best_model_at_end": False}
+    changes |= {"eval_strategy": "no", "eval_on_start": False, "load_best_model_at_end": False, "max_steps": -1}
     if learning_rate is not None:
         changes["learning_rate"] = learning_rate
     settings = {
@@ -78,6 +79,8 @@ def generative_finetune(
         texts = tokens["chosen_ids"][:] + tokens["rejected_ids"][:]
         bench.release()
         student = _language_model(model, seed)
+        if bench.args.disable_dropout:
+            disable_dropout_in_model(student)
         trainer = SFTTrainer(
             model=student,
             args=_sft_config(bench, directory, changes, longest=max(map(len, texts))),

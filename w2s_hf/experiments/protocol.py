@@ -127,10 +127,10 @@ def run_seed(
     )
     weak_labels = WeakLabels.load(supervisor / "predictions")
 
-    def train_ceiling(name: str, model: Model) -> Path:
-        logger.info(f"Seed {seed}: strong {name} {model.name} on {len(splits.student_half)} {rows}, ground truth")
+    def train_ceiling(model: Model, kind: str) -> Path:
+        logger.info(f"Seed {seed}: {kind} ceiling {model.name} on {len(splits.student_half)} {rows}, ground truth")
         return bench.finetune(
-            name,
+            "ceiling",
             model,
             with_ground_truth(splits.student_half),
             with_ground_truth(splits.student_validation),
@@ -154,8 +154,8 @@ def run_seed(
 
     stages = {}
     if materials.plain_student is not None:
-        stages["ceiling_plain"] = train_ceiling("ceiling-plain", materials.plain_student)
-    stages["ceiling"] = train_ceiling("ceiling", materials.student)
+        stages["ceiling_plain"] = train_ceiling(materials.plain_student, "plain")
+    stages["ceiling"] = train_ceiling(materials.student, "strong")
     for method in args.methods:
         logger.info(
             f"Seed {seed}: student {materials.student.name} on {len(splits.student_half)} weak labels, {method}"

@@ -140,17 +140,16 @@ def write_report(
         "aux_coef": training_args.aux_coef,
         "aux_warmup_ratio": training_args.resolved_aux_warmup_ratio,
         "early stopping": "on weak validation labels" if training_args.load_best_model_at_end else "none (last step)",
-        "generative finetuning": "students and ceiling" if results.get("generative_finetuning") else "none",
     }
-    if results["setting"] != "reward":
-        del settings["generative finetuning"]
+    if "generative_finetuning" in results:
+        settings["generative finetuning"] = "students and ceiling" if results["generative_finetuning"] else "none"
     dropped = ", ".join(f"{n} with {reason}" for reason, n in dataset["n_dropped"].items())
     text = [
         f"# Weak-to-strong generalization: {results['task']}",
         f"{introduction} {rows.capitalize()} of {dataset['id']} ({dataset['revision']}): "
         f"{dataset['n_weak_half']} for the weak supervisor, {dataset['n_student_half']} for students and "
         f"ceiling, {dataset['n_validation']} for validation, {dataset['n_test']} for testing."
-        + (f" Left out before the split: {dropped}." if dropped else ""),
+        + (f" Left out, because nothing can be made of them: {dropped}." if dropped else ""),
         "![Test accuracy of supervisor, students and ceiling](figures/accuracy.png)",
         "## Over the seeds",
         markdown_table(*_summary(results)),

@@ -65,7 +65,9 @@ class TaskSplits:
         test ([`~datasets.Dataset`]): Everybody is scored on these.
         source (`dict`): `id` and `revision` of the dataset.
         columns (`tuple[str]`): Those that models are given.
-        n_dropped (`dict[str, int]`): Rows that were left out before splitting, by the reason.
+        n_dropped (`dict[str, int]`):
+            Pairs left out before splitting because nothing can be made of them, by the reason. (Duplicates are not
+            counted here, but in the log.)
 
     Raises:
         ValueError: a part is empty or has one class, an id occurs twice, or a group is on two sides.

@@ -29,7 +29,7 @@ from .dealing import (
 )
 from .loading import load_raw, pick_split
 from .task import Source, normal, random_key
-from .tokenizing import PAIR_COLUMNS, responses_fit
+from .tokenizing import PAIR_COLUMNS, response_lengths
 
 __all__ = ["ANTHROPIC_HH", "PREFERENCE_TASKS", "PreferenceTask", "load_pairs"]
 
@@ -46,7 +46,7 @@ class PreferenceTask:
 
     A row has `chosen` and `rejected`, and `prompt` where the responses do not repeat it. Each is text, or a list of
     messages with `role` and `content`. Without `prompt` it is what both sides begin with: whole messages; of text, all
-    up to the last `Assistant:` of the common beginning, where there is one, else nothing.
+    up to the last `Assistant:` of the common beginning, where there is one, else its whole lines.
 
     Args:
         name (`str`): Its name in results.
@@ -94,17 +94,21 @@ class PreferenceTask:
             ValueError: a side is neither text nor messages, or they are of different kinds.
         """
         prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+        for name in ("tools", "chat_template_kwargs"):
+            if row.get(name):
+                raise ValueError(f"has {name!r}, which nothing here reads: render such dialogues to text yourself")
         if chosen is None or rejected is None:
             raise UnusablePairError("an empty response")
         kinds = {_kind(name, value) for name, value in row.items() if name in ("prompt", *self.columns) and value}
         if len(kinds) > 1:
             raise ValueError("has text and messages, expected prompt and responses of one kind")
-        is_identical = normal(_words(chosen)) == normal(_words(rejected))
+        is_identical = chosen == rejected
         if prompt is None:
             prompt, chosen, rejected = _split_prompt(chosen, rejected)
-        if is_identical:
+        words = [normal(_words(response)) for response in (chosen, rejected)]
+        if is_identical or (words[0] == words[1] != ""):
             raise UnusablePairError("identical responses")
-        if not _words(chosen).strip() or not _words(rejected).strip():
+        if not all(words):
             raise UnusablePairError("an empty response")
         # Of the words alone: a pair that repeats another up to spacing has its sides in the same order.
         sides = [random_key(normal(f"{_words(prompt)}\n{_words(side)}"), "side") for side in (chosen, rejected)]
@@ -132,6 +136,10 @@ def _kind(name: str, value) -> type:
     if isinstance(value, str):
         return str
     if isinstance(value, list) and all(isinstance(message, dict) and "role" in message for message in value):
+        for message in value:
+            content = message.get("content")
+            if not isinstance(content, str) and (content is not None or not message.get("tool_calls")):
+                raise ValueError(f"has a message in {name!r} whose content is no text: {content!r}")
         return list
     raise ValueError(f"has {type(value).__name__} in {name!r}, expected text, or messages with `role` and `content`")
 
@@ -139,15 +147,18 @@ def _kind(name: str, value) -> type:
 def _split_prompt(chosen: str | list, rejected: str | list) -> tuple[str | list, str | list, str | list]:
     if isinstance(chosen, str):
         common = os.path.commonprefix([chosen, rejected])
-        n = common.rfind(_ASSISTANT) + len(_ASSISTANT) if _ASSISTANT in common else 0
+        n = common.rfind(_ASSISTANT) + len(_ASSISTANT) if _ASSISTANT in common else common.rfind("\n") + 1
     else:
         n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     return chosen[:n], chosen[n:], rejected[n:]
 
 
 def _words(part: str | list) -> str:
-    """The words of a text, or of messages."""
-    return part if isinstance(part, str) else "\n".join(message.get("content") or "" for message in part)
+    """The words of a text, or of messages; of a call of tools, what is called."""
+    if isinstance(part, str):
+        return part
+    calls = [json.dumps(message["tool_calls"]) for message in part if message.get("tool_calls")]
+    return "\n".join([*(message.get("content") or "" for message in part), *calls])
 
 
 def _begin(prompt: str | list) -> str:
@@ -217,6 +228,7 @@ def load_pairs(
         group_rows(train + test)
     test = unique_rows(task, "test", test)
     train = unique_rows(task, "training", train, apart_from=test)
+    n_dropped = +n_dropped  # without those that never occurred
     if n_dropped:
         causes = ", ".join(f"{count} with {reason}" for reason, count in n_dropped.items())
         logger.warning(f"{task.name}: pairs left out: {causes}")
@@ -254,14 +266,16 @@ def _read_split(
     for row, number in zip(tqdm(rows, desc=f"Reading {split}"), numbers.tolist(), strict=True):
         try:
             example = task.example(row)
-            if max_length is not None and not all(responses_fit(example, it, max_length) for it in tokenizers):
-                raise UnusablePairError(f"a response of more than {max_length} tokens")
         except UnusablePairError as error:
             n_dropped[str(error)] += 1
         except ValueError as error:
             raise ValueError(f"{task.name}: row {number} of the split {split!r} {error}.") from error
         else:
             examples.append(example)
+    for tokenizer in tokenizers if max_length is not None else ():
+        lengths = response_lengths(examples, tokenizer)
+        n_dropped[f"a response of more than {max_length} tokens"] += int((lengths > max_length).sum())
+        examples = [example for example, length in zip(examples, lengths, strict=True) if length <= max_length]
     if not examples:
         causes = ", ".join(f"{count} with {reason}" for reason, count in n_dropped.items())
         raise ValueError(f"{task.name}: no pair of the split {split!r} is left; left out: {causes}.")

@@ -1,13 +1,14 @@
 """Rows of a task as tokens, the too long ones with a shorter context."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
+from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PAIR_COLUMNS", "TEXT_COLUMNS", "responses_fit", "tokenize_pairs", "tokenize_rows"]
+__all__ = ["PAIR_COLUMNS", "TEXT_COLUMNS", "response_lengths", "tokenize_pairs", "tokenize_rows"]
 
 # What is needed to tokenize a row: a text, or a pair of responses.
 TEXT_COLUMNS = ("id", "text", "context_start", "context_end", "shorten_from")
@@ -82,7 +83,8 @@ def tokenize_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
     tokenizer's chat template.
 
     Where either is longer than `max_length` tokens, the prompt loses as much of its beginning on both sides, so that
-    the responses stay whole and are compared after the same words.
+    the responses stay whole and are compared after the same words: of a text, words; of messages, whole turns, and
+    words only of the last one.
 
     Args:
         rows ([`~datasets.Dataset`]): Rows with `PAIR_COLUMNS`.
@@ -90,8 +92,8 @@ def tokenize_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
         max_length (`int` or `None`): Tokens, special ones included; `None` is no limit.
 
     Raises:
-        ValueError: a response alone does not fit (see [`responses_fit`]; the row is named), or there are messages and
-            the tokenizer has no chat template.
+        ValueError: a response alone does not fit (see [`response_lengths`]; the row is named), or there are messages
+            and the tokenizer has no chat template.
     """
 
     def encode(batch: dict) -> dict:
@@ -106,17 +108,15 @@ def tokenize_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
 
 
 def _encode_pair(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> list[list[int]]:
-    prompt, *responses, options = _render(row, tokenizer)
-
-    def encode(begin: str) -> tuple[list[list[int]], int]:
-        encoded = tokenizer([begin + response for response in responses], **options)["input_ids"]
-        return encoded, max(map(len, encoded))
-
-    encoded, length = encode(prompt)
-    if max_length is None or length <= max_length:
-        return encoded
-    for kept in _shorter_contexts(tokenizer, prompt, length - max_length, "start"):
-        encoded, length = encode(kept)
+    sides = (row["first"], row["second"])
+    is_text = isinstance(sides[0], str)
+    for prompt in [row["prompt"]] if is_text else _shorter_dialogues(row["prompt"]):
+        begin, responses = _render(prompt, sides, tokenizer)
+        encoded, length = _encode_sides(begin, responses, tokenizer, is_text)
+        if max_length is None or length <= max_length:
+            return encoded
+    for kept in _shorter_contexts(tokenizer, begin, length - max_length, "start"):
+        encoded, length = _encode_sides(kept, responses, tokenizer, is_text)
         if length <= max_length:
             return encoded
     raise ValueError(
@@ -125,28 +125,54 @@ def _encode_pair(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int 
     )
 
 
-def responses_fit(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
-    """Whether both responses of a row with `PAIR_COLUMNS` are at most `max_length` tokens long, without a prompt."""
-    _, *responses, options = _render(row, tokenizer)
-    return all(len(tokenizer(response, **options)["input_ids"]) <= max_length for response in responses)
+def _encode_sides(
+    begin: str, responses: list[str], tokenizer: PreTrainedTokenizerBase, is_text: bool
+) -> tuple[list[list[int]], int]:
+    # A chat template writes the special tokens itself.
+    encoded = tokenizer([begin + response for response in responses], add_special_tokens=is_text)["input_ids"]
+    return encoded, max(map(len, encoded))
 
 
-def _render(row: dict, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str, dict]:
-    """Prompt and both responses as text, and how the tokenizer takes them."""
-    prompt, sides = row["prompt"], (row["first"], row["second"])
+def _shorter_dialogues(prompt: list[dict]) -> Iterator[list[dict]]:
+    """A dialogue, and without its first turns; what the system says stays, and so does the last question."""
+    system = [message for message in prompt[:1] if message["role"] == "system"]
+    turns = prompt[len(system) :]
+    yield prompt
+    for number in range(1, len(turns)):
+        if turns[number]["role"] == "user":
+            yield [*system, *turns[number:]]
+
+
+def response_lengths(rows: Sequence[dict], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Tokens of the longer response of each row with `PAIR_COLUMNS`, without a prompt: `(N,)` int64."""
+    lengths = []
+    for start in tqdm(range(0, len(rows), 1000), desc="Measuring responses"):
+        chunk = rows[start : start + 1000]
+        is_text = isinstance(chunk[0]["first"], str)
+        responses = [
+            text for row in chunk for text in _render(row["prompt"], (row["first"], row["second"]), tokenizer)[1]
+        ]
+        encoded = tokenizer(responses, add_special_tokens=is_text)["input_ids"]
+        lengths += [max(len(encoded[n]), len(encoded[n + 1])) for n in range(0, len(encoded), 2)]
+    return np.array(lengths, dtype=np.int64)
+
+
+def _render(
+    prompt: str | list[dict], sides: tuple[str | list[dict], ...], tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, list[str]]:
+    """Prompt and both responses as text: what may be cut, and what may not."""
     if isinstance(sides[0], str):
-        return prompt, *(_ended(side, tokenizer.eos_token or "") for side in sides), {}
+        end = tokenizer.eos_token or ""
+        return prompt, [side if side.endswith(end) else side + end for side in sides]
     if tokenizer.chat_template is None:
         raise ValueError(
-            f"The row {row['id']} holds messages, and the tokenizer of {tokenizer.name_or_path!r} has no chat "
-            "template to make text of them. Take a model that has one, or pairs of text."
+            f"The responses are messages, and the tokenizer of {tokenizer.name_or_path!r} has no chat template to "
+            "make text of them. Take a model that has one, or pairs of text."
         )
     texts = [tokenizer.apply_chat_template([*prompt, *side], tokenize=False) for side in sides]
-    begin = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) if prompt else ""
-    if not all(text.startswith(begin) for text in texts):
-        begin = os.path.commonprefix(texts)  # the template shows a prompt otherwise when it has been answered
-    return begin, *(text[len(begin) :] for text in texts), {"add_special_tokens": False}
-
-
-def _ended(text: str, end: str) -> str:
-    return text if text.endswith(end) else text + end
+    # A template may show a prompt otherwise once it has been answered; then less of it, or nothing, may be cut.
+    for options in ({"add_generation_prompt": True}, {}) if prompt else ():
+        begin = tokenizer.apply_chat_template(prompt, tokenize=False, **options)
+        if all(text.startswith(begin) for text in texts):
+            return begin, [text[len(begin) :] for text in texts]
+    return "", texts

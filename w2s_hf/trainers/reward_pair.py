@@ -54,7 +54,6 @@ class RewardPairTrainer(WholeStepLoss, RewardTrainer):
     - `evaluate`, `_prepare_dataset`: pairs are checked, and those that `max_length` leaves out are counted. `predict`
       leaves none out.
     - `_set_signature_columns_if_needed`, `_get_eval_sampler`: `soft_label` is kept, and rows in their order.
-
     - `log`: what `compute_metrics` returns is not replaced by TRL's own numbers of the same name, such as `accuracy`.
 
     `accuracy` in the logs is the share of pairs in which the better response by the soft label, or the chosen one

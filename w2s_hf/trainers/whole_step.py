@@ -1,5 +1,6 @@
 """What the trainers share: a loss on soft labels that is a mean over the rows of a whole optimizer step."""
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -192,7 +193,11 @@ def load_model(
             f"Got lora_dropout={peft_config.lora_dropout} and disable_dropout=True, which would set it to 0; set "
             f"lora_dropout=0, or {type(args).__name__}(disable_dropout=False)."
         )
-    if peft_config is not None and peft_config.task_type not in (None, "SEQ_CLS"):
+    if peft_config is not None and peft_config.task_type is None:
+        # Without it the head is neither trained nor saved.
+        peft_config = copy.copy(peft_config)
+        peft_config.task_type = "SEQ_CLS"
+    if peft_config is not None and peft_config.task_type != "SEQ_CLS":
         raise ValueError(
             f"Got a peft_config with the task_type {getattr(peft_config.task_type, 'value', peft_config.task_type)}, "
             "expected SEQ_CLS, whose head is trained and saved with the adapters."
