@@ -18,7 +18,7 @@ from datasets import Dataset
 from test_preferences import TEMPLATE, explicit_messages, implicit_text, pairs_of
 from test_recipes import ROOT, numbers, recipe
 from test_reward_pair import LORA, pair_arguments, reward_model
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
 from trl import SFTTrainer
 
 from w2s_hf import WeakLabels, fresh_adapter, load_student
@@ -35,6 +35,7 @@ from w2s_hf.tasks.demo_rows import demo_pairs
 NAME = "anthropic_hh.py"
 DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo_reward.yaml"
 SMALL = "--demo_documents 1600 --n_train 160 --n_weak 96 --n_validation 40 --n_test 120".split()
+GENERATIVE = "--generative_finetuning true --generative_learning_rate 3e-3".split()  # few steps, and a trace of them
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def cache(tmp_path_factory):
 def finished(cache, tmp_path_factory):
     """A whole small run with the generative stage: its directory, what it printed, its numbers."""
     output = tmp_path_factory.mktemp("run") / "out"
-    process = recipe(*SMALL, "--generative_finetuning", "true", "--output_dir", output, cache=cache, name=NAME)
+    process = recipe(*SMALL, *GENERATIVE, "--output_dir", output, cache=cache, name=NAME)
     assert process.returncode == 0, process.stderr[-3000:]
     return output, process, numbers(output)
 
@@ -64,6 +65,7 @@ def test_results_and_report(finished):
     assert results["dataset"]["n_dropped"] == {} and results["generative_finetuning"] is True
     (run,) = results["runs"]
     weak, ceiling, plain = (run[name]["accuracy"] for name in ("weak", "ceiling", "ceiling_plain"))
+    assert ceiling != plain, "one would pass for the other"
     for student in run["students"]:
         assert student["n"] == 120
         for entry, best in ((student, ceiling), (student["against_plain_ceiling"], plain)):
@@ -139,7 +141,7 @@ def test_without_the_generative_stage_there_is_one_ceiling(finished, cache, monk
 
 
 def test_killed_in_the_generative_stage_and_run_again(finished, cache, tmp_path):
-    command = [sys.executable, str(ROOT / "recipes" / NAME), *SMALL, "--generative_finetuning", "true"]
+    command = [sys.executable, str(ROOT / "recipes" / NAME), *SMALL, *GENERATIVE]
     command += ["--output_dir", str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "W2S_HF_CACHE": str(cache)}
     for pattern in ("generative-*.partial/checkpoints", "ceiling-*.partial/checkpoints"):
@@ -245,14 +247,13 @@ def test_the_reward_model_starts_from_the_generative_adapters(tmp_path, model_of
         load_adapter_weights(other, str(tmp_path / "adapters"))
 
 
-def test_the_generative_stage_keeps_to_the_budget_of_tokens(tmp_path, monkeypatch):
-    """The same losses, with 2 texts of up to 15 tokens at once in place of 8."""
+def test_the_generative_stage_keeps_to_the_arguments(tmp_path, monkeypatch):
+    """The budget of tokens: the same losses, with 2 texts of up to 15 tokens at once in place of 8. No dropout."""
     seen = []
     monkeypatch.setattr(
-        "w2s_hf.experiments.generative.SFTTrainer",
-        lambda **options: seen.append(options["args"]) or SFTTrainer(**options),
+        "w2s_hf.experiments.generative.SFTTrainer", lambda **options: seen.append(options) or SFTTrainer(**options)
     )
-    LlamaForCausalLM(make_model("llama").config).save_pretrained(tmp_path / "model")
+    GPT2LMHeadModel(make_model("gpt2").config).save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     pairs = Dataset.from_list([PREFERENCE_TASKS["anthropic_hh"].example(row) for row in pairs_of(implicit_text, 24)])
     losses = []
@@ -262,8 +263,20 @@ def test_the_generative_stage_keeps_to_the_budget_of_tokens(tmp_path, monkeypatc
         tuned = generative_finetune(bench, Model("m", str(tmp_path / "model"), "1"), pairs, seed=0)
         history = json.loads((Path(tuned.path).parent / "training.json").read_text())
         losses.append([entry["loss"] for entry in history if "loss" in entry])
-    assert [(args.per_device_train_batch_size, args.gradient_accumulation_steps) for args in seen] == [(8, 1), (2, 4)]
-    assert len(set(losses[0])) > 1 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+    batches = [
+        (options["args"].per_device_train_batch_size, options["args"].gradient_accumulation_steps) for options in seen
+    ]
+    assert batches == [(8, 1), (2, 4)]
+    assert len(losses[0]) == 6, "48 texts once, whatever --max_steps says of the reward models"
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for module in seen[0]["model"].modules():
+        assert getattr(module, "p", 0) == 0, "dropout"
+
+
+def test_labels_reach_the_trainer_as_probabilities_of_the_first_response():
+    tokens = Dataset.from_dict({"chosen_ids": [[4], [5]], "rejected_ids": [[6], [7]]})
+    for labels, expected in (([[0.25, 0.75], [1.0, 0.0]], [0.75, 0.0]), ([1, 0], [1.0, 0.0])):
+        assert REWARD.add_labels(tokens, Dataset.from_dict({"labels": labels}))["soft_label"][:] == expected
 
 
 def test_an_encoder_cannot_write(cache, tmp_path, monkeypatch, model_of, capsys):
