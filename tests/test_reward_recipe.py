@@ -72,7 +72,7 @@ def test_results_and_report(finished):
             if best > weak:
                 assert entry["pgr"] == pytest.approx((student["accuracy"] - weak) / (best - weak))
             else:
-                assert entry["pgr"] is None and "ceiling" in entry["pgr_undefined"]
+                assert entry["pgr"] is None and f"the ceiling ({best:.4f})" in entry["pgr_undefined"]
     assert set(run["by_situation"]) == set(PAIR_SITUATIONS)
     for model in ("weak", "ceiling", "ceiling_plain", "naive", "confidence", "control"):
         parts = [entry["share"] * entry[model] for entry in run["by_situation"].values() if entry["share"]]
