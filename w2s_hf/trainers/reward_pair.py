@@ -130,16 +130,18 @@ class RewardPairTrainer(WholeStepLoss, RewardTrainer):
             }
         # Used up, and TRL would warn that it is ignored.
         init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
-        args.model_init_kwargs = init_kwargs
+        try:
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
+        finally:
+            args.model_init_kwargs = init_kwargs
         if Version(transformers.__version__) < Version("5.19"):
             self.model_accepts_loss_kwargs = True  # what loss_is_scaled_for_ga was called before
         # Of a 4-bit model TRL rounds them to bfloat16, the head included.
@@ -161,7 +163,8 @@ class RewardPairTrainer(WholeStepLoss, RewardTrainer):
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         name = f"{dataset_name}_dataset"
         check_pairs(dataset, name)
-        if processing_class.eos_token is None and isinstance(dataset[0].get("chosen"), str):
+        is_text = "chosen_ids" not in dataset.column_names and isinstance(dataset[0]["chosen"], str)
+        if is_text and processing_class.eos_token is None:
             raise ValueError(
                 f"{name}: got texts, which TRL ends with the tokenizer's end-of-text token, and a tokenizer that has "
                 "none. Set processing_class.eos_token, or give tokens as `chosen_ids` and `rejected_ids`."
