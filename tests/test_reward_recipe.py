@@ -315,6 +315,9 @@ def test_help_and_configurations(tmp_path, capsys):
     out = capsys.readouterr().out
     for words in ("--generative_finetuning", "--center_rewards_coefficient", "--aux_coef", "--dataset_path"):
         assert words in out
+    with pytest.raises(SystemExit):
+        parse_arguments("", DEMO_CONFIG, ["--generative_num_train_epochs", "0"], RewardArguments, RewardPairConfig)
+    assert "--generative_num_train_epochs: got 0.0, expected a positive number" in capsys.readouterr().err
     assert "--conversion" not in out and "--drop_empty" not in out, "options of texts, not of pairs"
     for name in ("demo_reward", "single_gpu", "qwen_72b"):
         argv = ["--config", str(ROOT / "recipes" / "configs" / f"{name}.yaml"), "--output_dir", str(tmp_path)]

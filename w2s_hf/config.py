@@ -341,3 +341,10 @@ class RewardArguments(ExperimentArguments):
         default=None, metadata={"help": "Learning rate of the generative stage (unset: --learning_rate)."}
     )
     generative_num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs of the generative stage."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.generative_num_train_epochs <= 0:
+            raise ValueError(
+                f"--generative_num_train_epochs: got {self.generative_num_train_epochs}, expected a positive number."
+            )
