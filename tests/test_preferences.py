@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
 from w2s_hf.tasks import PAIR_COLUMNS, PREFERENCE_TASKS, PreferenceTask, load_pairs, tokenize_pairs
-from w2s_hf.tasks.demo import PAIR_SITUATIONS, DemoWorld
+from w2s_hf.tasks.demo import PAIR_SITUATIONS, DemoWorld, WorldConfig
 from w2s_hf.tasks.demo_rows import demo_pairs
 
 REAL = Path(os.environ.get("W2S_HF_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -313,6 +313,11 @@ def test_demo_pairs_are_what_they_are_said_to_be():
     ]
     assert (len(entities[0]), len(entities[1])) == (300, 100) and not entities[0] & entities[1]
     assert world.preference_rows(10, "x") == world.preference_rows(2000, "x")[:10] != world.preference_rows(10, "y")
+
+
+def test_a_world_without_entities_to_spare():
+    with pytest.raises(ValueError, match="n_held_out: got 100 of 60 entities, expected fewer"):
+        DemoWorld(WorldConfig(n_entities=60)).preference_rows(5, "x")
 
 
 def test_situations_by_hand():

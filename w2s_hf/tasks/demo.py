@@ -86,8 +86,6 @@ class WorldConfig:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected an even number.")
         if self.n_entities < max(2, self.n_kinds):
             raise ValueError(f"n_entities: got {self.n_entities}, expected at least {max(2, self.n_kinds)}.")
-        if self.n_held_out >= self.n_entities:
-            raise ValueError(f"n_held_out: got {self.n_held_out}, expected fewer than n_entities, {self.n_entities}.")
 
 
 class DemoWorld:
@@ -287,8 +285,13 @@ class DemoWorld:
 
         Returns:
             `n` times `dict` with `chosen` and `rejected`.
+
+        Raises:
+            ValueError: no entity is left for either kind of pair.
         """
         config, n_blocks = self.config, -(-n // _BLOCK_SIZE)
+        if config.n_held_out >= config.n_entities:
+            raise ValueError(f"n_held_out: got {config.n_held_out} of {config.n_entities} entities, expected fewer.")
         order = self._generator("held out").permutation(config.n_entities)
         pool = order[: config.n_held_out] if held_out else order[config.n_held_out :]
         alive, dead = pool[self.is_alive[pool]], pool[~self.is_alive[pool]]
