@@ -98,3 +98,9 @@ def make_rows(n: int, labels: str = "soft", seed: int = 0, n_classes: int = 2, l
     elif labels == "hard":
         rows["labels"] = probabilities.argmax(axis=1).tolist()
     return Dataset.from_dict(rows)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Where the demo's models are built once, for all recipes."""
+    return tmp_path_factory.mktemp("cache")

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_model, make_tokenizer
 from datasets import Dataset, DatasetDict
+from test_tasks import real
 from transformers import AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
@@ -17,7 +16,6 @@ from w2s_hf.tasks import PAIR_COLUMNS, PREFERENCE_TASKS, PreferenceTask, load_pa
 from w2s_hf.tasks.demo import PAIR_SITUATIONS, DemoWorld, WorldConfig
 from w2s_hf.tasks.demo_rows import demo_pairs
 
-REAL = Path(os.environ.get("W2S_HF_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 HH = PREFERENCE_TASKS["anthropic_hh"]
 TEMPLATE = (
     "{% for message in messages %}<bos> {{ message.role }} {{ message.content }} {% endfor %}"
@@ -336,11 +334,10 @@ def test_situations_by_hand():
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not (REAL / "hh_rlhf").is_dir(), reason=f"no real rows in {REAL / 'hh_rlhf'}")
 def test_real_pairs_fit_and_keep_their_replies():
-    tokenizer = AutoTokenizer.from_pretrained(REAL / "tokenizers" / "gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(f"{real('tokenizers')}/gpt2")
     tokenizer.eos_token = "<|endoftext|>"
-    splits = load_pairs(HH, dataset_path=str(REAL / "hh_rlhf"), tokenizers=[tokenizer], max_length=256)
+    splits = load_pairs(HH, dataset_path=real("hh_rlhf"), tokenizers=[tokenizer], max_length=256)
     assert set(splits.n_dropped) == {
         "a response of more than 256 tokens", "an empty response", "identical responses"
     }  # fmt: skip

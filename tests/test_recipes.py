@@ -38,11 +38,6 @@ def recipe(*options, cache, name="boolq.py", launcher=(), cwd=None, **environmen
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def finished(cache, tmp_path_factory):
     """A whole small run: its directory, what it printed, its numbers."""
     output = tmp_path_factory.mktemp("run") / "out"

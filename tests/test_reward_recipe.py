@@ -16,7 +16,7 @@ import pytest
 from conftest import make_model, make_tokenizer
 from datasets import Dataset
 from test_preferences import TEMPLATE, explicit_messages, implicit_text, pairs_of
-from test_recipes import ROOT, numbers, recipe
+from test_recipes import ROOT, SMALL, numbers, recipe
 from test_reward_pair import LORA, pair_arguments, reward_model
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
 from trl import SFTTrainer
@@ -34,13 +34,7 @@ from w2s_hf.tasks.demo_rows import demo_pairs
 
 NAME = "anthropic_hh.py"
 DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo_reward.yaml"
-SMALL = "--demo_documents 1600 --n_train 160 --n_weak 96 --n_validation 40 --n_test 120".split()
 GENERATIVE = "--generative_finetuning true --generative_learning_rate 3e-3".split()  # few steps, and a trace of them
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,15 @@ from ..tasks import Task, TaskSplits, find_task, load_task
 from ..tasks.demo import DemoWorld
 from ..tasks.demo_rows import demo_rows
 from .finetuning import CLASSIFICATION, Workbench
-from .protocol import Materials, collect_results, find_demo_models, find_models, ladder_stages, run_seed
+from .protocol import (
+    Materials,
+    collect_results,
+    find_demo_models,
+    find_models,
+    ladder_stages,
+    run_seed,
+    split_options,
+)
 from .report import write_report
 from .stages import Stages
 
@@ -64,7 +72,10 @@ def run_classification(
     ladder = ladder_stages()
     if args.drop_empty:
         task = replace(task, drop_empty=True)
-    splits = None if args.demo else load_task(task, dataset_path=args.dataset_path, **split_options(args))
+    splits = None
+    if not args.demo:
+        options = split_options(args)
+        splits = load_task(task, dataset_path=args.dataset_path, conversion=args.conversion, **options)
     every = [gather_materials(task, args, student_config, seed, ladder, splits) for seed in args.seeds]
     runs = []
     for seed, materials in zip(args.seeds, every, strict=True):
@@ -81,12 +92,6 @@ def run_classification(
         )
     PartialState().wait_for_everyone()
     return results
-
-
-def split_options(args: ClassificationArguments) -> dict:
-    """What [`load_task`] is told of the command line."""
-    names = ("n_train", "n_weak", "n_validation", "n_test", "conversion")
-    return {name: getattr(args, name) for name in names} | {"seed": args.split_seed}
 
 
 def gather_materials(
@@ -113,6 +118,6 @@ def gather_materials(
             task.test_split[0]: demo_rows(task, world, n_test_pool, "test"),
         }
     )
-    splits = load_task(task, raw=raw, **split_options(args))
+    splits = load_task(task, raw=raw, conversion=args.conversion, **split_options(args))
     splits = replace(splits, source={"id": "w2s_hf demo", "revision": f"world {seed}"})
     return Materials(splits, *find_demo_models(args, student_config, world, ladder))

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, Value, concatenate_datasets
 from peft import PeftModel
-from transformers import EvalPrediction, PreTrainedModel, set_seed
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 from trl import get_peft_config, get_quantization_config
 
 from ..checkpoints import last_complete_checkpoint
@@ -26,7 +26,7 @@ from ..tasks import PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
 from ..trainers import RewardPairTrainer, WeakToStrongTrainer
 from .stages import Stages, library_versions
 
-__all__ = ["CLASSIFICATION", "REWARD", "Model", "Setting", "Workbench"]
+__all__ = ["CLASSIFICATION", "REWARD", "Model", "Setting", "Workbench", "load_base", "save_training"]
 
 # Arguments that change where a run writes, what it prints or how fast it is, and none of its numbers. Every other
 # argument is part of a stage's key, so a new one can only cost a needless rebuild, never a stale result.
@@ -126,9 +126,41 @@ class Model:
         return cls(name_or_path, name_or_path, commit, config, commit)
 
     @property
+    def student_config(self) -> StudentConfig:
+        """`config`, or what it means that there is none."""
+        return StudentConfig(use_peft=False) if self.config is None else self.config
+
+    @property
     def identity(self) -> dict:
         config = None if self.config is None else dataclasses.asdict(self.config)
         return {"name": self.name, "version": self.version, "config": config}
+
+
+def load_base(model: Model, task_type: str) -> PreTrainedModel:
+    """The base of a model for [`load_student`]'s `task_type`, in its precision; float32 where all weights train."""
+    config = model.student_config
+    kwargs = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
+    return load_student(
+        model.path,
+        task_type=task_type,
+        dtype=config.dtype if config.use_peft else "float32",
+        quantization_config=get_quantization_config(config) if config.use_peft else None,
+        revision=model.revision,
+        **kwargs,
+    )
+
+
+def save_training(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """The end of a training stage: `model/` and `training.json` stay, the checkpoints go, the memory is given back."""
+    trainer.save_model(str(directory / "model"))
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(directory / "model")
+        # The arguments hold machine paths and are of no use to a reader of the student.
+        (directory / "model" / "training_args.bin").unlink(missing_ok=True)
+        (directory / "training.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
+        if (directory / "checkpoints").is_dir():
+            shutil.rmtree(directory / "checkpoints")
+    trainer.accelerator.free_memory()
 
 
 def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
@@ -215,17 +247,11 @@ class Workbench:
                 compute_metrics=_accuracy_on_given_labels,
             )
             trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
-            trainer.save_model(str(directory / "model"))
             rows = concatenate_datasets([part.select_columns(list(self.setting.columns)) for part in predict])
             probabilities = trainer.predict_proba(self.tokenize(model, tokenizer, rows))
             if trainer.is_world_process_zero():
-                tokenizer.save_pretrained(directory / "model")
-                # The arguments hold machine paths and are of no use to a reader of the student.
-                (directory / "model" / "training_args.bin").unlink(missing_ok=True)
-                (directory / "training.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
                 WeakLabels(list(rows["id"]), probabilities, provenance).save(directory / "predictions")
-                shutil.rmtree(directory / "checkpoints")
-            trainer.accelerator.free_memory()
+            save_training(trainer, tokenizer, directory)
 
         return self.stages.run(name, settings, build)
 
@@ -237,29 +263,17 @@ class Workbench:
 
     def _untrained(self, model: Model, tokenizer, seed: int) -> PreTrainedModel | PeftModel:
         """The model with a new head and new adapters; the base of a student is loaded once and used again."""
-        config = StudentConfig(use_peft=False) if model.config is None else model.config
-        kwargs = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
+        config = model.student_config
         if not config.use_peft:
             self.release()
             set_seed(seed)
-            untrained = load_student(
-                model.path, task_type=self.setting.task_type, dtype="float32", revision=model.revision, **kwargs
-            )
+            untrained = load_base(model, self.setting.task_type)
             initialise_head(untrained, config.head_init, seed=seed, tokenizer=tokenizer)
             return untrained
         key = (model.path, model.revision, str(config))  # not the version: adapters to start from change it
         if self._base is None or self._base[0] != key:
             self.release()
-            quantization = get_quantization_config(config)
-            base = load_student(
-                model.path,
-                task_type=self.setting.task_type,
-                dtype=config.dtype,
-                quantization_config=quantization,
-                revision=model.revision,
-                **kwargs,
-            )
-            self._base = (key, base)
+            self._base = (key, load_base(model, self.setting.task_type))
         student = fresh_adapter(self._base[1], get_peft_config(config), seed=seed)
         if model.adapters is not None:
             load_adapter_weights(student, model.adapters)
@@ -268,6 +282,7 @@ class Workbench:
         return student
 
     def release(self) -> None:
+        """Forgets the loaded base, and gives its memory back."""
         self._base = None
         gc.collect()
         if torch.cuda.is_available():

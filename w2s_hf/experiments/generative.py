@@ -1,9 +1,7 @@
 """Generative finetuning: a student learns to write what it will have to judge, before it learns to judge it."""
 
 import dataclasses
-import json
 import logging
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +10,12 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, TrainingArguments, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+from trl import SFTConfig, SFTTrainer, get_peft_config
 from trl.trainer.utils import disable_dropout_in_model
 
 from ..checkpoints import last_complete_checkpoint
-from ..config import StudentConfig
-from ..modeling import cast_trainable_to_float32, fresh_adapter, load_student, load_tokenizer
-from .finetuning import Model, Workbench
+from ..modeling import cast_trainable_to_float32, fresh_adapter, load_tokenizer
+from .finetuning import Model, Workbench, load_base, save_training
 
 __all__ = ["generative_finetune"]
 
@@ -90,36 +87,21 @@ def generative_finetune(
         if isinstance(student, PeftModel):
             cast_trainable_to_float32(student)  # of a 4-bit model TRL has made them bfloat16
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
-        trainer.save_model(str(directory / "model"))
-        if trainer.is_world_process_zero():
-            tokenizer.save_pretrained(directory / "model")
-            (directory / "model" / "training_args.bin").unlink(missing_ok=True)
-            (directory / "training.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
-            shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-        trainer.accelerator.free_memory()
+        save_training(trainer, tokenizer, directory)
 
     directory = bench.stages.run("generative", settings, build)
     version = f"{model.version} {directory.name}"
-    if model.config is not None and model.config.use_peft:
+    if model.student_config.use_peft:
         return replace(model, version=version, adapters=str(directory / "model"))
     return replace(model, path=str(directory / "model"), version=version, revision=None)
 
 
 def _language_model(model: Model, seed: int) -> PreTrainedModel | PeftModel:
-    config = StudentConfig(use_peft=False) if model.config is None else model.config
-    kwargs = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
     set_seed(seed)
-    base = load_student(
-        model.path,
-        task_type="CAUSAL_LM",
-        dtype=config.dtype if config.use_peft else "float32",
-        quantization_config=get_quantization_config(config) if config.use_peft else None,
-        revision=model.revision,
-        **kwargs,
-    )
-    if not config.use_peft:
+    base = load_base(model, "CAUSAL_LM")
+    if not model.student_config.use_peft:
         return base
-    peft_config = get_peft_config(config)
+    peft_config = get_peft_config(model.student_config)
     peft_config.task_type = "CAUSAL_LM"
     return fresh_adapter(base, peft_config, seed=seed)
 

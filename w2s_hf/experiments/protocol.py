@@ -28,6 +28,7 @@ __all__ = [
     "find_models",
     "ladder_stages",
     "run_seed",
+    "split_options",
 ]
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,12 @@ class SeedRun:
 
     entry: dict
     correct: dict[str, np.ndarray]
+
+
+def split_options(args: ExperimentArguments) -> dict:
+    """What the command line says of the rows of each part, as [`load_task`] and [`load_pairs`] take it."""
+    names = ("n_train", "n_weak", "n_validation", "n_test")
+    return {name: getattr(args, name) for name in names} | {"seed": args.split_seed}
 
 
 def find_models(args: ExperimentArguments, student_config: StudentConfig) -> tuple[Model, Model]:

@@ -15,7 +15,16 @@ from ..tasks.demo import PAIR_SITUATIONS, DemoWorld
 from ..tasks.demo_rows import demo_pairs
 from .finetuning import REWARD, Model, Workbench
 from .generative import generative_finetune
-from .protocol import Materials, SeedRun, collect_results, find_demo_models, find_models, ladder_stages, run_seed
+from .protocol import (
+    Materials,
+    SeedRun,
+    collect_results,
+    find_demo_models,
+    find_models,
+    ladder_stages,
+    run_seed,
+    split_options,
+)
 from .report import markdown_table, write_report
 from .stages import Stages
 
@@ -110,12 +119,6 @@ def run_reward(
         write_report(results, output_dir, training_args, introduction=task.description or f"{task.name}.", notes=notes)
     PartialState().wait_for_everyone()
     return results
-
-
-def split_options(args: RewardArguments) -> dict:
-    """What [`load_pairs`] is told of the command line."""
-    names = ("n_train", "n_weak", "n_validation", "n_test")
-    return {name: getattr(args, name) for name in names} | {"seed": args.split_seed}
 
 
 def load_real_pairs(

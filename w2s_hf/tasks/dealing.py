@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from .loading import pick_split
 from .task import normal
 from .tokenizing import TEXT_COLUMNS
 
 __all__ = [
-    "MAX_ROWS",
     "SHARES",
     "AnyTask",
     "TaskSplits",
@@ -24,6 +24,7 @@ __all__ = [
     "group_rows",
     "hold_out",
     "part_sizes",
+    "read_split",
     "sample_rows",
     "shuffled",
     "unique_rows",
@@ -32,7 +33,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Of a larger split, so many random rows: far more than any experiment takes, and formatted in seconds.
-MAX_ROWS = 200_000
+_MAX_ROWS = 200_000
 _HELD_OUT = 0.2
 # Of the training rows, where no number is given.
 SHARES = {"weak_half": 0.45, "weak_validation": 0.05, "student_half": 0.45, "student_validation": 0.05}
@@ -146,6 +147,14 @@ def sample_rows(rows: Dataset, n: int) -> tuple[Dataset, np.ndarray]:
         numbers = np.sort(np.random.default_rng(0).permutation(len(rows))[:n])
         rows = rows.select(numbers)
     return rows, numbers
+
+
+def read_split(task: AnyTask, raw: DatasetDict, names: tuple[str, ...]) -> tuple[str, Dataset, np.ndarray]:
+    """[`w2s_hf.tasks.loading.pick_split`], of more rows than any experiment takes so many; and their numbers."""
+    split, rows = pick_split(task, raw, names)
+    if len(rows) > _MAX_ROWS:
+        logger.warning(f"{task.name}: of {len(rows):,} rows of {split!r}, {_MAX_ROWS:,} random ones are read")
+    return split, *sample_rows(rows, _MAX_ROWS)
 
 
 def group_rows(rows: list[dict]) -> None:

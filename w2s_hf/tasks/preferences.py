@@ -16,18 +16,17 @@ from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .dealing import (
-    MAX_ROWS,
     SHARES,
     TaskSplits,
     deal_groups,
     group_rows,
     hold_out,
     part_sizes,
-    sample_rows,
+    read_split,
     shuffled,
     unique_rows,
 )
-from .loading import load_raw, pick_split
+from .loading import load_raw
 from .task import Source, normal, random_key
 from .tokenizing import PAIR_COLUMNS, response_lengths
 
@@ -258,10 +257,7 @@ def _read_split(
     max_length: int | None,
     n_dropped: Counter,
 ) -> list[dict]:
-    split, rows = pick_split(task, raw, names)
-    if len(rows) > MAX_ROWS:
-        logger.warning(f"{task.name}: of {len(rows):,} rows of {split!r}, {MAX_ROWS:,} random ones are read")
-    rows, numbers = sample_rows(rows, MAX_ROWS)
+    split, rows, numbers = read_split(task, raw, names)
     examples = []
     for row, number in zip(tqdm(rows, desc=f"Reading {split}"), numbers.tolist(), strict=True):
         try:

@@ -9,18 +9,17 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from .dealing import (
-    MAX_ROWS,
     SHARES,
     TaskSplits,
     deal_groups,
     group_rows,
     hold_out,
     part_sizes,
-    sample_rows,
+    read_split,
     shuffled,
     unique_rows,
 )
-from .loading import load_raw, pick_split
+from .loading import load_raw
 from .task import EmptyFieldError, Task, random_key
 from .tokenizing import TEXT_COLUMNS
 
@@ -148,10 +147,7 @@ def read_examples(task: Task, split: str, rows: Dataset, numbers: Sequence[int] 
 
 
 def _read_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> list[dict]:
-    split, rows = pick_split(task, raw, names)
-    if len(rows) > MAX_ROWS:
-        logger.warning(f"{task.name}: of {len(rows):,} rows of {split!r}, {MAX_ROWS:,} random ones are read")
-    rows, numbers = sample_rows(rows, MAX_ROWS)
+    split, rows, numbers = read_split(task, raw, names)
     examples = read_examples(task, split, rows, numbers)
     found = {example["ground_truth"] for example in examples}
     if len(found) == 1:

@@ -1,6 +1,7 @@
 """What the trainers share: a loss on soft labels that is a mean over the rows of a whole optimizer step."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,7 +24,7 @@ __all__ = ["WholeStepLoss", "load_model", "refuse_data_parallel"]
 _THRESHOLD_LOSSES = ("confidence", "openai")
 
 
-class WholeStepLoss:
+class WholeStepLoss(ABC):
     """
     Mixed in before a [`~transformers.Trainer`] whose `args` are [`LossArguments`].
 
@@ -35,21 +36,21 @@ class WholeStepLoss:
     loss_is_scaled_for_ga = True  # compute_loss divides by the rows of the whole accumulated step
     _threshold: torch.Tensor | None = None
 
+    @abstractmethod
     def _forward(self, model: nn.Module, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `(B, C)` float32 and soft labels `(B, C)` float32 of a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _n_rows(self, batch: dict) -> int:
         """B of a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _lengths(self, dataset: Dataset) -> np.ndarray:
         """Tokens of each row, `(N,)`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _record(self, name: str, value: float) -> None:
         """Keeps a number of this forward pass for the next log."""
-        raise NotImplementedError
 
     # ---- Training ----
 
