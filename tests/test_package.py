@@ -15,21 +15,23 @@ PACKAGE = Path(w2s_hf.__file__).parent
 LAYERS = [
     {"losses", "metrics", "hub", "checkpoints"},
     {"config", "labels"},
-    {"collators", "modeling", "plots", "publish"},
+    {"collators", "generation", "modeling", "plots", "publish"},
     {"tasks.task", "tasks.tokenizing"},
     {"tasks.classification", "tasks.multiple_choice", "tasks.demo", "tasks.loading"},
     {"tasks.demo_ladder", "tasks.demo_rows", "tasks.dealing"},
-    {"tasks.splits", "tasks.preferences"},
+    {"tasks.splits", "tasks.preferences", "tasks.demo_chess", "tasks.move_scores"},
     {"tasks"},
+    {"tasks.chess"},
     {"tasks.leak_probe"},
     {"trainers.whole_step"},
-    {"trainers.weak_to_strong", "trainers.reward_pair"},
+    {"trainers.weak_to_strong", "trainers.reward_pair", "trainers.completion"},
     {"trainers"},
-    {"experiments.stages", "experiments.report"},
-    {"experiments.arguments"},
+    {"experiments.stages", "experiments.report", "experiments.options"},
+    {"experiments.arguments", "experiments.settings"},
     {"experiments.finetuning"},
-    {"experiments.protocol", "experiments.generative"},
-    {"experiments.classification", "experiments.reward"},
+    {"experiments.protocol", "experiments.generative", "experiments.moves"},
+    {"experiments.boards"},
+    {"experiments.classification", "experiments.reward", "experiments.chess"},
     {"experiments", "pgr_metric.pgr_metric", "pgr_metric.app"},
 ]
 
@@ -103,14 +105,19 @@ def test_every_public_function_and_class_is_documented():
 def test_every_help_text_is_there():
     import dataclasses
 
-    from trl import ModelConfig, RewardConfig
+    from trl import ModelConfig, RewardConfig, SFTConfig
 
-    from w2s_hf.config import AnyTaskArguments, RewardArguments, RewardPairConfig, StudentConfig, WeakToStrongConfig
+    from w2s_hf import config
+    from w2s_hf.experiments import options
 
-    theirs = {field.name for config in (ModelConfig, RewardConfig) for field in dataclasses.fields(config)}
-    for config in (AnyTaskArguments, RewardArguments, RewardPairConfig, StudentConfig, WeakToStrongConfig):
-        for field in dataclasses.fields(config):
-            assert field.metadata.get("help") or field.name in theirs, f"{config.__name__}.{field.name}"
+    theirs = {field.name for config in (ModelConfig, RewardConfig, SFTConfig) for field in dataclasses.fields(config)}
+    ours = [
+        options.AnyTaskArguments, options.ChessArguments, options.RewardArguments, config.CompletionConfig,
+        config.RewardPairConfig, config.StudentConfig, config.WeakToStrongConfig,
+    ]  # fmt: skip
+    for kind in ours:
+        for field in dataclasses.fields(kind):
+            assert field.metadata.get("help") or field.name in theirs, f"{kind.__name__}.{field.name}"
 
 
 def test_files_and_recipes_stay_short():

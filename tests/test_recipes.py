@@ -20,8 +20,8 @@ from test_splits import passages
 from transformers import AutoTokenizer
 
 from w2s_hf import TASKS, WeakLabels, load_student
-from w2s_hf.config import AnyTaskArguments
 from w2s_hf.experiments.arguments import parse_arguments
+from w2s_hf.experiments.options import AnyTaskArguments
 from w2s_hf.tasks.demo import DemoWorld
 from w2s_hf.tasks.demo_rows import demo_rows
 

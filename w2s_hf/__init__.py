@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .config import RewardPairConfig, StudentConfig, WeakToStrongConfig
+    from .config import CompletionConfig, RewardPairConfig, StudentConfig, WeakToStrongConfig
     from .labels import WeakLabels
     from .metrics import performance_gap_recovered
     from .modeling import fresh_adapter, load_student
     from .tasks import TASKS, Task, load_task
-    from .trainers import RewardPairTrainer, WeakToStrongTrainer
+    from .trainers import CompletionTrainer, RewardPairTrainer, WeakToStrongTrainer
 
 _MODULE_OF_NAME = {
+    "CompletionConfig": "config",
     "RewardPairConfig": "config",
     "StudentConfig": "config",
     "WeakToStrongConfig": "config",
@@ -28,12 +29,15 @@ _MODULE_OF_NAME = {
     "TASKS": "tasks",
     "Task": "tasks",
     "load_task": "tasks",
+    "CompletionTrainer": "trainers",
     "RewardPairTrainer": "trainers",
     "WeakToStrongTrainer": "trainers",
 }
 
 __all__ = [
     "TASKS",
+    "CompletionConfig",
+    "CompletionTrainer",
     "RewardPairConfig",
     "RewardPairTrainer",
     "StudentConfig",

@@ -1,20 +1,17 @@
-"""What can be set: the arguments of the experiments, of the student model, and of the trainers."""
+"""What can be set: the arguments of the trainers and of the student model."""
 
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
-from trl import ModelConfig, RewardConfig
+from trl import ModelConfig, RewardConfig, SFTConfig
 
 from .losses import LOSS_TYPES
 
 __all__ = [
     "HEAD_INITS",
     "METHODS",
-    "AnyTaskArguments",
-    "ClassificationArguments",
-    "ExperimentArguments",
+    "CompletionConfig",
     "LossArguments",
-    "RewardArguments",
     "RewardPairConfig",
     "StudentConfig",
     "WeakToStrongConfig",
@@ -24,6 +21,12 @@ __all__ = [
 METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
 
 HEAD_INITS = ("normal", "zeros", "unembedding")
+
+
+def _follow_old_name(args: TrainingArguments) -> None:
+    """Newer transformers warn of the old name, which older ones and TRL's defaults have."""
+    if getattr(args, "activation_checkpointing", False) is None:
+        args.activation_checkpointing = args.gradient_checkpointing
 
 
 @dataclass
@@ -93,9 +96,7 @@ class LossArguments:
     hub_strategy: str = field(default="end", metadata={"help": "When to upload: `end` uploads once, after training."})
 
     def __post_init__(self):
-        # Newer transformers warn of the old name, which older ones and TRL's defaults have.
-        if getattr(self, "activation_checkpointing", False) is None:
-            self.activation_checkpointing = self.gradient_checkpointing
+        _follow_old_name(self)
         super().__post_init__()
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"loss_type: got {self.loss_type!r}, expected one of {', '.join(LOSS_TYPES)}.")
@@ -179,6 +180,46 @@ class RewardPairConfig(LossArguments, RewardConfig):
 
 
 @dataclass
+class CompletionConfig(SFTConfig):
+    r"""
+    Arguments of [`CompletionTrainer`]: those of [`~trl.SFTConfig`], and the ones below.
+
+    Args:
+        max_new_tokens (`int`, *optional*, defaults to `12`):
+            Where a completion is cut, its end-of-text token counted.
+        disable_dropout (`bool`, *optional*, defaults to `True`): Set every dropout of the model to 0.
+
+    Defaults that differ from [`~trl.SFTConfig`]: `completion_only_loss=True`, `ddp_find_unused_parameters=False`,
+    `hub_strategy="end"` (one upload, after the last step).
+
+    Raises:
+        ValueError: a value is outside its range, or rows would be packed.
+    """
+
+    _argument_group_name = "training (every SFTConfig field)"
+
+    max_new_tokens: int = field(
+        default=12, metadata={"help": "Tokens after which a completion is cut, its end-of-text token counted."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
+    completion_only_loss: bool | None = field(default=True, metadata={"help": "The prompt is no part of the loss."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "LoRA leaves no parameter unused, and looking for them costs time."}
+    )
+    hub_strategy: str = field(default="end", metadata={"help": "When to upload: `end` uploads once, after training."})
+
+    def __post_init__(self):
+        _follow_old_name(self)
+        super().__post_init__()
+        for name in ("max_length", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: got {value}, expected a positive number of tokens.")
+        if self.packing:
+            raise ValueError("packing: got True, and completions are scored row by row; leave it false.")
+
+
+@dataclass
 class StudentConfig(ModelConfig):
     """
     The student's adapter and precision: the fields of [`~trl.ModelConfig`] that a student uses, and `head_init`.
@@ -223,128 +264,3 @@ class StudentConfig(ModelConfig):
             raise ValueError("Got a quantized student without adapters (--use_peft false): set --use_peft true.")
         if self.head_init not in HEAD_INITS:
             raise ValueError(f"head_init: got {self.head_init!r}, expected one of {', '.join(HEAD_INITS)}.")
-
-
-@dataclass
-class ExperimentArguments:
-    """The experiment: whose labels, which student, which methods, how many rows and seeds."""
-
-    _argument_group_name = "experiment"
-
-    dataset_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Local directory or file in the dataset's own schema; without it the rows come from the Hub."
-        },
-    )
-    weak_model: str | None = field(default=None, metadata={"help": "Weak supervisor: Hub id or local directory."})
-    student_model: str | None = field(default=None, metadata={"help": "Strong student: Hub id or local directory."})
-    methods: list[str] = field(
-        default_factory=lambda: ["naive", "confidence"],
-        metadata={"help": f"How students learn from the weak labels, of: {', '.join(METHODS)}."},
-    )
-    seeds: list[int] = field(
-        default_factory=lambda: [0], metadata={"help": "One whole experiment a seed (models, order; demo: world)."}
-    )
-    n_train: int | None = field(
-        default=None, metadata={"help": "Rows of the student half (unset: half of what there is)."}
-    )
-    n_weak: int | None = field(default=None, metadata={"help": "Rows of the weak half (unset: as --n_train)."})
-    n_validation: int | None = field(
-        default=None, metadata={"help": "Validation rows, for early stopping (unset: a tenth of the training rows)."}
-    )
-    n_test: int | None = field(default=None, metadata={"help": "Test rows (unset: all)."})
-    split_seed: int = field(
-        default=0, metadata={"help": "Seed of the halves; --seeds never moves a row of real data."}
-    )
-    weak_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the weak supervisor (unset: --learning_rate)."}
-    )
-    weak_num_train_epochs: float | None = field(
-        default=None, metadata={"help": "Epochs of the weak supervisor (unset: --num_train_epochs)."}
-    )
-    weak_weight_decay: float | None = field(
-        default=None, metadata={"help": "Weight decay of the weak supervisor (unset: --weight_decay)."}
-    )
-    demo: bool = field(
-        default=False, metadata={"help": "The embedded demo: generated rows, models pretrained on the spot."}
-    )
-    demo_documents: int | None = field(
-        default=None, metadata={"help": "Pretraining documents of the demo's models (unset: each model's own)."}
-    )
-    hub_namespace: str | None = field(
-        default=None, metadata={"help": "User or organization that --push_to_hub pushes to (unset: the token's own)."}
-    )
-
-    def __post_init__(self):
-        unknown = [method for method in self.methods if method not in METHODS]
-        if unknown or not self.methods:
-            raise ValueError(f"--methods: got {unknown or 'none'}, expected some of {', '.join(METHODS)}.")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"--seeds: got {self.seeds}, expected one or more different integers.")
-        for name in ("n_train", "n_weak", "n_validation", "n_test", "demo_documents"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name}: got {value}, expected a positive number.")
-
-
-@dataclass
-class ClassificationArguments(ExperimentArguments):
-    """An experiment on texts with a yes or a no."""
-
-    conversion: str = field(
-        default="pairs",
-        metadata={
-            "help": "Rows of a multiple-choice question: `pairs`, a right and a wrong answer (paper), or `coin_flip`, "
-            "either (published code).",
-            "choices": ["pairs", "coin_flip"],
-        },
-    )
-    drop_empty: bool = field(
-        default=False, metadata={"help": "Leave rows with an empty field out; else they are errors."}
-    )
-
-
-@dataclass
-class AnyTaskArguments(ClassificationArguments):
-    """
-    An experiment on a task that is named on the command line.
-
-    Args:
-        task (`str`): As in [`w2s_hf.tasks.find_task`].
-        list_tasks (`bool`, *optional*): For `--help`; the recipe looks for it before it reads the rest.
-    """
-
-    task: str | None = field(
-        default=None, metadata={"help": "Name of a task (see --list_tasks), or a Python file that defines one."}
-    )
-    list_tasks: bool = field(default=False, metadata={"help": "Print the tasks and where their rows are, and stop."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.task is None:
-            raise ValueError("Got no --task; --list_tasks prints their names.")
-
-
-@dataclass
-class RewardArguments(ExperimentArguments):
-    """An experiment on pairs of responses: supervisor, students and ceiling are reward models."""
-
-    generative_finetuning: bool = field(
-        default=False,
-        metadata={
-            "help": "Before students and ceiling learn rewards, train them to write both responses of the same pairs "
-            "(paper, 5.2.2); PGR is then given against this ceiling and against the plain one."
-        },
-    )
-    generative_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the generative stage (unset: --learning_rate)."}
-    )
-    generative_num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs of the generative stage."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.generative_num_train_epochs <= 0:
-            raise ValueError(
-                f"--generative_num_train_epochs: got {self.generative_num_train_epochs}, expected a positive number."
-            )

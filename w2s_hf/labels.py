@@ -1,16 +1,18 @@
-"""Weak labels: class probabilities keyed by row id, with the record of where they came from."""
+"""Weak labels, class probabilities or text, keyed by row id, with the record of where they came from."""
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 from numpy.typing import ArrayLike
 
-__all__ = ["WeakLabels", "as_probabilities"]
+__all__ = ["Completion", "LabelsById", "WeakCompletions", "WeakLabels", "as_probabilities"]
 
 _MAX_NAMED_ROWS = 5  # an error names this many offending rows, and counts the rest
 
@@ -87,8 +89,97 @@ def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = N
     return values.astype(np.float32)
 
 
+class LabelsById(ABC):
+    """
+    What labels of any kind share: they are found by row id, belong to rows without a label, and are kept on disk with
+    their provenance.
+    """
+
+    ids: list[str]
+    provenance: dict
+
+    def _check_ids(self, n_labels: int) -> None:
+        name = type(self).__name__
+        object.__setattr__(self, "ids", [str(row_id) for row_id in self.ids])
+        if len(self.ids) != n_labels:
+            raise ValueError(f"{name}: got {len(self.ids)} ids for {n_labels} rows.")
+        if len(set(self.ids)) != len(self.ids):
+            seen: set[str] = set()
+            repeated = [row_id for row_id in self.ids if row_id in seen or seen.add(row_id)]
+            raise ValueError(f"{name}: got {len(repeated)} repeated ids, such as {repeated[0]!r}; ids must differ.")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of ids and labels: 16 hexadecimal digits."""
+
+    @abstractmethod
+    def to_dataset(self) -> Dataset:
+        """A row a label, with its `id`."""
+
+    @classmethod
+    @abstractmethod
+    def _from_columns(cls, columns: dict[str, list], provenance: dict) -> Self:
+        """What [`to_dataset`] has, read again."""
+
+    def _positions(self, ids: list[str]) -> list[int]:
+        position = {row_id: index for index, row_id in enumerate(self.ids)}
+        missing = [row_id for row_id in ids if row_id not in position]
+        if missing:
+            raise KeyError(
+                f"{len(missing)} of {len(ids)} rows have no weak label, such as {missing[:_MAX_NAMED_ROWS]}; label "
+                f"these rows too, or select the labelled ones (there are {len(self)})."
+            )
+        return [position[row_id] for row_id in ids]
+
+    def _unlabelled(self, dataset: Dataset, label_columns: tuple[str, ...]) -> tuple[Dataset, list[int]]:
+        """The rows without their ground truth, and the position of each one's label."""
+        if "id" not in dataset.column_names:
+            raise ValueError(f"join: got columns {dataset.column_names}, expected an `id` column.")
+        present = [name for name in label_columns if name in dataset.column_names]
+        if present:
+            raise ValueError(f"join: the rows already have {present}; remove it, or name ground truth `ground_truth`.")
+        ids = [str(row_id) for row_id in dataset["id"]]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"join: got {len(ids) - len(set(ids))} repeated ids in the rows; ids must differ.")
+        positions = self._positions(ids)
+        if "ground_truth" in dataset.column_names:
+            dataset = dataset.remove_columns("ground_truth")
+        return dataset, positions
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `weak_labels.parquet` and `provenance.json`, readable by `datasets.load_dataset(directory)`."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        pq.write_table(self.to_dataset().data.table, directory / "weak_labels.parquet")
+        record = {**self.provenance, "n_rows": len(self), "fingerprint": self.fingerprint}
+        (directory / "provenance.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        """Reads what [`save`] wrote. Raises `ValueError` when rows and provenance do not belong together."""
+        directory = Path(directory)
+        record = json.loads((directory / "provenance.json").read_text())
+        labels = cls._from_columns(pq.read_table(directory / "weak_labels.parquet").to_pydict(), record)
+        fingerprint = labels.provenance.pop("fingerprint")
+        labels.provenance.pop("n_rows")
+        if fingerprint != labels.fingerprint:
+            raise ValueError(
+                f"{directory}: the rows have fingerprint {labels.fingerprint}, the provenance says {fingerprint}: the "
+                "files were changed or mixed. Label the rows again."
+            )
+        return labels
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> None:
+        """Pushes the rows as a dataset to `repo_id`; keyword arguments as in [`~datasets.Dataset.push_to_hub`]."""
+        self.to_dataset().push_to_hub(repo_id, **kwargs)
+
+
 @dataclass(frozen=True, eq=False)
-class WeakLabels:
+class WeakLabels(LabelsById):
     """
     Soft labels of a supervisor, keyed by row id.
 
@@ -114,22 +205,11 @@ class WeakLabels:
     provenance: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        object.__setattr__(self, "ids", [str(row_id) for row_id in self.ids])
-        if len(self.ids) != len(self.probabilities):
-            raise ValueError(f"WeakLabels: got {len(self.ids)} ids for {len(self.probabilities)} rows.")
-        if len(set(self.ids)) != len(self.ids):
-            seen: set[str] = set()
-            repeated = [row_id for row_id in self.ids if row_id in seen or seen.add(row_id)]
-            raise ValueError(
-                f"WeakLabels: got {len(repeated)} repeated ids, such as {repeated[0]!r}; ids must differ."
-            )
+        self._check_ids(len(self.probabilities))
         values = np.asarray(self.probabilities)
         if values.ndim != 2:
             raise ValueError(f"WeakLabels: got probabilities of shape {values.shape}, expected (N, C).")
         object.__setattr__(self, "probabilities", as_probabilities(values, values.shape[1], self.ids))
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     @property
     def fingerprint(self) -> str:
@@ -140,14 +220,7 @@ class WeakLabels:
 
     def of(self, ids: list[str]) -> np.ndarray:
         """Probabilities `(len(ids), C)` of these rows, in this order. Raises `KeyError` for a row without a label."""
-        position = {row_id: index for index, row_id in enumerate(self.ids)}
-        missing = [row_id for row_id in ids if row_id not in position]
-        if missing:
-            raise KeyError(
-                f"{len(missing)} of {len(ids)} rows have no weak label, such as {missing[:_MAX_NAMED_ROWS]}; label "
-                f"these rows too, or select the labelled ones (there are {len(self)})."
-            )
-        return self.probabilities[[position[row_id] for row_id in ids]]
+        return self.probabilities[self._positions(ids)]
 
     def join(self, dataset: Dataset) -> Dataset:
         """
@@ -161,48 +234,82 @@ class WeakLabels:
             KeyError: a row has no weak label.
             ValueError: there is no `id` column, ids repeat, or the rows already have a label column.
         """
-        if "id" not in dataset.column_names:
-            raise ValueError(f"join: got columns {dataset.column_names}, expected an `id` column.")
-        present = [name for name in ("label", "labels", "label_ids") if name in dataset.column_names]
-        if present:
-            raise ValueError(f"join: the rows already have {present}; remove it, or name ground truth `ground_truth`.")
-        ids = [str(row_id) for row_id in dataset["id"]]
-        if len(set(ids)) != len(ids):
-            raise ValueError(f"join: got {len(ids) - len(set(ids))} repeated ids in the rows; ids must differ.")
-        labels = self.of(ids)
-        if "ground_truth" in dataset.column_names:
-            dataset = dataset.remove_columns("ground_truth")
-        return dataset.add_column("labels", labels.tolist(), feature=List(Value("float32")))
+        dataset, positions = self._unlabelled(dataset, ("label", "labels", "label_ids"))
+        labels = self.probabilities[positions].tolist()
+        return dataset.add_column("labels", labels, feature=List(Value("float32")))
 
     def to_dataset(self) -> Dataset:
         """Columns `id` (string) and `probabilities` (list of C float32)."""
         features = Features({"id": Value("string"), "probabilities": List(Value("float32"))})
         return Dataset.from_dict({"id": self.ids, "probabilities": self.probabilities.tolist()}, features=features)
 
-    def save(self, directory: str | Path) -> None:
-        """Writes `weak_labels.parquet` and `provenance.json`, readable by `datasets.load_dataset(directory)`."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        pq.write_table(self.to_dataset().data.table, directory / "weak_labels.parquet")
-        record = {**self.provenance, "n_rows": len(self), "fingerprint": self.fingerprint}
-        (directory / "provenance.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    @classmethod
+    def _from_columns(cls, columns: dict[str, list], provenance: dict) -> Self:
+        return cls(columns["id"], np.asarray(columns["probabilities"], dtype=np.float32), provenance)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """
+    What a model wrote after a prompt.
+
+    Args:
+        text (`str`): As it continues the prompt, with its leading space.
+        is_cut (`bool`): It did not end before the limit of tokens.
+    """
+
+    text: str
+    is_cut: bool
+
+
+@dataclass(frozen=True, eq=False)
+class WeakCompletions(LabelsById):
+    """
+    What a supervisor wrote after each prompt, keyed by row id.
+
+    Args:
+        ids (`list[str]`): Row ids, all different, length N.
+        completions (`list[Completion]`): One a row.
+        provenance (`dict`): As of [`WeakLabels`].
+
+    Raises:
+        ValueError: ids repeat, or the lengths differ.
+    """
+
+    ids: list[str]
+    completions: list[Completion]
+    provenance: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self._check_ids(len(self.completions))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of ids and completions: 16 hexadecimal digits."""
+        rows = [[row_id, made.text, made.is_cut] for row_id, made in zip(self.ids, self.completions, strict=True)]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    def of(self, ids: list[str]) -> list[Completion]:
+        """Completions of these rows, in this order. Raises `KeyError` for a row without one."""
+        return [self.completions[position] for position in self._positions(ids)]
+
+    def join(self, dataset: Dataset) -> Dataset:
+        """`dataset`, with a `completion` column of text in place of its ground truth; as [`WeakLabels.join`]."""
+        dataset, positions = self._unlabelled(dataset, ("completion",))
+        texts = [self.completions[position].text for position in positions]
+        return dataset.add_column("completion", texts, feature=Value("string"))
+
+    def to_dataset(self) -> Dataset:
+        """Columns `id`, `completion` (strings) and `is_cut` (bool)."""
+        features = Features({"id": Value("string"), "completion": Value("string"), "is_cut": Value("bool")})
+        columns = {
+            "id": self.ids,
+            "completion": [made.text for made in self.completions],
+            "is_cut": [made.is_cut for made in self.completions],
+        }
+        return Dataset.from_dict(columns, features=features)
 
     @classmethod
-    def load(cls, directory: str | Path) -> "WeakLabels":
-        """Reads what [`save`] wrote. Raises `ValueError` when rows and provenance do not belong together."""
-        directory = Path(directory)
-        record = json.loads((directory / "provenance.json").read_text())
-        rows = pq.read_table(directory / "weak_labels.parquet").to_pydict()
-        labels = cls(rows["id"], np.asarray(rows["probabilities"], dtype=np.float32), record)
-        fingerprint = labels.provenance.pop("fingerprint")
-        labels.provenance.pop("n_rows")
-        if fingerprint != labels.fingerprint:
-            raise ValueError(
-                f"{directory}: the rows have fingerprint {labels.fingerprint}, the provenance says {fingerprint}: the "
-                "files were changed or mixed. Label the rows again."
-            )
-        return labels
-
-    def push_to_hub(self, repo_id: str, **kwargs) -> None:
-        """Pushes the rows as a dataset to `repo_id`; keyword arguments as in [`~datasets.Dataset.push_to_hub`]."""
-        self.to_dataset().push_to_hub(repo_id, **kwargs)
+    def _from_columns(cls, columns: dict[str, list], provenance: dict) -> Self:
+        made = [Completion(*pair) for pair in zip(columns["completion"], columns["is_cut"], strict=True)]
+        return cls(columns["id"], made, provenance)

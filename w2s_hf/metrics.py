@@ -10,6 +10,7 @@ __all__ = [
     "accuracy",
     "accuracy_interval",
     "agreement",
+    "agreement_shares",
     "auroc",
     "expected_calibration_error",
     "is_correct",
@@ -107,6 +108,11 @@ def agreement(
     """
     right = is_correct(supervisor_probabilities, labels)
     same = is_correct(student_probabilities, np.asarray(supervisor_probabilities).argmax(axis=1))
+    return agreement_shares(same, right)
+
+
+def agreement_shares(same: np.ndarray, right: np.ndarray) -> dict[str, float | None]:
+    """[`agreement`] of answers of any kind: are they the same, and is the supervisor's right, `(N,)` bool each."""
 
     def share(rows: np.ndarray) -> float | None:
         return float(same[rows].mean()) if rows.any() else None

@@ -11,17 +11,12 @@ from pathlib import Path
 import datasets
 import transformers
 from huggingface_hub import get_token
+from transformers import TrainingArguments
 from trl import TrlParser
 
-from ..config import (
-    AnyTaskArguments,
-    ClassificationArguments,
-    ExperimentArguments,
-    LossArguments,
-    StudentConfig,
-    WeakToStrongConfig,
-)
+from ..config import StudentConfig, WeakToStrongConfig
 from ..publish import push_students
+from .options import AnyTaskArguments, ClassificationArguments, ExperimentArguments
 from .report import print_table
 
 __all__ = ["finish", "parse_arguments", "run_recipe"]
@@ -44,8 +39,8 @@ def parse_arguments(
     demo_config: Path,
     argv: list[str] | None = None,
     experiment: type[ExperimentArguments] = ClassificationArguments,
-    training: type[LossArguments] = WeakToStrongConfig,
-) -> tuple[ExperimentArguments, LossArguments, StudentConfig]:
+    training: type[TrainingArguments] = WeakToStrongConfig,
+) -> tuple[ExperimentArguments, TrainingArguments, StudentConfig]:
     """
     Reads a recipe's command line; `--config FILE` sets defaults and the command line wins.
 
@@ -101,7 +96,7 @@ def parse_arguments(
     return args, training_args, student_config
 
 
-def finish(results: dict, args: ExperimentArguments, training_args: LossArguments) -> None:
+def finish(results: dict, args: ExperimentArguments, training_args: TrainingArguments) -> None:
     """The end of a recipe, on rank 0: the final table, and with `--push_to_hub` the students to the Hub."""
     if training_args.process_index:
         return

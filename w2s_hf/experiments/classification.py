@@ -7,11 +7,12 @@ from pathlib import Path
 from accelerate import PartialState
 from datasets import DatasetDict
 
-from ..config import ClassificationArguments, StudentConfig, WeakToStrongConfig
+from ..config import StudentConfig, WeakToStrongConfig
 from ..tasks import Task, TaskSplits, find_task, load_task
 from ..tasks.demo import DemoWorld
 from ..tasks.demo_rows import demo_rows
-from .finetuning import CLASSIFICATION, Workbench
+from .finetuning import Workbench
+from .options import ClassificationArguments
 from .protocol import (
     Materials,
     collect_results,
@@ -22,6 +23,7 @@ from .protocol import (
     split_options,
 )
 from .report import write_report
+from .settings import CLASSIFICATION
 from .stages import Stages
 
 __all__ = ["run_classification"]

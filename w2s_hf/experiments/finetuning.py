@@ -4,29 +4,28 @@ import dataclasses
 import gc
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from datasets import Dataset, Value, concatenate_datasets
-from peft import PeftModel
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
+from datasets import Dataset, concatenate_datasets
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from trl import get_peft_config, get_quantization_config
 
 from ..checkpoints import last_complete_checkpoint
-from ..config import LossArguments, StudentConfig
+from ..config import StudentConfig
 from ..hub import ensure_available
-from ..labels import WeakLabels, as_probabilities
 from ..modeling import fresh_adapter, initialise_head, load_adapter_weights, load_student, load_tokenizer
-from ..tasks import PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
-from ..trainers import RewardPairTrainer, WeakToStrongTrainer
+from .settings import Setting
 from .stages import Stages, library_versions
 
-__all__ = ["CLASSIFICATION", "REWARD", "Model", "Setting", "Workbench", "load_base", "save_training"]
+__all__ = ["Model", "Workbench", "load_base", "peft_config_of", "save_training"]
 
 # Arguments that change where a run writes, what it prints or how fast it is, and none of its numbers. Every other
 # argument is part of a stage's key, so a new one can only cost a needless rebuild, never a stale result.
@@ -38,46 +37,6 @@ _WITHOUT_EFFECT = {
     "dataloader_persistent_workers", "skip_memory_metrics", "ddp_timeout", "resume_from_checkpoint", "do_train",
     "do_eval", "do_predict", "per_device_eval_batch_size", "local_rank",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Setting:
-    """
-    What a setting of the paper differs in from the others when a model is finetuned and labels rows.
-
-    Args:
-        name (`str`): In results.
-        rows (`str`): What its rows are called.
-        task_type (`str`): Of [`load_student`].
-        trainer (`type`): Its `predict_proba` returns `(N, 2)`.
-        columns (`tuple[str]`): What is needed to tokenize a row.
-        tokenize (`Callable`): Of rows with these columns, a tokenizer and a longest length.
-        add_labels (`Callable`): Tokenized rows with the `labels` of others, as the trainer wants them.
-    """
-
-    name: str
-    rows: str
-    task_type: str
-    trainer: type
-    columns: tuple[str, ...]
-    tokenize: Callable[..., Dataset]
-    add_labels: Callable[[Dataset, Dataset], Dataset]
-
-
-def _add_labels(tokenized: Dataset, rows: Dataset) -> Dataset:
-    return tokenized.add_column("labels", rows["labels"][:], feature=rows.features["labels"])
-
-
-def _add_soft_label(tokenized: Dataset, rows: Dataset) -> Dataset:
-    first_is_better = as_probabilities(rows["labels"][:])[:, 1]
-    return tokenized.add_column("soft_label", first_is_better.tolist(), feature=Value("float32"))
-
-
-CLASSIFICATION = Setting(
-    "classification", "rows", "SEQ_CLS", WeakToStrongTrainer, TEXT_COLUMNS, tokenize_rows, _add_labels
-)
-# Class 1 of a pair: the first response is the better one. It is the trainer's `chosen`, whatever the truth is.
-REWARD = Setting("reward", "pairs", "REWARD", RewardPairTrainer, PAIR_COLUMNS, tokenize_pairs, _add_soft_label)
 
 
 @dataclass(frozen=True)
@@ -150,25 +109,25 @@ def load_base(model: Model, task_type: str) -> PreTrainedModel:
     )
 
 
+def peft_config_of(model: Model, task_type: str) -> PeftConfig:
+    """The adapters of a model for [`load_student`]'s `task_type`."""
+    peft_config = get_peft_config(model.student_config)
+    if task_type == "CAUSAL_LM":
+        peft_config.task_type = task_type
+    return peft_config
+
+
 def save_training(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """The end of a training stage: `model/` and `training.json` stay, the checkpoints go, the memory is given back."""
+    """The end of a training: `model/` stays, and `training.json`, which says that it is whole; the checkpoints go."""
     trainer.save_model(str(directory / "model"))
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(directory / "model")
         # The arguments hold machine paths and are of no use to a reader of the student.
         (directory / "model" / "training_args.bin").unlink(missing_ok=True)
-        (directory / "training.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
-        if (directory / "checkpoints").is_dir():
-            shutil.rmtree(directory / "checkpoints")
-    trainer.accelerator.free_memory()
-
-
-def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy against the labels of the rows: weak ones for a student, as in the paper's early stopping."""
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    labels = prediction.label_ids
-    labels = labels.argmax(axis=1) if labels.ndim == 2 else np.rint(labels)  # P(class 1), or the class
-    return {"accuracy": float((logits.argmax(axis=1) == labels).mean())}
+        aside = directory / "training.json.partial"
+        aside.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
+        os.replace(aside, directory / "training.json")
+        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
 @dataclass
@@ -178,13 +137,13 @@ class Workbench:
 
     Args:
         stages ([`Stages`]): The cache.
-        args ([`WeakToStrongConfig`] or [`RewardPairConfig`]):
+        args ([`WeakToStrongConfig`], [`RewardPairConfig`] or [`CompletionConfig`]):
             Training arguments of the setting; each finetuning replaces what differs.
         setting ([`Setting`]): What is finetuned on what.
     """
 
     stages: Stages
-    args: LossArguments
+    args: TrainingArguments
     setting: Setting
     _base: tuple[tuple, PreTrainedModel | PeftModel] | None = None
     _tokenized: dict[tuple, Dataset] = field(default_factory=dict)
@@ -202,11 +161,11 @@ class Workbench:
         **changes,
     ) -> Path:
         """
-        Finetunes `model` on the `labels` of `train` and predicts the rows of `predict`.
+        Finetunes `model` on the labels of `train` and lets it label the rows of `predict`.
 
         Args:
             name (`str`): Name of the stage.
-            train, validation ([`~datasets.Dataset`]): Rows with the columns of the setting and `labels`.
+            train, validation ([`~datasets.Dataset`]): Rows with the columns of the setting and its label column.
             predict (`list` of [`~datasets.Dataset`]): Rows with the columns of the setting.
             seed (`int`): Of head, adapters and row order.
             provenance (`dict`): Recorded with the predictions.
@@ -214,7 +173,7 @@ class Workbench:
 
         Returns:
             `Path` with `model/` (adapters, head and tokenizer, or the whole model) and `predictions/`
-            ([`WeakLabels`] of the rows of `predict`).
+            ([`WeakLabels`] or [`WeakCompletions`] of the rows of `predict`).
         """
         if "ground_truth" in train.column_names or "ground_truth" in validation.column_names:
             raise ValueError(
@@ -238,20 +197,24 @@ class Workbench:
             # The arguments are made here: making them resets accelerate's state for whoever came before.
             args = dataclasses.replace(self.args, output_dir=str(directory / "checkpoints"), **changes)
             tokenizer = load_tokenizer(model.path, revision=model.revision)
-            trainer = self.setting.trainer(
-                model=self._untrained(model, tokenizer, seed),
-                args=args,
-                train_dataset=self.tokenize(model, tokenizer, train),
-                eval_dataset=self.tokenize(model, tokenizer, validation),
-                processing_class=tokenizer,
-                compute_metrics=_accuracy_on_given_labels,
+            is_trained = (directory / "training.json").is_file()  # and was stopped while it labelled
+            trainer = self.setting.make_trainer(
+                self._finished(model, directory / "model") if is_trained else self._untrained(model, tokenizer, seed),
+                args,
+                tokenizer,
+                train,
+                validation,
+                partial(self.tokenize, model, tokenizer),
             )
-            trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
+            if not is_trained:
+                trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
+                save_training(trainer, tokenizer, directory)
             rows = concatenate_datasets([part.select_columns(list(self.setting.columns)) for part in predict])
-            probabilities = trainer.predict_proba(self.tokenize(model, tokenizer, rows))
+            answers = self.setting.answer(trainer, rows, partial(self.tokenize, model, tokenizer), directory)
             if trainer.is_world_process_zero():
-                WeakLabels(list(rows["id"]), probabilities, provenance).save(directory / "predictions")
-            save_training(trainer, tokenizer, directory)
+                self.setting.labels(list(rows["id"]), answers, provenance).save(directory / "predictions")
+                shutil.rmtree(directory / "completions", ignore_errors=True)  # what was kept on the way
+            trainer.accelerator.free_memory()
 
         return self.stages.run(name, settings, build)
 
@@ -263,23 +226,36 @@ class Workbench:
 
     def _untrained(self, model: Model, tokenizer, seed: int) -> PreTrainedModel | PeftModel:
         """The model with a new head and new adapters; the base of a student is loaded once and used again."""
-        config = model.student_config
+        config, has_head = model.student_config, self.setting.task_type != "CAUSAL_LM"
         if not config.use_peft:
             self.release()
             set_seed(seed)
             untrained = load_base(model, self.setting.task_type)
-            initialise_head(untrained, config.head_init, seed=seed, tokenizer=tokenizer)
+            if has_head:
+                initialise_head(untrained, config.head_init, seed=seed, tokenizer=tokenizer)
             return untrained
         key = (model.path, model.revision, str(config))  # not the version: adapters to start from change it
         if self._base is None or self._base[0] != key:
             self.release()
             self._base = (key, load_base(model, self.setting.task_type))
-        student = fresh_adapter(self._base[1], get_peft_config(config), seed=seed)
+        student = fresh_adapter(self._base[1], peft_config_of(model, self.setting.task_type), seed=seed)
         if model.adapters is not None:
             load_adapter_weights(student, model.adapters)
-        initialise_head(student, config.head_init, seed=seed, tokenizer=tokenizer)
+        if has_head:
+            initialise_head(student, config.head_init, seed=seed, tokenizer=tokenizer)
         self._base = (key, student)
         return student
+
+    def _finished(self, model: Model, directory: Path) -> PreTrainedModel | PeftModel:
+        """What an earlier try has trained."""
+        self.release()
+        config = model.student_config
+        return load_student(
+            str(directory),
+            task_type=self.setting.task_type,
+            dtype=config.dtype if config.use_peft else "float32",
+            quantization_config=get_quantization_config(config) if config.use_peft else None,
+        )
 
     def release(self) -> None:
         """Forgets the loaded base, and gives its memory back."""
@@ -299,13 +275,15 @@ class Workbench:
             tokenized = setting.tokenize(rows.select_columns(list(setting.columns)), tokenizer, self.args.max_length)
             self._tokenized[key] = tokenized.remove_columns([name for name in setting.columns if name != "id"])
         tokenized = self._tokenized[key]
-        return setting.add_labels(tokenized, rows) if "labels" in rows.column_names else tokenized
+        return setting.add_labels(tokenized, rows) if setting.label_column in rows.column_names else tokenized
 
     def fingerprint(self, rows: Dataset, with_labels: bool = True) -> str:
         """Hash of all that makes the tokens of rows, and where there are any of their labels, in order."""
         digest = hashlib.sha256()
         for row in zip(*(rows[column][:] for column in self.setting.columns), strict=True):
             digest.update(("\0".join(map(str, row)) + "\n").encode())
-        if with_labels and "labels" in rows.column_names:
-            digest.update(np.asarray(rows["labels"][:], dtype=np.float32).tobytes())
+        if with_labels and self.setting.label_column in rows.column_names:
+            labels = rows[self.setting.label_column][:]
+            is_text = isinstance(labels[0], str)
+            digest.update(json.dumps(labels).encode() if is_text else np.asarray(labels, dtype=np.float32).tobytes())
         return digest.hexdigest()[:16]

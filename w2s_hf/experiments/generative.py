@@ -10,12 +10,12 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, TrainingArguments, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from trl import SFTConfig, SFTTrainer, get_peft_config
+from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
 from ..checkpoints import last_complete_checkpoint
 from ..modeling import cast_trainable_to_float32, fresh_adapter, load_tokenizer
-from .finetuning import Model, Workbench, load_base, save_training
+from .finetuning import Model, Workbench, load_base, peft_config_of, save_training
 
 __all__ = ["generative_finetune"]
 
@@ -88,6 +88,7 @@ def generative_finetune(
             cast_trainable_to_float32(student)  # of a 4-bit model TRL has made them bfloat16
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
         save_training(trainer, tokenizer, directory)
+        trainer.accelerator.free_memory()
 
     directory = bench.stages.run("generative", settings, build)
     version = f"{model.version} {directory.name}"
@@ -101,9 +102,7 @@ def _language_model(model: Model, seed: int) -> PreTrainedModel | PeftModel:
     base = load_base(model, "CAUSAL_LM")
     if not model.student_config.use_peft:
         return base
-    peft_config = get_peft_config(model.student_config)
-    peft_config.task_type = "CAUSAL_LM"
-    return fresh_adapter(base, peft_config, seed=seed)
+    return fresh_adapter(base, peft_config_of(model, "CAUSAL_LM"), seed=seed)
 
 
 def _sft_config(bench: Workbench, directory: Path, changes: dict, *, longest: int) -> SFTConfig:

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
-from datasets import Dataset, Value
 
 from .. import metrics
-from ..config import METHODS, ExperimentArguments, StudentConfig
-from ..labels import WeakLabels
+from ..config import StudentConfig
 from ..tasks import TaskSplits
-from ..tasks.demo import DemoWorld
-from ..tasks.demo_ladder import DEMO_MODELS, build_demo_model
+from ..tasks.demo_ladder import DEMO_MODELS, DemoModel, World, build_demo_model
 from .finetuning import Model, Workbench
+from .options import ExperimentArguments
 from .stages import Stages, library_versions
 
 __all__ = [
@@ -56,10 +54,18 @@ class Materials:
 
 @dataclass(frozen=True)
 class SeedRun:
-    """The entry of a seed in `results.json`, and which test rows each model has right: `(N,)` bool by name."""
+    """
+    What one seed came to.
+
+    Args:
+        entry (`dict`): Its entry in `results.json`.
+        correct (`dict[str, np.ndarray]`): Which test rows each model has right, `(N,)` bool by name.
+        answers (`dict`): What each model answered to them, by name; of what kind depends on the setting.
+    """
 
     entry: dict
     correct: dict[str, np.ndarray]
+    answers: dict
 
 
 def split_options(args: ExperimentArguments) -> dict:
@@ -77,17 +83,21 @@ def find_models(args: ExperimentArguments, student_config: StudentConfig) -> tup
 
 
 def find_demo_models(
-    args: ExperimentArguments, student_config: StudentConfig, world: DemoWorld, ladder: Stages
+    args: ExperimentArguments,
+    student_config: StudentConfig,
+    world: World,
+    ladder: Stages,
+    models: dict[str, DemoModel] = DEMO_MODELS,
 ) -> tuple[Model, Model, Model | None]:
     """Supervisor, student, and the student's twin without pretraining, made for a world or found in the cache."""
 
     def demo_model(name: str, config: StudentConfig | None = None) -> Model:
-        if name not in DEMO_MODELS:
-            raise ValueError(f"The demo has no model {name!r}; its models are {', '.join(DEMO_MODELS)}.")
+        if name not in models:
+            raise ValueError(f"The demo has no model {name!r}; its models are {', '.join(models)}.")
         # Only a pretrained model depends on how much it reads.
-        n_documents = args.demo_documents if DEMO_MODELS[name].n_documents else None
+        n_documents = args.demo_documents if models[name].n_documents else None
         settings = {
-            "model": repr(DEMO_MODELS[name]),
+            "model": repr(models[name]),
             "world": repr(world.config),
             "seed": world.seed,
             "n": n_documents,
@@ -95,7 +105,7 @@ def find_demo_models(
         directory = ladder.run(
             name,
             settings,
-            lambda path: build_demo_model(DEMO_MODELS[name], world, path, n_documents=n_documents),
+            lambda path: build_demo_model(models[name], world, path, n_documents=n_documents),
         )
         return Model(f"demo/{name}", str(directory), directory.name, config)
 
@@ -103,7 +113,7 @@ def find_demo_models(
     return (
         demo_model(args.weak_model),
         demo_model(args.student_model, student_config),
-        demo_model(twin) if twin in DEMO_MODELS and twin != args.student_model else None,
+        demo_model(twin) if twin in models and twin != args.student_model else None,
     )
 
 
@@ -111,7 +121,7 @@ def run_seed(
     materials: Materials, args: ExperimentArguments, seed: int, bench: Workbench, output_dir: Path
 ) -> SeedRun:
     """One experiment: supervisor, weak labels, ceiling, students, scores."""
-    splits, rows = materials.splits, bench.setting.rows
+    splits, setting, rows = materials.splits, bench.setting, bench.setting.rows
     source = {"task": splits.task.name, "dataset": splits.source, "split_fingerprint": splits.fingerprint}
 
     logger.info(f"Seed {seed}: weak supervisor {materials.weak.name} on {len(splits.weak_half)} {rows}, ground truth")
@@ -123,28 +133,28 @@ def run_seed(
     supervisor = bench.finetune(
         "weak",
         materials.weak,
-        with_ground_truth(splits.weak_half),
+        setting.with_ground_truth(splits.weak_half),
         # Rows of its own: on rows that chose it, its labels would be too good.
-        with_ground_truth(splits.weak_validation),
+        setting.with_ground_truth(splits.weak_validation),
         [splits.student_half, splits.student_validation, splits.test],
         seed=seed,
         provenance=source,
         **{name: value for name, value in weak_args.items() if value is not None},
-        loss_type="xent",
+        **setting.arguments_of("naive"),
     )
-    weak_labels = WeakLabels.load(supervisor / "predictions")
+    weak_labels = setting.labels.load(supervisor / "predictions")
 
     def train_ceiling(model: Model, kind: str) -> Path:
         logger.info(f"Seed {seed}: {kind} ceiling {model.name} on {len(splits.student_half)} {rows}, ground truth")
         return bench.finetune(
             "ceiling",
             model,
-            with_ground_truth(splits.student_half),
-            with_ground_truth(splits.student_validation),
+            setting.with_ground_truth(splits.student_half),
+            setting.with_ground_truth(splits.student_validation),
             [splits.test],
             seed=seed,
             provenance=source,
-            loss_type="xent",
+            **setting.arguments_of("naive"),
         )
 
     def train_on_weak_labels(name: str, model: Model, **changes) -> Path:
@@ -167,37 +177,38 @@ def run_seed(
         logger.info(
             f"Seed {seed}: student {materials.student.name} on {len(splits.student_half)} weak labels, {method}"
         )
-        stages[method] = train_on_weak_labels(f"student-{method}", materials.student, loss_type=METHODS[method])
+        stages[method] = train_on_weak_labels(f"student-{method}", materials.student, **setting.arguments_of(method))
     if materials.unpretrained is not None:
-        # What the student makes of the weak labels without what it learned before: all weights, its own learning rate.
+        # What the student makes of the weak labels without what it learned before: all weights, its own settings.
         logger.info(f"Seed {seed}: control {materials.unpretrained.name} on the same weak labels")
         stages["control"] = train_on_weak_labels(
-            "control", materials.unpretrained, loss_type="xent", learning_rate=2e-3
+            "control", materials.unpretrained, **setting.arguments_of("naive") | setting.control
         )
 
-    truth = np.array(splits.test["ground_truth"])
-    test_ids = list(splits.test["id"])
-    probabilities = {"weak": weak_labels.of(test_ids)}
-    probabilities |= {name: predictions_of(path, test_ids) for name, path in stages.items()}
-    correct = {name: metrics.is_correct(values, truth) for name, values in probabilities.items()}
+    test = splits.test
+    test_ids = list(test["id"])
+    answers = {"weak": weak_labels.of(test_ids)}
+    answers |= {name: setting.labels.load(path / "predictions").of(test_ids) for name, path in stages.items()}
+    correct = {name: setting.is_correct(values, test) for name, values in answers.items()}
     entry = {
         "seed": seed,
         "split_fingerprint": splits.fingerprint,
-        "weak": {"model": materials.weak.name, **scores(probabilities["weak"], truth)},
-        "ceiling": {"model": materials.student.name, **scores(probabilities["ceiling"], truth)},
+        "weak": {"model": materials.weak.name, **setting.scores(answers["weak"], test)},
+        "ceiling": {"model": materials.student.name, **setting.scores(answers["ceiling"], test)},
         "students": [],
         "controls": [],
     }
     if materials.plain_student is not None:
-        plain = scores(probabilities["ceiling_plain"], truth)
+        plain = setting.scores(answers["ceiling_plain"], test)
         entry["ceiling_plain"] = {"model": materials.plain_student.name, **plain}
     for method in args.methods:
+        same = setting.is_same(answers[method], answers["weak"], test)
         student = {
             "method": method,
             "model": materials.student.name,
-            **scores(probabilities[method], truth),
+            **setting.scores(answers[method], test),
             **pgr_of(correct, method, "ceiling", seed),
-            "agreement": metrics.agreement(probabilities[method], probabilities["weak"], truth),
+            "agreement": metrics.agreement_shares(same, correct["weak"]),
             "output": f"students/{method}-seed{seed}",
         }
         if materials.plain_student is not None:
@@ -205,12 +216,12 @@ def run_seed(
         entry["students"].append(student)
     if materials.unpretrained is not None:
         control = {"method": "naive", "model": materials.unpretrained.name}
-        entry["controls"].append({**control, **scores(probabilities["control"], truth)})
+        entry["controls"].append({**control, **setting.scores(answers["control"], test)})
     if PartialState().is_main_process:
         weak_labels.save(output_dir / "weak_labels" / f"seed{seed}")
         for method in args.methods:
             put_directory(stages[method] / "model", output_dir / "students" / f"{method}-seed{seed}")
-    return SeedRun(entry, correct)
+    return SeedRun(entry, correct, answers)
 
 
 def collect_results(
@@ -241,6 +252,7 @@ def collect_results(
         "task": task_name,
         "setting": bench.setting.name,
         "preset": "demo" if args.demo else "custom",
+        "chance": bench.setting.chance,
         "dataset": {
             **splits.source,
             "n_weak_half": len(splits.weak_half),
@@ -253,28 +265,6 @@ def collect_results(
         "summary": [summarise(runs, method) for method in args.methods],
         "versions": library_versions(),
         "wall_seconds": {**bench.stages.seconds, **ladder.seconds, "total": round(time.monotonic() - started, 1)},
-    }
-
-
-def with_ground_truth(rows: Dataset) -> Dataset:
-    """Rows to learn from ground truth: `labels` as int64."""
-    return rows.rename_column("ground_truth", "labels").cast_column("labels", Value("int64"))
-
-
-def predictions_of(stage: Path, ids: list[str]) -> np.ndarray:
-    """Class probabilities `(len(ids), C)` that a finetuning stage predicted for these rows."""
-    return WeakLabels.load(stage / "predictions").of(ids)
-
-
-def scores(probabilities: np.ndarray, truth: np.ndarray) -> dict:
-    """Accuracy with its interval, AUROC and calibration error on the test rows."""
-    correct = metrics.is_correct(probabilities, truth)
-    return {
-        "accuracy": float(correct.mean()),
-        "ci95": list(metrics.accuracy_interval(correct)),
-        "n": len(truth),
-        "auroc": metrics.auroc(probabilities[:, 1], truth),
-        "ece": metrics.expected_calibration_error(probabilities, truth),
     }
 
 

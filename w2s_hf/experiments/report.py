@@ -5,16 +5,20 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from transformers import TrainingArguments
+
 from ..config import LossArguments
 from ..plots import plot_accuracies
 
-__all__ = ["markdown_table", "print_table", "write_report"]
+__all__ = ["interval", "markdown_table", "print_table", "write_report"]
 
 # What a row is called in each setting.
-_ROWS = {"classification": "rows", "reward": "pairs"}
+_ROWS = {"classification": "rows", "reward": "pairs", "chess": "puzzles"}
+_TASK_TYPES = {"reward": "REWARD", "chess": "CAUSAL_LM"}
 
 
-def _interval(ci95: list[float] | None) -> str:
+def interval(ci95: list[float] | None) -> str:
+    """` [0.123, 0.456]`, or nothing."""
     return "" if ci95 is None else f" [{ci95[0]:.3f}, {ci95[1]:.3f}]"
 
 
@@ -40,7 +44,7 @@ def _table(results: dict) -> tuple[list[str], list[list[str]]]:
     rows = []
     for run in results["runs"]:
         for role, entry in _roles(run):
-            line = [str(run["seed"]), role, entry["model"], f"{entry['accuracy']:.3f}{_interval(entry['ci95'])}"]
+            line = [str(run["seed"]), role, entry["model"], f"{entry['accuracy']:.3f}{interval(entry['ci95'])}"]
             if "agreement" in entry:
                 line.append(_pgr(entry))
                 if has_plain:
@@ -52,6 +56,8 @@ def _table(results: dict) -> tuple[list[str], list[list[str]]]:
 
 
 def _roles(run: dict) -> Iterator[tuple[str, dict]]:
+    for baseline in run.get("baselines", ()):
+        yield baseline["name"], baseline
     yield "weak supervisor", run["weak"]
     for control in run["controls"]:
         yield f"control, {control['method']}, not pretrained", control
@@ -87,10 +93,13 @@ def _caveats(results: dict) -> list[str]:
     lines = []
     for run in results["runs"]:
         seed, students = f"Seed {run['seed']}", run["students"]
-        if run["weak"]["ci95"][0] <= 0.5:
+        chance = results["chance"]
+        if chance is None:
+            chance = min(baseline["accuracy"] for baseline in run["baselines"] if not baseline["model"])
+        if run["weak"]["ci95"][0] <= chance:
             lines.append(
-                f"{seed}: the supervisor is not better than chance, so its labels say nothing, and neither does PGR. "
-                "Give it more rows (--n_weak), more epochs, or a larger model."
+                f"{seed}: the supervisor is not better than chance ({chance:.3f}), so its labels say nothing, and "
+                "neither does PGR. Give it more rows (--n_weak), more epochs, or a larger model."
             )
         lines += [f"{seed}: PGR is undefined: {reason}" for reason in {s["pgr_undefined"] for s in students} - {None}]
         if any(student["pgr"] is not None and student["pgr_ci95"] is None for student in students):
@@ -116,7 +125,7 @@ def print_table(results: dict, output_dir: str) -> None:
 
 
 def write_report(
-    results: dict, output_dir: Path, training_args: LossArguments, *, introduction: str, notes: list[str]
+    results: dict, output_dir: Path, training_args: TrainingArguments, *, introduction: str, notes: list[str]
 ) -> None:
     """
     Writes `results.json`, `report.md`, `figures/accuracy.png` and a README beside each student.
@@ -124,7 +133,7 @@ def write_report(
     Args:
         results (`dict`): Content of `results.json`.
         output_dir (`Path`): Where to.
-        training_args ([`WeakToStrongConfig`] or [`RewardPairConfig`]): For the table of settings.
+        training_args ([`~transformers.TrainingArguments`]): For the table of settings.
         introduction (`str`): What the task asks, before what is said about every experiment.
         notes (`list[str]`): Sections in Markdown to put after the results.
     """
@@ -137,10 +146,12 @@ def write_report(
         f"{rows} per optimizer step": training_args.train_batch_size
         * training_args.gradient_accumulation_steps
         * training_args.world_size,
-        "aux_coef": training_args.aux_coef,
-        "aux_warmup_ratio": training_args.resolved_aux_warmup_ratio,
-        "early stopping": "on weak validation labels" if training_args.load_best_model_at_end else "none (last step)",
     }
+    if isinstance(training_args, LossArguments):
+        settings["aux_coef"] = training_args.aux_coef
+        settings["aux_warmup_ratio"] = training_args.resolved_aux_warmup_ratio
+    stopping = training_args.load_best_model_at_end
+    settings["early stopping"] = "on weak validation labels" if stopping else "none (last step)"
     if "generative_finetuning" in results:
         settings["generative finetuning"] = "students and ceiling" if results["generative_finetuning"] else "none"
     dropped = ", ".join(f"{n} with {reason}" for reason, n in dataset["n_dropped"].items())
@@ -186,7 +197,8 @@ def write_report(
 def _student_page(results: dict, run: dict, student: dict, library: str) -> str:
     pgr = student["pgr_undefined"] or _pgr(student)
     rows = _ROWS[results["setting"]]
-    kind = ', task_type="REWARD"' if results["setting"] == "reward" else ""
+    task_type = _TASK_TYPES.get(results["setting"])
+    kind = f', task_type="{task_type}"' if task_type else ""
     return f"""---
 library_name: {library}
 tags:
@@ -202,9 +214,9 @@ A strong student finetuned on the labels of a weaker model (weak-to-strong gener
 
 | | accuracy on {student["n"]} test {rows} [95 %] |
 | --- | --- |
-| weak supervisor, {run["weak"]["model"]} | {run["weak"]["accuracy"]:.3f}{_interval(run["weak"]["ci95"])} |
-| this student | {student["accuracy"]:.3f}{_interval(student["ci95"])} |
-| ceiling: the same model on ground truth | {run["ceiling"]["accuracy"]:.3f}{_interval(run["ceiling"]["ci95"])} |
+| weak supervisor, {run["weak"]["model"]} | {run["weak"]["accuracy"]:.3f}{interval(run["weak"]["ci95"])} |
+| this student | {student["accuracy"]:.3f}{interval(student["ci95"])} |
+| ceiling: the same model on ground truth | {run["ceiling"]["accuracy"]:.3f}{interval(run["ceiling"]["ci95"])} |
 
 Performance gap recovered: {pgr}
 

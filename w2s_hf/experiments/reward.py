@@ -8,13 +8,14 @@ import numpy as np
 from accelerate import PartialState
 from datasets import DatasetDict
 
-from ..config import RewardArguments, RewardPairConfig, StudentConfig
+from ..config import RewardPairConfig, StudentConfig
 from ..modeling import load_tokenizer
 from ..tasks import PreferenceTask, TaskSplits, load_pairs
 from ..tasks.demo import PAIR_SITUATIONS, DemoWorld
 from ..tasks.demo_rows import demo_pairs
-from .finetuning import REWARD, Model, Workbench
+from .finetuning import Model, Workbench
 from .generative import generative_finetune
+from .options import RewardArguments
 from .protocol import (
     Materials,
     SeedRun,
@@ -26,6 +27,7 @@ from .protocol import (
     split_options,
 )
 from .report import markdown_table, write_report
+from .settings import REWARD
 from .stages import Stages
 
 __all__ = ["run_reward"]

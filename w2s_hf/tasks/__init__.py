@@ -11,9 +11,10 @@ from .multiple_choice import MULTIPLE_CHOICE_TASKS
 from .preferences import PREFERENCE_TASKS, PreferenceTask, load_pairs
 from .splits import load_splits
 from .task import Source, Task
-from .tokenizing import PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
+from .tokenizing import COMPLETION_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
 
 __all__ = [
+    "COMPLETION_COLUMNS",
     "PAIR_COLUMNS",
     "PREFERENCE_TASKS",
     "TASKS",

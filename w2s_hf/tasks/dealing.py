@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ __all__ = [
     "AnyTask",
     "TaskSplits",
     "deal_groups",
+    "deal_parts",
     "group_rows",
     "hold_out",
     "part_sizes",
@@ -37,6 +39,7 @@ _MAX_ROWS = 200_000
 _HELD_OUT = 0.2
 # Of the training rows, where no number is given.
 SHARES = {"weak_half": 0.45, "weak_validation": 0.05, "student_half": 0.45, "student_validation": 0.05}
+_SHARE_OF_LINK = (SHARES["student_half"], SHARES["student_validation"])
 
 
 class AnyTask(Protocol):
@@ -54,10 +57,11 @@ class TaskSplits:
     Columns of each part of a [`Task`]: `id`, `text`, `context_start` and `context_end` (characters of `text` that may
     go where it is too long), `shorten_from`, `group`, `question` (empty, or the same for the answers to a question)
     and `ground_truth` (0 or 1). Of a [`PreferenceTask`]: `id`, `prompt`, `first`, `second`, `group` and
-    `ground_truth` (1 where the first response is the better one).
+    `ground_truth` (1 where the first response is the better one). Of a [`ChessTask`], see
+    [`w2s_hf.tasks.chess.load_puzzles`]; there the ground truth is text.
 
     Args:
-        task ([`Task`] or [`PreferenceTask`]): The task.
+        task ([`Task`], [`PreferenceTask`] or [`ChessTask`]): The task.
         weak_half ([`~datasets.Dataset`]): The weak supervisor learns these, with ground truth.
         weak_validation ([`~datasets.Dataset`]): For the supervisor's early stopping.
         student_half ([`~datasets.Dataset`]): The supervisor labels these; students learn them with its labels, the
@@ -67,8 +71,10 @@ class TaskSplits:
         source (`dict`): `id` and `revision` of the dataset.
         columns (`tuple[str]`): Those that models are given.
         n_dropped (`dict[str, int]`):
-            Pairs left out before splitting because nothing can be made of them, by the reason. (Duplicates are not
+            Rows left out before splitting because nothing can be made of them, by the reason. (Duplicates are not
             counted here, but in the log.)
+        links (`dict[str, Dataset]`, *optional*):
+            For bootstrapping: `link_1` and `link_1_validation`, `link_2`, ...: rows that nobody else learns.
 
     Raises:
         ValueError: a part is empty or has one class, an id occurs twice, or a group is on two sides.
@@ -83,6 +89,7 @@ class TaskSplits:
     source: dict = field(default_factory=dict)
     columns: tuple[str, ...] = TEXT_COLUMNS
     n_dropped: dict[str, int] = field(default_factory=dict)
+    links: dict[str, Dataset] = field(default_factory=dict)
 
     def __post_init__(self):
         owner_of_id: dict[str, str] = {}
@@ -91,7 +98,7 @@ class TaskSplits:
             if len(part) == 0:
                 raise ValueError(f"{self.task.name}: the split `{name}` is empty; ask for fewer rows elsewhere.")
             classes = sorted(set(part["ground_truth"]))
-            if classes != [0, 1]:
+            if not isinstance(classes[0], str) and classes != [0, 1]:
                 raise ValueError(
                     f"{self.task.name}: the split `{name}` ({len(part)} rows) has the classes {classes}, expected 0 "
                     "and 1; accuracy and PGR mean nothing on a single class."
@@ -110,9 +117,9 @@ class TaskSplits:
 
     @property
     def parts(self) -> dict[str, Dataset]:
-        """The five parts by name."""
+        """The five parts by name, then the links."""
         names = ("weak_half", "weak_validation", "student_half", "student_validation", "test")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | self.links
 
     @property
     def fingerprint(self) -> str:
@@ -125,8 +132,10 @@ class TaskSplits:
         return digest.hexdigest()[:16]
 
 
-def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None) -> dict[str, int | None]:
-    """Rows of each part but the test set; `None` is as many as there are."""
+def part_sizes(
+    n_train: int | None, n_weak: int | None, n_validation: int | None, n_links: int = 0
+) -> dict[str, int | None]:
+    """Rows of each part but the test set; `None` is as many as there are. A link is as large as the student half."""
     n_weak = n_train if n_weak is None else n_weak
     n_train = n_weak if n_train is None else n_train
     if n_validation is None and n_train is not None:
@@ -134,6 +143,8 @@ def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None
     n_first = None if n_validation is None else n_validation // 2
     n_second = None if n_validation is None else n_validation - n_first
     sizes = {"weak_half": n_weak, "weak_validation": n_first, "student_half": n_train, "student_validation": n_second}
+    for link in range(1, n_links + 1):
+        sizes |= {f"link_{link}": n_train, f"link_{link}_validation": n_second}
     for name, n in sizes.items():
         if n is not None and n < 2:
             raise ValueError(f"{n} rows asked for in `{name}`, expected at least 2, one of each class.")
@@ -149,12 +160,18 @@ def sample_rows(rows: Dataset, n: int) -> tuple[Dataset, np.ndarray]:
     return rows, numbers
 
 
-def read_split(task: AnyTask, raw: DatasetDict, names: tuple[str, ...]) -> tuple[str, Dataset, np.ndarray]:
-    """[`w2s_hf.tasks.loading.pick_split`], of more rows than any experiment takes so many; and their numbers."""
+def read_split(
+    task: AnyTask, raw: DatasetDict, names: tuple[str, ...], n: int | None = None
+) -> tuple[str, Dataset, np.ndarray]:
+    """
+    [`w2s_hf.tasks.loading.pick_split`], at most `n` random rows of it, by default more than any experiment takes; and
+    their numbers.
+    """
+    n = _MAX_ROWS if n is None else n
     split, rows = pick_split(task, raw, names)
-    if len(rows) > _MAX_ROWS:
-        logger.warning(f"{task.name}: of {len(rows):,} rows of {split!r}, {_MAX_ROWS:,} random ones are read")
-    return split, *sample_rows(rows, _MAX_ROWS)
+    if len(rows) > n:
+        logger.warning(f"{task.name}: of {len(rows):,} rows of {split!r}, {n:,} random ones are read")
+    return split, *sample_rows(rows, n)
 
 
 def group_rows(rows: list[dict]) -> None:
@@ -225,11 +242,63 @@ def deal_groups(rows: list[dict], shares: dict[str, float], rng: np.random.Gener
     sides: dict[str, list[dict]] = {name: [] for name in shares}
     for position in order:
         group = groups[position]
-        n_of_class = np.bincount([row["ground_truth"] for row in group], minlength=2)
+        truths = [row["ground_truth"] for row in group]
+        # Text has no classes to keep in balance.
+        n_of_class = np.bincount([0 if isinstance(truth, str) else truth for truth in truths], minlength=2)
         side = int(np.argmin(counts[np.argmax(n_of_class)] / weights))
         counts[:, side] += n_of_class
         sides[names[side]] += group
     return sides
+
+
+def deal_parts(
+    task: AnyTask,
+    train: list[dict],
+    test: list[dict],
+    wanted: dict[str, int | None],
+    n_test: int | None,
+    columns: Sequence[str],
+    seed: int,
+) -> dict[str, Dataset]:
+    """
+    The parts of an experiment whose classes need not be balanced: whole groups of training rows dealt to all parts but
+    the test set, and of each part the number asked for.
+
+    Args:
+        task: For messages.
+        train, test (`list[dict]`): Rows with `group`, `ground_truth` and `columns`.
+        wanted (`dict`): As [`part_sizes`] has it.
+        n_test (`int`, *optional*): Test rows; all by default.
+        columns (`Sequence[str]`): What to keep of a row beside its group and ground truth.
+        seed (`int`): A larger number of rows keeps those of a smaller one.
+
+    Raises:
+        ValueError: there are too few rows.
+    """
+    n_wanted = sum(n or 0 for n in wanted.values())
+    if n_wanted > len(train):
+        most = max(wanted, key=lambda name: wanted[name] or 0)
+        raise ValueError(
+            f"{task.name}: {n_wanted} training rows asked for, {wanted[most]} of them in `{most}`; there are "
+            f"{len(train)}. Ask for fewer."
+        )
+    shares = {name: n or SHARES.get(name) or _SHARE_OF_LINK[name.endswith("validation")] for name, n in wanted.items()}
+    n_validation = sum(n or 0 for name, n in wanted.items() if name.endswith("validation"))
+    if n_validation and not any(n for name, n in wanted.items() if not name.endswith("validation")):
+        rest = [name for name in wanted if not name.endswith("validation")]
+        shares |= dict.fromkeys(rest, max(1, len(train) - n_validation) / len(rest))
+    sides = deal_groups(train, shares, np.random.default_rng(seed)) | {"test": test}
+    parts = {}
+    for name, rows in sides.items():
+        n = n_test if name == "test" else wanted[name]
+        n = len(rows) if n is None else n
+        if n > len(rows) or not rows:
+            raise ValueError(f"{task.name}: {n} rows asked for in `{name}`; there are {len(rows)}. Ask for fewer.")
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        kept = (*columns, "group", "ground_truth")
+        chosen = shuffled(rows, rng)[:n]
+        parts[name] = Dataset.from_list([{column: row[column] for column in kept} for row in chosen])
+    return parts
 
 
 def shuffled(rows: list, rng: np.random.Generator) -> list:

@@ -6,20 +6,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from ..checkpoints import last_complete_checkpoint
-from .demo import DemoWorld
 
 __all__ = ["DEMO_MODELS", "DemoModel", "build_demo_model"]
 
 logger = logging.getLogger(__name__)
 
-_BATCH_SIZE = 32
 _CHECKPOINT_RATIO = 0.25
 
 
@@ -33,9 +40,11 @@ class DemoModel:
         width (`int`): Hidden size.
         n_layers (`int`): Transformer layers.
         mlp_width (`int`): Hidden size of the MLPs. bitsandbytes needs multiples of 64 for 4 bit.
-        n_documents (`int`, *optional*): Documents of the pretraining corpus, 25 tokens each; without it the model
+        n_documents (`int`, *optional*): Documents of the pretraining corpus; without it the model
             stays as it was initialised.
         learning_rate (`float`): Peak of the pretraining, unused without documents.
+        n_heads (`int`): Attention heads.
+        batch_size (`int`): Documents an optimizer step of the pretraining.
     """
 
     name: str
@@ -44,6 +53,21 @@ class DemoModel:
     mlp_width: int
     n_documents: int | None = None
     learning_rate: float = 4e-3
+    n_heads: int = 2
+    batch_size: int = 32
+
+
+class World(Protocol):
+    """What a model needs of the world it is made for."""
+
+    seed: int
+    config: object
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the models."""
+
+    def corpus(self, n_documents: int) -> np.ndarray:
+        """Token ids `(n_documents, length)`, int64."""
 
 
 # The weak supervisor and, by size, the students; `scratch-64x2` is the student without its knowledge. Sizes and peak
@@ -96,7 +120,7 @@ def _one_thread() -> Iterator[None]:
 
 def build_demo_model(
     model: DemoModel,
-    world: DemoWorld,
+    world: World,
     output_dir: Path,
     *,
     n_documents: int | None = None,
@@ -110,7 +134,7 @@ def build_demo_model(
 
     Args:
         model ([`DemoModel`]): What to build.
-        world ([`DemoWorld`]): Its seed also seeds the weights.
+        world ([`DemoWorld`], [`ForkWorld`]): Its seed also seeds the weights.
         output_dir (`Path`): For a checkpoint that `from_pretrained` of any `Auto` class reads.
         n_documents (`int`, *optional*): Pretrain on so many documents instead of the model's own number.
         callbacks (`list[TrainerCallback]`, *optional*): For the pretraining.
@@ -122,13 +146,13 @@ def build_demo_model(
         hidden_size=model.width,
         intermediate_size=model.mlp_width,
         num_hidden_layers=model.n_layers,
-        num_attention_heads=2,
+        num_attention_heads=model.n_heads,
         max_position_embeddings=tokenizer.model_max_length,
         tie_word_embeddings=True,
         use_cache=False,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
     )
     n_documents = model.n_documents if n_documents is None else n_documents
     # The caller draws the same numbers afterwards whether the model was built now or earlier.
@@ -146,7 +170,7 @@ def build_demo_model(
 def _pretrain(
     network: LlamaForCausalLM,
     model: DemoModel,
-    world: DemoWorld,
+    world: World,
     n_documents: int,
     checkpoint_dir: Path,
     callbacks: list[TrainerCallback] | None,
@@ -174,7 +198,7 @@ def _pretrain(
         seed=world.seed,
     )
     # The batch is that of all ranks together.
-    args.per_device_train_batch_size = max(1, _BATCH_SIZE // args.world_size)
+    args.per_device_train_batch_size = max(1, model.batch_size // args.world_size)
     checkpoint = last_complete_checkpoint(checkpoint_dir)
     trainer = Trainer(
         model=network,

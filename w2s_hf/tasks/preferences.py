@@ -4,28 +4,16 @@ import hashlib
 import json
 import logging
 import os
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .dealing import (
-    SHARES,
-    TaskSplits,
-    deal_groups,
-    group_rows,
-    hold_out,
-    part_sizes,
-    read_split,
-    shuffled,
-    unique_rows,
-)
+from .dealing import TaskSplits, deal_parts, group_rows, hold_out, part_sizes, read_split, unique_rows
 from .loading import load_raw
 from .task import Source, normal, random_key
 from .tokenizing import PAIR_COLUMNS, response_lengths
@@ -233,19 +221,7 @@ def load_pairs(
         logger.warning(f"{task.name}: pairs left out: {causes}")
 
     wanted = part_sizes(n_train, n_weak, n_validation)
-    n_wanted = sum(n or 0 for n in wanted.values())
-    if n_wanted > len(train):
-        most = max(wanted, key=lambda name: wanted[name] or 0)
-        raise ValueError(
-            f"{task.name}: {n_wanted} training pairs asked for, {wanted[most]} of them in `{most}`; there are "
-            f"{len(train)}. Ask for fewer."
-        )
-    shares = {name: n or SHARES[name] for name, n in wanted.items()}
-    if n_train is None and n_weak is None and n_validation is not None:
-        shares |= dict.fromkeys(("weak_half", "student_half"), max(1, len(train) - n_validation) / 2)
-    sides = deal_groups(train, shares, np.random.default_rng(seed))
-    parts = {name: _sample(task, name, rows, wanted[name], seed) for name, rows in sides.items()}
-    parts["test"] = _sample(task, "test", test, n_test, seed)
+    parts = deal_parts(task, train, test, wanted, n_test, PAIR_COLUMNS, seed)
     return TaskSplits(task, **parts, source=source, columns=PAIR_COLUMNS, n_dropped=dict(n_dropped))
 
 
@@ -276,16 +252,6 @@ def _read_split(
         causes = ", ".join(f"{count} with {reason}" for reason, count in n_dropped.items())
         raise ValueError(f"{task.name}: no pair of the split {split!r} is left; left out: {causes}.")
     return sorted(examples, key=lambda example: example["id"])
-
-
-def _sample(task: PreferenceTask, name: str, rows: list[dict], n: int | None, seed: int) -> Dataset:
-    """`n` random pairs, all by default. A larger `n` keeps the pairs of a smaller one."""
-    n = len(rows) if n is None else n
-    if n > len(rows) or not rows:
-        raise ValueError(f"{task.name}: {n} pairs asked for in `{name}`; there are {len(rows)}. Ask for fewer.")
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    columns = (*PAIR_COLUMNS, "group", "ground_truth")
-    return Dataset.from_list([{column: row[column] for column in columns} for row in shuffled(rows, rng)[:n]])
 
 
 ANTHROPIC_HH = PreferenceTask(

@@ -8,11 +8,20 @@ from datasets.fingerprint import generate_random_fingerprint
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PAIR_COLUMNS", "TEXT_COLUMNS", "response_lengths", "tokenize_pairs", "tokenize_rows"]
+__all__ = [
+    "COMPLETION_COLUMNS",
+    "PAIR_COLUMNS",
+    "TEXT_COLUMNS",
+    "completion_lengths",
+    "response_lengths",
+    "tokenize_pairs",
+    "tokenize_rows",
+]
 
-# What is needed to tokenize a row: a text, or a pair of responses.
+# What is needed to tokenize a row: a text, a pair of responses, or a prompt to complete.
 TEXT_COLUMNS = ("id", "text", "context_start", "context_end", "shorten_from")
 PAIR_COLUMNS = ("id", "prompt", "first", "second")
+COMPLETION_COLUMNS = ("id", "prompt")
 
 
 def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
@@ -155,6 +164,43 @@ def response_lengths(rows: Sequence[dict], tokenizer: PreTrainedTokenizerBase) -
         encoded = tokenizer(responses, add_special_tokens=is_text)["input_ids"]
         lengths += [max(len(encoded[n]), len(encoded[n + 1])) for n in range(0, len(encoded), 2)]
     return np.array(lengths, dtype=np.int64)
+
+
+def completion_lengths(
+    prompts: Sequence[str], completions: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Tokens of each prompt, and of each completion with its end-of-text token: `(N,)` int64 twice.
+
+    Raises:
+        ValueError: a prompt with its completion does not begin with the tokens of the prompt, so that what is trained
+            is not what is generated; the row, and how it is cut, are in the message. Or the tokenizer has no
+            end-of-text token.
+    """
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"The tokenizer of {tokenizer.name_or_path!r} has no end-of-text token, so that no completion would ever "
+            "end; set one."
+        )
+    n_prompt, n_completion = [], []
+    for start in tqdm(range(0, len(prompts), 1000), desc="Measuring prompts"):
+        before = list(prompts[start : start + 1000])
+        after = list(completions[start : start + 1000])
+        both = [prompt + completion for prompt, completion in zip(before, after, strict=True)]
+        apart, together = tokenizer(before)["input_ids"], tokenizer(both)["input_ids"]
+        for prompt, completion, ids, all_ids in zip(before, after, apart, together, strict=True):
+            if all_ids[: len(ids)] != ids or len(all_ids) == len(ids):
+                raise ValueError(
+                    f"The tokenizer of {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) does not keep the end "
+                    f"of a prompt: {prompt[-20:]!r} ends with the tokens {tokenizer.convert_ids_to_tokens(ids[-3:])}, "
+                    f"with {completion!r} behind it there are "
+                    f"{tokenizer.convert_ids_to_tokens(all_ids[max(0, len(ids) - 3) :])}. A model would be trained on "
+                    "other tokens than it is asked with. Take a tokenizer that adds nothing behind a text and merges "
+                    "nothing over a space."
+                )
+            n_prompt.append(len(ids))
+            n_completion.append(len(all_ids) - len(ids) + 1)
+    return np.array(n_prompt, dtype=np.int64), np.array(n_completion, dtype=np.int64)
 
 
 def _render(

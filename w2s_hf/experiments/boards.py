@@ -1,0 +1,80 @@
+"""Boards of a few puzzles for the report, with the move asked for and the student's."""
+
+from pathlib import Path
+
+import chess.svg
+from datasets import Dataset
+
+from ..labels import Completion
+from ..tasks.move_scores import parse_move
+from .moves import scores_of
+from .report import markdown_table
+
+__all__ = ["draw_boards"]
+
+# Okabe and Ito's green and vermilion, told apart by every kind of colour vision.
+_RIGHT, _WRONG = "#009E73", "#D55E00"
+_SIZE = 240  # pixels
+_N_EACH = 3
+
+
+def draw_boards(
+    student: list[Completion], weak: list[Completion], test: Dataset, output_dir: Path, student_name: str
+) -> str:
+    """
+    Draws puzzles that the student solved though its supervisor did not, and puzzles that it failed.
+
+    Args:
+        student, weak (`list[Completion]`): What both answered to the test puzzles.
+        test ([`~datasets.Dataset`]): With `fen`, `prompt` and `ground_truth`.
+        output_dir (`Path`): SVG files go to `figures/boards/` below it.
+        student_name (`str`): What to call the student.
+
+    Returns:
+        `str`: A section in Markdown.
+    """
+    scores, weak_scores = scores_of(student, test), scores_of(weak, test)
+    solved = [n for n, score in enumerate(scores) if score.correct and not weak_scores[n].correct]
+    solved += [n for n, score in enumerate(scores) if score.correct and weak_scores[n].correct]
+    failed = [n for n, score in enumerate(scores) if not score.correct]
+    directory = output_dir / "figures" / "boards"
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob("*.svg"):
+        old.unlink()
+    sections = [f"## Puzzles that the {student_name} solved, and failed"]
+    for title, chosen in (("solved", solved[:_N_EACH]), ("failed", failed[:_N_EACH])):
+        if not chosen:
+            continue
+        cells, captions = [], []
+        for number, row in enumerate(chosen, start=1):
+            name = f"{title}{number}.svg"
+            target, answer, fen = test[row]["ground_truth"], student[row].text, test[row]["fen"]
+            (directory / name).write_text(_draw(fen, target, answer))
+            board = chess.Board(fen)
+            turn = "White" if board.turn else "Black"
+            legal = "" if scores[row].move else " (no legal move)"
+            says = f"student `{_words(answer)}`{legal}, " if title == "failed" else ""
+            cells.append(f"![{title}: {fen}](figures/boards/{name})")
+            captions.append(
+                f"{turn} to move: {says}solution `{target.strip()}`, supervisor `{_words(weak[row].text)}`"
+            )
+        sections.append(markdown_table([title] + [""] * (len(cells) - 1), [cells, captions]))
+    sections.append(
+        "Green: the solution. Red: the student's move, where it is another legal one. Of the solved puzzles, those "
+        "that the supervisor failed come first."
+    )
+    return "\n\n".join(sections)
+
+
+def _words(text: str) -> str:
+    """At most two words of a completion, safe in a table."""
+    return " ".join(text.split()[:2]).replace("|", "/").replace("`", "'") or " "
+
+
+def _draw(fen: str, target: str, answer: str) -> str:
+    board = chess.Board(fen)
+    wanted, made = parse_move(target, board), parse_move(answer, board)
+    arrows = [chess.svg.Arrow(wanted.from_square, wanted.to_square, color=_RIGHT)]
+    if made is not None and made != wanted:
+        arrows.append(chess.svg.Arrow(made.from_square, made.to_square, color=_WRONG))
+    return str(chess.svg.board(board, orientation=board.turn, arrows=arrows, size=_SIZE))

@@ -1,0 +1,290 @@
+"""Weak-to-strong generalization on chess puzzles, from puzzles to PGR: the answers are moves, written as text."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict
+
+from ..config import CompletionConfig, StudentConfig
+from ..modeling import load_tokenizer
+from ..tasks.chess import ChessTask, load_puzzles
+from ..tasks.demo_chess import FORK_MODELS, FORK_WORDS, ForkWorld
+from .boards import draw_boards
+from .finetuning import Model, Workbench
+from .moves import CHESS, answer_untrained, rate_where, trivial_baselines
+from .options import ChessArguments
+from .protocol import (
+    Materials,
+    SeedRun,
+    collect_results,
+    find_demo_models,
+    find_models,
+    ladder_stages,
+    run_seed,
+    split_options,
+)
+from .report import interval, markdown_table, write_report
+from .stages import Stages
+
+__all__ = ["run_chess"]
+
+_DEMO_TEXT = """
+## What this demo shows, and what it does not
+
+White has king and knight, Black king and a queen or rook, and exactly one knight move gives check and attacks the
+other piece at once: a fork. Every puzzle is proved with python-chess, and no two are mirror images of each other. The
+student has read 100,000 single moves with a word for what they do, `check`, `hits`, `takes` or `quiet`; no position in
+which there is a fork was among them, nor was the word `fork`. The supervisor has read nothing, and learned from ground
+truth.
+
+- Where a student is better than the supervisor that taught it, it shows the effect itself, measured live: it knew the
+  parts, and the labels told it which of them is meant.
+- It does not show chess skill. Whoever plays a random check is right in two of three puzzles; a student below that
+  baseline has understood less than that rule.
+- Look at zero-shot, too. Asked for a `check` in place of a `fork`, the student can find forks before any finetuning:
+  the knowledge is there and has to be asked for by its name. Asked for a `fork`, a word it has never read, it may play
+  what fits every word it knows, which again is the fork (with the full stop of its corpus behind it, so never exactly
+  the target). Where that is better than the student, learning from this supervisor did harm, as the paper's figure 15
+  has it for students of very weak supervisors.
+- It does not show that size helps: pretraining drives the gain here, and the supervisor has none.
+- Decoys are other knight moves that give check, and others that attack; they are where a student can be misled.
+- One epoch is part of the design: a student that sees its supervisor's errors several times learns them.
+- Each seed has puzzles, corpus and models of its own, so numbers differ from seed to seed by more than their
+  intervals.
+"""
+
+_SCORES_TEXT = """
+Accuracy is the share of puzzles in which the first word of the completion is the right move, whatever it says of check
+and mate. Exact: the whole completion is the right text, check marks included. Mates accepted: any mate counts where
+the right move is one. Legal: a move that the rules allow. Cut: completions that the limit of {max_new_tokens} tokens
+ended.
+"""
+
+
+def run_chess(
+    task: ChessTask, args: ChessArguments, training_args: CompletionConfig, student_config: StudentConfig
+) -> dict:
+    """
+    Runs the experiment for every seed and writes everything below `training_args.output_dir`.
+
+    Args:
+        task ([`ChessTask`]): Where the puzzles are.
+        args ([`ChessArguments`]): Models, puzzles, seeds, baselines, easy-to-hard.
+        training_args ([`CompletionConfig`]): Training of the students and the ceiling; of the weak supervisor, too,
+            where `args` says nothing else.
+        student_config ([`StudentConfig`]): Adapters and precision of the students and the ceiling.
+
+    Returns:
+        `dict`: The content of `results.json` (schema 1).
+
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError: before anything is trained, see
+            [`w2s_hf.tasks.chess.load_puzzles`] and [`w2s_hf.hub.ensure_available`].
+    """
+    started = time.monotonic()
+    output_dir = Path(training_args.output_dir)
+    bench = Workbench(Stages(output_dir / "_stages"), training_args, CHESS)
+    ladder = ladder_stages()
+    if args.demo:
+        every = [gather_demo(task, args, training_args, student_config, seed, ladder) for seed in args.seeds]
+    else:
+        models = find_models(args, student_config)
+        splits = load_fitting_puzzles(task, args, training_args, models, dataset_path=args.dataset_path)
+        every = [Materials(splits, *models)] * len(args.seeds)
+    if args.max_train_rating is not None:
+        for materials in every:
+            check_ratings(materials, args)
+    runs = []
+    for seed, materials in zip(args.seeds, every, strict=True):
+        run = run_seed(materials, args, seed, bench, output_dir)
+        run.entry["baselines"] = [*zero_shot(bench, materials, args), *trivial_baselines(materials.splits.test)]
+        if args.max_train_rating is not None:
+            run.entry["easy_to_hard"] = easy_to_hard(bench, materials, args, seed, run)
+        runs.append(run)
+    results = collect_results(task.name, args, every[0].splits, runs, bench, ladder, started)
+    if PartialState().is_main_process:
+        notes = [_SCORES_TEXT.strip().format(max_new_tokens=training_args.max_new_tokens), scores_table(results)]
+        notes.append("## Accuracy by kind of puzzle" if args.demo else "## Accuracy by rating")
+        notes.append(bands_table(results))
+        if args.max_train_rating is not None:
+            notes += ["## Easy to hard", easy_to_hard_table(results)]
+        answers, method = runs[0].answers, args.methods[-1]
+        test = every[0].splits.test
+        notes.append(draw_boards(answers[method], answers["weak"], test, output_dir, f"student ({method})"))
+        if args.demo:
+            notes.insert(0, _DEMO_TEXT.strip())
+        write_report(results, output_dir, training_args, introduction=task.description, notes=notes)
+    PartialState().wait_for_everyone()
+    return results
+
+
+def load_fitting_puzzles(
+    task: ChessTask, args: ChessArguments, training_args: CompletionConfig, models: tuple[Model, ...], **source
+):
+    """Puzzles that fit all models; `source` as of [`load_puzzles`]."""
+    return load_puzzles(
+        task,
+        tokenizers=[load_tokenizer(model.path, revision=model.revision) for model in models],
+        max_length=training_args.max_length,
+        max_new_tokens=training_args.max_new_tokens,
+        **source,
+        **split_options(args),
+    )
+
+
+def gather_demo(
+    task: ChessTask,
+    args: ChessArguments,
+    training_args: CompletionConfig,
+    student_config: StudentConfig,
+    seed: int,
+    ladder: Stages,
+) -> Materials:
+    """Puzzles and models of one seed of the demo, which has its own of both."""
+    world = ForkWorld(seed=seed)
+    models = find_demo_models(args, student_config, world, ladder, FORK_MODELS)
+    n_test = args.n_test
+    puzzles = world.puzzles(args.n_weak + args.n_train + args.n_validation + n_test)
+    raw = DatasetDict(test=Dataset.from_list(puzzles[:n_test]), train=Dataset.from_list(puzzles[n_test:]))
+    splits = load_fitting_puzzles(task, args, training_args, models[:2], raw=raw)
+    splits = replace(splits, source={"id": "w2s_hf demo", "revision": f"world {seed}"})
+    return Materials(splits, *models)
+
+
+def zero_shot(bench: Workbench, materials: Materials, args: ChessArguments) -> list[dict]:
+    """The student before any finetuning, on the test puzzles; in the demo also asked for a check."""
+    if not args.zero_shot:
+        return []
+    test, student = materials.splits.test, materials.student
+    source = {"task": materials.splits.task.name, "dataset": materials.splits.source}
+    asked = {"zero-shot": test}
+    if args.demo:
+        fork, check = FORK_WORDS[:2]
+        asked[f"zero-shot, asked for a {check}"] = test.map(
+            lambda row: {"prompt": row["prompt"].replace(fork, check)}, desc="Asking"
+        )
+    entries = []
+    for name, rows in asked.items():
+        answers = answer_untrained(bench, "zero-shot", student, rows, source)
+        entries.append({"name": name, "model": student.name, **CHESS.scores(answers, rows)})
+    return entries
+
+
+def check_ratings(materials: Materials, args: ChessArguments) -> None:
+    """Raises `ValueError` where there is nothing easy to train on, or nothing hard to test on."""
+    for name in ("student_half", "student_validation"):
+        if not _is_easy(getattr(materials.splits, name), args).any():
+            raise ValueError(
+                f"--max_train_rating {args.max_train_rating}: no puzzle of `{name}` is rated at most that; ratings "
+                "come from a column `Rating`."
+            )
+    if not _is_hard(materials.splits.test, args).any():
+        raise ValueError(f"--min_hard_rating {args.min_hard_rating}: no test puzzle is rated at least that.")
+
+
+def _is_easy(rows: Dataset, args: ChessArguments) -> np.ndarray:
+    ratings = np.array(rows["rating"])
+    return (ratings >= 0) & (ratings <= args.max_train_rating)
+
+
+def _is_hard(rows: Dataset, args: ChessArguments) -> np.ndarray:
+    return np.array(rows["rating"]) >= args.min_hard_rating
+
+
+def easy_to_hard(bench: Workbench, materials: Materials, args: ChessArguments, seed: int, run: SeedRun) -> dict:
+    """
+    Trained on easy puzzles, tested on all and on hard ones (paper, appendix C): true moves of the easy puzzles of the
+    student half, and of as many puzzles of any rating, so that only the difficulty differs.
+    """
+    splits, test = materials.splits, materials.splits.test
+    source = {"task": splits.task.name, "dataset": splits.source, "split_fingerprint": splits.fingerprint}
+    easy, easy_validation = (
+        rows.select(np.flatnonzero(_is_easy(rows, args))) for rows in (splits.student_half, splits.student_validation)
+    )
+    parts = {
+        "easy": (easy, easy_validation),
+        # The student half is in random order.
+        "any rating": (splits.student_half.select(range(len(easy))), splits.student_validation),
+    }
+    everything, hard = np.ones(len(test), dtype=bool), _is_hard(test, args)
+    answers = {"all": run.answers["ceiling"]}
+    for name, (train, validation) in parts.items():
+        stage = bench.finetune(
+            f"easy-to-hard-{name.replace(' ', '-')}",
+            materials.student,
+            CHESS.with_ground_truth(train),
+            CHESS.with_ground_truth(validation),
+            [test],
+            seed=seed,
+            provenance=source,
+        )
+        answers[name] = CHESS.labels.load(stage / "predictions").of(list(test["id"]))
+    trained_on = {"easy": len(easy), "any rating": len(easy), "all": len(splits.student_half)}
+    return {
+        "max_train_rating": args.max_train_rating,
+        "min_hard_rating": args.min_hard_rating,
+        "trained_on": {
+            name: {
+                "n_train": n,
+                "on_all": rate_where(answers[name], test, everything),
+                "on_hard": rate_where(answers[name], test, hard),
+            }
+            for name, n in trained_on.items()
+        },
+    }
+
+
+def _models(run: dict) -> dict[str, dict]:
+    """Everything in a run that wrote moves, by role."""
+    models = {"weak supervisor": run["weak"]}
+    models |= {entry["name"]: entry for entry in run["baselines"] if entry["model"]}
+    models |= {f"control, {entry['method']}, not pretrained": entry for entry in run["controls"]}
+    models |= {f"student, {entry['method']}": entry for entry in run["students"]}
+    return models | {"strong ceiling": run["ceiling"]}
+
+
+def scores_table(results: dict) -> str:
+    """What else is known of every model's moves, in Markdown."""
+    lines = []
+    for run in results["runs"]:
+        for role, entry in _models(run).items():
+            line = [str(run["seed"]), role, f"{entry['accuracy']:.3f}{interval(entry['ci95'])}"]
+            line += [
+                f"{entry[name]:.3f}{interval(entry[f'{name}_ci95'])}"
+                for name in ("exact_match", "mate_accepted", "legal_rate")
+            ]
+            lines.append([*line, str(entry["n_cut"])])
+    return markdown_table(["seed", "role", "accuracy [95 %]", "exact", "mates accepted", "legal", "cut"], lines)
+
+
+def bands_table(results: dict) -> str:
+    """Accuracy by band, in Markdown."""
+    bands = list(dict.fromkeys(band for run in results["runs"] for band in run["ceiling"]["by_band"]))
+    lines = []
+    for run in results["runs"]:
+        counts = [run["ceiling"]["by_band"].get(band, {"n": 0})["n"] for band in bands]
+        lines.append([str(run["seed"]), "test puzzles", *map(str, counts)])
+        for role, entry in _models(run).items():
+            cells = [entry["by_band"].get(band) for band in bands]
+            shown = ["-" if cell is None else f"{cell['accuracy']:.3f}{interval(cell['ci95'])}" for cell in cells]
+            lines.append([str(run["seed"]), role, *shown])
+    return markdown_table(["seed", "", *bands], lines)
+
+
+def easy_to_hard_table(results: dict) -> str:
+    """Who was trained on what and how it does on hard puzzles, in Markdown."""
+    lines = []
+    for run in results["runs"]:
+        found = run["easy_to_hard"]
+        names = {"easy": f"rated at most {found['max_train_rating']}", "any rating": "as many of any rating"}
+        for name, entry in found["trained_on"].items():
+            line = [str(run["seed"]), names.get(name, "all (the ceiling)"), str(entry["n_train"])]
+            line += [f"{entry[on]['accuracy']:.3f}{interval(entry[on]['ci95'])}" for on in ("on_all", "on_hard")]
+            lines.append(line)
+    first = results["runs"][0]["easy_to_hard"]
+    n_hard = first["trained_on"]["all"]["on_hard"]["n"]
+    hard = f"on the {n_hard} rated {first['min_hard_rating']} or more"
+    return markdown_table(["seed", "true moves of puzzles", "puzzles", "on all test puzzles", hard], lines)

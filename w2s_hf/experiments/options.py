@@ -1,0 +1,169 @@
+"""What an experiment can be told on the command line, besides the arguments of its trainer and its student."""
+
+from dataclasses import dataclass, field
+
+from ..config import METHODS
+
+__all__ = [
+    "AnyTaskArguments",
+    "ChessArguments",
+    "ClassificationArguments",
+    "ExperimentArguments",
+    "RewardArguments",
+]
+
+
+@dataclass
+class ExperimentArguments:
+    """The experiment: whose labels, which student, which methods, how many rows and seeds."""
+
+    _argument_group_name = "experiment"
+
+    dataset_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Local directory or file in the dataset's own schema; without it the rows come from the Hub."
+        },
+    )
+    weak_model: str | None = field(default=None, metadata={"help": "Weak supervisor: Hub id or local directory."})
+    student_model: str | None = field(default=None, metadata={"help": "Strong student: Hub id or local directory."})
+    methods: list[str] = field(
+        default_factory=lambda: ["naive", "confidence"],
+        metadata={"help": f"How students learn from the weak labels, of: {', '.join(METHODS)}."},
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "One whole experiment a seed (models, order; demo: world)."}
+    )
+    n_train: int | None = field(
+        default=None, metadata={"help": "Rows of the student half (unset: half of what there is)."}
+    )
+    n_weak: int | None = field(default=None, metadata={"help": "Rows of the weak half (unset: as --n_train)."})
+    n_validation: int | None = field(
+        default=None, metadata={"help": "Validation rows, for early stopping (unset: a tenth of the training rows)."}
+    )
+    n_test: int | None = field(default=None, metadata={"help": "Test rows (unset: all)."})
+    split_seed: int = field(
+        default=0, metadata={"help": "Seed of the halves; --seeds never moves a row of real data."}
+    )
+    weak_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the weak supervisor (unset: --learning_rate)."}
+    )
+    weak_num_train_epochs: float | None = field(
+        default=None, metadata={"help": "Epochs of the weak supervisor (unset: --num_train_epochs)."}
+    )
+    weak_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of the weak supervisor (unset: --weight_decay)."}
+    )
+    demo: bool = field(
+        default=False, metadata={"help": "The embedded demo: generated rows, models pretrained on the spot."}
+    )
+    demo_documents: int | None = field(
+        default=None, metadata={"help": "Pretraining documents of the demo's models (unset: each model's own)."}
+    )
+    hub_namespace: str | None = field(
+        default=None, metadata={"help": "User or organization that --push_to_hub pushes to (unset: the token's own)."}
+    )
+
+    def __post_init__(self):
+        unknown = [method for method in self.methods if method not in METHODS]
+        if unknown or not self.methods:
+            raise ValueError(f"--methods: got {unknown or 'none'}, expected some of {', '.join(METHODS)}.")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"--seeds: got {self.seeds}, expected one or more different integers.")
+        for name in ("n_train", "n_weak", "n_validation", "n_test", "demo_documents"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name}: got {value}, expected a positive number.")
+
+
+@dataclass
+class ClassificationArguments(ExperimentArguments):
+    """An experiment on texts with a yes or a no."""
+
+    conversion: str = field(
+        default="pairs",
+        metadata={
+            "help": "Rows of a multiple-choice question: `pairs`, a right and a wrong answer (paper), or `coin_flip`, "
+            "either (published code).",
+            "choices": ["pairs", "coin_flip"],
+        },
+    )
+    drop_empty: bool = field(
+        default=False, metadata={"help": "Leave rows with an empty field out; else they are errors."}
+    )
+
+
+@dataclass
+class AnyTaskArguments(ClassificationArguments):
+    """
+    An experiment on a task that is named on the command line.
+
+    Args:
+        task (`str`): As in [`w2s_hf.tasks.find_task`].
+        list_tasks (`bool`, *optional*): For `--help`; the recipe looks for it before it reads the rest.
+    """
+
+    task: str | None = field(
+        default=None, metadata={"help": "Name of a task (see --list_tasks), or a Python file that defines one."}
+    )
+    list_tasks: bool = field(default=False, metadata={"help": "Print the tasks and where their rows are, and stop."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.task is None:
+            raise ValueError("Got no --task; --list_tasks prints their names.")
+
+
+@dataclass
+class RewardArguments(ExperimentArguments):
+    """An experiment on pairs of responses: supervisor, students and ceiling are reward models."""
+
+    generative_finetuning: bool = field(
+        default=False,
+        metadata={
+            "help": "Before students and ceiling learn rewards, train them to write both responses of the same pairs "
+            "(paper, 5.2.2); PGR is then given against this ceiling and against the plain one."
+        },
+    )
+    generative_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the generative stage (unset: --learning_rate)."}
+    )
+    generative_num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs of the generative stage."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.generative_num_train_epochs <= 0:
+            raise ValueError(
+                f"--generative_num_train_epochs: got {self.generative_num_train_epochs}, expected a positive number."
+            )
+
+
+@dataclass
+class ChessArguments(ExperimentArguments):
+    """An experiment on chess puzzles: supervisor, students and ceiling write the best move."""
+
+    methods: list[str] = field(
+        default_factory=lambda: ["naive"],
+        metadata={"help": "How students learn from the supervisor's moves, which are text: naive."},
+    )
+    zero_shot: bool = field(
+        default=True, metadata={"help": "Score the student before any finetuning, too (paper, figure 15)."}
+    )
+    max_train_rating: int | None = field(
+        default=None,
+        metadata={
+            "help": "Easy-to-hard (paper, appendix C): train the student on true moves of puzzles rated at most this, "
+            "and on as many of any rating."
+        },
+    )
+    min_hard_rating: int = field(default=2000, metadata={"help": "Easy-to-hard: test puzzles from here on are hard."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.methods != ["naive"]:
+            raise ValueError(
+                f"--methods: got {' '.join(self.methods)}, expected naive: the other losses are about "
+                "probabilities of classes, and moves are text."
+            )
+        if self.max_train_rating is not None and self.demo:
+            raise ValueError("Got --max_train_rating and the demo, whose puzzles have no rating.")

@@ -1,0 +1,131 @@
+"""Greedy completions of prompts: batched, resumable, the same for every batch size and number of ranks."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets.utils import tqdm
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .labels import Completion
+
+__all__ = ["complete"]
+
+logger = logging.getLogger(__name__)
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 16,
+    keep: Path | None = None,
+) -> list[Completion]:
+    """
+    Completes each prompt greedily, up to the tokenizer's end-of-text token.
+
+    Prompts are sorted by length, padded on the left and dealt to the ranks; the result is in the order given, on every
+    rank. (In bfloat16 a tie between two tokens may fall differently in another batch; in float32 that was not seen.)
+    Sampling settings and penalties of the model's own generation configuration are not used.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A causal language model, with adapters or without, in eval mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Adds its special tokens in front as in training.
+        prompts (`list[str]`): Texts of at least one token.
+        max_new_tokens (`int`): Where a completion is cut, its end-of-text token counted.
+        batch_size (`int`, *optional*, defaults to `16`): Prompts at a time on each rank.
+        keep (`Path`, *optional*):
+            A directory for finished batches. Called again with the same prompts, it goes on after them.
+
+    Returns:
+        `list[Completion]`: One a prompt.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-text token, or a prompt has no token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("The tokenizer has no end-of-text token, so that no completion would ever end; set one.")
+    encoded = tokenizer(prompts)["input_ids"] if prompts else []
+    empty = [index for index, ids in enumerate(encoded) if not ids]
+    if empty:
+        raise ValueError(f"The prompt {empty[0]} of {len(prompts)} has no token: {prompts[empty[0]]!r}.")
+    state = PartialState()
+    done = _kept(keep, prompts, max_new_tokens)
+    # The longest first: what does not fit into memory does not fit at once.
+    missing = sorted(set(range(len(prompts))) - done.keys(), key=lambda index: (-len(encoded[index]), index))
+    batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+    own = batches[state.process_index :: state.num_processes]
+    made: list[tuple[int, Completion]] = []
+    bar = tqdm(own, desc="Completing", disable=None if state.is_main_process else True)
+    for batch in bar:
+        completions = _complete_batch(model, tokenizer, [encoded[index] for index in batch], max_new_tokens)
+        made += zip(batch, completions, strict=True)
+        if keep is not None:
+            with _part(keep, state.process_index).open("a") as file:
+                for index, completion in zip(batch, completions, strict=True):
+                    file.write(json.dumps([index, completion.text, completion.is_cut]) + "\n")
+    done |= dict(gather_object(made) if state.num_processes > 1 else made)
+    return [done[index] for index in range(len(prompts))]
+
+
+@torch.inference_mode()
+def _complete_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: list[list[int]], max_new_tokens: int
+) -> list[Completion]:
+    inputs = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt").to(model.device)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    new = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
+    completions = []
+    for prompt, tokens in zip(encoded, new, strict=True):
+        is_cut = tokenizer.eos_token_id not in tokens
+        end = len(tokens) if is_cut else tokens.index(tokenizer.eos_token_id)
+        # Decoded behind its prompt: on its own, it would lose its leading space in some tokenizers.
+        before = tokenizer.decode(prompt, skip_special_tokens=True)
+        text = tokenizer.decode(prompt + tokens[:end], skip_special_tokens=True)
+        completions.append(Completion(text[len(before) :], is_cut))
+    return completions
+
+
+def _part(directory: Path, rank: int) -> Path:
+    return directory / f"rank{rank}.jsonl"
+
+
+def _kept(directory: Path | None, prompts: list[str], max_new_tokens: int) -> dict[int, Completion]:
+    """What an interrupted call left there, by the prompt's position; nothing if it was about other prompts."""
+    state = PartialState()
+    found: list[dict[int, Completion]] = [{}]
+    if directory is not None and state.is_main_process:
+        key = hashlib.sha256(json.dumps([max_new_tokens, *prompts]).encode()).hexdigest()
+        marker = directory / "prompts.txt"
+        if not marker.is_file() or marker.read_text() != key:
+            directory.mkdir(parents=True, exist_ok=True)
+            for part in directory.glob("rank*.jsonl"):
+                part.unlink()
+            marker.write_text(key)
+        for part in directory.glob("rank*.jsonl"):
+            whole, _, rest = part.read_text().rpartition("\n")
+            for line in whole.splitlines():
+                index, text, is_cut = json.loads(line)
+                found[0][index] = Completion(text, is_cut)
+            if rest:  # half a line, where the process was killed
+                part.write_text(f"{whole}\n" if whole else "")
+        if found[0]:
+            logger.info(f"{len(found[0])} of {len(prompts)} completions were made earlier")
+    if state.num_processes > 1:
+        broadcast_object_list(found, from_process=0)
+    return found[0]

@@ -1,0 +1,354 @@
+"""Chess puzzles: the best move of a position, as text that follows a transcript, a FEN, or any prompt.
+
+Needs python-chess, the extra `chess`: `pip install w2s_hf[chess]`.
+"""
+
+import hashlib
+import io
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import chess.pgn
+from datasets import DatasetDict
+from datasets.utils import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from .dealing import TaskSplits, deal_parts, group_rows, hold_out, part_sizes, read_split, unique_rows
+from .loading import load_raw
+from .move_scores import parse_move, san_move, uci_move
+from .task import Source
+from .tokenizing import COMPLETION_COLUMNS, completion_lengths
+
+__all__ = [
+    "CHESS_PUZZLES",
+    "ChessTask",
+    "fen_prompt",
+    "load_puzzles",
+    "transcript",
+]
+
+logger = logging.getLogger(__name__)
+
+# Columns that tell the schema of a row, and what they are called in messages.
+_SCHEMAS = {
+    "transcripts (EleutherAI/lichess-puzzles)": ("ctx", "target"),
+    "the Lichess puzzle table (Lichess/chess-puzzles)": ("FEN", "Moves"),
+}
+_MOVE_NUMBER = re.compile(r"(\d+)\.(\.\.)?")
+_BAND_WIDTH = 400  # rating points
+
+
+@dataclass(frozen=True)
+class ChessTask:
+    """
+    Puzzles in either of two public schemas.
+
+    A row has `ctx` and `target`, the prompt and the move that should follow it (EleutherAI/lichess-puzzles): the
+    prompt is a transcript, or anything where the position to move in is given in a column `fen`. Or it has `FEN`, the
+    position before the opponent's last move, and `Moves`, that move and the solution in UCI (the Lichess puzzle
+    table); the prompt is the FEN after that move, or a transcript where a column `movetext` has the game. Of either,
+    `Rating` and `GameUrl` are used where they are there, and a column `band`, by which accuracy is reported, in place
+    of bands of ratings.
+
+    Args:
+        name (`str`): Its name in results.
+        sources (`tuple[Source]`): Where its rows are; the next one is tried when one does not load.
+        train_split, test_split (`tuple[str]`):
+            Names of the splits; where there is no `test_split`, a fifth is held out.
+        description (`str`, *optional*): One line for people.
+    """
+
+    name: str
+    sources: tuple[Source, ...]
+    train_split: tuple[str, ...] = ("train",)
+    test_split: tuple[str, ...] = ("test",)
+    description: str = ""
+
+    # What a [`Task`] has, too. Columns depend on the schema and are looked for in the rows.
+    columns = ()
+    label = None
+
+    def example(self, row: dict) -> dict:
+        """
+        A puzzle, every move of it checked.
+
+        Args:
+            row (`dict`): A row of the dataset.
+
+        Returns:
+            `dict` with `id` (hash of the content), `prompt`, `fen` (the position to move in), `rating` (-1 where there
+            is none), `band` (of ratings, such as `1200-1599`), `ground_truth` (the move as it follows the prompt, with
+            its leading space), `text` (a hash of the prompt, to find duplicates) and `keys` (rows that share one stay
+            together).
+
+        Raises:
+            BrokenPuzzleError: a move is illegal, or the row cannot be read.
+        """
+        if row.get("ctx") is not None and row.get("target") is not None:
+            prompt, board, target, keys = _read_transcript(row)
+        elif row.get("FEN") is not None and row.get("Moves") is not None:
+            prompt, board, target, keys = _read_table_row(row)
+        else:
+            raise BrokenPuzzleError("an empty field")
+        # Pieces and moves differ by case, which comparisons of texts ignore: so a hash.
+        content = hashlib.sha256(f"{prompt}\0{target}".encode()).hexdigest()
+        rating = row.get("Rating")
+        return {
+            "id": content[:16],
+            "prompt": prompt,
+            "fen": board.fen(),
+            "rating": -1 if rating is None else int(rating),
+            "band": row.get("band") or _band(rating),
+            "text": hashlib.sha256(prompt.encode()).hexdigest(),
+            "keys": keys,
+            "ground_truth": target,
+        }
+
+
+class BrokenPuzzleError(ValueError):
+    """Nothing can be made of a row; the message is the reason, for counting."""
+
+
+def _band(rating: int | None) -> str:
+    if rating is None:
+        return "unrated"
+    low = int(rating) // _BAND_WIDTH * _BAND_WIDTH
+    return f"{low}-{low + _BAND_WIDTH - 1}"
+
+
+def _read_transcript(row: dict) -> tuple[str, chess.Board, str, list[str]]:
+    """Prompt, position, target and keys of a row with `ctx` and `target`."""
+    prompt, target = row["ctx"].strip(), f" {row['target'].strip()}"
+    if row.get("fen") is not None:
+        board = _board(row["fen"])
+        keys = [f"position: {_position(board)}"]
+    else:
+        board = _replay(prompt)
+        if not prompt.endswith(_number(board)):
+            raise BrokenPuzzleError("a transcript that does not end with the number of the move to play")
+        keys = []  # [`load_puzzles`] finds the games that begin alike
+    if parse_move(target, board) is None:
+        raise BrokenPuzzleError("an illegal move")
+    return prompt, board, target, keys
+
+
+def _read_table_row(row: dict) -> tuple[str, chess.Board, str, list[str]]:
+    """Prompt, position, target and keys of a row with `FEN` and `Moves`."""
+    board = _board(row["FEN"])
+    moves = row["Moves"].split()
+    if len(moves) < 2:
+        raise BrokenPuzzleError("no solution")
+    for move in moves[:2]:
+        if uci_move(move, board) is None:
+            raise BrokenPuzzleError("an illegal move")
+        if move is moves[0]:
+            board.push_uci(move)
+    target = f" {board.san(chess.Move.from_uci(moves[1]))}"
+    game = re.sub(r"(/black|/white)?(#\d+)?$", "", row.get("GameUrl") or "")
+    keys = [f"game: {game}"] if game else [f"position: {_position(board)}"]
+    if row.get("movetext") is None:
+        return fen_prompt(board), board, target, keys
+    played = _game_until(row["movetext"], _position(board))
+    if played is None:
+        raise BrokenPuzzleError("a game that does not come to the position")
+    return transcript(played), played, target, keys
+
+
+def _board(fen: str) -> chess.Board:
+    try:
+        board = chess.Board(fen)
+    except ValueError:
+        raise BrokenPuzzleError("an unreadable position") from None
+    if not board.is_valid():
+        raise BrokenPuzzleError("an impossible position")
+    return board
+
+
+def _position(board: chess.Board) -> str:
+    """Pieces, whose move it is, castling and en passant; without the clocks."""
+    return " ".join(board.fen().split()[:4])
+
+
+def _replay(text: str) -> chess.Board:
+    """The board after the moves of a transcript, each with its number (`1. d4 1... Nf6`), or White's only."""
+    board = chess.Board()
+    for word in text.split():
+        if _MOVE_NUMBER.fullmatch(word) is None:
+            move = san_move(word, board)
+            if move is None:
+                raise BrokenPuzzleError("an illegal move")
+            board.push(move)
+        elif word != _number(board):
+            raise BrokenPuzzleError("a wrong move number")
+    return board
+
+
+def _game_until(movetext: str, position: str) -> chess.Board | None:
+    """The board, with the moves that led to it, where a game in PGN comes to a position; `None` if it never does."""
+    game = chess.pgn.read_game(io.StringIO(movetext))
+    board = chess.Board()
+    for move in game.mainline_moves() if game is not None else ():
+        board.push(move)
+        if _position(board) == position:
+            return board
+    return None
+
+
+def _number(board: chess.Board) -> str:
+    """`22.` where White is to move, `22...` where Black is."""
+    return f"{board.fullmove_number}." + ("" if board.turn == chess.WHITE else "..")
+
+
+def fen_prompt(board: chess.Board) -> str:
+    """What asks for a move where there is no transcript."""
+    return f"{board.fen()}\nBest move:"
+
+
+def transcript(board: chess.Board) -> str:
+    """
+    The moves that led to a position, in SAN and each with its number, and the number of the move to play, as in the
+    paper's figure 14: `1. d4 1... Nf6 2.`
+    """
+    replay = board.root()
+    words = []
+    for move in board.move_stack:
+        words += [_number(replay), replay.san_and_push(move)]
+    return " ".join([*words, _number(replay)])
+
+
+def load_puzzles(
+    task: ChessTask,
+    *,
+    dataset_path: str | None = None,
+    raw: DatasetDict | None = None,
+    tokenizers: Sequence[PreTrainedTokenizerBase] = (),
+    max_length: int | None = None,
+    max_new_tokens: int | None = None,
+    n_train: int | None = None,
+    n_weak: int | None = None,
+    n_validation: int | None = None,
+    n_test: int | None = None,
+    n_links: int = 0,
+    seed: int = 0,
+) -> TaskSplits:
+    """
+    Loads puzzles, leaves out the broken ones, and halves them by game.
+
+    Puzzles of one game stay in one part, and none of a test game is in training: the game is that of `GameUrl`; of
+    transcripts, of which one goes on where another ends, all are taken for one game. Where neither tells, only equal
+    positions stay together. Equal prompts count once, and not at all where their moves differ. Each link of a
+    bootstrapping chain has rows of its own (paper, A.2).
+
+    Args:
+        task ([`ChessTask`]): The task.
+        dataset_path, raw, n_train, n_weak, n_validation, n_test, seed: As in [`w2s_hf.tasks.splits.load_splits`]. Of
+            one split a fifth is held out to test.
+        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Of all models.
+        max_length (`int`, *optional*): Tokens of prompt and completion. A prompt that leaves no room for
+            `max_new_tokens` is left out: without its beginning a transcript is another game.
+        max_new_tokens (`int`, *optional*): Tokens of a completion.
+        n_links (`int`, *optional*, defaults to 0): Links to deal rows for, as many to each as to the student half.
+
+    Returns:
+        [`TaskSplits`] whose parts have `COMPLETION_COLUMNS`, `fen`, `group`, `rating` (-1 where there is none), `band`
+        and `ground_truth` (the move as text).
+
+    Raises:
+        FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
+        ValueError: the columns are of neither schema, there are too few rows, a prompt ends in the middle of a token,
+            or `max_new_tokens` is too small for the moves.
+    """
+    if raw is not None:
+        source = {"id": task.sources[0].id, "revision": "generated"}
+    else:
+        raw, source = load_raw(task, dataset_path)
+    wanted = part_sizes(n_train, n_weak, n_validation, n_links)
+    n_dropped: Counter[str] = Counter()
+    # Each row costs milliseconds, and there may be millions: somewhat more than are asked for, and for the test set.
+    n_most = None if None in wanted.values() else 2 * sum(wanted.values()) + 6 * (n_test or 5000)
+
+    def read(names: tuple[str, ...]) -> list[dict]:
+        return _read_split(task, raw, names, tokenizers, max_length, max_new_tokens, n_most, n_dropped)
+
+    train = read(task.train_split)
+    if any(name in raw for name in task.test_split):
+        test = read(task.test_split)
+        _link_games(train + test)
+        group_rows(train + test)
+    else:
+        logger.warning(f"{task.name}: there is no split {task.test_split[0]!r}; a fifth of the games is held out")
+        _link_games(train)
+        train, test = hold_out(task, train, seed)
+    test = unique_rows(task, "test", test)
+    train = unique_rows(task, "training", train, apart_from=test)
+    n_dropped = +n_dropped
+    if n_dropped:
+        causes = ", ".join(f"{count} with {reason}" for reason, count in n_dropped.items())
+        logger.warning(f"{task.name}: puzzles left out: {causes}")
+    parts = deal_parts(task, train, test, wanted, n_test, (*COMPLETION_COLUMNS, "fen", "rating", "band"), seed)
+    links = {name: parts.pop(name) for name in list(parts) if name.startswith("link")}
+    return TaskSplits(task, **parts, source=source, columns=COMPLETION_COLUMNS, n_dropped=dict(n_dropped), links=links)
+
+
+def _read_split(
+    task: ChessTask,
+    raw: DatasetDict,
+    names: tuple[str, ...],
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    max_length: int | None,
+    max_new_tokens: int | None,
+    n_most: int | None,
+    n_dropped: Counter,
+) -> list[dict]:
+    split, rows, _ = read_split(task, raw, names, n_most)
+    if not any(set(columns) <= set(rows.column_names) for columns in _SCHEMAS.values()):
+        known = "; or ".join(f"{', '.join(columns)}: {name}" for name, columns in _SCHEMAS.items())
+        raise ValueError(
+            f"{task.name}: the split {split!r} has the columns {', '.join(rows.column_names)}, expected {known}."
+        )
+    examples = []
+    for row in tqdm(rows, desc=f"Reading {split}"):
+        try:
+            examples.append(task.example(row))
+        except BrokenPuzzleError as error:
+            n_dropped[str(error)] += 1
+    for tokenizer in tokenizers:
+        prompts, answers = completion_lengths(
+            [example["prompt"] for example in examples], [example["ground_truth"] for example in examples], tokenizer
+        )
+        if max_new_tokens is not None and len(answers) and answers.max() > max_new_tokens:
+            longest = examples[int(answers.argmax())]["ground_truth"]
+            raise ValueError(
+                f"{task.name}: the move {longest!r} is {answers.max()} tokens with its end-of-text token, and "
+                f"completions are cut after {max_new_tokens}: set --max_new_tokens {answers.max()}."
+            )
+        if max_length is not None:
+            fits = prompts + (max_new_tokens or 0) <= max_length
+            n_dropped[f"a prompt of more than {max_length - (max_new_tokens or 0)} tokens"] += int((~fits).sum())
+            examples = [example for example, is_short in zip(examples, fits, strict=True) if is_short]
+    if not examples:
+        causes = ", ".join(f"{count} with {reason}" for reason, count in n_dropped.items())
+        raise ValueError(f"{task.name}: no puzzle of the split {split!r} is left; left out: {causes}.")
+    return sorted(examples, key=lambda example: example["id"])
+
+
+def _link_games(rows: list[dict]) -> None:
+    """Gives transcripts that begin with another whole one a key in common with it."""
+    without = [row for row in rows if not row["keys"]]
+    opened: list[str] = []
+    for row in sorted(without, key=lambda row: row["prompt"]):
+        # Sorted, what begins with a prompt follows it at once.
+        while opened and not (row["prompt"] + " ").startswith(opened[-1] + " "):
+            opened.pop()
+        opened.append(row["prompt"])
+        row["keys"] = [f"game: {opened[0]}"]
+
+
+CHESS_PUZZLES = ChessTask(
+    name="chess_puzzles",
+    description="What is the best move?",
+    sources=(Source("EleutherAI/lichess-puzzles"),),
+)

@@ -1,0 +1,83 @@
+"""What a move that a model wrote is worth, by python-chess (the extra `chess`)."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import chess
+
+__all__ = ["MoveScore", "parse_move", "san_move", "score_move", "uci_move"]
+
+
+def uci_move(text: str, board: chess.Board) -> chess.Move | None:
+    """The move that a text is in UCI, if it is legal."""
+    try:
+        move = chess.Move.from_uci(text)
+    except ValueError:
+        return None
+    return move if move in board.legal_moves else None
+
+
+def san_move(word: str, board: chess.Board) -> chess.Move | None:
+    """The move that a word is in SAN, if it is legal."""
+    try:
+        return board.parse_san(word) or None  # a null move is none
+    except ValueError:
+        return None
+
+
+def parse_move(text: str, board: chess.Board) -> chess.Move | None:
+    """
+    The legal move that a text begins with, or `None`: its first word in SAN, whatever it says of check and mate, or in
+    UCI, of which the squares may stand apart (`c2 a1`).
+    """
+    words = text.split()
+    if not words:
+        return None
+    return san_move(words[0], board) or uci_move(words[0], board) or uci_move("".join(words[:2]), board)
+
+
+@dataclass(frozen=True)
+class MoveScore:
+    """
+    What a completion is worth.
+
+    Args:
+        move (`str`, *optional*): UCI of the move that it begins with; none where that is no legal move.
+        correct (`bool`): It is the move asked for.
+        exact (`bool`): The text is the target character by character, check marks and leading space included, and
+            ended by itself.
+        accepted (`bool`): As `correct`, or both it and the move asked for are mate.
+    """
+
+    move: str | None
+    correct: bool
+    exact: bool
+    accepted: bool
+
+
+@cache
+def score_move(text: str, is_cut: bool, target: str, fen: str) -> MoveScore:
+    """
+    Scores a completion.
+
+    Args:
+        text (`str`): The completion.
+        is_cut (`bool`): It was cut by the limit of tokens; a first word that may go on counts as no move then.
+        target (`str`): The move asked for.
+        fen (`str`): The position to move in.
+    """
+    board = chess.Board(fen)
+    wanted = parse_move(target, board)
+    n_words = len(target.split())
+    is_whole = not is_cut or len(f"{text}.".split()) > n_words  # the last word of a cut text may go on
+    move = parse_move(text, board) if is_whole else None
+    accepted = move == wanted or (move is not None and _mates(move, board) and _mates(wanted, board))
+    return MoveScore(None if move is None else move.uci(), move == wanted, text == target and not is_cut, accepted)
+
+
+def _mates(move: chess.Move, board: chess.Board) -> bool:
+    board.push(move)
+    try:
+        return board.is_checkmate()
+    finally:
+        board.pop()
