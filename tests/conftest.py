@@ -11,13 +11,14 @@ os.environ["OMP_NUM_THREADS"] = "1"  # models this small run no faster on two th
 import numpy as np
 import pytest
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
     set_seed,
@@ -104,3 +105,34 @@ def make_rows(n: int, labels: str = "soft", seed: int = 0, n_classes: int = 2, l
 def cache(tmp_path_factory):
     """Where the demo's models are built once, for all recipes."""
     return tmp_path_factory.mktemp("cache")
+
+
+def make_character_tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    """A token a character, which reads any transcript or FEN; texts decode to themselves."""
+    characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 /-+#=.:\n"
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", *characters])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    special = {"pad_token": "<pad>", "eos_token": "<eos>"} | special
+    names = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=names, **special)
+
+
+def make_language_model(tokenizer: PreTrainedTokenizerFast, **options) -> LlamaForCausalLM:
+    """A tiny Llama that reads 160 tokens; its weights are large enough that completions differ."""
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=160,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        **options,
+    )
+    return LlamaForCausalLM(config)

@@ -5,12 +5,13 @@ import os
 import sys
 from pathlib import Path
 
-from conftest import make_model, make_rows, make_tokenizer
+from conftest import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
 from test_reward_pair import make_pairs
 from test_reward_pair import train as train_pairs
 from test_trainer import arguments, train
 
 from w2s_hf import WeakToStrongTrainer
+from w2s_hf.generation import complete
 
 
 def main(output: Path) -> None:
@@ -55,6 +56,13 @@ def main(output: Path) -> None:
             reward_trainer, trajectory = train_pairs(output.parent / f"pairs-{loss_type}-{name}", pairs, **options)
             result["trajectories"][f"pairs {loss_type} {name}"] = trajectory.tolist()
     result["pairs"] = reward_trainer.predict_proba(make_pairs(21, "random", seed=4)).tolist()
+    tokenizer = make_character_tokenizer()
+    model = make_language_model(tokenizer).eval()
+    prompts = [f"{'abc de ' * (number % 5)}f{number}:" for number in range(21)]
+    made = complete(model, tokenizer, prompts, max_new_tokens=6, batch_size=4, keep=output.parent / "kept")
+    again = complete(model, tokenizer, prompts, max_new_tokens=6, batch_size=4, keep=output.parent / "kept")
+    result["completions"] = [[completion.text, completion.is_cut] for completion in made]
+    result["kept"] = again == made and len(list((output.parent / "kept").glob("rank*.jsonl"))) == world
     if state.is_main_process:
         output.write_text(json.dumps(result))
     if dist.is_initialized():

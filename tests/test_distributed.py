@@ -51,3 +51,9 @@ def test_two_ranks_predict_in_row_order(results):
         one, two = (torch.tensor(result[name]) for result in results)
         assert one.shape == (21, 2) and one.std(dim=0).min() > 0.01
         torch.testing.assert_close(two, one, rtol=5e-4, atol=1e-5)
+
+
+def test_two_ranks_write_the_same_completions_in_row_order(results):
+    one, two = results
+    assert len({text for text, _ in one["completions"]}) > 5
+    assert one["completions"] == two["completions"] and one["kept"] and two["kept"]

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets.utils import tqdm
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .labels import Completion
@@ -19,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 def complete(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[str],
+    prompts: Sequence[str],
     *,
     max_new_tokens: int,
     batch_size: int = 16,
@@ -37,7 +40,7 @@ def complete(
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, with adapters or without, in eval mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Adds its special tokens in front as in training.
-        prompts (`list[str]`): Texts of at least one token.
+        prompts (`Sequence[str]`): Texts of at least one token.
         max_new_tokens (`int`): Where a completion is cut, its end-of-text token counted.
         batch_size (`int`, *optional*, defaults to `16`): Prompts at a time on each rank.
         keep (`Path`, *optional*):
@@ -49,6 +52,7 @@ def complete(
     Raises:
         ValueError: the tokenizer has no end-of-text token, or a prompt has no token.
     """
+    prompts = list(prompts)
     if tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no end-of-text token, so that no completion would ever end; set one.")
     encoded = tokenizer(prompts)["input_ids"] if prompts else []
@@ -76,20 +80,22 @@ def complete(
 
 @torch.inference_mode()
 def _complete_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: list[list[int]], max_new_tokens: int
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: list[list[int]],
+    max_new_tokens: int,
 ) -> list[Completion]:
     inputs = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt").to(model.device)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    new = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
+    with _only(model, config):
+        new = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
     completions = []
     for prompt, tokens in zip(encoded, new, strict=True):
         is_cut = tokenizer.eos_token_id not in tokens
@@ -99,6 +105,20 @@ def _complete_batch(
         text = tokenizer.decode(prompt + tokens[:end], skip_special_tokens=True)
         completions.append(Completion(text[len(before) :], is_cut))
     return completions
+
+
+@contextmanager
+def _only(model: PreTrainedModel | PeftModel, config: GenerationConfig) -> Iterator[None]:
+    """`generate` takes what a configuration does not say from the model's own: penalties, n-grams not to repeat."""
+    owners = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+    before = [owner.generation_config for owner in owners]
+    try:
+        for owner in owners:
+            owner.generation_config = config
+        yield
+    finally:
+        for owner, own in zip(owners, before, strict=True):
+            owner.generation_config = own
 
 
 def _part(directory: Path, rank: int) -> Path:

@@ -151,7 +151,7 @@ def _read_table_row(row: dict) -> tuple[str, chess.Board, str, list[str]]:
     keys = [f"game: {game}"] if game else [f"position: {_position(board)}"]
     if row.get("movetext") is None:
         return fen_prompt(board), board, target, keys
-    played = _game_until(row["movetext"], _position(board))
+    played = _game_until(row["movetext"], board)
     if played is None:
         raise BrokenPuzzleError("a game that does not come to the position")
     return transcript(played), played, target, keys
@@ -186,15 +186,18 @@ def _replay(text: str) -> chess.Board:
     return board
 
 
-def _game_until(movetext: str, position: str) -> chess.Board | None:
-    """The board, with the moves that led to it, where a game in PGN comes to a position; `None` if it never does."""
+def _game_until(movetext: str, wanted: chess.Board) -> chess.Board | None:
+    """
+    The board, with the moves that led to it, where a game in PGN comes to a position; `None` if it never does. Of a
+    position that was repeated, the occurrence with the right move number, else the first.
+    """
     game = chess.pgn.read_game(io.StringIO(movetext))
-    board = chess.Board()
+    board, found = chess.Board(), None
     for move in game.mainline_moves() if game is not None else ():
         board.push(move)
-        if _position(board) == position:
-            return board
-    return None
+        if _position(board) == _position(wanted) and (found is None or board.ply() == wanted.ply()):
+            found = board.copy()
+    return found
 
 
 def _number(board: chess.Board) -> str:

@@ -1,5 +1,6 @@
 """`CompletionTrainer`: TRL's SFT for answers that are text, scored by what the model writes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset
@@ -55,7 +56,7 @@ class CompletionTrainer(SFTTrainer):
         if isinstance(model, PeftModel):
             cast_trainable_to_float32(self.model)
 
-    def complete(self, prompts: list[str], keep: Path | None = None) -> list[Completion]:
+    def complete(self, prompts: Sequence[str], keep: Path | None = None) -> list[Completion]:
         """Greedy completions, one a prompt, in their order; see [`w2s_hf.generation.complete`]."""
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
@@ -80,7 +81,7 @@ class CompletionTrainer(SFTTrainer):
         """Loss and accuracy on rows with `prompt` and `completion`, by default those given at the start."""
         metrics = super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
         rows = self._eval_rows if eval_dataset is None else eval_dataset
-        completions = self.complete(list(rows["prompt"]))
+        completions = self.complete(rows["prompt"])
         right = [made.text == wanted for made, wanted in zip(completions, rows["completion"], strict=True)]
         metrics[f"{metric_key_prefix}_accuracy"] = sum(right) / len(right)
         self.log({f"{metric_key_prefix}_accuracy": metrics[f"{metric_key_prefix}_accuracy"]})

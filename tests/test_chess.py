@@ -1,0 +1,291 @@
+"""Puzzles: both public schemas become prompts with a move behind them; what is broken is counted; moves are scored."""
+
+import chess
+import numpy as np
+import pytest
+from conftest import make_character_tokenizer
+from datasets import Dataset, DatasetDict
+from test_tasks import real
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from w2s_hf.tasks.chess import CHESS_PUZZLES, BrokenPuzzleError, load_puzzles, transcript
+from w2s_hf.tasks.move_scores import parse_move, score_move
+
+# The paper's figure 14, the easy puzzle.
+PAPER_PROMPT = (
+    "1. d4 1... Nf6 2. Nf3 2... d5 3. e3 3... e6 4. Bd3 4... c5 5. c3 5... Be7 6. Nbd2 6... O-O 7. O-O 7... Nc6 8. "
+    "Re1 8... Bd7 9. e4 9... dxe4 10. Nxe4 10... cxd4 11. Nxf6+ 11... Bxf6 12. cxd4 12... Nb4 13. Be4 13... Qb6 14. "
+    "a3 14... Nc6 15. d5 15... exd5 16. Bxd5 16... Bf5 17. Bxc6 17... Qxc6 18. Nd4 18... Bxd4 19. Qxd4 19... Rfe8 20. "
+    "Rxe8+ 20... Rxe8 21. Be3 21... b6 22. Rc1 22..."
+)
+PAPER_TARGET = " Qxc1+"
+
+
+def played(prompt: str) -> chess.Board:
+    board = chess.Board()
+    for word in prompt.split():
+        if not word.endswith("."):
+            board.push_san(word)
+    return board
+
+
+def as_table(prompt: str, target: str, **columns) -> dict:
+    """The same puzzle as a row of the Lichess table."""
+    board = played(prompt)
+    answer = board.parse_san(target.strip()).uci()
+    last = board.pop()
+    return {"PuzzleId": "abc", "FEN": board.fen(), "Moves": f"{last.uci()} {answer} a1a1", "Rating": 695, **columns}
+
+
+def in_pgn(prompt: str) -> str:
+    """As people write it: comments, clocks, and a number a move."""
+    words = [word for word in prompt.split() if not word.endswith("...")]
+    return " ".join(words).replace("1. d4", "1. d4 { [%clk 0:05:00] } 1...", 1) + " Kf8 Qd8+ 1-0"
+
+
+def test_the_papers_example_character_by_character():
+    example = CHESS_PUZZLES.example({"id": "x", "ctx": PAPER_PROMPT, "target": PAPER_TARGET})
+    assert example["prompt"] == PAPER_PROMPT and example["ground_truth"] == PAPER_TARGET
+    assert transcript(played(PAPER_PROMPT)) == PAPER_PROMPT
+    from_table = CHESS_PUZZLES.example(as_table(PAPER_PROMPT, PAPER_TARGET, movetext=in_pgn(PAPER_PROMPT)))
+    for name in ("prompt", "ground_truth", "fen", "id"):
+        assert from_table[name] == example[name], name
+
+
+def test_the_papers_other_example_ends_with_42():
+    """White to move at 42, answer ` Qf5`. The position has been there before, at other move numbers."""
+    board = chess.Board()
+    for san in ["e4", "e5", "Qg4", "Nc6", "d3", "Rb8"] + ["Kd1", "Ra8", "Ke1", "Rb8"] * 19:
+        board.push_san(san)
+    prompt = transcript(board)
+    assert prompt.endswith(" 41. Ke1 41... Rb8 42.")
+    example = CHESS_PUZZLES.example(as_table(prompt, " Qf5", movetext=" ".join(prompt.split())))
+    assert (example["prompt"], example["ground_truth"]) == (prompt, " Qf5")
+
+
+def test_a_row_of_the_table_asks_in_the_position_after_the_opponents_move():
+    row = as_table(PAPER_PROMPT, PAPER_TARGET)
+    example = CHESS_PUZZLES.example(row)
+    board = played(PAPER_PROMPT)
+    assert example["prompt"] == f"{board.fen()}\nBest move:" and example["fen"] == board.fen() != row["FEN"]
+    assert example["ground_truth"] == PAPER_TARGET and (example["rating"], example["band"]) == (695, "400-799")
+
+
+FEN, MOVES = (as_table(PAPER_PROMPT, PAPER_TARGET)[name] for name in ("FEN", "Moves"))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"ctx": PAPER_PROMPT, "target": " Qxd1"}, "an illegal move"),
+        ({"ctx": PAPER_PROMPT, "target": " --"}, "an illegal move"),
+        ({"ctx": PAPER_PROMPT.replace("6... O-O", "6... O-O-O"), "target": PAPER_TARGET}, "an illegal move"),
+        ({"ctx": PAPER_PROMPT.replace("4... c5", "5... c5"), "target": PAPER_TARGET}, "a wrong move number"),
+        ({"ctx": PAPER_PROMPT.removesuffix(" 22..."), "target": PAPER_TARGET}, "does not end with the number"),
+        ({"ctx": PAPER_PROMPT, "target": None}, "an empty field"),
+        ({"FEN": FEN.replace("k", "n"), "Moves": MOVES}, "an impossible position"),
+        ({"FEN": "what", "Moves": MOVES}, "an unreadable position"),
+        ({"FEN": FEN, "Moves": MOVES.split()[0]}, "no solution"),
+        ({"FEN": FEN, "Moves": "e3e1 c6c1"}, "an illegal move"),
+        ({"FEN": FEN, "Moves": f"{MOVES.split()[0]} c6h1"}, "an illegal move"),
+        ({"FEN": FEN, "Moves": MOVES, "movetext": "1. e4 e5"}, "a game that does not come to the position"),
+    ],
+)
+def test_broken_rows_say_why(row, reason):
+    with pytest.raises(BrokenPuzzleError, match=reason):
+        CHESS_PUZZLES.example(row)
+
+
+def random_rows(n: int, seed: int = 0) -> list[dict]:
+    """`n` rows of the table, each of a game of its own: random moves from the start."""
+    rng, rows = np.random.default_rng(seed), []
+    while len(rows) < n:
+        board = chess.Board()
+        for _ in range(12):
+            moves = list(board.legal_moves)
+            board.push(moves[rng.integers(len(moves))])
+        last = board.pop()
+        before = board.fen()
+        board.push(last)
+        answers = list(board.legal_moves)
+        if answers:
+            number = len(rows)
+            rows.append(
+                {
+                    "FEN": before,
+                    "Moves": f"{last.uci()} {answers[0].uci()}",
+                    "Rating": 600 + 100 * (number % 16),
+                    "GameUrl": f"https://lichess.org/game{number // 2}{'/black' * (number % 2)}#{number}",
+                }
+            )
+    return rows
+
+
+def load(train: list[dict], test: list[dict] | None = None, **options):
+    raw = DatasetDict(train=Dataset.from_list(train))
+    if test is not None:
+        raw["test"] = Dataset.from_list(test)
+    return load_puzzles(CHESS_PUZZLES, raw=raw, **options)
+
+
+def test_parts_share_no_game_and_links_have_rows_of_their_own():
+    rows = random_rows(120)
+    splits = load(rows[:100], rows[99:], n_train=20, n_weak=16, n_validation=6, n_links=2)
+    assert [len(part) for part in splits.parts.values()] == [16, 3, 20, 3, 21, 20, 3, 20, 3]
+    assert set(splits.links) == {"link_1", "link_1_validation", "link_2", "link_2_validation"}
+    fens = {row["FEN"].split()[0]: row["GameUrl"].split("#")[0].removesuffix("/black") for row in rows}
+    games = {}
+    for name, part in splits.parts.items():
+        for prompt in part["prompt"]:
+            board = chess.Board(prompt.split("\n")[0])
+            found = [game for fen, game in fens.items() if _is_before(fen, board)]
+            assert found and all(games.setdefault(game, name) == name for game in found[:1])
+    (of_the_test_game,) = [row for row in rows[:100] if row["GameUrl"] == "https://lichess.org/game49#98"]
+    assert not any(
+        _is_before(of_the_test_game["FEN"].split()[0], chess.Board(prompt.split("\n")[0]))
+        for name, part in splits.parts.items() if name != "test" for prompt in part["prompt"]
+    )  # fmt: skip
+    smaller = load(rows[:100], rows[99:], n_train=20, n_weak=16, n_validation=6, n_links=2, n_test=7)
+    assert smaller.test["id"] == splits.test["id"][:7]
+
+
+def _is_before(placement: str, board: chess.Board) -> bool:
+    """Whether one move leads from the pieces to the board."""
+    before = chess.Board(f"{placement} {'b' if board.turn else 'w'} KQkq - 0 6")
+    for move in before.pseudo_legal_moves:
+        before.push(move)
+        if before.board_fen() == board.board_fen():
+            return True
+        before.pop()
+    return False
+
+
+def test_transcripts_of_one_game_stay_together():
+    words = PAPER_PROMPT.split()
+    rows = []
+    for n_moves in range(6, 40):  # the same game, asked at every move
+        prompt = " ".join([*words[: 2 * n_moves], words[2 * n_moves]])
+        board = played(prompt)
+        rows.append({"id": str(n_moves), "ctx": prompt, "target": f" {board.san(next(iter(board.legal_moves)))}"})
+    rng, others = np.random.default_rng(0), []
+    for number in range(40):
+        board = chess.Board()
+        board.push_san(("a3", "a4", "b3", "b4", "c4")[number % 5])
+        for _ in range(3):
+            moves = list(board.legal_moves)
+            board.push(moves[rng.integers(len(moves))])
+        others.append({"id": "o", "ctx": transcript(board), "target": f" {board.san(next(iter(board.legal_moves)))}"})
+    splits = load(rows + others)
+    owners = {
+        name for name, part in splits.parts.items() if any(p.startswith("1. d4 1... Nf6") for p in part["prompt"])
+    }
+    assert len(owners) == 1
+    assert sum(len(part) for part in splits.parts.values()) > 60
+
+
+def test_what_is_left_out_is_counted(caplog):
+    rows = random_rows(60)
+    rows[3]["Moves"] = "a1a1 a2a2"
+    rows[5]["Moves"] = None
+    tokenizer = make_character_tokenizer()
+    lengths = [len(CHESS_PUZZLES.example(row)["prompt"]) for row in rows if row["Moves"] not in (None, "a1a1 a2a2")]
+    limit = sorted(lengths)[-5]
+    splits = load(rows, tokenizers=[tokenizer], max_length=limit + 7, max_new_tokens=7)
+    assert splits.n_dropped == {
+        "an illegal move": 1,
+        "an empty field": 1,
+        f"a prompt of more than {limit} tokens": sum(length > limit for length in lengths),
+    }
+    assert max(len(prompt) for part in splits.parts.values() for prompt in part["prompt"]) <= limit
+    assert "a fifth of the games is held out" in caplog.text and "1 with an illegal move" in caplog.text
+
+
+def test_moves_that_would_be_cut_are_an_error():
+    with pytest.raises(ValueError, match="set --max_new_tokens [5-9]"):
+        load(random_rows(30), tokenizers=[make_character_tokenizer()], max_new_tokens=3)
+
+
+def test_unknown_columns_name_both_schemas():
+    with pytest.raises(ValueError, match="has the columns question, expected ctx, target: .*; or FEN, Moves: "):
+        load([{"question": "best move?"}])
+
+
+def merging_tokenizer(**options) -> PreTrainedTokenizerFast:
+    """Merges `:` and a space behind it, as a BPE without word boundaries may."""
+    characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 /-+#=.:\n"
+    tokens = ["<pad>", "<eos>", *characters, ": "]
+    backend = Tokenizer(models.BPE({token: n for n, token in enumerate(tokens)}, [(":", " ")]))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", **options)
+
+
+def test_a_tokenizer_that_merges_over_the_boundary_is_refused():
+    with pytest.raises(ValueError, match=r"does not keep the end of a prompt: .*Best move:' ends .* ': '"):
+        load(random_rows(30), tokenizers=[merging_tokenizer()])
+
+
+def test_a_tokenizer_that_ends_every_text_is_refused():
+    tokenizer = make_character_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
+    )
+    with pytest.raises(ValueError, match="adds nothing behind a text"):
+        load(random_rows(30), tokenizers=[tokenizer])
+
+
+def test_a_tokenizer_without_an_end_is_refused():
+    backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(ValueError, match="no end-of-text token"):
+        load(random_rows(30), tokenizers=[PreTrainedTokenizerFast(tokenizer_object=backend)])
+
+
+MATES = "6k1/5ppp/8/8/8/8/8/R3R2K w - - 0 1"  # Ra8 and Re8 are both mate
+PLAIN = played(PAPER_PROMPT).fen()
+
+
+@pytest.mark.parametrize(
+    ("text", "is_cut", "fen", "target", "expected"),
+    [
+        (" Qxc1+", False, PLAIN, " Qxc1+", ("c6c1", True, True, True)),
+        ("Qxc1+", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # its leading space is missing
+        (" Qxc1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # its check mark is missing
+        (" Qxc1+ 23. Bxc1", True, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # zero-shot, it goes on
+        (" Qxc1+", True, PLAIN, " Qxc1+", (None, False, False, False)),  # might have gone on
+        (" Qxc1+ ", True, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # not this one
+        (" Qc2", False, PLAIN, " Qxc1+", ("c6c2", False, False, False)),
+        (" Qd1", False, PLAIN, " Qxc1+", (None, False, False, False)),  # illegal
+        ("", False, PLAIN, " Qxc1+", (None, False, False, False)),
+        (" c6 c1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # squares
+        (" c6c1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # UCI
+        (" --", False, PLAIN, " Qxc1+", (None, False, False, False)),  # a null move is none
+        (" Re8#", False, MATES, " Ra8#", ("e1e8", False, False, True)),
+        (" Re7", False, MATES, " Ra8#", ("e1e7", False, False, False)),
+        (" Re8", False, MATES, " Ra7", ("e1e8", False, False, False)),  # a mate was not asked for
+    ],
+)
+def test_scores_by_hand(text, is_cut, fen, target, expected):
+    score = score_move(text, is_cut, target, fen)
+    assert (score.move, score.correct, score.exact, score.accepted) == expected
+
+
+def test_a_square_is_a_pawn_move_before_it_is_half_of_uci():
+    assert parse_move(" e4 e5", chess.Board()).uci() == "e2e4"
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["gpt2", "qwen2"])
+def test_real_puzzles_are_sound_and_tokenizers_keep_the_boundary(name):
+    folder = real("chess_puzzles")
+    tokenizer = AutoTokenizer.from_pretrained(f"{real('tokenizers')}/{name}")
+    tokenizer.eos_token = tokenizer.eos_token or "<|endoftext|>"
+    options = {"tokenizers": [tokenizer], "max_length": 128, "max_new_tokens": 12}
+    splits = load_puzzles(CHESS_PUZZLES, dataset_path=folder, n_train=300, n_test=500, **options)
+    assert splits.n_dropped == {} and len(splits.test) == 500
+    for row in splits.test:
+        board = chess.Board(row["fen"])
+        assert row["ground_truth"] == f" {board.san(parse_move(row['ground_truth'], board))}"
+    # The paper's own prompt, which is longer.
+    together = tokenizer(PAPER_PROMPT + PAPER_TARGET)["input_ids"]
+    apart = tokenizer(PAPER_PROMPT)["input_ids"] + tokenizer(PAPER_TARGET, add_special_tokens=False)["input_ids"]
+    assert together == apart

@@ -1,0 +1,299 @@
+"""The recipe of chess as a user meets it, on a demo made small, and on local puzzles with local models."""
+
+import json
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+
+import chess
+import pytest
+from conftest import make_character_tokenizer, make_language_model
+from datasets import Dataset
+from test_chess import random_rows
+from test_recipes import ROOT, numbers, recipe
+from transformers import AutoTokenizer
+
+from w2s_hf import CompletionConfig, load_student
+from w2s_hf.config import StudentConfig
+from w2s_hf.experiments.arguments import parse_arguments
+from w2s_hf.experiments.finetuning import Model, Workbench
+from w2s_hf.experiments.moves import CHESS, answer_untrained, trivial_baselines
+from w2s_hf.experiments.options import ChessArguments
+from w2s_hf.experiments.stages import Stages
+from w2s_hf.generation import complete
+from w2s_hf.labels import Completion, WeakCompletions
+from w2s_hf.tasks.chess import CHESS_PUZZLES
+from w2s_hf.tasks.demo_chess import ForkWorld
+
+NAME = "chess.py"
+DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo_chess.yaml"
+SMALL = "--demo_documents 3200 --n_train 160 --n_weak 160 --n_validation 40 --n_test 120".split()
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory):
+    """
+    A whole small run: its directory, what it printed, its numbers. (It is a run at all because the recipe, which has
+    the name of python-chess and is found before it, makes way.)
+    """
+    output = tmp_path_factory.mktemp("run") / "out"
+    process = recipe(*SMALL, "--output_dir", output, cache=cache, name=NAME)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return output, process, numbers(output)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """Puzzles in a file, and two models that read them, as on a user's disk."""
+    directory = tmp_path_factory.mktemp("local")
+    rows = random_rows(160)
+    rows[0]["Moves"] = "a1a1 a2a2"
+    Dataset.from_list(rows).to_json(directory / "puzzles.jsonl")
+    tokenizer = make_character_tokenizer()
+    for name in ("weak", "strong"):
+        make_language_model(tokenizer).save_pretrained(directory / name)
+        tokenizer.save_pretrained(directory / name)
+    return directory
+
+
+def on_local(local, output, *options) -> list[str]:
+    settings = (
+        "--n_train 40 --n_weak 30 --n_validation 20 --n_test 30 --learning_rate 1e-3 --max_new_tokens 8 --bf16 false "
+        "--gradient_checkpointing false --use_cpu true --report_to none --num_train_epochs 1 --dtype float32 "
+        "--save_strategy no --lora_r 4 --per_device_eval_batch_size 16"
+    )
+    models = ["--weak_model", local / "weak", "--student_model", local / "strong"]
+    return [*settings.split(), *models, "--dataset_path", local / "puzzles.jsonl", "--output_dir", output, *options]
+
+
+def run_here(monkeypatch, cache, *options) -> None:
+    """In this process: what a second process would add is six seconds of imports."""
+    monkeypatch.setenv("W2S_HF_CACHE", str(cache))
+    monkeypatch.setattr("sys.argv", [f"recipes/{NAME}", *map(str, options)])
+    runpy.run_path(str(ROOT / "recipes" / NAME), run_name="__main__")
+
+
+def test_results_follow_the_schema(finished):
+    output, process, results = finished
+    assert (results["task"], results["setting"], results["preset"]) == ("chess_puzzles", "chess", "demo")
+    (run,) = results["runs"]
+    (student,) = run["students"]
+    baselines = {entry["name"]: entry for entry in run["baselines"]}
+    assert list(baselines) == ["zero-shot", "zero-shot, asked for a check", "random legal move", "random check"]
+    assert 0.05 < baselines["random legal move"]["accuracy"] < 0.2 < 0.5 < baselines["random check"]["accuracy"] < 0.8
+    models = [run["weak"], run["ceiling"], student, *run["controls"], *list(baselines.values())[:2]]
+    for entry in models:
+        for name in ("exact_match", "mate_accepted", "legal_rate"):
+            low, high = entry[f"{name}_ci95"]
+            assert low <= entry[name] <= high
+        assert entry["exact_match"] <= entry["accuracy"] == entry["mate_accepted"] <= entry["legal_rate"]
+        assert sum(band["n"] for band in entry["by_band"].values()) == entry["n"] == 120
+        right = sum(band["n"] * band["accuracy"] for band in entry["by_band"].values())
+        assert right == pytest.approx(120 * entry["accuracy"]) and 0 <= entry["n_cut"] <= 120
+    weak, ceiling = run["weak"]["accuracy"], run["ceiling"]["accuracy"]
+    if ceiling > weak:
+        assert student["pgr"] == pytest.approx((student["accuracy"] - weak) / (ceiling - weak))
+    else:
+        assert student["pgr"] is None and "ceiling" in student["pgr_undefined"]
+    assert set(student["agreement"]) == {"overall", "supervisor_right", "supervisor_wrong"}
+    for words in ("This is the embedded demo", "random check", "zero-shot", "120 test puzzles"):
+        assert words in process.stdout
+
+
+def test_report_shows_baselines_bands_and_boards(finished):
+    output, _, _ = finished
+    report = (output / "report.md").read_text()
+    for words in (
+        "no decoys",
+        "random check",
+        "What this demo shows",
+        "120 for testing",
+        "| cut |",
+        "Accuracy by kind",
+    ):
+        assert words in report
+    assert "auroc" not in report and "aux_coef" not in report
+    boards = sorted((output / "figures" / "boards").glob("*.svg"))
+    assert boards and all(f"(figures/boards/{board.name})" in report for board in boards)
+    for board in boards:
+        root = ElementTree.parse(board).getroot()
+        assert root.tag.endswith("svg") and "#009E73" in board.read_text()
+    assert not list(output.rglob("*.partial")) and not list(output.rglob("completions"))
+    page = (output / "students" / "naive-seed0" / "README.md").read_text()
+    assert 'task_type="CAUSAL_LM"' in page
+
+
+def test_weak_labels_are_the_supervisors_greedy_moves(finished):
+    output, _, _ = finished
+    labels = WeakCompletions.load(output / "weak_labels" / "seed0")
+    assert len(labels) == 160 + 20 + 120
+    supervisor = next((output / "_stages").glob("weak-*[0-9a-f]")) / "model"
+    model = load_student(str(supervisor), task_type="CAUSAL_LM", dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(supervisor)
+    prompt_of = {}
+    for row in ForkWorld(seed=0).puzzles(160 + 160 + 40 + 120):
+        example = CHESS_PUZZLES.example(row)
+        prompt_of[example["id"]] = example["prompt"]
+    chosen = labels.ids[::25]
+    made = complete(model, tokenizer, [prompt_of[row_id] for row_id in chosen], max_new_tokens=4, batch_size=1)
+    assert made == labels.of(chosen)
+
+
+def test_the_student_learned_the_weak_moves_and_never_the_truth(finished):
+    stage = json.loads(next((finished[0] / "_stages").glob("student-naive-*[0-9a-f]/stage.json")).read_text())
+    provenance = json.loads(
+        next((finished[0] / "_stages").glob("student-naive-*[0-9a-f]/predictions/provenance.json")).read_text()
+    )
+    labels = WeakCompletions.load(finished[0] / "weak_labels" / "seed0")
+    assert provenance["weak_labels"] == labels.fingerprint
+    ceiling = json.loads(next((finished[0] / "_stages").glob("ceiling-*[0-9a-f]/stage.json")).read_text())
+    assert stage["settings"]["train"] != ceiling["settings"]["train"]
+    assert stage["settings"]["predict"] == ceiling["settings"]["predict"]
+
+
+def test_a_second_run_trains_nothing(finished, cache, monkeypatch, capsys):
+    before = numbers(finished[0])
+    run_here(monkeypatch, cache, *SMALL, "--output_dir", finished[0])
+    assert numbers(finished[0]) == before
+    assert not list((finished[0] / "_stages").glob("*.partial"))
+
+
+def test_killed_while_it_labels_and_run_again(finished, cache, tmp_path):
+    options = [*SMALL, "--output_dir", str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "W2S_HF_CACHE": str(cache)}
+    kills = {
+        # One puzzle at a time: time enough to be killed. (The batch size changes no number, so it is in no key.)
+        "weak-*.partial/completions/rank0.jsonl": ["--per_device_eval_batch_size", "1"],
+        "ceiling-*.partial/checkpoints/checkpoint-*/trainer_state.json": [],
+    }
+    for pattern, more in kills.items():
+        command = [sys.executable, str(ROOT / "recipes" / NAME), *options, *more]
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
+            while process.poll() is None and not any((tmp_path / "out" / "_stages").glob(pattern)):
+                time.sleep(0.002)
+            time.sleep(random.uniform(0, 0.05))
+            assert process.poll() is None, "over before it was killed"
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert "completions were made earlier" in (tmp_path / "log").read_text()
+    process = recipe(*options, cache=cache, name=NAME)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert numbers(tmp_path / "out")["runs"] == finished[2]["runs"]
+
+
+def test_two_ranks_run_as_one(finished, cache, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = [*SMALL, "--per_device_train_batch_size", "16", "--output_dir", tmp_path / "out"]
+    process = recipe(*options, cache=cache, name=NAME, launcher=launcher, GLOO_SOCKET_IFNAME="lo")
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.count("random check") == 1
+    (one,), (two,) = finished[2]["runs"], numbers(tmp_path / "out")["runs"]
+    assert two["weak"]["n"] == one["weak"]["n"] and two["split_fingerprint"] == one["split_fingerprint"]
+    assert two["baselines"] == one["baselines"]
+    # Sums in another order: a few of 120 moves may differ.
+    for name in ("weak", "ceiling"):
+        assert two[name]["accuracy"] == pytest.approx(one[name]["accuracy"], abs=0.05)
+
+
+def test_local_puzzles_with_adapters_and_easy_to_hard(local, cache, tmp_path):
+    options = on_local(local, tmp_path / "out", "--max_train_rating", "1300", "--min_hard_rating", "1800")
+    process = recipe(*options, cache=cache, name=NAME)
+    assert process.returncode == 0, process.stderr[-3000:]
+    results = numbers(tmp_path / "out")
+    assert results["preset"] == "custom" and results["dataset"]["n_dropped"] == {"an illegal move": 1}
+    (run,) = results["runs"]
+    assert [entry["name"] for entry in run["baselines"]] == ["zero-shot", "random legal move", "random check"]
+    found = run["easy_to_hard"]["trained_on"]
+    assert set(found) == {"easy", "any rating", "all"}
+    assert found["easy"]["n_train"] == found["any rating"]["n_train"] < found["all"]["n_train"] == 40
+    for entry in found.values():
+        assert entry["on_all"]["n"] == 30 > entry["on_hard"]["n"] > 0
+    assert found["all"]["on_all"]["accuracy"] == run["ceiling"]["accuracy"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "rated at most 1300" in report and "Accuracy by rating" in report and "1 with an illegal move" in report
+    student = tmp_path / "out" / "students" / "naive-seed0"
+    assert (student / "adapter_config.json").is_file()
+    model = load_student(str(student), task_type="CAUSAL_LM", dtype="float32")
+    stored = WeakCompletions.load(next((tmp_path / "out" / "_stages").glob("student-*[0-9a-f]")) / "predictions")
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    rows = Dataset.from_json(str(local / "puzzles.jsonl"))
+    prompts = {example["id"]: example["prompt"] for example in map(CHESS_PUZZLES.example, rows.select(range(1, 160)))}
+    made = complete(model, tokenizer, [prompts[row_id] for row_id in stored.ids], max_new_tokens=8)
+    assert made == stored.completions
+
+
+def test_zero_shot_is_the_model_before_any_finetuning(local, tmp_path):
+    args = CompletionConfig(output_dir=str(tmp_path), max_new_tokens=6, use_cpu=True, bf16=False, report_to="none")
+    bench = Workbench(Stages(tmp_path / "_stages"), args, CHESS)
+    model = Model.find(str(local / "strong"), "--student_model", StudentConfig(dtype="float32"))
+    rows = Dataset.from_dict({"id": ["a", "b"], "prompt": ["a b:", "c:"]})
+    made = answer_untrained(bench, "zero-shot", model, rows, {})
+    network = make_language_model(make_character_tokenizer()).eval()
+    assert made == complete(network, make_character_tokenizer(), rows["prompt"], max_new_tokens=6)
+
+
+def test_trivial_baselines_by_hand():
+    mates = "6k1/5ppp/8/8/8/8/8/R3R2K w - - 0 1"
+    quiet = "7k/8/8/8/8/8/8/K7 w - - 0 1"  # no check is possible: any of the three moves
+    rows = Dataset.from_dict({"fen": [mates, quiet], "ground_truth": [" Ra8#", " Kb2"]})
+    n_moves = chess.Board(mates).legal_moves.count()
+    n_checks = sum(chess.Board(mates).gives_check(move) for move in chess.Board(mates).legal_moves)
+    any_move, any_check = trivial_baselines(rows)
+    assert any_move["accuracy"] == pytest.approx((1 / n_moves + 1 / 3) / 2)
+    assert any_check["accuracy"] == pytest.approx((1 / n_checks + 1 / 3) / 2) and n_checks == 2
+    low, high = any_check["ci95"]
+    assert 0 <= low < any_check["accuracy"] < high <= 1 and any_check["n"] == 2
+
+
+def test_agreement_is_about_moves_and_not_about_words():
+    rows = Dataset.from_dict({"fen": [chess.STARTING_FEN] * 4, "ground_truth": [" e4"] * 4})
+    ours = [Completion(text, False) for text in (" e4", " e4+", " Ke5", " d4")]
+    theirs = [Completion(text, False) for text in (" e2e4", " d4", " Ke5", " Ke5")]
+    assert CHESS.is_same(ours, theirs, rows).tolist() == [True, False, True, False]
+    assert CHESS.is_correct(ours, rows).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--methods naive confidence", "expected naive: the other losses are about"),
+        ("--config {config} --max_train_rating 1000", "the demo, whose puzzles have no rating"),
+        ("--config {config} --max_new_tokens 0", "max_new_tokens: got 0"),
+        ("--weak_model a --use_cpu true --bf16 false", "Got no --student_model"),
+    ],
+)
+def test_wrong_options_say_what_to_do(options, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(
+            "text", DEMO_CONFIG, options.format(config=DEMO_CONFIG).split(), ChessArguments, CompletionConfig
+        )
+    assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max_train_rating", "100"], "no puzzle of `student_half` is rated at most that"),
+        (["--max_train_rating", "1500", "--min_hard_rating", "3000"], "no test puzzle is rated at least that"),
+        (["--max_new_tokens", "2"], "set --max_new_tokens"),
+        (["--max_length", "40"], "no puzzle of the split 'train' is left"),
+        (["--n_train", "5000"], "training rows asked for"),
+    ],
+)
+def test_puzzles_that_do_not_do_end_it_with_one_line(local, cache, tmp_path, monkeypatch, options, message):
+    with pytest.raises(SystemExit, match=message):
+        run_here(monkeypatch, cache, *on_local(local, tmp_path / "out", *options))
+
+
+def test_without_python_chess_it_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "chess" or name.endswith("chess")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "chess", None)
+    with pytest.raises(SystemExit, match=r"^error: .*chess.* need python-chess: pip install"):
+        runpy.run_path(str(ROOT / "recipes" / NAME))

@@ -1,0 +1,129 @@
+"""Greedy completions: the same for every batch size, cut where they are too long, kept when interrupted."""
+
+import json
+from collections import Counter
+
+import pytest
+from conftest import make_character_tokenizer, make_language_model
+from datasets import Dataset
+from transformers import GenerationConfig
+
+from w2s_hf.generation import complete
+from w2s_hf.labels import Completion, WeakCompletions
+
+# Of mixed length, so that batches are padded.
+PROMPTS = [f"{'abc de ' * (number % 5)}f{number}:" for number in range(33)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_character_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    """Random weights never end a text: the end is made to look like a token that they like."""
+    model = make_language_model(tokenizer, tie_word_embeddings=False)
+    head = model.get_output_embeddings().weight
+    head.data[tokenizer.pad_token_id] = 0
+    written = "".join(made.text[2:] for made in complete(model.eval(), tokenizer, PROMPTS, max_new_tokens=6))
+    chosen = tokenizer.convert_tokens_to_ids(Counter(written).most_common(1)[0][0])
+    head.data[tokenizer.eos_token_id] = 1.02 * head.data[chosen]
+    return model
+
+
+def test_every_batch_size_writes_the_same_in_the_order_asked(model, tokenizer):
+    one = complete(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=1)
+    assert len({made.text for made in one}) > 5, "all alike: the comparison would be vacuous"
+    for batch_size in (4, 16, 100):
+        assert complete(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=batch_size) == one
+    backwards = complete(model, tokenizer, PROMPTS[::-1], max_new_tokens=8, batch_size=16)
+    assert backwards[::-1] == one
+
+
+def test_completions_are_what_generate_writes_alone(model, tokenizer):
+    for prompt, made in zip(PROMPTS[:5], complete(model, tokenizer, PROMPTS[:5], max_new_tokens=8), strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")
+        new = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        text = tokenizer.decode(new)
+        assert text.split("<eos>")[0] == made.text and ("<eos>" not in text) == made.is_cut
+
+
+def test_what_the_limit_cuts_is_counted_as_cut(model, tokenizer):
+    long = complete(model, tokenizer, PROMPTS, max_new_tokens=8)
+    short = complete(model, tokenizer, PROMPTS, max_new_tokens=3)
+    assert {made.is_cut for made in long} == {True, False}, "the comparison would be vacuous"
+    for a, b in zip(long, short, strict=True):
+        assert b.text == a.text[:3] and (b.is_cut or b == a)
+        assert a.is_cut == (len(a.text) == 8)
+
+
+def test_sampling_settings_of_the_model_do_not_count(model, tokenizer):
+    expected = complete(model, tokenizer, PROMPTS, max_new_tokens=8)
+    before = model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=5.0, repetition_penalty=3.0, max_new_tokens=2, no_repeat_ngram_size=1
+    )
+    try:
+        assert complete(model, tokenizer, PROMPTS, max_new_tokens=8) == expected
+    finally:
+        model.generation_config = before
+
+
+def test_an_interrupted_call_goes_on_after_its_finished_batches(model, tokenizer, tmp_path, monkeypatch):
+    expected = complete(model, tokenizer, PROMPTS, max_new_tokens=8)
+    generate, calls = type(model).generate, []
+
+    def interrupted(self, **inputs):
+        calls.append(len(inputs["input_ids"]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(self, **inputs)
+
+    monkeypatch.setattr(type(model), "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        complete(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=8, keep=tmp_path)
+    part = tmp_path / "rank0.jsonl"
+    assert len(part.read_text().splitlines()) == 16
+    part.write_text(part.read_text() + '[5, "ha')  # killed in the middle of a line
+    made = complete(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=8, keep=tmp_path)
+    assert made == expected and sum(calls[3:]) == 33 - 16
+    assert complete(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=8, keep=tmp_path) == expected
+    assert sum(calls[3:]) == 33 - 16, "what was finished was made again"
+    assert all(json.loads(line) for line in part.read_text().splitlines())
+
+
+def test_what_was_kept_for_other_prompts_is_not_taken(model, tokenizer, tmp_path):
+    complete(model, tokenizer, PROMPTS, max_new_tokens=8, keep=tmp_path)
+    for prompts, limit in ((PROMPTS[::-1], 8), (PROMPTS, 3)):
+        expected = complete(model, tokenizer, prompts, max_new_tokens=limit)
+        assert complete(model, tokenizer, prompts, max_new_tokens=limit, keep=tmp_path) == expected
+
+
+def test_prompts_without_tokens_and_tokenizers_without_an_end_are_refused(model, tokenizer):
+    with pytest.raises(ValueError, match="prompt 1 of 2 has no token: ''"):
+        complete(model, tokenizer, ["a", ""], max_new_tokens=2)
+    endless = make_character_tokenizer(eos_token=None)
+    with pytest.raises(ValueError, match="no end-of-text token"):
+        complete(model, endless, ["a"], max_new_tokens=2)
+    assert complete(model, tokenizer, [], max_new_tokens=2) == []
+
+
+def test_completions_are_kept_by_row_id(tmp_path):
+    made = [Completion(" Nf3", False), Completion("", False), Completion(" e", True)]
+    labels = WeakCompletions(["a", "b", "c"], made, {"model": "weak"})
+    labels.save(tmp_path)
+    again = WeakCompletions.load(tmp_path)
+    assert again.of(["c", "a"]) == [made[2], made[0]] and again.provenance == {"model": "weak"}
+    assert again.fingerprint == labels.fingerprint
+    others = [Completion(" Nf3", False), Completion("", False), Completion(" e", False)]
+    assert WeakCompletions(["a", "b", "c"], others).fingerprint != labels.fingerprint
+    rows = Dataset.from_dict({"id": ["c", "b"], "prompt": ["x", "y"], "ground_truth": [" e4", " d4"]})
+    joined = again.join(rows)
+    assert joined.column_names == ["id", "prompt", "completion"] and joined["completion"][:] == [" e", ""]
+    with pytest.raises(ValueError, match=r"already have \['completion'\]"):
+        again.join(joined)
+    with pytest.raises(KeyError, match="no weak label"):
+        again.of(["d"])
+    with pytest.raises(ValueError, match="WeakCompletions: got 1 ids for 3 rows"):
+        WeakCompletions(["a"], made)
