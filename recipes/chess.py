@@ -6,8 +6,7 @@ The embedded demo, knight forks (no network, no GPU; two minutes on two CPU core
 
 Lichess puzzles as the paper has them, with Qwen2.5-0.5B as supervisor and a 4-bit LoRA student of 7B, on one GPU:
 
-    accelerate launch recipes/chess.py --config recipes/configs/single_gpu.yaml --num_train_epochs 5 \\
-        --load_best_model_at_end false --n_weak 50000 --n_train 50000 --n_test 5000
+    accelerate launch recipes/chess.py --config recipes/configs/single_gpu_chess.yaml
 
 Your own models, and puzzles in a local directory or file, in the columns of EleutherAI/lichess-puzzles (ctx, target)
 or of the Lichess puzzle table (FEN, Moves, Rating, ...):
@@ -38,7 +37,7 @@ DEMO_CONFIG = Path(__file__).parent / "configs" / "demo_chess.yaml"
 
 def main() -> None:
     args, training_args, student_config = parse_arguments(
-        __doc__, DEMO_CONFIG, experiment=ChessArguments, training=CompletionConfig
+        __doc__, DEMO_CONFIG, experiment=ChessArguments, training=CompletionConfig, real_config="single_gpu_chess.yaml"
     )
     results = run_chess(CHESS_PUZZLES, args, training_args, student_config)
     finish(results, args, training_args)

@@ -76,7 +76,7 @@ def plot_accuracies(results: dict, path: Path) -> None:
     lowest = min(entry["accuracy"] for _, _, entries, _ in bars for entry in entries)
     highest = max([top_of_bars, *guesses.values()])
     if highest > 0.6:
-        axes.set_ylim(max(0, min(0.45, lowest - 0.05, *(height - 0.05 for height in guesses.values()))), 1.12)
+        axes.set_ylim(0 if baselines else max(0, min(0.45, lowest - 0.05)), 1.12)
         axes.set_yticks([tick for tick in np.arange(0, 1.01, 0.1) if tick >= axes.get_ylim()[0]])
     else:
         axes.set_ylim(0, 1.3 * highest)

@@ -26,7 +26,7 @@ _REAL = ("--config", "--dataset_path", "--weak_model", "--student_model")
 
 _DEMO_NOTE = """
 This is the embedded demo: generated rows, and models of at most 0.2 million parameters pretrained here and now.
-The real task, on one GPU:  accelerate launch {script} --config recipes/configs/single_gpu.yaml
+The real task, on one GPU:  accelerate launch {script} --config recipes/configs/{config}
 """
 
 
@@ -40,6 +40,7 @@ def parse_arguments(
     argv: list[str] | None = None,
     experiment: type[ExperimentArguments] = ClassificationArguments,
     training: type[TrainingArguments] = WeakToStrongConfig,
+    real_config: str = "single_gpu.yaml",
 ) -> tuple[ExperimentArguments, TrainingArguments, StudentConfig]:
     """
     Reads a recipe's command line; `--config FILE` sets defaults and the command line wins.
@@ -50,6 +51,7 @@ def parse_arguments(
         argv (`list[str]`, *optional*): Defaults to that of the process.
         experiment (`type`, *optional*, defaults to [`ClassificationArguments`]): Which arguments the experiment has.
         training (`type`, *optional*, defaults to [`WeakToStrongConfig`]): Which its trainer has.
+        real_config (`str`, *optional*, defaults to `"single_gpu.yaml"`): The configuration for the real task, to name.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     # `--weak-model` is an alias of `--weak_model`.
@@ -71,7 +73,7 @@ def parse_arguments(
             if missing:
                 raise ValueError(
                     f"Got no {' and no '.join(missing)}. Name both models, or take them from a configuration such as "
-                    "--config recipes/configs/single_gpu.yaml; with no model and no data named, the demo runs."
+                    f"--config recipes/configs/{real_config}; with no model and no data named, the demo runs."
                 )
         elif args.dataset_path is not None:
             raise ValueError("Got --dataset_path and the demo's configuration, whose models know no real words.")
@@ -92,7 +94,7 @@ def parse_arguments(
         transformers.utils.logging.disable_progress_bar()
     if args.demo and training_args.process_index == 0:
         script = sys.argv[0] + (f" --task {args.task}" if isinstance(args, AnyTaskArguments) else "")
-        print(_DEMO_NOTE.format(script=script).strip(), flush=True)
+        print(_DEMO_NOTE.format(script=script, config=real_config).strip(), flush=True)
     return args, training_args, student_config
 
 

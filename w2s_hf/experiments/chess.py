@@ -57,10 +57,12 @@ truth.
 """
 
 _SCORES_TEXT = """
+## What the moves are worth
+
 Accuracy is the share of puzzles in which the first word of the completion is the right move, whatever it says of check
 and mate. Exact: the whole completion is the right text, check marks included. Mates accepted: any mate counts where
-the right move is one. Legal: a move that the rules allow. Cut: completions that the limit of {max_new_tokens} tokens
-ended.
+the right move is one. Legal: a move that the rules allow. Cut: completions that did not end within {max_new_tokens}
+tokens.
 """
 
 
