@@ -249,13 +249,12 @@ class Workbench:
     def _finished(self, model: Model, directory: Path) -> PreTrainedModel | PeftModel:
         """What an earlier try has trained."""
         self.release()
-        config = model.student_config
-        return load_student(
-            str(directory),
-            task_type=self.setting.task_type,
-            dtype=config.dtype if config.use_peft else "float32",
-            quantization_config=get_quantization_config(config) if config.use_peft else None,
-        )
+        if not model.student_config.use_peft:
+            return load_student(str(directory), task_type=self.setting.task_type, dtype="float32")
+        # Not by load_student alone: adapters do not say of which commit their base is. Trainable, since trainers
+        # refuse a model that is not, though nothing trains it again.
+        base = load_base(model, self.setting.task_type)
+        return PeftModel.from_pretrained(base, str(directory), is_trainable=True).eval()
 
     def release(self) -> None:
         """Forgets the loaded base, and gives its memory back."""

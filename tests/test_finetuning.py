@@ -1,0 +1,93 @@
+"""One finetuning of an experiment, stopped between what it does."""
+
+import numpy as np
+import pytest
+from conftest import make_model, make_tokenizer
+from datasets import Dataset
+from test_chess import random_rows
+from test_completion import arguments as completion_arguments
+from test_completion import make_character_tokenizer, make_language_model
+from test_preferences import explicit_text, pairs_of
+from test_reward_pair import pair_arguments, reward_model
+from test_trainer import arguments
+
+from w2s_hf.config import StudentConfig
+from w2s_hf.experiments.finetuning import Model, Workbench
+from w2s_hf.experiments.moves import CHESS
+from w2s_hf.experiments.settings import CLASSIFICATION, REWARD
+from w2s_hf.experiments.stages import Stages
+from w2s_hf.tasks import PREFERENCE_TASKS
+from w2s_hf.tasks.chess import CHESS_PUZZLES
+
+KINDS = ["classification", "reward", "chess"]
+
+
+def rows_of(kind: str) -> Dataset:
+    if kind == "chess":
+        examples = [CHESS_PUZZLES.example(row) for row in random_rows(24)]
+    elif kind == "reward":
+        examples = [PREFERENCE_TASKS["anthropic_hh"].example(row) for row in pairs_of(explicit_text, 24)]
+    else:
+        texts = [f"w{n} w{n % 7} w{n % 11}" for n in range(24)]
+        spans = {"context_start": 0, "context_end": 0, "shorten_from": "end"}
+        examples = [{"id": str(n), "text": text, "ground_truth": n % 2, **spans} for n, text in enumerate(texts)]
+    return Dataset.from_list(examples)
+
+
+def bench_of(kind: str, tmp_path, model_path) -> tuple[Workbench, Dataset]:
+    """A workbench of a setting, and its rows; the model is put on disk."""
+    if kind == "chess":
+        make_language_model(make_character_tokenizer()).save_pretrained(model_path)
+        make_character_tokenizer().save_pretrained(model_path)
+        args, setting = completion_arguments(tmp_path, max_new_tokens=6), CHESS
+    else:
+        (make_model("llama") if kind == "classification" else reward_model()).save_pretrained(model_path)
+        make_tokenizer().save_pretrained(model_path)
+        args = arguments(tmp_path) if kind == "classification" else pair_arguments(tmp_path)
+        setting = CLASSIFICATION if kind == "classification" else REWARD
+    return Workbench(Stages(tmp_path / "stages"), args, setting), rows_of(kind)
+
+
+def finetune(bench: Workbench, rows: Dataset, model: Model):
+    labelled = bench.setting.with_ground_truth(rows)
+    path = bench.finetune("weak", model, labelled, labelled, [rows], seed=0, provenance={})
+    return path, bench.setting.labels.load(path / "predictions")
+
+
+@pytest.mark.parametrize("use_peft", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_while_it_labels_it_is_not_trained_again(kind, use_peft, tmp_path, monkeypatch):
+    bench, rows = bench_of(kind, tmp_path, tmp_path / "model")
+    config = StudentConfig(use_peft=use_peft, dtype="float32", lora_r=4)
+    model = Model("m", str(tmp_path / "model"), "1", config)
+    _, expected = finetune(bench, rows, model)
+
+    other = Workbench(Stages(tmp_path / "others"), bench.args, bench.setting)
+
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(type(bench.setting), "answer", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(other, rows, model)
+    (partial,) = (tmp_path / "others").glob("*.partial")
+    assert (partial / "training.json").is_file() and not (partial / "checkpoints").exists()
+    assert not (partial / "predictions").exists()
+    with monkeypatch.context() as context:
+        context.setattr("transformers.Trainer.train", stopped)
+        path, found = finetune(other, rows, model)
+    assert found.ids == expected.ids and not list((tmp_path / "others").glob("*.partial"))
+    if kind == "chess":
+        assert found.completions == expected.completions and len({made.text for made in found.completions}) > 1
+        assert not (path / "completions").exists()
+    else:
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)
+        assert found.probabilities[:, 1].std() > 1e-3
+
+
+def test_ground_truth_in_training_rows_is_refused(tmp_path):
+    bench = Workbench(Stages(tmp_path), None, CLASSIFICATION)
+    rows = rows_of("classification")
+    with pytest.raises(ValueError, match="still carry `ground_truth`"):
+        bench.finetune("weak", Model("m", "m", "1"), rows, rows, [rows], seed=0, provenance={})
