@@ -54,13 +54,13 @@ def test_the_papers_example_character_by_character():
 
 
 def test_the_papers_other_example_ends_with_42():
-    """White to move at 42, answer ` Qf5`. The position has been there before, at other move numbers."""
+    """White to move at 42, answer ` Qf5`. The position is there earlier and later, too, at other move numbers."""
     board = chess.Board()
     for san in ["e4", "e5", "Qg4", "Nc6", "d3", "Rb8"] + ["Kd1", "Ra8", "Ke1", "Rb8"] * 19:
         board.push_san(san)
     prompt = transcript(board)
     assert prompt.endswith(" 41. Ke1 41... Rb8 42.")
-    example = CHESS_PUZZLES.example(as_table(prompt, " Qf5", movetext=" ".join(prompt.split())))
+    example = CHESS_PUZZLES.example(as_table(prompt, " Qf5", movetext=f"{prompt} Kd1 42... Ra8 43. Ke1 Rb8 *"))
     assert (example["prompt"], example["ground_truth"]) == (prompt, " Qf5")
 
 
@@ -81,6 +81,7 @@ FEN, MOVES = (as_table(PAPER_PROMPT, PAPER_TARGET)[name] for name in ("FEN", "Mo
         ({"ctx": PAPER_PROMPT, "target": " Qxd1"}, "an illegal move"),
         ({"ctx": PAPER_PROMPT, "target": " --"}, "an illegal move"),
         ({"ctx": PAPER_PROMPT.replace("6... O-O", "6... O-O-O"), "target": PAPER_TARGET}, "an illegal move"),
+        ({"ctx": PAPER_PROMPT.replace("6... O-O", "6... --"), "target": PAPER_TARGET}, "an illegal move"),
         ({"ctx": PAPER_PROMPT.replace("4... c5", "5... c5"), "target": PAPER_TARGET}, "a wrong move number"),
         ({"ctx": PAPER_PROMPT.removesuffix(" 22..."), "target": PAPER_TARGET}, "does not end with the number"),
         ({"ctx": PAPER_PROMPT, "target": None}, "an empty field"),
