@@ -30,6 +30,8 @@ try:
     from w2s_hf.experiments.chess import run_chess
     from w2s_hf.tasks.chess import CHESS_PUZZLES
 except ModuleNotFoundError as error:
+    if error.name not in ("chess", "chess.pgn", "chess.svg"):
+        raise
     sys.exit(f'error: {error}: chess puzzles need python-chess: pip install -c constraints.txt -e ".[chess]"')
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo_chess.yaml"

@@ -1,5 +1,7 @@
 """Puzzles: both public schemas become prompts with a move behind them; what is broken is counted; moves are scored."""
 
+import dataclasses
+
 import chess
 import numpy as np
 import pytest
@@ -72,6 +74,16 @@ def test_a_row_of_the_table_asks_in_the_position_after_the_opponents_move():
     assert example["ground_truth"] == PAPER_TARGET and (example["rating"], example["band"]) == (695, "400-799")
 
 
+@pytest.mark.parametrize(
+    ("rating", "expected"),
+    [(695, 695), ("695", 695), (695.0, 695), ("", -1), (None, -1), (float("nan"), -1), ("?", -1)],
+)
+def test_ratings_of_all_kinds(rating, expected):
+    row = as_table(PAPER_PROMPT, PAPER_TARGET) | {"Rating": rating, "movetext": "", "fen": ""}
+    example = CHESS_PUZZLES.example(row)
+    assert example["rating"] == expected and example["band"] == ("400-799" if expected > 0 else "unrated")
+
+
 FEN, MOVES = (as_table(PAPER_PROMPT, PAPER_TARGET)[name] for name in ("FEN", "Moves"))
 
 
@@ -85,6 +97,9 @@ FEN, MOVES = (as_table(PAPER_PROMPT, PAPER_TARGET)[name] for name in ("FEN", "Mo
         ({"ctx": PAPER_PROMPT.replace("4... c5", "5... c5"), "target": PAPER_TARGET}, "a wrong move number"),
         ({"ctx": PAPER_PROMPT.removesuffix(" 22..."), "target": PAPER_TARGET}, "does not end with the number"),
         ({"ctx": PAPER_PROMPT, "target": None}, "an empty field"),
+        ({"ctx": PAPER_PROMPT, "target": ""}, "an empty field"),
+        ({"ctx": PAPER_PROMPT, "target": " Qxc1+ 23. Bxc1"}, "a target of more than one move"),
+        ({"FEN": FEN, "Moves": MOVES.split()}, "a field that is no text"),
         ({"FEN": FEN.replace("k", "n"), "Moves": MOVES}, "an impossible position"),
         ({"FEN": "what", "Moves": MOVES}, "an unreadable position"),
         ({"FEN": FEN, "Moves": MOVES.split()[0]}, "no solution"),
@@ -117,7 +132,7 @@ def random_rows(n: int, seed: int = 0) -> list[dict]:
                     "FEN": before,
                     "Moves": f"{last.uci()} {answers[0].uci()}",
                     "Rating": 600 + 100 * (number % 16),
-                    "GameUrl": f"https://lichess.org/game{number // 2}{'/black' * (number % 2)}#{number}",
+                    "GameUrl": f"https://lichess.org/game{number // 2:04}{'/black' * (number % 2)}#{number}",
                 }
             )
     return rows
@@ -135,31 +150,45 @@ def test_parts_share_no_game_and_links_have_rows_of_their_own():
     splits = load(rows[:100], rows[99:], n_train=20, n_weak=16, n_validation=6, n_links=2)
     assert [len(part) for part in splits.parts.values()] == [16, 3, 20, 3, 21, 20, 3, 20, 3]
     assert set(splits.links) == {"link_1", "link_1_validation", "link_2", "link_2_validation"}
-    fens = {row["FEN"].split()[0]: row["GameUrl"].split("#")[0].removesuffix("/black") for row in rows}
-    games = {}
-    for name, part in splits.parts.items():
-        for prompt in part["prompt"]:
-            board = chess.Board(prompt.split("\n")[0])
-            found = [game for fen, game in fens.items() if _is_before(fen, board)]
-            assert found and all(games.setdefault(game, name) == name for game in found[:1])
-    (of_the_test_game,) = [row for row in rows[:100] if row["GameUrl"] == "https://lichess.org/game49#98"]
-    assert not any(
-        _is_before(of_the_test_game["FEN"].split()[0], chess.Board(prompt.split("\n")[0]))
-        for name, part in splits.parts.items() if name != "test" for prompt in part["prompt"]
-    )  # fmt: skip
+    owners = owners_of_games(splits, rows)
+    assert len(owners) > 50 and all(len(parts) == 1 for parts in owners.values())
+    assert owners["game0049"] == {"test"}, "its first puzzle is a training row"
     smaller = load(rows[:100], rows[99:], n_train=20, n_weak=16, n_validation=6, n_links=2, n_test=7)
     assert smaller.test["id"] == splits.test["id"][:7]
 
 
-def _is_before(placement: str, board: chess.Board) -> bool:
-    """Whether one move leads from the pieces to the board."""
-    before = chess.Board(f"{placement} {'b' if board.turn else 'w'} KQkq - 0 6")
-    for move in before.pseudo_legal_moves:
-        before.push(move)
-        if before.board_fen() == board.board_fen():
-            return True
-        before.pop()
-    return False
+def owners_of_games(splits, rows: list[dict]) -> dict[str, set[str]]:
+    """The parts that have puzzles of each game."""
+    game_of = {CHESS_PUZZLES.example(row)["id"]: row["GameUrl"].split("/")[3].split("#")[0] for row in rows}
+    owners: dict[str, set[str]] = {}
+    for name, part in splits.parts.items():
+        for row_id in part["id"]:
+            owners.setdefault(game_of[row_id], set()).add(name)
+    return owners
+
+
+@pytest.mark.parametrize("column", ["GameUrl", "GameId"])
+def test_games_are_known_by_either_name(column, caplog):
+    rows = random_rows(90)
+    named = [{**row, "GameId": row["GameUrl"].removeprefix("https://lichess.org/")} for row in rows]
+    for row in named:
+        row[{"GameUrl": "GameId", "GameId": "GameUrl"}[column]] = None
+    owners = owners_of_games(load(named), rows)
+    assert all(len(parts) == 1 for parts in owners.values()) and "do not tell their game" not in caplog.text
+    load([{**row, "GameId": None, "GameUrl": None} for row in named])
+    assert "90 of 90 rows do not tell their game" in caplog.text
+
+
+def test_the_test_set_does_not_depend_on_what_else_is_asked_for():
+    rows = random_rows(120)
+    wanted = (
+        {"n_train": 20},
+        {"n_train": 30, "n_weak": 10},
+        {"n_train": 10, "n_links": 2},
+        {"n_train": 8, "n_test": 9},
+    )
+    tests = [load(rows, **options).test["id"][:] for options in wanted]
+    assert tests[0] == tests[1] == tests[2] and tests[3] == tests[0][:9]
 
 
 def test_transcripts_of_one_game_stay_together():
@@ -178,11 +207,16 @@ def test_transcripts_of_one_game_stay_together():
             board.push(moves[rng.integers(len(moves))])
         others.append({"id": "o", "ctx": transcript(board), "target": f" {board.san(next(iter(board.legal_moves)))}"})
     splits = load(rows + others)
+    check_one_part(splits)
+    assert sum(len(part) for part in splits.parts.values()) > 60
+    check_one_part(load(rows[1:] + others, rows[:1] + others[:5]), "test")
+
+
+def check_one_part(splits, only: str | None = None):
     owners = {
         name for name, part in splits.parts.items() if any(p.startswith("1. d4 1... Nf6") for p in part["prompt"])
     }
-    assert len(owners) == 1
-    assert sum(len(part) for part in splits.parts.values()) > 60
+    assert len(owners) == 1 and only in (None, *owners)
 
 
 def test_what_is_left_out_is_counted(caplog):
@@ -205,6 +239,17 @@ def test_what_is_left_out_is_counted(caplog):
 def test_moves_that_would_be_cut_are_an_error():
     with pytest.raises(ValueError, match="set --max_new_tokens [5-9]"):
         load(random_rows(30), tokenizers=[make_character_tokenizer()], max_new_tokens=3)
+
+
+def test_a_task_without_a_test_split_holds_one_out():
+    task = dataclasses.replace(CHESS_PUZZLES, test_split=None)
+    splits = load_puzzles(task, raw=DatasetDict(train=Dataset.from_list(random_rows(60))))
+    assert 8 <= len(splits.test) <= 16
+
+
+def test_a_path_that_is_not_there_names_both_schemas():
+    with pytest.raises(FileNotFoundError, match="with the columns ctx, target: .*; or FEN, Moves: "):
+        load_puzzles(CHESS_PUZZLES, dataset_path="nowhere")
 
 
 def test_unknown_columns_name_both_schemas():
@@ -260,6 +305,15 @@ PLAIN = played(PAPER_PROMPT).fen()
         (" c6 c1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # squares
         (" c6c1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # UCI
         (" --", False, PLAIN, " Qxc1+", (None, False, False, False)),  # a null move is none
+        (
+            " 22... Qxc1+",
+            False,
+            PLAIN,
+            " Qxc1+",
+            ("c6c1", True, False, True),
+        ),  # with the number that the prompt ends with
+        (" 22... Qxc1+", True, PLAIN, " Qxc1+", (None, False, False, False)),
+        (" Qxc1+!?.", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),
         (" Re8#", False, MATES, " Ra8#", ("e1e8", False, False, True)),
         (" Re7", False, MATES, " Ra8#", ("e1e7", False, False, False)),
         (" Re8", False, MATES, " Ra7", ("e1e8", False, False, False)),  # a mate was not asked for
@@ -276,12 +330,13 @@ def test_a_square_is_a_pawn_move_before_it_is_half_of_uci():
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["gpt2", "qwen2"])
-def test_real_puzzles_are_sound_and_tokenizers_keep_the_boundary(name):
+def test_real_puzzles_are_sound_and_tokenizers_keep_the_boundary(name, monkeypatch):
     folder = real("chess_puzzles")
+    monkeypatch.setattr("w2s_hf.tasks.chess.MAX_ROWS", 3000)
     tokenizer = AutoTokenizer.from_pretrained(f"{real('tokenizers')}/{name}")
     tokenizer.eos_token = tokenizer.eos_token or "<|endoftext|>"
     options = {"tokenizers": [tokenizer], "max_length": 128, "max_new_tokens": 12}
-    splits = load_puzzles(CHESS_PUZZLES, dataset_path=folder, n_train=300, n_test=500, **options)
+    splits = load_puzzles(CHESS_PUZZLES, dataset_path=folder, n_train=200, n_test=500, **options)
     assert splits.n_dropped == {} and len(splits.test) == 500
     for row in splits.test:
         board = chess.Board(row["fen"])

@@ -63,9 +63,9 @@ def local(tmp_path_factory):
 
 def on_local(local, output, *options) -> list[str]:
     settings = (
-        "--n_train 40 --n_weak 30 --n_validation 20 --n_test 30 --learning_rate 1e-3 --max_new_tokens 8 --bf16 false "
-        "--gradient_checkpointing false --use_cpu true --report_to none --num_train_epochs 1 --dtype float32 "
-        "--save_strategy no --lora_r 4 --per_device_eval_batch_size 16"
+        "--max_length 160 --n_train 40 --n_weak 30 --n_validation 20 --n_test 30 --learning_rate 1e-3 "
+        "--max_new_tokens 8 --bf16 false --gradient_checkpointing false --use_cpu true --report_to none "
+        "--num_train_epochs 1 --dtype float32 --save_strategy no --lora_r 4 --per_device_eval_batch_size 16"
     )
     models = ["--weak_model", local / "weak", "--student_model", local / "strong"]
     return [*settings.split(), *models, "--dataset_path", local / "puzzles.jsonl", "--output_dir", output, *options]
@@ -152,7 +152,8 @@ def test_the_student_learned_the_weak_moves_and_never_the_truth(finished):
     labels = WeakCompletions.load(finished[0] / "weak_labels" / "seed0")
     assert provenance["weak_labels"] == labels.fingerprint
     ceiling = json.loads(next((finished[0] / "_stages").glob("ceiling-*[0-9a-f]/stage.json")).read_text())
-    assert stage["settings"]["train"] != ceiling["settings"]["train"]
+    for part in ("train", "validation"):
+        assert stage["settings"][part] != ceiling["settings"][part]
     assert stage["settings"]["predict"] == ceiling["settings"]["predict"]
 
 
@@ -165,25 +166,20 @@ def test_a_second_run_trains_nothing(finished, cache, monkeypatch, capsys):
 
 def test_killed_while_it_labels_and_run_again(finished, cache, tmp_path):
     options = [*SMALL, "--output_dir", str(tmp_path / "out")]
+    # One puzzle at a time: time enough to be killed. (The batch size changes no number, so it is in no key.)
+    command = [sys.executable, str(ROOT / "recipes" / NAME), *options, "--per_device_eval_batch_size", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "W2S_HF_CACHE": str(cache)}
-    kills = {
-        # One puzzle at a time: time enough to be killed. (The batch size changes no number, so it is in no key.)
-        "weak-*.partial/completions/rank0.jsonl": ["--per_device_eval_batch_size", "1"],
-        "ceiling-*.partial/checkpoints/checkpoint-*/trainer_state.json": [],
-    }
-    for pattern, more in kills.items():
-        command = [sys.executable, str(ROOT / "recipes" / NAME), *options, *more]
-        with (tmp_path / "log").open("w") as log:
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
-            while process.poll() is None and not any((tmp_path / "out" / "_stages").glob(pattern)):
-                time.sleep(0.002)
-            time.sleep(random.uniform(0, 0.05))
-            assert process.poll() is None, "over before it was killed"
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    assert "completions were made earlier" in (tmp_path / "log").read_text()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    written = "out/_stages/weak-*.partial/completions/rank0.jsonl"
+    while process.poll() is None and not any(tmp_path.glob(written)):
+        time.sleep(0.002)
+    time.sleep(random.uniform(0, 0.05))
+    assert process.poll() is None, "over before it was killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     process = recipe(*options, cache=cache, name=NAME)
     assert process.returncode == 0, process.stderr[-3000:]
+    assert "completions were made earlier" in process.stderr
     assert numbers(tmp_path / "out")["runs"] == finished[2]["runs"]
 
 
@@ -264,6 +260,7 @@ def test_agreement_is_about_moves_and_not_about_words():
     [
         ("--methods naive confidence", "expected naive: the other losses are about"),
         ("--config {config} --max_train_rating 1000", "the demo, whose puzzles have no rating"),
+        ("--weak_model a --max_train_rating 1000 --min_hard_rating 900", "expected more than --max_train_rating 1000"),
         ("--config {config} --max_new_tokens 0", "max_new_tokens: got 0"),
         ("--weak_model a --use_cpu true --bf16 false", "Got no --student_model"),
     ],
@@ -282,6 +279,7 @@ def test_wrong_options_say_what_to_do(options, message, capsys):
         (["--max_train_rating", "100"], "no puzzle of `student_half` is rated at most that"),
         (["--max_train_rating", "1500", "--min_hard_rating", "3000"], "no test puzzle is rated at least that"),
         (["--max_new_tokens", "2"], "set --max_new_tokens"),
+        (["--max_length", "4000"], "max_length: got 4000, expected at most 160, which is what weak reads"),
         (["--max_length", "40"], "no puzzle of the split 'train' is left"),
         (["--n_train", "5000"], "training rows asked for"),
     ],

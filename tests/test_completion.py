@@ -8,10 +8,13 @@ import torch
 from conftest import make_character_tokenizer, make_language_model
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig, LlamaForCausalLM
+from test_chess import merging_tokenizer
+from transformers import BitsAndBytesConfig, EarlyStoppingCallback, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from w2s_hf import CompletionConfig, CompletionTrainer, fresh_adapter, load_student
+from w2s_hf.generation import complete
+from w2s_hf.trainers.completion import _tokenize
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0)
 
@@ -90,24 +93,94 @@ def test_accuracy_is_what_it_writes(tokenizer, tmp_path):
     right = [made.text for made in trainer.complete(rows_of(24, 32)["prompt"])]
     share = sum(a == b for a, b in zip(right, rows_of(24, 32)["completion"], strict=True)) / 24
     assert metrics["eval_accuracy"] == share > max(before, 0.9)
-    assert trainer.evaluate(rows_of(5))["eval_accuracy"] in [n / 5 for n in range(6)]
 
 
 def test_early_stopping_goes_by_the_labels_of_the_validation_rows(tokenizer, tmp_path):
-    """Wrong labels on the validation rows: the checkpoint that agrees with them most is the first one."""
-    wrong = rows_of(24, 32).map(lambda row: {"completion": " q"})
+    """Validation rows have what the model writes at first, so every step of training makes it agree with them less."""
+    model = make_language_model(tokenizer)
+    rows = rows_of(24, 32)
+    made = [made.text for made in complete(model.eval(), tokenizer, rows["prompt"], max_new_tokens=4)]
+    own = rows.remove_columns("completion").add_column("completion", made)
     args = arguments(
-        tmp_path, max_steps=60, eval_strategy="steps", eval_steps=20, save_strategy="steps", save_steps=20,
-        load_best_model_at_end=True, metric_for_best_model="accuracy", save_total_limit=1,
+        tmp_path, max_steps=40, eval_strategy="steps", eval_steps=4, save_strategy="steps", save_steps=4,
+        load_best_model_at_end=True, metric_for_best_model="accuracy", save_total_limit=2, eval_on_start=True,
+        learning_rate=3e-4,
     )  # fmt: skip
     trainer = CompletionTrainer(
-        model=make_language_model(tokenizer), args=args, train_dataset=rows_of(32), eval_dataset=wrong,
-        processing_class=tokenizer,
+        model=model, args=args, train_dataset=rows_of(32), eval_dataset=own, processing_class=tokenizer,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
     )  # fmt: skip
     trainer.train()
-    scores = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
-    assert len(scores) == 3 and trainer.state.best_metric == max(scores)
-    assert trainer.state.best_global_step == 20 * (1 + scores.index(max(scores)))
+    scores = {e["step"]: e["eval_accuracy"] for e in trainer.state.log_history if "eval_accuracy" in e}
+    assert scores[0] == 1.0 > scores[8] and len(set(scores.values())) > 2
+    after_start = {step: score for step, score in scores.items() if step}
+    assert trainer.state.best_metric == max(after_start.values())
+    assert trainer.state.global_step < 40, "the callback did not see the accuracy"
+
+
+def test_evaluate_scores_the_rows_it_is_given(tokenizer, tmp_path):
+    trainer = make_trainer(make_language_model(tokenizer), tokenizer, tmp_path)
+    rows = rows_of(10)
+    made = [made.text for made in trainer.complete(rows["prompt"])]
+    own = rows.remove_columns("completion").add_column("completion", [*made[:7], "q", "q", "q"])
+    assert trainer.evaluate(own)["eval_accuracy"] == 0.7
+    assert trainer.evaluate(own, metric_key_prefix="test")["test_accuracy"] == 0.7
+    assert trainer.evaluate()["eval_accuracy"] != 0.7
+    assert "test_accuracy" not in trainer.predict(trainer.eval_dataset).metrics
+
+
+def test_completing_leaves_the_model_as_it_was(tokenizer, tmp_path):
+    student = fresh_adapter(make_language_model(tokenizer, attention_dropout=0.9), LORA, seed=0)
+    trainer = make_trainer(student, tokenizer, tmp_path, disable_dropout=False)
+    trainer.model.train()
+    first = trainer.complete(["ab:", "c:"])
+    assert trainer.model.training and trainer.complete(["ab:", "c:"]) == first, "completed with dropout"
+    trainer.model.eval()
+    trainer.complete(["ab:"])
+    assert not trainer.model.training
+
+
+def test_a_completion_never_changes_the_tokens_of_its_prompt():
+    """`:` and a space are one token; by themselves `a:` and ` b` are as the model is asked and answers."""
+    tokenizer = merging_tokenizer()
+    rows = Dataset.from_dict({"prompt": ["a:", "b"], "completion": [" b", " c"]})
+    encoded = _tokenize(rows, "train_dataset", tokenizer)
+    asked = tokenizer(["a:", "b"])["input_ids"]
+    assert tokenizer("a: b")["input_ids"][:2] != asked[0], "nothing merges: the comparison would be vacuous"
+    for row, prompt, completion in zip(encoded, asked, rows["completion"], strict=True):
+        assert row["input_ids"][: len(prompt)] == prompt and row["completion_mask"][: len(prompt)] == [0] * len(prompt)
+        after = tokenizer(completion)["input_ids"] + [tokenizer.eos_token_id]
+        assert row["input_ids"][len(prompt) :] == after and row["completion_mask"][len(prompt) :] == [1] * len(after)
+
+
+def test_a_name_and_a_configuration_of_adapters_will_do(tokenizer, tmp_path):
+    make_language_model(tokenizer).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    trainer = CompletionTrainer(
+        model=str(tmp_path / "base"), args=arguments(tmp_path), train_dataset=rows_of(8), peft_config=LORA,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    )  # fmt: skip
+    trainable = [value for value in trainer.model.parameters() if value.requires_grad]
+    assert trainable and all(value.dtype == torch.float32 for value in trainable)
+    assert trainer.processing_class.eos_token == "<eos>"
+    trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"a": rows_of(3)}, "eval_dataset: got a dict, expected one datasets.Dataset"),
+        (rows_of(3).remove_columns("completion"), "got the columns prompt, expected `prompt` and `completion`"),
+        (rows_of(3).select([]), "eval_dataset: got no rows"),
+        (Dataset.from_dict({"prompt": ["a"], "completion": [None]}), "got 'a' and None, expected text in both"),
+    ],
+)
+def test_rows_that_do_not_do_say_why(tokenizer, tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        CompletionTrainer(
+            model=make_language_model(tokenizer), args=arguments(tmp_path), train_dataset=rows_of(3),
+            eval_dataset=rows, processing_class=tokenizer,
+        )  # fmt: skip
 
 
 def test_one_base_serves_student_after_student(tokenizer, tmp_path):
@@ -141,11 +214,14 @@ def test_adapters_on_4_bits_stay_float32(tokenizer, tmp_path):
 
 def test_dropout_is_off_unless_asked_for(tokenizer, tmp_path):
     for disable in (True, False):
-        model = make_language_model(tokenizer, attention_dropout=0.1)
+        model = make_language_model(tokenizer, attention_dropout=0.5)
         student = fresh_adapter(model, LoraConfig(**{**LORA.to_dict(), "lora_dropout": 0.3}), seed=0)
         make_trainer(student, tokenizer, tmp_path, disable_dropout=disable)
         rates = {module.p for module in student.modules() if isinstance(module, torch.nn.Dropout)}
         assert rates == ({0} if disable else {0.3})
+        ids = tokenizer("abc:", return_tensors="pt")
+        one, two = (student.train()(**ids).logits for _ in range(2))
+        assert torch.equal(one, two) == disable, "dropout of the attention"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_model, make_tokenizer
 from datasets import Dataset
 from test_chess import random_rows
@@ -18,8 +19,6 @@ from w2s_hf.experiments.settings import CLASSIFICATION, REWARD
 from w2s_hf.experiments.stages import Stages
 from w2s_hf.tasks import PREFERENCE_TASKS
 from w2s_hf.tasks.chess import CHESS_PUZZLES
-
-KINDS = ["classification", "reward", "chess"]
 
 
 def rows_of(kind: str) -> Dataset:
@@ -54,12 +53,43 @@ def finetune(bench: Workbench, rows: Dataset, model: Model):
     return path, bench.setting.labels.load(path / "predictions")
 
 
-@pytest.mark.parametrize("use_peft", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
-def test_stopped_while_it_labels_it_is_not_trained_again(kind, use_peft, tmp_path, monkeypatch):
+def watch(monkeypatch, bench: Workbench) -> list[list[torch.Tensor]]:
+    """Collects what each labelling uses: its weights, and in which precision it computes."""
+    used, answer = [], type(bench.setting).answer
+
+    def watched(self, trainer, *args):
+        weights = [value.detach().clone() for value in trainer.model.parameters() if value.is_floating_point()]
+        dtypes = []
+        linear = next(m for n, m in trainer.model.named_modules() if n.endswith("q_proj"))
+        handle = linear.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+        answers = answer(self, trainer, *args)
+        handle.remove()
+        used.append([*weights, torch.tensor([dtype == torch.bfloat16 for dtype in dtypes])])
+        return answers
+
+    monkeypatch.setattr(type(bench.setting), "answer", watched)
+    return used
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        ("classification", "adapters on 4 bits"),
+        ("classification", "all weights"),
+        ("reward", "adapters on 4 bits"),
+        ("chess", "adapters"),
+        ("chess", "adapters on 4 bits"),
+        ("chess", "all weights in bfloat16"),
+    ],
+)
+def test_stopped_while_it_labels_it_is_not_trained_again(kind, precision, tmp_path, monkeypatch):
     bench, rows = bench_of(kind, tmp_path, tmp_path / "model")
-    config = StudentConfig(use_peft=use_peft, dtype="float32", lora_r=4)
+    bench.args.bf16 = "bfloat16" in precision
+    config = StudentConfig(
+        use_peft="adapters" in precision, load_in_4bit="4 bits" in precision, dtype="float32", lora_r=4
+    )
     model = Model("m", str(tmp_path / "model"), "1", config)
+    used = watch(monkeypatch, bench)
     _, expected = finetune(bench, rows, model)
 
     other = Workbench(Stages(tmp_path / "others"), bench.args, bench.setting)
@@ -77,6 +107,8 @@ def test_stopped_while_it_labels_it_is_not_trained_again(kind, use_peft, tmp_pat
     with monkeypatch.context() as context:
         context.setattr("transformers.Trainer.train", stopped)
         path, found = finetune(other, rows, model)
+    for one, two in zip(*used, strict=True):
+        assert torch.equal(one, two), "it labelled with other weights, or in another precision"
     assert found.ids == expected.ids and not list((tmp_path / "others").glob("*.partial"))
     if kind == "chess":
         assert found.completions == expected.completions and len({made.text for made in found.completions}) > 1

@@ -1,13 +1,17 @@
 """Greedy completions: the same for every batch size, cut where they are too long, kept when interrupted."""
 
+import copy
 import json
 from collections import Counter
 
 import pytest
+import torch
 from conftest import make_character_tokenizer, make_language_model
 from datasets import Dataset
+from tokenizers import decoders, models, pre_tokenizers
 from transformers import GenerationConfig
 
+from w2s_hf import fresh_adapter
 from w2s_hf.generation import complete
 from w2s_hf.labels import Completion, WeakCompletions
 
@@ -68,6 +72,30 @@ def test_sampling_settings_of_the_model_do_not_count(model, tokenizer):
         assert complete(model, tokenizer, PROMPTS, max_new_tokens=8) == expected
     finally:
         model.generation_config = before
+
+
+def test_sampling_settings_under_adapters_do_not_count_either(model, tokenizer):
+    expected = complete(model, tokenizer, PROMPTS, max_new_tokens=8)
+    student = fresh_adapter(copy.deepcopy(model), seed=0).eval()
+    for owner in (student, student.get_base_model()):
+        owner.generation_config = GenerationConfig(no_repeat_ngram_size=1, max_new_tokens=2)
+    assert complete(student, tokenizer, PROMPTS, max_new_tokens=8) == expected
+    assert student.get_base_model().generation_config.no_repeat_ngram_size == 1, "the model's own is lost"
+
+
+def test_a_completion_keeps_the_space_before_it():
+    """In a tokenizer whose tokens hold the space before a word, the first of a text loses its own."""
+    tokenizer = make_character_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    vocabulary = {"<pad>": 0, "<eos>": 1, "▁a:": 2, "▁b": 3}
+    backend.model = models.WordLevel(vocabulary, unk_token="<pad>")
+    model = make_language_model(tokenizer, tie_word_embeddings=False).eval()
+    model.get_output_embeddings().weight.data.zero_()
+    model.get_output_embeddings().bias = torch.nn.Parameter(torch.eye(len(tokenizer))[3])
+    assert tokenizer.decode([3]) == "b"
+    assert complete(model, tokenizer, ["a:"], max_new_tokens=2) == [Completion(" b b", True)]
 
 
 def test_an_interrupted_call_goes_on_after_its_finished_batches(model, tokenizer, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .config import CompletionConfig, RewardPairConfig, StudentConfig, WeakToStrongConfig
-    from .labels import WeakLabels
+    from .labels import WeakCompletions, WeakLabels
     from .metrics import performance_gap_recovered
     from .modeling import fresh_adapter, load_student
     from .tasks import TASKS, Task, load_task
@@ -22,6 +22,7 @@ _MODULE_OF_NAME = {
     "RewardPairConfig": "config",
     "StudentConfig": "config",
     "WeakToStrongConfig": "config",
+    "WeakCompletions": "labels",
     "WeakLabels": "labels",
     "performance_gap_recovered": "metrics",
     "fresh_adapter": "modeling",
@@ -42,6 +43,7 @@ __all__ = [
     "RewardPairTrainer",
     "StudentConfig",
     "Task",
+    "WeakCompletions",
     "WeakLabels",
     "WeakToStrongConfig",
     "WeakToStrongTrainer",

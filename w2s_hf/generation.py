@@ -34,8 +34,9 @@ def complete(
     Completes each prompt greedily, up to the tokenizer's end-of-text token.
 
     Prompts are sorted by length, padded on the left and dealt to the ranks; the result is in the order given, on every
-    rank. (In bfloat16 a tie between two tokens may fall differently in another batch; in float32 that was not seen.)
-    Sampling settings and penalties of the model's own generation configuration are not used.
+    rank, each of which needs the whole model. In bfloat16 two tokens that are nearly as likely may change places in
+    another batch (in 1 of 200 completions of a random model); in float32 that was not seen. Sampling settings and
+    penalties of the model's own generation configuration are not used.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, with adapters or without, in eval mode.
@@ -44,7 +45,8 @@ def complete(
         max_new_tokens (`int`): Where a completion is cut, its end-of-text token counted.
         batch_size (`int`, *optional*, defaults to `16`): Prompts at a time on each rank.
         keep (`Path`, *optional*):
-            A directory for finished batches. Called again with the same prompts, it goes on after them.
+            A directory for finished batches. Called again with the same model and prompts, it goes on after them.
+            (Other prompts, or another `max_new_tokens`, start again; another model is for the caller to tell apart.)
 
     Returns:
         `list[Completion]`: One a prompt.

@@ -294,7 +294,10 @@ class WeakCompletions(LabelsById):
         return [self.completions[position] for position in self._positions(ids)]
 
     def join(self, dataset: Dataset) -> Dataset:
-        """`dataset`, with a `completion` column of text in place of its ground truth; as [`WeakLabels.join`]."""
+        """
+        `dataset`, with a `completion` column of text in place of its ground truth; as [`WeakLabels.join`]. A cut
+        completion is text as any other: who learns it learns that it ends there.
+        """
         dataset, positions = self._unlabelled(dataset, ("completion",))
         texts = [self.completions[position].text for position in positions]
         return dataset.add_column("completion", texts, feature=Value("string"))

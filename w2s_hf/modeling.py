@@ -3,6 +3,8 @@
 import copy
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
 
@@ -31,12 +33,15 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 from transformers.utils.peft_utils import find_adapter_config_file
+from trl.trainer.utils import disable_dropout_in_model
 
 __all__ = [
     "align_padding",
     "cast_trainable_to_float32",
+    "disable_dropout",
     "fresh_adapter",
     "initialise_head",
+    "keep_trainable",
     "load_adapter_weights",
     "load_student",
     "load_tokenizer",
@@ -302,6 +307,30 @@ def cast_trainable_to_float32(model: nn.Module) -> None:
     head = _find_head(model)
     if head is not None:
         _full_precision_head(head)
+
+
+@contextmanager
+def keep_trainable(model: nn.Module) -> Iterator[None]:
+    """
+    Casts adapters and head to float32 and keeps them while TRL's trainers take the model: of a 4-bit model they round
+    whatever is trainable to bfloat16. A model without adapters is left alone.
+    """
+    kept = {}
+    if isinstance(model, PeftModel):
+        cast_trainable_to_float32(model)
+        kept = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in kept:
+            parameter.data = kept[name].to(parameter.device)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout to 0, that of the attention included, which is no module and which TRL's function passes."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
 
 
 def fresh_adapter(

@@ -80,7 +80,7 @@ def pretrain(name: str, width: int, n_layers: int, rows: Dataset, output_dir: Pa
         return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
 
     training = TrainingArguments(
-        output_dir=str(output_dir / f"{name}-checkpoints"),
+        output_dir=str(output_dir / name),
         num_train_epochs=1,
         per_device_train_batch_size=args.batch_size,
         learning_rate=args.learning_rate,
@@ -105,7 +105,7 @@ def pretrain(name: str, width: int, n_layers: int, rows: Dataset, output_dir: Pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--games_path", required=True, help="directory or file of games")
+    parser.add_argument("--games_path", required=True, help="local directory, or dataset on the Hub, of games")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME:WIDTHxLAYERS:POSITIONS")
     parser.add_argument("--batch_size", type=int, default=64)

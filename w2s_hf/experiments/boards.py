@@ -49,7 +49,7 @@ def draw_boards(
         for number, row in enumerate(chosen, start=1):
             name = f"{title}{number}.svg"
             target, answer, fen = test[row]["ground_truth"], student[row].text, test[row]["fen"]
-            (directory / name).write_text(_draw(fen, target, answer))
+            (directory / name).write_text(_draw(fen, target, scores[row].move))
             board = chess.Board(fen)
             turn = "White" if board.turn else "Black"
             legal = "" if scores[row].move else " (no legal move)"
@@ -71,9 +71,9 @@ def _words(text: str) -> str:
     return " ".join(text.split()[:2]).replace("|", "/").replace("`", "'") or " "
 
 
-def _draw(fen: str, target: str, answer: str) -> str:
+def _draw(fen: str, target: str, answer: str | None) -> str:
     board = chess.Board(fen)
-    wanted, made = parse_move(target, board), parse_move(answer, board)
+    wanted, made = parse_move(target, board), None if answer is None else chess.Move.from_uci(answer)
     arrows = [chess.svg.Arrow(wanted.from_square, wanted.to_square, color=_RIGHT)]
     if made is not None and made != wanted:
         arrows.append(chess.svg.Arrow(made.from_square, made.to_square, color=_WRONG))

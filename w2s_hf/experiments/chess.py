@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
+from transformers import AutoConfig
 
 from ..config import CompletionConfig, StudentConfig
 from ..modeling import load_tokenizer
@@ -36,24 +37,26 @@ _DEMO_TEXT = """
 
 White has king and knight, Black king and a queen or rook, and exactly one knight move gives check and attacks the
 other piece at once: a fork. Every puzzle is proved with python-chess, and no two are mirror images of each other. The
-student has read 100,000 single moves with a word for what they do, `check`, `hits`, `takes` or `quiet`; no position in
-which there is a fork was among them, nor was the word `fork`. The supervisor has read nothing, and learned from ground
-truth.
+pretrained models have read {documents}single moves with a word for what they do, `check`, `hits`, `takes` or `quiet`;
+no position in which there is a fork is among them, nor is the word `fork`. Models called `scratch` have read nothing.
 
 - Where a student is better than the supervisor that taught it, it shows the effect itself, measured live: it knew the
   parts, and the labels told it which of them is meant.
 - It does not show chess skill. Whoever plays a random check is right in two of three puzzles; a student below that
   baseline has understood less than that rule.
-- Look at zero-shot, too. Asked for a `check` in place of a `fork`, the student can find forks before any finetuning:
-  the knowledge is there and has to be asked for by its name. Asked for a `fork`, a word it has never read, it may play
-  what fits every word it knows, which again is the fork (with the full stop of its corpus behind it, so never exactly
-  the target). Where that is better than the student, learning from this supervisor did harm, as the paper's figure 15
-  has it for students of very weak supervisors.
-- It does not show that size helps: pretraining drives the gain here, and the supervisor has none.
+- It does not show that size helps: pretraining drives the gain here, and a supervisor from scratch has none.
 - Decoys are other knight moves that give check, and others that attack; they are where a student can be misled.
-- One epoch is part of the design: a student that sees its supervisor's errors several times learns them.
+- More than one epoch on a supervisor's moves teaches a student its errors, too; how many there were is below.
 - Each seed has puzzles, corpus and models of its own, so numbers differ from seed to seed by more than their
   intervals.
+"""
+
+_ZERO_SHOT_TEXT = """
+Look at zero-shot, too, which is the student before any finetuning. Asked for a `check` in place of a `fork`, it may
+find forks: then the knowledge is there and has to be asked for by its name. Asked for a `fork`, a word it has never
+read, it may play what fits every word it knows, which again is the fork (with the full stop of its corpus behind it,
+so never exactly the target). Where either is better than the student, learning from this supervisor did harm, as the
+paper's figure 15 has it for students of very weak supervisors.
 """
 
 _SCORES_TEXT = """
@@ -109,15 +112,22 @@ def run_chess(
     results = collect_results(task.name, args, every[0].splits, runs, bench, ladder, started)
     if PartialState().is_main_process:
         notes = [_SCORES_TEXT.strip().format(max_new_tokens=training_args.max_new_tokens), scores_table(results)]
-        notes.append("## Accuracy by kind of puzzle" if args.demo else "## Accuracy by rating")
-        notes.append(bands_table(results))
+        if list(results["runs"][0]["ceiling"]["by_band"]) != ["unrated"]:
+            notes.append("## Accuracy by kind of puzzle" if args.demo else "## Accuracy by rating")
+            notes.append(bands_table(results))
         if args.max_train_rating is not None:
             notes += ["## Easy to hard", easy_to_hard_table(results)]
         answers, method = runs[0].answers, args.methods[-1]
         test = every[0].splits.test
-        notes.append(draw_boards(answers[method], answers["weak"], test, output_dir, f"student ({method})"))
+        notes.append(
+            draw_boards(
+                answers[method], answers["weak"], test, output_dir, f"student ({method}, seed {args.seeds[0]})"
+            )
+        )
         if args.demo:
-            notes.insert(0, _DEMO_TEXT.strip())
+            n_documents = args.demo_documents or FORK_MODELS[args.student_model].n_documents
+            text = _DEMO_TEXT.strip().format(documents=f"{n_documents:,} " if n_documents else "")
+            notes.insert(0, text + ("\n\n" + _ZERO_SHOT_TEXT.strip() if args.zero_shot else ""))
         write_report(results, output_dir, training_args, introduction=task.description, notes=notes)
     PartialState().wait_for_everyone()
     return results
@@ -126,7 +136,15 @@ def run_chess(
 def load_fitting_puzzles(
     task: ChessTask, args: ChessArguments, training_args: CompletionConfig, models: tuple[Model, ...], **source
 ):
-    """Puzzles that fit all models; `source` as of [`load_puzzles`]."""
+    """Puzzles that fit all models; `source` as of [`load_puzzles`]. Raises `ValueError` if a model reads less."""
+    for model in models:
+        config = AutoConfig.from_pretrained(model.path, revision=model.revision).get_text_config()
+        n_positions = getattr(config, "max_position_embeddings", None)
+        if n_positions is not None and (training_args.max_length or n_positions + 1) > n_positions:
+            raise ValueError(
+                f"--max_length: got {training_args.max_length}, expected at most {n_positions}, which is what "
+                f"{model.name} reads."
+            )
     return load_puzzles(
         task,
         tokenizers=[load_tokenizer(model.path, revision=model.revision) for model in models],
@@ -209,7 +227,10 @@ def easy_to_hard(bench: Workbench, materials: Materials, args: ChessArguments, s
     parts = {
         "easy": (easy, easy_validation),
         # The student half is in random order.
-        "any rating": (splits.student_half.select(range(len(easy))), splits.student_validation),
+        "any rating": tuple(
+            rows.select(range(len(few)))
+            for rows, few in ((splits.student_half, easy), (splits.student_validation, easy_validation))
+        ),
     }
     everything, hard = np.ones(len(test), dtype=bool), _is_hard(test, args)
     answers = {"all": run.answers["ceiling"]}

@@ -95,16 +95,19 @@ class Model:
         return {"name": self.name, "version": self.version, "config": config}
 
 
-def load_base(model: Model, task_type: str) -> PreTrainedModel:
-    """The base of a model for [`load_student`]'s `task_type`, in its precision; float32 where all weights train."""
+def load_base(model: Model, task_type: str, path: Path | None = None) -> PreTrainedModel:
+    """
+    The base of a model for [`load_student`]'s `task_type`, in its precision; float32 where all weights train. `path`
+    is where it is after all weights were trained.
+    """
     config = model.student_config
     kwargs = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
     return load_student(
-        model.path,
+        model.path if path is None else str(path),
         task_type=task_type,
         dtype=config.dtype if config.use_peft else "float32",
         quantization_config=get_quantization_config(config) if config.use_peft else None,
-        revision=model.revision,
+        revision=model.revision if path is None else None,
         **kwargs,
     )
 
@@ -199,7 +202,7 @@ class Workbench:
             tokenizer = load_tokenizer(model.path, revision=model.revision)
             is_trained = (directory / "training.json").is_file()  # and was stopped while it labelled
             trainer = self.setting.make_trainer(
-                self._finished(model, directory / "model") if is_trained else self._untrained(model, tokenizer, seed),
+                self._finished(model, directory / "model") if is_trained else self.untrained(model, tokenizer, seed),
                 args,
                 tokenizer,
                 train,
@@ -224,7 +227,7 @@ class Workbench:
         values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
         return {name: str(value) for name, value in values.items() if name not in _WITHOUT_EFFECT}
 
-    def _untrained(self, model: Model, tokenizer, seed: int) -> PreTrainedModel | PeftModel:
+    def untrained(self, model: Model, tokenizer, seed: int) -> PreTrainedModel | PeftModel:
         """The model with a new head and new adapters; the base of a student is loaded once and used again."""
         config, has_head = model.student_config, self.setting.task_type != "CAUSAL_LM"
         if not config.use_peft:
@@ -250,7 +253,7 @@ class Workbench:
         """What an earlier try has trained."""
         self.release()
         if not model.student_config.use_peft:
-            return load_student(str(directory), task_type=self.setting.task_type, dtype="float32")
+            return load_base(model, self.setting.task_type, directory)
         # Not by load_student alone: adapters do not say of which commit their base is. Trainable, since trainers
         # refuse a model that is not, though nothing trains it again.
         base = load_base(model, self.setting.task_type)

@@ -11,10 +11,9 @@ from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, TrainingArguments, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from trl import SFTConfig, SFTTrainer
-from trl.trainer.utils import disable_dropout_in_model
 
 from ..checkpoints import last_complete_checkpoint
-from ..modeling import cast_trainable_to_float32, fresh_adapter, load_tokenizer
+from ..modeling import disable_dropout, fresh_adapter, keep_trainable, load_tokenizer
 from .finetuning import Model, Workbench, load_base, peft_config_of, save_training
 
 __all__ = ["generative_finetune"]
@@ -77,15 +76,14 @@ def generative_finetune(
         bench.release()
         student = _language_model(model, seed)
         if bench.args.disable_dropout:
-            disable_dropout_in_model(student)
-        trainer = SFTTrainer(
-            model=student,
-            args=_sft_config(bench, directory, changes, longest=max(map(len, texts))),
-            train_dataset=Dataset.from_dict({"input_ids": texts}),
-            processing_class=tokenizer,
-        )
-        if isinstance(student, PeftModel):
-            cast_trainable_to_float32(student)  # of a 4-bit model TRL has made them bfloat16
+            disable_dropout(student)
+        with keep_trainable(student):
+            trainer = SFTTrainer(
+                model=student,
+                args=_sft_config(bench, directory, changes, longest=max(map(len, texts))),
+                train_dataset=Dataset.from_dict({"input_ids": texts}),
+                processing_class=tokenizer,
+            )
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
         save_training(trainer, tokenizer, directory)
         trainer.accelerator.free_memory()

@@ -8,7 +8,6 @@ import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from scipy.stats import norm
-from transformers import PreTrainedTokenizerBase
 
 from .. import metrics
 from ..generation import complete
@@ -16,8 +15,8 @@ from ..labels import Completion, WeakCompletions
 from ..modeling import load_tokenizer
 from ..tasks import COMPLETION_COLUMNS
 from ..tasks.move_scores import MoveScore, parse_move, score_move
-from ..trainers.completion import CompletionTrainer
-from .finetuning import Model, Workbench, load_base
+from ..trainers.completion import CompletionTrainer, autocast
+from .finetuning import Model, Workbench
 from .settings import Setting, Tokenize
 from .stages import library_versions
 
@@ -55,7 +54,7 @@ class MoveSetting(Setting):
         self, trainer: CompletionTrainer, rows: Dataset, tokenize: Tokenize, directory: Path
     ) -> list[Completion]:
         """Greedy completions; finished batches are kept in `directory` and found again."""
-        return trainer.complete(list(rows["prompt"]), keep=directory / "completions")
+        return trainer.complete(rows["prompt"], keep=directory / "completions")
 
     def is_correct(self, answers: list[Completion], rows: Dataset) -> np.ndarray:
         """Is it the move asked for, whatever the text says of check and mate?"""
@@ -151,23 +150,25 @@ def answer_untrained(bench: Workbench, name: str, model: Model, rows: Dataset, s
         "model": model.identity,
         "rows": bench.fingerprint(rows),
         "max_new_tokens": args.max_new_tokens,
+        "mixed_precision": [args.bf16, args.fp16],
         "n_processes": PartialState().num_processes,
     }
 
     def build(directory: Path) -> None:
-        bench.release()
-        tokenizer: PreTrainedTokenizerBase = load_tokenizer(model.path, revision=model.revision)
-        network = load_base(model, "CAUSAL_LM")
+        tokenizer = load_tokenizer(model.path, revision=model.revision)
+        # With new adapters, which change nothing: so the base that is loaded serves here, too.
+        network = bench.untrained(model, tokenizer, seed=0).eval()
         if not getattr(network, "is_quantized", False):  # bitsandbytes has put it where it belongs
             network.to(args.device)
-        answers = complete(
-            network,
-            tokenizer,
-            list(rows["prompt"]),
-            max_new_tokens=args.max_new_tokens,
-            batch_size=args.per_device_eval_batch_size,
-            keep=directory / "completions",
-        )
+        with autocast(args):
+            answers = complete(
+                network,
+                tokenizer,
+                rows["prompt"],
+                max_new_tokens=args.max_new_tokens,
+                batch_size=args.per_device_eval_batch_size,
+                keep=directory / "completions",
+            )
         if PartialState().is_main_process:
             provenance = {**source, "model": model.name, "versions": library_versions()}
             WeakCompletions(list(rows["id"]), answers, provenance).save(directory / "predictions")

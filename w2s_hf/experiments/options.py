@@ -165,5 +165,10 @@ class ChessArguments(ExperimentArguments):
                 f"--methods: got {' '.join(self.methods)}, expected naive: the other losses are about "
                 "probabilities of classes, and moves are text."
             )
+        if self.max_train_rating is not None and self.min_hard_rating <= self.max_train_rating:
+            raise ValueError(
+                f"--min_hard_rating: got {self.min_hard_rating}, expected more than --max_train_rating "
+                f"{self.max_train_rating}, so that no hard puzzle counts as easy."
+            )
         if self.max_train_rating is not None and self.demo:
             raise ValueError("Got --max_train_rating and the demo, whose puzzles have no rating.")

@@ -16,7 +16,7 @@ from datasets import DatasetDict
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .dealing import TaskSplits, deal_parts, group_rows, hold_out, part_sizes, read_split, unique_rows
+from .dealing import MAX_ROWS, TaskSplits, deal_parts, group_rows, hold_out, part_sizes, read_split, unique_rows
 from .loading import load_raw
 from .move_scores import parse_move, san_move, uci_move
 from .task import Source
@@ -38,6 +38,7 @@ _SCHEMAS = {
     "the Lichess puzzle table (Lichess/chess-puzzles)": ("FEN", "Moves"),
 }
 _MOVE_NUMBER = re.compile(r"(\d+)\.(\.\.)?")
+_GAME = re.compile(r"(?:lichess\.org/|^)(\w{8})")
 _BAND_WIDTH = 400  # rating points
 
 
@@ -50,26 +51,28 @@ class ChessTask:
     prompt is a transcript, or anything where the position to move in is given in a column `fen`. Or it has `FEN`, the
     position before the opponent's last move, and `Moves`, that move and the solution in UCI (the Lichess puzzle
     table); the prompt is the FEN after that move, or a transcript where a column `movetext` has the game. Of either,
-    `Rating` and `GameUrl` are used where they are there, and a column `band`, by which accuracy is reported, in place
-    of bands of ratings.
+    `Rating` and `GameUrl` (or `GameId`) are used where they are there, and a column `band`, by which accuracy is
+    reported, in place of bands of ratings.
 
     Args:
         name (`str`): Its name in results.
         sources (`tuple[Source]`): Where its rows are; the next one is tried when one does not load.
         train_split, test_split (`tuple[str]`):
-            Names of the splits; where there is no `test_split`, a fifth is held out.
+            Names of the splits, the first that is there. Without a test split (`None`, or none is there), a fifth is
+            held out.
         description (`str`, *optional*): One line for people.
     """
 
     name: str
     sources: tuple[Source, ...]
     train_split: tuple[str, ...] = ("train",)
-    test_split: tuple[str, ...] = ("test",)
+    test_split: tuple[str, ...] | None = ("test",)
     description: str = ""
 
-    # What a [`Task`] has, too. Columns depend on the schema and are looked for in the rows.
+    # What a [`Task`] has, too; which columns it takes depends on the schema.
     columns = ()
     label = None
+    expected_columns = "; or ".join(f"{', '.join(columns)}: {name}" for name, columns in _SCHEMAS.items())
 
     def example(self, row: dict) -> dict:
         """
@@ -87,23 +90,28 @@ class ChessTask:
         Raises:
             BrokenPuzzleError: a move is illegal, or the row cannot be read.
         """
-        if row.get("ctx") is not None and row.get("target") is not None:
-            prompt, board, target, keys = _read_transcript(row)
-        elif row.get("FEN") is not None and row.get("Moves") is not None:
-            prompt, board, target, keys = _read_table_row(row)
-        else:
+        row = {name: None if value == "" else value for name, value in row.items()}
+        is_transcript = row.get("ctx") is not None
+        names = ("ctx", "target") if is_transcript else ("FEN", "Moves")
+        if any(row.get(name) is None for name in names):
             raise BrokenPuzzleError("an empty field")
+        if not all(isinstance(row.get(name) or "", str) for name in (*names, "fen", "movetext", "GameUrl", "GameId")):
+            raise BrokenPuzzleError("a field that is no text")
+        prompt, board, target = _read_transcript(row) if is_transcript else _read_table_row(row)
+        # Of two puzzles of one position, one may come without its game.
+        keys = [f"position: {_position(board)}", *_game_key(row)]
         # Pieces and moves differ by case, which comparisons of texts ignore: so a hash.
         content = hashlib.sha256(f"{prompt}\0{target}".encode()).hexdigest()
-        rating = row.get("Rating")
+        rating = _rating(row.get("Rating"))
         return {
             "id": content[:16],
             "prompt": prompt,
             "fen": board.fen(),
-            "rating": -1 if rating is None else int(rating),
+            "rating": rating,
             "band": row.get("band") or _band(rating),
             "text": hashlib.sha256(prompt.encode()).hexdigest(),
             "keys": keys,
+            "tells_game": len(keys) > 1 or (is_transcript and row.get("fen") is None),
             "ground_truth": target,
         }
 
@@ -112,49 +120,64 @@ class BrokenPuzzleError(ValueError):
     """Nothing can be made of a row; the message is the reason, for counting."""
 
 
-def _band(rating: int | None) -> str:
-    if rating is None:
+def _rating(value) -> int:
+    """-1 where there is none, or none that can be read."""
+    try:
+        return int(float(value))
+    except (TypeError, ValueError):
+        return -1
+
+
+def _band(rating: int) -> str:
+    if rating < 0:
         return "unrated"
-    low = int(rating) // _BAND_WIDTH * _BAND_WIDTH
+    low = rating // _BAND_WIDTH * _BAND_WIDTH
     return f"{low}-{low + _BAND_WIDTH - 1}"
 
 
-def _read_transcript(row: dict) -> tuple[str, chess.Board, str, list[str]]:
-    """Prompt, position, target and keys of a row with `ctx` and `target`."""
+def _game_key(row: dict) -> list[str]:
+    """The game of a row that names it: `https://lichess.org/787zsVup/black#48`, or only `787zsVup/black#48`."""
+    named = row.get("GameUrl") or row.get("GameId")
+    found = _GAME.search(named) if named else None
+    return [f"game: {found[1]}"] if found else []
+
+
+def _read_transcript(row: dict) -> tuple[str, chess.Board, str]:
+    """Prompt, position and target of a row with `ctx` and `target`."""
     prompt, target = row["ctx"].strip(), f" {row['target'].strip()}"
     if row.get("fen") is not None:
         board = _board(row["fen"])
-        keys = [f"position: {_position(board)}"]
     else:
         board = _replay(prompt)
         if not prompt.endswith(_number(board)):
             raise BrokenPuzzleError("a transcript that does not end with the number of the move to play")
-        keys = []  # [`load_puzzles`] finds the games that begin alike
     if parse_move(target, board) is None:
         raise BrokenPuzzleError("an illegal move")
-    return prompt, board, target, keys
+    if san_move(target.strip(), board) is None and uci_move("".join(target.split()), board) is None:
+        raise BrokenPuzzleError("a target of more than one move")
+    return prompt, board, target
 
 
-def _read_table_row(row: dict) -> tuple[str, chess.Board, str, list[str]]:
-    """Prompt, position, target and keys of a row with `FEN` and `Moves`."""
+def _read_table_row(row: dict) -> tuple[str, chess.Board, str]:
+    """Prompt, position and target of a row with `FEN` and `Moves`."""
     board = _board(row["FEN"])
     moves = row["Moves"].split()
     if len(moves) < 2:
         raise BrokenPuzzleError("no solution")
-    for move in moves[:2]:
-        if uci_move(move, board) is None:
-            raise BrokenPuzzleError("an illegal move")
-        if move is moves[0]:
-            board.push_uci(move)
-    target = f" {board.san(chess.Move.from_uci(moves[1]))}"
-    game = re.sub(r"(/black|/white)?(#\d+)?$", "", row.get("GameUrl") or "")
-    keys = [f"game: {game}"] if game else [f"position: {_position(board)}"]
+    last = uci_move(moves[0], board)
+    if last is None:
+        raise BrokenPuzzleError("an illegal move")
+    board.push(last)
+    solution = uci_move(moves[1], board)
+    if solution is None:
+        raise BrokenPuzzleError("an illegal move")
+    target = f" {board.san(solution)}"
     if row.get("movetext") is None:
-        return fen_prompt(board), board, target, keys
+        return fen_prompt(board), board, target
     played = _game_until(row["movetext"], board)
     if played is None:
         raise BrokenPuzzleError("a game that does not come to the position")
-    return transcript(played), played, target, keys
+    return transcript(played), played, target
 
 
 def _board(fen: str) -> chess.Board:
@@ -240,10 +263,10 @@ def load_puzzles(
     """
     Loads puzzles, leaves out the broken ones, and halves them by game.
 
-    Puzzles of one game stay in one part, and none of a test game is in training: the game is that of `GameUrl`; of
-    transcripts, of which one goes on where another ends, all are taken for one game. Where neither tells, only equal
-    positions stay together. Equal prompts count once, and not at all where their moves differ. Each link of a
-    bootstrapping chain has rows of its own (paper, A.2).
+    Puzzles of one game stay in one part, and none of a test game is in training: the game is that of `GameUrl` or
+    `GameId`; of transcripts, of which one goes on where another ends, all are taken for one game. Where neither tells,
+    only equal positions stay together, and a warning says of how many rows. Equal prompts count once, and not at all
+    where their moves differ. Each link of a bootstrapping chain has rows of its own (paper, A.2).
 
     Args:
         task ([`ChessTask`]): The task.
@@ -270,21 +293,28 @@ def load_puzzles(
         raw, source = load_raw(task, dataset_path)
     wanted = part_sizes(n_train, n_weak, n_validation, n_links)
     n_dropped: Counter[str] = Counter()
-    # Each row costs milliseconds, and there may be millions: somewhat more than are asked for, and for the test set.
-    n_most = None if None in wanted.values() else 2 * sum(wanted.values()) + 6 * (n_test or 5000)
+    # Of millions of rows the same ones whatever is asked for, so that runs share their test puzzles; more than the
+    # default only where it would not do.
+    n_most = max(MAX_ROWS, 2 * sum(n or 0 for n in wanted.values()))
 
     def read(names: tuple[str, ...]) -> list[dict]:
         return _read_split(task, raw, names, tokenizers, max_length, max_new_tokens, n_most, n_dropped)
 
     train = read(task.train_split)
-    if any(name in raw for name in task.test_split):
+    if any(name in raw for name in task.test_split or ()):
         test = read(task.test_split)
         _link_games(train + test)
         group_rows(train + test)
     else:
-        logger.warning(f"{task.name}: there is no split {task.test_split[0]!r}; a fifth of the games is held out")
+        logger.warning(f"{task.name}: there is no split to test on; a fifth of the games is held out")
         _link_games(train)
         train, test = hold_out(task, train, seed)
+    n_unknown = sum(not row["tells_game"] for row in train + test)
+    if n_unknown:
+        logger.warning(
+            f"{task.name}: {n_unknown} of {len(train) + len(test)} rows do not tell their game (`GameUrl`): of these "
+            "only equal positions are kept in one part"
+        )
     test = unique_rows(task, "test", test)
     train = unique_rows(task, "training", train, apart_from=test)
     n_dropped = +n_dropped
@@ -308,9 +338,9 @@ def _read_split(
 ) -> list[dict]:
     split, rows, _ = read_split(task, raw, names, n_most)
     if not any(set(columns) <= set(rows.column_names) for columns in _SCHEMAS.values()):
-        known = "; or ".join(f"{', '.join(columns)}: {name}" for name, columns in _SCHEMAS.items())
         raise ValueError(
-            f"{task.name}: the split {split!r} has the columns {', '.join(rows.column_names)}, expected {known}."
+            f"{task.name}: the split {split!r} has the columns {', '.join(rows.column_names)}, expected "
+            f"{task.expected_columns}."
         )
     examples = []
     for row in tqdm(rows, desc=f"Reading {split}"):
@@ -340,14 +370,14 @@ def _read_split(
 
 def _link_games(rows: list[dict]) -> None:
     """Gives transcripts that begin with another whole one a key in common with it."""
-    without = [row for row in rows if not row["keys"]]
+    transcripts = [row for row in rows if row["prompt"].startswith("1. ")]
     opened: list[str] = []
-    for row in sorted(without, key=lambda row: row["prompt"]):
+    for row in sorted(transcripts, key=lambda row: row["prompt"]):
         # Sorted, what begins with a prompt follows it at once.
         while opened and not (row["prompt"] + " ").startswith(opened[-1] + " "):
             opened.pop()
         opened.append(row["prompt"])
-        row["keys"] = [f"game: {opened[0]}"]
+        row["keys"].append(f"begin: {opened[0]}")
 
 
 CHESS_PUZZLES = ChessTask(

@@ -18,6 +18,7 @@ from .task import normal
 from .tokenizing import TEXT_COLUMNS
 
 __all__ = [
+    "MAX_ROWS",
     "SHARES",
     "AnyTask",
     "TaskSplits",
@@ -35,7 +36,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Of a larger split, so many random rows: far more than any experiment takes, and formatted in seconds.
-_MAX_ROWS = 200_000
+MAX_ROWS = 200_000
 _HELD_OUT = 0.2
 # Of the training rows, where no number is given.
 SHARES = {"weak_half": 0.45, "weak_validation": 0.05, "student_half": 0.45, "student_validation": 0.05}
@@ -167,7 +168,7 @@ def read_split(
     [`w2s_hf.tasks.loading.pick_split`], at most `n` random rows of it, by default more than any experiment takes; and
     their numbers.
     """
-    n = _MAX_ROWS if n is None else n
+    n = MAX_ROWS if n is None else n
     split, rows = pick_split(task, raw, names)
     if len(rows) > n:
         logger.warning(f"{task.name}: of {len(rows):,} rows of {split!r}, {n:,} random ones are read")
@@ -270,7 +271,7 @@ def deal_parts(
         wanted (`dict`): As [`part_sizes`] has it.
         n_test (`int`, *optional*): Test rows; all by default.
         columns (`Sequence[str]`): What to keep of a row beside its group and ground truth.
-        seed (`int`): A larger number of rows keeps those of a smaller one.
+        seed (`int`): Of the test set a larger number keeps the rows of a smaller one.
 
     Raises:
         ValueError: there are too few rows.

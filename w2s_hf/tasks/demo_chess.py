@@ -291,8 +291,8 @@ class ForkWorld:
             stream (`str`, *optional*, defaults to `"puzzles"`): Name of the random stream.
 
         Returns:
-            `n` times `dict` with `id`, `ctx` (`K d3 N c2 k b6 r b1 fork :`), `target` (` c2 a1`), `fen` and
-            `band` (one of `FORK_BANDS`).
+            `n` times `dict` with `id`, `ctx` (`K d3 N c2 k b6 r b1 fork :`), `target` (` c2 a1`), `fen`,
+            `band` (one of `FORK_BANDS`) and `GameId` (another one for each).
         """
         rows: list[dict] = []
         seen: set[int] = set()
@@ -308,7 +308,17 @@ class ForkWorld:
                 asked = " ".join([*words, FORK_WORDS[0], ":"])
                 move = f" {words[3]} {_name(target)}"
                 band = FORK_BANDS[has_decoy(board)]
-                rows.append({"id": f"fork-{orbit}", "ctx": asked, "target": move, "fen": board.fen(), "band": band})
+                game = f"{orbit:08}"  # each puzzle is a game of its own
+                rows.append(
+                    {
+                        "id": f"fork-{orbit}",
+                        "ctx": asked,
+                        "target": move,
+                        "fen": board.fen(),
+                        "band": band,
+                        "GameId": game,
+                    }
+                )
                 if len(rows) == n:
                     return rows
         raise AssertionError("the blocks have no end")

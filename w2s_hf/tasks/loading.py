@@ -89,7 +89,7 @@ def _load_local(task: Task, path: str, option: str) -> DatasetDict:
         raise FileNotFoundError(
             f"{option}: got {path!r}, which is no directory and no file that can be read ({', '.join(_READERS)}) "
             f"below the working directory; expected the rows of {task.name}, with the columns "
-            f"{', '.join(task.columns)}."
+            f"{', '.join(task.columns) or task.expected_columns}."
         )
     try:
         if file.is_file():

@@ -1,9 +1,12 @@
 """What a move that a model wrote is worth, by python-chess (the extra `chess`)."""
 
+import re
 from dataclasses import dataclass
 from functools import cache
 
 import chess
+
+_MOVE_NUMBER = re.compile(r"\d+\.(\.\.)?")
 
 __all__ = ["MoveScore", "parse_move", "san_move", "score_move", "uci_move"]
 
@@ -25,15 +28,22 @@ def san_move(word: str, board: chess.Board) -> chess.Move | None:
         return None
 
 
+def _answer(text: str) -> list[str]:
+    """The words of a text, without the number of the move that it may begin with."""
+    words = text.split()
+    return words[1:] if words and _MOVE_NUMBER.fullmatch(words[0]) else words
+
+
 def parse_move(text: str, board: chess.Board) -> chess.Move | None:
     """
     The legal move that a text begins with, or `None`: its first word in SAN, whatever it says of check and mate, or in
-    UCI, of which the squares may stand apart (`c2 a1`).
+    UCI, of which the squares may stand apart (`c2 a1`). A move number before it and punctuation behind it are no part
+    of it.
     """
-    words = text.split()
+    words = [word.rstrip(".,;:!?") for word in _answer(text)[:2]]
     if not words:
         return None
-    return san_move(words[0], board) or uci_move(words[0], board) or uci_move("".join(words[:2]), board)
+    return san_move(words[0], board) or uci_move(words[0], board) or uci_move("".join(words), board)
 
 
 @dataclass(frozen=True)
@@ -68,8 +78,8 @@ def score_move(text: str, is_cut: bool, target: str, fen: str) -> MoveScore:
     """
     board = chess.Board(fen)
     wanted = parse_move(target, board)
-    n_words = len(target.split())
-    is_whole = not is_cut or len(f"{text}.".split()) > n_words  # the last word of a cut text may go on
+    # The last word of a cut text may go on.
+    is_whole = not is_cut or len(_answer(f"{text}.")) > len(target.split())
     move = parse_move(text, board) if is_whole else None
     accepted = move == wanted or (move is not None and _mates(move, board) and _mates(wanted, board))
     return MoveScore(None if move is None else move.uci(), move == wanted, text == target and not is_cut, accepted)

@@ -18,7 +18,7 @@ from trl import RewardTrainer
 from .. import losses
 from ..collators import RewardPairCollator, check_pairs, sorted_lengths, split_by_tokens
 from ..config import RewardPairConfig
-from ..modeling import cast_trainable_to_float32
+from ..modeling import disable_dropout, keep_trainable
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
 __all__ = ["RewardPairTrainer"]
@@ -122,32 +122,25 @@ class RewardPairTrainer(WholeStepLoss, RewardTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        adapters = {}
-        if isinstance(model, PeftModel):
-            cast_trainable_to_float32(model)
-            adapters = {
-                name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad
-            }
+        if args.disable_dropout:
+            disable_dropout(model)
         # Used up, and TRL would warn that it is ignored.
         init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None
         try:
-            super().__init__(
-                model=model,
-                args=args,
-                data_collator=data_collator,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                **kwargs,
-            )
+            with keep_trainable(model):
+                super().__init__(
+                    model=model,
+                    args=args,
+                    data_collator=data_collator,
+                    train_dataset=train_dataset,
+                    eval_dataset=eval_dataset,
+                    processing_class=processing_class,
+                    **kwargs,
+                )
         finally:
             args.model_init_kwargs = init_kwargs
         if Version(transformers.__version__) < Version("5.19"):
             self.model_accepts_loss_kwargs = True  # what loss_is_scaled_for_ga was called before
-        # Of a 4-bit model TRL rounds them to bfloat16, the head included.
-        for name, parameter in self.model.named_parameters():
-            if name in adapters:
-                parameter.data = adapters[name].to(parameter.device)
         if data_collator is None:
             self.data_collator = RewardPairCollator(
                 pad_token_id=self.data_collator.pad_token_id, pad_to_multiple_of=self.data_collator.pad_to_multiple_of

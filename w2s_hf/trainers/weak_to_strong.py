@@ -13,12 +13,11 @@ from torch import nn
 from torch.nn.functional import one_hot
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import PredictionOutput
-from trl.trainer.utils import disable_dropout_in_model
 
 from .. import losses
 from ..collators import WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
-from ..modeling import align_padding, cast_trainable_to_float32
+from ..modeling import align_padding, cast_trainable_to_float32, disable_dropout
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
 __all__ = ["WeakToStrongTrainer"]
@@ -154,7 +153,7 @@ class WeakToStrongTrainer(WholeStepLoss, Trainer):
             if self.args.gradient_checkpointing:
                 model.enable_input_require_grads()  # a frozen embedding would cut the graph of a checkpointed block
         if self.args.disable_dropout:
-            disable_dropout_in_model(model)
+            disable_dropout(model)
         if self.processing_class is not None and model.config.get_text_config().pad_token_id is None:
             align_padding(model, self.processing_class)
         return model

@@ -10,12 +10,11 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import PredictionOutput, has_length
 
 from .. import losses
 from ..collators import split_by_tokens
-from ..config import LossArguments
 from ..modeling import fresh_adapter, load_student, load_tokenizer
 
 __all__ = ["WholeStepLoss", "load_model", "refuse_data_parallel"]
@@ -173,7 +172,7 @@ class WholeStepLoss(ABC):
 
 def load_model(
     model: str | PreTrainedModel | PeftModel | None,
-    args: LossArguments,
+    args: TrainingArguments,
     processing_class: PreTrainedTokenizerBase | None,
     *,
     task_type: str,
@@ -194,14 +193,16 @@ def load_model(
             f"Got lora_dropout={peft_config.lora_dropout} and disable_dropout=True, which would set it to 0; set "
             f"lora_dropout=0, or {type(args).__name__}(disable_dropout=False)."
         )
+    expected = "CAUSAL_LM" if task_type == "CAUSAL_LM" else "SEQ_CLS"
     if peft_config is not None and peft_config.task_type is None:
-        # Without it the head is neither trained nor saved.
+        # Without it a head is neither trained nor saved.
         peft_config = copy.copy(peft_config)
-        peft_config.task_type = "SEQ_CLS"
-    if peft_config is not None and peft_config.task_type != "SEQ_CLS":
+        peft_config.task_type = expected
+    if peft_config is not None and peft_config.task_type != expected:
         raise ValueError(
             f"Got a peft_config with the task_type {getattr(peft_config.task_type, 'value', peft_config.task_type)}, "
-            "expected SEQ_CLS, whose head is trained and saved with the adapters."
+            f"expected {expected}"
+            + (", whose head is trained and saved with the adapters." if task_type != "CAUSAL_LM" else ".")
         )
     if isinstance(model, str):
         if processing_class is None:
@@ -227,7 +228,7 @@ def load_model(
     return model, processing_class
 
 
-def refuse_data_parallel(args: LossArguments) -> None:
+def refuse_data_parallel(args: TrainingArguments) -> None:
     """Raises `ValueError` for several GPUs in one process; to ask once [`~transformers.Trainer`] has counted them."""
     if args.n_gpu > 1:
         raise ValueError(
