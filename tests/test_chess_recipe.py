@@ -15,7 +15,7 @@ import pytest
 from conftest import make_character_tokenizer, make_language_model
 from datasets import Dataset
 from test_chess import random_rows
-from test_recipes import ROOT, numbers, recipe
+from test_recipes import ROOT, numbers, recipe, recipe_here
 from transformers import AutoTokenizer
 
 from w2s_hf import CompletionConfig, load_student
@@ -69,13 +69,6 @@ def on_local(local, output, *options) -> list[str]:
     )
     models = ["--weak_model", local / "weak", "--student_model", local / "strong"]
     return [*settings.split(), *models, "--dataset_path", local / "puzzles.jsonl", "--output_dir", output, *options]
-
-
-def run_here(monkeypatch, cache, *options) -> None:
-    """In this process: what a second process would add is six seconds of imports."""
-    monkeypatch.setenv("W2S_HF_CACHE", str(cache))
-    monkeypatch.setattr("sys.argv", [f"recipes/{NAME}", *map(str, options)])
-    runpy.run_path(str(ROOT / "recipes" / NAME), run_name="__main__")
 
 
 def test_results_follow_the_schema(finished):
@@ -157,9 +150,10 @@ def test_the_student_learned_the_weak_moves_and_never_the_truth(finished):
     assert stage["settings"]["predict"] == ceiling["settings"]["predict"]
 
 
-def test_a_second_run_trains_nothing(finished, cache, monkeypatch, capsys):
+def test_a_second_run_trains_nothing(finished, cache):
     before = numbers(finished[0])
-    run_here(monkeypatch, cache, *SMALL, "--output_dir", finished[0])
+    process = recipe_here(*SMALL, "--output_dir", finished[0], cache=cache, name=NAME)
+    assert process.returncode == 0 and "Nothing was trained" in process.stderr
     assert numbers(finished[0]) == before
     assert not list((finished[0] / "_stages").glob("*.partial"))
 
@@ -199,10 +193,11 @@ def test_two_ranks_run_as_one(finished, cache, tmp_path):
 
 def test_local_puzzles_with_adapters_and_easy_to_hard(local, cache, tmp_path):
     options = on_local(local, tmp_path / "out", "--max_train_rating", "1300", "--min_hard_rating", "1800")
-    process = recipe(*options, cache=cache, name=NAME)
+    process = recipe_here(*options, cache=cache, name=NAME)
     assert process.returncode == 0, process.stderr[-3000:]
     results = numbers(tmp_path / "out")
-    assert results["preset"] == "custom" and results["dataset"]["n_dropped"] == {"an illegal move": 1}
+    assert results["preset"] == "custom" and results["dataset"]["id"] == "puzzles.jsonl"
+    assert results["dataset"]["n_dropped"] == {"an illegal move": 1}
     (run,) = results["runs"]
     assert [entry["name"] for entry in run["baselines"]] == ["zero-shot", "random legal move", "random check"]
     found = run["easy_to_hard"]["trained_on"]
@@ -284,9 +279,9 @@ def test_wrong_options_say_what_to_do(options, message, capsys):
         (["--n_train", "5000"], "training rows asked for"),
     ],
 )
-def test_puzzles_that_do_not_do_end_it_with_one_line(local, cache, tmp_path, monkeypatch, options, message):
-    with pytest.raises(SystemExit, match=message):
-        run_here(monkeypatch, cache, *on_local(local, tmp_path / "out", *options))
+def test_puzzles_that_do_not_do_end_it_with_one_line(local, cache, tmp_path, options, message):
+    process = recipe_here(*on_local(local, tmp_path / "out", *options), cache=cache, name=NAME)
+    assert process.returncode == 1 and message in process.stderr and "Traceback" not in process.stderr
 
 
 def test_without_python_chess_it_says_what_to_install(monkeypatch):

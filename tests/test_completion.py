@@ -191,7 +191,7 @@ def test_one_base_serves_student_after_student(tokenizer, tmp_path):
         student = fresh_adapter(student, LORA, seed=1)
         trainer = make_trainer(student, tokenizer, tmp_path)
         runs.append(losses(trainer))
-        forward = base.__dict__["forward"]  # TRL's, since it has a fused head, around the model's own
+        forward = base.forward  # newer TRL: its own, with a fused head, around the model's
         inner = inspect.getclosurevars(getattr(forward, "__func__", forward)).nonlocals.get("original_forward")
         assert inner is None or inner == base._untrained_forward, "TRL's patch was put upon itself"
     assert runs[0] == runs[1] == runs[2] == losses(reference)

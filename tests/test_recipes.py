@@ -1,6 +1,8 @@
 """Recipes as a user meets them: subprocesses, on a demo made small."""
 
+import io
 import json
+import logging
 import os
 import random
 import re
@@ -10,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +39,24 @@ def recipe(*options, cache, name="boolq.py", launcher=(), cwd=None, **environmen
     command = [sys.executable, *launcher, str(ROOT / "recipes" / name), *map(str, options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "W2S_HF_CACHE": str(cache), "COLUMNS": "120", **environment}
     return subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, cwd=cwd)
+
+
+def recipe_here(*options, cache, name="boolq.py", cwd=None):
+    """The same in this process: what a second one would add is its imports, six seconds and more of them."""
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+        patch.setenv("W2S_HF_CACHE", str(cache))
+        patch.setattr("sys.argv", [str(ROOT / "recipes" / name), *map(str, options)])
+        patch.setattr(logging.root, "handlers", [])  # the recipe makes its own, for this stderr
+        if cwd is not None:
+            patch.chdir(cwd)
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
+            if isinstance(code, str):  # as the interpreter does
+                code, _ = 1, print(code, file=sys.stderr)
+    return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +145,7 @@ def test_no_file_for_readers_names_this_machine(finished):
 
 def test_the_same_run_again_trains_nothing_and_says_so(finished, cache):
     output, _, before = finished
-    process = recipe(*SMALL, "--output_dir", output, cache=cache)
+    process = recipe_here(*SMALL, "--output_dir", output, cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
     assert "Nothing was trained" in process.stderr
     assert numbers(output) == before
@@ -132,7 +154,7 @@ def test_the_same_run_again_trains_nothing_and_says_so(finished, cache):
 def test_a_changed_learning_rate_trains_what_it_changes_and_no_more(finished, cache, tmp_path):
     output, _, before = finished
     shutil.copytree(output, tmp_path / "out")
-    process = recipe(*SMALL, "--output_dir", tmp_path / "out", "--weak_learning_rate", "1e-3", cache=cache)
+    process = recipe_here(*SMALL, "--output_dir", tmp_path / "out", "--weak_learning_rate", "1e-3", cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
     # Supervisor, both students and the control are new; the ceiling and the three models of the demo are not.
     assert "4 stages built, 4 reused" in process.stderr
@@ -198,7 +220,9 @@ def test_two_ranks_run_the_recipe(cache, tmp_path):
 
 
 def test_four_bit_with_one_flag(cache, tmp_path):
-    process = recipe(*SMALL, "--load_in_4bit", "true", "--methods", "naive", "--output_dir", tmp_path, cache=cache)
+    process = recipe_here(
+        *SMALL, "--load_in_4bit", "true", "--methods", "naive", "--output_dir", tmp_path, cache=cache
+    )
     assert process.returncode == 0, process.stderr[-3000:]
     student = load_student(str(tmp_path / "students" / "naive-seed0"), load_in_4bit=True, dtype="float32")
     assert student.base_model.model.is_loaded_in_4bit
@@ -216,7 +240,7 @@ def test_own_models_and_rows_by_relative_path(use_peft, cache, tmp_path, tokeniz
         "--weak_model weak --student_model strong --dataset_path rows --methods naive --max_steps 2 --use_cpu true"
     )
     options += f" --use_peft {use_peft} --head_init zeros --learning_rate 0 --output_dir out --report_to none"
-    process = recipe(*options.split(), cache=cache, cwd=tmp_path)
+    process = recipe_here(*options.split(), cache=cache, cwd=tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
     student = tmp_path / "out" / "students" / "naive-seed0"
     # From another directory than the run's, as whoever downloads it would.
@@ -278,7 +302,7 @@ def test_bad_requests_end_in_one_clear_line(options, message, cache, tmp_path):
         passages(120, name).to_parquet(rows / f"{name}.parquet")
     demo = () if "dataset" in options else ("--config", DEMO_CONFIG)
     options = options.format(rows=rows, empty=tmp_path / "empty").split()
-    process = recipe(*demo, *options, "--output_dir", tmp_path / "out", cache=cache)
+    process = recipe_here(*demo, *options, "--output_dir", tmp_path / "out", cache=cache)
     assert process.returncode == 1
     assert message in process.stderr and "Traceback" not in process.stderr
     assert not (tmp_path / "out").exists()
@@ -308,7 +332,9 @@ def test_a_refused_push_loses_nothing_and_names_the_command(finished, cache):
 @pytest.mark.parametrize("name", ["sciq.py", "cosmos_qa.py", "amazon_polarity.py", "nlp.py"])
 def test_siblings_run_on_generated_rows_of_their_own_schema(name, cache, tmp_path):
     task = ["--task", "quail"] if name == "nlp.py" else []
-    process = recipe(*task, *SMALL, "--methods", "naive", "--output_dir", tmp_path / "out", cache=cache, name=name)
+    process = recipe_here(
+        *task, *SMALL, "--methods", "naive", "--output_dir", tmp_path / "out", cache=cache, name=name
+    )
     assert process.returncode == 0, process.stderr[-3000:]
     assert f"recipes/{name} {' '.join(task)}".strip() + " --config" in process.stdout
     results = numbers(tmp_path / "out")
@@ -318,7 +344,6 @@ def test_siblings_run_on_generated_rows_of_their_own_schema(name, cache, tmp_pat
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_runs_by_name(task, cache, tmp_path, monkeypatch, capsys):
-    # In this process: what a second process would add is six seconds of imports, for each of them.
     monkeypatch.setenv("W2S_HF_CACHE", str(cache))
     options = f"--task {task} --demo_documents 1600 --n_train 64 --n_weak 32 --n_validation 16 --n_test 40"
     options += f" --methods naive --num_train_epochs 1 --weak_num_train_epochs 1 --output_dir {tmp_path / 'out'}"
@@ -358,7 +383,7 @@ def test_the_readmes_own_task_runs(cache, tmp_path, tokenizer, model_of):
         tokenizer.save_pretrained(tmp_path / name)
     options = "--task spam.py --weak_model weak --student_model strong --methods naive --max_steps 2 --use_cpu true"
     options += " --output_dir out --report_to none --drop_empty true"
-    process = recipe(*options.split(), cache=cache, cwd=tmp_path, name="nlp.py")
+    process = recipe_here(*options.split(), cache=cache, cwd=tmp_path, name="nlp.py")
     assert process.returncode == 0, process.stderr[-3000:]
     results = numbers(tmp_path / "out")
     assert results["task"] == "spam" and results["dataset"]["id"] == "messages.csv"
@@ -376,7 +401,7 @@ def test_tasks_are_listed(monkeypatch, capsys):
 
 
 def test_help_reads_well(cache):
-    process = recipe("--help", cache=cache)
+    process = recipe_here("--help", cache=cache)
     assert process.returncode == 0
     for words in ("accelerate launch recipes/boolq.py", "--dataset_path", "--methods", "--lora_r", "--config"):
         assert words in process.stdout

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import chess.pgn
 from datasets import DatasetDict
@@ -291,6 +292,8 @@ def load_puzzles(
         source = {"id": task.sources[0].id, "revision": "generated"}
     else:
         raw, source = load_raw(task, dataset_path)
+        if dataset_path is not None:
+            source["id"] = Path(dataset_path).name  # which of the schemas it has, the task does not know
     wanted = part_sizes(n_train, n_weak, n_validation, n_links)
     n_dropped: Counter[str] = Counter()
     # Of millions of rows the same ones whatever is asked for, so that runs share their test puzzles; more than the
