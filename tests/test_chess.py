@@ -94,6 +94,7 @@ FEN, MOVES = (as_table(PAPER_PROMPT, PAPER_TARGET)[name] for name in ("FEN", "Mo
         ({"ctx": PAPER_PROMPT, "target": " --"}, "an illegal move"),
         ({"ctx": PAPER_PROMPT.replace("6... O-O", "6... O-O-O"), "target": PAPER_TARGET}, "an illegal move"),
         ({"ctx": PAPER_PROMPT.replace("6... O-O", "6... --"), "target": PAPER_TARGET}, "an illegal move"),
+        ({"ctx": "1. -- 1... e5 2.", "target": " e4"}, "an illegal move"),
         ({"ctx": PAPER_PROMPT.replace("4... c5", "5... c5"), "target": PAPER_TARGET}, "a wrong move number"),
         ({"ctx": PAPER_PROMPT.removesuffix(" 22..."), "target": PAPER_TARGET}, "does not end with the number"),
         ({"ctx": PAPER_PROMPT, "target": None}, "an empty field"),

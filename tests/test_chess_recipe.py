@@ -232,14 +232,14 @@ def test_zero_shot_is_the_model_before_any_finetuning(local, tmp_path):
 def test_trivial_baselines_by_hand():
     mates = "6k1/5ppp/8/8/8/8/8/R3R2K w - - 0 1"
     quiet = "7k/8/8/8/8/8/8/K7 w - - 0 1"  # no check is possible: any of the three moves
-    rows = Dataset.from_dict({"fen": [mates, quiet], "ground_truth": [" Ra8#", " Kb2"]})
+    rows = Dataset.from_dict({"fen": [mates, quiet, mates], "ground_truth": [" Ra8#", " Kb2", " Re7"]})
     n_moves = chess.Board(mates).legal_moves.count()
     n_checks = sum(chess.Board(mates).gives_check(move) for move in chess.Board(mates).legal_moves)
     any_move, any_check = trivial_baselines(rows)
-    assert any_move["accuracy"] == pytest.approx((1 / n_moves + 1 / 3) / 2)
-    assert any_check["accuracy"] == pytest.approx((1 / n_checks + 1 / 3) / 2) and n_checks == 2
+    assert any_move["accuracy"] == pytest.approx((2 / n_moves + 1 / 3) / 3)
+    assert any_check["accuracy"] == pytest.approx((1 / n_checks + 1 / 3) / 3) and n_checks == 2
     low, high = any_check["ci95"]
-    assert 0 <= low < any_check["accuracy"] < high <= 1 and any_check["n"] == 2
+    assert 0 <= low < any_check["accuracy"] < high <= 1 and any_check["n"] == 3
 
 
 def test_agreement_is_about_moves_and_not_about_words():

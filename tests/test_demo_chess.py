@@ -48,6 +48,7 @@ def test_puzzles_are_forks_and_no_two_are_mirror_images(world):
         bands[row["band"]] += 1
     assert set(bands) == set(FORK_BANDS) and min(bands.values()) > 100
     assert world.puzzles(20) == rows[:20]
+    assert len({row["id"] for row in world.puzzles(3000)}) == 3000
     assert ForkWorld(seed=4).puzzles(20) != rows[:20]
 
 
