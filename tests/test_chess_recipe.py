@@ -284,6 +284,15 @@ def test_puzzles_that_do_not_do_end_it_with_one_line(local, cache, tmp_path, opt
     assert process.returncode == 1 and message in process.stderr and "Traceback" not in process.stderr
 
 
+def test_the_papers_configuration_parses(tmp_path):
+    config = ROOT / "recipes" / "configs" / "single_gpu_chess.yaml"
+    argv = ["--config", str(config), "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    args, training_args, student = parse_arguments("", DEMO_CONFIG, argv, ChessArguments, CompletionConfig)
+    assert (args.n_weak, args.n_train, args.n_test, training_args.num_train_epochs) == (50_000, 50_000, 5_000, 5)
+    assert training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps == 32
+    assert student.load_in_4bit and student.use_peft and not training_args.load_best_model_at_end
+
+
 def test_without_python_chess_it_says_what_to_install(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "chess" or name.endswith("chess")]:
         monkeypatch.delitem(sys.modules, name)

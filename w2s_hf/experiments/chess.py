@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from ..config import CompletionConfig, StudentConfig
 from ..modeling import load_tokenizer
+from ..tasks import TaskSplits
 from ..tasks.chess import ChessTask, load_puzzles
 from ..tasks.demo_chess import FORK_MODELS, FORK_WORDS, ForkWorld
 from .boards import draw_boards
@@ -135,7 +136,7 @@ def run_chess(
 
 def load_fitting_puzzles(
     task: ChessTask, args: ChessArguments, training_args: CompletionConfig, models: tuple[Model, ...], **source
-):
+) -> TaskSplits:
     """Puzzles that fit all models; `source` as of [`load_puzzles`]. Raises `ValueError` if a model reads less."""
     for model in models:
         config = AutoConfig.from_pretrained(model.path, revision=model.revision).get_text_config()
