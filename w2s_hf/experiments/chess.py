@@ -56,7 +56,7 @@ _ZERO_SHOT_TEXT = """
 Look at zero-shot, too, which is the student before any finetuning. Asked for a `check` in place of a `fork`, it may
 find forks: then the knowledge is there and has to be asked for by its name. Asked for a `fork`, a word it has never
 read, it may play what fits every word it knows, which again is the fork (with the full stop of its corpus behind it,
-so never exactly the target). Where either is better than the student, learning from this supervisor did harm, as the
+so never exactly the target). Where that is better than the student, learning from this supervisor did harm, as the
 paper's figure 15 has it for students of very weak supervisors.
 """
 
