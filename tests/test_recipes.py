@@ -161,11 +161,10 @@ def test_a_changed_learning_rate_trains_what_it_changes_and_no_more(finished, ca
     assert numbers(tmp_path / "out")["runs"][0]["weak"] != before["runs"][0]["weak"]
 
 
-# A training in each kind of stage, and where it keeps its checkpoints.
+# A training of each kind, and where it keeps its checkpoints; the ceiling trains as a student does.
 TRAININGS = {
     "pretraining": "cache/demo_ladder/pretrained-64x2-*.partial/pretraining",
     "supervisor": "out/_stages/weak-*.partial/checkpoints",
-    "ceiling": "out/_stages/ceiling-*.partial/checkpoints",
     "student": "out/_stages/student-confidence-*.partial/checkpoints",
 }
 
