@@ -76,7 +76,7 @@ def test_a_row_of_the_table_asks_in_the_position_after_the_opponents_move():
 
 @pytest.mark.parametrize(
     ("rating", "expected"),
-    [(695, 695), ("695", 695), (695.0, 695), ("", -1), (None, -1), (float("nan"), -1), ("?", -1)],
+    [(695, 695), ("695", 695), (695.0, 695), ("", -1), (None, -1), (float("nan"), -1), (float("inf"), -1), ("?", -1)],
 )
 def test_ratings_of_all_kinds(rating, expected):
     row = as_table(PAPER_PROMPT, PAPER_TARGET) | {"Rating": rating, "movetext": "", "fen": ""}

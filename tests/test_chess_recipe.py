@@ -14,8 +14,8 @@ import chess
 import pytest
 from conftest import make_character_tokenizer, make_language_model
 from datasets import Dataset
+from running import ROOT, numbers, recipe, recipe_here
 from test_chess import random_rows
-from test_recipes import ROOT, numbers, recipe, recipe_here
 from transformers import AutoTokenizer
 
 from w2s_hf import CompletionConfig, load_student

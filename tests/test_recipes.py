@@ -1,8 +1,6 @@
 """Recipes as a user meets them: subprocesses, on a demo made small."""
 
-import io
 import json
-import logging
 import os
 import random
 import re
@@ -12,13 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from running import ROOT, SMALL, numbers, recipe, recipe_here
 from test_own_tasks import MESSAGES
 from test_splits import passages
 from transformers import AutoTokenizer
@@ -29,34 +26,7 @@ from w2s_hf.experiments.options import AnyTaskArguments
 from w2s_hf.tasks.demo import DemoWorld
 from w2s_hf.tasks.demo_rows import demo_rows
 
-ROOT = Path(__file__).parents[1]
 DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo.yaml"
-# Enough pretraining for a run, not for an effect: what these tests compare is runs.
-SMALL = "--demo_documents 1600 --n_train 160 --n_weak 96 --n_validation 40 --n_test 120".split()
-
-
-def recipe(*options, cache, name="boolq.py", launcher=(), cwd=None, **environment):
-    command = [sys.executable, *launcher, str(ROOT / "recipes" / name), *map(str, options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "W2S_HF_CACHE": str(cache), "COLUMNS": "120", **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, cwd=cwd)
-
-
-def recipe_here(*options, cache, name="boolq.py", cwd=None):
-    """The same in this process: what a second one would add is its imports, six seconds and more of them."""
-    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
-        patch.setenv("W2S_HF_CACHE", str(cache))
-        patch.setattr("sys.argv", [str(ROOT / "recipes" / name), *map(str, options)])
-        patch.setattr(logging.root, "handlers", [])  # the recipe makes its own, for this stderr
-        if cwd is not None:
-            patch.chdir(cwd)
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as ended:
-            code = ended.code
-            if isinstance(code, str):  # as the interpreter does
-                code, _ = 1, print(code, file=sys.stderr)
-    return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +36,6 @@ def finished(cache, tmp_path_factory):
     process = recipe(*SMALL, "--output_dir", output, cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
     return output, process, numbers(output)
-
-
-def numbers(output: Path) -> dict:
-    """results.json without its clock."""
-    results = json.loads((output / "results.json").read_text())
-    del results["wall_seconds"]
-    return results
 
 
 def test_output_is_all_there(finished):

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from conftest import make_model, make_tokenizer
 from datasets import Dataset
+from running import ROOT, SMALL, numbers, recipe
 from test_preferences import TEMPLATE, explicit_messages, implicit_text, pairs_of
-from test_recipes import ROOT, SMALL, numbers, recipe
 from test_reward_pair import LORA, pair_arguments, reward_model
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
 from trl import SFTTrainer

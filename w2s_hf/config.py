@@ -23,14 +23,24 @@ METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xen
 HEAD_INITS = ("normal", "zeros", "unembedding")
 
 
-def _follow_old_name(args: TrainingArguments) -> None:
-    """Newer transformers warn of the old name, which older ones and TRL's defaults have."""
-    if getattr(args, "activation_checkpointing", False) is None:
-        args.activation_checkpointing = args.gradient_checkpointing
+@dataclass
+class _OwnDefaults:
+    """What the configurations of all trainers have otherwise than [`~transformers.TrainingArguments`]."""
+
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "LoRA leaves no parameter unused, and looking for them costs time."}
+    )
+    hub_strategy: str = field(default="end", metadata={"help": "When to upload: `end` uploads once, after training."})
+
+    def __post_init__(self):
+        # Newer transformers warn of the old name, which older ones and TRL's defaults have.
+        if getattr(self, "activation_checkpointing", False) is None:
+            self.activation_checkpointing = self.gradient_checkpointing
+        super().__post_init__()
 
 
 @dataclass
-class LossArguments:
+class LossArguments(_OwnDefaults):
     r"""
     What to learn from soft labels, the same for every trainer of the package; mixed into their configurations.
 
@@ -90,13 +100,8 @@ class LossArguments:
         default=None,
         metadata={"help": "Cut each batch into micro-batches of at most this many padded tokens (same gradient)."},
     )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "LoRA leaves no parameter unused, and looking for them costs time."}
-    )
-    hub_strategy: str = field(default="end", metadata={"help": "When to upload: `end` uploads once, after training."})
 
     def __post_init__(self):
-        _follow_old_name(self)
         super().__post_init__()
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"loss_type: got {self.loss_type!r}, expected one of {', '.join(LOSS_TYPES)}.")
@@ -180,7 +185,7 @@ class RewardPairConfig(LossArguments, RewardConfig):
 
 
 @dataclass
-class CompletionConfig(SFTConfig):
+class CompletionConfig(_OwnDefaults, SFTConfig):
     r"""
     Arguments of [`CompletionTrainer`]: those of [`~trl.SFTConfig`], and the ones below.
 
@@ -203,13 +208,8 @@ class CompletionConfig(SFTConfig):
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
     completion_only_loss: bool | None = field(default=True, metadata={"help": "The prompt is no part of the loss."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "LoRA leaves no parameter unused, and looking for them costs time."}
-    )
-    hub_strategy: str = field(default="end", metadata={"help": "When to upload: `end` uploads once, after training."})
 
     def __post_init__(self):
-        _follow_old_name(self)
         super().__post_init__()
         for name in ("max_length", "max_new_tokens"):
             value = getattr(self, name)

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from ..config import LossArguments
 from ..plots import plot_accuracies
+from ..tasks.dealing import counted
 
 __all__ = ["interval", "markdown_table", "print_table", "write_report"]
 
@@ -154,7 +155,7 @@ def write_report(
     settings["early stopping"] = "on weak validation labels" if stopping else "none (last step)"
     if "generative_finetuning" in results:
         settings["generative finetuning"] = "students and ceiling" if results["generative_finetuning"] else "none"
-    dropped = ", ".join(f"{n} with {reason}" for reason, n in dataset["n_dropped"].items())
+    dropped = counted(dataset["n_dropped"])
     text = [
         f"# Weak-to-strong generalization: {results['task']}",
         f"{introduction} {rows.capitalize()} of {dataset['id']} ({dataset['revision']}): "

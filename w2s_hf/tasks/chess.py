@@ -17,9 +17,19 @@ from datasets import DatasetDict
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .dealing import MAX_ROWS, TaskSplits, deal_parts, group_rows, hold_out, part_sizes, read_split, unique_rows
+from .dealing import (
+    MAX_ROWS,
+    TaskSplits,
+    counted,
+    deal_parts,
+    group_rows,
+    hold_out,
+    part_sizes,
+    read_split,
+    unique_rows,
+)
 from .loading import load_raw
-from .move_scores import parse_move, san_move, uci_move
+from .move_scores import MOVE_NUMBER, parse_move, san_move, uci_move
 from .task import Source
 from .tokenizing import COMPLETION_COLUMNS, completion_lengths
 
@@ -38,7 +48,6 @@ _SCHEMAS = {
     "transcripts (EleutherAI/lichess-puzzles)": ("ctx", "target"),
     "the Lichess puzzle table (Lichess/chess-puzzles)": ("FEN", "Moves"),
 }
-_MOVE_NUMBER = re.compile(r"(\d+)\.(\.\.)?")
 _GAME = re.compile(r"(?:lichess\.org/|^)(\w{8})")
 _BAND_WIDTH = 400  # rating points
 
@@ -125,7 +134,7 @@ def _rating(value) -> int:
     """-1 where there is none, or none that can be read."""
     try:
         return int(float(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last of infinity
         return -1
 
 
@@ -200,7 +209,7 @@ def _replay(text: str) -> chess.Board:
     """The board after the moves of a transcript, each with its number (`1. d4 1... Nf6`), or White's only."""
     board = chess.Board()
     for word in text.split():
-        if _MOVE_NUMBER.fullmatch(word) is None:
+        if MOVE_NUMBER.fullmatch(word) is None:
             move = san_move(word, board)
             if move is None:
                 raise BrokenPuzzleError("an illegal move")
@@ -322,8 +331,7 @@ def load_puzzles(
     train = unique_rows(task, "training", train, apart_from=test)
     n_dropped = +n_dropped
     if n_dropped:
-        causes = ", ".join(f"{count} with {reason}" for reason, count in n_dropped.items())
-        logger.warning(f"{task.name}: puzzles left out: {causes}")
+        logger.warning(f"{task.name}: puzzles left out: {counted(n_dropped)}")
     parts = deal_parts(task, train, test, wanted, n_test, (*COMPLETION_COLUMNS, "fen", "rating", "band"), seed)
     links = {name: parts.pop(name) for name in list(parts) if name.startswith("link")}
     return TaskSplits(task, **parts, source=source, columns=COMPLETION_COLUMNS, n_dropped=dict(n_dropped), links=links)
@@ -366,8 +374,7 @@ def _read_split(
             n_dropped[f"a prompt of more than {max_length - (max_new_tokens or 0)} tokens"] += int((~fits).sum())
             examples = [example for example, is_short in zip(examples, fits, strict=True) if is_short]
     if not examples:
-        causes = ", ".join(f"{count} with {reason}" for reason, count in n_dropped.items())
-        raise ValueError(f"{task.name}: no puzzle of the split {split!r} is left; left out: {causes}.")
+        raise ValueError(f"{task.name}: no puzzle of the split {split!r} is left; left out: {counted(n_dropped)}.")
     return sorted(examples, key=lambda example: example["id"])
 
 

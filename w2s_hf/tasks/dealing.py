@@ -22,6 +22,7 @@ __all__ = [
     "SHARES",
     "AnyTask",
     "TaskSplits",
+    "counted",
     "deal_groups",
     "deal_parts",
     "group_rows",
@@ -300,6 +301,11 @@ def deal_parts(
         chosen = shuffled(rows, rng)[:n]
         parts[name] = Dataset.from_list([{column: row[column] for column in kept} for row in chosen])
     return parts
+
+
+def counted(n_dropped: dict[str, int]) -> str:
+    """`3 with an illegal move, 1 with no solution`"""
+    return ", ".join(f"{count} with {reason}" for reason, count in n_dropped.items())
 
 
 def shuffled(rows: list, rng: np.random.Generator) -> list:

@@ -6,9 +6,9 @@ from functools import cache
 
 import chess
 
-_MOVE_NUMBER = re.compile(r"\d+\.(\.\.)?")
+MOVE_NUMBER = re.compile(r"\d+\.(\.\.)?")
 
-__all__ = ["MoveScore", "parse_move", "san_move", "score_move", "uci_move"]
+__all__ = ["MOVE_NUMBER", "MoveScore", "parse_move", "san_move", "score_move", "uci_move"]
 
 
 def uci_move(text: str, board: chess.Board) -> chess.Move | None:
@@ -31,7 +31,7 @@ def san_move(word: str, board: chess.Board) -> chess.Move | None:
 def _answer(text: str) -> list[str]:
     """The words of a text, without the number of the move that it may begin with."""
     words = text.split()
-    return words[1:] if words and _MOVE_NUMBER.fullmatch(words[0]) else words
+    return words[1:] if words and MOVE_NUMBER.fullmatch(words[0]) else words
 
 
 def parse_move(text: str, board: chess.Board) -> chess.Move | None:

@@ -13,7 +13,7 @@ from datasets import DatasetDict
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .dealing import TaskSplits, deal_parts, group_rows, hold_out, part_sizes, read_split, unique_rows
+from .dealing import TaskSplits, counted, deal_parts, group_rows, hold_out, part_sizes, read_split, unique_rows
 from .loading import load_raw
 from .task import Source, normal, random_key
 from .tokenizing import PAIR_COLUMNS, response_lengths
@@ -217,8 +217,7 @@ def load_pairs(
     train = unique_rows(task, "training", train, apart_from=test)
     n_dropped = +n_dropped  # without those that never occurred
     if n_dropped:
-        causes = ", ".join(f"{count} with {reason}" for reason, count in n_dropped.items())
-        logger.warning(f"{task.name}: pairs left out: {causes}")
+        logger.warning(f"{task.name}: pairs left out: {counted(n_dropped)}")
 
     wanted = part_sizes(n_train, n_weak, n_validation)
     parts = deal_parts(task, train, test, wanted, n_test, PAIR_COLUMNS, seed)
@@ -249,8 +248,7 @@ def _read_split(
         n_dropped[f"a response of more than {max_length} tokens"] += int((lengths > max_length).sum())
         examples = [example for example, length in zip(examples, lengths, strict=True) if length <= max_length]
     if not examples:
-        causes = ", ".join(f"{count} with {reason}" for reason, count in n_dropped.items())
-        raise ValueError(f"{task.name}: no pair of the split {split!r} is left; left out: {causes}.")
+        raise ValueError(f"{task.name}: no pair of the split {split!r} is left; left out: {counted(n_dropped)}.")
     return sorted(examples, key=lambda example: example["id"])
 
 
