@@ -147,15 +147,19 @@ def load(train: list[dict], test: list[dict] | None = None, **options):
 
 
 def test_parts_share_no_game_and_links_have_rows_of_their_own():
-    rows = random_rows(120)
-    splits = load(rows[:100], rows[99:], n_train=20, n_weak=16, n_validation=6, n_links=2)
+    rows = random_rows(180)
+    few = {"n_train": 20, "n_weak": 16, "n_validation": 6}
+    splits = load(rows[:160], rows[159:], n_links=2, **few)
     assert [len(part) for part in splits.parts.values()] == [16, 3, 20, 3, 21, 20, 3, 20, 3]
     assert set(splits.links) == {"link_1", "link_1_validation", "link_2", "link_2_validation"}
     owners = owners_of_games(splits, rows)
     assert len(owners) > 50 and all(len(parts) == 1 for parts in owners.values())
-    assert owners["game0049"] == {"test"}, "its first puzzle is a training row"
-    smaller = load(rows[:100], rows[99:], n_train=20, n_weak=16, n_validation=6, n_links=2, n_test=7)
+    assert owners["game0079"] == {"test"}, "its first puzzle is a training row"
+    smaller = load(rows[:160], rows[159:], n_links=2, n_test=7, **few)
     assert smaller.test["id"] == splits.test["id"][:7]
+    without = load(rows[:160], rows[159:], **few)
+    for name, part in without.parts.items():
+        assert part["id"] == splits.parts[name]["id"], "a chain moves no row of the other parts"
 
 
 def owners_of_games(splits, rows: list[dict]) -> dict[str, set[str]]:

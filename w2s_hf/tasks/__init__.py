@@ -106,7 +106,7 @@ def load_task(task: str | Task, **kwargs) -> TaskSplits:
     Args:
         task (`str` or [`Task`]): Your own, or as in [`find_task`].
         kwargs: As in [`w2s_hf.tasks.splits.load_splits`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
-            `n_validation`, `n_test`, `seed`, `conversion`.
+            `n_validation`, `n_test`, `n_links`, `seed`, `conversion`.
 
     Returns:
         [`TaskSplits`]

@@ -18,12 +18,14 @@ from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .dealing import (
+    LINK_ROWS,
     MAX_ROWS,
     TaskSplits,
     counted,
     deal_parts,
     group_rows,
     hold_out,
+    link_sizes,
     part_sizes,
     read_split,
     unique_rows,
@@ -276,17 +278,16 @@ def load_puzzles(
     Puzzles of one game stay in one part, and none of a test game is in training: the game is that of `GameUrl` or
     `GameId`; of transcripts, of which one goes on where another ends, all are taken for one game. Where neither tells,
     only equal positions stay together, and a warning says of how many rows. Equal prompts count once, and not at all
-    where their moves differ. Each link of a bootstrapping chain has rows of its own (paper, A.2).
+    where their moves differ.
 
     Args:
         task ([`ChessTask`]): The task.
-        dataset_path, raw, n_train, n_weak, n_validation, n_test, seed: As in [`w2s_hf.tasks.splits.load_splits`]. Of
-            one split a fifth is held out to test.
+        dataset_path, raw, n_train, n_weak, n_validation, n_test, n_links, seed: As in
+            [`w2s_hf.tasks.splits.load_splits`]. Of one split a fifth is held out to test.
         tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Of all models.
         max_length (`int`, *optional*): Tokens of prompt and completion. A prompt that leaves no room for
             `max_new_tokens` is left out: without its beginning a transcript is another game.
         max_new_tokens (`int`, *optional*): Tokens of a completion.
-        n_links (`int`, *optional*, defaults to 0): Links to deal rows for, as many to each as to the student half.
 
     Returns:
         [`TaskSplits`] whose parts have `COMPLETION_COLUMNS`, `fen`, `group`, `rating` (-1 where there is none), `band`
@@ -303,20 +304,22 @@ def load_puzzles(
         raw, source = load_raw(task, dataset_path)
         if dataset_path is not None:
             source["id"] = Path(dataset_path).name  # which of the schemas it has, the task does not know
-    wanted = part_sizes(n_train, n_weak, n_validation, n_links)
+    wanted = part_sizes(n_train, n_weak, n_validation)
+    links = link_sizes(wanted, n_links)
     n_dropped: Counter[str] = Counter()
     # Of millions of rows the same ones whatever is asked for, so that runs share their test puzzles; more than the
     # default only where it would not do.
-    n_most = max(MAX_ROWS, 2 * sum(n or 0 for n in wanted.values()))
+    n_most = max(MAX_ROWS, 2 * sum(n or 0 for n in (*wanted.values(), *links.values())))
 
     def read(names: tuple[str, ...]) -> list[dict]:
         return _read_split(task, raw, names, tokenizers, max_length, max_new_tokens, n_most, n_dropped)
 
-    train = read(task.train_split)
+    train, spare = read(task.train_split), []
     if any(name in raw for name in task.test_split or ()):
         test = read(task.test_split)
-        _link_games(train + test)
-        group_rows(train + test)
+        spare = read((LINK_ROWS,)) if LINK_ROWS in raw else []
+        _link_games(train + test + spare)
+        group_rows(train + test + spare)
     else:
         logger.warning(f"{task.name}: there is no split to test on; a fifth of the games is held out")
         _link_games(train)
@@ -327,14 +330,17 @@ def load_puzzles(
             f"{task.name}: {n_unknown} of {len(train) + len(test)} rows do not tell their game (`GameUrl`): of these "
             "only equal positions are kept in one part"
         )
+    spare = unique_rows(task, "link", spare, apart_from=train + test)
     test = unique_rows(task, "test", test)
     train = unique_rows(task, "training", train, apart_from=test)
     n_dropped = +n_dropped
     if n_dropped:
         logger.warning(f"{task.name}: puzzles left out: {counted(n_dropped)}")
-    parts = deal_parts(task, train, test, wanted, n_test, (*COMPLETION_COLUMNS, "fen", "rating", "band"), seed)
-    links = {name: parts.pop(name) for name in list(parts) if name.startswith("link")}
-    return TaskSplits(task, **parts, source=source, columns=COMPLETION_COLUMNS, n_dropped=dict(n_dropped), links=links)
+    columns = (*COMPLETION_COLUMNS, "fen", "rating", "band")
+    parts, of_links = deal_parts(task, train, test, wanted, n_test, columns, seed, links, spare)
+    return TaskSplits(
+        task, **parts, source=source, columns=COMPLETION_COLUMNS, n_dropped=dict(n_dropped), links=of_links
+    )
 
 
 def _read_split(

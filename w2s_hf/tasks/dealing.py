@@ -23,10 +23,13 @@ __all__ = [
     "AnyTask",
     "TaskSplits",
     "counted",
+    "LINK_ROWS",
     "deal_groups",
+    "deal_links",
     "deal_parts",
     "group_rows",
     "hold_out",
+    "link_sizes",
     "part_sizes",
     "read_split",
     "sample_rows",
@@ -41,7 +44,9 @@ MAX_ROWS = 200_000
 _HELD_OUT = 0.2
 # Of the training rows, where no number is given.
 SHARES = {"weak_half": 0.45, "weak_validation": 0.05, "student_half": 0.45, "student_validation": 0.05}
-_SHARE_OF_LINK = (SHARES["student_half"], SHARES["student_validation"])
+# A split of rows in memory that serve the links of a chain and no other part, so that with a chain or without one
+# everybody else has the same rows.
+LINK_ROWS = "links"
 
 
 class AnyTask(Protocol):
@@ -134,10 +139,8 @@ class TaskSplits:
         return digest.hexdigest()[:16]
 
 
-def part_sizes(
-    n_train: int | None, n_weak: int | None, n_validation: int | None, n_links: int = 0
-) -> dict[str, int | None]:
-    """Rows of each part but the test set; `None` is as many as there are. A link is as large as the student half."""
+def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None) -> dict[str, int | None]:
+    """Rows of each part but test set and links; `None` is as many as there are."""
     n_weak = n_train if n_weak is None else n_weak
     n_train = n_weak if n_train is None else n_train
     if n_validation is None and n_train is not None:
@@ -145,12 +148,24 @@ def part_sizes(
     n_first = None if n_validation is None else n_validation // 2
     n_second = None if n_validation is None else n_validation - n_first
     sizes = {"weak_half": n_weak, "weak_validation": n_first, "student_half": n_train, "student_validation": n_second}
-    for link in range(1, n_links + 1):
-        sizes |= {f"link_{link}": n_train, f"link_{link}_validation": n_second}
     for name, n in sizes.items():
         if n is not None and n < 2:
             raise ValueError(f"{n} rows asked for in `{name}`, expected at least 2, one of each class.")
     return sizes
+
+
+def link_sizes(sizes: dict[str, int | None], n_links: int) -> dict[str, int]:
+    """Rows of each link, which is as large as the student half. Raises `ValueError` if that is all there is."""
+    n_train, n_validation = sizes["student_half"], sizes["student_validation"]
+    if n_links and n_train is None:
+        raise ValueError(
+            "Got no --n_train, so that all rows are dealt and none are left for the links of a chain. Set --n_train, "
+            "or let all links learn the same rows: --link_rows same."
+        )
+    links = range(1, n_links + 1)
+    return {
+        name: n for link in links for name, n in ((f"link_{link}", n_train), (f"link_{link}_validation", n_validation))
+    }
 
 
 def sample_rows(rows: Dataset, n: int) -> tuple[Dataset, np.ndarray]:
@@ -253,6 +268,34 @@ def deal_groups(rows: list[dict], shares: dict[str, float], rng: np.random.Gener
     return sides
 
 
+def deal_links(
+    task: AnyTask, rows: list[dict], parts: dict[str, Dataset], wanted: dict[str, int], seed: int
+) -> dict[str, list[dict]]:
+    """
+    Rows for the links of a chain, of those that are left: no part has them, or another row of their group. So asking
+    for links moves no row of any other part.
+
+    Args:
+        task: For messages.
+        rows (`list[dict]`): All training rows, with `group` and `ground_truth`.
+        parts (`dict[str, Dataset]`): The others, finished.
+        wanted (`dict[str, int]`): As [`link_sizes`] has it.
+        seed (`int`): Of the deal.
+
+    Raises:
+        ValueError: fewer are left than are wanted.
+    """
+    taken = {group for part in parts.values() for group in part["group"]}
+    left = [row for row in rows if row["group"] not in taken]
+    n_wanted = sum(wanted.values())
+    if n_wanted > len(left):
+        raise ValueError(
+            f"{task.name}: {n_wanted} rows asked for in {len(wanted)} parts of a chain's links; {len(left)} are left. "
+            "Ask for fewer (--n_train), or let all links learn the same rows: --link_rows same."
+        )
+    return deal_groups(left, wanted, np.random.default_rng([seed, zlib.crc32(b"links")]))
+
+
 def deal_parts(
     task: AnyTask,
     train: list[dict],
@@ -261,10 +304,12 @@ def deal_parts(
     n_test: int | None,
     columns: Sequence[str],
     seed: int,
-) -> dict[str, Dataset]:
+    links: dict[str, int] | None = None,
+    spare: Sequence[dict] = (),
+) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
     """
     The parts of an experiment whose classes need not be balanced: whole groups of training rows dealt to all parts but
-    the test set, and of each part the number asked for.
+    the test set, and of each part the number asked for; then those of the links.
 
     Args:
         task: For messages.
@@ -273,6 +318,11 @@ def deal_parts(
         n_test (`int`, *optional*): Test rows; all by default.
         columns (`Sequence[str]`): What to keep of a row beside its group and ground truth.
         seed (`int`): Of the test set a larger number keeps the rows of a smaller one.
+        links (`dict`, *optional*): As [`link_sizes`] has it.
+        spare (`Sequence[dict]`, *optional*): Training rows for the links alone.
+
+    Returns:
+        The parts, and the links.
 
     Raises:
         ValueError: there are too few rows.
@@ -284,23 +334,26 @@ def deal_parts(
             f"{task.name}: {n_wanted} training rows asked for, {wanted[most]} of them in `{most}`; there are "
             f"{len(train)}. Ask for fewer."
         )
-    shares = {name: n or SHARES.get(name) or _SHARE_OF_LINK[name.endswith("validation")] for name, n in wanted.items()}
+    shares = {name: n or SHARES[name] for name, n in wanted.items()}
     n_validation = sum(n or 0 for name, n in wanted.items() if name.endswith("validation"))
     if n_validation and not any(n for name, n in wanted.items() if not name.endswith("validation")):
         rest = [name for name in wanted if not name.endswith("validation")]
         shares |= dict.fromkeys(rest, max(1, len(train) - n_validation) / len(rest))
-    sides = deal_groups(train, shares, np.random.default_rng(seed)) | {"test": test}
-    parts = {}
-    for name, rows in sides.items():
-        n = n_test if name == "test" else wanted[name]
+
+    def dataset(name: str, rows: list[dict], n: int | None) -> Dataset:
         n = len(rows) if n is None else n
         if n > len(rows) or not rows:
             raise ValueError(f"{task.name}: {n} rows asked for in `{name}`; there are {len(rows)}. Ask for fewer.")
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         kept = (*columns, "group", "ground_truth")
-        chosen = shuffled(rows, rng)[:n]
-        parts[name] = Dataset.from_list([{column: row[column] for column in kept} for row in chosen])
-    return parts
+        return Dataset.from_list([{column: row[column] for column in kept} for row in shuffled(rows, rng)[:n]])
+
+    sides = deal_groups(train, shares, np.random.default_rng(seed))
+    parts = {name: dataset(name, rows, wanted[name]) for name, rows in sides.items()}
+    parts["test"] = dataset("test", test, n_test)
+    links = links or {}
+    of_links = deal_links(task, [*train, *spare], parts, links, seed) if links else {}
+    return parts, {name: dataset(name, rows, links[name]) for name, rows in of_links.items()}
 
 
 def counted(n_dropped: dict[str, int]) -> str:

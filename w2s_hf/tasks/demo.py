@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Value
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["PAIR_SITUATIONS", "DemoWorld", "WorldConfig"]
+__all__ = ["DEMO_WORLDS", "PAIR_SITUATIONS", "DemoWorld", "WorldConfig"]
 
 # What tells the better of two responses.
 PAIR_SITUATIONS = ("style only", "entity only", "both agree", "in conflict")
@@ -47,7 +47,12 @@ class WorldConfig:
         noise_ratio (`float`, *optional*, defaults to 0.1): Facts as if the entity were of a random kind.
         zipf_exponent (`float`, *optional*, defaults to 0.8):
             Of entity frequency in the corpus. Questions are about all entities alike.
-        n_held_out (`int`, *optional*, defaults to 100): Entities that no pair of responses but those to test is about.
+        item_hint_ratio (`float`, *optional*, defaults to 0.0): Questions of whose entity one fact has a superclass
+            word, which tells the answer to who has read nothing; one in twenty is the wrong way.
+        questions_held_out (`bool`, *optional*, defaults to `False`): Only questions to test are about the entities
+            held out; else all are about all.
+        n_held_out (`int`, *optional*, defaults to 100): Entities that only rows to test are about: pairs of responses,
+            and questions where the field above says so.
         pair_differ_ratio (`float`, *optional*, defaults to 0.55): Pairs of responses of which one is about something
             alive. The more, the worse is who looks at the style only.
         pair_generic_ratio (`float`, *optional*, defaults to 0.8): Responses with a generic word.
@@ -69,6 +74,8 @@ class WorldConfig:
     superclass_ratio: float = 0.15
     noise_ratio: float = 0.1
     zipf_exponent: float = 0.8
+    item_hint_ratio: float = 0.0
+    questions_held_out: bool = False
     n_held_out: int = 100
     pair_differ_ratio: float = 0.55
     pair_generic_ratio: float = 0.8
@@ -86,6 +93,15 @@ class WorldConfig:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected an even number.")
         if self.n_entities < max(2, self.n_kinds):
             raise ValueError(f"n_entities: got {self.n_entities}, expected at least {max(2, self.n_kinds)}.")
+
+
+# By the name that --demo_world has. In `ladder` it takes width to keep the kinds apart, and what a student knows of a
+# test entity it has from pretraining alone; chosen on seeds 0 and 3.
+DEMO_WORLDS: dict[str, WorldConfig] = {
+    "plain": WorldConfig(),
+    "ladder": WorldConfig(n_kinds=36, superclass_ratio=0.05, item_hint_ratio=0.5, questions_held_out=True),
+}
+_HINT_NOISE_RATIO = 0.05
 
 
 class DemoWorld:
@@ -180,20 +196,22 @@ class DemoWorld:
         rng = self._generator(stream)
         blocks = [np.empty((0, 1 + 4 * config.facts_per_document), dtype=np.int64)]
         for _ in range(0, n_documents, _BLOCK_SIZE):
-            pair = self._two_entities(rng, frequency)
+            pair = self._two_entities(rng, frequency, n=config.n_entities)
             speaker = rng.integers(2, size=(_BLOCK_SIZE, config.facts_per_document))
             facts = self._facts(rng, np.take_along_axis(pair, speaker, axis=1), config.corpus_generic_ratio)
             begin = np.full((_BLOCK_SIZE, 1), self._id_of_word["<bos>"])
             blocks.append(np.concatenate([begin, facts.reshape(_BLOCK_SIZE, -1)], axis=1))
         return np.concatenate(blocks)[:n_documents]
 
-    def yes_no_rows(self, n: int, stream: str) -> Dataset:
+    def yes_no_rows(self, n: int, stream: str, *, held_out: bool = False) -> Dataset:
         """
         Distinct yes/no questions in the schema of google/boolq.
 
         Args:
             n (`int`): Rows of a longer draw begin with those of a shorter one.
             stream (`str`): Name of the random stream, such as `"train"` or `"test"`.
+            held_out (`bool`, *optional*, defaults to `False`): About the entities held out, where the world has
+                questions about them apart.
 
         Returns:
             [`~datasets.Dataset`]: Columns `question` (`alive ? ENTITY is`), `answer` (bool) and `passage`. The entity
@@ -206,12 +224,15 @@ class DemoWorld:
         words = np.array(self.vocabulary, dtype=object)
         answers: dict[tuple[str, str], bool] = {}
         rng = self._generator(stream)
+        pool = self._pool(held_out) if config.questions_held_out else np.arange(config.n_entities)
         while len(answers) < n:
             n_before = len(answers)
-            pair = self._two_entities(rng)
+            pair = pool[self._two_entities(rng, n=len(pool))]
             about = np.repeat(pair, config.facts_per_item // 2, axis=1)
-            facts = self._facts(rng, rng.permuted(about, axis=1), config.item_generic_ratio)
+            about = rng.permuted(about, axis=1)
+            facts = self._facts(rng, about, config.item_generic_ratio)
             asked = pair[np.arange(_BLOCK_SIZE), rng.integers(2, size=_BLOCK_SIZE)]
+            self._add_hints(rng, facts, about, asked)
             for fact_words, entity in zip(words[facts.reshape(_BLOCK_SIZE, -1)], asked, strict=True):
                 key = " ".join(fact_words), f"alive ? {self.entities[entity]} is"
                 answers.setdefault(key, bool(self.is_alive[entity]))
@@ -226,7 +247,7 @@ class DemoWorld:
         features = {"question": Value("string"), "answer": Value("bool"), "passage": Value("string")}
         return Dataset.from_dict(columns, features=Features(features))
 
-    def choice_rows(self, n: int, stream: str, *, n_choices: int = 4) -> list[dict]:
+    def choice_rows(self, n: int, stream: str, *, n_choices: int = 4, held_out: bool = False) -> list[dict]:
         """
         Distinct questions with several answers, each about an entity of its own, of which one is alive.
 
@@ -237,6 +258,7 @@ class DemoWorld:
             n (`int`): Rows of a longer draw begin with those of a shorter one.
             stream (`str`): Name of the random stream.
             n_choices (`int`, *optional*, defaults to 4): Answers a question.
+            held_out (`bool`, *optional*, defaults to `False`): As of [`yes_no_rows`].
 
         Returns:
             `n` times `dict` with `passage` (a fact about any entity), `choices` (facts about an entity, and
@@ -245,7 +267,9 @@ class DemoWorld:
         Raises:
             ValueError: the world is too small for `n` distinct rows.
         """
-        config, alive, dead = self.config, np.flatnonzero(self.is_alive), np.flatnonzero(~self.is_alive)
+        config = self.config
+        pool = self._pool(held_out) if config.questions_held_out else np.arange(config.n_entities)
+        alive, dead = pool[self.is_alive[pool]], pool[~self.is_alive[pool]]
         words = np.array(self.vocabulary, dtype=object)
         rng = self._generator(stream)
         rows: dict[tuple, dict] = {}
@@ -255,7 +279,9 @@ class DemoWorld:
             entities = np.stack([rng.permutation(dead)[:n_choices] for _ in range(_BLOCK_SIZE)])
             entities[np.arange(_BLOCK_SIZE), correct] = rng.choice(alive, size=_BLOCK_SIZE)
             about = np.repeat(entities[..., None], config.facts_per_item // 2, axis=-1)
-            facts = words[self._facts(rng, about, config.item_generic_ratio)]
+            fact_ids = self._facts(rng, about, config.item_generic_ratio)
+            self._add_hints(rng, fact_ids, about, entities)
+            facts = words[fact_ids]
             other = words[self._facts(rng, rng.choice(config.n_entities, size=_BLOCK_SIZE), config.item_generic_ratio)]
             for row in range(_BLOCK_SIZE):
                 passage = " ".join(other[row])
@@ -290,10 +316,7 @@ class DemoWorld:
             ValueError: no entity is left for either kind of pair.
         """
         config, n_blocks = self.config, -(-n // _BLOCK_SIZE)
-        if config.n_held_out >= config.n_entities:
-            raise ValueError(f"n_held_out: got {config.n_held_out} of {config.n_entities} entities, expected fewer.")
-        order = self._generator("held out").permutation(config.n_entities)
-        pool = order[: config.n_held_out] if held_out else order[config.n_held_out :]
+        pool = self._pool(held_out)
         alive, dead = pool[self.is_alive[pool]], pool[~self.is_alive[pool]]
         words, rng, rows = np.array(self.vocabulary, dtype=object), self._generator(stream), []
         for _ in range(n_blocks):
@@ -329,12 +352,38 @@ class DemoWorld:
             return "entity only"
         return "both agree" if good == alive else "in conflict"
 
-    def _two_entities(self, rng: np.random.Generator, frequency: np.ndarray | None = None) -> np.ndarray:
-        """A block of pairs of distinct entities: `(_BLOCK_SIZE, 2)`, int64. Without `frequency`, all alike."""
-        first, second = rng.choice(self.config.n_entities, size=(2, _BLOCK_SIZE), p=frequency)
+    def _pool(self, held_out: bool) -> np.ndarray:
+        """The entities that are held out, or the others, in random order."""
+        config = self.config
+        if config.n_held_out >= config.n_entities:
+            raise ValueError(f"n_held_out: got {config.n_held_out} of {config.n_entities} entities, expected fewer.")
+        order = self._generator("held out").permutation(config.n_entities)
+        return order[: config.n_held_out] if held_out else order[config.n_held_out :]
+
+    @staticmethod
+    def _two_entities(rng: np.random.Generator, frequency: np.ndarray | None = None, *, n: int) -> np.ndarray:
+        """A block of pairs of distinct entities of `n`: `(_BLOCK_SIZE, 2)`, int64. Without `frequency`, all alike."""
+        first, second = rng.choice(n, size=(2, _BLOCK_SIZE), p=frequency)
         while (same := np.flatnonzero(first == second)).size:
-            second[same] = rng.choice(self.config.n_entities, size=same.size, p=frequency)
+            second[same] = rng.choice(n, size=same.size, p=frequency)
         return np.stack([first, second], axis=1)
+
+    def _add_hints(self, rng: np.random.Generator, facts: np.ndarray, about: np.ndarray, asked: np.ndarray) -> None:
+        """
+        Gives one fact about each of `asked`, any shape, a superclass word, as often as `item_hint_ratio` says; facts
+        `(*asked.shape, n, 4)` and what they are about `(*asked.shape, n)`.
+        """
+        config = self.config
+        if config.item_hint_ratio == 0:
+            return
+        position = np.where(about == asked[..., None], rng.random(about.shape), -1).argmax(axis=-1)[..., None, None]
+        fact = np.take_along_axis(facts, position, axis=-2)[..., 0, :]
+        relation = (fact[..., 1, None] == self._relation_ids).argmax(axis=-1)
+        superclass = self.is_alive[asked] ^ (rng.random(asked.shape) < _HINT_NOISE_RATIO)
+        number = rng.integers(config.n_superclass_words, size=asked.shape)
+        hint = self._superclass_word_ids[relation, superclass.astype(int), number]
+        fact[..., 2] = np.where(rng.random(asked.shape) < config.item_hint_ratio, hint, fact[..., 2])
+        np.put_along_axis(facts, position, fact[..., None, :], axis=-2)
 
     def _facts(self, rng: np.random.Generator, entities: np.ndarray, generic_ratio: float) -> np.ndarray:
         """A fact about each of `entities`, any shape: token ids `ENTITY RELATION WORD .` in a new last dimension."""

@@ -70,15 +70,15 @@ class World(Protocol):
         """Token ids `(n_documents, length)`, int64."""
 
 
-# The weak supervisor and, by size, the students; `scratch-64x2` is the student without its knowledge. Sizes and peak
-# learning rates were chosen on the worlds of seeds 0 and 1.
+# The weak supervisor and, by size, the students, which have all read the same; `scratch-64x2` is the largest without
+# its knowledge. Sizes and peak learning rates were chosen on the worlds of seeds 0 and 1.
 DEMO_MODELS: dict[str, DemoModel] = {
     model.name: model
     for model in (
         DemoModel("scratch-32x1", width=32, n_layers=1, mlp_width=80),
         DemoModel("scratch-64x2", width=64, n_layers=2, mlp_width=192),
-        DemoModel("pretrained-16x1", 16, 1, mlp_width=32, n_documents=16_000, learning_rate=8e-3),
-        DemoModel("pretrained-32x1", 32, 1, mlp_width=80, n_documents=20_000, learning_rate=8e-3),
+        DemoModel("pretrained-16x2", 16, 2, mlp_width=32, n_documents=40_000, learning_rate=8e-3),
+        DemoModel("pretrained-32x2", 32, 2, mlp_width=80, n_documents=40_000, learning_rate=8e-3),
         DemoModel("pretrained-64x2", 64, 2, mlp_width=192, n_documents=40_000, learning_rate=4e-3),
     )
 }

@@ -156,7 +156,7 @@ def demo_pairs(world: DemoWorld, n: int, stream: str, *, held_out: bool = False)
     return Dataset.from_list([{name: prompt + response for name, response in pair.items()} for pair in pairs])
 
 
-def demo_rows(task: Task, world: DemoWorld, n: int, stream: str) -> Dataset:
+def demo_rows(task: Task, world: DemoWorld, n: int, stream: str, *, held_out: bool = False) -> Dataset:
     """
     Generated rows that a task reads as if they were its own.
 
@@ -165,6 +165,7 @@ def demo_rows(task: Task, world: DemoWorld, n: int, stream: str) -> Dataset:
         world ([`DemoWorld`]): What the rows are about.
         n (`int`): At least so many texts after the task's conversion to one right and one wrong answer a question.
         stream (`str`): Name of the random stream, such as `"train"` or `"test"`.
+        held_out (`bool`, *optional*, defaults to `False`): As of [`DemoWorld.yes_no_rows`].
 
     Returns:
         [`~datasets.Dataset`] with the columns of the task.
@@ -173,12 +174,12 @@ def demo_rows(task: Task, world: DemoWorld, n: int, stream: str) -> Dataset:
         ValueError: the demo has no rows for this task.
     """
     if task.name in _YES_NO:
-        rows = [_YES_NO[task.name](row) for row in world.yes_no_rows(n, stream)]
+        rows = [_YES_NO[task.name](row) for row in world.yes_no_rows(n, stream, held_out=held_out)]
     elif task.name in _CHOICE:
         n_choices, to_rows = _CHOICE[task.name]
         # A question becomes two texts, a pair of scenarios one.
         n_items = (n + 1) // 2 if task.choices or task.question else n
-        made = [to_rows(item) for item in world.choice_rows(n_items, stream, n_choices=n_choices)]
+        made = [to_rows(item) for item in world.choice_rows(n_items, stream, n_choices=n_choices, held_out=held_out)]
         rows = [row for of_item in made for row in (of_item if isinstance(of_item, list) else [of_item])]
     else:
         raise ValueError(

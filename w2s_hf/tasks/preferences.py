@@ -13,7 +13,18 @@ from datasets import DatasetDict
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .dealing import TaskSplits, counted, deal_parts, group_rows, hold_out, part_sizes, read_split, unique_rows
+from .dealing import (
+    LINK_ROWS,
+    TaskSplits,
+    counted,
+    deal_parts,
+    group_rows,
+    hold_out,
+    link_sizes,
+    part_sizes,
+    read_split,
+    unique_rows,
+)
 from .loading import load_raw
 from .task import Source, normal, random_key
 from .tokenizing import PAIR_COLUMNS, response_lengths
@@ -167,6 +178,7 @@ def load_pairs(
     n_weak: int | None = None,
     n_validation: int | None = None,
     n_test: int | None = None,
+    n_links: int = 0,
     seed: int = 0,
 ) -> TaskSplits:
     """
@@ -179,8 +191,9 @@ def load_pairs(
 
     Args:
         task ([`PreferenceTask`]): The task.
-        dataset_path, raw, n_train, n_weak, n_validation, n_test, seed: As in [`w2s_hf.tasks.splits.load_splits`]. A
-            local file or directory with one split has a fifth of it held out to test.
+        dataset_path, raw, n_train, n_weak, n_validation, n_test, n_links, seed: As in
+            [`w2s_hf.tasks.splits.load_splits`]. A local file or directory with one split has a fifth of it held out
+            to test.
         tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*):
             Of all models; a pair with a response that is longer than `max_length` for any of them is left out.
         max_length (`int`, *optional*): Tokens; a prompt can be shortened to it, a response cannot.
@@ -196,6 +209,8 @@ def load_pairs(
         source = {"id": task.sources[0].id, "revision": "generated"}
     else:
         raw, source = load_raw(task, dataset_path)
+    wanted = part_sizes(n_train, n_weak, n_validation)
+    links = link_sizes(wanted, n_links)
     n_dropped: Counter[str] = Counter()
 
     def read(names: tuple[str, ...]) -> list[dict]:
@@ -208,20 +223,22 @@ def load_pairs(
             f"{task.name}: {dataset_path!r} has one split, {next(iter(raw))!r}; a fifth is held out to test"
         )
         has_test = False
+    spare = []
     if not has_test:
         train, test = hold_out(task, train, seed)
     else:
         test = read(task.test_split)
-        group_rows(train + test)
+        spare = read((LINK_ROWS,)) if LINK_ROWS in raw else []
+        group_rows(train + test + spare)
+    spare = unique_rows(task, "link", spare, apart_from=train + test)
     test = unique_rows(task, "test", test)
     train = unique_rows(task, "training", train, apart_from=test)
     n_dropped = +n_dropped  # without those that never occurred
     if n_dropped:
         logger.warning(f"{task.name}: pairs left out: {counted(n_dropped)}")
 
-    wanted = part_sizes(n_train, n_weak, n_validation)
-    parts = deal_parts(task, train, test, wanted, n_test, PAIR_COLUMNS, seed)
-    return TaskSplits(task, **parts, source=source, columns=PAIR_COLUMNS, n_dropped=dict(n_dropped))
+    parts, of_links = deal_parts(task, train, test, wanted, n_test, PAIR_COLUMNS, seed, links, spare)
+    return TaskSplits(task, **parts, source=source, columns=PAIR_COLUMNS, n_dropped=dict(n_dropped), links=of_links)
 
 
 def _read_split(

@@ -9,11 +9,14 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from .dealing import (
+    LINK_ROWS,
     SHARES,
     TaskSplits,
     deal_groups,
+    deal_links,
     group_rows,
     hold_out,
+    link_sizes,
     part_sizes,
     read_split,
     shuffled,
@@ -41,6 +44,7 @@ def load_splits(
     n_weak: int | None = None,
     n_validation: int | None = None,
     n_test: int | None = None,
+    n_links: int = 0,
     seed: int = 0,
     conversion: str = "pairs",
 ) -> TaskSplits:
@@ -57,12 +61,15 @@ def load_splits(
         task ([`Task`]): The task.
         dataset_path (`str`, *optional*): A local directory or file in the dataset's own schema; else the rows are the
             task's own.
-        raw ([`~datasets.DatasetDict`], *optional*): Rows in memory, in place of either.
+        raw ([`~datasets.DatasetDict`], *optional*): Rows in memory, in place of either. Those of a split `links` serve
+            the links alone, beside what the parts leave of the training split.
         n_train (`int`, *optional*): Rows of the student half; defaults to `n_weak`, and to half of all rows.
         n_weak (`int`, *optional*): Rows of the weak half; defaults to `n_train`.
         n_validation (`int`, *optional*): Rows of both validation parts together; defaults to a tenth of the training
             rows.
         n_test (`int`, *optional*): Defaults to all.
+        n_links (`int`, *optional*, defaults to 0): Links of a bootstrapping chain to deal rows for, as many to each as
+            to the student half. They are dealt from what is left: no row of any other part moves.
         seed (`int`, *optional*, defaults to `0`): Of the halves.
         conversion (`str`, *optional*, defaults to `"pairs"`): `"pairs"` makes one right and one wrong row of a
             question, `"coin_flip"` one row with either.
@@ -78,16 +85,20 @@ def load_splits(
         source = {"id": task.sources[0].id, "revision": "generated"}
     else:
         raw, source = load_raw(task, dataset_path)
+    wanted = part_sizes(n_train, n_weak, n_validation)
+    links = link_sizes(wanted, n_links)
     train = _read_split(task, raw, task.train_split)
+    spare = []
     if task.test_split is None:
         train, test = hold_out(task, train, seed)
     else:
         test = _read_split(task, raw, task.test_split)
-        group_rows(train + test)
+        spare = _read_split(task, raw, (LINK_ROWS,)) if LINK_ROWS in raw else []
+        group_rows(train + test + spare)
+    spare = choose_answers(unique_rows(task, "link", spare, apart_from=train + test), conversion)
     test = choose_answers(unique_rows(task, "test", test), conversion)
     train = choose_answers(unique_rows(task, "training", train, apart_from=test), conversion)
 
-    wanted = part_sizes(n_train, n_weak, n_validation)
     shares = {name: n or SHARES[name] for name, n in wanted.items()}
     if n_train is None and n_weak is None and n_validation is not None:
         # Of the rows dealt to a part, balancing leaves twice the rarer class; a fifth more, as groups differ.
@@ -97,7 +108,10 @@ def load_splits(
         shares |= dict.fromkeys(("weak_half", "student_half"), max(1, len(train) - n_dealt) / 2)
     sides = deal_groups(train, shares, np.random.default_rng(seed))
     parts = {name: _balance(task, name, rows, wanted[name], seed) for name, rows in sides.items()}
-    return TaskSplits(task, **parts, test=_balance(task, "test", test, n_test, seed), source=source)
+    parts["test"] = _balance(task, "test", test, n_test, seed)
+    of_links = deal_links(task, train + spare, parts, links, seed) if links else {}
+    of_links = {name: _balance(task, name, rows, links[name], seed) for name, rows in of_links.items()}
+    return TaskSplits(task, **parts, source=source, links=of_links)
 
 
 def read_examples(task: Task, split: str, rows: Dataset, numbers: Sequence[int] | None = None) -> list[dict]:
