@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .config import CompletionConfig, RewardPairConfig, StudentConfig, WeakToStrongConfig
+    from .config import BootstrapConfig, CompletionConfig, RewardPairConfig, StudentConfig, WeakToStrongConfig
     from .labels import WeakCompletions, WeakLabels
     from .metrics import performance_gap_recovered
     from .modeling import fresh_adapter, load_student
     from .tasks import TASKS, Task, load_task
-    from .trainers import CompletionTrainer, RewardPairTrainer, WeakToStrongTrainer
+    from .trainers import BootstrapTrainer, CompletionTrainer, RewardPairTrainer, WeakToStrongTrainer
 
 _MODULE_OF_NAME = {
+    "BootstrapConfig": "config",
     "CompletionConfig": "config",
     "RewardPairConfig": "config",
     "StudentConfig": "config",
@@ -30,6 +31,7 @@ _MODULE_OF_NAME = {
     "TASKS": "tasks",
     "Task": "tasks",
     "load_task": "tasks",
+    "BootstrapTrainer": "trainers",
     "CompletionTrainer": "trainers",
     "RewardPairTrainer": "trainers",
     "WeakToStrongTrainer": "trainers",
@@ -37,6 +39,8 @@ _MODULE_OF_NAME = {
 
 __all__ = [
     "TASKS",
+    "BootstrapConfig",
+    "BootstrapTrainer",
     "CompletionConfig",
     "CompletionTrainer",
     "RewardPairConfig",

@@ -10,6 +10,7 @@ from .losses import LOSS_TYPES
 __all__ = [
     "HEAD_INITS",
     "METHODS",
+    "BootstrapConfig",
     "CompletionConfig",
     "LossArguments",
     "RewardPairConfig",
@@ -160,6 +161,38 @@ class WeakToStrongConfig(LossArguments, TrainingArguments):
     model_init_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Keyword arguments of load_student when the model is given by name."}
     )
+
+
+@dataclass
+class BootstrapConfig(WeakToStrongConfig):
+    r"""
+    Arguments of [`BootstrapTrainer`], the same for all links: those of [`WeakToStrongConfig`], and the one below.
+
+    Args:
+        hard_labels (`bool`, *optional*, defaults to `False`):
+            Teach the next link the likelier class of each row in place of the probabilities.
+
+    Raises:
+        ValueError: a value is outside its range; `hub_strategy` other than `"end"` with `push_to_hub`, which would
+            upload students on the way; or `enable_jit_checkpoint`, which ends a training as if it were finished.
+    """
+
+    hard_labels: bool = field(
+        default=False, metadata={"help": "Teach the next link the likelier class instead of probabilities."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise ValueError(
+                f"hub_strategy: got {self.hub_strategy.value!r}, which uploads the students of all links, expected "
+                "'end': call push_to_hub() for the last one."
+            )
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "enable_jit_checkpoint: got True, which ends the training of a link as if it were finished; set "
+                "save_steps, and go on with train(resume_from_checkpoint=True)."
+            )
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """One public trainer a file."""
 
+from .bootstrap import BootstrapTrainer
 from .completion import CompletionTrainer
 from .reward_pair import RewardPairTrainer
 from .weak_to_strong import WeakToStrongTrainer
 
-__all__ = ["CompletionTrainer", "RewardPairTrainer", "WeakToStrongTrainer"]
+__all__ = ["BootstrapTrainer", "CompletionTrainer", "RewardPairTrainer", "WeakToStrongTrainer"]

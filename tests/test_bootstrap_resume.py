@@ -1,0 +1,208 @@
+"""BootstrapTrainer, stopped anywhere, ends as if it had not been, and never mixes what does not belong together."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_rows, make_tokenizer
+from test_bootstrap_trainer import (
+    LORA,
+    N_LINKS,
+    assert_same_chain,
+    bootstrap,
+    files,
+    imported_modules_are_no_garbage,  # noqa: F401 (a fixture)
+    state_of,
+    student,
+    three_parts,
+)
+from test_trainer import arguments
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from w2s_hf import BootstrapTrainer, WeakLabels, WeakToStrongTrainer, load_student
+
+# So fast that a later step is worse than an earlier one.
+KEEP_BEST = {
+    "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps",
+    "save_steps": 1, "learning_rate": 0.3, "metric_for_best_model": "loss",
+}  # fmt: skip
+
+
+class Kill(TrainerCallback):
+    """Stops the run at an event of a link, after so many steps, as a kill would."""
+
+    def __init__(self, trainer: BootstrapTrainer, link: int, event: str, n_steps: int):
+        def stop(args, state, control, **kwargs):
+            if trainer._link + 1 == link and state.global_step >= n_steps:
+                raise KeyboardInterrupt
+
+        setattr(self, event, stop)
+
+
+class CountSteps(TrainerCallback):
+    """The link of each step that a trainer makes."""
+
+    def __init__(self, trainer: BootstrapTrainer):
+        self.trainer, self.links = trainer, []
+        trainer.add_callback(self)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.links.append(self.trainer._link + 1)
+
+
+def train_and_kill(trainer: BootstrapTrainer, *when) -> None:
+    trainer.add_callback(Kill(trainer, *when))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(Kill)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A chain that nobody stopped; it is evaluated, and its best steps are kept."""
+    directory = tmp_path_factory.mktemp("whole")
+    bootstrap(directory, eval_dataset=three_parts(5), **KEEP_BEST).train()
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("when", "n_left"),
+    [
+        ((1, "on_step_begin", 0), 3),  # before any checkpoint
+        ((2, "on_step_begin", 2), 1),
+        ((2, "on_train_end", 3), 0),  # with a checkpoint of the last step, which is not the last of an epoch
+        ((2, "on_predict", 3), 0),  # while it labels
+        ((2, "rename", 3), 0),  # when the checkpoints are gone, and what replaces them is not in its place
+    ],
+)
+def test_a_chain_that_was_stopped_ends_as_if_it_had_not_been(when, n_left, whole, tmp_path, monkeypatch):
+    calls = []
+
+    def init(link):
+        calls.append(link)
+        return student(link)
+
+    def rename(source, target, replace=os.replace):
+        if Path(target).name == "link-2":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    if when[1] == "rename":
+        monkeypatch.setattr(os, "replace", rename)
+    options = {"eval_dataset": three_parts(5), "model_init": init, **KEEP_BEST}
+    trainer = bootstrap(tmp_path, **options)
+    train_and_kill(trainer, *when)
+    monkeypatch.undo()
+    stopped = when[0]
+    before = files(*(tmp_path / f"link-{link}" for link in range(1, stopped)))
+    assert bool(before) == (stopped > 1) and not (tmp_path / f"link-{stopped}" / "link.json").exists()
+    if when[1] == "on_train_end":
+        (tmp_path / "link-2.partial").mkdir()
+        (tmp_path / "link-2.partial" / "half-written").touch()
+    else:
+        trainer = bootstrap(tmp_path, **options)
+    calls.clear()
+    count = CountSteps(trainer)
+    trainer.train(resume_from_checkpoint=True)
+    assert count.links == [stopped] * n_left + [link for link in range(stopped + 1, 4) for _ in range(3)]
+    assert calls == list(range(stopped - 1, N_LINKS)), "a finished link was loaded again"
+    assert before.items() <= files(tmp_path).items()
+    assert_same_chain(tmp_path, whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chain.json", "link-1", "link-2", "link-3"]
+    assert not list(tmp_path.rglob("checkpoint-*")) and not list(tmp_path.rglob("half-written"))
+
+
+def test_the_best_step_of_a_link_teaches_the_next_and_is_chosen_by_the_labels_it_learns(whole, tmp_path):
+    states = [state_of(whole, link) for link in (1, 2, 3)]
+    assert any(state.best_global_step < state.global_step for state in states), "the last step was always the best"
+    rows = three_parts(5)
+    for link, state in enumerate(states, 1):
+        part = rows[link - 1]
+        if link > 1:
+            labels = WeakLabels.load(whole / f"link-{link - 1}" / "labels" / "eval")
+            part = labels.join(part)
+        judge = WeakToStrongTrainer(
+            model=load_student(str(whole / f"link-{link}"), dtype="float32"),
+            args=arguments(tmp_path),
+            processing_class=make_tokenizer(),
+        )
+        assert judge.evaluate(part)["eval_loss"] == pytest.approx(state.best_metric, rel=1e-5)
+
+
+def test_a_finished_chain_is_read_and_not_trained(whole, tmp_path):
+    calls = []
+    before = files(whole)
+    trainer = bootstrap(
+        whole,
+        eval_dataset=three_parts(5),
+        model_init=lambda link: calls.append(link) or student(link),
+        **KEEP_BEST,
+    )
+    count = CountSteps(trainer)
+    with pytest.raises(ValueError, match="call train"):
+        trainer.predict_proba(make_rows(4))
+    output = trainer.train(resume_from_checkpoint=True)
+    assert calls == [2] and not count.links and files(whole) == before
+    assert output.global_step == 3 and output.training_loss == output.metrics["train_loss"] > 0
+    loaded = WeakToStrongTrainer(
+        model=load_student(str(whole / "link-3"), dtype="float32"),
+        args=arguments(tmp_path),
+        processing_class=make_tokenizer(),
+    )
+    rows = make_rows(8, "none")
+    assert np.array_equal(trainer.predict_proba(rows), loaded.predict_proba(rows))
+
+
+def test_other_settings_are_not_mixed_into_a_chain(whole, tmp_path):
+    def refuse(match, rows=None, resume=True, **changes):
+        with pytest.raises(ValueError, match=match):
+            options = {"eval_dataset": three_parts(5), **KEEP_BEST, **changes}
+            bootstrap(whole, rows, **options).train(resume_from_checkpoint=resume)
+
+    before = files(whole)
+    refuse("learning_rate: got 0.1, expected 0.3", learning_rate=0.1)
+    refuse("hard_labels: got True, expected False", hard_labels=True)
+    extra = make_rows(16, "none")
+    refuse("n_links: got 4", [*three_parts(), extra], eval_dataset=[*three_parts(5), extra], n_links=4)
+    refuse("peft_config: got .*LORA", peft_config=LORA)
+    refuse("rows_a_step: got 16, expected 8", gradient_accumulation_steps=2)
+    parts = three_parts()
+    refuse("train_labels: got", [make_rows(16, "hard"), *parts[1:]])
+    refuse("train_rows: got", [*parts[:2], make_rows(16, "none", seed=7)])
+    refuse("eval_rows: got", eval_dataset=[*three_parts(5)[:2], make_rows(3, "none")])
+    refuse("link-1, link-2, link-3 of a chain are finished", resume=None)
+    refuse("resume_from_checkpoint: got '.*', expected True", resume=str(whole / "link-2"))
+    assert files(whole) == before
+    with pytest.raises(ValueError, match="no chain was begun"):
+        bootstrap(tmp_path / "new").train(resume_from_checkpoint=True)
+
+
+def test_links_of_different_chains_are_not_mixed(tmp_path):
+    for name, rows in (("one", three_parts()), ("other", three_parts(1))):
+        bootstrap(tmp_path / name, rows, max_steps=1).train()
+    (tmp_path / "one" / "link-2").rename(tmp_path / "aside")
+    with pytest.raises(ValueError, match="link-2: got no finished link, and links after it are"):
+        bootstrap(tmp_path / "one", max_steps=1).train(resume_from_checkpoint=True)
+    (tmp_path / "other" / "link-2").rename(tmp_path / "one" / "link-2")
+    with pytest.raises(ValueError, match="link-2: was trained on labels with the fingerprint .* two chains are mixed"):
+        bootstrap(tmp_path / "one", max_steps=1).train(resume_from_checkpoint=True)
+
+
+def test_a_chain_that_begins_anew_takes_nothing_from_a_stopped_one(tmp_path):
+    stopped = bootstrap(tmp_path / "out", save_strategy="steps", save_steps=1, learning_rate=0.1)
+    train_and_kill(stopped, 1, "on_step_begin", 2)
+    assert (tmp_path / "out" / "link-1" / "checkpoint-2").is_dir()
+    train_and_kill(bootstrap(tmp_path / "out"), 1, "on_step_begin", 0)  # before a checkpoint of its own
+    bootstrap(tmp_path / "out").train(resume_from_checkpoint=True)
+    bootstrap(tmp_path / "new").train()
+    assert_same_chain(tmp_path / "out", tmp_path / "new")
+
+
+def test_early_stopping_begins_anew_with_every_link(tmp_path):
+    options = {**KEEP_BEST, "max_steps": 8, "eval_dataset": three_parts(5), "learning_rate": 0.5}
+    bootstrap(tmp_path, callbacks=[EarlyStoppingCallback(2)], **options).train()
+    states = [state_of(tmp_path, link) for link in (1, 2, 3)]
+    assert any(state.global_step < 8 for state in states)
+    for state in states:
+        assert state.global_step == min(8, state.best_global_step + 2)

@@ -1,0 +1,352 @@
+"""BootstrapTrainer: three trainers chained by hand, bit by bit; stopped anywhere, it ends as if it had not been."""
+
+import gc
+import hashlib
+import json
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS, make_rows, make_tokenizer
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from test_trainer import arguments
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerState,
+    set_seed,
+)
+
+from w2s_hf import BootstrapConfig, BootstrapTrainer, WeakLabels, WeakToStrongConfig, WeakToStrongTrainer, load_student
+
+N_LINKS = 3
+LORA = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=2)
+SPECIAL = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported_modules_are_no_garbage():
+    """Every training collects garbage, and looking through all that the stack imports takes longer than training."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def student(link: int, num_labels: int = 2):
+    """Of link 0, 1, 2: larger and larger; the weights are drawn when it is called."""
+    size = {"hidden_size": 16 * (link + 1), "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForSequenceClassification(LlamaConfig(num_labels=num_labels, **size, **SPECIAL))
+
+
+def student_with_dropout(link: int):
+    config = GPT2Config(n_embd=16 * (link + 1), n_layer=1, n_head=2, n_positions=64, resid_pdrop=0.2, **SPECIAL)
+    return GPT2ForSequenceClassification(config)
+
+
+def other_tokenizer() -> PreTrainedTokenizerFast:
+    """The same words as those of `make_tokenizer`, with other numbers."""
+    words = {"<pad>": 0, "<unk>": 1} | {word: 63 - number for number, word in enumerate(WORDS)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
+
+
+def three_parts(seed: int = 0) -> list[Dataset]:
+    """Only the first has labels."""
+    return [make_rows(16, "soft" if link == 0 else "none", seed=seed + link) for link in range(N_LINKS)]
+
+
+def bootstrap(
+    output_dir, rows=None, model_init=student, n_links=N_LINKS, tokenizer=None, cls=BootstrapTrainer, **kwargs
+):
+    """A trainer; keyword arguments that it does not take are training arguments."""
+    own = ("callbacks", "compute_metrics", "eval_dataset", "optimizers", "peft_config")
+    given = {name: kwargs.pop(name) for name in own if name in kwargs}
+    # 16 rows in steps of 8: the last of 3 steps is not the last of an epoch.
+    args = arguments(output_dir, BootstrapConfig, **({"lr_scheduler_type": "linear"} | kwargs))
+    tokenizer = make_tokenizer() if tokenizer is None else tokenizer
+    rows = three_parts() if rows is None else rows
+    return cls(model_init, n_links, args, train_dataset=rows, processing_class=tokenizer, **given)
+
+
+def by_hand(tmp_path, rows, model_init, peft_config=None, **kwargs):
+    """Three trainers, each with the labels of the one before; what they say of the rows of the next."""
+    labels, trainers = [], []
+    for link, part in enumerate(rows):
+        if link > 0:
+            labels.append(trainers[-1].predict_proba(part))
+            part = part.remove_columns([name for name in part.column_names if name == "labels"])
+            part = part.add_column("labels", labels[-1].tolist())
+        set_seed(42)
+        trainer = WeakToStrongTrainer(
+            model=model_init(link),
+            args=arguments(tmp_path / f"hand-{link}", lr_scheduler_type="linear", **kwargs),
+            train_dataset=part,
+            processing_class=make_tokenizer(),
+            peft_config=peft_config,
+        )
+        trainer.train()
+        trainers.append(trainer)
+    return trainers, labels
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(directory.glob("*model.safetensors")))
+
+
+def state_of(output_dir: Path, link: int) -> TrainerState:
+    return TrainerState.load_from_json(str(output_dir / f"link-{link}" / "trainer_state.json"))
+
+
+def files(*directories: Path) -> dict[str, str]:
+    """Hash of each file."""
+    return {
+        str(file): hashlib.sha256(file.read_bytes()).hexdigest()
+        for directory in directories
+        for file in directory.rglob("*")
+        if file.is_file()
+    }
+
+
+def assert_same_chain(one: Path, other: Path) -> None:
+    """Students and labels, whichever files tell of times and paths."""
+    for link in range(1, N_LINKS + 1):
+        ours, theirs = weights(one / f"link-{link}"), weights(other / f"link-{link}")
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), link
+        assert state_of(one, link).global_step == state_of(other, link).global_step
+        if link < N_LINKS:
+            for of in (path.name for path in (other / f"link-{link}" / "labels").iterdir()):
+                ours, theirs = (WeakLabels.load(root / f"link-{link}" / "labels" / of) for root in (one, other))
+                assert ours.fingerprint == theirs.fingerprint and ours.provenance == theirs.provenance
+
+
+@pytest.mark.parametrize("case", ["a part for each link", "one dataset, adapters", "dropout"])
+def test_a_chain_is_three_trainers_by_hand(case, tmp_path):
+    init, peft_config, options = student, None, {}
+    rows = given = three_parts()
+    if case == "one dataset, adapters":
+        given, peft_config = make_rows(16), LORA
+        rows = [given] * N_LINKS
+    if case == "dropout":
+        init, options = student_with_dropout, {"disable_dropout": False}
+    trainer = bootstrap(tmp_path / "out", given, init, peft_config=peft_config, **options)
+    trainer.train()
+    trainers, labels = by_hand(tmp_path, rows, init, peft_config, **options)
+    for link, hand in enumerate(trainers, 1):
+        hand.save_model(str(tmp_path / "saved"))
+        ours, theirs = weights(tmp_path / "out" / f"link-{link}"), weights(tmp_path / "saved")
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), link
+    for link, expected in enumerate(labels, 1):
+        made = WeakLabels.load(tmp_path / "out" / f"link-{link}" / "labels" / "train")
+        assert np.array_equal(made.probabilities, expected) and expected.std(axis=0).min() > 0.01
+    test_rows = make_rows(8, "none", seed=9)
+    assert np.array_equal(trainer.predict_proba(test_rows), trainers[-1].predict_proba(test_rows))
+    assert not np.array_equal(labels[0], labels[1]), "every link says the same: the comparison would be vacuous"
+
+
+def test_each_link_says_what_taught_it_and_loads_by_itself(tmp_path):
+    given = WeakLabels([f"row-{i}" for i in range(16)], np.tile(np.float32([0.3, 0.7]), (16, 1)), {"model": "weak"})
+    parts = [given.join(make_rows(16, "none")), make_rows(16, "none", seed=1), make_rows(16, "none", seed=2)]
+    parts[1] = parts[1].remove_columns("id")
+    trainer = bootstrap(tmp_path, parts, max_steps=1)
+    output = trainer.train()
+    first, second = (WeakLabels.load(tmp_path / f"link-{link}" / "labels" / "train") for link in (1, 2))
+    assert first.provenance == {"link": 1, "trained_on": given.fingerprint, "hard_labels": False, "seed": 42}
+    assert second.provenance == {**first.provenance, "link": 2, "trained_on": first.fingerprint}
+    assert json.loads((tmp_path / "link-3" / "link.json").read_text())["train_labels"] == second.fingerprint
+    assert first.ids == [str(position) for position in range(16)] and second.ids == parts[2]["id"][:]
+    states = [state_of(tmp_path, link) for link in (1, 2, 3)]
+    assert [{entry["link"] for entry in state.log_history} for state in states] == [{1}, {2}, {3}]
+    assert [state.global_step for state in states] == [1, 1, 1] and output.global_step == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chain.json", "link-1", "link-2", "link-3"]
+    assert not (tmp_path / "link-3" / "labels").exists()
+    loaded = WeakToStrongTrainer(
+        model=load_student(str(tmp_path / "link-3"), dtype="float32"),
+        args=arguments(tmp_path / "x"),
+        processing_class=make_tokenizer(),
+    )
+    assert np.array_equal(loaded.predict_proba(parts[0]), trainer.predict_proba(parts[0]))
+
+
+def test_labels_of_later_rows_are_never_read(tmp_path, monkeypatch):
+    columns = []
+    predict = BootstrapTrainer.predict
+    monkeypatch.setattr(
+        BootstrapTrainer, "predict", lambda self, rows: columns.extend(rows.column_names) or predict(self, rows)
+    )
+    plain, labelled = three_parts(), three_parts()
+    labelled[1] = labelled[1].add_column("labels", [1] * 16).add_column("ground_truth", [1] * 16)
+    labelled[2] = labelled[2].add_column("label", [-1] * 16).add_column("label_ids", [1] * 16)
+    for name, rows in (("plain", plain), ("labelled", labelled)):
+        trainer = bootstrap(tmp_path / name, rows)
+        trainer.train()
+    assert_same_chain(tmp_path / "plain", tmp_path / "labelled")
+    assert set(columns) == {"id", "input_ids", "attention_mask"}
+    assert set(trainer.train_dataset.column_names) == {*columns, "labels"}
+
+
+def test_a_student_is_gone_before_the_next_is_made_and_earlier_ones_stay_as_they_are(tmp_path):
+    made, alive, n_bytes, hashes = [], [], [], []
+
+    def live_bytes():
+        gc.collect()
+        parameters = [it for it in gc.get_objects() if isinstance(it, torch.nn.Parameter)]
+        return sum(it.numel() * it.element_size() for it in parameters)
+
+    def init(link):
+        alive.append([ref() is not None for ref in made])  # no collection here: the trainer's own must do
+        n_bytes.append(live_bytes())
+        hashes.append(files(*(tmp_path / f"link-{k}" for k in range(1, link + 1))))
+        model = student_with_dropout(0)  # of one size, so that bytes compare
+        made.append(weakref.ref(model))
+        return model
+
+    options = {"bf16": True, "eval_strategy": "steps", "eval_steps": 1}  # autocast makes a model part of a circle
+    trainer = bootstrap(tmp_path, make_rows(16), init, eval_dataset=make_rows(8), **options)
+    trainer.train()
+    assert alive == [[], [False], [False, False]]
+    assert n_bytes[1:] == [n_bytes[0]] * 2 and made[-1]() is trainer.model
+    after = files(tmp_path)
+    for earlier in hashes:
+        assert all(after[name] == value for name, value in earlier.items())
+    assert len(hashes[2]) > len(hashes[1]) > 5
+
+
+def test_labels_between_links_are_soft_or_hard(tmp_path):
+    seen = []
+
+    def metrics(prediction):
+        seen.append(prediction.label_ids)
+        return {}
+
+    for hard in (False, True):
+        trainer = bootstrap(
+            tmp_path / str(hard),
+            n_links=2,
+            rows=three_parts()[:2],
+            eval_dataset=make_rows(8),
+            compute_metrics=metrics,
+            eval_strategy="epoch",
+            max_steps=2,
+            hard_labels=hard,
+        )
+        trainer.train()
+        made = WeakLabels.load(tmp_path / str(hard) / "link-1" / "labels" / "train").probabilities
+        assert np.isin(made, (0, 1)).all() == hard and 0 < made[:, 1].mean() < 1
+        learned = np.asarray(trainer.train_dataset["labels"][:])
+        assert np.array_equal(learned, made.argmax(axis=1) if hard else made)
+    soft, hard = seen[1], seen[3]
+    assert soft.shape == (8, 2) and 0 < soft.min() and hard.dtype == np.int64
+    assert np.array_equal(soft.argmax(axis=1), hard)
+
+
+def test_sizes_may_have_their_own_tokenizers(tmp_path):
+    other = other_tokenizer()
+    texts = [f"w{i} w{i + 1} w{2 * i}" for i in range(16)]
+    rows = Dataset.from_dict({"text": texts, "labels": [0.1, 0.9] * 8})
+    trainer = bootstrap(tmp_path, rows, n_links=2, tokenizer=[make_tokenizer(), other])
+    trainer.train()
+    assert trainer.train_dataset["input_ids"][:] == [other(text)["input_ids"] for text in texts]
+    assert WeakLabels.load(tmp_path / "link-1" / "labels" / "train").probabilities.std(axis=0).min() > 0.01
+    saved = [PreTrainedTokenizerFast.from_pretrained(tmp_path / f"link-{link}").get_vocab() for link in (1, 2)]
+    assert saved == [make_tokenizer().get_vocab(), other.get_vocab()]
+    same = [make_tokenizer(), make_tokenizer()]
+    bootstrap(tmp_path / "same", three_parts()[:2], n_links=2, tokenizer=same)
+    with pytest.raises(ValueError, match="different vocabularies; give the rows as text"):
+        bootstrap(tmp_path / "x", three_parts()[:2], n_links=2, tokenizer=[make_tokenizer(), other])
+    with pytest.raises(ValueError, match="got 2 tokenizers for 3 links"):
+        bootstrap(tmp_path / "x", tokenizer=same)
+
+
+def test_models_may_be_names(tmp_path):
+    names = [str(tmp_path / f"base-{link}") for link in range(2)]
+    for link, name in enumerate(names):
+        set_seed(0)
+        student(link).save_pretrained(name)
+        make_tokenizer().save_pretrained(name)
+
+    def chain(output_dir):
+        args = arguments(output_dir, BootstrapConfig)
+        return BootstrapTrainer(names.__getitem__, 2, args, train_dataset=make_rows(16), peft_config=LORA)
+
+    trainer, again = chain(tmp_path / "out"), chain(tmp_path / "out")
+    trainer.train()
+    assert isinstance(trainer.model, PeftModel) and trainer.processing_class is not None
+    assert (tmp_path / "out" / "link-2" / "adapter_model.safetensors").is_file()
+    again.train(resume_from_checkpoint=True)
+    rows = make_rows(8, "none")
+    assert np.array_equal(again.predict_proba(rows), trainer.predict_proba(rows))
+    other_tokenizer().save_pretrained(names[1])
+    with pytest.raises(ValueError, match="different vocabularies; give the rows as text"):
+        chain(tmp_path / "x").train()
+
+
+def test_only_the_last_student_goes_to_the_hub(tmp_path, monkeypatch):
+    pushed = []
+
+    def push(self, *args, **kwargs):
+        self.save_model(_internal_call=True)
+        pushed.append((self.args.output_dir, self.args.hub_model_id, args, kwargs))
+
+    monkeypatch.setattr(Trainer, "push_to_hub", push)
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, **kwargs: pushed.append("repository"))
+    trainer = bootstrap(tmp_path / "out", push_to_hub=True, max_steps=1)
+    with pytest.raises(ValueError, match="link-3, is not finished"):
+        trainer.push_to_hub()
+    trainer.train()
+    trainer.push_to_hub("Done", revision="v1")
+    last = str(tmp_path / "out" / "link-3")
+    assert pushed == ["repository", (last, "out", ("Done",), {"revision": "v1"})]
+    assert trainer.args.output_dir == str(tmp_path / "out") and trainer.args.hub_model_id is None
+    with pytest.raises(ValueError, match="hub_strategy: got 'every_save'"):
+        arguments(tmp_path, BootstrapConfig, push_to_hub=True, hub_strategy="every_save")
+
+
+def test_what_no_chain_can_be_made_of_is_refused_before_anything_trains(tmp_path):
+    def refuse(match, rows=None, **kwargs):
+        with pytest.raises(ValueError, match=match):
+            bootstrap(tmp_path, rows, **kwargs)
+
+    first, second, third = three_parts()
+    refuse("n_links: got 0", n_links=0)
+    refuse("train_dataset: got a list of 2 datasets for 3 links", [first, second])
+    refuse("eval_dataset: got a list of 1 datasets for 3 links", eval_dataset=[first])
+    refuse("train_dataset: got the columns .*expected `labels`, on which link 1", [second, second, third])
+    refuse("eval_dataset: got the columns .*expected `labels`", eval_dataset=second)
+    refuse("train_dataset of link 3: got no rows", [first, second, third.select([])])
+    refuse("train_dataset of link 2: got the columns id", [first, second.select_columns("id"), third])
+    refuse("train_dataset of link 2: got 15 repeated ids", [first, second.map(lambda row: {"id": "a"}), third])
+    refuse("train_dataset: got a dict", {"a": first})
+    refuse("train_dataset: labels: got class -1", first.remove_columns("labels").add_column("labels", [-1] + [1] * 15))
+    refuse("optimizers, which belong to one model", optimizers=(None, None))
+    with pytest.raises(ValueError, match="got a WeakToStrongConfig, expected a BootstrapConfig"):
+        BootstrapTrainer(student, 1, WeakToStrongConfig(output_dir=str(tmp_path)), train_dataset=first)
+    with pytest.raises(ValueError, match="enable_jit_checkpoint: got True"):
+        arguments(tmp_path, BootstrapConfig, enable_jit_checkpoint=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_models_of_other_classes_are_refused(hard, tmp_path):
+    trainer = bootstrap(tmp_path, model_init=lambda link: student(link, 2 + link), hard_labels=hard, max_steps=1)
+    with pytest.raises(ValueError, match=r"model_init\(1\): got a model of 3 classes, expected 2, .* of link 1"):
+        trainer.train()
+    with pytest.raises(ValueError, match=r"model_init\(0\): got None"):
+        bootstrap(tmp_path / "x", model_init=lambda link: None).train()
+
+
+def test_three_classes(tmp_path):
+    rows = make_rows(16, n_classes=3)
+    trainer = bootstrap(tmp_path, rows, model_init=lambda link: student(link, 3), n_links=2)
+    trainer.train()
+    assert WeakLabels.load(tmp_path / "link-1" / "labels" / "train").probabilities.shape == (16, 3)
+    assert trainer.predict_proba(rows).shape == (16, 3)

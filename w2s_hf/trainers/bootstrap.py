@@ -1,0 +1,371 @@
+"""The trainer of a chain of students, each taught by the one before."""
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from accelerate.utils import broadcast_object_list, release_memory
+from datasets import Dataset, List, Value
+from huggingface_hub import CommitInfo
+from peft import PeftConfig, PeftModel
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerState,
+    enable_full_determinism,
+    set_seed,
+)
+from transformers.trainer_utils import TrainOutput
+
+from ..checkpoints import last_complete_checkpoint
+from ..config import BootstrapConfig
+from ..labels import WeakLabels
+from .chain import (
+    ChainDirectory,
+    NoStudent,
+    chain_settings,
+    labels_of,
+    made_last_step,
+    refuse_other_words,
+    row_ids,
+    rows_of_links,
+    unlabelled,
+)
+from .weak_to_strong import WeakToStrongTrainer
+from .whole_step import load_model
+
+__all__ = ["BootstrapTrainer"]
+
+_Labels = dict[str, WeakLabels]  # of the rows to train on, and of those to evaluate on where there are any
+
+
+class BootstrapTrainer(WeakToStrongTrainer):
+    """
+    [`WeakToStrongTrainer`] of a chain of students M1, M2, ..., Mn from small to large: the weak labels teach M1, the
+    labels that M1 gives teach M2, and so on, so that no step in size is a large one (paper, 4.3.1; there in chess,
+    three links with rows of their own).
+
+    A link is what a [`WeakToStrongTrainer`] of its own would be, bit by bit: its own seed, optimizer, schedule and
+    state. It is trained on the labels of the link before and on nothing else; other label columns of its rows are
+    dropped. Its base is loaded when the last one is gone, so that a chain takes the memory of its largest link.
+
+    What `train` leaves in `args.output_dir`:
+
+    - `link-1/`, `link-2/`, ...: the finished student with its tokenizer (as `save_model` writes it), its
+      `trainer_state.json`, a `link.json` which says what labels it was trained on, and in `labels/train` and
+      `labels/eval` the [`WeakLabels`] that it gave to the rows of the next link. It appears when all of it is written;
+      until then there are the checkpoints of the running link, and beside it `link-<k>.partial/`.
+    - `chain.json`: what the chain was begun with.
+
+    What it overrides, and why:
+
+    - `train`: the links, one after another, each through the constructor of [`WeakToStrongTrainer`], since
+      [`~transformers.Trainer`] finds out there all that depends on a model (device placement, collator, label names).
+    - `_get_output_dir`: checkpoints of a link are in its directory.
+    - `log`: every entry names its `link`, since each link counts its steps from 0.
+    - `push_to_hub`: the last student alone, without the links that led to it.
+
+    Args:
+        model_init (`Callable[[int], PreTrainedModel | PeftModel | str]`):
+            Makes the untrained model of link 0, 1, ..., `n_links - 1`, or says its Hub id or local directory. Called
+            when the link begins, with the seed set; it must not keep what it returns. All have the same classes.
+        n_links (`int`): How many students.
+        args ([`BootstrapConfig`], *optional*): Of every link; defaults to `BootstrapConfig()`.
+        data_collator (`Callable`, *optional*): As in [`WeakToStrongTrainer`].
+        train_dataset ([`~datasets.Dataset`] or `list[Dataset]`):
+            One dataset with labels, on which every link trains, relabelled after each; or a dataset for each link, of
+            which only the first needs labels. Columns as in [`WeakToStrongTrainer`]. Labels belong to rows by their
+            `id`, and where there is none by position.
+        eval_dataset ([`~datasets.Dataset`] or `list[Dataset]`, *optional*):
+            The same, relabelled alike: what a link is evaluated on, and chosen by, are its supervisor's labels.
+            `compute_metrics` gets them as `(N, C)` float32 from the second link on, or `(N,)` integers if they are
+            hard.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or a list of them, *optional*):
+            The tokenizer of all links, or one for each (then rows are text, unless their vocabularies are the same);
+            loaded with the model where that is a name.
+        quantization_config, peft_config (*optional*): As in [`WeakToStrongTrainer`], for the model of every link.
+        kwargs: As in [`~transformers.Trainer`]: `compute_metrics`, `callbacks`, `optimizer_cls_and_kwargs`,
+            `preprocess_logits_for_metrics`. Callbacks see all links.
+
+    Raises:
+        ValueError: no link, another number of datasets or tokenizers than links, a set without rows, tokens or text,
+            repeated ids, a first set without labels, tokenized rows for different tokenizers, `optimizers` (which
+            belong to one model), or arguments without the fields of [`BootstrapConfig`].
+
+    Example:
+
+    ```python
+    sizes = ["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B"]
+    trainer = BootstrapTrainer(
+        model_init=lambda link: sizes[link],
+        n_links=3,
+        args=BootstrapConfig(output_dir="out"),
+        train_dataset=[weak_labels.join(first_rows), second_rows, third_rows],
+        peft_config=LoraConfig(task_type="SEQ_CLS", target_modules="all-linear"),
+    )
+    trainer.train()
+    probabilities = trainer.predict_proba(test_rows)  # of the last student
+    ```
+    """
+
+    _link: int | None = None
+
+    def __init__(
+        self,
+        model_init: Callable[[int], PreTrainedModel | PeftModel | str],
+        n_links: int,
+        args: BootstrapConfig | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Dataset | list[Dataset] | None = None,
+        eval_dataset: Dataset | list[Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        *,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        **kwargs,
+    ):
+        args = BootstrapConfig() if args is None else args
+        if not isinstance(args, BootstrapConfig):
+            raise ValueError(f"args: got a {type(args).__name__}, expected a BootstrapConfig, which has its fields.")
+        if n_links < 1:
+            raise ValueError(f"n_links: got {n_links}, expected at least one student.")
+        if "optimizers" in kwargs:
+            raise ValueError(
+                "Got optimizers, which belong to one model, and every link has its own; set optim, or give "
+                "optimizer_cls_and_kwargs."
+            )
+        self.n_links = n_links
+        self._make_student = model_init
+        self._chain = ChainDirectory(Path(args.output_dir), n_links)
+        self._rows = {"train": rows_of_links(train_dataset, "train_dataset", n_links, args.dataset_text_field)}
+        if eval_dataset is not None:
+            self._rows["eval"] = rows_of_links(eval_dataset, "eval_dataset", n_links, args.dataset_text_field)
+        self._given = {name: labels_of(parts[0], f"{name}_dataset") for name, parts in self._rows.items()}
+        tokenizers = processing_class if isinstance(processing_class, list) else [processing_class] * n_links
+        if len(tokenizers) != n_links:
+            raise ValueError(
+                f"processing_class: got {len(tokenizers)} tokenizers for {n_links} links, expected one for each."
+            )
+        self._tokenizers = tokenizers
+        refuse_other_words(tokenizers, self._rows, args.dataset_text_field)
+        self._adapting = {"quantization_config": quantization_config, "peft_config": peft_config}
+        callbacks = kwargs.pop("callbacks", None)
+        self._trainer_kwargs = {"data_collator": data_collator, **kwargs}
+        # Not that of WeakToStrongTrainer, which needs a student: `train` knows which link is the first to train.
+        Trainer.__init__(
+            self,
+            model=NoStudent(),
+            args=args,
+            train_dataset=self._rows["train"][0],
+            eval_dataset=None if eval_dataset is None else self._rows["eval"][0],
+            processing_class=tokenizers[0],
+            callbacks=callbacks,
+            **self._trainer_kwargs,
+        )
+
+    # ---- Training ----
+
+    def train(
+        self,
+        resume_from_checkpoint: bool | None = None,
+        trial: dict | None = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """
+        Trains all links.
+
+        Args:
+            resume_from_checkpoint (`bool`, *optional*):
+                Go on with the chain in `args.output_dir`: finished links are read and not trained (of them, only the
+                last one of the chain is loaded), the one that was stopped goes on from its last checkpoint. Without
+                it a chain begins anew; checkpoints that a stopped one left there are removed.
+            trial, ignore_keys_for_eval: As in [`~transformers.Trainer.train`].
+
+        Returns:
+            [`~transformers.trainer_utils.TrainOutput`] of the last link (`training_loss` is NaN if it was stopped
+            after its last step). [`~transformers.TrainerState`] of each link is in its directory.
+
+        Raises:
+            ValueError: nothing to go on with, or what the chain was begun with has changed; without
+                `resume_from_checkpoint`, finished links in `args.output_dir`, which [`~transformers.Trainer`] would
+                write over; a path in place of `True`; a model with another number of classes than the labels, or with
+                another vocabulary than the tokens of the rows.
+        """
+        if isinstance(resume_from_checkpoint, str | os.PathLike):
+            raise ValueError(
+                f"resume_from_checkpoint: got {str(resume_from_checkpoint)!r}, expected True, which finds the last "
+                f"checkpoint of the link that was stopped in {self.args.output_dir}."
+            )
+        chain = self._chain
+        settings = chain_settings(self.args, self._rows, self._given, self._adapting)
+        n_finished = self._agree(chain.resume if resume_from_checkpoint else chain.begin, settings)
+        labels = self._given
+        for link in range(self.n_links):
+            if link < n_finished:
+                chain.check_teacher(link, labels)
+                if link < self.n_links - 1:
+                    labels = {name: WeakLabels.load(chain.link(link) / "labels" / name) for name in self._rows}
+                    continue
+                self._begin(link, labels)
+                return self._load(chain.link(link))
+            self._begin(link, labels)
+            if self._agree(chain.is_trained, link):
+                output = self._load(chain.aside(link))
+            else:
+                checkpoint = last_complete_checkpoint(chain.link(link)) if resume_from_checkpoint else None
+                if checkpoint is not None and made_last_step(checkpoint):
+                    output = self._load(Path(checkpoint))
+                else:
+                    output = super().train(checkpoint, trial, ignore_keys_for_eval)
+                self._save_student(labels)
+            labels = self._finish(labels)
+        return output
+
+    def _get_output_dir(self, trial: dict | None) -> str:
+        return super()._get_output_dir(trial) if self._link is None else str(self._chain.link(self._link))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs if self._link is None else {**logs, "link": self._link + 1}, start_time)
+
+    def _begin(self, link: int, labels: _Labels) -> None:
+        """Makes this the trainer of one link: of its model, and of its rows with `labels`."""
+        args = self.args
+        self._forget_student()
+        enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
+        model = self._make_student(link)
+        if model is None:
+            raise ValueError(f"model_init({link}): got None, expected a model or its name.")
+        model, tokenizer = load_model(
+            model, args, self._tokenizers[link], task_type="SEQ_CLS", is_trainable=True, **self._adapting
+        )
+        refuse_other_words([self.processing_class, tokenizer], self._rows, args.dataset_text_field)
+        n_classes = labels["train"].probabilities.shape[1]
+        if link > 0 and model.config.num_labels != n_classes:
+            raise ValueError(
+                f"model_init({link}): got a model of {model.config.num_labels} classes, expected {n_classes}, which "
+                f"the labels of link {link} have. Give all models the same num_labels."
+            )
+        rows = {name: parts[link] for name, parts in self._rows.items()}
+        if link > 0:
+            rows = {name: self._with_labels(part, labels[name]) for name, part in rows.items()}
+        # The callbacks see all links, those that were added since included; and the repository is there already.
+        callbacks, push_to_hub = self.callback_handler.callbacks, args.push_to_hub
+        args.push_to_hub = False
+        try:
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=rows["train"],
+                eval_dataset=rows.get("eval"),
+                processing_class=tokenizer,
+                **self._trainer_kwargs,
+            )
+        finally:
+            args.push_to_hub = push_to_hub
+        self.callback_handler.callbacks = callbacks
+        self._link = link
+
+    def _forget_student(self) -> None:
+        """Lets go of all that refers to the model of the last link, so that it is gone before the next is loaded."""
+        self.model = self.model_wrapped = NoStudent()
+        self.optimizer = self.lr_scheduler = self.deepspeed = None
+        handler = self.callback_handler
+        handler.model = handler.optimizer = handler.lr_scheduler = None
+        self.accelerator.free_memory()
+        release_memory()  # free_memory collects garbage before it lets go of its own references
+
+    def _load(self, directory: Path) -> TrainOutput:
+        """The student of this link as a run that was stopped left it."""
+        self.state = state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
+        state.is_world_process_zero = self.is_world_process_zero()  # rank 0 wrote it
+        state.is_local_process_zero = self.is_local_process_zero()
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(str(directory) if best is None else best)
+        summary = next((entry for entry in reversed(state.log_history) if "train_loss" in entry), {})
+        return TrainOutput(state.global_step, summary.get("train_loss", math.nan), summary)
+
+    def _save_student(self, labels: _Labels) -> None:
+        aside = self._chain.aside(self._link)
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.save_model(str(aside), _internal_call=True)
+        self.state.best_model_checkpoint = None  # it goes with all checkpoints of the link
+        if self.args.should_save:
+            self.state.save_to_json(str(aside / "trainer_state.json"))
+            self._chain.record(self._link, labels)
+
+    def _finish(self, labels: _Labels) -> _Labels:
+        """Labels the rows of the next link, and puts all that this one made in its place at once."""
+        made = {}
+        if self._link + 1 < self.n_links:
+            made = {name: self._label(parts[self._link + 1], labels) for name, parts in self._rows.items()}
+        if self.args.should_save:
+            for name, of_rows in made.items():
+                of_rows.save(self._chain.aside(self._link) / "labels" / name)
+            self._chain.finish(self._link)
+        self.accelerator.wait_for_everyone()
+        return made
+
+    # ---- Labels ----
+
+    def _label(self, rows: Dataset, labels: _Labels) -> WeakLabels:
+        """What the student of this link says of rows, with the record of what it learned itself."""
+        probabilities = self.predict_proba(unlabelled(rows))
+        if self.args.hard_labels:
+            probabilities = np.eye(probabilities.shape[1], dtype=np.float32)[probabilities.argmax(axis=1)]
+        provenance = {
+            "link": self._link + 1,
+            "trained_on": labels["train"].fingerprint,
+            "hard_labels": self.args.hard_labels,
+            "seed": self.args.seed,
+        }
+        return WeakLabels(row_ids(rows), probabilities, provenance)
+
+    def _with_labels(self, rows: Dataset, labels: WeakLabels) -> Dataset:
+        probabilities = labels.of(row_ids(rows))
+        rows = unlabelled(rows)
+        if self.args.hard_labels:
+            return rows.add_column("labels", probabilities.argmax(axis=1).tolist(), feature=Value("int64"))
+        return rows.add_column("labels", probabilities.tolist(), feature=List(Value("float32")))
+
+    # ---- Helpers ----
+
+    def _agree(self, look: Callable, *args):
+        """What rank 0 finds on its disk, on every rank; or the error that it raises, on every rank."""
+        found = [None, None]
+        if self.is_world_process_zero():
+            try:
+                found = [look(*args), None]
+            except ValueError as error:
+                found = [None, str(error)]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(found, from_process=0)
+        if found[1] is not None:
+            raise ValueError(found[1])
+        return found[0]
+
+    # ---- The Hub ----
+
+    def push_to_hub(self, *args, **kwargs) -> CommitInfo | None:
+        """
+        As [`~transformers.Trainer.push_to_hub`], of the last link's student alone: the files of its directory.
+
+        Raises:
+            ValueError: the last link is not finished.
+        """
+        last = self.n_links - 1
+        if self._link != last or not self._agree(self._chain.is_finished, last):
+            raise ValueError(f"push_to_hub: got a chain whose last link, {self._chain.link(last)}, is not finished.")
+        before = self.args.output_dir, self.args.hub_model_id
+        self.args.hub_model_id = before[1] or Path(before[0]).absolute().name
+        self.args.output_dir = str(self._chain.link(last))
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            self.args.output_dir, self.args.hub_model_id = before

@@ -1,0 +1,272 @@
+"""What a chain of students is made of, besides the students: its rows and labels, its settings, its directory."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from peft import PeftConfig
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedTokenizerBase, TrainerState
+
+from ..config import BootstrapConfig
+from ..labels import WeakLabels, as_probabilities
+
+__all__ = [
+    "ChainDirectory",
+    "NoStudent",
+    "chain_settings",
+    "labels_of",
+    "made_last_step",
+    "refuse_other_words",
+    "row_ids",
+    "rows_of_links",
+    "unlabelled",
+]
+
+_LABEL_COLUMNS = ("label", "labels", "label_ids", "soft_label", "ground_truth")
+
+_RECORD = "link.json"  # written last: a student without it is not whole
+
+# What all links of a chain must have in common, however often it is stopped.
+_ARGUMENTS = (
+    "seed", "data_seed", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
+    "weight_decay", "max_grad_norm", "optim", "adam_beta1", "adam_beta2", "bf16", "fp16", "load_best_model_at_end",
+    "metric_for_best_model", "max_length", "dataset_text_field", "disable_dropout", "hard_labels", "loss_type",
+    "aux_coef", "aux_warmup_ratio", "aux_prior", "window_radius", "product_alpha", "product_beta",
+    "adaptive_temperature",
+)  # fmt: skip
+
+
+class NoStudent(nn.Module):
+    """In the place of a student before the first link begins, and between two links: it loads and keeps nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = PreTrainedConfig()
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None):
+        raise ValueError("Got no student yet: call train() first, or train(resume_from_checkpoint=True).")
+
+
+def rows_of_links(dataset: Dataset | list[Dataset] | None, name: str, n_links: int, text_field: str) -> list[Dataset]:
+    """
+    A dataset for each link, fit to be labelled: known before hours are spent on the first link.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or `list[Dataset]`): One for all links, or one for each.
+        name (`str`): What error messages call it.
+        n_links (`int`): How many.
+        text_field (`str`): The column that is tokenized where there is no `input_ids`.
+
+    Raises:
+        ValueError: another number of datasets than links, no rows, nothing to make tokens of, or repeated ids.
+    """
+    parts = dataset if isinstance(dataset, list) else [dataset] * n_links
+    if len(parts) != n_links:
+        raise ValueError(
+            f"{name}: got a list of {len(parts)} datasets for {n_links} links, expected one for each, or one dataset "
+            "in no list, whose rows are labelled anew for every link."
+        )
+    for number, rows in enumerate(parts, 1):
+        which = f"{name} of link {number}" if isinstance(dataset, list) else name
+        if not isinstance(rows, Dataset):
+            raise ValueError(f"{which}: got a {type(rows).__name__}, expected a datasets.Dataset.")
+        if len(rows) == 0:
+            raise ValueError(f"{which}: got no rows, expected at least one.")
+        if not {"input_ids", "inputs_embeds", text_field} & set(rows.column_names):
+            raise ValueError(
+                f"{which}: got the columns {', '.join(rows.column_names)}, expected `input_ids` or `{text_field}`."
+            )
+        n_repeated = len(rows) - len(set(row_ids(rows)))
+        if n_repeated:
+            raise ValueError(
+                f"{which}: got {n_repeated} repeated ids, and labels belong to rows by their `id`. Make them differ, "
+                "or remove the column, and labels belong to rows by position."
+            )
+    return parts
+
+
+def row_ids(rows: Dataset) -> list[str]:
+    """The `id` of each row, or its position where rows have none."""
+    return [str(row_id) for row_id in (rows["id"] if "id" in rows.column_names else range(len(rows)))]
+
+
+def unlabelled(rows: Dataset) -> Dataset:
+    """Rows without any column that may tell their label."""
+    return rows.remove_columns([name for name in _LABEL_COLUMNS if name in rows.column_names])
+
+
+def labels_of(rows: Dataset, name: str) -> WeakLabels:
+    """
+    The labels that rows came with. Raises `ValueError` where there are none, or they are not probabilities or classes.
+    """
+    column = next((column for column in ("labels", "label") if column in rows.column_names), None)
+    if column is None:
+        raise ValueError(
+            f"{name}: got the columns {', '.join(rows.column_names)}, expected `labels`, on which link 1 is trained."
+        )
+    values = rows.with_format("python")[column][:]
+    first = np.asarray(values[0])
+    n_classes = len(first) if first.ndim else 2
+    if first.dtype.kind in "iu" and not first.ndim:
+        n_classes = max(2, 1 + max(value for value in values if value is not None))
+    ids = row_ids(rows)
+    try:
+        return WeakLabels(ids, as_probabilities(values, n_classes, ids))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def chain_settings(
+    args: BootstrapConfig,
+    rows: dict[str, list[Dataset]],
+    labels: dict[str, WeakLabels],
+    configs: dict[str, PeftConfig | BitsAndBytesConfig | None],
+) -> dict:
+    """What finished links and links to come must have in common, as JSON values; `labels` are those of link 1."""
+    settings = {
+        "n_links": len(rows["train"]),
+        "rows_a_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        **{name: getattr(args, name) for name in _ARGUMENTS},
+        **{f"{name}_labels": of_rows.fingerprint for name, of_rows in labels.items()},
+    }
+    for name, parts in rows.items():
+        fingerprints = {id(part): _fingerprint(part, args.dataset_text_field) for part in parts}
+        settings[f"{name}_rows"] = [fingerprints[id(part)] for part in parts]
+    for name, config in configs.items():
+        values = {} if config is None else config.to_dict()
+        settings[name] = {key: value for key, value in values.items() if value and key != "peft_version"}
+    # Target modules are a set.
+    return json.loads(json.dumps(settings, default=lambda it: sorted(it) if isinstance(it, set) else str(it)))
+
+
+def _fingerprint(rows: Dataset, text_field: str) -> str:
+    """Of the ids and tokens, or texts, of rows in their order."""
+    columns = [name for name in ("id", "input_ids", text_field) if name in rows.column_names]
+    digest = hashlib.sha256()
+    for batch in rows.with_format("python").select_columns(columns).iter(1000):
+        digest.update(json.dumps(batch).encode())
+    return digest.hexdigest()[:16]
+
+
+def refuse_other_words(
+    tokenizers: list[PreTrainedTokenizerBase | None], rows: dict[str, list[Dataset]], text_field: str
+) -> None:
+    """Raises `ValueError` where rows are tokens, and not of the same vocabulary for all tokenizers that are given."""
+    if not any("input_ids" in part.column_names for parts in rows.values() for part in parts):
+        return
+    first, *others = [tokenizer for tokenizer in tokenizers if tokenizer is not None] or [None]
+    if any(other is not first and other.get_vocab() != first.get_vocab() for other in others):
+        raise ValueError(
+            "Got rows with `input_ids`, and links whose tokenizers have different vocabularies; give the rows as "
+            f"text, in the column `{text_field}`."
+        )
+
+
+def made_last_step(checkpoint: str) -> bool:
+    """Whether nothing is left to train: from there a Trainer would go one step too far, if an epoch is not over."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    return state.global_step >= state.max_steps
+
+
+@dataclass(frozen=True)
+class ChainDirectory:
+    """
+    Where the links of a chain are kept: `link-1`, `link-2`, ..., and what they were begun with in `chain.json`.
+
+    A running link has its checkpoints in `link-<k>`. Its student and labels are written to `link-<k>.partial`, which
+    takes the place of the checkpoints when it is complete.
+
+    Args:
+        root (`Path`): The directory.
+        n_links (`int`): How many links there will be.
+    """
+
+    root: Path
+    n_links: int
+
+    def link(self, link: int) -> Path:
+        """Of link 0, 1, ..."""
+        return self.root / f"link-{link + 1}"
+
+    def aside(self, link: int) -> Path:
+        """Where a link is written."""
+        return self.root / f"link-{link + 1}.partial"
+
+    def is_finished(self, link: int) -> bool:
+        """Student and labels are there."""
+        return (self.link(link) / _RECORD).is_file()
+
+    def is_trained(self, link: int) -> bool:
+        """The student is there, and its labels are not: it was stopped while it labelled."""
+        return (self.aside(link) / _RECORD).is_file()
+
+    def record(self, link: int, labels: dict[str, WeakLabels]) -> None:
+        """Says that the student is whole, and which labels it learned."""
+        taught = {f"{name}_labels": of_rows.fingerprint for name, of_rows in labels.items()}
+        _write_json(self.aside(link) / _RECORD, {"link": link + 1, **taught})
+
+    def finish(self, link: int) -> None:
+        """Puts what was written in the place of the checkpoints."""
+        shutil.rmtree(self.link(link), ignore_errors=True)
+        os.replace(self.aside(link), self.link(link))
+
+    def check_teacher(self, link: int, labels: dict[str, WeakLabels]) -> None:
+        """Raises `ValueError` if a link that is finished did not learn these labels."""
+        got = json.loads((self.link(link) / _RECORD).read_text())["train_labels"]
+        if got != labels["train"].fingerprint:
+            raise ValueError(
+                f"{self.link(link)}: was trained on labels with the fingerprint {got}, expected "
+                f"{labels['train'].fingerprint}, those of link {link}: the directories of two chains are mixed. "
+                "Remove this one and those after it."
+            )
+
+    def begin(self, settings: dict) -> int:
+        """Begins a chain: 0 links are finished. Raises `ValueError` if some are; what is left of others is removed."""
+        finished = sorted(record.parent.name for record in self.root.glob(f"link-*/{_RECORD}"))
+        if finished:
+            raise ValueError(
+                f"output_dir: got {self.root}, where {', '.join(finished)} of a chain are finished. Go on with "
+                "train(resume_from_checkpoint=True), or give another output_dir, or remove these directories."
+            )
+        for left in self.root.glob("link-*"):
+            if re.fullmatch(r"link-\d+(\.partial)?", left.name):
+                shutil.rmtree(left)
+        _write_json(self.root / "chain.json", settings)
+        return 0
+
+    def resume(self, settings: dict) -> int:
+        """How many links are finished. Raises `ValueError` if none was begun, or with other settings."""
+        file = self.root / "chain.json"
+        if not file.is_file():
+            raise ValueError(
+                f"resume_from_checkpoint: got True, and no chain was begun in {self.root} (there is no chain.json)."
+            )
+        begun = json.loads(file.read_text())
+        for name in {**settings, **begun}:
+            if begun.get(name) != settings.get(name):
+                raise ValueError(
+                    f"{name}: got {settings.get(name)!r}, expected {begun.get(name)!r}, with which the chain in "
+                    f"{self.root} was begun. Set it back, or begin another chain in another output_dir."
+                )
+        finished = [self.is_finished(link) for link in range(self.n_links)]
+        n_finished = [*finished, False].index(False)
+        if any(finished[n_finished:]):
+            raise ValueError(
+                f"{self.link(n_finished)}: got no finished link, and links after it are, whose labels depend on it. "
+                "Put it back, or remove them."
+            )
+        return n_finished
+
+
+def _write_json(file: Path, content: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(file.name + ".partial")
+    aside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    os.replace(aside, file)
