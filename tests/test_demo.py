@@ -247,8 +247,8 @@ def test_a_checkpoint_loads_as_a_classifier_with_its_tokenizer(world, rows, tmp_
 
 def test_every_pretrained_model_has_documents_and_its_control_does_not():
     assert {name: model.n_documents for name, model in DEMO_MODELS.items() if model.n_documents} == {
-        "pretrained-16x1": 16_000,
-        "pretrained-32x1": 20_000,
+        "pretrained-16x2": 40_000,
+        "pretrained-32x2": 40_000,
         "pretrained-64x2": 40_000,
     }
     assert all(name == model.name for name, model in DEMO_MODELS.items())

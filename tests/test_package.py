@@ -16,22 +16,27 @@ LAYERS = [
     {"losses", "metrics", "hub", "checkpoints"},
     {"config", "labels"},
     {"collators", "generation", "modeling", "plots", "publish"},
-    {"tasks.task", "tasks.tokenizing"},
-    {"tasks.classification", "tasks.multiple_choice", "tasks.demo", "tasks.loading"},
+    {"tasks.task", "tasks.tokenizing", "sweep_plots"},
+    {"tasks.classification", "tasks.multiple_choice", "tasks.demo", "tasks.loading", "sweep_report"},
     {"tasks.demo_ladder", "tasks.demo_rows", "tasks.dealing"},
     {"tasks.splits", "tasks.preferences", "tasks.demo_chess", "tasks.move_scores"},
     {"tasks"},
     {"tasks.chess"},
     {"tasks.leak_probe"},
-    {"trainers.whole_step"},
+    {"trainers.whole_step", "trainers.chain"},
     {"trainers.weak_to_strong", "trainers.reward_pair", "trainers.completion"},
+    {"trainers.bootstrap"},
     {"trainers"},
     {"experiments.stages", "experiments.report", "experiments.options"},
-    {"experiments.arguments", "experiments.settings"},
-    {"experiments.finetuning"},
-    {"experiments.protocol", "experiments.generative", "experiments.moves"},
-    {"experiments.boards"},
+    {"experiments.grid", "experiments.settings"},
+    {"experiments.arguments", "experiments.live", "experiments.finetuning"},
+    {"experiments.bootstrapping", "experiments.generative", "experiments.moves"},
+    {"experiments.protocol", "experiments.boards"},
+    {"experiments.experiment"},
     {"experiments.classification", "experiments.reward", "experiments.chess"},
+    {"experiments.cells"},
+    {"experiments.cluster"},
+    {"experiments.sweep"},
     {"experiments", "pgr_metric.pgr_metric", "pgr_metric.app"},
 ]
 
@@ -112,8 +117,8 @@ def test_every_help_text_is_there():
 
     theirs = {field.name for config in (ModelConfig, RewardConfig, SFTConfig) for field in dataclasses.fields(config)}
     ours = [
-        options.AnyTaskArguments, options.ChessArguments, options.RewardArguments, config.CompletionConfig,
-        config.RewardPairConfig, config.StudentConfig, config.WeakToStrongConfig,
+        options.AnyTaskArguments, options.ChessArguments, options.RewardArguments, config.BootstrapConfig,
+        config.CompletionConfig, config.RewardPairConfig, config.StudentConfig, config.WeakToStrongConfig,
     ]  # fmt: skip
     for kind in ours:
         for field in dataclasses.fields(kind):

@@ -16,13 +16,19 @@ from trl import TrlParser
 
 from ..config import StudentConfig, WeakToStrongConfig
 from ..publish import push_students
-from .options import AnyTaskArguments, ClassificationArguments, ExperimentArguments
+from .grid import SweepArguments
+from .options import BOOTSTRAP, AnyTaskArguments, ClassificationArguments, ExperimentArguments
 from .report import print_table
 
-__all__ = ["finish", "parse_arguments", "run_recipe"]
+__all__ = ["finish", "parse_arguments", "parse_sweep", "run_recipe"]
 
 # Naming one of these means a real experiment; naming none of them means the embedded demo.
 _REAL = ("--config", "--dataset_path", "--weak_model", "--student_model")
+
+# What a sweep says of its cells itself.
+_OF_THE_GRID = {
+    "--weak_model", "--student_model", "--task", "--demo", "--seed", "--rows_fit", "--push_to_hub", "--hub_namespace"
+}  # fmt: skip
 
 _DEMO_NOTE = """
 This is the embedded demo: generated rows, and models of at most 0.2 million parameters pretrained here and now.
@@ -41,21 +47,28 @@ def parse_arguments(
     experiment: type[ExperimentArguments] = ClassificationArguments,
     training: type[TrainingArguments] = WeakToStrongConfig,
     real_config: str = "single_gpu.yaml",
+    announce: bool = True,
 ) -> tuple[ExperimentArguments, TrainingArguments, StudentConfig]:
     """
     Reads a recipe's command line; `--config FILE` sets defaults and the command line wins.
 
     Args:
         description (`str`): What `--help` begins with.
-        demo_config (`Path`): The configuration for a command line that names no model, no data and no configuration.
+        demo_config (`Path`): The configuration for a command line that names no model, no data and no configuration;
+            for one that asks for bootstrapping `NAME_ladder.yaml` beside it, where there is such a file.
         argv (`list[str]`, *optional*): Defaults to that of the process.
         experiment (`type`, *optional*, defaults to [`ClassificationArguments`]): Which arguments the experiment has.
         training (`type`, *optional*, defaults to [`WeakToStrongConfig`]): Which its trainer has.
         real_config (`str`, *optional*, defaults to `"single_gpu.yaml"`): The configuration for the real task, to name.
+        announce (`bool`, *optional*, defaults to `True`): Print of the demo that it is one. Not of a sweep's cells.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    # `--weak-model` is an alias of `--weak_model`.
-    if not any("--" + word.split("=")[0][2:].replace("-", "_") in _REAL for word in argv):
+    named = _named(argv)
+    if not named & set(_REAL):
+        with_chain = demo_config.with_name(f"{demo_config.stem}_ladder.yaml")
+        asks_for_chain = "--ladder" in named or any(word.split("=")[-1] == BOOTSTRAP for word in argv)
+        if asks_for_chain and with_chain.is_file():
+            demo_config = with_chain
         argv = ["--config", str(demo_config), *argv]
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     parser = TrlParser(
@@ -68,6 +81,12 @@ def parse_arguments(
     try:
         # A fourth value holds `--config` itself.
         args, training_args, student_config, _ = parser.parse_args_and_config(argv)
+        # (A sweep gives the ladder to all cells, and each its method.)
+        if announce and "--ladder" in named and BOOTSTRAP not in args.methods:
+            if "--methods" in named:
+                raise ValueError(f"Got --ladder, and --methods without {BOOTSTRAP}, which is what climbs it.")
+            args.methods = [*args.methods, BOOTSTRAP]
+            args.check_chain()
         if not args.demo:
             missing = [f"--{name}" for name in ("weak_model", "student_model") if getattr(args, name) is None]
             if missing:
@@ -92,10 +111,61 @@ def parse_arguments(
         # Models and tables this small are read and written in no time; the bars of training remain.
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
-    if args.demo and training_args.process_index == 0:
+    if args.demo and announce and training_args.process_index == 0:
         script = sys.argv[0] + (f" --task {args.task}" if isinstance(args, AnyTaskArguments) else "")
         print(_DEMO_NOTE.format(script=script, config=real_config).strip(), flush=True)
     return args, training_args, student_config
+
+
+def _named(argv: list[str]) -> set[str]:
+    """The options of a command line; `--weak-model` is an alias of `--weak_model`, and a value may follow `=`."""
+    return {"--" + word.split("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
+
+
+def parse_sweep(
+    description: str, demo_config: Path, argv: list[str] | None = None
+) -> tuple[SweepArguments, list[str]]:
+    """
+    Reads the command line of a sweep.
+
+    Args:
+        description (`str`): What `--help` begins with.
+        demo_config (`Path`): The grid for a command line that names no models and no configuration.
+        argv (`list[str]`, *optional*): Defaults to that of the process.
+
+    Returns:
+        The grid, and all other options, which are those of its cells.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if not {"--config", "--weak_models", "--student_models", "--cell_config"} & _named(argv):
+        argv = ["--config", str(demo_config), *argv]
+    parser = TrlParser(
+        (SweepArguments,),
+        description=description,
+        formatter_class=_HelpFormatter,
+        usage="%(prog)s [--config FILE] [--option VALUE ...] [options of all cells]",
+        allow_abbrev=False,  # --weak_model is not --weak_models
+    )
+    parser.add_argument("--config", help="YAML file of defaults; see recipes/configs/sweep_demo.yaml.", metavar="FILE")
+    try:
+        args, _, in_file, options = parser.parse_args_and_config(
+            argv, return_remaining_strings=True, separate_remaining_strings=True
+        )
+        if in_file:
+            raise ValueError(
+                f"The grid's file has {', '.join(in_file[::2])}, expected options of the grid alone: put those of the "
+                "cells into a file of their own, --cell_config, or on the command line."
+            )
+        of_cells = _named(options) & _OF_THE_GRID
+        if of_cells:
+            raise ValueError(
+                f"Got {', '.join(sorted(of_cells))}: models, tasks and seeds are those of the grid (--weak_models, "
+                "--student_models, --tasks, --seeds), --rows_fit follows from them, and a sweep pushes nothing."
+            )
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return args, options
 
 
 def finish(results: dict, args: ExperimentArguments, training_args: TrainingArguments) -> None:

@@ -1,37 +1,23 @@
 """Weak-to-strong generalization on chess puzzles, from puzzles to PGR: the answers are moves, written as text."""
 
-import time
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
-from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import AutoConfig
 
 from ..config import CompletionConfig, StudentConfig
-from ..modeling import load_tokenizer
 from ..tasks import TaskSplits
 from ..tasks.chess import ChessTask, load_puzzles
+from ..tasks.dealing import LINK_ROWS
 from ..tasks.demo_chess import FORK_MODELS, FORK_WORDS, ForkWorld
 from .boards import draw_boards
-from .finetuning import Model, Workbench
+from .experiment import Experiment
+from .finetuning import Workbench
 from .moves import CHESS, answer_untrained, rate_where, trivial_baselines
 from .options import ChessArguments
-from .protocol import (
-    Materials,
-    SeedRun,
-    collect_results,
-    find_demo_models,
-    find_models,
-    ladder_stages,
-    run_seed,
-    split_options,
-)
-from .report import interval, markdown_table, write_report
-from .stages import Stages
+from .protocol import Materials, SeedRun
+from .report import interval, markdown_table
 
-__all__ = ["run_chess"]
+__all__ = ["ChessExperiment", "run_chess"]
 
 _DEMO_TEXT = """
 ## What this demo shows, and what it does not
@@ -48,6 +34,8 @@ no position in which there is a fork is among them, nor is the word `fork`. Mode
 - It does not show that size helps: pretraining drives the gain here, and a supervisor from scratch has none.
 - Decoys are other knight moves that give check, and others that attack; they are where a student can be misled.
 - More than one epoch on a supervisor's moves teaches a student its errors, too; how many there were is below.
+- A chain (`--methods bootstrap`) is better than direct training in some seeds and worse in others; where there is one,
+  both are in the tables. Take several seeds.
 - Each seed has puzzles, corpus and models of its own, so numbers differ from seed to seed by more than their
   intervals.
 """
@@ -70,109 +58,82 @@ tokens.
 """
 
 
-def run_chess(
-    task: ChessTask, args: ChessArguments, training_args: CompletionConfig, student_config: StudentConfig
-) -> dict:
-    """
-    Runs the experiment for every seed and writes everything below `training_args.output_dir`.
+class ChessExperiment(Experiment):
+    """On puzzles."""
 
-    Args:
-        task ([`ChessTask`]): Where the puzzles are.
-        args ([`ChessArguments`]): Models, puzzles, seeds, baselines, easy-to-hard.
-        training_args ([`CompletionConfig`]): Training of the students and the ceiling; of the weak supervisor, too,
-            where `args` says nothing else.
-        student_config ([`StudentConfig`]): Adapters and precision of the students and the ceiling.
+    setting = CHESS
+    demo_models = FORK_MODELS
 
-    Returns:
-        `dict`: The content of `results.json` (schema 1).
+    def world(self, seed: int) -> ForkWorld:
+        return ForkWorld(seed=seed)
 
-    Raises:
-        ValueError, FileNotFoundError, ConnectionError: before anything is trained, see
-            [`w2s_hf.tasks.chess.load_puzzles`] and [`w2s_hf.hub.ensure_available`].
-    """
-    started = time.monotonic()
-    output_dir = Path(training_args.output_dir)
-    bench = Workbench(Stages(output_dir / "_stages"), training_args, CHESS)
-    ladder = ladder_stages()
-    if args.demo:
-        every = [gather_demo(task, args, training_args, student_config, seed, ladder) for seed in args.seeds]
-    else:
-        models = find_models(args, student_config)
-        splits = load_fitting_puzzles(task, args, training_args, models, dataset_path=args.dataset_path)
-        every = [Materials(splits, *models)] * len(args.seeds)
-    if args.max_train_rating is not None:
-        for materials in every:
-            check_ratings(materials, args)
-    runs = []
-    for seed, materials in zip(args.seeds, every, strict=True):
-        run = run_seed(materials, args, seed, bench, output_dir)
-        run.entry["baselines"] = [*zero_shot(bench, materials, args), *trivial_baselines(materials.splits.test)]
-        if args.max_train_rating is not None:
-            run.entry["easy_to_hard"] = easy_to_hard(bench, materials, args, seed, run)
-        runs.append(run)
-    results = collect_results(task.name, args, every[0].splits, runs, bench, ladder, started)
-    if PartialState().is_main_process:
-        notes = [_SCORES_TEXT.strip().format(max_new_tokens=training_args.max_new_tokens), scores_table(results)]
+    def load_real(self) -> TaskSplits:
+        for model in self.readers():
+            config = AutoConfig.from_pretrained(model.path, revision=model.revision).get_text_config()
+            self._check_length(model.name, getattr(config, "max_position_embeddings", None))
+        splits = self._load_puzzles(None, dataset_path=self.args.dataset_path)
+        if self.args.max_train_rating is not None:
+            check_ratings(splits, self.args)
+        return splits
+
+    def load_demo(self, world: ForkWorld) -> TaskSplits:
+        args = self.args
+        self._check_length("the demo's models", world.tokenizer().model_max_length)
+        n_train, n_test = args.n_weak + args.n_train + args.n_validation, args.n_test
+        n_of_links = args.n_links * (args.n_train + args.n_validation)
+        puzzles = world.puzzles(n_test + n_train + n_of_links)
+        raw = {"test": puzzles[:n_test], "train": puzzles[n_test : n_test + n_train]}
+        if n_of_links:
+            raw[LINK_ROWS] = puzzles[n_test + n_train :]
+        raw = DatasetDict({name: Dataset.from_list(rows) for name, rows in raw.items()})
+        return self._load_puzzles(world, raw=raw)
+
+    def _check_length(self, name: str, n_positions: int | None) -> None:
+        max_length = self.training_args.max_length
+        if n_positions is not None and (max_length or n_positions + 1) > n_positions:
+            raise ValueError(
+                f"--max_length: got {max_length}, expected at most {n_positions}, which is what {name} reads."
+            )
+
+    def _load_puzzles(self, world: ForkWorld | None, **source) -> TaskSplits:
+        return load_puzzles(
+            self.task,
+            tokenizers=self.tokenizers(world),
+            max_length=self.training_args.max_length,
+            max_new_tokens=self.training_args.max_new_tokens,
+            **source,
+            **self.split_options(),
+        )
+
+    def more_of(self, run: SeedRun, materials: Materials, seed: int) -> dict:
+        baselines = [*zero_shot(self.bench, materials, self.args), *trivial_baselines(materials.splits.test)]
+        if self.args.max_train_rating is None:
+            return {"baselines": baselines}
+        return {"baselines": baselines, "easy_to_hard": easy_to_hard(self.bench, materials, self.args, seed, run)}
+
+    def describe(self, results: dict, runs: list[SeedRun]) -> tuple[str, list[str]]:
+        args = self.args
+        notes = [_SCORES_TEXT.strip().format(max_new_tokens=self.training_args.max_new_tokens), scores_table(results)]
         if list(results["runs"][0]["ceiling"]["by_band"]) != ["unrated"]:
             notes.append("## Accuracy by kind of puzzle" if args.demo else "## Accuracy by rating")
             notes.append(bands_table(results))
         if args.max_train_rating is not None:
             notes += ["## Easy to hard", easy_to_hard_table(results)]
-        answers, method = runs[0].answers, args.methods[-1]
-        test = every[0].splits.test
-        notes.append(
-            draw_boards(
-                answers[method], answers["weak"], test, output_dir, f"student ({method}, seed {args.seeds[0]})"
-            )
-        )
+        answers, method, test = runs[0].answers, args.methods[-1], self.materials(args.seeds[0]).splits.test
+        title = f"student ({method}, seed {args.seeds[0]})"
+        notes.append(draw_boards(answers[method], answers["weak"], test, self.output_dir, title))
         if args.demo:
             n_documents = args.demo_documents or FORK_MODELS[args.student_model].n_documents
             text = _DEMO_TEXT.strip().format(documents=f"{n_documents:,} " if n_documents else "")
             notes.insert(0, text + ("\n\n" + _ZERO_SHOT_TEXT.strip() if args.zero_shot else ""))
-        write_report(results, output_dir, training_args, introduction=task.description, notes=notes)
-    PartialState().wait_for_everyone()
-    return results
+        return self.task.description, notes
 
 
-def load_fitting_puzzles(
-    task: ChessTask, args: ChessArguments, training_args: CompletionConfig, models: tuple[Model, ...], **source
-) -> TaskSplits:
-    """Puzzles that fit all models; `source` as of [`load_puzzles`]. Raises `ValueError` if a model reads less."""
-    for model in models:
-        config = AutoConfig.from_pretrained(model.path, revision=model.revision).get_text_config()
-        n_positions = getattr(config, "max_position_embeddings", None)
-        if n_positions is not None and (training_args.max_length or n_positions + 1) > n_positions:
-            raise ValueError(
-                f"--max_length: got {training_args.max_length}, expected at most {n_positions}, which is what "
-                f"{model.name} reads."
-            )
-    return load_puzzles(
-        task,
-        tokenizers=[load_tokenizer(model.path, revision=model.revision) for model in models],
-        max_length=training_args.max_length,
-        max_new_tokens=training_args.max_new_tokens,
-        **source,
-        **split_options(args),
-    )
-
-
-def gather_demo(
-    task: ChessTask,
-    args: ChessArguments,
-    training_args: CompletionConfig,
-    student_config: StudentConfig,
-    seed: int,
-    ladder: Stages,
-) -> Materials:
-    """Puzzles and models of one seed of the demo, which has its own of both."""
-    world = ForkWorld(seed=seed)
-    models = find_demo_models(args, student_config, world, ladder, FORK_MODELS)
-    n_test = args.n_test
-    puzzles = world.puzzles(args.n_weak + args.n_train + args.n_validation + n_test)
-    raw = DatasetDict(test=Dataset.from_list(puzzles[:n_test]), train=Dataset.from_list(puzzles[n_test:]))
-    splits = load_fitting_puzzles(task, args, training_args, models[:2], raw=raw)
-    splits = replace(splits, source={"id": "w2s_hf demo", "revision": f"world {seed}"})
-    return Materials(splits, *models)
+def run_chess(
+    task: ChessTask, args: ChessArguments, training_args: CompletionConfig, student_config: StudentConfig
+) -> dict:
+    """[`Experiment.run`] on puzzles."""
+    return ChessExperiment(task, args, training_args, student_config).run()
 
 
 def zero_shot(bench: Workbench, materials: Materials, args: ChessArguments) -> list[dict]:
@@ -194,15 +155,15 @@ def zero_shot(bench: Workbench, materials: Materials, args: ChessArguments) -> l
     return entries
 
 
-def check_ratings(materials: Materials, args: ChessArguments) -> None:
+def check_ratings(splits: TaskSplits, args: ChessArguments) -> None:
     """Raises `ValueError` where there is nothing easy to train on, or nothing hard to test on."""
     for name in ("student_half", "student_validation"):
-        if not _is_easy(getattr(materials.splits, name), args).any():
+        if not _is_easy(getattr(splits, name), args).any():
             raise ValueError(
                 f"--max_train_rating {args.max_train_rating}: no puzzle of `{name}` is rated at most that; ratings "
                 "come from a column `Rating`."
             )
-    if not _is_hard(materials.splits.test, args).any():
+    if not _is_hard(splits.test, args).any():
         raise ValueError(f"--min_hard_rating {args.min_hard_rating}: no test puzzle is rated at least that.")
 
 

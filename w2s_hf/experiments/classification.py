@@ -1,32 +1,20 @@
 """Weak-to-strong generalization on a binary task, from rows to PGR."""
 
-import time
 from dataclasses import replace
-from pathlib import Path
 
-from accelerate import PartialState
 from datasets import DatasetDict
 
 from ..config import StudentConfig, WeakToStrongConfig
 from ..tasks import Task, TaskSplits, find_task, load_task
-from ..tasks.demo import DemoWorld
+from ..tasks.dealing import LINK_ROWS
+from ..tasks.demo import DEMO_WORLDS, DemoWorld
 from ..tasks.demo_rows import demo_rows
-from .finetuning import Workbench
+from .experiment import Experiment
 from .options import ClassificationArguments
-from .protocol import (
-    Materials,
-    collect_results,
-    find_demo_models,
-    find_models,
-    ladder_stages,
-    run_seed,
-    split_options,
-)
-from .report import write_report
+from .protocol import SeedRun
 from .settings import CLASSIFICATION
-from .stages import Stages
 
-__all__ = ["run_classification"]
+__all__ = ["ClassificationExperiment", "run_classification"]
 
 _DEMO_TEXT = """
 ## What this demo shows, and what it does not
@@ -46,80 +34,71 @@ few labelled rows.
 - Each seed is another world with other models, so numbers differ from seed to seed by more than their intervals.
 """
 
+_LADDER_TEXT = """
+## What this demo shows, and what it does not
+
+The rows are generated, in the columns of {task}: short facts about made-up entities, and the question whether one of
+them is alive. No label is ever stated in the text that students were pretrained on; whether an entity is alive can be
+told from its kind, and there are many kinds, which a narrow model does not keep apart. Half of the questions have a
+hint among their facts that a supervisor which has read nothing can learn, too. All test questions are about entities
+that no training row asks about: what a student knows of them it has from pretraining.
+
+- Students of three widths have read the same text, so that they differ in size alone. Larger ones, and their ceilings,
+  are better in the mean over seeds, and not in each seed: one seed shows no law of size.
+- Where the supervisor is better than chance, a student that is better than its teacher shows the effect itself. The
+  control, the same architecture taught by the same labels without pretraining, has only the hints to go by.
+- Bootstrapping is here to be measured and not to win. The first link is a narrow model that knows little more than the
+  supervisor, and what it gets wrong the next ones learn: over seeds the chain is worse than direct training, which
+  the paper's text tasks found to be of little use, too. (In the demo of chess it may help.)
+- Each seed is another world with other models, so numbers differ from seed to seed by more than their intervals.
+"""
+
+
+class ClassificationExperiment(Experiment):
+    """On a task of yes and no."""
+
+    setting = CLASSIFICATION
+
+    def __init__(self, task: Task, args: ClassificationArguments, *others, **shared):
+        super().__init__(replace(task, drop_empty=True) if args.drop_empty else task, args, *others, **shared)
+
+    def world(self, seed: int) -> DemoWorld:
+        return DemoWorld(DEMO_WORLDS[self.args.demo_world], seed=seed)
+
+    def load_real(self) -> TaskSplits:
+        args = self.args
+        return load_task(self.task, dataset_path=args.dataset_path, conversion=args.conversion, **self.split_options())
+
+    def load_demo(self, world: DemoWorld) -> TaskSplits:
+        args, task = self.args, self.task
+        # Texts of a question, and half as many again as asked for: balancing drops rows of the more frequent answer,
+        # and groups are dealt whole.
+        n_texts = 2 if args.conversion == "coin_flip" else 1
+
+        def pool(n: int) -> int:
+            return n_texts * (3 * n // 2 + 100)
+
+        raw = {
+            task.train_split[0]: demo_rows(task, world, pool(args.n_train + args.n_weak + args.n_validation), "train"),
+            task.test_split[0]: demo_rows(task, world, pool(args.n_test), "test", held_out=True),
+        }
+        if args.n_links:
+            n = args.n_links * (args.n_train + args.n_validation)
+            raw[LINK_ROWS] = demo_rows(task, world, pool(n), LINK_ROWS)
+        return load_task(task, raw=DatasetDict(raw), conversion=args.conversion, **self.split_options())
+
+    def describe(self, results: dict, runs: list[SeedRun]) -> tuple[str, list[str]]:
+        results["dataset"]["conversion"] = self.args.conversion
+        notes = []
+        if self.args.demo:
+            text = _DEMO_TEXT if self.args.demo_world == "plain" else _LADDER_TEXT
+            notes.append(text.strip().format(task=self.task.name))
+        return f"{self.task.description or self.task.name}. Half of the rows are {self.task.class_names[1]!r}.", notes
+
 
 def run_classification(
     task: str | Task, args: ClassificationArguments, training_args: WeakToStrongConfig, student_config: StudentConfig
 ) -> dict:
-    """
-    Runs the experiment for every seed and writes everything below `training_args.output_dir`.
-
-    Args:
-        task (`str` or [`~w2s_hf.Task`]): Your own, or as in [`w2s_hf.tasks.find_task`].
-        args ([`ClassificationArguments`]): Models, methods, rows, seeds.
-        training_args ([`WeakToStrongConfig`]): Training of the students and the ceiling; of the weak supervisor, too,
-            where `args` says nothing else.
-        student_config ([`StudentConfig`]): Adapters and precision of the students and the ceiling.
-
-    Returns:
-        `dict`: The content of `results.json` (schema 1).
-
-    Raises:
-        ValueError, FileNotFoundError, ConnectionError: before anything is trained, see [`w2s_hf.tasks.load_task`] and
-            [`w2s_hf.hub.ensure_available`].
-    """
-    started = time.monotonic()
+    """[`Experiment.run`]; a task that is a `str` is named as in [`w2s_hf.tasks.find_task`]."""
     task = find_task(task) if isinstance(task, str) else task
-    output_dir = Path(training_args.output_dir)
-    bench = Workbench(Stages(output_dir / "_stages"), training_args, CLASSIFICATION)
-    ladder = ladder_stages()
-    if args.drop_empty:
-        task = replace(task, drop_empty=True)
-    splits = None
-    if not args.demo:
-        options = split_options(args)
-        splits = load_task(task, dataset_path=args.dataset_path, conversion=args.conversion, **options)
-    every = [gather_materials(task, args, student_config, seed, ladder, splits) for seed in args.seeds]
-    runs = []
-    for seed, materials in zip(args.seeds, every, strict=True):
-        runs.append(run_seed(materials, args, seed, bench, output_dir))
-    results = collect_results(task.name, args, every[0].splits, runs, bench, ladder, started)
-    results["dataset"]["conversion"] = args.conversion
-    if PartialState().is_main_process:
-        write_report(
-            results,
-            output_dir,
-            training_args,
-            introduction=f"{task.description or task.name}. Half of the rows are {task.class_names[1]!r}.",
-            notes=[_DEMO_TEXT.strip().format(task=task.name)] if args.demo else [],
-        )
-    PartialState().wait_for_everyone()
-    return results
-
-
-def gather_materials(
-    task: Task,
-    args: ClassificationArguments,
-    student_config: StudentConfig,
-    seed: int,
-    ladder: Stages,
-    splits: TaskSplits | None,
-) -> Materials:
-    """Rows and models of one seed; without `splits` the demo's, which has a world a seed."""
-    if splits is not None:
-        return Materials(splits, *find_models(args, student_config))
-
-    world = DemoWorld(seed=seed)
-    # Half as many again as asked for: balancing drops rows of the more frequent answer, and groups are dealt whole.
-    n_pool = 3 * (args.n_train + args.n_weak + args.n_validation) // 2 + 100
-    n_test_pool = 3 * args.n_test // 2 + 100
-    if args.conversion == "coin_flip":  # half as many texts a question
-        n_pool, n_test_pool = 2 * n_pool, 2 * n_test_pool
-    raw = DatasetDict(
-        {
-            task.train_split[0]: demo_rows(task, world, n_pool, "train"),
-            task.test_split[0]: demo_rows(task, world, n_test_pool, "test"),
-        }
-    )
-    splits = load_task(task, raw=raw, conversion=args.conversion, **split_options(args))
-    splits = replace(splits, source={"id": "w2s_hf demo", "revision": f"world {seed}"})
-    return Materials(splits, *find_demo_models(args, student_config, world, ladder))
+    return ClassificationExperiment(task, args, training_args, student_config).run()

@@ -21,6 +21,7 @@ from trl import get_peft_config, get_quantization_config
 from ..checkpoints import last_complete_checkpoint
 from ..config import StudentConfig
 from ..hub import ensure_available
+from ..labels import LabelsById
 from ..modeling import fresh_adapter, initialise_head, load_adapter_weights, load_student, load_tokenizer
 from .settings import Setting
 from .stages import Stages, library_versions
@@ -212,14 +213,56 @@ class Workbench:
             if not is_trained:
                 trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
                 save_training(trainer, tokenizer, directory)
-            rows = concatenate_datasets([part.select_columns(list(self.setting.columns)) for part in predict])
-            answers = self.setting.answer(trainer, rows, partial(self.tokenize, model, tokenizer), directory)
-            if trainer.is_world_process_zero():
-                self.setting.labels(list(rows["id"]), answers, provenance).save(directory / "predictions")
-                shutil.rmtree(directory / "completions", ignore_errors=True)  # what was kept on the way
-            trainer.accelerator.free_memory()
+            self._label(trainer, model, tokenizer, predict, provenance, directory)
+            if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+                self.release()  # cut into pieces, or wrapped by an engine: no base for another student
 
         return self.stages.run(name, settings, build)
+
+    def label(
+        self, name: str, model: Model, trained: Path, train: Dataset, validation: Dataset, rows: list[Dataset]
+    ) -> LabelsById:
+        """
+        What a finetuned model says of more rows, as a stage of its own.
+
+        Args:
+            name (`str`): Name of the stage.
+            model ([`Model`]): What was finetuned.
+            trained (`Path`): What [`finetune`] returned.
+            train, validation ([`~datasets.Dataset`]): Labelled rows of its kind; trainers ask for some, and nothing
+                learns them.
+            rows (`list` of [`~datasets.Dataset`]): Rows with the columns of the setting.
+        """
+        settings = {
+            "trained": trained.name,
+            "rows": [self.fingerprint(part) for part in rows],
+            "n_processes": PartialState().num_processes,
+        }
+        provenance = self.setting.labels.load(trained / "predictions").provenance
+        provenance = {**provenance, "trained": trained.name, "stage": self.stages.key(name, settings)}
+
+        def build(directory: Path) -> None:
+            args = dataclasses.replace(self.args, output_dir=str(directory / "checkpoints"), push_to_hub=False)
+            tokenizer = load_tokenizer(model.path, revision=model.revision)
+            network = self._finished(model, trained / "model")
+            tokenize = partial(self.tokenize, model, tokenizer)
+            trainer = self.setting.make_trainer(network, args, tokenizer, train, validation, tokenize)
+            self._label(trainer, model, tokenizer, rows, provenance, directory)
+            if trainer.is_world_process_zero():
+                shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # trainers make it, and this one has none
+
+        return self.setting.labels.load(self.stages.run(name, settings, build) / "predictions")
+
+    def _label(
+        self, trainer: Trainer, model: Model, tokenizer, rows: list[Dataset], provenance: dict, directory: Path
+    ):
+        """Leaves `predictions/` in the directory of a stage."""
+        asked = concatenate_datasets([part.select_columns(list(self.setting.columns)) for part in rows])
+        answers = self.setting.answer(trainer, asked, partial(self.tokenize, model, tokenizer), directory)
+        if trainer.is_world_process_zero():
+            self.setting.labels(list(asked["id"]), answers, provenance).save(directory / "predictions")
+            shutil.rmtree(directory / "completions", ignore_errors=True)  # what was kept on the way
+        trainer.accelerator.free_memory()
 
     def settings_of(self, changes: dict) -> dict:
         """Every training argument that can change a number, as JSON values."""

@@ -3,14 +3,25 @@
 from dataclasses import dataclass, field
 
 from ..config import METHODS
+from ..tasks.demo import DEMO_WORLDS
 
 __all__ = [
+    "BOOTSTRAP",
     "AnyTaskArguments",
     "ChessArguments",
     "ClassificationArguments",
     "ExperimentArguments",
     "RewardArguments",
 ]
+
+# The method that is not a loss: a chain of students, each taught by the one before.
+BOOTSTRAP = "bootstrap"
+
+
+def chain_of(ladder: list[str], weak_model: str | None, student_model: str) -> list[str]:
+    """Of a ladder, the models before the student, small to large; where the supervisor is one, those above it."""
+    first = ladder.index(weak_model) + 1 if weak_model in ladder else 0
+    return ladder[first : ladder.index(student_model)]
 
 
 @dataclass
@@ -29,7 +40,29 @@ class ExperimentArguments:
     student_model: str | None = field(default=None, metadata={"help": "Strong student: Hub id or local directory."})
     methods: list[str] = field(
         default_factory=lambda: ["naive", "confidence"],
-        metadata={"help": f"How students learn from the weak labels, of: {', '.join(METHODS)}."},
+        metadata={"help": f"How students learn from the weak labels, of: {', '.join(METHODS)}, {BOOTSTRAP}."},
+    )
+    ladder: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": f"Models of the chain of --methods {BOOTSTRAP}, small to large: each learns the labels of the one "
+            "before it, the first those of --weak_model, up to --student_model (unset: the last)."
+        },
+    )
+    link_rows: str = field(
+        default="fresh",
+        metadata={
+            "help": "What the links of the chain learn: `fresh`, rows of their own (paper), and the last one the "
+            "student half; or `same`, all the student half.",
+            "choices": ["fresh", "same"],
+        },
+    )
+    rows_fit: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "More models that all rows must fit, so that runs with different models have the same rows; where "
+            "rows are left out for their length."
+        },
     )
     seeds: list[int] = field(
         default_factory=lambda: [0], metadata={"help": "One whole experiment a seed (models, order; demo: world)."}
@@ -65,15 +98,51 @@ class ExperimentArguments:
     )
 
     def __post_init__(self):
-        unknown = [method for method in self.methods if method not in METHODS]
+        unknown = [method for method in self.methods if method not in (*METHODS, BOOTSTRAP)]
         if unknown or not self.methods:
-            raise ValueError(f"--methods: got {unknown or 'none'}, expected some of {', '.join(METHODS)}.")
+            raise ValueError(
+                f"--methods: got {unknown or 'none'}, expected some of {', '.join(METHODS)}, {BOOTSTRAP}."
+            )
+        if len(set(self.methods)) != len(self.methods):
+            raise ValueError(f"--methods: got {' '.join(self.methods)}, expected each once.")
+        if self.link_rows not in ("fresh", "same"):
+            raise ValueError(f"--link_rows: got {self.link_rows!r}, expected fresh or same.")
+        if self.student_model is None and self.ladder:
+            self.student_model = self.ladder[-1]
+        if BOOTSTRAP in self.methods:
+            self.check_chain()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"--seeds: got {self.seeds}, expected one or more different integers.")
         for name in ("n_train", "n_weak", "n_validation", "n_test", "demo_documents"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: got {value}, expected a positive number.")
+
+    def check_chain(self) -> None:
+        """Raises `ValueError` where the ladder is none, or does not lead to the student."""
+        if len(set(self.ladder)) != len(self.ladder) or len(self.ladder) < 2:
+            raise ValueError(
+                f"--methods {BOOTSTRAP}: got --ladder {' '.join(self.ladder) or '(nothing)'}, expected two or more "
+                "different models, small to large."
+            )
+        if self.student_model not in self.ladder or not self.chain:
+            raise ValueError(
+                f"--methods {BOOTSTRAP}: got --student_model {self.student_model}, expected one of --ladder "
+                f"{' '.join(self.ladder)} that has another before it, above --weak_model if that is one of them."
+            )
+
+    @property
+    def chain(self) -> list[str]:
+        """The models before the student, as [`chain_of`]; none without bootstrapping."""
+        return chain_of(self.ladder, self.weak_model, self.student_model) if BOOTSTRAP in self.methods else []
+
+    @property
+    def n_links(self) -> int:
+        """
+        Links to deal rows for. Those of the whole ladder, however far up the student is: with another student the
+        links that both have learn the same rows.
+        """
+        return len(self.ladder) - 1 if self.chain and self.link_rows == "fresh" else 0
 
 
 @dataclass
@@ -90,6 +159,14 @@ class ClassificationArguments(ExperimentArguments):
     )
     drop_empty: bool = field(
         default=False, metadata={"help": "Leave rows with an empty field out; else they are errors."}
+    )
+    demo_world: str = field(
+        default="plain",
+        metadata={
+            "help": "World of the demo: `plain`, or `ladder`, a harder one in which larger students know more, and "
+            "test questions are about entities that no training row is about.",
+            "choices": list(DEMO_WORLDS),
+        },
     )
 
 
@@ -144,7 +221,7 @@ class ChessArguments(ExperimentArguments):
 
     methods: list[str] = field(
         default_factory=lambda: ["naive"],
-        metadata={"help": "How students learn from the supervisor's moves, which are text: naive."},
+        metadata={"help": f"How students learn from the supervisor's moves, which are text: naive, {BOOTSTRAP}."},
     )
     zero_shot: bool = field(
         default=True, metadata={"help": "Score the student before any finetuning, too (paper, figure 15)."}
@@ -160,9 +237,9 @@ class ChessArguments(ExperimentArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.methods != ["naive"]:
+        if set(self.methods) - {"naive", BOOTSTRAP}:
             raise ValueError(
-                f"--methods: got {' '.join(self.methods)}, expected naive: the other losses are about "
+                f"--methods: got {' '.join(self.methods)}, expected naive or {BOOTSTRAP}: the other losses are about "
                 "probabilities of classes, and moves are text."
             )
         if self.max_train_rating is not None and self.min_hard_rating <= self.max_train_rating:

@@ -1,33 +1,21 @@
-"""The experiment, whatever the setting: supervisor, weak labels, ceiling, students, scores, seed by seed."""
+"""The experiment, whatever the setting: supervisor, weak labels, ceiling, students, scores of one seed."""
 
 import logging
 import os
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
 
 from .. import metrics
-from ..config import StudentConfig
+from ..labels import LabelsById
 from ..tasks import TaskSplits
-from ..tasks.demo_ladder import DEMO_MODELS, DemoModel, World, build_demo_model
+from .bootstrapping import Lessons, climb
 from .finetuning import Model, Workbench
-from .options import ExperimentArguments
-from .stages import Stages, library_versions
+from .options import BOOTSTRAP, ExperimentArguments
 
-__all__ = [
-    "Materials",
-    "SeedRun",
-    "collect_results",
-    "find_demo_models",
-    "find_models",
-    "ladder_stages",
-    "run_seed",
-    "split_options",
-]
+__all__ = ["Materials", "SeedRun", "keep_outputs", "run_seed", "summarise", "train_supervisor"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +28,7 @@ class Materials:
     Args:
         splits ([`TaskSplits`]): Rows.
         weak, student ([`Model`]): The supervisor; and what students and ceiling are made of.
+        chain (`tuple` of [`Model`], *optional*): Models between them, small to large, for bootstrapping.
         unpretrained ([`Model`], *optional*): The student's twin without pretraining, a control.
         plain_student ([`Model`], *optional*):
             The student before a stage that came in between; it makes a second ceiling, to compare with.
@@ -48,6 +37,7 @@ class Materials:
     splits: TaskSplits
     weak: Model
     student: Model
+    chain: tuple[Model, ...] = ()
     unpretrained: Model | None = None
     plain_student: Model | None = None
 
@@ -61,211 +51,146 @@ class SeedRun:
         entry (`dict`): Its entry in `results.json`.
         correct (`dict[str, np.ndarray]`): Which test rows each model has right, `(N,)` bool by name.
         answers (`dict`): What each model answered to them, by name; of what kind depends on the setting.
+        students (`dict[str, Path]`): Every student that learned labels, by the name of its directory.
+        labels (`dict[str, LabelsById]`): What students learned from, by the name of its directory.
     """
 
     entry: dict
     correct: dict[str, np.ndarray]
     answers: dict
+    students: dict[str, Path]
+    labels: dict[str, LabelsById]
 
 
-def split_options(args: ExperimentArguments) -> dict:
-    """What the command line says of the rows of each part, as [`load_task`] and [`load_pairs`] take it."""
-    names = ("n_train", "n_weak", "n_validation", "n_test")
-    return {name: getattr(args, name) for name in names} | {"seed": args.split_seed}
-
-
-def find_models(args: ExperimentArguments, student_config: StudentConfig) -> tuple[Model, Model]:
-    """Supervisor and student that the command line names. Raises as [`Model.find`]."""
-    return (
-        Model.find(args.weak_model, "--weak_model"),
-        Model.find(args.student_model, "--student_model", student_config),
+def train_supervisor(materials: Materials, args: ExperimentArguments, seed: int, bench: Workbench) -> Path:
+    """The weak supervisor, finetuned on ground truth; its predictions are the weak labels."""
+    splits, weak = materials.splits, materials.weak
+    logger.info(
+        f"Seed {seed}: weak supervisor {weak.name} on {len(splits.weak_half)} {bench.setting.rows}, ground truth"
     )
-
-
-def find_demo_models(
-    args: ExperimentArguments,
-    student_config: StudentConfig,
-    world: World,
-    ladder: Stages,
-    models: dict[str, DemoModel] = DEMO_MODELS,
-) -> tuple[Model, Model, Model | None]:
-    """Supervisor, student, and the student's twin without pretraining, made for a world or found in the cache."""
-
-    def demo_model(name: str, config: StudentConfig | None = None) -> Model:
-        if name not in models:
-            raise ValueError(f"The demo has no model {name!r}; its models are {', '.join(models)}.")
-        # Only a pretrained model depends on how much it reads.
-        n_documents = args.demo_documents if models[name].n_documents else None
-        settings = {
-            "model": repr(models[name]),
-            "world": repr(world.config),
-            "seed": world.seed,
-            "n": n_documents,
-        }
-        directory = ladder.run(
-            name,
-            settings,
-            lambda path: build_demo_model(models[name], world, path, n_documents=n_documents),
-        )
-        return Model(f"demo/{name}", str(directory), directory.name, config)
-
-    twin = args.student_model.replace("pretrained-", "scratch-")
-    return (
-        demo_model(args.weak_model),
-        demo_model(args.student_model, student_config),
-        demo_model(twin) if twin in models and twin != args.student_model else None,
-    )
-
-
-def run_seed(
-    materials: Materials, args: ExperimentArguments, seed: int, bench: Workbench, output_dir: Path
-) -> SeedRun:
-    """One experiment: supervisor, weak labels, ceiling, students, scores."""
-    splits, setting, rows = materials.splits, bench.setting, bench.setting.rows
-    source = {"task": splits.task.name, "dataset": splits.source, "split_fingerprint": splits.fingerprint}
-
-    logger.info(f"Seed {seed}: weak supervisor {materials.weak.name} on {len(splits.weak_half)} {rows}, ground truth")
     weak_args = {
         "learning_rate": args.weak_learning_rate,
         "num_train_epochs": args.weak_num_train_epochs,
         "weight_decay": args.weak_weight_decay,
     }
-    supervisor = bench.finetune(
+    return Lessons(bench, splits, seed).on_ground_truth(
         "weak",
-        materials.weak,
-        setting.with_ground_truth(splits.weak_half),
-        # Rows of its own: on rows that chose it, its labels would be too good.
-        setting.with_ground_truth(splits.weak_validation),
+        weak,
+        # Validation rows of its own, too: on rows that chose it, its labels would be too good.
+        "weak",
         [splits.student_half, splits.student_validation, splits.test],
-        seed=seed,
-        provenance=source,
         **{name: value for name, value in weak_args.items() if value is not None},
-        **setting.arguments_of("naive"),
     )
-    weak_labels = setting.labels.load(supervisor / "predictions")
+
+
+def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: Workbench) -> SeedRun:
+    """One experiment: supervisor, weak labels, ceiling, students, scores."""
+    splits, setting, student = materials.splits, bench.setting, materials.student
+    lessons, test, n_rows = Lessons(bench, splits, seed), splits.test, len(splits.student_half)
+
+    supervisor = train_supervisor(materials, args, seed, bench)
+    weak_labels = lessons.labels_of(supervisor)
 
     def train_ceiling(model: Model, kind: str) -> Path:
-        logger.info(f"Seed {seed}: {kind} ceiling {model.name} on {len(splits.student_half)} {rows}, ground truth")
-        return bench.finetune(
-            "ceiling",
-            model,
-            setting.with_ground_truth(splits.student_half),
-            setting.with_ground_truth(splits.student_validation),
-            [splits.test],
-            seed=seed,
-            provenance=source,
-            **setting.arguments_of("naive"),
-        )
+        logger.info(f"Seed {seed}: {kind} ceiling {model.name} on {n_rows} {setting.rows}, ground truth")
+        return lessons.on_ground_truth("ceiling", model, "student", [test])
 
-    def train_on_weak_labels(name: str, model: Model, **changes) -> Path:
-        return bench.finetune(
-            name,
-            model,
-            weak_labels.join(splits.student_half),
-            weak_labels.join(splits.student_validation),
-            [splits.test],
-            seed=seed,
-            provenance={**source, "weak_labels": weak_labels.fingerprint},
-            **changes,
-        )
+    def train_student(name: str, model: Model, method: str, **changes) -> Path:
+        return lessons.on_labels(name, model, {"student": weak_labels}, [test], method=method, **changes)
 
     stages = {}
     if materials.plain_student is not None:
         stages["ceiling_plain"] = train_ceiling(materials.plain_student, "plain")
-    stages["ceiling"] = train_ceiling(materials.student, "strong")
+    stages["ceiling"] = train_ceiling(student, "strong")
+    chain = None
     for method in args.methods:
-        logger.info(
-            f"Seed {seed}: student {materials.student.name} on {len(splits.student_half)} weak labels, {method}"
-        )
-        stages[method] = train_on_weak_labels(f"student-{method}", materials.student, **setting.arguments_of(method))
+        logger.info(f"Seed {seed}: student {student.name} on {n_rows} weak labels, {method}")
+        if method == BOOTSTRAP:
+            # Direct training on the rows of the last link is the naive method, and the same stage.
+            stages["direct"] = train_student("student-naive", student, "naive")
+            has_own_rows, models = args.link_rows == "fresh", [*materials.chain, student]
+            chain = climb(lessons, materials.weak, supervisor, weak_labels, models, has_own_rows=has_own_rows)
+            stages |= {f"link_{number}": link.stage for number, link in enumerate(chain.links[:-1], start=1)}
+            stages[BOOTSTRAP] = chain.links[-1].stage
+            if chain.direct_all is not None:
+                stages["direct_all"] = chain.direct_all
+        else:
+            stages[method] = train_student(f"student-{method}", student, method)
     if materials.unpretrained is not None:
         # What the student makes of the weak labels without what it learned before: all weights, its own settings.
         logger.info(f"Seed {seed}: control {materials.unpretrained.name} on the same weak labels")
-        stages["control"] = train_on_weak_labels(
-            "control", materials.unpretrained, **setting.arguments_of("naive") | setting.control
-        )
+        stages["control"] = train_student("control", materials.unpretrained, "naive", **setting.control)
 
-    test = splits.test
     test_ids = list(test["id"])
     answers = {"weak": weak_labels.of(test_ids)}
-    answers |= {name: setting.labels.load(path / "predictions").of(test_ids) for name, path in stages.items()}
+    answers |= {name: lessons.labels_of(path).of(test_ids) for name, path in stages.items()}
     correct = {name: setting.is_correct(values, test) for name, values in answers.items()}
+
+    def scores(name: str) -> dict:
+        return setting.scores(answers[name], test)
+
+    def agreement(name: str, teacher: str = "weak") -> dict:
+        same = setting.is_same(answers[name], answers[teacher], test)
+        return metrics.agreement_shares(same, correct[teacher])
+
     entry = {
         "seed": seed,
         "split_fingerprint": splits.fingerprint,
-        "weak": {"model": materials.weak.name, **setting.scores(answers["weak"], test)},
-        "ceiling": {"model": materials.student.name, **setting.scores(answers["ceiling"], test)},
+        "weak": {"model": materials.weak.name, **scores("weak")},
+        "ceiling": {"model": student.name, **scores("ceiling")},
         "students": [],
         "controls": [],
     }
     if materials.plain_student is not None:
-        plain = setting.scores(answers["ceiling_plain"], test)
-        entry["ceiling_plain"] = {"model": materials.plain_student.name, **plain}
+        entry["ceiling_plain"] = {"model": materials.plain_student.name, **scores("ceiling_plain")}
     for method in args.methods:
-        same = setting.is_same(answers[method], answers["weak"], test)
-        student = {
+        of_method = {
             "method": method,
-            "model": materials.student.name,
-            **setting.scores(answers[method], test),
+            "model": student.name,
+            **scores(method),
             **pgr_of(correct, method, "ceiling", seed),
-            "agreement": metrics.agreement_shares(same, correct["weak"]),
+            "agreement": agreement(method),
             "output": f"students/{method}-seed{seed}",
         }
         if materials.plain_student is not None:
-            student["against_plain_ceiling"] = pgr_of(correct, method, "ceiling_plain", seed)
-        entry["students"].append(student)
+            of_method["against_plain_ceiling"] = pgr_of(correct, method, "ceiling_plain", seed)
+        if method == BOOTSTRAP:
+            teachers = ["weak", *(f"link_{number}" for number in range(1, len(chain.links)))]
+            of_method["links"] = [
+                {
+                    "model": link.model.name,
+                    "taught_by": link.labels.provenance["model"],
+                    "rows": f"{link.part}_half" if link.part == "student" else link.part,
+                    "n_train": len(lessons.rows(link.part)[0]),
+                    "labels": link.labels.fingerprint,
+                    **scores(name),
+                    # With its own teacher, which is the link before.
+                    "agreement": agreement(name, teacher),
+                    "output": output_of(seed, number, len(chain.links)),
+                }
+                for number, (link, teacher, name) in enumerate(
+                    zip(chain.links, teachers, [*teachers[1:], BOOTSTRAP], strict=True), start=1
+                )
+            ]
+            of_method["direct"] = {
+                rows: {**scores(name), **pgr_of(correct, name, "ceiling", seed)}
+                for rows, name in (("same_rows", "direct"), ("all_rows", "direct_all"))
+                if name in stages
+            }
+        entry["students"].append(of_method)
     if materials.unpretrained is not None:
-        control = {"method": "naive", "model": materials.unpretrained.name}
-        entry["controls"].append({**control, **setting.scores(answers["control"], test)})
-    if PartialState().is_main_process:
-        weak_labels.save(output_dir / "weak_labels" / f"seed{seed}")
-        for method in args.methods:
-            put_directory(stages[method] / "model", output_dir / "students" / f"{method}-seed{seed}")
-    return SeedRun(entry, correct, answers)
+        entry["controls"].append({"method": "naive", "model": materials.unpretrained.name, **scores("control")})
+    students = {f"{method}-seed{seed}": stages[method] for method in args.methods}
+    labels = {f"seed{seed}": weak_labels}
+    for number, link in enumerate(chain.links if chain else [], start=1):
+        students[Path(output_of(seed, number, len(chain.links))).name] = link.stage
+        labels[f"seed{seed}-for-link{number}"] = link.labels
+    return SeedRun(entry, correct, answers, students, labels)
 
 
-def collect_results(
-    task_name: str,
-    args: ExperimentArguments,
-    splits: TaskSplits,
-    runs: list[SeedRun],
-    bench: Workbench,
-    ladder: Stages,
-    started: float,
-) -> dict:
-    """
-    The content of `results.json` (schema 1).
-
-    Args:
-        splits ([`TaskSplits`]): Of the first seed.
-        ladder ([`Stages`]): Where the demo's models were made.
-        started (`float`): `time.monotonic()` of the beginning.
-    """
-    n_built = bench.stages.n_built + ladder.n_built
-    logger.info(
-        f"Nothing was trained: all {bench.stages.n_reused + ladder.n_reused} stages were finished by an earlier run."
-        if n_built == 0
-        else f"{n_built} stages built, {bench.stages.n_reused + ladder.n_reused} reused."
-    )
-    return {
-        "schema": 1,
-        "task": task_name,
-        "setting": bench.setting.name,
-        "preset": "demo" if args.demo else "custom",
-        "chance": bench.setting.chance,
-        "dataset": {
-            **splits.source,
-            "n_weak_half": len(splits.weak_half),
-            "n_student_half": len(splits.student_half),
-            "n_validation": len(splits.weak_validation) + len(splits.student_validation),
-            "n_test": len(splits.test),
-            "n_dropped": splits.n_dropped,
-        },
-        "runs": [run.entry for run in runs],
-        "summary": [summarise(runs, method) for method in args.methods],
-        "versions": library_versions(),
-        "wall_seconds": {**bench.stages.seconds, **ladder.seconds, "total": round(time.monotonic() - started, 1)},
-    }
+def output_of(seed: int, number: int, n_links: int) -> str:
+    """Where the student of a link is kept; the last one is the student of the method."""
+    return f"students/{BOOTSTRAP}-seed{seed}" + (f"-link{number}" if number < n_links else "")
 
 
 def pgr_of(correct: dict[str, np.ndarray], student: str, ceiling: str, seed: int) -> dict:
@@ -281,16 +206,36 @@ def pgr_of(correct: dict[str, np.ndarray], student: str, ceiling: str, seed: int
 
 
 def summarise(runs: list[SeedRun], method: str) -> dict:
-    """Of a method, over the seeds: median PGR with its interval, and how often PGR is undefined."""
+    """Of a method, over the seeds: mean accuracy, median PGR with its interval, how often PGR is undefined."""
 
-    def over_seeds(ceiling: str) -> dict:
-        return metrics.pgr_over_seeds([[run.correct[name] for name in ("weak", method, ceiling)] for run in runs])
+    def over_seeds(student: str, ceiling: str = "ceiling") -> dict:
+        return metrics.pgr_over_seeds([[run.correct[name] for name in ("weak", student, ceiling)] for run in runs])
 
-    accuracy = float(np.mean([run.correct[method].mean() for run in runs]))
-    summary = {"method": method, "accuracy_mean": accuracy, **over_seeds("ceiling")}
+    def accuracies(student: str) -> np.ndarray:
+        return np.array([run.correct[student].mean() for run in runs])
+
+    summary = {"method": method, "accuracy_mean": float(accuracies(method).mean()), **over_seeds(method)}
     if "ceiling_plain" in runs[0].correct:
-        summary["against_plain_ceiling"] = over_seeds("ceiling_plain")
+        summary["against_plain_ceiling"] = over_seeds(method, "ceiling_plain")
+    if method == BOOTSTRAP:
+        summary["direct"] = {
+            rows: {
+                "accuracy_mean": float(accuracies(name).mean()),
+                "n_chain_is_better": int((accuracies(method) > accuracies(name)).sum()),
+                **over_seeds(name),
+            }
+            for rows, name in (("same_rows", "direct"), ("all_rows", "direct_all"))
+            if name in runs[0].correct
+        }
     return summary
+
+
+def keep_outputs(run: SeedRun, output_dir: Path) -> None:
+    """Copies students and the labels they learned out of the stages, to be read, loaded and pushed."""
+    for name, labels in run.labels.items():
+        labels.save(output_dir / "weak_labels" / name)
+    for name, stage in run.students.items():
+        put_directory(stage / "model", output_dir / "students" / name)
 
 
 def put_directory(source: Path, target: Path) -> None:
@@ -302,12 +247,3 @@ def put_directory(source: Path, target: Path) -> None:
     if target.exists():
         shutil.rmtree(target)
     os.replace(aside, target)
-
-
-def ladder_stages() -> Stages:
-    """Where the demo's models are kept: `$W2S_HF_CACHE`, else `w2s_hf` in the user's cache directory."""
-    if "W2S_HF_CACHE" in os.environ:
-        directory = Path(os.environ["W2S_HF_CACHE"])
-    else:
-        directory = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "w2s_hf"
-    return Stages(directory / "demo_ladder")

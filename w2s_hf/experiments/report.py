@@ -46,10 +46,12 @@ def _table(results: dict) -> tuple[list[str], list[list[str]]]:
     for run in results["runs"]:
         for role, entry in _roles(run):
             line = [str(run["seed"]), role, entry["model"], f"{entry['accuracy']:.3f}{interval(entry['ci95'])}"]
-            if "agreement" in entry:
+            if "pgr" in entry:
                 line.append(_pgr(entry))
-                if has_plain:
-                    line.append(_pgr(entry["against_plain_ceiling"]))
+            if "against_plain_ceiling" in entry:
+                line.append(_pgr(entry["against_plain_ceiling"]))
+            if "agreement" in entry:
+                line += [""] * (len(header) - 1 - len(line))
                 shares = [entry["agreement"][name] for name in ("supervisor_right", "supervisor_wrong")]
                 line.append(" / ".join("-" if share is None else f"{share:.2f}" for share in shares))
             rows.append(line + [""] * (len(header) - len(line)))
@@ -63,7 +65,13 @@ def _roles(run: dict) -> Iterator[tuple[str, dict]]:
     for control in run["controls"]:
         yield f"control, {control['method']}, not pretrained", control
     for student in run["students"]:
+        # The last link is the student itself.
+        for number, link in enumerate(student.get("links", [])[:-1], start=1):
+            yield f"{student['method']}, link {number}", {name: link[name] for name in ("model", "accuracy", "ci95")}
         yield f"student, {student['method']}", student
+        if "all_rows" in student.get("direct", {}):
+            direct = {"model": student["model"], **student["direct"]["all_rows"]}
+            yield "student, naive on the rows of all links", direct
     if "ceiling_plain" in run:
         yield "plain ceiling", run["ceiling_plain"]
     yield "strong ceiling", run["ceiling"]
@@ -111,6 +119,26 @@ def _caveats(results: dict) -> list[str]:
     return lines
 
 
+_DIRECT = {
+    "same_rows": "the rows of its last link (method naive)",
+    "all_rows": "the rows of all its links, as many as the chain has seen",
+}
+
+
+def _comparisons(results: dict) -> list[str]:
+    """How a chain compares with the same student taught directly, a sentence a comparison."""
+    lines = []
+    for entry in results["summary"]:
+        for rows, direct in entry.get("direct", {}).items():
+            n = entry["n_seeds"]
+            lines.append(
+                f"{entry['method'].capitalize()}, {entry['accuracy_mean']:.3f}, beside the same student taught by the "
+                f"supervisor itself on {_DIRECT[rows]}, {direct['accuracy_mean']:.3f}: the chain is better in "
+                f"{direct['n_chain_is_better']} of {n} seed{'s' if n > 1 else ''}."
+            )
+    return lines
+
+
 def print_table(results: dict, output_dir: str) -> None:
     """The final table of a recipe."""
     for header, rows in (_table(results), _summary(results)):
@@ -118,7 +146,7 @@ def print_table(results: dict, output_dir: str) -> None:
         print()
         for line in (header, ["-" * width for width in widths], *rows):
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    for line in _caveats(results):
+    for line in (*_comparisons(results), *_caveats(results)):
         print(f"\n{line}")
     tested = f"{results['runs'][0]['weak']['n']} test {_ROWS[results['setting']]}"
     print(f"\nAccuracy on {tested}. {output_dir}: results.json, report.md, figures/,")
@@ -167,7 +195,7 @@ def write_report(
         markdown_table(*_summary(results)),
         "## Every model",
         markdown_table(*_table(results)),
-        *(f"- {line}" for line in _caveats(results)),
+        *(f"- {line}" for line in (*_comparisons(results), *_caveats(results))),
         "PGR = (student - weak) / (ceiling - weak): 0 is no better than the supervisor, 1 is as good as with ground "
         f"truth. Its interval is a paired bootstrap over test {rows}, and over seeds if there are several; unbounded "
         "means that in more than one resample of 40 the ceiling is no better than the supervisor.",
@@ -189,17 +217,28 @@ def write_report(
     _write(output_dir / "report.md", "\n\n".join(text) + "\n")
     for run in results["runs"]:
         for student in run["students"]:
-            directory = output_dir / student["output"]
-            library = "peft" if (directory / "adapter_config.json").is_file() else "transformers"
-            _write(directory / "README.md", _student_page(results, run, student, library))
+            for made in (student, *student.get("links", [])[:-1]):
+                directory = output_dir / made["output"]
+                library = "peft" if (directory / "adapter_config.json").is_file() else "transformers"
+                page = _student_page(results, run, {"method": student["method"], **made}, library)
+                _write(directory / "README.md", page)
     _write(output_dir / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that all is there
 
 
 def _student_page(results: dict, run: dict, student: dict, library: str) -> str:
-    pgr = student["pgr_undefined"] or _pgr(student)
+    teacher = student["links"][-1]["taught_by"] if "links" in student else student.get("taught_by")
+    is_link = "pgr" not in student  # of a chain, and no student that its ceiling is compared with
+    chain = "" if teacher is None else f" It learned the labels of {teacher}, the model before it in a chain."
     rows = _ROWS[results["setting"]]
     task_type = _TASK_TYPES.get(results["setting"])
     kind = f', task_type="{task_type}"' if task_type else ""
+    ending = ""
+    if not is_link:
+        ceiling, pgr = run["ceiling"], student["pgr_undefined"] or _pgr(student)
+        ending = (
+            f"| ceiling: the same model on ground truth | {ceiling['accuracy']:.3f}{interval(ceiling['ci95'])} |\n\n"
+            f"Performance gap recovered: {pgr}"
+        )
     return f"""---
 library_name: {library}
 tags:
@@ -210,16 +249,14 @@ tags:
 
 # {student["model"]}, taught {results["task"]} by {run["weak"]["model"]}
 
-A strong student finetuned on the labels of a weaker model (weak-to-strong generalization, Burns et al. 2023), method
-`{student["method"]}`, seed {run["seed"]}. No ground-truth label reached it.
+A student finetuned on the labels of a weaker model (weak-to-strong generalization, Burns et al. 2023), method
+`{student["method"]}`, seed {run["seed"]}.{chain} No ground-truth label reached it.
 
 | | accuracy on {student["n"]} test {rows} [95 %] |
 | --- | --- |
 | weak supervisor, {run["weak"]["model"]} | {run["weak"]["accuracy"]:.3f}{interval(run["weak"]["ci95"])} |
 | this student | {student["accuracy"]:.3f}{interval(student["ci95"])} |
-| ceiling: the same model on ground truth | {run["ceiling"]["accuracy"]:.3f}{interval(run["ceiling"]["ci95"])} |
-
-Performance gap recovered: {pgr}
+{ending}
 
 ```python
 from transformers import AutoTokenizer

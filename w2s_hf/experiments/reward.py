@@ -1,36 +1,23 @@
 """Weak-to-strong generalization of reward models on pairs of responses, from pairs to PGR."""
 
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
 from datasets import DatasetDict
 
 from ..config import RewardPairConfig, StudentConfig
-from ..modeling import load_tokenizer
 from ..tasks import PreferenceTask, TaskSplits, load_pairs
+from ..tasks.dealing import LINK_ROWS
 from ..tasks.demo import PAIR_SITUATIONS, DemoWorld
 from ..tasks.demo_rows import demo_pairs
-from .finetuning import Model, Workbench
+from .experiment import Experiment
 from .generative import generative_finetune
 from .options import RewardArguments
-from .protocol import (
-    Materials,
-    SeedRun,
-    collect_results,
-    find_demo_models,
-    find_models,
-    ladder_stages,
-    run_seed,
-    split_options,
-)
-from .report import markdown_table, write_report
+from .protocol import Materials, SeedRun
+from .report import markdown_table
 from .settings import REWARD
-from .stages import Stages
 
-__all__ = ["run_reward"]
+__all__ = ["RewardExperiment", "run_reward"]
 
 _DEMO_TEXT = """
 ## What this demo shows, and what it does not
@@ -65,94 +52,70 @@ truth about the same pairs.
 """
 
 
+class RewardExperiment(Experiment):
+    """On pairs of responses."""
+
+    setting = REWARD
+
+    def world(self, seed: int) -> DemoWorld:
+        return DemoWorld(seed=seed)
+
+    def load_real(self) -> TaskSplits:
+        return load_pairs(
+            self.task,
+            dataset_path=self.args.dataset_path,
+            tokenizers=self.tokenizers(),
+            max_length=self.training_args.max_length,
+            **self.split_options(),
+        )
+
+    def load_demo(self, world: DemoWorld) -> TaskSplits:
+        args, task = self.args, self.task
+
+        def pairs(n: int, stream: str, **options):
+            return demo_pairs(world, 5 * n // 4, stream, **options)  # equal pairs count once
+
+        raw = {
+            task.train_split[0]: pairs(args.n_train + args.n_weak + args.n_validation, "train pairs"),
+            task.test_split[0]: pairs(args.n_test, "test pairs", held_out=True),
+        }
+        if args.n_links:
+            raw[LINK_ROWS] = pairs(2 * args.n_links * (args.n_train + args.n_validation), "link pairs")
+        # There is one prompt, so it groups nothing.
+        return load_pairs(replace(task, group_by_prompt=False), raw=DatasetDict(raw), **self.split_options())
+
+    def prepare(self, materials: Materials, seed: int) -> Materials:
+        if not self.args.generative_finetuning:
+            return materials
+        tuned = generative_finetune(
+            self.bench,
+            materials.student,
+            materials.splits.student_half,
+            seed=seed,
+            learning_rate=self.args.generative_learning_rate,
+            num_train_epochs=self.args.generative_num_train_epochs,
+        )
+        return replace(materials, student=tuned, plain_student=materials.student)
+
+    def more_of(self, run: SeedRun, materials: Materials, seed: int) -> dict:
+        if not self.args.demo:
+            return {}
+        return {"by_situation": accuracy_by_situation(run, materials.splits, self.world(seed))}
+
+    def describe(self, results: dict, runs: list[SeedRun]) -> tuple[str, list[str]]:
+        results["generative_finetuning"] = self.args.generative_finetuning
+        notes = []
+        if self.args.demo:
+            table = situation_table(results)
+            notes = [_DEMO_TEXT.strip().format(task=self.task.name), _SITUATION_TEXT.strip().format(table=table)]
+        return self.task.description or f"{self.task.name}.", notes
+
+
 def run_reward(
     task: PreferenceTask, args: RewardArguments, training_args: RewardPairConfig, student_config: StudentConfig
 ) -> dict:
-    """
-    Runs the experiment for every seed and writes everything below `training_args.output_dir`.
-
-    Args:
-        task ([`PreferenceTask`]): What is compared.
-        args ([`RewardArguments`]): Models, methods, pairs, seeds, generative finetuning.
-        training_args ([`RewardPairConfig`]): Training of the students and the ceiling; of the weak supervisor, too,
-            where `args` says nothing else.
-        student_config ([`StudentConfig`]): Adapters and precision of the students and the ceiling.
-
-    Returns:
-        `dict`: The content of `results.json` (schema 1).
-
-    Raises:
-        ValueError, FileNotFoundError, ConnectionError: before anything is trained, see [`w2s_hf.tasks.load_pairs`] and
-            [`w2s_hf.hub.ensure_available`].
-    """
-    started = time.monotonic()
-    output_dir = Path(training_args.output_dir)
-    bench = Workbench(Stages(output_dir / "_stages"), training_args, REWARD)
-    ladder = ladder_stages()
-    if args.demo:
-        every = [gather_demo(task, args, student_config, seed, ladder) for seed in args.seeds]
-    else:
-        weak, student = find_models(args, student_config)
-        splits = load_real_pairs(task, args, training_args, (weak, student))
-        every = [Materials(splits, weak, student)] * len(args.seeds)
-    runs = []
-    for seed, materials in zip(args.seeds, every, strict=True):
-        if args.generative_finetuning:
-            tuned = generative_finetune(
-                bench,
-                materials.student,
-                materials.splits.student_half,
-                seed=seed,
-                learning_rate=args.generative_learning_rate,
-                num_train_epochs=args.generative_num_train_epochs,
-            )
-            materials = replace(materials, student=tuned, plain_student=materials.student)
-        run = run_seed(materials, args, seed, bench, output_dir)
-        if args.demo:
-            run.entry["by_situation"] = accuracy_by_situation(run, materials.splits, DemoWorld(seed=seed))
-        runs.append(run)
-    results = collect_results(task.name, args, every[0].splits, runs, bench, ladder, started)
-    results["generative_finetuning"] = args.generative_finetuning
-    if PartialState().is_main_process:
-        notes = []
-        if args.demo:
-            table = situation_table(results)
-            notes = [_DEMO_TEXT.strip().format(task=task.name), _SITUATION_TEXT.strip().format(table=table)]
-        write_report(results, output_dir, training_args, introduction=task.description or f"{task.name}.", notes=notes)
-    PartialState().wait_for_everyone()
-    return results
-
-
-def load_real_pairs(
-    task: PreferenceTask, args: RewardArguments, training_args: RewardPairConfig, models: tuple[Model, ...]
-) -> TaskSplits:
-    """Pairs that fit all models."""
-    return load_pairs(
-        task,
-        dataset_path=args.dataset_path,
-        tokenizers=[load_tokenizer(model.path, revision=model.revision) for model in models],
-        max_length=training_args.max_length,
-        **split_options(args),
-    )
-
-
-def gather_demo(
-    task: PreferenceTask, args: RewardArguments, student_config: StudentConfig, seed: int, ladder: Stages
-) -> Materials:
-    """Pairs and models of one seed of the demo, which has a world a seed."""
-    world = DemoWorld(seed=seed)
-    # Some more than asked for: equal pairs count once.
-    n_pool = 5 * (args.n_train + args.n_weak + args.n_validation) // 4
-    raw = DatasetDict(
-        {
-            task.train_split[0]: demo_pairs(world, n_pool, "train pairs"),
-            task.test_split[0]: demo_pairs(world, 5 * args.n_test // 4, "test pairs", held_out=True),
-        }
-    )
-    # There is one prompt, so it groups nothing.
-    splits = load_pairs(replace(task, group_by_prompt=False), raw=raw, **split_options(args))
-    splits = replace(splits, source={"id": "w2s_hf demo", "revision": f"world {seed}"})
-    return Materials(splits, *find_demo_models(args, student_config, world, ladder))
+    """[`Experiment.run`] on pairs."""
+    return RewardExperiment(task, args, training_args, student_config).run()
 
 
 def accuracy_by_situation(run: SeedRun, splits: TaskSplits, world: DemoWorld) -> dict[str, dict[str, float]]:

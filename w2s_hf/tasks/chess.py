@@ -28,6 +28,7 @@ from .dealing import (
     link_sizes,
     part_sizes,
     read_split,
+    set_apart,
     unique_rows,
 )
 from .loading import load_raw
@@ -318,8 +319,9 @@ def load_puzzles(
     if any(name in raw for name in task.test_split or ()):
         test = read(task.test_split)
         spare = read((LINK_ROWS,)) if LINK_ROWS in raw else []
-        _link_games(train + test + spare)
-        group_rows(train + test + spare)
+        _link_games(train + test)
+        group_rows(train + test)
+        spare = set_apart(spare, train + test)
     else:
         logger.warning(f"{task.name}: there is no split to test on; a fifth of the games is held out")
         _link_games(train)

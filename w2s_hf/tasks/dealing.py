@@ -33,6 +33,7 @@ __all__ = [
     "part_sizes",
     "read_split",
     "sample_rows",
+    "set_apart",
     "shuffled",
     "unique_rows",
 ]
@@ -130,9 +131,14 @@ class TaskSplits:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that models are given of every row of every part, in order: 16 hexadecimal digits."""
+        """
+        Hash of all that models are given of every row of every part but the links, in order: 16 hexadecimal digits.
+        It is the same with a chain and without one.
+        """
         digest = hashlib.sha256()
         for name, part in self.parts.items():
+            if name in self.links:
+                continue
             columns = [part[column][:] for column in (*self.columns, "ground_truth")]
             for row in zip(*columns, strict=True):
                 digest.update(("\0".join(map(str, (name, *row))) + "\n").encode())
@@ -203,6 +209,16 @@ def group_rows(rows: list[dict]) -> None:
     components = connected_components(graph, directed=False)[1][: len(rows)]
     for row, component in zip(rows, components.tolist(), strict=True):
         row["group"] = str(component)
+
+
+def set_apart(spare: list[dict], others: list[dict]) -> list[dict]:
+    """The spare rows that share no key with others, directly or through spare ones; the groups of others stay."""
+    if not spare:
+        return []
+    others = [{**row} for row in others]
+    group_rows(others + spare)
+    taken = {row["group"] for row in others}
+    return [{**row, "group": f"spare {row['group']}"} for row in spare if row["group"] not in taken]
 
 
 def hold_out(task: AnyTask, rows: list[dict], seed: int) -> tuple[list[dict], list[dict]]:

@@ -23,6 +23,7 @@ from .dealing import (
     link_sizes,
     part_sizes,
     read_split,
+    set_apart,
     unique_rows,
 )
 from .loading import load_raw
@@ -229,7 +230,8 @@ def load_pairs(
     else:
         test = read(task.test_split)
         spare = read((LINK_ROWS,)) if LINK_ROWS in raw else []
-        group_rows(train + test + spare)
+        group_rows(train + test)
+        spare = set_apart(spare, train + test)
     spare = unique_rows(task, "link", spare, apart_from=train + test)
     test = unique_rows(task, "test", test)
     train = unique_rows(task, "training", train, apart_from=test)

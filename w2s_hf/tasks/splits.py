@@ -19,6 +19,7 @@ from .dealing import (
     link_sizes,
     part_sizes,
     read_split,
+    set_apart,
     shuffled,
     unique_rows,
 )
@@ -94,7 +95,8 @@ def load_splits(
     else:
         test = _read_split(task, raw, task.test_split)
         spare = _read_split(task, raw, (LINK_ROWS,)) if LINK_ROWS in raw else []
-        group_rows(train + test + spare)
+        group_rows(train + test)
+        spare = set_apart(spare, train + test)
     spare = choose_answers(unique_rows(task, "link", spare, apart_from=train + test), conversion)
     test = choose_answers(unique_rows(task, "test", test), conversion)
     train = choose_answers(unique_rows(task, "training", train, apart_from=test), conversion)

@@ -342,7 +342,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         if self.is_world_process_zero():
             try:
                 found = [look(*args), None]
-            except ValueError as error:
+            except (ValueError, OSError, KeyError) as error:  # or the other ranks would wait for ever
                 found = [None, str(error)]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(found, from_process=0)

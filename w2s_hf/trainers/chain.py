@@ -36,10 +36,11 @@ _RECORD = "link.json"  # written last: a student without it is not whole
 # What all links of a chain must have in common, however often it is stopped.
 _ARGUMENTS = (
     "seed", "data_seed", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
-    "weight_decay", "max_grad_norm", "optim", "adam_beta1", "adam_beta2", "bf16", "fp16", "load_best_model_at_end",
-    "metric_for_best_model", "max_length", "dataset_text_field", "disable_dropout", "hard_labels", "loss_type",
-    "aux_coef", "aux_warmup_ratio", "aux_prior", "window_radius", "product_alpha", "product_beta",
-    "adaptive_temperature",
+    "lr_scheduler_kwargs", "weight_decay", "max_grad_norm", "optim", "optim_args", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "bf16", "fp16", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
+    "eval_strategy", "eval_steps", "neftune_noise_alpha", "max_length", "dataset_text_field", "disable_dropout",
+    "hard_labels", "loss_type", "aux_coef", "aux_warmup_ratio", "aux_prior", "window_radius", "product_alpha",
+    "product_beta", "adaptive_temperature",
 )  # fmt: skip
 
 

@@ -1,0 +1,241 @@
+"""One task with its settings, over seeds: what every recipe runs, and a sweep runs cell by cell."""
+
+import logging
+import os
+import time
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import TrainingArguments
+
+from ..config import StudentConfig
+from ..modeling import load_tokenizer
+from ..tasks import TaskSplits
+from ..tasks.dealing import AnyTask
+from ..tasks.demo_ladder import DEMO_MODELS, DemoModel, World, build_demo_model
+from .finetuning import Model, Workbench
+from .options import ExperimentArguments
+from .protocol import Materials, SeedRun, keep_outputs, run_seed, summarise
+from .report import write_report
+from .settings import Setting
+from .stages import Stages, library_versions
+
+__all__ = ["Experiment"]
+
+logger = logging.getLogger(__name__)
+
+
+class Experiment(ABC):
+    """
+    A task, the models and the settings of an experiment. A subclass for each setting.
+
+    Args:
+        task: What is learned.
+        args ([`ExperimentArguments`]): Models, methods, rows, seeds.
+        training_args ([`~transformers.TrainingArguments`]): Training of the students and the ceiling; of the weak
+            supervisor, too, where `args` says nothing else. Everything is written below its `output_dir`.
+        student_config ([`StudentConfig`]): Adapters and precision of the students and the ceiling.
+        like ([`Experiment`], *optional*): Another of the same setting, to share its stages, its loaded base and the
+            rows and models that it has found.
+    """
+
+    setting: Setting
+    demo_models: dict[str, DemoModel] = DEMO_MODELS
+
+    def __init__(
+        self,
+        task: AnyTask,
+        args: ExperimentArguments,
+        training_args: TrainingArguments,
+        student_config: StudentConfig,
+        *,
+        like: "Experiment | None" = None,
+    ):
+        self.task, self.args, self.training_args, self.student_config = task, args, training_args, student_config
+        self.output_dir = Path(training_args.output_dir)
+        self._materials: dict[int, Materials] = {}
+        if like is None:
+            self.bench = Workbench(Stages(self.output_dir / "_stages"), training_args, self.setting)
+            self.ladder = ladder_stages()
+            self._splits: dict[tuple, TaskSplits] = {}
+            self._models: dict[str, Model] = {}
+        else:
+            self.bench, self.ladder, self._splits, self._models = like.bench, like.ladder, like._splits, like._models
+
+    # ---- What a setting says ----
+
+    @abstractmethod
+    def world(self, seed: int) -> World:
+        """What the demo of a seed is about."""
+
+    @abstractmethod
+    def load_real(self) -> TaskSplits:
+        """Rows of the task."""
+
+    @abstractmethod
+    def load_demo(self, world: World) -> TaskSplits:
+        """Generated rows."""
+
+    @abstractmethod
+    def describe(self, results: dict, runs: list[SeedRun]) -> tuple[str, list[str]]:
+        """Introduction and notes of the report; may add to the results. On rank 0 alone."""
+
+    def prepare(self, materials: Materials, seed: int) -> Materials:
+        """Of the materials of a seed, what has to be trained before the experiment."""
+        return materials
+
+    def more_of(self, run: SeedRun, materials: Materials, seed: int) -> dict:
+        """What the entry of a seed says in this setting alone."""
+        return {}
+
+    # ---- The same for all ----
+
+    def materials(self, seed: int) -> Materials:
+        """Rows and models of a seed, on all ranks at first; the demo has a world a seed, real rows are the same."""
+        if seed not in self._materials:
+            self._materials[seed] = self._gather(seed)
+        return self._materials[seed]
+
+    def _gather(self, seed: int) -> Materials:
+        args, world = self.args, self.world(seed) if self.args.demo else None
+        key = (self.task.name, seed if args.demo else None, args.n_links, *sorted({*args.rows_fit, *args.chain}))
+        weak = self.model(args.weak_model, "--weak_model", world, is_weak=True)
+        student = self.model(args.student_model, "--student_model", world)
+        chain = tuple(self.model(name, "--ladder", world) for name in args.chain)
+        twin = args.student_model.replace("pretrained-", "scratch-")
+        has_twin = args.demo and twin in self.demo_models and twin != args.student_model
+        unpretrained = self.model(twin, "", world, is_weak=True) if has_twin else None
+        if key not in self._splits:
+            self._splits[key] = self._load(world)
+        return Materials(self._splits[key], weak, student, chain, unpretrained)
+
+    def _load(self, world: World | None) -> TaskSplits:
+        if world is None:
+            return self.load_real()
+        splits = self.load_demo(world)
+        return replace(splits, source={"id": "w2s_hf demo", "revision": f"world {world.seed}"})
+
+    def model(self, name: str, option: str, world: World | None, is_weak: bool = False) -> Model:
+        """
+        A model that the command line names: on the Hub, in a directory, or of the demo, made for a world or found in
+        the cache. Of a weak one all weights are trained.
+
+        Raises:
+            ValueError, FileNotFoundError, ConnectionError: as [`Model.find`]; or the demo has no such model.
+        """
+        config = None if is_weak else self.student_config
+        if world is None:
+            key = f"{name} {is_weak}"
+            if key not in self._models:
+                self._models[key] = Model.find(name, option, config)
+            return self._models[key]
+        if name not in self.demo_models:
+            raise ValueError(
+                f"{option}: the demo has no model {name!r}; its models are {', '.join(self.demo_models)}."
+            )
+        demo = self.demo_models[name]
+        if config is not None and config.load_in_4bit and (demo.width % 64 or demo.mlp_width % 64):
+            raise ValueError(
+                f"Got --load_in_4bit and {name}, which is narrower than the blocks of 64 that bitsandbytes quantizes."
+            )
+        # Only a pretrained model depends on how much it reads.
+        n_documents = self.args.demo_documents if demo.n_documents else None
+        settings = {"model": repr(demo), "world": repr(world.config), "seed": world.seed, "n": n_documents}
+        directory = self.ladder.run(
+            name, settings, lambda path: build_demo_model(demo, world, path, n_documents=n_documents)
+        )
+        return Model(f"demo/{name}", str(directory), directory.name, config)
+
+    def readers(self) -> list[Model]:
+        """All models that the rows have to fit, real ones."""
+        args = self.args
+        options = dict.fromkeys(args.rows_fit, "--rows_fit") | dict.fromkeys(args.chain, "--ladder")
+        options[args.student_model] = "--student_model"
+        weak = self.model(args.weak_model, "--weak_model", None, is_weak=True)
+        return [weak, *(self.model(name, option, None) for name, option in options.items())]
+
+    def tokenizers(self, world: World | None = None) -> list:
+        """Of all models that the rows have to fit."""
+        if world is not None:
+            return [world.tokenizer()]
+        return [load_tokenizer(model.path, revision=model.revision) for model in self.readers()]
+
+    def split_options(self) -> dict:
+        """What the command line says of the rows of each part, as the loaders of `w2s_hf.tasks` take it."""
+        names = ("n_train", "n_weak", "n_validation", "n_test", "n_links")
+        return {name: getattr(self.args, name) for name in names} | {"seed": self.args.split_seed}
+
+    def run_seed(self, seed: int) -> SeedRun:
+        """The experiment of one seed."""
+        materials = self.prepare(self.materials(seed), seed)
+        run = run_seed(materials, self.args, seed, self.bench)
+        run.entry.update(self.more_of(run, materials, seed))
+        return run
+
+    def run(self) -> dict:
+        """
+        Runs all seeds and writes everything below the output directory.
+
+        Returns:
+            `dict`: The content of `results.json` (schema 1).
+
+        Raises:
+            ValueError, FileNotFoundError, ConnectionError: before anything is trained, see the loaders of
+                `w2s_hf.tasks` and [`w2s_hf.hub.ensure_available`].
+        """
+        started = time.monotonic()
+        for seed in self.args.seeds:
+            self.materials(seed)
+        runs = []
+        for seed in self.args.seeds:
+            runs.append(self.run_seed(seed))
+            if PartialState().is_main_process:
+                keep_outputs(runs[-1], self.output_dir)
+        results = self.collect(runs, started)
+        if PartialState().is_main_process:
+            introduction, notes = self.describe(results, runs)
+            write_report(results, self.output_dir, self.training_args, introduction=introduction, notes=notes)
+        PartialState().wait_for_everyone()
+        return results
+
+    def collect(self, runs: list[SeedRun], started: float) -> dict:
+        """The content of `results.json` (schema 1); `started` is `time.monotonic()` of the beginning."""
+        stages, splits = self.bench.stages, self.materials(self.args.seeds[0]).splits
+        n_built = stages.n_built + self.ladder.n_built
+        logger.info(
+            f"Nothing was trained: all {stages.n_reused + self.ladder.n_reused} stages were finished by an earlier "
+            "run."
+            if n_built == 0
+            else f"{n_built} stages built, {stages.n_reused + self.ladder.n_reused} reused."
+        )
+        return {
+            "schema": 1,
+            "task": self.task.name,
+            "setting": self.setting.name,
+            "preset": "demo" if self.args.demo else "custom",
+            "chance": self.setting.chance,
+            "dataset": {
+                **splits.source,
+                "n_weak_half": len(splits.weak_half),
+                "n_student_half": len(splits.student_half),
+                "n_validation": len(splits.weak_validation) + len(splits.student_validation),
+                "n_test": len(splits.test),
+                "n_links": self.args.n_links,
+                "n_dropped": splits.n_dropped,
+            },
+            "runs": [run.entry for run in runs],
+            "summary": [summarise(runs, method) for method in self.args.methods],
+            "versions": library_versions(),
+            "wall_seconds": {**stages.seconds, **self.ladder.seconds, "total": round(time.monotonic() - started, 1)},
+        }
+
+
+def ladder_stages() -> Stages:
+    """Where the demo's models are kept: `$W2S_HF_CACHE`, else `w2s_hf` in the user's cache directory."""
+    if "W2S_HF_CACHE" in os.environ:
+        directory = Path(os.environ["W2S_HF_CACHE"])
+    else:
+        directory = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "w2s_hf"
+    return Stages(directory / "demo_ladder")
