@@ -1,4 +1,4 @@
-"""Run under torchrun by test_distributed.py: trains and predicts, and writes what rank 0 saw."""
+"""Run by test_distributed.py on one and on two ranks: trains and predicts, and writes what rank 0 saw."""
 
 import json
 import os
@@ -29,6 +29,9 @@ def main(output: Path) -> None:
         # Ranks cut their rows differently: the row lengths differ.
         "tokens": {"per_device_train_batch_size": 8 // world, "max_tokens_per_micro_batch": 40},
     }
+    pair_cuts = {**cuts, "tokens": {**cuts["tokens"], "max_tokens_per_micro_batch": 120}}
+    if world == 1:  # there, test_trainer.py and test_reward_pair.py compare the cuts
+        cuts = pair_cuts = {"whole": cuts["whole"]}
     for loss_type in LOSS_TYPES:
         for name, cut in cuts.items():
             _, trajectory = train(
@@ -49,9 +52,8 @@ def main(output: Path) -> None:
     )
     result["predictions"] = trainer.predict_proba(make_rows(21, labels="none")).tolist()
     pairs = make_pairs(24, "random")
-    cuts["tokens"]["max_tokens_per_micro_batch"] = 120
     for loss_type in ("xent", "confidence"):
-        for name, cut in cuts.items():
+        for name, cut in pair_cuts.items():
             options = {"loss_type": loss_type, "aux_warmup_ratio": 0.5, **cut}
             reward_trainer, trajectory = train_pairs(output.parent / f"pairs-{loss_type}-{name}", pairs, **options)
             result["trajectories"][f"pairs {loss_type} {name}"] = trajectory.tolist()

@@ -14,7 +14,7 @@ import chess
 import pytest
 from conftest import make_character_tokenizer, make_language_model
 from datasets import Dataset
-from running import ROOT, numbers, recipe, recipe_here
+from running import ROOT, forked, numbers, recipe, recipe_here
 from test_chess import random_rows
 from transformers import AutoTokenizer
 
@@ -32,7 +32,7 @@ from w2s_hf.tasks.demo_chess import ForkWorld
 
 NAME = "chess.py"
 DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo_chess.yaml"
-SMALL = "--demo_documents 3200 --n_train 160 --n_weak 160 --n_validation 40 --n_test 120".split()
+SMALL = "--demo_documents 3200 --n_train 96 --n_weak 160 --n_validation 40 --n_test 120".split()
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +124,12 @@ def test_report_shows_baselines_bands_and_boards(finished):
 def test_weak_labels_are_the_supervisors_greedy_moves(finished):
     output, _, _ = finished
     labels = WeakCompletions.load(output / "weak_labels" / "seed0")
-    assert len(labels) == 160 + 20 + 120
+    assert len(labels) == 96 + 20 + 120
     supervisor = next((output / "_stages").glob("weak-*[0-9a-f]")) / "model"
     model = load_student(str(supervisor), task_type="CAUSAL_LM", dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(supervisor)
     prompt_of = {}
-    for row in ForkWorld(seed=0).puzzles(160 + 160 + 40 + 120):
+    for row in ForkWorld(seed=0).puzzles(160 + 96 + 40 + 120):
         example = CHESS_PUZZLES.example(row)
         prompt_of[example["id"]] = example["prompt"]
     chosen = labels.ids[::25]
@@ -171,24 +171,37 @@ def test_killed_while_it_labels_and_run_again(finished, cache, tmp_path):
     assert process.poll() is None, "over before it was killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    process = recipe(*options, cache=cache, name=NAME)
+    process = recipe_here(*options, cache=cache, name=NAME)
     assert process.returncode == 0, process.stderr[-3000:]
     assert "completions were made earlier" in process.stderr
     assert numbers(tmp_path / "out")["runs"] == finished[2]["runs"]
+    one, other = (WeakCompletions.load(output / "weak_labels" / "seed0") for output in (finished[0], tmp_path / "out"))
+    assert other.completions == one.completions
+
+
+def losses_of(output, name: str) -> list[float]:
+    history = json.loads(next((output / "_stages").glob(f"{name}-*[0-9a-f]/training.json")).read_text())
+    return [entry["loss"] for entry in history if "loss" in entry]
 
 
 def test_two_ranks_run_as_one(finished, cache, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     options = [*SMALL, "--per_device_train_batch_size", "16", "--output_dir", tmp_path / "out"]
-    process = recipe(*options, cache=cache, name=NAME, launcher=launcher, GLOO_SOCKET_IFNAME="lo")
+    process = forked(ROOT / "recipes" / NAME, *options, n_ranks=2, W2S_HF_CACHE=str(cache))
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.count("random check") == 1
     (one,), (two,) = finished[2]["runs"], numbers(tmp_path / "out")["runs"]
     assert two["weak"]["n"] == one["weak"]["n"] and two["split_fingerprint"] == one["split_fingerprint"]
     assert two["baselines"] == one["baselines"]
-    # Sums in another order: a few of 120 moves may differ.
-    for name in ("weak", "ceiling"):
-        assert two[name]["accuracy"] == pytest.approx(one[name]["accuracy"], abs=0.05)
+    # Few moves of models this small are right, so accuracies tell nothing.
+    outputs = finished[0], tmp_path / "out"
+    for name in ("weak", "ceiling", "student-naive"):
+        ours, theirs = (losses_of(output, name) for output in outputs)
+        assert len(ours) > 2 and ours[-1] < ours[0] and theirs == pytest.approx(ours, rel=1e-4), name
+    ours, theirs = (WeakCompletions.load(output / "weak_labels" / "seed0") for output in outputs)
+    assert len(set(ours.completions)) > 5, "the supervisor answers the same to all: the comparison would be vacuous"
+    # Sums in another order change a few moves at most.
+    is_same = [mine == other for mine, other in zip(theirs.completions, ours.of(theirs.ids), strict=True)]
+    assert sum(is_same) >= 0.95 * len(is_same)
 
 
 def test_local_puzzles_with_adapters_and_easy_to_hard(local, cache, tmp_path):

@@ -1,13 +1,9 @@
 """The recipe of reward modelling as a user meets it, on a demo made small, and on local pairs."""
 
 import json
-import os
 import random
 import runpy
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import make_model, make_tokenizer
 from datasets import Dataset
-from running import ROOT, SMALL, numbers, recipe
+from running import ROOT, SMALL, TINY, forked, numbers, recipe_here, start
 from test_preferences import TEMPLATE, explicit_messages, implicit_text, pairs_of
 from test_reward_pair import LORA, pair_arguments, reward_model
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
@@ -43,7 +39,7 @@ GENERATIVE = "--generative_finetuning true --generative_learning_rate 3e-3".spli
 def finished(cache, tmp_path_factory):
     """A whole small run with the generative stage: its directory, what it printed, its numbers."""
     output = tmp_path_factory.mktemp("run") / "out"
-    process = recipe(*SMALL, *GENERATIVE, "--output_dir", output, cache=cache, name=NAME)
+    process = recipe_here(*SMALL, *GENERATIVE, "--output_dir", output, cache=cache, name=NAME)
     assert process.returncode == 0, process.stderr[-3000:]
     return output, process, numbers(output)
 
@@ -137,32 +133,29 @@ def test_without_the_generative_stage_there_is_one_ceiling(finished, cache, monk
 
 
 def test_killed_in_the_generative_stage_and_run_again(finished, cache, tmp_path):
-    command = [sys.executable, str(ROOT / "recipes" / NAME), *SMALL, *GENERATIVE]
-    command += ["--output_dir", str(tmp_path / "out")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "W2S_HF_CACHE": str(cache)}
+    command = [ROOT / "recipes" / NAME, *SMALL, *GENERATIVE, "--output_dir", tmp_path / "out"]
     for pattern in ("generative-*.partial/checkpoints", "ceiling-*.partial/checkpoints"):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start(*command, log=tmp_path / "log", W2S_HF_CACHE=str(cache))
         checkpoints = f"out/_stages/{pattern}/checkpoint-*/trainer_state.json"
-        while process.poll() is None and not any(tmp_path.glob(checkpoints)):
+        while process.is_alive() and not any(tmp_path.glob(checkpoints)):
             time.sleep(0.002)
         time.sleep(random.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         assert any(tmp_path.glob(f"out/_stages/{pattern}")), "over before it was killed"
-    process = recipe(*command[2:], cache=cache, name=NAME)
+    process = forked(*command, W2S_HF_CACHE=str(cache))
     assert process.returncode == 0 and "resumed" in process.stderr, process.stderr[-3000:]
     found = numbers(tmp_path / "out")
     assert (found["runs"], found["summary"]) == (finished[2]["runs"], finished[2]["summary"])
 
 
 def test_two_ranks_run_the_recipe(cache, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     options = "--methods confidence --generative_finetuning true --max_tokens_per_micro_batch 200".split()
     options += ["--per_device_train_batch_size", 16, "--output_dir", tmp_path / "out"]
-    process = recipe(*SMALL, *options, cache=cache, name=NAME, launcher=launcher, GLOO_SOCKET_IFNAME="lo")
+    process = forked(ROOT / "recipes" / NAME, *TINY, *options, n_ranks=2, W2S_HF_CACHE=str(cache))
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.count("strong ceiling") == 1
-    assert numbers(tmp_path / "out")["runs"][0]["weak"]["n"] == 120
+    assert numbers(tmp_path / "out")["runs"][0]["weak"]["n"] == 40
 
 
 @pytest.mark.parametrize("make", [implicit_text, explicit_messages])
