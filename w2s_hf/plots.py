@@ -1,5 +1,7 @@
-"""Figures of an experiment."""
+"""The figure of an experiment, and what figures of a sweep are made of: series, an axis of sizes, pages of panels."""
 
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib
@@ -8,16 +10,40 @@ matplotlib.use("Agg")  # files only: no display is needed, or looked for
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
-__all__ = ["plot_accuracies"]
+__all__ = [
+    "PALETTE",
+    "SizeAxis",
+    "clipped",
+    "draw_pages",
+    "lay_out",
+    "plot_accuracies",
+    "series_styles",
+    "short_names",
+    "size_label",
+]
 
 # Okabe and Ito's palette: told apart by every kind of colour vision, and in grey by its lightness.
+PALETTE = {
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "purple": "#CC79A7",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "grey": "#999999",
+}
 _COLOURS = {
-    "weak": "#999999",
-    "zero-shot": "#E69F00",
-    "control": "#CC79A7",
-    "student": "#0072B2",
-    "ceiling": "#009E73",
+    "weak": PALETTE["grey"],
+    "zero-shot": PALETTE["orange"],
+    "control": PALETTE["purple"],
+    "link": PALETTE["sky"],
+    "student": PALETTE["blue"],
+    "ceiling": PALETTE["green"],
 }
 
 
@@ -41,6 +67,9 @@ def plot_accuracies(results: dict, path: Path) -> None:
         bars.append(("control", "control: student\nnot pretrained", [run["controls"][0] for run in runs], None))
     for position, summary in enumerate(results["summary"]):
         entries = [run["students"][position] for run in runs]
+        for number, link in enumerate(entries[0].get("links", [])[:-1]):
+            label = f"{summary['method']}\nlink {number + 1}\n{link['model'].split('/')[-1]}"
+            bars.append(("link", label, [entry["links"][number] for entry in entries], None))
         bars.append(("student", f"student\n{summary['method']}", entries, summary["pgr_median"]))
     if "ceiling_plain" in runs[0]:
         bars.append(("ceiling", "plain\nceiling", [run["ceiling_plain"] for run in runs], None))
@@ -88,3 +117,190 @@ def plot_accuracies(results: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+# Series of a sweep. Green is the ceiling's. One marker more than colours: 42 series before a pair returns.
+_SERIES = ("blue", "vermilion", "purple", "orange", "sky", "grey")
+_MARKERS = "osD^vPX"
+_LINES = ("-", (0, (4, 1)), (0, (5, 1, 1, 1)), (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)))
+
+# Names are plain text, "$" included; letters as outlines look the same everywhere; the salt makes an SVG repeatable.
+_STYLE = {
+    "text.parse_math": False,
+    "text.usetex": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "w2s_hf",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+}
+
+_COLUMNS, _WRAPPED, _ROWS = 4, 3, 4  # panels on a page: on paper no letter gets smaller than 6.5 points
+
+
+def size_label(parameters: float) -> str:
+    """Two digits and a unit: 73B, 7.6B, 0.2M, 52K."""
+    for unit, name, smallest in ((1e9, "B", 1e9), (1e6, "M", 1e5), (1e3, "K", 1e3)):
+        if parameters >= smallest * 0.995:
+            return f"{float(f'{parameters / unit:.2g}'):g}{name}"
+    return f"{parameters:.0f}"
+
+
+def clipped(name: str, longest: int = 28) -> str:
+    """A name on one line and not too long."""
+    name = " ".join(str(name).split())
+    return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
+def short_names(models: Iterable[str], longest: int = 28) -> dict[str, str]:
+    """The end of each model's id, or as much of it as is needed to tell it from the others."""
+    models = list(models)
+    ends = [model.rstrip("/").rsplit("/", 1)[-1] for model in models]
+    return {
+        model: clipped(end, longest) if ends.count(end) == 1 else clipped(model[::-1], longest)[::-1]
+        for model, end in zip(models, ends, strict=True)
+    }
+
+
+def series_styles(names: Iterable[str]) -> dict[str, dict]:
+    """A colour, a marker and a line for each name: in grey print the last two tell them apart."""
+    return {
+        name: {
+            "color": PALETTE[_SERIES[index % len(_SERIES)]],
+            "marker": _MARKERS[index % len(_MARKERS)],
+            "linestyle": _LINES[index % len(_LINES)],
+        }
+        for index, name in enumerate(names)
+    }
+
+
+class SizeAxis:
+    """
+    Places on a logarithmic axis of model sizes.
+
+    Args:
+        models (`dict[str, float]`): Parameters of each model, smallest first.
+    """
+
+    def __init__(self, models: dict[str, float]) -> None:
+        logs = [float(np.log10(parameters)) for parameters in models.values()]
+        self.span = logs[-1] - logs[0] or 1.0
+        self.places: dict[str, float] = {}
+        for name, place in zip(models, logs, strict=True):
+            # Models of one size would lie on each other: they go a twentieth of the axis apart.
+            self.places[name] = max([place, *(before + self.span / 20 for before in self.places.values())])
+        labels = [size_label(parameters) for parameters in models.values()]
+        names = short_names(models, 14)
+        self.labels = [
+            names[model] if labels.count(label) > 1 else label for model, label in zip(models, labels, strict=True)
+        ]
+
+    def place(self, model: str, series: int = 0, n_series: int = 1) -> float:
+        """Where a model lies; series step aside a little, so that their points do not hide each other."""
+        step = (2 * series / (n_series - 1) - 1) if n_series > 1 else 0.0
+        return 10 ** (self.places[model] + step * (self.span / 45 if len(self.places) > 1 else 0.1))
+
+    def dress(self, axes: Axes, width: float) -> None:
+        """Scale, limits and ticks; labels that would touch go to a lower line. `width` in inches."""
+        margin = 0.13 * self.span if len(self.places) > 1 else 0.4
+        low, high = min(self.places.values()) - margin, max(self.places.values()) + margin
+        ends: list[float] = []  # where the last label of each line ends, in inches
+        labels = []
+        for place, label in zip(self.places.values(), self.labels, strict=True):
+            middle, half = (place - low) / (high - low) * width, 0.04 * len(label) + 0.02
+            line = next((line for line, end in enumerate(ends) if middle - half > end), len(ends))
+            ends[line : line + 1] = [middle + half]
+            labels.append("\n" * line + label)
+        axes.set_xscale("log")
+        axes.set_xticks([10**place for place in self.places.values()], labels)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(10**low, 10**high)
+
+
+def _parts(items: list, longest: int) -> list[list]:
+    """Parts of nearly the same length, none longer than `longest`."""
+    n_parts = -(-len(items) // longest)
+    ends = [round(part * len(items) / n_parts) for part in range(n_parts + 1)]
+    return [items[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+
+
+def lay_out(rows: list[str], columns: list[str]) -> list[list[list[tuple[str, str]]]]:
+    """
+    Pages of lines of panels `(row, column)`. Where there is one column only, its panels fill the lines.
+
+    Example:
+
+    ```python
+    lay_out(["boolq", "sciq"], ["naive", "confidence"])
+    # [[[("boolq", "naive"), ("boolq", "confidence")], [("sciq", "naive"), ("sciq", "confidence")]]]
+    ```
+    """
+    if len(columns) == 1:
+        pages = _parts([(row, columns[0]) for row in rows], _WRAPPED * _ROWS)
+        return [[page[start : start + _WRAPPED] for start in range(0, len(page), _WRAPPED)] for page in pages]
+    return [
+        [[(row, column) for column in some_columns] for row in some_rows]
+        for some_rows in _parts(rows, _ROWS)
+        for some_columns in _parts(columns, _COLUMNS)
+    ]
+
+
+@matplotlib.rc_context(_STYLE)
+def draw_pages(
+    stem: Path,
+    pages: list[list[list[tuple[str, str]]]],
+    panel: Callable[[Axes, float, str, str], None],
+    *,
+    handles: list[Artist],
+    x_label: str,
+    y_label: str,
+) -> list[Path]:
+    """
+    Draws pages of panels; each is saved as `.png` and `.svg`, the second page as `stem_2`. The same panels give the
+    same bytes.
+
+    Args:
+        stem (`Path`): The files, without their endings. Pages of an earlier, longer sweep are removed.
+        pages (`list[list[list[tuple[str, str]]]]`): As of [`lay_out`].
+        panel (`Callable`): Draws a panel, given its axes, their width in inches, its row and its column.
+        handles (`list[Artist]`): What the legend below the panels shows.
+
+    Returns:
+        `list[Path]`, the `.png` and the `.svg` of each page in turn.
+    """
+    for old in stem.parent.glob("*"):
+        if re.fullmatch(re.escape(stem.name) + r"(_\d+)?\.(png|svg)", old.name):
+            old.unlink()
+    if pages:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, page in enumerate(pages, start=1):
+        n_columns = max(len(line) for line in page)
+        panel_width = {1: 5.2, 2: 3.7, 3: 2.9}.get(n_columns, 2.5)
+        width = panel_width * n_columns + 0.4
+        n_legend = max(1, int(width / (0.75 + 0.077 * max(len(handle.get_label()) for handle in handles))))
+        legend_height = 0.2 + 0.22 * -(-len(handles) // n_legend)
+        height = 2.7 * len(page) + 0.3 + legend_height
+        figure = Figure(figsize=(width, height), layout="constrained")
+        grid = figure.subplots(len(page), n_columns, squeeze=False)
+        for line, line_of_axes in zip(page, grid, strict=True):
+            for position, axes in enumerate(line_of_axes):
+                if position < len(line):
+                    panel(axes, panel_width - 0.45, *line[position])
+                    if line is page[-1] or (line is page[-2] and position >= len(page[-1])):
+                        axes.set_xlabel(x_label, fontsize=10.5)
+                else:
+                    axes.set_visible(False)
+        figure.supylabel(y_label, fontsize=10.5).set_y(0.5 + legend_height / height / 2)
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(n_legend, len(handles)), handlelength=2.6)
+        base = stem if number == 1 else stem.with_name(f"{stem.name}_{number}")
+        paths += [base.with_name(base.name + ending) for ending in (".png", ".svg")]
+        figure.savefig(paths[-2], dpi=150)
+        figure.set_layout_engine("none")  # it has done its slow work
+        figure.savefig(paths[-1], metadata={"Date": None})
+    return paths

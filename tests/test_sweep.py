@@ -1,0 +1,299 @@
+"""Sweeps as their users run them: one table, whatever was stopped, failed or lost on the way."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from running import ROOT, recipe_here
+
+from w2s_hf import WeakLabels
+from w2s_hf.experiments import finetuning
+from w2s_hf.experiments.arguments import parse_sweep
+from w2s_hf.experiments.grid import Cell, SweepArguments, cells_of, rounds_of
+
+DEMO = ROOT / "recipes" / "configs" / "sweep_demo.yaml"
+# Enough for models to differ; two supervisors, two students and a chain.
+SMALL = "--demo_world plain --demo_documents 1600 --n_train 160 --n_weak 200 --n_validation 40 --n_test 120".split()
+SMALL += "--eval_strategy no --load_best_model_at_end false --save_strategy no".split()
+GRID = "--weak_models scratch-32x1 pretrained-16x2 --student_models pretrained-16x2 pretrained-32x2".split()
+GRID += "--methods naive bootstrap --seeds 0".split()
+
+
+def sweep(*options, cache, output):
+    return recipe_here(*GRID, *SMALL, *options, "--output_dir", output, cache=cache, name="sweep.py")
+
+
+def trainings(output: Path) -> Counter:
+    """How often each stage was begun anew, by all processes; a stage that was killed is resumed, not begun."""
+    logs = "\n".join(path.read_text() for path in (output / "logs").glob("*.txt"))
+    return Counter(re.findall(r"^(\S+-[0-9a-f]{12}): started", logs, flags=re.MULTILINE))
+
+
+def stages(output: Path) -> set[str]:
+    return {path.name for path in (output / "_stages").iterdir() if path.is_dir()}
+
+
+def predictions(output: Path) -> dict[str, str]:
+    """What the model of each stage said, as a hash."""
+    return {name: WeakLabels.load(output / "_stages" / name / "predictions").fingerprint for name in stages(output)}
+
+
+def check_same(output: Path, expected: Path) -> None:
+    assert (output / "sweep.csv").read_text() == (expected / "sweep.csv").read_text()
+    assert predictions(output) == predictions(expected)
+
+
+@pytest.fixture(scope="module")
+def swept(cache, tmp_path_factory):
+    output, loaded, load_base = tmp_path_factory.mktemp("sweep") / "out", [], finetuning.load_base
+
+    def watched(model, *args):
+        loaded.append(model.name if model.config is not None else "all weights")
+        return load_base(model, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "load_base", watched)
+        process = sweep(cache=cache, output=output)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return output, process, loaded
+
+
+def test_every_cell_is_in_the_table_and_no_stage_was_trained_twice(swept):
+    output, process, _ = swept
+    table = pd.read_parquet(output / "sweep.parquet")
+    assert set(table["status"]) == {"done"}
+    methods = table.groupby(["weak_model", "student_model"])["method"].apply(list)
+    assert methods.tolist() == [["naive"], ["naive"], ["naive"], ["naive", "bootstrap"]]
+    assert pd.read_csv(output / "sweep.csv")["accuracy"].tolist() == table["accuracy"].tolist()
+    said = predictions(output)
+    assert len(set(said.values())) == len(said), "no two models say the same, so a table of others would differ"
+    # Of a chain two links, of which the last is the student, and the student that is taught directly.
+    begun = trainings(output)
+    of_sweep = {name: count for name, count in begun.items() if not name.startswith(("scratch-", "pretrained-"))}
+    assert set(of_sweep) == stages(output) and set(of_sweep.values()) == {1}
+    kinds = Counter(name.rpartition("-")[0] for name in of_sweep)
+    assert kinds == {
+        "weak": 2, "weak-link-labels": 1, "ceiling": 2, "student-naive": 4, "link": 1, "student-bootstrap": 1,
+        "student-direct": 1,
+    }  # fmt: skip
+    assert "[5/5] boolq" in process.stdout and "it/s" not in process.stderr
+    assert "3 cells of the grid are left out: a chain of one" in process.stderr
+    report = (output / "report.html").read_text()
+    assert "pretrained-32x2" in report and "bootstrap" in report
+
+
+def test_cells_of_one_base_share_it(swept):
+    loaded = [name for name in swept[2] if name != "all weights"]
+    # Two supervisors' students and a ceiling on each base; then the chain needs both sizes again.
+    assert loaded[:2] == ["demo/pretrained-16x2", "demo/pretrained-32x2"]
+    assert Counter(loaded) == {"demo/pretrained-16x2": 2, "demo/pretrained-32x2": 2}
+
+
+def test_numbers_are_those_of_the_recipe(swept, cache, tmp_path):
+    shutil.copytree(swept[0] / "_stages", tmp_path / "_stages")
+    options = "--methods naive bootstrap --student_model pretrained-32x2 --config".split()
+    options += [ROOT / "recipes" / "configs" / "demo_ladder.yaml", "--output_dir", tmp_path]
+    process = recipe_here(*SMALL, *options, cache=cache)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "Nothing was trained" in process.stderr
+    students = json.loads((tmp_path / "results.json").read_text())["runs"][0]["students"]
+    table = pd.read_parquet(swept[0] / "sweep.parquet").set_index(["weak_model", "student_model", "method"])
+    for student in students:
+        row = table.loc[("scratch-32x1", "pretrained-32x2", student["method"])]
+        assert row["accuracy"] == student["accuracy"] and row["agreement"] == student["agreement"]["overall"]
+
+
+def test_killed_and_started_again_it_ends_with_the_same_table(swept, cache, tmp_path):
+    output = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "recipes" / "sweep.py"), *GRID, *SMALL, "--output_dir", str(output)]
+    environment = {**os.environ, "W2S_HF_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 200
+    while len(list(output.glob("_stages/student-*[0-9a-f]"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it was stopped before its end"
+    again = sweep(cache=cache, output=output)
+    assert again.returncode == 0, again.stderr[-3000:]
+    check_same(output, swept[0])
+    assert set(trainings(output).values()) == {1}, "what was finished is not trained again"
+
+
+def test_a_failed_cell_is_recorded_and_the_rest_goes_on(swept, cache, tmp_path):
+    shutil.copytree(swept[0] / "_stages", tmp_path / "out" / "_stages")
+    options = ["--student_models", "pretrained-9x9", "pretrained-16x2", "--methods", "naive"]
+    process = sweep(*options, cache=cache, output=tmp_path / "out")
+    assert process.returncode == 1 and "1 cells failed" in process.stderr
+    table = pd.read_parquet(tmp_path / "out" / "sweep.parquet")
+    assert table["status"].tolist() == ["failed", "done", "done"]
+    assert "the demo has no model 'pretrained-9x9'" in table["error"][0] and table["error"].isna()[1]
+    assert "pretrained-9x9" in (tmp_path / "out" / "report.html").read_text()
+    record = json.loads(next((tmp_path / "out" / "cells").glob("*9x9*.json")).read_text())
+    assert "Traceback" in record["traceback"]
+    assert not trainings(tmp_path / "out"), "the others were finished"
+
+
+def test_without_resume_everything_is_trained_again(swept, cache, tmp_path):
+    shutil.copytree(swept[0] / "_stages", tmp_path / "out" / "_stages")
+    options = ["--resume", "false", "--student_models", "pretrained-16x2", "--methods", "naive"]
+    process = sweep(*options, "--weak_models", "scratch-32x1", cache=cache, output=tmp_path / "out")
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert {name.rpartition("-")[0] for name in trainings(tmp_path / "out")} == {"weak", "ceiling", "student-naive"}
+    assert len(stages(tmp_path / "out")) == 3
+
+
+def test_on_two_nodes_of_which_one_loses_its_worker_the_table_is_the_same(swept, cache, tmp_path):
+    pytest.importorskip("ray")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    output, killed = tmp_path / "out", []
+
+    def kill_a_worker() -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            for log in output.glob("logs/*.txt"):
+                pid = int(log.stem.rpartition("-")[2])
+                if "student-" in log.read_text() and pid != os.getpid():
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+                    return
+            time.sleep(0.02)
+
+    cluster = Cluster()
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, include_dashboard=False)
+        killer = threading.Thread(target=kill_a_worker, daemon=True)
+        killer.start()
+        few = "--weak_models scratch-32x1 --methods naive --engine ray --ray_address".split()
+        process = sweep(*few, cluster.address, cache=cache, output=output)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert killed and len(list(output.glob("logs/*.txt"))) > 2, "both nodes worked, and one worker twice"
+    table, expected = (pd.read_parquet(path / "sweep.parquet") for path in (output, swept[0]))
+    expected = expected[(expected["weak_model"] == "scratch-32x1") & (expected["method"] == "naive")]
+    pd.testing.assert_frame_equal(table, expected.reset_index(drop=True), check_exact=True)
+    said = predictions(swept[0])
+    assert all(said[name] == hashed for name, hashed in predictions(output).items())
+    of_sweep = {name: count for name, count in trainings(output).items() if name in said}
+    assert set(of_sweep) == stages(output) and set(of_sweep.values()) == {1}
+
+
+# ---- Without training ----
+
+
+def test_the_grid_leaves_out_what_makes_no_sense():
+    args = SweepArguments(
+        tasks=["boolq", "chess_puzzles"],
+        weak_models=["a", "b"],
+        student_models=["b", "c"],
+        methods=["naive", "confidence", "bootstrap"],
+        seeds=[0],
+    )
+    cells = cells_of(args, {"classification": ["b", "c"], "chess": ["b", "c"]})
+    found = {(cell.task, cell.weak_model, cell.student_model, cell.method) for cell in cells}
+    assert ("boolq", "a", "b", "bootstrap") not in found, "a chain of one"
+    assert ("boolq", "a", "c", "bootstrap") in found
+    assert ("chess_puzzles", "a", "c", "confidence") not in found
+    assert ("boolq", "b", "b", "naive") in found
+    reverse = SweepArguments(tasks=["boolq"], weak_models=["c"], student_models=["b", "c"], methods=["naive"])
+    assert [cell.student_model for cell in cells_of(reverse, {"classification": []})] == ["c"]
+
+
+def test_jobs_come_in_the_order_of_what_they_need():
+    cells = [
+        Cell("boolq", weak, student, method, seed)
+        for seed in (0, 1)
+        for weak in ("a", "b")
+        for student in ("c", "d")
+        for method in ("bootstrap", "naive")
+    ]
+    supervisors, students, chains = rounds_of(cells)
+    assert [(job.cells[0].weak_model, job.cells[0].seed) for job in supervisors] == [
+        ("a", 0),
+        ("b", 0),
+        ("a", 1),
+        ("b", 1),
+    ]
+    assert all(job.only_supervisors for job in supervisors)
+    assert [[job.cells[0].student_model for job in jobs] for jobs in (students, chains)] == [["c", "c", "d", "d"]] * 2
+    assert {cell.method for job in chains for cell in job.cells} == {"bootstrap"}
+    assert sorted(map(str, (cell for job in students + chains for cell in job.cells))) == sorted(map(str, cells))
+
+
+def test_cells_with_names_in_other_directories_have_files_of_their_own():
+    first, second = (Cell("boolq", f"{place}/gpt2", "s", "naive", 0) for place in ("mine", "yours"))
+    assert first.name != second.name and "/" not in first.name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weak_model", "gpt2"], "--weak_models"),
+        (["--methods", "naive", "naive"], "expected each once"),
+        (["--engine", "slurm"], "invalid choice"),
+        (["--accelerate_config", "ddp.yaml"], "accelerate launch"),
+        (["--methods", "naive", "confidense"], "got confidense"),
+        (["--weak-model=gpt2"], "--weak_models"),
+        (["--push_to_hub", "true"], "pushes nothing"),
+    ],
+)
+def test_wrong_command_lines_say_what_to_do(options, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_sweep("", DEMO, options)
+    assert message in capsys.readouterr().err
+
+
+def test_options_of_cells_in_the_file_of_the_grid_are_refused(tmp_path, capsys):
+    (tmp_path / "grid.yaml").write_text("weak_models: [a]\nstudent_models: [b]\nn_train: 100\n")
+    with pytest.raises(SystemExit):
+        parse_sweep("", DEMO, ["--config", str(tmp_path / "grid.yaml")])
+    assert "The grid's file has --n_train" in capsys.readouterr().err
+
+
+def test_options_of_no_recipe_are_refused_before_anything_runs_or_is_removed(cache, tmp_path):
+    (tmp_path / "_stages").mkdir()
+    process = sweep("--resume", "false", "--lerning_rate", "1", cache=cache, output=tmp_path)
+    assert process.returncode == 2 and "--lerning_rate" in process.stderr
+    assert (tmp_path / "_stages").is_dir()
+
+
+def test_the_ladder_may_be_named_on_the_command_line(swept, cache, tmp_path):
+    """And all cells have rows that fit all models of the grid and of the ladder."""
+    shutil.copytree(swept[0] / "_stages", tmp_path / "_stages")
+    options = ["--ladder", "pretrained-16x2", "pretrained-32x2", "--weak_models", "scratch-32x1"]
+    process = sweep(*options, "--student_models", "pretrained-32x2", cache=cache, output=tmp_path)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert pd.read_parquet(tmp_path / "sweep.parquet")["method"].tolist() == ["naive", "bootstrap"]
+    record = json.loads(next((tmp_path / "cells").glob("*bootstrap*.json")).read_text())
+    for student in record["entry"]["students"]:
+        assert (tmp_path / student["output"] / "adapter_config.json").is_file()
+        assert (tmp_path / student["links"][0]["output"] / "adapter_config.json").is_file()
+
+
+def test_a_cell_of_which_nothing_is_recorded_has_failed(swept, cache, tmp_path):
+    shutil.copytree(swept[0] / "_stages", tmp_path / "_stages")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("w2s_hf.experiments.sweep.run_here", lambda *arguments: None)
+        process = sweep(cache=cache, output=tmp_path)
+    assert process.returncode == 1 and "5 cells failed" in process.stderr
+
+
+def test_no_cluster_is_said_so(cache, tmp_path):
+    pytest.importorskip("ray")
+    process = sweep("--engine", "ray", "--ray_address", "127.0.0.1:1", cache=cache, output=tmp_path)
+    assert process.returncode == 1 and "found no cluster" in process.stderr and "ray start --head" in process.stderr

@@ -1,0 +1,263 @@
+"""The cells of a sweep: each is one student, and what they share is trained once."""
+
+import hashlib
+import json
+import logging
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import PartialState
+from transformers import AutoConfig, AutoModel
+
+from ..config import CompletionConfig, RewardPairConfig, WeakToStrongConfig
+from ..sweep_plots import SWEEP_COLUMNS
+from ..tasks import PREFERENCE_TASKS, find_task
+from .arguments import parse_arguments
+from .experiment import Experiment
+from .grid import CHESS_TASK, Cell, Job
+from .options import ChessArguments, ClassificationArguments, ExperimentArguments, RewardArguments
+from .protocol import train_supervisor
+from .stages import library_versions
+
+__all__ = ["DEMO_CONFIGS", "Session", "run_job"]
+
+logger = logging.getLogger(__name__)
+
+# What the command line of each setting's recipe has.
+_COMMAND_LINES: dict[str, tuple[type[ExperimentArguments], type]] = {
+    "classification": (ClassificationArguments, WeakToStrongConfig),
+    "reward": (RewardArguments, RewardPairConfig),
+    "chess": (ChessArguments, CompletionConfig),
+}
+DEMO_CONFIGS = {
+    "classification": "demo_ladder.yaml",
+    "reward": "demo_reward.yaml",
+    "chess": "demo_chess.yaml",
+}
+
+
+@dataclass
+class Session:
+    """
+    Runs cells in one process, and keeps what they share.
+
+    Args:
+        output_dir (`str`): Of the sweep; holds the stages of all cells.
+        options (`list[str]`): Command line of every cell, but for models, method and seed.
+        configs (`dict[str, str]`): YAML file of each setting.
+        run_id (`str`): Of this run of the sweep, to tell its records from those of an earlier one.
+    """
+
+    output_dir: str
+    options: list[str]
+    configs: dict[str, str]
+    run_id: str = ""
+    _experiments: dict[str, Experiment] = field(default_factory=dict, init=False)
+
+    def for_others(self) -> dict:
+        """What makes the same session in another process."""
+        return {"output_dir": self.output_dir, "options": self.options, "configs": self.configs, "run_id": self.run_id}
+
+    @property
+    def key(self) -> str:
+        """Of everything that all cells have in common and that can change a number."""
+        texts = {setting: Path(path).read_text() for setting, path in self.configs.items()}
+        content = json.dumps([self.options, texts, library_versions()], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    def experiment(self, cell: Cell) -> Experiment:
+        """The experiment of a cell; those of one setting share their stages, their rows and their loaded base."""
+        experiment, training = _COMMAND_LINES[cell.setting]
+        options = [*self.options, "--config", self.configs[cell.setting], "--output_dir", self.output_dir]
+        options += ["--weak_model", cell.weak_model, "--student_model", cell.student_model]
+        options += ["--methods", cell.method, "--seeds", str(cell.seed)]
+        parsed = parse_arguments("", Path(), options, experiment=experiment, training=training, announce=False)
+        like = self._experiments.get(cell.setting)
+        made = _experiment_type(cell.setting)(_task_of(cell.task), *parsed, like=like)
+        self._experiments.setdefault(cell.setting, made)
+        return made
+
+    def train_supervisor(self, cell: Cell) -> None:
+        """What teaches a cell, so that it is there when the students' base is loaded."""
+        experiment = self.experiment(cell)
+        train_supervisor(experiment.materials(cell.seed), experiment.args, cell.seed, experiment.bench)
+
+    def run(self, cell: Cell) -> dict:
+        """What is recorded of a cell: its row of the table, and its entry as in `results.json`; or its error."""
+        try:
+            experiment = self.experiment(cell)
+            run = experiment.run_seed(cell.seed)
+            entry = run.entry
+            for student in entry["students"]:
+                # A sweep copies no student; this is where it is.
+                for made in (student, *student.get("links", [])):
+                    made["output"] = f"_stages/{run.students[Path(made['output']).name].name}/model"
+            materials = experiment.materials(cell.seed)
+            sizes = [_n_parameters(model.path, model.revision) for model in (materials.weak, materials.student)]
+            row = _row_of(entry, experiment.setting.chance, *sizes)
+            return {**self._record(cell, "done", row), "entry": entry}
+        except Exception as error:  # whatever it is, the other cells do not have it
+            if PartialState().num_processes > 1:
+                raise  # the other ranks are in the middle of this cell; started again, the sweep goes on
+            for experiment in self._experiments.values():
+                experiment.bench.release()
+            logger.error(f"{cell.name} failed", exc_info=True)
+            return self.failure(cell, error)
+
+    def failure(self, cell: Cell, error: BaseException) -> dict:
+        """What is recorded of a cell that came to nothing."""
+        trace = "".join(traceback.format_exception(error))
+        row = {"error": f"{type(error).__name__}: {error}"}
+        return {**self._record(cell, "failed", row), "traceback": trace}
+
+    def _record(self, cell: Cell, status: str, row: dict) -> dict:
+        row = {**asdict(cell), "setting": cell.setting, "status": status, **row}
+        of_all = {"options": self.options, "versions": library_versions()}
+        return {"cell": asdict(cell), "sweep": self.key, "run": self.run_id, "status": status, "row": row, **of_all}
+
+    def write(self, cell: Cell, record: dict) -> None:
+        """A whole file or none, `cells/NAME.json`."""
+        path = self._path(cell)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.{_process_name()}.partial")
+        aside.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(aside, path)
+
+    def read(self, cell: Cell, any_run: bool = False) -> dict | None:
+        """What this run of the sweep has recorded of a cell, or any run with these settings."""
+        path = self._path(cell)
+        if not path.is_file():
+            return None
+        record = json.loads(path.read_text())
+        return record if record["sweep"] == self.key and (any_run or record["run"] == self.run_id) else None
+
+    def table(self, cells: list[Cell]) -> pd.DataFrame:
+        """The tidy table: a line a recorded cell, in the order of `cells`."""
+        records = [record for cell in cells if (record := self.read(cell, any_run=True)) is not None]
+        return pd.DataFrame([record["row"] for record in records], columns=list(_COLUMNS)).astype(_COLUMNS)
+
+    def _path(self, cell: Cell) -> Path:
+        return Path(self.output_dir) / "cells" / f"{cell.name}.json"
+
+
+def _experiment_type(setting: str) -> type[Experiment]:
+    """The [`Experiment`] of a setting. Imported when it is asked for: that of chess needs python-chess."""
+    if setting == "classification":
+        from .classification import ClassificationExperiment as found
+    elif setting == "reward":
+        from .reward import RewardExperiment as found
+    else:
+        from .chess import ChessExperiment as found
+    return found
+
+
+def _task_of(name: str):
+    """The task of a name, of whatever setting."""
+    if name == CHESS_TASK:
+        from ..tasks.chess import CHESS_PUZZLES
+
+        return CHESS_PUZZLES
+    return PREFERENCE_TASKS[name] if name in PREFERENCE_TASKS else find_task(name)
+
+
+@cache
+def _n_parameters(path: str, revision: str | None) -> int:
+    """Parameters of a model without its head; reads its configuration alone."""
+    config = AutoConfig.from_pretrained(path, revision=revision)
+    with torch.device("meta"):
+        network = AutoModel.from_config(config)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _row_of(entry: dict, chance: float | None, weak_parameters: int, student_parameters: int) -> dict:
+    """A line of the tidy table, of the entry of one seed and one method."""
+    (student,) = entry["students"]
+    if chance is None:
+        chance = min(baseline["accuracy"] for baseline in entry["baselines"] if not baseline["model"])
+    pgr_ci95 = student["pgr_ci95"] or [None, None]
+    return {
+        "weak_parameters": weak_parameters,
+        "student_parameters": student_parameters,
+        "n_test": student["n"],
+        "chance": chance,
+        "weak_accuracy": entry["weak"]["accuracy"],
+        "ceiling_accuracy": entry["ceiling"]["accuracy"],
+        "accuracy": student["accuracy"],
+        "accuracy_low": student["ci95"][0],
+        "accuracy_high": student["ci95"][1],
+        "pgr": student["pgr"],
+        "pgr_low": pgr_ci95[0],
+        "pgr_high": pgr_ci95[1],
+        "pgr_undefined": student["pgr_undefined"],
+        "agreement": student["agreement"]["overall"],
+        "agreement_supervisor_right": student["agreement"]["supervisor_right"],
+        "agreement_supervisor_wrong": student["agreement"]["supervisor_wrong"],
+        "direct_accuracy": student["direct"]["same_rows"]["accuracy"] if "direct" in student else None,
+    }
+
+
+_TEXT = {"task", "setting", "weak_model", "student_model", "method", "status", "pgr_undefined", "error"}
+_COUNTS = {"weak_parameters", "student_parameters", "n_test"}
+_COLUMNS = {
+    name: "string" if name in _TEXT else "Int64" if name in _COUNTS else "int64" if name == "seed" else "float64"
+    for name in SWEEP_COLUMNS
+}
+
+
+def run_job(session: Session, job: Job, on_record: Callable[[Cell, dict], None] = lambda cell, record: None) -> None:
+    """Runs the cells of a job and writes what is recorded of each, `cells/NAME.json`."""
+    with _logged_to(Path(session.output_dir) / "logs" / f"{_process_name()}.txt"):
+        for cell in job.cells:
+            if job.only_supervisors:
+                try:
+                    session.train_supervisor(cell)
+                except Exception as error:  # its cells will find and record it
+                    if PartialState().num_processes > 1:
+                        raise
+                    logger.error(f"{cell.weak_model}, {cell.task}, seed {cell.seed}: {error}", exc_info=True)
+                continue
+            record = session.run(cell)
+            if PartialState().is_main_process:
+                session.write(cell, record)
+            on_record(cell, record)
+
+
+def _process_name() -> str:
+    """On all machines another."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+@contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    """What trainings print, and what is logged, goes to a file; the screen is for the table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger()
+    with open(path, "a", buffering=1) as file:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        before, root.handlers = root.handlers, [handler]
+        try:
+            with redirect_stdout(file), redirect_stderr(file):
+                yield
+        finally:
+            root.handlers = before
+
+
+def main(path: str) -> None:
+    """A job in a process of its own: `accelerate launch -m w2s_hf.experiments.cells JOB.json`."""
+    job = json.loads(Path(path).read_text())
+    logging.getLogger("w2s_hf").setLevel(logging.INFO)
+    run_job(Session(**job["session"]), Job(tuple(Cell(**cell) for cell in job["cells"]), job["only_supervisors"]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

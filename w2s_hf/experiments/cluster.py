@@ -1,0 +1,133 @@
+"""The jobs of a sweep on a Ray cluster: workers share a folder, and through its stages each other's trainings."""
+
+import dataclasses
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from .cells import Session, run_job
+from .grid import Cell, Job
+
+__all__ = ["run_on_cluster"]
+
+logger = logging.getLogger(__name__)
+
+# Of a worker that dies; the job goes on elsewhere, from the stages and checkpoints that it left.
+_MAX_RETRIES = 3
+
+
+def run_on_cluster(
+    session: Session,
+    rounds: list[list[Job]],
+    on_record: Callable[[Cell, dict], None],
+    *,
+    address: str,
+    n_cpus: float,
+    n_gpus: float,
+    accelerate_config: str | None = None,
+) -> None:
+    """
+    Runs jobs on an existing cluster, as many at a time as have room.
+
+    Args:
+        session ([`Session`]): Its output directory is on a folder that all machines have under this path.
+        rounds: See [`w2s_hf.experiments.grid.rounds_of`]; one is finished before the next begins.
+        on_record (`Callable`): Is told of each cell.
+        address (`str`): As of `ray.init`.
+        n_cpus, n_gpus (`float`): Resources of a job.
+        accelerate_config (`str`, *optional*): Launch every job by accelerate, with this configuration.
+
+    Raises:
+        ConnectionError: no cluster is found there.
+        ValueError: Ray is not installed, or no machine has what a job needs.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ValueError('--engine ray needs Ray: pip install -c constraints.txt -e ".[ray]"') from error
+    if not ray.is_initialized():
+        try:
+            _reach(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConnectionError(
+                f"--ray_address: found no cluster at {address!r} ({error}). Start one with `ray start --head` on one "
+                "machine and `ray start --address HOST:6379` on the others."
+            ) from error
+    work = ray.remote(_work).options(num_cpus=n_cpus, num_gpus=n_gpus, max_retries=_MAX_RETRIES)
+    # Where the demo's models are; on the shared folder they are found, elsewhere made again. Tokens and caches of the
+    # Hub are each machine's own.
+    variables = {name: os.environ[name] for name in ("W2S_HF_CACHE",) if name in os.environ}
+    settings = (session.for_others(), variables, accelerate_config)
+    _refuse_too_much(ray.nodes(), {"CPU": n_cpus, "GPU": n_gpus})
+    for jobs in rounds:
+        pending = {work.remote(_as_dict(job), *settings): job for job in jobs}
+        waiting = {cell for job in jobs for cell in job.cells if not job.only_supervisors}
+        try:
+            while pending:
+                finished, _ = ray.wait(list(pending), timeout=1)
+                for reference in finished:
+                    job = pending.pop(reference)
+                    try:
+                        ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        logger.warning(f"A job of {len(job.cells)} cells was lost: {error}")
+                        for cell in waiting & set(job.cells):
+                            if session.read(cell) is None:
+                                session.write(cell, session.failure(cell, error))
+                for cell in list(waiting):
+                    record = session.read(cell)
+                    if record is not None:
+                        waiting.remove(cell)
+                        on_record(cell, record)
+        finally:
+            for reference in pending:
+                ray.cancel(reference, force=True)
+
+
+def _refuse_too_much(nodes: list[dict], wanted: dict[str, float]) -> None:
+    """Raises `ValueError` where no machine has the resources of a job; Ray itself would wait for one to come."""
+    there = [node["Resources"] for node in nodes if node["Alive"]]
+    if not any(all(node.get(name, 0) >= n for name, n in wanted.items()) for node in there):
+        most = {name: max((node.get(name, 0) for node in there), default=0) for name in wanted}
+        raise ValueError(
+            f"--cell_cpus {wanted['CPU']:g}, --cell_gpus {wanted['GPU']:g}: no machine of the cluster has as many; "
+            f"the most on one are {most['CPU']:g} CPUs and {most['GPU']:g} GPUs."
+        )
+
+
+def _reach(address: str) -> None:
+    """Raises `OSError` where nobody listens; Ray itself would go on asking for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _as_dict(job: Job) -> dict:
+    return {"cells": [dataclasses.asdict(cell) for cell in job.cells], "only_supervisors": job.only_supervisors}
+
+
+def _work(job: dict, session: dict, variables: dict[str, str], accelerate_config: str | None) -> None:
+    """On a worker. Nothing is returned: what is recorded of cells is on the shared folder."""
+    os.environ.update(variables)
+    if accelerate_config is None:
+        logging.getLogger("w2s_hf").setLevel(logging.INFO)
+        return run_job(Session(**session), Job(tuple(Cell(**cell) for cell in job["cells"]), job["only_supervisors"]))
+    path = Path(session["output_dir"]) / "jobs" / f"{Cell(**job['cells'][0]).name}-{os.getpid()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"session": session, **job}))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", accelerate_config]
+    launch += ["--main_process_port", "0"]  # any that is free: a machine may have several jobs
+    process = subprocess.Popen([*launch, "-m", "w2s_hf.experiments.cells", str(path)])
+    try:
+        if process.wait():
+            raise RuntimeError(
+                f"accelerate launch ended with {process.returncode}; see its log on {os.uname().nodename}."
+            )
+    finally:
+        process.kill()  # where this worker is told to stop

@@ -1,0 +1,139 @@
+"""A sweep: a grid of experiments, here or on a cluster, that ends in one table."""
+
+import itertools
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from accelerate import PartialState
+
+from ..sweep_report import write_sweep_report
+from .cells import DEMO_CONFIGS, Session, run_job
+from .cluster import run_on_cluster
+from .grid import Cell, Job, SweepArguments, cells_of, rounds_of
+from .live import SweepView
+
+__all__ = ["run_sweep"]
+
+
+def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd.DataFrame:
+    """
+    Runs all cells of a grid and writes `sweep.parquet`, `sweep.csv`, `report.html` and figures below
+    `args.output_dir`.
+
+    A stage that several cells share, such as a supervisor or a ceiling, is trained once. A cell that fails is
+    recorded, and the rest goes on. What a run that was stopped has trained is found again.
+
+    Args:
+        args ([`SweepArguments`]): The grid.
+        options (`list[str]`): Command line of every cell, but for models, method and seed.
+        configs_dir (`Path`): Where the demos' configurations are.
+
+    Returns:
+        `pandas.DataFrame`: The tidy table, a line a cell.
+
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError: before anything is trained.
+    """
+    output_dir = Path(args.output_dir).resolve()
+    state = PartialState()
+    if state.num_processes > 1 and args.engine == "ray":
+        raise ValueError("Got --engine ray and several processes; start one: python recipes/sweep.py --engine ray ...")
+    if state.is_main_process:
+        copy_configs(args, configs_dir, output_dir / "configs")
+    state.wait_for_everyone()
+    configs = {setting: str(output_dir / "configs" / f"{setting}.yaml") for setting in settings_of(args)}
+    ladders = {
+        cell.setting: Session(str(output_dir), options, configs).experiment(cell).args.ladder
+        for cell in first_cells(args)
+    }
+    # All rows fit all models of the grid, so that all cells of a task have the same rows.
+    ladder = itertools.chain.from_iterable(ladders.values())
+    names = dict.fromkeys([*args.weak_models, *args.student_models, *ladder])
+    session = Session(str(output_dir), ["--rows_fit", *names, *options], configs, run_id=uuid.uuid4().hex)
+    cells = cells_of(args, ladders)
+    rounds = rounds_of(cells)
+    if not args.resume and state.is_main_process:
+        for name in ("_stages", "cells", "logs", "jobs"):
+            shutil.rmtree(output_dir / name, ignore_errors=True)
+    state.wait_for_everyone()
+    if args.engine == "ray":
+        accelerate_config = args.accelerate_config and str(output_dir / "configs" / "accelerate.yaml")
+        run = partial(
+            run_on_cluster,
+            address=args.ray_address,
+            n_cpus=args.cell_cpus,
+            n_gpus=args.cell_gpus,
+            accelerate_config=accelerate_config,
+        )
+    else:
+        run = run_here
+    with SweepView(cells, is_shown=state.is_main_process) as view:
+
+        def on_record(cell: Cell, record: dict) -> None:
+            view.update(cell, record)
+            if state.is_main_process:
+                write_tables(session.table(cells), output_dir)
+
+        run(session, rounds, on_record)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        for cell in cells:
+            if session.read(cell) is None:
+                session.write(cell, session.failure(cell, RuntimeError("nothing was recorded of this cell")))
+        table = session.table(cells)
+        write_tables(table, output_dir)
+        # Not where things are on this machine: the report is for others.
+        hidden = ("output_dir", "cell_config", "ray_address", "accelerate_config")
+        settings = {name: value for name, value in asdict(args).items() if name not in hidden}
+        settings = {**settings, "options of all cells": " ".join(options)}
+        write_sweep_report(table, {name: str(value) for name, value in settings.items()}, output_dir)
+    state.wait_for_everyone()
+    return session.table(cells)
+
+
+def run_here(session: Session, rounds: list[list[Job]], on_record: Callable[[Cell, dict], None]) -> None:
+    """One job after the other, in this process."""
+    for jobs in rounds:
+        for job in jobs:
+            run_job(session, job, on_record)
+
+
+def settings_of(args: SweepArguments) -> list[str]:
+    """The settings of a grid's tasks."""
+    return list(dict.fromkeys(cell.setting for cell in first_cells(args)))
+
+
+def first_cells(args: SweepArguments) -> list[Cell]:
+    """A cell of each task, by the method that every setting has."""
+    return [Cell(task, args.weak_models[0], args.student_models[-1], "naive", args.seeds[0]) for task in args.tasks]
+
+
+def copy_configs(args: SweepArguments, source: Path, target: Path) -> None:
+    """What all cells read, beside the results: other machines read it there, and it says what was run."""
+    target.mkdir(parents=True, exist_ok=True)
+    for setting in settings_of(args):
+        path = source / DEMO_CONFIGS[setting] if args.cell_config is None else Path(args.cell_config)
+        _copy(path, target / f"{setting}.yaml", "--cell_config")
+    if args.accelerate_config is not None:
+        _copy(Path(args.accelerate_config), target / "accelerate.yaml", "--accelerate_config")
+
+
+def _copy(source: Path, target: Path, option: str) -> None:
+    if not source.is_file():
+        raise FileNotFoundError(f"{option}: there is no file {str(source)!r}.")
+    if source.resolve() != target.resolve():
+        shutil.copyfile(source, target)
+
+
+def write_tables(table: pd.DataFrame, directory: Path) -> None:
+    """`sweep.parquet` and `sweep.csv`, each whole or as it was."""
+    for name, write in (("sweep.parquet", table.to_parquet), ("sweep.csv", table.to_csv)):
+        aside = directory / f"{name}.partial"
+        write(aside, index=False)
+        os.replace(aside, directory / name)

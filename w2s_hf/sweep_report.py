@@ -1,0 +1,216 @@
+"""The page of a sweep: one HTML file with figures, tables and settings, for which nothing is loaded."""
+
+import base64
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from .plots import size_label
+from .sweep_plots import (
+    PGR_AXIS,
+    finished,
+    plot_accuracy_by_size,
+    plot_agreement,
+    plot_pgr_by_size,
+    plot_pgr_distribution,
+    several_seeds,
+)
+
+__all__ = ["write_sweep_report"]
+
+_FIGURES = {
+    "accuracy": plot_accuracy_by_size,
+    "pgr": plot_pgr_by_size,
+    "agreement": plot_agreement,
+    "spread": plot_pgr_distribution,
+}
+_OF_A_GROUP = ["task", "weak_model", "student_model", "method"]
+
+
+def write_sweep_report(table: pd.DataFrame, settings: Mapping[str, object], directory: str | Path) -> Path:
+    """
+    Writes `report.html`, and the figures in it to `figures/`, each as `.png` and `.svg`. The same table and settings
+    give the same bytes.
+
+    Args:
+        table (`pandas.DataFrame`): As for [`~sweep_plots.finished`]: a row a cell, failed ones too.
+        settings (`Mapping[str, object]`): Shown as they print. Names, settings and errors are escaped.
+        directory (`str` or `Path`): Where to.
+
+    Returns:
+        `Path` of `report.html`.
+
+    Raises:
+        ValueError: a column is missing, or a status is neither "done" nor "failed".
+    """
+    directory = Path(directory)
+    done = finished(table)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,  # errors and names of models come from elsewhere
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    tasks = _unique(table, "task")
+    subject = ", ".join(tasks) if 0 < len(tasks) < 4 else _count(len(tasks), "task")
+    content = environment.get_template("sweep_report.html").render(
+        title=f"Weak-to-strong generalization: {subject}",
+        introduction=_introduction(table, done),
+        cautions=_cautions(done),
+        n_done=len(done),
+        several_seeds=several_seeds(done),
+        has_direct=bool(done["direct_accuracy"].notna().any()),
+        pgr_axis=PGR_AXIS,
+        figures=_figures(table, directory / "figures"),
+        summary=_summary(table),
+        cells=_cells(table),
+        settings=[(str(name), str(value)) for name, value in settings.items()],
+    )
+    path = directory / "report.html"
+    directory.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(content + "\n", encoding="utf-8")
+    os.replace(aside, path)
+    return path
+
+
+def _unique(table: pd.DataFrame, column: str) -> list[str]:
+    return [str(value) for value in dict.fromkeys(table[column])]
+
+
+def _count(number: int, one: str) -> str:
+    return f"{number:,} {one if number == 1 else one + 's'}"
+
+
+def _introduction(table: pd.DataFrame, done: pd.DataFrame) -> str:
+    tasks, methods, seeds = (_unique(table, column) for column in ("task", "method", "seed"))
+    made = f"{len(done):,} done, {len(table) - len(done):,} failed"
+    if table.empty:
+        return "A sweep without cells."
+    return (
+        f"A sweep of {_count(len(table), 'cell')}: {made}. A cell is a student taught one task by one weak "
+        f"supervisor, with one method and one seed. There are {_count(len(tasks), 'task')} ({', '.join(tasks)}), "
+        f"{_count(len(_unique(table, 'weak_model')), 'supervisor')}, "
+        f"{_count(len(_unique(table, 'student_model')), 'student')}, "
+        f"{_count(len(methods), 'method')} ({', '.join(methods)}) and {_count(len(seeds), 'seed')} "
+        f"({', '.join(seeds)})."
+    )
+
+
+def _cautions(done: pd.DataFrame) -> list[str]:
+    """What a reader of PGR should know, a sentence each."""
+    said = []
+    if len(done) and not several_seeds(done):
+        said.append("Each cell has one seed: how much another seed would change is not measured.")
+    if n := int((done["weak_accuracy"] <= done["chance"]).sum()):
+        said.append(
+            f"{_count(n, 'cell')}: the supervisor is not better than chance, so its labels and PGR say nothing."
+        )
+    if n := int(done["pgr"].isna().sum()):
+        said.append(f"{_count(n, 'cell')}: PGR is undefined, as the ceiling is not above the supervisor.")
+    if n := int((done["pgr"].notna() & done["pgr_low"].isna()).sum()):
+        said.append(
+            f"{_count(n, 'cell')}: the interval of PGR is unbounded, as on these test rows the ceiling is not clearly "
+            "above the supervisor."
+        )
+    return said
+
+
+def _figures(table: pd.DataFrame, directory: Path) -> dict[str, list[dict]]:
+    """Draws the figures. For each its pages: where they lie, and what an `<img>` holds."""
+    figures = {}
+    for name, draw in _FIGURES.items():
+        pages = [path for path in draw(table, directory) if path.suffix == ".svg"]
+        # As images, and not as parts of the page: ids of two cannot meet, and nothing in them is run.
+        figures[name] = [
+            {"file": f"{directory.name}/{path.stem}", "data": base64.b64encode(path.read_bytes()).decode()}
+            for path in pages
+        ]
+    return figures
+
+
+def _column(name: str, kind: str = "number") -> dict:
+    return {"name": name, "is_number": kind == "number", "is_long": kind == "long"}
+
+
+def _text(value: object) -> dict:
+    return {"text": "" if pd.isna(value) else str(value), "value": ""}
+
+
+def _number(value: float, form: str = ".3f", ends: tuple[float, float] | None = None, missing: str = "") -> dict:
+    """A number and, in brackets, an interval; its full value is what it is sorted by."""
+    if pd.isna(value):
+        return {"text": missing, "value": ""}
+    text = f"{value:{form}}"
+    if ends is not None:
+        text += " [unbounded]" if pd.isna(ends[0]) else f" [{ends[0]:{form}}, {ends[1]:{form}}]"
+    return {"text": text, "value": repr(float(value))}
+
+
+def _size(parameters: float) -> dict:
+    return _number(parameters) | {"text": "" if pd.isna(parameters) else size_label(parameters)}
+
+
+def _summary(table: pd.DataFrame) -> dict:
+    """A line a task, pair of models and method."""
+    columns = [_column(name, "text") for name in ("task", "supervisor", "student", "method")]
+    columns += [_column(name) for name in ("mean accuracy [range]", "supervisor accuracy", "ceiling accuracy")]
+    columns += [_column(name) for name in ("median PGR [range]", "seeds", "PGR undefined", "failed", "test rows")]
+    rows = []
+    for names, cells in table.groupby(_OF_A_GROUP, sort=False):
+        done = cells[cells["status"] == "done"]
+        one = len(done) == 1
+        spread = [
+            (done[f"{name}_low"].min(), done[f"{name}_high"].max()) if one else (done[name].min(), done[name].max())
+            for name in ("accuracy", "pgr")
+        ]
+        rows.append(
+            {
+                "failed": done.empty,
+                "cells": [
+                    *map(_text, names),
+                    _number(done["accuracy"].mean(), ends=spread[0]),
+                    _number(done["weak_accuracy"].mean()),
+                    _number(done["ceiling_accuracy"].mean()),
+                    _number(done["pgr"].median(), ".2f", spread[1], missing="" if done.empty else "undefined"),
+                    _number(len(done), "d"),
+                    _number(int(done["pgr"].isna().sum()), "d"),
+                    _number(len(cells) - len(done), "d"),
+                    _number(done["n_test"].max(), ",.0f"),
+                ],
+            }
+        )
+    return {"columns": columns, "rows": rows if (table["status"] == "done").any() else []}
+
+
+def _cells(table: pd.DataFrame) -> dict:
+    """A line a cell; what a reader looks for first comes first."""
+    columns = [_column(name, "text") for name in ("task", "supervisor", "student", "method")]
+    columns += [_column("seed"), _column("status", "text")]
+    columns += [_column(name) for name in ("accuracy [95 %]", "supervisor accuracy", "ceiling accuracy", "PGR [95 %]")]
+    columns += [_column(name) for name in ("agreement", "where supervisor right", "where supervisor wrong")]
+    columns += [_column("without the chain")]
+    columns += [_column(name) for name in ("test rows", "chance", "supervisor size", "student size")]
+    columns += [_column("setting", "text"), _column("error, or why PGR is undefined", "long")]
+    rows = []
+    for cell in table.itertuples():
+        failed = cell.status == "failed"
+        cells = [_text(name) for name in (cell.task, cell.weak_model, cell.student_model, cell.method)]
+        cells += [_number(cell.seed, "d"), _text(cell.status)]
+        cells += [
+            _number(cell.accuracy, ends=(cell.accuracy_low, cell.accuracy_high)),
+            _number(cell.weak_accuracy),
+            _number(cell.ceiling_accuracy),
+            _number(cell.pgr, ".2f", (cell.pgr_low, cell.pgr_high), missing="" if failed else "undefined"),
+        ]
+        shares = (cell.agreement, cell.agreement_supervisor_right, cell.agreement_supervisor_wrong)
+        cells += [*(_number(share, ".2f") for share in shares), _number(cell.direct_accuracy)]
+        cells += [_number(cell.n_test, ",.0f"), _number(cell.chance)]
+        cells += [_size(cell.weak_parameters), _size(cell.student_parameters), _text(cell.setting)]
+        cells.append(_text(cell.error if failed else cell.pgr_undefined))
+        rows.append({"failed": failed, "cells": cells})
+    return {"columns": columns, "rows": rows}
