@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from running import ROOT, recipe_here
 from w2s_hf import WeakLabels
 from w2s_hf.experiments import finetuning
 from w2s_hf.experiments.arguments import parse_sweep
+from w2s_hf.experiments.cells import Session
 from w2s_hf.experiments.grid import Cell, SweepArguments, cells_of, rounds_of
 
 DEMO = ROOT / "recipes" / "configs" / "sweep_demo.yaml"
@@ -291,6 +293,32 @@ def test_a_cell_of_which_nothing_is_recorded_has_failed(swept, cache, tmp_path):
         patch.setattr("w2s_hf.experiments.sweep.run_here", lambda *arguments: None)
         process = sweep(cache=cache, output=tmp_path)
     assert process.returncode == 1 and "5 cells failed" in process.stderr
+
+
+def test_real_models_need_a_configuration_of_the_cells(cache, tmp_path):
+    models = ["--weak_models", "gpt2", "--student_models", "gpt2-xl"]
+    process = sweep(*models, cache=cache, output=tmp_path)
+    assert process.returncode == 1 and "--cell_config recipes/configs/single_gpu.yaml" in process.stderr
+
+
+def test_one_configuration_is_not_for_two_settings(cache, tmp_path):
+    options = ["--tasks", "boolq", "anthropic_hh", "--cell_config", ROOT / "recipes" / "configs" / "demo.yaml"]
+    process = sweep(*options, cache=cache, output=tmp_path)
+    assert process.returncode == 1 and "tasks of classification and reward" in process.stderr
+
+
+def test_a_job_may_be_launched_by_accelerate(swept, cache, tmp_path, monkeypatch):
+    """As a worker of the cluster does it, where a cell has several GPUs."""
+    from w2s_hf.experiments.cluster import _work
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "cpu.yaml").write_text("use_cpu: true\nnum_processes: 1\ndistributed_type: 'NO'\n")
+    session = Session(str(tmp_path), [*SMALL], {"classification": str(swept[0] / "configs" / "classification.yaml")})
+    cell = Cell("boolq", "scratch-32x1", "pretrained-16x2", "naive", 0)
+    job = {"cells": [asdict(cell)], "only_supervisors": True}
+    _work(job, session.for_others(), {"W2S_HF_CACHE": str(cache)}, str(tmp_path / "cpu.yaml"))
+    assert [name.rpartition("-")[0] for name in stages(tmp_path)] == ["weak"]
+    assert stages(tmp_path) <= stages(swept[0]), "the same stage as here"
 
 
 def test_no_cluster_is_said_so(cache, tmp_path):

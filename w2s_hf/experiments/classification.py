@@ -43,13 +43,14 @@ told from its kind, and there are many kinds, which a narrow model does not keep
 hint among their facts that a supervisor which has read nothing can learn, too. All test questions are about entities
 that no training row asks about: what a student knows of them it has from pretraining.
 
-- Students of three widths have read the same text, so that they differ in size alone. Larger ones, and their ceilings,
-  are better in the mean over seeds, and not in each seed: one seed shows no law of size.
+- Students of three widths have read the same text, so that they differ in size alone. The widest, and its ceiling, is
+  the best in the mean over seeds and not in each one; the two others differ less than seeds do. One seed shows no law
+  of size.
 - Where the supervisor is better than chance, a student that is better than its teacher shows the effect itself. The
   control, the same architecture taught by the same labels without pretraining, has only the hints to go by.
 - Bootstrapping is here to be measured and not to win. The first link is a narrow model that knows little more than the
-  supervisor, and what it gets wrong the next ones learn: over seeds the chain is worse than direct training, which
-  the paper's text tasks found to be of little use, too. (In the demo of chess it may help.)
+  supervisor, and what it gets wrong the next ones learn: in most seeds the chain is worse than direct training. The
+  paper, too, found it of little use on its text tasks.
 - Each seed is another world with other models, so numbers differ from seed to seed by more than their intervals.
 """
 

@@ -39,7 +39,10 @@ class SweepArguments:
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "As of the recipes."})
     cell_config: str | None = field(
         default=None,
-        metadata={"help": "YAML file of options for all cells; see recipes/configs (unset: the demo of the setting)."},
+        metadata={
+            "help": "YAML file of options for all cells, whose tasks are then of one setting; see recipes/configs "
+            "(unset: the demo of each setting)."
+        },
     )
     output_dir: str = field(default="outputs/sweep", metadata={"help": "Where everything is written to."})
     resume: bool = field(

@@ -48,10 +48,16 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
         copy_configs(args, configs_dir, output_dir / "configs")
     state.wait_for_everyone()
     configs = {setting: str(output_dir / "configs" / f"{setting}.yaml") for setting in settings_of(args)}
-    ladders = {
-        cell.setting: Session(str(output_dir), options, configs).experiment(cell).args.ladder
-        for cell in first_cells(args)
-    }
+    session = Session(str(output_dir), options, configs)
+    first = {cell.setting: session.experiment(cell) for cell in first_cells(args)}
+    for experiment in first.values():
+        if experiment.args.demo and not {*args.weak_models, *args.student_models} & set(experiment.demo_models):
+            raise ValueError(
+                f"Got no --cell_config, which is the demo, and none of its models, which are "
+                f"{', '.join(experiment.demo_models)}. For other models name a configuration such as "
+                "--cell_config recipes/configs/single_gpu.yaml."
+            )
+    ladders = {setting: experiment.args.ladder for setting, experiment in first.items()}
     # All rows fit all models of the grid, so that all cells of a task have the same rows.
     ladder = itertools.chain.from_iterable(ladders.values())
     names = dict.fromkeys([*args.weak_models, *args.student_models, *ladder])
@@ -116,6 +122,11 @@ def first_cells(args: SweepArguments) -> list[Cell]:
 
 def copy_configs(args: SweepArguments, source: Path, target: Path) -> None:
     """What all cells read, beside the results: other machines read it there, and it says what was run."""
+    if args.cell_config is not None and len(settings_of(args)) > 1:
+        raise ValueError(
+            f"Got one --cell_config for tasks of {' and '.join(settings_of(args))}, whose options differ; make a "
+            "sweep of each."
+        )
     target.mkdir(parents=True, exist_ok=True)
     for setting in settings_of(args):
         path = source / DEMO_CONFIGS[setting] if args.cell_config is None else Path(args.cell_config)
