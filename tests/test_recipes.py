@@ -249,7 +249,7 @@ def test_bad_arguments_end_in_one_clear_line(options, message, tmp_path, monkeyp
     ("options", "message"),
     [
         (
-            "--dataset_path nowhere --weak_model a --student_model b",
+            "--dataset_path nowhere --weak_model {model} --student_model {model}",
             "--dataset_path: got 'nowhere', which is no directory and no file",
         ),
         ("--dataset_path {rows} --weak_model {empty} --student_model b", "has no config.json"),
@@ -257,13 +257,14 @@ def test_bad_arguments_end_in_one_clear_line(options, message, tmp_path, monkeyp
     ],
 )
 def test_bad_requests_end_in_one_clear_line(options, message, cache, tmp_path):
-    (tmp_path / "empty").mkdir()
-    rows = tmp_path / "rows"
-    rows.mkdir()
+    rows, empty, model = (tmp_path / name for name in ("rows", "empty", "model"))
+    for directory in (rows, empty, model):
+        directory.mkdir()
+    (model / "config.json").write_text("{}")
     for name in ("train", "validation"):
         passages(120, name).to_parquet(rows / f"{name}.parquet")
     demo = () if "dataset" in options else ("--config", DEMO_CONFIG)
-    options = options.format(rows=rows, empty=tmp_path / "empty").split()
+    options = options.format(rows=rows, empty=empty, model=model).split()
     process = recipe_here(*demo, *options, "--output_dir", tmp_path / "out", cache=cache)
     assert process.returncode == 1
     assert message in process.stderr and "Traceback" not in process.stderr
@@ -278,7 +279,8 @@ def no_hub(monkeypatch):
 
 
 def test_hub_out_of_reach_is_said(no_hub, cache, tmp_path):
-    models = ["--weak_model", "a/b", "--student_model", "c/d"]
+    (tmp_path / "config.json").write_text("{}")
+    models = ["--weak_model", tmp_path, "--student_model", tmp_path]
     process = recipe_here(*models, "--output_dir", tmp_path / "out", cache=cache)
     assert process.returncode == 1
     for advice in ("--dataset_path", "HF_HUB_OFFLINE=1", "demo", "google/boolq"):
