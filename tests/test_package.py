@@ -13,7 +13,8 @@ PACKAGE = Path(w2s_hf.__file__).parent
 
 # A module imports only from lines above its own.
 LAYERS = [
-    {"losses", "metrics", "hub", "checkpoints"},
+    {"losses", "metrics", "hub", "checkpoints", "markdown"},
+    {"cards"},
     {"config", "labels"},
     {"collators", "generation", "modeling", "plots", "publish"},
     {"tasks.task", "tasks.tokenizing", "sweep_plots"},
@@ -23,12 +24,12 @@ LAYERS = [
     {"tasks"},
     {"tasks.chess"},
     {"tasks.leak_probe"},
-    {"trainers.whole_step", "trainers.chain"},
+    {"trainers.whole_step", "trainers.chain", "trainers.student_card"},
     {"trainers.weak_to_strong", "trainers.reward_pair", "trainers.completion"},
     {"trainers.bootstrap"},
     {"trainers"},
-    {"experiments.stages", "experiments.report", "experiments.options"},
-    {"experiments.grid", "experiments.settings"},
+    {"experiments.stages", "experiments.options"},
+    {"experiments.grid", "experiments.settings", "experiments.report"},
     {"experiments.arguments", "experiments.live", "experiments.finetuning"},
     {"experiments.bootstrapping", "experiments.generative", "experiments.moves"},
     {"experiments.protocol", "experiments.boards"},

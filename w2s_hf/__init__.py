@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .cards import Score, StudentCard
     from .config import BootstrapConfig, CompletionConfig, RewardPairConfig, StudentConfig, WeakToStrongConfig
     from .labels import WeakCompletions, WeakLabels
     from .metrics import performance_gap_recovered
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .trainers import BootstrapTrainer, CompletionTrainer, RewardPairTrainer, WeakToStrongTrainer
 
 _MODULE_OF_NAME = {
+    "Score": "cards",
+    "StudentCard": "cards",
     "BootstrapConfig": "config",
     "CompletionConfig": "config",
     "RewardPairConfig": "config",
@@ -45,6 +48,8 @@ __all__ = [
     "CompletionTrainer",
     "RewardPairConfig",
     "RewardPairTrainer",
+    "Score",
+    "StudentCard",
     "StudentConfig",
     "Task",
     "WeakCompletions",

@@ -38,6 +38,12 @@ class _OwnDefaults:
         if getattr(self, "activation_checkpointing", False) is None:
             self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise ValueError(
+                f"hub_strategy: got {self.hub_strategy.value!r}, which uploads checkpoints as they are, with "
+                "training_args.bin and its paths in them, expected 'end': push_to_hub() uploads the student and its "
+                "card."
+            )
 
 
 @dataclass
@@ -75,7 +81,7 @@ class LossArguments(_OwnDefaults):
     parameters), `hub_strategy="end"` (one upload, after the last step).
 
     Raises:
-        ValueError: a value is outside its range.
+        ValueError: a value is outside its range, or `hub_strategy` another than `"end"` with `push_to_hub`.
     """
 
     loss_type: str = field(
@@ -129,9 +135,25 @@ class LossArguments(_OwnDefaults):
     @property
     def resolved_aux_warmup_ratio(self) -> float:
         """`aux_warmup_ratio`, or the default of this loss."""
-        if self.aux_warmup_ratio is not None:
-            return self.aux_warmup_ratio
-        return 0.1 if self.loss_type == "openai" else 0.2
+        return self.loss_settings(self.loss_type).get("aux_warmup_ratio", 0.2)
+
+    def loss_settings(self, loss_type: str) -> dict[str, str | float | None]:
+        """A loss, and the values that it reads of these arguments."""
+        settings = {"loss_type": loss_type} | {name: getattr(self, name) for name in _READ_BY.get(loss_type, ())}
+        if settings.get("aux_warmup_ratio", 0.0) is None:
+            settings["aux_warmup_ratio"] = 0.1 if loss_type == "openai" else 0.2
+        return settings
+
+
+# Which arguments each loss reads; the others read none.
+_READ_BY = {
+    "confidence": ("aux_coef", "aux_warmup_ratio", "aux_prior"),
+    "openai": ("aux_coef", "aux_warmup_ratio", "aux_prior"),
+    "entropy": ("aux_coef", "aux_warmup_ratio"),
+    "product": ("product_alpha", "product_beta"),
+    "window": ("window_radius",),
+    "adaptive_confidence": ("adaptive_temperature",),
+}
 
 
 @dataclass
@@ -173,8 +195,8 @@ class BootstrapConfig(WeakToStrongConfig):
             Teach the next link the likelier class of each row in place of the probabilities.
 
     Raises:
-        ValueError: a value is outside its range; `hub_strategy` other than `"end"` with `push_to_hub`, which would
-            upload students on the way; or `enable_jit_checkpoint`, which ends a training as if it were finished.
+        ValueError: a value is outside its range; or `enable_jit_checkpoint`, which ends a training as if it were
+            finished.
     """
 
     hard_labels: bool = field(
@@ -183,11 +205,6 @@ class BootstrapConfig(WeakToStrongConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.push_to_hub and self.hub_strategy != "end":
-            raise ValueError(
-                f"hub_strategy: got {self.hub_strategy.value!r}, which uploads the students of all links, expected "
-                "'end': call push_to_hub() for the last one."
-            )
         if self.enable_jit_checkpoint:
             raise ValueError(
                 "enable_jit_checkpoint: got True, which ends the training of a link as if it were finished; set "

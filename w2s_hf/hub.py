@@ -1,17 +1,37 @@
-"""Is a repository on the Hub within reach? Asked before any work starts, so that a missing network costs seconds."""
+"""Repositories on the Hub: is one within reach, and files to one in a single commit."""
 
+import hashlib
+import re
+from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     HTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
-__all__ = ["ensure_available"]
+__all__ = ["PushError", "commit_files", "ensure_available", "owner_of_token", "repository_name"]
+
+_LONGEST_NAME = 96  # of a repository, without its namespace
+_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+_ADVICE = {
+    401: "The token is none that the Hub knows: set HF_TOKEN, or log in with `hf auth login`.",
+    403: "The token may not write there: it needs write access, and you a membership in that namespace.",
+    409: "Something else is changing that repository, or its name is taken: try again.",
+}
 
 
 def ensure_available(name_or_path: str, *, repo_type: str, option: str, revision: str | None = None) -> str | None:
@@ -68,3 +88,106 @@ def ensure_available(name_or_path: str, *, repo_type: str, option: str, revision
             "use what is in the local cache, or run the recipe with no model and no data named: the embedded demo "
             "needs no network."
         ) from error
+
+
+class PushError(ConnectionError):
+    """The Hub did not take what was pushed, or was not reached."""
+
+
+def repository_name(*parts: str) -> str:
+    """
+    A valid repository name of parts that may be anything: `"boolq-Qwen2.5-7B-naive-seed0"`. What is too long is cut,
+    and ends with a hash of the whole.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
+    name = re.sub(r"([-.])[-.]+", r"\1", name).strip("-.").removesuffix(".git") or "student"
+    if len(name) > _LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = f"{name[: _LONGEST_NAME - 9].rstrip('-.')}-{digest}"
+    return name
+
+
+def owner_of_token() -> str:
+    """
+    The user that `HF_TOKEN` belongs to.
+
+    Raises:
+        PushError: the Hub does not know the token, or does not answer.
+    """
+    try:
+        return HfApi().whoami()["name"]
+    except (HTTPError, OSError) as error:
+        raise PushError(_reason("did not say whose token this is", error)) from error
+
+
+def commit_files(
+    repo_id: str,
+    files: dict[str, Path | bytes],
+    *,
+    message: str,
+    repo_type: str = "model",
+    private: bool | None = None,
+    replaces: tuple[str, ...] = (),
+    revision: str | None = None,
+    token: str | None = None,
+    blocking: bool = True,
+) -> CommitInfo:
+    """
+    Files to a repository, which is made if it is not there, in one commit. Where nothing has changed there is none.
+
+    Args:
+        repo_id (`str`): `NAMESPACE/NAME`.
+        files (`dict[str, Path | bytes]`): Content by path in the repository.
+        message (`str`): Of the commit.
+        repo_type (`str`, *optional*, defaults to `"model"`): Or `"dataset"`.
+        private (`bool`, *optional*): Of a new repository; `None` is what the namespace says.
+        replaces (`tuple[str]`, *optional*):
+            Patterns of files that go, where the repository has some that are not among `files`: an adapter of last
+            time beside the whole model of this time would be loaded in its place.
+        revision (`str`, *optional*): Branch; the main one by default.
+        token (`str`, *optional*): In place of `HF_TOKEN`.
+        blocking (`bool`, *optional*, defaults to `True`): Wait for the end; else a future of what is returned.
+
+    Raises:
+        ValueError: a file that is text has a token of the Hub in it; nothing was sent.
+        PushError: the Hub did not take them, or was not reached. What to do about it is in the message.
+    """
+    _refuse_tokens(files, token)
+    api = HfApi(token=token)
+
+    def push() -> CommitInfo:
+        try:
+            api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+            there = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision) if replaces else []
+            gone = [path for path in there if path not in files and any(fnmatch(path, name) for name in replaces)]
+            operations = [CommitOperationDelete(path) for path in gone]
+            operations += [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
+            # Not upload_folder, which may make several commits of one folder.
+            return api.create_commit(
+                repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision
+            )
+        # RuntimeError: a file that did not get through; ValueError: metadata that the Hub does not accept.
+        except (HTTPError, OSError, RuntimeError, ValueError) as error:
+            raise PushError(_reason(f"did not take {repo_id}", error)) from error
+
+    return push() if blocking else api.run_as_future(push)
+
+
+def _reason(what: str, error: Exception) -> str:
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    status = next((cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+    said = "; ".join(f"{type(cause).__name__}: {' '.join(str(cause).split())}" for cause in causes[:2])
+    advice = f" {_ADVICE[status]}" if status in _ADVICE else ""
+    return f"the Hub ({constants.ENDPOINT}) {what} ({said}).{advice}"
+
+
+def _refuse_tokens(files: dict[str, Path | bytes], token: str | None) -> None:
+    known = [secret.encode() for secret in (token, get_token()) if secret and len(secret) >= 8]
+    for path, content in files.items():
+        if path.endswith(".safetensors"):
+            continue
+        content = content if isinstance(content, bytes) else content.read_bytes()
+        if _TOKEN.search(content) or any(secret in content for secret in known):
+            raise ValueError(f"{path} holds a token of the Hub, which everybody could read there; take it out.")

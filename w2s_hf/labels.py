@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import Self
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
+from huggingface_hub import CommitInfo, snapshot_download
 from numpy.typing import ArrayLike
 
-__all__ = ["Completion", "LabelsById", "WeakCompletions", "WeakLabels", "as_probabilities"]
+from .cards import weak_labels_card
+from .hub import commit_files
+
+__all__ = ["Completion", "LabelsById", "WeakCompletions", "WeakLabels", "as_probabilities", "label_files"]
 
 _MAX_NAMED_ROWS = 5  # an error names this many offending rows, and counts the rest
 
@@ -173,9 +178,41 @@ class LabelsById(ABC):
             )
         return labels
 
-    def push_to_hub(self, repo_id: str, **kwargs) -> None:
-        """Pushes the rows as a dataset to `repo_id`; keyword arguments as in [`~datasets.Dataset.push_to_hub`]."""
-        self.to_dataset().push_to_hub(repo_id, **kwargs)
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        message: str = "Weak labels",
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> CommitInfo:
+        """
+        Rows, provenance and a card to a dataset repository, in one commit; see [`w2s_hf.hub.commit_files`].
+
+        Raises:
+            PushError: the Hub did not take them.
+        """
+        with tempfile.TemporaryDirectory() as directory:
+            self.save(directory)
+            files = label_files(directory, repo_id)
+            options = {"message": message, "private": private, "revision": revision, "token": token}
+            return commit_files(repo_id, files, repo_type="dataset", **options)
+
+    @classmethod
+    def from_hub(cls, repo_id: str, *, revision: str | None = None, token: str | None = None) -> Self:
+        """Reads what [`push_to_hub`] pushed. Raises as [`load`], and as [`~huggingface_hub.snapshot_download`]."""
+        return cls.load(snapshot_download(repo_id, repo_type="dataset", revision=revision, token=token))
+
+
+def label_files(directory: str | Path, repo_id: str) -> dict[str, Path | bytes]:
+    """What of a directory of saved labels goes to the Hub, with their card, by path in the repository."""
+    directory = Path(directory)
+    rows, provenance = directory / "weak_labels.parquet", directory / "provenance.json"
+    schema = pq.read_schema(rows)
+    record = json.loads(provenance.read_text())
+    card = weak_labels_card(record, schema.names, repo_id)
+    return {rows.name: rows, provenance.name: provenance, "README.md": card.encode()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -116,6 +116,7 @@ def load_student(
     quantization_config: BitsAndBytesConfig | None = None,
     is_trainable: bool = False,
     revision: str | None = None,
+    base_model: str | None = None,
     **kwargs,
 ) -> PreTrainedModel | PeftModel:
     """
@@ -138,13 +139,16 @@ def load_student(
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): In place of `load_in_4bit`.
         is_trainable (`bool`, *optional*, defaults to `False`): Train the adapters of a finished student further.
         revision (`str`, *optional*): On the Hub, of `name_or_path`.
+        base_model (`str`, *optional*):
+            Hub id or directory of the base of a finished student; by default what the adapters say, and its commit.
         kwargs: Passed to `from_pretrained`.
 
     Returns:
         A model in eval mode; a [`~peft.PeftModel`] when it has adapters. Nothing of the base is trainable then.
 
     Raises:
-        ValueError: unknown task type or dtype, or both `load_in_4bit` and `quantization_config`.
+        ValueError: unknown task type or dtype, both `load_in_4bit` and `quantization_config`, or a `base_model` for
+            what has no adapters.
     """
     if task_type not in ("SEQ_CLS", "REWARD", "CAUSAL_LM"):
         raise ValueError(f"task_type: got {task_type!r}, expected SEQ_CLS, REWARD or CAUSAL_LM.")
@@ -157,18 +161,20 @@ def load_student(
     if find_adapter_config_file(name_or_path, revision=revision) is not None:
         adapter = PeftConfig.from_pretrained(name_or_path, revision=revision)
         base = load_student(
-            adapter.base_model_name_or_path,
+            base_model or adapter.base_model_name_or_path,
             task_type=task_type,
             num_labels=num_labels,
             load_in_4bit=load_in_4bit,
             dtype=dtype,
             quantization_config=quantization_config,
-            revision=adapter.revision,
+            revision=None if base_model else adapter.revision,
             **kwargs,
         )
         align_padding(base, load_tokenizer(name_or_path, revision=revision))
         return PeftModel.from_pretrained(base, name_or_path, revision=revision, is_trainable=is_trainable).eval()
 
+    if base_model is not None:
+        raise ValueError(f"Got base_model={base_model!r}, and {name_or_path} has no adapters to put on it.")
     if load_in_4bit:
         quantization_config = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from .cards import Score
+
 __all__ = [
     "PALETTE",
     "SizeAxis",
@@ -22,6 +24,7 @@ __all__ = [
     "draw_pages",
     "lay_out",
     "plot_accuracies",
+    "plot_gap",
     "series_styles",
     "short_names",
     "size_label",
@@ -117,6 +120,58 @@ def plot_accuracies(results: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def plot_gap(weak: Score, student: Score, ceiling: Score, pgr: float | None, path: Path) -> None:
+    """
+    The gap between supervisor and ceiling as a bar, filled as far as the student has recovered it; accuracies with
+    their 95 % intervals. The same scores give the same bytes.
+
+    Args:
+        weak, student, ceiling ([`Score`]): On the same test rows.
+        pgr (`float`, *optional*): `None` where it is undefined; then nothing is filled.
+        path (`Path`): A `.png` file.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7, 2.5), layout="constrained")
+        axes = figure.subplots()
+        if pgr is not None:
+            axes.barh(0, ceiling.accuracy - weak.accuracy, left=weak.accuracy, height=0.26, color="#E6E6E6", zorder=1)
+            # Below its supervisor a student has recovered less than nothing: that is a bar, too, of another colour.
+            colour = PALETTE["sky"] if student.accuracy >= weak.accuracy else PALETTE["orange"]
+            gain = student.accuracy - weak.accuracy
+            axes.barh(0, gain, left=weak.accuracy, height=0.26, color=colour, zorder=2)
+        said = {0: "PGR undefined" if pgr is None else f"PGR {pgr:.2f}"}
+        # Each a line of its own: where two have the same accuracy, both are still to be read.
+        for height, (role, score) in enumerate(
+            {"weak supervisor": weak, "student": student, "strong ceiling": ceiling}.items(), start=1
+        ):
+            colour = _COLOURS[role.split()[-1] if role != "weak supervisor" else "weak"]
+            axes.plot([score.accuracy] * 2, [-0.13, height], color=colour, lw=1, zorder=3)
+            if score.ci95 is not None:
+                error = [[score.accuracy - score.ci95[0]], [score.ci95[1] - score.accuracy]]
+                axes.errorbar(score.accuracy, height, xerr=error, color=colour, capsize=4, lw=1.4, zorder=3)
+            axes.plot(score.accuracy, height, "o", color=colour, ms=7, zorder=4)
+            said[height] = f"{role}, {clipped(score.model)}, {score.accuracy:.3f}"
+        for height, text in said.items():
+            axes.annotate(
+                text,
+                (0, height),
+                (-8, 0),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontsize=9 if height else 10.5,
+                weight="normal" if height else "bold",
+            )
+        axes.set_ylim(-0.5, 3.5)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.margins(x=0.06)
+        axes.set_xlabel(f"test accuracy, n = {student.n}, 95 % intervals")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
 
 
 # Series of a sweep. Green is the ceiling's. One marker more than colours: 42 series before a pair returns.

@@ -1,54 +1,217 @@
-"""Finished students to the Hub: one repository and one commit each."""
+"""Finished students to the Hub: a repository and a commit each, and their weak labels as datasets.
 
+After an experiment, or when a push did not get through:
+
+    python -m w2s_hf.publish outputs/boolq --hub_namespace ME
+
+of one student that a trainer saved, with the card that is there:
+
+    python -m w2s_hf.publish out --repo_id ME/my-student
+"""
+
+import argparse
+import json
 import logging
+import shlex
+import sys
+from argparse import RawDescriptionHelpFormatter
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError
+from .cards import FIGURE, StudentCard
+from .hub import PushError, commit_files, owner_of_token, repository_name
+from .labels import label_files
 
-__all__ = ["push_students"]
+__all__ = ["STUDENT_FILES", "push_students", "student_files"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("w2s_hf.publish")  # also where this file is run as `__main__`
+
+# What a student is made of, and nothing else: no optimizer, no pickle (training_args.bin has paths and perhaps a token
+# in it), no logs (tensorboard's names tell the host), whatever else lies in its directory.
+STUDENT_FILES = (
+    "adapter_config.json", "adapter_model*.safetensors", "config.json", "model*.safetensors",
+    "model.safetensors.index.json", "generation_config.json", "tokenizer*.json", "tokenizer.model", "spiece.model",
+    "sentencepiece*.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "chat_template.jinja", "additional_chat_templates/*.jinja", FIGURE, "README.md",
+)  # fmt: skip
+
+
+def student_files(directory: str | Path, card: str, base_model: str | None = None) -> dict[str, Path | bytes]:
+    """
+    What of a student's directory goes to the Hub, by path in the repository.
+
+    Args:
+        directory (`str` or `Path`): Of a student that was saved.
+        card (`str`): Its model card.
+        base_model (`str`, *optional*):
+            The Hub id of the base, in place of the one that the adapters name. Without it, of a base that is a local
+            directory only the name is left, as a relative path: no path of this machine, and no id of the Hub.
+
+    Raises:
+        FileNotFoundError: there is no student.
+    """
+    directory = Path(directory)
+    found = [path for pattern in STUDENT_FILES for path in directory.glob(pattern) if path.is_file()]
+    files: dict[str, Path | bytes] = {path.relative_to(directory).as_posix(): path for path in found}
+    if "adapter_config.json" in files:
+        config = json.loads(files["adapter_config.json"].read_text())
+        base = Path(config["base_model_name_or_path"])
+        if base_model is None and (base.is_absolute() or base.is_dir()):
+            base_model = f"./{base.name}"
+        if base_model is not None:
+            config |= {"base_model_name_or_path": base_model, "revision": None}
+            files["adapter_config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+        # What an earlier training of all weights left there is another student.
+        files = {name: file for name, file in files.items() if name != "config.json" and not name.startswith("model")}
+    elif "config.json" not in files:
+        raise FileNotFoundError(f"{directory}: there is no student: neither adapter_config.json nor config.json.")
+    return files | {"README.md": card.encode()}
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """What is to be pushed to one repository."""
+
+    repo_id: str
+    repo_type: str
+    files: dict[str, Path | bytes]
+    message: str
 
 
 def push_students(
-    results: dict, output_dir: str | Path, *, namespace: str | None = None, private: bool | None = None
+    output_dir: str | Path,
+    *,
+    namespace: str | None = None,
+    private: bool | None = None,
+    base_model: str | None = None,
+    dry_run: bool = False,
 ) -> list[str]:
     """
-    Uploads `students/*` of a finished experiment: adapters, head, tokenizer and page.
+    Pushes what a recipe left in its output directory: for each student a repository with adapters or model, head,
+    tokenizer and card, and for each set of weak labels a dataset, in one commit each. What has not changed makes no
+    commit, so that a push that was cut short can simply be done again.
 
     Args:
-        results (`dict`): Content of `results.json`.
-        output_dir (`str` or `Path`): Where the experiment wrote to.
+        output_dir (`str` or `Path`): With `results.json`, `students/` and `weak_labels/`.
         namespace (`str`, *optional*): User or organization; defaults to the owner of the token (`HF_TOKEN`).
         private (`bool`, *optional*): Of new repositories; defaults to the namespace's own default.
+        base_model (`str`, *optional*): The Hub id of the students' base, where they were trained on a local copy.
+        dry_run (`bool`, *optional*, defaults to `False`): Push nothing, and tell what would be.
 
     Returns:
-        `list[str]`: Repository ids.
+        `list[str]`: Repository ids, of datasets with `datasets/` before them.
 
     Raises:
-        ConnectionError: the Hub refused or was not reached. Everything stays on disk, and the message names the
-            command that pushes this student again.
+        FileNotFoundError: there are no results, or not the students of these results.
+        PushError: the Hub refused or was not reached. Everything stays on disk, and the message names the command
+            that pushes again.
     """
-    api = HfApi()
-    pushed = []
+    output_dir = Path(output_dir)
+    try:
+        namespace = owner_of_token() if namespace is None else namespace
+        return _push(_repositories(output_dir, namespace, base_model), private, dry_run)
+    except PushError as error:
+        command = ["python", "-m", "w2s_hf.publish", str(output_dir)]
+        options = {"--hub_namespace": namespace, "--base_model": base_model}
+        command += [part for option, value in options.items() if value is not None for part in (option, value)]
+        command += ["--hub_private"] if private else []
+        raise PushError(
+            f"{error}\nNothing is lost: everything is in {output_dir}, and what was pushed before is there. Push "
+            f"again with\n    {shlex.join(command)}"
+        ) from error
+
+
+def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> list[_Repository]:
+    if not (output_dir / "results.json").is_file():
+        raise FileNotFoundError(
+            f"{output_dir}: there is no results.json, expected the --output_dir of a finished recipe. (One student "
+            "that a trainer saved is pushed with --repo_id.)"
+        )
+    results = json.loads((output_dir / "results.json").read_text())
+    repositories: dict[str, _Repository] = {}
     for run in results["runs"]:
         for student in run["students"]:
-            directory = Path(output_dir) / student["output"]
-            name = f"{results['task']}-{student['model'].split('/')[-1]}-{directory.name}"
-            repo_id = f"{namespace or 'YOUR_NAMESPACE'}/{name}"
-            try:
-                if namespace is None:
-                    repo_id = f"{api.whoami()['name']}/{name}"
-                api.create_repo(repo_id, exist_ok=True, private=private)
-                api.upload_folder(
-                    repo_id=repo_id, folder_path=directory, commit_message=f"Student taught by {run['weak']['model']}"
-                )
-            except (HTTPError, OSError) as error:
-                raise ConnectionError(
-                    f"the Hub did not take {repo_id} ({type(error).__name__}: {error}). Nothing is lost: the student "
-                    f"is in {directory}. Push it again with\n    hf upload {repo_id} {directory}"
-                ) from error
-            logger.info(f"Pushed {repo_id}")
-            pushed.append(repo_id)
+            labels = output_dir / student["weak_labels"]
+            card = StudentCard.from_results(results, run, student)
+            teacher = _end(card.taught_by or run["weak"]["model"])
+            labels_id = f"{namespace}/" + repository_name(results["task"], "weak-labels", teacher, labels.name)
+            files = label_files(labels, labels_id)
+            repositories.setdefault(
+                labels_id, _Repository(labels_id, "dataset", files, f"Weak labels of {results['task']} by {teacher}")
+            )
+            directory, weak = output_dir / student["output"], _end(run["weak"]["model"])
+            name = repository_name(results["task"], _end(student["model"]), "from", weak, directory.name)
+            card.repo_id, card.weak_labels = f"{namespace}/{name}", labels_id
+            card.has_figure = (directory / FIGURE).is_file()
+            if base_model is not None:
+                card.base_model, card.base_is_on_hub, card.base_revision = base_model, True, None
+            repositories[card.repo_id] = _Repository(
+                card.repo_id,
+                "model",
+                student_files(directory, card.render(), base_model),
+                f"Student of {results['task']} taught by {teacher}",
+            )
+    return list(repositories.values())
+
+
+def _end(model: str) -> str:
+    return model.split("/")[-1]
+
+
+def _push(repositories: list[_Repository], private: bool | None, dry_run: bool) -> list[str]:
+    pushed = []
+    for repository in repositories:
+        name = ("datasets/" if repository.repo_type == "dataset" else "") + repository.repo_id
+        if dry_run:
+            logger.info(f"{name}: {', '.join(sorted(repository.files))}")
+        else:
+            commit = commit_files(
+                repository.repo_id,
+                repository.files,
+                message=repository.message,
+                repo_type=repository.repo_type,
+                private=private,
+                replaces=STUDENT_FILES if repository.repo_type == "model" else (),
+            )
+            logger.info(f"Pushed {commit.repo_url}")
+        pushed.append(name)
     return pushed
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m w2s_hf.publish`."""
+    description, _, examples = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m w2s_hf.publish",
+        description=description,
+        epilog=examples,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("output_dir", help="the --output_dir of a recipe, or with --repo_id a student's directory")
+    parser.add_argument("--hub_namespace", metavar="NAME", help="user or organization (default: the token's own)")
+    parser.add_argument("--hub_private", action="store_true", help="make new repositories private")
+    parser.add_argument("--base_model", metavar="ID", help="Hub id of the base, if students learned on a local copy")
+    parser.add_argument("--repo_id", metavar="ID", help="push one student, with the card that is in its directory")
+    parser.add_argument("--dry_run", action="store_true", help="tell what would be pushed, and push nothing")
+    args = parser.parse_args(argv)
+    if args.repo_id and args.hub_namespace:
+        parser.error("got --repo_id and --hub_namespace, expected one of them: a repository id names its namespace.")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("w2s_hf").setLevel(logging.INFO)
+    private = True if args.hub_private else None
+    try:
+        if args.repo_id:
+            card = Path(args.output_dir) / "README.md"
+            if not card.is_file():
+                raise FileNotFoundError(f"{card}: there is no card; trainer.create_model_card() writes one.")
+            files = student_files(args.output_dir, card.read_text(), args.base_model)
+            _push([_Repository(args.repo_id, "model", files, "Student")], private, args.dry_run)
+        else:
+            options = {"base_model": args.base_model, "dry_run": args.dry_run}
+            push_students(args.output_dir, namespace=args.hub_namespace, private=private, **options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

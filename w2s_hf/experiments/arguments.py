@@ -27,7 +27,8 @@ _REAL = ("--config", "--dataset_path", "--weak_model", "--student_model")
 
 # What a sweep says of its cells itself.
 _OF_THE_GRID = {
-    "--weak_model", "--student_model", "--task", "--demo", "--seed", "--rows_fit", "--push_to_hub", "--hub_namespace"
+    "--weak_model", "--student_model", "--task", "--demo", "--seed", "--rows_fit", "--push_to_hub", "--hub_namespace",
+    "--hub_private",
 }  # fmt: skip
 
 _DEMO_NOTE = """
@@ -174,12 +175,8 @@ def finish(results: dict, args: ExperimentArguments, training_args: TrainingArgu
         return
     print_table(results, training_args.output_dir)
     if training_args.push_to_hub:
-        push_students(
-            results,
-            training_args.output_dir,
-            namespace=args.hub_namespace,
-            private=training_args.hub_private_repo,
-        )
+        private = True if args.hub_private else training_args.hub_private_repo
+        push_students(training_args.output_dir, namespace=args.hub_namespace, private=private)
 
 
 def run_recipe(main: Callable[[], None]) -> None:

@@ -90,6 +90,7 @@ class ClassificationExperiment(Experiment):
 
     def describe(self, results: dict, runs: list[SeedRun]) -> tuple[str, list[str]]:
         results["dataset"]["conversion"] = self.args.conversion
+        results["text_form"], results["class_names"] = self.task.template, list(self.task.class_names)
         notes = []
         if self.args.demo:
             text = _DEMO_TEXT if self.args.demo_world == "plain" else _LADDER_TEXT

@@ -18,7 +18,7 @@ from ..tasks.demo_ladder import DEMO_MODELS, DemoModel, World, build_demo_model
 from .finetuning import Model, Workbench
 from .options import ExperimentArguments
 from .protocol import Materials, SeedRun, keep_outputs, run_seed, summarise
-from .report import write_report
+from .report import settings_of, write_report
 from .settings import Setting
 from .stages import Stages, library_versions
 
@@ -195,8 +195,8 @@ class Experiment(ABC):
                 keep_outputs(runs[-1], self.output_dir)
         results = self.collect(runs, started)
         if PartialState().is_main_process:
-            introduction, notes = self.describe(results, runs)
-            write_report(results, self.output_dir, self.training_args, introduction=introduction, notes=notes)
+            results["description"], notes = self.describe(results, runs)
+            write_report(results, self.output_dir, notes=notes)
         PartialState().wait_for_everyone()
         return results
 
@@ -227,8 +227,18 @@ class Experiment(ABC):
             },
             "runs": [run.entry for run in runs],
             "summary": [summarise(runs, method) for method in self.args.methods],
+            "settings": settings_of(self.args, self.training_args, self.student_config),
             "versions": library_versions(),
-            "wall_seconds": {**stages.seconds, **self.ladder.seconds, "total": round(time.monotonic() - started, 1)},
+            "wall_seconds": {
+                **stages.seconds,
+                **self.ladder.seconds,
+                **{
+                    f"students/{name}": stages.record(path)["seconds"]
+                    for run in runs
+                    for name, path in run.students.items()
+                },
+                "total": round(time.monotonic() - started, 1),
+            },
         }
 
 

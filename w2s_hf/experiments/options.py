@@ -96,6 +96,7 @@ class ExperimentArguments:
     hub_namespace: str | None = field(
         default=None, metadata={"help": "User or organization that --push_to_hub pushes to (unset: the token's own)."}
     )
+    hub_private: bool = field(default=False, metadata={"help": "Make the repositories of --push_to_hub private."})
 
     def __post_init__(self):
         unknown = [method for method in self.methods if method not in (*METHODS, BOOTSTRAP)]

@@ -14,6 +14,7 @@ from ..tasks import TaskSplits
 from .bootstrapping import Lessons, climb
 from .finetuning import Model, Workbench
 from .options import BOOTSTRAP, ExperimentArguments
+from .stages import Stages
 
 __all__ = ["Materials", "SeedRun", "keep_outputs", "run_seed", "summarise", "train_supervisor"]
 
@@ -136,21 +137,23 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
     entry = {
         "seed": seed,
         "split_fingerprint": splits.fingerprint,
-        "weak": {"model": materials.weak.name, **scores("weak")},
-        "ceiling": {"model": student.name, **scores("ceiling")},
+        "weak": {**name_of(materials.weak), **scores("weak")},
+        "ceiling": {**name_of(student), **scores("ceiling")},
         "students": [],
         "controls": [],
     }
     if materials.plain_student is not None:
-        entry["ceiling_plain"] = {"model": materials.plain_student.name, **scores("ceiling_plain")}
+        entry["ceiling_plain"] = {**name_of(materials.plain_student), **scores("ceiling_plain")}
     for method in args.methods:
         of_method = {
             "method": method,
-            "model": student.name,
+            **name_of(student),
             **scores(method),
             **pgr_of(correct, method, "ceiling", seed),
             "agreement": agreement(method),
             "output": f"students/{method}-seed{seed}",
+            "weak_labels": labels_at(seed),
+            "hardware": Stages.record(stages[method])["hardware"],
         }
         if materials.plain_student is not None:
             of_method["against_plain_ceiling"] = pgr_of(correct, method, "ceiling_plain", seed)
@@ -158,7 +161,7 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
             teachers = ["weak", *(f"link_{number}" for number in range(1, len(chain.links)))]
             of_method["links"] = [
                 {
-                    "model": link.model.name,
+                    **name_of(link.model),
                     "taught_by": link.labels.provenance["model"],
                     "rows": f"{link.part}_half" if link.part == "student" else link.part,
                     "n_train": len(lessons.rows(link.part)[0]),
@@ -167,11 +170,14 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
                     # With its own teacher, which is the link before.
                     "agreement": agreement(name, teacher),
                     "output": output_of(seed, number, len(chain.links)),
+                    "weak_labels": labels_at(seed, number),
+                    "hardware": Stages.record(link.stage)["hardware"],
                 }
                 for number, (link, teacher, name) in enumerate(
                     zip(chain.links, teachers, [*teachers[1:], BOOTSTRAP], strict=True), start=1
                 )
             ]
+            of_method["weak_labels"] = of_method["links"][-1]["weak_labels"]
             of_method["direct"] = {
                 rows: {**scores(name), **pgr_of(correct, name, "ceiling", seed)}
                 for rows, name in (("same_rows", "direct"), ("all_rows", "direct_all"))
@@ -179,13 +185,23 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
             }
         entry["students"].append(of_method)
     if materials.unpretrained is not None:
-        entry["controls"].append({"method": "naive", "model": materials.unpretrained.name, **scores("control")})
+        entry["controls"].append({"method": "naive", **name_of(materials.unpretrained), **scores("control")})
     students = {f"{method}-seed{seed}": stages[method] for method in args.methods}
-    labels = {f"seed{seed}": weak_labels}
+    labels = {Path(labels_at(seed)).name: weak_labels}
     for number, link in enumerate(chain.links if chain else [], start=1):
         students[Path(output_of(seed, number, len(chain.links))).name] = link.stage
-        labels[f"seed{seed}-for-link{number}"] = link.labels
+        labels[Path(labels_at(seed, number)).name] = link.labels
     return SeedRun(entry, correct, answers, students, labels)
+
+
+def name_of(model: Model) -> dict:
+    """What results call a model, and its commit if it is one of the Hub."""
+    return {"model": model.name, "revision": model.revision}
+
+
+def labels_at(seed: int, link: int | None = None) -> str:
+    """Where the labels of a seed are kept that students learned, or a link of a chain."""
+    return f"weak_labels/seed{seed}" + (f"-for-link{link}" if link else "")
 
 
 def output_of(seed: int, number: int, n_links: int) -> str:

@@ -7,15 +7,13 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from ..config import LossArguments
-from ..plots import plot_accuracies
+from ..cards import FIGURE, ROWS, StudentCard
+from ..config import METHODS, LossArguments, StudentConfig
+from ..plots import plot_accuracies, plot_gap
 from ..tasks.dealing import counted
+from .options import ExperimentArguments
 
-__all__ = ["interval", "markdown_table", "print_table", "write_report"]
-
-# What a row is called in each setting.
-_ROWS = {"classification": "rows", "reward": "pairs", "chess": "puzzles"}
-_TASK_TYPES = {"reward": "REWARD", "chess": "CAUSAL_LM"}
+__all__ = ["interval", "markdown_table", "print_table", "settings_of", "write_report"]
 
 
 def interval(ci95: list[float] | None) -> str:
@@ -148,45 +146,80 @@ def print_table(results: dict, output_dir: str) -> None:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     for line in (*_comparisons(results), *_caveats(results)):
         print(f"\n{line}")
-    tested = f"{results['runs'][0]['weak']['n']} test {_ROWS[results['setting']]}"
+    tested = f"{results['runs'][0]['weak']['n']} test {ROWS[results['setting']]}"
     print(f"\nAccuracy on {tested}. {output_dir}: results.json, report.md, figures/,")
     print("weak_labels/, students/", flush=True)
 
 
-def write_report(
-    results: dict, output_dir: Path, training_args: TrainingArguments, *, introduction: str, notes: list[str]
-) -> None:
+def settings_of(args: ExperimentArguments, training_args: TrainingArguments, config: StudentConfig) -> dict:
     """
-    Writes `results.json`, `report.md`, `figures/accuracy.png` and a README beside each student.
+    What a reader of the results should know of how they were made, as JSON values: of the `training` of students and
+    ceiling (and where it differs, of the supervisor), of the `student`, of the `losses` by method; and the keyword
+    arguments of [`load_student`], `loading`, that load a student as it was trained.
+    """
+    names = ["learning_rate", "num_train_epochs", "max_steps", "optim", "adam_beta2", "weight_decay", "max_grad_norm"]
+    names += ["lr_scheduler_type", "warmup_steps", "max_length", "max_new_tokens"]
+    training = {name: getattr(training_args, name) for name in names if hasattr(training_args, name)}
+    if training["max_steps"] <= 0:
+        del training["max_steps"]
+    # Options with a name of their own are enumerations.
+    training = {name: getattr(value, "value", value) for name, value in training.items()}
+    training["rows per optimizer step"] = (
+        training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+    )
+    training["mixed precision"] = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else "no"
+    stops = training_args.load_best_model_at_end
+    training["early stopping"] = "on weak validation labels" if stops else "none (last step)"
+    if getattr(args, "generative_finetuning", None) is not None:
+        training["generative finetuning"] = "students and ceiling" if args.generative_finetuning else "none"
+    for name in ("learning_rate", "num_train_epochs", "weight_decay"):
+        if getattr(args, f"weak_{name}") is not None:
+            training[f"weak supervisor, {name}"] = getattr(args, f"weak_{name}")
+    student: dict = {"use_peft": config.use_peft, "dtype": config.dtype if config.use_peft else "float32"}
+    loading = {"dtype": student["dtype"]}
+    if config.use_peft:
+        student |= {name: getattr(config, name) for name in ("lora_r", "lora_alpha", "lora_target_modules")}
+        if config.load_in_4bit:
+            options = {
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": config.bnb_4bit_quant_type,
+                "bnb_4bit_use_double_quant": config.use_bnb_nested_quant,
+            }
+            student["quantization"] = ", ".join(f"{name} {value}" for name, value in options.items())
+            options |= {"bnb_4bit_compute_dtype": config.dtype}
+            is_usual = config.bnb_4bit_quant_type == "nf4" and config.use_bnb_nested_quant
+            loading |= {"load_in_4bit": True} if is_usual else {"quantization_config": options}
+        elif config.load_in_8bit:
+            student["quantization"] = "load_in_8bit"
+            loading["quantization_config"] = {"load_in_8bit": True}
+    student["head_init"] = config.head_init
+    losses = {}
+    if isinstance(training_args, LossArguments):
+        # A chain is naive finetuning, link by link.
+        losses = {name: training_args.loss_settings(METHODS.get(name, METHODS["naive"])) for name in args.methods}
+    return {"training": training, "student": student, "losses": losses, "loading": loading}
+
+
+def write_report(results: dict, output_dir: Path, *, notes: list[str]) -> None:
+    """
+    Writes `results.json`, `report.md`, `figures/accuracy.png`, and beside each student its card and its figure.
 
     Args:
         results (`dict`): Content of `results.json`.
         output_dir (`Path`): Where to.
-        training_args ([`~transformers.TrainingArguments`]): For the table of settings.
-        introduction (`str`): What the task asks, before what is said about every experiment.
         notes (`list[str]`): Sections in Markdown to put after the results.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     plot_accuracies(results, output_dir / "figures" / "accuracy.png")
-    dataset, rows = results["dataset"], _ROWS[results["setting"]]
-    settings = {
-        "learning_rate": training_args.learning_rate,
-        "num_train_epochs": training_args.num_train_epochs,
-        f"{rows} per optimizer step": training_args.train_batch_size
-        * training_args.gradient_accumulation_steps
-        * training_args.world_size,
-    }
-    if isinstance(training_args, LossArguments):
-        settings["aux_coef"] = training_args.aux_coef
-        settings["aux_warmup_ratio"] = training_args.resolved_aux_warmup_ratio
-    stopping = training_args.load_best_model_at_end
-    settings["early stopping"] = "on weak validation labels" if stopping else "none (last step)"
-    if "generative_finetuning" in results:
-        settings["generative finetuning"] = "students and ceiling" if results["generative_finetuning"] else "none"
+    dataset, rows = results["dataset"], ROWS[results["setting"]]
+    settings = results["settings"]
+    told = settings["training"] | settings["student"]
+    for method, loss in settings["losses"].items():
+        told |= {f"{method}, {name}": value for name, value in loss.items() if name != "loss_type"}
     dropped = counted(dataset["n_dropped"])
     text = [
         f"# Weak-to-strong generalization: {results['task']}",
-        f"{introduction} {rows.capitalize()} of {dataset['id']} ({dataset['revision']}): "
+        f"{results['description']} {rows.capitalize()} of {dataset['id']} ({dataset['revision']}): "
         f"{dataset['n_weak_half']} for the weak supervisor, {dataset['n_student_half']} for students and "
         f"ceiling, {dataset['n_validation']} for validation, {dataset['n_test']} for testing."
         + (f" Left out, because nothing can be made of them: {dropped}." if dropped else ""),
@@ -211,7 +244,7 @@ def write_report(
     text += notes
     text += [
         "## Settings",
-        markdown_table(["setting", "value"], [[name, str(value)] for name, value in settings.items()]),
+        markdown_table(["setting", "value"], [[name, str(value)] for name, value in told.items()]),
         "Versions: " + ", ".join(f"{name} {version}" for name, version in results["versions"].items()) + ".",
     ]
     _write(output_dir / "report.md", "\n\n".join(text) + "\n")
@@ -219,53 +252,12 @@ def write_report(
         for student in run["students"]:
             for made in (student, *student.get("links", [])[:-1]):
                 directory = output_dir / made["output"]
-                library = "peft" if (directory / "adapter_config.json").is_file() else "transformers"
-                page = _student_page(results, run, {"method": student["method"], **made}, library)
-                _write(directory / "README.md", page)
+                card = StudentCard.from_results(results, run, {"method": student["method"], **made})
+                if card.ceiling is not None:
+                    plot_gap(card.weak, card.student, card.ceiling, card.pgr, directory / FIGURE)
+                    card.has_figure = True
+                _write(directory / "README.md", card.render())
     _write(output_dir / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that all is there
-
-
-def _student_page(results: dict, run: dict, student: dict, library: str) -> str:
-    teacher = student["links"][-1]["taught_by"] if "links" in student else student.get("taught_by")
-    is_link = "pgr" not in student  # of a chain, and no student that its ceiling is compared with
-    chain = "" if teacher is None else f" It learned the labels of {teacher}, the model before it in a chain."
-    rows = _ROWS[results["setting"]]
-    task_type = _TASK_TYPES.get(results["setting"])
-    kind = f', task_type="{task_type}"' if task_type else ""
-    ending = ""
-    if not is_link:
-        ceiling, pgr = run["ceiling"], student["pgr_undefined"] or _pgr(student)
-        ending = (
-            f"| ceiling: the same model on ground truth | {ceiling['accuracy']:.3f}{interval(ceiling['ci95'])} |\n\n"
-            f"Performance gap recovered: {pgr}"
-        )
-    return f"""---
-library_name: {library}
-tags:
-- weak-to-strong
-- {results["task"]}
-- {student["method"]}
----
-
-# {student["model"]}, taught {results["task"]} by {run["weak"]["model"]}
-
-A student finetuned on the labels of a weaker model (weak-to-strong generalization, Burns et al. 2023), method
-`{student["method"]}`, seed {run["seed"]}.{chain} No ground-truth label reached it.
-
-| | accuracy on {student["n"]} test {rows} [95 %] |
-| --- | --- |
-| weak supervisor, {run["weak"]["model"]} | {run["weak"]["accuracy"]:.3f}{interval(run["weak"]["ci95"])} |
-| this student | {student["accuracy"]:.3f}{interval(student["ci95"])} |
-{ending}
-
-```python
-from transformers import AutoTokenizer
-from w2s_hf import load_student
-
-student = load_student(".", dtype="float32"{kind})  # from this directory
-tokenizer = AutoTokenizer.from_pretrained(".")
-```
-"""
 
 
 def _write(path: Path, text: str) -> None:

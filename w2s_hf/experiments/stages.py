@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
-__all__ = ["Stages", "library_versions"]
+__all__ = ["Stages", "hardware", "library_versions"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,13 @@ _LIBRARIES = ("w2s_hf", "torch", "transformers", "peft", "trl", "accelerate", "b
 def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that make the numbers."""
     return {name: version(name) for name in _LIBRARIES}
+
+
+def hardware() -> str:
+    """What this run computes on: `2 x NVIDIA H100 80GB HBM3`, or `CPU`. Nothing tells which machine it is."""
+    state = PartialState()
+    name = torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else state.device.type.upper()
+    return name if state.num_processes == 1 else f"{state.num_processes} x {name}"
 
 
 def content_key(name: str, settings: dict) -> str:
@@ -85,7 +93,7 @@ class Stages:
             is_done, is_resumed = found
             if is_done:
                 self.n_reused += 1
-                self._add_seconds(name, json.loads((done / "stage.json").read_text())["seconds"])
+                self._add_seconds(name, self.record(done)["seconds"])
                 logger.info(f"{done.name}: finished earlier, reused")
                 return done
             logger.info(f"{done.name}: {'resumed' if is_resumed else 'started'}")
@@ -101,6 +109,7 @@ class Stages:
                     "stage": name,
                     "settings": settings,
                     "versions": library_versions(),
+                    "hardware": hardware(),
                     "seconds": seconds,
                 }
                 (partial / "stage.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
@@ -112,6 +121,11 @@ class Stages:
         self.n_built += 1
         self._add_seconds(name, seconds)
         return done
+
+    @staticmethod
+    def record(done: Path) -> dict:
+        """What a finished step left of its making: `seconds`, `hardware`, `settings`, `versions`."""
+        return json.loads((done / "stage.json").read_text())
 
     def _add_seconds(self, name: str, seconds: float) -> None:
         self.seconds[name] = round(self.seconds.get(name, 0) + seconds, 2)

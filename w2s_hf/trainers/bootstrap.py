@@ -15,7 +15,6 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerState,
     enable_full_determinism,
     set_seed,
@@ -36,6 +35,7 @@ from .chain import (
     rows_of_links,
     unlabelled,
 )
+from .student_card import WithStudentCard
 from .weak_to_strong import WeakToStrongTrainer
 from .whole_step import load_model
 
@@ -157,7 +157,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         callbacks = kwargs.pop("callbacks", None)
         self._trainer_kwargs = {"data_collator": data_collator, **kwargs}
         # Not that of WeakToStrongTrainer, which needs a student: `train` knows which link is the first to train.
-        Trainer.__init__(
+        WithStudentCard.__init__(
             self,
             model=NoStudent(),
             args=args,
@@ -167,6 +167,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
             callbacks=callbacks,
             **self._trainer_kwargs,
         )
+        self.card.method = "bootstrap"
 
     # ---- Training ----
 

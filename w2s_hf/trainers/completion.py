@@ -17,6 +17,7 @@ from ..config import CompletionConfig
 from ..generation import complete
 from ..labels import Completion
 from ..modeling import disable_dropout, keep_trainable
+from .student_card import WithStudentCard
 from .whole_step import load_model, refuse_data_parallel
 
 __all__ = ["CompletionTrainer", "autocast"]
@@ -28,7 +29,7 @@ def autocast(args: TrainingArguments) -> AbstractContextManager:
     return torch.autocast(args.device.type, dtype=dtype, enabled=args.bf16 or args.fp16)
 
 
-class CompletionTrainer(SFTTrainer):
+class CompletionTrainer(WithStudentCard, SFTTrainer):
     """
     [`~trl.SFTTrainer`] on rows with `prompt` and `completion`, both text; the loss is on completions only.
 
@@ -40,6 +41,7 @@ class CompletionTrainer(SFTTrainer):
     - `evaluate`, `evaluation_loop`: besides the loss, `eval_accuracy`: the share of the evaluation rows whose greedy
       completion is the completion of the row, character by character. On rows labelled by a supervisor it is what the
       paper stops early by.
+    - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -74,6 +76,7 @@ class CompletionTrainer(SFTTrainer):
 
     _rows_to_write: Dataset | None = None
     _tag_names = ["w2s_hf", "weak-to-strong", *SFTTrainer._tag_names]
+    _card_setting, _card_task_type = "completion", "CAUSAL_LM"
 
     def __init__(
         self,

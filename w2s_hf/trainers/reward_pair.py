@@ -19,6 +19,7 @@ from .. import losses
 from ..collators import RewardPairCollator, check_pairs, sorted_lengths, split_by_tokens
 from ..config import RewardPairConfig
 from ..modeling import disable_dropout, keep_trainable
+from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
 __all__ = ["RewardPairTrainer"]
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 _Pairs = datasets.Dataset | datasets.IterableDataset
 
 
-class RewardPairTrainer(WholeStepLoss, RewardTrainer):
+class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
     """
     [`~trl.RewardTrainer`] for a reward model that learns from soft labels, P(chosen better).
 
@@ -54,6 +55,7 @@ class RewardPairTrainer(WholeStepLoss, RewardTrainer):
     - `evaluate`, `_prepare_dataset`: pairs are checked, and those that `max_length` leaves out are counted. `predict`
       leaves none out.
     - `_set_signature_columns_if_needed`, `_get_eval_sampler`: `soft_label` is kept, and rows in their order.
+    - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
     - `log`: what `compute_metrics` returns is not replaced by TRL's own numbers of the same name, such as `accuracy`.
 
     `accuracy` in the logs is the share of pairs in which the better response by the soft label, or the chosen one
@@ -96,6 +98,7 @@ class RewardPairTrainer(WholeStepLoss, RewardTrainer):
     """
 
     _tag_names = ["w2s_hf", "weak-to-strong", *RewardTrainer._tag_names]
+    _card_setting, _card_task_type = "reward", "REWARD"
 
     def __init__(
         self,

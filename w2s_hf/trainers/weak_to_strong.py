@@ -18,6 +18,7 @@ from .. import losses
 from ..collators import WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
 from ..modeling import align_padding, cast_trainable_to_float32, disable_dropout
+from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
 __all__ = ["WeakToStrongTrainer"]
@@ -25,7 +26,7 @@ __all__ = ["WeakToStrongTrainer"]
 _Rows = datasets.Dataset | dict[str, datasets.Dataset]
 
 
-class WeakToStrongTrainer(WholeStepLoss, Trainer):
+class WeakToStrongTrainer(WholeStepLoss, WithStudentCard, Trainer):
     """
     [`~transformers.Trainer`] for a classifier that learns from soft labels.
 
@@ -47,6 +48,8 @@ class WeakToStrongTrainer(WholeStepLoss, Trainer):
     - `call_model_init`, `_get_eval_sampler`: dropout off and float32 adapters for models of `model_init`, too; rows in
       order where training groups them by length.
     - `log`: adds the averages of what the loss reports.
+    - `create_model_card`, `push_to_hub`: the card of a student, `trainer.card` (a [`StudentCard`]), and a push of what
+      the student is made of and nothing else.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):

@@ -1,0 +1,398 @@
+"""The model card of a student and the dataset card of weak labels: what they say, as data; how, is in `templates/`."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from huggingface_hub import DatasetCardData, EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+
+from .markdown import Markup, render
+from .metrics import performance_gap_recovered, pgr_undefined_reason
+
+__all__ = ["FIGURE", "ROWS", "Score", "StudentCard", "read_card", "weak_labels_card"]
+
+# What a row is called in each setting.
+ROWS = {"classification": "rows", "reward": "pairs", "chess": "puzzles", "completion": "rows"}
+
+FIGURE = "pgr.png"  # beside the card
+
+_TASK_TYPES = {"classification": "SEQ_CLS", "reward": "REWARD", "chess": "CAUSAL_LM"}
+_PIPELINES = {"SEQ_CLS": "text-classification", "REWARD": "text-classification", "CAUSAL_LM": "text-generation"}
+_BLOCK, _SCHEMA = "weak_to_strong", 1  # of the front matter
+
+
+@dataclass(frozen=True)
+class Score:
+    """
+    Accuracy of a model on the test rows.
+
+    Args:
+        model (`str`): Hub id, or the name of a local directory.
+        accuracy (`float`): In [0, 1].
+        n (`int`): Test rows.
+        ci95 (`tuple[float, float]`, *optional*): Its 95 % interval.
+        revision (`str`, *optional*): Commit on the Hub; `None` for a model that is not there.
+    """
+
+    model: str
+    accuracy: float
+    n: int
+    ci95: tuple[float, float] | None = None
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, entry: dict) -> Self:
+        """Of an entry of `results.json`, or of the front matter of a card."""
+        values = {name.name: entry.get(name.name) for name in dataclasses.fields(cls)}
+        return cls(**values | {"ci95": None if entry["ci95"] is None else tuple(entry["ci95"])})
+
+    @property
+    def shown(self) -> Markup:
+        """`0.701 [0.677, 0.723]`"""
+        return Markup(f"{self.accuracy:.3f}") + _interval(self.ci95, 3)
+
+
+@dataclass
+class StudentCard:
+    """
+    What there is to say of a student. What is not known is left out of the card.
+
+    A recipe makes one of its results ([`StudentCard.from_results`]). A trainer has one, `trainer.card`, fills in what
+    it knows, and writes it in `create_model_card` and `push_to_hub`; tell it the rest:
+
+    ```python
+    trainer.card.task, trainer.card.method = "spam", "naive"
+    trainer.card.weak = Score("gpt2", accuracy=0.71, n=1000)
+    trainer.card.student = Score("Qwen/Qwen2.5-7B", accuracy=0.83, n=1000)
+    trainer.card.ceiling = Score("Qwen/Qwen2.5-7B", accuracy=0.91, n=1000)
+    trainer.push_to_hub()
+    ```
+
+    Args:
+        task (`str`, *optional*): Its name.
+        description (`str`, *optional*): What it asks, in a sentence.
+        text_form (`str`, *optional*): Of the training texts, with columns in braces.
+        class_names (`list[str]`, *optional*): Of the classes, in order.
+        setting (`str`, *optional*, defaults to `"classification"`): Or `"reward"`, `"chess"`, `"completion"`.
+        dataset, dataset_revision (`str`, *optional*): Where the rows are from.
+        dataset_is_on_hub (`bool`, *optional*, defaults to `False`): The metadata name it then.
+        method (`str`, *optional*): How the student learned the labels.
+        weak, student, ceiling ([`Score`], *optional*): On the same test rows.
+        pgr_ci95 (`tuple[float, float]`, *optional*): 95 % interval of PGR.
+        no_pgr (`str`, *optional*): Why there is none, where it is not that the ceiling is not above the supervisor.
+        agreement (`dict`, *optional*):
+            Shares of the test rows answered as by the supervisor: `overall`, `supervisor_right`, `supervisor_wrong`.
+        taught_by (`str`, *optional*): Whose labels it learned, where that is not `weak`: of a chain, the link before.
+        links (`list[dict]`, *optional*): The chain that led to it, entries of `results.json`.
+        n_rows (`dict[str, int]`, *optional*): Rows of each part.
+        summary (`dict`, *optional*): Of the same method over the seeds, as in `results.json`.
+        weak_labels (`str`, *optional*): Dataset on the Hub with the labels that it learned.
+        is_demo (`bool`, *optional*, defaults to `False`): Of the embedded demo.
+        repo_id (`str`, *optional*): Where it is on the Hub, for the snippet that loads it; else this directory.
+        has_figure (`bool`, *optional*, defaults to `False`): `pgr.png` is beside the card.
+        tags (`list[str]`, *optional*): More of them.
+        base_model, base_revision (`str`, *optional*): What it was before, and its commit.
+        base_is_on_hub (`bool`, *optional*, defaults to `False`): The metadata name it then.
+        task_type (`str`, *optional*, defaults to `"SEQ_CLS"`): As of [`load_student`].
+        library_name (`str`, *optional*, defaults to `"peft"`): Adapters; or `"transformers"`, a whole model.
+        loading (`dict`, *optional*): Keyword arguments of [`load_student`] that give the precision of the training.
+        max_new_tokens (`int`, *optional*, defaults to `12`): Where completions are cut.
+        settings (`dict`, *optional*): Of the training, by name.
+        seed (`int`, *optional*): Of head, adapters and row order.
+        versions (`dict[str, str]`, *optional*): Of libraries.
+        hardware (`str`, *optional*), seconds (`float`, *optional*): Where it was trained, and for how long.
+    """
+
+    # What the experiment knows.
+    task: str | None = None
+    description: str | None = None
+    text_form: str | None = None
+    class_names: list[str] | None = None
+    setting: str = "classification"
+    dataset: str | None = None
+    dataset_revision: str | None = None
+    dataset_is_on_hub: bool = False
+    method: str | None = None
+    weak: Score | None = None
+    student: Score | None = None
+    ceiling: Score | None = None
+    pgr_ci95: tuple[float, float] | None = None
+    no_pgr: str | None = None
+    agreement: dict | None = None
+    taught_by: str | None = None
+    links: list[dict] = field(default_factory=list)
+    n_rows: dict[str, int] = field(default_factory=dict)
+    summary: dict | None = None
+    weak_labels: str | None = None
+    is_demo: bool = False
+    repo_id: str | None = None
+    has_figure: bool = False
+    tags: list[str] = field(default_factory=list)
+    # What a trainer knows.
+    base_model: str | None = None
+    base_revision: str | None = None
+    base_is_on_hub: bool = False
+    task_type: str = "SEQ_CLS"
+    library_name: str = "peft"
+    loading: dict = field(default_factory=dict)
+    max_new_tokens: int = 12
+    settings: dict = field(default_factory=dict)
+    seed: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    hardware: str | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def from_results(cls, results: dict, run: dict, student: dict) -> Self:
+        """
+        The card of a student of an experiment.
+
+        Args:
+            results (`dict`): Content of `results.json`.
+            run (`dict`): The run of its seed.
+            student (`dict`): Its entry in the run, or that of a link of its chain.
+        """
+        is_link = "pgr" not in student
+        dataset, settings = results["dataset"], results["settings"]
+        is_demo = results["preset"] == "demo"
+        summary = next(entry for entry in results["summary"] if entry["method"] == student["method"])
+        learned = student["links"][-1] if "links" in student else student
+        return cls(
+            task=results["task"],
+            description=results["description"],
+            text_form=results.get("text_form"),
+            class_names=results.get("class_names"),
+            setting=results["setting"],
+            dataset=dataset["id"],
+            dataset_revision=dataset["revision"],
+            dataset_is_on_hub=not is_demo and dataset["revision"] not in ("local", "generated"),
+            method=student["method"],
+            weak=Score.of(run["weak"]),
+            student=Score.of(student),
+            ceiling=None if is_link else Score.of(run["ceiling"]),
+            pgr_ci95=None if is_link or student["pgr_ci95"] is None else tuple(student["pgr_ci95"]),
+            no_pgr="no ceiling was trained for this link of the chain" if is_link else None,
+            agreement=student["agreement"],
+            taught_by=learned.get("taught_by"),
+            links=student.get("links", []),
+            n_rows={name[2:].replace("_", " "): dataset[name] for name in _PARTS},
+            summary=None if is_link else summary,
+            is_demo=is_demo,
+            base_model=student["model"],
+            base_revision=student["revision"],
+            base_is_on_hub=student["revision"] is not None,
+            task_type=_TASK_TYPES[results["setting"]],
+            library_name="peft" if settings["student"]["use_peft"] else "transformers",
+            loading=settings["loading"],
+            max_new_tokens=settings["training"].get("max_new_tokens", 12),
+            settings=settings["losses"].get(student["method"], {}) | settings["training"] | settings["student"],
+            seed=run["seed"],
+            versions=results["versions"],
+            hardware=student["hardware"],
+            seconds=results["wall_seconds"].get(student["output"]),
+        )
+
+    @property
+    def pgr(self) -> float | None:
+        """PGR of the three scores; `None` where one is missing or PGR is undefined."""
+        if self.weak is None or self.student is None or self.ceiling is None:
+            return None
+        return performance_gap_recovered(self.weak.accuracy, self.student.accuracy, self.ceiling.accuracy)
+
+    @property
+    def pgr_undefined(self) -> str | None:
+        """Why there is no PGR."""
+        if self.pgr is not None:
+            return None
+        if self.no_pgr is not None:
+            return self.no_pgr
+        if self.weak is None or self.ceiling is None:
+            missing = [name for name in ("weak", "student", "ceiling") if getattr(self, name) is None]
+            return f"no accuracy is given of: {', '.join(missing)}"
+        return pgr_undefined_reason(self.weak.accuracy, self.ceiling.accuracy) or "no accuracy is given of: student"
+
+    @property
+    def title(self) -> str:
+        """`Qwen/Qwen2.5-7B, taught boolq by Qwen/Qwen2.5-0.5B`, or as much of it as is known."""
+        teacher = self.taught_by or (self.weak.model if self.weak else "a weaker model")
+        return f"{self.base_model or 'A student'}, taught {self.task + ' ' if self.task else ''}by {teacher}"
+
+    def metadata(self) -> ModelCardData:
+        """
+        The front matter. `model-index` holds accuracy and PGR for the Hub, and has no PGR where it is undefined;
+        `weak_to_strong` all that [`read_card`] gives back.
+        """
+        results = []
+        common = {
+            "task_type": _PIPELINES[self.task_type],
+            "dataset_type": "-".join((self.dataset or "unknown").split()),
+            "dataset_name": self.task or self.dataset or "unknown",
+        }
+        if self.dataset_is_on_hub:
+            common["dataset_revision"] = self.dataset_revision
+        if self.student is not None:
+            accuracy = {"metric_type": "accuracy", "metric_name": "Accuracy", "metric_value": self.student.accuracy}
+            results.append(EvalResult(**common, **accuracy))
+        if self.pgr is not None:
+            args = {name: getattr(self, name).accuracy for name in ("weak", "student", "ceiling")}
+            pgr = {"metric_type": "pgr", "metric_name": "Performance gap recovered", "metric_value": self.pgr}
+            results.append(EvalResult(**common, **pgr, metric_args=args))
+        block = {"schema": _SCHEMA, "task": self.task, "setting": self.setting, "method": self.method}
+        block |= {"seed": self.seed, "taught_by": self.taught_by}
+        for name in ("weak", "student", "ceiling"):
+            score = getattr(self, name)
+            block[name] = None if score is None else _plain(dataclasses.asdict(score))
+        block |= {"pgr_ci95": _plain(self.pgr_ci95), "pgr_undefined": self.pgr_undefined}
+        block["agreement"] = _plain(self.agreement)
+        datasets = [self.dataset] if self.dataset_is_on_hub else []
+        datasets += [self.weak_labels] if self.weak_labels else []
+        tags = ["weak-to-strong", "w2s_hf", self.method, self.task]
+        tags += ["reward-model"] if self.setting == "reward" else ["chess"] if self.setting == "chess" else []
+        return ModelCardData(
+            base_model=self.base_model if self.base_is_on_hub else None,
+            datasets=datasets or None,
+            library_name=self.library_name,
+            pipeline_tag=_PIPELINES[self.task_type],
+            tags=[tag for tag in dict.fromkeys([*tags, *self.tags]) if tag],
+            metrics=["accuracy"] if results else None,
+            eval_results=results or None,
+            model_name=(self.repo_id.split("/")[-1] if self.repo_id else self.title) if results else None,
+            **{_BLOCK: block},
+        )
+
+    def render(self) -> str:
+        """The card: front matter and Markdown."""
+        names = self.class_names or ("class 0", "class 1")
+        return render(
+            "student_card.md",
+            card=self,
+            metadata=Markup(self.metadata().to_yaml()),
+            rows=ROWS[self.setting],
+            figure=FIGURE if self.has_figure else None,
+            pgr=None if self.pgr is None else Markup(f"{self.pgr:.2f}") + _interval(self.pgr_ci95, 2),
+            pgr_over_seeds=_over_seeds(self.summary),
+            source=Markup(_literal(self.repo_id or ".")),
+            options=Markup("".join(f", {name}={_literal(value)}" for name, value in self._options().items())),
+            classes=Markup(", ".join(f"P({' '.join(name.split())})" for name in names)),
+            links=[(link["taught_by"], Score.of(link), link["n_train"]) for link in self.links],
+            duration=None if self.seconds is None else _duration(self.seconds),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes the card to a file."""
+        Path(path).write_text(self.render(), encoding="utf-8")
+
+    def _options(self) -> dict:
+        """Of [`load_student`], in the snippet."""
+        options = {} if self.task_type == "SEQ_CLS" else {"task_type": self.task_type}
+        if self.repo_id and self.library_name == "peft" and not self.base_is_on_hub:
+            options["base_model"] = "PATH"
+        return options | self.loading
+
+
+_PARTS = ("n_weak_half", "n_student_half", "n_validation", "n_test")
+
+
+def read_card(source: str | Path, revision: str | None = None) -> StudentCard:
+    """
+    The card of a student as data: task, method, seed, models, scores, agreement.
+
+    Args:
+        source (`str` or `Path`): Hub id of a student, its directory, or the card itself.
+        revision (`str`, *optional*): On the Hub.
+
+    Raises:
+        FileNotFoundError: there is no such student, or it has no card.
+        ConnectionError: the Hub does not answer.
+        ValueError: the card is of no student, or its PGR is not that of its scores.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / "README.md"
+    if not path.is_file():
+        path = Path(_download_card(str(source), revision))
+    data = ModelCard.load(path).data
+    block = data.get(_BLOCK)
+    if not isinstance(block, dict) or block.get("schema") != _SCHEMA:
+        raise ValueError(f"{source}: the card has no `{_BLOCK}` of schema {_SCHEMA} in its front matter; no student?")
+    scores = {name: None if block[name] is None else Score.of(block[name]) for name in ("weak", "student", "ceiling")}
+    same = ("task", "setting", "method", "seed", "taught_by", "agreement", "pgr_ci95")
+    card = StudentCard(**{name: block[name] for name in same}, **scores, no_pgr=block["pgr_undefined"])
+    stated = next((entry.metric_value for entry in data.eval_results or [] if entry.metric_type == "pgr"), None)
+    if (stated is None) != (card.pgr is None) or (stated is not None and not math.isclose(stated, card.pgr)):
+        raise ValueError(f"{source}: `model-index` has the PGR {stated}, and the scores of the card give {card.pgr}.")
+    return card
+
+
+def _download_card(repo_id: str, revision: str | None) -> str:
+    try:
+        return hf_hub_download(repo_id, "README.md", revision=revision)
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f"got {repo_id!r}, expected a student's directory or its id on the Hub; there is no such directory."
+        ) from error
+    except HfHubHTTPError as error:
+        raise FileNotFoundError(f"{repo_id}: the Hub has no card of it that you may read: {error}") from error
+    except (HTTPError, OSError) as error:
+        raise ConnectionError(f"{repo_id}: the Hub does not answer ({type(error).__name__}).") from error
+
+
+def weak_labels_card(provenance: dict, columns: list[str], repo_id: str | None = None) -> str:
+    """
+    The dataset card of weak labels.
+
+    Args:
+        provenance (`dict`): Of the labels, with `n_rows`.
+        columns (`list[str]`): Of their table.
+        repo_id (`str`, *optional*): Where it is on the Hub; else this directory.
+    """
+    task = provenance.get("task")
+    # Without it, the provenance would count as rows, too.
+    configs = [{"config_name": "default", "data_files": "weak_labels.parquet"}]
+    data = DatasetCardData(tags=[tag for tag in ("weak-to-strong", "weak-labels", task) if tag], configs=configs)
+    return render(
+        "weak_labels_card.md",
+        metadata=Markup(data.to_yaml()),
+        provenance=provenance,
+        dataset=provenance.get("dataset") or {},
+        columns=columns,
+        kind=Markup("WeakCompletions" if "completion" in columns else "WeakLabels"),
+        source=Markup(_literal(repo_id or ".")),
+        loader=Markup("from_hub" if repo_id else "load"),
+    )
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, dict):
+        return f"BitsAndBytesConfig({', '.join(f'{name}={_literal(part)}' for name, part in value.items())})"
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else repr(value)
+
+
+def _interval(ci95: tuple[float, float] | None, digits: int) -> Markup:
+    return Markup("" if ci95 is None else f" [{ci95[0]:.{digits}f}, {ci95[1]:.{digits}f}]")
+
+
+def _over_seeds(summary: dict | None) -> Markup | None:
+    if summary is None or summary["n_seeds"] == 1:
+        return None
+    if summary["pgr_median"] is None:
+        return Markup("undefined")
+    return Markup(f"{summary['pgr_median']:.2f}") + _interval(summary["pgr_ci95"], 2)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _plain(value):
+    """JSON values alone: a tuple or a NumPy number would be written into the front matter as Python objects."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return float(value) if isinstance(value, float) else value

@@ -1,0 +1,40 @@
+"""Markdown from templates, in which nothing that is quoted can become markup."""
+
+import re
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+__all__ = ["Markup", "as_text", "render"]
+
+# All but what is plain in the middle of a line: letters, digits and some punctuation. `_` within a word is plain, too,
+# and `:` unless it makes an address.
+_MARKUP = re.compile(r"[^\w\s.,:;?!/()'%=+-]|(?<!\w)_|_(?!\w)|(?<=[_*])_|:(?=//)|(?<=\bwww)\.", re.IGNORECASE)
+
+
+def as_text(value: object) -> Markup:
+    """
+    Any value as text in the middle of a line of Markdown: on one line, and what could be markup, HTML or a link as
+    character references, which CommonMark shows and never reads as structure. [`Markup`] is left as it is.
+    """
+    if isinstance(value, Markup):
+        return value
+    line = re.sub(r"[\s\x00-\x1f\x7f]+", " ", str(value))
+    return Markup(_MARKUP.sub(lambda found: f"&#{ord(found[0])};", line))
+
+
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    finalize=as_text,  # of every value in a template
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def render(template: str, **values: object) -> str:
+    """A template of this package with its values; those that are no [`Markup`] are quoted by [`as_text`]."""
+    text = _ENVIRONMENT.get_template(template).render(**values)
+    return re.sub(r"\n{3,}", "\n\n", text)
