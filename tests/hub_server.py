@@ -104,6 +104,11 @@ class LoopbackHub:
         self._server.shutdown()
         self._server.server_close()
 
+    def reset(self) -> None:
+        """As it was at the start, at the same address."""
+        for part in (self.repositories, self.objects, self.requests, self.faults):
+            part.clear()
+
     def environment(self, home: Path) -> dict[str, str]:
         """What a process needs to take this for the Hub; its cache is below `home`."""
         return {
@@ -225,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _whoami(self) -> None:
         self._check_token()
-        self._json({"type": "user", "name": "somebody", "orgs": []})
+        self._json({"type": "user", "name": "somebody", "orgs": [{"name": "me"}]})
 
     def _info(self, plural: str, repo_id: str, revision: str | None) -> None:
         kind = _PLURALS[plural]
@@ -271,6 +276,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._check_token()
         asked = json.loads(self.body)
         kind, owner = asked.get("type") or "model", asked.get("organization") or "somebody"
+        if owner not in ("somebody", "me"):
+            raise Refused(403, f"You don't have the rights to create a repo under {owner}")
         repo_id = f"{owner}/{asked['name']}"
         url = f"{self.server_hub.url}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
         if (kind, repo_id) in self.server_hub.repositories:

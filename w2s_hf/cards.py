@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from huggingface_hub import DatasetCardData, EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub import DatasetCardData, EvalResult, HfApi, ModelCard, ModelCardData, constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from .markdown import Markup, render
@@ -329,6 +329,9 @@ def read_card(source: str | Path, revision: str | None = None) -> StudentCard:
 
 def _download_card(repo_id: str, revision: str | None) -> str:
     try:
+        if not constants.HF_HUB_OFFLINE:
+            # A Hub that is not there is known at once; a download would try again for half a minute.
+            revision = HfApi().model_info(repo_id, revision=revision, timeout=10).sha
         return hf_hub_download(repo_id, "README.md", revision=revision)
     except HFValidationError as error:
         raise FileNotFoundError(

@@ -1,7 +1,9 @@
 """Repositories on the Hub: is one within reach, and files to one in a single commit."""
 
 import hashlib
+import logging
 import re
+import time
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -25,6 +27,9 @@ from huggingface_hub.errors import (
 
 __all__ = ["PushError", "commit_files", "ensure_available", "owner_of_token", "repository_name"]
 
+logger = logging.getLogger(__name__)
+
+_PAUSES = (1, 4)  # seconds before another try, where the Hub itself failed
 _LONGEST_NAME = 96  # of a repository, without its namespace
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 _ADVICE = {
@@ -156,31 +161,44 @@ def commit_files(
     api = HfApi(token=token)
 
     def push() -> CommitInfo:
-        try:
-            api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-            there = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision) if replaces else []
-            gone = [path for path in there if path not in files and any(fnmatch(path, name) for name in replaces)]
-            operations = [CommitOperationDelete(path) for path in gone]
-            operations += [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
-            # Not upload_folder, which may make several commits of one folder.
-            return api.create_commit(
-                repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision
-            )
-        # RuntimeError: a file that did not get through; ValueError: metadata that the Hub does not accept.
-        except (HTTPError, OSError, RuntimeError, ValueError) as error:
-            raise PushError(_reason(f"did not take {repo_id}", error)) from error
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        there = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision) if replaces else []
+        gone = [path for path in there if path not in files and any(fnmatch(path, name) for name in replaces)]
+        operations = [CommitOperationDelete(path) for path in gone]
+        operations += [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
+        # Not upload_folder, which may make several commits of one folder.
+        return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision)
 
-    return push() if blocking else api.run_as_future(push)
+    def push_patiently() -> CommitInfo:
+        for pause in (*_PAUSES, None):
+            try:
+                return push()
+            # RuntimeError: a file that did not get through; ValueError: metadata that the Hub does not accept.
+            except (HTTPError, OSError, RuntimeError, ValueError) as error:
+                # The client tries uploads again itself, and the two requests around them not.
+                if pause is None or (_status(error) or 0) < 500:
+                    raise PushError(_reason(f"did not take {repo_id}", error)) from error
+                logger.warning(f"{_reason(f'did not take {repo_id}', error)} Trying again in {pause} seconds")
+                time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    return push_patiently() if blocking else api.run_as_future(push_patiently)
+
+
+def _status(error: Exception) -> int | None:
+    """What the Hub answered, if it did."""
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
 def _reason(what: str, error: Exception) -> str:
-    causes = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    status = next((cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)), None)
-    said = "; ".join(f"{type(cause).__name__}: {' '.join(str(cause).split())}" for cause in causes[:2])
+    status = _status(error)
+    if status is not None:
+        said = f"HTTP {status}: {error.server_message or error.response.reason_phrase}"
+    else:
+        # Of a file that did not get through the client says which, and its cause says why.
+        said = "; ".join(f"{type(part).__name__}: {part}" for part in (error, error.__cause__) if part is not None)
     advice = f" {_ADVICE[status]}" if status in _ADVICE else ""
-    return f"the Hub ({constants.ENDPOINT}) {what} ({said}).{advice}"
+    return f"the Hub ({constants.ENDPOINT}) {what} ({' '.join(said.split())}).{advice}"
 
 
 def _refuse_tokens(files: dict[str, Path | bytes], token: str | None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-__all__ = ["Markup", "as_text", "render"]
+__all__ = ["Markup", "as_text", "markdown_table", "render"]
 
 # All but what is plain in the middle of a line: letters, digits and some punctuation. `_` within a word is plain, too,
 # and `:` unless it makes an address.
@@ -38,3 +38,13 @@ def render(template: str, **values: object) -> str:
     """A template of this package with its values; those that are no [`Markup`] are quoted by [`as_text`]."""
     text = _ENVIRONMENT.get_template(template).render(**values)
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown. Of what could be markup in a cell only what would end the cell, or be HTML, is quoted."""
+
+    def cell(text: str) -> str:
+        return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
+
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)

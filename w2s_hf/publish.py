@@ -106,13 +106,18 @@ def push_students(
         PushError: the Hub refused or was not reached. Everything stays on disk, and the message names the command
             that pushes again.
     """
-    output_dir = Path(output_dir)
+    output_dir, given = Path(output_dir), namespace
+    if not (output_dir / "results.json").is_file():
+        raise FileNotFoundError(
+            f"{output_dir}: there is no results.json, expected the --output_dir of a finished recipe. (One student "
+            "that a trainer saved is pushed with --repo_id.)"
+        )
     try:
         namespace = owner_of_token() if namespace is None else namespace
         return _push(_repositories(output_dir, namespace, base_model), private, dry_run)
     except PushError as error:
         command = ["python", "-m", "w2s_hf.publish", str(output_dir)]
-        options = {"--hub_namespace": namespace, "--base_model": base_model}
+        options = {"--hub_namespace": given, "--base_model": base_model}
         command += [part for option, value in options.items() if value is not None for part in (option, value)]
         command += ["--hub_private"] if private else []
         raise PushError(
@@ -122,11 +127,6 @@ def push_students(
 
 
 def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> list[_Repository]:
-    if not (output_dir / "results.json").is_file():
-        raise FileNotFoundError(
-            f"{output_dir}: there is no results.json, expected the --output_dir of a finished recipe. (One student "
-            "that a trainer saved is pushed with --repo_id.)"
-        )
     results = json.loads((output_dir / "results.json").read_text())
     repositories: dict[str, _Repository] = {}
     for run in results["runs"]:

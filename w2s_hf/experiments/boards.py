@@ -6,9 +6,9 @@ import chess.svg
 from datasets import Dataset
 
 from ..labels import Completion
+from ..markdown import markdown_table
 from ..tasks.move_scores import parse_move
 from .moves import scores_of
-from .report import markdown_table
 
 __all__ = ["draw_boards"]
 

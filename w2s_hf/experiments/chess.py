@@ -5,6 +5,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoConfig
 
 from ..config import CompletionConfig, StudentConfig
+from ..markdown import markdown_table
 from ..tasks import TaskSplits
 from ..tasks.chess import ChessTask, load_puzzles
 from ..tasks.dealing import LINK_ROWS
@@ -15,7 +16,7 @@ from .finetuning import Workbench
 from .moves import CHESS, answer_untrained, rate_where, trivial_baselines
 from .options import ChessArguments
 from .protocol import Materials, SeedRun
-from .report import interval, markdown_table
+from .report import interval
 
 __all__ = ["ChessExperiment", "run_chess"]
 

@@ -9,11 +9,12 @@ from transformers import TrainingArguments
 
 from ..cards import FIGURE, ROWS, StudentCard
 from ..config import METHODS, LossArguments, StudentConfig
+from ..markdown import markdown_table
 from ..plots import plot_accuracies, plot_gap
 from ..tasks.dealing import counted
 from .options import ExperimentArguments
 
-__all__ = ["interval", "markdown_table", "print_table", "settings_of", "write_report"]
+__all__ = ["interval", "print_table", "settings_of", "write_report"]
 
 
 def interval(ci95: list[float] | None) -> str:
@@ -73,12 +74,6 @@ def _roles(run: dict) -> Iterator[tuple[str, dict]]:
     if "ceiling_plain" in run:
         yield "plain ceiling", run["ceiling_plain"]
     yield "strong ceiling", run["ceiling"]
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _summary(results: dict) -> tuple[list[str], list[list[str]]]:

@@ -6,6 +6,7 @@ import numpy as np
 from datasets import DatasetDict
 
 from ..config import RewardPairConfig, StudentConfig
+from ..markdown import markdown_table
 from ..tasks import PreferenceTask, TaskSplits, load_pairs
 from ..tasks.dealing import LINK_ROWS
 from ..tasks.demo import PAIR_SITUATIONS, DemoWorld
@@ -14,7 +15,6 @@ from .experiment import Experiment
 from .generative import generative_finetune
 from .options import RewardArguments
 from .protocol import Materials, SeedRun
-from .report import markdown_table
 from .settings import REWARD
 
 __all__ = ["RewardExperiment", "run_reward"]

@@ -1,0 +1,297 @@
+"""What a recipe left, pushed by `python -m w2s_hf.publish` to a Hub on the loopback interface, through the client."""
+
+import getpass
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_server import TOKEN, LoopbackHub, Refused
+from hub_worker import HubWorker
+from running import TINY, recipe_here
+
+from w2s_hf.cards import FIGURE, read_card
+from w2s_hf.hub import repository_name
+from w2s_hf.publish import student_files
+
+LABELS, STUDENT = "me/boolq-weak-labels-scratch-32x1-seed0", "me/boolq-pretrained-64x2-from-scratch-32x1-naive-seed0"
+
+
+@pytest.fixture(scope="module")
+def output(cache, tmp_path_factory):
+    """A finished recipe, in a directory whose name a command line has to quote."""
+    output = tmp_path_factory.mktemp("my runs") / "out"
+    process = recipe_here(*TINY, "--methods", "naive", "--output_dir", output, cache=cache)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def loopback(tmp_path_factory):
+    with LoopbackHub() as hub:
+        worker = HubWorker(hub.environment(tmp_path_factory.mktemp("home")))
+        yield hub, worker
+        worker.close()
+
+
+@pytest.fixture
+def hub(loopback):
+    loopback[0].reset()
+    return loopback[0]
+
+
+@pytest.fixture
+def publish(loopback):
+    return loopback[1].publish
+
+
+def start(hub, output, *options):
+    """The same from nothing, as a user starts it, and not waited for."""
+    command = [sys.executable, "-m", "w2s_hf.publish", str(output), *options]
+    environment = {**os.environ, **hub.environment(output.parent / "home")}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and "_stages" not in path.parts
+    }
+
+
+def refuse(status: int, where: str, times: int = 1000, message: str = "no"):
+    """A fault: the first requests to a route are refused."""
+    left = [times]
+
+    def fault(method, path, handler):
+        if where in path and left[0]:
+            left[0] -= 1
+            raise Refused(status, message)
+
+    return fault
+
+
+def test_one_commit_a_student_and_none_the_second_time(hub, publish, output):
+    before = snapshot(output)
+    code, stderr = publish(output, "--hub_namespace", "me")
+    assert code == 0, stderr
+    assert f"Pushed {hub.url}/{STUDENT}" in stderr
+    first = {key: repository.head for key, repository in hub.repositories.items()}
+    assert set(first) == {("dataset", LABELS), ("model", STUDENT)}
+    assert all(len(repository.commits) == 1 for repository in hub.repositories.values())
+    assert not any(repository.private for repository in hub.repositories.values())
+    code, stderr = publish(output, "--hub_namespace", "me")
+    assert code == 0, stderr
+    assert {key: repository.head for key, repository in hub.repositories.items()} == first
+    assert snapshot(output) == before, "a push changes nothing on this disk"
+
+
+def test_what_was_pushed(hub, publish, output, tmp_path):
+    assert publish(output, "--hub_namespace", "me", "--hub_private")[0] == 0
+    assert all(repository.private for repository in hub.repositories.values())
+    commit = hub.repositories["model", STUDENT].head
+    files = {"README.md", "adapter_config.json", "adapter_model.safetensors", FIGURE}
+    assert set(commit.files) == files | {"tokenizer.json", "tokenizer_config.json"}
+    results = json.loads((output / "results.json").read_text())
+    (student,) = results["runs"][0]["students"]
+    card = commit.files["README.md"].decode()
+    front = yaml.safe_load(card.split("---\n")[1])
+    metrics = {entry["type"]: entry for entry in front["model-index"][0]["results"][0]["metrics"]}
+    assert metrics["accuracy"]["value"] == student["accuracy"]
+    if student["pgr"] is None:
+        assert "pgr" not in metrics
+    else:
+        assert metrics["pgr"]["value"] == student["pgr"]
+    assert front["datasets"] == [LABELS] and f"](https://huggingface.co/datasets/{LABELS})" in card
+    assert f'load_student("{STUDENT}", base_model="PATH", dtype="float32")' in card
+    # The demo's base is no repository, and its name must not be taken for one.
+    config = json.loads(commit.files["adapter_config.json"])
+    assert re.fullmatch(r"\./pretrained-64x2-[0-9a-f]+", config["base_model_name_or_path"])
+    assert "base_model" not in front
+    (tmp_path / "README.md").write_text(card)
+    assert read_card(tmp_path).pgr == student["pgr"]
+
+
+def test_nothing_private_is_pushed(hub, publish, output, cache):
+    # What else may lie in a student's directory.
+    directory = output / "students" / "naive-seed0"
+    for name in ("training_args.bin", "optimizer.pt", "trainer_state.json", "runs/events.host", "_stages/x.json"):
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(f"{TOKEN} {output}")
+    assert publish(output, "--hub_namespace", "me")[0] == 0
+    pushed = {name for repository in hub.repositories.values() for name in repository.head.files}
+    assert not pushed & {"training_args.bin", "optimizer.pt", "trainer_state.json"}
+    assert not any(name.startswith(("_", "runs", "checkpoint")) for name in pushed)
+    assert str(cache) in (directory / "adapter_config.json").read_text(), "nothing to leave out"
+    secrets = [TOKEN, str(output), str(cache), str(Path.home())]
+    names = [rf"\b{re.escape(name)}\b".encode() for name in (socket.gethostname(), getpass.getuser())]
+    for (kind, repo_id), repository in hub.repositories.items():
+        for name, content in repository.head.files.items():
+            found = [secret for secret in secrets if secret.encode() in content]
+            if name not in repository.head.in_lfs:  # two letters are in any picture
+                found += [pattern for pattern in names if re.search(pattern, content)]
+            assert not found, (kind, repo_id, name, found)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cut(output):
+    """The connection is cut in every upload: the client tries for 23 seconds, and other tests run meanwhile."""
+
+    def cut(method, path, handler):
+        if method == "PUT":
+            assert int(handler.headers["Content-Length"]) > 100
+            handler.rfile.read(100)
+            return True
+
+    with LoopbackHub() as hub:
+        hub.faults.append(cut)
+        yield hub, start(hub, output, "--hub_namespace", "me")
+
+
+@pytest.mark.parametrize(
+    ("fault", "options", "environment", "message"),
+    [
+        (None, ["--hub_namespace", "me"], {"HF_TOKEN": "hf_of_yesterday"}, "HTTP 401: .* set HF_TOKEN"),
+        (None, [], {"HF_TOKEN": "hf_of_yesterday"}, "did not say whose token this is .HTTP 401"),
+        (None, ["--hub_namespace", "others"], {}, "HTTP 403: You don't have the rights .* write access"),
+        (refuse(409, "/commit/", message="moved on"), ["--hub_namespace", "me"], {}, "HTTP 409: moved on.* try again"),
+        (refuse(500, "/commit/"), ["--hub_namespace", "me"], {}, "HTTP 500: no"),
+    ],
+    ids=["401", "401 whoami", "403", "409", "500"],
+)
+def test_what_was_refused_is_kept_and_pushed_again(fault, options, environment, message, hub, publish, output):
+    before = snapshot(output)
+    hub.faults += [fault] if fault else []
+    code, stderr = publish(output, *options, **environment)
+    assert code == 1 and "Traceback" not in stderr
+    assert re.search(message, stderr), stderr
+    assert snapshot(output) == before and not any(hub.repositories[key].commits for key in hub.repositories)
+    assert "hf_of_yesterday" not in stderr
+    command = f"python -m w2s_hf.publish '{output}'" + (f" {' '.join(options)}" if options else "")
+    assert stderr.endswith(f"Push again with\n    {command}\n")
+    hub.faults.clear()
+    code, stderr = publish(output, "--hub_namespace", "me")
+    assert code == 0, stderr
+    assert [len(repository.commits) for repository in hub.repositories.values()] == [1, 1]
+
+
+def test_a_hub_that_fails_once_is_asked_again(hub, publish, output):
+    hub.faults += [refuse(500, "/api/repos/create", 1), refuse(503, f"{STUDENT}/commit/", 1)]
+    code, stderr = publish(output, "--hub_namespace", "me")
+    assert code == 0 and "HTTP 503" in stderr, stderr
+    assert [len(repository.commits) for repository in hub.repositories.values()] == [1, 1]
+
+
+def test_a_hub_that_is_gone(output):
+    with LoopbackHub() as hub:
+        pass
+    before = snapshot(output)
+    process = start(hub, output, "--hub_namespace", "me", "--hub_private")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Connection refused" in stderr and "Traceback" not in stderr
+    assert stderr.endswith(f"\n    python -m w2s_hf.publish '{output}' --hub_namespace me --hub_private\n")
+    assert snapshot(output) == before
+
+
+def test_a_student_that_changed_is_a_second_commit_without_files_of_the_first(hub, publish, output, tmp_path):
+    student = tmp_path / "out"
+    student.mkdir()
+    (student / "config.json").write_text("{}")
+    (student / "model.safetensors").write_bytes(b"\0 all weights")
+    (student / "README.md").write_text("---\ntags: [a]\n---\n")
+    push = [student, "--repo_id", "me/one"]
+    assert publish(*push)[0] == 0
+    repository = hub.repositories["model", "me/one"]
+    hub.commit(repository, repository.head.files | {"LICENSE": b"mine"}, repository.head.in_lfs, "By hand")
+    (student / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}')
+    (student / "adapter_model.safetensors").write_bytes(b"\0 a few weights")
+    assert publish(*push)[0] == 0
+    # An adapter beside a whole model would be loaded in its place, or not at all.
+    assert set(repository.head.files) == {"LICENSE", "README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert len(repository.commits) == 3
+    (student / "README.md").unlink()
+    code, stderr = publish(*push)
+    assert code == 1 and "there is no card" in stderr
+    (student / "README.md").write_text(f"my token is {TOKEN}")
+    code, stderr = publish(*push)
+    assert code == 1 and "README.md holds a token" in stderr and TOKEN not in stderr
+    (student / "README.md").write_text("---\nbase_model: no id at all\n---\n")
+    code, stderr = publish(*push)
+    assert code == 1 and "did not take me/one" in stderr and "is no id" in stderr
+    assert len(repository.commits) == 3
+
+
+def test_before_anything_is_pushed(hub, publish, output, tmp_path):
+    code, stderr = publish(tmp_path)
+    assert code == 1 and "there is no results.json, expected the --output_dir of a finished recipe" in stderr
+    code, stderr = publish(output, "--dry_run", "--hub_namespace", "me")
+    assert code == 0 and f"{STUDENT}: README.md, adapter_config.json, adapter_model.safetensors" in stderr
+    assert f"datasets/{LABELS}: README.md, provenance.json, weak_labels.parquet" in stderr
+    assert not hub.repositories and not hub.requests
+    assert publish(output, "--repo_id", "a/b", "--hub_namespace", "c")[0] == 2
+
+
+def test_a_base_that_is_on_the_hub_though_the_student_learned_on_a_copy(hub, publish, output):
+    assert publish(output, "--hub_namespace", "me", "--base_model", "me/base")[0] == 0
+    files = hub.repositories["model", STUDENT].head.files
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/base"
+    assert "base_model: me/base\n" in files["README.md"].decode()
+    assert f'load_student("{STUDENT}", dtype="float32")' in files["README.md"].decode()
+
+
+def test_local_bases_leave_their_name_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    for base, expected in {
+        "models/mine": "./mine",  # it looks like an id of the Hub
+        str(tmp_path / "models" / "mine"): "./mine",
+        "/somewhere/else/mine": "./mine",
+        "Qwen/Qwen2.5-7B": "Qwen/Qwen2.5-7B",
+    }.items():
+        config = json.dumps({"base_model_name_or_path": base, "revision": "c0ffee"})
+        (tmp_path / "adapter_config.json").write_text(config)
+        file = student_files(tmp_path, "a card")["adapter_config.json"]
+        written = json.loads(file if isinstance(file, bytes) else file.read_text())
+        assert written == {
+            "base_model_name_or_path": expected,
+            "revision": None if expected == "./mine" else "c0ffee",
+        }
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        (["boolq", "Qwen2.5-7B", "naive-seed0"], "boolq-Qwen2.5-7B-naive-seed0"),
+        (['a "task"', "<b>{{ c }}", "..x--"], "a-task-b-c-x"),
+        (["été", "模型"], "t"),
+        (["模型"], "student"),
+        (["repo.git"], "repo"),
+    ],
+)
+def test_repository_names_are_valid(parts, name):
+    assert repository_name(*parts) == name
+
+
+def test_long_repository_names_stay_different():
+    one, two = (repository_name("task", "m" * 200, f"seed{seed}") for seed in (0, 1))
+    assert one != two and len(one) == len(two) == 96
+
+
+def test_a_connection_cut_in_the_middle_of_an_upload(output, cut):
+    hub, process = cut
+    before = snapshot(output)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in stderr
+    assert "Error while uploading 'weak_labels.parquet'" in stderr and "disconnected" in stderr
+    assert f"\n    python -m w2s_hf.publish '{output}' --hub_namespace me" in stderr
+    assert snapshot(output) == before and not hub.objects
+    hub.faults.clear()
+    process = start(hub, output, "--hub_namespace", "me")
+    assert process.wait(timeout=120) == 0
+    assert [len(repository.commits) for repository in hub.repositories.values()] == [1, 1]
