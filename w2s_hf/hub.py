@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-__all__ = ["PushError", "commit_files", "ensure_available", "owner_of_token", "repository_name"]
+__all__ = ["PushError", "cached_commit", "commit_files", "ensure_available", "owner_of_token", "repository_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +62,13 @@ def ensure_available(name_or_path: str, *, repo_type: str, option: str, revision
     if constants.HF_HUB_OFFLINE:
         if repo_type != "model":
             return None
-        cached = try_to_load_from_cache(name_or_path, "config.json", revision=revision)
-        if not isinstance(cached, str):
+        commit = cached_commit(name_or_path, revision)
+        if commit is None:
             raise FileNotFoundError(
                 f"{option}: {name_or_path!r} is no local directory, and not in the local cache, and HF_HUB_OFFLINE "
                 f"is set. Run `hf download {name_or_path}` where there is a network, or unset HF_HUB_OFFLINE."
             )
-        return Path(cached).parent.name  # snapshots/COMMIT/config.json
+        return commit
     try:
         return HfApi().repo_info(name_or_path, repo_type=repo_type, revision=revision, timeout=10).sha
     except RevisionNotFoundError as error:
@@ -95,6 +95,14 @@ def ensure_available(name_or_path: str, *, repo_type: str, option: str, revision
         ) from error
 
 
+def cached_commit(name_or_path: str, revision: str | None = None) -> str | None:
+    """The commit of a model that is in the local cache; `None` for one that is not, and for a directory."""
+    if Path(name_or_path).is_dir():
+        return None
+    cached = try_to_load_from_cache(name_or_path, "config.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else None  # snapshots/COMMIT/config.json
+
+
 class PushError(ConnectionError):
     """The Hub did not take what was pushed, or was not reached."""
 
@@ -112,15 +120,15 @@ def repository_name(*parts: str) -> str:
     return name
 
 
-def owner_of_token() -> str:
+def owner_of_token(token: str | None = None) -> str:
     """
-    The user that `HF_TOKEN` belongs to.
+    The user that a token, by default `HF_TOKEN`, belongs to.
 
     Raises:
         PushError: the Hub does not know the token, or does not answer.
     """
     try:
-        return HfApi().whoami()["name"]
+        return HfApi(token=token).whoami()["name"]
     except (HTTPError, OSError) as error:
         raise PushError(_reason("did not say whose token this is", error)) from error
 

@@ -35,6 +35,8 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import disable_dropout_in_model
 
+from .hub import cached_commit
+
 __all__ = [
     "align_padding",
     "cast_trainable_to_float32",
@@ -200,6 +202,7 @@ def load_student(
         model = _load_classifier(name_or_path, dtype=dtype, **kwargs)
         _full_precision_head(_head(model))
     model.eval()
+    model.config._commit_hash = cached_commit(name_or_path, revision)  # transformers forgets it, and never saves it
     return model if peft_config is None else fresh_adapter(model, peft_config)
 
 
@@ -374,7 +377,10 @@ def fresh_adapter(
         peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type=task_type)
     if seed is not None:
         set_seed(seed)
-    student = get_peft_model(model, copy.deepcopy(peft_config))
+    peft_config = copy.deepcopy(peft_config)
+    # A base of the Hub may move on: the adapters say which commit is theirs, and load_student reads it.
+    peft_config.revision = peft_config.revision or getattr(model.config, "_commit_hash", None)
+    student = get_peft_model(model, peft_config)
     cast_trainable_to_float32(student)
     return student
 

@@ -116,7 +116,6 @@ def load_base(model: Model, task_type: str, path: Path | None = None) -> PreTrai
 def peft_config_of(model: Model, task_type: str) -> PeftConfig:
     """The adapters of a model for [`load_student`]'s `task_type`."""
     peft_config = get_peft_config(model.student_config)
-    peft_config.revision = model.revision  # the adapters belong to this commit of their base
     if task_type == "CAUSAL_LM":
         peft_config.task_type = task_type
     return peft_config

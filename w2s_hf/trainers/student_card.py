@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..cards import StudentCard
 from ..config import LossArguments
-from ..hub import PushError, commit_files
+from ..hub import PushError, commit_files, owner_of_token
 from ..publish import STUDENT_FILES, student_files
 
 __all__ = ["StudentCardCallback", "WithStudentCard"]
@@ -134,11 +134,11 @@ class WithStudentCard:
         self.save_model(_internal_call=True)  # on all ranks
         if not self.is_world_process_zero():
             return None
-        repo_id = self.args.hub_model_id or directory.absolute().name
+        repo_id = self.hub_model_id or self.args.hub_model_id or directory.absolute().name
         try:
-            if self.hub_model_id is None:
-                self.init_hf_repo(token=token, private=private)
-            self.card.repo_id = repo_id = self.hub_model_id
+            if "/" not in repo_id:
+                repo_id = f"{owner_of_token(token)}/{repo_id}"
+            self.hub_model_id = self.card.repo_id = repo_id
             self.create_model_card(**kwargs)
             return commit_files(
                 repo_id,
@@ -150,7 +150,7 @@ class WithStudentCard:
                 token=token,
                 blocking=blocking,
             )
-        except OSError as error:  # PushError, and what the first request to the Hub may raise
+        except PushError as error:
             self.card.repo_id = None
             self.create_model_card(**kwargs)  # the student is where it was
             raise PushError(
