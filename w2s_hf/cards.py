@@ -1,6 +1,7 @@
 """The model card of a student and the dataset card of weak labels: what they say, as data; how, is in `templates/`."""
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -276,7 +277,7 @@ class StudentCard:
             pgr_over_seeds=_over_seeds(self.summary),
             source=Markup(_literal(self.repo_id or ".")),
             options=Markup("".join(f", {name}={_literal(value)}" for name, value in self._options().items())),
-            classes=Markup(", ".join(f"P({' '.join(name.split())})" for name in names)),
+            classes=Markup(", ".join(f"P({_printable(name)})" for name in names)),
             links=[(link["taught_by"], Score.of(link), link["n_train"]) for link in self.links],
             duration=None if self.seconds is None else _duration(self.seconds),
         )
@@ -319,8 +320,11 @@ def read_card(source: str | Path, revision: str | None = None) -> StudentCard:
     if not isinstance(block, dict) or block.get("schema") != _SCHEMA:
         raise ValueError(f"{source}: the card has no `{_BLOCK}` of schema {_SCHEMA} in its front matter; no student?")
     scores = {name: None if block[name] is None else Score.of(block[name]) for name in ("weak", "student", "ceiling")}
-    same = ("task", "setting", "method", "seed", "taught_by", "agreement", "pgr_ci95")
-    card = StudentCard(**{name: block[name] for name in same}, **scores, no_pgr=block["pgr_undefined"])
+    same = ("task", "setting", "method", "seed", "taught_by", "agreement")
+    pgr_ci95 = None if block["pgr_ci95"] is None else tuple(block["pgr_ci95"])
+    card = StudentCard(
+        **{name: block[name] for name in same}, **scores, pgr_ci95=pgr_ci95, no_pgr=block["pgr_undefined"]
+    )
     stated = next((entry.metric_value for entry in data.eval_results or [] if entry.metric_type == "pgr"), None)
     if (stated is None) != (card.pgr is None) or (stated is not None and not math.isclose(stated, card.pgr)):
         raise ValueError(f"{source}: `model-index` has the PGR {stated}, and the scores of the card give {card.pgr}.")
@@ -368,10 +372,15 @@ def weak_labels_card(provenance: dict, columns: list[str], repo_id: str | None =
     )
 
 
+def _printable(text: str) -> str:
+    """As a comment of a line of code."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def _literal(value: object) -> str:
     if isinstance(value, dict):
         return f"BitsAndBytesConfig({', '.join(f'{name}={_literal(part)}' for name, part in value.items())})"
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else repr(value)
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _interval(ci95: tuple[float, float] | None, digits: int) -> Markup:

@@ -1,0 +1,226 @@
+"""What the cards say, and what cannot get into them."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from markupsafe import Markup
+
+from w2s_hf import Score, StudentCard
+from w2s_hf.cards import read_card, weak_labels_card
+from w2s_hf.markdown import as_text, markdown_table
+from w2s_hf.plots import plot_gap
+
+HOSTILE = [
+    "a \"quoted\" 'name'",
+    "{{ 7 * 7 }} {% raw %} {# no #}",
+    "name: [1, 2]\n---\nlicense: mit",
+    "<script>alert(1)</script><img src=x onerror=y>",
+    "[click](http://evil.example) ![x](y) | a | **b** `c` # d",
+    "- x: &a *b !!python/object:os.system",
+    "www.evil.example @somebody $x^2$ ~~gone~~",
+    "\u2028\x00\x1b[31m",
+]
+
+
+def results(name: str = "boolq", **changes) -> dict:
+    """Of one seed and one student, as an experiment leaves them."""
+    common = {"n": 100, "ci95": [0.1, 0.9], "revision": None}
+    student = {
+        "method": "naive", "model": name, "accuracy": 0.7, **common, "pgr": 0.5, "pgr_ci95": [0.2, 0.8],
+        "pgr_undefined": None, "output": "students/naive-seed0", "weak_labels": "weak_labels/seed0", "hardware": "CPU",
+        "agreement": {"overall": 0.8, "supervisor_right": 0.9, "supervisor_wrong": 0.25},
+    }  # fmt: skip
+    run = {
+        "seed": 0, "weak": {"model": name, "accuracy": 0.6, **common}, "students": [student | changes],
+        "ceiling": {"model": name, "accuracy": 0.8, **common},
+    }  # fmt: skip
+    sizes = dict.fromkeys(("n_weak_half", "n_student_half", "n_validation", "n_test"), 10)
+    return {
+        "task": name, "setting": "classification", "preset": "custom", "description": f"{name}.", "runs": [run],
+        "dataset": {"id": name, "revision": name, **sizes}, "text_form": name, "class_names": [name, name],
+        "summary": [{"method": "naive", "n_seeds": 1, "n_undefined": 0, "pgr_median": 0.5, "pgr_ci95": [0.2, 0.8]}],
+        "settings": {
+            "training": {"learning_rate": 1e-3}, "student": {"use_peft": True}, "losses": {},
+            "loading": {"dtype": "float32"},
+        },
+        "versions": {"torch": "2.13"}, "wall_seconds": {"students/naive-seed0": 100.0},
+    }  # fmt: skip
+
+
+def card_of(results: dict) -> StudentCard:
+    return StudentCard.from_results(results, results["runs"][0], results["runs"][0]["students"][0])
+
+
+def front_and_text(card: str) -> tuple[dict, str]:
+    begin, front, text = re.split(r"^---$", card, maxsplit=2, flags=re.M)
+    assert begin == ""
+    return yaml.safe_load(front), text
+
+
+def test_a_card_says_what_the_results_say(tmp_path):
+    card = card_of(results())
+    front, text = front_and_text(card.render())
+    (result,) = front["model-index"][0]["results"]
+    metrics = {entry["type"]: entry for entry in result["metrics"]}
+    assert metrics["accuracy"]["value"] == 0.7 and metrics["pgr"]["value"] == card.pgr == pytest.approx(0.5)
+    assert metrics["pgr"]["args"] == {"weak": 0.6, "student": 0.7, "ceiling": 0.8}
+    assert front["library_name"] == "peft" and front["pipeline_tag"] == "text-classification"
+    assert {"weak-to-strong", "naive", "boolq"} <= set(front["tags"])
+    assert "PGR): 0.50 [0.20, 0.80]" in text and "0.700 [0.100, 0.900]" in text
+    assert re.search(r"on\s90 % of those where that one is right, and on 25 % of those where it is wrong", text)
+    assert "Training and prediction took 2 minutes on CPU." in text and "| learning_rate | 0.001 |" in text
+    card.save(tmp_path / "README.md")
+    assert ModelCard.load(tmp_path / "README.md").data.eval_results[1].metric_value == card.pgr
+    read = read_card(tmp_path)
+    for name in ("task", "setting", "method", "seed", "weak", "student", "ceiling", "pgr", "pgr_ci95", "agreement"):
+        assert getattr(read, name) == getattr(card, name), name
+
+
+def test_a_card_whose_numbers_were_changed_by_hand_is_not_believed(tmp_path):
+    text = card_of(results()).render()
+    (tmp_path / "README.md").write_text(re.sub(r"(type: pgr\n *value: )0\.[0-9]+", r"\g<1>0.99", text))
+    with pytest.raises(ValueError, match="has the PGR 0.99, and the scores of the card give 0.4999"):
+        read_card(tmp_path)
+    (tmp_path / "README.md").write_text("---\ntags: [a]\n---\n# Another model\n")
+    with pytest.raises(ValueError, match="has no `weak_to_strong` of schema 1"):
+        read_card(tmp_path / "README.md")
+
+
+@pytest.mark.parametrize("weak", [0.8, 0.9])
+def test_an_undefined_pgr_is_no_number_and_has_a_reason(weak, tmp_path):
+    undefined = results(pgr=None, pgr_ci95=None)
+    undefined["runs"][0]["weak"]["accuracy"] = weak
+    card = card_of(undefined)
+    front, text = front_and_text(card.render())
+    (result,) = front["model-index"][0]["results"]
+    assert [entry["type"] for entry in result["metrics"]] == ["accuracy"]
+    reason = f"the ceiling (0.8000) is not above the weak supervisor ({weak:.4f})"
+    assert f"undefined**, because {reason}" in text and reason in front["weak_to_strong"]["pgr_undefined"]
+    assert "nan" not in card.render().lower().replace("cannan", "")
+    card.save(tmp_path / "README.md")
+    assert read_card(tmp_path).pgr is None
+    plot_gap(card.weak, card.student, card.ceiling, None, tmp_path / "pgr.png")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_name_breaks_the_front_matter_or_becomes_markup(name, tmp_path):
+    hostile = results(name)
+    card = card_of(hostile)
+    card.base_is_on_hub = card.dataset_is_on_hub = True
+    front, text = front_and_text(card.render())
+    plain, plain_text = front_and_text(card_of(results()).render())
+    assert front["weak_to_strong"]["task"] == name and front["tags"][2:4] == ["naive", name]
+    assert front["weak_to_strong"]["weak"]["model"] == name and front["datasets"] == [name]
+    assert set(plain) <= set(front) <= set(plain) | {"base_model", "datasets"}, "a name made a key"
+    code = re.compile(r"```.*?```", flags=re.S)
+    prose = code.sub("", text)
+    for markup in "<script|<img|](http://evil|![x]|**b**|`c`|{{|{%|www.evil|@some|~~gone".split("|"):
+        assert markup not in prose, markup
+    # The same headings, tables and code as of a plain name.
+    for pattern in (r"^#+ ", r"^\|", r"^```", r"^- "):
+        assert len(re.findall(pattern, text, flags=re.M)) == len(re.findall(pattern, plain_text, flags=re.M)), pattern
+    assert [len(line.split("|")) for line in prose.splitlines() if line.startswith("|")] == [
+        len(line.split("|")) for line in code.sub("", plain_text).splitlines() if line.startswith("|")
+    ]
+    for snippet in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+        compile(snippet, "card", "exec")
+    card.save(tmp_path / "README.md")
+    assert read_card(tmp_path).weak.model == name
+    provenance = {"task": name, "model": name, "n_rows": 3, "dataset": {"id": name}}
+    front, _ = front_and_text(weak_labels_card(provenance, ["id"]))
+    assert set(front) == {"tags", "configs"} and name in front["tags"]
+
+
+def test_text_is_quoted_where_it_could_be_markup():
+    assert as_text("Qwen/Qwen2.5-7B, cosmos_qa (50 %): it's 0.5") == "Qwen/Qwen2.5-7B, cosmos_qa (50 %): it's 0.5"
+    assert as_text("a\n# b") == "a &#35; b"
+    assert as_text("_a_") == "&#95;a&#95;" and as_text("http://x") == "http&#58;//x"
+    assert as_text(Markup("**a**")) == "**a**"
+    assert markdown_table(["a"], [["b|c\nd <e>"]]).splitlines()[2] == "| b&#124;c d &lt;e> |"
+
+
+def test_a_link_of_a_chain_has_no_ceiling_and_no_pgr():
+    chain = results()
+    run, (student,) = chain["runs"][0], chain["runs"][0]["students"]
+    chain["summary"][0]["method"] = student["method"] = "bootstrap"
+    link = {name: value for name, value in student.items() if not name.startswith("pgr")} | {"n_train": 10}
+    student["links"] = [link | {"taught_by": "weakest"}, link | {"taught_by": "the first link"}]
+    front, text = front_and_text(StudentCard.from_results(chain, run, student).render())
+    assert "learned the labels of the first link, the model before it" in text
+    assert "| 1 | boolq | weakest | 10 | 0.700 [0.100, 0.900] |" in text
+    assert front["weak_to_strong"]["taught_by"] == "the first link"
+    _, text = front_and_text(StudentCard.from_results(chain, run, student["links"][0]).render())
+    assert "undefined**, because no ceiling was trained for this link" in text and "strong ceiling" not in text
+
+
+def test_several_seeds_an_unbounded_interval_and_a_demo():
+    several = results(pgr_ci95=None)
+    several["summary"][0] |= {"n_seeds": 3, "n_undefined": 1, "pgr_median": 0.4, "pgr_ci95": [0.1, 0.6]}
+    several["preset"] = "demo"
+    _, text = front_and_text(card_of(several).render())
+    assert "(unbounded: on these test rows the ceiling is not clearly better than the supervisor)" in text
+    assert "Over the 3 seeds of this experiment the median PGR of this method is 0.40 [0.10, 0.60]" in text
+    assert "it is undefined in 1." in text and "a student of the embedded demo" in text
+
+
+def test_what_a_trainer_does_not_know_is_left_out():
+    card = StudentCard(base_model="gpt2", base_is_on_hub=True)
+    front, text = front_and_text(card.render())
+    assert "model-index" not in front and front["base_model"] == "gpt2"
+    assert "undefined**, because no accuracy is given of: weak, student, ceiling" in text
+    assert "None" not in text and "{" not in text.split("```bibtex")[0]
+    card.weak, card.student = Score("a", 0.5, 10), Score("b", 0.6, 10)
+    front, text = front_and_text(card.render())
+    assert "no accuracy is given of: ceiling" in text and front["model-index"]
+
+
+@pytest.mark.parametrize(
+    ("loading", "snippet"),
+    [
+        ({"dtype": "bfloat16", "load_in_4bit": True}, 'load_student("me/x", dtype="bfloat16", load_in_4bit=True)'),
+        (
+            {"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}},
+            'load_student("me/x", quantization_config='
+            'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4"))',
+        ),
+    ],
+)
+@pytest.mark.parametrize("task_type", ["SEQ_CLS", "REWARD", "CAUSAL_LM"])
+def test_snippets_load_in_the_precision_of_the_training(loading, snippet, task_type):
+    card = StudentCard(repo_id="me/x", task_type=task_type, loading=loading, base_is_on_hub=True)
+    (code,) = re.findall(r"```python\n(.*?)```", card.render(), flags=re.S)
+    compile(code, "card", "exec")
+    extra = "" if task_type == "SEQ_CLS" else f'task_type="{task_type}", '
+    assert snippet.replace('"me/x", ', f'"me/x", {extra}') in code
+    assert ("BitsAndBytesConfig" in code.splitlines()[1] + code.splitlines()[0]) == ("quantization_config" in loading)
+
+
+CARDS = Path(__file__).parents[1] / "model_cards"
+
+
+@pytest.mark.parametrize("file", sorted(CARDS.glob("*/results.json")), ids=lambda file: file.parent.name)
+def test_the_cards_of_real_runs_are_those_of_their_results(file, tmp_path):
+    written = json.loads(file.read_text())
+    untouched = copy.deepcopy(written)
+    seen = set()
+    for run in written["runs"]:
+        for student in run["students"]:
+            folder = file.parent / Path(student["output"]).name
+            card = StudentCard.from_results(written, run, student)
+            card.has_figure = True
+            assert card.render() == (folder / "README.md").read_text(), "run model_cards/render.py"
+            plot_gap(card.weak, card.student, card.ceiling, card.pgr, tmp_path / "pgr.png")
+            assert (folder / "pgr.png").stat().st_size == pytest.approx((tmp_path / "pgr.png").stat().st_size, rel=0.2)
+            assert read_card(folder).pgr == student["pgr"]
+            seen.add(folder.name)
+    assert seen == {folder.parent.name for folder in file.parent.glob("*/README.md")} and written == untouched
+
+
+def test_there_are_cards_of_all_settings():
+    settings = {json.loads(file.read_text())["setting"] for file in CARDS.glob("*/results.json")}
+    assert settings == {"classification", "reward", "chess"}
