@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from w2s_hf import BootstrapConfig, BootstrapTrainer, WeakLabels, WeakToStrongConfig, WeakToStrongTrainer, load_student
+from w2s_hf.trainers import student_card
 
 N_LINKS = 3
 LORA = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=2)
@@ -292,20 +293,20 @@ def test_models_may_be_names(tmp_path):
 
 def test_only_the_last_student_goes_to_the_hub(tmp_path, monkeypatch):
     pushed = []
-
-    def push(self, *args, **kwargs):
-        self.save_model(_internal_call=True)
-        pushed.append((self.args.output_dir, self.args.hub_model_id, args, kwargs))
-
-    monkeypatch.setattr(Trainer, "push_to_hub", push)
+    monkeypatch.setattr(student_card, "commit_files", lambda *args, **kwargs: pushed.append((*args, kwargs)))
+    monkeypatch.setattr(student_card, "owner_of_token", lambda token: "me")
     monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, **kwargs: pushed.append("repository"))
     trainer = bootstrap(tmp_path / "out", push_to_hub=True, max_steps=1)
     with pytest.raises(ValueError, match="link-3, is not finished"):
         trainer.push_to_hub()
     trainer.train()
     trainer.push_to_hub("Done", revision="v1")
-    last = str(tmp_path / "out" / "link-3")
-    assert pushed == ["repository", (last, "out", ("Done",), {"revision": "v1"})]
+    ((repo_id, files, options),) = pushed[1:]
+    assert pushed[0] == "repository" and repo_id == "me/out"
+    assert options["message"] == "Done" and options["revision"] == "v1"
+    assert files["model.safetensors"] == tmp_path / "out" / "link-3" / "model.safetensors"
+    assert not any(name.startswith(("link", "labels", "trainer_state", "training_args")) for name in files)
+    assert b"- bootstrap\n" in files["README.md"] and b'load_student("me/out"' in files["README.md"]
     assert trainer.args.output_dir == str(tmp_path / "out") and trainer.args.hub_model_id is None
     with pytest.raises(ValueError, match="hub_strategy: got 'every_save'"):
         arguments(tmp_path, BootstrapConfig, push_to_hub=True, hub_strategy="every_save")

@@ -14,6 +14,7 @@ from w2s_hf import WeakCompletions, WeakLabels
 from w2s_hf.experiments import finetuning
 from w2s_hf.experiments.finetuning import Workbench
 from w2s_hf.experiments.options import ClassificationArguments
+from w2s_hf.leaderboard import read_card
 from w2s_hf.trainers import WeakToStrongTrainer
 
 LADDER = ["pretrained-16x2", "pretrained-32x2", "pretrained-64x2"]
@@ -124,9 +125,10 @@ def test_the_chain_is_reported_beside_direct_training(climbed):
         assert words in process.stdout and words in report
     assert "the chain is better in" in process.stdout
     page = (output / "students" / "bootstrap-seed0" / "README.md").read_text()
-    assert "learned the labels of demo/pretrained-32x2" in page and "Performance gap recovered" in page
+    assert "learned the labels of demo/pretrained-32x2" in page and "| 2 | demo/pretrained-32x2 |" in page
+    assert read_card(output / "students" / "bootstrap-seed0").pgr == chain["pgr"]
     page = (output / "students" / "bootstrap-seed0-link1" / "README.md").read_text()
-    assert "learned the labels of demo/scratch-32x1" in page and "Performance gap" not in page
+    assert "learned the labels of demo/scratch-32x1" in page and "no ceiling was trained for this link" in page
 
 
 def test_stopped_inside_a_link_it_goes_on_there(climbed, cache, tmp_path):

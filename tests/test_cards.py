@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 from markupsafe import Markup
 
 from w2s_hf import Score, StudentCard
-from w2s_hf.cards import read_card, weak_labels_card
+from w2s_hf.cards import weak_labels_card
+from w2s_hf.leaderboard import read_card
 from w2s_hf.markdown import as_text, markdown_table
 from w2s_hf.plots import plot_gap
 
@@ -36,11 +37,12 @@ def results(name: str = "boolq", **changes) -> dict:
         "agreement": {"overall": 0.8, "supervisor_right": 0.9, "supervisor_wrong": 0.25},
     }  # fmt: skip
     run = {
-        "seed": 0, "weak": {"model": name, "accuracy": 0.6, **common}, "students": [student | changes],
+        "seed": 0, "controls": [], "weak": {"model": name, "accuracy": 0.6, **common}, "students": [student | changes],
         "ceiling": {"model": name, "accuracy": 0.8, **common},
     }  # fmt: skip
     sizes = dict.fromkeys(("n_weak_half", "n_student_half", "n_validation", "n_test"), 10)
     return {
+        "chance": 0.05,
         "task": name, "setting": "classification", "preset": "custom", "description": f"{name}.", "runs": [run],
         "dataset": {"id": name, "revision": name, **sizes}, "text_form": name, "class_names": [name, name],
         "summary": [{"method": "naive", "n_seeds": 1, "n_undefined": 0, "pgr_median": 0.5, "pgr_ci95": [0.2, 0.8]}],

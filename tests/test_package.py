@@ -16,7 +16,7 @@ LAYERS = [
     {"losses", "metrics", "hub", "checkpoints", "markdown"},
     {"cards"},
     {"config", "labels"},
-    {"collators", "generation", "modeling", "plots", "publish"},
+    {"collators", "generation", "modeling", "plots", "publish", "leaderboard"},
     {"tasks.task", "tasks.tokenizing", "sweep_plots"},
     {"tasks.classification", "tasks.multiple_choice", "tasks.demo", "tasks.loading", "sweep_report"},
     {"tasks.demo_ladder", "tasks.demo_rows", "tasks.dealing"},
@@ -82,7 +82,8 @@ def test_trainers_know_nothing_of_experiments_and_tasks():
 
 
 @pytest.mark.parametrize(
-    ("module", "absent"), [("w2s_hf.losses", "transformers"), ("w2s_hf.metrics", "torch"), ("w2s_hf", "torch")]
+    ("module", "absent"),
+    [("w2s_hf.losses", "transformers"), ("w2s_hf.metrics", "torch"), ("w2s_hf", "torch"), ("w2s_hf.publish", "torch")],
 )
 def test_light_modules_import_light(module, absent):
     script = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"

@@ -15,8 +15,9 @@ from hub_server import TOKEN, LoopbackHub, Refused
 from hub_worker import HubWorker
 from running import TINY, recipe_here
 
-from w2s_hf.cards import FIGURE, read_card
+from w2s_hf.cards import FIGURE
 from w2s_hf.hub import repository_name
+from w2s_hf.leaderboard import read_card
 from w2s_hf.publish import student_files
 
 LABELS, STUDENT = "me/boolq-weak-labels-scratch-32x1-seed0", "me/boolq-pretrained-64x2-from-scratch-32x1-naive-seed0"

@@ -101,7 +101,7 @@ def test_a_student_loads_alone_and_predicts_what_was_scored(finished):
     output, _, _ = finished
     stored = WeakLabels.load(next((output / "_stages").glob("student-confidence-*[0-9a-f]")) / "predictions")
     directory = str(output / "students" / "confidence-seed0")
-    assert 'load_student(".", dtype="float32", task_type="REWARD")' in (output / directory / "README.md").read_text()
+    assert 'load_student(".", task_type="REWARD", dtype="float32")' in (output / directory / "README.md").read_text()
     student, tokenizer = (
         load_student(directory, dtype="float32", task_type="REWARD"),
         AutoTokenizer.from_pretrained(directory),

@@ -2,18 +2,16 @@
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from huggingface_hub import DatasetCardData, EvalResult, HfApi, ModelCard, ModelCardData, constants, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from .markdown import Markup, render
 from .metrics import performance_gap_recovered, pgr_undefined_reason
 
-__all__ = ["FIGURE", "ROWS", "Score", "StudentCard", "read_card", "weak_labels_card"]
+__all__ = ["BLOCK", "FIGURE", "ROWS", "SCHEMA", "Score", "StudentCard", "weak_labels_card"]
 
 # What a row is called in each setting.
 ROWS = {"classification": "rows", "reward": "pairs", "chess": "puzzles", "completion": "rows"}
@@ -22,7 +20,7 @@ FIGURE = "pgr.png"  # beside the card
 
 _TASK_TYPES = {"classification": "SEQ_CLS", "reward": "REWARD", "chess": "CAUSAL_LM"}
 _PIPELINES = {"SEQ_CLS": "text-classification", "REWARD": "text-classification", "CAUSAL_LM": "text-generation"}
-_BLOCK, _SCHEMA = "weak_to_strong", 1  # of the front matter
+BLOCK, SCHEMA = "weak_to_strong", 1  # of the front matter, and its version
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,8 @@ class StudentCard:
         weak, student, ceiling ([`Score`], *optional*): On the same test rows.
         pgr_ci95 (`tuple[float, float]`, *optional*): 95 % interval of PGR.
         no_pgr (`str`, *optional*): Why there is none, where it is not that the ceiling is not above the supervisor.
+        others (`dict[str, Score]`, *optional*): What to compare with, by name: the student before any finetuning, ...
+        chance (`float`, *optional*): Accuracy of guessing.
         agreement (`dict`, *optional*):
             Shares of the test rows answered as by the supervisor: `overall`, `supervisor_right`, `supervisor_wrong`.
         taught_by (`str`, *optional*): Whose labels it learned, where that is not `weak`: of a chain, the link before.
@@ -101,6 +101,7 @@ class StudentCard:
         library_name (`str`, *optional*, defaults to `"peft"`): Adapters; or `"transformers"`, a whole model.
         loading (`dict`, *optional*): Keyword arguments of [`load_student`] that give the precision of the training.
         max_new_tokens (`int`, *optional*, defaults to `12`): Where completions are cut.
+        example_prompt (`str`, *optional*): For completions.
         settings (`dict`, *optional*): Of the training, by name.
         seed (`int`, *optional*): Of head, adapters and row order.
         versions (`dict[str, str]`, *optional*): Of libraries.
@@ -122,6 +123,8 @@ class StudentCard:
     ceiling: Score | None = None
     pgr_ci95: tuple[float, float] | None = None
     no_pgr: str | None = None
+    others: dict[str, Score] = field(default_factory=dict)
+    chance: float | None = None
     agreement: dict | None = None
     taught_by: str | None = None
     links: list[dict] = field(default_factory=list)
@@ -140,6 +143,7 @@ class StudentCard:
     library_name: str = "peft"
     loading: dict = field(default_factory=dict)
     max_new_tokens: int = 12
+    example_prompt: str | None = None
     settings: dict = field(default_factory=dict)
     seed: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -176,6 +180,8 @@ class StudentCard:
             ceiling=None if is_link else Score.of(run["ceiling"]),
             pgr_ci95=None if is_link or student["pgr_ci95"] is None else tuple(student["pgr_ci95"]),
             no_pgr="no ceiling was trained for this link of the chain" if is_link else None,
+            others=_others(run, student),
+            chance=results["chance"],
             agreement=student["agreement"],
             taught_by=learned.get("taught_by"),
             links=student.get("links", []),
@@ -189,6 +195,7 @@ class StudentCard:
             library_name="peft" if settings["student"]["use_peft"] else "transformers",
             loading=settings["loading"],
             max_new_tokens=settings["training"].get("max_new_tokens", 12),
+            example_prompt=results.get("example_prompt"),
             settings=settings["losses"].get(student["method"], {}) | settings["training"] | settings["student"],
             seed=run["seed"],
             versions=results["versions"],
@@ -224,7 +231,7 @@ class StudentCard:
     def metadata(self) -> ModelCardData:
         """
         The front matter. `model-index` holds accuracy and PGR for the Hub, and has no PGR where it is undefined;
-        `weak_to_strong` all that [`read_card`] gives back.
+        `weak_to_strong` all that [`w2s_hf.leaderboard.read_card`] gives back.
         """
         results = []
         common = {
@@ -241,7 +248,7 @@ class StudentCard:
             args = {name: getattr(self, name).accuracy for name in ("weak", "student", "ceiling")}
             pgr = {"metric_type": "pgr", "metric_name": "Performance gap recovered", "metric_value": self.pgr}
             results.append(EvalResult(**common, **pgr, metric_args=args))
-        block = {"schema": _SCHEMA, "task": self.task, "setting": self.setting, "method": self.method}
+        block = {"schema": SCHEMA, "task": self.task, "setting": self.setting, "method": self.method}
         block |= {"seed": self.seed, "taught_by": self.taught_by}
         for name in ("weak", "student", "ceiling"):
             score = getattr(self, name)
@@ -261,7 +268,7 @@ class StudentCard:
             metrics=["accuracy"] if results else None,
             eval_results=results or None,
             model_name=(self.repo_id.split("/")[-1] if self.repo_id else self.title) if results else None,
-            **{_BLOCK: block},
+            **{BLOCK: block},
         )
 
     def render(self) -> str:
@@ -278,6 +285,8 @@ class StudentCard:
             source=Markup(_literal(self.repo_id or ".")),
             options=Markup("".join(f", {name}={_literal(value)}" for name, value in self._options().items())),
             classes=Markup(", ".join(f"P({_printable(name)})" for name in names)),
+            is_blind=self._is_blind(),
+            prompt=Markup(_literal(self.example_prompt or "A text in the form of the training prompts")),
             links=[(link["taught_by"], Score.of(link), link["n_train"]) for link in self.links],
             duration=None if self.seconds is None else _duration(self.seconds),
         )
@@ -285,6 +294,12 @@ class StudentCard:
     def save(self, path: str | Path) -> None:
         """Writes the card to a file."""
         Path(path).write_text(self.render(), encoding="utf-8")
+
+    def _is_blind(self) -> bool:
+        """Is the supervisor not better than chance?"""
+        guesses = [score.accuracy for score in self.others.values() if not score.model]
+        chance = min(guesses) if self.chance is None and guesses else self.chance
+        return chance is not None and self.weak is not None and (self.weak.ci95 or (1.0,))[0] <= chance
 
     def _options(self) -> dict:
         """Of [`load_student`], in the snippet."""
@@ -294,57 +309,22 @@ class StudentCard:
         return options | self.loading
 
 
+def _others(run: dict, student: dict) -> dict[str, Score]:
+    """What a reader compares a student with, besides supervisor and ceiling."""
+    found = {entry["name"]: entry for entry in run.get("baselines", ())}
+    for control in run["controls"]:
+        found["the student's architecture, not pretrained, on the same labels"] = control
+    if "all_rows" in student.get("direct", {}):
+        found["the same student, directly on the supervisor's labels of all links' rows"] = {
+            "model": student["model"],
+            **student["direct"]["all_rows"],
+        }
+    if "ceiling_plain" in run and "pgr" in student:
+        found["the ceiling without generative finetuning"] = run["ceiling_plain"]
+    return {name: Score.of(entry) for name, entry in found.items()}
+
+
 _PARTS = ("n_weak_half", "n_student_half", "n_validation", "n_test")
-
-
-def read_card(source: str | Path, revision: str | None = None) -> StudentCard:
-    """
-    The card of a student as data: task, method, seed, models, scores, agreement.
-
-    Args:
-        source (`str` or `Path`): Hub id of a student, its directory, or the card itself.
-        revision (`str`, *optional*): On the Hub.
-
-    Raises:
-        FileNotFoundError: there is no such student, or it has no card.
-        ConnectionError: the Hub does not answer.
-        ValueError: the card is of no student, or its PGR is not that of its scores.
-    """
-    path = Path(source)
-    if path.is_dir():
-        path = path / "README.md"
-    if not path.is_file():
-        path = Path(_download_card(str(source), revision))
-    data = ModelCard.load(path).data
-    block = data.get(_BLOCK)
-    if not isinstance(block, dict) or block.get("schema") != _SCHEMA:
-        raise ValueError(f"{source}: the card has no `{_BLOCK}` of schema {_SCHEMA} in its front matter; no student?")
-    scores = {name: None if block[name] is None else Score.of(block[name]) for name in ("weak", "student", "ceiling")}
-    same = ("task", "setting", "method", "seed", "taught_by", "agreement")
-    pgr_ci95 = None if block["pgr_ci95"] is None else tuple(block["pgr_ci95"])
-    card = StudentCard(
-        **{name: block[name] for name in same}, **scores, pgr_ci95=pgr_ci95, no_pgr=block["pgr_undefined"]
-    )
-    stated = next((entry.metric_value for entry in data.eval_results or [] if entry.metric_type == "pgr"), None)
-    if (stated is None) != (card.pgr is None) or (stated is not None and not math.isclose(stated, card.pgr)):
-        raise ValueError(f"{source}: `model-index` has the PGR {stated}, and the scores of the card give {card.pgr}.")
-    return card
-
-
-def _download_card(repo_id: str, revision: str | None) -> str:
-    try:
-        if not constants.HF_HUB_OFFLINE:
-            # A Hub that is not there is known at once; a download would try again for half a minute.
-            revision = HfApi().model_info(repo_id, revision=revision, timeout=10).sha
-        return hf_hub_download(repo_id, "README.md", revision=revision)
-    except HFValidationError as error:
-        raise FileNotFoundError(
-            f"got {repo_id!r}, expected a student's directory or its id on the Hub; there is no such directory."
-        ) from error
-    except HfHubHTTPError as error:
-        raise FileNotFoundError(f"{repo_id}: the Hub has no card of it that you may read: {error}") from error
-    except (HTTPError, OSError) as error:
-        raise ConnectionError(f"{repo_id}: the Hub does not answer ({type(error).__name__}).") from error
 
 
 def weak_labels_card(provenance: dict, columns: list[str], repo_id: str | None = None) -> str:

@@ -1,19 +1,72 @@
-"""PGR of many students in one table, from their model cards alone."""
+"""Cards read back as data, and PGR of many students in one table from their cards alone."""
 
+import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+from huggingface_hub import HfApi, ModelCard, constants, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
-from .cards import StudentCard, read_card
+from .cards import BLOCK, SCHEMA, Score, StudentCard
 
-__all__ = ["COLUMNS", "find_cards", "leaderboard"]
+__all__ = ["COLUMNS", "find_cards", "leaderboard", "read_card"]
 
 COLUMNS = (
     "task", "weak", "student", "method", "n_seeds", "weak_accuracy", "student_accuracy", "ceiling_accuracy", "pgr",
     "pgr_low", "pgr_high", "n_undefined",
 )  # fmt: skip
+
+
+def read_card(source: str | Path, revision: str | None = None) -> StudentCard:
+    """
+    The card of a student as data: task, method, seed, models, scores, agreement.
+
+    Args:
+        source (`str` or `Path`): Hub id of a student, its directory, or the card itself.
+        revision (`str`, *optional*): On the Hub.
+
+    Raises:
+        FileNotFoundError: there is no such student, or it has no card.
+        ConnectionError: the Hub does not answer.
+        ValueError: the card is of no student, or its PGR is not that of its scores.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / "README.md"
+    if not path.is_file():
+        path = Path(_download_card(str(source), revision))
+    data = ModelCard.load(path).data
+    block = data.get(BLOCK)
+    if not isinstance(block, dict) or block.get("schema") != SCHEMA:
+        raise ValueError(f"{source}: the card has no `{BLOCK}` of schema {SCHEMA} in its front matter; no student?")
+    scores = {name: None if block[name] is None else Score.of(block[name]) for name in ("weak", "student", "ceiling")}
+    same = ("task", "setting", "method", "seed", "taught_by", "agreement")
+    pgr_ci95 = None if block["pgr_ci95"] is None else tuple(block["pgr_ci95"])
+    card = StudentCard(
+        **{name: block[name] for name in same}, **scores, pgr_ci95=pgr_ci95, no_pgr=block["pgr_undefined"]
+    )
+    stated = next((entry.metric_value for entry in data.eval_results or [] if entry.metric_type == "pgr"), None)
+    if (stated is None) != (card.pgr is None) or (stated is not None and not math.isclose(stated, card.pgr)):
+        raise ValueError(f"{source}: `model-index` has the PGR {stated}, and the scores of the card give {card.pgr}.")
+    return card
+
+
+def _download_card(repo_id: str, revision: str | None) -> str:
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            # A Hub that is not there is known at once; a download would try again for half a minute.
+            revision = HfApi().model_info(repo_id, revision=revision, timeout=10).sha
+        return hf_hub_download(repo_id, "README.md", revision=revision)
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f"got {repo_id!r}, expected a student's directory or its id on the Hub; there is no such directory."
+        ) from error
+    except HfHubHTTPError as error:
+        raise FileNotFoundError(f"{repo_id}: the Hub has no card of it that you may read: {error}") from error
+    except (HTTPError, OSError) as error:
+        raise ConnectionError(f"{repo_id}: the Hub does not answer ({type(error).__name__}).") from error
 
 
 def find_cards(sources: Iterable[str]) -> list[StudentCard]:
@@ -37,7 +90,7 @@ def find_cards(sources: Iterable[str]) -> list[StudentCard]:
             cards.append(read_card(source))
             continue
         pages = [page for page in sorted(directory.rglob("README.md")) if "_stages" not in page.parts]
-        below = [read_card(page) for page in pages if "\nweak_to_strong:\n" in page.read_text(encoding="utf-8")]
+        below = [read_card(page) for page in pages if f"\n{BLOCK}:\n" in page.read_text(encoding="utf-8")]
         below = [card for card in below if card.ceiling is not None]
         if not below:
             raise FileNotFoundError(f"{source}: there is no student's card in this directory or below it.")

@@ -9,8 +9,11 @@ from markupsafe import Markup
 __all__ = ["Markup", "as_text", "markdown_table", "render"]
 
 # All but what is plain in the middle of a line: letters, digits and some punctuation. `_` within a word is plain, too,
-# and `:` unless it makes an address.
-_MARKUP = re.compile(r"[^\w\s.,:;?!/()'%=+-]|(?<!\w)_|_(?!\w)|(?<=[_*])_|:(?=//)|(?<=\bwww)\.", re.IGNORECASE)
+# `:` unless it makes an address, and a brace that is alone.
+_MARKUP = re.compile(
+    r"[^\w\s.,:;?!/()'%=+{}-]|(?<!\w)_|_(?!\w)|(?<=_)_|:(?=//)|(?<=\bwww)\.|\{(?=[{%#])|(?<=\{)\{|(?<=[%#}])\}|\}(?=\})",
+    re.IGNORECASE,
+)
 
 
 def as_text(value: object) -> Markup:

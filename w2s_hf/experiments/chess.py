@@ -127,6 +127,7 @@ class ChessExperiment(Experiment):
             n_documents = args.demo_documents or FORK_MODELS[args.student_model].n_documents
             text = _DEMO_TEXT.strip().format(documents=f"{n_documents:,} " if n_documents else "")
             notes.insert(0, text + ("\n\n" + _ZERO_SHOT_TEXT.strip() if args.zero_shot else ""))
+        results["example_prompt"] = test["prompt"][0]
         return self.task.description, notes
 
 
