@@ -39,6 +39,7 @@ def trainers(folder: Path) -> None:
     kinds = {
         "classifier": (WeakToStrongTrainer, WeakToStrongConfig, "SEQ_CLS", {"loss_type": "confidence"}),
         "reward": (RewardPairTrainer, RewardPairConfig, "REWARD", {}),
+        "whole": (WeakToStrongTrainer, WeakToStrongConfig, "SEQ_CLS", {}),
         "writer": (CompletionTrainer, CompletionConfig, "CAUSAL_LM", {"max_new_tokens": 3}),
     }
     rows = {
@@ -46,11 +47,15 @@ def trainers(folder: Path) -> None:
         "reward": {"chosen": texts, "rejected": texts[::-1], "soft_label": [index / 8 for index in range(8)]},
         "writer": {"prompt": texts, "completion": [f" w{index}" for index in range(8)]},
     }
+    rows["whole"] = rows["classifier"]
     logits = {}
     for name, (trainer_class, config_class, task_type, options) in kinds.items():
         args = config_class(output_dir=str(folder / name), hub_model_id=f"me/{name}", **ARGS, **options)
         lora.task_type = "CAUSAL_LM" if task_type == "CAUSAL_LM" else "SEQ_CLS"
-        model = load_student("me/base", task_type=task_type, load_in_4bit=True, peft_config=lora)
+        if name == "whole":
+            model = load_student("me/base", dtype="float32")
+        else:
+            model = load_student("me/base", task_type=task_type, load_in_4bit=True, peft_config=lora)
         data = {"train_dataset": Dataset.from_dict(rows[name]), "processing_class": load_tokenizer("me/base")}
         trainer = trainer_class(model=model, args=args, **data)
         trainer.train()
@@ -58,7 +63,7 @@ def trainers(folder: Path) -> None:
         trainer.card.student, trainer.card.ceiling = Score("me/base", 0.6, 100), Score("me/base", 0.75, 100)
         if name == "classifier":
             try:
-                trainer.push_to_hub(token="hf_of_yesterday")
+                trainer.push_to_hub(token="hf_of_yesterday", private=True)
             except PushError as error:
                 (folder / "refused.txt").write_text(str(error))
         for _ in range(2):

@@ -19,7 +19,7 @@ from test_splits import passages
 from w2s_hf import WeakLabels
 
 SCRIPT = Path(__file__).with_name("hub_scripts.py")
-OF_TRAINERS = ("classifier", "reward", "writer")
+OF_TRAINERS = ("classifier", "reward", "writer", "whole")
 STUDENT, LABELS = "me/boolq-base-from-weak-naive-seed0", "me/boolq-weak-labels-weak-seed0"
 
 
@@ -78,12 +78,16 @@ def test_students_of_all_trainers_are_pushed_once_and_whole(hub, pushed):
         repository = hub.repositories["model", f"me/{name}"]
         assert len(repository.commits) == 1, "the second push had nothing new"
         files = repository.head.files
-        assert set(files) == {
-            "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"
-        }  # fmt: skip
-        assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/base"
         front, text = card_of(hub, f"me/{name}")
-        assert front["base_model"] == "me/base" and front["library_name"] == "peft" and "mine" in front["tags"]
+        if name == "whole":
+            student = {"config.json", "model.safetensors"}
+            assert front["library_name"] == "transformers"
+        else:
+            student = {"adapter_config.json", "adapter_model.safetensors"}
+            assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/base"
+            assert front["library_name"] == "peft" and "| adapters, r | 4 |" in text
+        assert set(files) == student | {"README.md", "pgr.png", "tokenizer.json", "tokenizer_config.json"}
+        assert front["base_model"] == "me/base" and "mine" in front["tags"] and "(pgr.png)" in text
         assert ("confidence" in front["tags"]) == (name == "classifier")
         (result,) = front["model-index"][0]["results"]
         assert {entry["type"]: entry["value"] for entry in result["metrics"]} == {
@@ -99,7 +103,7 @@ def test_a_push_of_a_trainer_that_is_refused_says_how_to_push_again(pushed):
     folder, _ = pushed
     refused = (folder / "refused.txt").read_text()
     assert "HTTP 401" in refused and "set HF_TOKEN" in refused and "hf_of_yesterday" not in refused
-    assert refused.endswith(f"python -m w2s_hf.publish {folder}/classifier --repo_id me/classifier")
+    assert refused.endswith(f"python -m w2s_hf.publish {folder}/classifier --repo_id me/classifier --hub_private")
 
 
 def test_a_recipe_pushes_its_student_and_its_labels(hub, pushed):
@@ -123,9 +127,10 @@ def test_all_of_them_are_the_same_from_the_hub(hub, pushed, tmp_path):
     hub.commit(base, {**base.head.files, "model.safetensors": b"broken"}, base.head.in_lfs, "Broken")
     snippets = {}
     for name, repo_id in {**{name: f"me/{name}" for name in OF_TRAINERS}, "recipe": STUDENT}.items():
-        config = json.loads(hub.repositories["model", repo_id].head.files["adapter_config.json"])
         _, text = card_of(hub, repo_id)
-        assert config["revision"] == before and f"adapters on me/base (commit {before})" in text
+        if name != "whole":
+            config = json.loads(hub.repositories["model", repo_id].head.files["adapter_config.json"])
+            assert config["revision"] == before and f"adapters on me/base (commit {before})" in text
         snippets[name] = re.search(r"```python\n(.*?)```", text, flags=re.S)[1]
     # The same from the directory that the recipe left.
     snippets["kept"] = snippets["recipe"].replace(STUDENT, str(folder / "out" / "students" / "naive-seed0"))

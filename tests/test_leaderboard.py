@@ -41,7 +41,7 @@ def test_seeds_come_together_and_undefined_ones_are_counted(students):
     assert list(table["task"]) == ["boolq", "boolq", "chess"]
     confidence, naive = table.iloc[0], table.iloc[1]
     assert (confidence["method"], naive["method"]) == ("confidence", "naive"), "the highest PGR first"
-    assert naive["pgr"] == pytest.approx(0.5) and naive["n_seeds"] == 4 and naive["n_undefined"] == 1
+    assert naive["pgr"] == pytest.approx(0.5) and naive["n_students"] == 4 and naive["n_undefined"] == 1
     assert (naive["pgr_low"], naive["pgr_high"]) == (pytest.approx(0.25), pytest.approx(1.0))
     assert naive["weak_accuracy"] == pytest.approx((0.6 + 0.6 + 0.5 + 0.9) / 4)
     assert (confidence["pgr_low"], confidence["pgr_high"]) == (0.2, 0.8), "of one seed, its interval"
@@ -56,7 +56,7 @@ def test_what_is_no_student_is_said(students, tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a student's directory or its id"):
         find_cards(["no/such/directory"])
     (tmp_path / "empty" / "README.md").write_text("---\ntags: [a]\n---\n")
-    with pytest.raises(ValueError, match="no student"):
+    with pytest.raises(ValueError, match="as that of a student: it has no `weak_to_strong`"):
         find_cards([str(tmp_path / "empty")])
 
 

@@ -4,6 +4,7 @@ import getpass
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hub_server import TOKEN, LoopbackHub, Refused
 from hub_worker import HubWorker
 from running import TINY, recipe_here
 
-from w2s_hf.cards import FIGURE
+from w2s_hf.cards import FIGURE, StudentCard
 from w2s_hf.hub import repository_name
 from w2s_hf.leaderboard import read_card
 from w2s_hf.publish import student_files
@@ -109,7 +110,9 @@ def test_what_was_pushed(hub, publish, output, tmp_path):
         assert "pgr" not in metrics
     else:
         assert metrics["pgr"]["value"] == student["pgr"]
-    assert front["datasets"] == [LABELS] and f"](https://huggingface.co/datasets/{LABELS})" in card
+    provenance = json.loads(hub.repositories["dataset", LABELS].head.files["provenance.json"])
+    assert front["datasets"] == [LABELS]
+    assert f"[{LABELS}]({hub.url}/datasets/{LABELS}) (fingerprint {provenance['fingerprint']})" in card
     assert f'load_student("{STUDENT}", base_model="PATH", dtype="float32")' in card
     # The demo's base is no repository, and its name must not be taken for one.
     config = json.loads(commit.files["adapter_config.json"])
@@ -177,7 +180,9 @@ def test_what_was_refused_is_kept_and_pushed_again(fault, options, environment, 
     command = f"python -m w2s_hf.publish '{output}'" + (f" {' '.join(options)}" if options else "")
     assert stderr.endswith(f"Push again with\n    {command}\n")
     hub.faults.clear()
-    code, stderr = publish(output, "--hub_namespace", "me")
+    if "others" in options:
+        stderr = stderr.replace("--hub_namespace others", "--hub_namespace me")
+    code, stderr = publish(*again(stderr))
     assert code == 0, stderr
     assert [len(repository.commits) for repository in hub.repositories.values()] == [1, 1]
 
@@ -200,32 +205,60 @@ def test_a_hub_that_is_gone(output):
     assert snapshot(output) == before
 
 
-def test_a_student_that_changed_is_a_second_commit_without_files_of_the_first(hub, publish, output, tmp_path):
+def test_a_student_that_changed_is_a_second_commit_without_files_of_the_first(hub, publish, tmp_path):
     student = tmp_path / "out"
     student.mkdir()
     (student / "config.json").write_text("{}")
     (student / "model.safetensors").write_bytes(b"\0 all weights")
-    (student / "README.md").write_text("---\ntags: [a]\n---\n")
+    StudentCard(library_name="transformers").save(student / "README.md")
     push = [student, "--repo_id", "me/one"]
     assert publish(*push)[0] == 0
     repository = hub.repositories["model", "me/one"]
-    hub.commit(repository, repository.head.files | {"LICENSE": b"mine"}, repository.head.in_lfs, "By hand")
-    (student / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}')
+    kept = {"LICENSE": b"mine", "old/model.safetensors": b"mine, too"}
+    hub.commit(repository, repository.head.files | kept, repository.head.in_lfs, "By hand")
+    (student / "adapter_config.json").write_text('{"base_model_name_or_path": "/somewhere/mine"}')
     (student / "adapter_model.safetensors").write_bytes(b"\0 a few weights")
-    assert publish(*push)[0] == 0
-    # An adapter beside a whole model would be loaded in its place, or not at all.
-    assert set(repository.head.files) == {"LICENSE", "README.md", "adapter_config.json", "adapter_model.safetensors"}
-    assert len(repository.commits) == 3
-    (student / "README.md").unlink()
-    code, stderr = publish(*push)
-    assert code == 1 and "there is no card" in stderr
-    (student / "README.md").write_text(f"my token is {TOKEN}")
-    code, stderr = publish(*push)
+    # What the card says counts, not what is left in the directory of another training.
+    assert publish(*push)[0] == 0 and len(repository.commits) == 2
+    StudentCard(library_name="peft").save(student / "README.md")
+    assert publish(*push, "--revision", "main")[0] == 0 and len(repository.commits) == 3
+    assert set(repository.head.files) == {*kept, "README.md", "adapter_config.json", "adapter_model.safetensors"}
+    # Here the card loads the student from its directory, there from the Hub, where its base is not.
+    card = repository.head.files["README.md"].decode()
+    assert 'load_student("me/one", base_model="PATH")' in card and 'from_pretrained("me/one")' in card
+    assert 'load_student(".")' in (student / "README.md").read_text()
+
+
+def test_a_student_without_a_card_of_ours_or_with_a_token_in_it_is_not_pushed(hub, publish, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    StudentCard(library_name="transformers").save(tmp_path / "README.md")
+    code, stderr = publish(tmp_path, "--repo_id", "me/one")
+    assert code == 1 and "there is no student, expected config.json and *.safetensors" in stderr
+    (tmp_path / "model.safetensors").write_bytes(b"\0 all weights")
+    card = (tmp_path / "README.md").read_text()
+    # What PEFT writes: the path of the base is in it.
+    for text in ("---\nbase_model: /home/me/base\n---\n", None):
+        (tmp_path / "README.md").unlink() if text is None else (tmp_path / "README.md").write_text(text)
+        code, stderr = publish(tmp_path, "--repo_id", "me/one")
+        assert code == 1 and "there is no student's card" in stderr
+    (tmp_path / "README.md").write_text(f"{card} my token is {TOKEN}")
+    code, stderr = publish(tmp_path, "--repo_id", "me/one")
     assert code == 1 and "README.md holds a token" in stderr and TOKEN not in stderr
-    (student / "README.md").write_text("---\nbase_model: no id at all\n---\n")
-    code, stderr = publish(*push)
-    assert code == 1 and "did not take me/one" in stderr and "is no id" in stderr
-    assert len(repository.commits) == 3
+    assert not hub.repositories
+    (tmp_path / "README.md").write_text(card.replace("tags:", "base_model: no id at all\ntags:"))
+    code, stderr = publish(tmp_path, "--repo_id", "one", "--hub_private")  # of the owner of the token
+    assert code == 1 and "did not take somebody/one" in stderr and "is no id" in stderr
+    assert stderr.endswith(f"w2s_hf.publish {tmp_path} --repo_id somebody/one --hub_private\n")
+    (tmp_path / "README.md").write_text(card)
+    assert publish(*again(stderr))[0] == 0
+    assert hub.repositories["model", "somebody/one"].private, "the command that was printed makes it private, too"
+
+
+def again(stderr: str) -> list[str]:
+    """What the printed command gives to the module."""
+    python, minus_m, module, *options = shlex.split(stderr.splitlines()[-1])
+    assert [python, minus_m, module] == ["python", "-m", "w2s_hf.publish"]
+    return options
 
 
 def test_before_anything_is_pushed(hub, publish, output, tmp_path):
@@ -249,15 +282,19 @@ def test_a_base_that_is_on_the_hub_though_the_student_learned_on_a_copy(hub, pub
 def test_local_bases_leave_their_name_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     for base, expected in {
         "models/mine": "./mine",  # it looks like an id of the Hub
+        "../up/mine": "./mine",
+        "~/models/mine": "./mine",
+        "data/me/private/mine": "./mine",
         str(tmp_path / "models" / "mine"): "./mine",
         "/somewhere/else/mine": "./mine",
         "Qwen/Qwen2.5-7B": "Qwen/Qwen2.5-7B",
     }.items():
         config = json.dumps({"base_model_name_or_path": base, "revision": "c0ffee"})
         (tmp_path / "adapter_config.json").write_text(config)
-        file = student_files(tmp_path, "a card")["adapter_config.json"]
+        file = student_files(tmp_path, "a card", "peft")["adapter_config.json"]
         written = json.loads(file if isinstance(file, bytes) else file.read_text())
         assert written == {
             "base_model_name_or_path": expected,
@@ -293,6 +330,7 @@ def test_a_connection_cut_in_the_middle_of_an_upload(output, cut):
     assert f"\n    python -m w2s_hf.publish '{output}' --hub_namespace me" in stderr
     assert snapshot(output) == before and not hub.objects
     hub.faults.clear()
-    process = start(hub, output, "--hub_namespace", "me")
+    directory, *options = again(stderr[: stderr.index(" me\n") + 4])
+    process = start(hub, Path(directory), *options)
     assert process.wait(timeout=120) == 0
     assert [len(repository.commits) for repository in hub.repositories.values()] == [1, 1]

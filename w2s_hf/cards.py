@@ -1,4 +1,4 @@
-"""The model card of a student and the dataset card of weak labels: what they say, as data; how, is in `templates/`."""
+"""The model card of a student: what it says, as data; how it says it is in `templates/student_card.md`."""
 
 import dataclasses
 import json
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData, constants
 
 from .markdown import Markup, render
 from .metrics import performance_gap_recovered, pgr_undefined_reason
 
-__all__ = ["BLOCK", "FIGURE", "ROWS", "SCHEMA", "Score", "StudentCard", "weak_labels_card"]
+__all__ = ["BLOCK", "FIGURE", "ROWS", "SCHEMA", "Score", "StudentCard"]
 
 # What a row is called in each setting.
 ROWS = {"classification": "rows", "reward": "pairs", "chess": "puzzles", "completion": "rows"}
@@ -42,11 +42,18 @@ class Score:
     ci95: tuple[float, float] | None = None
     revision: str | None = None
 
+    def __post_init__(self):
+        # A NumPy number, which is what a mean is, would get into the front matter as a pickle.
+        object.__setattr__(self, "accuracy", float(self.accuracy))
+        object.__setattr__(self, "n", int(self.n))
+        if self.ci95 is not None:
+            low, high = self.ci95
+            object.__setattr__(self, "ci95", (float(low), float(high)))
+
     @classmethod
     def of(cls, entry: dict) -> Self:
         """Of an entry of `results.json`, or of the front matter of a card."""
-        values = {name.name: entry.get(name.name) for name in dataclasses.fields(cls)}
-        return cls(**values | {"ci95": None if entry["ci95"] is None else tuple(entry["ci95"])})
+        return cls(**{field.name: entry.get(field.name) for field in dataclasses.fields(cls)})
 
     @property
     def shown(self) -> Markup:
@@ -89,8 +96,11 @@ class StudentCard:
         taught_by (`str`, *optional*): Whose labels it learned, where that is not `weak`: of a chain, the link before.
         links (`list[dict]`, *optional*): The chain that led to it, entries of `results.json`.
         n_rows (`dict[str, int]`, *optional*): Rows of each part.
+        n_train (`int`, *optional*): Of a link of a chain, the rows that it learned.
+        pgr_against_plain (`float`, *optional*): Against the ceiling without generative finetuning.
         summary (`dict`, *optional*): Of the same method over the seeds, as in `results.json`.
-        weak_labels (`str`, *optional*): Dataset on the Hub with the labels that it learned.
+        weak_labels, weak_labels_fingerprint (`str`, *optional*):
+            Dataset on the Hub with the labels that it learned, and which labels of it these are.
         is_demo (`bool`, *optional*, defaults to `False`): Of the embedded demo.
         repo_id (`str`, *optional*): Where it is on the Hub, for the snippet that loads it; else this directory.
         has_figure (`bool`, *optional*, defaults to `False`): `pgr.png` is beside the card.
@@ -129,8 +139,11 @@ class StudentCard:
     taught_by: str | None = None
     links: list[dict] = field(default_factory=list)
     n_rows: dict[str, int] = field(default_factory=dict)
+    n_train: int | None = None
+    pgr_against_plain: float | None = None
     summary: dict | None = None
     weak_labels: str | None = None
+    weak_labels_fingerprint: str | None = None
     is_demo: bool = False
     repo_id: str | None = None
     has_figure: bool = False
@@ -158,8 +171,13 @@ class StudentCard:
         Args:
             results (`dict`): Content of `results.json`.
             run (`dict`): The run of its seed.
-            student (`dict`): Its entry in the run, or that of a link of its chain.
+            student (`dict`): Its entry in the run, or that of a link of its chain with the chain's `method`.
+
+        Raises:
+            ValueError: the results are of an older version.
         """
+        if "settings" not in results:
+            raise ValueError("results.json is of an older version of w2s_hf: run the recipe again.")
         is_link = "pgr" not in student
         dataset, settings = results["dataset"], results["settings"]
         is_demo = results["preset"] == "demo"
@@ -172,7 +190,8 @@ class StudentCard:
             class_names=results.get("class_names"),
             setting=results["setting"],
             dataset=dataset["id"],
-            dataset_revision=dataset["revision"],
+            # Offline, `datasets` does not say which commit it has.
+            dataset_revision=None if dataset["revision"] == "cached" else dataset["revision"],
             dataset_is_on_hub=not is_demo and dataset["revision"] not in ("local", "generated"),
             method=student["method"],
             weak=Score.of(run["weak"]),
@@ -185,6 +204,8 @@ class StudentCard:
             agreement=student["agreement"],
             taught_by=learned.get("taught_by"),
             links=student.get("links", []),
+            n_train=student.get("n_train"),
+            pgr_against_plain=student.get("against_plain_ceiling", {}).get("pgr"),
             n_rows={name[2:].replace("_", " "): dataset[name] for name in _PARTS},
             summary=None if is_link else summary,
             is_demo=is_demo,
@@ -225,8 +246,10 @@ class StudentCard:
     @property
     def title(self) -> str:
         """`Qwen/Qwen2.5-7B, taught boolq by Qwen/Qwen2.5-0.5B`, or as much of it as is known."""
-        teacher = self.taught_by or (self.weak.model if self.weak else "a weaker model")
-        return f"{self.base_model or 'A student'}, taught {self.task + ' ' if self.task else ''}by {teacher}"
+        name, teacher = self.base_model or "A student", self.taught_by or (self.weak and self.weak.model)
+        if teacher is None:
+            return f"{name}, finetuned" + (f" on {self.task}" if self.task else "")
+        return f"{name}, taught {self.task + ' ' if self.task else ''}by {teacher}"
 
     def metadata(self) -> ModelCardData:
         """
@@ -239,7 +262,7 @@ class StudentCard:
             "dataset_type": "-".join((self.dataset or "unknown").split()),
             "dataset_name": self.task or self.dataset or "unknown",
         }
-        if self.dataset_is_on_hub:
+        if self.dataset_is_on_hub and self.dataset_revision:
             common["dataset_revision"] = self.dataset_revision
         if self.student is not None:
             accuracy = {"metric_type": "accuracy", "metric_name": "Accuracy", "metric_value": self.student.accuracy}
@@ -280,13 +303,14 @@ class StudentCard:
             metadata=Markup(self.metadata().to_yaml()),
             rows=ROWS[self.setting],
             figure=FIGURE if self.has_figure else None,
+            hub=Markup(constants.ENDPOINT),
             pgr=None if self.pgr is None else Markup(f"{self.pgr:.2f}") + _interval(self.pgr_ci95, 2),
             pgr_over_seeds=_over_seeds(self.summary),
             source=Markup(_literal(self.repo_id or ".")),
             options=Markup("".join(f", {name}={_literal(value)}" for name, value in self._options().items())),
             classes=Markup(", ".join(f"P({_printable(name)})" for name in names)),
             is_blind=self._is_blind(),
-            prompt=Markup(_literal(self.example_prompt or "A text in the form of the training prompts")),
+            example=Markup(_literal(self.example_prompt or "A text in the form of the training texts")),
             links=[(link["taught_by"], Score.of(link), link["n_train"]) for link in self.links],
             duration=None if self.seconds is None else _duration(self.seconds),
         )
@@ -312,44 +336,21 @@ class StudentCard:
 def _others(run: dict, student: dict) -> dict[str, Score]:
     """What a reader compares a student with, besides supervisor and ceiling."""
     found = {entry["name"]: entry for entry in run.get("baselines", ())}
+    if "pgr" not in student:  # a link, which is another model than these
+        return {name: Score.of(entry) for name, entry in found.items() if not entry["model"]}
     for control in run["controls"]:
-        found["the student's architecture, not pretrained, on the same labels"] = control
+        found["the student's architecture, not pretrained, on the supervisor's labels"] = control
     if "all_rows" in student.get("direct", {}):
         found["the same student, directly on the supervisor's labels of all links' rows"] = {
             "model": student["model"],
             **student["direct"]["all_rows"],
         }
-    if "ceiling_plain" in run and "pgr" in student:
+    if "ceiling_plain" in run:
         found["the ceiling without generative finetuning"] = run["ceiling_plain"]
     return {name: Score.of(entry) for name, entry in found.items()}
 
 
 _PARTS = ("n_weak_half", "n_student_half", "n_validation", "n_test")
-
-
-def weak_labels_card(provenance: dict, columns: list[str], repo_id: str | None = None) -> str:
-    """
-    The dataset card of weak labels.
-
-    Args:
-        provenance (`dict`): Of the labels, with `n_rows`.
-        columns (`list[str]`): Of their table.
-        repo_id (`str`, *optional*): Where it is on the Hub; else this directory.
-    """
-    task = provenance.get("task")
-    # Without it, the provenance would count as rows, too.
-    configs = [{"config_name": "default", "data_files": "weak_labels.parquet"}]
-    data = DatasetCardData(tags=[tag for tag in ("weak-to-strong", "weak-labels", task) if tag], configs=configs)
-    return render(
-        "weak_labels_card.md",
-        metadata=Markup(data.to_yaml()),
-        provenance=provenance,
-        dataset=provenance.get("dataset") or {},
-        columns=columns,
-        kind=Markup("WeakCompletions" if "completion" in columns else "WeakLabels"),
-        source=Markup(_literal(repo_id or ".")),
-        loader=Markup("from_hub" if repo_id else "load"),
-    )
 
 
 def _printable(text: str) -> str:
@@ -387,4 +388,4 @@ def _plain(value):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
-    return float(value) if isinstance(value, float) else value
+    return value.item() if hasattr(value, "item") else value  # NumPy's

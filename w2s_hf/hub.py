@@ -24,8 +24,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
-__all__ = ["PushError", "cached_commit", "commit_files", "ensure_available", "owner_of_token", "repository_name"]
+__all__ = [
+    "PushError",
+    "cached_commit",
+    "commit_files",
+    "ensure_available",
+    "is_repository_id",
+    "owner_of_token",
+    "repository_name",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +104,11 @@ def ensure_available(name_or_path: str, *, repo_type: str, option: str, revision
         ) from error
 
 
-def cached_commit(name_or_path: str, revision: str | None = None) -> str | None:
+def cached_commit(name_or_path: str, revision: str | None = None, cache_dir: str | None = None) -> str | None:
     """The commit of a model that is in the local cache; `None` for one that is not, and for a directory."""
-    if Path(name_or_path).is_dir():
+    if not is_repository_id(name_or_path):
         return None
-    cached = try_to_load_from_cache(name_or_path, "config.json", revision=revision)
+    cached = try_to_load_from_cache(name_or_path, "config.json", cache_dir=cache_dir, revision=revision)
     return Path(cached).parent.name if isinstance(cached, str) else None  # snapshots/COMMIT/config.json
 
 
@@ -129,7 +138,7 @@ def owner_of_token(token: str | None = None) -> str:
     """
     try:
         return HfApi(token=token).whoami()["name"]
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, ValueError, KeyError) as error:  # the last two: an answer that is none of the Hub's
         raise PushError(_reason("did not say whose token this is", error)) from error
 
 
@@ -143,7 +152,6 @@ def commit_files(
     replaces: tuple[str, ...] = (),
     revision: str | None = None,
     token: str | None = None,
-    blocking: bool = True,
 ) -> CommitInfo:
     """
     Files to a repository, which is made if it is not there, in one commit. Where nothing has changed there is none.
@@ -156,10 +164,9 @@ def commit_files(
         private (`bool`, *optional*): Of a new repository; `None` is what the namespace says.
         replaces (`tuple[str]`, *optional*):
             Patterns of files that go, where the repository has some that are not among `files`: an adapter of last
-            time beside the whole model of this time would be loaded in its place.
+            time beside the whole model of this time would be loaded in its place. `*` is no `/`.
         revision (`str`, *optional*): Branch; the main one by default.
         token (`str`, *optional*): In place of `HF_TOKEN`.
-        blocking (`bool`, *optional*, defaults to `True`): Wait for the end; else a future of what is returned.
 
     Raises:
         ValueError: a file that is text has a token of the Hub in it; nothing was sent.
@@ -171,26 +178,36 @@ def commit_files(
     def push() -> CommitInfo:
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         there = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision) if replaces else []
-        gone = [path for path in there if path not in files and any(fnmatch(path, name) for name in replaces)]
+        gone = [path for path in there if path not in files and _matches(path, replaces)]
         operations = [CommitOperationDelete(path) for path in gone]
         operations += [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
         # Not upload_folder, which may make several commits of one folder.
         return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision)
 
-    def push_patiently() -> CommitInfo:
-        for pause in (*_PAUSES, None):
-            try:
-                return push()
-            # RuntimeError: a file that did not get through; ValueError: metadata that the Hub does not accept.
-            except (HTTPError, OSError, RuntimeError, ValueError) as error:
-                # The client tries uploads again itself, and the two requests around them not.
-                if pause is None or (_status(error) or 0) < 500:
-                    raise PushError(_reason(f"did not take {repo_id}", error)) from error
-                logger.warning(f"{_reason(f'did not take {repo_id}', error)} Trying again in {pause} seconds")
-                time.sleep(pause)
-        raise AssertionError("the last try returns or raises")
+    for pause in (*_PAUSES, None):
+        try:
+            return push()
+        # RuntimeError: a file that did not get through; ValueError: metadata that the Hub does not accept.
+        except (HTTPError, OSError, RuntimeError, ValueError) as error:
+            # The client tries uploads again itself, and the two requests around them not.
+            if pause is None or (_status(error) or 0) < 500:
+                raise PushError(_reason(f"did not take {repo_id}", error)) from error
+            logger.warning(f"{_reason(f'did not take {repo_id}', error)} Trying again in {pause} seconds")
+            time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
 
-    return push_patiently() if blocking else api.run_as_future(push_patiently)
+
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(path, pattern) and path.count("/") == pattern.count("/") for pattern in patterns)
+
+
+def is_repository_id(name: str) -> bool:
+    """Could a name that a model was loaded by be an id on the Hub? A directory, and what no id can be, is a path."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).is_dir()
 
 
 def _status(error: Exception) -> int | None:

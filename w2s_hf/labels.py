@@ -11,13 +11,21 @@ from typing import Self
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
-from huggingface_hub import CommitInfo, snapshot_download
+from huggingface_hub import CommitInfo, DatasetCardData, snapshot_download
 from numpy.typing import ArrayLike
 
-from .cards import weak_labels_card
 from .hub import commit_files
+from .markdown import Markup, render
 
-__all__ = ["Completion", "LabelsById", "WeakCompletions", "WeakLabels", "as_probabilities", "label_files"]
+__all__ = [
+    "Completion",
+    "LabelsById",
+    "WeakCompletions",
+    "WeakLabels",
+    "as_probabilities",
+    "label_files",
+    "weak_labels_card",
+]
 
 _MAX_NAMED_ROWS = 5  # an error names this many offending rows, and counts the rest
 
@@ -213,6 +221,31 @@ def label_files(directory: str | Path, repo_id: str) -> dict[str, Path | bytes]:
     record = json.loads(provenance.read_text())
     card = weak_labels_card(record, schema.names, repo_id)
     return {rows.name: rows, provenance.name: provenance, "README.md": card.encode()}
+
+
+def weak_labels_card(provenance: dict, columns: list[str], repo_id: str | None = None) -> str:
+    """
+    The dataset card of weak labels.
+
+    Args:
+        provenance (`dict`): Of the labels, with `n_rows`.
+        columns (`list[str]`): Of their table.
+        repo_id (`str`, *optional*): Where it is on the Hub; else this directory.
+    """
+    task = provenance.get("task")
+    # Without it, the provenance would count as rows, too.
+    configs = [{"config_name": "default", "data_files": "weak_labels.parquet"}]
+    data = DatasetCardData(tags=[tag for tag in ("weak-to-strong", "weak-labels", task) if tag], configs=configs)
+    return render(
+        "weak_labels_card.md",
+        metadata=Markup(data.to_yaml()),
+        provenance=provenance,
+        dataset=provenance.get("dataset") or {},
+        columns=columns,
+        kind=Markup("WeakCompletions" if "completion" in columns else "WeakLabels"),
+        source=Markup(json.dumps(repo_id or ".")),
+        loader=Markup("from_hub" if repo_id else "load"),
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,13 +8,14 @@ from pathlib import Path
 import pandas as pd
 from huggingface_hub import HfApi, ModelCard, constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from yaml import YAMLError
 
 from .cards import BLOCK, SCHEMA, Score, StudentCard
 
 __all__ = ["COLUMNS", "find_cards", "leaderboard", "read_card"]
 
 COLUMNS = (
-    "task", "weak", "student", "method", "n_seeds", "weak_accuracy", "student_accuracy", "ceiling_accuracy", "pgr",
+    "task", "weak", "student", "method", "n_students", "weak_accuracy", "student_accuracy", "ceiling_accuracy", "pgr",
     "pgr_low", "pgr_high", "n_undefined",
 )  # fmt: skip
 
@@ -37,10 +38,18 @@ def read_card(source: str | Path, revision: str | None = None) -> StudentCard:
         path = path / "README.md"
     if not path.is_file():
         path = Path(_download_card(str(source), revision))
+    try:
+        return _card_of(path)
+    except (ValueError, KeyError, TypeError, AttributeError, YAMLError) as error:  # of a stranger's card
+        said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{source}: the card cannot be read as that of a student: {said}") from error
+
+
+def _card_of(path: Path) -> StudentCard:
     data = ModelCard.load(path).data
     block = data.get(BLOCK)
     if not isinstance(block, dict) or block.get("schema") != SCHEMA:
-        raise ValueError(f"{source}: the card has no `{BLOCK}` of schema {SCHEMA} in its front matter; no student?")
+        raise ValueError(f"it has no `{BLOCK}` of schema {SCHEMA} in its front matter.")
     scores = {name: None if block[name] is None else Score.of(block[name]) for name in ("weak", "student", "ceiling")}
     same = ("task", "setting", "method", "seed", "taught_by", "agreement")
     pgr_ci95 = None if block["pgr_ci95"] is None else tuple(block["pgr_ci95"])
@@ -49,7 +58,7 @@ def read_card(source: str | Path, revision: str | None = None) -> StudentCard:
     )
     stated = next((entry.metric_value for entry in data.eval_results or [] if entry.metric_type == "pgr"), None)
     if (stated is None) != (card.pgr is None) or (stated is not None and not math.isclose(stated, card.pgr)):
-        raise ValueError(f"{source}: `model-index` has the PGR {stated}, and the scores of the card give {card.pgr}.")
+        raise ValueError(f"`model-index` has the PGR {stated}, and its scores give {card.pgr}.")
     return card
 
 
@@ -104,8 +113,9 @@ def leaderboard(cards: Iterable[StudentCard]) -> pd.DataFrame:
     once.
 
     Returns:
-        `pd.DataFrame` with [`COLUMNS`]: of several seeds means of the accuracies, and the median of PGR with its range
-        (`pgr_low`, `pgr_high`); of one its 95 % interval. `pgr` is missing where it is undefined in all seeds.
+        `pd.DataFrame` with [`COLUMNS`]: of several students (seeds, or other rows and settings) means of the
+        accuracies, and the median of PGR with its range (`pgr_low`, `pgr_high`); of one its 95 % interval. `pgr` is
+        missing where it is undefined for all.
     """
     groups: dict[tuple, dict[tuple, StudentCard]] = {}
     for card in cards:

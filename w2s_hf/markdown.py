@@ -18,8 +18,9 @@ _MARKUP = re.compile(
 
 def as_text(value: object) -> Markup:
     """
-    Any value as text in the middle of a line of Markdown: on one line, and what could be markup, HTML or a link as
-    character references, which CommonMark shows and never reads as structure. [`Markup`] is left as it is.
+    Any value as text in the middle of a line of Markdown: on one line, and what could be markup or HTML as character
+    references, which CommonMark shows and never reads as structure. (Some renderers make a link of a bare address
+    even so; it goes where it says.) [`Markup`] is left as it is.
     """
     if isinstance(value, Markup):
         return value
@@ -44,9 +45,14 @@ def render(template: str, **values: object) -> str:
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown. Of what could be markup in a cell only what would end the cell, or be HTML, is quoted."""
+    """
+    A table in Markdown. Of a cell that is no [`Markup`] only what would end it, or be HTML, is quoted: a report is
+    read as it is, too.
+    """
 
     def cell(text: str) -> str:
+        if isinstance(text, Markup):
+            return text
         return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
 
     lines = [header, ["---"] * len(header), *rows]

@@ -202,7 +202,8 @@ def load_student(
         model = _load_classifier(name_or_path, dtype=dtype, **kwargs)
         _full_precision_head(_head(model))
     model.eval()
-    model.config._commit_hash = cached_commit(name_or_path, revision)  # transformers forgets it, and never saves it
+    # Which transformers forgets, and does not write into a config.json.
+    model.config._commit_hash = cached_commit(name_or_path, revision, kwargs.get("cache_dir"))
     return model if peft_config is None else fresh_adapter(model, peft_config)
 
 

@@ -5,10 +5,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")  # files only: no display is needed, or looked for
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -78,7 +74,9 @@ def plot_accuracies(results: dict, path: Path) -> None:
         bars.append(("ceiling", "plain\nceiling", [run["ceiling_plain"] for run in runs], None))
     bars.append(("ceiling", "strong\nceiling", [run["ceiling"] for run in runs], None))
 
-    figure, axes = plt.subplots(figsize=(1.6 + 1.35 * len(bars), 4.2), layout="constrained")
+    # Not by pyplot, which has a state, and a backend that is the user's choice.
+    figure = Figure(figsize=(1.6 + 1.35 * len(bars), 4.2), layout="constrained")
+    axes = figure.subplots()
     top_of_bars = 0.0
     for x, (kind, _, entries, pgr) in enumerate(bars):
         accuracies = np.array([entry["accuracy"] for entry in entries])
@@ -119,7 +117,6 @@ def plot_accuracies(results: dict, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def plot_gap(weak: Score, student: Score, ceiling: Score, pgr: float | None, path: Path) -> None:

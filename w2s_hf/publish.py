@@ -16,13 +16,15 @@ import shlex
 import sys
 from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from .cards import FIGURE, StudentCard
-from .hub import PushError, commit_files, owner_of_token, repository_name
+from huggingface_hub import ModelCard
+
+from .cards import BLOCK, FIGURE, StudentCard
+from .hub import PushError, commit_files, is_repository_id, owner_of_token, repository_name
 from .labels import label_files
 
-__all__ = ["STUDENT_FILES", "push_students", "student_files"]
+__all__ = ["STUDENT_FILES", "push_again", "push_students", "student_files"]
 
 logger = logging.getLogger("w2s_hf.publish")  # also where this file is run as `__main__`
 
@@ -36,36 +38,51 @@ STUDENT_FILES = (
 )  # fmt: skip
 
 
-def student_files(directory: str | Path, card: str, base_model: str | None = None) -> dict[str, Path | bytes]:
+def student_files(
+    directory: str | Path, card: str, library_name: str, base_model: str | None = None
+) -> dict[str, Path | bytes]:
     """
     What of a student's directory goes to the Hub, by path in the repository.
 
     Args:
         directory (`str` or `Path`): Of a student that was saved.
         card (`str`): Its model card.
+        library_name (`str`): `"peft"`, its adapters, or `"transformers"`, a whole model; an earlier training may have
+            left the other there.
         base_model (`str`, *optional*):
             The Hub id of the base, in place of the one that the adapters name. Without it, of a base that is a local
             directory only the name is left, as a relative path: no path of this machine, and no id of the Hub.
 
     Raises:
-        FileNotFoundError: there is no student.
+        FileNotFoundError: there is no such student.
     """
-    directory = Path(directory)
+    directory, is_peft = Path(directory), library_name == "peft"
     found = [path for pattern in STUDENT_FILES for path in directory.glob(pattern) if path.is_file()]
     files: dict[str, Path | bytes] = {path.relative_to(directory).as_posix(): path for path in found}
-    if "adapter_config.json" in files:
-        config = json.loads(files["adapter_config.json"].read_text())
-        base = Path(config["base_model_name_or_path"])
-        if base_model is None and (base.is_absolute() or base.is_dir()):
-            base_model = f"./{base.name}"
+    others = ("config.json", "model") if is_peft else ("adapter_",)
+    files = {name: file for name, file in files.items() if not name.startswith(others)}
+    config_file = "adapter_config.json" if is_peft else "config.json"
+    if config_file not in files or not any(name.endswith(".safetensors") for name in files):
+        raise FileNotFoundError(f"{directory}: there is no student, expected {config_file} and *.safetensors.")
+    if is_peft:
+        config = json.loads(files[config_file].read_text())
+        if base_model is None and not is_repository_id(config["base_model_name_or_path"]):
+            base_model = f"./{PurePath(config['base_model_name_or_path']).name}"
         if base_model is not None:
             config |= {"base_model_name_or_path": base_model, "revision": None}
-            files["adapter_config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-        # What an earlier training of all weights left there is another student.
-        files = {name: file for name, file in files.items() if name != "config.json" and not name.startswith("model")}
-    elif "config.json" not in files:
-        raise FileNotFoundError(f"{directory}: there is no student: neither adapter_config.json nor config.json.")
+            files[config_file] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     return files | {"README.md": card.encode()}
+
+
+def push_again(path: str | Path, options: dict[str, str | bool | None]) -> str:
+    """What an error says of a push that failed: nothing is lost, and which command pushes again."""
+    command = ["python", "-m", "w2s_hf.publish", str(path)]
+    for option, value in options.items():
+        command += [f"--{option}", *([value] if isinstance(value, str) else [])] if value else []
+    return (
+        f"Nothing is lost: everything is in {path}, and what was pushed before is there. Push again with\n    "
+        f"{shlex.join(command)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,7 @@ class _Repository:
     repo_type: str
     files: dict[str, Path | bytes]
     message: str
+    revision: str | None = None
 
 
 def push_students(
@@ -116,14 +134,8 @@ def push_students(
         namespace = owner_of_token() if namespace is None else namespace
         return _push(_repositories(output_dir, namespace, base_model), private, dry_run)
     except PushError as error:
-        command = ["python", "-m", "w2s_hf.publish", str(output_dir)]
-        options = {"--hub_namespace": given, "--base_model": base_model}
-        command += [part for option, value in options.items() if value is not None for part in (option, value)]
-        command += ["--hub_private"] if private else []
-        raise PushError(
-            f"{error}\nNothing is lost: everything is in {output_dir}, and what was pushed before is there. Push "
-            f"again with\n    {shlex.join(command)}"
-        ) from error
+        options = {"hub_namespace": given, "base_model": base_model, "hub_private": private}
+        raise PushError(f"{error}\n{push_again(output_dir, options)}") from error
 
 
 def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> list[_Repository]:
@@ -142,16 +154,45 @@ def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> l
             directory, weak = output_dir / student["output"], _end(run["weak"]["model"])
             name = repository_name(results["task"], _end(student["model"]), "from", weak, directory.name)
             card.repo_id, card.weak_labels = f"{namespace}/{name}", labels_id
+            card.weak_labels_fingerprint = json.loads((labels / "provenance.json").read_text())["fingerprint"]
             card.has_figure = (directory / FIGURE).is_file()
             if base_model is not None:
                 card.base_model, card.base_is_on_hub, card.base_revision = base_model, True, None
             repositories[card.repo_id] = _Repository(
                 card.repo_id,
                 "model",
-                student_files(directory, card.render(), base_model),
+                student_files(directory, card.render(), card.library_name, base_model),
                 f"Student of {results['task']} taught by {teacher}",
             )
     return list(repositories.values())
+
+
+def _push_one(
+    directory: Path, repo_id: str, private: bool | None, revision: str | None, base_model: str | None, dry_run: bool
+) -> None:
+    """A student that a trainer saved, with the card that is beside it."""
+    page = directory / "README.md"
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if f"\n{BLOCK}:\n" not in text:  # save_model() alone leaves PEFT's page, which has the path of the base in it
+        raise FileNotFoundError(f"{page}: there is no student's card; trainer.create_model_card() writes one.")
+    if "/" not in repo_id:
+        repo_id = f"{owner_of_token()}/{repo_id}"
+    library_name = ModelCard(text).data.library_name
+    files = student_files(directory, text, library_name, base_model)
+    # Beside the student the card loads it from there; on the Hub from the Hub.
+    source = json.dumps(repo_id)
+    is_alone = library_name == "peft" and b'"base_model_name_or_path": "./' in _content(files["adapter_config.json"])
+    text = text.replace('load_student("."', f"load_student({source}" + (', base_model="PATH"' if is_alone else ""))
+    files["README.md"] = text.replace('from_pretrained(".")', f"from_pretrained({source})").encode()
+    try:
+        _push([_Repository(repo_id, "model", files, "Student", revision)], private, dry_run)
+    except PushError as error:
+        options = {"repo_id": repo_id, "base_model": base_model, "revision": revision, "hub_private": private}
+        raise PushError(f"{error}\n{push_again(directory, options)}") from error
+
+
+def _content(file: Path | bytes) -> bytes:
+    return file if isinstance(file, bytes) else file.read_bytes()
 
 
 def _end(model: str) -> str:
@@ -171,6 +212,7 @@ def _push(repositories: list[_Repository], private: bool | None, dry_run: bool) 
                 message=repository.message,
                 repo_type=repository.repo_type,
                 private=private,
+                revision=repository.revision,
                 replaces=STUDENT_FILES if repository.repo_type == "model" else (),
             )
             logger.info(f"Pushed {commit.repo_url}")
@@ -192,6 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--hub_private", action="store_true", help="make new repositories private")
     parser.add_argument("--base_model", metavar="ID", help="Hub id of the base, if students learned on a local copy")
     parser.add_argument("--repo_id", metavar="ID", help="push one student, with the card that is in its directory")
+    parser.add_argument("--revision", metavar="BRANCH", help="with --repo_id: which branch (default: main)")
     parser.add_argument("--dry_run", action="store_true", help="tell what would be pushed, and push nothing")
     args = parser.parse_args(argv)
     if args.repo_id and args.hub_namespace:
@@ -201,14 +244,12 @@ def main(argv: list[str] | None = None) -> None:
     private = True if args.hub_private else None
     try:
         if args.repo_id:
-            card = Path(args.output_dir) / "README.md"
-            if not card.is_file():
-                raise FileNotFoundError(f"{card}: there is no card; trainer.create_model_card() writes one.")
-            files = student_files(args.output_dir, card.read_text(), args.base_model)
-            _push([_Repository(args.repo_id, "model", files, "Student")], private, args.dry_run)
+            _push_one(Path(args.output_dir), args.repo_id, private, args.revision, args.base_model, args.dry_run)
         else:
             options = {"base_model": args.base_model, "dry_run": args.dry_run}
             push_students(args.output_dir, namespace=args.hub_namespace, private=private, **options)
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. Nothing is lost: the same command goes on where it was.")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -192,6 +192,8 @@ class Experiment(ABC):
         for seed in self.args.seeds:
             runs.append(self.run_seed(seed))
             if PartialState().is_main_process:
+                # It says that all is there, and belongs to the students that are now replaced.
+                (self.output_dir / "results.json").unlink(missing_ok=True)
                 keep_outputs(runs[-1], self.output_dir)
         results = self.collect(runs, started)
         if PartialState().is_main_process:

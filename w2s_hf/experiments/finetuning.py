@@ -297,8 +297,8 @@ class Workbench:
         self.release()
         if not model.student_config.use_peft:
             return load_base(model, self.setting.task_type, directory)
-        # Not by load_student alone: adapters do not say of which commit their base is. Trainable, since trainers
-        # refuse a model that is not, though nothing trains it again.
+        # Not by load_student, which may have another precision. Trainable, since trainers refuse a model that is not,
+        # though nothing trains it again.
         base = load_base(model, self.setting.task_type)
         return PeftModel.from_pretrained(base, str(directory), is_trainable=True).eval()
 

@@ -134,11 +134,13 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
         same = setting.is_same(answers[name], answers[teacher], test)
         return metrics.agreement_shares(same, correct[teacher])
 
+    # A stage in between may have left a model that is not on the Hub; it is called by what it was made of.
+    base = materials.plain_student or student
     entry = {
         "seed": seed,
         "split_fingerprint": splits.fingerprint,
         "weak": {**name_of(materials.weak), **scores("weak")},
-        "ceiling": {**name_of(student), **scores("ceiling")},
+        "ceiling": {**name_of(base), **scores("ceiling")},
         "students": [],
         "controls": [],
     }
@@ -147,13 +149,13 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
     for method in args.methods:
         of_method = {
             "method": method,
-            **name_of(student),
+            **name_of(base),
             **scores(method),
             **pgr_of(correct, method, "ceiling", seed),
             "agreement": agreement(method),
             "output": f"students/{method}-seed{seed}",
             "weak_labels": labels_at(seed),
-            "hardware": Stages.record(stages[method])["hardware"],
+            "hardware": Stages.record(stages[method]).get("hardware"),
         }
         if materials.plain_student is not None:
             of_method["against_plain_ceiling"] = pgr_of(correct, method, "ceiling_plain", seed)
@@ -171,7 +173,7 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
                     "agreement": agreement(name, teacher),
                     "output": output_of(seed, number, len(chain.links)),
                     "weak_labels": labels_at(seed, number),
-                    "hardware": Stages.record(link.stage)["hardware"],
+                    "hardware": Stages.record(link.stage).get("hardware"),
                 }
                 for number, (link, teacher, name) in enumerate(
                     zip(chain.links, teachers, [*teachers[1:], BOOTSTRAP], strict=True), start=1

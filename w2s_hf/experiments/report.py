@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from ..cards import FIGURE, ROWS, StudentCard
-from ..config import METHODS, LossArguments, StudentConfig
+from ..config import METHODS, LossArguments, StudentConfig, training_settings
 from ..markdown import markdown_table
 from ..plots import plot_accuracies, plot_gap
 from ..tasks.dealing import counted
@@ -152,26 +152,22 @@ def settings_of(args: ExperimentArguments, training_args: TrainingArguments, con
     ceiling (and where it differs, of the supervisor), of the `student`, of the `losses` by method; and the keyword
     arguments of [`load_student`], `loading`, that load a student as it was trained.
     """
-    names = ["learning_rate", "num_train_epochs", "max_steps", "optim", "adam_beta2", "weight_decay", "max_grad_norm"]
-    names += ["lr_scheduler_type", "warmup_steps", "max_length", "max_new_tokens"]
-    training = {name: getattr(training_args, name) for name in names if hasattr(training_args, name)}
-    if training["max_steps"] <= 0:
-        del training["max_steps"]
-    # Options with a name of their own are enumerations.
-    training = {name: getattr(value, "value", value) for name, value in training.items()}
-    training["rows per optimizer step"] = (
-        training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
-    )
-    training["mixed precision"] = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else "no"
+    training = training_settings(training_args)
     stops = training_args.load_best_model_at_end
     training["early stopping"] = "on weak validation labels" if stops else "none (last step)"
     if getattr(args, "generative_finetuning", None) is not None:
         training["generative finetuning"] = "students and ceiling" if args.generative_finetuning else "none"
+        if args.generative_finetuning:
+            rate = args.generative_learning_rate
+            training["generative finetuning, learning_rate"] = training_args.learning_rate if rate is None else rate
+            training["generative finetuning, num_train_epochs"] = args.generative_num_train_epochs
     for name in ("learning_rate", "num_train_epochs", "weight_decay"):
         if getattr(args, f"weak_{name}") is not None:
             training[f"weak supervisor, {name}"] = getattr(args, f"weak_{name}")
     student: dict = {"use_peft": config.use_peft, "dtype": config.dtype if config.use_peft else "float32"}
     loading = {"dtype": student["dtype"]}
+    if config.attn_implementation is not None:
+        loading["attn_implementation"] = config.attn_implementation
     if config.use_peft:
         student |= {name: getattr(config, name) for name in ("lora_r", "lora_alpha", "lora_target_modules")}
         if config.load_in_4bit:

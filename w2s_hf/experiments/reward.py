@@ -108,6 +108,8 @@ class RewardExperiment(Experiment):
         if self.args.demo:
             table = situation_table(results)
             notes = [_DEMO_TEXT.strip().format(task=self.task.name), _SITUATION_TEXT.strip().format(table=table)]
+            pair = self.materials(self.args.seeds[0]).splits.test[0]
+            results["example_prompt"] = pair["prompt"] + pair["first"]
         return self.task.description or f"{self.task.name}.", notes
 
 

@@ -2,17 +2,18 @@
 
 import time
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..cards import StudentCard
-from ..config import LossArguments
-from ..hub import PushError, commit_files, owner_of_token
-from ..publish import STUDENT_FILES, student_files
+from ..cards import FIGURE, StudentCard
+from ..config import LossArguments, training_settings
+from ..hub import PushError, commit_files, is_repository_id, owner_of_token
+from ..plots import plot_gap
+from ..publish import STUDENT_FILES, push_again, student_files
 
 __all__ = ["StudentCardCallback", "WithStudentCard"]
 
@@ -21,8 +22,8 @@ _LIBRARIES = ("w2s_hf", "torch", "transformers", "peft", "trl")
 
 class StudentCardCallback(TrainerCallback):
     """
-    Fills in what a trainer knows of its student: settings and seed when the training begins, time and hardware when
-    it ends. What a user has set of them is left alone.
+    Fills in what a trainer knows of its student: settings and seed when a training begins, time and hardware when it
+    ends; of several trainings, such as the links of a chain, those of the last. What a user has set is left alone.
 
     Args:
         card ([`StudentCard`]): Of the trainer.
@@ -30,23 +31,24 @@ class StudentCardCallback(TrainerCallback):
 
     def __init__(self, card: StudentCard):
         self.card = card
+        self._written: dict = {}
         self._started = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self._started = time.monotonic()
-        settings = args.loss_settings(args.loss_type) if isinstance(args, LossArguments) else {}
-        settings |= {"learning_rate": args.learning_rate, "optimizer steps": state.max_steps}
-        settings["rows per optimizer step"] = (
-            args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        )
-        self.card.settings = settings | self.card.settings
+        given = {name: value for name, value in self.card.settings.items() if self._written.get(name) != value}
+        self._written = args.loss_settings(args.loss_type) if isinstance(args, LossArguments) else {}
+        self._written |= training_settings(args) | {"optimizer steps": state.max_steps}
+        self.card.settings = self._written | given
+        # Of a training that goes on, the time before is not known.
+        self._is_whole = state.global_step == 0
         if self.card.seed is None:
             self.card.seed = args.seed
         if self.card.method is None and isinstance(args, LossArguments):
             self.card.method = "naive" if args.loss_type == "xent" else args.loss_type
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        self.card.seconds = (self.card.seconds or 0.0) + time.monotonic() - self._started
+        self.card.seconds = time.monotonic() - self._started if self._is_whole else None
         device = args.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
         self.card.hardware = name if args.world_size == 1 else f"{args.world_size} x {name}"
@@ -78,7 +80,8 @@ class WithStudentCard:
         **kwargs,
     ) -> None:
         """
-        Writes `README.md` into `args.output_dir`: `trainer.card`, and what the model says of itself.
+        Writes `README.md` into `args.output_dir`: `trainer.card`, and what the model says of itself; and where the
+        card has all three scores, the figure of the gap.
 
         Args:
             model_name (`str`, *optional*): For compatibility; a card is called by its base and its supervisor.
@@ -88,26 +91,33 @@ class WithStudentCard:
         """
         if not self.is_world_process_zero():
             return
-        card = self.card
+        card, directory = self.card, Path(self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
         is_peft = isinstance(model, PeftModel)
         base = model.get_base_model() if is_peft else model
         card.library_name = "peft" if is_peft else "transformers"
         name = base.config.name_or_path
         if card.base_model is None and name:
-            is_local = Path(name).is_dir() or Path(name).is_absolute()
-            card.base_model = Path(name).name if is_local else name
-            card.base_is_on_hub = not is_local
-            card.base_revision = None if is_local else getattr(base.config, "_commit_hash", None)
+            card.base_is_on_hub = is_repository_id(name)
+            card.base_model = name if card.base_is_on_hub else PurePath(name).name
+            card.base_revision = getattr(base.config, "_commit_hash", None)
         card.dataset = card.dataset or dataset_name
-        card.tags = [*card.tags, *([tags] if isinstance(tags, str) else tags or [])]
-        if not card.loading:
-            card.loading = _loading(base, is_peft)
+        card.tags = list(dict.fromkeys([*card.tags, *([tags] if isinstance(tags, str) else tags or [])]))
+        card.loading = card.loading or _loading(base)
+        if is_peft:
+            config = model.peft_config["default"].to_dict()
+            names = ("peft_type", "r", "lora_alpha", "target_modules")
+            card.settings |= {
+                f"adapters, {name}": getattr(config[name], "value", config[name]) for name in names if config.get(name)
+            }
         if card.task_type == "CAUSAL_LM":
             card.max_new_tokens = self.args.max_new_tokens
         card.versions = card.versions or {name: version(name) for name in _LIBRARIES}
-        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        card.save(Path(self.args.output_dir) / "README.md")
+        directory.mkdir(parents=True, exist_ok=True)
+        if card.weak and card.student and card.ceiling:
+            plot_gap(card.weak, card.student, card.ceiling, card.pgr, directory / FIGURE)
+            card.has_figure = True
+        card.save(directory / "README.md")
 
     def push_to_hub(
         self,
@@ -120,7 +130,7 @@ class WithStudentCard:
     ) -> CommitInfo | None:
         """
         As [`~transformers.Trainer.push_to_hub`]: adapters or model, head, tokenizer and card, in one commit, and
-        nothing else of the directory.
+        nothing else of the directory. Without `blocking`, a future of what is returned.
 
         Args:
             kwargs: As of [`create_model_card`].
@@ -129,47 +139,49 @@ class WithStudentCard:
             PushError: the Hub did not take it. The student is on disk, and the message says how to push it again.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        token = token or self.args.hub_token
-        directory = Path(self.args.output_dir)
+        args, directory, card = self.args, Path(self.args.output_dir), self.card
+        token, revision = token or args.hub_token, revision or args.hub_revision
+        private = args.hub_private_repo if private is None else private
         self.save_model(_internal_call=True)  # on all ranks
         if not self.is_world_process_zero():
             return None
-        repo_id = self.hub_model_id or self.args.hub_model_id or directory.absolute().name
-        try:
-            if "/" not in repo_id:
-                repo_id = f"{owner_of_token(token)}/{repo_id}"
-            self.hub_model_id = self.card.repo_id = repo_id
-            self.create_model_card(**kwargs)
-            return commit_files(
-                repo_id,
-                student_files(directory, self.card.render()),
-                message=commit_message or "End of training",
-                private=self.args.hub_private_repo if private is None else private,
-                replaces=STUDENT_FILES,
-                revision=revision or self.args.hub_revision,
-                token=token,
-                blocking=blocking,
-            )
-        except PushError as error:
-            self.card.repo_id = None
-            self.create_model_card(**kwargs)  # the student is where it was
-            raise PushError(
-                f"{error}\nNothing is lost: the student is in {directory}. Push it again with trainer.push_to_hub(), "
-                f"or with\n    python -m w2s_hf.publish {directory} --repo_id {repo_id}"
-            ) from error
+        card.repo_id = None
+        self.create_model_card(**kwargs)  # until it is pushed, the student is here
+
+        def push() -> CommitInfo:
+            repo_id = self.hub_model_id or args.hub_model_id or directory.absolute().name
+            try:
+                if "/" not in repo_id:
+                    repo_id = f"{owner_of_token(token)}/{repo_id}"
+                self.hub_model_id = card.repo_id = repo_id
+                commit = commit_files(
+                    repo_id,
+                    student_files(directory, card.render(), card.library_name),
+                    message=commit_message or "End of training",
+                    private=private,
+                    replaces=STUDENT_FILES,
+                    revision=revision,
+                    token=token,
+                )
+            except PushError as error:
+                options = {"repo_id": repo_id, "revision": revision, "hub_private": private}
+                raise PushError(f"{error}\n{push_again(directory, options)}") from error
+            card.save(directory / "README.md")
+            return commit
+
+        return push() if blocking else HfApi().run_as_future(push)
 
 
-def _loading(base: torch.nn.Module, is_peft: bool) -> dict:
-    """Keyword arguments of [`load_student`] that load a base as it is here."""
-    if not is_peft:
-        return {"dtype": "float32"}
+def _loading(base: PreTrainedModel) -> dict:
+    """Keyword arguments of [`load_student`] that load a model, or the base of adapters, as it is here."""
+    loading = {"dtype": str(base.dtype).removeprefix("torch.")}
     quantization = getattr(base.config, "quantization_config", None)
-    dtype = str(base.config.dtype).removeprefix("torch.")
     if quantization is None:
-        return {"dtype": dtype}
+        return loading
     options = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    if options.get("load_in_4bit"):
-        names = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
-    else:
-        names = ("load_in_8bit",)
-    return {"quantization_config": {name: options[name] for name in names if name in options}, "dtype": dtype}
+    for kind in ("load_in_4bit", "load_in_8bit"):
+        if options.get(kind):
+            names = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
+            names = names if kind == "load_in_4bit" else ("llm_int8_threshold",)
+            loading["quantization_config"] = {kind: True} | {name: options[name] for name in names}
+    return loading  # other kinds of quantization are in the base's own configuration
