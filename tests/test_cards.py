@@ -103,11 +103,8 @@ def test_a_card_whose_numbers_were_changed_by_hand_is_not_believed(tmp_path):
     (tmp_path / "README.md").write_text(re.sub(r"(type: pgr\n *value: )0\.[0-9]+", r"\g<1>0.99", text))
     with pytest.raises(ValueError, match="has the PGR 0.99, and its scores give 0.4999"):
         read_card(tmp_path)
-    for broken in (
-        text.replace("accuracy: 0.6", "accuracy: half", 1),
-        text.replace("ci95:", "cii95:"),
-        "---\na: [\n---\n",
-    ):
+    half = text.replace("accuracy: 0.6", "accuracy: half", 1)
+    for broken in (half, text.replace("ci95:", "cii95:"), "---\na: [\n---\n"):
         (tmp_path / "README.md").write_text(broken)
         with pytest.raises(ValueError, match="cannot be read as that of a student"):
             read_card(tmp_path)
