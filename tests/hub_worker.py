@@ -33,8 +33,10 @@ class HubWorker:
 
 
 def _work() -> None:
+    from w2s_hf import hub
     from w2s_hf.publish import main
 
+    hub._PAUSES = (0.0, 0.1)  # seconds between tries
     for line in sys.stdin:
         job = json.loads(line)
         child = os.fork()

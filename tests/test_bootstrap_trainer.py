@@ -34,14 +34,6 @@ LORA = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=2)
 SPECIAL = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def imported_modules_are_no_garbage():
-    """Every training collects garbage, and looking through all that the stack imports takes longer than training."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def student(link: int, num_labels: int = 2):
     """Of link 0, 1, 2: larger and larger; the weights are drawn when it is called."""
     size = {"hidden_size": 16 * (link + 1), "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -310,6 +302,8 @@ def test_only_the_last_student_goes_to_the_hub(tmp_path, monkeypatch):
     assert trainer.args.output_dir == str(tmp_path / "out") and trainer.args.hub_model_id is None
     with pytest.raises(ValueError, match="hub_strategy: got 'every_save'"):
         arguments(tmp_path, BootstrapConfig, push_to_hub=True, hub_strategy="every_save")
+    with pytest.raises(ValueError, match="hub_strategy: got 'every_save'"):
+        arguments(tmp_path, push_to_hub=True, hub_strategy="every_save")
 
 
 def test_what_no_chain_can_be_made_of_is_refused_before_anything_trains(tmp_path):

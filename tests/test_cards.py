@@ -11,12 +11,14 @@ import yaml
 from huggingface_hub import ModelCard
 from markupsafe import Markup
 from matplotlib.image import imread
+from transformers import TrainerControl, TrainerState
 
-from w2s_hf import Score, StudentCard
+from w2s_hf import Score, StudentCard, WeakToStrongConfig
 from w2s_hf.labels import weak_labels_card
 from w2s_hf.leaderboard import read_card
 from w2s_hf.markdown import as_text, markdown_table
 from w2s_hf.plots import plot_gap
+from w2s_hf.trainers.student_card import StudentCardCallback
 
 HOSTILE = [
     "a \"quoted\" 'name'",
@@ -220,6 +222,23 @@ def test_snippets_load_in_the_precision_of_the_training(loading, snippet, task_t
     extra = "" if task_type == "SEQ_CLS" else f'task_type="{task_type}", '
     assert snippet.replace('"me/x", ', f'"me/x", {extra}') in code
     assert ("BitsAndBytesConfig" in code.splitlines()[1] + code.splitlines()[0]) == ("quantization_config" in loading)
+
+
+def test_a_trainer_fills_in_what_nobody_has_set(tmp_path):
+    card = StudentCard(settings={"learning_rate": "mine"})
+    callback = StudentCardCallback(card)
+    for loss_type, max_steps in (("confidence", 10), ("xent", 500)):  # as the links of a chain, one after another
+        args = WeakToStrongConfig(str(tmp_path), loss_type=loss_type, max_steps=max_steps, seed=3, use_cpu=True)
+        state = TrainerState(max_steps=max_steps)
+        callback.on_train_begin(args, state, TrainerControl())
+        callback.on_train_end(args, state, TrainerControl())
+    assert card.settings["optimizer steps"] == card.settings["max_steps"] == 500
+    assert card.settings["loss_type"] == "xent" and "aux_coef" not in card.settings
+    assert card.settings["learning_rate"] == "mine" and card.seed == 3 and card.method == "confidence"
+    assert card.hardware == "CPU" and 0 <= card.seconds < 1
+    callback.on_train_begin(args, TrainerState(global_step=7, max_steps=500), TrainerControl())
+    callback.on_train_end(args, state, TrainerControl())
+    assert card.seconds is None, "of a training that was resumed nobody knows it"
 
 
 CARDS = Path(__file__).parents[1] / "model_cards"

@@ -7,6 +7,7 @@ import sys
 import pandas as pd
 import pytest
 from hub_server import LoopbackHub
+from huggingface_hub import HfApi, constants
 from running import ROOT
 from test_cards import card_of, results
 
@@ -74,5 +75,13 @@ def test_the_recipe_reads_the_hub_and_this_disk(students, tmp_path):
         assert [entry["pgr"] for entry in json.loads((tmp_path / "t.json").read_text())] == pytest.approx([1.0, 0.75])
         missing = subprocess.run([*command, "me/nobody"], env=environment, capture_output=True, text=True)
         assert missing.returncode == 1 and "me/nobody: the Hub has no card of it" in missing.stderr
-    gone = subprocess.run([*command, "me/three"], env=environment, capture_output=True, text=True)
-    assert gone.returncode == 1 and "the Hub does not answer" in gone.stderr and "Traceback" not in gone.stderr
+
+
+def test_a_hub_that_does_not_answer_is_said_at_once(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HfApi, "model_info", refuse)
+    with pytest.raises(ConnectionError, match="me/three: the Hub does not answer"):
+        find_cards(["me/three"])

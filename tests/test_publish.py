@@ -321,6 +321,26 @@ def test_long_repository_names_stay_different():
     assert one != two and len(one) == len(two) == 96
 
 
+def test_students_that_are_being_replaced_are_not_pushed_with_the_numbers_of_others(
+    hub, publish, output, cache, monkeypatch
+):
+    """A second run is stopped between its first student and its results."""
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    before = (output / "results.json").read_bytes()
+    options = [*TINY, "--methods", "naive", "--output_dir", output]
+    with monkeypatch.context() as patch:
+        patch.setattr("w2s_hf.experiments.experiment.keep_outputs", stop)
+        assert "Stopped. Nothing is lost" in recipe_here(*options, cache=cache).stderr
+    code, stderr = publish(output, "--hub_namespace", "me")
+    assert code == 1 and "there is no results.json" in stderr and not hub.repositories
+    assert recipe_here(*options, cache=cache).returncode == 0
+    after = (output / "results.json").read_bytes()
+    assert json.loads(after) | {"wall_seconds": None} == json.loads(before) | {"wall_seconds": None}
+
+
 def test_a_connection_cut_in_the_middle_of_an_upload(output, cut):
     hub, process = cut
     before = snapshot(output)

@@ -87,7 +87,7 @@ class StudentCard:
         dataset_is_on_hub (`bool`, *optional*, defaults to `False`): The metadata name it then.
         method (`str`, *optional*): How the student learned the labels.
         weak, student, ceiling ([`Score`], *optional*): On the same test rows.
-        pgr_ci95 (`tuple[float, float]`, *optional*): 95 % interval of PGR.
+        pgr_ci95 (`tuple[float, float]`, *optional*): 95 % interval of PGR; of a recipe's student `None` is unbounded.
         no_pgr (`str`, *optional*): Why there is none, where it is not that the ceiling is not above the supervisor.
         others (`dict[str, Score]`, *optional*): What to compare with, by name: the student before any finetuning, ...
         chance (`float`, *optional*): Accuracy of guessing.
@@ -111,7 +111,7 @@ class StudentCard:
         library_name (`str`, *optional*, defaults to `"peft"`): Adapters; or `"transformers"`, a whole model.
         loading (`dict`, *optional*): Keyword arguments of [`load_student`] that give the precision of the training.
         max_new_tokens (`int`, *optional*, defaults to `12`): Where completions are cut.
-        example_prompt (`str`, *optional*): For completions.
+        example_prompt (`str`, *optional*): For the snippet.
         settings (`dict`, *optional*): Of the training, by name.
         seed (`int`, *optional*): Of head, adapters and row order.
         versions (`dict[str, str]`, *optional*): Of libraries.
