@@ -1,6 +1,7 @@
 """PGR of many students in one table, from their cards."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -65,7 +66,7 @@ def test_the_recipe_reads_the_hub_and_this_disk(students, tmp_path):
     command = [sys.executable, str(ROOT / "recipes" / "leaderboard.py")]
     with LoopbackHub() as hub:
         hub.add("me/three", students / "a" / "three")
-        environment = hub.environment(tmp_path / "home")
+        environment = {**os.environ, **hub.environment(tmp_path / "home")}
         sources = ["me/three", str(students / "b")]
         process = subprocess.run(
             [*command, *sources, "--output", "t.json"], env=environment, cwd=tmp_path, capture_output=True, text=True
