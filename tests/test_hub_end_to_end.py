@@ -119,6 +119,14 @@ def test_a_recipe_pushes_its_student_and_its_labels(hub, pushed):
     assert "load_in_4bit=True" in text
 
 
+def test_no_path_of_this_machine_is_pushed(hub, pushed):
+    folder, _ = pushed
+    # (The bases were there before.)
+    for (_, repo_id), repository in hub.repositories.items():
+        for name, content in repository.head.files.items():
+            assert str(folder).encode() not in content and b"/tmp" not in content, (repo_id, name)
+
+
 def test_all_of_them_are_the_same_from_the_hub(hub, pushed, tmp_path):
     folder, _ = pushed
     # The base moves on; its students stay with the commit that they were trained on.
