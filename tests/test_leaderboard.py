@@ -12,6 +12,7 @@ from huggingface_hub import HfApi, constants
 from running import ROOT
 from test_cards import card_of, results
 
+from w2s_hf import Score, StudentCard
 from w2s_hf.leaderboard import find_cards, leaderboard
 
 
@@ -35,6 +36,10 @@ def students(tmp_path):
     put(tmp_path / "a" / "four", seed=3, weak=0.9)  # undefined
     put(tmp_path / "b", method="confidence", student=0.75)  # .75
     put(tmp_path / "c", name="chess")
+    (tmp_path / "link").mkdir()
+    StudentCard(task="boolq", weak=Score("a", 0.5, 10), student=Score("b", 0.6, 10)).save(
+        tmp_path / "link" / "README.md"
+    )
     return tmp_path
 
 

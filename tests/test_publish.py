@@ -214,7 +214,7 @@ def test_a_student_that_changed_is_a_second_commit_without_files_of_the_first(hu
     push = [student, "--repo_id", "me/one"]
     assert publish(*push)[0] == 0
     repository = hub.repositories["model", "me/one"]
-    kept = {"LICENSE": b"mine", "old/model.safetensors": b"mine, too"}
+    kept = {"LICENSE": b"mine", "model_old/mine.safetensors": b"mine, too"}
     hub.commit(repository, repository.head.files | kept, repository.head.in_lfs, "By hand")
     (student / "adapter_config.json").write_text('{"base_model_name_or_path": "/somewhere/mine"}')
     (student / "adapter_model.safetensors").write_bytes(b"\0 a few weights")
