@@ -12,7 +12,6 @@ from test_bootstrap_trainer import (
     assert_same_chain,
     bootstrap,
     files,
-    imported_modules_are_no_garbage,  # noqa: F401 (a fixture)
     state_of,
     student,
     three_parts,
