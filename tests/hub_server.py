@@ -196,7 +196,6 @@ class _Handler(BaseHTTPRequestHandler):
                 (r"/api/repos/create", self._create),
                 (r"/api/validate-yaml", self._validate),
                 (r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/([^/]+)", self._preupload),
-                (r"/api/(models|datasets)/([^/]+/[^/]+)/paths-info/([^/]+)", self._paths_info),
                 (r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", self._lfs_batch),
                 (r"/lfs/verify", self._lfs_verify),
                 (r"/api/(models|datasets)/([^/]+/[^/]+)/commit/([^/]+)", self._commit),
@@ -255,11 +254,6 @@ class _Handler(BaseHTTPRequestHandler):
         if below is not None and not names:
             raise Refused(404, f"{below} does not exist", "EntryNotFound")
         self._json(self._entries(commit, names))
-
-    def _paths_info(self, plural: str, repo_id: str, revision: str) -> None:
-        commit = self._state(_PLURALS[plural], repo_id, revision)
-        asked = json.loads(self.body)["paths"] if self.body.startswith(b"{") else parse_qs(self.body.decode())["paths"]
-        self._json(self._entries(commit, [name for name in asked if name in commit.files]))
 
     def _resolve(self, prefix: str | None, repo_id: str, revision: str, name: str) -> None:
         commit = self._state("dataset" if prefix else "model", repo_id, revision)

@@ -194,15 +194,18 @@ def test_a_hub_that_fails_once_is_asked_again(hub, publish, output):
     assert [len(repository.commits) for repository in hub.repositories.values()] == [1, 1]
 
 
-def test_a_hub_that_is_gone(output):
-    with LoopbackHub() as hub:
+def test_a_hub_that_is_gone_and_comes_back(hub, publish, output):
+    with LoopbackHub() as gone:
         pass
     before = snapshot(output)
-    process = start(hub, output, "--hub_namespace", "me", "--hub_private")
+    process = start(gone, output, "--hub_namespace", "me", "--hub_private")
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1 and "Connection refused" in stderr and "Traceback" not in stderr
     assert stderr.endswith(f"\n    python -m w2s_hf.publish '{output}' --hub_namespace me --hub_private\n")
     assert snapshot(output) == before
+    code, stderr = publish(*again(stderr))
+    assert code == 0, stderr
+    assert [len(repository.commits) for repository in hub.repositories.values()] == [1, 1]
 
 
 def test_a_student_that_changed_is_a_second_commit_without_files_of_the_first(hub, publish, tmp_path):

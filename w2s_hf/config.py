@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 from trl import ModelConfig, RewardConfig, SFTConfig
 
@@ -16,6 +18,7 @@ __all__ = [
     "RewardPairConfig",
     "StudentConfig",
     "WeakToStrongConfig",
+    "hardware",
     "training_settings",
 ]
 
@@ -36,6 +39,13 @@ def training_settings(args: TrainingArguments) -> dict[str, str | float]:
     settings["rows per optimizer step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     settings["mixed precision"] = "bfloat16" if args.bf16 else "float16" if args.fp16 else "no"
     return settings
+
+
+def hardware() -> str:
+    """What this run computes on: `2 x NVIDIA H100 80GB HBM3`, or `CPU`. Nothing tells which machine it is."""
+    state = PartialState()
+    name = torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else state.device.type.upper()
+    return name if state.num_processes == 1 else f"{state.num_processes} x {name}"
 
 
 @dataclass
@@ -149,13 +159,18 @@ class LossArguments(_OwnDefaults):
     @property
     def resolved_aux_warmup_ratio(self) -> float:
         """`aux_warmup_ratio`, or the default of this loss."""
-        return self.loss_settings(self.loss_type).get("aux_warmup_ratio", 0.2)
+        return self._warmup_ratio_of(self.loss_type)
+
+    def _warmup_ratio_of(self, loss_type: str) -> float:
+        if self.aux_warmup_ratio is not None:
+            return self.aux_warmup_ratio
+        return 0.1 if loss_type == "openai" else 0.2
 
     def loss_settings(self, loss_type: str) -> dict[str, str | float | None]:
         """A loss, and the values that it reads of these arguments."""
         settings = {"loss_type": loss_type} | {name: getattr(self, name) for name in _READ_BY.get(loss_type, ())}
-        if settings.get("aux_warmup_ratio", 0.0) is None:
-            settings["aux_warmup_ratio"] = 0.1 if loss_type == "openai" else 0.2
+        if "aux_warmup_ratio" in settings:
+            settings["aux_warmup_ratio"] = self._warmup_ratio_of(loss_type)
         return settings
 
 

@@ -184,17 +184,18 @@ def commit_files(
         # Not upload_folder, which may make several commits of one folder.
         return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision)
 
-    for pause in (*_PAUSES, None):
+    pauses = iter(_PAUSES)
+    while True:
         try:
             return push()
         # RuntimeError: a file that did not get through; ValueError: metadata that the Hub does not accept.
         except (HTTPError, OSError, RuntimeError, ValueError) as error:
+            reason, pause = _reason(f"did not take {repo_id}", error), next(pauses, None)
             # The client tries uploads again itself, and the two requests around them not.
             if pause is None or (_status(error) or 0) < 500:
-                raise PushError(_reason(f"did not take {repo_id}", error)) from error
-            logger.warning(f"{_reason(f'did not take {repo_id}', error)} Trying again in {pause} seconds")
+                raise PushError(reason) from error
+            logger.warning(f"{reason} Trying again in {pause} seconds")
             time.sleep(pause)
-    raise AssertionError("the last try returns or raises")
 
 
 def _matches(path: str, patterns: tuple[str, ...]) -> bool:

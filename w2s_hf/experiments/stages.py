@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
-__all__ = ["Stages", "hardware", "library_versions"]
+from ..config import hardware
+
+__all__ = ["Stages", "library_versions"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +27,6 @@ _LIBRARIES = ("w2s_hf", "torch", "transformers", "peft", "trl", "accelerate", "b
 def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that make the numbers."""
     return {name: version(name) for name in _LIBRARIES}
-
-
-def hardware() -> str:
-    """What this run computes on: `2 x NVIDIA H100 80GB HBM3`, or `CPU`. Nothing tells which machine it is."""
-    state = PartialState()
-    name = torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else state.device.type.upper()
-    return name if state.num_processes == 1 else f"{state.num_processes} x {name}"
 
 
 def content_key(name: str, settings: dict) -> str:

@@ -4,13 +4,12 @@ import time
 from importlib.metadata import version
 from pathlib import Path, PurePath
 
-import torch
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..cards import FIGURE, StudentCard
-from ..config import LossArguments, training_settings
+from ..config import LossArguments, hardware, training_settings
 from ..hub import PushError, commit_files, is_repository_id, owner_of_token
 from ..plots import plot_gap
 from ..publish import STUDENT_FILES, push_again, student_files
@@ -32,7 +31,7 @@ class StudentCardCallback(TrainerCallback):
     def __init__(self, card: StudentCard):
         self.card = card
         self._written: dict = {}
-        self._started = 0.0
+        self._started, self._is_whole = 0.0, True
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self._started = time.monotonic()
@@ -49,9 +48,7 @@ class StudentCardCallback(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.card.seconds = time.monotonic() - self._started if self._is_whole else None
-        device = args.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-        self.card.hardware = name if args.world_size == 1 else f"{args.world_size} x {name}"
+        self.card.hardware = hardware()
 
 
 class WithStudentCard:
