@@ -93,6 +93,8 @@ class StudentCard:
         chance (`float`, *optional*): Accuracy of guessing.
         agreement (`dict`, *optional*):
             Shares of the test rows answered as by the supervisor: `overall`, `supervisor_right`, `supervisor_wrong`.
+        early_stopping (`dict`, *optional*): By what training might have been stopped, the accuracy and PGR of each;
+            the ones that `cheats` are told to be diagnostics.
         taught_by (`str`, *optional*): Whose labels it learned, where that is not `weak`: of a chain, the link before.
         links (`list[dict]`, *optional*): The chain that led to it, entries of `results.json`.
         n_rows (`dict[str, int]`, *optional*): Rows of each part.
@@ -136,6 +138,7 @@ class StudentCard:
     others: dict[str, Score] = field(default_factory=dict)
     chance: float | None = None
     agreement: dict | None = None
+    early_stopping: dict = field(default_factory=dict)
     taught_by: str | None = None
     links: list[dict] = field(default_factory=list)
     n_rows: dict[str, int] = field(default_factory=dict)
@@ -182,6 +185,7 @@ class StudentCard:
         dataset, settings = results["dataset"], results["settings"]
         is_demo = results["preset"] == "demo"
         summary = next(entry for entry in results["summary"] if entry["method"] == student["method"])
+        watched = run.get("analyses", {}).get("overfitting", {}).get("methods", {})
         learned = student["links"][-1] if "links" in student else student
         return cls(
             task=results["task"],
@@ -202,6 +206,7 @@ class StudentCard:
             others=_others(run, student),
             chance=results["chance"],
             agreement=student["agreement"],
+            early_stopping={} if is_link else watched.get(student["method"], {}).get("stops", {}),
             taught_by=learned.get("taught_by"),
             links=student.get("links", []),
             n_train=student.get("n_train"),

@@ -281,6 +281,25 @@ class WeakLabels(LabelsById):
             raise ValueError(f"WeakLabels: got probabilities of shape {values.shape}, expected (N, C).")
         object.__setattr__(self, "probabilities", as_probabilities(values, values.shape[1], self.ids))
 
+    @classmethod
+    def mean(cls, members: list[Self]) -> Self:
+        """The mean of several supervisors' labels of the same rows, in the order of the first."""
+        first, *others = members
+        probabilities = np.mean([first.probabilities, *(other.of(first.ids) for other in others)], axis=0)
+        stages = [member.provenance.get("stage") for member in members]
+        return cls(first.ids, probabilities, {**first.provenance, "stage": "+".join(map(str, stages))})
+
+    def most_confident(self, ids: list[str], share: float) -> np.ndarray:
+        """Of these rows the `share` of either hard class with the most confident labels, `(len(ids),)` bool."""
+        probabilities = self.of(ids)
+        confidence, answers = probabilities.max(axis=1), probabilities.argmax(axis=1)
+        kept = np.zeros(len(ids), dtype=bool)
+        for answer in np.unique(answers):
+            rows = np.flatnonzero(answers == answer)
+            best = np.argsort(-confidence[rows], kind="stable")[: max(1, round(share * len(rows)))]
+            kept[rows[best]] = True
+        return kept
+
     @property
     def fingerprint(self) -> str:
         """Hash of ids and probabilities: 16 hexadecimal digits."""

@@ -12,12 +12,14 @@ __all__ = [
     "agreement",
     "agreement_shares",
     "auroc",
+    "brier_score",
     "expected_calibration_error",
     "is_correct",
     "performance_gap_recovered",
     "pgr_interval",
     "pgr_over_seeds",
     "pgr_undefined_reason",
+    "squared_distance",
 ]
 
 _CHUNK = 50  # resamples at a time: bounds the memory of the bootstrap at 50 indices a test row
@@ -88,6 +90,21 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, n_
         inside = bins == index
         distance += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
     return float(distance)
+
+
+def squared_distance(probabilities: np.ndarray, others: np.ndarray) -> float:
+    """
+    Mean squared distance between class probabilities, `(N, C)` each: half the sum over the classes, which for two is
+    the squared difference of P(class 1). In [0, 1].
+    """
+    difference = np.asarray(probabilities, dtype=np.float64) - np.asarray(others, dtype=np.float64)
+    return float((difference**2).sum(axis=1).mean() / 2)
+
+
+def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """[`squared_distance`] to the truth. Args as in [`is_correct`]. Source: Brier 1950, halved as is usual for two."""
+    is_correct(probabilities, labels)  # the shapes
+    return squared_distance(probabilities, np.eye(np.shape(probabilities)[1])[np.asarray(labels)])
 
 
 def agreement(

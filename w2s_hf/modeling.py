@@ -40,6 +40,7 @@ from .hub import cached_commit
 __all__ = [
     "align_padding",
     "cast_trainable_to_float32",
+    "classification_head",
     "disable_dropout",
     "fresh_adapter",
     "initialise_head",
@@ -78,7 +79,8 @@ def _find_head(model: nn.Module) -> nn.Module | None:
     return None
 
 
-def _head(model: PreTrainedModel | PeftModel) -> nn.Module:
+def classification_head(model: PreTrainedModel | PeftModel) -> nn.Module:
+    """The head that is in use, `score` or `classifier`. Raises `ValueError` where there is none."""
     head = _find_head(model)
     if head is not None:
         return head
@@ -200,7 +202,7 @@ def load_student(
         if num_labels is not None:
             kwargs["num_labels"] = num_labels
         model = _load_classifier(name_or_path, dtype=dtype, **kwargs)
-        _full_precision_head(_head(model))
+        _full_precision_head(classification_head(model))
     model.eval()
     # Which transformers forgets, and does not write into a config.json.
     model.config._commit_hash = cached_commit(name_or_path, revision, kwargs.get("cache_dir"))
@@ -224,7 +226,7 @@ def _load_classifier(name_or_path: str, **kwargs) -> PreTrainedModel:
         if not name.startswith(_HEAD_NAMES):
             raise ValueError(f"{name_or_path}: {name} has the shape {tuple(found)}, expected {tuple(expected)}.")
         logger.warning(f"{name_or_path}: has a head of another size, {name} {tuple(found)}; a new one takes its place")
-    layer = _output_layer(_head(model))
+    layer = _output_layer(classification_head(model))
     if len(layer.weight) != layer.out_features:
         raise ValueError(
             f"{name_or_path}: has a head of {len(layer.weight)} outputs, expected {layer.out_features}, and "
@@ -264,7 +266,7 @@ def initialise_head(
     Raises:
         ValueError: an unknown method, or a class number that is not a single token.
     """
-    layer = _output_layer(_head(model))
+    layer = _output_layer(classification_head(model))
     with torch.no_grad():
         if layer.bias is not None:
             layer.bias.zero_()

@@ -15,6 +15,7 @@ from .cards import Score
 
 __all__ = [
     "PALETTE",
+    "STYLE",
     "SizeAxis",
     "clipped",
     "draw_pages",
@@ -129,7 +130,7 @@ def plot_gap(weak: Score, student: Score, ceiling: Score, pgr: float | None, pat
         pgr (`float`, *optional*): `None` where it is undefined; then nothing is filled.
         path (`Path`): A `.png` file.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 2.5), layout="constrained")
         axes = figure.subplots()
         if pgr is not None:
@@ -177,7 +178,7 @@ _MARKERS = "osD^vPX"
 _LINES = ("-", (0, (4, 1)), (0, (5, 1, 1, 1)), (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
 # Names are plain text, "$" included; letters as outlines look the same everywhere; the salt makes an SVG repeatable.
-_STYLE = {
+STYLE = {
     "text.parse_math": False,
     "text.usetex": False,
     "svg.fonttype": "path",
@@ -302,7 +303,7 @@ def lay_out(rows: list[str], columns: list[str]) -> list[list[list[tuple[str, st
     ]
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def draw_pages(
     stem: Path,
     pages: list[list[list[tuple[str, str]]]],

@@ -28,7 +28,7 @@ _REAL = ("--config", "--dataset_path", "--weak_model", "--student_model")
 # What a sweep says of its cells itself.
 _OF_THE_GRID = {
     "--weak_model", "--student_model", "--task", "--demo", "--seed", "--rows_fit", "--push_to_hub", "--hub_namespace",
-    "--hub_private",
+    "--hub_private", "--analyses",
 }  # fmt: skip
 
 _DEMO_NOTE = """
@@ -83,9 +83,12 @@ def parse_arguments(
         # A fourth value holds `--config` itself.
         args, training_args, student_config, _ = parser.parse_args_and_config(argv)
         # (A sweep gives the ladder to all cells, and each its method.)
-        if announce and "--ladder" in named and BOOTSTRAP not in args.methods:
+        if announce and "--ladder" in named and BOOTSTRAP not in args.methods and not args.sizes:
             if "--methods" in named:
-                raise ValueError(f"Got --ladder, and --methods without {BOOTSTRAP}, which is what climbs it.")
+                raise ValueError(
+                    f"Got --ladder, and neither --methods {BOOTSTRAP}, which climbs it, nor --analyses agreement, "
+                    "which compares its models."
+                )
             args.methods = [*args.methods, BOOTSTRAP]
             args.check_chain()
         if not args.demo:

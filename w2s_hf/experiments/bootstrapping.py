@@ -1,7 +1,7 @@
 """Bootstrapping: a chain of students from small to large, each taught by the one before (paper, 4.3.1)."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
@@ -42,6 +42,10 @@ class Lessons:
         """Where the rows come from, for the provenance of labels."""
         splits = self.splits
         return {"task": splits.task.name, "dataset": splits.source, "split_fingerprint": splits.fingerprint}
+
+    def of_rows(self, **parts: Dataset) -> "Lessons":
+        """The same on other rows: some of a part, or with other texts."""
+        return replace(self, splits=replace(self.splits, **parts))
 
     def on_ground_truth(self, name: str, model: Model, part: str, predict: list[Dataset], **changes) -> Path:
         """[`Workbench.finetune`] on the truth about the rows of a part."""

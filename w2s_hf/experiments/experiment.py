@@ -15,12 +15,15 @@ from ..modeling import load_tokenizer
 from ..tasks import TaskSplits
 from ..tasks.dealing import AnyTask
 from ..tasks.demo_ladder import DEMO_MODELS, DemoModel, World, build_demo_model
+from .analyses import analyse, analysis_notes
 from .finetuning import Model, Workbench
+from .generative import check_decoder
 from .options import ExperimentArguments
 from .protocol import Materials, SeedRun, keep_outputs, run_seed, summarise
 from .report import settings_of, write_report
 from .settings import Setting
 from .stages import Stages, library_versions
+from .study import Study
 
 __all__ = ["Experiment"]
 
@@ -100,16 +103,29 @@ class Experiment(ABC):
 
     def _gather(self, seed: int) -> Materials:
         args, world = self.args, self.world(seed) if self.args.demo else None
-        key = (self.task.name, seed if args.demo else None, args.n_links, *sorted({*args.rows_fit, *args.chain}))
+        key = (
+            self.task.name,
+            seed if args.demo else None,
+            args.n_links,
+            *sorted({*args.rows_fit, *args.chain, *args.sizes}),
+        )
         weak = self.model(args.weak_model, "--weak_model", world, is_weak=True)
         student = self.model(args.student_model, "--student_model", world)
         chain = tuple(self.model(name, "--ladder", world) for name in args.chain)
+        sizes = tuple(self.model(name, "--ladder", world) for name in args.sizes)
+        names = [model.name for model in sizes]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"--ladder: got models called {', '.join(names)}; results tell them apart by their names."
+            )
+        if "prompting" in args.analyses:
+            check_decoder(student, "--analyses prompting")
         twin = args.student_model.replace("pretrained-", "scratch-")
         has_twin = args.demo and twin in self.demo_models and twin != args.student_model
         unpretrained = self.model(twin, "", world, is_weak=True) if has_twin else None
         if key not in self._splits:
             self._splits[key] = self._load(world)
-        return Materials(self._splits[key], weak, student, chain, unpretrained)
+        return Materials(self._splits[key], weak, student, chain, unpretrained, sizes)
 
     def _load(self, world: World | None) -> TaskSplits:
         if world is None:
@@ -151,7 +167,7 @@ class Experiment(ABC):
     def readers(self) -> list[Model]:
         """All models that the rows have to fit, real ones."""
         args = self.args
-        options = dict.fromkeys(args.rows_fit, "--rows_fit") | dict.fromkeys(args.chain, "--ladder")
+        options = dict.fromkeys(args.rows_fit, "--rows_fit") | dict.fromkeys([*args.chain, *args.sizes], "--ladder")
         options[args.student_model] = "--student_model"
         weak = self.model(args.weak_model, "--weak_model", None, is_weak=True)
         return [weak, *(self.model(name, option, None) for name, option in options.items())]
@@ -172,6 +188,8 @@ class Experiment(ABC):
         materials = self.prepare(self.materials(seed), seed)
         run = run_seed(materials, self.args, seed, self.bench)
         run.entry.update(self.more_of(run, materials, seed))
+        world = self.world(seed) if self.args.demo else None
+        analyse(Study(self.args, self.setting, materials, run, world))
         return run
 
     def run(self) -> dict:
@@ -198,6 +216,7 @@ class Experiment(ABC):
         results = self.collect(runs, started)
         if PartialState().is_main_process:
             results["description"], notes = self.describe(results, runs)
+            notes += analysis_notes(results, self.output_dir)
             write_report(results, self.output_dir, notes=notes)
         PartialState().wait_for_everyone()
         return results

@@ -18,6 +18,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from trl import get_peft_config, get_quantization_config
 
+from ..analysis.early_stopping import SnapshotCallback
 from ..checkpoints import last_complete_checkpoint
 from ..config import StudentConfig
 from ..hub import ensure_available
@@ -162,6 +163,7 @@ class Workbench:
         *,
         seed: int,
         provenance: dict,
+        n_snapshots: int = 0,
         **changes,
     ) -> Path:
         """
@@ -173,11 +175,14 @@ class Workbench:
             predict (`list` of [`~datasets.Dataset`]): Rows with the columns of the setting.
             seed (`int`): Of head, adapters and row order.
             provenance (`dict`): Recorded with the predictions.
+            n_snapshots (`int`, *optional*, defaults to 0): Label them on the way, too, at so many evenly spaced
+                steps, the last one among them.
             changes: Training arguments that differ from the experiment's.
 
         Returns:
             `Path` with `model/` (adapters, head and tokenizer, or the whole model) and `predictions/`
-            ([`WeakLabels`] or [`WeakCompletions`] of the rows of `predict`).
+            ([`WeakLabels`] or [`WeakCompletions`] of the rows of `predict`); of each snapshot
+            `snapshots/step-N/predictions/`.
         """
         if "ground_truth" in train.column_names or "ground_truth" in validation.column_names:
             raise ValueError(
@@ -194,6 +199,8 @@ class Workbench:
             "seed": seed,
             "n_processes": PartialState().num_processes,
         }
+        if n_snapshots:
+            settings["n_snapshots"] = n_snapshots
         provenance = {**provenance, "model": model.name, "model_version": model.version, "seed": seed}
         provenance |= {"stage": self.stages.key(name, settings), "versions": library_versions()}
 
@@ -203,17 +210,25 @@ class Workbench:
             tokenizer = load_tokenizer(model.path, revision=model.revision)
             is_trained = (directory / "training.json").is_file()  # and was stopped while it labelled
             trainer = self.setting.make_trainer(
-                self._finished(model, directory / "model") if is_trained else self.untrained(model, tokenizer, seed),
+                self.finished(model, directory / "model") if is_trained else self.untrained(model, tokenizer, seed),
                 args,
                 tokenizer,
                 train,
                 validation,
                 partial(self.tokenize, model, tokenizer),
             )
+
+            def take(step: int) -> None:
+                there = directory / "snapshots" / f"step-{step}"
+                self._label(trainer, model, tokenizer, predict, {**provenance, "step": step}, there)
+
+            if n_snapshots:
+                trainer.add_callback(SnapshotCallback(take, n_snapshots))
             if not is_trained:
                 trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
                 save_training(trainer, tokenizer, directory)
             self._label(trainer, model, tokenizer, predict, provenance, directory)
+            trainer.accelerator.free_memory()
             if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
                 self.release()  # cut into pieces, or wrapped by an engine: no base for another student
 
@@ -244,10 +259,11 @@ class Workbench:
         def build(directory: Path) -> None:
             args = dataclasses.replace(self.args, output_dir=str(directory / "checkpoints"), push_to_hub=False)
             tokenizer = load_tokenizer(model.path, revision=model.revision)
-            network = self._finished(model, trained / "model")
+            network = self.finished(model, trained / "model")
             tokenize = partial(self.tokenize, model, tokenizer)
             trainer = self.setting.make_trainer(network, args, tokenizer, train, validation, tokenize)
             self._label(trainer, model, tokenizer, rows, provenance, directory)
+            trainer.accelerator.free_memory()
             if trainer.is_world_process_zero():
                 shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # trainers make it, and this one has none
 
@@ -256,13 +272,12 @@ class Workbench:
     def _label(
         self, trainer: Trainer, model: Model, tokenizer, rows: list[Dataset], provenance: dict, directory: Path
     ):
-        """Leaves `predictions/` in the directory of a stage."""
+        """Leaves `predictions/` in a directory."""
         asked = concatenate_datasets([part.select_columns(list(self.setting.columns)) for part in rows])
         answers = self.setting.answer(trainer, asked, partial(self.tokenize, model, tokenizer), directory)
         if trainer.is_world_process_zero():
             self.setting.labels(list(asked["id"]), answers, provenance).save(directory / "predictions")
             shutil.rmtree(directory / "completions", ignore_errors=True)  # what was kept on the way
-        trainer.accelerator.free_memory()
 
     def settings_of(self, changes: dict) -> dict:
         """Every training argument that can change a number, as JSON values."""
@@ -292,8 +307,8 @@ class Workbench:
         self._base = (key, student)
         return student
 
-    def _finished(self, model: Model, directory: Path) -> PreTrainedModel | PeftModel:
-        """What an earlier try has trained."""
+    def finished(self, model: Model, directory: Path) -> PreTrainedModel | PeftModel:
+        """What was finetuned of a model, from the `model/` of its stage."""
         self.release()
         if not model.student_config.use_peft:
             return load_base(model, self.setting.task_type, directory)
@@ -301,6 +316,12 @@ class Workbench:
         # though nothing trains it again.
         base = load_base(model, self.setting.task_type)
         return PeftModel.from_pretrained(base, str(directory), is_trainable=True).eval()
+
+    def in_place(self, network: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+        """Where a trainer would have put it, in eval mode."""
+        if not getattr(network, "is_quantized", False):  # bitsandbytes has put it where it belongs
+            network.to(self.args.device)
+        return network.eval()
 
     def release(self) -> None:
         """Forgets the loaded base, and gives its memory back."""

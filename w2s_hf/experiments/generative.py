@@ -16,7 +16,7 @@ from ..checkpoints import last_complete_checkpoint
 from ..modeling import disable_dropout, fresh_adapter, keep_trainable, load_tokenizer
 from .finetuning import Model, Workbench, load_base, peft_config_of, save_training
 
-__all__ = ["generative_finetune"]
+__all__ = ["check_decoder", "generative_finetune"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,7 @@ def generative_finetune(
     Raises:
         ValueError: the model is no decoder.
     """
-    model_type = AutoConfig.from_pretrained(model.path, revision=model.revision).model_type
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise ValueError(
-            f"--generative_finetuning: {model.name} is of type {model_type!r}, which reads text both ways and cannot "
-            "learn to write it; expected a decoder such as Qwen2 or GPT-2."
-        )
+    check_decoder(model, "--generative_finetuning")
     changes = {"num_train_epochs": num_train_epochs, "seed": seed, "data_seed": seed, "push_to_hub": False}
     changes |= {"eval_strategy": "no", "eval_on_start": False, "load_best_model_at_end": False, "max_steps": -1}
     if learning_rate is not None:
@@ -93,6 +88,16 @@ def generative_finetune(
     if model.student_config.use_peft:
         return replace(model, version=version, adapters=str(directory / "model"))
     return replace(model, path=str(directory / "model"), version=version, revision=None)
+
+
+def check_decoder(model: Model, option: str) -> None:
+    """Raises `ValueError` where a model does not write text."""
+    model_type = AutoConfig.from_pretrained(model.path, revision=model.revision).model_type
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"{option}: {model.name} is of type {model_type!r}, which reads text both ways and cannot write it; "
+            "expected a decoder such as Qwen2 or GPT-2."
+        )
 
 
 def _language_model(model: Model, seed: int) -> PreTrainedModel | PeftModel:

@@ -157,9 +157,7 @@ def answer_untrained(bench: Workbench, name: str, model: Model, rows: Dataset, s
     def build(directory: Path) -> None:
         tokenizer = load_tokenizer(model.path, revision=model.revision)
         # With new adapters, which change nothing: so the base that is loaded serves here, too.
-        network = bench.untrained(model, tokenizer, seed=0).eval()
-        if not getattr(network, "is_quantized", False):  # bitsandbytes has put it where it belongs
-            network.to(args.device)
+        network = bench.in_place(bench.untrained(model, tokenizer, seed=0))
         with autocast(args):
             answers = complete(
                 network,

@@ -1,7 +1,9 @@
 """What an experiment can be told on the command line, besides the arguments of its trainer and its student."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
+from ..analysis import ANALYSES
 from ..config import METHODS
 from ..tasks.demo import DEMO_WORLDS
 
@@ -29,6 +31,7 @@ class ExperimentArguments:
     """The experiment: whose labels, which student, which methods, how many rows and seeds."""
 
     _argument_group_name = "experiment"
+    possible_analyses: ClassVar[tuple[str, ...]] = tuple(ANALYSES)
 
     dataset_path: str | None = field(
         default=None,
@@ -87,6 +90,28 @@ class ExperimentArguments:
     weak_weight_decay: float | None = field(
         default=None, metadata={"help": "Weight decay of the weak supervisor (unset: --weight_decay)."}
     )
+    n_supervisors: int = field(
+        default=1,
+        metadata={"help": "Weak supervisors, trained with different seeds; the weak labels are their mean."},
+    )
+    keep_confident: float | None = field(
+        default=None,
+        metadata={
+            "help": "Students learn this share of the weak labels alone, the most confident of either class (paper, "
+            "appendix B)."
+        },
+    )
+    analyses: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": f"What to find out besides, of: {', '.join(ANALYSES)} (pairs and puzzles: the first two). Also of "
+            "a finished run: the same command with this option. With --ladder, agreement compares its models."
+        },
+    )
+    n_snapshots: int = field(
+        default=10, metadata={"help": "How often --analyses overfitting looks at a student in training."}
+    )
+    prompt_shots: int = field(default=5, metadata={"help": "Examples in a few-shot prompt of --analyses prompting."})
     demo: bool = field(
         default=False, metadata={"help": "The embedded demo: generated rows, models pretrained on the spot."}
     )
@@ -114,7 +139,18 @@ class ExperimentArguments:
             self.check_chain()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"--seeds: got {self.seeds}, expected one or more different integers.")
-        for name in ("n_train", "n_weak", "n_validation", "n_test", "demo_documents"):
+        wrong = [name for name in self.analyses if name not in self.possible_analyses]
+        if wrong or len(set(self.analyses)) != len(self.analyses):
+            raise ValueError(
+                f"--analyses: got {' '.join(self.analyses)}, expected some of {', '.join(self.possible_analyses)}, "
+                "each once."
+            )
+        if self.keep_confident is not None and not 0 < self.keep_confident <= 1:
+            raise ValueError(f"--keep_confident: got {self.keep_confident}, expected a share in (0, 1].")
+        if self.n_supervisors > 1 and BOOTSTRAP in self.methods:
+            raise ValueError(f"Got --n_supervisors {self.n_supervisors}, and --methods {BOOTSTRAP}, which has one.")
+        counts = ("n_train", "n_weak", "n_validation", "n_test", "demo_documents", "n_supervisors", "n_snapshots")
+        for name in (*counts, "prompt_shots"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: got {value}, expected a positive number.")
@@ -136,6 +172,13 @@ class ExperimentArguments:
     def chain(self) -> list[str]:
         """The models before the student, as [`chain_of`]; none without bootstrapping."""
         return chain_of(self.ladder, self.weak_model, self.student_model) if BOOTSTRAP in self.methods else []
+
+    @property
+    def sizes(self) -> list[str]:
+        """Students that `--analyses agreement` compares, small to large: the ladder's, the student among them."""
+        if "agreement" not in self.analyses:
+            return []
+        return list(dict.fromkeys([*self.ladder, self.student_model]))
 
     @property
     def n_links(self) -> int:
@@ -196,6 +239,8 @@ class AnyTaskArguments(ClassificationArguments):
 class RewardArguments(ExperimentArguments):
     """An experiment on pairs of responses: supervisor, students and ceiling are reward models."""
 
+    possible_analyses: ClassVar[tuple[str, ...]] = ("overfitting", "agreement")
+
     generative_finetuning: bool = field(
         default=False,
         metadata={
@@ -220,6 +265,8 @@ class RewardArguments(ExperimentArguments):
 class ChessArguments(ExperimentArguments):
     """An experiment on chess puzzles: supervisor, students and ceiling write the best move."""
 
+    possible_analyses: ClassVar[tuple[str, ...]] = ("overfitting", "agreement")
+
     methods: list[str] = field(
         default_factory=lambda: ["naive"],
         metadata={"help": f"How students learn from the supervisor's moves, which are text: naive, {BOOTSTRAP}."},
@@ -242,6 +289,10 @@ class ChessArguments(ExperimentArguments):
             raise ValueError(
                 f"--methods: got {' '.join(self.methods)}, expected naive or {BOOTSTRAP}: the other losses are about "
                 "probabilities of classes, and moves are text."
+            )
+        if self.n_supervisors > 1 or self.keep_confident is not None:
+            raise ValueError(
+                "Got --n_supervisors or --keep_confident, which are about probabilities of classes; moves are text."
             )
         if self.max_train_rating is not None and self.min_hard_rating <= self.max_train_rating:
             raise ValueError(

@@ -20,6 +20,9 @@ __all__ = ["Materials", "SeedRun", "keep_outputs", "run_seed", "summarise", "tra
 
 logger = logging.getLogger(__name__)
 
+# Between the seeds of several supervisors of one experiment, so that they are none of another one's.
+_FURTHER_SEEDS = 1_000_003
+
 
 @dataclass(frozen=True)
 class Materials:
@@ -31,6 +34,7 @@ class Materials:
         weak, student ([`Model`]): The supervisor; and what students and ceiling are made of.
         chain (`tuple` of [`Model`], *optional*): Models between them, small to large, for bootstrapping.
         unpretrained ([`Model`], *optional*): The student's twin without pretraining, a control.
+        sizes (`tuple` of [`Model`], *optional*): Students of other sizes to compare, the student among them.
         plain_student ([`Model`], *optional*):
             The student before a stage that came in between; it makes a second ceiling, to compare with.
     """
@@ -40,6 +44,7 @@ class Materials:
     student: Model
     chain: tuple[Model, ...] = ()
     unpretrained: Model | None = None
+    sizes: tuple[Model, ...] = ()
     plain_student: Model | None = None
 
 
@@ -52,6 +57,9 @@ class SeedRun:
         entry (`dict`): Its entry in `results.json`.
         correct (`dict[str, np.ndarray]`): Which test rows each model has right, `(N,)` bool by name.
         answers (`dict`): What each model answered to them, by name; of what kind depends on the setting.
+        stages (`dict[str, Path]`): Where each model is, by the same names.
+        lessons ([`Lessons`]): What the students learned from.
+        weak_labels ([`LabelsById`]): Of the supervisor: of student half, its validation rows, and test rows.
         students (`dict[str, Path]`): Every student that learned labels, by the name of its directory.
         labels (`dict[str, LabelsById]`): What students learned from, by the name of its directory.
     """
@@ -59,6 +67,9 @@ class SeedRun:
     entry: dict
     correct: dict[str, np.ndarray]
     answers: dict
+    stages: dict[str, Path]
+    lessons: Lessons
+    weak_labels: LabelsById
     students: dict[str, Path]
     labels: dict[str, LabelsById]
 
@@ -91,26 +102,36 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
 
     supervisor = train_supervisor(materials, args, seed, bench)
     weak_labels = lessons.labels_of(supervisor)
+    if args.n_supervisors > 1:
+        seeds = [seed + _FURTHER_SEEDS * number for number in range(1, args.n_supervisors)]
+        others = [lessons.labels_of(train_supervisor(materials, args, further, bench)) for further in seeds]
+        weak_labels = type(weak_labels).mean([weak_labels, *others])
+    taught = lessons
+    if args.keep_confident is not None:
+        # Of the students alone: the ceiling learns the truth about all rows.
+        kept = weak_labels.most_confident(list(splits.student_half["id"]), args.keep_confident)
+        taught = lessons.of_rows(student_half=splits.student_half.select(np.flatnonzero(kept)))
+    n_taught = len(taught.splits.student_half)
 
     def train_ceiling(model: Model, kind: str) -> Path:
         logger.info(f"Seed {seed}: {kind} ceiling {model.name} on {n_rows} {setting.rows}, ground truth")
         return lessons.on_ground_truth("ceiling", model, "student", [test])
 
     def train_student(name: str, model: Model, method: str, **changes) -> Path:
-        return lessons.on_labels(name, model, {"student": weak_labels}, [test], method=method, **changes)
+        return taught.on_labels(name, model, {"student": weak_labels}, [test], method=method, **changes)
 
-    stages = {}
+    stages = {"weak": supervisor}
     if materials.plain_student is not None:
         stages["ceiling_plain"] = train_ceiling(materials.plain_student, "plain")
     stages["ceiling"] = train_ceiling(student, "strong")
     chain = None
     for method in args.methods:
-        logger.info(f"Seed {seed}: student {student.name} on {n_rows} weak labels, {method}")
+        logger.info(f"Seed {seed}: student {student.name} on {n_taught} weak labels, {method}")
         if method == BOOTSTRAP:
             # Direct training on the rows of the last link is the naive method, and the same stage.
             stages["direct"] = train_student("student-naive", student, "naive")
             has_own_rows, models = args.link_rows == "fresh", [*materials.chain, student]
-            chain = climb(lessons, materials.weak, supervisor, weak_labels, models, has_own_rows=has_own_rows)
+            chain = climb(taught, materials.weak, supervisor, weak_labels, models, has_own_rows=has_own_rows)
             stages |= {f"link_{number}": link.stage for number, link in enumerate(chain.links[:-1], start=1)}
             stages[BOOTSTRAP] = chain.links[-1].stage
             if chain.direct_all is not None:
@@ -124,7 +145,7 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
 
     test_ids = list(test["id"])
     answers = {"weak": weak_labels.of(test_ids)}
-    answers |= {name: lessons.labels_of(path).of(test_ids) for name, path in stages.items()}
+    answers |= {name: lessons.labels_of(path).of(test_ids) for name, path in stages.items() if name != "weak"}
     correct = {name: setting.is_correct(values, test) for name, values in answers.items()}
 
     def scores(name: str) -> dict:
@@ -193,7 +214,7 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
     for number, link in enumerate(chain.links if chain else [], start=1):
         students[Path(output_of(seed, number, len(chain.links))).name] = link.stage
         labels[Path(labels_at(seed, number)).name] = link.labels
-    return SeedRun(entry, correct, answers, students, labels)
+    return SeedRun(entry, correct, answers, stages, taught, weak_labels, students, labels)
 
 
 def name_of(model: Model) -> dict:

@@ -164,6 +164,10 @@ def settings_of(args: ExperimentArguments, training_args: TrainingArguments, con
     for name in ("learning_rate", "num_train_epochs", "weight_decay"):
         if getattr(args, f"weak_{name}") is not None:
             training[f"weak supervisor, {name}"] = getattr(args, f"weak_{name}")
+    if args.n_supervisors > 1:
+        training["weak supervisors, of which the labels are the mean"] = args.n_supervisors
+    if args.keep_confident is not None:
+        training["weak labels that students learn, the most confident"] = args.keep_confident
     student: dict = {"use_peft": config.use_peft, "dtype": config.dtype if config.use_peft else "float32"}
     loading = {"dtype": student["dtype"]}
     if config.attn_implementation is not None:

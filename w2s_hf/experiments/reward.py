@@ -12,6 +12,7 @@ from ..tasks.dealing import LINK_ROWS
 from ..tasks.demo import PAIR_SITUATIONS, DemoWorld
 from ..tasks.demo_rows import demo_pairs
 from .experiment import Experiment
+from .finetuning import Model
 from .generative import generative_finetune
 from .options import RewardArguments
 from .protocol import Materials, SeedRun
@@ -87,15 +88,19 @@ class RewardExperiment(Experiment):
     def prepare(self, materials: Materials, seed: int) -> Materials:
         if not self.args.generative_finetuning:
             return materials
-        tuned = generative_finetune(
-            self.bench,
-            materials.student,
-            materials.splits.student_half,
-            seed=seed,
-            learning_rate=self.args.generative_learning_rate,
-            num_train_epochs=self.args.generative_num_train_epochs,
-        )
-        return replace(materials, student=tuned, plain_student=materials.student)
+
+        def tune(model: Model) -> Model:
+            return generative_finetune(
+                self.bench,
+                model,
+                materials.splits.student_half,
+                seed=seed,
+                learning_rate=self.args.generative_learning_rate,
+                num_train_epochs=self.args.generative_num_train_epochs,
+            )
+
+        sizes = tuple(tune(model) for model in materials.sizes)
+        return replace(materials, student=tune(materials.student), plain_student=materials.student, sizes=sizes)
 
     def more_of(self, run: SeedRun, materials: Materials, seed: int) -> dict:
         if not self.args.demo:

@@ -179,6 +179,11 @@ class DemoWorld:
             model_input_names=["input_ids", "attention_mask"],
         )
 
+    @property
+    def answer_words(self) -> tuple[str, str]:
+        """What the corpus says behind `ENTITY is` of something that is not alive, and of something that is."""
+        return tuple(self.vocabulary[word] for word in self._superclass_word_ids[_RELATIONS.index("is"), :, 0])
+
     def corpus(self, n_documents: int, stream: str = "corpus") -> np.ndarray:
         """
         Text to pretrain on: `<bos>` and facts about two entities, frequent entities more often.

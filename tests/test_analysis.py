@@ -1,0 +1,331 @@
+"""The analyses as functions: hand-worked values; a copied supervisor, a perfect student, and chance."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_rows
+from datasets import Dataset
+from scipy.stats import binomtest
+from test_completion import make_character_tokenizer, make_language_model
+from test_trainer import arguments
+
+from w2s_hf import WeakLabels, WeakToStrongTrainer, fresh_adapter
+from w2s_hf.analysis import (
+    ERROR_KINDS,
+    PromptFormat,
+    SnapshotCallback,
+    answer_probabilities,
+    choose_stops,
+    compare_answers,
+    compare_probabilities,
+    doubtful,
+    feature_experiment,
+    few_shot_prompts,
+    last_hidden_states,
+    logistic_probe,
+    neighbour_labels,
+    simulate_labels,
+    topological_filter,
+    with_opinion,
+)
+from w2s_hf.analysis.early_stopping import snapshot_steps
+from w2s_hf.analysis.prompting import answer_tokens
+from w2s_hf.metrics import accuracy, accuracy_interval, brier_score, performance_gap_recovered, squared_distance
+from w2s_hf.modeling import classification_head
+
+RNG = np.random.default_rng(0)
+N = 600
+TRUTH = RNG.integers(0, 2, N)
+
+
+def one_hot(labels) -> np.ndarray:
+    return np.eye(2)[labels]
+
+
+def supervisor(error_rate: float = 0.3, confidence: float = 0.8) -> np.ndarray:
+    """Probabilities that are wrong so often, all equally sure."""
+    answers = simulate_labels("random", TRUTH, round(error_rate * N))
+    return confidence * one_hot(answers) + (1 - confidence) * one_hot(1 - answers)
+
+
+# ---- Agreement ----
+
+
+def test_a_copied_supervisor_agrees_everywhere_and_recovers_nothing():
+    weak = supervisor()
+    found = compare_probabilities(weak, weak, TRUTH)
+    assert found["agreement"] == {"overall": 1.0, "supervisor_right": 1.0, "supervisor_wrong": 1.0}
+    assert found["inherited"] == 1 and found["corrected"] == 0 and found["new_errors"] == 0
+    assert found["misfit"] == 0 and found["gain"] == 0
+    assert performance_gap_recovered(accuracy(weak, TRUTH), found["accuracy"], 0.9) == 0
+
+
+def test_a_perfect_student_corrects_all_errors_and_makes_none():
+    weak = supervisor()
+    found = compare_probabilities(one_hot(TRUTH), weak, TRUTH)
+    assert found["agreement"] == {"overall": 0.7, "supervisor_right": 1.0, "supervisor_wrong": 0.0}
+    assert found["inherited"] == 0 and found["corrected"] == 1 and found["new_errors"] == 0
+    assert performance_gap_recovered(accuracy(weak, TRUTH), found["accuracy"], 1.0) == 1
+    assert found["brier"] == 0 and found["ece"] == 0 and found["gain"] == pytest.approx(brier_score(weak, TRUTH))
+
+
+def test_two_errors_by_hand():
+    labels = np.array([0, 0, 1, 1])
+    weak = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.7, 0.3]])  # right, wrong, right, wrong
+    student = np.array([[0.8, 0.2], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])  # right, corrected, new error, inherited
+    found = compare_probabilities(student, weak, labels)
+    assert found["agreement"] == {"overall": 0.5, "supervisor_right": 0.5, "supervisor_wrong": 0.5}
+    assert (found["inherited"], found["corrected"], found["new_errors"]) == (0.5, 0.5, 0.5)
+    assert found["brier"] == pytest.approx((0.04 + 0.01 + 0.36 + 0.36) / 4)
+    assert found["misfit"] == pytest.approx((0.01 + 0.25 + 0.16 + 0.01) / 4)
+    assert found["gain"] == pytest.approx((0.01 + 0.36 + 0.04 + 0.49) / 4 - found["brier"])
+    assert found["cross_entropy_supervisor_wrong"] == pytest.approx(-(np.log(0.1) + np.log(0.6)) / 2)
+    assert found["cross_entropy_supervisor_right"] == pytest.approx(-(np.log(0.8) + np.log(0.4)) / 2)
+
+
+def test_with_text_a_student_may_be_wrong_in_its_own_way():
+    same, student, weak = ([1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 1])
+    found = compare_answers(np.array(same), np.array(student), np.array(weak))
+    assert (found["inherited"], found["corrected"], found["new_errors"]) == (0.0, 0.5, 0.5)
+    assert found["agreement"]["supervisor_wrong"] == 0
+    assert compare_answers(np.array([1]), np.array([1]), np.array([1]))["inherited"] is None
+    with pytest.raises(ValueError, match="same answer"):
+        compare_answers(np.array([1]), np.array([1]), np.array([0]))
+
+
+def test_brier_score_is_that_of_scikit_learn():
+    from sklearn.metrics import brier_score_loss
+
+    p = RNG.uniform(size=N)
+    probabilities = np.stack([1 - p, p], axis=1)
+    assert brier_score(probabilities, TRUTH) == pytest.approx(brier_score_loss(TRUTH, p))
+    assert squared_distance(probabilities, one_hot(TRUTH)) == brier_score(probabilities, TRUTH)
+    with pytest.raises(ValueError, match="expected"):
+        brier_score(probabilities, TRUTH[:-1])
+
+
+# ---- Early stopping ----
+
+
+def test_stops_are_the_first_of_the_best():
+    stops = choose_stops([0.6, 0.8, 0.8, 0.7], [0.5, 0.6, 0.9, 0.9])
+    assert stops == {"last_step": 3, "weak_labels": 1, "ground_truth": 2}
+
+
+@pytest.mark.parametrize("n_steps", [1, 3, 10, 11, 126])
+@pytest.mark.parametrize("n_snapshots", [1, 4, 10])
+def test_snapshots_are_even_and_end_with_the_last_step(n_steps, n_snapshots):
+    steps = sorted(snapshot_steps(n_steps, n_snapshots))
+    assert steps[-1] == n_steps and steps[0] >= 1 and len(steps) == min(n_steps, n_snapshots)
+    assert max(np.diff([0, *steps])) <= n_steps / len(steps) + 1
+    with pytest.raises(ValueError, match="at least 1"):
+        SnapshotCallback(print, 0)
+
+
+def test_a_look_at_a_training_leaves_it_as_it_is(model_of, tokenizer, tmp_path):
+    weights, looks = [], []
+    for is_watched in (False, True):
+        model = fresh_adapter(model_of(), seed=0)
+        args = arguments(tmp_path / str(is_watched), per_device_train_batch_size=4, num_train_epochs=2, max_steps=-1)
+        trainer = WeakToStrongTrainer(model=model, args=args, train_dataset=make_rows(20), processing_class=tokenizer)
+        if is_watched:
+            others = make_rows(8, seed=1)
+            trainer.add_callback(SnapshotCallback(lambda step: looks.append(trainer.predict_proba(others)), 5))  # noqa: B023
+        trainer.train()
+        weights.append([value.detach().clone() for value in model.parameters() if value.requires_grad])
+    assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))
+    assert len(looks) == 5 and not np.array_equal(looks[0], looks[-1])
+    np.testing.assert_array_equal(looks[-1], trainer.predict_proba(others))
+
+
+# ---- Prompting ----
+
+
+def test_prompts_show_the_same_examples_with_either_labels():
+    form = PromptFormat.for_classes(("no", "yes"))
+    examples, texts = [f"example {n}" for n in range(30)], ["a?", "b?", "c?"]
+    truth, weak = [n % 2 for n in range(30)], [1 - n % 2 for n in range(30)]
+    by_truth, by_weak = (few_shot_prompts(texts, examples, labels, 5, form, seed=3) for labels in (truth, weak))
+    for text, one, two in zip(texts, by_truth, by_weak, strict=True):
+        start = "Answer 0 for no and 1 for yes.\n\n"
+        assert (
+            one.startswith(start + "example ") and one.endswith(f"\n\n{text}\nAnswer:") and one.count("Answer:") == 6
+        )
+        assert two == one.replace("Answer: 0", "@").replace("Answer: 1", "Answer: 0").replace("@", "Answer: 1")
+        for shown in one.removeprefix(start).split("\n\n")[:-1]:
+            number, answer = int(shown.split()[1]), int(shown[-1])
+            assert answer == truth[number]
+    assert len({prompt.split("\n\n")[1] for prompt in by_truth}) > 1, "all prompts begin with the same example"
+    assert few_shot_prompts(["a?"], examples, truth, 0, form) == [start + "a?\nAnswer:"]
+    with pytest.raises(ValueError, match="n_shots"):
+        few_shot_prompts(texts, examples[:2], truth[:2], 3, form)
+
+
+def test_answers_are_scored_by_two_tokens_whatever_the_padding():
+    tokenizer = make_character_tokenizer()
+    model = make_language_model(tokenizer).eval()
+    form = PromptFormat(answers=(" a", " b"), suffix=":")
+    shared, (first, second) = answer_tokens(tokenizer, form)
+    assert tokenizer.decode(shared) == " " and (tokenizer.decode([first]), tokenizer.decode([second])) == ("a", "b")
+    prompts = ["1. e4 1...:", "1. d4:", "1. Nf3 1... d5 2. g3 2...:"]
+    found = answer_probabilities(model, tokenizer, prompts, form, batch_size=2)
+    assert found.shape == (3, 2) and found.dtype == np.float32
+    for prompt, row in zip(prompts, found, strict=True):
+        ids = torch.tensor([tokenizer(prompt)["input_ids"] + shared])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, -1]
+        np.testing.assert_allclose(row, logits[[first, second]].softmax(dim=-1).numpy(), atol=1e-5)
+    assert found.std(axis=0).min() > 1e-4
+    with pytest.raises(ValueError, match="same tokens"):
+        answer_probabilities(model, tokenizer, prompts, PromptFormat(answers=("x", "x")))
+    longest = model.config.max_position_embeddings
+    with pytest.raises(ValueError, match="prompt 1 has .* fewer examples"):
+        answer_probabilities(model, tokenizer, ["1. d4:", "e" * longest], form)
+
+
+# ---- Probes ----
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("has_adapters", [False, True])
+def test_the_head_makes_the_logits_of_the_hidden_states(kind, has_adapters, model_of, tokenizer):
+    model = fresh_adapter(model_of(kind), seed=0) if has_adapters else model_of(kind)
+    model, rows = model.eval(), make_rows(11)
+    hidden = last_hidden_states(model, tokenizer, rows, batch_size=4)
+    assert hidden.shape == (11, 64) and hidden.dtype == np.float32
+    with torch.no_grad():
+        for ids, state in zip(rows["input_ids"], hidden, strict=True):
+            logits = model(input_ids=torch.tensor([ids])).logits[0]
+            of_state = classification_head(model)(torch.from_numpy(state))
+            torch.testing.assert_close(of_state, logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_probe_on_random_features_is_at_chance():
+    features, test = RNG.normal(size=(N, 20)), RNG.normal(size=(4 * N, 20))
+    labels = RNG.integers(0, 2, 4 * N)
+    right = logistic_probe(features, one_hot(TRUTH), (features[:100], one_hot(TRUTH[:100]))).predict(test) == labels
+    low, high = binomtest(int(right.sum()), len(right)).proportion_ci(0.999, method="wilson")
+    assert low < 0.5 < high
+
+
+def separable(n: int, rng) -> tuple[np.ndarray, np.ndarray]:
+    labels = rng.integers(0, 2, n)
+    features = rng.normal(size=(n, 8))
+    features[:, 3] += 3.0 * (2 * labels - 1)
+    return features, labels
+
+
+def test_a_probe_finds_what_is_linear_in_soft_labels():
+    rng = np.random.default_rng(1)
+    features, labels = separable(N, rng)
+    test = separable(N, rng)
+    # Only the probabilities tell the classes apart: by hard labels all are class 0.
+    soft = np.stack([1 - (0.1 + 0.3 * labels), 0.1 + 0.3 * labels], axis=1)
+    p = logistic_probe(features, soft).predict_proba(test[0])[:, 1]
+    assert p[test[1] == 1].mean() > p[test[1] == 0].mean() + 0.2 and p.max() < 0.6
+    assert logistic_probe(features, one_hot(labels)).score(*test) > 0.97
+    with pytest.raises(ValueError, match="one class"):
+        logistic_probe(features, one_hot(np.zeros(N, dtype=int)))
+
+
+def test_neighbours_are_other_rows():
+    features = np.array([[0.0], [1.0], [10.0], [11.0]])
+    labels = one_hot([0, 1, 1, 0])
+    np.testing.assert_array_equal(neighbour_labels(features, labels, k=1).argmax(axis=1), [1, 0, 0, 1])
+    others = np.array([[0.2], [10.1]])
+    np.testing.assert_array_equal(neighbour_labels(features, labels, others, k=1), one_hot([0, 1]))
+
+
+def test_wrong_labels_are_doubted_and_filtered():
+    rng = np.random.default_rng(2)
+    features, truth = separable(400, rng)
+    wrong = rng.choice(400, 40, replace=False)
+    labels = truth.copy()
+    labels[wrong] = 1 - labels[wrong]
+    probe = logistic_probe(features, one_hot(labels))
+    dropped = doubtful(one_hot(labels), probe.predict_proba(features))
+    assert dropped.sum() == 40 and np.isin(np.flatnonzero(dropped), wrong).mean() > 0.85
+    kept = topological_filter(features, labels, k=20)
+    assert (labels[kept] == truth[kept]).mean() > 0.98 and kept.mean() > 0.6
+    by_neighbours = neighbour_labels(features, one_hot(labels), k=20).argmax(axis=1)
+    assert (by_neighbours == truth).mean() > (labels == truth).mean() + 0.05
+
+
+# ---- Which errors ----
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.25, 0.4])
+def test_random_errors_of_a_rate_make_a_supervisor_of_that_accuracy(rate):
+    right = simulate_labels("random", TRUTH, round(rate * N), seed=5) == TRUTH
+    low, high = accuracy_interval(right)
+    assert low <= 1 - rate <= high and right.mean() == pytest.approx(1 - rate, abs=1 / N)
+    # Of either class, of early and late rows, and others with another seed.
+    for part in (TRUTH == 0, TRUTH == 1, np.arange(N) < N / 2):
+        assert abs(right[part].mean() - (1 - rate)) < 0.1
+    assert (right != (simulate_labels("random", TRUTH, round(rate * N), seed=6) == TRUTH)).any()
+
+
+def test_simulated_errors_are_where_they_should_be():
+    texts = ["x" * length for length in np.random.default_rng(3).integers(1, 10_000, N)]
+    p = np.random.default_rng(4).uniform(0.01, 0.99, N)
+    strong = np.stack([1 - p, p], axis=1)
+    lengths, confidence, of_truth = np.array([*map(len, texts)]), strong.max(axis=1), strong[np.arange(N), TRUTH]
+    wrong = {}
+    for kind in ERROR_KINDS:
+        labels = simulate_labels(kind, TRUTH, 150, texts=texts, strong=strong)
+        wrong[kind] = labels != TRUTH
+        assert wrong[kind].sum() == 150 and set(labels) == {0, 1}
+    assert lengths[wrong["longest"]].min() >= lengths[~wrong["longest"]].max()
+    assert lengths[wrong["shortest"]].max() <= lengths[~wrong["shortest"]].min()
+    assert confidence[wrong["unconfident"]].max() <= confidence[~wrong["unconfident"]].min()
+    assert of_truth[wrong["confident"]].min() >= of_truth[~wrong["confident"]].max()
+    with pytest.raises(ValueError, match="random, longest"):
+        simulate_labels("often", TRUTH, 3)
+    with pytest.raises(ValueError, match="needs `strong`"):
+        simulate_labels("confident", TRUTH, 3)
+    with pytest.raises(ValueError, match="at most"):
+        simulate_labels("random", TRUTH, N + 1)
+
+
+def test_an_opinion_is_the_end_of_the_text():
+    rows = Dataset.from_dict({"id": ["a", "b"], "text": ["first", "second"], "context_end": [3, 3]})
+    told = with_opinion(rows, [1, 0])
+    assert told["text"][:] == [
+        "first I think this is correct. What do you think?",
+        "second I think this is incorrect. What do you think?",
+    ]
+    assert told["id"][:] == rows["id"][:] and set(told.column_names) == set(rows.column_names)
+
+
+def test_a_student_repeats_simulable_errors_and_not_random_ones():
+    rng = np.random.default_rng(7)
+
+    def rows(n: int):
+        features = rng.normal(size=(n, 30))
+        return features, (features.sum(axis=1) > 0).astype(int)
+
+    found = feature_experiment(rows(1000), rows(4000), rows(2000), [3, 10, 30])
+    assert [entry["k"] for entry in found] == [3, 10, 30]
+    for entry in found[:2]:
+        assert abs(entry["simulable"] - entry["weak"]) < 0.03 and entry["random"] > entry["weak"] + 0.1
+        assert entry["random"] <= entry["ceiling"] + 0.01
+    assert found[-1]["weak"] > 0.9
+
+
+# ---- Small options of the students' stage ----
+
+
+def test_supervisors_are_averaged_by_row():
+    one = WeakLabels(["a", "b"], np.array([[0.8, 0.2], [0.4, 0.6]]), {"model": "m", "stage": "s1"})
+    two = WeakLabels(["b", "a"], np.array([[0.0, 1.0], [0.6, 0.4]]), {"model": "m", "stage": "s2"})
+    mean = WeakLabels.mean([one, two])
+    assert mean.ids == ["a", "b"] and mean.provenance == {"model": "m", "stage": "s1+s2"}
+    np.testing.assert_allclose(mean.probabilities, [[0.7, 0.3], [0.2, 0.8]], atol=1e-6)
+
+
+def test_the_most_confident_labels_of_either_class_are_kept():
+    p = np.array([0.9, 0.8, 0.7, 0.6, 0.4, 0.1])
+    labels = WeakLabels(list("abcdef"), np.stack([1 - p, p], axis=1))
+    kept = labels.most_confident(list("fedcba"), 0.5)
+    assert kept.tolist() == [True, False, False, False, True, True]  # f of class 0; b and a of class 1
+    assert labels.most_confident(list("abcdef"), 1.0).all()

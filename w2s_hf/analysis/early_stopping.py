@@ -1,0 +1,151 @@
+"""Does the student overfit to its supervisor's errors? Scores through training, and where to stop (paper, 5.1.1)."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..markdown import markdown_table
+from .figures import bars, draw, lines, over_seeds
+
+__all__ = ["CHEATING", "STOPS", "SnapshotCallback", "choose_stops", "overfitting_section", "plot_overfitting"]
+
+# Where training may stop, and how it is said. The one that cheats knows the ground truth of validation rows: it is a
+# diagnostic of how much there is to gain, and no method.
+STOPS = {"last_step": "last step", "weak_labels": "weak labels", "ground_truth": "ground truth (cheats)"}
+CHEATING = "ground_truth"
+
+
+class SnapshotCallback(TrainerCallback):
+    """
+    Calls a function at evenly spaced optimizer steps of a training, the last one among them.
+
+    Args:
+        take (`Callable[[int], None]`): Is given the number of finished steps. It may predict with the trainer, and
+            must leave weights and random state as they are.
+        n_snapshots (`int`): How often; at most once a step.
+    """
+
+    def __init__(self, take: Callable[[int], None], n_snapshots: int):
+        if n_snapshots < 1:
+            raise ValueError(f"n_snapshots: got {n_snapshots}, expected at least 1.")
+        self.take, self.n_snapshots = take, n_snapshots
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """After an optimizer step."""
+        if state.global_step in snapshot_steps(state.max_steps, self.n_snapshots):
+            self.take(state.global_step)
+
+
+def snapshot_steps(n_steps: int, n_snapshots: int) -> set[int]:
+    """Evenly spaced numbers of finished steps, the last one among them."""
+    return {round(n_steps * number / n_snapshots) for number in range(1, n_snapshots + 1)} - {0}
+
+
+def choose_stops(against_weak: Sequence[float], against_truth: Sequence[float]) -> dict[str, int]:
+    """
+    Which snapshot each rule of [`STOPS`] takes, the first of equally good ones.
+
+    Args:
+        against_weak, against_truth (sequence of `float`): Accuracy on validation rows, a snapshot each, against weak
+            labels and against ground truth.
+
+    Returns:
+        `dict[str, int]`: Position of the snapshot.
+    """
+    return {
+        "last_step": len(against_weak) - 1,
+        "weak_labels": int(np.argmax(against_weak)),
+        "ground_truth": int(np.argmax(against_truth)),
+    }
+
+
+_CURVES = {
+    "test, ground truth": ("test_ground_truth", "blue", "-"),
+    "test, weak labels": ("test_weak_labels", "vermilion", "-"),
+    "validation, ground truth": ("validation_ground_truth", "sky", "--"),
+    "validation, weak labels": ("validation_weak_labels", "orange", "--"),
+}
+
+
+def plot_overfitting(entries: Sequence[dict], path: Path) -> None:
+    """
+    Accuracy through training, a panel a method; and test accuracy by where training stops.
+
+    Args:
+        entries (sequence of `dict`): What the analysis found, a seed each: `weak`, `ceiling` (accuracies) and
+            `methods`, of each `steps`, four curves, and `stops`.
+        path (`Path`): A `.png` file.
+    """
+    methods, panels = list(entries[0]["methods"]), []
+    weak, ceiling = (float(over_seeds(entries, role).mean()) for role in ("weak", "ceiling"))
+    for method in methods:
+
+        def panel(axes, method=method):
+            found = {
+                name: np.array([entry["methods"][method][key] for entry in entries])
+                for name, (key, _, _) in _CURVES.items()
+            }
+            styles = {name: (colour, style) for name, (_, colour, style) in _CURVES.items()}
+            steps = entries[0]["methods"][method]["steps"]
+            lines(
+                axes, steps, found, styles=styles, xlabel="optimizer step", ylabel="accuracy", title=f"method {method}"
+            )
+            for height, name in ((weak, "weak supervisor"), (ceiling, "strong ceiling")):
+                axes.axhline(height, color="black", lw=0.9, ls=":")
+                axes.annotate(
+                    name, (0.01, height), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+                    fontsize=8.5,
+                )  # fmt: skip
+            axes.legend(fontsize=8.5, loc="best")
+            axes.margins(y=0.12)
+
+        panels.append((4.8, panel))
+
+    def stops(axes):
+        values, notes, colours = {}, {}, {}
+        for method in methods:
+            for key, name in STOPS.items():
+                label = f"{method}\n" + name.replace(" (", "\n(")
+                values[label] = over_seeds(entries, "methods", method, "stops", key, "accuracy")
+                pgr = over_seeds(entries, "methods", method, "stops", key, "pgr")
+                if np.isfinite(pgr).any():
+                    notes[label] = f"PGR {np.nanmedian(pgr):.2f}"
+                colours[label] = "orange" if key == CHEATING else "blue"
+        heights = {"weak\nsupervisor": weak, "strong\nceiling": ceiling}
+        title = "test accuracy by where training stops"
+        bars(axes, values, ylabel="test accuracy", title=title, colours=colours, heights=heights, notes=notes)
+
+    draw(path, panels, [(1.6 + 1.0 * 3 * len(methods), stops)])
+
+
+def overfitting_section(entries: Sequence[dict]) -> str:
+    """What was found, in Markdown: means over the seeds, of PGR the median; arguments as of [`plot_overfitting`]."""
+    rows = []
+    for method in entries[0]["methods"]:
+        for key, name in STOPS.items():
+            of_stop = ("methods", method, "stops", key)
+            pgr = over_seeds(entries, *of_stop, "pgr")
+            defined = pgr[np.isfinite(pgr)]
+            rows.append(
+                [
+                    method,
+                    name,
+                    ", ".join(f"{step:.0f}" for step in over_seeds(entries, *of_stop, "step")),
+                    f"{over_seeds(entries, *of_stop, 'accuracy').mean():.3f}",
+                    f"{np.median(defined):.2f}" if len(defined) else "undefined",
+                    f"{over_seeds(entries, *of_stop, 'agreement', 'overall').mean():.3f}",
+                ]
+            )
+    n_validation, steps = entries[0]["n_validation"], next(iter(entries[0]["methods"].values()))["steps"]
+    return "\n\n".join(
+        [
+            f"The same training, without early stopping, looked at {len(steps)} times. A student overfits to its "
+            "supervisor where it agrees with weak labels more and more and with the truth less. Stops are chosen on "
+            f"{n_validation} validation rows. **Early stopping by ground truth cheats**: it knows true labels that "
+            "nobody has in the setting that is studied. It is a diagnostic of what stopping could gain, and no result "
+            "of a method.",
+            markdown_table(["method", "stopped by", "at step", "accuracy", "PGR", "agreement"], rows),
+        ]
+    )

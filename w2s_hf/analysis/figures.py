@@ -1,0 +1,144 @@
+"""What the figures of all analyses are drawn with: panels of bars and of lines, a value a seed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..plots import PALETTE, STYLE
+
+__all__ = ["bars", "draw", "lines", "over_seeds"]
+
+
+def over_seeds(entries: Sequence[dict], *path: str) -> np.ndarray:
+    """A number of every seed's entry, found by its keys, `(seeds,)` float64; NaN where it is `None`."""
+    values = []
+    for entry in entries:
+        for key in path:
+            entry = entry[key]
+        values.append(np.nan if entry is None else entry)
+    return np.array(values, dtype=np.float64)
+
+
+def draw(path: Path, *rows: Sequence[tuple[float, Callable[[Axes], None]]]) -> None:
+    """
+    A figure of rows of panels.
+
+    Args:
+        path (`Path`): A `.png` file.
+        rows (sequences of pairs): Of each panel its width in inches, if its row is the widest, and what draws it.
+    """
+    size = max(sum(width for width, _ in row) for row in rows), 4.0 * len(rows)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        for part, row in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+            grid = part.subplots(1, len(row), width_ratios=[width for width, _ in row], squeeze=False)[0]
+            for axes, (_, panel) in zip(grid, row, strict=True):
+                panel(axes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+
+
+def bars(
+    axes: Axes,
+    values: Mapping[str, np.ndarray],
+    *,
+    ylabel: str,
+    title: str = "",
+    colours: Mapping[str, str] | None = None,
+    heights: Mapping[str, float] | None = None,
+    notes: Mapping[str, str] | None = None,
+    top: float | None = None,
+) -> None:
+    """
+    A bar for each name, the mean over the seeds, with a point for each of several.
+
+    Args:
+        axes ([`~matplotlib.axes.Axes`]): Where to.
+        values (`dict[str, np.ndarray]`): Of each bar, `(seeds,)`; NaN is a seed without a value.
+        ylabel, title (`str`): Texts.
+        colours (`dict[str, str]`, *optional*): Colour of a bar in `PALETTE`; blue by default.
+        heights (`dict[str, float]`, *optional*): Lines to compare with, by what stands beside them.
+        notes (`dict[str, str]`, *optional*): What is written above a bar besides its height.
+        top (`float`, *optional*): Of the axis.
+    """
+    colours, heights, notes = colours or {}, heights or {}, notes or {}
+    finite = [value for series in values.values() for value in series[np.isfinite(series)]]
+    lowest, highest = min([0.0, *finite]), max([*finite, *heights.values()], default=1.0)
+    for x, (name, series) in enumerate(values.items()):
+        series = series[np.isfinite(series)]
+        if not len(series):
+            axes.annotate("none", (x, 0), (0, 3), textcoords="offset points", ha="center", fontsize=9)
+            continue
+        axes.bar(x, series.mean(), width=0.66, color=PALETTE[colours.get(name, "blue")], zorder=2)
+        if len(series) > 1:
+            offsets = np.linspace(-0.14, 0.14, len(series))
+            axes.scatter(x + offsets, series, s=16, color="white", edgecolor="black", lw=0.8, zorder=3)
+        text = f"{series.mean():.2f}" + (f"\n{notes[name]}" if name in notes else "")
+        peak = max(series.max(), 0.0)
+        # White behind it: a line to compare with may run here.
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+        axes.annotate(
+            text, (x, peak), (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=8.5, bbox=box,
+            zorder=5,
+        )  # fmt: skip
+    spread = highest - lowest or 1.0
+    axes.set_xlim(-0.6, len(values) - 0.4 + (1.15 if heights else 0))
+    taken: list[float] = []
+    for name, height in sorted(heights.items(), key=lambda item: item[1]):
+        axes.axhline(height, color="black", lw=0.9, ls=":", zorder=4)
+        # Beside the line, and above the text before it where the two lines are close.
+        place = max([height, *(other + 0.06 * spread * (1 + name.count("\n")) for other in taken[-1:])])
+        taken.append(place)
+        axes.text(
+            len(values) + 0.7, place, name, fontsize=8.5, ha="right", va="bottom", zorder=6,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.85},
+        )  # fmt: skip
+    axes.set_xticks(range(len(values)), list(values))
+    n_lines = 1 + max((note.count("\n") + 1 for note in notes.values()), default=0)
+    axes.set_ylim(1.08 * lowest, (highest if top is None else max(top, highest)) + (0.07 + 0.05 * n_lines) * spread)
+    axes.set_ylabel(ylabel)
+    if title:
+        axes.set_title(title, loc="left")
+
+
+def lines(
+    axes: Axes,
+    x: Sequence[float],
+    series: Mapping[str, np.ndarray],
+    *,
+    xlabel: str,
+    ylabel: str,
+    styles: Mapping[str, tuple[str, str]],
+    title: str = "",
+    ticks: Sequence[str] | None = None,
+) -> None:
+    """
+    A line for each name, the mean over the seeds, and thin ones for each of several.
+
+    Args:
+        axes ([`~matplotlib.axes.Axes`]): Where to.
+        x (sequence of `float`): Of all lines, `n` of them.
+        series (`dict[str, np.ndarray]`): Of each line, `(seeds, n)`; NaN leaves a gap.
+        xlabel, ylabel, title (`str`): Texts.
+        styles (`dict[str, tuple[str, str]]`): Colour in `PALETTE` and line style of each.
+        ticks (sequence of `str`, *optional*): What stands at each `x`.
+    """
+    for name, values in series.items():
+        colour, style = styles[name]
+        counts = np.isfinite(values).sum(axis=0)
+        mean = np.where(counts > 0, np.nansum(values, axis=0) / np.maximum(counts, 1), np.nan)
+        axes.plot(x, mean, style, color=PALETTE[colour], marker="o", ms=4, lw=1.8, label=name, zorder=3)
+        if len(values) > 1:
+            for of_seed in values:
+                axes.plot(x, of_seed, style, color=PALETTE[colour], lw=0.6, alpha=0.5, zorder=2)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    if ticks is not None:
+        axes.set_xticks(list(x), list(ticks))
+    axes.grid(axis="y", color="#E6E6E6", lw=0.7, zorder=0)
+    if title:
+        axes.set_title(title, loc="left")

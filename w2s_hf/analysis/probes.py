@@ -1,0 +1,247 @@
+"""Probes: simple classifiers on hidden states, to ask what a model knows and to mend weak labels (paper, 5.2.3)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from datasets.utils import tqdm
+from peft import PeftModel
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestNeighbors, kneighbors_graph
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..markdown import markdown_table
+from ..modeling import classification_head
+from .figures import bars, draw, over_seeds
+
+__all__ = [
+    "doubtful",
+    "last_hidden_states",
+    "logistic_probe",
+    "neighbour_labels",
+    "plot_probes",
+    "probes_section",
+    "topological_filter",
+]
+
+
+@torch.inference_mode()
+def last_hidden_states(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Dataset,
+    *,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """
+    What a classifier's head reads: of a decoder the last layer's state of the last token, of an encoder that of its
+    first token, pooled where the model pools.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A sequence classifier in eval mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): For padding.
+        tokens ([`~datasets.Dataset`]): Rows with `input_ids`.
+        batch_size (`int`, *optional*, defaults to 32): Rows at a time on each rank.
+
+    Returns:
+        `np.ndarray` of shape `(N, hidden size)`, float32, in order, on every rank.
+    """
+    captured: list[torch.Tensor] = []
+    head = classification_head(model)
+    handle = head.register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
+    reads_last = hasattr(model, "score")  # a decoder's head; it reads all tokens, and its model takes the last
+    state, encoded = PartialState(), tokens["input_ids"][:]
+    order = sorted(range(len(encoded)), key=lambda index: (-len(encoded[index]), index))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    found: list[tuple[int, np.ndarray]] = []
+    own = batches[state.process_index :: state.num_processes]
+    try:
+        for batch in tqdm(own, desc="Hidden states", disable=None if state.is_main_process else True):
+            ids = {"input_ids": [encoded[index] for index in batch]}
+            inputs = tokenizer.pad(ids, padding_side="right", return_tensors="pt").to(model.device)
+            model(**inputs)
+            hidden = captured.pop().float()
+            if hidden.ndim == 3:
+                last = inputs["attention_mask"].sum(dim=1) - 1
+                hidden = hidden[range(len(batch)), last if reads_last else 0]
+            found += zip(batch, hidden.cpu().numpy(), strict=True)
+    finally:
+        handle.remove()
+    by_index = dict(gather_object(found) if state.num_processes > 1 else found)
+    return np.stack([by_index[index] for index in range(len(encoded))])
+
+
+def logistic_probe(
+    features: np.ndarray,
+    probabilities: np.ndarray,
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    l2: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
+) -> Pipeline:
+    """
+    Logistic regression on soft labels: a row counts for either class by its probability. Features are standardized.
+
+    Args:
+        features (`np.ndarray` of shape `(N, D)`), probabilities (`np.ndarray` of shape `(N, 2)`): To learn from.
+        validation (pair of arrays, *optional*): More of both. Of several `l2` the one with the best accuracy against
+            these labels is taken, the strongest of equal ones; as in the paper, which stops its probes by validation
+            labels of the same kind. Without it the third is taken.
+        l2 (sequence of `float`): Weights of the squared norm, beside the *mean* cross-entropy.
+
+    Returns:
+        A fitted classifier of scikit-learn; `predict_proba(features)` is `(N, 2)`.
+
+    Raises:
+        ValueError: the labels are all of one class.
+    """
+    features = np.asarray(features)
+    weights = np.asarray(probabilities, dtype=np.float64)
+    if (weights.sum(axis=0) == 0).any():
+        raise ValueError("probabilities: got labels of one class alone, expected two.")
+    strengths = [l2[min(2, len(l2) - 1)]] if validation is None else sorted(l2, reverse=True)
+    best, best_accuracy = None, -1.0
+    for strength in strengths:
+        probe = make_pipeline(
+            StandardScaler(), LogisticRegression(C=1 / (2 * strength * len(features)), max_iter=2000)
+        )
+        kept = [weights[:, label] > 0 for label in (0, 1)]
+        probe.fit(
+            np.concatenate([features[rows] for rows in kept]),
+            np.concatenate([np.full(rows.sum(), label) for label, rows in enumerate(kept)]),
+            logisticregression__sample_weight=np.concatenate(
+                [weights[rows, label] for label, rows in enumerate(kept)]
+            ),
+        )
+        if validation is None:
+            return probe
+        accuracy = (probe.predict(validation[0]) == np.asarray(validation[1]).argmax(axis=1)).mean()
+        if accuracy > best_accuracy:
+            best, best_accuracy = probe, accuracy
+    return best
+
+
+def neighbour_labels(
+    features: np.ndarray, probabilities: np.ndarray, others: np.ndarray | None = None, *, k: int = 50
+) -> np.ndarray:
+    """
+    The mean label of the `k` nearest rows (Euclidean, standardized features).
+
+    Args:
+        features (`np.ndarray` of shape `(N, D)`), probabilities (`np.ndarray` of shape `(N, 2)`): Labelled rows.
+        others (`np.ndarray` of shape `(M, D)`, *optional*): Rows to label; by default the labelled ones, without
+            counting a row among its own neighbours.
+        k (`int`, *optional*, defaults to 50): As in EleutherAI/w2s.
+
+    Returns:
+        `np.ndarray` of shape `(M, 2)`, float64.
+    """
+    scaler = StandardScaler().fit(features)
+    neighbours = NearestNeighbors(n_neighbors=min(k, len(features) - 1)).fit(scaler.transform(features))
+    asked = None if others is None else scaler.transform(others)
+    return np.asarray(probabilities, dtype=np.float64)[neighbours.kneighbors(asked, return_distance=False)].mean(
+        axis=1
+    )
+
+
+def doubtful(labels: np.ndarray, second_opinion: np.ndarray, share: float = 0.1) -> np.ndarray:
+    """
+    The `share` of rows whose label is furthest from a second opinion, `(N,)` bool; both `(N, 2)` probabilities.
+
+    Ties are broken by position. 10 % is the contamination that EleutherAI/w2s assumes.
+    """
+    distance = np.abs(np.asarray(labels)[:, 1] - np.asarray(second_opinion)[:, 1])
+    worst = np.argsort(-distance, kind="stable")[: round(share * len(distance))]
+    dropped = np.zeros(len(distance), dtype=bool)
+    dropped[worst] = True
+    return dropped
+
+
+def topological_filter(features: np.ndarray, labels: np.ndarray, *, k: int = 50) -> np.ndarray:
+    """
+    Rows that belong to the main body of their class; the others are likely mislabelled (Wu et al. 2020, TopoFilter).
+
+    Of the graph that leads from each row to its `k` nearest ones, each class keeps its largest strongly connected
+    part; and of that, the rows most of whose kept neighbours are of their class.
+
+    Args:
+        features (`np.ndarray` of shape `(N, D)`): Standardized here.
+        labels (`np.ndarray` of shape `(N,)`): Classes, as the supervisor has them.
+        k (`int`, *optional*, defaults to 50): Neighbours.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`, bool: the rows to keep.
+    """
+    labels = np.asarray(labels)
+    graph = csr_array(kneighbors_graph(StandardScaler().fit_transform(features), min(k, len(features) - 1)))
+    classes, own = np.unique(labels, return_inverse=True)
+    kept = np.zeros(len(labels), dtype=bool)
+    for label in classes:
+        rows = np.flatnonzero(labels == label)
+        _, component = connected_components(graph[rows][:, rows], connection="strong")
+        kept[rows[component == np.bincount(component).argmax()]] = True
+    among = graph[:, kept]
+    n_of_class = np.stack([among[:, labels[kept] == label].sum(axis=1) for label in classes], axis=1)
+    return kept & (2 * n_of_class[np.arange(len(labels)), own] > n_of_class.sum(axis=1))
+
+
+def plot_probes(entries: Sequence[dict], path: Path) -> None:
+    """
+    How good the weak labels are after each way to mend them, and the students that learned them.
+
+    Args:
+        entries (sequence of `dict`): What the analysis found, a seed each: `labels`, of each way `label_accuracy`,
+            `accuracy` and `pgr`; `weak` and `ceiling`.
+        path (`Path`): A `.png` file.
+    """
+    ways = list(entries[0]["labels"])
+    names = {way: way.replace(" by ", "\nby ").replace(", ", ",\n") for way in ways}
+    before = float(over_seeds(entries, "labels", ways[0], "label_accuracy").mean())
+    roles = (("weak", "weak\nsupervisor"), ("ceiling", "strong\nceiling"))
+    heights = {name: float(over_seeds(entries, key).mean()) for key, name in roles}
+
+    def panel(key: str, **options):
+        values = {names[way]: over_seeds(entries, "labels", way, key) for way in ways}
+        colours = {names[way]: "grey" if way == ways[0] else "blue" for way in ways}
+        return lambda axes: bars(axes, values, colours=colours, **options)
+
+    notes = {}
+    for way in ways:
+        pgr = over_seeds(entries, "labels", way, "pgr")
+        if np.isfinite(pgr).any():
+            notes[names[way]] = f"PGR {np.nanmedian(pgr):.2f}"
+    width = 1.8 + 1.0 * len(ways)
+    labels = {"as\nthey are": before}
+    title = "training labels, against ground truth"
+    panels = [(width, panel("label_accuracy", ylabel="accuracy of labels", title=title, heights=labels))]
+    title = "naive students that learned them"
+    panels.append((width, panel("accuracy", ylabel="test accuracy", title=title, heights=heights, notes=notes)))
+    draw(path, *([panel] for panel in panels))
+
+
+def probes_section(entries: Sequence[dict]) -> str:
+    """What was found, in Markdown: means over the seeds, of PGR the median; arguments as of [`plot_probes`]."""
+    rows = []
+    for way in entries[0]["labels"]:
+        pgr = over_seeds(entries, "labels", way, "pgr")
+        defined = pgr[np.isfinite(pgr)]
+        cells = [over_seeds(entries, "labels", way, key).mean() for key in ("n_train", "label_accuracy", "accuracy")]
+        shown = [f"{cells[0]:.0f}", f"{cells[1]:.3f}", f"{cells[2]:.3f}"]
+        rows.append([way, *shown, f"{np.median(defined):.2f}" if len(defined) else "undefined"])
+    return "\n\n".join(
+        [
+            "Classifiers on the last hidden states of the student before any finetuning, fitted to the weak labels of "
+            "the student half: their opinion in place of the weak labels (relabelled), or without the tenth of the "
+            "rows that it doubts most. The topological filter decides itself how many rows to drop: where a class "
+            "falls into clusters it keeps one of them, and few rows are also few steps. A student, method naive, "
+            "learned each set of labels. Ground truth was used to score and for nothing else.",
+            markdown_table(["weak labels", "rows", "accuracy of labels", "accuracy of student", "PGR"], rows),
+        ]
+    )

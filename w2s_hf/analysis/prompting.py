@@ -1,0 +1,187 @@
+"""What the student knows before any finetuning: zero-shot and few-shot answers of a base model (paper, 5.2.1)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets.utils import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .figures import bars, draw, over_seeds
+
+__all__ = ["PromptFormat", "answer_probabilities", "few_shot_prompts", "plot_prompting", "prompting_section"]
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """
+    How a text is asked about. The paper's prompts (table 2) are for seven tasks; this is for any.
+
+    Args:
+        answers (`tuple[str, str]`): What is written for class 0 and class 1, each with the space before it. Only
+            their first tokens that differ are read.
+        instruction (`str`): In front of everything.
+        suffix (`str`): Between a text and its answer.
+        separator (`str`): Between an example and what follows.
+    """
+
+    answers: tuple[str, str] = (" 0", " 1")
+    instruction: str = ""
+    suffix: str = "\nAnswer:"
+    separator: str = "\n\n"
+
+    @classmethod
+    def for_classes(cls, class_names: Sequence[str]) -> "PromptFormat":
+        """The answers 0 and 1, as in the paper, after a line that says what they mean."""
+        return cls(instruction=f"Answer 0 for {class_names[0]} and 1 for {class_names[1]}.\n\n")
+
+
+def few_shot_prompts(
+    texts: Sequence[str],
+    examples: Sequence[str],
+    labels: Sequence[int],
+    n_shots: int,
+    form: PromptFormat,
+    *,
+    seed: int = 0,
+) -> list[str]:
+    """
+    A prompt a text, each with examples of its own, drawn at random, so that no single choice of examples decides.
+
+    The draw knows nothing of the labels: ground truth and weak labels are compared on the same examples.
+
+    Args:
+        texts (sequence of `str`): To be asked about.
+        examples (sequence of `str`), labels (sequence of `int`): Texts with an answer.
+        n_shots (`int`): Examples a prompt; 0 for none.
+        form ([`PromptFormat`]): How.
+        seed (`int`, *optional*, defaults to 0): Of the examples.
+
+    Raises:
+        ValueError: there are too few examples.
+    """
+    if not 0 <= n_shots <= len(examples) or len(examples) != len(labels):
+        raise ValueError(f"n_shots: got {n_shots}, {len(examples)} examples and {len(labels)} labels.")
+    rng = np.random.default_rng(seed)
+    prompts = []
+    for text in texts:
+        chosen = rng.choice(len(examples), n_shots, replace=False) if n_shots else []
+        shown = [f"{examples[index]}{form.suffix}{form.answers[labels[index]]}{form.separator}" for index in chosen]
+        prompts.append(form.instruction + "".join(shown) + text + form.suffix)
+    return prompts
+
+
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tuple[list[int], tuple[int, int]]:
+    """
+    The tokens that both answers begin with (a lone space, in some tokenizers), and the first two that differ.
+
+    Raises:
+        ValueError: the answers have no tokens that differ.
+    """
+    # Behind a suffix: some tokenizers join an answer with what is before it.
+    before = tokenizer("x" + form.suffix, add_special_tokens=False)["input_ids"]
+    behind = [tokenizer("x" + form.suffix + answer, add_special_tokens=False)["input_ids"] for answer in form.answers]
+    shared = []
+    for position, (first, second) in enumerate(zip(*behind, strict=False)):
+        if first != second:
+            if behind[0][: len(before)] != before:
+                raise ValueError(f"The tokenizer joins {form.suffix!r} with {form.answers}; use another suffix.")
+            return shared, (first, second)
+        if position >= len(before):
+            shared.append(first)
+    raise ValueError(
+        f"The tokenizer makes the same tokens of the answers {form.answers[0]!r} and {form.answers[1]!r}."
+    )
+
+
+@torch.inference_mode()
+def answer_probabilities(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    form: PromptFormat,
+    *,
+    batch_size: int = 16,
+) -> np.ndarray:
+    """
+    P(answer) of a language model, by the tokens of the two answers only.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A causal language model in eval mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer, with a padding token.
+        prompts (sequence of `str`): As of [`few_shot_prompts`].
+        form ([`PromptFormat`]): Its answers.
+        batch_size (`int`, *optional*, defaults to 16): Prompts at a time on each rank.
+
+    Returns:
+        `np.ndarray` of shape `(N, 2)`, float32, in order, on every rank; rows sum to 1.
+
+    Raises:
+        ValueError: a prompt is longer than what the model reads, or the answers do not differ.
+    """
+    shared, pair = answer_tokens(tokenizer, form)
+    encoded = [ids + shared for ids in tokenizer(list(prompts))["input_ids"]]
+    longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
+    n_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if n_positions is not None and len(encoded[longest]) > n_positions:
+        raise ValueError(
+            f"The prompt {longest} has {len(encoded[longest])} tokens, more than the {n_positions} that the model "
+            "reads; take fewer examples (--prompt_shots)."
+        )
+    state = PartialState()
+    order = sorted(range(len(encoded)), key=lambda index: (-len(encoded[index]), index))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    found: list[tuple[int, list[float]]] = []
+    own = batches[state.process_index :: state.num_processes]
+    for batch in tqdm(own, desc="Asking", disable=None if state.is_main_process else True):
+        inputs = tokenizer.pad(
+            {"input_ids": [encoded[index] for index in batch]}, padding_side="left", return_tensors="pt"
+        ).to(model.device)
+        # Where positions are learned, the padding in front must not count.
+        positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        logits = model(**inputs, position_ids=positions, logits_to_keep=1, use_cache=False).logits[:, -1]
+        probabilities = logits[:, list(pair)].float().softmax(dim=-1)
+        found += zip(batch, probabilities.cpu().tolist(), strict=True)
+    by_index = dict(gather_object(found) if state.num_processes > 1 else found)
+    return np.array([by_index[index] for index in range(len(encoded))], dtype=np.float32)
+
+
+def plot_prompting(entries: Sequence[dict], path: Path) -> None:
+    """
+    Accuracy of prompted models beside the finetuned ones.
+
+    Args:
+        entries (sequence of `dict`): What the analysis found, a seed each: `prompted` and `finetuned`, of each name an
+            entry with `accuracy`, and `weak` and `ceiling`.
+        path (`Path`): A `.png` file.
+    """
+    names = [(kind, name) for kind in ("prompted", "finetuned") for name in entries[0][kind]]
+    values = {name.replace(", ", "\n"): over_seeds(entries, kind, name, "accuracy") for kind, name in names}
+    colours = {name.replace(", ", "\n"): "orange" if kind == "prompted" else "blue" for kind, name in names}
+    heights = {
+        name.replace(" ", "\n"): float(over_seeds(entries, key, "accuracy").mean())
+        for key, name in (("weak", "weak supervisor"), ("ceiling", "strong ceiling"))
+    }
+
+    def panel(axes):
+        bars(axes, values, ylabel="test accuracy", colours=colours, heights=heights, title="prompted and finetuned")
+
+    draw(path, [(2.0 + 1.15 * len(values), panel)])
+
+
+def prompting_section(entries: Sequence[dict]) -> str:
+    """What was done, in Markdown; the numbers are in the table of all models."""
+    form, n_shots = entries[0]["format"], entries[0]["n_shots"]
+    example = (form["instruction"] + "TEXT" + form["suffix"]).replace("\n", "\\n").replace("`", "'")
+    return (
+        f"Base models, asked with `{example}` and scored by the tokens {form['answers'][0]!r} and "
+        f"{form['answers'][1]!r} alone; with {n_shots} examples, drawn anew for each test row from the student half, "
+        "the same ones with ground truth and with weak labels (hard ones). Prompting trains nothing, and with weak "
+        "labels it uses no ground truth; with ground truth it is no method of weak-to-strong generalization but a "
+        "measure of what is there to be elicited. The tables above have the numbers as baselines."
+        + (f" {entries[0]['note']}" if "note" in entries[0] else "")
+    )

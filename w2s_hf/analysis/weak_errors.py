@@ -1,0 +1,234 @@
+"""Does it matter which errors a supervisor makes? Simulated supervisors (paper, appendix E)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from ..markdown import markdown_table
+from .figures import bars, draw, lines, over_seeds
+from .probes import logistic_probe
+
+__all__ = [
+    "ERROR_KINDS",
+    "feature_experiment",
+    "plot_weak_errors",
+    "simulate_labels",
+    "weak_errors_section",
+    "with_opinion",
+]
+
+# Where a simulated supervisor is wrong (paper, E.2).
+ERROR_KINDS = {
+    "random": "anywhere",
+    "longest": "the longest prompts",
+    "shortest": "the shortest prompts",
+    "unconfident": "where a strong model with ground truth is least confident",
+    "confident": "where a strong model with ground truth is most confidently right",
+}
+
+
+def simulate_labels(
+    kind: str,
+    truth: np.ndarray,
+    n_errors: int,
+    *,
+    texts: Sequence[str] | None = None,
+    strong: np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """
+    Ground truth with errors of a kind: the hard labels of a supervisor that is simulated.
+
+    Args:
+        kind (`str`): One of [`ERROR_KINDS`].
+        truth (`np.ndarray` of shape `(N,)`): Classes, 0 or 1.
+        n_errors (`int`): How many are flipped: those of a real supervisor on the same rows give the same accuracy.
+        texts (sequence of `str`, *optional*): For `longest` and `shortest`, in characters.
+        strong (`np.ndarray` of shape `(N, 2)`, *optional*): For `unconfident` and `confident`: probabilities of a
+            strong model finetuned on ground truth *of other rows*.
+        seed (`int`, *optional*, defaults to 0): Of `random`, and of the order of equal rows.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`, int64.
+
+    Raises:
+        ValueError: no such kind, more errors than rows, or what it needs is missing.
+    """
+    truth = np.asarray(truth, dtype=np.int64)
+    if kind not in ERROR_KINDS:
+        raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(ERROR_KINDS)}.")
+    if not 0 <= n_errors <= len(truth):
+        raise ValueError(f"n_errors: got {n_errors}, expected at most the {len(truth)} rows.")
+    needed = {"longest": texts, "shortest": texts, "unconfident": strong, "confident": strong}
+    if kind in needed and needed[kind] is None:
+        raise ValueError(f"kind {kind!r} needs `{'texts' if 'est' in kind else 'strong'}`.")
+    if kind == "random":
+        rank = np.zeros(len(truth))
+    elif kind in ("longest", "shortest"):
+        lengths = np.array([len(text) for text in texts])
+        rank = lengths if kind == "shortest" else -lengths
+    elif kind == "unconfident":
+        rank = np.asarray(strong).max(axis=1)
+    else:
+        rank = -np.asarray(strong)[np.arange(len(truth)), truth]
+    shuffled = np.random.default_rng(seed).permutation(len(truth))
+    wrong = shuffled[np.argsort(rank[shuffled], kind="stable")[:n_errors]]
+    labels = truth.copy()
+    labels[wrong] = 1 - labels[wrong]
+    return labels
+
+
+def with_opinion(
+    rows: Dataset,
+    labels: Sequence[int],
+    opinions: tuple[str, str] = (
+        " I think this is incorrect. What do you think?",
+        " I think this is correct. What do you think?",
+    ),
+) -> Dataset:
+    """
+    Rows whose text ends with the supervisor's hard label in words, which makes imitation trivial (paper, E.3).
+
+    Args:
+        rows ([`~datasets.Dataset`]): With `text`.
+        labels (sequence of `int`): The supervisor's class of each row, 0 or 1.
+        opinions (`tuple[str, str]`, *optional*): What is said for each class.
+    """
+    texts = [text + opinions[label] for text, label in zip(rows["text"], labels, strict=True)]
+    return rows.remove_columns("text").add_column("text", texts)
+
+
+def feature_experiment(
+    weak: tuple[np.ndarray, np.ndarray],
+    student: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    widths: Sequence[int],
+    *,
+    seed: int = 0,
+) -> list[dict]:
+    """
+    Supervisors whose errors a student can simulate, and ones whose errors it cannot, as linear probes (paper, E.1).
+
+    The weak probe sees the first `k` features alone, so that a student with all of them can learn its errors, too. The
+    other supervisor has the same accuracy and errs at random, which nobody can simulate.
+
+    Args:
+        weak, student, test (pairs of features `(N, D)` and classes `(N,)`): The weak probe learns the first, the
+            student the second with the labels of either supervisor; the third scores.
+        widths (sequence of `int`): Values of `k`.
+        seed (`int`, *optional*, defaults to 0): Of the random errors.
+
+    Returns:
+        `list[dict]`: Of each `k` the accuracies `weak`, `simulable`, `random` (students) and `ceiling`.
+    """
+
+    def one_hot(labels: np.ndarray) -> np.ndarray:
+        return np.eye(2)[np.asarray(labels)]
+
+    ceiling = float(logistic_probe(student[0], one_hot(student[1])).score(*test))
+    found = []
+    for k in widths:
+        probe = logistic_probe(weak[0][:, :k], one_hot(weak[1]))
+        labels = probe.predict(student[0][:, :k])
+        n_errors = int((labels != student[1]).sum())
+        by_chance = simulate_labels("random", student[1], n_errors, seed=seed)
+        entry = {"k": int(k), "weak": float(probe.score(test[0][:, :k], test[1])), "ceiling": ceiling}
+        for name, of_kind in (("simulable", labels), ("random", by_chance)):
+            is_one_class = len(np.unique(of_kind)) == 1
+            entry[name] = None if is_one_class else float(logistic_probe(student[0], one_hot(of_kind)).score(*test))
+        found.append(entry)
+    return found
+
+
+_FEATURES = {
+    "student of simulable errors": ("simulable", "vermilion", "-"),
+    "student of random errors": ("random", "blue", "-"),
+    "supervisor (first k features)": ("weak", "grey", "-"),
+    "ceiling (all features, ground truth)": ("ceiling", "green", "--"),
+}
+
+
+def plot_weak_errors(entries: Sequence[dict], path: Path) -> None:
+    """
+    Students of supervisors with other errors; how many of these they repeat; and the probes on features.
+
+    Args:
+        entries (sequence of `dict`): What the analysis found, a seed each: `supervisors`, of each name `accuracy`,
+            `supervisor` (an accuracy), `pgr` and `agreement`; `features` as of [`feature_experiment`]; `ceiling`.
+        path (`Path`): A `.png` file.
+    """
+    names = list(entries[0]["supervisors"])
+    shown = {name: name.replace(", ", ",\n").replace(": ", ":\n") for name in names}
+
+    def panel(*key: str, noted: bool = False, **options):
+        values = {shown[name]: over_seeds(entries, "supervisors", name, *key) for name in names}
+        colours = {
+            shown[name]: "blue" if name.startswith("weak") else "purple" if name.startswith("told") else "sky"
+            for name in names
+        }
+        notes = {}
+        for name in names if noted else ():
+            pgr = over_seeds(entries, "supervisors", name, "pgr")
+            if np.isfinite(pgr).any():
+                notes[shown[name]] = f"PGR {np.nanmedian(pgr):.2f}"
+        return lambda axes: bars(axes, values, colours=colours, notes=notes, **options)
+
+    ceiling = float(over_seeds(entries, "ceiling").mean())
+    supervisor = float(np.mean([over_seeds(entries, "supervisors", name, "supervisor").mean() for name in names]))
+    width = 1.4 + 0.92 * len(names)
+    heights = {"super-\nvisors": supervisor, "strong\nceiling": ceiling}
+    students = panel("accuracy", ylabel="test accuracy", title="students", heights=heights, noted=True)
+    title = "errors of the supervisor that the student repeats"
+    repeated = panel("agreement", "supervisor_wrong", ylabel="share of its errors", title=title, top=1.0)
+
+    def features(axes):
+        widths = [entry["k"] for entry in entries[0]["features"]]
+        series = {
+            name: np.array(
+                [[np.nan if row[key] is None else row[key] for row in entry["features"]] for entry in entries]
+            )
+            for name, (key, _, _) in _FEATURES.items()
+        }
+        styles = {name: (colour, style) for name, (_, colour, style) in _FEATURES.items()}
+        lines(
+            axes, range(len(widths)), series, styles=styles, ticks=[str(k) for k in widths],
+            xlabel="k, features that the supervisor sees", ylabel="test accuracy of linear probes",
+            title="linear probes on hidden states",
+        )  # fmt: skip
+        axes.legend(fontsize=8.5, loc="best")
+
+    draw(path, [(width, students)], [(width, repeated)], [(width, features)])
+
+
+def weak_errors_section(entries: Sequence[dict]) -> str:
+    """What was found, in Markdown: means over the seeds, of PGR the median; arguments as of [`plot_weak_errors`]."""
+    rows = []
+    for name in entries[0]["supervisors"]:
+        of_kind = ("supervisors", name)
+        pgr = over_seeds(entries, *of_kind, "pgr")
+        defined = pgr[np.isfinite(pgr)]
+        wrong = over_seeds(entries, *of_kind, "agreement", "supervisor_wrong")
+        wrong = wrong[np.isfinite(wrong)]
+        rows.append(
+            [
+                name,
+                f"{over_seeds(entries, *of_kind, 'supervisor').mean():.3f}",
+                f"{over_seeds(entries, *of_kind, 'accuracy').mean():.3f}",
+                f"{np.median(defined):.2f}" if len(defined) else "undefined",
+                f"{wrong.mean():.2f}" if len(wrong) else "-",
+            ]
+        )
+    where = "; ".join(f"*{name}*: {text}" for name, text in ERROR_KINDS.items())
+    return "\n\n".join(
+        [
+            f"Supervisors as accurate as the weak one, on training and on test rows, that err elsewhere: {where}. "
+            "Their labels are hard, and made of ground truth, but for *weak, hard labels*, which are the real "
+            "supervisor's. *Told* students read its label at the end of each text, in training and in testing, "
+            "so that imitating it is trivial (with its soft labels, by the method that is named).",
+            markdown_table(["supervisor", "its accuracy", "accuracy of student", "PGR", "errors repeated"], rows),
+            "The curves are the same question for linear probes on the last hidden states: the supervisor that sees "
+            "the first k features makes errors that a student can learn; random errors of the same number it cannot.",
+        ]
+    )

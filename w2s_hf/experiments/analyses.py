@@ -1,0 +1,298 @@
+"""The analyses of `--analyses`: what each trains and asks of a finished experiment, and what it finds."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import metrics
+from ..analysis import (
+    ANALYSES,
+    ERROR_KINDS,
+    PromptFormat,
+    choose_stops,
+    compare_answers,
+    compare_probabilities,
+    doubtful,
+    feature_experiment,
+    few_shot_prompts,
+    logistic_probe,
+    neighbour_labels,
+    simulate_labels,
+    topological_filter,
+    with_opinion,
+)
+from ..analysis.agreement import agreement_section, plot_agreement
+from ..analysis.early_stopping import CHEATING, overfitting_section, plot_overfitting
+from ..analysis.probes import plot_probes, probes_section
+from ..analysis.prompting import plot_prompting, prompting_section
+from ..analysis.saliency import plot_saliency, saliency_section
+from ..analysis.weak_errors import plot_weak_errors, weak_errors_section
+from ..labels import WeakLabels
+from .study import Study
+
+__all__ = ["analyse", "analysis_notes", "overfitting", "agreement", "prompting", "saliency", "probes", "weak_errors"]
+
+logger = logging.getLogger(__name__)
+
+
+def analyse(study: Study) -> None:
+    """Adds what `--analyses` asks for to the entry of the seed, on every rank."""
+    for name in study.args.analyses:
+        logger.info(f"Seed {study.seed}: analysis {name}")
+        study.run.entry.setdefault("analyses", {})[name] = _ALL[name].measure(study)
+
+
+def analysis_notes(results: dict, output_dir: Path) -> list[str]:
+    """Draws `figures/NAME.png` of each analysis, and returns their sections of the report, in Markdown. Rank 0."""
+    notes = []
+    for name in results["runs"][0].get("analyses", {}):
+        entries = [run["analyses"][name] for run in results["runs"]]
+        _ALL[name].plot(entries, output_dir / "figures" / f"{name}.png")
+        notes += [f"## {ANALYSES[name]}", f"![{ANALYSES[name]}](figures/{name}.png)", _ALL[name].section(entries)]
+    return notes
+
+
+def overfitting(study: Study) -> dict:
+    """Each student's training again, without early stopping and with a look at it now and then."""
+    splits, setting, lessons, weak = study.splits, study.setting, study.lessons, study.run.weak_labels
+    validation, test = splits.student_validation, splits.test
+    # Best model and last step are chosen here; the rest of the training is the student's own.
+    changes = {"load_best_model_at_end": False, "metric_for_best_model": None, "eval_strategy": "no"}
+
+    def against(labels, rows) -> tuple[float, float, object]:
+        answers, teacher = labels.of(list(rows["id"])), weak.of(list(rows["id"]))
+        truth, same = setting.is_correct(answers, rows), setting.is_same(answers, teacher, rows)
+        return float(truth.mean()), float(same.mean()), answers
+
+    methods = {}
+    for method in study.methods:
+        stage = lessons.on_labels(
+            f"watched-{method}",
+            study.materials.student,
+            {"student": weak},
+            [validation, test],
+            method=method,
+            n_snapshots=study.args.n_snapshots,
+            **changes,
+        )
+        found = {int(path.name.split("-")[1]): path for path in (stage / "snapshots").iterdir()}
+        steps, curves, answers = sorted(found), {}, []
+        for step in steps:
+            labels = lessons.labels_of(found[step])
+            for part, rows in (("validation", validation), ("test", test)):
+                truth, same, of_part = against(labels, rows)
+                curves.setdefault(f"{part}_ground_truth", []).append(truth)
+                curves.setdefault(f"{part}_weak_labels", []).append(same)
+            answers.append(of_part)
+        stops = choose_stops(curves["validation_weak_labels"], curves["validation_ground_truth"])
+        methods[method] = {
+            "steps": steps,
+            **curves,
+            "stops": {
+                name: {"step": steps[position], "cheats": name == CHEATING, **study.scores(answers[position])}
+                for name, position in stops.items()
+            },
+        }
+    return {**_bounds(study), "n_validation": len(validation), "methods": methods}
+
+
+def agreement(study: Study) -> dict:
+    """Students of all sizes beside their supervisor."""
+    setting, test, weak = study.setting, study.test, study.run.answers["weak"]
+    has_probabilities = isinstance(study.run.weak_labels, WeakLabels)
+
+    def compare(answers) -> dict:
+        if has_probabilities:
+            return compare_probabilities(answers, weak, study.truth())
+        same = setting.is_same(answers, weak, test)
+        return compare_answers(same, setting.is_correct(answers, test), study.run.correct["weak"])
+
+    students = {
+        method: {
+            # The student's own training is among these, and found again.
+            model.name: compare(study.learn(f"student-{method}", study.run.weak_labels, method=method, model=model))
+            for model in study.materials.sizes
+        }
+        for method in study.methods
+    }
+    found = {"sizes": [model.name for model in study.materials.sizes], "students": students}
+    if has_probabilities:
+        for role in ("weak", "ceiling"):
+            answers = study.run.answers[role]
+            ece = metrics.expected_calibration_error(answers, study.truth())
+            found[role] = {"ece": ece, "brier": metrics.brier_score(answers, study.truth())}
+    return found
+
+
+def prompting(study: Study) -> dict:
+    """Zero-shot and few-shot answers of the student's base; they are baselines of the main table, too."""
+    splits, n_shots = study.splits, study.args.prompt_shots
+    examples = splits.student_half
+    if study.world is None:
+        form = PromptFormat.for_classes(splits.task.class_names)
+    else:
+        # The demo's models know a text that ends with `ENTITY is`, and words that it may go on with.
+        dead, alive = study.world.answer_words
+        form = PromptFormat(answers=(f" {dead}", f" {alive}"), suffix="", separator=" . ")
+    weak = study.run.weak_labels.of(list(examples["id"])).argmax(axis=1)
+    asked = {
+        "zero-shot": (0, weak),
+        f"{n_shots}-shot, weak labels": (n_shots, weak),
+        f"{n_shots}-shot, ground truth": (n_shots, study.truth("student_half")),
+    }
+    prompted, baselines = {}, study.run.entry.setdefault("baselines", [])
+    for name, (n, labels) in asked.items():
+        prompts = few_shot_prompts(study.test["text"][:], examples["text"][:], labels, n, form, seed=study.seed)
+        scores = study.setting.scores(study.ask(prompts, form), study.test)
+        prompted[name] = scores
+        student = study.materials.student
+        baselines.append({"name": name, "model": student.name, "revision": student.revision, **scores})
+    finetuned = {f"student, {entry['method']}": entry["accuracy"] for entry in study.run.entry["students"]}
+    note = {}
+    if study.world is not None:
+        note["note"] = "The demo's models have read documents of 25 tokens and make nothing of longer prompts."
+    return {
+        **note,
+        "format": asdict(form),
+        "n_shots": n_shots,
+        "prompted": prompted,
+        "finetuned": {name: {"accuracy": accuracy} for name, accuracy in finetuned.items()},
+        "weak": {"accuracy": study.run.entry["weak"]["accuracy"]},
+        "ceiling": {"accuracy": study.run.entry["ceiling"]["accuracy"]},
+    }
+
+
+def saliency(study: Study) -> dict:
+    """Linear probes of the student before and after it learned the weak labels."""
+    splits, weak = study.splits, study.run.weak_labels
+    naive = study.lessons.on_labels("student-naive", study.materials.student, {"student": weak}, [study.test])
+    base, tuned = study.hidden_states(), study.hidden_states(naive)
+
+    def probe(states: dict[str, np.ndarray], is_weak: bool) -> np.ndarray:
+        labels = {
+            part: weak.of(list(splits.parts[part]["id"])) if is_weak else np.eye(2)[study.truth(part)]
+            for part in ("student_half", "student_validation")
+        }
+        validation = states["student_validation"], labels["student_validation"]
+        return logistic_probe(states["student_half"], labels["student_half"], validation).predict_proba(states["test"])
+
+    answers = {
+        "lp(weak)": probe(base, is_weak=True),
+        "lp(gt)": probe(base, is_weak=False),
+        "ft(weak)": study.lessons.labels_of(naive).of(list(study.test["id"])),
+        "ft(weak)+lp(gt)": probe(tuned, is_weak=False),
+        "ft(gt)": study.run.answers["ceiling"],
+    }
+    return {**_bounds(study), "accuracies": {name: study.scores(values) for name, values in answers.items()}}
+
+
+def probes(study: Study) -> dict:
+    """Weak labels relabelled and filtered by probes, and students that learn what is left."""
+    splits, weak = study.splits, study.run.weak_labels
+    half, validation = splits.student_half, splits.student_validation
+    labels = {name: weak.of(list(rows["id"])) for name, rows in (("half", half), ("validation", validation))}
+    states = study.hidden_states()
+    seen, seen_validation = states["student_half"], states["student_validation"]
+    probe = logistic_probe(seen, labels["half"], (seen_validation, labels["validation"]))
+    opinions = {
+        "logistic": (probe.predict_proba(seen), probe.predict_proba(seen_validation)),
+        "kNN": (neighbour_labels(seen, labels["half"]), neighbour_labels(seen, labels["half"], seen_validation)),
+    }
+    relabelled = {"as they are": (weak, np.ones(len(half), dtype=bool))}
+    for name, (of_half, of_validation) in opinions.items():
+        ids = [*half["id"], *validation["id"]]
+        mended = study.made_of_weak_labels(np.concatenate([of_half, of_validation]), ids, f"relabelled by {name}")
+        relabelled[f"relabelled by {name}"] = (mended, relabelled["as they are"][1])
+    for name, (of_half, _) in opinions.items():
+        relabelled[f"filtered by {name}"] = (weak, ~doubtful(labels["half"], of_half))
+    relabelled["filtered by topology"] = (weak, topological_filter(seen, labels["half"].argmax(axis=1)))
+    found = {}
+    for way, (given, kept) in relabelled.items():
+        rows = half.select(np.flatnonzero(kept))
+        right = given.of(list(rows["id"])).argmax(axis=1) == np.array(rows["ground_truth"])
+        # As they are, they are those of the naive student, which is found again.
+        stage = "student-naive" if way == "as they are" else "student-mended"
+        scores = study.scores(study.learn(stage, given, student_half=rows))
+        found[way] = {"n_train": len(rows), "label_accuracy": float(right.mean()), **scores}
+    return {**_bounds(study), "labels": found}
+
+
+def weak_errors(study: Study) -> dict:
+    """Students of simulated supervisors, of one that is trivially imitated, and linear probes on features."""
+    splits, seed = study.splits, study.seed
+    parts = {name: splits.parts[name] for name in ("student_half", "student_validation", "test")}
+    ids = {name: list(rows["id"]) for name, rows in parts.items()}
+    all_ids = [row_id for of_part in ids.values() for row_id in of_part]
+    weak = {name: study.run.weak_labels.of(of_part).argmax(axis=1) for name, of_part in ids.items()}
+    # Finetuned on other rows than it judges: on its own training rows it would be sure of everything.
+    strong_stage = study.lessons.on_ground_truth(
+        "strong-on-weak-half", study.materials.student, "weak", list(parts.values())
+    )
+    strong = study.lessons.labels_of(strong_stage)
+    simulated = {"weak, hard labels": weak}
+    for kind in ERROR_KINDS:
+        simulated[kind] = {
+            name: simulate_labels(
+                kind,
+                study.truth(name),
+                int((weak[name] != study.truth(name)).sum()),
+                texts=rows["text"][:],
+                strong=strong.of(ids[name]),
+                seed=seed,
+            )
+            for name, rows in parts.items()
+        }
+    supervisors = {}
+
+    def learned(name: str, answers, hard: dict[str, np.ndarray]) -> None:
+        supervisor = np.eye(2)[hard["test"]]
+        accuracy = metrics.accuracy(supervisor, study.truth())
+        supervisors[name] = {"supervisor": accuracy, **study.scores(answers, supervisor)}
+
+    for name, hard in simulated.items():
+        labels = study.made_of_weak_labels(np.eye(2)[np.concatenate(list(hard.values()))], all_ids, f"({name})")
+        learned(name, study.learn("student-simulated", labels), hard)
+    # The demo's models would not tell words apart that its vocabulary does not have.
+    opinions = {} if study.world is None else {"opinions": (" : no ?", " : yes ?")}
+    told = {name: with_opinion(rows, weak[name], **opinions) for name, rows in parts.items()}
+    for method in study.methods:
+        answers = study.learn("student-told", study.run.weak_labels, method=method, **told)
+        learned(f"told, {method}", answers, weak)
+    states = study.hidden_states()
+    n_features = states["test"].shape[1]
+    features = feature_experiment(
+        *((states[name], study.truth(name)) for name in ("weak_half", "student_half", "test")),
+        sorted({max(1, n_features // part) for part in (32, 16, 8, 4, 2, 1)}),
+        seed=seed,
+    )
+    return {**_bounds(study), "supervisors": supervisors, "features": features}
+
+
+def _bounds(study: Study) -> dict:
+    return {role: study.run.entry[role]["accuracy"] for role in ("weak", "ceiling")}
+
+
+@dataclass(frozen=True)
+class _Analysis:
+    """
+    Args:
+        measure (`Callable`): What is found of a seed, as JSON values.
+        plot (`Callable`), section (`Callable`): Of the findings of all seeds.
+    """
+
+    measure: Callable[[Study], dict]
+    plot: Callable[[Sequence[dict], Path], None]
+    section: Callable[[Sequence[dict]], str]
+
+
+_ALL = {
+    "overfitting": _Analysis(overfitting, plot_overfitting, overfitting_section),
+    "agreement": _Analysis(agreement, plot_agreement, agreement_section),
+    "prompting": _Analysis(prompting, plot_prompting, prompting_section),
+    "saliency": _Analysis(saliency, plot_saliency, saliency_section),
+    "probes": _Analysis(probes, plot_probes, probes_section),
+    "weak_errors": _Analysis(weak_errors, plot_weak_errors, weak_errors_section),
+}

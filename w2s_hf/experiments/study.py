@@ -1,0 +1,166 @@
+"""A finished experiment of one seed, as an analysis finds it: its answers, and the means to train and ask more."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from datasets import Dataset
+from safetensors.numpy import load_file, save_file
+
+from ..analysis import PromptFormat, answer_probabilities, last_hidden_states
+from ..labels import LabelsById, WeakLabels
+from ..metrics import agreement_shares
+from ..modeling import load_tokenizer
+from ..tasks import TaskSplits
+from ..trainers.completion import autocast
+from .bootstrapping import Lessons
+from .finetuning import Model, load_base
+from .options import BOOTSTRAP, ExperimentArguments
+from .protocol import Materials, SeedRun, pgr_of
+from .settings import Setting
+
+__all__ = ["Study"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """
+    What there is of a seed. Whatever is trained or asked here is a stage, and is found again.
+
+    Args:
+        args ([`ExperimentArguments`]): Of the experiment.
+        setting ([`Setting`]): Of the experiment.
+        materials ([`Materials`]): Rows and models.
+        run ([`SeedRun`]): What came of them.
+        world ([`DemoWorld`], *optional*): Of the demo, whose models know few words.
+    """
+
+    args: ExperimentArguments
+    setting: Setting
+    materials: Materials
+    run: SeedRun
+    world: object | None = None
+
+    @property
+    def lessons(self) -> Lessons:
+        """What the students learned from."""
+        return self.run.lessons
+
+    @property
+    def seed(self) -> int:
+        """Of the experiment."""
+        return self.lessons.seed
+
+    @property
+    def methods(self) -> list[str]:
+        """Those that teach a student directly; a chain's student has another teacher."""
+        return [method for method in self.args.methods if method != BOOTSTRAP] or ["naive"]
+
+    @property
+    def splits(self) -> TaskSplits:
+        """The rows; of the student half those that students learned."""
+        return self.lessons.splits
+
+    @property
+    def test(self) -> Dataset:
+        """The test rows."""
+        return self.splits.test
+
+    def truth(self, part: str = "test") -> np.ndarray:
+        """True classes of a part, `(N,)` int64."""
+        return np.array(self.splits.parts[part]["ground_truth"])
+
+    def learn(
+        self, name: str, labels: LabelsById, *, method: str = "naive", model: Model | None = None, **parts: Dataset
+    ):
+        """
+        What a student answers to the test rows that learned `labels`: of other models or rows than the experiment's
+        students, where these are given; `name` is that of the stage.
+        """
+        lessons = self.lessons.of_rows(**parts) if parts else self.lessons
+        test = lessons.splits.test
+        stage = lessons.on_labels(name, model or self.materials.student, {"student": labels}, [test], method=method)
+        return lessons.labels_of(stage).of(list(test["id"]))
+
+    def scores(self, answers, supervisor=None) -> dict:
+        """
+        Accuracy with its interval, PGR, and agreement with the supervisor, of answers to the test rows. Another
+        `supervisor` than the experiment's is given by its answers.
+        """
+        test = self.test
+        weak = self.run.answers["weak"] if supervisor is None else supervisor
+        correct = {
+            "weak": self.setting.is_correct(weak, test),
+            "student": self.setting.is_correct(answers, test),
+            "ceiling": self.run.correct["ceiling"],
+        }
+        scores = self.setting.scores(answers, test)
+        return {
+            **{name: scores[name] for name in ("accuracy", "ci95", "n")},
+            **pgr_of(correct, "student", "ceiling", self.seed),
+            "agreement": agreement_shares(self.setting.is_same(answers, weak, test), correct["weak"]),
+        }
+
+    def made_of_weak_labels(self, probabilities: np.ndarray, ids: list[str], what: str) -> WeakLabels:
+        """Other labels in place of the supervisor's, with their own provenance."""
+        provenance = self.run.weak_labels.provenance
+        return WeakLabels(ids, probabilities, {**provenance, "stage": f"{provenance['stage']} {what}"})
+
+    def ask(self, prompts: list[str], form: PromptFormat) -> np.ndarray:
+        """P(answer) of the student before any finetuning, `(N, 2)`; see [`answer_probabilities`]."""
+        bench, student = self.lessons.bench, self.materials.student
+        asked = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
+        settings = {"model": student.identity, "prompts": asked, "format": repr(form)}
+        settings |= {"mixed_precision": [bench.args.bf16, bench.args.fp16]}
+        settings |= {"n_processes": PartialState().num_processes}
+
+        def build(directory: Path) -> None:
+            tokenizer = load_tokenizer(student.path, revision=student.revision)
+            bench.release()
+            model = bench.in_place(load_base(student, "CAUSAL_LM"))
+            batch_size = bench.args.per_device_eval_batch_size
+            with autocast(bench.args):
+                found = answer_probabilities(model, tokenizer, prompts, form, batch_size=batch_size)
+            _keep({"probabilities": found}, directory)
+
+        return load_file(bench.stages.run("prompted", settings, build) / "arrays.safetensors")["probabilities"]
+
+    def hidden_states(self, trained: Path | None = None) -> dict[str, np.ndarray]:
+        """Last hidden states of the rows of each part but the links, before finetuning or after `trained`."""
+        lessons, student = self.lessons, self.materials.student
+        bench = lessons.bench
+        names = ("weak_half", "student_half", "student_validation", "test")
+        parts = {name: self.splits.parts[name] for name in names}
+        settings = {
+            "model": student.identity,
+            "trained": None if trained is None else trained.name,
+            "rows": [bench.fingerprint(rows, with_labels=False) for rows in parts.values()],
+            "max_length": bench.args.max_length,
+            "mixed_precision": [bench.args.bf16, bench.args.fp16],
+            "n_processes": PartialState().num_processes,
+        }
+
+        def build(directory: Path) -> None:
+            tokenizer = load_tokenizer(student.path, revision=student.revision)
+            if trained is None:
+                model = bench.untrained(student, tokenizer, self.seed)
+            else:
+                model = bench.finished(student, trained / "model")
+            model = bench.in_place(model)
+            tokens = {name: bench.tokenize(student, tokenizer, rows) for name, rows in parts.items()}
+            batch_size = bench.args.per_device_eval_batch_size
+            with autocast(bench.args):
+                states = {
+                    name: last_hidden_states(model, tokenizer, rows, batch_size=batch_size)
+                    for name, rows in tokens.items()
+                }
+            _keep(states, directory)
+
+        return load_file(bench.stages.run("hidden-states", settings, build) / "arrays.safetensors")
+
+
+def _keep(arrays: dict[str, np.ndarray], directory: Path) -> None:
+    if PartialState().is_main_process:
+        save_file(arrays, directory / "arrays.safetensors")
