@@ -3,6 +3,7 @@
 import copy
 import gc
 import os
+from multiprocessing import forkserver
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -11,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # models this small run no faster on two th
 
 import numpy as np
 import pytest
+import running
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -32,6 +34,14 @@ def imported_modules_are_no_garbage():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _server_of_forks(request):
+    """Where a test forks, what it forks is imported on another core from the start, while other tests run."""
+    uses = (running.forked, running.start)
+    if any(getattr(item.module, use.__name__, None) is use for item in request.session.items for use in uses):
+        forkserver.ensure_running()
 
 
 WORDS = [f"w{index}" for index in range(60)]

@@ -1,5 +1,6 @@
 """What processes of `test_hub_end_to_end.py` do, each with a Hub of its own: `python hub_scripts.py NAME FOLDER`."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -88,4 +89,5 @@ def load(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as `imported_modules_are_no_garbage` of the tests
     {"trainers": trainers, "load": load}[sys.argv[1]](Path(sys.argv[2]))

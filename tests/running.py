@@ -1,11 +1,13 @@
 """Recipes as their users run them: in a process of their own, in one that has its imports done, or in this one."""
 
+import gc
 import io
 import json
 import logging
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -58,6 +60,9 @@ def _run_script(argv: list[str], environment: dict[str, str], log: Path) -> None
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = argv
+    gc.freeze()  # as `imported_modules_are_no_garbage` of this process: half a second for every time that one collects
+    # A shell's background job ignores interrupts, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     runpy.run_path(argv[0], run_name="__main__")
 
 

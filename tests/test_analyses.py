@@ -1,31 +1,17 @@
 """`--analyses` as a user meets it, on a demo made small; and that no ground truth gets to a student."""
 
 import json
-import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from running import ROOT, TINY, numbers, recipe_here
+from running import ROOT, TINY, forked, numbers, recipe_here
 from safetensors.numpy import load_file
 from test_chess_recipe import NAME as CHESS_RECIPE
-from test_completion import make_character_tokenizer
-from test_finetuning import bench_of
-from transformers import Trainer
 
 from w2s_hf import StudentCard, WeakLabels
-from w2s_hf.analysis import ANALYSES
-from w2s_hf.config import StudentConfig
 from w2s_hf.experiments import analyses as experiment_analyses
-from w2s_hf.experiments.analyses import agreement, overfitting, probes
-from w2s_hf.experiments.arguments import parse_arguments
-from w2s_hf.experiments.classification import ClassificationExperiment
-from w2s_hf.experiments.finetuning import Model, Workbench
-from w2s_hf.experiments.stages import Stages
-from w2s_hf.experiments.study import Study
-from w2s_hf.labels import Completion
-from w2s_hf.tasks import find_task
-from w2s_hf.tasks.dealing import TaskSplits
+from w2s_hf.experiments.finetuning import Workbench
+from w2s_hf.experiments.options import ANALYSES
 
 ALL = [*TINY, "--analyses", *ANALYSES, "--n_snapshots", "3", "--prompt_shots", "2"]
 
@@ -104,10 +90,9 @@ def test_prompted_models_are_baselines_of_the_table(analysed):
     for name in names:
         assert f"\n0     {name}" in process.stdout and f"| 0 | {name} |" in (output / "report.md").read_text()
         assert run["analyses"]["prompting"]["prompted"][name]["n"] == run["weak"]["n"]
-    asked = [
-        load_file(path / "arrays.safetensors") for path in (output / "_stages").glob("prompted-*") if path.is_dir()
-    ]
-    assert len(asked) == 3 and len({array["probabilities"].tobytes() for array in asked}) == 3
+    (path,) = (output / "_stages").glob("prompted-*/arrays.safetensors")
+    answers = load_file(path)["probabilities"]
+    assert len({part.tobytes() for part in np.split(answers, 3)}) == 3
 
 
 def test_saliency_is_about_the_student_and_the_ceiling_of_the_run(analysed):
@@ -173,8 +158,10 @@ def test_an_analysis_of_a_finished_run_keeps_its_numbers(analysed, cache, tmp_pa
         ("boolq.py", "--n_snapshots 0", "--n_snapshots: got 0"),
         ("boolq.py", "--keep_confident 1.5", "a share in (0, 1]"),
         (CHESS_RECIPE, "--keep_confident 0.5", "moves are text"),
-        ("boolq.py", "--n_supervisors 2 --methods bootstrap", "which has one"),
+        ("boolq.py", "--n_supervisors 2 --methods bootstrap", "a chain has one supervisor"),
+        ("boolq.py", "--keep_confident 0.5 --methods bootstrap", "a chain has one supervisor"),
         ("boolq.py", "--ladder a b --methods naive", "nor --analyses agreement"),
+        ("boolq.py", "--ladder a b --student_model c --analyses agreement", "expected one of --ladder a b"),
     ],
 )
 def test_what_cannot_be_is_refused(name, options, words, cache, tmp_path):
@@ -182,151 +169,99 @@ def test_what_cannot_be_is_refused(name, options, words, cache, tmp_path):
     assert process.returncode == 2 and words in " ".join(process.stderr.split()), process.stderr[-2000:]
 
 
-@pytest.mark.parametrize("name", ["anthropic_hh.py", CHESS_RECIPE])
-def test_pairs_and_puzzles_have_the_analyses_of_answers(name, cache, tmp_path):
-    options = [*TINY, "--analyses", "overfitting", "agreement", "--n_snapshots", "2", "--methods", "naive"]
+GENERATIVE = "--generative_finetuning true --generative_learning_rate 3e-3".split()
+
+
+@pytest.mark.parametrize(("name", "more"), [("anthropic_hh.py", GENERATIVE), (CHESS_RECIPE, [])])
+def test_pairs_and_puzzles_have_the_analyses_of_answers(name, more, cache, tmp_path):
+    options = [*TINY, *more, "--analyses", "overfitting", "agreement", "--n_snapshots", "2", "--methods", "naive"]
     process = recipe_here(*options, "--output_dir", tmp_path, cache=cache, name=name)
     assert process.returncode == 0, process.stderr[-3000:]
     (run,) = numbers(tmp_path)["runs"]
+    # The student is found again among the sizes, after a generative stage, too.
     of_student = run["analyses"]["agreement"]["students"]["naive"][run["students"][0]["model"]]
     assert of_student["accuracy"] == run["students"][0]["accuracy"]
     assert of_student["agreement"] == run["students"][0]["agreement"]
+    assert len(list(tmp_path.glob("_stages/student-naive-*/"))) == len(run["analyses"]["agreement"]["sizes"])
     assert ("brier" in of_student) == (name != CHESS_RECIPE)
     watched = run["analyses"]["overfitting"]["methods"]["naive"]
     assert watched["steps"] == [2, 3] and watched["stops"]["last_step"]["accuracy"] == watched["test_ground_truth"][-1]
     assert {path.name for path in (tmp_path / "figures").glob("*.png")} >= {"overfitting.png", "agreement.png"}
 
 
-def test_several_supervisors_and_confident_labels(cache, tmp_path):
-    options = [*TINY, "--methods", "naive", "--n_supervisors", "2", "--keep_confident", "0.5"]
-    process = recipe_here(*options, "--output_dir", tmp_path, cache=cache)
+def test_several_supervisors_and_confident_labels(cache, tmp_path, monkeypatch):
+    taught, finetune = {}, Workbench.finetune
+
+    def watched(self, name, model, train, *args, **options):
+        taught.setdefault(name, []).append(train)
+        return finetune(self, name, model, train, *args, **options)
+
+    monkeypatch.setattr(Workbench, "finetune", watched)
+    options = "--methods naive --n_supervisors 2 --keep_confident 0.5 --analyses saliency probes weak_errors".split()
+    process = recipe_here(*TINY, *options, "--output_dir", tmp_path, cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
     members = [WeakLabels.load(path) for path in (tmp_path / "_stages").glob("weak-*/predictions")]
     mean = WeakLabels.load(tmp_path / "weak_labels" / "seed0")
     assert len(members) == 2 and not np.array_equal(*(member.of(mean.ids) for member in members))
     expected = np.mean([member.of(mean.ids) for member in members], axis=0)
     np.testing.assert_allclose(mean.probabilities, expected, atol=1e-6)
-    assert "student pretrained-64x2 on 24 weak labels" in process.stderr.replace("demo/", "")
-    assert "ceiling pretrained-64x2 on 48 rows" in process.stderr.replace("demo/", "")
-    settings = json.loads((tmp_path / "results.json").read_text())["settings"]["training"]
+
+    all_ids = list(taught["ceiling"][0]["id"])
+    kept = [row_id for row_id, is_kept in zip(all_ids, mean.most_confident(all_ids, 0.5), strict=True) if is_kept]
+    assert len(all_ids) == 48 and len(kept) in (24, 25)
+    for name in ("student-naive", "control", "student-simulated", "student-told"):
+        assert [list(rows["id"]) for rows in taught[name]] == [kept] * len(taught[name]), name
+    assert all(set(rows["id"]) <= set(kept) for rows in taught["student-mended"])
+    assert set(taught["strong-on-weak-half"][0]["id"]) == set(taught["weak"][0]["id"]), "it judges what it learned"
+
+    results = json.loads((tmp_path / "results.json").read_text())
+    settings, report = results["settings"]["training"], (tmp_path / "report.md").read_text()
     assert settings["weak supervisors, of which the labels are the mean"] == 2
     assert settings["weak labels that students learn, the most confident"] == 0.5
+    assert "weak supervisor, mean of 2" in report and "learned a share of 0.5 of their weak labels" in report
+    assert results["runs"][0]["analyses"]["probes"]["labels"]["as they are"]["n_train"] == len(kept)
 
 
-# ---- In parts ----
-
-MARKER = 777
-
-
-@pytest.fixture(scope="module")
-def study(cache, tmp_path_factory):
-    """A finished experiment, and an empty place for the stages of more."""
-    output = tmp_path_factory.mktemp("study")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("W2S_HF_CACHE", str(cache))
-        patch.setattr("sys.argv", ["recipes/boolq.py"])
-        options = [*TINY, "--output_dir", str(output / "first")]
-        args, *others = parse_arguments("", ROOT / "recipes" / "configs" / "demo.yaml", options, announce=False)
-        experiment = ClassificationExperiment(find_task("boolq"), args, *others)
-        args.analyses = ["agreement"]  # for its models, which are loaded
-        run, materials = experiment.run_seed(0), experiment.materials(0)
-    bench = Workbench(Stages(output / "more"), experiment.training_args, experiment.setting)
-    run = replace(run, lessons=replace(run.lessons, bench=bench))
-    return Study(args, experiment.setting, materials, run, experiment.world(0))
+def test_of_a_chain_alone_the_analyses_are_about_another_student(cache, tmp_path):
+    options = "--methods bootstrap --link_rows same --analyses agreement --ladder pretrained-32x2 pretrained-64x2"
+    process = recipe_here(*TINY, *options.split(), "--output_dir", tmp_path, cache=cache)
+    assert process.returncode == 0, process.stderr[-3000:]
+    (run,) = numbers(tmp_path)["runs"]
+    assert list(run["analyses"]["agreement"]["students"]) == ["naive"]
+    direct = run["students"][0]["direct"]["same_rows"]["accuracy"]
+    assert run["analyses"]["agreement"]["students"]["naive"]["demo/pretrained-64x2"]["accuracy"] == direct
+    assert "taught by the supervisor itself, method naive" in (tmp_path / "report.md").read_text()
 
 
-def test_a_watched_training_ends_as_one_without_early_stopping(study):
-    lessons, weak = study.lessons, study.run.weak_labels
-    plain = {"load_best_model_at_end": False, "metric_for_best_model": None, "eval_strategy": "no"}
-    asked = [study.splits.student_validation, study.test]
-    plain["method"] = "confidence"
-    unwatched, stage = (
-        lessons.on_labels("s", study.materials.student, {"student": weak}, asked, n_snapshots=n_snapshots, **plain)
-        for n_snapshots in (0, 2)
-    )
-    expected = lessons.labels_of(unwatched)
-    assert lessons.labels_of(stage).fingerprint == expected.fingerprint
-    by_step = {path.name: lessons.labels_of(path) for path in (stage / "snapshots").iterdir()}
-    assert set(by_step) == {"step-2", "step-3"} and by_step["step-3"].fingerprint == expected.fingerprint
-    assert by_step["step-2"].fingerprint != expected.fingerprint and by_step["step-2"].provenance["step"] == 2
+def test_an_analysis_that_fails_takes_nothing_with_it(cache, tmp_path):
+    options = [*TINY, "--methods", "naive", "--analyses", "prompting", "--prompt_shots", "40"]
+    process = recipe_here(*options, "--output_dir", tmp_path, cache=cache)
+    assert process.returncode == 1 and "take fewer examples (--prompt_shots)" in process.stderr
+    (run,) = numbers(tmp_path)["runs"]
+    assert "analyses" not in run and (tmp_path / run["students"][0]["output"] / "README.md").is_file()
 
 
-@pytest.fixture
-def collated(monkeypatch):
-    """Everything that a collator is given, of training, validation and prediction, as text."""
-    seen = []
-
-    def recording(method):
-        original = getattr(Trainer, method)
-
-        def dataloader(self, *args, **kwargs):
-            inner = self.data_collator
-
-            def collate(features):
-                seen.append(repr(features))
-                return inner(features)
-
-            self.data_collator = collate
-            try:
-                return original(self, *args, **kwargs)
-            finally:
-                self.data_collator = inner
-
-        monkeypatch.setattr(Trainer, method, dataloader)
-
-    for method in ("get_train_dataloader", "get_eval_dataloader", "get_test_dataloader"):
-        recording(method)
-    return seen
+def untrained(output, name: str) -> dict[str, np.ndarray]:
+    """What the base was asked, and not what was finetuned, in which ranks show in the last digits."""
+    for path in output.glob(f"_stages/{name}-*/stage.json"):
+        if json.loads(path.read_text())["settings"].get("trained") is None:
+            return load_file(path.with_name("arrays.safetensors"))
+    raise AssertionError(f"no stage {name}")
 
 
-def marked(batch: str) -> bool:
-    """Is the marker in it, as a number of its own? (Probabilities have it among their digits.)"""
-    return re.search(rf"(?<![\d.]){MARKER}(?!\d)", batch) is not None
-
-
-def test_ground_truth_is_seen_by_no_collator_of_a_student(study, monkeypatch, collated):
-    """A marker in the place of the truth about all rows that students, however taught, learn or are stopped by."""
-    monkeypatch.setattr(TaskSplits, "__post_init__", lambda self: None)  # it would refuse such a class
-    parts = {name: rows for name, rows in study.splits.parts.items() if name.startswith("student")}
-    planted = {
-        name: rows.remove_columns("ground_truth").add_column("ground_truth", [MARKER] * len(rows))
-        for name, rows in parts.items()
+def test_two_ranks_find_the_same(analysed, cache, tmp_path):
+    output, _, results = analysed
+    options = [*TINY, "--per_device_train_batch_size", "16", "--analyses", "saliency", "prompting", "probes"]
+    options += ["--prompt_shots", "2", "--output_dir", tmp_path]
+    process = forked(ROOT / "recipes" / "boolq.py", *options, n_ranks=2, W2S_HF_CACHE=str(cache))
+    assert process.returncode == 0, process.stderr[-3000:]
+    for name in ("prompted", "hidden-states"):
+        one, two = (untrained(directory, name) for directory in (output, tmp_path))
+        assert one.keys() == two.keys()
+        for key in one:
+            np.testing.assert_allclose(one[key], two[key], atol=1e-5)
+    found = numbers(tmp_path)["runs"][0]["analyses"]["probes"]["labels"]
+    expected = results["runs"][0]["analyses"]["probes"]["labels"]
+    assert {way: entry["n_train"] for way, entry in found.items()} == {
+        way: entry["n_train"] for way, entry in expected.items()
     }
-    lessons = study.lessons.of_rows(**planted)
-    assert set(lessons.rows("student")[0]["ground_truth"]) == {MARKER}
-    planted_study = replace(study, run=replace(study.run, lessons=lessons))
-    for analysis in (overfitting, agreement, probes):
-        analysis(planted_study)
-    stages = lessons.bench.stages.root.iterdir()
-    trained = {path.name.rsplit("-", 1)[0] for path in stages if path.is_dir()}
-    assert trained >= {"watched-naive", "watched-confidence", "student-naive", "student-mended", "hidden-states"}
-    assert len(collated) > 50 and any("labels" in batch for batch in collated)
-    assert not [batch for batch in collated if marked(batch) or "ground_truth" in batch]
-    # It would be seen, and whoever learned the ground truth of these rows would learn the marker.
-    assert marked(repr([{"labels": MARKER}])) and marked(repr([{"labels": [float(MARKER), 0.0]}]))
-    with pytest.raises(ValueError, match=str(MARKER)):
-        lessons.on_ground_truth("ceiling", study.materials.student, "student", [study.test])
-
-
-@pytest.mark.parametrize("kind", ["reward", "chess"])
-def test_ground_truth_is_seen_by_no_collator_of_other_students(kind, tmp_path, collated):
-    bench, rows = bench_of(kind, tmp_path, tmp_path / "model")
-    setting, ids = bench.setting, list(rows["id"])
-    if kind == "chess":
-        marker, answers = " Zz9", [Completion(" e4", is_cut=False)] * len(rows)
-        tokens = make_character_tokenizer()(marker.strip(), add_special_tokens=False)["input_ids"]
-        seen_as = ", ".join(map(str, tokens))
-        assert len(set(tokens)) == 3, "the tokenizer does not know the marker"
-    else:
-        marker, answers, seen_as = MARKER, np.tile([0.25, 0.75], (len(rows), 1)), str(MARKER)
-    planted = rows.remove_columns("ground_truth").add_column("ground_truth", [marker] * len(rows))
-    labelled = setting.labels(ids, answers, {}).join(planted)
-    model = Model("m", str(tmp_path / "model"), "1", StudentConfig(dtype="float32", lora_r=4))
-    options = {"seed": 0, "provenance": {}, "n_snapshots": 2}
-    bench.finetune("student", model, labelled, labelled, [planted], **options)
-    batches = [str(batch) for batch in collated]
-    assert batches and not [batch for batch in batches if seen_as in batch or "ground_truth" in batch]
-    if kind == "chess":
-        truth = setting.with_ground_truth(planted)
-        bench.finetune("ceiling", model, truth, truth, [planted], **options)
-        assert any(seen_as in batch for batch in collated), "it would not be seen if it were there"

@@ -13,7 +13,6 @@ from w2s_hf import WeakLabels, WeakToStrongTrainer, fresh_adapter
 from w2s_hf.analysis import (
     ERROR_KINDS,
     PromptFormat,
-    SnapshotCallback,
     answer_probabilities,
     choose_stops,
     compare_answers,
@@ -24,14 +23,15 @@ from w2s_hf.analysis import (
     last_hidden_states,
     logistic_probe,
     neighbour_labels,
+    out_of_fold,
     simulate_labels,
     topological_filter,
     with_opinion,
 )
-from w2s_hf.analysis.early_stopping import snapshot_steps
 from w2s_hf.analysis.prompting import answer_tokens
 from w2s_hf.metrics import accuracy, accuracy_interval, brier_score, performance_gap_recovered, squared_distance
 from w2s_hf.modeling import classification_head
+from w2s_hf.trainers.snapshots import SnapshotCallback, snapshot_steps
 
 RNG = np.random.default_rng(0)
 N = 600
@@ -125,8 +125,9 @@ def test_snapshots_are_even_and_end_with_the_last_step(n_steps, n_snapshots):
 def test_a_look_at_a_training_leaves_it_as_it_is(model_of, tokenizer, tmp_path):
     weights, looks = [], []
     for is_watched in (False, True):
-        model = fresh_adapter(model_of(), seed=0)
-        args = arguments(tmp_path / str(is_watched), per_device_train_batch_size=4, num_train_epochs=2, max_steps=-1)
+        model = fresh_adapter(model_of("gpt2"), seed=0)
+        options = {"num_train_epochs": 2, "max_steps": -1, "disable_dropout": False}
+        args = arguments(tmp_path / str(is_watched), per_device_train_batch_size=4, **options)
         trainer = WeakToStrongTrainer(model=model, args=args, train_dataset=make_rows(20), processing_class=tokenizer)
         if is_watched:
             others = make_rows(8, seed=1)
@@ -200,6 +201,13 @@ def test_the_head_makes_the_logits_of_the_hidden_states(kind, has_adapters, mode
             torch.testing.assert_close(of_state, logits, atol=1e-4, rtol=1e-4)
 
 
+def test_a_decoder_need_not_know_its_padding(model_of, tokenizer):
+    model, rows = model_of("llama").eval(), make_rows(5)
+    expected = last_hidden_states(model, tokenizer, rows)
+    model.config.pad_token_id = None
+    np.testing.assert_array_equal(last_hidden_states(model, tokenizer, rows), expected)
+
+
 def test_a_probe_on_random_features_is_at_chance():
     features, test = RNG.normal(size=(N, 20)), RNG.normal(size=(4 * N, 20))
     labels = RNG.integers(0, 2, 4 * N)
@@ -249,6 +257,25 @@ def test_wrong_labels_are_doubted_and_filtered():
     assert (labels[kept] == truth[kept]).mean() > 0.98 and kept.mean() > 0.6
     by_neighbours = neighbour_labels(features, one_hot(labels), k=20).argmax(axis=1)
     assert (by_neighbours == truth).mean() > (labels == truth).mean() + 0.05
+
+
+def test_nobody_judges_what_it_has_learned():
+    # As many features as rows: a probe repeats the noise that it learned, and the others know nothing of it.
+    rng = np.random.default_rng(5)
+    features, noise = rng.normal(size=(200, 400)), one_hot(rng.integers(0, 2, 200))
+    probe = logistic_probe(features, noise)
+    assert (probe.predict_proba(features).argmax(axis=1) == noise.argmax(axis=1)).mean() > 0.99
+    opinions = out_of_fold(probe, features, noise)
+    assert 0.3 < (opinions.argmax(axis=1) == noise.argmax(axis=1)).mean() < 0.7
+    np.testing.assert_allclose(opinions.sum(axis=1), 1)
+
+
+def test_a_rare_class_is_not_outvoted_for_being_rare():
+    rng = np.random.default_rng(6)
+    labels = np.array([0] * 40 + [1] * 8)
+    features = rng.normal(size=(48, 4)) + 8 * labels[:, None]
+    assert (neighbour_labels(features, one_hot(labels)).argmax(axis=1) == labels).all()
+    assert topological_filter(features, labels)[labels == 1].mean() > 0.7
 
 
 # ---- Which errors ----

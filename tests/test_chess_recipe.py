@@ -1,11 +1,8 @@
 """The recipe of chess as a user meets it, on a demo made small, and on local puzzles with local models."""
 
 import json
-import os
 import random
 import runpy
-import signal
-import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
@@ -14,7 +11,7 @@ import chess
 import pytest
 from conftest import make_character_tokenizer, make_language_model
 from datasets import Dataset
-from running import ROOT, forked, numbers, recipe, recipe_here
+from running import ROOT, forked, numbers, recipe, recipe_here, start
 from test_chess import random_rows
 from transformers import AutoTokenizer
 
@@ -161,16 +158,15 @@ def test_a_second_run_trains_nothing(finished, cache):
 def test_killed_while_it_labels_and_run_again(finished, cache, tmp_path):
     options = [*SMALL, "--output_dir", str(tmp_path / "out")]
     # One puzzle at a time: time enough to be killed. (The batch size changes no number, so it is in no key.)
-    command = [sys.executable, str(ROOT / "recipes" / NAME), *options, "--per_device_eval_batch_size", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "W2S_HF_CACHE": str(cache)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [ROOT / "recipes" / NAME, *options, "--per_device_eval_batch_size", "1"]
+    process = start(*command, log=tmp_path / "log", W2S_HF_CACHE=str(cache))
     written = "out/_stages/weak-*.partial/completions/rank0.jsonl"
-    while process.poll() is None and not any(tmp_path.glob(written)):
+    while process.is_alive() and not any(tmp_path.glob(written)):
         time.sleep(0.002)
     time.sleep(random.uniform(0, 0.05))
-    assert process.poll() is None, "over before it was killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.is_alive(), "over before it was killed"
+    process.kill()
+    process.join()
     process = recipe_here(*options, cache=cache, name=NAME)
     assert process.returncode == 0, process.stderr[-3000:]
     assert "completions were made earlier" in process.stderr

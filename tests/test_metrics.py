@@ -1,12 +1,10 @@
 """Scores against values worked by hand; intervals against what they promise."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from running import forked
 
 from w2s_hf import metrics
 
@@ -101,7 +99,7 @@ def test_copy_of_the_supervisor_has_zero_and_copy_of_the_ceiling_one():
 
 
 def test_over_seeds():
-    runs = [simulate(seed) for seed in range(5)]
+    runs = [simulate(seed, 500) for seed in range(5)]
     found = metrics.pgr_over_seeds(runs)
     each = [metrics.performance_gap_recovered(*(float(part.mean()) for part in run)) for run in runs]
     assert found["pgr_median"] == pytest.approx(np.median(each)) and found["n_seeds"] == 5
@@ -121,7 +119,7 @@ def test_over_seeds():
 
 
 def test_disagreement_between_seeds_widens_the_interval():
-    weak, student, ceiling = simulate(0)
+    weak, student, ceiling = simulate(0, 500)
     same = metrics.pgr_over_seeds([(weak, student, ceiling)] * 4)["pgr_ci95"]
     apart = metrics.pgr_over_seeds([(weak, student, ceiling), (weak, weak, ceiling)] * 2)["pgr_ci95"]
     assert apart[1] - apart[0] > 2 * (same[1] - same[0])
@@ -129,16 +127,18 @@ def test_disagreement_between_seeds_widens_the_interval():
 
 def test_evaluate_module_loads_offline(tmp_path):
     path = Path(metrics.__file__).with_name("pgr_metric")
-    script = f"""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
 import evaluate
 metric = evaluate.load({str(path)!r})
 print(metric.compute(predictions=[1, 1, 0, 1], weak_predictions=[1, 0, 0, 1], ceiling_predictions=[1, 1, 0, 0],
                      references=[1, 1, 0, 0]))
 print(metric.compute(predictions=[1, 0], weak_predictions=[1, 1], ceiling_predictions=[0, 0], references=[1, 1]))
-"""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+""")
+    # (The process has not imported evaluate, which reads both when it is imported.)
+    process = forked(script, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert process.returncode == 0, process.stderr[-2000:]
+    assert any((tmp_path / "modules").rglob("pgr_metric.py")), "another cache was read"
     first, second = (eval(line) for line in process.stdout.splitlines()[-2:])
     # Weak 0.5, student 0.75, ceiling 1.
     assert first["pgr"] == 0.5 and first["ceiling_accuracy"] == 1 and first["pgr_undefined"] is None

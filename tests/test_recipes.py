@@ -7,8 +7,6 @@ import re
 import runpy
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -33,9 +31,9 @@ DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo.yaml"
 
 @pytest.fixture(scope="module")
 def finished(cache, tmp_path_factory):
-    """A whole small run: its directory, what it printed, its numbers."""
+    """A whole small run: its directory, what it printed, its numbers. (`test_two_ranks_run_the_recipe` starts it.)"""
     output = tmp_path_factory.mktemp("run") / "out"
-    process = recipe(*SMALL, "--output_dir", output, cache=cache)
+    process = recipe_here(*SMALL, "--output_dir", output, cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
     return output, process, numbers(output)
 
@@ -111,8 +109,9 @@ def test_no_file_for_readers_names_this_machine(finished):
 
 
 def test_the_same_run_again_trains_nothing_and_says_so(finished, cache):
+    """In a process with another hash seed, too."""
     output, _, before = finished
-    process = recipe_here(*SMALL, "--output_dir", output, cache=cache)
+    process = forked(ROOT / "recipes" / "boolq.py", *SMALL, "--output_dir", output, W2S_HF_CACHE=str(cache))
     assert process.returncode == 0, process.stderr[-3000:]
     assert "Nothing was trained" in process.stderr
     assert numbers(output) == before
@@ -156,22 +155,14 @@ def test_killed_and_run_again_ends_with_the_same_numbers(finished, tmp_path):
 
 
 def test_interrupted_by_hand_it_says_how_to_go_on(cache, tmp_path):
-    command = [sys.executable, str(ROOT / "recipes" / "boolq.py"), *SMALL, "--output_dir", str(tmp_path / "out")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "W2S_HF_CACHE": str(cache)}
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell's background job ignores interrupts, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    while process.poll() is None and not any((tmp_path / "out").glob("_stages/weak-*")):
+    command = [ROOT / "recipes" / "boolq.py", *SMALL, "--output_dir", tmp_path / "out"]
+    process = start(*command, log=tmp_path / "log", W2S_HF_CACHE=str(cache))
+    while process.is_alive() and not any((tmp_path / "out").glob("_stages/weak-*")):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1 and "the same command goes on" in stderr and "Traceback" not in stderr
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    stderr = (tmp_path / "log" / "stderr").read_text()
+    assert process.exitcode == 1 and "the same command goes on" in stderr and "Traceback" not in stderr
 
 
 def test_two_ranks_run_the_recipe(cache, tmp_path):

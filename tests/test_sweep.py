@@ -1,5 +1,6 @@
 """Sweeps as their users run them: one table, whatever was stopped, failed or lost on the way."""
 
+import importlib.util
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from running import ROOT, recipe_here
+from running import ROOT, recipe, recipe_here, start
 
 from w2s_hf import WeakLabels
 from w2s_hf.experiments import finetuning
@@ -23,6 +24,7 @@ from w2s_hf.experiments.arguments import parse_sweep
 from w2s_hf.experiments.cells import Session
 from w2s_hf.experiments.grid import Cell, SweepArguments, cells_of, rounds_of
 
+TWO_NODES = "test_on_two_nodes_of_which_one_loses_its_worker_the_table_is_the_same"
 DEMO = ROOT / "recipes" / "configs" / "sweep_demo.yaml"
 # Enough for models to differ; two supervisors, two students and a chain.
 SMALL = "--demo_world plain --demo_documents 1600 --n_train 160 --n_weak 200 --n_validation 40 --n_test 120".split()
@@ -117,15 +119,14 @@ def test_numbers_are_those_of_the_recipe(swept, cache, tmp_path):
 
 def test_killed_and_started_again_it_ends_with_the_same_table(swept, cache, tmp_path):
     output = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "recipes" / "sweep.py"), *GRID, *SMALL, "--output_dir", str(output)]
-    environment = {**os.environ, "W2S_HF_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [ROOT / "recipes" / "sweep.py", *GRID, *SMALL, "--output_dir", output]
+    process = start(*command, log=tmp_path / "log", W2S_HF_CACHE=str(cache))
     deadline = time.monotonic() + 200
     while len(list(output.glob("_stages/student-*[0-9a-f]"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it was stopped before its end"
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it was stopped before its end"
     again = sweep(cache=cache, output=output)
     assert again.returncode == 0, again.stderr[-3000:]
     check_same(output, swept[0])
@@ -155,35 +156,51 @@ def test_without_resume_everything_is_trained_again(swept, cache, tmp_path):
     assert len(stages(tmp_path / "out")) == 3
 
 
-def test_on_two_nodes_of_which_one_loses_its_worker_the_table_is_the_same(swept, cache, tmp_path):
-    pytest.importorskip("ray")
-    import ray
-    from ray.cluster_utils import Cluster
+# Two machines of one worker each, until standard input is closed.
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster()
+for _ in range(2):
+    cluster.add_node(num_cpus=1, include_dashboard=False)
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
 
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(request):
+    """It takes ten seconds to come up, in which other tests run."""
+    wanted = [item for item in request.session.items if item.name == TWO_NODES]
+    if not wanted or importlib.util.find_spec("ray") is None:
+        yield None
+        return
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, "-c", CLUSTER], **pipes) as process:
+        yield process.stdout
+
+
+def test_on_two_nodes_of_which_one_loses_its_worker_the_table_is_the_same(cluster, swept, cache, tmp_path):
+    """From a recipe in a process of its own, as its users start it."""
+    pytest.importorskip("ray")
     output, killed = tmp_path / "out", []
 
     def kill_a_worker() -> None:
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline:
             for log in output.glob("logs/*.txt"):
-                pid = int(log.stem.rpartition("-")[2])
-                if "student-" in log.read_text() and pid != os.getpid():
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
+                if "student-" in log.read_text():
+                    killed.append(int(log.stem.rpartition("-")[2]))
+                    os.kill(killed[0], signal.SIGKILL)
                     return
             time.sleep(0.02)
 
-    cluster = Cluster()
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, include_dashboard=False)
-        killer = threading.Thread(target=kill_a_worker, daemon=True)
-        killer.start()
-        few = "--weak_models scratch-32x1 --methods naive --engine ray --ray_address".split()
-        process = sweep(*few, cluster.address, cache=cache, output=output)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    killer = threading.Thread(target=kill_a_worker, daemon=True)
+    killer.start()
+    few = "--weak_models scratch-32x1 --methods naive --engine ray --ray_address".split()
+    few += [cluster.readline().strip(), "--output_dir", output]
+    process = recipe(*GRID, *SMALL, *few, cache=cache, name="sweep.py")
     assert process.returncode == 0, process.stderr[-3000:]
     assert killed and len(list(output.glob("logs/*.txt"))) > 2, "both nodes worked, and one worker twice"
     table, expected = (pd.read_parquet(path / "sweep.parquet") for path in (output, swept[0]))

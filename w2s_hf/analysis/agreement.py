@@ -8,7 +8,7 @@ import numpy as np
 from .. import metrics
 from ..markdown import markdown_table
 from ..plots import PALETTE, short_names
-from .figures import draw, lines, over_seeds
+from .figures import accuracy_cell, draw, lines, mean_cell, over_seeds
 
 __all__ = ["agreement_section", "compare_answers", "compare_probabilities", "plot_agreement"]
 
@@ -155,14 +155,9 @@ def agreement_section(entries: Sequence[dict]) -> str:
     """What was found, in Markdown: a mean over the seeds; arguments as of [`plot_agreement`]."""
     has_probabilities = "misfit" in next(iter(next(iter(entries[0]["students"].values())).values()))
 
-    def cell(*path: str) -> str:
-        values = over_seeds(entries, *path)
-        values = values[np.isfinite(values)]
-        return f"{values.mean():.3f}" if len(values) else "-"
-
     header = ["student", "method", "accuracy", "agreement", "where right", "where wrong"]
     header += ["errors inherited", "errors corrected", "new errors"]
-    columns = [("accuracy",), *(("agreement", key) for key in _KINDS.values())]
+    columns = [("agreement", key) for key in _KINDS.values()]
     columns += [("inherited",), ("corrected",), ("new_errors",)]
     more = {"cross-entropy where wrong": "cross_entropy_supervisor_wrong", "ECE": "ece", "Brier": "brier"}
     more |= {"misfit": "misfit", "gain": "gain"}
@@ -170,9 +165,12 @@ def agreement_section(entries: Sequence[dict]) -> str:
     for method, of_sizes in entries[0]["students"].items():
         for model in of_sizes:
             of_model = ("students", method, model)
-            tables[0].append([model, method, *(cell(*of_model, *column) for column in columns)])
+            accuracy = accuracy_cell(entries, *of_model)
+            tables[0].append(
+                [model, method, accuracy, *(mean_cell(entries, *of_model, *column) for column in columns)]
+            )
             if has_probabilities:
-                tables[1].append([model, method, *(cell(*of_model, column) for column in more.values())])
+                tables[1].append([model, method, *(mean_cell(entries, *of_model, column) for column in more.values())])
     text = [
         "A student that copies its supervisor agrees with it everywhere, and its PGR is 0; one that learned what was "
         "meant agrees where the supervisor is right and not where it is wrong. Inherited and corrected are shares of "
@@ -181,15 +179,18 @@ def agreement_section(entries: Sequence[dict]) -> str:
     ]
     if has_probabilities:
         for role in ("weak", "ceiling"):
-            numbers = ["-" if name not in ("ece", "brier") else cell(role, name) for name in more.values()]
+            numbers = [
+                "-" if name not in ("ece", "brier") else mean_cell(entries, role, name) for name in more.values()
+            ]
             name = {"weak": "weak supervisor", "ceiling": "strong ceiling"}[role]
             tables[1].append([name, "ground truth", *numbers])
         text += [
             "Cross-entropy is with the supervisor's hard answers where they are wrong, in nats: the larger, the less "
-            "are its errors believed. ECE and Brier score measure calibration, lower is better. Misfit is the mean "
-            "squared distance between the probabilities of student and supervisor, gain is by how much the student's "
-            "Brier score is lower; for squared error and a convex class of students the gain is at least the misfit "
-            "(arXiv 2405.15116).",
+            "are its errors believed. (Students are as their settings stop them; the paper looks at this without "
+            "early stopping, which is `--load_best_model_at_end false`.) ECE and Brier score measure calibration, "
+            "lower is better. Misfit is the mean squared distance between the probabilities of student and "
+            "supervisor, gain is by how much the student's Brier score is lower; for squared error and a convex class "
+            "of students the gain is at least the misfit (arXiv 2405.15116).",
             markdown_table(["student", "method", *more], tables[1]),
         ]
     if len(entries[0]["sizes"]) == 1:

@@ -1,46 +1,19 @@
 """Does the student overfit to its supervisor's errors? Scores through training, and where to stop (paper, 5.1.1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..markdown import markdown_table
-from .figures import bars, draw, lines, over_seeds
+from .figures import accuracy_cell, bars, draw, intervals_of, lines, mean_cell, over_seeds, pgr_cell, pgr_note
 
-__all__ = ["CHEATING", "STOPS", "SnapshotCallback", "choose_stops", "overfitting_section", "plot_overfitting"]
+__all__ = ["CHEATING", "STOPS", "choose_stops", "overfitting_section", "plot_overfitting"]
 
 # Where training may stop, and how it is said. The one that cheats knows the ground truth of validation rows: it is a
 # diagnostic of how much there is to gain, and no method.
 STOPS = {"last_step": "last step", "weak_labels": "weak labels", "ground_truth": "ground truth (cheats)"}
 CHEATING = "ground_truth"
-
-
-class SnapshotCallback(TrainerCallback):
-    """
-    Calls a function at evenly spaced optimizer steps of a training, the last one among them.
-
-    Args:
-        take (`Callable[[int], None]`): Is given the number of finished steps. It may predict with the trainer, and
-            must leave weights and random state as they are.
-        n_snapshots (`int`): How often; at most once a step.
-    """
-
-    def __init__(self, take: Callable[[int], None], n_snapshots: int):
-        if n_snapshots < 1:
-            raise ValueError(f"n_snapshots: got {n_snapshots}, expected at least 1.")
-        self.take, self.n_snapshots = take, n_snapshots
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """After an optimizer step."""
-        if state.global_step in snapshot_steps(state.max_steps, self.n_snapshots):
-            self.take(state.global_step)
-
-
-def snapshot_steps(n_steps: int, n_snapshots: int) -> set[int]:
-    """Evenly spaced numbers of finished steps, the last one among them."""
-    return {round(n_steps * number / n_snapshots) for number in range(1, n_snapshots + 1)} - {0}
 
 
 def choose_stops(against_weak: Sequence[float], against_truth: Sequence[float]) -> dict[str, int]:
@@ -104,18 +77,21 @@ def plot_overfitting(entries: Sequence[dict], path: Path) -> None:
         panels.append((4.8, panel))
 
     def stops(axes):
-        values, notes, colours = {}, {}, {}
-        for method in methods:
-            for key, name in STOPS.items():
-                label = f"{method}\n" + name.replace(" (", "\n(")
-                values[label] = over_seeds(entries, "methods", method, "stops", key, "accuracy")
-                pgr = over_seeds(entries, "methods", method, "stops", key, "pgr")
-                if np.isfinite(pgr).any():
-                    notes[label] = f"PGR {np.nanmedian(pgr):.2f}"
-                colours[label] = "orange" if key == CHEATING else "blue"
-        heights = {"weak\nsupervisor": weak, "strong\nceiling": ceiling}
-        title = "test accuracy by where training stops"
-        bars(axes, values, ylabel="test accuracy", title=title, colours=colours, heights=heights, notes=notes)
+        at = {
+            f"{method}\n" + name.replace(" (", "\n("): ("methods", method, "stops", key)
+            for method in methods
+            for key, name in STOPS.items()
+        }
+        bars(
+            axes,
+            {name: over_seeds(entries, *of_stop, "accuracy") for name, of_stop in at.items()},
+            ylabel=f"test accuracy, n = {entries[0]['n_test']}",
+            title="test accuracy by where training stops",
+            colours={name: "orange" if of_stop[-1] == CHEATING else "blue" for name, of_stop in at.items()},
+            heights={"weak\nsupervisor": weak, "strong\nceiling": ceiling},
+            notes={name: pgr_note(entries, *of_stop) for name, of_stop in at.items()},
+            intervals={name: intervals_of(entries, *of_stop) for name, of_stop in at.items()},
+        )
 
     draw(path, panels, [(1.6 + 1.0 * 3 * len(methods), stops)])
 
@@ -126,18 +102,9 @@ def overfitting_section(entries: Sequence[dict]) -> str:
     for method in entries[0]["methods"]:
         for key, name in STOPS.items():
             of_stop = ("methods", method, "stops", key)
-            pgr = over_seeds(entries, *of_stop, "pgr")
-            defined = pgr[np.isfinite(pgr)]
-            rows.append(
-                [
-                    method,
-                    name,
-                    ", ".join(f"{step:.0f}" for step in over_seeds(entries, *of_stop, "step")),
-                    f"{over_seeds(entries, *of_stop, 'accuracy').mean():.3f}",
-                    f"{np.median(defined):.2f}" if len(defined) else "undefined",
-                    f"{over_seeds(entries, *of_stop, 'agreement', 'overall').mean():.3f}",
-                ]
-            )
+            steps = ", ".join(f"{step:.0f}" for step in over_seeds(entries, *of_stop, "step"))
+            scores = [accuracy_cell(entries, *of_stop), pgr_cell(entries, *of_stop)]
+            rows.append([method, name, steps, *scores, mean_cell(entries, *of_stop, "agreement", "overall")])
     n_validation, steps = entries[0]["n_validation"], next(iter(entries[0]["methods"].values()))["steps"]
     return "\n\n".join(
         [

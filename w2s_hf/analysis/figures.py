@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..plots import PALETTE, STYLE
 
-__all__ = ["bars", "draw", "lines", "over_seeds"]
+__all__ = ["accuracy_cell", "bars", "draw", "intervals_of", "lines", "mean_cell", "over_seeds", "pgr_cell", "pgr_note"]
 
 
 def over_seeds(entries: Sequence[dict], *path: str) -> np.ndarray:
@@ -21,6 +21,46 @@ def over_seeds(entries: Sequence[dict], *path: str) -> np.ndarray:
             entry = entry[key]
         values.append(np.nan if entry is None else entry)
     return np.array(values, dtype=np.float64)
+
+
+def mean_cell(entries: Sequence[dict], *path: str, digits: int = 3) -> str:
+    """Of a table: the mean over the seeds that have this number, or a dash."""
+    values = over_seeds(entries, *path)
+    values = values[np.isfinite(values)]
+    return f"{values.mean():.{digits}f}" if len(values) else "-"
+
+
+def accuracy_cell(entries: Sequence[dict], *path: str) -> str:
+    """Of a table: mean accuracy over the seeds; of one seed with its 95 % interval."""
+    interval = intervals_of(entries, *path)
+    shown = "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
+    return mean_cell(entries, *path, "accuracy") + shown
+
+
+def pgr_cell(entries: Sequence[dict], *path: str) -> str:
+    """Of a table: median PGR over the seeds that have one; of one seed with its 95 % interval."""
+    values = over_seeds(entries, *path, "pgr")
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return "undefined"
+    interval = intervals_of(entries, *path, key="pgr_ci95")
+    shown = "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
+    return f"{np.median(values):.2f}" + (shown or (" [unbounded]" if len(entries) == 1 else ""))
+
+
+def pgr_note(entries: Sequence[dict], *path: str) -> str:
+    """Above a bar: median PGR over the seeds that have one."""
+    values = over_seeds(entries, *path, "pgr")
+    values = values[np.isfinite(values)]
+    return f"PGR {np.median(values):.2f}" if len(values) else "no PGR"
+
+
+def intervals_of(entries: Sequence[dict], *path: str, key: str = "ci95") -> tuple[float, float] | None:
+    """The interval of an entry, where there is one seed, and it has one."""
+    entry = entries[0]
+    for name in path:
+        entry = entry[name]
+    return tuple(entry[key]) if len(entries) == 1 and entry.get(key) is not None else None
 
 
 def draw(path: Path, *rows: Sequence[tuple[float, Callable[[Axes], None]]]) -> None:
@@ -51,6 +91,7 @@ def bars(
     colours: Mapping[str, str] | None = None,
     heights: Mapping[str, float] | None = None,
     notes: Mapping[str, str] | None = None,
+    intervals: Mapping[str, tuple[float, float] | None] | None = None,
     top: float | None = None,
 ) -> None:
     """
@@ -63,9 +104,10 @@ def bars(
         colours (`dict[str, str]`, *optional*): Colour of a bar in `PALETTE`; blue by default.
         heights (`dict[str, float]`, *optional*): Lines to compare with, by what stands beside them.
         notes (`dict[str, str]`, *optional*): What is written above a bar besides its height.
+        intervals (`dict[str, tuple]`, *optional*): Of bars of one seed, see [`intervals_of`].
         top (`float`, *optional*): Of the axis.
     """
-    colours, heights, notes = colours or {}, heights or {}, notes or {}
+    colours, heights, notes, intervals = colours or {}, heights or {}, notes or {}, intervals or {}
     finite = [value for series in values.values() for value in series[np.isfinite(series)]]
     lowest, highest = min([0.0, *finite]), max([*finite, *heights.values()], default=1.0)
     for x, (name, series) in enumerate(values.items()):
@@ -79,6 +121,11 @@ def bars(
             axes.scatter(x + offsets, series, s=16, color="white", edgecolor="black", lw=0.8, zorder=3)
         text = f"{series.mean():.2f}" + (f"\n{notes[name]}" if name in notes else "")
         peak = max(series.max(), 0.0)
+        if intervals.get(name) is not None:
+            low, high = intervals[name]
+            error = [[series.mean() - low], [high - series.mean()]]
+            axes.errorbar(x, series.mean(), error, color="black", capsize=4, lw=1.1, zorder=3)
+            peak = max(peak, high)
         # White behind it: a line to compare with may run here.
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
         axes.annotate(

@@ -5,28 +5,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from datasets import Dataset
-from datasets.utils import tqdm
 from peft import PeftModel
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold
 from sklearn.neighbors import NearestNeighbors, kneighbors_graph
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..markdown import markdown_table
-from ..modeling import classification_head
-from .figures import bars, draw, over_seeds
+from ..modeling import align_padding, classification_head
+from .batches import through_model
+from .figures import accuracy_cell, bars, draw, intervals_of, mean_cell, over_seeds, pgr_cell, pgr_note
 
 __all__ = [
     "doubtful",
     "last_hidden_states",
     "logistic_probe",
     "neighbour_labels",
+    "out_of_fold",
     "plot_probes",
     "probes_section",
     "topological_filter",
@@ -43,7 +43,8 @@ def last_hidden_states(
 ) -> np.ndarray:
     """
     What a classifier's head reads: of a decoder the last layer's state of the last token, of an encoder that of its
-    first token, pooled where the model pools.
+    first token, pooled where the model pools. (Some encoders, DistilBERT and DeBERTa, have layers in between that are
+    new before finetuning: then these are random functions of what the encoder knows.)
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A sequence classifier in eval mode.
@@ -54,29 +55,24 @@ def last_hidden_states(
     Returns:
         `np.ndarray` of shape `(N, hidden size)`, float32, in order, on every rank.
     """
+    align_padding(model, tokenizer)  # a decoder refuses batches without it
     captured: list[torch.Tensor] = []
-    head = classification_head(model)
-    handle = head.register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
+    handle = classification_head(model).register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
     reads_last = hasattr(model, "score")  # a decoder's head; it reads all tokens, and its model takes the last
-    state, encoded = PartialState(), tokens["input_ids"][:]
-    order = sorted(range(len(encoded)), key=lambda index: (-len(encoded[index]), index))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    found: list[tuple[int, np.ndarray]] = []
-    own = batches[state.process_index :: state.num_processes]
+
+    def answer(inputs: BatchEncoding) -> np.ndarray:
+        model(**inputs.to(model.device))
+        hidden = captured.pop().float()
+        if hidden.ndim == 3:
+            last = inputs["attention_mask"].sum(dim=1) - 1
+            hidden = hidden[range(len(hidden)), last if reads_last else 0]
+        return hidden.cpu().numpy()
+
+    options = {"batch_size": batch_size, "padding_side": "right", "desc": "Hidden states"}
     try:
-        for batch in tqdm(own, desc="Hidden states", disable=None if state.is_main_process else True):
-            ids = {"input_ids": [encoded[index] for index in batch]}
-            inputs = tokenizer.pad(ids, padding_side="right", return_tensors="pt").to(model.device)
-            model(**inputs)
-            hidden = captured.pop().float()
-            if hidden.ndim == 3:
-                last = inputs["attention_mask"].sum(dim=1) - 1
-                hidden = hidden[range(len(batch)), last if reads_last else 0]
-            found += zip(batch, hidden.cpu().numpy(), strict=True)
+        return through_model(tokenizer, tokens["input_ids"][:], answer, **options)
     finally:
         handle.remove()
-    by_index = dict(gather_object(found) if state.num_processes > 1 else found)
-    return np.stack([by_index[index] for index in range(len(encoded))])
 
 
 def logistic_probe(
@@ -128,6 +124,32 @@ def logistic_probe(
     return best
 
 
+def out_of_fold(probe: Pipeline, features: np.ndarray, probabilities: np.ndarray, *, n_folds: int = 5) -> np.ndarray:
+    """
+    What probes say of rows that they have not learned; with as many features as rows a probe repeats what it learned.
+
+    Args:
+        probe ([`~sklearn.pipeline.Pipeline`]): As of [`logistic_probe`]; those of the folds are as strong.
+        features (`np.ndarray` of shape `(N, D)`), probabilities (`np.ndarray` of shape `(N, 2)`): Labelled rows.
+        n_folds (`int`, *optional*, defaults to 5): Each is labelled by a probe of the others.
+
+    Returns:
+        `np.ndarray` of shape `(N, 2)`, float64.
+    """
+    probabilities = np.asarray(probabilities)
+    opinions = np.empty((len(features), 2))
+    strength = 1 / (2 * probe[-1].C * len(features))
+    for learned, asked in KFold(n_folds, shuffle=True, random_state=0).split(features):
+        of_fold = logistic_probe(features[learned], probabilities[learned], l2=[strength])
+        opinions[asked] = of_fold.predict_proba(features[asked])
+    return opinions
+
+
+def _n_neighbours(k: int, classes: np.ndarray) -> int:
+    """`k`, or half of the smallest class: more of them than it has members would outvote it everywhere."""
+    return max(1, min(k, np.unique(classes, return_counts=True)[1].min() // 2))
+
+
 def neighbour_labels(
     features: np.ndarray, probabilities: np.ndarray, others: np.ndarray | None = None, *, k: int = 50
 ) -> np.ndarray:
@@ -138,13 +160,15 @@ def neighbour_labels(
         features (`np.ndarray` of shape `(N, D)`), probabilities (`np.ndarray` of shape `(N, 2)`): Labelled rows.
         others (`np.ndarray` of shape `(M, D)`, *optional*): Rows to label; by default the labelled ones, without
             counting a row among its own neighbours.
-        k (`int`, *optional*, defaults to 50): As in EleutherAI/w2s.
+        k (`int`, *optional*, defaults to 50): As in EleutherAI/w2s, which reads the middle layer; at most half of the
+            rows of the rarer hard label.
 
     Returns:
         `np.ndarray` of shape `(M, 2)`, float64.
     """
     scaler = StandardScaler().fit(features)
-    neighbours = NearestNeighbors(n_neighbors=min(k, len(features) - 1)).fit(scaler.transform(features))
+    k = _n_neighbours(k, np.asarray(probabilities).argmax(axis=1))
+    neighbours = NearestNeighbors(n_neighbors=k).fit(scaler.transform(features))
     asked = None if others is None else scaler.transform(others)
     return np.asarray(probabilities, dtype=np.float64)[neighbours.kneighbors(asked, return_distance=False)].mean(
         axis=1
@@ -169,18 +193,19 @@ def topological_filter(features: np.ndarray, labels: np.ndarray, *, k: int = 50)
     Rows that belong to the main body of their class; the others are likely mislabelled (Wu et al. 2020, TopoFilter).
 
     Of the graph that leads from each row to its `k` nearest ones, each class keeps its largest strongly connected
-    part; and of that, the rows most of whose kept neighbours are of their class.
+    part; and of that, the rows most of whose kept neighbours are of their class. (EleutherAI/w2s compares with the
+    neighbours' mean label in place of that vote.)
 
     Args:
         features (`np.ndarray` of shape `(N, D)`): Standardized here.
         labels (`np.ndarray` of shape `(N,)`): Classes, as the supervisor has them.
-        k (`int`, *optional*, defaults to 50): Neighbours.
+        k (`int`, *optional*, defaults to 50): Neighbours; at most half of the rows of the rarest class.
 
     Returns:
         `np.ndarray` of shape `(N,)`, bool: the rows to keep.
     """
     labels = np.asarray(labels)
-    graph = csr_array(kneighbors_graph(StandardScaler().fit_transform(features), min(k, len(features) - 1)))
+    graph = csr_array(kneighbors_graph(StandardScaler().fit_transform(features), _n_neighbours(k, labels)))
     classes, own = np.unique(labels, return_inverse=True)
     kept = np.zeros(len(labels), dtype=bool)
     for label in classes:
@@ -212,36 +237,39 @@ def plot_probes(entries: Sequence[dict], path: Path) -> None:
         colours = {names[way]: "grey" if way == ways[0] else "blue" for way in ways}
         return lambda axes: bars(axes, values, colours=colours, **options)
 
-    notes = {}
-    for way in ways:
-        pgr = over_seeds(entries, "labels", way, "pgr")
-        if np.isfinite(pgr).any():
-            notes[names[way]] = f"PGR {np.nanmedian(pgr):.2f}"
+    labels = panel(
+        "label_accuracy",
+        ylabel="accuracy of labels",
+        title="training labels, against ground truth",
+        heights={"as\nthey are": before},
+    )
+    students = panel(
+        "accuracy",
+        ylabel=f"test accuracy, n = {entries[0]['n_test']}",
+        title="naive students that learned them",
+        heights=heights,
+        notes={names[way]: pgr_note(entries, "labels", way) for way in ways},
+        intervals={names[way]: intervals_of(entries, "labels", way) for way in ways},
+    )
     width = 1.8 + 1.0 * len(ways)
-    labels = {"as\nthey are": before}
-    title = "training labels, against ground truth"
-    panels = [(width, panel("label_accuracy", ylabel="accuracy of labels", title=title, heights=labels))]
-    title = "naive students that learned them"
-    panels.append((width, panel("accuracy", ylabel="test accuracy", title=title, heights=heights, notes=notes)))
-    draw(path, *([panel] for panel in panels))
+    draw(path, [(width, labels)], [(width, students)])
 
 
 def probes_section(entries: Sequence[dict]) -> str:
     """What was found, in Markdown: means over the seeds, of PGR the median; arguments as of [`plot_probes`]."""
     rows = []
     for way in entries[0]["labels"]:
-        pgr = over_seeds(entries, "labels", way, "pgr")
-        defined = pgr[np.isfinite(pgr)]
-        cells = [over_seeds(entries, "labels", way, key).mean() for key in ("n_train", "label_accuracy", "accuracy")]
-        shown = [f"{cells[0]:.0f}", f"{cells[1]:.3f}", f"{cells[2]:.3f}"]
-        rows.append([way, *shown, f"{np.median(defined):.2f}" if len(defined) else "undefined"])
+        of_way = ("labels", way)
+        counted = [mean_cell(entries, *of_way, "n_train", digits=0), mean_cell(entries, *of_way, "label_accuracy")]
+        rows.append([way, *counted, accuracy_cell(entries, *of_way), pgr_cell(entries, *of_way)])
     return "\n\n".join(
         [
             "Classifiers on the last hidden states of the student before any finetuning, fitted to the weak labels of "
             "the student half: their opinion in place of the weak labels (relabelled), or without the tenth of the "
-            "rows that it doubts most. The topological filter decides itself how many rows to drop: where a class "
-            "falls into clusters it keeps one of them, and few rows are also few steps. A student, method naive, "
-            "learned each set of labels. Ground truth was used to score and for nothing else.",
+            "rows that it doubts most. None judges a row that it has learned. The topological filter decides itself "
+            "how many rows to drop: where a class falls into clusters it keeps one of them, and few rows are also few "
+            "steps. A student, method naive, learned each set of labels. Ground truth was used to score and for "
+            "nothing else.",
             markdown_table(["weak labels", "rows", "accuracy of labels", "accuracy of student", "PGR"], rows),
         ]
     )

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
-from datasets.utils import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn import functional
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from .figures import bars, draw, over_seeds
+from .batches import through_model
+from .figures import bars, draw, intervals_of, over_seeds
 
 __all__ = ["PromptFormat", "answer_probabilities", "few_shot_prompts", "plot_prompting", "prompting_section"]
 
@@ -110,6 +109,9 @@ def answer_probabilities(
     """
     P(answer) of a language model, by the tokens of the two answers only.
 
+    Their logits are float32 whatever the model is: in bfloat16 one pair in twenty would be equal. What some models do
+    to all logits (a scale, a cap) moves neither answer before the other, and is left out.
+
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model in eval mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer, with a padding token.
@@ -132,22 +134,18 @@ def answer_probabilities(
             f"The prompt {longest} has {len(encoded[longest])} tokens, more than the {n_positions} that the model "
             "reads; take fewer examples (--prompt_shots)."
         )
-    state = PartialState()
-    order = sorted(range(len(encoded)), key=lambda index: (-len(encoded[index]), index))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    found: list[tuple[int, list[float]]] = []
-    own = batches[state.process_index :: state.num_processes]
-    for batch in tqdm(own, desc="Asking", disable=None if state.is_main_process else True):
-        inputs = tokenizer.pad(
-            {"input_ids": [encoded[index] for index in batch]}, padding_side="left", return_tensors="pt"
-        ).to(model.device)
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    of_answers = [None if weight is None else weight[list(pair)].float() for weight in (head.weight, head.bias)]
+
+    def answer(inputs: BatchEncoding) -> np.ndarray:
+        inputs = inputs.to(model.device)
         # Where positions are learned, the padding in front must not count.
         positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-        logits = model(**inputs, position_ids=positions, logits_to_keep=1, use_cache=False).logits[:, -1]
-        probabilities = logits[:, list(pair)].float().softmax(dim=-1)
-        found += zip(batch, probabilities.cpu().tolist(), strict=True)
-    by_index = dict(gather_object(found) if state.num_processes > 1 else found)
-    return np.array([by_index[index] for index in range(len(encoded))], dtype=np.float32)
+        hidden = decoder(**inputs, position_ids=positions, use_cache=False).last_hidden_state[:, -1]
+        with torch.autocast(hidden.device.type, enabled=False):
+            return functional.linear(hidden.float(), *of_answers).softmax(dim=-1).cpu().numpy()
+
+    return through_model(tokenizer, encoded, answer, batch_size=batch_size, padding_side="left", desc="Asking")
 
 
 def plot_prompting(entries: Sequence[dict], path: Path) -> None:
@@ -156,19 +154,23 @@ def plot_prompting(entries: Sequence[dict], path: Path) -> None:
 
     Args:
         entries (sequence of `dict`): What the analysis found, a seed each: `prompted` and `finetuned`, of each name an
-            entry with `accuracy`, and `weak` and `ceiling`.
+            entry with `accuracy`; `weak` and `ceiling`, accuracies.
         path (`Path`): A `.png` file.
     """
     names = [(kind, name) for kind in ("prompted", "finetuned") for name in entries[0][kind]]
     values = {name.replace(", ", "\n"): over_seeds(entries, kind, name, "accuracy") for kind, name in names}
     colours = {name.replace(", ", "\n"): "orange" if kind == "prompted" else "blue" for kind, name in names}
     heights = {
-        name.replace(" ", "\n"): float(over_seeds(entries, key, "accuracy").mean())
+        name.replace(" ", "\n"): float(over_seeds(entries, key).mean())
         for key, name in (("weak", "weak supervisor"), ("ceiling", "strong ceiling"))
     }
+    intervals = {name.replace(", ", "\n"): intervals_of(entries, kind, name) for kind, name in names}
 
     def panel(axes):
-        bars(axes, values, ylabel="test accuracy", colours=colours, heights=heights, title="prompted and finetuned")
+        bars(
+            axes, values, ylabel=f"test accuracy, n = {entries[0]['n_test']}", colours=colours, heights=heights,
+            intervals=intervals, title="prompted and finetuned",
+        )  # fmt: skip
 
     draw(path, [(2.0 + 1.15 * len(values), panel)])
 
@@ -182,6 +184,7 @@ def prompting_section(entries: Sequence[dict]) -> str:
         f"{form['answers'][1]!r} alone; with {n_shots} examples, drawn anew for each test row from the student half, "
         "the same ones with ground truth and with weak labels (hard ones). Prompting trains nothing, and with weak "
         "labels it uses no ground truth; with ground truth it is no method of weak-to-strong generalization but a "
-        "measure of what is there to be elicited. The tables above have the numbers as baselines."
+        "measure of what is there to be elicited. Texts are whole, where finetuning shortens those beyond "
+        "`--max_length`. The tables above have the numbers as baselines."
         + (f" {entries[0]['note']}" if "note" in entries[0] else "")
     )

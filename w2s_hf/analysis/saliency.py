@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..markdown import markdown_table
-from .figures import bars, draw, over_seeds
+from .figures import accuracy_cell, bars, draw, intervals_of, over_seeds
 
 __all__ = ["SALIENCY", "plot_saliency", "saliency_section"]
 
@@ -23,13 +21,18 @@ def plot_saliency(entries: Sequence[dict], path: Path) -> None:
             entry with `accuracy`.
         path (`Path`): A `.png` file.
     """
-    values = {name.replace("+", "\n+ "): over_seeds(entries, "accuracies", name, "accuracy") for name in SALIENCY}
+    names = {name: name.replace("+", "\n+ ") for name in SALIENCY}
+    values = {shown: over_seeds(entries, "accuracies", name, "accuracy") for name, shown in names.items()}
+    intervals = {shown: intervals_of(entries, "accuracies", name) for name, shown in names.items()}
     colours = {name: "sky" if name.startswith("lp") else "green" if name == "ft(gt)" else "blue" for name in values}
     colours["ft(weak)\n+ lp(gt)"] = "purple"
     heights = {"weak\nsupervisor": float(over_seeds(entries, "weak").mean())}
 
     def panel(axes):
-        bars(axes, values, ylabel="test accuracy", colours=colours, heights=heights, title="probed and finetuned")
+        bars(
+            axes, values, ylabel=f"test accuracy, n = {entries[0]['n_test']}", colours=colours, heights=heights,
+            intervals=intervals, title="probed and finetuned",
+        )  # fmt: skip
 
     draw(path, [(7.4, panel)])
 
@@ -43,20 +46,23 @@ def saliency_section(entries: Sequence[dict]) -> str:
         "ft(weak)+lp(gt)": "linear probe of that student, fitted to ground truth",
         "ft(gt)": "finetuned on ground truth: the ceiling",
     }
-    accuracy = {name: over_seeds(entries, "accuracies", name, "accuracy") for name in SALIENCY}
-    gap = accuracy["ft(gt)"] - accuracy["lp(gt)"]
-    closed = (accuracy["ft(weak)+lp(gt)"] - accuracy["lp(gt)"])[gap > 0] / gap[gap > 0]
     text = [
-        "Probes are logistic regressions on the last hidden states (what the head reads), learned from the student "
-        "half and scored on the test rows.",
+        "Probes are logistic regressions on the last hidden states (what the head reads), learned from the rows that "
+        "student (weak labels) and ceiling (ground truth) learned, and scored on the test rows.",
         markdown_table(
-            ["", "what", "accuracy"], [[name, what[name], f"{values.mean():.3f}"] for name, values in accuracy.items()]
+            ["", "what", "accuracy"],
+            [[name, what[name], accuracy_cell(entries, "accuracies", name)] for name in SALIENCY],
         ),
     ]
-    if len(closed):
+    # A share of a gap says something where there is a gap: in every seed beyond the intervals of its ends.
+    ends = [[entry["accuracies"][name]["ci95"] for name in ("lp(gt)", "ft(gt)")] for entry in entries]
+    if all(low[1] < high[0] for low, high in ends):
+        means = {name: over_seeds(entries, "accuracies", name, "accuracy").mean() for name in SALIENCY}
+        closed = (means["ft(weak)+lp(gt)"] - means["lp(gt)"]) / (means["ft(gt)"] - means["lp(gt)"])
         text.append(
-            f"Finetuning on weak labels closes {100 * np.mean(closed):.0f} % of the gap between lp(gt) and ft(gt), as "
-            "a probe sees it (the paper has 60 %). The more, the more linear what is asked for has become, errors of "
-            "the labels and all."
+            f"Finetuning on weak labels closes {100 * closed:.0f} % of the gap between lp(gt) and ft(gt), as a probe "
+            "sees it (the paper has 60 %)."
         )
+    else:
+        text.append("lp(gt) and ft(gt) are too close for the share of their gap that ft(weak)+lp(gt) closes.")
     return "\n\n".join(text)

@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..markdown import markdown_table
-from .figures import bars, draw, lines, over_seeds
+from .figures import accuracy_cell, bars, draw, intervals_of, lines, mean_cell, over_seeds, pgr_cell, pgr_note
 from .probes import logistic_probe
 
 __all__ = [
@@ -112,7 +112,9 @@ def feature_experiment(
     Supervisors whose errors a student can simulate, and ones whose errors it cannot, as linear probes (paper, E.1).
 
     The weak probe sees the first `k` features alone, so that a student with all of them can learn its errors, too. The
-    other supervisor has the same accuracy and errs at random, which nobody can simulate.
+    other supervisor has the same accuracy and errs at random, which nobody can simulate. Hard labels, and logistic
+    regression as scikit-learn has it by default (`C=1`). Otherwise than in the paper the features are standardized,
+    and its third supervisor, whose labels are a mixture of both kinds of errors, is left out.
 
     Args:
         weak, student, test (pairs of features `(N, D)` and classes `(N,)`): The weak probe learns the first, the
@@ -127,17 +129,20 @@ def feature_experiment(
     def one_hot(labels: np.ndarray) -> np.ndarray:
         return np.eye(2)[np.asarray(labels)]
 
-    ceiling = float(logistic_probe(student[0], one_hot(student[1])).score(*test))
+    def fit(features: np.ndarray, labels: np.ndarray):
+        return logistic_probe(features, one_hot(labels), l2=[1 / (2 * len(features))])
+
+    ceiling = float(fit(*student).score(*test))
     found = []
     for k in widths:
-        probe = logistic_probe(weak[0][:, :k], one_hot(weak[1]))
+        probe = fit(weak[0][:, :k], weak[1])
         labels = probe.predict(student[0][:, :k])
         n_errors = int((labels != student[1]).sum())
         by_chance = simulate_labels("random", student[1], n_errors, seed=seed)
         entry = {"k": int(k), "weak": float(probe.score(test[0][:, :k], test[1])), "ceiling": ceiling}
         for name, of_kind in (("simulable", labels), ("random", by_chance)):
             is_one_class = len(np.unique(of_kind)) == 1
-            entry[name] = None if is_one_class else float(logistic_probe(student[0], one_hot(of_kind)).score(*test))
+            entry[name] = None if is_one_class else float(fit(student[0], of_kind).score(*test))
         found.append(entry)
     return found
 
@@ -168,18 +173,17 @@ def plot_weak_errors(entries: Sequence[dict], path: Path) -> None:
             shown[name]: "blue" if name.startswith("weak") else "purple" if name.startswith("told") else "sky"
             for name in names
         }
-        notes = {}
-        for name in names if noted else ():
-            pgr = over_seeds(entries, "supervisors", name, "pgr")
-            if np.isfinite(pgr).any():
-                notes[shown[name]] = f"PGR {np.nanmedian(pgr):.2f}"
-        return lambda axes: bars(axes, values, colours=colours, notes=notes, **options)
+        if noted:
+            options["notes"] = {shown[name]: pgr_note(entries, "supervisors", name) for name in names}
+            options["intervals"] = {shown[name]: intervals_of(entries, "supervisors", name) for name in names}
+        return lambda axes: bars(axes, values, colours=colours, **options)
 
     ceiling = float(over_seeds(entries, "ceiling").mean())
     supervisor = float(np.mean([over_seeds(entries, "supervisors", name, "supervisor").mean() for name in names]))
     width = 1.4 + 0.92 * len(names)
     heights = {"super-\nvisors": supervisor, "strong\nceiling": ceiling}
-    students = panel("accuracy", ylabel="test accuracy", title="students", heights=heights, noted=True)
+    tested = f"test accuracy, n = {entries[0]['n_test']}"
+    students = panel("accuracy", ylabel=tested, title="students", heights=heights, noted=True)
     title = "errors of the supervisor that the student repeats"
     repeated = panel("agreement", "supervisor_wrong", ylabel="share of its errors", title=title, top=1.0)
 
@@ -207,19 +211,9 @@ def weak_errors_section(entries: Sequence[dict]) -> str:
     rows = []
     for name in entries[0]["supervisors"]:
         of_kind = ("supervisors", name)
-        pgr = over_seeds(entries, *of_kind, "pgr")
-        defined = pgr[np.isfinite(pgr)]
-        wrong = over_seeds(entries, *of_kind, "agreement", "supervisor_wrong")
-        wrong = wrong[np.isfinite(wrong)]
-        rows.append(
-            [
-                name,
-                f"{over_seeds(entries, *of_kind, 'supervisor').mean():.3f}",
-                f"{over_seeds(entries, *of_kind, 'accuracy').mean():.3f}",
-                f"{np.median(defined):.2f}" if len(defined) else "undefined",
-                f"{wrong.mean():.2f}" if len(wrong) else "-",
-            ]
-        )
+        scores = [mean_cell(entries, *of_kind, "supervisor"), accuracy_cell(entries, *of_kind)]
+        repeated = mean_cell(entries, *of_kind, "agreement", "supervisor_wrong", digits=2)
+        rows.append([name, *scores, pgr_cell(entries, *of_kind), repeated])
     where = "; ".join(f"*{name}*: {text}" for name, text in ERROR_KINDS.items())
     return "\n\n".join(
         [

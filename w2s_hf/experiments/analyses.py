@@ -9,7 +9,6 @@ import numpy as np
 
 from .. import metrics
 from ..analysis import (
-    ANALYSES,
     ERROR_KINDS,
     PromptFormat,
     choose_stops,
@@ -20,6 +19,7 @@ from ..analysis import (
     few_shot_prompts,
     logistic_probe,
     neighbour_labels,
+    out_of_fold,
     simulate_labels,
     topological_filter,
     with_opinion,
@@ -30,7 +30,9 @@ from ..analysis.probes import plot_probes, probes_section
 from ..analysis.prompting import plot_prompting, prompting_section
 from ..analysis.saliency import plot_saliency, saliency_section
 from ..analysis.weak_errors import plot_weak_errors, weak_errors_section
+from ..config import METHODS
 from ..labels import WeakLabels
+from .options import ANALYSES
 from .study import Study
 
 __all__ = ["analyse", "analysis_notes", "overfitting", "agreement", "prompting", "saliency", "probes", "weak_errors"]
@@ -52,6 +54,9 @@ def analysis_notes(results: dict, output_dir: Path) -> list[str]:
         entries = [run["analyses"][name] for run in results["runs"]]
         _ALL[name].plot(entries, output_dir / "figures" / f"{name}.png")
         notes += [f"## {ANALYSES[name]}", f"![{ANALYSES[name]}](figures/{name}.png)", _ALL[name].section(entries)]
+    has_naive = {entry["method"] for entry in results["summary"]} & set(METHODS)
+    if notes and not has_naive:
+        notes.append("These are about students taught by the supervisor itself, method naive: a chain's has another.")
     return notes
 
 
@@ -110,15 +115,13 @@ def agreement(study: Study) -> dict:
         same = setting.is_same(answers, weak, test)
         return compare_answers(same, setting.is_correct(answers, test), study.run.correct["weak"])
 
-    students = {
-        method: {
+    students = {method: {} for method in study.methods}
+    for model in study.materials.sizes:  # outside: its base is loaded once
+        for method, of_method in students.items():
             # The student's own training is among these, and found again.
-            model.name: compare(study.learn(f"student-{method}", study.run.weak_labels, method=method, model=model))
-            for model in study.materials.sizes
-        }
-        for method in study.methods
-    }
-    found = {"sizes": [model.name for model in study.materials.sizes], "students": students}
+            answers = study.learn(f"student-{method}", study.run.weak_labels, method=method, model=model)
+            of_method[model.name] = compare(answers)
+    found = {"n_test": len(test), "sizes": [model.name for model in study.materials.sizes], "students": students}
     if has_probabilities:
         for role in ("weak", "ceiling"):
             answers = study.run.answers[role]
@@ -143,25 +146,32 @@ def prompting(study: Study) -> dict:
         f"{n_shots}-shot, weak labels": (n_shots, weak),
         f"{n_shots}-shot, ground truth": (n_shots, study.truth("student_half")),
     }
-    prompted, baselines = {}, study.run.entry.setdefault("baselines", [])
-    for name, (n, labels) in asked.items():
-        prompts = few_shot_prompts(study.test["text"][:], examples["text"][:], labels, n, form, seed=study.seed)
-        scores = study.setting.scores(study.ask(prompts, form), study.test)
-        prompted[name] = scores
-        student = study.materials.student
+    prompts = [
+        few_shot_prompts(study.test["text"][:], examples["text"][:], labels, n, form, seed=study.seed)
+        for n, labels in asked.values()
+    ]
+    answers = np.split(study.ask([prompt for of_name in prompts for prompt in of_name], form), len(prompts))
+    prompted = {name: study.setting.scores(of_name, study.test) for name, of_name in zip(asked, answers, strict=True)}
+    student, baselines = study.materials.student, study.run.entry.setdefault("baselines", [])
+    for name, scores in prompted.items():
         baselines.append({"name": name, "model": student.name, "revision": student.revision, **scores})
-    finetuned = {f"student, {entry['method']}": entry["accuracy"] for entry in study.run.entry["students"]}
+    finetuned = {f"student, {entry['method']}": entry for entry in study.run.entry["students"]}
     note = {}
     if study.world is not None:
-        note["note"] = "The demo's models have read documents of 25 tokens and make nothing of longer prompts."
+        note["note"] = (
+            "These words are what the demo's corpus says of things that are not alive and of things that are: whoever "
+            "asks by them knows how the world is made. Its models have read documents of 25 tokens and make nothing "
+            "of longer prompts."
+        )
     return {
+        **_bounds(study),
         **note,
         "format": asdict(form),
         "n_shots": n_shots,
         "prompted": prompted,
-        "finetuned": {name: {"accuracy": accuracy} for name, accuracy in finetuned.items()},
-        "weak": {"accuracy": study.run.entry["weak"]["accuracy"]},
-        "ceiling": {"accuracy": study.run.entry["ceiling"]["accuracy"]},
+        "finetuned": {
+            name: {key: entry[key] for key in ("accuracy", "ci95", "n")} for name, entry in finetuned.items()
+        },
     }
 
 
@@ -171,19 +181,25 @@ def saliency(study: Study) -> dict:
     naive = study.lessons.on_labels("student-naive", study.materials.student, {"student": weak}, [study.test])
     base, tuned = study.hidden_states(), study.hidden_states(naive)
 
-    def probe(states: dict[str, np.ndarray], is_weak: bool) -> np.ndarray:
-        labels = {
-            part: weak.of(list(splits.parts[part]["id"])) if is_weak else np.eye(2)[study.truth(part)]
-            for part in ("student_half", "student_validation")
-        }
-        validation = states["student_validation"], labels["student_validation"]
-        return logistic_probe(states["student_half"], labels["student_half"], validation).predict_proba(states["test"])
+    # Weak labels of the rows that the student learned, which need not be all; ground truth as the ceiling.
+    learned = np.isin(splits.student_half["id"][:], study.lessons.rows("student")[0]["id"][:])
+    validation_ids = list(splits.student_validation["id"])
+
+    def probe_weak(states: dict[str, np.ndarray]) -> np.ndarray:
+        labels = weak.of(list(splits.student_half["id"]))[learned]
+        validation = states["student_validation"], weak.of(validation_ids)
+        return logistic_probe(states["student_half"][learned], labels, validation).predict_proba(states["test"])
+
+    def probe_truth(states: dict[str, np.ndarray]) -> np.ndarray:
+        labels, of_validation = (np.eye(2)[study.truth(part)] for part in ("student_half", "student_validation"))
+        validation = states["student_validation"], of_validation
+        return logistic_probe(states["student_half"], labels, validation).predict_proba(states["test"])
 
     answers = {
-        "lp(weak)": probe(base, is_weak=True),
-        "lp(gt)": probe(base, is_weak=False),
+        "lp(weak)": probe_weak(base),
+        "lp(gt)": probe_truth(base),
         "ft(weak)": study.lessons.labels_of(naive).of(list(study.test["id"])),
-        "ft(weak)+lp(gt)": probe(tuned, is_weak=False),
+        "ft(weak)+lp(gt)": probe_truth(tuned),
         "ft(gt)": study.run.answers["ceiling"],
     }
     return {**_bounds(study), "accuracies": {name: study.scores(values) for name, values in answers.items()}}
@@ -192,25 +208,35 @@ def saliency(study: Study) -> dict:
 def probes(study: Study) -> dict:
     """Weak labels relabelled and filtered by probes, and students that learn what is left."""
     splits, weak = study.splits, study.run.weak_labels
-    half, validation = splits.student_half, splits.student_validation
-    labels = {name: weak.of(list(rows["id"])) for name, rows in (("half", half), ("validation", validation))}
+    half, validation = study.lessons.rows("student")
+    labels, labels_of_validation = (weak.of(list(rows["id"])) for rows in (half, validation))
     states = study.hidden_states()
-    seen, seen_validation = states["student_half"], states["student_validation"]
-    probe = logistic_probe(seen, labels["half"], (seen_validation, labels["validation"]))
-    opinions = {
-        "logistic": (probe.predict_proba(seen), probe.predict_proba(seen_validation)),
-        "kNN": (neighbour_labels(seen, labels["half"]), neighbour_labels(seen, labels["half"], seen_validation)),
-    }
-    relabelled = {"as they are": (weak, np.ones(len(half), dtype=bool))}
-    for name, (of_half, of_validation) in opinions.items():
+    seen_validation = states["student_validation"]
+    seen = states["student_half"][np.isin(splits.student_half["id"][:], half["id"][:])]
+
+    def fit() -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]:
+        probe = logistic_probe(seen, labels, (seen_validation, labels_of_validation))
+        opinions = {
+            "logistic": (out_of_fold(probe, seen, labels), probe.predict_proba(seen_validation)),
+            "kNN": (neighbour_labels(seen, labels), neighbour_labels(seen, labels, seen_validation)),
+        }
+        return opinions, topological_filter(seen, labels.argmax(axis=1))
+
+    opinions, in_topology = study.once(fit)
+    everything = np.ones(len(half), dtype=bool)
+    relabelled = {"as they are": (weak, everything)}
+    for name, of_rows in opinions.items():
         ids = [*half["id"], *validation["id"]]
-        mended = study.made_of_weak_labels(np.concatenate([of_half, of_validation]), ids, f"relabelled by {name}")
-        relabelled[f"relabelled by {name}"] = (mended, relabelled["as they are"][1])
+        mended = study.made_of_weak_labels(np.concatenate(of_rows), ids, f"relabelled by {name}")
+        relabelled[f"relabelled by {name}"] = (mended, everything)
     for name, (of_half, _) in opinions.items():
-        relabelled[f"filtered by {name}"] = (weak, ~doubtful(labels["half"], of_half))
-    relabelled["filtered by topology"] = (weak, topological_filter(seen, labels["half"].argmax(axis=1)))
+        relabelled[f"filtered by {name}"] = (weak, ~doubtful(labels, of_half))
+    relabelled["filtered by topology"] = (weak, in_topology)
     found = {}
     for way, (given, kept) in relabelled.items():
+        if not kept.any():  # no row has most of its neighbours in its class
+            found[way] = {"n_train": 0, "label_accuracy": None, "accuracy": None, "pgr": None}
+            continue
         rows = half.select(np.flatnonzero(kept))
         right = given.of(list(rows["id"])).argmax(axis=1) == np.array(rows["ground_truth"])
         # As they are, they are those of the naive student, which is found again.
@@ -222,8 +248,9 @@ def probes(study: Study) -> dict:
 
 def weak_errors(study: Study) -> dict:
     """Students of simulated supervisors, of one that is trivially imitated, and linear probes on features."""
-    splits, seed = study.splits, study.seed
-    parts = {name: splits.parts[name] for name in ("student_half", "student_validation", "test")}
+    seed, (half, validation) = study.seed, study.lessons.rows("student")
+    parts = {"student_half": half, "student_validation": validation, "test": study.test}
+    truth = {name: np.array(rows["ground_truth"]) for name, rows in parts.items()}
     ids = {name: list(rows["id"]) for name, rows in parts.items()}
     all_ids = [row_id for of_part in ids.values() for row_id in of_part]
     weak = {name: study.run.weak_labels.of(of_part).argmax(axis=1) for name, of_part in ids.items()}
@@ -237,8 +264,8 @@ def weak_errors(study: Study) -> dict:
         simulated[kind] = {
             name: simulate_labels(
                 kind,
-                study.truth(name),
-                int((weak[name] != study.truth(name)).sum()),
+                truth[name],
+                int((weak[name] != truth[name]).sum()),
                 texts=rows["text"][:],
                 strong=strong.of(ids[name]),
                 seed=seed,
@@ -272,7 +299,8 @@ def weak_errors(study: Study) -> dict:
 
 
 def _bounds(study: Study) -> dict:
-    return {role: study.run.entry[role]["accuracy"] for role in ("weak", "ceiling")}
+    accuracies = {role: study.run.entry[role]["accuracy"] for role in ("weak", "ceiling")}
+    return {**accuracies, "n_test": len(study.test)}
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ def parse_arguments(
     named = _named(argv)
     if not named & set(_REAL):
         with_chain = demo_config.with_name(f"{demo_config.stem}_ladder.yaml")
-        asks_for_chain = "--ladder" in named or any(word.split("=")[-1] == BOOTSTRAP for word in argv)
+        words = {word.split("=")[-1] for word in argv}
+        asks_for_chain = BOOTSTRAP in words or ("--ladder" in named and "agreement" not in words)
         if asks_for_chain and with_chain.is_file():
             demo_config = with_chain
         argv = ["--config", str(demo_config), *argv]

@@ -1,7 +1,7 @@
 """Bootstrapping: a chain of students from small to large, each taught by the one before (paper, 4.3.1)."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
@@ -24,15 +24,17 @@ class Lessons:
         bench ([`Workbench`]): Where they are made.
         splits ([`TaskSplits`]): Their rows.
         seed (`int`): Of heads, adapters and row order.
+        others (`dict[str, Dataset]`, *optional*): Rows in the place of a part, see [`with_rows`].
     """
 
     bench: Workbench
     splits: TaskSplits
     seed: int
+    others: dict[str, Dataset] = field(default_factory=dict)
 
     def rows(self, part: str) -> tuple[Dataset, Dataset]:
         """Training and validation rows of a part: `weak`, `student`, or `link_1`, `link_2`, ..."""
-        parts = self.splits.parts
+        parts = self.splits.parts | self.others
         if part in ("weak", "student"):
             return parts[f"{part}_half"], parts[f"{part}_validation"]
         return parts[part], parts[f"{part}_validation"]
@@ -43,9 +45,9 @@ class Lessons:
         splits = self.splits
         return {"task": splits.task.name, "dataset": splits.source, "split_fingerprint": splits.fingerprint}
 
-    def of_rows(self, **parts: Dataset) -> "Lessons":
-        """The same on other rows: some of a part, or with other texts."""
-        return replace(self, splits=replace(self.splits, **parts))
+    def with_rows(self, **parts: Dataset) -> "Lessons":
+        """The same with other rows in the place of a part: some of its rows, or the same with other texts."""
+        return replace(self, others=self.others | parts)
 
     def on_ground_truth(self, name: str, model: Model, part: str, predict: list[Dataset], **changes) -> Path:
         """[`Workbench.finetune`] on the truth about the rows of a part."""

@@ -81,6 +81,8 @@ class Session:
         options += ["--weak_model", cell.weak_model, "--student_model", cell.student_model]
         options += ["--methods", cell.method, "--seeds", str(cell.seed)]
         parsed = parse_arguments("", Path(), options, experiment=experiment, training=training, announce=False)
+        if parsed[0].analyses:
+            raise ValueError("Got --analyses in --cell_config: a sweep has none; run the recipe with these models.")
         like = self._experiments.get(cell.setting)
         made = _experiment_type(cell.setting)(_task_of(cell.task), *parsed, like=like)
         self._experiments.setdefault(cell.setting, made)

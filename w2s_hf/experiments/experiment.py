@@ -112,7 +112,7 @@ class Experiment(ABC):
         weak = self.model(args.weak_model, "--weak_model", world, is_weak=True)
         student = self.model(args.student_model, "--student_model", world)
         chain = tuple(self.model(name, "--ladder", world) for name in args.chain)
-        sizes = tuple(self.model(name, "--ladder", world) for name in args.sizes)
+        sizes = tuple(self.model(name, "--ladder", world) for name in args.sizes if not self._is_too_narrow(name))
         names = [model.name for model in sizes]
         if len(set(names)) < len(names):
             raise ValueError(
@@ -152,7 +152,7 @@ class Experiment(ABC):
                 f"{option}: the demo has no model {name!r}; its models are {', '.join(self.demo_models)}."
             )
         demo = self.demo_models[name]
-        if config is not None and config.load_in_4bit and (demo.width % 64 or demo.mlp_width % 64):
+        if config is not None and self._is_too_narrow(name):
             raise ValueError(
                 f"Got --load_in_4bit and {name}, which is narrower than the blocks of 64 that bitsandbytes quantizes."
             )
@@ -163,6 +163,11 @@ class Experiment(ABC):
             name, settings, lambda path: build_demo_model(demo, world, path, n_documents=n_documents)
         )
         return Model(f"demo/{name}", str(directory), directory.name, config)
+
+    def _is_too_narrow(self, name: str) -> bool:
+        """Is it a model of the demo that 4 bits do not go with? (Of those to compare, it is left out.)"""
+        demo = self.demo_models.get(name) if self.args.demo and self.student_config.load_in_4bit else None
+        return demo is not None and bool(demo.width % 64 or demo.mlp_width % 64)
 
     def readers(self) -> list[Model]:
         """All models that the rows have to fit, real ones."""
@@ -188,8 +193,6 @@ class Experiment(ABC):
         materials = self.prepare(self.materials(seed), seed)
         run = run_seed(materials, self.args, seed, self.bench)
         run.entry.update(self.more_of(run, materials, seed))
-        world = self.world(seed) if self.args.demo else None
-        analyse(Study(self.args, self.setting, materials, run, world))
         return run
 
     def run(self) -> dict:
@@ -213,6 +216,23 @@ class Experiment(ABC):
                 # It says that all is there, and belongs to the students that are now replaced.
                 (self.output_dir / "results.json").unlink(missing_ok=True)
                 keep_outputs(runs[-1], self.output_dir)
+        results = self._report(runs, started)
+        if self.args.analyses:
+            # All the rest is on disk before: an analysis that fails takes nothing with it.
+            for seed, run in zip(self.args.seeds, runs, strict=True):
+                world = self.world(seed) if self.args.demo else None
+                analyse(Study(self.args, self.setting, self.prepare(self.materials(seed), seed), run, world))
+            results = self._report(runs, started)
+        n_built = self.bench.stages.n_built + self.ladder.n_built
+        n_reused = self.bench.stages.n_reused + self.ladder.n_reused
+        logger.info(
+            f"Nothing was trained: all {n_reused} stages were finished by an earlier run."
+            if n_built == 0
+            else f"{n_built} stages built, {n_reused} reused."
+        )
+        return results
+
+    def _report(self, runs: list[SeedRun], started: float) -> dict:
         results = self.collect(runs, started)
         if PartialState().is_main_process:
             results["description"], notes = self.describe(results, runs)
@@ -224,13 +244,6 @@ class Experiment(ABC):
     def collect(self, runs: list[SeedRun], started: float) -> dict:
         """The content of `results.json` (schema 1); `started` is `time.monotonic()` of the beginning."""
         stages, splits = self.bench.stages, self.materials(self.args.seeds[0]).splits
-        n_built = stages.n_built + self.ladder.n_built
-        logger.info(
-            f"Nothing was trained: all {stages.n_reused + self.ladder.n_reused} stages were finished by an earlier "
-            "run."
-            if n_built == 0
-            else f"{n_built} stages built, {stages.n_reused + self.ladder.n_reused} reused."
-        )
         return {
             "schema": 1,
             "task": self.task.name,

@@ -18,12 +18,12 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from trl import get_peft_config, get_quantization_config
 
-from ..analysis.early_stopping import SnapshotCallback
 from ..checkpoints import last_complete_checkpoint
 from ..config import StudentConfig
 from ..hub import ensure_available
 from ..labels import LabelsById
 from ..modeling import fresh_adapter, initialise_head, load_adapter_weights, load_student, load_tokenizer
+from ..trainers.snapshots import SnapshotCallback
 from .settings import Setting
 from .stages import Stages, library_versions
 

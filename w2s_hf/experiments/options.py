@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..analysis import ANALYSES
 from ..config import METHODS
 from ..tasks.demo import DEMO_WORLDS
 
 __all__ = [
+    "ANALYSES",
     "BOOTSTRAP",
     "AnyTaskArguments",
     "ChessArguments",
@@ -15,6 +15,16 @@ __all__ = [
     "ExperimentArguments",
     "RewardArguments",
 ]
+
+# What --analyses may name, and the heading of each in the report.
+ANALYSES = {
+    "overfitting": "Overfitting to weak labels",
+    "agreement": "Agreement with the supervisor",
+    "prompting": "Prompting",
+    "saliency": "Saliency",
+    "probes": "Weak labels mended by probes",
+    "weak_errors": "Which errors a supervisor makes",
+}
 
 # The method that is not a loss: a chain of students, each taught by the one before.
 BOOTSTRAP = "bootstrap"
@@ -147,8 +157,16 @@ class ExperimentArguments:
             )
         if self.keep_confident is not None and not 0 < self.keep_confident <= 1:
             raise ValueError(f"--keep_confident: got {self.keep_confident}, expected a share in (0, 1].")
-        if self.n_supervisors > 1 and BOOTSTRAP in self.methods:
-            raise ValueError(f"Got --n_supervisors {self.n_supervisors}, and --methods {BOOTSTRAP}, which has one.")
+        if BOOTSTRAP in self.methods and (self.n_supervisors > 1 or self.keep_confident is not None):
+            raise ValueError(
+                f"Got --n_supervisors or --keep_confident, and --methods {BOOTSTRAP}: a chain has one supervisor, and "
+                "its links learn all that they are told."
+            )
+        if "agreement" in self.analyses and self.ladder and self.student_model not in self.ladder:
+            raise ValueError(
+                f"--analyses agreement: got --student_model {self.student_model}, expected one of --ladder "
+                f"{' '.join(self.ladder)}, which are compared small to large."
+            )
         counts = ("n_train", "n_weak", "n_validation", "n_test", "demo_documents", "n_supervisors", "n_snapshots")
         for name in (*counts, "prompt_shots"):
             value = getattr(self, name)
@@ -178,7 +196,7 @@ class ExperimentArguments:
         """Students that `--analyses agreement` compares, small to large: the ladder's, the student among them."""
         if "agreement" not in self.analyses:
             return []
-        return list(dict.fromkeys([*self.ladder, self.student_model]))
+        return self.ladder or [self.student_model]
 
     @property
     def n_links(self) -> int:

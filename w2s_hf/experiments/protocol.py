@@ -57,7 +57,6 @@ class SeedRun:
         entry (`dict`): Its entry in `results.json`.
         correct (`dict[str, np.ndarray]`): Which test rows each model has right, `(N,)` bool by name.
         answers (`dict`): What each model answered to them, by name; of what kind depends on the setting.
-        stages (`dict[str, Path]`): Where each model is, by the same names.
         lessons ([`Lessons`]): What the students learned from.
         weak_labels ([`LabelsById`]): Of the supervisor: of student half, its validation rows, and test rows.
         students (`dict[str, Path]`): Every student that learned labels, by the name of its directory.
@@ -67,7 +66,6 @@ class SeedRun:
     entry: dict
     correct: dict[str, np.ndarray]
     answers: dict
-    stages: dict[str, Path]
     lessons: Lessons
     weak_labels: LabelsById
     students: dict[str, Path]
@@ -110,8 +108,8 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
     if args.keep_confident is not None:
         # Of the students alone: the ceiling learns the truth about all rows.
         kept = weak_labels.most_confident(list(splits.student_half["id"]), args.keep_confident)
-        taught = lessons.of_rows(student_half=splits.student_half.select(np.flatnonzero(kept)))
-    n_taught = len(taught.splits.student_half)
+        taught = lessons.with_rows(student_half=splits.student_half.select(np.flatnonzero(kept)))
+    n_taught = len(taught.rows("student")[0])
 
     def train_ceiling(model: Model, kind: str) -> Path:
         logger.info(f"Seed {seed}: {kind} ceiling {model.name} on {n_rows} {setting.rows}, ground truth")
@@ -120,7 +118,7 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
     def train_student(name: str, model: Model, method: str, **changes) -> Path:
         return taught.on_labels(name, model, {"student": weak_labels}, [test], method=method, **changes)
 
-    stages = {"weak": supervisor}
+    stages = {}
     if materials.plain_student is not None:
         stages["ceiling_plain"] = train_ceiling(materials.plain_student, "plain")
     stages["ceiling"] = train_ceiling(student, "strong")
@@ -145,7 +143,7 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
 
     test_ids = list(test["id"])
     answers = {"weak": weak_labels.of(test_ids)}
-    answers |= {name: lessons.labels_of(path).of(test_ids) for name, path in stages.items() if name != "weak"}
+    answers |= {name: lessons.labels_of(path).of(test_ids) for name, path in stages.items()}
     correct = {name: setting.is_correct(values, test) for name, values in answers.items()}
 
     def scores(name: str) -> dict:
@@ -165,6 +163,8 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
         "students": [],
         "controls": [],
     }
+    if args.n_supervisors > 1:
+        entry["weak"]["n_supervisors"] = args.n_supervisors
     if materials.plain_student is not None:
         entry["ceiling_plain"] = {**name_of(materials.plain_student), **scores("ceiling_plain")}
     for method in args.methods:
@@ -214,7 +214,7 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
     for number, link in enumerate(chain.links if chain else [], start=1):
         students[Path(output_of(seed, number, len(chain.links))).name] = link.stage
         labels[Path(labels_at(seed, number)).name] = link.labels
-    return SeedRun(entry, correct, answers, stages, taught, weak_labels, students, labels)
+    return SeedRun(entry, correct, answers, taught, weak_labels, students, labels)
 
 
 def name_of(model: Model) -> dict:

@@ -29,6 +29,7 @@ def _pgr(entry: dict, key: str = "pgr") -> str:
     return f"{entry[key]:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else " [unbounded]")
 
 
+_KEPT = "weak labels that students learn, the most confident"
 _PLAIN = "PGR against the plain ceiling"
 
 
@@ -60,7 +61,8 @@ def _table(results: dict) -> tuple[list[str], list[list[str]]]:
 def _roles(run: dict) -> Iterator[tuple[str, dict]]:
     for baseline in run.get("baselines", ()):
         yield baseline["name"], baseline
-    yield "weak supervisor", run["weak"]
+    n_supervisors = run["weak"].get("n_supervisors", 1)
+    yield "weak supervisor" + (f", mean of {n_supervisors}" if n_supervisors > 1 else ""), run["weak"]
     for control in run["controls"]:
         yield f"control, {control['method']}, not pretrained", control
     for student in run["students"]:
@@ -167,7 +169,7 @@ def settings_of(args: ExperimentArguments, training_args: TrainingArguments, con
     if args.n_supervisors > 1:
         training["weak supervisors, of which the labels are the mean"] = args.n_supervisors
     if args.keep_confident is not None:
-        training["weak labels that students learn, the most confident"] = args.keep_confident
+        training[_KEPT] = args.keep_confident
     student: dict = {"use_peft": config.use_peft, "dtype": config.dtype if config.use_peft else "float32"}
     loading = {"dtype": student["dtype"]}
     if config.attn_implementation is not None:
@@ -212,11 +214,13 @@ def write_report(results: dict, output_dir: Path, *, notes: list[str]) -> None:
     for method, loss in settings["losses"].items():
         told |= {f"{method}, {name}": value for name, value in loss.items() if name != "loss_type"}
     dropped = counted(dataset["n_dropped"])
+    kept = settings["training"].get(_KEPT)
     text = [
         f"# Weak-to-strong generalization: {results['task']}",
         f"{results['description']} {rows.capitalize()} of {dataset['id']} ({dataset['revision']}): "
         f"{dataset['n_weak_half']} for the weak supervisor, {dataset['n_student_half']} for students and "
         f"ceiling, {dataset['n_validation']} for validation, {dataset['n_test']} for testing."
+        + (f" Students learned a share of {kept} of their weak labels, the most confident." if kept else "")
         + (f" Left out, because nothing can be made of them: {dropped}." if dropped else ""),
         "![Test accuracy of supervisor, students and ceiling](figures/accuracy.png)",
         "## Over the seeds",

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,6 +27,11 @@ _LIBRARIES = ("w2s_hf", "torch", "transformers", "peft", "trl", "accelerate", "b
 
 def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that make the numbers."""
+    return dict(_installed())
+
+
+@cache
+def _installed() -> dict[str, str]:
     return {name: version(name) for name in _LIBRARIES}
 
 

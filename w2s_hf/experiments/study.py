@@ -1,19 +1,24 @@
 """A finished experiment of one seed, as an analysis finds it: its answers, and the means to train and ask more."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from safetensors.numpy import load_file, save_file
+from transformers import set_seed
 
 from ..analysis import PromptFormat, answer_probabilities, last_hidden_states
 from ..labels import LabelsById, WeakLabels
 from ..metrics import agreement_shares
 from ..modeling import load_tokenizer
 from ..tasks import TaskSplits
+from ..tasks.demo import DemoWorld
 from ..trainers.completion import autocast
 from .bootstrapping import Lessons
 from .finetuning import Model, load_base
@@ -22,6 +27,8 @@ from .protocol import Materials, SeedRun, pgr_of
 from .settings import Setting
 
 __all__ = ["Study"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,14 +41,14 @@ class Study:
         setting ([`Setting`]): Of the experiment.
         materials ([`Materials`]): Rows and models.
         run ([`SeedRun`]): What came of them.
-        world ([`DemoWorld`], *optional*): Of the demo, whose models know few words.
+        world ([`DemoWorld`], *optional*): Of the demo of texts and pairs, whose models know few words.
     """
 
     args: ExperimentArguments
     setting: Setting
     materials: Materials
     run: SeedRun
-    world: object | None = None
+    world: DemoWorld | None = None
 
     @property
     def lessons(self) -> Lessons:
@@ -60,7 +67,7 @@ class Study:
 
     @property
     def splits(self) -> TaskSplits:
-        """The rows; of the student half those that students learned."""
+        """All rows."""
         return self.lessons.splits
 
     @property
@@ -79,8 +86,7 @@ class Study:
         What a student answers to the test rows that learned `labels`: of other models or rows than the experiment's
         students, where these are given; `name` is that of the stage.
         """
-        lessons = self.lessons.of_rows(**parts) if parts else self.lessons
-        test = lessons.splits.test
+        lessons, test = self.lessons.with_rows(**parts), parts.get("test", self.test)
         stage = lessons.on_labels(name, model or self.materials.student, {"student": labels}, [test], method=method)
         return lessons.labels_of(stage).of(list(test["id"]))
 
@@ -107,6 +113,13 @@ class Study:
         """Other labels in place of the supervisor's, with their own provenance."""
         provenance = self.run.weak_labels.provenance
         return WeakLabels(ids, probabilities, {**provenance, "stage": f"{provenance['stage']} {what}"})
+
+    def once(self, make: Callable[[], T]) -> T:
+        """What rank 0 makes, on every rank: the last digits of a fit may differ, and stages are found by them."""
+        made = [make() if PartialState().is_main_process else None]
+        if PartialState().num_processes > 1:
+            broadcast_object_list(made, from_process=0)
+        return made[0]
 
     def ask(self, prompts: list[str], form: PromptFormat) -> np.ndarray:
         """P(answer) of the student before any finetuning, `(N, 2)`; see [`answer_probabilities`]."""
@@ -139,11 +152,14 @@ class Study:
             "rows": [bench.fingerprint(rows, with_labels=False) for rows in parts.values()],
             "max_length": bench.args.max_length,
             "mixed_precision": [bench.args.bf16, bench.args.fp16],
+            "seed": self.seed,
             "n_processes": PartialState().num_processes,
         }
 
         def build(directory: Path) -> None:
             tokenizer = load_tokenizer(student.path, revision=student.revision)
+            bench.release()
+            set_seed(self.seed)  # some encoders have new layers before the head
             if trained is None:
                 model = bench.untrained(student, tokenizer, self.seed)
             else:

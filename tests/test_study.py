@@ -1,0 +1,218 @@
+"""Analyses in parts: what they train, on which labels and rows; and that no ground truth gets to a student."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from running import ROOT, TINY
+from test_completion import make_character_tokenizer
+from test_finetuning import bench_of
+from transformers import Trainer
+
+from w2s_hf.analysis import few_shot_prompts, logistic_probe
+from w2s_hf.config import StudentConfig
+from w2s_hf.experiments import analyses as experiment_analyses
+from w2s_hf.experiments.analyses import agreement, overfitting, probes, prompting, saliency, weak_errors
+from w2s_hf.experiments.arguments import parse_arguments
+from w2s_hf.experiments.classification import ClassificationExperiment
+from w2s_hf.experiments.finetuning import Model, Workbench
+from w2s_hf.experiments.stages import Stages
+from w2s_hf.experiments.study import Study
+from w2s_hf.labels import Completion
+from w2s_hf.tasks import find_task
+
+MARKER = 777
+
+
+@pytest.fixture(scope="module")
+def study(cache, tmp_path_factory):
+    """A finished experiment, and an empty place for the stages of more."""
+    output = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("W2S_HF_CACHE", str(cache))
+        patch.setattr("sys.argv", ["recipes/boolq.py"])
+        options = [*TINY, "--output_dir", str(output / "first")]
+        args, *others = parse_arguments("", ROOT / "recipes" / "configs" / "demo.yaml", options, announce=False)
+        experiment = ClassificationExperiment(find_task("boolq"), args, *others)
+        args.analyses = ["agreement"]  # for its models, which are loaded
+        run, materials = experiment.run_seed(0), experiment.materials(0)
+    bench = Workbench(Stages(output / "more"), experiment.training_args, experiment.setting)
+    run = replace(run, lessons=replace(run.lessons, bench=bench))
+    return Study(args, experiment.setting, materials, run, experiment.world(0))
+
+
+def test_a_watched_training_ends_as_one_without_early_stopping(study):
+    lessons, weak = study.lessons, study.run.weak_labels
+    plain = {"load_best_model_at_end": False, "metric_for_best_model": None, "eval_strategy": "no"}
+    asked = [study.splits.student_validation, study.test]
+    plain["method"] = "confidence"
+    unwatched, stage = (
+        lessons.on_labels("s", study.materials.student, {"student": weak}, asked, n_snapshots=n_snapshots, **plain)
+        for n_snapshots in (0, 2)
+    )
+    expected = lessons.labels_of(unwatched)
+    assert lessons.labels_of(stage).fingerprint == expected.fingerprint
+    by_step = {path.name: lessons.labels_of(path) for path in (stage / "snapshots").iterdir()}
+    assert set(by_step) == {"step-2", "step-3"} and by_step["step-3"].fingerprint == expected.fingerprint
+    assert by_step["step-2"].fingerprint != expected.fingerprint and by_step["step-2"].provenance["step"] == 2
+
+
+def test_a_watched_training_that_is_stopped_goes_on(study, monkeypatch):
+    lessons, weak, answer = study.lessons, study.run.weak_labels, type(study.setting).answer
+    calls = []
+
+    def stopped(self, *args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return answer(self, *args)
+
+    def train(name):
+        options = {"n_snapshots": 3, "eval_strategy": "no", "load_best_model_at_end": False, "save_steps": 1}
+        return lessons.on_labels(name, study.materials.student, {"student": weak}, [study.test], **options)
+
+    expected = train("uninterrupted")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(study.setting), "answer", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train("interrupted")
+    found = train("interrupted")
+    for step in (1, 2, 3):
+        one, two = (lessons.labels_of(stage / "snapshots" / f"step-{step}") for stage in (expected, found))
+        assert one.fingerprint == two.fingerprint, step
+
+
+def test_prompts_and_probes_are_given_the_labels_that_they_say(study, monkeypatch):
+    shown, learned = [], []
+
+    def prompts(texts, examples, labels, n_shots, *args, **options):
+        shown.append((n_shots, list(labels)))
+        return few_shot_prompts(texts, examples, labels, n_shots, *args, **options)
+
+    def probe(features, probabilities, *args, **options):
+        learned.append(probabilities)
+        return logistic_probe(features, probabilities, *args, **options)
+
+    monkeypatch.setattr(experiment_analyses, "few_shot_prompts", prompts)
+    monkeypatch.setattr(experiment_analyses, "logistic_probe", probe)
+    ids = list(study.splits.student_half["id"])
+    weak, truth = study.run.weak_labels.of(ids), study.truth("student_half")
+    study = replace(study, args=replace(study.args, prompt_shots=2))
+    assert list(prompting(study)["prompted"]) == ["zero-shot", "2-shot, weak labels", "2-shot, ground truth"]
+    assert [n_shots for n_shots, _ in shown] == [0, 2, 2]
+    assert shown[1][1] == weak.argmax(axis=1).tolist() != shown[2][1] == truth.tolist()
+    saliency(study)
+    of_weak, of_truth, of_tuned = learned  # lp(weak), lp(gt), ft(weak)+lp(gt)
+    np.testing.assert_array_equal(of_weak, weak)
+    for labels in (of_truth, of_tuned):
+        np.testing.assert_array_equal(labels, np.eye(2)[truth])
+
+
+def test_students_of_simulated_supervisors_are_scored_against_these(study, monkeypatch):
+    supervisors, scores = [], Study.scores
+
+    def watched(self, answers, supervisor=None):
+        supervisors.append(supervisor)
+        return scores(self, answers, supervisor)
+
+    monkeypatch.setattr(Study, "scores", watched)
+    weak_errors(study)
+    *simulated, told, told_again = [supervisor.argmax(axis=1) for supervisor in supervisors]
+    assert len({tuple(labels) for labels in simulated}) == 6
+    np.testing.assert_array_equal(simulated[0], study.run.answers["weak"].argmax(axis=1))
+    np.testing.assert_array_equal(simulated[0], told)
+    np.testing.assert_array_equal(told, told_again)
+
+
+def test_a_copied_supervisor_recovers_nothing_and_a_perfect_student_everything(study):
+    weak, truth = study.run.answers["weak"], np.eye(2)[study.truth()]
+    # The demo is too small here for a ceiling above its supervisor.
+    run = replace(study.run, correct={**study.run.correct, "ceiling": np.ones(len(truth), dtype=bool)})
+    known = replace(study, run=run)
+    copied, perfect = known.scores(weak), known.scores(truth)
+    assert copied["pgr"] == 0 and set(copied["agreement"].values()) == {1.0}
+    assert perfect["pgr"] == 1 and perfect["agreement"]["supervisor_wrong"] == 0 and perfect["accuracy"] == 1
+    # Against another supervisor, its own numbers: the perfect one leaves no gap.
+    assert known.scores(weak, truth)["pgr"] is None
+    assert known.scores(weak, truth)["agreement"]["overall"] == copied["accuracy"]
+
+
+@pytest.fixture
+def collated(monkeypatch):
+    """Everything that a collator is given, of training, validation and prediction, as text."""
+    seen = []
+
+    def recording(method):
+        original = getattr(Trainer, method)
+
+        def dataloader(self, *args, **kwargs):
+            inner = self.data_collator
+
+            def collate(features):
+                seen.append(repr(features))
+                return inner(features)
+
+            self.data_collator = collate
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                self.data_collator = inner
+
+        monkeypatch.setattr(Trainer, method, dataloader)
+
+    for method in ("get_train_dataloader", "get_eval_dataloader", "get_test_dataloader"):
+        recording(method)
+    return seen
+
+
+def marked(batch: str) -> bool:
+    """Is the marker in it, as a number of its own? (Probabilities have it among their digits.)"""
+    return re.search(rf"(?<![\d.]){MARKER}(?!\d)", batch) is not None
+
+
+def test_ground_truth_is_seen_by_no_collator_of_a_student(study, collated):
+    """A marker in the place of the truth about all rows that students, however taught, learn or are stopped by."""
+    parts = {name: rows for name, rows in study.splits.parts.items() if name.startswith("student")}
+    planted = {
+        name: rows.remove_columns("ground_truth").add_column("ground_truth", [MARKER] * len(rows))
+        for name, rows in parts.items()
+    }
+    lessons = study.lessons.with_rows(**planted)
+    assert set(lessons.rows("student")[0]["ground_truth"]) == {MARKER}
+    planted_study = replace(study, run=replace(study.run, lessons=lessons))
+    for analysis in (overfitting, agreement, probes):
+        analysis(planted_study)
+    stages = lessons.bench.stages.root.iterdir()
+    trained = {path.name.rsplit("-", 1)[0] for path in stages if path.is_dir()}
+    assert trained >= {"watched-naive", "watched-confidence", "student-naive", "student-mended", "hidden-states"}
+    assert len(collated) > 50 and any("labels" in batch for batch in collated)
+    assert not [batch for batch in collated if marked(batch) or "ground_truth" in batch]
+    # It would be seen, and whoever learned the ground truth of these rows would learn the marker.
+    assert marked(repr([{"labels": MARKER}])) and marked(repr([{"labels": [float(MARKER), 0.0]}]))
+    with pytest.raises(ValueError, match=str(MARKER)):
+        lessons.on_ground_truth("ceiling", study.materials.student, "student", [study.test])
+
+
+@pytest.mark.parametrize("kind", ["reward", "chess"])
+def test_ground_truth_is_seen_by_no_collator_of_other_students(kind, tmp_path, collated):
+    bench, rows = bench_of(kind, tmp_path, tmp_path / "model")
+    setting, ids = bench.setting, list(rows["id"])
+    if kind == "chess":
+        marker, answers = " Zz9", [Completion(" e4", is_cut=False)] * len(rows)
+        tokens = make_character_tokenizer()(marker.strip(), add_special_tokens=False)["input_ids"]
+        seen_as = ", ".join(map(str, tokens))
+        assert len(set(tokens)) == 3, "the tokenizer does not know the marker"
+    else:
+        marker, answers, seen_as = MARKER, np.tile([0.25, 0.75], (len(rows), 1)), str(MARKER)
+    planted = rows.remove_columns("ground_truth").add_column("ground_truth", [marker] * len(rows))
+    labelled = setting.labels(ids, answers, {}).join(planted)
+    model = Model("m", str(tmp_path / "model"), "1", StudentConfig(dtype="float32", lora_r=4))
+    options = {"seed": 0, "provenance": {}, "n_snapshots": 2}
+    bench.finetune("student", model, labelled, labelled, [planted], **options)
+    batches = [str(batch) for batch in collated]
+    assert batches and not [batch for batch in batches if seen_as in batch or "ground_truth" in batch]
+    if kind == "chess":
+        truth = setting.with_ground_truth(planted)
+        bench.finetune("ceiling", model, truth, truth, [planted], **options)
+        assert any(seen_as in batch for batch in collated), "it would not be seen if it were there"

@@ -1,0 +1,48 @@
+"""Rows through a model, those of like length in one batch, shared among ranks, and back in order."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets.utils import tqdm
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+__all__ = ["through_model"]
+
+
+def through_model(
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[list[int]],
+    answer: Callable[[BatchEncoding], np.ndarray],
+    *,
+    batch_size: int,
+    padding_side: str,
+    desc: str,
+) -> np.ndarray:
+    """
+    What a function answers to rows of tokens.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): For padding.
+        encoded (sequence of `list[int]`): Token ids of each row.
+        answer (`Callable`): Of a padded batch of `B` rows, an array `(B, ...)`.
+        batch_size (`int`): Rows at a time on each rank.
+        padding_side (`str`): `"left"` or `"right"`.
+        desc (`str`): For the progress bar.
+
+    Returns:
+        `np.ndarray` of shape `(N, ...)`, in the order of the rows, on every rank.
+    """
+    state = PartialState()
+    # The longest first: what does not fit into memory does not fit at once.
+    order = sorted(range(len(encoded)), key=lambda index: (-len(encoded[index]), index))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    found: list[tuple[int, np.ndarray]] = []
+    own = batches[state.process_index :: state.num_processes]
+    for batch in tqdm(own, desc=desc, disable=None if state.is_main_process else True):
+        ids = {"input_ids": [encoded[index] for index in batch]}
+        padded = tokenizer.pad(ids, padding_side=padding_side, return_tensors="pt")
+        found += zip(batch, answer(padded), strict=True)
+    by_index = dict(gather_object(found) if state.num_processes > 1 else found)
+    return np.stack([by_index[index] for index in range(len(encoded))])
