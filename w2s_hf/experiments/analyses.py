@@ -235,14 +235,20 @@ def probes(study: Study) -> dict:
     found = {}
     for way, (given, kept) in relabelled.items():
         if not kept.any():  # no row has most of its neighbours in its class
-            found[way] = {"n_train": 0, "label_accuracy": None, "accuracy": None, "pgr": None}
+            found[way] = {"n_train": 0, "n_class_1": 0, "label_accuracy": None, "accuracy": None, "pgr": None}
             continue
         rows = half.select(np.flatnonzero(kept))
-        right = given.of(list(rows["id"])).argmax(axis=1) == np.array(rows["ground_truth"])
+        hard = given.of(list(rows["id"])).argmax(axis=1)
+        right = hard == np.array(rows["ground_truth"])
         # As they are, they are those of the naive student, which is found again.
         stage = "student-naive" if way == "as they are" else "student-mended"
         scores = study.scores(study.learn(stage, given, student_half=rows))
-        found[way] = {"n_train": len(rows), "label_accuracy": float(right.mean()), **scores}
+        found[way] = {
+            "n_train": len(rows),
+            "n_class_1": int(hard.sum()),
+            "label_accuracy": float(right.mean()),
+            **scores,
+        }
     return {**_bounds(study), "labels": found}
 
 
