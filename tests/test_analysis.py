@@ -8,6 +8,7 @@ from datasets import Dataset
 from scipy.stats import binomtest
 from test_completion import make_character_tokenizer, make_language_model
 from test_trainer import arguments
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from w2s_hf import WeakLabels, WeakToStrongTrainer, fresh_adapter
 from w2s_hf.analysis import (
@@ -198,6 +199,19 @@ def test_the_head_makes_the_logits_of_the_hidden_states(kind, has_adapters, mode
         for ids, state in zip(rows["input_ids"], hidden, strict=True):
             logits = model(input_ids=torch.tensor([ids])).logits[0]
             of_state = classification_head(model)(torch.from_numpy(state))
+            torch.testing.assert_close(of_state, logits, atol=1e-4, rtol=1e-4)
+
+
+def test_of_an_encoder_that_does_not_pool_it_is_the_first_token(tokenizer):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
+    model = RobertaForSequenceClassification(RobertaConfig(vocab_size=64, **sizes, **special)).eval()
+    rows = make_rows(7)
+    hidden = last_hidden_states(model, tokenizer, rows, batch_size=3)
+    with torch.no_grad():
+        for ids, state in zip(rows["input_ids"], hidden, strict=True):
+            logits = model(input_ids=torch.tensor([ids])).logits
+            of_state = classification_head(model)(torch.from_numpy(state)[None, None])  # it takes the first itself
             torch.testing.assert_close(of_state, logits, atol=1e-4, rtol=1e-4)
 
 
