@@ -212,6 +212,8 @@ def test_several_supervisors_and_confident_labels(cache, tmp_path, monkeypatch):
     for name in ("student-naive", "control", "student-simulated", "student-told"):
         assert [list(rows["id"]) for rows in taught[name]] == [kept] * len(taught[name]), name
     assert all(set(rows["id"]) <= set(kept) for rows in taught["student-mended"])
+    assert min(len(rows) for rows in taught["student-mended"]) < len(kept), "nothing was filtered"
+    assert all(text.endswith((": no ?", ": yes ?")) for rows in taught["student-told"] for text in rows["text"])
     assert set(taught["strong-on-weak-half"][0]["id"]) == set(taught["weak"][0]["id"]), "it judges what it learned"
 
     results = json.loads((tmp_path / "results.json").read_text())
