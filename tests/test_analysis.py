@@ -365,7 +365,7 @@ def test_supervisors_are_averaged_by_row():
 
 
 def test_the_most_confident_labels_of_either_class_are_kept():
-    p = np.array([0.9, 0.8, 0.7, 0.6, 0.4, 0.1])
+    p = np.array([0.95, 0.9, 0.85, 0.8, 0.4, 0.3])  # c is surer than f, and of the other class
     labels = WeakLabels(list("abcdef"), np.stack([1 - p, p], axis=1))
     kept = labels.most_confident(list("fedcba"), 0.5)
     assert kept.tolist() == [True, False, False, False, True, True]  # f of class 0; b and a of class 1
