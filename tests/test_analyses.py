@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from conftest import make_tokenizer
 from running import ROOT, TINY, forked, numbers, recipe_here
 from safetensors.numpy import load_file
 from test_chess_recipe import NAME as CHESS_RECIPE
 
 from w2s_hf import StudentCard, WeakLabels
 from w2s_hf.experiments import analyses as experiment_analyses
+from w2s_hf.experiments.arguments import parse_arguments
 from w2s_hf.experiments.finetuning import Workbench
 from w2s_hf.experiments.options import ANALYSES
 
@@ -233,6 +235,53 @@ def test_of_a_chain_alone_the_analyses_are_about_another_student(cache, tmp_path
     direct = run["students"][0]["direct"]["same_rows"]["accuracy"]
     assert run["analyses"]["agreement"]["students"]["naive"]["demo/pretrained-64x2"]["accuracy"] == direct
     assert "taught by the supervisor itself, method naive" in (tmp_path / "report.md").read_text()
+
+
+def test_cells_of_a_sweep_have_no_analyses(cache, tmp_path):
+    config = tmp_path / "cells.yaml"
+    config.write_text((ROOT / "recipes" / "configs" / "demo.yaml").read_text() + "analyses: [agreement]\n")
+    options = "--weak_models scratch-32x1 --student_models pretrained-64x2 --methods naive --cell_config".split()
+    process = recipe_here(*options, config, "--output_dir", tmp_path / "out", cache=cache, name="sweep.py")
+    assert process.returncode == 1 and "Got --analyses in --cell_config" in process.stderr, process.stderr[-2000:]
+    assert not (tmp_path / "out" / "_stages").exists()
+
+
+def test_models_that_4_bits_do_not_go_with_are_not_compared(cache, tmp_path):
+    options = [*TINY, "--load_in_4bit", "true", "--methods", "naive", "--analyses", "agreement"]
+    process = recipe_here(*options, "--output_dir", tmp_path, cache=cache)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "Not compared, too narrow for --load_in_4bit: pretrained-16x2, pretrained-32x2" in process.stderr
+    (run,) = numbers(tmp_path)["runs"]
+    assert run["analyses"]["agreement"]["sizes"] == ["demo/pretrained-64x2"]
+
+
+def test_a_ladder_to_compare_is_no_chain(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["recipes/boolq.py"])
+    config, ladder = ROOT / "recipes" / "configs" / "demo.yaml", ["--ladder", "pretrained-16x2", "pretrained-64x2"]
+    args = parse_arguments("", config, [*ladder, "--analyses", "agreement"])[0]
+    assert args.methods == ["naive", "confidence"] and args.demo_world == "plain" and args.n_links == 0
+    assert args.sizes == ladder[1:]
+    args = parse_arguments("", config, ladder)[0]
+    assert "bootstrap" in args.methods and args.demo_world == "ladder" and args.sizes == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--analyses prompting", "--analyses prompting: model is of type 'bert', which reads text both ways"),
+        ("--analyses agreement --ladder {other} {student}", "--ladder: got models called model, model"),
+    ],
+)
+def test_models_are_looked_at_before_anything_is_trained(options, words, cache, tmp_path, model_of):
+    for name in ("student", "other"):
+        model_of("bert").save_pretrained(tmp_path / name / "model")
+        make_tokenizer().save_pretrained(tmp_path / name / "model")
+    student, other = (tmp_path / name / "model" for name in ("student", "other"))
+    models = ["--weak_model", student, "--student_model", student, "--dataset_path", tmp_path, "--use_cpu", "true"]
+    options = options.format(student=student, other=other).split()
+    process = recipe_here(*models, *options, "--output_dir", tmp_path / "out", cache=cache)
+    assert process.returncode == 1 and words in process.stderr, process.stderr[-2000:]
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_analysis_that_fails_takes_nothing_with_it(cache, tmp_path):

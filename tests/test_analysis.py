@@ -30,6 +30,7 @@ from w2s_hf.analysis import (
     with_opinion,
 )
 from w2s_hf.analysis.prompting import answer_tokens
+from w2s_hf.analysis.saliency import saliency_section
 from w2s_hf.metrics import accuracy, accuracy_interval, brier_score, performance_gap_recovered, squared_distance
 from w2s_hf.modeling import classification_head
 from w2s_hf.trainers.snapshots import SnapshotCallback, snapshot_steps
@@ -290,6 +291,16 @@ def test_a_rare_class_is_not_outvoted_for_being_rare():
     features = rng.normal(size=(48, 4)) + 8 * labels[:, None]
     assert (neighbour_labels(features, one_hot(labels)).argmax(axis=1) == labels).all()
     assert topological_filter(features, labels)[labels == 1].mean() > 0.7
+
+
+@pytest.mark.parametrize(("ceiling", "said"), [(0.9, "closes 50 %"), (0.72, "too close")])
+def test_a_share_of_a_gap_is_said_where_there_is_one(ceiling, said):
+    accuracies = {"lp(weak)": 0.6, "lp(gt)": 0.7, "ft(weak)": 0.75, "ft(weak)+lp(gt)": 0.8, "ft(gt)": ceiling}
+    scores = {name: {"accuracy": value, "ci95": [value - 0.03, value + 0.03]} for name, value in accuracies.items()}
+    text = saliency_section([{"weak": 0.6, "n_test": 1000, "accuracies": scores}])
+    assert (
+        said in text and "| lp(gt) | linear probe of the base, fitted to ground truth | 0.700 [0.670, 0.730] |" in text
+    )
 
 
 # ---- Which errors ----

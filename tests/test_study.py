@@ -36,10 +36,10 @@ def study(cache, tmp_path_factory):
         args, *others = parse_arguments("", ROOT / "recipes" / "configs" / "demo.yaml", options, announce=False)
         experiment = ClassificationExperiment(find_task("boolq"), args, *others)
         args.analyses = ["agreement"]  # for its models, which are loaded
-        run, materials = experiment.run_seed(0), experiment.materials(0)
+        run = experiment.run_seed(0)
     bench = Workbench(Stages(output / "more"), experiment.training_args, experiment.setting)
     run = replace(run, lessons=replace(run.lessons, bench=bench))
-    return Study(args, experiment.setting, materials, run, experiment.world(0))
+    return Study(args, experiment.setting, run, experiment.world(0))
 
 
 def test_a_watched_training_ends_as_one_without_early_stopping(study):

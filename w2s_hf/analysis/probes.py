@@ -101,7 +101,10 @@ def logistic_probe(
     features = np.asarray(features)
     weights = np.asarray(probabilities, dtype=np.float64)
     if (weights.sum(axis=0) == 0).any():
-        raise ValueError("probabilities: got labels of one class alone, expected two.")
+        raise ValueError(
+            "probabilities: got labels of one class alone, expected two: there is nothing to tell apart. Look at the "
+            "supervisor, or at what was filtered."
+        )
     strengths = [l2[min(2, len(l2) - 1)]] if validation is None else sorted(l2, reverse=True)
     best, best_accuracy = None, -1.0
     for strength in strengths:
@@ -170,9 +173,8 @@ def neighbour_labels(
     k = _n_neighbours(k, np.asarray(probabilities).argmax(axis=1))
     neighbours = NearestNeighbors(n_neighbors=k).fit(scaler.transform(features))
     asked = None if others is None else scaler.transform(others)
-    return np.asarray(probabilities, dtype=np.float64)[neighbours.kneighbors(asked, return_distance=False)].mean(
-        axis=1
-    )
+    nearest = neighbours.kneighbors(asked, return_distance=False)
+    return np.asarray(probabilities, dtype=np.float64)[nearest].mean(axis=1)
 
 
 def doubtful(labels: np.ndarray, second_opinion: np.ndarray, share: float = 0.1) -> np.ndarray:

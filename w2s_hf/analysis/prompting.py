@@ -61,10 +61,12 @@ def few_shot_prompts(
         seed (`int`, *optional*, defaults to 0): Of the examples.
 
     Raises:
-        ValueError: there are too few examples.
+        ValueError: there are too few examples, or not as many labels.
     """
-    if not 0 <= n_shots <= len(examples) or len(examples) != len(labels):
-        raise ValueError(f"n_shots: got {n_shots}, {len(examples)} examples and {len(labels)} labels.")
+    if len(examples) != len(labels):
+        raise ValueError(f"Got {len(examples)} examples and {len(labels)} labels, expected a label of each.")
+    if not 0 <= n_shots <= len(examples):
+        raise ValueError(f"n_shots: got {n_shots}, expected at most the {len(examples)} examples; take fewer.")
     rng = np.random.default_rng(seed)
     prompts = []
     for text in texts:
@@ -79,7 +81,7 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tup
     The tokens that both answers begin with (a lone space, in some tokenizers), and the first two that differ.
 
     Raises:
-        ValueError: the answers have no tokens that differ.
+        ValueError: the answers have no tokens that differ, or are joined with the suffix; take others.
     """
     # Behind a suffix: some tokenizers join an answer with what is before it.
     before = tokenizer("x" + form.suffix, add_special_tokens=False)["input_ids"]
@@ -93,7 +95,7 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tup
         if position >= len(before):
             shared.append(first)
     raise ValueError(
-        f"The tokenizer makes the same tokens of the answers {form.answers[0]!r} and {form.answers[1]!r}."
+        f"The tokenizer makes the same tokens of the answers {form.answers[0]!r} and {form.answers[1]!r}; use others."
     )
 
 

@@ -103,16 +103,15 @@ class Experiment(ABC):
 
     def _gather(self, seed: int) -> Materials:
         args, world = self.args, self.world(seed) if self.args.demo else None
-        key = (
-            self.task.name,
-            seed if args.demo else None,
-            args.n_links,
-            *sorted({*args.rows_fit, *args.chain, *args.sizes}),
-        )
+        readers = sorted({*args.rows_fit, *args.chain, *args.sizes})
+        key = (self.task.name, seed if args.demo else None, args.n_links, *readers)
         weak = self.model(args.weak_model, "--weak_model", world, is_weak=True)
         student = self.model(args.student_model, "--student_model", world)
         chain = tuple(self.model(name, "--ladder", world) for name in args.chain)
-        sizes = tuple(self.model(name, "--ladder", world) for name in args.sizes if not self._is_too_narrow(name))
+        too_narrow = [name for name in args.sizes if self._is_too_narrow(name) and name != args.student_model]
+        if too_narrow:
+            logger.warning(f"Not compared, too narrow for --load_in_4bit: {', '.join(too_narrow)}")
+        sizes = tuple(self.model(name, "--ladder", world) for name in args.sizes if name not in too_narrow)
         names = [model.name for model in sizes]
         if len(set(names)) < len(names):
             raise ValueError(
@@ -165,7 +164,7 @@ class Experiment(ABC):
         return Model(f"demo/{name}", str(directory), directory.name, config)
 
     def _is_too_narrow(self, name: str) -> bool:
-        """Is it a model of the demo that 4 bits do not go with? (Of those to compare, it is left out.)"""
+        """Is it a model of the demo that is narrower than the blocks that 4 bits are quantized in?"""
         demo = self.demo_models.get(name) if self.args.demo and self.student_config.load_in_4bit else None
         return demo is not None and bool(demo.width % 64 or demo.mlp_width % 64)
 
@@ -221,7 +220,7 @@ class Experiment(ABC):
             # All the rest is on disk before: an analysis that fails takes nothing with it.
             for seed, run in zip(self.args.seeds, runs, strict=True):
                 world = self.world(seed) if self.args.demo else None
-                analyse(Study(self.args, self.setting, self.prepare(self.materials(seed), seed), run, world))
+                analyse(Study(self.args, self.setting, run, world))
             results = self._report(runs, started)
         n_built = self.bench.stages.n_built + self.ladder.n_built
         n_reused = self.bench.stages.n_reused + self.ladder.n_reused

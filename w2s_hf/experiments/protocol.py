@@ -54,6 +54,7 @@ class SeedRun:
     What one seed came to.
 
     Args:
+        materials ([`Materials`]): What it started from.
         entry (`dict`): Its entry in `results.json`.
         correct (`dict[str, np.ndarray]`): Which test rows each model has right, `(N,)` bool by name.
         answers (`dict`): What each model answered to them, by name; of what kind depends on the setting.
@@ -63,6 +64,7 @@ class SeedRun:
         labels (`dict[str, LabelsById]`): What students learned from, by the name of its directory.
     """
 
+    materials: Materials
     entry: dict
     correct: dict[str, np.ndarray]
     answers: dict
@@ -214,7 +216,7 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
     for number, link in enumerate(chain.links if chain else [], start=1):
         students[Path(output_of(seed, number, len(chain.links))).name] = link.stage
         labels[Path(labels_at(seed, number)).name] = link.labels
-    return SeedRun(entry, correct, answers, taught, weak_labels, students, labels)
+    return SeedRun(materials, entry, correct, answers, taught, weak_labels, students, labels)
 
 
 def name_of(model: Model) -> dict:

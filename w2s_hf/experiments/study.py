@@ -39,16 +39,19 @@ class Study:
     Args:
         args ([`ExperimentArguments`]): Of the experiment.
         setting ([`Setting`]): Of the experiment.
-        materials ([`Materials`]): Rows and models.
         run ([`SeedRun`]): What came of them.
         world ([`DemoWorld`], *optional*): Of the demo of texts and pairs, whose models know few words.
     """
 
     args: ExperimentArguments
     setting: Setting
-    materials: Materials
     run: SeedRun
     world: DemoWorld | None = None
+
+    @property
+    def materials(self) -> Materials:
+        """Models; the rows are [`splits`]."""
+        return self.run.materials
 
     @property
     def lessons(self) -> Lessons:
@@ -83,8 +86,17 @@ class Study:
         self, name: str, labels: LabelsById, *, method: str = "naive", model: Model | None = None, **parts: Dataset
     ):
         """
-        What a student answers to the test rows that learned `labels`: of other models or rows than the experiment's
-        students, where these are given; `name` is that of the stage.
+        A student of other labels than the experiment's, and where they are given of another model or other rows.
+
+        Args:
+            name (`str`): Of its stage.
+            labels ([`LabelsById`]): Of the rows of the student half and its validation rows.
+            method (`str`, *optional*, defaults to `"naive"`): How it learns them.
+            model ([`Model`], *optional*): Defaults to the experiment's student.
+            parts ([`~datasets.Dataset`]): In the place of a part, see [`Lessons.with_rows`].
+
+        Returns:
+            What it answers to the test rows, in order: probabilities `(N, 2)`, or a `list` of [`Completion`].
         """
         lessons, test = self.lessons.with_rows(**parts), parts.get("test", self.test)
         stage = lessons.on_labels(name, model or self.materials.student, {"student": labels}, [test], method=method)
@@ -92,8 +104,11 @@ class Study:
 
     def scores(self, answers, supervisor=None) -> dict:
         """
-        Accuracy with its interval, PGR, and agreement with the supervisor, of answers to the test rows. Another
-        `supervisor` than the experiment's is given by its answers.
+        Accuracy with its interval, PGR, and agreement with the supervisor.
+
+        Args:
+            answers: To the test rows, as of [`learn`].
+            supervisor (*optional*): Answers of another one than the experiment's, against whose accuracy PGR is then.
         """
         test = self.test
         weak = self.run.answers["weak"] if supervisor is None else supervisor
