@@ -31,6 +31,7 @@ __all__ = [
     "cached_commit",
     "commit_files",
     "ensure_available",
+    "has_only_pickles",
     "is_repository_id",
     "owner_of_token",
     "repository_name",
@@ -110,6 +111,21 @@ def cached_commit(name_or_path: str, revision: str | None = None, cache_dir: str
         return None
     cached = try_to_load_from_cache(name_or_path, "config.json", cache_dir=cache_dir, revision=revision)
     return Path(cached).parent.name if isinstance(cached, str) else None  # snapshots/COMMIT/config.json
+
+
+def has_only_pickles(name_or_path: str, revision: str | None = None) -> bool:
+    """Has a local directory or a repository weights in .bin files, and none in safetensors?"""
+    if Path(name_or_path).is_dir():
+        names = [file.name for file in Path(name_or_path).iterdir()]
+    elif not is_repository_id(name_or_path) or constants.HF_HUB_OFFLINE:
+        return False
+    else:
+        try:
+            names = HfApi().list_repo_files(name_or_path, revision=revision)
+        except (HTTPError, OSError):
+            return False  # whoever asks has an error of its own to report
+    endings = {Path(name).suffix for name in names}
+    return ".bin" in endings and ".safetensors" not in endings
 
 
 class PushError(ConnectionError):

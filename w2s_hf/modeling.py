@@ -1,4 +1,4 @@
-"""Students: a base model in any precision, LoRA adapters on it, and a classification head in full precision."""
+"""Students: a base model in any precision, and LoRA adapters on it."""
 
 import copy
 import json
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import MethodType
 
 import torch
 import transformers
@@ -19,13 +18,14 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.utils import ModulesToSaveWrapper, load_peft_weights
-from safetensors import safe_open
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -35,29 +35,36 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import disable_dropout_in_model
 
-from .hub import cached_commit
+from .heads import HEAD_NAMES, classification_head, find_head, full_precision_head, output_layer
+from .hub import cached_commit, has_only_pickles
+from .original_qwen import (
+    is_original_qwen,
+    load_original_qwen,
+    original_qwen_tokenizer,
+    qwen2_config,
+    refuse_longer_texts,
+)
 
 __all__ = [
     "align_padding",
     "cast_trainable_to_float32",
-    "classification_head",
     "disable_dropout",
     "fresh_adapter",
-    "initialise_head",
     "keep_trainable",
     "load_adapter_weights",
+    "load_config",
     "load_student",
     "load_tokenizer",
 ]
 
 logger = logging.getLogger(__name__)
 
-# What transformers calls the head of a sequence classifier: decoders `score`, encoders `classifier`.
-_HEAD_NAMES = ("score", "classifier")
-
 
 def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a padding token: its own, or its end-of-text token where it has none (GPT-2)."""
+    config = _config_dict(name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
+    if is_original_qwen(config):
+        return original_qwen_tokenizer(name_or_path, config, **kwargs)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
     if tokenizer.pad_token is None:
         # A classifier reads the last token that is not padding. Texts are encoded without an end-of-text token, so
@@ -68,45 +75,30 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _find_head(model: nn.Module) -> nn.Module | None:
-    """The head that is in use: under adapters, the trainable copy. A language model has none."""
-    for name in _HEAD_NAMES:
-        head = getattr(model, name, None)
-        if isinstance(head, ModulesToSaveWrapper):
-            return head.modules_to_save[head.active_adapters[0]]
-        if isinstance(head, nn.Module):
-            return head
-    return None
-
-
-def classification_head(model: PreTrainedModel | PeftModel) -> nn.Module:
-    """The head that is in use, `score` or `classifier`. Raises `ValueError` where there is none."""
-    head = _find_head(model)
-    if head is not None:
-        return head
-    raise ValueError(f"{type(model).__name__}: no classification head; looked for {' and '.join(_HEAD_NAMES)}.")
-
-
-def _output_layer(head: nn.Module) -> nn.Linear:
-    """The linear layer that makes the logits: the head itself, or the last linear layer of a head of several."""
-    layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise ValueError(f"{type(head).__name__}: the classification head has no linear layer.")
-    return layers[-1]
-
-
-def _float32_forward(head: nn.Module, hidden: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-    with torch.autocast(hidden.device.type, enabled=False):
-        return type(head).forward(head, hidden.to(next(head.parameters()).dtype), *args, **kwargs)
-
-
-def _full_precision_head(head: nn.Module) -> None:
+def load_config(name_or_path: str, revision: str | None = None) -> PretrainedConfig:
     """
-    float32 weights and arithmetic, on the bfloat16 hidden states of the base and under autocast too: there a reward
-    would be rounded to 8 bits before a difference is taken.
+    The configuration of a model, of an original Qwen as Qwen2's; nothing else of it is read.
+
+    Raises:
+        ValueError: an original Qwen that asks for what Qwen2 does not have, see [`w2s_hf.original_qwen.qwen2_config`].
+        OSError: there is none, or the Hub does not answer.
     """
-    head.to(torch.float32)
-    head.forward = MethodType(_float32_forward, head)
+    config = _config_dict(name_or_path, revision)
+    if is_original_qwen(config):
+        return qwen2_config(config, name_or_path)
+    return AutoConfig.from_pretrained(name_or_path, revision=revision)
+
+
+def _config_dict(name_or_path: str, revision: str | None = None, cache_dir: str | None = None) -> dict:
+    """The content of a model's config.json; nothing where it has none, such as a directory of adapters."""
+    file = cached_file(
+        name_or_path,
+        "config.json",
+        revision=revision,
+        cache_dir=cache_dir,
+        _raise_exceptions_for_missing_entries=False,
+    )
+    return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def load_student(
@@ -151,8 +143,9 @@ def load_student(
         A model in eval mode; a [`~peft.PeftModel`] when it has adapters. Nothing of the base is trainable then.
 
     Raises:
-        ValueError: unknown task type or dtype, both `load_in_4bit` and `quantization_config`, or a `base_model` for
-            what has no adapters.
+        ValueError: unknown task type or dtype, both `load_in_4bit` and `quantization_config`, a `base_model` for
+            what has no adapters, weights that are not safetensors, or an original Qwen that asks for what Qwen2 does
+            not have (see [`w2s_hf.original_qwen`]).
     """
     if task_type not in ("SEQ_CLS", "REWARD", "CAUSAL_LM"):
         raise ValueError(f"task_type: got {task_type!r}, expected SEQ_CLS, REWARD or CAUSAL_LM.")
@@ -190,26 +183,46 @@ def load_student(
         # The default is to skip the module of the last parameter: for a head with a bias that names the bias, and the
         # head's weight would be quantized. An explicit list replaces that default.
         quantization_config = copy.deepcopy(quantization_config)
-        skip = [*(quantization_config.llm_int8_skip_modules or []), *_HEAD_NAMES, "lm_head"]
+        skip = [*(quantization_config.llm_int8_skip_modules or []), *HEAD_NAMES, "lm_head"]
         quantization_config.llm_int8_skip_modules = list(dict.fromkeys(skip))
         kwargs["quantization_config"] = quantization_config
     if revision is not None:
         kwargs["revision"] = revision
     if task_type == "CAUSAL_LM":
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **kwargs)
+        model = _from_pretrained(name_or_path, task_type, dtype=dtype, **kwargs)
     else:
         num_labels = 1 if task_type == "REWARD" else num_labels
         if num_labels is not None:
             kwargs["num_labels"] = num_labels
-        model = _load_classifier(name_or_path, dtype=dtype, **kwargs)
-        _full_precision_head(classification_head(model))
+        model = _load_classifier(name_or_path, task_type, dtype=dtype, **kwargs)
+        full_precision_head(classification_head(model))
     model.eval()
+    refuse_longer_texts(model, name_or_path)
     # Which transformers forgets, and does not write into a config.json.
     model.config._commit_hash = cached_commit(name_or_path, revision, kwargs.get("cache_dir"))
     return model if peft_config is None else fresh_adapter(model, peft_config)
 
 
-def _load_classifier(name_or_path: str, **kwargs) -> PreTrainedModel:
+def _from_pretrained(name_or_path: str, task_type: str, **kwargs):
+    """`from_pretrained` of the class for a task type, of safetensors alone."""
+    kwargs["use_safetensors"] = True
+    config = _config_dict(name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
+    try:
+        if is_original_qwen(config):
+            return load_original_qwen(name_or_path, config, task_type, **kwargs)
+        auto_class = AutoModelForCausalLM if task_type == "CAUSAL_LM" else AutoModelForSequenceClassification
+        return auto_class.from_pretrained(name_or_path, **kwargs)
+    except OSError as error:
+        if not has_only_pickles(name_or_path, kwargs.get("revision")):
+            raise
+        raise ValueError(
+            f"{name_or_path}: got weights in .bin files alone, expected safetensors. A .bin file is a pickle, which "
+            "can run code when it is read. Take a revision that has model.safetensors, or convert what you trust "
+            "once: from_pretrained(...) and save_pretrained(DIRECTORY) of transformers."
+        ) from error
+
+
+def _load_classifier(name_or_path: str, task_type: str, **kwargs) -> PreTrainedModel:
     """
     A base with a new head. That the head is new goes without saying; that anything else is, or that it takes the place
     of another one, does not.
@@ -217,22 +230,22 @@ def _load_classifier(name_or_path: str, **kwargs) -> PreTrainedModel:
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        model, info = _from_pretrained(
+            name_or_path, task_type, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
     finally:
         hf_logging.set_verbosity(verbosity)
     for name, found, expected in info["mismatched_keys"]:
-        if not name.startswith(_HEAD_NAMES):
+        if not name.startswith(HEAD_NAMES):
             raise ValueError(f"{name_or_path}: {name} has the shape {tuple(found)}, expected {tuple(expected)}.")
         logger.warning(f"{name_or_path}: has a head of another size, {name} {tuple(found)}; a new one takes its place")
-    layer = _output_layer(classification_head(model))
+    layer = output_layer(classification_head(model))
     if len(layer.weight) != layer.out_features:
         raise ValueError(
             f"{name_or_path}: has a head of {len(layer.weight)} outputs, expected {layer.out_features}, and "
             f"transformers {transformers.__version__} does not replace it in a quantized model: take a newer one."
         )
-    missing = [name for name in info["missing_keys"] if not name.startswith(_HEAD_NAMES)]
+    missing = [name for name in info["missing_keys"] if not name.startswith(HEAD_NAMES)]
     if missing:
         logger.warning(f"{name_or_path}: not in the checkpoint, so newly initialised: {', '.join(sorted(missing))}")
     return model
@@ -244,81 +257,14 @@ def align_padding(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedToken
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def initialise_head(
-    model: PreTrainedModel | PeftModel,
-    method: str = "normal",
-    *,
-    seed: int = 0,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> None:
-    """
-    Sets the first weights of the classification head, in place.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A classifier.
-        method (`str`, *optional*, defaults to `"normal"`):
-            `"normal"`: normal with the model's `initializer_range` (transformers' own rule), from `seed` alone.
-            `"zeros"`: as the published code (openai/weak-to-strong, model.py).
-            `"unembedding"`: the unembedding rows of the tokens "0", "1", ... (paper, A.1); needs `tokenizer`.
-        seed (`int`, *optional*, defaults to `0`): Of `"normal"`.
-        tokenizer: For `"unembedding"`.
-
-    Raises:
-        ValueError: an unknown method, or a class number that is not a single token.
-    """
-    layer = _output_layer(classification_head(model))
-    with torch.no_grad():
-        if layer.bias is not None:
-            layer.bias.zero_()
-        if method == "zeros":
-            layer.weight.zero_()
-        elif method == "normal":
-            generator = torch.Generator().manual_seed(seed)
-            std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
-            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * std)
-        elif method == "unembedding":
-            layer.weight.copy_(_unembedding_rows(model, tokenizer, layer.out_features))
-        else:
-            raise ValueError(f"head initialisation: got {method!r}, expected normal, zeros or unembedding.")
-
-
-def _unembedding_rows(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, n: int
-) -> torch.Tensor:
-    if tokenizer is None:
-        raise ValueError("head initialisation 'unembedding' needs the tokenizer.")
-    token_ids = []
-    for number in range(n):
-        encoded = tokenizer(str(number), add_special_tokens=False)["input_ids"]
-        if len(encoded) != 1 or encoded[0] == tokenizer.unk_token_id:
-            raise ValueError(
-                f"head initialisation 'unembedding': the class {number} is {len(encoded)} tokens or unknown in this "
-                "vocabulary, expected one token; use --head_init normal."
-            )
-        token_ids.append(encoded[0])
-    if model.config.get_text_config().tie_word_embeddings:
-        return model.get_input_embeddings().weight[token_ids].float()
-    # A classifier drops the unembedding of an untied model, so the rows are read from the checkpoint.
-    name = model.config.name_or_path
-    index = cached_file(name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
-    file = "model.safetensors"
-    if index is not None:
-        file = json.loads(Path(index).read_text())["weight_map"]["lm_head.weight"]
-    with safe_open(cached_file(name, file), framework="pt") as checkpoint:
-        if "lm_head.weight" not in checkpoint.keys():  # noqa: SIM118 (safe_open is not a dict)
-            raise ValueError(f"{name}: the checkpoint has no `lm_head.weight`; use --head_init normal.")
-        rows = checkpoint.get_slice("lm_head.weight")
-        return torch.stack([rows[token_id] for token_id in token_ids]).float()
-
-
 def cast_trainable_to_float32(model: nn.Module) -> None:
     """Adapters and head learn in float32: a bfloat16 weight swallows updates smaller than 1/256 of itself."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32)
-    head = _find_head(model)
+    head = find_head(model)
     if head is not None:
-        _full_precision_head(head)
+        full_precision_head(head)
 
 
 @contextmanager
@@ -366,7 +312,7 @@ def fresh_adapter(
     """
     if isinstance(model, PeftModel):
         model = model.unload()
-    heads = [name for name in _HEAD_NAMES if isinstance(getattr(model, name, None), nn.Module)]
+    heads = [name for name in HEAD_NAMES if isinstance(getattr(model, name, None), nn.Module)]
     for name in heads:
         head = getattr(model, name)
         if isinstance(head, ModulesToSaveWrapper):
@@ -401,7 +347,7 @@ def load_adapter_weights(student: PeftModel, directory: str) -> None:
     """
 
     def is_shared(name: str) -> bool:
-        return not set(name.split(".")) & {*_HEAD_NAMES, "lm_head"}
+        return not set(name.split(".")) & {*HEAD_NAMES, "lm_head"}
 
     own = get_peft_model_state_dict(student)
     weights = {name: value for name, value in load_peft_weights(directory, device="cpu").items() if is_shared(name)}

@@ -16,9 +16,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from ..config import CompletionConfig, RewardPairConfig, WeakToStrongConfig
+from ..modeling import load_config
 from ..sweep_plots import SWEEP_COLUMNS
 from ..tasks import PREFERENCE_TASKS, find_task
 from .arguments import parse_arguments
@@ -174,7 +175,7 @@ def _task_of(name: str):
 @cache
 def _n_parameters(path: str, revision: str | None) -> int:
     """Parameters of a model without its head; reads its configuration alone."""
-    config = AutoConfig.from_pretrained(path, revision=revision)
+    config = load_config(path, revision)
     with torch.device("meta"):
         network = AutoModel.from_config(config)
     return sum(parameter.numel() for parameter in network.parameters())

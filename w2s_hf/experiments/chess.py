@@ -2,10 +2,10 @@
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig
 
 from ..config import CompletionConfig, StudentConfig
 from ..markdown import markdown_table
+from ..modeling import load_config
 from ..tasks import TaskSplits
 from ..tasks.chess import ChessTask, load_puzzles
 from ..tasks.dealing import LINK_ROWS
@@ -70,7 +70,7 @@ class ChessExperiment(Experiment):
 
     def load_real(self) -> TaskSplits:
         for model in self.readers():
-            config = AutoConfig.from_pretrained(model.path, revision=model.revision).get_text_config()
+            config = load_config(model.path, model.revision).get_text_config()
             self._check_length(model.name, getattr(config, "max_position_embeddings", None))
         splits = self._load_puzzles(None, dataset_path=self.args.dataset_path)
         if self.args.max_train_rating is not None:

@@ -20,9 +20,10 @@ from trl import get_peft_config, get_quantization_config
 
 from ..checkpoints import last_complete_checkpoint
 from ..config import StudentConfig
+from ..heads import initialise_head
 from ..hub import ensure_available
 from ..labels import LabelsById
-from ..modeling import fresh_adapter, initialise_head, load_adapter_weights, load_student, load_tokenizer
+from ..modeling import fresh_adapter, load_adapter_weights, load_student, load_tokenizer
 from ..trainers.snapshots import SnapshotCallback
 from .settings import Setting
 from .stages import Stages, library_versions

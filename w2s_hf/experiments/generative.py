@@ -8,12 +8,12 @@ from pathlib import Path
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoConfig, PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from trl import SFTConfig, SFTTrainer
 
 from ..checkpoints import last_complete_checkpoint
-from ..modeling import disable_dropout, fresh_adapter, keep_trainable, load_tokenizer
+from ..modeling import disable_dropout, fresh_adapter, keep_trainable, load_config, load_tokenizer
 from .finetuning import Model, Workbench, load_base, peft_config_of, save_training
 
 __all__ = ["check_decoder", "generative_finetune"]
@@ -92,7 +92,7 @@ def generative_finetune(
 
 def check_decoder(model: Model, option: str) -> None:
     """Raises `ValueError` where a model does not write text."""
-    model_type = AutoConfig.from_pretrained(model.path, revision=model.revision).model_type
+    model_type = load_config(model.path, model.revision).model_type
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise ValueError(
             f"{option}: {model.name} is of type {model_type!r}, which reads text both ways and cannot write it; "

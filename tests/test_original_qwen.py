@@ -1,0 +1,297 @@
+"""Checkpoints in the layout of the first Qwen family have the logits of a straight mapping, whatever the head."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_tasks import real
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from w2s_hf import fresh_adapter, load_student
+from w2s_hf.modeling import load_config, load_tokenizer
+from w2s_hf.original_qwen import original_qwen_tokenizer
+
+BATCH = {
+    "input_ids": torch.tensor([[5, 6, 7, 8, 11, 12], [9, 10, 13, 0, 0, 0]]),
+    "attention_mask": torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0]]),
+}
+CONFIG = {
+    "architectures": ["QWenLMHeadModel"],
+    "auto_map": {
+        "AutoConfig": "configuration_qwen.QWenConfig",
+        "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel",
+    },
+    "model_type": "qwen",
+    "attn_dropout_prob": 0.0,
+    "emb_dropout_prob": 0.0,
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "initializer_range": 0.02,
+    "kv_channels": 32,
+    "layer_norm_epsilon": 1e-05,
+    "max_position_embeddings": 64,
+    "no_bias": True,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "rotary_emb_base": 50000,
+    "rotary_pct": 1.0,
+    "scale_attn_weights": True,
+    "seq_length": 32,
+    "tie_word_embeddings": False,
+    "tokenizer_class": "QWenTokenizer",
+    "use_cache": True,
+    "use_dynamic_ntk": False,
+    "use_logn_attn": False,
+    "vocab_size": 640,
+}
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205))]
+
+
+def straight_mapping() -> Qwen2ForCausalLM:
+    """What the checkpoint is as a Qwen2 model: written down here once more, by hand."""
+    config = Qwen2Config(
+        vocab_size=640, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=32, rms_norm_eps=1e-5, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 50000.0},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config).eval()
+    for parameter in model.parameters():  # biases and norms, too: zeros and ones would match anything
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def original_state_dict(model: Qwen2ForCausalLM) -> dict[str, torch.Tensor]:
+    new = model.state_dict()
+    old = {
+        "transformer.wte.weight": new["model.embed_tokens.weight"],
+        "transformer.ln_f.weight": new["model.norm.weight"],
+        "lm_head.weight": new["lm_head.weight"],
+    }
+    for layer in range(model.config.num_hidden_layers):
+        ours, theirs = f"model.layers.{layer}", f"transformer.h.{layer}"
+        for kind in ("weight", "bias"):
+            parts = [new[f"{ours}.self_attn.{name}_proj.{kind}"] for name in "qkv"]
+            old[f"{theirs}.attn.c_attn.{kind}"] = torch.cat(parts)
+        for name, other in {
+            "attn.c_proj": "self_attn.o_proj", "mlp.w1": "mlp.up_proj", "mlp.w2": "mlp.gate_proj",
+            "mlp.c_proj": "mlp.down_proj", "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm",
+        }.items():  # fmt: skip
+            old[f"{theirs}.{name}.weight"] = new[f"{ours}.{other}.weight"]
+    return {name: value.clone().contiguous() for name, value in old.items()}
+
+
+def write_ranks(file: Path) -> Tokenizer:
+    """A vocabulary in the form of qwen.tiktoken, and the byte-level tokenizer that it is of."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(
+        ["is it true that the passage answers the question", "question: is the sky blue"], trainer
+    )
+    bytes_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    # In the file the letters are ranked, too, and a merge has the rank of what it makes.
+    ranked = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    lines = [base64.b64encode(bytes(bytes_of[letter] for letter in token)) + b" %d" % rank for token, rank in ranked]
+    file.write_bytes(b"\n".join(lines) + b"\n")
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def mapped():
+    return straight_mapping()
+
+
+@pytest.fixture(scope="module")
+def directory(mapped, tmp_path_factory):
+    """Two shards, as published: q, k and v of the second layer in another file than the rest of it."""
+    directory = tmp_path_factory.mktemp("Qwen-tiny")
+    state = original_state_dict(mapped)
+    shards = {name: f"model-0000{1 + ('h.1' in name and 'attn' in name)}-of-00002.safetensors" for name in state}
+    for shard in set(shards.values()):
+        part = {name: value for name, value in state.items() if shards[name] == shard}
+        save_file(part, directory / shard, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": sum(v.numel() * 4 for v in state.values())}, "weight_map": shards}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "QWenTokenizer",
+                "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
+            }
+        )
+    )
+    write_ranks(directory / "qwen.tiktoken")
+    return directory
+
+
+def logits(model, **batch):
+    with torch.no_grad():
+        return model(**(batch or BATCH)).logits
+
+
+def test_float32_has_the_logits_of_the_straight_mapping(mapped, directory):
+    model = load_student(str(directory), task_type="CAUSAL_LM", dtype="float32")
+    assert torch.equal(logits(model), logits(mapped))
+    assert {name: value.shape for name, value in model.state_dict().items()} == {
+        name: value.shape for name, value in mapped.state_dict().items()
+    }
+
+
+def test_saved_it_is_a_qwen2_model_of_everybodys(mapped, directory, tmp_path):
+    load_student(str(directory), task_type="CAUSAL_LM", dtype="float32").save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert (saved["model_type"], saved["architectures"]) == ("qwen2", ["Qwen2ForCausalLM"])
+    again, info = Qwen2ForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(logits(again.eval()), logits(mapped))
+
+
+def test_classifier_and_reward_model_share_its_body(mapped, directory, caplog):
+    with torch.no_grad():
+        hidden = mapped.model(**BATCH).last_hidden_state[[0, 1], [5, 2]]  # the last tokens that are no padding
+    for task_type, n_outputs in (("SEQ_CLS", 3), ("REWARD", 1)):
+        model = load_student(str(directory), task_type=task_type, num_labels=3, dtype="float32")
+        model.config.pad_token_id = 0
+        assert model.score.weight.shape == (n_outputs, 128)
+        torch.testing.assert_close(logits(model), hidden @ model.score.weight.T, rtol=0, atol=1e-6)
+    assert "newly initialised" not in caplog.text  # but for the head
+
+
+def test_4bit_student_trains_and_its_adapters_load_again(mapped, directory, tmp_path):
+    base = load_student(str(directory), load_in_4bit=True, dtype="float32")
+    quantized = [name for name, module in base.named_modules() if type(module).__name__ == "Linear4bit"]
+    assert len(quantized) == 2 * 7
+    # The split weights are quantized as what they are, each a matrix of its own.
+    import bitsandbytes.functional as F
+
+    attention = base.model.layers[1].self_attn
+    for name in "qkv":
+        whole = mapped.state_dict()[f"model.layers.1.self_attn.{name}_proj.weight"]
+        packed = getattr(attention, f"{name}_proj").weight
+        alone = F.dequantize_4bit(*F.quantize_4bit(whole, quant_type="nf4", compress_statistics=True))
+        assert torch.equal(F.dequantize_4bit(packed.data, packed.quant_state), alone)
+    student = fresh_adapter(base, seed=0)
+    student.config.pad_token_id = 0
+    optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.5)
+    before = logits(student)
+    torch.nn.functional.cross_entropy(student(**BATCH).logits, torch.tensor([0, 1])).backward()
+    optimizer.step()
+    trained = logits(student)
+    assert not torch.equal(trained, before)
+    student.save_pretrained(tmp_path / "student")
+    load_tokenizer(str(directory)).save_pretrained(tmp_path / "student")
+    again = load_student(str(tmp_path / "student"), load_in_4bit=True, dtype="float32")
+    again.config.pad_token_id = 0
+    torch.testing.assert_close(logits(again), trained)
+
+
+def changed(directory: Path, target: Path, **config) -> str:
+    target.mkdir()
+    for file in directory.iterdir():
+        (target / file.name).symlink_to(file)
+    (target / "config.json").unlink()
+    (target / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    return str(target)
+
+
+@pytest.mark.parametrize("flag", ["use_logn_attn", "use_dynamic_ntk"])
+def test_features_past_the_trained_length_are_named(flag, directory, mapped, tmp_path):
+    name = changed(directory, tmp_path / "flagged", **{flag: True})
+    model = load_student(name, task_type="CAUSAL_LM", dtype="float32")
+    ids = torch.randint(0, 600, (1, 32), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(logits(model, input_ids=ids), logits(mapped, input_ids=ids))
+    longer = torch.cat([ids, ids[:, :1]], dim=1)
+    words = {"use_logn_attn": "logn attention", "use_dynamic_ntk": "dynamic NTK"}[flag]
+    with pytest.raises(ValueError, match=f"33 tokens. Past 32 this model asks for {words}"):
+        model(input_ids=longer)
+    with pytest.raises(ValueError, match=words):  # a token at a time, too
+        model(input_ids=longer[:, 32:], past_key_values=model(input_ids=ids, use_cache=True).past_key_values)
+    load_student(str(directory), task_type="CAUSAL_LM")(input_ids=longer)  # without the flag nothing acts there
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"no_bias": False}, "no_bias=False"),
+        ({"rotary_pct": 0.5}, "rotary_pct=0.5"),
+        ({"scale_attn_weights": False}, "scale_attn_weights=False"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization by gptq"),
+        ({"visual": {"layers": 48}}, "a 'visual' part"),
+    ],
+)
+def test_what_qwen2_does_not_have_is_named(config, named, directory, tmp_path):
+    name = changed(directory, tmp_path / "other", **config)
+    for load in (load_student, load_config):
+        with pytest.raises(ValueError, match=named):
+            load(name)
+
+
+def test_pickles_are_refused_with_the_reason(mapped, directory, tmp_path):
+    torch.save(original_state_dict(mapped), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(ValueError, match="pickle, which can run code"):
+        load_student(str(tmp_path))
+
+
+def test_a_shard_that_is_missing_is_no_pickle(directory, tmp_path):
+    name = changed(directory, tmp_path / "part")
+    (tmp_path / "part" / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(OSError, match="model-00002-of-00002"):
+        load_student(name)
+
+
+def test_tokenizer_reads_the_ranks(directory, tmp_path):
+    reference = write_ranks(tmp_path / "qwen.tiktoken")
+    tokenizer = load_tokenizer(str(directory))
+    for text in ("is the sky blue", "question: is it true", "été 你好 123"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer("question")["input_ids"] == reference.encode("question").ids
+    n = len(reference.get_vocab())
+    assert tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS) == list(range(n, n + 208))
+    assert len(tokenizer) == n + 208
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|endoftext|>", "<|endoftext|>")
+    assert tokenizer("is<|im_end|>")["input_ids"][-1] == n + 2
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    text = "is the sky blue<|extra_204|>"
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert (len(again), again.pad_token_id) == (len(tokenizer), tokenizer.pad_token_id)
+
+
+def test_ranks_that_are_cut_off_are_named(directory, tmp_path):
+    whole = (directory / "qwen.tiktoken").read_bytes()
+    (tmp_path / "qwen.tiktoken").write_bytes(whole[:-6])
+    with pytest.raises(ValueError, match="expected a token in base64 and its rank"):
+        original_qwen_tokenizer(str(tmp_path), CONFIG)
+
+
+@pytest.mark.real_data
+def test_real_ranks_have_the_merges_and_tokens_of_qwen2(tmp_path):
+    """Qwen2 has the vocabulary of the first family, in another file format: all of its merges are found again."""
+    folder = Path(real("tokenizers")) / "qwen2"
+    bytes_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    lines = (
+        base64.b64encode(bytes(bytes_of[letter] for letter in token)) + b" %d" % rank
+        for token, rank in vocabulary.items()
+    )
+    (tmp_path / "qwen.tiktoken").write_bytes(b"\n".join(lines))
+    tokenizer, qwen2 = original_qwen_tokenizer(str(tmp_path), CONFIG), AutoTokenizer.from_pretrained(folder)
+    merges = [line for line in (folder / "merges.txt").read_text().splitlines() if not line.startswith("#version")]
+    assert json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"] == [line.split(" ") for line in merges]
+    assert tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS) == list(range(151_643, 151_851))
+    for text in ("Is the sky blue?\n\n  No, it's e\u0301t\u00e9 12345", "你好，世界 🎉\t\r\n", " <|endoftext|> x"):
+        assert tokenizer(text)["input_ids"] == qwen2(text)["input_ids"]
+
+
+def test_from_the_command_line_without_remote_code(directory, cache, tmp_path):
+    """A supervisor and a 4-bit student of this layout, from rows on this disk to cards."""

@@ -1,0 +1,246 @@
+"""The first Qwen family (`Qwen/Qwen-1_8B`, `-7B`, `-14B`, `-72B`; type `qwen`) as Qwen2 models, without its code.
+
+Its checkpoints are the architecture of Qwen2 under other names, which transformers' own weight conversion gives back
+while it streams them, shard by shard and through quantization. What comes out *is* a Qwen2 model, and is saved as one.
+"""
+
+import base64
+import binascii
+import logging
+from functools import lru_cache, partial
+from pathlib import Path
+
+from tokenizers import AddedToken
+from torch import nn
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
+from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
+from transformers.utils import cached_file
+
+__all__ = [
+    "is_original_qwen",
+    "load_original_qwen",
+    "longer_text",
+    "original_qwen_tokenizer",
+    "qwen2_config",
+    "refuse_longer_texts",
+]
+
+logger = logging.getLogger(__name__)
+
+# Beyond the text: <|endoftext|> ends and pads, the next two mark turns of a chat, the rest is free for finetuning.
+_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
+
+# What a config.json of this type may say, and Qwen2 has no counterpart for; the value that changes nothing.
+_FIXED = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True}
+
+# What acts on texts longer than those of the training, and nowhere else.
+_PAST_TRAINED_LENGTH = {"use_dynamic_ntk": "dynamic NTK", "use_logn_attn": "logn attention"}
+
+
+class _OriginalQwenForCausalLM(Qwen2ForCausalLM):
+    """What a checkpoint is loaded as; transformers looks its conversion up by the name of this class."""
+
+
+class _OriginalQwenForSequenceClassification(Qwen2ForSequenceClassification):
+    """The same with a head."""
+
+
+for _model_class in (_OriginalQwenForCausalLM, _OriginalQwenForSequenceClassification):
+    register_checkpoint_conversion_mapping(
+        _model_class.__name__,
+        [
+            WeightRenaming("transformer.wte", "model.embed_tokens"),
+            WeightRenaming("transformer.ln_f", "model.norm"),
+            WeightRenaming("transformer.h.", "model.layers."),
+            WeightRenaming("ln_1", "input_layernorm"),
+            WeightRenaming("ln_2", "post_attention_layernorm"),
+            WeightRenaming("attn.c_proj", "self_attn.o_proj"),
+            WeightRenaming("mlp.w1", "mlp.up_proj"),
+            WeightRenaming("mlp.w2", "mlp.gate_proj"),
+            WeightRenaming("mlp.c_proj", "mlp.down_proj"),
+            *(
+                WeightConverter(
+                    f".attn.c_attn.{kind}",
+                    [f".self_attn.{name}_proj.{kind}" for name in "qkv"],
+                    operations=[Chunk(dim=0)],
+                )
+                for kind in ("weight", "bias")
+            ),
+        ],
+        overwrite=True,
+    )
+
+
+def is_original_qwen(config: dict) -> bool:
+    """Is this the content of a config.json of the first Qwen family?"""
+    return config.get("model_type") == "qwen"
+
+
+def qwen2_config(config: dict, name: str, **changes) -> Qwen2Config:
+    """
+    The Qwen2 configuration of an original Qwen.
+
+    Args:
+        config (`dict`): Content of its config.json.
+        name (`str`): What error messages call it.
+        changes: Fields that differ, such as `num_labels`.
+
+    Returns:
+        [`~transformers.Qwen2Config`]: with the words in `past_trained_length`, where it asks for features that act on
+        texts longer than those of its training (`use_logn_attn`, `use_dynamic_ntk`), and that Qwen2 does not have.
+
+    Raises:
+        ValueError: it asks for what Qwen2 does not have, or it is one of the relatives that have the same type: a
+            GPTQ checkpoint (`-Int4`, `-Int8`), Qwen-VL, Qwen-Audio. What is asked for is named.
+    """
+    wrong = [f"{key}={config[key]!r}" for key, value in _FIXED.items() if config.get(key, value) != value]
+    wrong += [f"a {key!r} part" for key in ("visual", "audio") if key in config]
+    if "quantization_config" in config:
+        wrong.append(f"quantization by {config['quantization_config'].get('quant_method', 'another library')}")
+    if wrong:
+        raise ValueError(
+            f"{name}: asks for {', '.join(wrong)}, which Qwen2, as which original Qwen models are loaded, does not "
+            "have. Expected one of Qwen/Qwen-1_8B, -7B, -14B, -72B, or a finetuned version of theirs; --load_in_4bit "
+            "quantizes those."
+        )
+    values = {
+        "vocab_size": config["vocab_size"],
+        "hidden_size": config["hidden_size"],
+        "intermediate_size": config["intermediate_size"] // 2,  # theirs counts gate and up
+        "num_hidden_layers": config["num_hidden_layers"],
+        "num_attention_heads": config["num_attention_heads"],
+        "num_key_value_heads": config["num_attention_heads"],
+        "head_dim": config.get("kv_channels", config["hidden_size"] // config["num_attention_heads"]),
+        "max_position_embeddings": _trained_length(config),
+        "initializer_range": config.get("initializer_range", 0.02),
+        "rms_norm_eps": config["layer_norm_epsilon"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(config.get("rotary_emb_base", 10000))},
+        "attention_dropout": config.get("attn_dropout_prob", 0.0),
+        "tie_word_embeddings": config.get("tie_word_embeddings", False),
+        "use_cache": config.get("use_cache", True),
+        "dtype": config.get("torch_dtype", config.get("dtype")),
+    }
+    features = " and ".join(words for key, words in _PAST_TRAINED_LENGTH.items() if config.get(key))
+    if features:
+        values["past_trained_length"] = features
+    return Qwen2Config(**{**values, **changes})
+
+
+def _trained_length(config: dict) -> int:
+    return config.get("seq_length") or config["max_position_embeddings"]
+
+
+def load_original_qwen(name_or_path: str, config: dict, task_type: str, **kwargs):
+    """
+    `from_pretrained` of the Qwen2 class for a task type of [`load_student`].
+
+    Args:
+        name_or_path (`str`): Hub id or local directory.
+        config (`dict`): Content of its config.json.
+        task_type (`str`): `"SEQ_CLS"`, `"REWARD"` or `"CAUSAL_LM"`.
+        kwargs: Passed to `from_pretrained`; `num_labels` goes into the configuration.
+
+    Returns:
+        What `from_pretrained` returns.
+
+    Raises:
+        ValueError: see [`qwen2_config`].
+    """
+    changes = {"num_labels": kwargs.pop("num_labels")} if "num_labels" in kwargs else {}
+    converted = qwen2_config(config, name_or_path, **changes)
+    is_language_model = task_type == "CAUSAL_LM"
+    model_class = _OriginalQwenForCausalLM if is_language_model else _OriginalQwenForSequenceClassification
+    loaded = model_class.from_pretrained(name_or_path, config=converted, **kwargs)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    # From here on it is a Qwen2 model: saved, it is converted neither back nor again, and everybody can load it.
+    model.__class__ = model_class.__base__
+    model._weight_conversions = None
+    return loaded
+
+
+def refuse_longer_texts(model: PreTrainedModel, name: str) -> None:
+    """
+    Lets a model refuse a text that is longer than those of its training, where its configuration says that it needs
+    more there than Qwen2 has (`past_trained_length`); others read texts of any length.
+    """
+    features = getattr(model.config, "past_trained_length", "")
+    if features:
+        length = model.config.max_position_embeddings
+        logger.info(f"{name}: asks for {features} past {length} tokens; longer texts are refused")
+        refuse = partial(_refuse_longer, name=name, features=features, length=length)
+        model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+
+
+def _refuse_longer(module: nn.Module, args: tuple, kwargs: dict, *, name: str, features: str, length: int) -> None:
+    inputs = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args]
+    cache = kwargs.get("past_key_values")
+    n_tokens = next(tensor for tensor in inputs if tensor is not None).shape[1]
+    n_tokens += 0 if cache is None else cache.get_seq_length()
+    if n_tokens > length:
+        raise ValueError(longer_text(name, n_tokens, features, length))
+
+
+def longer_text(name: str, n_tokens: int, features: str, length: int) -> str:
+    """What to say of a text that is too long."""
+    return (
+        f"{name}: got a text of {n_tokens} tokens. Past {length} this model asks for {features}, which Qwen2, as "
+        f"which it is loaded, does not have; set max_length to {length} or less."
+    )
+
+
+def original_qwen_tokenizer(name_or_path: str, config: dict, **kwargs) -> Qwen2Tokenizer:
+    """
+    The fast tokenizer of an original Qwen, made of its `qwen.tiktoken`: byte-pair encoding with the pattern and the
+    normalization of Qwen2's, and the special tokens of the first family.
+
+    Args:
+        name_or_path (`str`): Hub id or local directory.
+        config (`dict`): Content of its config.json, which says how long texts may be.
+        kwargs: `revision` and the like, of the file; others are those of the tokenizer.
+
+    Raises:
+        OSError: there is no `qwen.tiktoken`.
+        ValueError: that file is not lines of a token in base64 and its rank.
+    """
+    hub_kwargs = {key: kwargs.pop(key) for key in ("revision", "cache_dir", "token") if key in kwargs}
+    vocabulary, merges = _read_ranks(cached_file(name_or_path, "qwen.tiktoken", **hub_kwargs))
+    kwargs = {"model_max_length": _trained_length(config), **kwargs}
+    tokenizer = Qwen2Tokenizer(vocab=dict(vocabulary), merges=list(merges), **kwargs)
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL_TOKENS], True)
+    tokenizer.name_or_path = name_or_path
+    return tokenizer
+
+
+@lru_cache(maxsize=2)
+def _read_ranks(path: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges, in the letters that stand for bytes in byte-level tokenizers."""
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error) as error:
+            raise ValueError(
+                f"{path}, line {number}: got {line[:40]!r}, expected a token in base64 and its rank; is the download "
+                "whole?"
+            ) from error
+    letters = bytes_to_unicode()
+
+    def spell(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    merges = [tuple(map(spell, _last_merge(token, ranks))) for token in sorted(ranks, key=ranks.get) if len(token) > 1]
+    return {spell(token): rank for token, rank in ranks.items()}, merges
+
+
+def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens that a token is made of: what merging its bytes by the lower ranks comes to."""
+    parts = [token[position : position + 1] for position in range(len(token))]
+    while len(parts) > 2:
+        pairs = [ranks.get(first + second, len(ranks)) for first, second in zip(parts, parts[1:], strict=False)]
+        position = min(range(len(pairs)), key=pairs.__getitem__)
+        parts[position : position + 2] = [parts[position] + parts[position + 1]]
+    return parts[0], parts[1]
