@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import recipe_here
 from safetensors.torch import save_file
+from test_splits import passages
 from test_tasks import real
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from w2s_hf import fresh_adapter, load_student
@@ -294,4 +296,29 @@ def test_real_ranks_have_the_merges_and_tokens_of_qwen2(tmp_path):
 
 
 def test_from_the_command_line_without_remote_code(directory, cache, tmp_path):
-    """A supervisor and a 4-bit student of this layout, from rows on this disk to cards."""
+    """Supervisor and 4-bit student of this layout; what is left of them is Qwen2's, and loads with no network."""
+    (tmp_path / "rows").mkdir()
+    for name in ("train", "validation"):
+        passages(240, name).to_parquet(tmp_path / "rows" / f"{name}.parquet")
+    options = f"--weak_model {directory} --student_model {directory} --dataset_path {tmp_path}/rows --methods naive"
+    options += " --max_steps 2 --use_cpu true --load_in_4bit true --dtype float32 --bf16 false --report_to none"
+    process = recipe_here(*options.split(), "--output_dir", tmp_path / "out", cache=cache)
+    assert process.returncode == 0, process.stderr[-3000:]
+    student = tmp_path / "out" / "students" / "naive-seed0"
+    assert json.loads((student / "adapter_config.json").read_text())["base_model_name_or_path"] == str(directory)
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    assert tokenizer("is it true")["input_ids"] == load_tokenizer(str(directory))("is it true")["input_ids"]
+    model = load_student(str(student), load_in_4bit=True, dtype="float32")
+    assert type(model.base_model.model) is Qwen2ForSequenceClassification
+
+
+def test_longer_texts_than_the_model_reads_are_refused_at_once(directory, cache, tmp_path):
+    flagged = changed(directory, tmp_path / "flagged", use_logn_attn=True)
+    (tmp_path / "rows").mkdir()
+    for name in ("train", "validation"):
+        passages(240, name).to_parquet(tmp_path / "rows" / f"{name}.parquet")
+    options = f"--weak_model {directory} --student_model {flagged} --dataset_path {tmp_path}/rows --use_cpu true"
+    process = recipe_here(*options.split(), "--output_dir", tmp_path / "out", cache=cache)
+    assert process.returncode == 1
+    assert "--student_model: flagged: got a text of 512 tokens. Past 32" in process.stderr
+    assert not (tmp_path / "out").exists()

@@ -13,10 +13,13 @@ PACKAGE = Path(w2s_hf.__file__).parent
 
 # A module imports only from lines above its own.
 LAYERS = [
-    {"losses", "metrics", "hub", "checkpoints", "markdown"},
+    {"losses", "metrics", "hub", "checkpoints", "markdown", "heads", "original_qwen"},
+    {"seed_models"},
     {"cards"},
     {"config", "labels"},
     {"collators", "generation", "modeling", "plots", "publish", "leaderboard"},
+    {"shapes"},
+    {"memory"},
     {"tasks.task", "tasks.tokenizing", "sweep_plots", "analysis.figures", "analysis.batches"},
     {"tasks.classification", "tasks.multiple_choice", "tasks.demo", "tasks.loading", "sweep_report"},
     {"tasks.demo_ladder", "tasks.demo_rows", "tasks.dealing"},
@@ -34,7 +37,7 @@ LAYERS = [
     {"experiments.stages", "experiments.options"},
     {"experiments.grid", "experiments.settings", "experiments.report"},
     {"experiments.arguments", "experiments.live", "experiments.finetuning"},
-    {"experiments.bootstrapping", "experiments.generative", "experiments.moves"},
+    {"experiments.bootstrapping", "experiments.generative", "experiments.moves", "experiments.fitting"},
     {"experiments.protocol", "experiments.boards"},
     {"experiments.study"},
     {"experiments.analyses"},

@@ -240,9 +240,10 @@ def _load_classifier(name_or_path: str, task_type: str, **kwargs) -> PreTrainedM
             raise ValueError(f"{name_or_path}: {name} has the shape {tuple(found)}, expected {tuple(expected)}.")
         logger.warning(f"{name_or_path}: has a head of another size, {name} {tuple(found)}; a new one takes its place")
     layer = output_layer(classification_head(model))
-    if len(layer.weight) != layer.out_features:
+    n_outputs = getattr(layer.weight, "ds_shape", layer.weight.shape)[0]  # ZeRO-3 leaves each rank a piece
+    if n_outputs != layer.out_features:
         raise ValueError(
-            f"{name_or_path}: has a head of {len(layer.weight)} outputs, expected {layer.out_features}, and "
+            f"{name_or_path}: has a head of {n_outputs} outputs, expected {layer.out_features}, and "
             f"transformers {transformers.__version__} does not replace it in a quantized model: take a newer one."
         )
     missing = [name for name in info["missing_keys"] if not name.startswith(HEAD_NAMES)]

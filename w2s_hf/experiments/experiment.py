@@ -17,6 +17,7 @@ from ..tasks.dealing import AnyTask
 from ..tasks.demo_ladder import DEMO_MODELS, DemoModel, World, build_demo_model
 from .analyses import analyse, analysis_notes
 from .finetuning import Model, Workbench
+from .fitting import check_fits
 from .generative import check_decoder
 from .options import ExperimentArguments
 from .protocol import Materials, SeedRun, keep_outputs, run_seed, summarise
@@ -119,12 +120,21 @@ class Experiment(ABC):
             )
         if "prompting" in args.analyses:
             check_decoder(student, "--analyses prompting")
+        if world is None and args.check_memory:
+            self._check_memory(weak, student, *chain, *sizes)
         twin = args.student_model.replace("pretrained-", "scratch-")
         has_twin = args.demo and twin in self.demo_models and twin != args.student_model
         unpretrained = self.model(twin, "", world, is_weak=True) if has_twin else None
         if key not in self._splits:
             self._splits[key] = self._load(world)
         return Materials(self._splits[key], weak, student, chain, unpretrained, sizes)
+
+    def _check_memory(self, weak: Model, student: Model, *ladder: Model) -> None:
+        """Before anything of them is downloaded but their configurations."""
+        check_fits(weak, "--weak_model", self.training_args, self.setting.task_type)
+        for model in {model.path: model for model in (*ladder, student)}.values():
+            option = "--student_model" if model is student else "--ladder"
+            check_fits(model, option, self.training_args, self.setting.task_type)
 
     def _load(self, world: World | None) -> TaskSplits:
         if world is None:

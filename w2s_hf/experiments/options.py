@@ -122,6 +122,10 @@ class ExperimentArguments:
         default=10, metadata={"help": "How often --analyses overfitting looks at a student in training."}
     )
     prompt_shots: int = field(default=5, metadata={"help": "Examples in a few-shot prompt of --analyses prompting."})
+    check_memory: bool = field(
+        default=True,
+        metadata={"help": "Before a model is downloaded, refuse one that memory is too small for (w2s_hf.memory)."},
+    )
     demo: bool = field(
         default=False, metadata={"help": "The embedded demo: generated rows, models pretrained on the spot."}
     )

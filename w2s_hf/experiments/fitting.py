@@ -1,0 +1,110 @@
+"""Does a model fit into memory? Asked before it is downloaded, of its configuration alone."""
+
+import logging
+import os
+from dataclasses import replace
+
+import psutil
+import torch
+from accelerate.utils import parse_flag_from_env
+from transformers import PretrainedConfig, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ..memory import OPTIMIZERS, StudentMemory, gib, usable_bytes
+from ..modeling import load_config
+from ..original_qwen import longer_text
+from .finetuning import Model, peft_config_of
+
+__all__ = ["check_fits"]
+
+logger = logging.getLogger(__name__)
+
+
+def check_fits(model: Model, option: str, args: TrainingArguments, task_type: str) -> None:
+    """
+    Refuses a model that cannot be trained here, and warns of a micro-batch that may not fit.
+
+    Args:
+        model ([`Model`]): Found, not loaded.
+        option (`str`): The command line option that named it.
+        args ([`~transformers.TrainingArguments`]): Its training.
+        task_type (`str`): Of [`load_student`].
+
+    Raises:
+        ValueError: not even one row of `max_length` tokens fits; the message has the estimate, and what would fit. Or
+            the model cannot read `max_length` tokens.
+    """
+    config = load_config(model.path, model.revision)
+    length = args.max_length or 512
+    features = getattr(config, "past_trained_length", "")
+    if features and length > config.max_position_embeddings:
+        raise ValueError(f"{option}: " + longer_text(model.name, length, features, config.max_position_embeddings))
+    if args.optim not in OPTIMIZERS or model.student_config.load_in_8bit:
+        logger.info(f"{option}: no estimate of memory with --optim {args.optim.value}, or in 8 bits")
+        return
+    capacity = _capacity(args)
+    memory = _memory_of(config, model, args, task_type)
+    n_rows = args.per_device_train_batch_size
+    if getattr(args, "max_tokens_per_micro_batch", None):
+        n_rows = min(n_rows, max(1, args.max_tokens_per_micro_batch // length))
+    estimate = memory.estimate(1, length)
+    if estimate.peak > capacity:
+        raise ValueError(
+            f"{option} {model.name}: needs {gib(estimate.peak)} GiB to train on one row of {length} tokens (weights "
+            f"{gib(estimate.weights + estimate.trained)}, gradients and optimizer "
+            f"{gib(estimate.gradients + estimate.optimizer)}, activations {gib(estimate.activations)}), and "
+            f"{gib(capacity)} can be used here. {_advice(config, model, args, task_type, length, capacity)} To try it "
+            "all the same: --check_memory false."
+        )
+    step = memory.estimate(n_rows, length) if n_rows > 1 else estimate
+    logger.info(f"{option} {model.name}: about {gib(step.peak)} of {gib(capacity)} GiB")
+    if step.peak > capacity and args.process_index == 0:
+        most = memory.largest_micro_batch(capacity, length, at_most=n_rows)
+        logger.warning(
+            f"{option} {model.name}: micro-batches of {n_rows} rows of {length} tokens may need {gib(step.peak)} GiB, "
+            f"and {gib(capacity)} can be used here; {most} would fit: --max_tokens_per_micro_batch {most * length}"
+        )
+
+
+def _memory_of(
+    config: PretrainedConfig, model: Model, args: TrainingArguments, task_type: str, checkpointing: bool | None = None
+) -> StudentMemory:
+    student = model.student_config
+    dtype = student.dtype
+    if dtype == "auto":
+        dtype = str(config.dtype or torch.float32).removeprefix("torch.")
+    return StudentMemory(
+        config,
+        task_type=task_type,
+        load_in_4bit=student.load_in_4bit and student.use_peft,
+        dtype=dtype,
+        peft_config=peft_config_of(model, task_type),
+        gradient_checkpointing=args.gradient_checkpointing if checkpointing is None else checkpointing,
+        bf16=args.bf16,
+        optim=args.optim,
+        n_gpus=args.world_size,
+        sharded=parse_flag_from_env("ACCELERATE_USE_FSDP") or is_deepspeed_zero3_enabled(),
+    )
+
+
+def _capacity(args: TrainingArguments) -> int:
+    """Bytes that each process can have."""
+    if args.device.type == "cuda":
+        return usable_bytes(torch.cuda.get_device_properties(args.device).total_memory)
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def _advice(
+    config: PretrainedConfig, model: Model, args: TrainingArguments, task_type: str, length: int, capacity: int
+) -> str:
+    """The first of some ways to train the model that fits."""
+    ways = {"--gradient_checkpointing true": model}
+    if model.config is not None:  # a student
+        quantized = replace(model.config, use_peft=True, load_in_4bit=True)
+        ways["--use_peft true --load_in_4bit true --gradient_checkpointing true"] = replace(model, config=quantized)
+    for options, way in ways.items():
+        memory = _memory_of(config, way, args, task_type, checkpointing=True)
+        peak = memory.estimate(1, length).peak
+        if peak <= capacity:
+            return f"With {options} it needs {gib(peak)}."
+    return f"It does not fit with {' or '.join(ways)} either: take a smaller model, or a GPU with more memory."
