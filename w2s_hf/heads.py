@@ -1,6 +1,8 @@
 """The head of a classifier: which module it is, in full precision, and its first weights."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
 
@@ -82,7 +84,7 @@ def initialise_head(
         ValueError: an unknown method, or a class number that is not a single token.
     """
     layer = output_layer(classification_head(model))
-    with torch.no_grad():
+    with torch.no_grad(), _whole(layer):
         if layer.bias is not None:
             layer.bias.zero_()
         if method == "zeros":
@@ -95,6 +97,18 @@ def initialise_head(
             layer.weight.copy_(_unembedding_rows(model, tokenizer, layer.out_features))
         else:
             raise ValueError(f"head initialisation: got {method!r}, expected normal, zeros or unembedding.")
+
+
+@contextmanager
+def _whole(layer: nn.Module) -> Iterator[None]:
+    """The weights of a layer whole, on every rank, where ZeRO-3 has cut them while they were loaded."""
+    if not any(hasattr(parameter, "ds_id") for parameter in layer.parameters()):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(layer.parameters()), modifier_rank=0):
+        yield
 
 
 def _unembedding_rows(

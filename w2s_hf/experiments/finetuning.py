@@ -136,6 +136,16 @@ def save_training(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, director
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
+def _prepare_to_label(trainer: Trainer) -> None:
+    """
+    What a trainer needs before it labels with a model that was finetuned earlier: FSDP and DeepSpeed cut a model into
+    pieces only together with an optimizer, so a training of no step does it.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.args.num_train_epochs, trainer.args.max_steps = 0, -1
+        trainer.train()
+
+
 @dataclass
 class Workbench:
     """
@@ -225,7 +235,9 @@ class Workbench:
 
             if n_snapshots:
                 trainer.add_callback(SnapshotCallback(take, n_snapshots))
-            if not is_trained:
+            if is_trained:
+                _prepare_to_label(trainer)
+            else:
                 trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
                 save_training(trainer, tokenizer, directory)
             self._label(trainer, model, tokenizer, predict, provenance, directory)
@@ -263,6 +275,7 @@ class Workbench:
             network = self.finished(model, trained / "model")
             tokenize = partial(self.tokenize, model, tokenizer)
             trainer = self.setting.make_trainer(network, args, tokenizer, train, validation, tokenize)
+            _prepare_to_label(trainer)
             self._label(trainer, model, tokenizer, rows, provenance, directory)
             trainer.accelerator.free_memory()
             if trainer.is_world_process_zero():

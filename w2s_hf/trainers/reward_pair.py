@@ -16,7 +16,7 @@ from transformers.trainer_utils import PredictionOutput
 from trl import RewardTrainer
 
 from .. import losses
-from ..collators import RewardPairCollator, check_pairs, sorted_lengths, split_by_tokens
+from ..collators import RewardPairCollator, check_pairs
 from ..config import RewardPairConfig
 from ..modeling import disable_dropout, keep_trainable
 from .student_card import WithStudentCard
@@ -98,6 +98,7 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
     """
 
     _tag_names = ["w2s_hf", "weak-to-strong", *RewardTrainer._tag_names]
+    _n_sequences = 2
     _card_setting, _card_task_type = "reward", "REWARD"
 
     def __init__(
@@ -186,14 +187,9 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
     def _n_rows(self, batch: dict) -> int:
         return len(batch["input_ids"]) // 2
 
-    def _micro_batches(self, batch: dict) -> list[dict]:
-        max_tokens = None if self.is_deepspeed_enabled else self.args.max_tokens_per_micro_batch
-        lengths = None
-        if max_tokens is not None and self.accelerator.num_processes > 1:
-            # TRL's metrics are collectives in every forward pass: all ranks must make as many, so they cut alike.
-            lengths = sorted_lengths(self._prepare_inputs(batch), n_sequences=2)[0]
-            lengths = self.accelerator.gather(lengths[None]).amax(dim=0)
-        return split_by_tokens(batch, max_tokens, n_sequences=2, lengths=lengths)
+    @property
+    def _ranks_cut_alike(self) -> bool:
+        return self.accelerator.num_processes > 1  # TRL's metrics are collectives in every forward pass
 
     def _record(self, name: str, value: float) -> None:
         self._metrics["train" if self.model.training else "eval"][name].append(value)

@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from transformers.trainer_utils import PredictionOutput, has_length
 
 from .. import losses
-from ..collators import split_by_tokens
+from ..collators import sorted_lengths, split_by_tokens
 from ..modeling import fresh_adapter, load_student, load_tokenizer
 
 __all__ = ["WholeStepLoss", "load_model", "refuse_data_parallel"]
@@ -34,6 +34,7 @@ class WholeStepLoss(ABC):
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the rows of the whole accumulated step
     _threshold: torch.Tensor | None = None
+    _n_sequences = 1  # of a row
 
     @abstractmethod
     def _forward(self, model: nn.Module, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +82,17 @@ class WholeStepLoss(ABC):
 
     def _micro_batches(self, batch: dict) -> list[dict]:
         # DeepSpeed counts backward passes itself: it gets one a call.
-        return split_by_tokens(batch, None if self.is_deepspeed_enabled else self.args.max_tokens_per_micro_batch)
+        max_tokens = None if self.is_deepspeed_enabled else self.args.max_tokens_per_micro_batch
+        lengths = None
+        if max_tokens is not None and self._ranks_cut_alike:
+            lengths = sorted_lengths(self._prepare_inputs(batch), self._n_sequences)[0]
+            lengths = self.accelerator.gather(lengths[None]).amax(dim=0)
+        return split_by_tokens(batch, max_tokens, n_sequences=self._n_sequences, lengths=lengths)
+
+    @property
+    def _ranks_cut_alike(self) -> bool:
+        """Whether forward passes have collectives (FSDP gathers weights in them): all ranks must make as many then."""
+        return self.is_fsdp_enabled and self.accelerator.num_processes > 1
 
     def training_step(
         self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
