@@ -193,8 +193,7 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not():
     memory = StudentMemory(config, gradient_checkpointing=True)
 
     def needs(n_rows):
-        estimate = memory.estimate(n_rows, 64)
-        return estimate.resident + estimate.gradients + estimate.activations
+        return memory.estimate(n_rows, 64).training_peak
 
     for capacity, most in ((needs(7), 7), (needs(7) - 1, 6), (needs(1) - 1, 0)):
         assert memory.largest_micro_batch(capacity, 64) == most

@@ -74,9 +74,14 @@ class MemoryEstimate:
         return self.weights + self.trained + self.optimizer
 
     @property
+    def training_peak(self) -> int:
+        """The largest sum in a training step."""
+        return self.resident + self.gradients + self.activations
+
+    @property
     def peak(self) -> int:
         """The largest sum: in a training step, or in prediction."""
-        return self.resident + max(self.gradients + self.activations, self.prediction)
+        return max(self.training_peak, self.resident + self.prediction)
 
 
 def usable_bytes(total: int) -> int:
@@ -176,7 +181,7 @@ class StudentMemory:
     def largest_micro_batch(self, capacity: int, length: int = 512, at_most: int = 4096) -> int:
         """Rows of the largest micro-batch whose step fits into `capacity` bytes; 0 where not one row does."""
         estimate = self.estimate(1, length)
-        free = capacity - estimate.resident - estimate.gradients
+        free = capacity - estimate.training_peak + estimate.activations
         fits, too_many, guess = 0, at_most + 1, 1
         while too_many - fits > 1:
             activations = self._activations(guess, length)

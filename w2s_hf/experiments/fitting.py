@@ -44,9 +44,6 @@ def check_fits(model: Model, option: str, args: TrainingArguments, task_type: st
         return
     capacity = _capacity(args)
     memory = _memory_of(config, model, args, task_type)
-    n_rows = args.per_device_train_batch_size
-    if getattr(args, "max_tokens_per_micro_batch", None):
-        n_rows = min(n_rows, max(1, args.max_tokens_per_micro_batch // length))
     estimate = memory.estimate(1, length)
     if estimate.peak > capacity:
         raise ValueError(
@@ -56,14 +53,26 @@ def check_fits(model: Model, option: str, args: TrainingArguments, task_type: st
             f"{gib(capacity)} can be used here. {_advice(config, model, args, task_type, length, capacity)} To try it "
             "all the same: --check_memory false."
         )
-    step = memory.estimate(n_rows, length) if n_rows > 1 else estimate
-    logger.info(f"{option} {model.name}: about {gib(step.peak)} of {gib(capacity)} GiB")
-    if step.peak > capacity and args.process_index == 0:
+    budget = getattr(args, "max_tokens_per_micro_batch", None)
+    n_tokens = length * (2 if task_type == "REWARD" else 1)  # of a row
+    n_rows = args.per_device_train_batch_size if budget is None else max(1, budget // n_tokens)
+    n_rows = min(n_rows, args.per_device_train_batch_size)
+    estimate = memory.estimate(n_rows, length, args.per_device_eval_batch_size)
+    logger.info(f"{option} {model.name}: takes about {gib(estimate.peak)} of {gib(capacity)} GiB")
+    if args.process_index or estimate.peak <= capacity:
+        return
+    if estimate.training_peak > capacity:
         most = memory.largest_micro_batch(capacity, length, at_most=n_rows)
-        logger.warning(
-            f"{option} {model.name}: micro-batches of {n_rows} rows of {length} tokens may need {gib(step.peak)} GiB, "
-            f"and {gib(capacity)} can be used here; {most} would fit: --max_tokens_per_micro_batch {most * length}"
+        has_budget = hasattr(args, "max_tokens_per_micro_batch")
+        change = f"--max_tokens_per_micro_batch {most * n_tokens}"
+        change = change if has_budget else f"--per_device_train_batch_size {most}, and more accumulation"
+        what = f"micro-batches of {n_rows} rows of {length} tokens may need {gib(estimate.training_peak)} GiB"
+    else:
+        change = "a smaller --per_device_eval_batch_size"
+        what = (
+            f"predicting {args.per_device_eval_batch_size} rows of {length} tokens may need {gib(estimate.peak)} GiB"
         )
+    logger.warning(f"{option} {model.name}: {what}, and {gib(capacity)} can be used here. Take {change}")
 
 
 def _memory_of(
