@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from accelerate.utils import gather_object
 from conftest import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
 from test_reward_pair import make_pairs
 from test_reward_pair import train as train_pairs
@@ -12,6 +13,19 @@ from test_trainer import arguments, train
 
 from w2s_hf import WeakToStrongTrainer
 from w2s_hf.generation import complete
+
+
+def cut_alike(directory: Path, cut: dict, trajectories: dict) -> list[list[int]]:
+    """Forward passes of both ranks where each cuts as it likes, and where all must make as many, as under FSDP."""
+    n_passes = []
+    for name, alike in (("tokens", False), ("tokens, cut alike", True)):
+        WeakToStrongTrainer._ranks_cut_alike = property(lambda self, alike=alike: alike)
+        model, passes = make_model("llama"), []
+        model.register_forward_hook(lambda *args, passes=passes: passes.append(1))
+        _, trajectory = train(model, make_tokenizer(), directory / name, **cut)
+        trajectories[f"xent {name}"] = trajectory.tolist()
+        n_passes.append(gather_object([len(passes)]))
+    return n_passes
 
 
 def main(output: Path) -> None:
@@ -44,6 +58,8 @@ def main(output: Path) -> None:
                 **cut,
             )
             result["trajectories"][f"{loss_type} {name}"] = trajectory.tolist()
+    if world > 1:
+        result["alike"] = cut_alike(output.parent, cuts["tokens"], result["trajectories"])
     # A remainder batch: 21 rows in batches of 4 a rank.
     trainer = WeakToStrongTrainer(
         model=make_model("llama"),

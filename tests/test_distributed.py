@@ -35,6 +35,15 @@ def test_two_ranks_step_as_one(results, loss_type, cut):
     torch.testing.assert_close(trajectory, reference, rtol=5e-4, atol=5e-6)
 
 
+def test_ranks_cut_alike_where_a_pass_is_a_collective(results):
+    reference = torch.tensor(results[0]["trajectories"]["xent whole"])
+    trajectory = torch.tensor(results[1]["trajectories"]["xent tokens, cut alike"])
+    torch.testing.assert_close(trajectory, reference, rtol=5e-4, atol=5e-6)
+    freely, alike = results[1]["alike"]
+    assert freely[0] != freely[1], "they would cut alike anyhow: the test would be vacuous"
+    assert alike[0] == alike[1]
+
+
 def test_two_ranks_predict_in_row_order(results):
     for name in ("predictions", "pairs"):
         one, two = (torch.tensor(result[name]) for result in results)

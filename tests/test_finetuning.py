@@ -1,9 +1,11 @@
 """One finetuning of an experiment, stopped between what it does."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import make_model, make_rows, make_tokenizer
 from datasets import Dataset
 from test_chess import random_rows
 from test_completion import arguments as completion_arguments
@@ -11,9 +13,11 @@ from test_completion import make_character_tokenizer, make_language_model
 from test_preferences import explicit_text, pairs_of
 from test_reward_pair import pair_arguments, reward_model
 from test_trainer import arguments
+from transformers import TrainerCallback
 
+from w2s_hf import WeakToStrongTrainer
 from w2s_hf.config import StudentConfig
-from w2s_hf.experiments.finetuning import Model, Workbench
+from w2s_hf.experiments.finetuning import Model, Workbench, _prepare_to_label
 from w2s_hf.experiments.moves import CHESS
 from w2s_hf.experiments.settings import CLASSIFICATION, REWARD
 from w2s_hf.experiments.stages import Stages
@@ -123,3 +127,43 @@ def test_ground_truth_in_training_rows_is_refused(tmp_path):
     rows = rows_of("classification")
     with pytest.raises(ValueError, match="still carry `ground_truth`"):
         bench.finetune("weak", Model("m", "m", "1"), rows, rows, [rows], seed=0, provenance={})
+
+
+def test_an_engine_prepares_a_finished_model_and_trains_nothing(tmp_path):
+    """FSDP and DeepSpeed label only with what they have prepared together with an optimizer."""
+    reports = []
+
+    class Listens(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            reports.append(logs)
+
+        def on_evaluate(self, *args, **kwargs):
+            reports.append("evaluated")
+
+    rows = make_rows(16)
+    trainer = WeakToStrongTrainer(
+        model=make_model("llama"), args=arguments(tmp_path, eval_strategy="epoch", max_steps=5), train_dataset=rows,
+        eval_dataset=rows, processing_class=make_tokenizer(), callbacks=[Listens()],
+    )  # fmt: skip
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    _prepare_to_label(trainer)
+    assert trainer.optimizer is None, "no engine: nothing to prepare"
+    train = trainer.train
+
+    def train_without_fsdp():  # there is none here
+        trainer.is_fsdp_enabled = False
+        return train()
+
+    trainer.is_fsdp_enabled, trainer.train = True, train_without_fsdp
+    _prepare_to_label(trainer)
+    assert trainer.optimizer is not None and trainer.state.global_step == 0
+    assert "evaluated" not in reports
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_only_fsdp_needs_ranks_that_cut_alike(tmp_path):
+    trainer = WeakToStrongTrainer(model=make_model("llama"), args=arguments(tmp_path))
+    for is_fsdp_enabled, n_ranks in ((False, 2), (True, 1), (True, 2)):
+        trainer.is_fsdp_enabled = is_fsdp_enabled
+        with mock.patch.object(type(trainer.accelerator), "num_processes", n_ranks):
+            assert trainer._ranks_cut_alike == (is_fsdp_enabled and n_ranks == 2)

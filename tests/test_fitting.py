@@ -2,10 +2,16 @@
 
 import pytest
 from conftest import make_model
+from peft import LoraConfig
 from running import recipe_here
 from test_splits import passages
+from transformers import FunnelConfig, Qwen2Config
 
+from w2s_hf import RewardPairConfig, StudentConfig, WeakToStrongConfig
 from w2s_hf.experiments import fitting
+from w2s_hf.experiments.finetuning import Model
+from w2s_hf.experiments.fitting import check_fits
+from w2s_hf.memory import StudentMemory
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +78,111 @@ def test_a_large_micro_batch_is_warned_of(options, cache, tmp_path, monkeypatch)
 def test_it_can_be_turned_off(options, cache, tmp_path, monkeypatch):
     process = run(options, "--check_memory false", tmp_path / "out", cache, monkeypatch, 2**10)
     assert process.returncode == 0, process.stderr[-2000:]
+
+
+# ---- The check itself ----
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A configuration and no weights: nothing else is read."""
+    Qwen2Config(
+        vocab_size=2000, hidden_size=512, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=8,
+        num_key_value_heads=8,
+    ).save_pretrained(tmp_path / "large")  # fmt: skip
+    return str(tmp_path / "large")
+
+
+def arguments(tmp_path, kind=WeakToStrongConfig, **kwargs):
+    return kind(output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none", **{"max_length": 64, **kwargs})
+
+
+def memory_of(large, **kwargs):
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS")
+    return StudentMemory(large, peft_config=lora, **{"dtype": "float32", "bf16": False, **kwargs})
+
+
+def test_a_student_is_told_of_four_bits(large, tmp_path, monkeypatch):
+    student = Model.find(large, "--student_model", StudentConfig(dtype="float32"))
+    args = arguments(tmp_path, max_length=64)
+    quantized = memory_of(large, load_in_4bit=True, gradient_checkpointing=True).estimate(1, 64).peak
+    assert quantized < memory_of(large, gradient_checkpointing=True).estimate(1, 64).peak
+    monkeypatch.setattr(fitting, "_capacity", lambda args: quantized)
+    with pytest.raises(ValueError, match="With --use_peft true --load_in_4bit true --gradient_checkpointing true it"):
+        check_fits(student, "--student_model", args, "SEQ_CLS")
+    monkeypatch.setattr(fitting, "_capacity", lambda args: quantized - 1)
+    with pytest.raises(ValueError, match="take a smaller model, or a GPU with more memory"):
+        check_fits(student, "--student_model", args, "SEQ_CLS")
+    told = Model.find(large, "--student_model", StudentConfig(dtype="float32", load_in_4bit=True))
+    monkeypatch.setattr(fitting, "_capacity", lambda args: quantized)
+    check_fits(told, "--student_model", arguments(tmp_path, gradient_checkpointing=True), "SEQ_CLS")
+
+
+def test_a_pair_counts_twice_in_the_budget(large, tmp_path, monkeypatch, caplog):
+    model = Model.find(large, "--student_model", StudentConfig(dtype="float32"))
+    args = arguments(tmp_path, RewardPairConfig, per_device_train_batch_size=8, per_device_eval_batch_size=1,
+                     max_tokens_per_micro_batch=2 * 64 * 3, bf16=False, gradient_checkpointing=False)  # fmt: skip
+    three = memory_of(large, task_type="REWARD").estimate(3, 64).peak
+    monkeypatch.setattr(fitting, "_capacity", lambda args: three)
+    check_fits(model, "--student_model", args, "REWARD")
+    assert "may need" not in caplog.text
+    monkeypatch.setattr(fitting, "_capacity", lambda args: three - 1)
+    check_fits(model, "--student_model", args, "REWARD")
+    assert "micro-batches of 3 rows of 64 tokens may need" in caplog.text
+    assert f"Take --max_tokens_per_micro_batch {2 * 64 * 2}" in caplog.text
+
+
+def test_a_batch_of_prediction_is_warned_of(large, tmp_path, monkeypatch, caplog):
+    model = Model.find(large, "--student_model", StudentConfig(dtype="float32"))
+    args = arguments(tmp_path, per_device_train_batch_size=1, per_device_eval_batch_size=256)
+    monkeypatch.setattr(fitting, "_capacity", lambda args: memory_of(large).estimate(1, 64).peak)
+    check_fits(model, "--student_model", args, "SEQ_CLS")
+    assert "predicting 256 rows of 64 tokens may need" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "kwargs", "environment", "reason"),
+    [
+        ({}, {"optim": "adafactor"}, {}, "with --optim adafactor"),
+        ({"load_in_8bit": True}, {}, {}, "in 8 bits"),
+        ({}, {}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "under DeepSpeed"),
+        ({}, {}, {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}, "FSDP moves weights"),
+        (
+            {"load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"},
+            {},
+            {"ACCELERATE_USE_FSDP": "true"},
+            "cuts a 4-",
+        ),
+    ],
+)
+def test_what_is_not_estimated_is_said(config, kwargs, environment, reason, large, tmp_path, monkeypatch, caplog):
+    args = arguments(tmp_path, **kwargs)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(fitting, "_capacity", lambda args: 1)
+    with caplog.at_level("INFO"):
+        check_fits(Model.find(large, "--student_model", StudentConfig(**config)), "--student_model", args, "SEQ_CLS")
+    assert "memory is not estimated" in caplog.text and reason in caplog.text
+
+
+def test_a_quantized_student_is_estimated_under_fsdp(large, tmp_path, monkeypatch):
+    model = Model.find(large, "--student_model", StudentConfig(load_in_4bit=True))
+    args = arguments(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr(fitting, "_capacity", lambda args: 1)
+    with pytest.raises(ValueError, match="--student_model large: needs"):
+        check_fits(model, "--student_model", args, "SEQ_CLS")
+
+
+def test_an_architecture_that_cannot_be_traced_is_not_refused(tmp_path, monkeypatch, caplog):
+    FunnelConfig(vocab_size=100, d_model=32, n_head=2, d_head=16, d_inner=64).save_pretrained(tmp_path / "funnel")
+    monkeypatch.setattr(fitting, "_capacity", lambda args: 1)
+    model = Model.find(str(tmp_path / "funnel"), "--weak_model")
+    check_fits(model, "--weak_model", arguments(tmp_path), "SEQ_CLS")
+    assert "no estimate of memory for 'funnel'" in caplog.text and "was not checked" in caplog.text
+
+
+def test_processes_of_a_machine_share_it(tmp_path, monkeypatch):
+    alone = fitting._capacity(arguments(tmp_path))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert fitting._capacity(arguments(tmp_path)) == pytest.approx(alone / 4, rel=0.2)

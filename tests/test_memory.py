@@ -146,6 +146,14 @@ def test_nf4_by_hand():
     # 2 weights a byte, a constant per 64, float32 for 256 of these, an offset, tables of 256 and 16.
     assert quantized_bytes(64 * 256) == 8192 + 256 + 4 + 4 + 1024 + 64
     assert quantized_bytes(64 * 257) == 8224 + 257 + 8 + 4 + 1024 + 64
+    assert quantized_bytes(64 * 256, double_quant=False) == 8192 + 4 * 256 + 64
+
+
+def test_a_directory_wins_over_a_name_that_is_known(tmp_path, monkeypatch):
+    CONFIGS["gpt2"].save_pretrained(tmp_path / "gpt2")
+    assert config_of("gpt2").n_embd == config_of("openai-community/gpt2").n_embd == 768
+    monkeypatch.chdir(tmp_path)
+    assert config_of("gpt2").n_embd == 256
 
 
 def test_all_layers_are_the_line_through_two():
@@ -264,7 +272,8 @@ def test_command_line(capsys, tmp_path):
     ]  # fmt: skip
     assert "2 of 4.0 GiB, of which 2.8 are usable" in out
     main(["--list"])
-    assert capsys.readouterr().out.split() == list(SEED_MODELS)
+    listed = capsys.readouterr().out
+    assert all(f"| {name} |" in listed for name in SEED_MODELS) and "| gpt2-medium | 5e-05 |" in listed
 
 
 @pytest.mark.parametrize(

@@ -223,3 +223,17 @@ def test_the_head_counts_in_full_precision_under_autocast(kind, directory_of):
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         logits = student(input_ids).logits
     assert logits.dtype == torch.float32 and (logits != logits.bfloat16().float()).float().mean() > 0.9
+
+
+def test_a_head_that_is_in_pieces_is_found(directory_of, monkeypatch):
+    """ZeRO-3 cuts weights while they are loaded: a rank sees a part, or nothing, and the shape in `ds_shape`."""
+    from_pretrained = LlamaForSequenceClassification.from_pretrained.__func__
+
+    def in_pieces(cls, *args, **kwargs):
+        model, info = from_pretrained(cls, *args, **kwargs)
+        model.score.weight.ds_shape = model.score.weight.shape
+        model.score.weight.data = torch.empty(0)
+        return model, info
+
+    monkeypatch.setattr(LlamaForSequenceClassification, "from_pretrained", classmethod(in_pieces))
+    assert load_student(directory_of("llama"), dtype="float32").score.out_features == 2

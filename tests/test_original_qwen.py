@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2ForS
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from w2s_hf import fresh_adapter, load_student
+from w2s_hf.experiments.finetuning import Model
 from w2s_hf.modeling import load_config, load_tokenizer
 from w2s_hf.original_qwen import original_qwen_tokenizer
 
@@ -237,6 +238,13 @@ def test_what_qwen2_does_not_have_is_named(config, named, directory, tmp_path):
             load(name)
 
 
+def test_other_bin_files_are_no_weights(directory, tmp_path):
+    (tmp_path / "training_args.bin").write_bytes(b"")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(OSError, match="safetensors"):
+        load_student(str(tmp_path))
+
+
 def test_pickles_are_refused_with_the_reason(mapped, directory, tmp_path):
     torch.save(original_state_dict(mapped), tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
@@ -276,6 +284,60 @@ def test_ranks_that_are_cut_off_are_named(directory, tmp_path):
         original_qwen_tokenizer(str(tmp_path), CONFIG)
 
 
+def changed_ranks(directory, tmp_path, change) -> Path:
+    lines = (directory / "qwen.tiktoken").read_bytes().splitlines()
+    (tmp_path / "qwen.tiktoken").write_bytes(b"\n".join(change(lines)))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[1:], "255 of them single bytes"),
+        (lambda lines: lines[:260] + lines[261:], "without a gap"),
+        (lambda lines: [*lines, b"IHF6 %d" % len(lines)], "is not made of tokens of lower ranks"),
+        (lambda lines: lines * 0, "got 0 tokens"),
+    ],
+)
+def test_what_is_no_vocabulary_is_named(change, message, directory, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        original_qwen_tokenizer(str(changed_ranks(directory, tmp_path, change)), CONFIG)
+
+
+def test_a_vocabulary_that_lacks_its_end_is_named(directory):
+    for vocab_size in (151_936, 208 + 256):  # of a published model, which has more tokens; of one with fewer
+        with pytest.raises(ValueError, match="is the download whole, and of this model"):
+            original_qwen_tokenizer(str(directory), {**CONFIG, "vocab_size": vocab_size})
+
+
+def test_a_file_that_changed_is_read_again(directory, tmp_path):
+    folder = changed_ranks(directory, tmp_path, lambda lines: lines)
+    n = len(original_qwen_tokenizer(str(folder), CONFIG))
+    changed_ranks(directory, tmp_path, lambda lines: lines[:-1])
+    assert len(original_qwen_tokenizer(str(folder), CONFIG)) == n - 1
+
+
+def test_a_new_vocabulary_is_another_model(directory, tmp_path):
+    name = changed(directory, tmp_path / "copy")
+    before = Model.find(name, "--student_model")
+    (tmp_path / "copy" / "qwen.tiktoken").unlink()
+    changed_ranks(directory, tmp_path / "copy", lambda lines: lines[:-1])
+    assert Model.find(name, "--student_model").version != before.version
+
+
+def test_a_config_that_says_too_little_is_named(directory, tmp_path):
+    name = changed(directory, tmp_path / "little")
+    config = {key: value for key, value in CONFIG.items() if key != "layer_norm_epsilon"}
+    (tmp_path / "little" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="says nothing of layer_norm_epsilon"):
+        load_student(name)
+
+
+def test_fields_of_a_configuration_reach_it(directory):
+    model = load_student(str(directory), id2label={0: "no", 1: "yes"}, pad_token_id=3, dtype="float32")
+    assert (model.config.id2label, model.config.pad_token_id) == ({0: "no", 1: "yes"}, 3)
+
+
 @pytest.mark.real_data
 def test_real_ranks_have_the_merges_and_tokens_of_qwen2(tmp_path):
     """Qwen2 has the vocabulary of the first family, in another file format: all of its merges are found again."""
@@ -287,7 +349,10 @@ def test_real_ranks_have_the_merges_and_tokens_of_qwen2(tmp_path):
         for token, rank in vocabulary.items()
     )
     (tmp_path / "qwen.tiktoken").write_bytes(b"\n".join(lines))
-    tokenizer, qwen2 = original_qwen_tokenizer(str(tmp_path), CONFIG), AutoTokenizer.from_pretrained(folder)
+    tokenizer, qwen2 = (
+        original_qwen_tokenizer(str(tmp_path), {**CONFIG, "vocab_size": 151_936}),
+        AutoTokenizer.from_pretrained(folder),
+    )
     merges = [line for line in (folder / "merges.txt").read_text().splitlines() if not line.startswith("#version")]
     assert json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"] == [line.split(" ") for line in merges]
     assert tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS) == list(range(151_643, 151_851))

@@ -126,14 +126,17 @@ def _unembedding_rows(
             )
         token_ids.append(encoded[0])
     if model.config.get_text_config().tie_word_embeddings:
-        return model.get_input_embeddings().weight[token_ids].float()
+        embedding = model.get_input_embeddings()
+        with _whole(embedding):
+            return embedding.weight[token_ids].float()
     # A classifier drops the unembedding of an untied model, so the rows are read from the checkpoint.
-    name = model.config.name_or_path
-    index = cached_file(name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    options = {"revision": commit, "_raise_exceptions_for_missing_entries": False}
+    index = cached_file(name, "model.safetensors.index.json", **options)
     file = "model.safetensors"
     if index is not None:
         file = json.loads(Path(index).read_text())["weight_map"]["lm_head.weight"]
-    with safe_open(cached_file(name, file), framework="pt") as checkpoint:
+    with safe_open(cached_file(name, file, revision=commit), framework="pt") as checkpoint:
         if "lm_head.weight" not in checkpoint.keys():  # noqa: SIM118 (safe_open is not a dict)
             raise ValueError(f"{name}: the checkpoint has no `lm_head.weight`; use --head_init normal.")
         rows = checkpoint.get_slice("lm_head.weight")

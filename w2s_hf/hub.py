@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 __all__ = [
+    "FILE_OPTIONS",
     "PushError",
     "cached_commit",
     "commit_files",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+# What `from_pretrained` and its siblings are told of a file, besides the repository that it is in.
+FILE_OPTIONS = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
 
 _PAUSES = (1, 4)  # seconds before another try, where the Hub itself failed
 _LONGEST_NAME = 96  # of a repository, without its namespace
@@ -124,8 +128,8 @@ def has_only_pickles(name_or_path: str, revision: str | None = None) -> bool:
             names = HfApi().list_repo_files(name_or_path, revision=revision)
         except (HTTPError, OSError):
             return False  # whoever asks has an error of its own to report
-    endings = {Path(name).suffix for name in names}
-    return ".bin" in endings and ".safetensors" not in endings
+    has_pickles = any(fnmatch(Path(name).name, "pytorch_model*.bin") for name in names)
+    return has_pickles and not any(name.endswith(".safetensors") for name in names)
 
 
 class PushError(ConnectionError):

@@ -11,8 +11,10 @@ import argparse
 import copy
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from peft import LoraConfig
@@ -26,6 +28,7 @@ from .shapes import Shapes
 __all__ = [
     "OPTIMIZERS",
     "MemoryEstimate",
+    "NoEstimateError",
     "StudentMemory",
     "config_of",
     "estimate_memory",
@@ -42,6 +45,10 @@ OPTIMIZERS = {
     "adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2 + 8 / 256, "adamw_bnb_8bit": 2 + 8 / 256,
     "paged_adamw_8bit": 2 + 8 / 256, "paged_adamw_32bit": 8, "sgd": 0,
 }  # fmt: skip
+
+
+class NoEstimateError(ValueError):
+    """A model whose passes cannot be run without data, and why."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +104,12 @@ class StudentMemory:
         model (`str` or [`~transformers.PretrainedConfig`]): Hub id, local directory, or configuration.
         task_type (`str`, *optional*, defaults to `"SEQ_CLS"`): `"SEQ_CLS"`, `"REWARD"` or `"CAUSAL_LM"`.
         load_in_4bit (`bool`, *optional*, defaults to `False`): As in [`load_student`].
+        double_quant (`bool`, *optional*, defaults to `True`): Constants of nf4 are quantized, too.
         dtype (`str`, *optional*, defaults to `"bfloat16"`): Of a frozen base.
         peft_config ([`~peft.LoraConfig`], *optional*): Adapters; `None` trains all weights, in float32.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`): As in [`~transformers.TrainingArguments`].
-        bf16 (`bool`, *optional*, defaults to `True`): Autocast.
+        bf16 (`bool`, *optional*, defaults to `True`): Autocast, to whichever 16 bits.
+        attn_implementation (`str`, *optional*): As in `from_pretrained`.
         optim (`str`, *optional*, defaults to `"adamw_torch"`): As in [`~transformers.TrainingArguments`].
         n_gpus (`int`, *optional*, defaults to `1`): Processes.
         sharded (`bool`, *optional*, defaults to `False`):
@@ -108,10 +117,12 @@ class StudentMemory:
             with the next one, for as long as it computes. Otherwise each GPU has all of them.
         revision (`str`, *optional*): On the Hub.
         traced_layers (`tuple[int]`, *optional*, defaults to `(2, 3)`):
-            Layers that the passes run through. A model of more is the line through these, since its layers are alike.
+            Layers that the passes run through. A model of more is the line through these: exact where layers are
+            alike, and not where only some of them have experts, say, or another attention.
 
     Raises:
         ValueError: an optimizer whose state is not known here, or a 4-bit model without adapters or sharded.
+        NoEstimateError: the passes cannot be run without data, such as of models without `num_hidden_layers`.
     """
 
     def __init__(
@@ -120,10 +131,12 @@ class StudentMemory:
         *,
         task_type: str = "SEQ_CLS",
         load_in_4bit: bool = False,
+        double_quant: bool = True,
         dtype: str = "bfloat16",
         peft_config: LoraConfig | None = None,
         gradient_checkpointing: bool = False,
         bf16: bool = True,
+        attn_implementation: str | None = None,
         optim: str = "adamw_torch",
         n_gpus: int = 1,
         sharded: bool = False,
@@ -139,21 +152,25 @@ class StudentMemory:
             )
         config = config_of(model, revision) if isinstance(model, str) else model
         self._optim, self._n_gpus, self._sharded = optim, n_gpus, sharded
-        self._checkpointing, self._autocast = gradient_checkpointing, bf16
+        self._autocast = bf16
         self._n_sequences = 2 if task_type == "REWARD" else 1
         self._measured: dict[tuple[int, int], int] = {}
-        self._n_layers = config.get_text_config().num_hidden_layers
-        traced = sorted({min(n, self._n_layers) for n in traced_layers})
-        self._shapes = {
-            n_layers: Shapes(
-                with_layers(config, n_layers),
-                task_type=task_type,
-                dtype=getattr(torch, dtype),
-                load_in_4bit=load_in_4bit,
-                peft_config=peft_config,
-            )
-            for n_layers in traced
-        }
+        with _explained(config):
+            self._n_layers = config.get_text_config().num_hidden_layers
+            self._shapes = {
+                n_layers: Shapes(
+                    with_layers(config, n_layers),
+                    task_type=task_type,
+                    dtype=getattr(torch, dtype),
+                    load_in_4bit=load_in_4bit,
+                    double_quant=double_quant,
+                    peft_config=peft_config,
+                    checkpointing=gradient_checkpointing,
+                    attn_implementation=attn_implementation,
+                )
+                for n_layers in sorted({min(n, self._n_layers) for n in traced_layers})
+            }
+            self._config = config
 
     def estimate(self, n_rows: int = 1, length: int = 512, n_predicted_rows: int = 1) -> MemoryEstimate:
         """
@@ -167,7 +184,8 @@ class StudentMemory:
         trained = self._share(self._over_layers(lambda shapes: shapes.trained_bytes))
         n_trained = self._over_layers(lambda shapes: shapes.n_trained)
         n_predicted = n_predicted_rows * self._n_sequences
-        prediction = self._over_layers(lambda s: s.prediction_bytes(n_predicted, length, autocast=self._autocast))
+        with _explained(self._config):
+            prediction = self._over_layers(lambda s: s.prediction_bytes(n_predicted, length, autocast=self._autocast))
         return MemoryEstimate(
             weights=self._share(self._over_layers(lambda shapes: shapes.frozen_bytes)),
             trained=trained,
@@ -199,9 +217,12 @@ class StudentMemory:
         return self._measured[n_rows, length]
 
     def _measure(self, n_rows: int, length: int) -> int:
-        kwargs = {"checkpointing": self._checkpointing, "autocast": self._autocast}
         n_sequences = n_rows * self._n_sequences
-        passes = {n: shapes.training_bytes(n_sequences, length, **kwargs) for n, shapes in self._shapes.items()}
+        with _explained(self._config):
+            passes = {
+                n_layers: shapes.training_bytes(n_sequences, length, autocast=self._autocast)
+                for n_layers, shapes in self._shapes.items()
+            }
         # Each has a line of its own over the layers: with few of them the one may be higher, with many the other.
         forward, backward = (self._line({n: peaks[i] for n, peaks in passes.items()}) for i in range(2))
         embedding = max(shapes.embedding_gradient for shapes in self._shapes.values())
@@ -232,6 +253,19 @@ class StudentMemory:
         return (values[most] - values[fewest]) // (most - fewest) if most > fewest else 0
 
 
+@contextmanager
+def _explained(config: PretrainedConfig) -> Iterator[None]:
+    """Whatever an architecture does that tensors without data cannot do ends in one kind of error."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise NoEstimateError(
+            f"There is no estimate of memory for {config.model_type!r} with these settings ({type(error).__name__}: "
+            f"{reason[:200]})."
+        ) from error
+
+
 def estimate_memory(
     model: str | PretrainedConfig, *, n_rows: int = 1, length: int = 512, n_predicted_rows: int = 1, **kwargs
 ) -> MemoryEstimate:
@@ -241,8 +275,7 @@ def estimate_memory(
     Args:
         model (`str` or [`~transformers.PretrainedConfig`]): Hub id, local directory, or configuration.
         n_rows, length, n_predicted_rows (`int`, *optional*): As in [`StudentMemory.estimate`].
-        kwargs: Those of [`StudentMemory`]: `task_type`, `load_in_4bit`, `dtype`, `peft_config`,
-            `gradient_checkpointing`, `bf16`, `optim`, `n_gpus`, `sharded`.
+        kwargs: Those of [`StudentMemory`], such as `load_in_4bit`, `peft_config`, `gradient_checkpointing`, `optim`.
 
     Example:
 
@@ -259,8 +292,9 @@ def estimate_memory(
 
 def config_of(name_or_path: str, revision: str | None = None) -> PretrainedConfig:
     """The configuration of a model; of [`w2s_hf.seed_models.SEED_MODELS`] with no network."""
-    if name_or_path in SEED_MODELS and revision is None:
-        return SEED_MODELS[name_or_path].config()
+    known = SEED_MODELS.get(name_or_path.removeprefix("openai-community/"))
+    if known is not None and revision is None and not Path(name_or_path).is_dir():
+        return known.config()
     return load_config(name_or_path, revision)
 
 
@@ -349,7 +383,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--list", action="store_true", help="print the models whose shapes are known, and stop")
     args = parser.parse_args(argv)
     if args.list:
-        print("\n".join(SEED_MODELS))
+        lines = [[name, str(model.learning_rate or "")] for name, model in SEED_MODELS.items()]
+        print(markdown_table(["model", "learning rate of the published code, all weights"], lines))
         return
     if args.model is None:
         parser.error("expected a model, or --list")

@@ -36,7 +36,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import disable_dropout_in_model
 
 from .heads import HEAD_NAMES, classification_head, find_head, full_precision_head, output_layer
-from .hub import cached_commit, has_only_pickles
+from .hub import FILE_OPTIONS, cached_commit, has_only_pickles
 from .original_qwen import (
     is_original_qwen,
     load_original_qwen,
@@ -62,7 +62,7 @@ logger = logging.getLogger(__name__)
 
 def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a padding token: its own, or its end-of-text token where it has none (GPT-2)."""
-    config = _config_dict(name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
+    config = _config_dict(name_or_path, **kwargs)
     if is_original_qwen(config):
         return original_qwen_tokenizer(name_or_path, config, **kwargs)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
@@ -83,21 +83,16 @@ def load_config(name_or_path: str, revision: str | None = None) -> PretrainedCon
         ValueError: an original Qwen that asks for what Qwen2 does not have, see [`w2s_hf.original_qwen.qwen2_config`].
         OSError: there is none, or the Hub does not answer.
     """
-    config = _config_dict(name_or_path, revision)
+    config = _config_dict(name_or_path, revision=revision)
     if is_original_qwen(config):
         return qwen2_config(config, name_or_path)
     return AutoConfig.from_pretrained(name_or_path, revision=revision)
 
 
-def _config_dict(name_or_path: str, revision: str | None = None, cache_dir: str | None = None) -> dict:
+def _config_dict(name_or_path: str, **kwargs) -> dict:
     """The content of a model's config.json; nothing where it has none, such as a directory of adapters."""
-    file = cached_file(
-        name_or_path,
-        "config.json",
-        revision=revision,
-        cache_dir=cache_dir,
-        _raise_exceptions_for_missing_entries=False,
-    )
+    options = {key: kwargs[key] for key in FILE_OPTIONS if key in kwargs}
+    file = cached_file(name_or_path, "config.json", _raise_exceptions_for_missing_entries=False, **options)
     return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
 
@@ -206,7 +201,11 @@ def load_student(
 def _from_pretrained(name_or_path: str, task_type: str, **kwargs):
     """`from_pretrained` of the class for a task type, of safetensors alone."""
     kwargs["use_safetensors"] = True
-    config = _config_dict(name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
+    config = _config_dict(name_or_path, **kwargs)
+    if kwargs.get("revision") is None:
+        # Of a branch that has no safetensors, transformers asks a service to convert it; of a commit it does not.
+        commit = cached_commit(name_or_path, None, kwargs.get("cache_dir"))
+        kwargs |= {} if commit is None else {"revision": commit}
     try:
         if is_original_qwen(config):
             return load_original_qwen(name_or_path, config, task_type, **kwargs)

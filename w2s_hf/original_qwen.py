@@ -19,6 +19,8 @@ from transformers.core_model_loading import Chunk, WeightConverter, WeightRenami
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.utils import cached_file
 
+from .hub import FILE_OPTIONS
+
 __all__ = [
     "is_original_qwen",
     "load_original_qwen",
@@ -33,8 +35,14 @@ logger = logging.getLogger(__name__)
 # Beyond the text: <|endoftext|> ends and pads, the next two mark turns of a chat, the rest is free for finetuning.
 _SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
 
+_N_TOKENS = 151_643  # without these, of every model of the family
+
 # What a config.json of this type may say, and Qwen2 has no counterpart for; the value that changes nothing.
 _FIXED = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True}
+
+_NEEDED = (
+    "hidden_size", "intermediate_size", "layer_norm_epsilon", "num_attention_heads", "num_hidden_layers", "vocab_size",
+)  # fmt: skip
 
 # What acts on texts longer than those of the training, and nowhere else.
 _PAST_TRAINED_LENGTH = {"use_dynamic_ntk": "dynamic NTK", "use_logn_attn": "logn attention"}
@@ -106,6 +114,12 @@ def qwen2_config(config: dict, name: str, **changes) -> Qwen2Config:
             "have. Expected one of Qwen/Qwen-1_8B, -7B, -14B, -72B, or a finetuned version of theirs; --load_in_4bit "
             "quantizes those."
         )
+    missing = [key for key in _NEEDED if key not in config]
+    if missing or not {"seq_length", "max_position_embeddings"} & set(config):
+        raise ValueError(
+            f"{name}: its config.json is of model type 'qwen' and says nothing of "
+            f"{', '.join(missing) or 'seq_length'}; expected one as in Qwen/Qwen-7B."
+        )
     values = {
         "vocab_size": config["vocab_size"],
         "hidden_size": config["hidden_size"],
@@ -133,7 +147,9 @@ def _trained_length(config: dict) -> int:
     return config.get("seq_length") or config["max_position_embeddings"]
 
 
-def load_original_qwen(name_or_path: str, config: dict, task_type: str, **kwargs):
+def load_original_qwen(
+    name_or_path: str, config: dict, task_type: str, **kwargs
+) -> PreTrainedModel | tuple[PreTrainedModel, dict]:
     """
     `from_pretrained` of the Qwen2 class for a task type of [`load_student`].
 
@@ -141,7 +157,7 @@ def load_original_qwen(name_or_path: str, config: dict, task_type: str, **kwargs
         name_or_path (`str`): Hub id or local directory.
         config (`dict`): Content of its config.json.
         task_type (`str`): `"SEQ_CLS"`, `"REWARD"` or `"CAUSAL_LM"`.
-        kwargs: Passed to `from_pretrained`; `num_labels` goes into the configuration.
+        kwargs: Passed to `from_pretrained`; fields of a configuration, such as `num_labels`, go into it.
 
     Returns:
         What `from_pretrained` returns.
@@ -149,7 +165,8 @@ def load_original_qwen(name_or_path: str, config: dict, task_type: str, **kwargs
     Raises:
         ValueError: see [`qwen2_config`].
     """
-    changes = {"num_labels": kwargs.pop("num_labels")} if "num_labels" in kwargs else {}
+    fields = {*qwen2_config(config, name_or_path).to_dict(), "num_labels"} - {"dtype"}
+    changes = {key: kwargs.pop(key) for key in list(kwargs) if key in fields}
     converted = qwen2_config(config, name_or_path, **changes)
     is_language_model = task_type == "CAUSAL_LM"
     model_class = _OriginalQwenForCausalLM if is_language_model else _OriginalQwenForSequenceClassification
@@ -177,8 +194,10 @@ def refuse_longer_texts(model: PreTrainedModel, name: str) -> None:
 def _refuse_longer(module: nn.Module, args: tuple, kwargs: dict, *, name: str, features: str, length: int) -> None:
     inputs = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args]
     cache = kwargs.get("past_key_values")
-    n_tokens = next(tensor for tensor in inputs if tensor is not None).shape[1]
-    n_tokens += 0 if cache is None else cache.get_seq_length()
+    texts = next((tensor for tensor in inputs if tensor is not None), None)
+    if texts is None:
+        return  # the model itself has an error for that
+    n_tokens = texts.shape[1] + (0 if cache is None else cache.get_seq_length())
     if n_tokens > length:
         raise ValueError(longer_text(name, n_tokens, features, length))
 
@@ -199,14 +218,24 @@ def original_qwen_tokenizer(name_or_path: str, config: dict, **kwargs) -> Qwen2T
     Args:
         name_or_path (`str`): Hub id or local directory.
         config (`dict`): Content of its config.json, which says how long texts may be.
-        kwargs: `revision` and the like, of the file; others are those of the tokenizer.
+        kwargs: `revision` and the like, of the file (`w2s_hf.hub.FILE_OPTIONS`); others are those of the tokenizer.
 
     Raises:
         OSError: there is no `qwen.tiktoken`.
-        ValueError: that file is not lines of a token in base64 and its rank.
+        ValueError: that file is not lines of a token in base64 and its rank, or not a whole vocabulary.
     """
-    hub_kwargs = {key: kwargs.pop(key) for key in ("revision", "cache_dir", "token") if key in kwargs}
-    vocabulary, merges = _read_ranks(cached_file(name_or_path, "qwen.tiktoken", **hub_kwargs))
+    file_options = {key: kwargs.pop(key) for key in FILE_OPTIONS if key in kwargs}
+    file = Path(cached_file(name_or_path, "qwen.tiktoken", **file_options))
+    stat = file.stat()
+    vocabulary, merges = _read_ranks(file, (stat.st_size, stat.st_mtime_ns))
+    n, most = len(vocabulary), config["vocab_size"] - len(_SPECIAL_TOKENS)
+    # A file that lacks its end has no gap, and gives the special tokens the wrong numbers.
+    if n > most or (most >= _N_TOKENS and n != _N_TOKENS):
+        expected = _N_TOKENS if most >= _N_TOKENS else most
+        raise ValueError(
+            f"{name_or_path}: got {n} tokens in qwen.tiktoken, expected {expected}; is the download whole, "
+            "and of this model?"
+        )
     kwargs = {"model_max_length": _trained_length(config), **kwargs}
     tokenizer = Qwen2Tokenizer(vocab=dict(vocabulary), merges=list(merges), **kwargs)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL_TOKENS], True)
@@ -215,18 +244,27 @@ def original_qwen_tokenizer(name_or_path: str, config: dict, **kwargs) -> Qwen2T
 
 
 @lru_cache(maxsize=2)
-def _read_ranks(path: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges, in the letters that stand for bytes in byte-level tokenizers."""
+def _read_ranks(file: Path, state: tuple[int, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """
+    Vocabulary and merges, in the letters that stand for bytes in byte-level tokenizers. Takes seconds, so what a file
+    says is kept for as long as its `state`, size and time, is the same.
+    """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise ValueError(
-                f"{path}, line {number}: got {line[:40]!r}, expected a token in base64 and its rank; is the download "
+                f"{file}, line {number}: got {line[:40]!r}, expected a token in base64 and its rank; is the download "
                 "whole?"
             ) from error
+    n_bytes = sum(len(token) == 1 for token in ranks)
+    if sorted(ranks.values()) != list(range(len(ranks))) or n_bytes != 256:
+        raise ValueError(
+            f"{file}: got {len(ranks)} tokens, {n_bytes} of them single bytes, and ranks up to "
+            f"{max(ranks.values(), default=-1)}; expected all 256 bytes and the ranks 0, 1, 2, ... without a gap."
+        )
     letters = bytes_to_unicode()
 
     def spell(token: bytes) -> str:
@@ -242,5 +280,7 @@ def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
     while len(parts) > 2:
         pairs = [ranks.get(first + second, len(ranks)) for first, second in zip(parts, parts[1:], strict=False)]
         position = min(range(len(pairs)), key=pairs.__getitem__)
+        if pairs[position] >= ranks[token]:
+            raise ValueError(f"The token {token!r} of rank {ranks[token]} is not made of tokens of lower ranks.")
         parts[position : position + 2] = [parts[position] + parts[position + 1]]
     return parts[0], parts[1]

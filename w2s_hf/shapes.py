@@ -23,9 +23,11 @@ _BLOCK = 64  # weights that share a constant, in nf4 (QLoRA, appendix B)
 _NESTED_BLOCK = 256  # and constants that share one, with double quantization
 
 
-def quantized_bytes(n_weights: int) -> int:
-    """Bytes of a linear layer's weights in nf4 with double quantization, as bitsandbytes keeps them."""
+def quantized_bytes(n_weights: int, double_quant: bool = True) -> int:
+    """Bytes of a linear layer's weights in nf4, as bitsandbytes keeps them."""
     n_constants = math.ceil(n_weights / _BLOCK)
+    if not double_quant:
+        return math.ceil(n_weights / 2) + 4 * n_constants + 4 * 16
     nested = 4 * math.ceil(n_constants / _NESTED_BLOCK)
     # Two weights a byte; a byte a constant; float32 constants of these; their offset; the tables of 256 and 16 values.
     return math.ceil(n_weights / 2) + n_constants + nested + 4 + 4 * 256 + 4 * 16
@@ -47,10 +49,11 @@ class _Dequantize(torch.autograd.Function):
 class _Linear4bit(bnb.nn.Linear4bit):
     """The same for PEFT, and for the bytes it takes; on the meta device bitsandbytes itself computes nothing."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype):
+    def __init__(self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, double_quant: bool):
         super().__init__(in_features, out_features, bias, compute_dtype=dtype, quant_type="nf4", device="meta")
         settings = {name: getattr(self.weight, name) for name in ("compress_statistics", "quant_type")}
-        packed = torch.empty(quantized_bytes(in_features * out_features), 1, dtype=torch.uint8, device="meta")
+        n_bytes = quantized_bytes(in_features * out_features, double_quant)
+        packed = torch.empty(n_bytes, 1, dtype=torch.uint8, device="meta")
         self.weight = nn.Parameter(packed, requires_grad=False)
         for name, value in settings.items():
             setattr(self.weight, name, value)
@@ -105,8 +108,11 @@ class Shapes:
         config ([`~transformers.PretrainedConfig`]): Of the model.
         task_type (`str`): `"SEQ_CLS"`, `"REWARD"` or `"CAUSAL_LM"`.
         dtype (`torch.dtype`): Of a frozen base; a model whose weights all train has float32 ones.
-        load_in_4bit (`bool`): nf4 with double quantization.
+        load_in_4bit (`bool`): nf4.
+        double_quant (`bool`): The constants of nf4 are quantized, too.
         peft_config ([`~peft.LoraConfig`], *optional*): Adapters; `None` trains all weights.
+        checkpointing (`bool`): Activations are computed again in the backward pass.
+        attn_implementation (`str`, *optional*): As in `from_pretrained`.
     """
 
     def __init__(
@@ -116,23 +122,33 @@ class Shapes:
         task_type: str,
         dtype: torch.dtype,
         load_in_4bit: bool,
+        double_quant: bool,
         peft_config: LoraConfig | None,
+        checkpointing: bool,
+        attn_implementation: str | None,
     ):
         self.task_type = task_type
         config = copy.deepcopy(config)
         config.num_labels = 1 if task_type == "REWARD" else 2
         config.get_text_config().pad_token_id = 0
         auto_class = AutoModelForCausalLM if task_type == "CAUSAL_LM" else AutoModelForSequenceClassification
+        # Kernels of flash attention are not there for tensors without data; what they keep is what SDPA keeps.
+        attention = {"attn_implementation": "eager"} if attn_implementation == "eager" else {}
         with torch.device("meta"):
-            model = auto_class.from_config(config, dtype=dtype if peft_config is not None else torch.float32)
+            weights_dtype = dtype if peft_config is not None else torch.float32
+            model = auto_class.from_config(config, dtype=weights_dtype, **attention)
             if load_in_4bit:
-                _quantize_linears(model, dtype)
+                _quantize_linears(model, dtype, double_quant)
                 model.is_loaded_in_4bit = model.is_quantized = True
             if task_type != "CAUSAL_LM":
                 full_precision_head(classification_head(model))
             if peft_config is not None:
                 model = fresh_adapter(model, peft_config)
             disable_dropout(model)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            if peft_config is not None:
+                model.enable_input_require_grads()
         self._fake = FakeTensorMode()
         with self._fake:
             self._materialize(model)
@@ -170,26 +186,22 @@ class Shapes:
         """Trained weights."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
-    def training_bytes(self, n_sequences: int, length: int, *, checkpointing: bool, autocast: bool) -> tuple[int, int]:
+    def training_bytes(self, n_sequences: int, length: int, *, autocast: bool) -> tuple[int, int]:
         """
         The most that a forward pass and a backward pass take, each, beside weights, gradients and optimizer.
 
         Gradients of an earlier micro-batch are there, as in all but the first one. That of the embedding is not
         counted, which comes last, when all other tensors are gone: see `embedding_gradient`.
         """
-        if checkpointing:
-            self.model.gradient_checkpointing_enable()
-            if isinstance(self.model, PeftModel):
-                self.model.enable_input_require_grads()
         self.model.train()
         with self._fake:
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.grad = torch.empty_like(parameter)
-            peaks = self._pass(n_sequences, length, autocast=autocast, is_training=True)
-        for parameter in self.model.parameters():
-            parameter.grad = None
-        return peaks
+            try:
+                return self._pass(n_sequences, length, autocast=autocast, is_training=True)
+            finally:
+                self.model.zero_grad(set_to_none=True)
 
     @property
     def embedding_gradient(self) -> int:
@@ -218,20 +230,23 @@ class Shapes:
         tracker = _PeakBytes()
         tracker.ignore([*self.model.parameters(), *self.model.buffers()])
         tracker.ignore(p.grad for p in self.model.parameters() if p.grad is not None)
-        with tracker:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                outputs = self.model(input_ids=ids, attention_mask=mask, **kwargs)
-            forward, tracker.peak = tracker.peak, tracker.now
-            if is_training:
-                outputs.logits.float().logsumexp(dim=-1).mean().backward()
-        embedding.weight = weight
+        try:
+            with tracker:
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    outputs = self.model(input_ids=ids, attention_mask=mask, **kwargs)
+                forward, tracker.peak = tracker.peak, tracker.now
+                if is_training:
+                    outputs.logits.float().logsumexp(dim=-1).mean().backward()
+        finally:
+            embedding.weight = weight
         return forward, tracker.peak
 
 
-def _quantize_linears(model: nn.Module, dtype: torch.dtype) -> None:
+def _quantize_linears(model: nn.Module, dtype: torch.dtype, double_quant: bool) -> None:
     for name, module in list(model.named_modules()):
         if not isinstance(module, nn.Linear | Conv1D) or set(name.split(".")) & {*HEAD_NAMES, "lm_head"}:
             continue
         shape = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]  # in, out
         parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, _Linear4bit(*shape, module.bias is not None, dtype))
+        linear = _Linear4bit(*shape, module.bias is not None, dtype, double_quant)
+        setattr(model.get_submodule(parent), attribute, linear)

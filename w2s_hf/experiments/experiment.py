@@ -65,8 +65,10 @@ class Experiment(ABC):
             self.ladder = ladder_stages()
             self._splits: dict[tuple, TaskSplits] = {}
             self._models: dict[str, Model] = {}
+            self._checked: list[Model] = []
         else:
             self.bench, self.ladder, self._splits, self._models = like.bench, like.ladder, like._splits, like._models
+            self._checked = like._checked
 
     # ---- What a setting says ----
 
@@ -130,11 +132,12 @@ class Experiment(ABC):
         return Materials(self._splits[key], weak, student, chain, unpretrained, sizes)
 
     def _check_memory(self, weak: Model, student: Model, *ladder: Model) -> None:
-        """Before anything of them is downloaded but their configurations."""
-        check_fits(weak, "--weak_model", self.training_args, self.setting.task_type)
-        for model in {model.path: model for model in (*ladder, student)}.values():
-            option = "--student_model" if model is student else "--ladder"
-            check_fits(model, option, self.training_args, self.setting.task_type)
+        """Before anything of them is downloaded but their configurations; each once, whatever the seeds."""
+        options = [("--weak_model", weak), *(("--ladder", model) for model in ladder), ("--student_model", student)]
+        for option, model in options:
+            if model not in self._checked:
+                check_fits(model, option, self.training_args, self.setting.task_type)
+                self._checked.append(model)
 
     def _load(self, world: World | None) -> TaskSplits:
         if world is None:

@@ -42,6 +42,10 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 
 
+# Of a local directory, whatever changes its weights or its tokens.
+_FILES_OF_A_MODEL = ("*.safetensors", "*.bin", "tokenizer*", "*.tiktoken", "*.model", "vocab*", "merges.txt")
+
+
 @dataclass(frozen=True)
 class Model:
     """
@@ -76,9 +80,7 @@ class Model:
             if not (directory / "config.json").is_file():
                 raise FileNotFoundError(f"{option}: the directory {name_or_path!r} has no config.json; not a model.")
             digest = hashlib.sha256((directory / "config.json").read_bytes())
-            for file in sorted(
-                file for pattern in ("*.safetensors", "*.bin", "tokenizer*") for file in directory.glob(pattern)
-            ):
+            for file in sorted({file for pattern in _FILES_OF_A_MODEL for file in directory.glob(pattern)}):
                 # Hashing 140 GB of weights would take longer than the demo; a changed file has another size or time.
                 stat = file.stat()
                 digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())

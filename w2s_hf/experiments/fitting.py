@@ -8,9 +8,8 @@ import psutil
 import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import PretrainedConfig, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..memory import OPTIMIZERS, StudentMemory, gib, usable_bytes
+from ..memory import OPTIMIZERS, NoEstimateError, StudentMemory, gib, usable_bytes
 from ..modeling import load_config
 from ..original_qwen import longer_text
 from .finetuning import Model, peft_config_of
@@ -39,12 +38,19 @@ def check_fits(model: Model, option: str, args: TrainingArguments, task_type: st
     features = getattr(config, "past_trained_length", "")
     if features and length > config.max_position_embeddings:
         raise ValueError(f"{option}: " + longer_text(model.name, length, features, config.max_position_embeddings))
-    if args.optim not in OPTIMIZERS or model.student_config.load_in_8bit:
-        logger.info(f"{option}: no estimate of memory with --optim {args.optim.value}, or in 8 bits")
+    if args.process_index:
+        return  # rank 0 speaks for all
+    reason = _not_estimated(model, args)
+    if reason:
+        logger.info(f"{option} {model.name}: memory is not estimated {reason}")
         return
     capacity = _capacity(args)
-    memory = _memory_of(config, model, args, task_type)
-    estimate = memory.estimate(1, length)
+    try:
+        memory = _memory_of(config, model, args, task_type)
+        estimate = memory.estimate(1, length)
+    except NoEstimateError as error:
+        logger.warning(f"{option} {model.name}: {error} Whether it fits was not checked")
+        return
     if estimate.peak > capacity:
         raise ValueError(
             f"{option} {model.name}: needs {gib(estimate.peak)} GiB to train on one row of {length} tokens (weights "
@@ -53,17 +59,17 @@ def check_fits(model: Model, option: str, args: TrainingArguments, task_type: st
             f"{gib(capacity)} can be used here. {_advice(config, model, args, task_type, length, capacity)} To try it "
             "all the same: --check_memory false."
         )
-    budget = getattr(args, "max_tokens_per_micro_batch", None)
+    has_budget = hasattr(args, "max_tokens_per_micro_batch")
+    budget = args.max_tokens_per_micro_batch if has_budget else None
     n_tokens = length * (2 if task_type == "REWARD" else 1)  # of a row
     n_rows = args.per_device_train_batch_size if budget is None else max(1, budget // n_tokens)
     n_rows = min(n_rows, args.per_device_train_batch_size)
     estimate = memory.estimate(n_rows, length, args.per_device_eval_batch_size)
     logger.info(f"{option} {model.name}: takes about {gib(estimate.peak)} of {gib(capacity)} GiB")
-    if args.process_index or estimate.peak <= capacity:
+    if estimate.peak <= capacity:
         return
     if estimate.training_peak > capacity:
         most = memory.largest_micro_batch(capacity, length, at_most=n_rows)
-        has_budget = hasattr(args, "max_tokens_per_micro_batch")
         change = f"--max_tokens_per_micro_batch {most * n_tokens}"
         change = change if has_budget else f"--per_device_train_batch_size {most}, and more accumulation"
         what = f"micro-batches of {n_rows} rows of {length} tokens may need {gib(estimate.training_peak)} GiB"
@@ -82,18 +88,41 @@ def _memory_of(
     dtype = student.dtype
     if dtype == "auto":
         dtype = str(config.dtype or torch.float32).removeprefix("torch.")
+    load_in_4bit = student.use_peft and student.load_in_4bit
     return StudentMemory(
         config,
         task_type=task_type,
-        load_in_4bit=student.load_in_4bit and student.use_peft,
+        load_in_4bit=load_in_4bit,
+        double_quant=student.use_bnb_nested_quant,
         dtype=dtype,
         peft_config=peft_config_of(model, task_type),
         gradient_checkpointing=args.gradient_checkpointing if checkpointing is None else checkpointing,
-        bf16=args.bf16,
+        bf16=args.bf16 or args.fp16,
+        attn_implementation=student.attn_implementation,
         optim=args.optim,
         n_gpus=args.world_size,
-        sharded=parse_flag_from_env("ACCELERATE_USE_FSDP") or is_deepspeed_zero3_enabled(),
+        # A 4-bit base is left whole on each GPU; and accelerate cuts nothing on CPU.
+        sharded=parse_flag_from_env("ACCELERATE_USE_FSDP") and args.device.type == "cuda" and not load_in_4bit,
     )
+
+
+def _not_estimated(model: Model, args: TrainingArguments) -> str:
+    """Why there is no estimate for these settings; nothing where there is one."""
+    student = model.student_config
+    if args.optim not in OPTIMIZERS:
+        return f"with --optim {getattr(args.optim, 'value', args.optim)}"
+    if student.use_peft and student.load_in_8bit:
+        return "in 8 bits"
+    if args.device.type not in ("cuda", "cpu"):
+        return f"on {args.device.type}"
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        return "under DeepSpeed"
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        if parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
+            return "where FSDP moves weights to the CPU"
+        if student.use_peft and student.load_in_4bit and student.bnb_4bit_quant_storage not in (None, "uint8"):
+            return "where FSDP cuts a 4-bit base"
+    return ""
 
 
 def _capacity(args: TrainingArguments) -> int:
@@ -112,8 +141,7 @@ def _advice(
         quantized = replace(model.config, use_peft=True, load_in_4bit=True)
         ways["--use_peft true --load_in_4bit true --gradient_checkpointing true"] = replace(model, config=quantized)
     for options, way in ways.items():
-        memory = _memory_of(config, way, args, task_type, checkpointing=True)
-        peak = memory.estimate(1, length).peak
+        peak = _memory_of(config, way, args, task_type, checkpointing=True).estimate(1, length).peak
         if peak <= capacity:
             return f"With {options} it needs {gib(peak)}."
     return f"It does not fit with {' or '.join(ways)} either: take a smaller model, or a GPU with more memory."
