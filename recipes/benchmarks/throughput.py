@@ -1,9 +1,16 @@
-"""Rows per second of WeakToStrongTrainer beside transformers.Trainer: same model, same rows, same batches, one run.
+"""Rows per second of WeakToStrongTrainer beside transformers.Trainer: same model, same rows, same optimizer steps.
 
     python recipes/benchmarks/throughput.py
 
-Prints ratios (ours / Trainer), medians over alternating repetitions, and writes them to --output_file as JSON. Random
-weights: speed does not depend on what a model knows. Eight minutes on two CPU cores with the defaults.
+Two comparisons, of rows of mixed length:
+
+- at equal micro-batches: whether ours costs anything where both do the same;
+- for one optimizer step: ours with a budget of tokens beside Trainer with the micro-batch that suits it best, found
+  among --micro_batches.
+
+--torch_compile, --group_by_length and --bf16 each add all contenders again, with that argument. Prints ratios (ours /
+Trainer), medians over alternating repetitions, and writes them to --output_file as JSON. Random weights: speed does
+not depend on what a model knows.
 """
 
 import argparse
@@ -11,13 +18,15 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
+import torch._dynamo
+from benchmark_rows import Padding, gpt2_config, token_rows
 from datasets import Dataset
 from transformers import (
     DataCollatorWithPadding,
-    GPT2Config,
     GPT2ForSequenceClassification,
     PrinterCallback,
     Trainer,
@@ -25,58 +34,97 @@ from transformers import (
 )
 
 from w2s_hf import WeakToStrongConfig, WeakToStrongTrainer
+from w2s_hf.config import hardware
 from w2s_hf.experiments.stages import library_versions
 
-
-class Padding:
-    """What DataCollatorWithPadding needs of a tokenizer: the rows are token ids already."""
-
-    def pad(self, features, **kwargs):
-        longest = max(len(row["input_ids"]) for row in features)
-        batch = {
-            key: [row[key] for row in features] for key in features[0] if key not in ("input_ids", "attention_mask")
-        }
-        for key in ("input_ids", "attention_mask"):
-            batch[key] = [row[key] + [0] * (longest - len(row[key])) for row in features]
-        return {key: torch.tensor(values) for key, values in batch.items()}
+# Arguments that both trainers have, by the name of the option that adds contenders with them.
+VARIANTS = {
+    "torch_compile": {"torch_compile": True},
+    "group_by_length": {"train_sampling_strategy": "group_by_length"},
+    "bf16": {"bf16": True},
+}
+VOCAB_SIZE = 5000
 
 
-def make_rows(n: int, mean_length: int, max_length: int, vocab_size: int) -> Dataset:
-    """Rows of log-normal length, as passages have (BoolQ: mean 145 GPT-2 tokens, deviation of the log 0.5)."""
-    rng = np.random.default_rng(0)
-    lengths = np.clip(rng.lognormal(np.log(mean_length) - 0.125, 0.5, n), 8, max_length).astype(int)
-    ids = [rng.integers(1, vocab_size, length).tolist() for length in lengths]
-    masks = [[1] * length for length in lengths]
-    return Dataset.from_dict({"input_ids": ids, "attention_mask": masks, "labels": rng.integers(0, 2, n).tolist()})
+@dataclass
+class Contender:
+    """
+    A trainer with its arguments.
+
+    Args:
+        trainer (`type`): [`~transformers.Trainer`] or [`WeakToStrongTrainer`].
+        micro_batch (`int`, *optional*): Rows of a forward pass; with `None` a budget of tokens cuts the batch.
+        variant (`str`, *optional*): One of `VARIANTS`.
+        predicts (`bool`): Whether its prediction is timed, which depends on no micro-batch.
+        seconds (`dict[str, list[float]]`): Of `train` and `predict`, of each repetition.
+    """
+
+    trainer: type[Trainer]
+    micro_batch: int | None
+    variant: str | None = None
+    predicts: bool = False
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        cut = "token budget" if self.micro_batch is None else f"micro-batch {self.micro_batch}"
+        return ", ".join(part for part in (self.trainer.__name__, cut, self.variant) if part)
+
+    @property
+    def is_ours(self) -> bool:
+        return self.trainer is WeakToStrongTrainer
+
+    def make(self, options: argparse.Namespace, rows: Dataset, output_dir: str) -> Trainer:
+        torch.manual_seed(0)
+        dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        config = gpt2_config(
+            options.width, options.n_layers, VOCAB_SIZE, n_positions=max(1024, options.max_length), **dropout
+        )
+        rows_at_once = self.micro_batch or options.batch_size
+        kwargs = VARIANTS[self.variant] if self.variant else {}
+        if self.micro_batch is None:
+            kwargs = {**kwargs, "max_tokens_per_micro_batch": options.token_budget}
+        args = (WeakToStrongConfig if self.is_ours else TrainingArguments)(
+            output_dir=output_dir,
+            num_train_epochs=1,
+            per_device_train_batch_size=rows_at_once,
+            gradient_accumulation_steps=options.batch_size // rows_at_once,
+            per_device_eval_batch_size=options.eval_batch_size,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=not torch.accelerator.is_available(),  # or --bf16 asks for a GPU
+            **kwargs,
+        )
+        trainer = self.trainer(
+            model=GPT2ForSequenceClassification(config),
+            args=args,
+            train_dataset=rows,
+            data_collator=DataCollatorWithPadding(Padding()),
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def ratio_to(self, other: "Contender", task: str) -> float:
+        """Of speeds; the median over pairs of one repetition."""
+        pairs = zip(other.seconds[task], self.seconds[task], strict=True)
+        return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
-def make_trainer(ours: bool, options: argparse.Namespace, rows: Dataset, output_dir: str, **kwargs):
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_embd=options.width, n_layer=options.n_layers, n_head=options.width // 64, vocab_size=5000, pad_token_id=0,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=1,
-    )  # fmt: skip
-    args = (WeakToStrongConfig if ours else TrainingArguments)(
-        output_dir=output_dir,
-        num_train_epochs=1,
-        per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=options.batch_size,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        **kwargs,
-    )
-    trainer = (WeakToStrongTrainer if ours else Trainer)(
-        model=GPT2ForSequenceClassification(config),
-        args=args,
-        train_dataset=rows,
-        data_collator=DataCollatorWithPadding(Padding()),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+def contenders_of(options: argparse.Namespace) -> list[Contender]:
+    """Of every variant Trainer at all micro-batches, ours at those that are to be equal and with a token budget."""
+    equal, contenders = options.equal_micro_batches, []
+    for variant in (None, *(name for name in VARIANTS if getattr(options, name))):
+        for size in sorted({*options.micro_batches, *equal}):
+            # Those that are compared run one after the other: the speed of a machine is not the same all day.
+            trainers = [Trainer, *([WeakToStrongTrainer] if size in equal else [])]
+            predicts = variant is None and size == equal[-1]
+            contenders += [Contender(trainer, size, variant, predicts) for trainer in trainers]
+        contenders.append(Contender(WeakToStrongTrainer, None, variant))
+    return contenders
 
 
-def seconds(run) -> float:
+def seconds(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
     if torch.cuda.is_available():
@@ -84,51 +132,101 @@ def seconds(run) -> float:
     return time.perf_counter() - started
 
 
-def main() -> None:
+def time_all(contenders: list[Contender], options: argparse.Namespace, rows: Dataset) -> None:
+    """Every repetition trains all models on; the first one, in which models are compiled, too, warms up."""
+    with tempfile.TemporaryDirectory() as directory:
+        trainers = [contender.make(options, rows, directory) for contender in contenders]
+        for repetition in range(options.repetitions + 1):
+            for contender, trainer in list(zip(contenders, trainers, strict=True))[:: -1 if repetition % 2 else 1]:
+                taken = {"train": seconds(trainer.train)}
+                if contender.predicts:
+                    taken["predict"] = seconds(lambda trainer=trainer: trainer.predict(rows))
+                if repetition:
+                    for task, value in taken.items():
+                        contender.seconds.setdefault(task, []).append(value)
+
+
+def summarise(contenders: list[Contender], n_rows: int) -> list[dict]:
+    """
+    What was timed, each beside the contender that it is to be compared with: at equal micro-batches Trainer with the
+    same ones, and with a budget of tokens the fastest Trainer of all with the same variant.
+    """
+
+    def plain(task: str, variant: str | None) -> list[Contender]:
+        return [one for one in contenders if not one.is_ours and one.variant == variant and task in one.seconds]
+
+    results = []
+    for task in ("train", "predict"):
+        for one in (one for one in contenders if task in one.seconds):
+            others = plain(task, one.variant)
+            fastest = min(others, key=lambda other: statistics.median(other.seconds[task]))
+            same = [other for other in others if other.micro_batch == one.micro_batch]
+            baseline = same[0] if one.is_ours and same else fastest
+            results.append(
+                {
+                    "task": task,
+                    "trainer": one.name if task == "train" else one.trainer.__name__,
+                    "rows_per_second": n_rows / statistics.median(one.seconds[task]),
+                    "ratio": one.ratio_to(baseline, task),
+                    "compared_with": baseline.name if task == "train" else baseline.trainer.__name__,
+                    "is_best_trainer": one is fastest,
+                    "seconds": one.seconds[task],
+                }
+            )
+    return results
+
+
+def print_results(results: list[dict]) -> None:
+    print(f"{'':66} rows/s   ratio")
+    for row in results:
+        name, best = f"{row['task']} {row['trainer']}", " (the best Trainer)" if row["is_best_trainer"] else ""
+        beside = "" if row["compared_with"] == row["trainer"] else f" to {row['compared_with']}"
+        print(f"{name:66} {row['rows_per_second']:6.1f}   {row['ratio']:.2f}{beside}{best}")
+
+
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--n_layers", type=int, default=4)
     parser.add_argument("--n_rows", type=int, default=320)
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=32, help="rows of an optimizer step")
+    parser.add_argument(
+        "--micro_batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="of Trainer, rows at once"
+    )
+    parser.add_argument(
+        "--equal_micro_batches", type=int, nargs="+", default=[8, 32], help="those at which ours is measured, too"
+    )
+    parser.add_argument("--eval_batch_size", type=int, default=16)
     parser.add_argument("--mean_length", type=int, default=145)
     parser.add_argument("--max_length", type=int, default=512)
-    parser.add_argument(
-        "--token_budget", type=int, default=1024, help="max_tokens_per_micro_batch of the third trainer"
-    )
+    parser.add_argument("--token_budget", type=int, default=1024, help="max_tokens_per_micro_batch of ours")
+    parser.add_argument("--torch_compile", action="store_true", help="add contenders with compiled models")
+    parser.add_argument("--group_by_length", action="store_true", help="add contenders with rows of like length")
+    parser.add_argument("--bf16", action="store_true", help="add contenders under autocast")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--output_file", default=None)
     options = parser.parse_args()
+    odd = [size for size in (*options.micro_batches, *options.equal_micro_batches) if options.batch_size % size]
+    if odd:
+        parser.error(f"got a micro-batch of {odd[0]} rows, expected a divisor of --batch_size {options.batch_size}.")
+    return options
 
-    rows = make_rows(options.n_rows, options.mean_length, options.max_length, 5000)
-    times: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as directory:
-        for repetition in range(options.repetitions + 1):
-            contenders = {
-                "Trainer": make_trainer(False, options, rows, directory),
-                "WeakToStrongTrainer": make_trainer(True, options, rows, directory),
-                "WeakToStrongTrainer, token budget": make_trainer(
-                    True, options, rows, directory, max_tokens_per_micro_batch=options.token_budget
-                ),
-            }
-            for name, trainer in contenders.items():
-                train, predict = seconds(trainer.train), seconds(lambda trainer=trainer: trainer.predict(rows))
-                if repetition:  # the first one warms up
-                    times.setdefault(f"train {name}", []).append(train)
-                    times.setdefault(f"predict {name}", []).append(predict)
 
+def main() -> None:
+    options = parse_options()
+    if options.torch_compile:
+        # All contenders compile the same functions, and beyond so many versions of one torch runs it as it is.
+        torch._dynamo.config.recompile_limit = 256
+    contenders = contenders_of(options)
+    time_all(contenders, options, token_rows(options.n_rows, options.mean_length, options.max_length, VOCAB_SIZE))
     report = {
-        "settings": vars(options),
+        "settings": {name: value for name, value in vars(options).items() if name != "output_file"},
         "versions": library_versions(),
+        "hardware": hardware(),
         "threads": torch.get_num_threads(),
-        "results": [],
+        "results": summarise(contenders, options.n_rows),
     }
-    print(f"{'':50} rows/s   ratio to Trainer (median of pairs)")
-    for name, values in times.items():
-        task, contender = name.split(" ", 1)
-        ratio = statistics.median(a / b for a, b in zip(times[f"{task} Trainer"], values, strict=True))
-        rate = options.n_rows / statistics.median(values)
-        report["results"].append({"task": task, "trainer": contender, "rows_per_second": rate, "ratio": ratio})
-        print(f"{name:50} {rate:6.1f}   {ratio:.2f}")
+    print_results(report["results"])
     if options.output_file:
         with open(options.output_file, "w") as file:
             json.dump(report, file, indent=2)

@@ -1,0 +1,209 @@
+"""Tokens per second, FLOP utilisation and peak memory of a student in training, beside the estimate of its memory.
+
+    python recipes/benchmarks/student_on_gpu.py --model Qwen/Qwen-72B --load_in_4bit --max_tokens 8192
+    python recipes/benchmarks/student_on_gpu.py --model Qwen/Qwen-7B --max_tokens 16384 --no_checkpointing
+
+Weights are random and made from the shapes of the model, layer by layer on the GPU, so nothing is downloaded: neither
+speed nor memory depends on what a model knows. Steps are those of WeakToStrongTrainer: 32 rows of 512 tokens by
+default, in micro-batches of `--max_tokens` tokens, LoRA of rank 16 on all linear layers, bfloat16 autocast. On a CPU
+it runs too (`--layers 2 --width 128` for a small one), and says that nothing there was a GPU's.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import bitsandbytes as bnb
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, PretrainedConfig, TrainerCallback
+from transformers.quantizers import AutoHfQuantizer
+
+from w2s_hf import WeakToStrongConfig, WeakToStrongTrainer, fresh_adapter
+from w2s_hf.config import hardware
+from w2s_hf.heads import HEAD_NAMES, classification_head, full_precision_head
+from w2s_hf.memory import config_of, estimate_memory, gib, with_layers
+
+# Dense bfloat16 FLOP per second that the maker states, by a part of the name of the GPU.
+PEAK_FLOPS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+
+
+def random_base(config: PretrainedConfig, device: torch.device, load_in_4bit: bool) -> nn.Module:
+    """A classifier of random weights: made on no device, and filled layer by layer on this one."""
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
+    if load_in_4bit:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=list(HEAD_NAMES),
+        )  # fmt: skip
+        # What from_pretrained calls before and after it reads weights.
+        quantizer = model.hf_quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
+        quantizer.preprocess_model(model, device_map=None)
+        quantizer.postprocess_model(model)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            value = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device)
+            # A norm is about 1; all else as models of this family begin.
+            value.fill_(1.0) if parameter.ndim == 1 and name == "weight" else value.normal_(std=0.02)
+            if isinstance(module, bnb.nn.Linear4bit) and name == "weight":
+                packed = bnb.nn.Params4bit(
+                    value, requires_grad=False, quant_type="nf4", compress_statistics=True, module=module
+                )
+                module.weight = packed.to(device)
+            else:
+                setattr(module, name, nn.Parameter(value, requires_grad=False))
+        if next(module.buffers(recurse=False), None) is not None:
+            with device:  # rotary embeddings, which are computed
+                module.__init__(module.config)
+    full_precision_head(classification_head(model))
+    return model.eval()
+
+
+class Clock(TrainerCallback):
+    """Seconds of each optimizer step, when the device has done it."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds, self.started = device, [], 0.0
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.started = self._now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds.append(self._now() - self.started)
+
+
+def flops_per_token(model: PeftModel, length: int) -> float:
+    """
+    What the mathematics takes: products with frozen matrices forward and backward, with adapters and their gradients,
+    and attention, half of which is masked. Computing activations a second time is not counted.
+    """
+    frozen = trained = 0
+    for module in model.modules():
+        if isinstance(module, nn.Linear):  # Linear4bit is one
+            n = module.in_features * module.out_features
+            frozen, trained = (frozen, trained + n) if module.weight.requires_grad else (frozen + n, trained)
+    config = model.config
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 2 * 2 * config.num_hidden_layers * config.num_attention_heads * head_width * length / 2
+    return 4 * frozen + 6 * trained + 3 * attention
+
+
+def shapes_of(options: argparse.Namespace) -> PretrainedConfig:
+    """The configuration of the model, smaller where that is asked for."""
+    config = config_of(options.model)
+    if config.model_type not in ("qwen2", "qwen3"):
+        raise SystemExit(f"error: --model: got the type {config.model_type!r}, expected qwen2 or qwen3.")
+    if options.width:
+        config.intermediate_size = int(config.intermediate_size * options.width / config.hidden_size) // 64 * 64
+        config.hidden_size, config.head_dim, config.vocab_size = options.width, 64, 1000
+        config.num_attention_heads = config.num_key_value_heads = max(1, options.width // 64)
+    if options.layers:
+        config = with_layers(config, options.layers)
+    config.pad_token_id, config.num_labels = 0, 2
+    if options.attn_implementation:
+        config._attn_implementation = options.attn_implementation
+    return config
+
+
+def n_parameters(model: nn.Module) -> int:
+    """Of a quantized matrix as many as it stands for."""
+    packed = [p.quant_state.shape.numel() if hasattr(p, "quant_state") else p.numel() for p in model.parameters()]
+    return sum(packed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="Qwen/Qwen-7B", help="whose shapes: a Hub id or a directory")
+    parser.add_argument("--load_in_4bit", action="store_true")
+    parser.add_argument("--layers", type=int, default=None, help="fewer layers than the model has")
+    parser.add_argument("--width", type=int, default=None, help="another width, all else in proportion")
+    parser.add_argument("--n_rows", type=int, default=32, help="rows of an optimizer step")
+    parser.add_argument("--length", type=int, default=512, help="tokens of each row")
+    parser.add_argument("--max_tokens", type=int, default=8192, help="max_tokens_per_micro_batch")
+    parser.add_argument("--no_checkpointing", action="store_true", help="keep all activations")
+    parser.add_argument("--steps", type=int, default=4, help="optimizer steps; the first one warms up")
+    parser.add_argument("--torch_compile", action="store_true")
+    parser.add_argument("--attn_implementation", default=None)
+    parser.add_argument("--output_file", type=Path, default=None, help="JSON")
+    options = parser.parse_args()
+    if options.steps < 2:
+        parser.error(f"--steps: got {options.steps}, expected 2 or more: the first one warms up.")
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = shapes_of(options)
+    started = time.perf_counter()
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS")
+    model = fresh_adapter(random_base(config, device, options.load_in_4bit), lora, seed=0)
+    model.to(device)
+    made_in = time.perf_counter() - started
+    generator = torch.Generator().manual_seed(0)
+    n = options.n_rows
+    rows = Dataset.from_dict(
+        {
+            "input_ids": torch.randint(1, config.vocab_size, (n, options.length), generator=generator).tolist(),
+            "attention_mask": [[1] * options.length] * n,
+            "labels": torch.rand(n, generator=generator).tolist(),
+        }
+    )
+    clock = Clock(device)
+    with tempfile.TemporaryDirectory() as directory:
+        args = WeakToStrongConfig(
+            output_dir=directory, loss_type="confidence", bf16=True, max_steps=options.steps, learning_rate=1e-4,
+            per_device_train_batch_size=n, max_tokens_per_micro_batch=options.max_tokens, save_strategy="no",
+            gradient_checkpointing=not options.no_checkpointing, optim="adamw_torch_fused", logging_steps=1,
+            report_to="none", disable_tqdm=True, torch_compile=options.torch_compile,
+            use_cpu=device.type == "cpu",
+        )  # fmt: skip
+        trainer = WeakToStrongTrainer(model=model, args=args, train_dataset=rows, callbacks=[clock])
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if not all(math.isfinite(loss) for loss in losses):
+        raise SystemExit(f"error: the losses are {losses}, expected finite ones")
+
+    seconds = sum(clock.seconds[1:]) / len(clock.seconds[1:])
+    tokens_per_second = n * options.length / seconds
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    peak_flops = next((value for part, value in PEAK_FLOPS.items() if part in name), None)
+    flops = flops_per_token(model, options.length) * tokens_per_second
+    estimate = estimate_memory(
+        config, load_in_4bit=options.load_in_4bit, peft_config=lora, length=options.length, optim="adamw_torch_fused",
+        n_rows=max(1, min(n, options.max_tokens // options.length)),
+        gradient_checkpointing=not options.no_checkpointing,
+    )  # fmt: skip
+    measured = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    report = {
+        "settings": {**vars(options), "model": Path(options.model).name, "output_file": None},
+        "device": hardware(),
+        "n_parameters": n_parameters(model),
+        "seconds_to_make": made_in,
+        "seconds_per_step": seconds,
+        "rows_per_second": n / seconds,
+        "tokens_per_second": tokens_per_second,
+        "tflops_per_second": flops / 1e12,
+        "utilisation": None if peak_flops is None else flops / peak_flops,
+        "peak_bytes": measured,
+        "estimated_peak_bytes": estimate.peak,
+        "losses": losses,
+    }
+    print(json.dumps(report, indent=2))
+    if measured is None:
+        print(f"Not a GPU: peak memory was not measured. The estimate is {gib(estimate.peak)} GiB.")
+    if options.output_file:
+        options.output_file.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
