@@ -122,17 +122,17 @@ class Experiment(ABC):
             )
         if "prompting" in args.analyses:
             check_decoder(student, "--analyses prompting")
-        if world is None and args.check_memory:
-            self._check_memory(weak, student, *chain, *sizes)
         twin = args.student_model.replace("pretrained-", "scratch-")
         has_twin = args.demo and twin in self.demo_models and twin != args.student_model
         unpretrained = self.model(twin, "", world, is_weak=True) if has_twin else None
         if key not in self._splits:
             self._splits[key] = self._load(world)
+        if world is None and args.check_memory:
+            self._check_memory(weak, student, *chain, *sizes)
         return Materials(self._splits[key], weak, student, chain, unpretrained, sizes)
 
     def _check_memory(self, weak: Model, student: Model, *ladder: Model) -> None:
-        """Before anything of them is downloaded but their configurations; each once, whatever the seeds."""
+        """Before their weights are downloaded; each once, whatever the seeds."""
         options = [("--weak_model", weak), *(("--ladder", model) for model in ladder), ("--student_model", student)]
         for option, model in options:
             if model not in self._checked:
