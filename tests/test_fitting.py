@@ -7,11 +7,11 @@ from running import recipe_here
 from test_splits import passages
 from transformers import FunnelConfig, Qwen2Config
 
-from w2s_hf import RewardPairConfig, StudentConfig, WeakToStrongConfig
+from w2s_hf import CompletionConfig, RewardPairConfig, StudentConfig, WeakToStrongConfig
 from w2s_hf.experiments import fitting
 from w2s_hf.experiments.finetuning import Model
 from w2s_hf.experiments.fitting import check_fits
-from w2s_hf.memory import StudentMemory
+from w2s_hf.memory import StudentMemory, estimate_memory
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,20 @@ def test_a_batch_of_prediction_is_warned_of(large, tmp_path, monkeypatch, caplog
     monkeypatch.setattr(fitting, "_capacity", lambda args: memory_of(large).estimate(1, 64).peak)
     check_fits(model, "--student_model", args, "SEQ_CLS")
     assert "predicting 256 rows of 64 tokens may need" in caplog.text
+
+
+@pytest.mark.parametrize("config", [None, StudentConfig(dtype="float32")])
+def test_writers_of_moves_are_estimated_and_have_no_budget(config, large, tmp_path, monkeypatch, caplog):
+    model = Model.find(large, "--student_model", config)
+    args = arguments(tmp_path, CompletionConfig, per_device_train_batch_size=8, bf16=False)
+    monkeypatch.setattr(fitting, "_capacity", lambda args: 2**40)
+    check_fits(model, "--student_model", args, "CAUSAL_LM")
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    options = {"task_type": "CAUSAL_LM", "gradient_checkpointing": args.gradient_checkpointing, "bf16": False}
+    peak = estimate_memory(large, peft_config=lora if config else None, dtype="float32", length=64, **options).peak
+    monkeypatch.setattr(fitting, "_capacity", lambda args: peak)
+    check_fits(model, "--student_model", args, "CAUSAL_LM")
+    assert "Take --per_device_train_batch_size 1, and more accumulation" in caplog.text
 
 
 @pytest.mark.parametrize(

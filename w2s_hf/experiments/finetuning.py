@@ -117,10 +117,10 @@ def load_base(model: Model, task_type: str, path: Path | None = None) -> PreTrai
     )
 
 
-def peft_config_of(model: Model, task_type: str) -> PeftConfig:
-    """The adapters of a model for [`load_student`]'s `task_type`."""
+def peft_config_of(model: Model, task_type: str) -> PeftConfig | None:
+    """The adapters of a model for [`load_student`]'s `task_type`; `None` where all weights are trained."""
     peft_config = get_peft_config(model.student_config)
-    if task_type == "CAUSAL_LM":
+    if peft_config is not None and task_type == "CAUSAL_LM":
         peft_config.task_type = task_type
     return peft_config
 
