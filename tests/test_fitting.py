@@ -85,6 +85,14 @@ def test_a_student_is_told_of_four_bits(large, tmp_path, monkeypatch):
     check_fits(told, "--student_model", arguments(tmp_path, gradient_checkpointing=True), "SEQ_CLS")
 
 
+def test_advice_that_has_no_estimate_does_not_hide_what_is_wrong(large, tmp_path, monkeypatch):
+    """DoRA is estimated without quantization, and not in 4 bits."""
+    monkeypatch.setattr(fitting, "_capacity", lambda args: 1)
+    student = Model.find(large, "--student_model", StudentConfig(dtype="float32", use_dora=True))
+    with pytest.raises(ValueError, match="needs .* does not fit with --gradient_checkpointing true either: take"):
+        check_fits(student, "--student_model", arguments(tmp_path), "SEQ_CLS")
+
+
 def test_a_pair_counts_twice_in_the_budget(large, tmp_path, monkeypatch, caplog):
     model = Model.find(large, "--student_model", StudentConfig(dtype="float32"))
     args = arguments(tmp_path, RewardPairConfig, per_device_train_batch_size=8, per_device_eval_batch_size=1,

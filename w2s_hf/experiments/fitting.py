@@ -140,8 +140,13 @@ def _advice(
     if model.config is not None:  # a student
         quantized = replace(model.config, use_peft=True, load_in_4bit=True)
         ways["--use_peft true --load_in_4bit true --gradient_checkpointing true"] = replace(model, config=quantized)
+    too_large = []
     for options, way in ways.items():
-        peak = _memory_of(config, way, args, task_type, checkpointing=True).estimate(1, length).peak
+        try:
+            peak = _memory_of(config, way, args, task_type, checkpointing=True).estimate(1, length).peak
+        except NoEstimateError:
+            continue  # such as DoRA in 4 bits: nothing to advise, and what is wrong is that the model does not fit
         if peak <= capacity:
             return f"With {options} it needs {gib(peak)}."
-    return f"It does not fit with {' or '.join(ways)} either: take a smaller model, or a GPU with more memory."
+        too_large.append(options)
+    return f"It does not fit with {' or '.join(too_large)} either: take a smaller model, or a GPU with more memory."
