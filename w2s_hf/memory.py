@@ -256,11 +256,13 @@ class StudentMemory:
 @contextmanager
 def _explained(config: PretrainedConfig) -> Iterator[None]:
     """
-    The code of any architecture and any adapter runs in here, on tensors that it was not written for, and fails in ways
-    that nobody can list: no `num_hidden_layers` to read (AttributeError) or to set (NotImplementedError, a
-    RuntimeError), an argument that it does not take (TypeError), no head (ValueError), data that it looks at
-    (RuntimeError), a module that PEFT has wrapped (KeyError). Callers are told in one kind of error, with that one as
-    its cause; faults of our own do not hide behind it, since tests ask for the estimate of every family that we name.
+    Turns every failure of an estimate into a [`NoEstimateError`], with the original error as its cause.
+
+    The code of any architecture and any adapter runs here on tensors without data, and fails in ways that cannot be
+    listed: no `num_hidden_layers` to read (AttributeError) or set (NotImplementedError, a RuntimeError), an argument
+    that it does not take (TypeError), no head (ValueError), data that it reads (RuntimeError), a module that PEFT has
+    wrapped (KeyError). Faults of this package do not hide behind it: tests ask for the estimate of every model family
+    that is named.
     """
     try:
         yield
