@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from bitsandbytes.nn import Linear4bit
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "cast_trainable_to_float32",
     "disable_dropout",
     "fresh_adapter",
+    "keep_4bit_gradients",
     "keep_trainable",
     "load_adapter_weights",
     "load_config",
@@ -192,6 +194,7 @@ def load_student(
         model = _load_classifier(name_or_path, task_type, dtype=dtype, **kwargs)
         full_precision_head(classification_head(model))
     model.eval()
+    keep_4bit_gradients(model)
     refuse_longer_texts(model, name_or_path)
     # Which transformers forgets, and does not write into a config.json.
     model.config._commit_hash = cached_commit(name_or_path, revision, kwargs.get("cache_dir"))
@@ -265,6 +268,28 @@ def cast_trainable_to_float32(model: nn.Module) -> None:
     head = find_head(model)
     if head is not None:
         full_precision_head(head)
+
+
+def keep_4bit_gradients(model: nn.Module) -> None:
+    """
+    Keeps 4-bit weights in the layout that gradients pass through, also after a prediction.
+
+    On CPUs with AVX512-BF16 instructions, bitsandbytes (0.49 to 0.50) repacks the weights of a
+    [`bitsandbytes.nn.Linear4bit`] in its first forward pass in eval mode. The packed layout rounds the scales to
+    bfloat16 and has no gradient: a student that predicts and is then trained would get wrong updates.
+
+    Raises:
+        ValueError: weights are packed already.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+                raise ValueError(
+                    f"Got a 4-bit model whose weights ({name}) bitsandbytes has packed for inference on this CPU, "
+                    "expected weights that gradients pass through. Load the model again with w2s_hf.load_student, or "
+                    "give it to the trainer before its first prediction."
+                )
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from transformers.trainer_utils import PredictionOutput
 from .. import losses
 from ..collators import WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
-from ..modeling import align_padding, cast_trainable_to_float32, disable_dropout
+from ..modeling import align_padding, cast_trainable_to_float32, disable_dropout, keep_4bit_gradients
 from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
@@ -147,7 +147,9 @@ class WeakToStrongTrainer(WholeStepLoss, WithStudentCard, Trainer):
     # ---- Model and data ----
 
     def call_model_init(self, trial=None) -> nn.Module:
-        return self._prepare_model(super().call_model_init(trial))
+        model = super().call_model_init(trial)
+        keep_4bit_gradients(model)
+        return self._prepare_model(model)
 
     def _prepare_model(self, model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
         """Precision, dropout and padding; for a model that was passed, and for each that `model_init` makes."""
