@@ -227,11 +227,11 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, SFTTrainer):
         Raises:
             ValueError: the rows are not as in `train_dataset`, or one is longer than `max_length` (rows named).
         """
-        if isinstance(test_dataset, Dataset) and "input_ids" not in test_dataset.column_names:
-            test_dataset = self._prepare_test_rows(test_dataset)
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def _prepare_test_rows(self, rows: Dataset) -> Dataset:
+        if not isinstance(rows, Dataset) or "input_ids" in rows.column_names:
+            return rows
         rows = _tokenize(rows, "test_dataset", self.processing_class)
         lengths, max_length = np.array([len(ids) for ids in rows["input_ids"]]), self.args.max_length
         too_long = np.flatnonzero(lengths > max_length) if max_length is not None else []

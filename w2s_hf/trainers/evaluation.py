@@ -1,6 +1,7 @@
 """Evaluation and prediction, as the stock trainers do them, for every trainer of the package."""
 
 import copy
+import dataclasses
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,8 @@ class OrderedEvaluation:
     Mixed in before a [`~transformers.Trainer`]. `evaluate` and `predict` return what the stock trainer returns. This
     class adds what holds for every trainer of the package:
 
-    - Every function of the user sees rows in the order of the dataset. `predict` sorts rows by length only where no
-      such function is called, and restores their order.
+    - Every function of the user sees rows in the order of the dataset. Only the probabilities of rows are predicted
+      in an order of their lengths, where no such function is called.
     - The metrics of TRL's trainers are named after their evaluation set, such as `eval_a_accuracy`, and are in the
       result of `evaluate`. They do not replace metrics of the same name that `compute_metrics` returns.
     - `train` refuses a `metric_for_best_model` that the evaluation does not report before the first step.
@@ -35,7 +36,7 @@ class OrderedEvaluation:
     _metrics: dict = {}
 
     def _lengths(self, dataset: Dataset) -> np.ndarray:
-        """The number of tokens of each row, `(N,)`, by which `predict` sorts."""
+        """The number of tokens of each row, `(N,)`."""
         return np.zeros(len(dataset), dtype=np.int64)
 
     @property
@@ -51,52 +52,47 @@ class OrderedEvaluation:
             return None
         return SequentialSampler(eval_dataset)
 
-    def _may_sort(self, dataset: Dataset) -> bool:
-        """Whether neither the user's functions nor the options of the output depend on the order of the batches."""
-        return (
-            isinstance(dataset, Dataset)
-            and dataset.format["type"] != "custom"
-            and isinstance(self.data_collator, WeakToStrongCollator | RewardPairCollator)
-            and self.compute_metrics is None
-            and self.preprocess_logits_for_metrics in (None, _only_logits)
-            and self.args.eval_do_concat_batches
-            and not self.args.dataloader_drop_last
-        )
+    def _prepare_test_rows(self, dataset: Dataset) -> Dataset:
+        """The rows of `predict`, tokenized and checked."""
+        return dataset
 
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         with self._clean_up_on_error():
-            if not self._may_sort(test_dataset):
-                return super().predict(test_dataset, ignore_keys, metric_key_prefix)
-            # The longest rows come first, so that memory runs out at once or never.
-            order = np.argsort(-self._lengths(test_dataset), kind="stable")
-            output = super().predict(test_dataset.select(order), ignore_keys, metric_key_prefix)
-        positions = np.argsort(order, kind="stable")
-        return PredictionOutput(
-            predictions=_take(output.predictions, positions),
-            label_ids=_take(output.label_ids, positions),
-            metrics=output.metrics,
-        )
+            return super().predict(self._prepare_test_rows(test_dataset), ignore_keys, metric_key_prefix)
 
-    @contextmanager
-    def _predicting_logits(self) -> Iterator[None]:
+    def _predict_probabilities(self, dataset: Dataset, label_columns: tuple[str, ...]) -> np.ndarray:
         """
-        A context in which `predict` returns the logits of every row as one array, without labels, whatever the
-        arguments ask of evaluations.
+        The softmax of the logits of every row, `(N, C)` float32, in row order. Labels are not read, since unlabelled
+        rows have a label such as -1 in many datasets. Arguments that leave rows or outputs out do not apply.
         """
+        has_transform = isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
+        columns = getattr(dataset, "column_names", None) or []
+        if not has_transform and set(columns) & set(label_columns):
+            dataset = dataset.remove_columns([name for name in label_columns if name in columns])
+        dataset = self._prepare_test_rows(dataset)
         before = self.args, self.compute_metrics, self.preprocess_logits_for_metrics, self.data_collator
+        order = None
+        # A collator of the user gets rows in their order, and only a transform knows how long its rows are.
+        own_collator = isinstance(self.data_collator, WeakToStrongCollator | RewardPairCollator)
+        if own_collator and isinstance(dataset, Dataset) and not has_transform:
+            # The longest rows come first, so that memory runs out at once or never.
+            order = np.argsort(-self._lengths(dataset), kind="stable")
+            dataset = dataset.select(order)
         self.args = copy.copy(self.args)  # dataclasses.replace would reset accelerate's state
         self.args.dataloader_drop_last = self.args.prediction_loss_only = False
         self.args.eval_do_concat_batches, self.args.include_for_metrics = True, []
         self.compute_metrics, self.preprocess_logits_for_metrics = None, _only_logits
         if isinstance(self.data_collator, WeakToStrongCollator):
-            self.data_collator = copy.copy(self.data_collator)
-            self.data_collator.with_labels = False
+            self.data_collator = dataclasses.replace(self.data_collator, with_labels=False)
         try:
-            yield
+            with self._clean_up_on_error():
+                logits = super().predict(dataset).predictions
         finally:
             self.args, self.compute_metrics, self.preprocess_logits_for_metrics, self.data_collator = before
+        probabilities = torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1).numpy()
+        return probabilities if order is None else probabilities[np.argsort(order)]
 
     # ---- Metrics ----
 
@@ -236,9 +232,3 @@ class _CheckBestMetric(TrainerCallback):
 def _only_logits(outputs: torch.Tensor | tuple, labels: torch.Tensor | None) -> torch.Tensor:
     """Leaves out hidden states and other outputs, which come after the logits."""
     return outputs[0] if isinstance(outputs, tuple) else outputs
-
-
-def _take(values: np.ndarray | tuple | list | None, positions: np.ndarray) -> np.ndarray | tuple | list | None:
-    if isinstance(values, tuple | list):
-        return type(values)(_take(value, positions) for value in values)
-    return None if values is None else values[positions]

@@ -203,15 +203,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
     def _record(self, name: str, value: float) -> None:
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
-    def _without_labels(self, inputs: dict) -> tuple[dict, torch.Tensor | None, torch.Tensor | None]:
-        """The inputs of the model, P(chosen better), and which pairs are turned."""
-        inputs = dict(inputs)
-        if not self.model.config.return_dict:
-            inputs["return_dict"] = True  # TRL reads the logits by their name
-        return inputs, inputs.pop("soft_label", None), inputs.pop("turned", None)
-
     def _forward(self, model: nn.Module, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs, soft_label, turned = self._without_labels(inputs)
+        inputs, soft_label, turned = _without_labels(inputs)
         inputs.pop("margin", None)
         logits = _pair_logits(model(**inputs, use_cache=False))
         return self._classes(logits, soft_label, turned)
@@ -245,7 +238,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
             num_items_in_batch (`int`, *optional*):
                 Pairs of the whole optimizer step on all ranks. Without it the loss is the mean over this batch.
         """
-        inputs, soft_label, turned = self._without_labels(inputs)
+        inputs, soft_label, turned = _without_labels(inputs)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         logits = _pair_logits(outputs)
         n_pairs = len(logits)
@@ -312,14 +305,17 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
         Raises:
             ValueError: a pair is longer than `max_length` (rows named).
         """
-        if not isinstance(test_dataset, datasets.Dataset | datasets.IterableDataset):
-            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
+    def _prepare_test_rows(self, dataset: _Pairs) -> _Pairs:
+        if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+            return dataset
         unlimited = copy.copy(self.args)  # dataclasses.replace would reset accelerate's state
         unlimited.max_length = None
-        test_dataset = self._prepare_dataset(test_dataset, self.processing_class, unlimited, "test")
-        if isinstance(test_dataset, datasets.IterableDataset) or test_dataset.format["type"] == "custom":
-            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
-        lengths, max_length = self._lengths(test_dataset), self.args.max_length
+        dataset = self._prepare_dataset(dataset, self.processing_class, unlimited, "test")
+        if isinstance(dataset, datasets.IterableDataset) or dataset.format["type"] == "custom":
+            return dataset
+        lengths, max_length = self._lengths(dataset), self.args.max_length
         too_long = np.flatnonzero(lengths > max_length) if max_length is not None else []
         if len(too_long):
             raise ValueError(
@@ -327,7 +323,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
                 f"tokens (row {too_long[0]} has {lengths[too_long[0]]}). Shorten or leave them out, or set "
                 "args.max_length=None."
             )
-        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+        return dataset
 
     def _lengths(self, dataset: datasets.Dataset) -> np.ndarray:
         dataset = dataset.with_format(None)
@@ -338,20 +334,20 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
         """
         Probabilities of pairs, with labels or without.
 
-        `dataloader_drop_last`, `prediction_loss_only`, `eval_do_concat_batches`, `compute_metrics` and
-        `preprocess_logits_for_metrics` do not apply here.
+        The result has every pair: `dataloader_drop_last`, `prediction_loss_only`, `eval_do_concat_batches`,
+        `compute_metrics` and `preprocess_logits_for_metrics` do not apply.
 
         Returns:
             `np.ndarray` of shape `(N, 2)`, float32, in row order, on every rank: P(rejected better) and P(chosen
             better). The second is a `soft_label` for a student.
         """
-        if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
-            dataset = dataset.remove_columns(
-                [name for name in ("soft_label", "margin") if name in dataset.column_names]
-            )
-        with self._predicting_logits():
-            rewards = np.asarray(self.predict(dataset).predictions, dtype=np.float32)
-        return torch.from_numpy(rewards).softmax(dim=-1).numpy()
+        return self._predict_probabilities(dataset, ("soft_label", "margin"))
+
+
+def _without_labels(inputs: dict) -> tuple[dict, torch.Tensor | None, torch.Tensor | None]:
+    """What the model reads, P(chosen better), and which pairs are turned."""
+    inputs = dict(inputs)
+    return inputs, inputs.pop("soft_label", None), inputs.pop("turned", None)
 
 
 def _pair_logits(outputs) -> torch.Tensor:

@@ -45,8 +45,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Tra
       threshold of the confidence loss over all of them (a first pass without gradient, only where there is more than
       one micro-batch).
     - `training_step`: cuts a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
-    - `evaluate`, `predict`: take raw text too. `predict` sorts rows by length where no function of the user
-      (`compute_metrics`, `preprocess_logits_for_metrics`, `data_collator`) sees them, and restores their order.
+    - `evaluate`, `predict`: take raw text too.
     - `train`: refuses a `metric_for_best_model` that the evaluation does not report, before the first step.
     - `call_model_init`, `_get_eval_sampler`: dropout off and float32 adapters for models of `model_init`, too; rows in
       order where training groups them by length.
@@ -253,12 +252,12 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Tra
         self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """
-        As [`~transformers.Trainer.predict`], in the order of `test_dataset`. Rows with a text column are tokenized;
-        labels are optional. As there, `args` may leave rows or outputs out (`dataloader_drop_last`,
-        `prediction_loss_only`); [`predict_proba`] never does.
+        As [`~transformers.Trainer.predict`]; rows with a text column are tokenized, and labels are optional.
         """
-        test_dataset = self._prepare_dataset(test_dataset, "test_dataset", needs_labels=False)
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
+    def _prepare_test_rows(self, dataset: datasets.Dataset) -> datasets.Dataset:
+        return self._prepare_dataset(dataset, "test_dataset", needs_labels=False)
 
     def _lengths(self, dataset: datasets.Dataset) -> np.ndarray:
         if "input_ids" not in dataset.column_names:
@@ -268,19 +267,15 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Tra
     def predict_proba(self, dataset: datasets.Dataset) -> np.ndarray:
         """
         Class probabilities of rows, tokenized or not, with labels or without: these are soft labels for a student.
+        Rows of similar length are predicted together, which is faster than [`predict`].
 
-        `dataloader_drop_last`, `prediction_loss_only`, `eval_do_concat_batches`, `compute_metrics` and
-        `preprocess_logits_for_metrics` do not apply here.
+        The result has every row: `dataloader_drop_last`, `prediction_loss_only`, `eval_do_concat_batches`,
+        `compute_metrics` and `preprocess_logits_for_metrics` do not apply.
 
         Returns:
             `np.ndarray` of shape `(N, C)`, float32, in row order, on every rank.
         """
-        if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
-            # Labels are not read here, and the test splits of GLUE and others have -1.
-            dataset = dataset.remove_columns([name for name in ("label", "labels") if name in dataset.column_names])
-        with self._predicting_logits():
-            logits = self.predict(dataset).predictions
-        return torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1).numpy()
+        return self._predict_probabilities(dataset, ("label", "labels"))
 
 
 def _logits(outputs) -> torch.Tensor:

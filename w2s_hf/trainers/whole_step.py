@@ -164,7 +164,7 @@ def load_model(
 
     Raises:
         ValueError: LoRA dropout where all dropout is disabled, a quantization of a loaded model, adapters on top of
-            adapters, or adapters for another kind of model.
+            adapters, adapters for another kind of model, or outputs without names for a trainer of TRL.
     """
     if peft_config is not None and getattr(peft_config, "lora_dropout", 0) and args.disable_dropout:
         raise ValueError(
@@ -203,6 +203,11 @@ def load_model(
                 "expected a base model; see w2s_hf.fresh_adapter for new adapters on the base of another student."
             )
         model = fresh_adapter(model, peft_config)
+    if task_type != "SEQ_CLS" and not model.config.return_dict:
+        raise ValueError(
+            "model: Got config.return_dict=False, expected True, since TRL's trainers read outputs by name. Set "
+            "model.config.return_dict=True."
+        )
     return model, processing_class
 
 
