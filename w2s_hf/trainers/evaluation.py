@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput, has_length
 
@@ -96,6 +96,12 @@ class OrderedEvaluation:
 
     # ---- Metrics ----
 
+    def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            return super().get_eval_dataloader(eval_dataset)
+        # With persistent workers Trainer would keep this data loader, and use it for other rows as well.
+        return self.get_test_dataloader(eval_dataset)
+
     def evaluate(
         self,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
@@ -134,6 +140,8 @@ class OrderedEvaluation:
                 return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except BaseException:
             self.is_in_train = False
+            for values in self._metrics.values():
+                values.clear()
             hook = self.__dict__.pop("neftune_hook_handle", None)
             if hook is not None:
                 hook.remove()
@@ -152,7 +160,9 @@ class OrderedEvaluation:
         metric = metric if metric.startswith("eval_") else f"eval_{metric}"
         rows = self._evaluation_rows
         prefixes = [f"eval_{name}" for name in rows] if isinstance(rows, dict) else ["eval"]
-        names = {f"{prefix}_{name}" for prefix in prefixes for name in self._known_metrics}
+        # Of fewer rows than a batch nothing is evaluated where the last batch is left out.
+        known = () if self.args.dataloader_drop_last else self._known_metrics
+        names = {f"{prefix}_{name}" for prefix in prefixes for name in known}
         if metric in names or any(metric in entry for entry in self.state.log_history):
             return
         names |= self._names_of_metrics(self._first_rows(rows), ignore_keys, may_fail=self.compute_metrics is not None)
@@ -176,23 +186,19 @@ class OrderedEvaluation:
     ) -> set[str]:
         """The names that `evaluate` reports. The random state, logs and callbacks are left as they are."""
         handler, history, model = self.callback_handler, self.state.log_history, self.model
-        args, callbacks, dataloader = self.args, handler.callbacks, handler.eval_dataloader
+        callbacks, dataloader, device = handler.callbacks, handler.eval_dataloader, self.args.device
         n_logged, is_training = len(history), model.training
         states = random.getstate(), np.random.get_state()
-        self.args = copy.copy(args)
-        self.args.dataloader_persistent_workers = (
-            False  # later evaluations would be given the data loader of these rows
-        )
         handler.callbacks = []
         try:
-            with torch.random.fork_rng([args.device] if args.device.type == "cuda" else []):
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 return {name for name in self.evaluate(rows, ignore_keys) if name.startswith("eval_")}
         except Exception:
             if not may_fail:  # compute_metrics may need all rows
                 raise
             return set()
         finally:
-            self.args, handler.callbacks, handler.eval_dataloader = args, callbacks, dataloader
+            handler.callbacks, handler.eval_dataloader = callbacks, dataloader
             del history[n_logged:]
             model.train(is_training)
             random.setstate(states[0])
