@@ -169,7 +169,8 @@ def test_a_name_and_a_configuration_of_adapters_will_do(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"a": rows_of(3)}, "eval_dataset: got a dict, expected one datasets.Dataset"),
+        ({"a": rows_of(3).select([])}, r"eval_dataset\['a'\]: got no rows"),
+        (rows_of(3).with_transform(dict), "eval_dataset: Got rows with a transform"),
         (rows_of(3).remove_columns("completion"), "got the columns prompt, expected `prompt` and `completion`"),
         (rows_of(3).select([]), "eval_dataset: got no rows"),
         (Dataset.from_dict({"prompt": ["a"], "completion": [None]}), "got 'a' and None, expected text in both"),

@@ -39,7 +39,9 @@ def prepare_rows(
     Checks the labels of rows before anything trains on them, and tokenizes a text column where there are no tokens.
 
     Args:
-        dataset ([`~datasets.Dataset`]): Rows with `input_ids` or a text column, and labels in any form.
+        dataset ([`~datasets.Dataset`]):
+            Rows with `input_ids` or a text column, and labels in any form. Rows with a transform
+            ([`~datasets.Dataset.with_transform`]) are returned as they are.
         name (`str`): What error messages call the dataset.
         n_classes (`int`, *optional*, defaults to `2`): C.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): For a text column.
@@ -59,6 +61,9 @@ def prepare_rows(
             f"{name}: got columns `label` and `labels`, and only one can be trained on. Rename the other one, for "
             "example to `ground_truth`."
         )
+    if dataset.format["type"] == "custom":
+        # Only the transform knows which columns there will be; the collator checks the labels of each batch.
+        return dataset
     label = next((column for column in ("labels", "label") if column in columns), None)
     if needs_labels and label is None:
         raise ValueError(f"{name}: got columns {columns}, expected a column `labels`.")
@@ -92,6 +97,7 @@ class WeakToStrongCollator:
     Args:
         base_collator (`Callable`): Collates the rows without their labels, such as `DataCollatorWithPadding`.
         n_classes (`int`): C.
+        with_labels (`bool`, *optional*, defaults to `True`): Whether the batch has `labels` where the rows have.
 
     Raises:
         ValueError: labels that are not probabilities or classes, see [`w2s_hf.labels.as_probabilities`].
@@ -99,12 +105,13 @@ class WeakToStrongCollator:
 
     base_collator: Callable[[list[dict]], dict]
     n_classes: int = 2
+    with_labels: bool = True
 
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
         name = next((name for name in ("labels", "label") if name in features[0]), None)
         inputs = [{key: value for key, value in row.items() if key != name} for row in features]
         batch = dict(self.base_collator(inputs))
-        if name is not None:
+        if name is not None and self.with_labels:
             labels = np.asarray([row[name] for row in features])
             probabilities = as_probabilities(labels, self.n_classes)
             hard = labels.ndim == 1 and labels.dtype.kind in "bui"
@@ -151,6 +158,7 @@ def check_pairs(dataset: datasets.Dataset, name: str) -> None:
             raise ValueError(f"{name}: {str(error).replace('labels:', 'soft_label:', 1)}") from error
     if chosen == "chosen_ids":
         return
+    dataset = dataset.with_format(None)
     pairs = list(zip(dataset[chosen], dataset[rejected], strict=True))
     for what, n in (
         ("identical responses", sum(first == second for first, second in pairs)),

@@ -140,7 +140,8 @@ def time_all(contenders: list[Contender], options: argparse.Namespace, rows: Dat
             for contender, trainer in list(zip(contenders, trainers, strict=True))[:: -1 if repetition % 2 else 1]:
                 taken = {"train": seconds(trainer.train)}
                 if contender.predicts:
-                    taken["predict"] = seconds(lambda trainer=trainer: trainer.predict(rows))
+                    predict = trainer.predict_proba if contender.is_ours else trainer.predict
+                    taken["predict"] = seconds(lambda predict=predict: predict(rows))
                 if repetition:
                     for task, value in taken.items():
                         contender.seconds.setdefault(task, []).append(value)

@@ -273,6 +273,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
 
     def _forget_student(self) -> None:
         """Lets go of all that refers to the model of the last link, so that it is gone before the next is loaded."""
+        self._link = None
         self.model = self.model_wrapped = NoStudent()
         self.optimizer = self.lr_scheduler = self.deepspeed = None
         handler = self.callback_handler

@@ -4,19 +4,21 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
 from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from trl import SFTTrainer
 
 from ..config import CompletionConfig
 from ..generation import complete
 from ..labels import Completion
 from ..modeling import disable_dropout, keep_trainable
+from .evaluation import OrderedEvaluation
 from .student_card import WithStudentCard
 from .whole_step import load_model, refuse_data_parallel
 
@@ -29,7 +31,7 @@ def autocast(args: TrainingArguments) -> AbstractContextManager:
     return torch.autocast(args.device.type, dtype=dtype, enabled=args.bf16 or args.fp16)
 
 
-class CompletionTrainer(WithStudentCard, SFTTrainer):
+class CompletionTrainer(OrderedEvaluation, WithStudentCard, SFTTrainer):
     """
     [`~trl.SFTTrainer`] on rows with `prompt` and `completion`, both text; the loss is on completions only.
 
@@ -40,7 +42,9 @@ class CompletionTrainer(WithStudentCard, SFTTrainer):
       `forward` back (TRL patches it, once more each time); dropout is 0 unless the arguments say otherwise.
     - `evaluate`, `evaluation_loop`: besides the loss, `eval_accuracy`: the share of the evaluation rows whose greedy
       completion is the completion of the row, character by character. On rows labelled by a supervisor it is what the
-      paper stops early by.
+      paper stops early by. Of several evaluation sets each has its own, such as `eval_a_accuracy`.
+    - `predict`: takes rows with `prompt` and `completion`, too.
+    - `train`: refuses a `metric_for_best_model` that the evaluation does not report, before the first step.
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
 
     Args:
@@ -48,7 +52,7 @@ class CompletionTrainer(WithStudentCard, SFTTrainer):
             A causal language model, or a Hub id or local directory, loaded by [`load_student`].
         args ([`CompletionConfig`], *optional*): Defaults to `CompletionConfig()`.
         train_dataset ([`~datasets.Dataset`]): Rows with `prompt` and `completion`.
-        eval_dataset ([`~datasets.Dataset`], *optional*): The same.
+        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*): The same.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer; loaded from `model` when that is a name. Completions end with its end-of-text token.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used when `model` is a name.
@@ -74,6 +78,7 @@ class CompletionTrainer(WithStudentCard, SFTTrainer):
     ```
     """
 
+    _known_metrics = ("loss", "accuracy")
     _rows_to_write: Dataset | None = None
     _tag_names = ["w2s_hf", "weak-to-strong", *SFTTrainer._tag_names]
     _card_setting, _card_task_type = "completion", "CAUSAL_LM"
@@ -83,7 +88,7 @@ class CompletionTrainer(WithStudentCard, SFTTrainer):
         model: str | PreTrainedModel | PeftModel,
         args: CompletionConfig | None = None,
         train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         *,
         quantization_config: BitsAndBytesConfig | None = None,
@@ -112,10 +117,15 @@ class CompletionTrainer(WithStudentCard, SFTTrainer):
         if args.disable_dropout:
             disable_dropout(model)
         self._eval_rows = eval_dataset
-        train_dataset, eval_dataset = (
-            None if rows is None else _tokenize(rows, f"{name}_dataset", processing_class)
-            for name, rows in (("train", train_dataset), ("eval", eval_dataset))
-        )
+        if train_dataset is not None:
+            train_dataset = _tokenize(train_dataset, "train_dataset", processing_class)
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {
+                name: _tokenize(rows, f"eval_dataset[{name!r}]", processing_class)
+                for name, rows in eval_dataset.items()
+            }
+        elif eval_dataset is not None:
+            eval_dataset = _tokenize(eval_dataset, "eval_dataset", processing_class)
         init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None  # used up
         try:
             with keep_trainable(model):
@@ -147,28 +157,45 @@ class CompletionTrainer(WithStudentCard, SFTTrainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        with autocast(self.args):
-            completions = complete(
-                model,
-                self.processing_class,
-                prompts,
-                max_new_tokens=self.args.max_new_tokens,
-                batch_size=self.args.per_device_eval_batch_size,
-                keep=keep,
-            )
-        model.train(was_training)
-        return completions
+        try:
+            with autocast(self.args):
+                return complete(
+                    model,
+                    self.processing_class,
+                    prompts,
+                    max_new_tokens=self.args.max_new_tokens,
+                    batch_size=self.args.per_device_eval_batch_size,
+                    keep=keep,
+                )
+        finally:
+            model.train(was_training)
+
+    @property
+    def _evaluation_rows(self) -> Dataset | dict[str, Dataset] | None:
+        return self._eval_rows
 
     def evaluate(
         self,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | str | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Loss and accuracy on rows with `prompt` and `completion`, by default those given at the start."""
-        self._rows_to_write = self._eval_rows if eval_dataset is None else eval_dataset
-        if eval_dataset is not None:
+        """
+        Loss and accuracy on rows with `prompt` and `completion`, by default those given at the start; of several sets,
+        each under its name.
+        """
+        rows = self._eval_rows if eval_dataset is None else eval_dataset
+        if isinstance(rows, dict):
+            metrics = {}
+            for name, part in rows.items():
+                part = name if eval_dataset is None else part
+                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        if isinstance(eval_dataset, str):
+            rows = self._eval_rows[eval_dataset]
+        elif eval_dataset is not None:
             eval_dataset = _tokenize(eval_dataset, "eval_dataset", self.processing_class)
+        self._rows_to_write = rows
         try:
             return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
         finally:
@@ -177,13 +204,44 @@ class CompletionTrainer(WithStudentCard, SFTTrainer):
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         """Adds the accuracy before callbacks look for it."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        rows = self._rows_to_write
-        if rows is None:  # `predict`
+        rows, name = self._rows_to_write, f"{metric_key_prefix}_accuracy"
+        if rows is None or name in output.metrics:  # `predict`, or the user's own accuracy
             return output
-        made = [completion.text for completion in self.complete(rows["prompt"])]
-        right = [text == wanted for text, wanted in zip(made, rows["completion"], strict=True)]
-        output.metrics[f"{metric_key_prefix}_accuracy"] = sum(right) / len(right)
+        if self.args.dataloader_drop_last:
+            # The loss is of whole batches on every rank, and so is the accuracy.
+            n_step = self.args.eval_batch_size * self.args.world_size
+            rows = rows.select(range(len(rows) // n_step * n_step))
+        if len(rows) > 0:
+            completions = self.complete(rows["prompt"])
+            matches = [made.text == text for made, text in zip(completions, rows["completion"], strict=True)]
+            output.metrics[name] = sum(matches) / len(matches)
         return output
+
+    def predict(
+        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """
+        As [`~transformers.Trainer.predict`]: logits `(N, T, V)` on rows with `prompt` and `completion`, or on tokens.
+        [`complete`] writes completions.
+
+        Raises:
+            ValueError: the rows are not as in `train_dataset`, or one is longer than `max_length` (rows named).
+        """
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
+    def _prepare_test_rows(self, rows: Dataset) -> Dataset:
+        if not isinstance(rows, Dataset) or "input_ids" in rows.column_names:
+            return rows
+        rows = _tokenize(rows, "test_dataset", self.processing_class)
+        lengths, max_length = np.array([len(ids) for ids in rows["input_ids"]]), self.args.max_length
+        too_long = np.flatnonzero(lengths > max_length) if max_length is not None else []
+        if len(too_long):
+            raise ValueError(
+                f"test_dataset: Got {len(too_long)} of {len(lengths)} rows with more than max_length={max_length} "
+                f"tokens (row {too_long[0]} has {lengths[too_long[0]]}). Shorten them or leave them out, or set "
+                "args.max_length=None."
+            )
+        return self._prepare_dataset(rows, self.processing_class, self.args, False, None, "test")
 
 
 def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -193,6 +251,11 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase) -> D
     """
     if not isinstance(rows, Dataset):
         raise ValueError(f"{name}: got a {type(rows).__name__}, expected one datasets.Dataset.")
+    if rows.format["type"] == "custom":
+        raise ValueError(
+            f"{name}: Got rows with a transform, which may change them from epoch to epoch, expected rows "
+            "that stay as they are. Apply the transform with Dataset.map."
+        )
     missing = [column for column in ("prompt", "completion") if column not in rows.column_names]
     if missing:
         raise ValueError(

@@ -19,6 +19,7 @@ from .. import losses
 from ..collators import RewardPairCollator, check_pairs
 from ..config import RewardPairConfig
 from ..modeling import disable_dropout, keep_trainable
+from .evaluation import OrderedEvaluation
 from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 _Pairs = datasets.Dataset | datasets.IterableDataset
 
 
-class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
+class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, RewardTrainer):
     """
     [`~trl.RewardTrainer`] for a reward model that learns from soft labels, P(chosen better).
 
@@ -56,7 +57,9 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
       leaves none out.
     - `_set_signature_columns_if_needed`, `_get_eval_sampler`: `soft_label` is kept, and rows in their order.
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
-    - `log`: what `compute_metrics` returns is not replaced by TRL's own numbers of the same name, such as `accuracy`.
+    - `evaluation_loop`: TRL's metrics, such as `accuracy`, are named after the evaluation set (`eval_a_accuracy`), and
+      do not replace metrics of the same name that `compute_metrics` returns.
+    - `train`: refuses a `metric_for_best_model` that the evaluation does not report, before the first step.
 
     `accuracy` in the logs is the share of pairs in which the better response by the soft label, or the chosen one
     where there is none, has the larger reward.
@@ -99,6 +102,7 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
 
     _tag_names = ["w2s_hf", "weak-to-strong", *RewardTrainer._tag_names]
     _n_sequences = 2
+    _known_metrics = ("loss", "accuracy")
     _card_setting, _card_task_type = "reward", "REWARD"
 
     def __init__(
@@ -159,6 +163,11 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
         if not isinstance(dataset, datasets.Dataset):
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         name = f"{dataset_name}_dataset"
+        if dataset.format["type"] == "custom" and "chosen_ids" not in dataset.column_names:
+            raise ValueError(
+                f"{name}: Got texts with a transform, which TRL would apply several times while it tokenizes them. "
+                "Apply it with Dataset.map, or give tokens as `chosen_ids` and `rejected_ids`."
+            )
         check_pairs(dataset, name)
         is_text = "chosen_ids" not in dataset.column_names and isinstance(dataset[0]["chosen"], str)
         if is_text and processing_class.eos_token is None:
@@ -251,11 +260,6 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
             loss = self._share_of_step(loss * n_pairs, n_pairs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        for name in logs:
-            self._metrics["eval"].pop(name.removeprefix("eval_"), None)
-        super().log(logs, start_time)
-
     # ---- Evaluation and prediction ----
 
     def evaluate(
@@ -265,7 +269,7 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """As [`~trl.RewardTrainer.evaluate`]; pairs are checked, and tokenized if they are text."""
-        if isinstance(eval_dataset, datasets.Dataset):
+        if isinstance(eval_dataset, datasets.Dataset | datasets.IterableDataset):
             eval_dataset = self._prepare_dataset(eval_dataset, self.processing_class, self.args, "eval")
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
@@ -274,8 +278,14 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
         Loss, `(B, 2)` rewards (rejected, chosen), and `(B,)` P(chosen better) of the batch; 1 without soft labels.
+
+        The inputs that `compute_metrics` gets with `include_for_metrics=["inputs"]` are `(N, T, 2)` in the same order.
         """
-        inputs = self._prepare_inputs(inputs)
+        batch, inputs = inputs, self._prepare_inputs(inputs)
+        if "inputs" in self.args.include_for_metrics and not self.args.batch_eval_metrics:
+            # evaluation_loop reads them here after this step. Block by block it would lose some in the last batch.
+            chosen, rejected = inputs["input_ids"].chunk(2)
+            batch["input_ids"] = torch.stack([rejected, chosen], dim=-1)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
@@ -289,17 +299,23 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
     ) -> PredictionOutput:
         """
         Rewards of pairs, text or tokens: `predictions` is `(N, 2)` float32 (rejected, chosen) in the order of
-        `test_dataset`, and no pair is left out.
+        `test_dataset`, and `max_length` leaves no pair out. As in [`~transformers.Trainer.predict`], other arguments
+        may (`dataloader_drop_last`, `prediction_loss_only`); [`predict_proba`] has all pairs in any case.
 
         Raises:
             ValueError: a pair is longer than `max_length` (rows named).
         """
-        if not isinstance(test_dataset, datasets.Dataset):
-            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
+    def _prepare_test_rows(self, dataset: _Pairs) -> _Pairs:
+        if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+            return dataset
         unlimited = copy.copy(self.args)  # dataclasses.replace would reset accelerate's state
         unlimited.max_length = None
-        test_dataset = self._prepare_dataset(test_dataset, self.processing_class, unlimited, "test")
-        lengths, max_length = self._lengths(test_dataset), self.args.max_length
+        dataset = self._prepare_dataset(dataset, self.processing_class, unlimited, "test")
+        if isinstance(dataset, datasets.IterableDataset) or dataset.format["type"] == "custom":
+            return dataset
+        lengths, max_length = self._lengths(dataset), self.args.max_length
         too_long = np.flatnonzero(lengths > max_length) if max_length is not None else []
         if len(too_long):
             raise ValueError(
@@ -307,11 +323,10 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
                 f"tokens (row {too_long[0]} has {lengths[too_long[0]]}). Shorten or leave them out, or set "
                 "args.max_length=None."
             )
-        output = self._predict_by_length(test_dataset, ignore_keys, metric_key_prefix)
-        self._metrics["eval"].clear()  # TRL's numbers of these pairs are not those of the next evaluation
-        return output
+        return dataset
 
     def _lengths(self, dataset: datasets.Dataset) -> np.ndarray:
+        dataset = dataset.with_format(None)
         sides = [[len(ids) for ids in dataset[column]] for column in ("chosen_ids", "rejected_ids")]
         return np.max(sides, axis=0)
 
@@ -319,16 +334,14 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
         """
         Probabilities of pairs, with labels or without.
 
+        The result has every pair: `dataloader_drop_last`, `prediction_loss_only`, `eval_do_concat_batches`,
+        `compute_metrics` and `preprocess_logits_for_metrics` do not apply.
+
         Returns:
             `np.ndarray` of shape `(N, 2)`, float32, in row order, on every rank: P(rejected better) and P(chosen
             better). The second is a `soft_label` for a student.
         """
-        if isinstance(dataset, datasets.Dataset):
-            dataset = dataset.remove_columns(
-                [name for name in ("soft_label", "margin") if name in dataset.column_names]
-            )
-        rewards = np.asarray(self.predict(dataset).predictions, dtype=np.float32)
-        return torch.from_numpy(rewards).softmax(dim=-1).numpy()
+        return self._predict_probabilities(dataset, ("soft_label", "margin"))
 
 
 def _without_labels(inputs: dict) -> tuple[dict, torch.Tensor | None, torch.Tensor | None]:

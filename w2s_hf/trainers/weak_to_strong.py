@@ -18,6 +18,7 @@ from .. import losses
 from ..collators import WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
 from ..modeling import align_padding, cast_trainable_to_float32, disable_dropout, keep_4bit_gradients
+from .evaluation import OrderedEvaluation
 from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
@@ -26,7 +27,7 @@ __all__ = ["WeakToStrongTrainer"]
 _Rows = datasets.Dataset | dict[str, datasets.Dataset]
 
 
-class WeakToStrongTrainer(WholeStepLoss, WithStudentCard, Trainer):
+class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Trainer):
     """
     [`~transformers.Trainer`] for a classifier that learns from soft labels.
 
@@ -44,7 +45,8 @@ class WeakToStrongTrainer(WholeStepLoss, WithStudentCard, Trainer):
       threshold of the confidence loss over all of them (a first pass without gradient, only where there is more than
       one micro-batch).
     - `training_step`: cuts a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
-    - `evaluate`, `predict`: take raw text too; `predict` runs rows sorted by length, returns them in their own order.
+    - `evaluate`, `predict`: take raw text too.
+    - `train`: refuses a `metric_for_best_model` that the evaluation does not report, before the first step.
     - `call_model_init`, `_get_eval_sampler`: dropout off and float32 adapters for models of `model_init`, too; rows in
       order where training groups them by length.
     - `log`: adds the averages of what the loss reports.
@@ -159,7 +161,8 @@ class WeakToStrongTrainer(WholeStepLoss, WithStudentCard, Trainer):
                 model.enable_input_require_grads()  # a frozen embedding would cut the graph of a checkpointed block
         if self.args.disable_dropout:
             disable_dropout(model)
-        if self.processing_class is not None and model.config.get_text_config().pad_token_id is None:
+        text_config = model.config.get_text_config()
+        if self.processing_class is not None and getattr(text_config, "pad_token_id", None) is None:
             align_padding(model, self.processing_class)
         return model
 
@@ -222,6 +225,8 @@ class WeakToStrongTrainer(WholeStepLoss, WithStudentCard, Trainer):
             loss = self._share_of_step(row_losses.sum(), len(row_losses), num_items_in_batch)
         else:
             loss = losses.cross_entropy_loss(logits, soft_labels)
+        if not isinstance(outputs, dict):
+            outputs = (loss, *outputs)  # the tuple of a model that was given labels, which transformers expects
         return (loss, outputs) if return_outputs else loss
 
     @staticmethod
@@ -249,30 +254,30 @@ class WeakToStrongTrainer(WholeStepLoss, WithStudentCard, Trainer):
         self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """
-        As [`~transformers.Trainer.predict`], with rows of like length in one batch; the order of the output is that of
-        `test_dataset`. Labels are optional.
+        As [`~transformers.Trainer.predict`]; rows with a text column are tokenized, and labels are optional.
         """
-        if not isinstance(test_dataset, datasets.Dataset):
-            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
-        test_dataset = self._prepare_dataset(test_dataset, "test_dataset", needs_labels=False)
-        return self._predict_by_length(test_dataset, ignore_keys, metric_key_prefix)
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
+    def _prepare_test_rows(self, dataset: datasets.Dataset) -> datasets.Dataset:
+        return self._prepare_dataset(dataset, "test_dataset", needs_labels=False)
 
     def _lengths(self, dataset: datasets.Dataset) -> np.ndarray:
-        return np.array([len(ids) for ids in dataset["input_ids"]])
+        if "input_ids" not in dataset.column_names:
+            return super()._lengths(dataset)
+        return np.array([len(ids) for ids in dataset.with_format(None)["input_ids"]])
 
     def predict_proba(self, dataset: datasets.Dataset) -> np.ndarray:
         """
         Class probabilities of rows, tokenized or not, with labels or without: these are soft labels for a student.
+        Rows of similar length are predicted together, which is faster than [`predict`].
+
+        The result has every row: `dataloader_drop_last`, `prediction_loss_only`, `eval_do_concat_batches`,
+        `compute_metrics` and `preprocess_logits_for_metrics` do not apply.
 
         Returns:
             `np.ndarray` of shape `(N, C)`, float32, in row order, on every rank.
         """
-        if isinstance(dataset, datasets.Dataset):
-            # Not read here, and the test splits of GLUE and others say -1.
-            dataset = dataset.remove_columns([name for name in ("label", "labels") if name in dataset.column_names])
-        logits = self.predict(dataset).predictions
-        logits = logits[0] if isinstance(logits, tuple) else logits
-        return torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1).numpy()
+        return self._predict_probabilities(dataset, ("label", "labels"))
 
 
 def _logits(outputs) -> torch.Tensor:

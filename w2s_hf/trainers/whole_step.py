@@ -4,14 +4,10 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
-import numpy as np
 import torch
-from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
-from torch.utils.data import SequentialSampler
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_utils import PredictionOutput, has_length
 
 from .. import losses
 from ..collators import sorted_lengths, split_by_tokens
@@ -27,7 +23,7 @@ class WholeStepLoss(ABC):
     """
     Mixed in before a [`~transformers.Trainer`] whose `args` are [`LossArguments`].
 
-    The trainer says what a batch is, by `_forward`, `_n_rows`, `_lengths` and `_record`, and its `compute_loss` puts
+    The trainer says what a batch is, by `_forward`, `_n_rows` and `_record`, and its `compute_loss` puts
     `_row_losses` and `_share_of_step` together. Then 8x1, 2x4, 1x8 rows times accumulation steps and two ranks train
     the same model.
     """
@@ -43,10 +39,6 @@ class WholeStepLoss(ABC):
     @abstractmethod
     def _n_rows(self, batch: dict) -> int:
         """B of a batch."""
-
-    @abstractmethod
-    def _lengths(self, dataset: Dataset) -> np.ndarray:
-        """Tokens of each row, `(N,)`."""
 
     @abstractmethod
     def _record(self, name: str, value: float) -> None:
@@ -155,31 +147,6 @@ class WholeStepLoss(ABC):
         prior = pairs[:, 1].mean().item() if self.args.aux_prior is None else self.args.aux_prior
         return losses.confidence_threshold(pairs[:, 0], prior)
 
-    # ---- Evaluation and prediction ----
-
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler | None:
-        # In order, always: `group_by_length` would shuffle, and predictions belong to rows by their position.
-        if self.args.world_size > 1 or not has_length(eval_dataset):
-            return None
-        return SequentialSampler(eval_dataset)
-
-    def _predict_by_length(
-        self, dataset: Dataset, ignore_keys: list[str] | None, metric_key_prefix: str
-    ) -> PredictionOutput:
-        """`predict` of the [`~transformers.Trainer`], rows of like length in one batch; the output in row order."""
-        order = np.argsort(-self._lengths(dataset), kind="stable")  # longest first: memory runs out at once, or never
-        output = super().predict(dataset.select(order), ignore_keys, metric_key_prefix)
-        back = np.argsort(order, kind="stable")
-
-        def restore(values):
-            return tuple(restore(value) for value in values) if isinstance(values, tuple) else values[back]
-
-        return PredictionOutput(
-            predictions=restore(output.predictions),
-            label_ids=None if output.label_ids is None else restore(output.label_ids),
-            metrics=output.metrics,
-        )
-
 
 def load_model(
     model: str | PreTrainedModel | PeftModel | None,
@@ -197,7 +164,7 @@ def load_model(
 
     Raises:
         ValueError: LoRA dropout where all dropout is disabled, a quantization of a loaded model, adapters on top of
-            adapters, or adapters for another kind of model.
+            adapters, adapters for another kind of model, or outputs without names for a trainer of TRL.
     """
     if peft_config is not None and getattr(peft_config, "lora_dropout", 0) and args.disable_dropout:
         raise ValueError(
@@ -238,6 +205,11 @@ def load_model(
                 "expected a base model; see w2s_hf.fresh_adapter for new adapters on the base of another student."
             )
         model = fresh_adapter(model, peft_config)
+    if task_type != "SEQ_CLS" and not model.config.return_dict:
+        raise ValueError(
+            "model: Got config.return_dict=False, expected True, since TRL's trainers read outputs by name. Set "
+            "model.config.return_dict=True."
+        )
     return model, processing_class
 
 

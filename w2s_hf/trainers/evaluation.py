@@ -1,0 +1,240 @@
+"""Evaluation and prediction, as the stock trainers do them, for every trainer of the package."""
+
+import copy
+import dataclasses
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput, has_length
+
+from ..collators import RewardPairCollator, WeakToStrongCollator
+
+__all__ = ["OrderedEvaluation"]
+
+
+class OrderedEvaluation:
+    """
+    Mixed in before a [`~transformers.Trainer`]. `evaluate` and `predict` return what the stock trainer returns. This
+    class adds what holds for every trainer of the package:
+
+    - Every function of the user sees rows in the order of the dataset. Only the probabilities of rows are predicted
+      in an order of their lengths, where no such function is called.
+    - The metrics of TRL's trainers are named after their evaluation set, such as `eval_a_accuracy`, and are in the
+      result of `evaluate`. They do not replace metrics of the same name that `compute_metrics` returns.
+    - `train` refuses a `metric_for_best_model` that the evaluation does not report before the first step.
+    - A call that raises an error leaves no metrics, callbacks or hooks behind.
+    """
+
+    # The metrics of every evaluation set, whatever `compute_metrics` returns.
+    _known_metrics: tuple[str, ...] = ("loss",)
+    _metrics: dict = {}
+
+    def _lengths(self, dataset: Dataset) -> np.ndarray:
+        """The number of tokens of each row, `(N,)`."""
+        return np.zeros(len(dataset), dtype=np.int64)
+
+    @property
+    def _evaluation_rows(self):
+        """The evaluation set or sets, in the form that `evaluate` takes."""
+        return self.eval_dataset
+
+    # ---- Order ----
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler | None:
+        # Always in order: `group_by_length` would shuffle, and predictions are matched to rows by position.
+        if self.args.world_size > 1 or not has_length(eval_dataset):
+            return None
+        return SequentialSampler(eval_dataset)
+
+    def _prepare_test_rows(self, dataset: Dataset) -> Dataset:
+        """The rows of `predict`, tokenized and checked."""
+        return dataset
+
+    def predict(
+        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        with self._clean_up_on_error():
+            return super().predict(self._prepare_test_rows(test_dataset), ignore_keys, metric_key_prefix)
+
+    def _predict_probabilities(self, dataset: Dataset, label_columns: tuple[str, ...]) -> np.ndarray:
+        """
+        The softmax of the logits of every row, `(N, C)` float32, in row order. Labels are not read, since unlabelled
+        rows have a label such as -1 in many datasets. Arguments that leave rows or outputs out do not apply.
+        """
+        has_transform = isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
+        columns = getattr(dataset, "column_names", None) or []
+        if not has_transform and set(columns) & set(label_columns):
+            dataset = dataset.remove_columns([name for name in label_columns if name in columns])
+        dataset = self._prepare_test_rows(dataset)
+        before = self.args, self.compute_metrics, self.preprocess_logits_for_metrics, self.data_collator
+        order = None
+        # A collator of the user gets rows in their order, and only a transform knows how long its rows are.
+        own_collator = isinstance(self.data_collator, WeakToStrongCollator | RewardPairCollator)
+        if own_collator and isinstance(dataset, Dataset) and not has_transform:
+            # The longest rows come first, so that memory runs out at once or never.
+            order = np.argsort(-self._lengths(dataset), kind="stable")
+            dataset = dataset.select(order)
+        self.args = copy.copy(self.args)  # dataclasses.replace would reset accelerate's state
+        self.args.dataloader_drop_last = self.args.prediction_loss_only = False
+        self.args.eval_do_concat_batches, self.args.include_for_metrics = True, []
+        self.compute_metrics, self.preprocess_logits_for_metrics = None, _only_logits
+        if isinstance(self.data_collator, WeakToStrongCollator):
+            self.data_collator = dataclasses.replace(self.data_collator, with_labels=False)
+        try:
+            with self._clean_up_on_error():
+                logits = super().predict(dataset).predictions
+        finally:
+            self.args, self.compute_metrics, self.preprocess_logits_for_metrics, self.data_collator = before
+        probabilities = torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1).numpy()
+        return probabilities if order is None else probabilities[np.argsort(order)]
+
+    # ---- Metrics ----
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            return super().get_eval_dataloader(eval_dataset)
+        # With persistent workers Trainer would keep this data loader, and use it for other rows as well.
+        return self.get_test_dataloader(eval_dataset)
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        with self._clean_up_on_error():
+            return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        """Adds the metrics of TRL's trainers, which `log` would name `eval_...` for every evaluation set."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        metrics = self._metrics.get("eval", {})
+        for name, values in metrics.items():
+            output.metrics.setdefault(f"{metric_key_prefix}_{name}", sum(values) / len(values))
+        metrics.clear()
+        return output
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: dict | None = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """
+        Trains as [`~transformers.Trainer.train`].
+
+        Raises:
+            ValueError: the evaluation does not report `metric_for_best_model`. Where only `compute_metrics` can tell,
+                it is called once before the first step, on the first rows or, if that fails, on all of them.
+        """
+        check = _CheckBestMetric(self, ignore_keys_for_eval)
+        self.add_callback(check)
+        try:
+            with self._clean_up_on_error():
+                return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        except BaseException:
+            self.is_in_train = False
+            for values in self._metrics.values():
+                values.clear()
+            hook = self.__dict__.pop("neftune_hook_handle", None)
+            if hook is not None:
+                hook.remove()
+            raise
+        finally:
+            self.remove_callback(check)
+
+    def _refuse_unknown_metric(self, ignore_keys: list[str] | None) -> None:
+        """
+        Raises `ValueError` if no evaluation reports `metric_for_best_model`, which [`~transformers.Trainer`] finds out
+        after the first evaluation.
+        """
+        metric = self.args.metric_for_best_model
+        if metric is None or self.args.eval_strategy == "no":
+            return
+        metric = metric if metric.startswith("eval_") else f"eval_{metric}"
+        rows = self._evaluation_rows
+        prefixes = [f"eval_{name}" for name in rows] if isinstance(rows, dict) else ["eval"]
+        # Of fewer rows than a batch nothing is evaluated where the last batch is left out.
+        known = () if self.args.dataloader_drop_last else self._known_metrics
+        names = {f"{prefix}_{name}" for prefix in prefixes for name in known}
+        if metric in names or any(metric in entry for entry in self.state.log_history):
+            return
+        names |= self._names_of_metrics(self._first_rows(rows), ignore_keys, may_fail=self.compute_metrics is not None)
+        if metric not in names and self.compute_metrics is not None:
+            names |= self._names_of_metrics(None, ignore_keys)
+        if metric not in names and not self._may_be_added_by_callback():
+            raise ValueError(
+                f"metric_for_best_model: Got {self.args.metric_for_best_model!r}, expected a metric that the "
+                f"evaluation reports: {', '.join(sorted(names))}. Name one of them, or return it from compute_metrics."
+            )
+
+    def _first_rows(self, rows: Dataset | dict[str, Dataset]) -> Dataset | dict[str, Dataset]:
+        """One batch of each evaluation set; sets that are not a [`~datasets.Dataset`] as they are."""
+        if isinstance(rows, dict):
+            return {name: self._first_rows(part) for name, part in rows.items()}
+        n_rows = self.args.eval_batch_size * self.args.world_size
+        return rows.select(range(min(n_rows, len(rows)))) if isinstance(rows, Dataset) else rows
+
+    def _names_of_metrics(
+        self, rows: Dataset | dict[str, Dataset] | None, ignore_keys: list[str] | None, may_fail: bool = False
+    ) -> set[str]:
+        """The names that `evaluate` reports. The random state, logs and callbacks are left as they are."""
+        handler, history, model = self.callback_handler, self.state.log_history, self.model
+        callbacks, dataloader, device = handler.callbacks, handler.eval_dataloader, self.args.device
+        n_logged, is_training = len(history), model.training
+        states = random.getstate(), np.random.get_state()
+        handler.callbacks = []
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                return {name for name in self.evaluate(rows, ignore_keys) if name.startswith("eval_")}
+        except Exception:
+            if not may_fail:  # compute_metrics may need all rows
+                raise
+            return set()
+        finally:
+            handler.callbacks, handler.eval_dataloader = callbacks, dataloader
+            del history[n_logged:]
+            model.train(is_training)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+    def _may_be_added_by_callback(self) -> bool:
+        """Whether a callback of the user could add a metric to what `evaluate` returns."""
+        methods = [type(callback).on_evaluate for callback in self.callback_handler.callbacks]
+        return any(not method.__module__.startswith("transformers.") for method in methods)
+
+    # ---- After an error ----
+
+    @contextmanager
+    def _clean_up_on_error(self) -> Iterator[None]:
+        """Without it the next log or memory report would contain parts of a call that raised an error."""
+        tracker = self._memory_tracker
+        stage = getattr(tracker, "cur_stage", None)
+        try:
+            yield
+        except BaseException:
+            self._metrics.get("eval", {}).clear()
+            if getattr(tracker, "cur_stage", None) != stage:
+                tracker.cur_stage, tracker.peak_monitoring = stage, False  # the latter ends its thread
+            raise
+
+
+class _CheckBestMetric(TrainerCallback):
+    """Calls the check of a trainer's `metric_for_best_model` when the model is prepared and nothing is trained yet."""
+
+    def __init__(self, trainer: OrderedEvaluation, ignore_keys: list[str] | None):
+        self.trainer, self.ignore_keys = trainer, ignore_keys
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.trainer._refuse_unknown_metric(self.ignore_keys)
+
+
+def _only_logits(outputs: torch.Tensor | tuple, labels: torch.Tensor | None) -> torch.Tensor:
+    """Leaves out hidden states and other outputs, which come after the logits."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
