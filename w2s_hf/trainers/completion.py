@@ -1,9 +1,11 @@
 """`CompletionTrainer`: TRL's SFT for answers that are text, scored by what the model writes."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
@@ -17,10 +19,13 @@ from ..config import CompletionConfig
 from ..generation import complete
 from ..labels import Completion
 from ..modeling import disable_dropout, keep_trainable
+from .checks import RefusesFrozenModels, check_arguments, check_columns, check_dataset, refuse_frozen
 from .student_card import WithStudentCard
 from .whole_step import load_model, refuse_data_parallel
 
 __all__ = ["CompletionTrainer", "autocast"]
+
+logger = logging.getLogger(__name__)
 
 
 def autocast(args: TrainingArguments) -> AbstractContextManager:
@@ -29,7 +34,7 @@ def autocast(args: TrainingArguments) -> AbstractContextManager:
     return torch.autocast(args.device.type, dtype=dtype, enabled=args.bf16 or args.fp16)
 
 
-class CompletionTrainer(WithStudentCard, SFTTrainer):
+class CompletionTrainer(RefusesFrozenModels, WithStudentCard, SFTTrainer):
     """
     [`~trl.SFTTrainer`] on rows with `prompt` and `completion`, both text; the loss is on completions only.
 
@@ -91,8 +96,9 @@ class CompletionTrainer(WithStudentCard, SFTTrainer):
         **kwargs,
     ):
         args = CompletionConfig() if args is None else args
-        if not isinstance(args, CompletionConfig):
-            raise ValueError(f"args: got a {type(args).__name__}, expected a CompletionConfig, which has its fields.")
+        check_arguments(args, CompletionConfig)
+        check_dataset(train_dataset, "train_dataset", (Dataset,))
+        check_dataset(eval_dataset, "eval_dataset", (Dataset,))
         if processing_class is None and not isinstance(model, str):
             raise ValueError("Got a loaded model and no processing_class; give the tokenizer of the model.")
         model, processing_class = load_model(
@@ -104,6 +110,8 @@ class CompletionTrainer(WithStudentCard, SFTTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        if train_dataset is not None:
+            refuse_frozen(model)
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         if "_untrained_forward" in base.__dict__:
             base.forward = base._untrained_forward
@@ -113,7 +121,7 @@ class CompletionTrainer(WithStudentCard, SFTTrainer):
             disable_dropout(model)
         self._eval_rows = eval_dataset
         train_dataset, eval_dataset = (
-            None if rows is None else _tokenize(rows, f"{name}_dataset", processing_class)
+            None if rows is None else _tokenize(rows, f"{name}_dataset", processing_class, args.max_length)
             for name, rows in (("train", train_dataset), ("eval", eval_dataset))
         )
         init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None  # used up
@@ -168,7 +176,7 @@ class CompletionTrainer(WithStudentCard, SFTTrainer):
         """Loss and accuracy on rows with `prompt` and `completion`, by default those given at the start."""
         self._rows_to_write = self._eval_rows if eval_dataset is None else eval_dataset
         if eval_dataset is not None:
-            eval_dataset = _tokenize(eval_dataset, "eval_dataset", self.processing_class)
+            eval_dataset = _tokenize(eval_dataset, "eval_dataset", self.processing_class, self.args.max_length)
         try:
             return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
         finally:
@@ -186,18 +194,21 @@ class CompletionTrainer(WithStudentCard, SFTTrainer):
         return output
 
 
-def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     """
     Rows with `input_ids` and `completion_mask`: the tokens of the prompt, as in generation, and behind them those of
     the completion, as they are behind the prompt where that leaves the prompt alone, else as they are by themselves.
+
+    Nothing is truncated. Training rows of more than `max_length` tokens are left out and counted in a warning;
+    evaluation rows are refused, because the accuracy counts every row.
     """
-    if not isinstance(rows, Dataset):
-        raise ValueError(f"{name}: got a {type(rows).__name__}, expected one datasets.Dataset.")
+    check_dataset(rows, name, (Dataset,))
     missing = [column for column in ("prompt", "completion") if column not in rows.column_names]
     if missing:
         raise ValueError(
             f"{name}: got the columns {', '.join(rows.column_names)}, expected `prompt` and `completion`."
         )
+    check_columns(rows, name, labels="completion", reads=("prompt", "completion"))
     if len(rows) == 0:
         raise ValueError(f"{name}: got no rows.")
     if tokenizer.eos_token_id is None:
@@ -221,4 +232,16 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase) -> D
 
     options = {"batched": True, "remove_columns": rows.column_names, "desc": f"Tokenizing {name}"}
     # As in w2s_hf.tasks.tokenizing: no cache file to name, and a Ctrl-C is not lost.
-    return rows.map(encode, **options, new_fingerprint=generate_random_fingerprint())
+    tokens = rows.map(encode, **options, new_fingerprint=generate_random_fingerprint())
+    lengths = np.array([len(ids) for ids in tokens["input_ids"]])
+    too_long = np.flatnonzero(lengths > max_length) if max_length is not None else np.array([], dtype=int)
+    if not len(too_long):
+        return tokens
+    found = (
+        f"{name}: {len(too_long)} of {len(rows)} rows are longer than max_length={max_length} tokens, prompt, "
+        f"completion and end-of-text token counted (row {too_long[0]} has {lengths[too_long[0]]})"
+    )
+    if name != "train_dataset" or len(too_long) == len(rows):
+        raise ValueError(f"{found}. Set args.max_length to {lengths.max()} or to None, or leave these rows out.")
+    logger.warning(f"{found}; they are left out")
+    return tokens.select(np.flatnonzero(lengths <= max_length))

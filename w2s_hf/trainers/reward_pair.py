@@ -19,6 +19,7 @@ from .. import losses
 from ..collators import RewardPairCollator, check_pairs
 from ..config import RewardPairConfig
 from ..modeling import disable_dropout, keep_trainable
+from .checks import check_arguments, check_columns, check_dataset, named_parts, refuse_frozen
 from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
@@ -27,6 +28,11 @@ __all__ = ["RewardPairTrainer"]
 logger = logging.getLogger(__name__)
 
 _Pairs = datasets.Dataset | datasets.IterableDataset
+_KINDS = (datasets.Dataset, datasets.IterableDataset)
+_READ = (
+    "chosen", "rejected", "prompt", "chosen_ids", "rejected_ids", "soft_label", "margin", "tools",
+    "chat_template_kwargs",
+)  # fmt: skip
 
 
 class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
@@ -115,8 +121,9 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
         **kwargs,
     ):
         args = RewardPairConfig() if args is None else args
-        if not isinstance(args, RewardPairConfig):
-            raise ValueError(f"args: got a {type(args).__name__}, expected a RewardPairConfig, which has its fields.")
+        check_arguments(args, RewardPairConfig)
+        _check_pairs_of(train_dataset, "train_dataset", args)
+        _check_pairs_of(eval_dataset, "eval_dataset", args)
         model, processing_class = load_model(
             model,
             args,
@@ -126,6 +133,8 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        if train_dataset is not None:
+            refuse_frozen(model)
         if args.disable_dropout:
             disable_dropout(model)
         # Used up, and TRL would warn that it is ignored.
@@ -265,6 +274,8 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """As [`~trl.RewardTrainer.evaluate`]; pairs are checked, and tokenized if they are text."""
+        if not isinstance(eval_dataset, str):  # or the name of one of several
+            _check_pairs_of(eval_dataset, "eval_dataset", self.args)
         if isinstance(eval_dataset, datasets.Dataset):
             eval_dataset = self._prepare_dataset(eval_dataset, self.processing_class, self.args, "eval")
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -294,6 +305,7 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
         Raises:
             ValueError: a pair is longer than `max_length` (rows named).
         """
+        check_dataset(test_dataset, "test_dataset", _KINDS)
         if not isinstance(test_dataset, datasets.Dataset):
             return super().predict(test_dataset, ignore_keys, metric_key_prefix)
         unlimited = copy.copy(self.args)  # dataclasses.replace would reset accelerate's state
@@ -329,6 +341,17 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
             )
         rewards = np.asarray(self.predict(dataset).predictions, dtype=np.float32)
         return torch.from_numpy(rewards).softmax(dim=-1).numpy()
+
+
+def _check_pairs_of(dataset: _Pairs | dict[str, _Pairs] | None, name: str, args: RewardPairConfig) -> None:
+    """The kind and the columns of pairs; of each set where there are several."""
+    for which, part in named_parts(dataset, name).items():
+        check_dataset(part, which, _KINDS)
+        if args.remove_unused_columns:
+            optional = {"prompt", "soft_label", "margin"}
+            if "chosen_ids" in (getattr(part, "column_names", None) or ()):
+                optional.remove("prompt")
+            check_columns(part, which, labels="soft_label", reads=_READ, optional=optional)
 
 
 def _without_labels(inputs: dict) -> tuple[dict, torch.Tensor | None, torch.Tensor | None]:
