@@ -144,7 +144,7 @@ def test_a_completion_never_changes_the_tokens_of_its_prompt():
     """`:` and a space are one token; by themselves `a:` and ` b` are as the model is asked and answers."""
     tokenizer = merging_tokenizer()
     rows = Dataset.from_dict({"prompt": ["a:", "b"], "completion": [" b", " c"]})
-    encoded = _tokenize(rows, "train_dataset", tokenizer)
+    encoded = _tokenize(rows, "train_dataset", tokenizer, None)
     asked = tokenizer(["a:", "b"])["input_ids"]
     assert tokenizer("a: b")["input_ids"][:2] != asked[0], "nothing merges: the comparison would be vacuous"
     for row, prompt, completion in zip(encoded, asked, rows["completion"], strict=True):
@@ -169,7 +169,7 @@ def test_a_name_and_a_configuration_of_adapters_will_do(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"a": rows_of(3)}, "eval_dataset: got a dict, expected one datasets.Dataset"),
+        ({"a": rows_of(3)}, "eval_dataset: got a dict, expected a datasets.Dataset"),
         (rows_of(3).remove_columns("completion"), "got the columns prompt, expected `prompt` and `completion`"),
         (rows_of(3).select([]), "eval_dataset: got no rows"),
         (Dataset.from_dict({"prompt": ["a"], "completion": [None]}), "got 'a' and None, expected text in both"),

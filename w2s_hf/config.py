@@ -1,12 +1,12 @@
 """What can be set: the arguments of the trainers and of the student model."""
 
-import logging
 from dataclasses import dataclass, field
 
 import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+from transformers.utils.logging import get_logger
 from trl import ModelConfig, RewardConfig, SFTConfig
 
 from .losses import LOSS_TYPES
@@ -25,7 +25,7 @@ __all__ = [
     "training_settings",
 ]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # A method is how a student learns from the weak labels; "naive" is the paper's word for plain finetuning on them.
 METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
@@ -66,7 +66,7 @@ class _OwnDefaults:
     """
     What the configurations of all trainers have otherwise than [`~transformers.TrainingArguments`].
 
-    Where `bf16` is left at TRL's default, `None`, it is true on a device that computes in bfloat16 and false elsewhere.
+    Where `bf16` is left at TRL's default, `None`, it is true if the device computes in bfloat16, and false elsewhere.
     """
 
     ddp_find_unused_parameters: bool | None = field(
@@ -79,9 +79,7 @@ class _OwnDefaults:
         if getattr(self, "activation_checkpointing", False) is None:
             self.activation_checkpointing = self.gradient_checkpointing
         if self.bf16 is None and not self.fp16 and not computes_in_bfloat16(self.use_cpu):
-            logger.warning(
-                "bf16: not set, and this training runs on a CPU or a GPU without bfloat16: it is in float32"
-            )
+            logger.warning_once("bf16 is not set: training in float32, because there is no GPU with bfloat16 to use")
             self.bf16 = False
         if (self.bf16 or self.bf16_full_eval) and not self.use_cpu and not computes_in_bfloat16():
             raise ValueError(

@@ -1,10 +1,8 @@
 """What every trainer checks before the first step: its arguments, model, rows and loss."""
 
 import difflib
-import logging
 import re
 from collections.abc import Collection
-from functools import lru_cache
 from typing import Any
 
 import datasets
@@ -15,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, TrainingArguments
+from transformers.utils.logging import get_logger
 
 from ..generation import has_virtual_tokens
 
@@ -31,7 +30,7 @@ __all__ = [
     "refuse_prompt_tuning",
 ]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Losses whose hard targets come from a threshold on P(class 1) over the rows of the whole optimizer step.
 THRESHOLD_LOSSES = ("confidence", "openai")
@@ -41,11 +40,6 @@ _RIDE_ALONG = ("id", "ground_truth")
 
 # `soft_labels`, `weak_label`, `hard_label`, `target`, `probs`, `gold_truth`; but not `problem`.
 _LABEL_WORDS = re.compile(r"label|lable|target|truth|proba|probs?(_|$)", re.IGNORECASE)
-
-
-@lru_cache(maxsize=256)
-def _warn_once(message: str) -> None:
-    logger.warning(message)
 
 
 def check_arguments(args: Any, config_class: type[TrainingArguments]) -> None:
@@ -190,7 +184,7 @@ def check_columns(
     """[`refuse_misspelt`], and a warning, once, that names the columns that are not read."""
     unread = refuse_misspelt(dataset, name, labels=labels, reads=reads, optional=optional)
     if unread:
-        _warn_once(f"{name}: the columns {', '.join(unread)} are not read")
+        logger.warning_once(f"{name}: the columns {', '.join(unread)} are not read")
 
 
 def refuse_misspelt(
