@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import datasets
@@ -26,6 +26,7 @@ __all__ = [
     "check_loss",
     "named_parts",
     "refuse_frozen",
+    "refuse_longer",
     "refuse_misspelt",
     "refuse_prompt_tuning",
 ]
@@ -176,6 +177,38 @@ def _how_to(rows: Any) -> str:
     if type(rows).__name__ == "DataFrame":
         return f"Use datasets.Dataset.from_{type(rows).__module__.partition('.')[0]}(rows)."
     return "Load it with datasets.load_dataset, or build it with datasets.Dataset.from_list(rows)."
+
+
+def refuse_longer(model: nn.Module, lengths: Sequence[int], name: str) -> None:
+    """
+    Raises `ValueError` for rows that have more tokens than the model has learned positions.
+
+    Args:
+        model ([`~torch.nn.Module`]): Models with rotary or relative positions read rows of any length.
+        lengths (`Sequence[int]` of length N): Tokens of each row.
+        name (`str`): What messages call the rows.
+    """
+    n_positions = _n_positions(model)
+    too_long = [row for row, length in enumerate(lengths) if n_positions is not None and length > n_positions]
+    if too_long:
+        raise ValueError(
+            f"{name}: got {len(too_long)} of {len(lengths)} rows with more tokens than the {n_positions} positions of "
+            f"the model (row {too_long[0]} has {lengths[too_long[0]]}). Set args.max_length={n_positions} if the rows "
+            "are text, or shorten them."
+        )
+
+
+def _n_positions(model: nn.Module) -> int | None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITION_EMBEDDINGS:
+            # OPT and BART skip the first ones, and RoBERTa those up to its padding token.
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - getattr(module, "offset", unused)
+    return None
+
+
+# What transformers calls the embedding of learned positions (BERT, OPT, GPT-2).
+_POSITION_EMBEDDINGS = ("position_embeddings", "embed_positions", "wpe")
 
 
 def check_columns(

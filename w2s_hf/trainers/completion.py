@@ -19,7 +19,7 @@ from ..config import CompletionConfig
 from ..generation import complete
 from ..labels import Completion
 from ..modeling import disable_dropout, keep_trainable
-from .checks import RefusesFrozenModels, check_arguments, check_columns, check_dataset, refuse_frozen
+from .checks import RefusesFrozenModels, check_arguments, check_columns, check_dataset, refuse_frozen, refuse_longer
 from .student_card import WithStudentCard
 from .whole_step import load_model, refuse_data_parallel
 
@@ -124,6 +124,10 @@ class CompletionTrainer(RefusesFrozenModels, WithStudentCard, SFTTrainer):
             None if rows is None else _tokenize(rows, f"{name}_dataset", processing_class, args.max_length)
             for name, rows in (("train", train_dataset), ("eval", eval_dataset))
         )
+        for rows, name in ((train_dataset, "train_dataset"), (eval_dataset, "eval_dataset")):
+            if rows is not None:
+                refuse_longer(model, [len(ids) for ids in rows["input_ids"]], name)
+        _warn_of_cut(eval_dataset, "eval_dataset", args.max_new_tokens)
         init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None  # used up
         try:
             with keep_trainable(model):
@@ -177,6 +181,8 @@ class CompletionTrainer(RefusesFrozenModels, WithStudentCard, SFTTrainer):
         self._rows_to_write = self._eval_rows if eval_dataset is None else eval_dataset
         if eval_dataset is not None:
             eval_dataset = _tokenize(eval_dataset, "eval_dataset", self.processing_class, self.args.max_length)
+            refuse_longer(self.model, [len(ids) for ids in eval_dataset["input_ids"]], "eval_dataset")
+            _warn_of_cut(eval_dataset, "eval_dataset", self.args.max_new_tokens)
         try:
             return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
         finally:
@@ -192,6 +198,17 @@ class CompletionTrainer(RefusesFrozenModels, WithStudentCard, SFTTrainer):
         right = [text == wanted for text, wanted in zip(made, rows["completion"], strict=True)]
         output.metrics[f"{metric_key_prefix}_accuracy"] = sum(right) / len(right)
         return output
+
+
+def _warn_of_cut(tokens: Dataset | None, name: str, max_new_tokens: int) -> None:
+    """Warns of completions that the model cannot write, because generation ends before they do."""
+    lengths = [] if tokens is None else [sum(mask) - 1 for mask in tokens["completion_mask"]]  # without end of text
+    n_cut = sum(length > max_new_tokens for length in lengths)
+    if n_cut:
+        logger.warning(
+            f"{name}: {n_cut} of {len(lengths)} completions have more than max_new_tokens={max_new_tokens} tokens, so "
+            f"that the accuracy counts them as wrong. Set args.max_new_tokens to {max(lengths) + 1}."
+        )
 
 
 def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:

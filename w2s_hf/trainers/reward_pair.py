@@ -19,7 +19,7 @@ from .. import losses
 from ..collators import RewardPairCollator, check_pairs
 from ..config import RewardPairConfig
 from ..modeling import disable_dropout, keep_trainable
-from .checks import check_arguments, check_columns, check_dataset, named_parts, refuse_frozen
+from .checks import check_arguments, check_columns, check_dataset, named_parts, refuse_frozen, refuse_longer
 from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
@@ -122,6 +122,7 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
     ):
         args = RewardPairConfig() if args is None else args
         check_arguments(args, RewardPairConfig)
+        check_dataset(train_dataset, "train_dataset", _KINDS)
         _check_pairs_of(train_dataset, "train_dataset", args)
         _check_pairs_of(eval_dataset, "eval_dataset", args)
         model, processing_class = load_model(
@@ -159,6 +160,9 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
                 pad_token_id=self.data_collator.pad_token_id, pad_to_multiple_of=self.data_collator.pad_to_multiple_of
             )
         refuse_data_parallel(args)
+        self._refuse_longer(self.train_dataset, "train_dataset")
+        for name, part in named_parts(self.eval_dataset, "eval_dataset").items():
+            self._refuse_longer(part, name)
 
     # ---- Data ----
 
@@ -185,6 +189,10 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
                 "are left out"
             )
         return prepared
+
+    def _refuse_longer(self, dataset: _Pairs | None, name: str) -> None:
+        if isinstance(dataset, datasets.Dataset):
+            refuse_longer(self.model, self._lengths(dataset), name)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -278,6 +286,7 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
             _check_pairs_of(eval_dataset, "eval_dataset", self.args)
         if isinstance(eval_dataset, datasets.Dataset):
             eval_dataset = self._prepare_dataset(eval_dataset, self.processing_class, self.args, "eval")
+            self._refuse_longer(eval_dataset, "eval_dataset")
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def prediction_step(
@@ -319,6 +328,7 @@ class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
                 f"tokens (row {too_long[0]} has {lengths[too_long[0]]}). Shorten or leave them out, or set "
                 "args.max_length=None."
             )
+        self._refuse_longer(test_dataset, "test_dataset")
         output = self._predict_by_length(test_dataset, ignore_keys, metric_key_prefix)
         self._metrics["eval"].clear()  # TRL's numbers of these pairs are not those of the next evaluation
         return output

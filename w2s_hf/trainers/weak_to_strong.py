@@ -18,7 +18,15 @@ from .. import losses
 from ..collators import WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
 from ..modeling import align_padding, cast_trainable_to_float32, disable_dropout
-from .checks import check_arguments, check_columns, check_dataset, check_loss, named_parts, refuse_frozen
+from .checks import (
+    check_arguments,
+    check_columns,
+    check_dataset,
+    check_loss,
+    named_parts,
+    refuse_frozen,
+    refuse_longer,
+)
 from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
@@ -177,7 +185,7 @@ class WeakToStrongTrainer(WholeStepLoss, WithStudentCard, Trainer):
             self._check_columns(dataset, name)
         if not isinstance(dataset, datasets.Dataset):
             return dataset
-        return prepare_rows(
+        dataset = prepare_rows(
             dataset,
             name,
             n_classes=_n_classes(self.model),
@@ -186,6 +194,9 @@ class WeakToStrongTrainer(WholeStepLoss, WithStudentCard, Trainer):
             max_length=self.args.max_length,
             needs_labels=needs_labels,
         )
+        if "input_ids" in dataset.column_names:
+            refuse_longer(self.model, [len(ids) for ids in dataset.with_format(None)["input_ids"]], name)
+        return dataset
 
     def _check_columns(self, dataset: _Rows, name: str) -> None:
         self._set_signature_columns_if_needed()
