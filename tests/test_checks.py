@@ -294,7 +294,8 @@ def _positional(kind: str):
         )  # fmt: skip
     if kind == "xlnet":
         return XLNetForSequenceClassification(
-            XLNetConfig(vocab_size=64, d_model=32, n_layer=1, n_head=2, d_inner=32, pad_token_id=0, initializer_range=0.2)
+            XLNetConfig(vocab_size=64, d_model=32, n_layer=1, n_head=2, d_inner=32, pad_token_id=0,
+                        initializer_range=0.2)
         )  # fmt: skip
     return make_model(kind)
 

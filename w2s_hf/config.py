@@ -316,16 +316,16 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
     completion_only_loss: bool | None = field(default=True, metadata={"help": "The prompt is no part of the loss."})
 
     def __post_init__(self):
-        super().__post_init__()
-        for name in ("max_length", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}, expected a positive number of tokens.")
         if self.truncation_mode != "keep_start":
             raise ValueError(
                 f"truncation_mode: got {self.truncation_mode!r}, and no row is truncated: training rows longer than "
                 "max_length are left out. Remove truncation_mode, and shorten the prompts of the dataset instead."
             )
+        super().__post_init__()
+        for name in ("max_length", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: got {value}, expected a positive number of tokens.")
         if self.packing:
             raise ValueError("packing: got True, and completions are scored row by row; leave it false.")
 
