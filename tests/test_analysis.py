@@ -10,7 +10,7 @@ from test_completion import make_character_tokenizer, make_language_model
 from test_trainer import arguments
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from w2s_hf import WeakLabels, WeakToStrongTrainer, fresh_adapter
+from w2s_hf import WeakLabels, WeakToStrongTrainer, fresh_adapter, losses, metrics
 from w2s_hf.analysis import (
     ERROR_KINDS,
     PromptFormat,
@@ -381,3 +381,76 @@ def test_the_most_confident_labels_of_either_class_are_kept():
     kept = labels.most_confident(list("fedcba"), 0.5)
     assert kept.tolist() == [True, False, False, False, True, True]  # f of class 0; b and a of class 1
     assert labels.most_confident(list("abcdef"), 1.0).all()
+
+
+def test_token_ids_are_taken_from_a_dataset_or_encodings(model_of, tokenizer):
+    texts = ["w1 w2 w3", "w4", "w5 w6"]
+    model, rows = model_of("llama").eval(), Dataset.from_dict({"text": texts})
+    tokens = rows.map(lambda row: tokenizer(row["text"]))
+    expected = last_hidden_states(model, tokenizer, tokens)
+    for form in ([tokenizer(text) for text in texts], tokenizer(texts), tokens.to_list(), tokens.with_format("numpy")):
+        np.testing.assert_array_equal(last_hidden_states(model, tokenizer, form), expected)
+    whole = [tokenizer(text, return_tensors="np") for text in texts]
+    for form in (texts, rows, [], whole, [[1, 2]]):
+        with pytest.raises(ValueError, match="tokens: got"):
+            last_hidden_states(model, tokenizer, form)
+
+
+def test_two_classes_may_be_probabilities_of_the_second_or_classes():
+    features = np.random.default_rng(0).normal(size=(40, 3))
+    of_class_1 = 1 / (1 + np.exp(-3 * features[:, 0]))
+    both, hard = np.stack([1 - of_class_1, of_class_1], axis=1), (of_class_1 > 0.5).astype(int)
+    calls = {
+        "probe": lambda labels: logistic_probe(features, labels, (features, labels)).predict_proba(features),
+        "folds": lambda labels: out_of_fold(logistic_probe(features, both), features, labels),
+        "neighbours": lambda labels: neighbour_labels(features, labels, k=5),
+        "doubtful": lambda labels: doubtful(labels, both[:, ::-1]),
+    }
+    for name, call in calls.items():
+        np.testing.assert_allclose(call(of_class_1), call(both), atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(call(hard), call(np.eye(2)[hard]), atol=1e-5, err_msg=name)
+        for wrong in (both[:-1], np.ones((40, 3)) / 3, hard + 1, of_class_1 + 1):
+            with pytest.raises(ValueError, match="got"):
+                call(wrong)
+
+
+SAME = np.array([True, False])
+HALVES = np.full((2, 2), 0.5)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: topological_filter(np.ones((2, 3)), HALVES),
+        lambda: simulate_labels("random", HALVES, 1),
+        lambda: simulate_labels("random", [0, 2], 1),
+        lambda: simulate_labels("longest", [0, 1], 1, texts=["a"]),
+        lambda: simulate_labels("confident", [0, 1], 1, strong=HALVES[:1]),
+        lambda: with_opinion(Dataset.from_dict({"text": ["a", "b"]}), [0.2, 0.9]),
+        lambda: with_opinion(Dataset.from_dict({"text": ["a", "b"]}), [1]),
+        lambda: with_opinion(Dataset.from_dict({"texts": ["a"]}), [1]),
+        lambda: feature_experiment(*[(np.ones((2, 2)), HALVES)] * 3, [1]),
+        lambda: few_shot_prompts("text", ["a"], [0], 1, PromptFormat()),
+        lambda: few_shot_prompts(["text"], ["a"], [0.3], 1, PromptFormat()),
+        lambda: answer_probabilities(None, None, "one prompt", PromptFormat()),
+        lambda: answer_probabilities(None, None, [], PromptFormat()),
+        lambda: compare_answers(SAME, SAME[:1], SAME),
+        lambda: choose_stops([], []),
+        lambda: choose_stops([0.5, 0.6], [0.5]),
+        lambda: metrics.accuracy_interval([]),
+        lambda: metrics.auroc(HALVES, [0, 1]),
+        lambda: metrics.squared_distance([0.5, 0.5], [0.5, 0.5]),
+        lambda: metrics.agreement_shares(SAME, SAME[:1]),
+        lambda: metrics.pgr_over_seeds([]),
+        lambda: losses.cross_entropy_loss([[0.0, 1.0]], [[0.5, 0.5]]),
+        lambda: losses.confidence_threshold(torch.ones(2, 2), 0.5),
+        lambda: losses.confidence_threshold(torch.ones(0), 0.5),
+    ],
+)
+def test_arguments_of_another_form_say_which_is_expected(call):
+    with pytest.raises(ValueError, match="(?i)got .*expected"):
+        call()
+
+
+def test_shares_of_lists_are_those_of_arrays():
+    assert metrics.agreement_shares([True, False], [True, False])["supervisor_wrong"] == 0.0

@@ -172,9 +172,9 @@ def test_each_link_says_what_taught_it_and_loads_by_itself(tmp_path):
 
 def test_labels_of_later_rows_are_never_read(tmp_path, monkeypatch):
     columns = []
-    predict = BootstrapTrainer.predict
+    predict = BootstrapTrainer.predict_proba
     monkeypatch.setattr(
-        BootstrapTrainer, "predict", lambda self, rows: columns.extend(rows.column_names) or predict(self, rows)
+        BootstrapTrainer, "predict_proba", lambda self, rows: columns.extend(rows.column_names) or predict(self, rows)
     )
     plain, labelled = three_parts(), three_parts()
     labelled[1] = labelled[1].add_column("labels", [1] * 16).add_column("ground_truth", [1] * 16)

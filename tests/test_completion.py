@@ -9,7 +9,7 @@ from conftest import make_character_tokenizer, make_language_model
 from datasets import Dataset
 from peft import LoraConfig
 from test_chess import merging_tokenizer
-from transformers import BitsAndBytesConfig, EarlyStoppingCallback, LlamaForCausalLM
+from transformers import BitsAndBytesConfig, EarlyStoppingCallback, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from w2s_hf import CompletionConfig, CompletionTrainer, fresh_adapter, load_student
@@ -144,7 +144,7 @@ def test_a_completion_never_changes_the_tokens_of_its_prompt():
     """`:` and a space are one token; by themselves `a:` and ` b` are as the model is asked and answers."""
     tokenizer = merging_tokenizer()
     rows = Dataset.from_dict({"prompt": ["a:", "b"], "completion": [" b", " c"]})
-    encoded = _tokenize(rows, "train_dataset", tokenizer)
+    encoded = _tokenize(rows, "train_dataset", tokenizer, None)
     asked = tokenizer(["a:", "b"])["input_ids"]
     assert tokenizer("a: b")["input_ids"][:2] != asked[0], "nothing merges: the comparison would be vacuous"
     for row, prompt, completion in zip(encoded, asked, rows["completion"], strict=True):
@@ -213,6 +213,68 @@ def test_adapters_on_4_bits_stay_float32(tokenizer, tmp_path):
     assert len(trainer.complete(["a:", "bb:"])) == 2
 
 
+def long_rows() -> Dataset:
+    """Of 4, 6, 10 and 12 tokens with the end-of-text token: a long prompt in the third, a completion in the last."""
+    return Dataset.from_dict({"prompt": ["a:", "bcd:", "efghefg:", "a:"], "completion": ["x", "y", "x", "abcabcabc"]})
+
+
+def test_training_rows_that_do_not_fit_are_left_out_and_counted(tokenizer, tmp_path, caplog):
+    """None loses its end: TRL drops a row whose prompt fills `max_length`, and cuts the completion of another."""
+    args = arguments(tmp_path, max_length=8)
+    trainer = CompletionTrainer(
+        model=make_language_model(tokenizer), args=args, train_dataset=long_rows(), processing_class=tokenizer
+    )
+    rows = trainer.train_dataset
+    assert [len(ids) for ids in rows["input_ids"]] == [4, 6]
+    assert all(ids[-1] == tokenizer.eos_token_id for ids in rows["input_ids"])
+    assert caplog.text.count("train_dataset: 2 of 4 rows are longer than max_length=8 tokens") == 1
+    assert "(row 2 has 10); they are left out" in caplog.text
+    caplog.clear()
+    for max_length in (None, 12):
+        args = arguments(tmp_path, max_length=max_length)
+        whole = CompletionTrainer(
+            model=make_language_model(tokenizer), args=args, train_dataset=long_rows(), processing_class=tokenizer
+        )
+        assert [len(ids) for ids in whole.train_dataset["input_ids"]] == [4, 6, 10, 12]
+    assert "max_length" not in caplog.text
+
+
+def test_evaluation_rows_that_do_not_fit_and_no_row_that_fits_are_refused(tokenizer, tmp_path):
+    message = r"eval_dataset: 2 of 4 rows are longer than max_length=8 tokens.*Set args.max_length to 12 or to None"
+    options = {"processing_class": tokenizer, "args": arguments(tmp_path, max_length=8)}
+    with pytest.raises(ValueError, match=message):
+        CompletionTrainer(
+            make_language_model(tokenizer), train_dataset=rows_of(8), eval_dataset=long_rows(), **options
+        )
+    trainer = CompletionTrainer(make_language_model(tokenizer), train_dataset=rows_of(8), **options)
+    with pytest.raises(ValueError, match=message):
+        trainer.evaluate(long_rows())
+    with pytest.raises(ValueError, match="train_dataset: 2 of 2 rows are longer than max_length=8"):
+        CompletionTrainer(make_language_model(tokenizer), train_dataset=long_rows().select([2, 3]), **options)
+
+
+def test_rows_longer_than_the_positions_are_refused(tokenizer, tmp_path):
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, n_positions=11)
+    with pytest.raises(ValueError, match="train_dataset: got 1 of 4 rows with more tokens than the 11 positions"):
+        CompletionTrainer(
+            GPT2LMHeadModel(config), arguments(tmp_path), train_dataset=long_rows(), processing_class=tokenizer
+        )
+
+
+def test_completions_that_cannot_be_written_are_counted(tokenizer, tmp_path, caplog):
+    trainer = make_trainer(make_language_model(tokenizer), tokenizer, tmp_path, max_new_tokens=2)
+    assert "max_new_tokens" not in caplog.text, "a cut completion has all its tokens but the end"
+    trainer.evaluate(long_rows())
+    assert "eval_dataset: 1 of 4 completions have more than max_new_tokens=2 tokens" in caplog.text
+    assert "Set args.max_new_tokens to 10." in caplog.text
+
+
+@pytest.mark.parametrize("prompts", ["a:", [{"prompt": "a:"}], [["a"]]])
+def test_prompts_that_are_no_list_of_strings_are_refused(prompts, tokenizer):
+    with pytest.raises(ValueError, match="prompts: got .* expected"):
+        complete(make_language_model(tokenizer), tokenizer, prompts, max_new_tokens=2)
+
+
 def test_dropout_is_off_unless_asked_for(tokenizer, tmp_path):
     for disable in (True, False):
         model = make_language_model(tokenizer, attention_dropout=0.5)
@@ -231,6 +293,7 @@ def test_dropout_is_off_unless_asked_for(tokenizer, tmp_path):
         ({"max_new_tokens": 0}, "max_new_tokens: got 0, expected a positive"),
         ({"max_length": -3}, "max_length: got -3"),
         ({"packing": True}, "packing: got True, and completions are scored row by row"),
+        ({"truncation_mode": "keep_end"}, "truncation_mode: got 'keep_end', and no row is truncated"),
     ],
 )
 def test_wrong_arguments_say_what_to_do(tmp_path, options, message):

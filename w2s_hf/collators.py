@@ -17,12 +17,15 @@ __all__ = [
     "RewardPairCollator",
     "WeakToStrongCollator",
     "check_pairs",
+    "move_padding",
     "prepare_rows",
     "sorted_lengths",
     "split_by_tokens",
 ]
 
 logger = logging.getLogger(__name__)
+
+_IS_CUT = "w2s_hf_is_cut"  # a column that lasts for one call
 
 
 def prepare_rows(
@@ -46,7 +49,7 @@ def prepare_rows(
         n_classes (`int`, *optional*, defaults to `2`): C.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): For a text column.
         text_field (`str`, *optional*, defaults to `"text"`): That column.
-        max_length (`int`, *optional*): Longer texts are truncated.
+        max_length (`int`, *optional*): Longer texts are truncated, and counted in a warning.
         needs_labels (`bool`, *optional*, defaults to `True`): Refuse rows without.
 
     Raises:
@@ -78,12 +81,22 @@ def prepare_rows(
     if text_field not in columns or tokenizer is None:
         got = f"columns {columns}" if text_field not in columns else "a text column and no processing_class"
         raise ValueError(f"{name}: got {got}, expected `input_ids`, or `{text_field}` and a tokenizer.")
+
     # The function must not see the trainer: datasets pickles all that it sees to name its cache file.
-    return dataset.map(
-        lambda rows: tokenizer(rows[text_field], truncation=max_length is not None, max_length=max_length),
-        batched=True,
-        desc=f"Tokenizing {name}",
-    )
+    def encode(rows: dict) -> dict:
+        encoded = tokenizer(rows[text_field], verbose=False)
+        is_cut = [max_length is not None and len(ids) > max_length for ids in encoded["input_ids"]]
+        if any(is_cut):
+            encoded = tokenizer(rows[text_field], truncation=True, max_length=max_length)
+        return {**encoded, _IS_CUT: is_cut}
+
+    tokens = dataset.map(encode, batched=True, desc=f"Tokenizing {name}")
+    n_cut = sum(tokens[_IS_CUT])
+    if n_cut:
+        logger.warning(
+            f"{name}: {n_cut} of {len(tokens)} texts are longer than max_length={max_length} tokens and are truncated"
+        )
+    return tokens.remove_columns(_IS_CUT)
 
 
 @dataclass
@@ -197,6 +210,35 @@ class RewardPairCollator(DataCollatorForPreference):
 
 def _hash(ids: list[int]) -> int:
     return zlib.crc32(np.asarray(ids, dtype=np.int64).tobytes())
+
+
+def move_padding(batch: dict, side: str) -> dict:
+    """
+    A batch whose padding is on one side of its rows, wherever a tokenizer or collator has put it.
+
+    Args:
+        batch (`dict`): Tensors; those that begin with the shape of `attention_mask` `(B, T)` are moved. Without a
+            mask nothing is padded.
+        side (`str`): `"right"` or `"left"`.
+
+    Returns:
+        `dict`: The same batch if all its rows begin (`"right"`) or end (`"left"`) with a token.
+    """
+    mask = batch.get("attention_mask")
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
+        return batch
+    is_token = mask.bool()
+    if is_token[:, 0 if side == "right" else -1].all():
+        return batch
+    # Only the padding before the first token, or behind the last one: other masked positions stay where they are.
+    shifts = is_token.int().argmax(dim=1) if side == "right" else -is_token.flip(1).int().argmax(dim=1)
+    length = mask.shape[1]
+    columns = (torch.arange(length, device=mask.device) + shifts[:, None]) % length
+    rows = torch.arange(len(mask), device=mask.device)[:, None]
+    return {
+        key: value[rows, columns] if isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape else value
+        for key, value in batch.items()
+    }
 
 
 def sorted_lengths(batch: dict[str, torch.Tensor], n_sequences: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+from transformers.utils.logging import get_logger
 from trl import ModelConfig, RewardConfig, SFTConfig
 
 from .losses import LOSS_TYPES
@@ -18,9 +20,12 @@ __all__ = [
     "RewardPairConfig",
     "StudentConfig",
     "WeakToStrongConfig",
+    "computes_in_bfloat16",
     "hardware",
     "training_settings",
 ]
+
+logger = get_logger(__name__)
 
 # A method is how a student learns from the weak labels; "naive" is the paper's word for plain finetuning on them.
 METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
@@ -48,9 +53,21 @@ def hardware() -> str:
     return name if state.num_processes == 1 else f"{state.num_processes} x {name}"
 
 
+def computes_in_bfloat16(use_cpu: bool = False) -> bool:
+    """
+    Whether the device of a training computes in bfloat16. A CPU is taken for one that does not: without instructions
+    for it, bfloat16 is some forty times slower than float32.
+    """
+    return not use_cpu and (is_torch_bf16_gpu_available() or is_torch_xla_available())
+
+
 @dataclass
 class _OwnDefaults:
-    """What the configurations of all trainers have otherwise than [`~transformers.TrainingArguments`]."""
+    """
+    What the configurations of all trainers have otherwise than [`~transformers.TrainingArguments`].
+
+    Where `bf16` is left at TRL's default, `None`, it is true if the device computes in bfloat16, and false elsewhere.
+    """
 
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "LoRA leaves no parameter unused, and looking for them costs time."}
@@ -61,6 +78,14 @@ class _OwnDefaults:
         # Newer transformers warn of the old name, which older ones and TRL's defaults have.
         if getattr(self, "activation_checkpointing", False) is None:
             self.activation_checkpointing = self.gradient_checkpointing
+        if self.bf16 is None and not self.fp16 and not computes_in_bfloat16(self.use_cpu):
+            logger.warning_once("bf16 is not set: training in float32, because there is no GPU with bfloat16 to use")
+            self.bf16 = False
+        if (self.bf16 or self.bf16_full_eval) and not self.use_cpu and not computes_in_bfloat16():
+            raise ValueError(
+                f"{'bf16' if self.bf16 else 'bf16_full_eval'}: got True on a machine without a GPU that computes in "
+                "bfloat16. Set use_cpu=True, bf16=False to train in float32 on the CPU."
+            )
         super().__post_init__()
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(
@@ -193,7 +218,8 @@ class WeakToStrongConfig(LossArguments, TrainingArguments):
 
     Args:
         max_length (`int`, *optional*, defaults to `512`):
-            Longest row in tokens; longer texts are truncated when the trainer tokenizes a text column itself.
+            Longest row in tokens. Longer texts are truncated when the trainer tokenizes a text column itself, and
+            counted in a warning; rows that come as `input_ids` are used as they are.
         dataset_text_field (`str`, *optional*, defaults to `"text"`):
             Column to tokenize where a dataset has no `input_ids`.
         disable_dropout (`bool`, *optional*, defaults to `True`):
@@ -248,8 +274,8 @@ class RewardPairConfig(LossArguments, RewardConfig):
     pair means that the chosen response is the better one. (For `aux_prior` each pair's sides are taken in an order of
     its own, which has nothing to do with the preference, so that one half is the natural share.)
 
-    `model_init_kwargs` are keyword arguments of [`load_student`]. As in [`~trl.RewardConfig`], `bf16` and
-    `gradient_checkpointing` are on by default.
+    `model_init_kwargs` are keyword arguments of [`load_student`]. As in [`~trl.RewardConfig`],
+    `gradient_checkpointing` is on by default, and so is `bf16` where the device computes in bfloat16.
     """
 
     _argument_group_name = "training (every RewardConfig field, and the weak-to-strong losses)"
@@ -274,10 +300,11 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
         disable_dropout (`bool`, *optional*, defaults to `True`): Set every dropout of the model to 0.
 
     Defaults that differ from [`~trl.SFTConfig`]: `completion_only_loss=True`, `ddp_find_unused_parameters=False`,
-    `hub_strategy="end"` (one upload, after the last step).
+    `hub_strategy="end"` (one upload, after the last step), and `bf16=False` on a CPU. Rows of more than `max_length`
+    tokens are not truncated: [`CompletionTrainer`] leaves them out of the training and refuses them in evaluation.
 
     Raises:
-        ValueError: a value is outside its range, or rows would be packed.
+        ValueError: a value is outside its range, or rows would be packed or truncated from the left.
     """
 
     _argument_group_name = "training (every SFTConfig field)"
@@ -289,6 +316,11 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
     completion_only_loss: bool | None = field(default=True, metadata={"help": "The prompt is no part of the loss."})
 
     def __post_init__(self):
+        if self.truncation_mode != "keep_start":
+            raise ValueError(
+                f"truncation_mode: got {self.truncation_mode!r}, and no row is truncated: training rows longer than "
+                "max_length are left out. Remove truncation_mode, and shorten the prompts of the dataset instead."
+            )
         super().__post_init__()
         for name in ("max_length", "max_new_tokens"):
             value = getattr(self, name)

@@ -11,14 +11,21 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets.utils import tqdm
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, PeftType
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .labels import Completion
 
-__all__ = ["complete"]
+__all__ = ["complete", "has_virtual_tokens"]
 
 logger = logging.getLogger(__name__)
+
+
+def has_virtual_tokens(peft_config: PeftConfig) -> bool:
+    """Whether adapters are embeddings before the tokens (prompt tuning, p-tuning), which prefix tuning's are not."""
+    # "CARTRIDGE", a prefix as well, is unknown to older versions of PEFT.
+    is_prefix = peft_config.peft_type == PeftType.PREFIX_TUNING or peft_config.peft_type == "CARTRIDGE"
+    return peft_config.is_prompt_learning and not is_prefix
 
 
 def complete(
@@ -52,9 +59,17 @@ def complete(
         `list[Completion]`: One a prompt.
 
     Raises:
-        ValueError: the tokenizer has no end-of-text token, or a prompt has no token.
+        ValueError: the prompts are no strings, one of them has no token, or the tokenizer has no end-of-text token.
     """
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts: got the string {prompts!r}, expected a list of strings. Put it in a list.")
     prompts = list(prompts)
+    wrong = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"prompts: got a {type(wrong).__name__} among them, expected strings. Of a dataset, give the column: "
+            "rows['prompt']."
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no end-of-text token, so that no completion would ever end; set one.")
     encoded = tokenizer(prompts)["input_ids"] if prompts else []
@@ -65,6 +80,8 @@ def complete(
     done = _kept(keep, prompts, max_new_tokens)
     # The longest first: what does not fit into memory does not fit at once.
     missing = sorted(set(range(len(prompts))) - done.keys(), key=lambda index: (-len(encoded[index]), index))
+    if isinstance(model, PeftModel) and has_virtual_tokens(model.active_peft_config):
+        batch_size = 1  # PEFT puts virtual tokens before the padding, and completions depend on it (0.18 and 0.21)
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     own = batches[state.process_index :: state.num_processes]
     made: list[tuple[int, Completion]] = []

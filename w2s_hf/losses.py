@@ -32,6 +32,11 @@ def _reduce(row_losses: torch.Tensor, reduction: str) -> torch.Tensor:
 
 
 def _check(logits: torch.Tensor, soft_labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if not (torch.is_tensor(logits) and torch.is_tensor(soft_labels)):
+        raise ValueError(
+            f"Got logits as {type(logits).__name__} and soft labels as {type(soft_labels).__name__}, expected a "
+            "torch.Tensor twice."
+        )
     if logits.ndim != 2 or logits.shape != soft_labels.shape:
         raise ValueError(
             f"Got logits of shape {tuple(logits.shape)} and soft labels of shape {tuple(soft_labels.shape)}, expected "
@@ -100,6 +105,10 @@ def confidence_threshold(probabilities: torch.Tensor, prior: float) -> torch.Ten
     """
     if not 0 <= prior <= 1:
         raise ValueError(f"prior: got {prior}, expected a share between 0 and 1.")
+    if probabilities.ndim != 1 or not len(probabilities):
+        raise ValueError(
+            f"probabilities: got the shape {tuple(probabilities.shape)}, expected P(class 1) of shape (N,), with rows."
+        )
     probabilities = probabilities.float()
     # Not torch.quantile: it refuses more than 16 million rows and a q of another dtype. N is small; sorting is cheap.
     ordered = probabilities.sort().values

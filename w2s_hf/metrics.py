@@ -55,6 +55,9 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def accuracy_interval(correct: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of the share of `correct` (`(N,)` bool). Source: scipy.stats.binomtest."""
+    correct = np.asarray(correct)
+    if correct.ndim != 1 or not len(correct):
+        raise ValueError(f"correct: got the shape {correct.shape}, expected (N,) with at least one row.")
     interval = binomtest(int(np.sum(correct)), len(correct)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -71,6 +74,12 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
     Returns:
         `float` in [0, 1], or `None` where only one class occurs.
     """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.ndim != 1 or scores.shape != labels.shape:
+        raise ValueError(
+            f"Got scores of shape {scores.shape} and labels of shape {labels.shape}, expected (N,) twice. Of "
+            "probabilities (N, 2), give the second column."
+        )
     if len(np.unique(labels)) < 2:
         return None
     return float(roc_auc_score(labels, scores))
@@ -97,7 +106,10 @@ def squared_distance(probabilities: np.ndarray, others: np.ndarray) -> float:
     Mean squared distance between class probabilities, `(N, C)` each: half the sum over the classes, which for two is
     the squared difference of P(class 1). In [0, 1].
     """
-    difference = np.asarray(probabilities, dtype=np.float64) - np.asarray(others, dtype=np.float64)
+    first, second = (np.asarray(values, dtype=np.float64) for values in (probabilities, others))
+    if first.ndim != 2 or first.shape != second.shape or not len(first):
+        raise ValueError(f"Got the shapes {first.shape} and {second.shape}, expected (N, C) twice, with rows.")
+    difference = first - second
     return float((difference**2).sum(axis=1).mean() / 2)
 
 
@@ -130,6 +142,10 @@ def agreement(
 
 def agreement_shares(same: np.ndarray, right: np.ndarray) -> dict[str, float | None]:
     """[`agreement`] of answers of any kind: are they the same, and is the supervisor's right, `(N,)` bool each."""
+
+    same, right = (np.asarray(values, dtype=bool) for values in (same, right))
+    if same.ndim != 1 or same.shape != right.shape:
+        raise ValueError(f"Got the shapes {same.shape} and {right.shape}, expected (N,) twice.")
 
     def share(rows: np.ndarray) -> float | None:
         return float(same[rows].mean()) if rows.any() else None
@@ -258,6 +274,8 @@ def pgr_over_seeds(
         `dict` with `pgr_median` (over the seeds that have a PGR; `None` if none has), `pgr_ci95` (list of two, or
         `None` if unbounded; a seed without PGR counts as infinite at either end), `n_seeds`, `n_undefined`.
     """
+    if not len(runs):
+        raise ValueError("runs: got none, expected one triple per seed.")
     stacked = [_stack(*run) for run in runs]
     defined = []
     for run in stacked:

@@ -36,6 +36,7 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import disable_dropout_in_model
 
+from .config import computes_in_bfloat16
 from .heads import HEAD_NAMES, classification_head, find_head, full_precision_head, output_layer
 from .hub import FILE_OPTIONS, cached_commit, has_only_pickles
 from .original_qwen import (
@@ -104,7 +105,7 @@ def load_student(
     task_type: str = "SEQ_CLS",
     num_labels: int | None = None,
     load_in_4bit: bool = False,
-    dtype: str | torch.dtype = "bfloat16",
+    dtype: str | torch.dtype | None = None,
     peft_config: LoraConfig | None = None,
     quantization_config: BitsAndBytesConfig | None = None,
     is_trainable: bool = False,
@@ -126,8 +127,9 @@ def load_student(
             Outputs of the head for `"SEQ_CLS"`; by default those of the checkpoint, and 2 for a base.
         load_in_4bit (`bool`, *optional*, defaults to `False`):
             nf4 weights with double quantization and `dtype` compute; the head stays in full precision.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"bfloat16"`):
-            Of the weights that are not quantized; `"auto"` is that of the checkpoint.
+        dtype (`str` or `torch.dtype`, *optional*):
+            Of the weights that are not quantized; `"auto"` is that of the checkpoint. Defaults to `"bfloat16"` on a
+            machine with a GPU that computes in it, and elsewhere to `"float32"`, which is faster on a CPU.
         peft_config ([`~peft.LoraConfig`], *optional*): Adds fresh adapters, see [`fresh_adapter`].
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): In place of `load_in_4bit`.
         is_trainable (`bool`, *optional*, defaults to `False`): Train the adapters of a finished student further.
@@ -148,6 +150,8 @@ def load_student(
         raise ValueError(f"task_type: got {task_type!r}, expected SEQ_CLS, REWARD or CAUSAL_LM.")
     if load_in_4bit and quantization_config is not None:
         raise ValueError("Got load_in_4bit=True and a quantization_config; give one of them.")
+    if dtype is None:
+        dtype = "bfloat16" if computes_in_bfloat16() else "float32"
     if isinstance(dtype, str) and dtype != "auto":
         if dtype not in ("bfloat16", "float16", "float32"):
             raise ValueError(f"dtype: got {dtype!r}, expected bfloat16, float16, float32 or auto.")

@@ -32,6 +32,11 @@ def compare_answers(same: np.ndarray, student_right: np.ndarray, supervisor_righ
     same, student_right, supervisor_right = (
         np.asarray(values, dtype=bool) for values in (same, student_right, supervisor_right)
     )
+    if not same.shape == student_right.shape == supervisor_right.shape or same.ndim != 1:
+        raise ValueError(
+            f"Got the shapes {same.shape}, {student_right.shape} and {supervisor_right.shape}, expected (N,) three "
+            "times: one answer per test row."
+        )
     if (same & (student_right != supervisor_right)).any():
         raise ValueError("same: got rows with the same answer of which one is right and one is not.")
 

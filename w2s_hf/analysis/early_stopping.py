@@ -27,6 +27,11 @@ def choose_stops(against_weak: Sequence[float], against_truth: Sequence[float]) 
     Returns:
         `dict[str, int]`: Position of the snapshot.
     """
+    if not len(against_weak) or len(against_weak) != len(against_truth):
+        raise ValueError(
+            f"Got accuracies of {len(against_weak)} and {len(against_truth)} snapshots, expected the same number of "
+            "each, and at least one."
+        )
     return {
         "last_step": len(against_weak) - 1,
         "weak_labels": int(np.argmax(against_weak)),

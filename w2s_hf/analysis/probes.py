@@ -1,6 +1,6 @@
 """Probes: simple classifiers on hidden states, to ask what a model knows and to mend weak labels (paper, 5.2.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from ..heads import classification_head
 from ..markdown import markdown_table
 from ..modeling import align_padding
+from .arguments import probabilities_of, tokens_of
 from .batches import through_model
 from .figures import accuracy_cell, bars, draw, intervals_of, mean_cell, over_seeds, pgr_cell, pgr_note
 
@@ -38,7 +39,7 @@ __all__ = [
 def last_hidden_states(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    tokens: Dataset,
+    tokens: Dataset | Sequence[Mapping],
     *,
     batch_size: int = 32,
 ) -> np.ndarray:
@@ -50,12 +51,13 @@ def last_hidden_states(
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A sequence classifier in eval mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): For padding.
-        tokens ([`~datasets.Dataset`]): Rows with `input_ids`.
+        tokens ([`~datasets.Dataset`] or a list of encodings): Rows with `input_ids`, without padding.
         batch_size (`int`, *optional*, defaults to 32): Rows at a time on each rank.
 
     Returns:
         `np.ndarray` of shape `(N, hidden size)`, float32, in order, on every rank.
     """
+    encoded = tokens_of(tokens, "tokens")
     align_padding(model, tokenizer)  # a decoder refuses batches without it
     captured: list[torch.Tensor] = []
     handle = classification_head(model).register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
@@ -71,7 +73,7 @@ def last_hidden_states(
 
     options = {"batch_size": batch_size, "padding_side": "right", "desc": "Hidden states"}
     try:
-        return through_model(tokenizer, tokens["input_ids"][:], answer, **options)
+        return through_model(tokenizer, encoded, answer, **options)
     finally:
         handle.remove()
 
@@ -87,7 +89,8 @@ def logistic_probe(
     Logistic regression on soft labels: a row counts for either class by its probability. Features are standardized.
 
     Args:
-        features (`np.ndarray` of shape `(N, D)`), probabilities (`np.ndarray` of shape `(N, 2)`): To learn from.
+        features (`np.ndarray` of shape `(N, D)`): Inputs to learn from.
+        probabilities (`np.ndarray` of shape `(N, 2)` or `(N,)`): Their labels: probabilities, P(class 1) or classes.
         validation (pair of arrays, *optional*): More of both. Of several `l2` the one with the best accuracy against
             these labels is taken, the strongest of equal ones; as in the paper, which stops its probes by validation
             labels of the same kind. Without it the third is taken.
@@ -97,10 +100,12 @@ def logistic_probe(
         A fitted classifier of scikit-learn; `predict_proba(features)` is `(N, 2)`.
 
     Raises:
-        ValueError: the labels are all of one class.
+        ValueError: the labels are all of one class, or they are no labels of these rows.
     """
     features = np.asarray(features)
-    weights = np.asarray(probabilities, dtype=np.float64)
+    weights = probabilities_of(probabilities, "probabilities", len(features))
+    if validation is not None:
+        judged = probabilities_of(validation[1], "validation", len(validation[0])).argmax(axis=1)
     if (weights.sum(axis=0) == 0).any():
         raise ValueError(
             "probabilities: got labels of one class alone, expected two: there is nothing to tell apart. Look at the "
@@ -122,7 +127,7 @@ def logistic_probe(
         )
         if validation is None:
             return probe
-        accuracy = (probe.predict(validation[0]) == np.asarray(validation[1]).argmax(axis=1)).mean()
+        accuracy = (probe.predict(validation[0]) == judged).mean()
         if accuracy > best_accuracy:
             best, best_accuracy = probe, accuracy
     return best
@@ -140,7 +145,7 @@ def out_of_fold(probe: Pipeline, features: np.ndarray, probabilities: np.ndarray
     Returns:
         `np.ndarray` of shape `(N, 2)`, float64.
     """
-    probabilities = np.asarray(probabilities)
+    probabilities = probabilities_of(probabilities, "probabilities", len(features))
     opinions = np.empty((len(features), 2))
     strength = 1 / (2 * probe[-1].C * len(features))
     for learned, asked in KFold(n_folds, shuffle=True, random_state=0).split(features):
@@ -170,12 +175,13 @@ def neighbour_labels(
     Returns:
         `np.ndarray` of shape `(M, 2)`, float64.
     """
+    probabilities = probabilities_of(probabilities, "probabilities", len(features))
     scaler = StandardScaler().fit(features)
-    k = _n_neighbours(k, np.asarray(probabilities).argmax(axis=1))
+    k = _n_neighbours(k, probabilities.argmax(axis=1))
     neighbours = NearestNeighbors(n_neighbors=k).fit(scaler.transform(features))
     asked = None if others is None else scaler.transform(others)
     nearest = neighbours.kneighbors(asked, return_distance=False)
-    return np.asarray(probabilities, dtype=np.float64)[nearest].mean(axis=1)
+    return probabilities[nearest].mean(axis=1)
 
 
 def doubtful(labels: np.ndarray, second_opinion: np.ndarray, share: float = 0.1) -> np.ndarray:
@@ -184,7 +190,8 @@ def doubtful(labels: np.ndarray, second_opinion: np.ndarray, share: float = 0.1)
 
     Ties are broken by position. 10 % is the contamination that EleutherAI/w2s assumes.
     """
-    distance = np.abs(np.asarray(labels)[:, 1] - np.asarray(second_opinion)[:, 1])
+    labels = probabilities_of(labels, "labels")
+    distance = np.abs(labels[:, 1] - probabilities_of(second_opinion, "second_opinion", len(labels))[:, 1])
     worst = np.argsort(-distance, kind="stable")[: round(share * len(distance))]
     dropped = np.zeros(len(distance), dtype=bool)
     dropped[worst] = True
@@ -208,6 +215,11 @@ def topological_filter(features: np.ndarray, labels: np.ndarray, *, k: int = 50)
         `np.ndarray` of shape `(N,)`, bool: the rows to keep.
     """
     labels = np.asarray(labels)
+    if labels.ndim != 1 or len(labels) != len(features):
+        raise ValueError(
+            f"labels: got the shape {labels.shape}, expected ({len(features)},), one class per row of features. For "
+            "probabilities, give their argmax(axis=1)."
+        )
     graph = csr_array(kneighbors_graph(StandardScaler().fit_transform(features), _n_neighbours(k, labels)))
     classes, own = np.unique(labels, return_inverse=True)
     kept = np.zeros(len(labels), dtype=bool)

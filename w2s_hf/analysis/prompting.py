@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from .arguments import classes_of, texts_of
 from .batches import through_model
 from .figures import bars, draw, intervals_of, over_seeds
 
@@ -61,12 +62,14 @@ def few_shot_prompts(
         seed (`int`, *optional*, defaults to 0): Of the examples.
 
     Raises:
-        ValueError: there are too few examples, or not as many labels.
+        ValueError: there are too few examples, not as many labels, or labels that are not classes 0 and 1.
     """
+    texts, examples = texts_of(texts, "texts"), texts_of(examples, "examples")
     if len(examples) != len(labels):
         raise ValueError(f"Got {len(examples)} examples and {len(labels)} labels, expected a label of each.")
     if not 0 <= n_shots <= len(examples):
         raise ValueError(f"n_shots: got {n_shots}, expected at most the {len(examples)} examples; take fewer.")
+    labels = classes_of(labels, "labels")
     rng = np.random.default_rng(seed)
     prompts = []
     for text in texts:
@@ -127,8 +130,11 @@ def answer_probabilities(
     Raises:
         ValueError: a prompt is longer than what the model reads, or the answers do not differ.
     """
+    prompts = texts_of(prompts, "prompts")
+    if not prompts:
+        raise ValueError("prompts: got none, expected at least one.")
     shared, pair = answer_tokens(tokenizer, form)
-    encoded = [ids + shared for ids in tokenizer(list(prompts))["input_ids"]]
+    encoded = [ids + shared for ids in tokenizer(prompts)["input_ids"]]
     longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
     n_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if n_positions is not None and len(encoded[longest]) > n_positions:

@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..markdown import markdown_table
+from .arguments import classes_of, probabilities_of
 from .figures import accuracy_cell, bars, draw, intervals_of, lines, mean_cell, over_seeds, pgr_cell, pgr_note
 from .probes import logistic_probe
 
@@ -56,7 +57,7 @@ def simulate_labels(
     Raises:
         ValueError: no such kind, more errors than rows, or what it needs is missing.
     """
-    truth = np.asarray(truth, dtype=np.int64)
+    truth = classes_of(truth, "truth")
     if kind not in ERROR_KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(ERROR_KINDS)}.")
     if not 0 <= n_errors <= len(truth):
@@ -64,15 +65,19 @@ def simulate_labels(
     needed = {"longest": texts, "shortest": texts, "unconfident": strong, "confident": strong}
     if kind in needed and needed[kind] is None:
         raise ValueError(f"kind {kind!r} needs `{'texts' if 'est' in kind else 'strong'}`.")
+    if kind in needed and len(needed[kind]) != len(truth):
+        raise ValueError(f"kind {kind!r}: got {len(needed[kind])} rows to rank, expected {len(truth)}, as in `truth`.")
+    if strong is not None:
+        strong = probabilities_of(strong, "strong", len(truth))
     if kind == "random":
         rank = np.zeros(len(truth))
     elif kind in ("longest", "shortest"):
         lengths = np.array([len(text) for text in texts])
         rank = lengths if kind == "shortest" else -lengths
     elif kind == "unconfident":
-        rank = np.asarray(strong).max(axis=1)
+        rank = strong.max(axis=1)
     else:
-        rank = -np.asarray(strong)[np.arange(len(truth)), truth]
+        rank = -strong[np.arange(len(truth)), truth]
     shuffled = np.random.default_rng(seed).permutation(len(truth))
     wrong = shuffled[np.argsort(rank[shuffled], kind="stable")[:n_errors]]
     labels = truth.copy()
@@ -96,6 +101,11 @@ def with_opinion(
         labels (sequence of `int`): The supervisor's class of each row, 0 or 1.
         opinions (`tuple[str, str]`, *optional*): What is said for each class.
     """
+    if "text" not in rows.column_names:
+        raise ValueError(f"rows: got the columns {', '.join(rows.column_names)}, expected `text`.")
+    labels = classes_of(labels, "labels")
+    if len(labels) != len(rows):
+        raise ValueError(f"labels: got {len(labels)}, expected {len(rows)}, one per row.")
     texts = [text + opinions[label] for text, label in zip(rows["text"], labels, strict=True)]
     return rows.remove_columns("text").add_column("text", texts)
 
@@ -126,11 +136,13 @@ def feature_experiment(
         `list[dict]`: Of each `k` the accuracies `weak`, `simulable`, `random` (students) and `ceiling`.
     """
 
-    def one_hot(labels: np.ndarray) -> np.ndarray:
-        return np.eye(2)[np.asarray(labels)]
-
     def fit(features: np.ndarray, labels: np.ndarray):
-        return logistic_probe(features, one_hot(labels), l2=[1 / (2 * len(features))])
+        return logistic_probe(features, labels, l2=[1 / (2 * len(features))])
+
+    sets = {"weak": weak, "student": student, "test": test}
+    weak, student, test = (
+        (np.asarray(features), classes_of(labels, name)) for name, (features, labels) in sets.items()
+    )
 
     ceiling = float(fit(*student).score(*test))
     found = []

@@ -35,11 +35,14 @@ from .chain import (
     rows_of_links,
     unlabelled,
 )
+from .checks import check_arguments, check_loss, refuse_misspelt
 from .student_card import WithStudentCard
 from .weak_to_strong import WeakToStrongTrainer
 from .whole_step import load_model
 
 __all__ = ["BootstrapTrainer"]
+
+_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 
 _Labels = dict[str, WeakLabels]  # of the rows to train on, and of those to evaluate on where there are any
 
@@ -130,8 +133,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         **kwargs,
     ):
         args = BootstrapConfig() if args is None else args
-        if not isinstance(args, BootstrapConfig):
-            raise ValueError(f"args: got a {type(args).__name__}, expected a BootstrapConfig, which has its fields.")
+        check_arguments(args, BootstrapConfig)
         if n_links < 1:
             raise ValueError(f"n_links: got {n_links}, expected at least one student.")
         if "optimizers" in kwargs:
@@ -145,7 +147,13 @@ class BootstrapTrainer(WeakToStrongTrainer):
         self._rows = {"train": rows_of_links(train_dataset, "train_dataset", n_links, args.dataset_text_field)}
         if eval_dataset is not None:
             self._rows["eval"] = rows_of_links(eval_dataset, "eval_dataset", n_links, args.dataset_text_field)
+        if args.remove_unused_columns:
+            reads = ("label", "labels", "label_ids", args.dataset_text_field, *_MODEL_INPUTS)
+            for name, (first, *others) in self._rows.items():
+                for rows in (first, *map(unlabelled, others)):
+                    refuse_misspelt(rows, f"{name}_dataset", labels="labels", reads=reads)
         self._given = {name: labels_of(parts[0], f"{name}_dataset") for name, parts in self._rows.items()}
+        check_loss(args.loss_type, self._given["train"].probabilities.shape[1])
         tokenizers = processing_class if isinstance(processing_class, list) else [processing_class] * n_links
         if len(tokenizers) != n_links:
             raise ValueError(

@@ -16,6 +16,7 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedTokeniz
 
 from ..config import BootstrapConfig
 from ..labels import WeakLabels, as_probabilities
+from .checks import check_dataset
 
 __all__ = [
     "ChainDirectory",
@@ -68,7 +69,13 @@ def rows_of_links(dataset: Dataset | list[Dataset] | None, name: str, n_links: i
     Raises:
         ValueError: another number of datasets than links, no rows, nothing to make tokens of, or repeated ids.
     """
-    parts = dataset if isinstance(dataset, list) else [dataset] * n_links
+    # A list of rows is no list of datasets.
+    parts = dataset if isinstance(dataset, list) and not any(type(part) is dict for part in dataset) else [dataset]
+    for rows in parts:
+        if rows is None:
+            raise ValueError(f"{name}: got None, expected a datasets.Dataset.")
+        check_dataset(rows, name, (Dataset,))
+    parts = parts if isinstance(dataset, list) else parts * n_links
     if len(parts) != n_links:
         raise ValueError(
             f"{name}: got a list of {len(parts)} datasets for {n_links} links, expected one for each, or one dataset "
@@ -76,8 +83,6 @@ def rows_of_links(dataset: Dataset | list[Dataset] | None, name: str, n_links: i
         )
     for number, rows in enumerate(parts, 1):
         which = f"{name} of link {number}" if isinstance(dataset, list) else name
-        if not isinstance(rows, Dataset):
-            raise ValueError(f"{which}: got a {type(rows).__name__}, expected a datasets.Dataset.")
         if len(rows) == 0:
             raise ValueError(f"{which}: got no rows, expected at least one.")
         if not {"input_ids", "inputs_embeds", text_field} & set(rows.column_names):

@@ -1,5 +1,6 @@
 """`CompletionTrainer`: TRL's SFT for answers that are text, scored by what the model writes."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
 from peft import PeftConfig, PeftModel
+from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
@@ -18,11 +20,22 @@ from ..config import CompletionConfig
 from ..generation import complete
 from ..labels import Completion
 from ..modeling import disable_dropout, keep_trainable
+from .checks import (
+    RefusesFrozenModels,
+    check_arguments,
+    check_columns,
+    check_dataset,
+    named_parts,
+    refuse_frozen,
+    refuse_longer,
+)
 from .evaluation import OrderedEvaluation
 from .student_card import WithStudentCard
 from .whole_step import load_model, refuse_data_parallel
 
 __all__ = ["CompletionTrainer", "autocast"]
+
+logger = logging.getLogger(__name__)
 
 
 def autocast(args: TrainingArguments) -> AbstractContextManager:
@@ -31,7 +44,7 @@ def autocast(args: TrainingArguments) -> AbstractContextManager:
     return torch.autocast(args.device.type, dtype=dtype, enabled=args.bf16 or args.fp16)
 
 
-class CompletionTrainer(OrderedEvaluation, WithStudentCard, SFTTrainer):
+class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard, SFTTrainer):
     """
     [`~trl.SFTTrainer`] on rows with `prompt` and `completion`, both text; the loss is on completions only.
 
@@ -96,8 +109,10 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, SFTTrainer):
         **kwargs,
     ):
         args = CompletionConfig() if args is None else args
-        if not isinstance(args, CompletionConfig):
-            raise ValueError(f"args: got a {type(args).__name__}, expected a CompletionConfig, which has its fields.")
+        check_arguments(args, CompletionConfig)
+        check_dataset(train_dataset, "train_dataset", (Dataset,))
+        for name, rows in named_parts(eval_dataset, "eval_dataset").items():
+            check_dataset(rows, name, (Dataset,))
         if processing_class is None and not isinstance(model, str):
             raise ValueError("Got a loaded model and no processing_class; give the tokenizer of the model.")
         model, processing_class = load_model(
@@ -109,6 +124,8 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, SFTTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        if train_dataset is not None:
+            refuse_frozen(model)
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         if "_untrained_forward" in base.__dict__:
             base.forward = base._untrained_forward
@@ -118,14 +135,14 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, SFTTrainer):
             disable_dropout(model)
         self._eval_rows = eval_dataset
         if train_dataset is not None:
-            train_dataset = _tokenize(train_dataset, "train_dataset", processing_class)
+            train_dataset = _prepare(train_dataset, "train_dataset", model, processing_class, args)
         if isinstance(eval_dataset, dict):
             eval_dataset = {
-                name: _tokenize(rows, f"eval_dataset[{name!r}]", processing_class)
+                name: _prepare(rows, f"eval_dataset[{name!r}]", model, processing_class, args)
                 for name, rows in eval_dataset.items()
             }
         elif eval_dataset is not None:
-            eval_dataset = _tokenize(eval_dataset, "eval_dataset", processing_class)
+            eval_dataset = _prepare(eval_dataset, "eval_dataset", model, processing_class, args)
         init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None  # used up
         try:
             with keep_trainable(model):
@@ -184,6 +201,9 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, SFTTrainer):
         Loss and accuracy on rows with `prompt` and `completion`, by default those given at the start; of several sets,
         each under its name.
         """
+        if not isinstance(eval_dataset, str):  # the name of one of several sets
+            for name, part in named_parts(eval_dataset, "eval_dataset").items():
+                check_dataset(part, name, (Dataset,))
         rows = self._eval_rows if eval_dataset is None else eval_dataset
         if isinstance(rows, dict):
             metrics = {}
@@ -194,7 +214,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, SFTTrainer):
         if isinstance(eval_dataset, str):
             rows = self._eval_rows[eval_dataset]
         elif eval_dataset is not None:
-            eval_dataset = _tokenize(eval_dataset, "eval_dataset", self.processing_class)
+            eval_dataset = _prepare(eval_dataset, "eval_dataset", self.model, self.processing_class, self.args)
         self._rows_to_write = rows
         try:
             return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
@@ -230,27 +250,39 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, SFTTrainer):
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def _prepare_test_rows(self, rows: Dataset) -> Dataset:
+        check_dataset(rows, "test_dataset")
         if not isinstance(rows, Dataset) or "input_ids" in rows.column_names:
             return rows
-        rows = _tokenize(rows, "test_dataset", self.processing_class)
-        lengths, max_length = np.array([len(ids) for ids in rows["input_ids"]]), self.args.max_length
-        too_long = np.flatnonzero(lengths > max_length) if max_length is not None else []
-        if len(too_long):
-            raise ValueError(
-                f"test_dataset: Got {len(too_long)} of {len(lengths)} rows with more than max_length={max_length} "
-                f"tokens (row {too_long[0]} has {lengths[too_long[0]]}). Shorten them or leave them out, or set "
-                "args.max_length=None."
-            )
+        rows = _prepare(rows, "test_dataset", self.model, self.processing_class, self.args)
         return self._prepare_dataset(rows, self.processing_class, self.args, False, None, "test")
 
 
-def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def _prepare(
+    rows: Dataset, name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: CompletionConfig
+) -> Dataset:
+    """The tokens of rows, see [`_tokenize`], which the model has positions for."""
+    tokens = _tokenize(rows, name, tokenizer, args.max_length)
+    refuse_longer(model, [len(ids) for ids in tokens["input_ids"]], name)
+    if name.startswith("eval_dataset"):
+        lengths = [sum(mask) - 1 for mask in tokens["completion_mask"]]  # without the end-of-text token
+        n_cut = sum(length > args.max_new_tokens for length in lengths)
+        if n_cut:
+            logger.warning(
+                f"{name}: {n_cut} of {len(lengths)} completions have more than max_new_tokens={args.max_new_tokens} "
+                f"tokens, so that the accuracy counts them as wrong. Set args.max_new_tokens to {max(lengths) + 1}."
+            )
+    return tokens
+
+
+def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     """
     Rows with `input_ids` and `completion_mask`: the tokens of the prompt, as in generation, and behind them those of
     the completion, as they are behind the prompt where that leaves the prompt alone, else as they are by themselves.
+
+    Nothing is truncated. Training rows of more than `max_length` tokens are left out and counted in a warning;
+    evaluation rows are refused, because the accuracy counts every row.
     """
-    if not isinstance(rows, Dataset):
-        raise ValueError(f"{name}: got a {type(rows).__name__}, expected one datasets.Dataset.")
+    check_dataset(rows, name, (Dataset,))
     if rows.format["type"] == "custom":
         raise ValueError(
             f"{name}: Got rows with a transform, which may change them from epoch to epoch, expected rows "
@@ -261,6 +293,7 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase) -> D
         raise ValueError(
             f"{name}: got the columns {', '.join(rows.column_names)}, expected `prompt` and `completion`."
         )
+    check_columns(rows, name, labels="completion", reads=("prompt", "completion"))
     if len(rows) == 0:
         raise ValueError(f"{name}: got no rows.")
     if tokenizer.eos_token_id is None:
@@ -284,4 +317,16 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase) -> D
 
     options = {"batched": True, "remove_columns": rows.column_names, "desc": f"Tokenizing {name}"}
     # As in w2s_hf.tasks.tokenizing: no cache file to name, and a Ctrl-C is not lost.
-    return rows.map(encode, **options, new_fingerprint=generate_random_fingerprint())
+    tokens = rows.map(encode, **options, new_fingerprint=generate_random_fingerprint())
+    lengths = np.array([len(ids) for ids in tokens["input_ids"]])
+    too_long = np.flatnonzero(lengths > max_length) if max_length is not None else np.array([], dtype=int)
+    if not len(too_long):
+        return tokens
+    found = (
+        f"{name}: {len(too_long)} of {len(rows)} rows are longer than max_length={max_length} tokens, prompt, "
+        f"completion and end-of-text token counted (row {too_long[0]} has {lengths[too_long[0]]})"
+    )
+    if name != "train_dataset" or len(too_long) == len(rows):
+        raise ValueError(f"{found}. Set args.max_length to {lengths.max()} or to None, or leave these rows out.")
+    logger.warning(f"{found}; they are left out")
+    return tokens.select(np.flatnonzero(lengths <= max_length))

@@ -19,6 +19,7 @@ from .. import losses
 from ..collators import RewardPairCollator, check_pairs
 from ..config import RewardPairConfig
 from ..modeling import disable_dropout, keep_trainable
+from .checks import check_arguments, check_columns, check_dataset, named_parts, refuse_frozen, refuse_longer
 from .evaluation import OrderedEvaluation
 from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
@@ -28,6 +29,11 @@ __all__ = ["RewardPairTrainer"]
 logger = logging.getLogger(__name__)
 
 _Pairs = datasets.Dataset | datasets.IterableDataset
+_KINDS = (datasets.Dataset, datasets.IterableDataset)
+_READ = (
+    "chosen", "rejected", "prompt", "chosen_ids", "rejected_ids", "soft_label", "margin", "tools",
+    "chat_template_kwargs",
+)  # fmt: skip
 
 
 class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, RewardTrainer):
@@ -119,8 +125,10 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
         **kwargs,
     ):
         args = RewardPairConfig() if args is None else args
-        if not isinstance(args, RewardPairConfig):
-            raise ValueError(f"args: got a {type(args).__name__}, expected a RewardPairConfig, which has its fields.")
+        check_arguments(args, RewardPairConfig)
+        check_dataset(train_dataset, "train_dataset", _KINDS)
+        _check_pairs_of(train_dataset, "train_dataset", args)
+        _check_pairs_of(eval_dataset, "eval_dataset", args)
         model, processing_class = load_model(
             model,
             args,
@@ -130,6 +138,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        if train_dataset is not None:
+            refuse_frozen(model)
         if args.disable_dropout:
             disable_dropout(model)
         # Used up, and TRL would warn that it is ignored.
@@ -154,6 +164,9 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
                 pad_token_id=self.data_collator.pad_token_id, pad_to_multiple_of=self.data_collator.pad_to_multiple_of
             )
         refuse_data_parallel(args)
+        self._refuse_longer(self.train_dataset, "train_dataset")
+        for name, part in named_parts(self.eval_dataset, "eval_dataset").items():
+            self._refuse_longer(part, name)
 
     # ---- Data ----
 
@@ -185,6 +198,10 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
                 "are left out"
             )
         return prepared
+
+    def _refuse_longer(self, dataset: _Pairs | None, name: str) -> None:
+        if isinstance(dataset, datasets.Dataset):
+            refuse_longer(self.model, self._lengths(dataset), name)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -269,8 +286,11 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """As [`~trl.RewardTrainer.evaluate`]; pairs are checked, and tokenized if they are text."""
+        if not isinstance(eval_dataset, str):  # or the name of one of several
+            _check_pairs_of(eval_dataset, "eval_dataset", self.args)
         if isinstance(eval_dataset, datasets.Dataset | datasets.IterableDataset):
             eval_dataset = self._prepare_dataset(eval_dataset, self.processing_class, self.args, "eval")
+            self._refuse_longer(eval_dataset, "eval_dataset")
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def prediction_step(
@@ -308,7 +328,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def _prepare_test_rows(self, dataset: _Pairs) -> _Pairs:
-        if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+        check_dataset(dataset, "test_dataset")
+        if not isinstance(dataset, _KINDS):
             return dataset
         unlimited = copy.copy(self.args)  # dataclasses.replace would reset accelerate's state
         unlimited.max_length = None
@@ -323,6 +344,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
                 f"tokens (row {too_long[0]} has {lengths[too_long[0]]}). Shorten or leave them out, or set "
                 "args.max_length=None."
             )
+        self._refuse_longer(dataset, "test_dataset")
         return dataset
 
     def _lengths(self, dataset: datasets.Dataset) -> np.ndarray:
@@ -342,6 +364,17 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
             better). The second is a `soft_label` for a student.
         """
         return self._predict_probabilities(dataset, ("soft_label", "margin"))
+
+
+def _check_pairs_of(dataset: _Pairs | dict[str, _Pairs] | None, name: str, args: RewardPairConfig) -> None:
+    """The kind and the columns of pairs; of each set where there are several."""
+    for which, part in named_parts(dataset, name).items():
+        check_dataset(part, which, _KINDS)
+        if args.remove_unused_columns:
+            optional = {"prompt", "soft_label", "margin"}
+            if "chosen_ids" in (getattr(part, "column_names", None) or ()):
+                optional.remove("prompt")
+            check_columns(part, which, labels="soft_label", reads=_READ, optional=optional)
 
 
 def _without_labels(inputs: dict) -> tuple[dict, torch.Tensor | None, torch.Tensor | None]:

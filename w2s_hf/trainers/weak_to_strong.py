@@ -18,6 +18,15 @@ from .. import losses
 from ..collators import WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
 from ..modeling import align_padding, cast_trainable_to_float32, disable_dropout, keep_4bit_gradients
+from .checks import (
+    check_arguments,
+    check_columns,
+    check_dataset,
+    check_loss,
+    named_parts,
+    refuse_frozen,
+    refuse_longer,
+)
 from .evaluation import OrderedEvaluation
 from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
@@ -104,6 +113,10 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Tra
         **kwargs,
     ):
         args = WeakToStrongConfig() if args is None else args
+        check_arguments(args, WeakToStrongConfig)
+        check_dataset(train_dataset, "train_dataset")
+        for name, part in named_parts(eval_dataset, "eval_dataset").items():
+            check_dataset(part, name)
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("Got a compute_loss_func, which args.loss_type replaces; override `_row_losses` instead.")
         model, processing_class = load_model(
@@ -135,11 +148,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Tra
         if data_collator is None:
             self.data_collator = WeakToStrongCollator(self.data_collator, n_classes)
         if train_dataset is not None:
-            if not any(parameter.requires_grad for parameter in self.model.parameters()):
-                raise ValueError(
-                    "Got a train_dataset and a model whose parameters are all frozen. To train a finished student "
-                    "further, load it with load_student(..., is_trainable=True)."
-                )
+            refuse_frozen(self.model)
+            check_loss(args.loss_type, n_classes)
             self.train_dataset = self._prepare_dataset(train_dataset, "train_dataset")
         if eval_dataset is not None:
             self.eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset")
@@ -151,7 +161,10 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Tra
     def call_model_init(self, trial=None) -> nn.Module:
         model = super().call_model_init(trial)
         keep_4bit_gradients(model)
-        return self._prepare_model(model)
+        model = self._prepare_model(model)
+        if getattr(self, "train_dataset", None) is not None:  # `train` calls for a new model
+            refuse_frozen(model)
+        return model
 
     def _prepare_model(self, model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
         """Precision, dropout and padding; for a model that was passed, and for each that `model_init` makes."""
@@ -168,13 +181,16 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Tra
 
     def _prepare_dataset(self, dataset: _Rows, name: str, needs_labels: bool = True) -> _Rows:
         """[`w2s_hf.collators.prepare_rows`] of a dataset, or of each of a dictionary; anything else as it is."""
-        if isinstance(dataset, dict):
-            return {
-                key: self._prepare_dataset(part, f"{name}[{key!r}]", needs_labels) for key, part in dataset.items()
-            }
+        parts = named_parts(dataset, name)
+        if name not in parts:
+            prepared = [self._prepare_dataset(part, which, needs_labels) for which, part in parts.items()]
+            return dict(zip(dataset, prepared, strict=True))
+        check_dataset(dataset, name)
+        if needs_labels and self.args.remove_unused_columns:
+            self._check_columns(dataset, name)
         if not isinstance(dataset, datasets.Dataset):
             return dataset
-        return prepare_rows(
+        dataset = prepare_rows(
             dataset,
             name,
             n_classes=_n_classes(self.model),
@@ -183,6 +199,19 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Tra
             max_length=self.args.max_length,
             needs_labels=needs_labels,
         )
+        if "input_ids" in dataset.column_names:
+            refuse_longer(self.model, [len(ids) for ids in dataset.with_format(None)["input_ids"]], name)
+        return dataset
+
+    def _check_columns(self, dataset: _Rows, name: str) -> None:
+        self._set_signature_columns_if_needed()
+        # Columns that any row may have, and whose absence is no error.
+        optional = {"labels", "attention_mask", "token_type_ids"} & {"labels", *self._signature_columns}
+        if {"label", "labels", "label_ids"} & set(getattr(dataset, "column_names", None) or ()):
+            optional.discard("labels")
+        lengths = {getattr(self.args, "length_column_name", "length")}
+        reads = {"label", "labels", self.args.dataset_text_field, *self._signature_columns, *lengths}
+        check_columns(dataset, name, labels="labels", reads=reads, optional=optional)
 
     # ---- Training ----
 
@@ -248,7 +277,9 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Tra
         self, eval_dataset: _Rows | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """As [`~transformers.Trainer.evaluate`]; rows with a text column are tokenized, and labels checked."""
-        return super().evaluate(self._prepare_dataset(eval_dataset, "eval_dataset"), ignore_keys, metric_key_prefix)
+        if eval_dataset is not None and not isinstance(eval_dataset, str):  # or the name of one of several
+            eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset")
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def predict(
         self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
@@ -259,6 +290,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Tra
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def _prepare_test_rows(self, dataset: datasets.Dataset) -> datasets.Dataset:
+        check_dataset(dataset, "test_dataset")
         return self._prepare_dataset(dataset, "test_dataset", needs_labels=False)
 
     def _lengths(self, dataset: datasets.Dataset) -> np.ndarray:

@@ -10,16 +10,15 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from .. import losses
-from ..collators import sorted_lengths, split_by_tokens
-from ..modeling import fresh_adapter, keep_4bit_gradients, load_student, load_tokenizer
+from ..collators import move_padding, sorted_lengths, split_by_tokens
+from ..config import computes_in_bfloat16
+from ..modeling import fresh_adapter, keep_4bit_gradients, load_config, load_student, load_tokenizer
+from .checks import THRESHOLD_LOSSES, RefusesFrozenModels, refuse_prompt_tuning
 
 __all__ = ["WholeStepLoss", "load_model", "refuse_data_parallel"]
 
-# Losses whose hard targets come from a threshold over the rows of the whole optimizer step.
-_THRESHOLD_LOSSES = ("confidence", "openai")
 
-
-class WholeStepLoss(ABC):
+class WholeStepLoss(RefusesFrozenModels, ABC):
     """
     Mixed in before a [`~transformers.Trainer`] whose `args` are [`LossArguments`].
 
@@ -66,7 +65,7 @@ class WholeStepLoss(ABC):
         self._threshold = None
         # One forward pass a rank sees all of the rank's rows: compute_loss finds the threshold itself then. All ranks
         # take the same branch, or their collectives would not pair up.
-        if self.args.loss_type in _THRESHOLD_LOSSES and n_micro_batches > 1:
+        if self.args.loss_type in THRESHOLD_LOSSES and n_micro_batches > 1:
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = [self._forward(self.model, self._prepare_inputs(batch)) for batch in micro_batches]
             self._threshold = self._global_threshold(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
@@ -96,6 +95,16 @@ class WholeStepLoss(ABC):
             with self.accelerator.no_sync(model):
                 loss += super().training_step(model, micro_batch, num_items_in_batch)
         return loss + super().training_step(model, last, num_items_in_batch)
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        """
+        Pads on the side that suits the architecture, whatever the tokenizer's `padding_side` or a collator chose.
+
+        With learned positions (GPT-2, BERT) padding in front would move the tokens of a row; decoders with rotary
+        positions predict the same either way. Only a model that reads the last position (XLNet) needs padding there.
+        """
+        side = "left" if getattr(self.model.config, "summary_type", None) == "last" else "right"
+        return move_padding(super()._prepare_inputs(inputs), side)
 
     def _share_of_step(self, loss_sum: torch.Tensor, n_rows: int, num_items_in_batch: int | None) -> torch.Tensor:
         """The sum of `n_rows` losses as a share of the whole step's mean; their own mean where that is unknown."""
@@ -182,16 +191,20 @@ def load_model(
             f"expected {expected}"
             + (", whose head is trained and saved with the adapters." if task_type != "CAUSAL_LM" else ".")
         )
+    options = (args.model_init_kwargs or {}) if isinstance(model, str) else {}
+    if task_type != "CAUSAL_LM" and model is not None:
+        if isinstance(model, PeftModel):
+            refuse_prompt_tuning(model.get_base_model().config, model.active_peft_config)
+        elif peft_config is not None and peft_config.is_prompt_learning:
+            config = load_config(model, options.get("revision")) if isinstance(model, str) else model.config
+            refuse_prompt_tuning(config, peft_config)
     if isinstance(model, str):
         if processing_class is None:
             processing_class = load_tokenizer(model)
         # Adapters train beside a bfloat16 or 4-bit base; a model that is finetuned whole needs float32 weights.
         frozen = peft_config is not None or quantization_config is not None
-        init_kwargs = {
-            "dtype": "bfloat16" if frozen else "float32",
-            "is_trainable": is_trainable,
-            **(args.model_init_kwargs or {}),
-        }
+        in_bfloat16 = frozen and (args.bf16 or computes_in_bfloat16(args.use_cpu))
+        init_kwargs = {"dtype": "bfloat16" if in_bfloat16 else "float32", "is_trainable": is_trainable, **options}
         torch.manual_seed(args.seed)  # a new head is drawn while loading
         model = load_student(model, task_type=task_type, quantization_config=quantization_config, **init_kwargs)
     elif quantization_config is not None:

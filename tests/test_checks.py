@@ -1,0 +1,484 @@
+"""What the trainers refuse before the first step, and what they say once: the same for all of them."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from conftest import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
+from datasets import Dataset, DatasetDict
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
+from transformers import (
+    LlamaForSequenceClassification,
+    OPTConfig,
+    OPTForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    TrainingArguments,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+    set_seed,
+)
+from trl import RewardConfig, SFTConfig
+
+from w2s_hf import (
+    BootstrapConfig,
+    BootstrapTrainer,
+    CompletionConfig,
+    CompletionTrainer,
+    RewardPairConfig,
+    RewardPairTrainer,
+    WeakToStrongConfig,
+    WeakToStrongTrainer,
+    load_student,
+)
+from w2s_hf.collators import move_padding
+from w2s_hf.config import computes_in_bfloat16
+from w2s_hf.generation import complete
+from w2s_hf.trainers.checks import refuse_longer
+
+WORDS = make_tokenizer()
+CHARACTERS = make_character_tokenizer()
+TEXTS = [f"w{i} w{i + 1} w{2 * i}" for i in range(8)]
+COLUMNS = {
+    "classifier": {"text": TEXTS, "labels": [0.2, 0.9] * 4},
+    "bootstrap": {"text": TEXTS, "labels": [0.2, 0.9] * 4},
+    "pairs": {"chosen": TEXTS, "rejected": TEXTS[::-1]},
+    "completions": {"prompt": ["a: ", "b: "] * 4, "completion": ["x", "yz"] * 4},
+}
+CONFIGS = {
+    "classifier": WeakToStrongConfig,
+    "bootstrap": BootstrapConfig,
+    "pairs": RewardPairConfig,
+    "completions": CompletionConfig,
+}
+KINDS = list(CONFIGS)
+ONE_MODEL = ["classifier", "pairs", "completions"]
+
+
+def model_for(kind: str):
+    if kind == "completions":
+        return make_language_model(CHARACTERS)
+    model = make_model("llama")
+    if kind != "pairs":
+        return model
+    model.config.num_labels = 1
+    set_seed(0)
+    return LlamaForSequenceClassification(model.config)
+
+
+def trainer_for(kind: str, tmp_path, rows=None, *, model=None, config=None, **kwargs):
+    """A trainer of a kind on eight rows; `config` replaces the arguments, or adds to them."""
+    options = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1}
+    options |= {"save_strategy": "no", "disable_tqdm": True, "gradient_checkpointing": False}
+    is_changes = config is None or (isinstance(config, dict) and "output_dir" not in config)
+    args = CONFIGS[kind](**(options | (config or {}))) if is_changes else config
+    rows = Dataset.from_dict(COLUMNS[kind]) if rows is None else rows
+    tokenizer = CHARACTERS if kind == "completions" else WORDS
+    common = {"args": args, "train_dataset": rows, "processing_class": tokenizer, **kwargs}
+    if kind == "bootstrap":
+        return BootstrapTrainer(model_init=lambda link: model or model_for(kind), n_links=2, **common)
+    classes = {"classifier": WeakToStrongTrainer, "pairs": RewardPairTrainer, "completions": CompletionTrainer}
+    return classes[kind](model=model_for(kind) if model is None else model, **common)
+
+
+# ---- Arguments ----
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("config_class", [TrainingArguments, RewardConfig, SFTConfig, "another trainer's", dict])
+def test_arguments_of_another_class_name_the_one_expected(kind, config_class, tmp_path):
+    if config_class == "another trainer's":
+        config_class = CompletionConfig if kind != "completions" else RewardPairConfig
+    fields = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True}
+    args = config_class(**fields) if config_class is dict else config_class(**fields, bf16=False)
+    expected = f"args: got a {config_class.__name__}, expected a {CONFIGS[kind].__name__}. Create "
+    with pytest.raises(ValueError, match=expected):
+        trainer_for(kind, tmp_path, config=args)
+
+
+@pytest.mark.parametrize("config_class", [RewardPairConfig, CompletionConfig])
+def test_bf16_that_is_not_set_follows_the_device(config_class, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: has_gpu)
+    monkeypatch.setattr("w2s_hf.config.is_torch_bf16_gpu_available", lambda: has_gpu)
+    make = {"output_dir": str(tmp_path), "report_to": "none"}
+    has_gpu = False
+    logging.Logger.warning_once.cache_clear()
+    args = [config_class(**make, **more) for more in ({}, {"use_cpu": True}, {"bf16_full_eval": False})]
+    assert not any(one.bf16 for one in args) and caplog.text.count("training in float32") == 1
+    assert not computes_in_bfloat16() and config_class(**make, use_cpu=True, bf16=True).bf16, "what is asked for stays"
+    assert dataclasses.replace(args[0], seed=1).bf16 is False
+    has_gpu = True
+    assert config_class(**make).bf16 and not config_class(**make, use_cpu=True).bf16
+    assert not config_class(**make, fp16=True).bf16 and computes_in_bfloat16()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["bf16", "bf16_full_eval"])
+def test_bf16_without_a_device_for_it_says_what_to_set(kind, name, tmp_path):
+    if computes_in_bfloat16():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match=f"{name}: got True on a machine without .* Set use_cpu=True, bf16=False"):
+        CONFIGS[kind](output_dir=str(tmp_path), **{"bf16": False, name: True})
+
+
+@pytest.mark.parametrize("kind", ["classifier", "pairs"])
+def test_a_frozen_base_is_float32_where_bfloat16_is_slow(kind, tmp_path, monkeypatch):
+    model_for(kind).save_pretrained(tmp_path / "base")
+    WORDS.save_pretrained(tmp_path / "base")
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear")
+    name, found = str(tmp_path / "base"), {}
+    for has_gpu in (False, True):
+        monkeypatch.setattr("w2s_hf.config.is_torch_bf16_gpu_available", lambda has_gpu=has_gpu: has_gpu)
+        loaded = load_student(name, task_type="REWARD" if kind == "pairs" else "SEQ_CLS")
+        args = CONFIGS[kind](output_dir=str(tmp_path / "out"), report_to="none", use_cpu=not has_gpu, bf16=False)
+        model = trainer_for(kind, tmp_path, config=args, model=name, peft_config=lora).model
+        found[has_gpu] = [part.get_input_embeddings().weight.dtype for part in (loaded, model)]
+    assert found == {False: [torch.float32] * 2, True: [torch.bfloat16] * 2}
+
+
+@pytest.mark.parametrize("kind", ["classifier", "bootstrap"])
+@pytest.mark.parametrize("loss_type", ["confidence", "openai"])
+def test_a_loss_with_a_threshold_refuses_three_classes_at_once(kind, loss_type, tmp_path):
+    rows = Dataset.from_dict({"text": TEXTS, "labels": [[0.1, 0.2, 0.7]] * 8})
+    model = make_model("llama")
+    model.config.num_labels = 3
+    model = LlamaForSequenceClassification(model.config)
+    with pytest.raises(ValueError, match=f"loss_type: got '{loss_type}' and a model of 3 classes"):
+        trainer_for(kind, tmp_path, rows, model=model, config={"loss_type": loss_type})
+    trainer_for(kind, tmp_path, rows, model=model, config={"loss_type": "window"})
+
+
+# ---- Models ----
+
+
+def _lora(model, **kwargs):
+    task_type = "CAUSAL_LM" if "CausalLM" in type(model).__name__ else "SEQ_CLS"
+    return get_peft_model(model, LoraConfig(task_type=task_type, target_modules="all-linear", **kwargs))
+
+
+def _frozen(model):
+    return model.requires_grad_(False)
+
+
+def _inference(model):
+    return _lora(model, inference_mode=True)
+
+
+def _disabled(model):
+    student = _lora(model)
+    student.disable_adapter_layers()
+    return student
+
+
+def _other_adapter(model):
+    """The trainable adapter is not the active one."""
+    student = _lora(model)
+    student.add_adapter("other", student.peft_config["default"])
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(".other." in name)
+    return student
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("freeze", [_frozen, _inference, _disabled, _other_adapter])
+@pytest.mark.parametrize("kind", ONE_MODEL)
+def test_a_model_that_would_not_train_is_refused(kind, freeze, checkpointing, tmp_path):
+    message = "adapters are disabled" if freeze is _disabled else "parameters are all frozen.*is_trainable=True"
+    with pytest.raises(ValueError, match=message):
+        model = freeze(model_for(kind))
+        trainer_for(kind, tmp_path, model=model, config={"gradient_checkpointing": checkpointing})
+
+
+@pytest.mark.parametrize("kind", ONE_MODEL)
+def test_a_model_that_is_frozen_later_is_refused_when_training_begins(kind, tmp_path):
+    trainer = trainer_for(kind, tmp_path)
+    trainer.model.requires_grad_(False)
+    with pytest.raises(ValueError, match="parameters are all frozen"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    head = trainer.model.get_output_embeddings() if kind == "completions" else trainer.model.score
+    head.requires_grad_(True)
+    trainer.train()  # a head alone is enough
+
+
+def test_models_of_model_init_and_of_links_are_checked(tmp_path):
+    args = WeakToStrongConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1)
+    common = {"args": args, "train_dataset": Dataset.from_dict(COLUMNS["classifier"]), "processing_class": WORDS}
+    models = [make_model("llama"), _frozen(make_model("llama"))]
+    with pytest.raises(ValueError, match="parameters are all frozen"):
+        WeakToStrongTrainer(model_init=lambda: models[1], **common)
+    trainer = WeakToStrongTrainer(model_init=lambda: models.pop(0), **common)
+    with pytest.raises(ValueError, match="parameters are all frozen"):
+        trainer.train()
+    chain = trainer_for("bootstrap", tmp_path, model=_frozen(make_model("llama")))
+    with pytest.raises(ValueError, match="parameters are all frozen"):
+        chain.train()
+
+
+VIRTUAL = {
+    "prompt tuning": lambda task_type: PromptTuningConfig(task_type=task_type, num_virtual_tokens=3),
+    "p-tuning": lambda task_type: PromptEncoderConfig(
+        task_type=task_type, num_virtual_tokens=3, encoder_hidden_size=8
+    ),
+}
+KEEP_TOKENS = {
+    "prefix tuning": lambda task_type: PrefixTuningConfig(task_type=task_type, num_virtual_tokens=3),
+    "ia3": lambda task_type: IA3Config(task_type=task_type),
+}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("name", VIRTUAL)
+@pytest.mark.parametrize("kind", ["classifier", "pairs"])
+def test_virtual_tokens_before_a_decoder_classifier_are_refused(kind, name, wrapped, tmp_path):
+    model, peft_config = model_for(kind), VIRTUAL[name]("SEQ_CLS")
+    options = {"model": get_peft_model(model, peft_config)} if wrapped else {"peft_config": peft_config}
+    with pytest.raises(ValueError, match="for a classifier of type 'llama', expected adapters that keep the tokens"):
+        trainer_for(kind, tmp_path, **{"model": model} | options)
+
+
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [("llama", "prefix tuning"), ("llama", "ia3"), ("bert", "prompt tuning"), ("bert", "p-tuning"), ("bert", "ia3")],
+)
+def test_adapters_that_are_accepted_read_a_row_alike_alone_and_in_a_batch(base, name, tmp_path):
+    rows = make_rows(9, lengths=(3, 12))
+    model = make_model(base)
+    trainer = trainer_for(
+        "classifier", tmp_path, rows, model=model, peft_config=(VIRTUAL | KEEP_TOKENS)[name]("SEQ_CLS")
+    )
+    trainer.train()
+    for key, parameter in trainer.model.named_parameters():
+        if "prompt" in key:
+            parameter.data.normal_()  # so that they matter
+    batch = trainer.predict_proba(rows)
+    alone = np.concatenate([trainer.predict_proba(rows.select([row])) for row in range(9)])
+    np.testing.assert_allclose(batch, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*VIRTUAL, "prefix tuning"])
+def test_completions_behind_virtual_tokens_do_not_depend_on_the_batch(name):
+    set_seed(0)
+    model = make_language_model(CHARACTERS)
+    student = get_peft_model(model, (VIRTUAL | KEEP_TOKENS)[name]("CAUSAL_LM")).eval()
+    for key, parameter in student.named_parameters():
+        if "prompt" in key:
+            parameter.data.normal_()
+    prompts = ["a", "abcdef: ", "some text"]
+    together = complete(student, CHARACTERS, prompts, max_new_tokens=6)
+    assert together == [complete(student, CHARACTERS, [prompt], max_new_tokens=6)[0] for prompt in prompts]
+
+
+def _positional(kind: str):
+    common = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_hidden_layers": 1}
+    set_seed(0)
+    if kind == "roberta":
+        return RobertaForSequenceClassification(
+            RobertaConfig(hidden_size=32, intermediate_size=32, num_attention_heads=2, max_position_embeddings=41,
+                          initializer_range=0.2, **common)
+        )  # fmt: skip
+    if kind == "opt":
+        return OPTForSequenceClassification(
+            OPTConfig(hidden_size=32, ffn_dim=32, num_attention_heads=2, max_position_embeddings=40, init_std=0.2,
+                      word_embed_proj_dim=32, **common)
+        )  # fmt: skip
+    if kind == "xlnet":
+        return XLNetForSequenceClassification(
+            XLNetConfig(vocab_size=64, d_model=32, n_layer=1, n_head=2, d_inner=32, pad_token_id=0,
+                        initializer_range=0.2)
+        )  # fmt: skip
+    return make_model(kind)
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "roberta", "opt", "llama", "xlnet"])
+def test_a_row_is_classified_alike_alone_and_in_a_batch(kind, padding_side, tmp_path):
+    """And as it was before it was padded by whoever tokenized it."""
+    tokenizer = make_tokenizer()
+    tokenizer.padding_side = padding_side
+    rows = make_rows(9, lengths=(3, 12))
+    model = _positional(kind)
+    trainer = trainer_for("classifier", tmp_path, rows, model=model, config={"max_tokens_per_micro_batch": 30})
+    trainer.processing_class = trainer.data_collator.base_collator.tokenizer = tokenizer
+    batch = trainer.predict_proba(rows)
+    alone = np.concatenate([trainer.predict_proba(rows.select([row])) for row in range(9)])
+    padded = tokenizer.pad(rows.select_columns(["input_ids", "attention_mask"]).to_dict(), padding="max_length",
+                           max_length=16)  # fmt: skip
+    np.testing.assert_allclose(batch, alone, atol=1e-5)
+    np.testing.assert_allclose(trainer.predict_proba(Dataset.from_dict(dict(padded))), alone, atol=1e-5)
+    assert tokenizer.padding_side == padding_side and np.ptp(batch[:, 0]) > 1e-3
+
+
+def test_a_reward_model_that_reads_the_last_position_pads_before_the_text(tmp_path):
+    model = _positional("xlnet")
+    model.config.num_labels = 1
+    rows = Dataset.from_dict({"chosen_ids": [[5], [6, 7, 8, 9]], "rejected_ids": [[10, 11], [12, 13, 14, 15, 16, 17]]})
+    trainer = trainer_for("pairs", tmp_path, rows, model=XLNetForSequenceClassification(model.config).eval())
+    batch = trainer.predict_proba(rows)
+    np.testing.assert_allclose(batch, [trainer.predict_proba(rows.select([row]))[0] for row in range(2)], atol=1e-5)
+
+
+def test_only_padding_moves():
+    mask = torch.tensor([[0, 0, 1, 0, 1], [1, 1, 1, 1, 0], [0, 1, 1, 1, 1]])
+    batch = {"input_ids": torch.arange(15).view(3, 5), "attention_mask": mask, "labels": torch.arange(3), "name": "x"}
+    batch["inputs_embeds"] = batch["input_ids"][..., None].float().expand(3, 5, 2)
+    right, left = move_padding(batch, "right"), move_padding(batch, "left")
+    assert right["input_ids"].tolist() == [[2, 3, 4, 0, 1], [5, 6, 7, 8, 9], [11, 12, 13, 14, 10]]
+    assert right["attention_mask"].tolist() == [[1, 0, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0]]
+    assert left["input_ids"].tolist() == [[0, 1, 2, 3, 4], [9, 5, 6, 7, 8], [10, 11, 12, 13, 14]]
+    assert torch.equal(right["inputs_embeds"][..., 0].long(), right["input_ids"])
+    assert right["labels"] is batch["labels"] and move_padding(right, "right") is right
+    assert move_padding({"input_ids": mask}, "right")["input_ids"] is mask
+
+
+@pytest.mark.parametrize(("kind", "n_positions"), [("gpt2", 64), ("bert", 64), ("roberta", 40), ("opt", 40)])
+def test_rows_that_are_longer_than_the_positions_are_refused(kind, n_positions, tmp_path):
+    model = _positional(kind)
+    ids = [[4] * n_positions, [5] * (n_positions + 1)]
+    logits = model(input_ids=torch.tensor(ids[:1])).logits  # as many fit
+    assert logits.shape == (1, 2)
+    with pytest.raises(ValueError, match=rf"train_dataset: got 1 of 2 rows with more tokens than the {n_positions} "):
+        rows = Dataset.from_dict(
+            {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": [0, 1]}
+        )
+        trainer_for("classifier", tmp_path, rows, model=model)
+    refuse_longer(_positional("llama"), [1000], "rows")  # rotary positions have no end
+
+
+def test_pairs_and_completions_longer_than_the_positions_are_refused(tmp_path):
+    model = _positional("gpt2")
+    model.config.num_labels = 1
+    rows = Dataset.from_dict({"chosen_ids": [[5] * 65], "rejected_ids": [[6]]})
+    with pytest.raises(ValueError, match="train_dataset: got 1 of 1 rows with more tokens than the 64"):
+        trainer_for("pairs", tmp_path, rows, model=type(model)(model.config))
+
+
+# ---- Rows ----
+
+
+def _forms(columns: dict) -> dict:
+    rows = Dataset.from_dict(columns)
+    return {
+        "list of rows": (rows.to_list(), r"got a list.*Dataset\.from_list\(rows\)"),
+        "tuple of rows": (tuple(rows.to_list()), r"got a tuple.*Dataset\.from_list\(rows\)"),
+        "columns": (columns, r"got a dict.*Dataset\.from_dict\(rows\)"),
+        "data frame": (pandas.DataFrame(columns), r"got a DataFrame.*Dataset\.from_pandas\(rows\)"),
+        "splits": (DatasetDict({"train": rows}), "got a DatasetDict.*Choose one of its splits: 'train'"),
+        "name": ("me/rows", "got a str.*load_dataset"),
+    }
+
+
+@pytest.mark.parametrize("form", list(_forms(COLUMNS["classifier"])))
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_are_no_dataset_say_how_to_make_one(kind, form, tmp_path):
+    rows, message = _forms(COLUMNS[kind])[form]
+    with pytest.raises(ValueError, match="train_dataset: " + message):
+        trainer_for(kind, tmp_path, rows)
+    if form == "splits":
+        return  # several evaluation sets
+    with pytest.raises(ValueError, match="eval_dataset: " + message):
+        trainer_for(kind, tmp_path, eval_dataset=rows)
+
+
+@pytest.mark.parametrize("form", ["list of rows", "columns", "data frame"])
+@pytest.mark.parametrize("kind", ONE_MODEL)
+def test_evaluate_and_predict_say_how_to_make_a_dataset(kind, form, tmp_path):
+    rows, message = _forms(COLUMNS[kind])[form]
+    trainer = trainer_for(kind, tmp_path)
+    calls = [trainer.evaluate] + ([] if kind == "completions" else [trainer.predict, trainer.predict_proba])
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call(rows)
+
+
+def test_a_list_of_rows_is_no_list_of_datasets_for_links(tmp_path):
+    rows = Dataset.from_dict(COLUMNS["bootstrap"])
+    with pytest.raises(ValueError, match=r"train_dataset: got a list.*from_list"):
+        trainer_for("bootstrap", tmp_path, rows.to_list()[:2])
+    with pytest.raises(ValueError, match=r"train_dataset: got a DataFrame"):
+        trainer_for("bootstrap", tmp_path, [rows, rows.to_pandas()])
+    assert trainer_for("bootstrap", tmp_path, [rows, rows]).n_links == 2
+
+
+def test_map_style_and_iterable_datasets_of_torch_still_train(tmp_path):
+    rows = make_rows(8, "hard", lengths=(5, 6)).remove_columns("id").to_list()
+
+    class Rows(torch.utils.data.Dataset):
+        __len__ = lambda self: len(rows)  # noqa: E731
+        __getitem__ = lambda self, index: rows[index]  # noqa: E731
+
+    class Stream(torch.utils.data.IterableDataset):
+        __iter__ = lambda self: iter(rows)  # noqa: E731
+
+    for dataset in (Rows(), Stream(), Dataset.from_list(rows).to_iterable_dataset()):
+        assert trainer_for("classifier", tmp_path, dataset).train().global_step == 1
+
+
+MISSPELT = [
+    ("classifier", "soft_label", "labels"), ("classifier", "soft_labels", "labels"),
+    ("classifier", "weak_label", "labels"), ("classifier", "probs", "labels"), ("classifier", "target", "labels"),
+    ("classifier", "token_types_ids", "token_type_ids"), ("bootstrap", "weak_labels", "labels"),
+    ("pairs", "soft_labels", "soft_label"), ("pairs", "label", "soft_label"), ("pairs", "labels", "soft_label"),
+    ("pairs", "P_label", "soft_label"), ("pairs", "margins", "margin"),
+    ("pairs", "weakProbabilities", "soft_label"), ("completions", "soft_label", "completion"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "column", "expected"), MISSPELT)
+def test_columns_that_look_like_labels_are_refused(kind, column, expected, tmp_path):
+    rows = Dataset.from_dict(COLUMNS[kind])
+    if column == "token_types_ids":
+        rows, options = make_rows(8).add_column(column, [[0]] * 8), {"model": make_model("bert")}
+    else:
+        rows, options = rows.add_column(column, [0.25] * 8), {}
+    message = f"got a column '{column}', which is not read, expected '{expected}'"
+    with pytest.raises(ValueError, match="train_dataset: " + message):
+        trainer_for(kind, tmp_path, rows, **options)
+    if kind == "bootstrap" or options:
+        return
+    with pytest.raises(ValueError, match="eval_dataset: " + message):
+        trainer_for(kind, tmp_path, eval_dataset=rows)
+    with pytest.raises(ValueError, match="eval_dataset: " + message):
+        trainer_for(kind, tmp_path).evaluate(rows)
+
+
+@pytest.mark.parametrize("kind", ONE_MODEL)
+def test_other_columns_are_named_once(kind, tmp_path, caplog):
+    logging.Logger.warning_once.cache_clear()
+    rows = Dataset.from_dict(COLUMNS[kind]).add_column("id", list("abcdefgh"))
+    rows = rows.add_column("ground_truth", [1] * 8)
+    trainer_for(kind, tmp_path, rows)
+    assert "not read" not in caplog.text
+    rows = rows.add_column("problem", TEXTS).add_column("label_text", TEXTS)
+    for _ in range(2):
+        trainer_for(kind, tmp_path, rows)
+    assert caplog.text.count("train_dataset: the columns problem, label_text are not read") == 1
+
+
+def test_a_column_that_somebody_else_reads_is_left_alone(tmp_path):
+    """With `remove_unused_columns=False` every column reaches the collator."""
+    rows = make_rows(8).add_column("soft_labels", [0.5] * 8)
+    trainer_for("classifier", tmp_path, rows, config={"remove_unused_columns": False})
+    assert trainer_for("classifier", tmp_path).predict_proba(rows).shape == (8, 2)
+
+
+def test_texts_that_are_truncated_are_counted(tmp_path, caplog):
+    rows = Dataset.from_dict({"text": ["w1 w2 w3", "w1 w2 w3 w4 w5 w6", "w1 w2 w3 w4"], "labels": [0, 1, 1]})
+    trainer = trainer_for("classifier", tmp_path, rows, config={"max_length": 4})
+    assert [len(ids) for ids in trainer.train_dataset["input_ids"]] == [3, 4, 4]
+    assert "train_dataset: 1 of 3 texts are longer than max_length=4 tokens and are truncated" in caplog.text
+    caplog.clear()
+    assert set(trainer.train_dataset.column_names) == {"text", "labels", "input_ids", "attention_mask"}
+    for kept in (None, 6):
+        trainer_for("classifier", tmp_path, rows, config={"max_length": kept})
+    assert "truncated" not in caplog.text

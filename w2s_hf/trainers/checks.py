@@ -1,0 +1,267 @@
+"""What every trainer checks before the first step: its arguments, model, rows and loss."""
+
+import difflib
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, TrainingArguments
+from transformers.utils.logging import get_logger
+
+from ..generation import has_virtual_tokens
+
+__all__ = [
+    "THRESHOLD_LOSSES",
+    "RefusesFrozenModels",
+    "check_arguments",
+    "check_columns",
+    "check_dataset",
+    "check_loss",
+    "named_parts",
+    "refuse_frozen",
+    "refuse_longer",
+    "refuse_misspelt",
+    "refuse_prompt_tuning",
+]
+
+logger = get_logger(__name__)
+
+# Losses whose hard targets come from a threshold on P(class 1) over the rows of the whole optimizer step.
+THRESHOLD_LOSSES = ("confidence", "openai")
+
+# Columns that a dataset may have beside those that are read, without a word about them.
+_RIDE_ALONG = ("id", "ground_truth")
+
+# `soft_labels`, `weak_label`, `hard_label`, `target`, `probs`, `gold_truth`; but not `problem`.
+_LABEL_WORDS = re.compile(r"label|lable|target|truth|proba|probs?(_|$)", re.IGNORECASE)
+
+
+def check_arguments(args: Any, config_class: type[TrainingArguments]) -> None:
+    """Raises `ValueError` for `args` of another class than the trainer's own configuration."""
+    if not isinstance(args, config_class):
+        name = config_class.__name__
+        raise ValueError(
+            f"args: got a {type(args).__name__}, expected a {name}. Create {name}(output_dir=...): it has every "
+            f"field of {_parent_name(config_class)}, and those that the trainer adds."
+        )
+
+
+def _parent_name(config_class: type) -> str:
+    """`TrainingArguments`, `RewardConfig` or `SFTConfig`: the configuration that is extended."""
+    return next(parent.__name__ for parent in config_class.__mro__ if not parent.__module__.startswith("w2s_hf."))
+
+
+# ---- Model and loss ----
+
+
+def refuse_frozen(model: nn.Module) -> None:
+    """Raises `ValueError` for a model that a training would leave as it is, or would not save."""
+    modules = list(model.modules())
+    if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in modules):
+        raise ValueError(
+            "model: got a model whose adapters are disabled, expected active ones to train. Call "
+            "model.enable_adapter_layers() on a PeftModel, or model.enable_adapters() on a transformers model."
+        )
+    inactive = {id(parameter) for module in modules for parameter in _inactive_parameters(module)}
+    if not any(parameter.requires_grad and id(parameter) not in inactive for parameter in model.parameters()):
+        raise ValueError(
+            "model: got a train_dataset and a model whose parameters are all frozen, expected some to train. To train "
+            "a finished student further, load it with load_student(..., is_trainable=True); for new adapters, give a "
+            "peft_config or call w2s_hf.fresh_adapter."
+        )
+
+
+def _inactive_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of adapters, and of their heads, that take no part in the forward pass."""
+    if isinstance(module, BaseTunerLayer):
+        parts = [getattr(module, name) for name in module.adapter_layer_names]
+    elif isinstance(module, ModulesToSaveWrapper):
+        parts = [module.modules_to_save]
+    else:
+        return []
+    return [
+        parameter
+        for part in parts
+        if isinstance(part, nn.ModuleDict | nn.ParameterDict)
+        for adapter, values in part.items()
+        if adapter not in module.active_adapters
+        for parameter in ([values] if isinstance(values, nn.Parameter) else values.parameters())
+    ]
+
+
+class RefusesFrozenModels:
+    """Mixed in before a [`~transformers.Trainer`]: a model that was frozen after construction is not trained."""
+
+    def train(self, *args, **kwargs):
+        refuse_frozen(self.model)
+        return super().train(*args, **kwargs)
+
+
+def refuse_prompt_tuning(config: PreTrainedConfig, peft_config: PeftConfig) -> None:
+    """
+    Raises `ValueError` for prompt tuning and p-tuning of a classifier that reads its last token.
+
+    Both prepend virtual tokens as embeddings. Without token ids a decoder classifier cannot find the last token that
+    is not padding and reads the last position (transformers 5.17 and 5.23), so that a row's probabilities depend on
+    the rows beside it. Encoders read the first position or mask the padding; prefix tuning keeps the token ids.
+    """
+    reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+    if has_virtual_tokens(peft_config) and not reads_both_ways:
+        raise ValueError(
+            f"peft_config: got {getattr(peft_config.peft_type, 'value', peft_config.peft_type)} for a classifier of "
+            f"type {config.model_type!r}, expected adapters that keep the tokens, such as LoRA, IA3 or prefix tuning: "
+            "with prepended embeddings it cannot tell the last token of a row from padding. Use a LoraConfig."
+        )
+
+
+def check_loss(loss_type: str, n_classes: int) -> None:
+    """Raises `ValueError` for a loss that a classifier of `n_classes` cannot be trained with."""
+    if loss_type in THRESHOLD_LOSSES and n_classes != 2:
+        raise ValueError(
+            f"loss_type: got {loss_type!r} and a model of {n_classes} classes, and its threshold divides two. Use "
+            "'adaptive_confidence', which takes any number of classes."
+        )
+
+
+# ---- Rows ----
+
+
+def check_dataset(dataset: Any, name: str, kinds: tuple[type, ...] = ()) -> None:
+    """
+    Raises `ValueError` for rows in a form that no trainer reads, with the call that makes a dataset of them.
+
+    Args:
+        dataset: The argument of a trainer. `None` passes.
+        name (`str`): What messages call it.
+        kinds (`tuple`, *optional*): The classes that the trainer reads; by default every map-style or iterable
+            dataset that [`~transformers.Trainer`] reads.
+    """
+    if dataset is None:
+        return
+    if kinds:
+        is_read = isinstance(dataset, kinds)
+    else:
+        is_iterable = isinstance(dataset, datasets.IterableDataset | torch.utils.data.IterableDataset)
+        is_read = is_iterable or (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"))
+        is_read &= not isinstance(dataset, _NO_DATASETS) and type(dataset).__name__ != "DataFrame"
+    if not is_read:
+        raise ValueError(f"{name}: got a {type(dataset).__name__}, expected a datasets.Dataset. {_how_to(dataset)}")
+
+
+def named_parts(dataset: Any, name: str) -> dict[str, Any]:
+    """One evaluation set, or each of a dictionary of them, by what messages call it."""
+    # A dictionary of lists holds columns and not datasets.
+    if not isinstance(dataset, dict) or any(isinstance(part, list | tuple) for part in dataset.values()):
+        return {name: dataset}
+    return {f"{name}[{key!r}]": part for key, part in dataset.items()}
+
+
+# Containers with a length and items that are no datasets.
+_NO_DATASETS = (dict, list, tuple, set, str, bytes, np.ndarray, torch.Tensor)
+
+
+def _how_to(rows: Any) -> str:
+    if isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict):
+        return f"Choose one of its splits: {', '.join(map(repr, rows))}."
+    if isinstance(rows, list | tuple):
+        return "Use datasets.Dataset.from_list(rows) for a list of dictionaries."
+    if isinstance(rows, dict):
+        return "Use datasets.Dataset.from_dict(rows) for a dictionary of columns."
+    if type(rows).__name__ == "DataFrame":
+        return f"Use datasets.Dataset.from_{type(rows).__module__.partition('.')[0]}(rows)."
+    return "Load it with datasets.load_dataset, or build it with datasets.Dataset.from_list(rows)."
+
+
+def refuse_longer(model: nn.Module, lengths: Sequence[int], name: str) -> None:
+    """
+    Raises `ValueError` for rows that have more tokens than the model has learned positions.
+
+    Args:
+        model ([`~torch.nn.Module`]): Models with rotary or relative positions read rows of any length.
+        lengths (`Sequence[int]` of length N): Tokens of each row.
+        name (`str`): What messages call the rows.
+    """
+    n_positions = _n_positions(model)
+    too_long = [row for row, length in enumerate(lengths) if n_positions is not None and length > n_positions]
+    if too_long:
+        raise ValueError(
+            f"{name}: got {len(too_long)} of {len(lengths)} rows with more tokens than the {n_positions} positions of "
+            f"the model (row {too_long[0]} has {lengths[too_long[0]]}). Set args.max_length={n_positions} if the rows "
+            "are text, or shorten them."
+        )
+
+
+def _n_positions(model: nn.Module) -> int | None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITION_EMBEDDINGS:
+            # OPT and BART skip the first ones, and RoBERTa those up to its padding token.
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - getattr(module, "offset", unused)
+    return None
+
+
+# What transformers calls the embedding of learned positions (BERT, OPT, GPT-2).
+_POSITION_EMBEDDINGS = ("position_embeddings", "embed_positions", "wpe")
+
+
+def check_columns(
+    dataset: Any, name: str, *, labels: str, reads: Collection[str], optional: Collection[str] = ()
+) -> None:
+    """[`refuse_misspelt`], and a warning, once, that names the columns that are not read."""
+    unread = refuse_misspelt(dataset, name, labels=labels, reads=reads, optional=optional)
+    if unread:
+        logger.warning_once(f"{name}: the columns {', '.join(unread)} are not read")
+
+
+def refuse_misspelt(
+    dataset: Any, name: str, *, labels: str, reads: Collection[str], optional: Collection[str] = ()
+) -> list[str]:
+    """
+    Refuses columns that seem to be misspelt: training would go on without them.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Other kinds have no columns to check.
+        name (`str`): What messages call it.
+        labels (`str`): The column that labels are expected in.
+        reads (`Collection[str]`): Columns that are read. `id` and `ground_truth` may stand beside them.
+        optional (`Collection[str]`, *optional*): Those of `reads` whose absence no error would name.
+
+    Returns:
+        `list[str]`: The columns that are not read.
+
+    Raises:
+        ValueError: a column that is not read holds numbers and has a name like that of labels, or almost the name of
+            an optional column that is missing.
+    """
+    columns = getattr(dataset, "column_names", None) or []
+    unread = [column for column in columns if column not in reads and column not in _RIDE_ALONG]
+    missing = [column for column in optional if column not in columns]
+    for column in unread:
+        alike = difflib.get_close_matches(column.lower(), missing, n=1, cutoff=0.85)
+        if alike or (_LABEL_WORDS.search(column) and _may_hold_numbers(dataset.features, column)):
+            expected = alike[0] if alike else labels
+            raise ValueError(
+                f"{name}: got a column {column!r}, which is not read, expected {expected!r}. Rename it to "
+                f"{expected!r} to use it, "
+                + ("" if alike else "to 'ground_truth' to keep it beside the labels, ")
+                + "or remove it with remove_columns."
+            )
+    return unread
+
+
+def _may_hold_numbers(features: datasets.Features | None, column: str) -> bool:
+    if features is None:  # of an iterable dataset, columns may be known and types not
+        return True
+    feature = features[column]
+    while isinstance(feature, datasets.List | datasets.LargeList):
+        feature = feature.feature
+    if isinstance(feature, datasets.Value):
+        return feature.dtype == "bool" or feature.dtype.startswith(("int", "uint", "float"))
+    return isinstance(feature, datasets.ClassLabel)
