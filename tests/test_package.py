@@ -13,7 +13,7 @@ PACKAGE = Path(w2s_hf.__file__).parent
 
 # A module imports only from lines above its own.
 LAYERS = [
-    {"losses", "metrics", "hub", "checkpoints", "markdown", "heads"},
+    {"losses", "metrics", "hub", "checkpoints", "markdown", "heads", "command_line"},
     {"original_qwen"},
     {"seed_models"},
     {"cards"},
@@ -35,7 +35,7 @@ LAYERS = [
     {"trainers.weak_to_strong", "trainers.reward_pair", "trainers.completion"},
     {"trainers.bootstrap"},
     {"trainers"},
-    {"experiments.stages", "experiments.options"},
+    {"experiments.stages", "experiments.options", "experiments.config_file"},
     {"experiments.grid", "experiments.settings", "experiments.report"},
     {"experiments.arguments", "experiments.live", "experiments.finetuning"},
     {"experiments.bootstrapping", "experiments.generative", "experiments.moves", "experiments.fitting"},

@@ -207,7 +207,7 @@ def test_own_models_and_rows_by_relative_path(use_peft, cache, tmp_path, tokeniz
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--methods naiv", "got ['naiv'], expected some of naive, confidence"),
+        ("--methods naiv", "got naiv, expected some of naive, confidence"),
         ("--loss_type mse", "got 'mse', expected one of xent"),
         ("--seeds 1 1", "different integers"),
         ("--aux_coef 1.5", "aux_coef: got 1.5, expected a share between 0 and 1"),

@@ -9,7 +9,6 @@ of one student that a trainer saved, with the card that is there:
     python -m w2s_hf.publish out --repo_id ME/my-student
 """
 
-import argparse
 import json
 import logging
 import shlex
@@ -21,6 +20,7 @@ from pathlib import Path, PurePath
 from huggingface_hub import ModelCard
 
 from .cards import BLOCK, FIGURE, StudentCard
+from .command_line import CommandLine
 from .hub import PushError, commit_files, is_repository_id, owner_of_token, repository_name
 from .labels import label_files
 
@@ -223,7 +223,7 @@ def _push(repositories: list[_Repository], private: bool | None, dry_run: bool) 
 def main(argv: list[str] | None = None) -> None:
     """`python -m w2s_hf.publish`."""
     description, _, examples = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         "python -m w2s_hf.publish",
         description=description,
         epilog=examples,
