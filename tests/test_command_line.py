@@ -108,8 +108,8 @@ def test_a_file_comes_before_a_shipped_configuration(monkeypatch, tmp_path):
         ("--max_steps 0", "--max_steps: got 0, expected a positive number of steps, or -1"),
         ("--seeds 0 -1", "--seeds: got -1, expected integers from 0 on"),
         ("--lora_r 0", "--lora_r: got 0, expected at least 1"),
-        ("--output_dir file", "--output_dir: got 'file', and 'file' is a file, expected a directory"),
-        ("--output_dir file/below", "'file' is a file, expected a directory"),
+        ("--output_dir file", "--output_dir: got 'file', and 'file' is a file. Name another directory"),
+        ("--output_dir file/below", "'file' is a file. Name another directory"),
     ],
 )
 def test_wrong_values_say_what_is_right(options, message, monkeypatch, tmp_path, capsys):

@@ -163,11 +163,9 @@ def check_directory(option: str, path: str) -> None:
     directory = Path(path).absolute()
     existing = next(place for place in (directory, *directory.parents) if place.exists())
     if not existing.is_dir():
-        raise ValueError(
-            f"{option}: got {path!r}, and {existing.name!r} is a file, expected a directory. Name another."
-        )
+        raise ValueError(f"{option}: got {path!r}, and {existing.name!r} is a file. Name another directory.")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"{option}: got {path!r}, and nothing can be written to {str(existing)!r}. Name another.")
+        raise ValueError(f"{option}: got {path!r}, and {str(existing)!r} is not writable. Name another directory.")
 
 
 def _named(argv: list[str]) -> set[str]:
