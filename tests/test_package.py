@@ -21,7 +21,7 @@ LAYERS = [
     {"collators", "generation", "modeling", "plots", "publish", "leaderboard"},
     {"shapes"},
     {"memory"},
-    {"tasks.task", "tasks.tokenizing", "sweep_plots", "analysis.figures", "analysis.batches"},
+    {"tasks.task", "tasks.tokenizing", "tasks.sizes", "sweep_plots", "analysis.figures", "analysis.batches"},
     {"tasks.classification", "tasks.multiple_choice", "tasks.demo", "tasks.loading", "sweep_report"},
     {"tasks.demo_ladder", "tasks.demo_rows", "tasks.dealing"},
     {"tasks.splits", "tasks.preferences", "tasks.demo_chess", "tasks.move_scores"},

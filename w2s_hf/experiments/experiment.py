@@ -14,8 +14,8 @@ from transformers import TrainingArguments
 from ..config import StudentConfig
 from ..modeling import load_tokenizer
 from ..tasks import TaskSplits
-from ..tasks.dealing import AnyTask
 from ..tasks.demo_ladder import DEMO_MODELS, DemoModel, World, build_demo_model, one_thread
+from ..tasks.sizes import AnyTask
 from .analyses import analyse, analysis_notes
 from .finetuning import Model, Workbench
 from .fitting import check_fits
