@@ -55,9 +55,7 @@ def find_task(name: str) -> Task:
         return _task_in_file(Path(path), wanted)
     if name not in TASKS:
         if Path(f"{name}.py").is_file():
-            raise ValueError(
-                f"task: got {name!r}, expected a task or a file. Did you mean '{name}.py'?"
-            )
+            raise ValueError(f"task: got {name!r}, expected a task or a file. Did you mean '{name}.py'?")
         raise ValueError(
             f"task: got {name!r}, expected one of {', '.join(sorted(TASKS))}, or the path of a Python file that "
             f"defines a w2s_hf.Task.{did_you_mean(name, TASKS)}"
