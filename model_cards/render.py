@@ -6,11 +6,12 @@ python model_cards/render.py            # all that are here, again, after the te
 
 import shutil
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from json import loads
 from pathlib import Path
 
 from w2s_hf.cards import FIGURE, StudentCard
+from w2s_hf.command_line import CommandLine
 from w2s_hf.plots import plot_gap
 
 
@@ -30,7 +31,7 @@ def render(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", nargs="?", type=Path, help="of a recipe that is finished")
     parser.add_argument("folder", nargs="?", type=Path, help="where its cards go")
     args = parser.parse_args()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from w2s_hf.command_line import CommandLine
 from w2s_hf.leaderboard import find_cards, leaderboard
 from w2s_hf.markdown import as_text, markdown_table
 
@@ -34,7 +35,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     description, _, details = __doc__.partition("\n\n")
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=description, epilog=details, formatter_class=form)
+    parser = CommandLine(description=description, epilog=details, formatter_class=form)
     parser.add_argument("students", nargs="+", help="Hub ids, or directories")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table, too: .md, .csv or .json")
     args = parser.parse_args()

@@ -1,6 +1,8 @@
 """What the cards say, and what cannot get into them."""
 
+import ast
 import copy
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -223,6 +225,15 @@ def test_snippets_load_in_the_precision_of_the_training(loading, snippet, task_t
     extra = "" if task_type == "SEQ_CLS" else f'task_type="{task_type}", '
     assert snippet.replace('"me/x", ', f'"me/x", {extra}') in code
     assert ("BitsAndBytesConfig" in code.splitlines()[1] + code.splitlines()[0]) == ("quantization_config" in loading)
+
+
+def test_a_snippet_of_adapters_names_the_classes():
+    """Adapters are saved without the configuration of their base; a whole model has it."""
+    card = StudentCard(repo_id="me/x", class_names=["it's", 'a "b"'], base_is_on_hub=True)
+    (code,) = re.findall(r"```python\n(.*?)```", card.render(), flags=re.S)
+    assert ast.literal_eval(re.search(r"id2label=(\{.*?\})", code)[1]) == {0: "it's", 1: 'a "b"'}
+    for whole in ({"library_name": "transformers"}, {"task_type": "REWARD"}):
+        assert "id2label" not in dataclasses.replace(card, **whole).render()
 
 
 def test_a_trainer_fills_in_what_nobody_has_set(tmp_path):

@@ -285,7 +285,7 @@ def test_wrong_options_say_what_to_do(options, message, capsys):
         (["--max_new_tokens", "2"], "set --max_new_tokens"),
         (["--max_length", "4000"], "max_length: got 4000, expected at most 160, which is what weak reads"),
         (["--max_length", "40"], "no puzzle of the split 'train' is left"),
-        (["--n_train", "5000"], "training rows asked for"),
+        (["--n_train", "5000"], "got --n_train 5000"),
     ],
 )
 def test_puzzles_that_do_not_do_end_it_with_one_line(local, cache, tmp_path, options, message):

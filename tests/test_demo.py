@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Value
+from running import ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
+from w2s_hf.experiments.arguments import parse_arguments
+from w2s_hf.experiments.cells import _COMMAND_LINES, DEMO_CONFIGS, _experiment_type
 from w2s_hf.tasks import TASKS
 from w2s_hf.tasks.demo import DemoWorld, WorldConfig
 from w2s_hf.tasks.demo_ladder import DEMO_MODELS, DemoModel, build_demo_model
@@ -255,3 +258,35 @@ def test_every_pretrained_model_has_documents_and_its_control_does_not():
     student, control = DEMO_MODELS["pretrained-64x2"], DEMO_MODELS["scratch-64x2"]
     assert (student.width, student.n_layers, student.mlp_width) == (control.width, control.n_layers, control.mlp_width)
     assert student.width % 64 == student.mlp_width % 64 == 0  # 4 bit
+
+
+@pytest.mark.parametrize("setting", ["classification", "reward", "chess"])
+@pytest.mark.parametrize(
+    ("environment", "demo", "expected"),
+    [
+        ({}, True, 1),  # python recipes/boolq.py
+        ({"OMP_NUM_THREADS": "2", "ACCELERATE_DYNAMO_MODE": "default"}, True, 1),  # accelerate launch --cpu
+        ({"OMP_NUM_THREADS": "2"}, True, 2),  # chosen by the user
+        ({}, False, 2),
+    ],
+)
+def test_the_demo_trains_on_one_thread_however_it_is_started(
+    setting, environment, demo, expected, tmp_path, monkeypatch
+):
+    for name in ("OMP_NUM_THREADS", "ACCELERATE_DYNAMO_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    arguments, training = _COMMAND_LINES[setting]
+    options = ["--output_dir", str(tmp_path)] if demo else f"--output_dir {tmp_path} --weak_model a --student_model b"
+    options = options if demo else [*options.split(), "--use_cpu", "true", "--bf16", "false"]
+    config = ROOT / "recipes" / "configs" / DEMO_CONFIGS[setting].replace("_ladder", "")
+    parsed = parse_arguments("", config, options, arguments, training, announce=False)
+    experiment = _experiment_type(setting)(None, *parsed)
+    n_threads, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        experiment.bench.stages.run("any", {}, lambda directory: seen.append(torch.get_num_threads()))
+        assert (seen, torch.get_num_threads()) == ([expected], 2)
+    finally:
+        torch.set_num_threads(n_threads)

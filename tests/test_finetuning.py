@@ -1,5 +1,6 @@
 """One finetuning of an experiment, stopped between what it does."""
 
+import json
 from unittest import mock
 
 import numpy as np
@@ -167,3 +168,43 @@ def test_only_fsdp_needs_ranks_that_cut_alike(tmp_path):
         trainer.is_fsdp_enabled = is_fsdp_enabled
         with mock.patch.object(type(trainer.accelerator), "num_processes", n_ranks):
             assert trainer._ranks_cut_alike == (is_fsdp_enabled and n_ranks == 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "best"), [("classification", "accuracy"), ("reward", "eval_weak_agreement"), ("chess", "weak_agreement")]
+)
+def test_agreement_with_weak_labels_is_not_called_accuracy(kind, best, tmp_path):
+    """And `metric_for_best_model` follows, by whichever of its names it is given."""
+    bench, rows = bench_of(kind, tmp_path, tmp_path / "model")
+    steps = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    for name, value in {**steps, "logging_steps": 1, "metric_for_best_model": best}.items():
+        setattr(bench.args, name, value)
+    bench.args.load_best_model_at_end = bench.args.greater_is_better = True
+    model = Model("m", str(tmp_path / "model"), "1", StudentConfig(dtype="float32", lora_r=4))
+    truth = bench.setting.with_ground_truth(rows)
+    for name, is_weak in (("accuracy", False), ("weak_agreement", True)):
+        stage = bench.finetune(name, model, truth, truth, [rows], seed=0, provenance={}, is_weak=is_weak)
+        logged = {key for entry in json.loads((stage / "training.json").read_text()) for key in entry}
+        other = {"accuracy", "weak_agreement"} - {name}
+        assert f"eval_{name}" in logged and not {*other, *(f"eval_{key}" for key in other)} & logged
+        assert (name in logged) == (kind == "reward")  # TRL's reward trainer has it of its training batches, too
+        assert Stages.record(stage)["settings"]["args"]["metric_for_best_model"] == name
+
+
+@pytest.mark.parametrize("use_peft", [False, True])
+def test_classes_have_the_names_of_the_task(use_peft, tmp_path, monkeypatch):
+    bench, rows = bench_of("classification", tmp_path, tmp_path / "model")
+    model = Model("m", str(tmp_path / "model"), "1", StudentConfig(dtype="float32", lora_r=4, use_peft=use_peft))
+    truth, seen, make_trainer = bench.setting.with_ground_truth(rows), [], type(bench.setting).make_trainer
+
+    def watched(self, network, *args):
+        seen.append(network.config.id2label | network.config.label2id)
+        return make_trainer(self, network, *args)
+
+    monkeypatch.setattr(type(bench.setting), "make_trainer", watched)
+    for names in (("ham", "spam"), ("no", "yes")):  # one base serves both
+        stage = bench.finetune("s", model, truth, truth, [rows], seed=0, provenance={}, class_names=names)
+        assert seen[-1] == {0: names[0], 1: names[1], names[0]: 0, names[1]: 1}
+        if not use_peft:
+            saved = json.loads((stage / "model" / "config.json").read_text())
+            assert saved["id2label"] == {"0": names[0], "1": names[1]} and saved["label2id"][names[1]] == 1

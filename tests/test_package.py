@@ -13,7 +13,7 @@ PACKAGE = Path(w2s_hf.__file__).parent
 
 # A module imports only from lines above its own.
 LAYERS = [
-    {"losses", "metrics", "hub", "checkpoints", "markdown", "heads"},
+    {"losses", "metrics", "hub", "checkpoints", "markdown", "heads", "command_line"},
     {"original_qwen"},
     {"seed_models"},
     {"cards"},
@@ -21,7 +21,15 @@ LAYERS = [
     {"collators", "generation", "modeling", "plots", "publish", "leaderboard"},
     {"shapes"},
     {"memory"},
-    {"tasks.task", "tasks.tokenizing", "sweep_plots", "analysis.figures", "analysis.batches", "analysis.arguments"},
+    {
+        "tasks.task",
+        "tasks.tokenizing",
+        "tasks.sizes",
+        "sweep_plots",
+        "analysis.figures",
+        "analysis.batches",
+        "analysis.arguments",
+    },
     {"tasks.classification", "tasks.multiple_choice", "tasks.demo", "tasks.loading", "sweep_report"},
     {"tasks.demo_ladder", "tasks.demo_rows", "tasks.dealing"},
     {"tasks.splits", "tasks.preferences", "tasks.demo_chess", "tasks.move_scores"},
@@ -36,7 +44,7 @@ LAYERS = [
     {"trainers.weak_to_strong", "trainers.reward_pair", "trainers.completion"},
     {"trainers.bootstrap"},
     {"trainers"},
-    {"experiments.stages", "experiments.options"},
+    {"experiments.stages", "experiments.options", "experiments.config_file"},
     {"experiments.grid", "experiments.settings", "experiments.report"},
     {"experiments.arguments", "experiments.live", "experiments.finetuning"},
     {"experiments.bootstrapping", "experiments.generative", "experiments.moves", "experiments.fitting"},

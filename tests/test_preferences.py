@@ -230,7 +230,8 @@ def test_rows_that_are_no_pairs_are_named(rows, message):
 
 def test_too_few_pairs_say_how_many_there_are():
     with pytest.raises(
-        ValueError, match="anthropic_hh: 508 training rows asked for, 500 of them in `student_half`; there are 60"
+        ValueError,
+        match="got --n_train 500, --n_weak 4, --n_validation 4, 508 training rows .* at most 60",
     ):
         splits_of(pairs_of(explicit_text), n_train=500, n_weak=4, n_validation=4)
 

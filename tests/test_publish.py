@@ -267,6 +267,10 @@ def again(stderr: str) -> list[str]:
 def test_before_anything_is_pushed(hub, publish, output, tmp_path):
     code, stderr = publish(tmp_path)
     assert code == 1 and "there is no results.json, expected the --output_dir of a finished recipe" in stderr
+    for wrong in (output.parent / "elsewhere", output / "students"):
+        assert f"Name one of those that have results: {os.path.relpath(output)}." in publish(wrong)[1]
+    (student,) = (output / "students").glob("naive-seed0")
+    assert "It holds one student, which is pushed with --repo_id ME/NAME." in publish(student)[1]
     code, stderr = publish(output, "--dry_run", "--hub_namespace", "me")
     assert code == 0 and f"{STUDENT}: README.md, adapter_config.json, adapter_model.safetensors" in stderr
     assert f"datasets/{LABELS}: README.md, provenance.json, weak_labels.parquet" in stderr

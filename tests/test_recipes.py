@@ -102,6 +102,19 @@ def test_weak_labels_say_where_they_come_from(finished):
     assert {"model", "task", "dataset", "split_fingerprint", "seed", "versions", "stage"} <= set(labels.provenance)
 
 
+def test_logs_and_configurations_say_what_the_labels_are(finished):
+    """The supervisor's are true, a student's are weak; classes have the names of the task."""
+    for stage in (finished[0] / "_stages").glob("*[0-9a-f]"):
+        logged = {key for entry in json.loads((stage / "training.json").read_text()) for key in entry}
+        is_weak = not stage.name.startswith(("weak", "ceiling"))
+        assert ("eval_weak_agreement" in logged, "eval_accuracy" in logged) == (is_weak, not is_weak), stage.name
+        config = stage / "model" / "config.json"
+        if stage.name.startswith(("weak", "control")):  # all weights
+            assert json.loads(config.read_text())["id2label"] == {"0": "no", "1": "yes"}
+    card = (finished[0] / "students" / "naive-seed0" / "README.md").read_text()
+    assert 'load_student(".", id2label={0: "no", 1: "yes"}, dtype="float32")' in card
+
+
 def test_no_file_for_readers_names_this_machine(finished):
     output, _, _ = finished
     for path in [output / "results.json", output / "report.md", *output.glob("students/*/README.md")]:
@@ -207,7 +220,7 @@ def test_own_models_and_rows_by_relative_path(use_peft, cache, tmp_path, tokeniz
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--methods naiv", "got ['naiv'], expected some of naive, confidence"),
+        ("--methods naiv", "got naiv, expected some of naive, confidence"),
         ("--loss_type mse", "got 'mse', expected one of xent"),
         ("--seeds 1 1", "different integers"),
         ("--aux_coef 1.5", "aux_coef: got 1.5, expected a share between 0 and 1"),

@@ -263,7 +263,7 @@ def test_cells_with_names_in_other_directories_have_files_of_their_own():
     ("options", "message"),
     [
         (["--weak_model", "gpt2"], "--weak_models"),
-        (["--methods", "naive", "naive"], "expected each once"),
+        (["--methods", "naive", "naive"], "expected each name once"),
         (["--engine", "slurm"], "invalid choice"),
         (["--accelerate_config", "ddp.yaml"], "accelerate launch"),
         (["--methods", "naive", "confidense"], "got confidense"),
@@ -281,7 +281,7 @@ def test_options_of_cells_in_the_file_of_the_grid_are_refused(tmp_path, capsys):
     (tmp_path / "grid.yaml").write_text("weak_models: [a]\nstudent_models: [b]\nn_train: 100\n")
     with pytest.raises(SystemExit):
         parse_sweep("", DEMO, ["--config", str(tmp_path / "grid.yaml")])
-    assert "The grid's file has --n_train" in capsys.readouterr().err
+    assert "got 'n_train', which is no option of a grid" in capsys.readouterr().err
 
 
 def test_options_of_no_recipe_are_refused_before_anything_runs_or_is_removed(cache, tmp_path):

@@ -335,6 +335,9 @@ class StudentCard:
         options = {} if self.task_type == "SEQ_CLS" else {"task_type": self.task_type}
         if self.repo_id and self.library_name == "peft" and not self.base_is_on_hub:
             options["base_model"] = "PATH"
+        if self.class_names and self.library_name == "peft" and self.task_type == "SEQ_CLS":
+            # Adapters are saved without the config.json of their base, which would name the classes.
+            options["id2label"] = dict(enumerate(self.class_names))
         return options | self.loading
 
 
@@ -364,6 +367,8 @@ def _printable(text: str) -> str:
 
 
 def _literal(value: object) -> str:
+    if isinstance(value, dict) and 0 in value:  # id2label
+        return "{" + ", ".join(f"{key}: {_literal(name)}" for key, name in value.items()) + "}"
     if isinstance(value, dict):
         return f"BitsAndBytesConfig({', '.join(f'{name}={_literal(part)}' for name, part in value.items())})"
     return json.dumps(value) if isinstance(value, str) else repr(value)

@@ -9,6 +9,7 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_availab
 from transformers.utils.logging import get_logger
 from trl import ModelConfig, RewardConfig, SFTConfig
 
+from .command_line import did_you_mean
 from .losses import LOSS_TYPES
 
 __all__ = [
@@ -160,7 +161,10 @@ class LossArguments(_OwnDefaults):
     def __post_init__(self):
         super().__post_init__()
         if self.loss_type not in LOSS_TYPES:
-            raise ValueError(f"loss_type: got {self.loss_type!r}, expected one of {', '.join(LOSS_TYPES)}.")
+            raise ValueError(
+                f"loss_type: got {self.loss_type!r}, expected one of {', '.join(LOSS_TYPES)}."
+                + did_you_mean(self.loss_type, LOSS_TYPES)
+            )
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor: got {self.label_smoothing_factor}, which no loss here reads. Labels may be "
@@ -374,4 +378,7 @@ class StudentConfig(ModelConfig):
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
             raise ValueError("Got a quantized student without adapters (--use_peft false): set --use_peft true.")
         if self.head_init not in HEAD_INITS:
-            raise ValueError(f"head_init: got {self.head_init!r}, expected one of {', '.join(HEAD_INITS)}.")
+            raise ValueError(
+                f"head_init: got {self.head_init!r}, expected one of {', '.join(HEAD_INITS)}."
+                + did_you_mean(self.head_init, HEAD_INITS)
+            )

@@ -20,6 +20,7 @@ import torch
 from peft import LoraConfig
 from transformers import PretrainedConfig
 
+from .command_line import CommandLine
 from .markdown import markdown_table
 from .modeling import load_config
 from .seed_models import SEED_MODELS
@@ -374,7 +375,7 @@ def memory_table(
 
 def main(argv: list[str] | None = None) -> None:
     """`python -m w2s_hf.memory`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m w2s_hf.memory",
         description="Memory of a student in training, per GPU, from its configuration alone; what fits, and the "
         "largest micro-batch.",

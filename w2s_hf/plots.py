@@ -50,7 +50,8 @@ _COLOURS = {
 def plot_accuracies(results: dict, path: Path) -> None:
     """
     Test accuracy of supervisor, students, control and ceiling: the mean over seeds as a bar, each seed as a point, and
-    the 95 % interval over test rows where there is one seed. PGR stands above each student.
+    the 95 % interval over test rows where there is one seed. PGR, or that it is undefined, stands above each student.
+    The axis begins at 0 and contains all intervals.
 
     Args:
         results (`dict`): Content of `results.json`.
@@ -58,59 +59,64 @@ def plot_accuracies(results: dict, path: Path) -> None:
     """
     runs = results["runs"]
     baselines = runs[0].get("baselines", [])
-    bars = [("weak", "weak\nsupervisor", [run["weak"] for run in runs], None)]
+    bars = [("weak", "weak\nsupervisor", [run["weak"] for run in runs], "")]
     for position, baseline in enumerate(baselines):
         if baseline["model"]:
             label = baseline["name"].replace(", ", ",\n")
-            bars.append(("zero-shot", label, [run["baselines"][position] for run in runs], None))
+            bars.append(("zero-shot", label, [run["baselines"][position] for run in runs], ""))
     if all(run["controls"] for run in runs):
-        bars.append(("control", "control: student\nnot pretrained", [run["controls"][0] for run in runs], None))
+        bars.append(("control", "control: student\nnot pretrained", [run["controls"][0] for run in runs], ""))
     for position, summary in enumerate(results["summary"]):
         entries = [run["students"][position] for run in runs]
         for number, link in enumerate(entries[0].get("links", [])[:-1]):
-            label = f"{summary['method']}\nlink {number + 1}\n{link['model'].split('/')[-1]}"
-            bars.append(("link", label, [entry["links"][number] for entry in entries], None))
-        bars.append(("student", f"student\n{summary['method']}", entries, summary["pgr_median"]))
+            label = f"{summary['method']}\nlink {number + 1}\n{clipped(link['model'].split('/')[-1], 17)}"
+            bars.append(("link", label, [entry["links"][number] for entry in entries], ""))
+        bars.append(("student", f"student\n{summary['method'].replace('_', chr(10))}", entries, _pgr_note(summary)))
     if "ceiling_plain" in runs[0]:
-        bars.append(("ceiling", "plain\nceiling", [run["ceiling_plain"] for run in runs], None))
-    bars.append(("ceiling", "strong\nceiling", [run["ceiling"] for run in runs], None))
+        bars.append(("ceiling", "plain\nceiling", [run["ceiling_plain"] for run in runs], ""))
+    bars.append(("ceiling", "strong\nceiling", [run["ceiling"] for run in runs], ""))
 
     # Not by pyplot, which has a state, and a backend that is the user's choice.
     figure = Figure(figsize=(1.6 + 1.35 * len(bars), 4.2), layout="constrained")
     axes = figure.subplots()
     top_of_bars = 0.0
-    for x, (kind, _, entries, pgr) in enumerate(bars):
+    for x, (kind, _, entries, note) in enumerate(bars):
         accuracies = np.array([entry["accuracy"] for entry in entries])
         mean = accuracies.mean()
         axes.bar(x, mean, width=0.62, color=_COLOURS[kind], zorder=2)
         top = accuracies.max()
         if len(entries) == 1:
             low, high = entries[0]["ci95"]
-            axes.errorbar(x, mean, [[mean - low], [high - mean]], color="black", capsize=5, lw=1.2, zorder=3)
-            top = high
+            axes.errorbar(x, mean, _error(mean, low, high), color="black", capsize=5, lw=1.2, zorder=3)
+            top = max(mean, high)
         else:
             offsets = np.linspace(-0.12, 0.12, len(entries))
             axes.scatter(x + offsets, accuracies, s=18, color="white", edgecolor="black", lw=0.8, zorder=3)
         top_of_bars = max(top_of_bars, top)
-        text = f"{mean:.3f}" + (f"\n{'median ' if len(runs) > 1 else ''}PGR {pgr:.2f}" if pgr is not None else "")
-        axes.annotate(text, (x, top), (0, 5), textcoords="offset points", ha="center", va="bottom", fontsize=9)
+        text = f"{mean:.3f}" + (f"\n{note}" if note else "")
+        # White behind it: the line of chance may run here.
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+        where = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
+        axes.annotate(text, (x, top), (0, 5), fontsize=9, bbox=box, zorder=5, **where)
     guesses = {
         baseline["name"]: float(np.mean([run["baselines"][position]["accuracy"] for run in runs]))
         for position, baseline in enumerate(baselines)
         if not baseline["model"]
     } or {"chance": results["chance"]}
-    for name, height in guesses.items():
-        axes.axhline(height, color="black", lw=0.8, ls=":", zorder=4 if baselines else 1)
-        axes.text(-0.88, height, name.replace("random ", "random\n"), fontsize=8, va="bottom", ha="left")
     axes.set_xticks(range(len(bars)), [label for _, label, _, _ in bars])
     axes.set_xlim(-0.9, len(bars) - 0.45)
-    lowest = min(entry["accuracy"] for _, _, entries, _ in bars for entry in entries)
-    highest = max([top_of_bars, *guesses.values()])
+    highest = max([top_of_bars, *guesses.values(), 0.05])
+    # Room for the numbers above the bars, a share of the axis for each of their lines.
+    n_lines = 1 + max(note.count("\n") + 1 if note else 0 for _, _, _, note in bars)
+    axes.set_ylim(0, highest / (1 - 0.03 - 0.055 * n_lines))
     if highest > 0.6:
-        axes.set_ylim(0 if baselines else max(0, min(0.45, lowest - 0.05)), 1.12)
-        axes.set_yticks([tick for tick in np.arange(0, 1.01, 0.1) if tick >= axes.get_ylim()[0]])
-    else:
-        axes.set_ylim(0, 1.3 * highest)
+        axes.set_yticks(np.arange(0, 1.01, 0.1))
+    place = 0.0
+    for name, height in sorted(guesses.items(), key=lambda guess: guess[1]):
+        axes.axhline(height, color="black", lw=0.8, ls=":", zorder=4 if baselines else 1)
+        name, place = name.replace("random ", "random\n"), max(height, place)
+        axes.text(-0.88, place, name, fontsize=8, va="bottom", ha="left")
+        place += 0.045 * axes.get_ylim()[1] * (1 + name.count("\n"))  # two guesses may be close
     axes.set_ylabel("test accuracy")
     n_seeds = len(runs)
     over = f"mean of {n_seeds} seeds (points)" if n_seeds > 1 else f"seed {runs[0]['seed']}, 95 % interval"
@@ -118,6 +124,20 @@ def plot_accuracies(results: dict, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def _pgr_note(summary: dict) -> str:
+    """PGR of a method for the figure: one seed's, or the median, and of how many seeds it is undefined."""
+    n_seeds, n_undefined = summary["n_seeds"], summary["n_undefined"]
+    if summary["pgr_median"] is None:
+        return "PGR\nundefined"
+    note = f"{'median ' if n_seeds > 1 else ''}PGR {summary['pgr_median']:.2f}"
+    return note + (f"\n({n_undefined} of {n_seeds} undefined)" if n_undefined else "")
+
+
+def _error(value: float, low: float, high: float) -> list[list[float]]:
+    """Distances to the ends of an interval as `errorbar` takes them, which refuses one that rounding made negative."""
+    return [[max(value - low, 0.0)], [max(high - value, 0.0)]]
 
 
 def plot_gap(weak: Score, student: Score, ceiling: Score, pgr: float | None, path: Path) -> None:
@@ -147,7 +167,7 @@ def plot_gap(weak: Score, student: Score, ceiling: Score, pgr: float | None, pat
             colour = _COLOURS[role.split()[-1] if role != "weak supervisor" else "weak"]
             axes.plot([score.accuracy] * 2, [-0.13, height], color=colour, lw=1, zorder=3)
             if score.ci95 is not None:
-                error = [[score.accuracy - score.ci95[0]], [score.ci95[1] - score.accuracy]]
+                error = _error(score.accuracy, *score.ci95)
                 axes.errorbar(score.accuracy, height, xerr=error, color=colour, capsize=4, lw=1.4, zorder=3)
             axes.plot(score.accuracy, height, "o", color=colour, ms=7, zorder=4)
             said[height] = f"{role}, {clipped(score.model)}, {score.accuracy:.3f}"
@@ -166,6 +186,7 @@ def plot_gap(weak: Score, student: Score, ceiling: Score, pgr: float | None, pat
         axes.set_ylim(-0.5, 3.5)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
+        axes.use_sticky_edges = False  # else the axis may end with the bar, in the middle of a point
         axes.margins(x=0.06)
         axes.set_xlabel(f"test accuracy, n = {student.n}, 95 % intervals")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,9 @@ of one student that a trainer saved, with the card that is there:
     python -m w2s_hf.publish out --repo_id ME/my-student
 """
 
-import argparse
 import json
 import logging
+import os
 import shlex
 import sys
 from argparse import RawDescriptionHelpFormatter
@@ -21,6 +21,7 @@ from pathlib import Path, PurePath
 from huggingface_hub import ModelCard
 
 from .cards import BLOCK, FIGURE, StudentCard
+from .command_line import CommandLine
 from .hub import PushError, commit_files, is_repository_id, owner_of_token, repository_name
 from .labels import label_files
 
@@ -127,8 +128,8 @@ def push_students(
     output_dir, given = Path(output_dir), namespace
     if not (output_dir / "results.json").is_file():
         raise FileNotFoundError(
-            f"{output_dir}: there is no results.json, expected the --output_dir of a finished recipe. (One student "
-            "that a trainer saved is pushed with --repo_id.)"
+            f"{output_dir}: there is no results.json, expected the --output_dir of a finished recipe. "
+            + _finished_nearby(output_dir)
         )
     try:
         namespace = owner_of_token() if namespace is None else namespace
@@ -136,6 +137,18 @@ def push_students(
     except PushError as error:
         options = {"hub_namespace": given, "base_model": base_model, "hub_private": private}
         raise PushError(f"{error}\n{push_again(output_dir, options)}") from error
+
+
+def _finished_nearby(directory: Path) -> str:
+    """What to do about a directory without results: which others have some, or how a student alone is pushed."""
+    if any((directory / name).is_file() for name in ("adapter_config.json", "config.json")):
+        return "It holds one student, which is pushed with --repo_id ME/NAME."
+    places = dict.fromkeys([directory, *list(directory.absolute().parents)[:2], Path("outputs")])
+    found = {path.parent.resolve() for place in places for path in sorted(place.glob("*/results.json"))}
+    names = sorted(os.path.relpath(path) for path in found)[:8]
+    if names:
+        return f"Name one of those that have results: {', '.join(names)}."
+    return "Run a recipe first, to its end. (One student that a trainer saved is pushed with --repo_id.)"
 
 
 def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> list[_Repository]:
@@ -223,7 +236,7 @@ def _push(repositories: list[_Repository], private: bool | None, dry_run: bool) 
 def main(argv: list[str] | None = None) -> None:
     """`python -m w2s_hf.publish`."""
     description, _, examples = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         "python -m w2s_hf.publish",
         description=description,
         epilog=examples,

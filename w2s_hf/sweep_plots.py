@@ -115,10 +115,10 @@ def _title(
     axes.set_title("\n".join(wrapped), loc="left")
 
 
-def _spread_handle(several: bool) -> Line2D:
+def _spread_handle(several: bool, is_cut: bool = False) -> Line2D:
     if several:
         return Line2D([], [], color="black", label="one seed", **_SEED)
-    return Line2D([], [], label="95 % interval over test rows", **_BAR)
+    return Line2D([], [], label="95 % interval over test rows" + (" (cut at the axis)" if is_cut else ""), **_BAR)
 
 
 def _series_handles(styles: dict[str, dict], **changes: str) -> list[Line2D]:
@@ -210,7 +210,8 @@ def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
 
 def _pgr_limits(done: pd.DataFrame) -> tuple[float, float]:
     """Limits that show 0 and 1, and no more than [`PGR_AXIS`]: the same for all panels, as PGR has one scale."""
-    low, high = done["pgr"].min(), done["pgr"].max()
+    shown = done[["pgr"]] if several_seeds(done) else done[["pgr", "pgr_low", "pgr_high"]]
+    low, high = shown.min(axis=None), shown.max(axis=None)
     return max(PGR_AXIS[0], min(-0.12, low - 0.06)), min(PGR_AXIS[1], max(1.12, high + 0.06))
 
 
@@ -286,7 +287,8 @@ def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
                 axes.annotate(f"{value:.1f}", place, (0, step), textcoords="offset points", fontsize=8, **centred)
         _title(axes, width, table, chosen, f"taught by {weak_models[weak]}", beyond=n_beyond)
 
-    handles = [*_series_handles(styles), _spread_handle(several), *_pgr_handles(done)]
+    is_cut = not done[["pgr_low", "pgr_high"]].stack().dropna().between(*limits).all()
+    handles = [*_series_handles(styles), _spread_handle(several, is_cut), *_pgr_handles(done)]
     if not several and (done["pgr"].notna() & done["pgr_low"].isna()).any():
         handles.append(Line2D([], [], color="black", linestyle=":", lw=1.1, label="interval unbounded"))
     pages = lay_out(_unique(done["task"]), list(weak_models)) if done["pgr"].notna().any() else []

@@ -21,6 +21,7 @@ from datasets import Dataset, load_dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
 
+from w2s_hf.command_line import CommandLine
 from w2s_hf.tasks.chess import fen_prompt
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 /-+#=.:\n"
@@ -104,7 +105,7 @@ def pretrain(name: str, width: int, n_layers: int, rows: Dataset, output_dir: Pa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--games_path", required=True, help="local directory, or dataset on the Hub, of games")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME:WIDTHxLAYERS:POSITIONS")

@@ -34,6 +34,7 @@ from benchmark_rows import save_boolq_rows, save_language_model, word_tokenizer
 from published_loop import BATCH_SIZE, PublishedLoop, Run
 
 from w2s_hf import WeakLabels
+from w2s_hf.command_line import CommandLine
 from w2s_hf.config import hardware
 from w2s_hf.experiments.arguments import parse_arguments
 from w2s_hf.experiments.classification import run_classification
@@ -163,9 +164,7 @@ def print_results(results: list[dict]) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, lets_pass=True)
     parser.add_argument("--weak", default="128x2", metavar="WIDTHxLAYERS", help="shape of the supervisor")
     parser.add_argument("--strong", default="384x6", metavar="WIDTHxLAYERS", help="shape of students and ceiling")
     parser.add_argument("--vocab_size", type=int, default=50257, help="of both; that of --tokenizer, if there is one")

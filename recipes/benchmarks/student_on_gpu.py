@@ -25,6 +25,7 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig,
 from transformers.quantizers import AutoHfQuantizer
 
 from w2s_hf import WeakToStrongConfig, WeakToStrongTrainer, fresh_adapter
+from w2s_hf.command_line import CommandLine
 from w2s_hf.config import hardware
 from w2s_hf.heads import HEAD_NAMES, classification_head, full_precision_head
 from w2s_hf.memory import config_of, estimate_memory, gib, with_layers
@@ -123,7 +124,7 @@ def n_parameters(model: nn.Module) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="Qwen/Qwen-7B", help="whose shapes: a Hub id or a directory")
     parser.add_argument("--load_in_4bit", action="store_true")
     parser.add_argument("--layers", type=int, default=None, help="fewer layers than the model has")

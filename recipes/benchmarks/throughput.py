@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from w2s_hf import WeakToStrongConfig, WeakToStrongTrainer
+from w2s_hf.command_line import CommandLine
 from w2s_hf.config import hardware
 from w2s_hf.experiments.stages import library_versions
 
@@ -186,7 +187,7 @@ def print_results(results: list[dict]) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--n_layers", type=int, default=4)
     parser.add_argument("--n_rows", type=int, default=320)

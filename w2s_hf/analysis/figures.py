@@ -108,7 +108,8 @@ def bars(
         top (`float`, *optional*): Of the axis.
     """
     colours, heights, notes, intervals = colours or {}, heights or {}, notes or {}, intervals or {}
-    finite = [value for series in values.values() for value in series[np.isfinite(series)]]
+    ends = [end for name in values for end in intervals.get(name) or ()]
+    finite = [*ends, *(value for series in values.values() for value in series[np.isfinite(series)])]
     lowest, highest = min([0.0, *finite]), max([*finite, *heights.values()], default=1.0)
     for x, (name, series) in enumerate(values.items()):
         series = series[np.isfinite(series)]
@@ -123,7 +124,7 @@ def bars(
         peak = max(series.max(), 0.0)
         if intervals.get(name) is not None:
             low, high = intervals[name]
-            error = [[series.mean() - low], [high - series.mean()]]
+            error = [[max(series.mean() - low, 0.0)], [max(high - series.mean(), 0.0)]]
             axes.errorbar(x, series.mean(), error, color="black", capsize=4, lw=1.1, zorder=3)
             peak = max(peak, high)
         # White behind it: a line to compare with may run here.

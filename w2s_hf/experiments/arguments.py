@@ -1,5 +1,6 @@
 """The command line of a recipe."""
 
+import difflib
 import gc
 import logging
 import os
@@ -12,10 +13,11 @@ import datasets
 import transformers
 from huggingface_hub import get_token
 from transformers import TrainingArguments
-from trl import TrlParser
+from transformers.integrations import get_available_reporting_integrations
 
 from ..config import StudentConfig, WeakToStrongConfig
 from ..publish import push_students
+from .config_file import RecipeParser, config_file, with_config
 from .grid import SweepArguments
 from .options import BOOTSTRAP, AnyTaskArguments, ClassificationArguments, ExperimentArguments
 from .report import print_table
@@ -51,7 +53,8 @@ def parse_arguments(
     announce: bool = True,
 ) -> tuple[ExperimentArguments, TrainingArguments, StudentConfig]:
     """
-    Reads a recipe's command line; `--config FILE` sets defaults and the command line wins.
+    Reads a recipe's command line; `--config FILE` (a file, or the name of a shipped configuration beside
+    `demo_config`) sets defaults and the command line wins.
 
     Args:
         description (`str`): What `--help` begins with.
@@ -63,7 +66,7 @@ def parse_arguments(
         real_config (`str`, *optional*, defaults to `"single_gpu.yaml"`): The configuration for the real task, to name.
         announce (`bool`, *optional*, defaults to `True`): Print of the demo that it is one. Not of a sweep's cells.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = with_config(sys.argv[1:] if argv is None else argv)
     named = _named(argv)
     if not named & set(_REAL):
         with_chain = demo_config.with_name(f"{demo_config.stem}_ladder.yaml")
@@ -72,14 +75,13 @@ def parse_arguments(
         if asks_for_chain and with_chain.is_file():
             demo_config = with_chain
         argv = ["--config", str(demo_config), *argv]
-    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    parser = TrlParser(
+    parser = RecipeParser(
         (experiment, training, StudentConfig),
+        configs=demo_config.parent,
         description=description,
         formatter_class=_HelpFormatter,
         usage="%(prog)s [--config FILE] [--option VALUE ...]",  # not a page of 200 names before the first sentence
     )
-    parser.add_argument("--config", help="YAML file of defaults; see recipes/configs.", metavar="FILE")
     try:
         # A fourth value holds `--config` itself.
         args, training_args, student_config, _ = parser.parse_args_and_config(argv)
@@ -110,7 +112,10 @@ def parse_arguments(
             )
         if training_args.push_to_hub and get_token() is None:
             raise ValueError("Got --push_to_hub and no token: set HF_TOKEN, or log in with `hf auth login`.")
-    except (ValueError, OSError) as error:
+        check_numbers(args, training_args, student_config)
+        check_reporting(training_args.report_to)
+        check_directory("--output_dir", training_args.output_dir)
+    except (ValueError, OSError, ImportError) as error:
         parser.error(str(error))
     if args.demo:
         # Models and tables this small are read and written in no time; the bars of training remain.
@@ -120,6 +125,47 @@ def parse_arguments(
         script = sys.argv[0] + (f" --task {args.task}" if isinstance(args, AnyTaskArguments) else "")
         print(_DEMO_NOTE.format(script=script, config=real_config).strip(), flush=True)
     return args, training_args, student_config
+
+
+# What transformers, peft and torch would take, or refuse only when a model is trained. `None` is no number.
+_AT_LEAST = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1, "lora_r": 1,
+    "lora_alpha": 1, "learning_rate": 0, "weak_learning_rate": 0, "weight_decay": 0, "weak_weight_decay": 0,
+    "num_train_epochs": 0, "weak_num_train_epochs": 0, "split_seed": 0,
+}  # fmt: skip
+
+
+def check_numbers(*arguments: ExperimentArguments | TrainingArguments | StudentConfig) -> None:
+    """Raises `ValueError` where a number of rows, steps or a rate is too small to mean anything."""
+    values = {name: value for part in arguments for name, value in vars(part).items()}
+    for name, smallest in _AT_LEAST.items():
+        if values[name] is not None and not values[name] >= smallest:  # NaN, too
+            raise ValueError(f"--{name}: got {values[name]}, expected at least {smallest}.")
+    if values["max_steps"] == 0:
+        raise ValueError("--max_steps: got 0, expected a positive number of steps, or -1 to train --num_train_epochs.")
+    if min(values["seeds"]) < 0:
+        raise ValueError(f"--seeds: got {min(values['seeds'])}, expected integers from 0 on.")
+
+
+def check_reporting(report_to: list[str]) -> None:
+    """Raises `ValueError` where a tracker of `--report_to` is unknown or not installed."""
+    installed = get_available_reporting_integrations()
+    missing = [name for name in report_to if name not in installed]
+    if missing:
+        raise ValueError(
+            f"--report_to: got {missing[0]}, which is not installed or not known, expected none or some of "
+            f"{', '.join(installed) or '(no tracker is installed)'}. Install it, or set --report_to none."
+        )
+
+
+def check_directory(option: str, path: str) -> None:
+    """Raises `ValueError` where nothing can be written below `path`."""
+    directory = Path(path).absolute()
+    existing = next(place for place in (directory, *directory.parents) if place.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{option}: got {path!r}, and {existing.name!r} is a file. Name another directory.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{option}: got {path!r}, and {str(existing)!r} is not writable. Name another directory.")
 
 
 def _named(argv: list[str]) -> set[str]:
@@ -141,33 +187,33 @@ def parse_sweep(
     Returns:
         The grid, and all other options, which are those of its cells.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    argv = with_config(sys.argv[1:] if argv is None else argv)
     if not {"--config", "--weak_models", "--student_models", "--cell_config"} & _named(argv):
         argv = ["--config", str(demo_config), *argv]
-    parser = TrlParser(
+    parser = RecipeParser(
         (SweepArguments,),
+        configs=demo_config.parent,
+        lets_pass=True,
         description=description,
         formatter_class=_HelpFormatter,
         usage="%(prog)s [--config FILE] [--option VALUE ...] [options of all cells]",
-        allow_abbrev=False,  # --weak_model is not --weak_models
     )
-    parser.add_argument("--config", help="YAML file of defaults; see recipes/configs/sweep_demo.yaml.", metavar="FILE")
     try:
-        args, _, in_file, options = parser.parse_args_and_config(
-            argv, return_remaining_strings=True, separate_remaining_strings=True
-        )
-        if in_file:
-            raise ValueError(
-                f"The grid's file has {', '.join(in_file[::2])}, expected options of the grid alone: put those of the "
-                "cells into a file of their own, --cell_config, or on the command line."
-            )
+        args, _, options = parser.parse_args_and_config(argv, return_remaining_strings=True)
+        if args.cell_config is not None:
+            args.cell_config = str(config_file(args.cell_config, demo_config.parent, "--cell_config"))
+        # What the cells do not know either is refused when the first cell is parsed.
+        known = set(parser.options)
+        for name in sorted(_named(options) - _OF_THE_GRID):
+            if difflib.get_close_matches(name[2:], known, cutoff=0.85):
+                raise ValueError(parser.unknown(name))
         of_cells = _named(options) & _OF_THE_GRID
         if of_cells:
             raise ValueError(
                 f"Got {', '.join(sorted(of_cells))}: models, tasks and seeds are those of the grid (--weak_models, "
                 "--student_models, --tasks, --seeds), --rows_fit follows from them, and a sweep pushes nothing."
             )
+        check_directory("--output_dir", args.output_dir)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return args, options
@@ -194,6 +240,6 @@ def run_recipe(main: Callable[[], None]) -> None:
         main()
     except KeyboardInterrupt:
         sys.exit("\nStopped. Nothing is lost: the same command goes on where this run was.")
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
+    except (ValueError, OSError) as error:
         logging.getLogger("w2s_hf").debug("traceback", exc_info=True)
         sys.exit(f"error: {error}")

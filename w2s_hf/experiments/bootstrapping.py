@@ -73,11 +73,13 @@ class Lessons:
             "weak_labels": "+".join(of_part.fingerprint for of_part in labels.values()),
             "parts": list(labels),
         }
-        changes = {**self.bench.setting.arguments_of(method), **changes}
+        changes = {**self.bench.setting.arguments_of(method), "is_weak": True, **changes}
         return self._finetune(name, model, train, validation, predict, teachers, changes)
 
     def _finetune(self, name, model, train, validation, predict, provenance: dict, changes: dict) -> Path:
         provenance = {**self.source, **provenance}
+        if self.bench.setting.task_type == "SEQ_CLS":
+            changes = {"class_names": self.splits.task.class_names, **changes}
         return self.bench.finetune(
             name, model, train, validation, predict, seed=self.seed, provenance=provenance, **changes
         )

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from transformers import TrainingArguments
 from ..config import StudentConfig
 from ..modeling import load_tokenizer
 from ..tasks import TaskSplits
-from ..tasks.dealing import AnyTask
-from ..tasks.demo_ladder import DEMO_MODELS, DemoModel, World, build_demo_model
+from ..tasks.demo_ladder import DEMO_MODELS, DemoModel, World, build_demo_model, one_thread
+from ..tasks.sizes import AnyTask
 from .analyses import analyse, analysis_notes
 from .finetuning import Model, Workbench
 from .fitting import check_fits
@@ -61,7 +62,8 @@ class Experiment(ABC):
         self.output_dir = Path(training_args.output_dir)
         self._materials: dict[int, Materials] = {}
         if like is None:
-            self.bench = Workbench(Stages(self.output_dir / "_stages"), training_args, self.setting)
+            around = one_thread if args.demo and not has_chosen_threads() else nullcontext
+            self.bench = Workbench(Stages(self.output_dir / "_stages", around), training_args, self.setting)
             self.ladder = ladder_stages()
             self._splits: dict[tuple, TaskSplits] = {}
             self._models: dict[str, Model] = {}
@@ -286,6 +288,15 @@ class Experiment(ABC):
                 "total": round(time.monotonic() - started, 1),
             },
         }
+
+
+def has_chosen_threads() -> bool:
+    """
+    Whether the user has set the number of CPU threads. `accelerate launch` sets the variable of every process, with
+    `--cpu` to the number of cores, so that nothing is known there; it alone sets the second variable (checked with
+    accelerate 1.10 and 1.15).
+    """
+    return "OMP_NUM_THREADS" in os.environ and "ACCELERATE_DYNAMO_MODE" not in os.environ
 
 
 def ladder_stages() -> Stages:

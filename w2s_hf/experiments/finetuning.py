@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..hub import ensure_available
 from ..labels import LabelsById
 from ..modeling import fresh_adapter, load_adapter_weights, load_student, load_tokenizer
 from ..trainers.snapshots import SnapshotCallback
-from .settings import Setting
+from .settings import Setting, metric_name
 from .stages import Stages, library_versions
 
 __all__ = ["Model", "Workbench", "load_base", "peft_config_of", "save_training"]
@@ -125,6 +126,14 @@ def peft_config_of(model: Model, task_type: str) -> PeftConfig | None:
     return peft_config
 
 
+def name_classes(model: PreTrainedModel | PeftModel, class_names: Sequence[str]) -> None:
+    """Gives the outputs of a classifier their names, which its `config.json` keeps and pipelines show."""
+    config = (model.get_base_model() if isinstance(model, PeftModel) else model).config
+    if config.num_labels == len(class_names):
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {name: position for position, name in enumerate(class_names)}
+
+
 def save_training(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """The end of a training: `model/` stays, and `training.json`, which says that it is whole; the checkpoints go."""
     trainer.save_model(str(directory / "model"))
@@ -177,6 +186,8 @@ class Workbench:
         seed: int,
         provenance: dict,
         n_snapshots: int = 0,
+        is_weak: bool = False,
+        class_names: Sequence[str] | None = None,
         **changes,
     ) -> Path:
         """
@@ -190,6 +201,8 @@ class Workbench:
             provenance (`dict`): Recorded with the predictions.
             n_snapshots (`int`, *optional*, defaults to 0): Label them on the way, too, at so many evenly spaced
                 steps, the last one among them.
+            is_weak (`bool`, *optional*, defaults to `False`): The labels are those of a model, not ground truth.
+            class_names (sequence of `str`, *optional*): `id2label` of a classifier.
             changes: Training arguments that differ from the experiment's.
 
         Returns:
@@ -201,7 +214,8 @@ class Workbench:
             raise ValueError(
                 f"{name}: training rows still carry `ground_truth`; a student must not be able to see it."
             )
-        changes = {**changes, "seed": seed, "data_seed": seed, "push_to_hub": False}
+        metric = metric_name(changes.get("metric_for_best_model", self.args.metric_for_best_model), is_weak)
+        changes = {**changes, "metric_for_best_model": metric, "seed": seed, "data_seed": seed, "push_to_hub": False}
         settings = {
             "setting": self.setting.name,
             "model": model.identity,
@@ -212,6 +226,8 @@ class Workbench:
             "seed": seed,
             "n_processes": PartialState().num_processes,
         }
+        if class_names is not None:
+            settings["class_names"] = list(class_names)
         if n_snapshots:
             settings["n_snapshots"] = n_snapshots
         provenance = {**provenance, "model": model.name, "model_version": model.version, "seed": seed}
@@ -222,14 +238,13 @@ class Workbench:
             args = dataclasses.replace(self.args, output_dir=str(directory / "checkpoints"), **changes)
             tokenizer = load_tokenizer(model.path, revision=model.revision)
             is_trained = (directory / "training.json").is_file()  # and was stopped while it labelled
-            trainer = self.setting.make_trainer(
-                self.finished(model, directory / "model") if is_trained else self.untrained(model, tokenizer, seed),
-                args,
-                tokenizer,
-                train,
-                validation,
-                partial(self.tokenize, model, tokenizer),
+            network = (
+                self.finished(model, directory / "model") if is_trained else self.untrained(model, tokenizer, seed)
             )
+            if class_names is not None:
+                name_classes(network, class_names)
+            tokenize = partial(self.tokenize, model, tokenizer)
+            trainer = self.setting.make_trainer(network, args, tokenizer, train, validation, tokenize, is_weak)
 
             def take(step: int) -> None:
                 there = directory / "snapshots" / f"step-{step}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..config import METHODS
 from ..tasks import PREFERENCE_TASKS
-from .options import BOOTSTRAP, chain_of
+from .options import BOOTSTRAP, chain_of, check_names
 
 __all__ = ["CHESS_TASK", "Cell", "Job", "SweepArguments", "cells_of", "rounds_of"]
 
@@ -65,14 +65,12 @@ class SweepArguments:
     )
 
     def __post_init__(self):
+        check_names("--methods", self.methods, (*METHODS, BOOTSTRAP))
         for name in ("tasks", "weak_models", "student_models", "methods", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
-                raise ValueError(f"--{name}: got {' '.join(map(str, values)) or 'nothing'}, expected each once.")
-        known = (*METHODS, BOOTSTRAP)
-        unknown = [method for method in self.methods if method not in known]
-        if unknown:
-            raise ValueError(f"--methods: got {', '.join(unknown)}, expected some of {', '.join(known)}.")
+                got = " ".join(map(str, values)) or "nothing"
+                raise ValueError(f"--{name}: got {got}, expected one or more different values.")
         if self.engine not in ("local", "ray"):
             raise ValueError(f"--engine: got {self.engine!r}, expected local or ray.")
         if self.accelerate_config is not None and self.engine != "ray":

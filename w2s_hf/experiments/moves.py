@@ -17,7 +17,7 @@ from ..tasks import COMPLETION_COLUMNS
 from ..tasks.move_scores import MoveScore, parse_move, score_move
 from ..trainers.completion import CompletionTrainer, autocast
 from .finetuning import Model, Workbench
-from .settings import Setting, Tokenize
+from .settings import Setting, Tokenize, on_weak_labels
 from .stages import library_versions
 
 __all__ = ["CHESS", "MoveSetting", "answer_untrained", "scores_of", "trivial_baselines"]
@@ -43,10 +43,13 @@ class MoveSetting(Setting):
         """The true move as `completion`."""
         return rows.rename_column("ground_truth", "completion")
 
-    def make_trainer(self, model, args, tokenizer, train, validation, tokenize: Tokenize) -> CompletionTrainer:
+    def make_trainer(
+        self, model, args, tokenizer, train, validation, tokenize: Tokenize, is_weak: bool = False
+    ) -> CompletionTrainer:
         """See [`Setting.make_trainer`]; TRL tokenizes the rows itself."""
         train, validation = (rows.select_columns(["prompt", "completion"]) for rows in (train, validation))
-        return CompletionTrainer(
+        trainer = on_weak_labels(CompletionTrainer) if is_weak else CompletionTrainer
+        return trainer(
             model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer
         )
 

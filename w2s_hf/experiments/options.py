@@ -1,8 +1,10 @@
 """What an experiment can be told on the command line, besides the arguments of its trainer and its student."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ..command_line import did_you_mean
 from ..config import METHODS
 from ..tasks.demo import DEMO_WORLDS
 
@@ -14,6 +16,8 @@ __all__ = [
     "ClassificationArguments",
     "ExperimentArguments",
     "RewardArguments",
+    "chain_of",
+    "check_names",
 ]
 
 # What --analyses may name, and the heading of each in the report.
@@ -28,6 +32,20 @@ ANALYSES = {
 
 # The method that is not a loss: a chain of students, each taught by the one before.
 BOOTSTRAP = "bootstrap"
+
+
+def check_names(option: str, names: list[str], known: Sequence[str]) -> None:
+    """Raises `ValueError` where an option is given an unknown name, or a name twice."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        if "," in unknown[0]:
+            raise ValueError(f"{option}: got {unknown[0]}, expected names with spaces between them, not commas.")
+        raise ValueError(
+            f"{option}: got {' '.join(unknown)}, expected some of {', '.join(known)}.{did_you_mean(unknown[0], known)}"
+        )
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{option}: got {' '.join(names)}, expected each name once. Leave out one {twice[0]}.")
 
 
 def chain_of(ladder: list[str], weak_model: str | None, student_model: str) -> list[str]:
@@ -138,13 +156,9 @@ class ExperimentArguments:
     hub_private: bool = field(default=False, metadata={"help": "Make the repositories of --push_to_hub private."})
 
     def __post_init__(self):
-        unknown = [method for method in self.methods if method not in (*METHODS, BOOTSTRAP)]
-        if unknown or not self.methods:
-            raise ValueError(
-                f"--methods: got {unknown or 'none'}, expected some of {', '.join(METHODS)}, {BOOTSTRAP}."
-            )
-        if len(set(self.methods)) != len(self.methods):
-            raise ValueError(f"--methods: got {' '.join(self.methods)}, expected each once.")
+        check_names("--methods", self.methods, (*METHODS, BOOTSTRAP))
+        if not self.methods:
+            raise ValueError(f"--methods: got none, expected some of {', '.join(METHODS)}, {BOOTSTRAP}.")
         if self.link_rows not in ("fresh", "same"):
             raise ValueError(f"--link_rows: got {self.link_rows!r}, expected fresh or same.")
         if self.student_model is None and self.ladder:
@@ -153,12 +167,7 @@ class ExperimentArguments:
             self.check_chain()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"--seeds: got {self.seeds}, expected one or more different integers.")
-        wrong = [name for name in self.analyses if name not in self.possible_analyses]
-        if wrong or len(set(self.analyses)) != len(self.analyses):
-            raise ValueError(
-                f"--analyses: got {' '.join(self.analyses)}, expected some of {', '.join(self.possible_analyses)}, "
-                "each once."
-            )
+        check_names("--analyses", self.analyses, self.possible_analyses)
         if self.keep_confident is not None and not 0 < self.keep_confident <= 1:
             raise ValueError(f"--keep_confident: got {self.keep_confident}, expected a share in (0, 1].")
         if BOOTSTRAP in self.methods and (self.n_supervisors > 1 or self.keep_confident is not None):

@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, Value
 from peft import PeftModel
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 from .. import metrics
 from ..config import METHODS
@@ -16,7 +18,10 @@ from ..labels import LabelsById, WeakLabels, as_probabilities
 from ..tasks import PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
 from ..trainers import RewardPairTrainer, WeakToStrongTrainer
 
-__all__ = ["CLASSIFICATION", "REWARD", "ProbabilitySetting", "Setting"]
+__all__ = ["CLASSIFICATION", "REWARD", "ProbabilitySetting", "Setting", "metric_name", "on_weak_labels"]
+
+# What the share of validation rows whose label a model predicts is called in logs, of true labels and of weak ones.
+_ACCURACY, _WEAK_AGREEMENT = "accuracy", "weak_agreement"
 
 # What [`Workbench.tokenize`] does for one model.
 Tokenize = Callable[[Dataset], Dataset]
@@ -63,8 +68,9 @@ class Setting(ABC):
         train: Dataset,
         validation: Dataset,
         tokenize: Tokenize,
+        is_weak: bool = False,
     ) -> Trainer:
-        """Its trainer, on rows with `columns` and the label column."""
+        """Its trainer, on rows with `columns` and the label column; `is_weak` where the labels are a model's."""
 
     @abstractmethod
     def answer(self, trainer: Trainer, rows: Dataset, tokenize: Tokenize, directory: Path):
@@ -125,9 +131,12 @@ class ProbabilitySetting(Setting):
         """`labels` as int64."""
         return rows.rename_column("ground_truth", "labels").cast_column("labels", Value("int64"))
 
-    def make_trainer(self, model, args, tokenizer, train, validation, tokenize: Tokenize) -> Trainer:
+    def make_trainer(
+        self, model, args, tokenizer, train, validation, tokenize: Tokenize, is_weak: bool = False
+    ) -> Trainer:
         """See [`Setting.make_trainer`]."""
-        return self.trainer(
+        trainer = on_weak_labels(self.trainer) if is_weak else self.trainer
+        return trainer(
             model=model,
             args=args,
             train_dataset=tokenize(train),
@@ -162,7 +171,46 @@ def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     labels = prediction.label_ids
     labels = labels.argmax(axis=1) if labels.ndim == 2 else np.rint(labels)  # P(class 1), or the class
-    return {"accuracy": float((logits.argmax(axis=1) == labels).mean())}
+    return {_ACCURACY: float((logits.argmax(axis=1) == labels).mean())}
+
+
+class _OnWeakLabels:
+    """Calls a trainer's accuracy `weak_agreement`, in its metrics and in its logs."""
+
+    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+        """As of the trainer, with the other name."""
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        if f"{prefix}_{_ACCURACY}" in output.metrics:
+            output.metrics[f"{prefix}_{_WEAK_AGREEMENT}"] = output.metrics.pop(f"{prefix}_{_ACCURACY}")
+        return output
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """As of the trainer, with the other name also for what TRL's trainers add."""
+        # TRL's trainers keep here what their next log adds; checked with TRL 1.0 and 1.16.
+        for kept in getattr(self, "_metrics", {}).values():
+            if _ACCURACY in kept:
+                kept[_WEAK_AGREEMENT] = kept.pop(_ACCURACY)
+        super().log(logs, *args, **kwargs)
+
+
+@cache
+def on_weak_labels(trainer: type[Trainer]) -> type[Trainer]:
+    """
+    A trainer for labels that a model made. What the trainer calls `accuracy`, the share of rows whose label the model
+    predicts, is then no accuracy: logs and `metric_for_best_model` call it `weak_agreement`.
+    """
+    return type(trainer.__name__, (_OnWeakLabels, trainer), {})
+
+
+def metric_name(name: str | None, is_weak: bool) -> str | None:
+    """
+    `metric_for_best_model` of one training. In a recipe `accuracy` and `weak_agreement` both mean the share of
+    validation rows whose label the model predicts; it is logged as `weak_agreement` where labels are weak.
+    """
+    if name is None or name.removeprefix("eval_") not in (_ACCURACY, _WEAK_AGREEMENT):
+        return name
+    return _WEAK_AGREEMENT if is_weak else _ACCURACY
 
 
 def _add_labels(tokenized: Dataset, rows: Dataset) -> Dataset:

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -53,12 +54,15 @@ class Stages:
 
     Args:
         root (`Path`): Where the directories go.
+        around (`Callable`, *optional*): Makes a context in which every step is built, such as
+            [`w2s_hf.tasks.demo_ladder.one_thread`].
 
     `n_built` and `n_reused` tell what this process did; `seconds` tells how long each step took, by name and summed
     over seeds, whichever run built it.
     """
 
     root: Path
+    around: Callable[[], AbstractContextManager] = nullcontext
     n_built: int = 0
     n_reused: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -101,7 +105,8 @@ class Stages:
                 partial.mkdir(exist_ok=True)
             state.wait_for_everyone()
             started = time.monotonic()
-            build(partial)
+            with self.around():
+                build(partial)
             state.wait_for_everyone()
             seconds = round(time.monotonic() - started, 2)
             if state.is_main_process:

@@ -1,10 +1,10 @@
 """Tasks by name: where their rows come from, how a row becomes text, and how rows are split."""
 
-import difflib
 import runpy
 import sys
 from pathlib import Path
 
+from ..command_line import did_you_mean
 from .classification import CLASSIFICATION_TASKS
 from .dealing import TaskSplits
 from .multiple_choice import MULTIPLE_CHOICE_TASKS
@@ -54,11 +54,11 @@ def find_task(name: str) -> Task:
         path, _, wanted = name.rpartition(":")
         return _task_in_file(Path(path), wanted)
     if name not in TASKS:
-        close = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        if Path(f"{name}.py").is_file():
+            raise ValueError(f"task: got {name!r}, expected a task or a file. Did you mean '{name}.py'?")
         raise ValueError(
             f"task: got {name!r}, expected one of {', '.join(sorted(TASKS))}, or the path of a Python file that "
-            f"defines a w2s_hf.Task.{hint}"
+            f"defines a w2s_hf.Task.{did_you_mean(name, TASKS)}"
         )
     return TASKS[name]
 

@@ -25,14 +25,13 @@ from .dealing import (
     deal_parts,
     group_rows,
     hold_out,
-    link_sizes,
-    part_sizes,
     read_split,
     set_apart,
     unique_rows,
 )
 from .loading import load_raw
 from .move_scores import MOVE_NUMBER, parse_move, san_move, uci_move
+from .sizes import link_sizes, part_sizes
 from .task import Source
 from .tokenizing import COMPLETION_COLUMNS, completion_lengths
 

@@ -6,7 +6,6 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -14,23 +13,21 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from .loading import pick_split
+from .sizes import OPTIONS, SHARES, AnyTask, check_enough, too_many
 from .task import normal
 from .tokenizing import TEXT_COLUMNS
 
 __all__ = [
     "MAX_ROWS",
-    "SHARES",
     "AnyTask",
+    "LINK_ROWS",
     "TaskSplits",
     "counted",
-    "LINK_ROWS",
     "deal_groups",
     "deal_links",
     "deal_parts",
     "group_rows",
     "hold_out",
-    "link_sizes",
-    "part_sizes",
     "read_split",
     "sample_rows",
     "set_apart",
@@ -43,18 +40,9 @@ logger = logging.getLogger(__name__)
 # Of a larger split, so many random rows: far more than any experiment takes, and formatted in seconds.
 MAX_ROWS = 200_000
 _HELD_OUT = 0.2
-# Of the training rows, where no number is given.
-SHARES = {"weak_half": 0.45, "weak_validation": 0.05, "student_half": 0.45, "student_validation": 0.05}
 # A split of rows in memory that serve the links of a chain and no other part, so that with a chain or without one
 # everybody else has the same rows.
 LINK_ROWS = "links"
-
-
-class AnyTask(Protocol):
-    """What a task of any kind has."""
-
-    name: str
-    description: str
 
 
 @dataclass(frozen=True)
@@ -104,12 +92,15 @@ class TaskSplits:
         owner_of_group: dict[str, str] = {}
         for name, part in self.parts.items():
             if len(part) == 0:
-                raise ValueError(f"{self.task.name}: the split `{name}` is empty; ask for fewer rows elsewhere.")
+                raise ValueError(
+                    f"{self.task.name}: got no rows for `{name}`. Ask for fewer rows in the other parts, or add rows."
+                )
             classes = sorted(set(part["ground_truth"]))
             if not isinstance(classes[0], str) and classes != [0, 1]:
                 raise ValueError(
                     f"{self.task.name}: the split `{name}` ({len(part)} rows) has the classes {classes}, expected 0 "
-                    "and 1; accuracy and PGR mean nothing on a single class."
+                    "and 1: accuracy and PGR mean nothing on a single class. Take more rows"
+                    + (f", {OPTIONS[name]}." if name in OPTIONS else ".")
                 )
             for row_id, group in zip(part["id"], part["group"], strict=True):
                 if row_id in owner_of_id:
@@ -143,35 +134,6 @@ class TaskSplits:
             for row in zip(*columns, strict=True):
                 digest.update(("\0".join(map(str, (name, *row))) + "\n").encode())
         return digest.hexdigest()[:16]
-
-
-def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None) -> dict[str, int | None]:
-    """Rows of each part but test set and links; `None` is as many as there are."""
-    n_weak = n_train if n_weak is None else n_weak
-    n_train = n_weak if n_train is None else n_train
-    if n_validation is None and n_train is not None:
-        n_validation = max(4, (n_weak + n_train) // 10)
-    n_first = None if n_validation is None else n_validation // 2
-    n_second = None if n_validation is None else n_validation - n_first
-    sizes = {"weak_half": n_weak, "weak_validation": n_first, "student_half": n_train, "student_validation": n_second}
-    for name, n in sizes.items():
-        if n is not None and n < 2:
-            raise ValueError(f"{n} rows asked for in `{name}`, expected at least 2, one of each class.")
-    return sizes
-
-
-def link_sizes(sizes: dict[str, int | None], n_links: int) -> dict[str, int]:
-    """Rows of each link, which is as large as the student half. Raises `ValueError` if that is all there is."""
-    n_train, n_validation = sizes["student_half"], sizes["student_validation"]
-    if n_links and n_train is None:
-        raise ValueError(
-            "Got no --n_train, so that all rows are dealt and none are left for the links of a chain. Set --n_train, "
-            "or let all links learn the same rows: --link_rows same."
-        )
-    links = range(1, n_links + 1)
-    return {
-        name: n for link in links for name, n in ((f"link_{link}", n_train), (f"link_{link}_validation", n_validation))
-    }
 
 
 def sample_rows(rows: Dataset, n: int) -> tuple[Dataset, np.ndarray]:
@@ -306,8 +268,8 @@ def deal_links(
     n_wanted = sum(wanted.values())
     if n_wanted > len(left):
         raise ValueError(
-            f"{task.name}: {n_wanted} rows asked for in {len(wanted)} parts of a chain's links; {len(left)} are left. "
-            "Ask for fewer (--n_train), or let all links learn the same rows: --link_rows same."
+            f"{task.name}: --n_train: got {n_wanted} rows for the {len(wanted)} parts of a chain's links, expected at "
+            f"most {len(left)}, which are left. Ask for fewer, or train all links on the same rows: --link_rows same."
         )
     return deal_groups(left, wanted, np.random.default_rng([seed, zlib.crc32(b"links")]))
 
@@ -343,13 +305,7 @@ def deal_parts(
     Raises:
         ValueError: there are too few rows.
     """
-    n_wanted = sum(n or 0 for n in wanted.values())
-    if n_wanted > len(train):
-        most = max(wanted, key=lambda name: wanted[name] or 0)
-        raise ValueError(
-            f"{task.name}: {n_wanted} training rows asked for, {wanted[most]} of them in `{most}`; there are "
-            f"{len(train)}. Ask for fewer."
-        )
+    check_enough(task, wanted, len(train))
     shares = {name: n or SHARES[name] for name, n in wanted.items()}
     n_validation = sum(n or 0 for name, n in wanted.items() if name.endswith("validation"))
     if n_validation and not any(n for name, n in wanted.items() if not name.endswith("validation")):
@@ -359,7 +315,7 @@ def deal_parts(
     def dataset(name: str, rows: list[dict], n: int | None) -> Dataset:
         n = len(rows) if n is None else n
         if n > len(rows) or not rows:
-            raise ValueError(f"{task.name}: {n} rows asked for in `{name}`; there are {len(rows)}. Ask for fewer.")
+            raise too_many(task, name, n, len(rows), "whole groups of rows stay in one part")
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         kept = (*columns, "group", "ground_truth")
         return Dataset.from_list([{column: row[column] for column in kept} for row in shuffled(rows, rng)[:n]])

@@ -25,6 +25,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
+from ..command_line import CommandLine
 from . import find_task
 from .dealing import group_rows, sample_rows
 from .loading import load_raw, pick_split
@@ -234,7 +235,7 @@ def skeleton(text: str, content: list[str]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m w2s_hf.tasks.leak_probe",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

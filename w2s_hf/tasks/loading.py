@@ -6,6 +6,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
+from ..command_line import did_you_mean
 from ..hub import ensure_available
 from .task import PARQUET_BRANCH, Source, Task
 
@@ -58,7 +59,8 @@ def load_raw(task: Task, dataset_path: str | None = None) -> tuple[DatasetDict, 
             continue
         try:
             return _load_from_hub(task, source, commit)
-        except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: it is a script
+        except (OSError, ValueError, RuntimeError, StopIteration, DatasetsError) as error:
+            # RuntimeError: it is a script; StopIteration: it has no rows.
             failures.append(f"{source.id}: {type(error).__name__}: {error}")
     raise ConnectionError(
         f"{task.name}: none of its datasets loads ({'; '.join(failures)}). Give --dataset_path a local copy, "
@@ -94,10 +96,31 @@ def _load_local(task: Task, path: str, option: str) -> DatasetDict:
     try:
         if file.is_file():
             return load_dataset(**_READERS[file.suffix], data_files=path)
-        return load_from_disk(path) if (file / "dataset_dict.json").is_file() else load_dataset(path)
-    except (OSError, ValueError, DatasetsError) as error:
-        cause = error.__cause__ or error
-        raise ValueError(f"{option}: {path!r} cannot be read: {type(cause).__name__}: {cause}") from error
+        if any((file / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            saved = load_from_disk(path)
+            return DatasetDict(train=saved) if isinstance(saved, Dataset) else saved
+        return load_dataset(path)
+    except Exception as error:  # the readers of the formats raise what they like, a bare StopIteration among them
+        raise ValueError(f"{option}: got {path!r}, " + _why_unreadable(file, error)) from error
+
+
+def _why_unreadable(file: Path, error: Exception) -> str:
+    """What is wrong with a file or directory that `datasets` does not load, and what to do."""
+    cause = error.__cause__ or error
+    kinds = ", ".join(_READERS)
+    # What `datasets` raises where there are no rows: of nothing at all (JSON, CSV), of a header alone, of a parquet
+    # file without a row group. Checked with datasets 4.7 and 5.2.
+    has_no_rows = isinstance(cause, StopIteration) or any(
+        text in str(cause) for text in ("corresponds to no data", "No columns to parse", "BatchSize must be greater")
+    )
+    if has_no_rows or file.is_file() and file.stat().st_size == 0:
+        return f"which has no rows, expected a file of rows ({kinds}) or a directory of such files. Add rows."
+    if not file.is_file() and (isinstance(error, FileNotFoundError) or "Dataset scripts" in str(cause)):
+        return f"a directory without data files, expected files such as train.csv and test.csv ({kinds})."
+    reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+    if isinstance(cause, UnicodeDecodeError):
+        return f"which is not UTF-8 ({reason}). Save it as UTF-8."
+    return f"which cannot be read ({reason}). Correct the file."
 
 
 def pick_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> tuple[str, Dataset]:
@@ -110,17 +133,20 @@ def pick_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> tuple[st
     name = next((name for name in names if name in raw), None)
     if name is None:
         raise ValueError(
-            f"{task.name}: no split {' or '.join(map(repr, names))}; the splits found are {', '.join(raw) or 'none'}."
+            f"{task.name}: no split {' or '.join(map(repr, names))}; the splits found are {', '.join(raw) or 'none'}. "
+            "Splits are called like the files of a directory (train.csv, test.csv); the task names them in "
+            "`train_split` and `test_split`, and `test_split=None` holds a fifth of the training rows out."
+            + did_you_mean(names[0], raw)
         )
     rows = raw[name]
     missing = [column for column in task.columns if column not in rows.column_names]
     if missing:
         raise ValueError(
             f"{task.name}: the split {name!r} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}, "
-            f"expected {', '.join(task.columns)}."
+            f"expected {', '.join(task.columns)}.{did_you_mean(missing[0], rows.column_names)}"
         )
     if len(rows) == 0:
-        raise ValueError(f"{task.name}: the split {name!r} is empty.")
+        raise ValueError(f"{task.name}: the split {name!r} has no rows. Add rows.")
     feature = rows.features[task.label] if isinstance(task.label, str) else None
     if isinstance(feature, ClassLabel) and feature.names == [*reversed(task.class_names)]:
         raise ValueError(

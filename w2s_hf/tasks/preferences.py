@@ -20,13 +20,12 @@ from .dealing import (
     deal_parts,
     group_rows,
     hold_out,
-    link_sizes,
-    part_sizes,
     read_split,
     set_apart,
     unique_rows,
 )
 from .loading import load_raw
+from .sizes import link_sizes, part_sizes
 from .task import Source, normal, random_key
 from .tokenizing import PAIR_COLUMNS, response_lengths
 

@@ -10,21 +10,19 @@ from datasets import Dataset, DatasetDict
 
 from .dealing import (
     LINK_ROWS,
-    SHARES,
     TaskSplits,
     deal_groups,
     deal_links,
     group_rows,
     hold_out,
-    link_sizes,
-    part_sizes,
     read_split,
     set_apart,
     shuffled,
     unique_rows,
 )
 from .loading import load_raw
-from .task import EmptyFieldError, Task, random_key
+from .sizes import SHARES, check_enough, link_sizes, part_sizes, too_many
+from .task import EmptyFieldError, LabelError, Task, random_key
 from .tokenizing import TEXT_COLUMNS
 
 __all__ = ["CONVERSIONS", "choose_answers", "load_splits", "read_examples"]
@@ -101,6 +99,7 @@ def load_splits(
     test = choose_answers(unique_rows(task, "test", test), conversion)
     train = choose_answers(unique_rows(task, "training", train, apart_from=test), conversion)
 
+    check_enough(task, wanted, 2 * min(sum(row["ground_truth"] == label for row in train) for label in (0, 1)))
     shares = {name: n or SHARES[name] for name, n in wanted.items()}
     if n_train is None and n_weak is None and n_validation is not None:
         # Of the rows dealt to a part, balancing leaves twice the rarer class; a fifth more, as groups differ.
@@ -146,6 +145,8 @@ def read_examples(task: Task, split: str, rows: Dataset, numbers: Sequence[int] 
                         f"{where} {error}. Mend it, or leave such rows out: `drop_empty=True` in the task, or "
                         "--drop_empty true."
                     ) from error
+            except LabelError as error:
+                raise ValueError(f"{where} {error}. {_label_advice(task, rows)}") from error
             except ValueError as error:
                 raise ValueError(f"{where} {error}.") from error
             except (KeyError, IndexError, TypeError, AttributeError) as error:
@@ -162,6 +163,22 @@ def read_examples(task: Task, split: str, rows: Dataset, numbers: Sequence[int] 
     return sorted(examples, key=lambda example: example["id"])
 
 
+def _label_advice(task: Task, rows: Dataset) -> str:
+    """What to do about a column of labels that are not all of two known classes."""
+    if not isinstance(task.label, str):
+        return "It comes from the function `label` of the task; let it return 0 or 1."
+    column = task.label
+    values = sorted({str(value): value for value in rows[column] if value is not None}.values(), key=str)
+    shown = ", ".join(map(repr, values[:6])) + (", ..." if len(values) > 6 else "")
+    if len(values) == 2 and all(isinstance(value, str) for value in values):
+        return f"The column {column!r} has these two values: set class_names=({shown}), class 1 last."
+    return (
+        f"The column {column!r} holds {shown}, and tasks are binary: leave the rows of other classes out, or let a "
+        f"function say which values are class 1: label=lambda row: row[{column!r}] in ({values[-1]!r},), "
+        f"reads={column!r}."
+    )
+
+
 def _read_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> list[dict]:
     split, rows, numbers = read_split(task, raw, names)
     examples = read_examples(task, split, rows, numbers)
@@ -169,7 +186,7 @@ def _read_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> list[di
     if len(found) == 1:
         raise ValueError(
             f"{task.name}: the {len(examples)} rows of the split {split!r} are all {task.class_names[found.pop()]!r}; "
-            "both classes are needed."
+            "both classes are needed. Add rows of the other class, or correct the `label` of the task."
         )
     return examples
 
@@ -220,17 +237,14 @@ def _balance(task: Task, name: str, rows: list[dict], n: int | None, seed: int) 
     if not n_pairs:
         found = task.class_names[1] if by_class[1] else task.class_names[0]
         raise ValueError(
-            f"{task.name}: the {len(rows)} rows of `{name}` are all {found!r}; both classes are needed."
-            if rows
-            else f"{task.name}: no rows are left for `{name}`."
+            f"{task.name}: got {len(rows)} rows for `{name}`{f', all {found!r}' if rows else ''}, expected both "
+            "classes in each part. Add rows; those that repeat another one, that have both labels, or that share "
+            "their group with a test row are not counted."
         )
     n = 2 * n_pairs if n is None else n
     if n > 2 * n_pairs:
-        raise ValueError(
-            f"{task.name}: {n} rows asked for in `{name}`, {n // 2} of each class; after balancing there are at most "
-            f"{2 * n_pairs} ({len(by_class[0])} {task.class_names[0]}, {len(by_class[1])} {task.class_names[1]}). "
-            "Ask for fewer."
-        )
+        counts = f"{len(by_class[0])} {task.class_names[0]}, {len(by_class[1])} {task.class_names[1]}"
+        raise too_many(task, name, n, 2 * n_pairs, f"after balancing {counts}")
     if rows[0]["question"]:
         questions = defaultdict(lambda: ([], []))
         for row in rows:

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from string import Formatter
 
-__all__ = ["PARQUET_BRANCH", "EmptyFieldError", "Source", "Task", "normal", "random_key"]
+__all__ = ["PARQUET_BRANCH", "EmptyFieldError", "LabelError", "Source", "Task", "normal", "random_key"]
 
 # Here the Hub keeps the converted rows of datasets whose own branch is a script, which `datasets` no longer runs.
 PARQUET_BRANCH = "refs/convert/parquet"
@@ -126,6 +126,12 @@ class Task:
                 f"{self.name}: a row with `choices` is a question of its own, and {{answer}} one of them; leave out "
                 "`question` and the field 'answer'."
             )
+        names = self.class_names
+        if isinstance(names, str) or len(names) != 2 or names[0] == names[1]:
+            raise ValueError(
+                f"{self.name}: class_names: got {names!r}, expected two different names: tasks are binary. Of more "
+                "classes, let a function say which are class 1: label=lambda row: row['label'] in ('a', 'b')."
+            )
         if self.shorten_from not in ("start", "end"):
             raise ValueError(f"{self.name}: shorten_from: got {self.shorten_from!r}, expected 'start' or 'end'.")
 
@@ -202,12 +208,17 @@ class Task:
         return {"text": text, "context_start": start, "context_end": end, "shorten_from": self.shorten_from}
 
     def _truth(self, value) -> int:
+        name = repr(self.label) if isinstance(self.label, str) else "label"
+        if value is None or value != value:  # NaN
+            raise EmptyFieldError(f"has no {name}")
+        if isinstance(value, str) and not value.strip():
+            raise EmptyFieldError(f"has an empty {name}")
         if isinstance(value, str) and value in self.class_names:
             return self.class_names.index(value)
-        if value in (0, 1, "0", "1"):  # bools, too
-            return int(value)
-        # -1 marks the unlabelled test splits of GLUE and others.
-        raise ValueError(
+        # Bools, too; and what a CSV holds that pandas wrote, with a missing label in its column.
+        if isinstance(value, Hashable) and value in (0, 1, "0", "1", "0.0", "1.0"):
+            return int(float(value))
+        raise LabelError(
             f"has the label {value!r}, expected 0 or 1, or {self.class_names[0]!r} or {self.class_names[1]!r} "
             "(`class_names` of the task)"
         )
@@ -226,6 +237,10 @@ def _text(name: str, value) -> str:
 
 class EmptyFieldError(ValueError):
     """A row has nothing to show in one of its fields."""
+
+
+class LabelError(ValueError):
+    """A row has a label that is neither of the two classes."""
 
 
 def normal(text: str) -> str:

@@ -101,6 +101,9 @@ class WithStudentCard:
         card.dataset = card.dataset or dataset_name
         card.tags = list(dict.fromkeys([*card.tags, *([tags] if isinstance(tags, str) else tags or [])]))
         card.loading = card.loading or _loading(base)
+        names = getattr(base.config, "id2label", None) or {}
+        if card.class_names is None and not any(str(name).startswith("LABEL_") for name in names.values()):
+            card.class_names = [str(names[position]) for position in sorted(names)] or None
         if is_peft:
             config = model.peft_config["default"].to_dict()
             names = ("peft_type", "r", "lora_alpha", "target_modules")

@@ -1,0 +1,190 @@
+"""Command lines: what is not an option, not a configuration or not a value of its type ends in one line."""
+
+import runpy
+import sys
+
+import pytest
+from running import ROOT
+
+from w2s_hf import memory, publish
+from w2s_hf.command_line import did_you_mean
+from w2s_hf.config import CompletionConfig, RewardPairConfig, WeakToStrongConfig
+from w2s_hf.experiments.arguments import parse_arguments, parse_sweep
+from w2s_hf.experiments.config_file import config_file
+from w2s_hf.experiments.options import AnyTaskArguments, ChessArguments, ClassificationArguments, RewardArguments
+from w2s_hf.tasks import leak_probe
+
+CONFIGS = ROOT / "recipes" / "configs"
+RECIPES = {
+    "texts": (ClassificationArguments, WeakToStrongConfig, "demo.yaml"),
+    "pairs": (RewardArguments, RewardPairConfig, "demo_reward.yaml"),
+    "puzzles": (ChessArguments, CompletionConfig, "demo_chess.yaml"),
+}
+
+
+def refused(parse, *args, capsys, **kwargs) -> str:
+    """The error of a command line, which ends the process with code 2."""
+    with pytest.raises(SystemExit) as ended:
+        parse(*args, **kwargs)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_read_no_abbreviations_and_suggest_options(name, capsys):
+    experiment, training, config = RECIPES[name]
+    for word, suggestion in {
+        "--method": "--methods",
+        "--n_trian=5": "--n_train",
+        "--epochs": "--num_train_epochs",
+        "--lr": "--learning_rate",
+        "\u2013\u2013seeds": "--seeds",
+    }.items():
+        error = refused(parse_arguments, "", CONFIGS / config, [word, "1"], experiment, training, capsys=capsys)
+        assert "which is no option" in error and suggestion in error.split("Did you mean")[1]
+    error = refused(parse_arguments, "", CONFIGS / config, ["naive"], experiment, training, capsys=capsys)
+    assert "Got naive, expected an option" in error
+
+
+@pytest.mark.parametrize(
+    ("main", "argv", "suggestion"),
+    [
+        (memory.main, ["gpt2", "--len", "5"], "--length"),
+        (publish.main, ["out", "--hub_name", "me"], "--hub_namespace"),
+        (leak_probe.main, ["--task", "boolq", "--max_row", "50"], "--max_rows"),
+    ],
+)
+def test_other_command_lines_read_no_abbreviations_either(main, argv, suggestion, capsys):
+    assert f"Did you mean {suggestion}" in refused(main, argv, capsys=capsys)
+
+
+def test_scripts_have_no_parser_of_their_own(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["leaderboard.py", "outputs", "--outptu", "x.md"])
+    recipe = ROOT / "recipes" / "leaderboard.py"
+    assert "Did you mean --output?" in refused(runpy.run_path, str(recipe), run_name="__main__", capsys=capsys)
+    for path in [*(ROOT / "recipes").rglob("*.py"), *(ROOT / "w2s_hf").rglob("*.py"), *ROOT.glob("model_cards/*.py")]:
+        assert path.name == "command_line.py" or " ArgumentParser(" not in path.read_text().replace(".", " "), path
+
+
+def test_words_are_suggested_by_their_letters_or_their_parts():
+    assert did_you_mean("naiv", ["naive", "window"]) == " Did you mean 'naive'?"
+    assert did_you_mean("foo", ["naive", "window"]) == ""
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+@pytest.mark.parametrize("name", ["single_gpu", "single_gpu.yaml"])
+def test_shipped_configurations_are_named_from_everywhere(name, where, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT if where == "here" else tmp_path)
+    assert config_file(name, CONFIGS, "--config") == CONFIGS / "single_gpu.yaml"
+    options = ["--use_cpu", "true", "--bf16", "false"]
+    args, _, _ = parse_arguments("", CONFIGS / "demo.yaml", ["--config", name, *options])
+    assert args.student_model == "Qwen/Qwen2.5-7B"
+    grid = ["--weak_models", "a", "--student_models", "b", f"--cell_config={name}"]
+    assert parse_sweep("", CONFIGS / "sweep_demo.yaml", grid)[0].cell_config == str(CONFIGS / "single_gpu.yaml")
+
+
+def test_a_file_comes_before_a_shipped_configuration(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.yaml").write_text("weak_model: a\nstudent_model: b\nuse_cpu: true\n")
+    assert parse_arguments("", CONFIGS / "demo.yaml", ["--config", "demo.yaml"])[0].weak_model == "a"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--config nowhere.yaml", "shipped configurations: demo, demo_chess, demo_ladder, demo_reward, qwen_72b"),
+        ("--config configs/singel_gpu.yaml", "Did you mean 'single_gpu'"),
+        ("--config .", "expected a YAML file"),
+        ("--config", "--config: got nothing, expected a YAML file"),
+        ("--config --seeds 1", "--config: got nothing"),
+        ("--config demo --config=demo", "got 2 configurations, expected one"),
+        ("--methods naive,window", "spaces between them, not commas"),
+        ("--analyses agrement", "Did you mean 'agreement'?"),
+        ("--loss_type confidenc", "Did you mean 'confidence'"),
+        ("--eval_strategy step", "Did you mean 'steps'?"),
+        ("--report_to wandbb", "--report_to: got wandbb, which is not installed or not known"),
+        ("--per_device_train_batch_size 0", "--per_device_train_batch_size: got 0, expected at least 1"),
+        ("--learning_rate nan", "--learning_rate: got nan, expected at least 0"),
+        ("--max_steps 0", "--max_steps: got 0, expected a positive number of steps, or -1"),
+        ("--seeds 0 -1", "--seeds: got -1, expected integers from 0 on"),
+        ("--lora_r 0", "--lora_r: got 0, expected at least 1"),
+        ("--output_dir file", "--output_dir: got 'file', and 'file' is a file. Name another directory"),
+        ("--output_dir file/below", "'file' is a file. Name another directory"),
+    ],
+)
+def test_wrong_values_say_what_is_right(options, message, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    error = refused(parse_arguments, "", CONFIGS / "demo.yaml", options.split(), capsys=capsys)
+    assert message in error
+    if "output_dir" in options:
+        assert message in refused(parse_sweep, "", CONFIGS / "sweep_demo.yaml", options.split(), capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("weak_modle: a", "got 'weak_modle', which is no option; --help lists them. Did you mean 'weak_model'"),
+        ("weak-model: a", "Did you mean 'weak_model'"),
+        ("seeds: [0]\nweak_model: a\nseeds: [1]", "in line 3: got the key 'seeds' twice, expected it once"),
+        ("- a\n- b", "got a list, expected a YAML mapping"),
+        ("", "got an empty file, expected a YAML mapping"),
+        ("a: [1\nb: 2", "cannot be read as YAML in line 2"),
+        ("1: 2", "got the key 1, expected the name of an option"),
+        ("n_train: many", "n_train: got 'many', expected an integer"),
+        ("n_train: 10.5", "n_train: got 10.5, expected an integer"),
+        ("n_train: [1, 2]", "n_train: got [1, 2], expected an integer"),
+        ("learning_rate: {a: 1}", "learning_rate: got {'a': 1}, expected a number"),
+        ("seeds: [0, a]", "seeds: got 'a', expected an integer"),
+        ("demo: maybe", "demo: got 'maybe', expected true or false"),
+        ("weak_model: yes", "got True, expected text. YAML reads yes, no, on and off as true and false"),
+        ("eval_strategy: no", "eval_strategy: got False, expected one of no, steps, epoch. YAML reads yes, no"),
+        ("head_init: zeroes", "expected one of normal, zeros, unembedding. Did you mean 'zeros'?"),
+        ("methods: naiv", "Did you mean 'naive'?"),
+    ],
+)
+def test_values_of_a_file_are_checked_as_those_of_the_command_line(content, message, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(content)
+    argv = ["--config", str(tmp_path / "mine.yaml")]
+    error = refused(parse_arguments, "", CONFIGS / "demo.yaml", argv, capsys=capsys)
+    assert message in error and ("mine.yaml" in error or "methods" in content)
+
+
+def test_values_of_a_file_may_be_written_as_on_the_command_line(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "weak_model: a\nstudent_model: b\nuse_cpu: true\nseeds: 3\nmethods: naive\nlearning_rate: 1e-3\nladder: []\n"
+        "n_train: null\nlr_scheduler_kwargs: {num_cycles: 1}\nreport_to: [none]\nlora_target_modules: all-linear\n"
+        "disable_dropout: false\neval_strategy: 'no'\n"
+    )
+    argv = ["--config", str(tmp_path / "mine.yaml"), "--weak_model", "c"]
+    args, training, student = parse_arguments("", CONFIGS / "demo.yaml", argv)
+    assert (args.weak_model, args.seeds, args.methods, args.ladder, args.n_train) == ("c", [3], ["naive"], [], None)
+    assert training.learning_rate == 1e-3 and training.lr_scheduler_kwargs == {"num_cycles": 1}
+    assert not training.disable_dropout and student.lora_target_modules == "all-linear"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_shipped_configuration_is_read_by_its_recipe(name):
+    if name.startswith("sweep"):
+        assert parse_sweep("", CONFIGS / "sweep_demo.yaml", ["--config", name])[0].tasks
+        return
+    kind = "puzzles" if "chess" in name else "pairs" if "reward" in name else "texts"
+    experiment, training, _ = RECIPES[kind]
+    options = ["--config", name, "--use_cpu", "true", "--bf16", "false"]
+    assert parse_arguments("", CONFIGS / "demo.yaml", options, experiment, training)[0].student_model
+
+
+def test_a_misspelt_option_is_named_before_a_missing_one(capsys):
+    argv = ["--tsak", "boolq"]
+    error = refused(parse_arguments, "", CONFIGS / "demo.yaml", argv, AnyTaskArguments, capsys=capsys)
+    assert "Did you mean --task" in error
+
+
+def test_a_sweep_suggests_options_of_the_grid(capsys):
+    for words, message in {
+        "--weak_modles a": "Did you mean --weak_models",
+        "--cell_config singel_gpu --weak_models a --student_models b": "Did you mean 'single_gpu'",
+        "--engine rey": "Did you mean 'ray'?",
+        "--config demo": "got 'demo', which is no option of a grid",
+    }.items():
+        assert message in refused(parse_sweep, "", CONFIGS / "sweep_demo.yaml", words.split(), capsys=capsys)

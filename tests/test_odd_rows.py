@@ -1,0 +1,175 @@
+"""Files without rows, rows without classes and too few of them: each ends in one line that says what to do."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from test_own_tasks import own_task
+
+from w2s_hf import TASKS, Task, load_task
+from w2s_hf.tasks import PREFERENCE_TASKS, find_task, load_pairs
+from w2s_hf.tasks.chess import CHESS_PUZZLES, load_puzzles
+from w2s_hf.tasks.splits import load_splits
+
+
+def load_texts(path):
+    return load_task(TASKS["sst2"], dataset_path=path)
+
+
+def load_puzzles_of(path):
+    return load_puzzles(CHESS_PUZZLES, dataset_path=path, tokenizers=[], max_length=None, max_new_tokens=None)
+
+
+LOADERS = [load_texts, lambda path: load_pairs(PREFERENCE_TASKS["anthropic_hh"], dataset_path=path), load_puzzles_of]
+
+FILES = {
+    "header.csv": "sentence,label\n",
+    "nothing.csv": "",
+    "blank.csv": "\n\n",
+    "header.tsv": "sentence\tlabel\n",
+    "nothing.json": "",
+    "list.json": "[]",
+    "nothing.jsonl": "",
+    "blank.jsonl": "\n\n",
+    "nothing.parquet": "",
+    "folder/train.csv": "sentence,label\n",
+    "folder/train.jsonl": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [
+        *((name, load_texts) for name in (*FILES, "empty.parquet")),
+        *((name, load) for name in ("header.csv", "nothing.jsonl") for load in LOADERS[1:]),
+    ],
+)
+def test_a_file_without_rows_says_so(name, load, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if name == "empty.parquet":
+        pd.DataFrame({"sentence": pd.Series([], dtype=str)}).to_parquet(path)
+    else:
+        path.write_text(FILES[name])
+    path = path if path.parent == tmp_path else path.parent
+    with pytest.raises(ValueError, match=f"--dataset_path: got '{path}', which has no rows, .* Add rows") as error:
+        load(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("ragged.csv", b"sentence,label\na,1\nb,0,3,4\n", r"which cannot be read \(ParserError: .*line 3.*Correct"),
+        ("latin.csv", "sentence,label\ncaf\u00e9,1\n".encode("latin-1"), "which is not UTF-8 .* Save it as UTF-8"),
+        ("bad.json", b'{"sentence": "a", ', "which cannot be read"),
+        ("scalar.json", b"3", "which cannot be read"),
+        ("bad.parquet", b"PAR1xx", "which cannot be read"),
+        ("folder/code.py", b"x = 1", "a directory without data files, expected files such as train.csv"),
+        ("folder/folder.py", b"x = 1", "a directory without data files, expected files such as train.csv"),
+    ],
+)
+def test_a_malformed_file_says_what_is_wrong(name, content, message, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_texts(str(path if path.parent == tmp_path else path.parent))
+    assert "\n" not in str(error.value)
+
+
+def test_a_dataset_saved_without_splits_is_the_training_split(tmp_path):
+    Dataset.from_list([{"message": f"w{i}", "is_spam": i % 2} for i in range(60)]).save_to_disk(tmp_path / "saved")
+    assert len(load_task(own_task(), dataset_path=str(tmp_path / "saved")).test)
+
+
+def labelled(values: list, feature=None) -> DatasetDict:
+    rows = {"message": [f"w{i} x" for i in range(60)], "is_spam": [values[i % len(values)] for i in range(60)]}
+    features = None if feature is None else Features({"message": Value("string"), "is_spam": feature})
+    return DatasetDict(train=Dataset.from_dict(rows, features=features))
+
+
+@pytest.mark.parametrize(
+    ("values", "feature", "message"),
+    [
+        (
+            [0, 1, 2],
+            None,
+            r"label 2.*holds 0, 1, 2, and tasks are binary.*lambda row: row\['is_spam'\] in \(2,\)",
+        ),
+        (["a", "b", "c"], None, r"holds 'a', 'b', 'c', and tasks are binary.*reads='is_spam'"),
+        ([0, 1, 2], ClassLabel(names=["a", "b", "c"]), "and tasks are binary"),
+        ([1, 2], None, "holds 1, 2, and tasks are binary"),
+        (["good", "bad"], None, r"has these two values: set class_names=\('bad', 'good'\), class 1 last"),
+        ([[0], [1]], None, r"label \[0\].*tasks are binary"),
+        ([1], None, "are all 'spam'; both classes are needed. Add rows of the other class"),
+        ([0, 1, None], None, "row 2 .* has no 'is_spam'.*drop_empty"),
+        ([0, 1, np.nan], None, "row 2 .* has no 'is_spam'.*drop_empty"),
+        (["0", "1", " "], None, "row 2 .* has an empty 'is_spam'.*drop_empty"),
+    ],
+)
+def test_labels_that_are_not_two_classes_say_what_to_do(values, feature, message):
+    with pytest.raises(ValueError, match=message):
+        load_splits(own_task(), raw=labelled(values, feature))
+
+
+def test_labels_that_pandas_wrote_with_a_missing_one_are_read(tmp_path):
+    rows = pd.DataFrame(
+        {"message": [f"w{i}" for i in range(61)], "is_spam": [float(i % 2) for i in range(60)] + [None]}
+    )
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(ValueError, match="row 60 .* has an empty 'is_spam'"):
+        load_task(own_task(), dataset_path=str(tmp_path / "rows.csv"))
+    assert len(load_task(own_task(drop_empty=True), dataset_path=str(tmp_path / "rows.csv")).test)
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("a", "a"), "ab"])
+def test_a_task_has_two_class_names(names):
+    with pytest.raises(ValueError, match="expected two different names: tasks are binary"):
+        own_task(class_names=names)
+
+
+def test_a_label_function_of_another_value_is_named():
+    with pytest.raises(ValueError, match="label 2.*It comes from the function `label`.*let it return 0 or 1"):
+        load_splits(own_task(label=lambda row: 2, reads="is_spam"), raw=labelled([0, 1]))
+
+
+def test_columns_and_tasks_are_suggested(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="has no column 'is_spam'; it has message, isspam.* Did you mean 'isspam'"):
+        load_splits(own_task(), raw=labelled([0, 1]).rename_column("is_spam", "isspam"))
+    with pytest.raises(ValueError, match="no split 'test'; the splits found are train.*`test_split=None` holds"):
+        load_splits(own_task(test_split="test"), raw=labelled([0, 1]))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").touch()
+    with pytest.raises(ValueError, match="Did you mean 'mine.py'"):
+        find_task("mine")
+
+
+PAIRS = DatasetDict(train=Dataset.from_list([{"chosen": f"a {i}", "rejected": f"b {i}"} for i in range(60)]))
+PAIRS["test"] = Dataset.from_list([{"chosen": f"c {i}", "rejected": f"d {i}"} for i in range(60)])
+
+
+@pytest.mark.parametrize("kind", ["texts", "pairs"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_train": 500}, "got --n_train 500, --n_weak 500, --n_validation 100, 1100 training rows in all, expected"),
+        ({"n_weak": 500, "n_train": 4}, r"got --n_train 4, --n_weak 500.*Ask for fewer: --n_weak \d\d and"),
+        ({"n_validation": 500}, "got --n_validation 500, 500 training rows in all, expected at most"),
+        ({"n_test": 500}, "--n_test: got 500 rows for `test`, expected at most .* Ask for fewer"),
+        ({"n_train": 1}, "--n_train: got 1, expected at least 2 rows, one of each class"),
+        ({"n_validation": 1}, "--n_validation: got 1, expected at least 4 rows, two in each of its two parts"),
+        ({"n_train": 14, "n_links": 3}, "--n_train: got .* rows for the 6 parts of a chain's links, expected at most"),
+        ({"n_test": 1}, "the split `test` .* Take more rows, --n_test"),
+    ],
+)
+def test_numbers_of_rows_name_their_option_and_what_there_is(options, message, kind):
+    texts = Task("t", "rows.csv", "{message}", label="is_spam", test_split=None)
+    with pytest.raises(ValueError, match=message) as error:
+        if kind == "texts":
+            load_splits(texts, raw=labelled([0, 1]), **options)
+        else:
+            load_pairs(PREFERENCE_TASKS["anthropic_hh"], raw=PAIRS, **options)
+    if "Ask for fewer: " in str(error.value) and kind == "texts" and "n_train" in options and "n_weak" not in options:
+        n_train = int(str(error.value).split("--n_train ")[-1].split()[0])  # what it says to ask for is there
+        assert len(load_splits(texts, raw=labelled([0, 1]), n_train=n_train).student_half) == n_train

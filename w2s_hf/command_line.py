@@ -1,0 +1,80 @@
+"""What all command lines of the package share: no abbreviated options, and a suggestion for a misspelt word."""
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = ["CommandLine", "did_you_mean"]
+
+_DASHES = ("-", "\u2013", "\u2014")  # word processors make the second and third of the first
+
+
+def did_you_mean(word: str, known: Iterable[str], form: str = "{!r}") -> str:
+    """
+    Suggests known words for an unknown one.
+
+    Args:
+        word (`str`): The unknown word, such as an option without its dashes.
+        known (iterable of `str`): The known words.
+        form (`str`, *optional*): How a known word is shown: in quotation marks, or `"--{}"`.
+
+    Returns:
+        `str`: A sentence that begins with a space, such as `" Did you mean 'naive'?"`, or nothing where no known word
+        resembles it.
+    """
+    known = list(dict.fromkeys(known))
+    # `epochs` and `lr` are closer to `num_train_epochs` and `learning_rate` than their letters say.
+    initials = [name for name in known if "_" in name and "".join(part[:1] for part in name.split("_")) == word]
+    longer = sorted(name for name in known if len(word) > 3 and word.lower() in name.lower())
+    longer.sort(key=lambda name: (not name.startswith(word), len(name)))
+    close = initials or longer[:3] or difflib.get_close_matches(word, known, n=2)
+    return f" Did you mean {' or '.join(map(form.format, close))}?" if close else ""
+
+
+class CommandLine(argparse.ArgumentParser):
+    """
+    [`~argparse.ArgumentParser`] that reads no abbreviations (`--method` is not `--methods`, and is not run as if it
+    were) and suggests options and choices for misspelt ones.
+
+    Args:
+        args, kwargs: Those of [`~argparse.ArgumentParser`].
+        lets_pass (`bool`, *optional*, defaults to `False`): Unknown options are returned by `parse_known_args`, not
+            refused.
+    """
+
+    def __init__(self, *args, lets_pass: bool = False, **kwargs):
+        self.lets_pass = lets_pass
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    @property
+    def options(self) -> list[str]:
+        """The names of all options, with underscores and without dashes in front."""
+        # Only this attribute of the parser has them all; checked with Python 3.11 to 3.14.
+        names = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        return list(dict.fromkeys(name[2:].replace("-", "_") for name in names))
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As in [`~argparse.ArgumentParser`]; ends the process where an option is unknown, unless `lets_pass`."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown and not self.lets_pass:
+            named = [word for word in unknown if word.startswith(_DASHES)] or unknown[:1]
+            self.error(" ".join(self.unknown(word) for word in named))
+        return namespace, unknown
+
+    def unknown(self, word: str) -> str:
+        """The error for a word of the command line that is neither an option nor a value of one."""
+        if not word.startswith(_DASHES):
+            return f"Got {word}, expected an option, which begins with --; --help lists them."
+        option = word.split("=")[0]
+        name = option.lstrip("".join(_DASHES)).replace("-", "_")
+        return f"Got {option}, which is no option; --help lists them.{did_you_mean(name, self.options, '--{}')}"
+
+    def _check_value(self, action: argparse.Action, value) -> None:
+        # The one place where argparse looks at choices; checked with Python 3.11 to 3.14.
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(str(value), map(str, action.choices))
+            raise
