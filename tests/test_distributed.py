@@ -51,6 +51,14 @@ def test_an_epoch_on_two_ranks_is_an_epoch_on_one_whatever_the_number_of_rows(re
             assert got == pytest.approx(expected, rel=1e-4, abs=1e-5), name
 
 
+@pytest.mark.parametrize("kind", ["classes", "completions"])
+def test_a_resumed_epoch_has_the_rows_that_were_left_on_every_rank(results, kind):
+    for result in results:
+        whole, resumed = (result["uneven"][f"{kind} {name}"] for name in ("whole", "resumed"))
+        torch.testing.assert_close(resumed["weights"], whole["weights"], rtol=0, atol=0)
+        assert resumed["counts"] == whole["counts"]
+
+
 def test_rows_that_cannot_be_split_are_spoken_of_at_the_start(results):
     own, *rebalanced, uneven = results[1]["said"]
     assert "some rows may be repeated or left out" in own

@@ -1,6 +1,6 @@
 """`CompletionTrainer`: TRL's SFT for answers that are text, scored by what the model writes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -8,7 +8,6 @@ import torch
 from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
 from peft import PeftConfig, PeftModel
-from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
@@ -18,7 +17,7 @@ from ..config import CompletionConfig
 from ..generation import complete
 from ..labels import Completion
 from ..modeling import disable_dropout, keep_trainable
-from .epochs import WholeEpochs
+from .sft import ResumableSFTTrainer
 from .student_card import WithStudentCard
 from .whole_step import load_model, refuse_data_parallel
 
@@ -31,7 +30,7 @@ def autocast(args: TrainingArguments) -> AbstractContextManager:
     return torch.autocast(args.device.type, dtype=dtype, enabled=args.bf16 or args.fp16)
 
 
-class CompletionTrainer(WholeEpochs, WithStudentCard, SFTTrainer):
+class CompletionTrainer(WithStudentCard, ResumableSFTTrainer):
     """
     [`~trl.SFTTrainer`] on rows with `prompt` and `completion`, both text; the loss is on completions only.
 
@@ -135,50 +134,7 @@ class CompletionTrainer(WholeEpochs, WithStudentCard, SFTTrainer):
             args.model_init_kwargs = init_kwargs
         refuse_data_parallel(args)
 
-    # ---- Training ----
-
-    def _n_rows(self, batch: dict) -> int:
-        # TRL's `padding_free` puts all rows into one; each begins at position 0.
-        return int((batch["position_ids"] == 0).sum()) if _is_flat(batch) else len(batch["labels"])
-
-    def _mark(self, batch: dict, counts: torch.Tensor) -> dict:
-        labels = batch["labels"]
-        counts = counts.to(labels.device)
-        if _is_flat(batch):
-            counts = counts[(batch["position_ids"] == 0).cumsum(dim=1) - 1]
-        else:
-            counts = counts[:, None].expand_as(labels)
-        tokens = batch.get("attention_mask", torch.ones_like(labels))
-        return {**batch, "labels": labels.where(counts, -100), "repeated_tokens": tokens[~counts].sum()}
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict], torch.Tensor | int | None]:
-        """As [`~trl.SFTTrainer`]'s; a process whose rows of the step are all repeated counts 1 token and not 0."""
-        batches, n_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, n_tokens if n_tokens is None else n_tokens.clamp(min=1)
-
-    def training_step(
-        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        """As [`~trl.SFTTrainer`]'s; tokens of repeated rows are not counted."""
-        repeated_tokens = inputs.pop("repeated_tokens", None)
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if repeated_tokens is not None:
-            self._forget_tokens(repeated_tokens)
-        return loss
-
     # ---- Evaluation and prediction ----
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """As [`~trl.SFTTrainer`]'s; rows that are repeated where rows do not divide by processes have no loss."""
-        counts = self._rows_that_count(self._n_rows(inputs))
-        if counts is not None and counts.any():
-            inputs = self._mark(inputs, counts)
-            del inputs["repeated_tokens"]
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def complete(self, prompts: Sequence[str], keep: Path | None = None) -> list[Completion]:
         """
@@ -233,10 +189,6 @@ class CompletionTrainer(WholeEpochs, WithStudentCard, SFTTrainer):
         right = [text == wanted for text, wanted in zip(made, rows["completion"], strict=True)]
         output.metrics[f"{metric_key_prefix}_accuracy"] = sum(right) / len(right)
         return output
-
-
-def _is_flat(batch: dict) -> bool:
-    return "attention_mask" not in batch and "position_ids" in batch
 
 
 def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase) -> Dataset:

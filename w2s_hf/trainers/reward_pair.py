@@ -20,6 +20,7 @@ from .. import losses
 from ..collators import RewardPairCollator, check_pairs
 from ..config import RewardPairConfig
 from ..modeling import disable_dropout, keep_trainable
+from .resuming import ResumableTraining
 from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 _Pairs = datasets.Dataset | datasets.IterableDataset
 
 
-class RewardPairTrainer(WholeStepLoss, WithStudentCard, RewardTrainer):
+class RewardPairTrainer(WholeStepLoss, WithStudentCard, ResumableTraining, RewardTrainer):
     """
     [`~trl.RewardTrainer`] for a reward model that learns from soft labels, P(chosen better).
 

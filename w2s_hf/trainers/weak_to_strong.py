@@ -18,6 +18,7 @@ from .. import losses
 from ..collators import WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
 from ..modeling import align_padding, cast_trainable_to_float32, disable_dropout
+from .resuming import ResumableTraining
 from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
@@ -26,7 +27,7 @@ __all__ = ["WeakToStrongTrainer"]
 _Rows = datasets.Dataset | dict[str, datasets.Dataset]
 
 
-class WeakToStrongTrainer(WholeStepLoss, WithStudentCard, Trainer):
+class WeakToStrongTrainer(WholeStepLoss, WithStudentCard, ResumableTraining, Trainer):
     """
     [`~transformers.Trainer`] for a classifier that learns from soft labels.
 
