@@ -140,14 +140,14 @@ def make_character_tokenizer(**special: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=names, **special)
 
 
-def make_language_model(tokenizer: PreTrainedTokenizerFast, **options) -> LlamaForCausalLM:
+def make_language_model(tokenizer: PreTrainedTokenizerFast, small: bool = False, **options) -> LlamaForCausalLM:
     """A tiny Llama that reads 160 tokens; its weights are large enough that completions differ."""
     set_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
+        hidden_size=16 if small else 64,
+        intermediate_size=32 if small else 128,
+        num_hidden_layers=1 if small else 2,
         num_attention_heads=2,
         max_position_embeddings=160,
         initializer_range=0.2,

@@ -1,15 +1,21 @@
 """Run by test_distributed.py on one and on two ranks: trains and predicts, and writes what rank 0 saw."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
 
+import accelerate
+import torch
 from accelerate.utils import gather_object
 from conftest import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
+from packaging.version import Version
+from test_bootstrap_trainer import student
 from test_reward_pair import make_pairs
 from test_reward_pair import train as train_pairs
 from test_trainer import arguments, train
+from uneven_rows import train_all
 
 from w2s_hf import WeakToStrongTrainer
 from w2s_hf.generation import complete
@@ -28,37 +34,43 @@ def cut_alike(directory: Path, cut: dict, trajectories: dict) -> list[list[int]]
     return n_passes
 
 
+def said_at_the_start(directory: Path) -> list[str]:
+    """The warning or the error about rows that cannot be split so that each is trained on once."""
+    messages, logger = [], logging.getLogger("w2s_hf.trainers.epochs")
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger.addHandler(handler)
+    rows = make_rows(10, lengths=(8, 9))
+    once = {"max_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    by_itself = {"accelerator_config": {"dispatch_batches": False}}
+    train(student(0), make_tokenizer(), directory, rows.to_iterable_dataset(), **once, **by_itself)
+    if Version(accelerate.__version__) >= Version("1.11"):  # before, it refuses this sampler on several processes
+        train(student(0), make_tokenizer(), directory, rows, train_sampling_strategy="batch_rebalance", **once)
+    try:
+        by_itself = {"per_device_train_batch_size": 4, "accelerator_config": {"even_batches": False}}
+        train(student(0), make_tokenizer(), directory, rows, **by_itself)
+    except ValueError as error:
+        messages.append(str(error))
+    return messages
+
+
 def main(output: Path) -> None:
     import torch.distributed as dist
     from accelerate import PartialState
-
-    from w2s_hf.losses import LOSS_TYPES
 
     state = PartialState(cpu=True)
     world = state.num_processes
     result = {"world": world, "trajectories": {}}
     cuts = {
         "whole": {"per_device_train_batch_size": 8 // world},
-        "accumulated": {"per_device_train_batch_size": 4 // world, "gradient_accumulation_steps": 2},
         # Ranks cut their rows differently: the row lengths differ.
         "tokens": {"per_device_train_batch_size": 8 // world, "max_tokens_per_micro_batch": 40},
     }
-    pair_cuts = {**cuts, "tokens": {**cuts["tokens"], "max_tokens_per_micro_batch": 120}}
-    if world == 1:  # there, test_trainer.py and test_reward_pair.py compare the cuts
-        cuts = pair_cuts = {"whole": cuts["whole"]}
-    for loss_type in LOSS_TYPES:
-        for name, cut in cuts.items():
-            _, trajectory = train(
-                make_model("llama"),
-                make_tokenizer(),
-                output.parent / f"{loss_type}-{name}",
-                loss_type=loss_type,
-                aux_warmup_ratio=0.5,
-                window_radius=0.3,
-                **cut,
-            )
-            result["trajectories"][f"{loss_type} {name}"] = trajectory.tolist()
+    uneven = train_all(output.parent / "uneven", world)
+    _, trajectory = train(make_model("llama"), make_tokenizer(), output.parent / "whole", **cuts["whole"])
+    result["trajectories"]["xent whole"] = trajectory.tolist()
     if world > 1:
+        result["said"] = said_at_the_start(output.parent / "said")
         result["alike"] = cut_alike(output.parent, cuts["tokens"], result["trajectories"])
     # A remainder batch: 21 rows in batches of 4 a rank.
     trainer = WeakToStrongTrainer(
@@ -67,12 +79,7 @@ def main(output: Path) -> None:
         processing_class=make_tokenizer(),
     )
     result["predictions"] = trainer.predict_proba(make_rows(21, labels="none")).tolist()
-    pairs = make_pairs(24, "random")
-    for loss_type in ("xent", "confidence"):
-        for name, cut in pair_cuts.items():
-            options = {"loss_type": loss_type, "aux_warmup_ratio": 0.5, **cut}
-            reward_trainer, trajectory = train_pairs(output.parent / f"pairs-{loss_type}-{name}", pairs, **options)
-            result["trajectories"][f"pairs {loss_type} {name}"] = trajectory.tolist()
+    reward_trainer, _ = train_pairs(output.parent / "pairs", make_pairs(24, "random"), **cuts["whole"])
     result["pairs"] = reward_trainer.predict_proba(make_pairs(21, "random", seed=4)).tolist()
     tokenizer = make_character_tokenizer()
     model = make_language_model(tokenizer).eval()
@@ -83,6 +90,7 @@ def main(output: Path) -> None:
     result["kept"] = again == made and len(list((output.parent / "kept").glob("rank*.jsonl"))) == world
     if state.is_main_process:
         output.write_text(json.dumps(result))
+        torch.save(uneven, output.with_suffix(".pt"))
     if dist.is_initialized():
         dist.barrier()
         # Without a teardown: the models hold their process group, and torch may wait for ever for a thread of gloo

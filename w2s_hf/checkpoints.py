@@ -13,24 +13,31 @@ __all__ = ["last_complete_checkpoint"]
 logger = logging.getLogger(__name__)
 
 
-def last_complete_checkpoint(directory: Path) -> str | None:
+def last_complete_checkpoint(directory: Path, *, remove: bool = True) -> str | None:
     """
-    The newest checkpoint of a [`~transformers.Trainer`] that was written to its end; unfinished ones, left by a kill,
-    are removed (`transformers.trainer_utils.get_last_checkpoint` would return them). Rank 0 looks, the others are
-    told.
+    Finds the newest checkpoint of a [`~transformers.Trainer`] that was written to its end, on rank 0 for all ranks.
+    (`transformers.trainer_utils.get_last_checkpoint` also returns one that a kill left unfinished.)
+
+    Args:
+        directory (`Path`): The directory of `checkpoint-1`, `checkpoint-2`, ...
+        remove (`bool`, *optional*, defaults to `True`):
+            Remove unfinished checkpoints. Only right in a directory that nothing else writes to.
     """
     state = PartialState()
     found: list[str | None] = [None]
     if state.is_main_process:
         complete = []
-        for checkpoint in Path(directory).glob("checkpoint-*"):
+        checkpoints = [path for path in Path(directory).glob("checkpoint-*") if path.name[11:].isdecimal()]
+        for checkpoint in checkpoints:
             try:
                 # The last file that the Trainer writes.
                 step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
                 complete.append((step, str(checkpoint)))
             except (OSError, ValueError, TypeError):
-                logger.warning(f"{checkpoint.name} is incomplete (a run was stopped while writing it): removed")
-                shutil.rmtree(checkpoint)
+                what = "removed" if remove else "not used"
+                logger.warning(f"{checkpoint.name} is incomplete (a run was stopped while writing it): {what}")
+                if remove:
+                    shutil.rmtree(checkpoint)
         found = [max(complete)[1] if complete else None]
     if state.num_processes > 1:
         broadcast_object_list(found, from_process=0)

@@ -10,10 +10,11 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from ..checkpoints import last_complete_checkpoint
 from ..modeling import disable_dropout, fresh_adapter, keep_trainable, load_config, load_tokenizer
+from ..trainers.sft import ResumableSFTTrainer
 from .finetuning import Model, Workbench, load_base, peft_config_of, save_training
 
 __all__ = ["check_decoder", "generative_finetune"]
@@ -73,7 +74,7 @@ def generative_finetune(
         if bench.args.disable_dropout:
             disable_dropout(student)
         with keep_trainable(student):
-            trainer = SFTTrainer(
+            trainer = ResumableSFTTrainer(
                 model=student,
                 args=_sft_config(bench, directory, changes, longest=max(map(len, texts))),
                 train_dataset=Dataset.from_dict({"input_ids": texts}),

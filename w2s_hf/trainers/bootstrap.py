@@ -29,7 +29,6 @@ from .chain import (
     NoStudent,
     chain_settings,
     labels_of,
-    made_last_step,
     refuse_other_words,
     row_ids,
     rows_of_links,
@@ -196,8 +195,8 @@ class BootstrapTrainer(WeakToStrongTrainer):
             trial, ignore_keys_for_eval: As in [`~transformers.Trainer.train`].
 
         Returns:
-            [`~transformers.trainer_utils.TrainOutput`] of the last link (`training_loss` is NaN if it was stopped
-            after its last step). [`~transformers.TrainerState`] of each link is in its directory.
+            [`~transformers.trainer_utils.TrainOutput`] of the last link. [`~transformers.TrainerState`] of each link
+            is in its directory.
 
         Raises:
             ValueError: nothing to go on with, or what the chain was begun with has changed; without
@@ -227,10 +226,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
                 output = self._load(chain.aside(link))
             else:
                 checkpoint = last_complete_checkpoint(chain.link(link)) if resume_from_checkpoint else None
-                if checkpoint is not None and made_last_step(checkpoint):
-                    output = self._load(Path(checkpoint))
-                else:
-                    output = super().train(checkpoint, trial, ignore_keys_for_eval)
+                output = super().train(checkpoint, trial, ignore_keys_for_eval)
                 self._save_student(labels)
             labels = self._finish(labels)
         return output
@@ -294,8 +290,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         self.state = state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
         state.is_world_process_zero = self.is_world_process_zero()  # rank 0 wrote it
         state.is_local_process_zero = self.is_local_process_zero()
-        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        self._load_from_checkpoint(str(directory) if best is None else best)
+        self._load_from_checkpoint(str(directory))
         summary = next((entry for entry in reversed(state.log_history) if "train_loss" in entry), {})
         return TrainOutput(state.global_step, summary.get("train_loss", math.nan), summary)
 

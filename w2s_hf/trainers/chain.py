@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 from peft import PeftConfig
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedTokenizerBase, TrainerState
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..config import BootstrapConfig
 from ..labels import WeakLabels, as_probabilities
@@ -23,7 +23,6 @@ __all__ = [
     "NoStudent",
     "chain_settings",
     "labels_of",
-    "made_last_step",
     "refuse_other_words",
     "row_ids",
     "rows_of_links",
@@ -173,12 +172,6 @@ def refuse_other_words(
             "Got rows with `input_ids`, and links whose tokenizers have different vocabularies; give the rows as "
             f"text, in the column `{text_field}`."
         )
-
-
-def made_last_step(checkpoint: str) -> bool:
-    """Whether nothing is left to train: from there a Trainer would go one step too far, if an epoch is not over."""
-    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    return state.global_step >= state.max_steps
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, TrainingArguments
 from transformers.utils.logging import get_logger
+from trl import RewardConfig
 
 from ..generation import has_virtual_tokens
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_columns",
     "check_dataset",
     "check_loss",
+    "check_pair_columns",
     "named_parts",
     "refuse_frozen",
     "refuse_longer",
@@ -218,6 +220,24 @@ def check_columns(
     unread = refuse_misspelt(dataset, name, labels=labels, reads=reads, optional=optional)
     if unread:
         logger.warning_once(f"{name}: the columns {', '.join(unread)} are not read")
+
+
+def check_pair_columns(dataset: Any, name: str, args: RewardConfig) -> None:
+    """[`check_dataset`] and [`check_columns`] of pairs; of each set where there are several."""
+    for which, part in named_parts(dataset, name).items():
+        check_dataset(part, which, (datasets.Dataset, datasets.IterableDataset))
+        if args.remove_unused_columns:
+            optional = {"prompt", "soft_label", "margin"}
+            if "chosen_ids" in (getattr(part, "column_names", None) or ()):
+                optional.remove("prompt")
+            check_columns(part, which, labels="soft_label", reads=_PAIR_COLUMNS, optional=optional)
+
+
+# The columns of pairs that TRL's RewardTrainer reads (1.0 and 1.16), and `soft_label`.
+_PAIR_COLUMNS = (
+    "chosen", "rejected", "prompt", "chosen_ids", "rejected_ids", "soft_label", "margin", "tools",
+    "chat_template_kwargs",
+)  # fmt: skip
 
 
 def refuse_misspelt(

@@ -30,6 +30,7 @@ from .checks import (
     refuse_longer,
 )
 from .evaluation import OrderedEvaluation
+from .sft import ResumableSFTTrainer
 from .student_card import WithStudentCard
 from .whole_step import load_model, refuse_data_parallel
 
@@ -44,7 +45,7 @@ def autocast(args: TrainingArguments) -> AbstractContextManager:
     return torch.autocast(args.device.type, dtype=dtype, enabled=args.bf16 or args.fp16)
 
 
-class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard, SFTTrainer):
+class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard, ResumableSFTTrainer):
     """
     [`~trl.SFTTrainer`] on rows with `prompt` and `completion`, both text; the loss is on completions only.
 
@@ -58,6 +59,8 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
       paper stops early by. Of several evaluation sets each has its own, such as `eval_a_accuracy`.
     - `predict`: takes rows with `prompt` and `completion`, too.
     - `train`: refuses a `metric_for_best_model` that the evaluation does not report, before the first step.
+    - `get_batch_samples`, `training_step`, `prediction_step`: rows that accelerate repeats where rows do not divide
+      by ranks have no loss; see [`w2s_hf.trainers.epochs.WholeEpochs`].
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
 
     Args:
@@ -157,6 +160,8 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
         finally:
             args.model_init_kwargs = init_kwargs
         refuse_data_parallel(args)
+
+    # ---- Evaluation and prediction ----
 
     def complete(self, prompts: Sequence[str], keep: Path | None = None) -> list[Completion]:
         """

@@ -11,6 +11,7 @@ import transformers
 from packaging.version import Version
 from peft import PeftConfig, PeftModel
 from torch import nn
+from torch.nn.functional import logsigmoid
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import PredictionOutput
 from trl import RewardTrainer
@@ -19,8 +20,9 @@ from .. import losses
 from ..collators import RewardPairCollator, check_pairs
 from ..config import RewardPairConfig
 from ..modeling import disable_dropout, keep_trainable
-from .checks import check_arguments, check_columns, check_dataset, named_parts, refuse_frozen, refuse_longer
+from .checks import check_arguments, check_dataset, check_pair_columns, refuse_frozen, refuse_longer
 from .evaluation import OrderedEvaluation
+from .resuming import ResumableTraining
 from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
@@ -30,13 +32,9 @@ logger = logging.getLogger(__name__)
 
 _Pairs = datasets.Dataset | datasets.IterableDataset
 _KINDS = (datasets.Dataset, datasets.IterableDataset)
-_READ = (
-    "chosen", "rejected", "prompt", "chosen_ids", "rejected_ids", "soft_label", "margin", "tools",
-    "chat_template_kwargs",
-)  # fmt: skip
 
 
-class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, RewardTrainer):
+class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, ResumableTraining, RewardTrainer):
     """
     [`~trl.RewardTrainer`] for a reward model that learns from soft labels, P(chosen better).
 
@@ -127,8 +125,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
         args = RewardPairConfig() if args is None else args
         check_arguments(args, RewardPairConfig)
         check_dataset(train_dataset, "train_dataset", _KINDS)
-        _check_pairs_of(train_dataset, "train_dataset", args)
-        _check_pairs_of(eval_dataset, "eval_dataset", args)
+        check_pair_columns(train_dataset, "train_dataset", args)
+        check_pair_columns(eval_dataset, "eval_dataset", args)
         model, processing_class = load_model(
             model,
             args,
@@ -256,26 +254,70 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
                 Pairs of the whole optimizer step on all ranks. Without it the loss is the mean over this batch.
         """
         inputs, soft_label, turned = _without_labels(inputs)
+        counts = inputs.pop("counts", None)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         logits = _pair_logits(outputs)
         n_pairs = len(logits)
+        if not model.training:
+            counts = self._rows_that_count(n_pairs)
         loss_type = self.args.loss_type
         if soft_label is not None or loss_type != "xent":
             if "margin" in inputs:
                 raise ValueError(f"Got a margin, which the loss {loss_type!r} on soft labels does not read.")
             classes = self._classes(logits, soft_label, turned)
-            row_losses = self._row_losses(*classes) if model.training else losses.cross_entropy_loss(*classes)
-            loss = row_losses.mean()
-            if self.args.center_rewards_coefficient is not None:
-                loss = loss + self.args.center_rewards_coefficient * logits.sum(dim=1).square().mean()
-        if soft_label is not None:
+            row_losses = (
+                self._row_losses(*classes, counts)
+                if model.training
+                else losses.cross_entropy_loss(*classes, reduction="none")
+            )
+            loss = self._mean_of_pairs(row_losses, logits, counts)
+        elif counts is not None:
+            row_losses = -logsigmoid(logits[:, 1] - logits[:, 0] - inputs.get("margin", 0))
+            loss = self._mean_of_pairs(row_losses, logits, counts)
+        better = logits[:, 1] > logits[:, 0]
+        agrees = better if soft_label is None else better == (soft_label > 0.5)
+        if counts is not None:
+            n_pairs = int(counts.sum())
+            self._replace_metrics(logits, agrees, counts, inputs["attention_mask"])
+        elif soft_label is not None:
             # In place of TRL's, which takes the chosen response for the better one.
-            agrees = (logits[:, 1] > logits[:, 0]) == (soft_label > 0.5)
             accuracy = self.accelerator.gather_for_metrics(agrees.float().mean()).mean().item()
             self._metrics["train" if model.training else "eval"]["accuracy"][-1] = accuracy
         if model.training:
             loss = self._share_of_step(loss * n_pairs, n_pairs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _mean_of_pairs(
+        self, row_losses: torch.Tensor, logits: torch.Tensor, counts: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Mean over the pairs that count of their losses, and of TRL's term that centers rewards."""
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            return values.mean() if counts is None else (values * counts).sum() / counts.sum().clamp(min=1)
+
+        loss = mean(row_losses)
+        if self.args.center_rewards_coefficient is not None:
+            loss = loss + self.args.center_rewards_coefficient * mean(logits.sum(dim=1).square())
+        return loss
+
+    def _replace_metrics(
+        self, logits: torch.Tensor, agrees: torch.Tensor, counts: torch.Tensor, attention_mask: torch.Tensor
+    ) -> None:
+        """TRL's numbers of a batch, over the pairs of all processes that count; none where no pair does."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        values = torch.cat([agrees[:, None].float(), logits.detach()], dim=1)
+        values = self.accelerator.gather(values)[self.accelerator.gather(counts)]
+        if not len(values):
+            for name in ("accuracy", "margin", "min_reward", "mean_reward", "max_reward"):
+                metrics[name].pop()
+        else:
+            rewards = values[:, 1:]
+            metrics["accuracy"][-1] = values[:, 0].mean().item()
+            metrics["margin"][-1] = (rewards[:, 1] - rewards[:, 0]).mean().item()
+            for name, value in (("min", rewards.min()), ("mean", rewards.mean()), ("max", rewards.max())):
+                metrics[f"{name}_reward"][-1] = value.item()
+        if self.model.training:
+            self._forget_tokens(attention_mask[~counts.repeat(2)].sum())
 
     # ---- Evaluation and prediction ----
 
@@ -287,7 +329,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
     ) -> dict[str, float]:
         """As [`~trl.RewardTrainer.evaluate`]; pairs are checked, and tokenized if they are text."""
         if not isinstance(eval_dataset, str):  # or the name of one of several
-            _check_pairs_of(eval_dataset, "eval_dataset", self.args)
+            check_pair_columns(eval_dataset, "eval_dataset", self.args)
         if isinstance(eval_dataset, datasets.Dataset | datasets.IterableDataset):
             eval_dataset = self._prepare_dataset(eval_dataset, self.processing_class, self.args, "eval")
             self._refuse_longer(eval_dataset, "eval_dataset")
@@ -364,17 +406,6 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Rewar
             better). The second is a `soft_label` for a student.
         """
         return self._predict_probabilities(dataset, ("soft_label", "margin"))
-
-
-def _check_pairs_of(dataset: _Pairs | dict[str, _Pairs] | None, name: str, args: RewardPairConfig) -> None:
-    """The kind and the columns of pairs; of each set where there are several."""
-    for which, part in named_parts(dataset, name).items():
-        check_dataset(part, which, _KINDS)
-        if args.remove_unused_columns:
-            optional = {"prompt", "soft_label", "margin"}
-            if "chosen_ids" in (getattr(part, "column_names", None) or ()):
-                optional.remove("prompt")
-            check_columns(part, which, labels="soft_label", reads=_READ, optional=optional)
 
 
 def _without_labels(inputs: dict) -> tuple[dict, torch.Tensor | None, torch.Tensor | None]:

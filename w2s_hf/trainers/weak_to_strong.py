@@ -28,6 +28,7 @@ from .checks import (
     refuse_longer,
 )
 from .evaluation import OrderedEvaluation
+from .resuming import ResumableTraining
 from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
@@ -36,13 +37,14 @@ __all__ = ["WeakToStrongTrainer"]
 _Rows = datasets.Dataset | dict[str, datasets.Dataset]
 
 
-class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Trainer):
+class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, ResumableTraining, Trainer):
     """
     [`~transformers.Trainer`] for a classifier that learns from soft labels.
 
     With `loss_type="xent"`, integer labels and `disable_dropout=False` it is a drop-in [`~transformers.Trainer`]: the
     same loss at every step and the same final weights. Every loss is a mean over the rows of the *whole* optimizer
-    step, on all ranks, so 8x1, 2x4, 1x8 rows times accumulation steps and two ranks train the same model. (There
+    step, on all ranks, so 8x1, 2x4, 1x8 rows times accumulation steps and two ranks train the same model. An epoch
+    trains on every row once also where rows do not divide by ranks; see [`w2s_hf.trainers.epochs.WholeEpochs`]. (There
     [`~transformers.Trainer`] itself differs: with accumulation it does not divide the loss of a sequence classifier,
     and 2x4 has 4 times the gradient of 8x1.)
 
@@ -246,14 +248,16 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Tra
         if "labels" not in inputs:
             raise ValueError(f"compute_loss: got inputs {sorted(inputs)}, expected `labels` among them.")
         labels = inputs.pop("labels")
+        counts = inputs.pop("counts", None)
         outputs = model(**inputs)
         logits = _logits(outputs)
         soft_labels = self._soft_labels(labels, logits.shape[-1])
         if model.training:
-            row_losses = self._row_losses(logits, soft_labels)
-            loss = self._share_of_step(row_losses.sum(), len(row_losses), num_items_in_batch)
+            row_losses = self._row_losses(logits, soft_labels, counts)
+            n_rows = len(row_losses) if counts is None else int(counts.sum())
+            loss = self._share_of_step(row_losses.sum(), n_rows, num_items_in_batch)
         else:
-            loss = losses.cross_entropy_loss(logits, soft_labels)
+            loss = self._mean_that_counts(losses.cross_entropy_loss(logits, soft_labels, reduction="none"))
         if not isinstance(outputs, dict):
             outputs = (loss, *outputs)  # the tuple of a model that was given labels, which transformers expects
         return (loss, outputs) if return_outputs else loss

@@ -14,11 +14,12 @@ from ..collators import move_padding, sorted_lengths, split_by_tokens
 from ..config import computes_in_bfloat16
 from ..modeling import fresh_adapter, keep_4bit_gradients, load_config, load_student, load_tokenizer
 from .checks import THRESHOLD_LOSSES, RefusesFrozenModels, refuse_prompt_tuning
+from .epochs import WholeEpochs
 
 __all__ = ["WholeStepLoss", "load_model", "refuse_data_parallel"]
 
 
-class WholeStepLoss(RefusesFrozenModels, ABC):
+class WholeStepLoss(RefusesFrozenModels, WholeEpochs, ABC):
     """
     Mixed in before a [`~transformers.Trainer`] whose `args` are [`LossArguments`].
 
@@ -37,7 +38,7 @@ class WholeStepLoss(RefusesFrozenModels, ABC):
 
     @abstractmethod
     def _n_rows(self, batch: dict) -> int:
-        """B of a batch."""
+        """B of a batch, rows that do not count included."""
 
     @abstractmethod
     def _record(self, name: str, value: float) -> None:
@@ -56,7 +57,9 @@ class WholeStepLoss(RefusesFrozenModels, ABC):
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         micro_batches = [micro_batch for batch in batches for micro_batch in self._micro_batches(batch)]
-        n_rows = sum(self._n_rows(batch) for batch in micro_batches)
+        n_rows = sum(
+            int(batch["counts"].sum()) if "counts" in batch else self._n_rows(batch) for batch in micro_batches
+        )
         n_micro_batches = len(micro_batches)
         if self.accelerator.num_processes > 1:
             counts = torch.tensor([[n_rows, n_micro_batches]], device=device)
@@ -67,9 +70,19 @@ class WholeStepLoss(RefusesFrozenModels, ABC):
         # take the same branch, or their collectives would not pair up.
         if self.args.loss_type in THRESHOLD_LOSSES and n_micro_batches > 1:
             with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = [self._forward(self.model, self._prepare_inputs(batch)) for batch in micro_batches]
+                outputs = [self._outputs_that_count(batch) for batch in micro_batches]
             self._threshold = self._global_threshold(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
         return batches, n_rows
+
+    def _mark(self, batch: dict, counts: torch.Tensor) -> dict:
+        return {**batch, "counts": counts}
+
+    def _outputs_that_count(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """`_forward` of a batch, without its repeated rows."""
+        batch = dict(self._prepare_inputs(batch))
+        counts = batch.pop("counts", ...)
+        logits, soft_labels = self._forward(self.model, batch)
+        return logits[counts], soft_labels[counts]
 
     def _micro_batches(self, batch: dict) -> list[dict]:
         # DeepSpeed counts backward passes itself: it gets one a call.
@@ -109,12 +122,24 @@ class WholeStepLoss(RefusesFrozenModels, ABC):
     def _share_of_step(self, loss_sum: torch.Tensor, n_rows: int, num_items_in_batch: int | None) -> torch.Tensor:
         """The sum of `n_rows` losses as a share of the whole step's mean; their own mean where that is unknown."""
         if num_items_in_batch is None:
-            return loss_sum / n_rows
+            return loss_sum / max(n_rows, 1)
         # DDP averages gradients over ranks, and this is a share of a sum over them.
         return loss_sum * self.accelerator.num_processes / num_items_in_batch
 
-    def _row_losses(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor:
-        """The configured loss of each row, `(B,)`."""
+    def _mean_that_counts(self, row_losses: torch.Tensor) -> torch.Tensor:
+        """Mean over the rows of an evaluation batch, without those that accelerate has repeated on this process."""
+        counts = self._rows_that_count(len(row_losses))
+        # Without any, transformers drops the mean together with the rows.
+        return row_losses.mean() if counts is None or not counts.any() else row_losses[counts].mean()
+
+    def _row_losses(
+        self, logits: torch.Tensor, soft_labels: torch.Tensor, counts: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The configured loss of each row, `(B,)`; 0 of rows that do not count (`counts`, `(B,)` bool)."""
+        row_losses = self._losses(logits, soft_labels, ... if counts is None else counts)
+        return row_losses if counts is None else row_losses * counts
+
+    def _losses(self, logits: torch.Tensor, soft_labels: torch.Tensor, counts) -> torch.Tensor:
         args = self.args
         if args.loss_type == "xent":
             return losses.cross_entropy_loss(logits, soft_labels, reduction="none")
@@ -124,7 +149,9 @@ class WholeStepLoss(RefusesFrozenModels, ABC):
             )
         if args.loss_type == "window":
             row_losses = losses.window_loss(logits, soft_labels, radius=args.window_radius, reduction="none")
-            self._record("window_kept_ratio", (row_losses > 0).float().mean().item())
+            kept = (row_losses[counts] > 0).float()
+            if len(kept):
+                self._record("window_kept_ratio", kept.mean().item())
             return row_losses
         if args.loss_type == "adaptive_confidence":
             return losses.adaptive_confidence_loss(
@@ -138,7 +165,7 @@ class WholeStepLoss(RefusesFrozenModels, ABC):
             return losses.entropy_loss(logits, soft_labels, aux_weight=aux_weight, reduction="none")
         threshold = self._threshold
         if threshold is None:
-            threshold = self._global_threshold(logits.detach(), soft_labels)
+            threshold = self._global_threshold(logits.detach()[counts], soft_labels[counts])
         return losses.confidence_loss(
             logits, soft_labels, aux_weight=aux_weight, threshold=threshold, reduction="none"
         )

@@ -1,0 +1,272 @@
+"""A training that was stopped ends as if it had not been, or says at its start why it cannot."""
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_character_tokenizer, make_language_model, make_rows, make_tokenizer
+from peft import LoraConfig
+from test_bootstrap_trainer import student
+from test_completion import rows_of
+from test_reward_pair import make_pairs
+from test_trainer import arguments
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+
+from w2s_hf import (
+    CompletionConfig,
+    CompletionTrainer,
+    RewardPairConfig,
+    RewardPairTrainer,
+    WeakToStrongConfig,
+    WeakToStrongTrainer,
+)
+
+KINDS = ("classes", "adapters", "pairs", "completions")
+# 4 steps an epoch, of which the second is left in the middle.
+OPTIONS = {
+    "max_steps": 6, "per_device_train_batch_size": 4, "eval_strategy": "steps", "eval_steps": 1, "logging_steps": 1,
+    "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss",
+    "learning_rate": 0.1, "lr_scheduler_type": "linear", "bf16": False, "gradient_checkpointing": False,
+}  # fmt: skip
+
+
+class Stop(TrainerCallback):
+    """Stops a training after its checkpoint of a step, as a kill would."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+class CountSteps(TrainerCallback):
+    def __init__(self):
+        self.n_steps = 0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.n_steps += 1
+
+
+def make(kind: str, directory: Path, callbacks=(), model=None, rows=None, **options):
+    """A trainer on 16 rows, evaluated on rows whose labels are turned around: the more it learns, the worse."""
+    options, callbacks = {**OPTIONS, **options}, list(callbacks)
+    set_seed(0)
+    if kind == "completions":
+        tokenizer = make_character_tokenizer()
+        model = make_language_model(tokenizer, small=True) if model is None else model
+        rows, args = rows_of(16) if rows is None else rows, arguments(directory, CompletionConfig, **options)
+        others = rows.select(range(4)).map(lambda row: {"completion": " Q"})
+        return CompletionTrainer(model, args, rows, others, tokenizer, callbacks=callbacks)
+    if kind == "pairs":
+        cls, config = RewardPairTrainer, RewardPairConfig
+        given = {"model": student(0, num_labels=1), "train_dataset": make_pairs(16, "random")}
+        given["eval_dataset"] = given["train_dataset"].map(lambda row: {"soft_label": 1 - row["soft_label"]})
+    else:
+        cls, config = WeakToStrongTrainer, WeakToStrongConfig
+        given = {"model": student(0), "train_dataset": make_rows(16)}
+        given["eval_dataset"] = given["train_dataset"].map(lambda row: {"labels": row["labels"][::-1]})
+    if kind == "adapters":
+        given["peft_config"] = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=2)
+    given |= {name: value for name, value in (("model", model), ("train_dataset", rows)) if value is not None}
+    args = arguments(directory, config, **options)
+    return cls(args=args, processing_class=make_tokenizer(), callbacks=callbacks, **given)
+
+
+def stopped(kind: str, directory: Path, step: int, **options) -> None:
+    """A training whose process is gone."""
+    with pytest.raises(KeyboardInterrupt):
+        make(kind, directory, [Stop(step)], **options).train()
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+
+
+def assert_same_end(resumed, whole) -> None:
+    ours, theirs = weights(resumed), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for name in ("global_step", "max_steps", "epoch", "best_global_step", "best_metric"):
+        assert getattr(resumed.state, name) == getattr(whole.state, name), name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What training without a stop ends with."""
+    trained = {}
+
+    def train(kind: str):
+        if kind not in trained:
+            trainer = make(kind, tmp_path_factory.mktemp(kind))
+            output = trainer.train()
+            assert 0 < trainer.state.best_global_step < 6, "the last step is the best: the comparison would be vacuous"
+            trained[kind] = trainer, output
+        return trained[kind]
+
+    return train
+
+
+@pytest.mark.parametrize("step", [5, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_training_ends_as_if_it_had_not_been_also_in_a_directory_that_was_moved(
+    kind, step, whole, tmp_path, monkeypatch
+):
+    uninterrupted, output = whole(kind)
+    stopped(kind, tmp_path / "before", step)
+    (tmp_path / "before").rename(tmp_path / "after")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # a relative path, as the one in trainer_state.json may be
+    count = CountSteps()
+    trainer = make(kind, Path("../after"), [count], save_total_limit=2)
+    resumed = trainer.train(True if step == 6 else f"../after/checkpoint-{step}/")
+    assert count.n_steps == 6 - step
+    assert_same_end(trainer, uninterrupted)
+    assert resumed.global_step == 6
+    if step == 6:
+        assert resumed.training_loss == resumed.metrics["train_loss"] == pytest.approx(output.training_loss, rel=1e-3)
+    last = [entry for entry in trainer.state.log_history if "eval_loss" in entry][-1]
+    assert last["eval_loss"] == pytest.approx(uninterrupted.state.log_history[-2]["eval_loss"])
+    if kind != "classes" and kind != "adapters":
+        assert last["eval_num_tokens"] == uninterrupted.state.log_history[-2]["eval_num_tokens"]
+
+
+def test_the_loss_of_a_training_without_logs_is_not_known(tmp_path):
+    stopped("classes", tmp_path, 6, logging_strategy="no")
+    assert math.isnan(make("classes", tmp_path, logging_strategy="no").train(True).training_loss)
+
+
+@pytest.mark.parametrize("kind", ["classes", "completions"])
+@pytest.mark.parametrize("options", [{"train_sampling_strategy": "group_by_length"}, {"dataloader_num_workers": 1},
+                                     {"accelerator_config": {"use_seedable_sampler": False}}], ids=str)  # fmt: skip
+def test_the_rows_of_a_resumed_epoch_are_those_that_were_left(kind, options, tmp_path):
+    options |= {"load_best_model_at_end": False, "eval_strategy": "no", "save_steps": 5}
+    trainer = make(kind, tmp_path / "whole", **options)
+    trainer.train()
+    stopped(kind, tmp_path / "stopped", 5, **options)
+    torch.manual_seed(7)  # the state of the global generator does not matter
+    resumed = make(kind, tmp_path / "stopped", **options)
+    torch.manual_seed(7)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(resumed, trainer)
+
+
+def test_early_stopping_goes_on_counting(tmp_path):
+    def make_stopping(directory, *more):
+        return make("pairs", directory, [EarlyStoppingCallback(3), *more], learning_rate=0.3)
+
+    trainer = make_stopping(tmp_path / "whole")
+    trainer.train()
+    end = trainer.state.global_step
+    assert end < 6, "it did not stop early: the comparison would be vacuous"
+    for step in (end - 1, end):
+        with pytest.raises(KeyboardInterrupt):
+            make_stopping(tmp_path / f"{step}", Stop(step)).train()
+        resumed = make_stopping(tmp_path / f"{step}")
+        resumed.train(resume_from_checkpoint=True)
+        assert_same_end(resumed, trainer)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Directories of trainings that were stopped after step 5."""
+    directories = {}
+
+    def stop(kind: str) -> Path:
+        if kind not in directories:
+            directories[kind] = tmp_path_factory.mktemp(f"stopped-{kind}")
+            stopped(kind, directories[kind], 5)
+        return directories[kind]
+
+    return stop
+
+
+def best_is_gone(directory):
+    for checkpoint in directory.glob("checkpoint-[1234]"):
+        shutil.rmtree(checkpoint)
+
+
+def cut(name):
+    def cut_off(directory):
+        file = directory / "checkpoint-5" / name
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    return cut_off
+
+
+def without(*names):
+    return lambda directory: [(directory / "checkpoint-5" / name).unlink() for name in names]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "options", "message"),
+    [
+        ("classes", best_is_gone, {}, r"best checkpoint checkpoint-\d \(step \d\) is neither beside it nor at"),
+        ("classes", without("optimizer.pt", "scheduler.pt"), {}, "without optimizer.pt, scheduler.pt"),
+        ("pairs", without("scheduler.pt"), {}, "without scheduler.pt"),
+        ("completions", without("rng_state.pth"), {"disable_dropout": False}, "without rng_state.pth"),
+        ("classes", cut("optimizer.pt"), {}, "optimizer.pt is cut off"),
+        ("classes", cut("model.safetensors"), {}, "model.safetensors is cut off"),
+        ("adapters", cut("trainer_state.json"), {}, "trainer_state.json is missing or cut off"),
+        ("classes", None, {"max_steps": 4}, "max_steps: got 4, expected at least 5"),
+        ("classes", None, {"per_device_train_batch_size": 8}, "rows per optimizer step: got 8, expected 4"),
+        ("pairs", None, {"gradient_accumulation_steps": 2}, "rows per optimizer step: got 8, expected 4"),
+        ("completions", None, {"rows": rows_of(17)}, "rows: got 17, expected 16"),
+        ("classes", None, {"data_seed": 1}, "data_seed: got 1, expected 42"),
+        ("classes", None, {"dataloader_drop_last": True}, "dataloader_drop_last: got True"),
+        ("classes", None, {"train_sampling_strategy": "sequential"}, "train_sampling_strategy: got 'sequential'"),
+        ("classes", None, {"model": "adapters"}, "checkpoint of another model"),
+        ("adapters", None, {"model": "more adapters"}, "adapters of another model"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_resumed_is_refused_before_its_first_step(
+    kind, change, options, message, checkpoints, tmp_path
+):
+    directory = shutil.copytree(checkpoints(kind), tmp_path / "stopped")
+    if change is not None:
+        # A copy, so that trainer_state.json tells of a directory that is there.
+        state = directory / "checkpoint-5" / "trainer_state.json"
+        state.write_text(state.read_text().replace(str(checkpoints(kind)), str(tmp_path / "gone")))
+        change(directory)
+    count, options = CountSteps(), dict(options)
+    if options.get("model") == "adapters":
+        trainer = make("adapters", directory, [count])
+    elif options.get("model") == "more adapters":
+        config = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=4)
+        trainer = WeakToStrongTrainer(
+            student(0), arguments(directory, **OPTIONS), train_dataset=make_rows(16), eval_dataset=make_rows(4),
+            processing_class=make_tokenizer(), peft_config=config, callbacks=[count],
+        )  # fmt: skip
+    else:
+        trainer = make(kind, directory, [count], **options)
+    with pytest.raises(ValueError, match=message):
+        trainer.train(resume_from_checkpoint=str(directory / "checkpoint-5"))
+    assert count.n_steps == 0
+
+
+def test_what_changes_nothing_is_not_refused(checkpoints, tmp_path, whole):
+    directory = shutil.copytree(checkpoints("classes"), tmp_path / "stopped")
+    (directory / "checkpoint-5" / "rng_state.pth").unlink()  # nothing draws random numbers
+    (directory / "checkpoint-final").mkdir()  # somebody's own
+    (directory / "checkpoint-6").mkdir()  # not written to its end
+    trainer = make("classes", directory, callbacks=[EarlyStoppingCallback(9)])  # new to the checkpoint
+    trainer.train(resume_from_checkpoint=True)
+    assert_same_end(trainer, whole("classes")[0])
+    assert (directory / "checkpoint-final").is_dir()
+    longer = make("classes", directory, max_steps=8)
+    longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step == 8
+    with pytest.raises(ValueError, match="got True, expected a whole checkpoint in"):
+        make("classes", tmp_path / "new").train(resume_from_checkpoint=True)
+
+
+def test_a_best_checkpoint_that_is_gone_at_the_end_is_an_error(tmp_path):
+    class Lose(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 6:
+                shutil.rmtree(state.best_model_checkpoint)
+
+    with pytest.raises(ValueError, match="best checkpoint .* is gone; the model has the weights of the last step, 6"):
+        make("classes", tmp_path, [Lose()]).train()

@@ -1,0 +1,149 @@
+"""Trainings on numbers of rows that do not divide by ranks; run by distributed_script.py on one and on two ranks."""
+
+import contextlib
+from pathlib import Path
+
+import torch
+from conftest import make_character_tokenizer, make_language_model, make_rows, make_tokenizer
+from test_bootstrap_trainer import student
+from test_completion import rows_of
+from test_reward_pair import make_pairs
+from test_trainer import Record, arguments
+from transformers import TrainerCallback, set_seed
+
+from w2s_hf import (
+    BootstrapConfig,
+    BootstrapTrainer,
+    CompletionConfig,
+    CompletionTrainer,
+    RewardPairConfig,
+    RewardPairTrainer,
+    WeakToStrongConfig,
+    WeakToStrongTrainer,
+)
+from w2s_hf.losses import LOSS_TYPES
+
+ROWS = (5, 10, 11, 21)
+OPTIONS = {
+    "max_steps": -1, "num_train_epochs": 1, "optim": "sgd", "learning_rate": 0.1, "bf16": False,
+    "gradient_checkpointing": False,
+}  # fmt: skip
+LOSSES = [{"loss_type": name, "aux_warmup_ratio": 0.5, "window_radius": 0.3} for name in LOSS_TYPES]
+ACCUMULATED = {"gradient_accumulation_steps": 2, "rows_per_step": 4}
+TOKENS = {"max_tokens_per_micro_batch": 60}
+BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
+
+
+def configurations() -> list[tuple[str, int, dict]]:
+    """Trainer, rows, options. `rows_per_step` is that of one step on all ranks, 8 by default."""
+    # The second epoch has another order, and the weights of the first.
+    twice = {"num_train_epochs": 2, "eval_strategy": "epoch"}
+    confidence, soft = LOSSES[LOSS_TYPES.index("confidence")], {"soft_label": "random"}
+    found = [("chain", 11, twice)]
+    for n_rows in ROWS:
+        more = twice if n_rows == 11 else {}
+        found += [("classes", n_rows, loss | more) for loss in LOSSES]
+        found += [("pairs", n_rows, loss | soft | more) for loss in LOSSES]
+        found += [("pairs", n_rows, {"center_rewards_coefficient": 0.1} | more), ("completions", n_rows, more)]
+    for n_rows, cut in ((21, ACCUMULATED), (11, TOKENS)):
+        found += [("classes", n_rows, loss | cut) for loss in LOSSES]
+        found += [("pairs", n_rows, confidence | soft | cut), ("pairs", n_rows, cut)]
+    found += [("completions", 21, ACCUMULATED), ("completions", 11, BY_LENGTH | twice)]
+    # 57 rows have other groups in steps of 4 than in steps of 8.
+    found += [("classes", 21, confidence | TOKENS | ACCUMULATED), ("classes", 57, confidence | BY_LENGTH)]
+    for cut in ({"dataloader_drop_last": True}, {"accelerator_config": {"split_batches": True}}):
+        found += [("classes", 21, confidence | cut), ("pairs", 21, cut), ("completions", 21, cut)]
+    return found
+
+
+class Logged(TrainerCallback):
+    """The numbers that are logged, without times."""
+
+    def __init__(self):
+        self.entries = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        without = ("second", "time", "flos")
+        self.entries.append({name: value for name, value in logs.items() if not any(part in name for part in without)})
+
+
+class Stop(TrainerCallback):
+    """Stops a training after its checkpoint of a step, as a kill would."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def train(kind: str, n_rows: int, options: dict, directory: Path, world: int, stop: int | None = None) -> dict:
+    """The steps and the final weights of one training, which may be stopped after a step and resumed."""
+    if stop is not None:
+        with contextlib.suppress(KeyboardInterrupt):
+            make(kind, n_rows, options, directory, world, [Stop(stop)]).train()
+    record, logged = Record(), Logged()
+    trainer = make(kind, n_rows, options, directory, world, [record, logged])
+    trainer.train(resume_from_checkpoint=stop is not None)
+    state = trainer.state
+    return {
+        "steps": torch.tensor(record.trajectory),
+        "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict(),
+        "logged": logged.entries,
+        "counts": (state.global_step, state.max_steps, state.epoch),
+    }
+
+
+def make(kind: str, n_rows: int, options: dict, directory: Path, world: int, callbacks: list):
+    """The trainer."""
+    options = {**OPTIONS, **options}
+    rows_per_step, soft_label = options.pop("rows_per_step", 8), options.pop("soft_label", None)
+    split = options.get("accelerator_config", {}).get("split_batches") and world > 1
+    options["per_device_train_batch_size"] = rows_per_step if split else rows_per_step // world
+    options["per_device_eval_batch_size"] = 8 if split else 8 // world
+    set_seed(0)
+    if kind == "completions":
+        tokenizer = make_character_tokenizer()
+        return CompletionTrainer(
+            make_language_model(tokenizer, small=True),
+            arguments(directory, CompletionConfig, **options),
+            rows_of(n_rows),
+            rows_of(5, 40),
+            tokenizer,
+            callbacks=callbacks,
+        )
+    if kind == "pairs":
+        return RewardPairTrainer(
+            student(0, num_labels=1),
+            arguments(directory, RewardPairConfig, **options),
+            train_dataset=make_pairs(n_rows, soft_label),
+            eval_dataset=make_pairs(5, soft_label, seed=1),
+            processing_class=make_tokenizer(),
+            callbacks=callbacks,
+        )
+    cls, config = (
+        (WeakToStrongTrainer, WeakToStrongConfig) if kind == "classes" else (BootstrapTrainer, BootstrapConfig)
+    )
+    model = {"model": student(0)} if kind == "classes" else {"model_init": student, "n_links": 2}
+    return cls(
+        **model,
+        args=arguments(directory, config, **options),
+        train_dataset=make_rows(n_rows),
+        eval_dataset=make_rows(5, seed=1),
+        processing_class=make_tokenizer(),
+        callbacks=callbacks,
+    )
+
+
+def train_all(directory: Path, world: int) -> dict[str, dict]:
+    """Every configuration, by its name."""
+    results = {}
+    for number, (kind, n_rows, options) in enumerate(configurations()):
+        results[f"{kind} {n_rows} {options}"] = train(kind, n_rows, options, directory / str(number), world)
+    # Stopped in the second epoch, which must be that of the second epoch on two ranks, too.
+    twice = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "train_sampling_strategy": "random"}
+    for kind, options in (("classes", twice), ("completions", twice | BY_LENGTH)):
+        for name, stop in (("whole", None), ("resumed", 3)):
+            results[f"{kind} {name}"] = train(kind, 11, options, directory / f"{kind}-{name}", world, stop)
+    return results

@@ -1,0 +1,300 @@
+"""Resumed trainings that end as if they had not been stopped, or raise an error before their first step."""
+
+import math
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import TrainOutput, has_length
+
+from ..checkpoints import last_complete_checkpoint
+
+__all__ = ["ResumableTraining"]
+
+_RECORD = "w2s_hf"  # in `stateful_callbacks` of trainer_state.json
+
+
+class ResumableTraining:
+    """
+    Mixed in before a [`~transformers.Trainer`]: what `train(resume_from_checkpoint=...)` ends with is what the
+    training would have ended with without the stop.
+
+    [`~transformers.Trainer`] differs, without an error, in these cases. Here
+
+    - the best checkpoint is found beside the resumed one, also after their directory was moved, and a best checkpoint
+      that is gone is an error (`load_best_model_at_end`);
+    - a training that was stopped after its last step makes no further step;
+    - a checkpoint without optimizer (`save_only_model=True`), cut off, or of another model is an error;
+    - other rows per optimizer step, another number or order of rows, or fewer steps than were made are errors;
+    - the patience of [`~transformers.EarlyStoppingCallback`] is restored.
+    """
+
+    _resumed_from: Path | None = None
+    _best_checkpoint: str | None = None
+    _is_at_its_end = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_callback(_ResumeCallback(self))
+
+    def train(
+        self,
+        resume_from_checkpoint: str | os.PathLike | bool | None = None,
+        trial: dict | None = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """
+        As [`~transformers.Trainer.train`].
+
+        Args:
+            resume_from_checkpoint (`str`, `os.PathLike` or `bool`, *optional*):
+                A checkpoint, or `True` for the newest in `args.output_dir` that was written to its end.
+            trial, ignore_keys_for_eval: As in [`~transformers.Trainer.train`].
+
+        Returns:
+            [`~transformers.trainer_utils.TrainOutput`]. If the training had been stopped after its last step,
+            `training_loss` is the mean of the logged losses (NaN where the last step was not logged).
+
+        Raises:
+            ValueError: the checkpoint cannot be resumed so that the training ends as it would have without the stop;
+                the message says why.
+        """
+        self._resumed_from = self._best_checkpoint = None
+        self._is_at_its_end = False
+        if resume_from_checkpoint is True:
+            found = last_complete_checkpoint(Path(self.args.output_dir), remove=False)
+            if found is None:
+                raise ValueError(
+                    f"resume_from_checkpoint: got True, expected a whole checkpoint in {self.args.output_dir}. Train "
+                    "without it, or give the path of a checkpoint."
+                )
+            resume_from_checkpoint = found
+        if resume_from_checkpoint:
+            self._resumed_from = Path(resume_from_checkpoint)
+            self._check_checkpoint(self._resumed_from)
+            resume_from_checkpoint = str(self._resumed_from)
+        output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        if self._is_at_its_end:
+            loss = _mean_of_logged_losses(self.state)
+            output = output._replace(training_loss=loss, metrics={**output.metrics, "train_loss": loss})
+        return output
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict], torch.Tensor | int | None]:
+        """As [`~transformers.Trainer.get_batch_samples`]; no batch for a training that was stopped at its end."""
+        if self._is_at_its_end:
+            # Without this, transformers 5.23 makes one step before it looks at the number of steps.
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    # ---- Checks ----
+
+    def _check_checkpoint(self, checkpoint: Path) -> None:
+        """What can be known before the checkpoint is loaded."""
+        where = f"resume_from_checkpoint: got {checkpoint}"
+        try:
+            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"{where}, where trainer_state.json is missing or cut off, expected a whole checkpoint of a trainer. "
+                "Give another one, or train without it."
+            ) from error
+        lost = self._missing_state(checkpoint)
+        if lost:
+            raise ValueError(
+                f"{where} without {', '.join(lost)}, expected a whole checkpoint: one saved with save_only_model=True "
+                "or on another number of processes cannot be resumed as if it had not been stopped. Give another one, "
+                "or begin a new training from its model."
+            )
+        for file in sorted(checkpoint.iterdir()):
+            if not _is_whole(file):
+                raise ValueError(f"{where}, where {file.name} is cut off. Give another checkpoint.")
+        self._best_checkpoint = _best_checkpoint_beside(checkpoint, state)
+        if self.args.load_best_model_at_end and state.best_model_checkpoint and self._best_checkpoint is None:
+            raise ValueError(
+                f"{where}, whose best checkpoint {Path(state.best_model_checkpoint).name} (step "
+                f"{state.best_global_step}) is neither beside it nor at {state.best_model_checkpoint}, and "
+                "load_best_model_at_end=True needs it. Put it back, or set load_best_model_at_end=False."
+            )
+
+    def _missing_state(self, checkpoint: Path) -> list[str]:
+        """Files of a checkpoint, besides the model, without which a resumed training is another one."""
+        if self.is_deepspeed_enabled:
+            return [] if any(checkpoint.glob("global_step*")) else ["the state of the optimizer (global_step*)"]
+        needed = ["scheduler.pt"] if any(checkpoint.glob("optimizer*")) else ["optimizer.pt", "scheduler.pt"]
+        if getattr(self.accelerator, "scaler", None) is not None:
+            needed.append("scaler.pt")
+        if not getattr(self.args, "disable_dropout", False) or self.args.neftune_noise_alpha is not None:
+            # Else a training draws no random numbers but the order of its rows.
+            rank = f"_{self.args.process_index}" if self.args.world_size > 1 else ""
+            needed.append(f"rng_state{rank}.pth")
+        return [name for name in needed if not (checkpoint / name).is_file()]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # Overridden since PEFT only warns of adapters that do not fit (transformers 5.17 and 5.23).
+        network = self.model if model is None else model
+        if isinstance(network, PeftModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            _refuse_other_adapters(network, Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        # Overridden to raise where transformers 5.17 and 5.23 warn, and train on from new weights.
+        weights = {**dict(self.model.named_parameters(remove_duplicate=False)), **dict(self.model.named_buffers())}
+        missing = set(load_result.missing_keys)
+        loaded = {weight.data_ptr() for name, weight in weights.items() if name not in missing}
+        ignored = getattr(self.model, "_keys_to_ignore_on_load_missing", None) or []
+        missing = [
+            name
+            for name in sorted(missing)
+            if not (name in weights and weights[name].data_ptr() in loaded)  # tied to one that was loaded
+            and not any(re.search(pattern, name) for pattern in ignored)
+        ]
+        ignored = getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or []
+        unexpected = [
+            name for name in load_result.unexpected_keys if not any(re.search(pattern, name) for pattern in ignored)
+        ]
+        if missing or unexpected:
+            raise ValueError(
+                f"Got a checkpoint of another model: {len(missing)} weights of this one are missing in it "
+                f"({', '.join(missing[:3])}), and {len(unexpected)} of its own are unknown "
+                f"({', '.join(unexpected[:3])}). Give the model that was trained."
+            )
+        super()._issue_warnings_after_load(load_result)
+
+    def _load_best_model(self) -> None:
+        # Overridden since transformers 5.17 and 5.23 only warn, and keep the last weights, where the best checkpoint
+        # is gone or has its adapters in a directory of their own.
+        best = self.state.best_model_checkpoint
+        if not os.path.isdir(best):
+            raise ValueError(
+                f"load_best_model_at_end: the best checkpoint {best} is gone; the model has the weights of the last "
+                f"step, {self.state.global_step}."
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(best)
+
+    def _record_of_rows(self) -> dict[str, int | str | bool | None]:
+        """Everything that decides which rows the steps of an epoch train on, besides the rows themselves."""
+        args, rows = self.args, self.train_dataset
+        return {
+            "rows": len(rows) if has_length(rows) else None,
+            "rows per optimizer step": self.get_total_train_batch_size(args),
+            "data_seed": args.seed if args.data_seed is None else args.data_seed,
+            "train_sampling_strategy": str(getattr(args, "train_sampling_strategy", None)),
+            "dataloader_drop_last": args.dataloader_drop_last,
+        }
+
+
+class _ResumeCallback(TrainerCallback):
+    """Checks and completes the state of a training once [`~transformers.Trainer`] has loaded it."""
+
+    def __init__(self, trainer: ResumableTraining):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        trainer, now = self.trainer, self.trainer._record_of_rows()
+        then = state.stateful_callbacks.get(_RECORD, {})
+        if trainer._resumed_from is not None:
+            if state.global_step > state.max_steps:
+                raise ValueError(
+                    f"max_steps: got {state.max_steps}, expected at least {state.global_step}, the steps that "
+                    f"{trainer._resumed_from} has made."
+                )
+            if not args.ignore_data_skip and not args.auto_find_batch_size:
+                for name in now:
+                    if name in then and then[name] != now[name]:
+                        raise ValueError(
+                            f"{name}: got {now[name]!r}, expected {then[name]!r}, with which {trainer._resumed_from} "
+                            "was saved: the resumed steps would train on other rows. Set it back, or begin a new "
+                            "training."
+                        )
+            state.best_model_checkpoint = trainer._best_checkpoint
+            trainer._is_at_its_end = state.global_step >= state.max_steps or self._has_stopped_early(state)
+            if hasattr(trainer, "_total_train_tokens"):
+                trainer._total_train_tokens = then.get("n_tokens", 0)
+        state.stateful_callbacks[_RECORD] = now
+        for callback in [*trainer.callback_handler.callbacks, control]:
+            if isinstance(callback, ExportableState):
+                # transformers 5.23 saves no checkpoint if a callback is new.
+                state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if hasattr(self.trainer, "_total_train_tokens"):  # TRL counts tokens, and begins anew when it resumes
+            state.stateful_callbacks[_RECORD]["n_tokens"] = self.trainer._total_train_tokens
+
+    def _has_stopped_early(self, state: TrainerState) -> bool:
+        """Restores the evaluations without progress of early stopping, and says whether they used up its patience."""
+        saved = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
+        saved = saved if isinstance(saved, list) else [saved]
+        callbacks = [cb for cb in self.trainer.callback_handler.callbacks if isinstance(cb, EarlyStoppingCallback)]
+        for callback, values in zip(callbacks, saved, strict=False):
+            callback.early_stopping_patience_counter = values.get("attributes", {}).get(
+                "early_stopping_patience_counter", 0
+            )
+        return any(cb.early_stopping_patience_counter >= cb.early_stopping_patience for cb in callbacks)
+
+
+def _best_checkpoint_beside(checkpoint: Path, state: TrainerState) -> str | None:
+    """The best checkpoint of a state: beside `checkpoint`, or else where it was."""
+    if state.best_model_checkpoint is None:
+        return None
+    recorded = Path(state.best_model_checkpoint)
+    return next((str(path) for path in (checkpoint.parent / recorded.name, recorded) if path.is_dir()), None)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file of a checkpoint was written to its end, as far as its end tells."""
+    if file.name == "optimizer.pt" or file.name == "scheduler.pt" or file.match("rng_state*.pth"):
+        return zipfile.is_zipfile(file)
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt"):
+                return True
+        except SafetensorError:
+            return False
+    return True
+
+
+def _refuse_other_adapters(model: PeftModel, checkpoint: Path) -> None:
+    """Raises `ValueError` if the adapters in a checkpoint are not those of the model by name and shape."""
+    adapter = model.active_adapters[0]
+    files = (checkpoint / "adapter_model.safetensors", checkpoint / adapter / "adapter_model.safetensors")
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return
+    with safe_open(file, "pt") as weights:
+        got = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    expected = {
+        name: tuple(weight.shape)
+        for name, weight in get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False).items()
+    }
+    # PEFT also saves embeddings that were resized.
+    different = [name for name in expected if got.get(name) != expected[name]]
+    different += [name for name in got if name not in expected and "embed" not in name and "lm_head" not in name]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{checkpoint}: got adapters of another model, {len(different)} of whose weights differ ({name}: shape "
+            f"{got.get(name)}, expected {expected.get(name)}). Give the model and the adapters that were trained."
+        )
+
+
+def _mean_of_logged_losses(state: TrainerState) -> float:
+    total, last = 0.0, 0
+    for entry in state.log_history:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - last)
+            last = entry["step"]
+    return total / last if last == state.global_step > 0 else math.nan

@@ -1,0 +1,61 @@
+"""TRL's SFT trainer with whole epochs, resumed exactly."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from trl import SFTTrainer
+
+from .epochs import WholeEpochs
+from .resuming import ResumableTraining
+
+__all__ = ["ResumableSFTTrainer"]
+
+
+class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
+    """[`~trl.SFTTrainer`] whose epochs are the same on any number of processes and after a resume."""
+
+    def _n_rows(self, batch: dict) -> int:
+        # TRL's `padding_free` puts all rows into one; each begins at position 0.
+        return int((batch["position_ids"] == 0).sum()) if _is_flat(batch) else len(batch["labels"])
+
+    def _mark(self, batch: dict, counts: torch.Tensor) -> dict:
+        labels = batch["labels"]
+        counts = counts.to(labels.device)
+        if _is_flat(batch):
+            counts = counts[(batch["position_ids"] == 0).cumsum(dim=1) - 1]
+        else:
+            counts = counts[:, None].expand_as(labels)
+        tokens = batch.get("attention_mask", torch.ones_like(labels))
+        return {**batch, "labels": labels.where(counts, -100), "repeated_tokens": tokens[~counts].sum()}
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict], torch.Tensor | int | None]:
+        """As [`~trl.SFTTrainer`]'s; a process whose rows of the step are all repeated counts 1 token and not 0."""
+        batches, n_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, n_tokens if n_tokens is None else n_tokens.clamp(min=1)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As [`~trl.SFTTrainer`]'s; tokens of repeated rows are not counted."""
+        repeated_tokens = inputs.pop("repeated_tokens", None)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if repeated_tokens is not None:
+            self._forget_tokens(repeated_tokens)
+        return loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """As [`~trl.SFTTrainer`]'s; rows that are repeated where rows do not divide by processes have no loss."""
+        counts = self._rows_that_count(self._n_rows(inputs))
+        if counts is not None and counts.any():
+            inputs = self._mark(inputs, counts)
+            del inputs["repeated_tokens"]
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+
+def _is_flat(batch: dict) -> bool:
+    return "attention_mask" not in batch and "position_ids" in batch
