@@ -155,7 +155,9 @@ def test_the_rows_of_a_resumed_epoch_are_those_that_were_left(kind, options, tmp
 
 def test_early_stopping_goes_on_counting(tmp_path):
     def make_stopping(directory, *more):
-        return make("pairs", directory, [EarlyStoppingCallback(3), *more], learning_rate=0.3)
+        # The largest loss is the second.
+        options = {"learning_rate": 0.3, "greater_is_better": True}
+        return make("pairs", directory, [EarlyStoppingCallback(3), *more], **options)
 
     trainer = make_stopping(tmp_path / "whole")
     trainer.train()
