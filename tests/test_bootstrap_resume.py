@@ -76,7 +76,7 @@ def whole(tmp_path_factory):
     ],
 )
 def test_a_chain_that_was_stopped_ends_as_if_it_had_not_been(when, n_left, whole, tmp_path, monkeypatch):
-    calls = []
+    calls, before_move, tmp_path = [], tmp_path / "before", tmp_path / "after"
 
     def init(link):
         calls.append(link)
@@ -90,16 +90,19 @@ def test_a_chain_that_was_stopped_ends_as_if_it_had_not_been(when, n_left, whole
     if when[1] == "rename":
         monkeypatch.setattr(os, "replace", rename)
     options = {"eval_dataset": three_parts(5), "model_init": init, **KEEP_BEST}
-    trainer = bootstrap(tmp_path, **options)
+    is_moved = when[1] != "on_step_begin"
+    trainer = bootstrap(before_move if is_moved else tmp_path, **options)
     train_and_kill(trainer, *when)
     monkeypatch.undo()
+    if is_moved:
+        before_move.rename(tmp_path)
     stopped = when[0]
     before = files(*(tmp_path / f"link-{link}" for link in range(1, stopped)))
     assert bool(before) == (stopped > 1) and not (tmp_path / f"link-{stopped}" / "link.json").exists()
     if when[1] == "on_train_end":
         (tmp_path / "link-2.partial").mkdir()
         (tmp_path / "link-2.partial" / "half-written").touch()
-    else:
+    if is_moved:
         trainer = bootstrap(tmp_path, **options)
     calls.clear()
     count = CountSteps(trainer)

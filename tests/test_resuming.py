@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_character_tokenizer, make_language_model, make_rows, make_tokenizer
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
 from test_bootstrap_trainer import student
 from test_completion import rows_of
 from test_reward_pair import make_pairs
@@ -23,6 +24,8 @@ from w2s_hf import (
     WeakToStrongTrainer,
 )
 
+LORA = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=2)
+OTHER_LORA = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=4)
 KINDS = ("classes", "adapters", "pairs", "completions")
 # 4 steps an epoch, of which the second is left in the middle.
 OPTIONS = {
@@ -70,7 +73,7 @@ def make(kind: str, directory: Path, callbacks=(), model=None, rows=None, **opti
         given = {"model": student(0), "train_dataset": make_rows(16)}
         given["eval_dataset"] = given["train_dataset"].map(lambda row: {"labels": row["labels"][::-1]})
     if kind == "adapters":
-        given["peft_config"] = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=2)
+        given["peft_config"] = options.pop("peft_config", LORA)
     given |= {name: value for name, value in (("model", model), ("train_dataset", rows)) if value is not None}
     args = arguments(directory, config, **options)
     return cls(args=args, processing_class=make_tokenizer(), callbacks=callbacks, **given)
@@ -127,6 +130,7 @@ def test_a_stopped_training_ends_as_if_it_had_not_been_also_in_a_directory_that_
     assert resumed.global_step == 6
     if step == 6:
         assert resumed.training_loss == resumed.metrics["train_loss"] == pytest.approx(output.training_loss, rel=1e-3)
+        assert trainer.state.log_history[-1]["train_loss"] == resumed.training_loss
     last = [entry for entry in trainer.state.log_history if "eval_loss" in entry][-1]
     assert last["eval_loss"] == pytest.approx(uninterrupted.state.log_history[-2]["eval_loss"])
     if kind != "classes" and kind != "adapters":
@@ -136,6 +140,29 @@ def test_a_stopped_training_ends_as_if_it_had_not_been_also_in_a_directory_that_
 def test_the_loss_of_a_training_without_logs_is_not_known(tmp_path):
     stopped("classes", tmp_path, 6, logging_strategy="no")
     assert math.isnan(make("classes", tmp_path, logging_strategy="no").train(True).training_loss)
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_callback_states_and_strategies_by_epoch(strategy, tmp_path):
+    options = {"save_strategy": strategy, "eval_strategy": strategy, "restore_callback_states_from_checkpoint": True}
+    trainer = make("classes", tmp_path / "whole", [EarlyStoppingCallback(9)], **options)
+    trainer.train()
+    with pytest.raises(KeyboardInterrupt):
+        make("classes", tmp_path / "stopped", [EarlyStoppingCallback(9), Stop(6)], **options).train()
+    resumed = make("classes", tmp_path / "stopped", [EarlyStoppingCallback(9)], **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(resumed, trainer)
+
+
+def test_the_best_adapters_are_loaded_whatever_they_are_called(tmp_path):
+    model = get_peft_model(student(0), LORA, adapter_name="strong")
+    trainer = make("adapters", tmp_path, peft_config=None, model=model)
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.name != "checkpoint-6", "the last step is the best: the comparison would be vacuous"
+    saved = load_file(best / "strong" / "adapter_model.safetensors")
+    loaded = get_peft_model_state_dict(trainer.model, adapter_name="strong")
+    assert saved and all(torch.equal(loaded[name], weight) for name, weight in saved.items())
 
 
 @pytest.mark.parametrize("kind", ["classes", "completions"])
@@ -155,7 +182,9 @@ def test_the_rows_of_a_resumed_epoch_are_those_that_were_left(kind, options, tmp
 
 def test_early_stopping_goes_on_counting(tmp_path):
     def make_stopping(directory, *more):
-        return make("pairs", directory, [EarlyStoppingCallback(3), *more], learning_rate=0.3)
+        # The largest loss is the second.
+        options = {"learning_rate": 0.3, "greater_is_better": True}
+        return make("pairs", directory, [EarlyStoppingCallback(3), *more], **options)
 
     trainer = make_stopping(tmp_path / "whole")
     trainer.train()
@@ -218,7 +247,7 @@ def without(*names):
         ("classes", None, {"dataloader_drop_last": True}, "dataloader_drop_last: got True"),
         ("classes", None, {"train_sampling_strategy": "sequential"}, "train_sampling_strategy: got 'sequential'"),
         ("classes", None, {"model": "adapters"}, "checkpoint of another model"),
-        ("adapters", None, {"model": "more adapters"}, "adapters of another model"),
+        ("adapters", None, {"peft_config": OTHER_LORA}, "adapters of another model"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_resumed_is_refused_before_its_first_step(
@@ -233,12 +262,6 @@ def test_what_cannot_be_resumed_is_refused_before_its_first_step(
     count, options = CountSteps(), dict(options)
     if options.get("model") == "adapters":
         trainer = make("adapters", directory, [count])
-    elif options.get("model") == "more adapters":
-        config = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=4)
-        trainer = WeakToStrongTrainer(
-            student(0), arguments(directory, **OPTIONS), train_dataset=make_rows(16), eval_dataset=make_rows(4),
-            processing_class=make_tokenizer(), peft_config=config, callbacks=[count],
-        )  # fmt: skip
     else:
         trainer = make(kind, directory, [count], **options)
     with pytest.raises(ValueError, match=message):

@@ -1,10 +1,12 @@
 """Trainings on numbers of rows that do not divide by ranks; run by distributed_script.py on one and on two ranks."""
 
 import contextlib
+from functools import cache
 from pathlib import Path
 
 import torch
 from conftest import make_character_tokenizer, make_language_model, make_rows, make_tokenizer
+from datasets import Dataset
 from test_bootstrap_trainer import student
 from test_completion import rows_of
 from test_reward_pair import make_pairs
@@ -95,6 +97,16 @@ def train(kind: str, n_rows: int, options: dict, directory: Path, world: int, st
     }
 
 
+@cache
+def datasets_of(kind: str, n_rows: int, soft_label: str | None) -> tuple[Dataset, Dataset]:
+    """Rows to train and to evaluate on."""
+    if kind == "completions":
+        return rows_of(n_rows), rows_of(5, 40)
+    if kind == "pairs":
+        return make_pairs(n_rows, soft_label), make_pairs(5, soft_label, seed=1)
+    return make_rows(n_rows), make_rows(5, seed=1)
+
+
 def make(kind: str, n_rows: int, options: dict, directory: Path, world: int, callbacks: list):
     """The trainer."""
     options = {**OPTIONS, **options}
@@ -102,38 +114,22 @@ def make(kind: str, n_rows: int, options: dict, directory: Path, world: int, cal
     split = options.get("accelerator_config", {}).get("split_batches") and world > 1
     options["per_device_train_batch_size"] = rows_per_step if split else rows_per_step // world
     options["per_device_eval_batch_size"] = 8 if split else 8 // world
+    train_rows, eval_rows = datasets_of(kind, n_rows, soft_label)
+    common = {"train_dataset": train_rows, "callbacks": callbacks}
+    common["eval_dataset"] = eval_rows if "eval_strategy" in options else None
     set_seed(0)
     if kind == "completions":
         tokenizer = make_character_tokenizer()
-        return CompletionTrainer(
-            make_language_model(tokenizer, small=True),
-            arguments(directory, CompletionConfig, **options),
-            rows_of(n_rows),
-            rows_of(5, 40),
-            tokenizer,
-            callbacks=callbacks,
-        )
+        args = arguments(directory, CompletionConfig, **options)
+        model = make_language_model(tokenizer, small=True)
+        return CompletionTrainer(model, args, processing_class=tokenizer, **common)
+    common["processing_class"] = make_tokenizer()
     if kind == "pairs":
-        return RewardPairTrainer(
-            student(0, num_labels=1),
-            arguments(directory, RewardPairConfig, **options),
-            train_dataset=make_pairs(n_rows, soft_label),
-            eval_dataset=make_pairs(5, soft_label, seed=1),
-            processing_class=make_tokenizer(),
-            callbacks=callbacks,
-        )
-    cls, config = (
-        (WeakToStrongTrainer, WeakToStrongConfig) if kind == "classes" else (BootstrapTrainer, BootstrapConfig)
-    )
-    model = {"model": student(0)} if kind == "classes" else {"model_init": student, "n_links": 2}
-    return cls(
-        **model,
-        args=arguments(directory, config, **options),
-        train_dataset=make_rows(n_rows),
-        eval_dataset=make_rows(5, seed=1),
-        processing_class=make_tokenizer(),
-        callbacks=callbacks,
-    )
+        args = arguments(directory, RewardPairConfig, max_length=None, **options)
+        return RewardPairTrainer(student(0, num_labels=1), args, **common)
+    if kind == "chain":
+        return BootstrapTrainer(student, 2, arguments(directory, BootstrapConfig, **options), **common)
+    return WeakToStrongTrainer(student(0), arguments(directory, WeakToStrongConfig, **options), **common)
 
 
 def train_all(directory: Path, world: int) -> dict[str, dict]:

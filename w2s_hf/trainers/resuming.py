@@ -85,7 +85,14 @@ class ResumableTraining:
         if self._is_at_its_end:
             loss = _mean_of_logged_losses(self.state)
             output = output._replace(training_loss=loss, metrics={**output.metrics, "train_loss": loss})
+            self._is_at_its_end = False
         return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As [`~transformers.Trainer.log`]; where no step was left to train, `train_loss` is not 0."""
+        if self._is_at_its_end and "train_loss" in logs:
+            logs = {**logs, "train_loss": _mean_of_logged_losses(self.state)}
+        super().log(logs, start_time)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

@@ -1,15 +1,20 @@
 """TRL's SFT trainer with whole epochs, resumed exactly."""
 
+import logging
 from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
 from .epochs import WholeEpochs
 from .resuming import ResumableTraining
 
 __all__ = ["ResumableSFTTrainer"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
@@ -28,6 +33,15 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
             counts = counts[:, None].expand_as(labels)
         tokens = batch.get("attention_mask", torch.ones_like(labels))
         return {**batch, "labels": labels.where(counts, -100), "repeated_tokens": tokens[~counts].sum()}
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As [`~trl.SFTTrainer`]'s."""
+        if self.accelerator.num_processes > 1 and not self.args.average_tokens_across_devices:
+            logger.warning(
+                "average_tokens_across_devices: got False, with which each process divides its loss by its own tokens, "
+                "and training depends on the number of processes. Set it to True."
+            )
+        return super().get_train_dataloader()
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
