@@ -81,6 +81,15 @@ def main(output: Path) -> None:
     result["predictions"] = trainer.predict_proba(make_rows(21, labels="none")).tolist()
     reward_trainer, _ = train_pairs(output.parent / "pairs", make_pairs(24, "random"), **cuts["whole"])
     result["pairs"] = reward_trainer.predict_proba(make_pairs(21, "random", seed=4)).tolist()
+    result["seen"] = {}
+    for name, one, rows in (
+        ("rows", trainer, make_rows(21, "scalar")),
+        ("pairs", reward_trainer, make_pairs(21, "random")),
+    ):
+        labels = []
+        one.compute_metrics = lambda prediction, labels=labels: labels.extend(prediction.label_ids.tolist()) or {}
+        one.predict(rows)
+        result["seen"][name] = [label[1] if name == "rows" else label for label in labels]
     tokenizer = make_character_tokenizer()
     model = make_language_model(tokenizer).eval()
     prompts = [f"{'abc de ' * (number % 5)}f{number}:" for number in range(21)]

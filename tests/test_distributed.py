@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import trl
+from conftest import make_rows
 from packaging.version import Version
 from running import forked
+from test_reward_pair import make_pairs
 
 SCRIPT = Path(__file__).with_name("distributed_script.py")
 
@@ -80,6 +82,12 @@ def test_two_ranks_predict_in_row_order(results):
         one, two = (torch.tensor(result[name]) for result in results)
         assert one.shape == (21, 2) and one.std(dim=0).min() > 0.01
         torch.testing.assert_close(two, one, rtol=5e-4, atol=1e-5)
+
+
+def test_compute_metrics_sees_rows_in_their_order(results):
+    expected = {"rows": make_rows(21, "scalar")["labels"][:], "pairs": make_pairs(21, "random")["soft_label"][:]}
+    for result in results:
+        assert {name: pytest.approx(labels) for name, labels in expected.items()} == result["seen"]
 
 
 def test_two_ranks_write_the_same_completions_in_row_order(results):

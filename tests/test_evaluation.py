@@ -343,6 +343,18 @@ def test_a_collator_of_the_user_gets_rows_in_their_order(tmp_path):
     assert lengths == 2 * expected != sorted(lengths)
 
 
+def test_a_transform_gets_rows_in_their_order(tmp_path):
+    seen = []
+
+    def transform(batch):
+        seen.extend(len(ids) for ids in batch["input_ids"])
+        return dict(batch)
+
+    rows = make_rows(N, "none")
+    trainer_of("classification", tmp_path).predict_proba(rows.with_transform(transform))
+    assert seen == [len(ids) for ids in rows["input_ids"]]
+
+
 def test_completions_predict_from_texts_as_from_tokens(tmp_path):
     trainer = trainer_of("completions", tmp_path, eval_dataset=rows_for("completions"), max_length=12)
     texts, tokens = trainer.predict(rows_for("completions")), trainer.predict(trainer.eval_dataset)
@@ -434,6 +446,10 @@ def test_names_of_the_sets_are_part_of_a_metric(tmp_path):
     with pytest.raises(ValueError, match="Got 'loss', expected a metric .*eval_a_loss, .*eval_b_loss"):
         evaluating("classification", tmp_path, None).train()
     evaluating("classification", tmp_path, "eval_b_loss").train()
+    with pytest.raises(ValueError, match="Got 'eval_b_loss'"):  # 4 rows are no whole batch
+        evaluating(
+            "classification", tmp_path, "eval_b_loss", dataloader_drop_last=True, per_device_eval_batch_size=5
+        ).train()
 
 
 def test_metrics_that_need_all_rows_or_are_added_by_a_callback_are_known(tmp_path):
@@ -458,13 +474,20 @@ def test_looking_for_the_metric_leaves_the_training_as_it_is(kind, tmp_path):
     def noisy(prediction):
         return distance(prediction) | {"noise": random.random() + np.random.rand() + torch.rand(()).item()}
 
+    class Events(Record):
+        n_events = 0
+
+        def on_prediction_step(self, args, state, control, **kwargs):
+            self.n_events += 1
+
     runs = []
     for metric in ("loss", "noise"):
-        record, rows = Record(), rows_for(kind, seed=2)
+        record, rows = Events(), rows_for(kind, seed=2)
         model = None if kind == "pairs" else make_model("gpt2")  # with dropout
         trainer = evaluating(
             kind, tmp_path / metric, metric, model=model, disable_dropout=False, compute_metrics=noisy,
-            eval_dataset=rows, callbacks=[record],
+            eval_dataset=rows, callbacks=[record], loss_type="confidence", aux_warmup_ratio=0.0,
+            per_device_train_batch_size=4, gradient_accumulation_steps=2,
         )  # fmt: skip
         random.seed(0), np.random.seed(0)
         trainer.train()
@@ -472,7 +495,7 @@ def test_looking_for_the_metric_leaves_the_training_as_it_is(kind, tmp_path):
         logs = [
             {k: v for k, v in e.items() if not any(word in k for word in clock)} for e in trainer.state.log_history
         ]
-        runs.append((record.trajectory, logs))
+        runs.append((record.trajectory, logs, record.n_events))
     assert runs[0] == runs[1]
 
 
@@ -497,7 +520,7 @@ def test_a_call_that_fails_leaves_nothing_behind(kind, tmp_path):
         with pytest.raises(ValueError, match="no rows"):
             call(rows.select([]))
     fails.clear()
-    for name in ("evaluate", "predict"):
+    for name in ("predict", "evaluate"):
         got, expected = getattr(trainer, name)(others), getattr(plain, name)(others)
         got, expected = (getattr(metrics, "metrics", metrics) for metrics in (got, expected))
         assert got.keys() == expected.keys() and any("mem_cpu" in key for key in got)

@@ -20,7 +20,7 @@ from .. import losses
 from ..collators import RewardPairCollator, check_pairs
 from ..config import RewardPairConfig
 from ..modeling import disable_dropout, keep_trainable
-from .checks import check_arguments, check_dataset, check_pair_columns, refuse_frozen, refuse_longer
+from .checks import check_arguments, check_dataset, check_pair_columns, named_parts, refuse_frozen, refuse_longer
 from .evaluation import OrderedEvaluation
 from .resuming import ResumableTraining
 from .student_card import WithStudentCard
