@@ -41,10 +41,10 @@ from w2s_hf import (
     WeakToStrongTrainer,
     load_student,
 )
-from w2s_hf.collators import move_padding
+from w2s_hf.collators import move_padding, split_by_tokens
 from w2s_hf.config import computes_in_bfloat16
 from w2s_hf.generation import complete
-from w2s_hf.trainers.checks import refuse_longer
+from w2s_hf.trainers.checks import refuse_longer, refuse_misspelt
 
 WORDS = make_tokenizer()
 CHARACTERS = make_character_tokenizer()
@@ -349,6 +349,15 @@ def test_only_padding_moves():
     assert move_padding({"input_ids": mask}, "right")["input_ids"] is mask
 
 
+def test_labels_of_as_many_classes_as_tokens_stay_as_they_are():
+    """`(B, C)` has the shape of `(B, T)` then."""
+    batch = {"attention_mask": torch.tensor([[0, 1], [0, 1]]), "labels": torch.tensor([[0.1, 0.9], [0.2, 0.8]])}
+    assert torch.equal(move_padding(batch, "right")["labels"], batch["labels"])
+    cut = split_by_tokens(batch, 1)
+    assert torch.equal(torch.cat([part["labels"] for part in cut]), batch["labels"])
+    assert [part["attention_mask"].tolist() for part in cut] == [[[1]], [[1]]]
+
+
 @pytest.mark.parametrize(("kind", "n_positions"), [("gpt2", 64), ("bert", 64), ("roberta", 40), ("opt", 40)])
 def test_rows_that_are_longer_than_the_positions_are_refused(kind, n_positions, tmp_path):
     model = _positional(kind)
@@ -477,6 +486,8 @@ def test_a_column_that_somebody_else_reads_is_left_alone(tmp_path):
     """With `remove_unused_columns=False` every column reaches the collator."""
     rows = make_rows(8).add_column("soft_labels", [0.5] * 8)
     trainer_for("classifier", tmp_path, rows, config={"remove_unused_columns": False})
+    raw = Dataset.from_dict(COLUMNS["classifier"]).add_column("soft_labels", [0.5] * 8)
+    refuse_misspelt(raw.with_transform(dict), "rows", labels="labels", reads=("text", "labels"))
     assert trainer_for("classifier", tmp_path).predict_proba(rows).shape == (8, 2)
 
 

@@ -19,7 +19,15 @@ from ..config import CompletionConfig
 from ..generation import complete
 from ..labels import Completion
 from ..modeling import disable_dropout, keep_trainable
-from .checks import RefusesFrozenModels, check_arguments, check_columns, check_dataset, refuse_frozen, refuse_longer
+from .checks import (
+    RefusesFrozenModels,
+    check_arguments,
+    check_columns,
+    check_dataset,
+    named_parts,
+    refuse_frozen,
+    refuse_longer,
+)
 from .student_card import WithStudentCard
 from .whole_step import load_model, refuse_data_parallel
 
@@ -98,7 +106,8 @@ class CompletionTrainer(RefusesFrozenModels, WithStudentCard, SFTTrainer):
         args = CompletionConfig() if args is None else args
         check_arguments(args, CompletionConfig)
         check_dataset(train_dataset, "train_dataset", (Dataset,))
-        check_dataset(eval_dataset, "eval_dataset", (Dataset,))
+        for name, part in named_parts(eval_dataset, "eval_dataset").items():
+            check_dataset(part, name, (Dataset,))
         if processing_class is None and not isinstance(model, str):
             raise ValueError("Got a loaded model and no processing_class; give the tokenizer of the model.")
         model, processing_class = load_model(
