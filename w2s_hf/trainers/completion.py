@@ -51,6 +51,7 @@ class CompletionTrainer(RefusesFrozenModels, WithStudentCard, SFTTrainer):
     - `__init__`: rows are tokenized here, so that a completion never changes the last token of its prompt; adapters
       learn in float32 (of a 4-bit model TRL makes them bfloat16); a base that has served another trainer gets its own
       `forward` back (TRL patches it, once more each time); dropout is 0 unless the arguments say otherwise.
+    - `train`: refuses a model whose parameters are all frozen.
     - `evaluate`, `evaluation_loop`: besides the loss, `eval_accuracy`: the share of the evaluation rows whose greedy
       completion is the completion of the row, character by character. On rows labelled by a supervisor it is what the
       paper stops early by.
@@ -60,7 +61,8 @@ class CompletionTrainer(RefusesFrozenModels, WithStudentCard, SFTTrainer):
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             A causal language model, or a Hub id or local directory, loaded by [`load_student`].
         args ([`CompletionConfig`], *optional*): Defaults to `CompletionConfig()`.
-        train_dataset ([`~datasets.Dataset`]): Rows with `prompt` and `completion`.
+        train_dataset ([`~datasets.Dataset`]): Rows with `prompt` and `completion`. Rows of more than
+            `args.max_length` tokens are left out and counted in a warning.
         eval_dataset ([`~datasets.Dataset`], *optional*): The same.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer; loaded from `model` when that is a name. Completions end with its end-of-text token.
@@ -69,8 +71,10 @@ class CompletionTrainer(RefusesFrozenModels, WithStudentCard, SFTTrainer):
         kwargs: As in [`~trl.SFTTrainer`]: `callbacks`, `optimizers`, ...
 
     Raises:
-        ValueError: no rows, rows without `prompt` or `completion` or where they are no text, a tokenizer without an
-            end-of-text token, adapters on top of adapters or of another task type, or several GPUs in one process.
+        ValueError: `args` of another class, rows that are no dataset, no rows, rows without `prompt` or `completion`
+            or where they are no text, no training row of at most `max_length` tokens, an evaluation row of more, rows
+            longer than the model's positions, a tokenizer without an end-of-text token, nothing trainable, adapters
+            on top of adapters or of another task type, or several GPUs in one process.
 
     Example:
 
