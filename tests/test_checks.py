@@ -41,10 +41,10 @@ from w2s_hf import (
     WeakToStrongTrainer,
     load_student,
 )
-from w2s_hf.collators import move_padding
+from w2s_hf.collators import move_padding, split_by_tokens
 from w2s_hf.config import computes_in_bfloat16
 from w2s_hf.generation import complete
-from w2s_hf.trainers.checks import refuse_longer
+from w2s_hf.trainers.checks import refuse_longer, refuse_misspelt
 
 WORDS = make_tokenizer()
 CHARACTERS = make_character_tokenizer()
@@ -268,6 +268,7 @@ def test_adapters_that_are_accepted_read_a_row_alike_alone_and_in_a_batch(base, 
 
 @pytest.mark.parametrize("name", [*VIRTUAL, "prefix tuning"])
 def test_completions_behind_virtual_tokens_do_not_depend_on_the_batch(name):
+    """They are what the model is trained to write: the likeliest token after all that is there, one by one."""
     set_seed(0)
     model = make_language_model(CHARACTERS)
     student = get_peft_model(model, (VIRTUAL | KEEP_TOKENS)[name]("CAUSAL_LM")).eval()
@@ -275,8 +276,15 @@ def test_completions_behind_virtual_tokens_do_not_depend_on_the_batch(name):
         if "prompt" in key:
             parameter.data.normal_()
     prompts = ["a", "abcdef: ", "some text"]
-    together = complete(student, CHARACTERS, prompts, max_new_tokens=6)
-    assert together == [complete(student, CHARACTERS, [prompt], max_new_tokens=6)[0] for prompt in prompts]
+    together = complete(student, CHARACTERS, prompts, max_new_tokens=4)
+    for prompt, completion in zip(prompts, together, strict=True):
+        ids = CHARACTERS(prompt)["input_ids"]
+        for _ in range(4):
+            with torch.no_grad():
+                logits = student(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits
+            ids.append(int(logits[0, -1].argmax()))
+        end = ids.index(CHARACTERS.eos_token_id) if CHARACTERS.eos_token_id in ids else None
+        assert prompt + completion.text == CHARACTERS.decode(ids[:end], skip_special_tokens=True)
 
 
 def _positional(kind: str):
@@ -339,6 +347,15 @@ def test_only_padding_moves():
     assert torch.equal(right["inputs_embeds"][..., 0].long(), right["input_ids"])
     assert right["labels"] is batch["labels"] and move_padding(right, "right") is right
     assert move_padding({"input_ids": mask}, "right")["input_ids"] is mask
+
+
+def test_labels_of_as_many_classes_as_tokens_stay_as_they_are():
+    """`(B, C)` has the shape of `(B, T)` then."""
+    batch = {"attention_mask": torch.tensor([[0, 1], [0, 1]]), "labels": torch.tensor([[0.1, 0.9], [0.2, 0.8]])}
+    assert torch.equal(move_padding(batch, "right")["labels"], batch["labels"])
+    cut = split_by_tokens(batch, 1)
+    assert torch.equal(torch.cat([part["labels"] for part in cut]), batch["labels"])
+    assert [part["attention_mask"].tolist() for part in cut] == [[[1]], [[1]]]
 
 
 @pytest.mark.parametrize(("kind", "n_positions"), [("gpt2", 64), ("bert", 64), ("roberta", 40), ("opt", 40)])
@@ -469,6 +486,8 @@ def test_a_column_that_somebody_else_reads_is_left_alone(tmp_path):
     """With `remove_unused_columns=False` every column reaches the collator."""
     rows = make_rows(8).add_column("soft_labels", [0.5] * 8)
     trainer_for("classifier", tmp_path, rows, config={"remove_unused_columns": False})
+    raw = Dataset.from_dict(COLUMNS["classifier"]).add_column("soft_labels", [0.5] * 8)
+    refuse_misspelt(raw.with_transform(dict), "rows", labels="labels", reads=("text", "labels"))
     assert trainer_for("classifier", tmp_path).predict_proba(rows).shape == (8, 2)
 
 

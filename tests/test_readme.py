@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import make_character_tokenizer, make_language_model, make_model, make_tokenizer
 from datasets import Dataset
+from transformers import LlamaForCausalLM
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -24,7 +25,7 @@ def namespace(tmp_path, monkeypatch):
     """What the examples take for granted: rows, a tokenizer, a student, and the models of the Hub."""
     for size in ("0.5B", "1.5B", "7B"):
         directory = tmp_path / "Qwen" / f"Qwen2.5-{size}"
-        make_model("llama").save_pretrained(directory)
+        LlamaForCausalLM(make_model("llama").config).save_pretrained(directory)
         make_tokenizer().save_pretrained(directory)
     monkeypatch.chdir(tmp_path)
     rows = Dataset.from_dict({"text": TEXTS, "labels": [0.1, 0.9] * 4})

@@ -217,8 +217,8 @@ def move_padding(batch: dict, side: str) -> dict:
     A batch whose padding is on one side of its rows, wherever a tokenizer or collator has put it.
 
     Args:
-        batch (`dict`): Tensors; those that begin with the shape of `attention_mask` `(B, T)` are moved. Without a
-            mask nothing is padded.
+        batch (`dict`): Tensors; those that begin with the shape of `attention_mask` `(B, T)` are moved, except
+            `labels`. Without a mask nothing is padded.
         side (`str`): `"right"` or `"left"`.
 
     Returns:
@@ -236,9 +236,14 @@ def move_padding(batch: dict, side: str) -> dict:
     columns = (torch.arange(length, device=mask.device) + shifts[:, None]) % length
     rows = torch.arange(len(mask), device=mask.device)[:, None]
     return {
-        key: value[rows, columns] if isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape else value
+        key: value[rows, columns] if key != "labels" and _has_columns(value, mask) else value
         for key, value in batch.items()
     }
+
+
+def _has_columns(value: object, mask: torch.Tensor) -> bool:
+    """Whether a part of a batch has a value per token, as `attention_mask` has; labels `(B, C)` may look alike."""
+    return isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape
 
 
 def sorted_lengths(batch: dict[str, torch.Tensor], n_sequences: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -294,7 +299,7 @@ def split_by_tokens(
         micro_batches.append(
             {
                 key: value[sequences][:, columns]
-                if value.shape == mask.shape
+                if key != "labels" and _has_columns(value, mask)
                 else value[rows if len(value) == len(order) else sequences]
                 for key, value in batch.items()
             }

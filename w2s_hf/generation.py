@@ -11,21 +11,14 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets.utils import tqdm
-from peft import PeftConfig, PeftModel, PeftType
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .labels import Completion
 
-__all__ = ["complete", "has_virtual_tokens"]
+__all__ = ["complete"]
 
 logger = logging.getLogger(__name__)
-
-
-def has_virtual_tokens(peft_config: PeftConfig) -> bool:
-    """Whether adapters are embeddings before the tokens (prompt tuning, p-tuning), which prefix tuning's are not."""
-    # "CARTRIDGE", a prefix as well, is unknown to older versions of PEFT.
-    is_prefix = peft_config.peft_type == PeftType.PREFIX_TUNING or peft_config.peft_type == "CARTRIDGE"
-    return peft_config.is_prompt_learning and not is_prefix
 
 
 def complete(
@@ -80,8 +73,9 @@ def complete(
     done = _kept(keep, prompts, max_new_tokens)
     # The longest first: what does not fit into memory does not fit at once.
     missing = sorted(set(range(len(prompts))) - done.keys(), key=lambda index: (-len(encoded[index]), index))
-    if isinstance(model, PeftModel) and has_virtual_tokens(model.active_peft_config):
-        batch_size = 1  # PEFT puts virtual tokens before the padding, and completions depend on it (0.18 and 0.21)
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        # PEFT puts virtual tokens before the padding, and completions depend on it (of prefixes in 0.18, not in 0.21).
+        batch_size = 1
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     own = batches[state.process_index :: state.num_processes]
     made: list[tuple[int, Completion]] = []

@@ -95,9 +95,10 @@ class BootstrapTrainer(WeakToStrongTrainer):
             `preprocess_logits_for_metrics`. Callbacks see all links.
 
     Raises:
-        ValueError: no link, another number of datasets or tokenizers than links, a set without rows, tokens or text,
-            repeated ids, a first set without labels, tokenized rows for different tokenizers, `optimizers` (which
-            belong to one model), or arguments without the fields of [`BootstrapConfig`].
+        ValueError: no link, another number of datasets or tokenizers than links, rows that are no dataset, a set
+            without rows, tokens or text, repeated ids, a first set without labels, a column that looks like labels and
+            is not read, a loss for two classes on more, tokenized rows for different tokenizers, `optimizers` (which
+            belong to one model), or arguments of another class than [`BootstrapConfig`].
 
     Example:
 

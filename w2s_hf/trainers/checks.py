@@ -8,15 +8,13 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, TrainingArguments
 from transformers.utils.logging import get_logger
 from trl import RewardConfig
-
-from ..generation import has_virtual_tokens
 
 __all__ = [
     "THRESHOLD_LOSSES",
@@ -114,8 +112,10 @@ def refuse_prompt_tuning(config: PreTrainedConfig, peft_config: PeftConfig) -> N
     is not padding and reads the last position (transformers 5.17 and 5.23), so that a row's probabilities depend on
     the rows beside it. Encoders read the first position or mask the padding; prefix tuning keeps the token ids.
     """
+    # "CARTRIDGE", a prefix as well, is unknown to older versions of PEFT.
+    is_prefix = peft_config.peft_type == PeftType.PREFIX_TUNING or peft_config.peft_type == "CARTRIDGE"
     reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
-    if has_virtual_tokens(peft_config) and not reads_both_ways:
+    if peft_config.is_prompt_learning and not is_prefix and not reads_both_ways:
         raise ValueError(
             f"peft_config: got {getattr(peft_config.peft_type, 'value', peft_config.peft_type)} for a classifier of "
             f"type {config.model_type!r}, expected adapters that keep the tokens, such as LoRA, IA3 or prefix tuning: "
@@ -261,6 +261,8 @@ def refuse_misspelt(
             an optional column that is missing.
     """
     columns = getattr(dataset, "column_names", None) or []
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":
+        return []  # a transform makes the columns that are read
     unread = [column for column in columns if column not in reads and column not in _RIDE_ALONG]
     missing = [column for column in optional if column not in columns]
     for column in unread:

@@ -58,7 +58,8 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
       completion is the completion of the row, character by character. On rows labelled by a supervisor it is what the
       paper stops early by. Of several evaluation sets each has its own, such as `eval_a_accuracy`.
     - `predict`: takes rows with `prompt` and `completion`, too.
-    - `train`: refuses a `metric_for_best_model` that the evaluation does not report, before the first step.
+    - `train`: refuses a model whose parameters are all frozen, and a `metric_for_best_model` that the evaluation does
+      not report, before the first step.
     - `get_batch_samples`, `training_step`, `prediction_step`: rows that accelerate repeats where rows do not divide
       by ranks have no loss; see [`w2s_hf.trainers.epochs.WholeEpochs`].
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
@@ -67,7 +68,8 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             A causal language model, or a Hub id or local directory, loaded by [`load_student`].
         args ([`CompletionConfig`], *optional*): Defaults to `CompletionConfig()`.
-        train_dataset ([`~datasets.Dataset`]): Rows with `prompt` and `completion`.
+        train_dataset ([`~datasets.Dataset`]): Rows with `prompt` and `completion`. Rows of more than
+            `args.max_length` tokens are left out and counted in a warning.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*): The same.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer; loaded from `model` when that is a name. Completions end with its end-of-text token.
@@ -76,8 +78,10 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
         kwargs: As in [`~trl.SFTTrainer`]: `callbacks`, `optimizers`, ...
 
     Raises:
-        ValueError: no rows, rows without `prompt` or `completion` or where they are no text, a tokenizer without an
-            end-of-text token, adapters on top of adapters or of another task type, or several GPUs in one process.
+        ValueError: `args` of another class, rows that are no dataset, no rows, rows without `prompt` or `completion`
+            or where they are no text, no training row of at most `max_length` tokens, an evaluation row of more, rows
+            longer than the model's positions, a tokenizer without an end-of-text token, nothing trainable, adapters
+            on top of adapters or of another task type, or several GPUs in one process.
 
     Example:
 
@@ -114,8 +118,8 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
         args = CompletionConfig() if args is None else args
         check_arguments(args, CompletionConfig)
         check_dataset(train_dataset, "train_dataset", (Dataset,))
-        for name, rows in named_parts(eval_dataset, "eval_dataset").items():
-            check_dataset(rows, name, (Dataset,))
+        for name, part in named_parts(eval_dataset, "eval_dataset").items():
+            check_dataset(part, name, (Dataset,))
         if processing_class is None and not isinstance(model, str):
             raise ValueError("Got a loaded model and no processing_class; give the tokenizer of the model.")
         model, processing_class = load_model(

@@ -85,9 +85,11 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
             gets `(N, 2)` rewards (rejected, chosen) and `(N,)` P(chosen better).
 
     Raises:
-        ValueError: no rows, a missing column, soft labels outside [0, 1] (rows named) or beside a margin, a text
-            tokenizer without an end-of-text token, adapters on top of adapters or of another task type, or several
-            GPUs in one process.
+        ValueError: `args` of another class, rows that are no dataset, no rows, a missing column, a column that looks
+            like soft labels and is not read, soft labels outside [0, 1] (rows named) or beside a margin, a text
+            tokenizer without an end-of-text token, pairs longer than the model's positions, nothing trainable,
+            adapters on top of adapters or of another task type, prompt tuning of a decoder, or several GPUs in one
+            process.
 
     Example:
 

@@ -56,8 +56,10 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
       threshold of the confidence loss over all of them (a first pass without gradient, only where there is more than
       one micro-batch).
     - `training_step`: cuts a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
+    - `train`: refuses a model whose parameters are all frozen, and a `metric_for_best_model` that the evaluation does
+      not report, before the first step.
+    - `_prepare_inputs`: moves padding to the side that suits the architecture, whatever `padding_side` says.
     - `evaluate`, `predict`: take raw text too.
-    - `train`: refuses a `metric_for_best_model` that the evaluation does not report, before the first step.
     - `call_model_init`, `_get_eval_sampler`: dropout off and float32 adapters for models of `model_init`, too; rows in
       order where training groups them by length.
     - `log`: adds the averages of what the loss reports.
@@ -71,7 +73,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         data_collator (`Callable`, *optional*): Defaults to [`w2s_hf.collators.WeakToStrongCollator`].
         train_dataset, eval_dataset ([`~datasets.Dataset`], *optional*):
             Rows with `input_ids`, or with a text column that is tokenized here, and `labels`: an integer class, a
-            float P(class 1), or a list of C probabilities.
+            float P(class 1), or a list of C probabilities. Columns `id` and `ground_truth` may stand beside them; a
+            warning names other columns, which nothing reads.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer; loaded from `model` when that is a name.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used when `model` is a name.
@@ -80,8 +83,10 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             `optimizer_cls_and_kwargs`, `preprocess_logits_for_metrics`.
 
     Raises:
-        ValueError: no rows, no labels to train on, labels that are not probabilities (rows named), a column `label`
-            beside `labels`, adapters on top of adapters, nothing trainable, a head with one output, LoRA dropout where
+        ValueError: `args` of another class, rows that are no dataset, no rows, no labels to train on, labels that are
+            not probabilities (rows named), a column `label` beside `labels`, a column that looks like labels and is
+            not read, rows longer than the model's positions, adapters on top of adapters, prompt tuning of a decoder,
+            nothing trainable, a head with one output, a loss for two classes on more, LoRA dropout where
             `disable_dropout` is set, or several GPUs in one process.
 
     Example:

@@ -116,7 +116,8 @@ class WholeStepLoss(RefusesFrozenModels, WholeEpochs, ABC):
         With learned positions (GPT-2, BERT) padding in front would move the tokens of a row; decoders with rotary
         positions predict the same either way. Only a model that reads the last position (XLNet) needs padding there.
         """
-        side = "left" if getattr(self.model.config, "summary_type", None) == "last" else "right"
+        config = getattr(self.model, "config", None)
+        side = "left" if getattr(config, "summary_type", None) == "last" else "right"
         return move_padding(super()._prepare_inputs(inputs), side)
 
     def _share_of_step(self, loss_sum: torch.Tensor, n_rows: int, num_items_in_batch: int | None) -> torch.Tensor:
