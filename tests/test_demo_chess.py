@@ -1,5 +1,6 @@
 """The generated forks: proved with python-chess, distinct up to symmetry, and not in the corpus."""
 
+import itertools
 from collections import Counter
 
 import chess
@@ -103,3 +104,10 @@ def test_a_demo_row_is_a_puzzle_of_the_task(world):
 def test_shares_have_to_sum_to_one():
     with pytest.raises(ValueError, match="sum to 1"):
         ForkConfig(check_share=0.5)
+
+
+def test_more_puzzles_than_there_are_end_in_an_error(monkeypatch):
+    blocks = itertools.repeat(next(ForkWorld(seed=0)._blocks("puzzles")))
+    monkeypatch.setattr(ForkWorld, "_blocks", lambda self, stream: blocks)
+    with pytest.raises(ValueError, match="The demo has 1.. different puzzles, got 1000000 .*--n_train.*Ask"):
+        ForkWorld(seed=0).puzzles(1_000_000)

@@ -257,7 +257,8 @@ def test_bad_arguments_end_in_one_clear_line(options, message, tmp_path, monkeyp
             "--dataset_path: got 'nowhere', which is no directory and no file",
         ),
         ("--dataset_path {rows} --weak_model {empty} --student_model b", "has no config.json"),
-        ("--student_model 64x2", "its models are scratch-32x1"),
+        ("--student_model pretraind-64x2", "its models are scratch-32x1"),
+        ("--student_model pretraind-64x2", "Did you mean 'pretrained-64x2'"),
     ],
 )
 def test_bad_requests_end_in_one_clear_line(options, message, cache, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import TrainingArguments
 
+from ..command_line import did_you_mean
 from ..config import StudentConfig
 from ..modeling import load_tokenizer
 from ..tasks import TaskSplits
@@ -164,6 +165,7 @@ class Experiment(ABC):
         if name not in self.demo_models:
             raise ValueError(
                 f"{option}: the demo has no model {name!r}; its models are {', '.join(self.demo_models)}."
+                + did_you_mean(name, self.demo_models)
             )
         demo = self.demo_models[name]
         if config is not None and self._is_too_narrow(name):

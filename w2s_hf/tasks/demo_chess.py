@@ -293,16 +293,21 @@ class ForkWorld:
         Returns:
             `n` times `dict` with `id`, `ctx` (`K d3 N c2 k b6 r b1 fork :`), `target` (` c2 a1`), `fen`,
             `band` (one of `FORK_BANDS`) and `GameId` (another one for each).
+
+        Raises:
+            ValueError: there are fewer.
         """
         rows: list[dict] = []
         seen: set[int] = set()
         for block, _ in self._blocks(stream):
             block = block[np.flatnonzero(block.puzzles())]
-            targets, orbits = block.fork().tolist(), block.orbits().tolist()
+            targets, orbits, n_before = block.fork().tolist(), block.orbits().tolist(), len(rows)
             for row, (target, orbit) in enumerate(zip(targets, orbits, strict=True)):
+                if orbit in seen:
+                    continue
                 words = block.words(row)
                 board = position_of(" ".join(words))
-                if orbit in seen or not _is_proved(board, chess.Move(block.knight[row].item(), target)):
+                if not _is_proved(board, chess.Move(block.knight[row].item(), target)):
                     continue
                 seen.add(orbit)
                 asked = " ".join([*words, FORK_WORDS[0], ":"])
@@ -321,7 +326,12 @@ class ForkWorld:
                 )
                 if len(rows) == n:
                     return rows
-        raise AssertionError("the blocks have no end")
+            if len(rows) == n_before:
+                break  # a block of thousands without a new one: there are hardly any more
+        raise ValueError(
+            f"The demo has {len(rows)} different puzzles, got {n} (--n_train, --n_weak, --n_validation and --n_test "
+            "together, and those of the links). Ask for fewer."
+        )
 
     def corpus(self, n_documents: int, stream: str = "corpus") -> np.ndarray:
         """

@@ -113,7 +113,7 @@ def _why_unreadable(file: Path, error: Exception) -> str:
     has_no_rows = isinstance(cause, StopIteration) or any(
         text in str(cause) for text in ("corresponds to no data", "No columns to parse", "BatchSize must be greater")
     )
-    if has_no_rows or file.is_file() and file.stat().st_size == 0:
+    if has_no_rows or file.is_file() and file.stat().st_size < 1000 and not file.read_bytes().strip():
         return f"which has no rows, expected a file of rows ({kinds}) or a directory of such files. Add rows."
     if not file.is_file() and (isinstance(error, FileNotFoundError) or "Dataset scripts" in str(cause)):
         return f"a directory without data files, expected files such as train.csv and test.csv ({kinds})."
