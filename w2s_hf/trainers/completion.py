@@ -13,10 +13,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from ..adapters import keep_trainable
 from ..config import CompletionConfig
 from ..generation import complete
 from ..labels import Completion
-from ..modeling import disable_dropout, keep_trainable
+from ..modeling import disable_dropout
 from .student_card import WithStudentCard
 from .whole_step import load_model, refuse_data_parallel
 

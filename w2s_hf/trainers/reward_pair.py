@@ -16,9 +16,10 @@ from transformers.trainer_utils import PredictionOutput
 from trl import RewardTrainer
 
 from .. import losses
+from ..adapters import keep_trainable
 from ..collators import RewardPairCollator, check_pairs
 from ..config import RewardPairConfig
-from ..modeling import disable_dropout, keep_trainable
+from ..modeling import disable_dropout
 from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 

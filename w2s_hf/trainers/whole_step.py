@@ -14,8 +14,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from transformers.trainer_utils import PredictionOutput, has_length
 
 from .. import losses
+from ..adapters import fresh_adapter
 from ..collators import sorted_lengths, split_by_tokens
-from ..modeling import fresh_adapter, load_student, load_tokenizer
+from ..modeling import load_student, load_tokenizer
 
 __all__ = ["WholeStepLoss", "load_model", "refuse_data_parallel"]
 
