@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from conftest import make_rows
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from test_trainer import arguments
@@ -144,6 +145,28 @@ def test_a_tokenizer_without_padding_pads_with_its_end_of_text(tokenizer, tmp_pa
     bare.save_pretrained(tmp_path / "barer")
     with pytest.raises(ValueError, match="neither a padding nor an end-of-text token"):
         load_tokenizer(str(tmp_path / "barer"))
+
+
+def test_4_bit_weights_are_never_packed_for_inference(directory_of, tokenizer, tmp_path, monkeypatch):
+    """As on a CPU with AVX512-BF16 instructions, where bitsandbytes packs weights that then have no gradient."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    student = load_student(directory_of("llama"), load_in_4bit=True, dtype="float32")
+    quantized = [module for module in student.modules() if isinstance(module, Linear4bit)]
+    assert quantized and not any(module.support_avx512bf16_for_cpu for module in quantized)
+    for module in quantized:  # a user's own model, not from load_student
+        module.support_avx512bf16_for_cpu = True
+    options = {"args": arguments(tmp_path), "processing_class": tokenizer, "peft_config": LORA}
+    WeakToStrongTrainer(student, **options)
+    assert not any(module.support_avx512bf16_for_cpu for module in quantized)
+
+
+def test_4_bit_weights_that_are_packed_are_refused(directory_of, tokenizer, tmp_path):
+    student = load_student(directory_of("llama"), load_in_4bit=True, dtype="float32")
+    student.model.layers[1].mlp.up_proj.weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj.*packed for inference"):
+        WeakToStrongTrainer(student, arguments(tmp_path), processing_class=tokenizer, peft_config=LORA)
+    with pytest.raises(ValueError, match="packed for inference"):
+        WeakToStrongTrainer(None, arguments(tmp_path), processing_class=tokenizer, model_init=lambda: student)
 
 
 @pytest.mark.parametrize("load_in_4bit", [False, True])

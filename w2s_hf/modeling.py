@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from bitsandbytes.nn import Linear4bit
 from huggingface_hub.errors import HFValidationError
 from peft import (
     LoraConfig,
@@ -50,7 +51,14 @@ from .original_qwen import (
     refuse_longer_texts,
 )
 
-__all__ = ["align_padding", "disable_dropout", "load_config", "load_student", "load_tokenizer"]
+__all__ = [
+    "align_padding",
+    "disable_dropout",
+    "keep_4bit_gradients",
+    "load_config",
+    "load_student",
+    "load_tokenizer",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +191,7 @@ def load_student(
         model = _load_classifier(name_or_path, task_type, dtype=dtype, **kwargs)
         full_precision_head(model)
     model.eval()
+    keep_4bit_gradients(model)
     refuse_longer_texts(model, name_or_path)
     # Which transformers forgets, and does not write into a config.json.
     model.config._commit_hash = cached_commit(name_or_path, revision, kwargs.get("cache_dir"))
@@ -353,6 +362,28 @@ def align_padding(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedToken
     """Tells the model which token is padding: a decoder classifier reads the last token that is not."""
     if tokenizer.pad_token_id is not None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def keep_4bit_gradients(model: nn.Module) -> None:
+    """
+    Keeps 4-bit weights in the layout that gradients pass through, also after a prediction.
+
+    On CPUs with AVX512-BF16 instructions, bitsandbytes (0.49 to 0.50) repacks the weights of a
+    [`bitsandbytes.nn.Linear4bit`] in its first forward pass in eval mode. The packed layout rounds the scales to
+    bfloat16 and has no gradient: a student that predicts and is then trained would get wrong updates.
+
+    Raises:
+        ValueError: weights are packed already.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+                raise ValueError(
+                    f"Got a 4-bit model whose weights ({name}) bitsandbytes has packed for inference on this CPU, "
+                    "expected weights that gradients pass through. Load the model again with w2s_hf.load_student, or "
+                    "give it to the trainer before its first prediction."
+                )
+            module.support_avx512bf16_for_cpu = False
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -18,7 +18,7 @@ from .. import losses
 from ..adapters import prepare_adapters
 from ..collators import WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
-from ..modeling import align_padding, disable_dropout
+from ..modeling import align_padding, disable_dropout, keep_4bit_gradients
 from .student_card import WithStudentCard
 from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
@@ -148,7 +148,9 @@ class WeakToStrongTrainer(WholeStepLoss, WithStudentCard, Trainer):
     # ---- Model and data ----
 
     def call_model_init(self, trial=None) -> nn.Module:
-        return self._prepare_model(super().call_model_init(trial))
+        model = super().call_model_init(trial)
+        keep_4bit_gradients(model)
+        return self._prepare_model(model)
 
     def _prepare_model(self, model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
         """Precision, dropout and padding; for a model that was passed, and for each that `model_init` makes."""

@@ -16,7 +16,7 @@ from transformers.trainer_utils import PredictionOutput, has_length
 from .. import losses
 from ..adapters import fresh_adapter
 from ..collators import sorted_lengths, split_by_tokens
-from ..modeling import load_student, load_tokenizer
+from ..modeling import keep_4bit_gradients, load_student, load_tokenizer
 
 __all__ = ["WholeStepLoss", "load_model", "refuse_data_parallel"]
 
@@ -230,6 +230,8 @@ def load_model(
         model = load_student(model, task_type=task_type, quantization_config=quantization_config, **init_kwargs)
     elif quantization_config is not None:
         raise ValueError("Got a quantization_config and a loaded model; load it quantized, or give its name.")
+    if model is not None:
+        keep_4bit_gradients(model)
     if peft_config is not None:
         if model is None or isinstance(model, PeftModel):
             raise ValueError(
