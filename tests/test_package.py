@@ -13,7 +13,8 @@ PACKAGE = Path(w2s_hf.__file__).parent
 
 # A module imports only from lines above its own.
 LAYERS = [
-    {"losses", "metrics", "hub", "checkpoints", "markdown", "heads"},
+    {"losses", "metrics", "hub", "checkpoints", "markdown", "heads", "probabilities"},
+    {"adapters"},
     {"original_qwen"},
     {"seed_models"},
     {"cards"},

@@ -118,9 +118,10 @@ def _without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 def _put_back(base: PreTrainedModel, heads: dict[str, nn.Module]) -> None:
     """Puts the head back to its state before the first student. Raises `ValueError` if the rest has changed."""
+    # Of quantized weights, the state holds the scales too, which merged adapters change.
     entries = {
-        name: parameter.data.reshape(-1)[:: max(1, parameter.numel() // 64)].clone()
-        for name, parameter in base.named_parameters()
+        name: value.reshape(-1)[:: max(1, value.numel() // 64)].clone()
+        for name, value in base.state_dict().items()
         if not name.startswith(tuple(f"{head}." for head in heads))
     }
     if not hasattr(base, "_untrained_head"):
@@ -213,7 +214,7 @@ def _call_default(student: PeftModel) -> None:
         )
 
     def renamed(parameter: str) -> str:
-        return re.sub(rf"\.{re.escape(name)}(?=\.|$)", ".default", parameter)
+        return re.sub(rf"(.*)\.{re.escape(name)}(?=\.|$)", r"\1.default", parameter)
 
     trained = {renamed(key): parameter for key, parameter in student.named_parameters() if renamed(key) != key}
     with torch.random.fork_rng():  # new adapters are drawn, and thrown away

@@ -137,9 +137,6 @@ def dequantize_head(model: PreTrainedModel) -> None:
             if layer.bias is not None:
                 dense.bias = nn.Parameter(layer.bias.detach().to(torch.float32))
             model.set_submodule(name, dense)
-            # A saved copy of the model is loaded with this list.
-            settings = model.config.quantization_config
-            settings.llm_int8_skip_modules = [*(settings.llm_int8_skip_modules or []), f"^{name}$"]
 
 
 def initialise_head(

@@ -102,7 +102,8 @@ class WithStudentCard:
         card.tags = list(dict.fromkeys([*card.tags, *([tags] if isinstance(tags, str) else tags or [])]))
         card.loading = card.loading or _loading(base)
         if is_peft:
-            config = model.peft_config["default"].to_dict()
+            config = model.active_peft_config.to_dict()
+            config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
             names = ("peft_type", "r", "lora_alpha", "target_modules")
             card.settings |= {
                 f"adapters, {name}": getattr(config[name], "value", config[name]) for name in names if config.get(name)
