@@ -134,12 +134,11 @@ def _put_back(base: PreTrainedModel, heads: dict[str, nn.Module]) -> None:
     for name, state in base._untrained_head.items():
         heads[name].load_state_dict(state)
     # Rounding of a float32 weight that adapters were merged into and taken out of again is no change.
-    before = base._untrained_entries
-    changed = [
-        name
-        for name, now in entries.items()
-        if name in before and not torch.allclose(now.cpu().float(), before[name].cpu().float(), rtol=1e-5, atol=1e-7)
-    ]
+    changed = []
+    for name, now in entries.items():
+        before = base._untrained_entries.get(name, now)
+        if now.shape != before.shape or not torch.allclose(now.cpu().float(), before.cpu().float(), 1e-5, 1e-7):
+            changed.append(name)
     if changed:
         raise ValueError(
             f"Got a base whose weights have changed since its first student was made ({changed[0]} and "

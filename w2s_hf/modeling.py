@@ -164,6 +164,12 @@ def load_student(
         refuse_unsaved_layers(student)
         return student.eval()
 
+    nested = sorted(file.parent for file in Path(name_or_path).glob("*/adapter_config.json"))
+    if nested and not (Path(name_or_path) / "config.json").is_file():
+        raise ValueError(
+            f"{name_or_path}: got a directory whose adapters are in subdirectories, as PEFT saves those that are not "
+            f"called 'default'. Load one of {', '.join(map(str, nested))}."
+        )
     if base_model is not None:
         raise ValueError(f"Got base_model={base_model!r}, and {name_or_path} has no adapters to put on it.")
     if load_in_4bit:
