@@ -306,10 +306,17 @@ def test_adapters_that_would_be_saved_as_others_are_refused(base_of, tokenizer, 
 
 @pytest.mark.parametrize(
     ("task_type", "options"),
-    [("SEQ_CLS", {"load_in_4bit": True}), ("REWARD", {}), ("CAUSAL_LM", {}), ("CAUSAL_LM", {"tied": True})],
+    [
+        ("SEQ_CLS", {"load_in_4bit": True}),
+        ("SEQ_CLS", {"trained": [64]}),
+        ("REWARD", {}),
+        ("CAUSAL_LM", {}),
+        ("CAUSAL_LM", {"tied": True}),
+    ],
 )
 def test_students_with_more_embeddings_than_their_base(task_type, options, base_of, tokenizer, tmp_path):
-    directory, tied = base_of("llama"), options.pop("tied", False)
+    options = dict(options)
+    directory, tied, trained_ids = base_of("llama"), options.pop("tied", False), options.pop("trained", None)
     if task_type == "CAUSAL_LM":
         make_language_model(tokenizer, tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
         directory = str(tmp_path / "base")
@@ -318,7 +325,8 @@ def test_students_with_more_embeddings_than_their_base(task_type, options, base_
     larger.add_special_tokens({"pad_token": "<new>"})
     base = load_student(directory, **options)
     base.resize_token_embeddings(len(larger), mean_resizing=False)
-    student = fresh_adapter(base, lora(task_type="CAUSAL_LM" if task_type == "CAUSAL_LM" else "SEQ_CLS"), seed=0)
+    peft_task_type = "CAUSAL_LM" if task_type == "CAUSAL_LM" else "SEQ_CLS"
+    student = fresh_adapter(base, lora(task_type=peft_task_type, trainable_token_indices=trained_ids), seed=0)
     student.config.pad_token_id = larger.pad_token_id
     batch = {"input_ids": torch.tensor([[5, larger.pad_token_id, 6]]), "attention_mask": torch.ones(1, 3)}
     again = load_student(save(student, larger, tmp_path / "student"), **options)

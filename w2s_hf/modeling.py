@@ -235,8 +235,9 @@ def _n_resized_tokens(student: str, revision: str | None, base: PreTrainedModel)
     with safe_open(file, framework="pt") as adapters:
         stored = set(adapters.keys())
         for name, module in base.named_modules():
-            # The second name is that of an embedding that has adapters itself.
-            for key in (f"base_model.model.{name}.weight", f"base_model.model.{name}.base_layer.weight"):
+            # The other names are those of an embedding that has adapters itself.
+            for part in ("", "base_layer.", "token_adapter.base_layer."):
+                key = f"base_model.model.{name}.{part}weight"
                 if isinstance(module, nn.Embedding) and key in stored:
                     n_rows = adapters.get_slice(key).get_shape()[0]
                     if n_rows != module.num_embeddings and module is base.get_input_embeddings():
