@@ -1,5 +1,6 @@
 """Labels in, labels out: no row lost, reordered or quietly mended."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,9 +10,9 @@ from conftest import make_rows
 from datasets import Dataset, load_dataset
 from transformers import DataCollatorWithPadding
 
-from w2s_hf import WeakLabels
+from w2s_hf import WeakCompletions, WeakLabels
 from w2s_hf.collators import WeakToStrongCollator, split_by_tokens
-from w2s_hf.labels import as_probabilities
+from w2s_hf.labels import Completion, as_probabilities, label_files
 
 
 def weak_labels(n=4):
@@ -132,3 +133,61 @@ def test_split_keeps_every_row_once_and_its_tokens(side, budget, tokenizer):
                 == ids[label][mask[label] == 1].tolist()
             )
     assert (len(parts) == 1) == (budget >= 63)
+
+
+def weak_completions():
+    return WeakCompletions(["r0", "r1"], [Completion(" yes", False), Completion(" no", True)])
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        {},
+        {"task": "spam", "model": "me/weak"},
+        {"link": 1, "trained_on": "0" * 16, "hard_labels": False, "seed": 0},
+        {"dataset": "imdb", "Task": ["a", 1], "task": {"name": "a", "Name": None}, "share": 0.5, "none": None},
+    ],
+    ids=["empty", "partial", "chain", "other"],
+)
+@pytest.mark.parametrize("make", [weak_labels, weak_completions])
+def test_labels_of_any_provenance_have_a_card(make, provenance, tmp_path):
+    labels = dataclasses.replace(make(), provenance=provenance)
+    labels.save(tmp_path)
+    card = label_files(tmp_path, "me/labels")["README.md"].decode()
+    assert f"of {len(labels)} rows" in card and f"from w2s_hf import {type(labels).__name__}" in card
+    assert type(labels).load(tmp_path).provenance == provenance
+    assert ("imdb" in card.split("labels of the dataset")[1]) == ("dataset" in provenance)
+
+
+@pytest.mark.parametrize(("make", "other"), [(weak_labels, WeakCompletions), (weak_completions, WeakLabels)])
+def test_labels_of_the_other_kind_name_their_class(make, other, tmp_path, monkeypatch):
+    make().save(tmp_path)
+    right = type(make()).__name__
+    with pytest.raises(ValueError, match=f"expected those of {other.__name__}.*Load it with {right}"):
+        other.load(tmp_path)
+    calls = []
+    download = lambda repo_id, **options: calls.append(options) or str(tmp_path)  # noqa: E731
+    monkeypatch.setattr("w2s_hf.labels.snapshot_download", download)
+    with pytest.raises(ValueError, match=f"me/labels: .*Load it with {right}"):
+        other.from_hub("me/labels")
+    # A dataset may have gigabytes of other files.
+    assert calls[0]["allow_patterns"] == ["weak_labels.parquet", "provenance.json"]
+
+
+def test_directories_without_labels_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="without weak_labels.parquet and provenance.json"):
+        WeakLabels.load(tmp_path)
+    weak_labels().save(tmp_path)
+    (tmp_path / "provenance.json").write_text('{"name": "of something else"}')
+    with pytest.raises(ValueError, match="without `fingerprint`"):
+        WeakLabels.load(tmp_path)
+    weak_labels().to_dataset().rename_column("probabilities", "text").to_parquet(tmp_path / "weak_labels.parquet")
+    with pytest.raises(ValueError, match="These are no labels of w2s_hf"):
+        WeakLabels.load(tmp_path)
+
+
+def test_a_provenance_that_is_not_json_leaves_no_files(tmp_path):
+    labels = dataclasses.replace(weak_labels(), provenance={"accuracy": np.float32(0.5)})
+    with pytest.raises(TypeError, match="float32"):
+        labels.save(tmp_path / "w")
+    assert not (tmp_path / "w").exists()

@@ -13,7 +13,8 @@ PACKAGE = Path(w2s_hf.__file__).parent
 
 # A module imports only from lines above its own.
 LAYERS = [
-    {"losses", "metrics", "hub", "checkpoints", "markdown", "heads", "command_line"},
+    {"losses", "metrics", "hub", "checkpoints", "markdown", "heads", "probabilities", "command_line"},
+    {"adapters"},
     {"original_qwen"},
     {"seed_models"},
     {"cards"},

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
 from trl import SFTTrainer
 
 from w2s_hf import WeakLabels, fresh_adapter, load_student
+from w2s_hf.adapters import load_adapter_weights
 from w2s_hf.config import RewardPairConfig
 from w2s_hf.experiments.arguments import parse_arguments
 from w2s_hf.experiments.finetuning import Model, Workbench
@@ -25,7 +26,6 @@ from w2s_hf.experiments.generative import generative_finetune
 from w2s_hf.experiments.options import RewardArguments
 from w2s_hf.experiments.settings import REWARD
 from w2s_hf.experiments.stages import Stages
-from w2s_hf.modeling import load_adapter_weights
 from w2s_hf.tasks import PREFERENCE_TASKS
 from w2s_hf.tasks.demo import PAIR_SITUATIONS, DemoWorld
 from w2s_hf.tasks.demo_rows import demo_pairs

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .adapters import fresh_adapter
     from .cards import Score, StudentCard
     from .config import BootstrapConfig, CompletionConfig, RewardPairConfig, StudentConfig, WeakToStrongConfig
     from .labels import WeakCompletions, WeakLabels
     from .metrics import performance_gap_recovered
-    from .modeling import fresh_adapter, load_student
+    from .modeling import load_student
     from .tasks import TASKS, Task, load_task
     from .trainers import BootstrapTrainer, CompletionTrainer, RewardPairTrainer, WeakToStrongTrainer
 
@@ -29,7 +30,7 @@ _MODULE_OF_NAME = {
     "WeakCompletions": "labels",
     "WeakLabels": "labels",
     "performance_gap_recovered": "metrics",
-    "fresh_adapter": "modeling",
+    "fresh_adapter": "adapters",
     "load_student": "modeling",
     "TASKS": "tasks",
     "Task": "tasks",

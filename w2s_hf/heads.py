@@ -1,4 +1,4 @@
-"""The head of a classifier: which module it is, in full precision, and its first weights."""
+"""The head of a classifier: its modules, their full precision and their first weights."""
 
 import json
 from collections.abc import Iterator
@@ -9,34 +9,98 @@ from types import MethodType
 import torch
 from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-__all__ = ["HEAD_NAMES", "classification_head", "find_head", "full_precision_head", "initialise_head", "output_layer"]
+__all__ = [
+    "HEAD_NAMES",
+    "classification_head",
+    "dequantize_head",
+    "full_precision_head",
+    "head_linears",
+    "head_modules",
+    "initialise_head",
+    "new_weights",
+    "output_layer",
+]
 
-# What transformers calls the head of a sequence classifier: decoders `score`, encoders `classifier`.
+# The heads that PEFT trains and saves with every adapter of a sequence classifier.
 HEAD_NAMES = ("score", "classifier")
 
 
-def find_head(model: nn.Module) -> nn.Module | None:
-    """The head that is in use: under adapters, the trainable copy. A language model has none."""
-    for name in HEAD_NAMES:
-        head = getattr(model, name, None)
-        if isinstance(head, ModulesToSaveWrapper):
-            return head.modules_to_save[head.active_adapters[0]]
-        if isinstance(head, nn.Module):
-            return head
-    return None
+def new_weights(model: PreTrainedModel) -> frozenset[str]:
+    """
+    The names of the weights that a model's checkpoint lacks, so that they are random until they are trained.
+
+    [`load_student`] records them. For a model that was loaded elsewhere they are the weights outside the backbone, and
+    the poolers in it, that `from_pretrained` has not marked as loaded. A model made from a configuration has no
+    checkpoint, and the result is empty.
+    """
+    if hasattr(model, "_new_weights"):
+        return model._new_weights
+    adapters = getattr(model, "peft_config", {})  # set by PEFT on the base of adapters
+    marked, unmarked = 0, set()
+    for name, parameter in model.named_parameters():
+        parts = [part for part in name.split(".") if part not in ("base_layer", "original_module")]
+        # transformers 5.17 to 5.23 set this attribute on every parameter that they load.
+        if getattr(parameter, "_is_hf_initialized", False):
+            marked += 1
+        elif parameter.is_floating_point() and not set(parts) & set(adapters):
+            in_backbone = parts[0] == model.base_model_prefix
+            if not in_backbone or "pooler" in parts:
+                unmarked.add(".".join(parts))
+    return frozenset(unmarked if marked else ())
+
+
+def head_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """
+    The modules between the backbone of a classifier and its logits, by name: `score` of a decoder, `pooler` and
+    `classifier` of DeBERTa, `head` and `classifier` of ModernBERT. A pooler in the backbone belongs to them if the
+    checkpoint lacks it. With adapters, these are the copies in use. A language model has none.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel) or base.get_output_embeddings() is not None:
+        return {}
+    parts = [name.split(".") for name in new_weights(base)]
+    poolers = {".".join(part[: part.index("pooler") + 1]) for part in parts if "pooler" in part[1:]}
+    outside = [name for name, child in base.named_children() if any(True for _ in child.parameters())]
+    if base.base_model is not base:
+        outside = [name for name in outside if getattr(base, name) is not base.base_model]
+    else:
+        outside = [name for name in outside if name in HEAD_NAMES]
+    # The outer module contains the inner one where a head has a pooler of its own.
+    poolers = sorted(name for name in poolers if name.split(".")[0] not in outside)
+    return {name: _in_use(base.get_submodule(name)) for name in [*poolers, *outside]}
+
+
+def _in_use(module: nn.Module) -> nn.Module:
+    if not isinstance(module, ModulesToSaveWrapper):
+        return module
+    return module.modules_to_save[module.active_adapters[0]] if module.active_adapters else module.original_module
+
+
+def head_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of the head by full name, the one that makes the logits last."""
+    return {
+        f"{name}.{path}".rstrip("."): layer
+        for name, module in head_modules(model).items()
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
 
 
 def classification_head(model: PreTrainedModel | PeftModel) -> nn.Module:
-    """The head that is in use, `score` or `classifier`. Raises `ValueError` where there is none."""
-    head = find_head(model)
-    if head is not None:
-        return head
-    raise ValueError(f"{type(model).__name__}: no classification head; looked for {' and '.join(HEAD_NAMES)}.")
+    """The module of the head that makes the logits, as it is in use. Raises `ValueError` if there is none."""
+    modules = head_modules(model)
+    if not modules:
+        raise ValueError(
+            f"{type(model).__name__}: got no classification head, expected a module beside the backbone that makes "
+            "the logits. Take a model of another architecture."
+        )
+    return list(modules.values())[-1]
 
 
 def output_layer(head: nn.Module) -> nn.Linear:
@@ -52,13 +116,27 @@ def _float32_forward(head: nn.Module, hidden: torch.Tensor, *args, **kwargs) -> 
         return type(head).forward(head, hidden.to(next(head.parameters()).dtype), *args, **kwargs)
 
 
-def full_precision_head(head: nn.Module) -> None:
+def full_precision_head(model: PreTrainedModel | PeftModel) -> None:
     """
-    float32 weights and arithmetic, on the bfloat16 hidden states of the base and under autocast too: there a reward
-    would be rounded to 8 bits before a difference is taken.
+    Gives the head float32 weights and arithmetic, also on bfloat16 hidden states and under autocast, which would round
+    a reward to 8 bits before a difference is taken.
     """
-    head.to(torch.float32)
-    head.forward = MethodType(_float32_forward, head)
+    for head in head_modules(model).values():
+        head.to(torch.float32)
+        head.forward = MethodType(_float32_forward, head)
+
+
+def dequantize_head(model: PreTrainedModel) -> None:
+    """Replaces the quantized layers of the head of a model without adapters by float32 ones with the same weights."""
+    for name, layer in head_linears(model).items():
+        if type(layer).__module__.startswith("bitsandbytes."):
+            # Without a GPU, a new layer is not quantized yet.
+            weight = layer.weight if layer.weight.is_floating_point() else dequantize_module_weight(layer)
+            dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device=weight.device)
+            dense.weight = nn.Parameter(weight.detach().to(torch.float32))
+            if layer.bias is not None:
+                dense.bias = nn.Parameter(layer.bias.detach().to(torch.float32))
+            model.set_submodule(name, dense)
 
 
 def initialise_head(
@@ -69,7 +147,8 @@ def initialise_head(
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """
-    Sets the first weights of the classification head, in place.
+    Sets the first weights of the classification head, in place: those of the layer that makes the logits, and those of
+    layers before it that the checkpoint lacks, which are always normal.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A classifier.
@@ -77,26 +156,33 @@ def initialise_head(
             `"normal"`: normal with the model's `initializer_range` (transformers' own rule), from `seed` alone.
             `"zeros"`: as the published code (openai/weak-to-strong, model.py).
             `"unembedding"`: the unembedding rows of the tokens "0", "1", ... (paper, A.1); needs `tokenizer`.
-        seed (`int`, *optional*, defaults to `0`): Of `"normal"`.
+        seed (`int`, *optional*, defaults to `0`): Seeds all normal weights.
         tokenizer: For `"unembedding"`.
 
     Raises:
         ValueError: an unknown method, or a class number that is not a single token.
     """
     layer = output_layer(classification_head(model))
+    generator = torch.Generator().manual_seed(seed)
+    std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
     with torch.no_grad(), _whole(layer):
         if layer.bias is not None:
             layer.bias.zero_()
         if method == "zeros":
             layer.weight.zero_()
         elif method == "normal":
-            generator = torch.Generator().manual_seed(seed)
-            std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * std)
         elif method == "unembedding":
             layer.weight.copy_(_unembedding_rows(model, tokenizer, layer.out_features))
         else:
             raise ValueError(f"head initialisation: got {method!r}, expected normal, zeros or unembedding.")
+    new = new_weights(model.get_base_model() if isinstance(model, PeftModel) else model)
+    for name, other in head_linears(model).items():
+        if other is not layer and f"{name}.weight" in new:
+            with torch.no_grad(), _whole(other):
+                other.weight.copy_(torch.randn(other.weight.shape, generator=generator) * std)
+                if other.bias is not None:
+                    other.bias.zero_()
 
 
 @contextmanager

@@ -6,16 +6,16 @@ import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 from huggingface_hub import CommitInfo, DatasetCardData, snapshot_download
-from numpy.typing import ArrayLike
 
 from .hub import commit_files
 from .markdown import Markup, render
+from .probabilities import MAX_NAMED_ROWS, as_probabilities
 
 __all__ = [
     "Completion",
@@ -27,79 +27,7 @@ __all__ = [
     "weak_labels_card",
 ]
 
-_MAX_NAMED_ROWS = 5  # an error names this many offending rows, and counts the rest
-
-
-def _named(ids: list, positions: np.ndarray) -> str:
-    names = ", ".join(str(ids[position]) for position in positions[:_MAX_NAMED_ROWS])
-    more = len(positions) - _MAX_NAMED_ROWS
-    return f"row{'s' if len(positions) > 1 else ''} {names}" + (f" and {more} more" if more > 0 else "")
-
-
-def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = None) -> np.ndarray:
-    """
-    Class probabilities of labels in any of the three forms a training column may have.
-
-    Args:
-        labels (array-like): Integer or boolean classes of shape `(N,)`; or P(class 1) in [0, 1] of shape `(N,)`, for
-            two classes; or class probabilities of shape `(N, C)`.
-        n_classes (`int`, *optional*, defaults to `2`): C.
-        ids (`list`, *optional*): Row names of length N for error messages; positions by default.
-
-    Returns:
-        `np.ndarray` of shape `(N, C)`, float32; every row sums to 1.
-
-    Raises:
-        ValueError: a label is missing, NaN, outside its range, or a row does not sum to 1 within 1e-3; the rows are
-            named. Or the number of classes does not fit.
-    """
-    try:
-        values = np.asarray(labels)
-    except ValueError as error:  # rows of different length
-        raise ValueError(
-            f"labels: got rows of different length, expected {n_classes} probabilities in each."
-        ) from error
-    ids = list(range(len(values))) if ids is None else ids
-    if values.dtype == object:
-        missing = np.array([value is None for value in values], dtype=bool)
-        problem = f"{_named(ids, np.flatnonzero(missing))} without a label" if missing.any() else "a mixture of types"
-        raise ValueError(f"labels: got {problem}, expected integers, P(class 1) or {n_classes} probabilities.")
-    if values.dtype.kind in "bui" and values.ndim == 1:
-        values = values.astype(np.int64)
-        wrong = np.flatnonzero((values < 0) | (values >= n_classes))
-        if len(wrong):
-            raise ValueError(
-                f"labels: got class {values[wrong[0]]} in {_named(ids, wrong)}, expected 0 to {n_classes - 1}."
-            )
-        return np.eye(n_classes, dtype=np.float32)[values]
-    if values.dtype.kind not in "fui" or values.ndim not in (1, 2):
-        raise ValueError(
-            f"labels: got {values.dtype} of shape {values.shape}, expected (N,) integers, (N,) probabilities of "
-            f"class 1, or (N, {n_classes}) probabilities."
-        )
-    values = values.astype(np.float64)
-    if values.ndim == 1:
-        if n_classes != 2:
-            raise ValueError(
-                f"labels: got one probability a row for {n_classes} classes, expected a list of {n_classes} a row."
-            )
-        values = np.stack([1 - values, values], axis=1)
-    if values.shape[1] != n_classes:
-        raise ValueError(f"labels: got {values.shape[1]} probabilities a row, expected {n_classes}.")
-    not_a_number = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if len(not_a_number):
-        raise ValueError(f"labels: got NaN or infinity in {_named(ids, not_a_number)}, expected probabilities.")
-    out_of_range = np.flatnonzero(((values < -1e-6) | (values > 1 + 1e-6)).any(axis=1))
-    if len(out_of_range):
-        raise ValueError(
-            f"labels: got {values[out_of_range[0]].tolist()} in {_named(ids, out_of_range)}, expected [0, 1]."
-        )
-    off = np.flatnonzero(np.abs(values.sum(axis=1) - 1) > 1e-3)
-    if len(off):
-        raise ValueError(
-            f"labels: got probabilities that sum to {values[off[0]].sum():.4f} in {_named(ids, off)}, expected 1."
-        )
-    return values.astype(np.float32)
+_ROWS, _PROVENANCE = "weak_labels.parquet", "provenance.json"
 
 
 class LabelsById(ABC):
@@ -110,6 +38,7 @@ class LabelsById(ABC):
 
     ids: list[str]
     provenance: dict
+    _columns: ClassVar[tuple[str, ...]]  # of the table
 
     def _check_ids(self, n_labels: int) -> None:
         name = type(self).__name__
@@ -143,7 +72,7 @@ class LabelsById(ABC):
         missing = [row_id for row_id in ids if row_id not in position]
         if missing:
             raise KeyError(
-                f"{len(missing)} of {len(ids)} rows have no weak label, such as {missing[:_MAX_NAMED_ROWS]}; label "
+                f"{len(missing)} of {len(ids)} rows have no weak label, such as {missing[:MAX_NAMED_ROWS]}; label "
                 f"these rows too, or select the labelled ones (there are {len(self)})."
             )
         return [position[row_id] for row_id in ids]
@@ -166,17 +95,44 @@ class LabelsById(ABC):
     def save(self, directory: str | Path) -> None:
         """Writes `weak_labels.parquet` and `provenance.json`, readable by `datasets.load_dataset(directory)`."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        pq.write_table(self.to_dataset().data.table, directory / "weak_labels.parquet")
         record = {**self.provenance, "n_rows": len(self), "fingerprint": self.fingerprint}
-        (directory / "provenance.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+        text = json.dumps(record, indent=2, sort_keys=True) + "\n"  # first, since it may not be JSON
+        directory.mkdir(parents=True, exist_ok=True)
+        pq.write_table(self.to_dataset().data.table, directory / _ROWS)
+        (directory / _PROVENANCE).write_text(text)
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
-        """Reads what [`save`] wrote. Raises `ValueError` when rows and provenance do not belong together."""
+        """
+        Reads what [`save`] wrote.
+
+        Raises:
+            FileNotFoundError: the directory holds no labels.
+            ValueError: it holds labels of the other kind (the class to use is named), or rows and provenance do not
+                belong together.
+        """
         directory = Path(directory)
-        record = json.loads((directory / "provenance.json").read_text())
-        labels = cls._from_columns(pq.read_table(directory / "weak_labels.parquet").to_pydict(), record)
+        missing = [name for name in (_ROWS, _PROVENANCE) if not (directory / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{directory}: got a directory without {' and '.join(missing)}, expected one that {cls.__name__}.save "
+                "or push_to_hub wrote."
+            )
+        record = json.loads((directory / _PROVENANCE).read_text())
+        columns = pq.read_table(directory / _ROWS).to_pydict()
+        if set(columns) != set(cls._columns):
+            kinds = [kind for kind in (WeakLabels, WeakCompletions) if set(columns) == set(kind._columns)]
+            advice = f"Load it with {kinds[0].__name__}." if kinds else "These are no labels of w2s_hf."
+            raise ValueError(
+                f"{directory}: got the columns {', '.join(sorted(columns))}, expected those of {cls.__name__}: "
+                f"{', '.join(sorted(cls._columns))}. {advice}"
+            )
+        if not isinstance(record, dict) or not {"fingerprint", "n_rows"} <= set(record):
+            raise ValueError(
+                f"{directory}: got a {_PROVENANCE} without `fingerprint` and `n_rows`, expected the one that "
+                f"{cls.__name__}.save wrote."
+            )
+        labels = cls._from_columns(columns, record)
         fingerprint = labels.provenance.pop("fingerprint")
         labels.provenance.pop("n_rows")
         if fingerprint != labels.fingerprint:
@@ -209,14 +165,27 @@ class LabelsById(ABC):
 
     @classmethod
     def from_hub(cls, repo_id: str, *, revision: str | None = None, token: str | None = None) -> Self:
-        """Reads what [`push_to_hub`] pushed. Raises as [`load`], and as [`~huggingface_hub.snapshot_download`]."""
-        return cls.load(snapshot_download(repo_id, repo_type="dataset", revision=revision, token=token))
+        """
+        Reads what [`push_to_hub`] pushed, and downloads no other file of the repository.
+
+        Raises:
+            FileNotFoundError, ValueError: as [`load`]; and as [`~huggingface_hub.snapshot_download`], for a repository
+                that is no dataset, such as a student.
+        """
+        files = [_ROWS, _PROVENANCE]
+        options = {"revision": revision, "token": token, "allow_patterns": files}
+        directory = snapshot_download(repo_id, repo_type="dataset", **options)
+        try:
+            return cls.load(directory)
+        except (FileNotFoundError, ValueError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"{repo_id}: {error}") from error
 
 
 def label_files(directory: str | Path, repo_id: str) -> dict[str, Path | bytes]:
     """What of a directory of saved labels goes to the Hub, with their card, by path in the repository."""
     directory = Path(directory)
-    rows, provenance = directory / "weak_labels.parquet", directory / "provenance.json"
+    rows, provenance = directory / _ROWS, directory / _PROVENANCE
     schema = pq.read_schema(rows)
     record = json.loads(provenance.read_text())
     card = weak_labels_card(record, schema.names, repo_id)
@@ -232,15 +201,16 @@ def weak_labels_card(provenance: dict, columns: list[str], repo_id: str | None =
         columns (`list[str]`): Of their table.
         repo_id (`str`, *optional*): Where it is on the Hub; else this directory.
     """
-    task = provenance.get("task")
+    task, dataset = provenance.get("task"), provenance.get("dataset")
     # Without it, the provenance would count as rows, too.
-    configs = [{"config_name": "default", "data_files": "weak_labels.parquet"}]
-    data = DatasetCardData(tags=[tag for tag in ("weak-to-strong", "weak-labels", task) if tag], configs=configs)
+    configs = [{"config_name": "default", "data_files": _ROWS}]
+    tags = ["weak-to-strong", "weak-labels", *([str(task)] if task else [])]
+    data = DatasetCardData(tags=tags, configs=configs)
     return render(
         "weak_labels_card.md",
         metadata=Markup(data.to_yaml()),
-        provenance=provenance,
-        dataset=provenance.get("dataset") or {},
+        provenance={**{name: None for name in ("task", "model", "n_rows")}, **provenance},
+        dataset=dataset.get("id") if isinstance(dataset, dict) else dataset,
         columns=columns,
         kind=Markup("WeakCompletions" if "completion" in columns else "WeakLabels"),
         source=Markup(json.dumps(repo_id or ".")),
@@ -269,6 +239,8 @@ class WeakLabels(LabelsById):
     student_rows = weak.join(student_half)  # column `labels`, no ground truth
     ```
     """
+
+    _columns = ("id", "probabilities")
 
     ids: list[str]
     probabilities: np.ndarray
@@ -364,6 +336,8 @@ class WeakCompletions(LabelsById):
     Raises:
         ValueError: ids repeat, or the lengths differ.
     """
+
+    _columns = ("id", "completion", "is_cut")
 
     ids: list[str]
     completions: list[Completion]

@@ -1,24 +1,20 @@
-"""Students: a base model in any precision, and LoRA adapters on it."""
+"""Loads students: a base model in any precision, or a finished student with its adapters."""
 
 import copy
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import transformers
 from bitsandbytes.nn import Linear4bit
+from huggingface_hub.errors import HFValidationError
 from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
 )
-from peft.utils import ModulesToSaveWrapper, load_peft_weights
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -29,15 +25,24 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    set_seed,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import disable_dropout_in_model
 
+from .adapters import fresh_adapter, refuse_unsaved_layers
 from .config import computes_in_bfloat16
-from .heads import HEAD_NAMES, classification_head, find_head, full_precision_head, output_layer
+from .heads import (
+    HEAD_NAMES,
+    classification_head,
+    dequantize_head,
+    full_precision_head,
+    head_linears,
+    head_modules,
+    output_layer,
+)
 from .hub import FILE_OPTIONS, cached_commit, has_only_pickles
 from .original_qwen import (
     is_original_qwen,
@@ -49,12 +54,8 @@ from .original_qwen import (
 
 __all__ = [
     "align_padding",
-    "cast_trainable_to_float32",
     "disable_dropout",
-    "fresh_adapter",
     "keep_4bit_gradients",
-    "keep_trainable",
-    "load_adapter_weights",
     "load_config",
     "load_student",
     "load_tokenizer",
@@ -78,7 +79,7 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_config(name_or_path: str, revision: str | None = None) -> PretrainedConfig:
+def load_config(name_or_path: str, revision: str | None = None, **kwargs) -> PretrainedConfig:
     """
     The configuration of a model, of an original Qwen as Qwen2's; nothing else of it is read.
 
@@ -86,10 +87,10 @@ def load_config(name_or_path: str, revision: str | None = None) -> PretrainedCon
         ValueError: an original Qwen that asks for what Qwen2 does not have, see [`w2s_hf.original_qwen.qwen2_config`].
         OSError: there is none, or the Hub does not answer.
     """
-    config = _config_dict(name_or_path, revision=revision)
+    config = _config_dict(name_or_path, revision=revision, **kwargs)
     if is_original_qwen(config):
         return qwen2_config(config, name_or_path)
-    return AutoConfig.from_pretrained(name_or_path, revision=revision)
+    return AutoConfig.from_pretrained(name_or_path, revision=revision, **kwargs)
 
 
 def _config_dict(name_or_path: str, **kwargs) -> dict:
@@ -157,20 +158,22 @@ def load_student(
             raise ValueError(f"dtype: got {dtype!r}, expected bfloat16, float16, float32 or auto.")
         dtype = getattr(torch, dtype)
     if find_adapter_config_file(name_or_path, revision=revision) is not None:
-        adapter = PeftConfig.from_pretrained(name_or_path, revision=revision)
-        base = load_student(
-            base_model or adapter.base_model_name_or_path,
-            task_type=task_type,
-            num_labels=num_labels,
-            load_in_4bit=load_in_4bit,
-            dtype=dtype,
-            quantization_config=quantization_config,
-            revision=None if base_model else adapter.revision,
-            **kwargs,
-        )
+        options = {"num_labels": num_labels, "load_in_4bit": load_in_4bit, "dtype": dtype, **kwargs}
+        options |= {"task_type": task_type, "quantization_config": quantization_config}
+        if peft_config is not None:
+            raise ValueError(f"Got a peft_config, and {name_or_path} has adapters already. Give its base instead.")
+        base = _load_base(name_or_path, revision, base_model, options)
         align_padding(base, load_tokenizer(name_or_path, revision=revision))
-        return PeftModel.from_pretrained(base, name_or_path, revision=revision, is_trainable=is_trainable).eval()
+        student = PeftModel.from_pretrained(base, name_or_path, revision=revision, is_trainable=is_trainable)
+        refuse_unsaved_layers(student)
+        return student.eval()
 
+    nested = sorted(file.parent for file in Path(name_or_path).glob("*/adapter_config.json"))
+    if nested and not (Path(name_or_path) / "config.json").is_file():
+        raise ValueError(
+            f"{name_or_path}: got a directory whose adapters are in subdirectories, as PEFT saves those that are not "
+            f"called 'default'. Load one of {', '.join(map(str, nested))}."
+        )
     if base_model is not None:
         raise ValueError(f"Got base_model={base_model!r}, and {name_or_path} has no adapters to put on it.")
     if load_in_4bit:
@@ -180,6 +183,10 @@ def load_student(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
         )
+    if revision is not None:
+        kwargs["revision"] = revision
+    if task_type != "CAUSAL_LM" and (task_type == "REWARD" or num_labels is not None):
+        kwargs["num_labels"] = 1 if task_type == "REWARD" else num_labels
     if quantization_config is not None:
         # The default is to skip the module of the last parameter: for a head with a bias that names the bias, and the
         # head's weight would be quantized. An explicit list replaces that default.
@@ -187,22 +194,59 @@ def load_student(
         skip = [*(quantization_config.llm_int8_skip_modules or []), *HEAD_NAMES, "lm_head"]
         quantization_config.llm_int8_skip_modules = list(dict.fromkeys(skip))
         kwargs["quantization_config"] = quantization_config
-    if revision is not None:
-        kwargs["revision"] = revision
     if task_type == "CAUSAL_LM":
-        model = _from_pretrained(name_or_path, task_type, dtype=dtype, **kwargs)
+        model, info = _from_pretrained(name_or_path, task_type, dtype=dtype, output_loading_info=True, **kwargs)
+        model._new_weights = frozenset(info["missing_keys"])
     else:
-        num_labels = 1 if task_type == "REWARD" else num_labels
-        if num_labels is not None:
-            kwargs["num_labels"] = num_labels
         model = _load_classifier(name_or_path, task_type, dtype=dtype, **kwargs)
-        full_precision_head(classification_head(model))
+        full_precision_head(model)
     model.eval()
     keep_4bit_gradients(model)
     refuse_longer_texts(model, name_or_path)
     # Which transformers forgets, and does not write into a config.json.
     model.config._commit_hash = cached_commit(name_or_path, revision, kwargs.get("cache_dir"))
     return model if peft_config is None else fresh_adapter(model, peft_config)
+
+
+def _load_base(student: str, revision: str | None, base_model: str | None, options: dict) -> PreTrainedModel:
+    """The base of a finished student, with as many token embeddings as the student was saved with."""
+    adapter = PeftConfig.from_pretrained(student, revision=revision)
+    name = base_model or adapter.base_model_name_or_path
+    if not name:
+        raise ValueError(f"{student}: its adapters name no base. Give its Hub id or directory as base_model=.")
+    try:
+        base = load_student(name, revision=None if base_model else adapter.revision, **options)
+    except (OSError, HFValidationError) as error:
+        if base_model:
+            raise
+        raise OSError(
+            f"{student}: cannot load its base {name!r}"
+            + (f" at the revision {adapter.revision}" if adapter.revision else "")
+            + f". If the base was moved, give its directory or Hub id as base_model=. ({error})"
+        ) from error
+    n_tokens = _n_resized_tokens(student, revision, base)
+    if n_tokens is not None:
+        base.resize_token_embeddings(n_tokens, mean_resizing=False)  # the adapters hold all rows
+    return base
+
+
+def _n_resized_tokens(student: str, revision: str | None, base: PreTrainedModel) -> int | None:
+    """The rows of the token embedding that adapters hold, if the base has another number; PEFT saves resized ones."""
+    options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    file = cached_file(student, "adapter_model.safetensors", **options)
+    if file is None:
+        return None
+    with safe_open(file, framework="pt") as adapters:
+        stored = set(adapters.keys())
+        for name, module in base.named_modules():
+            # The other names are those of an embedding that has adapters itself.
+            for part in ("", "base_layer.", "token_adapter.base_layer."):
+                key = f"base_model.model.{name}.{part}weight"
+                if isinstance(module, nn.Embedding) and key in stored:
+                    n_rows = adapters.get_slice(key).get_shape()[0]
+                    if n_rows != module.num_embeddings and module is base.get_input_embeddings():
+                        return n_rows
+    return None
 
 
 def _from_pretrained(name_or_path: str, task_type: str, **kwargs):
@@ -230,9 +274,10 @@ def _from_pretrained(name_or_path: str, task_type: str, **kwargs):
 
 def _load_classifier(name_or_path: str, task_type: str, **kwargs) -> PreTrainedModel:
     """
-    A base with a new head. That the head is new goes without saying; that anything else is, or that it takes the place
-    of another one, does not.
+    Loads a base with a new head. A new head is not worth a message; other new weights are, and a head that replaces
+    one of another size.
     """
+    kwargs = _without_quantized_head(name_or_path, kwargs)
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:
@@ -241,10 +286,14 @@ def _load_classifier(name_or_path: str, task_type: str, **kwargs) -> PreTrainedM
         )
     finally:
         hf_logging.set_verbosity(verbosity)
+    mismatched = {name for name, _, _ in info["mismatched_keys"]}
+    model._new_weights = frozenset(info["missing_keys"]) | mismatched
+    heads = tuple(head_modules(model))
     for name, found, expected in info["mismatched_keys"]:
-        if not name.startswith(HEAD_NAMES):
+        if not name.startswith(heads):
             raise ValueError(f"{name_or_path}: {name} has the shape {tuple(found)}, expected {tuple(expected)}.")
         logger.warning(f"{name_or_path}: has a head of another size, {name} {tuple(found)}; a new one takes its place")
+    dequantize_head(model)
     layer = output_layer(classification_head(model))
     n_outputs = getattr(layer.weight, "ds_shape", layer.weight.shape)[0]  # ZeRO-3 leaves each rank a piece
     if n_outputs != layer.out_features:
@@ -258,20 +307,72 @@ def _load_classifier(name_or_path: str, task_type: str, **kwargs) -> PreTrainedM
     return model
 
 
+def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
+    """
+    Keyword arguments of `from_pretrained` that leave new layers of the head out of the quantization, the requested one
+    or that of a checkpoint stored in 4 or 8 bit. Layers of the head that are stored quantized have to be read as such.
+    """
+    options = {key: kwargs[key] for key in (*FILE_OPTIONS, "trust_remote_code") if key in kwargs}
+    config = copy.deepcopy(kwargs["config"]) if "config" in kwargs else load_config(name_or_path, **options)
+    stored, requested = getattr(config, "quantization_config", None), kwargs.get("quantization_config")
+    if is_deepspeed_zero3_enabled() or (stored is None and requested is None):
+        return kwargs
+    if stored is not None:
+        stored = dict(stored if isinstance(stored, dict) else stored.to_dict())
+        if not stored.get("load_in_4bit") and not stored.get("load_in_8bit"):
+            return kwargs  # of another library, which has its own list
+        del config.quantization_config
+    fields = {*config.to_dict(), "num_labels"} - {"dtype"}
+    n_stored_labels = config.num_labels
+    for key in fields & kwargs.keys():
+        setattr(config, key, kwargs[key])
+    with torch.device("meta"):
+        remote = {key: value for key, value in options.items() if key == "trust_remote_code"}
+        skeleton = AutoModelForSequenceClassification.from_config(config, **remote)
+    poolers = {name for name, _ in skeleton.base_model.named_parameters() if "pooler" in name.split(".")}
+    dtypes = _stored_dtypes(name_or_path, options) if poolers or stored is not None else {}
+    if not any("pooler" in name.split(".") for name in dtypes):
+        skeleton._new_weights = frozenset(f"{skeleton.base_model_prefix}.{name}" for name in poolers)
+    layers = list(head_linears(skeleton))
+    quantized = {name for name in layers if dtypes.get(f"{name}.weight") in ("U8", "I8")}
+    if config.num_labels != n_stored_labels:
+        quantized.discard(layers[-1])  # a new one takes its place
+    # Anchored, since a name also stands for all layers that end with it.
+    skip = [f"^{name}$" for name in layers if name not in quantized]
+    if stored is None:
+        requested = copy.deepcopy(requested)
+        skip = [pattern for pattern in skip if not pattern[1:].startswith(HEAD_NAMES)]
+        requested.llm_int8_skip_modules = [*(requested.llm_int8_skip_modules or []), *skip]
+        return {**kwargs, "quantization_config": requested}
+    bits = 4 if stored.get("load_in_4bit") else 8
+    if requested is not None and getattr(requested, f"load_in_{bits}bit") is False:
+        logger.warning(f"{name_or_path}: is stored in {bits} bit, which takes precedence over what was asked for")
+    config.quantization_config = stored | {"llm_int8_skip_modules": [*(stored["llm_int8_skip_modules"] or []), *skip]}
+    left = {key: value for key, value in kwargs.items() if key not in {*fields, "quantization_config"}}
+    return {**left, "config": config}
+
+
+def _stored_dtypes(name_or_path: str, options: dict) -> dict[str, str]:
+    """The dtype of each tensor of a checkpoint in safetensors, by name."""
+    options = {key: value for key, value in options.items() if key in FILE_OPTIONS}
+    options["_raise_exceptions_for_missing_entries"] = False
+    index = cached_file(name_or_path, "model.safetensors.index.json", **options)
+    names = {"model.safetensors"}
+    if index is not None:
+        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+    files = [cached_file(name_or_path, name, **options) for name in sorted(names)]
+    dtypes = {}
+    for file in files:
+        if file is not None:  # from_pretrained has an error for it
+            with safe_open(file, framework="pt") as tensors:
+                dtypes |= {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return dtypes
+
+
 def align_padding(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Tells the model which token is padding: a decoder classifier reads the last token that is not."""
     if tokenizer.pad_token_id is not None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-
-
-def cast_trainable_to_float32(model: nn.Module) -> None:
-    """Adapters and head learn in float32: a bfloat16 weight swallows updates smaller than 1/256 of itself."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.float32)
-    head = find_head(model)
-    if head is not None:
-        full_precision_head(head)
 
 
 def keep_4bit_gradients(model: nn.Module) -> None:
@@ -296,94 +397,9 @@ def keep_4bit_gradients(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-@contextmanager
-def keep_trainable(model: nn.Module) -> Iterator[None]:
-    """
-    Casts adapters and head to float32 and keeps them while TRL's trainers take the model: of a 4-bit model they round
-    whatever is trainable to bfloat16. A model without adapters is left alone.
-    """
-    kept = {}
-    if isinstance(model, PeftModel):
-        cast_trainable_to_float32(model)
-        kept = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
-    yield
-    for name, parameter in model.named_parameters():
-        if name in kept:
-            parameter.data = kept[name].to(parameter.device)
-
-
 def disable_dropout(model: nn.Module) -> None:
     """Sets every dropout to 0, that of the attention included, which is no module and which TRL's function passes."""
     disable_dropout_in_model(model)
     for module in model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
-
-
-def fresh_adapter(
-    model: PreTrainedModel | PeftModel, peft_config: LoraConfig | None = None, *, seed: int | None = None
-) -> PeftModel:
-    """
-    Untrained adapters on a base, so that one loaded base serves a ceiling and any number of students in turn.
-
-    Given the [`~peft.PeftModel`] of an earlier call, its adapters are taken off first and the head is put back to what
-    it was before it was trained: `PeftModel.unload` alone leaves the trained head on the base.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A base, or the last student made of it.
-        peft_config ([`~peft.LoraConfig`], *optional*):
-            Defaults to LoRA of rank 16 on all linear layers. It is copied, so one object serves many students.
-        seed (`int`, *optional*): Seeds the adapters' first weights.
-
-    Returns:
-        [`~peft.PeftModel`] whose only adapter is `"default"` (checkpoints of other names are not found again by
-        `load_best_model_at_end`); adapters and head are trainable and float32, the base is frozen.
-    """
-    if isinstance(model, PeftModel):
-        model = model.unload()
-    heads = [name for name in HEAD_NAMES if isinstance(getattr(model, name, None), nn.Module)]
-    for name in heads:
-        head = getattr(model, name)
-        if isinstance(head, ModulesToSaveWrapper):
-            head = head.original_module
-            setattr(model, name, head)
-        if not hasattr(model, "_untrained_head"):
-            model._untrained_head = {key: value.detach().clone() for key, value in head.state_dict().items()}
-        head.load_state_dict(model._untrained_head)
-    if peft_config is None:
-        task_type = "SEQ_CLS" if heads else "CAUSAL_LM"
-        peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type=task_type)
-    if seed is not None:
-        set_seed(seed)
-    peft_config = copy.deepcopy(peft_config)
-    # A base of the Hub may move on: the adapters say which commit is theirs, and load_student reads it.
-    peft_config.revision = peft_config.revision or getattr(model.config, "_commit_hash", None)
-    student = get_peft_model(model, peft_config)
-    cast_trainable_to_float32(student)
-    return student
-
-
-def load_adapter_weights(student: PeftModel, directory: str) -> None:
-    """
-    Puts trained adapters of another kind of model on the same base into a student, which keeps its own head.
-
-    Args:
-        student ([`~peft.PeftModel`]): With adapters of the same shape.
-        directory (`str`): Adapters of a language model, say, as [`~peft.PeftModel.save_pretrained`] left them.
-
-    Raises:
-        ValueError: the adapters do not fit; a name that one of them lacks is in the message.
-    """
-
-    def is_shared(name: str) -> bool:
-        return not set(name.split(".")) & {*HEAD_NAMES, "lm_head"}
-
-    own = get_peft_model_state_dict(student)
-    weights = {name: value for name, value in load_peft_weights(directory, device="cpu").items() if is_shared(name)}
-    expected = {name for name in own if is_shared(name)}
-    if weights.keys() != expected:
-        raise ValueError(
-            f"{directory}: the adapters do not fit the student, such as {min(weights.keys() ^ expected)}; both need "
-            "the same base and the same LoRA settings."
-        )
-    set_peft_model_state_dict(student, own | weights)

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .heads import HEAD_NAMES, classification_head, full_precision_head
-from .modeling import disable_dropout, fresh_adapter
+from .adapters import fresh_adapter
+from .heads import full_precision_head, head_linears
+from .modeling import disable_dropout
 
 __all__ = ["Shapes", "quantized_bytes"]
 
@@ -141,7 +142,7 @@ class Shapes:
                 _quantize_linears(model, dtype, double_quant)
                 model.is_loaded_in_4bit = model.is_quantized = True
             if task_type != "CAUSAL_LM":
-                full_precision_head(classification_head(model))
+                full_precision_head(model)
             if peft_config is not None:
                 model = fresh_adapter(model, peft_config)
             disable_dropout(model)
@@ -243,8 +244,9 @@ class Shapes:
 
 
 def _quantize_linears(model: nn.Module, dtype: torch.dtype, double_quant: bool) -> None:
+    head = {"lm_head", *head_linears(model)}
     for name, module in list(model.named_modules()):
-        if not isinstance(module, nn.Linear | Conv1D) or set(name.split(".")) & {*HEAD_NAMES, "lm_head"}:
+        if not isinstance(module, nn.Linear | Conv1D) or name in head:
             continue
         shape = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]  # in, out
         parent, _, attribute = name.rpartition(".")

@@ -27,7 +27,7 @@ from transformers.quantizers import AutoHfQuantizer
 from w2s_hf import WeakToStrongConfig, WeakToStrongTrainer, fresh_adapter
 from w2s_hf.command_line import CommandLine
 from w2s_hf.config import hardware
-from w2s_hf.heads import HEAD_NAMES, classification_head, full_precision_head
+from w2s_hf.heads import HEAD_NAMES, full_precision_head
 from w2s_hf.memory import config_of, estimate_memory, gib, with_layers
 
 # Dense bfloat16 FLOP per second that the maker states, by a part of the name of the GPU.
@@ -62,7 +62,7 @@ def random_base(config: PretrainedConfig, device: torch.device, load_in_4bit: bo
         if next(module.buffers(recurse=False), None) is not None:
             with device:  # rotary embeddings, which are computed
                 module.__init__(module.config)
-    full_precision_head(classification_head(model))
+    full_precision_head(model)
     return model.eval()
 
 

@@ -19,12 +19,13 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from trl import get_peft_config, get_quantization_config
 
+from ..adapters import fresh_adapter, load_adapter_weights
 from ..checkpoints import last_complete_checkpoint
 from ..config import StudentConfig
 from ..heads import initialise_head
 from ..hub import ensure_available
 from ..labels import LabelsById
-from ..modeling import fresh_adapter, load_adapter_weights, load_student, load_tokenizer
+from ..modeling import load_student, load_tokenizer
 from ..trainers.snapshots import SnapshotCallback
 from .settings import Setting, metric_name
 from .stages import Stages, library_versions

@@ -105,7 +105,8 @@ class WithStudentCard:
         if card.class_names is None and not any(str(name).startswith("LABEL_") for name in names.values()):
             card.class_names = [str(names[position]) for position in sorted(names)] or None
         if is_peft:
-            config = model.peft_config["default"].to_dict()
+            config = model.active_peft_config.to_dict()
+            config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
             names = ("peft_type", "r", "lora_alpha", "target_modules")
             card.settings |= {
                 f"adapters, {name}": getattr(config[name], "value", config[name]) for name in names if config.get(name)

@@ -15,9 +15,10 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from transformers.trainer_utils import PredictionOutput
 
 from .. import losses
+from ..adapters import prepare_adapters
 from ..collators import WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
-from ..modeling import align_padding, cast_trainable_to_float32, disable_dropout, keep_4bit_gradients
+from ..modeling import align_padding, disable_dropout, keep_4bit_gradients
 from .checks import (
     check_arguments,
     check_columns,
@@ -176,7 +177,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     def _prepare_model(self, model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
         """Precision, dropout and padding; for a model that was passed, and for each that `model_init` makes."""
         if isinstance(model, PeftModel):
-            cast_trainable_to_float32(model)
+            prepare_adapters(model)
             if self.args.gradient_checkpointing:
                 model.enable_input_require_grads()  # a frozen embedding would cut the graph of a checkpointed block
         if self.args.disable_dropout:

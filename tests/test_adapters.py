@@ -1,0 +1,362 @@
+"""Adapters on bases of all kinds: new layers before the head, quantized heads, names, merged and moved bases."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import make_language_model, make_rows
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from test_trainer import arguments
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    set_seed,
+)
+
+from w2s_hf import RewardPairConfig, RewardPairTrainer, WeakToStrongTrainer, fresh_adapter, load_student
+from w2s_hf.adapters import prepare_adapters
+from w2s_hf.heads import head_linears, head_modules, initialise_head
+
+BATCH = {
+    "input_ids": torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]),
+    "attention_mask": torch.tensor([[1] * 4, [1, 1, 0, 0]]),
+}
+SIZE = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZE |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
+SIZES = {
+    "distilbert": {"vocab_size": 64, "dim": 64, "hidden_dim": 64, "n_layers": 1, "n_heads": 2, "pad_token_id": 0},
+    "xlnet": {"vocab_size": 64, "d_model": 64, "d_inner": 64, "n_layer": 1, "n_head": 2, "pad_token_id": 0},
+    "modernbert": SIZE | {"cls_token_id": 1, "sep_token_id": 2},
+}
+# The layers of the head, by kind of base; the checkpoint of this BERT has no pooler.
+HEADS = {
+    "bert": ["bert.pooler", "classifier"],
+    "deberta-v2": ["pooler", "classifier"],
+    "distilbert": ["pre_classifier", "classifier"],
+    "llama": ["score"],
+    "modernbert": ["head", "classifier"],
+    "roberta": ["classifier"],
+    "xlnet": ["sequence_summary", "logits_proj"],
+}
+
+
+def lora(**options):
+    return LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "SEQ_CLS", **options})
+
+
+@pytest.fixture(scope="module")
+def base_of(tmp_path_factory, tokenizer):
+    """The directory of a base without a head, stored in 4 or 8 bit if asked for."""
+
+    def save(kind: str, bits: int | None = None) -> str:
+        directory = tmp_path_factory.getbasetemp() / f"base-{kind}-{bits}"
+        auto_class = AutoModelForMaskedLM if kind == "bert" else AutoModel
+        if not directory.is_dir():
+            if bits is None:
+                set_seed(0)
+                model = auto_class.from_config(AutoConfig.for_model(kind, **SIZES.get(kind, SIZE)))
+            else:
+                model = auto_class.from_pretrained(save(kind), quantization_config=quantized(bits))
+            model.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+        return str(directory)
+
+    return save
+
+
+def quantized(bits: int, **options) -> BitsAndBytesConfig:
+    """As the repositories of quantized models have it, which know of no classifier."""
+    options = {"llm_int8_skip_modules": ["lm_head", "decoder"], **options}
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, **options)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32, **options
+    )
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(**BATCH).logits.float()
+
+
+def step(student):
+    """One step of gradient descent."""
+    student.train()
+    student(**BATCH).logits.square().sum().backward()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            if parameter.requires_grad:
+                parameter.sub_(0.05 * parameter.grad.sign())
+    student.zero_grad()
+
+
+def save(student, tokenizer, directory):
+    student.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    set_seed(77)  # what is drawn while the student is loaded is drawn differently
+    return str(directory)
+
+
+@pytest.mark.parametrize("source", ["load_student", "transformers", "4bit"])
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "distilbert", "modernbert", "xlnet"])
+def test_new_layers_before_the_head_are_trained_saved_and_put_back(kind, source, base_of, tokenizer, tmp_path):
+    task_type = "REWARD" if kind == "modernbert" else "SEQ_CLS"
+    options = {"task_type": task_type, "dtype": "float32", "load_in_4bit": source == "4bit"}
+    if source == "transformers":
+        n_labels = 1 if task_type == "REWARD" else 2
+        base = AutoModelForSequenceClassification.from_pretrained(base_of(kind), num_labels=n_labels)
+    else:
+        base = load_student(base_of(kind), **options)
+    student = fresh_adapter(base, lora(), seed=0)
+    untrained = logits(student)
+    assert list(head_modules(student)) == HEADS[kind]
+    for module in head_modules(student).values():
+        assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in module.parameters())
+    before = [layer.weight.clone() for layer in head_linears(student).values()]
+    step(student)
+    after = [layer.weight for layer in head_linears(student).values()]
+    assert len(after) == 2 and not any(torch.equal(*pair) for pair in zip(before, after, strict=True))
+    again = load_student(save(student, tokenizer, tmp_path / "student"), **options)
+    assert torch.equal(logits(again), logits(student))
+    assert torch.equal(logits(fresh_adapter(student, lora(), seed=0)), untrained)
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "roberta"])
+def test_a_seed_gives_the_same_head_however_the_base_was_loaded(kind, base_of):
+    def make(student, seed):
+        student = fresh_adapter(student, lora(), seed=seed)
+        initialise_head(student, seed=seed)
+        return student
+
+    set_seed(1)
+    first = make(load_student(base_of(kind), dtype="float32"), seed=3)
+    set_seed(2)
+    second = make(load_student(base_of(kind), dtype="float32"), seed=3)
+    expected = logits(first)
+    assert torch.equal(logits(second), expected)
+    other = make(second, seed=4)
+    assert not torch.equal(logits(other), expected)
+    assert torch.equal(logits(make(other, seed=3)), expected)
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2"])
+def test_adapters_that_leave_out_new_layers_are_refused(kind, base_of, tokenizer, tmp_path):
+    base = AutoModelForSequenceClassification.from_pretrained(base_of(kind), num_labels=1)
+    student = get_peft_model(base, lora())
+    match = r"without .*pooler\.dense, which the checkpoint of the base lacks"
+    with pytest.raises(ValueError, match=match):
+        WeakToStrongTrainer(student, arguments(tmp_path), processing_class=tokenizer)
+    args = RewardPairConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    with pytest.raises(ValueError, match=match):
+        RewardPairTrainer(student, args, train_dataset=None, processing_class=tokenizer)
+    with pytest.raises(ValueError, match=match):  # as an older version saved it
+        load_student(save(student, tokenizer, tmp_path / "student"), task_type="REWARD")
+    # The pooler of a classifier that was finetuned before is in its checkpoint.
+    AutoModelForSequenceClassification.from_pretrained(base_of(kind)).save_pretrained(tmp_path / "classifier")
+    finetuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier")
+    prepare_adapters(get_peft_model(finetuned, lora()))
+
+
+def test_a_base_that_lacks_what_adapters_cannot_save_is_refused(base_of, tmp_path):
+    with pytest.raises(ValueError, match=r"lacks lm_head\.weight, which adapters neither train nor save"):
+        load_student(base_of("llama"), task_type="CAUSAL_LM", peft_config=lora(task_type="CAUSAL_LM"))
+    shutil.copytree(base_of("llama"), tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    del weights["layers.0.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    base = load_student(str(tmp_path / "broken"))  # all of its weights may be trained
+    with pytest.raises(ValueError, match=r"lacks model\.layers\.0\.mlp\.up_proj\.weight"):
+        fresh_adapter(base)
+
+
+def trained(base, **options):
+    student = fresh_adapter(base, lora(**options), seed=1)
+    step(student)
+    return student
+
+
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_a_base_with_merged_adapters_is_refused(load_in_4bit, base_of):
+    def student():
+        return trained(load_student(base_of("llama"), dtype="float32", load_in_4bit=load_in_4bit))
+
+    merged = student()
+    merged.merge_adapter()
+    with pytest.raises(ValueError, match="adapters are merged into the base"):
+        fresh_adapter(merged)
+    with pytest.raises(ValueError, match=r"have changed since .*self_attn\.q_proj\.weight"):
+        fresh_adapter(student().merge_and_unload())
+
+
+def test_nothing_of_an_earlier_student_is_left_in_the_base(base_of):
+    base = load_student(base_of("bert"), dtype="float32")
+    untrained = logits(base)
+    both = trained(base)
+    both.add_adapter("other", lora())
+    both.set_adapter("other")
+    ways = {
+        "unloaded": trained(fresh_adapter(both).unload()).unload(),
+        "with a trained embedding": trained(base, modules_to_save=["word_embeddings"]),
+        "the base itself": (trained(base), base)[1],
+    }
+    for name, model in ways.items():
+        # Other modules than before: adapters of these stay where nobody takes them off.
+        student = fresh_adapter(model, lora(target_modules=["query"]))
+        assert torch.equal(logits(student), untrained), name
+    with pytest.raises(ValueError, match="have changed since"):  # trained biases are in the base itself
+        fresh_adapter(trained(base, bias="all"))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "llama", "roberta"])
+def test_a_base_stored_quantized_gets_a_float32_head(kind, bits, base_of, tokenizer, tmp_path):
+    for options in ({}, {"load_in_4bit": True}, {"task_type": "REWARD", "quantization_config": quantized(bits)}):
+        options = {"dtype": "float32", **options}
+        base = load_student(base_of(kind, bits), **options)
+        for layer in head_linears(base).values():
+            assert type(layer) is torch.nn.Linear and layer.weight.dtype == torch.float32
+        kinds = {type(module).__name__ for module in base.modules()}
+        assert ("Linear4bit" if bits == 4 else "Linear8bitLt") in kinds
+    student = trained(base)
+    again = load_student(save(student, tokenizer, tmp_path), **options)
+    assert torch.equal(logits(again), logits(student))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", ["deberta-v2", "llama", "roberta"])
+def test_a_classifier_stored_with_a_quantized_head_gets_a_float32_one(kind, bits, base_of, tokenizer, tmp_path):
+    full = AutoModelForSequenceClassification.from_pretrained(base_of(kind))
+    full.save_pretrained(tmp_path / "full")
+    stored = AutoModelForSequenceClassification.from_pretrained(tmp_path / "full", quantization_config=quantized(bits))
+    stored.save_pretrained(tmp_path / "stored")
+    loaded = load_student(str(tmp_path / "stored"), dtype="float32")
+    for (name, layer), whole in zip(head_linears(loaded).items(), head_linears(full).values(), strict=True):
+        assert type(layer) is torch.nn.Linear and layer.weight.dtype == torch.float32, name
+        # The weights of the classifier, rounded to steps of a 127th of the largest, or of a tenth.
+        largest = whole.weight.abs().max()
+        assert (layer.weight - whole.weight).abs().max() < largest / (100 if bits == 8 else 5), name
+        assert layer.bias is None or torch.equal(layer.bias, whole.bias), name
+    student = trained(stored)  # not from load_student
+    assert all(layer.weight.dtype == torch.float32 for layer in head_linears(student).values())
+    try:
+        other = load_student(str(tmp_path / "stored"), dtype="float32", num_labels=3)
+    except ValueError as error:
+        assert "does not replace it in a quantized model: take a newer one" in str(error)
+    else:
+        assert logits(other).shape == (2, 3) and list(head_linears(other).values())[-1].weight.dtype == torch.float32
+
+
+def test_adapters_of_another_name_are_saved_where_students_are(base_of, tokenizer, tmp_path):
+    model = get_peft_model(
+        AutoModelForSequenceClassification.from_pretrained(base_of("llama")),
+        lora(target_modules=["q_proj", "v_proj", "o_proj", "k_proj"], init_lora_weights=False),
+        "student",
+    )
+    before = logits(model)
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    options |= {"save_strategy": "steps", "metric_for_best_model": "loss", "greater_is_better": True}
+    trainer = WeakToStrongTrainer(
+        model,
+        arguments(tmp_path / "out", max_steps=3, learning_rate=0.05, **options),
+        train_dataset=make_rows(8),
+        eval_dataset=make_rows(8),
+        processing_class=tokenizer,
+    )
+    assert list(model.peft_config) == ["default"] and torch.equal(logits(model), before)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    for directory in (tmp_path / "out", trainer.state.best_model_checkpoint):
+        assert torch.equal(logits(load_student(str(directory), dtype="float32")), logits(model))
+    # Sorted, on the card and in the file: a set has another order in every process.
+    names = ["k_proj", "o_proj", "q_proj", "v_proj"]
+    shown = str(names).translate({ord("["): "&#91;", ord("]"): "&#93;"})
+    assert f"| adapters, target_modules | {shown} |" in (tmp_path / "out" / "README.md").read_text()
+    student = fresh_adapter(model, lora(target_modules=names[::-1]))
+    assert student.peft_config["default"].target_modules == names
+
+
+def test_adapters_that_would_be_saved_as_others_are_refused(base_of, tokenizer, tmp_path):
+    base = make_language_model(tokenizer)
+    model = get_peft_model(base, lora(task_type="CAUSAL_LM"))
+    model.add_adapter("other", lora(task_type="CAUSAL_LM"))
+    prepare_adapters(model)
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match="2 active adapters"):
+        prepare_adapters(model)
+    model.set_adapter("other")
+    with pytest.raises(ValueError, match=r"default, other, of which 'other' is active.*delete_adapter"):
+        prepare_adapters(model)
+    model.delete_adapter("default")
+    with pytest.raises(ValueError, match=r"in subdirectories.*Load one of .*other"):
+        load_student(save(model, tokenizer, tmp_path))
+    weights = {name.replace("other", "default"): weight.clone() for name, weight in model.named_parameters()}
+    state = torch.get_rng_state()
+    prepare_adapters(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("task_type", "options"),
+    [
+        ("SEQ_CLS", {"load_in_4bit": True}),
+        ("SEQ_CLS", {"trained": [64]}),
+        ("REWARD", {}),
+        ("CAUSAL_LM", {}),
+        ("CAUSAL_LM", {"tied": True}),
+    ],
+)
+def test_students_with_more_embeddings_than_their_base(task_type, options, base_of, tokenizer, tmp_path):
+    options = dict(options)
+    directory, tied, trained_ids = base_of("llama"), options.pop("tied", False), options.pop("trained", None)
+    if task_type == "CAUSAL_LM":
+        make_language_model(tokenizer, tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
+        directory = str(tmp_path / "base")
+    options = {"task_type": task_type, "dtype": "float32", **options}
+    larger = copy.deepcopy(tokenizer)
+    larger.add_special_tokens({"pad_token": "<new>"})
+    base = load_student(directory, **options)
+    base.resize_token_embeddings(len(larger), mean_resizing=False)
+    peft_task_type = "CAUSAL_LM" if task_type == "CAUSAL_LM" else "SEQ_CLS"
+    student = fresh_adapter(base, lora(task_type=peft_task_type, trainable_token_indices=trained_ids), seed=0)
+    student.config.pad_token_id = larger.pad_token_id
+    batch = {"input_ids": torch.tensor([[5, larger.pad_token_id, 6]]), "attention_mask": torch.ones(1, 3)}
+    again = load_student(save(student, larger, tmp_path / "student"), **options)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(**batch).logits, student.eval()(**batch).logits)
+
+
+@pytest.mark.parametrize(
+    ("base", "match"),
+    [
+        ("moved", "cannot load its base.*base_model="),
+        ("me/gone", "cannot load its base 'me/gone' at the revision 0000.*base_model="),
+        (None, "name no base.*base_model="),
+    ],
+)
+def test_a_base_that_is_gone_can_be_named(base, match, base_of, tokenizer, tmp_path):
+    shutil.copytree(base_of("llama"), tmp_path / "base")
+    student = load_student(str(tmp_path / "base"), dtype="float32", peft_config=lora())
+    directory = save(student, tokenizer, tmp_path / "student")
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    if base != "moved":
+        file = tmp_path / "student" / "adapter_config.json"
+        config = json.loads(file.read_text()) | {"base_model_name_or_path": base, "revision": "0000"}
+        file.write_text(json.dumps(config))
+    with pytest.raises((OSError, ValueError), match=match):
+        load_student(directory)
+    again = load_student(directory, dtype="float32", base_model=str(tmp_path / "elsewhere"))
+    assert torch.equal(logits(again), logits(student))
+    with pytest.raises(OSError) as error:
+        load_student(directory, base_model="/no/such/base")
+    assert "cannot load its base" not in str(error.value)
+    with pytest.raises(ValueError, match="has adapters already"):
+        load_student(directory, peft_config=lora())

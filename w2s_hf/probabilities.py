@@ -1,0 +1,80 @@
+"""Class probabilities from labels in any form, checked row by row."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+__all__ = ["MAX_NAMED_ROWS", "as_probabilities"]
+
+MAX_NAMED_ROWS = 5  # an error names this many offending rows, and counts the rest
+
+
+def _named(ids: list, positions: np.ndarray) -> str:
+    names = ", ".join(str(ids[position]) for position in positions[:MAX_NAMED_ROWS])
+    more = len(positions) - MAX_NAMED_ROWS
+    return f"row{'s' if len(positions) > 1 else ''} {names}" + (f" and {more} more" if more > 0 else "")
+
+
+def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = None) -> np.ndarray:
+    """
+    Class probabilities of labels in any of the three forms a training column may have.
+
+    Args:
+        labels (array-like): Integer or boolean classes of shape `(N,)`; or P(class 1) in [0, 1] of shape `(N,)`, for
+            two classes; or class probabilities of shape `(N, C)`.
+        n_classes (`int`, *optional*, defaults to `2`): C.
+        ids (`list`, *optional*): Row names of length N for error messages; positions by default.
+
+    Returns:
+        `np.ndarray` of shape `(N, C)`, float32; every row sums to 1.
+
+    Raises:
+        ValueError: a label is missing, NaN, outside its range, or a row does not sum to 1 within 1e-3; the rows are
+            named. Or the number of classes does not fit.
+    """
+    try:
+        values = np.asarray(labels)
+    except ValueError as error:  # rows of different length
+        raise ValueError(
+            f"labels: got rows of different length, expected {n_classes} probabilities in each."
+        ) from error
+    ids = list(range(len(values))) if ids is None else ids
+    if values.dtype == object:
+        missing = np.array([value is None for value in values], dtype=bool)
+        problem = f"{_named(ids, np.flatnonzero(missing))} without a label" if missing.any() else "a mixture of types"
+        raise ValueError(f"labels: got {problem}, expected integers, P(class 1) or {n_classes} probabilities.")
+    if values.dtype.kind in "bui" and values.ndim == 1:
+        values = values.astype(np.int64)
+        wrong = np.flatnonzero((values < 0) | (values >= n_classes))
+        if len(wrong):
+            raise ValueError(
+                f"labels: got class {values[wrong[0]]} in {_named(ids, wrong)}, expected 0 to {n_classes - 1}."
+            )
+        return np.eye(n_classes, dtype=np.float32)[values]
+    if values.dtype.kind not in "fui" or values.ndim not in (1, 2):
+        raise ValueError(
+            f"labels: got {values.dtype} of shape {values.shape}, expected (N,) integers, (N,) probabilities of "
+            f"class 1, or (N, {n_classes}) probabilities."
+        )
+    values = values.astype(np.float64)
+    if values.ndim == 1:
+        if n_classes != 2:
+            raise ValueError(
+                f"labels: got one probability a row for {n_classes} classes, expected a list of {n_classes} a row."
+            )
+        values = np.stack([1 - values, values], axis=1)
+    if values.shape[1] != n_classes:
+        raise ValueError(f"labels: got {values.shape[1]} probabilities a row, expected {n_classes}.")
+    not_a_number = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(not_a_number):
+        raise ValueError(f"labels: got NaN or infinity in {_named(ids, not_a_number)}, expected probabilities.")
+    out_of_range = np.flatnonzero(((values < -1e-6) | (values > 1 + 1e-6)).any(axis=1))
+    if len(out_of_range):
+        raise ValueError(
+            f"labels: got {values[out_of_range[0]].tolist()} in {_named(ids, out_of_range)}, expected [0, 1]."
+        )
+    off = np.flatnonzero(np.abs(values.sum(axis=1) - 1) > 1e-3)
+    if len(off):
+        raise ValueError(
+            f"labels: got probabilities that sum to {values[off[0]].sum():.4f} in {_named(ids, off)}, expected 1."
+        )
+    return values.astype(np.float32)
