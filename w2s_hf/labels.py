@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from .hub import commit_files
 from .markdown import Markup, render
+from .trained_with import DEMO_DATASET, subject
 
 __all__ = [
     "Completion",
@@ -232,14 +233,17 @@ def weak_labels_card(provenance: dict, columns: list[str], repo_id: str | None =
         columns (`list[str]`): Of their table.
         repo_id (`str`, *optional*): Where it is on the Hub; else this directory.
     """
-    task = provenance.get("task")
+    task, dataset = provenance.get("task"), provenance.get("dataset")
+    is_demo = isinstance(dataset, dict) and dataset.get("id") == DEMO_DATASET
+    tags = ("weak-to-strong", "weak-labels", "w2s_hf-demo" if is_demo else task)
     # Without it, the provenance would count as rows, too.
     configs = [{"config_name": "default", "data_files": "weak_labels.parquet"}]
-    data = DatasetCardData(tags=[tag for tag in ("weak-to-strong", "weak-labels", task) if tag], configs=configs)
+    data = DatasetCardData(tags=[tag for tag in tags if tag], configs=configs)
     return render(
         "weak_labels_card.md",
         metadata=Markup(data.to_yaml()),
         provenance=provenance,
+        subject=subject(task, is_demo) if task else None,
         dataset=provenance.get("dataset") or {},
         columns=columns,
         kind=Markup("WeakCompletions" if "completion" in columns else "WeakLabels"),
