@@ -213,4 +213,5 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _printable(value: object) -> str:
-    return "-" if value is None else "".join(character for character in str(value) if character.isprintable())
+    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "-" if is_missing else "".join(character for character in str(value) if character.isprintable())

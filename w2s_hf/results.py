@@ -30,7 +30,7 @@ def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
     table = read_results("outputs")  # or a file, a pattern such as "outputs/*/results.json", or a list of them
     students = table[table["role"] == "student"]
-    students.groupby(["fingerprint", "run_name", "method", "learning_rate"], dropna=False)["pgr"].median()
+    medians = students.groupby(["fingerprint", "method", "learning_rate"])["pgr"].median()
     ```
 
     Args:
