@@ -11,10 +11,10 @@ import yaml
 from hub_server import LoopbackHub
 from huggingface_hub import HfApi, constants
 from running import ROOT
-from test_cards import card_of, results
+from test_cards import CARDS, card_of, results
 
 from w2s_hf import Score, StudentCard
-from w2s_hf.leaderboard import COLUMNS, find_cards, leaderboard, readable
+from w2s_hf.leaderboard import COLUMNS, find_cards, leaderboard, read_card, readable
 
 
 def put(folder, name="boolq", method="naive", seed=0, settings=None, run_name=None, preset="custom", **accuracies):
@@ -88,6 +88,9 @@ def test_rows_of_a_demo_are_never_those_of_its_task(tmp_path):
     put(tmp_path / "b", student=0.75, preset="demo", seed=1)
     table = leaderboard(find_cards([str(tmp_path)]))
     assert table["task"].tolist() == ["boolq", "boolq (demo: generated rows)"] and len(table) == 2
+    card = (CARDS / "boolq-demo" / "naive-seed0" / "README.md").read_text()
+    (tmp_path / "README.md").write_text(card.replace("  preset: demo\n", ""))
+    assert read_card(tmp_path).is_demo, "older cards say so by their dataset alone"
 
 
 def without_settings(folder) -> None:

@@ -2,9 +2,11 @@
 
 import copy
 import json
+import os
 import re
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 from running import ROOT
@@ -12,7 +14,9 @@ from test_cards import CARDS, card_of, results
 
 from w2s_hf import CompletionConfig, RewardPairConfig, WeakToStrongConfig, read_results
 from w2s_hf.config import _READ_BY, StudentConfig
+from w2s_hf.experiments.finetuning import Model
 from w2s_hf.experiments.options import ClassificationArguments
+from w2s_hf.experiments.protocol import name_of
 from w2s_hf.experiments.report import settings_of
 from w2s_hf.leaderboard import _OF_A_METHOD, read_card
 from w2s_hf.trained_with import fingerprint_of, plain
@@ -132,6 +136,22 @@ def test_a_card_gives_its_settings_and_its_name_back(tmp_path):
 
 def test_settings_of_methods_are_known_by_name():
     assert {name for names in _READ_BY.values() for name in names} <= set(_OF_A_METHOD)
+
+
+def test_a_local_model_is_known_by_its_weights_wherever_it_lies(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = rng.bytes(1_000_000)
+    changed = weights[:-2] + bytes([weights[-2] ^ 1]) + weights[-1:]
+    for place, content in {"a": weights, "b": weights, "c": changed, "d": weights[:-1], "e": b""}.items():
+        directory = tmp_path / place / "gpt2"
+        directory.mkdir(parents=True)
+        (directory / "config.json").write_text("{}")
+        (directory / "model.safetensors").write_bytes(content)
+        os.utime(directory / "model.safetensors", (len(place), ord(place)))
+    found = {place: Model.find(str(tmp_path / place / "gpt2"), "--student_model") for place in "abcde"}
+    assert {model.name for model in found.values()} == {"gpt2"} and found["a"].weights == found["b"].weights
+    assert len({model.weights for model in found.values()}) == 4
+    assert name_of(found["a"])["weights"] == found["a"].weights
 
 
 # ---- One table ----

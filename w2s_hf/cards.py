@@ -221,7 +221,7 @@ class StudentCard:
 
     @property
     def subject(self) -> str | None:
-        """The task, and of the demo that its rows are generated: see [`subject`]."""
+        """The task, as [`subject`] names it: for the demo with a note that the rows are generated."""
         return None if self.task is None else subject(self.task, self.is_demo)
 
     @property

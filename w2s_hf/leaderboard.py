@@ -173,7 +173,7 @@ def leaderboard(cards: Iterable[StudentCard]) -> pd.DataFrame:
 
 
 def _differing_settings(cards: list[StudentCard]) -> dict[str, list]:
-    """For each setting in which two of the cards differ that a reader compares, its value on every card."""
+    """Returns the values on every card of each setting that differs between cards of the same task."""
     known = [card.trained_with if card.settings else {} for card in cards]
     found = {}
     for name in dict.fromkeys(name for settings in known for name in settings if name not in _KIND):
@@ -186,7 +186,7 @@ def _differing_settings(cards: list[StudentCard]) -> dict[str, list]:
     return found
 
 
-# What a row is called by, and the settings that only students of the same method or model have in common.
+# Columns of their own, and settings that only students of the same method or model have in common.
 _KIND = {"task", "demo", "setting", "method", "weak_model", "student_model"}
 _OF_A_METHOD = (
     "loss_type", "aux_coef", "aux_warmup_ratio", "aux_prior", "window_radius", "product_alpha", "product_beta",

@@ -1,4 +1,4 @@
-"""What was trained, as data by which students are grouped: settings of results and cards, and their fingerprint."""
+"""The settings that results and cards record of a training, and the fingerprint by which students are grouped."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ DEMO_DATASET = "w2s_hf demo"  # what results and cards call the rows of the embe
 
 def subject(task: str, is_demo: bool) -> str:
     """
-    Returns what readers call the rows of an experiment: the task, and of the embedded demo that it has other rows.
+    Returns the name of a task for readers. For the embedded demo it says that the rows are generated.
 
     ```python
     subject("boolq", is_demo=True)  # "boolq (demo: generated rows)"
@@ -41,7 +41,7 @@ def shared_settings(results: dict) -> dict:
 
 
 def trained_with(card: "StudentCard") -> dict:
-    """As [`StudentCard.trained_with`]."""
+    """Returns [`StudentCard.trained_with`]."""
     known = {"task": card.task, "demo": card.is_demo or None, "setting": card.setting, "method": card.method}
     for role, score in {"weak": card.weak, "student": card.student}.items():
         known[f"{role}_model"] = score and score.model
@@ -56,13 +56,13 @@ def trained_with(card: "StudentCard") -> dict:
 
 
 def fingerprint_of(settings: dict) -> str:
-    """Twelve hexadecimal digits of JSON values by name, whatever their order. An entry that is `None` is no entry."""
+    """Returns twelve hexadecimal digits of JSON values by name. Neither order nor entries of `None` change them."""
     text = json.dumps(_canonical(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _canonical(value):
-    """JSON values that are equal where the settings are: 2 and 2.0, and names in whatever order."""
+    """Returns JSON values that are equal where settings are equal: 2 and 2.0, and names in any order."""
     if isinstance(value, dict):
         return {name: _canonical(part) for name, part in value.items() if part is not None}
     if isinstance(value, list):

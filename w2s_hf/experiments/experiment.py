@@ -255,15 +255,16 @@ class Experiment(ABC):
 
     @property
     def identity(self) -> Manifest:
-        """What the command line asks for, to tell it from another experiment in the same output directory."""
+        """The manifest of this experiment, to tell it from another one in the same output directory."""
         return identity_of(self.task.name, self.setting.name, self.args, self.training_args, self.student_config)
 
     def _claim_output_dir(self) -> Manifest:
         """
-        Looks up models and rows, and writes down whose the output directory is from now on. Returns what it holds.
+        Looks up models and rows, and writes the manifest of the output directory. Returns it, with the seeds, methods
+        and analyses that have results there already.
 
         Raises:
-            ValueError: it is another experiment's.
+            ValueError: the directory belongs to another experiment.
         """
         identity, overwrite = self.identity, self.args.overwrite_output_dir
         # Before the demo pretrains its models, and again when models and rows are known.
@@ -344,7 +345,7 @@ class Experiment(ABC):
 
 
 def demo_description(results: dict) -> str:
-    """The description of the task, after the sentence that the rows are not those of the task."""
+    """Returns the description of the task, after a sentence that says that its rows are generated."""
     rows = ROWS[results["setting"]]
     return (
         f"Demo: generated {rows} in the columns of {results['task']}, none of which is from its dataset. "

@@ -101,8 +101,8 @@ def _hash_of_weights(directory: Path) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with open(path, "rb") as file:
-            for sample in range(64):
-                file.seek(size * sample // 64)
+            for start in [*range(0, size, max(size // 64, 4096)), max(size - 4096, 0)]:
+                file.seek(start)
                 digest.update(file.read(4096))
     return digest.hexdigest()[:12]
 

@@ -39,14 +39,14 @@ _NOT_COMPARED = {
 @dataclass
 class Manifest:
     """
-    What an output directory holds, `experiment.json`.
+    The content of `experiment.json`: which experiment an output directory holds.
 
     Args:
         kind (`str`): `"experiment"`, of a recipe, or `"sweep"`.
-        name (`str`): What error messages call it.
+        name (`str`): Its name in error messages.
         settings (`dict`): JSON values by name; an experiment with other ones is another experiment.
-        found (`dict[str, str]`): Fingerprints of rows and versions of models, known once they are looked up; what two
-            manifests have both must be the same.
+        found (`dict[str, str]`): Fingerprints of rows and versions of models, known once they are looked up. Entries
+            that two manifests have in common must be equal.
         seeds (`list[int]`): Seeds with results.
         methods, analyses (`dict[str, dict]`): Methods and analyses with results, and their own settings.
         is_complete (`bool`): All settings are known. They are not of results of older versions of this package.
@@ -64,8 +64,8 @@ class Manifest:
     @classmethod
     def read(cls, directory: Path) -> Self | None:
         """
-        The manifest of a directory, or what its results say where an older version wrote them; `None` where there are
-        neither.
+        Reads the manifest of a directory, or makes one of its results where an older version wrote them. Returns
+        `None` where there are neither.
 
         Raises:
             ValueError: the manifest is broken.
@@ -112,7 +112,7 @@ class Manifest:
             return None  # another program's
 
     def write(self, directory: Path) -> None:
-        """A whole file or none."""
+        """Writes the file as a whole or not at all."""
         holds = asdict(self)
         content = {"schema": 1} | {name: holds.pop(name) for name in ("kind", "name", "settings")} | {"holds": holds}
         directory.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ class Manifest:
         os.replace(aside, directory / MANIFEST)
 
     def differences(self, other: Self) -> list[str]:
-        """What the settings and rows of another one have otherwise, a phrase each."""
+        """Returns a phrase for each setting, model or part of the rows that differs in another manifest."""
         names = [name for name in {**self.settings, **other.settings}]
         if not (self.is_complete and other.is_complete):
             names = [name for name in names if name in self.settings and name in other.settings]
@@ -147,7 +147,7 @@ def _shown(value: object) -> str:
 def identity_of(
     task: str, setting: str, args: ExperimentArguments, training_args: TrainingArguments, config: StudentConfig
 ) -> Manifest:
-    """The manifest of an experiment that a command line asks for, before its models and rows are looked up."""
+    """Returns the manifest that a command line asks for, before models and rows are looked up."""
     settings = settings_of(args, training_args, config)
     name = subject(task, args.demo) + (f", run {training_args.run_name}" if training_args.run_name else "")
     methods = {method: settings["losses"].get(method, {}) for method in args.methods}
@@ -182,14 +182,14 @@ def identity_of(
 
 
 def _name_of(model: str, is_demo: bool) -> str:
-    """As [`Model.find`] calls it."""
+    """Returns the name that results have for a model, as [`Model.find`] gives it."""
     return f"demo/{model}" if is_demo else Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def check_output_dir(directory: Path, wanted: Manifest, *, overwrite: bool) -> Manifest | None:
     """
-    What a directory holds of an experiment that is wanted there: the manifest of what is there already of the same
-    experiment, or `None`.
+    Checks that an experiment may use a directory. Returns the manifest of the same experiment where the directory
+    has a part of it already, else `None`.
 
     Args:
         directory (`Path`): The output directory, which need not exist.

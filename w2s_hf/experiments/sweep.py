@@ -138,7 +138,7 @@ def first_cells(args: SweepArguments) -> list[Cell]:
 
 
 def identity_of_sweep(args: SweepArguments, experiments: dict[str, Experiment]) -> Manifest:
-    """What all cells of a setting have in common, to tell a sweep from another one in the same output directory."""
+    """Returns the settings that all cells share, to tell a sweep from another one in the same output directory."""
     settings, methods = {}, {}
     for setting, experiment in experiments.items():
         shared = experiment.identity.settings | {"ladder": " ".join(experiment.args.ladder) or None}
@@ -153,7 +153,7 @@ def identity_of_sweep(args: SweepArguments, experiments: dict[str, Experiment]) 
 
 def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
     """
-    The file of options of the cells of each setting.
+    Returns the file of options of the cells of each setting.
 
     Raises:
         ValueError: one file is given for several settings.
