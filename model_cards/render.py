@@ -25,7 +25,7 @@ def render(folder: Path) -> None:
             directory = folder / Path(student["output"]).name
             directory.mkdir()
             card = StudentCard.from_results(results, run, student)
-            plot_gap(card.weak, card.student, card.ceiling, card.pgr, directory / FIGURE)
+            plot_gap(card.weak, card.student, card.ceiling, card.pgr, directory / FIGURE, title=card.subject)
             card.has_figure = True
             card.save(directory / "README.md")
 

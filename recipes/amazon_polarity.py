@@ -23,7 +23,7 @@ DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
 
 def main() -> None:
-    args, training_args, student_config = parse_arguments(__doc__, DEMO_CONFIG)
+    args, training_args, student_config = parse_arguments(__doc__, DEMO_CONFIG, task="amazon_polarity")
     results = run_classification("amazon_polarity", args, training_args, student_config)
     finish(results, args, training_args)
 

@@ -30,7 +30,7 @@ DEMO_CONFIG = Path(__file__).parent / "configs" / "demo_reward.yaml"
 
 def main() -> None:
     args, training_args, student_config = parse_arguments(
-        __doc__, DEMO_CONFIG, experiment=RewardArguments, training=RewardPairConfig
+        __doc__, DEMO_CONFIG, experiment=RewardArguments, training=RewardPairConfig, task="anthropic_hh"
     )
     results = run_reward(PREFERENCE_TASKS["anthropic_hh"], args, training_args, student_config)
     finish(results, args, training_args)

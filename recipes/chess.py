@@ -39,7 +39,12 @@ DEMO_CONFIG = Path(__file__).parent / "configs" / "demo_chess.yaml"
 
 def main() -> None:
     args, training_args, student_config = parse_arguments(
-        __doc__, DEMO_CONFIG, experiment=ChessArguments, training=CompletionConfig, real_config="single_gpu_chess.yaml"
+        __doc__,
+        DEMO_CONFIG,
+        experiment=ChessArguments,
+        training=CompletionConfig,
+        real_config="single_gpu_chess.yaml",
+        task=CHESS_PUZZLES.name,
     )
     results = run_chess(CHESS_PUZZLES, args, training_args, student_config)
     finish(results, args, training_args)

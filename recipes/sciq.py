@@ -22,7 +22,7 @@ DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
 
 def main() -> None:
-    args, training_args, student_config = parse_arguments(__doc__, DEMO_CONFIG)
+    args, training_args, student_config = parse_arguments(__doc__, DEMO_CONFIG, task="sciq")
     results = run_classification("sciq", args, training_args, student_config)
     finish(results, args, training_args)
 

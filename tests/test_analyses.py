@@ -139,7 +139,10 @@ def test_a_second_run_trains_nothing_and_asks_nothing(analysed, cache):
 
 def test_an_analysis_of_a_finished_run_keeps_its_numbers(analysed, cache, tmp_path):
     output, _, results = analysed
-    fewer = recipe_here(*TINY, "--analyses", "agreement", "--output_dir", output, cache=cache)
+    options = [*TINY, "--analyses", "agreement", "--output_dir", output]
+    refused = recipe_here(*options, cache=cache)
+    assert refused.returncode == 1 and "for the analyses overfitting prompting" in refused.stderr
+    fewer = recipe_here(*options, "--overwrite_output_dir", "true", cache=cache)
     assert fewer.returncode == 0 and "Nothing was trained" in fewer.stderr
     (before,), (after,) = results["runs"], numbers(output)["runs"]
     assert list(after["analyses"]) == ["agreement"] and "baselines" not in after

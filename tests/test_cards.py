@@ -12,6 +12,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from transformers import TrainerControl, TrainerState
@@ -20,7 +21,7 @@ from w2s_hf import Score, StudentCard, WeakToStrongConfig
 from w2s_hf.labels import weak_labels_card
 from w2s_hf.leaderboard import read_card
 from w2s_hf.markdown import as_text, markdown_table
-from w2s_hf.plots import PALETTE, plot_gap
+from w2s_hf.plots import PALETTE, plot_accuracies, plot_gap
 from w2s_hf.trainers.student_card import StudentCardCallback
 
 HOSTILE = [
@@ -195,6 +196,27 @@ def test_several_seeds_an_unbounded_interval_and_a_demo():
     assert "it is undefined in 1." in text and "a student of the embedded demo" in text
 
 
+def test_a_demo_says_that_its_rows_are_generated(monkeypatch, tmp_path):
+    demo, real = (results("boolq") | {"preset": preset, "controls": []} for preset in ("demo", "custom"))
+    name = "boolq (demo: generated rows)"
+    front, text = front_and_text(card_of(demo).render())
+    assert front["model-index"][0]["results"][0]["dataset"]["name"] == name and name in text.splitlines()[2]
+    assert front["weak_to_strong"]["task"] == "boolq" and front["weak_to_strong"]["preset"] == "demo"
+    assert "boolq" not in front["tags"] and "demo" not in card_of(real).render()
+    titles = []
+    monkeypatch.setattr(Axes, "set_title", lambda self, text, **kwargs: titles.append(text))
+    for made in (demo, real):
+        card = card_of(made)
+        plot_accuracies(made, tmp_path / "accuracy.png")
+        plot_gap(card.weak, card.student, card.ceiling, card.pgr, tmp_path / "pgr.png", title=card.subject)
+    assert [name in title for title in titles] == [True, True, False, False]
+    for dataset, is_demo in {"w2s_hf demo": True, "google/boolq": False}.items():
+        provenance = {"task": "boolq", "model": "m", "n_rows": 1, "dataset": {"id": dataset}}
+        card = weak_labels_card(provenance, ["id", "probabilities"])
+        assert ("# Weak labels of " + (name if is_demo else "boolq") + " by m\n") in card
+        assert ("\n- boolq\n" in card) != is_demo
+
+
 def test_what_a_trainer_does_not_know_is_left_out():
     card = StudentCard(base_model="gpt2", base_is_on_hub=True)
     front, text = front_and_text(card.render())
@@ -240,13 +262,17 @@ def test_a_trainer_fills_in_what_nobody_has_set(tmp_path):
     card = StudentCard(settings={"learning_rate": "mine"})
     callback = StudentCardCallback(card)
     for loss_type, max_steps in (("confidence", 10), ("xent", 500)):  # as the links of a chain, one after another
-        args = WeakToStrongConfig(str(tmp_path), loss_type=loss_type, max_steps=max_steps, seed=3, use_cpu=True)
+        args = WeakToStrongConfig(
+            str(tmp_path), loss_type=loss_type, max_steps=max_steps, seed=3, use_cpu=True, run_name="mine",
+            adam_beta1=0.8,
+        )  # fmt: skip
         state = TrainerState(max_steps=max_steps)
         callback.on_train_begin(args, state, TrainerControl())
         callback.on_train_end(args, state, TrainerControl())
     assert card.settings["optimizer steps"] == card.settings["max_steps"] == 500
     assert card.settings["loss_type"] == "xent" and "aux_coef" not in card.settings
     assert card.settings["learning_rate"] == "mine" and card.seed == 3 and card.method == "confidence"
+    assert card.settings["adam_beta1"] == 0.8 and card.run_name == "mine"
     assert card.hardware == "CPU" and 0 <= card.seconds < 1
     callback.on_train_begin(args, TrainerState(global_step=7, max_steps=500), TrainerControl())
     callback.on_train_end(args, state, TrainerControl())

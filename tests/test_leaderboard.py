@@ -7,18 +7,22 @@ import sys
 
 import pandas as pd
 import pytest
+import yaml
 from hub_server import LoopbackHub
 from huggingface_hub import HfApi, constants
 from running import ROOT
-from test_cards import card_of, results
+from test_cards import CARDS, card_of, results
 
 from w2s_hf import Score, StudentCard
-from w2s_hf.leaderboard import find_cards, leaderboard
+from w2s_hf.leaderboard import COLUMNS, find_cards, leaderboard, read_card, readable
 
 
-def put(folder, name="boolq", method="naive", seed=0, **accuracies):
+def put(folder, name="boolq", method="naive", seed=0, settings=None, run_name=None, preset="custom", **accuracies):
     made = results(name, method=method, output=f"students/{method}-seed{seed}")
     made["summary"][0]["method"] = method
+    made["settings"]["training"] |= settings or {}
+    made["settings"]["losses"] = {"confidence": {"loss_type": "confidence", "aux_coef": 0.5}}
+    made |= {"run_name": run_name, "preset": preset}
     run = made["runs"][0]
     run["seed"] = seed
     for role, entry in {"weak": run["weak"], "student": run["students"][0], "ceiling": run["ceiling"]}.items():
@@ -54,6 +58,71 @@ def test_seeds_come_together_and_undefined_ones_are_counted(students):
     assert (confidence["pgr_low"], confidence["pgr_high"]) == (0.2, 0.8), "of one seed, its interval"
     again = leaderboard(find_cards([str(students), str(students / "a" / "one")]))
     pd.testing.assert_frame_equal(again, table)
+
+
+def test_two_learning_rates_are_two_rows_and_a_column(tmp_path):
+    put(tmp_path / "a", settings={"learning_rate": 1e-3}, run_name="high", student=0.65)
+    put(tmp_path / "b", settings={"learning_rate": 1e-4, "lora_dropout": 0.1}, run_name="low", student=0.75)
+    put(tmp_path / "c", settings={"learning_rate": 1e-3}, run_name="again", seed=1, student=0.65)
+    put(tmp_path / "d", method="confidence", settings={"learning_rate": 1e-3}, student=0.7)
+    table = leaderboard(find_cards([str(tmp_path)]))
+    assert table["n_students"].tolist() == [1, 1, 2] and table["fingerprint"].nunique() == 3
+    assert list(table.columns[len(COLUMNS) :]) == ["learning_rate", "lora_dropout"], "no loss of one method alone"
+    assert table["learning_rate"].tolist() == [1e-4, 1e-3, 1e-3]
+    assert table["lora_dropout"].tolist() == [0.1, None, None]
+    assert table["run_name"].fillna("").tolist() == ["low", "", "high, again"]
+    shown = readable(table)
+    assert list(shown.columns[4:7]) == ["learning_rate", "lora_dropout", "run"] and shown["run"][1] == "-"
+    same = leaderboard(find_cards([str(tmp_path / "a"), str(tmp_path / "c")]))
+    assert len(same) == 1 and list(same.columns) == list(COLUMNS), "what does not differ is no column"
+
+
+def test_tasks_are_not_compared_with_each_other(tmp_path):
+    put(tmp_path / "a", settings={"learning_rate": 1e-3})
+    put(tmp_path / "b", name="chess", settings={"learning_rate": 1e-4})
+    assert list(leaderboard(find_cards([str(tmp_path)])).columns) == list(COLUMNS)
+
+
+def test_rows_of_a_demo_are_never_those_of_its_task(tmp_path):
+    put(tmp_path / "a", student=0.65)
+    put(tmp_path / "b", student=0.75, preset="demo", seed=1)
+    table = leaderboard(find_cards([str(tmp_path)]))
+    assert table["task"].tolist() == ["boolq", "boolq (demo: generated rows)"] and len(table) == 2
+    card = (CARDS / "boolq-demo" / "naive-seed0" / "README.md").read_text()
+    (tmp_path / "README.md").write_text(card.replace("  preset: demo\n", ""))
+    assert read_card(tmp_path).is_demo, "older cards say so by their dataset alone"
+
+
+def without_settings(folder) -> None:
+    """As an older version wrote the card."""
+    page = folder / "README.md"
+    begin, front, text = page.read_text().split("---\n", 2)
+    data = yaml.safe_load(front)
+    for name in ("fingerprint", "dataset", "n_rows", "settings", "versions"):
+        del data["weak_to_strong"][name]
+    page.write_text(f"---\n{yaml.safe_dump(data)}---\n{text}")
+
+
+def test_older_cards_are_read_and_pooled_only_where_they_can_be_seeds(tmp_path):
+    for name, seed, accuracy in (("a", 0, 0.65), ("b", 1, 0.7), ("c", 2, 0.75)):
+        put(tmp_path / name, seed=seed, student=accuracy)
+        without_settings(tmp_path / name)
+    table = leaderboard(find_cards([str(tmp_path)]))
+    assert table["n_students"].tolist() == [3] and table["fingerprint"].tolist() == [None]
+    put(tmp_path / "d", seed=0, student=0.8)
+    without_settings(tmp_path / "d")
+    assert leaderboard(find_cards([str(tmp_path)]))["n_students"].tolist() == [1, 1, 1, 1], "two of seed 0 differ"
+    put(tmp_path / "e", seed=0, student=0.85, settings={"learning_rate": 1})
+    mixed = leaderboard(find_cards([str(tmp_path)]))
+    assert len(mixed) == 5 and list(mixed.columns) == list(COLUMNS), "an unknown setting is no difference"
+
+
+def test_settings_of_a_stranger_cannot_replace_a_column(tmp_path):
+    put(tmp_path / "a", settings={"pgr": 1, "task": "sciq"}, student=0.65)
+    put(tmp_path / "b", settings={"pgr": 2}, seed=1, student=0.75)
+    table = leaderboard(find_cards([str(tmp_path)]))
+    assert table["pgr"].tolist() == pytest.approx([0.75, 0.25]) and table["setting pgr"].tolist() == [2, 1]
+    assert set(table["task"]) == {"boolq"}
 
 
 def test_what_is_no_student_is_said(students, tmp_path):

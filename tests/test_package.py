@@ -13,13 +13,23 @@ PACKAGE = Path(w2s_hf.__file__).parent
 
 # A module imports only from lines above its own.
 LAYERS = [
-    {"losses", "metrics", "hub", "checkpoints", "markdown", "heads", "probabilities", "command_line"},
-    {"adapters"},
+    {
+        "losses",
+        "metrics",
+        "hub",
+        "checkpoints",
+        "markdown",
+        "heads",
+        "probabilities",
+        "command_line",
+        "trained_with",
+    },
+    {"adapters", "scores"},
     {"original_qwen"},
     {"seed_models"},
     {"cards"},
-    {"config", "labels"},
-    {"collators", "generation", "modeling", "plots", "publish", "leaderboard"},
+    {"config", "labels", "results"},
+    {"collators", "generation", "modeling", "plots", "publish", "leaderboard", "training_settings"},
     {"shapes"},
     {"memory"},
     {
@@ -54,7 +64,7 @@ LAYERS = [
     {"trainers"},
     {"experiments.stages", "experiments.options", "experiments.config_file"},
     {"experiments.grid", "experiments.settings", "experiments.report"},
-    {"experiments.arguments", "experiments.live", "experiments.finetuning"},
+    {"experiments.arguments", "experiments.live", "experiments.finetuning", "experiments.output_directory"},
     {"experiments.bootstrapping", "experiments.generative", "experiments.moves", "experiments.fitting"},
     {"experiments.protocol", "experiments.boards"},
     {"experiments.study"},

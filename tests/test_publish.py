@@ -348,6 +348,14 @@ def test_students_that_are_being_replaced_are_not_pushed_with_the_numbers_of_oth
     assert json.loads(after) | {"wall_seconds": None} == json.loads(before) | {"wall_seconds": None}
 
 
+def test_students_that_are_in_no_results_are_named(publish, output):
+    orphan = output / "students" / "naive-seed7"
+    orphan.mkdir()
+    _, stderr = publish(output, "--hub_namespace", "me", "--dry_run")
+    orphan.rmdir()
+    assert "Not pushed: naive-seed7 in" in stderr and "Not pushed" not in publish(output, "--dry_run")[1]
+
+
 def test_a_connection_cut_in_the_middle_of_an_upload(output, cut):
     hub, process = cut
     before = snapshot(output)

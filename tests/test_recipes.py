@@ -20,9 +20,10 @@ from test_own_tasks import MESSAGES
 from test_splits import passages
 from transformers import AutoTokenizer
 
-from w2s_hf import TASKS, WeakLabels, load_student
+from w2s_hf import TASKS, WeakLabels, load_student, read_results
 from w2s_hf.experiments.arguments import parse_arguments
 from w2s_hf.experiments.options import AnyTaskArguments
+from w2s_hf.leaderboard import find_cards, leaderboard
 from w2s_hf.tasks.demo import DemoWorld
 from w2s_hf.tasks.demo_rows import demo_rows
 
@@ -53,6 +54,12 @@ def test_output_is_all_there(finished):
     ):
         assert word in process.stdout
     report = (output / "report.md").read_text()
+    assert report.startswith("# Weak-to-strong generalization: boolq (demo: generated rows)\n")
+    assert "Demo: generated rows in the columns of boolq, none of which is from its dataset." in report
+    assert "\nboolq (demo: generated rows)\n" in process.stdout
+    card = (output / "students" / "naive-seed0" / "README.md").read_text()
+    assert "name: 'boolq (demo: generated rows)'" in card and "\n- boolq\n" not in card
+    assert "# demo/pretrained-64x2 finetuned on boolq (demo: generated rows) labels of demo/scratch-32x1\n" in card
     assert "What this demo shows, and what it does not" in report and "(figures/accuracy.png)" in report
     assert (output / "figures" / "accuracy.png").stat().st_size > 10_000
     assert not list(output.rglob("*.partial")) and not list(output.rglob("training_args.bin"))
@@ -133,8 +140,14 @@ def test_the_same_run_again_trains_nothing_and_says_so(finished, cache):
 def test_a_changed_learning_rate_trains_what_it_changes_and_no_more(finished, cache, tmp_path):
     output, _, before = finished
     shutil.copytree(output, tmp_path / "out")
-    process = recipe_here(*SMALL, "--output_dir", tmp_path / "out", "--weak_learning_rate", "1e-3", cache=cache)
+    options = [*SMALL, "--output_dir", tmp_path / "out", "--weak_learning_rate", "1e-3"]
+    (tmp_path / "out" / "students" / "naive-seed7").mkdir()
+    process = recipe_here(*options, cache=cache)
+    assert process.returncode == 1 and "weak supervisor, learning_rate: 0.003 there, 0.001 here" in process.stderr
+    assert numbers(tmp_path / "out") == before and (tmp_path / "out" / "students" / "naive-seed7").is_dir()
+    process = recipe_here(*options, "--overwrite_output_dir", "true", cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
+    assert {path.name for path in (tmp_path / "out" / "students").iterdir()} == {"naive-seed0", "confidence-seed0"}
     # Supervisor, both students and the control are new; the ceiling and the three models of the demo are not.
     assert "4 stages built, 4 reused" in process.stderr
     assert numbers(tmp_path / "out")["runs"][0]["weak"] != before["runs"][0]["weak"]
@@ -176,6 +189,29 @@ def test_interrupted_by_hand_it_says_how_to_go_on(cache, tmp_path):
     process.join(60)
     stderr = (tmp_path / "log" / "stderr").read_text()
     assert process.exitcode == 1 and "the same command goes on" in stderr and "Traceback" not in stderr
+    # Nothing is finished yet, and it is known whose directory it is.
+    another = recipe_here(*SMALL, "--learning_rate", "1", "--output_dir", tmp_path / "out", cache=cache)
+    assert another.returncode == 1 and "learning_rate: 0.003 there, 1 here" in another.stderr
+
+
+def test_a_seed_is_added_and_nothing_is_lost(cache, tmp_path):
+    first = ["--config", DEMO_CONFIG, *TINY, "--methods", "naive", "--output_dir", tmp_path / "out"]
+    first += "--student_model scratch-64x2 --max_steps 1 --load_best_model_at_end false".split()
+    first += "--eval_strategy no --save_strategy no".split()
+    assert recipe_here(*first, cache=cache).returncode == 0
+    (before,) = numbers(tmp_path / "out")["runs"]
+    fewer = recipe_here(*first, "--seeds", 1, cache=cache)
+    assert fewer.returncode == 1 and "results of this experiment for the seeds 0;" in fewer.stderr
+    process = recipe_here(*first, "--seeds", 0, 1, "--run_name", "more of it", cache=cache)
+    assert process.returncode == 0, process.stderr[-3000:]
+    results = numbers(tmp_path / "out")
+    assert results["run_name"] == "more of it" and "Run: more of it." in (tmp_path / "out" / "report.md").read_text()
+    assert results["runs"][0]["students"][0] == before["students"][0]
+    table = read_results(tmp_path / "out")
+    assert table[table["role"] == "student"].groupby("fingerprint")["seed"].apply(list).tolist() == [[0, 1]]
+    shown = leaderboard(find_cards([str(tmp_path / "out")]))
+    assert shown["n_students"].tolist() == [2] and set(shown["run_name"]) == {"more of it"}
+    assert set(shown["task"]) == {"boolq (demo: generated rows)"}
 
 
 def test_two_ranks_run_the_recipe(cache, tmp_path):

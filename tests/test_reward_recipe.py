@@ -124,7 +124,9 @@ def test_a_student_loads_alone_and_predicts_what_was_scored(finished):
 def test_without_the_generative_stage_there_is_one_ceiling(finished, cache, monkeypatch, capsys):
     output = finished[0].parent / "plain"
     shutil.copytree(finished[0], output)
-    run_here(monkeypatch, cache, f"{' '.join(SMALL)} --output_dir {output} --methods confidence")
+    run_here(
+        monkeypatch, cache, f"{' '.join(SMALL)} --output_dir {output} --methods confidence --overwrite_output_dir true"
+    )
     (run,) = numbers(output)["runs"]
     assert len(list((output / "_stages").glob("ceiling-*[0-9a-f]"))) == 2, "the plain ceiling was trained again"
     assert "ceiling_plain" not in run and "against_plain_ceiling" not in run["students"][0]

@@ -18,11 +18,13 @@ import pandas as pd
 import pytest
 from running import ROOT, recipe, recipe_here, start
 
-from w2s_hf import WeakLabels
+from w2s_hf import WeakLabels, read_results
 from w2s_hf.experiments import finetuning
 from w2s_hf.experiments.arguments import parse_sweep
 from w2s_hf.experiments.cells import Session
 from w2s_hf.experiments.grid import Cell, SweepArguments, cells_of, rounds_of
+from w2s_hf.experiments.output_directory import Manifest
+from w2s_hf.leaderboard import find_cards, leaderboard
 
 TWO_NODES = "test_on_two_nodes_of_which_one_loses_its_worker_the_table_is_the_same"
 DEMO = ROOT / "recipes" / "configs" / "sweep_demo.yaml"
@@ -94,6 +96,44 @@ def test_every_cell_is_in_the_table_and_no_stage_was_trained_twice(swept):
     assert "3 cells of the grid are left out: a chain of one" in process.stderr
     report = (output / "report.html").read_text()
     assert "pretrained-32x2" in report and "bootstrap" in report
+    assert "<title>Weak-to-strong generalization: boolq (demo: generated rows)</title>" in report
+    assert set(table["task"]) == {"boolq"} and set(table["preset"]) == {"demo"}
+
+
+def test_a_directory_has_one_sweep(swept, cache, tmp_path):
+    output, before = swept[0], (swept[0] / "sweep.csv").read_text()
+    for options, words in {
+        ("--learning_rate", "1"): "classification, learning_rate: 0.003 there, 1 here",
+        ("--methods", "naive"): "1 cells are finished that the grid does not have",
+        (
+            "--methods",
+            "naive",
+            "--resume",
+            "false",
+            "--n_train",
+            "100",
+        ): "classification, n_train: 160 there, 100 here",
+    }.items():
+        refused = sweep(*options, cache=cache, output=output)
+        assert refused.returncode == 1 and words in refused.stderr, refused.stderr[-2000:]
+        assert "another --output_dir" in refused.stderr and "--overwrite_output_dir true" in refused.stderr
+    experiment = recipe_here(*SMALL, "--output_dir", output, cache=cache)
+    assert experiment.returncode == 1 and "which has the sweep" in experiment.stderr
+    Manifest("experiment", "boolq", {}).write(tmp_path)
+    (tmp_path / "_stages").mkdir()
+    refused = sweep("--resume", "false", cache=cache, output=tmp_path)
+    assert refused.returncode == 1 and "which has the experiment 'boolq'" in refused.stderr
+    assert (tmp_path / "_stages").is_dir() and (output / "sweep.csv").read_text() == before
+
+
+def test_cells_are_read_as_results_and_on_a_leaderboard(swept):
+    table, cells = read_results(swept[0]), pd.read_parquet(swept[0] / "sweep.parquet")
+    students = table[table["role"] == "student"]
+    assert sorted(students["fingerprint"]) == sorted(cells["fingerprint"]) and cells["fingerprint"].nunique() == 5
+    assert sorted(students["accuracy"]) == sorted(cells["accuracy"])
+    board = leaderboard(find_cards([str(swept[0])]))
+    assert sorted(board["fingerprint"]) == sorted(cells["fingerprint"])
+    assert set(board["task"]) == {"boolq (demo: generated rows)"}
 
 
 def test_cells_of_one_base_share_it(swept):
@@ -115,6 +155,9 @@ def test_numbers_are_those_of_the_recipe(swept, cache, tmp_path):
     for student in students:
         row = table.loc[("scratch-32x1", "pretrained-32x2", student["method"])]
         assert row["accuracy"] == student["accuracy"] and row["agreement"] == student["agreement"]["overall"]
+        assert row["fingerprint"] == student["fingerprint"], (
+            "a cell and a run of the recipe are seeds of one experiment"
+        )
 
 
 def test_killed_and_started_again_it_ends_with_the_same_table(swept, cache, tmp_path):

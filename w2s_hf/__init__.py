@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .labels import WeakCompletions, WeakLabels
     from .metrics import performance_gap_recovered
     from .modeling import load_student
+    from .results import read_results
     from .tasks import TASKS, Task, load_task
     from .trainers import BootstrapTrainer, CompletionTrainer, RewardPairTrainer, WeakToStrongTrainer
 
@@ -32,6 +33,7 @@ _MODULE_OF_NAME = {
     "performance_gap_recovered": "metrics",
     "fresh_adapter": "adapters",
     "load_student": "modeling",
+    "read_results": "results",
     "TASKS": "tasks",
     "Task": "tasks",
     "load_task": "tasks",
@@ -61,6 +63,7 @@ __all__ = [
     "load_student",
     "load_task",
     "performance_gap_recovered",
+    "read_results",
 ]
 
 

@@ -10,6 +10,8 @@ from huggingface_hub import EvalResult, ModelCardData, constants
 
 from .markdown import Markup, render
 from .metrics import performance_gap_recovered, pgr_undefined_reason
+from .scores import Score, interval
+from .trained_with import fingerprint_of, method_settings, plain, shared_settings, subject, trained_with
 
 __all__ = ["BLOCK", "FIGURE", "ROWS", "SCHEMA", "Score", "StudentCard"]
 
@@ -21,44 +23,6 @@ FIGURE = "pgr.png"  # beside the card
 _TASK_TYPES = {"classification": "SEQ_CLS", "reward": "REWARD", "chess": "CAUSAL_LM"}
 _PIPELINES = {"SEQ_CLS": "text-classification", "REWARD": "text-classification", "CAUSAL_LM": "text-generation"}
 BLOCK, SCHEMA = "weak_to_strong", 1  # of the front matter, and its version
-
-
-@dataclass(frozen=True)
-class Score:
-    """
-    Accuracy of a model on the test rows.
-
-    Args:
-        model (`str`): Hub id, or the name of a local directory.
-        accuracy (`float`): In [0, 1].
-        n (`int`): Test rows.
-        ci95 (`tuple[float, float]`, *optional*): Its 95 % interval.
-        revision (`str`, *optional*): Commit on the Hub; `None` for a model that is not there.
-    """
-
-    model: str
-    accuracy: float
-    n: int
-    ci95: tuple[float, float] | None = None
-    revision: str | None = None
-
-    def __post_init__(self):
-        # A NumPy number, which is what a mean is, would get into the front matter as a pickle.
-        object.__setattr__(self, "accuracy", float(self.accuracy))
-        object.__setattr__(self, "n", int(self.n))
-        if self.ci95 is not None:
-            low, high = self.ci95
-            object.__setattr__(self, "ci95", (float(low), float(high)))
-
-    @classmethod
-    def of(cls, entry: dict) -> Self:
-        """Of an entry of `results.json`, or of the front matter of a card."""
-        return cls(**{field.name: entry.get(field.name) for field in dataclasses.fields(cls)})
-
-    @property
-    def shown(self) -> Markup:
-        """`0.701 [0.677, 0.723]`"""
-        return Markup(f"{self.accuracy:.3f}") + _interval(self.ci95, 3)
 
 
 @dataclass
@@ -84,6 +48,8 @@ class StudentCard:
         class_names (`list[str]`, *optional*): Of the classes, in order.
         setting (`str`, *optional*, defaults to `"classification"`): Or `"reward"`, `"chess"`, `"completion"`.
         dataset, dataset_revision (`str`, *optional*): Where the rows are from.
+        rows_fingerprint (`str`, *optional*): Hash of all rows and how they are split; none in the demo, which
+            generates other rows for each seed.
         dataset_is_on_hub (`bool`, *optional*, defaults to `False`): The metadata name it then.
         method (`str`, *optional*): How the student learned the labels.
         weak, student, ceiling ([`Score`], *optional*): On the same test rows.
@@ -114,7 +80,8 @@ class StudentCard:
         loading (`dict`, *optional*): Keyword arguments of [`load_student`] that give the precision of the training.
         max_new_tokens (`int`, *optional*, defaults to `12`): Where completions are cut.
         example_prompt (`str`, *optional*): For the snippet.
-        settings (`dict`, *optional*): Of the training, by name.
+        settings (`dict`, *optional*): Of the training, by name. They are part of `fingerprint`.
+        run_name (`str`, *optional*): Name of the run that trained the student.
         seed (`int`, *optional*): Of head, adapters and row order.
         versions (`dict[str, str]`, *optional*): Of libraries.
         hardware (`str`, *optional*), seconds (`float`, *optional*): Where it was trained, and for how long.
@@ -128,6 +95,7 @@ class StudentCard:
     setting: str = "classification"
     dataset: str | None = None
     dataset_revision: str | None = None
+    rows_fingerprint: str | None = None
     dataset_is_on_hub: bool = False
     method: str | None = None
     weak: Score | None = None
@@ -148,6 +116,7 @@ class StudentCard:
     weak_labels: str | None = None
     weak_labels_fingerprint: str | None = None
     is_demo: bool = False
+    run_name: str | None = None
     repo_id: str | None = None
     has_figure: bool = False
     tags: list[str] = field(default_factory=list)
@@ -189,13 +158,14 @@ class StudentCard:
         learned = student["links"][-1] if "links" in student else student
         return cls(
             task=results["task"],
-            description=results["description"],
+            description=results.get("description"),
             text_form=results.get("text_form"),
             class_names=results.get("class_names"),
             setting=results["setting"],
             dataset=dataset["id"],
             # Offline, `datasets` does not say which commit it has.
             dataset_revision=None if dataset["revision"] == "cached" else dataset["revision"],
+            rows_fingerprint=None if is_demo else run.get("split_fingerprint"),
             dataset_is_on_hub=not is_demo and dataset["revision"] not in ("local", "generated"),
             method=student["method"],
             weak=Score.of(run["weak"]),
@@ -211,7 +181,7 @@ class StudentCard:
             links=student.get("links", []),
             n_train=student.get("n_train"),
             pgr_against_plain=student.get("against_plain_ceiling", {}).get("pgr"),
-            n_rows={name[2:].replace("_", " "): dataset[name] for name in _PARTS},
+            n_rows={name[2:].replace("_", " "): dataset[name] for name in _PARTS if name in dataset},
             summary=None if is_link else summary,
             is_demo=is_demo,
             base_model=student["model"],
@@ -222,11 +192,12 @@ class StudentCard:
             loading=settings["loading"],
             max_new_tokens=settings["training"].get("max_new_tokens", 12),
             example_prompt=results.get("example_prompt"),
-            settings=settings["losses"].get(student["method"], {}) | settings["training"] | settings["student"],
+            settings=method_settings(results, student) | shared_settings(results),
+            run_name=results.get("run_name"),
             seed=run["seed"],
             versions=results["versions"],
             hardware=student["hardware"],
-            seconds=results["wall_seconds"].get(student["output"]),
+            seconds=results.get("wall_seconds", {}).get(student["output"]),
         )
 
     @property
@@ -249,12 +220,33 @@ class StudentCard:
         return pgr_undefined_reason(self.weak.accuracy, self.ceiling.accuracy) or "no accuracy is given of: student"
 
     @property
+    def subject(self) -> str | None:
+        """The task, as [`subject`] names it: for the demo with a note that the rows are generated."""
+        return None if self.task is None else subject(self.task, self.is_demo)
+
+    @property
     def title(self) -> str:
-        """`Qwen/Qwen2.5-7B, taught boolq by Qwen/Qwen2.5-0.5B`, or as much of it as is known."""
+        """`Qwen/Qwen2.5-7B finetuned on boolq labels of Qwen/Qwen2.5-0.5B`, or as much of it as is known."""
         name, teacher = self.base_model or "A student", self.taught_by or (self.weak and self.weak.model)
         if teacher is None:
-            return f"{name}, finetuned" + (f" on {self.task}" if self.task else "")
-        return f"{name}, taught {self.task + ' ' if self.task else ''}by {teacher}"
+            return f"{name}, finetuned" + (f" on {self.subject}" if self.subject else "")
+        return f"{name} finetuned on {self.subject + ' ' if self.subject else ''}labels of {teacher}"
+
+    @property
+    def trained_with(self) -> dict[str, str | float | bool]:
+        """
+        Everything that is known of what was trained, as JSON values by name: task, rows, models, method, settings,
+        and the version of this package. Students with the same values are seeds of the same experiment.
+
+        Not among them: the seed, names of runs, paths, devices and how a step is cut into micro-batches, versions of
+        other libraries, and in the demo the rows themselves, which are others for each seed.
+        """
+        return trained_with(self)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Twelve hexadecimal digits of `trained_with`; `None` where no settings are known, as on older cards."""
+        return fingerprint_of(self.trained_with) if self.settings else None
 
     def metadata(self) -> ModelCardData:
         """
@@ -265,7 +257,7 @@ class StudentCard:
         common = {
             "task_type": _PIPELINES[self.task_type],
             "dataset_type": "-".join((self.dataset or "unknown").split()),
-            "dataset_name": self.task or self.dataset or "unknown",
+            "dataset_name": self.subject or self.dataset or "unknown",
         }
         if self.dataset_is_on_hub and self.dataset_revision:
             common["dataset_revision"] = self.dataset_revision
@@ -278,14 +270,27 @@ class StudentCard:
             results.append(EvalResult(**common, **pgr, metric_args=args))
         block = {"schema": SCHEMA, "task": self.task, "setting": self.setting, "method": self.method}
         block |= {"seed": self.seed, "taught_by": self.taught_by}
+        if self.is_demo:
+            block["preset"] = "demo"
+        if self.run_name is not None:
+            block["run_name"] = self.run_name
         for name in ("weak", "student", "ceiling"):
             score = getattr(self, name)
-            block[name] = None if score is None else _plain(dataclasses.asdict(score))
-        block |= {"pgr_ci95": _plain(self.pgr_ci95), "pgr_undefined": self.pgr_undefined}
-        block["agreement"] = _plain(self.agreement)
+            block[name] = None if score is None else plain(dataclasses.asdict(score))
+            if score is not None and score.weights is None:
+                del block[name]["weights"]
+        block |= {"pgr_ci95": plain(self.pgr_ci95), "pgr_undefined": self.pgr_undefined}
+        block["agreement"] = plain(self.agreement)
+        if self.settings:
+            block["fingerprint"] = self.fingerprint
+            block["dataset"] = {"id": self.dataset, "revision": self.dataset_revision, "rows": self.rows_fingerprint}
+            block["n_rows"] = dict(self.n_rows) | ({"train": self.n_train} if self.n_train else {})
+            block["settings"] = {name: value for name, value in plain(self.settings).items() if value is not None}
+            block["versions"] = dict(self.versions)
         datasets = [self.dataset] if self.dataset_is_on_hub else []
         datasets += [self.weak_labels] if self.weak_labels else []
-        tags = ["weak-to-strong", "w2s_hf", self.method, self.task]
+        # A search of the Hub for the task must not find rows that only look like it.
+        tags = ["weak-to-strong", "w2s_hf", self.method, "w2s_hf-demo" if self.is_demo else self.task]
         tags += ["reward-model"] if self.setting == "reward" else ["chess"] if self.setting == "chess" else []
         return ModelCardData(
             base_model=self.base_model if self.base_is_on_hub else None,
@@ -309,7 +314,7 @@ class StudentCard:
             rows=ROWS[self.setting],
             figure=FIGURE if self.has_figure else None,
             hub=Markup(constants.ENDPOINT),
-            pgr=None if self.pgr is None else Markup(f"{self.pgr:.2f}") + _interval(self.pgr_ci95, 2),
+            pgr=None if self.pgr is None else Markup(f"{self.pgr:.2f}") + interval(self.pgr_ci95, 2),
             pgr_over_seeds=_over_seeds(self.summary),
             source=Markup(_literal(self.repo_id or ".")),
             options=Markup("".join(f", {name}={_literal(value)}" for name, value in self._options().items())),
@@ -374,28 +379,15 @@ def _literal(value: object) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
-def _interval(ci95: tuple[float, float] | None, digits: int) -> Markup:
-    return Markup("" if ci95 is None else f" [{ci95[0]:.{digits}f}, {ci95[1]:.{digits}f}]")
-
-
 def _over_seeds(summary: dict | None) -> Markup | None:
     if summary is None or summary["n_seeds"] == 1:
         return None
     if summary["pgr_median"] is None:
         return Markup("undefined")
-    return Markup(f"{summary['pgr_median']:.2f}") + _interval(summary["pgr_ci95"], 2)
+    return Markup(f"{summary['pgr_median']:.2f}") + interval(summary["pgr_ci95"], 2)
 
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
-def _plain(value):
-    """JSON values alone: a tuple or a NumPy number would be written into the front matter as Python objects."""
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value.item() if hasattr(value, "item") else value  # NumPy's

@@ -23,7 +23,6 @@ __all__ = [
     "WeakToStrongConfig",
     "computes_in_bfloat16",
     "hardware",
-    "training_settings",
 ]
 
 logger = get_logger(__name__)
@@ -32,19 +31,6 @@ logger = get_logger(__name__)
 METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
 
 HEAD_INITS = ("normal", "zeros", "unembedding")
-
-
-def training_settings(args: TrainingArguments) -> dict[str, str | float]:
-    """What a reader of a result should know of a training, by the names of the arguments where they have one."""
-    names = ["learning_rate", "num_train_epochs", "optim", "adam_beta2", "weight_decay", "max_grad_norm"]
-    names += ["lr_scheduler_type", "warmup_steps", "max_length", "max_new_tokens"]
-    if args.max_steps > 0:
-        names[1] = "max_steps"
-    settings = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    settings = {name: getattr(value, "value", value) for name, value in settings.items()}  # some are enumerations
-    settings["rows per optimizer step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    settings["mixed precision"] = "bfloat16" if args.bf16 else "float16" if args.fp16 else "no"
-    return settings
 
 
 def hardware() -> str:

@@ -16,6 +16,7 @@ from huggingface_hub import CommitInfo, DatasetCardData, snapshot_download
 from .hub import commit_files
 from .markdown import Markup, render
 from .probabilities import MAX_NAMED_ROWS, as_probabilities
+from .trained_with import DEMO_DATASET, subject
 
 __all__ = [
     "Completion",
@@ -202,14 +203,16 @@ def weak_labels_card(provenance: dict, columns: list[str], repo_id: str | None =
         repo_id (`str`, *optional*): Where it is on the Hub; else this directory.
     """
     task, dataset = provenance.get("task"), provenance.get("dataset")
+    is_demo = isinstance(dataset, dict) and dataset.get("id") == DEMO_DATASET
+    tags = ("weak-to-strong", "weak-labels", "w2s_hf-demo" if is_demo else task)
     # Without it, the provenance would count as rows, too.
     configs = [{"config_name": "default", "data_files": _ROWS}]
-    tags = ["weak-to-strong", "weak-labels", *([str(task)] if task else [])]
-    data = DatasetCardData(tags=tags, configs=configs)
+    data = DatasetCardData(tags=[str(tag) for tag in tags if tag], configs=configs)
     return render(
         "weak_labels_card.md",
         metadata=Markup(data.to_yaml()),
         provenance={**{name: None for name in ("task", "model", "n_rows")}, **provenance},
+        subject=subject(task, is_demo) if task else None,
         dataset=dataset.get("id") if isinstance(dataset, dict) else dataset,
         columns=columns,
         kind=Markup("WeakCompletions" if "completion" in columns else "WeakLabels"),

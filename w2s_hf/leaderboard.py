@@ -1,5 +1,6 @@
 """Cards read back as data, and PGR of many students in one table from their cards alone."""
 
+import json
 import math
 import statistics
 from collections.abc import Iterable
@@ -11,12 +12,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from yaml import YAMLError
 
 from .cards import BLOCK, SCHEMA, Score, StudentCard
+from .results import find_results
+from .trained_with import DEMO_DATASET
 
-__all__ = ["COLUMNS", "find_cards", "leaderboard", "read_card"]
+__all__ = ["COLUMNS", "find_cards", "leaderboard", "read_card", "readable"]
 
 COLUMNS = (
     "task", "weak", "student", "method", "n_students", "weak_accuracy", "student_accuracy", "ceiling_accuracy", "pgr",
-    "pgr_low", "pgr_high", "n_undefined",
+    "pgr_low", "pgr_high", "n_undefined", "run_name", "fingerprint",
 )  # fmt: skip
 
 
@@ -51,11 +54,24 @@ def _card_of(path: Path) -> StudentCard:
     if not isinstance(block, dict) or block.get("schema") != SCHEMA:
         raise ValueError(f"it has no `{BLOCK}` of schema {SCHEMA} in its front matter.")
     scores = {name: None if block[name] is None else Score.of(block[name]) for name in ("weak", "student", "ceiling")}
-    same = ("task", "setting", "method", "seed", "taught_by", "agreement")
-    pgr_ci95 = None if block["pgr_ci95"] is None else tuple(block["pgr_ci95"])
+    same = {name: block[name] for name in ("task", "setting", "method", "seed", "taught_by", "agreement")}
+    # Older cards have none of these. Of the demo they say so in `model-index` alone.
+    same |= {name: block.get(name) or {} for name in ("settings", "versions")}
+    same |= {"run_name": block.get("run_name"), "n_rows": dict(block.get("n_rows") or {})}
+    is_demo = any(entry.dataset_type == "-".join(DEMO_DATASET.split()) for entry in data.eval_results or [])
+    dataset = block.get("dataset") or {}
     card = StudentCard(
-        **{name: block[name] for name in same}, **scores, pgr_ci95=pgr_ci95, no_pgr=block["pgr_undefined"]
+        **same,
+        **scores,
+        pgr_ci95=None if block["pgr_ci95"] is None else tuple(block["pgr_ci95"]),
+        no_pgr=block["pgr_undefined"],
+        is_demo=is_demo or block.get("preset") == "demo",
+        dataset=dataset.get("id"),
+        dataset_revision=dataset.get("revision"),
+        rows_fingerprint=dataset.get("rows"),
     )
+    card.n_train = card.n_rows.pop("train", None)
+    _ = card.fingerprint  # raises where a setting is no JSON value
     stated = next((entry.metric_value for entry in data.eval_results or [] if entry.metric_type == "pgr"), None)
     if (stated is None) != (card.pgr is None) or (stated is not None and not math.isclose(stated, card.pgr)):
         raise ValueError(f"`model-index` has the PGR {stated}, and its scores give {card.pgr}.")
@@ -80,12 +96,12 @@ def _download_card(repo_id: str, revision: str | None) -> str:
 
 def find_cards(sources: Iterable[str]) -> list[StudentCard]:
     """
-    The cards of students.
+    Returns the cards of students.
 
     Args:
         sources (`Iterable[str]`):
             Hub ids of students, their directories, or directories to look for students in, such as the output of a
-            recipe. Of such a directory, students of a chain that have no ceiling are left out.
+            recipe or of a sweep. Students of a chain that have no ceiling are left out of such a directory.
 
     Raises:
         FileNotFoundError: there is no such student, or none below a directory.
@@ -100,6 +116,10 @@ def find_cards(sources: Iterable[str]) -> list[StudentCard]:
             continue
         pages = [page for page in sorted(directory.rglob("README.md")) if "_stages" not in page.parts]
         below = [read_card(page) for page in pages if f"\n{BLOCK}:\n" in page.read_text(encoding="utf-8")]
+        # A sweep copies no student and writes no card; the records of its cells say the same.
+        for results in find_results(directory, only_sweeps=True).values():
+            run = results["runs"][0]
+            below += [StudentCard.from_results(results, run, student) for student in run["students"]]
         below = [card for card in below if card.ceiling is not None]
         if not below:
             raise FileNotFoundError(f"{source}: there is no student's card in this directory or below it.")
@@ -109,21 +129,31 @@ def find_cards(sources: Iterable[str]) -> list[StudentCard]:
 
 def leaderboard(cards: Iterable[StudentCard]) -> pd.DataFrame:
     """
-    A row for each task, supervisor, student and method, the highest PGR first; the same student given twice counts
-    once.
+    Returns a row for each kind of student, the highest PGR of a task first. Students are of a kind, such as the seeds
+    of an experiment, where their cards have the same [`StudentCard.fingerprint`]: task, rows, models, method and
+    settings. The same student given twice counts once.
+
+    Cards of older versions of this package have no settings. They are of a kind where task, models and method are the
+    same and no seed occurs twice.
 
     Returns:
-        `pd.DataFrame` with [`COLUMNS`]: of several students (seeds, or other rows and settings) means of the
-        accuracies, and the median of PGR with its range (`pgr_low`, `pgr_high`); of one its 95 % interval. `pgr` is
-        missing where it is undefined for all.
+        `pd.DataFrame` with [`COLUMNS`], then a column for each setting that differs between rows of the same task
+        (`None` where a card does not have the setting). Where a row has several students: means of the accuracies,
+        and the median of PGR with its range (`pgr_low`, `pgr_high`); where it has one: the 95 % interval of its PGR.
+        `pgr` is missing where it is undefined for all. `task` says of the demo that its rows are generated.
     """
-    groups: dict[tuple, dict[tuple, StudentCard]] = {}
+    kinds: dict[tuple, dict[tuple, StudentCard]] = {}
     for card in cards:
-        key = (card.task, card.weak and card.weak.model, card.student and card.student.model, card.method)
-        groups.setdefault(key, {})[card.seed, card.weak, card.student, card.ceiling] = card
-    rows = []
-    for key, students in groups.items():
+        kind = (card.subject, card.weak and card.weak.model, card.student and card.student.model, card.method)
+        student = (card.seed, card.weak, card.student, card.ceiling)
+        kinds.setdefault((*kind, card.fingerprint), {})[student] = card
+    groups = []
+    for (*kind, fingerprint), students in kinds.items():
         cards = list(students.values())
+        is_one_kind = fingerprint is not None or len({card.seed for card in cards}) == len(cards)
+        groups += [(kind, cards)] if is_one_kind else [(kind, [card]) for card in cards]
+    rows = []
+    for kind, cards in groups:
         defined = [card.pgr for card in cards if card.pgr is not None]
         low, high = (min(defined), max(defined)) if defined else (None, None)
         if len(cards) == 1:
@@ -133,6 +163,55 @@ def leaderboard(cards: Iterable[StudentCard]) -> pd.DataFrame:
             known = [getattr(card, name).accuracy for card in cards if getattr(card, name) is not None]
             row.append(statistics.fmean(known) if known else None)
         pgr = statistics.median(defined) if defined else None
-        rows.append([*key, *row, pgr, low, high, len(cards) - len(defined)])
+        names = ", ".join(dict.fromkeys(card.run_name for card in cards if card.run_name is not None))
+        row += [pgr, low, high, len(cards) - len(defined), names or None, cards[0].fingerprint]
+        rows.append([*kind, *row])
     table = pd.DataFrame(rows, columns=list(COLUMNS))
+    for name, values in _differing_settings([cards[0] for _, cards in groups]).items():
+        table[f"setting {name}" if name in COLUMNS else name] = pd.Series(values, dtype=object)
     return table.sort_values(["task", "pgr"], ascending=[True, False], ignore_index=True)
+
+
+def _differing_settings(cards: list[StudentCard]) -> dict[str, list]:
+    """Returns the values on every card of each setting that differs between cards of the same task."""
+    known = [card.trained_with if card.settings else {} for card in cards]
+    found = {}
+    for name in dict.fromkeys(name for settings in known for name in settings if name not in _KIND):
+        values: dict[tuple, set[str]] = {}
+        for settings in filter(None, known):
+            compared = (settings.get("task"), settings.get("demo"), settings.get(_BELONGS_TO.get(name, "task")))
+            values.setdefault(compared, set()).add(json.dumps(settings.get(name), sort_keys=True))
+        if any(len(different) > 1 for different in values.values()):
+            found[name] = [settings.get(name) for settings in known]
+    return found
+
+
+# Columns of their own, and settings that only students of the same method or model have in common.
+_KIND = {"task", "demo", "setting", "method", "weak_model", "student_model"}
+_OF_A_METHOD = (
+    "loss_type", "aux_coef", "aux_warmup_ratio", "aux_prior", "window_radius", "product_alpha", "product_beta",
+    "adaptive_temperature", "chain", "chain rows", "labels_of", "n_train",
+)  # fmt: skip
+_BELONGS_TO = dict.fromkeys(_OF_A_METHOD, "method")
+_BELONGS_TO |= {"weak_model_version": "weak_model", "student_model_version": "student_model"}
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns a [`leaderboard`] as text for people, without what cannot be printed."""
+    pgr = [
+        "undefined" if pd.isna(row.pgr) else f"{row.pgr:.2f}"
+        + ("" if pd.isna(row.pgr_low) else f" [{row.pgr_low:.2f}, {row.pgr_high:.2f}]")
+        for row in table.itertuples()
+    ]  # fmt: skip
+    settings = [name for name in table if name not in COLUMNS]
+    runs = ["run_name"] if table["run_name"].notna().any() else []
+    text = table[["task", "weak", "student", "method", *settings, *runs]].map(_printable)
+    text = text.rename(columns={"run_name": "run"}).assign(students=table["n_students"].astype(str))
+    for name in ("weak", "student", "ceiling"):
+        text[f"{name} acc."] = ["-" if pd.isna(value) else f"{value:.3f}" for value in table[f"{name}_accuracy"]]
+    return text.assign(PGR=pgr, undefined=table["n_undefined"].astype(str))
+
+
+def _printable(value: object) -> str:
+    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "-" if is_missing else "".join(character for character in str(value) if character.isprintable())

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from .cards import Score
+from .trained_with import subject
 
 __all__ = [
     "PALETTE",
@@ -120,7 +121,8 @@ def plot_accuracies(results: dict, path: Path) -> None:
     axes.set_ylabel("test accuracy")
     n_seeds = len(runs)
     over = f"mean of {n_seeds} seeds (points)" if n_seeds > 1 else f"seed {runs[0]['seed']}, 95 % interval"
-    axes.set_title(f"{results['task']}: weak-to-strong, {over}, n = {runs[0]['weak']['n']}", fontsize=10, loc="left")
+    title = subject(results["task"], results["preset"] == "demo")
+    axes.set_title(f"{title}\nweak-to-strong, {over}, n = {runs[0]['weak']['n']}", fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
@@ -140,7 +142,9 @@ def _error(value: float, low: float, high: float) -> list[list[float]]:
     return [[max(value - low, 0.0)], [max(high - value, 0.0)]]
 
 
-def plot_gap(weak: Score, student: Score, ceiling: Score, pgr: float | None, path: Path) -> None:
+def plot_gap(
+    weak: Score, student: Score, ceiling: Score, pgr: float | None, path: Path, *, title: str | None = None
+) -> None:
     """
     The gap between supervisor and ceiling as a bar, filled as far as the student has recovered it; accuracies with
     their 95 % intervals. The same scores give the same bytes.
@@ -149,6 +153,7 @@ def plot_gap(weak: Score, student: Score, ceiling: Score, pgr: float | None, pat
         weak, student, ceiling ([`Score`]): On the same test rows.
         pgr (`float`, *optional*): `None` where it is undefined; then nothing is filled.
         path (`Path`): A `.png` file.
+        title (`str`, *optional*): Stands above the figure: what was learned, such as [`StudentCard.subject`].
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 2.5), layout="constrained")
@@ -189,6 +194,8 @@ def plot_gap(weak: Score, student: Score, ceiling: Score, pgr: float | None, pat
         axes.use_sticky_edges = False  # else the axis may end with the bar, in the middle of a point
         axes.margins(x=0.06)
         axes.set_xlabel(f"test accuracy, n = {student.n}, 95 % intervals")
+        if title is not None:
+            axes.set_title(clipped(title, 60), loc="left")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 

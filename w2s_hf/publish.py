@@ -153,6 +153,14 @@ def _finished_nearby(directory: Path) -> str:
 
 def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> list[_Repository]:
     results = json.loads((output_dir / "results.json").read_text())
+    students = [student for run in results["runs"] for student in run["students"]]
+    known = {Path(made["output"]).name for student in students for made in (student, *student.get("links", []))}
+    others = [path.name for path in sorted((output_dir / "students").glob("*/")) if path.name not in known]
+    if others:
+        logger.warning(
+            f"Not pushed: {', '.join(others)} in {output_dir / 'students'}, which are not in results.json. Push one "
+            "of them with --repo_id."
+        )
     repositories: dict[str, _Repository] = {}
     for run in results["runs"]:
         for student in run["students"]:
@@ -162,7 +170,7 @@ def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> l
             labels_id = f"{namespace}/" + repository_name(results["task"], "weak-labels", teacher, labels.name)
             files = label_files(labels, labels_id)
             repositories.setdefault(
-                labels_id, _Repository(labels_id, "dataset", files, f"Weak labels of {results['task']} by {teacher}")
+                labels_id, _Repository(labels_id, "dataset", files, f"Weak labels of {card.subject} by {teacher}")
             )
             directory, weak = output_dir / student["output"], _end(run["weak"]["model"])
             name = repository_name(results["task"], _end(student["model"]), "from", weak, directory.name)
@@ -175,7 +183,7 @@ def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> l
                 card.repo_id,
                 "model",
                 student_files(directory, card.render(), card.library_name, base_model),
-                f"Student of {results['task']} taught by {teacher}",
+                f"Student of {card.subject}, trained on labels of {teacher}",
             )
     return list(repositories.values())
 

@@ -4,6 +4,7 @@ import difflib
 import gc
 import logging
 import os
+import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from ..config import StudentConfig, WeakToStrongConfig
 from ..publish import push_students
+from ..tasks import find_task
 from .config_file import RecipeParser, config_file, with_config
 from .grid import SweepArguments
 from .options import BOOTSTRAP, AnyTaskArguments, ClassificationArguments, ExperimentArguments
@@ -26,6 +28,11 @@ __all__ = ["finish", "parse_arguments", "parse_sweep", "run_recipe"]
 
 # Naming one of these means a real experiment; naming none of them means the embedded demo.
 _REAL = ("--config", "--dataset_path", "--weak_model", "--student_model")
+
+# Shown by --help, and replaced when the task is known.
+_DEFAULT_OUTPUT_DIR = "outputs/TASK"
+# Their demos have the names of the configurations alone: outputs/demo, outputs/demo_reward, outputs/demo_chess.
+_TASKS_OF_DEMOS = ("boolq", "anthropic_hh", "chess_puzzles")
 
 # What a sweep says of its cells itself.
 _OF_THE_GRID = {
@@ -51,6 +58,7 @@ def parse_arguments(
     training: type[TrainingArguments] = WeakToStrongConfig,
     real_config: str = "single_gpu.yaml",
     announce: bool = True,
+    task: str | None = None,
 ) -> tuple[ExperimentArguments, TrainingArguments, StudentConfig]:
     """
     Reads a recipe's command line; `--config FILE` (a file, or the name of a shipped configuration beside
@@ -65,6 +73,8 @@ def parse_arguments(
         training (`type`, *optional*, defaults to [`WeakToStrongConfig`]): Which its trainer has.
         real_config (`str`, *optional*, defaults to `"single_gpu.yaml"`): The configuration for the real task, to name.
         announce (`bool`, *optional*, defaults to `True`): Print of the demo that it is one. Not of a sweep's cells.
+        task (`str`, *optional*): Name of the recipe's task, for the default of `--output_dir`: `outputs/TASK`, or for
+            the demo `outputs/demo`, with the name of the task where it is not the demo's own.
     """
     argv = with_config(sys.argv[1:] if argv is None else argv)
     named = _named(argv)
@@ -82,9 +92,13 @@ def parse_arguments(
         formatter_class=_HelpFormatter,
         usage="%(prog)s [--config FILE] [--option VALUE ...]",  # not a page of 200 names before the first sentence
     )
+    parser.set_defaults(output_dir=_DEFAULT_OUTPUT_DIR)
     try:
         # A fourth value holds `--config` itself.
         args, training_args, student_config, _ = parser.parse_args_and_config(argv)
+        if training_args.output_dir == _DEFAULT_OUTPUT_DIR:
+            config = Path(argv[argv.index("--config") + 1] if "--config" in argv else demo_config)
+            training_args.output_dir = _default_output_dir(args, config, task)
         # (A sweep gives the ladder to all cells, and each its method.)
         if announce and "--ladder" in named and BOOTSTRAP not in args.methods and not args.sizes:
             if "--methods" in named:
@@ -166,6 +180,16 @@ def check_directory(option: str, path: str) -> None:
         raise ValueError(f"{option}: got {path!r}, and {existing.name!r} is a file. Name another directory.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"{option}: got {path!r}, and {str(existing)!r} is not writable. Name another directory.")
+
+
+def _default_output_dir(args: ExperimentArguments, config: Path, task: str | None) -> str:
+    """A directory for each task: an experiment in the directory of another one is refused."""
+    if isinstance(args, AnyTaskArguments):
+        task = find_task(args.task).name
+    name = task or "experiment"
+    if args.demo:
+        name = config.stem if task is None or task in _TASKS_OF_DEMOS else f"{config.stem}_{task}"
+    return "outputs/" + re.sub(r"[^\w.-]+", "-", name)
 
 
 def _named(argv: list[str]) -> set[str]:

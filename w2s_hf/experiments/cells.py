@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -106,8 +107,13 @@ class Session:
                     made["output"] = f"_stages/{run.students[Path(made['output']).name].name}/model"
             materials = experiment.materials(cell.seed)
             sizes = [_n_parameters(model.path, model.revision) for model in (materials.weak, materials.student)]
+            results = experiment.collect([run], time.monotonic())
             row = _row_of(entry, experiment.setting.chance, *sizes)
-            return {**self._record(cell, "done", row), "entry": entry}
+            row |= {"run_name": results["run_name"], "preset": results["preset"]}
+            row |= {"fingerprint": entry["students"][0]["fingerprint"]}
+            # As `results.json` has it, but for what belongs to several cells.
+            of_all = {name: value for name, value in results.items() if name not in ("runs", "wall_seconds")}
+            return {**self._record(cell, "done", row), "entry": entry, "results": of_all}
         except Exception as error:  # whatever it is, the other cells do not have it
             if PartialState().num_processes > 1:
                 raise  # the other ranks are in the middle of this cell; started again, the sweep goes on
@@ -208,11 +214,14 @@ def _row_of(entry: dict, chance: float | None, weak_parameters: int, student_par
     }
 
 
+# Facts of the table that its figures do not need.
+_ABOUT_THE_RUN = ("run_name", "preset", "fingerprint")
 _TEXT = {"task", "setting", "weak_model", "student_model", "method", "status", "pgr_undefined", "error"}
+_TEXT |= set(_ABOUT_THE_RUN)
 _COUNTS = {"weak_parameters", "student_parameters", "n_test"}
 _COLUMNS = {
     name: "string" if name in _TEXT else "Int64" if name in _COUNTS else "int64" if name == "seed" else "float64"
-    for name in SWEEP_COLUMNS
+    for name in (*SWEEP_COLUMNS, *_ABOUT_THE_RUN)
 }
 
 

@@ -89,7 +89,6 @@ class ClassificationExperiment(Experiment):
         return load_task(task, raw=DatasetDict(raw), conversion=args.conversion, **self.split_options())
 
     def describe(self, results: dict, runs: list[SeedRun]) -> tuple[str, list[str]]:
-        results["dataset"]["conversion"] = self.args.conversion
         results["text_form"], results["class_names"] = self.task.template, list(self.task.class_names)
         notes = []
         if self.args.demo:

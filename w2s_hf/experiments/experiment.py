@@ -11,17 +11,20 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import TrainingArguments
 
+from ..cards import ROWS, StudentCard
 from ..command_line import did_you_mean
 from ..config import StudentConfig
 from ..modeling import load_tokenizer
 from ..tasks import TaskSplits
 from ..tasks.demo_ladder import DEMO_MODELS, DemoModel, World, build_demo_model, one_thread
 from ..tasks.sizes import AnyTask
+from ..trained_with import DEMO_DATASET
 from .analyses import analyse, analysis_notes
 from .finetuning import Model, Workbench
 from .fitting import check_fits
 from .generative import check_decoder
 from .options import ExperimentArguments
+from .output_directory import Manifest, check_output_dir, clear, identity_of
 from .protocol import Materials, SeedRun, keep_outputs, run_seed, summarise
 from .report import settings_of, write_report
 from .settings import Setting
@@ -146,7 +149,7 @@ class Experiment(ABC):
         if world is None:
             return self.load_real()
         splits = self.load_demo(world)
-        return replace(splits, source={"id": "w2s_hf demo", "revision": f"world {world.seed}"})
+        return replace(splits, source={"id": DEMO_DATASET, "revision": f"world {world.seed}"})
 
     def model(self, name: str, option: str, world: World | None, is_weak: bool = False) -> Model:
         """
@@ -220,11 +223,11 @@ class Experiment(ABC):
 
         Raises:
             ValueError, FileNotFoundError, ConnectionError: before anything is trained, see the loaders of
-                `w2s_hf.tasks` and [`w2s_hf.hub.ensure_available`].
+                `w2s_hf.tasks`, [`w2s_hf.hub.ensure_available`] and
+                [`w2s_hf.experiments.output_directory.check_output_dir`].
         """
         started = time.monotonic()
-        for seed in self.args.seeds:
-            self.materials(seed)
+        manifest = self._claim_output_dir()
         runs = []
         for seed in self.args.seeds:
             runs.append(self.run_seed(seed))
@@ -232,6 +235,9 @@ class Experiment(ABC):
                 # It says that all is there, and belongs to the students that are now replaced.
                 (self.output_dir / "results.json").unlink(missing_ok=True)
                 keep_outputs(runs[-1], self.output_dir)
+                manifest.seeds = list(dict.fromkeys([*manifest.seeds, seed]))
+                manifest.methods |= self.identity.methods
+                manifest.write(self.output_dir)
         results = self._report(runs, started)
         if self.args.analyses:
             # All the rest is on disk before: an analysis that fails takes nothing with it.
@@ -239,6 +245,9 @@ class Experiment(ABC):
                 world = self.world(seed) if self.args.demo else None
                 analyse(Study(self.args, self.setting, run, world))
             results = self._report(runs, started)
+        if PartialState().is_main_process:
+            manifest.analyses |= self.identity.analyses
+            manifest.write(self.output_dir)
         n_built = self.bench.stages.n_built + self.ladder.n_built
         n_reused = self.bench.stages.n_reused + self.ladder.n_reused
         logger.info(
@@ -248,10 +257,47 @@ class Experiment(ABC):
         )
         return results
 
+    @property
+    def identity(self) -> Manifest:
+        """The manifest of this experiment, to tell it from another one in the same output directory."""
+        return identity_of(self.task.name, self.setting.name, self.args, self.training_args, self.student_config)
+
+    def _claim_output_dir(self) -> Manifest:
+        """
+        Looks up models and rows, and writes the manifest of the output directory. Returns it, with the seeds, methods
+        and analyses that have results there already.
+
+        Raises:
+            ValueError: the directory belongs to another experiment.
+        """
+        identity, overwrite = self.identity, self.args.overwrite_output_dir
+        # Before the demo pretrains its models, and again when models and rows are known.
+        check_output_dir(self.output_dir, identity, overwrite=overwrite)
+        for seed in self.args.seeds:
+            materials = self.materials(seed)
+            identity.found[f"rows of seed {seed}"] = materials.splits.fingerprint
+            if not self.args.demo:
+                for option, model in {"weak_model": materials.weak, "student_model": materials.student}.items():
+                    identity.found[option] = model.revision or model.weights
+        there = check_output_dir(self.output_dir, identity, overwrite=overwrite) or Manifest("experiment", "", {})
+        PartialState().wait_for_everyone()  # all ranks have looked before one of them writes
+        held = replace(
+            identity,
+            found=there.found | identity.found,
+            **{name: getattr(there, name) for name in ("seeds", "methods", "analyses")},
+        )
+        if PartialState().is_main_process:
+            if overwrite:
+                clear(self.output_dir)
+            held.write(self.output_dir)
+        return held
+
     def _report(self, runs: list[SeedRun], started: float) -> dict:
         results = self.collect(runs, started)
         if PartialState().is_main_process:
             results["description"], notes = self.describe(results, runs)
+            if self.args.demo:
+                results["description"] = demo_description(results)
             notes += analysis_notes(results, self.output_dir)
             write_report(results, self.output_dir, notes=notes)
         PartialState().wait_for_everyone()
@@ -259,9 +305,11 @@ class Experiment(ABC):
 
     def collect(self, runs: list[SeedRun], started: float) -> dict:
         """The content of `results.json` (schema 1); `started` is `time.monotonic()` of the beginning."""
-        stages, splits = self.bench.stages, self.materials(self.args.seeds[0]).splits
-        return {
+        args, stages, splits = self.args, self.bench.stages, self.materials(self.args.seeds[0]).splits
+        of_demo = {name: getattr(args, name) for name in ("demo_world", "demo_documents") if hasattr(args, name)}
+        results = {
             "schema": 1,
+            "run_name": self.training_args.run_name,
             "task": self.task.name,
             "setting": self.setting.name,
             "preset": "demo" if self.args.demo else "custom",
@@ -274,6 +322,8 @@ class Experiment(ABC):
                 "n_test": len(splits.test),
                 "n_links": self.args.n_links,
                 "n_dropped": splits.n_dropped,
+                "split_seed": args.split_seed,
+                **(of_demo if args.demo else {}),
             },
             "runs": [run.entry for run in runs],
             "summary": [summarise(runs, method) for method in self.args.methods],
@@ -290,6 +340,21 @@ class Experiment(ABC):
                 "total": round(time.monotonic() - started, 1),
             },
         }
+        if hasattr(args, "conversion"):
+            results["dataset"]["conversion"] = args.conversion
+        for run in results["runs"]:
+            for student in run["students"]:
+                student["fingerprint"] = StudentCard.from_results(results, run, student).fingerprint
+        return results
+
+
+def demo_description(results: dict) -> str:
+    """Returns the description of the task, after a sentence that says that its rows are generated."""
+    rows = ROWS[results["setting"]]
+    return (
+        f"Demo: generated {rows} in the columns of {results['task']}, none of which is from its dataset. "
+        f"{results['description']}"
+    )
 
 
 def has_chosen_threads() -> bool:

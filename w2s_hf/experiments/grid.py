@@ -45,6 +45,13 @@ class SweepArguments:
         },
     )
     output_dir: str = field(default="outputs/sweep", metadata={"help": "Where everything is written to."})
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "help": "Replace the results of another sweep or experiment in --output_dir, which is refused otherwise. "
+            "Trained stages that are cached there are kept."
+        },
+    )
     resume: bool = field(
         default=True, metadata={"help": "Go on where an earlier run was; false trains everything again."}
     )

@@ -150,6 +150,13 @@ class ExperimentArguments:
     demo_documents: int | None = field(
         default=None, metadata={"help": "Pretraining documents of the demo's models (unset: each model's own)."}
     )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "help": "Replace the results of another experiment in --output_dir, which is refused otherwise. Trained "
+            "stages that are cached there are kept."
+        },
+    )
     hub_namespace: str | None = field(
         default=None, metadata={"help": "User or organization that --push_to_hub pushes to (unset: the token's own)."}
     )

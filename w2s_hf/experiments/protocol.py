@@ -220,8 +220,9 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
 
 
 def name_of(model: Model) -> dict:
-    """What results call a model, and its commit if it is one of the Hub."""
-    return {"model": model.name, "revision": model.revision}
+    """What results call a model, and its commit if it is one of the Hub, or a hash of a local directory."""
+    named = {"model": model.name, "revision": model.revision}
+    return named if model.weights is None else named | {"weights": model.weights}
 
 
 def labels_at(seed: int, link: int | None = None) -> str:

@@ -8,10 +8,12 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from ..cards import FIGURE, ROWS, StudentCard
-from ..config import METHODS, LossArguments, StudentConfig, training_settings
+from ..config import METHODS, LossArguments, StudentConfig
 from ..markdown import markdown_table
 from ..plots import plot_accuracies, plot_gap
 from ..tasks.dealing import counted
+from ..trained_with import subject
+from ..training_settings import changed_fields, training_settings
 from .options import ExperimentArguments
 
 __all__ = ["interval", "print_table", "settings_of", "write_report"]
@@ -136,6 +138,8 @@ def _comparisons(results: dict) -> list[str]:
 
 def print_table(results: dict, output_dir: str) -> None:
     """The final table of a recipe."""
+    name = f", run {results['run_name']}" if results.get("run_name") else ""
+    print(f"\n{subject(results['task'], results['preset'] == 'demo')}{name}")
     for header, rows in (_table(results), _summary(results)):
         widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
         print()
@@ -190,11 +194,20 @@ def settings_of(args: ExperimentArguments, training_args: TrainingArguments, con
             student["quantization"] = "load_in_8bit"
             loading["quantization_config"] = {"load_in_8bit": True}
     student["head_init"] = config.head_init
+    student |= changed_fields(config, _NOT_OF_THE_STUDENT if config.use_peft else set(vars(config)))
     losses = {}
     if isinstance(training_args, LossArguments):
         # A chain is naive finetuning, link by link.
         losses = {name: training_args.loss_settings(METHODS.get(name, METHODS["naive"])) for name in args.methods}
     return {"training": training, "student": student, "losses": losses, "loading": loading}
+
+
+# Fields of [`StudentConfig`] that are among the settings in any case, or that change no number of a student.
+_NOT_OF_THE_STUDENT = {
+    "use_peft", "dtype", "torch_dtype", "head_init", "lora_r", "lora_alpha", "lora_target_modules", "lora_task_type",
+    "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant",
+    "attn_implementation", "model_name_or_path", "model_revision", "trust_remote_code",
+}  # fmt: skip
 
 
 def write_report(results: dict, output_dir: Path, *, notes: list[str]) -> None:
@@ -216,7 +229,8 @@ def write_report(results: dict, output_dir: Path, *, notes: list[str]) -> None:
     dropped = counted(dataset["n_dropped"])
     kept = settings["training"].get(_KEPT)
     text = [
-        f"# Weak-to-strong generalization: {results['task']}",
+        f"# Weak-to-strong generalization: {subject(results['task'], results['preset'] == 'demo')}",
+        *([f"Run: {' '.join(results['run_name'].split())}."] if results.get("run_name") else []),
         f"{results['description']} {rows.capitalize()} of {dataset['id']} ({dataset['revision']}): "
         f"{dataset['n_weak_half']} for the weak supervisor, {dataset['n_student_half']} for students and "
         f"ceiling, {dataset['n_validation']} for validation, {dataset['n_test']} for testing."
@@ -253,7 +267,7 @@ def write_report(results: dict, output_dir: Path, *, notes: list[str]) -> None:
                 directory = output_dir / made["output"]
                 card = StudentCard.from_results(results, run, {"method": student["method"], **made})
                 if card.ceiling is not None:
-                    plot_gap(card.weak, card.student, card.ceiling, card.pgr, directory / FIGURE)
+                    plot_gap(card.weak, card.student, card.ceiling, card.pgr, directory / FIGURE, title=card.subject)
                     card.has_figure = True
                 _write(directory / "README.md", card.render())
     _write(output_dir / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that all is there

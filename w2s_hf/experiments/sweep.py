@@ -1,6 +1,7 @@
 """A sweep: a grid of experiments, here or on a cluster, that ends in one table."""
 
 import itertools
+import json
 import os
 import shutil
 import uuid
@@ -12,11 +13,15 @@ from pathlib import Path
 import pandas as pd
 from accelerate import PartialState
 
+from ..config import METHODS, LossArguments
 from ..sweep_report import write_sweep_report
+from ..trained_with import subject
 from .cells import DEMO_CONFIGS, Session, run_job
 from .cluster import run_on_cluster
+from .experiment import Experiment
 from .grid import Cell, Job, SweepArguments, cells_of, rounds_of
 from .live import SweepView
+from .output_directory import Manifest, check_output_dir, clear
 
 __all__ = ["run_sweep"]
 
@@ -44,11 +49,8 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
     state = PartialState()
     if state.num_processes > 1 and args.engine == "ray":
         raise ValueError("Got --engine ray and several processes; start one: python recipes/sweep.py --engine ray ...")
-    if state.is_main_process:
-        copy_configs(args, configs_dir, output_dir / "configs")
-    state.wait_for_everyone()
-    configs = {setting: str(output_dir / "configs" / f"{setting}.yaml") for setting in settings_of(args)}
-    session = Session(str(output_dir), options, configs)
+    sources = {setting: str(path) for setting, path in config_files(args, configs_dir).items()}
+    session = Session(str(output_dir), options, sources)
     first = {cell.setting: session.experiment(cell) for cell in first_cells(args)}
     for experiment in first.values():
         if experiment.args.demo and not {*args.weak_models, *args.student_models} & set(experiment.demo_models):
@@ -61,13 +63,25 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
     # All rows fit all models of the grid, so that all cells of a task have the same rows.
     ladder = itertools.chain.from_iterable(ladders.values())
     names = dict.fromkeys([*args.weak_models, *args.student_models, *ladder])
-    session = Session(str(output_dir), ["--rows_fit", *names, *options], configs, run_id=uuid.uuid4().hex)
     cells = cells_of(args, ladders)
     rounds = rounds_of(cells)
-    if not args.resume and state.is_main_process:
-        for name in ("_stages", "cells", "logs", "jobs"):
-            shutil.rmtree(output_dir / name, ignore_errors=True)
+    manifest = identity_of_sweep(args, first)
+    there = check_output_dir(output_dir, manifest, overwrite=args.overwrite_output_dir)
+    manifest.methods = (there.methods if there else {}) | manifest.methods
+    if args.resume and not args.overwrite_output_dir:
+        check_cells(output_dir, cells)
+    state.wait_for_everyone()  # all ranks have looked before one of them writes
+    if state.is_main_process:
+        if args.overwrite_output_dir:
+            clear(output_dir)
+        if not args.resume:
+            for name in ("_stages", "cells", "logs", "jobs"):
+                shutil.rmtree(output_dir / name, ignore_errors=True)
+        manifest.write(output_dir)
+        copy_configs(args, sources, output_dir / "configs")
     state.wait_for_everyone()
+    configs = {setting: str(output_dir / "configs" / f"{setting}.yaml") for setting in sources}
+    session = Session(str(output_dir), ["--rows_fit", *names, *options], configs, run_id=uuid.uuid4().hex)
     if args.engine == "ray":
         accelerate_config = args.accelerate_config and str(output_dir / "configs" / "accelerate.yaml")
         run = partial(
@@ -95,10 +109,13 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
         table = session.table(cells)
         write_tables(table, output_dir)
         # Not where things are on this machine: the report is for others.
-        hidden = ("output_dir", "cell_config", "ray_address", "accelerate_config")
+        hidden = ("output_dir", "overwrite_output_dir", "cell_config", "ray_address", "accelerate_config")
         settings = {name: value for name, value in asdict(args).items() if name not in hidden}
         settings = {**settings, "options of all cells": " ".join(options)}
-        write_sweep_report(table, {name: str(value) for name, value in settings.items()}, output_dir)
+        # Readers are told of generated rows wherever a task is named; the tables have the column `preset`.
+        demos = {cell.task: subject(cell.task, True) for cell in first_cells(args) if first[cell.setting].args.demo}
+        shown = table.assign(task=table["task"].replace(demos))
+        write_sweep_report(shown, {name: str(value) for name, value in settings.items()}, output_dir)
     state.wait_for_everyone()
     return session.table(cells)
 
@@ -120,26 +137,69 @@ def first_cells(args: SweepArguments) -> list[Cell]:
     return [Cell(task, args.weak_models[0], args.student_models[-1], "naive", args.seeds[0]) for task in args.tasks]
 
 
-def copy_configs(args: SweepArguments, source: Path, target: Path) -> None:
-    """What all cells read, beside the results: other machines read it there, and it says what was run."""
-    if args.cell_config is not None and len(settings_of(args)) > 1:
+def identity_of_sweep(args: SweepArguments, experiments: dict[str, Experiment]) -> Manifest:
+    """Returns the settings that all cells share, to tell a sweep from another one in the same output directory."""
+    settings, methods = {}, {}
+    for setting, experiment in experiments.items():
+        shared = experiment.identity.settings | {"ladder": " ".join(experiment.args.ladder) or None}
+        of_a_cell = ("task", "weak_model", "student_model")
+        settings |= {f"{setting}, {name}": value for name, value in shared.items() if name not in of_a_cell}
+        if isinstance(experiment.training_args, LossArguments):
+            for method in args.methods:
+                loss = METHODS.get(method, METHODS["naive"])
+                methods[f"{setting}, {method}"] = experiment.training_args.loss_settings(loss)
+    return Manifest("sweep", "a sweep", settings, methods=methods)
+
+
+def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
+    """
+    Returns the file of options of the cells of each setting.
+
+    Raises:
+        ValueError: one file is given for several settings.
+        FileNotFoundError: there is no such file.
+    """
+    settings = settings_of(args)
+    if args.cell_config is not None and len(settings) > 1:
         raise ValueError(
-            f"Got one --cell_config for tasks of {' and '.join(settings_of(args))}, whose options differ; make a "
-            "sweep of each."
+            f"Got one --cell_config for tasks of {' and '.join(settings)}, whose options differ; make a sweep of each."
         )
-    target.mkdir(parents=True, exist_ok=True)
-    for setting in settings_of(args):
-        path = source / DEMO_CONFIGS[setting] if args.cell_config is None else Path(args.cell_config)
-        _copy(path, target / f"{setting}.yaml", "--cell_config")
+    files = {
+        setting: configs_dir / DEMO_CONFIGS[setting] if args.cell_config is None else Path(args.cell_config)
+        for setting in settings
+    }
+    of_options = {path: "--cell_config" for path in files.values()}
     if args.accelerate_config is not None:
-        _copy(Path(args.accelerate_config), target / "accelerate.yaml", "--accelerate_config")
+        of_options[Path(args.accelerate_config)] = "--accelerate_config"
+    for path, option in of_options.items():
+        if not path.is_file():
+            raise FileNotFoundError(f"{option}: there is no file {str(path)!r}.")
+    return files
 
 
-def _copy(source: Path, target: Path, option: str) -> None:
-    if not source.is_file():
-        raise FileNotFoundError(f"{option}: there is no file {str(source)!r}.")
-    if source.resolve() != target.resolve():
-        shutil.copyfile(source, target)
+def copy_configs(args: SweepArguments, sources: dict[str, str], target: Path) -> None:
+    """What all cells read, beside the results: other machines read it there, and it says what was run."""
+    target.mkdir(parents=True, exist_ok=True)
+    if args.accelerate_config is not None:
+        sources = sources | {"accelerate": args.accelerate_config}
+    for name, source in sources.items():
+        if Path(source).resolve() != (target / f"{name}.yaml").resolve():
+            shutil.copyfile(source, target / f"{name}.yaml")
+
+
+def check_cells(output_dir: Path, cells: list[Cell]) -> None:
+    """Raises `ValueError` where cells are finished that the grid does not have: the table would lose them."""
+    lost = []
+    for path in sorted((output_dir / "cells").glob("*.json")):
+        record = json.loads(path.read_text())
+        if record["status"] == "done" and Cell(**record["cell"]) not in cells:
+            lost.append(path.stem)
+    if lost:
+        raise ValueError(
+            f"--output_dir: got {output_dir}, where {len(lost)} cells are finished that the grid does not have, such "
+            f"as {lost[0]}; the tables would lose them. Name their tasks, models, methods and seeds, too (what is "
+            "finished is not trained again), or name another --output_dir, or give --overwrite_output_dir true."
+        )
 
 
 def write_tables(table: pd.DataFrame, directory: Path) -> None:

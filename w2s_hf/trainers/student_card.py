@@ -9,10 +9,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..cards import FIGURE, StudentCard
-from ..config import LossArguments, hardware, training_settings
+from ..config import LossArguments, hardware
 from ..hub import PushError, commit_files, is_repository_id, owner_of_token
 from ..plots import plot_gap
 from ..publish import STUDENT_FILES, push_again, student_files
+from ..training_settings import training_settings
 
 __all__ = ["StudentCardCallback", "WithStudentCard"]
 
@@ -41,6 +42,8 @@ class StudentCardCallback(TrainerCallback):
         self.card.settings = self._written | given
         # Of a training that goes on, the time before is not known.
         self._is_whole = state.global_step == 0
+        if self.card.run_name is None:
+            self.card.run_name = args.run_name
         if self.card.seed is None:
             self.card.seed = args.seed
         if self.card.method is None and isinstance(args, LossArguments):
@@ -116,7 +119,7 @@ class WithStudentCard:
         card.versions = card.versions or {name: version(name) for name in _LIBRARIES}
         directory.mkdir(parents=True, exist_ok=True)
         if card.weak and card.student and card.ceiling:
-            plot_gap(card.weak, card.student, card.ceiling, card.pgr, directory / FIGURE)
+            plot_gap(card.weak, card.student, card.ceiling, card.pgr, directory / FIGURE, title=card.subject)
             card.has_figure = True
         card.save(directory / "README.md")
 

@@ -1,0 +1,199 @@
+"""Whose an output directory is: no experiment replaces the results of another one."""
+
+import json
+
+import pytest
+from running import ROOT
+from test_cards import CARDS
+
+from w2s_hf.config import CompletionConfig, RewardPairConfig
+from w2s_hf.experiments.arguments import parse_arguments
+from w2s_hf.experiments.grid import Cell, SweepArguments
+from w2s_hf.experiments.options import AnyTaskArguments, ChessArguments, RewardArguments
+from w2s_hf.experiments.output_directory import MANIFEST, Manifest, check_output_dir, clear, identity_of
+from w2s_hf.experiments.sweep import check_cells
+
+CONFIGS = ROOT / "recipes" / "configs"
+ANY = {"experiment": AnyTaskArguments}
+KINDS = {
+    "demo": ("boolq", "classification", {}),
+    "demo_reward": ("anthropic_hh", "reward", {"experiment": RewardArguments, "training": RewardPairConfig}),
+    "demo_chess": ("chess_puzzles", "chess", {"experiment": ChessArguments, "training": CompletionConfig}),
+}
+
+
+def wanted(options: str = "", kind: str = "demo", task: str | None = None) -> Manifest:
+    """What a command line asks for."""
+    of_kind, setting, types = KINDS[kind]
+    config = CONFIGS / f"{kind}.yaml"
+    parsed = parse_arguments("", config, ["--config", str(config), *options.split()], announce=False, **types)
+    return identity_of(task or of_kind, setting, *parsed)
+
+
+def check(directory, options: str = "", overwrite: bool = False, **kind) -> Manifest | None:
+    return check_output_dir(directory, wanted(options, **kind), overwrite=overwrite)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_experiment_and_more_of_it_goes_on(kind, tmp_path):
+    wanted("--seeds 0 1 --methods naive", kind).write(tmp_path)
+    more = "--seeds 1 0 2 --methods naive --analyses overfitting --run_name mine --per_device_train_batch_size 16 "
+    more += "--gradient_accumulation_steps 2 --logging_steps 3 --per_device_eval_batch_size 5 --save_total_limit 2"
+    there = check(tmp_path, more, kind=kind)
+    assert there.seeds == [0, 1] and list(there.methods) == ["naive"]
+    if kind == "demo":
+        assert check(tmp_path, "--seeds 0 1 --methods confidence naive --num_train_epochs 2 --warmup_steps 0.1")
+
+
+BEFORE = "--seeds 0 1 --analyses overfitting "
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (BEFORE + "--learning_rate 1e-4", "learning_rate: 0.003 there, 0.0001 here"),
+        (BEFORE + "--n_train 100", "n_train: 2000 there, 100 here"),
+        (BEFORE + "--lora_r 4", "lora_r: 8 there, 4 here"),
+        (BEFORE + "--student_model scratch-64x2", "student_model: demo/pretrained-64x2 there, demo/scratch-64x2 here"),
+        (BEFORE + "--demo_world ladder", "demo_world: unset there, ladder here"),
+        (BEFORE + "--aux_coef 0.25", "confidence: "),
+        (BEFORE + "--adam_beta1 0.8 --split_seed 3 --weak_weight_decay 1 --lora_r 2 --lora_dropout 0.1 "
+         "--disable_dropout false", ", and 2 more"),
+        (BEFORE + "--n_snapshots 3", "overfitting: "),
+        (BEFORE + "--methods naive", "results of this experiment for the methods confidence;"),
+        ("--seeds 1 2 --analyses overfitting", "results of this experiment for the seeds 0;"),
+        ("--seeds 0 1 --n_snapshots 3", "results of this experiment for the analyses overfitting;"),
+    ],
+)  # fmt: skip
+def test_another_experiment_and_less_of_this_one_are_refused(options, words, tmp_path):
+    wanted(BEFORE + "--run_name first").write(tmp_path)
+    with pytest.raises(ValueError) as refused:
+        check(tmp_path, options)
+    message = str(refused.value)
+    assert words in message and f"got {tmp_path}" in message
+    assert "another --output_dir" in message and "--overwrite_output_dir true" in message
+    assert "results of this" in message or "'boolq (demo: generated rows), run first'" in message
+    assert check(tmp_path, options, overwrite=True) is None
+
+
+def test_another_task_setting_and_kind_are_refused(tmp_path):
+    wanted().write(tmp_path)
+    with pytest.raises(ValueError, match="task: boolq there, sciq here"):
+        check(tmp_path, task="sciq")
+    with pytest.raises(ValueError, match="task: boolq there, chess_puzzles here"):
+        check(tmp_path, kind="demo_chess")
+    with pytest.raises(ValueError, match="which has the experiment 'boolq .*', expected one for a sweep"):
+        check_output_dir(tmp_path, Manifest("sweep", "a sweep", {}), overwrite=False)
+    Manifest("sweep", "a sweep", {}).write(tmp_path)
+    with pytest.raises(ValueError, match="which has the sweep 'a sweep', expected one for an experiment"):
+        check(tmp_path)
+
+
+def test_other_rows_or_models_under_the_same_names_are_refused(tmp_path):
+    first = wanted()
+    first.found = {"rows of seed 0": "abc", "student_model": "1"}
+    first.write(tmp_path)
+    second = wanted("--seeds 0 1")
+    second.found = {"rows of seed 0": "abc", "rows of seed 1": "def", "student_model": "1"}
+    assert check_output_dir(tmp_path, second, overwrite=False)
+    second.found["student_model"] = "2"
+    with pytest.raises(ValueError, match="student_model: 1 there, 2 here"):
+        check_output_dir(tmp_path, second, overwrite=False)
+    second.found |= {"student_model": "1", "rows of seed 0": "xyz"}
+    with pytest.raises(ValueError, match="rows of seed 0: abc there, xyz here"):
+        check_output_dir(tmp_path, second, overwrite=False)
+
+
+def test_results_of_older_versions_are_known_by_what_they_say(tmp_path):
+    results = json.loads((CARDS / "boolq-demo" / "results.json").read_text())
+    for name in ("eval_strategy", "eval_steps", "save_steps", "load_best_model_at_end", "metric_for_best_model"):
+        del results["settings"]["training"][name]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert check(tmp_path).seeds == [0] and check(tmp_path, "--seeds 0 1")
+    for options, words in {
+        "--learning_rate 1": "learning_rate",
+        "--seeds 1": "seeds 0;",
+        "--methods naive": "confi",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            check(tmp_path, options)
+
+
+def test_files_of_other_programs_are_not_replaced(tmp_path):
+    (tmp_path / "_stages").mkdir()
+    (tmp_path / "notes.md").touch()
+    assert check(tmp_path) is None, "neither the cache of stages nor files of other names are results"
+    for name in ("report.md", "results.json", "students"):
+        (tmp_path / name).mkdir() if name == "students" else (tmp_path / name).write_text("{}")
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match=f"where .*{name}.* would be replaced, which no run of this package"):
+                check(tmp_path, overwrite=overwrite)
+    (tmp_path / MANIFEST).write_text("{")
+    with pytest.raises(ValueError, match="experiment.json cannot be read"):
+        check(tmp_path)
+
+
+def test_overwriting_removes_results_and_keeps_stages_and_foreign_files(tmp_path):
+    wanted().write(tmp_path)
+    for name in ("students/naive-seed7", "weak_labels/seed0", "figures", "_stages/weak-abc", "logs"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("results.json", "report.md", "notes.md"):
+        (tmp_path / name).touch()
+    clear(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"_stages", "logs", "notes.md"}
+    clear(tmp_path)
+    assert (tmp_path / "_stages" / "weak-abc").is_dir()
+
+
+def test_a_sweep_keeps_the_cells_that_its_grid_has_not(tmp_path):
+    cell = Cell("boolq", "weak", "student", "naive", 0)
+    (tmp_path / "cells").mkdir()
+    for status, name in (("done", "student"), ("failed", "studnet")):
+        record = {"status": status, "cell": vars(Cell("boolq", "weak", name, "naive", 0))}
+        (tmp_path / "cells" / f"{name}.json").write_text(json.dumps(record))
+    check_cells(tmp_path, [cell])  # a failed cell is no loss
+    with pytest.raises(ValueError, match="1 cells are finished that the grid does not have, such as student;"):
+        check_cells(tmp_path, [Cell("boolq", "weak", "student", "naive", 1)])
+    assert SweepArguments(weak_models=["a"], student_models=["b"]).overwrite_output_dir is False
+
+
+# ---- Where results go ----
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "expected"),
+    [
+        ("", {"task": "boolq"}, "outputs/demo"),
+        ("", {"task": "sciq"}, "outputs/demo_sciq"),
+        ("--methods naive bootstrap", {"task": "boolq"}, "outputs/demo_ladder"),
+        ("--methods naive bootstrap", {"task": "sciq"}, "outputs/demo_ladder_sciq"),
+        (
+            "--config {configs}/demo_reward.yaml",
+            KINDS["demo_reward"][2] | {"task": "anthropic_hh"},
+            "outputs/demo_reward",
+        ),
+        (
+            "--config={configs}/demo_chess.yaml",
+            KINDS["demo_chess"][2] | {"task": "chess_puzzles"},
+            "outputs/demo_chess",
+        ),
+        ("--task quail", {"experiment": AnyTaskArguments}, "outputs/demo_quail"),
+        ("--weak_model a --student_model b", {"task": "sciq"}, "outputs/sciq"),
+        ("--config {configs}/single_gpu.yaml --bf16 false", {"task": "boolq"}, "outputs/boolq"),
+        (
+            "--config {configs}/qwen_72b.yaml --bf16 false --task quail",
+            {"experiment": AnyTaskArguments},
+            "outputs/quail",
+        ),
+        ("--task {own} --weak_model a --student_model b", {"experiment": AnyTaskArguments}, "outputs/spam-1"),
+        ("--output_dir mine", {"task": "boolq"}, "mine"),
+    ],
+)  # fmt: skip
+def test_each_task_has_a_directory_of_its_own(options, more, expected, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text('from w2s_hf import Task\nA = Task("spam 1", "a.csv", "M: {m}", label="l")\n')
+    argv = options.format(configs=CONFIGS, own=own).split()
+    _, training_args, _ = parse_arguments(
+        "", CONFIGS / "demo.yaml", [*argv, "--use_cpu", "true"], announce=False, **more
+    )
+    assert training_args.output_dir == expected

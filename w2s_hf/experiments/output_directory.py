@@ -1,0 +1,250 @@
+"""Which experiment an output directory belongs to, so that no other one replaces its results."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+
+from transformers import TrainingArguments
+
+from ..config import StudentConfig
+from ..trained_with import subject
+from ..training_settings import changed_fields
+from .options import BOOTSTRAP, ExperimentArguments
+from .report import settings_of
+
+__all__ = ["MANIFEST", "Manifest", "check_output_dir", "clear", "identity_of"]
+
+MANIFEST = "experiment.json"
+
+# What recipes and sweeps write below their output directory, but for the cache of stages.
+_RESULTS = {
+    "experiment": ("results.json", "report.md", "figures", "students", "weak_labels"),
+    "sweep": ("sweep.csv", "sweep.parquet", "report.html", "figures", "cells", "configs", "logs", "jobs"),
+}
+
+# Arguments that an experiment may change and still be the same: they say what is added to it, how it is run, or are
+# compared by what they come to (the settings of the training, models, rows).
+_NOT_COMPARED = {
+    "task", "demo", "seeds", "methods", "analyses", "ladder", "link_rows", "n_snapshots", "prompt_shots", "rows_fit",
+    "zero_shot", "max_train_rating", "min_hard_rating", "weak_model", "student_model", "dataset_path",
+    "weak_learning_rate", "weak_num_train_epochs", "weak_weight_decay", "n_supervisors", "keep_confident",
+    "generative_finetuning", "generative_learning_rate", "generative_num_train_epochs", "check_memory", "list_tasks",
+    "hub_namespace", "hub_private", "overwrite_output_dir",
+}  # fmt: skip
+
+
+@dataclass
+class Manifest:
+    """
+    The content of `experiment.json`: which experiment an output directory holds.
+
+    Args:
+        kind (`str`): `"experiment"`, of a recipe, or `"sweep"`.
+        name (`str`): Its name in error messages.
+        settings (`dict`): JSON values by name; an experiment with other ones is another experiment.
+        found (`dict[str, str]`): Fingerprints of rows and versions of models, known once they are looked up. Entries
+            that two manifests have in common must be equal.
+        seeds (`list[int]`): Seeds with results.
+        methods, analyses (`dict[str, dict]`): Methods and analyses with results, and their own settings.
+        is_complete (`bool`): All settings are known. They are not of results of older versions of this package.
+    """
+
+    kind: str
+    name: str
+    settings: dict
+    found: dict[str, str] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    methods: dict[str, dict] = field(default_factory=dict)
+    analyses: dict[str, dict] = field(default_factory=dict)
+    is_complete: bool = True
+
+    @classmethod
+    def read(cls, directory: Path) -> Self | None:
+        """
+        Reads the manifest of a directory, or makes one of its results where an older version wrote them. Returns
+        `None` where there are neither.
+
+        Raises:
+            ValueError: the manifest is broken.
+        """
+        path = directory / MANIFEST
+        if path.is_file():
+            try:
+                content = json.loads(path.read_text())
+                return cls(**{name: content[name] for name in ("kind", "name", "settings")}, **content["holds"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"--output_dir: got {directory}, whose {MANIFEST} cannot be read ({error}), expected one that a "
+                    "recipe wrote. Name another --output_dir, or move the file away."
+                ) from error
+        if (directory / "results.json").is_file():
+            return cls._of_results(directory / "results.json")
+        if any((directory / "cells").glob("*.json")) and (directory / "configs").is_dir():
+            return cls("sweep", "a sweep", {}, is_complete=False)
+        return None
+
+    @classmethod
+    def _of_results(cls, path: Path) -> Self | None:
+        try:
+            results = json.loads(path.read_text())
+            first = results["runs"][0]
+            return cls(
+                "experiment",
+                subject(results["task"], results["preset"] == "demo"),
+                {
+                    "task": results["task"],
+                    "preset": results["preset"],
+                    "weak_model": first["weak"]["model"],
+                    "student_model": first["ceiling"]["model"],
+                    **results["settings"]["training"],
+                    **results["settings"]["student"],
+                },
+                found={f"rows of seed {run['seed']}": run["split_fingerprint"] for run in results["runs"]},
+                seeds=[run["seed"] for run in results["runs"]],
+                methods={entry["method"]: {} for entry in results["summary"]},
+                analyses={name: {} for name in first.get("analyses", {})},
+                is_complete=False,
+            )
+        except (ValueError, KeyError, TypeError, IndexError):
+            return None  # another program's
+
+    def write(self, directory: Path) -> None:
+        """Writes the file as a whole or not at all."""
+        holds = asdict(self)
+        content = {"schema": 1} | {name: holds.pop(name) for name in ("kind", "name", "settings")} | {"holds": holds}
+        directory.mkdir(parents=True, exist_ok=True)
+        aside = directory / f"{MANIFEST}.partial"
+        aside.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(aside, directory / MANIFEST)
+
+    def differences(self, other: Self) -> list[str]:
+        """Returns a phrase for each setting, model or part of the rows that differs in another manifest."""
+        names = [name for name in {**self.settings, **other.settings}]
+        if not (self.is_complete and other.is_complete):
+            names = [name for name in names if name in self.settings and name in other.settings]
+        found = [
+            f"{name}: {_shown(self.settings.get(name))} there, {_shown(other.settings.get(name))} here"
+            for name in names
+            if _shown(self.settings.get(name)) != _shown(other.settings.get(name))
+        ]
+        for kind in ("methods", "analyses"):
+            there, here = getattr(self, kind), getattr(other, kind)
+            for name in [name for name in there if name in here and there[name] and there[name] != here[name]]:
+                found.append(f"{name}: {there[name]} there, {here[name]} here")
+        for name in [name for name, value in self.found.items() if other.found.get(name, value) != value]:
+            found.append(f"{name}: {self.found[name]} there, {other.found[name]} here")
+        return found
+
+
+def _shown(value: object) -> str:
+    # 2 of a file and 2.0 of the command line are the same.
+    return "unset" if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def identity_of(
+    task: str, setting: str, args: ExperimentArguments, training_args: TrainingArguments, config: StudentConfig
+) -> Manifest:
+    """Returns the manifest that a command line asks for, before models and rows are looked up."""
+    settings = settings_of(args, training_args, config)
+    name = subject(task, args.demo) + (f", run {training_args.run_name}" if training_args.run_name else "")
+    methods = {method: settings["losses"].get(method, {}) for method in args.methods}
+    if BOOTSTRAP in methods:
+        methods[BOOTSTRAP] = {**methods[BOOTSTRAP], "ladder": list(args.ladder), "link_rows": args.link_rows}
+    analyses = {name: {} for name in args.analyses}
+    for analysis, options in {"overfitting": "n_snapshots", "prompting": "prompt_shots", "agreement": "sizes"}.items():
+        if analysis in analyses:
+            analyses[analysis] = {options: getattr(args, options)}
+    if getattr(args, "zero_shot", False):
+        analyses["zero_shot"] = {}
+    if getattr(args, "max_train_rating", None) is not None:
+        names = ("max_train_rating", "min_hard_rating")
+        analyses["max_train_rating"] = {name: getattr(args, name) for name in names}
+    return Manifest(
+        "experiment",
+        name,
+        {
+            "task": task,
+            "setting": setting,
+            "preset": "demo" if args.demo else "custom",
+            "weak_model": _name_of(args.weak_model, args.demo),
+            "student_model": _name_of(args.student_model, args.demo),
+            **settings["training"],
+            **settings["student"],
+            **changed_fields(args, _NOT_COMPARED),
+        },
+        seeds=list(args.seeds),
+        methods=methods,
+        analyses=analyses,
+    )
+
+
+def _name_of(model: str, is_demo: bool) -> str:
+    """Returns the name that results have for a model, as [`Model.find`] gives it."""
+    return f"demo/{model}" if is_demo else Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def check_output_dir(directory: Path, wanted: Manifest, *, overwrite: bool) -> Manifest | None:
+    """
+    Checks that an experiment may use a directory. Returns the manifest of the same experiment where the directory
+    has a part of it already, else `None`.
+
+    Args:
+        directory (`Path`): The output directory, which need not exist.
+        wanted ([`Manifest`]): The experiment, with all seeds, methods and analyses that it will have.
+        overwrite (`bool`): Another experiment that is there may be replaced.
+
+    Raises:
+        ValueError: another experiment is there, or results of this one that the wanted ones would replace by fewer,
+            or files that other programs wrote under the same names.
+    """
+    there = Manifest.read(directory)
+    if there is None:
+        foreign = [name for name in _RESULTS[wanted.kind] if (directory / name).exists()]
+        if foreign:
+            raise ValueError(
+                f"--output_dir: got {directory}, where {', '.join(foreign)} would be replaced, which no run of this "
+                "package wrote. Name another --output_dir, or move them away."
+            )
+        return None
+    if overwrite:
+        return None
+    ways_out = (
+        "Name another --output_dir, or give --overwrite_output_dir true, which removes the results that are there "
+        "(trained stages stay in _stages/)."
+    )
+    if there.kind != wanted.kind:
+        raise ValueError(
+            f"--output_dir: got {directory}, which has the {there.kind} {there.name!r}, expected one for "
+            f"{'a sweep' if wanted.kind == 'sweep' else 'an experiment'}. {ways_out}"
+        )
+    differences = there.differences(wanted)
+    if differences:
+        more = f", and {len(differences) - 4} more" if len(differences) > 4 else ""
+        raise ValueError(
+            f"--output_dir: got {directory}, which has another {there.kind}, {there.name!r} ("
+            f"{'; '.join(differences[:4])}{more}). {ways_out}"
+        )
+    # A sweep is asked cell by cell: a cell that failed is no loss.
+    for name in ("seeds", "methods", "analyses") if there.kind == "experiment" else ():
+        lost = [str(value) for value in getattr(there, name) if value not in getattr(wanted, name)]
+        if lost:
+            raise ValueError(
+                f"--output_dir: got {directory}, which also has results of this experiment for the {name} "
+                f"{' '.join(lost)}; without them in the command they would be lost. Name them, too: what is finished "
+                f"is not trained again. {ways_out}"
+            )
+    return there
+
+
+def clear(directory: Path) -> None:
+    """Removes the results of the experiment or sweep in a directory, and its manifest; trained stages stay."""
+    there = Manifest.read(directory)
+    for name in (*_RESULTS[there.kind], MANIFEST) if there else ():
+        path = directory / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

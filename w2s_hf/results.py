@@ -1,0 +1,177 @@
+"""One or many `results.json` as one tidy table."""
+
+import glob
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from .cards import Score, StudentCard
+from .trained_with import shared_settings
+
+__all__ = ["RESULT_COLUMNS", "find_results", "read_results"]
+
+RESULT_COLUMNS = (
+    "run_name", "task", "demo", "setting", "seed", "role", "method", "model", "accuracy", "accuracy_low",
+    "accuracy_high", "n", "pgr", "pgr_low", "pgr_high", "pgr_undefined", "weak_model", "weak_accuracy",
+    "ceiling_accuracy", "agreement", "agreement_supervisor_right", "agreement_supervisor_wrong", "fingerprint",
+    "output", "source",
+)  # fmt: skip
+
+
+def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """
+    Reads the results of recipes and sweeps into one table: a row for each seed and each model that was scored.
+
+    ```python
+    from w2s_hf import read_results
+
+    table = read_results("outputs")  # or a file, a pattern such as "outputs/*/results.json", or a list of them
+    students = table[table["role"] == "student"]
+    medians = students.groupby(["fingerprint", "method", "learning_rate"])["pgr"].median()
+    ```
+
+    Args:
+        sources (`str`, `Path` or an iterable of them): Files `results.json`, directories to look for them in (and for
+            the cells of sweeps), or patterns of [`glob`](https://docs.python.org/3/library/glob.html). A file that is
+            found twice counts once.
+
+    Returns:
+        `pandas.DataFrame` with [`RESULT_COLUMNS`], and a column for each setting and fact of the rows and models that
+        any of the results have, see [`StudentCard.trained_with`], and for each library version, `torch_version`.
+
+        - `role` is `weak`, `ceiling`, `ceiling_plain`, `student`, `link` (of a chain), `direct` (the student without
+          the chain, on as many rows), `control` or `baseline`; `method` is the method of students and links, the name
+          of a baseline, and missing for the others.
+        - Accuracies and shares lie in [0, 1], intervals (`_low`, `_high`) are 95 %.
+        - `fingerprint` is the same for the seeds of an experiment (`weak` and `ceiling`: without a method).
+
+    Raises:
+        FileNotFoundError: there is no such file, or no results in a directory.
+        ValueError: a file is no `results.json` of schema 1.
+    """
+    found: dict[Path, dict] = {}
+    for source in [sources] if isinstance(sources, str | Path) else sources:
+        is_pattern = glob.has_magic(str(source)) and not Path(source).exists()
+        here: dict[Path, dict] = {}
+        for place in map(Path, sorted(glob.glob(str(source), recursive=True)) if is_pattern else [source]):
+            if place.is_dir():
+                here |= find_results(place)
+            elif place.is_file():
+                here[place.resolve()] = _read(place)
+        if not here:
+            raise FileNotFoundError(
+                f"Got {str(source)!r}, expected a results.json, a directory with the results of a recipe or a sweep "
+                "below it, or a pattern of such paths."
+            )
+        found |= here
+    rows = [row for path, results in found.items() for row in _rows_of(results, path)]
+    columns = dict.fromkeys([*RESULT_COLUMNS, *(name for row in rows for name in row)])
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+def find_results(directory: str | Path, only_sweeps: bool = False) -> dict[Path, dict]:
+    """
+    Returns the content of each `results.json` in a directory and below it, by path, and of each finished cell of a
+    sweep as the results of one student. Files of the same name that other programs wrote are left out.
+    """
+    found = {}
+    for path in sorted(Path(directory).rglob("*.json")):
+        if "_stages" in path.parts or not (path.name == "results.json" or path.parent.name == "cells"):
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if not isinstance(content, dict):
+            continue
+        if path.name == "results.json":
+            if not only_sweeps and _is_results(content):
+                found[path.resolve()] = content
+        elif content.get("status") == "done" and isinstance(content.get("results"), dict):
+            found[path.resolve()] = {**content["results"], "runs": [content["entry"]]}
+    return found
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"Got {path}, expected a results.json: {error}") from error
+    if not _is_results(content):
+        raise ValueError(f"Got {path}, expected a results.json of schema 1 as a recipe writes it.")
+    return content
+
+
+def _is_results(content: object) -> bool:
+    return isinstance(content, dict) and content.get("schema") == 1 and {"task", "runs", "settings"} <= set(content)
+
+
+def _rows_of(results: dict, path: Path) -> Iterator[dict]:
+    """A row for each model that was scored."""
+    versions = {f"{name}_version": version for name, version in results["versions"].items()}
+    for run in results["runs"]:
+        for role, entry, card in _scored(results, run):
+            facts = card.trained_with
+            agreement = card.agreement or {}
+            pgr_ci95 = entry.get("pgr_ci95")
+            yield {
+                "run_name": card.run_name,
+                "task": card.task,
+                "demo": card.is_demo,
+                "setting": card.setting,
+                "seed": card.seed,
+                "role": role,
+                "method": card.method,
+                "model": entry["model"],
+                **_with_ends("accuracy", entry["accuracy"], entry.get("ci95")),
+                "n": entry.get("n"),
+                **_with_ends("pgr", entry.get("pgr"), pgr_ci95),
+                "pgr_undefined": entry.get("pgr_undefined"),
+                "weak_model": run["weak"]["model"],
+                "weak_accuracy": run["weak"]["accuracy"],
+                "ceiling_accuracy": run["ceiling"]["accuracy"],
+                "agreement": agreement.get("overall"),
+                "agreement_supervisor_right": agreement.get("supervisor_right"),
+                "agreement_supervisor_wrong": agreement.get("supervisor_wrong"),
+                "fingerprint": card.fingerprint,
+                "output": entry.get("output"),
+                "source": str(path),
+                **{name: value for name, value in facts.items() if name not in RESULT_COLUMNS},
+                **versions,
+            }
+
+
+def _scored(results: dict, run: dict) -> Iterator[tuple[str, dict, StudentCard]]:
+    """Each model of a seed that was scored: its role, its entry, and what is known of it as a card."""
+    students = []
+    for student in run["students"]:
+        students.append(("student", student, StudentCard.from_results(results, run, student)))
+        for link in student.get("links", [])[:-1]:  # the last link is the student
+            card = StudentCard.from_results(results, run, {"method": student["method"], **link})
+            students.append(("link", link, card))
+    nobody = {"agreement": None, "taught_by": None, "n_train": None, "settings": shared_settings(results)}
+
+    def other(role: str, entry: dict, method: str | None = None) -> tuple[str, dict, StudentCard]:
+        score = None if role == "weak" or not entry["model"] else Score.of(entry)
+        return role, entry, replace(students[0][2], method=method, student=score, **nobody)
+
+    yield other("weak", run["weak"])
+    for baseline in run.get("baselines", ()):
+        yield other("baseline", baseline, baseline["name"])
+    for control in run["controls"]:
+        yield other("control", control, control["method"])
+    yield from students
+    for student in run["students"]:
+        if "all_rows" in student.get("direct", {}):
+            yield other("direct", {"model": student["model"], **student["direct"]["all_rows"]}, "naive")
+    for role in ("ceiling_plain", "ceiling"):
+        if role in run:
+            yield other(role, run[role])
+
+
+def _with_ends(name: str, value: float | None, ci95: list[float] | None) -> dict[str, float | None]:
+    low, high = ci95 or (None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
