@@ -31,7 +31,7 @@ LAYERS = [
     {"analysis.agreement", "analysis.early_stopping", "analysis.probes", "analysis.prompting", "analysis.saliency"},
     {"analysis.weak_errors"},
     {"analysis"},
-    {"trainers.whole_step", "trainers.chain", "trainers.student_card", "trainers.snapshots"},
+    {"trainers.whole_step", "trainers.evaluation", "trainers.chain", "trainers.student_card", "trainers.snapshots"},
     {"trainers.weak_to_strong", "trainers.reward_pair", "trainers.completion"},
     {"trainers.bootstrap"},
     {"trainers"},
