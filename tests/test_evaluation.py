@@ -102,7 +102,9 @@ def test_functions_of_the_user_see_rows_in_their_order(kind, by_batch, tmp_path)
     assert [label for labels, *_ in seen for label in labels] == expected == preprocessed
     assert reported == [N] and output.metrics["test_rows"] == N
     assert len(seen) == (3 if by_batch else 1)
-    if not by_batch:
+    if by_batch:
+        assert all(inputs["input_ids"].shape == inputs["attention_mask"].shape for _, inputs, _ in seen)
+    else:
         assert labels_of(kind, output.label_ids) == expected and len(output.predictions) == N == len(seen[0][2])
         inputs = seen[0][1] if kind != "pairs" else seen[0][1][..., 1]  # rejected, chosen
         if kind == "completions":
@@ -164,6 +166,8 @@ def test_the_accuracy_of_completions_is_of_the_rows_of_the_loss(tmp_path):
     rows = rows.remove_columns("completion").add_column("completion", [*written[:8], "q", "q"])
     assert trainer.evaluate(rows)["eval_accuracy"] == 1.0
     assert "eval_accuracy" not in trainer.evaluate(rows.select(range(3)))  # there is no loss, either
+    trainer.compute_metrics = lambda prediction: {"accuracy": 0.123}
+    assert trainer.evaluate(rows)["eval_accuracy"] == 0.123
 
 
 # ---- Outputs, inputs and datasets of other kinds ----
@@ -544,3 +548,15 @@ def test_a_training_that_fails_leaves_nothing_behind(tmp_path):
     trainer.remove_callback(stop)
     assert not trainer.is_in_train and not any(trainer._metrics.values())
     assert not trainer.model.get_input_embeddings()._forward_hooks
+
+
+def test_a_chain_without_a_student_is_not_pushed(tmp_path):
+    """Its last link is finished on disk, but the model could not be made again."""
+    models, args = [make_model("bert")], arguments(tmp_path, BootstrapConfig, max_steps=1)
+    rows = make_rows(8)
+    trainer = BootstrapTrainer(lambda link: models.pop(), 1, args, train_dataset=rows, processing_class=WORDS)
+    trainer.train()
+    with pytest.raises(IndexError):
+        trainer.train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="push_to_hub: got a chain whose last link"):
+        trainer.push_to_hub()

@@ -60,7 +60,24 @@ class OrderedEvaluation:
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         with self._clean_up_on_error():
-            return super().predict(self._prepare_test_rows(test_dataset), ignore_keys, metric_key_prefix)
+            dataset, order = self._prepare_test_rows(test_dataset), None
+            if self.preprocess_logits_for_metrics is _only_logits:
+                order = self._order_by_length(dataset)
+            dataset = dataset if order is None else dataset.select(order)
+            output = super().predict(dataset, ignore_keys, metric_key_prefix)
+        if order is None:
+            return output
+        return output._replace(predictions=output.predictions[np.argsort(order)], label_ids=None)
+
+    def _order_by_length(self, dataset: Dataset) -> np.ndarray | None:
+        """The order of prediction where no function of the user sees the rows; `None` for their own order."""
+        # Only a transform knows how long its rows are.
+        if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
+            return None
+        if not isinstance(self.data_collator, WeakToStrongCollator | RewardPairCollator):
+            return None
+        # The longest rows come first, so that memory runs out at once or never.
+        return np.argsort(-self._lengths(dataset), kind="stable")
 
     def _predict_probabilities(self, dataset: Dataset, label_columns: tuple[str, ...]) -> np.ndarray:
         """
@@ -71,15 +88,7 @@ class OrderedEvaluation:
         columns = getattr(dataset, "column_names", None) or []
         if not has_transform and set(columns) & set(label_columns):
             dataset = dataset.remove_columns([name for name in label_columns if name in columns])
-        dataset = self._prepare_test_rows(dataset)
         before = self.args, self.compute_metrics, self.preprocess_logits_for_metrics, self.data_collator
-        order = None
-        # A collator of the user gets rows in their order, and only a transform knows how long its rows are.
-        own_collator = isinstance(self.data_collator, WeakToStrongCollator | RewardPairCollator)
-        if own_collator and isinstance(dataset, Dataset) and not has_transform:
-            # The longest rows come first, so that memory runs out at once or never.
-            order = np.argsort(-self._lengths(dataset), kind="stable")
-            dataset = dataset.select(order)
         self.args = copy.copy(self.args)  # dataclasses.replace would reset accelerate's state
         self.args.dataloader_drop_last = self.args.prediction_loss_only = False
         self.args.eval_do_concat_batches, self.args.include_for_metrics = True, []
@@ -87,12 +96,10 @@ class OrderedEvaluation:
         if isinstance(self.data_collator, WeakToStrongCollator):
             self.data_collator = dataclasses.replace(self.data_collator, with_labels=False)
         try:
-            with self._clean_up_on_error():
-                logits = super().predict(dataset).predictions
+            logits = self.predict(dataset).predictions
         finally:
             self.args, self.compute_metrics, self.preprocess_logits_for_metrics, self.data_collator = before
-        probabilities = torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1).numpy()
-        return probabilities if order is None else probabilities[np.argsort(order)]
+        return torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1).numpy()
 
     # ---- Metrics ----
 
