@@ -128,6 +128,8 @@ class Experiment(ABC):
             )
         if "prompting" in args.analyses:
             check_decoder(student, "--analyses prompting")
+        for model in (student, *sizes) if getattr(args, "generative_finetuning", False) else ():
+            check_decoder(model, "--generative_finetuning")
         twin = args.student_model.replace("pretrained-", "scratch-")
         has_twin = args.demo and twin in self.demo_models and twin != args.student_model
         unpretrained = self.model(twin, "", world, is_weak=True) if has_twin else None
