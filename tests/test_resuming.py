@@ -157,7 +157,7 @@ def test_callback_states_and_strategies_by_epoch(strategy, tmp_path):
 def test_the_best_adapters_are_loaded_whatever_they_are_called(tmp_path):
     set_seed(0)
     model = get_peft_model(student(0), LORA, adapter_name="strong")
-    trainer = make("adapters", tmp_path, peft_config=None, model=model, learning_rate=0.3)
+    trainer = make("adapters", tmp_path, peft_config=None, model=model, greater_is_better=True)
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint)
     assert best.name != "checkpoint-6", "the last step is the best: the comparison would be vacuous"
