@@ -25,7 +25,7 @@ from w2s_hf import (
 )
 
 LORA = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=2)
-OTHER_LORA = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=4)
+OTHER_LORA = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=2)  # PEFT would load it in silence
 KINDS = ("classes", "adapters", "pairs", "completions")
 # 4 steps an epoch, of which the second is left in the middle.
 OPTIONS = {

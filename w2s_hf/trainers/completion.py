@@ -42,6 +42,7 @@ class CompletionTrainer(WithStudentCard, ResumableSFTTrainer):
     - `evaluate`, `evaluation_loop`: besides the loss, `eval_accuracy`: the share of the evaluation rows whose greedy
       completion is the completion of the row, character by character. On rows labelled by a supervisor it is what the
       paper stops early by.
+    - `train`: resumes as [`WeakToStrongTrainer`] does.
     - `get_batch_samples`, `training_step`, `prediction_step`: rows that accelerate repeats where rows do not divide
       by ranks have no loss; see [`w2s_hf.trainers.epochs.WholeEpochs`].
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
