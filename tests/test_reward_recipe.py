@@ -242,7 +242,8 @@ def test_the_generative_stage_keeps_to_the_arguments(tmp_path, monkeypatch):
     """The budget of tokens: the same losses, with 2 texts of up to 15 tokens at once in place of 8. No dropout."""
     seen = []
     monkeypatch.setattr(
-        "w2s_hf.experiments.generative.SFTTrainer", lambda **options: seen.append(options) or SFTTrainer(**options)
+        "w2s_hf.experiments.generative.ResumableSFTTrainer",
+        lambda **options: seen.append(options) or SFTTrainer(**options),
     )
     GPT2LMHeadModel(make_model("gpt2").config).save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")

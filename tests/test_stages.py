@@ -81,5 +81,8 @@ def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if state is not None:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5"]
+    (tmp_path / "checkpoint-final").mkdir()  # somebody's own
+    for remove in (False, True):
+        assert len(list(tmp_path.iterdir())) == 5
+        assert last_complete_checkpoint(tmp_path, remove=remove) == str(tmp_path / "checkpoint-10")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5", "checkpoint-final"]

@@ -59,8 +59,8 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
       completion is the completion of the row, character by character. On rows labelled by a supervisor it is what the
       paper stops early by. Of several evaluation sets each has its own, such as `eval_a_accuracy`.
     - `predict`: takes rows with `prompt` and `completion`, too.
-    - `train`: refuses a model whose parameters are all frozen, and a `metric_for_best_model` that the evaluation does
-      not report, before the first step.
+    - `train`: resumes as [`WeakToStrongTrainer`] does; refuses a model whose parameters are all frozen, and a
+      `metric_for_best_model` that the evaluation does not report, before the first step.
     - `get_batch_samples`, `training_step`, `prediction_step`: rows that accelerate repeats where rows do not divide
       by ranks have no loss; see [`w2s_hf.trainers.epochs.WholeEpochs`].
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].

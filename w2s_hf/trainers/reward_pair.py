@@ -56,6 +56,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
       all of them, micro-batches of bounded tokens. The confidence loss hardens "the first response is better", the
       sides in an order of each pair's own that has nothing to do with the preference, so that its prior is one half.
       (In the dataset's order it would be one, and the threshold would tell what the label hides.)
+    - `train`: resumes as [`WeakToStrongTrainer`] does.
     - `prediction_step`, `predict`: a row a pair, in row order. (TRL's returns two rows a pair, block by block, and
       loses some of them in the last batch.)
     - `evaluate`, `_prepare_dataset`: pairs are checked, and those that `max_length` leaves out are counted. `predict`

@@ -38,8 +38,8 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
         """As [`~trl.SFTTrainer`]'s."""
         if self.accelerator.num_processes > 1 and not self.args.average_tokens_across_devices:
             logger.warning(
-                "average_tokens_across_devices: got False, with which each process divides its loss by its own tokens "
-                "and training depends on the number of processes. Set it to True."
+                "average_tokens_across_devices: got False, with which each process divides its loss by its own "
+                "tokens, and training depends on the number of processes. Set it to True."
             )
         return super().get_train_dataloader()
 
