@@ -89,9 +89,10 @@ def fresh_adapter(
     peft_config.revision = peft_config.revision or getattr(model.config, "_commit_hash", None)
     model._new_weights = new_weights(model)  # the marks of transformers are gone when the model was moved or copied
     student = get_peft_model(model, peft_config)
-    names = getattr(student.peft_config["default"], "target_modules", None)
-    if isinstance(names, set):  # whose order, and so the saved file, would differ from process to process
-        student.peft_config["default"].target_modules = sorted(names)
+    config = student.peft_config["default"]
+    for name, value in vars(config).items():
+        if isinstance(value, set):  # its order, and so the saved file, would differ from process to process
+            setattr(config, name, sorted(value))
     cast_trainable_to_float32(student)
     return student
 
