@@ -60,6 +60,7 @@ def fresh_adapter(
             checkpoint lacks weights that adapters cannot save, or the kind of adapters cannot save a head.
     """
     model = _without_adapters(model)
+    model._new_weights = new_weights(model)  # the marks of transformers go with layers that are replaced or copied
     dequantize_head(model)
     heads = head_modules(model)
     _put_back(model, heads)
@@ -87,11 +88,11 @@ def fresh_adapter(
         peft_config.modules_to_save = [*saved, *new] or None
     # A base of the Hub may move on: the adapters say which commit is theirs, and load_student reads it.
     peft_config.revision = peft_config.revision or getattr(model.config, "_commit_hash", None)
-    model._new_weights = new_weights(model)  # the marks of transformers are gone when the model was moved or copied
     student = get_peft_model(model, peft_config)
-    names = getattr(student.peft_config["default"], "target_modules", None)
-    if isinstance(names, set):  # whose order, and so the saved file, would differ from process to process
-        student.peft_config["default"].target_modules = sorted(names)
+    config = student.peft_config["default"]
+    for name, value in vars(config).items():
+        if isinstance(value, set):  # its order, and so the saved file, would differ from process to process
+            setattr(config, name, sorted(value))
     cast_trainable_to_float32(student)
     return student
 
@@ -157,7 +158,6 @@ def load_adapter_weights(student: PeftModel, directory: str) -> None:
     Raises:
         ValueError: the adapters do not fit; a name that one of them lacks is in the message.
     """
-
     heads = tuple(f"base_model.model.{name}." for name in (*head_modules(student), *HEAD_NAMES, "lm_head"))
 
     def is_shared(name: str) -> bool:
