@@ -56,16 +56,14 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
       all of them, micro-batches of bounded tokens. The confidence loss hardens "the first response is better", the
       sides in an order of each pair's own that has nothing to do with the preference, so that its prior is one half.
       (In the dataset's order it would be one, and the threshold would tell what the label hides.)
-    - `train`: resumes as [`WeakToStrongTrainer`] does.
+    - `train`: resumes, and refuses an unknown `metric_for_best_model`, as [`WeakToStrongTrainer`] does.
     - `prediction_step`, `predict`: a row a pair, in row order. (TRL's returns two rows a pair, block by block, and
       loses some of them in the last batch.)
-    - `evaluate`, `_prepare_dataset`: pairs are checked, and those that `max_length` leaves out are counted. `predict`
-      leaves none out.
+    - `evaluate`, `_prepare_dataset`: pairs are checked, those over `max_length` are counted; `predict` refuses them.
     - `_set_signature_columns_if_needed`, `_get_eval_sampler`: `soft_label` is kept, and rows in their order.
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
     - `evaluation_loop`: TRL's metrics, such as `accuracy`, are named after the evaluation set (`eval_a_accuracy`), and
       do not replace metrics of the same name that `compute_metrics` returns.
-    - `train`: refuses a `metric_for_best_model` that the evaluation does not report, before the first step.
 
     `accuracy` in the logs is the share of pairs in which the better response by the soft label, or the chosen one
     where there is none, has the larger reward.
@@ -166,8 +164,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
                 pad_token_id=self.data_collator.pad_token_id, pad_to_multiple_of=self.data_collator.pad_to_multiple_of
             )
         refuse_data_parallel(args)
-        self._refuse_longer(self.train_dataset, "train_dataset")
-        for name, part in named_parts(self.eval_dataset, "eval_dataset").items():
+        parts = {"train_dataset": self.train_dataset, **named_parts(self.eval_dataset, "eval_dataset")}
+        for name, part in parts.items():
             self._refuse_longer(part, name)
 
     # ---- Data ----
@@ -195,10 +193,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         if n_lost == len(dataset):
             raise ValueError(f"{name}: all {n_lost} pairs are longer than max_length={args.max_length} tokens.")
         if n_lost:
-            logger.warning(
-                f"{name}: {n_lost} of {len(dataset)} pairs are longer than max_length={args.max_length} tokens and "
-                "are left out"
-            )
+            found = f"{n_lost} of {len(dataset)} pairs are longer than max_length={args.max_length} tokens"
+            logger.warning(f"{name}: {found} and are left out")
         return prepared
 
     def _refuse_longer(self, dataset: _Pairs | None, name: str) -> None:
