@@ -132,7 +132,8 @@ def load_student(
             Of the weights that are not quantized; `"auto"` is that of the checkpoint. Defaults to `"bfloat16"` on a
             machine with a GPU that computes in it, and elsewhere to `"float32"`, which is faster on a CPU.
         peft_config ([`~peft.LoraConfig`], *optional*): Adds fresh adapters, see [`fresh_adapter`].
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): In place of `load_in_4bit`.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Replaces `load_in_4bit`. A checkpoint that is stored in 4 or 8 bit keeps its own quantization.
         is_trainable (`bool`, *optional*, defaults to `False`): Train the adapters of a finished student further.
         revision (`str`, *optional*): On the Hub, of `name_or_path`.
         base_model (`str`, *optional*):
@@ -144,8 +145,11 @@ def load_student(
 
     Raises:
         ValueError: unknown task type or dtype, both `load_in_4bit` and `quantization_config`, a `base_model` for
-            what has no adapters, weights that are not safetensors, or an original Qwen that asks for what Qwen2 does
-            not have (see [`w2s_hf.original_qwen`]).
+            what has no adapters, a `peft_config` for what has some, adapters in subdirectories or without layers that
+            their base lacks, weights that are not safetensors, or an original Qwen that asks for what Qwen2 does not
+            have (see [`w2s_hf.original_qwen`]).
+        OSError: there is no such model, or the base of a finished student is not where its adapters say; give
+            `base_model`.
     """
     if task_type not in ("SEQ_CLS", "REWARD", "CAUSAL_LM"):
         raise ValueError(f"task_type: got {task_type!r}, expected SEQ_CLS, REWARD or CAUSAL_LM.")
