@@ -32,7 +32,13 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import disable_dropout_in_model
 
-from .adapters import fresh_adapter, refuse_unsaved_layers
+from .adapters import (
+    cast_trainable_to_float32,
+    fresh_adapter,
+    keep_trainable,
+    load_adapter_weights,
+    refuse_unsaved_layers,
+)
 from .config import computes_in_bfloat16
 from .heads import (
     HEAD_NAMES,
@@ -52,10 +58,15 @@ from .original_qwen import (
     refuse_longer_texts,
 )
 
+# Functions of `adapters` are among them: they used to be defined here, and are imported from here.
 __all__ = [
     "align_padding",
+    "cast_trainable_to_float32",
     "disable_dropout",
+    "fresh_adapter",
     "keep_4bit_gradients",
+    "keep_trainable",
+    "load_adapter_weights",
     "load_config",
     "load_student",
     "load_tokenizer",
