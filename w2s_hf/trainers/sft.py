@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
     """[`~trl.SFTTrainer`] whose epochs are the same on any number of processes and after a resume."""
 
+    _is_evaluating = False
+
     def _n_rows(self, batch: dict) -> int:
         # TRL's `padding_free` puts all rows into one; each begins at position 0.
         return int((batch["position_ids"] == 0).sum()) if _is_flat(batch) else len(batch["labels"])
@@ -60,6 +62,11 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
             self._forget_tokens(repeated_tokens)
         return loss
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        # Overridden for TRL 1.0, which divides the loss of an evaluation by the tokens of all processes; transformers
+        # then weighs it by the rows of each. TRL 1.16 takes the mean over the tokens of the process.
+        return None if self._is_evaluating else super()._get_num_items_in_batch(batch_samples, device)
+
     def prediction_step(
         self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
@@ -68,7 +75,11 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
         if counts is not None and counts.any():
             inputs = self._mark(inputs, counts)
             del inputs["repeated_tokens"]
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        self._is_evaluating = True
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self._is_evaluating = False
 
 
 def _is_flat(batch: dict) -> bool:
