@@ -21,6 +21,7 @@ from w2s_hf.hub import repository_name
 from w2s_hf.leaderboard import read_card
 from w2s_hf.publish import student_files
 
+CLASSES = 'id2label={0: "no", 1: "yes"}'  # in the snippets of cards
 LABELS, STUDENT = "me/boolq-weak-labels-scratch-32x1-seed0", "me/boolq-pretrained-64x2-from-scratch-32x1-naive-seed0"
 
 
@@ -113,7 +114,7 @@ def test_what_was_pushed(hub, publish, output, tmp_path):
     provenance = json.loads(hub.repositories["dataset", LABELS].head.files["provenance.json"])
     assert front["datasets"] == [LABELS]
     assert f"[{LABELS}]({hub.url}/datasets/{LABELS}) (fingerprint {provenance['fingerprint']})" in card
-    assert f'load_student("{STUDENT}", base_model="PATH", dtype="float32")' in card
+    assert f'load_student("{STUDENT}", base_model="PATH", {CLASSES}, dtype="float32")' in card
     # The demo's base is no repository, and its name must not be taken for one.
     config = json.loads(commit.files["adapter_config.json"])
     assert re.fullmatch(r"\./pretrained-64x2-[0-9a-f]+", config["base_model_name_or_path"])
@@ -268,7 +269,8 @@ def test_before_anything_is_pushed(hub, publish, output, tmp_path):
     code, stderr = publish(tmp_path)
     assert code == 1 and "there is no results.json, expected the --output_dir of a finished recipe" in stderr
     for wrong in (output.parent / "elsewhere", output / "students"):
-        assert f"Name one of those that have results: {os.path.relpath(output)}." in publish(wrong)[1]
+        named = publish(wrong)[1].partition("Name one of those that have results: ")[2].split("\n")[0]
+        assert os.path.relpath(output) in named.removesuffix(".").split(", ")
     (student,) = (output / "students").glob("naive-seed0")
     assert "It holds one student, which is pushed with --repo_id ME/NAME." in publish(student)[1]
     code, stderr = publish(output, "--dry_run", "--hub_namespace", "me")
@@ -283,7 +285,7 @@ def test_a_base_that_is_on_the_hub_though_the_student_learned_on_a_copy(hub, pub
     files = hub.repositories["model", STUDENT].head.files
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/base"
     assert "base_model: me/base\n" in files["README.md"].decode()
-    assert f'load_student("{STUDENT}", dtype="float32")' in files["README.md"].decode()
+    assert f'load_student("{STUDENT}", {CLASSES}, dtype="float32")' in files["README.md"].decode()
 
 
 def test_local_bases_leave_their_name_alone(tmp_path, monkeypatch):

@@ -180,17 +180,14 @@ class ResumableTraining:
 
     def _load_best_model(self) -> None:
         # Overridden since transformers 5.17 and 5.23 only warn, and keep the last weights, where the best checkpoint
-        # is gone or has its adapters in a directory of their own.
+        # is gone.
         best = self.state.best_model_checkpoint
         if not os.path.isdir(best):
             raise ValueError(
                 f"load_best_model_at_end: the best checkpoint {best} is gone; the model has the weights of the last "
                 f"step, {self.state.global_step}."
             )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            self._load_from_checkpoint(best)
+        super()._load_best_model()
 
     def _record_of_rows(self) -> dict[str, int | str | bool | None]:
         """Everything that decides which rows the steps of an epoch train on, besides the rows themselves."""
@@ -276,16 +273,14 @@ def _is_whole(file: Path) -> bool:
 
 def _refuse_other_adapters(model: PeftModel, checkpoint: Path) -> None:
     """Raises `ValueError` if the adapters in a checkpoint are not those of the model by name and shape."""
-    adapter = model.active_adapters[0]
-    files = (checkpoint / "adapter_model.safetensors", checkpoint / adapter / "adapter_model.safetensors")
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
+    file = checkpoint / "adapter_model.safetensors"
+    if not file.is_file():
         return
     with safe_open(file, "pt") as weights:
         got = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     expected = {
         name: tuple(weight.shape)
-        for name, weight in get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False).items()
+        for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
     # PEFT also saves embeddings that were resized.
     different = [name for name in expected if got.get(name) != expected[name]]
