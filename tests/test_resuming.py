@@ -1,19 +1,22 @@
 """A training that was stopped ends as if it had not been, or says at its start why it cannot."""
 
+import copy
+import gc
 import math
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_character_tokenizer, make_language_model, make_rows, make_tokenizer
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from conftest import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
+from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from test_bootstrap_trainer import student
 from test_completion import rows_of
 from test_reward_pair import make_pairs
 from test_trainer import arguments
-from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, GPT2ForSequenceClassification, TrainerCallback, set_seed
 
 from w2s_hf import (
     CompletionConfig,
@@ -155,14 +158,67 @@ def test_callback_states_and_strategies_by_epoch(strategy, tmp_path):
 
 
 def test_the_best_adapters_are_loaded_whatever_they_are_called(tmp_path):
-    model = get_peft_model(student(0), LORA, adapter_name="strong")
+    set_seed(0)
+    model = get_peft_model(student(0), copy.deepcopy(LORA), adapter_name="strong")
     trainer = make("adapters", tmp_path, peft_config=None, model=model)
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint)
     assert best.name != "checkpoint-6", "the last step is the best: the comparison would be vacuous"
-    saved = load_file(best / "strong" / "adapter_model.safetensors")
-    loaded = get_peft_model_state_dict(trainer.model, adapter_name="strong")
+    saved, loaded = load_file(best / "adapter_model.safetensors"), get_peft_model_state_dict(trainer.model)
     assert saved and all(torch.equal(loaded[name], weight) for name, weight in saved.items())
+
+
+def test_adapters_beside_a_resized_embedding_are_resumed(tmp_path):
+    """PEFT saves the embedding, too, which is called `wte` in GPT-2."""
+    make_model("gpt2").save_pretrained(tmp_path / "base")
+
+    def resized(**options):
+        model = GPT2ForSequenceClassification.from_pretrained(tmp_path / "base")
+        model.resize_token_embeddings(65, mean_resizing=False)
+        return make("adapters", tmp_path / "out", model=model, **options)
+
+    resized(max_steps=1).train()
+    saved = load_file(tmp_path / "out" / "checkpoint-1" / "adapter_model.safetensors")
+    assert "base_model.model.transformer.wte.weight" in saved, "the test would be vacuous"
+    trainer = resized(max_steps=2)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+
+
+VIRTUAL = {
+    "p-tuning": PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=2, encoder_hidden_size=4),
+    "projected": PrefixTuningConfig(
+        task_type="SEQ_CLS", num_virtual_tokens=2, encoder_hidden_size=4, prefix_projection=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VIRTUAL)
+def test_virtual_tokens_of_an_encoder_are_not_loaded_again(name, tmp_path):
+    base = {"p-tuning": "bert", "projected": "llama"}[name]
+    options = {"peft_config": VIRTUAL[name], "max_steps": 1}
+    count = CountSteps()
+    with pytest.raises(ValueError, match="whose checkpoints lack the encoder of its virtual tokens"):
+        make("adapters", tmp_path, [count], model=make_model(base), **options).train()
+    assert count.n_steps == 0
+    options["load_best_model_at_end"] = False
+    make("adapters", tmp_path, [count], model=make_model(base), **options).train()
+    assert count.n_steps == 1
+    with pytest.raises(ValueError, match="whose checkpoints lack the encoder of its virtual tokens"):
+        make("adapters", tmp_path, [count], model=make_model(base), **options).train(resume_from_checkpoint=True)
+
+
+def test_a_trainer_that_is_gone_frees_its_model(tmp_path):
+    """Also where nothing collects garbage, as on a GPU that is full."""
+    trainer = make("classes", tmp_path, max_steps=1, load_best_model_at_end=False)
+    trainer.train()
+    model = weakref.ref(trainer.model)
+    gc.disable()
+    try:
+        del trainer
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", ["classes", "completions"])

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel, PeftType, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -34,16 +34,13 @@ class ResumableTraining:
     - a training that was stopped after its last step makes no further step;
     - a checkpoint without optimizer (`save_only_model=True`), cut off, or of another model is an error;
     - other rows per optimizer step, another number or order of rows, or fewer steps than were made are errors;
+    - p-tuning and projected prefixes, whose checkpoints lack a part of what is trained, are an error;
     - the patience of [`~transformers.EarlyStoppingCallback`] is restored.
     """
 
     _resumed_from: Path | None = None
     _best_checkpoint: str | None = None
     _is_at_its_end = False
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.add_callback(_ResumeCallback(self))
 
     def train(
         self,
@@ -81,7 +78,14 @@ class ResumableTraining:
             self._resumed_from = Path(resume_from_checkpoint)
             self._check_checkpoint(self._resumed_from)
             resume_from_checkpoint = str(self._resumed_from)
-        output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        if self.args.load_best_model_at_end and isinstance(self.model, PeftModel):
+            _refuse_lost_encoder(self.model)
+        callback = _ResumeCallback(self)
+        self.add_callback(callback)
+        try:
+            output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        finally:
+            self.remove_callback(callback)  # kept, it would keep the trainer and its model in memory
         if self._is_at_its_end:
             loss = _mean_of_logged_losses(self.state)
             output = output._replace(training_loss=loss, metrics={**output.metrics, "train_loss": loss})
@@ -151,6 +155,7 @@ class ResumableTraining:
         # Overridden since PEFT only warns of adapters that do not fit (transformers 5.17 and 5.23).
         network = self.model if model is None else model
         if isinstance(network, PeftModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            _refuse_lost_encoder(network)
             _refuse_other_adapters(network, Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -180,7 +185,7 @@ class ResumableTraining:
 
     def _load_best_model(self) -> None:
         # Overridden since transformers 5.17 and 5.23 only warn, and keep the last weights, where the best checkpoint
-        # is gone or has its adapters in a directory of their own.
+        # is gone.
         best = self.state.best_model_checkpoint
         if not os.path.isdir(best):
             raise ValueError(
@@ -274,22 +279,35 @@ def _is_whole(file: Path) -> bool:
     return True
 
 
+def _refuse_lost_encoder(model: PeftModel) -> None:
+    """
+    Raises `ValueError` for virtual tokens that are the output of a trained encoder. PEFT saves only the output, and
+    loads it as the input of the encoder (0.18 to 0.21), so that a checkpoint is another model when it is loaded.
+    """
+    config = model.active_peft_config
+    if config.peft_type == PeftType.P_TUNING or getattr(config, "prefix_projection", False):
+        kind = "p-tuning" if config.peft_type == PeftType.P_TUNING else "prefix tuning with prefix_projection=True"
+        raise ValueError(
+            f"Got a model with {kind}, whose checkpoints lack the encoder of its virtual tokens, so that no training "
+            "can be resumed from them and no best model loaded. Set load_best_model_at_end=False and train without "
+            "resume_from_checkpoint, or use LoRA, prompt tuning or prefix tuning without projection."
+        )
+
+
 def _refuse_other_adapters(model: PeftModel, checkpoint: Path) -> None:
     """Raises `ValueError` if the adapters in a checkpoint are not those of the model by name and shape."""
-    adapter = model.active_adapters[0]
-    files = (checkpoint / "adapter_model.safetensors", checkpoint / adapter / "adapter_model.safetensors")
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
+    file = checkpoint / "adapter_model.safetensors"
+    if not file.is_file():
         return
     with safe_open(file, "pt") as weights:
         got = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-    expected = {
-        name: tuple(weight.shape)
-        for name, weight in get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False).items()
-    }
+    state = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0], save_embedding_layers=False)
+    expected = {name: tuple(weight.shape) for name, weight in state.items()}
     # PEFT also saves embeddings that were resized.
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    embeddings = tuple(f"{name}." for name, module in model.named_modules() if any(module is end for end in ends))
     different = [name for name in expected if got.get(name) != expected[name]]
-    different += [name for name in got if name not in expected and "embed" not in name and "lm_head" not in name]
+    different += [name for name in got if name not in expected and not name.startswith(embeddings)]
     if different:
         name = different[0]
         raise ValueError(
