@@ -220,9 +220,23 @@ def test_models_of_model_init_and_of_links_are_checked(tmp_path):
     trainer = WeakToStrongTrainer(model_init=lambda: models.pop(0), **common)
     with pytest.raises(ValueError, match="parameters are all frozen"):
         trainer.train()
+    models[:] = [make_model("llama")] * 2
+    trainer = WeakToStrongTrainer(model_init=lambda: models.pop(0), **common)
+    trainer.model = None  # as transformers' search for hyperparameters with Ray does
+    assert trainer.train().global_step == 1
     chain = trainer_for("bootstrap", tmp_path, model=_frozen(make_model("llama")))
     with pytest.raises(ValueError, match="parameters are all frozen"):
         chain.train()
+
+
+def test_completions_of_split_weights_are_refused_before_the_first_step(tmp_path):
+    rows = Dataset.from_dict(COLUMNS["completions"])
+    options = {"eval_strategy": "steps", "eval_steps": 1}
+    trainer = trainer_for("completions", tmp_path, eval_dataset=rows, config=options)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="weights are split over processes .* set eval_strategy='no'"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 VIRTUAL = {

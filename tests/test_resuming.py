@@ -208,9 +208,10 @@ def test_virtual_tokens_of_an_encoder_are_not_loaded_again(name, tmp_path):
         make("adapters", tmp_path, [count], model=make_model(base), **options).train(resume_from_checkpoint=True)
 
 
-def test_a_trainer_that_is_gone_frees_its_model(tmp_path):
+@pytest.mark.parametrize("kind", ["classes", "adapters", "pairs"])  # TRL's SFTTrainer does not
+def test_a_trainer_that_is_gone_frees_its_model(kind, tmp_path):
     """Also where nothing collects garbage, as on a GPU that is full."""
-    trainer = make("classes", tmp_path, max_steps=1, load_best_model_at_end=False)
+    trainer = make(kind, tmp_path, max_steps=1, load_best_model_at_end=False)
     trainer.train()
     model = weakref.ref(trainer.model)
     gc.disable()

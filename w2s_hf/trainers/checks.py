@@ -100,7 +100,8 @@ class RefusesFrozenModels:
     """Mixed in before a [`~transformers.Trainer`]: a model that was frozen after construction is not trained."""
 
     def train(self, *args, **kwargs):
-        refuse_frozen(self.model)
+        if self.model is not None:  # Ray's search for hyperparameters leaves it to `model_init`
+            refuse_frozen(self.model)
         return super().train(*args, **kwargs)
 
 
