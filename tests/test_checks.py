@@ -229,6 +229,17 @@ def test_models_of_model_init_and_of_links_are_checked(tmp_path):
         chain.train()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tokenizer_is_that_of_the_model_init_kwargs(kind, tmp_path):
+    """Of the same revision and subfolder as the model."""
+    model_for(kind).save_pretrained(tmp_path / "repository" / "v1")
+    (CHARACTERS if kind == "completions" else WORDS).save_pretrained(tmp_path / "repository" / "v1")
+    options = {"processing_class": None, "config": {"model_init_kwargs": {"subfolder": "v1"}}}
+    trainer = trainer_for(kind, tmp_path, model=str(tmp_path / "repository"), **options)
+    trainer.train()
+    assert trainer.processing_class is not None
+
+
 def test_completions_of_split_weights_are_refused_before_the_first_step(tmp_path):
     rows = Dataset.from_dict(COLUMNS["completions"])
     options = {"eval_strategy": "steps", "eval_steps": 1}
