@@ -12,11 +12,20 @@ import torch
 from conftest import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
-from test_bootstrap_trainer import student
+from test_bootstrap_trainer import SPECIAL, student
 from test_completion import rows_of
 from test_reward_pair import make_pairs
 from test_trainer import arguments
-from transformers import EarlyStoppingCallback, GPT2ForSequenceClassification, TrainerCallback, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    GPT2ForSequenceClassification,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MixtralConfig,
+    MixtralForSequenceClassification,
+    TrainerCallback,
+    set_seed,
+)
 
 from w2s_hf import (
     CompletionConfig,
@@ -183,6 +192,34 @@ def test_adapters_beside_a_resized_embedding_are_resumed(tmp_path):
     trainer = resized(max_steps=2)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 2
+
+
+TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+RENAMED = {
+    "completions": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SPECIAL | TINY | {"vocab_size": 128})),
+    "classes": lambda: MixtralForSequenceClassification(
+        MixtralConfig(**SPECIAL | TINY, num_key_value_heads=2, num_local_experts=2)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RENAMED)
+def test_models_that_are_saved_under_other_names_are_resumed_and_their_best_weights_loaded(kind, tmp_path):
+    def make_renamed(directory, *callbacks):
+        set_seed(0)
+        return make(kind, directory, callbacks, model=RENAMED[kind]())
+
+    trainer = make_renamed(tmp_path / "whole")
+    trainer.train()
+    assert 0 < trainer.state.best_global_step < 6, "the last step is the best: the comparison would be vacuous"
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric)
+    with pytest.raises(KeyboardInterrupt):
+        make_renamed(tmp_path / "stopped", Stop(5)).train()
+    resumed = make_renamed(tmp_path / "stopped")
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(resumed, trainer)
+    losses = [[e["eval_loss"] for e in t.state.log_history if "eval_loss" in e][:6] for t in (trainer, resumed)]
+    assert losses[0] == losses[1]
 
 
 VIRTUAL = {

@@ -11,7 +11,14 @@ import torch
 from peft import PeftModel, PeftType, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, has_length
 
@@ -157,7 +164,18 @@ class ResumableTraining:
         if isinstance(network, PeftModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             _refuse_lost_encoder(network)
             _refuse_other_adapters(network, Path(resume_from_checkpoint))
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except _OtherWeightsError:
+            # transformers 5 saves some models, such as GPT-NeoX and mixtures of experts, under other names than they
+            # have in memory. Its trainer does not translate them back, but `from_pretrained` does.
+            if not isinstance(network, PreTrainedModel):
+                raise
+            options = {"config": network.config, "dtype": network.dtype, "output_loading_info": True}
+            saved, info = type(network).from_pretrained(resume_from_checkpoint, **options)
+            if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
+                raise
+            network.load_state_dict(saved.state_dict())
 
     def _issue_warnings_after_load(self, load_result) -> None:
         # Overridden to raise where transformers 5.17 and 5.23 warn, and train on from new weights.
@@ -176,7 +194,7 @@ class ResumableTraining:
             name for name in load_result.unexpected_keys if not any(re.search(pattern, name) for pattern in ignored)
         ]
         if missing or unexpected:
-            raise ValueError(
+            raise _OtherWeightsError(
                 f"Got a checkpoint of another model: {len(missing)} weights of this one are missing in it "
                 f"({', '.join(missing[:3])}), and {len(unexpected)} of its own are unknown "
                 f"({', '.join(unexpected[:3])}). Give the model that was trained."
@@ -207,6 +225,10 @@ class ResumableTraining:
             "train_sampling_strategy": str(getattr(args, "train_sampling_strategy", None)),
             "dataloader_drop_last": args.dataloader_drop_last,
         }
+
+
+class _OtherWeightsError(ValueError):
+    """The names of weights in a checkpoint are not those of the model."""
 
 
 class _ResumeCallback(TrainerCallback):
