@@ -494,6 +494,12 @@ def test_columns_that_look_like_labels_are_refused(kind, column, expected, tmp_p
         trainer_for(kind, tmp_path).evaluate(rows)
 
 
+def test_log_probabilities_are_no_labels(tmp_path):
+    """As those of a policy beside its replies."""
+    columns = {name: [-0.5] * 8 for name in ("chosen_logprobs", "rejected_log_prob", "logprob")}
+    trainer_for("pairs", tmp_path, Dataset.from_dict(COLUMNS["pairs"] | columns))
+
+
 @pytest.mark.parametrize("kind", ONE_MODEL)
 def test_other_columns_are_named_once(kind, tmp_path, caplog):
     logging.Logger.warning_once.cache_clear()
