@@ -220,9 +220,34 @@ def test_models_of_model_init_and_of_links_are_checked(tmp_path):
     trainer = WeakToStrongTrainer(model_init=lambda: models.pop(0), **common)
     with pytest.raises(ValueError, match="parameters are all frozen"):
         trainer.train()
+    models[:] = [make_model("llama")] * 2
+    trainer = WeakToStrongTrainer(model_init=lambda: models.pop(0), **common)
+    trainer.model = None  # as transformers' search for hyperparameters with Ray does
+    assert trainer.train().global_step == 1
     chain = trainer_for("bootstrap", tmp_path, model=_frozen(make_model("llama")))
     with pytest.raises(ValueError, match="parameters are all frozen"):
         chain.train()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tokenizer_is_that_of_the_model_init_kwargs(kind, tmp_path):
+    """Of the same revision and subfolder as the model."""
+    model_for(kind).save_pretrained(tmp_path / "repository" / "v1")
+    (CHARACTERS if kind == "completions" else WORDS).save_pretrained(tmp_path / "repository" / "v1")
+    options = {"processing_class": None, "config": {"model_init_kwargs": {"subfolder": "v1"}}}
+    trainer = trainer_for(kind, tmp_path, model=str(tmp_path / "repository"), **options)
+    trainer.train()
+    assert trainer.processing_class is not None
+
+
+def test_completions_of_split_weights_are_refused_before_the_first_step(tmp_path):
+    rows = Dataset.from_dict(COLUMNS["completions"])
+    options = {"eval_strategy": "steps", "eval_steps": 1}
+    trainer = trainer_for("completions", tmp_path, eval_dataset=rows, config=options)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="weights are split over processes .* set eval_strategy='no'"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 VIRTUAL = {
@@ -467,6 +492,12 @@ def test_columns_that_look_like_labels_are_refused(kind, column, expected, tmp_p
         trainer_for(kind, tmp_path, eval_dataset=rows)
     with pytest.raises(ValueError, match="eval_dataset: " + message):
         trainer_for(kind, tmp_path).evaluate(rows)
+
+
+def test_log_probabilities_are_no_labels(tmp_path):
+    """As those of a policy beside its replies."""
+    columns = {name: [-0.5] * 8 for name in ("chosen_logprobs", "rejected_log_prob", "logprob")}
+    trainer_for("pairs", tmp_path, Dataset.from_dict(COLUMNS["pairs"] | columns))
 
 
 @pytest.mark.parametrize("kind", ONE_MODEL)

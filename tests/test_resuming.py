@@ -1,19 +1,31 @@
 """A training that was stopped ends as if it had not been, or says at its start why it cannot."""
 
+import copy
+import gc
 import math
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_character_tokenizer, make_language_model, make_rows, make_tokenizer
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from conftest import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
+from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
-from test_bootstrap_trainer import student
+from test_bootstrap_trainer import SPECIAL, student
 from test_completion import rows_of
 from test_reward_pair import make_pairs
 from test_trainer import arguments
-from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    GPT2ForSequenceClassification,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MixtralConfig,
+    MixtralForSequenceClassification,
+    TrainerCallback,
+    set_seed,
+)
 
 from w2s_hf import (
     CompletionConfig,
@@ -156,14 +168,95 @@ def test_callback_states_and_strategies_by_epoch(strategy, tmp_path):
 
 def test_the_best_adapters_are_loaded_whatever_they_are_called(tmp_path):
     set_seed(0)
-    model = get_peft_model(student(0), LORA, adapter_name="strong")
-    trainer = make("adapters", tmp_path, peft_config=None, model=model, greater_is_better=True)
+    model = get_peft_model(student(0), copy.deepcopy(LORA), adapter_name="strong")
+    trainer = make("adapters", tmp_path, peft_config=None, model=model)
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint)
     assert best.name != "checkpoint-6", "the last step is the best: the comparison would be vacuous"
-    saved = load_file(best / "adapter_model.safetensors")
-    loaded = get_peft_model_state_dict(trainer.model)
+    saved, loaded = load_file(best / "adapter_model.safetensors"), get_peft_model_state_dict(trainer.model)
     assert saved and all(torch.equal(loaded[name], weight) for name, weight in saved.items())
+
+
+def test_adapters_beside_a_resized_embedding_are_resumed(tmp_path):
+    """PEFT saves the embedding, too, which is called `wte` in GPT-2."""
+    make_model("gpt2").save_pretrained(tmp_path / "base")
+
+    def resized(**options):
+        model = GPT2ForSequenceClassification.from_pretrained(tmp_path / "base")
+        model.resize_token_embeddings(65, mean_resizing=False)
+        return make("adapters", tmp_path / "out", model=model, **options)
+
+    resized(max_steps=1).train()
+    saved = load_file(tmp_path / "out" / "checkpoint-1" / "adapter_model.safetensors")
+    assert "base_model.model.transformer.wte.weight" in saved, "the test would be vacuous"
+    trainer = resized(max_steps=2)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+
+
+TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+RENAMED = {
+    "completions": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SPECIAL | TINY | {"vocab_size": 128})),
+    "classes": lambda: MixtralForSequenceClassification(
+        MixtralConfig(**SPECIAL | TINY, num_key_value_heads=2, num_local_experts=2)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RENAMED)
+def test_models_that_are_saved_under_other_names_are_resumed_and_their_best_weights_loaded(kind, tmp_path):
+    def make_renamed(directory, *callbacks):
+        set_seed(0)
+        return make(kind, directory, callbacks, model=RENAMED[kind]())
+
+    trainer = make_renamed(tmp_path / "whole")
+    trainer.train()
+    assert 0 < trainer.state.best_global_step < 6, "the last step is the best: the comparison would be vacuous"
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric)
+    with pytest.raises(KeyboardInterrupt):
+        make_renamed(tmp_path / "stopped", Stop(5)).train()
+    resumed = make_renamed(tmp_path / "stopped")
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(resumed, trainer)
+    losses = [[e["eval_loss"] for e in t.state.log_history if "eval_loss" in e][:6] for t in (trainer, resumed)]
+    assert losses[0] == losses[1]
+
+
+VIRTUAL = {
+    "p-tuning": PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=2, encoder_hidden_size=4),
+    "projected": PrefixTuningConfig(
+        task_type="SEQ_CLS", num_virtual_tokens=2, encoder_hidden_size=4, prefix_projection=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VIRTUAL)
+def test_virtual_tokens_of_an_encoder_are_not_loaded_again(name, tmp_path):
+    base = {"p-tuning": "bert", "projected": "llama"}[name]
+    options = {"peft_config": VIRTUAL[name], "max_steps": 1}
+    count = CountSteps()
+    with pytest.raises(ValueError, match="whose checkpoints lack the encoder of its virtual tokens"):
+        make("adapters", tmp_path, [count], model=make_model(base), **options).train()
+    assert count.n_steps == 0
+    options["load_best_model_at_end"] = False
+    make("adapters", tmp_path, [count], model=make_model(base), **options).train()
+    assert count.n_steps == 1
+    with pytest.raises(ValueError, match="whose checkpoints lack the encoder of its virtual tokens"):
+        make("adapters", tmp_path, [count], model=make_model(base), **options).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("kind", ["classes", "adapters", "pairs"])  # TRL's SFTTrainer does not
+def test_a_trainer_that_is_gone_frees_its_model(kind, tmp_path):
+    """Also where nothing collects garbage, as on a GPU that is full."""
+    trainer = make(kind, tmp_path, max_steps=1, load_best_model_at_end=False)
+    trainer.train()
+    model = weakref.ref(trainer.model)
+    gc.disable()
+    try:
+        del trainer
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", ["classes", "completions"])

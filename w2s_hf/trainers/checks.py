@@ -39,8 +39,8 @@ THRESHOLD_LOSSES = ("confidence", "openai")
 # Columns that a dataset may have beside those that are read, without a word about them.
 _RIDE_ALONG = ("id", "ground_truth")
 
-# `soft_labels`, `weak_label`, `hard_label`, `target`, `probs`, `gold_truth`; but not `problem`.
-_LABEL_WORDS = re.compile(r"label|lable|target|truth|proba|probs?(_|$)", re.IGNORECASE)
+# `soft_labels`, `weak_label`, `hard_label`, `target`, `probs`, `gold_truth`; but not `problem` and `logprobs`.
+_LABEL_WORDS = re.compile(r"label|lable|target|truth|proba|(?<!log)(?<!log_)probs?(_|$)", re.IGNORECASE)
 
 
 def check_arguments(args: Any, config_class: type[TrainingArguments]) -> None:
@@ -100,7 +100,8 @@ class RefusesFrozenModels:
     """Mixed in before a [`~transformers.Trainer`]: a model that was frozen after construction is not trained."""
 
     def train(self, *args, **kwargs):
-        refuse_frozen(self.model)
+        if self.model is not None:  # Ray's search for hyperparameters leaves it to `model_init`
+            refuse_frozen(self.model)
         return super().train(*args, **kwargs)
 
 
@@ -267,7 +268,7 @@ def refuse_misspelt(
     missing = [column for column in optional if column not in columns]
     for column in unread:
         alike = difflib.get_close_matches(column.lower(), missing, n=1, cutoff=0.85)
-        if alike or (_LABEL_WORDS.search(column) and _may_hold_numbers(dataset.features, column)):
+        if alike or (_LABEL_WORDS.search(column) and _holds_numbers(dataset.features, column)):
             expected = alike[0] if alike else labels
             raise ValueError(
                 f"{name}: got a column {column!r}, which is not read, expected {expected!r}. Rename it to "
@@ -278,9 +279,7 @@ def refuse_misspelt(
     return unread
 
 
-def _may_hold_numbers(features: datasets.Features | None, column: str) -> bool:
-    if features is None:  # of an iterable dataset, columns may be known and types not
-        return True
+def _holds_numbers(features: datasets.Features, column: str) -> bool:
     feature = features[column]
     while isinstance(feature, datasets.List | datasets.LargeList):
         feature = feature.feature

@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 from trl import SFTTrainer
 
 from ..adapters import keep_trainable
@@ -59,8 +59,9 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
       completion is the completion of the row, character by character. On rows labelled by a supervisor it is what the
       paper stops early by. Of several evaluation sets each has its own, such as `eval_a_accuracy`.
     - `predict`: takes rows with `prompt` and `completion`, too.
-    - `train`: resumes as [`WeakToStrongTrainer`] does; refuses a model whose parameters are all frozen, and a
-      `metric_for_best_model` that the evaluation does not report, before the first step.
+    - `train`: resumes as [`WeakToStrongTrainer`] does; refuses a model whose parameters are all frozen, a
+      `metric_for_best_model` that the evaluation does not report, and an evaluation while weights are split over
+      processes, before the first step.
     - `get_batch_samples`, `training_step`, `prediction_step`: rows that accelerate repeats where rows do not divide
       by ranks have no loss; see [`w2s_hf.trainers.epochs.WholeEpochs`].
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
@@ -166,6 +167,26 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
             args.model_init_kwargs = init_kwargs
         refuse_data_parallel(args)
 
+    # ---- Training ----
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        """
+        As [`~trl.SFTTrainer`]'s.
+
+        Raises:
+            ValueError: it would be evaluated, with weights that are split over processes (see [`complete`]).
+        """
+        if self.args.eval_strategy != "no" or self.args.eval_on_start:
+            self._refuse_split_weights("Its accuracy is that of completions: set eval_strategy='no'.")
+        return super().train(*args, **kwargs)
+
+    def _refuse_split_weights(self, advice: str) -> None:
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "Got a model whose weights are split over processes (FSDP, DeepSpeed ZeRO-3), expected a whole one on "
+                f"each. {advice}"
+            )
+
     # ---- Evaluation and prediction ----
 
     def complete(self, prompts: Sequence[str], keep: Path | None = None) -> list[Completion]:
@@ -176,11 +197,7 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
         Raises:
             ValueError: the weights are split over processes (FSDP, DeepSpeed ZeRO-3), whose batches differ.
         """
-        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-            raise ValueError(
-                "Got a model whose weights are split over processes (FSDP, DeepSpeed ZeRO-3), expected a whole one on "
-                "each. Save it, load it with load_student, and call w2s_hf.generation.complete."
-            )
+        self._refuse_split_weights("Save it, load it with load_student, and call w2s_hf.generation.complete.")
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()

@@ -8,10 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel, PeftType, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, has_length
 
@@ -34,16 +41,13 @@ class ResumableTraining:
     - a training that was stopped after its last step makes no further step;
     - a checkpoint without optimizer (`save_only_model=True`), cut off, or of another model is an error;
     - other rows per optimizer step, another number or order of rows, or fewer steps than were made are errors;
+    - p-tuning and projected prefixes, whose checkpoints lack a part of what is trained, are an error;
     - the patience of [`~transformers.EarlyStoppingCallback`] is restored.
     """
 
     _resumed_from: Path | None = None
     _best_checkpoint: str | None = None
     _is_at_its_end = False
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.add_callback(_ResumeCallback(self))
 
     def train(
         self,
@@ -81,7 +85,14 @@ class ResumableTraining:
             self._resumed_from = Path(resume_from_checkpoint)
             self._check_checkpoint(self._resumed_from)
             resume_from_checkpoint = str(self._resumed_from)
-        output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        if self.args.load_best_model_at_end and isinstance(self.model, PeftModel):
+            _refuse_lost_encoder(self.model)
+        callback = _ResumeCallback(self)
+        self.add_callback(callback)
+        try:
+            output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        finally:
+            self.remove_callback(callback)  # kept, it would keep the trainer and its model in memory
         if self._is_at_its_end:
             loss = _mean_of_logged_losses(self.state)
             output = output._replace(training_loss=loss, metrics={**output.metrics, "train_loss": loss})
@@ -151,8 +162,20 @@ class ResumableTraining:
         # Overridden since PEFT only warns of adapters that do not fit (transformers 5.17 and 5.23).
         network = self.model if model is None else model
         if isinstance(network, PeftModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            _refuse_lost_encoder(network)
             _refuse_other_adapters(network, Path(resume_from_checkpoint))
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except _OtherWeightsError:
+            # transformers 5 saves some models, such as GPT-NeoX and mixtures of experts, under other names than they
+            # have in memory. Its trainer does not translate them back, but `from_pretrained` does.
+            if not isinstance(network, PreTrainedModel):
+                raise
+            options = {"config": network.config, "dtype": network.dtype, "output_loading_info": True}
+            saved, info = type(network).from_pretrained(resume_from_checkpoint, **options)
+            if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
+                raise
+            network.load_state_dict(saved.state_dict())
 
     def _issue_warnings_after_load(self, load_result) -> None:
         # Overridden to raise where transformers 5.17 and 5.23 warn, and train on from new weights.
@@ -171,7 +194,7 @@ class ResumableTraining:
             name for name in load_result.unexpected_keys if not any(re.search(pattern, name) for pattern in ignored)
         ]
         if missing or unexpected:
-            raise ValueError(
+            raise _OtherWeightsError(
                 f"Got a checkpoint of another model: {len(missing)} weights of this one are missing in it "
                 f"({', '.join(missing[:3])}), and {len(unexpected)} of its own are unknown "
                 f"({', '.join(unexpected[:3])}). Give the model that was trained."
@@ -187,7 +210,10 @@ class ResumableTraining:
                 f"load_best_model_at_end: the best checkpoint {best} is gone; the model has the weights of the last "
                 f"step, {self.state.global_step}."
             )
-        super()._load_best_model()
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(best)
 
     def _record_of_rows(self) -> dict[str, int | str | bool | None]:
         """Everything that decides which rows the steps of an epoch train on, besides the rows themselves."""
@@ -199,6 +225,10 @@ class ResumableTraining:
             "train_sampling_strategy": str(getattr(args, "train_sampling_strategy", None)),
             "dataloader_drop_last": args.dataloader_drop_last,
         }
+
+
+class _OtherWeightsError(ValueError):
+    """The names of weights in a checkpoint are not those of the model."""
 
 
 class _ResumeCallback(TrainerCallback):
@@ -271,6 +301,21 @@ def _is_whole(file: Path) -> bool:
     return True
 
 
+def _refuse_lost_encoder(model: PeftModel) -> None:
+    """
+    Raises `ValueError` for virtual tokens that are the output of a trained encoder. PEFT saves only the output, and
+    loads it as the input of the encoder (0.18 to 0.21), so that a checkpoint is another model when it is loaded.
+    """
+    config = model.active_peft_config
+    if config.peft_type == PeftType.P_TUNING or getattr(config, "prefix_projection", False):
+        kind = "p-tuning" if config.peft_type == PeftType.P_TUNING else "prefix tuning with prefix_projection=True"
+        raise ValueError(
+            f"Got a model with {kind}, whose checkpoints lack the encoder of its virtual tokens, so that no training "
+            "can be resumed from them and no best model loaded. Set load_best_model_at_end=False and train without "
+            "resume_from_checkpoint, or use LoRA, prompt tuning or prefix tuning without projection."
+        )
+
+
 def _refuse_other_adapters(model: PeftModel, checkpoint: Path) -> None:
     """Raises `ValueError` if the adapters in a checkpoint are not those of the model by name and shape."""
     file = checkpoint / "adapter_model.safetensors"
@@ -278,13 +323,13 @@ def _refuse_other_adapters(model: PeftModel, checkpoint: Path) -> None:
         return
     with safe_open(file, "pt") as weights:
         got = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-    expected = {
-        name: tuple(weight.shape)
-        for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-    }
+    state = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0], save_embedding_layers=False)
+    expected = {name: tuple(weight.shape) for name, weight in state.items()}
     # PEFT also saves embeddings that were resized.
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    embeddings = tuple(f"{name}." for name, module in model.named_modules() if any(module is end for end in ends))
     different = [name for name in expected if got.get(name) != expected[name]]
-    different += [name for name in got if name not in expected and "embed" not in name and "lm_head" not in name]
+    different += [name for name in got if name not in expected and not name.startswith(embeddings)]
     if different:
         name = different[0]
         raise ValueError(

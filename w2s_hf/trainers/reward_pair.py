@@ -396,10 +396,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
 
     def predict_proba(self, dataset: datasets.Dataset) -> np.ndarray:
         """
-        Probabilities of pairs, with labels or without.
-
-        The result has every pair: `dataloader_drop_last`, `prediction_loss_only`, `eval_do_concat_batches`,
-        `compute_metrics` and `preprocess_logits_for_metrics` do not apply.
+        Probabilities of pairs, with labels or without: of every pair, as [`WeakToStrongTrainer.predict_proba`].
 
         Returns:
             `np.ndarray` of shape `(N, 2)`, float32, in row order, on every rank: P(rejected better) and P(chosen

@@ -13,6 +13,7 @@ from .. import losses
 from ..adapters import fresh_adapter
 from ..collators import move_padding, sorted_lengths, split_by_tokens
 from ..config import computes_in_bfloat16
+from ..hub import FILE_OPTIONS
 from ..modeling import keep_4bit_gradients, load_config, load_student, load_tokenizer
 from .checks import THRESHOLD_LOSSES, RefusesFrozenModels, refuse_prompt_tuning
 from .epochs import WholeEpochs
@@ -221,15 +222,16 @@ def load_model(
             + (", whose head is trained and saved with the adapters." if task_type != "CAUSAL_LM" else ".")
         )
     options = (args.model_init_kwargs or {}) if isinstance(model, str) else {}
+    files = {key: options[key] for key in FILE_OPTIONS if key in options}  # of the model and of its tokenizer
     if task_type != "CAUSAL_LM" and model is not None:
         if isinstance(model, PeftModel):
             refuse_prompt_tuning(model.get_base_model().config, model.active_peft_config)
         elif peft_config is not None and peft_config.is_prompt_learning:
-            config = load_config(model, options.get("revision")) if isinstance(model, str) else model.config
+            config = load_config(model, **files) if isinstance(model, str) else model.config
             refuse_prompt_tuning(config, peft_config)
     if isinstance(model, str):
         if processing_class is None:
-            processing_class = load_tokenizer(model)
+            processing_class = load_tokenizer(model, **files)
         # Adapters train beside a bfloat16 or 4-bit base; a model that is finetuned whole needs float32 weights.
         frozen = peft_config is not None or quantization_config is not None
         in_bfloat16 = frozen and (args.bf16 or computes_in_bfloat16(args.use_cpu))
