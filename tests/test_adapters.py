@@ -369,3 +369,10 @@ def test_a_base_that_is_gone_can_be_named(base, match, base_of, tokenizer, tmp_p
     assert "cannot load its base" not in str(error.value)
     with pytest.raises(ValueError, match="has adapters already"):
         load_student(directory, peft_config=lora())
+
+
+def test_students_have_as_many_classes_as_they_were_saved_with(base_of, tokenizer, tmp_path):
+    student = fresh_adapter(load_student(base_of("llama"), num_labels=3, dtype="float32"), lora())
+    step(student)
+    again = load_student(save(student, tokenizer, tmp_path), dtype="float32")
+    torch.testing.assert_close(logits(again), logits(student))

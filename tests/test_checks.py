@@ -532,3 +532,60 @@ def test_texts_that_are_truncated_are_counted(tmp_path, caplog):
     for kept in (None, 6):
         trainer_for("classifier", tmp_path, rows, config={"max_length": kept})
     assert "truncated" not in caplog.text
+
+
+# ---- Labels of a collator of the user ----
+
+
+def collator_of(labels):
+    """Pads rows, and adds labels in another form."""
+
+    def collate(rows):
+        batch = dict(WORDS.pad([{"input_ids": row["input_ids"]} for row in rows], return_tensors="pt"))
+        return batch if labels is None else {**batch, "labels": labels([row["labels"] for row in rows])}
+
+    return collate
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        lambda values: torch.tensor(values).int(),
+        lambda values: torch.tensor(values).bool(),
+        lambda values: torch.tensor(values)[:, None],
+        lambda values: torch.nn.functional.one_hot(torch.tensor(values), 2),
+        lambda values: torch.tensor(values, dtype=torch.bfloat16),
+        list,
+    ],
+    ids=["int32", "bool", "column", "one-hot", "bfloat16", "list"],
+)
+def test_labels_of_any_form_are_trained_on(labels, tmp_path):
+    rows = make_rows(8, "hard")
+    losses = []
+    for collator in (None, collator_of(labels)):
+        trainer = trainer_for("classifier", tmp_path, rows, data_collator=collator)
+        losses.append(trainer.train().training_loss)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (lambda values: torch.tensor([2.0 * value for value in values]), r"labels: got .* expected \[0, 1\]"),
+        (lambda values: torch.tensor(values) * 0 - 100, "labels: got class -100 in rows 0, 1, .* expected 0 to 1"),
+        (None, "got batches with 'input_ids', 'attention_mask', expected 'labels' in them"),
+    ],
+    ids=["above 1", "ignored", "none"],
+)
+def test_labels_that_no_loss_reads_are_refused(labels, message, tmp_path):
+    rows = make_rows(8, "hard", seed=1)
+    with pytest.raises(ValueError, match=message):
+        trainer_for("classifier", tmp_path, rows, data_collator=collator_of(labels)).train()
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_models_of_other_problems_are_refused(problem_type, tmp_path):
+    model = model_for("classifier")
+    model.config.problem_type = problem_type
+    with pytest.raises(ValueError, match=f"problem_type: got '{problem_type}', expected 'single_label_class"):
+        trainer_for("classifier", tmp_path, model=model)

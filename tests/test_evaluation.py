@@ -376,6 +376,12 @@ def test_other_rows_are_evaluated_with_persistent_workers(tmp_path):
     trainer = trainer_of("classification", tmp_path, eval_dataset=rows, **options)
     losses = [trainer.evaluate(part)["eval_loss"] for part in (None, others, rows, None)]
     assert losses[0] == losses[2] == losses[3] != losses[1]
+    # The workers of the trainer's own rows are kept, as long as these are its rows.
+    kept = trainer._eval_dataloaders["eval"]
+    trainer.evaluate()
+    assert trainer._eval_dataloaders["eval"] is kept
+    trainer.eval_dataset = others
+    assert trainer.evaluate()["eval_loss"] == losses[1]
 
 
 # ---- Several sets, and the metric that chooses the best model ----

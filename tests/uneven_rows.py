@@ -101,7 +101,7 @@ def train(kind: str, n_rows: int, options: dict, directory: Path, world: int, st
 def datasets_of(kind: str, n_rows: int, soft_label: str | None) -> tuple[Dataset, Dataset]:
     """Rows to train and to evaluate on."""
     if kind == "completions":
-        return rows_of(n_rows), rows_of(5, 40)
+        return rows_of(n_rows), rows_of(9, 40)  # of the last batch, all rows of the second rank are repeated
     if kind == "pairs":
         return make_pairs(n_rows, soft_label), make_pairs(5, soft_label, seed=1)
     return make_rows(n_rows), make_rows(5, seed=1)

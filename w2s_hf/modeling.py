@@ -136,7 +136,7 @@ def load_student(
         task_type (`str`, *optional*, defaults to `"SEQ_CLS"`):
             `"SEQ_CLS"`, `"REWARD"` (one output), or `"CAUSAL_LM"`.
         num_labels (`int`, *optional*):
-            Outputs of the head for `"SEQ_CLS"`; by default those of the checkpoint, and 2 for a base.
+            Outputs of the head for `"SEQ_CLS"`; by default those of the checkpoint or student, and 2 for a base.
         load_in_4bit (`bool`, *optional*, defaults to `False`):
             nf4 weights with double quantization and `dtype` compute; the head stays in full precision.
         dtype (`str` or `torch.dtype`, *optional*):
@@ -239,10 +239,28 @@ def _load_base(student: str, revision: str | None, base_model: str | None, optio
             + (f" at the revision {adapter.revision}" if adapter.revision else "")
             + f". If the base was moved, give its directory or Hub id as base_model=. ({error})"
         ) from error
+    n_outputs = (
+        None if options["num_labels"] or options["task_type"] != "SEQ_CLS" else _n_outputs(student, revision, base)
+    )
+    if n_outputs is not None:
+        return _load_base(student, revision, base_model, {**options, "num_labels": n_outputs})
     n_tokens = _n_resized_tokens(student, revision, base)
     if n_tokens is not None:
         base.resize_token_embeddings(n_tokens, mean_resizing=False)  # the adapters hold all rows
     return base
+
+
+def _n_outputs(student: str, revision: str | None, base: PreTrainedModel) -> int | None:
+    """The outputs of the head that adapters hold, if that of the base has another number."""
+    options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    file = cached_file(student, "adapter_model.safetensors", **options)
+    if file is None:
+        return None
+    name, layer = list(head_linears(base).items())[-1]
+    key = f"base_model.model.{name}.weight"
+    with safe_open(file, framework="pt") as adapters:
+        n_outputs = adapters.get_slice(key).get_shape()[0] if key in set(adapters.keys()) else layer.out_features
+    return n_outputs if n_outputs != layer.out_features else None
 
 
 def _n_resized_tokens(student: str, revision: str | None, base: PreTrainedModel) -> int | None:

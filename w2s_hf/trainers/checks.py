@@ -28,6 +28,7 @@ __all__ = [
     "refuse_frozen",
     "refuse_longer",
     "refuse_misspelt",
+    "refuse_problem_type",
     "refuse_prompt_tuning",
 ]
 
@@ -121,6 +122,17 @@ def refuse_prompt_tuning(config: PreTrainedConfig, peft_config: PeftConfig) -> N
             f"peft_config: got {getattr(peft_config.peft_type, 'value', peft_config.peft_type)} for a classifier of "
             f"type {config.model_type!r}, expected adapters that keep the tokens, such as LoRA, IA3 or prefix tuning: "
             "with prepended embeddings it cannot tell the last token of a row from padding. Use a LoraConfig."
+        )
+
+
+def refuse_problem_type(config: PreTrainedConfig) -> None:
+    """Raises `ValueError` for a classifier whose configuration says that its outputs are not classes of one label."""
+    problem_type = getattr(config, "problem_type", None)
+    if problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"model.config.problem_type: got {problem_type!r}, expected 'single_label_classification', since losses "
+            "and probabilities are those of classes that exclude each other. Set model.config.problem_type=None if "
+            "they do."
         )
 
 

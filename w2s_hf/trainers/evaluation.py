@@ -34,6 +34,7 @@ class OrderedEvaluation:
     # The metrics of every evaluation set, whatever `compute_metrics` returns.
     _known_metrics: tuple[str, ...] = ("loss",)
     _metrics: dict = {}
+    _rows_of_workers: Dataset | None = None  # of the data loader that persistent workers keep
 
     def _lengths(self, dataset: Dataset) -> np.ndarray:
         """The number of tokens of each row, `(N,)`."""
@@ -104,10 +105,15 @@ class OrderedEvaluation:
     # ---- Metrics ----
 
     def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
-        if eval_dataset is None or isinstance(eval_dataset, str):
+        if isinstance(eval_dataset, str):
             return super().get_eval_dataloader(eval_dataset)
-        # With persistent workers Trainer would keep this data loader, and use it for other rows as well.
-        return self.get_test_dataloader(eval_dataset)
+        if eval_dataset is not None and eval_dataset is not self.eval_dataset:
+            # With persistent workers Trainer would keep this data loader, and use it for other rows as well.
+            return self.get_test_dataloader(eval_dataset)
+        if self._rows_of_workers is not self.eval_dataset:
+            getattr(self, "_eval_dataloaders", {}).pop("eval", None)
+            self._rows_of_workers = self.eval_dataset
+        return super().get_eval_dataloader(eval_dataset)
 
     def evaluate(
         self,

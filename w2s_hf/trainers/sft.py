@@ -72,7 +72,7 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """As [`~trl.SFTTrainer`]'s; rows that are repeated where rows do not divide by processes have no loss."""
         counts = self._rows_that_count(self._n_rows(inputs))
-        if counts is not None and counts.any():
+        if counts is not None:
             inputs = self._mark(inputs, counts)
             del inputs["repeated_tokens"]
         self._is_evaluating = True

@@ -19,6 +19,7 @@ from ..adapters import prepare_adapters
 from ..collators import WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
 from ..modeling import align_padding, disable_dropout, keep_4bit_gradients
+from ..probabilities import as_probabilities
 from .checks import (
     check_arguments,
     check_columns,
@@ -27,6 +28,7 @@ from .checks import (
     named_parts,
     refuse_frozen,
     refuse_longer,
+    refuse_problem_type,
 )
 from .evaluation import OrderedEvaluation
 from .resuming import ResumableTraining
@@ -89,7 +91,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         ValueError: `args` of another class, rows that are no dataset, no rows, no labels to train on, labels that are
             not probabilities (rows named), a column `label` beside `labels`, a column that looks like labels and is
             not read, rows longer than the model's positions, adapters on top of adapters, prompt tuning of a decoder,
-            nothing trainable, a head with one output, a loss for two classes on more, LoRA dropout where
+            nothing trainable, a head with one output, a `problem_type` of the model that is no single
+            label, a loss for two classes on more, LoRA dropout where
             `disable_dropout` is set, or several GPUs in one process.
 
     Example:
@@ -184,6 +187,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
                 model.enable_input_require_grads()  # a frozen embedding would cut the graph of a checkpointed block
         if self.args.disable_dropout:
             disable_dropout(model)
+        refuse_problem_type(model.config)
         text_config = model.config.get_text_config()
         if self.processing_class is not None and getattr(text_config, "pad_token_id", None) is None:
             align_padding(model, self.processing_class)
@@ -231,6 +235,11 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         return logits, self._soft_labels(labels, logits.shape[-1])
 
     def _n_rows(self, batch: dict) -> int:
+        if "labels" not in batch:
+            raise ValueError(
+                f"train_dataset: got batches with {', '.join(map(repr, batch))}, expected 'labels' in them. Add a "
+                "column `labels`, or let the data collator return them."
+            )
         return len(batch["labels"])
 
     def _record(self, name: str, value: float) -> None:
@@ -270,9 +279,14 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             outputs = (loss, *outputs)  # the tuple of a model that was given labels, which transformers expects
         return (loss, outputs) if return_outputs else loss
 
-    @staticmethod
-    def _soft_labels(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
+    def _soft_labels(self, labels: torch.Tensor | list, n_classes: int) -> torch.Tensor:
         """`(B, C)` float32 from integers `(B,)`, P(class 1) `(B,)` or probabilities `(B, C)`."""
+        if not isinstance(self.data_collator, WeakToStrongCollator):
+            # The labels of a collator of the user may have another form, and nothing has checked them.
+            labels = torch.as_tensor(labels)
+            labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+            labels = labels.float() if labels.is_floating_point() else labels  # NumPy has no bfloat16
+            return torch.from_numpy(as_probabilities(labels.cpu().numpy(), n_classes)).to(self.args.device)
         if not labels.is_floating_point():
             return one_hot(labels, n_classes).float()
         return torch.stack([1 - labels, labels], dim=1) if labels.ndim == 1 else labels
