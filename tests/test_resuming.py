@@ -319,6 +319,9 @@ def cut(name):
     return cut_off
 
 
+NEW_WORKERS = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "disable_dropout": False}
+
+
 def without(*names):
     return lambda directory: [(directory / "checkpoint-5" / name).unlink() for name in names]
 
@@ -330,6 +333,7 @@ def without(*names):
         ("classes", without("optimizer.pt", "scheduler.pt"), {}, "without optimizer.pt, scheduler.pt"),
         ("pairs", without("scheduler.pt"), {}, "without scheduler.pt"),
         ("completions", without("rng_state.pth"), {"disable_dropout": False}, "without rng_state.pth"),
+        ("classes", None, NEW_WORKERS, "dataloader_persistent_workers=True with dropout"),
         ("classes", cut("optimizer.pt"), {}, "optimizer.pt is cut off"),
         ("classes", cut("model.safetensors"), {}, "model.safetensors is cut off"),
         ("adapters", cut("trainer_state.json"), {}, "trainer_state.json is missing or cut off"),

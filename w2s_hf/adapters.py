@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import (
     LoraConfig,
     PeftModel,
@@ -24,6 +25,7 @@ from .heads import HEAD_NAMES, dequantize_head, full_precision_head, head_module
 __all__ = [
     "cast_trainable_to_float32",
     "fresh_adapter",
+    "keep_4bit_gradients",
     "keep_trainable",
     "load_adapter_weights",
     "prepare_adapters",
@@ -252,6 +254,28 @@ def _is_saved(base: PreTrainedModel, weight: str) -> bool:
         if isinstance(module, AuxiliaryTrainingWrapper):
             return True
     return False
+
+
+def keep_4bit_gradients(model: nn.Module) -> None:
+    """
+    Keeps 4-bit weights in the layout that gradients pass through, also after a prediction.
+
+    On CPUs with AVX512-BF16 instructions, bitsandbytes (0.49 to 0.50) repacks the weights of a
+    [`bitsandbytes.nn.Linear4bit`] in its first forward pass in eval mode. The packed layout rounds the scales to
+    bfloat16 and has no gradient: a student that predicts and is then trained would get wrong updates.
+
+    Raises:
+        ValueError: weights are packed already.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+                raise ValueError(
+                    f"Got a 4-bit model whose weights ({name}) bitsandbytes has packed for inference on this CPU, "
+                    "expected weights that gradients pass through. Load the model again with w2s_hf.load_student, or "
+                    "give it to the trainer before its first prediction."
+                )
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager

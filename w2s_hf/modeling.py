@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from bitsandbytes.nn import Linear4bit
 from huggingface_hub.errors import HFValidationError
 from peft import (
     LoraConfig,
@@ -35,6 +34,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from .adapters import (
     cast_trainable_to_float32,
     fresh_adapter,
+    keep_4bit_gradients,
     keep_trainable,
     load_adapter_weights,
     refuse_unsaved_layers,
@@ -406,28 +406,6 @@ def align_padding(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedToken
     """Tells the model which token is padding: a decoder classifier reads the last token that is not."""
     if tokenizer.pad_token_id is not None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-
-
-def keep_4bit_gradients(model: nn.Module) -> None:
-    """
-    Keeps 4-bit weights in the layout that gradients pass through, also after a prediction.
-
-    On CPUs with AVX512-BF16 instructions, bitsandbytes (0.49 to 0.50) repacks the weights of a
-    [`bitsandbytes.nn.Linear4bit`] in its first forward pass in eval mode. The packed layout rounds the scales to
-    bfloat16 and has no gradient: a student that predicts and is then trained would get wrong updates.
-
-    Raises:
-        ValueError: weights are packed already.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, Linear4bit):
-            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
-                raise ValueError(
-                    f"Got a 4-bit model whose weights ({name}) bitsandbytes has packed for inference on this CPU, "
-                    "expected weights that gradients pass through. Load the model again with w2s_hf.load_student, or "
-                    "give it to the trainer before its first prediction."
-                )
-            module.support_avx512bf16_for_cpu = False
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -134,6 +134,12 @@ class ResumableTraining:
                 "or on another number of processes cannot be resumed as if it had not been stopped. Give another one, "
                 "or begin a new training from its model."
             )
+        if self._draws_random_numbers and self.args.dataloader_persistent_workers and self.args.dataloader_num_workers:
+            # New workers draw a number that the uninterrupted training drew once, before the checkpoint.
+            raise ValueError(
+                f"{where}, and dataloader_persistent_workers=True with dropout or NEFTune, whose random numbers would "
+                "be others than without the stop. Set dataloader_persistent_workers=False to resume with these."
+            )
         for file in sorted(checkpoint.iterdir()):
             if not _is_whole(file):
                 raise ValueError(f"{where}, where {file.name} is cut off. Give another checkpoint.")
@@ -145,6 +151,11 @@ class ResumableTraining:
                 "load_best_model_at_end=True needs it. Put it back, or set load_best_model_at_end=False."
             )
 
+    @property
+    def _draws_random_numbers(self) -> bool:
+        """Whether the training draws random numbers besides the order of its rows."""
+        return not getattr(self.args, "disable_dropout", False) or self.args.neftune_noise_alpha is not None
+
     def _missing_state(self, checkpoint: Path) -> list[str]:
         """Files of a checkpoint, besides the model, without which a resumed training is another one."""
         if self.is_deepspeed_enabled:
@@ -152,8 +163,7 @@ class ResumableTraining:
         needed = ["scheduler.pt"] if any(checkpoint.glob("optimizer*")) else ["optimizer.pt", "scheduler.pt"]
         if getattr(self.accelerator, "scaler", None) is not None:
             needed.append("scaler.pt")
-        if not getattr(self.args, "disable_dropout", False) or self.args.neftune_noise_alpha is not None:
-            # Else a training draws no random numbers but the order of its rows.
+        if self._draws_random_numbers:
             rank = f"_{self.args.process_index}" if self.args.world_size > 1 else ""
             needed.append(f"rng_state{rank}.pth")
         return [name for name in needed if not (checkpoint / name).is_file()]
