@@ -23,11 +23,13 @@ from w2s_hf.publish import student_files
 
 LABELS, STUDENT = "me/boolq-weak-labels-scratch-32x1-seed0", "me/boolq-pretrained-64x2-from-scratch-32x1-naive-seed0"
 
+NAMES = '{0: "no", 1: "yes"}'  # of the classes of the task
+
 
 @pytest.fixture(scope="module")
 def output(cache, tmp_path_factory):
     """A finished recipe, in a directory whose name a command line has to quote."""
-    output = tmp_path_factory.mktemp("my runs") / "out"
+    output = tmp_path_factory.mktemp("my runs") / "all" / "out"  # results of other tests are not nearby
     process = recipe_here(*TINY, "--methods", "naive", "--output_dir", output, cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
     return output
@@ -113,7 +115,7 @@ def test_what_was_pushed(hub, publish, output, tmp_path):
     provenance = json.loads(hub.repositories["dataset", LABELS].head.files["provenance.json"])
     assert front["datasets"] == [LABELS]
     assert f"[{LABELS}]({hub.url}/datasets/{LABELS}) (fingerprint {provenance['fingerprint']})" in card
-    assert f'load_student("{STUDENT}", base_model="PATH", dtype="float32")' in card
+    assert f'load_student("{STUDENT}", base_model="PATH", id2label={NAMES}, dtype="float32")' in card
     # The demo's base is no repository, and its name must not be taken for one.
     config = json.loads(commit.files["adapter_config.json"])
     assert re.fullmatch(r"\./pretrained-64x2-[0-9a-f]+", config["base_model_name_or_path"])
@@ -283,7 +285,7 @@ def test_a_base_that_is_on_the_hub_though_the_student_learned_on_a_copy(hub, pub
     files = hub.repositories["model", STUDENT].head.files
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/base"
     assert "base_model: me/base\n" in files["README.md"].decode()
-    assert f'load_student("{STUDENT}", dtype="float32")' in files["README.md"].decode()
+    assert f'load_student("{STUDENT}", id2label={NAMES}, dtype="float32")' in files["README.md"].decode()
 
 
 def test_local_bases_leave_their_name_alone(tmp_path, monkeypatch):
