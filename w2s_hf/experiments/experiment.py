@@ -24,7 +24,7 @@ from .finetuning import Model, Workbench
 from .fitting import check_fits
 from .generative import check_decoder
 from .options import ExperimentArguments
-from .output_directory import Manifest, check_output_dir, clear, identity_of
+from .output_directory import Manifest, check_output_dir, clear, identity_of, release
 from .protocol import Materials, SeedRun, keep_outputs, run_seed, summarise
 from .report import settings_of, write_report
 from .settings import Setting
@@ -230,6 +230,14 @@ class Experiment(ABC):
         """
         started = time.monotonic()
         manifest = self._claim_output_dir()
+        try:
+            return self._run(manifest, started)
+        except BaseException:  # also a stop by the user
+            if PartialState().is_main_process:
+                release(self.output_dir)
+            raise
+
+    def _run(self, manifest: Manifest, started: float) -> dict:
         runs = []
         for seed in self.args.seeds:
             runs.append(self.run_seed(seed))

@@ -148,7 +148,7 @@ def identity_of_sweep(args: SweepArguments, experiments: dict[str, Experiment]) 
             for method in args.methods:
                 loss = METHODS.get(method, METHODS["naive"])
                 methods[f"{setting}, {method}"] = experiment.training_args.loss_settings(loss)
-    return Manifest("sweep", "a sweep", settings, methods=methods)
+    return Manifest("sweep", "sweep", settings, methods=methods)
 
 
 def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
