@@ -171,39 +171,37 @@ def test_overwriting_removes_results_and_keeps_stages_and_foreign_files(tmp_path
 class Stopped(ClassificationExperiment):
     """An experiment that ends in its second seed, or in its first."""
 
-    has_results = False
+    ends_in, error = 0, ValueError
 
     def materials(self, seed):
         return SimpleNamespace(splits=SimpleNamespace(fingerprint=f"rows {seed}"))
 
     def run_seed(self, seed):
-        if seed or not self.has_results:
-            raise KeyboardInterrupt
-        return None
+        if seed == self.ends_in:
+            raise self.error
 
 
-@pytest.mark.parametrize("has_results", [False, True])
-def test_a_directory_is_kept_by_results_and_not_by_a_run_that_was_stopped_before(has_results, tmp_path, monkeypatch):
-    monkeypatch.setattr(Stopped, "has_results", has_results)
-    monkeypatch.setattr(
-        experiment, "keep_outputs", lambda run, directory: (directory / "students").mkdir(exist_ok=True)
-    )
+@pytest.mark.parametrize(("ends_in", "error"), [(0, ValueError), (0, KeyboardInterrupt), (1, ValueError)])
+def test_an_error_before_the_first_result_leaves_the_directory_free(ends_in, error, tmp_path, monkeypatch):
+    monkeypatch.setattr(Stopped, "ends_in", ends_in)
+    monkeypatch.setattr(Stopped, "error", error)
+    monkeypatch.setattr(experiment, "keep_outputs", lambda run, place: (place / "students").mkdir(exist_ok=True))
 
     def run(*options):
         argv = ["--seeds", "0", "1", "--output_dir", str(tmp_path), *options]
         parsed = parse_arguments("", CONFIGS / "demo.yaml", argv, announce=False, task="boolq")
-        return Stopped(find_task("boolq"), *parsed).run()
+        Stopped(find_task("boolq"), *parsed).run()
 
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    assert (tmp_path / MANIFEST).is_file() == has_results
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    with pytest.raises(ValueError if has_results else KeyboardInterrupt):
+    is_free = ends_in == 0 and error is ValueError
+    for _ in range(2):  # the same command is never refused
+        with pytest.raises(error, match="^$"):
+            run()
+        assert (tmp_path / MANIFEST).is_file() != is_free
+    with pytest.raises(ValueError, match="^$" if is_free else "learning_rate: 0.003 there, 0.0001 here"):
         run("--learning_rate", "1e-4")
 
 
-def test_a_killed_run_without_results_is_named_as_one(tmp_path):
+def test_a_stopped_run_without_results_is_named_as_one(tmp_path):
     first = wanted()
     first.seeds = []
     first.write(tmp_path)

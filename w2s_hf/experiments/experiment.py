@@ -232,7 +232,7 @@ class Experiment(ABC):
         manifest = self._claim_output_dir()
         try:
             return self._run(manifest, started)
-        except BaseException:  # also a stop by the user
+        except Exception:  # not a stop by the user, who goes on with the same command
             if PartialState().is_main_process:
                 release(self.output_dir)
             raise

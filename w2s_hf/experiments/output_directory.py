@@ -263,8 +263,8 @@ def clear(directory: Path) -> None:
 
 def release(directory: Path) -> None:
     """
-    Removes the manifest of an experiment that ended before it had any results, so that a corrected command is not
-    refused in the same directory. Trained stages stay, and the same command finds them.
+    Removes the manifest of an experiment that ended with an error before it had any results, so that the corrected
+    command is not refused in the same directory. Trained stages stay.
     """
     there = Manifest.read(directory)
     if there is not None and not there.seeds and not any((directory / name).exists() for name in _RESULTS[there.kind]):
