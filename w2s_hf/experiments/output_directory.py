@@ -122,7 +122,7 @@ class Manifest:
 
     @property
     def shown(self) -> str:
-        """What an error message calls the content of the directory."""
+        """The name of the content of the directory in an error message."""
         if self.kind == "sweep":
             return "a sweep"
         return f"the experiment {self.name!r}" + ("" if self.seeds else ", begun and without results yet,")

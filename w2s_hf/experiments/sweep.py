@@ -178,7 +178,7 @@ def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
 
 
 def copy_configs(args: SweepArguments, sources: dict[str, str], target: Path) -> None:
-    """What all cells read, beside the results: other machines read it there, and it says what was run."""
+    """Copies the options of all cells beside the results, where other machines and readers find them."""
     target.mkdir(parents=True, exist_ok=True)
     if args.accelerate_config is not None:
         sources = sources | {"accelerate": args.accelerate_config}
