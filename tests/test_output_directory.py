@@ -13,7 +13,7 @@ from w2s_hf.experiments.arguments import parse_arguments
 from w2s_hf.experiments.classification import ClassificationExperiment
 from w2s_hf.experiments.grid import Cell, SweepArguments
 from w2s_hf.experiments.options import AnyTaskArguments, ChessArguments, RewardArguments
-from w2s_hf.experiments.output_directory import MANIFEST, Manifest, check_output_dir, clear, identity_of
+from w2s_hf.experiments.output_directory import MANIFEST, Manifest, check_output_dir, clear, identity_of, is_still_true
 from w2s_hf.experiments.sweep import check_cells
 from w2s_hf.tasks import find_task
 
@@ -179,6 +179,7 @@ class Stopped(ClassificationExperiment):
     def run_seed(self, seed):
         if seed == self.ends_in:
             raise self.error
+        return SimpleNamespace(entry={"seed": seed, "students": []})
 
 
 @pytest.mark.parametrize(("ends_in", "error"), [(0, ValueError), (0, KeyboardInterrupt), (1, ValueError)])
@@ -199,6 +200,22 @@ def test_an_error_before_the_first_result_leaves_the_directory_free(ends_in, err
         assert (tmp_path / MANIFEST).is_file() != is_free
     with pytest.raises(ValueError, match="^$" if is_free else "learning_rate: 0.003 there, 0.0001 here"):
         run("--learning_rate", "1e-4")
+
+
+def test_results_are_kept_until_others_are_there_if_no_student_is_another(tmp_path):
+    path = tmp_path / "results.json"
+    results = json.loads((CARDS / "boolq-demo" / "results.json").read_text())
+    path.write_text(json.dumps(results))
+    (run,) = results["runs"]
+    naive, confidence = ({**student} for student in run["students"])
+    del naive["fingerprint"]  # which is added for the file
+    bootstrap = naive | {"output": "students/bootstrap-seed0"}
+    assert is_still_true(path, {"seed": 0, "students": [confidence, bootstrap, naive]})
+    assert is_still_true(path, {"seed": 1, "students": [naive | {"accuracy": 0.5}]}), "another seed is added"
+    assert not is_still_true(path, {"seed": 0, "students": [confidence, naive | {"accuracy": 0.5}]})
+    assert not is_still_true(path, {"seed": 0, "students": [confidence]})
+    path.write_text("{")
+    assert not is_still_true(path, run) and not is_still_true(tmp_path / "none", run)
 
 
 def test_a_stopped_run_without_results_is_named_as_one(tmp_path):

@@ -15,7 +15,7 @@ from ..training_settings import changed_fields
 from .options import BOOTSTRAP, ExperimentArguments
 from .report import settings_of
 
-__all__ = ["MANIFEST", "Manifest", "check_output_dir", "clear", "identity_of", "release"]
+__all__ = ["MANIFEST", "Manifest", "check_output_dir", "clear", "identity_of", "is_still_true", "release"]
 
 MANIFEST = "experiment.json"
 
@@ -269,3 +269,20 @@ def release(directory: Path) -> None:
     there = Manifest.read(directory)
     if there is not None and not there.seeds and not any((directory / name).exists() for name in _RESULTS[there.kind]):
         (directory / MANIFEST).unlink(missing_ok=True)
+
+
+def is_still_true(path: Path, entry: dict) -> bool:
+    """
+    Whether `results.json` says the same about the students of a seed as the seed's new entry does, or nothing. It is
+    then kept while seeds or methods are added, so that a run that is stopped meanwhile loses no results.
+    """
+    try:
+        runs = json.loads(path.read_text())["runs"]
+        before = {made["output"]: made for run in runs if run["seed"] == entry["seed"] for made in run["students"]}
+        after = {made["output"]: made for made in json.loads(json.dumps(entry["students"]))}
+        return all(
+            output in after and all(made.get(name) == value for name, value in after[output].items())
+            for output, made in before.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
