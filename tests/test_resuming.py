@@ -155,6 +155,7 @@ def test_callback_states_and_strategies_by_epoch(strategy, tmp_path):
 
 
 def test_the_best_adapters_are_loaded_whatever_they_are_called(tmp_path):
+    set_seed(0)
     model = get_peft_model(student(0), LORA, adapter_name="strong")
     trainer = make("adapters", tmp_path, peft_config=None, model=model)
     trainer.train()
