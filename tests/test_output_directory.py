@@ -1,17 +1,21 @@
 """Whose an output directory is: no experiment replaces the results of another one."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from running import ROOT
 from test_cards import CARDS
 
 from w2s_hf.config import CompletionConfig, RewardPairConfig
+from w2s_hf.experiments import experiment
 from w2s_hf.experiments.arguments import parse_arguments
+from w2s_hf.experiments.classification import ClassificationExperiment
 from w2s_hf.experiments.grid import Cell, SweepArguments
 from w2s_hf.experiments.options import AnyTaskArguments, ChessArguments, RewardArguments
-from w2s_hf.experiments.output_directory import MANIFEST, Manifest, check_output_dir, clear, identity_of
+from w2s_hf.experiments.output_directory import MANIFEST, Manifest, check_output_dir, clear, identity_of, is_still_true
 from w2s_hf.experiments.sweep import check_cells
+from w2s_hf.tasks import find_task
 
 CONFIGS = ROOT / "recipes" / "configs"
 ANY = {"experiment": AnyTaskArguments}
@@ -57,6 +61,8 @@ BEFORE = "--seeds 0 1 --analyses overfitting "
         (BEFORE + "--student_model scratch-64x2", "student_model: demo/pretrained-64x2 there, demo/scratch-64x2 here"),
         (BEFORE + "--demo_world ladder", "demo_world: unset there, ladder here"),
         (BEFORE + "--aux_coef 0.25", "confidence: "),
+        (BEFORE + "--use_peft false", "use_peft: true there, false here"),
+        (BEFORE + "--learning_rate 0.0030000001", "learning_rate: 0.003 there, 0.0030000001 here"),
         (BEFORE + "--adam_beta1 0.8 --split_seed 3 --weak_weight_decay 1 --lora_r 2 --lora_dropout 0.1 "
          "--disable_dropout false", ", and 2 more"),
         (BEFORE + "--n_snapshots 3", "overfitting: "),
@@ -83,9 +89,9 @@ def test_another_task_setting_and_kind_are_refused(tmp_path):
     with pytest.raises(ValueError, match="task: boolq there, chess_puzzles here"):
         check(tmp_path, kind="demo_chess")
     with pytest.raises(ValueError, match="which has the experiment 'boolq .*', expected one for a sweep"):
-        check_output_dir(tmp_path, Manifest("sweep", "a sweep", {}), overwrite=False)
-    Manifest("sweep", "a sweep", {}).write(tmp_path)
-    with pytest.raises(ValueError, match="which has the sweep 'a sweep', expected one for an experiment"):
+        check_output_dir(tmp_path, Manifest("sweep", "sweep", {}), overwrite=False)
+    Manifest("sweep", "sweep", {}).write(tmp_path)
+    with pytest.raises(ValueError, match="which has a sweep, expected one for an experiment"):
         check(tmp_path)
 
 
@@ -102,6 +108,23 @@ def test_other_rows_or_models_under_the_same_names_are_refused(tmp_path):
     second.found |= {"student_model": "1", "rows of seed 0": "xyz"}
     with pytest.raises(ValueError, match="rows of seed 0: abc there, xyz here"):
         check_output_dir(tmp_path, second, overwrite=False)
+
+
+def test_models_of_a_chain_are_compared_by_name_as_the_others(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+    config = KINDS["demo"][2]
+
+    def chain(place) -> Manifest:
+        options = f"--weak_model {place}/a --student_model {place}/c --ladder {place}/b {place}/c --n_train 100 "
+        options += "--methods naive bootstrap --analyses agreement --use_cpu true"
+        parsed = parse_arguments("", CONFIGS / "demo.yaml", options.split(), announce=False, task="boolq", **config)
+        return identity_of("boolq", "classification", *parsed)
+
+    chain(tmp_path / "models").write(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    assert check_output_dir(tmp_path / "out", chain("models"), overwrite=False)
+    assert str(tmp_path) not in (tmp_path / "out" / MANIFEST).read_text()
 
 
 def test_results_of_older_versions_are_known_by_what_they_say(tmp_path):
@@ -143,6 +166,65 @@ def test_overwriting_removes_results_and_keeps_stages_and_foreign_files(tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"_stages", "logs", "notes.md"}
     clear(tmp_path)
     assert (tmp_path / "_stages" / "weak-abc").is_dir()
+
+
+class Stopped(ClassificationExperiment):
+    """An experiment that ends in its second seed, or in its first."""
+
+    ends_in, error = 0, ValueError
+
+    def materials(self, seed):
+        return SimpleNamespace(splits=SimpleNamespace(fingerprint=f"rows {seed}"))
+
+    def run_seed(self, seed):
+        if seed == self.ends_in:
+            raise self.error
+        return SimpleNamespace(entry={"seed": seed, "students": []})
+
+
+@pytest.mark.parametrize(("ends_in", "error"), [(0, ValueError), (0, KeyboardInterrupt), (1, ValueError)])
+def test_an_error_before_the_first_result_leaves_the_directory_free(ends_in, error, tmp_path, monkeypatch):
+    monkeypatch.setattr(Stopped, "ends_in", ends_in)
+    monkeypatch.setattr(Stopped, "error", error)
+    monkeypatch.setattr(experiment, "keep_outputs", lambda run, place: (place / "students").mkdir(exist_ok=True))
+
+    def run(*options):
+        argv = ["--seeds", "0", "1", "--output_dir", str(tmp_path), *options]
+        parsed = parse_arguments("", CONFIGS / "demo.yaml", argv, announce=False, task="boolq")
+        Stopped(find_task("boolq"), *parsed).run()
+
+    is_free = ends_in == 0 and error is ValueError
+    for _ in range(2):  # the same command is never refused
+        with pytest.raises(error, match="^$"):
+            run()
+        assert (tmp_path / MANIFEST).is_file() != is_free
+    with pytest.raises(ValueError, match="^$" if is_free else "learning_rate: 0.003 there, 0.0001 here"):
+        run("--learning_rate", "1e-4")
+
+
+def test_results_are_kept_until_others_are_there_if_no_student_is_another(tmp_path):
+    path = tmp_path / "results.json"
+    results = json.loads((CARDS / "boolq-demo" / "results.json").read_text())
+    path.write_text(json.dumps(results))
+    (run,) = results["runs"]
+    naive, confidence = ({**student} for student in run["students"])
+    del naive["fingerprint"]  # which is added for the file
+    bootstrap = naive | {"output": "students/bootstrap-seed0"}
+    assert is_still_true(path, {"seed": 0, "students": [confidence, bootstrap, naive]})
+    assert is_still_true(path, {"seed": 1, "students": [naive | {"accuracy": 0.5}]}), "another seed is added"
+    assert not is_still_true(path, {"seed": 0, "students": [confidence, naive | {"accuracy": 0.5}]})
+    assert not is_still_true(path, {"seed": 0, "students": [confidence]})
+    path.write_text("{")
+    assert not is_still_true(path, run) and not is_still_true(tmp_path / "none", run)
+
+
+def test_a_stopped_run_without_results_is_named_as_one(tmp_path):
+    first = wanted()
+    first.seeds = []
+    first.write(tmp_path)
+    assert check(tmp_path, "--seeds 3"), "no seed is lost"
+    with pytest.raises(ValueError, match="rows.', begun and without results yet, with other settings"):
+        check(tmp_path, "--learning_rate 1")
 
 
 def test_a_sweep_keeps_the_cells_that_its_grid_has_not(tmp_path):

@@ -28,7 +28,7 @@ LABELS, STUDENT = "me/boolq-weak-labels-scratch-32x1-seed0", "me/boolq-pretraine
 @pytest.fixture(scope="module")
 def output(cache, tmp_path_factory):
     """A finished recipe, in a directory whose name a command line has to quote."""
-    output = tmp_path_factory.mktemp("my runs") / "out"
+    output = tmp_path_factory.mktemp("my runs") / "all" / "out"  # results of other tests are not nearby
     process = recipe_here(*TINY, "--methods", "naive", "--output_dir", output, cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
     return output

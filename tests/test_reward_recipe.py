@@ -15,7 +15,6 @@ from running import ROOT, SMALL, TINY, forked, numbers, recipe_here, start
 from test_preferences import TEMPLATE, explicit_messages, implicit_text, pairs_of
 from test_reward_pair import LORA, pair_arguments, reward_model
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
-from trl import SFTTrainer
 
 from w2s_hf import WeakLabels, fresh_adapter, load_student
 from w2s_hf.adapters import load_adapter_weights
@@ -29,6 +28,7 @@ from w2s_hf.experiments.stages import Stages
 from w2s_hf.tasks import PREFERENCE_TASKS
 from w2s_hf.tasks.demo import PAIR_SITUATIONS, DemoWorld
 from w2s_hf.tasks.demo_rows import demo_pairs
+from w2s_hf.trainers.sft import ResumableSFTTrainer
 
 NAME = "anthropic_hh.py"
 DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo_reward.yaml"
@@ -243,7 +243,7 @@ def test_the_generative_stage_keeps_to_the_arguments(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
         "w2s_hf.experiments.generative.ResumableSFTTrainer",
-        lambda **options: seen.append(options) or SFTTrainer(**options),
+        lambda **options: seen.append(options) or ResumableSFTTrainer(**options),
     )
     GPT2LMHeadModel(make_model("gpt2").config).save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")

@@ -118,7 +118,7 @@ def test_a_directory_has_one_sweep(swept, cache, tmp_path):
         assert refused.returncode == 1 and words in refused.stderr, refused.stderr[-2000:]
         assert "another --output_dir" in refused.stderr and "--overwrite_output_dir true" in refused.stderr
     experiment = recipe_here(*SMALL, "--output_dir", output, cache=cache)
-    assert experiment.returncode == 1 and "which has the sweep" in experiment.stderr
+    assert experiment.returncode == 1 and "which has a sweep" in experiment.stderr
     Manifest("experiment", "boolq", {}).write(tmp_path)
     (tmp_path / "_stages").mkdir()
     refused = sweep("--resume", "false", cache=cache, output=tmp_path)

@@ -1,4 +1,4 @@
-"""What all command lines of the package share: no abbreviated options, and a suggestion for a misspelt word."""
+"""The parser of all command lines of the package: no abbreviated options, and suggestions for misspelt words."""
 
 import argparse
 import difflib

@@ -140,7 +140,7 @@ def push_students(
 
 
 def _finished_nearby(directory: Path) -> str:
-    """What to do about a directory without results: which others have some, or how a student alone is pushed."""
+    """Advises about a directory without results: names others that have some, or says how to push one student."""
     if any((directory / name).is_file() for name in ("adapter_config.json", "config.json")):
         return "It holds one student, which is pushed with --repo_id ME/NAME."
     places = dict.fromkeys([directory, *list(directory.absolute().parents)[:2], Path("outputs")])

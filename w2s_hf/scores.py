@@ -40,7 +40,7 @@ class Score:
 
     @classmethod
     def of(cls, entry: dict) -> Self:
-        """Of an entry of `results.json`, or of the front matter of a card."""
+        """Makes a score of an entry of `results.json` or of the front matter of a card."""
         return cls(**{field.name: entry.get(field.name) for field in dataclasses.fields(cls)})
 
     @property

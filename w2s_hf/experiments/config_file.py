@@ -144,7 +144,7 @@ def _kind_of(kinds: set) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Of a key that occurs twice, YAML would take the last value."""
+    """Refuses a key that occurs twice, of which YAML would take the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()

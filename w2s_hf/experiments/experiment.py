@@ -24,7 +24,7 @@ from .finetuning import Model, Workbench
 from .fitting import check_fits
 from .generative import check_decoder
 from .options import ExperimentArguments
-from .output_directory import Manifest, check_output_dir, clear, identity_of
+from .output_directory import Manifest, check_output_dir, clear, identity_of, is_still_true, release
 from .protocol import Materials, SeedRun, keep_outputs, run_seed, summarise
 from .report import settings_of, write_report
 from .settings import Setting
@@ -230,12 +230,21 @@ class Experiment(ABC):
         """
         started = time.monotonic()
         manifest = self._claim_output_dir()
+        try:
+            return self._run(manifest, started)
+        except Exception:  # not a stop by the user, who goes on with the same command
+            if PartialState().is_main_process:
+                release(self.output_dir)
+            raise
+
+    def _run(self, manifest: Manifest, started: float) -> dict:
         runs = []
         for seed in self.args.seeds:
             runs.append(self.run_seed(seed))
             if PartialState().is_main_process:
-                # It says that all is there, and belongs to the students that are now replaced.
-                (self.output_dir / "results.json").unlink(missing_ok=True)
+                if not is_still_true(self.output_dir / "results.json", runs[-1].entry):
+                    # It belongs to the students that are now replaced.
+                    (self.output_dir / "results.json").unlink(missing_ok=True)
                 keep_outputs(runs[-1], self.output_dir)
                 manifest.seeds = list(dict.fromkeys([*manifest.seeds, seed]))
                 manifest.methods |= self.identity.methods

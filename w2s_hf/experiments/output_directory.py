@@ -10,12 +10,12 @@ from typing import Self
 from transformers import TrainingArguments
 
 from ..config import StudentConfig
-from ..trained_with import subject
+from ..trained_with import fingerprint_of, subject
 from ..training_settings import changed_fields
 from .options import BOOTSTRAP, ExperimentArguments
 from .report import settings_of
 
-__all__ = ["MANIFEST", "Manifest", "check_output_dir", "clear", "identity_of"]
+__all__ = ["MANIFEST", "Manifest", "check_output_dir", "clear", "identity_of", "is_still_true", "release"]
 
 MANIFEST = "experiment.json"
 
@@ -43,7 +43,7 @@ class Manifest:
 
     Args:
         kind (`str`): `"experiment"`, of a recipe, or `"sweep"`.
-        name (`str`): Its name in error messages.
+        name (`str`): The name of an experiment in error messages.
         settings (`dict`): JSON values by name; an experiment with other ones is another experiment.
         found (`dict[str, str]`): Fingerprints of rows and versions of models, known once they are looked up. Entries
             that two manifests have in common must be equal.
@@ -83,7 +83,7 @@ class Manifest:
         if (directory / "results.json").is_file():
             return cls._of_results(directory / "results.json")
         if any((directory / "cells").glob("*.json")) and (directory / "configs").is_dir():
-            return cls("sweep", "a sweep", {}, is_complete=False)
+            return cls("sweep", "sweep", {}, is_complete=False)
         return None
 
     @classmethod
@@ -120,6 +120,13 @@ class Manifest:
         aside.write_text(json.dumps(content, indent=1) + "\n")
         os.replace(aside, directory / MANIFEST)
 
+    @property
+    def shown(self) -> str:
+        """The name of the content of the directory in an error message."""
+        if self.kind == "sweep":
+            return "a sweep"
+        return f"the experiment {self.name!r}" + ("" if self.seeds else ", begun and without results yet,")
+
     def differences(self, other: Self) -> list[str]:
         """Returns a phrase for each setting, model or part of the rows that differs in another manifest."""
         names = [name for name in {**self.settings, **other.settings}]
@@ -128,7 +135,7 @@ class Manifest:
         found = [
             f"{name}: {_shown(self.settings.get(name))} there, {_shown(other.settings.get(name))} here"
             for name in names
-            if _shown(self.settings.get(name)) != _shown(other.settings.get(name))
+            if fingerprint_of({name: self.settings.get(name)}) != fingerprint_of({name: other.settings.get(name)})
         ]
         for kind in ("methods", "analyses"):
             there, here = getattr(self, kind), getattr(other, kind)
@@ -140,8 +147,9 @@ class Manifest:
 
 
 def _shown(value: object) -> str:
-    # 2 of a file and 2.0 of the command line are the same.
-    return "unset" if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "unset" if value is None else f"{value:.12g}" if isinstance(value, int | float) else str(value)
 
 
 def identity_of(
@@ -150,13 +158,16 @@ def identity_of(
     """Returns the manifest that a command line asks for, before models and rows are looked up."""
     settings = settings_of(args, training_args, config)
     name = subject(task, args.demo) + (f", run {training_args.run_name}" if training_args.run_name else "")
+    ladder, sizes = ([_name_of(model, args.demo) for model in models] for models in (args.ladder, args.sizes))
     methods = {method: settings["losses"].get(method, {}) for method in args.methods}
     if BOOTSTRAP in methods:
-        methods[BOOTSTRAP] = {**methods[BOOTSTRAP], "ladder": list(args.ladder), "link_rows": args.link_rows}
-    analyses = {name: {} for name in args.analyses}
-    for analysis, options in {"overfitting": "n_snapshots", "prompting": "prompt_shots", "agreement": "sizes"}.items():
-        if analysis in analyses:
-            analyses[analysis] = {options: getattr(args, options)}
+        methods[BOOTSTRAP] = {**methods[BOOTSTRAP], "ladder": ladder, "link_rows": args.link_rows}
+    of_analyses = {
+        "overfitting": {"n_snapshots": args.n_snapshots},
+        "prompting": {"prompt_shots": args.prompt_shots},
+        "agreement": {"sizes": sizes},
+    }
+    analyses = {name: of_analyses.get(name, {}) for name in args.analyses}
     if getattr(args, "zero_shot", False):
         analyses["zero_shot"] = {}
     if getattr(args, "max_train_rating", None) is not None:
@@ -217,14 +228,14 @@ def check_output_dir(directory: Path, wanted: Manifest, *, overwrite: bool) -> M
     )
     if there.kind != wanted.kind:
         raise ValueError(
-            f"--output_dir: got {directory}, which has the {there.kind} {there.name!r}, expected one for "
+            f"--output_dir: got {directory}, which has {there.shown}, expected one for "
             f"{'a sweep' if wanted.kind == 'sweep' else 'an experiment'}. {ways_out}"
         )
     differences = there.differences(wanted)
     if differences:
         more = f", and {len(differences) - 4} more" if len(differences) > 4 else ""
         raise ValueError(
-            f"--output_dir: got {directory}, which has another {there.kind}, {there.name!r} ("
+            f"--output_dir: got {directory}, which has {there.shown} with other settings ("
             f"{'; '.join(differences[:4])}{more}). {ways_out}"
         )
     # A sweep is asked cell by cell: a cell that failed is no loss.
@@ -248,3 +259,30 @@ def clear(directory: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def release(directory: Path) -> None:
+    """
+    Removes the manifest of an experiment that ended with an error before it had any results, so that the corrected
+    command is not refused in the same directory. Trained stages stay.
+    """
+    there = Manifest.read(directory)
+    if there is not None and not there.seeds and not any((directory / name).exists() for name in _RESULTS[there.kind]):
+        (directory / MANIFEST).unlink(missing_ok=True)
+
+
+def is_still_true(path: Path, entry: dict) -> bool:
+    """
+    Whether `results.json` says the same about the students of a seed as the seed's new entry does, or nothing. It is
+    then kept while seeds or methods are added, so that a run that is stopped meanwhile loses no results.
+    """
+    try:
+        runs = json.loads(path.read_text())["runs"]
+        before = {made["output"]: made for run in runs if run["seed"] == entry["seed"] for made in run["students"]}
+        after = {made["output"]: made for made in json.loads(json.dumps(entry["students"]))}
+        return all(
+            output in after and all(made.get(name) == value for name, value in after[output].items())
+            for output, made in before.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -220,7 +220,7 @@ def run_seed(materials: Materials, args: ExperimentArguments, seed: int, bench: 
 
 
 def name_of(model: Model) -> dict:
-    """What results call a model, and its commit if it is one of the Hub, or a hash of a local directory."""
+    """The name of a model in results, with its commit on the Hub or a hash of its local directory."""
     named = {"model": model.name, "revision": model.revision}
     return named if model.weights is None else named | {"weights": model.weights}
 

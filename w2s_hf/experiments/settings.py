@@ -178,7 +178,7 @@ class _OnWeakLabels:
     """Calls a trainer's accuracy `weak_agreement`, in its metrics and in its logs."""
 
     def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
-        """As of the trainer, with the other name."""
+        """As in the trainer, under the other name."""
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         if f"{prefix}_{_ACCURACY}" in output.metrics:
@@ -186,7 +186,7 @@ class _OnWeakLabels:
         return output
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """As of the trainer, with the other name also for what TRL's trainers add."""
+        """As in the trainer, under the other name also for what TRL's trainers add."""
         # TRL's trainers keep here what their next log adds; checked with TRL 1.0 and 1.16.
         for kept in getattr(self, "_metrics", {}).values():
             if _ACCURACY in kept:

@@ -148,7 +148,7 @@ def identity_of_sweep(args: SweepArguments, experiments: dict[str, Experiment]) 
             for method in args.methods:
                 loss = METHODS.get(method, METHODS["naive"])
                 methods[f"{setting}, {method}"] = experiment.training_args.loss_settings(loss)
-    return Manifest("sweep", "a sweep", settings, methods=methods)
+    return Manifest("sweep", "sweep", settings, methods=methods)
 
 
 def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
@@ -178,7 +178,7 @@ def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
 
 
 def copy_configs(args: SweepArguments, sources: dict[str, str], target: Path) -> None:
-    """What all cells read, beside the results: other machines read it there, and it says what was run."""
+    """Copies the options of all cells beside the results, where other machines and readers find them."""
     target.mkdir(parents=True, exist_ok=True)
     if args.accelerate_config is not None:
         sources = sources | {"accelerate": args.accelerate_config}

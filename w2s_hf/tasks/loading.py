@@ -105,7 +105,7 @@ def _load_local(task: Task, path: str, option: str) -> DatasetDict:
 
 
 def _why_unreadable(file: Path, error: Exception) -> str:
-    """What is wrong with a file or directory that `datasets` does not load, and what to do."""
+    """Says what is wrong with a file or directory that `datasets` does not load, and what to do."""
     cause = error.__cause__ or error
     kinds = ", ".join(_READERS)
     # What `datasets` raises where there are no rows: of nothing at all (JSON, CSV), of a header alone, of a parquet

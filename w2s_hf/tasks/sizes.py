@@ -14,7 +14,7 @@ OPTIONS = {
 
 
 class AnyTask(Protocol):
-    """What a task of any kind has."""
+    """The attributes that a task of any kind has."""
 
     name: str
     description: str
@@ -76,8 +76,8 @@ def link_sizes(sizes: dict[str, int | None], n_links: int) -> dict[str, int]:
     n_train, n_validation = sizes["student_half"], sizes["student_validation"]
     if n_links and n_train is None:
         raise ValueError(
-            "Got no --n_train, so that all rows are dealt and none are left for the links of a chain. Set --n_train, "
-            "or let all links learn the same rows: --link_rows same."
+            "Got no --n_train, so that the other parts use all rows and none are left for the links of a chain. Set "
+            "--n_train, or train all links on the same rows: --link_rows same."
         )
     links = range(1, n_links + 1)
     return {

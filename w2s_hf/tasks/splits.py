@@ -164,7 +164,7 @@ def read_examples(task: Task, split: str, rows: Dataset, numbers: Sequence[int] 
 
 
 def _label_advice(task: Task, rows: Dataset) -> str:
-    """What to do about a column of labels that are not all of two known classes."""
+    """Says what to do about a column of labels that are not all of two known classes."""
     if not isinstance(task.label, str):
         return "It comes from the function `label` of the task; let it return 0 or 1."
     column = task.label

@@ -1,4 +1,4 @@
-"""What every trainer checks before the first step: its arguments, model, rows and loss."""
+"""The checks of every trainer before the first step: its arguments, model, rows and loss."""
 
 import difflib
 import re

@@ -118,7 +118,7 @@ class ResumableTraining:
     # ---- Checks ----
 
     def _check_checkpoint(self, checkpoint: Path) -> None:
-        """What can be known before the checkpoint is loaded."""
+        """Checks what can be known before the checkpoint is loaded."""
         where = f"resume_from_checkpoint: got {checkpoint}"
         try:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))

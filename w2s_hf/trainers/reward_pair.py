@@ -260,10 +260,9 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         n_pairs = len(logits)
         if not model.training:
             counts = self._rows_that_count(n_pairs)
-        loss_type = self.args.loss_type
-        if soft_label is not None or loss_type != "xent":
+        if soft_label is not None or self.args.loss_type != "xent":
             if "margin" in inputs:
-                raise ValueError(f"Got a margin, which the loss {loss_type!r} on soft labels does not read.")
+                raise ValueError(f"Got a margin, which the loss {self.args.loss_type!r} on soft labels does not read.")
             classes = self._classes(logits, soft_label, turned)
             row_losses = (
                 self._row_losses(*classes, counts)
@@ -353,8 +352,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         if prediction_loss_only:
             return loss, None, None
         logits = _pair_logits(outputs)
-        labels = inputs["soft_label"] if "soft_label" in inputs else logits.new_ones(len(logits))
-        return loss, logits, labels
+        return loss, logits, inputs.get("soft_label", logits.new_ones(len(logits)))
 
     def predict(
         self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
@@ -390,9 +388,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         return dataset
 
     def _lengths(self, dataset: datasets.Dataset) -> np.ndarray:
-        dataset = dataset.with_format(None)
-        sides = [[len(ids) for ids in dataset[column]] for column in ("chosen_ids", "rejected_ids")]
-        return np.max(sides, axis=0)
+        columns = dataset.with_format(None).select_columns(["chosen_ids", "rejected_ids"])[:].values()
+        return np.max([[len(ids) for ids in column] for column in columns], axis=0)
 
     def predict_proba(self, dataset: datasets.Dataset) -> np.ndarray:
         """
