@@ -432,6 +432,13 @@ def test_rows_that_are_no_dataset_say_how_to_make_one(kind, form, tmp_path):
         trainer_for(kind, tmp_path, eval_dataset=rows)
 
 
+@pytest.mark.parametrize("kind", ONE_MODEL)
+def test_predict_takes_one_of_several_sets(kind, tmp_path):
+    rows = Dataset.from_dict(COLUMNS[kind])
+    with pytest.raises(ValueError, match="test_dataset: got a dict.*Choose one of its splits: 'a', 'b'"):
+        trainer_for(kind, tmp_path).predict({"a": rows, "b": rows})
+
+
 @pytest.mark.parametrize("form", ["list of rows", "columns", "data frame"])
 @pytest.mark.parametrize("kind", ONE_MODEL)
 def test_evaluate_and_predict_say_how_to_make_a_dataset(kind, form, tmp_path):

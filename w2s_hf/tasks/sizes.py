@@ -1,4 +1,4 @@
-"""How many rows each part of an experiment has, and the errors where there are too few."""
+"""The numbers of rows of each part of an experiment, and the errors where there are too few."""
 
 from typing import Protocol
 

@@ -183,7 +183,9 @@ _NO_DATASETS = (dict, list, tuple, set, str, bytes, np.ndarray, torch.Tensor)
 
 
 def _how_to(rows: Any) -> str:
-    if isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict):
+    if isinstance(rows, dict) and any(
+        isinstance(part, datasets.Dataset | datasets.IterableDataset) for part in rows.values()
+    ):
         return f"Choose one of its splits: {', '.join(map(repr, rows))}."
     if isinstance(rows, list | tuple):
         return "Use datasets.Dataset.from_list(rows) for a list of dictionaries."
