@@ -218,6 +218,17 @@ def test_nothing_of_an_earlier_student_is_left_in_the_base(base_of):
         fresh_adapter(trained(base, bias="all"))
 
 
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_a_finished_student_that_is_merged_is_no_base(load_in_4bit, base_of, tokenizer, tmp_path):
+    options = {"dtype": "float32", "load_in_4bit": load_in_4bit}
+    directory = save(trained(load_student(base_of("llama"), **options)), tokenizer, tmp_path)
+    loaded = load_student(directory, **options)
+    untrained = logits(fresh_adapter(loaded, lora(), seed=0))
+    assert not torch.equal(untrained, logits(load_student(directory, **options)))
+    with pytest.raises(ValueError, match="have changed since"):
+        fresh_adapter(load_student(directory, **options).merge_and_unload())
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2", "llama", "roberta"])
 def test_a_base_stored_quantized_gets_a_float32_head(kind, bits, base_of, tokenizer, tmp_path):
