@@ -24,6 +24,7 @@ from transformers import (
 from w2s_hf import RewardPairConfig, RewardPairTrainer, WeakToStrongTrainer, fresh_adapter, load_student
 from w2s_hf.adapters import prepare_adapters
 from w2s_hf.heads import HEAD_NAMES, head_linears, head_modules, initialise_head
+from w2s_hf.leaderboard import leaderboard, read_card
 
 BATCH = {
     "input_ids": torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]),
@@ -218,6 +219,17 @@ def test_nothing_of_an_earlier_student_is_left_in_the_base(base_of):
         fresh_adapter(trained(base, bias="all"))
 
 
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_a_finished_student_that_is_merged_is_no_base(load_in_4bit, base_of, tokenizer, tmp_path):
+    options = {"dtype": "float32", "load_in_4bit": load_in_4bit}
+    directory = save(trained(load_student(base_of("llama"), **options)), tokenizer, tmp_path)
+    loaded = load_student(directory, **options)
+    untrained = logits(fresh_adapter(loaded, lora(), seed=0))
+    assert not torch.equal(untrained, logits(load_student(directory, **options)))
+    with pytest.raises(ValueError, match="have changed since"):
+        fresh_adapter(load_student(directory, **options).merge_and_unload())
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2", "llama", "roberta"])
 def test_a_base_stored_quantized_gets_a_float32_head(kind, bits, base_of, tokenizer, tmp_path):
@@ -290,6 +302,18 @@ def test_adapters_of_another_name_are_saved_where_students_are(base_of, tokenize
     assert f"| adapters, target_modules | {shown} |" in (tmp_path / "out" / "README.md").read_text()
     student = fresh_adapter(model, lora(target_modules=names[::-1]))
     assert student.peft_config["default"].target_modules == names
+
+
+def test_students_in_two_precisions_are_of_two_kinds(base_of, tokenizer, tmp_path):
+    cards = []
+    for load_in_4bit in (False, True):
+        student = fresh_adapter(load_student(base_of("llama"), dtype="float32", load_in_4bit=load_in_4bit))
+        trainer = WeakToStrongTrainer(student, arguments(tmp_path), processing_class=tokenizer)
+        trainer.create_model_card()
+        cards.append(read_card(tmp_path))
+    assert cards[0].fingerprint != cards[1].fingerprint
+    assert [card.settings.get("load_in_4bit") for card in cards] == [None, True]
+    assert leaderboard(cards)["load_in_4bit"].notna().sum() == 1
 
 
 def test_adapters_that_would_be_saved_as_others_are_refused(base_of, tokenizer, tmp_path):

@@ -180,6 +180,13 @@ def _disabled(model):
     return student
 
 
+def _merged(model):
+    """A classifier's head would train, and its adapters would not."""
+    student = _lora(model)
+    student.merge_adapter()
+    return student
+
+
 def _other_adapter(model):
     """The trainable adapter is not the active one."""
     student = _lora(model)
@@ -190,10 +197,11 @@ def _other_adapter(model):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("freeze", [_frozen, _inference, _disabled, _other_adapter])
+@pytest.mark.parametrize("freeze", [_frozen, _inference, _disabled, _merged, _other_adapter])
 @pytest.mark.parametrize("kind", ONE_MODEL)
 def test_a_model_that_would_not_train_is_refused(kind, freeze, checkpointing, tmp_path):
-    message = "adapters are disabled" if freeze is _disabled else "parameters are all frozen.*is_trainable=True"
+    messages = {_disabled: "adapters are disabled", _merged: r"adapters are merged.*unmerge_adapter\(\)"}
+    message = messages.get(freeze, "parameters are all frozen.*is_trainable=True")
     with pytest.raises(ValueError, match=message):
         model = freeze(model_for(kind))
         trainer_for(kind, tmp_path, model=model, config={"gradient_checkpointing": checkpointing})
@@ -209,6 +217,16 @@ def test_a_model_that_is_frozen_later_is_refused_when_training_begins(kind, tmp_
     head = trainer.model.get_output_embeddings() if kind == "completions" else trainer.model.score
     head.requires_grad_(True)
     trainer.train()  # a head alone is enough
+
+
+@pytest.mark.parametrize("kind", ONE_MODEL)
+def test_adapters_that_are_merged_later_are_refused_when_training_begins(kind, tmp_path):
+    trainer = trainer_for(kind, tmp_path, model=_lora(model_for(kind)))
+    trainer.model.merge_adapter()
+    with pytest.raises(ValueError, match="adapters are merged"):
+        trainer.train()
+    trainer.model.unmerge_adapter()
+    trainer.train()
 
 
 def test_models_of_model_init_and_of_links_are_checked(tmp_path):

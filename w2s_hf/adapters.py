@@ -30,6 +30,7 @@ __all__ = [
     "load_adapter_weights",
     "prepare_adapters",
     "refuse_unsaved_layers",
+    "remember_base",
 ]
 
 logger = logging.getLogger(__name__)
@@ -117,6 +118,11 @@ def _without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
         if isinstance(module, BaseTunerLayer):
             base.set_submodule(name, module.get_base_layer())
     return base
+
+
+def remember_base(base: PreTrainedModel) -> None:
+    """Keeps what [`fresh_adapter`] compares a base with, before a finished student, which may be merged, is on it."""
+    _put_back(base, head_modules(base))
 
 
 def _put_back(base: PreTrainedModel, heads: dict[str, nn.Module]) -> None:

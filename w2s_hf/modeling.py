@@ -38,6 +38,7 @@ from .adapters import (
     keep_trainable,
     load_adapter_weights,
     refuse_unsaved_layers,
+    remember_base,
 )
 from .config import computes_in_bfloat16
 from .heads import (
@@ -245,7 +246,9 @@ def _load_base(student: str, revision: str | None, base_model: str | None, optio
     if n_outputs is not None:
         return _load_base(student, revision, base_model, {**options, "num_labels": n_outputs})
     n_tokens = _n_resized_tokens(student, revision, base)
-    if n_tokens is not None:
+    if n_tokens is None:
+        remember_base(base)
+    else:
         base.resize_token_embeddings(n_tokens, mean_resizing=False)  # the adapters hold all rows
     return base
 

@@ -65,6 +65,11 @@ def _parent_name(config_class: type) -> str:
 def refuse_frozen(model: nn.Module) -> None:
     """Raises `ValueError` for a model that a training would leave as it is, or would not save."""
     modules = list(model.modules())
+    if any(isinstance(module, BaseTunerLayer) and module.merged for module in modules):
+        raise ValueError(
+            "model: got a model whose adapters are merged into the base, so that nothing but its head would be "
+            "trained, expected adapters that are not. Call model.unmerge_adapter()."
+        )
     if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in modules):
         raise ValueError(
             "model: got a model whose adapters are disabled, expected active ones to train. Call "

@@ -103,7 +103,10 @@ class WithStudentCard:
             card.base_revision = getattr(base.config, "_commit_hash", None)
         card.dataset = card.dataset or dataset_name
         card.tags = list(dict.fromkeys([*card.tags, *([tags] if isinstance(tags, str) else tags or [])]))
-        card.loading = card.loading or _loading(base)
+        loading = _loading(base)
+        card.loading = card.loading or loading
+        # Students of one base in two precisions are two kinds on a leaderboard.
+        card.settings = {"dtype": loading["dtype"], **loading.get("quantization_config", {})} | card.settings
         names = getattr(base.config, "id2label", None) or {}
         if card.class_names is None and not any(str(name).startswith("LABEL_") for name in names.values()):
             card.class_names = [str(names[position]) for position in sorted(names)] or None
