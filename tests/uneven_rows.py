@@ -9,6 +9,7 @@ from conftest import make_character_tokenizer, make_language_model, make_rows, m
 from datasets import Dataset
 from test_bootstrap_trainer import student
 from test_completion import rows_of
+from test_resuming import Stop
 from test_reward_pair import make_pairs
 from test_trainer import Record, arguments
 from transformers import TrainerCallback, set_seed
@@ -67,17 +68,6 @@ class Logged(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         without = ("second", "time", "flos")
         self.entries.append({name: value for name, value in logs.items() if not any(part in name for part in without)})
-
-
-class Stop(TrainerCallback):
-    """Stops a training after its checkpoint of a step, as a kill would."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 def train(kind: str, n_rows: int, options: dict, directory: Path, world: int, stop: int | None = None) -> dict:

@@ -347,7 +347,7 @@ class StudentCard:
 
 
 def _others(run: dict, student: dict) -> dict[str, Score]:
-    """What a reader compares a student with, besides supervisor and ceiling."""
+    """The scores that a reader compares a student with, besides supervisor and ceiling."""
     found = {entry["name"]: entry for entry in run.get("baselines", ())}
     if "pgr" not in student:  # a link, which is another model than these
         return {name: Score.of(entry) for name, entry in found.items() if not entry["model"]}

@@ -61,7 +61,7 @@ class LabelsById(ABC):
 
     @abstractmethod
     def to_dataset(self) -> Dataset:
-        """A row a label, with its `id`."""
+        """One row per label, with its `id`."""
 
     @classmethod
     @abstractmethod

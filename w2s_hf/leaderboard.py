@@ -122,7 +122,10 @@ def find_cards(sources: Iterable[str]) -> list[StudentCard]:
             below += [StudentCard.from_results(results, run, student) for student in run["students"]]
         below = [card for card in below if card.ceiling is not None]
         if not below:
-            raise FileNotFoundError(f"{source}: there is no student's card in this directory or below it.")
+            raise FileNotFoundError(
+                f"{source}: there is no student's card in this directory or below it. Name a student's directory, or "
+                "the --output_dir of a finished recipe or sweep."
+            )
         cards += below
     return cards
 

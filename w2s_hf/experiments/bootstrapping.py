@@ -1,4 +1,4 @@
-"""Bootstrapping: a chain of students from small to large, each taught by the one before (paper, 4.3.1)."""
+"""Bootstrapping: a chain of students from small to large, each trained on labels of the last one (paper, 4.3.1)."""
 
 import logging
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""The grid of a sweep: which cells it has, and in what order they are run."""
+"""The cells of a sweep, and the order in which they run."""
 
 import hashlib
 import itertools
