@@ -20,8 +20,8 @@ Students and ceiling can learn to write the replies before they judge them: --ge
 from pathlib import Path
 
 from w2s_hf.config import RewardPairConfig
-from w2s_hf.experiments.arguments import finish, parse_arguments, run_recipe
-from w2s_hf.experiments.options import RewardArguments
+from w2s_hf.experiments.cli import finish, parse_arguments, run_recipe
+from w2s_hf.experiments.config import RewardArguments
 from w2s_hf.experiments.reward import run_reward
 from w2s_hf.tasks import PREFERENCE_TASKS
 

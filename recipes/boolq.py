@@ -15,8 +15,8 @@ Your own models and a local copy of the rows:
 
 from pathlib import Path
 
-from w2s_hf.experiments.arguments import finish, parse_arguments, run_recipe
 from w2s_hf.experiments.classification import run_classification
+from w2s_hf.experiments.cli import finish, parse_arguments, run_recipe
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 

@@ -23,8 +23,8 @@ from pathlib import Path
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
 
 from w2s_hf.config import CompletionConfig
-from w2s_hf.experiments.arguments import finish, parse_arguments, run_recipe
-from w2s_hf.experiments.options import ChessArguments
+from w2s_hf.experiments.cli import finish, parse_arguments, run_recipe
+from w2s_hf.experiments.config import ChessArguments
 
 try:
     from w2s_hf.experiments.chess import run_chess

@@ -13,9 +13,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from w2s_hf.cards.markdown import as_text, markdown_table
 from w2s_hf.command_line import CommandLine
 from w2s_hf.leaderboard import find_cards, leaderboard, readable
-from w2s_hf.markdown import as_text, markdown_table
 
 
 def main() -> None:

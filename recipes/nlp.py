@@ -18,9 +18,9 @@ A task of your own, defined in a Python file (see the README):
 import sys
 from pathlib import Path
 
-from w2s_hf.experiments.arguments import finish, parse_arguments, run_recipe
 from w2s_hf.experiments.classification import run_classification
-from w2s_hf.experiments.options import AnyTaskArguments
+from w2s_hf.experiments.cli import finish, parse_arguments, run_recipe
+from w2s_hf.experiments.config import AnyTaskArguments
 from w2s_hf.tasks import task_table
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from w2s_hf.sweep_plots import plot_accuracy_by_size, plot_agreement, plot_pgr_by_size, plot_pgr_distribution
+from w2s_hf.sweep.plots import plot_accuracy_by_size, plot_agreement, plot_pgr_by_size, plot_pgr_distribution
 
 ALL_PLOTS = [plot_accuracy_by_size, plot_pgr_by_size, plot_agreement, plot_pgr_distribution]
 

@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from w2s_hf import RewardPairConfig, RewardPairTrainer, WeakToStrongTrainer, fresh_adapter, load_student
-from w2s_hf.adapters import prepare_adapters
-from w2s_hf.heads import HEAD_NAMES, head_linears, head_modules, initialise_head
 from w2s_hf.leaderboard import leaderboard, read_card
+from w2s_hf.modeling.adapters import prepare_adapters
+from w2s_hf.modeling.heads import HEAD_NAMES, head_linears, head_modules, initialise_head
 
 BATCH = {
     "input_ids": torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]),

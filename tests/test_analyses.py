@@ -11,9 +11,9 @@ from test_chess_recipe import NAME as CHESS_RECIPE
 
 from w2s_hf import StudentCard, WeakLabels
 from w2s_hf.experiments import analyses as experiment_analyses
-from w2s_hf.experiments.arguments import parse_arguments
-from w2s_hf.experiments.finetuning import Workbench
-from w2s_hf.experiments.options import ANALYSES
+from w2s_hf.experiments.cli import parse_arguments
+from w2s_hf.experiments.config import ANALYSES
+from w2s_hf.experiments.finetuner import Workbench
 
 ALL = [*TINY, "--analyses", *ANALYSES, "--n_snapshots", "3", "--prompt_shots", "2"]
 

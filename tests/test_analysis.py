@@ -31,8 +31,8 @@ from w2s_hf.analysis import (
 )
 from w2s_hf.analysis.prompting import answer_tokens
 from w2s_hf.analysis.saliency import saliency_section
-from w2s_hf.heads import classification_head
 from w2s_hf.metrics import accuracy, accuracy_interval, brier_score, performance_gap_recovered, squared_distance
+from w2s_hf.modeling.heads import classification_head
 from w2s_hf.trainers.snapshots import SnapshotCallback, snapshot_steps
 
 RNG = np.random.default_rng(0)

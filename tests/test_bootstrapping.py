@@ -11,9 +11,9 @@ from running import SMALL, TINY, numbers, recipe_here
 from transformers import PreTrainedModel
 
 from w2s_hf import WeakCompletions, WeakLabels
-from w2s_hf.experiments import finetuning
-from w2s_hf.experiments.finetuning import Workbench
-from w2s_hf.experiments.options import ClassificationArguments
+from w2s_hf.experiments import finetuner as finetuning
+from w2s_hf.experiments.config import ClassificationArguments
+from w2s_hf.experiments.finetuner import Workbench
 from w2s_hf.leaderboard import read_card
 from w2s_hf.trainers import WeakToStrongTrainer
 

@@ -18,9 +18,9 @@ from matplotlib.image import imread
 from transformers import TrainerControl, TrainerState
 
 from w2s_hf import Score, StudentCard, WeakToStrongConfig
+from w2s_hf.cards.markdown import as_text, markdown_table
 from w2s_hf.labels import weak_labels_card
 from w2s_hf.leaderboard import read_card
-from w2s_hf.markdown import as_text, markdown_table
 from w2s_hf.plots import PALETTE, plot_accuracies, plot_gap
 from w2s_hf.trainers.student_card import StudentCardCallback
 

@@ -17,15 +17,15 @@ from transformers import AutoTokenizer
 
 from w2s_hf import CompletionConfig, load_student
 from w2s_hf.config import StudentConfig
-from w2s_hf.experiments.arguments import parse_arguments
-from w2s_hf.experiments.finetuning import Model, Workbench
+from w2s_hf.demo.forks import ForkWorld
+from w2s_hf.experiments.cache import Stages
+from w2s_hf.experiments.cli import parse_arguments
+from w2s_hf.experiments.config import ChessArguments
+from w2s_hf.experiments.finetuner import Model, Workbench
 from w2s_hf.experiments.moves import CHESS, answer_untrained, trivial_baselines
-from w2s_hf.experiments.options import ChessArguments
-from w2s_hf.experiments.stages import Stages
 from w2s_hf.generation import complete
 from w2s_hf.labels import Completion, WeakCompletions
 from w2s_hf.tasks.chess import CHESS_PUZZLES
-from w2s_hf.tasks.demo_chess import ForkWorld
 
 NAME = "chess.py"
 DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo_chess.yaml"

@@ -12,11 +12,11 @@ from running import ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
-from w2s_hf.experiments.arguments import parse_arguments
-from w2s_hf.experiments.cells import _COMMAND_LINES, DEMO_CONFIGS, _experiment_type
+from w2s_hf.demo.models import DEMO_MODELS, DemoModel, build_demo_model
+from w2s_hf.demo.worlds import DemoWorld, WorldConfig
+from w2s_hf.experiments.cli import parse_arguments
+from w2s_hf.sweep.cells import _COMMAND_LINES, DEMO_CONFIGS, _experiment_type
 from w2s_hf.tasks import TASKS
-from w2s_hf.tasks.demo import DemoWorld, WorldConfig
-from w2s_hf.tasks.demo_ladder import DEMO_MODELS, DemoModel, build_demo_model
 
 TINY = DemoModel("tiny", width=16, n_layers=1, mlp_width=32, n_documents=512, learning_rate=8e-3)
 
@@ -103,7 +103,7 @@ def test_world_config_names_the_wrong_field(settings, message):
 
 def test_equal_seeds_are_equal_worlds_in_every_process(world, corpus, rows):
     code = (
-        "from w2s_hf.tasks.demo import DemoWorld; w = DemoWorld(seed=0); "
+        "from w2s_hf.demo.worlds import DemoWorld; w = DemoWorld(seed=0); "
         "print(w.corpus(3).tolist(), w.yes_no_rows(3, 'train')[:])"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

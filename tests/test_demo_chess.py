@@ -7,8 +7,8 @@ import chess
 import numpy as np
 import pytest
 
+from w2s_hf.demo.forks import FORK_BANDS, ForkConfig, ForkWorld, is_fork, position_of
 from w2s_hf.tasks.chess import CHESS_PUZZLES
-from w2s_hf.tasks.demo_chess import FORK_BANDS, ForkConfig, ForkWorld, is_fork, position_of
 
 SYMMETRIES = [
     chess.flip_vertical, chess.flip_horizontal, chess.flip_diagonal, chess.flip_anti_diagonal,

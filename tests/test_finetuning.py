@@ -18,10 +18,10 @@ from transformers import TrainerCallback
 
 from w2s_hf import WeakToStrongTrainer
 from w2s_hf.config import StudentConfig
-from w2s_hf.experiments.finetuning import Model, Workbench, _prepare_to_label
+from w2s_hf.experiments.cache import Stages
+from w2s_hf.experiments.finetuner import Model, Workbench, _prepare_to_label
 from w2s_hf.experiments.moves import CHESS
-from w2s_hf.experiments.settings import CLASSIFICATION, REWARD
-from w2s_hf.experiments.stages import Stages
+from w2s_hf.experiments.settings.base import CLASSIFICATION, REWARD
 from w2s_hf.tasks import PREFERENCE_TASKS
 from w2s_hf.tasks.chess import CHESS_PUZZLES
 

@@ -8,10 +8,10 @@ from test_splits import passages
 from transformers import FunnelConfig, Qwen2Config
 
 from w2s_hf import CompletionConfig, RewardPairConfig, StudentConfig, WeakToStrongConfig
-from w2s_hf.experiments import fitting
-from w2s_hf.experiments.finetuning import Model
-from w2s_hf.experiments.fitting import check_fits
+from w2s_hf.experiments.finetuner import Model
 from w2s_hf.memory import StudentMemory, estimate_memory
+from w2s_hf.memory import check as fitting
+from w2s_hf.memory.check import check_fits
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RevisionNotFoundError
 
 from w2s_hf import StudentConfig
-from w2s_hf.experiments.finetuning import Model
+from w2s_hf.experiments.finetuner import Model
 from w2s_hf.hub import ensure_available
 
 MODEL = {"repo_type": "model", "option": "--student_model"}

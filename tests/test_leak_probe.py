@@ -13,7 +13,7 @@ from test_own_tasks import MESSAGES
 from test_tasks import real, world  # noqa: F401
 
 from w2s_hf import TASKS
-from w2s_hf.tasks.demo_rows import demo_rows
+from w2s_hf.demo.rows import demo_rows
 from w2s_hf.tasks.leak_probe import Guess, format_features, leak_probe, main, probe_texts, skeleton
 
 # Leaks of published code, rebuilt (EleutherAI/w2s; the second was mended there).

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, Qwen2Conf
 
 from w2s_hf import fresh_adapter, load_student
 from w2s_hf.memory import GIB, StudentMemory, config_of, estimate_memory, main, usable_bytes, with_layers
+from w2s_hf.memory.seed_models import SEED_MODELS
+from w2s_hf.memory.shapes import quantized_bytes
 from w2s_hf.modeling import disable_dropout
-from w2s_hf.seed_models import SEED_MODELS
-from w2s_hf.shapes import quantized_bytes
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="SEQ_CLS")
 CONFIGS = {

@@ -11,8 +11,8 @@ from test_trainer import arguments
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from w2s_hf import WeakToStrongTrainer, fresh_adapter, load_student
-from w2s_hf.heads import initialise_head
 from w2s_hf.modeling import load_tokenizer
+from w2s_hf.modeling.heads import initialise_head
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS")
 BATCH = {

@@ -15,9 +15,9 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2ForS
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from w2s_hf import fresh_adapter, load_student
-from w2s_hf.experiments.finetuning import Model
+from w2s_hf.experiments.finetuner import Model
 from w2s_hf.modeling import load_config, load_tokenizer
-from w2s_hf.original_qwen import original_qwen_tokenizer
+from w2s_hf.modeling.original_qwen import original_qwen_tokenizer
 
 BATCH = {
     "input_ids": torch.tensor([[5, 6, 7, 8, 11, 12], [9, 10, 13, 0, 0, 0]]),

@@ -9,12 +9,12 @@ from test_cards import CARDS
 
 from w2s_hf.config import CompletionConfig, RewardPairConfig
 from w2s_hf.experiments import experiment
-from w2s_hf.experiments.arguments import parse_arguments
 from w2s_hf.experiments.classification import ClassificationExperiment
-from w2s_hf.experiments.grid import Cell, SweepArguments
-from w2s_hf.experiments.options import AnyTaskArguments, ChessArguments, RewardArguments
+from w2s_hf.experiments.cli import parse_arguments
+from w2s_hf.experiments.config import AnyTaskArguments, ChessArguments, RewardArguments
 from w2s_hf.experiments.output_directory import MANIFEST, Manifest, check_output_dir, clear, identity_of, is_still_true
-from w2s_hf.experiments.sweep import check_cells
+from w2s_hf.sweep.grid import Cell, SweepArguments
+from w2s_hf.sweep.run import check_cells
 from w2s_hf.tasks import find_task
 
 CONFIGS = ROOT / "recipes" / "configs"

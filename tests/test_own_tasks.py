@@ -7,11 +7,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from test_tasks import check, world  # noqa: F401
 
 from w2s_hf import TASKS, Task, load_task
-from w2s_hf.experiments.finetuning import Workbench
-from w2s_hf.experiments.options import ClassificationArguments
-from w2s_hf.experiments.settings import CLASSIFICATION
+from w2s_hf.demo.rows import demo_rows
+from w2s_hf.experiments.config import ClassificationArguments
+from w2s_hf.experiments.finetuner import Workbench
+from w2s_hf.experiments.settings.base import CLASSIFICATION
 from w2s_hf.tasks import find_task
-from w2s_hf.tasks.demo_rows import demo_rows
 from w2s_hf.tasks.loading import load_raw
 from w2s_hf.tasks.splits import CONVERSIONS, load_splits
 

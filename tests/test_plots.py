@@ -5,8 +5,9 @@ import pytest
 from matplotlib.figure import Figure
 from sweep_tables import MODELS, make_table
 
-from w2s_hf import Score, metrics, plots, sweep_plots
+from w2s_hf import Score, metrics, plots
 from w2s_hf.analysis.figures import bars
+from w2s_hf.sweep import plots as sweep_plots
 
 NAMES = ("naive", "confidence")
 

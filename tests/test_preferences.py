@@ -12,9 +12,9 @@ from test_tasks import real
 from transformers import AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
+from w2s_hf.demo.rows import demo_pairs
+from w2s_hf.demo.worlds import PAIR_SITUATIONS, DemoWorld, WorldConfig
 from w2s_hf.tasks import PAIR_COLUMNS, PREFERENCE_TASKS, PreferenceTask, load_pairs, tokenize_pairs
-from w2s_hf.tasks.demo import PAIR_SITUATIONS, DemoWorld, WorldConfig
-from w2s_hf.tasks.demo_rows import demo_pairs
 
 HH = PREFERENCE_TASKS["anthropic_hh"]
 TEMPLATE = (

@@ -21,11 +21,11 @@ from test_splits import passages
 from transformers import AutoTokenizer
 
 from w2s_hf import TASKS, WeakLabels, load_student, read_results
-from w2s_hf.experiments.arguments import parse_arguments
-from w2s_hf.experiments.options import AnyTaskArguments
+from w2s_hf.demo.rows import demo_rows
+from w2s_hf.demo.worlds import DemoWorld
+from w2s_hf.experiments.cli import parse_arguments
+from w2s_hf.experiments.config import AnyTaskArguments
 from w2s_hf.leaderboard import find_cards, leaderboard
-from w2s_hf.tasks.demo import DemoWorld
-from w2s_hf.tasks.demo_rows import demo_rows
 
 DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo.yaml"
 
@@ -277,7 +277,7 @@ def test_own_models_and_rows_by_relative_path(use_peft, cache, tmp_path, tokeniz
 )
 def test_bad_arguments_end_in_one_clear_line(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("w2s_hf.experiments.arguments.get_token", lambda: None)
+    monkeypatch.setattr("w2s_hf.experiments.cli.get_token", lambda: None)
     with pytest.raises(SystemExit) as ended:
         parse_arguments("", DEMO_CONFIG, options.split())
     assert ended.value.code == 2

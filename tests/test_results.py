@@ -13,13 +13,13 @@ from running import ROOT
 from test_cards import CARDS, card_of, results
 
 from w2s_hf import CompletionConfig, RewardPairConfig, WeakToStrongConfig, read_results
+from w2s_hf.cards.trained_with import fingerprint_of, plain
 from w2s_hf.config import _READ_BY, StudentConfig
-from w2s_hf.experiments.finetuning import Model
-from w2s_hf.experiments.options import ClassificationArguments
-from w2s_hf.experiments.protocol import name_of
+from w2s_hf.experiments.config import ClassificationArguments
+from w2s_hf.experiments.finetuner import Model
 from w2s_hf.experiments.report import settings_of
+from w2s_hf.experiments.seed import name_of
 from w2s_hf.leaderboard import _OF_A_METHOD, read_card
-from w2s_hf.trained_with import fingerprint_of, plain
 from w2s_hf.training_settings import training_settings
 
 README = ROOT / "README.md"

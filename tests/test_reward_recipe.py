@@ -17,17 +17,17 @@ from test_reward_pair import LORA, pair_arguments, reward_model
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
 
 from w2s_hf import WeakLabels, fresh_adapter, load_student
-from w2s_hf.adapters import load_adapter_weights
 from w2s_hf.config import RewardPairConfig
-from w2s_hf.experiments.arguments import parse_arguments
-from w2s_hf.experiments.finetuning import Model, Workbench
+from w2s_hf.demo.rows import demo_pairs
+from w2s_hf.demo.worlds import PAIR_SITUATIONS, DemoWorld
+from w2s_hf.experiments.cache import Stages
+from w2s_hf.experiments.cli import parse_arguments
+from w2s_hf.experiments.config import RewardArguments
+from w2s_hf.experiments.finetuner import Model, Workbench
 from w2s_hf.experiments.generative import generative_finetune
-from w2s_hf.experiments.options import RewardArguments
-from w2s_hf.experiments.settings import REWARD
-from w2s_hf.experiments.stages import Stages
+from w2s_hf.experiments.settings.base import REWARD
+from w2s_hf.modeling.adapters import load_adapter_weights
 from w2s_hf.tasks import PREFERENCE_TASKS
-from w2s_hf.tasks.demo import PAIR_SITUATIONS, DemoWorld
-from w2s_hf.tasks.demo_rows import demo_pairs
 from w2s_hf.trainers.sft import ResumableSFTTrainer
 
 NAME = "anthropic_hh.py"

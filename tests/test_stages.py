@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from w2s_hf.checkpoints import last_complete_checkpoint
-from w2s_hf.experiments.stages import Stages
+from w2s_hf.experiments.cache import Stages
+from w2s_hf.trainers.checkpoints import last_complete_checkpoint
 
 
 def write(text):
@@ -38,7 +38,7 @@ def test_a_reused_stage_says_how_long_it_took_to_build(tmp_path):
 def test_versions_are_part_of_the_key(tmp_path, monkeypatch):
     stages = Stages(tmp_path)
     before = stages.key("train", {})
-    monkeypatch.setattr("w2s_hf.experiments.stages.library_versions", lambda: {"torch": "0.1"})
+    monkeypatch.setattr("w2s_hf.experiments.cache.library_versions", lambda: {"torch": "0.1"})
     assert stages.key("train", {}) != before
 
 
@@ -65,7 +65,7 @@ def test_a_killed_stage_leaves_nothing_finished_and_no_lock(tmp_path):
         f"""
         import os, signal
         from pathlib import Path
-        from w2s_hf.experiments.stages import Stages
+        from w2s_hf.experiments.cache import Stages
         Stages(Path({str(tmp_path)!r})).run("train", {{}}, lambda directory: os.kill(os.getpid(), signal.SIGKILL))
         """
     )

@@ -14,10 +14,10 @@ from w2s_hf.analysis import few_shot_prompts, logistic_probe
 from w2s_hf.config import StudentConfig
 from w2s_hf.experiments import analyses as experiment_analyses
 from w2s_hf.experiments.analyses import agreement, overfitting, probes, prompting, saliency, weak_errors
-from w2s_hf.experiments.arguments import parse_arguments
+from w2s_hf.experiments.cache import Stages
 from w2s_hf.experiments.classification import ClassificationExperiment
-from w2s_hf.experiments.finetuning import Model, Workbench
-from w2s_hf.experiments.stages import Stages
+from w2s_hf.experiments.cli import parse_arguments
+from w2s_hf.experiments.finetuner import Model, Workbench
 from w2s_hf.experiments.study import Study
 from w2s_hf.labels import Completion
 from w2s_hf.tasks import find_task

@@ -19,12 +19,12 @@ import pytest
 from running import ROOT, recipe, recipe_here, start
 
 from w2s_hf import WeakLabels, read_results
-from w2s_hf.experiments import finetuning
-from w2s_hf.experiments.arguments import parse_sweep
-from w2s_hf.experiments.cells import Session
-from w2s_hf.experiments.grid import Cell, SweepArguments, cells_of, rounds_of
+from w2s_hf.experiments import finetuner as finetuning
+from w2s_hf.experiments.cli import parse_sweep
 from w2s_hf.experiments.output_directory import Manifest
 from w2s_hf.leaderboard import find_cards, leaderboard
+from w2s_hf.sweep.cells import Session
+from w2s_hf.sweep.grid import Cell, SweepArguments, cells_of, rounds_of
 
 TWO_NODES = "test_on_two_nodes_of_which_one_loses_its_worker_the_table_is_the_same"
 DEMO = ROOT / "recipes" / "configs" / "sweep_demo.yaml"
@@ -350,7 +350,7 @@ def test_the_ladder_may_be_named_on_the_command_line(swept, cache, tmp_path):
 def test_a_cell_of_which_nothing_is_recorded_has_failed(swept, cache, tmp_path):
     shutil.copytree(swept[0] / "_stages", tmp_path / "_stages")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("w2s_hf.experiments.sweep.run_here", lambda *arguments: None)
+        patch.setattr("w2s_hf.sweep.run.run_here", lambda *arguments: None)
         process = sweep(cache=cache, output=tmp_path)
     assert process.returncode == 1 and "5 cells failed" in process.stderr
 
@@ -369,7 +369,7 @@ def test_one_configuration_is_not_for_two_settings(cache, tmp_path):
 
 def test_a_job_may_be_launched_by_accelerate(swept, cache, tmp_path, monkeypatch):
     """As a worker of the cluster does it, where a cell has several GPUs."""
-    from w2s_hf.experiments.cluster import _work
+    from w2s_hf.sweep.cluster import _work
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "cpu.yaml").write_text("use_cpu: true\nnum_processes: 1\ndistributed_type: 'NO'\n")

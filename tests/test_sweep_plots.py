@@ -10,9 +10,10 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 from sweep_tables import ALL_PLOTS, MODELS, ONE_OF_EACH, SIZES, as_written, fail, make_table, undefine
 
-from w2s_hf import plots, sweep_plots
+from w2s_hf import plots
 from w2s_hf.plots import SizeAxis, draw_pages, lay_out, series_styles, short_names, size_label
-from w2s_hf.sweep_plots import (
+from w2s_hf.sweep import plots as sweep_plots
+from w2s_hf.sweep.plots import (
     PGR_AXIS,
     plot_accuracy_by_size,
     plot_agreement,

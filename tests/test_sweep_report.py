@@ -13,11 +13,12 @@ import pytest
 from matplotlib.figure import Figure
 from sweep_tables import ALL_PLOTS, MODELS, ONE_OF_EACH, as_written, fail, make_table, undefine
 
-from w2s_hf import plots, sweep_report
-from w2s_hf.sweep_plots import (
+from w2s_hf import plots
+from w2s_hf.sweep import report as sweep_report
+from w2s_hf.sweep.plots import (
     plot_agreement,
 )
-from w2s_hf.sweep_report import write_sweep_report
+from w2s_hf.sweep.report import write_sweep_report
 
 
 @pytest.fixture

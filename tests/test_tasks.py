@@ -11,9 +11,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 from transformers import AutoTokenizer
 
 from w2s_hf import TASKS, Task, load_task
+from w2s_hf.demo.rows import demo_rows
+from w2s_hf.demo.worlds import DemoWorld
 from w2s_hf.tasks import Source, find_task, task_table, tokenize_rows
-from w2s_hf.tasks.demo import DemoWorld
-from w2s_hf.tasks.demo_rows import demo_rows
 from w2s_hf.tasks.loading import load_raw
 from w2s_hf.tasks.splits import choose_answers, load_splits
 from w2s_hf.tasks.task import PARQUET_BRANCH

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .adapters import fresh_adapter
     from .cards import Score, StudentCard
     from .config import BootstrapConfig, CompletionConfig, RewardPairConfig, StudentConfig, WeakToStrongConfig
     from .labels import WeakCompletions, WeakLabels
     from .metrics import performance_gap_recovered
     from .modeling import load_student
+    from .modeling.adapters import fresh_adapter
     from .results import read_results
     from .tasks import TASKS, Task, load_task
     from .trainers import BootstrapTrainer, CompletionTrainer, RewardPairTrainer, WeakToStrongTrainer

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 from huggingface_hub import CommitInfo, DatasetCardData, snapshot_download
 
+from .cards.markdown import Markup, render
+from .cards.trained_with import DEMO_DATASET, subject
 from .hub import commit_files
-from .markdown import Markup, render
 from .probabilities import MAX_NAMED_ROWS, as_probabilities
-from .trained_with import DEMO_DATASET, subject
 
 __all__ = [
     "Completion",

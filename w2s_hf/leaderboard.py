@@ -12,8 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from yaml import YAMLError
 
 from .cards import BLOCK, SCHEMA, Score, StudentCard
+from .cards.trained_with import DEMO_DATASET
 from .results import find_results
-from .trained_with import DEMO_DATASET
 
 __all__ = ["COLUMNS", "find_cards", "leaderboard", "read_card", "readable"]
 

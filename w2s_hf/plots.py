@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from .cards import Score
-from .trained_with import subject
+from .cards.trained_with import subject
 
 __all__ = [
     "PALETTE",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from .cards import Score, StudentCard
-from .trained_with import shared_settings
+from .cards.trained_with import shared_settings
 
 __all__ = ["RESULT_COLUMNS", "find_results", "read_results"]
 

@@ -36,9 +36,9 @@ from published_loop import BATCH_SIZE, PublishedLoop, Run
 from w2s_hf import WeakLabels
 from w2s_hf.command_line import CommandLine
 from w2s_hf.config import hardware
-from w2s_hf.experiments.arguments import parse_arguments
+from w2s_hf.experiments.cache import library_versions
 from w2s_hf.experiments.classification import run_classification
-from w2s_hf.experiments.stages import library_versions
+from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.modeling import load_tokenizer
 
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"

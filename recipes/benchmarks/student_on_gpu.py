@@ -27,8 +27,8 @@ from transformers.quantizers import AutoHfQuantizer
 from w2s_hf import WeakToStrongConfig, WeakToStrongTrainer, fresh_adapter
 from w2s_hf.command_line import CommandLine
 from w2s_hf.config import hardware
-from w2s_hf.heads import HEAD_NAMES, full_precision_head
 from w2s_hf.memory import config_of, estimate_memory, gib, with_layers
+from w2s_hf.modeling.heads import HEAD_NAMES, full_precision_head
 
 # Dense bfloat16 FLOP per second that the maker states, by a part of the name of the GPU.
 PEAK_FLOPS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}

@@ -36,7 +36,7 @@ from transformers import (
 from w2s_hf import WeakToStrongConfig, WeakToStrongTrainer
 from w2s_hf.command_line import CommandLine
 from w2s_hf.config import hardware
-from w2s_hf.experiments.stages import library_versions
+from w2s_hf.experiments.cache import library_versions
 
 # Arguments that both trainers have, by the name of the option that adds contenders with them.
 VARIANTS = {

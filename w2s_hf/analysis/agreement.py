@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import metrics
-from ..markdown import markdown_table
+from ..cards.markdown import markdown_table
 from ..plots import PALETTE, short_names
 from .figures import accuracy_cell, draw, lines, mean_cell, over_seeds
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..markdown import markdown_table
+from ..cards.markdown import markdown_table
 from .figures import accuracy_cell, bars, draw, intervals_of, lines, mean_cell, over_seeds, pgr_cell, pgr_note
 
 __all__ = ["CHEATING", "STOPS", "choose_stops", "overfitting_section", "plot_overfitting"]

@@ -16,9 +16,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..heads import classification_head
-from ..markdown import markdown_table
+from ..cards.markdown import markdown_table
 from ..modeling import align_padding
+from ..modeling.heads import classification_head
 from .arguments import probabilities_of, tokens_of
 from .batches import through_model
 from .figures import accuracy_cell, bars, draw, intervals_of, mean_cell, over_seeds, pgr_cell, pgr_note

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..markdown import markdown_table
+from ..cards.markdown import markdown_table
 from .figures import accuracy_cell, bars, draw, intervals_of, over_seeds
 
 __all__ = ["SALIENCY", "plot_saliency", "saliency_section"]

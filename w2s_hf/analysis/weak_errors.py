@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from ..markdown import markdown_table
+from ..cards.markdown import markdown_table
 from .arguments import classes_of, probabilities_of
 from .figures import accuracy_cell, bars, draw, intervals_of, lines, mean_cell, over_seeds, pgr_cell, pgr_note
 from .probes import logistic_probe

@@ -32,7 +32,7 @@ from ..analysis.saliency import plot_saliency, saliency_section
 from ..analysis.weak_errors import plot_weak_errors, weak_errors_section
 from ..config import METHODS
 from ..labels import WeakLabels
-from .options import ANALYSES
+from .config import ANALYSES
 from .study import Study
 
 __all__ = ["analyse", "analysis_notes", "overfitting", "agreement", "prompting", "saliency", "probes", "weak_errors"]

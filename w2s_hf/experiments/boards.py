@@ -5,8 +5,8 @@ from pathlib import Path
 import chess.svg
 from datasets import Dataset
 
+from ..cards.markdown import markdown_table
 from ..labels import Completion
-from ..markdown import markdown_table
 from ..tasks.move_scores import parse_move
 from .moves import scores_of
 

@@ -8,7 +8,7 @@ from datasets import Dataset, concatenate_datasets
 
 from ..labels import LabelsById
 from ..tasks import TaskSplits
-from .finetuning import Model, Workbench
+from .finetuner import Model, Workbench
 
 __all__ = ["Chain", "Lessons", "Link", "climb"]
 

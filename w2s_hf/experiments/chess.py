@@ -3,20 +3,20 @@
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from ..cards.markdown import markdown_table
 from ..config import CompletionConfig, StudentConfig
-from ..markdown import markdown_table
+from ..demo.forks import FORK_MODELS, FORK_WORDS, ForkWorld
 from ..modeling import load_config
 from ..tasks import TaskSplits
 from ..tasks.chess import ChessTask, load_puzzles
 from ..tasks.dealing import LINK_ROWS
-from ..tasks.demo_chess import FORK_MODELS, FORK_WORDS, ForkWorld
 from .boards import draw_boards
+from .config import ChessArguments
 from .experiment import Experiment
-from .finetuning import Workbench
+from .finetuner import Workbench
 from .moves import CHESS, answer_untrained, rate_where, trivial_baselines
-from .options import ChessArguments
-from .protocol import Materials, SeedRun
 from .report import interval
+from .seed import Materials, SeedRun
 
 __all__ = ["ChessExperiment", "run_chess"]
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 from datasets import DatasetDict
 
 from ..config import StudentConfig, WeakToStrongConfig
+from ..demo.rows import demo_rows
+from ..demo.worlds import DEMO_WORLDS, DemoWorld
 from ..tasks import Task, TaskSplits, find_task, load_task
 from ..tasks.dealing import LINK_ROWS
-from ..tasks.demo import DEMO_WORLDS, DemoWorld
-from ..tasks.demo_rows import demo_rows
+from .config import ClassificationArguments
 from .experiment import Experiment
-from .options import ClassificationArguments
-from .protocol import SeedRun
-from .settings import CLASSIFICATION
+from .seed import SeedRun
+from .settings.base import CLASSIFICATION
 
 __all__ = ["ClassificationExperiment", "run_classification"]
 

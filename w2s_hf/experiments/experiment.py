@@ -12,23 +12,23 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from ..cards import ROWS, StudentCard
+from ..cards.trained_with import DEMO_DATASET
 from ..command_line import did_you_mean
 from ..config import StudentConfig
+from ..demo.models import DEMO_MODELS, DemoModel, World, build_demo_model, one_thread
+from ..memory.check import check_fits
 from ..modeling import load_tokenizer
 from ..tasks import TaskSplits
-from ..tasks.demo_ladder import DEMO_MODELS, DemoModel, World, build_demo_model, one_thread
 from ..tasks.sizes import AnyTask
-from ..trained_with import DEMO_DATASET
 from .analyses import analyse, analysis_notes
-from .finetuning import Model, Workbench
-from .fitting import check_fits
+from .cache import Stages, library_versions
+from .config import ExperimentArguments
+from .finetuner import Model, Workbench
 from .generative import check_decoder
-from .options import ExperimentArguments
 from .output_directory import Manifest, check_output_dir, clear, identity_of, is_still_true, release
-from .protocol import Materials, SeedRun, keep_outputs, run_seed, summarise
 from .report import settings_of, write_report
-from .settings import Setting
-from .stages import Stages, library_versions
+from .seed import Materials, SeedRun, keep_outputs, run_seed, summarise
+from .settings.base import Setting
 from .study import Study
 
 __all__ = ["Experiment"]

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from trl import SFTConfig
 
-from ..adapters import fresh_adapter, keep_trainable
-from ..checkpoints import last_complete_checkpoint
 from ..modeling import disable_dropout, load_config, load_tokenizer
+from ..modeling.adapters import fresh_adapter, keep_trainable
+from ..trainers.checkpoints import last_complete_checkpoint
 from ..trainers.sft import ResumableSFTTrainer
-from .finetuning import Model, Workbench, load_base, peft_config_of, save_training
+from .finetuner import Model, Workbench, load_base, peft_config_of, save_training
 
 __all__ = ["check_decoder", "generative_finetune"]
 

@@ -16,9 +16,9 @@ from ..modeling import load_tokenizer
 from ..tasks import COMPLETION_COLUMNS
 from ..tasks.move_scores import MoveScore, parse_move, score_move
 from ..trainers.completion import CompletionTrainer, autocast
-from .finetuning import Model, Workbench
-from .settings import Setting, Tokenize, on_weak_labels
-from .stages import library_versions
+from .cache import library_versions
+from .finetuner import Model, Workbench
+from .settings.base import Setting, Tokenize, on_weak_labels
 
 __all__ = ["CHESS", "MoveSetting", "answer_untrained", "scores_of", "trivial_baselines"]
 

@@ -9,10 +9,10 @@ from typing import Self
 
 from transformers import TrainingArguments
 
+from ..cards.trained_with import fingerprint_of, subject
 from ..config import StudentConfig
-from ..trained_with import fingerprint_of, subject
 from ..training_settings import changed_fields
-from .options import BOOTSTRAP, ExperimentArguments
+from .config import BOOTSTRAP, ExperimentArguments
 from .report import settings_of
 
 __all__ = ["MANIFEST", "Manifest", "check_output_dir", "clear", "identity_of", "is_still_true", "release"]

@@ -8,13 +8,13 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from ..cards import FIGURE, ROWS, StudentCard
+from ..cards.markdown import markdown_table
+from ..cards.trained_with import subject
 from ..config import METHODS, LossArguments, StudentConfig
-from ..markdown import markdown_table
 from ..plots import plot_accuracies, plot_gap
 from ..tasks.dealing import counted
-from ..trained_with import subject
 from ..training_settings import changed_fields, training_settings
-from .options import ExperimentArguments
+from .config import ExperimentArguments
 
 __all__ = ["interval", "print_table", "settings_of", "write_report"]
 

@@ -5,18 +5,18 @@ from dataclasses import replace
 import numpy as np
 from datasets import DatasetDict
 
+from ..cards.markdown import markdown_table
 from ..config import RewardPairConfig, StudentConfig
-from ..markdown import markdown_table
+from ..demo.rows import demo_pairs
+from ..demo.worlds import PAIR_SITUATIONS, DemoWorld
 from ..tasks import PreferenceTask, TaskSplits, load_pairs
 from ..tasks.dealing import LINK_ROWS
-from ..tasks.demo import PAIR_SITUATIONS, DemoWorld
-from ..tasks.demo_rows import demo_pairs
+from .config import RewardArguments
 from .experiment import Experiment
-from .finetuning import Model
+from .finetuner import Model
 from .generative import generative_finetune
-from .options import RewardArguments
-from .protocol import Materials, SeedRun
-from .settings import REWARD
+from .seed import Materials, SeedRun
+from .settings.base import REWARD
 
 __all__ = ["RewardExperiment", "run_reward"]
 

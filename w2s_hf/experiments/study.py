@@ -14,17 +14,17 @@ from safetensors.numpy import load_file, save_file
 from transformers import set_seed
 
 from ..analysis import PromptFormat, answer_probabilities, last_hidden_states
+from ..demo.worlds import DemoWorld
 from ..labels import LabelsById, WeakLabels
 from ..metrics import agreement_shares
 from ..modeling import load_tokenizer
 from ..tasks import TaskSplits
-from ..tasks.demo import DemoWorld
 from ..trainers.completion import autocast
 from .bootstrapping import Lessons
-from .finetuning import Model, load_base
-from .options import BOOTSTRAP, ExperimentArguments
-from .protocol import Materials, SeedRun, pgr_of
-from .settings import Setting
+from .config import BOOTSTRAP, ExperimentArguments
+from .finetuner import Model, load_base
+from .seed import Materials, SeedRun, pgr_of
+from .settings.base import Setting
 
 __all__ = ["Study"]
 

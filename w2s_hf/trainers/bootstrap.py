@@ -21,7 +21,6 @@ from transformers import (
 )
 from transformers.trainer_utils import TrainOutput
 
-from ..checkpoints import last_complete_checkpoint
 from ..config import BootstrapConfig
 from ..labels import WeakLabels
 from .chain import (
@@ -34,6 +33,7 @@ from .chain import (
     rows_of_links,
     unlabelled,
 )
+from .checkpoints import last_complete_checkpoint
 from .checks import check_arguments, check_loss, refuse_misspelt
 from .student_card import WithStudentCard
 from .weak_to_strong import WeakToStrongTrainer

@@ -16,11 +16,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 from trl import SFTTrainer
 
-from ..adapters import keep_trainable
 from ..config import CompletionConfig
 from ..generation import complete
 from ..labels import Completion
 from ..modeling import disable_dropout
+from ..modeling.adapters import keep_trainable
 from .checks import (
     RefusesFrozenModels,
     check_arguments,

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, has_length
 
-from ..checkpoints import last_complete_checkpoint
+from .checkpoints import last_complete_checkpoint
 
 __all__ = ["ResumableTraining"]
 

@@ -17,10 +17,10 @@ from transformers.trainer_utils import PredictionOutput
 from trl import RewardTrainer
 
 from .. import losses
-from ..adapters import keep_trainable
 from ..collators import RewardPairCollator, check_pairs
 from ..config import RewardPairConfig
 from ..modeling import disable_dropout
+from ..modeling.adapters import keep_trainable
 from .checks import check_arguments, check_dataset, check_pair_columns, named_parts, refuse_frozen, refuse_longer
 from .evaluation import OrderedEvaluation
 from .resuming import ResumableTraining

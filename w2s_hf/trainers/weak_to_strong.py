@@ -15,10 +15,10 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from transformers.trainer_utils import PredictionOutput
 
 from .. import losses
-from ..adapters import keep_4bit_gradients, prepare_adapters
 from ..collators import WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
 from ..modeling import align_padding, disable_dropout
+from ..modeling.adapters import keep_4bit_gradients, prepare_adapters
 from ..probabilities import as_probabilities
 from .checks import (
     check_arguments,

@@ -10,11 +10,11 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from .. import losses
-from ..adapters import fresh_adapter, keep_4bit_gradients
 from ..collators import move_padding, sorted_lengths, split_by_tokens
 from ..config import computes_in_bfloat16
 from ..hub import FILE_OPTIONS
 from ..modeling import load_config, load_student, load_tokenizer
+from ..modeling.adapters import fresh_adapter, keep_4bit_gradients
 from .checks import THRESHOLD_LOSSES, RefusesFrozenModels, refuse_prompt_tuning
 from .epochs import WholeEpochs
 

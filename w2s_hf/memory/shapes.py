@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .adapters import fresh_adapter
-from .heads import full_precision_head, head_linears
-from .modeling import disable_dropout
+from ..modeling import disable_dropout
+from ..modeling.adapters import fresh_adapter
+from ..modeling.heads import full_precision_head, head_linears
 
 __all__ = ["Shapes", "quantized_bytes"]
 

@@ -21,7 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..checkpoints import last_complete_checkpoint
+from ..trainers.checkpoints import last_complete_checkpoint
 
 __all__ = ["DEMO_MODELS", "DemoModel", "build_demo_model", "one_thread"]
 

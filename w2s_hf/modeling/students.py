@@ -31,6 +31,8 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import disable_dropout_in_model
 
+from ..config import computes_in_bfloat16
+from ..hub import FILE_OPTIONS, cached_commit, has_only_pickles
 from .adapters import (
     cast_trainable_to_float32,
     fresh_adapter,
@@ -40,7 +42,6 @@ from .adapters import (
     refuse_unsaved_layers,
     remember_base,
 )
-from .config import computes_in_bfloat16
 from .heads import (
     HEAD_NAMES,
     classification_head,
@@ -50,7 +51,6 @@ from .heads import (
     head_modules,
     output_layer,
 )
-from .hub import FILE_OPTIONS, cached_commit, has_only_pickles
 from .original_qwen import (
     is_original_qwen,
     load_original_qwen,
@@ -96,7 +96,8 @@ def load_config(name_or_path: str, revision: str | None = None, **kwargs) -> Pre
     The configuration of a model, of an original Qwen as Qwen2's; nothing else of it is read.
 
     Raises:
-        ValueError: an original Qwen that asks for what Qwen2 does not have, see [`w2s_hf.original_qwen.qwen2_config`].
+        ValueError: an original Qwen that asks for what Qwen2 does not have, see
+            [`w2s_hf.modeling.original_qwen.qwen2_config`].
         OSError: there is none, or the Hub does not answer.
     """
     config = _config_dict(name_or_path, revision=revision, **kwargs)
@@ -159,7 +160,7 @@ def load_student(
         ValueError: unknown task type or dtype, both `load_in_4bit` and `quantization_config`, a `base_model` for
             what has no adapters, a `peft_config` for what has some, adapters in subdirectories or without layers that
             their base lacks, weights that are not safetensors, or an original Qwen that asks for what Qwen2 does not
-            have (see [`w2s_hf.original_qwen`]).
+            have (see [`w2s_hf.modeling.original_qwen`]).
         OSError: there is no such model, or the base of a finished student is not where its adapters say; give
             `base_model`.
     """

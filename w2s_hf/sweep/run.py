@@ -13,15 +13,15 @@ from pathlib import Path
 import pandas as pd
 from accelerate import PartialState
 
+from ..cards.trained_with import subject
 from ..config import METHODS, LossArguments
-from ..sweep_report import write_sweep_report
-from ..trained_with import subject
+from ..experiments.experiment import Experiment
+from ..experiments.output_directory import Manifest, check_output_dir, clear
 from .cells import DEMO_CONFIGS, Session, run_job
 from .cluster import run_on_cluster
-from .experiment import Experiment
 from .grid import Cell, Job, SweepArguments, cells_of, rounds_of
 from .live import SweepView
-from .output_directory import Manifest, check_output_dir, clear
+from .report import write_sweep_report
 
 __all__ = ["run_sweep"]
 

@@ -12,11 +12,11 @@ from peft import PeftModel
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from .. import metrics
-from ..config import METHODS
-from ..labels import LabelsById, WeakLabels, as_probabilities
-from ..tasks import PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
-from ..trainers import RewardPairTrainer, WeakToStrongTrainer
+from ... import metrics
+from ...config import METHODS
+from ...labels import LabelsById, WeakLabels, as_probabilities
+from ...tasks import PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
+from ...trainers import RewardPairTrainer, WeakToStrongTrainer
 
 __all__ = ["CLASSIFICATION", "REWARD", "ProbabilitySetting", "Setting", "metric_name", "on_weak_labels"]
 

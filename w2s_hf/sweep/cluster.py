@@ -36,7 +36,7 @@ def run_on_cluster(
 
     Args:
         session ([`Session`]): Its output directory is on a folder that all machines have under this path.
-        rounds: See [`w2s_hf.experiments.grid.rounds_of`]; one is finished before the next begins.
+        rounds: See [`w2s_hf.sweep.grid.rounds_of`]; one is finished before the next begins.
         on_record (`Callable`): Is told of each cell.
         address (`str`): As of `ray.init`.
         n_cpus, n_gpus (`float`): Resources of a job.
@@ -123,7 +123,7 @@ def _work(job: dict, session: dict, variables: dict[str, str], accelerate_config
     path.write_text(json.dumps({"session": session, **job}))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", accelerate_config]
     launch += ["--main_process_port", "0"]  # any that is free: a machine may have several jobs
-    process = subprocess.Popen([*launch, "-m", "w2s_hf.experiments.cells", str(path)])
+    process = subprocess.Popen([*launch, "-m", "w2s_hf.sweep.cells", str(path)])
     try:
         if process.wait():
             raise RuntimeError(

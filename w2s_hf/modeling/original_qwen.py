@@ -19,7 +19,7 @@ from transformers.core_model_loading import Chunk, WeightConverter, WeightRenami
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.utils import cached_file
 
-from .hub import FILE_OPTIONS
+from ..hub import FILE_OPTIONS
 
 __all__ = [
     "is_original_qwen",

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from .plots import PALETTE, SizeAxis, clipped, draw_pages, lay_out, series_styles, short_names
+from ..plots import PALETTE, SizeAxis, clipped, draw_pages, lay_out, series_styles, short_names
 
 __all__ = [
     "PGR_AXIS",

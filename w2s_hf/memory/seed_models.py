@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from .original_qwen import qwen2_config
+from ..modeling.original_qwen import qwen2_config
 
 __all__ = ["SEED_MODELS", "SeedModel"]
 

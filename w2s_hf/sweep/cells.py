@@ -20,15 +20,15 @@ from accelerate import PartialState
 from transformers import AutoModel
 
 from ..config import CompletionConfig, RewardPairConfig, WeakToStrongConfig
+from ..experiments.cache import library_versions
+from ..experiments.cli import parse_arguments
+from ..experiments.config import ChessArguments, ClassificationArguments, ExperimentArguments, RewardArguments
+from ..experiments.experiment import Experiment
+from ..experiments.seed import train_supervisor
 from ..modeling import load_config
-from ..sweep_plots import SWEEP_COLUMNS
 from ..tasks import PREFERENCE_TASKS, find_task
-from .arguments import parse_arguments
-from .experiment import Experiment
 from .grid import CHESS_TASK, Cell, Job
-from .options import ChessArguments, ClassificationArguments, ExperimentArguments, RewardArguments
-from .protocol import train_supervisor
-from .stages import library_versions
+from .plots import SWEEP_COLUMNS
 
 __all__ = ["DEMO_CONFIGS", "Session", "run_job"]
 
@@ -161,11 +161,11 @@ class Session:
 def _experiment_type(setting: str) -> type[Experiment]:
     """The [`Experiment`] of a setting. Imported when it is asked for: that of chess needs python-chess."""
     if setting == "classification":
-        from .classification import ClassificationExperiment as found
+        from ..experiments.classification import ClassificationExperiment as found
     elif setting == "reward":
-        from .reward import RewardExperiment as found
+        from ..experiments.reward import RewardExperiment as found
     else:
-        from .chess import ChessExperiment as found
+        from ..experiments.chess import ChessExperiment as found
     return found
 
 
@@ -265,7 +265,7 @@ def _logged_to(path: Path) -> Iterator[None]:
 
 
 def main(path: str) -> None:
-    """A job in a process of its own: `accelerate launch -m w2s_hf.experiments.cells JOB.json`."""
+    """A job in a process of its own: `accelerate launch -m w2s_hf.sweep.cells JOB.json`."""
     job = json.loads(Path(path).read_text())
     logging.getLogger("w2s_hf").setLevel(logging.INFO)
     run_job(Session(**job["session"]), Job(tuple(Cell(**cell) for cell in job["cells"]), job["only_supervisors"]))

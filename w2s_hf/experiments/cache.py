@@ -55,7 +55,7 @@ class Stages:
     Args:
         root (`Path`): Where the directories go.
         around (`Callable`, *optional*): Makes a context in which every step is built, such as
-            [`w2s_hf.tasks.demo_ladder.one_thread`].
+            [`w2s_hf.demo.models.one_thread`].
 
     `n_built` and `n_reused` tell what this process did; `seconds` tells how long each step took, by name and summed
     over seeds, whichever run built it.

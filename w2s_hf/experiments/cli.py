@@ -18,10 +18,10 @@ from transformers.integrations import get_available_reporting_integrations
 
 from ..config import StudentConfig, WeakToStrongConfig
 from ..publish import push_students
+from ..sweep.grid import SweepArguments
 from ..tasks import find_task
+from .config import BOOTSTRAP, AnyTaskArguments, ClassificationArguments, ExperimentArguments
 from .config_file import RecipeParser, config_file, with_config
-from .grid import SweepArguments
-from .options import BOOTSTRAP, AnyTaskArguments, ClassificationArguments, ExperimentArguments
 from .report import print_table
 
 __all__ = ["finish", "parse_arguments", "parse_sweep", "run_recipe"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import METHODS
+from ..experiments.config import BOOTSTRAP, chain_of, check_names
 from ..tasks import PREFERENCE_TASKS
-from .options import BOOTSTRAP, chain_of, check_names
 
 __all__ = ["CHESS_TASK", "Cell", "Job", "SweepArguments", "cells_of", "rounds_of"]
 

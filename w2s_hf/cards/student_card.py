@@ -8,9 +8,9 @@ from typing import Self
 
 from huggingface_hub import EvalResult, ModelCardData, constants
 
+from ..metrics import performance_gap_recovered, pgr_undefined_reason
 from .markdown import Markup, render
-from .metrics import performance_gap_recovered, pgr_undefined_reason
-from .scores import Score, interval
+from .score import Score, interval
 from .trained_with import fingerprint_of, method_settings, plain, shared_settings, subject, trained_with
 
 __all__ = ["BLOCK", "FIGURE", "ROWS", "SCHEMA", "Score", "StudentCard"]

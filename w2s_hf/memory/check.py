@@ -9,10 +9,10 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import PretrainedConfig, TrainingArguments
 
-from ..memory import OPTIMIZERS, NoEstimateError, StudentMemory, gib, usable_bytes
+from ..experiments.finetuner import Model, peft_config_of
 from ..modeling import load_config
-from ..original_qwen import longer_text
-from .finetuning import Model, peft_config_of
+from ..modeling.original_qwen import longer_text
+from . import OPTIMIZERS, NoEstimateError, StudentMemory, gib, usable_bytes
 
 __all__ = ["check_fits"]
 

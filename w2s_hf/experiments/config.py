@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from ..command_line import did_you_mean
 from ..config import METHODS
-from ..tasks.demo import DEMO_WORLDS
+from ..demo.worlds import DEMO_WORLDS
 
 __all__ = [
     "ANALYSES",

@@ -19,17 +19,17 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from trl import get_peft_config, get_quantization_config
 
-from ..adapters import fresh_adapter, load_adapter_weights
-from ..checkpoints import last_complete_checkpoint
 from ..config import StudentConfig
-from ..heads import initialise_head
 from ..hub import ensure_available
 from ..labels import LabelsById
 from ..modeling import load_student, load_tokenizer
+from ..modeling.adapters import fresh_adapter, load_adapter_weights
+from ..modeling.heads import initialise_head
+from ..trainers.checkpoints import last_complete_checkpoint
 from ..trainers.snapshots import SnapshotCallback
 from ..training_settings import WITHOUT_EFFECT
-from .settings import Setting, metric_name
-from .stages import Stages, library_versions
+from .cache import Stages, library_versions
+from .settings.base import Setting, metric_name
 
 __all__ = ["Model", "Workbench", "load_base", "peft_config_of", "save_training"]
 

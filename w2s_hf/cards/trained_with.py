@@ -5,7 +5,7 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .cards import StudentCard
+    from .student_card import StudentCard
 
 __all__ = ["DEMO_DATASET", "fingerprint_of", "method_settings", "plain", "shared_settings", "subject", "trained_with"]
 

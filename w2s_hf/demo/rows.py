@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from datasets import Dataset
 
-from .demo import DemoWorld
-from .task import Task
+from ..tasks.task import Task
+from .worlds import DemoWorld
 
 __all__ = ["demo_pairs", "demo_rows"]
 

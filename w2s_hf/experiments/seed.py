@@ -12,9 +12,9 @@ from .. import metrics
 from ..labels import LabelsById
 from ..tasks import TaskSplits
 from .bootstrapping import Lessons, climb
-from .finetuning import Model, Workbench
-from .options import BOOTSTRAP, ExperimentArguments
-from .stages import Stages
+from .cache import Stages
+from .config import BOOTSTRAP, ExperimentArguments
+from .finetuner import Model, Workbench
 
 __all__ = ["Materials", "SeedRun", "keep_outputs", "run_seed", "summarise", "train_supervisor"]
 

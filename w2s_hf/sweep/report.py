@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from .plots import size_label
-from .sweep_plots import (
+from ..plots import size_label
+from .plots import (
     PGR_AXIS,
     finished,
     plot_accuracy_by_size,
@@ -49,7 +49,7 @@ def write_sweep_report(table: pd.DataFrame, settings: Mapping[str, object], dire
     directory = Path(directory)
     done = finished(table)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # errors and names of models come from elsewhere
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -57,7 +57,7 @@ def write_sweep_report(table: pd.DataFrame, settings: Mapping[str, object], dire
     )
     tasks = _unique(table, "task")
     subject = ", ".join(tasks) if 0 < len(tasks) < 4 else _count(len(tasks), "task")
-    content = environment.get_template("sweep_report.html").render(
+    content = environment.get_template("report.html").render(
         title=f"Weak-to-strong generalization: {subject}",
         introduction=_introduction(table, done),
         cautions=_cautions(done),

@@ -7,10 +7,8 @@ training step run on tensors without data, through the classes of transformers a
 through, and every tensor is counted for as long as it lives.
 """
 
-import argparse
 import copy
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -20,9 +18,8 @@ import torch
 from peft import LoraConfig
 from transformers import PretrainedConfig
 
-from .command_line import CommandLine
-from .markdown import markdown_table
-from .modeling import load_config
+from ..cards.markdown import markdown_table
+from ..modeling import load_config
 from .seed_models import SEED_MODELS
 from .shapes import Shapes
 
@@ -300,7 +297,7 @@ def estimate_memory(
 
 
 def config_of(name_or_path: str, revision: str | None = None) -> PretrainedConfig:
-    """The configuration of a model; of [`w2s_hf.seed_models.SEED_MODELS`] with no network."""
+    """The configuration of a model; of [`w2s_hf.memory.seed_models.SEED_MODELS`] with no network."""
     known = SEED_MODELS.get(name_or_path.removeprefix("openai-community/"))
     if known is not None and revision is None and not Path(name_or_path).is_dir():
         return known.config()
@@ -318,16 +315,6 @@ def with_layers(config: PretrainedConfig, n_layers: int) -> PretrainedConfig:
 
 
 # ---- The command line ----
-
-
-def _gpus(text: str) -> tuple[int, int]:
-    n_gpus, _, size = text.partition("x")
-    try:
-        if int(n_gpus) < 1 or float(size) <= 0:
-            raise ValueError
-        return int(n_gpus), int(float(size) * GIB)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected COUNTxGIB such as 1x80 or 4x24") from None
 
 
 def gib(n_bytes: int) -> str:
@@ -371,46 +358,3 @@ def memory_table(
         lines.append([name, *map(gib, parts), gib(estimate.peak), fits])
     header = ["", "weights", "trained", "gradients", "optimizer", "activations", "peak", "fits, micro-batch"]
     return markdown_table(header, lines)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """`python -m w2s_hf.memory`."""
-    parser = CommandLine(
-        prog="python -m w2s_hf.memory",
-        description="Memory of a student in training, per GPU, from its configuration alone; what fits, and the "
-        "largest micro-batch.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("model", nargs="?", help="Hub id or local directory; only its config.json is read")
-    parser.add_argument("--gpus", type=_gpus, default="1x80", metavar="COUNTxGIB", help="GPUs, and the GiB of one")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a row, padding included")
-    parser.add_argument("--task_type", choices=["SEQ_CLS", "REWARD", "CAUSAL_LM"], default="SEQ_CLS",
-                        help="REWARD counts pairs, of two rows each")  # fmt: skip
-    parser.add_argument("--lora_r", type=int, default=16, help="rank of the adapters, on all linear layers")
-    parser.add_argument("--optim", choices=list(OPTIMIZERS), default="adamw_torch_fused", help="optimizer")
-    parser.add_argument("--no_gradient_checkpointing", action="store_true", help="keep all activations")
-    parser.add_argument("--list", action="store_true", help="print the models whose shapes are known, and stop")
-    args = parser.parse_args(argv)
-    if args.list:
-        lines = [[name, str(model.learning_rate or "")] for name, model in SEED_MODELS.items()]
-        print(markdown_table(["model", "learning rate of the published code, all weights"], lines))
-        return
-    if args.model is None:
-        parser.error("expected a model, or --list")
-    n_gpus, total = args.gpus
-    try:
-        table = memory_table(
-            args.model, gpus=args.gpus, length=args.length, lora_r=args.lora_r, optim=args.optim,
-            task_type=args.task_type, gradient_checkpointing=not args.no_gradient_checkpointing,
-        )  # fmt: skip
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    rows = "pairs" if args.task_type == "REWARD" else "rows"
-    print(
-        f"{args.model}: GiB on each GPU, {rows} of {args.length} tokens one at a time. GPUs: {n_gpus} of "
-        f"{gib(total)} GiB, of which {gib(usable_bytes(total))} are usable.\n\n{table}"
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""The settings of the paper: how rows are loaded, labelled, learned and scored."""
