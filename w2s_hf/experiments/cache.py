@@ -1,4 +1,4 @@
-"""One cached, resumable step of an experiment."""
+"""The cache of the steps of an experiment, each of which can be resumed."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from ..config import hardware
 
-__all__ = ["Stages", "library_versions"]
+__all__ = ["StageCache", "library_versions"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def content_key(name: str, settings: dict) -> str:
 
 
 @dataclass
-class Stages:
+class StageCache:
     """
     Finished steps below one directory, each under a key of its content.
 
