@@ -18,13 +18,14 @@ from transformers import AutoTokenizer
 from w2s_hf import CompletionConfig, load_student
 from w2s_hf.config import StudentConfig
 from w2s_hf.demo.forks import ForkWorld
-from w2s_hf.experiments.cache import Stages
+from w2s_hf.experiments.cache import StageCache
 from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.config import ChessArguments
-from w2s_hf.experiments.finetuner import Model, Workbench
+from w2s_hf.experiments.finetuner import Finetuner
 from w2s_hf.experiments.moves import CHESS, answer_untrained, trivial_baselines
 from w2s_hf.generation import complete
 from w2s_hf.labels import Completion, WeakCompletions
+from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.tasks.chess import CHESS_PUZZLES
 
 NAME = "chess.py"
@@ -230,10 +231,10 @@ def test_local_puzzles_with_adapters_and_easy_to_hard(local, cache, tmp_path):
 
 def test_zero_shot_is_the_model_before_any_finetuning(local, tmp_path):
     args = CompletionConfig(output_dir=str(tmp_path), max_new_tokens=6, use_cpu=True, bf16=False, report_to="none")
-    bench = Workbench(Stages(tmp_path / "_stages"), args, CHESS)
-    model = Model.find(str(local / "strong"), "--student_model", StudentConfig(dtype="float32"))
+    finetuner = Finetuner(StageCache(tmp_path / "_stages"), CHESS, args)
+    model = ModelSpec.find(str(local / "strong"), "--student_model", StudentConfig(dtype="float32"))
     rows = Dataset.from_dict({"id": ["a", "b"], "prompt": ["a b:", "c:"]})
-    made = answer_untrained(bench, "zero-shot", model, rows, {})
+    made = answer_untrained(finetuner, "zero-shot", model, rows, {})
     network = make_language_model(make_character_tokenizer()).eval()
     assert made == complete(network, make_character_tokenizer(), rows["prompt"], max_new_tokens=6)
 

@@ -21,7 +21,7 @@ from ..tasks import PreferenceTask, Task, TaskSplits, find_task
 from ..tasks.sizes import AnyTask
 from .analyses import analyse, analysis_notes
 from .analysis_context import AnalysisContext
-from .cache import StageCache, library_versions
+from .cache import DEMO_SOURCES, StageCache, library_versions
 from .config import ExperimentArguments
 from .finetuner import Finetuner
 from .generative import check_decoder
@@ -400,4 +400,4 @@ def demo_cache() -> StageCache:
         directory = Path(os.environ["W2S_HF_CACHE"])
     else:
         directory = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "w2s_hf"
-    return StageCache(directory / "demo_ladder")
+    return StageCache(directory / "demo_ladder", sources=DEMO_SOURCES)

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from transformers import AutoModel
 
 from ..config import CompletionConfig, RewardPairConfig, WeakToStrongConfig
-from ..experiments.cache import library_versions
+from ..experiments.cache import code_versions, library_versions
 from ..experiments.cli import parse_arguments
 from ..experiments.config import ChessArguments, ClassificationArguments, ExperimentArguments, RewardArguments
 from ..experiments.experiment import Experiment, setting_of
@@ -74,7 +74,7 @@ class Session:
     def key(self) -> str:
         """Of everything that all cells have in common and that can change a number."""
         texts = {setting: Path(path).read_text() for setting, path in self.configs.items()}
-        content = json.dumps([self.options, texts, library_versions()], sort_keys=True)
+        content = json.dumps([self.options, texts, code_versions()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def experiment(self, cell: Cell) -> Experiment:
