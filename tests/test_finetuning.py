@@ -20,8 +20,8 @@ from w2s_hf import WeakToStrongTrainer
 from w2s_hf.config import StudentConfig
 from w2s_hf.experiments.cache import Stages
 from w2s_hf.experiments.finetuner import Model, Workbench, _prepare_to_label
-from w2s_hf.experiments.moves import CHESS
 from w2s_hf.experiments.settings.base import CLASSIFICATION, REWARD
+from w2s_hf.experiments.settings.generation import GenerationSetting
 from w2s_hf.tasks import PREFERENCE_TASKS
 from w2s_hf.tasks.chess import CHESS_PUZZLES
 
@@ -43,7 +43,7 @@ def bench_of(kind: str, tmp_path, model_path) -> tuple[Workbench, Dataset]:
     if kind == "chess":
         make_language_model(make_character_tokenizer()).save_pretrained(model_path)
         make_character_tokenizer().save_pretrained(model_path)
-        args, setting = completion_arguments(tmp_path, max_new_tokens=6), CHESS
+        args, setting = completion_arguments(tmp_path, max_new_tokens=6), GenerationSetting(CHESS_PUZZLES)
     else:
         (make_model("llama") if kind == "classification" else reward_model()).save_pretrained(model_path)
         make_tokenizer().save_pretrained(model_path)
