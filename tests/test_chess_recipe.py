@@ -22,13 +22,15 @@ from w2s_hf.experiments.cache import StageCache
 from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.config import ChessArguments
 from w2s_hf.experiments.finetuner import Finetuner
-from w2s_hf.experiments.moves import CHESS, answer_untrained, trivial_baselines
+from w2s_hf.experiments.settings.generation import GenerationSetting, answer_untrained
 from w2s_hf.generation import complete
 from w2s_hf.labels import Completion, WeakCompletions
 from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.tasks.chess import CHESS_PUZZLES
+from w2s_hf.tasks.chess.scores import trivial_baselines
 
 NAME = "chess.py"
+CHESS = GenerationSetting(CHESS_PUZZLES)
 DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo_chess.yaml"
 SMALL = "--demo_documents 3200 --n_train 96 --n_weak 160 --n_validation 40 --n_test 120".split()
 
@@ -304,7 +306,7 @@ def test_the_papers_configuration_parses(tmp_path):
 
 
 def test_without_python_chess_it_says_what_to_install(monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "chess" or name.endswith("chess")]:
+    for name in [name for name in sys.modules if "chess" in name.split(".")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "chess", None)
     with pytest.raises(SystemExit, match=r"^error: .*chess.* need python-chess: pip install"):

@@ -283,9 +283,8 @@ def test_the_demo_trains_on_one_thread_however_it_is_started(
     options = options if demo else [*options.split(), "--use_cpu", "true", "--bf16", "false"]
     config = ROOT / "recipes" / "configs" / DEMO_CONFIGS[setting].replace("_ladder", "")
     parsed = parse_arguments("", config, options, arguments, training, announce=False)
-    experiment = Experiment(
-        None, {"classification": CLASSIFICATION, "reward": REWARD, "chess": CHESS}[setting], *parsed
-    )
+    task = {"classification": "boolq", "reward": "anthropic_hh", "chess": "chess_puzzles"}[setting]
+    experiment = Experiment(None, setting_of(_task_of(task)), *parsed)
     n_threads, seen = torch.get_num_threads(), []
     torch.set_num_threads(2)
     try:

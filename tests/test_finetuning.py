@@ -21,8 +21,8 @@ from w2s_hf import WeakToStrongTrainer
 from w2s_hf.config import StudentConfig
 from w2s_hf.experiments.cache import StageCache
 from w2s_hf.experiments.finetuner import Finetuned, Finetuner, _prepare_to_predict
-from w2s_hf.experiments.moves import CHESS
 from w2s_hf.experiments.settings.classification import CLASSIFICATION
+from w2s_hf.experiments.settings.generation import GenerationSetting
 from w2s_hf.experiments.settings.reward import REWARD
 from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.tasks import PREFERENCE_TASKS, Half
@@ -51,7 +51,7 @@ def finetuner_of(kind: str, tmp_path, model_path) -> tuple[Finetuner, Dataset]:
     if kind == "chess":
         make_language_model(make_character_tokenizer()).save_pretrained(model_path)
         make_character_tokenizer().save_pretrained(model_path)
-        args, setting = completion_arguments(tmp_path, max_new_tokens=6), CHESS
+        args, setting = completion_arguments(tmp_path, max_new_tokens=6), GenerationSetting(CHESS_PUZZLES)
     else:
         (make_model("llama") if kind == "classification" else reward_model()).save_pretrained(model_path)
         make_tokenizer().save_pretrained(model_path)

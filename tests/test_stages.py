@@ -112,8 +112,7 @@ def test_a_killed_stage_leaves_nothing_finished_and_no_lock(tmp_path):
         f"""
         import os, signal
         from pathlib import Path
-        from w2s_hf.experiments import cache
-from w2s_hf.experiments.cache import StageCache
+        from w2s_hf.experiments.cache import StageCache
         StageCache(Path({str(tmp_path)!r})).run("train", {{}}, lambda directory: os.kill(os.getpid(), signal.SIGKILL))
         """
     )

@@ -16,11 +16,11 @@ from .trained_with import fingerprint_of, method_settings, plain, shared_setting
 __all__ = ["BLOCK", "FIGURE", "ROWS", "SCHEMA", "Score", "StudentCard"]
 
 # What a row is called in each setting.
-ROWS = {"classification": "rows", "reward": "pairs", "chess": "puzzles", "completion": "rows"}
+ROWS = {"classification": "rows", "reward": "pairs", "chess": "puzzles", "generation": "rows", "completion": "rows"}
 
 FIGURE = "pgr.png"  # beside the card
 
-_TASK_TYPES = {"classification": "SEQ_CLS", "reward": "REWARD", "chess": "CAUSAL_LM"}
+_TASK_TYPES = {"classification": "SEQ_CLS", "reward": "REWARD", "chess": "CAUSAL_LM", "generation": "CAUSAL_LM"}
 _PIPELINES = {"SEQ_CLS": "text-classification", "REWARD": "text-classification", "CAUSAL_LM": "text-generation"}
 BLOCK, SCHEMA = "weak_to_strong", 1  # of the front matter, and its version
 

@@ -15,6 +15,7 @@ __all__ = [
     "ChessArguments",
     "ClassificationArguments",
     "ExperimentArguments",
+    "GenerationArguments",
     "RewardArguments",
     "chain_of",
     "check_names",
@@ -300,18 +301,39 @@ class RewardArguments(ExperimentArguments):
 
 
 @dataclass
-class ChessArguments(ExperimentArguments):
-    """An experiment on chess puzzles: supervisor, students and ceiling write the best move."""
+class GenerationArguments(ExperimentArguments):
+    """An experiment on prompts: supervisor, students and ceiling write completions."""
 
     possible_analyses: ClassVar[tuple[str, ...]] = ("overfitting", "agreement")
 
     methods: list[str] = field(
         default_factory=lambda: ["naive"],
-        metadata={"help": f"How students learn from the supervisor's moves, which are text: naive, {BOOTSTRAP}."},
+        metadata={
+            "help": f"How students learn from the supervisor's completions, which are text: naive, {BOOTSTRAP}."
+        },
     )
     zero_shot: bool = field(
         default=True, metadata={"help": "Score the student before any finetuning, too (paper, figure 15)."}
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if set(self.methods) - {"naive", BOOTSTRAP}:
+            raise ValueError(
+                f"--methods: got {' '.join(self.methods)}, expected naive or {BOOTSTRAP}: the other losses are about "
+                "probabilities of classes, and completions are text."
+            )
+        if self.n_supervisors > 1 or self.keep_confident is not None:
+            raise ValueError(
+                "Got --n_supervisors or --keep_confident, which are about probabilities of classes; completions are "
+                "text."
+            )
+
+
+@dataclass
+class ChessArguments(GenerationArguments):
+    """An experiment on chess puzzles: supervisor, students and ceiling write the best move."""
+
     max_train_rating: int | None = field(
         default=None,
         metadata={
@@ -323,15 +345,6 @@ class ChessArguments(ExperimentArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if set(self.methods) - {"naive", BOOTSTRAP}:
-            raise ValueError(
-                f"--methods: got {' '.join(self.methods)}, expected naive or {BOOTSTRAP}: the other losses are about "
-                "probabilities of classes, and moves are text."
-            )
-        if self.n_supervisors > 1 or self.keep_confident is not None:
-            raise ValueError(
-                "Got --n_supervisors or --keep_confident, which are about probabilities of classes; moves are text."
-            )
         if self.max_train_rating is not None and self.min_hard_rating <= self.max_train_rating:
             raise ValueError(
                 f"--min_hard_rating: got {self.min_hard_rating}, expected more than --max_train_rating "

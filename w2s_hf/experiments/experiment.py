@@ -31,6 +31,7 @@ from .scores import Scorer, keep_outputs, outputs_of, score_seed, summarise
 from .seed import Models, run_seed
 from .settings.base import Setting
 from .settings.classification import CLASSIFICATION
+from .settings.generation import GenerationSetting
 from .settings.reward import REWARD
 
 __all__ = ["Experiment", "run_experiment"]
@@ -45,7 +46,7 @@ def run_experiment(
     Runs the experiment of a task over all seeds, and writes everything below `training_args.output_dir`.
 
     Args:
-        task (`str`, [`Task`], [`PreferenceTask`] or [`ChessTask`]): The task; a name as in [`find_task`].
+        task (`str`, [`Task`], [`PreferenceTask`] or [`GenerationTask`]): The task; a name as in [`find_task`].
         args ([`ExperimentArguments`]): Models, methods, rows, seeds.
         training_args ([`~transformers.TrainingArguments`]): Training of the students.
         student_config ([`StudentConfig`]): Adapters and precision of the students.
@@ -63,9 +64,11 @@ def setting_of(task: AnyTask) -> Setting:
         return CLASSIFICATION
     if isinstance(task, PreferenceTask):
         return REWARD
-    from .chess import CHESS  # imported only here: it needs python-chess
+    if task.setting == "chess":
+        from .chess import ChessSetting  # imported only here: it needs python-chess
 
-    return CHESS
+        return ChessSetting(task)
+    return GenerationSetting(task)
 
 
 class Experiment:
@@ -73,7 +76,7 @@ class Experiment:
     A task, the models and the options of an experiment.
 
     Args:
-        task ([`Task`], [`PreferenceTask`] or [`ChessTask`]): The task.
+        task ([`Task`], [`PreferenceTask`] or [`GenerationTask`]): The task.
         setting ([`Setting`]): How its rows are loaded, learned and scored.
         args ([`ExperimentArguments`]): Models, methods, rows, seeds.
         training_args ([`~transformers.TrainingArguments`]): Training of the students and the ceiling; of the weak

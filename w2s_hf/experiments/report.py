@@ -101,7 +101,7 @@ def _caveats(results: dict) -> list[str]:
         seed, students = f"Seed {run['seed']}", run["students"]
         chance = results["chance"]
         if chance is None:
-            chance = min(baseline["accuracy"] for baseline in run["baselines"] if not baseline["model"])
+            chance = min((entry["accuracy"] for entry in run["baselines"] if not entry["model"]), default=0.0)
         if run["weak"]["ci95"][0] <= chance:
             lines.append(
                 f"{seed}: the supervisor is not better than chance ({chance:.3f}), so its labels say nothing, and "
