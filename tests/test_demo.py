@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from w2s_hf.demo.models import DEMO_MODELS, DemoModel, build_demo_model
 from w2s_hf.demo.worlds import DemoWorld, WorldConfig
 from w2s_hf.experiments.cli import parse_arguments
-from w2s_hf.experiments.experiment import Experiment
-from w2s_hf.sweep.cells import _COMMAND_LINES, DEMO_CONFIGS
+from w2s_hf.experiments.experiment import Experiment, setting_of
+from w2s_hf.sweep.cells import _COMMAND_LINES, DEMO_CONFIGS, _task_of
 from w2s_hf.tasks import TASKS
 
 TINY = DemoModel("tiny", width=16, n_layers=1, mlp_width=32, n_documents=512, learning_rate=8e-3)
