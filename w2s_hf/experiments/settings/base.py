@@ -13,6 +13,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from transformers.trainer_utils import EvalLoopOutput
 
 from ... import metrics
+from ..._compat import next_log
 from ...config import METHODS
 from ...labels import LabelsById, WeakLabels, as_probabilities
 from ...tasks import PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
@@ -187,8 +188,7 @@ class _OnWeakLabels:
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """As in the trainer, under the other name also for what TRL's trainers add."""
-        # TRL's trainers keep here what their next log adds; checked with TRL 1.0 and 1.16.
-        for kept in getattr(self, "_metrics", {}).values():
+        for kept in (next_log(self, "train"), next_log(self, "eval")):
             if _ACCURACY in kept:
                 kept[_WEAK_AGREEMENT] = kept.pop(_ACCURACY)
         super().log(logs, *args, **kwargs)
