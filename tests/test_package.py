@@ -13,6 +13,7 @@ PACKAGE = Path(w2s_hf.__file__).parent
 
 # A module imports only from lines above its own.
 LAYERS = [
+    {"_compat"},
     {"losses", "metrics", "hub", "probabilities", "command_line", "cards.markdown"},
     {"cards.trained_with", "cards.score"},
     {"cards.student_card"},

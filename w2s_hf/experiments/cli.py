@@ -14,8 +14,8 @@ import datasets
 import transformers
 from huggingface_hub import get_token
 from transformers import TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
 
+from .._compat import get_available_reporting_integrations
 from ..config import StudentConfig, WeakToStrongConfig
 from ..publish import push_students
 from ..sweep.grid import SweepArguments

@@ -9,9 +9,9 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments, set_seed
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from trl import SFTConfig
 
+from .._compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from ..modeling import disable_dropout, load_config, load_tokenizer
 from ..modeling.adapters import fresh_adapter, keep_trainable
 from ..modeling.spec import ModelSpec, load_base, peft_config_of

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import psutil
 import torch
-from accelerate.utils import parse_flag_from_env
 from transformers import PretrainedConfig, TrainingArguments
 
+from .._compat import parse_flag_from_env
 from ..modeling import load_config
 from ..modeling.original_qwen import longer_text
 from ..modeling.spec import ModelSpec, peft_config_of

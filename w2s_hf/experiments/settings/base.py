@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import EvalLoopOutput
 
 from ... import metrics
+from ..._compat import next_log
 from ...demo.models import DEMO_MODELS, DemoModel, World
 from ...labels import LabelsById
 from ...modeling import load_tokenizer
@@ -193,8 +194,7 @@ class _OnWeakLabels:
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """As in the trainer, under the other name also for what TRL's trainers add."""
-        # TRL's trainers keep here what their next log adds; checked with TRL 1.0 and 1.16.
-        for kept in getattr(self, "_metrics", {}).values():
+        for kept in (next_log(self, "train"), next_log(self, "eval")):
             if ACCURACY in kept:
                 kept[_WEAK_AGREEMENT] = kept.pop(ACCURACY)
         super().log(logs, *args, **kwargs)
