@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from .cards import BLOCK, SCHEMA, Score, StudentCard
 from .cards.trained_with import DEMO_DATASET
-from .results import find_results
+from .results.table import find_results
 
 __all__ = ["COLUMNS", "find_cards", "leaderboard", "read_card", "readable"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from .cards import Score, StudentCard
-from .cards.trained_with import shared_settings
+from ..cards import Score, StudentCard
+from ..cards.trained_with import shared_settings
 
 __all__ = ["RESULT_COLUMNS", "find_results", "read_results"]
 
