@@ -30,7 +30,7 @@ TINY = "--demo_documents 1600 --n_train 48 --n_weak 48 --n_validation 16 --n_tes
 # its hash seed, not that of `recipe` or `recipe_here`: what is compared must not hang on the order of a set.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["pytest", *(f"w2s_hf.experiments.{name}" for name in ("arguments", "chess", "classification", "reward"))]
+    ["pytest", *(f"w2s_hf.experiments.{name}" for name in ("cli", "chess", "classification", "reward"))]
 )
 
 

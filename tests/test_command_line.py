@@ -6,12 +6,13 @@ import sys
 import pytest
 from running import ROOT
 
-from w2s_hf import memory, publish
+from w2s_hf import publish
 from w2s_hf.command_line import did_you_mean
 from w2s_hf.config import CompletionConfig, RewardPairConfig, WeakToStrongConfig
 from w2s_hf.experiments.cli import parse_arguments, parse_sweep
 from w2s_hf.experiments.config import AnyTaskArguments, ChessArguments, ClassificationArguments, RewardArguments
 from w2s_hf.experiments.config_file import config_file
+from w2s_hf.memory.__main__ import main as memory_main
 from w2s_hf.tasks import leak_probe
 
 CONFIGS = ROOT / "recipes" / "configs"
@@ -49,7 +50,7 @@ def test_recipes_read_no_abbreviations_and_suggest_options(name, capsys):
 @pytest.mark.parametrize(
     ("main", "argv", "suggestion"),
     [
-        (memory.main, ["gpt2", "--len", "5"], "--length"),
+        (memory_main, ["gpt2", "--len", "5"], "--length"),
         (publish.main, ["out", "--hub_name", "me"], "--hub_namespace"),
         (leak_probe.main, ["--task", "boolq", "--max_row", "50"], "--max_rows"),
     ],

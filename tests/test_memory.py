@@ -13,7 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, Qwen2Config
 
 from w2s_hf import fresh_adapter, load_student
-from w2s_hf.memory import GIB, StudentMemory, config_of, estimate_memory, main, usable_bytes, with_layers
+from w2s_hf.memory import StudentMemory, config_of, estimate_memory, usable_bytes, with_layers
+from w2s_hf.memory.__main__ import main
+from w2s_hf.memory.estimate import GIB
 from w2s_hf.memory.seed_models import SEED_MODELS
 from w2s_hf.memory.shapes import quantized_bytes
 from w2s_hf.modeling import disable_dropout

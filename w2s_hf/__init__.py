@@ -31,7 +31,7 @@ _MODULE_OF_NAME = {
     "WeakCompletions": "labels",
     "WeakLabels": "labels",
     "performance_gap_recovered": "metrics",
-    "fresh_adapter": "adapters",
+    "fresh_adapter": "modeling.adapters",
     "load_student": "modeling",
     "read_results": "results",
     "TASKS": "tasks",
