@@ -45,7 +45,7 @@ def test_cards_are_rendered_as_committed(file):
     results = ExperimentResult.read(file)
     for run in results.runs:
         for student in run.students:
-            card = StudentCard.from_results(results.to_dict(), run.to_dict(), student.to_dict())
+            card = StudentCard.from_results(results, run, student)
             card.has_figure = True
             assert card.render() == (file.parent / Path(student.output).name / "README.md").read_text()
 

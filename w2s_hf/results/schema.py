@@ -183,7 +183,7 @@ class SeedResult(Record):
 
     Args:
         seed (`int`): Of heads, adapters and row order; in the demo also of the generated rows.
-        split_fingerprint (`str`): Hash of all rows and how they are split.
+        split_fingerprint (`str`, *optional*): Hash of all rows and how they are split.
         weak, ceiling ([`ModelScore`]): Supervisor and ceiling.
         students (`list` of [`StudentResult`]): One per method.
         controls (`list` of [`ControlResult`]): Students without pretraining.
@@ -194,7 +194,7 @@ class SeedResult(Record):
     """
 
     seed: int
-    split_fingerprint: str
+    split_fingerprint: str | None = None
     weak: ModelScore
     ceiling: ModelScore
     students: list[StudentResult]
