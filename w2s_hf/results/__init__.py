@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from .record import Record
 from .schema import (
     Agreement,
+    AnyScore,
     BaselineResult,
     ControlResult,
     DatasetInfo,
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from .table import RESULT_COLUMNS, find_results, read_results
 
 __all__ = [
-    "RESULT_COLUMNS", "Record", "Agreement", "BaselineResult", "ControlResult", "DatasetInfo", "DirectResult",
+    "RESULT_COLUMNS", "Record", "Agreement", "AnyScore", "BaselineResult", "ControlResult", "DatasetInfo",
+    "DirectResult",
     "DirectSummary", "ExperimentResult", "LinkResult", "MethodSummary", "ModelScore", "Pgr", "PgrSummary",
     "RunSettings", "SeedResult", "StudentResult", "StudentSettings", "TrainingSettings", "find_results",
     "is_results", "read_results",

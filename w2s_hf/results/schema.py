@@ -10,7 +10,7 @@ from .record import Record, always, rest
 from .settings import RunSettings
 
 __all__ = [
-    "Agreement", "BaselineResult", "ControlResult", "DatasetInfo", "DirectResult", "DirectSummary",
+    "Agreement", "AnyScore", "BaselineResult", "ControlResult", "DatasetInfo", "DirectResult", "DirectSummary",
     "ExperimentResult", "LinkResult", "MethodSummary", "ModelScore", "Pgr", "PgrSummary", "SeedResult",
     "StudentResult", "is_results",
 ]  # fmt: skip
@@ -174,6 +174,9 @@ class StudentResult(Record):
     links: list[LinkResult] = field(default_factory=list)
     direct: dict[str, DirectResult] = field(default_factory=dict)
     fingerprint: str | None = None
+
+
+AnyScore = ModelScore | BaselineResult | ControlResult | LinkResult | StudentResult | DirectResult
 
 
 @dataclass(kw_only=True)

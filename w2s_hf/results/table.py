@@ -11,17 +11,7 @@ import pandas as pd
 
 from ..cards import Score, StudentCard
 from ..cards.trained_with import shared_settings
-from .schema import (
-    BaselineResult,
-    ControlResult,
-    DirectResult,
-    ExperimentResult,
-    LinkResult,
-    ModelScore,
-    SeedResult,
-    StudentResult,
-    is_results,
-)
+from .schema import AnyScore, ExperimentResult, SeedResult, is_results
 
 __all__ = ["RESULT_COLUMNS", "find_results", "read_results"]
 
@@ -31,8 +21,6 @@ RESULT_COLUMNS = (
     "ceiling_accuracy", "agreement", "agreement_supervisor_right", "agreement_supervisor_wrong", "fingerprint",
     "output", "source",
 )  # fmt: skip
-
-_AnyScore = ModelScore | BaselineResult | ControlResult | LinkResult | StudentResult | DirectResult
 
 
 def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
@@ -142,21 +130,21 @@ def _rows_of(results: ExperimentResult, path: Path) -> Iterator[dict]:
             }
 
 
-def _fact(score: _AnyScore, name: str, default: object = None) -> Any:
+def _fact(score: AnyScore, name: str, default: object = None) -> Any:
     """Returns a field that not all kinds of scores have."""
     return getattr(score, name, default)
 
 
-def _scored(results: ExperimentResult, run: SeedResult) -> Iterator[tuple[str, _AnyScore, StudentCard]]:
+def _scored(results: ExperimentResult, run: SeedResult) -> Iterator[tuple[str, AnyScore, StudentCard]]:
     """Yields each model of a seed that was scored: its role, its score, and what is known of it as a card."""
-    students: list[tuple[str, _AnyScore, StudentCard]] = []
+    students: list[tuple[str, AnyScore, StudentCard]] = []
     for student in run.students:
         students.append(("student", student, StudentCard.from_results(results, run, student)))
         for link in student.links[:-1]:  # the last link is the student
             students.append(("link", link, StudentCard.from_results(results, run, student, link)))
     nobody = {"agreement": None, "taught_by": None, "n_train": None, "settings": shared_settings(results)}
 
-    def other(role: str, score: _AnyScore, method: str | None = None) -> tuple[str, _AnyScore, StudentCard]:
+    def other(role: str, score: AnyScore, method: str | None = None) -> tuple[str, AnyScore, StudentCard]:
         of_card = students[0][2].student
         model = _fact(score, "model", of_card.model)
         trained = None if role == "weak" or not model else replace(Score.of(score), model=model)
