@@ -50,10 +50,13 @@ def results(name: str = "boolq", **changes) -> dict:
     }  # fmt: skip
     sizes = dict.fromkeys(("n_weak_half", "n_student_half", "n_validation", "n_test"), 10)
     return {
-        "chance": 0.05,
+        "schema": 1, "run_name": None, "chance": 0.05,
         "task": name, "setting": "classification", "preset": "custom", "description": f"{name}.", "runs": [run],
         "dataset": {"id": name, "revision": name, **sizes}, "text_form": name, "class_names": [name, name],
-        "summary": [{"method": "naive", "n_seeds": 1, "n_undefined": 0, "pgr_median": 0.5, "pgr_ci95": [0.2, 0.8]}],
+        "summary": [{
+            "method": "naive", "accuracy_mean": 0.7, "n_seeds": 1, "n_undefined": 0, "pgr_median": 0.5,
+            "pgr_ci95": [0.2, 0.8],
+        }],
         "settings": {
             "training": {"learning_rate": 1e-3}, "student": {"use_peft": True}, "losses": {},
             "loading": {"dtype": "float32"},

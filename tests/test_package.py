@@ -14,11 +14,14 @@ PACKAGE = Path(w2s_hf.__file__).parent
 # A module imports only from lines above its own.
 LAYERS = [
     {"_compat"},
-    {"losses", "metrics", "hub", "probabilities", "command_line", "cards.markdown"},
+    {"losses", "metrics", "hub", "probabilities", "command_line", "cards.markdown", "results.record"},
+    {"results.settings"},
+    {"results.schema"},
+    {"results"},
     {"cards.trained_with", "cards.score"},
     {"cards.student_card"},
     {"cards"},
-    {"config", "labels", "results"},
+    {"config", "labels", "results.table"},
     {"collators", "generation", "plots", "publish", "leaderboard", "training_settings"},
     {"modeling.heads", "modeling.original_qwen"},
     {"modeling.adapters"},

@@ -33,14 +33,20 @@ def entry(accuracy: float, n: int, **more) -> dict:
 
 def results(weak: float, student: float, ceiling: float, n: int, n_seeds: int = 1, n_undefined: int = 0) -> dict:
     """As of two methods and a control; the last `n_undefined` seeds have no gap."""
-    students = [entry(student, n, method=name) for name in NAMES]
+    kept = {"output": "", "weak_labels": "", "pgr": None}
+    kept["agreement"] = dict.fromkeys(("overall", "supervisor_right", "supervisor_wrong"), 0.5)
+    students = [entry(student, n, method=name, **kept) for name in NAMES]
     run = {"weak": entry(weak, n), "ceiling": entry(ceiling, n), "students": students}
     run["controls"] = [entry(0.5, n, method="naive")]
     pgr = metrics.performance_gap_recovered(weak, student, ceiling)
     summary = {"pgr_median": pgr, "n_seeds": n_seeds, "n_undefined": n_seeds if pgr is None else n_undefined}
+    sizes = dict.fromkeys(("n_weak_half", "n_student_half", "n_validation", "n_test"), n)
     return {
-        "task": "boolq", "preset": "custom", "chance": 0.5, "runs": [{"seed": seed, **run} for seed in range(n_seeds)],
-        "summary": [{"method": name, **summary} for name in NAMES],
+        "task": "boolq", "setting": "classification", "preset": "custom", "chance": 0.5,
+        "dataset": {"id": "boolq", "revision": "local", **sizes},
+        "runs": [{"seed": seed, **run} for seed in range(n_seeds)],
+        "summary": [{"method": name, "accuracy_mean": student, **summary} for name in NAMES],
+        "settings": {"training": {}, "student": {"use_peft": True}},
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from .cards import BLOCK, SCHEMA, Score, StudentCard
 from .cards.trained_with import DEMO_DATASET
-from .results import find_results
+from .results.table import find_results
 
 __all__ = ["COLUMNS", "find_cards", "leaderboard", "read_card", "readable"]
 
@@ -118,8 +118,8 @@ def find_cards(sources: Iterable[str]) -> list[StudentCard]:
         below = [read_card(page) for page in pages if f"\n{BLOCK}:\n" in page.read_text(encoding="utf-8")]
         # A sweep copies no student and writes no card; the records of its cells say the same.
         for results in find_results(directory, only_sweeps=True).values():
-            run = results["runs"][0]
-            below += [StudentCard.from_results(results, run, student) for student in run["students"]]
+            (run,) = results.runs
+            below += [StudentCard.from_results(results, run, student) for student in run.students]
         below = [card for card in below if card.ceiling is not None]
         if not below:
             raise FileNotFoundError(

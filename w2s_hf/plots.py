@@ -1,7 +1,7 @@
 """The figure of an experiment, and what figures of a sweep are made of: series, an axis of sizes, pages of panels."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +13,7 @@ from matplotlib.ticker import NullLocator
 
 from .cards import Score
 from .cards.trained_with import subject
+from .results import AnyScore, ExperimentResult, MethodSummary
 
 __all__ = [
     "PALETTE",
@@ -48,50 +49,53 @@ _COLOURS = {
 }
 
 
-def plot_accuracies(results: dict, path: Path) -> None:
+def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
     """
     Test accuracy of supervisor, students, control and ceiling: the mean over seeds as a bar, each seed as a point, and
     the 95 % interval over test rows where there is one seed. PGR, or that it is undefined, stands above each student.
     The axis begins at 0 and contains all intervals.
 
     Args:
-        results (`dict`): Content of `results.json`.
+        results ([`ExperimentResult`]): The content of `results.json`.
         path (`Path`): A `.png` file.
     """
-    runs = results["runs"]
-    baselines = runs[0].get("baselines", [])
-    bars = [("weak", "weak\nsupervisor", [run["weak"] for run in runs], "")]
-    for position, baseline in enumerate(baselines):
-        if baseline["model"]:
-            label = baseline["name"].replace(", ", ",\n")
-            bars.append(("zero-shot", label, [run["baselines"][position] for run in runs], ""))
-    if all(run["controls"] for run in runs):
-        bars.append(("control", "control: student\nnot pretrained", [run["controls"][0] for run in runs], ""))
-    for position, summary in enumerate(results["summary"]):
-        entries = [run["students"][position] for run in runs]
-        for number, link in enumerate(entries[0].get("links", [])[:-1]):
-            label = f"{summary['method']}\nlink {number + 1}\n{clipped(link['model'].split('/')[-1], 17)}"
-            bars.append(("link", label, [entry["links"][number] for entry in entries], ""))
-        bars.append(("student", f"student\n{summary['method'].replace('_', chr(10))}", entries, _pgr_note(summary)))
-    if "ceiling_plain" in runs[0]:
-        bars.append(("ceiling", "plain\nceiling", [run["ceiling_plain"] for run in runs], ""))
-    bars.append(("ceiling", "strong\nceiling", [run["ceiling"] for run in runs], ""))
+    results = results if isinstance(results, ExperimentResult) else ExperimentResult.from_dict(results)
+    runs = results.runs
+    bars: list[tuple[str, str, Sequence[AnyScore], str]] = [
+        ("weak", "weak\nsupervisor", [run.weak for run in runs], "")
+    ]
+    for position, baseline in enumerate(runs[0].baselines):
+        if baseline.model:
+            label = baseline.name.replace(", ", ",\n")
+            bars.append(("zero-shot", label, [run.baselines[position] for run in runs], ""))
+    if all(run.controls for run in runs):
+        bars.append(("control", "control: student\nnot pretrained", [run.controls[0] for run in runs], ""))
+    for position, summary in enumerate(results.summary):
+        students = [run.students[position] for run in runs]
+        for number, link in enumerate(students[0].links[:-1]):
+            label = f"{summary.method}\nlink {number + 1}\n{clipped(link.model.split('/')[-1], 17)}"
+            bars.append(("link", label, [student.links[number] for student in students], ""))
+        bars.append(("student", f"student\n{summary.method.replace('_', chr(10))}", students, _pgr_note(summary)))
+    plain_ceilings = [run.ceiling_plain for run in runs if run.ceiling_plain is not None]
+    if plain_ceilings:
+        bars.append(("ceiling", "plain\nceiling", plain_ceilings, ""))
+    bars.append(("ceiling", "strong\nceiling", [run.ceiling for run in runs], ""))
 
     # Not by pyplot, which has a state, and a backend that is the user's choice.
     figure = Figure(figsize=(1.6 + 1.35 * len(bars), 4.2), layout="constrained")
     axes = figure.subplots()
     top_of_bars = 0.0
-    for x, (kind, _, entries, note) in enumerate(bars):
-        accuracies = np.array([entry["accuracy"] for entry in entries])
+    for x, (kind, _, scores, note) in enumerate(bars):
+        accuracies = np.array([score.accuracy for score in scores])
         mean = accuracies.mean()
         axes.bar(x, mean, width=0.62, color=_COLOURS[kind], zorder=2)
         top = accuracies.max()
-        if len(entries) == 1:
-            low, high = entries[0]["ci95"]
+        if len(scores) == 1:
+            low, high = scores[0].ci95
             axes.errorbar(x, mean, _error(mean, low, high), color="black", capsize=5, lw=1.2, zorder=3)
             top = max(mean, high)
         else:
-            offsets = np.linspace(-0.12, 0.12, len(entries))
+            offsets = np.linspace(-0.12, 0.12, len(scores))
             axes.scatter(x + offsets, accuracies, s=18, color="white", edgecolor="black", lw=0.8, zorder=3)
         top_of_bars = max(top_of_bars, top)
         text = f"{mean:.3f}" + (f"\n{note}" if note else "")
@@ -100,10 +104,10 @@ def plot_accuracies(results: dict, path: Path) -> None:
         where = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
         axes.annotate(text, (x, top), (0, 5), fontsize=9, bbox=box, zorder=5, **where)
     guesses = {
-        baseline["name"]: float(np.mean([run["baselines"][position]["accuracy"] for run in runs]))
-        for position, baseline in enumerate(baselines)
-        if not baseline["model"]
-    } or {"chance": results["chance"]}
+        baseline.name: float(np.mean([run.baselines[position].accuracy for run in runs]))
+        for position, baseline in enumerate(runs[0].baselines)
+        if not baseline.model
+    } or {"chance": results.chance}
     axes.set_xticks(range(len(bars)), [label for _, label, _, _ in bars])
     axes.set_xlim(-0.9, len(bars) - 0.45)
     highest = max([top_of_bars, *guesses.values(), 0.05])
@@ -114,26 +118,26 @@ def plot_accuracies(results: dict, path: Path) -> None:
         axes.set_yticks(np.arange(0, 1.01, 0.1))
     place = 0.0
     for name, height in sorted(guesses.items(), key=lambda guess: guess[1]):
-        axes.axhline(height, color="black", lw=0.8, ls=":", zorder=4 if baselines else 1)
+        axes.axhline(height, color="black", lw=0.8, ls=":", zorder=4 if runs[0].baselines else 1)
         name, place = name.replace("random ", "random\n"), max(height, place)
         axes.text(-0.88, place, name, fontsize=8, va="bottom", ha="left")
         place += 0.045 * axes.get_ylim()[1] * (1 + name.count("\n"))  # two guesses may be close
     axes.set_ylabel("test accuracy")
     n_seeds = len(runs)
-    over = f"mean of {n_seeds} seeds (points)" if n_seeds > 1 else f"seed {runs[0]['seed']}, 95 % interval"
-    title = subject(results["task"], results["preset"] == "demo")
-    axes.set_title(f"{title}\nweak-to-strong, {over}, n = {runs[0]['weak']['n']}", fontsize=10, loc="left")
+    over = f"mean of {n_seeds} seeds (points)" if n_seeds > 1 else f"seed {runs[0].seed}, 95 % interval"
+    title = subject(results.task, results.is_demo)
+    axes.set_title(f"{title}\nweak-to-strong, {over}, n = {runs[0].weak.n}", fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
-def _pgr_note(summary: dict) -> str:
+def _pgr_note(summary: MethodSummary) -> str:
     """PGR of a method for the figure: one seed's, or the median, and of how many seeds it is undefined."""
-    n_seeds, n_undefined = summary["n_seeds"], summary["n_undefined"]
-    if summary["pgr_median"] is None:
+    n_seeds, n_undefined = summary.n_seeds, summary.n_undefined
+    if summary.pgr_median is None:
         return "PGR\nundefined"
-    note = f"{'median ' if n_seeds > 1 else ''}PGR {summary['pgr_median']:.2f}"
+    note = f"{'median ' if n_seeds > 1 else ''}PGR {summary.pgr_median:.2f}"
     return note + (f"\n({n_undefined} of {n_seeds} undefined)" if n_undefined else "")
 
 

@@ -24,6 +24,7 @@ from .cards import BLOCK, FIGURE, StudentCard
 from .command_line import CommandLine
 from .hub import PushError, commit_files, is_repository_id, owner_of_token, repository_name
 from .labels import label_files
+from .results import ExperimentResult
 
 __all__ = ["STUDENT_FILES", "push_again", "push_students", "student_files"]
 
@@ -152,9 +153,9 @@ def _finished_nearby(directory: Path) -> str:
 
 
 def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> list[_Repository]:
-    results = json.loads((output_dir / "results.json").read_text())
-    students = [student for run in results["runs"] for student in run["students"]]
-    known = {Path(made["output"]).name for student in students for made in (student, *student.get("links", []))}
+    results = ExperimentResult.read(output_dir / "results.json")
+    students = [student for run in results.runs for student in run.students]
+    known = {Path(made.output).name for student in students for made in (student, *student.links)}
     others = [path.name for path in sorted((output_dir / "students").glob("*/")) if path.name not in known]
     if others:
         logger.warning(
@@ -162,18 +163,18 @@ def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> l
             "of them with --repo_id."
         )
     repositories: dict[str, _Repository] = {}
-    for run in results["runs"]:
-        for student in run["students"]:
-            labels = output_dir / student["weak_labels"]
+    for run in results.runs:
+        for student in run.students:
+            labels = output_dir / student.weak_labels
             card = StudentCard.from_results(results, run, student)
-            teacher = _end(card.taught_by or run["weak"]["model"])
-            labels_id = f"{namespace}/" + repository_name(results["task"], "weak-labels", teacher, labels.name)
+            teacher = _end(card.taught_by or run.weak.model)
+            labels_id = f"{namespace}/" + repository_name(results.task, "weak-labels", teacher, labels.name)
             files = label_files(labels, labels_id)
             repositories.setdefault(
                 labels_id, _Repository(labels_id, "dataset", files, f"Weak labels of {card.subject} by {teacher}")
             )
-            directory, weak = output_dir / student["output"], _end(run["weak"]["model"])
-            name = repository_name(results["task"], _end(student["model"]), "from", weak, directory.name)
+            directory, weak = output_dir / student.output, _end(run.weak.model)
+            name = repository_name(results.task, _end(student.model), "from", weak, directory.name)
             card.repo_id, card.weak_labels = f"{namespace}/{name}", labels_id
             card.weak_labels_fingerprint = json.loads((labels / "provenance.json").read_text())["fingerprint"]
             card.has_figure = (directory / FIGURE).is_file()
@@ -200,16 +201,23 @@ def _push_one(
         repo_id = f"{owner_of_token()}/{repo_id}"
     library_name = ModelCard(text).data.library_name
     files = student_files(directory, text, library_name, base_model)
-    # Beside the student the card loads it from there; on the Hub from the Hub.
-    source = json.dumps(repo_id)
     is_alone = library_name == "peft" and b'"base_model_name_or_path": "./' in _content(files["adapter_config.json"])
-    text = text.replace('load_student("."', f"load_student({source}" + (', base_model="PATH"' if is_alone else ""))
-    files["README.md"] = text.replace('from_pretrained(".")', f"from_pretrained({source})").encode()
+    files["README.md"] = _loads_from_hub(text, repo_id, has_base=not is_alone).encode()
     try:
         _push([_Repository(repo_id, "model", files, "Student", revision)], private, dry_run)
     except PushError as error:
         options = {"repo_id": repo_id, "base_model": base_model, "revision": revision, "hub_private": private}
         raise PushError(f"{error}\n{push_again(directory, options)}") from error
+
+
+def _loads_from_hub(card: str, repo_id: str, *, has_base: bool) -> str:
+    """
+    Returns the card of a trainer with a snippet that loads the student from the Hub instead of from its directory.
+    This edits the text: the user may have written in the file, and its front matter has not all that the text says.
+    """
+    source = json.dumps(repo_id)
+    card = card.replace('load_student("."', f"load_student({source}" + ("" if has_base else ', base_model="PATH"'))
+    return card.replace('from_pretrained(".")', f"from_pretrained({source})")
 
 
 def _content(file: Path | bytes) -> bytes:

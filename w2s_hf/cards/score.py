@@ -39,9 +39,10 @@ class Score:
             object.__setattr__(self, "ci95", (float(low), float(high)))
 
     @classmethod
-    def of(cls, entry: dict) -> Self:
-        """Makes a score of an entry of `results.json` or of the front matter of a card."""
-        return cls(**{field.name: entry.get(field.name) for field in dataclasses.fields(cls)})
+    def of(cls, result: object) -> Self:
+        """Makes a score of a record of `w2s_hf.results`, or of the entry of a model in `results.json` or on a card."""
+        get = result.get if isinstance(result, dict) else lambda name: getattr(result, name, None)
+        return cls(**{field.name: get(field.name) for field in dataclasses.fields(cls)})
 
     @property
     def shown(self) -> Markup:

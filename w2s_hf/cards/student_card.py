@@ -9,6 +9,7 @@ from typing import Self
 from huggingface_hub import EvalResult, ModelCardData, constants
 
 from ..metrics import performance_gap_recovered, pgr_undefined_reason
+from ..results import ExperimentResult, LinkResult, MethodSummary, SeedResult, StudentResult
 from .markdown import Markup, render
 from .score import Score, interval
 from .trained_with import fingerprint_of, method_settings, plain, shared_settings, subject, trained_with
@@ -62,11 +63,11 @@ class StudentCard:
         early_stopping (`dict`, *optional*): By what training might have been stopped, the accuracy and PGR of each;
             the ones that `cheats` are told to be diagnostics.
         taught_by (`str`, *optional*): Whose labels it learned, where that is not `weak`: of a chain, the link before.
-        links (`list[dict]`, *optional*): The chain that led to it, entries of `results.json`.
+        links (`list` of [`LinkResult`], *optional*): The chain that led to it.
         n_rows (`dict[str, int]`, *optional*): Rows of each part.
         n_train (`int`, *optional*): Of a link of a chain, the rows that it learned.
         pgr_against_plain (`float`, *optional*): Against the ceiling without generative finetuning.
-        summary (`dict`, *optional*): Of the same method over the seeds, as in `results.json`.
+        summary ([`MethodSummary`], *optional*): The same method over the seeds.
         weak_labels, weak_labels_fingerprint (`str`, *optional*):
             Dataset on the Hub with the labels that it learned, and which labels of it these are.
         is_demo (`bool`, *optional*, defaults to `False`): Of the embedded demo.
@@ -108,11 +109,11 @@ class StudentCard:
     agreement: dict | None = None
     early_stopping: dict = field(default_factory=dict)
     taught_by: str | None = None
-    links: list[dict] = field(default_factory=list)
+    links: list[LinkResult] = field(default_factory=list)
     n_rows: dict[str, int] = field(default_factory=dict)
     n_train: int | None = None
     pgr_against_plain: float | None = None
-    summary: dict | None = None
+    summary: MethodSummary | None = None
     weak_labels: str | None = None
     weak_labels_fingerprint: str | None = None
     is_demo: bool = False
@@ -136,69 +137,99 @@ class StudentCard:
     seconds: float | None = None
 
     @classmethod
-    def from_results(cls, results: dict, run: dict, student: dict) -> Self:
+    def from_results(
+        cls,
+        results: ExperimentResult | dict,
+        run: SeedResult | dict,
+        student: StudentResult | dict,
+        link: LinkResult | None = None,
+    ) -> Self:
         """
-        The card of a student of an experiment.
+        The card of a student of an experiment. Each of the records may also be given as it is in `results.json`.
 
         Args:
-            results (`dict`): Content of `results.json`.
-            run (`dict`): The run of its seed.
-            student (`dict`): Its entry in the run, or that of a link of its chain with the chain's `method`.
+            results ([`ExperimentResult`]): The content of `results.json`.
+            run ([`SeedResult`]): The run of its seed.
+            student ([`StudentResult`]): The student. As a `dict` it may also be a link of a chain, with the `method`
+                of the chain.
+            link ([`LinkResult`], *optional*): A link of the student's chain: the card is that of the link.
 
         Raises:
             ValueError: the results are of an older version.
         """
-        if "settings" not in results:
-            raise ValueError("results.json is of an older version of w2s_hf: run the recipe again.")
-        is_link = "pgr" not in student
-        dataset, settings = results["dataset"], results["settings"]
-        is_demo = results["preset"] == "demo"
-        summary = next(entry for entry in results["summary"] if entry["method"] == student["method"])
-        watched = run.get("analyses", {}).get("overfitting", {}).get("methods", {})
-        learned = student["links"][-1] if "links" in student else student
-        return cls(
-            task=results["task"],
-            description=results.get("description"),
-            text_form=results.get("text_form"),
-            class_names=results.get("class_names"),
-            setting=results["setting"],
-            dataset=dataset["id"],
+        if isinstance(results, dict):
+            if "settings" not in results:
+                raise ValueError("results.json is of an older version of w2s_hf: run the recipe again.")
+            results = ExperimentResult.from_dict(results)
+        if isinstance(run, dict):
+            run = SeedResult.from_dict(run)
+        if isinstance(student, dict) and "pgr" not in student:
+            link = LinkResult.from_dict(student)
+            student = next(other for other in run.students if other.method == student["method"])
+        elif isinstance(student, dict):
+            student = StudentResult.from_dict(student)
+        method, made = student.method, student if link is None else link
+        dataset, settings = results.dataset, results.settings
+        is_on_disk = dataset.revision in ("local", "generated")
+        card = cls(
+            task=results.task,
+            description=results.description,
+            text_form=results.text_form,
+            class_names=results.class_names,
+            setting=results.setting,
+            dataset=dataset.id,
             # Offline, `datasets` does not say which commit it has.
-            dataset_revision=None if dataset["revision"] == "cached" else dataset["revision"],
-            rows_fingerprint=None if is_demo else run.get("split_fingerprint"),
-            dataset_is_on_hub=not is_demo and dataset["revision"] not in ("local", "generated"),
-            method=student["method"],
-            weak=Score.of(run["weak"]),
-            student=Score.of(student),
-            ceiling=None if is_link else Score.of(run["ceiling"]),
-            pgr_ci95=None if is_link or student["pgr_ci95"] is None else tuple(student["pgr_ci95"]),
-            no_pgr="no ceiling was trained for this link of the chain" if is_link else None,
-            others=_others(run, student),
-            chance=results["chance"],
-            agreement=student["agreement"],
-            early_stopping={} if is_link else watched.get(student["method"], {}).get("stops", {}),
-            taught_by=learned.get("taught_by"),
-            links=student.get("links", []),
-            n_train=student.get("n_train"),
-            pgr_against_plain=student.get("against_plain_ceiling", {}).get("pgr"),
-            n_rows={name[2:].replace("_", " "): dataset[name] for name in _PARTS if name in dataset},
-            summary=None if is_link else summary,
-            is_demo=is_demo,
-            base_model=student["model"],
-            base_revision=student["revision"],
-            base_is_on_hub=student["revision"] is not None,
-            task_type=_TASK_TYPES[results["setting"]],
-            library_name="peft" if settings["student"]["use_peft"] else "transformers",
-            loading=settings["loading"],
-            max_new_tokens=settings["training"].get("max_new_tokens", 12),
-            example_prompt=results.get("example_prompt"),
-            settings=method_settings(results, student) | shared_settings(results),
-            run_name=results.get("run_name"),
-            seed=run["seed"],
-            versions=results["versions"],
-            hardware=student["hardware"],
-            seconds=results.get("wall_seconds", {}).get(student["output"]),
+            dataset_revision=None if dataset.revision == "cached" else dataset.revision,
+            rows_fingerprint=None if results.is_demo else run.split_fingerprint,
+            dataset_is_on_hub=not results.is_demo and not is_on_disk,
+            method=method,
+            weak=Score.of(run.weak),
+            student=Score.of(made),
+            chance=results.chance,
+            agreement=made.agreement and made.agreement.to_dict(),
+            n_rows={
+                "weak half": dataset.n_weak_half,
+                "student half": dataset.n_student_half,
+                "validation": dataset.n_validation,
+                "test": dataset.n_test,
+            },
+            is_demo=results.is_demo,
+            base_model=made.model,
+            base_revision=made.revision,
+            base_is_on_hub=made.revision is not None,
+            task_type=_TASK_TYPES[results.setting],
+            library_name="peft" if settings.student.use_peft else "transformers",
+            loading=settings.loading,
+            max_new_tokens=settings.training.arguments.get("max_new_tokens", 12),
+            example_prompt=results.example_prompt,
+            settings=method_settings(results, made, method) | shared_settings(results),
+            run_name=results.run_name,
+            seed=run.seed,
+            versions=results.versions,
+            hardware=made.hardware,
+            seconds=results.wall_seconds.get(made.output),
         )
+        if link is not None:
+            card._fill_link(run, link)
+        else:
+            card._fill_student(results, run, student)
+        return card
+
+    def _fill_link(self, run: SeedResult, link: LinkResult) -> None:
+        self.no_pgr = "no ceiling was trained for this link of the chain"
+        self.taught_by, self.n_train = link.taught_by, link.n_train
+        # Other baselines are of another model.
+        self.others = {baseline.name: Score.of(baseline) for baseline in run.baselines if not baseline.model}
+
+    def _fill_student(self, results: ExperimentResult, run: SeedResult, student: StudentResult) -> None:
+        self.ceiling = Score.of(run.ceiling)
+        self.pgr_ci95 = None if student.pgr_ci95 is None else tuple(student.pgr_ci95)
+        self.others = _others(run, student)
+        analysis = run.analyses.get("overfitting", {}).get("methods", {})
+        self.early_stopping = analysis.get(student.method, {}).get("stops", {})
+        self.links, self.taught_by = student.links, student.links[-1].taught_by if student.links else None
+        self.pgr_against_plain = student.against_plain_ceiling and student.against_plain_ceiling.pgr
+        self.summary = results.summary_of(student.method)
 
     @property
     def pgr(self) -> float | None:
@@ -321,7 +352,7 @@ class StudentCard:
             classes=Markup(", ".join(f"P({_printable(name)})" for name in names)),
             is_blind=self._is_blind(),
             example=Markup(_literal(self.example_prompt or "A text in the form of the training texts")),
-            links=[(link["taught_by"], Score.of(link), link["n_train"]) for link in self.links],
+            links=[(link.taught_by, Score.of(link), link.n_train) for link in self.links],
             duration=None if self.seconds is None else _duration(self.seconds),
         )
 
@@ -346,24 +377,17 @@ class StudentCard:
         return options | self.loading
 
 
-def _others(run: dict, student: dict) -> dict[str, Score]:
+def _others(run: SeedResult, student: StudentResult) -> dict[str, Score]:
     """The scores that a reader compares a student with, besides supervisor and ceiling."""
-    found = {entry["name"]: entry for entry in run.get("baselines", ())}
-    if "pgr" not in student:  # a link, which is another model than these
-        return {name: Score.of(entry) for name, entry in found.items() if not entry["model"]}
-    for control in run["controls"]:
-        found["the student's architecture, not pretrained, on the supervisor's labels"] = control
-    if "all_rows" in student.get("direct", {}):
-        found["the same student, directly on the supervisor's labels of all links' rows"] = {
-            "model": student["model"],
-            **student["direct"]["all_rows"],
-        }
-    if "ceiling_plain" in run:
-        found["the ceiling without generative finetuning"] = run["ceiling_plain"]
-    return {name: Score.of(entry) for name, entry in found.items()}
-
-
-_PARTS = ("n_weak_half", "n_student_half", "n_validation", "n_test")
+    scores = {baseline.name: Score.of(baseline) for baseline in run.baselines}
+    for control in run.controls:
+        scores["the student's architecture, not pretrained, on the supervisor's labels"] = Score.of(control)
+    if "all_rows" in student.direct:
+        direct = dataclasses.replace(Score.of(student.direct["all_rows"]), model=student.model)
+        scores["the same student, directly on the supervisor's labels of all links' rows"] = direct
+    if run.ceiling_plain is not None:
+        scores["the ceiling without generative finetuning"] = Score.of(run.ceiling_plain)
+    return scores
 
 
 def _printable(text: str) -> str:
@@ -379,12 +403,12 @@ def _literal(value: object) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
-def _over_seeds(summary: dict | None) -> Markup | None:
-    if summary is None or summary["n_seeds"] == 1:
+def _over_seeds(summary: MethodSummary | None) -> Markup | None:
+    if summary is None or summary.n_seeds == 1:
         return None
-    if summary["pgr_median"] is None:
+    if summary.pgr_median is None:
         return Markup("undefined")
-    return Markup(f"{summary['pgr_median']:.2f}") + interval(summary["pgr_ci95"], 2)
+    return Markup(f"{summary.pgr_median:.2f}") + interval(summary.pgr_ci95, 2)
 
 
 def _duration(seconds: float) -> str:

@@ -4,6 +4,8 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
+from ..results import ExperimentResult, LinkResult, StudentResult
+
 if TYPE_CHECKING:
     from .student_card import StudentCard
 
@@ -23,21 +25,22 @@ def subject(task: str, is_demo: bool) -> str:
     return f"{task} (demo: generated rows)" if is_demo else task
 
 
-def method_settings(results: dict, student: dict) -> dict:
-    """The settings of a student's method: those of its loss, and the chain that led to it."""
-    settings = dict(results["settings"]["losses"].get(student["method"], {}))
-    if "links" in student:
-        settings["chain"] = " > ".join(link["model"] for link in student["links"])
-        settings["chain rows"] = " > ".join(link.get("rows", "unknown") for link in student["links"])
+def method_settings(results: ExperimentResult, student: StudentResult | LinkResult, method: str) -> dict:
+    """Returns the settings of a student's method: those of its loss, and the chain that led to it."""
+    settings = dict(results.settings.losses.get(method, {}))
+    if isinstance(student, StudentResult) and student.links:
+        settings["chain"] = " > ".join(link.model for link in student.links)
+        settings["chain rows"] = " > ".join(link.rows or "unknown" for link in student.links)
     return settings
 
 
-def shared_settings(results: dict) -> dict:
-    """The settings that all methods of an experiment have in common, by name, of the content of `results.json`."""
-    names = ("conversion", "split_seed", "demo_world", "demo_documents")
-    of_rows = {name: results["dataset"].get(name) for name in names}
-    settings = results["settings"]["training"] | results["settings"]["student"]
-    return settings | {name: value for name, value in of_rows.items() if value is not None}
+def shared_settings(results: ExperimentResult) -> dict:
+    """Returns the settings that all methods of an experiment have in common, by name."""
+    dataset, settings = results.dataset, results.settings
+    of_rows = {"conversion": dataset.options.get("conversion"), "split_seed": dataset.split_seed}
+    of_rows |= {name: dataset.options.get(name) for name in ("demo_world", "demo_documents")}
+    of_models = settings.training.to_dict() | settings.student.to_dict()
+    return of_models | {name: value for name, value in of_rows.items() if value is not None}
 
 
 def trained_with(card: "StudentCard") -> dict:

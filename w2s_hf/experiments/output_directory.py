@@ -11,9 +11,10 @@ from transformers import TrainingArguments
 
 from ..cards.trained_with import fingerprint_of, subject
 from ..config import StudentConfig
+from ..results import ExperimentResult, SeedResult
 from ..training_settings import changed_fields
 from .config import BOOTSTRAP, ExperimentArguments
-from .report import settings_of
+from .report import run_settings
 
 __all__ = ["MANIFEST", "Manifest", "check_output_dir", "clear", "identity_of", "is_still_true", "release"]
 
@@ -89,27 +90,27 @@ class Manifest:
     @classmethod
     def _of_results(cls, path: Path) -> Self | None:
         try:
-            results = json.loads(path.read_text())
-            first = results["runs"][0]
-            return cls(
-                "experiment",
-                subject(results["task"], results["preset"] == "demo"),
-                {
-                    "task": results["task"],
-                    "preset": results["preset"],
-                    "weak_model": first["weak"]["model"],
-                    "student_model": first["ceiling"]["model"],
-                    **results["settings"]["training"],
-                    **results["settings"]["student"],
-                },
-                found={f"rows of seed {run['seed']}": run["split_fingerprint"] for run in results["runs"]},
-                seeds=[run["seed"] for run in results["runs"]],
-                methods={entry["method"]: {} for entry in results["summary"]},
-                analyses={name: {} for name in first.get("analyses", {})},
-                is_complete=False,
-            )
-        except (ValueError, KeyError, TypeError, IndexError):
+            results = ExperimentResult.read(path)
+            first = results.runs[0]
+        except (ValueError, TypeError, AttributeError, IndexError):
             return None  # another program's
+        return cls(
+            "experiment",
+            subject(results.task, results.is_demo),
+            {
+                "task": results.task,
+                "preset": results.preset,
+                "weak_model": first.weak.model,
+                "student_model": first.ceiling.model,
+                **results.settings.training.to_dict(),
+                **results.settings.student.to_dict(),
+            },
+            found={f"rows of seed {run.seed}": run.split_fingerprint for run in results.runs if run.split_fingerprint},
+            seeds=[run.seed for run in results.runs],
+            methods={summary.method: {} for summary in results.summary},
+            analyses={name: {} for name in first.analyses},
+            is_complete=False,
+        )
 
     def write(self, directory: Path) -> None:
         """Writes the file as a whole or not at all."""
@@ -156,10 +157,10 @@ def identity_of(
     task: str, setting: str, args: ExperimentArguments, training_args: TrainingArguments, config: StudentConfig
 ) -> Manifest:
     """Returns the manifest that a command line asks for, before models and rows are looked up."""
-    settings = settings_of(args, training_args, config)
+    settings = run_settings(args, training_args, config)
     name = subject(task, args.demo) + (f", run {training_args.run_name}" if training_args.run_name else "")
     ladder, sizes = ([_name_of(model, args.demo) for model in models] for models in (args.ladder, args.sizes))
-    methods = {method: settings["losses"].get(method, {}) for method in args.methods}
+    methods = {method: settings.losses.get(method, {}) for method in args.methods}
     if BOOTSTRAP in methods:
         methods[BOOTSTRAP] = {**methods[BOOTSTRAP], "ladder": ladder, "link_rows": args.link_rows}
     of_analyses = {
@@ -182,8 +183,8 @@ def identity_of(
             "preset": "demo" if args.demo else "custom",
             "weak_model": _name_of(args.weak_model, args.demo),
             "student_model": _name_of(args.student_model, args.demo),
-            **settings["training"],
-            **settings["student"],
+            **settings.training.to_dict(),
+            **settings.student.to_dict(),
             **changed_fields(args, _NOT_COMPARED),
         },
         seeds=list(args.seeds),
@@ -271,18 +272,20 @@ def release(directory: Path) -> None:
         (directory / MANIFEST).unlink(missing_ok=True)
 
 
-def is_still_true(path: Path, entry: dict) -> bool:
+def is_still_true(path: Path, run: SeedResult | dict) -> bool:
     """
-    Whether `results.json` says the same about the students of a seed as the seed's new entry does, or nothing. It is
+    Whether `results.json` says the same about the students of a seed as the seed's new results do, or nothing. It is
     then kept while seeds or methods are added, so that a run that is stopped meanwhile loses no results.
     """
+    new = run.to_dict() if isinstance(run, SeedResult) else run
     try:
-        runs = json.loads(path.read_text())["runs"]
-        before = {made["output"]: made for run in runs if run["seed"] == entry["seed"] for made in run["students"]}
-        after = {made["output"]: made for made in json.loads(json.dumps(entry["students"]))}
+        results = ExperimentResult.read(path)
+        old = [student for old in results.runs if old.seed == new["seed"] for student in old.students]
+        before = {student.output: student.to_dict() for student in old}
+        after = {student["output"]: student for student in json.loads(json.dumps(new["students"]))}
         return all(
-            output in after and all(made.get(name) == value for name, value in after[output].items())
-            for output, made in before.items()
+            output in after and all(student.get(name) == value for name, value in after[output].items())
+            for output, student in before.items()
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -5,11 +5,13 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from .cards import Score, StudentCard
-from .cards.trained_with import shared_settings
+from ..cards import Score, StudentCard
+from ..cards.trained_with import shared_settings
+from .schema import AnyScore, ExperimentResult, SeedResult, is_results
 
 __all__ = ["RESULT_COLUMNS", "find_results", "read_results"]
 
@@ -52,15 +54,15 @@ def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         FileNotFoundError: there is no such file, or no results in a directory.
         ValueError: a file is no `results.json` of schema 1.
     """
-    found: dict[Path, dict] = {}
+    found: dict[Path, ExperimentResult] = {}
     for source in [sources] if isinstance(sources, str | Path) else sources:
         is_pattern = glob.has_magic(str(source)) and not Path(source).exists()
-        here: dict[Path, dict] = {}
+        here: dict[Path, ExperimentResult] = {}
         for place in map(Path, sorted(glob.glob(str(source), recursive=True)) if is_pattern else [source]):
             if place.is_dir():
                 here |= find_results(place)
             elif place.is_file():
-                here[place.resolve()] = _read(place)
+                here[place.resolve()] = ExperimentResult.read(place)
         if not here:
             raise FileNotFoundError(
                 f"Got {str(source)!r}, expected a results.json, a directory with the results of a recipe or a sweep "
@@ -72,10 +74,10 @@ def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(columns))
 
 
-def find_results(directory: str | Path, only_sweeps: bool = False) -> dict[Path, dict]:
+def find_results(directory: str | Path, only_sweeps: bool = False) -> dict[Path, ExperimentResult]:
     """
-    Returns the content of each `results.json` in a directory and below it, by path, and of each finished cell of a
-    sweep as the results of one student. Files of the same name that other programs wrote are left out.
+    Returns each `results.json` in a directory and below it, by path, and each finished cell of a sweep as the results
+    of one student. Files of the same name that other programs wrote are left out.
     """
     found = {}
     for path in sorted(Path(directory).rglob("*.json")):
@@ -88,35 +90,19 @@ def find_results(directory: str | Path, only_sweeps: bool = False) -> dict[Path,
         if not isinstance(content, dict):
             continue
         if path.name == "results.json":
-            if not only_sweeps and _is_results(content):
-                found[path.resolve()] = content
+            if not only_sweeps and is_results(content):
+                found[path.resolve()] = ExperimentResult.from_dict(content)
         elif content.get("status") == "done" and isinstance(content.get("results"), dict):
-            found[path.resolve()] = {**content["results"], "runs": [content["entry"]]}
+            found[path.resolve()] = ExperimentResult.from_dict({**content["results"], "runs": [content["entry"]]})
     return found
 
 
-def _read(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"Got {path}, expected a results.json: {error}") from error
-    if not _is_results(content):
-        raise ValueError(f"Got {path}, expected a results.json of schema 1 as a recipe writes it.")
-    return content
-
-
-def _is_results(content: object) -> bool:
-    return isinstance(content, dict) and content.get("schema") == 1 and {"task", "runs", "settings"} <= set(content)
-
-
-def _rows_of(results: dict, path: Path) -> Iterator[dict]:
-    """A row for each model that was scored."""
-    versions = {f"{name}_version": version for name, version in results["versions"].items()}
-    for run in results["runs"]:
-        for role, entry, card in _scored(results, run):
-            facts = card.trained_with
+def _rows_of(results: ExperimentResult, path: Path) -> Iterator[dict]:
+    """Yields a row for each model that was scored."""
+    versions = {f"{name}_version": version for name, version in results.versions.items()}
+    for run in results.runs:
+        for role, score, card in _scored(results, run):
             agreement = card.agreement or {}
-            pgr_ci95 = entry.get("pgr_ci95")
             yield {
                 "run_name": card.run_name,
                 "task": card.task,
@@ -125,51 +111,57 @@ def _rows_of(results: dict, path: Path) -> Iterator[dict]:
                 "seed": card.seed,
                 "role": role,
                 "method": card.method,
-                "model": entry["model"],
-                **_with_ends("accuracy", entry["accuracy"], entry.get("ci95")),
-                "n": entry.get("n"),
-                **_with_ends("pgr", entry.get("pgr"), pgr_ci95),
-                "pgr_undefined": entry.get("pgr_undefined"),
-                "weak_model": run["weak"]["model"],
-                "weak_accuracy": run["weak"]["accuracy"],
-                "ceiling_accuracy": run["ceiling"]["accuracy"],
+                "model": _fact(score, "model", card.base_model),
+                **_with_ends("accuracy", score.accuracy, score.ci95),
+                "n": score.n,
+                **_with_ends("pgr", _fact(score, "pgr"), _fact(score, "pgr_ci95")),
+                "pgr_undefined": _fact(score, "pgr_undefined"),
+                "weak_model": run.weak.model,
+                "weak_accuracy": run.weak.accuracy,
+                "ceiling_accuracy": run.ceiling.accuracy,
                 "agreement": agreement.get("overall"),
                 "agreement_supervisor_right": agreement.get("supervisor_right"),
                 "agreement_supervisor_wrong": agreement.get("supervisor_wrong"),
                 "fingerprint": card.fingerprint,
-                "output": entry.get("output"),
+                "output": _fact(score, "output"),
                 "source": str(path),
-                **{name: value for name, value in facts.items() if name not in RESULT_COLUMNS},
+                **{name: value for name, value in card.trained_with.items() if name not in RESULT_COLUMNS},
                 **versions,
             }
 
 
-def _scored(results: dict, run: dict) -> Iterator[tuple[str, dict, StudentCard]]:
-    """Each model of a seed that was scored: its role, its entry, and what is known of it as a card."""
-    students = []
-    for student in run["students"]:
+def _fact(score: AnyScore, name: str, default: object = None) -> Any:
+    """Returns a field that not all kinds of scores have."""
+    return getattr(score, name, default)
+
+
+def _scored(results: ExperimentResult, run: SeedResult) -> Iterator[tuple[str, AnyScore, StudentCard]]:
+    """Yields each model of a seed that was scored: its role, its score, and what is known of it as a card."""
+    students: list[tuple[str, AnyScore, StudentCard]] = []
+    for student in run.students:
         students.append(("student", student, StudentCard.from_results(results, run, student)))
-        for link in student.get("links", [])[:-1]:  # the last link is the student
-            card = StudentCard.from_results(results, run, {"method": student["method"], **link})
-            students.append(("link", link, card))
+        for link in student.links[:-1]:  # the last link is the student
+            students.append(("link", link, StudentCard.from_results(results, run, student, link)))
     nobody = {"agreement": None, "taught_by": None, "n_train": None, "settings": shared_settings(results)}
 
-    def other(role: str, entry: dict, method: str | None = None) -> tuple[str, dict, StudentCard]:
-        score = None if role == "weak" or not entry["model"] else Score.of(entry)
-        return role, entry, replace(students[0][2], method=method, student=score, **nobody)
+    def other(role: str, score: AnyScore, method: str | None = None) -> tuple[str, AnyScore, StudentCard]:
+        of_card = students[0][2].student
+        model = _fact(score, "model", of_card.model)
+        trained = None if role == "weak" or not model else replace(Score.of(score), model=model)
+        return role, score, replace(students[0][2], method=method, student=trained, **nobody)
 
-    yield other("weak", run["weak"])
-    for baseline in run.get("baselines", ()):
-        yield other("baseline", baseline, baseline["name"])
-    for control in run["controls"]:
-        yield other("control", control, control["method"])
+    yield other("weak", run.weak)
+    for baseline in run.baselines:
+        yield other("baseline", baseline, baseline.name)
+    for control in run.controls:
+        yield other("control", control, control.method)
     yield from students
-    for student in run["students"]:
-        if "all_rows" in student.get("direct", {}):
-            yield other("direct", {"model": student["model"], **student["direct"]["all_rows"]}, "naive")
-    for role in ("ceiling_plain", "ceiling"):
-        if role in run:
-            yield other(role, run[role])
+    for student in run.students:
+        if "all_rows" in student.direct:
+            yield other("direct", student.direct["all_rows"], "naive")
+    if run.ceiling_plain is not None:
+        yield other("ceiling_plain", run.ceiling_plain)
+    yield other("ceiling", run.ceiling)
 
 
 def _with_ends(name: str, value: float | None, ci95: list[float] | None) -> dict[str, float | None]:

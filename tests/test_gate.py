@@ -1,0 +1,68 @@
+"""What no change of the code may change: results.json and the cards of the committed runs."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import compare_results
+
+from w2s_hf.cards import StudentCard
+from w2s_hf.results import ExperimentResult, SeedResult
+
+FILES = sorted((Path(__file__).parents[1] / "model_cards").glob("*/results.json"))
+OF_EACH = pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+
+
+@OF_EACH
+def test_results_are_read_and_written_without_a_loss(file, tmp_path):
+    results = ExperimentResult.read(file)
+    assert results.to_dict() == json.loads(file.read_text())
+    results.write(tmp_path / "results.json")
+    assert (tmp_path / "results.json").read_text() == file.read_text(), "the order of the keys, too"
+
+
+def test_unknown_keys_are_kept():
+    content = json.loads(FILES[0].read_text())
+    run = content["runs"][0]
+    for part in (content, run, run["weak"], run["students"][0], content["dataset"], content["settings"]):
+        part["a new fact"] = {"value": None}
+    results = ExperimentResult.from_dict(content)
+    assert results.to_dict() == content and results.runs[0].weak.scores["a new fact"] == {"value": None}
+
+
+def test_a_missing_key_is_named():
+    content = json.loads(FILES[0].read_text())["runs"][0]
+    del content["ceiling"]
+    with pytest.raises(ValueError, match="Got no 'ceiling', expected a SeedResult"):
+        SeedResult.from_dict(content)
+
+
+@OF_EACH
+def test_cards_are_rendered_as_committed(file):
+    results = ExperimentResult.read(file)
+    for run in results.runs:
+        for student in run.students:
+            card = StudentCard.from_results(results, run, student)
+            card.has_figure = True
+            assert card.render() == (file.parent / Path(student.output).name / "README.md").read_text()
+
+
+def test_two_results_are_compared_without_their_times(tmp_path):
+    first = json.loads(FILES[0].read_text())
+    second = copy.deepcopy(first) | {"wall_seconds": {}}
+    assert not list(compare_results.differences(first, second))
+    second["runs"][0]["students"][0]["accuracy"] = 0.0
+    del second["chance"]
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, content in zip(paths, (first, second), strict=True):
+        path.write_text(json.dumps(content))
+    for pair, status in ((paths, 1), (paths[:1] * 2, 0)):
+        command = [sys.executable, compare_results.__file__, *map(str, pair)]
+        process = subprocess.run(command, capture_output=True, text=True)
+        assert process.returncode == status
+        assert (".runs[0].students[0].accuracy: " in process.stdout) == (
+            ".chance: only in the first" in process.stdout
+        )

@@ -1,0 +1,44 @@
+"""The results of an experiment: `results.json` as typed records, and many of them as one table."""
+
+from typing import TYPE_CHECKING, Any
+
+from .record import Record
+from .schema import (
+    Agreement,
+    AnyScore,
+    BaselineResult,
+    ControlResult,
+    DatasetInfo,
+    DirectResult,
+    DirectSummary,
+    ExperimentResult,
+    LinkResult,
+    MethodSummary,
+    ModelScore,
+    Pgr,
+    PgrSummary,
+    SeedResult,
+    StudentResult,
+    is_results,
+)
+from .settings import RunSettings, StudentSettings, TrainingSettings
+
+if TYPE_CHECKING:
+    from .table import RESULT_COLUMNS, find_results, read_results
+
+__all__ = [
+    "RESULT_COLUMNS", "Record", "Agreement", "AnyScore", "BaselineResult", "ControlResult", "DatasetInfo",
+    "DirectResult",
+    "DirectSummary", "ExperimentResult", "LinkResult", "MethodSummary", "ModelScore", "Pgr", "PgrSummary",
+    "RunSettings", "SeedResult", "StudentResult", "StudentSettings", "TrainingSettings", "find_results",
+    "is_results", "read_results",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    # The table needs pandas and the cards, which import this module.
+    if name in ("RESULT_COLUMNS", "find_results", "read_results"):
+        from . import table
+
+        return getattr(table, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,93 @@
+"""JSON objects as dataclasses, in both directions, without a loss."""
+
+import dataclasses
+import types
+import typing
+from functools import cache
+from typing import Any, Self
+
+__all__ = ["Record", "always", "named", "rest"]
+
+
+def always(default: Any = None, factory: Any = None) -> Any:
+    """A field that JSON has in any case, also where it is null or empty."""
+    kwargs = {"default": default} if factory is None else {"default_factory": factory}
+    return dataclasses.field(**kwargs, metadata={"always": True})
+
+
+def named(key: str) -> Any:
+    """An optional field that has another name in JSON."""
+    return dataclasses.field(default=None, metadata={"key": key})
+
+
+def rest() -> Any:
+    """The field for all keys that have no field of their own; in JSON they stand among the others."""
+    return dataclasses.field(default_factory=dict, metadata={"rest": True})
+
+
+class Record:
+    """
+    A JSON object as a dataclass. A field without a default is required. An optional field is left out of the JSON
+    where it is `None` or empty. No key is lost: those that are unknown go to one field of the class, and back.
+    """
+
+    @classmethod
+    def from_dict(cls, content: dict) -> Self:
+        """
+        Makes a record of JSON values.
+
+        Raises:
+            ValueError: a required key is missing.
+        """
+        values, left = {}, dict(content)
+        kinds = _kinds(cls)
+        for part in dataclasses.fields(cls):
+            key = part.metadata.get("key", part.name)
+            if part.metadata.get("rest"):
+                values[part.name] = left  # by the other fields
+            elif key in left:
+                values[part.name] = _read(kinds[part.name], left.pop(key))
+            elif part.default is part.default_factory is dataclasses.MISSING:
+                raise ValueError(f"Got no {key!r}, expected a {cls.__name__} as in a results.json of schema 1.")
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        """Returns the record as JSON values, in the order of the fields."""
+        content = {}
+        for part in dataclasses.fields(self):
+            value = getattr(self, part.name)
+            if part.metadata.get("rest"):
+                content |= _plain(value)
+            elif value not in (None, [], {}) or part.metadata.get("always") or _is_required(part):
+                content[part.metadata.get("key", part.name)] = _plain(value)
+        return content
+
+
+def _is_required(part: dataclasses.Field) -> bool:
+    return part.default is part.default_factory is dataclasses.MISSING
+
+
+@cache
+def _kinds(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """JSON values as the type of a field says."""
+    if value is None:
+        return None
+    if isinstance(kind, types.UnionType):
+        (kind,) = [part for part in typing.get_args(kind) if part is not type(None)]
+    if typing.get_origin(kind) is list:
+        return [_read(*typing.get_args(kind), part) for part in value]
+    if typing.get_origin(kind) is dict:
+        return {name: _read(typing.get_args(kind)[1], part) for name, part in value.items()}
+    return kind.from_dict(value) if isinstance(kind, type) and issubclass(kind, Record) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

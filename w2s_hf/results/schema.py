@@ -1,0 +1,349 @@
+"""The records of `results.json`, schema 1."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from .record import Record, always, rest
+from .settings import RunSettings
+
+__all__ = [
+    "Agreement", "AnyScore", "BaselineResult", "ControlResult", "DatasetInfo", "DirectResult", "DirectSummary",
+    "ExperimentResult", "LinkResult", "MethodSummary", "ModelScore", "Pgr", "PgrSummary", "SeedResult",
+    "StudentResult", "is_results",
+]  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class Agreement(Record):
+    """
+    Shares of the test rows on which a model predicts the same as its supervisor: of all, and of those on which the
+    supervisor is right or wrong (`None` where there are none).
+    """
+
+    overall: float
+    supervisor_right: float | None
+    supervisor_wrong: float | None
+
+
+@dataclass(kw_only=True)
+class Pgr(Record):
+    """PGR of one seed with its 95 % interval, `None` where unbounded; or the reason why PGR is undefined."""
+
+    pgr: float | None
+    pgr_ci95: list[float] | None = always()
+    pgr_undefined: str | None = always()
+
+
+@dataclass(kw_only=True)
+class ModelScore(Record):
+    """
+    The accuracy of a model on the test rows.
+
+    Args:
+        model (`str`): Hub id, name of a local directory, or name of a model of the demo.
+        revision (`str`, *optional*): Commit on the Hub.
+        weights (`str`, *optional*): Hash of a model that is a local directory.
+        accuracy (`float`), ci95 (`list[float]`): With its 95 % interval.
+        n (`int`): Test rows.
+        scores (`dict`): Further scores of the setting, such as `auroc` and `ece`.
+        n_supervisors (`int`, *optional*): Supervisors whose labels were averaged, where there are several.
+    """
+
+    model: str
+    revision: str | None = always()
+    weights: str | None = None
+    accuracy: float
+    ci95: list[float] | None = always()
+    n: int
+    scores: dict = rest()
+    n_supervisors: int | None = None
+
+
+@dataclass(kw_only=True)
+class BaselineResult(Record):
+    """A [`ModelScore`] of something to compare with, by name; `model` is empty for a guess without a model."""
+
+    name: str
+    model: str
+    accuracy: float
+    ci95: list[float] | None = always()
+    n: int
+    scores: dict = rest()
+
+    @property
+    def revision(self) -> str | None:
+        """Commit on the Hub. Only prompted models have this key."""
+        return self.scores.get("revision")
+
+
+@dataclass(kw_only=True)
+class ControlResult(Record):
+    """The [`ModelScore`] of a student without pretraining, trained with a method."""
+
+    method: str
+    model: str
+    revision: str | None = always()
+    weights: str | None = None
+    accuracy: float
+    ci95: list[float] | None = always()
+    n: int
+    scores: dict = rest()
+
+
+@dataclass(kw_only=True)
+class DirectResult(Record):
+    """The student of a chain, trained on the supervisor's own labels instead."""
+
+    accuracy: float
+    ci95: list[float] | None = always()
+    n: int
+    scores: dict = rest()
+    pgr: float | None
+    pgr_ci95: list[float] | None = always()
+    pgr_undefined: str | None = always()
+
+
+@dataclass(kw_only=True)
+class LinkResult(Record):
+    """
+    The [`ModelScore`] of a model of a bootstrapping chain.
+
+    Args:
+        taught_by (`str`): The model whose labels it was trained on.
+        rows (`str`, *optional*): The part of the dataset it was trained on: `link_1`, ..., or `student_half`.
+        n_train (`int`): Its training rows.
+        labels (`str`, *optional*): Fingerprint of its training labels.
+        agreement ([`Agreement`]): With `taught_by`.
+        output, weak_labels (`str`): Directories of the model and of its training labels, below the output directory.
+        hardware (`str`, *optional*): What it was trained on.
+    """
+
+    model: str
+    revision: str | None = always()
+    weights: str | None = None
+    taught_by: str
+    rows: str | None = None
+    n_train: int
+    labels: str | None = None
+    accuracy: float
+    ci95: list[float] | None = always()
+    n: int
+    scores: dict = rest()
+    agreement: Agreement | None
+    output: str
+    weak_labels: str
+    hardware: str | None = always()
+
+
+@dataclass(kw_only=True)
+class StudentResult(Record):
+    """
+    The [`ModelScore`] and the [`Pgr`] of a student.
+
+    Args:
+        method (`str`): How it was trained on the weak labels.
+        agreement ([`Agreement`]): With the weak supervisor.
+        output, weak_labels (`str`): Directories of the student and of its training labels, below the output directory.
+        hardware (`str`, *optional*): What it was trained on.
+        against_plain_ceiling ([`Pgr`], *optional*): Against the ceiling without generative finetuning.
+        links (`list` of [`LinkResult`]): The chain that led to the student, which is the last link.
+        direct (`dict` of [`DirectResult`]): The same student without the chain: trained on the rows of its last link
+            (`same_rows`), and on those of all links (`all_rows`).
+        fingerprint (`str`, *optional*): The same for the seeds of an experiment, see [`StudentCard.fingerprint`].
+    """
+
+    method: str
+    model: str
+    revision: str | None = always()
+    weights: str | None = None
+    accuracy: float
+    ci95: list[float] | None = always()
+    n: int
+    scores: dict = rest()
+    pgr: float | None
+    pgr_ci95: list[float] | None = always()
+    pgr_undefined: str | None = always()
+    agreement: Agreement
+    output: str
+    weak_labels: str
+    hardware: str | None = always()
+    against_plain_ceiling: Pgr | None = None
+    links: list[LinkResult] = field(default_factory=list)
+    direct: dict[str, DirectResult] = field(default_factory=dict)
+    fingerprint: str | None = None
+
+
+AnyScore = ModelScore | BaselineResult | ControlResult | LinkResult | StudentResult | DirectResult
+
+
+@dataclass(kw_only=True)
+class SeedResult(Record):
+    """
+    The results of one seed.
+
+    Args:
+        seed (`int`): Of heads, adapters and row order; in the demo also of the generated rows.
+        split_fingerprint (`str`, *optional*): Hash of all rows and how they are split.
+        weak, ceiling ([`ModelScore`]): Supervisor and ceiling.
+        students (`list` of [`StudentResult`]): One per method.
+        controls (`list` of [`ControlResult`]): Students without pretraining.
+        ceiling_plain ([`ModelScore`], *optional*): The ceiling without generative finetuning.
+        baselines (`list` of [`BaselineResult`]): What needs no finetuning.
+        by_situation, easy_to_hard (`dict`, *optional*): Results of the demo of pairs, and of chess.
+        analyses (`dict[str, dict]`): Results of `--analyses` by name.
+    """
+
+    seed: int
+    split_fingerprint: str | None = None
+    weak: ModelScore
+    ceiling: ModelScore
+    students: list[StudentResult]
+    controls: list[ControlResult] = always(factory=list)
+    ceiling_plain: ModelScore | None = None
+    baselines: list[BaselineResult] = field(default_factory=list)
+    by_situation: dict = field(default_factory=dict)
+    easy_to_hard: dict = field(default_factory=dict)
+    analyses: dict[str, dict] = field(default_factory=dict)
+    extra: dict = rest()
+
+
+@dataclass(kw_only=True)
+class PgrSummary(Record):
+    """PGR over the seeds: its median with a 95 % interval, and the number of seeds in which it is undefined."""
+
+    pgr_median: float | None
+    pgr_ci95: list[float] | None = always()
+    n_seeds: int
+    n_undefined: int
+
+
+@dataclass(kw_only=True)
+class DirectSummary(Record):
+    """A [`DirectResult`] over the seeds, and the number of seeds in which the chain is better."""
+
+    accuracy_mean: float
+    n_chain_is_better: int
+    pgr_median: float | None
+    pgr_ci95: list[float] | None = always()
+    n_seeds: int
+    n_undefined: int
+
+
+@dataclass(kw_only=True)
+class MethodSummary(Record):
+    """A method over the seeds: mean accuracy and [`PgrSummary`]; the other fields are as of [`StudentResult`]."""
+
+    method: str
+    accuracy_mean: float
+    pgr_median: float | None
+    pgr_ci95: list[float] | None = always()
+    n_seeds: int
+    n_undefined: int
+    against_plain_ceiling: PgrSummary | None = None
+    direct: dict[str, DirectSummary] = field(default_factory=dict)
+    extra: dict = rest()
+
+
+@dataclass(kw_only=True)
+class DatasetInfo(Record):
+    """
+    The rows of an experiment.
+
+    Args:
+        id, revision (`str`): On the Hub, or `"local"` or `"generated"` rows.
+        n_weak_half, n_student_half, n_validation, n_test, n_links (`int`): Sizes of the parts.
+        n_dropped (`dict[str, int]`): Rows that were left out, by reason.
+        split_seed (`int`, *optional*): Of the split.
+        options (`dict`): How the rows were made: `conversion`; in the demo `demo_world` and `demo_documents`.
+    """
+
+    id: str
+    revision: str
+    n_weak_half: int
+    n_student_half: int
+    n_validation: int
+    n_test: int
+    n_links: int | None = None
+    n_dropped: dict[str, int] = always(factory=dict)
+    split_seed: int | None = None
+    options: dict = rest()
+
+
+@dataclass(kw_only=True)
+class ExperimentResult(Record):
+    """
+    The content of `results.json`.
+
+    Args:
+        run_name (`str`, *optional*): Of the run.
+        task, setting (`str`): What was learned, and how it is trained and scored.
+        preset (`str`): `"demo"` or `"custom"`.
+        chance (`float`, *optional*): Accuracy of guessing where it is the same for all rows.
+        dataset ([`DatasetInfo`]): Rows.
+        runs (`list` of [`SeedResult`]): One per seed.
+        summary (`list` of [`MethodSummary`]): One per method.
+        settings ([`RunSettings`]): Of the trainings.
+        versions (`dict[str, str]`): Of libraries.
+        wall_seconds (`dict[str, float]`): By stage and by the directory of a student.
+        generative_finetuning (`bool`, *optional*): Of pairs: whether students were first trained on the responses.
+        text_form, class_names, example_prompt, description (*optional*): Of the task, for cards.
+    """
+
+    schema: int = always(1)
+    run_name: str | None = always()
+    task: str
+    setting: str
+    preset: str
+    chance: float | None = always()
+    dataset: DatasetInfo
+    runs: list[SeedResult]
+    summary: list[MethodSummary]
+    settings: RunSettings
+    versions: dict[str, str] = always(factory=dict)
+    wall_seconds: dict[str, float] = field(default_factory=dict)
+    generative_finetuning: bool | None = None
+    text_form: str | None = None
+    class_names: list[str] | None = None
+    example_prompt: str | None = None
+    description: str | None = None
+    extra: dict = rest()
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the rows are those of the embedded demo."""
+        return self.preset == "demo"
+
+    def summary_of(self, method: str) -> MethodSummary:
+        """Returns the summary of a method."""
+        return next(summary for summary in self.summary if summary.method == method)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """
+        Reads a `results.json`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no `results.json` of schema 1.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"Got {path}, expected a results.json: {error}") from error
+        if not is_results(content):
+            raise ValueError(f"Got {path}, expected a results.json of schema 1 as a recipe writes it.")
+        return cls.from_dict(content)
+
+    def write(self, path: str | Path) -> None:
+        """Writes a `results.json` as a whole or not at all."""
+        aside = Path(path).with_name(Path(path).name + ".partial")
+        aside.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        os.replace(aside, path)
+
+
+def is_results(content: object) -> bool:
+    """Whether JSON values are the content of a `results.json` of schema 1."""
+    return isinstance(content, dict) and content.get("schema") == 1 and {"task", "runs", "settings"} <= set(content)

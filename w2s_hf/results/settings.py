@@ -1,0 +1,56 @@
+"""How an experiment was run: the `settings` of `results.json`."""
+
+from dataclasses import dataclass
+
+from .record import Record, always, named, rest
+
+__all__ = ["RunSettings", "StudentSettings", "TrainingSettings"]
+
+
+@dataclass(kw_only=True)
+class TrainingSettings(Record):
+    """
+    The training of students and ceiling, and where it differs, of the supervisor. In JSON, and so on cards and in
+    reports, fields have the names that are given here.
+
+    Args:
+        arguments (`dict`): Arguments of the trainer that can change a number, see `training_settings`.
+    """
+
+    arguments: dict = rest()
+    early_stopping: str | None = named("early stopping")
+    generative_finetuning: str | None = named("generative finetuning")
+    generative_learning_rate: float | None = named("generative finetuning, learning_rate")
+    generative_num_train_epochs: float | None = named("generative finetuning, num_train_epochs")
+    weak_learning_rate: float | None = named("weak supervisor, learning_rate")
+    weak_num_train_epochs: float | None = named("weak supervisor, num_train_epochs")
+    weak_weight_decay: float | None = named("weak supervisor, weight_decay")
+    n_supervisors: int | None = named("weak supervisors, of which the labels are the mean")
+    keep_confident: float | None = named("weak labels that students learn, the most confident")
+
+
+@dataclass(kw_only=True)
+class StudentSettings(Record):
+    """Whether students are adapters, their precision, and further `options` of adapters and quantization."""
+
+    use_peft: bool
+    dtype: str | None = None
+    options: dict = rest()
+
+
+@dataclass(kw_only=True)
+class RunSettings(Record):
+    """
+    How an experiment was run.
+
+    Args:
+        training ([`TrainingSettings`]), student ([`StudentSettings`]): Of students and ceiling.
+        losses (`dict[str, dict]`): Settings of the loss by method.
+        loading (`dict`): Arguments of [`load_student`] that load a student in the precision of its training.
+    """
+
+    training: TrainingSettings
+    student: StudentSettings
+    losses: dict[str, dict] = always(factory=dict)
+    loading: dict = always(factory=dict)
+    extra: dict = rest()
