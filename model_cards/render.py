@@ -7,22 +7,22 @@ python model_cards/render.py            # all that are here, again, after the te
 import shutil
 import sys
 from argparse import RawDescriptionHelpFormatter
-from json import loads
 from pathlib import Path
 
 from w2s_hf.cards import FIGURE, StudentCard
 from w2s_hf.command_line import CommandLine
 from w2s_hf.plots import plot_gap
+from w2s_hf.results import ExperimentResult
 
 
 def render(folder: Path) -> None:
     """The cards of the students in `results.json` of a folder, in place of those that are there."""
-    results = loads((folder / "results.json").read_text())
+    results = ExperimentResult.read(folder / "results.json")
     for old in folder.glob("*/README.md"):
         shutil.rmtree(old.parent)
-    for run in results["runs"]:
-        for student in run["students"]:
-            directory = folder / Path(student["output"]).name
+    for run in results.runs:
+        for student in run.students:
+            directory = folder / Path(student.output).name
             directory.mkdir()
             card = StudentCard.from_results(results, run, student)
             plot_gap(card.weak, card.student, card.ceiling, card.pgr, directory / FIGURE, title=card.subject)

@@ -10,7 +10,7 @@ import pytest
 from helpers import compare_results
 
 from w2s_hf.cards import StudentCard
-from w2s_hf.results import ExperimentResult, SeedResult
+from w2s_hf.results import ExperimentResult, SeedResult, TrainingSettings
 
 FILES = sorted((Path(__file__).parents[1] / "model_cards").glob("*/results.json"))
 OF_EACH = pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
@@ -38,6 +38,31 @@ def test_a_missing_key_is_named():
     del content["ceiling"]
     with pytest.raises(ValueError, match="Got no 'ceiling', expected a SeedResult"):
         SeedResult.from_dict(content)
+
+
+def test_settings_are_attributes_whatever_they_are_called_in_json():
+    content = {"learning_rate": 0.1, "early stopping": "none (last step)", "weak supervisor, weight_decay": 0.0}
+    content["weak labels that students learn, the most confident"] = 0.5
+    settings = TrainingSettings.from_dict(content)
+    assert settings.keep_confident == 0.5 and settings.weak_weight_decay == 0.0 and settings.n_supervisors is None
+    assert settings.arguments == {"learning_rate": 0.1} and list(settings.to_dict().items()) == list(content.items())
+
+
+@OF_EACH
+def test_results_are_taken_as_records_and_as_json_values(file):
+    content = json.loads(file.read_text())
+    before = copy.deepcopy(content)
+    results = ExperimentResult.read(file)
+    for run, run_content in zip(results.runs, content["runs"], strict=True):
+        for student, student_content in zip(run.students, run_content["students"], strict=True):
+            card = StudentCard.from_results(results, run, student)
+            assert card.fingerprint == student.fingerprint
+            assert card == StudentCard.from_results(content, run_content, student_content)
+            for link, link_content in zip(student.links, student_content.get("links", []), strict=True):
+                as_json = {"method": student.method, **link_content}
+                card = StudentCard.from_results(results, run, student, link)
+                assert card.render() == StudentCard.from_results(content, run_content, as_json).render()
+    assert content == before
 
 
 @OF_EACH

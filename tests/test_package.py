@@ -19,6 +19,7 @@ LAYERS = [
     {"results.schema"},
     {"results"},
     {"cards.trained_with", "cards.score"},
+    {"cards.from_results"},
     {"cards.student_card"},
     {"cards"},
     {"config", "labels", "results.table"},

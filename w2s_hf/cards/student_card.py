@@ -10,9 +10,10 @@ from huggingface_hub import EvalResult, ModelCardData, constants
 
 from ..metrics import performance_gap_recovered, pgr_undefined_reason
 from ..results import ExperimentResult, LinkResult, MethodSummary, SeedResult, StudentResult
+from .from_results import facts_of
 from .markdown import Markup, render
 from .score import Score, interval
-from .trained_with import fingerprint_of, method_settings, plain, shared_settings, subject, trained_with
+from .trained_with import fingerprint_of, plain, subject, trained_with
 
 __all__ = ["BLOCK", "FIGURE", "ROWS", "SCHEMA", "Score", "StudentCard"]
 
@@ -21,7 +22,6 @@ ROWS = {"classification": "rows", "reward": "pairs", "chess": "puzzles", "genera
 
 FIGURE = "pgr.png"  # beside the card
 
-_TASK_TYPES = {"classification": "SEQ_CLS", "reward": "REWARD", "chess": "CAUSAL_LM", "generation": "CAUSAL_LM"}
 _PIPELINES = {"SEQ_CLS": "text-classification", "REWARD": "text-classification", "CAUSAL_LM": "text-generation"}
 BLOCK, SCHEMA = "weak_to_strong", 1  # of the front matter, and its version
 
@@ -157,79 +157,7 @@ class StudentCard:
         Raises:
             ValueError: the results are of an older version.
         """
-        if isinstance(results, dict):
-            if "settings" not in results:
-                raise ValueError("results.json is of an older version of w2s_hf: run the recipe again.")
-            results = ExperimentResult.from_dict(results)
-        if isinstance(run, dict):
-            run = SeedResult.from_dict(run)
-        if isinstance(student, dict) and "pgr" not in student:
-            link = LinkResult.from_dict(student)
-            student = next(other for other in run.students if other.method == student["method"])
-        elif isinstance(student, dict):
-            student = StudentResult.from_dict(student)
-        method, made = student.method, student if link is None else link
-        dataset, settings = results.dataset, results.settings
-        is_on_disk = dataset.revision in ("local", "generated")
-        card = cls(
-            task=results.task,
-            description=results.description,
-            text_form=results.text_form,
-            class_names=results.class_names,
-            setting=results.setting,
-            dataset=dataset.id,
-            # Offline, `datasets` does not say which commit it has.
-            dataset_revision=None if dataset.revision == "cached" else dataset.revision,
-            rows_fingerprint=None if results.is_demo else run.split_fingerprint,
-            dataset_is_on_hub=not results.is_demo and not is_on_disk,
-            method=method,
-            weak=Score.of(run.weak),
-            student=Score.of(made),
-            chance=results.chance,
-            agreement=made.agreement and made.agreement.to_dict(),
-            n_rows={
-                "weak half": dataset.n_weak_half,
-                "student half": dataset.n_student_half,
-                "validation": dataset.n_validation,
-                "test": dataset.n_test,
-            },
-            is_demo=results.is_demo,
-            base_model=made.model,
-            base_revision=made.revision,
-            base_is_on_hub=made.revision is not None,
-            task_type=_TASK_TYPES[results.setting],
-            library_name="peft" if settings.student.use_peft else "transformers",
-            loading=settings.loading,
-            max_new_tokens=settings.training.arguments.get("max_new_tokens", 12),
-            example_prompt=results.example_prompt,
-            settings=method_settings(results, made, method) | shared_settings(results),
-            run_name=results.run_name,
-            seed=run.seed,
-            versions=results.versions,
-            hardware=made.hardware,
-            seconds=results.wall_seconds.get(made.output),
-        )
-        if link is not None:
-            card._fill_link(run, link)
-        else:
-            card._fill_student(results, run, student)
-        return card
-
-    def _fill_link(self, run: SeedResult, link: LinkResult) -> None:
-        self.no_pgr = "no ceiling was trained for this link of the chain"
-        self.taught_by, self.n_train = link.taught_by, link.n_train
-        # Other baselines are of another model.
-        self.others = {baseline.name: Score.of(baseline) for baseline in run.baselines if not baseline.model}
-
-    def _fill_student(self, results: ExperimentResult, run: SeedResult, student: StudentResult) -> None:
-        self.ceiling = Score.of(run.ceiling)
-        self.pgr_ci95 = None if student.pgr_ci95 is None else tuple(student.pgr_ci95)
-        self.others = _others(run, student)
-        analysis = run.analyses.get("overfitting", {}).get("methods", {})
-        self.early_stopping = analysis.get(student.method, {}).get("stops", {})
-        self.links, self.taught_by = student.links, student.links[-1].taught_by if student.links else None
-        self.pgr_against_plain = student.against_plain_ceiling and student.against_plain_ceiling.pgr
-        self.summary = results.summary_of(student.method)
+        return cls(**facts_of(results, run, student, link))
 
     @property
     def pgr(self) -> float | None:
@@ -375,19 +303,6 @@ class StudentCard:
             # Adapters are saved without the config.json of their base, which would name the classes.
             options["id2label"] = dict(enumerate(self.class_names))
         return options | self.loading
-
-
-def _others(run: SeedResult, student: StudentResult) -> dict[str, Score]:
-    """The scores that a reader compares a student with, besides supervisor and ceiling."""
-    scores = {baseline.name: Score.of(baseline) for baseline in run.baselines}
-    for control in run.controls:
-        scores["the student's architecture, not pretrained, on the supervisor's labels"] = Score.of(control)
-    if "all_rows" in student.direct:
-        direct = dataclasses.replace(Score.of(student.direct["all_rows"]), model=student.model)
-        scores["the same student, directly on the supervisor's labels of all links' rows"] = direct
-    if run.ceiling_plain is not None:
-        scores["the ceiling without generative finetuning"] = Score.of(run.ceiling_plain)
-    return scores
 
 
 def _printable(text: str) -> str:

@@ -32,6 +32,7 @@ from ..analysis.saliency import plot_saliency, saliency_section
 from ..analysis.weak_errors import plot_weak_errors, weak_errors_section
 from ..config import METHODS
 from ..labels import WeakLabels
+from ..results import BaselineResult, ExperimentResult
 from ..tasks import Half
 from .analysis_context import AnalysisContext
 from .config import ANALYSES
@@ -42,20 +43,20 @@ logger = logging.getLogger(__name__)
 
 
 def analyse(context: AnalysisContext) -> None:
-    """Adds what `--analyses` asks for to the entry of the seed, on every rank."""
+    """Adds what `--analyses` asks for to the results of the seed, on every rank."""
     for name in context.args.analyses:
         logger.info(f"Seed {context.seed}: analysis {name}")
-        context.result.setdefault("analyses", {})[name] = _ALL[name].measure(context)
+        context.result.analyses[name] = _ALL[name].measure(context)
 
 
-def analysis_notes(results: dict, output_dir: Path) -> list[str]:
+def analysis_notes(results: ExperimentResult, output_dir: Path) -> list[str]:
     """Draws `figures/NAME.png` of each analysis, and returns their sections of the report, in Markdown. Rank 0."""
     notes = []
-    for name in results["runs"][0].get("analyses", {}):
-        entries = [run["analyses"][name] for run in results["runs"]]
+    for name in results.runs[0].analyses:
+        entries = [run.analyses[name] for run in results.runs]
         _ALL[name].plot(entries, output_dir / "figures" / f"{name}.png")
         notes += [f"## {ANALYSES[name]}", f"![{ANALYSES[name]}](figures/{name}.png)", _ALL[name].section(entries)]
-    has_naive = {entry["method"] for entry in results["summary"]} & set(METHODS)
+    has_naive = {summary.method for summary in results.summary} & set(METHODS)
     if notes and not has_naive:
         notes.append("These are about students taught by the supervisor itself, method naive: a chain's has another.")
     return notes
@@ -155,10 +156,10 @@ def prompting(context: AnalysisContext) -> dict:
         name: context.finetuner.setting.scores(of_name, context.test)
         for name, of_name in zip(asked, answers, strict=True)
     }
-    student, baselines = context.models.student, context.result.setdefault("baselines", [])
+    student = context.models.student
     for name, scores in prompted.items():
-        baselines.append({"name": name, "model": student.name, "revision": student.revision, **scores})
-    finetuned = {f"student, {entry['method']}": entry for entry in context.result["students"]}
+        baseline = {"name": name, "model": student.name, "revision": student.revision, **scores}
+        context.result.baselines.append(BaselineResult.from_dict(baseline))
     note = {}
     if context.world is not None:
         note["note"] = (
@@ -173,7 +174,8 @@ def prompting(context: AnalysisContext) -> dict:
         "n_shots": n_shots,
         "prompted": prompted,
         "finetuned": {
-            name: {key: entry[key] for key in ("accuracy", "ci95", "n")} for name, entry in finetuned.items()
+            f"student, {student.method}": {"accuracy": student.accuracy, "ci95": student.ci95, "n": student.n}
+            for student in context.result.students
         },
     }
 
@@ -315,8 +317,11 @@ def weak_errors(context: AnalysisContext) -> dict:
 
 
 def _bounds(context: AnalysisContext) -> dict:
-    accuracies = {role: context.result[role]["accuracy"] for role in ("weak", "ceiling")}
-    return {**accuracies, "n_test": len(context.test)}
+    return {
+        "weak": context.result.weak.accuracy,
+        "ceiling": context.result.ceiling.accuracy,
+        "n_test": len(context.test),
+    }
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ..labels import LabelsById, WeakLabels
 from ..metrics import agreement_shares
 from ..modeling import load_tokenizer
 from ..modeling.spec import ModelSpec, load_base
+from ..results import SeedResult
 from ..tasks import Half, TaskSplits
 from ..trainers.completion import autocast
 from .config import BOOTSTRAP, ExperimentArguments
@@ -42,7 +43,7 @@ class AnalysisContext:
             As given to [`run_seed`].
         finetuner ([`Finetuner`]): Trains further models.
         trained (`dict[str, Finetuned]`): As [`run_seed`] returns it.
-        result (`dict`): The entry of the seed in `results.json`.
+        result ([`SeedResult`]): The results of the seed.
         scorer ([`Scorer`]): The predictions of the test rows, and which are correct.
         world ([`World`], *optional*): The world of the demo, whose models know few words.
     """
@@ -53,7 +54,7 @@ class AnalysisContext:
     seed: int
     finetuner: Finetuner
     trained: dict[str, Finetuned]
-    result: dict
+    result: SeedResult
     scorer: Scorer
     world: World | None = None
 

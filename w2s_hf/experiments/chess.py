@@ -11,13 +11,14 @@ from ..config import CompletionConfig
 from ..demo.forks import FORK_MODELS, FORK_WORDS, ForkWorld
 from ..demo.models import DemoModel
 from ..modeling.spec import ModelSpec
+from ..results import ExperimentResult
 from ..tasks import Half, TaskSplits
 from ..tasks.chess import ChessTask
 from ..tasks.chess.scores import rate
 from ..tasks.dealing import LINK_ROWS
 from .analysis_context import AnalysisContext
 from .config import ChessArguments
-from .experiment import run_experiment as run_chess
+from .experiment import run_experiment
 from .settings.base import split_options
 from .settings.generation import GenerationSetting, check_length
 
@@ -109,7 +110,7 @@ class ChessSetting(GenerationSetting):
         return further if context.args.max_train_rating is None else {**further, "easy_to_hard": easy_to_hard(context)}
 
     def describe(
-        self, results: dict, contexts: list[AnalysisContext], output_dir: Path
+        self, results: ExperimentResult, contexts: list[AnalysisContext], output_dir: Path
     ) -> tuple[dict, str, list[str]]:
         """Describes the puzzles and, in the demo, what the demo shows."""
         args = contexts[0].args
@@ -176,3 +177,8 @@ def easy_to_hard(context: AnalysisContext) -> dict:
             for name, n in trained_on.items()
         },
     }
+
+
+def run_chess(*args, **kwargs) -> dict:
+    """Runs [`run_experiment`] and returns the content of `results.json`."""
+    return run_experiment(*args, **kwargs).to_dict()

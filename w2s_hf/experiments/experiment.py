@@ -17,6 +17,7 @@ from ..config import StudentConfig
 from ..demo.models import World, build_demo_model, one_thread
 from ..memory.check import check_fits
 from ..modeling.spec import ALL_WEIGHTS, ModelSpec
+from ..results import DatasetInfo, ExperimentResult
 from ..tasks import PreferenceTask, Task, TaskSplits, find_task
 from ..tasks.sizes import AnyTask
 from .analyses import analyse, analysis_notes
@@ -26,7 +27,7 @@ from .config import ExperimentArguments
 from .finetuner import Finetuner
 from .generative import check_decoder
 from .output_directory import Manifest, check_output_dir, clear, identity_of, is_still_true, release
-from .report import settings_of, write_report
+from .report import run_settings, write_report
 from .scores import Scorer, keep_outputs, outputs_of, score_seed, summarise
 from .seed import Models, run_seed
 from .settings.base import Setting
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 def run_experiment(
     task: str | AnyTask, args: ExperimentArguments, training_args: TrainingArguments, student_config: StudentConfig
-) -> dict:
+) -> ExperimentResult:
     """
     Runs the experiment of a task over all seeds, and writes everything below `training_args.output_dir`.
 
@@ -52,7 +53,7 @@ def run_experiment(
         student_config ([`StudentConfig`]): Adapters and precision of the students.
 
     Returns:
-        `dict`: The content of `results.json` (schema 1).
+        [`ExperimentResult`]: The content of `results.json` (schema 1); `to_dict()` gives it as JSON values.
     """
     task = find_task(task) if isinstance(task, str) else task
     return Experiment(task, setting_of(task), args, training_args, student_config).run()
@@ -231,15 +232,14 @@ class Experiment:
         result = score_seed(models, splits, args, seed, trained, scorer)
         world = self.world(seed)
         context = AnalysisContext(args, models, splits, seed, finetuner, trained, result, scorer, world)
-        result.update(self.setting.further_results(context))
-        return context
+        return replace(context, result=replace(result, **self.setting.further_results(context)))
 
-    def run(self) -> dict:
+    def run(self) -> ExperimentResult:
         """
         Runs all seeds and writes everything below the output directory.
 
         Returns:
-            `dict`: The content of `results.json` (schema 1).
+            [`ExperimentResult`]: The content of `results.json`.
 
         Raises:
             ValueError, FileNotFoundError, ConnectionError: before anything is trained, see the loaders of
@@ -255,7 +255,7 @@ class Experiment:
                 release(self.output_dir)
             raise
 
-    def _run(self, manifest: Manifest, started: float) -> dict:
+    def _run(self, manifest: Manifest, started: float) -> ExperimentResult:
         contexts = []
         for seed in self.args.seeds:
             context = self.run_seed(seed)
@@ -321,70 +321,68 @@ class Experiment:
             held.write(self.output_dir)
         return held
 
-    def _report(self, contexts: list[AnalysisContext], started: float) -> dict:
+    def _report(self, contexts: list[AnalysisContext], started: float) -> ExperimentResult:
         results = self.collect(contexts, started)
         if PartialState().is_main_process:
             facts, description, notes = self.setting.describe(results, contexts, self.output_dir)
-            results |= facts | {"description": description}
+            results = replace(results, **facts, description=description)
             if self.args.demo:
-                results["description"] = demo_description(results)
+                results.description = demo_description(results)
             notes += analysis_notes(results, self.output_dir)
             write_report(results, self.output_dir, notes=notes)
         PartialState().wait_for_everyone()
         return results
 
-    def collect(self, contexts: list[AnalysisContext], started: float) -> dict:
-        """Returns the content of `results.json` (schema 1); `started` is `time.monotonic()` of the beginning."""
+    def collect(self, contexts: list[AnalysisContext], started: float) -> ExperimentResult:
+        """Returns the results of seeds; `started` is `time.monotonic()` of the beginning."""
         args, cache, splits = self.args, self.finetuner.cache, contexts[0].splits
-        of_demo = {name: getattr(args, name) for name in ("demo_world", "demo_documents") if hasattr(args, name)}
+        names = [*(("demo_world", "demo_documents") if args.demo else ()), "conversion"]
+        options = {name: getattr(args, name) for name in names if hasattr(args, name)}
         students = {
             outputs.student: context.trained[role].directory
             for context in contexts
             for role, outputs in outputs_of(args.methods, context.seed, context.trained).items()
         }
-        results = {
-            "schema": 1,
-            "run_name": self.training_args.run_name,
-            "task": self.task.name,
-            "setting": self.setting.name,
-            "preset": "demo" if self.args.demo else "custom",
-            "chance": self.setting.chance,
-            "dataset": {
+        results = ExperimentResult(
+            run_name=self.training_args.run_name,
+            task=self.task.name,
+            setting=self.setting.name,
+            preset="demo" if args.demo else "custom",
+            chance=self.setting.chance,
+            dataset=DatasetInfo(
                 **splits.source,
-                "n_weak_half": len(splits.weak_half),
-                "n_student_half": len(splits.student_half),
-                "n_validation": len(splits.weak_validation) + len(splits.student_validation),
-                "n_test": len(splits.test),
-                "n_links": self.args.n_links,
-                "n_dropped": splits.n_dropped,
-                "split_seed": args.split_seed,
-                **(of_demo if args.demo else {}),
-            },
-            "runs": [context.result for context in contexts],
-            "summary": [summarise([context.scorer.correct for context in contexts], name) for name in args.methods],
-            "settings": settings_of(self.args, self.training_args, self.student_config),
-            "versions": library_versions(),
-            "wall_seconds": {
+                n_weak_half=len(splits.weak_half),
+                n_student_half=len(splits.student_half),
+                n_validation=len(splits.weak_validation) + len(splits.student_validation),
+                n_test=len(splits.test),
+                n_links=args.n_links,
+                n_dropped=splits.n_dropped,
+                split_seed=args.split_seed,
+                options=options,
+            ),
+            runs=[context.result for context in contexts],
+            summary=[summarise([context.scorer.correct for context in contexts], name) for name in args.methods],
+            settings=run_settings(args, self.training_args, self.student_config),
+            versions=library_versions(),
+            wall_seconds={
                 **cache.seconds,
                 **self.demo_cache.seconds,
                 **{output: cache.record(directory)["seconds"] for output, directory in students.items()},
                 "total": round(time.monotonic() - started, 1),
             },
-        }
-        if hasattr(args, "conversion"):
-            results["dataset"]["conversion"] = args.conversion
-        for run in results["runs"]:
-            for student in run["students"]:
-                student["fingerprint"] = StudentCard.from_results(results, run, student).fingerprint
+        )
+        for run in results.runs:
+            for student in run.students:
+                student.fingerprint = StudentCard.from_results(results, run, student).fingerprint
         return results
 
 
-def demo_description(results: dict) -> str:
+def demo_description(results: ExperimentResult) -> str:
     """Returns the description of the task, after a sentence that says that its rows are generated."""
-    rows = ROWS[results["setting"]]
+    rows = ROWS[results.setting]
     return (
-        f"Demo: generated {rows} in the columns of {results['task']}, none of which is from its dataset. "
-        f"{results['description']}"
+        f"Demo: generated {rows} in the columns of {results.task}, none of which is from its dataset. "
+        f"{results.description}"
     )
 
 

@@ -1,5 +1,10 @@
 """The first name of [`run_experiment`] for pairs, kept for those who import it."""
 
-from .experiment import run_experiment as run_reward
+from .experiment import run_experiment
 
 __all__ = ["run_reward"]
+
+
+def run_reward(*args, **kwargs) -> dict:
+    """Runs [`run_experiment`] and returns the content of `results.json`."""
+    return run_experiment(*args, **kwargs).to_dict()

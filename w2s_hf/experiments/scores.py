@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import metrics
+from ..results import MethodSummary, SeedResult
 from ..tasks import TaskSplits
 from .cache import StageCache
 from .config import BOOTSTRAP, ExperimentArguments
@@ -59,9 +60,9 @@ def score_seed(
     seed: int,
     trained: dict[str, Finetuned],
     scorer: Scorer,
-) -> dict:
+) -> SeedResult:
     """
-    Returns the entry of a seed in `results.json`.
+    Returns the results of a seed.
 
     Args:
         models ([`Models`]), splits ([`TaskSplits`]), args ([`ExperimentArguments`]), seed (`int`):
@@ -107,7 +108,7 @@ def score_seed(
         entry["students"].append(of_method)
     if models.control is not None:
         entry["controls"].append({"method": "naive", **models.control.named, **scorer.scores("control")})
-    return entry
+    return SeedResult.from_dict(entry)
 
 
 def _link_entries(
@@ -163,7 +164,7 @@ def pgr_of(weak: np.ndarray, student: np.ndarray, ceiling: np.ndarray, seed: int
     }
 
 
-def summarise(correct: list[dict[str, np.ndarray]], method: str) -> dict:
+def summarise(correct: list[dict[str, np.ndarray]], method: str) -> MethodSummary:
     """
     Summarizes a method over seeds: mean accuracy, median PGR with its interval, number of seeds with undefined PGR.
 
@@ -191,7 +192,7 @@ def summarise(correct: list[dict[str, np.ndarray]], method: str) -> dict:
             for rows, role in _DIRECT.items()
             if role in correct[0]
         }
-    return summary
+    return MethodSummary.from_dict(summary)
 
 
 class Outputs(NamedTuple):

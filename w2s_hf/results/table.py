@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -103,6 +102,7 @@ def _rows_of(results: ExperimentResult, path: Path) -> Iterator[dict]:
     for run in results.runs:
         for role, score, card in _scored(results, run):
             agreement = card.agreement or {}
+            # Not all kinds of scores have a model, PGR and an output.
             yield {
                 "run_name": card.run_name,
                 "task": card.task,
@@ -111,11 +111,11 @@ def _rows_of(results: ExperimentResult, path: Path) -> Iterator[dict]:
                 "seed": card.seed,
                 "role": role,
                 "method": card.method,
-                "model": _fact(score, "model", card.base_model),
+                "model": getattr(score, "model", card.base_model),
                 **_with_ends("accuracy", score.accuracy, score.ci95),
                 "n": score.n,
-                **_with_ends("pgr", _fact(score, "pgr"), _fact(score, "pgr_ci95")),
-                "pgr_undefined": _fact(score, "pgr_undefined"),
+                **_with_ends("pgr", getattr(score, "pgr", None), getattr(score, "pgr_ci95", None)),
+                "pgr_undefined": getattr(score, "pgr_undefined", None),
                 "weak_model": run.weak.model,
                 "weak_accuracy": run.weak.accuracy,
                 "ceiling_accuracy": run.ceiling.accuracy,
@@ -123,16 +123,11 @@ def _rows_of(results: ExperimentResult, path: Path) -> Iterator[dict]:
                 "agreement_supervisor_right": agreement.get("supervisor_right"),
                 "agreement_supervisor_wrong": agreement.get("supervisor_wrong"),
                 "fingerprint": card.fingerprint,
-                "output": _fact(score, "output"),
+                "output": getattr(score, "output", None),
                 "source": str(path),
                 **{name: value for name, value in card.trained_with.items() if name not in RESULT_COLUMNS},
                 **versions,
             }
-
-
-def _fact(score: AnyScore, name: str, default: object = None) -> Any:
-    """Returns a field that not all kinds of scores have."""
-    return getattr(score, name, default)
 
 
 def _scored(results: ExperimentResult, run: SeedResult) -> Iterator[tuple[str, AnyScore, StudentCard]]:
@@ -145,10 +140,10 @@ def _scored(results: ExperimentResult, run: SeedResult) -> Iterator[tuple[str, A
     nobody = {"agreement": None, "taught_by": None, "n_train": None, "settings": shared_settings(results)}
 
     def other(role: str, score: AnyScore, method: str | None = None) -> tuple[str, AnyScore, StudentCard]:
-        of_card = students[0][2].student
-        model = _fact(score, "model", of_card.model)
+        card = students[0][2]
+        model = getattr(score, "model", card.base_model)  # the student without its chain has no name of its own
         trained = None if role == "weak" or not model else replace(Score.of(score), model=model)
-        return role, score, replace(students[0][2], method=method, student=trained, **nobody)
+        return role, score, replace(card, method=method, student=trained, **nobody)
 
     yield other("weak", run.weak)
     for baseline in run.baselines:

@@ -27,6 +27,7 @@ from ..experiments.experiment import Experiment, setting_of
 from ..experiments.scores import outputs_of
 from ..experiments.seed import train_supervisor
 from ..modeling import load_config
+from ..results import SeedResult
 from ..tasks import PREFERENCE_TASKS, find_task
 from .grid import CHESS_TASK, Cell, Job
 from .plots import SWEEP_COLUMNS
@@ -103,24 +104,24 @@ class Session:
         try:
             experiment = self.experiment(cell)
             context = experiment.run_seed(cell.seed)
-            entry = context.result
+            result = context.result
             directories = {
                 outputs.student: context.trained[role].directory
                 for role, outputs in outputs_of(experiment.args.methods, cell.seed, context.trained).items()
             }
-            for student in entry["students"]:
+            for student in result.students:
                 # A sweep copies no student; this is where it is.
-                for made in (student, *student.get("links", [])):
-                    made["output"] = f"_stages/{directories[made['output']].name}/model"
+                for model in (student, *student.links):
+                    model.output = f"_stages/{directories[model.output].name}/model"
             models, _ = experiment.inputs(cell.seed)
             sizes = [_n_parameters(model.path, model.revision) for model in (models.weak, models.student)]
             results = experiment.collect([context], time.monotonic())
-            row = _row_of(entry, experiment.setting.chance, *sizes)
-            row |= {"run_name": results["run_name"], "preset": results["preset"]}
-            row |= {"fingerprint": entry["students"][0]["fingerprint"]}
+            row = _row_of(result, experiment.setting.chance, *sizes)
+            row |= {"run_name": results.run_name, "preset": results.preset}
+            row |= {"fingerprint": result.students[0].fingerprint}
             # As `results.json` has it, but for what belongs to several cells.
-            of_all = {name: value for name, value in results.items() if name not in ("runs", "wall_seconds")}
-            return {**self._record(cell, "done", row), "entry": entry, "results": of_all}
+            of_all = {name: value for name, value in results.to_dict().items() if name not in ("runs", "wall_seconds")}
+            return {**self._record(cell, "done", row), "entry": result.to_dict(), "results": of_all}
         except Exception as error:  # whatever it is, the other cells do not have it
             if PartialState().num_processes > 1:
                 raise  # the other ranks are in the middle of this cell; started again, the sweep goes on
@@ -183,30 +184,30 @@ def _n_parameters(path: str, revision: str | None) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _row_of(entry: dict, chance: float | None, weak_parameters: int, student_parameters: int) -> dict:
-    """A line of the tidy table, of the entry of one seed and one method."""
-    (student,) = entry["students"]
+def _row_of(result: SeedResult, chance: float | None, weak_parameters: int, student_parameters: int) -> dict:
+    """Returns a row of the tidy table, of the results of one seed and one method."""
+    (student,) = result.students
     if chance is None:
-        chance = min(baseline["accuracy"] for baseline in entry["baselines"] if not baseline["model"])
-    pgr_ci95 = student["pgr_ci95"] or [None, None]
+        chance = min(baseline.accuracy for baseline in result.baselines if not baseline.model)
+    pgr_ci95 = student.pgr_ci95 or [None, None]
     return {
         "weak_parameters": weak_parameters,
         "student_parameters": student_parameters,
-        "n_test": student["n"],
+        "n_test": student.n,
         "chance": chance,
-        "weak_accuracy": entry["weak"]["accuracy"],
-        "ceiling_accuracy": entry["ceiling"]["accuracy"],
-        "accuracy": student["accuracy"],
-        "accuracy_low": student["ci95"][0],
-        "accuracy_high": student["ci95"][1],
-        "pgr": student["pgr"],
+        "weak_accuracy": result.weak.accuracy,
+        "ceiling_accuracy": result.ceiling.accuracy,
+        "accuracy": student.accuracy,
+        "accuracy_low": student.ci95[0],
+        "accuracy_high": student.ci95[1],
+        "pgr": student.pgr,
         "pgr_low": pgr_ci95[0],
         "pgr_high": pgr_ci95[1],
-        "pgr_undefined": student["pgr_undefined"],
-        "agreement": student["agreement"]["overall"],
-        "agreement_supervisor_right": student["agreement"]["supervisor_right"],
-        "agreement_supervisor_wrong": student["agreement"]["supervisor_wrong"],
-        "direct_accuracy": student["direct"]["same_rows"]["accuracy"] if "direct" in student else None,
+        "pgr_undefined": student.pgr_undefined,
+        "agreement": student.agreement.overall,
+        "agreement_supervisor_right": student.agreement.supervisor_right,
+        "agreement_supervisor_wrong": student.agreement.supervisor_wrong,
+        "direct_accuracy": student.direct["same_rows"].accuracy if student.direct else None,
     }
 
 

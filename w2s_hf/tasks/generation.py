@@ -14,6 +14,7 @@ from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..labels import Completion
+from ..results import ExperimentResult
 from .dealing import (
     LINK_ROWS,
     TaskSplits,
@@ -128,13 +129,13 @@ class GenerationTask:
         return []
 
     def report_sections(
-        self, results: dict, test: Dataset, completions: dict[str, list[Completion]], output_dir: Path
+        self, results: ExperimentResult, test: Dataset, completions: dict[str, list[Completion]], output_dir: Path
     ) -> list[str]:
         """
         Returns sections of the report, in Markdown. May write figures to `output_dir`.
 
         Args:
-            results (`dict`): Content of `results.json`.
+            results ([`ExperimentResult`]): The results of all seeds.
             test ([`~datasets.Dataset`]): Test rows of the first seed.
             completions (`dict[str, list[Completion]]`): Completions of the test rows, by model: `weak`, `ceiling`, and
                 students by their method.

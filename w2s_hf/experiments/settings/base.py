@@ -18,6 +18,7 @@ from ...demo.models import DEMO_MODELS, DemoModel, World
 from ...labels import LabelsById
 from ...modeling import load_tokenizer
 from ...modeling.spec import ModelSpec
+from ...results import ExperimentResult
 from ...tasks import TaskSplits
 from ..config import ExperimentArguments
 
@@ -153,18 +154,18 @@ class Setting(ABC):
     # ---- Results ----
 
     def further_results(self, context: "AnalysisContext") -> dict:
-        """Returns entries of a seed that only this setting has. Called on every rank."""
+        """Returns fields of the [`SeedResult`] that only this setting has. Called on every rank."""
         return {}
 
     @abstractmethod
     def describe(
-        self, results: dict, contexts: list["AnalysisContext"], output_dir: Path
+        self, results: ExperimentResult, contexts: list["AnalysisContext"], output_dir: Path
     ) -> tuple[dict, str, list[str]]:
         """
-        Returns facts for the results, the introduction of the report, and its notes in Markdown. On rank 0 alone.
+        Returns further fields of the results, the introduction of the report, and its notes in Markdown; on rank 0.
 
         Args:
-            results (`dict`): The content of `results.json` so far.
+            results ([`ExperimentResult`]): The results so far.
             contexts (`list` of [`AnalysisContext`]): One for each seed.
             output_dir (`Path`): The directory of figures.
         """

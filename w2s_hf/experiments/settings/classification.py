@@ -15,6 +15,7 @@ from ...demo.rows import demo_rows
 from ...demo.worlds import DEMO_WORLDS, DemoWorld
 from ...labels import WeakLabels
 from ...modeling.spec import ModelSpec
+from ...results import ExperimentResult
 from ...tasks import TEXT_COLUMNS, Task, TaskSplits, load_task, tokenize_rows
 from ...tasks.dealing import LINK_ROWS
 from ...trainers import WeakToStrongTrainer
@@ -178,7 +179,7 @@ class ClassificationSetting(ProbabilitySetting):
         return load_task(task, raw=DatasetDict(raw), conversion=args.conversion, **split_options(args))
 
     def describe(
-        self, results: dict, contexts: list[AnalysisContext], output_dir: Path
+        self, results: ExperimentResult, contexts: list[AnalysisContext], output_dir: Path
     ) -> tuple[dict, str, list[str]]:
         """Describes the task and, in the demo, what the demo shows."""
         task, args = contexts[0].splits.task, contexts[0].args

@@ -16,6 +16,7 @@ from ...generation import complete
 from ...labels import Completion, LabelsById, WeakCompletions
 from ...modeling import load_config, load_tokenizer
 from ...modeling.spec import ModelSpec
+from ...results import BaselineResult, ExperimentResult
 from ...tasks import COMPLETION_COLUMNS, GenerationTask, TaskSplits
 from ...trainers.completion import CompletionTrainer, autocast
 from ..analysis_context import AnalysisContext
@@ -130,7 +131,8 @@ class GenerationSetting(Setting):
     def further_results(self, context: AnalysisContext) -> dict:
         """Returns the baselines: the student before any finetuning, and those of the task."""
         zero_shot = self._zero_shot(context) if context.args.zero_shot else []
-        return {"baselines": [*zero_shot, *self.task.baselines(context.test)]}
+        baselines = [*zero_shot, *self.task.baselines(context.test)]
+        return {"baselines": [BaselineResult.from_dict(baseline) for baseline in baselines]}
 
     def _zero_shot(self, context: AnalysisContext) -> list[dict]:
         splits, student = context.splits, context.models.student
@@ -146,7 +148,7 @@ class GenerationSetting(Setting):
         return {"zero-shot": context.test}
 
     def describe(
-        self, results: dict, contexts: list[AnalysisContext], output_dir: Path
+        self, results: ExperimentResult, contexts: list[AnalysisContext], output_dir: Path
     ) -> tuple[dict, str, list[str]]:
         """Describes the task, and adds its sections of the report."""
         test, predictions = contexts[0].test, contexts[0].scorer.predictions

@@ -13,6 +13,7 @@ from ...demo.rows import demo_pairs
 from ...demo.worlds import PAIR_SITUATIONS, DemoWorld
 from ...labels import as_probabilities
 from ...modeling.spec import ModelSpec
+from ...results import ExperimentResult
 from ...tasks import PAIR_COLUMNS, PreferenceTask, TaskSplits, load_pairs, tokenize_pairs
 from ...tasks.dealing import LINK_ROWS
 from ...trainers import RewardPairTrainer
@@ -138,7 +139,7 @@ class RewardSetting(ProbabilitySetting):
         return {"by_situation": accuracy_by_situation(context)} if context.args.demo else {}
 
     def describe(
-        self, results: dict, contexts: list[AnalysisContext], output_dir: Path
+        self, results: ExperimentResult, contexts: list[AnalysisContext], output_dir: Path
     ) -> tuple[dict, str, list[str]]:
         """Describes the task and, in the demo, what the demo shows."""
         task, args = contexts[0].splits.task, contexts[0].args
@@ -171,11 +172,11 @@ def accuracy_by_situation(context: AnalysisContext) -> dict[str, dict[str, float
     return table
 
 
-def situation_table(results: dict) -> str:
+def situation_table(results: ExperimentResult) -> str:
     """Returns `by_situation` as Markdown, a mean over the seeds."""
-    runs = [run["by_situation"] for run in results["runs"]]
+    runs = [run.by_situation for run in results.runs]
     roles = {"share": "share of test pairs", "weak": "weak supervisor", "control": "control, not pretrained"}
-    roles |= {entry["method"]: f"student, {entry['method']}" for entry in results["summary"]}
+    roles |= {summary.method: f"student, {summary.method}" for summary in results.summary}
     roles |= {"ceiling_plain": "plain ceiling", "ceiling": "strong ceiling"}
     lines = []
     for name, role in roles.items():

@@ -15,6 +15,7 @@ from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ...labels import Completion
+from ...results import ExperimentResult
 from ..dealing import (
     LINK_ROWS,
     MAX_ROWS,
@@ -143,10 +144,10 @@ class ChessTask(GenerationTask):
         return trivial_baselines(rows)
 
     def report_sections(
-        self, results: dict, test: Dataset, completions: dict[str, list[Completion]], output_dir: Path
+        self, results: ExperimentResult, test: Dataset, completions: dict[str, list[Completion]], output_dir: Path
     ) -> list[str]:
         """Tables of the scores and the bands, then boards of puzzles that the student solved and failed."""
-        method, seed = results["summary"][-1]["method"], results["runs"][0]["seed"]
+        method, seed = results.summary[-1].method, results.runs[0].seed
         student_name = f"student ({method}, seed {seed})"
         boards = draw_boards(completions[method], completions["weak"], test, output_dir, student_name)
         return [*table_sections(results), boards]

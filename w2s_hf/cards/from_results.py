@@ -1,0 +1,116 @@
+"""What a card says of a student of an experiment, taken from the results."""
+
+import dataclasses
+
+from ..results import ExperimentResult, LinkResult, SeedResult, StudentResult
+from .score import Score
+from .trained_with import method_settings, shared_settings
+
+__all__ = ["facts_of"]
+
+_TASK_TYPES = {"classification": "SEQ_CLS", "reward": "REWARD", "chess": "CAUSAL_LM", "generation": "CAUSAL_LM"}
+
+
+def facts_of(
+    results: ExperimentResult | dict, run: SeedResult | dict, student: StudentResult | dict, link: LinkResult | None
+) -> dict:
+    """Returns the fields of the card of a student, or of a link of its chain, see [`StudentCard.from_results`]."""
+    results, run, student, link = _records(results, run, student, link)
+    method, made = student.method, student if link is None else link
+    dataset, settings = results.dataset, results.settings
+    is_on_disk = dataset.revision in ("local", "generated")
+    facts = dict(
+        task=results.task,
+        description=results.description,
+        text_form=results.text_form,
+        class_names=results.class_names,
+        setting=results.setting,
+        dataset=dataset.id,
+        # Offline, `datasets` does not say which commit it has.
+        dataset_revision=None if dataset.revision == "cached" else dataset.revision,
+        rows_fingerprint=None if results.is_demo else run.split_fingerprint,
+        dataset_is_on_hub=not results.is_demo and not is_on_disk,
+        method=method,
+        weak=Score.of(run.weak),
+        student=Score.of(made),
+        chance=results.chance,
+        agreement=made.agreement and made.agreement.to_dict(),
+        n_rows={
+            "weak half": dataset.n_weak_half,
+            "student half": dataset.n_student_half,
+            "validation": dataset.n_validation,
+            "test": dataset.n_test,
+        },
+        is_demo=results.is_demo,
+        base_model=made.model,
+        base_revision=made.revision,
+        base_is_on_hub=made.revision is not None,
+        task_type=_TASK_TYPES[results.setting],
+        library_name="peft" if settings.student.use_peft else "transformers",
+        loading=settings.loading,
+        max_new_tokens=settings.training.arguments.get("max_new_tokens", 12),
+        example_prompt=results.example_prompt,
+        settings=method_settings(results, made, method) | shared_settings(results),
+        run_name=results.run_name,
+        seed=run.seed,
+        versions=results.versions,
+        hardware=made.hardware,
+        seconds=results.wall_seconds.get(made.output),
+    )
+    return facts | (_facts_of_student(results, run, student) if link is None else _facts_of_link(run, link))
+
+
+def _facts_of_link(run: SeedResult, link: LinkResult) -> dict:
+    return {
+        "no_pgr": "no ceiling was trained for this link of the chain",
+        "taught_by": link.taught_by,
+        "n_train": link.n_train,
+        # Other baselines are of another model.
+        "others": {baseline.name: Score.of(baseline) for baseline in run.baselines if not baseline.model},
+    }
+
+
+def _facts_of_student(results: ExperimentResult, run: SeedResult, student: StudentResult) -> dict:
+    analysis = run.analyses.get("overfitting", {}).get("methods", {})
+    plain = student.against_plain_ceiling
+    return {
+        "ceiling": Score.of(run.ceiling),
+        "pgr_ci95": None if student.pgr_ci95 is None else tuple(student.pgr_ci95),
+        "others": _others(run, student),
+        "early_stopping": analysis.get(student.method, {}).get("stops", {}),
+        "links": student.links,
+        "taught_by": student.links[-1].taught_by if student.links else None,
+        "pgr_against_plain": None if plain is None else plain.pgr,
+        "summary": results.summary_of(student.method),
+    }
+
+
+def _records(
+    results: ExperimentResult | dict, run: SeedResult | dict, student: StudentResult | dict, link: LinkResult | None
+) -> tuple[ExperimentResult, SeedResult, StudentResult, LinkResult | None]:
+    """Returns the arguments of [`StudentCard.from_results`] as records."""
+    if isinstance(results, dict):
+        if "settings" not in results:
+            raise ValueError("results.json is of an older version of w2s_hf: run the recipe again.")
+        results = ExperimentResult.from_dict(results)
+    if isinstance(run, dict):
+        run = SeedResult.from_dict(run)
+    if isinstance(student, StudentResult):
+        return results, run, student, link
+    if "pgr" in student:
+        return results, run, StudentResult.from_dict(student), link
+    of_method = next(other for other in run.students if other.method == student["method"])
+    return results, run, of_method, LinkResult.from_dict(student)
+
+
+def _others(run: SeedResult, student: StudentResult) -> dict[str, Score]:
+    """The scores that a reader compares a student with, besides supervisor and ceiling."""
+    scores = {baseline.name: Score.of(baseline) for baseline in run.baselines}
+    for control in run.controls:
+        scores["the student's architecture, not pretrained, on the supervisor's labels"] = Score.of(control)
+    if "all_rows" in student.direct:
+        direct = dataclasses.replace(Score.of(student.direct["all_rows"]), model=student.model)
+        scores["the same student, directly on the supervisor's labels of all links' rows"] = direct
+    if run.ceiling_plain is not None:
+        scores["the ceiling without generative finetuning"] = Score.of(run.ceiling_plain)
+    return scores
