@@ -156,7 +156,7 @@ def _check_training(training_args: TrainingArguments, student_config: StudentCon
         raise ValueError("Got --push_to_hub and no token: set HF_TOKEN, or log in with `hf auth login`.")
 
 
-# What transformers, peft and torch would take, or refuse only when a model is trained. `None` is no number.
+# The smallest values. transformers, peft and torch accept smaller ones, or refuse them only when a model is trained.
 _AT_LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1, "lora_r": 1,
     "lora_alpha": 1, "learning_rate": 0, "weak_learning_rate": 0, "weight_decay": 0, "weak_weight_decay": 0,
@@ -198,7 +198,7 @@ def check_directory(option: str, path: str) -> None:
 
 
 def _default_output_dir(args: ExperimentArguments, config: Path, task: str | None) -> str:
-    """A directory for each task: an experiment in the directory of another one is refused."""
+    """Returns a directory for each task: an experiment in the directory of another one is refused."""
     if isinstance(args, AnyTaskArguments):
         task = find_task(args.task).name
     name = task or "experiment"
@@ -208,7 +208,7 @@ def _default_output_dir(args: ExperimentArguments, config: Path, task: str | Non
 
 
 def finish(results: dict, args: ExperimentArguments, training_args: TrainingArguments) -> None:
-    """The end of a recipe, on rank 0: the final table, and with `--push_to_hub` the students to the Hub."""
+    """Prints the final table on rank 0 and, with `--push_to_hub`, uploads the students."""
     if training_args.process_index:
         return
     print_table(results, training_args.output_dir)
@@ -218,11 +218,11 @@ def finish(results: dict, args: ExperimentArguments, training_args: TrainingArgu
 
 
 def run_recipe(main: Callable[[], None]) -> None:
-    """Runs a recipe, and ends it with one line, not a traceback, where the user can mend what is wrong."""
+    """Runs a recipe, and ends it with one line instead of a traceback where the user can fix the error."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if os.environ.get("RANK", "0") == "0":
         logging.getLogger("w2s_hf").setLevel(logging.INFO)
-    # What the imports made lives to the end. Passed over, it saves half a second in each collection after a training.
+    # Imported modules live to the end. A garbage collection that skips them is half a second faster.
     gc.freeze()
     try:
         main()
