@@ -165,15 +165,55 @@ def test_values_of_a_file_may_be_written_as_on_the_command_line(tmp_path):
     assert not training.disable_dropout and student.lora_target_modules == "all-linear"
 
 
+@pytest.mark.parametrize("form", ["--config {}", "--config={}", "--config {}.yaml", "--config={}.yaml"])
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-def test_every_shipped_configuration_is_read_by_its_recipe(name):
+def test_every_shipped_configuration_is_read_by_its_recipe(name, form, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = form.format(name).split()
     if name.startswith("sweep"):
-        assert parse_sweep("", CONFIGS / "sweep_demo.yaml", ["--config", name])[0].tasks
+        grid, _ = parse_sweep("", CONFIGS / "sweep_demo.yaml", words)
+        assert grid == parse_sweep("", CONFIGS / "sweep_demo.yaml", [])[0]
         return
     kind = "puzzles" if "chess" in name else "pairs" if "reward" in name else "texts"
-    experiment, training, _ = RECIPES[kind]
-    options = ["--config", name, "--use_cpu", "true", "--bf16", "false"]
-    assert parse_arguments("", CONFIGS / "demo.yaml", options, experiment, training)[0].student_model
+    experiment, training, demo = RECIPES[kind]
+    options = [*words, "--use_cpu", "true", "--bf16", "false"]
+    args, training_args, _ = parse_arguments("", CONFIGS / demo, options, experiment, training, task="boolq")
+    assert args.student_model and training_args.output_dir == f"outputs/{name if args.demo else 'boolq'}"
+
+
+@pytest.mark.parametrize(
+    ("options", "config"),
+    [
+        ("", "demo"),
+        ("--methods naive bootstrap", "demo_ladder"),
+        ("--methods=bootstrap", "demo_ladder"),
+        ("--ladder pretrained-32x2 pretrained-64x2", "demo_ladder"),
+        ("--ladder pretrained-32x2 pretrained-64x2 --analyses agreement", "demo"),
+        ("--ladder pretrained-32x2 pretrained-64x2 --analyses=agreement", "demo"),
+        ("--ladder pretrained-32x2 pretrained-64x2 --run_name agreement", "demo_ladder"),
+        ("--run_name bootstrap", "demo"),
+        ("--run-name=bootstrap", "demo"),
+    ],
+)
+def test_values_of_options_choose_the_demo_and_other_words_do_not(options, config):
+    _, training_args, _ = parse_arguments("", CONFIGS / "demo.yaml", options.split(), task="boolq")
+    assert training_args.output_dir == f"outputs/{config}"
+
+
+@pytest.mark.parametrize("words", ["--list_tasks", "--list-tasks", "--list_tasks=true", "--seeds 1 --list_tasks true"])
+def test_tasks_are_listed_by_an_option(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments("", CONFIGS / "demo.yaml", words.split(), AnyTaskArguments)
+    assert ended.value.code == 0 and "boolq" in capsys.readouterr().out
+
+
+def test_help_shows_the_defaults_of_the_chosen_configuration(capsys):
+    for words, default in {"--help": "2000", "--help --config qwen_72b": "None", "--wrong 1 -h": "2000"}.items():
+        with pytest.raises(SystemExit) as ended:
+            parse_arguments("", CONFIGS / "demo.yaml", words.split())
+        shown = " ".join(capsys.readouterr().out.split())
+        assert ended.value.code == 0
+        assert f"half of what there is). (default: {default})" in shown, words
 
 
 def test_a_misspelt_option_is_named_before_a_missing_one(capsys):
@@ -185,6 +225,7 @@ def test_a_misspelt_option_is_named_before_a_missing_one(capsys):
 def test_a_sweep_suggests_options_of_the_grid(capsys):
     for words, message in {
         "--weak_modles a": "Did you mean --weak_models",
+        "--weak_modle a": "Did you mean --weak_models?",
         "--cell_config singel_gpu --weak_models a --student_models b": "Did you mean 'single_gpu'",
         "--engine rey": "Did you mean 'ray'?",
         "--config demo": "got 'demo', which is no option of a grid",

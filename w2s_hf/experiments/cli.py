@@ -49,18 +49,17 @@ def parse_arguments(
     task: str | None = None,
 ) -> tuple[ExperimentArguments, TrainingArguments, StudentConfig]:
     """
-    Reads a recipe's command line; `--config FILE` (a file, or the name of a shipped configuration beside
-    `demo_config`) sets defaults and the command line wins.
+    Reads a recipe's command line. `--config` takes a file, or the name of a configuration beside `demo_config`.
 
     Args:
-        description (`str`): What `--help` begins with.
-        demo_config (`Path`): The configuration for a command line that names no model, no data and no configuration;
-            for one that asks for bootstrapping `NAME_ladder.yaml` beside it, where there is such a file.
+        description (`str`): The first lines of `--help`.
+        demo_config (`Path`): The configuration for a command line without model, data and configuration. If it has
+            options of a chain, `NAME_ladder.yaml` beside the file is taken instead, where it exists.
         argv (`list[str]`, *optional*): Defaults to that of the process.
-        experiment (`type`, *optional*, defaults to [`ClassificationArguments`]): Which arguments the experiment has.
-        training (`type`, *optional*, defaults to [`WeakToStrongConfig`]): Which its trainer has.
-        real_config (`str`, *optional*, defaults to `"single_gpu.yaml"`): The configuration for the real task, to name.
-        announce (`bool`, *optional*, defaults to `True`): Print of the demo that it is one. Not of a sweep's cells.
+        experiment (`type`, *optional*, defaults to [`ClassificationArguments`]): The arguments of the experiment.
+        training (`type`, *optional*, defaults to [`WeakToStrongConfig`]): The arguments of its trainer.
+        real_config (`str`, *optional*, defaults to `"single_gpu.yaml"`): The configuration that messages suggest.
+        announce (`bool`, *optional*, defaults to `True`): Print that the demo runs; `False` for a cell of a sweep.
         task (`str`, *optional*): Name of the recipe's task, for the default of `--output_dir`: `outputs/TASK`, or for
             the demo `outputs/demo`, with the name of the task where it is not the demo's own.
     """
@@ -81,7 +80,7 @@ def parse_arguments(
         # 3 Defaults that depend on other options.
         if training_args.output_dir == _DEFAULT_OUTPUT_DIR:
             training_args.output_dir = _default_output_dir(args, config or demo_config, task)
-        if announce:  # a sweep names the models of --ladder for all cells, and one method for each
+        if announce:  # a sweep gives all cells the same --ladder, and each cell one method
             _add_bootstrap(args, given)
         # 4 Checks of values that no dataclass can check alone.
         _check_models(args, real_config)
@@ -91,31 +90,30 @@ def parse_arguments(
         check_directory("--output_dir", training_args.output_dir)
     except (ValueError, OSError, ImportError) as error:
         parser.error(str(error))
+    # 5 The demo says that it is one.
     if args.demo:
         # Models and tables this small are read and written in no time; the bars of training remain.
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
-    if args.demo and announce and training_args.process_index == 0:
-        script = sys.argv[0] + (f" --task {args.task}" if isinstance(args, AnyTaskArguments) else "")
-        print(_DEMO_NOTE.format(script=script, config=real_config).strip(), flush=True)
+        if announce and training_args.process_index == 0:
+            script = sys.argv[0] + (f" --task {args.task}" if isinstance(args, AnyTaskArguments) else "")
+            print(_DEMO_NOTE.format(script=script, config=real_config).strip(), flush=True)
     return args, training_args, student_config
 
 
 def _demo_config(given: Namespace, demo_config: Path) -> Path | None:
     """
-    Returns the configuration of the demo where the command line names no model and no data, else `None`. A chain has
-    a demo of its own, `NAME_ladder.yaml`, for the recipes that ship one.
+    Returns the configuration of the demo, or `None` where a model, data or a configuration is given. A chain has a
+    demo of its own, `NAME_ladder.yaml`, if the recipe ships one.
     """
     if any(vars(given)[name] is not None for name in _REAL):
         return None
-    chain_config = demo_config.with_name(f"{demo_config.stem}_ladder.yaml")
-    has_chain = BOOTSTRAP in (given.methods or []) or _names_chain(given)
-    return chain_config if has_chain and chain_config.is_file() else demo_config
-
-
-def _names_chain(given: Namespace) -> bool:
-    """Whether `--ladder` names the models of a chain, not those that `--analyses agreement` compares."""
-    return given.ladder is not None and "agreement" not in (given.analyses or [])
+    # With --analyses agreement, the models of --ladder are compared and are no chain.
+    is_ladder_chain = given.ladder is not None and "agreement" not in (given.analyses or [])
+    if BOOTSTRAP in (given.methods or []) or is_ladder_chain:
+        chain_config = demo_config.with_name(f"{demo_config.stem}_ladder.yaml")
+        return chain_config if chain_config.is_file() else demo_config
+    return demo_config
 
 
 def _add_bootstrap(args: ExperimentArguments, given: Namespace) -> None:
@@ -158,7 +156,7 @@ def _check_training(training_args: TrainingArguments, student_config: StudentCon
         raise ValueError("Got --push_to_hub and no token: set HF_TOKEN, or log in with `hf auth login`.")
 
 
-# What transformers, peft and torch would take, or refuse only when a model is trained. `None` is no number.
+# The smallest values. transformers, peft and torch accept smaller ones, or refuse them only when a model is trained.
 _AT_LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1, "lora_r": 1,
     "lora_alpha": 1, "learning_rate": 0, "weak_learning_rate": 0, "weight_decay": 0, "weak_weight_decay": 0,
@@ -200,7 +198,7 @@ def check_directory(option: str, path: str) -> None:
 
 
 def _default_output_dir(args: ExperimentArguments, config: Path, task: str | None) -> str:
-    """A directory for each task: an experiment in the directory of another one is refused."""
+    """Returns a directory for each task: an experiment in the directory of another one is refused."""
     if isinstance(args, AnyTaskArguments):
         task = find_task(args.task).name
     name = task or "experiment"
@@ -210,7 +208,7 @@ def _default_output_dir(args: ExperimentArguments, config: Path, task: str | Non
 
 
 def finish(results: dict, args: ExperimentArguments, training_args: TrainingArguments) -> None:
-    """The end of a recipe, on rank 0: the final table, and with `--push_to_hub` the students to the Hub."""
+    """Prints the final table on rank 0 and, with `--push_to_hub`, uploads the students."""
     if training_args.process_index:
         return
     print_table(results, training_args.output_dir)
@@ -220,11 +218,11 @@ def finish(results: dict, args: ExperimentArguments, training_args: TrainingArgu
 
 
 def run_recipe(main: Callable[[], None]) -> None:
-    """Runs a recipe, and ends it with one line, not a traceback, where the user can mend what is wrong."""
+    """Runs a recipe, and ends it with one line instead of a traceback where the user can fix the error."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if os.environ.get("RANK", "0") == "0":
         logging.getLogger("w2s_hf").setLevel(logging.INFO)
-    # What the imports made lives to the end. Passed over, it saves half a second in each collection after a training.
+    # Imported modules live to the end. A garbage collection that skips them is half a second faster.
     gc.freeze()
     try:
         main()

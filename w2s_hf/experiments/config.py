@@ -1,4 +1,4 @@
-"""What an experiment can be told on the command line, besides the arguments of its trainer and its student."""
+"""The options of an experiment on the command line, besides those of its trainer and its student."""
 
 import argparse
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ __all__ = [
     "check_names",
 ]
 
-# What --analyses may name, and the heading of each in the report.
+# The analyses of --analyses, and the heading of each in the report.
 ANALYSES = {
     "overfitting": "Overfitting to weak labels",
     "agreement": "Agreement with the supervisor",
@@ -33,7 +33,7 @@ ANALYSES = {
     "weak_errors": "Which errors a supervisor makes",
 }
 
-# The method that is not a loss: a chain of students, each taught by the one before.
+# The method that is not a loss: a chain of students, each trained on the labels of the one before.
 BOOTSTRAP = "bootstrap"
 
 
@@ -204,7 +204,7 @@ class ExperimentArguments:
                 raise ValueError(f"--{name}: got {value}, expected a positive number.")
 
     def check_chain(self) -> None:
-        """Raises `ValueError` where the ladder is none, or does not lead to the student."""
+        """Raises `ValueError` where `--ladder` names fewer than two models, or none below the student."""
         if len(set(self.ladder)) != len(self.ladder) or len(self.ladder) < 2:
             raise ValueError(
                 f"--methods {BOOTSTRAP}: got --ladder {' '.join(self.ladder) or '(nothing)'}, expected two or more "
@@ -223,7 +223,7 @@ class ExperimentArguments:
 
     @property
     def sizes(self) -> list[str]:
-        """Students that `--analyses agreement` compares, small to large: the ladder's, the student among them."""
+        """The students that `--analyses agreement` compares, small to large; the student is one of them."""
         if "agreement" not in self.analyses:
             return []
         return self.ladder or [self.student_model]
@@ -231,8 +231,8 @@ class ExperimentArguments:
     @property
     def n_links(self) -> int:
         """
-        Links to deal rows for. Those of the whole ladder, however far up the student is: with another student the
-        links that both have learn the same rows.
+        The number of links that get rows of their own. All models of `--ladder` but the last count, also those above
+        the student, so that the rows of a link are the same for every student.
         """
         return len(self.ladder) - 1 if self.chain and self.link_rows == "fresh" else 0
 

@@ -89,7 +89,7 @@ class SweepArguments:
 
 @dataclass(frozen=True)
 class Cell:
-    """One student: what taught it what, and how."""
+    """One student, with its task, its supervisor, its method and its seed."""
 
     task: str
     weak_model: str
@@ -99,7 +99,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """The name of its files."""
         parts = [self.task, self.weak_model, self.student_model, self.method, f"seed{self.seed}"]
         readable = "-".join(Path(part).name for part in parts)
         return f"{readable}-{hashlib.sha256(repr(self).encode()).hexdigest()[:6]}"
@@ -118,8 +118,8 @@ class Job:
     Cells that are run one after the other in one process, because they share a base, a ceiling or a supervisor.
 
     Args:
-        cells (`tuple` of [`Cell`]): Which.
-        only_supervisors (`bool`): Train what will teach these cells, and no more.
+        cells (`tuple` of [`Cell`]): The cells, in the order in which they run.
+        only_supervisors (`bool`): Train the supervisors of these cells, and no more.
     """
 
     cells: tuple[Cell, ...]
@@ -165,8 +165,8 @@ def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[C
 
 def rounds_of(cells: list[Cell]) -> list[list[Job]]:
     """
-    Jobs in the order of what they need: supervisors, students, chains. Within a round, those of one student follow one
-    another, so that one process loads its base once.
+    Returns the jobs in rounds, each of which needs the rounds before: supervisors, students, chains. Within a round,
+    the jobs of one student follow one another, so that one process loads its base once.
     """
     supervisors, students, chains = {}, {}, {}
     for cell in cells:
