@@ -37,14 +37,11 @@ IMPORTS = {
     "FakeTensorMode": "torch._subclasses.fake_tensor",
     # Sees every operation of a pass, so that the memory estimate can add up its outputs. Public replacement: none.
     "TorchDispatchMode": "torch.utils._python_dispatch",
-    # The tensors in a nested output. Public replacement: none in torch 2.13; `torch.utils.pytree` is planned.
+    # The tensors in a nested output. Public replacement: none.
     "tree_leaves": "torch.utils._pytree",
-    # The rules by which `from_pretrained` renames and splits the weights of a checkpoint. Public replacement:
-    # `transformers.WeightConverter` and `transformers.WeightRenaming`, once their documentation is complete.
-    "Chunk": "transformers.core_model_loading",
-    "WeightConverter": "transformers.core_model_loading",
+    # A rule by which `from_pretrained` renames the weights of a checkpoint, and the function that registers rules for
+    # a model class. Public replacement: none; of the rules only `transformers.WeightConverter` is public.
     "WeightRenaming": "transformers.core_model_loading",
-    # Registers these rules for a model class. Public replacement: none.
     "register_checkpoint_conversion_mapping": "transformers.conversion_mapping",
     # The letters that stand for bytes in byte-level tokenizers. Public replacement: none.
     "bytes_to_unicode": "transformers.convert_slow_tokenizer",
@@ -107,8 +104,8 @@ OVERRIDDEN = {
         # `get_train_dataloader` and `get_eval_dataloader`, which would have to be written anew.
         "_get_train_sampler",
         "_get_eval_sampler",
-        # The number of tokens by which the loss of a step is divided. Public replacement: `get_batch_samples`, which
-        # TRL 1.0 does not call for an evaluation.
+        # The number of tokens by which a loss is divided. Public replacement: `get_batch_samples` in training; none in
+        # evaluation, where `prediction_step` calls this method.
         "_get_num_items_in_batch",
         # Where checkpoints go. Public replacement: `args.output_dir`, which also names the repository.
         "_get_output_dir",
@@ -398,6 +395,11 @@ def module_in_use(module: Any) -> Any:
     if not isinstance(module, ModulesToSaveWrapper):
         return module
     return module.modules_to_save[module.active_adapters[0]] if module.active_adapters else module.original_module
+
+
+def original_and_copies(wrapper: Any) -> tuple[Any, Any]:
+    """The module that a `ModulesToSaveWrapper` wraps, and the copies of its adapters. Public replacement: none."""
+    return wrapper.original_module, wrapper.modules_to_save
 
 
 def is_packed_for_cpu(layer: Any) -> bool:

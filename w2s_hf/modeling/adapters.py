@@ -26,6 +26,7 @@ from .._compat import (
     is_packed_for_cpu,
     load_peft_weights,
     never_pack_for_cpu,
+    original_and_copies,
 )
 from .heads import HEAD_NAMES, dequantize_head, full_precision_head, head_modules, new_weights
 
@@ -117,7 +118,7 @@ def _without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
         )
     for name, module in list(base.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):
-            base.set_submodule(name, module.original_module)
+            base.set_submodule(name, original_and_copies(module)[0])
     if isinstance(model, PeftModel) and not model.active_peft_config.is_prompt_learning:
         return model.unload()
     # A base that was kept beside its student has the adapters in it.

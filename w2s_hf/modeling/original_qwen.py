@@ -12,11 +12,17 @@ from pathlib import Path
 
 from tokenizers import AddedToken
 from torch import nn
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification, Qwen2Tokenizer
+from transformers import (
+    Chunk,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
+    Qwen2Tokenizer,
+    WeightConverter,
+)
 
 from .._compat import (
-    Chunk,
-    WeightConverter,
     WeightRenaming,
     bytes_to_unicode,
     cached_file,

@@ -15,7 +15,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, Training
 from transformers.utils.logging import get_logger
 from trl import RewardConfig
 
-from .._compat import ModulesToSaveWrapper
+from .._compat import ModulesToSaveWrapper, original_and_copies
 
 __all__ = [
     "THRESHOLD_LOSSES",
@@ -90,7 +90,7 @@ def _inactive_parameters(module: nn.Module) -> list[nn.Parameter]:
     if isinstance(module, BaseTunerLayer):
         parts = [getattr(module, name) for name in module.adapter_layer_names]
     elif isinstance(module, ModulesToSaveWrapper):
-        parts = [module.modules_to_save]
+        parts = [original_and_copies(module)[1]]
     else:
         return []
     return [
