@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import make_rows
 from datasets import Dataset, load_dataset
+from helpers.models import make_rows
 from transformers import DataCollatorWithPadding
 
 from w2s_hf import WeakCompletions, WeakLabels

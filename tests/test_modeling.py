@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from conftest import make_rows
+from helpers.models import make_rows
+from helpers.training import arguments
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
-from test_trainer import arguments
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from w2s_hf import WeakToStrongTrainer, fresh_adapter, load_student

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from test_tasks import check, world  # noqa: F401
+from helpers.task_rows import MESSAGES, check, own_task
 
 from w2s_hf import TASKS, Task, load_task
 from w2s_hf.demo.rows import demo_rows
@@ -14,14 +14,6 @@ from w2s_hf.experiments.settings.base import CLASSIFICATION
 from w2s_hf.tasks import find_task
 from w2s_hf.tasks.loading import load_raw
 from w2s_hf.tasks.splits import CONVERSIONS, load_splits
-
-MESSAGES = [{"message": f"w{i % 7} w{i} w{i * 3 % 50}", "is_spam": ["ham", "spam"][i * 5 % 3 > 0]} for i in range(240)]
-
-
-def own_task(**changes) -> Task:
-    settings = {"name": "spam", "sources": "messages.csv", "template": "Message: {message}", "label": "is_spam"}
-    settings |= {"class_names": ("ham", "spam"), "context": "message", "test_split": None}
-    return Task(**settings | changes)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_model, make_tokenizer
 from datasets import Dataset
-from running import ROOT, SMALL, TINY, forked, numbers, recipe_here, start
-from test_preferences import TEMPLATE, explicit_messages, implicit_text, pairs_of
-from test_reward_pair import LORA, pair_arguments, reward_model
+from helpers.models import make_model, make_tokenizer
+from helpers.preferences import TEMPLATE, explicit_messages, implicit_text, pairs_of
+from helpers.running import ROOT, SMALL, TINY, forked, numbers, recipe_here, start
+from helpers.training import LORA, pair_arguments, reward_model
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
 
 from w2s_hf import WeakLabels, fresh_adapter, load_student
