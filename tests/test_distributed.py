@@ -12,6 +12,8 @@ from helpers.running import forked
 from helpers.training import make_pairs
 from packaging.version import Version
 
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
 SCRIPT = Path(__file__).parent / "helpers" / "distributed_script.py"
 
 

@@ -1,6 +1,7 @@
 """RewardPairTrainer: TRL's RewardTrainer without soft labels, symmetric with them, a row a pair in prediction."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from peft import LoraConfig, PeftModel
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 from trl import RewardConfig, RewardTrainer
 
-from w2s_hf import RewardPairTrainer, fresh_adapter, load_student
+from w2s_hf import RewardPairConfig, RewardPairTrainer, fresh_adapter, load_student
 from w2s_hf.collators import RewardPairCollator, sorted_lengths, split_by_tokens
 from w2s_hf.losses import LOSS_TYPES
 
@@ -233,22 +234,36 @@ def test_text_needs_an_end_of_text_token(tmp_path):
         trainer_on(tmp_path, [TEXT], tokenizer)
 
 
-def test_arguments_and_adapters_that_do_not_fit(tmp_path):
+@pytest.mark.parametrize(
+    ("model", "config", "adapters", "message"),
+    [
+        (reward_model, RewardConfig, None, "got a RewardConfig, expected a RewardPairConfig"),
+        (
+            reward_model, RewardPairConfig, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"),
+            "task_type CAUSAL_LM, expected SEQ_CLS",
+        ),
+        (partial(make_model, "llama"), RewardPairConfig, None, "num_labels"),
+    ],
+    ids=["config", "adapters", "model"],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(model, config, adapters, message, tmp_path):
+    options = {"train_dataset": make_pairs(4), "processing_class": make_tokenizer(), "peft_config": adapters}
+    with pytest.raises(ValueError, match=message):
+        RewardPairTrainer(model(), pair_arguments(tmp_path, config), **options)
+
+
+@pytest.mark.skipif(not hasattr(RewardConfig, "train_sampling_strategy"), reason="TRL without this option")
+def test_pairs_are_not_grouped_by_length(tmp_path):
+    with pytest.raises(ValueError, match="got 'group_by_length', and a pair has two lengths"):
+        pair_arguments(tmp_path, train_sampling_strategy="group_by_length")
+
+
+def test_adapters_without_a_task_type_are_those_of_a_classifier(tmp_path):
     options = {"train_dataset": make_pairs(4), "processing_class": make_tokenizer()}
-    with pytest.raises(ValueError, match="got a RewardConfig, expected a RewardPairConfig"):
-        RewardPairTrainer(reward_model(), pair_arguments(tmp_path, RewardConfig), **options)
-    wrong = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
-    with pytest.raises(ValueError, match="task_type CAUSAL_LM, expected SEQ_CLS"):
-        RewardPairTrainer(reward_model(), pair_arguments(tmp_path), peft_config=wrong, **options)
     untyped = LoraConfig(target_modules="all-linear", r=4)
     trainer = RewardPairTrainer(reward_model(), pair_arguments(tmp_path), peft_config=untyped, **options)
     trainable = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     assert any("score.modules_to_save" in name for name in trainable) and untyped.task_type is None
-    if hasattr(RewardConfig, "train_sampling_strategy"):
-        with pytest.raises(ValueError, match="got 'group_by_length', and a pair has two lengths"):
-            pair_arguments(tmp_path, train_sampling_strategy="group_by_length")
-    with pytest.raises(ValueError, match="num_labels"):
-        RewardPairTrainer(make_model("llama"), pair_arguments(tmp_path), **options)
 
 
 def test_a_4_bit_student_by_name_learns_saves_and_loads(tmp_path):

@@ -151,6 +151,8 @@ def test_killed_in_the_generative_stage_and_run_again(finished, cache, tmp_path)
     assert (found["runs"], found["summary"]) == (finished[2]["runs"], finished[2]["summary"])
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_two_ranks_run_the_recipe(cache, tmp_path):
     options = "--methods confidence --generative_finetuning true --max_tokens_per_micro_batch 200".split()
     options += ["--per_device_train_batch_size", 16, "--output_dir", tmp_path / "out"]
