@@ -1,4 +1,4 @@
-"""Tiny models made from configurations: nothing is downloaded."""
+"""Fixtures of tiny models, made once; the environment that all tests share."""
 
 import copy
 import gc
@@ -11,22 +11,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # models this small run no faster on two threads, and far slower on a busy machine
 os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # the same kernels, and so the same numbers and buffers, on every machine
 
-import numpy as np
 import pytest
-import running
-from datasets import Dataset
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-    PreTrainedTokenizerFast,
-    set_seed,
-)
+from helpers import running
+from helpers.models import make_model, make_tokenizer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,40 +32,6 @@ def _server_of_forks(request):
         forkserver.ensure_running()
 
 
-WORDS = [f"w{index}" for index in range(60)]
-
-
-def make_model(kind: str):
-    """A classifier with weights large enough that its predictions differ from row to row. Widths suit nf4."""
-    set_seed(0)
-    common = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
-    if kind == "llama":
-        config = LlamaConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            **common,
-        )
-        return LlamaForSequenceClassification(config)
-    if kind == "gpt2":
-        dropout = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
-        return GPT2ForSequenceClassification(
-            GPT2Config(n_embd=64, n_layer=2, n_head=2, n_positions=64, **dropout, **common)
-        )
-    config = BertConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        **common,
-    )
-    return BertForSequenceClassification(config)
-
-
 @pytest.fixture(scope="session")
 def _models():
     return {kind: make_model(kind) for kind in ("llama", "gpt2", "bert")}
@@ -90,70 +43,20 @@ def model_of(_models):
     return lambda kind="llama": copy.deepcopy(_models[kind])
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *WORDS])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
-    )
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()
 
 
-def make_rows(n: int, labels: str = "soft", seed: int = 0, n_classes: int = 2, lengths=(3, 30)) -> Dataset:
-    """`n` rows of random tokens of mixed length, with labels of the kind asked for."""
-    rng = np.random.default_rng(seed)
-    rows = {
-        "id": [f"row-{index}" for index in range(n)],
-        "input_ids": [rng.integers(4, 64, rng.integers(*lengths)).tolist() for _ in range(n)],
-    }
-    rows["attention_mask"] = [[1] * len(ids) for ids in rows["input_ids"]]
-    probabilities = rng.dirichlet(np.ones(n_classes), n).astype(np.float32)
-    if labels == "soft":
-        rows["labels"] = probabilities.tolist()
-    elif labels == "scalar":
-        rows["labels"] = probabilities[:, 1].tolist()
-    elif labels == "hard":
-        rows["labels"] = probabilities.argmax(axis=1).tolist()
-    return Dataset.from_dict(rows)
+@pytest.fixture(scope="module")
+def world():
+    """Where generated rows of every task come from."""
+    from w2s_hf.demo.worlds import DemoWorld
+
+    return DemoWorld(seed=0)
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """Where the demo's models are built once, for all recipes."""
     return tmp_path_factory.mktemp("cache")
-
-
-def make_character_tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    """A token a character, which reads any transcript or FEN; texts decode to themselves."""
-    characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 /-+#=.:\n"
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", *characters])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    backend.decoder = decoders.Fuse()
-    special = {"pad_token": "<pad>", "eos_token": "<eos>"} | special
-    names = ["input_ids", "attention_mask"]
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=names, **special)
-
-
-def make_language_model(tokenizer: PreTrainedTokenizerFast, small: bool = False, **options) -> LlamaForCausalLM:
-    """A tiny Llama that reads 160 tokens; its weights are large enough that completions differ."""
-    set_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16 if small else 64,
-        intermediate_size=32 if small else 128,
-        num_hidden_layers=1 if small else 2,
-        num_attention_heads=2,
-        max_position_embeddings=160,
-        initializer_range=0.2,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        **options,
-    )
-    return LlamaForCausalLM(config)

@@ -7,11 +7,11 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import make_language_model, make_rows
+from helpers.models import make_language_model, make_rows
+from helpers.training import arguments
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_trainer import arguments
 from transformers import (
     AutoConfig,
     AutoModel,

@@ -4,10 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from conftest import make_tokenizer
-from running import ROOT, TINY, forked, numbers, recipe_here
+from helpers.models import make_tokenizer
+from helpers.running import ROOT, TINY, forked, numbers, recipe_here
 from safetensors.numpy import load_file
-from test_chess_recipe import NAME as CHESS_RECIPE
 
 from w2s_hf import StudentCard, WeakLabels
 from w2s_hf.experiments import analyses as experiment_analyses
@@ -15,6 +14,7 @@ from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.config import ANALYSES
 from w2s_hf.experiments.finetuner import Finetuner
 
+CHESS_RECIPE = "chess.py"
 ALL = [*TINY, "--analyses", *ANALYSES, "--n_snapshots", "3", "--prompt_shots", "2"]
 
 

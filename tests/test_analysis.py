@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_rows
 from datasets import Dataset
+from helpers.models import make_character_tokenizer, make_language_model, make_rows
+from helpers.training import arguments
 from scipy.stats import binomtest
-from test_completion import make_character_tokenizer, make_language_model
-from test_trainer import arguments
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from w2s_hf import WeakLabels, WeakToStrongTrainer, fresh_adapter, losses, metrics

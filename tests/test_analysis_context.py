@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from running import ROOT, TINY
-from test_completion import make_character_tokenizer
-from test_finetuning import finetuner_of, splits_of
+from helpers.benches import finetuner_of, splits_of
+from helpers.models import make_character_tokenizer
+from helpers.running import ROOT, TINY
 from transformers import Trainer
 
 from w2s_hf.analysis import few_shot_prompts, logistic_probe

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from running import ROOT, forked
+from helpers.running import ROOT, forked
 
 BENCHMARKS = ROOT / "recipes" / "benchmarks"
 # The interpreter finds what lies beside a script that it is given; `runpy` does not.

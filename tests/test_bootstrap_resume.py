@@ -5,18 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_rows, make_tokenizer
-from test_bootstrap_trainer import (
-    LORA,
-    N_LINKS,
-    assert_same_chain,
-    bootstrap,
-    files,
-    state_of,
-    student,
-    three_parts,
-)
-from test_trainer import arguments
+from helpers.chains import LORA, N_LINKS, assert_same_chain, bootstrap, files, state_of, student, three_parts
+from helpers.models import make_rows, make_tokenizer
+from helpers.training import arguments
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from w2s_hf import BootstrapTrainer, WeakLabels, WeakToStrongTrainer, load_student

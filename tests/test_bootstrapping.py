@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from running import SMALL, TINY, numbers, recipe_here
+from helpers.running import SMALL, TINY, numbers, recipe_here
 from transformers import PreTrainedModel
 
 from w2s_hf import WeakCompletions, WeakLabels

@@ -7,8 +7,8 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from conftest import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
 from datasets import Dataset, DatasetDict
+from helpers.models import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
 from peft import (
     IA3Config,
     LoraConfig,

@@ -5,9 +5,10 @@ import dataclasses
 import chess
 import numpy as np
 import pytest
-from conftest import make_character_tokenizer
 from datasets import Dataset, DatasetDict
-from test_tasks import real
+from helpers.models import make_character_tokenizer, merging_tokenizer
+from helpers.puzzles import random_rows
+from helpers.task_rows import real
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -112,31 +113,6 @@ FEN, MOVES = (as_table(PAPER_PROMPT, PAPER_TARGET)[name] for name in ("FEN", "Mo
 def test_broken_rows_say_why(row, reason):
     with pytest.raises(BrokenPuzzleError, match=reason):
         CHESS_PUZZLES.example(row)
-
-
-def random_rows(n: int, seed: int = 0) -> list[dict]:
-    """`n` rows of the table, each of a game of its own: random moves from the start."""
-    rng, rows = np.random.default_rng(seed), []
-    while len(rows) < n:
-        board = chess.Board()
-        for _ in range(12):
-            moves = list(board.legal_moves)
-            board.push(moves[rng.integers(len(moves))])
-        last = board.pop()
-        before = board.fen()
-        board.push(last)
-        answers = list(board.legal_moves)
-        if answers:
-            number = len(rows)
-            rows.append(
-                {
-                    "FEN": before,
-                    "Moves": f"{last.uci()} {answers[0].uci()}",
-                    "Rating": 600 + 100 * (number % 16),
-                    "GameUrl": f"https://lichess.org/game{number // 2:04}{'/black' * (number % 2)}#{number}",
-                }
-            )
-    return rows
 
 
 def load(train: list[dict], test: list[dict] | None = None, **options):
@@ -260,14 +236,6 @@ def test_a_path_that_is_not_there_names_both_schemas():
 def test_unknown_columns_name_both_schemas():
     with pytest.raises(ValueError, match="has the columns question, expected ctx, target: .*; or FEN, Moves: "):
         load([{"question": "best move?"}])
-
-
-def merging_tokenizer(**options) -> PreTrainedTokenizerFast:
-    """Merges `:` and a space behind it, as a BPE without word boundaries may."""
-    characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 /-+#=.:\n"
-    tokens = ["<pad>", "<eos>", *characters, ": "]
-    backend = Tokenizer(models.BPE({token: n for n, token in enumerate(tokens)}, [(":", " ")]))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", **options)
 
 
 def test_a_tokenizer_that_merges_over_the_boundary_is_refused():

@@ -9,10 +9,10 @@ import xml.etree.ElementTree as ElementTree
 
 import chess
 import pytest
-from conftest import make_character_tokenizer, make_language_model
 from datasets import Dataset
-from running import ROOT, forked, numbers, recipe, recipe_here, start
-from test_chess import random_rows
+from helpers.models import make_character_tokenizer, make_language_model
+from helpers.puzzles import random_rows
+from helpers.running import ROOT, forked, numbers, recipe, recipe_here, start
 from transformers import AutoTokenizer
 
 from w2s_hf import CompletionConfig, load_student

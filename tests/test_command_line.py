@@ -4,7 +4,7 @@ import runpy
 import sys
 
 import pytest
-from running import ROOT
+from helpers.running import ROOT
 
 from w2s_hf import publish
 from w2s_hf.command_line import did_you_mean

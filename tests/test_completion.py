@@ -5,14 +5,14 @@ import inspect
 
 import pytest
 import torch
-from conftest import make_character_tokenizer, make_language_model
 from datasets import Dataset
+from helpers.models import make_character_tokenizer, make_language_model, merging_tokenizer
+from helpers.training import completion_arguments, rows_of
 from peft import LoraConfig
-from test_chess import merging_tokenizer
 from transformers import BitsAndBytesConfig, EarlyStoppingCallback, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from w2s_hf import CompletionConfig, CompletionTrainer, fresh_adapter, load_student
+from w2s_hf import CompletionTrainer, fresh_adapter, load_student
 from w2s_hf.generation import complete
 from w2s_hf.trainers.completion import _tokenize
 
@@ -24,30 +24,13 @@ def tokenizer():
     return make_character_tokenizer()
 
 
-def rows_of(n: int, first: int = 0) -> Dataset:
-    """Says the last letter of the prompt again."""
-    words = [f"{'abcdefgh'[number % 8] * (1 + number % 5)}{'xyz'[number % 3]}" for number in range(first, first + n)]
-    return Dataset.from_dict({"prompt": [f"{word}:" for word in words], "completion": [f" {w[-1]}" for w in words]})
-
-
-def arguments(tmp_path, kind=CompletionConfig, **options):
-    options = {
-        "output_dir": str(tmp_path), "per_device_train_batch_size": 8, "learning_rate": 3e-3, "max_steps": 4,
-        "logging_steps": 1, "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False,
-        "gradient_checkpointing": False, "lr_scheduler_type": "constant", **options,
-    }  # fmt: skip
-    if kind is CompletionConfig:
-        options.setdefault("max_new_tokens", 4)
-    return kind(**options)
-
-
 def losses(trainer) -> list[float]:
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def make_trainer(model, tokenizer, tmp_path, **options) -> CompletionTrainer:
-    args = arguments(tmp_path, **options)
+    args = completion_arguments(tmp_path, **options)
     return CompletionTrainer(
         model=model, args=args, train_dataset=rows_of(32), eval_dataset=rows_of(24, 32), processing_class=tokenizer
     )
@@ -57,7 +40,7 @@ def test_it_trains_as_trl_does(tokenizer, tmp_path):
     ours = make_trainer(make_language_model(tokenizer), tokenizer, tmp_path)
     theirs = SFTTrainer(
         model=make_language_model(tokenizer),
-        args=arguments(tmp_path, SFTConfig, completion_only_loss=True),
+        args=completion_arguments(tmp_path, SFTConfig, completion_only_loss=True),
         train_dataset=rows_of(32),
         processing_class=tokenizer,
     )
@@ -101,7 +84,7 @@ def test_early_stopping_goes_by_the_labels_of_the_validation_rows(tokenizer, tmp
     rows = rows_of(24, 32)
     made = [made.text for made in complete(model.eval(), tokenizer, rows["prompt"], max_new_tokens=4)]
     own = rows.remove_columns("completion").add_column("completion", made)
-    args = arguments(
+    args = completion_arguments(
         tmp_path, max_steps=40, eval_strategy="steps", eval_steps=4, save_strategy="steps", save_steps=4,
         load_best_model_at_end=True, metric_for_best_model="accuracy", save_total_limit=2, eval_on_start=True,
         learning_rate=3e-4,
@@ -157,7 +140,7 @@ def test_a_name_and_a_configuration_of_adapters_will_do(tokenizer, tmp_path):
     make_language_model(tokenizer).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     trainer = CompletionTrainer(
-        model=str(tmp_path / "base"), args=arguments(tmp_path), train_dataset=rows_of(8), peft_config=LORA,
+        model=str(tmp_path / "base"), args=completion_arguments(tmp_path), train_dataset=rows_of(8), peft_config=LORA,
         quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
     )  # fmt: skip
     trainable = [value for value in trainer.model.parameters() if value.requires_grad]
@@ -179,7 +162,7 @@ def test_a_name_and_a_configuration_of_adapters_will_do(tokenizer, tmp_path):
 def test_rows_that_do_not_do_say_why(tokenizer, tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         CompletionTrainer(
-            model=make_language_model(tokenizer), args=arguments(tmp_path), train_dataset=rows_of(3),
+            model=make_language_model(tokenizer), args=completion_arguments(tmp_path), train_dataset=rows_of(3),
             eval_dataset=rows, processing_class=tokenizer,
         )  # fmt: skip
 
@@ -220,7 +203,7 @@ def long_rows() -> Dataset:
 
 def test_training_rows_that_do_not_fit_are_left_out_and_counted(tokenizer, tmp_path, caplog):
     """None loses its end: TRL drops a row whose prompt fills `max_length`, and cuts the completion of another."""
-    args = arguments(tmp_path, max_length=8)
+    args = completion_arguments(tmp_path, max_length=8)
     trainer = CompletionTrainer(
         model=make_language_model(tokenizer), args=args, train_dataset=long_rows(), processing_class=tokenizer
     )
@@ -231,7 +214,7 @@ def test_training_rows_that_do_not_fit_are_left_out_and_counted(tokenizer, tmp_p
     assert "(row 2 has 10); they are left out" in caplog.text
     caplog.clear()
     for max_length in (None, 12):
-        args = arguments(tmp_path, max_length=max_length)
+        args = completion_arguments(tmp_path, max_length=max_length)
         whole = CompletionTrainer(
             model=make_language_model(tokenizer), args=args, train_dataset=long_rows(), processing_class=tokenizer
         )
@@ -241,7 +224,7 @@ def test_training_rows_that_do_not_fit_are_left_out_and_counted(tokenizer, tmp_p
 
 def test_evaluation_rows_that_do_not_fit_and_no_row_that_fits_are_refused(tokenizer, tmp_path):
     message = r"eval_dataset: 2 of 4 rows are longer than max_length=8 tokens.*Set args.max_length to 12 or to None"
-    options = {"processing_class": tokenizer, "args": arguments(tmp_path, max_length=8)}
+    options = {"processing_class": tokenizer, "args": completion_arguments(tmp_path, max_length=8)}
     with pytest.raises(ValueError, match=message):
         CompletionTrainer(
             make_language_model(tokenizer), train_dataset=rows_of(8), eval_dataset=long_rows(), **options
@@ -257,7 +240,10 @@ def test_rows_longer_than_the_positions_are_refused(tokenizer, tmp_path):
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, n_positions=11)
     with pytest.raises(ValueError, match="train_dataset: got 1 of 4 rows with more tokens than the 11 positions"):
         CompletionTrainer(
-            GPT2LMHeadModel(config), arguments(tmp_path), train_dataset=long_rows(), processing_class=tokenizer
+            GPT2LMHeadModel(config),
+            completion_arguments(tmp_path),
+            train_dataset=long_rows(),
+            processing_class=tokenizer,
         )
 
 
@@ -298,4 +284,4 @@ def test_dropout_is_off_unless_asked_for(tokenizer, tmp_path):
 )
 def test_wrong_arguments_say_what_to_do(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        arguments(tmp_path, **options)
+        completion_arguments(tmp_path, **options)

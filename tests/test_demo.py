@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Value
-from running import ROOT
+from helpers.running import ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import trl
-from conftest import make_rows
+from helpers.models import make_rows
+from helpers.running import forked
+from helpers.training import make_pairs
 from packaging.version import Version
-from running import forked
-from test_reward_pair import make_pairs
 
-SCRIPT = Path(__file__).with_name("distributed_script.py")
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+SCRIPT = Path(__file__).parent / "helpers" / "distributed_script.py"
 
 
 def run(tmp_path_factory, n_ranks: int) -> dict:

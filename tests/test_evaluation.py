@@ -5,12 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
 from datasets import Dataset
-from test_completion import arguments as completion_arguments
-from test_completion import rows_of
-from test_reward_pair import make_pairs, pair_arguments, reward_model
-from test_trainer import Record, arguments
+from helpers.models import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
+from helpers.training import Record, arguments, completion_arguments, make_pairs, pair_arguments, reward_model, rows_of
 from torch import nn
 from transformers import (
     BertForSequenceClassification,

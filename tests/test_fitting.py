@@ -1,10 +1,10 @@
 """Recipes ask whether a model fits before anything of it is loaded."""
 
 import pytest
-from conftest import make_model
+from helpers.models import make_model
+from helpers.running import recipe_here
+from helpers.task_rows import passages
 from peft import LoraConfig
-from running import recipe_here
-from test_splits import passages
 from transformers import FunnelConfig, Qwen2Config
 
 from w2s_hf import CompletionConfig, RewardPairConfig, StudentConfig, WeakToStrongConfig

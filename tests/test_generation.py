@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import make_character_tokenizer, make_language_model
 from datasets import Dataset
+from helpers.models import make_character_tokenizer, make_language_model
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import GenerationConfig
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import make_language_model
-from hub_server import LoopbackHub
-from running import recipe
-from test_splits import passages
+from helpers.hub_server import LoopbackHub
+from helpers.models import make_language_model
+from helpers.running import recipe
+from helpers.task_rows import passages
 
 from w2s_hf import WeakLabels
 
-SCRIPT = Path(__file__).with_name("hub_scripts.py")
+SCRIPT = Path(__file__).parent / "helpers" / "hub_scripts.py"
 OF_TRAINERS = ("classifier", "reward", "writer", "whole")
 STUDENT, LABELS = "me/boolq-base-from-weak-naive-seed0", "me/boolq-weak-labels-weak-seed0"
 

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import make_rows
 from datasets import Dataset, load_dataset
+from helpers.models import make_rows
 from transformers import DataCollatorWithPadding
 
 from w2s_hf import WeakCompletions, WeakLabels
@@ -64,13 +64,17 @@ def test_saved_labels_load_equal_and_notice_a_change(tmp_path):
         WeakLabels.load(tmp_path / "w")
 
 
-def test_weak_labels_need_different_ids_and_probabilities():
-    with pytest.raises(ValueError, match="repeated"):
-        WeakLabels(["a", "a"], np.full((2, 2), 0.5))
-    with pytest.raises(ValueError, match="2 ids for 3"):
-        WeakLabels(["a", "b"], np.full((3, 2), 0.5))
-    with pytest.raises(ValueError, match="row b"):
-        WeakLabels(["a", "b"], np.array([[0.5, 0.5], [0.5, 0.6]]))
+@pytest.mark.parametrize(
+    ("ids", "probabilities", "message"),
+    [
+        (["a", "a"], [[0.5, 0.5]] * 2, "repeated"),
+        (["a", "b"], [[0.5, 0.5]] * 3, "2 ids for 3"),
+        (["a", "b"], [[0.5, 0.5], [0.5, 0.6]], "row b"),
+    ],
+)
+def test_weak_labels_need_different_ids_and_probabilities(ids, probabilities, message):
+    with pytest.raises(ValueError, match=message):
+        WeakLabels(ids, np.array(probabilities))
 
 
 def test_three_forms_of_labels():

@@ -8,10 +8,10 @@ import sys
 import pandas as pd
 import pytest
 import yaml
-from hub_server import LoopbackHub
+from helpers.cards import CARDS, card_of, results
+from helpers.hub_server import LoopbackHub
+from helpers.running import ROOT
 from huggingface_hub import HfApi, constants
-from running import ROOT
-from test_cards import CARDS, card_of, results
 
 from w2s_hf import Score, StudentCard
 from w2s_hf.leaderboard import COLUMNS, find_cards, leaderboard, read_card, readable

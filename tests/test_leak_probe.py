@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
-from test_own_tasks import MESSAGES
-from test_tasks import real, world  # noqa: F401
+from helpers.task_rows import MESSAGES, real
 
 from w2s_hf import TASKS
 from w2s_hf.demo.rows import demo_rows

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
+from helpers.running import ROOT
 from peft import LoraConfig, PeftModel
-from running import ROOT
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, Qwen2Config
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import forked
+from helpers.running import forked
 
 from w2s_hf import metrics
 

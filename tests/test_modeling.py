@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from conftest import make_rows
+from helpers.models import make_rows
+from helpers.training import arguments
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
-from test_trainer import arguments
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from w2s_hf import WeakToStrongTrainer, fresh_adapter, load_student
@@ -218,13 +218,24 @@ def test_unembedding_head(tied, model_of, tmp_path):
     assert torch.equal(model.score.weight, causal.get_output_embeddings().weight[[7, 8]])
 
 
-def test_bad_requests(directory_of, model_of, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="SEQ_CLS, REWARD or CAUSAL_LM"):
-        load_student(directory_of("llama"), task_type="CLS")
-    with pytest.raises(ValueError, match="give one of them"):
-        load_student(directory_of("llama"), load_in_4bit=True, quantization_config=BitsAndBytesConfig())
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task_type": "CLS"}, "SEQ_CLS, REWARD or CAUSAL_LM"),
+        ({"load_in_4bit": True, "quantization_config": BitsAndBytesConfig()}, "give one of them"),
+    ],
+)
+def test_students_that_cannot_be_loaded(options, message, directory_of):
+    with pytest.raises(ValueError, match=message):
+        load_student(directory_of("llama"), **options)
+
+
+def test_a_model_with_adapters_gets_no_others(model_of, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="has adapters already"):
         train(fresh_adapter(model_of(), LORA), tokenizer, tmp_path, peft_config=LORA)
+
+
+def test_a_classifier_needs_two_outputs(model_of, tokenizer, tmp_path):
     config = model_of().config
     config.num_labels = 1
     reward = LlamaForSequenceClassification(config)

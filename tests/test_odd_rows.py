@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from test_own_tasks import own_task
+from helpers.task_rows import own_task
 
 from w2s_hf import TASKS, Task, load_task
 from w2s_hf.tasks import PREFERENCE_TASKS, find_task, load_pairs

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import recipe_here
+from helpers.running import recipe_here
+from helpers.task_rows import passages, real
 from safetensors.torch import save_file
-from test_splits import passages
-from test_tasks import real
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 from transformers.convert_slow_tokenizer import bytes_to_unicode

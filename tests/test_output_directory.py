@@ -4,8 +4,8 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from running import ROOT
-from test_cards import CARDS
+from helpers.cards import CARDS
+from helpers.running import ROOT
 
 from w2s_hf.config import CompletionConfig, RewardPairConfig
 from w2s_hf.experiments import experiment

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from test_tasks import check, world  # noqa: F401
+from helpers.task_rows import MESSAGES, check, own_task
 
 from w2s_hf import TASKS, Task, load_task
 from w2s_hf.demo.rows import demo_rows
@@ -14,14 +14,6 @@ from w2s_hf.experiments.settings.base import CLASSIFICATION
 from w2s_hf.tasks import find_task
 from w2s_hf.tasks.loading import load_raw
 from w2s_hf.tasks.splits import CONVERSIONS, load_splits
-
-MESSAGES = [{"message": f"w{i % 7} w{i} w{i * 3 % 50}", "is_spam": ["ham", "spam"][i * 5 % 3 > 0]} for i in range(240)]
-
-
-def own_task(**changes) -> Task:
-    settings = {"name": "spam", "sources": "messages.csv", "template": "Message: {message}", "label": "is_spam"}
-    settings |= {"class_names": ("ham", "spam"), "context": "message", "test_split": None}
-    return Task(**settings | changes)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
@@ -225,23 +217,41 @@ def test_another_context_is_another_fingerprint():
     assert len({bench.fingerprint(splits.student_half, with_labels=False) for splits in every}) == 4
 
 
+DIALOGUE = {"dialogue": ["a"], "question": "b", "choice": ["c", "d"], "answer": "e"}
+
+
 def test_an_answer_that_is_none_of_the_choices_is_named():
-    row = {"dialogue": ["a"], "question": "b", "choice": ["c", "d"], "answer": "e"}
-    raw = DatasetDict(train=Dataset.from_list([row], split="train"), test=Dataset.from_list([row]))
-    with pytest.raises(
-        ValueError, match="row 0 of the split 'train' says that 'e' is right, expected one of 'c', 'd'"
-    ):
+    raw = DatasetDict(train=Dataset.from_list([DIALOGUE], split="train"), test=Dataset.from_list([DIALOGUE]))
+    message = "row 0 of the split 'train' says that 'e' is right, expected one of 'c', 'd'"
+    with pytest.raises(ValueError, match=message):
         load_splits(TASKS["dream"], raw=raw)
-    raw = DatasetDict(train=Dataset.from_list([{**row, "dialogue": "a"}]), test=Dataset.from_list([row]))
-    with pytest.raises(ValueError, match="says that the choice '1' is right, expected its position, an integer"):
-        list(dataclasses.replace(TASKS["dream"], correct=lambda row: "1").examples(row))
-    with pytest.raises(ValueError, match="has the label -1, expected one of 0, 1, 2, 'entailment'"):
-        list(TASKS["anli_r2"].examples({"premise": "a", "hypothesis": "b", "label": -1}))
-    with pytest.raises(ValueError, match="has 2 choices, of which number 4 is said to be right"):
-        list(dataclasses.replace(TASKS["dream"], correct=lambda row: 4).examples(row))
-    listed = Task("t", "rows.csv", "{x}", label="y")
-    with pytest.raises(ValueError, match="has a list in 'x', expected text; make one in `fields`"):
-        list(listed.examples({"x": ["a"], "y": 0}))
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "message"),
+    [
+        (
+            dataclasses.replace(TASKS["dream"], correct=lambda row: "1"), DIALOGUE,
+            "says that the choice '1' is right, expected its position, an integer",
+        ),
+        (
+            dataclasses.replace(TASKS["dream"], correct=lambda row: 4), DIALOGUE,
+            "has 2 choices, of which number 4 is said to be right",
+        ),
+        (
+            TASKS["anli_r2"], {"premise": "a", "hypothesis": "b", "label": -1},
+            "has the label -1, expected one of 0, 1, 2, 'entailment'",
+        ),
+        (
+            Task("t", "rows.csv", "{x}", label="y"), {"x": ["a"], "y": 0},
+            "has a list in 'x', expected text; make one in `fields`",
+        ),
+    ],
+    ids=["a choice that is no number", "a choice too many", "an unknown label", "a list"],
+)  # fmt: skip
+def test_rows_that_make_no_example_are_named(task, row, message):
+    with pytest.raises(ValueError, match=message):
+        list(task.examples(row))
 
 
 def test_a_column_that_only_a_function_reads_has_to_be_named():

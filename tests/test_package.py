@@ -167,8 +167,12 @@ def test_every_help_text_is_there():
             assert field.metadata.get("help") or field.name in theirs, f"{kind.__name__}.{field.name}"
 
 
-def test_files_and_recipes_stay_short():
-    for path in PACKAGE.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 420, path.name
-    for path in (PACKAGE.parent / "recipes").glob("*.py"):
-        assert len(path.read_text().splitlines()) < 60, path.name
+def test_no_test_module_imports_another():
+    """What several of them need is in `helpers`."""
+    tests = Path(__file__).parent
+    for path in tests.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found = [name for name in names if name.split(".")[0].startswith(("test_", "conftest"))]
+            assert not found, f"{path.name} imports {found[0]}"

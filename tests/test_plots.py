@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from helpers.sweep_tables import MODELS, make_table
 from matplotlib.figure import Figure
-from sweep_tables import MODELS, make_table
 
 from w2s_hf import Score, metrics, plots
 from w2s_hf.analysis.figures import bars

@@ -6,9 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import make_model, make_tokenizer
 from datasets import Dataset, DatasetDict
-from test_tasks import real
+from helpers.models import make_model, make_tokenizer
+from helpers.preferences import TEMPLATE, dialogue, explicit_messages, explicit_text, implicit_text, messages, pairs_of
+from helpers.task_rows import real
 from transformers import AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
@@ -17,48 +18,13 @@ from w2s_hf.demo.worlds import PAIR_SITUATIONS, DemoWorld, WorldConfig
 from w2s_hf.tasks import PAIR_COLUMNS, PREFERENCE_TASKS, PreferenceTask, load_pairs, tokenize_pairs
 
 HH = PREFERENCE_TASKS["anthropic_hh"]
-TEMPLATE = (
-    "{% for message in messages %}<bos> {{ message.role }} {{ message.content }} {% endfor %}"
-    "{% if add_generation_prompt %}<bos> assistant {% endif %}"
-)
-
-
-def dialogue(*turns: str) -> str:
-    return "".join(f"\n\n{'Assistant' if n % 2 else 'Human'}: {turn}" for n, turn in enumerate(turns))
-
-
-def messages(*turns: str) -> list[dict]:
-    return [{"role": "assistant" if n % 2 else "user", "content": turn} for n, turn in enumerate(turns)]
-
-
-def implicit_text(prompt: str, chosen: str, rejected: str) -> dict:
-    return {"chosen": dialogue(prompt, chosen), "rejected": dialogue(prompt, rejected)}
-
-
-def explicit_text(prompt: str, chosen: str, rejected: str) -> dict:
-    return {"prompt": prompt, "chosen": f" {chosen}", "rejected": f" {rejected}"}
 
 
 def implicit_messages(prompt: str, chosen: str, rejected: str) -> dict:
     return {"chosen": messages(prompt, chosen), "rejected": messages(prompt, rejected)}
 
 
-def explicit_messages(prompt: str, chosen: str, rejected: str) -> dict:
-    return {
-        "prompt": messages(prompt),
-        "chosen": messages(prompt, chosen)[1:],
-        "rejected": messages(prompt, rejected)[1:],
-    }
-
-
 FORMATS = [implicit_text, explicit_text, implicit_messages, explicit_messages]
-
-
-def pairs_of(make, n: int = 60, begin: int = 0) -> Dataset:
-    """Pairs about different things; words of the tests' tokenizer."""
-    return Dataset.from_list(
-        [make(f"w{n % 50} w{n // 50} w1", f"w2 w{n % 47}", f"w3 w{n % 43} w4") for n in range(begin, begin + n)]
-    )
 
 
 def splits_of(train: Dataset, test: Dataset | None = None, task: PreferenceTask = HH, **kwargs):

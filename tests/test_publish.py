@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hub_server import TOKEN, LoopbackHub, Refused
-from hub_worker import HubWorker
-from running import TINY, recipe_here
+from helpers.hub_server import TOKEN, LoopbackHub, Refused
+from helpers.hub_worker import HubWorker
+from helpers.running import TINY, recipe_here
 
 from w2s_hf.cards import FIGURE, StudentCard
 from w2s_hf.hub import repository_name

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_character_tokenizer, make_language_model, make_model, make_tokenizer
 from datasets import Dataset
+from helpers.models import make_character_tokenizer, make_language_model, make_model, make_tokenizer
 from transformers import LlamaForCausalLM
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from helpers.running import ROOT, SMALL, TINY, forked, numbers, recipe, recipe_here, start
+from helpers.task_rows import MESSAGES, passages
 from huggingface_hub import constants
-from running import ROOT, SMALL, TINY, forked, numbers, recipe, recipe_here, start
-from test_own_tasks import MESSAGES
-from test_splits import passages
 from transformers import AutoTokenizer
 
 from w2s_hf import TASKS, WeakLabels, load_student, read_results

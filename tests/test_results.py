@@ -9,8 +9,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from running import ROOT
-from test_cards import CARDS, card_of, results
+from helpers.cards import CARDS, card_of, results
+from helpers.running import ROOT
 
 from w2s_hf import CompletionConfig, RewardPairConfig, WeakToStrongConfig, read_results
 from w2s_hf.cards.trained_with import fingerprint_of, plain

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
+from helpers.chains import SPECIAL, student
+from helpers.models import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
+from helpers.training import Stop, arguments, make_pairs, rows_of
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
-from test_bootstrap_trainer import SPECIAL, student
-from test_completion import rows_of
-from test_reward_pair import make_pairs
-from test_trainer import arguments
 from transformers import (
     EarlyStoppingCallback,
     GPT2ForSequenceClassification,
@@ -45,17 +43,6 @@ OPTIONS = {
     "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss",
     "learning_rate": 0.1, "lr_scheduler_type": "linear", "bf16": False, "gradient_checkpointing": False,
 }  # fmt: skip
-
-
-class Stop(TrainerCallback):
-    """Stops a training after its checkpoint of a step, as a kill would."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 class CountSteps(TrainerCallback):

@@ -1,43 +1,21 @@
 """RewardPairTrainer: TRL's RewardTrainer without soft labels, symmetric with them, a row a pair in prediction."""
 
-import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
 from datasets import Dataset
+from helpers.models import make_model, make_tokenizer
+from helpers.training import LORA, make_pairs, pair_arguments, reward_model, train_pairs
 from peft import LoraConfig, PeftModel
-from test_trainer import Record, arguments
-from transformers import BitsAndBytesConfig, LlamaForCausalLM, set_seed
+from transformers import BitsAndBytesConfig, LlamaForCausalLM
 from trl import RewardConfig, RewardTrainer
 
 from w2s_hf import RewardPairConfig, RewardPairTrainer, fresh_adapter, load_student
 from w2s_hf.collators import RewardPairCollator, sorted_lengths, split_by_tokens
 from w2s_hf.losses import LOSS_TYPES
-
-LORA = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=4)
-
-
-def reward_model(kind: str = "llama"):
-    model = make_model(kind)
-    config = copy.deepcopy(model.config)
-    config.num_labels = 1
-    set_seed(0)
-    return type(model)(config)
-
-
-def make_pairs(n: int, soft_label=None, seed: int = 0) -> Dataset:
-    """`n` pairs of random tokens of mixed length; `soft_label` a number for all, or `"random"`."""
-    rng = np.random.default_rng(seed)
-    sides = {
-        name: [rng.integers(4, 64, rng.integers(3, 30)).tolist() for _ in range(n)]
-        for name in ("chosen_ids", "rejected_ids")
-    }
-    if soft_label is not None:
-        sides["soft_label"] = rng.random(n).tolist() if soft_label == "random" else [soft_label] * n
-    return Dataset.from_dict(sides)
 
 
 def swapped(pairs: Dataset, every: int = 1) -> Dataset:
@@ -52,27 +30,6 @@ def swapped(pairs: Dataset, every: int = 1) -> Dataset:
     return pairs.map(swap, with_indices=True)
 
 
-def pair_arguments(tmp_path, cls=RewardPairConfig, **kwargs):
-    return arguments(
-        tmp_path, cls, **({"bf16": False, "gradient_checkpointing": False, "max_grad_norm": 1e9} | kwargs)
-    )
-
-
-def train(tmp_path, pairs, cls=RewardPairTrainer, model=None, **kwargs):
-    """The trainer, and loss and gradient norm of every step."""
-    record = Record()
-    config = RewardPairConfig if cls is RewardPairTrainer else RewardConfig
-    trainer = cls(
-        model=reward_model() if model is None else model,
-        args=pair_arguments(tmp_path, config, **kwargs),
-        train_dataset=pairs,
-        processing_class=make_tokenizer(),
-        callbacks=[record],
-    )
-    trainer.train()
-    return trainer, torch.tensor(record.trajectory)
-
-
 def assert_same(left, right):
     assert left.std(dim=0).min() > 1e-3, "every step is the same: the comparison would be vacuous"
     torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
@@ -81,12 +38,12 @@ def assert_same(left, right):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
 def test_without_soft_labels_it_is_trls_trainer_and_with_all_of_them_1_too(tmp_path, kind):
     pairs = make_pairs(24)
-    theirs, reference = train(tmp_path, pairs, RewardTrainer, reward_model(kind))
-    ours, trajectory = train(tmp_path, pairs, model=reward_model(kind))
+    theirs, reference = train_pairs(tmp_path, pairs, RewardTrainer, reward_model(kind))
+    ours, trajectory = train_pairs(tmp_path, pairs, model=reward_model(kind))
     assert torch.equal(reference, trajectory)
     for name, value in theirs.model.state_dict().items():
         assert torch.equal(value, ours.model.state_dict()[name]), name
-    _, trajectory = train(tmp_path, make_pairs(24, 1.0), model=reward_model(kind))
+    _, trajectory = train_pairs(tmp_path, make_pairs(24, 1.0), model=reward_model(kind))
     assert_same(reference, trajectory)
     logged = [set(entry) for entry in (theirs.state.log_history[0], ours.state.log_history[0])]
     assert logged[0] == logged[1] and {"accuracy", "margin", "num_tokens"} <= logged[0]
@@ -94,15 +51,15 @@ def test_without_soft_labels_it_is_trls_trainer_and_with_all_of_them_1_too(tmp_p
 
 def test_margin_and_centering_are_trls(tmp_path):
     pairs = make_pairs(24).add_column("margin", np.random.default_rng(1).random(24).tolist())
-    _, reference = train(tmp_path, pairs, RewardTrainer, center_rewards_coefficient=0.1)
-    _, trajectory = train(tmp_path, pairs, center_rewards_coefficient=0.1)
+    _, reference = train_pairs(tmp_path, pairs, RewardTrainer, center_rewards_coefficient=0.1)
+    _, trajectory = train_pairs(tmp_path, pairs, center_rewards_coefficient=0.1)
     assert torch.equal(reference, trajectory)
-    centered = train(tmp_path, make_pairs(24, 1.0), center_rewards_coefficient=0.1)[1]
-    assert_same(train(tmp_path, make_pairs(24), RewardTrainer, center_rewards_coefficient=0.1)[1], centered)
+    centered = train_pairs(tmp_path, make_pairs(24, 1.0), center_rewards_coefficient=0.1)[1]
+    assert_same(train_pairs(tmp_path, make_pairs(24), RewardTrainer, center_rewards_coefficient=0.1)[1], centered)
     with pytest.raises(ValueError, match="columns `soft_label` and `margin`"):
-        train(tmp_path, pairs.add_column("soft_label", [1.0] * 24))
+        train_pairs(tmp_path, pairs.add_column("soft_label", [1.0] * 24))
     with pytest.raises(ValueError, match="Got a margin, which the loss 'entropy' on soft labels does not read"):
-        train(tmp_path, pairs, loss_type="entropy")
+        train_pairs(tmp_path, pairs, loss_type="entropy")
 
 
 def test_the_loss_is_the_one_in_the_docstring(tmp_path):
@@ -131,8 +88,8 @@ def test_the_loss_is_the_one_in_the_docstring(tmp_path):
 def test_exchanging_the_sides_changes_nothing(tmp_path, loss_type, every):
     pairs = make_pairs(24, "random")
     options = {"loss_type": loss_type, "aux_warmup_ratio": 0.5, "window_radius": 0.4}
-    _, reference = train(tmp_path, pairs, **options)
-    _, trajectory = train(tmp_path, swapped(pairs, every), **options)
+    _, reference = train_pairs(tmp_path, pairs, **options)
+    _, trajectory = train_pairs(tmp_path, swapped(pairs, every), **options)
     assert_same(reference, trajectory)
 
 
@@ -149,15 +106,15 @@ def test_exchanging_the_sides_changes_nothing(tmp_path, loss_type, every):
 def test_the_cut_of_a_step_changes_nothing(tmp_path, loss_type, cut):
     pairs = make_pairs(24, "random")
     options = {"loss_type": loss_type, "aux_warmup_ratio": 0.0}
-    assert_same(train(tmp_path, pairs, **options)[1], train(tmp_path, pairs, **options, **cut)[1])
+    assert_same(train_pairs(tmp_path, pairs, **options)[1], train_pairs(tmp_path, pairs, **options, **cut)[1])
 
 
 def test_a_short_last_batch_counts_by_its_pairs(tmp_path):
     """10 pairs in a step of batches of 4, 4 and 2: the mean over 10 pairs, not over 3 batches."""
     pairs = make_pairs(10, "random")
     options = {"max_steps": -1, "num_train_epochs": 2}
-    whole = train(tmp_path, pairs, per_device_train_batch_size=10, **options)[1]
-    cut = train(tmp_path, pairs, per_device_train_batch_size=4, gradient_accumulation_steps=3, **options)[1]
+    whole = train_pairs(tmp_path, pairs, per_device_train_batch_size=10, **options)[1]
+    cut = train_pairs(tmp_path, pairs, per_device_train_batch_size=4, gradient_accumulation_steps=3, **options)[1]
     assert_same(whole, cut)
 
 
@@ -171,7 +128,7 @@ def test_the_threshold_does_not_read_which_side_is_chosen(tmp_path):
     assert 8 <= turned.sum() <= 24
     assert torch.equal(RewardPairCollator(pad_token_id=0)(swapped(pairs).to_list())["turned"], ~turned)
     options = {"aux_coef": 1.0, "aux_warmup_ratio": 0.0, "per_device_train_batch_size": 32, "max_steps": 1}
-    trainer, trajectory = train(tmp_path, pairs, loss_type="confidence", learning_rate=0.0, **options)
+    trainer, trajectory = train_pairs(tmp_path, pairs, loss_type="confidence", learning_rate=0.0, **options)
     rewards = torch.from_numpy(trainer.predict(pairs).predictions)
     difference = torch.where(turned, -1, 1) * (rewards[:, 1] - rewards[:, 0])
     n_first_better = int((~turned).sum())  # the labels say so, hence the prior
@@ -183,7 +140,7 @@ def test_the_threshold_does_not_read_which_side_is_chosen(tmp_path):
 
 
 def test_ten_pairs_predict_as_ten_rows_in_order(tmp_path):
-    trainer, _ = train(tmp_path, make_pairs(24, "random"), per_device_eval_batch_size=4)
+    trainer, _ = train_pairs(tmp_path, make_pairs(24, "random"), per_device_eval_batch_size=4)
     pairs = make_pairs(10, "random", seed=5)
     output = trainer.predict(pairs)
     assert output.predictions.shape == (10, 2) and output.label_ids.shape == (10,)
@@ -203,16 +160,16 @@ def test_ten_pairs_predict_as_ten_rows_in_order(tmp_path):
 def test_evaluation_is_plain_cross_entropy_on_soft_labels(tmp_path):
     pairs = make_pairs(12, "random", seed=3)
     results = [
-        train(tmp_path, make_pairs(24, "random"), learning_rate=0.0, loss_type=name)[0].evaluate(pairs)["eval_loss"]
+        train_pairs(tmp_path, make_pairs(24, "random"), learning_rate=0.0, loss_type=name)[0].evaluate(pairs)
         for name in ("xent", "confidence")
     ]
-    assert results[0] == pytest.approx(results[1])
+    assert results[0]["eval_loss"] == pytest.approx(results[1]["eval_loss"])
 
 
 def test_metrics_are_against_the_labels_and_the_users_own_win(tmp_path):
     """The best checkpoint is chosen by them: TRL's `accuracy` would be by the dataset's order, whatever the labels."""
     pairs = make_pairs(20, 0.0, seed=3)  # the rejected response is the better one, always
-    trainer, _ = train(tmp_path, make_pairs(24, "random"), learning_rate=0.0, per_device_eval_batch_size=8)
+    trainer, _ = train_pairs(tmp_path, make_pairs(24, "random"), learning_rate=0.0, per_device_eval_batch_size=8)
     trainer.predict(make_pairs(9, 1.0))  # leaves nothing behind for the next evaluation
     right = np.diff(trainer.predict(pairs).predictions)[:, 0] < 0
     by_batch = np.mean([right[:8].mean(), right[8:16].mean(), right[16:].mean()])
@@ -277,22 +234,36 @@ def test_text_needs_an_end_of_text_token(tmp_path):
         trainer_on(tmp_path, [TEXT], tokenizer)
 
 
-def test_arguments_and_adapters_that_do_not_fit(tmp_path):
+@pytest.mark.parametrize(
+    ("model", "config", "adapters", "message"),
+    [
+        (reward_model, RewardConfig, None, "got a RewardConfig, expected a RewardPairConfig"),
+        (
+            reward_model, RewardPairConfig, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"),
+            "task_type CAUSAL_LM, expected SEQ_CLS",
+        ),
+        (partial(make_model, "llama"), RewardPairConfig, None, "num_labels"),
+    ],
+    ids=["config", "adapters", "model"],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(model, config, adapters, message, tmp_path):
+    options = {"train_dataset": make_pairs(4), "processing_class": make_tokenizer(), "peft_config": adapters}
+    with pytest.raises(ValueError, match=message):
+        RewardPairTrainer(model(), pair_arguments(tmp_path, config), **options)
+
+
+@pytest.mark.skipif(not hasattr(RewardConfig, "train_sampling_strategy"), reason="TRL without this option")
+def test_pairs_are_not_grouped_by_length(tmp_path):
+    with pytest.raises(ValueError, match="got 'group_by_length', and a pair has two lengths"):
+        pair_arguments(tmp_path, train_sampling_strategy="group_by_length")
+
+
+def test_adapters_without_a_task_type_are_those_of_a_classifier(tmp_path):
     options = {"train_dataset": make_pairs(4), "processing_class": make_tokenizer()}
-    with pytest.raises(ValueError, match="got a RewardConfig, expected a RewardPairConfig"):
-        RewardPairTrainer(reward_model(), pair_arguments(tmp_path, RewardConfig), **options)
-    wrong = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
-    with pytest.raises(ValueError, match="task_type CAUSAL_LM, expected SEQ_CLS"):
-        RewardPairTrainer(reward_model(), pair_arguments(tmp_path), peft_config=wrong, **options)
     untyped = LoraConfig(target_modules="all-linear", r=4)
     trainer = RewardPairTrainer(reward_model(), pair_arguments(tmp_path), peft_config=untyped, **options)
     trainable = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     assert any("score.modules_to_save" in name for name in trainable) and untyped.task_type is None
-    if hasattr(RewardConfig, "train_sampling_strategy"):
-        with pytest.raises(ValueError, match="got 'group_by_length', and a pair has two lengths"):
-            pair_arguments(tmp_path, train_sampling_strategy="group_by_length")
-    with pytest.raises(ValueError, match="num_labels"):
-        RewardPairTrainer(make_model("llama"), pair_arguments(tmp_path), **options)
 
 
 def test_a_4_bit_student_by_name_learns_saves_and_loads(tmp_path):
@@ -332,7 +303,7 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path):
     pairs = make_pairs(48, "random")
     options = {"loss_type": "confidence", "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
     model = fresh_adapter(reward_model(), LORA, seed=0)
-    whole, _ = train(tmp_path / "whole", pairs, model=model, **options)
+    whole, _ = train_pairs(tmp_path / "whole", pairs, model=model, **options)
     model = fresh_adapter(reward_model(), LORA, seed=0)
     resumed = RewardPairTrainer(
         model=model,

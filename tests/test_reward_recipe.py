@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_model, make_tokenizer
 from datasets import Dataset
-from running import ROOT, SMALL, TINY, forked, numbers, recipe_here, start
-from test_preferences import TEMPLATE, explicit_messages, implicit_text, pairs_of
-from test_reward_pair import LORA, pair_arguments, reward_model
+from helpers.models import make_model, make_tokenizer
+from helpers.preferences import TEMPLATE, explicit_messages, implicit_text, pairs_of
+from helpers.running import ROOT, SMALL, TINY, forked, numbers, recipe_here, start
+from helpers.training import LORA, pair_arguments, reward_model
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
 
 from w2s_hf import WeakLabels, fresh_adapter, load_student
@@ -152,6 +152,8 @@ def test_killed_in_the_generative_stage_and_run_again(finished, cache, tmp_path)
     assert (found["runs"], found["summary"]) == (finished[2]["runs"], finished[2]["summary"])
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_two_ranks_run_the_recipe(cache, tmp_path):
     options = "--methods confidence --generative_finetuning true --max_tokens_per_micro_batch 200".split()
     options += ["--per_device_train_batch_size", 16, "--output_dir", tmp_path / "out"]

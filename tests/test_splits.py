@@ -1,26 +1,14 @@
 """Halves: balanced, apart, deterministic; errors that name what was found."""
 
-import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
-from test_tasks import check
+from helpers.task_rows import check, passages
 
 from w2s_hf import TASKS
 from w2s_hf.tasks.dealing import TaskSplits
 from w2s_hf.tasks.splits import load_splits
 
 BOOLQ = TASKS["boolq"]
-
-
-def passages(n, prefix="", yes=0.6, questions_a_passage=3):
-    rng = np.random.default_rng(0)
-    return Dataset.from_dict(
-        {
-            "passage": [f"{prefix} passage {i // questions_a_passage} has words" for i in range(n)],
-            "question": [f"is {prefix} {i} a number" for i in range(n)],
-            "answer": (rng.random(n) < yes).tolist(),
-        }
-    )
 
 
 def boolq(n=600, **kwargs):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from running import ROOT, recipe, recipe_here, start
+from helpers.running import ROOT, recipe, recipe_here, start
 
 from w2s_hf import WeakLabels, read_results
 from w2s_hf.experiments import finetuner as finetuning

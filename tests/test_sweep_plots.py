@@ -5,10 +5,10 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers.sweep_tables import ALL_PLOTS, MODELS, ONE_OF_EACH, SIZES, as_written, fail, make_table, undefine
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
-from sweep_tables import ALL_PLOTS, MODELS, ONE_OF_EACH, SIZES, as_written, fail, make_table, undefine
 
 from w2s_hf import plots
 from w2s_hf.plots import SizeAxis, draw_pages, lay_out, series_styles, short_names, size_label

@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.sweep_tables import ALL_PLOTS, MODELS, ONE_OF_EACH, as_written, fail, make_table, undefine
 from matplotlib.figure import Figure
-from sweep_tables import ALL_PLOTS, MODELS, ONE_OF_EACH, as_written, fail, make_table, undefine
 
 from w2s_hf import plots
 from w2s_hf.sweep import report as sweep_report

@@ -1,13 +1,12 @@
 """Every task, on generated rows and where they are there on real ones; what a text keeps; errors; your own task."""
 
 import dataclasses
-import os
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
+from helpers.task_rows import check, real
 from transformers import AutoTokenizer
 
 from w2s_hf import TASKS, Task, load_task
@@ -18,48 +17,14 @@ from w2s_hf.tasks.loading import load_raw
 from w2s_hf.tasks.splits import choose_answers, load_splits
 from w2s_hf.tasks.task import PARQUET_BRANCH
 
-REAL_DATA = Path(os.environ.get("W2S_HF_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
-FOLDERS = {"anthropic_hh_single": "hh_rlhf", "sciq_with_support": "sciq"}
-
 PAPER = """boolq cosmos_qa dream ethics_justice ethics_deontology ethics_virtue ethics_utilitarianism anli_r2 cola sst2
 hellaswag mc_taco openbookqa paws quail piqa quartz sciq social_i_qa multirc wic twitter_sentiment""".split()
 PUBLISHED_CODE = ["sciq_with_support", "amazon_polarity", "anthropic_hh_single"]
 
 
-@pytest.fixture(scope="module")
-def world():
-    return DemoWorld(seed=0)
-
-
 def generated(task: Task, world: DemoWorld, n_train: int = 900, n_test: int = 300) -> DatasetDict:
     rows = {task.train_split[0]: demo_rows(task, world, n_train, "train")}
     return DatasetDict(rows | {task.test_split[0]: demo_rows(task, world, n_test, "test")})
-
-
-def real(name: str) -> str:
-    folder = REAL_DATA / FOLDERS.get(name, name)
-    if not folder.is_dir():
-        pytest.skip(f"no real rows in {folder}")
-    return str(folder)
-
-
-def check(splits):
-    """What every task promises."""
-    groups, texts = {}, set()
-    for name, part in splits.parts.items():
-        assert np.mean(part["ground_truth"]) == 0.5
-        right = Counter(q for q, truth in zip(part["question"], part["ground_truth"], strict=True) if truth and q)
-        wrong = Counter(q for q, truth in zip(part["question"], part["ground_truth"], strict=True) if not truth and q)
-        assert right == wrong, "as many right as wrong answers to each question"
-        for group, text in zip(part["group"], part["text"], strict=True):
-            assert groups.setdefault(group, name) == name, "a group on two sides"
-            text = " ".join(text.casefold().split())
-            assert text and text not in texts, "a duplicate"
-            texts.add(text)
-    assert len(splits.weak_half) / len(splits.student_half) == pytest.approx(1, abs=0.15)
-    for name in ("weak", "student"):
-        part, half = splits.parts[f"{name}_validation"], splits.parts[f"{name}_half"]
-        assert 0.02 < len(part) / len(half) < 0.3
 
 
 def check_shortening(splits, tokenizer, max_length):

@@ -2,62 +2,19 @@
 
 import pytest
 import torch
-from conftest import make_rows
 from datasets import Dataset
+from helpers.models import make_rows
+from helpers.training import STEPS, Record, arguments, train
 from peft import LoraConfig, get_peft_model
 from transformers import (
     DataCollatorWithPadding,
     LlamaForSequenceClassification,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
-from w2s_hf import WeakToStrongConfig, WeakToStrongTrainer
+from w2s_hf import WeakToStrongTrainer
 from w2s_hf.losses import LOSS_TYPES
-
-STEPS = 3
-
-
-class Record(TrainerCallback):
-    """Loss and gradient norm of every optimizer step."""
-
-    def __init__(self):
-        self.trajectory = []
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "grad_norm" in logs:
-            self.trajectory.append((logs["loss"], float(logs["grad_norm"])))
-
-
-def arguments(tmp_path, cls=WeakToStrongConfig, **kwargs):
-    defaults = {
-        "output_dir": str(tmp_path),
-        "use_cpu": True,
-        "max_steps": STEPS,
-        "logging_steps": 1,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "report_to": "none",
-        "save_strategy": "no",
-        "per_device_train_batch_size": 8,
-        "disable_tqdm": True,
-    }
-    return cls(**(defaults | kwargs))
-
-
-def train(model, tokenizer, tmp_path, rows=None, **kwargs):
-    record = Record()
-    trainer = WeakToStrongTrainer(
-        model=model,
-        args=arguments(tmp_path, **kwargs),
-        train_dataset=make_rows(24) if rows is None else rows,
-        processing_class=tokenizer,
-        callbacks=[record],
-    )
-    trainer.train()
-    return trainer, torch.tensor(record.trajectory)
-
 
 CUTS = {
     "8x1": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},

@@ -5,15 +5,12 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from conftest import make_character_tokenizer, make_language_model, make_rows, make_tokenizer
 from datasets import Dataset
-from test_bootstrap_trainer import student
-from test_completion import rows_of
-from test_resuming import Stop
-from test_reward_pair import make_pairs
-from test_trainer import Record, arguments
 from transformers import TrainerCallback, set_seed
 
+from helpers.chains import student
+from helpers.models import make_character_tokenizer, make_language_model, make_rows, make_tokenizer
+from helpers.training import Record, Stop, arguments, make_pairs, rows_of
 from w2s_hf import (
     BootstrapConfig,
     BootstrapTrainer,

@@ -1,4 +1,4 @@
-"""What processes of `test_hub_end_to_end.py` do, each with a Hub of its own: `python hub_scripts.py NAME FOLDER`."""
+"""What processes of `test_hub_end_to_end.py` do, each with a Hub of its own: `hub_scripts.py NAME FOLDER`."""
 
 import gc
 import json

@@ -9,14 +9,12 @@ from pathlib import Path
 import accelerate
 import torch
 from accelerate.utils import gather_object
-from conftest import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
 from packaging.version import Version
-from test_bootstrap_trainer import student
-from test_reward_pair import make_pairs
-from test_reward_pair import train as train_pairs
-from test_trainer import arguments, train
-from uneven_rows import train_all
 
+from helpers.chains import student
+from helpers.models import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
+from helpers.training import arguments, make_pairs, train, train_pairs
+from helpers.uneven_rows import train_all
 from w2s_hf import WeakToStrongTrainer
 from w2s_hf.generation import complete
 
