@@ -187,7 +187,7 @@ def _row_of(entry: dict, chance: float | None, weak_parameters: int, student_par
     """A line of the tidy table, of the entry of one seed and one method."""
     (student,) = entry["students"]
     if chance is None:
-        chance = min(baseline["accuracy"] for baseline in entry["baselines"] if not baseline["model"])
+        chance = min((baseline["accuracy"] for baseline in entry["baselines"] if not baseline["model"]), default=0.0)
     pgr_ci95 = student["pgr_ci95"] or [None, None]
     return {
         "weak_parameters": weak_parameters,
