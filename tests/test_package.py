@@ -38,7 +38,7 @@ LAYERS = [
     {"tasks"},
     {"tasks.chess.moves"},
     {"tasks.chess.scores"},
-    {"tasks.chess.boards", "tasks.chess.tables"},
+    {"tasks.chess.boards", "tasks.chess.tables", "tasks.chess.positions"},
     {"tasks.chess.puzzles"},
     {"tasks.chess"},
     {"tasks.leak_probe"},

@@ -107,7 +107,9 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
         baseline.name: float(np.mean([run.baselines[position].accuracy for run in runs]))
         for position, baseline in enumerate(runs[0].baselines)
         if not baseline.model
-    } or {"chance": results.chance}
+    }
+    if not guesses and results.chance is not None:
+        guesses = {"chance": results.chance}
     axes.set_xticks(range(len(bars)), [label for _, label, _, _ in bars])
     axes.set_xlim(-0.9, len(bars) - 0.45)
     highest = max([top_of_bars, *guesses.values(), 0.05])

@@ -1,15 +1,12 @@
 """The task of chess puzzles: how a row becomes a prompt and a move, how moves are scored, and how rows are loaded."""
 
 import hashlib
-import io
 import logging
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import chess.pgn
 from datasets import Dataset, DatasetDict
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -28,23 +25,28 @@ from ..dealing import (
     set_apart,
     unique_rows,
 )
-from ..generation import BrokenRowError, GenerationTask
+from ..generation import GenerationTask
 from ..loading import load_raw
 from ..sizes import link_sizes, part_sizes
 from ..task import Source
 from ..tokenizing import COMPLETION_COLUMNS, completion_lengths
 from .boards import draw_boards
-from .moves import MOVE_NUMBER, parse_move, san_move, uci_move
+from .positions import (
+    BrokenPuzzleError,
+    band_of,
+    game_key,
+    position_key,
+    rating_of,
+    read_table_row,
+    read_transcript,
+)
 from .scores import extra_scores, score_of, trivial_baselines
 from .tables import table_sections
 
 __all__ = [
     "CHESS_PUZZLES",
-    "BrokenPuzzleError",
     "ChessTask",
-    "fen_prompt",
     "load_puzzles",
-    "transcript",
 ]
 
 logger = logging.getLogger(__name__)
@@ -54,8 +56,6 @@ _SCHEMAS = {
     "transcripts (EleutherAI/lichess-puzzles)": ("ctx", "target"),
     "the Lichess puzzle table (Lichess/chess-puzzles)": ("FEN", "Moves"),
 }
-_GAME = re.compile(r"(?:lichess\.org/|^)(\w{8})")
-_BAND_WIDTH = 400  # rating points
 
 
 @dataclass(frozen=True)
@@ -108,18 +108,18 @@ class ChessTask(GenerationTask):
             raise BrokenPuzzleError("an empty field")
         if not all(isinstance(row.get(name) or "", str) for name in (*names, "fen", "movetext", "GameUrl", "GameId")):
             raise BrokenPuzzleError("a field that is no text")
-        prompt, board, target = _read_transcript(row) if is_transcript else _read_table_row(row)
+        prompt, board, target = read_transcript(row) if is_transcript else read_table_row(row)
         # Of two puzzles of one position, one may come without its game.
-        keys = [f"position: {_position(board)}", *_game_key(row)]
+        keys = [f"position: {position_key(board)}", *game_key(row)]
         # Pieces and moves differ by case, which comparisons of texts ignore: so a hash.
         content = hashlib.sha256(f"{prompt}\0{target}".encode()).hexdigest()
-        rating = _rating(row.get("Rating"))
+        rating = rating_of(row.get("Rating"))
         return {
             "id": content[:16],
             "prompt": prompt,
             "fen": board.fen(),
             "rating": rating,
-            "band": row.get("band") or _band(rating),
+            "band": row.get("band") or band_of(rating),
             "text": hashlib.sha256(prompt.encode()).hexdigest(),
             "keys": keys,
             "tells_game": len(keys) > 1 or (is_transcript and row.get("fen") is None),
@@ -155,135 +155,6 @@ class ChessTask(GenerationTask):
     def load(self, **options) -> TaskSplits:
         """Loads and splits the puzzles, see [`load_puzzles`] for the options."""
         return load_puzzles(self, **options)
-
-
-class BrokenPuzzleError(BrokenRowError):
-    """Nothing can be made of a row; the message is the reason, for counting."""
-
-
-def _rating(value) -> int:
-    """-1 where there is none, or none that can be read."""
-    try:
-        return int(float(value))
-    except (TypeError, ValueError, OverflowError):  # the last of infinity
-        return -1
-
-
-def _band(rating: int) -> str:
-    if rating < 0:
-        return "unrated"
-    low = rating // _BAND_WIDTH * _BAND_WIDTH
-    return f"{low}-{low + _BAND_WIDTH - 1}"
-
-
-def _game_key(row: dict) -> list[str]:
-    """The game of a row that names it: `https://lichess.org/787zsVup/black#48`, or only `787zsVup/black#48`."""
-    named = row.get("GameUrl") or row.get("GameId")
-    found = _GAME.search(named) if named else None
-    return [f"game: {found[1]}"] if found else []
-
-
-def _read_transcript(row: dict) -> tuple[str, chess.Board, str]:
-    """Prompt, position and target of a row with `ctx` and `target`."""
-    prompt, target = row["ctx"].strip(), f" {row['target'].strip()}"
-    if row.get("fen") is not None:
-        board = _board(row["fen"])
-    else:
-        board = _replay(prompt)
-        if not prompt.endswith(_number(board)):
-            raise BrokenPuzzleError("a transcript that does not end with the number of the move to play")
-    if parse_move(target, board) is None:
-        raise BrokenPuzzleError("an illegal move")
-    if san_move(target.strip(), board) is None and uci_move("".join(target.split()), board) is None:
-        raise BrokenPuzzleError("a target of more than one move")
-    return prompt, board, target
-
-
-def _read_table_row(row: dict) -> tuple[str, chess.Board, str]:
-    """Prompt, position and target of a row with `FEN` and `Moves`."""
-    board = _board(row["FEN"])
-    moves = row["Moves"].split()
-    if len(moves) < 2:
-        raise BrokenPuzzleError("no solution")
-    last = uci_move(moves[0], board)
-    if last is None:
-        raise BrokenPuzzleError("an illegal move")
-    board.push(last)
-    solution = uci_move(moves[1], board)
-    if solution is None:
-        raise BrokenPuzzleError("an illegal move")
-    target = f" {board.san(solution)}"
-    if row.get("movetext") is None:
-        return fen_prompt(board), board, target
-    played = _game_until(row["movetext"], board)
-    if played is None:
-        raise BrokenPuzzleError("a game that does not come to the position")
-    return transcript(played), played, target
-
-
-def _board(fen: str) -> chess.Board:
-    try:
-        board = chess.Board(fen)
-    except ValueError:
-        raise BrokenPuzzleError("an unreadable position") from None
-    if not board.is_valid():
-        raise BrokenPuzzleError("an impossible position")
-    return board
-
-
-def _position(board: chess.Board) -> str:
-    """Pieces, whose move it is, castling and en passant; without the clocks."""
-    return " ".join(board.fen().split()[:4])
-
-
-def _replay(text: str) -> chess.Board:
-    """The board after the moves of a transcript, each with its number (`1. d4 1... Nf6`), or White's only."""
-    board = chess.Board()
-    for word in text.split():
-        if MOVE_NUMBER.fullmatch(word) is None:
-            move = san_move(word, board)
-            if move is None:
-                raise BrokenPuzzleError("an illegal move")
-            board.push(move)
-        elif word != _number(board):
-            raise BrokenPuzzleError("a wrong move number")
-    return board
-
-
-def _game_until(movetext: str, wanted: chess.Board) -> chess.Board | None:
-    """
-    The board, with the moves that led to it, where a game in PGN comes to a position; `None` if it never does. Of a
-    position that was repeated, the occurrence with the right move number, else the first.
-    """
-    game = chess.pgn.read_game(io.StringIO(movetext))
-    board, found = chess.Board(), None
-    for move in game.mainline_moves() if game is not None else ():
-        board.push(move)
-        if _position(board) == _position(wanted) and (found is None or board.ply() == wanted.ply()):
-            found = board.copy()
-    return found
-
-
-def _number(board: chess.Board) -> str:
-    """`22.` where White is to move, `22...` where Black is."""
-    return f"{board.fullmove_number}." + ("" if board.turn == chess.WHITE else "..")
-
-
-def fen_prompt(board: chess.Board) -> str:
-    """What asks for a move where there is no transcript."""
-    return f"{board.fen()}\nBest move:"
-
-
-def transcript(board: chess.Board) -> str:
-    """
-    The moves that led to a position, in SAN and each with its number, and the number of the move to play, as in the
-    paper's figure 14: `1. d4 1... Nf6 2.`
-    """
-    replay = board.root()
-    words = []
-    for move in board.move_stack:
-        words += [_number(replay), replay.san_and_push(move)]
-    return " ".join([*words, _number(replay)])
 
 
 def load_puzzles(
