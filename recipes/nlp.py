@@ -15,21 +15,16 @@ A task of your own, defined in a Python file (see the README):
     accelerate launch recipes/nlp.py --task my_task.py --config recipes/configs/single_gpu.yaml
 """
 
-import sys
 from pathlib import Path
 
 from w2s_hf.experiments.classification import run_classification
 from w2s_hf.experiments.cli import finish, parse_arguments, run_recipe
 from w2s_hf.experiments.config import AnyTaskArguments
-from w2s_hf.tasks import task_table
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
 
 def main() -> None:
-    if {"--list_tasks", "--list-tasks"} & set(sys.argv):
-        print(task_table())
-        return
     args, training_args, student_config = parse_arguments(__doc__, DEMO_CONFIG, experiment=AnyTaskArguments)
     results = run_classification(args.task, args, training_args, student_config)
     finish(results, args, training_args)

@@ -25,7 +25,8 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Pa
 
 from accelerate import PartialState
 
-from w2s_hf.experiments.cli import parse_sweep, run_recipe
+from w2s_hf.experiments.cli import run_recipe
+from w2s_hf.sweep.cli import parse_sweep
 from w2s_hf.sweep.run import run_sweep
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -13,7 +13,7 @@ from w2s_hf import StudentCard, WeakLabels
 from w2s_hf.experiments import analyses as experiment_analyses
 from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.config import ANALYSES
-from w2s_hf.experiments.finetuner import Workbench
+from w2s_hf.experiments.finetuner import Finetuner
 
 ALL = [*TINY, "--analyses", *ANALYSES, "--n_snapshots", "3", "--prompt_shots", "2"]
 
@@ -195,13 +195,13 @@ def test_pairs_and_puzzles_have_the_analyses_of_answers(name, more, cache, tmp_p
 
 
 def test_several_supervisors_and_confident_labels(cache, tmp_path, monkeypatch):
-    taught, finetune = {}, Workbench.finetune
+    taught, finetune = {}, Finetuner.finetune
 
-    def watched(self, name, model, train, *args, **options):
-        taught.setdefault(name, []).append(train)
-        return finetune(self, name, model, train, *args, **options)
+    def watched(self, name, model, rows, *args, **options):
+        taught.setdefault(name, []).append(rows.train)
+        return finetune(self, name, model, rows, *args, **options)
 
-    monkeypatch.setattr(Workbench, "finetune", watched)
+    monkeypatch.setattr(Finetuner, "finetune", watched)
     options = "--methods naive --n_supervisors 2 --keep_confident 0.5 --analyses saliency probes weak_errors".split()
     process = recipe_here(*TINY, *options, "--output_dir", tmp_path, cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from w2s_hf import WeakCompletions, WeakLabels
 from w2s_hf.experiments import finetuner as finetuning
 from w2s_hf.experiments.config import ClassificationArguments
-from w2s_hf.experiments.finetuner import Workbench
+from w2s_hf.experiments.finetuner import Finetuner
 from w2s_hf.leaderboard import read_card
 from w2s_hf.trainers import WeakToStrongTrainer
 
@@ -29,14 +29,14 @@ def hash_of(directory) -> dict[str, str]:
 def climbed(cache, tmp_path_factory):
     """A small run; what was finetuned on what; hashes of each link; models alive when a base is loaded."""
     output, taught, hashes, alive = tmp_path_factory.mktemp("chain") / "out", [], {}, []
-    finetune, load_base = Workbench.finetune, finetuning.load_base
+    finetune, load_base = Finetuner.finetune, finetuning.load_base
 
-    def watched_finetune(self, name, model, train, validation, predict, **options):
-        path = finetune(self, name, model, train, validation, predict, **options)
-        taught.append((name, model, train, validation, path))
-        for file, digest in hash_of(path / "model").items():
+    def watched_finetune(self, name, model, rows, predict, **options):
+        finetuned = finetune(self, name, model, rows, predict, **options)
+        taught.append((name, model, rows.train, rows.validation, finetuned.directory))
+        for file, digest in hash_of(finetuned.directory / "model").items():
             hashes.setdefault(file, digest)  # as it was at first
-        return path
+        return finetuned
 
     def watched_load(model, *args):
         gc.collect()
@@ -44,7 +44,7 @@ def climbed(cache, tmp_path_factory):
         return load_base(model, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Workbench, "finetune", watched_finetune)
+        patch.setattr(Finetuner, "finetune", watched_finetune)
         patch.setattr(finetuning, "load_base", watched_load)
         process = recipe_here(*CHAIN, "--output_dir", output, cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]

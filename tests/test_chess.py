@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from w2s_hf.tasks.chess import CHESS_PUZZLES, BrokenPuzzleError, load_puzzles, transcript
-from w2s_hf.tasks.move_scores import parse_move, score_move
+from w2s_hf.tasks.chess.moves import parse_move, score_move
 
 # The paper's figure 14, the easy puzzle.
 PAPER_PROMPT = (
@@ -337,7 +337,7 @@ def test_a_square_is_a_pawn_move_before_it_is_half_of_uci():
 @pytest.mark.parametrize("name", ["gpt2", "qwen2"])
 def test_real_puzzles_are_sound_and_tokenizers_keep_the_boundary(name, monkeypatch):
     folder = real("chess_puzzles")
-    monkeypatch.setattr("w2s_hf.tasks.chess.MAX_ROWS", 3000)
+    monkeypatch.setattr("w2s_hf.tasks.chess.puzzles.MAX_ROWS", 3000)
     tokenizer = AutoTokenizer.from_pretrained(f"{real('tokenizers')}/{name}")
     tokenizer.eos_token = tokenizer.eos_token or "<|endoftext|>"
     options = {"tokenizers": [tokenizer], "max_length": 128, "max_new_tokens": 12}

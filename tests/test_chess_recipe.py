@@ -18,16 +18,19 @@ from transformers import AutoTokenizer
 from w2s_hf import CompletionConfig, load_student
 from w2s_hf.config import StudentConfig
 from w2s_hf.demo.forks import ForkWorld
-from w2s_hf.experiments.cache import Stages
+from w2s_hf.experiments.cache import StageCache
 from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.config import ChessArguments
-from w2s_hf.experiments.finetuner import Model, Workbench
-from w2s_hf.experiments.moves import CHESS, answer_untrained, trivial_baselines
+from w2s_hf.experiments.finetuner import Finetuner
+from w2s_hf.experiments.settings.generation import GenerationSetting, answer_untrained
 from w2s_hf.generation import complete
 from w2s_hf.labels import Completion, WeakCompletions
+from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.tasks.chess import CHESS_PUZZLES
+from w2s_hf.tasks.chess.scores import trivial_baselines
 
 NAME = "chess.py"
+CHESS = GenerationSetting(CHESS_PUZZLES)
 DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo_chess.yaml"
 SMALL = "--demo_documents 3200 --n_train 96 --n_weak 160 --n_validation 40 --n_test 120".split()
 
@@ -230,10 +233,10 @@ def test_local_puzzles_with_adapters_and_easy_to_hard(local, cache, tmp_path):
 
 def test_zero_shot_is_the_model_before_any_finetuning(local, tmp_path):
     args = CompletionConfig(output_dir=str(tmp_path), max_new_tokens=6, use_cpu=True, bf16=False, report_to="none")
-    bench = Workbench(Stages(tmp_path / "_stages"), args, CHESS)
-    model = Model.find(str(local / "strong"), "--student_model", StudentConfig(dtype="float32"))
+    finetuner = Finetuner(StageCache(tmp_path / "_stages"), CHESS, args)
+    model = ModelSpec.find(str(local / "strong"), "--student_model", StudentConfig(dtype="float32"))
     rows = Dataset.from_dict({"id": ["a", "b"], "prompt": ["a b:", "c:"]})
-    made = answer_untrained(bench, "zero-shot", model, rows, {})
+    made = answer_untrained(finetuner, "zero-shot", model, rows, {})
     network = make_language_model(make_character_tokenizer()).eval()
     assert made == complete(network, make_character_tokenizer(), rows["prompt"], max_new_tokens=6)
 
@@ -303,7 +306,7 @@ def test_the_papers_configuration_parses(tmp_path):
 
 
 def test_without_python_chess_it_says_what_to_install(monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "chess" or name.endswith("chess")]:
+    for name in [name for name in sys.modules if "chess" in name.split(".")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "chess", None)
     with pytest.raises(SystemExit, match=r"^error: .*chess.* need python-chess: pip install"):

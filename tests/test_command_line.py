@@ -9,10 +9,11 @@ from running import ROOT
 from w2s_hf import publish
 from w2s_hf.command_line import did_you_mean
 from w2s_hf.config import CompletionConfig, RewardPairConfig, WeakToStrongConfig
-from w2s_hf.experiments.cli import parse_arguments, parse_sweep
+from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.config import AnyTaskArguments, ChessArguments, ClassificationArguments, RewardArguments
 from w2s_hf.experiments.config_file import config_file
 from w2s_hf.memory.__main__ import main as memory_main
+from w2s_hf.sweep.cli import parse_sweep
 from w2s_hf.tasks import leak_probe
 
 CONFIGS = ROOT / "recipes" / "configs"

@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from w2s_hf.demo.models import DEMO_MODELS, DemoModel, build_demo_model
 from w2s_hf.demo.worlds import DemoWorld, WorldConfig
 from w2s_hf.experiments.cli import parse_arguments
-from w2s_hf.sweep.cells import _COMMAND_LINES, DEMO_CONFIGS, _experiment_type
+from w2s_hf.experiments.experiment import Experiment, setting_of
+from w2s_hf.sweep.cells import _COMMAND_LINES, DEMO_CONFIGS, _task_of
 from w2s_hf.tasks import TASKS
 
 TINY = DemoModel("tiny", width=16, n_layers=1, mlp_width=32, n_documents=512, learning_rate=8e-3)
@@ -282,11 +283,12 @@ def test_the_demo_trains_on_one_thread_however_it_is_started(
     options = options if demo else [*options.split(), "--use_cpu", "true", "--bf16", "false"]
     config = ROOT / "recipes" / "configs" / DEMO_CONFIGS[setting].replace("_ladder", "")
     parsed = parse_arguments("", config, options, arguments, training, announce=False)
-    experiment = _experiment_type(setting)(None, *parsed)
+    task = {"classification": "boolq", "reward": "anthropic_hh", "chess": "chess_puzzles"}[setting]
+    experiment = Experiment(None, setting_of(_task_of(task)), *parsed)
     n_threads, seen = torch.get_num_threads(), []
     torch.set_num_threads(2)
     try:
-        experiment.bench.stages.run("any", {}, lambda directory: seen.append(torch.get_num_threads()))
+        experiment.finetuner.cache.run("any", {}, lambda directory: seen.append(torch.get_num_threads()))
         assert (seen, torch.get_num_threads()) == ([expected], 2)
     finally:
         torch.set_num_threads(n_threads)

@@ -1,6 +1,7 @@
 """One finetuning of an experiment, stopped between what it does."""
 
 import json
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -18,11 +19,13 @@ from transformers import TrainerCallback
 
 from w2s_hf import WeakToStrongTrainer
 from w2s_hf.config import StudentConfig
-from w2s_hf.experiments.cache import Stages
-from w2s_hf.experiments.finetuner import Model, Workbench, _prepare_to_label
-from w2s_hf.experiments.moves import CHESS
-from w2s_hf.experiments.settings.base import CLASSIFICATION, REWARD
-from w2s_hf.tasks import PREFERENCE_TASKS
+from w2s_hf.experiments.cache import StageCache
+from w2s_hf.experiments.finetuner import Finetuned, Finetuner, _prepare_to_predict
+from w2s_hf.experiments.settings.classification import CLASSIFICATION
+from w2s_hf.experiments.settings.generation import GenerationSetting
+from w2s_hf.experiments.settings.reward import REWARD
+from w2s_hf.modeling.spec import ModelSpec
+from w2s_hf.tasks import PREFERENCE_TASKS, Half
 from w2s_hf.tasks.chess import CHESS_PUZZLES
 
 
@@ -38,29 +41,33 @@ def rows_of(kind: str) -> Dataset:
     return Dataset.from_list(examples)
 
 
-def bench_of(kind: str, tmp_path, model_path) -> tuple[Workbench, Dataset]:
-    """A workbench of a setting, and its rows; the model is put on disk."""
+def splits_of(class_names=("no", "yes")) -> SimpleNamespace:
+    """What a finetuner reads of splits."""
+    return SimpleNamespace(provenance={}, task=SimpleNamespace(class_names=class_names))
+
+
+def finetuner_of(kind: str, tmp_path, model_path) -> tuple[Finetuner, Dataset]:
+    """A finetuner of a setting, and its rows; the model is put on disk."""
     if kind == "chess":
         make_language_model(make_character_tokenizer()).save_pretrained(model_path)
         make_character_tokenizer().save_pretrained(model_path)
-        args, setting = completion_arguments(tmp_path, max_new_tokens=6), CHESS
+        args, setting = completion_arguments(tmp_path, max_new_tokens=6), GenerationSetting(CHESS_PUZZLES)
     else:
         (make_model("llama") if kind == "classification" else reward_model()).save_pretrained(model_path)
         make_tokenizer().save_pretrained(model_path)
         args = arguments(tmp_path) if kind == "classification" else pair_arguments(tmp_path)
         setting = CLASSIFICATION if kind == "classification" else REWARD
-    return Workbench(Stages(tmp_path / "stages"), args, setting), rows_of(kind)
+    return Finetuner(StageCache(tmp_path / "stages"), setting, args), rows_of(kind)
 
 
-def finetune(bench: Workbench, rows: Dataset, model: Model):
-    labelled = bench.setting.with_ground_truth(rows)
-    path = bench.finetune("weak", model, labelled, labelled, [rows], seed=0, provenance={})
-    return path, bench.setting.labels.load(path / "predictions")
+def finetune(finetuner: Finetuner, rows: Dataset, model: ModelSpec) -> Finetuned:
+    labelled = finetuner.setting.with_ground_truth(rows)
+    return finetuner.finetune("weak", model, Half(labelled, labelled), [rows], splits=splits_of(), seed=0)
 
 
-def watch(monkeypatch, bench: Workbench) -> list[list[torch.Tensor]]:
+def watch(monkeypatch, finetuner: Finetuner) -> list[list[torch.Tensor]]:
     """Collects what each labelling uses: its weights, and in which precision it computes."""
-    used, answer = [], type(bench.setting).answer
+    used, answer = [], type(finetuner.setting).answer
 
     def watched(self, trainer, *args):
         weights = [value.detach().clone() for value in trainer.model.parameters() if value.is_floating_point()]
@@ -72,7 +79,7 @@ def watch(monkeypatch, bench: Workbench) -> list[list[torch.Tensor]]:
         used.append([*weights, torch.tensor([dtype == torch.bfloat16 for dtype in dtypes])])
         return answers
 
-    monkeypatch.setattr(type(bench.setting), "answer", watched)
+    monkeypatch.setattr(type(finetuner.setting), "answer", watched)
     return used
 
 
@@ -88,22 +95,22 @@ def watch(monkeypatch, bench: Workbench) -> list[list[torch.Tensor]]:
     ],
 )
 def test_stopped_while_it_labels_it_is_not_trained_again(kind, precision, tmp_path, monkeypatch):
-    bench, rows = bench_of(kind, tmp_path, tmp_path / "model")
-    bench.args.bf16 = "bfloat16" in precision
+    finetuner, rows = finetuner_of(kind, tmp_path, tmp_path / "model")
+    finetuner.args.bf16 = "bfloat16" in precision
     config = StudentConfig(
         use_peft="adapters" in precision, load_in_4bit="4 bits" in precision, dtype="float32", lora_r=4
     )
-    model = Model("m", str(tmp_path / "model"), "1", config)
-    used = watch(monkeypatch, bench)
-    _, expected = finetune(bench, rows, model)
+    model = ModelSpec("m", str(tmp_path / "model"), "1", config)
+    used = watch(monkeypatch, finetuner)
+    expected = finetune(finetuner, rows, model).predictions
 
-    other = Workbench(Stages(tmp_path / "others"), bench.args, bench.setting)
+    other = Finetuner(StageCache(tmp_path / "others"), finetuner.setting, finetuner.args)
 
     def stopped(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(type(bench.setting), "answer", stopped)
+        context.setattr(type(finetuner.setting), "answer", stopped)
         with pytest.raises(KeyboardInterrupt):
             finetune(other, rows, model)
     (partial,) = (tmp_path / "others").glob("*.partial")
@@ -111,23 +118,24 @@ def test_stopped_while_it_labels_it_is_not_trained_again(kind, precision, tmp_pa
     assert not (partial / "predictions").exists()
     with monkeypatch.context() as context:
         context.setattr("transformers.Trainer.train", stopped)
-        path, found = finetune(other, rows, model)
+        finetuned = finetune(other, rows, model)
+    found = finetuned.predictions
     for one, two in zip(*used, strict=True):
         assert torch.equal(one, two), "it labelled with other weights, or in another precision"
     assert found.ids == expected.ids and not list((tmp_path / "others").glob("*.partial"))
     if kind == "chess":
         assert found.completions == expected.completions and len({made.text for made in found.completions}) > 1
-        assert not (path / "completions").exists()
+        assert not (finetuned.directory / "completions").exists()
     else:
         np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)
         assert found.probabilities[:, 1].std() > 1e-3
 
 
 def test_ground_truth_in_training_rows_is_refused(tmp_path):
-    bench = Workbench(Stages(tmp_path), None, CLASSIFICATION)
+    finetuner = Finetuner(StageCache(tmp_path), CLASSIFICATION, None)
     rows = rows_of("classification")
     with pytest.raises(ValueError, match="still carry `ground_truth`"):
-        bench.finetune("weak", Model("m", "m", "1"), rows, rows, [rows], seed=0, provenance={})
+        finetuner.finetune("weak", ModelSpec("m", "m", "1"), Half(rows, rows), [rows], splits=splits_of(), seed=0)
 
 
 def test_an_engine_prepares_a_finished_model_and_trains_nothing(tmp_path):
@@ -147,7 +155,7 @@ def test_an_engine_prepares_a_finished_model_and_trains_nothing(tmp_path):
         eval_dataset=rows, processing_class=make_tokenizer(), callbacks=[Listens()],
     )  # fmt: skip
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
-    _prepare_to_label(trainer)
+    _prepare_to_predict(trainer)
     assert trainer.optimizer is None, "no engine: nothing to prepare"
     train = trainer.train
 
@@ -156,7 +164,7 @@ def test_an_engine_prepares_a_finished_model_and_trains_nothing(tmp_path):
         return train()
 
     trainer.is_fsdp_enabled, trainer.train = True, train_without_fsdp
-    _prepare_to_label(trainer)
+    _prepare_to_predict(trainer)
     assert trainer.optimizer is not None and trainer.state.global_step == 0
     assert "evaluated" not in reports
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
@@ -175,35 +183,39 @@ def test_only_fsdp_needs_ranks_that_cut_alike(tmp_path):
 )
 def test_agreement_with_weak_labels_is_not_called_accuracy(kind, best, tmp_path):
     """And `metric_for_best_model` follows, by whichever of its names it is given."""
-    bench, rows = bench_of(kind, tmp_path, tmp_path / "model")
+    finetuner, rows = finetuner_of(kind, tmp_path, tmp_path / "model")
     steps = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     for name, value in {**steps, "logging_steps": 1, "metric_for_best_model": best}.items():
-        setattr(bench.args, name, value)
-    bench.args.load_best_model_at_end = bench.args.greater_is_better = True
-    model = Model("m", str(tmp_path / "model"), "1", StudentConfig(dtype="float32", lora_r=4))
-    truth = bench.setting.with_ground_truth(rows)
+        setattr(finetuner.args, name, value)
+    finetuner.args.load_best_model_at_end = finetuner.args.greater_is_better = True
+    model = ModelSpec("m", str(tmp_path / "model"), "1", StudentConfig(dtype="float32", lora_r=4))
+    truth = finetuner.setting.with_ground_truth(rows)
+    weak_labels = SimpleNamespace(provenance={"stage": "weak"}, fingerprint="0")
     for name, is_weak in (("accuracy", False), ("weak_agreement", True)):
-        stage = bench.finetune(name, model, truth, truth, [rows], seed=0, provenance={}, is_weak=is_weak)
+        labels = {"student": weak_labels} if is_weak else None
+        half = Half(truth, truth)
+        stage = finetuner.finetune(name, model, half, [rows], splits=splits_of(), seed=0, labels=labels).directory
         logged = {key for entry in json.loads((stage / "training.json").read_text()) for key in entry}
         other = {"accuracy", "weak_agreement"} - {name}
         assert f"eval_{name}" in logged and not {*other, *(f"eval_{key}" for key in other)} & logged
         assert (name in logged) == (kind == "reward")  # TRL's reward trainer has it of its training batches, too
-        assert Stages.record(stage)["settings"]["args"]["metric_for_best_model"] == name
+        assert StageCache.record(stage)["settings"]["args"]["metric_for_best_model"] == name
 
 
 @pytest.mark.parametrize("use_peft", [False, True])
 def test_classes_have_the_names_of_the_task(use_peft, tmp_path, monkeypatch):
-    bench, rows = bench_of("classification", tmp_path, tmp_path / "model")
-    model = Model("m", str(tmp_path / "model"), "1", StudentConfig(dtype="float32", lora_r=4, use_peft=use_peft))
-    truth, seen, make_trainer = bench.setting.with_ground_truth(rows), [], type(bench.setting).make_trainer
+    finetuner, rows = finetuner_of("classification", tmp_path, tmp_path / "model")
+    model = ModelSpec("m", str(tmp_path / "model"), "1", StudentConfig(dtype="float32", lora_r=4, use_peft=use_peft))
+    truth, seen, make_trainer = finetuner.setting.with_ground_truth(rows), [], type(finetuner.setting).make_trainer
 
     def watched(self, network, *args):
         seen.append(network.config.id2label | network.config.label2id)
         return make_trainer(self, network, *args)
 
-    monkeypatch.setattr(type(bench.setting), "make_trainer", watched)
+    monkeypatch.setattr(type(finetuner.setting), "make_trainer", watched)
     for names in (("ham", "spam"), ("no", "yes")):  # one base serves both
-        stage = bench.finetune("s", model, truth, truth, [rows], seed=0, provenance={}, class_names=names)
+        half = Half(truth, truth)
+        stage = finetuner.finetune("s", model, half, [rows], splits=splits_of(names), seed=0).directory
         assert seen[-1] == {0: names[0], 1: names[1], names[0]: 0, names[1]: 1}
         if not use_peft:
             saved = json.loads((stage / "model" / "config.json").read_text())

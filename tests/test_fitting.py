@@ -8,10 +8,10 @@ from test_splits import passages
 from transformers import FunnelConfig, Qwen2Config
 
 from w2s_hf import CompletionConfig, RewardPairConfig, StudentConfig, WeakToStrongConfig
-from w2s_hf.experiments.finetuner import Model
 from w2s_hf.memory import StudentMemory, estimate_memory
 from w2s_hf.memory import check as fitting
 from w2s_hf.memory.check import check_fits
+from w2s_hf.modeling.spec import ALL_WEIGHTS, ModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def memory_of(large, **kwargs):
 
 
 def test_a_student_is_told_of_four_bits(large, tmp_path, monkeypatch):
-    student = Model.find(large, "--student_model", StudentConfig(dtype="float32"))
+    student = ModelSpec.find(large, "--student_model", StudentConfig(dtype="float32"))
     args = arguments(tmp_path, max_length=64)
     quantized = memory_of(large, load_in_4bit=True, gradient_checkpointing=True).estimate(1, 64).peak
     assert quantized < memory_of(large, gradient_checkpointing=True).estimate(1, 64).peak
@@ -80,7 +80,7 @@ def test_a_student_is_told_of_four_bits(large, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "_capacity", lambda args: quantized - 1)
     with pytest.raises(ValueError, match="take a smaller model, or a GPU with more memory"):
         check_fits(student, "--student_model", args, "SEQ_CLS")
-    told = Model.find(large, "--student_model", StudentConfig(dtype="float32", load_in_4bit=True))
+    told = ModelSpec.find(large, "--student_model", StudentConfig(dtype="float32", load_in_4bit=True))
     monkeypatch.setattr(fitting, "_capacity", lambda args: quantized)
     check_fits(told, "--student_model", arguments(tmp_path, gradient_checkpointing=True), "SEQ_CLS")
 
@@ -88,13 +88,13 @@ def test_a_student_is_told_of_four_bits(large, tmp_path, monkeypatch):
 def test_advice_that_has_no_estimate_does_not_hide_what_is_wrong(large, tmp_path, monkeypatch):
     """DoRA is estimated without quantization, and not in 4 bits."""
     monkeypatch.setattr(fitting, "_capacity", lambda args: 1)
-    student = Model.find(large, "--student_model", StudentConfig(dtype="float32", use_dora=True))
+    student = ModelSpec.find(large, "--student_model", StudentConfig(dtype="float32", use_dora=True))
     with pytest.raises(ValueError, match="needs .* does not fit with --gradient_checkpointing true either: take"):
         check_fits(student, "--student_model", arguments(tmp_path), "SEQ_CLS")
 
 
 def test_a_pair_counts_twice_in_the_budget(large, tmp_path, monkeypatch, caplog):
-    model = Model.find(large, "--student_model", StudentConfig(dtype="float32"))
+    model = ModelSpec.find(large, "--student_model", StudentConfig(dtype="float32"))
     args = arguments(tmp_path, RewardPairConfig, per_device_train_batch_size=8, per_device_eval_batch_size=1,
                      max_tokens_per_micro_batch=2 * 64 * 3, bf16=False, gradient_checkpointing=False)  # fmt: skip
     three = memory_of(large, task_type="REWARD").estimate(3, 64).peak
@@ -108,16 +108,16 @@ def test_a_pair_counts_twice_in_the_budget(large, tmp_path, monkeypatch, caplog)
 
 
 def test_a_batch_of_prediction_is_warned_of(large, tmp_path, monkeypatch, caplog):
-    model = Model.find(large, "--student_model", StudentConfig(dtype="float32"))
+    model = ModelSpec.find(large, "--student_model", StudentConfig(dtype="float32"))
     args = arguments(tmp_path, per_device_train_batch_size=1, per_device_eval_batch_size=256)
     monkeypatch.setattr(fitting, "_capacity", lambda args: memory_of(large).estimate(1, 64).peak)
     check_fits(model, "--student_model", args, "SEQ_CLS")
     assert "predicting 256 rows of 64 tokens may need" in caplog.text
 
 
-@pytest.mark.parametrize("config", [None, StudentConfig(dtype="float32")])
+@pytest.mark.parametrize("config", [ALL_WEIGHTS, StudentConfig(dtype="float32")])
 def test_writers_of_moves_are_estimated_and_have_no_budget(config, large, tmp_path, monkeypatch, caplog):
-    model = Model.find(large, "--student_model", config)
+    model = ModelSpec.find(large, "--student_model", config)
     args = arguments(tmp_path, CompletionConfig, per_device_train_batch_size=8, bf16=False)
     monkeypatch.setattr(fitting, "_capacity", lambda args: 2**40)
     check_fits(model, "--student_model", args, "CAUSAL_LM")
@@ -150,12 +150,14 @@ def test_what_is_not_estimated_is_said(config, kwargs, environment, reason, larg
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(fitting, "_capacity", lambda args: 1)
     with caplog.at_level("INFO"):
-        check_fits(Model.find(large, "--student_model", StudentConfig(**config)), "--student_model", args, "SEQ_CLS")
+        check_fits(
+            ModelSpec.find(large, "--student_model", StudentConfig(**config)), "--student_model", args, "SEQ_CLS"
+        )
     assert "memory is not estimated" in caplog.text and reason in caplog.text
 
 
 def test_a_quantized_student_is_estimated_under_fsdp(large, tmp_path, monkeypatch):
-    model = Model.find(large, "--student_model", StudentConfig(load_in_4bit=True))
+    model = ModelSpec.find(large, "--student_model", StudentConfig(load_in_4bit=True))
     args = arguments(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setattr(fitting, "_capacity", lambda args: 1)
@@ -166,7 +168,7 @@ def test_a_quantized_student_is_estimated_under_fsdp(large, tmp_path, monkeypatc
 def test_an_architecture_that_cannot_be_traced_is_not_refused(tmp_path, monkeypatch, caplog):
     FunnelConfig(vocab_size=100, d_model=32, n_head=2, d_head=16, d_inner=64).save_pretrained(tmp_path / "funnel")
     monkeypatch.setattr(fitting, "_capacity", lambda args: 1)
-    model = Model.find(str(tmp_path / "funnel"), "--weak_model")
+    model = ModelSpec.find(str(tmp_path / "funnel"), "--weak_model")
     check_fits(model, "--weak_model", arguments(tmp_path), "SEQ_CLS")
     assert "no estimate of memory for 'funnel'" in caplog.text and "was not checked" in caplog.text
 

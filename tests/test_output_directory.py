@@ -9,10 +9,11 @@ from test_cards import CARDS
 
 from w2s_hf.config import CompletionConfig, RewardPairConfig
 from w2s_hf.experiments import experiment
-from w2s_hf.experiments.classification import ClassificationExperiment
 from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.config import AnyTaskArguments, ChessArguments, RewardArguments
+from w2s_hf.experiments.experiment import Experiment
 from w2s_hf.experiments.output_directory import MANIFEST, Manifest, check_output_dir, clear, identity_of, is_still_true
+from w2s_hf.experiments.settings.classification import CLASSIFICATION
 from w2s_hf.sweep.grid import Cell, SweepArguments
 from w2s_hf.sweep.run import check_cells
 from w2s_hf.tasks import find_task
@@ -168,30 +169,30 @@ def test_overwriting_removes_results_and_keeps_stages_and_foreign_files(tmp_path
     assert (tmp_path / "_stages" / "weak-abc").is_dir()
 
 
-class Stopped(ClassificationExperiment):
+class Stopped(Experiment):
     """An experiment that ends in its second seed, or in its first."""
 
     ends_in, error = 0, ValueError
 
-    def materials(self, seed):
-        return SimpleNamespace(splits=SimpleNamespace(fingerprint=f"rows {seed}"))
+    def inputs(self, seed):
+        return None, SimpleNamespace(fingerprint=f"rows {seed}")
 
     def run_seed(self, seed):
         if seed == self.ends_in:
             raise self.error
-        return SimpleNamespace(entry={"seed": seed, "students": []})
+        return SimpleNamespace(result={"seed": seed, "students": []}, trained={})
 
 
 @pytest.mark.parametrize(("ends_in", "error"), [(0, ValueError), (0, KeyboardInterrupt), (1, ValueError)])
 def test_an_error_before_the_first_result_leaves_the_directory_free(ends_in, error, tmp_path, monkeypatch):
     monkeypatch.setattr(Stopped, "ends_in", ends_in)
     monkeypatch.setattr(Stopped, "error", error)
-    monkeypatch.setattr(experiment, "keep_outputs", lambda run, place: (place / "students").mkdir(exist_ok=True))
+    monkeypatch.setattr(experiment, "keep_outputs", lambda *args: (args[-1] / "students").mkdir(exist_ok=True))
 
     def run(*options):
         argv = ["--seeds", "0", "1", "--output_dir", str(tmp_path), *options]
         parsed = parse_arguments("", CONFIGS / "demo.yaml", argv, announce=False, task="boolq")
-        Stopped(find_task("boolq"), *parsed).run()
+        Stopped(find_task("boolq"), CLASSIFICATION, *parsed).run()
 
     is_free = ends_in == 0 and error is ValueError
     for _ in range(2):  # the same command is never refused

@@ -404,7 +404,9 @@ def test_the_readmes_own_task_runs(cache, tmp_path, tokenizer, model_of):
 
 def test_tasks_are_listed(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["recipes/nlp.py", "--list_tasks"])
-    runpy.run_path(str(ROOT / "recipes" / "nlp.py"), run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "recipes" / "nlp.py"), run_name="__main__")
+    assert not ended.value.code
     out = capsys.readouterr().out
     assert all(name in out for name in TASKS) and "embedded demo" not in out
     with pytest.raises(SystemExit):

@@ -20,13 +20,14 @@ from w2s_hf import WeakLabels, fresh_adapter, load_student
 from w2s_hf.config import RewardPairConfig
 from w2s_hf.demo.rows import demo_pairs
 from w2s_hf.demo.worlds import PAIR_SITUATIONS, DemoWorld
-from w2s_hf.experiments.cache import Stages
+from w2s_hf.experiments.cache import StageCache
 from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.config import RewardArguments
-from w2s_hf.experiments.finetuner import Model, Workbench
+from w2s_hf.experiments.finetuner import Finetuner
 from w2s_hf.experiments.generative import generative_finetune
-from w2s_hf.experiments.settings.base import REWARD
+from w2s_hf.experiments.settings.reward import REWARD
 from w2s_hf.modeling.adapters import load_adapter_weights
+from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.tasks import PREFERENCE_TASKS
 from w2s_hf.trainers.sft import ResumableSFTTrainer
 
@@ -214,12 +215,12 @@ def test_models_that_share_words_and_not_their_ends_have_their_own_tokens(tmp_pa
     pairs = Dataset.from_list(
         [PREFERENCE_TASKS["anthropic_hh"].example(row) for row in pairs_of(explicit_messages, 3)]
     )
-    bench = Workbench(None, pair_arguments(tmp_path), REWARD)
+    finetuner = Finetuner(None, REWARD, pair_arguments(tmp_path))
     tokens = []
     for ending in ("<eos>", "<unk>"):
         tokenizer = make_tokenizer()
         tokenizer.chat_template = TEMPLATE + ending
-        tokens.append(bench.tokenize(Model("m", "m", "1"), tokenizer, pairs)["chosen_ids"][:])
+        tokens.append(finetuner.tokenize(ModelSpec("m", "m", "1"), tokenizer, pairs)["chosen_ids"][:])
     assert [ids[-1] for ids in tokens[0]] == [2] * 3 and [ids[-1] for ids in tokens[1]] == [3] * 3
 
 
@@ -251,8 +252,8 @@ def test_the_generative_stage_keeps_to_the_arguments(tmp_path, monkeypatch):
     losses = []
     for budget in (None, 40):
         args = pair_arguments(tmp_path / "out", max_tokens_per_micro_batch=budget)
-        bench = Workbench(Stages(tmp_path / f"stages-{budget}"), args, REWARD)
-        tuned = generative_finetune(bench, Model("m", str(tmp_path / "model"), "1"), pairs, seed=0)
+        finetuner = Finetuner(StageCache(tmp_path / f"stages-{budget}"), REWARD, args)
+        tuned = generative_finetune(finetuner, ModelSpec("m", str(tmp_path / "model"), "1"), pairs, seed=0)
         history = json.loads((Path(tuned.path).parent / "training.json").read_text())
         losses.append([entry["loss"] for entry in history if "loss" in entry])
     batches = [

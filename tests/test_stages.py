@@ -1,6 +1,7 @@
 """Stages: whole or not there, keyed by everything that changes the result, resumed after a kill."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import time
 
 import pytest
 
-from w2s_hf.experiments.cache import Stages
+from w2s_hf.experiments import cache
+from w2s_hf.experiments.cache import StageCache
 from w2s_hf.trainers.checkpoints import last_complete_checkpoint
 
 
@@ -18,7 +20,7 @@ def write(text):
 
 
 def test_a_finished_stage_is_reused_and_a_changed_setting_is_another(tmp_path):
-    stages = Stages(tmp_path)
+    stages = StageCache(tmp_path)
     first = stages.run("train", {"learning_rate": 1e-3}, write("a"))
     again = stages.run("train", {"learning_rate": 1e-3}, write("never"))
     other = stages.run("train", {"learning_rate": 1e-4}, write("b"))
@@ -29,21 +31,66 @@ def test_a_finished_stage_is_reused_and_a_changed_setting_is_another(tmp_path):
 
 
 def test_a_reused_stage_says_how_long_it_took_to_build(tmp_path):
-    first, second = Stages(tmp_path), Stages(tmp_path)
+    first, second = StageCache(tmp_path), StageCache(tmp_path)
     first.run("train", {}, lambda directory: time.sleep(0.05))
     second.run("train", {}, write("never"))
     assert second.n_reused == 1 and second.seconds == first.seconds and first.seconds["train"] >= 0.05
 
 
 def test_versions_are_part_of_the_key(tmp_path, monkeypatch):
-    stages = Stages(tmp_path)
+    stages = StageCache(tmp_path)
     before = stages.key("train", {})
-    monkeypatch.setattr("w2s_hf.experiments.cache.library_versions", lambda: {"torch": "0.1"})
+    monkeypatch.setattr("w2s_hf.experiments.cache.library_versions", lambda: {"torch": "0.1", "w2s_hf": "0.1"})
     assert stages.key("train", {}) != before
 
 
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """A copy of the package's sources, of which keys are made."""
+    package = tmp_path / "w2s_hf"
+    shutil.copytree(cache._PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(cache, "_PACKAGE", package)
+    monkeypatch.setattr(cache, "_is_installed", lambda: False)
+    monkeypatch.setattr(cache, "_source_hash", cache._source_hash.__wrapped__)
+    return package
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "is_new"),
+    [
+        ("losses.py", "import", "import math as m\nimport", True),
+        ("trainers/whole_step.py", "import", "import math as m\nimport", True),
+        ("demo/models.py", "import", "import math as m\nimport", True),
+        ("losses.py", "import", "# a comment\nimport", False),
+        ("losses.py", '"""', '"""In other words: ', False),
+        ("cards/student_card.py", "import", "import math as m\nimport", False),
+        ("experiments/report.py", "import", "import math as m\nimport", False),
+    ],
+)
+def test_code_that_can_change_a_number_is_part_of_the_key(sources, file, before, after, is_new, tmp_path):
+    stages = StageCache(tmp_path)
+    old = stages.key("train", {})
+    path = sources / file
+    path.write_text(path.read_text().replace(before, after, 1))
+    assert (stages.key("train", {}) != old) == is_new
+
+
+def test_models_of_the_demo_do_not_depend_on_losses(sources, tmp_path):
+    stages = StageCache(tmp_path, sources=cache.DEMO_SOURCES)
+    old = stages.key("pretrained", {})
+    (sources / "losses.py").write_text("x = 1")
+    assert stages.key("pretrained", {}) == old
+    (sources / "demo" / "worlds.py").write_text("x = 1")
+    assert stages.key("pretrained", {}) != old
+
+
+def test_an_installed_package_is_known_by_its_version(sources, monkeypatch, tmp_path):
+    monkeypatch.setattr(cache, "_is_installed", lambda: True)
+    assert cache.code_versions() == cache.library_versions()
+
+
 def test_a_failed_stage_is_not_there_and_keeps_what_it_has(tmp_path):
-    stages = Stages(tmp_path)
+    stages = StageCache(tmp_path)
 
     def fail(directory):
         (directory / "half.txt").write_text("half")
@@ -65,12 +112,12 @@ def test_a_killed_stage_leaves_nothing_finished_and_no_lock(tmp_path):
         f"""
         import os, signal
         from pathlib import Path
-        from w2s_hf.experiments.cache import Stages
-        Stages(Path({str(tmp_path)!r})).run("train", {{}}, lambda directory: os.kill(os.getpid(), signal.SIGKILL))
+        from w2s_hf.experiments.cache import StageCache
+        StageCache(Path({str(tmp_path)!r})).run("train", {{}}, lambda directory: os.kill(os.getpid(), signal.SIGKILL))
         """
     )
     assert subprocess.run([sys.executable, "-c", script], env=os.environ).returncode == -signal.SIGKILL
-    stages = Stages(tmp_path)
+    stages = StageCache(tmp_path)
     assert [path.suffix for path in tmp_path.iterdir() if path.is_dir()] == [".partial"]
     assert (stages.run("train", {}, write("a")) / "result.txt").exists()
 

@@ -20,10 +20,10 @@ from running import ROOT, recipe, recipe_here, start
 
 from w2s_hf import WeakLabels, read_results
 from w2s_hf.experiments import finetuner as finetuning
-from w2s_hf.experiments.cli import parse_sweep
 from w2s_hf.experiments.output_directory import Manifest
 from w2s_hf.leaderboard import find_cards, leaderboard
 from w2s_hf.sweep.cells import Session
+from w2s_hf.sweep.cli import parse_sweep
 from w2s_hf.sweep.grid import Cell, SweepArguments, cells_of, rounds_of
 
 TWO_NODES = "test_on_two_nodes_of_which_one_loses_its_worker_the_table_is_the_same"

@@ -48,9 +48,10 @@ class CommandLine(argparse.ArgumentParser):
 
     @property
     def options(self) -> list[str]:
-        """The names of all options, with underscores and without dashes in front."""
+        """The names of the options that `--help` lists, with underscores and without dashes in front."""
         # Only this attribute of the parser has them all; checked with Python 3.11 to 3.14.
-        names = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        shown = [action for action in self._actions if action.help is not argparse.SUPPRESS]
+        names = [name for action in shown for name in action.option_strings if name.startswith("--")]
         return list(dict.fromkeys(name[2:].replace("-", "_") for name in names))
 
     def parse_known_args(

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from transformers.utils.logging import get_logger
 from trl import ModelConfig, RewardConfig, SFTConfig
 
+from ._compat import is_torch_bf16_gpu_available, is_torch_xla_available
 from .command_line import did_you_mean
 from .losses import LOSS_TYPES
 

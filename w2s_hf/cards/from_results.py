@@ -8,7 +8,7 @@ from .trained_with import method_settings, shared_settings
 
 __all__ = ["facts_of"]
 
-_TASK_TYPES = {"classification": "SEQ_CLS", "reward": "REWARD", "chess": "CAUSAL_LM"}
+_TASK_TYPES = {"classification": "SEQ_CLS", "reward": "REWARD", "chess": "CAUSAL_LM", "generation": "CAUSAL_LM"}
 
 
 def facts_of(

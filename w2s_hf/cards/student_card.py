@@ -18,7 +18,7 @@ from .trained_with import fingerprint_of, plain, subject, trained_with
 __all__ = ["BLOCK", "FIGURE", "ROWS", "SCHEMA", "Score", "StudentCard"]
 
 # What a row is called in each setting.
-ROWS = {"classification": "rows", "reward": "pairs", "chess": "puzzles", "completion": "rows"}
+ROWS = {"classification": "rows", "reward": "pairs", "chess": "puzzles", "generation": "rows", "completion": "rows"}
 
 FIGURE = "pgr.png"  # beside the card
 

@@ -32,19 +32,20 @@ from ..analysis.saliency import plot_saliency, saliency_section
 from ..analysis.weak_errors import plot_weak_errors, weak_errors_section
 from ..config import METHODS
 from ..labels import WeakLabels
+from ..tasks import Half
+from .analysis_context import AnalysisContext
 from .config import ANALYSES
-from .study import Study
 
 __all__ = ["analyse", "analysis_notes", "overfitting", "agreement", "prompting", "saliency", "probes", "weak_errors"]
 
 logger = logging.getLogger(__name__)
 
 
-def analyse(study: Study) -> None:
+def analyse(context: AnalysisContext) -> None:
     """Adds what `--analyses` asks for to the entry of the seed, on every rank."""
-    for name in study.args.analyses:
-        logger.info(f"Seed {study.seed}: analysis {name}")
-        study.run.entry.setdefault("analyses", {})[name] = _ALL[name].measure(study)
+    for name in context.args.analyses:
+        logger.info(f"Seed {context.seed}: analysis {name}")
+        context.result.setdefault("analyses", {})[name] = _ALL[name].measure(context)
 
 
 def analysis_notes(results: dict, output_dir: Path) -> list[str]:
@@ -60,9 +61,9 @@ def analysis_notes(results: dict, output_dir: Path) -> list[str]:
     return notes
 
 
-def overfitting(study: Study) -> dict:
+def overfitting(context: AnalysisContext) -> dict:
     """Each student's training again, without early stopping and with a look at it now and then."""
-    splits, setting, lessons, weak = study.splits, study.setting, study.lessons, study.run.weak_labels
+    splits, setting, weak = context.splits, context.finetuner.setting, context.weak_labels
     validation, test = splits.student_validation, splits.test
     # Best model and last step are chosen here; the rest of the training is the student's own.
     changes = {"load_best_model_at_end": False, "metric_for_best_model": None, "eval_strategy": "no"}
@@ -73,20 +74,19 @@ def overfitting(study: Study) -> dict:
         return float(truth.mean()), float(same.mean()), answers
 
     methods = {}
-    for method in study.methods:
-        stage = lessons.on_labels(
+    for method in context.methods:
+        student = context.finetune(
             f"watched-{method}",
-            study.materials.student,
-            {"student": weak},
+            weak,
             [validation, test],
             method=method,
-            n_snapshots=study.args.n_snapshots,
+            n_snapshots=context.args.n_snapshots,
             **changes,
         )
-        found = {int(path.name.split("-")[1]): path for path in (stage / "snapshots").iterdir()}
-        steps, curves, answers = sorted(found), {}, []
+        snapshots = {int(path.name.split("-")[1]): path for path in (student.directory / "snapshots").iterdir()}
+        steps, curves, answers = sorted(snapshots), {}, []
         for step in steps:
-            labels = lessons.labels_of(found[step])
+            labels = setting.labels.load(snapshots[step] / "predictions")
             for part, rows in (("validation", validation), ("test", test)):
                 truth, same, of_part = against(labels, rows)
                 curves.setdefault(f"{part}_ground_truth", []).append(truth)
@@ -97,74 +97,77 @@ def overfitting(study: Study) -> dict:
             "steps": steps,
             **curves,
             "stops": {
-                name: {"step": steps[position], "cheats": name == CHEATING, **study.scores(answers[position])}
+                name: {"step": steps[position], "cheats": name == CHEATING, **context.scores(answers[position])}
                 for name, position in stops.items()
             },
         }
-    return {**_bounds(study), "n_validation": len(validation), "methods": methods}
+    return {**_bounds(context), "n_validation": len(validation), "methods": methods}
 
 
-def agreement(study: Study) -> dict:
+def agreement(context: AnalysisContext) -> dict:
     """Students of all sizes beside their supervisor."""
-    setting, test, weak = study.setting, study.test, study.run.answers["weak"]
-    has_probabilities = isinstance(study.run.weak_labels, WeakLabels)
+    setting, test, weak = context.finetuner.setting, context.test, context.scorer.predictions["weak"]
+    has_probabilities = isinstance(context.weak_labels, WeakLabels)
 
     def compare(answers) -> dict:
         if has_probabilities:
-            return compare_probabilities(answers, weak, study.truth())
+            return compare_probabilities(answers, weak, context.truth())
         same = setting.is_same(answers, weak, test)
-        return compare_answers(same, setting.is_correct(answers, test), study.run.correct["weak"])
+        return compare_answers(same, setting.is_correct(answers, test), context.scorer.correct["weak"])
 
-    students = {method: {} for method in study.methods}
-    for model in study.materials.sizes:  # outside: its base is loaded once
+    students = {method: {} for method in context.methods}
+    for model in context.models.sizes:  # outside: its base is loaded once
         for method, of_method in students.items():
             # The student's own training is among these, and found again.
-            answers = study.learn(f"student-{method}", study.run.weak_labels, method=method, model=model)
+            answers = context.predictions_of(f"student-{method}", context.weak_labels, method=method, model=model)
             of_method[model.name] = compare(answers)
-    found = {"n_test": len(test), "sizes": [model.name for model in study.materials.sizes], "students": students}
+    found = {"n_test": len(test), "sizes": [model.name for model in context.models.sizes], "students": students}
     if has_probabilities:
         for role in ("weak", "ceiling"):
-            answers = study.run.answers[role]
-            ece = metrics.expected_calibration_error(answers, study.truth())
-            found[role] = {"ece": ece, "brier": metrics.brier_score(answers, study.truth())}
+            answers = context.scorer.predictions[role]
+            ece = metrics.expected_calibration_error(answers, context.truth())
+            found[role] = {"ece": ece, "brier": metrics.brier_score(answers, context.truth())}
     return found
 
 
-def prompting(study: Study) -> dict:
+def prompting(context: AnalysisContext) -> dict:
     """Zero-shot and few-shot answers of the student's base; they are baselines of the main table, too."""
-    splits, n_shots = study.splits, study.args.prompt_shots
+    splits, n_shots = context.splits, context.args.prompt_shots
     examples = splits.student_half
-    if study.world is None:
+    if context.world is None:
         form = PromptFormat.for_classes(splits.task.class_names)
     else:
         # The demo's models know a text that ends with `ENTITY is`, and words that it may go on with.
-        dead, alive = study.world.answer_words
+        dead, alive = context.world.answer_words
         form = PromptFormat(answers=(f" {dead}", f" {alive}"), suffix="", separator=" . ")
-    weak = study.run.weak_labels.of(list(examples["id"])).argmax(axis=1)
+    weak = context.weak_labels.of(list(examples["id"])).argmax(axis=1)
     asked = {
         "zero-shot": (0, weak),
         f"{n_shots}-shot, weak labels": (n_shots, weak),
-        f"{n_shots}-shot, ground truth": (n_shots, study.truth("student_half")),
+        f"{n_shots}-shot, ground truth": (n_shots, context.truth("student_half")),
     }
     prompts = [
-        few_shot_prompts(study.test["text"][:], examples["text"][:], labels, n, form, seed=study.seed)
+        few_shot_prompts(context.test["text"][:], examples["text"][:], labels, n, form, seed=context.seed)
         for n, labels in asked.values()
     ]
-    answers = np.split(study.ask([prompt for of_name in prompts for prompt in of_name], form), len(prompts))
-    prompted = {name: study.setting.scores(of_name, study.test) for name, of_name in zip(asked, answers, strict=True)}
-    student, baselines = study.materials.student, study.run.entry.setdefault("baselines", [])
+    answers = np.split(context.ask([prompt for of_name in prompts for prompt in of_name], form), len(prompts))
+    prompted = {
+        name: context.finetuner.setting.scores(of_name, context.test)
+        for name, of_name in zip(asked, answers, strict=True)
+    }
+    student, baselines = context.models.student, context.result.setdefault("baselines", [])
     for name, scores in prompted.items():
         baselines.append({"name": name, "model": student.name, "revision": student.revision, **scores})
-    finetuned = {f"student, {entry['method']}": entry for entry in study.run.entry["students"]}
+    finetuned = {f"student, {entry['method']}": entry for entry in context.result["students"]}
     note = {}
-    if study.world is not None:
+    if context.world is not None:
         note["note"] = (
             "These words are what the demo's corpus says of things that are not alive and of things that are: whoever "
             "asks by them knows how the world is made. Its models have read documents of 25 tokens and make nothing "
             "of longer prompts."
         )
     return {
-        **_bounds(study),
+        **_bounds(context),
         **note,
         "format": asdict(form),
         "n_shots": n_shots,
@@ -175,14 +178,14 @@ def prompting(study: Study) -> dict:
     }
 
 
-def saliency(study: Study) -> dict:
+def saliency(context: AnalysisContext) -> dict:
     """Linear probes of the student before and after it learned the weak labels."""
-    splits, weak = study.splits, study.run.weak_labels
-    naive = study.lessons.on_labels("student-naive", study.materials.student, {"student": weak}, [study.test])
-    base, tuned = study.hidden_states(), study.hidden_states(naive)
+    splits, weak = context.splits, context.weak_labels
+    naive = context.finetune("student-naive", weak, [context.test])
+    base, tuned = context.hidden_states(), context.hidden_states(naive)
 
     # Weak labels of the rows that the student learned, which need not be all; ground truth as the ceiling.
-    learned = np.isin(splits.student_half["id"][:], study.lessons.rows("student")[0]["id"][:])
+    learned = np.isin(splits.student_half["id"][:], context.student_rows.train["id"][:])
     validation_ids = list(splits.student_validation["id"])
 
     def probe_weak(states: dict[str, np.ndarray]) -> np.ndarray:
@@ -191,26 +194,26 @@ def saliency(study: Study) -> dict:
         return logistic_probe(states["student_half"][learned], labels, validation).predict_proba(states["test"])
 
     def probe_truth(states: dict[str, np.ndarray]) -> np.ndarray:
-        labels, of_validation = (np.eye(2)[study.truth(part)] for part in ("student_half", "student_validation"))
+        labels, of_validation = (np.eye(2)[context.truth(part)] for part in ("student_half", "student_validation"))
         validation = states["student_validation"], of_validation
         return logistic_probe(states["student_half"], labels, validation).predict_proba(states["test"])
 
     answers = {
         "lp(weak)": probe_weak(base),
         "lp(gt)": probe_truth(base),
-        "ft(weak)": study.lessons.labels_of(naive).of(list(study.test["id"])),
+        "ft(weak)": naive.predictions.of(list(context.test["id"])),
         "ft(weak)+lp(gt)": probe_truth(tuned),
-        "ft(gt)": study.run.answers["ceiling"],
+        "ft(gt)": context.scorer.predictions["ceiling"],
     }
-    return {**_bounds(study), "accuracies": {name: study.scores(values) for name, values in answers.items()}}
+    return {**_bounds(context), "accuracies": {name: context.scores(values) for name, values in answers.items()}}
 
 
-def probes(study: Study) -> dict:
+def probes(context: AnalysisContext) -> dict:
     """Weak labels relabelled and filtered by probes, and students that learn what is left."""
-    splits, weak = study.splits, study.run.weak_labels
-    half, validation = study.lessons.rows("student")
+    splits, weak = context.splits, context.weak_labels
+    half, validation = context.student_rows
     labels, labels_of_validation = (weak.of(list(rows["id"])) for rows in (half, validation))
-    states = study.hidden_states()
+    states = context.hidden_states()
     seen_validation = states["student_validation"]
     seen = states["student_half"][np.isin(splits.student_half["id"][:], half["id"][:])]
 
@@ -222,12 +225,12 @@ def probes(study: Study) -> dict:
         }
         return opinions, topological_filter(seen, labels.argmax(axis=1))
 
-    opinions, in_topology = study.once(fit)
+    opinions, in_topology = context.once(fit)
     everything = np.ones(len(half), dtype=bool)
     relabelled = {"as they are": (weak, everything)}
     for name, of_rows in opinions.items():
         ids = [*half["id"], *validation["id"]]
-        mended = study.made_of_weak_labels(np.concatenate(of_rows), ids, f"relabelled by {name}")
+        mended = context.changed_weak_labels(np.concatenate(of_rows), ids, f"relabelled by {name}")
         relabelled[f"relabelled by {name}"] = (mended, everything)
     for name, (of_half, _) in opinions.items():
         relabelled[f"filtered by {name}"] = (weak, ~doubtful(labels, of_half))
@@ -242,29 +245,33 @@ def probes(study: Study) -> dict:
         right = hard == np.array(rows["ground_truth"])
         # As they are, they are those of the naive student, which is found again.
         stage = "student-naive" if way == "as they are" else "student-mended"
-        scores = study.scores(study.learn(stage, given, student_half=rows))
+        scores = context.scores(context.predictions_of(stage, given, rows=Half(rows, validation)))
         found[way] = {
             "n_train": len(rows),
             "n_class_1": int(hard.sum()),
             "label_accuracy": float(right.mean()),
             **scores,
         }
-    return {**_bounds(study), "labels": found}
+    return {**_bounds(context), "labels": found}
 
 
-def weak_errors(study: Study) -> dict:
+def weak_errors(context: AnalysisContext) -> dict:
     """Students of simulated supervisors, of one that is trivially imitated, and linear probes on features."""
-    seed, (half, validation) = study.seed, study.lessons.rows("student")
-    parts = {"student_half": half, "student_validation": validation, "test": study.test}
+    seed, (half, validation) = context.seed, context.student_rows
+    parts = {"student_half": half, "student_validation": validation, "test": context.test}
     truth = {name: np.array(rows["ground_truth"]) for name, rows in parts.items()}
     ids = {name: list(rows["id"]) for name, rows in parts.items()}
     all_ids = [row_id for of_part in ids.values() for row_id in of_part]
-    weak = {name: study.run.weak_labels.of(of_part).argmax(axis=1) for name, of_part in ids.items()}
+    weak = {name: context.weak_labels.of(of_part).argmax(axis=1) for name, of_part in ids.items()}
     # Finetuned on other rows than it judges: on its own training rows it would be sure of everything.
-    strong_stage = study.lessons.on_ground_truth(
-        "strong-on-weak-half", study.materials.student, "weak", list(parts.values())
-    )
-    strong = study.lessons.labels_of(strong_stage)
+    strong = context.finetuner.finetune(
+        "strong-on-weak-half",
+        context.models.student,
+        context.splits.weak.map(context.finetuner.setting.with_ground_truth),
+        list(parts.values()),
+        splits=context.splits,
+        seed=seed,
+    ).predictions
     simulated = {"weak, hard labels": weak}
     for kind in ERROR_KINDS:
         simulated[kind] = {
@@ -282,31 +289,34 @@ def weak_errors(study: Study) -> dict:
 
     def learned(name: str, answers, hard: dict[str, np.ndarray]) -> None:
         supervisor = np.eye(2)[hard["test"]]
-        accuracy = metrics.accuracy(supervisor, study.truth())
-        supervisors[name] = {"supervisor": accuracy, **study.scores(answers, supervisor)}
+        accuracy = metrics.accuracy(supervisor, context.truth())
+        supervisors[name] = {"supervisor": accuracy, **context.scores(answers, supervisor)}
 
     for name, hard in simulated.items():
-        labels = study.made_of_weak_labels(np.eye(2)[np.concatenate(list(hard.values()))], all_ids, f"({name})")
-        learned(name, study.learn("student-simulated", labels), hard)
+        labels = context.changed_weak_labels(np.eye(2)[np.concatenate(list(hard.values()))], all_ids, f"({name})")
+        learned(name, context.predictions_of("student-simulated", labels), hard)
     # The demo's models would not tell words apart that its vocabulary does not have.
-    opinions = {} if study.world is None else {"opinions": (" : no ?", " : yes ?")}
+    opinions = {} if context.world is None else {"opinions": (" : no ?", " : yes ?")}
     told = {name: with_opinion(rows, weak[name], **opinions) for name, rows in parts.items()}
-    for method in study.methods:
-        answers = study.learn("student-told", study.run.weak_labels, method=method, **told)
+    told_rows = Half(told["student_half"], told["student_validation"])
+    for method in context.methods:
+        answers = context.predictions_of(
+            "student-told", context.weak_labels, method=method, rows=told_rows, test=told["test"]
+        )
         learned(f"told, {method}", answers, weak)
-    states = study.hidden_states()
+    states = context.hidden_states()
     n_features = states["test"].shape[1]
     features = feature_experiment(
-        *((states[name], study.truth(name)) for name in ("weak_half", "student_half", "test")),
+        *((states[name], context.truth(name)) for name in ("weak_half", "student_half", "test")),
         sorted({max(1, n_features // part) for part in (32, 16, 8, 4, 2, 1)}),
         seed=seed,
     )
-    return {**_bounds(study), "supervisors": supervisors, "features": features}
+    return {**_bounds(context), "supervisors": supervisors, "features": features}
 
 
-def _bounds(study: Study) -> dict:
-    accuracies = {role: study.run.entry[role]["accuracy"] for role in ("weak", "ceiling")}
-    return {**accuracies, "n_test": len(study.test)}
+def _bounds(context: AnalysisContext) -> dict:
+    accuracies = {role: context.result[role]["accuracy"] for role in ("weak", "ceiling")}
+    return {**accuracies, "n_test": len(context.test)}
 
 
 @dataclass(frozen=True)
@@ -317,7 +327,7 @@ class _Analysis:
         plot (`Callable`), section (`Callable`): Of the findings of all seeds.
     """
 
-    measure: Callable[[Study], dict]
+    measure: Callable[[AnalysisContext], dict]
     plot: Callable[[Sequence[dict], Path], None]
     section: Callable[[Sequence[dict]], str]
 

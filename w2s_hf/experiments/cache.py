@@ -1,5 +1,6 @@
-"""One cached, resumable step of an experiment."""
+"""The cache of the steps of an experiment, each of which can be resumed."""
 
+import ast
 import hashlib
 import json
 import logging
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from accelerate import PartialState
@@ -18,7 +19,7 @@ from filelock import FileLock
 
 from ..config import hardware
 
-__all__ = ["Stages", "library_versions"]
+__all__ = ["DEMO_SOURCES", "StageCache", "code_versions", "library_versions"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,26 +37,84 @@ def _installed() -> dict[str, str]:
     return {name: version(name) for name in _LIBRARIES}
 
 
-def content_key(name: str, settings: dict) -> str:
-    """Twelve hexadecimal digits of everything that can change what a stage makes."""
-    text = json.dumps({"stage": name, "settings": settings, "versions": library_versions()}, sort_keys=True)
+_PACKAGE = Path(__file__).parents[1]
+# Files of the package that read results, print, or push, and cannot change what is trained. Every other one is part of
+# the keys, so that a new file can cost a needless rebuild and never a stale result.
+_WITHOUT_EFFECT = (
+    "cards/", "memory/", "sweep/", "pgr_metric/", "command_line.py", "hub.py", "leaderboard.py", "plots.py",
+    "publish.py", "results", "experiments/analyses.py", "experiments/cache.py", "experiments/cli.py",
+    "experiments/config.py", "experiments/config_file.py", "experiments/experiment.py",
+    "experiments/output_directory.py", "experiments/report.py", "experiments/scores.py",
+)  # fmt: skip
+# The files that make the models of the demo.
+DEMO_SOURCES = ("demo/", "trainers/checkpoints.py")
+
+
+def code_versions(sources: tuple[str, ...] = ("",)) -> dict[str, str]:
+    """
+    Returns what of the installed code can change a number: the versions of the libraries, and of this package either
+    its version, or, where it runs from its sources (an editable install), a hash of the sources.
+
+    Args:
+        sources (`tuple[str]`, *optional*): Beginnings of paths in the package, of the files that matter; defaults to
+            all that can change what is trained.
+    """
+    versions = library_versions()
+    return versions if _is_installed() else {**versions, "w2s_hf": f"{versions['w2s_hf']} {_source_hash(sources)}"}
+
+
+@cache
+def _is_installed() -> bool:
+    """Returns whether the package is where an installer has put it; its files then belong to its version."""
+    try:
+        return Path(distribution("w2s_hf").locate_file("w2s_hf")).resolve() == _PACKAGE
+    except PackageNotFoundError:
+        return False
+
+
+@cache
+def _source_hash(sources: tuple[str, ...]) -> str:
+    """Returns a hash of the code of files, without its comments, docstrings and layout: 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        name = path.relative_to(_PACKAGE).as_posix()
+        if name.startswith(sources) and not name.startswith(_WITHOUT_EFFECT):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                body = getattr(node, "body", None)
+                if isinstance(body, list):
+                    # A string that stands alone is a docstring, or does nothing.
+                    node.body = [part for part in body if not _is_text(part)]
+            digest.update(f"{name} {ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def content_key(name: str, settings: dict, versions: dict[str, str]) -> str:
+    """Returns twelve hexadecimal digits of everything that can change what a stage makes."""
+    text = json.dumps({"stage": name, "settings": settings, "versions": versions}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass
-class Stages:
+class StageCache:
     """
     Finished steps below one directory, each under a key of its content.
 
     A step builds into `<name>-<key>.partial` and is renamed to `<name>-<key>` when it is complete, so a directory
     without the suffix is always whole. A killed step finds its own partial directory again and may resume from what is
-    in it. A changed setting, data row, seed or library version is another key, never a stale hit. On several ranks,
+    in it. A changed setting, data row, seed, library
+    version or line of this package's sources is another key, never a stale hit. On several ranks,
     rank 0 looks and renames, and the others are told.
 
     Args:
         root (`Path`): Where the directories go.
         around (`Callable`, *optional*): Makes a context in which every step is built, such as
             [`w2s_hf.demo.models.one_thread`].
+        sources (`tuple[str]`, *optional*): The sources of the steps; see [`code_versions`].
 
     `n_built` and `n_reused` tell what this process did; `seconds` tells how long each step took, by name and summed
     over seeds, whichever run built it.
@@ -63,13 +122,14 @@ class Stages:
 
     root: Path
     around: Callable[[], AbstractContextManager] = nullcontext
+    sources: tuple[str, ...] = ("",)
     n_built: int = 0
     n_reused: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def key(self, name: str, settings: dict) -> str:
         """The directory name of a step; other steps that read it put it into their own settings."""
-        return f"{name}-{content_key(name, settings)}"
+        return f"{name}-{content_key(name, settings, code_versions(self.sources))}"
 
     def run(self, name: str, settings: dict, build: Callable[[Path], None]) -> Path:
         """

@@ -1,12 +1,11 @@
 """The command line of a recipe."""
 
-import difflib
 import gc
 import logging
 import os
 import re
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,40 +13,29 @@ import datasets
 import transformers
 from huggingface_hub import get_token
 from transformers import TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
 
+from .._compat import get_available_reporting_integrations
 from ..config import StudentConfig, WeakToStrongConfig
 from ..publish import push_students
-from ..sweep.grid import SweepArguments
 from ..tasks import find_task
 from .config import BOOTSTRAP, AnyTaskArguments, ClassificationArguments, ExperimentArguments
-from .config_file import RecipeParser, config_file, with_config
+from .config_file import RecipeParser
 from .report import print_table
 
-__all__ = ["finish", "parse_arguments", "parse_sweep", "run_recipe"]
+__all__ = ["check_directory", "finish", "parse_arguments", "run_recipe"]
 
-# Naming one of these means a real experiment; naming none of them means the embedded demo.
-_REAL = ("--config", "--dataset_path", "--weak_model", "--student_model")
+# A command line with one of these options is a real experiment; without all of them it is the embedded demo.
+_REAL = ("config", "dataset_path", "weak_model", "student_model")
 
 # Shown by --help, and replaced when the task is known.
 _DEFAULT_OUTPUT_DIR = "outputs/TASK"
 # Their demos have the names of the configurations alone: outputs/demo, outputs/demo_reward, outputs/demo_chess.
 _TASKS_OF_DEMOS = ("boolq", "anthropic_hh", "chess_puzzles")
 
-# What a sweep says of its cells itself.
-_OF_THE_GRID = {
-    "--weak_model", "--student_model", "--task", "--demo", "--seed", "--rows_fit", "--push_to_hub", "--hub_namespace",
-    "--hub_private", "--analyses",
-}  # fmt: skip
-
 _DEMO_NOTE = """
 This is the embedded demo: generated rows, and models of at most 0.2 million parameters pretrained here and now.
 The real task, on one GPU:  accelerate launch {script} --config recipes/configs/{config}
 """
-
-
-class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults beside the options, and the description as it was written."""
 
 
 def parse_arguments(
@@ -76,56 +64,28 @@ def parse_arguments(
         task (`str`, *optional*): Name of the recipe's task, for the default of `--output_dir`: `outputs/TASK`, or for
             the demo `outputs/demo`, with the name of the task where it is not the demo's own.
     """
-    argv = with_config(sys.argv[1:] if argv is None else argv)
-    named = _named(argv)
-    if not named & set(_REAL):
-        with_chain = demo_config.with_name(f"{demo_config.stem}_ladder.yaml")
-        words = {word.split("=")[-1] for word in argv}
-        asks_for_chain = BOOTSTRAP in words or ("--ladder" in named and "agreement" not in words)
-        if asks_for_chain and with_chain.is_file():
-            demo_config = with_chain
-        argv = ["--config", str(demo_config), *argv]
+    argv = sys.argv[1:] if argv is None else argv
     parser = RecipeParser(
         (experiment, training, StudentConfig),
         configs=demo_config.parent,
         description=description,
-        formatter_class=_HelpFormatter,
         usage="%(prog)s [--config FILE] [--option VALUE ...]",  # not a page of 200 names before the first sentence
     )
     parser.set_defaults(output_dir=_DEFAULT_OUTPUT_DIR)
     try:
-        # A fourth value holds `--config` itself.
-        args, training_args, student_config, _ = parser.parse_args_and_config(argv)
+        # 1 The options that the command line contains choose the configuration.
+        given = parser.given(argv)
+        config = given.config or _demo_config(given, demo_config)
+        # 2 The values of all options. The fourth part is the namespace of --config.
+        args, training_args, student_config, _ = parser.parse(argv, config)
+        # 3 Defaults that depend on other options.
         if training_args.output_dir == _DEFAULT_OUTPUT_DIR:
-            config = Path(argv[argv.index("--config") + 1] if "--config" in argv else demo_config)
-            training_args.output_dir = _default_output_dir(args, config, task)
-        # (A sweep gives the ladder to all cells, and each its method.)
-        if announce and "--ladder" in named and BOOTSTRAP not in args.methods and not args.sizes:
-            if "--methods" in named:
-                raise ValueError(
-                    f"Got --ladder, and neither --methods {BOOTSTRAP}, which climbs it, nor --analyses agreement, "
-                    "which compares its models."
-                )
-            args.methods = [*args.methods, BOOTSTRAP]
-            args.check_chain()
-        if not args.demo:
-            missing = [f"--{name}" for name in ("weak_model", "student_model") if getattr(args, name) is None]
-            if missing:
-                raise ValueError(
-                    f"Got no {' and no '.join(missing)}. Name both models, or take them from a configuration such as "
-                    f"--config recipes/configs/{real_config}; with no model and no data named, the demo runs."
-                )
-        elif args.dataset_path is not None:
-            raise ValueError("Got --dataset_path and the demo's configuration, whose models know no real words.")
-        if training_args.hub_token is not None:
-            raise ValueError("Got --hub_token, which others can read in the list of processes: set HF_TOKEN instead.")
-        if student_config.lora_dropout and training_args.disable_dropout:
-            raise ValueError(
-                f"Got --lora_dropout {student_config.lora_dropout}, and all dropout is set to 0: add "
-                "--disable_dropout false."
-            )
-        if training_args.push_to_hub and get_token() is None:
-            raise ValueError("Got --push_to_hub and no token: set HF_TOKEN, or log in with `hf auth login`.")
+            training_args.output_dir = _default_output_dir(args, config or demo_config, task)
+        if announce:  # a sweep names the models of --ladder for all cells, and one method for each
+            _add_bootstrap(args, given)
+        # 4 Checks of values that no dataclass can check alone.
+        _check_models(args, real_config)
+        _check_training(training_args, student_config)
         check_numbers(args, training_args, student_config)
         check_reporting(training_args.report_to)
         check_directory("--output_dir", training_args.output_dir)
@@ -139,6 +99,63 @@ def parse_arguments(
         script = sys.argv[0] + (f" --task {args.task}" if isinstance(args, AnyTaskArguments) else "")
         print(_DEMO_NOTE.format(script=script, config=real_config).strip(), flush=True)
     return args, training_args, student_config
+
+
+def _demo_config(given: Namespace, demo_config: Path) -> Path | None:
+    """
+    Returns the configuration of the demo where the command line names no model and no data, else `None`. A chain has
+    a demo of its own, `NAME_ladder.yaml`, for the recipes that ship one.
+    """
+    if any(vars(given)[name] is not None for name in _REAL):
+        return None
+    chain_config = demo_config.with_name(f"{demo_config.stem}_ladder.yaml")
+    has_chain = BOOTSTRAP in (given.methods or []) or _names_chain(given)
+    return chain_config if has_chain and chain_config.is_file() else demo_config
+
+
+def _names_chain(given: Namespace) -> bool:
+    """Whether `--ladder` names the models of a chain, not those that `--analyses agreement` compares."""
+    return given.ladder is not None and "agreement" not in (given.analyses or [])
+
+
+def _add_bootstrap(args: ExperimentArguments, given: Namespace) -> None:
+    """Adds the method of the chain whose models `--ladder` names; raises `ValueError` if other methods are given."""
+    if given.ladder is None or BOOTSTRAP in args.methods or args.sizes:
+        return
+    if given.methods is not None:
+        raise ValueError(
+            f"Got --ladder, and neither --methods {BOOTSTRAP}, which climbs it, nor --analyses agreement, "
+            "which compares its models."
+        )
+    args.methods = [*args.methods, BOOTSTRAP]
+    args.check_chain()
+
+
+def _check_models(args: ExperimentArguments, real_config: str) -> None:
+    """Raises `ValueError` where a model is missing, or the demo's models are given real rows."""
+    if args.demo:
+        if args.dataset_path is not None:
+            raise ValueError("Got --dataset_path and the demo's configuration, whose models know no real words.")
+        return
+    missing = [f"--{name}" for name in ("weak_model", "student_model") if getattr(args, name) is None]
+    if missing:
+        raise ValueError(
+            f"Got no {' and no '.join(missing)}. Name both models, or take them from a configuration such as "
+            f"--config recipes/configs/{real_config}; with no model and no data named, the demo runs."
+        )
+
+
+def _check_training(training_args: TrainingArguments, student_config: StudentConfig) -> None:
+    """Raises `ValueError` where an option of the trainer or the student does not go with another one."""
+    if training_args.hub_token is not None:
+        raise ValueError("Got --hub_token, which others can read in the list of processes: set HF_TOKEN instead.")
+    if student_config.lora_dropout and training_args.disable_dropout:
+        raise ValueError(
+            f"Got --lora_dropout {student_config.lora_dropout}, and all dropout is set to 0: add "
+            "--disable_dropout false."
+        )
+    if training_args.push_to_hub and get_token() is None:
+        raise ValueError("Got --push_to_hub and no token: set HF_TOKEN, or log in with `hf auth login`.")
 
 
 # What transformers, peft and torch would take, or refuse only when a model is trained. `None` is no number.
@@ -190,57 +207,6 @@ def _default_output_dir(args: ExperimentArguments, config: Path, task: str | Non
     if args.demo:
         name = config.stem if task is None or task in _TASKS_OF_DEMOS else f"{config.stem}_{task}"
     return "outputs/" + re.sub(r"[^\w.-]+", "-", name)
-
-
-def _named(argv: list[str]) -> set[str]:
-    """The options of a command line; `--weak-model` is an alias of `--weak_model`, and a value may follow `=`."""
-    return {"--" + word.split("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
-
-
-def parse_sweep(
-    description: str, demo_config: Path, argv: list[str] | None = None
-) -> tuple[SweepArguments, list[str]]:
-    """
-    Reads the command line of a sweep.
-
-    Args:
-        description (`str`): What `--help` begins with.
-        demo_config (`Path`): The grid for a command line that names no models and no configuration.
-        argv (`list[str]`, *optional*): Defaults to that of the process.
-
-    Returns:
-        The grid, and all other options, which are those of its cells.
-    """
-    argv = with_config(sys.argv[1:] if argv is None else argv)
-    if not {"--config", "--weak_models", "--student_models", "--cell_config"} & _named(argv):
-        argv = ["--config", str(demo_config), *argv]
-    parser = RecipeParser(
-        (SweepArguments,),
-        configs=demo_config.parent,
-        lets_pass=True,
-        description=description,
-        formatter_class=_HelpFormatter,
-        usage="%(prog)s [--config FILE] [--option VALUE ...] [options of all cells]",
-    )
-    try:
-        args, _, options = parser.parse_args_and_config(argv, return_remaining_strings=True)
-        if args.cell_config is not None:
-            args.cell_config = str(config_file(args.cell_config, demo_config.parent, "--cell_config"))
-        # What the cells do not know either is refused when the first cell is parsed.
-        known = set(parser.options)
-        for name in sorted(_named(options) - _OF_THE_GRID):
-            if difflib.get_close_matches(name[2:], known, cutoff=0.85):
-                raise ValueError(parser.unknown(name))
-        of_cells = _named(options) & _OF_THE_GRID
-        if of_cells:
-            raise ValueError(
-                f"Got {', '.join(sorted(of_cells))}: models, tasks and seeds are those of the grid (--weak_models, "
-                "--student_models, --tasks, --seeds), --rows_fit follows from them, and a sweep pushes nothing."
-            )
-        check_directory("--output_dir", args.output_dir)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    return args, options
 
 
 def finish(results: dict, args: ExperimentArguments, training_args: TrainingArguments) -> None:

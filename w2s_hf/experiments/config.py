@@ -1,5 +1,6 @@
 """What an experiment can be told on the command line, besides the arguments of its trainer and its student."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -7,6 +8,7 @@ from typing import ClassVar
 from ..command_line import did_you_mean
 from ..config import METHODS
 from ..demo.worlds import DEMO_WORLDS
+from ..tasks import task_table
 
 __all__ = [
     "ANALYSES",
@@ -15,6 +17,7 @@ __all__ = [
     "ChessArguments",
     "ClassificationArguments",
     "ExperimentArguments",
+    "GenerationArguments",
     "RewardArguments",
     "chain_of",
     "check_names",
@@ -48,10 +51,17 @@ def check_names(option: str, names: list[str], known: Sequence[str]) -> None:
         raise ValueError(f"{option}: got {' '.join(names)}, expected each name once. Leave out one {twice[0]}.")
 
 
-def chain_of(ladder: list[str], weak_model: str | None, student_model: str) -> list[str]:
-    """Of a ladder, the models before the student, small to large; where the supervisor is one, those above it."""
-    first = ladder.index(weak_model) + 1 if weak_model in ladder else 0
-    return ladder[first : ladder.index(student_model)]
+def chain_of(models: list[str], weak_model: str | None, student_model: str) -> list[str]:
+    """
+    Returns the models of a chain below its student, small to large.
+
+    Args:
+        models (`list[str]`): The models of `--ladder`, small to large, the student among them.
+        weak_model (`str`, *optional*): The supervisor. If it is one of them, the chain begins above it.
+        student_model (`str`): The student at the end of the chain.
+    """
+    first = models.index(weak_model) + 1 if weak_model in models else 0
+    return models[first : models.index(student_model)]
 
 
 @dataclass
@@ -252,6 +262,15 @@ class ClassificationArguments(ExperimentArguments):
     )
 
 
+class _ListTasks(argparse.Action):
+    """Prints the tasks and ends the process as soon as the option is read, as `--help` does."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values:
+            print(task_table())
+            parser.exit()
+
+
 @dataclass
 class AnyTaskArguments(ClassificationArguments):
     """
@@ -259,13 +278,15 @@ class AnyTaskArguments(ClassificationArguments):
 
     Args:
         task (`str`): As in [`w2s_hf.tasks.find_task`].
-        list_tasks (`bool`, *optional*): For `--help`; the recipe looks for it before it reads the rest.
+        list_tasks (`bool`, *optional*): Prints the tasks and ends the process where the command line has this option.
     """
 
     task: str | None = field(
         default=None, metadata={"help": "Name of a task (see --list_tasks), or a Python file that defines one."}
     )
-    list_tasks: bool = field(default=False, metadata={"help": "Print the tasks and where their rows are, and stop."})
+    list_tasks: bool = field(
+        default=False, metadata={"help": "Print the tasks and where their rows are, and stop.", "action": _ListTasks}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -300,18 +321,39 @@ class RewardArguments(ExperimentArguments):
 
 
 @dataclass
-class ChessArguments(ExperimentArguments):
-    """An experiment on chess puzzles: supervisor, students and ceiling write the best move."""
+class GenerationArguments(ExperimentArguments):
+    """An experiment on prompts: supervisor, students and ceiling write completions."""
 
     possible_analyses: ClassVar[tuple[str, ...]] = ("overfitting", "agreement")
 
     methods: list[str] = field(
         default_factory=lambda: ["naive"],
-        metadata={"help": f"How students learn from the supervisor's moves, which are text: naive, {BOOTSTRAP}."},
+        metadata={
+            "help": f"How students learn from the supervisor's completions, which are text: naive, {BOOTSTRAP}."
+        },
     )
     zero_shot: bool = field(
         default=True, metadata={"help": "Score the student before any finetuning, too (paper, figure 15)."}
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if set(self.methods) - {"naive", BOOTSTRAP}:
+            raise ValueError(
+                f"--methods: got {' '.join(self.methods)}, expected naive or {BOOTSTRAP}: the other losses are about "
+                "probabilities of classes, and completions are text."
+            )
+        if self.n_supervisors > 1 or self.keep_confident is not None:
+            raise ValueError(
+                "Got --n_supervisors or --keep_confident, which are about probabilities of classes; completions are "
+                "text."
+            )
+
+
+@dataclass
+class ChessArguments(GenerationArguments):
+    """An experiment on chess puzzles: supervisor, students and ceiling write the best move."""
+
     max_train_rating: int | None = field(
         default=None,
         metadata={
@@ -323,15 +365,6 @@ class ChessArguments(ExperimentArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if set(self.methods) - {"naive", BOOTSTRAP}:
-            raise ValueError(
-                f"--methods: got {' '.join(self.methods)}, expected naive or {BOOTSTRAP}: the other losses are about "
-                "probabilities of classes, and moves are text."
-            )
-        if self.n_supervisors > 1 or self.keep_confident is not None:
-            raise ValueError(
-                "Got --n_supervisors or --keep_confident, which are about probabilities of classes; moves are text."
-            )
         if self.max_train_rating is not None and self.min_hard_rating <= self.max_train_rating:
             raise ValueError(
                 f"--min_hard_rating: got {self.min_hard_rating}, expected more than --max_train_rating "

@@ -2,6 +2,7 @@
 
 import argparse
 import typing
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +11,7 @@ from trl import TrlParser
 
 from ..command_line import CommandLine, did_you_mean
 
-__all__ = ["RecipeParser", "config_file", "with_config"]
-
-
-def with_config(argv: Sequence[str]) -> list[str]:
-    """The words of a command line, with `--config=FILE` as two words, as TRL's parser looks for it."""
-    return [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+__all__ = ["RecipeParser", "config_file"]
 
 
 def config_file(name: str, configs: Path, option: str) -> Path:
@@ -43,9 +39,19 @@ def config_file(name: str, configs: Path, option: str) -> Path:
     )
 
 
-class RecipeParser(CommandLine, TrlParser):
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows defaults beside the options, and the description as it was written."""
+
+
+class _OptionParser(CommandLine, TrlParser):
+    """A [`CommandLine`] whose options are the fields of dataclasses."""
+
+
+class RecipeParser(_OptionParser):
     """
-    [`~trl.TrlParser`] with an option `--config` whose values are checked like those of the command line.
+    [`~trl.TrlParser`] with an option `--config` whose values are checked like those of the command line. A command
+    line is read twice: [`given`][RecipeParser.given] returns the options that it contains, from which the caller
+    chooses a configuration, and [`parse`][RecipeParser.parse] returns the values of all options.
 
     Args:
         dataclass_types (sequence of `type`): As in [`~trl.TrlParser`].
@@ -54,7 +60,7 @@ class RecipeParser(CommandLine, TrlParser):
     """
 
     def __init__(self, dataclass_types: Sequence[type], *, configs: Path, **kwargs):
-        super().__init__(dataclass_types=dataclass_types, **kwargs)
+        super().__init__(dataclass_types=dataclass_types, formatter_class=_HelpFormatter, **kwargs)
         self.configs = configs
         self._file: Path | None = None
         names = ", ".join(path.stem for path in sorted(configs.glob("*.yaml")))
@@ -64,32 +70,61 @@ class RecipeParser(CommandLine, TrlParser):
             help=f"YAML file of defaults, or the name of a shipped one: {names}. The command line wins.",
         )
 
-    def parse_args_and_config(self, args: Sequence[str], **kwargs) -> tuple:
+    def given(self, args: Sequence[str]) -> argparse.Namespace:
         """
-        As in [`~trl.TrlParser`].
+        Reads the options that a command line contains. `--help` and unknown options are left to `parse`.
+
+        Returns:
+            `argparse.Namespace`: The value of every option, and `None` for an option that is not given. `config` is
+            the path of the configuration.
 
         Raises:
-            ValueError: `--config` is given twice or without a file, or its file is no YAML mapping, has a key twice,
-                a key that is no option, or a value of another type than its option.
+            ValueError: `--config` is given twice or without a file.
             FileNotFoundError: there is no such configuration.
         """
-        args = list(args)
-        places = [place for place, word in enumerate(args) if word == "--config"]
-        if len(places) > 1:
-            raise ValueError(f"--config: got {len(places)} configurations, expected one. Merge them into one file.")
-        if places:
-            name = args[places[0] + 1] if places[0] + 1 < len(args) else "--"
-            if name.startswith("--"):
+        parser = _OptionParser(self.dataclass_types, usage=self.usage, add_help=False, lets_pass=True)
+        parser.add_argument("--config", nargs="?", const="", action="append")
+        # argparse sets the default of an option only where the namespace has no value yet.
+        absent = argparse.Namespace(**{action.dest: None for action in parser._actions})
+        given, _ = parser.parse_known_args(args, absent)
+        if given.config is not None:
+            if len(given.config) > 1:
+                raise ValueError(
+                    f"--config: got {len(given.config)} configurations, expected one. Merge them into one file."
+                )
+            if not given.config[0]:
                 raise ValueError("--config: got nothing, expected a YAML file or the name of a shipped configuration.")
-            self._file = config_file(name, self.configs, "--config")
-            args[places[0] + 1] = str(self._file)
-            check_mapping(self._file)
-        return super().parse_args_and_config(args, **kwargs)
+            given.config = config_file(given.config[0], self.configs, "--config")
+        return given
+
+    def parse(self, args: Sequence[str], config: Path | None, **kwargs) -> tuple:
+        """
+        Reads the values of all options: from the command line, else from the configuration, else the defaults.
+
+        Args:
+            args (sequence of `str`): The command line.
+            config (`Path`, *optional*): The configuration, whatever `--config` says.
+            kwargs: As in [`~trl.TrlParser.parse_args_and_config`].
+
+        Returns:
+            `tuple`: As in [`~trl.TrlParser.parse_args_and_config`]. After the dataclasses comes a namespace with
+            `config`.
+
+        Raises:
+            ValueError: The file is no YAML mapping, has a key twice, a key that is no option, or a value of another
+                type than its option.
+        """
+        if config is not None:
+            check_mapping(config)
+            self._file = config
+            args = ["--config", str(config), *args]  # TRL's parser reads and removes the first one
+        return self.parse_args_and_config(args, **kwargs)
 
     def set_defaults_with_config(self, **values) -> list[str]:
         """As in [`~trl.TrlParser`], after checking each key and value. `None` leaves an option unset."""
         # `--no_NAME` shares its destination with `--NAME` and has no type.
-        actions = {action.dest: action for action in self._actions if action.type is not None}
+        shown = [action for action in self._actions if action.help is not argparse.SUPPRESS]
+        actions = {action.dest: action for action in shown if action.type is not None}
         hints = {}
         for kind in self.dataclass_types:
             hints |= typing.get_type_hints(kind)

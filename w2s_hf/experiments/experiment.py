@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,112 +14,133 @@ from ..cards import ROWS, StudentCard
 from ..cards.trained_with import DEMO_DATASET
 from ..command_line import did_you_mean
 from ..config import StudentConfig
-from ..demo.models import DEMO_MODELS, DemoModel, World, build_demo_model, one_thread
+from ..demo.models import World, build_demo_model, one_thread
 from ..memory.check import check_fits
-from ..modeling import load_tokenizer
-from ..tasks import TaskSplits
+from ..modeling.spec import ALL_WEIGHTS, ModelSpec
+from ..tasks import PreferenceTask, Task, TaskSplits, find_task
 from ..tasks.sizes import AnyTask
 from .analyses import analyse, analysis_notes
-from .cache import Stages, library_versions
+from .analysis_context import AnalysisContext
+from .cache import DEMO_SOURCES, StageCache, library_versions
 from .config import ExperimentArguments
-from .finetuner import Model, Workbench
+from .finetuner import Finetuner
 from .generative import check_decoder
 from .output_directory import Manifest, check_output_dir, clear, identity_of, is_still_true, release
 from .report import settings_of, write_report
-from .seed import Materials, SeedRun, keep_outputs, run_seed, summarise
+from .scores import Scorer, keep_outputs, outputs_of, score_seed, summarise
+from .seed import Models, run_seed
 from .settings.base import Setting
-from .study import Study
+from .settings.classification import CLASSIFICATION
+from .settings.generation import GenerationSetting
+from .settings.reward import REWARD
 
-__all__ = ["Experiment"]
+__all__ = ["Experiment", "run_experiment"]
 
 logger = logging.getLogger(__name__)
 
 
-class Experiment(ABC):
+def run_experiment(
+    task: str | AnyTask, args: ExperimentArguments, training_args: TrainingArguments, student_config: StudentConfig
+) -> dict:
     """
-    A task, the models and the settings of an experiment. A subclass for each setting.
+    Runs the experiment of a task over all seeds, and writes everything below `training_args.output_dir`.
 
     Args:
-        task: What is learned.
+        task (`str`, [`Task`], [`PreferenceTask`] or [`GenerationTask`]): The task; a name as in [`find_task`].
+        args ([`ExperimentArguments`]): Models, methods, rows, seeds.
+        training_args ([`~transformers.TrainingArguments`]): Training of the students.
+        student_config ([`StudentConfig`]): Adapters and precision of the students.
+
+    Returns:
+        `dict`: The content of `results.json` (schema 1).
+    """
+    task = find_task(task) if isinstance(task, str) else task
+    return Experiment(task, setting_of(task), args, training_args, student_config).run()
+
+
+def setting_of(task: AnyTask) -> Setting:
+    """Returns the setting of a task."""
+    if isinstance(task, Task):
+        return CLASSIFICATION
+    if isinstance(task, PreferenceTask):
+        return REWARD
+    if task.setting == "chess":
+        from .chess import ChessSetting  # imported only here: it needs python-chess
+
+        return ChessSetting(task)
+    return GenerationSetting(task)
+
+
+class Experiment:
+    """
+    A task, the models and the options of an experiment.
+
+    Args:
+        task ([`Task`], [`PreferenceTask`] or [`GenerationTask`]): The task.
+        setting ([`Setting`]): How its rows are loaded, learned and scored.
         args ([`ExperimentArguments`]): Models, methods, rows, seeds.
         training_args ([`~transformers.TrainingArguments`]): Training of the students and the ceiling; of the weak
             supervisor, too, where `args` says nothing else. Everything is written below its `output_dir`.
         student_config ([`StudentConfig`]): Adapters and precision of the students and the ceiling.
-        like ([`Experiment`], *optional*): Another of the same setting, to share its stages, its loaded base and the
-            rows and models that it has found.
+        like ([`Experiment`], *optional*): Another experiment of the same setting, to share its cache, its loaded base,
+            and its rows and models.
     """
-
-    setting: Setting
-    demo_models: dict[str, DemoModel] = DEMO_MODELS
 
     def __init__(
         self,
         task: AnyTask,
+        setting: Setting,
         args: ExperimentArguments,
         training_args: TrainingArguments,
         student_config: StudentConfig,
         *,
         like: "Experiment | None" = None,
     ):
-        self.task, self.args, self.training_args, self.student_config = task, args, training_args, student_config
+        self.task, self.setting, self.args = task, setting, args
+        self.training_args, self.student_config = training_args, student_config
         self.output_dir = Path(training_args.output_dir)
-        self._materials: dict[int, Materials] = {}
+        self._inputs: dict[int, tuple[Models, TaskSplits]] = {}
         if like is None:
             around = one_thread if args.demo and not has_chosen_threads() else nullcontext
-            self.bench = Workbench(Stages(self.output_dir / "_stages", around), training_args, self.setting)
-            self.ladder = ladder_stages()
+            self.finetuner = Finetuner(StageCache(self.output_dir / "_stages", around), setting, training_args)
+            self.demo_cache = demo_cache()
             self._splits: dict[tuple, TaskSplits] = {}
-            self._models: dict[str, Model] = {}
-            self._checked: list[Model] = []
+            self._specs: dict[str, ModelSpec] = {}
+            self._checked: list[ModelSpec] = []
         else:
-            self.bench, self.ladder, self._splits, self._models = like.bench, like.ladder, like._splits, like._models
-            self._checked = like._checked
+            self.finetuner, self.demo_cache = like.finetuner, like.demo_cache
+            self._splits, self._specs, self._checked = like._splits, like._specs, like._checked
 
-    # ---- What a setting says ----
+    # ---- Rows and models ----
 
-    @abstractmethod
-    def world(self, seed: int) -> World:
-        """What the demo of a seed is about."""
+    def world(self, seed: int) -> World | None:
+        """Returns the world of the demo of a seed; `None` for real rows."""
+        return self.setting.demo_world(self.args, seed) if self.args.demo else None
 
-    @abstractmethod
-    def load_real(self) -> TaskSplits:
-        """Rows of the task."""
+    def inputs(self, seed: int) -> tuple[Models, TaskSplits]:
+        """
+        Returns the models and rows of a seed, and checks that they can be used. Real rows are the same for all seeds;
+        the demo has a world for each. Called on all ranks at first.
+        """
+        if seed not in self._inputs:
+            models = self._find_models(seed)
+            readers = sorted({*self.args.rows_fit, *self.args.chain, *self.args.sizes})
+            key = (self.task.name, seed if self.args.demo else None, self.args.n_links, *readers)
+            if key not in self._splits:
+                self._splits[key] = self._load_splits(seed)
+            self._check_memory(models)
+            self._inputs[seed] = models, self._splits[key]
+        return self._inputs[seed]
 
-    @abstractmethod
-    def load_demo(self, world: World) -> TaskSplits:
-        """Generated rows."""
-
-    @abstractmethod
-    def describe(self, results: dict, runs: list[SeedRun]) -> tuple[str, list[str]]:
-        """Introduction and notes of the report; may add to the results. On rank 0 alone."""
-
-    def prepare(self, materials: Materials, seed: int) -> Materials:
-        """Of the materials of a seed, what has to be trained before the experiment."""
-        return materials
-
-    def more_of(self, run: SeedRun, materials: Materials, seed: int) -> dict:
-        """What the entry of a seed says in this setting alone."""
-        return {}
-
-    # ---- The same for all ----
-
-    def materials(self, seed: int) -> Materials:
-        """Rows and models of a seed, on all ranks at first; the demo has a world a seed, real rows are the same."""
-        if seed not in self._materials:
-            self._materials[seed] = self._gather(seed)
-        return self._materials[seed]
-
-    def _gather(self, seed: int) -> Materials:
-        args, world = self.args, self.world(seed) if self.args.demo else None
-        readers = sorted({*args.rows_fit, *args.chain, *args.sizes})
-        key = (self.task.name, seed if args.demo else None, args.n_links, *readers)
-        weak = self.model(args.weak_model, "--weak_model", world, is_weak=True)
-        student = self.model(args.student_model, "--student_model", world)
-        chain = tuple(self.model(name, "--ladder", world) for name in args.chain)
+    def _find_models(self, seed: int) -> Models:
+        args, world = self.args, self.world(seed)
+        weak = self.spec(args.weak_model, "--weak_model", world, all_weights=True)
+        student = self.spec(args.student_model, "--student_model", world)
+        chain = tuple(self.spec(name, "--ladder", world) for name in args.chain)
         too_narrow = [name for name in args.sizes if self._is_too_narrow(name) and name != args.student_model]
         if too_narrow:
             logger.warning(f"Not compared, too narrow for --load_in_4bit: {', '.join(too_narrow)}")
-        sizes = tuple(self.model(name, "--ladder", world) for name in args.sizes if name not in too_narrow)
+        sizes = tuple(self.spec(name, "--ladder", world) for name in args.sizes if name not in too_narrow)
         names = [model.name for model in sizes]
         if len(set(names)) < len(names):
             raise ValueError(
@@ -130,91 +150,89 @@ class Experiment(ABC):
             check_decoder(student, "--analyses prompting")
         for model in (student, *sizes) if getattr(args, "generative_finetuning", False) else ():
             check_decoder(model, "--generative_finetuning")
+        # The control of the demo has the student's architecture and was not pretrained.
         twin = args.student_model.replace("pretrained-", "scratch-")
-        has_twin = args.demo and twin in self.demo_models and twin != args.student_model
-        unpretrained = self.model(twin, "", world, is_weak=True) if has_twin else None
-        if key not in self._splits:
-            self._splits[key] = self._load(world)
-        if world is None and args.check_memory:
-            self._check_memory(weak, student, *chain, *sizes)
-        return Materials(self._splits[key], weak, student, chain, unpretrained, sizes)
+        has_twin = args.demo and twin in self.setting.demo_models and twin != args.student_model
+        control = self.spec(twin, "", world, all_weights=True) if has_twin else None
+        return Models(weak, student, chain, control, sizes)
 
-    def _check_memory(self, weak: Model, student: Model, *ladder: Model) -> None:
-        """Before their weights are downloaded; each once, whatever the seeds."""
-        options = [("--weak_model", weak), *(("--ladder", model) for model in ladder), ("--student_model", student)]
-        for option, model in options:
+    def _load_splits(self, seed: int) -> TaskSplits:
+        world = self.world(seed)
+        if world is None:
+            return self.setting.load_rows(self.task, self.args, self.training_args, self.readers())
+        splits = self.setting.load_demo_rows(self.task, self.args, self.training_args, world)
+        return replace(splits, source={"id": DEMO_DATASET, "revision": f"world {world.seed}"})
+
+    def _check_memory(self, models: Models) -> None:
+        """Refuses models that memory is too small for, before their weights are downloaded; each once."""
+        if self.args.demo or not self.args.check_memory:
+            return
+        ladder = [("--ladder", model) for model in (*models.chain, *models.sizes)]
+        for option, model in [("--weak_model", models.weak), *ladder, ("--student_model", models.student)]:
             if model not in self._checked:
                 check_fits(model, option, self.training_args, self.setting.task_type)
                 self._checked.append(model)
 
-    def _load(self, world: World | None) -> TaskSplits:
-        if world is None:
-            return self.load_real()
-        splits = self.load_demo(world)
-        return replace(splits, source={"id": DEMO_DATASET, "revision": f"world {world.seed}"})
-
-    def model(self, name: str, option: str, world: World | None, is_weak: bool = False) -> Model:
+    def spec(self, name: str, option: str, world: World | None, all_weights: bool = False) -> ModelSpec:
         """
-        A model that the command line names: on the Hub, in a directory, or of the demo, made for a world or found in
-        the cache. Of a weak one all weights are trained.
+        Looks up a model that the command line names: on the Hub, in a directory, or of the demo, whose models are made
+        for a world. `all_weights`: it has no adapters, as weak supervisors.
 
         Raises:
-            ValueError, FileNotFoundError, ConnectionError: as [`Model.find`]; or the demo has no such model.
+            ValueError, FileNotFoundError, ConnectionError: as [`ModelSpec.find`]; or the demo has no such model.
         """
-        config = None if is_weak else self.student_config
+        config = ALL_WEIGHTS if all_weights else self.student_config
         if world is None:
-            key = f"{name} {is_weak}"
-            if key not in self._models:
-                self._models[key] = Model.find(name, option, config)
-            return self._models[key]
-        if name not in self.demo_models:
+            key = f"{name} {all_weights}"
+            if key not in self._specs:
+                self._specs[key] = ModelSpec.find(name, option, config)
+            return self._specs[key]
+        demo_models = self.setting.demo_models
+        if name not in demo_models:
             raise ValueError(
-                f"{option}: the demo has no model {name!r}; its models are {', '.join(self.demo_models)}."
-                + did_you_mean(name, self.demo_models)
+                f"{option}: the demo has no model {name!r}; its models are {', '.join(demo_models)}."
+                + did_you_mean(name, demo_models)
             )
-        demo = self.demo_models[name]
-        if config is not None and self._is_too_narrow(name):
+        demo = demo_models[name]
+        if not all_weights and self._is_too_narrow(name):
             raise ValueError(
                 f"Got --load_in_4bit and {name}, which is narrower than the blocks of 64 that bitsandbytes quantizes."
             )
         # Only a pretrained model depends on how much it reads.
         n_documents = self.args.demo_documents if demo.n_documents else None
         settings = {"model": repr(demo), "world": repr(world.config), "seed": world.seed, "n": n_documents}
-        directory = self.ladder.run(
+        directory = self.demo_cache.run(
             name, settings, lambda path: build_demo_model(demo, world, path, n_documents=n_documents)
         )
-        return Model(f"demo/{name}", str(directory), directory.name, config)
+        return ModelSpec(f"demo/{name}", str(directory), directory.name, config)
 
     def _is_too_narrow(self, name: str) -> bool:
-        """Is it a model of the demo that is narrower than the blocks that 4 bits are quantized in?"""
-        demo = self.demo_models.get(name) if self.args.demo and self.student_config.load_in_4bit else None
+        """Returns whether a model of the demo is narrower than the blocks that 4 bits are quantized in."""
+        demo = self.setting.demo_models.get(name) if self.args.demo and self.student_config.load_in_4bit else None
         return demo is not None and bool(demo.width % 64 or demo.mlp_width % 64)
 
-    def readers(self) -> list[Model]:
-        """All models that the rows have to fit, real ones."""
+    def readers(self) -> list[ModelSpec]:
+        """Returns all models that real rows have to fit."""
         args = self.args
         options = dict.fromkeys(args.rows_fit, "--rows_fit") | dict.fromkeys([*args.chain, *args.sizes], "--ladder")
         options[args.student_model] = "--student_model"
-        weak = self.model(args.weak_model, "--weak_model", None, is_weak=True)
-        return [weak, *(self.model(name, option, None) for name, option in options.items())]
+        weak = self.spec(args.weak_model, "--weak_model", None, all_weights=True)
+        return [weak, *(self.spec(name, option, None) for name, option in options.items())]
 
-    def tokenizers(self, world: World | None = None) -> list:
-        """Of all models that the rows have to fit."""
-        if world is not None:
-            return [world.tokenizer()]
-        return [load_tokenizer(model.path, revision=model.revision) for model in self.readers()]
+    # ---- The experiment ----
 
-    def split_options(self) -> dict:
-        """What the command line says of the rows of each part, as the loaders of `w2s_hf.tasks` take it."""
-        names = ("n_train", "n_weak", "n_validation", "n_test", "n_links")
-        return {name: getattr(self.args, name) for name in names} | {"seed": self.args.split_seed}
-
-    def run_seed(self, seed: int) -> SeedRun:
-        """The experiment of one seed."""
-        materials = self.prepare(self.materials(seed), seed)
-        run = run_seed(materials, self.args, seed, self.bench)
-        run.entry.update(self.more_of(run, materials, seed))
-        return run
+    def run_seed(self, seed: int) -> AnalysisContext:
+        """Runs the experiment of one seed; see [`w2s_hf.experiments.seed.run_seed`]."""
+        models, splits = self.inputs(seed)
+        args, finetuner = self.args, self.finetuner
+        models = self.setting.prepare_models(models, splits, args, seed, finetuner)
+        trained = run_seed(models, splits, args, seed, finetuner)
+        scorer = Scorer(self.setting, splits, trained)
+        result = score_seed(models, splits, args, seed, trained, scorer)
+        world = self.world(seed)
+        context = AnalysisContext(args, models, splits, seed, finetuner, trained, result, scorer, world)
+        result.update(self.setting.further_results(context))
+        return context
 
     def run(self) -> dict:
         """
@@ -238,29 +256,29 @@ class Experiment(ABC):
             raise
 
     def _run(self, manifest: Manifest, started: float) -> dict:
-        runs = []
+        contexts = []
         for seed in self.args.seeds:
-            runs.append(self.run_seed(seed))
+            context = self.run_seed(seed)
+            contexts.append(context)
             if PartialState().is_main_process:
-                if not is_still_true(self.output_dir / "results.json", runs[-1].entry):
+                if not is_still_true(self.output_dir / "results.json", context.result):
                     # It belongs to the students that are now replaced.
                     (self.output_dir / "results.json").unlink(missing_ok=True)
-                keep_outputs(runs[-1], self.output_dir)
+                keep_outputs(self.args.methods, seed, context.trained, self.output_dir)
                 manifest.seeds = list(dict.fromkeys([*manifest.seeds, seed]))
                 manifest.methods |= self.identity.methods
                 manifest.write(self.output_dir)
-        results = self._report(runs, started)
+        results = self._report(contexts, started)
         if self.args.analyses:
             # All the rest is on disk before: an analysis that fails takes nothing with it.
-            for seed, run in zip(self.args.seeds, runs, strict=True):
-                world = self.world(seed) if self.args.demo else None
-                analyse(Study(self.args, self.setting, run, world))
-            results = self._report(runs, started)
+            for context in contexts:
+                analyse(context)
+            results = self._report(contexts, started)
         if PartialState().is_main_process:
             manifest.analyses |= self.identity.analyses
             manifest.write(self.output_dir)
-        n_built = self.bench.stages.n_built + self.ladder.n_built
-        n_reused = self.bench.stages.n_reused + self.ladder.n_reused
+        caches = (self.finetuner.cache, self.demo_cache)
+        n_built, n_reused = (sum(getattr(cache, name) for cache in caches) for name in ("n_built", "n_reused"))
         logger.info(
             f"Nothing was trained: all {n_reused} stages were finished by an earlier run."
             if n_built == 0
@@ -285,10 +303,10 @@ class Experiment(ABC):
         # Before the demo pretrains its models, and again when models and rows are known.
         check_output_dir(self.output_dir, identity, overwrite=overwrite)
         for seed in self.args.seeds:
-            materials = self.materials(seed)
-            identity.found[f"rows of seed {seed}"] = materials.splits.fingerprint
+            models, splits = self.inputs(seed)
+            identity.found[f"rows of seed {seed}"] = splits.fingerprint
             if not self.args.demo:
-                for option, model in {"weak_model": materials.weak, "student_model": materials.student}.items():
+                for option, model in {"weak_model": models.weak, "student_model": models.student}.items():
                     identity.found[option] = model.revision or model.weights
         there = check_output_dir(self.output_dir, identity, overwrite=overwrite) or Manifest("experiment", "", {})
         PartialState().wait_for_everyone()  # all ranks have looked before one of them writes
@@ -303,10 +321,11 @@ class Experiment(ABC):
             held.write(self.output_dir)
         return held
 
-    def _report(self, runs: list[SeedRun], started: float) -> dict:
-        results = self.collect(runs, started)
+    def _report(self, contexts: list[AnalysisContext], started: float) -> dict:
+        results = self.collect(contexts, started)
         if PartialState().is_main_process:
-            results["description"], notes = self.describe(results, runs)
+            facts, description, notes = self.setting.describe(results, contexts, self.output_dir)
+            results |= facts | {"description": description}
             if self.args.demo:
                 results["description"] = demo_description(results)
             notes += analysis_notes(results, self.output_dir)
@@ -314,10 +333,15 @@ class Experiment(ABC):
         PartialState().wait_for_everyone()
         return results
 
-    def collect(self, runs: list[SeedRun], started: float) -> dict:
-        """The content of `results.json` (schema 1); `started` is `time.monotonic()` of the beginning."""
-        args, stages, splits = self.args, self.bench.stages, self.materials(self.args.seeds[0]).splits
+    def collect(self, contexts: list[AnalysisContext], started: float) -> dict:
+        """Returns the content of `results.json` (schema 1); `started` is `time.monotonic()` of the beginning."""
+        args, cache, splits = self.args, self.finetuner.cache, contexts[0].splits
         of_demo = {name: getattr(args, name) for name in ("demo_world", "demo_documents") if hasattr(args, name)}
+        students = {
+            outputs.student: context.trained[role].directory
+            for context in contexts
+            for role, outputs in outputs_of(args.methods, context.seed, context.trained).items()
+        }
         results = {
             "schema": 1,
             "run_name": self.training_args.run_name,
@@ -336,18 +360,14 @@ class Experiment(ABC):
                 "split_seed": args.split_seed,
                 **(of_demo if args.demo else {}),
             },
-            "runs": [run.entry for run in runs],
-            "summary": [summarise(runs, method) for method in self.args.methods],
+            "runs": [context.result for context in contexts],
+            "summary": [summarise([context.scorer.correct for context in contexts], name) for name in args.methods],
             "settings": settings_of(self.args, self.training_args, self.student_config),
             "versions": library_versions(),
             "wall_seconds": {
-                **stages.seconds,
-                **self.ladder.seconds,
-                **{
-                    f"students/{name}": stages.record(path)["seconds"]
-                    for run in runs
-                    for name, path in run.students.items()
-                },
+                **cache.seconds,
+                **self.demo_cache.seconds,
+                **{output: cache.record(directory)["seconds"] for output, directory in students.items()},
                 "total": round(time.monotonic() - started, 1),
             },
         }
@@ -377,10 +397,10 @@ def has_chosen_threads() -> bool:
     return "OMP_NUM_THREADS" in os.environ and "ACCELERATE_DYNAMO_MODE" not in os.environ
 
 
-def ladder_stages() -> Stages:
-    """Where the demo's models are kept: `$W2S_HF_CACHE`, else `w2s_hf` in the user's cache directory."""
+def demo_cache() -> StageCache:
+    """Returns the cache of the demo's models: `$W2S_HF_CACHE`, else `w2s_hf` in the user's cache directory."""
     if "W2S_HF_CACHE" in os.environ:
         directory = Path(os.environ["W2S_HF_CACHE"])
     else:
         directory = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "w2s_hf"
-    return Stages(directory / "demo_ladder")
+    return StageCache(directory / "demo_ladder", sources=DEMO_SOURCES)

@@ -9,14 +9,15 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments, set_seed
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from trl import SFTConfig
 
+from .._compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from ..modeling import disable_dropout, load_config, load_tokenizer
 from ..modeling.adapters import fresh_adapter, keep_trainable
+from ..modeling.spec import ModelSpec, load_base, peft_config_of
 from ..trainers.checkpoints import last_complete_checkpoint
 from ..trainers.sft import ResumableSFTTrainer
-from .finetuner import Model, Workbench, load_base, peft_config_of, save_training
+from .finetuner import Finetuner, save_training
 
 __all__ = ["check_decoder", "generative_finetune"]
 
@@ -24,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 
 def generative_finetune(
-    bench: Workbench,
-    model: Model,
+    finetuner: Finetuner,
+    model: ModelSpec,
     pairs: Dataset,
     *,
     seed: int,
     learning_rate: float | None = None,
     num_train_epochs: float = 1.0,
-) -> Model:
+) -> ModelSpec:
     """
     Trains a language model on both responses of pairs, whatever was preferred, by TRL's SFT.
 
@@ -40,15 +41,15 @@ def generative_finetune(
     a new head, so that a 4-bit base is neither merged nor rounded again.
 
     Args:
-        bench ([`Workbench`]): Its training arguments hold here, too.
-        model ([`Model`]): A decoder.
+        finetuner ([`Finetuner`]): Its training arguments hold here, too.
+        model ([`ModelSpec`]): A decoder.
         pairs ([`~datasets.Dataset`]): Rows with [`w2s_hf.tasks.PAIR_COLUMNS`], those that the student is trained on.
         seed (`int`): Of adapters and row order.
         learning_rate (`float`, *optional*): Defaults to that of the training arguments.
         num_train_epochs (`float`, *optional*, defaults to `1.0`): Over both responses of all pairs.
 
     Returns:
-        [`Model`]: What students and ceiling are to be made of.
+        [`ModelSpec`]: What students and ceiling are to be made of.
 
     Raises:
         ValueError: the model is no decoder.
@@ -60,24 +61,24 @@ def generative_finetune(
         changes["learning_rate"] = learning_rate
     settings = {
         "model": model.identity,
-        "args": bench.settings_of(changes),
-        "pairs": bench.fingerprint(pairs),
+        "args": finetuner.settings_of(changes),
+        "pairs": finetuner.fingerprint(pairs),
         "n_processes": PartialState().num_processes,
     }
     logger.info(f"Seed {seed}: generative finetuning of {model.name} on both responses of {len(pairs)} pairs")
 
     def build(directory: Path) -> None:
         tokenizer = load_tokenizer(model.path, revision=model.revision)
-        tokens = bench.tokenize(model, tokenizer, pairs)
+        tokens = finetuner.tokenize(model, tokenizer, pairs)
         texts = tokens["chosen_ids"][:] + tokens["rejected_ids"][:]
-        bench.release()
+        finetuner.release()
         student = _language_model(model, seed)
-        if bench.args.disable_dropout:
+        if finetuner.args.disable_dropout:
             disable_dropout(student)
         with keep_trainable(student):
             trainer = ResumableSFTTrainer(
                 model=student,
-                args=_sft_config(bench, directory, changes, longest=max(map(len, texts))),
+                args=_sft_config(finetuner, directory, changes, longest=max(map(len, texts))),
                 train_dataset=Dataset.from_dict({"input_ids": texts}),
                 processing_class=tokenizer,
             )
@@ -85,14 +86,14 @@ def generative_finetune(
         save_training(trainer, tokenizer, directory)
         trainer.accelerator.free_memory()
 
-    directory = bench.stages.run("generative", settings, build)
+    directory = finetuner.cache.run("generative", settings, build)
     version = f"{model.version} {directory.name}"
-    if model.student_config.use_peft:
+    if model.config.use_peft:
         return replace(model, version=version, adapters=str(directory / "model"))
     return replace(model, path=str(directory / "model"), version=version, revision=None)
 
 
-def check_decoder(model: Model, option: str) -> None:
+def check_decoder(model: ModelSpec, option: str) -> None:
     """Raises `ValueError` where a model does not write text."""
     model_type = load_config(model.path, model.revision).model_type
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
@@ -102,22 +103,22 @@ def check_decoder(model: Model, option: str) -> None:
         )
 
 
-def _language_model(model: Model, seed: int) -> PreTrainedModel | PeftModel:
+def _language_model(model: ModelSpec, seed: int) -> PreTrainedModel | PeftModel:
     set_seed(seed)
     base = load_base(model, "CAUSAL_LM")
-    if not model.student_config.use_peft:
+    if not model.config.use_peft:
         return base
     return fresh_adapter(base, peft_config_of(model, "CAUSAL_LM"), seed=seed)
 
 
-def _sft_config(bench: Workbench, directory: Path, changes: dict, *, longest: int) -> SFTConfig:
+def _sft_config(finetuner: Finetuner, directory: Path, changes: dict, *, longest: int) -> SFTConfig:
     """The experiment's training arguments as those of SFT; what is tokenized already is neither cut nor packed."""
-    values = {f.name: getattr(bench.args, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
+    values = {f.name: getattr(finetuner.args, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
     values |= {"output_dir": str(directory / "checkpoints"), **changes}
-    if bench.args.max_tokens_per_micro_batch is not None:
+    if finetuner.args.max_tokens_per_micro_batch is not None:
         # SFT has no budget of tokens: as many texts at once as fit whatever their length, and the same optimizer step.
         batch_size = values["per_device_train_batch_size"]
-        n_fit = max(1, bench.args.max_tokens_per_micro_batch // longest)
+        n_fit = max(1, finetuner.args.max_tokens_per_micro_batch // longest)
         micro_batch_size = max(n for n in range(1, min(n_fit, batch_size) + 1) if batch_size % n == 0)
         values["per_device_train_batch_size"] = micro_batch_size
         values["gradient_accumulation_steps"] *= batch_size // micro_batch_size

@@ -107,7 +107,7 @@ def _caveats(results: ExperimentResult) -> list[str]:
     for run in results.runs:
         seed, chance = f"Seed {run.seed}", results.chance
         if chance is None:
-            chance = min(baseline.accuracy for baseline in run.baselines if not baseline.model)
+            chance = min((baseline.accuracy for baseline in run.baselines if not baseline.model), default=0.0)
         if run.weak.ci95[0] <= chance:
             lines.append(
                 f"{seed}: the supervisor is not better than chance ({chance:.3f}), so its labels say nothing, and "

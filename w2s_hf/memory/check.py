@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import psutil
 import torch
-from accelerate.utils import parse_flag_from_env
 from transformers import PretrainedConfig, TrainingArguments
 
-from ..experiments.finetuner import Model, peft_config_of
+from .._compat import parse_flag_from_env
 from ..modeling import load_config
 from ..modeling.original_qwen import longer_text
+from ..modeling.spec import ModelSpec, peft_config_of
 from . import OPTIMIZERS, NoEstimateError, StudentMemory, gib, usable_bytes
 
 __all__ = ["check_fits"]
@@ -19,12 +19,12 @@ __all__ = ["check_fits"]
 logger = logging.getLogger(__name__)
 
 
-def check_fits(model: Model, option: str, args: TrainingArguments, task_type: str) -> None:
+def check_fits(model: ModelSpec, option: str, args: TrainingArguments, task_type: str) -> None:
     """
     Refuses a model that cannot be trained here, and warns of a micro-batch that may not fit.
 
     Args:
-        model ([`Model`]): Found, not loaded.
+        model ([`ModelSpec`]): Found, not loaded.
         option (`str`): The command line option that named it.
         args ([`~transformers.TrainingArguments`]): Its training.
         task_type (`str`): Of [`load_student`].
@@ -56,7 +56,8 @@ def check_fits(model: Model, option: str, args: TrainingArguments, task_type: st
             f"{option} {model.name}: needs {gib(estimate.peak)} GiB to train on one row of {length} tokens (weights "
             f"{gib(estimate.weights + estimate.trained)}, gradients and optimizer "
             f"{gib(estimate.gradients + estimate.optimizer)}, activations {gib(estimate.activations)}), and "
-            f"{gib(capacity)} can be used here. {_advice(config, model, args, task_type, length, capacity)} To try it "
+            f"{gib(capacity)} can be used here. "
+            f"{_advice(option, config, model, args, task_type, length, capacity)} To try it "
             "all the same: --check_memory false."
         )
     has_budget = hasattr(args, "max_tokens_per_micro_batch")
@@ -82,9 +83,13 @@ def check_fits(model: Model, option: str, args: TrainingArguments, task_type: st
 
 
 def _memory_of(
-    config: PretrainedConfig, model: Model, args: TrainingArguments, task_type: str, checkpointing: bool | None = None
+    config: PretrainedConfig,
+    model: ModelSpec,
+    args: TrainingArguments,
+    task_type: str,
+    checkpointing: bool | None = None,
 ) -> StudentMemory:
-    student = model.student_config
+    student = model.config
     dtype = student.dtype
     if dtype == "auto":
         dtype = str(config.dtype or torch.float32).removeprefix("torch.")
@@ -106,9 +111,9 @@ def _memory_of(
     )
 
 
-def _not_estimated(model: Model, args: TrainingArguments) -> str:
+def _not_estimated(model: ModelSpec, args: TrainingArguments) -> str:
     """Why there is no estimate for these settings; nothing where there is one."""
-    student = model.student_config
+    student = model.config
     if args.optim not in OPTIMIZERS:
         return f"with --optim {getattr(args.optim, 'value', args.optim)}"
     if student.use_peft and student.load_in_8bit:
@@ -133,11 +138,17 @@ def _capacity(args: TrainingArguments) -> int:
 
 
 def _advice(
-    config: PretrainedConfig, model: Model, args: TrainingArguments, task_type: str, length: int, capacity: int
+    option: str,
+    config: PretrainedConfig,
+    model: ModelSpec,
+    args: TrainingArguments,
+    task_type: str,
+    length: int,
+    capacity: int,
 ) -> str:
     """The first of some ways to train the model that fits."""
     ways = {"--gradient_checkpointing true": model}
-    if model.config is not None:  # a student
+    if option != "--weak_model":  # supervisors train all weights
         quantized = replace(model.config, use_peft=True, load_in_4bit=True)
         ways["--use_peft true --load_in_4bit true --gradient_checkpointing true"] = replace(model, config=quantized)
     too_large = []

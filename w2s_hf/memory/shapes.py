@@ -8,12 +8,10 @@ import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from .._compat import FakeTensorMode, TorchDispatchMode, mark_as_4bit, tensors_of, tree_leaves
 from ..modeling import disable_dropout
 from ..modeling.adapters import fresh_adapter
 from ..modeling.heads import full_precision_head, head_linears
@@ -140,7 +138,7 @@ class Shapes:
             model = auto_class.from_config(config, dtype=weights_dtype, **attention)
             if load_in_4bit:
                 _quantize_linears(model, dtype, double_quant)
-                model.is_loaded_in_4bit = model.is_quantized = True
+                mark_as_4bit(model)
             if task_type != "CAUSAL_LM":
                 full_precision_head(model)
             if peft_config is not None:
@@ -160,7 +158,7 @@ class Shapes:
         """From the meta device, where autocast does nothing, to fake tensors of the CPU; shared ones stay shared."""
         fakes: dict[int, torch.Tensor] = {}
         for module in model.modules():
-            for tensors in (module._parameters, module._buffers):
+            for tensors in tensors_of(module):
                 for name, tensor in tensors.items():
                     if tensor is None:
                         continue

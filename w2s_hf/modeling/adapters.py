@@ -16,10 +16,17 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 
+from .._compat import (
+    AuxiliaryTrainingWrapper,
+    ModulesToSaveWrapper,
+    commit_hash,
+    is_packed_for_cpu,
+    load_peft_weights,
+    never_pack_for_cpu,
+)
 from .heads import HEAD_NAMES, dequantize_head, full_precision_head, head_modules, new_weights
 
 __all__ = [
@@ -90,7 +97,7 @@ def fresh_adapter(
         new = [name for name in heads if name not in (*saved, *HEAD_NAMES)]
         peft_config.modules_to_save = [*saved, *new] or None
     # A base of the Hub may move on: the adapters say which commit is theirs, and load_student reads it.
-    peft_config.revision = peft_config.revision or getattr(model.config, "_commit_hash", None)
+    peft_config.revision = peft_config.revision or commit_hash(model.config)
     student = get_peft_model(model, peft_config)
     config = student.peft_config["default"]
     for name, value in vars(config).items():
@@ -275,13 +282,13 @@ def keep_4bit_gradients(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
-            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+            if is_packed_for_cpu(module):
                 raise ValueError(
                     f"Got a 4-bit model whose weights ({name}) bitsandbytes has packed for inference on this CPU, "
                     "expected weights that gradients pass through. Load the model again with w2s_hf.load_student, or "
                     "give it to the trainer before its first prediction."
                 )
-            module.support_avx512bf16_for_cpu = False
+            never_pack_for_cpu(module)
 
 
 @contextmanager

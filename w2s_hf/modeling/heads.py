@@ -8,12 +8,18 @@ from types import MethodType
 
 import torch
 from peft import PeftModel
-from peft.utils import ModulesToSaveWrapper
-from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+
+from .._compat import (
+    cached_file,
+    commit_hash,
+    dequantize_module_weight,
+    is_from_checkpoint,
+    module_in_use,
+    optional_file,
+)
 
 __all__ = [
     "HEAD_NAMES",
@@ -45,8 +51,7 @@ def new_weights(model: PreTrainedModel) -> frozenset[str]:
     marked, unmarked = 0, set()
     for name, parameter in model.named_parameters():
         parts = [part for part in name.split(".") if part not in ("base_layer", "original_module")]
-        # transformers 5.17 to 5.23 set this attribute on every parameter that they load.
-        if getattr(parameter, "_is_hf_initialized", False):
+        if is_from_checkpoint(parameter):
             marked += 1
         elif parameter.is_floating_point() and not set(parts) & set(adapters):
             in_backbone = parts[0] == model.base_model_prefix
@@ -73,13 +78,7 @@ def head_modules(model: nn.Module) -> dict[str, nn.Module]:
         outside = [name for name in outside if name in HEAD_NAMES]
     # The outer module contains the inner one where a head has a pooler of its own.
     poolers = sorted(name for name in poolers if name.split(".")[0] not in outside)
-    return {name: _in_use(base.get_submodule(name)) for name in [*poolers, *outside]}
-
-
-def _in_use(module: nn.Module) -> nn.Module:
-    if not isinstance(module, ModulesToSaveWrapper):
-        return module
-    return module.modules_to_save[module.active_adapters[0]] if module.active_adapters else module.original_module
+    return {name: module_in_use(base.get_submodule(name)) for name in [*poolers, *outside]}
 
 
 def head_linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -216,9 +215,8 @@ def _unembedding_rows(
         with _whole(embedding):
             return embedding.weight[token_ids].float()
     # A classifier drops the unembedding of an untied model, so the rows are read from the checkpoint.
-    name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
-    options = {"revision": commit, "_raise_exceptions_for_missing_entries": False}
-    index = cached_file(name, "model.safetensors.index.json", **options)
+    name, commit = model.config.name_or_path, commit_hash(model.config)
+    index = optional_file(name, "model.safetensors.index.json", revision=commit)
     file = "model.safetensors"
     if index is not None:
         file = json.loads(Path(index).read_text())["weight_map"]["lm_head.weight"]

@@ -12,13 +12,17 @@ from pathlib import Path
 
 from tokenizers import AddedToken
 from torch import nn
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.convert_slow_tokenizer import bytes_to_unicode
-from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
-from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
-from transformers.utils import cached_file
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification, Qwen2Tokenizer
 
+from .._compat import (
+    Chunk,
+    WeightConverter,
+    WeightRenaming,
+    bytes_to_unicode,
+    cached_file,
+    forget_weight_conversions,
+    register_checkpoint_conversion_mapping,
+)
 from ..hub import FILE_OPTIONS
 
 __all__ = [
@@ -174,7 +178,7 @@ def load_original_qwen(
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     # From here on it is a Qwen2 model: saved, it is converted neither back nor again, and everybody can load it.
     model.__class__ = model_class.__base__
-    model._weight_conversions = None
+    forget_weight_conversions(model)
     return loaded
 
 

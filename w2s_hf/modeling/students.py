@@ -25,12 +25,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
-from transformers.utils.peft_utils import find_adapter_config_file
-from trl.trainer.utils import disable_dropout_in_model
 
+from .._compat import (
+    disable_dropout_in_model,
+    find_adapter_config_file,
+    is_deepspeed_zero3_enabled,
+    optional_file,
+    set_commit_hash,
+)
 from ..config import computes_in_bfloat16
 from ..hub import FILE_OPTIONS, cached_commit, has_only_pickles
 from .adapters import (
@@ -109,7 +112,7 @@ def load_config(name_or_path: str, revision: str | None = None, **kwargs) -> Pre
 def _config_dict(name_or_path: str, **kwargs) -> dict:
     """The content of a model's config.json; nothing where it has none, such as a directory of adapters."""
     options = {key: kwargs[key] for key in FILE_OPTIONS if key in kwargs}
-    file = cached_file(name_or_path, "config.json", _raise_exceptions_for_missing_entries=False, **options)
+    file = optional_file(name_or_path, "config.json", **options)
     return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
 
@@ -221,7 +224,7 @@ def load_student(
     keep_4bit_gradients(model)
     refuse_longer_texts(model, name_or_path)
     # Which transformers forgets, and does not write into a config.json.
-    model.config._commit_hash = cached_commit(name_or_path, revision, kwargs.get("cache_dir"))
+    set_commit_hash(model.config, cached_commit(name_or_path, revision, kwargs.get("cache_dir")))
     return model if peft_config is None else fresh_adapter(model, peft_config)
 
 
@@ -256,8 +259,7 @@ def _load_base(student: str, revision: str | None, base_model: str | None, optio
 
 def _n_outputs(student: str, revision: str | None, base: PreTrainedModel) -> int | None:
     """The outputs of the head that adapters hold, if that of the base has another number."""
-    options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    file = cached_file(student, "adapter_model.safetensors", **options)
+    file = optional_file(student, "adapter_model.safetensors", revision=revision)
     if file is None:
         return None
     name, layer = list(head_linears(base).items())[-1]
@@ -269,8 +271,7 @@ def _n_outputs(student: str, revision: str | None, base: PreTrainedModel) -> int
 
 def _n_resized_tokens(student: str, revision: str | None, base: PreTrainedModel) -> int | None:
     """The rows of the token embedding that adapters hold, if the base has another number; PEFT saves resized ones."""
-    options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    file = cached_file(student, "adapter_model.safetensors", **options)
+    file = optional_file(student, "adapter_model.safetensors", revision=revision)
     if file is None:
         return None
     with safe_open(file, framework="pt") as adapters:
@@ -392,12 +393,11 @@ def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
 def _stored_dtypes(name_or_path: str, options: dict) -> dict[str, str]:
     """The dtype of each tensor of a checkpoint in safetensors, by name."""
     options = {key: value for key, value in options.items() if key in FILE_OPTIONS}
-    options["_raise_exceptions_for_missing_entries"] = False
-    index = cached_file(name_or_path, "model.safetensors.index.json", **options)
+    index = optional_file(name_or_path, "model.safetensors.index.json", **options)
     names = {"model.safetensors"}
     if index is not None:
         names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
-    files = [cached_file(name_or_path, name, **options) for name in sorted(names)]
+    files = [optional_file(name_or_path, name, **options) for name in sorted(names)]
     dtypes = {}
     for file in files:
         if file is not None:  # from_pretrained has an error for it

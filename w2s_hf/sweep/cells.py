@@ -20,10 +20,11 @@ from accelerate import PartialState
 from transformers import AutoModel
 
 from ..config import CompletionConfig, RewardPairConfig, WeakToStrongConfig
-from ..experiments.cache import library_versions
+from ..experiments.cache import code_versions, library_versions
 from ..experiments.cli import parse_arguments
 from ..experiments.config import ChessArguments, ClassificationArguments, ExperimentArguments, RewardArguments
-from ..experiments.experiment import Experiment
+from ..experiments.experiment import Experiment, setting_of
+from ..experiments.scores import outputs_of
 from ..experiments.seed import train_supervisor
 from ..modeling import load_config
 from ..tasks import PREFERENCE_TASKS, find_task
@@ -73,7 +74,7 @@ class Session:
     def key(self) -> str:
         """Of everything that all cells have in common and that can change a number."""
         texts = {setting: Path(path).read_text() for setting, path in self.configs.items()}
-        content = json.dumps([self.options, texts, library_versions()], sort_keys=True)
+        content = json.dumps([self.options, texts, code_versions()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def experiment(self, cell: Cell) -> Experiment:
@@ -86,28 +87,34 @@ class Session:
         if parsed[0].analyses:
             raise ValueError("Got --analyses in --cell_config: a sweep has none; run the recipe with these models.")
         like = self._experiments.get(cell.setting)
-        made = _experiment_type(cell.setting)(_task_of(cell.task), *parsed, like=like)
+        task = _task_of(cell.task)
+        made = Experiment(task, setting_of(task), *parsed, like=like)
         self._experiments.setdefault(cell.setting, made)
         return made
 
     def train_supervisor(self, cell: Cell) -> None:
         """What teaches a cell, so that it is there when the students' base is loaded."""
         experiment = self.experiment(cell)
-        train_supervisor(experiment.materials(cell.seed), experiment.args, cell.seed, experiment.bench)
+        models, splits = experiment.inputs(cell.seed)
+        train_supervisor(models.weak, splits, experiment.args, cell.seed, experiment.finetuner)
 
     def run(self, cell: Cell) -> dict:
         """What is recorded of a cell: its row of the table, and its entry as in `results.json`; or its error."""
         try:
             experiment = self.experiment(cell)
-            run = experiment.run_seed(cell.seed)
-            entry = run.entry
+            context = experiment.run_seed(cell.seed)
+            entry = context.result
+            directories = {
+                outputs.student: context.trained[role].directory
+                for role, outputs in outputs_of(experiment.args.methods, cell.seed, context.trained).items()
+            }
             for student in entry["students"]:
                 # A sweep copies no student; this is where it is.
                 for made in (student, *student.get("links", [])):
-                    made["output"] = f"_stages/{run.students[Path(made['output']).name].name}/model"
-            materials = experiment.materials(cell.seed)
-            sizes = [_n_parameters(model.path, model.revision) for model in (materials.weak, materials.student)]
-            results = experiment.collect([run], time.monotonic())
+                    made["output"] = f"_stages/{directories[made['output']].name}/model"
+            models, _ = experiment.inputs(cell.seed)
+            sizes = [_n_parameters(model.path, model.revision) for model in (models.weak, models.student)]
+            results = experiment.collect([context], time.monotonic())
             row = _row_of(entry, experiment.setting.chance, *sizes)
             row |= {"run_name": results["run_name"], "preset": results["preset"]}
             row |= {"fingerprint": entry["students"][0]["fingerprint"]}
@@ -118,7 +125,7 @@ class Session:
             if PartialState().num_processes > 1:
                 raise  # the other ranks are in the middle of this cell; started again, the sweep goes on
             for experiment in self._experiments.values():
-                experiment.bench.release()
+                experiment.finetuner.release()
             logger.error(f"{cell.name} failed", exc_info=True)
             return self.failure(cell, error)
 
@@ -156,17 +163,6 @@ class Session:
 
     def _path(self, cell: Cell) -> Path:
         return Path(self.output_dir) / "cells" / f"{cell.name}.json"
-
-
-def _experiment_type(setting: str) -> type[Experiment]:
-    """The [`Experiment`] of a setting. Imported when it is asked for: that of chess needs python-chess."""
-    if setting == "classification":
-        from ..experiments.classification import ClassificationExperiment as found
-    elif setting == "reward":
-        from ..experiments.reward import RewardExperiment as found
-    else:
-        from ..experiments.chess import ChessExperiment as found
-    return found
 
 
 def _task_of(name: str):

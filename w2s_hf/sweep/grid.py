@@ -126,18 +126,29 @@ class Job:
     only_supervisors: bool = False
 
 
-def cells_of(args: SweepArguments, ladders: dict[str, list[str]]) -> list[Cell]:
-    """The grid without the cells that make no sense; `ladders` by setting, as the cells' configuration has them."""
+def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[Cell]:
+    """
+    Returns the grid without the cells that make no sense.
+
+    Args:
+        args ([`SweepArguments`]): The grid.
+        chain_models (`dict[str, list[str]]`): By setting, the models of `--ladder` in the options of its cells.
+
+    Raises:
+        ValueError: no cell is left.
+    """
     cells, skipped = [], {}
     grid = itertools.product(args.tasks, args.weak_models, args.student_models, args.methods, args.seeds)
     for cell in itertools.starmap(Cell, grid):
-        students = args.student_models
+        students, models = args.student_models, chain_models[cell.setting]
         reason = None
         if cell.weak_model in students[students.index(cell.student_model) + 1 :]:
             reason = "a student that comes before its supervisor"
-        elif cell.method == BOOTSTRAP and cell.student_model not in ladders[cell.setting]:
+        elif cell.method == BOOTSTRAP and cell.student_model not in models:
             reason = "bootstrap of a student that is not on the --ladder of the cells"
-        elif cell.method == BOOTSTRAP and not chain_of(ladders[cell.setting], cell.weak_model, cell.student_model):
+        elif cell.method == BOOTSTRAP and not chain_of(
+            chain_models[cell.setting], cell.weak_model, cell.student_model
+        ):
             reason = "a chain of one"
         elif cell.setting == "chess" and cell.method not in ("naive", BOOTSTRAP):
             reason = "a loss on probabilities, for moves"

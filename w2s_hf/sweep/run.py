@@ -53,10 +53,11 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
     session = Session(str(output_dir), options, sources)
     first = {cell.setting: session.experiment(cell) for cell in first_cells(args)}
     for experiment in first.values():
-        if experiment.args.demo and not {*args.weak_models, *args.student_models} & set(experiment.demo_models):
+        demo_models = experiment.setting.demo_models
+        if experiment.args.demo and not {*args.weak_models, *args.student_models} & set(demo_models):
             raise ValueError(
                 f"Got no --cell_config, which is the demo, and none of its models, which are "
-                f"{', '.join(experiment.demo_models)}. For other models name a configuration such as "
+                f"{', '.join(demo_models)}. For other models name a configuration such as "
                 "--cell_config recipes/configs/single_gpu.yaml."
             )
     ladders = {setting: experiment.args.ladder for setting, experiment in first.items()}

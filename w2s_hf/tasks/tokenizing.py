@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from datasets import Dataset
-from datasets.fingerprint import generate_random_fingerprint
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
+
+from .._compat import generate_random_fingerprint
 
 __all__ = [
     "COMPLETION_COLUMNS",

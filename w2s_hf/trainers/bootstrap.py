@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.trainer_utils import TrainOutput
 
+from .._compat import save_model
 from ..config import BootstrapConfig
 from ..labels import WeakLabels
 from .chain import (
@@ -300,7 +301,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         if self.args.should_save:
             shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.save_model(str(aside), _internal_call=True)
+        save_model(self, str(aside))
         self.state.best_model_checkpoint = None  # it goes with all checkpoints of the link
         if self.args.should_save:
             self.state.save_to_json(str(aside / "trainer_state.json"))

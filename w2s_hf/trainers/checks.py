@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, TrainingArguments
 from transformers.utils.logging import get_logger
 from trl import RewardConfig
+
+from .._compat import ModulesToSaveWrapper
 
 __all__ = [
     "THRESHOLD_LOSSES",

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from datasets.fingerprint import generate_random_fingerprint
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 from trl import SFTTrainer
 
+from .._compat import generate_random_fingerprint, is_deepspeed_zero3_enabled, restore_forward
 from ..config import CompletionConfig
 from ..generation import complete
 from ..labels import Completion
@@ -136,10 +135,7 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
         if train_dataset is not None:
             refuse_frozen(model)
         base = model.get_base_model() if isinstance(model, PeftModel) else model
-        if "_untrained_forward" in base.__dict__:
-            base.forward = base._untrained_forward
-        else:
-            base._untrained_forward = base.forward
+        restore_forward(base)
         if args.disable_dropout:
             disable_dropout(model)
         self._eval_rows = eval_dataset

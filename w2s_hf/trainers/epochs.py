@@ -5,11 +5,18 @@ from abc import abstractmethod
 from collections.abc import Iterator
 
 import torch
-from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher, SkipBatchSampler
+from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher
 from datasets import Dataset
 from torch.utils.data import DataLoader, RandomSampler, Sampler
-from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import has_length
+
+from .._compat import (
+    LengthGroupedSampler,
+    SkipBatchSampler,
+    forget_trained_tokens,
+    has_length,
+    is_rebalanced,
+    rows_of_filled_step,
+)
 
 __all__ = ["EpochSampler", "WholeEpochs"]
 
@@ -85,13 +92,14 @@ class WholeEpochs:
         dataloader = super().get_train_dataloader()
         sampler = getattr(dataloader, "batch_sampler", None)
         rebalanced = sampler.batch_sampler if isinstance(sampler, BatchSamplerShard) else sampler
-        if hasattr(rebalanced, "effective_batch_size"):  # BatchRebalanceSampler, of transformers 5.20 and later
+        if is_rebalanced(rebalanced):
             # accelerate 1.15 does not forward the number of the epoch to it after `skip_first_batches`.
             sampler.sampler = rebalanced
-            if rebalanced.has_tail and rebalanced.remainder < rebalanced.dp_size * rebalanced.grad_accum:
+            n_last = rows_of_filled_step(rebalanced)
+            if n_last:
                 logger.warning(
                     f"train_sampling_strategy='batch_rebalance' fills the last step of each epoch, of "
-                    f"{rebalanced.remainder} rows, with repeated rows, one for each batch of the step. Set "
+                    f"{n_last} rows, with repeated rows, one for each batch of the step. Set "
                     "dataloader_drop_last=True, or use another strategy, to train on no row twice."
                 )
         elif self.accelerator.num_processes > 1:
@@ -151,8 +159,7 @@ class WholeEpochs:
 
     def _forget_tokens(self, n_tokens: torch.Tensor) -> None:
         """Takes tokens of repeated rows out of the number of tokens that TRL's trainers log."""
-        self._total_train_tokens -= int(self.accelerator.gather(n_tokens).sum()) // getattr(self, "_tp_size", 1)
-        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        forget_trained_tokens(self, int(self.accelerator.gather(n_tokens).sum()))
 
 
 def _rows_of_step(shard: BatchSamplerShard) -> int:

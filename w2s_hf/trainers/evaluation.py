@@ -11,8 +11,16 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
+from .._compat import (
+    forget_eval_dataloader,
+    has_length,
+    memory_stage,
+    next_log,
+    remove_neftune_hook,
+    restore_memory_stage,
+)
 from ..collators import RewardPairCollator, WeakToStrongCollator
 
 __all__ = ["OrderedEvaluation"]
@@ -33,7 +41,6 @@ class OrderedEvaluation:
 
     # The metrics of every evaluation set, whatever `compute_metrics` returns.
     _known_metrics: tuple[str, ...] = ("loss",)
-    _metrics: dict = {}
     _rows_of_workers: Dataset | None = None  # of the data loader that persistent workers keep
 
     def _lengths(self, dataset: Dataset) -> np.ndarray:
@@ -111,7 +118,7 @@ class OrderedEvaluation:
             # With persistent workers Trainer would keep this data loader, and use it for other rows as well.
             return self.get_test_dataloader(eval_dataset)
         if self._rows_of_workers is not self.eval_dataset:
-            getattr(self, "_eval_dataloaders", {}).pop("eval", None)
+            forget_eval_dataloader(self)
             self._rows_of_workers = self.eval_dataset
         return super().get_eval_dataloader(eval_dataset)
 
@@ -127,7 +134,7 @@ class OrderedEvaluation:
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         """Adds the metrics of TRL's trainers, which `log` would name `eval_...` for every evaluation set."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        metrics = self._metrics.get("eval", {})
+        metrics = next_log(self, "eval")
         for name, values in metrics.items():
             output.metrics.setdefault(f"{metric_key_prefix}_{name}", sum(values) / len(values))
         metrics.clear()
@@ -153,11 +160,9 @@ class OrderedEvaluation:
                 return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except BaseException:
             self.is_in_train = False
-            for values in self._metrics.values():
-                values.clear()
-            hook = self.__dict__.pop("neftune_hook_handle", None)
-            if hook is not None:
-                hook.remove()
+            for mode in ("train", "eval"):
+                next_log(self, mode).clear()
+            remove_neftune_hook(self)
             raise
         finally:
             self.remove_callback(check)
@@ -227,14 +232,12 @@ class OrderedEvaluation:
     @contextmanager
     def _clean_up_on_error(self) -> Iterator[None]:
         """Without it the next log or memory report would contain parts of a call that raised an error."""
-        tracker = self._memory_tracker
-        stage = getattr(tracker, "cur_stage", None)
+        stage = memory_stage(self)
         try:
             yield
         except BaseException:
-            self._metrics.get("eval", {}).clear()
-            if getattr(tracker, "cur_stage", None) != stage:
-                tracker.cur_stage, tracker.peak_monitoring = stage, False  # the latter ends its thread
+            next_log(self, "eval").clear()
+            restore_memory_stage(self, stage)
             raise
 
 

@@ -19,9 +19,9 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import TrainOutput, has_length
+from transformers.trainer_utils import TrainOutput
 
+from .._compat import ExportableState, has_length, ignored_keys, n_trained_tokens, set_trained_tokens
 from .checkpoints import last_complete_checkpoint
 
 __all__ = ["ResumableTraining"]
@@ -192,16 +192,17 @@ class ResumableTraining:
         weights = {**dict(self.model.named_parameters(remove_duplicate=False)), **dict(self.model.named_buffers())}
         missing = set(load_result.missing_keys)
         loaded = {weight.data_ptr() for name, weight in weights.items() if name not in missing}
-        ignored = getattr(self.model, "_keys_to_ignore_on_load_missing", None) or []
+        may_be_missing, may_be_unexpected = ignored_keys(self.model)
         missing = [
             name
             for name in sorted(missing)
             if not (name in weights and weights[name].data_ptr() in loaded)  # tied to one that was loaded
-            and not any(re.search(pattern, name) for pattern in ignored)
+            and not any(re.search(pattern, name) for pattern in may_be_missing)
         ]
-        ignored = getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or []
         unexpected = [
-            name for name in load_result.unexpected_keys if not any(re.search(pattern, name) for pattern in ignored)
+            name
+            for name in load_result.unexpected_keys
+            if not any(re.search(pattern, name) for pattern in may_be_unexpected)
         ]
         if missing or unexpected:
             raise _OtherWeightsError(
@@ -266,8 +267,8 @@ class _ResumeCallback(TrainerCallback):
                         )
             state.best_model_checkpoint = trainer._best_checkpoint
             trainer._is_at_its_end = state.global_step >= state.max_steps or self._has_stopped_early(state)
-            if hasattr(trainer, "_total_train_tokens"):
-                trainer._total_train_tokens = then.get("n_tokens", 0)
+            if n_trained_tokens(trainer) is not None:
+                set_trained_tokens(trainer, then.get("n_tokens", 0))
         state.stateful_callbacks[_RECORD] = now
         for callback in [*trainer.callback_handler.callbacks, control]:
             if isinstance(callback, ExportableState):
@@ -275,8 +276,9 @@ class _ResumeCallback(TrainerCallback):
                 state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        if hasattr(self.trainer, "_total_train_tokens"):  # TRL counts tokens, and begins anew when it resumes
-            state.stateful_callbacks[_RECORD]["n_tokens"] = self.trainer._total_train_tokens
+        n_tokens = n_trained_tokens(self.trainer)
+        if n_tokens is not None:  # TRL counts tokens, and begins anew when it resumes
+            state.stateful_callbacks[_RECORD]["n_tokens"] = n_tokens
 
     def _has_stopped_early(self, state: TrainerState) -> bool:
         """Restores the evaluations without progress of early stopping, and says whether they used up its patience."""

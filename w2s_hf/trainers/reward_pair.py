@@ -7,8 +7,6 @@ from collections.abc import Callable
 import datasets
 import numpy as np
 import torch
-import transformers
-from packaging.version import Version
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.nn.functional import logsigmoid
@@ -17,6 +15,7 @@ from transformers.trainer_utils import PredictionOutput
 from trl import RewardTrainer
 
 from .. import losses
+from .._compat import add_signature_column, divides_loss_by_step, next_log
 from ..collators import RewardPairCollator, check_pairs
 from ..config import RewardPairConfig
 from ..modeling import disable_dropout
@@ -157,8 +156,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
                 )
         finally:
             args.model_init_kwargs = init_kwargs
-        if Version(transformers.__version__) < Version("5.19"):
-            self.model_accepts_loss_kwargs = True  # what loss_is_scaled_for_ga was called before
+        divides_loss_by_step(self)
         if data_collator is None:
             self.data_collator = RewardPairCollator(
                 pad_token_id=self.data_collator.pad_token_id, pad_to_multiple_of=self.data_collator.pad_to_multiple_of
@@ -203,8 +201,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if "soft_label" not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, "soft_label"]
+        add_signature_column(self, "soft_label")
 
     # ---- Training ----
 
@@ -216,7 +213,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         return self.accelerator.num_processes > 1  # TRL's metrics are collectives in every forward pass
 
     def _record(self, name: str, value: float) -> None:
-        self._metrics["train" if self.model.training else "eval"][name].append(value)
+        next_log(self, "train" if self.model.training else "eval")[name].append(value)
 
     def _forward(self, model: nn.Module, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
         inputs, soft_label, turned = _without_labels(inputs)
@@ -281,7 +278,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         elif soft_label is not None:
             # In place of TRL's, which takes the chosen response for the better one.
             accuracy = self.accelerator.gather_for_metrics(agrees.float().mean()).mean().item()
-            self._metrics["train" if model.training else "eval"]["accuracy"][-1] = accuracy
+            next_log(self, "train" if model.training else "eval")["accuracy"][-1] = accuracy
         if model.training:
             loss = self._share_of_step(loss * n_pairs, n_pairs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
@@ -303,7 +300,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         self, logits: torch.Tensor, agrees: torch.Tensor, counts: torch.Tensor, attention_mask: torch.Tensor
     ) -> None:
         """TRL's numbers of a batch, over the pairs of all processes that count; none where no pair does."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = next_log(self, "train" if self.model.training else "eval")
         values = torch.cat([agrees[:, None].float(), logits.detach()], dim=1)
         values = self.accelerator.gather(values)[self.accelerator.gather(counts)]
         if not len(values):

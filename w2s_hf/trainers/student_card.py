@@ -8,6 +8,7 @@ from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .._compat import commit_hash, save_model
 from ..cards import FIGURE, StudentCard
 from ..config import LossArguments, hardware
 from ..hub import PushError, commit_files, is_repository_id, owner_of_token
@@ -100,7 +101,7 @@ class WithStudentCard:
         if card.base_model is None and name:
             card.base_is_on_hub = is_repository_id(name)
             card.base_model = name if card.base_is_on_hub else PurePath(name).name
-            card.base_revision = getattr(base.config, "_commit_hash", None)
+            card.base_revision = commit_hash(base.config)
         card.dataset = card.dataset or dataset_name
         card.tags = list(dict.fromkeys([*card.tags, *([tags] if isinstance(tags, str) else tags or [])]))
         loading = _loading(base)
@@ -149,7 +150,7 @@ class WithStudentCard:
         args, directory, card = self.args, Path(self.args.output_dir), self.card
         token, revision = token or args.hub_token, revision or args.hub_revision
         private = args.hub_private_repo if private is None else private
-        self.save_model(_internal_call=True)  # on all ranks
+        save_model(self)  # on all ranks
         if not self.is_world_process_zero():
             return None
         card.repo_id = None

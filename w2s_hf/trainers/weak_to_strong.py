@@ -1,13 +1,10 @@
 """The trainer of a strong student on a weak supervisor's labels."""
 
-from collections import defaultdict
 from collections.abc import Callable
 
 import datasets
 import numpy as np
 import torch
-import transformers
-from packaging.version import Version
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.nn.functional import one_hot
@@ -15,6 +12,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from transformers.trainer_utils import PredictionOutput
 
 from .. import losses
+from .._compat import divides_loss_by_step, next_log, signature_columns
 from ..collators import WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
 from ..modeling import align_padding, disable_dropout
@@ -155,8 +153,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             processing_class=processing_class,
             **kwargs,
         )
-        if Version(transformers.__version__) < Version("5.19"):
-            self.model_accepts_loss_kwargs = True  # what loss_is_scaled_for_ga was called before
+        divides_loss_by_step(self)
         n_classes = _n_classes(self.model)
         if data_collator is None:
             self.data_collator = WeakToStrongCollator(self.data_collator, n_classes)
@@ -167,7 +164,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         if eval_dataset is not None:
             self.eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset")
         refuse_data_parallel(args)
-        self._metrics: dict[str, list[float]] = defaultdict(list)
+        next_log(self, "train").clear()  # the last link of a chain has left its numbers
 
     # ---- Model and data ----
 
@@ -218,13 +215,13 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         return dataset
 
     def _check_columns(self, dataset: _Rows, name: str) -> None:
-        self._set_signature_columns_if_needed()
+        signature = signature_columns(self)
         # Columns that any row may have, and whose absence is no error.
-        optional = {"labels", "attention_mask", "token_type_ids"} & {"labels", *self._signature_columns}
+        optional = {"labels", "attention_mask", "token_type_ids"} & {"labels", *signature}
         if {"label", "labels", "label_ids"} & set(getattr(dataset, "column_names", None) or ()):
             optional.discard("labels")
         lengths = {getattr(self.args, "length_column_name", "length")}
-        reads = {"label", "labels", self.args.dataset_text_field, *self._signature_columns, *lengths}
+        reads = {"label", "labels", self.args.dataset_text_field, *signature, *lengths}
         check_columns(dataset, name, labels="labels", reads=reads, optional=optional)
 
     # ---- Training ----
@@ -243,7 +240,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         return len(batch["labels"])
 
     def _record(self, name: str, value: float) -> None:
-        self._metrics[name].append(value)
+        next_log(self, "train")[name].append(value)
 
     def compute_loss(
         self,
@@ -293,8 +290,9 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = {**logs, **{name: sum(values) / len(values) for name, values in self._metrics.items() if values}}
-            self._metrics.clear()
+            numbers = next_log(self, "train")
+            logs = {**logs, **{name: sum(values) / len(values) for name, values in numbers.items() if values}}
+            numbers.clear()
         super().log(logs, start_time)
 
     # ---- Evaluation and prediction ----

@@ -1,45 +1,56 @@
-"""What the settings of the paper differ in: how a model learns labels, makes them, and is scored by them."""
+"""What a setting of the paper defines: how its rows are loaded, and how models learn, predict and are scored."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset, Value
+from datasets import Dataset
 from peft import PeftModel
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from ... import metrics
-from ...config import METHODS
-from ...labels import LabelsById, WeakLabels, as_probabilities
-from ...tasks import PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
-from ...trainers import RewardPairTrainer, WeakToStrongTrainer
+from ..._compat import next_log
+from ...demo.models import DEMO_MODELS, DemoModel, World
+from ...labels import LabelsById
+from ...modeling import load_tokenizer
+from ...modeling.spec import ModelSpec
+from ...tasks import TaskSplits
+from ..config import ExperimentArguments
 
-__all__ = ["CLASSIFICATION", "REWARD", "ProbabilitySetting", "Setting", "metric_name", "on_weak_labels"]
+if TYPE_CHECKING:
+    from ..analysis_context import AnalysisContext
+    from ..finetuner import Finetuner
+    from ..seed import Models
 
-# What the share of validation rows whose label a model predicts is called in logs, of true labels and of weak ones.
-_ACCURACY, _WEAK_AGREEMENT = "accuracy", "weak_agreement"
+__all__ = ["ACCURACY", "Setting", "Tokenize", "metric_name", "on_weak_labels", "split_options", "tokenizers_of"]
 
-# What [`Workbench.tokenize`] does for one model.
+# The share of validation rows whose label a model predicts, as logs name it for true labels and for weak ones.
+ACCURACY, _WEAK_AGREEMENT = "accuracy", "weak_agreement"
+
+# Tokenizes rows for one model, as [`Finetuner.tokenize`].
 Tokenize = Callable[[Dataset], Dataset]
 
 
 class Setting(ABC):
     """
-    A setting. What a model answers to `N` rows is, of whatever kind, what [`labels`] holds.
+    Defines how the rows of a setting are loaded, and how a model is trained on labels, predicts them and is scored.
+
+    The predictions of `N` rows are what [`labels`] holds: an array `(N, C)` of probabilities, or `N` completions.
 
     Attributes:
-        name (`str`): In results.
-        rows (`str`): What its rows are called.
-        task_type (`str`): Of [`load_student`].
-        columns (`tuple[str]`): What a model is given of a row.
+        name (`str`): The name in results.
+        rows (`str`): The word for its rows in reports.
+        task_type (`str`): As in [`load_student`].
+        columns (`tuple[str]`): The columns that models are given.
         labels (`type`): [`WeakLabels`] or [`WeakCompletions`].
-        label_column (`str`): The column of training rows that its `join` adds.
-        chance (`float`, *optional*): Accuracy of guessing, where it is the same for all rows.
-        control (`dict`): Training arguments of the control that was not pretrained: all its weights learn.
+        label_column (`str`): The column of training rows that `labels.join` adds.
+        chance (`float`, *optional*): Accuracy of guessing; `None` where it is not the same for all rows.
+        control (`dict`): Training arguments of the control without pretraining, all of whose weights are trained.
+        demo_models (`dict[str, DemoModel]`): The models of the embedded demo.
     """
 
     name: str
@@ -50,14 +61,53 @@ class Setting(ABC):
     label_column: str
     chance: float | None = None
     control: dict
+    demo_models: dict[str, DemoModel] = DEMO_MODELS
+
+    # ---- Rows and models ----
+
+    @abstractmethod
+    def load_rows(
+        self,
+        task,
+        args: ExperimentArguments,
+        training_args: TrainingArguments,
+        readers: Sequence[ModelSpec],
+    ) -> TaskSplits:
+        """Loads the rows of a task; `readers` are the models that all rows have to fit."""
+
+    @abstractmethod
+    def demo_world(self, args: ExperimentArguments, seed: int) -> World:
+        """Returns the world that the demo of a seed is about."""
+
+    @abstractmethod
+    def load_demo_rows(
+        self, task, args: ExperimentArguments, training_args: TrainingArguments, world: World
+    ) -> TaskSplits:
+        """Generates rows in the columns of a task."""
+
+    def prepare_models(
+        self, models: "Models", splits: TaskSplits, args: ExperimentArguments, seed: int, finetuner: "Finetuner"
+    ) -> "Models":
+        """Returns the models after what has to be trained before the experiment; by default nothing has to be."""
+        return models
+
+    # ---- Training and prediction, as the finetuner calls them ----
 
     @abstractmethod
     def arguments_of(self, method: str) -> dict:
-        """Training arguments of a method."""
+        """Returns the training arguments of a method."""
 
     @abstractmethod
     def with_ground_truth(self, rows: Dataset) -> Dataset:
-        """Rows to learn from ground truth."""
+        """Returns rows with the ground truth in the label column."""
+
+    @abstractmethod
+    def tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
+        """Adds the token columns of the trainer to rows with `columns`."""
+
+    @abstractmethod
+    def add_labels(self, tokenized: Dataset, rows: Dataset) -> Dataset:
+        """Adds the labels of `rows` to the tokenized rows, as the trainer reads them."""
 
     @abstractmethod
     def make_trainer(
@@ -70,26 +120,28 @@ class Setting(ABC):
         tokenize: Tokenize,
         is_weak: bool = False,
     ) -> Trainer:
-        """Its trainer, on rows with `columns` and the label column; `is_weak` where the labels are a model's."""
+        """Makes a trainer for rows with `columns` and the label column; `is_weak`: the labels are a model's."""
 
     @abstractmethod
     def answer(self, trainer: Trainer, rows: Dataset, tokenize: Tokenize, directory: Path):
-        """What the trainer's model answers to rows with `columns`; `directory` may keep what is done of it."""
+        """Returns the predictions of the trainer's model for rows; finished batches may be kept in `directory`."""
+
+    # ---- Scores ----
 
     @abstractmethod
     def is_correct(self, answers, rows: Dataset) -> np.ndarray:
-        """Which answers are right, `(N,)` bool; rows with `ground_truth`."""
+        """Returns which predictions are correct, `(N,)` bool; rows with `ground_truth`."""
 
     @abstractmethod
     def is_same(self, answers, others, rows: Dataset) -> np.ndarray:
-        """Which answers to the same rows are the same, `(N,)` bool."""
+        """Returns for which rows two models predict the same, `(N,)` bool."""
 
     @abstractmethod
     def extra_scores(self, answers, rows: Dataset) -> dict:
-        """What is reported besides the accuracy."""
+        """Returns what is reported besides the accuracy."""
 
     def scores(self, answers, rows: Dataset) -> dict:
-        """Accuracy with its interval, and what else is reported of the test rows."""
+        """Returns accuracy with its interval, and the further scores."""
         correct = self.is_correct(answers, rows)
         return {
             "accuracy": float(correct.mean()),
@@ -98,80 +150,35 @@ class Setting(ABC):
             **self.extra_scores(answers, rows),
         }
 
+    # ---- Results ----
 
-@dataclass(frozen=True)
-class ProbabilitySetting(Setting):
-    """
-    Yes or no, with a probability: the answers are `(N, 2)`.
+    def further_results(self, context: "AnalysisContext") -> dict:
+        """Returns entries of a seed that only this setting has. Called on every rank."""
+        return {}
 
-    Args:
-        name, rows, task_type, columns: See [`Setting`].
-        trainer (`type`): Its `predict_proba` returns `(N, 2)`.
-        tokenize (`Callable`): Of rows with `columns`, a tokenizer and a longest length.
-        add_labels (`Callable`): Tokenized rows with the `labels` of others, as the trainer wants them.
-    """
+    @abstractmethod
+    def describe(
+        self, results: dict, contexts: list["AnalysisContext"], output_dir: Path
+    ) -> tuple[dict, str, list[str]]:
+        """
+        Returns facts for the results, the introduction of the report, and its notes in Markdown. On rank 0 alone.
 
-    name: str
-    rows: str
-    task_type: str
-    columns: tuple[str, ...]
-    trainer: type
-    tokenize: Callable[..., Dataset]
-    add_labels: Callable[[Dataset, Dataset], Dataset]
-    labels: type[LabelsById] = WeakLabels
-    label_column: str = "labels"
-    chance: float | None = 0.5
-    control: dict = field(default_factory=lambda: {"learning_rate": 2e-3})
-
-    def arguments_of(self, method: str) -> dict:
-        """Which loss."""
-        return {"loss_type": METHODS[method]}
-
-    def with_ground_truth(self, rows: Dataset) -> Dataset:
-        """`labels` as int64."""
-        return rows.rename_column("ground_truth", "labels").cast_column("labels", Value("int64"))
-
-    def make_trainer(
-        self, model, args, tokenizer, train, validation, tokenize: Tokenize, is_weak: bool = False
-    ) -> Trainer:
-        """See [`Setting.make_trainer`]."""
-        trainer = on_weak_labels(self.trainer) if is_weak else self.trainer
-        return trainer(
-            model=model,
-            args=args,
-            train_dataset=tokenize(train),
-            eval_dataset=tokenize(validation),
-            processing_class=tokenizer,
-            compute_metrics=_accuracy_on_given_labels,
-        )
-
-    def answer(self, trainer: Trainer, rows: Dataset, tokenize: Tokenize, directory: Path) -> np.ndarray:
-        """Class probabilities `(N, 2)` float32."""
-        return trainer.predict_proba(tokenize(rows))
-
-    def is_correct(self, answers: np.ndarray, rows: Dataset) -> np.ndarray:
-        """Is the more probable class the true one?"""
-        return metrics.is_correct(answers, np.array(rows["ground_truth"]))
-
-    def is_same(self, answers: np.ndarray, others: np.ndarray, rows: Dataset) -> np.ndarray:
-        """Are the more probable classes the same?"""
-        return metrics.is_correct(answers, others.argmax(axis=1))
-
-    def extra_scores(self, answers: np.ndarray, rows: Dataset) -> dict:
-        """AUROC and calibration error."""
-        truth = np.array(rows["ground_truth"])
-        return {
-            "auroc": metrics.auroc(answers[:, 1], truth),
-            "ece": metrics.expected_calibration_error(answers, truth),
-        }
+        Args:
+            results (`dict`): The content of `results.json` so far.
+            contexts (`list` of [`AnalysisContext`]): One for each seed.
+            output_dir (`Path`): The directory of figures.
+        """
 
 
-def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy against the labels of the rows: weak ones for a student, as in the paper's early stopping."""
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    labels = prediction.label_ids
-    labels = labels.argmax(axis=1) if labels.ndim == 2 else np.rint(labels)  # P(class 1), or the class
-    return {_ACCURACY: float((logits.argmax(axis=1) == labels).mean())}
+def split_options(args: ExperimentArguments) -> dict:
+    """Returns the sizes of the parts and the seed of the split, as the loaders of [`w2s_hf.tasks`] take them."""
+    names = ("n_train", "n_weak", "n_validation", "n_test", "n_links")
+    return {name: getattr(args, name) for name in names} | {"seed": args.split_seed}
+
+
+def tokenizers_of(models: Sequence[ModelSpec]) -> list[PreTrainedTokenizerBase]:
+    """Loads the tokenizers of models."""
+    return [load_tokenizer(model.path, revision=model.revision) for model in models]
 
 
 class _OnWeakLabels:
@@ -181,16 +188,15 @@ class _OnWeakLabels:
         """As in the trainer, under the other name."""
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        if f"{prefix}_{_ACCURACY}" in output.metrics:
-            output.metrics[f"{prefix}_{_WEAK_AGREEMENT}"] = output.metrics.pop(f"{prefix}_{_ACCURACY}")
+        if f"{prefix}_{ACCURACY}" in output.metrics:
+            output.metrics[f"{prefix}_{_WEAK_AGREEMENT}"] = output.metrics.pop(f"{prefix}_{ACCURACY}")
         return output
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """As in the trainer, under the other name also for what TRL's trainers add."""
-        # TRL's trainers keep here what their next log adds; checked with TRL 1.0 and 1.16.
-        for kept in getattr(self, "_metrics", {}).values():
-            if _ACCURACY in kept:
-                kept[_WEAK_AGREEMENT] = kept.pop(_ACCURACY)
+        for kept in (next_log(self, "train"), next_log(self, "eval")):
+            if ACCURACY in kept:
+                kept[_WEAK_AGREEMENT] = kept.pop(ACCURACY)
         super().log(logs, *args, **kwargs)
 
 
@@ -208,24 +214,6 @@ def metric_name(name: str | None, is_weak: bool) -> str | None:
     `metric_for_best_model` of one training. In a recipe `accuracy` and `weak_agreement` both mean the share of
     validation rows whose label the model predicts; it is logged as `weak_agreement` where labels are weak.
     """
-    if name is None or name.removeprefix("eval_") not in (_ACCURACY, _WEAK_AGREEMENT):
+    if name is None or name.removeprefix("eval_") not in (ACCURACY, _WEAK_AGREEMENT):
         return name
-    return _WEAK_AGREEMENT if is_weak else _ACCURACY
-
-
-def _add_labels(tokenized: Dataset, rows: Dataset) -> Dataset:
-    return tokenized.add_column("labels", rows["labels"][:], feature=rows.features["labels"])
-
-
-def _add_soft_label(tokenized: Dataset, rows: Dataset) -> Dataset:
-    first_is_better = as_probabilities(rows["labels"][:])[:, 1]
-    return tokenized.add_column("soft_label", first_is_better.tolist(), feature=Value("float32"))
-
-
-CLASSIFICATION = ProbabilitySetting(
-    "classification", "rows", "SEQ_CLS", TEXT_COLUMNS, WeakToStrongTrainer, tokenize_rows, _add_labels
-)
-# Class 1 of a pair: the first response is the better one. It is the trainer's `chosen`, whatever the truth is.
-REWARD = ProbabilitySetting(
-    "reward", "pairs", "REWARD", PAIR_COLUMNS, RewardPairTrainer, tokenize_pairs, _add_soft_label
-)
+    return _WEAK_AGREEMENT if is_weak else ACCURACY

@@ -1,32 +1,35 @@
 """Analyses in parts: what they train, on which labels and rows; and that no ground truth gets to a student."""
 
 import re
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from running import ROOT, TINY
 from test_completion import make_character_tokenizer
-from test_finetuning import bench_of
+from test_finetuning import finetuner_of, splits_of
 from transformers import Trainer
 
 from w2s_hf.analysis import few_shot_prompts, logistic_probe
 from w2s_hf.config import StudentConfig
 from w2s_hf.experiments import analyses as experiment_analyses
 from w2s_hf.experiments.analyses import agreement, overfitting, probes, prompting, saliency, weak_errors
-from w2s_hf.experiments.cache import Stages
-from w2s_hf.experiments.classification import ClassificationExperiment
+from w2s_hf.experiments.analysis_context import AnalysisContext
+from w2s_hf.experiments.cache import StageCache
 from w2s_hf.experiments.cli import parse_arguments
-from w2s_hf.experiments.finetuner import Model, Workbench
-from w2s_hf.experiments.study import Study
-from w2s_hf.labels import Completion
-from w2s_hf.tasks import find_task
+from w2s_hf.experiments.experiment import Experiment
+from w2s_hf.experiments.finetuner import Finetuner
+from w2s_hf.experiments.settings.classification import CLASSIFICATION
+from w2s_hf.labels import Completion, WeakLabels
+from w2s_hf.modeling.spec import ModelSpec
+from w2s_hf.tasks import Half, find_task
 
 MARKER = 777
 
 
 @pytest.fixture(scope="module")
-def study(cache, tmp_path_factory):
+def context(cache, tmp_path_factory):
     """A finished experiment, and an empty place for the stages of more."""
     output = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
@@ -34,33 +37,31 @@ def study(cache, tmp_path_factory):
         patch.setattr("sys.argv", ["recipes/boolq.py"])
         options = [*TINY, "--output_dir", str(output / "first")]
         args, *others = parse_arguments("", ROOT / "recipes" / "configs" / "demo.yaml", options, announce=False)
-        experiment = ClassificationExperiment(find_task("boolq"), args, *others)
+        experiment = Experiment(find_task("boolq"), CLASSIFICATION, args, *others)
         args.analyses = ["agreement"]  # for its models, which are loaded
-        run = experiment.run_seed(0)
-    bench = Workbench(Stages(output / "more"), experiment.training_args, experiment.setting)
-    run = replace(run, lessons=replace(run.lessons, bench=bench))
-    return Study(args, experiment.setting, run, experiment.world(0))
+        context = experiment.run_seed(0)
+    finetuner = Finetuner(StageCache(output / "more"), experiment.setting, experiment.training_args)
+    return replace(context, finetuner=finetuner)
 
 
-def test_a_watched_training_ends_as_one_without_early_stopping(study):
-    lessons, weak = study.lessons, study.run.weak_labels
+def test_a_watched_training_ends_as_one_without_early_stopping(context):
     plain = {"load_best_model_at_end": False, "metric_for_best_model": None, "eval_strategy": "no"}
-    asked = [study.splits.student_validation, study.test]
+    rows = [context.splits.student_validation, context.test]
     plain["method"] = "confidence"
-    unwatched, stage = (
-        lessons.on_labels("s", study.materials.student, {"student": weak}, asked, n_snapshots=n_snapshots, **plain)
-        for n_snapshots in (0, 2)
+    unwatched, watched = (
+        context.finetune("s", context.weak_labels, rows, n_snapshots=n_snapshots, **plain) for n_snapshots in (0, 2)
     )
-    expected = lessons.labels_of(unwatched)
-    assert lessons.labels_of(stage).fingerprint == expected.fingerprint
-    by_step = {path.name: lessons.labels_of(path) for path in (stage / "snapshots").iterdir()}
+    expected = unwatched.predictions
+    assert watched.predictions.fingerprint == expected.fingerprint
+    snapshots = (watched.directory / "snapshots").iterdir()
+    by_step = {path.name: WeakLabels.load(path / "predictions") for path in snapshots}
     assert set(by_step) == {"step-2", "step-3"} and by_step["step-3"].fingerprint == expected.fingerprint
     assert by_step["step-2"].fingerprint != expected.fingerprint and by_step["step-2"].provenance["step"] == 2
 
 
-def test_a_watched_training_that_is_stopped_goes_on(study, monkeypatch):
-    lessons, weak, answer = study.lessons, study.run.weak_labels, type(study.setting).answer
-    calls = []
+def test_a_watched_training_that_is_stopped_goes_on(context, monkeypatch):
+    setting, calls = type(context.finetuner.setting), []
+    answer = setting.answer
 
     def stopped(self, *args):
         calls.append(args)
@@ -70,20 +71,21 @@ def test_a_watched_training_that_is_stopped_goes_on(study, monkeypatch):
 
     def train(name):
         options = {"n_snapshots": 3, "eval_strategy": "no", "load_best_model_at_end": False, "save_steps": 1}
-        return lessons.on_labels(name, study.materials.student, {"student": weak}, [study.test], **options)
+        return context.finetune(name, context.weak_labels, [context.test], **options).directory
 
     expected = train("uninterrupted")
     with monkeypatch.context() as patch:
-        patch.setattr(type(study.setting), "answer", stopped)
+        patch.setattr(setting, "answer", stopped)
         with pytest.raises(KeyboardInterrupt):
             train("interrupted")
     found = train("interrupted")
     for step in (1, 2, 3):
-        one, two = (lessons.labels_of(stage / "snapshots" / f"step-{step}") for stage in (expected, found))
+        places = (stage / "snapshots" / f"step-{step}" / "predictions" for stage in (expected, found))
+        one, two = map(WeakLabels.load, places)
         assert one.fingerprint == two.fingerprint, step
 
 
-def test_prompts_and_probes_are_given_the_labels_that_they_say(study, monkeypatch):
+def test_prompts_and_probes_are_given_the_labels_that_they_say(context, monkeypatch):
     shown, learned = [], []
 
     def prompts(texts, examples, labels, n_shots, *args, **options):
@@ -96,40 +98,41 @@ def test_prompts_and_probes_are_given_the_labels_that_they_say(study, monkeypatc
 
     monkeypatch.setattr(experiment_analyses, "few_shot_prompts", prompts)
     monkeypatch.setattr(experiment_analyses, "logistic_probe", probe)
-    ids = list(study.splits.student_half["id"])
-    weak, truth = study.run.weak_labels.of(ids), study.truth("student_half")
-    study = replace(study, args=replace(study.args, prompt_shots=2))
-    assert list(prompting(study)["prompted"]) == ["zero-shot", "2-shot, weak labels", "2-shot, ground truth"]
+    ids = list(context.splits.student_half["id"])
+    weak, truth = context.weak_labels.of(ids), context.truth("student_half")
+    context = replace(context, args=replace(context.args, prompt_shots=2))
+    assert list(prompting(context)["prompted"]) == ["zero-shot", "2-shot, weak labels", "2-shot, ground truth"]
     assert [n_shots for n_shots, _ in shown] == [0, 2, 2]
     assert shown[1][1] == weak.argmax(axis=1).tolist() != shown[2][1] == truth.tolist()
-    saliency(study)
+    saliency(context)
     of_weak, of_truth, of_tuned = learned  # lp(weak), lp(gt), ft(weak)+lp(gt)
     np.testing.assert_array_equal(of_weak, weak)
     for labels in (of_truth, of_tuned):
         np.testing.assert_array_equal(labels, np.eye(2)[truth])
 
 
-def test_students_of_simulated_supervisors_are_scored_against_these(study, monkeypatch):
-    supervisors, scores = [], Study.scores
+def test_students_of_simulated_supervisors_are_scored_against_these(context, monkeypatch):
+    supervisors, scores = [], AnalysisContext.scores
 
     def watched(self, answers, supervisor=None):
         supervisors.append(supervisor)
         return scores(self, answers, supervisor)
 
-    monkeypatch.setattr(Study, "scores", watched)
-    weak_errors(study)
+    monkeypatch.setattr(AnalysisContext, "scores", watched)
+    weak_errors(context)
     *simulated, told, told_again = [supervisor.argmax(axis=1) for supervisor in supervisors]
     assert len({tuple(labels) for labels in simulated}) == 6
-    np.testing.assert_array_equal(simulated[0], study.run.answers["weak"].argmax(axis=1))
+    np.testing.assert_array_equal(simulated[0], context.scorer.predictions["weak"].argmax(axis=1))
     np.testing.assert_array_equal(simulated[0], told)
     np.testing.assert_array_equal(told, told_again)
 
 
-def test_a_copied_supervisor_recovers_nothing_and_a_perfect_student_everything(study):
-    weak, truth = study.run.answers["weak"], np.eye(2)[study.truth()]
+def test_a_copied_supervisor_recovers_nothing_and_a_perfect_student_everything(context):
+    weak, truth = context.scorer.predictions["weak"], np.eye(2)[context.truth()]
     # The demo is too small here for a ceiling above its supervisor.
-    run = replace(study.run, correct={**study.run.correct, "ceiling": np.ones(len(truth), dtype=bool)})
-    known = replace(study, run=run)
+    scorer = copy(context.scorer)
+    scorer.correct = {**scorer.correct, "ceiling": np.ones(len(truth), dtype=bool)}
+    known = replace(context, scorer=scorer)
     copied, perfect = known.scores(weak), known.scores(truth)
     assert copied["pgr"] == 0 and set(copied["agreement"].values()) == {1.0}
     assert perfect["pgr"] == 1 and perfect["agreement"]["supervisor_wrong"] == 0 and perfect["accuracy"] == 1
@@ -171,19 +174,19 @@ def marked(batch: str) -> bool:
     return re.search(rf"(?<![\d.]){MARKER}(?!\d)", batch) is not None
 
 
-def test_ground_truth_is_seen_by_no_collator_of_a_student(study, collated):
+def test_ground_truth_is_seen_by_no_collator_of_a_student(context, collated):
     """A marker in the place of the truth about all rows that students, however taught, learn or are stopped by."""
-    parts = {name: rows for name, rows in study.splits.parts.items() if name.startswith("student")}
+    parts = {name: rows for name, rows in context.splits.parts.items() if name.startswith("student")}
     planted = {
         name: rows.remove_columns("ground_truth").add_column("ground_truth", [MARKER] * len(rows))
         for name, rows in parts.items()
     }
-    lessons = study.lessons.with_rows(**planted)
-    assert set(lessons.rows("student")[0]["ground_truth"]) == {MARKER}
-    planted_study = replace(study, run=replace(study.run, lessons=lessons))
+    planted_context = replace(context)
+    planted_context.__dict__["student_rows"] = Half(planted["student_half"], planted["student_validation"])
+    assert set(planted_context.student_rows.train["ground_truth"]) == {MARKER}
     for analysis in (overfitting, agreement, probes):
-        analysis(planted_study)
-    stages = lessons.bench.stages.root.iterdir()
+        analysis(planted_context)
+    stages = context.finetuner.cache.root.iterdir()
     trained = {path.name.rsplit("-", 1)[0] for path in stages if path.is_dir()}
     assert trained >= {"watched-naive", "watched-confidence", "student-naive", "student-mended", "hidden-states"}
     assert len(collated) > 50 and any("labels" in batch for batch in collated)
@@ -191,13 +194,15 @@ def test_ground_truth_is_seen_by_no_collator_of_a_student(study, collated):
     # It would be seen, and whoever learned the ground truth of these rows would learn the marker.
     assert marked(repr([{"labels": MARKER}])) and marked(repr([{"labels": [float(MARKER), 0.0]}]))
     with pytest.raises(ValueError, match=str(MARKER)):
-        lessons.on_ground_truth("ceiling", study.materials.student, "student", [study.test])
+        rows = planted_context.student_rows.map(context.finetuner.setting.with_ground_truth)
+        options = {"splits": context.splits, "seed": 0}
+        context.finetuner.finetune("ceiling", context.models.student, rows, [context.test], **options)
 
 
 @pytest.mark.parametrize("kind", ["reward", "chess"])
 def test_ground_truth_is_seen_by_no_collator_of_other_students(kind, tmp_path, collated):
-    bench, rows = bench_of(kind, tmp_path, tmp_path / "model")
-    setting, ids = bench.setting, list(rows["id"])
+    finetuner, rows = finetuner_of(kind, tmp_path, tmp_path / "model")
+    setting, ids = finetuner.setting, list(rows["id"])
     if kind == "chess":
         marker, answers = " Zz9", [Completion(" e4", is_cut=False)] * len(rows)
         tokens = make_character_tokenizer()(marker.strip(), add_special_tokens=False)["input_ids"]
@@ -206,13 +211,14 @@ def test_ground_truth_is_seen_by_no_collator_of_other_students(kind, tmp_path, c
     else:
         marker, answers, seen_as = MARKER, np.tile([0.25, 0.75], (len(rows), 1)), str(MARKER)
     planted = rows.remove_columns("ground_truth").add_column("ground_truth", [marker] * len(rows))
-    labelled = setting.labels(ids, answers, {}).join(planted)
-    model = Model("m", str(tmp_path / "model"), "1", StudentConfig(dtype="float32", lora_r=4))
-    options = {"seed": 0, "provenance": {}, "n_snapshots": 2}
-    bench.finetune("student", model, labelled, labelled, [planted], **options)
+    labels = setting.labels(ids, answers, {"stage": "weak"})
+    labelled = labels.join(planted)
+    model = ModelSpec("m", str(tmp_path / "model"), "1", StudentConfig(dtype="float32", lora_r=4))
+    options = {"splits": splits_of(), "seed": 0, "n_snapshots": 2}
+    finetuner.finetune("student", model, Half(labelled, labelled), [planted], labels={"student": labels}, **options)
     batches = [str(batch) for batch in collated]
     assert batches and not [batch for batch in batches if seen_as in batch or "ground_truth" in batch]
     if kind == "chess":
         truth = setting.with_ground_truth(planted)
-        bench.finetune("ceiling", model, truth, truth, [planted], **options)
+        finetuner.finetune("ceiling", model, Half(truth, truth), [planted], **options)
         assert any(seen_as in batch for batch in collated), "it would not be seen if it were there"

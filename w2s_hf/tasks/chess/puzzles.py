@@ -1,7 +1,4 @@
-"""Chess puzzles: the best move of a position, as text that follows a transcript, a FEN, or any prompt.
-
-Needs python-chess, the extra `chess`: `pip install w2s_hf[chess]`.
-"""
+"""The task of chess puzzles: how a row becomes a prompt and a move, how moves are scored, and how rows are loaded."""
 
 import hashlib
 import io
@@ -13,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import chess.pgn
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .dealing import (
+from ...labels import Completion
+from ..dealing import (
     LINK_ROWS,
     MAX_ROWS,
     TaskSplits,
@@ -29,14 +27,19 @@ from .dealing import (
     set_apart,
     unique_rows,
 )
-from .loading import load_raw
-from .move_scores import MOVE_NUMBER, parse_move, san_move, uci_move
-from .sizes import link_sizes, part_sizes
-from .task import Source
-from .tokenizing import COMPLETION_COLUMNS, completion_lengths
+from ..generation import BrokenRowError, GenerationTask
+from ..loading import load_raw
+from ..sizes import link_sizes, part_sizes
+from ..task import Source
+from ..tokenizing import COMPLETION_COLUMNS, completion_lengths
+from .boards import draw_boards
+from .moves import MOVE_NUMBER, parse_move, san_move, uci_move
+from .scores import extra_scores, score_of, trivial_baselines
+from .tables import table_sections
 
 __all__ = [
     "CHESS_PUZZLES",
+    "BrokenPuzzleError",
     "ChessTask",
     "fen_prompt",
     "load_puzzles",
@@ -55,7 +58,7 @@ _BAND_WIDTH = 400  # rating points
 
 
 @dataclass(frozen=True)
-class ChessTask:
+class ChessTask(GenerationTask):
     """
     Puzzles in either of two public schemas.
 
@@ -75,15 +78,10 @@ class ChessTask:
         description (`str`, *optional*): One line for people.
     """
 
-    name: str
-    sources: tuple[Source, ...]
-    train_split: tuple[str, ...] = ("train",)
-    test_split: tuple[str, ...] | None = ("test",)
-    description: str = ""
-
-    # What a [`Task`] has, too; which columns it takes depends on the schema.
-    columns = ()
-    label = None
+    setting = "chess"
+    rows = "puzzles"
+    extra_columns = ("fen", "rating", "band")
+    # Which columns of a dataset it takes depends on the schema.
     expected_columns = "; or ".join(f"{', '.join(columns)}: {name}" for name, columns in _SCHEMAS.items())
 
     def example(self, row: dict) -> dict:
@@ -127,8 +125,38 @@ class ChessTask:
             "ground_truth": target,
         }
 
+    def is_correct(self, completion: Completion, row: dict) -> bool:
+        """Returns whether the completion begins with the right move, whatever it says of check and mate."""
+        return score_of(completion, row).correct
 
-class BrokenPuzzleError(ValueError):
+    def is_same(self, completion: Completion, other: Completion, row: dict) -> bool:
+        """Returns whether two completions begin with the same legal move, or are the same text."""
+        move, other_move = score_of(completion, row).move, score_of(other, row).move
+        return move == other_move if move or other_move else completion.text == other.text
+
+    def extra_scores(self, completions: list[Completion], rows: Dataset) -> dict:
+        """See [`w2s_hf.tasks.chess.scores.extra_scores`]."""
+        return extra_scores(completions, rows)
+
+    def baselines(self, rows: Dataset) -> list[dict]:
+        """See [`w2s_hf.tasks.chess.scores.trivial_baselines`]."""
+        return trivial_baselines(rows)
+
+    def report_sections(
+        self, results: dict, test: Dataset, completions: dict[str, list[Completion]], output_dir: Path
+    ) -> list[str]:
+        """Tables of the scores and the bands, then boards of puzzles that the student solved and failed."""
+        method, seed = results["summary"][-1]["method"], results["runs"][0]["seed"]
+        student_name = f"student ({method}, seed {seed})"
+        boards = draw_boards(completions[method], completions["weak"], test, output_dir, student_name)
+        return [*table_sections(results), boards]
+
+    def load(self, **options) -> TaskSplits:
+        """Loads and splits the puzzles, see [`load_puzzles`] for the options."""
+        return load_puzzles(self, **options)
+
+
+class BrokenPuzzleError(BrokenRowError):
     """Nothing can be made of a row; the message is the reason, for counting."""
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import chess.svg
 from datasets import Dataset
 
-from ..cards.markdown import markdown_table
-from ..labels import Completion
-from ..tasks.move_scores import parse_move
-from .moves import scores_of
+from ...cards.markdown import markdown_table
+from ...labels import Completion
+from .moves import parse_move
+from .scores import scores_of
 
 __all__ = ["draw_boards"]
 

@@ -1,0 +1,414 @@
+"""
+Every private or unstable API of torch, transformers, TRL, PEFT, accelerate, bitsandbytes and datasets that this
+package uses, in one file. No other module of the package uses one, and `tests/test_compat.py` checks both.
+
+An API is private or unstable if its name begins with an underscore, or if the documentation of its library does not
+list it. Each comment and docstring says what the API is and which public API replaces it, or why none does.
+
+Three kinds of use have three places: names to import (`IMPORTS`), members that a subclass must call or override under
+their own name (`OVERRIDDEN`), and attributes and arguments (the functions below, whose names are in `ATTRIBUTES`).
+
+This module imports no library by itself: `from ._compat import X` imports the one module that has `X`.
+"""
+
+from collections import defaultdict
+from importlib import import_module
+from typing import Any
+
+__all__ = ["ATTRIBUTES", "CHECKED", "IMPORTS", "OVERRIDDEN"]
+
+# The versions at which every entry of this file was checked. An entry that only some of them have says so.
+CHECKED = {
+    "torch": ("2.13",),
+    "transformers": ("5.17", "5.23"),
+    "trl": ("1.0", "1.16"),
+    "peft": ("0.18", "0.21"),
+    "bitsandbytes": ("0.49", "0.50"),
+    "accelerate": ("1.10", "1.15"),
+    "datasets": ("4.7", "5.2"),
+}
+
+
+# ---- Names to import ----
+
+IMPORTS = {
+    # Tensors with a shape and no data, on which the memory estimate runs a model. Public replacement: none. Tensors of
+    # the meta device are public, but autocast does nothing on them.
+    "FakeTensorMode": "torch._subclasses.fake_tensor",
+    # Sees every operation of a pass, so that the memory estimate can add up its outputs. Public replacement: none.
+    "TorchDispatchMode": "torch.utils._python_dispatch",
+    # The tensors in a nested output. Public replacement: none in torch 2.13; `torch.utils.pytree` is planned.
+    "tree_leaves": "torch.utils._pytree",
+    # The rules by which `from_pretrained` renames and splits the weights of a checkpoint. Public replacement:
+    # `transformers.WeightConverter` and `transformers.WeightRenaming`, once their documentation is complete.
+    "Chunk": "transformers.core_model_loading",
+    "WeightConverter": "transformers.core_model_loading",
+    "WeightRenaming": "transformers.core_model_loading",
+    # Registers these rules for a model class. Public replacement: none.
+    "register_checkpoint_conversion_mapping": "transformers.conversion_mapping",
+    # The letters that stand for bytes in byte-level tokenizers. Public replacement: none.
+    "bytes_to_unicode": "transformers.convert_slow_tokenizer",
+    # The local path of a file on the Hub or in a directory. Public replacement: `huggingface_hub.hf_hub_download`,
+    # with a case for directories, for offline mode and for the errors of transformers.
+    "cached_file": "transformers.utils",
+    # The adapter_config.json of a name, or `None`. Public replacement: `cached_file`, see there.
+    "find_adapter_config_file": "transformers.utils.peft_utils",
+    # Whether DeepSpeed ZeRO-3 splits weights while they are loaded. Public replacement: none.
+    "is_deepspeed_zero3_enabled": "transformers.integrations",
+    # The installed trackers, which `report_to="all"` would use. Public replacement: none.
+    "get_available_reporting_integrations": "transformers.integrations",
+    # Whether this machine computes in bfloat16, as TrainingArguments decides it. Public replacement:
+    # `torch.cuda.is_bf16_supported` for CUDA devices only.
+    "is_torch_bf16_gpu_available": "transformers.utils",
+    "is_torch_xla_available": "transformers.utils",
+    # Whether `len` of an object works. Public replacement: none, but it takes four lines.
+    "has_length": "transformers.trainer_utils",
+    # The base class of callbacks whose state goes into trainer_state.json. Public replacement: none.
+    "ExportableState": "transformers.trainer_callback",
+    # The sampler of `train_sampling_strategy="group_by_length"`. Public replacement: none.
+    "LengthGroupedSampler": "transformers.trainer_pt_utils",
+    # Class names by model type. Public replacement: `transformers.MODEL_FOR_CAUSAL_LM_MAPPING`, whose keys are
+    # configuration classes, so that it imports every model that is looked up.
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "transformers.models.auto.modeling_auto",
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES": "transformers.models.auto.modeling_auto",
+    # Sets the probability of every `nn.Dropout` to 0. Public replacement: none, but it takes three lines.
+    "disable_dropout_in_model": "trl.trainer.utils",
+    # A module that adapters train and save as a whole (`modules_to_save`), and the base class that it shares with
+    # trainable tokens. Public replacement: none.
+    "AuxiliaryTrainingWrapper": "peft.utils",
+    "ModulesToSaveWrapper": "peft.utils",
+    # Reads the weights of saved adapters. Public replacement: `PeftModel.load_adapter`, which keeps them in the model.
+    "load_peft_weights": "peft.utils",
+    # The floating-point weights of a quantized layer. Public replacement: `PreTrainedModel.dequantize`, which converts
+    # all layers.
+    "dequantize_module_weight": "peft.utils.integrations",
+    # The sampler of a data loader that skips the batches of a resumed epoch. Public replacement: none.
+    "SkipBatchSampler": "accelerate.data_loader",
+    # Reads the switches that `accelerate launch` leaves in the environment. Public replacement:
+    # `PartialState.distributed_type`, which exists only after the processes have joined.
+    "parse_flag_from_env": "accelerate.utils",
+    # A fingerprint with which `Dataset.map` does not look for a cache file. Public replacement:
+    # `datasets.disable_caching`, which holds for all datasets of the process.
+    "generate_random_fingerprint": "datasets.fingerprint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in IMPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(IMPORTS[name]), name)
+
+
+# ---- Members that a subclass calls or overrides under their own name ----
+
+OVERRIDDEN = {
+    "transformers.trainer:Trainer": (
+        # The order of the rows of an epoch, and that of an evaluation set. Public replacement:
+        # `get_train_dataloader` and `get_eval_dataloader`, which would have to be written anew.
+        "_get_train_sampler",
+        "_get_eval_sampler",
+        # The number of tokens by which the loss of a step is divided. Public replacement: `get_batch_samples`, which
+        # TRL 1.0 does not call for an evaluation.
+        "_get_num_items_in_batch",
+        # Where checkpoints go. Public replacement: `args.output_dir`, which also names the repository.
+        "_get_output_dir",
+        # The three steps that load a checkpoint, and only warn where it does not fit. Public replacement: none.
+        "_issue_warnings_after_load",
+        "_load_best_model",
+        "_load_from_checkpoint",
+        # Moves a batch to the device. Public replacement: a data collator, which a user may replace.
+        "_prepare_inputs",
+        # The dataset columns that are kept, see `signature_columns`. Public replacement:
+        # `remove_unused_columns=False`, which gives all columns to the collator.
+        "_set_signature_columns_if_needed",
+    ),
+    # Tokenizes and checks a dataset, also one for `evaluate` or `predict`, which TRL's trainers expect tokenized.
+    # Public replacement: none.
+    "trl.trainer.reward_trainer:RewardTrainer": ("_prepare_dataset", "_tag_names"),
+    # `_tag_names` are the tags of model cards. Public replacement: the argument `tags` of `create_model_card`.
+    "trl.trainer.sft_trainer:SFTTrainer": ("_prepare_dataset", "_tag_names"),
+    # The fields that a command line gives as JSON. Public replacement: none.
+    "transformers.training_args:TrainingArguments": ("_VALID_DICT_FIELDS",),
+    # The heading of a dataclass in `--help`, on the parser that TrlParser is made of. Public replacement: none; the
+    # docstring of `HfArgumentParser` names it.
+    "transformers.hf_argparser:HfArgumentParser": ("_argument_group_name",),
+}
+
+
+# ---- Attributes and arguments ----
+
+# The module, and the class if there is one, that reads or sets the names that the functions below use.
+ATTRIBUTES = {
+    "torch.nn.modules.module:Module": ("_parameters", "_buffers"),
+    "transformers.configuration_utils:PreTrainedConfig": ("_commit_hash",),
+    "transformers.utils.hub": ("_raise_exceptions_for_missing_entries",),
+    "transformers.core_model_loading": ("_is_hf_initialized", "_weight_conversions"),
+    "transformers.quantizers.quantizer_bnb_4bit": ("is_loaded_in_4bit",),
+    "transformers.quantizers.base": ("is_quantized",),
+    "transformers.modeling_utils:PreTrainedModel": (
+        "_keys_to_ignore_on_load_missing",
+        "_keys_to_ignore_on_load_unexpected",
+    ),
+    "transformers.trainer:Trainer": (
+        "_signature_columns",
+        "_eval_dataloaders",
+        "_memory_tracker",
+        "neftune_hook_handle",
+        "_internal_call",
+        "model_accepts_loss_kwargs",
+    ),
+    "transformers.trainer_utils:TrainerMemoryTracker": ("cur_stage", "peak_monitoring"),
+    "trl.trainer.sft_trainer:SFTTrainer": ("_metrics", "_total_train_tokens"),
+    "trl.trainer.reward_trainer:RewardTrainer": ("_metrics", "_total_train_tokens"),
+    "peft.utils.other:ModulesToSaveWrapper": ("modules_to_save", "original_module", "active_adapters"),
+    "bitsandbytes.nn.modules:Linear4bit": ("support_avx512bf16_for_cpu", "packing_format_for_cpu"),
+}
+
+
+def tensors_of(module: Any) -> tuple[dict, dict]:
+    """
+    The parameters and the buffers of a `torch.nn.Module` itself, as dictionaries that can be written to.
+
+    Public replacement: `named_parameters` and `register_parameter`, which do not keep shared tensors shared.
+    """
+    return module._parameters, module._buffers
+
+
+def commit_hash(config: Any) -> str | None:
+    """The commit of the Hub from which a configuration was loaded, if it is known. Public replacement: none."""
+    return getattr(config, "_commit_hash", None)
+
+
+def set_commit_hash(config: Any, commit: str | None) -> None:
+    """
+    Records a commit where [`commit_hash`] finds it. transformers forgets it while a model is loaded.
+
+    Public replacement: none.
+    """
+    config._commit_hash = commit
+
+
+def optional_file(name_or_path: str, file: str, **options) -> str | None:
+    """
+    The local path of a file on the Hub or in a directory; `None` if there is no such file.
+
+    Public replacement: `huggingface_hub.hf_hub_download` and its `EntryNotFoundError`, with a case for directories.
+    """
+    from transformers.utils import cached_file
+
+    return cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False, **options)
+
+
+def is_from_checkpoint(parameter: Any) -> bool:
+    """
+    Whether `from_pretrained` has loaded a parameter, rather than initialized it. Copies of a parameter lose the mark.
+
+    Public replacement: `output_loading_info=True`, for models that this package loads itself.
+    """
+    return getattr(parameter, "_is_hf_initialized", False)
+
+
+def forget_weight_conversions(model: Any) -> None:
+    """
+    Lets `save_pretrained` write the names that the weights have in memory, not those of the loaded checkpoint.
+
+    Public replacement: `save_pretrained(save_original_format=False)`, which trainers and users do not pass.
+    """
+    model._weight_conversions = None
+
+
+def mark_as_4bit(model: Any) -> None:
+    """
+    Lets PEFT take a model for one whose layers bitsandbytes has quantized to 4 bits.
+
+    Public replacement: none; `from_pretrained` sets these attributes.
+    """
+    model.is_loaded_in_4bit = model.is_quantized = True
+
+
+def ignored_keys(model: Any) -> tuple[list[str], list[str]]:
+    """
+    The patterns of weights that a checkpoint of a model may lack, and of those that it may have in addition.
+
+    Public replacement: none.
+    """
+    names = ("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected")
+    return tuple(getattr(model, name, None) or [] for name in names)
+
+
+def signature_columns(trainer: Any) -> list[str]:
+    """
+    The dataset columns that a trainer keeps: the arguments of the model's `forward`, and labels.
+
+    Public replacement: none.
+    """
+    trainer._set_signature_columns_if_needed()
+    return trainer._signature_columns
+
+
+def add_signature_column(trainer: Any, name: str) -> None:
+    """
+    Lets a trainer keep another dataset column, in its override of `_set_signature_columns_if_needed`.
+
+    Public replacement: `remove_unused_columns=False`, which gives all columns to the collator.
+    """
+    if name not in trainer._signature_columns:
+        trainer._signature_columns = [*trainer._signature_columns, name]
+
+
+def forget_eval_dataloader(trainer: Any) -> None:
+    """
+    Drops the data loader that a trainer with persistent workers keeps of its `eval_dataset`.
+
+    Public replacement: none.
+    """
+    getattr(trainer, "_eval_dataloaders", {}).pop("eval", None)
+
+
+def memory_stage(trainer: Any) -> str | None:
+    """
+    The part of a training whose memory a trainer measures (`skip_memory_metrics=False`).
+
+    Public replacement: none.
+    """
+    return getattr(trainer._memory_tracker, "cur_stage", None)
+
+
+def restore_memory_stage(trainer: Any, stage: str | None) -> None:
+    """
+    Puts the memory tracker back to a [`memory_stage`] after an error, and ends the thread of the later stage.
+
+    Public replacement: none.
+    """
+    if memory_stage(trainer) != stage:
+        trainer._memory_tracker.cur_stage, trainer._memory_tracker.peak_monitoring = stage, False
+
+
+def remove_neftune_hook(trainer: Any) -> None:
+    """
+    Takes the noise of NEFTune off the embeddings after an error; a training that ends without one does it itself.
+
+    Public replacement: none.
+    """
+    hook = vars(trainer).pop("neftune_hook_handle", None)
+    if hook is not None:
+        hook.remove()
+
+
+def save_model(trainer: Any, directory: str | None = None) -> None:
+    """
+    Saves the model of a trainer, on all ranks, without the push to the Hub that `push_to_hub=True` adds.
+
+    Public replacement: `Trainer.save_model`, while `args.push_to_hub` is False.
+    """
+    trainer.save_model(directory, _internal_call=True)
+
+
+def divides_loss_by_step(trainer: Any) -> None:
+    """
+    Tells transformers before 5.19 that `compute_loss` divides by the rows of the whole accumulated step.
+
+    Public replacement: the class attribute `loss_is_scaled_for_ga` of transformers 5.19 and later.
+    """
+    import transformers
+    from packaging.version import Version
+
+    if Version(transformers.__version__) < Version("5.19"):
+        trainer.model_accepts_loss_kwargs = True
+
+
+def is_rebalanced(sampler: Any) -> bool:
+    """
+    Whether a sampler is the `BatchRebalanceSampler` of `train_sampling_strategy="batch_rebalance"`.
+
+    Public replacement: none. It came with transformers 5.20, so that the class cannot always be imported.
+    """
+    return hasattr(sampler, "effective_batch_size")
+
+
+def rows_of_filled_step(sampler: Any) -> int:
+    """
+    The rows of the last step of an epoch if a `BatchRebalanceSampler` fills it with repeated rows, or else 0.
+
+    Public replacement: none.
+    """
+    is_filled = sampler.has_tail and sampler.remainder < sampler.dp_size * sampler.grad_accum
+    return sampler.remainder if is_filled else 0
+
+
+def next_log(trainer: Any, mode: str) -> dict[str, list[float]]:
+    """
+    The numbers, by name, of which TRL's trainers add the means to their next log. A trainer without them gets them.
+
+    Args:
+        mode (`str`): `"train"` or `"eval"`.
+
+    Public replacement: none in `trl.SFTTrainer` and `trl.RewardTrainer`.
+    """
+    if not hasattr(trainer, "_metrics"):
+        trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+    return trainer._metrics[mode]
+
+
+def n_trained_tokens(trainer: Any) -> int | None:
+    """
+    The number of tokens that one of TRL's trainers has counted since its training began; `None` for other trainers.
+
+    Public replacement: `num_tokens` in the logs, which are written at some steps only.
+    """
+    return getattr(trainer, "_total_train_tokens", None)
+
+
+def set_trained_tokens(trainer: Any, n_tokens: int) -> None:
+    """Sets what [`n_trained_tokens`] returns. TRL begins anew when a training is resumed. Public replacement: none."""
+    trainer._total_train_tokens = n_tokens
+
+
+def forget_trained_tokens(trainer: Any, n_tokens: int) -> None:
+    """
+    Takes tokens of all processes out of the number that TRL's trainers log.
+
+    Public replacement: none. `_tp_size` came after TRL 1.0.
+    """
+    trainer._total_train_tokens -= n_tokens // getattr(trainer, "_tp_size", 1)
+    next_log(trainer, "train")["num_tokens"] = [trainer._total_train_tokens]
+
+
+def restore_forward(model: Any) -> None:
+    """
+    Puts the `forward` of a model back to what it was before the first SFTTrainer, or remembers it for the next one.
+    Each SFTTrainer (TRL 1.16) patches `forward` of its model, on top of the patch of an earlier one.
+
+    Public replacement: none; TRL would have to take its patch off. `_untrained_forward` is a name of this package.
+    """
+    if "_untrained_forward" in vars(model):
+        model.forward = model._untrained_forward
+    else:
+        model._untrained_forward = model.forward
+
+
+def module_in_use(module: Any) -> Any:
+    """
+    The copy that active adapters train of a module (`modules_to_save`); a module without a copy is returned as it is.
+
+    Public replacement: none.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    if not isinstance(module, ModulesToSaveWrapper):
+        return module
+    return module.modules_to_save[module.active_adapters[0]] if module.active_adapters else module.original_module
+
+
+def is_packed_for_cpu(layer: Any) -> bool:
+    """
+    Whether bitsandbytes has repacked the weights of a `Linear4bit` for inference on this CPU, without gradients.
+
+    Public replacement: none.
+    """
+    return getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False)
+
+
+def never_pack_for_cpu(layer: Any) -> None:
+    """Keeps the weights of a `Linear4bit` in the layout that gradients pass through. Public replacement: none."""
+    layer.support_avx512bf16_for_cpu = False

@@ -1,0 +1,224 @@
+"""A finished experiment of one seed as an analysis sees it, with the means to train and query further models."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from safetensors.numpy import load_file, save_file
+from transformers import set_seed
+
+from ..analysis import PromptFormat, answer_probabilities, last_hidden_states
+from ..demo.models import World
+from ..labels import LabelsById, WeakLabels
+from ..metrics import agreement_shares
+from ..modeling import load_tokenizer
+from ..modeling.spec import ModelSpec, load_base
+from ..tasks import Half, TaskSplits
+from ..trainers.completion import autocast
+from .config import BOOTSTRAP, ExperimentArguments
+from .finetuner import Finetuned, Finetuner
+from .scores import Scorer, pgr_of
+from .seed import Models, student_rows
+
+__all__ = ["AnalysisContext"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class AnalysisContext:
+    """
+    The results of one seed, plus the means to train and query further models. Every step is cached.
+
+    Args:
+        args ([`ExperimentArguments`]), models ([`Models`]), splits ([`TaskSplits`]), seed (`int`):
+            As given to [`run_seed`].
+        finetuner ([`Finetuner`]): Trains further models.
+        trained (`dict[str, Finetuned]`): As [`run_seed`] returns it.
+        result (`dict`): The entry of the seed in `results.json`.
+        scorer ([`Scorer`]): The predictions of the test rows, and which are correct.
+        world ([`World`], *optional*): The world of the demo, whose models know few words.
+    """
+
+    args: ExperimentArguments
+    models: Models
+    splits: TaskSplits
+    seed: int
+    finetuner: Finetuner
+    trained: dict[str, Finetuned]
+    result: dict
+    scorer: Scorer
+    world: World | None = None
+
+    @property
+    def weak_labels(self) -> LabelsById:
+        """The supervisor's labels of the student half, its validation rows and the test rows."""
+        return self.trained["weak"].predictions
+
+    @cached_property
+    def student_rows(self) -> Half:
+        """The rows that the students were trained on, with ground truth."""
+        return student_rows(self.splits, self.trained["weak"], self.args)
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods whose students are trained on the supervisor's own labels."""
+        return [method for method in self.args.methods if method != BOOTSTRAP] or ["naive"]
+
+    @property
+    def test(self) -> Dataset:
+        """The test rows."""
+        return self.splits.test
+
+    def truth(self, part: str = "test") -> np.ndarray:
+        """Returns the true classes of a part, `(N,)` int64."""
+        return np.array(self.splits.parts[part]["ground_truth"])
+
+    def finetune(
+        self,
+        name: str,
+        labels: LabelsById,
+        predict: list[Dataset],
+        *,
+        method: str = "naive",
+        model: ModelSpec | None = None,
+        rows: Half | None = None,
+        **changes,
+    ) -> Finetuned:
+        """
+        Trains a student on labels.
+
+        Args:
+            name (`str`): Name of its step.
+            labels ([`LabelsById`]): The labels of the training rows.
+            predict (`list` of [`~datasets.Dataset`]): Rows to predict.
+            method (`str`, *optional*, defaults to `"naive"`): The loss.
+            model ([`ModelSpec`], *optional*): Defaults to the experiment's student.
+            rows ([`Half`], *optional*): Defaults to the rows of the experiment's students.
+            changes: Training arguments that differ.
+        """
+        rows = (self.student_rows if rows is None else rows).map(labels.join)
+        return self.finetuner.finetune(
+            name,
+            self.models.student if model is None else model,
+            rows,
+            predict,
+            splits=self.splits,
+            seed=self.seed,
+            method=method,
+            labels={"student": labels},
+            **changes,
+        )
+
+    def predictions_of(
+        self,
+        name: str,
+        labels: LabelsById,
+        *,
+        test: Dataset | None = None,
+        **options,
+    ):
+        """
+        Trains a student as [`finetune`] and returns its predictions of the test rows, in order: probabilities
+        `(N, 2)`, or a `list` of [`Completion`]. `test` are the test rows with other texts.
+        """
+        test = self.test if test is None else test
+        student = self.finetune(name, labels, [test], **options)
+        return student.predictions.of(list(test["id"]))
+
+    def scores(self, predictions, supervisor=None) -> dict:
+        """
+        Returns accuracy with its interval, PGR, and agreement with the supervisor.
+
+        Args:
+            predictions: Predictions of the test rows.
+            supervisor (*optional*): Predictions of another supervisor than the experiment's, to compare with.
+        """
+        setting, test = self.finetuner.setting, self.test
+        weak = self.scorer.predictions["weak"] if supervisor is None else supervisor
+        weak_correct = setting.is_correct(weak, test)
+        correct = setting.is_correct(predictions, test)
+        scores = setting.scores(predictions, test)
+        return {
+            **{name: scores[name] for name in ("accuracy", "ci95", "n")},
+            **pgr_of(weak_correct, correct, self.scorer.correct["ceiling"], self.seed),
+            "agreement": agreement_shares(setting.is_same(predictions, weak, test), weak_correct),
+        }
+
+    def changed_weak_labels(self, probabilities: np.ndarray, ids: list[str], what: str) -> WeakLabels:
+        """Returns other labels instead of the supervisor's, with their own provenance."""
+        provenance = self.weak_labels.provenance
+        return WeakLabels(ids, probabilities, {**provenance, "stage": f"{provenance['stage']} {what}"})
+
+    def once(self, make: Callable[[], T]) -> T:
+        """Returns what rank 0 makes on every rank: the last digits of a fit may differ, and are part of keys."""
+        made = [make() if PartialState().is_main_process else None]
+        if PartialState().num_processes > 1:
+            broadcast_object_list(made, from_process=0)
+        return made[0]
+
+    def ask(self, prompts: list[str], form: PromptFormat) -> np.ndarray:
+        """Returns P(answer) of the student before any finetuning, `(N, 2)`; see [`answer_probabilities`]."""
+        finetuner, student = self.finetuner, self.models.student
+        asked = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
+        settings = {"model": student.identity, "prompts": asked, "format": repr(form)}
+        settings |= {"mixed_precision": [finetuner.args.bf16, finetuner.args.fp16]}
+        settings |= {"n_processes": PartialState().num_processes}
+
+        def build(directory: Path) -> None:
+            tokenizer = load_tokenizer(student.path, revision=student.revision)
+            finetuner.release()
+            model = finetuner.in_place(load_base(student, "CAUSAL_LM"))
+            batch_size = finetuner.args.per_device_eval_batch_size
+            with autocast(finetuner.args):
+                found = answer_probabilities(model, tokenizer, prompts, form, batch_size=batch_size)
+            _keep({"probabilities": found}, directory)
+
+        return load_file(finetuner.cache.run("prompted", settings, build) / "arrays.safetensors")["probabilities"]
+
+    def hidden_states(self, trained: Finetuned | None = None) -> dict[str, np.ndarray]:
+        """Returns the last hidden states of the rows of each part but the links, before finetuning or of `trained`."""
+        finetuner, student = self.finetuner, self.models.student
+        names = ("weak_half", "student_half", "student_validation", "test")
+        parts = {name: self.splits.parts[name] for name in names}
+        settings = {
+            "model": student.identity,
+            "trained": None if trained is None else trained.directory.name,
+            "rows": [finetuner.fingerprint(rows, with_labels=False) for rows in parts.values()],
+            "max_length": finetuner.args.max_length,
+            "mixed_precision": [finetuner.args.bf16, finetuner.args.fp16],
+            "seed": self.seed,
+            "n_processes": PartialState().num_processes,
+        }
+
+        def build(directory: Path) -> None:
+            tokenizer = load_tokenizer(student.path, revision=student.revision)
+            finetuner.release()
+            set_seed(self.seed)  # some encoders have new layers before the head
+            if trained is None:
+                model = finetuner.untrained(student, tokenizer, self.seed)
+            else:
+                model = finetuner.finished(student, trained.directory / "model")
+            model = finetuner.in_place(model)
+            tokens = {name: finetuner.tokenize(student, tokenizer, rows) for name, rows in parts.items()}
+            batch_size = finetuner.args.per_device_eval_batch_size
+            with autocast(finetuner.args):
+                states = {
+                    name: last_hidden_states(model, tokenizer, rows, batch_size=batch_size)
+                    for name, rows in tokens.items()
+                }
+            _keep(states, directory)
+
+        return load_file(finetuner.cache.run("hidden-states", settings, build) / "arrays.safetensors")
+
+
+def _keep(arrays: dict[str, np.ndarray], directory: Path) -> None:
+    if PartialState().is_main_process:
+        save_file(arrays, directory / "arrays.safetensors")

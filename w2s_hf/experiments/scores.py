@@ -1,0 +1,229 @@
+"""The results of a seed and over seeds, computed from predictions of the test rows."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import metrics
+from ..tasks import TaskSplits
+from .cache import StageCache
+from .config import BOOTSTRAP, ExperimentArguments
+from .finetuner import Finetuned
+from .seed import Models
+from .settings.base import Setting
+
+__all__ = ["Scorer", "keep_outputs", "outputs_of", "pgr_of", "score_seed", "summarise"]
+
+
+class Scorer:
+    """
+    Scores the models of a seed on the test rows.
+
+    Args:
+        setting ([`Setting`]): Knows which predictions are correct.
+        splits ([`TaskSplits`]): Has the test rows.
+        trained (`dict[str, Finetuned]`): As [`run_seed`] returns it.
+
+    Attributes:
+        predictions (`dict`): The predictions of the test rows by role, in the order of the rows.
+        correct (`dict[str, np.ndarray]`): Which test rows each role answers correctly, `(N,)` bool.
+    """
+
+    def __init__(self, setting: Setting, splits: TaskSplits, trained: dict[str, Finetuned]):
+        self.setting, self.test = setting, splits.test
+        ids = list(self.test["id"])
+        self.predictions = {role: model.predictions.of(ids) for role, model in trained.items()}
+        self.correct = {role: setting.is_correct(values, self.test) for role, values in self.predictions.items()}
+
+    def scores(self, role: str) -> dict:
+        """Returns accuracy with its interval, and the further scores of the setting."""
+        return self.setting.scores(self.predictions[role], self.test)
+
+    def pgr(self, role: str, seed: int, ceiling: str = "ceiling") -> dict:
+        """Returns PGR as [`pgr_of`]."""
+        return pgr_of(self.correct["weak"], self.correct[role], self.correct[ceiling], seed)
+
+    def agreement(self, role: str, supervisor: str = "weak") -> dict:
+        """Returns the shares of test rows on which a model and its supervisor agree."""
+        same = self.setting.is_same(self.predictions[role], self.predictions[supervisor], self.test)
+        return metrics.agreement_shares(same, self.correct[supervisor])
+
+
+def score_seed(
+    models: Models,
+    splits: TaskSplits,
+    args: ExperimentArguments,
+    seed: int,
+    trained: dict[str, Finetuned],
+    scorer: Scorer,
+) -> dict:
+    """
+    Returns the entry of a seed in `results.json`.
+
+    Args:
+        models ([`Models`]), splits ([`TaskSplits`]), args ([`ExperimentArguments`]), seed (`int`):
+            As given to [`run_seed`].
+        trained (`dict[str, Finetuned]`): As [`run_seed`] returns it.
+        scorer ([`Scorer`]): Scores these models.
+    """
+    # Generative finetuning leaves a model that is not on the Hub; results name the model that it was made of.
+    student = (models.plain_student or models.student).named
+    entry: dict = {
+        "seed": seed,
+        "split_fingerprint": splits.fingerprint,
+        "weak": {**models.weak.named, **scorer.scores("weak")},
+        "ceiling": {**student, **scorer.scores("ceiling")},
+        "students": [],
+        "controls": [],
+    }
+    if args.n_supervisors > 1:
+        entry["weak"]["n_supervisors"] = args.n_supervisors
+    if "ceiling_plain" in trained:
+        entry["ceiling_plain"] = {**student, **scorer.scores("ceiling_plain")}
+    outputs = outputs_of(args.methods, seed, trained)
+    for method in args.methods:
+        of_method = {
+            "method": method,
+            **student,
+            **scorer.scores(method),
+            **scorer.pgr(method, seed),
+            "agreement": scorer.agreement(method),
+            "output": outputs[method].student,
+            "weak_labels": outputs[method].labels,
+            "hardware": StageCache.record(trained[method].directory).get("hardware"),
+        }
+        if "ceiling_plain" in trained:
+            of_method["against_plain_ceiling"] = scorer.pgr(method, seed, "ceiling_plain")
+        if method == BOOTSTRAP:
+            of_method["links"] = _link_entries(splits, outputs, trained, scorer)
+            of_method["direct"] = {
+                rows: {**scorer.scores(role), **scorer.pgr(role, seed)}
+                for rows, role in _DIRECT.items()
+                if role in trained
+            }
+        entry["students"].append(of_method)
+    if models.control is not None:
+        entry["controls"].append({"method": "naive", **models.control.named, **scorer.scores("control")})
+    return entry
+
+
+def _link_entries(
+    splits: TaskSplits, outputs: dict[str, "Outputs"], trained: dict[str, Finetuned], scorer: Scorer
+) -> list[dict]:
+    """Returns the entries of the links of a chain; each link is compared with the model that labelled its rows."""
+    roles = _links(trained)
+    entries = []
+    for number, (supervisor, role) in enumerate(zip(["weak", *roles], roles, strict=False), start=1):
+        link = trained[role]
+        (part,) = link.predictions.provenance["parts"]
+        rows = splits.student if part == "student" else splits.bootstrap(number)
+        entries.append(
+            {
+                **link.spec.named,
+                "taught_by": link.labels.provenance["model"],
+                "rows": f"{part}_half" if part == "student" else part,
+                "n_train": len(rows.train),
+                "labels": link.labels.fingerprint,
+                **scorer.scores(role),
+                "agreement": scorer.agreement(role, supervisor),
+                "output": outputs[role].student,
+                "weak_labels": outputs[role].labels,
+                "hardware": StageCache.record(link.directory).get("hardware"),
+            }
+        )
+    return entries
+
+
+def _links(trained: dict[str, Finetuned]) -> list[str]:
+    """Returns the roles of the links of a chain, small to large; the last one is the method's student."""
+    return [role for role in trained if role.startswith("link_") or role == BOOTSTRAP]
+
+
+# The students without a chain that a chain is compared with, by the rows that they are trained on.
+_DIRECT = {"same_rows": "direct", "all_rows": "direct_all"}
+
+
+def pgr_of(weak: np.ndarray, student: np.ndarray, ceiling: np.ndarray, seed: int) -> dict:
+    """
+    Returns PGR with its interval, or the reason why it is undefined.
+
+    Args:
+        weak, student, ceiling (`np.ndarray` of shape `(N,)`, bool): Which test rows each model answers correctly.
+        seed (`int`): Seeds the bootstrap of the interval.
+    """
+    accuracies = [float(values.mean()) for values in (weak, student, ceiling)]
+    interval = metrics.pgr_interval(weak, student, ceiling, seed=seed)
+    return {
+        "pgr": metrics.performance_gap_recovered(*accuracies),
+        "pgr_ci95": None if interval is None else list(interval),
+        "pgr_undefined": metrics.pgr_undefined_reason(accuracies[0], accuracies[2]),
+    }
+
+
+def summarise(correct: list[dict[str, np.ndarray]], method: str) -> dict:
+    """
+    Summarizes a method over seeds: mean accuracy, median PGR with its interval, number of seeds with undefined PGR.
+
+    Args:
+        correct (`list[dict[str, np.ndarray]]`): For each seed, which test rows each role answers correctly.
+        method (`str`): The method.
+    """
+
+    def over_seeds(student: str, ceiling: str = "ceiling") -> dict:
+        return metrics.pgr_over_seeds([[of_seed[name] for name in ("weak", student, ceiling)] for of_seed in correct])
+
+    def accuracies(role: str) -> np.ndarray:
+        return np.array([of_seed[role].mean() for of_seed in correct])
+
+    summary = {"method": method, "accuracy_mean": float(accuracies(method).mean()), **over_seeds(method)}
+    if "ceiling_plain" in correct[0]:
+        summary["against_plain_ceiling"] = over_seeds(method, "ceiling_plain")
+    if method == BOOTSTRAP:
+        summary["direct"] = {
+            rows: {
+                "accuracy_mean": float(accuracies(role).mean()),
+                "n_chain_is_better": int((accuracies(method) > accuracies(role)).sum()),
+                **over_seeds(role),
+            }
+            for rows, role in _DIRECT.items()
+            if role in correct[0]
+        }
+    return summary
+
+
+class Outputs(NamedTuple):
+    """Where a student and the weak labels that it was trained on are kept, relative to the output directory."""
+
+    student: str
+    labels: str
+
+
+def outputs_of(methods: list[str], seed: int, trained: dict[str, Finetuned]) -> dict[str, Outputs]:
+    """Returns the places of the students of all methods and links, by role."""
+    outputs = {method: Outputs(f"students/{method}-seed{seed}", f"weak_labels/seed{seed}") for method in methods}
+    for number, role in enumerate(_links(trained), start=1):
+        student = f"students/{BOOTSTRAP}-seed{seed}" + ("" if role == BOOTSTRAP else f"-link{number}")
+        outputs[role] = Outputs(student, f"weak_labels/seed{seed}-for-link{number}")
+    return outputs
+
+
+def keep_outputs(methods: list[str], seed: int, trained: dict[str, Finetuned], output_dir: Path) -> None:
+    """Copies students and their weak labels out of the cache, to be read, loaded and pushed."""
+    trained["weak"].predictions.save(output_dir / f"weak_labels/seed{seed}")
+    for role, places in outputs_of(methods, seed, trained).items():
+        trained[role].labels.save(output_dir / places.labels)
+        _copy_directory(trained[role].directory / "model", output_dir / places.student)
+
+
+def _copy_directory(source: Path, target: Path) -> None:
+    """Copies a directory as a whole or not at all: written aside and renamed."""
+    aside = target.with_name(target.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, aside)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(aside, target)

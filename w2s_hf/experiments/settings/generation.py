@@ -1,0 +1,207 @@
+"""The setting of generation: models write completions of prompts, and the task says which of them are right."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ...config import CompletionConfig
+from ...demo.models import World
+from ...generation import complete
+from ...labels import Completion, LabelsById, WeakCompletions
+from ...modeling import load_config, load_tokenizer
+from ...modeling.spec import ModelSpec
+from ...tasks import COMPLETION_COLUMNS, GenerationTask, TaskSplits
+from ...trainers.completion import CompletionTrainer, autocast
+from ..analysis_context import AnalysisContext
+from ..cache import library_versions
+from ..config import GenerationArguments
+from ..finetuner import Finetuner
+from .base import Setting, Tokenize, on_weak_labels, split_options, tokenizers_of
+
+__all__ = ["GenerationSetting", "answer_untrained", "check_length"]
+
+
+@dataclass(frozen=True)
+class GenerationSetting(Setting):
+    """
+    Prompts and completions. Predictions are `list[Completion]`. Only a subclass has a demo.
+
+    Args:
+        task ([`GenerationTask`]): Parses and scores the answers, and names the setting in results.
+    """
+
+    task: GenerationTask
+    task_type: str = "CAUSAL_LM"
+    columns: tuple[str, ...] = COMPLETION_COLUMNS
+    labels: type[LabelsById] = WeakCompletions
+    label_column: str = "completion"
+    # A model without pretraining needs more than one epoch to learn what a completion looks like.
+    control: dict = field(default_factory=lambda: {"learning_rate": 2e-3, "num_train_epochs": 12})
+
+    @property
+    def name(self) -> str:
+        """The name of the setting in results."""
+        return self.task.setting
+
+    @property
+    def rows(self) -> str:
+        """The name of the rows in logs."""
+        return self.task.rows
+
+    def arguments_of(self, method: str) -> dict:
+        """Returns nothing: there is one way to learn from text."""
+        return {}
+
+    def with_ground_truth(self, rows: Dataset) -> Dataset:
+        """Returns rows with the true completion as `completion`."""
+        return rows.rename_column("ground_truth", "completion")
+
+    def tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
+        """Returns the rows as they are: the trainer tokenizes them."""
+        return rows
+
+    def add_labels(self, tokenized: Dataset, rows: Dataset) -> Dataset:
+        """Returns the rows with their completions."""
+        return rows
+
+    def make_trainer(
+        self, model, args, tokenizer, train, validation, tokenize: Tokenize, is_weak: bool = False
+    ) -> CompletionTrainer:
+        """Makes the trainer, which tokenizes the rows itself; see [`Setting.make_trainer`]."""
+        train, validation = (rows.select_columns(["prompt", "completion"]) for rows in (train, validation))
+        trainer = on_weak_labels(CompletionTrainer) if is_weak else CompletionTrainer
+        return trainer(
+            model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer
+        )
+
+    def answer(
+        self, trainer: CompletionTrainer, rows: Dataset, tokenize: Tokenize, directory: Path
+    ) -> list[Completion]:
+        """Returns greedy completions; finished batches are cached in `directory`."""
+        return trainer.complete(rows["prompt"], keep=directory / "completions")
+
+    def is_correct(self, answers: list[Completion], rows: Dataset) -> np.ndarray:
+        """Returns which completions have the right answer, `(N,)` bool."""
+        return np.array([self.task.is_correct(answer, row) for answer, row in zip(answers, rows, strict=True)])
+
+    def is_same(self, answers: list[Completion], others: list[Completion], rows: Dataset) -> np.ndarray:
+        """Returns which completions have the same answer, `(N,)` bool."""
+        return np.array([self.task.is_same(*columns) for columns in zip(answers, others, rows, strict=True)])
+
+    def extra_scores(self, answers: list[Completion], rows: Dataset) -> dict:
+        """Returns the scores that the task reports besides the accuracy."""
+        return self.task.extra_scores(answers, rows)
+
+    def load_rows(
+        self,
+        task: GenerationTask,
+        args: GenerationArguments,
+        training_args: CompletionConfig,
+        readers: Sequence[ModelSpec],
+    ) -> TaskSplits:
+        """Loads prompts and completions that all models can read."""
+        for model in readers:
+            config = load_config(model.path, model.revision).get_text_config()
+            check_length(training_args.max_length, getattr(config, "max_position_embeddings", None), model.name)
+        return task.load(
+            tokenizers=tokenizers_of(readers),
+            max_length=training_args.max_length,
+            max_new_tokens=training_args.max_new_tokens,
+            dataset_path=args.dataset_path,
+            **split_options(args),
+        )
+
+    def demo_world(self, args: GenerationArguments, seed: int) -> World:
+        """Raises `ValueError`: there is no demo of any task."""
+        raise ValueError(f"--demo: got the task {self.task.name}, which has no demo. Name models and data.")
+
+    def load_demo_rows(
+        self, task: GenerationTask, args: GenerationArguments, training_args: CompletionConfig, world: World
+    ) -> TaskSplits:
+        """Raises `ValueError`, as [`demo_world`]."""
+        raise ValueError(f"--demo: got the task {self.task.name}, which has no demo. Name models and data.")
+
+    def further_results(self, context: AnalysisContext) -> dict:
+        """Returns the baselines: the student before any finetuning, and those of the task."""
+        zero_shot = self._zero_shot(context) if context.args.zero_shot else []
+        return {"baselines": [*zero_shot, *self.task.baselines(context.test)]}
+
+    def _zero_shot(self, context: AnalysisContext) -> list[dict]:
+        splits, student = context.splits, context.models.student
+        source = {"task": splits.task.name, "dataset": splits.source}
+        entries = []
+        for name, rows in self.zero_shot_rows(context).items():
+            completions = answer_untrained(context.finetuner, "zero-shot", student, rows, source)
+            entries.append({"name": name, "model": student.name, **self.scores(completions, rows)})
+        return entries
+
+    def zero_shot_rows(self, context: AnalysisContext) -> dict[str, Dataset]:
+        """Returns the test rows for each zero-shot baseline, which may ask differently."""
+        return {"zero-shot": context.test}
+
+    def describe(
+        self, results: dict, contexts: list[AnalysisContext], output_dir: Path
+    ) -> tuple[dict, str, list[str]]:
+        """Describes the task, and adds its sections of the report."""
+        test, predictions = contexts[0].test, contexts[0].scorer.predictions
+        sections = self.task.report_sections(results, test, predictions, output_dir)
+        facts = {"example_prompt": test["prompt"][0]}
+        return facts, self.task.description or f"{self.task.name}.", sections
+
+
+def check_length(max_length: int | None, n_positions: int | None, name: str) -> None:
+    """Raises `ValueError` if rows of `--max_length` tokens do not fit a model of `n_positions`."""
+    if n_positions is not None and (max_length or n_positions + 1) > n_positions:
+        raise ValueError(
+            f"--max_length: got {max_length}, expected at most {n_positions}, which is what {name} reads."
+        )
+
+
+def answer_untrained(
+    finetuner: Finetuner, name: str, model: ModelSpec, rows: Dataset, source: dict
+) -> list[Completion]:
+    """
+    Returns the completions of a model that was not finetuned: the zero-shot baseline (paper, figure 15).
+
+    Args:
+        finetuner ([`Finetuner`]): A finetuner of a [`GenerationSetting`].
+        name (`str`): Name of the stage.
+        model ([`ModelSpec`]): The model, before any adapter.
+        rows ([`~datasets.Dataset`]): Rows with `id` and `prompt`.
+        source (`dict`): Provenance of the rows.
+    """
+    args = finetuner.args
+    settings = {
+        "model": model.identity,
+        "rows": finetuner.fingerprint(rows),
+        "max_new_tokens": args.max_new_tokens,
+        "mixed_precision": [args.bf16, args.fp16],
+        "n_processes": PartialState().num_processes,
+    }
+
+    def build(directory: Path) -> None:
+        tokenizer = load_tokenizer(model.path, revision=model.revision)
+        # With new adapters, which change nothing: so the base that is loaded serves here, too.
+        network = finetuner.in_place(finetuner.untrained(model, tokenizer, seed=0))
+        with autocast(args):
+            answers = complete(
+                network,
+                tokenizer,
+                rows["prompt"],
+                max_new_tokens=args.max_new_tokens,
+                batch_size=args.per_device_eval_batch_size,
+                keep=directory / "completions",
+            )
+        if PartialState().is_main_process:
+            provenance = {**source, "model": model.name, "versions": library_versions()}
+            WeakCompletions(list(rows["id"]), answers, provenance).save(directory / "predictions")
+            shutil.rmtree(directory / "completions")
+
+    path = finetuner.cache.run(name, settings, build)
+    return WeakCompletions.load(path / "predictions").of(list(rows["id"]))

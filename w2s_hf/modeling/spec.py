@@ -1,0 +1,136 @@
+"""Which model: its name and version, where it is, and in which precision and with which adapters it is finetuned."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peft import PeftConfig
+from transformers import PreTrainedModel
+from trl import get_peft_config, get_quantization_config
+
+from ..config import StudentConfig
+from ..hub import ensure_available
+from .students import load_student
+
+__all__ = ["ALL_WEIGHTS", "ModelSpec", "load_base", "peft_config_of"]
+
+# The files of a local directory that change a model's weights or its tokens.
+_FILES_OF_A_MODEL = ("*.safetensors", "*.bin", "tokenizer*", "*.tiktoken", "*.model", "vocab*", "merges.txt")
+
+
+# Weak supervisors and controls: no adapters, all weights in float32, whatever the options of the students are.
+ALL_WEIGHTS = StudentConfig(use_peft=False)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """
+    A model to finetune.
+
+    Args:
+        name (`str`): Its name in results: a Hub id, or the last part of a local path.
+        path (`str`): Hub id or local directory.
+        version (`str`): Commit on the Hub, or a hash of the local files.
+        config ([`StudentConfig`], *optional*):
+            Precision, adapters and head. By default all weights are finetuned in float32.
+        revision (`str`, *optional*): Commit to load from the Hub.
+        adapters (`str`, *optional*): Directory of trained adapters to start from, instead of new ones.
+        weights (`str`, *optional*): Hash of a local directory that is the same for every copy of it.
+    """
+
+    name: str
+    path: str
+    version: str
+    config: StudentConfig = field(default_factory=lambda: ALL_WEIGHTS)
+    revision: str | None = None
+    adapters: str | None = None
+    weights: str | None = None
+
+    @classmethod
+    def find(cls, name_or_path: str, option: str, config: StudentConfig = ALL_WEIGHTS) -> "ModelSpec":
+        """
+        Looks a model up, on the Hub or on disk, without loading it.
+
+        Args:
+            name_or_path (`str`): Hub id or local directory.
+            option (`str`): The command line option that names the model, for errors.
+            config ([`StudentConfig`], *optional*): As above.
+
+        Raises:
+            ValueError, FileNotFoundError, ConnectionError: as [`w2s_hf.hub.ensure_available`].
+        """
+        revision = config.model_revision
+        commit = ensure_available(name_or_path, repo_type="model", option=option, revision=revision)
+        directory = Path(name_or_path)
+        if directory.is_dir():
+            if revision != "main":
+                raise ValueError(f"{option}: got the directory {name_or_path!r}, which has no revision {revision!r}.")
+            if not (directory / "config.json").is_file():
+                raise FileNotFoundError(f"{option}: the directory {name_or_path!r} has no config.json; not a model.")
+            digest = hashlib.sha256((directory / "config.json").read_bytes())
+            for file in sorted({file for pattern in _FILES_OF_A_MODEL for file in directory.glob(pattern)}):
+                # Hashing 140 GB of weights would take longer than the demo; a changed file has another size or time.
+                stat = file.stat()
+                digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+            # An absolute path: adapters keep it, and are loaded from other working directories.
+            path = directory.resolve()
+            return cls(path.name, str(path), digest.hexdigest()[:16], config, weights=_hash_of_weights(path))
+        return cls(name_or_path, name_or_path, commit, config, commit)
+
+    @property
+    def identity(self) -> dict:
+        """The model in the key of a stage. A student without adapters has its options there, a supervisor none."""
+        config = None if self.config is ALL_WEIGHTS else dataclasses.asdict(self.config)
+        return {"name": self.name, "version": self.version, "config": config}
+
+    @property
+    def named(self) -> dict:
+        """`model`, `revision` and, of a local directory, `weights`, as results have them."""
+        named = {"model": self.name, "revision": self.revision}
+        return named if self.weights is None else named | {"weights": self.weights}
+
+
+def _hash_of_weights(directory: Path) -> str:
+    """
+    Hash of the configuration of a local model and of samples of its weights: 12 hexadecimal digits. Every copy of the
+    model has the same hash, and two models of one architecture differ; 140 GB are sampled in milliseconds.
+    """
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    for path in sorted(directory.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as file:
+            for start in [*range(0, size, max(size // 64, 4096)), max(size - 4096, 0)]:
+                file.seek(start)
+                digest.update(file.read(4096))
+    return digest.hexdigest()[:12]
+
+
+def load_base(spec: ModelSpec, task_type: str, path: Path | None = None) -> PreTrainedModel:
+    """
+    Loads a model without adapters, in its precision; in float32 if all its weights are trained.
+
+    Args:
+        spec ([`ModelSpec`]): The model.
+        task_type (`str`): As in [`load_student`].
+        path (`Path`, *optional*): The directory of the model after all its weights were trained.
+    """
+    config = spec.config
+    kwargs = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
+    return load_student(
+        spec.path if path is None else str(path),
+        task_type=task_type,
+        dtype=config.dtype if config.use_peft else "float32",
+        quantization_config=get_quantization_config(config) if config.use_peft else None,
+        revision=spec.revision if path is None else None,
+        **kwargs,
+    )
+
+
+def peft_config_of(spec: ModelSpec, task_type: str) -> PeftConfig | None:
+    """Returns the adapters of a model for [`load_student`]'s `task_type`; `None` if all its weights are trained."""
+    peft_config = get_peft_config(spec.config)
+    if peft_config is not None and task_type == "CAUSAL_LM":
+        peft_config.task_type = task_type
+    return peft_config

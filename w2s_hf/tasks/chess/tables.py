@@ -1,0 +1,87 @@
+"""Tables of chess in the report: what the moves are worth, by rating, and from easy to hard puzzles."""
+
+from ...cards.markdown import markdown_table
+from ...cards.score import interval as _interval
+from ...config import CompletionConfig
+
+__all__ = ["table_sections"]
+
+_SCORES_TEXT = """
+## What the moves are worth
+
+Accuracy is the share of puzzles in which the first word of the completion is the right move, whatever it says of check
+and mate. Exact: the whole completion is the right text, check marks included. Mates accepted: any mate counts where
+the right move is one. Legal: a move that the rules allow. Cut: completions that did not end within {max_new_tokens}
+tokens.
+"""
+
+
+def table_sections(results: dict) -> list[str]:
+    """Returns the sections of the report that are tables, in Markdown."""
+    max_new_tokens = results["settings"]["training"].get("max_new_tokens", CompletionConfig.max_new_tokens)
+    sections = [_SCORES_TEXT.strip().format(max_new_tokens=max_new_tokens), scores_table(results)]
+    if list(results["runs"][0]["ceiling"]["by_band"]) != ["unrated"]:
+        is_demo = results["preset"] == "demo"
+        sections.append("## Accuracy by kind of puzzle" if is_demo else "## Accuracy by rating")
+        sections.append(bands_table(results))
+    if "easy_to_hard" in results["runs"][0]:
+        sections += ["## Easy to hard", easy_to_hard_table(results)]
+    return sections
+
+
+def interval(ci95: list[float]) -> str:
+    """` [0.123, 0.456]`"""
+    return str(_interval(ci95, 3))
+
+
+def _models(run: dict) -> dict[str, dict]:
+    """Everything in a run that wrote moves, by role."""
+    models = {"weak supervisor": run["weak"]}
+    models |= {entry["name"]: entry for entry in run["baselines"] if entry["model"]}
+    models |= {f"control, {entry['method']}, not pretrained": entry for entry in run["controls"]}
+    models |= {f"student, {entry['method']}": entry for entry in run["students"]}
+    return models | {"strong ceiling": run["ceiling"]}
+
+
+def scores_table(results: dict) -> str:
+    """What else is known of every model's moves, in Markdown."""
+    lines = []
+    for run in results["runs"]:
+        for role, entry in _models(run).items():
+            line = [str(run["seed"]), role, f"{entry['accuracy']:.3f}{interval(entry['ci95'])}"]
+            line += [
+                f"{entry[name]:.3f}{interval(entry[f'{name}_ci95'])}"
+                for name in ("exact_match", "mate_accepted", "legal_rate")
+            ]
+            lines.append([*line, str(entry["n_cut"])])
+    return markdown_table(["seed", "role", "accuracy [95 %]", "exact", "mates accepted", "legal", "cut"], lines)
+
+
+def bands_table(results: dict) -> str:
+    """Accuracy by band, in Markdown."""
+    bands = list(dict.fromkeys(band for run in results["runs"] for band in run["ceiling"]["by_band"]))
+    lines = []
+    for run in results["runs"]:
+        counts = [run["ceiling"]["by_band"].get(band, {"n": 0})["n"] for band in bands]
+        lines.append([str(run["seed"]), "test puzzles", *map(str, counts)])
+        for role, entry in _models(run).items():
+            cells = [entry["by_band"].get(band) for band in bands]
+            shown = ["-" if cell is None else f"{cell['accuracy']:.3f}{interval(cell['ci95'])}" for cell in cells]
+            lines.append([str(run["seed"]), role, *shown])
+    return markdown_table(["seed", "", *bands], lines)
+
+
+def easy_to_hard_table(results: dict) -> str:
+    """Who was trained on what and how it does on hard puzzles, in Markdown."""
+    lines = []
+    for run in results["runs"]:
+        found = run["easy_to_hard"]
+        names = {"easy": f"rated at most {found['max_train_rating']}", "any rating": "as many of any rating"}
+        for name, entry in found["trained_on"].items():
+            line = [str(run["seed"]), names.get(name, "all (the ceiling)"), str(entry["n_train"])]
+            line += [f"{entry[on]['accuracy']:.3f}{interval(entry[on]['ci95'])}" for on in ("on_all", "on_hard")]
+            lines.append(line)
+    first = results["runs"][0]["easy_to_hard"]
+    n_hard = first["trained_on"]["all"]["on_hard"]["n"]
+    hard = f"on the {n_hard} rated {first['min_hard_rating']} or more"
+    return markdown_table(["seed", "true moves of puzzles", "puzzles", "on all test puzzles", hard], lines)
