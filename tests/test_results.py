@@ -16,10 +16,9 @@ from w2s_hf import CompletionConfig, RewardPairConfig, WeakToStrongConfig, read_
 from w2s_hf.cards.trained_with import fingerprint_of, plain
 from w2s_hf.config import _READ_BY, StudentConfig
 from w2s_hf.experiments.config import ClassificationArguments
-from w2s_hf.experiments.finetuner import Model
 from w2s_hf.experiments.report import settings_of
-from w2s_hf.experiments.seed import name_of
 from w2s_hf.leaderboard import _OF_A_METHOD, read_card
+from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.training_settings import training_settings
 
 README = ROOT / "README.md"
@@ -148,10 +147,9 @@ def test_a_local_model_is_known_by_its_weights_wherever_it_lies(tmp_path):
         (directory / "config.json").write_text("{}")
         (directory / "model.safetensors").write_bytes(content)
         os.utime(directory / "model.safetensors", (len(place), ord(place)))
-    found = {place: Model.find(str(tmp_path / place / "gpt2"), "--student_model") for place in "abcde"}
+    found = {place: ModelSpec.find(str(tmp_path / place / "gpt2"), "--student_model") for place in "abcde"}
     assert {model.name for model in found.values()} == {"gpt2"} and found["a"].weights == found["b"].weights
     assert len({model.weights for model in found.values()}) == 4
-    assert name_of(found["a"])["weights"] == found["a"].weights
 
 
 # ---- One table ----
