@@ -7,8 +7,8 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RevisionNotFoundError
 
 from w2s_hf import StudentConfig
-from w2s_hf.experiments.finetuner import Model
 from w2s_hf.hub import ensure_available
+from w2s_hf.modeling.spec import ModelSpec
 
 MODEL = {"repo_type": "model", "option": "--student_model"}
 
@@ -24,7 +24,7 @@ def test_offline_a_model_must_be_in_the_cache(tmp_path, monkeypatch):
     (repository / "snapshots" / commit).mkdir(parents=True)
     (repository / "snapshots" / commit / "config.json").write_text("{}")
     # The commit, not the branch, is part of every stage's key: a cache that moved on is another model.
-    found = Model.find("a/b", "--student_model")
+    found = ModelSpec.find("a/b", "--student_model")
     assert found.version == found.revision == commit
 
 
@@ -41,6 +41,6 @@ def test_an_unknown_revision_is_named(monkeypatch):
 
 def test_a_directory_has_no_revision(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
-    assert Model.find(str(tmp_path), "--student_model", StudentConfig()).revision is None
+    assert ModelSpec.find(str(tmp_path), "--student_model", StudentConfig()).revision is None
     with pytest.raises(ValueError, match="has no revision 'v9'"):
-        Model.find(str(tmp_path), "--student_model", StudentConfig(model_revision="v9"))
+        ModelSpec.find(str(tmp_path), "--student_model", StudentConfig(model_revision="v9"))

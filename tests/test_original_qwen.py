@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2ForS
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from w2s_hf import fresh_adapter, load_student
-from w2s_hf.experiments.finetuner import Model
 from w2s_hf.modeling import load_config, load_tokenizer
 from w2s_hf.modeling.original_qwen import original_qwen_tokenizer
+from w2s_hf.modeling.spec import ModelSpec
 
 BATCH = {
     "input_ids": torch.tensor([[5, 6, 7, 8, 11, 12], [9, 10, 13, 0, 0, 0]]),
@@ -318,10 +318,10 @@ def test_a_file_that_changed_is_read_again(directory, tmp_path):
 
 def test_a_new_vocabulary_is_another_model(directory, tmp_path):
     name = changed(directory, tmp_path / "copy")
-    before = Model.find(name, "--student_model")
+    before = ModelSpec.find(name, "--student_model")
     (tmp_path / "copy" / "qwen.tiktoken").unlink()
     changed_ranks(directory, tmp_path / "copy", lambda lines: lines[:-1])
-    assert Model.find(name, "--student_model").version != before.version
+    assert ModelSpec.find(name, "--student_model").version != before.version
 
 
 def test_a_config_that_says_too_little_is_named(directory, tmp_path):

@@ -5,8 +5,8 @@ import random
 import re
 
 import pytest
-from conftest import make_character_tokenizer, make_language_model
 from datasets import Dataset, DatasetDict
+from helpers.models import make_character_tokenizer, make_language_model
 
 from w2s_hf import CompletionConfig, StudentConfig
 from w2s_hf.experiments.config import GenerationArguments

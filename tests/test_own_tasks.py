@@ -9,8 +9,8 @@ from helpers.task_rows import MESSAGES, check, own_task
 from w2s_hf import TASKS, Task, load_task
 from w2s_hf.demo.rows import demo_rows
 from w2s_hf.experiments.config import ClassificationArguments
-from w2s_hf.experiments.finetuner import Workbench
-from w2s_hf.experiments.settings.base import CLASSIFICATION
+from w2s_hf.experiments.finetuner import Finetuner
+from w2s_hf.experiments.settings.classification import CLASSIFICATION
 from w2s_hf.tasks import find_task
 from w2s_hf.tasks.loading import load_raw
 from w2s_hf.tasks.splits import CONVERSIONS, load_splits
@@ -213,8 +213,8 @@ def test_another_context_is_another_fingerprint():
     tasks = [Task("t", "rows.csv", "{p}\n{q}", label="y", test_split=None, **setting) for setting in settings]
     every = [load_splits(task, raw=raw) for task in tasks]
     assert len({splits.fingerprint for splits in every}) == 4
-    bench = Workbench(None, None, CLASSIFICATION)
-    assert len({bench.fingerprint(splits.student_half, with_labels=False) for splits in every}) == 4
+    finetuner = Finetuner(None, CLASSIFICATION, None)
+    assert len({finetuner.fingerprint(splits.student_half, with_labels=False) for splits in every}) == 4
 
 
 DIALOGUE = {"dialogue": ["a"], "question": "b", "choice": ["c", "d"], "answer": "e"}
