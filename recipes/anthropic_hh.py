@@ -22,7 +22,7 @@ from pathlib import Path
 from w2s_hf.config import RewardPairConfig
 from w2s_hf.experiments.cli import finish, parse_arguments, run_recipe
 from w2s_hf.experiments.config import RewardArguments
-from w2s_hf.experiments.reward import run_reward
+from w2s_hf.experiments.experiment import run_experiment
 from w2s_hf.tasks import PREFERENCE_TASKS
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo_reward.yaml"
@@ -32,7 +32,7 @@ def main() -> None:
     args, training_args, student_config = parse_arguments(
         __doc__, DEMO_CONFIG, experiment=RewardArguments, training=RewardPairConfig, task="anthropic_hh"
     )
-    results = run_reward(PREFERENCE_TASKS["anthropic_hh"], args, training_args, student_config)
+    results = run_experiment(PREFERENCE_TASKS["anthropic_hh"], args, training_args, student_config)
     finish(results, args, training_args)
 
 

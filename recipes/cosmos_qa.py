@@ -15,15 +15,15 @@ Your own models and a local copy of the rows:
 
 from pathlib import Path
 
-from w2s_hf.experiments.classification import run_classification
 from w2s_hf.experiments.cli import finish, parse_arguments, run_recipe
+from w2s_hf.experiments.experiment import run_experiment
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
 
 def main() -> None:
     args, training_args, student_config = parse_arguments(__doc__, DEMO_CONFIG, task="cosmos_qa")
-    results = run_classification("cosmos_qa", args, training_args, student_config)
+    results = run_experiment("cosmos_qa", args, training_args, student_config)
     finish(results, args, training_args)
 
 

@@ -17,16 +17,16 @@ A task of your own, defined in a Python file (see the README):
 
 from pathlib import Path
 
-from w2s_hf.experiments.classification import run_classification
 from w2s_hf.experiments.cli import finish, parse_arguments, run_recipe
 from w2s_hf.experiments.config import AnyTaskArguments
+from w2s_hf.experiments.experiment import run_experiment
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
 
 def main() -> None:
     args, training_args, student_config = parse_arguments(__doc__, DEMO_CONFIG, experiment=AnyTaskArguments)
-    results = run_classification(args.task, args, training_args, student_config)
+    results = run_experiment(args.task, args, training_args, student_config)
     finish(results, args, training_args)
 
 

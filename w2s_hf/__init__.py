@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .cards import Score, StudentCard
     from .config import BootstrapConfig, CompletionConfig, RewardPairConfig, StudentConfig, WeakToStrongConfig
+    from .experiments.experiment import run_experiment
     from .labels import WeakCompletions, WeakLabels
     from .metrics import performance_gap_recovered
     from .modeling import load_student
@@ -34,6 +35,7 @@ _MODULE_OF_NAME = {
     "fresh_adapter": "modeling.adapters",
     "load_student": "modeling",
     "read_results": "results",
+    "run_experiment": "experiments.experiment",
     "TASKS": "tasks",
     "Task": "tasks",
     "load_task": "tasks",
@@ -64,6 +66,7 @@ __all__ = [
     "load_task",
     "performance_gap_recovered",
     "read_results",
+    "run_experiment",
 ]
 
 

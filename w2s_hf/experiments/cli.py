@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from .._compat import get_available_reporting_integrations
 from ..config import StudentConfig, WeakToStrongConfig
 from ..publish import push_students
+from ..results import ExperimentResult
 from ..tasks import find_task
 from .config import BOOTSTRAP, AnyTaskArguments, ClassificationArguments, ExperimentArguments
 from .config_file import RecipeParser
@@ -207,7 +208,7 @@ def _default_output_dir(args: ExperimentArguments, config: Path, task: str | Non
     return "outputs/" + re.sub(r"[^\w.-]+", "-", name)
 
 
-def finish(results: dict, args: ExperimentArguments, training_args: TrainingArguments) -> None:
+def finish(results: ExperimentResult | dict, args: ExperimentArguments, training_args: TrainingArguments) -> None:
     """Prints the final table on rank 0 and, with `--push_to_hub`, uploads the students."""
     if training_args.process_index:
         return
