@@ -16,7 +16,7 @@ from w2s_hf import CompletionConfig, RewardPairConfig, WeakToStrongConfig, read_
 from w2s_hf.cards.trained_with import fingerprint_of, plain
 from w2s_hf.config import _READ_BY, StudentConfig
 from w2s_hf.experiments.config import ClassificationArguments
-from w2s_hf.experiments.report import settings_of
+from w2s_hf.experiments.report import run_settings
 from w2s_hf.leaderboard import _OF_A_METHOD, read_card
 from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.training_settings import training_settings
@@ -60,7 +60,7 @@ def test_settings_of_the_adapters_are_recorded_where_there_are_any():
     def student(**options) -> dict:
         args = ClassificationArguments(weak_model="a", student_model="b")
         training = WeakToStrongConfig(output_dir="out", use_cpu=True)
-        return settings_of(args, training, StudentConfig(dtype="float32", **options))["student"]
+        return run_settings(args, training, StudentConfig(dtype="float32", **options)).student.to_dict()
 
     assert student(lora_dropout=0.1) != student() and student(use_rslora=True)["use_rslora"] is True
     assert student(use_peft=False, lora_dropout=0.1) == student(use_peft=False)

@@ -25,7 +25,7 @@ from ..tasks.dealing import counted
 from ..training_settings import changed_fields, training_settings
 from .config import ExperimentArguments
 
-__all__ = ["interval", "print_table", "run_settings", "settings_of", "write_report"]
+__all__ = ["interval", "print_table", "run_settings", "write_report"]
 
 
 def interval(ci95: list[float] | None) -> str:
@@ -158,11 +158,6 @@ def print_table(results: ExperimentResult | dict, output_dir: str) -> None:
     tested = f"{results.runs[0].weak.n} test {ROWS[results.setting]}"
     print(f"\nAccuracy on {tested}. {output_dir}: results.json, report.md, figures/,")
     print("weak_labels/, students/", flush=True)
-
-
-def settings_of(args: ExperimentArguments, training_args: TrainingArguments, config: StudentConfig) -> dict:
-    """Returns [`run_settings`] as JSON values."""
-    return run_settings(args, training_args, config).to_dict()
 
 
 def run_settings(args: ExperimentArguments, training_args: TrainingArguments, config: StudentConfig) -> RunSettings:
