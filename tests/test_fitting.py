@@ -123,7 +123,9 @@ def test_writers_of_moves_are_estimated_and_have_no_budget(config, large, tmp_pa
     check_fits(model, "--student_model", args, "CAUSAL_LM")
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     options = {"task_type": "CAUSAL_LM", "gradient_checkpointing": args.gradient_checkpointing, "bf16": False}
-    peak = estimate_memory(large, peft_config=lora if config else None, dtype="float32", length=64, **options).peak
+    peak = estimate_memory(
+        large, peft_config=lora if config.use_peft else None, dtype="float32", length=64, **options
+    ).peak
     monkeypatch.setattr(fitting, "_capacity", lambda args: peak)
     check_fits(model, "--student_model", args, "CAUSAL_LM")
     assert "Take --per_device_train_batch_size 1, and more accumulation" in caplog.text

@@ -64,7 +64,7 @@ def swept(cache, tmp_path_factory):
     output, loaded, load_base = tmp_path_factory.mktemp("sweep") / "out", [], finetuning.load_base
 
     def watched(model, *args):
-        loaded.append(model.name if model.config is not None else "all weights")
+        loaded.append(model.name if model.config.use_peft else "all weights")
         return load_base(model, *args)
 
     with pytest.MonkeyPatch.context() as patch:
