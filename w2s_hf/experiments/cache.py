@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import version
 from pathlib import Path
 
 from accelerate import PartialState
@@ -63,13 +63,12 @@ def code_versions(sources: tuple[str, ...] = ("",)) -> dict[str, str]:
     return versions if _is_installed() else {**versions, "w2s_hf": f"{versions['w2s_hf']} {_source_hash(sources)}"}
 
 
-@cache
 def _is_installed() -> bool:
-    """Returns whether the package is where an installer has put it; its files then belong to its version."""
-    try:
-        return Path(distribution("w2s_hf").locate_file("w2s_hf")).resolve() == _PACKAGE
-    except PackageNotFoundError:
-        return False
+    """
+    Returns whether the package is where an installer has put it, so that its files belong to its version. Not asked
+    of its metadata: beside the sources there is some, too, which only processes that start in that directory see.
+    """
+    return _PACKAGE.parent.name in ("site-packages", "dist-packages")
 
 
 @cache
