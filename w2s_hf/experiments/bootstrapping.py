@@ -42,8 +42,7 @@ class Lessons:
     @property
     def source(self) -> dict:
         """Where the rows come from, for the provenance of labels."""
-        splits = self.splits
-        return {"task": splits.task.name, "dataset": splits.source, "split_fingerprint": splits.fingerprint}
+        return self.splits.provenance
 
     def with_rows(self, **parts: Dataset) -> "Lessons":
         """The same with other rows in the place of a part: some of its rows, or the same with other texts."""

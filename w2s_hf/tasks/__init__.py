@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..command_line import did_you_mean
 from .classification import CLASSIFICATION_TASKS
-from .dealing import TaskSplits
+from .dealing import Half, TaskSplits
 from .multiple_choice import MULTIPLE_CHOICE_TASKS
 from .preferences import PREFERENCE_TASKS, PreferenceTask, load_pairs
 from .splits import load_splits
@@ -19,6 +19,7 @@ __all__ = [
     "PREFERENCE_TASKS",
     "TASKS",
     "TEXT_COLUMNS",
+    "Half",
     "PreferenceTask",
     "Source",
     "Task",

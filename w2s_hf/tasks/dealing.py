@@ -4,8 +4,9 @@ import hashlib
 import logging
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -20,6 +21,7 @@ from .tokenizing import TEXT_COLUMNS
 __all__ = [
     "MAX_ROWS",
     "AnyTask",
+    "Half",
     "LINK_ROWS",
     "TaskSplits",
     "counted",
@@ -43,6 +45,23 @@ _HELD_OUT = 0.2
 # A split of rows in memory that serve the links of a chain and no other part, so that with a chain or without one
 # everybody else has the same rows.
 LINK_ROWS = "links"
+
+
+class Half(NamedTuple):
+    """
+    The rows that one model is trained on.
+
+    Args:
+        train ([`~datasets.Dataset`]): Training rows.
+        validation ([`~datasets.Dataset`]): For its early stopping.
+    """
+
+    train: Dataset
+    validation: Dataset
+
+    def map(self, function: Callable[[Dataset], Dataset]) -> "Half":
+        """The half with `function` applied to both datasets."""
+        return Half(function(self.train), function(self.validation))
 
 
 @dataclass(frozen=True)
@@ -121,6 +140,20 @@ class TaskSplits:
         return {name: getattr(self, name) for name in names} | self.links
 
     @property
+    def weak(self) -> Half:
+        """Rows that the weak supervisor learns."""
+        return Half(self.weak_half, self.weak_validation)
+
+    @property
+    def student(self) -> Half:
+        """Rows that the supervisor labels and students learn."""
+        return Half(self.student_half, self.student_validation)
+
+    def bootstrap(self, k: int) -> Half:
+        """Rows of the `k`-th link of a bootstrapping chain, from 1, which nobody else learns."""
+        return Half(self.links[f"link_{k}"], self.links[f"link_{k}_validation"])
+
+    @property
     def fingerprint(self) -> str:
         """
         Hash of all that models are given of every row of every part but the links, in order: 16 hexadecimal digits.
@@ -134,6 +167,11 @@ class TaskSplits:
             for row in zip(*columns, strict=True):
                 digest.update(("\0".join(map(str, (name, *row))) + "\n").encode())
         return digest.hexdigest()[:16]
+
+    @property
+    def provenance(self) -> dict:
+        """Where the rows come from: `task`, `dataset` (its `id` and `revision`) and `split_fingerprint`."""
+        return {"task": self.task.name, "dataset": self.source, "split_fingerprint": self.fingerprint}
 
 
 def sample_rows(rows: Dataset, n: int) -> tuple[Dataset, np.ndarray]:
