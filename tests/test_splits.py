@@ -6,8 +6,7 @@ from datasets import Dataset, DatasetDict
 from test_tasks import check
 
 from w2s_hf import TASKS
-from w2s_hf.tasks.dealing import TaskSplits
-from w2s_hf.tasks.splits import load_splits
+from w2s_hf.tasks.splits import TaskSplits, load_splits
 
 BOOLQ = TASKS["boolq"]
 

@@ -9,7 +9,7 @@ from ..demo.forks import FORK_MODELS, FORK_WORDS, ForkWorld
 from ..modeling import load_config
 from ..tasks import TaskSplits
 from ..tasks.chess import ChessTask, load_puzzles
-from ..tasks.dealing import LINK_ROWS
+from ..tasks.halves import LINK_ROWS
 from .boards import draw_boards
 from .config import ChessArguments
 from .experiment import Experiment

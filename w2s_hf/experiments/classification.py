@@ -8,7 +8,7 @@ from ..config import StudentConfig, WeakToStrongConfig
 from ..demo.rows import demo_rows
 from ..demo.worlds import DEMO_WORLDS, DemoWorld
 from ..tasks import Task, TaskSplits, find_task, load_task
-from ..tasks.dealing import LINK_ROWS
+from ..tasks.halves import LINK_ROWS
 from .config import ClassificationArguments
 from .experiment import Experiment
 from .seed import SeedRun

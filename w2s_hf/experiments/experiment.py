@@ -19,7 +19,7 @@ from ..demo.models import DEMO_MODELS, DemoModel, World, build_demo_model, one_t
 from ..memory.check import check_fits
 from ..modeling import load_tokenizer
 from ..tasks import TaskSplits
-from ..tasks.sizes import AnyTask
+from ..tasks.task import AnyTask
 from .analyses import analyse, analysis_notes
 from .cache import Stages, library_versions
 from .config import ExperimentArguments

@@ -12,7 +12,7 @@ from ..cards.markdown import markdown_table
 from ..cards.trained_with import subject
 from ..config import METHODS, LossArguments, StudentConfig
 from ..plots import plot_accuracies, plot_gap
-from ..tasks.dealing import counted
+from ..tasks.halves import counted
 from ..training_settings import changed_fields, training_settings
 from .config import ExperimentArguments
 

@@ -10,7 +10,7 @@ from ..config import RewardPairConfig, StudentConfig
 from ..demo.rows import demo_pairs
 from ..demo.worlds import PAIR_SITUATIONS, DemoWorld
 from ..tasks import PreferenceTask, TaskSplits, load_pairs
-from ..tasks.dealing import LINK_ROWS
+from ..tasks.halves import LINK_ROWS
 from .config import RewardArguments
 from .experiment import Experiment
 from .finetuner import Model
