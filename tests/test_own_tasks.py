@@ -187,7 +187,7 @@ def test_texts_with_both_labels_are_left_out(caplog):
 
 
 def test_of_a_huge_split_random_rows_are_read(monkeypatch, caplog):
-    monkeypatch.setattr("w2s_hf.tasks.dealing.MAX_ROWS", 150)
+    monkeypatch.setattr("w2s_hf.tasks.halves.MAX_ROWS", 150)
     raw = DatasetDict(train=Dataset.from_list(MESSAGES))
     splits = load_splits(own_task(), raw=raw)
     assert 100 < sum(map(len, splits.parts.values())) <= 150

@@ -5,8 +5,7 @@ from datasets import Dataset, DatasetDict
 from helpers.task_rows import check, passages
 
 from w2s_hf import TASKS
-from w2s_hf.tasks.dealing import TaskSplits
-from w2s_hf.tasks.splits import load_splits
+from w2s_hf.tasks.splits import TaskSplits, load_splits
 
 BOOLQ = TASKS["boolq"]
 
@@ -155,3 +154,15 @@ def test_the_next_source_is_tried_where_one_is_gone(monkeypatch):
     with pytest.raises(ConnectionError, match="no answer"):
         load_splits(BOOLQ)
     assert len(asked) == 3, "a Hub that does not answer is asked once"
+
+
+def test_a_half_is_training_and_validation_rows():
+    splits = boolq(n_train=40, n_links=1)
+    assert splits.weak == (splits.weak_half, splits.weak_validation)
+    assert splits.student == (splits.student_half, splits.student_validation)
+    assert splits.bootstrap(1) == (splits.links["link_1"], splits.links["link_1_validation"])
+    train, validation = splits.student.map(lambda rows: rows.select([0]))
+    assert train["id"] == splits.student_half["id"][:1] and validation["id"] == splits.student_validation["id"][:1]
+    assert splits.provenance == {
+        "task": "boolq", "dataset": splits.source, "split_fingerprint": splits.fingerprint
+    }  # fmt: skip

@@ -15,7 +15,7 @@ from ..results import ExperimentResult
 from ..tasks import Half, TaskSplits
 from ..tasks.chess import ChessTask
 from ..tasks.chess.scores import rate
-from ..tasks.dealing import LINK_ROWS
+from ..tasks.halves import LINK_ROWS
 from .analysis_context import AnalysisContext
 from .config import ChessArguments
 from .experiment import run_experiment

@@ -19,7 +19,7 @@ from ..memory.check import check_fits
 from ..modeling.spec import ALL_WEIGHTS, ModelSpec
 from ..results import DatasetInfo, ExperimentResult
 from ..tasks import PreferenceTask, Task, TaskSplits, find_task
-from ..tasks.sizes import AnyTask
+from ..tasks.task import AnyTask
 from .analyses import analyse, analysis_notes
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions

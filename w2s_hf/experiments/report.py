@@ -21,7 +21,7 @@ from ..results import (
     StudentSettings,
     TrainingSettings,
 )  # fmt: skip
-from ..tasks.dealing import counted
+from ..tasks.halves import counted
 from ..training_settings import changed_fields, training_settings
 from .config import ExperimentArguments
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from ..command_line import did_you_mean
 from .classification import CLASSIFICATION_TASKS
-from .dealing import Half, TaskSplits
 from .generation import GenerationTask
 from .multiple_choice import MULTIPLE_CHOICE_TASKS
 from .preferences import PREFERENCE_TASKS, PreferenceTask, load_pairs
-from .splits import load_splits
+from .splits import Half, TaskSplits, load_splits
 from .task import Source, Task
 from .tokenizing import COMPLETION_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
 

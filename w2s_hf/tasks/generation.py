@@ -3,35 +3,24 @@
 import hashlib
 import logging
 import re
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..labels import Completion
 from ..results import ExperimentResult
-from .dealing import (
-    LINK_ROWS,
-    TaskSplits,
-    counted,
-    deal_parts,
-    group_rows,
-    hold_out,
-    read_split,
-    set_apart,
-    unique_rows,
-)
-from .loading import load_raw
-from .sizes import link_sizes, part_sizes
+from .halves import counted
+from .splits import Loader, TaskSplits
 from .task import Source
 from .tokenizing import COMPLETION_COLUMNS, completion_lengths
 
-__all__ = ["BrokenRowError", "GenerationTask", "load_completions"]
+__all__ = ["BrokenRowError", "CompletionLoader", "GenerationTask", "load_completions"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +66,6 @@ class GenerationTask:
     rows: ClassVar[str] = "rows"
     columns: ClassVar[tuple[str, ...]] = ()
     extra_columns: ClassVar[tuple[str, ...]] = ()
-    # The loaders read these attributes of every task.
-    label: ClassVar[None] = None
     expected_columns: ClassVar[str] = "a prompt and its completion"
 
     def __post_init__(self):
@@ -148,6 +135,87 @@ class GenerationTask:
         return load_completions(self, **options)
 
 
+class CompletionLoader(Loader):
+    """
+    Prompts and their completions. Rows that a task cannot use, and prompts that leave no room for a completion, are
+    left out and counted.
+
+    Args:
+        task ([`GenerationTask`]): The task.
+        tokenizers (`Sequence[PreTrainedTokenizerBase]`): Tokenizers of all models.
+        max_length (`int`, *optional*): Tokens of prompt and completion.
+        max_new_tokens (`int`, *optional*): Tokens of a completion.
+    """
+
+    # The words of messages.
+    row, completion, held_out = "row", "completion", "rows"
+    columns = COMPLETION_COLUMNS
+
+    def __init__(
+        self,
+        task: GenerationTask,
+        tokenizers: Sequence[PreTrainedTokenizerBase],
+        max_length: int | None,
+        max_new_tokens: int | None,
+    ):
+        super().__init__(task)
+        self.tokenizers, self.max_length, self.max_new_tokens = tokenizers, max_length, max_new_tokens
+        self.rows_are, self.further_columns = task.rows, (*task.extra_columns, "group")
+
+    def has_test(self, raw: DatasetDict, dataset_path: str | None) -> bool:
+        """Returns whether there is a split to test on, and warns if not."""
+        has_test = any(name in raw for name in self.task.test_split or ())
+        if not has_test:
+            logger.warning(
+                f"{self.task.name}: there is no split to test on; a fifth of the {self.held_out} is held out"
+            )
+        return has_test
+
+    def read(self, split: str, rows: Dataset, numbers: np.ndarray) -> list[dict]:
+        """
+        Returns the examples of a split, sorted by id.
+
+        Raises:
+            ValueError: a completion is longer than `max_new_tokens`, or no row is left.
+        """
+        examples = []
+        for row in tqdm(rows, desc=f"Reading {split}"):
+            try:
+                example = self.task.example(row)
+            except BrokenRowError as error:
+                self.n_dropped[str(error)] += 1
+                continue
+            content = hashlib.sha256(f"{example['prompt']}\0{example['ground_truth']}".encode()).hexdigest()
+            defaults = {"id": content[:16], "text": example["prompt"], "keys": [f"prompt: {example['prompt']}"]}
+            examples.append(defaults | example)
+        for tokenizer in self.tokenizers:
+            examples = self._fitting(examples, tokenizer)
+        if not examples:
+            raise ValueError(
+                f"{self.task.name}: no {self.row} of the split {split!r} is left; left out: {counted(self.n_dropped)}."
+            )
+        return sorted(examples, key=lambda example: example["id"])
+
+    def _fitting(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase) -> list[dict]:
+        """Returns the examples whose prompts leave room for a completion."""
+        prompts, completions = completion_lengths(
+            [example["prompt"] for example in examples], [example["ground_truth"] for example in examples], tokenizer
+        )
+        n_new = self.max_new_tokens
+        if n_new is not None and len(completions) and completions.max() > n_new:
+            longest = examples[int(completions.argmax())]["ground_truth"]
+            raise ValueError(
+                f"{self.task.name}: the {self.completion} {longest!r} is {completions.max()} tokens with its "
+                f"end-of-text token, and completions are cut after {n_new}: set --max_new_tokens {completions.max()}."
+            )
+        if self.max_length is None:
+            return examples
+        n_prompt = self.max_length - (n_new or 0)
+        fits = prompts <= n_prompt
+        self.n_dropped[f"a prompt of more than {n_prompt} tokens"] += int((~fits).sum())
+        return [example for example, is_short in zip(examples, fits, strict=True) if is_short]
+
+
 def load_completions(
     task: GenerationTask,
     *,
@@ -182,79 +250,5 @@ def load_completions(
         FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
         ValueError: a column is missing, there are too few rows, or `max_new_tokens` is too small for the completions.
     """
-    if raw is not None:
-        source = {"id": task.sources[0].id, "revision": "generated"}
-    else:
-        raw, source = load_raw(task, dataset_path)
-    wanted = part_sizes(n_train, n_weak, n_validation)
-    links = link_sizes(wanted, n_links)
-    n_dropped: Counter[str] = Counter()
-
-    def read(names: tuple[str, ...]) -> list[dict]:
-        split, rows, _ = read_split(task, raw, names)
-        examples = _read_examples(task, split, rows, n_dropped)
-        for tokenizer in tokenizers:
-            examples = _fitting(task, examples, tokenizer, max_length, max_new_tokens, n_dropped)
-        if not examples:
-            raise ValueError(f"{task.name}: no row of the split {split!r} is left; left out: {counted(n_dropped)}.")
-        return sorted(examples, key=lambda example: example["id"])
-
-    train, spare = read(task.train_split), []
-    if any(name in raw for name in task.test_split or ()):
-        test = read(task.test_split)
-        spare = read((LINK_ROWS,)) if LINK_ROWS in raw else []
-        group_rows(train + test)
-        spare = set_apart(spare, train + test)
-    else:
-        logger.warning(f"{task.name}: there is no split to test on; a fifth of the rows is held out")
-        train, test = hold_out(task, train, seed)
-    spare = unique_rows(task, "link", spare, apart_from=train + test)
-    test = unique_rows(task, "test", test)
-    train = unique_rows(task, "training", train, apart_from=test)
-    n_dropped = +n_dropped
-    if n_dropped:
-        logger.warning(f"{task.name}: rows left out: {counted(n_dropped)}")
-    columns = (*COMPLETION_COLUMNS, *task.extra_columns)
-    parts, of_links = deal_parts(task, train, test, wanted, n_test, columns, seed, links, spare)
-    return TaskSplits(
-        task, **parts, source=source, columns=COMPLETION_COLUMNS, n_dropped=dict(n_dropped), links=of_links
-    )
-
-
-def _read_examples(task: GenerationTask, split: str, rows: Dataset, n_dropped: Counter) -> list[dict]:
-    examples = []
-    for row in tqdm(rows, desc=f"Reading {split}"):
-        try:
-            example = task.example(row)
-        except BrokenRowError as error:
-            n_dropped[str(error)] += 1
-            continue
-        content = hashlib.sha256(f"{example['prompt']}\0{example['ground_truth']}".encode()).hexdigest()
-        defaults = {"id": content[:16], "text": example["prompt"], "keys": [f"prompt: {example['prompt']}"]}
-        examples.append(defaults | example)
-    return examples
-
-
-def _fitting(
-    task: GenerationTask,
-    examples: list[dict],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    max_new_tokens: int | None,
-    n_dropped: Counter,
-) -> list[dict]:
-    """Returns the examples whose prompts leave room for a completion."""
-    prompts, completions = completion_lengths(
-        [example["prompt"] for example in examples], [example["ground_truth"] for example in examples], tokenizer
-    )
-    if max_new_tokens is not None and len(completions) and completions.max() > max_new_tokens:
-        longest = examples[int(completions.argmax())]["ground_truth"]
-        raise ValueError(
-            f"{task.name}: the completion {longest!r} is {completions.max()} tokens with its end-of-text token, and "
-            f"completions are cut after {max_new_tokens}: set --max_new_tokens {completions.max()}."
-        )
-    if max_length is None:
-        return examples
-    fits = prompts + (max_new_tokens or 0) <= max_length
-    n_dropped[f"a prompt of more than {max_length - (max_new_tokens or 0)} tokens"] += int((~fits).sum())
-    return [example for example, is_short in zip(examples, fits, strict=True) if is_short]
+    loader = CompletionLoader(task, tokenizers, max_length, max_new_tokens)
+    return loader.load(dataset_path, raw, n_train, n_weak, n_validation, n_test, n_links, seed)

@@ -27,8 +27,8 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from ..command_line import CommandLine
 from . import find_task
-from .dealing import group_rows, sample_rows
-from .loading import load_raw, pick_split
+from .halves import group_rows, sample_rows
+from .loading import check_class_names, load_raw, pick_split
 from .splits import CONVERSIONS, choose_answers, read_examples
 from .task import Task
 
@@ -251,7 +251,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         task = find_task(args.task)
         raw, source = load_raw(task, args.dataset_path)
-        _, rows = pick_split(task, raw, task.train_split)
+        name, rows = pick_split(task, raw, task.train_split)
+        check_class_names(task, name, rows)
         guesses = leak_probe(task, rows, conversion=args.conversion, max_rows=args.max_rows)
     except (ValueError, FileNotFoundError, ConnectionError) as error:
         sys.exit(f"error: {error}")

@@ -8,9 +8,9 @@ from datasets.exceptions import DatasetsError
 
 from ..command_line import did_you_mean
 from ..hub import ensure_available
-from .task import PARQUET_BRANCH, Source, Task
+from .task import PARQUET_BRANCH, AnyTask, Source, Task
 
-__all__ = ["load_raw", "pick_split"]
+__all__ = ["check_class_names", "load_raw", "pick_split"]
 
 # Text such as "NA" stays text. In a TSV a quotation mark is one: taken for the begin of a quoted field, as in a CSV,
 # it would swallow the lines up to the next one.
@@ -24,7 +24,7 @@ _READERS = {
 }
 
 
-def load_raw(task: Task, dataset_path: str | None = None) -> tuple[DatasetDict, dict]:
+def load_raw(task: AnyTask, dataset_path: str | None = None) -> tuple[DatasetDict, dict]:
     """
     The splits of a dataset as they are, and where they are from.
 
@@ -68,7 +68,7 @@ def load_raw(task: Task, dataset_path: str | None = None) -> tuple[DatasetDict, 
     )
 
 
-def _load_from_hub(task: Task, source: Source, commit: str | None) -> tuple[DatasetDict, dict]:
+def _load_from_hub(task: AnyTask, source: Source, commit: str | None) -> tuple[DatasetDict, dict]:
     revision = commit or source.revision
     if source.revision == PARQUET_BRANCH:
         # Files are CONFIG/SPLIT/0000.parquet; left to itself, `datasets` takes all configurations for one, and only
@@ -85,13 +85,13 @@ def _renamed(raw: DatasetDict, source: Source) -> DatasetDict:
     return raw.rename_columns(source.rename) if source.rename else raw
 
 
-def _load_local(task: Task, path: str, option: str) -> DatasetDict:
+def _load_local(task: AnyTask, path: str, option: str) -> DatasetDict:
     file = Path(path)
     if not file.is_dir() and not (file.is_file() and file.suffix in _READERS):
         raise FileNotFoundError(
             f"{option}: got {path!r}, which is no directory and no file that can be read ({', '.join(_READERS)}) "
             f"below the working directory; expected the rows of {task.name}, with the columns "
-            f"{', '.join(task.columns) or task.expected_columns}."
+            f"{task.expected_columns}."
         )
     try:
         if file.is_file():
@@ -123,12 +123,12 @@ def _why_unreadable(file: Path, error: Exception) -> str:
     return f"which cannot be read ({reason}). Correct the file."
 
 
-def pick_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> tuple[str, Dataset]:
+def pick_split(task: AnyTask, raw: DatasetDict, names: tuple[str, ...]) -> tuple[str, Dataset]:
     """
     The first of `names` that is among the splits, and its rows.
 
     Raises:
-        ValueError: none is, it is empty, it lacks a column, or its classes are named the other way round.
+        ValueError: none is, it is empty, or it lacks a column.
     """
     name = next((name for name in names if name in raw), None)
     if name is None:
@@ -143,14 +143,18 @@ def pick_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> tuple[st
     if missing:
         raise ValueError(
             f"{task.name}: the split {name!r} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}, "
-            f"expected {', '.join(task.columns)}.{did_you_mean(missing[0], rows.column_names)}"
+            f"expected {task.expected_columns}.{did_you_mean(missing[0], rows.column_names)}"
         )
     if len(rows) == 0:
         raise ValueError(f"{task.name}: the split {name!r} has no rows. Add rows.")
+    return name, rows
+
+
+def check_class_names(task: Task, name: str, rows: Dataset) -> None:
+    """Raises `ValueError` where the classes of a split are named the other way round."""
     feature = rows.features[task.label] if isinstance(task.label, str) else None
     if isinstance(feature, ClassLabel) and feature.names == [*reversed(task.class_names)]:
         raise ValueError(
             f"{task.name}: in the column {task.label!r} 0 is {feature.names[0]!r} and 1 is {feature.names[1]!r}; the "
             f"task's `class_names` are {task.class_names}. Turn them round."
         )
-    return name, rows

@@ -4,28 +4,17 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from datasets import DatasetDict
+import numpy as np
+from datasets import Dataset, DatasetDict
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .dealing import (
-    LINK_ROWS,
-    TaskSplits,
-    counted,
-    deal_parts,
-    group_rows,
-    hold_out,
-    read_split,
-    set_apart,
-    unique_rows,
-)
-from .loading import load_raw
-from .sizes import link_sizes, part_sizes
+from .halves import counted
+from .splits import Loader, TaskSplits
 from .task import Source, normal, random_key
 from .tokenizing import PAIR_COLUMNS, response_lengths
 
@@ -64,9 +53,8 @@ class PreferenceTask:
     group_by_prompt: bool = True
     description: str = ""
 
-    # What a [`Task`] has, too.
     columns = ("chosen", "rejected")
-    label = None
+    expected_columns = ", ".join(columns)
     class_names = ("second", "first")
 
     def __post_init__(self):
@@ -167,6 +155,46 @@ def _begin(prompt: str | list) -> str:
     return _words(users[:1])
 
 
+class PairLoader(Loader):
+    """Pairs of responses. Their sides tell nothing, so that no pair is dropped to balance them."""
+
+    rows_are = "pairs"
+    columns = PAIR_COLUMNS
+
+    def __init__(self, task: PreferenceTask, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int | None):
+        super().__init__(task)
+        self.tokenizers, self.max_length = tokenizers, max_length
+
+    def has_test(self, raw: DatasetDict, dataset_path: str | None) -> bool:
+        if self.task.test_split is None or dataset_path is None or len(raw) > 1:
+            return self.task.test_split is not None
+        logger.warning(
+            f"{self.task.name}: {dataset_path!r} has one split, {next(iter(raw))!r}; a fifth is held out to test"
+        )
+        return False
+
+    def read(self, split: str, rows: Dataset, numbers: np.ndarray) -> list[dict]:
+        task, max_length, examples = self.task, self.max_length, []
+        for row, number in zip(tqdm(rows, desc=f"Reading {split}"), numbers.tolist(), strict=True):
+            try:
+                example = task.example(row)
+            except UnusablePairError as error:
+                self.n_dropped[str(error)] += 1
+            except ValueError as error:
+                raise ValueError(f"{task.name}: row {number} of the split {split!r} {error}.") from error
+            else:
+                examples.append(example)
+        for tokenizer in self.tokenizers if max_length is not None else ():
+            lengths = response_lengths(examples, tokenizer)
+            self.n_dropped[f"a response of more than {max_length} tokens"] += int((lengths > max_length).sum())
+            examples = [example for example, length in zip(examples, lengths, strict=True) if length <= max_length]
+        if not examples:
+            raise ValueError(
+                f"{task.name}: no pair of the split {split!r} is left; left out: {counted(self.n_dropped)}."
+            )
+        return sorted(examples, key=lambda example: example["id"])
+
+
 def load_pairs(
     task: PreferenceTask,
     *,
@@ -205,69 +233,8 @@ def load_pairs(
         FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
         ValueError: a split or column is missing, a row is no pair, or there are too few of them.
     """
-    if raw is not None:
-        source = {"id": task.sources[0].id, "revision": "generated"}
-    else:
-        raw, source = load_raw(task, dataset_path)
-    wanted = part_sizes(n_train, n_weak, n_validation)
-    links = link_sizes(wanted, n_links)
-    n_dropped: Counter[str] = Counter()
-
-    def read(names: tuple[str, ...]) -> list[dict]:
-        return _read_split(task, raw, names, tokenizers, max_length, n_dropped)
-
-    train = read(task.train_split)
-    has_test = task.test_split is not None
-    if has_test and dataset_path is not None and len(raw) == 1:
-        logger.warning(
-            f"{task.name}: {dataset_path!r} has one split, {next(iter(raw))!r}; a fifth is held out to test"
-        )
-        has_test = False
-    spare = []
-    if not has_test:
-        train, test = hold_out(task, train, seed)
-    else:
-        test = read(task.test_split)
-        spare = read((LINK_ROWS,)) if LINK_ROWS in raw else []
-        group_rows(train + test)
-        spare = set_apart(spare, train + test)
-    spare = unique_rows(task, "link", spare, apart_from=train + test)
-    test = unique_rows(task, "test", test)
-    train = unique_rows(task, "training", train, apart_from=test)
-    n_dropped = +n_dropped  # without those that never occurred
-    if n_dropped:
-        logger.warning(f"{task.name}: pairs left out: {counted(n_dropped)}")
-
-    parts, of_links = deal_parts(task, train, test, wanted, n_test, PAIR_COLUMNS, seed, links, spare)
-    return TaskSplits(task, **parts, source=source, columns=PAIR_COLUMNS, n_dropped=dict(n_dropped), links=of_links)
-
-
-def _read_split(
-    task: PreferenceTask,
-    raw: DatasetDict,
-    names: tuple[str, ...],
-    tokenizers: Sequence[PreTrainedTokenizerBase],
-    max_length: int | None,
-    n_dropped: Counter,
-) -> list[dict]:
-    split, rows, numbers = read_split(task, raw, names)
-    examples = []
-    for row, number in zip(tqdm(rows, desc=f"Reading {split}"), numbers.tolist(), strict=True):
-        try:
-            example = task.example(row)
-        except UnusablePairError as error:
-            n_dropped[str(error)] += 1
-        except ValueError as error:
-            raise ValueError(f"{task.name}: row {number} of the split {split!r} {error}.") from error
-        else:
-            examples.append(example)
-    for tokenizer in tokenizers if max_length is not None else ():
-        lengths = response_lengths(examples, tokenizer)
-        n_dropped[f"a response of more than {max_length} tokens"] += int((lengths > max_length).sum())
-        examples = [example for example, length in zip(examples, lengths, strict=True) if length <= max_length]
-    if not examples:
-        raise ValueError(f"{task.name}: no pair of the split {split!r} is left; left out: {counted(n_dropped)}.")
-    return sorted(examples, key=lambda example: example["id"])
+    loader = PairLoader(task, tokenizers, max_length)
+    return loader.load(dataset_path, raw, n_train, n_weak, n_validation, n_test, n_links, seed)
 
 
 ANTHROPIC_HH = PreferenceTask(

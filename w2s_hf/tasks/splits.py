@@ -1,37 +1,334 @@
-"""How the rows of a task become the parts of an experiment."""
+"""The rows of a task as the parts of an experiment: one frame for texts, pairs and completions, and that of texts."""
 
+import hashlib
 import logging
 import zlib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .dealing import (
+from .halves import (
     LINK_ROWS,
-    TaskSplits,
-    deal_groups,
-    deal_links,
+    OPTIONS,
+    SHARES,
+    check_enough,
+    counted,
     group_rows,
     hold_out,
+    link_sizes,
+    part_sizes,
     read_split,
     set_apart,
     shuffled,
+    split_groups,
+    split_links,
+    too_many,
     unique_rows,
 )
-from .loading import load_raw
-from .sizes import SHARES, check_enough, link_sizes, part_sizes, too_many
-from .task import EmptyFieldError, LabelError, Task, random_key
+from .loading import check_class_names, load_raw
+from .task import AnyTask, Task
+from .texts import CONVERSIONS, balance, choose_answers, read_examples
 from .tokenizing import TEXT_COLUMNS
 
-__all__ = ["CONVERSIONS", "choose_answers", "load_splits", "read_examples"]
+__all__ = [
+    "CONVERSIONS", "Half", "Loader", "TaskSplits", "TextLoader", "choose_answers", "load_splits", "read_examples"
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-# How a question with several answers becomes rows: one right and one wrong answer each (paper, A.1), or one row with
-# either (openai/weak-to-strong, EleutherAI/w2s).
-CONVERSIONS = ("pairs", "coin_flip")
+
+class Half(NamedTuple):
+    """
+    The rows that one model is trained on.
+
+    Args:
+        train ([`~datasets.Dataset`]): Training rows.
+        validation ([`~datasets.Dataset`]): For its early stopping.
+    """
+
+    train: Dataset
+    validation: Dataset
+
+    def map(self, function: Callable[[Dataset], Dataset]) -> "Half":
+        """The half with `function` applied to both datasets."""
+        return Half(function(self.train), function(self.validation))
+
+
+@dataclass(frozen=True)
+class TaskSplits:
+    """
+    The rows of an experiment.
+
+    Columns of each part of a [`Task`]: `id`, `text`, `context_start` and `context_end` (characters of `text` that may
+    go where it is too long), `shorten_from`, `group`, `question` (empty, or the same for the answers to a question)
+    and `ground_truth` (0 or 1). Of a [`PreferenceTask`]: `id`, `prompt`, `first`, `second`, `group` and
+    `ground_truth` (1 where the first response is the better one). Of a [`ChessTask`], see
+    [`w2s_hf.tasks.chess.load_puzzles`]; there the ground truth is text.
+
+    Args:
+        task ([`Task`], [`PreferenceTask`] or [`ChessTask`]): The task.
+        weak_half ([`~datasets.Dataset`]): The weak supervisor learns these, with ground truth.
+        weak_validation ([`~datasets.Dataset`]): For the supervisor's early stopping.
+        student_half ([`~datasets.Dataset`]): The supervisor labels these; students learn them with its labels, the
+            ceiling with ground truth.
+        student_validation ([`~datasets.Dataset`]): For the early stopping of students and ceiling.
+        test ([`~datasets.Dataset`]): Everybody is scored on these.
+        source (`dict`): `id` and `revision` of the dataset.
+        columns (`tuple[str]`): Those that models are given.
+        n_dropped (`dict[str, int]`):
+            Rows left out before splitting because nothing can be made of them, by the reason. (Duplicates are not
+            counted here, but in the log.)
+        links (`dict[str, Dataset]`, *optional*):
+            For bootstrapping: `link_1` and `link_1_validation`, `link_2`, ...: rows that nobody else learns.
+
+    Raises:
+        ValueError: a part is empty or has one class, an id occurs twice, or a group is on two sides.
+    """
+
+    task: AnyTask
+    weak_half: Dataset
+    weak_validation: Dataset
+    student_half: Dataset
+    student_validation: Dataset
+    test: Dataset
+    source: dict = field(default_factory=dict)
+    columns: tuple[str, ...] = TEXT_COLUMNS
+    n_dropped: dict[str, int] = field(default_factory=dict)
+    links: dict[str, Dataset] = field(default_factory=dict)
+
+    def __post_init__(self):
+        owner_of_id: dict[str, str] = {}
+        owner_of_group: dict[str, str] = {}
+        for name, part in self.parts.items():
+            if len(part) == 0:
+                raise ValueError(
+                    f"{self.task.name}: got no rows for `{name}`. Ask for fewer rows in the other parts, or add rows."
+                )
+            classes = sorted(set(part["ground_truth"]))
+            if not isinstance(classes[0], str) and classes != [0, 1]:
+                raise ValueError(
+                    f"{self.task.name}: the split `{name}` ({len(part)} rows) has the classes {classes}, expected 0 "
+                    "and 1: accuracy and PGR mean nothing on a single class. Take more rows"
+                    + (f", {OPTIONS[name]}." if name in OPTIONS else ".")
+                )
+            for row_id, group in zip(part["id"], part["group"], strict=True):
+                if row_id in owner_of_id:
+                    raise ValueError(
+                        f"{self.task.name}: the row {row_id!r} is in `{owner_of_id[row_id]}` and again in `{name}`."
+                    )
+                owner_of_id[row_id] = name
+                if owner_of_group.setdefault(group, name) != name:
+                    raise ValueError(
+                        f"{self.task.name}: the group of row {row_id!r} is in `{owner_of_group[group]}` and in "
+                        f"`{name}`; rows that share a passage or question must stay on one side."
+                    )
+
+    @property
+    def parts(self) -> dict[str, Dataset]:
+        """The five parts by name, then the links."""
+        names = ("weak_half", "weak_validation", "student_half", "student_validation", "test")
+        return {name: getattr(self, name) for name in names} | self.links
+
+    @property
+    def weak(self) -> Half:
+        """Rows that the weak supervisor learns."""
+        return Half(self.weak_half, self.weak_validation)
+
+    @property
+    def student(self) -> Half:
+        """Rows that the supervisor labels and students learn."""
+        return Half(self.student_half, self.student_validation)
+
+    def bootstrap(self, k: int) -> Half:
+        """Rows of the `k`-th link of a bootstrapping chain, from 1, which nobody else learns."""
+        return Half(self.links[f"link_{k}"], self.links[f"link_{k}_validation"])
+
+    @property
+    def fingerprint(self) -> str:
+        """
+        Hash of all that models are given of every row of every part but the links, in order: 16 hexadecimal digits.
+        It is the same with a chain and without one.
+        """
+        digest = hashlib.sha256()
+        for name, part in self.parts.items():
+            if name in self.links:
+                continue
+            columns = [part[column][:] for column in (*self.columns, "ground_truth")]
+            for row in zip(*columns, strict=True):
+                digest.update(("\0".join(map(str, (name, *row))) + "\n").encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def provenance(self) -> dict:
+        """Where the rows come from: `task`, `dataset` (its `id` and `revision`) and `split_fingerprint`."""
+        return {"task": self.task.name, "dataset": self.source, "split_fingerprint": self.fingerprint}
+
+
+class Loader:
+    """
+    The frame that all kinds of tasks share: rows are read, grouped, held out, made unique and split into parts. A
+    subclass says what is special about its kind.
+
+    Args:
+        task ([`Task`], [`PreferenceTask`] or [`ChessTask`]): The task.
+    """
+
+    rows_are = "texts"  # for messages
+    columns: tuple[str, ...] = TEXT_COLUMNS  # those that models are given
+    further_columns: tuple[str, ...] = ("group",)
+
+    def __init__(self, task: AnyTask):
+        self.task = task
+        self.n_dropped: Counter[str] = Counter()
+
+    def read(self, split: str, rows: Dataset, numbers: np.ndarray) -> list[dict]:
+        """The examples of a split, sorted by id, with `id`, `text`, `keys` and `ground_truth`."""
+        raise NotImplementedError
+
+    def most_rows(self, n_wanted: int) -> int | None:
+        """How many rows of a split are read; `None` is [`MAX_ROWS`]."""
+        return None
+
+    def has_test(self, raw: DatasetDict, dataset_path: str | None) -> bool:
+        """Whether there is a split to test on; else a fifth of the training rows is held out."""
+        return self.task.test_split is not None
+
+    def group(self, rows: list[dict]) -> None:
+        """Sets `group`: rows of one group stay in one part."""
+        group_rows(rows)
+
+    def check_groups(self, rows: list[dict]) -> None:
+        """Warns where rows do not tell their group."""
+
+    def choose(self, rows: list[dict]) -> list[dict]:
+        """Which of unique rows are kept."""
+        return rows
+
+    def n_usable(self, rows: list[dict]) -> int:
+        """How many of the rows can be in a part."""
+        return len(rows)
+
+    def n_for_validation(self, train: list[dict], wanted: dict[str, int]) -> dict[str, float]:
+        """How many training rows each validation part is given, where it alone has a number."""
+        return wanted
+
+    def rows_of(self, name: str, rows: list[dict], n: int | None, rng: np.random.Generator) -> list[dict]:
+        """`n` random rows of those that a part was given; a larger `n` keeps the rows of a smaller one."""
+        n = len(rows) if n is None else n
+        if n > len(rows) or not rows:
+            raise too_many(self.task, name, n, len(rows), "whole groups of rows stay in one part")
+        return shuffled(rows, rng)[:n]
+
+    def load(
+        self,
+        dataset_path: str | None,
+        raw: DatasetDict | None,
+        n_train: int | None,
+        n_weak: int | None,
+        n_validation: int | None,
+        n_test: int | None,
+        n_links: int,
+        seed: int,
+    ) -> TaskSplits:
+        """The parts of an experiment; arguments as in [`load_splits`]."""
+        if raw is not None:
+            source = {"id": self.task.sources[0].id, "revision": "generated"}
+        else:
+            raw, source = load_raw(self.task, dataset_path)
+        wanted = part_sizes(n_train, n_weak, n_validation)
+        links = link_sizes(wanted, n_links)
+        train, test, spare = self._read_all(raw, dataset_path, {**wanted, **links}, seed)
+        spare = self.choose(unique_rows(self.task, "link", spare, apart_from=train + test))
+        test = self.choose(unique_rows(self.task, "test", test))
+        train = self.choose(unique_rows(self.task, "training", train, apart_from=test))
+        n_dropped = dict(+self.n_dropped)  # without those that never occurred
+        if n_dropped:
+            logger.warning(f"{self.task.name}: {self.rows_are} left out: {counted(n_dropped)}")
+
+        check_enough(self.task, wanted, self.n_usable(train))
+        sides = split_groups(train, self._shares(train, wanted), np.random.default_rng(seed))
+        parts = {name: self._part(name, rows, wanted[name], seed) for name, rows in sides.items()}
+        parts["test"] = self._part("test", test, n_test, seed)
+        of_links = split_links(self.task, train + spare, parts, links, seed) if links else {}
+        of_links = {name: self._part(name, rows, links[name], seed) for name, rows in of_links.items()}
+        return TaskSplits(self.task, **parts, source=source, columns=self.columns, n_dropped=n_dropped, links=of_links)
+
+    def _read_all(
+        self, raw: DatasetDict, dataset_path: str | None, wanted: dict[str, int | None], seed: int
+    ) -> tuple[list[dict], list[dict], list[dict]]:
+        """Training rows, test rows and those of the links alone, with their groups."""
+        n_most = self.most_rows(sum(n or 0 for n in wanted.values()))
+
+        def read(names: Sequence[str]) -> list[dict]:
+            return self.read(*read_split(self.task, raw, names, n_most))
+
+        train, spare = read(self.task.train_split), []
+        if self.has_test(raw, dataset_path):
+            test = read(self.task.test_split)
+            spare = read((LINK_ROWS,)) if LINK_ROWS in raw else []
+            self.group(train + test)
+            spare = set_apart(spare, train + test)
+        else:
+            self.group(train)
+            train, test = hold_out(self.task, train, seed)
+        self.check_groups(train + test)
+        return train, test, spare
+
+    def _shares(self, train: list[dict], wanted: dict[str, int | None]) -> dict[str, float]:
+        """How the training rows are shared among the parts."""
+        shares = {name: n or SHARES[name] for name, n in wanted.items()}
+        validation = {name: n for name, n in wanted.items() if name.endswith("validation") and n}
+        halves = [name for name in wanted if not name.endswith("validation")]
+        if validation and not any(wanted[name] for name in halves):
+            shares |= self.n_for_validation(train, validation)
+            n_rest = len(train) - sum(shares[name] for name in validation)
+            shares |= dict.fromkeys(halves, max(1, n_rest) / len(halves))
+        return shares
+
+    def _part(self, name: str, rows: list[dict], n: int | None, seed: int) -> Dataset:
+        rows = self.rows_of(name, rows, n, np.random.default_rng([seed, zlib.crc32(name.encode())]))
+        columns = (*self.columns, *self.further_columns, "ground_truth")
+        return Dataset.from_list([{column: row[column] for column in columns} for row in rows])
+
+
+class TextLoader(Loader):
+    """Texts with a yes or a no, equally many of both in every part."""
+
+    further_columns = ("group", "question")
+
+    def __init__(self, task: Task, conversion: str):
+        super().__init__(task)
+        self.conversion = conversion
+
+    def read(self, split: str, rows: Dataset, numbers: np.ndarray) -> list[dict]:
+        check_class_names(self.task, split, rows)
+        examples = read_examples(self.task, split, rows, numbers)
+        found = {example["ground_truth"] for example in examples}
+        if len(found) == 1:
+            raise ValueError(
+                f"{self.task.name}: the {len(examples)} rows of the split {split!r} are all "
+                f"{self.task.class_names[found.pop()]!r}; both classes are needed. Add rows of the other class, or "
+                "correct the `label` of the task."
+            )
+        return examples
+
+    def choose(self, rows: list[dict]) -> list[dict]:
+        return choose_answers(rows, self.conversion)
+
+    def n_usable(self, rows: list[dict]) -> int:
+        return 2 * min(sum(row["ground_truth"] == label for row in rows) for label in (0, 1))
+
+    def n_for_validation(self, train: list[dict], wanted: dict[str, int]) -> dict[str, float]:
+        # Of the rows that a part is given, balancing leaves twice the rarer class; a fifth more, as groups differ.
+        rarer = min(np.mean([row["ground_truth"] == label for row in train]) for label in (0, 1))
+        return dict.fromkeys(wanted, 1.2 * sum(wanted.values()) / (2 * max(rarer, 0.01)) / 2)
+
+    def rows_of(self, name: str, rows: list[dict], n: int | None, rng: np.random.Generator) -> list[dict]:
+        return balance(self.task, name, rows, n, rng)
 
 
 def load_splits(
@@ -67,8 +364,8 @@ def load_splits(
         n_validation (`int`, *optional*): Rows of both validation parts together; defaults to a tenth of the training
             rows.
         n_test (`int`, *optional*): Defaults to all.
-        n_links (`int`, *optional*, defaults to 0): Links of a bootstrapping chain to deal rows for, as many to each as
-            to the student half. They are dealt from what is left: no row of any other part moves.
+        n_links (`int`, *optional*, defaults to 0): Links of a bootstrapping chain that get rows of their own, as many
+            each as the student half. These are of what is left: no row of any other part moves.
         seed (`int`, *optional*, defaults to `0`): Of the halves.
         conversion (`str`, *optional*, defaults to `"pairs"`): `"pairs"` makes one right and one wrong row of a
             question, `"coin_flip"` one row with either.
@@ -80,180 +377,5 @@ def load_splits(
         FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
         ValueError: a split or column is missing, a field is empty, a label is not 0 or 1, or there are too few rows.
     """
-    if raw is not None:
-        source = {"id": task.sources[0].id, "revision": "generated"}
-    else:
-        raw, source = load_raw(task, dataset_path)
-    wanted = part_sizes(n_train, n_weak, n_validation)
-    links = link_sizes(wanted, n_links)
-    train = _read_split(task, raw, task.train_split)
-    spare = []
-    if task.test_split is None:
-        train, test = hold_out(task, train, seed)
-    else:
-        test = _read_split(task, raw, task.test_split)
-        spare = _read_split(task, raw, (LINK_ROWS,)) if LINK_ROWS in raw else []
-        group_rows(train + test)
-        spare = set_apart(spare, train + test)
-    spare = choose_answers(unique_rows(task, "link", spare, apart_from=train + test), conversion)
-    test = choose_answers(unique_rows(task, "test", test), conversion)
-    train = choose_answers(unique_rows(task, "training", train, apart_from=test), conversion)
-
-    check_enough(task, wanted, 2 * min(sum(row["ground_truth"] == label for row in train) for label in (0, 1)))
-    shares = {name: n or SHARES[name] for name, n in wanted.items()}
-    if n_train is None and n_weak is None and n_validation is not None:
-        # Of the rows dealt to a part, balancing leaves twice the rarer class; a fifth more, as groups differ.
-        rarer = min(np.mean([row["ground_truth"] == label for row in train]) for label in (0, 1))
-        n_dealt = 1.2 * n_validation / (2 * max(rarer, 0.01))
-        shares |= dict.fromkeys(("weak_validation", "student_validation"), n_dealt / 2)
-        shares |= dict.fromkeys(("weak_half", "student_half"), max(1, len(train) - n_dealt) / 2)
-    sides = deal_groups(train, shares, np.random.default_rng(seed))
-    parts = {name: _balance(task, name, rows, wanted[name], seed) for name, rows in sides.items()}
-    parts["test"] = _balance(task, "test", test, n_test, seed)
-    of_links = deal_links(task, train + spare, parts, links, seed) if links else {}
-    of_links = {name: _balance(task, name, rows, links[name], seed) for name, rows in of_links.items()}
-    return TaskSplits(task, **parts, source=source, links=of_links)
-
-
-def read_examples(task: Task, split: str, rows: Dataset, numbers: Sequence[int] | None = None) -> list[dict]:
-    """
-    Every text that the rows of a split become, in an order that depends on their content alone.
-
-    Args:
-        task ([`Task`]): The task.
-        split (`str`): Its name, for errors.
-        rows ([`~datasets.Dataset`]): With the columns of the task.
-        numbers (`Sequence[int]`, *optional*): What number each row has in the split, if these are not all of them.
-
-    Returns:
-        `list[dict]`: As [`Task.examples`], and `row`, the position among `rows`.
-
-    Raises:
-        ValueError: as [`Task.examples`], with the number of the row; or a function of the task fails on it.
-    """
-    examples, n_empty, index = [], 0, -1
-    for batch in rows.select_columns(list(task.columns)).iter(1000):
-        for values in zip(*batch.values(), strict=True):
-            index += 1
-            where = f"{task.name}: row {index if numbers is None else numbers[index]} of the split {split!r}"
-            try:
-                of_row = list(task.examples(dict(zip(batch, values, strict=True))))
-            except EmptyFieldError as error:
-                n_empty += 1
-                if not task.drop_empty:
-                    raise ValueError(
-                        f"{where} {error}. Mend it, or leave such rows out: `drop_empty=True` in the task, or "
-                        "--drop_empty true."
-                    ) from error
-            except LabelError as error:
-                raise ValueError(f"{where} {error}. {_label_advice(task, rows)}") from error
-            except ValueError as error:
-                raise ValueError(f"{where} {error}.") from error
-            except (KeyError, IndexError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{where}: a function of the task fails with {type(error).__name__}: {error}. It was given the "
-                    f"columns {', '.join(task.columns)}; name others that it needs in `reads`."
-                ) from error
-            else:
-                examples += [{**example, "row": index} for example in of_row]
-    if n_empty:
-        logger.warning(f"{task.name}: {n_empty} of {len(rows)} rows of {split!r} have an empty field and are left out")
-    if not examples:
-        raise ValueError(f"{task.name}: no row of the split {split!r} is left.")
-    return sorted(examples, key=lambda example: example["id"])
-
-
-def _label_advice(task: Task, rows: Dataset) -> str:
-    """Says what to do about a column of labels that are not all of two known classes."""
-    if not isinstance(task.label, str):
-        return "It comes from the function `label` of the task; let it return 0 or 1."
-    column = task.label
-    values = sorted({str(value): value for value in rows[column] if value is not None}.values(), key=str)
-    shown = ", ".join(map(repr, values[:6])) + (", ..." if len(values) > 6 else "")
-    if len(values) == 2 and all(isinstance(value, str) for value in values):
-        return f"The column {column!r} has these two values: set class_names=({shown}), class 1 last."
-    return (
-        f"The column {column!r} holds {shown}, and tasks are binary: leave the rows of other classes out, or let a "
-        f"function say which values are class 1: label=lambda row: row[{column!r}] in ({values[-1]!r},), "
-        f"reads={column!r}."
-    )
-
-
-def _read_split(task: Task, raw: DatasetDict, names: tuple[str, ...]) -> list[dict]:
-    split, rows, numbers = read_split(task, raw, names)
-    examples = read_examples(task, split, rows, numbers)
-    found = {example["ground_truth"] for example in examples}
-    if len(found) == 1:
-        raise ValueError(
-            f"{task.name}: the {len(examples)} rows of the split {split!r} are all {task.class_names[found.pop()]!r}; "
-            "both classes are needed. Add rows of the other class, or correct the `label` of the task."
-        )
-    return examples
-
-
-def choose_answers(rows: list[dict], conversion: str = "pairs") -> list[dict]:
-    """
-    Of the answers to each question, as many right as wrong ones, or with `"coin_flip"` one of either kind.
-
-    Rows without a `question` stay as they are. Which answer is taken depends on the ids alone.
-
-    Args:
-        rows (`list[dict]`): As [`read_examples`] returns them.
-        conversion (`str`, *optional*, defaults to `"pairs"`): As in [`load_splits`].
-
-    Returns:
-        `list[dict]`: Some of `rows`, by `id`.
-
-    Raises:
-        ValueError: there is no such conversion.
-    """
-    if conversion not in CONVERSIONS:
-        raise ValueError(f"conversion: got {conversion!r}, expected one of {', '.join(CONVERSIONS)}.")
-    kept = [row for row in rows if not row["question"]]
-    answers = defaultdict(lambda: ([], []))
-    for row in sorted(rows, key=lambda row: random_key(row["id"], "answer")):
-        if row["question"]:
-            answers[row["question"]][row["ground_truth"]].append(row)
-    for question, by_truth in answers.items():
-        if conversion == "pairs":
-            n = min(map(len, by_truth))
-            kept += [row for of_class in by_truth for row in of_class[:n]]
-        else:
-            side = by_truth[int(random_key(question, "coin"), 16) % 2]
-            kept.append((side or by_truth[0] or by_truth[1])[0])
-            kept[-1] = {**kept[-1], "question": ""}  # no second row to stay with
-    return sorted(kept, key=lambda row: row["id"])
-
-
-def _balance(task: Task, name: str, rows: list[dict], n: int | None, seed: int) -> Dataset:
-    """
-    `n` random rows, half of each class, whole questions first; by default as many as the rarer class allows.
-
-    A larger `n` keeps the rows of a smaller one.
-    """
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    by_class = [[row for row in rows if row["ground_truth"] == label] for label in (0, 1)]
-    n_pairs = min(map(len, by_class))
-    if not n_pairs:
-        found = task.class_names[1] if by_class[1] else task.class_names[0]
-        raise ValueError(
-            f"{task.name}: got {len(rows)} rows for `{name}`{f', all {found!r}' if rows else ''}, expected both "
-            "classes in each part. Add rows; those that repeat another one, that have both labels, or that share "
-            "their group with a test row are not counted."
-        )
-    n = 2 * n_pairs if n is None else n
-    if n > 2 * n_pairs:
-        counts = f"{len(by_class[0])} {task.class_names[0]}, {len(by_class[1])} {task.class_names[1]}"
-        raise too_many(task, name, n, 2 * n_pairs, f"after balancing {counts}")
-    if rows[0]["question"]:
-        questions = defaultdict(lambda: ([], []))
-        for row in rows:
-            questions[row["question"]][row["ground_truth"]].append(row)
-        # As many of each class within each question, see `choose_answers`.
-        pairs = [pair for of_question in questions.values() for pair in zip(*of_question, strict=True)]
-    else:
-        pairs = list(zip(*(shuffled(of_class, rng)[:n_pairs] for of_class in by_class), strict=True))
-    pairs = shuffled(pairs, rng)
-    chosen = [row for pair in pairs[: (n + 1) // 2] for row in pair][:n]
-    columns = (*TEXT_COLUMNS, "group", "question", "ground_truth")
-    return Dataset.from_list([{column: row[column] for column in columns} for row in shuffled(chosen, rng)])
+    loader = TextLoader(task, conversion)
+    return loader.load(dataset_path, raw, n_train, n_weak, n_validation, n_test, n_links, seed)

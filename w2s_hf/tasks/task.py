@@ -6,8 +6,9 @@ import operator
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from string import Formatter
+from typing import Protocol
 
-__all__ = ["PARQUET_BRANCH", "EmptyFieldError", "LabelError", "Source", "Task", "normal", "random_key"]
+__all__ = ["PARQUET_BRANCH", "AnyTask", "EmptyFieldError", "LabelError", "Source", "Task", "normal", "random_key"]
 
 # Here the Hub keeps the converted rows of datasets whose own branch is a script, which `datasets` no longer runs.
 PARQUET_BRANCH = "refs/convert/parquet"
@@ -29,6 +30,38 @@ class Source:
     config: str | None = None
     revision: str | None = None
     rename: dict[str, str] = field(default_factory=dict)
+
+
+class AnyTask(Protocol):
+    """What tasks of all kinds have: [`Task`], [`PreferenceTask`] and [`ChessTask`]."""
+
+    @property
+    def name(self) -> str:
+        """Its name in results."""
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where its rows are; the next one is tried when one does not load."""
+
+    @property
+    def train_split(self) -> tuple[str, ...]:
+        """Names of the split to train on, the first that is there."""
+
+    @property
+    def test_split(self) -> tuple[str, ...] | None:
+        """Names of the split to test on; `None` holds out a fifth."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that a row must have."""
+
+    @property
+    def expected_columns(self) -> str:
+        """The same in words, with the alternatives where there are some."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +181,11 @@ class Task:
         named = [name for name in (*self.shown, *together, *self.question) if name not in computed]
         label = [self.label] if isinstance(self.label, str) else []
         return tuple(dict.fromkeys([*named, *self.reads, *label]))
+
+    @property
+    def expected_columns(self) -> str:
+        """The same in words."""
+        return ", ".join(self.columns)
 
     def examples(self, row: dict) -> Iterator[dict]:
         """

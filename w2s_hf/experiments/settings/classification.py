@@ -17,7 +17,7 @@ from ...labels import WeakLabels
 from ...modeling.spec import ModelSpec
 from ...results import ExperimentResult
 from ...tasks import TEXT_COLUMNS, Task, TaskSplits, load_task, tokenize_rows
-from ...tasks.dealing import LINK_ROWS
+from ...tasks.halves import LINK_ROWS
 from ...trainers import WeakToStrongTrainer
 from ..analysis_context import AnalysisContext
 from ..config import ClassificationArguments

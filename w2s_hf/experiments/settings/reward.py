@@ -15,7 +15,7 @@ from ...labels import as_probabilities
 from ...modeling.spec import ModelSpec
 from ...results import ExperimentResult
 from ...tasks import PAIR_COLUMNS, PreferenceTask, TaskSplits, load_pairs, tokenize_pairs
-from ...tasks.dealing import LINK_ROWS
+from ...tasks.halves import LINK_ROWS
 from ...trainers import RewardPairTrainer
 from ..analysis_context import AnalysisContext
 from ..config import RewardArguments

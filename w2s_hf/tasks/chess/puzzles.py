@@ -2,34 +2,20 @@
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, DatasetDict
-from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ...labels import Completion
 from ...results import ExperimentResult
-from ..dealing import (
-    LINK_ROWS,
-    MAX_ROWS,
-    TaskSplits,
-    counted,
-    deal_parts,
-    group_rows,
-    hold_out,
-    read_split,
-    set_apart,
-    unique_rows,
-)
-from ..generation import GenerationTask
-from ..loading import load_raw
-from ..sizes import link_sizes, part_sizes
+from ..generation import CompletionLoader, GenerationTask
+from ..halves import MAX_ROWS
+from ..splits import TaskSplits
 from ..task import Source
-from ..tokenizing import COMPLETION_COLUMNS, completion_lengths
 from .boards import draw_boards
 from .positions import (
     BrokenPuzzleError,
@@ -157,6 +143,46 @@ class ChessTask(GenerationTask):
         return load_puzzles(self, **options)
 
 
+class PuzzleLoader(CompletionLoader):
+    """Puzzles. Those of one game stay in one part."""
+
+    row, completion, held_out = "puzzle", "move", "games"
+
+    def most_rows(self, n_wanted: int) -> int:
+        """Returns how many rows of a split are read."""
+        # Of millions of rows the same ones whatever is asked for, so that runs share their test puzzles; more than the
+        # default only where it would not do.
+        return max(MAX_ROWS, 2 * n_wanted)
+
+    def group(self, rows: list[dict]) -> None:
+        """Sets `group` by game and position."""
+        _link_games(rows)
+        super().group(rows)
+
+    def check_groups(self, rows: list[dict]) -> None:
+        """Warns of rows that do not name their game."""
+        n_unknown = sum(not row["tells_game"] for row in rows)
+        if n_unknown:
+            logger.warning(
+                f"{self.task.name}: {n_unknown} of {len(rows)} rows do not tell their game (`GameUrl`): of these only "
+                "equal positions are kept in one part"
+            )
+
+    def read(self, split: str, rows: Dataset, numbers: np.ndarray) -> list[dict]:
+        """
+        Returns the examples of a split, sorted by id.
+
+        Raises:
+            ValueError: the columns are of neither schema; or as [`CompletionLoader.read`].
+        """
+        if not any(set(columns) <= set(rows.column_names) for columns in _SCHEMAS.values()):
+            raise ValueError(
+                f"{self.task.name}: the split {split!r} has the columns {', '.join(rows.column_names)}, expected "
+                f"{self.task.expected_columns}."
+            )
+        return super().read(split, rows, numbers)
+
+
 def load_puzzles(
     task: ChessTask,
     *,
@@ -198,91 +224,11 @@ def load_puzzles(
         ValueError: the columns are of neither schema, there are too few rows, a prompt ends in the middle of a token,
             or `max_new_tokens` is too small for the moves.
     """
-    if raw is not None:
-        source = {"id": task.sources[0].id, "revision": "generated"}
-    else:
-        raw, source = load_raw(task, dataset_path)
-        if dataset_path is not None:
-            source["id"] = Path(dataset_path).name  # which of the schemas it has, the task does not know
-    wanted = part_sizes(n_train, n_weak, n_validation)
-    links = link_sizes(wanted, n_links)
-    n_dropped: Counter[str] = Counter()
-    # Of millions of rows the same ones whatever is asked for, so that runs share their test puzzles; more than the
-    # default only where it would not do.
-    n_most = max(MAX_ROWS, 2 * sum(n or 0 for n in (*wanted.values(), *links.values())))
-
-    def read(names: tuple[str, ...]) -> list[dict]:
-        return _read_split(task, raw, names, tokenizers, max_length, max_new_tokens, n_most, n_dropped)
-
-    train, spare = read(task.train_split), []
-    if any(name in raw for name in task.test_split or ()):
-        test = read(task.test_split)
-        spare = read((LINK_ROWS,)) if LINK_ROWS in raw else []
-        _link_games(train + test)
-        group_rows(train + test)
-        spare = set_apart(spare, train + test)
-    else:
-        logger.warning(f"{task.name}: there is no split to test on; a fifth of the games is held out")
-        _link_games(train)
-        train, test = hold_out(task, train, seed)
-    n_unknown = sum(not row["tells_game"] for row in train + test)
-    if n_unknown:
-        logger.warning(
-            f"{task.name}: {n_unknown} of {len(train) + len(test)} rows do not tell their game (`GameUrl`): of these "
-            "only equal positions are kept in one part"
-        )
-    spare = unique_rows(task, "link", spare, apart_from=train + test)
-    test = unique_rows(task, "test", test)
-    train = unique_rows(task, "training", train, apart_from=test)
-    n_dropped = +n_dropped
-    if n_dropped:
-        logger.warning(f"{task.name}: puzzles left out: {counted(n_dropped)}")
-    columns = (*COMPLETION_COLUMNS, "fen", "rating", "band")
-    parts, of_links = deal_parts(task, train, test, wanted, n_test, columns, seed, links, spare)
-    return TaskSplits(
-        task, **parts, source=source, columns=COMPLETION_COLUMNS, n_dropped=dict(n_dropped), links=of_links
-    )
-
-
-def _read_split(
-    task: ChessTask,
-    raw: DatasetDict,
-    names: tuple[str, ...],
-    tokenizers: Sequence[PreTrainedTokenizerBase],
-    max_length: int | None,
-    max_new_tokens: int | None,
-    n_most: int | None,
-    n_dropped: Counter,
-) -> list[dict]:
-    split, rows, _ = read_split(task, raw, names, n_most)
-    if not any(set(columns) <= set(rows.column_names) for columns in _SCHEMAS.values()):
-        raise ValueError(
-            f"{task.name}: the split {split!r} has the columns {', '.join(rows.column_names)}, expected "
-            f"{task.expected_columns}."
-        )
-    examples = []
-    for row in tqdm(rows, desc=f"Reading {split}"):
-        try:
-            examples.append(task.example(row))
-        except BrokenPuzzleError as error:
-            n_dropped[str(error)] += 1
-    for tokenizer in tokenizers:
-        prompts, answers = completion_lengths(
-            [example["prompt"] for example in examples], [example["ground_truth"] for example in examples], tokenizer
-        )
-        if max_new_tokens is not None and len(answers) and answers.max() > max_new_tokens:
-            longest = examples[int(answers.argmax())]["ground_truth"]
-            raise ValueError(
-                f"{task.name}: the move {longest!r} is {answers.max()} tokens with its end-of-text token, and "
-                f"completions are cut after {max_new_tokens}: set --max_new_tokens {answers.max()}."
-            )
-        if max_length is not None:
-            fits = prompts + (max_new_tokens or 0) <= max_length
-            n_dropped[f"a prompt of more than {max_length - (max_new_tokens or 0)} tokens"] += int((~fits).sum())
-            examples = [example for example, is_short in zip(examples, fits, strict=True) if is_short]
-    if not examples:
-        raise ValueError(f"{task.name}: no puzzle of the split {split!r} is left; left out: {counted(n_dropped)}.")
-    return sorted(examples, key=lambda example: example["id"])
+    loader = PuzzleLoader(task, tokenizers, max_length, max_new_tokens)
+    splits = loader.load(dataset_path, raw, n_train, n_weak, n_validation, n_test, n_links, seed)
+    if dataset_path is not None and raw is None:
+        splits.source["id"] = Path(dataset_path).name  # which of the schemas it has, the task does not know
+    return splits
 
 
 def _link_games(rows: list[dict]) -> None:
