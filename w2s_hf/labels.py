@@ -84,7 +84,9 @@ class LabelsById(ABC):
             raise ValueError(f"join: got columns {dataset.column_names}, expected an `id` column.")
         present = [name for name in label_columns if name in dataset.column_names]
         if present:
-            raise ValueError(f"join: the rows already have {present}; remove it, or name ground truth `ground_truth`.")
+            raise ValueError(
+                f"join: the rows already have {present}. Remove the column, or rename ground truth to `ground_truth`."
+            )
         ids = [str(row_id) for row_id in dataset["id"]]
         if len(set(ids)) != len(ids):
             raise ValueError(f"join: got {len(ids) - len(set(ids))} repeated ids in the rows; ids must differ.")

@@ -51,9 +51,9 @@ _COLOURS = {
 
 def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
     """
-    Test accuracy of supervisor, students, control and ceiling: the mean over seeds as a bar, each seed as a point, and
-    the 95 % interval over test rows where there is one seed. PGR, or that it is undefined, stands above each student.
-    The axis begins at 0 and contains all intervals.
+    Draws the test accuracy of supervisor, students, control and ceiling: the mean over seeds as a bar, each seed as a
+    point, and the 95 % interval over test rows where there is one seed. PGR, or that it is undefined, stands above
+    each student. The axis begins at 0 and contains all intervals.
 
     Args:
         results ([`ExperimentResult`]): The content of `results.json`.

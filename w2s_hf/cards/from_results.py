@@ -1,4 +1,4 @@
-"""What a card says of a student of an experiment, taken from the results."""
+"""Makes the card of a student from the results of its experiment."""
 
 import dataclasses
 

@@ -188,7 +188,7 @@ class StageCache:
 
     @staticmethod
     def record(done: Path) -> dict:
-        """What a finished step left of its making: `seconds`, `hardware`, `settings`, `versions`."""
+        """Returns the record of a finished step: `seconds`, `hardware`, `settings`, `versions`."""
         return json.loads((done / "stage.json").read_text())
 
     def _add_seconds(self, name: str, seconds: float) -> None:

@@ -199,7 +199,7 @@ def check_directory(option: str, path: str) -> None:
 
 
 def _default_output_dir(args: ExperimentArguments, config: Path, task: str | None) -> str:
-    """Returns a directory for each task: an experiment in the directory of another one is refused."""
+    """Returns the default output directory, which is a different one for each task."""
     if isinstance(args, AnyTaskArguments):
         task = find_task(args.task).name
     name = task or "experiment"

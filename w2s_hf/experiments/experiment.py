@@ -388,9 +388,9 @@ def demo_description(results: ExperimentResult) -> str:
 
 def has_chosen_threads() -> bool:
     """
-    Whether the user has set the number of CPU threads. `accelerate launch` sets the variable of every process, with
-    `--cpu` to the number of cores, so that nothing is known there; it alone sets the second variable (checked with
-    accelerate 1.10 and 1.15).
+    Returns whether the user has set the number of CPU threads. `accelerate launch` sets the variable of every process,
+    with `--cpu` to the number of cores, so that nothing is known there; it alone sets the second variable (checked
+    with accelerate 1.10 and 1.15).
     """
     return "OMP_NUM_THREADS" in os.environ and "ACCELERATE_DYNAMO_MODE" not in os.environ
 

@@ -60,7 +60,7 @@ def name_classes(model: PreTrainedModel | PeftModel, class_names: Sequence[str])
 
 
 def save_training(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """The end of a training: `model/` stays, and `training.json`, which says that it is whole; the checkpoints go."""
+    """Saves `model/` and then `training.json`, which marks it as complete; removes the checkpoints."""
     trainer.save_model(str(directory / "model"))
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(directory / "model")
@@ -312,7 +312,7 @@ class Finetuner:
         return PeftModel.from_pretrained(base, str(directory), is_trainable=True).eval()
 
     def in_place(self, network: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
-        """Where a trainer would have put it, in eval mode."""
+        """Moves a model to the device of the training and sets it to eval mode."""
         if not getattr(network, "is_quantized", False):  # bitsandbytes has put it where it belongs
             network.to(self.args.device)
         return network.eval()

@@ -1,4 +1,4 @@
-"""Which experiment an output directory belongs to, so that no other one replaces its results."""
+"""The manifest of an output directory: it says which experiment is there, so that no other one replaces it."""
 
 import json
 import os
@@ -274,8 +274,8 @@ def release(directory: Path) -> None:
 
 def is_still_true(path: Path, run: SeedResult | dict) -> bool:
     """
-    Whether `results.json` says the same about the students of a seed as the seed's new results do, or nothing. It is
-    then kept while seeds or methods are added, so that a run that is stopped meanwhile loses no results.
+    Returns whether `results.json` says the same about the students of a seed as the seed's new results do, or nothing.
+    It is then kept while seeds or methods are added, so that a run that is stopped meanwhile loses no results.
     """
     new = run.to_dict() if isinstance(run, SeedResult) else run
     try:

@@ -1,4 +1,4 @@
-"""What an experiment leaves to read: results.json, report.md, a figure, a page beside each student."""
+"""Writes results.json, report.md, a figure and the card of each student."""
 
 import os
 from collections.abc import Iterator
@@ -102,7 +102,7 @@ def _summary(results: ExperimentResult) -> tuple[list[str], list[list[str]]]:
 
 
 def _caveats(results: ExperimentResult) -> list[str]:
-    """Returns what a reader of the tables should know about PGR, a sentence per seed."""
+    """Returns warnings about PGR, such as a supervisor no better than chance, a sentence per seed."""
     lines = []
     for run in results.runs:
         seed, chance = f"Seed {run.seed}", results.chance

@@ -196,7 +196,7 @@ def summarise(correct: list[dict[str, np.ndarray]], method: str) -> MethodSummar
 
 
 class Outputs(NamedTuple):
-    """Where a student and the weak labels that it was trained on are kept, relative to the output directory."""
+    """The directories of a student and of its weak labels, relative to the output directory."""
 
     student: str
     labels: str

@@ -1,4 +1,4 @@
-"""Which model: its name and version, where it is, and in which precision and with which adapters it is finetuned."""
+"""The specification of a model to finetune: name, version, place, precision and adapters."""
 
 import dataclasses
 import hashlib

@@ -27,8 +27,8 @@ def rest() -> Any:
 
 class Record:
     """
-    A JSON object as a dataclass. A field without a default is required. An optional field is left out of the JSON
-    where it is `None` or empty. No key is lost: those that are unknown go to one field of the class, and back.
+    The base class of JSON objects as dataclasses. A field without a default is required. An optional field is left out
+    of the JSON where it is `None` or empty. No key is lost: unknown keys go to one field of the class, and back.
     """
 
     @classmethod

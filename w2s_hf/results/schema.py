@@ -313,7 +313,7 @@ class ExperimentResult(Record):
 
     @property
     def is_demo(self) -> bool:
-        """Whether the rows are those of the embedded demo."""
+        """Returns whether the rows are those of the embedded demo."""
         return self.preset == "demo"
 
     def summary_of(self, method: str) -> MethodSummary:
@@ -345,5 +345,5 @@ class ExperimentResult(Record):
 
 
 def is_results(content: object) -> bool:
-    """Whether JSON values are the content of a `results.json` of schema 1."""
+    """Returns whether JSON values are the content of a `results.json` of schema 1."""
     return isinstance(content, dict) and content.get("schema") == 1 and {"task", "runs", "settings"} <= set(content)

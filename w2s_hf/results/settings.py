@@ -1,4 +1,4 @@
-"""How an experiment was run: the `settings` of `results.json`."""
+"""The `settings` of `results.json`: the options of a run that can change its numbers."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class TrainingSettings(Record):
 
 @dataclass(kw_only=True)
 class StudentSettings(Record):
-    """Whether students are adapters, their precision, and further `options` of adapters and quantization."""
+    """The students: whether they are adapters, their precision, and `options` of adapters and quantization."""
 
     use_peft: bool
     dtype: str | None = None
@@ -41,7 +41,7 @@ class StudentSettings(Record):
 @dataclass(kw_only=True)
 class RunSettings(Record):
     """
-    How an experiment was run.
+    The options of a run.
 
     Args:
         training ([`TrainingSettings`]), student ([`StudentSettings`]): Of students and ceiling.

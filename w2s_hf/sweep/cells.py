@@ -68,12 +68,12 @@ class Session:
     _experiments: dict[str, Experiment] = field(default_factory=dict, init=False)
 
     def for_others(self) -> dict:
-        """What makes the same session in another process."""
+        """Returns the arguments that make the same session in another process."""
         return {"output_dir": self.output_dir, "options": self.options, "configs": self.configs, "run_id": self.run_id}
 
     @property
     def key(self) -> str:
-        """Of everything that all cells have in common and that can change a number."""
+        """Returns a hash of all that cells have in common and that can change a number."""
         texts = {setting: Path(path).read_text() for setting, path in self.configs.items()}
         content = json.dumps([self.options, texts, code_versions()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
@@ -94,13 +94,13 @@ class Session:
         return made
 
     def train_supervisor(self, cell: Cell) -> None:
-        """What teaches a cell, so that it is there when the students' base is loaded."""
+        """Trains the supervisor of a cell, so that it is cached when the base of the students is loaded."""
         experiment = self.experiment(cell)
         models, splits = experiment.inputs(cell.seed)
         train_supervisor(models.weak, splits, experiment.args, cell.seed, experiment.finetuner)
 
     def run(self, cell: Cell) -> dict:
-        """What is recorded of a cell: its row of the table, and its entry as in `results.json`; or its error."""
+        """Runs a cell and returns its record: its row of the table and its results, or its error."""
         try:
             experiment = self.experiment(cell)
             context = experiment.run_seed(cell.seed)
@@ -131,7 +131,7 @@ class Session:
             return self.failure(cell, error)
 
     def failure(self, cell: Cell, error: BaseException) -> dict:
-        """What is recorded of a cell that came to nothing."""
+        """Returns the record of a cell that failed."""
         trace = "".join(traceback.format_exception(error))
         row = {"error": f"{type(error).__name__}: {error}"}
         return {**self._record(cell, "failed", row), "traceback": trace}
@@ -150,7 +150,7 @@ class Session:
         os.replace(aside, path)
 
     def read(self, cell: Cell, any_run: bool = False) -> dict | None:
-        """What this run of the sweep has recorded of a cell, or any run with these settings."""
+        """Returns the record of a cell by this run of the sweep, or by any run with these settings."""
         path = self._path(cell)
         if not path.is_file():
             return None

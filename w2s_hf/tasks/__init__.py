@@ -79,7 +79,7 @@ def _task_in_file(path: Path, wanted: str) -> Task:
 
 
 def task_table() -> str:
-    """Every task on a line: name, splits, where its rows are, what it asks."""
+    """Returns a table of all tasks: name, splits, sources and description."""
     header = ("task", "train / test", "rows", "what it asks")
     lines = [
         (

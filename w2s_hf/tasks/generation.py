@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class BrokenRowError(ValueError):
 
 
 @dataclass(frozen=True)
-class GenerationTask:
+class GenerationTask(ABC):
     """
     A task whose answers are text. A subclass defines [`~GenerationTask.example`], and [`~GenerationTask.parse`] where
     the answer is a part of the completion:
@@ -72,6 +73,7 @@ class GenerationTask:
         if isinstance(self.sources, str):
             object.__setattr__(self, "sources", (Source(self.sources),))
 
+    @abstractmethod
     def example(self, row: dict) -> dict:
         """
         Returns an example of a row of the dataset.
@@ -87,7 +89,6 @@ class GenerationTask:
         Raises:
             BrokenRowError: the row cannot be used.
         """
-        raise NotImplementedError
 
     def parse(self, text: str) -> Hashable | None:
         """Returns the answer in a completion, or `None` where it has none. By default the whole text is the answer."""

@@ -1,4 +1,4 @@
-"""How rows are split into halves and parts, whatever they are: whole groups, duplicates once, no row twice."""
+"""Splits rows of any kind into halves and parts: groups stay together, duplicates count once, no row is used twice."""
 
 import logging
 import zlib

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import zlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -164,11 +165,11 @@ class TaskSplits:
 
     @property
     def provenance(self) -> dict:
-        """Where the rows come from: `task`, `dataset` (its `id` and `revision`) and `split_fingerprint`."""
+        """The source of the rows: `task`, `dataset` (its `id` and `revision`) and `split_fingerprint`."""
         return {"task": self.task.name, "dataset": self.source, "split_fingerprint": self.fingerprint}
 
 
-class Loader:
+class Loader(ABC):
     """
     The frame that all kinds of tasks share: rows are read, grouped, held out, made unique and split into parts. A
     subclass says what is special about its kind.
@@ -185,39 +186,39 @@ class Loader:
         self.task = task
         self.n_dropped: Counter[str] = Counter()
 
+    @abstractmethod
     def read(self, split: str, rows: Dataset, numbers: np.ndarray) -> list[dict]:
-        """The examples of a split, sorted by id, with `id`, `text`, `keys` and `ground_truth`."""
-        raise NotImplementedError
+        """Returns the examples of a split, sorted by id, with `id`, `text`, `keys` and `ground_truth`."""
 
     def most_rows(self, n_wanted: int) -> int | None:
-        """How many rows of a split are read; `None` is [`MAX_ROWS`]."""
+        """Returns the number of rows of a split that are read; `None` is [`MAX_ROWS`]."""
         return None
 
     def has_test(self, raw: DatasetDict, dataset_path: str | None) -> bool:
-        """Whether there is a split to test on; else a fifth of the training rows is held out."""
+        """Returns whether there is a test split; if not, a fifth of the training rows is held out."""
         return self.task.test_split is not None
 
     def group(self, rows: list[dict]) -> None:
         """Sets `group`: rows of one group stay in one part."""
         group_rows(rows)
 
-    def check_groups(self, rows: list[dict]) -> None:
+    def check_groups(self, rows: list[dict]) -> None:  # noqa: B027, most tasks always name them
         """Warns where rows do not tell their group."""
 
     def choose(self, rows: list[dict]) -> list[dict]:
-        """Which of unique rows are kept."""
+        """Returns the rows that are kept, of rows without duplicates."""
         return rows
 
     def n_usable(self, rows: list[dict]) -> int:
-        """How many of the rows can be in a part."""
+        """Returns the number of rows that can be in a part."""
         return len(rows)
 
     def n_for_validation(self, train: list[dict], wanted: dict[str, int]) -> dict[str, float]:
-        """How many training rows each validation part is given, where it alone has a number."""
+        """Returns the training rows of each validation part, where only validation parts have a number."""
         return wanted
 
     def rows_of(self, name: str, rows: list[dict], n: int | None, rng: np.random.Generator) -> list[dict]:
-        """`n` random rows of those that a part was given; a larger `n` keeps the rows of a smaller one."""
+        """Returns `n` random rows of a part; a larger `n` keeps the rows of a smaller one."""
         n = len(rows) if n is None else n
         if n > len(rows) or not rows:
             raise too_many(self.task, name, n, len(rows), "whole groups of rows stay in one part")
@@ -234,7 +235,7 @@ class Loader:
         n_links: int,
         seed: int,
     ) -> TaskSplits:
-        """The parts of an experiment; arguments as in [`load_splits`]."""
+        """Loads the parts of an experiment; arguments as in [`load_splits`]."""
         if raw is not None:
             source = {"id": self.task.sources[0].id, "revision": "generated"}
         else:
@@ -260,7 +261,7 @@ class Loader:
     def _read_all(
         self, raw: DatasetDict, dataset_path: str | None, wanted: dict[str, int | None], seed: int
     ) -> tuple[list[dict], list[dict], list[dict]]:
-        """Training rows, test rows and those of the links alone, with their groups."""
+        """Returns training rows, test rows and rows for the links alone, with their groups."""
         n_most = self.most_rows(sum(n or 0 for n in wanted.values()))
 
         def read(names: Sequence[str]) -> list[dict]:
@@ -279,7 +280,7 @@ class Loader:
         return train, test, spare
 
     def _shares(self, train: list[dict], wanted: dict[str, int | None]) -> dict[str, float]:
-        """How the training rows are shared among the parts."""
+        """Returns the shares of the training rows by part."""
         shares = {name: n or SHARES[name] for name, n in wanted.items()}
         validation = {name: n for name, n in wanted.items() if name.endswith("validation") and n}
         halves = [name for name in wanted if not name.endswith("validation")]

@@ -33,7 +33,7 @@ class Source:
 
 
 class AnyTask(Protocol):
-    """What tasks of all kinds have: [`Task`], [`PreferenceTask`] and [`ChessTask`]."""
+    """The attributes of tasks of all kinds: [`Task`], [`PreferenceTask`] and [`GenerationTask`]."""
 
     @property
     def name(self) -> str:
@@ -45,7 +45,7 @@ class AnyTask(Protocol):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """Where its rows are; the next one is tried when one does not load."""
+        """The places of its rows; the next one is tried when one does not load."""
 
     @property
     def train_split(self) -> tuple[str, ...]:

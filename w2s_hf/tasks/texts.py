@@ -1,4 +1,4 @@
-"""How the rows of a [`Task`] become texts, and which of them are kept so that both classes are equally frequent."""
+"""Formats the rows of a [`Task`] as texts, and balances their classes."""
 
 import logging
 from collections import defaultdict
@@ -85,7 +85,7 @@ def _label_advice(task: Task, rows: Dataset) -> str:
 
 def choose_answers(rows: list[dict], conversion: str = "pairs") -> list[dict]:
     """
-    Of the answers to each question, as many right as wrong ones, or with `"coin_flip"` one of either kind.
+    Chooses as many right as wrong answers to each question, or with `"coin_flip"` one answer.
 
     Rows without a `question` stay as they are. Which answer is taken depends on the ids alone.
 

@@ -1,4 +1,4 @@
-"""What a setting of the paper defines: how its rows are loaded, and how models learn, predict and are scored."""
+"""The interface of a setting: how its rows are loaded, and how models are trained, predict and are scored."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What a move that a model wrote is worth, by python-chess (the extra `chess`)."""
+"""Parses and scores moves that a model wrote, with python-chess (the extra `chess`)."""
 
 import re
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def parse_move(text: str, board: chess.Board) -> chess.Move | None:
 @dataclass(frozen=True)
 class MoveScore:
     """
-    What a completion is worth.
+    The score of a completion.
 
     Args:
         move (`str`, *optional*): UCI of the move that it begins with; none where that is no legal move.

@@ -138,7 +138,7 @@ def _number(board: chess.Board) -> str:
 
 
 def fen_prompt(board: chess.Board) -> str:
-    """What asks for a move where there is no transcript."""
+    """Returns the prompt of a position without a transcript."""
     return f"{board.fen()}\nBest move:"
 
 

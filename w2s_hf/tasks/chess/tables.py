@@ -45,7 +45,7 @@ def _models(run: SeedResult) -> dict[str, AnyScore]:
 
 
 def scores_table(results: ExperimentResult) -> str:
-    """What else is known of every model's moves, in Markdown."""
+    """Returns the further scores of all models as a Markdown table."""
     lines = []
     for run in results.runs:
         for role, model in _models(run).items():
@@ -59,7 +59,7 @@ def scores_table(results: ExperimentResult) -> str:
 
 
 def bands_table(results: ExperimentResult) -> str:
-    """Accuracy by band, in Markdown."""
+    """Returns the accuracy by band as a Markdown table."""
     bands = list(dict.fromkeys(band for run in results.runs for band in run.ceiling.scores["by_band"]))
     lines = []
     for run in results.runs:
@@ -73,7 +73,7 @@ def bands_table(results: ExperimentResult) -> str:
 
 
 def easy_to_hard_table(results: ExperimentResult) -> str:
-    """Who was trained on what and how it does on hard puzzles, in Markdown."""
+    """Returns the accuracy on hard puzzles by training puzzles, as a Markdown table."""
     lines = []
     for run in results.runs:
         found = run.easy_to_hard
