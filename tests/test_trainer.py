@@ -45,6 +45,12 @@ def test_equal_rows_a_step_give_equal_steps(loss_type, model_of, tokenizer, tmp_
         )
 
 
+def test_a_loss_that_nothing_computes_is_an_error(model_of, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setitem(LOSS_TYPES, "new", ())
+    with pytest.raises(NotImplementedError, match="'new' is in LOSS_TYPES, and no branch"):
+        train(model_of(), tokenizer, tmp_path, loss_type="new")
+
+
 def test_loss_is_the_mean_over_rows_where_batches_differ_in_size(model_of, tokenizer, tmp_path):
     # 6 rows, batches of 4 and 2 in one step: a mean of the two means would weigh the last rows double.
     _, whole = train(model_of(), tokenizer, tmp_path, make_rows(6), per_device_train_batch_size=6)

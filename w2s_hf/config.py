@@ -183,21 +183,10 @@ class LossArguments(_OwnDefaults):
 
     def loss_settings(self, loss_type: str) -> dict[str, str | float | None]:
         """A loss, and the values that it reads of these arguments."""
-        settings = {"loss_type": loss_type} | {name: getattr(self, name) for name in _READ_BY.get(loss_type, ())}
+        settings = {"loss_type": loss_type} | {name: getattr(self, name) for name in LOSS_TYPES[loss_type]}
         if "aux_warmup_ratio" in settings:
             settings["aux_warmup_ratio"] = self._warmup_ratio_of(loss_type)
         return settings
-
-
-# Which arguments each loss reads; the others read none.
-_READ_BY = {
-    "confidence": ("aux_coef", "aux_warmup_ratio", "aux_prior"),
-    "openai": ("aux_coef", "aux_warmup_ratio", "aux_prior"),
-    "entropy": ("aux_coef", "aux_warmup_ratio"),
-    "product": ("product_alpha", "product_beta"),
-    "window": ("window_radius",),
-    "adaptive_confidence": ("adaptive_temperature",),
-}
 
 
 @dataclass

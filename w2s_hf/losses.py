@@ -21,8 +21,16 @@ __all__ = [
     "window_loss",
 ]
 
-# "openai" is confidence_loss under openai_warmup.
-LOSS_TYPES = ("xent", "confidence", "openai", "product", "entropy", "window", "adaptive_confidence")
+# Each loss, and which of the trainers' `LossArguments` it reads. "openai" is confidence_loss under openai_warmup.
+LOSS_TYPES = {
+    "xent": (),
+    "confidence": ("aux_coef", "aux_warmup_ratio", "aux_prior"),
+    "openai": ("aux_coef", "aux_warmup_ratio", "aux_prior"),
+    "product": ("product_alpha", "product_beta"),
+    "entropy": ("aux_coef", "aux_warmup_ratio"),
+    "window": ("window_radius",),
+    "adaptive_confidence": ("adaptive_temperature",),
+}
 
 
 def _reduce(row_losses: torch.Tensor, reduction: str) -> torch.Tensor:

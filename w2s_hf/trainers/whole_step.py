@@ -166,12 +166,14 @@ class WholeStepLoss(RefusesFrozenModels, WholeEpochs, ABC):
         self._record("aux_weight", aux_weight)
         if args.loss_type == "entropy":
             return losses.entropy_loss(logits, soft_labels, aux_weight=aux_weight, reduction="none")
-        threshold = self._threshold
-        if threshold is None:
-            threshold = self._global_threshold(logits.detach()[counts], soft_labels[counts])
-        return losses.confidence_loss(
-            logits, soft_labels, aux_weight=aux_weight, threshold=threshold, reduction="none"
-        )
+        if args.loss_type in THRESHOLD_LOSSES:
+            threshold = self._threshold
+            if threshold is None:
+                threshold = self._global_threshold(logits.detach()[counts], soft_labels[counts])
+            return losses.confidence_loss(
+                logits, soft_labels, aux_weight=aux_weight, threshold=threshold, reduction="none"
+            )
+        raise NotImplementedError(f"loss_type: {args.loss_type!r} is in LOSS_TYPES, and no branch here computes it.")
 
     def _global_threshold(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor | None:
         """Threshold on P(class 1) over these rows of all ranks; `None` for other than two classes."""
