@@ -272,6 +272,10 @@ def test_own_models_and_rows_by_relative_path(use_peft, cache, tmp_path, tokeniz
         ("--model_name_or_path x", "name the student by --student_model"),
         ("--lora_dropout 0.1", "add --disable_dropout false"),
         ("--hub_token x", "set HF_TOKEN instead"),
+        ("--loss_type product", "--loss_type: got product, and recipes set it by --methods"),
+        ("--seed 42", "--seed: got 42, and recipes set it by --seeds"),
+        ("--data_seed 1", "recipes set it by --seeds"),
+        ("--hub_model_id me/student", "recipes set it by --hub_namespace"),
     ],
 )
 def test_bad_arguments_end_in_one_clear_line(options, message, tmp_path, monkeypatch, capsys):

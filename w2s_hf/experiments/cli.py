@@ -7,6 +7,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import datasets
@@ -15,7 +16,7 @@ from huggingface_hub import get_token
 from transformers import TrainingArguments
 
 from .._compat import get_available_reporting_integrations
-from ..config import StudentConfig, WeakToStrongConfig
+from ..config import LossArguments, StudentConfig, WeakToStrongConfig
 from ..publish import push_students
 from ..results import ExperimentResult
 from ..tasks import find_task
@@ -85,7 +86,7 @@ def parse_arguments(
             _add_bootstrap(args, given)
         # 4 Checks of values that no dataclass can check alone.
         _check_models(args, real_config)
-        _check_training(training_args, student_config)
+        _check_training(training_args, student_config, given)
         check_numbers(args, training_args, student_config)
         check_reporting(training_args.report_to)
         check_directory("--output_dir", training_args.output_dir)
@@ -144,8 +145,18 @@ def _check_models(args: ExperimentArguments, real_config: str) -> None:
         )
 
 
-def _check_training(training_args: TrainingArguments, student_config: StudentConfig) -> None:
+# Options of a trainer that the experiment sets for each training, and the options that say to what.
+_SET_BY = {"seed": "--seeds", "data_seed": "--seeds", "loss_type": "--methods", "hub_model_id": "--hub_namespace"}
+
+
+def _check_training(training_args: TrainingArguments, student_config: StudentConfig, given: Namespace) -> None:
     """Raises `ValueError` where an option of the trainer or the student does not go with another one."""
+    for of_field in fields(training_args):
+        name, value = of_field.name, getattr(training_args, of_field.name)
+        if name not in _SET_BY or (name == "loss_type" and not isinstance(training_args, LossArguments)):
+            continue  # trainers of TRL have a loss_type of their own
+        if vars(given)[name] is not None or value != of_field.default:
+            raise ValueError(f"--{name}: got {value}, and recipes set it by {_SET_BY[name]}. Use that option.")
     if training_args.hub_token is not None:
         raise ValueError("Got --hub_token, which others can read in the list of processes: set HF_TOKEN instead.")
     if student_config.lora_dropout and training_args.disable_dropout:
