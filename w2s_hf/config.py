@@ -332,6 +332,9 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
             raise ValueError("packing: got True, and completions are scored row by row; leave it false.")
 
 
+AnyConfig = WeakToStrongConfig | RewardPairConfig | CompletionConfig  # of a trainer
+
+
 @dataclass
 class StudentConfig(ModelConfig):
     """
@@ -344,7 +347,7 @@ class StudentConfig(ModelConfig):
 
     _argument_group_name = "student (adapter, precision, head)"
 
-    dtype: str | None = field(
+    dtype: str = field(
         default="bfloat16",
         metadata={
             "help": "Weights of the frozen base; a student without adapters always trains float32 weights.",

@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from .. import losses
 from ..collators import move_padding, sorted_lengths, split_by_tokens
-from ..config import CompletionConfig, LossArguments, RewardPairConfig, WeakToStrongConfig, computes_in_bfloat16
+from ..config import AnyConfig, LossArguments, computes_in_bfloat16
 from ..hub import FILE_OPTIONS
 from ..modeling import load_config, load_student, load_tokenizer
 from ..modeling.adapters import fresh_adapter, keep_4bit_gradients
@@ -194,7 +194,7 @@ class WholeStepLoss(RefusesFrozenModels, WholeEpochs, ABC):
 
 def load_model(
     model: str | PreTrainedModel | PeftModel,
-    args: WeakToStrongConfig | RewardPairConfig | CompletionConfig,
+    args: AnyConfig,
     processing_class: PreTrainedTokenizerBase | None,
     *,
     task_type: str,
