@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -17,6 +18,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 
@@ -40,6 +42,7 @@ __all__ = [
     "prepare_adapters",
     "refuse_unsaved_layers",
     "remember_base",
+    "stored_shapes",
 ]
 
 logger = logging.getLogger(__name__)
@@ -191,6 +194,12 @@ def load_adapter_weights(student: PeftModel, directory: str) -> None:
             "the same base and the same LoRA settings."
         )
     set_peft_model_state_dict(student, own | weights)
+
+
+def stored_shapes(file: str | Path) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each tensor in a safetensors file; nothing else of it is read."""
+    with safe_open(file, framework="pt") as tensors:
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
 
 
 def cast_trainable_to_float32(model: nn.Module) -> None:

@@ -9,11 +9,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import HFValidationError
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-)
+from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import safe_open
 from torch import nn
 from transformers import (
@@ -45,6 +41,7 @@ from .adapters import (
     load_adapter_weights,
     refuse_unsaved_layers,
     remember_base,
+    stored_shapes,
 )
 from .heads import (
     HEAD_NAMES,
@@ -247,12 +244,14 @@ def _load_base(
             + (f" at the revision {adapter.revision}" if adapter.revision else "")
             + f". If the base was moved, give its directory or Hub id as base_model=. ({error})"
         ) from error
-    n_outputs = (
-        None if options["num_labels"] or options["task_type"] != "SEQ_CLS" else _n_outputs(student, revision, base)
-    )
-    if n_outputs is not None:
-        return _load_base(student, revision, base_model, {**options, "num_labels": n_outputs})
-    n_tokens = _n_resized_tokens(student, revision, base)
+    file = optional_file(student, "adapter_model.safetensors", revision=revision)
+    stored = {} if file is None else stored_shapes(file)
+    if options["task_type"] == "SEQ_CLS" and not options["num_labels"]:
+        head, layer = list(head_linears(base).items())[-1]
+        n_outputs, *_ = stored.get(f"base_model.model.{head}.weight", (layer.out_features,))
+        if n_outputs != layer.out_features:
+            return _load_base(student, revision, base_model, {**options, "num_labels": n_outputs})
+    n_tokens = _n_resized_tokens(stored, base)
     if n_tokens is None:
         remember_base(base)
     else:
@@ -260,33 +259,15 @@ def _load_base(
     return base
 
 
-def _n_outputs(student: str, revision: str | None, base: nn.Module) -> int | None:
-    """The outputs of the head that adapters hold, if that of the base has another number."""
-    file = optional_file(student, "adapter_model.safetensors", revision=revision)
-    if file is None:
-        return None
-    name, layer = list(head_linears(base).items())[-1]
-    key = f"base_model.model.{name}.weight"
-    with safe_open(file, framework="pt") as adapters:
-        n_outputs = adapters.get_slice(key).get_shape()[0] if key in set(adapters.keys()) else layer.out_features
-    return n_outputs if n_outputs != layer.out_features else None
-
-
-def _n_resized_tokens(student: str, revision: str | None, base: PreTrainedModel | PeftModel) -> int | None:
+def _n_resized_tokens(stored: dict[str, tuple[int, ...]], base: PreTrainedModel | PeftModel) -> int | None:
     """The rows of the token embedding that adapters hold, if the base has another number; PEFT saves resized ones."""
-    file = optional_file(student, "adapter_model.safetensors", revision=revision)
-    if file is None:
-        return None
-    with safe_open(file, framework="pt") as adapters:
-        stored = set(adapters.keys())
-        for name, module in base.named_modules():
-            # The other names are those of an embedding that has adapters itself.
-            for part in ("", "base_layer.", "token_adapter.base_layer."):
-                key = f"base_model.model.{name}.{part}weight"
-                if isinstance(module, nn.Embedding) and key in stored:
-                    n_rows = adapters.get_slice(key).get_shape()[0]
-                    if n_rows != module.num_embeddings and module is base.get_input_embeddings():
-                        return n_rows
+    for name, module in base.named_modules():
+        # The other names are those of an embedding that has adapters itself.
+        for part in ("", "base_layer.", "token_adapter.base_layer."):
+            n_rows = (stored.get(f"base_model.model.{name}.{part}weight") or (0,))[0]
+            if isinstance(module, nn.Embedding) and n_rows not in (0, module.num_embeddings):
+                if module is base.get_input_embeddings():
+                    return n_rows
     return None
 
 

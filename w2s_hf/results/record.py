@@ -47,7 +47,7 @@ class Record:
                 values[part.name] = left  # by the other fields
             elif key in left:
                 values[part.name] = _read(kinds[part.name], left.pop(key))
-            elif part.default is part.default_factory is dataclasses.MISSING:
+            elif _is_required(part):
                 raise ValueError(f"Got no {key!r}, expected a {cls.__name__} as in a results.json of schema 1.")
         return cls(**values)
 

@@ -11,9 +11,8 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 from trl import SFTTrainer
 
 from .._compat import generate_random_fingerprint, is_deepspeed_zero3_enabled, restore_forward
@@ -57,7 +56,7 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
     - `__init__`: rows are tokenized here, so that a completion never changes the last token of its prompt; adapters
       learn in float32 (of a 4-bit model TRL makes them bfloat16); a base that has served another trainer gets its own
       `forward` back (TRL patches it, once more each time); dropout is 0 unless the arguments say otherwise.
-    - `evaluate`, `evaluation_loop`: besides the loss, `eval_accuracy`: the share of the evaluation rows whose greedy
+    - `evaluate`: besides the loss, `eval_accuracy`: the share of the evaluation rows whose greedy
       completion is the completion of the row, character by character. On rows labelled by a supervisor it is what the
       paper stops early by. Of several evaluation sets each has its own, such as `eval_a_accuracy`.
     - `predict`: takes rows with `prompt` and `completion`, too.
@@ -249,20 +248,10 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
         finally:
             self._rows_to_write = None
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Adds the accuracy before callbacks look for it."""
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        metrics = output.metrics or {}
-        rows, name = self._rows_to_write, f"{metric_key_prefix}_accuracy"
+    def _add_metrics(self, metrics: dict[str, float], prefix: str) -> None:
+        rows, name = self._rows_to_write, f"{prefix}_accuracy"
         if rows is None or name in metrics:  # `predict`, or the user's own accuracy
-            return output
+            return
         if self.args.dataloader_drop_last:
             # The loss is of whole batches on every rank, and so is the accuracy.
             n_step = self.args.eval_batch_size * self.args.world_size
@@ -271,7 +260,6 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
             completions = self.complete(rows["prompt"])
             matches = [made.text == text for made, text in zip(completions, rows["completion"], strict=True)]
             metrics[name] = sum(matches) / len(matches)
-        return output._replace(metrics=metrics)
 
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"

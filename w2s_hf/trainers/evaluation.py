@@ -146,7 +146,11 @@ class OrderedEvaluation(TrainerMixin):
         for name, values in logs.items():
             metrics.setdefault(f"{metric_key_prefix}_{name}", sum(values) / len(values))
         logs.clear()
+        self._add_metrics(metrics, metric_key_prefix)
         return output._replace(metrics=metrics)
+
+    def _add_metrics(self, metrics: dict[str, float], prefix: str) -> None:
+        """Adds the metrics of a subclass to those of an evaluation, before callbacks look for them."""
 
     def train(
         self,

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.trainer_utils import TrainOutput
 
 from .._compat import ExportableState, has_length, ignored_keys, n_trained_tokens, set_trained_tokens
+from ..modeling.adapters import stored_shapes
 from .checkpoints import last_complete_checkpoint
 from .mixins import TrainerMixin
 
@@ -339,8 +340,7 @@ def _refuse_other_adapters(model: PeftModel, checkpoint: Path) -> None:
     file = checkpoint / "adapter_model.safetensors"
     if not file.is_file():
         return
-    with safe_open(file, "pt") as weights:
-        got = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    got = stored_shapes(file)
     state = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0], save_embedding_layers=False)
     expected = {name: tuple(weight.shape) for name, weight in state.items()}
     # PEFT also saves embeddings that were resized.
