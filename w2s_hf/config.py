@@ -1,4 +1,4 @@
-"""What can be set: the arguments of the trainers and of the student model."""
+"""The arguments of the trainers and of the student model."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -46,7 +46,7 @@ HEAD_INITS = ("normal", "zeros", "unembedding")
 
 
 def hardware() -> str:
-    """What this run computes on: `2 x NVIDIA H100 80GB HBM3`, or `CPU`. Nothing tells which machine it is."""
+    """Returns the devices of this run, `2 x NVIDIA H100 80GB HBM3` or `CPU`, without the name of the machine."""
     state = PartialState()
     name = torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else state.device.type.upper()
     return name if state.num_processes == 1 else f"{state.num_processes} x {name}"
@@ -63,7 +63,7 @@ def computes_in_bfloat16(use_cpu: bool = False) -> bool:
 @dataclass
 class _OwnDefaults(TrainerArguments):
     """
-    What the configurations of all trainers have otherwise than [`~transformers.TrainingArguments`].
+    The defaults of all trainers that differ from [`~transformers.TrainingArguments`].
 
     Where `bf16` is left at TRL's default, `None`, it is true if the device computes in bfloat16, and false elsewhere.
     """
@@ -97,7 +97,7 @@ class _OwnDefaults(TrainerArguments):
 @dataclass
 class LossArguments(_OwnDefaults):
     r"""
-    What to learn from soft labels, the same for every trainer of the package; mixed into their configurations.
+    The arguments of the losses on soft labels, mixed into the configurations of the trainers.
 
     Args:
         loss_type (`str`, *optional*, defaults to `"xent"`):

@@ -141,7 +141,7 @@ def _part(directory: Path, rank: int) -> Path:
 
 
 def _kept(directory: Path | None, prompts: list[str], max_new_tokens: int) -> dict[int, Completion]:
-    """What an interrupted call left there, by the prompt's position; nothing if it was about other prompts."""
+    """Reads the completions of an interrupted call by position of the prompt; none if its prompts were others."""
     state = PartialState()
     found: list[dict[int, Completion]] = [{}]
     if directory is not None and state.is_main_process:

@@ -118,7 +118,7 @@ def cached_commit(name_or_path: str, revision: str | None = None, cache_dir: str
 
 
 def has_only_pickles(name_or_path: str, revision: str | None = None) -> bool:
-    """Has a local directory or a repository weights in .bin files, and none in safetensors?"""
+    """Returns whether a local directory or a repository has weights in .bin files, and none in safetensors."""
     if Path(name_or_path).is_dir():
         names = [file.name for file in Path(name_or_path).iterdir()]
     elif not is_repository_id(name_or_path) or constants.HF_HUB_OFFLINE:
@@ -223,7 +223,7 @@ def _matches(path: str, patterns: tuple[str, ...]) -> bool:
 
 
 def is_repository_id(name: str) -> bool:
-    """Could a name that a model was loaded by be an id on the Hub? A directory, and what no id can be, is a path."""
+    """Returns whether the name of a model may be an id on the Hub: a valid id that is no local directory."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -232,7 +232,7 @@ def is_repository_id(name: str) -> bool:
 
 
 def _status(error: Exception) -> int | None:
-    """What the Hub answered, if it did."""
+    """Returns the HTTP status of an answer of the Hub; `None` for other errors."""
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 

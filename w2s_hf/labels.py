@@ -34,8 +34,8 @@ _ROWS, _PROVENANCE = "weak_labels.parquet", "provenance.json"
 
 class LabelsById(ABC):
     """
-    What labels of any kind share: they are found by row id, belong to rows without a label, and are kept on disk with
-    their provenance.
+    The base class of weak labels: they are looked up by row id, joined to rows without a label, and saved with their
+    provenance.
     """
 
     ids: list[str]
@@ -67,7 +67,7 @@ class LabelsById(ABC):
     @classmethod
     @abstractmethod
     def _from_columns(cls, columns: dict[str, list], provenance: dict) -> Self:
-        """What [`to_dataset`] has, read again."""
+        """Makes labels of the columns of [`to_dataset`]."""
 
     def _positions(self, ids: list[str]) -> list[int]:
         position = {row_id: index for index, row_id in enumerate(self.ids)}
@@ -188,7 +188,7 @@ class LabelsById(ABC):
 
 
 def label_files(directory: str | Path, repo_id: str) -> dict[str, Path | bytes]:
-    """What of a directory of saved labels goes to the Hub, with their card, by path in the repository."""
+    """Returns the files of saved labels for the Hub, with their card, by path in the repository."""
     directory = Path(directory)
     rows, provenance = directory / _ROWS, directory / _PROVENANCE
     schema = pq.read_schema(rows)
@@ -269,7 +269,7 @@ class WeakLabels(LabelsById):
         return cls(first.ids, probabilities, {**first.provenance, "stage": "+".join(map(str, stages))})
 
     def most_confident(self, ids: list[str], share: float) -> np.ndarray:
-        """Of these rows the `share` of either hard class with the most confident labels, `(len(ids),)` bool."""
+        """Selects the `share` of each hard class with the most confident labels: `(len(ids),)` bool."""
         probabilities = self.of(ids)
         confidence, answers = probabilities.max(axis=1), probabilities.argmax(axis=1)
         kept = np.zeros(len(ids), dtype=bool)
@@ -319,7 +319,7 @@ class WeakLabels(LabelsById):
 @dataclass(frozen=True)
 class Completion:
     """
-    What a model wrote after a prompt.
+    The completion of a prompt by a model.
 
     Args:
         text (`str`): As it continues the prompt, with its leading space.
@@ -333,7 +333,7 @@ class Completion:
 @dataclass(frozen=True, eq=False)
 class WeakCompletions(LabelsById):
     """
-    What a supervisor wrote after each prompt, keyed by row id.
+    The completions of a supervisor, keyed by row id.
 
     Args:
         ids (`list[str]`): Row ids, all different, length N.

@@ -44,7 +44,7 @@ def student_files(
     directory: str | Path, card: str, library_name: str, base_model: str | None = None
 ) -> dict[str, Path | bytes]:
     """
-    What of a student's directory goes to the Hub, by path in the repository.
+    Returns the files of a student for the Hub, by path in the repository.
 
     Args:
         directory (`str` or `Path`): Of a student that was saved.
@@ -77,7 +77,7 @@ def student_files(
 
 
 def push_again(path: str | Path, options: dict[str, str | bool | None]) -> str:
-    """What an error says of a push that failed: nothing is lost, and which command pushes again."""
+    """Returns the end of an error of a push: nothing is lost, and which command pushes again."""
     command = ["python", "-m", "w2s_hf.publish", str(path)]
     for option, value in options.items():
         command += [f"--{option}", *([value] if isinstance(value, str) else [])] if value else []
@@ -89,7 +89,7 @@ def push_again(path: str | Path, options: dict[str, str | bool | None]) -> str:
 
 @dataclass(frozen=True)
 class _Repository:
-    """What is to be pushed to one repository."""
+    """The files for one repository."""
 
     repo_id: str
     repo_type: str

@@ -1,4 +1,4 @@
-"""What the student knows before any finetuning: zero-shot and few-shot answers of a base model (paper, 5.2.1)."""
+"""Scores the student before any finetuning: zero-shot and few-shot answers of a base model (paper, 5.2.1)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ __all__ = ["PromptFormat", "answer_probabilities", "few_shot_prompts", "plot_pro
 @dataclass(frozen=True)
 class PromptFormat:
     """
-    How a text is asked about. The paper's prompts (table 2) are for seven tasks; this is for any.
+    The prompt for a text. The paper's prompts (table 2) are for seven tasks; this is for any.
 
     Args:
         answers (`tuple[str, str]`): What is written for class 0 and class 1, each with the space before it. Only
@@ -185,7 +185,7 @@ def plot_prompting(entries: Sequence[dict], path: Path) -> None:
 
 
 def prompting_section(entries: Sequence[dict]) -> str:
-    """What was done, in Markdown; the numbers are in the table of all models."""
+    """Returns the description of the prompts in Markdown; the numbers are in the table of all models."""
     form, n_shots = entries[0]["format"], entries[0]["n_shots"]
     example = (form["instruction"] + "TEXT" + form["suffix"]).replace("\n", "\\n").replace("`", "'")
     return (

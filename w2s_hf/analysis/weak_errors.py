@@ -1,4 +1,4 @@
-"""Does it matter which errors a supervisor makes? Simulated supervisors (paper, appendix E)."""
+"""Measures whether it matters which errors a supervisor makes, with simulated supervisors (paper, appendix E)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -220,7 +220,7 @@ def plot_weak_errors(entries: Sequence[dict], path: Path) -> None:
 
 
 def weak_errors_section(entries: Sequence[dict]) -> str:
-    """What was found, in Markdown: means over the seeds, of PGR the median; arguments as of [`plot_weak_errors`]."""
+    """Returns the results in Markdown: means over the seeds, median PGR. Arguments as in [`plot_weak_errors`]."""
     rows = []
     for name in entries[0]["supervisors"]:
         of_kind = ("supervisors", name)

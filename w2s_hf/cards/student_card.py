@@ -29,7 +29,7 @@ BLOCK, SCHEMA = "weak_to_strong", 1  # of the front matter, and its version
 @dataclass
 class StudentCard:
     """
-    What there is to say of a student. What is not known is left out of the card.
+    The content of a student's model card. Facts that are not known are left out.
 
     A recipe makes one of its results ([`StudentCard.from_results`]). A trainer has one, `trainer.card`, fills in what
     it knows, and writes it in `create_model_card` and `push_to_hub`; tell it the rest:
@@ -168,7 +168,7 @@ class StudentCard:
 
     @property
     def pgr_undefined(self) -> str | None:
-        """Why there is no PGR."""
+        """The reason why PGR is undefined; `None` where it is defined."""
         if self.pgr is not None:
             return None
         if self.no_pgr is not None:
@@ -289,13 +289,13 @@ class StudentCard:
         Path(path).write_text(self.render(), encoding="utf-8")
 
     def _is_blind(self) -> bool:
-        """Is the supervisor not better than chance?"""
+        """Returns whether the supervisor is not better than chance."""
         guesses = [score.accuracy for score in self.others.values() if not score.model]
         chance = min(guesses) if self.chance is None and guesses else self.chance
         return chance is not None and self.weak is not None and (self.weak.ci95 or (1.0,))[0] <= chance
 
     def _options(self) -> dict:
-        """Of [`load_student`], in the snippet."""
+        """Returns the options of [`load_student`] in the code of the card."""
         options: dict[str, Any] = {} if self.task_type == "SEQ_CLS" else {"task_type": self.task_type}
         if self.repo_id and self.library_name == "peft" and not self.base_is_on_hub:
             options["base_model"] = "PATH"

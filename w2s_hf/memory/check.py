@@ -1,4 +1,4 @@
-"""Does a model fit into memory? Asked before it is downloaded, of its configuration alone."""
+"""Checks whether a model fits into memory before it is downloaded, by its configuration alone."""
 
 import logging
 import os
@@ -113,7 +113,7 @@ def _memory_of(
 
 
 def _not_estimated(model: ModelSpec, args: TrainingArguments) -> str:
-    """Why there is no estimate for these settings; nothing where there is one."""
+    """Returns the reason why there is no estimate for these settings; empty where there is one."""
     student = model.config
     if args.optim not in OPTIMIZERS:
         return f"with --optim {getattr(args.optim, 'value', args.optim)}"

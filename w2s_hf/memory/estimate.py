@@ -1,4 +1,4 @@
-"""How much memory a student takes, from its configuration alone, and what fits on a GPU.
+"""Estimates the memory of a student from its configuration alone, and the largest micro-batch on a GPU.
 
     python -m w2s_hf.memory Qwen/Qwen-72B --gpus 1x80
 
@@ -75,7 +75,7 @@ class MemoryEstimate:
 
     @property
     def resident(self) -> int:
-        """What is there between two steps."""
+        """Bytes between two steps."""
         return self.weights + self.trained + self.optimizer
 
     @property
@@ -90,7 +90,7 @@ class MemoryEstimate:
 
 
 def usable_bytes(total: int) -> int:
-    """Of the memory of a GPU what tensors can have: 1 GiB is for CUDA and its libraries, 5 % for gaps between them."""
+    """Returns the memory of a GPU for tensors: without 1 GiB for CUDA and its libraries, and 5 % for fragmentation."""
     return max(0, int(0.95 * total) - GIB)
 
 
@@ -172,7 +172,7 @@ class StudentMemory:
 
     def estimate(self, n_rows: int = 1, length: int = 512, n_predicted_rows: int = 1) -> MemoryEstimate:
         """
-        Of a training step and of prediction.
+        Estimates a training step and prediction.
 
         Args:
             n_rows (`int`, *optional*, defaults to `1`): Rows (pairs, for `"REWARD"`) of a micro-batch.
@@ -240,13 +240,13 @@ class StudentMemory:
         return self._line({n_layers: quantity(shapes) for n_layers, shapes in self._shapes.items()})
 
     def _line(self, values: dict[int, int]) -> int:
-        """Of values for the layers that were traced, the one for all layers."""
+        """Extrapolates the values for the traced numbers of layers to all layers."""
         fewest = min(values)
         return values[fewest] + (self._n_layers - fewest) * self._slope(values)
 
     @staticmethod
     def _slope(values: dict[int, int]) -> int:
-        """What one more layer adds."""
+        """The value that one more layer adds."""
         fewest, most = min(values), max(values)
         return (values[most] - values[fewest]) // (most - fewest) if most > fewest else 0
 
@@ -326,7 +326,7 @@ def memory_table(
     model: str | PretrainedConfig, *, gpus: tuple[int, int], length: int = 512, lora_r: int = 16, **kwargs
 ) -> str:
     """
-    What each way of training a model takes on each GPU, as a Markdown table in GiB.
+    Returns the memory of each way of training a model, per GPU, as a Markdown table in GiB.
 
     Args:
         model (`str` or [`~transformers.PretrainedConfig`]): As in [`StudentMemory`].

@@ -83,7 +83,7 @@ class _PeakBytes(TorchDispatchMode):
         return outputs
 
     def ignore(self, tensors) -> None:
-        """Of tensors that were there before."""
+        """Leaves tensors out that existed before."""
         for tensor in tensors:
             self._known.add(tensor.untyped_storage())
 
@@ -172,13 +172,13 @@ class Shapes:
 
     @property
     def frozen_bytes(self) -> int:
-        """Of weights that are not trained, and of buffers."""
+        """Bytes of weights that are not trained, and of buffers."""
         frozen = [p for p in self.model.parameters() if not p.requires_grad]
         return sum(tensor.nbytes for tensor in (*frozen, *self.model.buffers()))
 
     @property
     def trained_bytes(self) -> int:
-        """Of weights that are."""
+        """Bytes of trained weights."""
         return sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
 
     @property

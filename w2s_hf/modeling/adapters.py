@@ -273,7 +273,7 @@ def refuse_unsaved_layers(student: PeftModel) -> None:
 
 
 def _is_saved(base: PreTrainedModel, weight: str) -> bool:
-    """Is a weight of the base in a module that adapters train and save as a whole?"""
+    """Returns whether a weight of the base is in a module that adapters train and save as a whole."""
     module: nn.Module = base
     for part in weight.split(".")[:-1]:
         module = getattr(module, part)

@@ -59,7 +59,7 @@ _PAST_TRAINED_LENGTH = {"use_dynamic_ntk": "dynamic NTK", "use_logn_attn": "logn
 
 
 class _OriginalQwenForCausalLM(Qwen2ForCausalLM):
-    """What a checkpoint is loaded as; transformers looks its conversion up by the name of this class."""
+    """The class that a checkpoint is loaded with; transformers looks its conversion up by the name of this class."""
 
 
 class _OriginalQwenForSequenceClassification(Qwen2ForSequenceClassification):
@@ -93,7 +93,7 @@ for _model_class in (_OriginalQwenForCausalLM, _OriginalQwenForSequenceClassific
 
 
 def is_original_qwen(config: dict) -> bool:
-    """Is this the content of a config.json of the first Qwen family?"""
+    """Returns whether this is the content of a config.json of the first Qwen family."""
     return config.get("model_type") == "qwen"
 
 
@@ -213,7 +213,7 @@ def _refuse_longer(module: nn.Module, args: tuple, kwargs: dict, *, name: str, f
 
 
 def longer_text(name: str, n_tokens: int, features: str, length: int) -> str:
-    """What to say of a text that is too long."""
+    """Returns the error for a text that is too long."""
     return (
         f"{name}: got a text of {n_tokens} tokens. Past {length} this model asks for {features}, which Qwen2, as "
         f"which it is loaded, does not have; set max_length to {length} or less."

@@ -325,7 +325,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
     # ---- Labels ----
 
     def _label(self, link: int, rows: Dataset, labels: _Labels) -> WeakLabels:
-        """What the student of this link says of rows, with the record of what it learned itself."""
+        """Labels rows with the student of this link; the provenance names the labels that it was trained on."""
         probabilities = self.predict_proba(unlabelled(rows))
         if self.args.hard_labels:
             probabilities = np.eye(probabilities.shape[1], dtype=np.float32)[probabilities.argmax(axis=1)]
@@ -347,7 +347,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
     # ---- Helpers ----
 
     def _agree(self, look: Callable, *args):
-        """What rank 0 finds on its disk, on every rank; or the error that it raises, on every rank."""
+        """Calls a function on rank 0, and returns its result or raises its error on every rank."""
         found: list[Any] = [None, None]
         if self.is_world_process_zero():
             try:

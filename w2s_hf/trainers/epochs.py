@@ -138,8 +138,8 @@ class WholeEpochs(TrainerMixin):
 
     def _rows_that_count(self, n_rows: int) -> torch.Tensor | None:
         """
-        Which of the `n_rows` rows of this process's current batch are not repeated, `(n_rows,)` bool; `None` where no
-        process has a repeated row. In training and in evaluation.
+        Returns which of the `n_rows` rows of this process's current batch are not repeated, `(n_rows,)` bool; `None`
+        where no process has a repeated row. Holds in training and in evaluation.
         """
         state = self.accelerator.gradient_state
         if self.accelerator.num_processes == 1 or not state.end_of_dataloader:

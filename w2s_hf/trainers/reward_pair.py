@@ -403,7 +403,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
 
 
 def _without_labels(inputs: dict) -> tuple[dict, torch.Tensor | None, torch.Tensor | None]:
-    """What the model reads, P(chosen better), and which pairs are turned."""
+    """Splits a batch into the inputs of the model, P(chosen better), and which pairs are turned."""
     inputs = dict(inputs)
     return inputs, inputs.pop("soft_label", None), inputs.pop("turned", None)
 

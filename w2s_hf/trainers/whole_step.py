@@ -1,4 +1,4 @@
-"""What the trainers share: a loss on soft labels that is a mean over the rows of a whole optimizer step."""
+"""A loss on soft labels that is a mean over the rows of a whole optimizer step, for all trainers."""
 
 import copy
 from abc import ABC, abstractmethod
