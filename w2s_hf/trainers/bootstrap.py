@@ -250,9 +250,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         student = self._make_student(link)
         if student is None:
             raise ValueError(f"model_init({link}): got None, expected a model or its name.")
-        model, tokenizer = load_model(
-            student, args, self._tokenizers[link], task_type="SEQ_CLS", is_trainable=True, **self._adapting
-        )
+        model, tokenizer = load_model(student, args, self._tokenizers[link], "SEQ_CLS", **self._adapting)
         refuse_other_words([self.processing_class, tokenizer], self._rows, args.dataset_text_field)
         n_classes = labels["train"].probabilities.shape[1]
         if link > 0 and model.config.num_labels != n_classes:

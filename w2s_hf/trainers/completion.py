@@ -22,15 +22,7 @@ from ..labels import Completion
 from ..modeling import disable_dropout
 from ..modeling.adapters import keep_trainable
 from ..modeling.heads import base_of
-from .checks import (
-    RefusesFrozenModels,
-    check_arguments,
-    check_columns,
-    check_dataset,
-    named_parts,
-    refuse_frozen,
-    refuse_longer,
-)
+from .checks import check_arguments, check_columns, check_dataset, named_parts, refuse_frozen, refuse_longer
 from .evaluation import OrderedEvaluation
 from .sft import ResumableSFTTrainer
 from .student_card import WithStudentCard
@@ -47,7 +39,7 @@ def autocast(args: TrainingArguments) -> AbstractContextManager:
     return torch.autocast(args.device.type, dtype=dtype, enabled=args.bf16 or args.fp16)
 
 
-class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard, ResumableSFTTrainer):
+class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer):
     """
     [`~trl.SFTTrainer`] on rows with `prompt` and `completion`, both text; the loss is on completions only.
 
@@ -128,13 +120,7 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
         if processing_class is None and not isinstance(model, str):
             raise ValueError("Got a loaded model and no processing_class; give the tokenizer of the model.")
         model, processing_class = load_model(
-            model,
-            args,
-            processing_class,
-            task_type="CAUSAL_LM",
-            is_trainable=True,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
+            model, args, processing_class, "CAUSAL_LM", quantization_config, peft_config
         )
         tokenizer = cast(PreTrainedTokenizerBase, processing_class)
         if train_dataset is not None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from .._compat import (
     restore_memory_stage,
 )
 from ..collators import RewardPairCollator, WeakToStrongCollator
+from .checks import refuse_frozen
 from .mixins import TrainerMixin
 
 __all__ = ["OrderedEvaluation"]
@@ -36,7 +38,8 @@ class OrderedEvaluation(TrainerMixin):
       in an order of their lengths, where no such function is called.
     - The metrics of TRL's trainers are named after their evaluation set, such as `eval_a_accuracy`, and are in the
       result of `evaluate`. They do not replace metrics of the same name that `compute_metrics` returns.
-    - `train` refuses a `metric_for_best_model` that the evaluation does not report before the first step.
+    - `train` refuses a frozen model and a `metric_for_best_model` that the evaluation does not report before the
+      first step.
     - A call that raises an error leaves no metrics, callbacks or hooks behind.
     """
 
@@ -132,21 +135,14 @@ class OrderedEvaluation(TrainerMixin):
         with self._clean_up_on_error():
             return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
         """Adds the metrics of TRL's trainers, which `log` would name `eval_...` for every evaluation set."""
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output, prefix = super().evaluation_loop(*args, **kwargs), kwargs.get("metric_key_prefix", "eval")
         logs, metrics = next_log(self, "eval"), output.metrics or {}
         for name, values in logs.items():
-            metrics.setdefault(f"{metric_key_prefix}_{name}", sum(values) / len(values))
+            metrics.setdefault(f"{prefix}_{name}", sum(values) / len(values))
         logs.clear()
-        self._add_metrics(metrics, metric_key_prefix)
+        self._add_metrics(metrics, prefix)
         return output._replace(metrics=metrics)
 
     def _add_metrics(self, metrics: dict[str, float], prefix: str) -> None:
@@ -154,7 +150,7 @@ class OrderedEvaluation(TrainerMixin):
 
     def train(
         self,
-        resume_from_checkpoint: str | bool | None = None,
+        resume_from_checkpoint: str | os.PathLike | bool | None = None,
         trial: dict | None = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
@@ -162,9 +158,14 @@ class OrderedEvaluation(TrainerMixin):
         Trains as [`~transformers.Trainer.train`].
 
         Raises:
-            ValueError: the evaluation does not report `metric_for_best_model`. Where only `compute_metrics` can tell,
-                it is called once before the first step, on the first rows or, if that fails, on all of them.
+            ValueError: the model is frozen, or the evaluation does not report `metric_for_best_model`. Where only
+                `compute_metrics` can tell, it is called once before the first step, on the first rows or, if that
+                fails, on all of them.
         """
+        if self.model is not None:  # Ray's search for hyperparameters leaves it to `model_init`
+            refuse_frozen(self.model)
+        if isinstance(resume_from_checkpoint, os.PathLike):
+            resume_from_checkpoint = str(resume_from_checkpoint)
         check = _CheckBestMetric(self, ignore_keys_for_eval)
         self.add_callback(check)
         try:

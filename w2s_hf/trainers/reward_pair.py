@@ -131,15 +131,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         check_dataset(train_dataset, "train_dataset", _KINDS)
         check_pair_columns(train_dataset, "train_dataset", args)
         check_pair_columns(eval_dataset, "eval_dataset", args)
-        model, processing_class = load_model(
-            model,
-            args,
-            processing_class,
-            task_type="REWARD",
-            is_trainable=True,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        model, processing_class = load_model(model, args, processing_class, "REWARD", quantization_config, peft_config)
         if train_dataset is not None:
             refuse_frozen(model)
         if args.disable_dropout:

@@ -133,14 +133,9 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("Got a compute_loss_func, which args.loss_type replaces; override `_row_losses` instead.")
         if model is not None:
+            has_rows = train_dataset is not None
             model, processing_class = load_model(
-                model,
-                args,
-                processing_class,
-                task_type="SEQ_CLS",
-                is_trainable=train_dataset is not None,
-                quantization_config=quantization_config,
-                peft_config=peft_config,
+                model, args, processing_class, "SEQ_CLS", quantization_config, peft_config, is_trainable=has_rows
             )
         elif quantization_config is not None or peft_config is not None:
             name = "quantization_config" if peft_config is None else "peft_config"

@@ -17,13 +17,13 @@ from ..hub import FILE_OPTIONS
 from ..modeling import load_config, load_student, load_tokenizer
 from ..modeling.adapters import fresh_adapter, keep_4bit_gradients
 from ..modeling.heads import base_of
-from .checks import THRESHOLD_LOSSES, RefusesFrozenModels, refuse_prompt_tuning
+from .checks import THRESHOLD_LOSSES, refuse_prompt_tuning
 from .epochs import WholeEpochs
 
 __all__ = ["WholeStepLoss", "load_model", "refuse_data_parallel"]
 
 
-class WholeStepLoss(RefusesFrozenModels, WholeEpochs, ABC):
+class WholeStepLoss(WholeEpochs, ABC):
     """
     Mixed in before a [`~transformers.Trainer`] whose `args` are [`LossArguments`].
 
@@ -196,11 +196,10 @@ def load_model(
     model: str | PreTrainedModel | PeftModel,
     args: AnyConfig,
     processing_class: PreTrainedTokenizerBase | None,
-    *,
     task_type: str,
-    is_trainable: bool,
     quantization_config: BitsAndBytesConfig | None,
     peft_config: PeftConfig | None,
+    is_trainable: bool = True,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase | None]:
     """
     The `model` argument of a trainer as a model, with adapters where it is given their configuration, and its
