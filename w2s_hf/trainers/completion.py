@@ -12,7 +12,7 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_utils import PredictionOutput, TrainOutput
+from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
 from .._compat import generate_random_fingerprint, is_deepspeed_zero3_enabled, restore_forward
@@ -51,7 +51,8 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
     - `evaluate`: besides the loss, `eval_accuracy`: the share of the evaluation rows whose greedy
       completion is the completion of the row, character by character. On rows labelled by a supervisor it is what the
       paper stops early by. Of several evaluation sets each has its own, such as `eval_a_accuracy`.
-    - `predict`: takes rows with `prompt` and `completion`, too.
+    - `predict`: logits `(N, T, V)` on rows with `prompt` and `completion`, or on tokens. Rows longer than `max_length`
+      are refused. [`complete`] writes completions.
     - `train`: resumes as [`WeakToStrongTrainer`] does; refuses a model whose parameters are all frozen, a
       `metric_for_best_model` that the evaluation does not report, and an evaluation while weights are split over
       processes, before the first step.
@@ -247,20 +248,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
             matches = [made.text == text for made, text in zip(completions, rows["completion"], strict=True)]
             metrics[name] = sum(matches) / len(matches)
 
-    def predict(
-        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
-    ) -> PredictionOutput:
-        """
-        As [`~transformers.Trainer.predict`]: logits `(N, T, V)` on rows with `prompt` and `completion`, or on tokens.
-        [`complete`] writes completions.
-
-        Raises:
-            ValueError: the rows are not as in `train_dataset`, or one is longer than `max_length` (rows named).
-        """
-        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
-
     def _prepare_test_rows(self, rows: Dataset) -> Dataset:
-        check_dataset(rows, "test_dataset")
         if not isinstance(rows, Dataset) or "input_ids" in rows.column_names:
             return rows
         rows = _prepare(rows, "test_dataset", self.model, self.processing_class, self.args)

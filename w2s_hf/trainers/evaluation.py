@@ -23,7 +23,7 @@ from .._compat import (
     restore_memory_stage,
 )
 from ..collators import RewardPairCollator, WeakToStrongCollator
-from .checks import refuse_frozen
+from .checks import check_dataset, refuse_frozen
 from .mixins import TrainerMixin
 
 __all__ = ["OrderedEvaluation"]
@@ -65,13 +65,15 @@ class OrderedEvaluation(TrainerMixin):
         return SequentialSampler(eval_dataset)
 
     def _prepare_test_rows(self, dataset: Dataset) -> Dataset:
-        """The rows of `predict`, tokenized and checked."""
+        """Returns the rows of `predict`, tokenized and checked."""
         return dataset
 
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
+        """As [`~transformers.Trainer.predict`], in the order of the rows, which need not be tokenized."""
         with self._clean_up_on_error():
+            check_dataset(test_dataset, "test_dataset")
             dataset, order = self._prepare_test_rows(test_dataset), None
             if self.preprocess_logits_for_metrics is _only_logits:
                 order = self._order_by_length(dataset)

@@ -12,7 +12,6 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.nn.functional import logsigmoid
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import PredictionOutput
 from trl import RewardConfig, RewardTrainer
 
 from .. import losses
@@ -57,8 +56,9 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
       sides in an order of each pair's own that has nothing to do with the preference, so that its prior is one half.
       (In the dataset's order it would be one, and the threshold would tell what the label hides.)
     - `train`: resumes, and refuses an unknown `metric_for_best_model`, as [`WeakToStrongTrainer`] does.
-    - `prediction_step`, `predict`: a row a pair, in row order. (TRL's returns two rows a pair, block by block, and
-      loses some of them in the last batch.)
+    - `prediction_step`, `predict`: `(N, 2)` float32 rewards (rejected, chosen), a row a pair, in row order. (TRL's
+      returns two rows a pair, block by block, and loses some of them in the last batch.) Arguments may leave pairs
+      out (`dataloader_drop_last`, `prediction_loss_only`); [`predict_proba`] has all of them in any case.
     - `evaluate`, `_prepare_dataset`: pairs are checked, those over `max_length` are counted; `predict` refuses them.
     - `_set_signature_columns_if_needed`, `_get_eval_sampler`: `soft_label` is kept, and rows in their order.
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
@@ -346,21 +346,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         logits = _pair_logits(outputs)
         return loss, logits, inputs.get("soft_label", logits.new_ones(len(logits)))
 
-    def predict(
-        self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
-    ) -> PredictionOutput:
-        """
-        Rewards of pairs, text or tokens: `predictions` is `(N, 2)` float32 (rejected, chosen) in the order of
-        `test_dataset`, and `max_length` leaves no pair out. As in [`~transformers.Trainer.predict`], other arguments
-        may (`dataloader_drop_last`, `prediction_loss_only`); [`predict_proba`] has all pairs in any case.
-
-        Raises:
-            ValueError: a pair is longer than `max_length` (rows named).
-        """
-        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
-
     def _prepare_test_rows(self, dataset: _Pairs) -> _Pairs:
-        check_dataset(dataset, "test_dataset")
         if not isinstance(dataset, _KINDS):
             return dataset
         unlimited = copy.copy(self.args)  # dataclasses.replace would reset accelerate's state

@@ -10,7 +10,6 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.nn.functional import one_hot
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import PredictionOutput
 
 from .. import losses
 from .._compat import divides_loss_by_step, next_log, signature_columns
@@ -63,7 +62,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     - `train`: refuses a model whose parameters are all frozen, and a `metric_for_best_model` that the evaluation does
       not report, before the first step.
     - `_prepare_inputs`: moves padding to the side that suits the architecture, whatever `padding_side` says.
-    - `evaluate`, `predict`: take raw text too.
+    - `evaluate`, `predict`: take raw text too, and `predict` rows without labels.
     - `call_model_init`, `_get_eval_sampler`: dropout off and float32 adapters for models of `model_init`, too; rows in
       order where training groups them by length.
     - `log`: adds the averages of what the loss reports.
@@ -306,16 +305,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset")
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def predict(
-        self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
-    ) -> PredictionOutput:
-        """
-        As [`~transformers.Trainer.predict`]; rows with a text column are tokenized, and labels are optional.
-        """
-        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
-
     def _prepare_test_rows(self, dataset: datasets.Dataset) -> datasets.Dataset:
-        check_dataset(dataset, "test_dataset")
         return self._prepare_dataset(dataset, "test_dataset", needs_labels=False)
 
     def _lengths(self, dataset: datasets.Dataset) -> np.ndarray:
