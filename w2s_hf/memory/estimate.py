@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -152,7 +153,7 @@ class StudentMemory:
         self._optim, self._n_gpus, self._sharded = optim, n_gpus, sharded
         self._autocast = bf16
         self._n_sequences = 2 if task_type == "REWARD" else 1
-        self._measured: dict[tuple[int, int], int] = {}
+        self._activations = cache(self._measure)
         with _explained(config):
             self._n_layers = config.get_text_config().num_hidden_layers
             self._shapes = {
@@ -208,11 +209,6 @@ class StudentMemory:
             # They are all but proportional to rows: the line through the last ones is a good next guess.
             guess = min(max(free * guess // activations, fits + 1), too_many - 1)
         return fits
-
-    def _activations(self, n_rows: int, length: int) -> int:
-        if (n_rows, length) not in self._measured:
-            self._measured[n_rows, length] = self._measure(n_rows, length)
-        return self._measured[n_rows, length]
 
     def _measure(self, n_rows: int, length: int) -> int:
         n_sequences = n_rows * self._n_sequences
