@@ -47,9 +47,9 @@ LAYERS = [
     {"analysis.agreement", "analysis.early_stopping", "analysis.probes", "analysis.prompting", "analysis.saliency"},
     {"analysis.weak_errors"},
     {"analysis"},
+    {"trainers.checks", "trainers.mixins"},
     {
         "trainers.checkpoints",
-        "trainers.checks",
         "trainers.epochs",
         "trainers.evaluation",
         "trainers.snapshots",

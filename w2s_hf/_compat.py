@@ -12,8 +12,9 @@ This module imports no library by itself: `from ._compat import X` imports the o
 """
 
 from collections import defaultdict
+from collections.abc import Sized
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 __all__ = ["ATTRIBUTES", "CHECKED", "IMPORTS", "OVERRIDDEN"]
 
@@ -96,6 +97,11 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(IMPORTS[name]), name)
 
 
+if TYPE_CHECKING:
+
+    def has_length(dataset: object) -> TypeGuard[Sized]: ...
+
+
 # ---- Members that a subclass calls or overrides under their own name ----
 
 OVERRIDDEN = {
@@ -165,7 +171,6 @@ ATTRIBUTES = {
 def tensors_of(module: Any) -> tuple[dict, dict]:
     """
     The parameters and the buffers of a `torch.nn.Module` itself, as dictionaries that can be written to.
-
     Public replacement: `named_parameters` and `register_parameter`, which do not keep shared tensors shared.
     """
     return module._parameters, module._buffers
@@ -177,18 +182,13 @@ def commit_hash(config: Any) -> str | None:
 
 
 def set_commit_hash(config: Any, commit: str | None) -> None:
-    """
-    Records a commit where [`commit_hash`] finds it. transformers forgets it while a model is loaded.
-
-    Public replacement: none.
-    """
+    """Records a commit, which transformers forgets while it loads a model. Public replacement: none."""
     config._commit_hash = commit
 
 
 def optional_file(name_or_path: str, file: str, **options) -> str | None:
     """
     The local path of a file on the Hub or in a directory; `None` if there is no such file.
-
     Public replacement: `huggingface_hub.hf_hub_download` and its `EntryNotFoundError`, with a case for directories.
     """
     from transformers.utils import cached_file
@@ -199,7 +199,6 @@ def optional_file(name_or_path: str, file: str, **options) -> str | None:
 def is_from_checkpoint(parameter: Any) -> bool:
     """
     Whether `from_pretrained` has loaded a parameter, rather than initialized it. Copies of a parameter lose the mark.
-
     Public replacement: `output_loading_info=True`, for models that this package loads itself.
     """
     return getattr(parameter, "_is_hf_initialized", False)
@@ -208,7 +207,6 @@ def is_from_checkpoint(parameter: Any) -> bool:
 def forget_weight_conversions(model: Any) -> None:
     """
     Lets `save_pretrained` write the names that the weights have in memory, not those of the loaded checkpoint.
-
     Public replacement: `save_pretrained(save_original_format=False)`, which trainers and users do not pass.
     """
     model._weight_conversions = None
@@ -217,7 +215,6 @@ def forget_weight_conversions(model: Any) -> None:
 def mark_as_4bit(model: Any) -> None:
     """
     Lets PEFT take a model for one whose layers bitsandbytes has quantized to 4 bits.
-
     Public replacement: none; `from_pretrained` sets these attributes.
     """
     model.is_loaded_in_4bit = model.is_quantized = True
@@ -226,19 +223,14 @@ def mark_as_4bit(model: Any) -> None:
 def ignored_keys(model: Any) -> tuple[list[str], list[str]]:
     """
     The patterns of weights that a checkpoint of a model may lack, and of those that it may have in addition.
-
     Public replacement: none.
     """
-    names = ("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected")
-    return tuple(getattr(model, name, None) or [] for name in names)
+    missing = getattr(model, "_keys_to_ignore_on_load_missing", None)
+    return missing or [], getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
 
 
 def signature_columns(trainer: Any) -> list[str]:
-    """
-    The dataset columns that a trainer keeps: the arguments of the model's `forward`, and labels.
-
-    Public replacement: none.
-    """
+    """The dataset columns that a trainer keeps: arguments of `forward`, and labels. Public replacement: none."""
     trainer._set_signature_columns_if_needed()
     return trainer._signature_columns
 
@@ -246,7 +238,6 @@ def signature_columns(trainer: Any) -> list[str]:
 def add_signature_column(trainer: Any, name: str) -> None:
     """
     Lets a trainer keep another dataset column, in its override of `_set_signature_columns_if_needed`.
-
     Public replacement: `remove_unused_columns=False`, which gives all columns to the collator.
     """
     if name not in trainer._signature_columns:
@@ -254,27 +245,18 @@ def add_signature_column(trainer: Any, name: str) -> None:
 
 
 def forget_eval_dataloader(trainer: Any) -> None:
-    """
-    Drops the data loader that a trainer with persistent workers keeps of its `eval_dataset`.
-
-    Public replacement: none.
-    """
+    """Drops the data loader of `eval_dataset` that persistent workers keep. Public replacement: none."""
     getattr(trainer, "_eval_dataloaders", {}).pop("eval", None)
 
 
 def memory_stage(trainer: Any) -> str | None:
-    """
-    The part of a training whose memory a trainer measures (`skip_memory_metrics=False`).
-
-    Public replacement: none.
-    """
+    """The part of a training whose memory is measured (`skip_memory_metrics=False`). Public replacement: none."""
     return getattr(trainer._memory_tracker, "cur_stage", None)
 
 
 def restore_memory_stage(trainer: Any, stage: str | None) -> None:
     """
     Puts the memory tracker back to a [`memory_stage`] after an error, and ends the thread of the later stage.
-
     Public replacement: none.
     """
     if memory_stage(trainer) != stage:
@@ -284,7 +266,6 @@ def restore_memory_stage(trainer: Any, stage: str | None) -> None:
 def remove_neftune_hook(trainer: Any) -> None:
     """
     Takes the noise of NEFTune off the embeddings after an error; a training that ends without one does it itself.
-
     Public replacement: none.
     """
     hook = vars(trainer).pop("neftune_hook_handle", None)
@@ -295,7 +276,6 @@ def remove_neftune_hook(trainer: Any) -> None:
 def save_model(trainer: Any, directory: str | None = None) -> None:
     """
     Saves the model of a trainer, on all ranks, without the push to the Hub that `push_to_hub=True` adds.
-
     Public replacement: `Trainer.save_model`, while `args.push_to_hub` is False.
     """
     trainer.save_model(directory, _internal_call=True)
@@ -304,7 +284,6 @@ def save_model(trainer: Any, directory: str | None = None) -> None:
 def divides_loss_by_step(trainer: Any) -> None:
     """
     Tells transformers before 5.19 that `compute_loss` divides by the rows of the whole accumulated step.
-
     Public replacement: the class attribute `loss_is_scaled_for_ga` of transformers 5.19 and later.
     """
     import transformers
@@ -317,7 +296,6 @@ def divides_loss_by_step(trainer: Any) -> None:
 def is_rebalanced(sampler: Any) -> bool:
     """
     Whether a sampler is the `BatchRebalanceSampler` of `train_sampling_strategy="batch_rebalance"`.
-
     Public replacement: none. It came with transformers 5.20, so that the class cannot always be imported.
     """
     return hasattr(sampler, "effective_batch_size")
@@ -326,7 +304,6 @@ def is_rebalanced(sampler: Any) -> bool:
 def rows_of_filled_step(sampler: Any) -> int:
     """
     The rows of the last step of an epoch if a `BatchRebalanceSampler` fills it with repeated rows, or else 0.
-
     Public replacement: none.
     """
     is_filled = sampler.has_tail and sampler.remainder < sampler.dp_size * sampler.grad_accum
@@ -350,7 +327,6 @@ def next_log(trainer: Any, mode: str) -> dict[str, list[float]]:
 def n_trained_tokens(trainer: Any) -> int | None:
     """
     The number of tokens that one of TRL's trainers has counted since its training began; `None` for other trainers.
-
     Public replacement: `num_tokens` in the logs, which are written at some steps only.
     """
     return getattr(trainer, "_total_train_tokens", None)
@@ -364,7 +340,6 @@ def set_trained_tokens(trainer: Any, n_tokens: int) -> None:
 def forget_trained_tokens(trainer: Any, n_tokens: int) -> None:
     """
     Takes tokens of all processes out of the number that TRL's trainers log.
-
     Public replacement: none. `_tp_size` came after TRL 1.0.
     """
     trainer._total_train_tokens -= n_tokens // getattr(trainer, "_tp_size", 1)
@@ -375,7 +350,6 @@ def restore_forward(model: Any) -> None:
     """
     Puts the `forward` of a model back to what it was before the first SFTTrainer, or remembers it for the next one.
     Each SFTTrainer (TRL 1.16) patches `forward` of its model, on top of the patch of an earlier one.
-
     Public replacement: none; TRL would have to take its patch off. `_untrained_forward` is a name of this package.
     """
     if "_untrained_forward" in vars(model):
@@ -387,7 +361,6 @@ def restore_forward(model: Any) -> None:
 def module_in_use(module: Any) -> Any:
     """
     The copy that active adapters train of a module (`modules_to_save`); a module without a copy is returned as it is.
-
     Public replacement: none.
     """
     from peft.utils import ModulesToSaveWrapper
@@ -405,7 +378,6 @@ def original_and_copies(wrapper: Any) -> tuple[Any, Any]:
 def is_packed_for_cpu(layer: Any) -> bool:
     """
     Whether bitsandbytes has repacked the weights of a `Linear4bit` for inference on this CPU, without gradients.
-
     Public replacement: none.
     """
     return getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False)

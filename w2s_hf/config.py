@@ -1,6 +1,7 @@
-"""What can be set: the arguments of the trainers and of the student model."""
+"""The arguments of the trainers and of the student model."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
@@ -27,6 +28,17 @@ __all__ = [
 
 logger = get_logger(__name__)
 
+if TYPE_CHECKING:
+
+    class TrainerArguments(TrainingArguments):
+        """[`~transformers.TrainingArguments`] after their `__post_init__`."""
+
+        output_dir: str
+
+else:
+    # Type checkers see the fields of the configuration that a class is mixed into. Python finds them on that one.
+    TrainerArguments = object
+
 # A method is how a student learns from the weak labels; "naive" is the paper's word for plain finetuning on them.
 METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
 
@@ -34,7 +46,7 @@ HEAD_INITS = ("normal", "zeros", "unembedding")
 
 
 def hardware() -> str:
-    """What this run computes on: `2 x NVIDIA H100 80GB HBM3`, or `CPU`. Nothing tells which machine it is."""
+    """Returns the devices of this run, `2 x NVIDIA H100 80GB HBM3` or `CPU`, without the name of the machine."""
     state = PartialState()
     name = torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else state.device.type.upper()
     return name if state.num_processes == 1 else f"{state.num_processes} x {name}"
@@ -49,9 +61,9 @@ def computes_in_bfloat16(use_cpu: bool = False) -> bool:
 
 
 @dataclass
-class _OwnDefaults:
+class _OwnDefaults(TrainerArguments):
     """
-    What the configurations of all trainers have otherwise than [`~transformers.TrainingArguments`].
+    The defaults of all trainers that differ from [`~transformers.TrainingArguments`].
 
     Where `bf16` is left at TRL's default, `None`, it is true if the device computes in bfloat16, and false elsewhere.
     """
@@ -85,7 +97,7 @@ class _OwnDefaults:
 @dataclass
 class LossArguments(_OwnDefaults):
     r"""
-    What to learn from soft labels, the same for every trainer of the package; mixed into their configurations.
+    The arguments of the losses on soft labels, mixed into the configurations of the trainers.
 
     Args:
         loss_type (`str`, *optional*, defaults to `"xent"`):
@@ -309,6 +321,9 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
             raise ValueError("packing: got True, and completions are scored row by row; leave it false.")
 
 
+AnyConfig = WeakToStrongConfig | RewardPairConfig | CompletionConfig  # of a trainer
+
+
 @dataclass
 class StudentConfig(ModelConfig):
     """
@@ -321,7 +336,7 @@ class StudentConfig(ModelConfig):
 
     _argument_group_name = "student (adapter, precision, head)"
 
-    dtype: str | None = field(
+    dtype: str = field(
         default="bfloat16",
         metadata={
             "help": "Weights of the frozen base; a student without adapters always trains float32 weights.",

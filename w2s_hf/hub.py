@@ -118,7 +118,7 @@ def cached_commit(name_or_path: str, revision: str | None = None, cache_dir: str
 
 
 def has_only_pickles(name_or_path: str, revision: str | None = None) -> bool:
-    """Has a local directory or a repository weights in .bin files, and none in safetensors?"""
+    """Returns whether a local directory or a repository has weights in .bin files, and none in safetensors."""
     if Path(name_or_path).is_dir():
         names = [file.name for file in Path(name_or_path).iterdir()]
     elif not is_repository_id(name_or_path) or constants.HF_HUB_OFFLINE:
@@ -199,7 +199,7 @@ def commit_files(
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         there = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision) if replaces else []
         gone = [path for path in there if path not in files and _matches(path, replaces)]
-        operations = [CommitOperationDelete(path) for path in gone]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(path) for path in gone]
         operations += [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
         # Not upload_folder, which may make several commits of one folder.
         return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision)
@@ -223,7 +223,7 @@ def _matches(path: str, patterns: tuple[str, ...]) -> bool:
 
 
 def is_repository_id(name: str) -> bool:
-    """Could a name that a model was loaded by be an id on the Hub? A directory, and what no id can be, is a path."""
+    """Returns whether the name of a model may be an id on the Hub: a valid id that is no local directory."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -232,13 +232,13 @@ def is_repository_id(name: str) -> bool:
 
 
 def _status(error: Exception) -> int | None:
-    """What the Hub answered, if it did."""
+    """Returns the HTTP status of an answer of the Hub; `None` for other errors."""
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
 def _reason(what: str, error: Exception) -> str:
     status = _status(error)
-    if status is not None:
+    if isinstance(error, HfHubHTTPError):
         said = f"HTTP {status}: {error.server_message or error.response.reason_phrase}"
     else:
         # Of a file that did not get through the client says which, and its cause says why.

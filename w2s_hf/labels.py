@@ -4,6 +4,7 @@ import hashlib
 import json
 import tempfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
@@ -33,8 +34,8 @@ _ROWS, _PROVENANCE = "weak_labels.parquet", "provenance.json"
 
 class LabelsById(ABC):
     """
-    What labels of any kind share: they are found by row id, belong to rows without a label, and are kept on disk with
-    their provenance.
+    The base class of weak labels: they are looked up by row id, joined to rows without a label, and saved with their
+    provenance.
     """
 
     ids: list[str]
@@ -47,9 +48,9 @@ class LabelsById(ABC):
         if len(self.ids) != n_labels:
             raise ValueError(f"{name}: got {len(self.ids)} ids for {n_labels} rows.")
         if len(set(self.ids)) != len(self.ids):
-            seen: set[str] = set()
-            repeated = [row_id for row_id in self.ids if row_id in seen or seen.add(row_id)]
-            raise ValueError(f"{name}: got {len(repeated)} repeated ids, such as {repeated[0]!r}; ids must differ.")
+            (example, _), *_ = Counter(self.ids).most_common(1)
+            n_repeated = len(self.ids) - len(set(self.ids))
+            raise ValueError(f"{name}: got {n_repeated} repeated ids, such as {example!r}; ids must differ.")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,7 +67,7 @@ class LabelsById(ABC):
     @classmethod
     @abstractmethod
     def _from_columns(cls, columns: dict[str, list], provenance: dict) -> Self:
-        """What [`to_dataset`] has, read again."""
+        """Makes labels of the columns of [`to_dataset`]."""
 
     def _positions(self, ids: list[str]) -> list[int]:
         position = {row_id: index for index, row_id in enumerate(self.ids)}
@@ -163,8 +164,9 @@ class LabelsById(ABC):
         with tempfile.TemporaryDirectory() as directory:
             self.save(directory)
             files = label_files(directory, repo_id)
-            options = {"message": message, "private": private, "revision": revision, "token": token}
-            return commit_files(repo_id, files, repo_type="dataset", **options)
+            return commit_files(
+                repo_id, files, message=message, repo_type="dataset", private=private, revision=revision, token=token
+            )
 
     @classmethod
     def from_hub(cls, repo_id: str, *, revision: str | None = None, token: str | None = None) -> Self:
@@ -175,9 +177,9 @@ class LabelsById(ABC):
             FileNotFoundError, ValueError: as [`load`]; and as [`~huggingface_hub.snapshot_download`], for a repository
                 that is no dataset, such as a student.
         """
-        files = [_ROWS, _PROVENANCE]
-        options = {"revision": revision, "token": token, "allow_patterns": files}
-        directory = snapshot_download(repo_id, repo_type="dataset", **options)
+        directory = snapshot_download(
+            repo_id, repo_type="dataset", revision=revision, token=token, allow_patterns=[_ROWS, _PROVENANCE]
+        )
         try:
             return cls.load(directory)
         except (FileNotFoundError, ValueError) as error:
@@ -186,7 +188,7 @@ class LabelsById(ABC):
 
 
 def label_files(directory: str | Path, repo_id: str) -> dict[str, Path | bytes]:
-    """What of a directory of saved labels goes to the Hub, with their card, by path in the repository."""
+    """Returns the files of saved labels for the Hub, with their card, by path in the repository."""
     directory = Path(directory)
     rows, provenance = directory / _ROWS, directory / _PROVENANCE
     schema = pq.read_schema(rows)
@@ -267,7 +269,7 @@ class WeakLabels(LabelsById):
         return cls(first.ids, probabilities, {**first.provenance, "stage": "+".join(map(str, stages))})
 
     def most_confident(self, ids: list[str], share: float) -> np.ndarray:
-        """Of these rows the `share` of either hard class with the most confident labels, `(len(ids),)` bool."""
+        """Selects the `share` of each hard class with the most confident labels: `(len(ids),)` bool."""
         probabilities = self.of(ids)
         confidence, answers = probabilities.max(axis=1), probabilities.argmax(axis=1)
         kept = np.zeros(len(ids), dtype=bool)
@@ -317,7 +319,7 @@ class WeakLabels(LabelsById):
 @dataclass(frozen=True)
 class Completion:
     """
-    What a model wrote after a prompt.
+    The completion of a prompt by a model.
 
     Args:
         text (`str`): As it continues the prompt, with its leading space.
@@ -331,7 +333,7 @@ class Completion:
 @dataclass(frozen=True, eq=False)
 class WeakCompletions(LabelsById):
     """
-    What a supervisor wrote after each prompt, keyed by row id.
+    The completions of a supervisor, keyed by row id.
 
     Args:
         ids (`list[str]`): Row ids, all different, length N.

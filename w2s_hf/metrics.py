@@ -27,7 +27,7 @@ _CHUNK = 50  # resamples at a time: bounds the memory of the bootstrap at 50 ind
 
 def is_correct(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
-    Which rows are right.
+    Returns which rows are predicted correctly.
 
     Args:
         probabilities (`np.ndarray` of shape `(N, C)`): Class probabilities; of equal ones the first class counts.
@@ -158,7 +158,7 @@ def agreement_shares(same: np.ndarray, right: np.ndarray) -> dict[str, float | N
 
 
 def pgr_undefined_reason(weak: float, ceiling: float) -> str | None:
-    """Why there is no PGR for these accuracies, or `None` where there is one."""
+    """Returns the reason why PGR is undefined for these accuracies, or `None` where it is defined."""
     if ceiling > weak:
         return None
     return f"the ceiling ({ceiling:.4f}) is not above the weak supervisor ({weak:.4f}): there is no gap to recover"

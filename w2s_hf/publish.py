@@ -44,7 +44,7 @@ def student_files(
     directory: str | Path, card: str, library_name: str, base_model: str | None = None
 ) -> dict[str, Path | bytes]:
     """
-    What of a student's directory goes to the Hub, by path in the repository.
+    Returns the files of a student for the Hub, by path in the repository.
 
     Args:
         directory (`str` or `Path`): Of a student that was saved.
@@ -67,7 +67,7 @@ def student_files(
     if config_file not in files or not any(name.endswith(".safetensors") for name in files):
         raise FileNotFoundError(f"{directory}: there is no student, expected {config_file} and *.safetensors.")
     if is_peft:
-        config = json.loads(files[config_file].read_text())
+        config = json.loads((directory / config_file).read_text())
         if base_model is None and not is_repository_id(config["base_model_name_or_path"]):
             base_model = f"./{PurePath(config['base_model_name_or_path']).name}"
         if base_model is not None:
@@ -77,7 +77,7 @@ def student_files(
 
 
 def push_again(path: str | Path, options: dict[str, str | bool | None]) -> str:
-    """What an error says of a push that failed: nothing is lost, and which command pushes again."""
+    """Returns the end of an error of a push: nothing is lost, and which command pushes again."""
     command = ["python", "-m", "w2s_hf.publish", str(path)]
     for option, value in options.items():
         command += [f"--{option}", *([value] if isinstance(value, str) else [])] if value else []
@@ -89,7 +89,7 @@ def push_again(path: str | Path, options: dict[str, str | bool | None]) -> str:
 
 @dataclass(frozen=True)
 class _Repository:
-    """What is to be pushed to one repository."""
+    """The files for one repository."""
 
     repo_id: str
     repo_type: str
@@ -155,7 +155,8 @@ def _finished_nearby(directory: Path) -> str:
 def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> list[_Repository]:
     results = ExperimentResult.read(output_dir / "results.json")
     students = [student for run in results.runs for student in run.students]
-    known = {Path(made.output).name for student in students for made in (student, *student.links)}
+    known = {Path(student.output).name for student in students}
+    known |= {Path(link.output).name for student in students for link in student.links}
     others = [path.name for path in sorted((output_dir / "students").glob("*/")) if path.name not in known]
     if others:
         logger.warning(
@@ -194,15 +195,18 @@ def _push_one(
 ) -> None:
     """A student that a trainer saved, with the card that is beside it."""
     page = directory / "README.md"
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if f"\n{BLOCK}:\n" not in text:  # save_model() alone leaves PEFT's page, which has the path of the base in it
+    card = ModelCard.load(page) if page.is_file() else None
+    if (
+        card is None or BLOCK not in card.data
+    ):  # save_model() alone leaves PEFT's page, which has the base's path in it
         raise FileNotFoundError(f"{page}: there is no student's card; trainer.create_model_card() writes one.")
     if "/" not in repo_id:
         repo_id = f"{owner_of_token()}/{repo_id}"
-    library_name = ModelCard(text).data.library_name
+    text, library_name = page.read_text(encoding="utf-8"), card.data["library_name"]
     files = student_files(directory, text, library_name, base_model)
-    is_alone = library_name == "peft" and b'"base_model_name_or_path": "./' in _content(files["adapter_config.json"])
-    files["README.md"] = _loads_from_hub(text, repo_id, has_base=not is_alone).encode()
+    config = json.loads(_content(files["adapter_config.json"])) if library_name == "peft" else {}
+    has_base = not config.get("base_model_name_or_path", "").startswith("./")
+    files["README.md"] = _loads_from_hub(text, repo_id, has_base=has_base).encode()
     try:
         _push([_Repository(repo_id, "model", files, "Student", revision)], private, dry_run)
     except PushError as error:

@@ -1,4 +1,4 @@
-"""What can be asked of a finished experiment: functions on arrays and models, with the figure and section of each.
+"""Analyses of a finished experiment: functions on arrays and models, with the figure and section of each.
 
 Recipes run them by `--analyses`; `w2s_hf.experiments.analyses` trains what they need.
 """

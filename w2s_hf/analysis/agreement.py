@@ -1,4 +1,4 @@
-"""Does the student imitate its supervisor? Agreement, inherited errors, calibration, misfit (paper, 5.1.2, 5.1.3)."""
+"""Measures imitation of the supervisor: agreement, inherited errors, calibration, misfit (paper, 5.1.2, 5.1.3)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,16 +157,16 @@ def plot_agreement(entries: Sequence[dict], path: Path) -> None:
 
 
 def agreement_section(entries: Sequence[dict]) -> str:
-    """What was found, in Markdown: a mean over the seeds; arguments as of [`plot_agreement`]."""
+    """Returns the results in Markdown: means over the seeds. Arguments as in [`plot_agreement`]."""
     has_probabilities = "misfit" in next(iter(next(iter(entries[0]["students"].values())).values()))
 
     header = ["student", "method", "accuracy", "agreement", "where right", "where wrong"]
     header += ["errors inherited", "errors corrected", "new errors"]
-    columns = [("agreement", key) for key in _KINDS.values()]
+    columns: list[tuple[str, ...]] = [("agreement", key) for key in _KINDS.values()]
     columns += [("inherited",), ("corrected",), ("new_errors",)]
     more = {"cross-entropy where wrong": "cross_entropy_supervisor_wrong", "ECE": "ece", "Brier": "brier"}
     more |= {"misfit": "misfit", "gain": "gain"}
-    tables = [[], []]
+    tables: list[list] = [[], []]
     for method, of_sizes in entries[0]["students"].items():
         for model in of_sizes:
             of_model = ("students", method, model)

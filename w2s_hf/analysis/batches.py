@@ -21,7 +21,7 @@ def through_model(
     desc: str,
 ) -> np.ndarray:
     """
-    What a function answers to rows of tokens.
+    Applies a function to rows of tokens, batch by batch.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): For padding.

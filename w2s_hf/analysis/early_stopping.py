@@ -1,4 +1,4 @@
-"""Does the student overfit to its supervisor's errors? Scores through training, and where to stop (paper, 5.1.1)."""
+"""Measures whether the student overfits to its supervisor's errors: scores through training (paper, 5.1.1)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ CHEATING = "ground_truth"
 
 def choose_stops(against_weak: Sequence[float], against_truth: Sequence[float]) -> dict[str, int]:
     """
-    Which snapshot each rule of [`STOPS`] takes, the first of equally good ones.
+    Returns the snapshot that each rule of [`STOPS`] selects, the first of equally good ones.
 
     Args:
         against_weak, against_truth (sequence of `float`): Accuracy on validation rows, a snapshot each, against weak
@@ -102,7 +102,7 @@ def plot_overfitting(entries: Sequence[dict], path: Path) -> None:
 
 
 def overfitting_section(entries: Sequence[dict]) -> str:
-    """What was found, in Markdown: means over the seeds, of PGR the median; arguments as of [`plot_overfitting`]."""
+    """Returns the results in Markdown: means over the seeds, median PGR. Arguments as in [`plot_overfitting`]."""
     rows = []
     for method in entries[0]["methods"]:
         for key, name in STOPS.items():

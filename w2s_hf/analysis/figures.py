@@ -1,4 +1,4 @@
-"""What the figures of all analyses are drawn with: panels of bars and of lines, a value a seed."""
+"""The figures of all analyses: panels of bars and of lines, with one value per seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,21 +24,21 @@ def over_seeds(entries: Sequence[dict], *path: str) -> np.ndarray:
 
 
 def mean_cell(entries: Sequence[dict], *path: str, digits: int = 3) -> str:
-    """Of a table: the mean over the seeds that have this number, or a dash."""
+    """The cell of a table: the mean over the seeds that have this number, or a dash."""
     values = over_seeds(entries, *path)
     values = values[np.isfinite(values)]
     return f"{values.mean():.{digits}f}" if len(values) else "-"
 
 
 def accuracy_cell(entries: Sequence[dict], *path: str) -> str:
-    """Of a table: mean accuracy over the seeds; of one seed with its 95 % interval."""
+    """The cell of a table: mean accuracy over the seeds, or the accuracy of one seed with its 95 % interval."""
     interval = intervals_of(entries, *path)
     shown = "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
     return mean_cell(entries, *path, "accuracy") + shown
 
 
 def pgr_cell(entries: Sequence[dict], *path: str) -> str:
-    """Of a table: median PGR over the seeds that have one; of one seed with its 95 % interval."""
+    """The cell of a table: median PGR over the seeds that have one, or the PGR of one seed with its 95 % interval."""
     values = over_seeds(entries, *path, "pgr")
     values = values[np.isfinite(values)]
     if not len(values):
@@ -122,8 +122,9 @@ def bars(
             axes.scatter(x + offsets, series, s=16, color="white", edgecolor="black", lw=0.8, zorder=3)
         text = f"{series.mean():.2f}" + (f"\n{notes[name]}" if name in notes else "")
         peak = max(series.max(), 0.0)
-        if intervals.get(name) is not None:
-            low, high = intervals[name]
+        interval = intervals.get(name)
+        if interval is not None:
+            low, high = interval
             error = [[max(series.mean() - low, 0.0)], [max(high - series.mean(), 0.0)]]
             axes.errorbar(x, series.mean(), error, color="black", capsize=4, lw=1.1, zorder=3)
             peak = max(peak, high)

@@ -44,9 +44,9 @@ def last_hidden_states(
     batch_size: int = 32,
 ) -> np.ndarray:
     """
-    What a classifier's head reads: of a decoder the last layer's state of the last token, of an encoder that of its
-    first token, pooled where the model pools. (Some encoders, DistilBERT and DeBERTa, have layers in between that are
-    new before finetuning: then these are random functions of what the encoder knows.)
+    Returns the input of a classifier's head: the last layer's state of the last token of a decoder, or of the first
+    token of an encoder, pooled where the model pools. (Some encoders, DistilBERT and DeBERTa, have layers in between
+    that are new before finetuning: then these are random functions of what the encoder knows.)
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A sequence classifier in eval mode.
@@ -71,9 +71,10 @@ def last_hidden_states(
             hidden = hidden[range(len(hidden)), last if reads_last else 0]
         return hidden.cpu().numpy()
 
-    options = {"batch_size": batch_size, "padding_side": "right", "desc": "Hidden states"}
     try:
-        return through_model(tokenizer, encoded, answer, **options)
+        return through_model(
+            tokenizer, encoded, answer, batch_size=batch_size, padding_side="right", desc="Hidden states"
+        )
     finally:
         handle.remove()
 
@@ -135,7 +136,7 @@ def logistic_probe(
 
 def out_of_fold(probe: Pipeline, features: np.ndarray, probabilities: np.ndarray, *, n_folds: int = 5) -> np.ndarray:
     """
-    What probes say of rows that they have not learned; with as many features as rows a probe repeats what it learned.
+    Predicts rows with probes that were not fitted to them. With as many features as rows, a probe repeats its labels.
 
     Args:
         probe ([`~sklearn.pipeline.Pipeline`]): As of [`logistic_probe`]; those of the folds are as strong.
@@ -234,7 +235,7 @@ def topological_filter(features: np.ndarray, labels: np.ndarray, *, k: int = 50)
 
 def plot_probes(entries: Sequence[dict], path: Path) -> None:
     """
-    How good the weak labels are after each way to mend them, and the students that learned them.
+    Plots the accuracy of the weak labels after each correction, and of the students that were trained on them.
 
     Args:
         entries (sequence of `dict`): What the analysis found, a seed each: `labels`, of each way `label_accuracy`,
@@ -271,7 +272,7 @@ def plot_probes(entries: Sequence[dict], path: Path) -> None:
 
 
 def probes_section(entries: Sequence[dict]) -> str:
-    """What was found, in Markdown: means over the seeds, of PGR the median; arguments as of [`plot_probes`]."""
+    """Returns the results in Markdown: means over the seeds, median PGR. Arguments as in [`plot_probes`]."""
     rows = []
     for way in entries[0]["labels"]:
         of_way = ("labels", way)

@@ -1,4 +1,4 @@
-"""Is what is asked for salient in the student's representations, and more so after finetuning? (Paper, 5.2.3.)"""
+"""Measures whether finetuning makes the task salient in the student's representations (paper, 5.2.3)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ def plot_saliency(entries: Sequence[dict], path: Path) -> None:
 
 
 def saliency_section(entries: Sequence[dict]) -> str:
-    """What was found, in Markdown: means over the seeds; arguments as of [`plot_saliency`]."""
+    """Returns the results in Markdown: means over the seeds. Arguments as in [`plot_saliency`]."""
     what = {
         "lp(weak)": "linear probe of the base, fitted to weak labels",
         "lp(gt)": "linear probe of the base, fitted to ground truth",

@@ -1,4 +1,4 @@
-"""How much memory a student takes, from its configuration alone, and what fits on a GPU.
+"""Estimates the memory of a student from its configuration alone, and the largest micro-batch on a GPU.
 
     python -m w2s_hf.memory Qwen/Qwen-72B --gpus 1x80
 
@@ -12,10 +12,11 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from transformers import PretrainedConfig
 
 from ..cards.markdown import markdown_table
@@ -75,7 +76,7 @@ class MemoryEstimate:
 
     @property
     def resident(self) -> int:
-        """What is there between two steps."""
+        """Bytes between two steps."""
         return self.weights + self.trained + self.optimizer
 
     @property
@@ -90,7 +91,7 @@ class MemoryEstimate:
 
 
 def usable_bytes(total: int) -> int:
-    """Of the memory of a GPU what tensors can have: 1 GiB is for CUDA and its libraries, 5 % for gaps between them."""
+    """Returns the memory of a GPU for tensors: without 1 GiB for CUDA and its libraries, and 5 % for fragmentation."""
     return max(0, int(0.95 * total) - GIB)
 
 
@@ -131,7 +132,7 @@ class StudentMemory:
         load_in_4bit: bool = False,
         double_quant: bool = True,
         dtype: str = "bfloat16",
-        peft_config: LoraConfig | None = None,
+        peft_config: PeftConfig | None = None,
         gradient_checkpointing: bool = False,
         bf16: bool = True,
         attn_implementation: str | None = None,
@@ -152,7 +153,7 @@ class StudentMemory:
         self._optim, self._n_gpus, self._sharded = optim, n_gpus, sharded
         self._autocast = bf16
         self._n_sequences = 2 if task_type == "REWARD" else 1
-        self._measured: dict[tuple[int, int], int] = {}
+        self._activations = cache(self._measure)
         with _explained(config):
             self._n_layers = config.get_text_config().num_hidden_layers
             self._shapes = {
@@ -172,7 +173,7 @@ class StudentMemory:
 
     def estimate(self, n_rows: int = 1, length: int = 512, n_predicted_rows: int = 1) -> MemoryEstimate:
         """
-        Of a training step and of prediction.
+        Estimates a training step and prediction.
 
         Args:
             n_rows (`int`, *optional*, defaults to `1`): Rows (pairs, for `"REWARD"`) of a micro-batch.
@@ -209,11 +210,6 @@ class StudentMemory:
             guess = min(max(free * guess // activations, fits + 1), too_many - 1)
         return fits
 
-    def _activations(self, n_rows: int, length: int) -> int:
-        if (n_rows, length) not in self._measured:
-            self._measured[n_rows, length] = self._measure(n_rows, length)
-        return self._measured[n_rows, length]
-
     def _measure(self, n_rows: int, length: int) -> int:
         n_sequences = n_rows * self._n_sequences
         with _explained(self._config):
@@ -240,13 +236,13 @@ class StudentMemory:
         return self._line({n_layers: quantity(shapes) for n_layers, shapes in self._shapes.items()})
 
     def _line(self, values: dict[int, int]) -> int:
-        """Of values for the layers that were traced, the one for all layers."""
+        """Extrapolates the values for the traced numbers of layers to all layers."""
         fewest = min(values)
         return values[fewest] + (self._n_layers - fewest) * self._slope(values)
 
     @staticmethod
     def _slope(values: dict[int, int]) -> int:
-        """What one more layer adds."""
+        """The value that one more layer adds."""
         fewest, most = min(values), max(values)
         return (values[most] - values[fewest]) // (most - fewest) if most > fewest else 0
 
@@ -326,7 +322,7 @@ def memory_table(
     model: str | PretrainedConfig, *, gpus: tuple[int, int], length: int = 512, lora_r: int = 16, **kwargs
 ) -> str:
     """
-    What each way of training a model takes on each GPU, as a Markdown table in GiB.
+    Returns the memory of each way of training a model, per GPU, as a Markdown table in GiB.
 
     Args:
         model (`str` or [`~transformers.PretrainedConfig`]): As in [`StudentMemory`].

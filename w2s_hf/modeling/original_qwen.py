@@ -59,7 +59,7 @@ _PAST_TRAINED_LENGTH = {"use_dynamic_ntk": "dynamic NTK", "use_logn_attn": "logn
 
 
 class _OriginalQwenForCausalLM(Qwen2ForCausalLM):
-    """What a checkpoint is loaded as; transformers looks its conversion up by the name of this class."""
+    """The class that a checkpoint is loaded with; transformers looks its conversion up by the name of this class."""
 
 
 class _OriginalQwenForSequenceClassification(Qwen2ForSequenceClassification):
@@ -93,7 +93,7 @@ for _model_class in (_OriginalQwenForCausalLM, _OriginalQwenForSequenceClassific
 
 
 def is_original_qwen(config: dict) -> bool:
-    """Is this the content of a config.json of the first Qwen family?"""
+    """Returns whether this is the content of a config.json of the first Qwen family."""
     return config.get("model_type") == "qwen"
 
 
@@ -213,7 +213,7 @@ def _refuse_longer(module: nn.Module, args: tuple, kwargs: dict, *, name: str, f
 
 
 def longer_text(name: str, n_tokens: int, features: str, length: int) -> str:
-    """What to say of a text that is too long."""
+    """Returns the error for a text that is too long."""
     return (
         f"{name}: got a text of {n_tokens} tokens. Past {length} this model asks for {features}, which Qwen2, as "
         f"which it is loaded, does not have; set max_length to {length} or less."
@@ -246,8 +246,8 @@ def original_qwen_tokenizer(name_or_path: str, config: dict, **kwargs) -> Qwen2T
             f"{name_or_path}: got {n} tokens in qwen.tiktoken, expected {expected}; is the download whole, "
             "and of this model?"
         )
-    kwargs = {"model_max_length": _trained_length(config), **kwargs}
-    tokenizer = Qwen2Tokenizer(vocab=dict(vocabulary), merges=list(merges), **kwargs)
+    kwargs = {"model_max_length": _trained_length(config), "merges": list(merges), **kwargs}
+    tokenizer = Qwen2Tokenizer(vocab=dict(vocabulary), **kwargs)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL_TOKENS], True)
     tokenizer.name_or_path = name_or_path
     return tokenizer
@@ -280,8 +280,9 @@ def _read_ranks(file: Path, state: tuple[int, int]) -> tuple[dict[str, int], lis
     def spell(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
-    merges = [tuple(map(spell, _last_merge(token, ranks))) for token in sorted(ranks, key=ranks.get) if len(token) > 1]
-    return {spell(token): rank for token, rank in ranks.items()}, merges
+    merges = [_last_merge(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1]
+    vocabulary = {spell(token): rank for token, rank in ranks.items()}
+    return vocabulary, [(spell(first), spell(second)) for first, second in merges]
 
 
 def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:

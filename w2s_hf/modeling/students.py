@@ -4,15 +4,12 @@ import copy
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import HFValidationError
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-)
+from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import safe_open
 from torch import nn
 from transformers import (
@@ -44,6 +41,7 @@ from .adapters import (
     load_adapter_weights,
     refuse_unsaved_layers,
     remember_base,
+    stored_shapes,
 )
 from .heads import (
     HEAD_NAMES,
@@ -228,7 +226,9 @@ def load_student(
     return model if peft_config is None else fresh_adapter(model, peft_config)
 
 
-def _load_base(student: str, revision: str | None, base_model: str | None, options: dict) -> PreTrainedModel:
+def _load_base(
+    student: str, revision: str | None, base_model: str | None, options: dict
+) -> PreTrainedModel | PeftModel:
     """The base of a finished student, with as many token embeddings as the student was saved with."""
     adapter = PeftConfig.from_pretrained(student, revision=revision)
     name = base_model or adapter.base_model_name_or_path
@@ -244,12 +244,14 @@ def _load_base(student: str, revision: str | None, base_model: str | None, optio
             + (f" at the revision {adapter.revision}" if adapter.revision else "")
             + f". If the base was moved, give its directory or Hub id as base_model=. ({error})"
         ) from error
-    n_outputs = (
-        None if options["num_labels"] or options["task_type"] != "SEQ_CLS" else _n_outputs(student, revision, base)
-    )
-    if n_outputs is not None:
-        return _load_base(student, revision, base_model, {**options, "num_labels": n_outputs})
-    n_tokens = _n_resized_tokens(student, revision, base)
+    file = optional_file(student, "adapter_model.safetensors", revision=revision)
+    stored = {} if file is None else stored_shapes(file)
+    if options["task_type"] == "SEQ_CLS" and not options["num_labels"]:
+        head, layer = list(head_linears(base).items())[-1]
+        n_outputs, *_ = stored.get(f"base_model.model.{head}.weight", (layer.out_features,))
+        if n_outputs != layer.out_features:
+            return _load_base(student, revision, base_model, {**options, "num_labels": n_outputs})
+    n_tokens = _n_resized_tokens(stored, base)
     if n_tokens is None:
         remember_base(base)
     else:
@@ -257,33 +259,15 @@ def _load_base(student: str, revision: str | None, base_model: str | None, optio
     return base
 
 
-def _n_outputs(student: str, revision: str | None, base: PreTrainedModel) -> int | None:
-    """The outputs of the head that adapters hold, if that of the base has another number."""
-    file = optional_file(student, "adapter_model.safetensors", revision=revision)
-    if file is None:
-        return None
-    name, layer = list(head_linears(base).items())[-1]
-    key = f"base_model.model.{name}.weight"
-    with safe_open(file, framework="pt") as adapters:
-        n_outputs = adapters.get_slice(key).get_shape()[0] if key in set(adapters.keys()) else layer.out_features
-    return n_outputs if n_outputs != layer.out_features else None
-
-
-def _n_resized_tokens(student: str, revision: str | None, base: PreTrainedModel) -> int | None:
+def _n_resized_tokens(stored: dict[str, tuple[int, ...]], base: PreTrainedModel | PeftModel) -> int | None:
     """The rows of the token embedding that adapters hold, if the base has another number; PEFT saves resized ones."""
-    file = optional_file(student, "adapter_model.safetensors", revision=revision)
-    if file is None:
-        return None
-    with safe_open(file, framework="pt") as adapters:
-        stored = set(adapters.keys())
-        for name, module in base.named_modules():
-            # The other names are those of an embedding that has adapters itself.
-            for part in ("", "base_layer.", "token_adapter.base_layer."):
-                key = f"base_model.model.{name}.{part}weight"
-                if isinstance(module, nn.Embedding) and key in stored:
-                    n_rows = adapters.get_slice(key).get_shape()[0]
-                    if n_rows != module.num_embeddings and module is base.get_input_embeddings():
-                        return n_rows
+    for name, module in base.named_modules():
+        # The other names are those of an embedding that has adapters itself.
+        for part in ("", "base_layer.", "token_adapter.base_layer."):
+            n_rows = (stored.get(f"base_model.model.{name}.{part}weight") or (0,))[0]
+            if isinstance(module, nn.Embedding) and n_rows not in (0, module.num_embeddings):
+                if module is base.get_input_embeddings():
+                    return n_rows
     return None
 
 
@@ -352,7 +336,8 @@ def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
     """
     options = {key: kwargs[key] for key in (*FILE_OPTIONS, "trust_remote_code") if key in kwargs}
     config = copy.deepcopy(kwargs["config"]) if "config" in kwargs else load_config(name_or_path, **options)
-    stored, requested = getattr(config, "quantization_config", None), kwargs.get("quantization_config")
+    stored: Any = getattr(config, "quantization_config", None)
+    requested: Any = kwargs.get("quantization_config")
     if is_deepspeed_zero3_enabled() or (stored is None and requested is None):
         return kwargs
     if stored is not None:
@@ -398,7 +383,7 @@ def _stored_dtypes(name_or_path: str, options: dict) -> dict[str, str]:
     if index is not None:
         names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
     files = [optional_file(name_or_path, name, **options) for name in sorted(names)]
-    dtypes = {}
+    dtypes: dict[str, str] = {}
     for file in files:
         if file is not None:  # from_pretrained has an error for it
             with safe_open(file, framework="pt") as tensors:
@@ -417,4 +402,4 @@ def disable_dropout(model: nn.Module) -> None:
     disable_dropout_in_model(model)
     for module in model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            module.attention_dropout = 0.0  # type: ignore[assignment]  # torch: tensors and modules only

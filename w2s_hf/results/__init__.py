@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RESULT_COLUMNS", "Record", "Agreement", "AnyScore", "BaselineResult", "ControlResult", "DatasetInfo",
-    "DirectResult",
-    "DirectSummary", "ExperimentResult", "LinkResult", "MethodSummary", "ModelScore", "Pgr", "PgrSummary",
-    "RunSettings", "SeedResult", "StudentResult", "StudentSettings", "TrainingSettings", "find_results",
+    "DirectResult", "DirectSummary", "ExperimentResult", "LinkResult", "MethodSummary", "ModelScore", "Pgr",
+    "PgrSummary", "RunSettings", "SeedResult", "StudentResult", "StudentSettings", "TrainingSettings", "find_results",
     "is_results", "read_results",
 ]  # fmt: skip
 

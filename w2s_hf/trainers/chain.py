@@ -1,10 +1,11 @@
-"""What a chain of students is made of, besides the students: its rows and labels, its settings, its directory."""
+"""The rows, labels, settings and directory of a chain of students."""
 
 import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,7 @@ _ARGUMENTS = (
 
 
 class NoStudent(nn.Module):
-    """In the place of a student before the first link begins, and between two links: it loads and keeps nothing."""
+    """The model of a trainer before the first link and between two links. It has no weights."""
 
     def __init__(self):
         super().__init__()
@@ -134,7 +135,7 @@ def chain_settings(
     labels: dict[str, WeakLabels],
     configs: dict[str, PeftConfig | BitsAndBytesConfig | None],
 ) -> dict:
-    """What finished links and links to come must have in common, as JSON values; `labels` are those of link 1."""
+    """Returns the settings that all links must have in common, as JSON values; `labels` are those of link 1."""
     settings = {
         "n_links": len(rows["train"]),
         "rows_a_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -152,7 +153,7 @@ def chain_settings(
 
 
 def _fingerprint(rows: Dataset, text_field: str) -> str:
-    """Of the ids and tokens, or texts, of rows in their order."""
+    """Hashes the ids and tokens, or texts, of rows in their order."""
     columns = [name for name in ("id", "input_ids", text_field) if name in rows.column_names]
     digest = hashlib.sha256()
     for batch in rows.with_format("python").select_columns(columns).iter(1000):
@@ -161,13 +162,13 @@ def _fingerprint(rows: Dataset, text_field: str) -> str:
 
 
 def refuse_other_words(
-    tokenizers: list[PreTrainedTokenizerBase | None], rows: dict[str, list[Dataset]], text_field: str
+    tokenizers: Sequence[PreTrainedTokenizerBase | None], rows: dict[str, list[Dataset]], text_field: str
 ) -> None:
     """Raises `ValueError` where rows are tokens, and not of the same vocabulary for all tokenizers that are given."""
     if not any("input_ids" in part.column_names for parts in rows.values() for part in parts):
         return
-    first, *others = [tokenizer for tokenizer in tokenizers if tokenizer is not None] or [None]
-    if any(other is not first and other.get_vocab() != first.get_vocab() for other in others):
+    known = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
+    if any(other is not known[0] and other.get_vocab() != known[0].get_vocab() for other in known):
         raise ValueError(
             "Got rows with `input_ids`, and links whose tokenizers have different vocabularies; give the rows as "
             f"text, in the column `{text_field}`."
@@ -177,7 +178,7 @@ def refuse_other_words(
 @dataclass(frozen=True)
 class ChainDirectory:
     """
-    Where the links of a chain are kept: `link-1`, `link-2`, ..., and what they were begun with in `chain.json`.
+    The directory of a chain: its links `link-1`, `link-2`, ..., and its settings in `chain.json`.
 
     A running link has its checkpoints in `link-<k>`. Its student and labels are written to `link-<k>.partial`, which
     takes the place of the checkpoints when it is complete.
@@ -191,11 +192,11 @@ class ChainDirectory:
     n_links: int
 
     def link(self, link: int) -> Path:
-        """Of link 0, 1, ..."""
+        """Returns the directory of link 0, 1, ..."""
         return self.root / f"link-{link + 1}"
 
     def aside(self, link: int) -> Path:
-        """Where a link is written."""
+        """Returns the directory that a link is written to."""
         return self.root / f"link-{link + 1}.partial"
 
     def is_finished(self, link: int) -> bool:
@@ -241,7 +242,7 @@ class ChainDirectory:
         return 0
 
     def resume(self, settings: dict) -> int:
-        """How many links are finished. Raises `ValueError` if none was begun, or with other settings."""
+        """Returns the number of finished links. Raises `ValueError` if no chain was begun, or with other settings."""
         file = self.root / "chain.json"
         if not file.is_file():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Where an interrupted training goes on."""
+"""Finds the checkpoint that an interrupted training resumes from."""
 
 import logging
 import shutil

@@ -19,7 +19,6 @@ from .._compat import ModulesToSaveWrapper, original_and_copies
 
 __all__ = [
     "THRESHOLD_LOSSES",
-    "RefusesFrozenModels",
     "check_arguments",
     "check_columns",
     "check_dataset",
@@ -49,15 +48,12 @@ def check_arguments(args: Any, config_class: type[TrainingArguments]) -> None:
     """Raises `ValueError` for `args` of another class than the trainer's own configuration."""
     if not isinstance(args, config_class):
         name = config_class.__name__
+        # `TrainingArguments`, `RewardConfig` or `SFTConfig`
+        parent = next(kind.__name__ for kind in config_class.__mro__ if not kind.__module__.startswith("w2s_hf."))
         raise ValueError(
             f"args: got a {type(args).__name__}, expected a {name}. Create {name}(output_dir=...): it has every "
-            f"field of {_parent_name(config_class)}, and those that the trainer adds."
+            f"field of {parent}, and those that the trainer adds."
         )
-
-
-def _parent_name(config_class: type) -> str:
-    """`TrainingArguments`, `RewardConfig` or `SFTConfig`: the configuration that is extended."""
-    return next(parent.__name__ for parent in config_class.__mro__ if not parent.__module__.startswith("w2s_hf."))
 
 
 # ---- Model and loss ----
@@ -101,15 +97,6 @@ def _inactive_parameters(module: nn.Module) -> list[nn.Parameter]:
         if adapter not in module.active_adapters
         for parameter in ([values] if isinstance(values, nn.Parameter) else values.parameters())
     ]
-
-
-class RefusesFrozenModels:
-    """Mixed in before a [`~transformers.Trainer`]: a model that was frozen after construction is not trained."""
-
-    def train(self, *args, **kwargs):
-        if self.model is not None:  # Ray's search for hyperparameters leaves it to `model_init`
-            refuse_frozen(self.model)
-        return super().train(*args, **kwargs)
 
 
 def refuse_prompt_tuning(config: PreTrainedConfig, peft_config: PeftConfig) -> None:
@@ -202,7 +189,7 @@ def _how_to(rows: Any) -> str:
     return "Load it with datasets.load_dataset, or build it with datasets.Dataset.from_list(rows)."
 
 
-def refuse_longer(model: nn.Module, lengths: Sequence[int], name: str) -> None:
+def refuse_longer(model: nn.Module, lengths: Sequence[int] | np.ndarray, name: str) -> None:
     """
     Raises `ValueError` for rows that have more tokens than the model has learned positions.
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
+from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
 from .._compat import generate_random_fingerprint, is_deepspeed_zero3_enabled, restore_forward
@@ -20,15 +21,8 @@ from ..generation import complete
 from ..labels import Completion
 from ..modeling import disable_dropout
 from ..modeling.adapters import keep_trainable
-from .checks import (
-    RefusesFrozenModels,
-    check_arguments,
-    check_columns,
-    check_dataset,
-    named_parts,
-    refuse_frozen,
-    refuse_longer,
-)
+from ..modeling.heads import base_of
+from .checks import check_arguments, check_columns, check_dataset, named_parts, refuse_frozen, refuse_longer
 from .evaluation import OrderedEvaluation
 from .sft import ResumableSFTTrainer
 from .student_card import WithStudentCard
@@ -45,7 +39,7 @@ def autocast(args: TrainingArguments) -> AbstractContextManager:
     return torch.autocast(args.device.type, dtype=dtype, enabled=args.bf16 or args.fp16)
 
 
-class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard, ResumableSFTTrainer):
+class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer):
     """
     [`~trl.SFTTrainer`] on rows with `prompt` and `completion`, both text; the loss is on completions only.
 
@@ -54,10 +48,11 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
     - `__init__`: rows are tokenized here, so that a completion never changes the last token of its prompt; adapters
       learn in float32 (of a 4-bit model TRL makes them bfloat16); a base that has served another trainer gets its own
       `forward` back (TRL patches it, once more each time); dropout is 0 unless the arguments say otherwise.
-    - `evaluate`, `evaluation_loop`: besides the loss, `eval_accuracy`: the share of the evaluation rows whose greedy
+    - `evaluate`: besides the loss, `eval_accuracy`: the share of the evaluation rows whose greedy
       completion is the completion of the row, character by character. On rows labelled by a supervisor it is what the
       paper stops early by. Of several evaluation sets each has its own, such as `eval_a_accuracy`.
-    - `predict`: takes rows with `prompt` and `completion`, too.
+    - `predict`: logits `(N, T, V)` on rows with `prompt` and `completion`, or on tokens. Rows longer than `max_length`
+      are refused. [`complete`] writes completions.
     - `train`: resumes as [`WeakToStrongTrainer`] does; refuses a model whose parameters are all frozen, a
       `metric_for_best_model` that the evaluation does not report, and an evaluation while weights are split over
       processes, before the first step.
@@ -99,6 +94,8 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
     ```
     """
 
+    args: CompletionConfig
+    processing_class: PreTrainedTokenizerBase
     _known_metrics = ("loss", "accuracy")
     _rows_to_write: Dataset | None = None
     _tag_names = ["w2s_hf", "weak-to-strong", *SFTTrainer._tag_names]
@@ -124,30 +121,24 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
         if processing_class is None and not isinstance(model, str):
             raise ValueError("Got a loaded model and no processing_class; give the tokenizer of the model.")
         model, processing_class = load_model(
-            model,
-            args,
-            processing_class,
-            task_type="CAUSAL_LM",
-            is_trainable=True,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
+            model, args, processing_class, "CAUSAL_LM", quantization_config, peft_config
         )
+        tokenizer = cast(PreTrainedTokenizerBase, processing_class)
         if train_dataset is not None:
             refuse_frozen(model)
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
-        restore_forward(base)
+        restore_forward(base_of(model))
         if args.disable_dropout:
             disable_dropout(model)
-        self._eval_rows = eval_dataset
+        self._eval_rows: Any = eval_dataset
         if train_dataset is not None:
-            train_dataset = _prepare(train_dataset, "train_dataset", model, processing_class, args)
+            train_dataset = _prepare(train_dataset, "train_dataset", model, tokenizer, args)
         if isinstance(eval_dataset, dict):
             eval_dataset = {
-                name: _prepare(rows, f"eval_dataset[{name!r}]", model, processing_class, args)
+                name: _prepare(rows, f"eval_dataset[{name!r}]", model, tokenizer, args)
                 for name, rows in eval_dataset.items()
             }
         elif eval_dataset is not None:
-            eval_dataset = _prepare(eval_dataset, "eval_dataset", model, processing_class, args)
+            eval_dataset = _prepare(eval_dataset, "eval_dataset", model, tokenizer, args)
         init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None  # used up
         try:
             with keep_trainable(model):
@@ -229,7 +220,7 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
                 check_dataset(part, name, (Dataset,))
         rows = self._eval_rows if eval_dataset is None else eval_dataset
         if isinstance(rows, dict):
-            metrics = {}
+            metrics: dict[str, float] = {}
             for name, part in rows.items():
                 part = name if eval_dataset is None else part
                 metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
@@ -244,12 +235,10 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
         finally:
             self._rows_to_write = None
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        """Adds the accuracy before callbacks look for it."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        rows, name = self._rows_to_write, f"{metric_key_prefix}_accuracy"
-        if rows is None or name in output.metrics:  # `predict`, or the user's own accuracy
-            return output
+    def _add_metrics(self, metrics: dict[str, float], prefix: str) -> None:
+        rows, name = self._rows_to_write, f"{prefix}_accuracy"
+        if rows is None or name in metrics:  # `predict`, or the user's own accuracy
+            return
         if self.args.dataloader_drop_last:
             # The loss is of whole batches on every rank, and so is the accuracy.
             n_step = self.args.eval_batch_size * self.args.world_size
@@ -257,23 +246,9 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
         if len(rows) > 0:
             completions = self.complete(rows["prompt"])
             matches = [made.text == text for made, text in zip(completions, rows["completion"], strict=True)]
-            output.metrics[name] = sum(matches) / len(matches)
-        return output
-
-    def predict(
-        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
-    ) -> PredictionOutput:
-        """
-        As [`~transformers.Trainer.predict`]: logits `(N, T, V)` on rows with `prompt` and `completion`, or on tokens.
-        [`complete`] writes completions.
-
-        Raises:
-            ValueError: the rows are not as in `train_dataset`, or one is longer than `max_length` (rows named).
-        """
-        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+            metrics[name] = sum(matches) / len(matches)
 
     def _prepare_test_rows(self, rows: Dataset) -> Dataset:
-        check_dataset(rows, "test_dataset")
         if not isinstance(rows, Dataset) or "input_ids" in rows.column_names:
             return rows
         rows = _prepare(rows, "test_dataset", self.model, self.processing_class, self.args)
@@ -342,7 +317,8 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
     # As in w2s_hf.tasks.tokenizing: no cache file to name, and a Ctrl-C is not lost.
     tokens = rows.map(encode, **options, new_fingerprint=generate_random_fingerprint())
     lengths = np.array([len(ids) for ids in tokens["input_ids"]])
-    too_long = np.flatnonzero(lengths > max_length) if max_length is not None else np.array([], dtype=int)
+    limit = np.inf if max_length is None else max_length
+    too_long = np.flatnonzero(lengths > limit)
     if not len(too_long):
         return tokens
     found = (
@@ -352,4 +328,4 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
     if name != "train_dataset" or len(too_long) == len(rows):
         raise ValueError(f"{found}. Set args.max_length to {lengths.max()} or to None, or leave these rows out.")
     logger.warning(f"{found}; they are left out")
-    return tokens.select(np.flatnonzero(lengths <= max_length))
+    return tokens.select(np.flatnonzero(lengths <= limit))

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +23,13 @@ from .._compat import (
     restore_memory_stage,
 )
 from ..collators import RewardPairCollator, WeakToStrongCollator
+from .checks import check_dataset, refuse_frozen
+from .mixins import TrainerMixin
 
 __all__ = ["OrderedEvaluation"]
 
 
-class OrderedEvaluation:
+class OrderedEvaluation(TrainerMixin):
     """
     Mixed in before a [`~transformers.Trainer`]. `evaluate` and `predict` return what the stock trainer returns. This
     class adds what holds for every trainer of the package:
@@ -35,7 +38,8 @@ class OrderedEvaluation:
       in an order of their lengths, where no such function is called.
     - The metrics of TRL's trainers are named after their evaluation set, such as `eval_a_accuracy`, and are in the
       result of `evaluate`. They do not replace metrics of the same name that `compute_metrics` returns.
-    - `train` refuses a `metric_for_best_model` that the evaluation does not report before the first step.
+    - `train` refuses a frozen model and a `metric_for_best_model` that the evaluation does not report before the
+      first step.
     - A call that raises an error leaves no metrics, callbacks or hooks behind.
     """
 
@@ -61,13 +65,15 @@ class OrderedEvaluation:
         return SequentialSampler(eval_dataset)
 
     def _prepare_test_rows(self, dataset: Dataset) -> Dataset:
-        """The rows of `predict`, tokenized and checked."""
+        """Returns the rows of `predict`, tokenized and checked."""
         return dataset
 
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
+        """As [`~transformers.Trainer.predict`], in the order of the rows, which need not be tokenized."""
         with self._clean_up_on_error():
+            check_dataset(test_dataset, "test_dataset")
             dataset, order = self._prepare_test_rows(test_dataset), None
             if self.preprocess_logits_for_metrics is _only_logits:
                 order = self._order_by_length(dataset)
@@ -120,7 +126,7 @@ class OrderedEvaluation:
         if self._rows_of_workers is not self.eval_dataset:
             forget_eval_dataloader(self)
             self._rows_of_workers = self.eval_dataset
-        return super().get_eval_dataloader(eval_dataset)
+        return super().get_eval_dataloader()
 
     def evaluate(
         self,
@@ -131,18 +137,22 @@ class OrderedEvaluation:
         with self._clean_up_on_error():
             return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
         """Adds the metrics of TRL's trainers, which `log` would name `eval_...` for every evaluation set."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        metrics = next_log(self, "eval")
-        for name, values in metrics.items():
-            output.metrics.setdefault(f"{metric_key_prefix}_{name}", sum(values) / len(values))
-        metrics.clear()
-        return output
+        output, prefix = super().evaluation_loop(*args, **kwargs), kwargs.get("metric_key_prefix", "eval")
+        logs, metrics = next_log(self, "eval"), output.metrics or {}
+        for name, values in logs.items():
+            metrics.setdefault(f"{prefix}_{name}", sum(values) / len(values))
+        logs.clear()
+        self._add_metrics(metrics, prefix)
+        return output._replace(metrics=metrics)
+
+    def _add_metrics(self, metrics: dict[str, float], prefix: str) -> None:
+        """Adds the metrics of a subclass to those of an evaluation, before callbacks look for them."""
 
     def train(
         self,
-        resume_from_checkpoint: str | bool | None = None,
+        resume_from_checkpoint: str | os.PathLike | bool | None = None,
         trial: dict | None = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
@@ -150,9 +160,14 @@ class OrderedEvaluation:
         Trains as [`~transformers.Trainer.train`].
 
         Raises:
-            ValueError: the evaluation does not report `metric_for_best_model`. Where only `compute_metrics` can tell,
-                it is called once before the first step, on the first rows or, if that fails, on all of them.
+            ValueError: the model is frozen, or the evaluation does not report `metric_for_best_model`. Where only
+                `compute_metrics` can tell, it is called once before the first step, on the first rows or, if that
+                fails, on all of them.
         """
+        if self.model is not None:  # Ray's search for hyperparameters leaves it to `model_init`
+            refuse_frozen(self.model)
+        if isinstance(resume_from_checkpoint, os.PathLike):
+            resume_from_checkpoint = str(resume_from_checkpoint)
         check = _CheckBestMetric(self, ignore_keys_for_eval)
         self.add_callback(check)
         try:

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
+from typing import TypeAlias
 
 import datasets
 import numpy as np
@@ -11,8 +12,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.nn.functional import logsigmoid
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import PredictionOutput
-from trl import RewardTrainer
+from trl import RewardConfig, RewardTrainer
 
 from .. import losses
 from .._compat import add_signature_column, divides_loss_by_step, next_log
@@ -30,7 +30,7 @@ __all__ = ["RewardPairTrainer"]
 
 logger = logging.getLogger(__name__)
 
-_Pairs = datasets.Dataset | datasets.IterableDataset
+_Pairs: TypeAlias = datasets.Dataset | datasets.IterableDataset
 _KINDS = (datasets.Dataset, datasets.IterableDataset)
 
 
@@ -56,8 +56,9 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
       sides in an order of each pair's own that has nothing to do with the preference, so that its prior is one half.
       (In the dataset's order it would be one, and the threshold would tell what the label hides.)
     - `train`: resumes, and refuses an unknown `metric_for_best_model`, as [`WeakToStrongTrainer`] does.
-    - `prediction_step`, `predict`: a row a pair, in row order. (TRL's returns two rows a pair, block by block, and
-      loses some of them in the last batch.)
+    - `prediction_step`, `predict`: `(N, 2)` float32 rewards (rejected, chosen), a row a pair, in row order. (TRL's
+      returns two rows a pair, block by block, and loses some of them in the last batch.) Arguments may leave pairs
+      out (`dataloader_drop_last`, `prediction_loss_only`); [`predict_proba`] has all of them in any case.
     - `evaluate`, `_prepare_dataset`: pairs are checked, those over `max_length` are counted; `predict` refuses them.
     - `_set_signature_columns_if_needed`, `_get_eval_sampler`: `soft_label` is kept, and rows in their order.
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
@@ -105,6 +106,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     ```
     """
 
+    args: RewardPairConfig
+    processing_class: PreTrainedTokenizerBase
     _tag_names = ["w2s_hf", "weak-to-strong", *RewardTrainer._tag_names]
     _n_sequences = 2
     _known_metrics = ("loss", "accuracy")
@@ -128,15 +131,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         check_dataset(train_dataset, "train_dataset", _KINDS)
         check_pair_columns(train_dataset, "train_dataset", args)
         check_pair_columns(eval_dataset, "eval_dataset", args)
-        model, processing_class = load_model(
-            model,
-            args,
-            processing_class,
-            task_type="REWARD",
-            is_trainable=True,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        model, processing_class = load_model(model, args, processing_class, "REWARD", quantization_config, peft_config)
         if train_dataset is not None:
             refuse_frozen(model)
         if args.disable_dropout:
@@ -169,7 +164,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     # ---- Data ----
 
     def _prepare_dataset(
-        self, dataset: _Pairs, processing_class: PreTrainedTokenizerBase, args: RewardPairConfig, dataset_name: str
+        self, dataset: _Pairs, processing_class: PreTrainedTokenizerBase, args: RewardConfig, dataset_name: str
     ) -> _Pairs:
         if not isinstance(dataset, datasets.Dataset):
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
@@ -351,21 +346,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         logits = _pair_logits(outputs)
         return loss, logits, inputs.get("soft_label", logits.new_ones(len(logits)))
 
-    def predict(
-        self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
-    ) -> PredictionOutput:
-        """
-        Rewards of pairs, text or tokens: `predictions` is `(N, 2)` float32 (rejected, chosen) in the order of
-        `test_dataset`, and `max_length` leaves no pair out. As in [`~transformers.Trainer.predict`], other arguments
-        may (`dataloader_drop_last`, `prediction_loss_only`); [`predict_proba`] has all pairs in any case.
-
-        Raises:
-            ValueError: a pair is longer than `max_length` (rows named).
-        """
-        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
-
     def _prepare_test_rows(self, dataset: _Pairs) -> _Pairs:
-        check_dataset(dataset, "test_dataset")
         if not isinstance(dataset, _KINDS):
             return dataset
         unlimited = copy.copy(self.args)  # dataclasses.replace would reset accelerate's state
@@ -374,7 +355,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         if isinstance(dataset, datasets.IterableDataset) or dataset.format["type"] == "custom":
             return dataset
         lengths, max_length = self._lengths(dataset), self.args.max_length
-        too_long = np.flatnonzero(lengths > max_length) if max_length is not None else []
+        too_long = np.flatnonzero(lengths > (np.inf if max_length is None else max_length))
         if len(too_long):
             raise ValueError(
                 f"test_dataset: {len(too_long)} of {len(lengths)} pairs are longer than max_length={max_length} "
@@ -400,7 +381,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
 
 
 def _without_labels(inputs: dict) -> tuple[dict, torch.Tensor | None, torch.Tensor | None]:
-    """What the model reads, P(chosen better), and which pairs are turned."""
+    """Splits a batch into the inputs of the model, P(chosen better), and which pairs are turned."""
     inputs = dict(inputs)
     return inputs, inputs.pop("soft_label", None), inputs.pop("turned", None)
 
