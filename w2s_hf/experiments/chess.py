@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from ..cards.markdown import render
 from ..config import CompletionConfig
 from ..demo.forks import FORK_MODELS, FORK_WORDS, ForkWorld
 from ..demo.models import DemoModel
@@ -23,35 +24,6 @@ from .settings.base import split_options
 from .settings.generation import GenerationSetting, check_length
 
 __all__ = ["ChessSetting", "run_chess"]
-
-_DEMO_TEXT = """
-## What this demo shows, and what it does not
-
-White has king and knight, Black king and a queen or rook, and exactly one knight move gives check and attacks the
-other piece at once: a fork. Every puzzle is proved with python-chess, and no two are mirror images of each other. The
-pretrained models have read {documents}single moves with a word for what they do, `check`, `hits`, `takes` or `quiet`;
-no position in which there is a fork is among them, nor is the word `fork`. Models called `scratch` have read nothing.
-
-- Where a student is better than the supervisor that taught it, it shows the effect itself, measured live: it knew the
-  parts, and the labels told it which of them is meant.
-- It does not show chess skill. Whoever plays a random check is right in two of three puzzles; a student below that
-  baseline has understood less than that rule.
-- It does not show that size helps: pretraining drives the gain here, and a supervisor from scratch has none.
-- Decoys are other knight moves that give check, and others that attack; they are where a student can be misled.
-- More than one epoch on a supervisor's moves teaches a student its errors, too; how many there were is below.
-- A chain (`--methods bootstrap`) is better than direct training in some seeds and worse in others; where there is one,
-  both are in the tables. Take several seeds.
-- Each seed has puzzles, corpus and models of its own, so numbers differ from seed to seed by more than their
-  intervals.
-"""
-
-_ZERO_SHOT_TEXT = """
-Look at zero-shot, too, which is the student before any finetuning. Asked for a `check` in place of a `fork`, it may
-find forks: then the knowledge is there and has to be asked for by its name. Asked for a `fork`, a word it has never
-read, it may play what fits every word it knows, which again is the fork (with the full stop of its corpus behind it,
-so never exactly the target). Where that is better than the student, learning from this supervisor did harm, as the
-paper's figure 15 has it for students of very weak supervisors.
-"""
 
 
 @dataclass(frozen=True)
@@ -117,8 +89,7 @@ class ChessSetting(GenerationSetting):
         facts, _, sections = super().describe(results, contexts, output_dir)
         if args.demo:
             n_documents = args.demo_documents or FORK_MODELS[args.student_model].n_documents
-            text = _DEMO_TEXT.strip().format(documents=f"{n_documents:,} " if n_documents else "")
-            sections.insert(0, text + ("\n\n" + _ZERO_SHOT_TEXT.strip() if args.zero_shot else ""))
+            sections.insert(0, render("demo_chess.md", n_documents=n_documents, zero_shot=args.zero_shot))
         return facts, self.task.description, sections
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from ..cards import FIGURE, ROWS, StudentCard
-from ..cards.markdown import markdown_table
+from ..cards.markdown import markdown_table, render
 from ..cards.trained_with import subject
 from ..config import METHODS, LossArguments, StudentConfig
 from ..plots import plot_accuracies, plot_gap
@@ -263,44 +263,24 @@ def write_report(results: ExperimentResult | dict, output_dir: Path, *, notes: l
 
 
 def _report(results: ExperimentResult, notes: list[str]) -> str:
-    dataset, settings, rows = results.dataset, results.settings, ROWS[results.setting]
+    settings = results.settings
     shown = settings.training.to_dict() | settings.student.to_dict()
     for method, loss in settings.losses.items():
         shown |= {f"{method}, {name}": value for name, value in loss.items() if name != "loss_type"}
-    dropped, kept = counted(dataset.n_dropped), settings.training.keep_confident
-    text = [
-        f"# Weak-to-strong generalization: {subject(results.task, results.is_demo)}",
-        *([f"Run: {' '.join(results.run_name.split())}."] if results.run_name else []),
-        f"{results.description} {rows.capitalize()} of {dataset.id} ({dataset.revision}): "
-        f"{dataset.n_weak_half} for the weak supervisor, {dataset.n_student_half} for students and "
-        f"ceiling, {dataset.n_validation} for validation, {dataset.n_test} for testing."
-        + (f" Students learned a share of {kept} of their weak labels, the most confident." if kept else "")
-        + (f" Left out, because nothing can be made of them: {dropped}." if dropped else ""),
-        "![Test accuracy of supervisor, students and ceiling](figures/accuracy.png)",
-        "## Over the seeds",
-        markdown_table(*_summary(results)),
-        "## Every model",
-        markdown_table(*_table(results)),
-        *(f"- {line}" for line in (*_comparisons(results), *_caveats(results))),
-        "PGR = (student - weak) / (ceiling - weak): 0 is no better than the supervisor, 1 is as good as with ground "
-        f"truth. Its interval is a paired bootstrap over test {rows}, and over seeds if there are several; unbounded "
-        "means that in more than one resample of 40 the ceiling is no better than the supervisor.",
-        f"Agreement is the share of test {rows} on which the student answers as its supervisor, where that one is "
-        "right and where it is wrong: a student that copies errors agrees on both.",
-    ]
-    if results.runs[0].ceiling_plain is not None:
-        text.append(
-            "Students and ceiling were first trained to write the responses of the same pairs, whatever was "
-            "preferred; PGR is against that ceiling. The plain ceiling was not: against it PGR counts what the "
-            "generative stage itself adds as if the student had recovered it."
-        )
-    text += notes
-    text += [
-        "## Settings",
-        markdown_table(["setting", "value"], [[name, str(value)] for name, value in shown.items()]),
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in results.versions.items()) + ".",
-    ]
-    return "\n\n".join(text) + "\n"
+    return render(
+        "report.md",
+        results=results,
+        dataset=results.dataset,
+        subject=subject(results.task, results.is_demo),
+        rows=ROWS[results.setting],
+        kept=settings.training.keep_confident,
+        dropped=counted(results.dataset.n_dropped),
+        summary=markdown_table(*_summary(results)),
+        models=markdown_table(*_table(results)),
+        remarks=[*_comparisons(results), *_caveats(results)],
+        notes=notes,
+        settings=markdown_table(["setting", "value"], [[name, str(value)] for name, value in shown.items()]),
+    )
 
 
 def _write(path: Path, text: str) -> None:

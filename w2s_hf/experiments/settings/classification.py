@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict, Value
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ... import metrics
+from ...cards.markdown import render
 from ...config import METHODS
 from ...demo.models import World
 from ...demo.rows import demo_rows
@@ -24,44 +25,6 @@ from ..config import ClassificationArguments
 from .base import ACCURACY, Setting, Tokenize, on_weak_labels, split_options
 
 __all__ = ["CLASSIFICATION", "ClassificationSetting", "ProbabilitySetting"]
-
-_DEMO_TEXT = """
-## What this demo shows, and what it does not
-
-The rows are generated, in the columns of {task}: short facts about made-up entities, and the question whether one of
-them is alive. No label is ever stated in the text that the student was pretrained on; whether an entity is alive can
-be told only from the kind of things that are said about it. The weak supervisor was never pretrained, and learns from
-few labelled rows.
-
-- Where the supervisor is better than chance, it shows the effect itself, measured live: the student was taught by
-  labels of the accuracy in the first row, and is better than its teacher because of what it had learned before. The
-  control, the same architecture taught by the same labels without pretraining, has nothing to add to them.
-- It does not show that size helps: pretraining drives the gain here, and the supervisor has none.
-- It does not show that one method beats another: which one is ahead changes from seed to seed. Use `--seeds`.
-- It does not show a hard task: the same entities occur in training and in test rows, and the ceiling is near 1, so
-  that a few hundred true labels would have taught this student everything.
-- Each seed is another world with other models, so numbers differ from seed to seed by more than their intervals.
-"""
-
-_LADDER_TEXT = """
-## What this demo shows, and what it does not
-
-The rows are generated, in the columns of {task}: short facts about made-up entities, and the question whether one of
-them is alive. No label is ever stated in the text that students were pretrained on; whether an entity is alive can be
-told from its kind, and there are many kinds, which a narrow model does not keep apart. Half of the questions have a
-hint among their facts that a supervisor which has read nothing can learn, too. All test questions are about entities
-that no training row asks about: what a student knows of them it has from pretraining.
-
-- Students of three widths have read the same text, so that they differ in size alone. The widest, and its ceiling, is
-  the best in the mean over seeds and not in each one; the two others differ less than seeds do. One seed shows no law
-  of size.
-- Where the supervisor is better than chance, a student that is better than its teacher shows the effect itself. The
-  control, the same architecture taught by the same labels without pretraining, has only the hints to go by.
-- Bootstrapping is here to be measured and not to win. The first link is a narrow model that knows little more than the
-  supervisor, and what it gets wrong the next ones learn: in most seeds the chain is worse than direct training. The
-  paper, too, found it of little use on its text tasks.
-- Each seed is another world with other models, so numbers differ from seed to seed by more than their intervals.
-"""
 
 
 class ProbabilitySetting(Setting):
@@ -185,8 +148,8 @@ class ClassificationSetting(ProbabilitySetting):
         task, args = contexts[0].splits.task, contexts[0].args
         notes = []
         if args.demo:
-            text = _DEMO_TEXT if args.demo_world == "plain" else _LADDER_TEXT
-            notes.append(text.strip().format(task=task.name))
+            text = "demo_classification.md" if args.demo_world == "plain" else "demo_ladder.md"
+            notes.append(render(text, task=task.name))
         facts = {"text_form": task.template, "class_names": list(task.class_names)}
         return facts, f"{task.description or task.name}. Half of the rows are {task.class_names[1]!r}.", notes
 

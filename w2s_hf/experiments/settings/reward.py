@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Value
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from ...cards.markdown import markdown_table
+from ...cards.markdown import markdown_table, render
 from ...demo.models import World
 from ...demo.rows import demo_pairs
 from ...demo.worlds import PAIR_SITUATIONS, DemoWorld
@@ -26,38 +26,6 @@ from .base import split_options, tokenizers_of
 from .classification import ProbabilitySetting
 
 __all__ = ["REWARD", "RewardSetting"]
-
-_DEMO_TEXT = """
-## What this demo shows, and what it does not
-
-The pairs are generated, as transcripts in the columns of {task}: a reply is a word of style, `yes` or
-`no`, and a fact about a made-up entity. The better reply is the one about something alive; where both or neither are,
-the one that begins with `yes`. One preference in twenty is reported the wrong way, so that about 0.95 is the best
-there is. Which entities are alive can be told from the text that the student was pretrained on, and never stands in
-it. All test pairs are about entities that no training pair is about: what a student knows of them it has from
-pretraining.
-
-- Where a student is better than the supervisor that taught it, it shows the effect itself, measured live. The control,
-  the same architecture taught by the same labels without pretraining, has only the style to go by.
-- It does not show that size helps: pretraining drives the gain here, and the supervisor has none.
-- It does not show that the generative stage helps: the student has read about all entities before.
-- Each seed is another world with other models, so numbers differ from seed to seed by more than their intervals.
-"""
-
-_SITUATION_TEXT = """
-## Why PGR is low here
-
-Accuracy by what tells the better reply: the style alone, the entities alone, both, or both in contradiction, where the
-entities count; a mean over the seeds.
-
-{table}
-
-A supervisor that goes by the style is right where the style decides, and has to guess where only the entities differ,
-since it has never met them. There the student's own knowledge shows. Where both are in conflict, such a supervisor is
-wrong not at random but nearly always. To a student these are labels like any others; as far as it learns this error
-with them, it does not recover that part of the gap. That it could, the ceiling tells: the same student, taught the
-truth about the same pairs.
-"""
 
 
 class RewardSetting(ProbabilitySetting):
@@ -146,8 +114,7 @@ class RewardSetting(ProbabilitySetting):
         facts: dict = {"generative_finetuning": args.generative_finetuning}
         notes = []
         if args.demo:
-            table = situation_table(results)
-            notes = [_DEMO_TEXT.strip().format(task=task.name), _SITUATION_TEXT.strip().format(table=table)]
+            notes.append(render("demo_reward.md", task=task.name, table=situation_table(results)))
             pair = contexts[0].test[0]
             facts["example_prompt"] = pair["prompt"] + pair["first"]
         return facts, task.description or f"{task.name}.", notes

@@ -1,26 +1,17 @@
 """Tables of chess in the report: what the moves are worth, by rating, and from easy to hard puzzles."""
 
-from ...cards.markdown import markdown_table
+from ...cards.markdown import markdown_table, render
 from ...cards.score import interval as _interval
 from ...config import CompletionConfig
 from ...results import AnyScore, ExperimentResult, SeedResult
 
 __all__ = ["table_sections"]
 
-_SCORES_TEXT = """
-## What the moves are worth
-
-Accuracy is the share of puzzles in which the first word of the completion is the right move, whatever it says of check
-and mate. Exact: the whole completion is the right text, check marks included. Mates accepted: any mate counts where
-the right move is one. Legal: a move that the rules allow. Cut: completions that did not end within {max_new_tokens}
-tokens.
-"""
-
 
 def table_sections(results: ExperimentResult) -> list[str]:
     """Returns the sections of the report that are tables, in Markdown."""
     max_new_tokens = results.settings.training.arguments.get("max_new_tokens", CompletionConfig.max_new_tokens)
-    sections = [_SCORES_TEXT.strip().format(max_new_tokens=max_new_tokens), scores_table(results)]
+    sections = [render("chess_scores.md", max_new_tokens=max_new_tokens), scores_table(results)]
     if list(results.runs[0].ceiling.scores["by_band"]) != ["unrated"]:
         is_demo = results.is_demo
         sections.append("## Accuracy by kind of puzzle" if is_demo else "## Accuracy by rating")
