@@ -39,7 +39,7 @@ def context(cache, tmp_path_factory):
         args, *others = parse_arguments("", ROOT / "recipes" / "configs" / "demo.yaml", options, announce=False)
         experiment = Experiment(find_task("boolq"), CLASSIFICATION, args, *others)
         args.analyses = ["agreement"]  # for its models, which are loaded
-        context = experiment.run_seed(0)
+        context = experiment.seed_context(0)
     finetuner = Finetuner(StageCache(output / "more"), experiment.setting, experiment.training_args)
     return replace(context, finetuner=finetuner)
 

@@ -70,9 +70,9 @@ def overfitting(context: AnalysisContext) -> dict:
     changes = {"load_best_model_at_end": False, "metric_for_best_model": None, "eval_strategy": "no"}
 
     def against(labels, rows) -> tuple[float, float, object]:
-        answers, teacher = labels.of(list(rows["id"])), weak.of(list(rows["id"]))
-        truth, same = setting.is_correct(answers, rows), setting.is_same(answers, teacher, rows)
-        return float(truth.mean()), float(same.mean()), answers
+        predictions, weak_labels = labels.of(list(rows["id"])), weak.of(list(rows["id"]))
+        truth, same = setting.is_correct(predictions, rows), setting.agrees(predictions, weak_labels, rows)
+        return float(truth.mean()), float(same.mean()), predictions
 
     methods = {}
     for method in context.methods:
@@ -85,20 +85,20 @@ def overfitting(context: AnalysisContext) -> dict:
             **changes,
         )
         snapshots = {int(path.name.split("-")[1]): path for path in (student.directory / "snapshots").iterdir()}
-        steps, curves, answers = sorted(snapshots), {}, []
+        steps, curves, predictions = sorted(snapshots), {}, []
         for step in steps:
             labels = setting.labels.load(snapshots[step] / "predictions")
             for part, rows in (("validation", validation), ("test", test)):
                 truth, same, of_part = against(labels, rows)
                 curves.setdefault(f"{part}_ground_truth", []).append(truth)
                 curves.setdefault(f"{part}_weak_labels", []).append(same)
-            answers.append(of_part)
+            predictions.append(of_part)
         stops = choose_stops(curves["validation_weak_labels"], curves["validation_ground_truth"])
         methods[method] = {
             "steps": steps,
             **curves,
             "stops": {
-                name: {"step": steps[position], "cheats": name == CHEATING, **context.scores(answers[position])}
+                name: {"step": steps[position], "cheats": name == CHEATING, **context.scores(predictions[position])}
                 for name, position in stops.items()
             },
         }
@@ -110,29 +110,29 @@ def agreement(context: AnalysisContext) -> dict:
     setting, test, weak = context.finetuner.setting, context.test, context.scorer.predictions["weak"]
     has_probabilities = isinstance(context.weak_labels, WeakLabels)
 
-    def compare(answers) -> dict:
+    def compare(predictions) -> dict:
         if has_probabilities:
-            return compare_probabilities(answers, weak, context.truth())
-        same = setting.is_same(answers, weak, test)
-        return compare_answers(same, setting.is_correct(answers, test), context.scorer.correct["weak"])
+            return compare_probabilities(predictions, weak, context.truth())
+        same = setting.agrees(predictions, weak, test)
+        return compare_answers(same, setting.is_correct(predictions, test), context.scorer.correct["weak"])
 
     students = {method: {} for method in context.methods}
     for model in context.models.sizes:  # outside: its base is loaded once
         for method, of_method in students.items():
             # The student's own training is among these, and found again.
-            answers = context.predictions_of(f"student-{method}", context.weak_labels, method=method, model=model)
-            of_method[model.name] = compare(answers)
+            predictions = context.predictions_of(f"student-{method}", context.weak_labels, method=method, model=model)
+            of_method[model.name] = compare(predictions)
     found = {"n_test": len(test), "sizes": [model.name for model in context.models.sizes], "students": students}
     if has_probabilities:
         for role in ("weak", "ceiling"):
-            answers = context.scorer.predictions[role]
-            ece = metrics.expected_calibration_error(answers, context.truth())
-            found[role] = {"ece": ece, "brier": metrics.brier_score(answers, context.truth())}
+            predictions = context.scorer.predictions[role]
+            ece = metrics.expected_calibration_error(predictions, context.truth())
+            found[role] = {"ece": ece, "brier": metrics.brier_score(predictions, context.truth())}
     return found
 
 
 def prompting(context: AnalysisContext) -> dict:
-    """Zero-shot and few-shot answers of the student's base; they are baselines of the main table, too."""
+    """Zero-shot and few-shot predictions of the student's base; they are baselines of the main table, too."""
     splits, n_shots = context.splits, context.args.prompt_shots
     examples = splits.student_half
     if context.world is None:
@@ -151,10 +151,10 @@ def prompting(context: AnalysisContext) -> dict:
         few_shot_prompts(context.test["text"][:], examples["text"][:], labels, n, form, seed=context.seed)
         for n, labels in asked.values()
     ]
-    answers = np.split(context.ask([prompt for of_name in prompts for prompt in of_name], form), len(prompts))
+    predictions = np.split(context.ask([prompt for of_name in prompts for prompt in of_name], form), len(prompts))
     prompted = {
         name: context.finetuner.setting.scores(of_name, context.test)
-        for name, of_name in zip(asked, answers, strict=True)
+        for name, of_name in zip(asked, predictions, strict=True)
     }
     student = context.models.student
     for name, scores in prompted.items():
@@ -200,14 +200,14 @@ def saliency(context: AnalysisContext) -> dict:
         validation = states["student_validation"], of_validation
         return logistic_probe(states["student_half"], labels, validation).predict_proba(states["test"])
 
-    answers = {
+    predictions = {
         "lp(weak)": probe_weak(base),
         "lp(gt)": probe_truth(base),
         "ft(weak)": naive.predictions.of(list(context.test["id"])),
         "ft(weak)+lp(gt)": probe_truth(tuned),
         "ft(gt)": context.scorer.predictions["ceiling"],
     }
-    return {**_bounds(context), "accuracies": {name: context.scores(values) for name, values in answers.items()}}
+    return {**_bounds(context), "accuracies": {name: context.scores(values) for name, values in predictions.items()}}
 
 
 def probes(context: AnalysisContext) -> dict:
@@ -289,10 +289,10 @@ def weak_errors(context: AnalysisContext) -> dict:
         }
     supervisors = {}
 
-    def learned(name: str, answers, hard: dict[str, np.ndarray]) -> None:
+    def learned(name: str, predictions, hard: dict[str, np.ndarray]) -> None:
         supervisor = np.eye(2)[hard["test"]]
         accuracy = metrics.accuracy(supervisor, context.truth())
-        supervisors[name] = {"supervisor": accuracy, **context.scores(answers, supervisor)}
+        supervisors[name] = {"supervisor": accuracy, **context.scores(predictions, supervisor)}
 
     for name, hard in simulated.items():
         labels = context.changed_weak_labels(np.eye(2)[np.concatenate(list(hard.values()))], all_ids, f"({name})")
@@ -302,10 +302,10 @@ def weak_errors(context: AnalysisContext) -> dict:
     told = {name: with_opinion(rows, weak[name], **opinions) for name, rows in parts.items()}
     told_rows = Half(told["student_half"], told["student_validation"])
     for method in context.methods:
-        answers = context.predictions_of(
+        predictions = context.predictions_of(
             "student-told", context.weak_labels, method=method, rows=told_rows, test=told["test"]
         )
-        learned(f"told, {method}", answers, weak)
+        learned(f"told, {method}", predictions, weak)
     states = context.hidden_states()
     n_features = states["test"].shape[1]
     features = feature_experiment(

@@ -150,7 +150,7 @@ class AnalysisContext:
         return {
             **{name: scores[name] for name in ("accuracy", "ci95", "n")},
             **pgr_of(weak_correct, correct, self.scorer.correct["ceiling"], self.seed),
-            "agreement": agreement_shares(setting.is_same(predictions, weak, test), weak_correct),
+            "agreement": agreement_shares(setting.agrees(predictions, weak, test), weak_correct),
         }
 
     def changed_weak_labels(self, probabilities: np.ndarray, ids: list[str], what: str) -> WeakLabels:

@@ -222,7 +222,7 @@ class Experiment:
 
     # ---- The experiment ----
 
-    def run_seed(self, seed: int) -> AnalysisContext:
+    def seed_context(self, seed: int) -> AnalysisContext:
         """Runs the experiment of one seed; see [`w2s_hf.experiments.seed.run_seed`]."""
         models, splits = self.inputs(seed)
         args, finetuner = self.args, self.finetuner
@@ -258,7 +258,7 @@ class Experiment:
     def _run(self, manifest: Manifest, started: float) -> ExperimentResult:
         contexts = []
         for seed in self.args.seeds:
-            context = self.run_seed(seed)
+            context = self.seed_context(seed)
             contexts.append(context)
             if PartialState().is_main_process:
                 if not is_still_true(self.output_dir / "results.json", context.result):

@@ -265,7 +265,7 @@ class Finetuner:
     ) -> None:
         """Leaves `predictions/` in a directory."""
         rows = concatenate_datasets([part.select_columns(list(self.setting.columns)) for part in predict])
-        predictions = self.setting.answer(trainer, rows, partial(self.tokenize, spec, tokenizer), directory)
+        predictions = self.setting.predict(trainer, rows, partial(self.tokenize, spec, tokenizer), directory)
         if trainer.is_world_process_zero():
             self.setting.labels(list(rows["id"]), predictions, provenance).save(directory / "predictions")
             shutil.rmtree(directory / "completions", ignore_errors=True)  # finished batches, of an interrupted run

@@ -49,7 +49,7 @@ class Scorer:
 
     def agreement(self, role: str, supervisor: str = "weak") -> dict:
         """Returns the shares of test rows on which a model and its supervisor agree."""
-        same = self.setting.is_same(self.predictions[role], self.predictions[supervisor], self.test)
+        same = self.setting.agrees(self.predictions[role], self.predictions[supervisor], self.test)
         return metrics.agreement_shares(same, self.correct[supervisor])
 
 

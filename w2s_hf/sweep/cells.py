@@ -103,7 +103,7 @@ class Session:
         """Runs a cell and returns its record: its row of the table and its results, or its error."""
         try:
             experiment = self.experiment(cell)
-            context = experiment.run_seed(cell.seed)
+            context = experiment.seed_context(cell.seed)
             result = context.result
             directories = {
                 outputs.student: context.trained[role].directory

@@ -124,31 +124,31 @@ class Setting(ABC):
         """Makes a trainer for rows with `columns` and the label column; `is_weak`: the labels are a model's."""
 
     @abstractmethod
-    def answer(self, trainer: Trainer, rows: Dataset, tokenize: Tokenize, directory: Path):
+    def predict(self, trainer: Trainer, rows: Dataset, tokenize: Tokenize, directory: Path):
         """Returns the predictions of the trainer's model for rows; finished batches may be kept in `directory`."""
 
     # ---- Scores ----
 
     @abstractmethod
-    def is_correct(self, answers, rows: Dataset) -> np.ndarray:
+    def is_correct(self, predictions, rows: Dataset) -> np.ndarray:
         """Returns which predictions are correct, `(N,)` bool; rows with `ground_truth`."""
 
     @abstractmethod
-    def is_same(self, answers, others, rows: Dataset) -> np.ndarray:
-        """Returns for which rows two models predict the same, `(N,)` bool."""
+    def agrees(self, predictions, reference, rows: Dataset) -> np.ndarray:
+        """Returns for which rows predictions agree with a supervisor's (`reference`), `(N,)` bool."""
 
     @abstractmethod
-    def extra_scores(self, answers, rows: Dataset) -> dict:
+    def extra_scores(self, predictions, rows: Dataset) -> dict:
         """Returns what is reported besides the accuracy."""
 
-    def scores(self, answers, rows: Dataset) -> dict:
+    def scores(self, predictions, rows: Dataset) -> dict:
         """Returns accuracy with its interval, and the further scores."""
-        correct = self.is_correct(answers, rows)
+        correct = self.is_correct(predictions, rows)
         return {
             "accuracy": float(correct.mean()),
             "ci95": list(metrics.accuracy_interval(correct)),
             "n": len(correct),
-            **self.extra_scores(answers, rows),
+            **self.extra_scores(predictions, rows),
         }
 
     # ---- Results ----

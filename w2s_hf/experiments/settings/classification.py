@@ -63,24 +63,24 @@ class ProbabilitySetting(Setting):
             compute_metrics=_accuracy_on_given_labels,
         )
 
-    def answer(self, trainer: Trainer, rows: Dataset, tokenize: Tokenize, directory: Path) -> np.ndarray:
+    def predict(self, trainer: Trainer, rows: Dataset, tokenize: Tokenize, directory: Path) -> np.ndarray:
         """Returns class probabilities `(N, 2)`, float32."""
         return trainer.predict_proba(tokenize(rows))
 
-    def is_correct(self, answers: np.ndarray, rows: Dataset) -> np.ndarray:
+    def is_correct(self, predictions: np.ndarray, rows: Dataset) -> np.ndarray:
         """Returns whether the more probable class is the true one."""
-        return metrics.is_correct(answers, np.array(rows["ground_truth"]))
+        return metrics.is_correct(predictions, np.array(rows["ground_truth"]))
 
-    def is_same(self, answers: np.ndarray, others: np.ndarray, rows: Dataset) -> np.ndarray:
+    def agrees(self, predictions: np.ndarray, reference: np.ndarray, rows: Dataset) -> np.ndarray:
         """Returns whether the more probable classes are the same."""
-        return metrics.is_correct(answers, others.argmax(axis=1))
+        return metrics.is_correct(predictions, reference.argmax(axis=1))
 
-    def extra_scores(self, answers: np.ndarray, rows: Dataset) -> dict:
+    def extra_scores(self, predictions: np.ndarray, rows: Dataset) -> dict:
         """Returns AUROC and calibration error."""
         truth = np.array(rows["ground_truth"])
         return {
-            "auroc": metrics.auroc(answers[:, 1], truth),
-            "ece": metrics.expected_calibration_error(answers, truth),
+            "auroc": metrics.auroc(predictions[:, 1], truth),
+            "ece": metrics.expected_calibration_error(predictions, truth),
         }
 
 

@@ -25,7 +25,7 @@ from ..config import GenerationArguments
 from ..finetuner import Finetuner
 from .base import Setting, Tokenize, on_weak_labels, split_options, tokenizers_of
 
-__all__ = ["GenerationSetting", "answer_untrained", "check_length"]
+__all__ = ["GenerationSetting", "check_length", "complete_untrained"]
 
 
 @dataclass(frozen=True)
@@ -81,23 +81,25 @@ class GenerationSetting(Setting):
             model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer
         )
 
-    def answer(
+    def predict(
         self, trainer: CompletionTrainer, rows: Dataset, tokenize: Tokenize, directory: Path
     ) -> list[Completion]:
         """Returns greedy completions; finished batches are cached in `directory`."""
         return trainer.complete(rows["prompt"], keep=directory / "completions")
 
-    def is_correct(self, answers: list[Completion], rows: Dataset) -> np.ndarray:
+    def is_correct(self, predictions: list[Completion], rows: Dataset) -> np.ndarray:
         """Returns which completions have the right answer, `(N,)` bool."""
-        return np.array([self.task.is_correct(answer, row) for answer, row in zip(answers, rows, strict=True)])
+        return np.array(
+            [self.task.is_correct(completion, row) for completion, row in zip(predictions, rows, strict=True)]
+        )
 
-    def is_same(self, answers: list[Completion], others: list[Completion], rows: Dataset) -> np.ndarray:
+    def agrees(self, predictions: list[Completion], reference: list[Completion], rows: Dataset) -> np.ndarray:
         """Returns which completions have the same answer, `(N,)` bool."""
-        return np.array([self.task.is_same(*columns) for columns in zip(answers, others, rows, strict=True)])
+        return np.array([self.task.is_same(*columns) for columns in zip(predictions, reference, rows, strict=True)])
 
-    def extra_scores(self, answers: list[Completion], rows: Dataset) -> dict:
+    def extra_scores(self, predictions: list[Completion], rows: Dataset) -> dict:
         """Returns the scores that the task reports besides the accuracy."""
-        return self.task.extra_scores(answers, rows)
+        return self.task.extra_scores(predictions, rows)
 
     def load_rows(
         self,
@@ -139,7 +141,7 @@ class GenerationSetting(Setting):
         source = {"task": splits.task.name, "dataset": splits.source}
         entries = []
         for name, rows in self.zero_shot_rows(context).items():
-            completions = answer_untrained(context.finetuner, "zero-shot", student, rows, source)
+            completions = complete_untrained(context.finetuner, "zero-shot", student, rows, source)
             entries.append({"name": name, "model": student.name, **self.scores(completions, rows)})
         return entries
 
@@ -165,7 +167,7 @@ def check_length(max_length: int | None, n_positions: int | None, name: str) -> 
         )
 
 
-def answer_untrained(
+def complete_untrained(
     finetuner: Finetuner, name: str, model: ModelSpec, rows: Dataset, source: dict
 ) -> list[Completion]:
     """
@@ -192,7 +194,7 @@ def answer_untrained(
         # With new adapters, which change nothing: so the base that is loaded serves here, too.
         network = finetuner.in_place(finetuner.untrained(model, tokenizer, seed=0))
         with autocast(args):
-            answers = complete(
+            completions = complete(
                 network,
                 tokenizer,
                 rows["prompt"],
@@ -202,7 +204,7 @@ def answer_untrained(
             )
         if PartialState().is_main_process:
             provenance = {**source, "model": model.name, "versions": library_versions()}
-            WeakCompletions(list(rows["id"]), answers, provenance).save(directory / "predictions")
+            WeakCompletions(list(rows["id"]), completions, provenance).save(directory / "predictions")
             shutil.rmtree(directory / "completions")
 
     path = finetuner.cache.run(name, settings, build)
