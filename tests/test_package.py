@@ -47,6 +47,7 @@ LAYERS = [
     {"analysis.agreement", "analysis.early_stopping", "analysis.probes", "analysis.prompting", "analysis.saliency"},
     {"analysis.weak_errors"},
     {"analysis"},
+    {"trainers.mixins"},
     {
         "trainers.checkpoints",
         "trainers.checks",

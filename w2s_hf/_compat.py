@@ -12,8 +12,9 @@ This module imports no library by itself: `from ._compat import X` imports the o
 """
 
 from collections import defaultdict
+from collections.abc import Sized
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 __all__ = ["ATTRIBUTES", "CHECKED", "IMPORTS", "OVERRIDDEN"]
 
@@ -94,6 +95,11 @@ def __getattr__(name: str) -> Any:
     if name not in IMPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(IMPORTS[name]), name)
+
+
+if TYPE_CHECKING:
+
+    def has_length(dataset: object) -> TypeGuard[Sized]: ...
 
 
 # ---- Members that a subclass calls or overrides under their own name ----
@@ -229,8 +235,8 @@ def ignored_keys(model: Any) -> tuple[list[str], list[str]]:
 
     Public replacement: none.
     """
-    names = ("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected")
-    return tuple(getattr(model, name, None) or [] for name in names)
+    missing = getattr(model, "_keys_to_ignore_on_load_missing", None)
+    return missing or [], getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
 
 
 def signature_columns(trainer: Any) -> list[str]:

@@ -2,7 +2,8 @@
 
 import argparse
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
 __all__ = ["CommandLine", "did_you_mean"]
 
@@ -44,7 +45,8 @@ class CommandLine(argparse.ArgumentParser):
 
     def __init__(self, *args, lets_pass: bool = False, **kwargs):
         self.lets_pass = lets_pass
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        kwargs["allow_abbrev"] = False
+        super().__init__(*args, **kwargs)
 
     @property
     def options(self) -> list[str]:
@@ -54,9 +56,7 @@ class CommandLine(argparse.ArgumentParser):
         names = [name for action in shown for name in action.option_strings if name.startswith("--")]
         return list(dict.fromkeys(name[2:].replace("-", "_") for name in names))
 
-    def parse_known_args(
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """As in [`~argparse.ArgumentParser`]; ends the process where an option is unknown, unless `lets_pass`."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown and not self.lets_pass:
@@ -77,5 +77,5 @@ class CommandLine(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            error.message += did_you_mean(str(value), map(str, action.choices))
+            error.message += did_you_mean(str(value), map(str, action.choices or ()))
             raise

@@ -1,6 +1,7 @@
 """What can be set: the arguments of the trainers and of the student model."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
@@ -27,6 +28,17 @@ __all__ = [
 
 logger = get_logger(__name__)
 
+if TYPE_CHECKING:
+
+    class TrainerArguments(TrainingArguments):
+        """[`~transformers.TrainingArguments`] after their `__post_init__`."""
+
+        output_dir: str
+
+else:
+    # Type checkers see the fields of the configuration that a class is mixed into. Python finds them on that one.
+    TrainerArguments = object
+
 # A method is how a student learns from the weak labels; "naive" is the paper's word for plain finetuning on them.
 METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
 
@@ -49,7 +61,7 @@ def computes_in_bfloat16(use_cpu: bool = False) -> bool:
 
 
 @dataclass
-class _OwnDefaults:
+class _OwnDefaults(TrainerArguments):
     """
     What the configurations of all trainers have otherwise than [`~transformers.TrainingArguments`].
 
@@ -320,6 +332,9 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
             raise ValueError("packing: got True, and completions are scored row by row; leave it false.")
 
 
+AnyConfig = WeakToStrongConfig | RewardPairConfig | CompletionConfig  # of a trainer
+
+
 @dataclass
 class StudentConfig(ModelConfig):
     """
@@ -332,7 +347,7 @@ class StudentConfig(ModelConfig):
 
     _argument_group_name = "student (adapter, precision, head)"
 
-    dtype: str | None = field(
+    dtype: str = field(
         default="bfloat16",
         metadata={
             "help": "Weights of the frozen base; a student without adapters always trains float32 weights.",

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -108,14 +109,15 @@ def _complete_batch(
         eos_token_id=tokenizer.eos_token_id,
     )
     with _only(model, config):
-        new = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
+        generate: Any = model.generate
+        new = generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
     completions = []
     for prompt, tokens in zip(encoded, new, strict=True):
         is_cut = tokenizer.eos_token_id not in tokens
         end = len(tokens) if is_cut else tokens.index(tokenizer.eos_token_id)
         # Decoded behind its prompt: on its own, it would lose its leading space in some tokenizers.
-        before = tokenizer.decode(prompt, skip_special_tokens=True)
-        text = tokenizer.decode(prompt + tokens[:end], skip_special_tokens=True)
+        before = str(tokenizer.decode(prompt, skip_special_tokens=True))
+        text = str(tokenizer.decode(prompt + tokens[:end], skip_special_tokens=True))
         completions.append(Completion(text[len(before) :], is_cut))
     return completions
 
@@ -123,7 +125,7 @@ def _complete_batch(
 @contextmanager
 def _only(model: PreTrainedModel | PeftModel, config: GenerationConfig) -> Iterator[None]:
     """`generate` takes what a configuration does not say from the model's own: penalties, n-grams not to repeat."""
-    owners = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+    owners: list[Any] = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
     before = [owner.generation_config for owner in owners]
     try:
         for owner in owners:

@@ -199,7 +199,7 @@ def commit_files(
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         there = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision) if replaces else []
         gone = [path for path in there if path not in files and _matches(path, replaces)]
-        operations = [CommitOperationDelete(path) for path in gone]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(path) for path in gone]
         operations += [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
         # Not upload_folder, which may make several commits of one folder.
         return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision)
@@ -238,7 +238,7 @@ def _status(error: Exception) -> int | None:
 
 def _reason(what: str, error: Exception) -> str:
     status = _status(error)
-    if status is not None:
+    if isinstance(error, HfHubHTTPError):
         said = f"HTTP {status}: {error.server_message or error.response.reason_phrase}"
     else:
         # Of a file that did not get through the client says which, and its cause says why.

@@ -4,6 +4,7 @@ import hashlib
 import json
 import tempfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
@@ -47,9 +48,9 @@ class LabelsById(ABC):
         if len(self.ids) != n_labels:
             raise ValueError(f"{name}: got {len(self.ids)} ids for {n_labels} rows.")
         if len(set(self.ids)) != len(self.ids):
-            seen: set[str] = set()
-            repeated = [row_id for row_id in self.ids if row_id in seen or seen.add(row_id)]
-            raise ValueError(f"{name}: got {len(repeated)} repeated ids, such as {repeated[0]!r}; ids must differ.")
+            (example, _), *_ = Counter(self.ids).most_common(1)
+            n_repeated = len(self.ids) - len(set(self.ids))
+            raise ValueError(f"{name}: got {n_repeated} repeated ids, such as {example!r}; ids must differ.")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -163,8 +164,9 @@ class LabelsById(ABC):
         with tempfile.TemporaryDirectory() as directory:
             self.save(directory)
             files = label_files(directory, repo_id)
-            options = {"message": message, "private": private, "revision": revision, "token": token}
-            return commit_files(repo_id, files, repo_type="dataset", **options)
+            return commit_files(
+                repo_id, files, message=message, repo_type="dataset", private=private, revision=revision, token=token
+            )
 
     @classmethod
     def from_hub(cls, repo_id: str, *, revision: str | None = None, token: str | None = None) -> Self:
@@ -175,9 +177,9 @@ class LabelsById(ABC):
             FileNotFoundError, ValueError: as [`load`]; and as [`~huggingface_hub.snapshot_download`], for a repository
                 that is no dataset, such as a student.
         """
-        files = [_ROWS, _PROVENANCE]
-        options = {"revision": revision, "token": token, "allow_patterns": files}
-        directory = snapshot_download(repo_id, repo_type="dataset", **options)
+        directory = snapshot_download(
+            repo_id, repo_type="dataset", revision=revision, token=token, allow_patterns=[_ROWS, _PROVENANCE]
+        )
         try:
             return cls.load(directory)
         except (FileNotFoundError, ValueError) as error:

@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from huggingface_hub import HfApi, ModelCard, constants, hf_hub_download
@@ -53,8 +54,10 @@ def _card_of(path: Path) -> StudentCard:
     block = data.get(BLOCK)
     if not isinstance(block, dict) or block.get("schema") != SCHEMA:
         raise ValueError(f"it has no `{BLOCK}` of schema {SCHEMA} in its front matter.")
-    scores = {name: None if block[name] is None else Score.of(block[name]) for name in ("weak", "student", "ceiling")}
-    same = {name: block[name] for name in ("task", "setting", "method", "seed", "taught_by", "agreement")}
+    same: dict[str, Any] = {
+        name: None if block[name] is None else Score.of(block[name]) for name in ("weak", "student", "ceiling")
+    }
+    same |= {name: block[name] for name in ("task", "setting", "method", "seed", "taught_by", "agreement")}
     # Older cards have none of these. Of the demo they say so in `model-index` alone.
     same |= {name: block.get(name) or {} for name in ("settings", "versions")}
     same |= {"run_name": block.get("run_name"), "n_rows": dict(block.get("n_rows") or {})}
@@ -62,7 +65,6 @@ def _card_of(path: Path) -> StudentCard:
     dataset = block.get("dataset") or {}
     card = StudentCard(
         **same,
-        **scores,
         pgr_ci95=None if block["pgr_ci95"] is None else tuple(block["pgr_ci95"]),
         no_pgr=block["pgr_undefined"],
         is_demo=is_demo or block.get("preset") == "demo",
@@ -73,7 +75,7 @@ def _card_of(path: Path) -> StudentCard:
     card.n_train = card.n_rows.pop("train", None)
     _ = card.fingerprint  # raises where a setting is no JSON value
     stated = next((entry.metric_value for entry in data.eval_results or [] if entry.metric_type == "pgr"), None)
-    if (stated is None) != (card.pgr is None) or (stated is not None and not math.isclose(stated, card.pgr)):
+    if stated != card.pgr and (stated is None or card.pgr is None or not math.isclose(stated, card.pgr)):
         raise ValueError(f"`model-index` has the PGR {stated}, and its scores give {card.pgr}.")
     return card
 
@@ -147,9 +149,9 @@ def leaderboard(cards: Iterable[StudentCard]) -> pd.DataFrame:
     """
     kinds: dict[tuple, dict[tuple, StudentCard]] = {}
     for card in cards:
-        kind = (card.subject, card.weak and card.weak.model, card.student and card.student.model, card.method)
+        names = (card.subject, card.weak and card.weak.model, card.student and card.student.model, card.method)
         student = (card.seed, card.weak, card.student, card.ceiling)
-        kinds.setdefault((*kind, card.fingerprint), {})[student] = card
+        kinds.setdefault((*names, card.fingerprint), {})[student] = card
     groups = []
     for (*kind, fingerprint), students in kinds.items():
         cards = list(students.values())
@@ -161,13 +163,13 @@ def leaderboard(cards: Iterable[StudentCard]) -> pd.DataFrame:
         low, high = (min(defined), max(defined)) if defined else (None, None)
         if len(cards) == 1:
             low, high = cards[0].pgr_ci95 or (None, None)
-        row = [len(cards)]
+        row: list[Any] = [len(cards)]
         for name in ("weak", "student", "ceiling"):
             known = [getattr(card, name).accuracy for card in cards if getattr(card, name) is not None]
             row.append(statistics.fmean(known) if known else None)
         pgr = statistics.median(defined) if defined else None
-        names = ", ".join(dict.fromkeys(card.run_name for card in cards if card.run_name is not None))
-        row += [pgr, low, high, len(cards) - len(defined), names or None, cards[0].fingerprint]
+        runs = ", ".join(dict.fromkeys(card.run_name for card in cards if card.run_name is not None))
+        row += [pgr, low, high, len(cards) - len(defined), runs or None, cards[0].fingerprint]
         rows.append([*kind, *row])
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     for name, values in _differing_settings([cards[0] for _, cards in groups]).items():

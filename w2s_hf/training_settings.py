@@ -3,6 +3,7 @@
 import os
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -46,7 +47,7 @@ _EARLY_STOPPING = frozenset({
 })  # fmt: skip
 
 
-def changed_fields(config: object, besides: frozenset[str] | set[str] = frozenset()) -> dict[str, object]:
+def changed_fields(config: Any, besides: frozenset[str] | set[str] = frozenset()) -> dict[str, object]:
     """
     Returns the fields of a configuration whose value is not the default, as JSON values.
 
@@ -54,14 +55,14 @@ def changed_fields(config: object, besides: frozenset[str] | set[str] = frozense
     path only the last part is kept.
 
     Args:
-        config (`object`): A dataclass.
+        config (dataclass): The configuration.
         besides (`frozenset[str]`, *optional*): Fields to leave out.
     """
     changed = {}
     for of_field in fields(config):
         default = of_field.default_factory() if of_field.default_factory is not MISSING else of_field.default
         value = getattr(config, of_field.name)
-        if default is None and is_dataclass(value):
+        if default is None and is_dataclass(value) and not isinstance(value, type):
             default = type(value)()
         value, default = _as_json(value), _as_json(default)
         if of_field.name not in besides and value != default:

@@ -162,11 +162,11 @@ def agreement_section(entries: Sequence[dict]) -> str:
 
     header = ["student", "method", "accuracy", "agreement", "where right", "where wrong"]
     header += ["errors inherited", "errors corrected", "new errors"]
-    columns = [("agreement", key) for key in _KINDS.values()]
+    columns: list[tuple[str, ...]] = [("agreement", key) for key in _KINDS.values()]
     columns += [("inherited",), ("corrected",), ("new_errors",)]
     more = {"cross-entropy where wrong": "cross_entropy_supervisor_wrong", "ECE": "ece", "Brier": "brier"}
     more |= {"misfit": "misfit", "gain": "gain"}
-    tables = [[], []]
+    tables: list[list] = [[], []]
     for method, of_sizes in entries[0]["students"].items():
         for model in of_sizes:
             of_model = ("students", method, model)

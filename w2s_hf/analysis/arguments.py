@@ -1,6 +1,7 @@
 """The arguments of the analyses, in the forms that their callers have them, or an error that names the right form."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -63,12 +64,12 @@ def tokens_of(rows: Dataset | Sequence[Mapping] | Mapping, name: str) -> list[li
     Raises:
         ValueError: no rows, or no token ids in them.
     """
-    if isinstance(rows, Sequence) and not isinstance(rows, str):
-        has_tokens = all(isinstance(row, Mapping) and "input_ids" in row for row in rows)
-        ids = [row["input_ids"] for row in rows] if has_tokens else None
-    else:
-        columns = rows.column_names if isinstance(rows, Dataset) else rows if isinstance(rows, Mapping) else ()
-        ids = rows["input_ids"][:] if "input_ids" in columns else None
+    ids: Any = None
+    if isinstance(rows, Dataset | Mapping):
+        if "input_ids" in (rows.column_names if isinstance(rows, Dataset) else rows):
+            ids = rows["input_ids"][:]
+    elif isinstance(rows, Sequence) and all(isinstance(row, Mapping) and "input_ids" in row for row in rows):
+        ids = [row["input_ids"] for row in rows]
     if ids is None or not len(ids):
         raise ValueError(
             f"{name}: got a {type(rows).__name__} without `input_ids`, expected a datasets.Dataset with `input_ids`, "

@@ -122,8 +122,9 @@ def bars(
             axes.scatter(x + offsets, series, s=16, color="white", edgecolor="black", lw=0.8, zorder=3)
         text = f"{series.mean():.2f}" + (f"\n{notes[name]}" if name in notes else "")
         peak = max(series.max(), 0.0)
-        if intervals.get(name) is not None:
-            low, high = intervals[name]
+        interval = intervals.get(name)
+        if interval is not None:
+            low, high = interval
             error = [[max(series.mean() - low, 0.0)], [max(high - series.mean(), 0.0)]]
             axes.errorbar(x, series.mean(), error, color="black", capsize=4, lw=1.1, zorder=3)
             peak = max(peak, high)

@@ -71,9 +71,10 @@ def last_hidden_states(
             hidden = hidden[range(len(hidden)), last if reads_last else 0]
         return hidden.cpu().numpy()
 
-    options = {"batch_size": batch_size, "padding_side": "right", "desc": "Hidden states"}
     try:
-        return through_model(tokenizer, encoded, answer, **options)
+        return through_model(
+            tokenizer, encoded, answer, batch_size=batch_size, padding_side="right", desc="Hidden states"
+        )
     finally:
         handle.remove()
 

@@ -1,8 +1,9 @@
 """What the student knows before any finetuning: zero-shot and few-shot answers of a base model (paper, 5.2.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,12 +70,12 @@ def few_shot_prompts(
         raise ValueError(f"Got {len(examples)} examples and {len(labels)} labels, expected a label of each.")
     if not 0 <= n_shots <= len(examples):
         raise ValueError(f"n_shots: got {n_shots}, expected at most the {len(examples)} examples; take fewer.")
-    labels = classes_of(labels, "labels")
+    classes = classes_of(labels, "labels")
     rng = np.random.default_rng(seed)
     prompts = []
     for text in texts:
-        chosen = rng.choice(len(examples), n_shots, replace=False) if n_shots else []
-        shown = [f"{examples[index]}{form.suffix}{form.answers[labels[index]]}{form.separator}" for index in chosen]
+        chosen: Iterable[int] = rng.choice(len(examples), n_shots, replace=False) if n_shots else ()
+        shown = [f"{examples[index]}{form.suffix}{form.answers[classes[index]]}{form.separator}" for index in chosen]
         prompts.append(form.instruction + "".join(shown) + text + form.suffix)
     return prompts
 
@@ -89,7 +90,7 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tup
     # Behind a suffix: some tokenizers join an answer with what is before it.
     before = tokenizer("x" + form.suffix, add_special_tokens=False)["input_ids"]
     behind = [tokenizer("x" + form.suffix + answer, add_special_tokens=False)["input_ids"] for answer in form.answers]
-    shared = []
+    shared: list[int] = []
     for position, (first, second) in enumerate(zip(*behind, strict=False)):
         if first != second:
             if behind[0][: len(before)] != before:
@@ -143,7 +144,7 @@ def answer_probabilities(
             "reads; take fewer examples (--prompt_shots)."
         )
     decoder, head = model.get_decoder(), model.get_output_embeddings()
-    of_answers = [None if weight is None else weight[list(pair)].float() for weight in (head.weight, head.bias)]
+    of_answers: list[Any] = [None if part is None else part[list(pair)].float() for part in (head.weight, head.bias)]
 
     def answer(inputs: BatchEncoding) -> np.ndarray:
         inputs = inputs.to(model.device)

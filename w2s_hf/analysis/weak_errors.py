@@ -63,20 +63,20 @@ def simulate_labels(
     if not 0 <= n_errors <= len(truth):
         raise ValueError(f"n_errors: got {n_errors}, expected at most the {len(truth)} rows.")
     needed = {"longest": texts, "shortest": texts, "unconfident": strong, "confident": strong}
-    if kind in needed and needed[kind] is None:
+    ranked = needed.get(kind)
+    if kind in needed and ranked is None:
         raise ValueError(f"kind {kind!r} needs `{'texts' if 'est' in kind else 'strong'}`.")
-    if kind in needed and len(needed[kind]) != len(truth):
-        raise ValueError(f"kind {kind!r}: got {len(needed[kind])} rows to rank, expected {len(truth)}, as in `truth`.")
+    if ranked is not None and len(ranked) != len(truth):
+        raise ValueError(f"kind {kind!r}: got {len(ranked)} rows to rank, expected {len(truth)}, as in `truth`.")
     if strong is not None:
         strong = probabilities_of(strong, "strong", len(truth))
-    if kind == "random":
-        rank = np.zeros(len(truth))
-    elif kind in ("longest", "shortest"):
+    rank = np.zeros(len(truth))  # of `random`
+    if kind in ("longest", "shortest") and texts is not None:
         lengths = np.array([len(text) for text in texts])
         rank = lengths if kind == "shortest" else -lengths
-    elif kind == "unconfident":
+    elif kind == "unconfident" and strong is not None:
         rank = strong.max(axis=1)
-    else:
+    elif kind == "confident" and strong is not None:
         rank = -strong[np.arange(len(truth)), truth]
     shuffled = np.random.default_rng(seed).permutation(len(truth))
     wrong = shuffled[np.argsort(rank[shuffled], kind="stable")[:n_errors]]
@@ -103,10 +103,10 @@ def with_opinion(
     """
     if "text" not in rows.column_names:
         raise ValueError(f"rows: got the columns {', '.join(rows.column_names)}, expected `text`.")
-    labels = classes_of(labels, "labels")
-    if len(labels) != len(rows):
-        raise ValueError(f"labels: got {len(labels)}, expected {len(rows)}, one per row.")
-    texts = [text + opinions[label] for text, label in zip(rows["text"], labels, strict=True)]
+    classes = classes_of(labels, "labels")
+    if len(classes) != len(rows):
+        raise ValueError(f"labels: got {len(classes)}, expected {len(rows)}, one per row.")
+    texts = [text + opinions[label] for text, label in zip(rows["text"], classes, strict=True)]
     return rows.remove_columns("text").add_column("text", texts)
 
 
@@ -151,7 +151,8 @@ def feature_experiment(
         labels = probe.predict(student[0][:, :k])
         n_errors = int((labels != student[1]).sum())
         by_chance = simulate_labels("random", student[1], n_errors, seed=seed)
-        entry = {"k": int(k), "weak": float(probe.score(test[0][:, :k], test[1])), "ceiling": ceiling}
+        of_weak = float(probe.score(test[0][:, :k], test[1]))
+        entry: dict[str, float | None] = {"k": int(k), "weak": of_weak, "ceiling": ceiling}
         for name, of_kind in (("simulable", labels), ("random", by_chance)):
             is_one_class = len(np.unique(of_kind)) == 1
             entry[name] = None if is_one_class else float(fit(student[0], of_kind).score(*test))

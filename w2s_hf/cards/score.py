@@ -1,8 +1,9 @@
 """The accuracy of a model as cards state it."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from .markdown import Markup
 
@@ -42,7 +43,8 @@ class Score:
     def of(cls, result: object) -> Self:
         """Makes a score of a record of `w2s_hf.results`, or of the entry of a model in `results.json` or on a card."""
         get = result.get if isinstance(result, dict) else lambda name: getattr(result, name, None)
-        return cls(**{field.name: get(field.name) for field in dataclasses.fields(cls)})
+        values: dict[str, Any] = {field.name: get(field.name) for field in dataclasses.fields(cls)}
+        return cls(**values)
 
     @property
     def shown(self) -> Markup:
@@ -50,6 +52,6 @@ class Score:
         return Markup(f"{self.accuracy:.3f}") + interval(self.ci95, 3)
 
 
-def interval(ci95: tuple[float, float] | None, digits: int) -> Markup:
+def interval(ci95: Sequence[float] | None, digits: int) -> Markup:
     """` [0.677, 0.723]`, or nothing."""
     return Markup("" if ci95 is None else f" [{ci95[0]:.{digits}f}, {ci95[1]:.{digits}f}]")

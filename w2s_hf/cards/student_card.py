@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from huggingface_hub import EvalResult, ModelCardData, constants
 
@@ -213,7 +213,7 @@ class StudentCard:
         `weak_to_strong` all that [`w2s_hf.leaderboard.read_card`] gives back.
         """
         results = []
-        common = {
+        common: dict[str, Any] = {
             "task_type": _PIPELINES[self.task_type],
             "dataset_type": "-".join((self.dataset or "unknown").split()),
             "dataset_name": self.subject or self.dataset or "unknown",
@@ -221,13 +221,13 @@ class StudentCard:
         if self.dataset_is_on_hub and self.dataset_revision:
             common["dataset_revision"] = self.dataset_revision
         if self.student is not None:
-            accuracy = {"metric_type": "accuracy", "metric_name": "Accuracy", "metric_value": self.student.accuracy}
-            results.append(EvalResult(**common, **accuracy))
+            accuracy = self.student.accuracy
+            results.append(EvalResult(**common, metric_type="accuracy", metric_name="Accuracy", metric_value=accuracy))
         if self.pgr is not None:
             args = {name: getattr(self, name).accuracy for name in ("weak", "student", "ceiling")}
-            pgr = {"metric_type": "pgr", "metric_name": "Performance gap recovered", "metric_value": self.pgr}
-            results.append(EvalResult(**common, **pgr, metric_args=args))
-        block = {"schema": SCHEMA, "task": self.task, "setting": self.setting, "method": self.method}
+            common |= {"metric_type": "pgr", "metric_name": "Performance gap recovered", "metric_value": self.pgr}
+            results.append(EvalResult(**common, metric_args=args))
+        block: dict[str, Any] = {"schema": SCHEMA, "task": self.task, "setting": self.setting, "method": self.method}
         block |= {"seed": self.seed, "taught_by": self.taught_by}
         if self.is_demo:
             block["preset"] = "demo"
@@ -246,11 +246,11 @@ class StudentCard:
             block["n_rows"] = dict(self.n_rows) | ({"train": self.n_train} if self.n_train else {})
             block["settings"] = {name: value for name, value in plain(self.settings).items() if value is not None}
             block["versions"] = dict(self.versions)
-        datasets = [self.dataset] if self.dataset_is_on_hub else []
-        datasets += [self.weak_labels] if self.weak_labels else []
+        datasets = [name for name in (self.dataset if self.dataset_is_on_hub else None, self.weak_labels) if name]
         # A search of the Hub for the task must not find rows that only look like it.
         tags = ["weak-to-strong", "w2s_hf", self.method, "w2s_hf-demo" if self.is_demo else self.task]
         tags += ["reward-model"] if self.setting == "reward" else ["chess"] if self.setting == "chess" else []
+        front: dict[str, Any] = {BLOCK: block}
         return ModelCardData(
             base_model=self.base_model if self.base_is_on_hub else None,
             datasets=datasets or None,
@@ -260,7 +260,7 @@ class StudentCard:
             metrics=["accuracy"] if results else None,
             eval_results=results or None,
             model_name=(self.repo_id.split("/")[-1] if self.repo_id else self.title) if results else None,
-            **{BLOCK: block},
+            **front,
         )
 
     def render(self) -> str:
@@ -296,7 +296,7 @@ class StudentCard:
 
     def _options(self) -> dict:
         """Of [`load_student`], in the snippet."""
-        options = {} if self.task_type == "SEQ_CLS" else {"task_type": self.task_type}
+        options: dict[str, Any] = {} if self.task_type == "SEQ_CLS" else {"task_type": self.task_type}
         if self.repo_id and self.library_name == "peft" and not self.base_is_on_hub:
             options["base_model"] = "PATH"
         if self.class_names and self.library_name == "peft" and self.task_type == "SEQ_CLS":

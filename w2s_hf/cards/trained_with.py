@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..results import ExperimentResult, LinkResult, StudentResult
 
@@ -45,7 +45,8 @@ def shared_settings(results: ExperimentResult) -> dict:
 
 def trained_with(card: "StudentCard") -> dict:
     """Returns [`StudentCard.trained_with`]."""
-    known = {"task": card.task, "demo": card.is_demo or None, "setting": card.setting, "method": card.method}
+    known: dict[str, Any] = {"task": card.task, "demo": card.is_demo or None, "setting": card.setting}
+    known["method"] = card.method
     for role, score in {"weak": card.weak, "student": card.student}.items():
         known[f"{role}_model"] = score and score.model
         known[f"{role}_model_version"] = score and (score.revision or score.weights)

@@ -9,6 +9,7 @@ import torch
 from transformers import PretrainedConfig, TrainingArguments
 
 from .._compat import parse_flag_from_env
+from ..config import AnyConfig, LossArguments
 from ..modeling import load_config
 from ..modeling.original_qwen import longer_text
 from ..modeling.spec import ModelSpec, peft_config_of
@@ -19,7 +20,7 @@ __all__ = ["check_fits"]
 logger = logging.getLogger(__name__)
 
 
-def check_fits(model: ModelSpec, option: str, args: TrainingArguments, task_type: str) -> None:
+def check_fits(model: ModelSpec, option: str, args: AnyConfig, task_type: str) -> None:
     """
     Refuses a model that cannot be trained here, and warns of a micro-batch that may not fit.
 
@@ -60,8 +61,8 @@ def check_fits(model: ModelSpec, option: str, args: TrainingArguments, task_type
             f"{_advice(option, config, model, args, task_type, length, capacity)} To try it "
             "all the same: --check_memory false."
         )
-    has_budget = hasattr(args, "max_tokens_per_micro_batch")
-    budget = args.max_tokens_per_micro_batch if has_budget else None
+    has_budget = isinstance(args, LossArguments)
+    budget = args.max_tokens_per_micro_batch if isinstance(args, LossArguments) else None
     n_tokens = length * (2 if task_type == "REWARD" else 1)  # of a row
     n_rows = args.per_device_train_batch_size if budget is None else max(1, budget // n_tokens)
     n_rows = min(n_rows, args.per_device_train_batch_size)
@@ -101,7 +102,7 @@ def _memory_of(
         double_quant=student.use_bnb_nested_quant,
         dtype=dtype,
         peft_config=peft_config_of(model, task_type),
-        gradient_checkpointing=args.gradient_checkpointing if checkpointing is None else checkpointing,
+        gradient_checkpointing=bool(args.gradient_checkpointing if checkpointing is None else checkpointing),
         bf16=args.bf16 or args.fp16,
         attn_implementation=student.attn_implementation,
         optim=args.optim,

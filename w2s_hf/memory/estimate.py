@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from transformers import PretrainedConfig
 
 from ..cards.markdown import markdown_table
@@ -131,7 +131,7 @@ class StudentMemory:
         load_in_4bit: bool = False,
         double_quant: bool = True,
         dtype: str = "bfloat16",
-        peft_config: LoraConfig | None = None,
+        peft_config: PeftConfig | None = None,
         gradient_checkpointing: bool = False,
         bf16: bool = True,
         attn_implementation: str | None = None,

@@ -3,10 +3,11 @@
 import copy
 import math
 import weakref
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -122,7 +123,7 @@ class Shapes:
         dtype: torch.dtype,
         load_in_4bit: bool,
         double_quant: bool,
-        peft_config: LoraConfig | None,
+        peft_config: PeftConfig | None,
         checkpointing: bool,
         attn_implementation: str | None,
     ):
@@ -205,7 +206,7 @@ class Shapes:
     @property
     def embedding_gradient(self) -> int:
         """Bytes of the gradient of one micro-batch for the token embedding, where that is trained."""
-        weight = self.model.get_input_embeddings().weight
+        weight: Any = self.model.get_input_embeddings().weight
         return weight.nbytes if weight.requires_grad else 0
 
     def prediction_bytes(self, n_sequences: int, length: int, *, autocast: bool) -> int:
@@ -215,7 +216,7 @@ class Shapes:
             return self._pass(n_sequences, length, autocast=autocast, is_training=False)[0]
 
     def _pass(self, n_sequences: int, length: int, *, autocast: bool, is_training: bool) -> tuple[int, int]:
-        embedding = self.model.get_input_embeddings()
+        embedding: Any = self.model.get_input_embeddings()
         weight = embedding.weight
         # One row: what a gradient of all of them takes is another question.
         embedding.weight = nn.Parameter(torch.empty_like(weight[:1]), requires_grad=weight.requires_grad)
@@ -246,7 +247,7 @@ def _quantize_linears(model: nn.Module, dtype: torch.dtype, double_quant: bool) 
     for name, module in list(model.named_modules()):
         if not isinstance(module, nn.Linear | Conv1D) or name in head:
             continue
-        shape = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]  # in, out
+        n_in, n_out = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
         parent, _, attribute = name.rpartition(".")
-        linear = _Linear4bit(*shape, module.bias is not None, dtype, double_quant)
+        linear = _Linear4bit(n_in, n_out, module.bias is not None, dtype, double_quant)
         setattr(model.get_submodule(parent), attribute, linear)

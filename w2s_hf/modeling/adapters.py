@@ -10,6 +10,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import (
     LoraConfig,
+    PeftConfig,
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
@@ -28,7 +29,7 @@ from .._compat import (
     never_pack_for_cpu,
     original_and_copies,
 )
-from .heads import HEAD_NAMES, dequantize_head, full_precision_head, head_modules, new_weights
+from .heads import HEAD_NAMES, base_of, dequantize_head, full_precision_head, head_modules, new_weights
 
 __all__ = [
     "cast_trainable_to_float32",
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 def fresh_adapter(
-    model: PreTrainedModel | PeftModel, peft_config: LoraConfig | None = None, *, seed: int | None = None
+    model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None = None, *, seed: int | None = None
 ) -> PeftModel:
     """
     Untrained adapters on a base, so that one loaded base serves a ceiling and any number of students in turn.
@@ -71,7 +72,8 @@ def fresh_adapter(
             checkpoint lacks weights that adapters cannot save, or the kind of adapters cannot save a head.
     """
     model = _without_adapters(model)
-    model._new_weights = new_weights(model)  # the marks of transformers go with layers that are replaced or copied
+    # The marks of transformers go with layers that are replaced or copied.
+    vars(model)["_new_weights"] = new_weights(model)
     dequantize_head(model)
     heads = head_modules(model)
     _put_back(model, heads)
@@ -110,7 +112,7 @@ def fresh_adapter(
 
 def _without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The base of a student, without adapters and with its own modules where adapters trained a copy."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     if any(isinstance(module, BaseTunerLayer) and module.merged for module in base.modules()):
         raise ValueError(
             "Got a student whose adapters are merged into the base. Load the base again for another student, or take "
@@ -128,12 +130,12 @@ def _without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return base
 
 
-def remember_base(base: PreTrainedModel) -> None:
+def remember_base(base: nn.Module) -> None:
     """Keeps what [`fresh_adapter`] compares a base with, before a finished student, which may be merged, is on it."""
     _put_back(base, head_modules(base))
 
 
-def _put_back(base: PreTrainedModel, heads: dict[str, nn.Module]) -> None:
+def _put_back(base: nn.Module, heads: dict[str, nn.Module]) -> None:
     """Puts the head back to its state before the first student. Raises `ValueError` if the rest has changed."""
     # Of quantized weights, the state holds the scales too, which merged adapters change.
     entries = {
@@ -141,19 +143,20 @@ def _put_back(base: PreTrainedModel, heads: dict[str, nn.Module]) -> None:
         for name, value in base.state_dict().items()
         if not name.startswith(tuple(f"{head}." for head in heads))
     }
-    if not hasattr(base, "_untrained_head"):
-        base._untrained_entries = entries
-        base._untrained_head = {
+    kept = vars(base)
+    if "_untrained_head" not in kept:
+        kept["_untrained_entries"] = entries
+        kept["_untrained_head"] = {
             name: {key: value.detach().clone() for key, value in head.state_dict().items()}
             for name, head in heads.items()
         }
         return
-    for name, state in base._untrained_head.items():
+    for name, state in kept["_untrained_head"].items():
         heads[name].load_state_dict(state)
     # Rounding of a float32 weight that adapters were merged into and taken out of again is no change.
     changed = []
     for name, now in entries.items():
-        before = base._untrained_entries.get(name, now)
+        before = kept["_untrained_entries"].get(name, now)
         if now.shape != before.shape or not torch.allclose(now.cpu().float(), before.cpu().float(), 1e-5, 1e-7):
             changed.append(name)
     if changed:
@@ -249,7 +252,7 @@ def refuse_unsaved_layers(student: PeftModel) -> None:
     Raises `ValueError` if adapters neither train nor save layers that the checkpoint of their base lacks. Such layers
     stay random, and are others whenever the student is loaded.
     """
-    base = student.get_base_model()
+    base = base_of(student)
     unsaved = sorted(name for name in new_weights(base) if not _is_saved(base, name))
     if unsaved:
         layers = sorted({name.rpartition(".")[0] for name in unsaved})
@@ -262,7 +265,7 @@ def refuse_unsaved_layers(student: PeftModel) -> None:
 
 def _is_saved(base: PreTrainedModel, weight: str) -> bool:
     """Is a weight of the base in a module that adapters train and save as a whole?"""
-    module = base
+    module: nn.Module = base
     for part in weight.split(".")[:-1]:
         module = getattr(module, part)
         if isinstance(module, AuxiliaryTrainingWrapper):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -23,6 +24,7 @@ from .._compat import (
 
 __all__ = [
     "HEAD_NAMES",
+    "base_of",
     "classification_head",
     "dequantize_head",
     "full_precision_head",
@@ -37,6 +39,12 @@ __all__ = [
 HEAD_NAMES = ("score", "classifier")
 
 
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """Returns the model under the adapters; a model without adapters is returned as it is."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base
+
+
 def new_weights(model: PreTrainedModel) -> frozenset[str]:
     """
     The names of the weights that a model's checkpoint lacks, so that they are random until they are trained.
@@ -45,8 +53,8 @@ def new_weights(model: PreTrainedModel) -> frozenset[str]:
     the poolers in it, that `from_pretrained` has not marked as loaded. A model made from a configuration has no
     checkpoint, and the result is empty.
     """
-    if hasattr(model, "_new_weights"):
-        return model._new_weights
+    if "_new_weights" in vars(model):
+        return vars(model)["_new_weights"]
     adapters = getattr(model, "peft_config", {})  # set by PEFT on the base of adapters
     marked, unmarked = 0, set()
     for name, parameter in model.named_parameters():
@@ -66,18 +74,18 @@ def head_modules(model: nn.Module) -> dict[str, nn.Module]:
     `classifier` of DeBERTa, `head` and `classifier` of ModernBERT. A pooler in the backbone belongs to them if the
     checkpoint lacks it. With adapters, these are the copies in use. A language model has none.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     if not isinstance(base, PreTrainedModel) or base.get_output_embeddings() is not None:
         return {}
     parts = [name.split(".") for name in new_weights(base)]
-    poolers = {".".join(part[: part.index("pooler") + 1]) for part in parts if "pooler" in part[1:]}
+    in_backbone = {".".join(part[: part.index("pooler") + 1]) for part in parts if "pooler" in part[1:]}
     outside = [name for name, child in base.named_children() if any(True for _ in child.parameters())]
     if base.base_model is not base:
         outside = [name for name in outside if getattr(base, name) is not base.base_model]
     else:
         outside = [name for name in outside if name in HEAD_NAMES]
     # The outer module contains the inner one where a head has a pooler of its own.
-    poolers = sorted(name for name in poolers if name.split(".")[0] not in outside)
+    poolers = sorted(name for name in in_backbone if name.split(".")[0] not in outside)
     return {name: module_in_use(base.get_submodule(name)) for name in [*poolers, *outside]}
 
 
@@ -115,7 +123,7 @@ def _float32_forward(head: nn.Module, hidden: torch.Tensor, *args, **kwargs) -> 
         return type(head).forward(head, hidden.to(next(head.parameters()).dtype), *args, **kwargs)
 
 
-def full_precision_head(model: PreTrainedModel | PeftModel) -> None:
+def full_precision_head(model: nn.Module) -> None:
     """
     Gives the head float32 weights and arithmetic, also on bfloat16 hidden states and under autocast, which would round
     a reward to 8 bits before a difference is taken.
@@ -175,7 +183,7 @@ def initialise_head(
             layer.weight.copy_(_unembedding_rows(model, tokenizer, layer.out_features))
         else:
             raise ValueError(f"head initialisation: got {method!r}, expected normal, zeros or unembedding.")
-    new = new_weights(model.get_base_model() if isinstance(model, PeftModel) else model)
+    new = new_weights(base_of(model))
     for name, other in head_linears(model).items():
         if other is not layer and f"{name}.weight" in new:
             with torch.no_grad(), _whole(other):
@@ -211,11 +219,11 @@ def _unembedding_rows(
             )
         token_ids.append(encoded[0])
     if model.config.get_text_config().tie_word_embeddings:
-        embedding = model.get_input_embeddings()
+        embedding: Any = model.get_input_embeddings()
         with _whole(embedding):
             return embedding.weight[token_ids].float()
     # A classifier drops the unembedding of an untied model, so the rows are read from the checkpoint.
-    name, commit = model.config.name_or_path, commit_hash(model.config)
+    name, commit = str(model.config.name_or_path), commit_hash(model.config)
     index = optional_file(name, "model.safetensors.index.json", revision=commit)
     file = "model.safetensors"
     if index is not None:

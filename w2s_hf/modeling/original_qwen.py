@@ -246,8 +246,8 @@ def original_qwen_tokenizer(name_or_path: str, config: dict, **kwargs) -> Qwen2T
             f"{name_or_path}: got {n} tokens in qwen.tiktoken, expected {expected}; is the download whole, "
             "and of this model?"
         )
-    kwargs = {"model_max_length": _trained_length(config), **kwargs}
-    tokenizer = Qwen2Tokenizer(vocab=dict(vocabulary), merges=list(merges), **kwargs)
+    kwargs = {"model_max_length": _trained_length(config), "merges": list(merges), **kwargs}
+    tokenizer = Qwen2Tokenizer(vocab=dict(vocabulary), **kwargs)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL_TOKENS], True)
     tokenizer.name_or_path = name_or_path
     return tokenizer
@@ -280,8 +280,9 @@ def _read_ranks(file: Path, state: tuple[int, int]) -> tuple[dict[str, int], lis
     def spell(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
-    merges = [tuple(map(spell, _last_merge(token, ranks))) for token in sorted(ranks, key=ranks.get) if len(token) > 1]
-    return {spell(token): rank for token, rank in ranks.items()}, merges
+    merges = [_last_merge(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1]
+    vocabulary = {spell(token): rank for token, rank in ranks.items()}
+    return vocabulary, [(spell(first), spell(second)) for first, second in merges]
 
 
 def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:

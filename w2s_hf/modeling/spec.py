@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 from peft import PeftConfig
 from transformers import PreTrainedModel
@@ -76,7 +77,7 @@ class ModelSpec:
             # An absolute path: adapters keep it, and are loaded from other working directories.
             path = directory.resolve()
             return cls(path.name, str(path), digest.hexdigest()[:16], config, weights=_hash_of_weights(path))
-        return cls(name_or_path, name_or_path, commit, config, commit)
+        return cls(name_or_path, name_or_path, str(commit), config, commit)
 
     @property
     def identity(self) -> dict:
@@ -117,8 +118,9 @@ def load_base(spec: ModelSpec, task_type: str, path: Path | None = None) -> PreT
         path (`Path`, *optional*): The directory of the model after all its weights were trained.
     """
     config = spec.config
-    kwargs = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
-    return load_student(
+    attention = config.attn_implementation
+    kwargs: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    model = load_student(
         spec.path if path is None else str(path),
         task_type=task_type,
         dtype=config.dtype if config.use_peft else "float32",
@@ -126,6 +128,7 @@ def load_base(spec: ModelSpec, task_type: str, path: Path | None = None) -> PreT
         revision=spec.revision if path is None else None,
         **kwargs,
     )
+    return cast(PreTrainedModel, model)
 
 
 def peft_config_of(spec: ModelSpec, task_type: str) -> PeftConfig | None:

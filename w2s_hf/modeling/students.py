@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -228,7 +229,9 @@ def load_student(
     return model if peft_config is None else fresh_adapter(model, peft_config)
 
 
-def _load_base(student: str, revision: str | None, base_model: str | None, options: dict) -> PreTrainedModel:
+def _load_base(
+    student: str, revision: str | None, base_model: str | None, options: dict
+) -> PreTrainedModel | PeftModel:
     """The base of a finished student, with as many token embeddings as the student was saved with."""
     adapter = PeftConfig.from_pretrained(student, revision=revision)
     name = base_model or adapter.base_model_name_or_path
@@ -257,7 +260,7 @@ def _load_base(student: str, revision: str | None, base_model: str | None, optio
     return base
 
 
-def _n_outputs(student: str, revision: str | None, base: PreTrainedModel) -> int | None:
+def _n_outputs(student: str, revision: str | None, base: nn.Module) -> int | None:
     """The outputs of the head that adapters hold, if that of the base has another number."""
     file = optional_file(student, "adapter_model.safetensors", revision=revision)
     if file is None:
@@ -269,7 +272,7 @@ def _n_outputs(student: str, revision: str | None, base: PreTrainedModel) -> int
     return n_outputs if n_outputs != layer.out_features else None
 
 
-def _n_resized_tokens(student: str, revision: str | None, base: PreTrainedModel) -> int | None:
+def _n_resized_tokens(student: str, revision: str | None, base: PreTrainedModel | PeftModel) -> int | None:
     """The rows of the token embedding that adapters hold, if the base has another number; PEFT saves resized ones."""
     file = optional_file(student, "adapter_model.safetensors", revision=revision)
     if file is None:
@@ -352,7 +355,8 @@ def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
     """
     options = {key: kwargs[key] for key in (*FILE_OPTIONS, "trust_remote_code") if key in kwargs}
     config = copy.deepcopy(kwargs["config"]) if "config" in kwargs else load_config(name_or_path, **options)
-    stored, requested = getattr(config, "quantization_config", None), kwargs.get("quantization_config")
+    stored: Any = getattr(config, "quantization_config", None)
+    requested: Any = kwargs.get("quantization_config")
     if is_deepspeed_zero3_enabled() or (stored is None and requested is None):
         return kwargs
     if stored is not None:
@@ -398,7 +402,7 @@ def _stored_dtypes(name_or_path: str, options: dict) -> dict[str, str]:
     if index is not None:
         names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
     files = [optional_file(name_or_path, name, **options) for name in sorted(names)]
-    dtypes = {}
+    dtypes: dict[str, str] = {}
     for file in files:
         if file is not None:  # from_pretrained has an error for it
             with safe_open(file, framework="pt") as tensors:
@@ -417,4 +421,4 @@ def disable_dropout(model: nn.Module) -> None:
     disable_dropout_in_model(model)
     for module in model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            module.attention_dropout = 0.0  # type: ignore[assignment]  # torch: tensors and modules only

@@ -3,7 +3,6 @@
 import dataclasses
 import types
 import typing
-from functools import cache
 from typing import Any, Self
 
 __all__ = ["Record", "always", "named", "rest"]
@@ -25,6 +24,7 @@ def rest() -> Any:
     return dataclasses.field(default_factory=dict, metadata={"rest": True})
 
 
+@dataclasses.dataclass
 class Record:
     """
     The base class of JSON objects as dataclasses. A field without a default is required. An optional field is left out
@@ -39,8 +39,8 @@ class Record:
         Raises:
             ValueError: a required key is missing.
         """
-        values, left = {}, dict(content)
-        kinds = _kinds(cls)
+        values: dict[str, Any] = {}
+        left, kinds = dict(content), typing.get_type_hints(cls)
         for part in dataclasses.fields(cls):
             key = part.metadata.get("key", part.name)
             if part.metadata.get("rest"):
@@ -53,7 +53,7 @@ class Record:
 
     def to_dict(self) -> dict:
         """Returns the record as JSON values, in the order of the fields."""
-        content = {}
+        content: dict[str, Any] = {}
         for part in dataclasses.fields(self):
             value = getattr(self, part.name)
             if part.metadata.get("rest"):
@@ -67,11 +67,6 @@ def _is_required(part: dataclasses.Field) -> bool:
     return part.default is part.default_factory is dataclasses.MISSING
 
 
-@cache
-def _kinds(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
 def _read(kind: Any, value: Any) -> Any:
     """JSON values as the type of a field says."""
     if value is None:
@@ -79,7 +74,7 @@ def _read(kind: Any, value: Any) -> Any:
     if isinstance(kind, types.UnionType):
         (kind,) = [part for part in typing.get_args(kind) if part is not type(None)]
     if typing.get_origin(kind) is list:
-        return [_read(*typing.get_args(kind), part) for part in value]
+        return [_read(typing.get_args(kind)[0], part) for part in value]
     if typing.get_origin(kind) is dict:
         return {name: _read(typing.get_args(kind)[1], part) for name, part in value.items()}
     return kind.from_dict(value) if isinstance(kind, type) and issubclass(kind, Record) else value

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -137,7 +138,8 @@ def _scored(results: ExperimentResult, run: SeedResult) -> Iterator[tuple[str, A
         students.append(("student", student, StudentCard.from_results(results, run, student)))
         for link in student.links[:-1]:  # the last link is the student
             students.append(("link", link, StudentCard.from_results(results, run, student, link)))
-    nobody = {"agreement": None, "taught_by": None, "n_train": None, "settings": shared_settings(results)}
+    settings = shared_settings(results)
+    nobody: dict[str, Any] = {"agreement": None, "taught_by": None, "n_train": None, "settings": settings}
 
     def other(role: str, score: AnyScore, method: str | None = None) -> tuple[str, AnyScore, StudentCard]:
         card = students[0][2]

@@ -4,7 +4,9 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate.utils import broadcast_object_list, release_memory
@@ -117,6 +119,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
     ```
     """
 
+    args: BootstrapConfig
     _link: int | None = None
 
     def __init__(
@@ -162,7 +165,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
             )
         self._tokenizers = tokenizers
         refuse_other_words(tokenizers, self._rows, args.dataset_text_field)
-        self._adapting = {"quantization_config": quantization_config, "peft_config": peft_config}
+        self._adapting: dict[str, Any] = {"quantization_config": quantization_config, "peft_config": peft_config}
         callbacks = kwargs.pop("callbacks", None)
         self._trainer_kwargs = {"data_collator": data_collator, **kwargs}
         # Not that of WeakToStrongTrainer, which needs a student: `train` knows which link is the first to train.
@@ -182,7 +185,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
 
     def train(
         self,
-        resume_from_checkpoint: bool | None = None,
+        resume_from_checkpoint: str | os.PathLike | bool | None = None,
         trial: dict | None = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
@@ -229,8 +232,8 @@ class BootstrapTrainer(WeakToStrongTrainer):
             else:
                 checkpoint = last_complete_checkpoint(chain.link(link)) if resume_from_checkpoint else None
                 output = super().train(checkpoint, trial, ignore_keys_for_eval)
-                self._save_student(labels)
-            labels = self._finish(labels)
+                self._save_student(link, labels)
+            labels = self._finish(link, labels)
         return output
 
     def _get_output_dir(self, trial: dict | None) -> str:
@@ -244,11 +247,11 @@ class BootstrapTrainer(WeakToStrongTrainer):
         args = self.args
         self._forget_student()
         enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
-        model = self._make_student(link)
-        if model is None:
+        student = self._make_student(link)
+        if student is None:
             raise ValueError(f"model_init({link}): got None, expected a model or its name.")
         model, tokenizer = load_model(
-            model, args, self._tokenizers[link], task_type="SEQ_CLS", is_trainable=True, **self._adapting
+            student, args, self._tokenizers[link], task_type="SEQ_CLS", is_trainable=True, **self._adapting
         )
         refuse_other_words([self.processing_class, tokenizer], self._rows, args.dataset_text_field)
         n_classes = labels["train"].probabilities.shape[1]
@@ -293,11 +296,11 @@ class BootstrapTrainer(WeakToStrongTrainer):
         state.is_world_process_zero = self.is_world_process_zero()  # rank 0 wrote it
         state.is_local_process_zero = self.is_local_process_zero()
         self._load_from_checkpoint(str(directory))
-        summary = next((entry for entry in reversed(state.log_history) if "train_loss" in entry), {})
+        summary: dict[str, float] = next((entry for entry in reversed(state.log_history) if "train_loss" in entry), {})
         return TrainOutput(state.global_step, summary.get("train_loss", math.nan), summary)
 
-    def _save_student(self, labels: _Labels) -> None:
-        aside = self._chain.aside(self._link)
+    def _save_student(self, link: int, labels: _Labels) -> None:
+        aside = self._chain.aside(link)
         if self.args.should_save:
             shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -305,29 +308,29 @@ class BootstrapTrainer(WeakToStrongTrainer):
         self.state.best_model_checkpoint = None  # it goes with all checkpoints of the link
         if self.args.should_save:
             self.state.save_to_json(str(aside / "trainer_state.json"))
-            self._chain.record(self._link, labels)
+            self._chain.record(link, labels)
 
-    def _finish(self, labels: _Labels) -> _Labels:
+    def _finish(self, link: int, labels: _Labels) -> _Labels:
         """Labels the rows of the next link, and puts all that this one made in its place at once."""
         made = {}
-        if self._link + 1 < self.n_links:
-            made = {name: self._label(parts[self._link + 1], labels) for name, parts in self._rows.items()}
+        if link + 1 < self.n_links:
+            made = {name: self._label(link, parts[link + 1], labels) for name, parts in self._rows.items()}
         if self.args.should_save:
             for name, of_rows in made.items():
-                of_rows.save(self._chain.aside(self._link) / "labels" / name)
-            self._chain.finish(self._link)
+                of_rows.save(self._chain.aside(link) / "labels" / name)
+            self._chain.finish(link)
         self.accelerator.wait_for_everyone()
         return made
 
     # ---- Labels ----
 
-    def _label(self, rows: Dataset, labels: _Labels) -> WeakLabels:
+    def _label(self, link: int, rows: Dataset, labels: _Labels) -> WeakLabels:
         """What the student of this link says of rows, with the record of what it learned itself."""
         probabilities = self.predict_proba(unlabelled(rows))
         if self.args.hard_labels:
             probabilities = np.eye(probabilities.shape[1], dtype=np.float32)[probabilities.argmax(axis=1)]
         provenance = {
-            "link": self._link + 1,
+            "link": link + 1,
             "trained_on": labels["train"].fingerprint,
             "hard_labels": self.args.hard_labels,
             "seed": self.args.seed,
@@ -345,7 +348,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
 
     def _agree(self, look: Callable, *args):
         """What rank 0 finds on its disk, on every rank; or the error that it raises, on every rank."""
-        found = [None, None]
+        found: list[Any] = [None, None]
         if self.is_world_process_zero():
             try:
                 found = [look(*args), None]
@@ -359,7 +362,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
 
     # ---- The Hub ----
 
-    def push_to_hub(self, *args, **kwargs) -> CommitInfo | None:
+    def push_to_hub(self, *args, **kwargs) -> CommitInfo | Future[CommitInfo] | None:  # type: ignore[override]  # as in its base
         """
         As [`~transformers.Trainer.push_to_hub`], of the last link's student alone: the files of its directory.
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,13 +162,13 @@ def _fingerprint(rows: Dataset, text_field: str) -> str:
 
 
 def refuse_other_words(
-    tokenizers: list[PreTrainedTokenizerBase | None], rows: dict[str, list[Dataset]], text_field: str
+    tokenizers: Sequence[PreTrainedTokenizerBase | None], rows: dict[str, list[Dataset]], text_field: str
 ) -> None:
     """Raises `ValueError` where rows are tokens, and not of the same vocabulary for all tokenizers that are given."""
     if not any("input_ids" in part.column_names for parts in rows.values() for part in parts):
         return
-    first, *others = [tokenizer for tokenizer in tokenizers if tokenizer is not None] or [None]
-    if any(other is not first and other.get_vocab() != first.get_vocab() for other in others):
+    known = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
+    if any(other is not known[0] and other.get_vocab() != known[0].get_vocab() for other in known):
         raise ValueError(
             "Got rows with `input_ids`, and links whose tokenizers have different vocabularies; give the rows as "
             f"text, in the column `{text_field}`."

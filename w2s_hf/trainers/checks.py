@@ -16,6 +16,7 @@ from transformers.utils.logging import get_logger
 from trl import RewardConfig
 
 from .._compat import ModulesToSaveWrapper, original_and_copies
+from .mixins import TrainerMixin
 
 __all__ = [
     "THRESHOLD_LOSSES",
@@ -103,7 +104,7 @@ def _inactive_parameters(module: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-class RefusesFrozenModels:
+class RefusesFrozenModels(TrainerMixin):
     """Mixed in before a [`~transformers.Trainer`]: a model that was frozen after construction is not trained."""
 
     def train(self, *args, **kwargs):
@@ -202,7 +203,7 @@ def _how_to(rows: Any) -> str:
     return "Load it with datasets.load_dataset, or build it with datasets.Dataset.from_list(rows)."
 
 
-def refuse_longer(model: nn.Module, lengths: Sequence[int], name: str) -> None:
+def refuse_longer(model: nn.Module, lengths: Sequence[int] | np.ndarray, name: str) -> None:
     """
     Raises `ValueError` for rows that have more tokens than the model has learned positions.
 

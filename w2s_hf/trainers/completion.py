@@ -4,12 +4,14 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 from trl import SFTTrainer
@@ -20,6 +22,7 @@ from ..generation import complete
 from ..labels import Completion
 from ..modeling import disable_dropout
 from ..modeling.adapters import keep_trainable
+from ..modeling.heads import base_of
 from .checks import (
     RefusesFrozenModels,
     check_arguments,
@@ -99,6 +102,8 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
     ```
     """
 
+    args: CompletionConfig
+    processing_class: PreTrainedTokenizerBase
     _known_metrics = ("loss", "accuracy")
     _rows_to_write: Dataset | None = None
     _tag_names = ["w2s_hf", "weak-to-strong", *SFTTrainer._tag_names]
@@ -132,22 +137,22 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        tokenizer = cast(PreTrainedTokenizerBase, processing_class)
         if train_dataset is not None:
             refuse_frozen(model)
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
-        restore_forward(base)
+        restore_forward(base_of(model))
         if args.disable_dropout:
             disable_dropout(model)
-        self._eval_rows = eval_dataset
+        self._eval_rows: Any = eval_dataset
         if train_dataset is not None:
-            train_dataset = _prepare(train_dataset, "train_dataset", model, processing_class, args)
+            train_dataset = _prepare(train_dataset, "train_dataset", model, tokenizer, args)
         if isinstance(eval_dataset, dict):
             eval_dataset = {
-                name: _prepare(rows, f"eval_dataset[{name!r}]", model, processing_class, args)
+                name: _prepare(rows, f"eval_dataset[{name!r}]", model, tokenizer, args)
                 for name, rows in eval_dataset.items()
             }
         elif eval_dataset is not None:
-            eval_dataset = _prepare(eval_dataset, "eval_dataset", model, processing_class, args)
+            eval_dataset = _prepare(eval_dataset, "eval_dataset", model, tokenizer, args)
         init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None  # used up
         try:
             with keep_trainable(model):
@@ -229,7 +234,7 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
                 check_dataset(part, name, (Dataset,))
         rows = self._eval_rows if eval_dataset is None else eval_dataset
         if isinstance(rows, dict):
-            metrics = {}
+            metrics: dict[str, float] = {}
             for name, part in rows.items():
                 part = name if eval_dataset is None else part
                 metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
@@ -244,11 +249,19 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
         finally:
             self._rows_to_write = None
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """Adds the accuracy before callbacks look for it."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        metrics = output.metrics or {}
         rows, name = self._rows_to_write, f"{metric_key_prefix}_accuracy"
-        if rows is None or name in output.metrics:  # `predict`, or the user's own accuracy
+        if rows is None or name in metrics:  # `predict`, or the user's own accuracy
             return output
         if self.args.dataloader_drop_last:
             # The loss is of whole batches on every rank, and so is the accuracy.
@@ -257,8 +270,8 @@ class CompletionTrainer(RefusesFrozenModels, OrderedEvaluation, WithStudentCard,
         if len(rows) > 0:
             completions = self.complete(rows["prompt"])
             matches = [made.text == text for made, text in zip(completions, rows["completion"], strict=True)]
-            output.metrics[name] = sum(matches) / len(matches)
-        return output
+            metrics[name] = sum(matches) / len(matches)
+        return output._replace(metrics=metrics)
 
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
@@ -342,7 +355,8 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
     # As in w2s_hf.tasks.tokenizing: no cache file to name, and a Ctrl-C is not lost.
     tokens = rows.map(encode, **options, new_fingerprint=generate_random_fingerprint())
     lengths = np.array([len(ids) for ids in tokens["input_ids"]])
-    too_long = np.flatnonzero(lengths > max_length) if max_length is not None else np.array([], dtype=int)
+    limit = np.inf if max_length is None else max_length
+    too_long = np.flatnonzero(lengths > limit)
     if not len(too_long):
         return tokens
     found = (
@@ -352,4 +366,4 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
     if name != "train_dataset" or len(too_long) == len(rows):
         raise ValueError(f"{found}. Set args.max_length to {lengths.max()} or to None, or leave these rows out.")
     logger.warning(f"{found}; they are left out")
-    return tokens.select(np.flatnonzero(lengths <= max_length))
+    return tokens.select(np.flatnonzero(lengths <= limit))

@@ -3,6 +3,7 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher
@@ -17,6 +18,7 @@ from .._compat import (
     is_rebalanced,
     rows_of_filled_step,
 )
+from .mixins import TrainerMixin
 
 __all__ = ["EpochSampler", "WholeEpochs"]
 
@@ -52,7 +54,7 @@ class EpochSampler(Sampler[int]):
         return len(self._sampler)
 
 
-class WholeEpochs:
+class WholeEpochs(TrainerMixin):
     """
     Mixed in before a [`~transformers.Trainer`]: one epoch is the same training on any number of processes, as long as
     the rows per optimizer step are the same.
@@ -89,10 +91,10 @@ class WholeEpochs:
         Raises:
             ValueError: `even_batches=False`, and some processes would have no batch in the last step of an epoch.
         """
-        dataloader = super().get_train_dataloader()
+        dataloader: Any = super().get_train_dataloader()
         sampler = getattr(dataloader, "batch_sampler", None)
         rebalanced = sampler.batch_sampler if isinstance(sampler, BatchSamplerShard) else sampler
-        if is_rebalanced(rebalanced):
+        if sampler is not None and is_rebalanced(rebalanced):
             # accelerate 1.15 does not forward the number of the epoch to it after `skip_first_batches`.
             sampler.sampler = rebalanced
             n_last = rows_of_filled_step(rebalanced)

@@ -22,11 +22,12 @@ from .._compat import (
     restore_memory_stage,
 )
 from ..collators import RewardPairCollator, WeakToStrongCollator
+from .mixins import TrainerMixin
 
 __all__ = ["OrderedEvaluation"]
 
 
-class OrderedEvaluation:
+class OrderedEvaluation(TrainerMixin):
     """
     Mixed in before a [`~transformers.Trainer`]. `evaluate` and `predict` return what the stock trainer returns. This
     class adds what holds for every trainer of the package:
@@ -120,7 +121,7 @@ class OrderedEvaluation:
         if self._rows_of_workers is not self.eval_dataset:
             forget_eval_dataloader(self)
             self._rows_of_workers = self.eval_dataset
-        return super().get_eval_dataloader(eval_dataset)
+        return super().get_eval_dataloader()
 
     def evaluate(
         self,
@@ -131,14 +132,21 @@ class OrderedEvaluation:
         with self._clean_up_on_error():
             return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """Adds the metrics of TRL's trainers, which `log` would name `eval_...` for every evaluation set."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        metrics = next_log(self, "eval")
-        for name, values in metrics.items():
-            output.metrics.setdefault(f"{metric_key_prefix}_{name}", sum(values) / len(values))
-        metrics.clear()
-        return output
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        logs, metrics = next_log(self, "eval"), output.metrics or {}
+        for name, values in logs.items():
+            metrics.setdefault(f"{metric_key_prefix}_{name}", sum(values) / len(values))
+        logs.clear()
+        return output._replace(metrics=metrics)
 
     def train(
         self,

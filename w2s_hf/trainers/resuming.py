@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, PeftType, get_peft_model_state_dict
@@ -23,13 +24,14 @@ from transformers.trainer_utils import TrainOutput
 
 from .._compat import ExportableState, has_length, ignored_keys, n_trained_tokens, set_trained_tokens
 from .checkpoints import last_complete_checkpoint
+from .mixins import TrainerMixin
 
 __all__ = ["ResumableTraining"]
 
 _RECORD = "w2s_hf"  # in `stateful_callbacks` of trainer_state.json
 
 
-class ResumableTraining:
+class ResumableTraining(TrainerMixin):
     """
     Mixed in before a [`~transformers.Trainer`]: what `train(resume_from_checkpoint=...)` ends with is what the
     training would have ended with without the stop.
@@ -84,13 +86,12 @@ class ResumableTraining:
         if resume_from_checkpoint:
             self._resumed_from = Path(resume_from_checkpoint)
             self._check_checkpoint(self._resumed_from)
-            resume_from_checkpoint = str(self._resumed_from)
         if self.args.load_best_model_at_end and isinstance(self.model, PeftModel):
             _refuse_lost_encoder(self.model)
-        callback = _ResumeCallback(self)
+        callback, checkpoint = _ResumeCallback(self), None if self._resumed_from is None else str(self._resumed_from)
         self.add_callback(callback)
         try:
-            output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+            output = super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.remove_callback(callback)  # kept, it would keep the trainer and its model in memory
         if self._is_at_its_end:
@@ -181,8 +182,9 @@ class ResumableTraining:
             # have in memory. Its trainer does not translate them back, but `from_pretrained` does.
             if not isinstance(network, PreTrainedModel):
                 raise
-            options = {"config": network.config, "dtype": network.dtype, "output_loading_info": True}
-            saved, info = type(network).from_pretrained(resume_from_checkpoint, **options)
+            options: dict[str, Any] = {"config": network.config, "dtype": network.dtype, "output_loading_info": True}
+            loaded: Any = type(network).from_pretrained(resume_from_checkpoint, **options)
+            saved, info = loaded
             if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
                 raise
             network.load_state_dict(saved.state_dict())
@@ -190,12 +192,12 @@ class ResumableTraining:
     def _issue_warnings_after_load(self, load_result) -> None:
         # Overridden to raise where transformers 5.17 and 5.23 warn, and train on from new weights.
         weights = {**dict(self.model.named_parameters(remove_duplicate=False)), **dict(self.model.named_buffers())}
-        missing = set(load_result.missing_keys)
-        loaded = {weight.data_ptr() for name, weight in weights.items() if name not in missing}
+        not_loaded = set(load_result.missing_keys)
+        loaded = {weight.data_ptr() for name, weight in weights.items() if name not in not_loaded}
         may_be_missing, may_be_unexpected = ignored_keys(self.model)
         missing = [
             name
-            for name in sorted(missing)
+            for name in sorted(not_loaded)
             if not (name in weights and weights[name].data_ptr() in loaded)  # tied to one that was loaded
             and not any(re.search(pattern, name) for pattern in may_be_missing)
         ]
@@ -216,7 +218,7 @@ class ResumableTraining:
         # Overridden since transformers 5.17 and 5.23 only warn, and keep the last weights, where the best checkpoint
         # is gone.
         best = self.state.best_model_checkpoint
-        if not os.path.isdir(best):
+        if best is None or not os.path.isdir(best):
             raise ValueError(
                 f"load_best_model_at_end: the best checkpoint {best} is gone; the model has the weights of the last "
                 f"step, {self.state.global_step}."
@@ -250,7 +252,7 @@ class _ResumeCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         trainer, now = self.trainer, self.trainer._record_of_rows()
-        then = state.stateful_callbacks.get(_RECORD, {})
+        then = _saved_callbacks(state).get(_RECORD, {})
         if trainer._resumed_from is not None:
             if state.global_step > state.max_steps:
                 raise ValueError(
@@ -269,20 +271,20 @@ class _ResumeCallback(TrainerCallback):
             trainer._is_at_its_end = state.global_step >= state.max_steps or self._has_stopped_early(state)
             if n_trained_tokens(trainer) is not None:
                 set_trained_tokens(trainer, then.get("n_tokens", 0))
-        state.stateful_callbacks[_RECORD] = now
+        _saved_callbacks(state)[_RECORD] = now
         for callback in [*trainer.callback_handler.callbacks, control]:
             if isinstance(callback, ExportableState):
                 # transformers 5.23 saves no checkpoint if a callback is new.
-                state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+                _saved_callbacks(state).setdefault(type(callback).__name__, callback.state())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         n_tokens = n_trained_tokens(self.trainer)
         if n_tokens is not None:  # TRL counts tokens, and begins anew when it resumes
-            state.stateful_callbacks[_RECORD]["n_tokens"] = n_tokens
+            _saved_callbacks(state)[_RECORD]["n_tokens"] = n_tokens
 
     def _has_stopped_early(self, state: TrainerState) -> bool:
         """Restores the evaluations without progress of early stopping, and says whether they used up its patience."""
-        saved = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
+        saved = _saved_callbacks(state).get(EarlyStoppingCallback.__name__, {})
         saved = saved if isinstance(saved, list) else [saved]
         callbacks = [cb for cb in self.trainer.callback_handler.callbacks if isinstance(cb, EarlyStoppingCallback)]
         for callback, values in zip(callbacks, saved, strict=False):
@@ -290,6 +292,10 @@ class _ResumeCallback(TrainerCallback):
                 "early_stopping_patience_counter", 0
             )
         return any(cb.early_stopping_patience_counter >= cb.early_stopping_patience for cb in callbacks)
+
+
+def _saved_callbacks(state: TrainerState) -> dict[str, Any]:
+    return state.stateful_callbacks  # type: ignore[return-value]  # a list only as an argument
 
 
 def _best_checkpoint_beside(checkpoint: Path, state: TrainerState) -> str | None:
@@ -351,7 +357,7 @@ def _refuse_other_adapters(model: PeftModel, checkpoint: Path) -> None:
 
 
 def _mean_of_logged_losses(state: TrainerState) -> float:
-    total, last = 0.0, 0
+    total = last = 0.0
     for entry in state.log_history:
         if "loss" in entry:
             total += entry["loss"] * (entry["step"] - last)

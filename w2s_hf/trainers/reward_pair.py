@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
+from typing import TypeAlias
 
 import datasets
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import PredictionOutput
-from trl import RewardTrainer
+from trl import RewardConfig, RewardTrainer
 
 from .. import losses
 from .._compat import add_signature_column, divides_loss_by_step, next_log
@@ -30,7 +31,7 @@ __all__ = ["RewardPairTrainer"]
 
 logger = logging.getLogger(__name__)
 
-_Pairs = datasets.Dataset | datasets.IterableDataset
+_Pairs: TypeAlias = datasets.Dataset | datasets.IterableDataset
 _KINDS = (datasets.Dataset, datasets.IterableDataset)
 
 
@@ -105,6 +106,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     ```
     """
 
+    args: RewardPairConfig
+    processing_class: PreTrainedTokenizerBase
     _tag_names = ["w2s_hf", "weak-to-strong", *RewardTrainer._tag_names]
     _n_sequences = 2
     _known_metrics = ("loss", "accuracy")
@@ -169,7 +172,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     # ---- Data ----
 
     def _prepare_dataset(
-        self, dataset: _Pairs, processing_class: PreTrainedTokenizerBase, args: RewardPairConfig, dataset_name: str
+        self, dataset: _Pairs, processing_class: PreTrainedTokenizerBase, args: RewardConfig, dataset_name: str
     ) -> _Pairs:
         if not isinstance(dataset, datasets.Dataset):
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
@@ -374,7 +377,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         if isinstance(dataset, datasets.IterableDataset) or dataset.format["type"] == "custom":
             return dataset
         lengths, max_length = self._lengths(dataset), self.args.max_length
-        too_long = np.flatnonzero(lengths > max_length) if max_length is not None else []
+        too_long = np.flatnonzero(lengths > (np.inf if max_length is None else max_length))
         if len(too_long):
             raise ValueError(
                 f"test_dataset: {len(too_long)} of {len(lengths)} pairs are longer than max_length={max_length} "

@@ -50,7 +50,7 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
     ) -> tuple[list[dict], torch.Tensor | int | None]:
         """As [`~trl.SFTTrainer`]'s; a process whose rows of the step are all repeated counts 1 token and not 0."""
         batches, n_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, n_tokens if n_tokens is None else n_tokens.clamp(min=1)
+        return batches, n_tokens.clamp(min=1) if isinstance(n_tokens, torch.Tensor) else n_tokens
 
     def training_step(
         self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None

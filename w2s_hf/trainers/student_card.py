@@ -1,8 +1,10 @@
 """A trainer's card: what it knows of its student, and the push that takes both to the Hub."""
 
 import time
+from concurrent.futures import Future
 from importlib.metadata import version
 from pathlib import Path, PurePath
+from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
@@ -10,14 +12,21 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from .._compat import commit_hash, save_model
 from ..cards import FIGURE, StudentCard
-from ..config import LossArguments, hardware
+from ..config import CompletionConfig, LossArguments, hardware
 from ..hub import PushError, commit_files, is_repository_id, owner_of_token
+from ..modeling.heads import base_of
 from ..plots import plot_gap
 from ..publish import STUDENT_FILES, push_again, student_files
 from ..training_settings import training_settings
+from .mixins import TrainerMixin
 
 __all__ = ["StudentCardCallback", "WithStudentCard"]
 
+# The options of a quantization that decide what a student computes.
+_QUANTIZATION = {
+    "load_in_4bit": ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"),
+    "load_in_8bit": ("llm_int8_threshold",),
+}
 _LIBRARIES = ("w2s_hf", "torch", "transformers", "peft", "trl")
 
 
@@ -55,7 +64,7 @@ class StudentCardCallback(TrainerCallback):
         self.card.hardware = hardware()
 
 
-class WithStudentCard:
+class WithStudentCard(TrainerMixin):
     """
     Mixed in before a [`~transformers.Trainer`]: `card`, a [`StudentCard`], and in place of the trainers' own
 
@@ -73,7 +82,7 @@ class WithStudentCard:
             self.card = StudentCard(setting=self._card_setting, task_type=self._card_task_type)
             self.add_callback(StudentCardCallback(self.card))
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # the order of TRL, which is another than that of transformers
         self,
         model_name: str | None = None,
         dataset_name: str | None = None,
@@ -94,8 +103,7 @@ class WithStudentCard:
             return
         card, directory = self.card, Path(self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
-        is_peft = isinstance(model, PeftModel)
-        base = model.get_base_model() if is_peft else model
+        is_peft, base = isinstance(model, PeftModel), base_of(model)
         card.library_name = "peft" if is_peft else "transformers"
         name = base.config.name_or_path
         if card.base_model is None and name:
@@ -118,7 +126,7 @@ class WithStudentCard:
             card.settings |= {
                 f"adapters, {name}": getattr(config[name], "value", config[name]) for name in names if config.get(name)
             }
-        if card.task_type == "CAUSAL_LM":
+        if isinstance(self.args, CompletionConfig):
             card.max_new_tokens = self.args.max_new_tokens
         card.versions = card.versions or {name: version(name) for name in _LIBRARIES}
         directory.mkdir(parents=True, exist_ok=True)
@@ -127,7 +135,7 @@ class WithStudentCard:
             card.has_figure = True
         card.save(directory / "README.md")
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]  # that of transformers returns `None` or a future, too
         self,
         commit_message: str | None = "End of training",
         blocking: bool = True,
@@ -135,7 +143,7 @@ class WithStudentCard:
         revision: str | None = None,
         private: bool | None = None,
         **kwargs,
-    ) -> CommitInfo | None:
+    ) -> CommitInfo | Future[CommitInfo] | None:
         """
         As [`~transformers.Trainer.push_to_hub`]: adapters or model, head, tokenizer and card, in one commit, and
         nothing else of the directory. Without `blocking`, a future of what is returned.
@@ -161,7 +169,7 @@ class WithStudentCard:
             try:
                 if "/" not in repo_id:
                     repo_id = f"{owner_of_token(token)}/{repo_id}"
-                self.hub_model_id = card.repo_id = repo_id
+                self.hub_model_id = card.repo_id = repo_id  # type: ignore[assignment]  # transformers infers `None`
                 commit = commit_files(
                     repo_id,
                     student_files(directory, card.render(), card.library_name),
@@ -182,14 +190,12 @@ class WithStudentCard:
 
 def _loading(base: PreTrainedModel) -> dict:
     """Keyword arguments of [`load_student`] that load a model, or the base of adapters, as it is here."""
-    loading = {"dtype": str(base.dtype).removeprefix("torch.")}
+    loading: dict[str, Any] = {"dtype": str(base.dtype).removeprefix("torch.")}
     quantization = getattr(base.config, "quantization_config", None)
     if quantization is None:
         return loading
     options = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    for kind in ("load_in_4bit", "load_in_8bit"):
+    for kind in _QUANTIZATION:
         if options.get(kind):
-            names = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
-            names = names if kind == "load_in_4bit" else ("llm_int8_threshold",)
-            loading["quantization_config"] = {kind: True} | {name: options[name] for name in names}
+            loading["quantization_config"] = {kind: True} | {name: options[name] for name in _QUANTIZATION[kind]}
     return loading  # other kinds of quantization are in the base's own configuration

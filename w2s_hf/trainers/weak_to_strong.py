@@ -1,6 +1,7 @@
 """The trainer of a strong student on a weak supervisor's labels."""
 
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
@@ -35,7 +36,7 @@ from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
 
 __all__ = ["WeakToStrongTrainer"]
 
-_Rows = datasets.Dataset | dict[str, datasets.Dataset]
+_Rows: TypeAlias = datasets.Dataset | dict[str, datasets.Dataset]
 
 
 class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, ResumableTraining, Trainer):
@@ -108,6 +109,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     ```
     """
 
+    args: WeakToStrongConfig
     _tag_names = ["w2s_hf", "weak-to-strong"]
 
     def __init__(
@@ -130,15 +132,19 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             check_dataset(part, name)
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("Got a compute_loss_func, which args.loss_type replaces; override `_row_losses` instead.")
-        model, processing_class = load_model(
-            model,
-            args,
-            processing_class,
-            task_type="SEQ_CLS",
-            is_trainable=train_dataset is not None,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        if model is not None:
+            model, processing_class = load_model(
+                model,
+                args,
+                processing_class,
+                task_type="SEQ_CLS",
+                is_trainable=train_dataset is not None,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
+        elif quantization_config is not None or peft_config is not None:
+            name = "quantization_config" if peft_config is None else "peft_config"
+            raise ValueError(f"Got a {name} and model_init, expected a base model or its name. Let model_init add it.")
         # call_model_init needs both before Trainer sets them.
         self.args, self.processing_class = args, processing_class
         if model is not None:
@@ -169,7 +175,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     # ---- Model and data ----
 
     def call_model_init(self, trial=None) -> nn.Module:
-        model = super().call_model_init(trial)
+        model: Any = super().call_model_init(trial)
         keep_4bit_gradients(model)
         model = self._prepare_model(model)
         if getattr(self, "train_dataset", None) is not None:  # `train` calls for a new model
@@ -278,9 +284,9 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
     def _soft_labels(self, labels: torch.Tensor | list, n_classes: int) -> torch.Tensor:
         """`(B, C)` float32 from integers `(B,)`, P(class 1) `(B,)` or probabilities `(B, C)`."""
+        labels = torch.as_tensor(labels)
         if not isinstance(self.data_collator, WeakToStrongCollator):
             # The labels of a collator of the user may have another form, and nothing has checked them.
-            labels = torch.as_tensor(labels)
             labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
             labels = labels.float() if labels.is_floating_point() else labels  # NumPy has no bfloat16
             return torch.from_numpy(as_probabilities(labels.cpu().numpy(), n_classes)).to(self.args.device)

@@ -3,6 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -11,10 +12,11 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from .. import losses
 from ..collators import move_padding, sorted_lengths, split_by_tokens
-from ..config import computes_in_bfloat16
+from ..config import AnyConfig, LossArguments, computes_in_bfloat16
 from ..hub import FILE_OPTIONS
 from ..modeling import load_config, load_student, load_tokenizer
 from ..modeling.adapters import fresh_adapter, keep_4bit_gradients
+from ..modeling.heads import base_of
 from .checks import THRESHOLD_LOSSES, RefusesFrozenModels, refuse_prompt_tuning
 from .epochs import WholeEpochs
 
@@ -30,7 +32,8 @@ class WholeStepLoss(RefusesFrozenModels, WholeEpochs, ABC):
     the same model.
     """
 
-    loss_is_scaled_for_ga = True  # compute_loss divides by the rows of the whole accumulated step
+    args: LossArguments
+    loss_is_scaled_for_ga: Any = True  # compute_loss divides by the rows of the whole accumulated step
     _threshold: torch.Tensor | None = None
     _n_sequences = 1  # of a row
 
@@ -122,7 +125,9 @@ class WholeStepLoss(RefusesFrozenModels, WholeEpochs, ABC):
         side = "left" if getattr(config, "summary_type", None) == "last" else "right"
         return move_padding(super()._prepare_inputs(inputs), side)
 
-    def _share_of_step(self, loss_sum: torch.Tensor, n_rows: int, num_items_in_batch: int | None) -> torch.Tensor:
+    def _share_of_step(
+        self, loss_sum: torch.Tensor, n_rows: int, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
         """The sum of `n_rows` losses as a share of the whole step's mean; their own mean where that is unknown."""
         if num_items_in_batch is None:
             return loss_sum / max(n_rows, 1)
@@ -188,15 +193,15 @@ class WholeStepLoss(RefusesFrozenModels, WholeEpochs, ABC):
 
 
 def load_model(
-    model: str | PreTrainedModel | PeftModel | None,
-    args: TrainingArguments,
+    model: str | PreTrainedModel | PeftModel,
+    args: AnyConfig,
     processing_class: PreTrainedTokenizerBase | None,
     *,
     task_type: str,
     is_trainable: bool,
     quantization_config: BitsAndBytesConfig | None,
     peft_config: PeftConfig | None,
-) -> tuple[PreTrainedModel | PeftModel | None, PreTrainedTokenizerBase | None]:
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase | None]:
     """
     The `model` argument of a trainer as a model, with adapters where it is given their configuration, and its
     tokenizer.
@@ -205,9 +210,10 @@ def load_model(
         ValueError: LoRA dropout where all dropout is disabled, a quantization of a loaded model, adapters on top of
             adapters, adapters for another kind of model, or outputs without names for a trainer of TRL.
     """
-    if peft_config is not None and getattr(peft_config, "lora_dropout", 0) and args.disable_dropout:
+    lora_dropout = getattr(peft_config, "lora_dropout", None)
+    if lora_dropout and args.disable_dropout:
         raise ValueError(
-            f"Got lora_dropout={peft_config.lora_dropout} and disable_dropout=True, which would set it to 0; set "
+            f"Got lora_dropout={lora_dropout} and disable_dropout=True, which would set it to 0; set "
             f"lora_dropout=0, or {type(args).__name__}(disable_dropout=False)."
         )
     expected = "CAUSAL_LM" if task_type == "CAUSAL_LM" else "SEQ_CLS"
@@ -221,11 +227,11 @@ def load_model(
             f"expected {expected}"
             + (", whose head is trained and saved with the adapters." if task_type != "CAUSAL_LM" else ".")
         )
-    options = (args.model_init_kwargs or {}) if isinstance(model, str) else {}
+    options = cast("dict[str, Any]", args.model_init_kwargs or {}) if isinstance(model, str) else {}
     files = {key: options[key] for key in FILE_OPTIONS if key in options}  # of the model and of its tokenizer
-    if task_type != "CAUSAL_LM" and model is not None:
+    if task_type != "CAUSAL_LM":
         if isinstance(model, PeftModel):
-            refuse_prompt_tuning(model.get_base_model().config, model.active_peft_config)
+            refuse_prompt_tuning(base_of(model).config, model.active_peft_config)
         elif peft_config is not None and peft_config.is_prompt_learning:
             config = load_config(model, **files) if isinstance(model, str) else model.config
             refuse_prompt_tuning(config, peft_config)
@@ -240,13 +246,12 @@ def load_model(
         model = load_student(model, task_type=task_type, quantization_config=quantization_config, **init_kwargs)
     elif quantization_config is not None:
         raise ValueError("Got a quantization_config and a loaded model; load it quantized, or give its name.")
-    if model is not None:
-        keep_4bit_gradients(model)
+    keep_4bit_gradients(model)
     if peft_config is not None:
-        if model is None or isinstance(model, PeftModel):
+        if isinstance(model, PeftModel):
             raise ValueError(
-                f"Got a peft_config and {'model_init' if model is None else 'a model that has adapters already'}, "
-                "expected a base model; see w2s_hf.fresh_adapter for new adapters on the base of another student."
+                "Got a peft_config and a model that has adapters already, expected a base model; see "
+                "w2s_hf.fresh_adapter for new adapters on the base of another student."
             )
         model = fresh_adapter(model, peft_config)
     if task_type != "SEQ_CLS" and not model.config.return_dict:

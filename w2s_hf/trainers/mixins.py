@@ -1,0 +1,23 @@
+"""The base class of the trainers' mixins."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase, Trainer
+
+    from ..config import TrainerArguments
+
+    class TrainerMixin(Trainer):
+        """A [`~transformers.Trainer`] whose model is loaded and whose data are text."""
+
+        args: TrainerArguments
+        data_collator: Any
+        model: nn.Module
+        processing_class: PreTrainedTokenizerBase | None
+
+else:
+    # Type checkers see the members of the trainer that a mixin is mixed into. Python finds them on that trainer.
+    TrainerMixin = object
+
+__all__ = ["TrainerMixin"]
