@@ -61,13 +61,13 @@ def test_a_watched_training_ends_as_one_without_early_stopping(context):
 
 def test_a_watched_training_that_is_stopped_goes_on(context, monkeypatch):
     setting, calls = type(context.finetuner.setting), []
-    answer = setting.answer
+    predict = setting.predict
 
     def stopped(self, *args):
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return answer(self, *args)
+        return predict(self, *args)
 
     def train(name):
         options = {"n_snapshots": 3, "eval_strategy": "no", "load_best_model_at_end": False, "save_steps": 1}
@@ -75,7 +75,7 @@ def test_a_watched_training_that_is_stopped_goes_on(context, monkeypatch):
 
     expected = train("uninterrupted")
     with monkeypatch.context() as patch:
-        patch.setattr(setting, "answer", stopped)
+        patch.setattr(setting, "predict", stopped)
         with pytest.raises(KeyboardInterrupt):
             train("interrupted")
     found = train("interrupted")

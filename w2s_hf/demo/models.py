@@ -60,8 +60,13 @@ class DemoModel:
 class World(Protocol):
     """What a model needs of the world it is made for."""
 
-    seed: int
-    config: object
+    @property
+    def seed(self) -> int:
+        """Seed of its content."""
+
+    @property
+    def config(self) -> object:
+        """What else its content depends on."""
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Of the models."""

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ from ..analysis.saliency import plot_saliency, saliency_section
 from ..analysis.weak_errors import plot_weak_errors, weak_errors_section
 from ..config import METHODS
 from ..labels import WeakLabels
-from ..results import BaselineResult, ExperimentResult
+from ..results import BaselineResult, ExperimentResult, SeedResult
 from ..tasks import Half
 from .analysis_context import AnalysisContext
 from .config import ANALYSES
@@ -42,11 +43,17 @@ __all__ = ["analyse", "analysis_notes", "overfitting", "agreement", "prompting",
 logger = logging.getLogger(__name__)
 
 
-def analyse(context: AnalysisContext) -> None:
-    """Adds what `--analyses` asks for to the results of the seed, on every rank."""
+def analyse(context: AnalysisContext) -> SeedResult:
+    """Returns the results of the seed with those of `--analyses`. Called on every rank."""
+    analyses = {}
     for name in context.args.analyses:
         logger.info(f"Seed {context.seed}: analysis {name}")
-        context.result.analyses[name] = _ALL[name].measure(context)
+        analyses[name] = _ALL[name].measure(context)
+    student, baselines = context.models.student, list(context.result.baselines)
+    for name, scores in analyses.get("prompting", {}).get("prompted", {}).items():
+        baseline = {"name": name, "model": student.name, "revision": student.revision, **scores}
+        baselines.append(BaselineResult.from_dict(baseline))
+    return replace(context.result, analyses=analyses, baselines=baselines)
 
 
 def analysis_notes(results: ExperimentResult, output_dir: Path) -> list[str]:
@@ -67,7 +74,7 @@ def overfitting(context: AnalysisContext) -> dict:
     splits, setting, weak = context.splits, context.finetuner.setting, context.weak_labels
     validation, test = splits.student_validation, splits.test
     # Best model and last step are chosen here; the rest of the training is the student's own.
-    changes = {"load_best_model_at_end": False, "metric_for_best_model": None, "eval_strategy": "no"}
+    changes: dict[str, Any] = {"load_best_model_at_end": False, "metric_for_best_model": None, "eval_strategy": "no"}
 
     def against(labels, rows) -> tuple[float, float, object]:
         predictions, weak_labels = labels.of(list(rows["id"])), weak.of(list(rows["id"]))
@@ -85,7 +92,8 @@ def overfitting(context: AnalysisContext) -> dict:
             **changes,
         )
         snapshots = {int(path.name.split("-")[1]): path for path in (student.directory / "snapshots").iterdir()}
-        steps, curves, predictions = sorted(snapshots), {}, []
+        steps, predictions = sorted(snapshots), []
+        curves: dict[str, list[float]] = {}
         for step in steps:
             labels = setting.labels.load(snapshots[step] / "predictions")
             for part, rows in (("validation", validation), ("test", test)):
@@ -116,13 +124,14 @@ def agreement(context: AnalysisContext) -> dict:
         same = setting.agrees(predictions, weak, test)
         return compare_answers(same, setting.is_correct(predictions, test), context.scorer.correct["weak"])
 
-    students = {method: {} for method in context.methods}
+    students: dict[str, dict] = {method: {} for method in context.methods}
     for model in context.models.sizes:  # outside: its base is loaded once
         for method, of_method in students.items():
             # The student's own training is among these, and found again.
             predictions = context.predictions_of(f"student-{method}", context.weak_labels, method=method, model=model)
             of_method[model.name] = compare(predictions)
-    found = {"n_test": len(test), "sizes": [model.name for model in context.models.sizes], "students": students}
+    sizes = [model.name for model in context.models.sizes]
+    found: dict[str, Any] = {"n_test": len(test), "sizes": sizes, "students": students}
     if has_probabilities:
         for role in ("weak", "ceiling"):
             predictions = context.scorer.predictions[role]
@@ -136,7 +145,7 @@ def prompting(context: AnalysisContext) -> dict:
     splits, n_shots = context.splits, context.args.prompt_shots
     examples = splits.student_half
     if context.world is None:
-        form = PromptFormat.for_classes(splits.task.class_names)
+        form = PromptFormat.for_classes(context.task.class_names)
     else:
         # The demo's models know a text that ends with `ENTITY is`, and words that it may go on with.
         dead, alive = context.world.answer_words
@@ -156,10 +165,6 @@ def prompting(context: AnalysisContext) -> dict:
         name: context.finetuner.setting.scores(of_name, context.test)
         for name, of_name in zip(asked, predictions, strict=True)
     }
-    student = context.models.student
-    for name, scores in prompted.items():
-        baseline = {"name": name, "model": student.name, "revision": student.revision, **scores}
-        context.result.baselines.append(BaselineResult.from_dict(baseline))
     note = {}
     if context.world is not None:
         note["note"] = (
@@ -237,7 +242,7 @@ def probes(context: AnalysisContext) -> dict:
     for name, (of_half, _) in opinions.items():
         relabelled[f"filtered by {name}"] = (weak, ~doubtful(labels, of_half))
     relabelled["filtered by topology"] = (weak, in_topology)
-    found = {}
+    found: dict[str, dict] = {}
     for way, (given, kept) in relabelled.items():
         if not kept.any():  # no row has most of its neighbours in its class
             found[way] = {"n_train": 0, "n_class_1": 0, "label_accuracy": None, "accuracy": None, "pgr": None}
@@ -308,8 +313,13 @@ def weak_errors(context: AnalysisContext) -> dict:
         learned(f"told, {method}", predictions, weak)
     states = context.hidden_states()
     n_features = states["test"].shape[1]
+    weak_half, student_half, test = (
+        (states[name], context.truth(name)) for name in ("weak_half", "student_half", "test")
+    )
     features = feature_experiment(
-        *((states[name], context.truth(name)) for name in ("weak_half", "student_half", "test")),
+        weak_half,
+        student_half,
+        test,
         sorted({max(1, n_features // part) for part in (32, 16, 8, 4, 2, 1)}),
         seed=seed,
     )

@@ -83,7 +83,7 @@ def _source_hash(sources: tuple[str, ...]) -> str:
                 body = getattr(node, "body", None)
                 if isinstance(body, list):
                     # A string that stands alone is a docstring, or does nothing.
-                    node.body = [part for part in body if not _is_text(part)]
+                    vars(node)["body"] = [part for part in body if not _is_text(part)]
             digest.update(f"{name} {ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:12]
 

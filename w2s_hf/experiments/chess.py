@@ -1,7 +1,6 @@
 """Chess puzzles in an experiment: the embedded demo of knight forks, and training on easy puzzles alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from datasets import Dataset, DatasetDict
 from ..cards.markdown import render
 from ..config import CompletionConfig
 from ..demo.forks import FORK_MODELS, FORK_WORDS, ForkWorld
-from ..demo.models import DemoModel
 from ..modeling.spec import ModelSpec
 from ..results import ExperimentResult
 from ..tasks import Half, TaskSplits
@@ -20,17 +18,16 @@ from ..tasks.halves import LINK_ROWS
 from .analysis_context import AnalysisContext
 from .config import ChessArguments
 from .experiment import run_experiment
-from .settings.base import split_options
+from .settings.base import demo_sizes, split_options
 from .settings.generation import GenerationSetting, check_length
 
 __all__ = ["ChessSetting", "run_chess"]
 
 
-@dataclass(frozen=True)
 class ChessSetting(GenerationSetting):
     """The setting of chess puzzles: generation, with the demo of knight forks and training on easy puzzles alone."""
 
-    demo_models: dict[str, DemoModel] = field(default_factory=lambda: FORK_MODELS)
+    demo_models = FORK_MODELS
 
     def load_rows(
         self,
@@ -54,11 +51,10 @@ class ChessSetting(GenerationSetting):
     ) -> TaskSplits:
         """Generates puzzles in which a fork wins."""
         check_length(training_args.max_length, world.tokenizer().model_max_length, "the demo's models")
-        n_train, n_test = args.n_weak + args.n_train + args.n_validation, args.n_test
-        n_of_links = args.n_links * (args.n_train + args.n_validation)
-        puzzles = world.puzzles(n_test + n_train + n_of_links)
+        n_train, n_test, n_links = demo_sizes(args)
+        puzzles = world.puzzles(n_test + n_train + n_links)
         raw = {"test": puzzles[:n_test], "train": puzzles[n_test : n_test + n_train]}
-        if n_of_links:
+        if n_links:
             raw[LINK_ROWS] = puzzles[n_test + n_train :]
         return task.load(
             tokenizers=[world.tokenizer()],

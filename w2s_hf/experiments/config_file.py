@@ -125,7 +125,7 @@ class RecipeParser(_OptionParser):
         # `--no_NAME` shares its destination with `--NAME` and has no type.
         shown = [action for action in self._actions if action.help is not argparse.SUPPRESS]
         actions = {action.dest: action for action in shown if action.type is not None}
-        hints = {}
+        hints: dict[str, typing.Any] = {}
         for kind in self.dataclass_types:
             hints |= typing.get_type_hints(kind)
         unknown = [key for key in values if key not in actions]

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from ..cards import FIGURE, ROWS, StudentCard
 from ..cards.markdown import markdown_table, render
+from ..cards.score import interval
 from ..cards.trained_with import subject
 from ..config import METHODS, LossArguments, StudentConfig
 from ..plots import plot_accuracies, plot_gap
@@ -23,20 +24,13 @@ from ..results import (
 )  # fmt: skip
 from ..tasks.halves import counted
 from ..training_settings import changed_fields, training_settings
-from .config import ExperimentArguments
+from .config import ExperimentArguments, RewardArguments
 
-__all__ = ["interval", "print_table", "run_settings", "write_report"]
-
-
-def interval(ci95: list[float] | None) -> str:
-    """` [0.123, 0.456]`, or nothing."""
-    return "" if ci95 is None else f" [{ci95[0]:.3f}, {ci95[1]:.3f}]"
+__all__ = ["print_table", "run_settings", "write_report"]
 
 
 def _pgr(pgr: float | None, ci95: list[float] | None) -> str:
-    if pgr is None:
-        return "undefined"
-    return f"{pgr:.2f}" + (f" [{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else " [unbounded]")
+    return "undefined" if pgr is None else f"{pgr:.2f}{interval(ci95, 2) or ' [unbounded]'}"
 
 
 _PLAIN = "PGR against the plain ceiling"
@@ -54,7 +48,7 @@ def _table(results: ExperimentResult) -> tuple[list[str], list[list[str]]]:
     rows = []
     for run in results.runs:
         for role, model, score in _roles(run):
-            line = [str(run.seed), role, model, f"{score.accuracy:.3f}{interval(score.ci95)}"]
+            line = [str(run.seed), role, model, f"{score.accuracy:.3f}{interval(score.ci95, 3)}"]
             if isinstance(score, StudentResult | DirectResult):
                 line.append(_pgr(score.pgr, score.pgr_ci95))
             if isinstance(score, StudentResult):
@@ -108,7 +102,7 @@ def _caveats(results: ExperimentResult) -> list[str]:
         seed, chance = f"Seed {run.seed}", results.chance
         if chance is None:
             chance = min((baseline.accuracy for baseline in run.baselines if not baseline.model), default=0.0)
-        if run.weak.ci95[0] <= chance:
+        if (run.weak.ci95 or [1.0])[0] <= chance:
             lines.append(
                 f"{seed}: the supervisor is not better than chance ({chance:.3f}), so its labels say nothing, and "
                 "neither does PGR. Give it more rows (--n_weak), more epochs, or a larger model."
@@ -153,8 +147,8 @@ def print_table(results: ExperimentResult | dict, output_dir: str) -> None:
         print()
         for line in (header, ["-" * width for width in widths], *rows):
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    for line in (*_comparisons(results), *_caveats(results)):
-        print(f"\n{line}")
+    for sentence in (*_comparisons(results), *_caveats(results)):
+        print(f"\n{sentence}")
     tested = f"{results.runs[0].weak.n} test {ROWS[results.setting]}"
     print(f"\nAccuracy on {tested}. {output_dir}: results.json, report.md, figures/,")
     print("weak_labels/, students/", flush=True)
@@ -171,10 +165,9 @@ def run_settings(args: ExperimentArguments, training_args: TrainingArguments, co
         n_supervisors=args.n_supervisors if args.n_supervisors > 1 else None,
         keep_confident=args.keep_confident,
     )
-    is_tuned = getattr(args, "generative_finetuning", None)  # an argument of pairs alone
-    if is_tuned is not None:
-        training.generative_finetuning = "students and ceiling" if is_tuned else "none"
-    if is_tuned:
+    if isinstance(args, RewardArguments):
+        training.generative_finetuning = "students and ceiling" if args.generative_finetuning else "none"
+    if isinstance(args, RewardArguments) and args.generative_finetuning:
         rate = args.generative_learning_rate
         training.generative_learning_rate = training_args.learning_rate if rate is None else rate
         training.generative_num_train_epochs = args.generative_num_train_epochs
@@ -255,7 +248,7 @@ def write_report(results: ExperimentResult | dict, output_dir: Path, *, notes: l
             for link in (None, *student.links[:-1]):  # the last link is the student
                 directory = output_dir / (link or student).output
                 card = StudentCard.from_results(results, run, student, link)
-                if card.ceiling is not None:
+                if card.weak and card.student and card.ceiling:
                     plot_gap(card.weak, card.student, card.ceiling, card.pgr, directory / FIGURE, title=card.subject)
                     card.has_figure = True
                 _write(directory / "README.md", card.render())

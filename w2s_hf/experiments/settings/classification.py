@@ -1,8 +1,8 @@
 """Classification: texts with a yes or a no (paper, 4.1), and what it shares with other settings of probabilities."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Value
@@ -19,10 +19,10 @@ from ...modeling.spec import ModelSpec
 from ...results import ExperimentResult
 from ...tasks import TEXT_COLUMNS, Task, TaskSplits, load_task, tokenize_rows
 from ...tasks.halves import LINK_ROWS
-from ...trainers import WeakToStrongTrainer
+from ...trainers import RewardPairTrainer, WeakToStrongTrainer
 from ..analysis_context import AnalysisContext
 from ..config import ClassificationArguments
-from .base import ACCURACY, Setting, Tokenize, on_weak_labels, split_options
+from .base import ACCURACY, Setting, Tokenize, demo_sizes, on_weak_labels, split_options
 
 __all__ = ["CLASSIFICATION", "ClassificationSetting", "ProbabilitySetting"]
 
@@ -35,11 +35,11 @@ class ProbabilitySetting(Setting):
         trainer (`type`): Has `predict_proba`, which returns `(N, 2)`.
     """
 
-    trainer: ClassVar[type[Trainer]]
+    trainer: type[WeakToStrongTrainer] | type[RewardPairTrainer]
     labels = WeakLabels
     label_column = "labels"
     chance = 0.5
-    control: ClassVar[dict] = {"learning_rate": 2e-3}
+    control = {"learning_rate": 2e-3}
 
     def arguments_of(self, method: str) -> dict:
         """Returns the loss of a method."""
@@ -63,7 +63,9 @@ class ProbabilitySetting(Setting):
             compute_metrics=_accuracy_on_given_labels,
         )
 
-    def predict(self, trainer: Trainer, rows: Dataset, tokenize: Tokenize, directory: Path) -> np.ndarray:
+    def predict(
+        self, trainer: WeakToStrongTrainer | RewardPairTrainer, rows: Dataset, tokenize: Tokenize, directory: Path
+    ) -> np.ndarray:
         """Returns class probabilities `(N, 2)`, float32."""
         return trainer.predict_proba(tokenize(rows))
 
@@ -87,7 +89,7 @@ class ProbabilitySetting(Setting):
 def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
     """Returns the accuracy on the labels of the rows: weak ones for a student, as in the paper's early stopping."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    labels = prediction.label_ids
+    labels = np.asarray(prediction.label_ids)
     labels = labels.argmax(axis=1) if labels.ndim == 2 else np.rint(labels)  # P(class 1), or the class
     return {ACCURACY: float((logits.argmax(axis=1) == labels).mean())}
 
@@ -101,6 +103,10 @@ class ClassificationSetting(ProbabilitySetting):
     columns = TEXT_COLUMNS
     trainer = WeakToStrongTrainer
 
+    def class_names(self, task: Task) -> list[str]:
+        """Returns the names of the two classes."""
+        return list(task.class_names)
+
     def tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
         """Tokenizes texts; see [`tokenize_rows`]."""
         return tokenize_rows(rows, tokenizer, max_length)
@@ -110,7 +116,7 @@ class ClassificationSetting(ProbabilitySetting):
         return tokenized.add_column("labels", rows["labels"][:], feature=rows.features["labels"])
 
     def load_rows(
-        self, task: Task, args: ClassificationArguments, training_args: TrainingArguments, readers: list[ModelSpec]
+        self, task: Task, args: ClassificationArguments, training_args: TrainingArguments, readers: Sequence[ModelSpec]
     ) -> TaskSplits:
         """Loads the rows of a task; see [`load_task`]."""
         task = replace(task, drop_empty=True) if args.drop_empty else task
@@ -132,25 +138,25 @@ class ClassificationSetting(ProbabilitySetting):
         def pool(n: int) -> int:
             return n_texts * (3 * n // 2 + 100)
 
+        n_train, n_test, n_links = demo_sizes(args)
         raw = {
-            task.train_split[0]: demo_rows(task, world, pool(args.n_train + args.n_weak + args.n_validation), "train"),
-            task.test_split[0]: demo_rows(task, world, pool(args.n_test), "test", held_out=True),
+            task.train_split[0]: demo_rows(task, world, pool(n_train), "train"),
+            (task.test_split or ("test",))[0]: demo_rows(task, world, pool(n_test), "test", held_out=True),
         }
-        if args.n_links:
-            n = args.n_links * (args.n_train + args.n_validation)
-            raw[LINK_ROWS] = demo_rows(task, world, pool(n), LINK_ROWS)
+        if n_links:
+            raw[LINK_ROWS] = demo_rows(task, world, pool(n_links), LINK_ROWS)
         return load_task(task, raw=DatasetDict(raw), conversion=args.conversion, **split_options(args))
 
     def describe(
         self, results: ExperimentResult, contexts: list[AnalysisContext], output_dir: Path
     ) -> tuple[dict, str, list[str]]:
         """Describes the task and, in the demo, what the demo shows."""
-        task, args = contexts[0].splits.task, contexts[0].args
+        task, args = contexts[0].task, contexts[0].args
         notes = []
         if args.demo:
             text = "demo_classification.md" if args.demo_world == "plain" else "demo_ladder.md"
             notes.append(render(text, task=task.name))
-        facts = {"text_form": task.template, "class_names": list(task.class_names)}
+        facts = {"text_form": task.template, "class_names": self.class_names(task)}
         return facts, f"{task.description or task.name}. Half of the rows are {task.class_names[1]!r}.", notes
 
 

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ...config import CompletionConfig
 from ...demo.models import World
 from ...generation import complete
-from ...labels import Completion, LabelsById, WeakCompletions
+from ...labels import Completion, WeakCompletions
 from ...modeling import load_config, load_tokenizer
 from ...modeling.spec import ModelSpec
 from ...results import BaselineResult, ExperimentResult
@@ -21,14 +20,13 @@ from ...tasks import COMPLETION_COLUMNS, GenerationTask, TaskSplits
 from ...trainers.completion import CompletionTrainer, autocast
 from ..analysis_context import AnalysisContext
 from ..cache import library_versions
-from ..config import GenerationArguments
+from ..config import Own
 from ..finetuner import Finetuner
 from .base import Setting, Tokenize, on_weak_labels, split_options, tokenizers_of
 
 __all__ = ["GenerationSetting", "check_length", "complete_untrained"]
 
 
-@dataclass(frozen=True)
 class GenerationSetting(Setting):
     """
     Prompts and completions. Predictions are `list[Completion]`. Only a subclass has a demo.
@@ -37,23 +35,15 @@ class GenerationSetting(Setting):
         task ([`GenerationTask`]): Parses and scores the answers, and names the setting in results.
     """
 
-    task: GenerationTask
-    task_type: str = "CAUSAL_LM"
-    columns: tuple[str, ...] = COMPLETION_COLUMNS
-    labels: type[LabelsById] = WeakCompletions
-    label_column: str = "completion"
+    task_type = "CAUSAL_LM"
+    columns = COMPLETION_COLUMNS
+    labels = WeakCompletions
+    label_column = "completion"
     # A model without pretraining needs more than one epoch to learn what a completion looks like.
-    control: dict = field(default_factory=lambda: {"learning_rate": 2e-3, "num_train_epochs": 12})
+    control = {"learning_rate": 2e-3, "num_train_epochs": 12}
 
-    @property
-    def name(self) -> str:
-        """The name of the setting in results."""
-        return self.task.setting
-
-    @property
-    def rows(self) -> str:
-        """The name of the rows in logs."""
-        return self.task.rows
+    def __init__(self, task: GenerationTask):
+        self.task, self.name, self.rows = task, task.setting, task.rows
 
     def arguments_of(self, method: str) -> dict:
         """Returns nothing: there is one way to learn from text."""
@@ -103,8 +93,8 @@ class GenerationSetting(Setting):
 
     def load_rows(
         self,
-        task: GenerationTask,
-        args: GenerationArguments,
+        task: Own,
+        args: Own,
         training_args: CompletionConfig,
         readers: Sequence[ModelSpec],
     ) -> TaskSplits:
@@ -120,13 +110,11 @@ class GenerationSetting(Setting):
             **split_options(args),
         )
 
-    def demo_world(self, args: GenerationArguments, seed: int) -> World:
+    def demo_world(self, args: Own, seed: int) -> World:
         """Raises `ValueError`: there is no demo of any task."""
         raise ValueError(f"--demo: got the task {self.task.name}, which has no demo. Name models and data.")
 
-    def load_demo_rows(
-        self, task: GenerationTask, args: GenerationArguments, training_args: CompletionConfig, world: World
-    ) -> TaskSplits:
+    def load_demo_rows(self, task: Own, args: Own, training_args: CompletionConfig, world: Own) -> TaskSplits:
         """Raises `ValueError`, as [`demo_world`]."""
         raise ValueError(f"--demo: got the task {self.task.name}, which has no demo. Name models and data.")
 

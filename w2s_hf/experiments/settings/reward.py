@@ -1,5 +1,6 @@
 """Reward modelling: which of two responses is better (paper, 4.1)."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from datasets import Dataset, DatasetDict, Value
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ...cards.markdown import markdown_table, render
+from ...config import RewardPairConfig
 from ...demo.models import World
 from ...demo.rows import demo_pairs
 from ...demo.worlds import PAIR_SITUATIONS, DemoWorld
@@ -22,7 +24,7 @@ from ..config import RewardArguments
 from ..finetuner import Finetuner
 from ..generative import generative_finetune
 from ..seed import Models
-from .base import split_options, tokenizers_of
+from .base import demo_sizes, split_options, tokenizers_of
 from .classification import ProbabilitySetting
 
 __all__ = ["REWARD", "RewardSetting"]
@@ -50,7 +52,11 @@ class RewardSetting(ProbabilitySetting):
         return tokenized.add_column("soft_label", first_is_better.tolist(), feature=Value("float32"))
 
     def load_rows(
-        self, task: PreferenceTask, args: RewardArguments, training_args: TrainingArguments, readers: list[ModelSpec]
+        self,
+        task: PreferenceTask,
+        args: RewardArguments,
+        training_args: RewardPairConfig,
+        readers: Sequence[ModelSpec],
     ) -> TaskSplits:
         """Loads pairs; see [`load_pairs`]."""
         return load_pairs(
@@ -73,12 +79,13 @@ class RewardSetting(ProbabilitySetting):
         def pairs(n: int, stream: str, **options):
             return demo_pairs(world, 5 * n // 4, stream, **options)  # equal pairs count once
 
+        n_train, n_test, n_links = demo_sizes(args)
         raw = {
-            task.train_split[0]: pairs(args.n_train + args.n_weak + args.n_validation, "train pairs"),
-            task.test_split[0]: pairs(args.n_test, "test pairs", held_out=True),
+            task.train_split[0]: pairs(n_train, "train pairs"),
+            (task.test_split or ("test",))[0]: pairs(n_test, "test pairs", held_out=True),
         }
-        if args.n_links:
-            raw[LINK_ROWS] = pairs(2 * args.n_links * (args.n_train + args.n_validation), "link pairs")
+        if n_links:
+            raw[LINK_ROWS] = pairs(2 * n_links, "link pairs")
         # There is one prompt, so it groups nothing.
         return load_pairs(replace(task, group_by_prompt=False), raw=DatasetDict(raw), **split_options(args))
 
@@ -110,7 +117,7 @@ class RewardSetting(ProbabilitySetting):
         self, results: ExperimentResult, contexts: list[AnalysisContext], output_dir: Path
     ) -> tuple[dict, str, list[str]]:
         """Describes the task and, in the demo, what the demo shows."""
-        task, args = contexts[0].splits.task, contexts[0].args
+        task, args = contexts[0].task, contexts[0].args
         facts: dict = {"generative_finetuning": args.generative_finetuning}
         notes = []
         if args.demo:

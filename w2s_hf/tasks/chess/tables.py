@@ -1,7 +1,7 @@
 """Tables of chess in the report: what the moves are worth, by rating, and from easy to hard puzzles."""
 
 from ...cards.markdown import markdown_table, render
-from ...cards.score import interval as _interval
+from ...cards.score import interval
 from ...config import CompletionConfig
 from ...results import AnyScore, ExperimentResult, SeedResult
 
@@ -21,11 +21,6 @@ def table_sections(results: ExperimentResult) -> list[str]:
     return sections
 
 
-def interval(ci95: list[float]) -> str:
-    """` [0.123, 0.456]`"""
-    return str(_interval(ci95, 3))
-
-
 def _models(run: SeedResult) -> dict[str, AnyScore]:
     """Returns all models of a seed that wrote moves, by role."""
     models: dict[str, AnyScore] = {"weak supervisor": run.weak}
@@ -40,9 +35,9 @@ def scores_table(results: ExperimentResult) -> str:
     lines = []
     for run in results.runs:
         for role, model in _models(run).items():
-            line = [str(run.seed), role, f"{model.accuracy:.3f}{interval(model.ci95)}"]
+            line = [str(run.seed), role, f"{model.accuracy:.3f}{interval(model.ci95, 3)}"]
             line += [
-                f"{model.scores[name]:.3f}{interval(model.scores[f'{name}_ci95'])}"
+                f"{model.scores[name]:.3f}{interval(model.scores[f'{name}_ci95'], 3)}"
                 for name in ("exact_match", "mate_accepted", "legal_rate")
             ]
             lines.append([*line, str(model.scores["n_cut"])])
@@ -58,7 +53,7 @@ def bands_table(results: ExperimentResult) -> str:
         lines.append([str(run.seed), "test puzzles", *map(str, counts)])
         for role, model in _models(run).items():
             cells = [model.scores["by_band"].get(band) for band in bands]
-            shown = ["-" if cell is None else f"{cell['accuracy']:.3f}{interval(cell['ci95'])}" for cell in cells]
+            shown = ["-" if cell is None else f"{cell['accuracy']:.3f}{interval(cell['ci95'], 3)}" for cell in cells]
             lines.append([str(run.seed), role, *shown])
     return markdown_table(["seed", "", *bands], lines)
 
@@ -71,7 +66,7 @@ def easy_to_hard_table(results: ExperimentResult) -> str:
         names = {"easy": f"rated at most {found['max_train_rating']}", "any rating": "as many of any rating"}
         for name, entry in found["trained_on"].items():
             line = [str(run.seed), names.get(name, "all (the ceiling)"), str(entry["n_train"])]
-            line += [f"{entry[on]['accuracy']:.3f}{interval(entry[on]['ci95'])}" for on in ("on_all", "on_hard")]
+            line += [f"{entry[on]['accuracy']:.3f}{interval(entry[on]['ci95'], 3)}" for on in ("on_all", "on_hard")]
             lines.append(line)
     first = results.runs[0].easy_to_hard
     n_hard = first["trained_on"]["all"]["on_hard"]["n"]
