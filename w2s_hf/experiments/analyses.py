@@ -312,17 +312,10 @@ def weak_errors(context: AnalysisContext) -> dict:
         )
         learned(f"told, {method}", predictions, weak)
     states = context.hidden_states()
+    labelled = {part: (of_part, context.truth(part)) for part, of_part in states.items()}
     n_features = states["test"].shape[1]
-    weak_half, student_half, test = (
-        (states[name], context.truth(name)) for name in ("weak_half", "student_half", "test")
-    )
-    features = feature_experiment(
-        weak_half,
-        student_half,
-        test,
-        sorted({max(1, n_features // part) for part in (32, 16, 8, 4, 2, 1)}),
-        seed=seed,
-    )
+    widths = sorted({max(1, n_features // part) for part in (32, 16, 8, 4, 2, 1)})
+    features = feature_experiment(labelled["weak_half"], labelled["student_half"], labelled["test"], widths, seed=seed)
     return {**_bounds(context), "supervisors": supervisors, "features": features}
 
 

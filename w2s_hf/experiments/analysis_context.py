@@ -173,9 +173,7 @@ class AnalysisContext:
         """Returns P(answer) of the student before any finetuning, `(N, 2)`; see [`answer_probabilities`]."""
         finetuner, student = self.finetuner, self.models.student
         asked = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
-        settings = {"model": student.identity, "prompts": asked, "format": repr(form)}
-        settings |= {"mixed_precision": [finetuner.args.bf16, finetuner.args.fp16]}
-        settings |= {"n_processes": PartialState().num_processes}
+        settings = {**finetuner.settings_of_predictions(student), "prompts": asked, "format": repr(form)}
 
         def build(directory: Path) -> None:
             tokenizer = load_tokenizer(student.path, revision=student.revision)
@@ -194,13 +192,11 @@ class AnalysisContext:
         names = ("weak_half", "student_half", "student_validation", "test")
         parts = {name: self.splits.parts[name] for name in names}
         settings = {
-            "model": student.identity,
+            **finetuner.settings_of_predictions(student),
             "trained": None if trained is None else trained.directory.name,
             "rows": [finetuner.fingerprint(rows, with_labels=False) for rows in parts.values()],
             "max_length": finetuner.args.max_length,
-            "mixed_precision": [finetuner.args.bf16, finetuner.args.fp16],
             "seed": self.seed,
-            "n_processes": PartialState().num_processes,
         }
 
         def build(directory: Path) -> None:

@@ -24,7 +24,8 @@ __all__ = [
     "check_names",
 ]
 
-# A type that each setting has of its own: its task, its arguments, its training arguments, and the world of its demo.
+# A type that each setting has of its own: its task, its arguments and training arguments, its trainer, its
+# predictions, and the world of its demo. The methods of a setting declare which one it is.
 Own = Any
 
 # The analyses of --analyses, and the heading of each in the report.

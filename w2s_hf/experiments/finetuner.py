@@ -162,7 +162,7 @@ class Finetuner:
                 f"{name}: training rows still carry `ground_truth`; a student must not be able to see it."
             )
         changes = self._changes(changes, method, seed, is_weak=labels is not None)
-        settings: dict[str, Any] = {
+        settings = {
             "setting": self.setting.name,
             "model": spec.identity,
             "args": self.settings_of(changes),
@@ -173,10 +173,8 @@ class Finetuner:
             "n_processes": PartialState().num_processes,
         }
         class_names = self.setting.class_names(splits.task)
-        if class_names is not None:
-            settings["class_names"] = class_names
-        if n_snapshots:
-            settings["n_snapshots"] = n_snapshots
+        further = {"class_names": class_names, "n_snapshots": n_snapshots}
+        settings |= {key: value for key, value in further.items() if value}
         provenance = _provenance(spec, splits, labels, seed, self.cache.key(name, settings))
 
         def build(directory: Path) -> None:
@@ -289,6 +287,11 @@ class Finetuner:
         # Not dataclasses.replace: making TrainingArguments resets accelerate's state.
         values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
         return {name: str(value) for name, value in values.items() if name not in WITHOUT_EFFECT}
+
+    def settings_of_predictions(self, spec: ModelSpec) -> dict:
+        """Returns the settings of a step that predicts with a model: the model, its precision, and the processes."""
+        precision, n_processes = [self.args.bf16, self.args.fp16], PartialState().num_processes
+        return {"model": spec.identity, "mixed_precision": precision, "n_processes": n_processes}
 
     def untrained(self, spec: ModelSpec, tokenizer, seed: int) -> PreTrainedModel | PeftModel:
         """Returns the model with a new head and new adapters; the base of a student is loaded once and used again."""

@@ -57,13 +57,9 @@ def generative_finetune(
         ValueError: the model is no decoder.
     """
     check_decoder(model, "--generative_finetuning")
-    changes: dict[str, Any] = {
-        "num_train_epochs": num_train_epochs,
-        "seed": seed,
-        "data_seed": seed,
-        "push_to_hub": False,
-    }
-    changes |= {"eval_strategy": "no", "eval_on_start": False, "load_best_model_at_end": False, "max_steps": -1}
+    changes: dict[str, Any] = {"num_train_epochs": num_train_epochs, "seed": seed, "data_seed": seed}
+    changes |= {"eval_strategy": "no", "eval_on_start": False, "load_best_model_at_end": False}
+    changes |= {"max_steps": -1, "push_to_hub": False}
     if learning_rate is not None:
         changes["learning_rate"] = learning_rate
     settings = {

@@ -28,15 +28,8 @@ if TYPE_CHECKING:
     from ..seed import Models
 
 __all__ = [
-    "ACCURACY",
-    "Setting",
-    "Tokenize",
-    "demo_sizes",
-    "metric_name",
-    "on_weak_labels",
-    "split_options",
-    "tokenizers_of",
-]
+    "ACCURACY", "Setting", "Tokenize", "demo_sizes", "metric_name", "on_weak_labels", "split_options", "tokenizers_of"
+]  # fmt: skip
 
 # The share of validation rows whose label a model predicts, as logs name it for true labels and for weak ones.
 ACCURACY, _WEAK_AGREEMENT = "accuracy", "weak_agreement"

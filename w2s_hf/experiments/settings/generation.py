@@ -79,9 +79,7 @@ class GenerationSetting(Setting):
 
     def is_correct(self, predictions: list[Completion], rows: Dataset) -> np.ndarray:
         """Returns which completions have the right answer, `(N,)` bool."""
-        return np.array(
-            [self.task.is_correct(completion, row) for completion, row in zip(predictions, rows, strict=True)]
-        )
+        return np.array([self.task.is_correct(*columns) for columns in zip(predictions, rows, strict=True)])
 
     def agrees(self, predictions: list[Completion], reference: list[Completion], rows: Dataset) -> np.ndarray:
         """Returns which completions have the same answer, `(N,)` bool."""
@@ -170,11 +168,9 @@ def complete_untrained(
     """
     args = finetuner.args
     settings = {
-        "model": model.identity,
+        **finetuner.settings_of_predictions(model),
         "rows": finetuner.fingerprint(rows),
         "max_new_tokens": args.max_new_tokens,
-        "mixed_precision": [args.bf16, args.fp16],
-        "n_processes": PartialState().num_processes,
     }
 
     def build(directory: Path) -> None:
