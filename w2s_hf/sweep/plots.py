@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ..plots import PALETTE, SizeAxis, clipped, draw_pages, lay_out, series_styles, short_names
+from ..plots import PALETTE, SizeAxis, clipped, draw_panels, lay_out, series_styles, short_names
 
 __all__ = [
     "PGR_AXIS",
@@ -146,10 +146,10 @@ def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
 
     Args:
         table (`pandas.DataFrame`): As for [`finished`].
-        directory (`Path`): Where to. More panels than fit on a page go to `accuracy_by_size_2` and so on.
+        directory (`Path`): Where to. A figure of more panels is taller.
 
     Returns:
-        `list[Path]`, a `.png` and a `.svg` a page; empty where no cell is done.
+        `list[Path]`: A `.png` and a `.svg`; empty where no cell is done.
     """
     done = finished(table)
     several = several_seeds(done)
@@ -203,9 +203,9 @@ def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
         handles.append(Line2D([], [], color="black", label="same student, without the chain", **_DIRECT))
     if any(chance >= limits[task][0] for task, chance in zip(done["task"], done["chance"], strict=True)):
         handles.append(Line2D([], [], label="chance", **_CHANCE))
-    pages = lay_out(list(limits), _unique(done["method"])) if len(done) else []
+    lines = lay_out(list(limits), _unique(done["method"])) if len(done) else []
     stem = Path(directory) / "accuracy_by_size"
-    return draw_pages(stem, pages, panel, handles=handles, x_label=_STUDENT_SIZE, y_label="test accuracy")
+    return draw_panels(stem, lines, panel, handles=handles, x_label=_STUDENT_SIZE, y_label="test accuracy")
 
 
 def _pgr_limits(done: pd.DataFrame) -> tuple[float, float]:
@@ -291,9 +291,9 @@ def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
     handles = [*_series_handles(styles), _spread_handle(several, is_cut), *_pgr_handles(done)]
     if not several and (done["pgr"].notna() & done["pgr_low"].isna()).any():
         handles.append(Line2D([], [], color="black", linestyle=":", lw=1.1, label="interval unbounded"))
-    pages = lay_out(_unique(done["task"]), list(weak_models)) if done["pgr"].notna().any() else []
+    lines = lay_out(_unique(done["task"]), list(weak_models)) if done["pgr"].notna().any() else []
     stem = Path(directory) / "pgr_by_size"
-    return draw_pages(stem, pages, panel, handles=handles, x_label=_STUDENT_SIZE, y_label=_PGR)
+    return draw_panels(stem, lines, panel, handles=handles, x_label=_STUDENT_SIZE, y_label=_PGR)
 
 
 def plot_agreement(table: pd.DataFrame, directory: Path) -> list[Path]:
@@ -337,10 +337,10 @@ def plot_agreement(table: pd.DataFrame, directory: Path) -> list[Path]:
     if several:
         handles.append(Line2D([], [], label="lowest to highest seed", **_BAR))
     measured = done[list(sides)].notna().any(axis=None)
-    pages = lay_out(_unique(done["task"]), list(weak_models)) if measured else []
+    lines = lay_out(_unique(done["task"]), list(weak_models)) if measured else []
     label = "agreement with the supervisor"
     stem = Path(directory) / "agreement"
-    return draw_pages(stem, pages, panel, handles=handles, x_label=_STUDENT_SIZE, y_label=label)
+    return draw_panels(stem, lines, panel, handles=handles, x_label=_STUDENT_SIZE, y_label=label)
 
 
 def plot_pgr_distribution(table: pd.DataFrame, directory: Path) -> list[Path]:
@@ -388,6 +388,6 @@ def plot_pgr_distribution(table: pd.DataFrame, directory: Path) -> list[Path]:
         Patch(label="middle half (from 5 cells on)", color="black", alpha=0.25, lw=0),
         *_pgr_handles(done),
     ]
-    pages = lay_out(_unique(done["task"]), [""]) if done["pgr"].notna().any() else []
+    lines = lay_out(_unique(done["task"]), [""]) if done["pgr"].notna().any() else []
     stem = Path(directory) / "pgr_distribution"
-    return draw_pages(stem, pages, panel, handles=handles, x_label="", y_label=_PGR)
+    return draw_panels(stem, lines, panel, handles=handles, x_label="", y_label=_PGR)
