@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
 from .cards import Score
@@ -89,10 +91,9 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
         mean = accuracies.mean()
         axes.bar(x, mean, width=0.62, color=_COLOURS[kind], zorder=2)
         top = accuracies.max()
-        if len(scores) == 1:
-            low, high = scores[0].ci95
-            axes.errorbar(x, mean, _error(mean, low, high), color="black", capsize=5, lw=1.2, zorder=3)
-            top = max(mean, high)
+        if len(scores) == 1 and (interval := scores[0].ci95) is not None:
+            axes.errorbar(x, mean, _error(mean, *interval), color="black", capsize=5, lw=1.2, zorder=3)
+            top = max(mean, interval[1])
         else:
             offsets = np.linspace(-0.12, 0.12, len(scores))
             axes.scatter(x + offsets, accuracies, s=18, color="white", edgecolor="black", lw=0.8, zorder=3)
@@ -100,8 +101,8 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
         text = f"{mean:.3f}" + (f"\n{note}" if note else "")
         # White behind it: the line of chance may run here.
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        where = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
-        axes.annotate(text, (x, top), (0, 5), fontsize=9, bbox=box, zorder=5, **where)
+        above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
+        axes.annotate(text, (x, top), (0, 5), fontsize=9, bbox=box, zorder=5, **above)
     guesses = {
         baseline.name: float(np.mean([run.baselines[position].accuracy for run in runs]))
         for position, baseline in enumerate(runs[0].baselines)
@@ -211,7 +212,7 @@ _MARKERS = "osD^vPX"
 _LINES = ("-", (0, (4, 1)), (0, (5, 1, 1, 1)), (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
 # Names are plain text, "$" included; letters as outlines look the same everywhere; the salt makes an SVG repeatable.
-STYLE = {
+STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "text.usetex": False,
     "svg.fonttype": "path",
@@ -251,7 +252,7 @@ def short_names(models: Iterable[str], longest: int = 28) -> dict[str, str]:
     }
 
 
-def series_styles(names: Iterable[str]) -> dict[str, dict]:
+def series_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """A colour, a marker and a line for each name: in grey print the last two tell them apart."""
     return {
         name: {
@@ -332,7 +333,7 @@ def draw_panels(
     lines: list[list[tuple[str, str]]],
     panel: Callable[[Axes, float, str, str], None],
     *,
-    handles: list[Artist],
+    handles: Sequence[Line2D | Patch],
     x_label: str,
     y_label: str,
 ) -> list[Path]:
@@ -343,7 +344,7 @@ def draw_panels(
         stem (`Path`): The files, without their endings. Without panels, those of an earlier sweep are removed.
         lines (`list[list[tuple[str, str]]]`): The panels as [`lay_out`] returns them.
         panel (`Callable`): Draws a panel, given its axes, their width in inches, its row and its column.
-        handles (`list[Artist]`): What the legend below the panels shows.
+        handles (`Sequence[Line2D | Patch]`): What the legend below the panels shows.
 
     Returns:
         `list[Path]`: The `.png` and the `.svg`; empty without panels.
@@ -356,7 +357,7 @@ def draw_panels(
     n_columns = max(map(len, lines))
     panel_width = {1: 5.2, 2: 3.7, 3: 2.9}.get(n_columns, 2.5)
     width = panel_width * n_columns + 0.4
-    n_legend = max(1, int(width / (0.75 + 0.077 * max(len(handle.get_label()) for handle in handles))))
+    n_legend = max(1, int(width / (0.75 + 0.077 * max(len(str(handle.get_label())) for handle in handles))))
     legend_height = 0.2 + 0.22 * -(-len(handles) // n_legend)
     height = 2.7 * len(lines) + 0.3 + legend_height
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -124,12 +124,11 @@ def _figures(table: pd.DataFrame, directory: Path) -> dict[str, dict | None]:
     """Draws the figures. Of each, where it lies and what its `<img>` holds; `None` of one that has no panels."""
     figures: dict[str, dict | None] = {}
     for name, draw in _FIGURES.items():
-        svg = next((path for path in draw(table, directory) if path.suffix == ".svg"), None)
-        # As images, and not as parts of the page: ids of two cannot meet, and nothing in them is run.
-        figures[name] = svg and {
-            "file": f"{directory.name}/{svg.stem}",
-            "data": base64.b64encode(svg.read_bytes()).decode(),
-        }
+        figures[name] = None
+        for svg in draw(table, directory)[1:]:
+            # As images, and not as parts of the page: ids of two cannot meet, and nothing in them is run.
+            data = base64.b64encode(svg.read_bytes()).decode()
+            figures[name] = {"file": f"{directory.name}/{svg.stem}", "data": data}
     return figures
 
 
