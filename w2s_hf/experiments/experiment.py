@@ -18,12 +18,12 @@ from ..demo.models import World, build_demo_model, one_thread
 from ..memory.check import check_fits
 from ..modeling.spec import ALL_WEIGHTS, ModelSpec
 from ..results import DatasetInfo, ExperimentResult
-from ..tasks import PreferenceTask, Task, TaskSplits, find_task
+from ..tasks import GenerationTask, PreferenceTask, Task, TaskSplits, find_task
 from ..tasks.task import AnyTask
 from .analyses import analyse, analysis_notes
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
-from .config import ExperimentArguments
+from .config import ExperimentArguments, GenerationArguments, RewardArguments
 from .finetuner import Finetuner
 from .generative import check_decoder
 from .output_directory import Manifest, check_output_dir, clear, identity_of, is_still_true, release
@@ -55,7 +55,9 @@ def run_experiment(
     Returns:
         [`ExperimentResult`]: The content of `results.json` (schema 1); `to_dict()` gives it as JSON values.
     """
-    task = find_task(task) if isinstance(task, str) else task
+    kinds: dict[type, type] = {RewardArguments: PreferenceTask, GenerationArguments: GenerationTask}
+    kind = next((kinds[arguments] for arguments in kinds if isinstance(args, arguments)), Task)
+    task = find_task(task, kind) if isinstance(task, str) else task
     return Experiment(task, setting_of(task), args, training_args, student_config).run()
 
 
