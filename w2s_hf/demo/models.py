@@ -211,7 +211,7 @@ def _pretrain(
         model=network,
         args=args,
         train_dataset=_Documents(torch.from_numpy(world.corpus(n_documents))),
-        data_collator=_collate,
+        data_collator=_collate,  # type: ignore[arg-type]  # a batch of `_Documents` is a tensor, not a list of rows
         callbacks=callbacks,
     )
     if checkpoint is not None:

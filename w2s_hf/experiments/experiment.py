@@ -21,7 +21,7 @@ from ..tasks import GenerationTask, PreferenceTask, Task, TaskSplits, find_task
 from .analyses import analyse, analysis_notes
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
-from .config import ExperimentArguments
+from .config import ExperimentArguments, GenerationArguments, RewardArguments
 from .finetuner import Finetuner
 from .generative import check_decoder
 from .output_directory import Manifest, check_output_dir, clear, identity_of, is_still_true, release
@@ -55,8 +55,10 @@ def run_experiment(
     Returns:
         [`ExperimentResult`]: The content of `results.json` (schema 1); `to_dict()` gives it as JSON values.
     """
-    found: ExperimentTask = find_task(task) if isinstance(task, str) else task
-    return Experiment(found, setting_of(found), args, training_args, student_config).run()
+    kinds: dict[type, type] = {RewardArguments: PreferenceTask, GenerationArguments: GenerationTask}
+    kind = next((kinds[arguments] for arguments in kinds if isinstance(args, arguments)), Task)
+    task = find_task(task, kind) if isinstance(task, str) else task
+    return Experiment(task, setting_of(task), args, training_args, student_config).run()
 
 
 def setting_of(task: ExperimentTask) -> Setting:
