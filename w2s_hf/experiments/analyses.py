@@ -70,7 +70,7 @@ def analysis_notes(results: ExperimentResult, output_dir: Path) -> list[str]:
 
 
 def overfitting(context: AnalysisContext) -> dict:
-    """Each student's training again, without early stopping and with a look at it now and then."""
+    """Trains each student again without early stopping, and scores snapshots of it."""
     splits, setting, weak = context.splits, context.finetuner.setting, context.weak_labels
     validation, test = splits.student_validation, splits.test
     # Best model and last step are chosen here; the rest of the training is the student's own.
@@ -114,7 +114,7 @@ def overfitting(context: AnalysisContext) -> dict:
 
 
 def agreement(context: AnalysisContext) -> dict:
-    """Students of all sizes beside their supervisor."""
+    """Compares students of all sizes with their supervisor."""
     setting, test, weak = context.finetuner.setting, context.test, context.scorer.predictions["weak"]
     has_probabilities = isinstance(context.weak_labels, WeakLabels)
 
@@ -127,7 +127,7 @@ def agreement(context: AnalysisContext) -> dict:
     students: dict[str, dict] = {method: {} for method in context.methods}
     for model in context.models.sizes:  # outside: its base is loaded once
         for method, of_method in students.items():
-            # The student's own training is among these, and found again.
+            # The student of the experiment is among these, and cached.
             predictions = context.predictions_of(f"student-{method}", context.weak_labels, method=method, model=model)
             of_method[model.name] = compare(predictions)
     sizes = [model.name for model in context.models.sizes]
@@ -141,7 +141,7 @@ def agreement(context: AnalysisContext) -> dict:
 
 
 def prompting(context: AnalysisContext) -> dict:
-    """Zero-shot and few-shot predictions of the student's base; they are baselines of the main table, too."""
+    """Scores zero-shot and few-shot predictions of the student's base, which are baselines of the main table, too."""
     splits, n_shots = context.splits, context.args.prompt_shots
     examples = splits.student_half
     if context.world is None:
@@ -186,19 +186,19 @@ def prompting(context: AnalysisContext) -> dict:
 
 
 def saliency(context: AnalysisContext) -> dict:
-    """Linear probes of the student before and after it learned the weak labels."""
+    """Fits linear probes of the student before and after it was trained on the weak labels."""
     splits, weak = context.splits, context.weak_labels
     naive = context.finetune("student-naive", weak, [context.test])
     base, tuned = context.hidden_states(), context.hidden_states(naive)
 
-    # Weak labels of the rows that the student learned, which need not be all; ground truth as the ceiling.
-    learned = np.isin(splits.student_half["id"][:], context.student_rows.train["id"][:])
+    # Weak labels of the rows that the student was trained on, which need not be all; ground truth as the ceiling.
+    is_trained_on = np.isin(splits.student_half["id"][:], context.student_rows.train["id"][:])
     validation_ids = list(splits.student_validation["id"])
 
     def probe_weak(states: dict[str, np.ndarray]) -> np.ndarray:
-        labels = weak.of(list(splits.student_half["id"]))[learned]
+        labels = weak.of(list(splits.student_half["id"]))[is_trained_on]
         validation = states["student_validation"], weak.of(validation_ids)
-        return logistic_probe(states["student_half"][learned], labels, validation).predict_proba(states["test"])
+        return logistic_probe(states["student_half"][is_trained_on], labels, validation).predict_proba(states["test"])
 
     def probe_truth(states: dict[str, np.ndarray]) -> np.ndarray:
         labels, of_validation = (np.eye(2)[context.truth(part)] for part in ("student_half", "student_validation"))
@@ -216,7 +216,7 @@ def saliency(context: AnalysisContext) -> dict:
 
 
 def probes(context: AnalysisContext) -> dict:
-    """Weak labels relabelled and filtered by probes, and students that learn what is left."""
+    """Relabels and filters the weak labels by probes, and trains students on the labels of each way."""
     splits, weak = context.splits, context.weak_labels
     half, validation = context.student_rows
     labels, labels_of_validation = (weak.of(list(rows["id"])) for rows in (half, validation))
@@ -237,8 +237,8 @@ def probes(context: AnalysisContext) -> dict:
     relabelled = {"as they are": (weak, everything)}
     for name, of_rows in opinions.items():
         ids = [*half["id"], *validation["id"]]
-        mended = context.changed_weak_labels(np.concatenate(of_rows), ids, f"relabelled by {name}")
-        relabelled[f"relabelled by {name}"] = (mended, everything)
+        new_labels = context.changed_weak_labels(np.concatenate(of_rows), ids, f"relabelled by {name}")
+        relabelled[f"relabelled by {name}"] = (new_labels, everything)
     for name, (of_half, _) in opinions.items():
         relabelled[f"filtered by {name}"] = (weak, ~doubtful(labels, of_half))
     relabelled["filtered by topology"] = (weak, in_topology)
@@ -250,7 +250,7 @@ def probes(context: AnalysisContext) -> dict:
         rows = half.select(np.flatnonzero(kept))
         hard = given.of(list(rows["id"])).argmax(axis=1)
         right = hard == np.array(rows["ground_truth"])
-        # As they are, they are those of the naive student, which is found again.
+        # As they are, they are those of the naive student, which is cached.
         stage = "student-naive" if way == "as they are" else "student-mended"
         scores = context.scores(context.predictions_of(stage, given, rows=Half(rows, validation)))
         found[way] = {
@@ -263,7 +263,7 @@ def probes(context: AnalysisContext) -> dict:
 
 
 def weak_errors(context: AnalysisContext) -> dict:
-    """Students of simulated supervisors, of one that is trivially imitated, and linear probes on features."""
+    """Trains students of simulated supervisors and of one that is trivially imitated, and probes on features."""
     seed, (half, validation) = context.seed, context.student_rows
     parts = {"student_half": half, "student_validation": validation, "test": context.test}
     truth = {name: np.array(rows["ground_truth"]) for name, rows in parts.items()}
@@ -294,23 +294,23 @@ def weak_errors(context: AnalysisContext) -> dict:
         }
     supervisors = {}
 
-    def learned(name: str, predictions, hard: dict[str, np.ndarray]) -> None:
+    def add_scores(name: str, predictions, hard: dict[str, np.ndarray]) -> None:
         supervisor = np.eye(2)[hard["test"]]
         accuracy = metrics.accuracy(supervisor, context.truth())
         supervisors[name] = {"supervisor": accuracy, **context.scores(predictions, supervisor)}
 
     for name, hard in simulated.items():
         labels = context.changed_weak_labels(np.eye(2)[np.concatenate(list(hard.values()))], all_ids, f"({name})")
-        learned(name, context.predictions_of("student-simulated", labels), hard)
+        add_scores(name, context.predictions_of("student-simulated", labels), hard)
     # The demo's models would not tell words apart that its vocabulary does not have.
     opinions = {} if context.world is None else {"opinions": (" : no ?", " : yes ?")}
-    told = {name: with_opinion(rows, weak[name], **opinions) for name, rows in parts.items()}
-    told_rows = Half(told["student_half"], told["student_validation"])
+    parts_with_opinion = {name: with_opinion(rows, weak[name], **opinions) for name, rows in parts.items()}
+    rows = Half(parts_with_opinion["student_half"], parts_with_opinion["student_validation"])
     for method in context.methods:
         predictions = context.predictions_of(
-            "student-told", context.weak_labels, method=method, rows=told_rows, test=told["test"]
+            "student-told", context.weak_labels, method=method, rows=rows, test=parts_with_opinion["test"]
         )
-        learned(f"told, {method}", predictions, weak)
+        add_scores(f"told, {method}", predictions, weak)
     states = context.hidden_states()
     labelled = {part: (of_part, context.truth(part)) for part, of_part in states.items()}
     n_features = states["test"].shape[1]

@@ -143,7 +143,7 @@ class RecipeParser(_OptionParser):
         return super().set_defaults_with_config(**values)
 
     def _converted(self, action: argparse.Action, hint: type, value):
-        """A value of the file as the command line would have read it."""
+        """Returns a value of the file as the command line would have read it."""
         kinds = {typing.get_origin(part) or part for part in typing.get_args(hint)} | {typing.get_origin(hint), hint}
         if value is None or isinstance(value, dict | list) and action.nargs != "+" and type(value) in kinds:
             return value

@@ -281,8 +281,8 @@ class Finetuner:
 
     def settings_of(self, changes: dict) -> dict:
         """
-        Every training argument that can change a number, as JSON values: a new one can only cost a needless rebuild,
-        never a stale result.
+        Returns every training argument that can change a number, as JSON values: a new one can only cost a needless
+        rebuild, never a stale result.
         """
         # Not dataclasses.replace: making TrainingArguments resets accelerate's state.
         values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
@@ -339,7 +339,7 @@ class Finetuner:
             torch.cuda.empty_cache()
 
     def tokenize(self, spec: ModelSpec, tokenizer, rows: Dataset) -> Dataset:
-        """Token columns and `labels`; tokenized once a tokenizer and set of rows, whatever the labels are."""
+        """Returns token columns and labels of rows. Each set of rows is tokenized once per tokenizer."""
         words = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else spec.path
         # Two models of a family may differ in these alone.
         words += f" {tokenizer.bos_token} {tokenizer.eos_token} {tokenizer.chat_template}"
@@ -352,7 +352,7 @@ class Finetuner:
         return setting.add_labels(tokenized, rows) if setting.label_column in rows.column_names else tokenized
 
     def fingerprint(self, rows: Dataset, with_labels: bool = True) -> str:
-        """Hash of all that makes the tokens of rows, and where there are any of their labels, in order."""
+        """Returns a hash of the texts of rows and, where they have any, of their labels, in order."""
         digest = hashlib.sha256()
         for row in zip(*(rows[column][:] for column in self.setting.columns), strict=True):
             digest.update(("\0".join(map(str, row)) + "\n").encode())

@@ -118,7 +118,7 @@ def _language_model(model: ModelSpec, seed: int) -> PreTrainedModel | PeftModel:
 
 
 def _sft_config(finetuner: Finetuner, directory: Path, changes: dict, *, longest: int) -> SFTConfig:
-    """The experiment's training arguments as those of SFT; what is tokenized already is neither cut nor packed."""
+    """Returns the experiment's training arguments as those of SFT, which neither cuts nor packs tokenized texts."""
     values = {f.name: getattr(finetuner.args, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
     values |= {"output_dir": str(directory / "checkpoints"), **changes}
     if finetuner.args.max_tokens_per_micro_batch is not None:

@@ -217,8 +217,8 @@ class _OnWeakLabels(TrainerMixin):
 
 def on_weak_labels(trainer: type[_AnyTrainer]) -> type[_AnyTrainer]:
     """
-    A trainer for labels that a model made. What the trainer calls `accuracy`, the share of rows whose label the model
-    predicts, is then no accuracy: logs and `metric_for_best_model` call it `weak_agreement`.
+    Returns the class of a trainer for labels that a model made. What the trainer calls `accuracy`, the share of rows
+    whose label the model predicts, is then no accuracy: logs and `metric_for_best_model` call it `weak_agreement`.
     """
     kind: Any = type(trainer.__name__, (_OnWeakLabels, trainer), {})
     return kind
@@ -226,7 +226,7 @@ def on_weak_labels(trainer: type[_AnyTrainer]) -> type[_AnyTrainer]:
 
 def metric_name(name: str | None, is_weak: bool) -> str | None:
     """
-    `metric_for_best_model` of one training. In a recipe `accuracy` and `weak_agreement` both mean the share of
+    Returns `metric_for_best_model` of one training. In a recipe `accuracy` and `weak_agreement` both mean the share of
     validation rows whose label the model predicts; it is logged as `weak_agreement` where labels are weak.
     """
     if name is None or name.removeprefix("eval_") not in (ACCURACY, _WEAK_AGREEMENT):
