@@ -39,7 +39,7 @@ def context(cache, tmp_path_factory):
         args, *others = parse_arguments("", ROOT / "recipes" / "configs" / "demo.yaml", options, announce=False)
         experiment = Experiment(find_task("boolq"), CLASSIFICATION, args, *others)
         args.analyses = ["agreement"]  # for its models, which are loaded
-        context = experiment.run_seed(0)
+        context = experiment.seed_context(0)
     finetuner = Finetuner(StageCache(output / "more"), experiment.setting, experiment.training_args)
     return replace(context, finetuner=finetuner)
 
@@ -61,13 +61,13 @@ def test_a_watched_training_ends_as_one_without_early_stopping(context):
 
 def test_a_watched_training_that_is_stopped_goes_on(context, monkeypatch):
     setting, calls = type(context.finetuner.setting), []
-    answer = setting.answer
+    predict = setting.predict
 
     def stopped(self, *args):
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return answer(self, *args)
+        return predict(self, *args)
 
     def train(name):
         options = {"n_snapshots": 3, "eval_strategy": "no", "load_best_model_at_end": False, "save_steps": 1}
@@ -75,7 +75,7 @@ def test_a_watched_training_that_is_stopped_goes_on(context, monkeypatch):
 
     expected = train("uninterrupted")
     with monkeypatch.context() as patch:
-        patch.setattr(setting, "answer", stopped)
+        patch.setattr(setting, "predict", stopped)
         with pytest.raises(KeyboardInterrupt):
             train("interrupted")
     found = train("interrupted")

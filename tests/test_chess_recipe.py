@@ -22,7 +22,7 @@ from w2s_hf.experiments.cache import StageCache
 from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.config import ChessArguments
 from w2s_hf.experiments.finetuner import Finetuner
-from w2s_hf.experiments.settings.generation import GenerationSetting, answer_untrained
+from w2s_hf.experiments.settings.generation import GenerationSetting, complete_untrained
 from w2s_hf.generation import complete
 from w2s_hf.labels import Completion, WeakCompletions
 from w2s_hf.modeling.spec import ModelSpec
@@ -236,7 +236,7 @@ def test_zero_shot_is_the_model_before_any_finetuning(local, tmp_path):
     finetuner = Finetuner(StageCache(tmp_path / "_stages"), CHESS, args)
     model = ModelSpec.find(str(local / "strong"), "--student_model", StudentConfig(dtype="float32"))
     rows = Dataset.from_dict({"id": ["a", "b"], "prompt": ["a b:", "c:"]})
-    made = answer_untrained(finetuner, "zero-shot", model, rows, {})
+    made = complete_untrained(finetuner, "zero-shot", model, rows, {})
     network = make_language_model(make_character_tokenizer()).eval()
     assert made == complete(network, make_character_tokenizer(), rows["prompt"], max_new_tokens=6)
 
@@ -258,7 +258,7 @@ def test_agreement_is_about_moves_and_not_about_words():
     rows = Dataset.from_dict({"fen": [chess.STARTING_FEN] * 4, "ground_truth": [" e4"] * 4})
     ours = [Completion(text, False) for text in (" e4", " e4+", " Ke5", " d4")]
     theirs = [Completion(text, False) for text in (" e2e4", " d4", " Ke5", " Ke5")]
-    assert CHESS.is_same(ours, theirs, rows).tolist() == [True, False, True, False]
+    assert CHESS.agrees(ours, theirs, rows).tolist() == [True, False, True, False]
     assert CHESS.is_correct(ours, rows).tolist() == [True, True, False, False]
 
 

@@ -29,7 +29,7 @@ def finetune(finetuner: Finetuner, rows: Dataset, model: ModelSpec) -> Finetuned
 
 def watch(monkeypatch, finetuner: Finetuner) -> list[list[torch.Tensor]]:
     """Collects what each labelling uses: its weights, and in which precision it computes."""
-    used, answer = [], type(finetuner.setting).answer
+    used, answer = [], type(finetuner.setting).predict
 
     def watched(self, trainer, *args):
         weights = [value.detach().clone() for value in trainer.model.parameters() if value.is_floating_point()]
@@ -41,7 +41,7 @@ def watch(monkeypatch, finetuner: Finetuner) -> list[list[torch.Tensor]]:
         used.append([*weights, torch.tensor([dtype == torch.bfloat16 for dtype in dtypes])])
         return answers
 
-    monkeypatch.setattr(type(finetuner.setting), "answer", watched)
+    monkeypatch.setattr(type(finetuner.setting), "predict", watched)
     return used
 
 
@@ -72,7 +72,7 @@ def test_stopped_while_it_labels_it_is_not_trained_again(kind, precision, tmp_pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(type(finetuner.setting), "answer", stopped)
+        context.setattr(type(finetuner.setting), "predict", stopped)
         with pytest.raises(KeyboardInterrupt):
             finetune(other, rows, model)
     (partial,) = (tmp_path / "others").glob("*.partial")

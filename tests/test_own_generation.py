@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -12,7 +13,7 @@ from w2s_hf import CompletionConfig, StudentConfig
 from w2s_hf.experiments.config import GenerationArguments
 from w2s_hf.experiments.experiment import run_experiment
 from w2s_hf.labels import Completion
-from w2s_hf.tasks import GenerationTask
+from w2s_hf.tasks import GenerationTask, PreferenceTask, find_task
 from w2s_hf.tasks.generation import BrokenRowError
 
 
@@ -75,6 +76,17 @@ def test_the_whole_experiment_runs_on_it(directory):
     assert "Sums of two numbers" in report and "zero-shot" in report
     card = (output / "students" / "naive-seed0" / "README.md").read_text()
     assert "setting: generation" in card and 'task_type="CAUSAL_LM"' in card
+
+
+def test_it_is_found_in_its_file(directory):
+    task = f"{Path(__file__)}:ADDITIONS"
+    assert find_task(task, GenerationTask).description == ADDITIONS.description
+    run_experiment(task, *options_of(directory, directory / "out"))
+    assert json.loads((directory / "out" / "results.json").read_text())["task"] == "additions"
+    # Recipes of texts have no use for it.
+    with pytest.raises(ValueError, match="defines no w2s_hf.Task"):
+        find_task(str(Path(__file__)))
+    assert find_task("anthropic_hh", PreferenceTask).name == "anthropic_hh"
 
 
 def test_the_demo_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from w2s_hf.demo.rows import demo_rows
 from w2s_hf.experiments.config import ClassificationArguments
 from w2s_hf.experiments.finetuner import Finetuner
 from w2s_hf.experiments.settings.classification import CLASSIFICATION
-from w2s_hf.tasks import find_task
+from w2s_hf.tasks import GenerationTask, find_task
 from w2s_hf.tasks.loading import load_raw
 from w2s_hf.tasks.splits import CONVERSIONS, load_splits
 
@@ -60,8 +60,9 @@ def test_tasks_in_a_python_file(tmp_path):
     with pytest.raises(ValueError, match="defines A, B, and no 'C'"):
         find_task(f"{path}:C")
     path.write_text("x = 1\n")
-    with pytest.raises(ValueError, match="defines no w2s_hf.Task"):
-        find_task(str(path))
+    for kind in (Task, GenerationTask):
+        with pytest.raises(ValueError, match=rf"defines no w2s_hf\.(tasks\.)?{kind.__name__};"):
+            find_task(str(path), kind)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         find_task(str(tmp_path / "nowhere.py"))
 

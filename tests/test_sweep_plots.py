@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from w2s_hf import plots
-from w2s_hf.plots import SizeAxis, draw_pages, lay_out, series_styles, short_names, size_label
+from w2s_hf.plots import SizeAxis, draw_panels, lay_out, series_styles, short_names, size_label
 from w2s_hf.sweep import plots as sweep_plots
 from w2s_hf.sweep.plots import (
     PGR_AXIS,
@@ -211,48 +211,48 @@ def test_a_sweep_with_holes_is_drawn(figures, tmp_path, n_seeds):
     assert len([label for label in legend_of(figures[0]) if label.startswith("taught by")]) == 2
 
 
-def test_a_sweep_of_20_tasks_goes_to_pages(monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.setattr(sweep_plots, "draw_pages", lambda stem, pages, panel, **_: seen.append((stem.name, pages)))
+def test_figures_of_20_tasks_are_tall(monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr(sweep_plots, "draw_panels", lambda stem, lines, panel, **_: seen.update({stem.name: lines}))
     table = as_written(make_table(tasks=[f"task_{n}" for n in range(20)], students=MODELS[4:], seeds=[0]))
     for plot in ALL_PLOTS:
         plot(table, tmp_path)
-    n_panels = {name: [sum(map(len, page)) for page in pages] for name, pages in seen}
-    assert n_panels == {
-        "accuracy_by_size": [12] * 5, "pgr_by_size": [8] * 5, "agreement": [8] * 5, "pgr_distribution": [10, 10],
+    assert {name: [len(line) for line in lines] for name, lines in seen.items()} == {
+        "accuracy_by_size": [3] * 20, "pgr_by_size": [2] * 20, "agreement": [2] * 20,
+        "pgr_distribution": [3] * 6 + [2],
     }  # fmt: skip
 
 
-def test_pages_are_numbered_and_those_of_before_go(figures, tmp_path):
-    for name in ("sizes_2.svg", "sizes_3.png", "sizes_of_all.png", "sizes.txt"):
-        (tmp_path / name).touch()
-    handles = [Line2D([], [], label="a line")]
+def test_the_lowest_panels_have_the_label_of_the_axis(figures, tmp_path):
+    words = {"handles": [Line2D([], [], label="a line")], "x_label": "x", "y_label": "y"}
     seen = []
-    paths = draw_pages(
-        tmp_path / "sizes", lay_out(list("abcde"), list("xy")), lambda *panel: seen.append(panel[1:]),
-        handles=handles, x_label="x", y_label="y",
-    )  # fmt: skip
-    assert [path.name for path in paths] == ["sizes.png", "sizes.svg", "sizes_2.png", "sizes_2.svg"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["sizes.txt", "sizes_of_all.png"]
-    assert [panel[1:] for panel in seen] == list(itertools.product("abcde", "xy"))
-    assert [[axes.get_xlabel() for axes in figure.axes] for figure in figures] == [
-        ["", "", "x", "x"], ["", "", "", "", "x", "x"],
-    ]  # fmt: skip
-    draw_pages(
-        tmp_path / "one", lay_out(list("abcd"), ["x"]), lambda *panel: None, handles=handles, x_label="x", y_label="y"
+    paths = draw_panels(
+        tmp_path / "sizes", lay_out(list("abcde"), list("xy")), lambda *panel: seen.append(panel[2:]), **words
     )
-    shown = [axes.get_xlabel() for axes in figures[-1].axes if axes.get_visible()]
+    assert [path.name for path in paths] == ["sizes.png", "sizes.svg"]
+    assert seen == list(itertools.product("abcde", "xy"))
+    assert [axes.get_xlabel() for axes in figures[0].axes] == [""] * 8 + ["x", "x"]
+    draw_panels(tmp_path / "one", lay_out(list("abcd"), ["x"]), lambda *panel: None, **words)
+    shown = [axes.get_xlabel() for axes in figures[1].axes if axes.get_visible()]
     assert shown == ["", "x", "x", "x"]  # below the second there is no panel
 
 
-def test_panels_fill_pages():
+def test_a_figure_of_any_height_is_saved(monkeypatch, tmp_path):
+    sizes = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi=72, **_: sizes.append(self.get_figheight() * dpi))
+    lines = lay_out([f"task {n}" for n in range(200)], ["a", "b"])
+    words = {"handles": [Line2D([], [], label="a line")], "x_label": "x", "y_label": "y"}
+    draw_panels(tmp_path / "tall", lines, lambda *panel: None, **words)
+    assert 60_000 < sizes[0] < 2**16
+
+
+def test_lines_have_nearly_the_same_number_of_panels():
     tasks = [f"task {n}" for n in range(9)]
-    pages = lay_out(tasks, ["a", "b", "c", "d", "e"])
-    assert [(len(page), len(page[0])) for page in pages] == [(3, 2), (3, 3)] * 3
-    assert sorted(panel for page in pages for line in page for panel in line) == sorted(
-        itertools.product(tasks, "abcde")
-    )
-    assert [[len(line) for line in page] for page in lay_out(tasks, ["a"])] == [[3, 3, 3]]  # no page of one column
+    lines = lay_out(tasks, list("abcde"))
+    assert [len(line) for line in lines] == [3, 2] * 9
+    assert [panel for line in lines for panel in line] == list(itertools.product(tasks, "abcde"))
+    assert [len(line) for line in lay_out(tasks, list("abcdefghi"))] == [3] * 27
+    assert [len(line) for line in lay_out(tasks, ["a"])] == [3, 3, 3]
 
 
 @pytest.mark.parametrize(

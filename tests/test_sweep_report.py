@@ -248,7 +248,7 @@ def test_a_click_on_a_header_sorts(without_figures, tmp_path):
 
 
 def test_where_all_cells_failed_there_is_no_figure(tmp_path):
-    other, *earlier = [tmp_path / "figures" / f"{name}.png" for name in ("mine", "accuracy_by_size", "agreement_2")]
+    other, *earlier = [tmp_path / "figures" / f"{name}.png" for name in ("mine", "accuracy_by_size", "agreement")]
     other.parent.mkdir()
     for path in (other, *earlier):
         path.touch()

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -59,6 +59,14 @@ class LabelsById(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Hash of ids and labels: 16 hexadecimal digits."""
+
+    @abstractmethod
+    def of(self, ids: list[str]) -> Any:
+        """The labels of these rows, in this order. Raises `KeyError` for a row without a label."""
+
+    @abstractmethod
+    def join(self, dataset: Dataset) -> Dataset:
+        """`dataset` with these labels in place of its ground truth."""
 
     @abstractmethod
     def to_dataset(self) -> Dataset:

@@ -1,14 +1,15 @@
-"""The figure of an experiment, and what figures of a sweep are made of: series, an axis of sizes, pages of panels."""
+"""The figure of an experiment, and what figures of a sweep are made of: series, an axis of sizes, panels."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
 from .cards import Score
@@ -20,7 +21,7 @@ __all__ = [
     "STYLE",
     "SizeAxis",
     "clipped",
-    "draw_pages",
+    "draw_panels",
     "lay_out",
     "plot_accuracies",
     "plot_gap",
@@ -90,10 +91,9 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
         mean = accuracies.mean()
         axes.bar(x, mean, width=0.62, color=_COLOURS[kind], zorder=2)
         top = accuracies.max()
-        if len(scores) == 1:
-            low, high = scores[0].ci95
-            axes.errorbar(x, mean, _error(mean, low, high), color="black", capsize=5, lw=1.2, zorder=3)
-            top = max(mean, high)
+        if len(scores) == 1 and (interval := scores[0].ci95) is not None:
+            axes.errorbar(x, mean, _error(mean, *interval), color="black", capsize=5, lw=1.2, zorder=3)
+            top = max(mean, interval[1])
         else:
             offsets = np.linspace(-0.12, 0.12, len(scores))
             axes.scatter(x + offsets, accuracies, s=18, color="white", edgecolor="black", lw=0.8, zorder=3)
@@ -101,8 +101,8 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
         text = f"{mean:.3f}" + (f"\n{note}" if note else "")
         # White behind it: the line of chance may run here.
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        where = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
-        axes.annotate(text, (x, top), (0, 5), fontsize=9, bbox=box, zorder=5, **where)
+        above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
+        axes.annotate(text, (x, top), (0, 5), fontsize=9, bbox=box, zorder=5, **above)
     guesses = {
         baseline.name: float(np.mean([run.baselines[position].accuracy for run in runs]))
         for position, baseline in enumerate(runs[0].baselines)
@@ -212,7 +212,7 @@ _MARKERS = "osD^vPX"
 _LINES = ("-", (0, (4, 1)), (0, (5, 1, 1, 1)), (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
 # Names are plain text, "$" included; letters as outlines look the same everywhere; the salt makes an SVG repeatable.
-STYLE = {
+STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "text.usetex": False,
     "svg.fonttype": "path",
@@ -226,8 +226,6 @@ STYLE = {
     "legend.fontsize": 9.5,
     "legend.frameon": False,
 }
-
-_COLUMNS, _WRAPPED, _ROWS = 4, 3, 4  # panels on a page: on paper no letter gets smaller than 6.5 points
 
 
 def size_label(parameters: float) -> str:
@@ -254,7 +252,7 @@ def short_names(models: Iterable[str], longest: int = 28) -> dict[str, str]:
     }
 
 
-def series_styles(names: Iterable[str]) -> dict[str, dict]:
+def series_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """A colour, a marker and a line for each name: in grey print the last two tell them apart."""
     return {
         name: {
@@ -309,85 +307,73 @@ class SizeAxis:
         axes.set_xlim(10**low, 10**high)
 
 
-def _parts(items: list, longest: int) -> list[list]:
-    """Parts of nearly the same length, none longer than `longest`."""
-    n_parts = -(-len(items) // longest)
-    ends = [round(part * len(items) / n_parts) for part in range(n_parts + 1)]
-    return [items[start:end] for start, end in zip(ends, ends[1:], strict=False)]
-
-
-def lay_out(rows: list[str], columns: list[str]) -> list[list[list[tuple[str, str]]]]:
+def lay_out(rows: list[str], columns: list[str]) -> list[list[tuple[str, str]]]:
     """
-    Pages of lines of panels `(row, column)`. Where there is one column only, its panels fill the lines.
+    Returns the lines of panels `(row, column)` of a figure: a line a row, or several where a row has more than 4
+    columns. Where there is one column only, its panels fill lines of 3.
 
     Example:
 
     ```python
     lay_out(["boolq", "sciq"], ["naive", "confidence"])
-    # [[[("boolq", "naive"), ("boolq", "confidence")], [("sciq", "naive"), ("sciq", "confidence")]]]
+    # [[("boolq", "naive"), ("boolq", "confidence")], [("sciq", "naive"), ("sciq", "confidence")]]
     ```
     """
     if len(columns) == 1:
-        pages = _parts([(row, columns[0]) for row in rows], _WRAPPED * _ROWS)
-        return [[page[start : start + _WRAPPED] for start in range(0, len(page), _WRAPPED)] for page in pages]
-    return [
-        [[(row, column) for column in some_columns] for row in some_rows]
-        for some_rows in _parts(rows, _ROWS)
-        for some_columns in _parts(columns, _COLUMNS)
-    ]
+        groups, longest = [[(row, columns[0]) for row in rows]], 3
+    else:
+        groups, n_lines = [[(row, column) for column in columns] for row in rows], -(-len(columns) // 4)
+        longest = -(-len(columns) // n_lines)
+    return [panels[start : start + longest] for panels in groups for start in range(0, len(panels), longest)]
 
 
 @matplotlib.rc_context(STYLE)
-def draw_pages(
+def draw_panels(
     stem: Path,
-    pages: list[list[list[tuple[str, str]]]],
+    lines: list[list[tuple[str, str]]],
     panel: Callable[[Axes, float, str, str], None],
     *,
-    handles: list[Artist],
+    handles: Sequence[Line2D | Patch],
     x_label: str,
     y_label: str,
 ) -> list[Path]:
     """
-    Draws pages of panels; each is saved as `.png` and `.svg`, the second page as `stem_2`. The same panels give the
-    same bytes.
+    Draws a figure of panels and saves it as `.png` and `.svg`. The same panels give the same bytes.
 
     Args:
-        stem (`Path`): The files, without their endings. Pages of an earlier, longer sweep are removed.
-        pages (`list[list[list[tuple[str, str]]]]`): As of [`lay_out`].
+        stem (`Path`): The files, without their endings. Without panels, those of an earlier sweep are removed.
+        lines (`list[list[tuple[str, str]]]`): The panels as [`lay_out`] returns them.
         panel (`Callable`): Draws a panel, given its axes, their width in inches, its row and its column.
-        handles (`list[Artist]`): What the legend below the panels shows.
+        handles (`Sequence[Line2D | Patch]`): What the legend below the panels shows.
 
     Returns:
-        `list[Path]`, the `.png` and the `.svg` of each page in turn.
+        `list[Path]`: The `.png` and the `.svg`; empty without panels.
     """
-    for old in stem.parent.glob("*"):
-        if re.fullmatch(re.escape(stem.name) + r"(_\d+)?\.(png|svg)", old.name):
-            old.unlink()
-    if pages:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number, page in enumerate(pages, start=1):
-        n_columns = max(len(line) for line in page)
-        panel_width = {1: 5.2, 2: 3.7, 3: 2.9}.get(n_columns, 2.5)
-        width = panel_width * n_columns + 0.4
-        n_legend = max(1, int(width / (0.75 + 0.077 * max(len(handle.get_label()) for handle in handles))))
-        legend_height = 0.2 + 0.22 * -(-len(handles) // n_legend)
-        height = 2.7 * len(page) + 0.3 + legend_height
-        figure = Figure(figsize=(width, height), layout="constrained")
-        grid = figure.subplots(len(page), n_columns, squeeze=False)
-        for line, line_of_axes in zip(page, grid, strict=True):
-            for position, axes in enumerate(line_of_axes):
-                if position < len(line):
-                    panel(axes, panel_width - 0.45, *line[position])
-                    if line is page[-1] or (line is page[-2] and position >= len(page[-1])):
-                        axes.set_xlabel(x_label, fontsize=10.5)
-                else:
-                    axes.set_visible(False)
-        figure.supylabel(y_label, fontsize=10.5).set_y(0.5 + legend_height / height / 2)
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(n_legend, len(handles)), handlelength=2.6)
-        base = stem if number == 1 else stem.with_name(f"{stem.name}_{number}")
-        paths += [base.with_name(base.name + ending) for ending in (".png", ".svg")]
-        figure.savefig(paths[-2], dpi=150)
-        figure.set_layout_engine("none")  # it has done its slow work
-        figure.savefig(paths[-1], metadata={"Date": None})
+    paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
+    if not lines:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return []
+    n_columns = max(map(len, lines))
+    panel_width = {1: 5.2, 2: 3.7, 3: 2.9}.get(n_columns, 2.5)
+    width = panel_width * n_columns + 0.4
+    n_legend = max(1, int(width / (0.75 + 0.077 * max(len(str(handle.get_label())) for handle in handles))))
+    legend_height = 0.2 + 0.22 * -(-len(handles) // n_legend)
+    height = 2.7 * len(lines) + 0.3 + legend_height
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(len(lines), n_columns, squeeze=False)
+    for line, line_of_axes in zip(lines, grid, strict=True):
+        for position, axes in enumerate(line_of_axes):
+            if position < len(line):
+                panel(axes, panel_width - 0.45, *line[position])
+                if line is lines[-1] or (line is lines[-2] and position >= len(lines[-1])):
+                    axes.set_xlabel(x_label, fontsize=10.5)
+            else:
+                axes.set_visible(False)
+    figure.supylabel(y_label, fontsize=10.5).set_y(0.5 + legend_height / height / 2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(n_legend, len(handles)), handlelength=2.6)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(paths[0], dpi=min(150, 65_000 / height))  # a PNG has fewer than 2**16 pixels a side
+    figure.set_layout_engine("none")  # it has done its slow work
+    figure.savefig(paths[1], metadata={"Date": None})
     return paths

@@ -136,7 +136,7 @@ class _Positions:
         legal = distinct & ~_KING[king, black_king] & ~_KNIGHT[knight, black_king]
         # As if the knight were not there, so that it is not pinned either.
         legal &= ~_attacks(is_queen, other, king, black_king)
-        return cls(*squares, is_queen)[np.flatnonzero(legal)]
+        return cls(king, knight, black_king, other, is_queen)[np.flatnonzero(legal)]
 
     def knight_moves(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Targets `(n, 8)`, and of each `(n, 8)` bool: is it legal, does it give check, does it attack `other`."""
@@ -355,7 +355,7 @@ class ForkWorld:
         pools: list[list[np.ndarray]] = [[] for _ in words]
         for block, block_rng in self._blocks(stream):
             documents, kind = self._documents(block, block_rng)
-            for index in np.flatnonzero(missing > 0):
+            for index in np.flatnonzero(missing > 0).tolist():
                 found = documents[kind == index][: missing[index]]
                 pools[index].append(found)
                 missing[index] -= len(found)

@@ -60,8 +60,13 @@ class DemoModel:
 class World(Protocol):
     """What a model needs of the world it is made for."""
 
-    seed: int
-    config: object
+    @property
+    def seed(self) -> int:
+        """Seed of its content."""
+
+    @property
+    def config(self) -> object:
+        """What else its content depends on."""
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Of the models."""
@@ -206,7 +211,7 @@ def _pretrain(
         model=network,
         args=args,
         train_dataset=_Documents(torch.from_numpy(world.corpus(n_documents))),
-        data_collator=_collate,
+        data_collator=_collate,  # type: ignore[arg-type]  # a batch of `_Documents` is a tensor, not a list of rows
         callbacks=callbacks,
     )
     if checkpoint is not None:

@@ -2,7 +2,7 @@
 
 A few generators serve all tasks: yes/no questions, and questions with several answers. What each task's columns are
 called is here; what the rows mean (which of the made-up entities are alive) is the same everywhere, so that one
-pretrained ladder knows something about all of them.
+pretrained model knows something about all of them.
 """
 
 from collections.abc import Callable
@@ -107,7 +107,7 @@ def _better_and_worse(first: str, second: str, prompt: str = "") -> Callable[[di
 
 
 # Of rows of `DemoWorld.choice_rows`: number of choices, and the rows of the task.
-_CHOICE = {
+_CHOICE: dict[str, tuple[int, Callable[[dict], dict | list[dict]]]] = {
     "cosmos_qa": (4, lambda row: {
         "context": row["passage"], "question": _QUESTION, "label": row["correct"],
         **{f"answer{number}": answer for number, answer in enumerate(row["choices"])},

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ from ..analysis.saliency import plot_saliency, saliency_section
 from ..analysis.weak_errors import plot_weak_errors, weak_errors_section
 from ..config import METHODS
 from ..labels import WeakLabels
-from ..results import BaselineResult, ExperimentResult
+from ..results import BaselineResult, ExperimentResult, SeedResult
 from ..tasks import Half
 from .analysis_context import AnalysisContext
 from .config import ANALYSES
@@ -42,11 +43,17 @@ __all__ = ["analyse", "analysis_notes", "overfitting", "agreement", "prompting",
 logger = logging.getLogger(__name__)
 
 
-def analyse(context: AnalysisContext) -> None:
-    """Adds what `--analyses` asks for to the results of the seed, on every rank."""
+def analyse(context: AnalysisContext) -> SeedResult:
+    """Returns the results of the seed with those of `--analyses`. Called on every rank."""
+    analyses = {}
     for name in context.args.analyses:
         logger.info(f"Seed {context.seed}: analysis {name}")
-        context.result.analyses[name] = _ALL[name].measure(context)
+        analyses[name] = _ALL[name].measure(context)
+    student, baselines = context.models.student, list(context.result.baselines)
+    for name, scores in analyses.get("prompting", {}).get("prompted", {}).items():
+        baseline = {"name": name, "model": student.name, "revision": student.revision, **scores}
+        baselines.append(BaselineResult.from_dict(baseline))
+    return replace(context.result, analyses=analyses, baselines=baselines)
 
 
 def analysis_notes(results: ExperimentResult, output_dir: Path) -> list[str]:
@@ -63,16 +70,16 @@ def analysis_notes(results: ExperimentResult, output_dir: Path) -> list[str]:
 
 
 def overfitting(context: AnalysisContext) -> dict:
-    """Each student's training again, without early stopping and with a look at it now and then."""
+    """Trains each student again without early stopping, and scores snapshots of it."""
     splits, setting, weak = context.splits, context.finetuner.setting, context.weak_labels
     validation, test = splits.student_validation, splits.test
     # Best model and last step are chosen here; the rest of the training is the student's own.
-    changes = {"load_best_model_at_end": False, "metric_for_best_model": None, "eval_strategy": "no"}
+    changes: dict[str, Any] = {"load_best_model_at_end": False, "metric_for_best_model": None, "eval_strategy": "no"}
 
     def against(labels, rows) -> tuple[float, float, object]:
-        answers, teacher = labels.of(list(rows["id"])), weak.of(list(rows["id"]))
-        truth, same = setting.is_correct(answers, rows), setting.is_same(answers, teacher, rows)
-        return float(truth.mean()), float(same.mean()), answers
+        predictions, weak_labels = labels.of(list(rows["id"])), weak.of(list(rows["id"]))
+        truth, same = setting.is_correct(predictions, rows), setting.agrees(predictions, weak_labels, rows)
+        return float(truth.mean()), float(same.mean()), predictions
 
     methods = {}
     for method in context.methods:
@@ -85,20 +92,21 @@ def overfitting(context: AnalysisContext) -> dict:
             **changes,
         )
         snapshots = {int(path.name.split("-")[1]): path for path in (student.directory / "snapshots").iterdir()}
-        steps, curves, answers = sorted(snapshots), {}, []
+        steps, predictions = sorted(snapshots), []
+        curves: dict[str, list[float]] = {}
         for step in steps:
             labels = setting.labels.load(snapshots[step] / "predictions")
             for part, rows in (("validation", validation), ("test", test)):
                 truth, same, of_part = against(labels, rows)
                 curves.setdefault(f"{part}_ground_truth", []).append(truth)
                 curves.setdefault(f"{part}_weak_labels", []).append(same)
-            answers.append(of_part)
+            predictions.append(of_part)
         stops = choose_stops(curves["validation_weak_labels"], curves["validation_ground_truth"])
         methods[method] = {
             "steps": steps,
             **curves,
             "stops": {
-                name: {"step": steps[position], "cheats": name == CHEATING, **context.scores(answers[position])}
+                name: {"step": steps[position], "cheats": name == CHEATING, **context.scores(predictions[position])}
                 for name, position in stops.items()
             },
         }
@@ -106,37 +114,38 @@ def overfitting(context: AnalysisContext) -> dict:
 
 
 def agreement(context: AnalysisContext) -> dict:
-    """Students of all sizes beside their supervisor."""
+    """Compares students of all sizes with their supervisor."""
     setting, test, weak = context.finetuner.setting, context.test, context.scorer.predictions["weak"]
     has_probabilities = isinstance(context.weak_labels, WeakLabels)
 
-    def compare(answers) -> dict:
+    def compare(predictions) -> dict:
         if has_probabilities:
-            return compare_probabilities(answers, weak, context.truth())
-        same = setting.is_same(answers, weak, test)
-        return compare_answers(same, setting.is_correct(answers, test), context.scorer.correct["weak"])
+            return compare_probabilities(predictions, weak, context.truth())
+        same = setting.agrees(predictions, weak, test)
+        return compare_answers(same, setting.is_correct(predictions, test), context.scorer.correct["weak"])
 
-    students = {method: {} for method in context.methods}
+    students: dict[str, dict] = {method: {} for method in context.methods}
     for model in context.models.sizes:  # outside: its base is loaded once
         for method, of_method in students.items():
-            # The student's own training is among these, and found again.
-            answers = context.predictions_of(f"student-{method}", context.weak_labels, method=method, model=model)
-            of_method[model.name] = compare(answers)
-    found = {"n_test": len(test), "sizes": [model.name for model in context.models.sizes], "students": students}
+            # The student of the experiment is among these, and cached.
+            predictions = context.predictions_of(f"student-{method}", context.weak_labels, method=method, model=model)
+            of_method[model.name] = compare(predictions)
+    sizes = [model.name for model in context.models.sizes]
+    found: dict[str, Any] = {"n_test": len(test), "sizes": sizes, "students": students}
     if has_probabilities:
         for role in ("weak", "ceiling"):
-            answers = context.scorer.predictions[role]
-            ece = metrics.expected_calibration_error(answers, context.truth())
-            found[role] = {"ece": ece, "brier": metrics.brier_score(answers, context.truth())}
+            predictions = context.scorer.predictions[role]
+            ece = metrics.expected_calibration_error(predictions, context.truth())
+            found[role] = {"ece": ece, "brier": metrics.brier_score(predictions, context.truth())}
     return found
 
 
 def prompting(context: AnalysisContext) -> dict:
-    """Zero-shot and few-shot answers of the student's base; they are baselines of the main table, too."""
+    """Scores zero-shot and few-shot predictions of the student's base, which are baselines of the main table, too."""
     splits, n_shots = context.splits, context.args.prompt_shots
     examples = splits.student_half
     if context.world is None:
-        form = PromptFormat.for_classes(splits.task.class_names)
+        form = PromptFormat.for_classes(context.task.class_names)
     else:
         # The demo's models know a text that ends with `ENTITY is`, and words that it may go on with.
         dead, alive = context.world.answer_words
@@ -151,15 +160,11 @@ def prompting(context: AnalysisContext) -> dict:
         few_shot_prompts(context.test["text"][:], examples["text"][:], labels, n, form, seed=context.seed)
         for n, labels in asked.values()
     ]
-    answers = np.split(context.ask([prompt for of_name in prompts for prompt in of_name], form), len(prompts))
+    predictions = np.split(context.ask([prompt for of_name in prompts for prompt in of_name], form), len(prompts))
     prompted = {
         name: context.finetuner.setting.scores(of_name, context.test)
-        for name, of_name in zip(asked, answers, strict=True)
+        for name, of_name in zip(asked, predictions, strict=True)
     }
-    student = context.models.student
-    for name, scores in prompted.items():
-        baseline = {"name": name, "model": student.name, "revision": student.revision, **scores}
-        context.result.baselines.append(BaselineResult.from_dict(baseline))
     note = {}
     if context.world is not None:
         note["note"] = (
@@ -181,37 +186,37 @@ def prompting(context: AnalysisContext) -> dict:
 
 
 def saliency(context: AnalysisContext) -> dict:
-    """Linear probes of the student before and after it learned the weak labels."""
+    """Fits linear probes of the student before and after it was trained on the weak labels."""
     splits, weak = context.splits, context.weak_labels
     naive = context.finetune("student-naive", weak, [context.test])
     base, tuned = context.hidden_states(), context.hidden_states(naive)
 
-    # Weak labels of the rows that the student learned, which need not be all; ground truth as the ceiling.
-    learned = np.isin(splits.student_half["id"][:], context.student_rows.train["id"][:])
+    # Weak labels of the rows that the student was trained on, which need not be all; ground truth as the ceiling.
+    is_trained_on = np.isin(splits.student_half["id"][:], context.student_rows.train["id"][:])
     validation_ids = list(splits.student_validation["id"])
 
     def probe_weak(states: dict[str, np.ndarray]) -> np.ndarray:
-        labels = weak.of(list(splits.student_half["id"]))[learned]
+        labels = weak.of(list(splits.student_half["id"]))[is_trained_on]
         validation = states["student_validation"], weak.of(validation_ids)
-        return logistic_probe(states["student_half"][learned], labels, validation).predict_proba(states["test"])
+        return logistic_probe(states["student_half"][is_trained_on], labels, validation).predict_proba(states["test"])
 
     def probe_truth(states: dict[str, np.ndarray]) -> np.ndarray:
         labels, of_validation = (np.eye(2)[context.truth(part)] for part in ("student_half", "student_validation"))
         validation = states["student_validation"], of_validation
         return logistic_probe(states["student_half"], labels, validation).predict_proba(states["test"])
 
-    answers = {
+    predictions = {
         "lp(weak)": probe_weak(base),
         "lp(gt)": probe_truth(base),
         "ft(weak)": naive.predictions.of(list(context.test["id"])),
         "ft(weak)+lp(gt)": probe_truth(tuned),
         "ft(gt)": context.scorer.predictions["ceiling"],
     }
-    return {**_bounds(context), "accuracies": {name: context.scores(values) for name, values in answers.items()}}
+    return {**_bounds(context), "accuracies": {name: context.scores(values) for name, values in predictions.items()}}
 
 
 def probes(context: AnalysisContext) -> dict:
-    """Weak labels relabelled and filtered by probes, and students that learn what is left."""
+    """Relabels and filters the weak labels by probes, and trains students on the labels of each way."""
     splits, weak = context.splits, context.weak_labels
     half, validation = context.student_rows
     labels, labels_of_validation = (weak.of(list(rows["id"])) for rows in (half, validation))
@@ -232,12 +237,12 @@ def probes(context: AnalysisContext) -> dict:
     relabelled = {"as they are": (weak, everything)}
     for name, of_rows in opinions.items():
         ids = [*half["id"], *validation["id"]]
-        mended = context.changed_weak_labels(np.concatenate(of_rows), ids, f"relabelled by {name}")
-        relabelled[f"relabelled by {name}"] = (mended, everything)
+        new_labels = context.changed_weak_labels(np.concatenate(of_rows), ids, f"relabelled by {name}")
+        relabelled[f"relabelled by {name}"] = (new_labels, everything)
     for name, (of_half, _) in opinions.items():
         relabelled[f"filtered by {name}"] = (weak, ~doubtful(labels, of_half))
     relabelled["filtered by topology"] = (weak, in_topology)
-    found = {}
+    found: dict[str, dict] = {}
     for way, (given, kept) in relabelled.items():
         if not kept.any():  # no row has most of its neighbours in its class
             found[way] = {"n_train": 0, "n_class_1": 0, "label_accuracy": None, "accuracy": None, "pgr": None}
@@ -245,7 +250,7 @@ def probes(context: AnalysisContext) -> dict:
         rows = half.select(np.flatnonzero(kept))
         hard = given.of(list(rows["id"])).argmax(axis=1)
         right = hard == np.array(rows["ground_truth"])
-        # As they are, they are those of the naive student, which is found again.
+        # As they are, they are those of the naive student, which is cached.
         stage = "student-naive" if way == "as they are" else "student-mended"
         scores = context.scores(context.predictions_of(stage, given, rows=Half(rows, validation)))
         found[way] = {
@@ -258,7 +263,7 @@ def probes(context: AnalysisContext) -> dict:
 
 
 def weak_errors(context: AnalysisContext) -> dict:
-    """Students of simulated supervisors, of one that is trivially imitated, and linear probes on features."""
+    """Trains students of simulated supervisors and of one that is trivially imitated, and probes on features."""
     seed, (half, validation) = context.seed, context.student_rows
     parts = {"student_half": half, "student_validation": validation, "test": context.test}
     truth = {name: np.array(rows["ground_truth"]) for name, rows in parts.items()}
@@ -289,30 +294,28 @@ def weak_errors(context: AnalysisContext) -> dict:
         }
     supervisors = {}
 
-    def learned(name: str, answers, hard: dict[str, np.ndarray]) -> None:
+    def add_scores(name: str, predictions, hard: dict[str, np.ndarray]) -> None:
         supervisor = np.eye(2)[hard["test"]]
         accuracy = metrics.accuracy(supervisor, context.truth())
-        supervisors[name] = {"supervisor": accuracy, **context.scores(answers, supervisor)}
+        supervisors[name] = {"supervisor": accuracy, **context.scores(predictions, supervisor)}
 
     for name, hard in simulated.items():
         labels = context.changed_weak_labels(np.eye(2)[np.concatenate(list(hard.values()))], all_ids, f"({name})")
-        learned(name, context.predictions_of("student-simulated", labels), hard)
+        add_scores(name, context.predictions_of("student-simulated", labels), hard)
     # The demo's models would not tell words apart that its vocabulary does not have.
     opinions = {} if context.world is None else {"opinions": (" : no ?", " : yes ?")}
-    told = {name: with_opinion(rows, weak[name], **opinions) for name, rows in parts.items()}
-    told_rows = Half(told["student_half"], told["student_validation"])
+    parts_with_opinion = {name: with_opinion(rows, weak[name], **opinions) for name, rows in parts.items()}
+    rows = Half(parts_with_opinion["student_half"], parts_with_opinion["student_validation"])
     for method in context.methods:
-        answers = context.predictions_of(
-            "student-told", context.weak_labels, method=method, rows=told_rows, test=told["test"]
+        predictions = context.predictions_of(
+            "student-told", context.weak_labels, method=method, rows=rows, test=parts_with_opinion["test"]
         )
-        learned(f"told, {method}", answers, weak)
+        add_scores(f"told, {method}", predictions, weak)
     states = context.hidden_states()
+    labelled = {part: (of_part, context.truth(part)) for part, of_part in states.items()}
     n_features = states["test"].shape[1]
-    features = feature_experiment(
-        *((states[name], context.truth(name)) for name in ("weak_half", "student_half", "test")),
-        sorted({max(1, n_features // part) for part in (32, 16, 8, 4, 2, 1)}),
-        seed=seed,
-    )
+    widths = sorted({max(1, n_features // part) for part in (32, 16, 8, 4, 2, 1)})
+    features = feature_experiment(labelled["weak_half"], labelled["student_half"], labelled["test"], widths, seed=seed)
     return {**_bounds(context), "supervisors": supervisors, "features": features}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from accelerate import PartialState
@@ -15,7 +15,6 @@ from safetensors.numpy import load_file, save_file
 from transformers import set_seed
 
 from ..analysis import PromptFormat, answer_probabilities, last_hidden_states
-from ..demo.models import World
 from ..labels import LabelsById, WeakLabels
 from ..metrics import agreement_shares
 from ..modeling import load_tokenizer
@@ -23,7 +22,7 @@ from ..modeling.spec import ModelSpec, load_base
 from ..results import SeedResult
 from ..tasks import Half, TaskSplits
 from ..trainers.completion import autocast
-from .config import BOOTSTRAP, ExperimentArguments
+from .config import BOOTSTRAP, Own
 from .finetuner import Finetuned, Finetuner
 from .scores import Scorer, pgr_of
 from .seed import Models, student_rows
@@ -48,7 +47,7 @@ class AnalysisContext:
         world ([`World`], *optional*): The world of the demo, whose models know few words.
     """
 
-    args: ExperimentArguments
+    args: Own
     models: Models
     splits: TaskSplits
     seed: int
@@ -56,7 +55,7 @@ class AnalysisContext:
     trained: dict[str, Finetuned]
     result: SeedResult
     scorer: Scorer
-    world: World | None = None
+    world: Own = None
 
     @property
     def weak_labels(self) -> LabelsById:
@@ -77,6 +76,11 @@ class AnalysisContext:
     def test(self) -> Dataset:
         """The test rows."""
         return self.splits.test
+
+    @property
+    def task(self) -> Own:
+        """The task of the rows."""
+        return self.splits.task
 
     def truth(self, part: str = "test") -> np.ndarray:
         """Returns the true classes of a part, `(N,)` int64."""
@@ -150,7 +154,7 @@ class AnalysisContext:
         return {
             **{name: scores[name] for name in ("accuracy", "ci95", "n")},
             **pgr_of(weak_correct, correct, self.scorer.correct["ceiling"], self.seed),
-            "agreement": agreement_shares(setting.is_same(predictions, weak, test), weak_correct),
+            "agreement": agreement_shares(setting.agrees(predictions, weak, test), weak_correct),
         }
 
     def changed_weak_labels(self, probabilities: np.ndarray, ids: list[str], what: str) -> WeakLabels:
@@ -160,7 +164,7 @@ class AnalysisContext:
 
     def once(self, make: Callable[[], T]) -> T:
         """Returns what rank 0 makes on every rank: the last digits of a fit may differ, and are part of keys."""
-        made = [make() if PartialState().is_main_process else None]
+        made: list[Any] = [make() if PartialState().is_main_process else None]
         if PartialState().num_processes > 1:
             broadcast_object_list(made, from_process=0)
         return made[0]
@@ -169,9 +173,7 @@ class AnalysisContext:
         """Returns P(answer) of the student before any finetuning, `(N, 2)`; see [`answer_probabilities`]."""
         finetuner, student = self.finetuner, self.models.student
         asked = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
-        settings = {"model": student.identity, "prompts": asked, "format": repr(form)}
-        settings |= {"mixed_precision": [finetuner.args.bf16, finetuner.args.fp16]}
-        settings |= {"n_processes": PartialState().num_processes}
+        settings = {**finetuner.settings_of_predictions(student), "prompts": asked, "format": repr(form)}
 
         def build(directory: Path) -> None:
             tokenizer = load_tokenizer(student.path, revision=student.revision)
@@ -190,13 +192,11 @@ class AnalysisContext:
         names = ("weak_half", "student_half", "student_validation", "test")
         parts = {name: self.splits.parts[name] for name in names}
         settings = {
-            "model": student.identity,
+            **finetuner.settings_of_predictions(student),
             "trained": None if trained is None else trained.directory.name,
             "rows": [finetuner.fingerprint(rows, with_labels=False) for rows in parts.values()],
             "max_length": finetuner.args.max_length,
-            "mixed_precision": [finetuner.args.bf16, finetuner.args.fp16],
             "seed": self.seed,
-            "n_processes": PartialState().num_processes,
         }
 
         def build(directory: Path) -> None:

@@ -28,7 +28,7 @@ _LIBRARIES = ("w2s_hf", "torch", "transformers", "peft", "trl", "accelerate", "b
 
 
 def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that make the numbers."""
+    """Returns the installed versions of the libraries that make the numbers."""
     return dict(_installed())
 
 
@@ -83,7 +83,7 @@ def _source_hash(sources: tuple[str, ...]) -> str:
                 body = getattr(node, "body", None)
                 if isinstance(body, list):
                     # A string that stands alone is a docstring, or does nothing.
-                    node.body = [part for part in body if not _is_text(part)]
+                    vars(node)["body"] = [part for part in body if not _is_text(part)]
             digest.update(f"{name} {ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:12]
 
@@ -107,7 +107,7 @@ class StageCache:
     without the suffix is always whole. A killed step finds its own partial directory again and may resume from what is
     in it. A changed setting, data row, seed, library
     version or line of this package's sources is another key, never a stale hit. On several ranks,
-    rank 0 looks and renames, and the others are told.
+    rank 0 looks and renames, and broadcasts what it found.
 
     Args:
         root (`Path`): Where the directories go.
@@ -127,12 +127,12 @@ class StageCache:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def key(self, name: str, settings: dict) -> str:
-        """The directory name of a step; other steps that read it put it into their own settings."""
+        """Returns the directory name of a step; other steps that read it put it into their own settings."""
         return f"{name}-{content_key(name, settings, code_versions(self.sources))}"
 
     def run(self, name: str, settings: dict, build: Callable[[Path], None]) -> Path:
         """
-        The directory of a finished step, built now if it is not there.
+        Returns the directory of a finished step, built now if it is not there.
 
         Args:
             name (`str`): For people, and for the directory.

@@ -1,15 +1,14 @@
 """Chess puzzles in an experiment: the embedded demo of knight forks, and training on easy puzzles alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from ..cards.markdown import render
 from ..config import CompletionConfig
 from ..demo.forks import FORK_MODELS, FORK_WORDS, ForkWorld
-from ..demo.models import DemoModel
 from ..modeling.spec import ModelSpec
 from ..results import ExperimentResult
 from ..tasks import Half, TaskSplits
@@ -19,46 +18,16 @@ from ..tasks.halves import LINK_ROWS
 from .analysis_context import AnalysisContext
 from .config import ChessArguments
 from .experiment import run_experiment
-from .settings.base import split_options
+from .settings.base import demo_sizes, split_options
 from .settings.generation import GenerationSetting, check_length
 
 __all__ = ["ChessSetting", "run_chess"]
 
-_DEMO_TEXT = """
-## What this demo shows, and what it does not
 
-White has king and knight, Black king and a queen or rook, and exactly one knight move gives check and attacks the
-other piece at once: a fork. Every puzzle is proved with python-chess, and no two are mirror images of each other. The
-pretrained models have read {documents}single moves with a word for what they do, `check`, `hits`, `takes` or `quiet`;
-no position in which there is a fork is among them, nor is the word `fork`. Models called `scratch` have read nothing.
-
-- Where a student is better than the supervisor that taught it, it shows the effect itself, measured live: it knew the
-  parts, and the labels told it which of them is meant.
-- It does not show chess skill. Whoever plays a random check is right in two of three puzzles; a student below that
-  baseline has understood less than that rule.
-- It does not show that size helps: pretraining drives the gain here, and a supervisor from scratch has none.
-- Decoys are other knight moves that give check, and others that attack; they are where a student can be misled.
-- More than one epoch on a supervisor's moves teaches a student its errors, too; how many there were is below.
-- A chain (`--methods bootstrap`) is better than direct training in some seeds and worse in others; where there is one,
-  both are in the tables. Take several seeds.
-- Each seed has puzzles, corpus and models of its own, so numbers differ from seed to seed by more than their
-  intervals.
-"""
-
-_ZERO_SHOT_TEXT = """
-Look at zero-shot, too, which is the student before any finetuning. Asked for a `check` in place of a `fork`, it may
-find forks: then the knowledge is there and has to be asked for by its name. Asked for a `fork`, a word it has never
-read, it may play what fits every word it knows, which again is the fork (with the full stop of its corpus behind it,
-so never exactly the target). Where that is better than the student, learning from this supervisor did harm, as the
-paper's figure 15 has it for students of very weak supervisors.
-"""
-
-
-@dataclass(frozen=True)
 class ChessSetting(GenerationSetting):
     """The setting of chess puzzles: generation, with the demo of knight forks and training on easy puzzles alone."""
 
-    demo_models: dict[str, DemoModel] = field(default_factory=lambda: FORK_MODELS)
+    demo_models = FORK_MODELS
 
     def load_rows(
         self,
@@ -82,11 +51,10 @@ class ChessSetting(GenerationSetting):
     ) -> TaskSplits:
         """Generates puzzles in which a fork wins."""
         check_length(training_args.max_length, world.tokenizer().model_max_length, "the demo's models")
-        n_train, n_test = args.n_weak + args.n_train + args.n_validation, args.n_test
-        n_of_links = args.n_links * (args.n_train + args.n_validation)
-        puzzles = world.puzzles(n_test + n_train + n_of_links)
+        n_train, n_test, n_links = demo_sizes(args)
+        puzzles = world.puzzles(n_test + n_train + n_links)
         raw = {"test": puzzles[:n_test], "train": puzzles[n_test : n_test + n_train]}
-        if n_of_links:
+        if n_links:
             raw[LINK_ROWS] = puzzles[n_test + n_train :]
         return task.load(
             tokenizers=[world.tokenizer()],
@@ -117,8 +85,7 @@ class ChessSetting(GenerationSetting):
         facts, _, sections = super().describe(results, contexts, output_dir)
         if args.demo:
             n_documents = args.demo_documents or FORK_MODELS[args.student_model].n_documents
-            text = _DEMO_TEXT.strip().format(documents=f"{n_documents:,} " if n_documents else "")
-            sections.insert(0, text + ("\n\n" + _ZERO_SHOT_TEXT.strip() if args.zero_shot else ""))
+            sections.insert(0, render("demo_chess.md", n_documents=n_documents, zero_shot=args.zero_shot))
         return facts, self.task.description, sections
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 import datasets
 import transformers
 from huggingface_hub import get_token
-from transformers import TrainingArguments
 
 from .._compat import get_available_reporting_integrations
-from ..config import LossArguments, StudentConfig, WeakToStrongConfig
+from ..config import AnyConfig, LossArguments, StudentConfig, WeakToStrongConfig
 from ..publish import push_students
 from ..results import ExperimentResult
 from ..tasks import find_task
@@ -34,22 +33,17 @@ _DEFAULT_OUTPUT_DIR = "outputs/TASK"
 # Their demos have the names of the configurations alone: outputs/demo, outputs/demo_reward, outputs/demo_chess.
 _TASKS_OF_DEMOS = ("boolq", "anthropic_hh", "chess_puzzles")
 
-_DEMO_NOTE = """
-This is the embedded demo: generated rows, and models of at most 0.2 million parameters pretrained here and now.
-The real task, on one GPU:  accelerate launch {script} --config recipes/configs/{config}
-"""
-
 
 def parse_arguments(
     description: str,
     demo_config: Path,
     argv: list[str] | None = None,
     experiment: type[ExperimentArguments] = ClassificationArguments,
-    training: type[TrainingArguments] = WeakToStrongConfig,
+    training: type[AnyConfig] = WeakToStrongConfig,
     real_config: str = "single_gpu.yaml",
     announce: bool = True,
     task: str | None = None,
-) -> tuple[ExperimentArguments, TrainingArguments, StudentConfig]:
+) -> tuple[ExperimentArguments, AnyConfig, StudentConfig]:
     """
     Reads a recipe's command line. `--config` takes a file, or the name of a configuration beside `demo_config`.
 
@@ -98,9 +92,19 @@ def parse_arguments(
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
         if announce and training_args.process_index == 0:
-            script = sys.argv[0] + (f" --task {args.task}" if isinstance(args, AnyTaskArguments) else "")
-            print(_DEMO_NOTE.format(script=script, config=real_config).strip(), flush=True)
+            _announce_demo(args, real_config)
     return args, training_args, student_config
+
+
+def _announce_demo(args: ExperimentArguments, real_config: str) -> None:
+    """Prints that this is the demo, and the command of the real task."""
+    script = sys.argv[0] + (f" --task {args.task}" if isinstance(args, AnyTaskArguments) else "")
+    print(
+        "This is the embedded demo: generated rows, and models of at most 0.2 million parameters pretrained here and "
+        "now.\nThe real task, on one GPU:  "
+        f"accelerate launch {script} --config recipes/configs/{real_config}",
+        flush=True,
+    )
 
 
 def _demo_config(given: Namespace, demo_config: Path) -> Path | None:
@@ -149,7 +153,7 @@ def _check_models(args: ExperimentArguments, real_config: str) -> None:
 _SET_BY = {"seed": "--seeds", "data_seed": "--seeds", "loss_type": "--methods", "hub_model_id": "--hub_namespace"}
 
 
-def _check_training(training_args: TrainingArguments, student_config: StudentConfig, given: Namespace) -> None:
+def _check_training(training_args: AnyConfig, student_config: StudentConfig, given: Namespace) -> None:
     """Raises `ValueError` where an option of the trainer or the student does not go with another one."""
     for of_field in fields(training_args):
         name, value = of_field.name, getattr(training_args, of_field.name)
@@ -176,7 +180,7 @@ _AT_LEAST = {
 }  # fmt: skip
 
 
-def check_numbers(*arguments: ExperimentArguments | TrainingArguments | StudentConfig) -> None:
+def check_numbers(*arguments: ExperimentArguments | AnyConfig | StudentConfig) -> None:
     """Raises `ValueError` where a number of rows, steps or a rate is too small to mean anything."""
     values = {name: value for part in arguments for name, value in vars(part).items()}
     for name, smallest in _AT_LEAST.items():
@@ -211,7 +215,7 @@ def check_directory(option: str, path: str) -> None:
 
 def _default_output_dir(args: ExperimentArguments, config: Path, task: str | None) -> str:
     """Returns the default output directory, which is a different one for each task."""
-    if isinstance(args, AnyTaskArguments):
+    if isinstance(args, AnyTaskArguments) and args.task is not None:
         task = find_task(args.task).name
     name = task or "experiment"
     if args.demo:
@@ -219,7 +223,7 @@ def _default_output_dir(args: ExperimentArguments, config: Path, task: str | Non
     return "outputs/" + re.sub(r"[^\w.-]+", "-", name)
 
 
-def finish(results: ExperimentResult | dict, args: ExperimentArguments, training_args: TrainingArguments) -> None:
+def finish(results: ExperimentResult | dict, args: ExperimentArguments, training_args: AnyConfig) -> None:
     """Prints the final table on rank 0 and, with `--push_to_hub`, uploads the students."""
     if training_args.process_index:
         return

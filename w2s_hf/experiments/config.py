@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..command_line import did_you_mean
 from ..config import METHODS
@@ -18,10 +18,15 @@ __all__ = [
     "ClassificationArguments",
     "ExperimentArguments",
     "GenerationArguments",
+    "Own",
     "RewardArguments",
     "chain_of",
     "check_names",
 ]
+
+# A type that each setting has of its own: its task, its arguments and training arguments, its trainer, its
+# predictions, and the world of its demo. The methods of a setting declare which one it is.
+Own = Any
 
 # The analyses of --analyses, and the heading of each in the report.
 ANALYSES = {
@@ -219,14 +224,25 @@ class ExperimentArguments:
     @property
     def chain(self) -> list[str]:
         """The models before the student, as [`chain_of`]; none without bootstrapping."""
-        return chain_of(self.ladder, self.weak_model, self.student_model) if BOOTSTRAP in self.methods else []
+        if self.student_model is None or BOOTSTRAP not in self.methods:
+            return []
+        return chain_of(self.ladder, self.weak_model, self.student_model)
 
     @property
     def sizes(self) -> list[str]:
         """The students that `--analyses agreement` compares, small to large; the student is one of them."""
         if "agreement" not in self.analyses:
             return []
-        return self.ladder or [self.student_model]
+        return self.ladder or ([] if self.student_model is None else [self.student_model])
+
+    @property
+    def models(self) -> tuple[str, str]:
+        """The names of supervisor and student. Raises `ValueError` where one is missing."""
+        if self.weak_model is None or self.student_model is None:
+            raise ValueError(
+                f"Got --weak_model {self.weak_model} and --student_model {self.student_model}, expected both."
+            )
+        return self.weak_model, self.student_model
 
     @property
     def n_links(self) -> int:

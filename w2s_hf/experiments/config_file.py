@@ -125,7 +125,7 @@ class RecipeParser(_OptionParser):
         # `--no_NAME` shares its destination with `--NAME` and has no type.
         shown = [action for action in self._actions if action.help is not argparse.SUPPRESS]
         actions = {action.dest: action for action in shown if action.type is not None}
-        hints = {}
+        hints: dict[str, typing.Any] = {}
         for kind in self.dataclass_types:
             hints |= typing.get_type_hints(kind)
         unknown = [key for key in values if key not in actions]
@@ -143,7 +143,7 @@ class RecipeParser(_OptionParser):
         return super().set_defaults_with_config(**values)
 
     def _converted(self, action: argparse.Action, hint: type, value):
-        """A value of the file as the command line would have read it."""
+        """Returns a value of the file as the command line would have read it."""
         kinds = {typing.get_origin(part) or part for part in typing.get_args(hint)} | {typing.get_origin(hint), hint}
         if value is None or isinstance(value, dict | list) and action.nargs != "+" and type(value) in kinds:
             return value

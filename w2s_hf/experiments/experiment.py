@@ -8,22 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers import TrainingArguments
 
 from ..cards import ROWS, StudentCard
 from ..cards.trained_with import DEMO_DATASET
 from ..command_line import did_you_mean
-from ..config import StudentConfig
+from ..config import AnyConfig, StudentConfig
 from ..demo.models import World, build_demo_model, one_thread
 from ..memory.check import check_fits
 from ..modeling.spec import ALL_WEIGHTS, ModelSpec
 from ..results import DatasetInfo, ExperimentResult
-from ..tasks import PreferenceTask, Task, TaskSplits, find_task
-from ..tasks.task import AnyTask
+from ..tasks import GenerationTask, PreferenceTask, Task, TaskSplits, find_task
 from .analyses import analyse, analysis_notes
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
-from .config import ExperimentArguments
+from .config import ExperimentArguments, GenerationArguments, RewardArguments
 from .finetuner import Finetuner
 from .generative import check_decoder
 from .output_directory import Manifest, check_output_dir, clear, identity_of, is_still_true, release
@@ -39,9 +37,11 @@ __all__ = ["Experiment", "run_experiment"]
 
 logger = logging.getLogger(__name__)
 
+ExperimentTask = Task | PreferenceTask | GenerationTask
+
 
 def run_experiment(
-    task: str | AnyTask, args: ExperimentArguments, training_args: TrainingArguments, student_config: StudentConfig
+    task: str | ExperimentTask, args: ExperimentArguments, training_args: AnyConfig, student_config: StudentConfig
 ) -> ExperimentResult:
     """
     Runs the experiment of a task over all seeds, and writes everything below `training_args.output_dir`.
@@ -55,11 +55,13 @@ def run_experiment(
     Returns:
         [`ExperimentResult`]: The content of `results.json` (schema 1); `to_dict()` gives it as JSON values.
     """
-    task = find_task(task) if isinstance(task, str) else task
+    kinds: dict[type, type] = {RewardArguments: PreferenceTask, GenerationArguments: GenerationTask}
+    kind = next((kinds[arguments] for arguments in kinds if isinstance(args, arguments)), Task)
+    task = find_task(task, kind) if isinstance(task, str) else task
     return Experiment(task, setting_of(task), args, training_args, student_config).run()
 
 
-def setting_of(task: AnyTask) -> Setting:
+def setting_of(task: ExperimentTask) -> Setting:
     """Returns the setting of a task."""
     if isinstance(task, Task):
         return CLASSIFICATION
@@ -89,10 +91,10 @@ class Experiment:
 
     def __init__(
         self,
-        task: AnyTask,
+        task: ExperimentTask,
         setting: Setting,
         args: ExperimentArguments,
-        training_args: TrainingArguments,
+        training_args: AnyConfig,
         student_config: StudentConfig,
         *,
         like: "Experiment | None" = None,
@@ -135,10 +137,11 @@ class Experiment:
 
     def _find_models(self, seed: int) -> Models:
         args, world = self.args, self.world(seed)
-        weak = self.spec(args.weak_model, "--weak_model", world, all_weights=True)
-        student = self.spec(args.student_model, "--student_model", world)
+        weak_name, student_name = args.models
+        weak = self.spec(weak_name, "--weak_model", world, all_weights=True)
+        student = self.spec(student_name, "--student_model", world)
         chain = tuple(self.spec(name, "--ladder", world) for name in args.chain)
-        too_narrow = [name for name in args.sizes if self._is_too_narrow(name) and name != args.student_model]
+        too_narrow = [name for name in args.sizes if self._is_too_narrow(name) and name != student_name]
         if too_narrow:
             logger.warning(f"Not compared, too narrow for --load_in_4bit: {', '.join(too_narrow)}")
         sizes = tuple(self.spec(name, "--ladder", world) for name in args.sizes if name not in too_narrow)
@@ -152,8 +155,8 @@ class Experiment:
         for model in (student, *sizes) if getattr(args, "generative_finetuning", False) else ():
             check_decoder(model, "--generative_finetuning")
         # The control of the demo has the student's architecture and was not pretrained.
-        twin = args.student_model.replace("pretrained-", "scratch-")
-        has_twin = args.demo and twin in self.setting.demo_models and twin != args.student_model
+        twin = student_name.replace("pretrained-", "scratch-")
+        has_twin = args.demo and twin in self.setting.demo_models and twin != student_name
         control = self.spec(twin, "", world, all_weights=True) if has_twin else None
         return Models(weak, student, chain, control, sizes)
 
@@ -215,14 +218,15 @@ class Experiment:
     def readers(self) -> list[ModelSpec]:
         """Returns all models that real rows have to fit."""
         args = self.args
+        weak_name, student_name = args.models
         options = dict.fromkeys(args.rows_fit, "--rows_fit") | dict.fromkeys([*args.chain, *args.sizes], "--ladder")
-        options[args.student_model] = "--student_model"
-        weak = self.spec(args.weak_model, "--weak_model", None, all_weights=True)
+        options[student_name] = "--student_model"
+        weak = self.spec(weak_name, "--weak_model", None, all_weights=True)
         return [weak, *(self.spec(name, option, None) for name, option in options.items())]
 
     # ---- The experiment ----
 
-    def run_seed(self, seed: int) -> AnalysisContext:
+    def seed_context(self, seed: int) -> AnalysisContext:
         """Runs the experiment of one seed; see [`w2s_hf.experiments.seed.run_seed`]."""
         models, splits = self.inputs(seed)
         args, finetuner = self.args, self.finetuner
@@ -258,7 +262,7 @@ class Experiment:
     def _run(self, manifest: Manifest, started: float) -> ExperimentResult:
         contexts = []
         for seed in self.args.seeds:
-            context = self.run_seed(seed)
+            context = self.seed_context(seed)
             contexts.append(context)
             if PartialState().is_main_process:
                 if not is_still_true(self.output_dir / "results.json", context.result):
@@ -271,8 +275,7 @@ class Experiment:
         results = self._report(contexts, started)
         if self.args.analyses:
             # All the rest is on disk before: an analysis that fails takes nothing with it.
-            for context in contexts:
-                analyse(context)
+            contexts = [replace(context, result=analyse(context)) for context in contexts]
             results = self._report(contexts, started)
         if PartialState().is_main_process:
             manifest.analyses |= self.identity.analyses

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,16 +21,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from ..labels import LabelsById
 from ..modeling import fresh_adapter, load_adapter_weights, load_tokenizer
-from ..modeling.heads import initialise_head
+from ..modeling.heads import base_of, initialise_head
 from ..modeling.spec import ModelSpec, load_base, peft_config_of
 from ..tasks import Half, TaskSplits
 from ..trainers.checkpoints import last_complete_checkpoint
 from ..trainers.snapshots import SnapshotCallback
 from ..training_settings import WITHOUT_EFFECT
 from .cache import StageCache, library_versions
+from .config import Own
 from .settings.base import Setting, metric_name
 
 __all__ = ["Finetuned", "Finetuner", "save_training"]
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,25 @@ class Finetuned:
         directory (`Path`): Has `model/` (adapters, head and tokenizer, or the whole model) and `predictions/`, and
             `snapshots/step-N/predictions/` of each snapshot.
         predictions ([`LabelsById`]): Its predictions of the rows that were asked for.
-        labels ([`LabelsById`], *optional*): The weak labels that it was trained on; `None` for ground truth.
+        weak_labels ([`LabelsById`], *optional*): What it was trained on; `None` for ground truth.
     """
 
     spec: ModelSpec
     directory: Path
     predictions: LabelsById
-    labels: LabelsById | None = None
+    weak_labels: LabelsById | None = None
+
+    @property
+    def labels(self) -> LabelsById:
+        """The weak labels that it was trained on. Raises `ValueError` where it was trained on ground truth."""
+        if self.weak_labels is None:
+            raise ValueError(f"Got {self.spec.name} trained on ground truth, expected a model trained on weak labels.")
+        return self.weak_labels
 
 
 def name_classes(model: PreTrainedModel | PeftModel, class_names: Sequence[str]) -> None:
     """Gives the outputs of a classifier their names, which its `config.json` keeps and pipelines show."""
-    config = (model.get_base_model() if isinstance(model, PeftModel) else model).config
+    config = base_of(model).config
     if config.num_labels == len(class_names):
         config.id2label = dict(enumerate(class_names))
         config.label2id = {name: position for position, name in enumerate(class_names)}
@@ -82,15 +93,19 @@ def _prepare_to_predict(trainer: Trainer) -> None:
         trainer.train()
 
 
-def _provenance_of(labels: dict[str, LabelsById] | None) -> dict:
-    """Records which labels a model was trained on."""
-    if labels is None:
-        return {}
-    return {
-        "taught_by": next(iter(labels.values())).provenance["stage"],
-        "weak_labels": "+".join(of_part.fingerprint for of_part in labels.values()),
-        "parts": list(labels),
-    }
+def _provenance(
+    spec: ModelSpec, splits: TaskSplits, labels: dict[str, LabelsById] | None, seed: int, key: str
+) -> dict:
+    """Records which model predicts, trained on which labels, seed and step."""
+    of_labels = {}
+    if labels is not None:
+        of_labels = {
+            "taught_by": next(iter(labels.values())).provenance["stage"],
+            "weak_labels": "+".join(of_part.fingerprint for of_part in labels.values()),
+            "parts": list(labels),
+        }
+    of_model = {"model": spec.name, "model_version": spec.version, "seed": seed, "stage": key}
+    return {**splits.provenance, **of_labels, **of_model, "versions": library_versions()}
 
 
 @dataclass
@@ -107,7 +122,7 @@ class Finetuner:
 
     cache: StageCache
     setting: Setting
-    args: TrainingArguments
+    args: Own
     _base: tuple[tuple, PreTrainedModel | PeftModel] | None = None
     _tokenized: dict[tuple, Dataset] = field(default_factory=dict)
 
@@ -146,10 +161,7 @@ class Finetuner:
             raise ValueError(
                 f"{name}: training rows still carry `ground_truth`; a student must not be able to see it."
             )
-        changes = {**self.setting.arguments_of(method), **changes}
-        metric = changes.get("metric_for_best_model", self.args.metric_for_best_model)
-        changes["metric_for_best_model"] = metric_name(metric, is_weak=labels is not None)
-        changes |= {"seed": seed, "data_seed": seed, "push_to_hub": False}
+        changes = self._changes(changes, method, seed, is_weak=labels is not None)
         settings = {
             "setting": self.setting.name,
             "model": spec.identity,
@@ -160,20 +172,10 @@ class Finetuner:
             "seed": seed,
             "n_processes": PartialState().num_processes,
         }
-        class_names = None
-        if self.setting.task_type == "SEQ_CLS":
-            class_names = settings["class_names"] = list(splits.task.class_names)
-        if n_snapshots:
-            settings["n_snapshots"] = n_snapshots
-        provenance = {
-            **splits.provenance,
-            **_provenance_of(labels),
-            "model": spec.name,
-            "model_version": spec.version,
-            "seed": seed,
-            "stage": self.cache.key(name, settings),
-            "versions": library_versions(),
-        }
+        class_names = self.setting.class_names(splits.task)
+        further = {"class_names": class_names, "n_snapshots": n_snapshots}
+        settings |= {key: value for key, value in further.items() if value}
+        provenance = _provenance(spec, splits, labels, seed, self.cache.key(name, settings))
 
         def build(directory: Path) -> None:
             # The arguments are made here: making them resets accelerate's state for whoever came before.
@@ -183,6 +185,13 @@ class Finetuner:
         directory = self.cache.run(name, settings, build)
         predictions = self.setting.labels.load(directory / "predictions")
         return Finetuned(spec, directory, predictions, None if labels is None else next(iter(labels.values())))
+
+    def _changes(self, changes: dict[str, Any], method: str, seed: int, is_weak: bool) -> dict[str, Any]:
+        """Returns the training arguments of one finetuning that differ from the experiment's."""
+        changes = {**self.setting.arguments_of(method), **changes}
+        metric = changes.get("metric_for_best_model", self.args.metric_for_best_model)
+        changes["metric_for_best_model"] = metric_name(metric, is_weak)
+        return changes | {"seed": seed, "data_seed": seed, "push_to_hub": False}
 
     def _train(
         self,
@@ -265,19 +274,24 @@ class Finetuner:
     ) -> None:
         """Leaves `predictions/` in a directory."""
         rows = concatenate_datasets([part.select_columns(list(self.setting.columns)) for part in predict])
-        predictions = self.setting.answer(trainer, rows, partial(self.tokenize, spec, tokenizer), directory)
+        predictions = self.setting.predict(trainer, rows, partial(self.tokenize, spec, tokenizer), directory)
         if trainer.is_world_process_zero():
             self.setting.labels(list(rows["id"]), predictions, provenance).save(directory / "predictions")
             shutil.rmtree(directory / "completions", ignore_errors=True)  # finished batches, of an interrupted run
 
     def settings_of(self, changes: dict) -> dict:
         """
-        Every training argument that can change a number, as JSON values: a new one can only cost a needless rebuild,
-        never a stale result.
+        Returns every training argument that can change a number, as JSON values: a new one can only cost a needless
+        rebuild, never a stale result.
         """
         # Not dataclasses.replace: making TrainingArguments resets accelerate's state.
         values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
         return {name: str(value) for name, value in values.items() if name not in WITHOUT_EFFECT}
+
+    def settings_of_predictions(self, spec: ModelSpec) -> dict:
+        """Returns the settings of a step that predicts with a model: the model, its precision, and the processes."""
+        precision, n_processes = [self.args.bf16, self.args.fp16], PartialState().num_processes
+        return {"model": spec.identity, "mixed_precision": precision, "n_processes": n_processes}
 
     def untrained(self, spec: ModelSpec, tokenizer, seed: int) -> PreTrainedModel | PeftModel:
         """Returns the model with a new head and new adapters; the base of a student is loaded once and used again."""
@@ -311,7 +325,7 @@ class Finetuner:
         base = load_base(spec, self.setting.task_type)
         return PeftModel.from_pretrained(base, str(directory), is_trainable=True).eval()
 
-    def in_place(self, network: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+    def in_place(self, network: Network) -> Network:
         """Moves a model to the device of the training and sets it to eval mode."""
         if not getattr(network, "is_quantized", False):  # bitsandbytes has put it where it belongs
             network.to(self.args.device)
@@ -325,7 +339,7 @@ class Finetuner:
             torch.cuda.empty_cache()
 
     def tokenize(self, spec: ModelSpec, tokenizer, rows: Dataset) -> Dataset:
-        """Token columns and `labels`; tokenized once a tokenizer and set of rows, whatever the labels are."""
+        """Returns token columns and labels of rows. Each set of rows is tokenized once per tokenizer."""
         words = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else spec.path
         # Two models of a family may differ in these alone.
         words += f" {tokenizer.bos_token} {tokenizer.eos_token} {tokenizer.chat_template}"
@@ -338,7 +352,7 @@ class Finetuner:
         return setting.add_labels(tokenized, rows) if setting.label_column in rows.column_names else tokenized
 
     def fingerprint(self, rows: Dataset, with_labels: bool = True) -> str:
-        """Hash of all that makes the tokens of rows, and where there are any of their labels, in order."""
+        """Returns a hash of the texts of rows and, where they have any, of their labels, in order."""
         digest = hashlib.sha256()
         for row in zip(*(rows[column][:] for column in self.setting.columns), strict=True):
             digest.update(("\0".join(map(str, row)) + "\n").encode())

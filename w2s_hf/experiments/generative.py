@@ -3,7 +3,9 @@
 import dataclasses
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -55,8 +57,9 @@ def generative_finetune(
         ValueError: the model is no decoder.
     """
     check_decoder(model, "--generative_finetuning")
-    changes = {"num_train_epochs": num_train_epochs, "seed": seed, "data_seed": seed, "push_to_hub": False}
-    changes |= {"eval_strategy": "no", "eval_on_start": False, "load_best_model_at_end": False, "max_steps": -1}
+    changes: dict[str, Any] = {"num_train_epochs": num_train_epochs, "seed": seed, "data_seed": seed}
+    changes |= {"eval_strategy": "no", "eval_on_start": False, "load_best_model_at_end": False}
+    changes |= {"max_steps": -1, "push_to_hub": False}
     if learning_rate is not None:
         changes["learning_rate"] = learning_rate
     settings = {
@@ -67,30 +70,33 @@ def generative_finetune(
     }
     logger.info(f"Seed {seed}: generative finetuning of {model.name} on both responses of {len(pairs)} pairs")
 
-    def build(directory: Path) -> None:
-        tokenizer = load_tokenizer(model.path, revision=model.revision)
-        tokens = finetuner.tokenize(model, tokenizer, pairs)
-        texts = tokens["chosen_ids"][:] + tokens["rejected_ids"][:]
-        finetuner.release()
-        student = _language_model(model, seed)
-        if finetuner.args.disable_dropout:
-            disable_dropout(student)
-        with keep_trainable(student):
-            trainer = ResumableSFTTrainer(
-                model=student,
-                args=_sft_config(finetuner, directory, changes, longest=max(map(len, texts))),
-                train_dataset=Dataset.from_dict({"input_ids": texts}),
-                processing_class=tokenizer,
-            )
-        trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
-        save_training(trainer, tokenizer, directory)
-        trainer.accelerator.free_memory()
-
-    directory = finetuner.cache.run("generative", settings, build)
+    train = partial(_train, finetuner, model, pairs, changes)
+    directory = finetuner.cache.run("generative", settings, train)
     version = f"{model.version} {directory.name}"
     if model.config.use_peft:
         return replace(model, version=version, adapters=str(directory / "model"))
     return replace(model, path=str(directory / "model"), version=version, revision=None)
+
+
+def _train(finetuner: Finetuner, model: ModelSpec, pairs: Dataset, changes: dict[str, Any], directory: Path) -> None:
+    """Trains or resumes in `directory`, and leaves `model/` there."""
+    tokenizer = load_tokenizer(model.path, revision=model.revision)
+    tokens = finetuner.tokenize(model, tokenizer, pairs)
+    texts = tokens["chosen_ids"][:] + tokens["rejected_ids"][:]
+    finetuner.release()
+    student = _language_model(model, changes["seed"])
+    if finetuner.args.disable_dropout:
+        disable_dropout(student)
+    with keep_trainable(student):
+        trainer = ResumableSFTTrainer(
+            model=student,
+            args=_sft_config(finetuner, directory, changes, longest=max(map(len, texts))),
+            train_dataset=Dataset.from_dict({"input_ids": texts}),
+            processing_class=tokenizer,
+        )
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
+    save_training(trainer, tokenizer, directory)
+    trainer.accelerator.free_memory()
 
 
 def check_decoder(model: ModelSpec, option: str) -> None:
@@ -112,7 +118,7 @@ def _language_model(model: ModelSpec, seed: int) -> PreTrainedModel | PeftModel:
 
 
 def _sft_config(finetuner: Finetuner, directory: Path, changes: dict, *, longest: int) -> SFTConfig:
-    """The experiment's training arguments as those of SFT; what is tokenized already is neither cut nor packed."""
+    """Returns the experiment's training arguments as those of SFT, which neither cuts nor packs tokenized texts."""
     values = {f.name: getattr(finetuner.args, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
     values |= {"output_dir": str(directory / "checkpoints"), **changes}
     if finetuner.args.max_tokens_per_micro_batch is not None:

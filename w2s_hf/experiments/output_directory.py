@@ -46,7 +46,7 @@ class Manifest:
         kind (`str`): `"experiment"`, of a recipe, or `"sweep"`.
         name (`str`): The name of an experiment in error messages.
         settings (`dict`): JSON values by name; an experiment with other ones is another experiment.
-        found (`dict[str, str]`): Fingerprints of rows and versions of models, known once they are looked up. Entries
+        found (`dict`): Fingerprints of rows and versions of models, known once they are looked up. Entries
             that two manifests have in common must be equal.
         seeds (`list[int]`): Seeds with results.
         methods, analyses (`dict[str, dict]`): Methods and analyses with results, and their own settings.
@@ -56,7 +56,7 @@ class Manifest:
     kind: str
     name: str
     settings: dict
-    found: dict[str, str] = field(default_factory=dict)
+    found: dict[str, str | None] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
     methods: dict[str, dict] = field(default_factory=dict)
     analyses: dict[str, dict] = field(default_factory=dict)
@@ -160,10 +160,11 @@ def identity_of(
     settings = run_settings(args, training_args, config)
     name = subject(task, args.demo) + (f", run {training_args.run_name}" if training_args.run_name else "")
     ladder, sizes = ([_name_of(model, args.demo) for model in models] for models in (args.ladder, args.sizes))
+    weak_model, student_model = (_name_of(model, args.demo) for model in args.models)
     methods = {method: settings.losses.get(method, {}) for method in args.methods}
     if BOOTSTRAP in methods:
         methods[BOOTSTRAP] = {**methods[BOOTSTRAP], "ladder": ladder, "link_rows": args.link_rows}
-    of_analyses = {
+    of_analyses: dict[str, dict] = {
         "overfitting": {"n_snapshots": args.n_snapshots},
         "prompting": {"prompt_shots": args.prompt_shots},
         "agreement": {"sizes": sizes},
@@ -181,8 +182,8 @@ def identity_of(
             "task": task,
             "setting": setting,
             "preset": "demo" if args.demo else "custom",
-            "weak_model": _name_of(args.weak_model, args.demo),
-            "student_model": _name_of(args.student_model, args.demo),
+            "weak_model": weak_model,
+            "student_model": student_model,
             **settings.training.to_dict(),
             **settings.student.to_dict(),
             **changed_fields(args, _NOT_COMPARED),

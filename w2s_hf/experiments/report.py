@@ -7,7 +7,8 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from ..cards import FIGURE, ROWS, StudentCard
-from ..cards.markdown import markdown_table
+from ..cards.markdown import markdown_table, render
+from ..cards.score import interval
 from ..cards.trained_with import subject
 from ..config import METHODS, LossArguments, StudentConfig
 from ..plots import plot_accuracies, plot_gap
@@ -23,20 +24,13 @@ from ..results import (
 )  # fmt: skip
 from ..tasks.halves import counted
 from ..training_settings import changed_fields, training_settings
-from .config import ExperimentArguments
+from .config import ExperimentArguments, RewardArguments
 
-__all__ = ["interval", "print_table", "run_settings", "write_report"]
-
-
-def interval(ci95: list[float] | None) -> str:
-    """` [0.123, 0.456]`, or nothing."""
-    return "" if ci95 is None else f" [{ci95[0]:.3f}, {ci95[1]:.3f}]"
+__all__ = ["print_table", "run_settings", "write_report"]
 
 
 def _pgr(pgr: float | None, ci95: list[float] | None) -> str:
-    if pgr is None:
-        return "undefined"
-    return f"{pgr:.2f}" + (f" [{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else " [unbounded]")
+    return "undefined" if pgr is None else f"{pgr:.2f}{interval(ci95, 2) or ' [unbounded]'}"
 
 
 _PLAIN = "PGR against the plain ceiling"
@@ -54,7 +48,7 @@ def _table(results: ExperimentResult) -> tuple[list[str], list[list[str]]]:
     rows = []
     for run in results.runs:
         for role, model, score in _roles(run):
-            line = [str(run.seed), role, model, f"{score.accuracy:.3f}{interval(score.ci95)}"]
+            line = [str(run.seed), role, model, f"{score.accuracy:.3f}{interval(score.ci95, 3)}"]
             if isinstance(score, StudentResult | DirectResult):
                 line.append(_pgr(score.pgr, score.pgr_ci95))
             if isinstance(score, StudentResult):
@@ -108,7 +102,7 @@ def _caveats(results: ExperimentResult) -> list[str]:
         seed, chance = f"Seed {run.seed}", results.chance
         if chance is None:
             chance = min((baseline.accuracy for baseline in run.baselines if not baseline.model), default=0.0)
-        if run.weak.ci95[0] <= chance:
+        if (run.weak.ci95 or [1.0])[0] <= chance:
             lines.append(
                 f"{seed}: the supervisor is not better than chance ({chance:.3f}), so its labels say nothing, and "
                 "neither does PGR. Give it more rows (--n_weak), more epochs, or a larger model."
@@ -153,8 +147,8 @@ def print_table(results: ExperimentResult | dict, output_dir: str) -> None:
         print()
         for line in (header, ["-" * width for width in widths], *rows):
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    for line in (*_comparisons(results), *_caveats(results)):
-        print(f"\n{line}")
+    for sentence in (*_comparisons(results), *_caveats(results)):
+        print(f"\n{sentence}")
     tested = f"{results.runs[0].weak.n} test {ROWS[results.setting]}"
     print(f"\nAccuracy on {tested}. {output_dir}: results.json, report.md, figures/,")
     print("weak_labels/, students/", flush=True)
@@ -171,10 +165,9 @@ def run_settings(args: ExperimentArguments, training_args: TrainingArguments, co
         n_supervisors=args.n_supervisors if args.n_supervisors > 1 else None,
         keep_confident=args.keep_confident,
     )
-    is_tuned = getattr(args, "generative_finetuning", None)  # an argument of pairs alone
-    if is_tuned is not None:
-        training.generative_finetuning = "students and ceiling" if is_tuned else "none"
-    if is_tuned:
+    if isinstance(args, RewardArguments):
+        training.generative_finetuning = "students and ceiling" if args.generative_finetuning else "none"
+    if isinstance(args, RewardArguments) and args.generative_finetuning:
         rate = args.generative_learning_rate
         training.generative_learning_rate = training_args.learning_rate if rate is None else rate
         training.generative_num_train_epochs = args.generative_num_train_epochs
@@ -255,7 +248,7 @@ def write_report(results: ExperimentResult | dict, output_dir: Path, *, notes: l
             for link in (None, *student.links[:-1]):  # the last link is the student
                 directory = output_dir / (link or student).output
                 card = StudentCard.from_results(results, run, student, link)
-                if card.ceiling is not None:
+                if card.weak and card.student and card.ceiling:
                     plot_gap(card.weak, card.student, card.ceiling, card.pgr, directory / FIGURE, title=card.subject)
                     card.has_figure = True
                 _write(directory / "README.md", card.render())
@@ -263,44 +256,24 @@ def write_report(results: ExperimentResult | dict, output_dir: Path, *, notes: l
 
 
 def _report(results: ExperimentResult, notes: list[str]) -> str:
-    dataset, settings, rows = results.dataset, results.settings, ROWS[results.setting]
+    settings = results.settings
     shown = settings.training.to_dict() | settings.student.to_dict()
     for method, loss in settings.losses.items():
         shown |= {f"{method}, {name}": value for name, value in loss.items() if name != "loss_type"}
-    dropped, kept = counted(dataset.n_dropped), settings.training.keep_confident
-    text = [
-        f"# Weak-to-strong generalization: {subject(results.task, results.is_demo)}",
-        *([f"Run: {' '.join(results.run_name.split())}."] if results.run_name else []),
-        f"{results.description} {rows.capitalize()} of {dataset.id} ({dataset.revision}): "
-        f"{dataset.n_weak_half} for the weak supervisor, {dataset.n_student_half} for students and "
-        f"ceiling, {dataset.n_validation} for validation, {dataset.n_test} for testing."
-        + (f" Students learned a share of {kept} of their weak labels, the most confident." if kept else "")
-        + (f" Left out, because nothing can be made of them: {dropped}." if dropped else ""),
-        "![Test accuracy of supervisor, students and ceiling](figures/accuracy.png)",
-        "## Over the seeds",
-        markdown_table(*_summary(results)),
-        "## Every model",
-        markdown_table(*_table(results)),
-        *(f"- {line}" for line in (*_comparisons(results), *_caveats(results))),
-        "PGR = (student - weak) / (ceiling - weak): 0 is no better than the supervisor, 1 is as good as with ground "
-        f"truth. Its interval is a paired bootstrap over test {rows}, and over seeds if there are several; unbounded "
-        "means that in more than one resample of 40 the ceiling is no better than the supervisor.",
-        f"Agreement is the share of test {rows} on which the student answers as its supervisor, where that one is "
-        "right and where it is wrong: a student that copies errors agrees on both.",
-    ]
-    if results.runs[0].ceiling_plain is not None:
-        text.append(
-            "Students and ceiling were first trained to write the responses of the same pairs, whatever was "
-            "preferred; PGR is against that ceiling. The plain ceiling was not: against it PGR counts what the "
-            "generative stage itself adds as if the student had recovered it."
-        )
-    text += notes
-    text += [
-        "## Settings",
-        markdown_table(["setting", "value"], [[name, str(value)] for name, value in shown.items()]),
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in results.versions.items()) + ".",
-    ]
-    return "\n\n".join(text) + "\n"
+    return render(
+        "report.md",
+        results=results,
+        dataset=results.dataset,
+        subject=subject(results.task, results.is_demo),
+        rows=ROWS[results.setting],
+        kept=settings.training.keep_confident,
+        dropped=counted(results.dataset.n_dropped),
+        summary=markdown_table(*_summary(results)),
+        models=markdown_table(*_table(results)),
+        remarks=[*_comparisons(results), *_caveats(results)],
+        notes=notes,
+        settings=markdown_table(["setting", "value"], [[name, str(value)] for name, value in shown.items()]),
+    )
 
 
 def _write(path: Path, text: str) -> None:

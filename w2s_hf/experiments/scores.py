@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import metrics
-from ..results import MethodSummary, SeedResult
+from ..results import ControlResult, MethodSummary, ModelScore, SeedResult, StudentResult
 from ..tasks import TaskSplits
 from .cache import StageCache
 from .config import BOOTSTRAP, ExperimentArguments
@@ -49,7 +49,7 @@ class Scorer:
 
     def agreement(self, role: str, supervisor: str = "weak") -> dict:
         """Returns the shares of test rows on which a model and its supervisor agree."""
-        same = self.setting.is_same(self.predictions[role], self.predictions[supervisor], self.test)
+        same = self.setting.agrees(self.predictions[role], self.predictions[supervisor], self.test)
         return metrics.agreement_shares(same, self.correct[supervisor])
 
 
@@ -72,19 +72,19 @@ def score_seed(
     """
     # Generative finetuning leaves a model that is not on the Hub; results name the model that it was made of.
     student = (models.plain_student or models.student).named
-    entry: dict = {
-        "seed": seed,
-        "split_fingerprint": splits.fingerprint,
-        "weak": {**models.weak.named, **scorer.scores("weak")},
-        "ceiling": {**student, **scorer.scores("ceiling")},
-        "students": [],
-        "controls": [],
-    }
-    if args.n_supervisors > 1:
-        entry["weak"]["n_supervisors"] = args.n_supervisors
-    if "ceiling_plain" in trained:
-        entry["ceiling_plain"] = {**student, **scorer.scores("ceiling_plain")}
     outputs = outputs_of(args.methods, seed, trained)
+    weak = {**models.weak.named, **scorer.scores("weak")}
+    if args.n_supervisors > 1:
+        weak["n_supervisors"] = args.n_supervisors
+    result = SeedResult(
+        seed=seed,
+        split_fingerprint=splits.fingerprint,
+        weak=ModelScore.from_dict(weak),
+        ceiling=ModelScore.from_dict({**student, **scorer.scores("ceiling")}),
+        students=[],
+    )
+    if "ceiling_plain" in trained:
+        result.ceiling_plain = ModelScore.from_dict({**student, **scorer.scores("ceiling_plain")})
     for method in args.methods:
         of_method = {
             "method": method,
@@ -92,9 +92,7 @@ def score_seed(
             **scorer.scores(method),
             **scorer.pgr(method, seed),
             "agreement": scorer.agreement(method),
-            "output": outputs[method].student,
-            "weak_labels": outputs[method].labels,
-            "hardware": StageCache.record(trained[method].directory).get("hardware"),
+            **_files(outputs[method], trained[method]),
         }
         if "ceiling_plain" in trained:
             of_method["against_plain_ceiling"] = scorer.pgr(method, seed, "ceiling_plain")
@@ -105,10 +103,17 @@ def score_seed(
                 for rows, role in _DIRECT.items()
                 if role in trained
             }
-        entry["students"].append(of_method)
+        result.students.append(StudentResult.from_dict(of_method))
     if models.control is not None:
-        entry["controls"].append({"method": "naive", **models.control.named, **scorer.scores("control")})
-    return SeedResult.from_dict(entry)
+        control = {"method": "naive", **models.control.named, **scorer.scores("control")}
+        result.controls.append(ControlResult.from_dict(control))
+    return result
+
+
+def _files(outputs: "Outputs", model: Finetuned) -> dict[str, str | None]:
+    """Returns where a model and its training labels are, and what it was trained on."""
+    hardware = StageCache.record(model.directory).get("hardware")
+    return {"output": outputs.student, "weak_labels": outputs.labels, "hardware": hardware}
 
 
 def _link_entries(
@@ -130,9 +135,7 @@ def _link_entries(
                 "labels": link.labels.fingerprint,
                 **scorer.scores(role),
                 "agreement": scorer.agreement(role, supervisor),
-                "output": outputs[role].student,
-                "weak_labels": outputs[role].labels,
-                "hardware": StageCache.record(link.directory).get("hardware"),
+                **_files(outputs[role], link),
             }
         )
     return entries
@@ -174,7 +177,7 @@ def summarise(correct: list[dict[str, np.ndarray]], method: str) -> MethodSummar
     """
 
     def over_seeds(student: str, ceiling: str = "ceiling") -> dict:
-        return metrics.pgr_over_seeds([[of_seed[name] for name in ("weak", student, ceiling)] for of_seed in correct])
+        return metrics.pgr_over_seeds([(of_seed["weak"], of_seed[student], of_seed[ceiling]) for of_seed in correct])
 
     def accuracies(role: str) -> np.ndarray:
         return np.array([of_seed[role].mean() for of_seed in correct])

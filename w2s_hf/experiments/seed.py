@@ -3,9 +3,11 @@
 import logging
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, cast
 
 import numpy as np
 
+from ..labels import WeakLabels
 from ..modeling.spec import ModelSpec
 from ..tasks import Half, TaskSplits
 from .bootstrapping import bootstrap
@@ -69,8 +71,8 @@ def run_seed(
     weak = train_supervisor(models.weak, splits, args, seed, finetuner)
     if args.n_supervisors > 1:
         seeds = [seed + _FURTHER_SEEDS * number for number in range(1, args.n_supervisors)]
-        others = [train_supervisor(models.weak, splits, args, other, finetuner).predictions for other in seeds]
-        weak = replace(weak, predictions=type(weak.predictions).mean([weak.predictions, *others]))
+        all_weak = [weak, *(train_supervisor(models.weak, splits, args, other, finetuner) for other in seeds)]
+        weak = replace(weak, predictions=WeakLabels.mean([probabilities_of(supervisor) for supervisor in all_weak]))
     trained = {"weak": weak}
 
     # 2. The strong ceiling is trained on ground truth of the student half.
@@ -109,7 +111,7 @@ def train_supervisor(
     """Finetunes the weak supervisor on ground truth and lets it label the student half and the test rows."""
     setting = finetuner.setting
     logger.info(f"Seed {seed}: weak supervisor {model.name} on {len(splits.weak.train)} {setting.rows}, ground truth")
-    changes = {
+    changes: dict[str, Any] = {
         "learning_rate": args.weak_learning_rate,
         "num_train_epochs": args.weak_num_train_epochs,
         "weight_decay": args.weak_weight_decay,
@@ -126,6 +128,11 @@ def train_supervisor(
     )
 
 
+def probabilities_of(weak: Finetuned) -> WeakLabels:
+    """Returns the labels of a supervisor of two classes. The options that need them are refused for completions."""
+    return cast(WeakLabels, weak.predictions)
+
+
 def student_rows(splits: TaskSplits, weak: Finetuned, args: ExperimentArguments) -> Half:
     """
     Returns the rows that students are trained on: the student half, or with `--keep_confident` those with the most
@@ -134,5 +141,5 @@ def student_rows(splits: TaskSplits, weak: Finetuned, args: ExperimentArguments)
     if args.keep_confident is None:
         return splits.student
     train, validation = splits.student
-    kept = weak.predictions.most_confident(list(train["id"]), args.keep_confident)
+    kept = probabilities_of(weak).most_confident(list(train["id"]), args.keep_confident)
     return Half(train.select(np.flatnonzero(kept)), validation)

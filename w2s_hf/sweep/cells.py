@@ -27,7 +27,7 @@ from ..experiments.experiment import Experiment, setting_of
 from ..experiments.scores import outputs_of
 from ..experiments.seed import train_supervisor
 from ..modeling import load_config
-from ..results import SeedResult
+from ..results import LinkResult, SeedResult, StudentResult
 from ..tasks import PREFERENCE_TASKS, find_task
 from .grid import CHESS_TASK, Cell, Job
 from .plots import SWEEP_COLUMNS
@@ -103,15 +103,15 @@ class Session:
         """Runs a cell and returns its record: its row of the table and its results, or its error."""
         try:
             experiment = self.experiment(cell)
-            context = experiment.run_seed(cell.seed)
+            context = experiment.seed_context(cell.seed)
             result = context.result
             directories = {
                 outputs.student: context.trained[role].directory
                 for role, outputs in outputs_of(experiment.args.methods, cell.seed, context.trained).items()
             }
             for student in result.students:
-                # A sweep copies no student; this is where it is.
-                for model in (student, *student.links):
+                students: list[StudentResult | LinkResult] = [student, *student.links]
+                for model in students:  # a sweep copies no student; this is where it is
                     model.output = f"_stages/{directories[model.output].name}/model"
             models, _ = experiment.inputs(cell.seed)
             sizes = [_n_parameters(model.path, model.revision) for model in (models.weak, models.student)]
@@ -189,7 +189,8 @@ def _row_of(result: SeedResult, chance: float | None, weak_parameters: int, stud
     (student,) = result.students
     if chance is None:
         chance = min((baseline.accuracy for baseline in result.baselines if not baseline.model), default=0.0)
-    pgr_ci95 = student.pgr_ci95 or [None, None]
+    accuracy_low, accuracy_high = student.ci95 or (None, None)
+    pgr_low, pgr_high = student.pgr_ci95 or (None, None)
     return {
         "weak_parameters": weak_parameters,
         "student_parameters": student_parameters,
@@ -198,11 +199,11 @@ def _row_of(result: SeedResult, chance: float | None, weak_parameters: int, stud
         "weak_accuracy": result.weak.accuracy,
         "ceiling_accuracy": result.ceiling.accuracy,
         "accuracy": student.accuracy,
-        "accuracy_low": student.ci95[0],
-        "accuracy_high": student.ci95[1],
+        "accuracy_low": accuracy_low,
+        "accuracy_high": accuracy_high,
         "pgr": student.pgr,
-        "pgr_low": pgr_ci95[0],
-        "pgr_high": pgr_ci95[1],
+        "pgr_low": pgr_low,
+        "pgr_high": pgr_high,
         "pgr_undefined": student.pgr_undefined,
         "agreement": student.agreement.overall,
         "agreement_supervisor_right": student.agreement.supervisor_right,

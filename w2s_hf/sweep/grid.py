@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,7 +138,8 @@ def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[C
     Raises:
         ValueError: no cell is left.
     """
-    cells, skipped = [], {}
+    cells: list[Cell] = []
+    skipped: Counter[str] = Counter()
     grid = itertools.product(args.tasks, args.weak_models, args.student_models, args.methods, args.seeds)
     for cell in itertools.starmap(Cell, grid):
         students, models = args.student_models, chain_models[cell.setting]
@@ -146,16 +148,14 @@ def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[C
             reason = "a student that comes before its supervisor"
         elif cell.method == BOOTSTRAP and cell.student_model not in models:
             reason = "bootstrap of a student that is not on the --ladder of the cells"
-        elif cell.method == BOOTSTRAP and not chain_of(
-            chain_models[cell.setting], cell.weak_model, cell.student_model
-        ):
+        elif cell.method == BOOTSTRAP and not chain_of(models, cell.weak_model, cell.student_model):
             reason = "a chain of one"
         elif cell.setting == "chess" and cell.method not in ("naive", BOOTSTRAP):
             reason = "a loss on probabilities, for moves"
         if reason is None:
             cells.append(cell)
         else:
-            skipped[reason] = skipped.get(reason, 0) + 1
+            skipped[reason] += 1
     for reason, count in skipped.items():
         logger.warning(f"{count} cells of the grid are left out: {reason}")
     if not cells:
@@ -168,7 +168,9 @@ def rounds_of(cells: list[Cell]) -> list[list[Job]]:
     Returns the jobs in rounds, each of which needs the rounds before: supervisors, students, chains. Within a round,
     the jobs of one student follow one another, so that one process loads its base once.
     """
-    supervisors, students, chains = {}, {}, {}
+    supervisors: dict[tuple, Cell] = {}
+    students: dict[tuple, list[Cell]] = {}
+    chains: dict[tuple, list[Cell]] = {}
     for cell in cells:
         supervisors.setdefault((cell.task, cell.weak_model, cell.seed), cell)
         group = chains if cell.method == BOOTSTRAP else students

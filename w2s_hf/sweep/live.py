@@ -28,7 +28,8 @@ class SweepView:
     def __init__(self, cells: list[Cell], console: Console | None = None, *, is_shown: bool = True):
         self.console = Console(file=sys.stdout, quiet=not is_shown) if console is None else console
         self.is_live = is_shown and self.console.is_terminal
-        self.cells, self.rows = cells, {}
+        self.cells = cells
+        self.rows: dict[Cell, dict] = {}
         self.progress = Progress(
             TextColumn("cells"),
             BarColumn(),

@@ -2,6 +2,7 @@
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ..plots import PALETTE, SizeAxis, clipped, draw_pages, lay_out, series_styles, short_names
+from ..plots import PALETTE, SizeAxis, clipped, draw_panels, lay_out, series_styles, short_names
 
 __all__ = [
     "PGR_AXIS",
@@ -35,14 +36,24 @@ SWEEP_COLUMNS = (
 # one such cell does not press all others into a line.
 PGR_AXIS = (-0.5, 1.5)
 
+Style = dict[str, Any]  # arguments of matplotlib
+Handle = Line2D | Patch
+
 _STUDENT_SIZE = "parameters of the student"
-_CEILING = {"color": PALETTE["green"], "linestyle": (0, (4, 1.5)), "lw": 1.8, "marker": "_", "ms": 11, "mew": 1.8}
-_CHANCE = {"color": "black", "linestyle": "-", "lw": 0.7}
-_SEED = {"marker": "o", "linestyle": "none", "markerfacecolor": "white", "markersize": 3.4, "mew": 0.8}
-_LINE = {"lw": 1.4, "markersize": 5.5}
-_BAR = {"linestyle": "none", "marker": "|", "color": "black", "markersize": 9}
-_EDGE = {"linestyle": "none", "mec": "black", "mew": 0.6, "clip_on": False, "zorder": 6}
-_DIRECT = {"linestyle": "none", "marker": "x", "markersize": 7, "mew": 1.6}
+_CEILING: Style = {
+    "color": PALETTE["green"],
+    "linestyle": (0, (4, 1.5)),
+    "lw": 1.8,
+    "marker": "_",
+    "ms": 11,
+    "mew": 1.8,
+}
+_CHANCE: Style = {"color": "black", "linestyle": "-", "lw": 0.7}
+_SEED: Style = {"marker": "o", "linestyle": "none", "markerfacecolor": "white", "markersize": 3.4, "mew": 0.8}
+_LINE: Style = {"lw": 1.4, "markersize": 5.5}
+_BAR: Style = {"linestyle": "none", "marker": "|", "color": "black", "markersize": 9}
+_EDGE: Style = {"linestyle": "none", "mec": "black", "mew": 0.6, "clip_on": False, "zorder": 6}
+_DIRECT: Style = {"linestyle": "none", "marker": "x", "markersize": 7, "mew": 1.6}
 _PGR = "performance gap recovered (PGR)"
 
 
@@ -121,7 +132,7 @@ def _spread_handle(several: bool, is_cut: bool = False) -> Line2D:
     return Line2D([], [], label="95 % interval over test rows" + (" (cut at the axis)" if is_cut else ""), **_BAR)
 
 
-def _series_handles(styles: dict[str, dict], **changes: str) -> list[Line2D]:
+def _series_handles(styles: dict[str, dict], **changes: str) -> list[Handle]:
     return [Line2D([], [], label=clipped(name), **(style | changes), **_LINE) for name, style in styles.items()]
 
 
@@ -146,10 +157,10 @@ def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
 
     Args:
         table (`pandas.DataFrame`): As for [`finished`].
-        directory (`Path`): Where to. More panels than fit on a page go to `accuracy_by_size_2` and so on.
+        directory (`Path`): Where to. A figure of more panels is taller.
 
     Returns:
-        `list[Path]`, a `.png` and a `.svg` a page; empty where no cell is done.
+        `list[Path]`: A `.png` and a `.svg`; empty where no cell is done.
     """
     done = finished(table)
     several = several_seeds(done)
@@ -191,7 +202,7 @@ def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
         _title(axes, width, table, chosen, clipped(method))
 
     names = short_names(styles)
-    handles = [
+    handles: list[Handle] = [
         *(Line2D([], [], label=f"taught by {names[weak]}", **style, **_LINE) for weak, style in styles.items()),
         Line2D([], [], label="ceiling: taught by ground truth", **(_CEILING | {"marker": "none"})),
         Line2D([], [], color="black", linestyle=":", lw=1.3, label="supervisor itself (marker at left)"),
@@ -203,9 +214,9 @@ def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
         handles.append(Line2D([], [], color="black", label="same student, without the chain", **_DIRECT))
     if any(chance >= limits[task][0] for task, chance in zip(done["task"], done["chance"], strict=True)):
         handles.append(Line2D([], [], label="chance", **_CHANCE))
-    pages = lay_out(list(limits), _unique(done["method"])) if len(done) else []
+    lines = lay_out(list(limits), _unique(done["method"])) if len(done) else []
     stem = Path(directory) / "accuracy_by_size"
-    return draw_pages(stem, pages, panel, handles=handles, x_label=_STUDENT_SIZE, y_label="test accuracy")
+    return draw_panels(stem, lines, panel, handles=handles, x_label=_STUDENT_SIZE, y_label="test accuracy")
 
 
 def _pgr_limits(done: pd.DataFrame) -> tuple[float, float]:
@@ -232,8 +243,8 @@ def _pgr_points(axes: Axes, x: pd.Series, pgr: pd.Series, *, edge_size: float, *
     return int((~pgr.dropna().between(low, high)).sum())
 
 
-def _pgr_handles(done: pd.DataFrame) -> list[Line2D]:
-    handles = [Line2D([], [], label="0 = supervisor, 1 = ceiling", color="black", lw=0.8)]
+def _pgr_handles(done: pd.DataFrame) -> list[Handle]:
+    handles: list[Handle] = [Line2D([], [], label="0 = supervisor, 1 = ceiling", color="black", lw=0.8)]
     if not done["pgr"].dropna().between(*PGR_AXIS).all():
         handles.append(Line2D([], [], label="beyond the axis (up or down)", marker="^", color="white", ms=7, **_EDGE))
     return handles
@@ -283,17 +294,18 @@ def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
                 above = bool(value > limits[1])
                 written.append((student, above))
                 step = (-11 if above else 11) * written.count((student, above))  # several at one place: one by one
-                place, centred = (size_axis.place(student), limits[above]), {"ha": "center", "va": "center"}
-                axes.annotate(f"{value:.1f}", place, (0, step), textcoords="offset points", fontsize=8, **centred)
+                place = (size_axis.place(student), limits[above])
+                text: Style = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "va": "center"}
+                axes.annotate(f"{value:.1f}", place, (0, step), **text)
         _title(axes, width, table, chosen, f"taught by {weak_models[weak]}", beyond=n_beyond)
 
     is_cut = not done[["pgr_low", "pgr_high"]].stack().dropna().between(*limits).all()
-    handles = [*_series_handles(styles), _spread_handle(several, is_cut), *_pgr_handles(done)]
+    handles: list[Handle] = [*_series_handles(styles), _spread_handle(several, is_cut), *_pgr_handles(done)]
     if not several and (done["pgr"].notna() & done["pgr_low"].isna()).any():
         handles.append(Line2D([], [], color="black", linestyle=":", lw=1.1, label="interval unbounded"))
-    pages = lay_out(_unique(done["task"]), list(weak_models)) if done["pgr"].notna().any() else []
+    lines = lay_out(_unique(done["task"]), list(weak_models)) if done["pgr"].notna().any() else []
     stem = Path(directory) / "pgr_by_size"
-    return draw_pages(stem, pages, panel, handles=handles, x_label=_STUDENT_SIZE, y_label=_PGR)
+    return draw_panels(stem, lines, panel, handles=handles, x_label=_STUDENT_SIZE, y_label=_PGR)
 
 
 def plot_agreement(table: pd.DataFrame, directory: Path) -> list[Path]:
@@ -309,7 +321,7 @@ def plot_agreement(table: pd.DataFrame, directory: Path) -> list[Path]:
     several = several_seeds(done)
     styles = series_styles(_unique(done["method"]))
     weak_models = short_names(models_by_size(done, "weak"))
-    sides = {
+    sides: dict[str, Style] = {
         "agreement_supervisor_right": {"linestyle": "-"},
         "agreement_supervisor_wrong": {"linestyle": (0, (4, 2)), "markerfacecolor": "white"},
     }
@@ -337,10 +349,10 @@ def plot_agreement(table: pd.DataFrame, directory: Path) -> list[Path]:
     if several:
         handles.append(Line2D([], [], label="lowest to highest seed", **_BAR))
     measured = done[list(sides)].notna().any(axis=None)
-    pages = lay_out(_unique(done["task"]), list(weak_models)) if measured else []
+    lines = lay_out(_unique(done["task"]), list(weak_models)) if measured else []
     label = "agreement with the supervisor"
     stem = Path(directory) / "agreement"
-    return draw_pages(stem, pages, panel, handles=handles, x_label=_STUDENT_SIZE, y_label=label)
+    return draw_panels(stem, lines, panel, handles=handles, x_label=_STUDENT_SIZE, y_label=label)
 
 
 def plot_pgr_distribution(table: pd.DataFrame, directory: Path) -> list[Path]:
@@ -373,21 +385,21 @@ def plot_pgr_distribution(table: pd.DataFrame, directory: Path) -> list[Path]:
                 axes.fill_between(ends, low, high, color=color, alpha=0.25, lw=0, zorder=1)
             axes.hlines(np.clip(mine["pgr"].median(), *limits), *ends, color="black", lw=2, zorder=2)
             x = pd.Series(group + 0.7 * ((np.arange(len(mine)) + 0.5) / len(mine) - 0.5), index=mine.index)
-            point = {"color": color, "marker": style["marker"], "ms": 4, "mec": "black", "mew": 0.4, "ls": "none"}
-            n_beyond += _pgr_points(axes, x, mine["pgr"], edge_size=5, zorder=3, **point)
+            point: Style = {"marker": style["marker"], "ms": 4, "mec": "black", "mew": 0.4, "ls": "none"}
+            n_beyond += _pgr_points(axes, x, mine["pgr"], edge_size=5, color=color, zorder=3, **point)
         names = [clipped(method, 16) for method in styles]
-        slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+        slant: Style = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
         touching = sum(0.085 * len(name) + 0.1 for name in names) > width
         axes.set_xticks(range(len(names)), names, **(slant if touching else {}))
         axes.set_xlim(-0.6, len(names) - 0.4)
         _title(axes, width, table, {"task": task}, beyond=n_beyond)
 
-    handles = [
+    handles: list[Handle] = [
         Line2D([], [], label="a cell: small students left, large right", color="black", **_SEED),
         Line2D([], [], label="median of the method", color="black", lw=2),
         Patch(label="middle half (from 5 cells on)", color="black", alpha=0.25, lw=0),
         *_pgr_handles(done),
     ]
-    pages = lay_out(_unique(done["task"]), [""]) if done["pgr"].notna().any() else []
+    lines = lay_out(_unique(done["task"]), [""]) if done["pgr"].notna().any() else []
     stem = Path(directory) / "pgr_distribution"
-    return draw_pages(stem, pages, panel, handles=handles, x_label="", y_label=_PGR)
+    return draw_panels(stem, lines, panel, handles=handles, x_label="", y_label=_PGR)

@@ -120,16 +120,15 @@ def _cautions(done: pd.DataFrame) -> list[str]:
     return said
 
 
-def _figures(table: pd.DataFrame, directory: Path) -> dict[str, list[dict]]:
-    """Draws the figures. For each its pages: where they lie, and what an `<img>` holds."""
-    figures = {}
+def _figures(table: pd.DataFrame, directory: Path) -> dict[str, dict | None]:
+    """Draws the figures. Of each, where it lies and what its `<img>` holds; `None` of one that has no panels."""
+    figures: dict[str, dict | None] = {}
     for name, draw in _FIGURES.items():
-        pages = [path for path in draw(table, directory) if path.suffix == ".svg"]
-        # As images, and not as parts of the page: ids of two cannot meet, and nothing in them is run.
-        figures[name] = [
-            {"file": f"{directory.name}/{path.stem}", "data": base64.b64encode(path.read_bytes()).decode()}
-            for path in pages
-        ]
+        figures[name] = None
+        for svg in draw(table, directory)[1:]:
+            # As images, and not as parts of the page: ids of two cannot meet, and nothing in them is run.
+            data = base64.b64encode(svg.read_bytes()).decode()
+            figures[name] = {"file": f"{directory.name}/{svg.stem}", "data": data}
     return figures
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from accelerate import PartialState
@@ -60,11 +61,10 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
                 f"{', '.join(demo_models)}. For other models name a configuration such as "
                 "--cell_config recipes/configs/single_gpu.yaml."
             )
-    ladders = {setting: experiment.args.ladder for setting, experiment in first.items()}
+    chain_models = {setting: experiment.args.ladder for setting, experiment in first.items()}
     # All rows fit all models of the grid, so that all cells of a task have the same rows.
-    ladder = itertools.chain.from_iterable(ladders.values())
-    names = dict.fromkeys([*args.weak_models, *args.student_models, *ladder])
-    cells = cells_of(args, ladders)
+    models = dict.fromkeys([*args.weak_models, *args.student_models, *itertools.chain(*chain_models.values())])
+    cells = cells_of(args, chain_models)
     rounds = rounds_of(cells)
     manifest = identity_of_sweep(args, first)
     there = check_output_dir(output_dir, manifest, overwrite=args.overwrite_output_dir)
@@ -82,18 +82,16 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
         copy_configs(args, sources, output_dir / "configs")
     state.wait_for_everyone()
     configs = {setting: str(output_dir / "configs" / f"{setting}.yaml") for setting in sources}
-    session = Session(str(output_dir), ["--rows_fit", *names, *options], configs, run_id=uuid.uuid4().hex)
+    session = Session(str(output_dir), ["--rows_fit", *models, *options], configs, run_id=uuid.uuid4().hex)
+    run: Callable[[Session, list[list[Job]], Callable[[Cell, dict], None]], None] = run_here
     if args.engine == "ray":
-        accelerate_config = args.accelerate_config and str(output_dir / "configs" / "accelerate.yaml")
         run = partial(
             run_on_cluster,
             address=args.ray_address,
             n_cpus=args.cell_cpus,
             n_gpus=args.cell_gpus,
-            accelerate_config=accelerate_config,
+            accelerate_config=args.accelerate_config and str(output_dir / "configs" / "accelerate.yaml"),
         )
-    else:
-        run = run_here
     with SweepView(cells, is_shown=state.is_main_process) as view:
 
         def on_record(cell: Cell, record: dict) -> None:
@@ -128,11 +126,6 @@ def run_here(session: Session, rounds: list[list[Job]], on_record: Callable[[Cel
             run_job(session, job, on_record)
 
 
-def settings_of(args: SweepArguments) -> list[str]:
-    """The settings of a grid's tasks."""
-    return list(dict.fromkeys(cell.setting for cell in first_cells(args)))
-
-
 def first_cells(args: SweepArguments) -> list[Cell]:
     """A cell of each task, by the method that every setting has."""
     return [Cell(task, args.weak_models[0], args.student_models[-1], "naive", args.seeds[0]) for task in args.tasks]
@@ -140,7 +133,8 @@ def first_cells(args: SweepArguments) -> list[Cell]:
 
 def identity_of_sweep(args: SweepArguments, experiments: dict[str, Experiment]) -> Manifest:
     """Returns the settings that all cells share, to tell a sweep from another one in the same output directory."""
-    settings, methods = {}, {}
+    settings: dict[str, Any] = {}
+    methods: dict[str, Any] = {}
     for setting, experiment in experiments.items():
         shared = experiment.identity.settings | {"ladder": " ".join(experiment.args.ladder) or None}
         of_a_cell = ("task", "weak_model", "student_model")
@@ -160,7 +154,7 @@ def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
         ValueError: one file is given for several settings.
         FileNotFoundError: there is no such file.
     """
-    settings = settings_of(args)
+    settings = list(dict.fromkeys(cell.setting for cell in first_cells(args)))
     if args.cell_config is not None and len(settings) > 1:
         raise ValueError(
             f"Got one --cell_config for tasks of {' and '.join(settings)}, whose options differ; make a sweep of each."
@@ -169,10 +163,10 @@ def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
         setting: configs_dir / DEMO_CONFIGS[setting] if args.cell_config is None else Path(args.cell_config)
         for setting in settings
     }
-    of_options = {path: "--cell_config" for path in files.values()}
+    options = dict.fromkeys(files.values(), "--cell_config")
     if args.accelerate_config is not None:
-        of_options[Path(args.accelerate_config)] = "--accelerate_config"
-    for path, option in of_options.items():
+        options[Path(args.accelerate_config)] = "--accelerate_config"
+    for path, option in options.items():
         if not path.is_file():
             raise FileNotFoundError(f"{option}: there is no file {str(path)!r}.")
     return files

@@ -3,6 +3,7 @@
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..command_line import did_you_mean
 from .classification import CLASSIFICATION_TASKS
@@ -36,43 +37,51 @@ __all__ = [
 TASKS: dict[str, Task] = {task.name: task for task in (*CLASSIFICATION_TASKS, *MULTIPLE_CHOICE_TASKS)}
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str, kind: type = Task) -> Any:
     """
-    A task by name, or your own by the path of the Python file that defines it.
+    Finds a task by name, or your own by the path of the Python file that defines it.
 
     Args:
-        name (`str`): One of [`TASKS`], or `my_task.py`, or `my_task.py:NAME` where the file has several tasks.
+        name (`str`): One of [`TASKS`] or [`PREFERENCE_TASKS`], or `my_task.py`, or `my_task.py:NAME` where the file
+            has several tasks.
+        kind (`type`, *optional*, defaults to [`Task`]): Or [`PreferenceTask`], or [`GenerationTask`].
 
     Returns:
-        [`Task`]
+        The task, of this kind.
 
     Raises:
         ValueError: there is no such task; the known names are in the message.
         FileNotFoundError: there is no such file.
     """
     if name.endswith(".py"):
-        return _task_in_file(Path(name), "")
+        return _task_in_file(Path(name), "", kind)
     if ".py:" in name:
         path, _, wanted = name.rpartition(":")
-        return _task_in_file(Path(path), wanted)
-    if name not in TASKS:
+        return _task_in_file(Path(path), wanted, kind)
+    known = {task.name: task for task in (*TASKS.values(), *PREFERENCE_TASKS.values()) if isinstance(task, kind)}
+    if name not in known:
         if Path(f"{name}.py").is_file():
             raise ValueError(f"task: got {name!r}, expected a task or a file. Did you mean '{name}.py'?")
+        names = f"one of {', '.join(sorted(known))}, or " if known else ""
         raise ValueError(
-            f"task: got {name!r}, expected one of {', '.join(sorted(TASKS))}, or the path of a Python file that "
-            f"defines a w2s_hf.Task.{did_you_mean(name, TASKS)}"
+            f"task: got {name!r}, expected {names}the path of a Python file that defines a {_public_name(kind)}."
+            f"{did_you_mean(name, known)}"
         )
-    return TASKS[name]
+    return known[name]
 
 
-def _task_in_file(path: Path, wanted: str) -> Task:
+def _public_name(kind: type) -> str:
+    return "w2s_hf.Task" if kind is Task else f"w2s_hf.tasks.{kind.__name__}"
+
+
+def _task_in_file(path: Path, wanted: str, kind: type) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"task: there is no file {str(path)!r}.")
     sys.path.insert(0, str(path.parent.resolve()))  # as `python my_task.py` would: it may import its neighbours
-    found = {name: value for name, value in runpy.run_path(str(path)).items() if isinstance(value, Task)}
+    found = {name: value for name, value in runpy.run_path(str(path)).items() if isinstance(value, kind)}
     if wanted and wanted not in found or not wanted and len(found) != 1:
         raise ValueError(
-            f"task: {str(path)!r} defines {', '.join(found) or 'no w2s_hf.Task'}"
+            f"task: {str(path)!r} defines {', '.join(found) or f'no {_public_name(kind)}'}"
             + (f", and no {wanted!r}." if wanted else f"; expected one, or say which by {path}:NAME.")
         )
     return found[wanted] if wanted else next(iter(found.values()))
@@ -84,7 +93,7 @@ def task_table() -> str:
     lines = [
         (
             task.name,
-            f"{task.train_split[0]} / {task.test_split[0]}",
+            f"{task.train_split[0]} / {(task.test_split or ('held out',))[0]}",
             ", else ".join(
                 " ".join(part for part in (source.id, source.config) if part and part not in ("default", "plain_text"))
                 for source in task.sources

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..labels import Completion
 from ..results import ExperimentResult
-from .halves import counted
 from .splits import Loader, TaskSplits
-from .task import Source
+from .task import AnyTask, OneOrMore, Source
 from .tokenizing import COMPLETION_COLUMNS, completion_lengths
 
 __all__ = ["BrokenRowError", "CompletionLoader", "GenerationTask", "load_completions"]
@@ -31,7 +30,7 @@ class BrokenRowError(ValueError):
 
 
 @dataclass(frozen=True)
-class GenerationTask(ABC):
+class GenerationTask(AnyTask):
     """
     A task whose answers are text. A subclass defines [`~GenerationTask.example`], and [`~GenerationTask.parse`] where
     the answer is a part of the completion:
@@ -45,7 +44,7 @@ class GenerationTask(ABC):
     Args:
         name (`str`): Its name in results.
         sources (`str` or `tuple[Source]`): Where its rows are; the next one is tried when one does not load.
-        train_split, test_split (`tuple[str]`):
+        train_split, test_split (`str` or `tuple[str]`):
             Names of the splits, the first that is there. Without a test split (`None`, or none is there), a fifth is
             held out.
         description (`str`, *optional*): One line for people.
@@ -58,9 +57,9 @@ class GenerationTask(ABC):
     """
 
     name: str
-    sources: str | tuple[Source, ...]
-    train_split: tuple[str, ...] = ("train",)
-    test_split: tuple[str, ...] | None = ("test",)
+    sources: OneOrMore[tuple[Source, ...]] = OneOrMore(of=Source)
+    train_split: OneOrMore[tuple[str, ...]] = OneOrMore(("train",))
+    test_split: OneOrMore[tuple[str, ...] | None] = OneOrMore(("test",))
     description: str = ""
 
     setting: ClassVar[str] = "generation"
@@ -68,10 +67,6 @@ class GenerationTask(ABC):
     columns: ClassVar[tuple[str, ...]] = ()
     extra_columns: ClassVar[tuple[str, ...]] = ()
     expected_columns: ClassVar[str] = "a prompt and its completion"
-
-    def __post_init__(self):
-        if isinstance(self.sources, str):
-            object.__setattr__(self, "sources", (Source(self.sources),))
 
     @abstractmethod
     def example(self, row: dict) -> dict:
@@ -148,8 +143,8 @@ class CompletionLoader(Loader):
         max_new_tokens (`int`, *optional*): Tokens of a completion.
     """
 
-    # The words of messages.
-    row, completion, held_out = "row", "completion", "rows"
+    task: GenerationTask
+    completion, held_out = "completion", "rows"  # for messages
     columns = COMPLETION_COLUMNS
 
     def __init__(
@@ -191,11 +186,7 @@ class CompletionLoader(Loader):
             examples.append(defaults | example)
         for tokenizer in self.tokenizers:
             examples = self._fitting(examples, tokenizer)
-        if not examples:
-            raise ValueError(
-                f"{self.task.name}: no {self.row} of the split {split!r} is left; left out: {counted(self.n_dropped)}."
-            )
-        return sorted(examples, key=lambda example: example["id"])
+        return self.sorted_by_id(split, examples)
 
     def _fitting(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase) -> list[dict]:
         """Returns the examples whose prompts leave room for a completion."""
@@ -220,29 +211,22 @@ class CompletionLoader(Loader):
 def load_completions(
     task: GenerationTask,
     *,
-    dataset_path: str | None = None,
-    raw: DatasetDict | None = None,
     tokenizers: Sequence[PreTrainedTokenizerBase] = (),
     max_length: int | None = None,
     max_new_tokens: int | None = None,
-    n_train: int | None = None,
-    n_weak: int | None = None,
-    n_validation: int | None = None,
-    n_test: int | None = None,
-    n_links: int = 0,
-    seed: int = 0,
+    **options,
 ) -> TaskSplits:
     """
     Loads prompts and completions, leaves out broken rows, and splits the rest.
 
     Args:
         task ([`GenerationTask`]): The task.
-        dataset_path, raw, n_train, n_weak, n_validation, n_test, n_links, seed: As in
-            [`w2s_hf.tasks.splits.load_splits`].
         tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Tokenizers of all models.
         max_length (`int`, *optional*): Tokens of prompt and completion. A prompt that leaves no room for
             `max_new_tokens` is left out.
         max_new_tokens (`int`, *optional*): Tokens of a completion.
+        options: As in [`w2s_hf.tasks.splits.load_splits`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
+            `n_validation`, `n_test`, `n_links`, `seed`.
 
     Returns:
         [`TaskSplits`] whose parts have `COMPLETION_COLUMNS`, the task's `extra_columns`, `group` and `ground_truth`.
@@ -251,5 +235,4 @@ def load_completions(
         FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
         ValueError: a column is missing, there are too few rows, or `max_new_tokens` is too small for the completions.
     """
-    loader = CompletionLoader(task, tokenizers, max_length, max_new_tokens)
-    return loader.load(dataset_path, raw, n_train, n_weak, n_validation, n_test, n_links, seed)
+    return CompletionLoader(task, tokenizers, max_length, max_new_tokens).load(**options)

@@ -3,7 +3,7 @@
 import logging
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -14,25 +14,10 @@ from .loading import pick_split
 from .task import AnyTask, normal
 
 __all__ = [
-    "LINK_ROWS",
-    "MAX_ROWS",
-    "OPTIONS",
-    "SHARES",
-    "check_enough",
-    "counted",
-    "group_rows",
-    "hold_out",
-    "link_sizes",
-    "part_sizes",
-    "read_split",
-    "sample_rows",
-    "set_apart",
-    "shuffled",
-    "split_groups",
-    "split_links",
-    "too_many",
+    "LINK_ROWS", "MAX_ROWS", "OPTIONS", "SHARES", "check_enough", "counted", "group_rows", "hold_out", "link_sizes",
+    "part_sizes", "read_split", "sample_rows", "set_apart", "shuffled", "split_groups", "split_links", "too_many",
     "unique_rows",
-]
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +40,10 @@ def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None
     """Rows of each part but test set and links; `None` is as many as there are."""
     n_weak = n_train if n_weak is None else n_weak
     n_train = n_weak if n_train is None else n_train
-    if n_validation is None and n_train is not None:
+    if n_validation is None and n_train is not None and n_weak is not None:
         n_validation = max(4, (n_weak + n_train) // 10)
     n_first = None if n_validation is None else n_validation // 2
-    n_second = None if n_validation is None else n_validation - n_first
+    n_second = None if n_validation is None else (n_validation + 1) // 2
     sizes = {"weak_half": n_weak, "weak_validation": n_first, "student_half": n_train, "student_validation": n_second}
     for name in [name for name in OPTIONS if name in sizes]:
         if (n := sizes[name]) is not None and n < 2:
@@ -72,7 +57,9 @@ def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None
 def link_sizes(sizes: dict[str, int | None], n_links: int) -> dict[str, int]:
     """Rows of each link, which is as large as the student half. Raises `ValueError` if that is all there is."""
     n_train, n_validation = sizes["student_half"], sizes["student_validation"]
-    if n_links and n_train is None:
+    if not n_links:
+        return {}
+    if n_train is None or n_validation is None:
         raise ValueError(
             "Got no --n_train, so that the other parts use all rows and none are left for the links of a chain. Set "
             "--n_train, or train all links on the same rows: --link_rows same."
@@ -95,11 +82,11 @@ def check_enough(task: AnyTask, sizes: dict[str, int | None], n_there: int) -> N
     n_wanted = sum(n or 0 for n in sizes.values())
     if n_wanted <= n_there:
         return
-    by_option: dict[str, int] = {}
+    by_option: Counter[str] = Counter()
     for name, option in OPTIONS.items():
-        if sizes.get(name) is not None:
-            by_option[option] = by_option.get(option, 0) + sizes[name]
-    largest = max(by_option, key=by_option.get)
+        if (n := sizes.get(name)) is not None:
+            by_option[option] += n
+    ((largest, _),) = by_option.most_common(1)
     fewer = max(2, int(0.98 * by_option[largest] * n_there / n_wanted))
     raise ValueError(
         f"{task.name}: got {', '.join(f'{option} {n}' for option, n in by_option.items())}, {n_wanted} training rows "
@@ -126,7 +113,7 @@ def sample_rows(rows: Dataset, n: int) -> tuple[Dataset, np.ndarray]:
 
 
 def read_split(
-    task: AnyTask, raw: DatasetDict, names: tuple[str, ...], n: int | None = None
+    task: AnyTask, raw: DatasetDict, names: Sequence[str], n: int | None = None
 ) -> tuple[str, Dataset, np.ndarray]:
     """
     [`w2s_hf.tasks.loading.pick_split`], at most `n` random rows of it, by default more than any experiment takes; and
@@ -180,7 +167,9 @@ def unique_rows(task: AnyTask, split: str, rows: list[dict], apart_from: Sequenc
     truths = defaultdict(set)
     for row in rows:
         truths[normal(row["text"])].add(row["ground_truth"])
-    kept, seen, lost = [], set(), Counter()
+    kept: list[dict] = []
+    seen: set[str] = set()
+    lost: Counter[str] = Counter()
     for row in rows:
         text = normal(row["text"])
         if len(truths[text]) > 1:
@@ -198,7 +187,7 @@ def unique_rows(task: AnyTask, split: str, rows: list[dict], apart_from: Sequenc
     return kept
 
 
-def split_groups(rows: list[dict], shares: dict[str, float], rng: np.random.Generator) -> dict[str, list[dict]]:
+def split_groups(rows: list[dict], shares: Mapping[str, float], rng: np.random.Generator) -> dict[str, list[dict]]:
     """
     Splits rows by whole groups, in random order: each goes to the side that is furthest behind its share of the
     group's more frequent class.

@@ -123,12 +123,12 @@ def probe_texts(texts: list[str], truth: list[int], groups: list[str], *, confid
             f"got {len(texts)} texts in {len(set(groups))} groups with the classes {sorted(set(truth))}, expected at "
             "least ten groups and both classes. Take more rows."
         )
-    truth, (_, group) = np.asarray(truth), np.unique(groups, return_inverse=True)
+    labels, (_, group) = np.asarray(truth), np.unique(groups, return_inverse=True)
     features, names = format_features(texts)
     # Shallow: a few thousand texts, and leaks are simple.
     model = HistGradientBoostingClassifier(max_iter=100, max_leaf_nodes=8, random_state=0)
     folds = StratifiedGroupKFold(_N_FOLDS, shuffle=True, random_state=0)
-    correct = cross_val_predict(model, features, truth, groups=group, cv=folds) == truth
+    correct = cross_val_predict(model, features, labels, groups=group, cv=folds) == labels
     right, total = np.bincount(group, weights=correct), np.bincount(group).astype(float)
 
     def share(right: np.ndarray, total: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -141,7 +141,7 @@ def probe_texts(texts: list[str], truth: list[int], groups: list[str], *, confid
             confidence_level=confidence_level, rng=np.random.default_rng(0),
         ).confidence_interval  # fmt: skip
         interval = (float(found.low), float(found.high))
-    aurocs = [float(roc_auc_score(truth, column)) for column in features.T]
+    aurocs = [float(roc_auc_score(labels, column)) for column in features.T]
     strongest = sorted(zip(names, aurocs, strict=True), key=lambda pair: -abs(pair[1] - 0.5))[:3]
     return Guess(float(correct.mean()), interval, len(texts), strongest)
 
@@ -229,7 +229,7 @@ def skeleton(text: str, content: list[str]) -> str:
     # However many pieces stand in a row, such as the turns of a dialogue, they are one.
     once = "".join(piece for piece, count in counts.items() if count == 1)
     text = re.sub(rf"[{once}](\s*[{once}])*", "<>", text) if once else text
-    order = defaultdict(lambda: len(order) + 1)
+    order: dict[str, int] = defaultdict(lambda: len(order) + 1)
     return re.sub(r"[\ue000-\uf8ff]", lambda piece: f"<{order[piece.group()]}>", text)
 
 

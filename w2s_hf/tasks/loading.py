@@ -1,7 +1,9 @@
 """Rows of a task, from the Hub or from disk."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
@@ -15,7 +17,7 @@ __all__ = ["check_class_names", "load_raw", "pick_split"]
 # Text such as "NA" stays text. In a TSV a quotation mark is one: taken for the begin of a quoted field, as in a CSV,
 # it would swallow the lines up to the next one.
 _CSV = {"path": "csv", "keep_default_na": False}
-_READERS = {
+_READERS: dict[str, dict[str, Any]] = {
     ".csv": _CSV,
     ".tsv": {**_CSV, "sep": "\t", "quoting": csv.QUOTE_NONE},
     ".json": {"path": "json"},
@@ -123,7 +125,7 @@ def _why_unreadable(file: Path, error: Exception) -> str:
     return f"which cannot be read ({reason}). Correct the file."
 
 
-def pick_split(task: AnyTask, raw: DatasetDict, names: tuple[str, ...]) -> tuple[str, Dataset]:
+def pick_split(task: AnyTask, raw: DatasetDict, names: Sequence[str]) -> tuple[str, Dataset]:
     """
     The first of `names` that is among the splits, and its rows.
 

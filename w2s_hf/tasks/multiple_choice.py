@@ -9,7 +9,7 @@ from .task import PARQUET_BRANCH, EmptyFieldError, Source, Task
 __all__ = ["MULTIPLE_CHOICE_TASKS"]
 
 _CONTEXT_QUESTION_ANSWER = "{context}\nQuestion: {question}\nAnswer: {answer}"
-_RIGHT_OR_WRONG = {"class_names": ("wrong", "right")}
+_WRONG_OR_RIGHT = ("wrong", "right")
 
 
 def _position(value: str, among: list[str]) -> int:
@@ -30,7 +30,7 @@ COSMOS_QA = Task(
     context="context",
     group="context",
     test_split="validation",
-    **_RIGHT_OR_WRONG,
+    class_names=_WRONG_OR_RIGHT,
 )
 
 DREAM = Task(
@@ -44,7 +44,7 @@ DREAM = Task(
     reads=("dialogue", "choice", "answer"),
     context="conversation",
     group="conversation",
-    **_RIGHT_OR_WRONG,
+    class_names=_WRONG_OR_RIGHT,
 )
 
 HELLASWAG = Task(
@@ -58,7 +58,7 @@ HELLASWAG = Task(
     context="ctx",
     group="ctx",
     test_split="validation",
-    **_RIGHT_OR_WRONG,
+    class_names=_WRONG_OR_RIGHT,
 )
 
 OPENBOOKQA = Task(
@@ -70,7 +70,7 @@ OPENBOOKQA = Task(
     correct=lambda row: _position(row["answerKey"], row["choices"]["label"]),
     reads=("choices", "answerKey"),
     group="question_stem",
-    **_RIGHT_OR_WRONG,
+    class_names=_WRONG_OR_RIGHT,
 )
 
 PIQA = Task(
@@ -83,7 +83,7 @@ PIQA = Task(
     reads=("sol1", "sol2", "label"),
     group="goal",
     test_split="validation",
-    **_RIGHT_OR_WRONG,
+    class_names=_WRONG_OR_RIGHT,
 )
 
 QUAIL = Task(
@@ -97,7 +97,7 @@ QUAIL = Task(
     context="context",
     group="context",
     test_split="validation",
-    **_RIGHT_OR_WRONG,
+    class_names=_WRONG_OR_RIGHT,
 )
 
 QUARTZ = Task(
@@ -110,7 +110,7 @@ QUARTZ = Task(
     reads=("choices", "answerKey"),
     context="para",
     group="para",
-    **_RIGHT_OR_WRONG,
+    class_names=_WRONG_OR_RIGHT,
 )
 
 
@@ -129,7 +129,7 @@ SCIQ = Task(
     correct=lambda row: 0,
     reads=_SCIQ_COLUMNS,
     group="question",
-    **_RIGHT_OR_WRONG,
+    class_names=_WRONG_OR_RIGHT,
 )
 
 SCIQ_WITH_SUPPORT = Task(
@@ -143,7 +143,7 @@ SCIQ_WITH_SUPPORT = Task(
     context="support",
     group=("question", "support"),
     drop_empty=True,  # one question in ten has no support
-    **_RIGHT_OR_WRONG,
+    class_names=_WRONG_OR_RIGHT,
 )
 
 SOCIAL_I_QA = Task(
@@ -157,7 +157,7 @@ SOCIAL_I_QA = Task(
     context="context",
     group="context",
     test_split="validation",
-    **_RIGHT_OR_WRONG,
+    class_names=_WRONG_OR_RIGHT,
 )
 
 MULTIRC = Task(
@@ -171,7 +171,7 @@ MULTIRC = Task(
     question=("paragraph", "question"),
     test_split="validation",
     drop_empty=True,  # two answers of the training split are empty
-    **_RIGHT_OR_WRONG,
+    class_names=_WRONG_OR_RIGHT,
 )
 
 MC_TACO = Task(
@@ -186,7 +186,7 @@ MC_TACO = Task(
     # There is no train split, and the test split is the larger one.
     train_split="test",
     test_split="validation",
-    **_RIGHT_OR_WRONG,
+    class_names=_WRONG_OR_RIGHT,
 )
 
 
@@ -216,17 +216,6 @@ ANTHROPIC_HH_SINGLE = Task(
 )
 
 MULTIPLE_CHOICE_TASKS = (
-    COSMOS_QA,
-    DREAM,
-    HELLASWAG,
-    MC_TACO,
-    OPENBOOKQA,
-    QUAIL,
-    PIQA,
-    QUARTZ,
-    SCIQ,
-    SCIQ_WITH_SUPPORT,
-    SOCIAL_I_QA,
-    MULTIRC,
-    ANTHROPIC_HH_SINGLE,
-)
+    COSMOS_QA, DREAM, HELLASWAG, MC_TACO, OPENBOOKQA, QUAIL, PIQA, QUARTZ, SCIQ, SCIQ_WITH_SUPPORT, SOCIAL_I_QA,
+    MULTIRC, ANTHROPIC_HH_SINGLE,
+)  # fmt: skip

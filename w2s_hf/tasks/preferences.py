@@ -13,9 +13,8 @@ from datasets import Dataset, DatasetDict
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .halves import counted
 from .splits import Loader, TaskSplits
-from .task import Source, normal, random_key
+from .task import AnyTask, OneOrMore, Source, normal, random_key
 from .tokenizing import PAIR_COLUMNS, response_lengths
 
 __all__ = ["ANTHROPIC_HH", "PREFERENCE_TASKS", "PreferenceTask", "load_pairs"]
@@ -27,7 +26,7 @@ _ASSISTANT = "\n\nAssistant:"
 
 
 @dataclass(frozen=True)
-class PreferenceTask:
+class PreferenceTask(AnyTask):
     """
     Pairs of responses in any of TRL's preference formats.
 
@@ -47,21 +46,15 @@ class PreferenceTask:
     """
 
     name: str
-    sources: str | tuple[Source, ...]
-    train_split: str | tuple[str, ...] = "train"
-    test_split: str | tuple[str, ...] | None = "test"
+    sources: OneOrMore[tuple[Source, ...]] = OneOrMore(of=Source)
+    train_split: OneOrMore[tuple[str, ...]] = OneOrMore(("train",))
+    test_split: OneOrMore[tuple[str, ...] | None] = OneOrMore(("test",))
     group_by_prompt: bool = True
     description: str = ""
 
     columns = ("chosen", "rejected")
     expected_columns = ", ".join(columns)
     class_names = ("second", "first")
-
-    def __post_init__(self):
-        for name in ("sources", "train_split", "test_split"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                object.__setattr__(self, name, (Source(value) if name == "sources" else value,))
 
     def example(self, row: dict) -> dict:
         """
@@ -131,7 +124,7 @@ def _kind(name: str, value) -> type:
 
 
 def _split_prompt(chosen: str | list, rejected: str | list) -> tuple[str | list, str | list, str | list]:
-    if isinstance(chosen, str):
+    if isinstance(chosen, str) and isinstance(rejected, str):
         common = os.path.commonprefix([chosen, rejected])
         n = common.rfind(_ASSISTANT) + len(_ASSISTANT) if _ASSISTANT in common else common.rfind("\n") + 1
     else:
@@ -158,7 +151,8 @@ def _begin(prompt: str | list) -> str:
 class PairLoader(Loader):
     """Pairs of responses. Their sides tell nothing, so that no pair is dropped to balance them."""
 
-    rows_are = "pairs"
+    task: PreferenceTask
+    row, rows_are = "pair", "pairs"
     columns = PAIR_COLUMNS
 
     def __init__(self, task: PreferenceTask, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int | None):
@@ -188,26 +182,15 @@ class PairLoader(Loader):
             lengths = response_lengths(examples, tokenizer)
             self.n_dropped[f"a response of more than {max_length} tokens"] += int((lengths > max_length).sum())
             examples = [example for example, length in zip(examples, lengths, strict=True) if length <= max_length]
-        if not examples:
-            raise ValueError(
-                f"{task.name}: no pair of the split {split!r} is left; left out: {counted(self.n_dropped)}."
-            )
-        return sorted(examples, key=lambda example: example["id"])
+        return self.sorted_by_id(split, examples)
 
 
 def load_pairs(
     task: PreferenceTask,
     *,
-    dataset_path: str | None = None,
-    raw: DatasetDict | None = None,
     tokenizers: Sequence[PreTrainedTokenizerBase] = (),
     max_length: int | None = None,
-    n_train: int | None = None,
-    n_weak: int | None = None,
-    n_validation: int | None = None,
-    n_test: int | None = None,
-    n_links: int = 0,
-    seed: int = 0,
+    **options,
 ) -> TaskSplits:
     """
     Loads pairs, leaves out what cannot be compared, and halves them.
@@ -219,12 +202,12 @@ def load_pairs(
 
     Args:
         task ([`PreferenceTask`]): The task.
-        dataset_path, raw, n_train, n_weak, n_validation, n_test, n_links, seed: As in
-            [`w2s_hf.tasks.splits.load_splits`]. A local file or directory with one split has a fifth of it held out
-            to test.
         tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*):
             Of all models; a pair with a response that is longer than `max_length` for any of them is left out.
         max_length (`int`, *optional*): Tokens; a prompt can be shortened to it, a response cannot.
+        options: As in [`w2s_hf.tasks.splits.load_splits`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
+            `n_validation`, `n_test`, `n_links`, `seed`. A local file or directory with one split has a fifth of it
+            held out to test.
 
     Returns:
         [`TaskSplits`] whose parts have `PAIR_COLUMNS`, `group` and `ground_truth`.
@@ -233,8 +216,7 @@ def load_pairs(
         FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
         ValueError: a split or column is missing, a row is no pair, or there are too few of them.
     """
-    loader = PairLoader(task, tokenizers, max_length)
-    return loader.load(dataset_path, raw, n_train, n_weak, n_validation, n_test, n_links, seed)
+    return PairLoader(task, tokenizers, max_length).load(**options)
 
 
 ANTHROPIC_HH = PreferenceTask(

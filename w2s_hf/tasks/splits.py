@@ -5,7 +5,7 @@ import logging
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -101,7 +101,7 @@ class TaskSplits:
     n_dropped: dict[str, int] = field(default_factory=dict)
     links: dict[str, Dataset] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         owner_of_id: dict[str, str] = {}
         owner_of_group: dict[str, str] = {}
         for name, part in self.parts.items():
@@ -178,7 +178,7 @@ class Loader(ABC):
         task ([`Task`], [`PreferenceTask`] or [`ChessTask`]): The task.
     """
 
-    rows_are = "texts"  # for messages
+    row, rows_are = "row", "texts"  # for messages
     columns: tuple[str, ...] = TEXT_COLUMNS  # those that models are given
     further_columns: tuple[str, ...] = ("group",)
 
@@ -213,7 +213,7 @@ class Loader(ABC):
         """Returns the number of rows that can be in a part."""
         return len(rows)
 
-    def n_for_validation(self, train: list[dict], wanted: dict[str, int]) -> dict[str, float]:
+    def n_for_validation(self, train: list[dict], wanted: dict[str, int]) -> Mapping[str, float]:
         """Returns the training rows of each validation part, where only validation parts have a number."""
         return wanted
 
@@ -224,16 +224,25 @@ class Loader(ABC):
             raise too_many(self.task, name, n, len(rows), "whole groups of rows stay in one part")
         return shuffled(rows, rng)[:n]
 
+    def sorted_by_id(self, split: str, examples: list[dict]) -> list[dict]:
+        """Returns the examples of a split in an order that depends on their content alone."""
+        if not examples:
+            raise ValueError(
+                f"{self.task.name}: no {self.row} of the split {split!r} is left; left out: {counted(self.n_dropped)}."
+            )
+        return sorted(examples, key=lambda example: example["id"])
+
     def load(
         self,
-        dataset_path: str | None,
-        raw: DatasetDict | None,
-        n_train: int | None,
-        n_weak: int | None,
-        n_validation: int | None,
-        n_test: int | None,
-        n_links: int,
-        seed: int,
+        *,
+        dataset_path: str | None = None,
+        raw: DatasetDict | None = None,
+        n_train: int | None = None,
+        n_weak: int | None = None,
+        n_validation: int | None = None,
+        n_test: int | None = None,
+        n_links: int = 0,
+        seed: int = 0,
     ) -> TaskSplits:
         """Loads the parts of an experiment; arguments as in [`load_splits`]."""
         if raw is not None:
@@ -269,7 +278,7 @@ class Loader(ABC):
 
         train, spare = read(self.task.train_split), []
         if self.has_test(raw, dataset_path):
-            test = read(self.task.test_split)
+            test = read(self.task.test_split or ())
             spare = read((LINK_ROWS,)) if LINK_ROWS in raw else []
             self.group(train + test)
             spare = set_apart(spare, train + test)
@@ -281,7 +290,7 @@ class Loader(ABC):
 
     def _shares(self, train: list[dict], wanted: dict[str, int | None]) -> dict[str, float]:
         """Returns the shares of the training rows by part."""
-        shares = {name: n or SHARES[name] for name, n in wanted.items()}
+        shares: dict[str, float] = {name: n or SHARES[name] for name, n in wanted.items()}
         validation = {name: n for name, n in wanted.items() if name.endswith("validation") and n}
         halves = [name for name in wanted if not name.endswith("validation")]
         if validation and not any(wanted[name] for name in halves):
@@ -299,6 +308,7 @@ class Loader(ABC):
 class TextLoader(Loader):
     """Texts with a yes or a no, equally many of both in every part."""
 
+    task: Task
     further_columns = ("group", "question")
 
     def __init__(self, task: Task, conversion: str):
@@ -335,15 +345,8 @@ class TextLoader(Loader):
 def load_splits(
     task: Task,
     *,
-    dataset_path: str | None = None,
-    raw: DatasetDict | None = None,
-    n_train: int | None = None,
-    n_weak: int | None = None,
-    n_validation: int | None = None,
-    n_test: int | None = None,
-    n_links: int = 0,
-    seed: int = 0,
     conversion: str = "pairs",
+    **options,
 ) -> TaskSplits:
     """
     Loads, formats, deduplicates, halves and balances the rows of a task.
@@ -378,5 +381,4 @@ def load_splits(
         FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
         ValueError: a split or column is missing, a field is empty, a label is not 0 or 1, or there are too few rows.
     """
-    loader = TextLoader(task, conversion)
-    return loader.load(dataset_path, raw, n_train, n_weak, n_validation, n_test, n_links, seed)
+    return TextLoader(task, conversion).load(**options)

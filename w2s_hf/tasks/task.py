@@ -3,12 +3,15 @@
 import hashlib
 import json
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import Protocol
+from typing import Any, Generic, TypeVar
 
-__all__ = ["PARQUET_BRANCH", "AnyTask", "EmptyFieldError", "LabelError", "Source", "Task", "normal", "random_key"]
+__all__ = [
+    "PARQUET_BRANCH", "AnyTask", "EmptyFieldError", "LabelError", "OneOrMore", "Source", "Task", "normal", "random_key"
+]  # fmt: skip
 
 # Here the Hub keeps the converted rows of datasets whose own branch is a script, which `datasets` no longer runs.
 PARQUET_BRANCH = "refs/convert/parquet"
@@ -32,40 +35,66 @@ class Source:
     rename: dict[str, str] = field(default_factory=dict)
 
 
-class AnyTask(Protocol):
-    """The attributes of tasks of all kinds: [`Task`], [`PreferenceTask`] and [`GenerationTask`]."""
+V = TypeVar("V")
+
+
+class OneOrMore(Generic[V]):
+    """
+    A field of a task that holds a tuple, and takes a string in place of a tuple of one.
+
+    Args:
+        default (*optional*): The default of the field.
+        of (`type`, *optional*, defaults to `str`): Makes the one element of the tuple from the string.
+    """
+
+    def __init__(self, *default: V, of: Callable[[str], Any] = str):
+        self.default, self.of = default, of
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, task: object, owner: type | None = None) -> V:
+        if task is not None:
+            return task.__dict__[self.name]
+        if not self.default:
+            raise AttributeError(self.name)  # by this a dataclass knows that a field has no default
+        return self.default[0]
+
+    def __set__(self, task: object, value: str | V) -> None:
+        task.__dict__[self.name] = (self.of(value),) if isinstance(value, str) else value
+
+
+class AnyTask(ABC):
+    """
+    The attributes of tasks of all kinds: [`Task`], [`PreferenceTask`] and [`GenerationTask`].
+
+    Attributes:
+        name (`str`): Its name in results.
+        sources (`tuple[Source]`): The places of its rows; the next one is tried when one does not load.
+        train_split (`tuple[str]`): Names of the split to train on, the first that is there.
+        test_split (`tuple[str]`, *optional*): Names of the split to test on; `None` holds out a fifth.
+        description (`str`): One line for people.
+    """
+
+    name: str
+    sources: OneOrMore[tuple[Source, ...]]
+    train_split: OneOrMore[tuple[str, ...]]
+    test_split: OneOrMore[tuple[str, ...] | None]
+    description: str
 
     @property
-    def name(self) -> str:
-        """Its name in results."""
-
-    @property
-    def description(self) -> str:
-        """One line for people."""
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        """The places of its rows; the next one is tried when one does not load."""
-
-    @property
-    def train_split(self) -> tuple[str, ...]:
-        """Names of the split to train on, the first that is there."""
-
-    @property
-    def test_split(self) -> tuple[str, ...] | None:
-        """Names of the split to test on; `None` holds out a fifth."""
-
-    @property
+    @abstractmethod
     def columns(self) -> tuple[str, ...]:
         """Columns that a row must have."""
 
     @property
+    @abstractmethod
     def expected_columns(self) -> str:
         """The same in words, with the alternatives where there are some."""
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(AnyTask):
     r"""
     A binary task as data.
 
@@ -109,29 +138,24 @@ class Task:
     """
 
     name: str
-    sources: str | tuple[Source, ...]
-    template: str
+    sources: OneOrMore[tuple[Source, ...]] = OneOrMore(of=Source)
+    template: str  # type: ignore[misc]  # mypy takes the field above for one with a default
     label: str | Callable[[dict], int] | None = None
     choices: Callable[[dict], list[str]] | None = None
     correct: Callable[[dict], int] | None = None
     fields: dict[str, Callable[[dict], str]] = field(default_factory=dict)
-    reads: str | tuple[str, ...] = ()
+    reads: OneOrMore[tuple[str, ...]] = OneOrMore(())
     context: str | None = None
     shorten_from: str = "end"
-    group: str | tuple[str | tuple[str, ...], ...] = ()
-    question: str | tuple[str, ...] = ()
+    group: OneOrMore[tuple[str | tuple[str, ...], ...]] = OneOrMore(())
+    question: OneOrMore[tuple[str, ...]] = OneOrMore(())
     class_names: tuple[str, str] = ("no", "yes")
-    train_split: str | tuple[str, ...] = "train"
-    test_split: str | tuple[str, ...] | None = "test"
+    train_split: OneOrMore[tuple[str, ...]] = OneOrMore(("train",))
+    test_split: OneOrMore[tuple[str, ...] | None] = OneOrMore(("test",))
     drop_empty: bool = False
     description: str = ""
 
     def __post_init__(self):
-        # A frozen dataclass: the short forms become the long ones.
-        for name in ("sources", "reads", "group", "question", "train_split", "test_split"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                object.__setattr__(self, name, (Source(value) if name == "sources" else value,))
         shown = self.shown
         bare = [
             name for _, name, spec, conversion in Formatter().parse(self.template) if name and not (spec or conversion)
@@ -215,8 +239,8 @@ class Task:
             names = (entry,) if isinstance(entry, str) else entry
             keys += [f"{names[0]}: {normal(_text(name, computed[name]))}" for name in names]
         shared = {"keys": keys or [row_id]}
-        if self.choices is None:
-            truth = self._truth(row[self.label] if isinstance(self.label, str) else self.label(row))
+        if self.choices is None or self.correct is None:
+            truth = self._truth(self.label(row) if callable(self.label) else row[self.label])
             yield {"id": row_id, **self._render(values), **shared, "question": question, "ground_truth": truth}
             return
         choices, right = self.choices(row), self.correct(row)

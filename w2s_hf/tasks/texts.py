@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 CONVERSIONS = ("pairs", "coin_flip")
 
 
-def read_examples(task: Task, split: str, rows: Dataset, numbers: Sequence[int] | None = None) -> list[dict]:
+def read_examples(
+    task: Task, split: str, rows: Dataset, numbers: Sequence[int] | np.ndarray | None = None
+) -> list[dict]:
     """
     Every text that the rows of a split become, in an order that depends on their content alone.
 
@@ -102,7 +104,7 @@ def choose_answers(rows: list[dict], conversion: str = "pairs") -> list[dict]:
     if conversion not in CONVERSIONS:
         raise ValueError(f"conversion: got {conversion!r}, expected one of {', '.join(CONVERSIONS)}.")
     kept = [row for row in rows if not row["question"]]
-    answers = defaultdict(lambda: ([], []))
+    answers: dict[str, tuple[list[dict], list[dict]]] = defaultdict(lambda: ([], []))
     for row in sorted(rows, key=lambda row: random_key(row["id"], "answer")):
         if row["question"]:
             answers[row["question"]][row["ground_truth"]].append(row)
@@ -137,7 +139,7 @@ def balance(task: Task, name: str, rows: list[dict], n: int | None, rng: np.rand
         counts = f"{len(by_class[0])} {task.class_names[0]}, {len(by_class[1])} {task.class_names[1]}"
         raise too_many(task, name, n, 2 * n_pairs, f"after balancing {counts}")
     if rows[0]["question"]:
-        questions = defaultdict(lambda: ([], []))
+        questions: dict[str, tuple[list[dict], list[dict]]] = defaultdict(lambda: ([], []))
         for row in rows:
             questions[row["question"]][row["ground_truth"]].append(row)
         # As many of each class within each question, see `choose_answers`.

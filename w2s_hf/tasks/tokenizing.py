@@ -1,6 +1,8 @@
 """Rows of a task as tokens, the too long ones with a shorter context."""
 
+import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -118,16 +120,16 @@ def tokenize_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
 
 
 def _encode_pair(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> list[list[int]]:
-    sides = (row["first"], row["second"])
+    sides, limit = (row["first"], row["second"]), sys.maxsize if max_length is None else max_length
     is_text = isinstance(sides[0], str)
     for prompt in [row["prompt"]] if is_text else _shorter_dialogues(row["prompt"]):
         begin, responses = _render(prompt, sides, tokenizer)
         encoded, length = _encode_sides(begin, responses, tokenizer, is_text)
-        if max_length is None or length <= max_length:
+        if length <= limit:
             return encoded
-    for kept in _shorter_contexts(tokenizer, begin, length - max_length, "start"):
+    for kept in _shorter_contexts(tokenizer, begin, length - limit, "start"):
         encoded, length = _encode_sides(kept, responses, tokenizer, is_text)
-        if length <= max_length:
+        if length <= limit:
             return encoded
     raise ValueError(
         f"The row {row['id']} has a response of {length} tokens, more than max_length {max_length}; raise "
@@ -204,10 +206,8 @@ def completion_lengths(
     return np.array(n_prompt, dtype=np.int64), np.array(n_completion, dtype=np.int64)
 
 
-def _render(
-    prompt: str | list[dict], sides: tuple[str | list[dict], ...], tokenizer: PreTrainedTokenizerBase
-) -> tuple[str, list[str]]:
-    """Prompt and both responses as text: what may be cut, and what may not."""
+def _render(prompt: Any, sides: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[str]]:
+    """Prompt and both responses, all texts or all messages, as text: what may be cut, and what may not."""
     if isinstance(sides[0], str):
         end = tokenizer.eos_token or ""
         return prompt, [side if side.endswith(end) else side + end for side in sides]
@@ -216,10 +216,10 @@ def _render(
             f"The responses are messages, and the tokenizer of {tokenizer.name_or_path!r} has no chat template to "
             "make text of them. Take a model that has one, or pairs of text."
         )
-    texts = [tokenizer.apply_chat_template([*prompt, *side], tokenize=False) for side in sides]
+    texts = [str(tokenizer.apply_chat_template([*prompt, *side], tokenize=False)) for side in sides]
     # A template may show a prompt otherwise once it has been answered; then less of it, or nothing, may be cut.
-    for options in ({"add_generation_prompt": True}, {}) if prompt else ():
-        begin = tokenizer.apply_chat_template(prompt, tokenize=False, **options)
+    for asks in (True, False) if prompt else ():
+        begin = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=asks))
         if all(text.startswith(begin) for text in texts):
             return begin, [text[len(begin) :] for text in texts]
     return "", texts

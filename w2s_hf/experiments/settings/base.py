@@ -2,9 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from datasets import Dataset
@@ -15,22 +14,27 @@ from transformers.trainer_utils import EvalLoopOutput
 from ... import metrics
 from ..._compat import next_log
 from ...demo.models import DEMO_MODELS, DemoModel, World
-from ...labels import LabelsById
+from ...labels import WeakCompletions, WeakLabels
 from ...modeling import load_tokenizer
 from ...modeling.spec import ModelSpec
 from ...results import ExperimentResult
 from ...tasks import TaskSplits
-from ..config import ExperimentArguments
+from ...trainers.mixins import TrainerMixin
+from ..config import ExperimentArguments, Own
 
 if TYPE_CHECKING:
     from ..analysis_context import AnalysisContext
     from ..finetuner import Finetuner
     from ..seed import Models
 
-__all__ = ["ACCURACY", "Setting", "Tokenize", "metric_name", "on_weak_labels", "split_options", "tokenizers_of"]
+__all__ = [
+    "ACCURACY", "Setting", "Tokenize", "demo_sizes", "metric_name", "on_weak_labels", "split_options", "tokenizers_of"
+]  # fmt: skip
 
 # The share of validation rows whose label a model predicts, as logs name it for true labels and for weak ones.
 ACCURACY, _WEAK_AGREEMENT = "accuracy", "weak_agreement"
+
+_AnyTrainer = TypeVar("_AnyTrainer", bound=Trainer)
 
 # Tokenizes rows for one model, as [`Finetuner.tokenize`].
 Tokenize = Callable[[Dataset], Dataset]
@@ -58,7 +62,7 @@ class Setting(ABC):
     rows: str
     task_type: str
     columns: tuple[str, ...]
-    labels: type[LabelsById]
+    labels: type[WeakLabels] | type[WeakCompletions]
     label_column: str
     chance: float | None = None
     control: dict
@@ -69,25 +73,23 @@ class Setting(ABC):
     @abstractmethod
     def load_rows(
         self,
-        task,
-        args: ExperimentArguments,
-        training_args: TrainingArguments,
+        task: Own,
+        args: Own,
+        training_args: Own,
         readers: Sequence[ModelSpec],
     ) -> TaskSplits:
         """Loads the rows of a task; `readers` are the models that all rows have to fit."""
 
     @abstractmethod
-    def demo_world(self, args: ExperimentArguments, seed: int) -> World:
+    def demo_world(self, args: Own, seed: int) -> World:
         """Returns the world that the demo of a seed is about."""
 
     @abstractmethod
-    def load_demo_rows(
-        self, task, args: ExperimentArguments, training_args: TrainingArguments, world: World
-    ) -> TaskSplits:
+    def load_demo_rows(self, task: Own, args: Own, training_args: Own, world: Own) -> TaskSplits:
         """Generates rows in the columns of a task."""
 
     def prepare_models(
-        self, models: "Models", splits: TaskSplits, args: ExperimentArguments, seed: int, finetuner: "Finetuner"
+        self, models: "Models", splits: TaskSplits, args: Own, seed: int, finetuner: "Finetuner"
     ) -> "Models":
         """Returns the models after what has to be trained before the experiment; by default nothing has to be."""
         return models
@@ -97,6 +99,10 @@ class Setting(ABC):
     @abstractmethod
     def arguments_of(self, method: str) -> dict:
         """Returns the training arguments of a method."""
+
+    def class_names(self, task: Own) -> list[str] | None:
+        """Returns the names of the outputs of a classifier; by default models have no such names."""
+        return None
 
     @abstractmethod
     def with_ground_truth(self, rows: Dataset) -> Dataset:
@@ -124,31 +130,31 @@ class Setting(ABC):
         """Makes a trainer for rows with `columns` and the label column; `is_weak`: the labels are a model's."""
 
     @abstractmethod
-    def answer(self, trainer: Trainer, rows: Dataset, tokenize: Tokenize, directory: Path):
+    def predict(self, trainer: Own, rows: Dataset, tokenize: Tokenize, directory: Path):
         """Returns the predictions of the trainer's model for rows; finished batches may be kept in `directory`."""
 
     # ---- Scores ----
 
     @abstractmethod
-    def is_correct(self, answers, rows: Dataset) -> np.ndarray:
+    def is_correct(self, predictions: Own, rows: Dataset) -> np.ndarray:
         """Returns which predictions are correct, `(N,)` bool; rows with `ground_truth`."""
 
     @abstractmethod
-    def is_same(self, answers, others, rows: Dataset) -> np.ndarray:
-        """Returns for which rows two models predict the same, `(N,)` bool."""
+    def agrees(self, predictions: Own, reference: Own, rows: Dataset) -> np.ndarray:
+        """Returns for which rows predictions agree with a supervisor's (`reference`), `(N,)` bool."""
 
     @abstractmethod
-    def extra_scores(self, answers, rows: Dataset) -> dict:
+    def extra_scores(self, predictions: Own, rows: Dataset) -> dict:
         """Returns what is reported besides the accuracy."""
 
-    def scores(self, answers, rows: Dataset) -> dict:
+    def scores(self, predictions: Own, rows: Dataset) -> dict:
         """Returns accuracy with its interval, and the further scores."""
-        correct = self.is_correct(answers, rows)
+        correct = self.is_correct(predictions, rows)
         return {
             "accuracy": float(correct.mean()),
             "ci95": list(metrics.accuracy_interval(correct)),
             "n": len(correct),
-            **self.extra_scores(answers, rows),
+            **self.extra_scores(predictions, rows),
         }
 
     # ---- Results ----
@@ -177,19 +183,27 @@ def split_options(args: ExperimentArguments) -> dict:
     return {name: getattr(args, name) for name in names} | {"seed": args.split_seed}
 
 
+def demo_sizes(args: ExperimentArguments) -> tuple[int, int, int]:
+    """Returns how many rows a demo has to train on, to test on, and for the links of a chain."""
+    n_train, n_weak, n_validation, n_test = args.n_train, args.n_weak, args.n_validation, args.n_test
+    if n_train is None or n_weak is None or n_validation is None or n_test is None:
+        raise ValueError("Got a demo without one of --n_train, --n_weak, --n_validation and --n_test, expected all.")
+    return n_train + n_weak + n_validation, n_test, args.n_links * (n_train + n_validation)
+
+
 def tokenizers_of(models: Sequence[ModelSpec]) -> list[PreTrainedTokenizerBase]:
     """Loads the tokenizers of models."""
     return [load_tokenizer(model.path, revision=model.revision) for model in models]
 
 
-class _OnWeakLabels:
+class _OnWeakLabels(TrainerMixin):
     """Calls a trainer's accuracy `weak_agreement`, in its metrics and in its logs."""
 
     def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
         """As in the trainer, under the other name."""
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        if f"{prefix}_{ACCURACY}" in output.metrics:
+        if output.metrics is not None and f"{prefix}_{ACCURACY}" in output.metrics:
             output.metrics[f"{prefix}_{_WEAK_AGREEMENT}"] = output.metrics.pop(f"{prefix}_{ACCURACY}")
         return output
 
@@ -201,18 +215,18 @@ class _OnWeakLabels:
         super().log(logs, *args, **kwargs)
 
 
-@cache
-def on_weak_labels(trainer: type[Trainer]) -> type[Trainer]:
+def on_weak_labels(trainer: type[_AnyTrainer]) -> type[_AnyTrainer]:
     """
-    A trainer for labels that a model made. What the trainer calls `accuracy`, the share of rows whose label the model
-    predicts, is then no accuracy: logs and `metric_for_best_model` call it `weak_agreement`.
+    Returns the class of a trainer for labels that a model made. What the trainer calls `accuracy`, the share of rows
+    whose label the model predicts, is then no accuracy: logs and `metric_for_best_model` call it `weak_agreement`.
     """
-    return type(trainer.__name__, (_OnWeakLabels, trainer), {})
+    kind: Any = type(trainer.__name__, (_OnWeakLabels, trainer), {})
+    return kind
 
 
 def metric_name(name: str | None, is_weak: bool) -> str | None:
     """
-    `metric_for_best_model` of one training. In a recipe `accuracy` and `weak_agreement` both mean the share of
+    Returns `metric_for_best_model` of one training. In a recipe `accuracy` and `weak_agreement` both mean the share of
     validation rows whose label the model predicts; it is logged as `weak_agreement` where labels are weak.
     """
     if name is None or name.removeprefix("eval_") not in (ACCURACY, _WEAK_AGREEMENT):

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ...config import CompletionConfig
 from ...demo.models import World
 from ...generation import complete
-from ...labels import Completion, LabelsById, WeakCompletions
+from ...labels import Completion, WeakCompletions
 from ...modeling import load_config, load_tokenizer
 from ...modeling.spec import ModelSpec
 from ...results import BaselineResult, ExperimentResult
@@ -21,14 +20,13 @@ from ...tasks import COMPLETION_COLUMNS, GenerationTask, TaskSplits
 from ...trainers.completion import CompletionTrainer, autocast
 from ..analysis_context import AnalysisContext
 from ..cache import library_versions
-from ..config import GenerationArguments
+from ..config import Own
 from ..finetuner import Finetuner
 from .base import Setting, Tokenize, on_weak_labels, split_options, tokenizers_of
 
-__all__ = ["GenerationSetting", "answer_untrained", "check_length"]
+__all__ = ["GenerationSetting", "check_length", "complete_untrained"]
 
 
-@dataclass(frozen=True)
 class GenerationSetting(Setting):
     """
     Prompts and completions. Predictions are `list[Completion]`. Only a subclass has a demo.
@@ -37,23 +35,15 @@ class GenerationSetting(Setting):
         task ([`GenerationTask`]): Parses and scores the answers, and names the setting in results.
     """
 
-    task: GenerationTask
-    task_type: str = "CAUSAL_LM"
-    columns: tuple[str, ...] = COMPLETION_COLUMNS
-    labels: type[LabelsById] = WeakCompletions
-    label_column: str = "completion"
+    task_type = "CAUSAL_LM"
+    columns = COMPLETION_COLUMNS
+    labels = WeakCompletions
+    label_column = "completion"
     # A model without pretraining needs more than one epoch to learn what a completion looks like.
-    control: dict = field(default_factory=lambda: {"learning_rate": 2e-3, "num_train_epochs": 12})
+    control = {"learning_rate": 2e-3, "num_train_epochs": 12}
 
-    @property
-    def name(self) -> str:
-        """The name of the setting in results."""
-        return self.task.setting
-
-    @property
-    def rows(self) -> str:
-        """The name of the rows in logs."""
-        return self.task.rows
+    def __init__(self, task: GenerationTask):
+        self.task, self.name, self.rows = task, task.setting, task.rows
 
     def arguments_of(self, method: str) -> dict:
         """Returns nothing: there is one way to learn from text."""
@@ -81,28 +71,28 @@ class GenerationSetting(Setting):
             model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer
         )
 
-    def answer(
+    def predict(
         self, trainer: CompletionTrainer, rows: Dataset, tokenize: Tokenize, directory: Path
     ) -> list[Completion]:
         """Returns greedy completions; finished batches are cached in `directory`."""
         return trainer.complete(rows["prompt"], keep=directory / "completions")
 
-    def is_correct(self, answers: list[Completion], rows: Dataset) -> np.ndarray:
+    def is_correct(self, predictions: list[Completion], rows: Dataset) -> np.ndarray:
         """Returns which completions have the right answer, `(N,)` bool."""
-        return np.array([self.task.is_correct(answer, row) for answer, row in zip(answers, rows, strict=True)])
+        return np.array([self.task.is_correct(*columns) for columns in zip(predictions, rows, strict=True)])
 
-    def is_same(self, answers: list[Completion], others: list[Completion], rows: Dataset) -> np.ndarray:
+    def agrees(self, predictions: list[Completion], reference: list[Completion], rows: Dataset) -> np.ndarray:
         """Returns which completions have the same answer, `(N,)` bool."""
-        return np.array([self.task.is_same(*columns) for columns in zip(answers, others, rows, strict=True)])
+        return np.array([self.task.is_same(*columns) for columns in zip(predictions, reference, rows, strict=True)])
 
-    def extra_scores(self, answers: list[Completion], rows: Dataset) -> dict:
+    def extra_scores(self, predictions: list[Completion], rows: Dataset) -> dict:
         """Returns the scores that the task reports besides the accuracy."""
-        return self.task.extra_scores(answers, rows)
+        return self.task.extra_scores(predictions, rows)
 
     def load_rows(
         self,
-        task: GenerationTask,
-        args: GenerationArguments,
+        task: Own,
+        args: Own,
         training_args: CompletionConfig,
         readers: Sequence[ModelSpec],
     ) -> TaskSplits:
@@ -118,13 +108,11 @@ class GenerationSetting(Setting):
             **split_options(args),
         )
 
-    def demo_world(self, args: GenerationArguments, seed: int) -> World:
+    def demo_world(self, args: Own, seed: int) -> World:
         """Raises `ValueError`: there is no demo of any task."""
         raise ValueError(f"--demo: got the task {self.task.name}, which has no demo. Name models and data.")
 
-    def load_demo_rows(
-        self, task: GenerationTask, args: GenerationArguments, training_args: CompletionConfig, world: World
-    ) -> TaskSplits:
+    def load_demo_rows(self, task: Own, args: Own, training_args: CompletionConfig, world: Own) -> TaskSplits:
         """Raises `ValueError`, as [`demo_world`]."""
         raise ValueError(f"--demo: got the task {self.task.name}, which has no demo. Name models and data.")
 
@@ -139,7 +127,7 @@ class GenerationSetting(Setting):
         source = {"task": splits.task.name, "dataset": splits.source}
         entries = []
         for name, rows in self.zero_shot_rows(context).items():
-            completions = answer_untrained(context.finetuner, "zero-shot", student, rows, source)
+            completions = complete_untrained(context.finetuner, "zero-shot", student, rows, source)
             entries.append({"name": name, "model": student.name, **self.scores(completions, rows)})
         return entries
 
@@ -165,7 +153,7 @@ def check_length(max_length: int | None, n_positions: int | None, name: str) -> 
         )
 
 
-def answer_untrained(
+def complete_untrained(
     finetuner: Finetuner, name: str, model: ModelSpec, rows: Dataset, source: dict
 ) -> list[Completion]:
     """
@@ -180,11 +168,9 @@ def answer_untrained(
     """
     args = finetuner.args
     settings = {
-        "model": model.identity,
+        **finetuner.settings_of_predictions(model),
         "rows": finetuner.fingerprint(rows),
         "max_new_tokens": args.max_new_tokens,
-        "mixed_precision": [args.bf16, args.fp16],
-        "n_processes": PartialState().num_processes,
     }
 
     def build(directory: Path) -> None:
@@ -192,7 +178,7 @@ def answer_untrained(
         # With new adapters, which change nothing: so the base that is loaded serves here, too.
         network = finetuner.in_place(finetuner.untrained(model, tokenizer, seed=0))
         with autocast(args):
-            answers = complete(
+            completions = complete(
                 network,
                 tokenizer,
                 rows["prompt"],
@@ -202,7 +188,7 @@ def answer_untrained(
             )
         if PartialState().is_main_process:
             provenance = {**source, "model": model.name, "versions": library_versions()}
-            WeakCompletions(list(rows["id"]), answers, provenance).save(directory / "predictions")
+            WeakCompletions(list(rows["id"]), completions, provenance).save(directory / "predictions")
             shutil.rmtree(directory / "completions")
 
     path = finetuner.cache.run(name, settings, build)

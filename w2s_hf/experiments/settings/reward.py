@@ -1,5 +1,6 @@
 """Reward modelling: which of two responses is better (paper, 4.1)."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Value
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from ...cards.markdown import markdown_table
+from ...cards.markdown import markdown_table, render
+from ...config import RewardPairConfig
 from ...demo.models import World
 from ...demo.rows import demo_pairs
 from ...demo.worlds import PAIR_SITUATIONS, DemoWorld
@@ -22,42 +24,10 @@ from ..config import RewardArguments
 from ..finetuner import Finetuner
 from ..generative import generative_finetune
 from ..seed import Models
-from .base import split_options, tokenizers_of
+from .base import demo_sizes, split_options, tokenizers_of
 from .classification import ProbabilitySetting
 
 __all__ = ["REWARD", "RewardSetting"]
-
-_DEMO_TEXT = """
-## What this demo shows, and what it does not
-
-The pairs are generated, as transcripts in the columns of {task}: a reply is a word of style, `yes` or
-`no`, and a fact about a made-up entity. The better reply is the one about something alive; where both or neither are,
-the one that begins with `yes`. One preference in twenty is reported the wrong way, so that about 0.95 is the best
-there is. Which entities are alive can be told from the text that the student was pretrained on, and never stands in
-it. All test pairs are about entities that no training pair is about: what a student knows of them it has from
-pretraining.
-
-- Where a student is better than the supervisor that taught it, it shows the effect itself, measured live. The control,
-  the same architecture taught by the same labels without pretraining, has only the style to go by.
-- It does not show that size helps: pretraining drives the gain here, and the supervisor has none.
-- It does not show that the generative stage helps: the student has read about all entities before.
-- Each seed is another world with other models, so numbers differ from seed to seed by more than their intervals.
-"""
-
-_SITUATION_TEXT = """
-## Why PGR is low here
-
-Accuracy by what tells the better reply: the style alone, the entities alone, both, or both in contradiction, where the
-entities count; a mean over the seeds.
-
-{table}
-
-A supervisor that goes by the style is right where the style decides, and has to guess where only the entities differ,
-since it has never met them. There the student's own knowledge shows. Where both are in conflict, such a supervisor is
-wrong not at random but nearly always. To a student these are labels like any others; as far as it learns this error
-with them, it does not recover that part of the gap. That it could, the ceiling tells: the same student, taught the
-truth about the same pairs.
-"""
 
 
 class RewardSetting(ProbabilitySetting):
@@ -82,7 +52,11 @@ class RewardSetting(ProbabilitySetting):
         return tokenized.add_column("soft_label", first_is_better.tolist(), feature=Value("float32"))
 
     def load_rows(
-        self, task: PreferenceTask, args: RewardArguments, training_args: TrainingArguments, readers: list[ModelSpec]
+        self,
+        task: PreferenceTask,
+        args: RewardArguments,
+        training_args: RewardPairConfig,
+        readers: Sequence[ModelSpec],
     ) -> TaskSplits:
         """Loads pairs; see [`load_pairs`]."""
         return load_pairs(
@@ -105,12 +79,13 @@ class RewardSetting(ProbabilitySetting):
         def pairs(n: int, stream: str, **options):
             return demo_pairs(world, 5 * n // 4, stream, **options)  # equal pairs count once
 
+        n_train, n_test, n_links = demo_sizes(args)
         raw = {
-            task.train_split[0]: pairs(args.n_train + args.n_weak + args.n_validation, "train pairs"),
-            task.test_split[0]: pairs(args.n_test, "test pairs", held_out=True),
+            task.train_split[0]: pairs(n_train, "train pairs"),
+            (task.test_split or ("test",))[0]: pairs(n_test, "test pairs", held_out=True),
         }
-        if args.n_links:
-            raw[LINK_ROWS] = pairs(2 * args.n_links * (args.n_train + args.n_validation), "link pairs")
+        if n_links:
+            raw[LINK_ROWS] = pairs(2 * n_links, "link pairs")
         # There is one prompt, so it groups nothing.
         return load_pairs(replace(task, group_by_prompt=False), raw=DatasetDict(raw), **split_options(args))
 
@@ -142,12 +117,11 @@ class RewardSetting(ProbabilitySetting):
         self, results: ExperimentResult, contexts: list[AnalysisContext], output_dir: Path
     ) -> tuple[dict, str, list[str]]:
         """Describes the task and, in the demo, what the demo shows."""
-        task, args = contexts[0].splits.task, contexts[0].args
+        task, args = contexts[0].task, contexts[0].args
         facts: dict = {"generative_finetuning": args.generative_finetuning}
         notes = []
         if args.demo:
-            table = situation_table(results)
-            notes = [_DEMO_TEXT.strip().format(task=task.name), _SITUATION_TEXT.strip().format(table=table)]
+            notes.append(render("demo_reward.md", task=task.name, table=situation_table(results)))
             pair = contexts[0].test[0]
             facts["example_prompt"] = pair["prompt"] + pair["first"]
         return facts, task.description or f"{task.name}.", notes

@@ -73,8 +73,9 @@ def _words(text: str) -> str:
 
 def _draw(fen: str, target: str, answer: str | None) -> str:
     board = chess.Board(fen)
-    wanted, made = parse_move(target, board), None if answer is None else chess.Move.from_uci(answer)
-    arrows = [chess.svg.Arrow(wanted.from_square, wanted.to_square, color=_RIGHT)]
-    if made is not None and made != wanted:
-        arrows.append(chess.svg.Arrow(made.from_square, made.to_square, color=_WRONG))
+    moves = {parse_move(target, board): _RIGHT}
+    moves.setdefault(None if answer is None else chess.Move.from_uci(answer), _WRONG)
+    arrows = [
+        chess.svg.Arrow(move.from_square, move.to_square, color=colour) for move, colour in moves.items() if move
+    ]
     return str(chess.svg.board(board, orientation=board.turn, arrows=arrows, size=_SIZE))

@@ -81,7 +81,7 @@ def score_move(text: str, is_cut: bool, target: str, fen: str) -> MoveScore:
     # The last word of a cut text may go on.
     is_whole = not is_cut or len(_answer(f"{text}.")) > len(target.split())
     move = parse_move(text, board) if is_whole else None
-    accepted = move == wanted or (move is not None and _mates(move, board) and _mates(wanted, board))
+    accepted = move == wanted or all(any_move is not None and _mates(any_move, board) for any_move in (move, wanted))
     return MoveScore(None if move is None else move.uci(), move == wanted, text == target and not is_cut, accepted)
 
 

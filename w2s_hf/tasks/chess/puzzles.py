@@ -186,17 +186,12 @@ class PuzzleLoader(CompletionLoader):
 def load_puzzles(
     task: ChessTask,
     *,
-    dataset_path: str | None = None,
-    raw: DatasetDict | None = None,
     tokenizers: Sequence[PreTrainedTokenizerBase] = (),
     max_length: int | None = None,
     max_new_tokens: int | None = None,
-    n_train: int | None = None,
-    n_weak: int | None = None,
-    n_validation: int | None = None,
-    n_test: int | None = None,
-    n_links: int = 0,
-    seed: int = 0,
+    dataset_path: str | None = None,
+    raw: DatasetDict | None = None,
+    **options,
 ) -> TaskSplits:
     """
     Loads puzzles, leaves out the broken ones, and halves them by game.
@@ -208,12 +203,12 @@ def load_puzzles(
 
     Args:
         task ([`ChessTask`]): The task.
-        dataset_path, raw, n_train, n_weak, n_validation, n_test, n_links, seed: As in
-            [`w2s_hf.tasks.splits.load_splits`]. Of one split a fifth is held out to test.
         tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Of all models.
         max_length (`int`, *optional*): Tokens of prompt and completion. A prompt that leaves no room for
             `max_new_tokens` is left out: without its beginning a transcript is another game.
         max_new_tokens (`int`, *optional*): Tokens of a completion.
+        dataset_path, raw, options: As in [`w2s_hf.tasks.generation.load_completions`]. Of one split a fifth is held
+            out to test.
 
     Returns:
         [`TaskSplits`] whose parts have `COMPLETION_COLUMNS`, `fen`, `group`, `rating` (-1 where there is none), `band`
@@ -225,7 +220,7 @@ def load_puzzles(
             or `max_new_tokens` is too small for the moves.
     """
     loader = PuzzleLoader(task, tokenizers, max_length, max_new_tokens)
-    splits = loader.load(dataset_path, raw, n_train, n_weak, n_validation, n_test, n_links, seed)
+    splits = loader.load(dataset_path=dataset_path, raw=raw, **options)
     if dataset_path is not None and raw is None:
         splits.source["id"] = Path(dataset_path).name  # which of the schemas it has, the task does not know
     return splits

@@ -1,26 +1,17 @@
 """Tables of chess in the report: what the moves are worth, by rating, and from easy to hard puzzles."""
 
-from ...cards.markdown import markdown_table
-from ...cards.score import interval as _interval
+from ...cards.markdown import markdown_table, render
+from ...cards.score import interval
 from ...config import CompletionConfig
 from ...results import AnyScore, ExperimentResult, SeedResult
 
 __all__ = ["table_sections"]
 
-_SCORES_TEXT = """
-## What the moves are worth
-
-Accuracy is the share of puzzles in which the first word of the completion is the right move, whatever it says of check
-and mate. Exact: the whole completion is the right text, check marks included. Mates accepted: any mate counts where
-the right move is one. Legal: a move that the rules allow. Cut: completions that did not end within {max_new_tokens}
-tokens.
-"""
-
 
 def table_sections(results: ExperimentResult) -> list[str]:
     """Returns the sections of the report that are tables, in Markdown."""
     max_new_tokens = results.settings.training.arguments.get("max_new_tokens", CompletionConfig.max_new_tokens)
-    sections = [_SCORES_TEXT.strip().format(max_new_tokens=max_new_tokens), scores_table(results)]
+    sections = [render("chess_scores.md", max_new_tokens=max_new_tokens), scores_table(results)]
     if list(results.runs[0].ceiling.scores["by_band"]) != ["unrated"]:
         is_demo = results.is_demo
         sections.append("## Accuracy by kind of puzzle" if is_demo else "## Accuracy by rating")
@@ -28,11 +19,6 @@ def table_sections(results: ExperimentResult) -> list[str]:
     if results.runs[0].easy_to_hard:
         sections += ["## Easy to hard", easy_to_hard_table(results)]
     return sections
-
-
-def interval(ci95: list[float]) -> str:
-    """` [0.123, 0.456]`"""
-    return str(_interval(ci95, 3))
 
 
 def _models(run: SeedResult) -> dict[str, AnyScore]:
@@ -49,9 +35,9 @@ def scores_table(results: ExperimentResult) -> str:
     lines = []
     for run in results.runs:
         for role, model in _models(run).items():
-            line = [str(run.seed), role, f"{model.accuracy:.3f}{interval(model.ci95)}"]
+            line = [str(run.seed), role, f"{model.accuracy:.3f}{interval(model.ci95, 3)}"]
             line += [
-                f"{model.scores[name]:.3f}{interval(model.scores[f'{name}_ci95'])}"
+                f"{model.scores[name]:.3f}{interval(model.scores[f'{name}_ci95'], 3)}"
                 for name in ("exact_match", "mate_accepted", "legal_rate")
             ]
             lines.append([*line, str(model.scores["n_cut"])])
@@ -67,7 +53,7 @@ def bands_table(results: ExperimentResult) -> str:
         lines.append([str(run.seed), "test puzzles", *map(str, counts)])
         for role, model in _models(run).items():
             cells = [model.scores["by_band"].get(band) for band in bands]
-            shown = ["-" if cell is None else f"{cell['accuracy']:.3f}{interval(cell['ci95'])}" for cell in cells]
+            shown = ["-" if cell is None else f"{cell['accuracy']:.3f}{interval(cell['ci95'], 3)}" for cell in cells]
             lines.append([str(run.seed), role, *shown])
     return markdown_table(["seed", "", *bands], lines)
 
@@ -80,7 +66,7 @@ def easy_to_hard_table(results: ExperimentResult) -> str:
         names = {"easy": f"rated at most {found['max_train_rating']}", "any rating": "as many of any rating"}
         for name, entry in found["trained_on"].items():
             line = [str(run.seed), names.get(name, "all (the ceiling)"), str(entry["n_train"])]
-            line += [f"{entry[on]['accuracy']:.3f}{interval(entry[on]['ci95'])}" for on in ("on_all", "on_hard")]
+            line += [f"{entry[on]['accuracy']:.3f}{interval(entry[on]['ci95'], 3)}" for on in ("on_all", "on_hard")]
             lines.append(line)
     first = results.runs[0].easy_to_hard
     n_hard = first["trained_on"]["all"]["on_hard"]["n"]
