@@ -207,13 +207,14 @@ def test_tasks_are_listed_by_an_option(words, capsys):
     assert ended.value.code == 0 and "boolq" in capsys.readouterr().out
 
 
-def test_help_shows_the_defaults_of_the_chosen_configuration(capsys):
-    for words, default in {"--help": "2000", "--help --config qwen_72b": "None", "--wrong 1 -h": "2000"}.items():
-        with pytest.raises(SystemExit) as ended:
-            parse_arguments("", CONFIGS / "demo.yaml", words.split())
-        shown = " ".join(capsys.readouterr().out.split())
-        assert ended.value.code == 0
-        assert f"half of what there is). (default: {default})" in shown, words
+@pytest.mark.parametrize(
+    ("words", "default"), [("--help", "2000"), ("--help --config qwen_72b", "None"), ("--wrong 1 -h", "2000")]
+)
+def test_help_shows_the_defaults_of_the_chosen_configuration(words, default, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments("", CONFIGS / "demo.yaml", words.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0 and f"half of what there is). (default: {default})" in shown
 
 
 def test_a_misspelt_option_is_named_before_a_missing_one(capsys):

@@ -222,18 +222,27 @@ def test_training_rows_that_do_not_fit_are_left_out_and_counted(tokenizer, tmp_p
     assert "max_length" not in caplog.text
 
 
-def test_evaluation_rows_that_do_not_fit_and_no_row_that_fits_are_refused(tokenizer, tmp_path):
-    message = r"eval_dataset: 2 of 4 rows are longer than max_length=8 tokens.*Set args.max_length to 12 or to None"
-    options = {"processing_class": tokenizer, "args": completion_arguments(tmp_path, max_length=8)}
+LONG = r"eval_dataset: 2 of 4 rows are longer than max_length=8 tokens.*Set args.max_length to 12 or to None"
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda make: make(eval_dataset=long_rows()), LONG),
+        (lambda make: make().evaluate(long_rows()), LONG),
+        (lambda make: make(train_dataset=long_rows().select([2, 3])),
+         "train_dataset: 2 of 2 rows are longer than max_length=8"),
+    ],
+    ids=["evaluate later", "evaluate now", "train"],
+)  # fmt: skip
+def test_evaluation_rows_that_do_not_fit_and_no_row_that_fits_are_refused(use, message, tokenizer, tmp_path):
+    def make(**rows):
+        args = completion_arguments(tmp_path, max_length=8)
+        rows = {"train_dataset": rows_of(8)} | rows
+        return CompletionTrainer(make_language_model(tokenizer), args, processing_class=tokenizer, **rows)
+
     with pytest.raises(ValueError, match=message):
-        CompletionTrainer(
-            make_language_model(tokenizer), train_dataset=rows_of(8), eval_dataset=long_rows(), **options
-        )
-    trainer = CompletionTrainer(make_language_model(tokenizer), train_dataset=rows_of(8), **options)
-    with pytest.raises(ValueError, match=message):
-        trainer.evaluate(long_rows())
-    with pytest.raises(ValueError, match="train_dataset: 2 of 2 rows are longer than max_length=8"):
-        CompletionTrainer(make_language_model(tokenizer), train_dataset=long_rows().select([2, 3]), **options)
+        use(make)
 
 
 def test_rows_longer_than_the_positions_are_refused(tokenizer, tmp_path):

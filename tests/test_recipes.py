@@ -408,6 +408,9 @@ def test_tasks_are_listed(monkeypatch, capsys):
     assert not ended.value.code
     out = capsys.readouterr().out
     assert all(name in out for name in TASKS) and "embedded demo" not in out
+
+
+def test_a_recipe_of_any_task_needs_one(capsys):
     with pytest.raises(SystemExit):
         parse_arguments("", DEMO_CONFIG, [], experiment=AnyTaskArguments)
     assert "Got no --task; --list_tasks prints their names" in capsys.readouterr().err

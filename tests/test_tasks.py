@@ -281,9 +281,12 @@ def test_wrong_answers_come_from_all_of_them(world):
     assert sum(counts.values()) == 1000 and min(counts.values()) > 280
 
 
-def test_unknown_tasks_and_files():
+def test_an_unknown_task_is_named():
     with pytest.raises(ValueError, match="got 'bolq', expected one of amazon_polarity, .*Did you mean 'boolq'"):
         find_task("bolq")
+
+
+def test_an_unknown_file_is_named():
     with pytest.raises(FileNotFoundError, match="is no directory and no file that can be read .*columns passage"):
         load_task("boolq", dataset_path="nowhere")
 
