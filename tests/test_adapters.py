@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from helpers.models import make_language_model, make_rows
+from helpers.models import BATCH, logits, make_language_model, make_rows
 from helpers.training import arguments, pair_arguments
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
@@ -26,10 +26,6 @@ from w2s_hf.leaderboard import leaderboard, read_card
 from w2s_hf.modeling.adapters import prepare_adapters
 from w2s_hf.modeling.heads import HEAD_NAMES, head_linears, head_modules, initialise_head
 
-BATCH = {
-    "input_ids": torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]),
-    "attention_mask": torch.tensor([[1] * 4, [1, 1, 0, 0]]),
-}
 SIZE = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZE |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
 SIZES = {
@@ -81,11 +77,6 @@ def quantized(bits: int, **options) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32, **options
     )
-
-
-def logits(model):
-    with torch.no_grad():
-        return model.eval()(**BATCH).logits.float()
 
 
 def step(student):

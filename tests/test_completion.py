@@ -14,7 +14,6 @@ from trl import SFTConfig, SFTTrainer
 
 from w2s_hf import CompletionTrainer, fresh_adapter, load_student
 from w2s_hf.generation import complete
-from w2s_hf.trainers.completion import _tokenize
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0)
 
@@ -123,14 +122,15 @@ def test_completing_leaves_the_model_as_it_was(tokenizer, tmp_path):
     assert not trainer.model.training
 
 
-def test_a_completion_never_changes_the_tokens_of_its_prompt():
+def test_a_completion_never_changes_the_tokens_of_its_prompt(tmp_path):
     """`:` and a space are one token; by themselves `a:` and ` b` are as the model is asked and answers."""
     tokenizer = merging_tokenizer()
     rows = Dataset.from_dict({"prompt": ["a:", "b"], "completion": [" b", " c"]})
-    encoded = _tokenize(rows, "train_dataset", tokenizer, None)
+    args = completion_arguments(tmp_path)
+    trainer = CompletionTrainer(make_language_model(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
     asked = tokenizer(["a:", "b"])["input_ids"]
     assert tokenizer("a: b")["input_ids"][:2] != asked[0], "nothing merges: the comparison would be vacuous"
-    for row, prompt, completion in zip(encoded, asked, rows["completion"], strict=True):
+    for row, prompt, completion in zip(trainer.train_dataset, asked, rows["completion"], strict=True):
         assert row["input_ids"][: len(prompt)] == prompt and row["completion_mask"][: len(prompt)] == [0] * len(prompt)
         after = tokenizer(completion)["input_ids"] + [tokenizer.eos_token_id]
         assert row["input_ids"][len(prompt) :] == after and row["completion_mask"][len(prompt) :] == [1] * len(after)

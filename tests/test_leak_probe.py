@@ -45,13 +45,14 @@ RIGHT_ANSWER_LISTED_FIRST = dataclasses.replace(
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_no_task_gives_its_label_away_on_generated_rows(name, world):  # noqa: F811
+def test_no_task_gives_its_label_away_on_generated_rows(name, world):
     guesses = leak_probe(TASKS[name], demo_rows(TASKS[name], world, 1000, "probe"), confidence_level=0.999)
     assert guesses["form"].at_chance, guesses["form"]
     assert guesses["text"].at_chance, guesses["text"]  # the generator's own rows are all of one length
     assert guesses["text"].n > 800
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", TASKS)
 def test_no_task_gives_its_label_away_on_real_rows(name):
@@ -63,11 +64,12 @@ def test_no_task_gives_its_label_away_on_real_rows(name):
 
 
 @pytest.mark.parametrize("task", [LETTER_OR_TEXT, ANSWER_IN_PROMPT, RIGHT_ANSWER_LISTED_FIRST])
-def test_published_leaks_are_caught(task, world):  # noqa: F811
+def test_published_leaks_are_caught(task, world):
     form = leak_probe(task, demo_rows(TASKS[task.name], world, 1000, "probe"))["form"]
     assert not form.at_chance and form.accuracy > 0.95, form
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("task", [LETTER_OR_TEXT, ANSWER_IN_PROMPT, RIGHT_ANSWER_LISTED_FIRST])
 def test_published_leaks_are_caught_on_real_rows(task):
@@ -80,7 +82,7 @@ def test_published_leaks_are_caught_on_real_rows(task):
     assert sound["form"].at_chance
 
 
-def test_a_column_of_categories_is_no_content(world):  # noqa: F811
+def test_a_column_of_categories_is_no_content(world):
     rows = demo_rows(TASKS["ethics_justice"], world, 600, "probe")
     verdicts = ["that is so" if label else "never" for label in rows["label"]]
     form = leak_probe(ANSWER_FROM_A_COLUMN, rows.add_column("verdict", verdicts))["form"]
@@ -144,6 +146,7 @@ def test_chance_is_in_the_interval():
     assert not Guess(0.6, (0.55, 0.65), 100, []).at_chance and Guess(0.4, (0.35, 0.45), 100, []).at_chance
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path, capsys):
     path = str(tmp_path / "messages.csv")
     Dataset.from_list(

@@ -5,20 +5,14 @@ import copy
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from helpers.models import make_rows
-from helpers.training import arguments
-from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
+from helpers.models import logits, make_rows
+from helpers.training import LORA, arguments
+from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from w2s_hf import WeakToStrongTrainer, fresh_adapter, load_student
 from w2s_hf.modeling import load_tokenizer
 from w2s_hf.modeling.heads import initialise_head
-
-LORA = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS")
-BATCH = {
-    "input_ids": torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]),
-    "attention_mask": torch.tensor([[1] * 4, [1, 1, 0, 0]]),
-}
 
 
 @pytest.fixture
@@ -30,11 +24,6 @@ def directory_of(model_of, tokenizer, tmp_path):
         return str(directory)
 
     return save
-
-
-def logits(model):
-    with torch.no_grad():
-        return model.eval()(**BATCH).logits.float()
 
 
 def train(model, tokenizer, tmp_path, **kwargs):

@@ -340,6 +340,7 @@ def test_fields_of_a_configuration_reach_it(directory):
     assert (model.config.id2label, model.config.pad_token_id) == ({0: "no", 1: "yes"}, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_real_ranks_have_the_merges_and_tokens_of_qwen2(tmp_path):
     """Qwen2 has the vocabulary of the first family, in another file format: all of its merges are found again."""
@@ -362,6 +363,7 @@ def test_real_ranks_have_the_merges_and_tokens_of_qwen2(tmp_path):
         assert tokenizer(text)["input_ids"] == qwen2(text)["input_ids"]
 
 
+@pytest.mark.slow
 def test_from_the_command_line_without_remote_code(directory, cache, tmp_path):
     """Supervisor and 4-bit student of this layout; what is left of them is Qwen2's, and loads with no network."""
     (tmp_path / "rows").mkdir()

@@ -179,7 +179,7 @@ def test_missing_values_are_never_shown(task, row, name):
         list(task.examples(row))
 
 
-def test_columns_of_a_group_are_compared_with_themselves(world):  # noqa: F811
+def test_columns_of_a_group_are_compared_with_themselves(world):
     rows = [{"user": i, "doc": i + 1, "text": f"w{i} x", "y": i % 2} for i in range(60)]
     apart = Task("t", "rows.csv", "{text}", label="y", group=("user", "doc"), test_split=None)
     splits = load_splits(apart, raw=DatasetDict(train=Dataset.from_list(rows)))
@@ -286,6 +286,6 @@ def test_a_column_that_only_a_function_reads_has_to_be_named():
     assert load_splits(task, raw=rows).test["ground_truth"]
 
 
-def test_the_demo_has_rows_for_its_own_tasks_only(world):  # noqa: F811
+def test_the_demo_has_rows_for_its_own_tasks_only(world):
     with pytest.raises(ValueError, match="The demo has no rows for spam; name --weak_model and --student_model"):
         demo_rows(own_task(), world, 10, "train")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.chains import SPECIAL, student
+from helpers.chains import LORA, SPECIAL, student
 from helpers.models import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
 from helpers.training import Stop, arguments, make_pairs, rows_of
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, get_peft_model, get_peft_model_state_dict
@@ -34,7 +34,6 @@ from w2s_hf import (
     WeakToStrongTrainer,
 )
 
-LORA = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=2)
 OTHER_LORA = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=2)  # PEFT would load it in silence
 KINDS = ("classes", "adapters", "pairs", "completions")
 # 4 steps an epoch, of which the second is left in the middle.

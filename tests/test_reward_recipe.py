@@ -163,6 +163,7 @@ def test_two_ranks_run_the_recipe(cache, tmp_path):
     assert numbers(tmp_path / "out")["runs"][0]["weak"]["n"] == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [implicit_text, explicit_messages])
 def test_own_models_and_pairs_with_4_bit_adapters(make, cache, tmp_path, monkeypatch):
     """Adapters of the generative stage go on as those of the reward model."""

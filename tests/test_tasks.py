@@ -153,6 +153,7 @@ def test_hand_worked_rows(name):
     assert len({example["id"] for example in examples}) == len(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", TASKS)
 def test_real_rows(name):
