@@ -16,7 +16,7 @@ from helpers import running
 from helpers.models import make_model, make_tokenizer
 
 # Fixtures that take over five seconds.
-WHOLE_RUNS = {"analysed", "climbed", "finished", "pushed", "swept"}
+WHOLE_RUNS = {"analysed", "climbed", "finished", "pipeline", "pushed", "swept"}
 
 
 def pytest_collection_modifyitems(items):
