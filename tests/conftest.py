@@ -15,6 +15,16 @@ import pytest
 from helpers import running
 from helpers.models import make_model, make_tokenizer
 
+# Fixtures that take over five seconds.
+WHOLE_RUNS = {"analysed", "climbed", "finished", "pipeline", "pushed", "swept"}
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the tests of a whole run as slow: alone, each would start it."""
+    for item in items:
+        if WHOLE_RUNS.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def imported_modules_are_no_garbage():
@@ -60,3 +70,21 @@ def world():
 def cache(tmp_path_factory):
     """Where the demo's models are built once, for all recipes."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, none of which is laid out or saved."""
+    from matplotlib.figure import Figure
+
+    from w2s_hf import plots
+
+    drawn = []
+
+    class Recorded(Figure):
+        def savefig(self, path, **_):
+            if path.suffix == ".png":
+                drawn.append(self)
+
+    monkeypatch.setattr(plots, "Figure", Recorded)
+    return drawn

@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 import transformers
-from helpers.models import make_language_model, make_rows
-from helpers.training import arguments
+from helpers.models import BATCH, logits, make_language_model, make_rows
+from helpers.training import arguments, pair_arguments
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -21,15 +21,11 @@ from transformers import (
     set_seed,
 )
 
-from w2s_hf import RewardPairConfig, RewardPairTrainer, WeakToStrongTrainer, fresh_adapter, load_student
+from w2s_hf import RewardPairTrainer, WeakToStrongTrainer, fresh_adapter, load_student
 from w2s_hf.leaderboard import leaderboard, read_card
 from w2s_hf.modeling.adapters import prepare_adapters
 from w2s_hf.modeling.heads import HEAD_NAMES, head_linears, head_modules, initialise_head
 
-BATCH = {
-    "input_ids": torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]),
-    "attention_mask": torch.tensor([[1] * 4, [1, 1, 0, 0]]),
-}
 SIZE = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZE |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
 SIZES = {
@@ -81,11 +77,6 @@ def quantized(bits: int, **options) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32, **options
     )
-
-
-def logits(model):
-    with torch.no_grad():
-        return model.eval()(**BATCH).logits.float()
 
 
 def step(student):
@@ -151,27 +142,39 @@ def test_a_seed_gives_the_same_head_however_the_base_was_loaded(kind, base_of):
     assert torch.equal(logits(make(other, seed=3)), expected)
 
 
+USES = {
+    "classifier": lambda student, tokenizer, path: WeakToStrongTrainer(
+        student, arguments(path), processing_class=tokenizer
+    ),
+    "pairs": lambda student, tokenizer, path: RewardPairTrainer(
+        student, pair_arguments(path), train_dataset=None, processing_class=tokenizer
+    ),
+    # As an older version saved it.
+    "loading": lambda student, tokenizer, path: load_student(save(student, tokenizer, path), task_type="REWARD"),
+}
+
+
+@pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2"])
-def test_adapters_that_leave_out_new_layers_are_refused(kind, base_of, tokenizer, tmp_path):
+def test_adapters_that_leave_out_new_layers_are_refused(kind, use, base_of, tokenizer, tmp_path):
     base = AutoModelForSequenceClassification.from_pretrained(base_of(kind), num_labels=1)
-    student = get_peft_model(base, lora())
-    match = r"without .*pooler\.dense, which the checkpoint of the base lacks"
-    with pytest.raises(ValueError, match=match):
-        WeakToStrongTrainer(student, arguments(tmp_path), processing_class=tokenizer)
-    args = RewardPairConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
-    with pytest.raises(ValueError, match=match):
-        RewardPairTrainer(student, args, train_dataset=None, processing_class=tokenizer)
-    with pytest.raises(ValueError, match=match):  # as an older version saved it
-        load_student(save(student, tokenizer, tmp_path / "student"), task_type="REWARD")
-    # The pooler of a classifier that was finetuned before is in its checkpoint.
+    with pytest.raises(ValueError, match=r"without .*pooler\.dense, which the checkpoint of the base lacks"):
+        USES[use](get_peft_model(base, lora()), tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2"])
+def test_the_pooler_of_a_finetuned_classifier_is_in_its_checkpoint(kind, base_of, tmp_path):
     AutoModelForSequenceClassification.from_pretrained(base_of(kind)).save_pretrained(tmp_path / "classifier")
     finetuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier")
     prepare_adapters(get_peft_model(finetuned, lora()))
 
 
-def test_a_base_that_lacks_what_adapters_cannot_save_is_refused(base_of, tmp_path):
+def test_a_base_that_lacks_what_adapters_cannot_save_is_refused(base_of):
     with pytest.raises(ValueError, match=r"lacks lm_head\.weight, which adapters neither train nor save"):
         load_student(base_of("llama"), task_type="CAUSAL_LM", peft_config=lora(task_type="CAUSAL_LM"))
+
+
+def test_a_broken_base_is_refused_where_adapters_would_not_save_its_weights(base_of, tmp_path):
     shutil.copytree(base_of("llama"), tmp_path / "broken")
     weights = load_file(tmp_path / "broken" / "model.safetensors")
     del weights["layers.0.mlp.up_proj.weight"]
@@ -188,16 +191,18 @@ def trained(base, **options):
 
 
 @pytest.mark.parametrize("load_in_4bit", [False, True])
-def test_a_base_with_merged_adapters_is_refused(load_in_4bit, base_of):
-    def student():
-        return trained(load_student(base_of("llama"), dtype="float32", load_in_4bit=load_in_4bit))
-
-    merged = student()
-    merged.merge_adapter()
-    with pytest.raises(ValueError, match="adapters are merged into the base"):
-        fresh_adapter(merged)
-    with pytest.raises(ValueError, match=r"have changed since .*self_attn\.q_proj\.weight"):
-        fresh_adapter(student().merge_and_unload())
+@pytest.mark.parametrize(
+    ("merge", "message"),
+    [
+        (lambda student: student.merge_adapter() or student, "adapters are merged into the base"),
+        (lambda student: student.merge_and_unload(), r"have changed since .*self_attn\.q_proj\.weight"),
+    ],
+    ids=["merged", "merged and unloaded"],
+)
+def test_a_base_with_merged_adapters_is_refused(merge, message, load_in_4bit, base_of):
+    student = trained(load_student(base_of("llama"), dtype="float32", load_in_4bit=load_in_4bit))
+    with pytest.raises(ValueError, match=message):
+        fresh_adapter(merge(student))
 
 
 def test_nothing_of_an_earlier_student_is_left_in_the_base(base_of):
@@ -317,17 +322,31 @@ def test_students_in_two_precisions_are_of_two_kinds(base_of, tokenizer, tmp_pat
     assert leaderboard(cards)["load_in_4bit"].notna().sum() == 1
 
 
-def test_adapters_that_would_be_saved_as_others_are_refused(base_of, tokenizer, tmp_path):
-    base = make_language_model(tokenizer)
-    model = get_peft_model(base, lora(task_type="CAUSAL_LM"))
+@pytest.fixture
+def two_adapters(tokenizer):
+    model = get_peft_model(make_language_model(tokenizer), lora(task_type="CAUSAL_LM"))
     model.add_adapter("other", lora(task_type="CAUSAL_LM"))
     prepare_adapters(model)
-    model.base_model.set_adapter(["default", "other"])
-    with pytest.raises(ValueError, match="2 active adapters"):
-        prepare_adapters(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("activate", "message"),
+    [
+        (lambda model: model.base_model.set_adapter(["default", "other"]), "2 active adapters"),
+        (lambda model: model.set_adapter("other"), "default, other, of which 'other' is active.*delete_adapter"),
+    ],
+    ids=["both", "other"],
+)
+def test_adapters_that_would_be_saved_as_others_are_refused(activate, message, two_adapters):
+    activate(two_adapters)
+    with pytest.raises(ValueError, match=message):
+        prepare_adapters(two_adapters)
+
+
+def test_an_adapter_of_another_name_is_renamed_and_not_loaded_from_its_subdirectory(two_adapters, tokenizer, tmp_path):
+    model = two_adapters
     model.set_adapter("other")
-    with pytest.raises(ValueError, match=r"default, other, of which 'other' is active.*delete_adapter"):
-        prepare_adapters(model)
     model.delete_adapter("default")
     with pytest.raises(ValueError, match=r"in subdirectories.*Load one of .*other"):
         load_student(save(model, tokenizer, tmp_path))
@@ -368,32 +387,46 @@ def test_students_with_more_embeddings_than_their_base(task_type, options, base_
         assert torch.equal(again.eval()(**batch).logits, student.eval()(**batch).logits)
 
 
-@pytest.mark.parametrize(
-    ("base", "match"),
-    [
-        ("moved", "cannot load its base.*base_model="),
-        ("me/gone", "cannot load its base 'me/gone' at the revision 0000.*base_model="),
-        (None, "name no base.*base_model="),
-    ],
-)
-def test_a_base_that_is_gone_can_be_named(base, match, base_of, tokenizer, tmp_path):
+GONE = {
+    "moved": "cannot load its base.*base_model=",
+    "me/gone": "cannot load its base 'me/gone' at the revision 0000.*base_model=",
+    None: "name no base.*base_model=",
+}
+
+
+@pytest.fixture(params=GONE)
+def moved(request, base_of, tokenizer, tmp_path):
+    """A student and its directory; its base is in `tmp_path / "elsewhere"`."""
     shutil.copytree(base_of("llama"), tmp_path / "base")
     student = load_student(str(tmp_path / "base"), dtype="float32", peft_config=lora())
     directory = save(student, tokenizer, tmp_path / "student")
     (tmp_path / "base").rename(tmp_path / "elsewhere")
-    if base != "moved":
+    if request.param != "moved":
         file = tmp_path / "student" / "adapter_config.json"
-        config = json.loads(file.read_text()) | {"base_model_name_or_path": base, "revision": "0000"}
+        config = json.loads(file.read_text()) | {"base_model_name_or_path": request.param, "revision": "0000"}
         file.write_text(json.dumps(config))
-    with pytest.raises((OSError, ValueError), match=match):
+    return student, directory, GONE[request.param]
+
+
+def test_a_base_that_is_gone_can_be_named(moved, tmp_path):
+    student, directory, message = moved
+    with pytest.raises((OSError, ValueError), match=message):
         load_student(directory)
     again = load_student(directory, dtype="float32", base_model=str(tmp_path / "elsewhere"))
     assert torch.equal(logits(again), logits(student))
-    with pytest.raises(OSError) as error:
-        load_student(directory, base_model="/no/such/base")
-    assert "cannot load its base" not in str(error.value)
-    with pytest.raises(ValueError, match="has adapters already"):
-        load_student(directory, peft_config=lora())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"base_model": "/no/such/base"}, OSError, "(?s)^(?!.*cannot load its base)"),
+        ({"peft_config": lora()}, ValueError, "has adapters already"),
+    ],
+    ids=["no base", "more adapters"],
+)
+def test_what_is_named_for_a_base_that_is_gone_is_checked(options, error, message, moved):
+    with pytest.raises(error, match=message):
+        load_student(moved[1], **options)
 
 
 def test_students_have_as_many_classes_as_they_were_saved_with(base_of, tokenizer, tmp_path):

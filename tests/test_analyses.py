@@ -177,6 +177,7 @@ def test_what_cannot_be_is_refused(name, options, words, cache, tmp_path):
 GENERATIVE = "--generative_finetuning true --generative_learning_rate 3e-3".split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "more"), [("anthropic_hh.py", GENERATIVE), (CHESS_RECIPE, [])])
 def test_pairs_and_puzzles_have_the_analyses_of_answers(name, more, cache, tmp_path):
     options = [*TINY, *more, "--analyses", "overfitting", "agreement", "--n_snapshots", "2", "--methods", "naive"]
@@ -194,6 +195,7 @@ def test_pairs_and_puzzles_have_the_analyses_of_answers(name, more, cache, tmp_p
     assert {path.name for path in (tmp_path / "figures").glob("*.png")} >= {"overfitting.png", "agreement.png"}
 
 
+@pytest.mark.slow
 def test_several_supervisors_and_confident_labels(cache, tmp_path, monkeypatch):
     taught, finetune = {}, Finetuner.finetune
 
@@ -229,6 +231,7 @@ def test_several_supervisors_and_confident_labels(cache, tmp_path, monkeypatch):
     assert results["runs"][0]["analyses"]["probes"]["labels"]["as they are"]["n_train"] == len(kept)
 
 
+@pytest.mark.slow
 def test_of_a_chain_alone_the_analyses_are_about_another_student(cache, tmp_path):
     options = "--methods bootstrap --link_rows same --analyses agreement --ladder pretrained-32x2 pretrained-64x2"
     process = recipe_here(*TINY, *options.split(), "--output_dir", tmp_path, cache=cache)
@@ -249,6 +252,7 @@ def test_cells_of_a_sweep_have_no_analyses(cache, tmp_path):
     assert not (tmp_path / "out" / "_stages").exists()
 
 
+@pytest.mark.slow
 def test_models_that_4_bits_do_not_go_with_are_not_compared(cache, tmp_path):
     options = [*TINY, "--load_in_4bit", "true", "--methods", "naive", "--analyses", "agreement"]
     process = recipe_here(*options, "--output_dir", tmp_path, cache=cache)
@@ -303,6 +307,8 @@ def untrained(output, name: str) -> dict[str, np.ndarray]:
     raise AssertionError(f"no stage {name}")
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_two_ranks_find_the_same(analysed, cache, tmp_path):
     output, _, results = analysed
     options = [*TINY, "--per_device_train_batch_size", "16", "--analyses", "saliency", "prompting", "probes"]

@@ -178,11 +178,18 @@ def test_answers_are_scored_by_two_tokens_whatever_the_padding():
             logits = model(input_ids=ids).logits[0, -1]
         np.testing.assert_allclose(row, logits[[first, second]].softmax(dim=-1).numpy(), atol=1e-5)
     assert found.std(axis=0).min() > 1e-4
-    with pytest.raises(ValueError, match="same tokens"):
-        answer_probabilities(model, tokenizer, prompts, PromptFormat(answers=("x", "x")))
-    longest = model.config.max_position_embeddings
-    with pytest.raises(ValueError, match="prompt 1 has .* fewer examples"):
-        answer_probabilities(model, tokenizer, ["1. d4:", "e" * longest], form)
+
+
+@pytest.mark.parametrize(
+    ("length", "answers", "message"),
+    [(1, ("x", "x"), "same tokens"), (160, (" a", " b"), "prompt 1 has .* fewer examples")],
+    ids=["same answers", "long prompt"],
+)
+def test_answers_that_cannot_be_scored_are_named(length, answers, message):
+    tokenizer = make_character_tokenizer()
+    form = PromptFormat(answers=answers, suffix=":")
+    with pytest.raises(ValueError, match=message):
+        answer_probabilities(make_language_model(tokenizer), tokenizer, ["1. d4:", "e" * length], form)
 
 
 # ---- Probes ----
@@ -330,12 +337,15 @@ def test_simulated_errors_are_where_they_should_be():
     assert lengths[wrong["shortest"]].max() <= lengths[~wrong["shortest"]].min()
     assert confidence[wrong["unconfident"]].max() <= confidence[~wrong["unconfident"]].min()
     assert of_truth[wrong["confident"]].min() >= of_truth[~wrong["confident"]].max()
-    with pytest.raises(ValueError, match="random, longest"):
-        simulate_labels("often", TRUTH, 3)
-    with pytest.raises(ValueError, match="needs `strong`"):
-        simulate_labels("confident", TRUTH, 3)
-    with pytest.raises(ValueError, match="at most"):
-        simulate_labels("random", TRUTH, N + 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n", "message"),
+    [("often", 3, "random, longest"), ("confident", 3, "needs `strong`"), ("random", N + 1, "at most")],
+)
+def test_errors_that_cannot_be_simulated_are_refused(kind, n, message):
+    with pytest.raises(ValueError, match=message):
+        simulate_labels(kind, TRUTH, n)
 
 
 def test_an_opinion_is_the_end_of_the_text():
@@ -382,35 +392,60 @@ def test_the_most_confident_labels_of_either_class_are_kept():
     assert labels.most_confident(list("abcdef"), 1.0).all()
 
 
+THREE = ["w1 w2 w3", "w4", "w5 w6"]
+
+
 def test_token_ids_are_taken_from_a_dataset_or_encodings(model_of, tokenizer):
-    texts = ["w1 w2 w3", "w4", "w5 w6"]
-    model, rows = model_of("llama").eval(), Dataset.from_dict({"text": texts})
-    tokens = rows.map(lambda row: tokenizer(row["text"]))
+    model = model_of("llama").eval()
+    tokens = Dataset.from_dict({"text": THREE}).map(lambda row: tokenizer(row["text"]))
     expected = last_hidden_states(model, tokenizer, tokens)
-    for form in ([tokenizer(text) for text in texts], tokenizer(texts), tokens.to_list(), tokens.with_format("numpy")):
+    for form in ([tokenizer(text) for text in THREE], tokenizer(THREE), tokens.to_list(), tokens.with_format("numpy")):
         np.testing.assert_array_equal(last_hidden_states(model, tokenizer, form), expected)
-    whole = [tokenizer(text, return_tensors="np") for text in texts]
-    for form in (texts, rows, [], whole, [[1, 2]]):
-        with pytest.raises(ValueError, match="tokens: got"):
-            last_hidden_states(model, tokenizer, form)
 
 
-def test_two_classes_may_be_probabilities_of_the_second_or_classes():
-    features = np.random.default_rng(0).normal(size=(40, 3))
-    of_class_1 = 1 / (1 + np.exp(-3 * features[:, 0]))
-    both, hard = np.stack([1 - of_class_1, of_class_1], axis=1), (of_class_1 > 0.5).astype(int)
-    calls = {
-        "probe": lambda labels: logistic_probe(features, labels, (features, labels)).predict_proba(features),
-        "folds": lambda labels: out_of_fold(logistic_probe(features, both), features, labels),
-        "neighbours": lambda labels: neighbour_labels(features, labels, k=5),
-        "doubtful": lambda labels: doubtful(labels, both[:, ::-1]),
-    }
-    for name, call in calls.items():
-        np.testing.assert_allclose(call(of_class_1), call(both), atol=1e-5, err_msg=name)
-        np.testing.assert_allclose(call(hard), call(np.eye(2)[hard]), atol=1e-5, err_msg=name)
-        for wrong in (both[:-1], np.ones((40, 3)) / 3, hard + 1, of_class_1 + 1):
-            with pytest.raises(ValueError, match="got"):
-                call(wrong)
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda tokenizer: THREE,
+        lambda tokenizer: Dataset.from_dict({"text": THREE}),
+        lambda tokenizer: [],
+        lambda tokenizer: [tokenizer(text, return_tensors="np") for text in THREE],
+        lambda tokenizer: [[1, 2]],
+    ],
+    ids=["texts", "dataset of texts", "empty", "batches", "ids"],
+)
+def test_token_ids_of_another_form_are_refused(form, model_of, tokenizer):
+    with pytest.raises(ValueError, match="tokens: got"):
+        last_hidden_states(model_of("llama"), tokenizer, form(tokenizer))
+
+
+FEATURES = np.random.default_rng(0).normal(size=(40, 3))
+OF_CLASS_1 = 1 / (1 + np.exp(-3 * FEATURES[:, 0]))
+BOTH, HARD = np.stack([1 - OF_CLASS_1, OF_CLASS_1], axis=1), (OF_CLASS_1 > 0.5).astype(int)
+OF_LABELS = {
+    "probe": lambda labels: logistic_probe(FEATURES, labels, (FEATURES, labels)).predict_proba(FEATURES),
+    "folds": lambda labels: out_of_fold(logistic_probe(FEATURES, BOTH), FEATURES, labels),
+    "neighbours": lambda labels: neighbour_labels(FEATURES, labels, k=5),
+    "doubtful": lambda labels: doubtful(labels, BOTH[:, ::-1]),
+}
+
+
+@pytest.mark.parametrize("name", OF_LABELS)
+def test_two_classes_may_be_probabilities_of_the_second_or_classes(name):
+    call = OF_LABELS[name]
+    np.testing.assert_allclose(call(OF_CLASS_1), call(BOTH), atol=1e-5)
+    np.testing.assert_allclose(call(HARD), call(np.eye(2)[HARD]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [BOTH[:-1], np.ones((40, 3)) / 3, HARD + 1, OF_CLASS_1 + 1],
+    ids=["too few", "three classes", "class 2", "above one"],
+)
+@pytest.mark.parametrize("name", OF_LABELS)
+def test_labels_of_other_than_two_classes_are_refused(name, labels):
+    with pytest.raises(ValueError, match="got"):
+        OF_LABELS[name](labels)
 
 
 SAME = np.array([True, False])

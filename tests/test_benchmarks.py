@@ -75,6 +75,7 @@ def test_no_report_names_this_machine(pipeline):
     assert str(Path.home()) not in text and "/tmp" not in text and str(ROOT) not in text
 
 
+@pytest.mark.slow
 def test_another_order_of_rows_is_no_comparison_and_the_script_says_so(tmp_path):
     process, report = run("pipeline.py", f"{PIPELINE} --no_lora --train_sampling_strategy random", tmp_path)
     assert process.returncode == 1

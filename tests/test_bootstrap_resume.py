@@ -1,6 +1,7 @@
 """BootstrapTrainer, stopped anywhere, ends as if it had not been, and never mixes what does not belong together."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -147,39 +148,55 @@ def test_a_finished_chain_is_read_and_not_trained(whole, tmp_path):
     assert np.array_equal(trainer.predict_proba(rows), loaded.predict_proba(rows))
 
 
-def test_other_settings_are_not_mixed_into_a_chain(whole, tmp_path):
-    def refuse(match, rows=None, resume=True, **changes):
-        with pytest.raises(ValueError, match=match):
-            options = {"eval_dataset": three_parts(5), **KEEP_BEST, **changes}
-            bootstrap(whole, rows, **options).train(resume_from_checkpoint=resume)
+PARTS, EVAL_PARTS, EXTRA = three_parts(), three_parts(5), make_rows(16, "none")
 
-    before = files(whole)
-    refuse("learning_rate: got 0.1, expected 0.3", learning_rate=0.1)
-    refuse("hard_labels: got True, expected False", hard_labels=True)
-    extra = make_rows(16, "none")
-    refuse("n_links: got 4", [*three_parts(), extra], eval_dataset=[*three_parts(5), extra], n_links=4)
-    refuse("peft_config: got .*LORA", peft_config=LORA)
-    refuse("rows_a_step: got 16, expected 8", gradient_accumulation_steps=2)
-    parts = three_parts()
-    refuse("train_labels: got", [make_rows(16, "hard"), *parts[1:]])
-    refuse("train_rows: got", [*parts[:2], make_rows(16, "none", seed=7)])
-    refuse("eval_rows: got", eval_dataset=[*three_parts(5)[:2], make_rows(3, "none")])
-    refuse("link-1, link-2, link-3 of a chain are finished", resume=None)
-    refuse("resume_from_checkpoint: got '.*', expected True", resume=str(whole / "link-2"))
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.1}, "learning_rate: got 0.1, expected 0.3"),
+        ({"hard_labels": True}, "hard_labels: got True, expected False"),
+        ({"rows": [*PARTS, EXTRA], "eval_dataset": [*EVAL_PARTS, EXTRA], "n_links": 4}, "n_links: got 4"),
+        ({"peft_config": LORA}, "peft_config: got .*LORA"),
+        ({"gradient_accumulation_steps": 2}, "rows_a_step: got 16, expected 8"),
+        ({"rows": [make_rows(16, "hard"), *PARTS[1:]]}, "train_labels: got"),
+        ({"rows": [*PARTS[:2], make_rows(16, "none", seed=7)]}, "train_rows: got"),
+        ({"eval_dataset": [*EVAL_PARTS[:2], make_rows(3, "none")]}, "eval_rows: got"),
+        ({"resume": None}, "link-1, link-2, link-3 of a chain are finished"),
+        ({"resume": "link-2"}, "resume_from_checkpoint: got 'link-2', expected True"),
+    ],
+    ids=["learning rate", "hard labels", "links", "adapters", "rows a step", "labels", "rows", "evaluation rows",
+         "not resumed", "resumed from a link"],
+)  # fmt: skip
+def test_other_settings_are_not_mixed_into_a_chain(changes, message, whole):
+    before, changes = files(whole), {"eval_dataset": EVAL_PARTS, **KEEP_BEST, **changes}
+    resume = changes.pop("resume", True)
+    with pytest.raises(ValueError, match=message):
+        bootstrap(whole, **changes).train(resume_from_checkpoint=resume)
     assert files(whole) == before
+
+
+def test_a_chain_that_was_not_begun_is_not_resumed(tmp_path):
     with pytest.raises(ValueError, match="no chain was begun"):
         bootstrap(tmp_path / "new").train(resume_from_checkpoint=True)
 
 
-def test_links_of_different_chains_are_not_mixed(tmp_path):
-    for name, rows in (("one", three_parts()), ("other", three_parts(1))):
-        bootstrap(tmp_path / name, rows, max_steps=1).train()
-    (tmp_path / "one" / "link-2").rename(tmp_path / "aside")
-    with pytest.raises(ValueError, match="link-2: got no finished link, and links after it are"):
-        bootstrap(tmp_path / "one", max_steps=1).train(resume_from_checkpoint=True)
-    (tmp_path / "other" / "link-2").rename(tmp_path / "one" / "link-2")
-    with pytest.raises(ValueError, match="link-2: was trained on labels with the fingerprint .* two chains are mixed"):
-        bootstrap(tmp_path / "one", max_steps=1).train(resume_from_checkpoint=True)
+@pytest.mark.parametrize(
+    ("is_replaced", "message"),
+    [
+        (False, "got no finished link, and links after it are"),
+        (True, "was trained on labels with the fingerprint .* two chains are mixed"),
+    ],
+    ids=["missing", "of another chain"],
+)
+def test_links_of_different_chains_are_not_mixed(is_replaced, message, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "one")
+    shutil.rmtree(tmp_path / "one" / "link-2")
+    if is_replaced:
+        bootstrap(tmp_path / "other", three_parts(1), eval_dataset=EVAL_PARTS, **KEEP_BEST).train()
+        (tmp_path / "other" / "link-2").rename(tmp_path / "one" / "link-2")
+    with pytest.raises(ValueError, match=f"link-2: {message}"):
+        bootstrap(tmp_path / "one", eval_dataset=EVAL_PARTS, **KEEP_BEST).train(resume_from_checkpoint=True)
 
 
 def test_a_chain_that_begins_anew_takes_nothing_from_a_stopped_one(tmp_path):

@@ -202,10 +202,6 @@ def test_sizes_may_have_their_own_tokenizers(tmp_path):
     assert saved == [make_tokenizer().get_vocab(), other.get_vocab()]
     same = [make_tokenizer(), make_tokenizer()]
     bootstrap(tmp_path / "same", three_parts()[:2], n_links=2, tokenizer=same)
-    with pytest.raises(ValueError, match="different vocabularies; give the rows as text"):
-        bootstrap(tmp_path / "x", three_parts()[:2], n_links=2, tokenizer=[make_tokenizer(), other])
-    with pytest.raises(ValueError, match="got 2 tokenizers for 3 links"):
-        bootstrap(tmp_path / "x", tokenizer=same)
 
 
 def test_models_may_be_names(tmp_path):
@@ -248,43 +244,73 @@ def test_only_the_last_student_goes_to_the_hub(tmp_path, monkeypatch):
     assert not any(name.startswith(("link", "labels", "trainer_state", "training_args")) for name in files)
     assert b"- bootstrap\n" in files["README.md"] and b'load_student("me/out"' in files["README.md"]
     assert trainer.args.output_dir == str(tmp_path / "out") and trainer.args.hub_model_id is None
-    with pytest.raises(ValueError, match="hub_strategy: got 'every_save'"):
-        arguments(tmp_path, BootstrapConfig, push_to_hub=True, hub_strategy="every_save")
-    with pytest.raises(ValueError, match="hub_strategy: got 'every_save'"):
-        arguments(tmp_path, push_to_hub=True, hub_strategy="every_save")
 
 
-def test_what_no_chain_can_be_made_of_is_refused_before_anything_trains(tmp_path):
-    def refuse(match, rows=None, **kwargs):
-        with pytest.raises(ValueError, match=match):
-            bootstrap(tmp_path, rows, **kwargs)
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (BootstrapConfig, {"push_to_hub": True, "hub_strategy": "every_save"}, "hub_strategy: got 'every_save'"),
+        (WeakToStrongConfig, {"push_to_hub": True, "hub_strategy": "every_save"}, "hub_strategy: got 'every_save'"),
+        (BootstrapConfig, {"enable_jit_checkpoint": True}, "enable_jit_checkpoint: got True"),
+    ],
+    ids=["pushed chain", "pushed student", "checkpoint of a signal"],
+)
+def test_arguments_that_a_chain_cannot_honour_are_refused(config, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, config, **options)
 
-    first, second, third = three_parts()
-    refuse("n_links: got 0", n_links=0)
-    refuse("train_dataset: got a list of 2 datasets for 3 links", [first, second])
-    refuse("eval_dataset: got a list of 1 datasets for 3 links", eval_dataset=[first])
-    refuse("train_dataset: got the columns .*expected `labels`, on which link 1", [second, second, third])
-    refuse("eval_dataset: got the columns .*expected `labels`", eval_dataset=second)
-    refuse("train_dataset of link 3: got no rows", [first, second, third.select([])])
-    refuse("train_dataset of link 2: got the columns id", [first, second.select_columns("id"), third])
-    refuse("train_dataset of link 2: got 15 repeated ids", [first, second.map(lambda row: {"id": "a"}), third])
-    refuse("train_dataset: got a dict", {"a": first})
-    refuse("train_dataset: labels: got class -1", first.remove_columns("labels").add_column("labels", [-1] + [1] * 15))
-    refuse("optimizers, which belong to one model", optimizers=(None, None))
-    with pytest.raises(ValueError, match="got a WeakToStrongConfig, expected a BootstrapConfig"):
-        BootstrapTrainer(student, 1, WeakToStrongConfig(output_dir=str(tmp_path)), train_dataset=first)
-    with pytest.raises(ValueError, match="enable_jit_checkpoint: got True"):
-        arguments(tmp_path, BootstrapConfig, enable_jit_checkpoint=True)
+
+FIRST, SECOND, THIRD = three_parts()
+TWO_TOKENIZERS = [make_tokenizer(), other_tokenizer()]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_links": 0}, "n_links: got 0"),
+        ({"rows": [FIRST, SECOND]}, "train_dataset: got a list of 2 datasets for 3 links"),
+        ({"eval_dataset": [FIRST]}, "eval_dataset: got a list of 1 datasets for 3 links"),
+        ({"rows": [SECOND, SECOND, THIRD]}, "train_dataset: got the columns .*expected `labels`, on which link 1"),
+        ({"eval_dataset": SECOND}, "eval_dataset: got the columns .*expected `labels`"),
+        ({"rows": [FIRST, SECOND, THIRD.select([])]}, "train_dataset of link 3: got no rows"),
+        ({"rows": [FIRST, SECOND.select_columns("id"), THIRD]}, "train_dataset of link 2: got the columns id"),
+        ({"rows": [FIRST, SECOND.remove_columns("id").add_column("id", ["a"] * 16), THIRD]},
+         "train_dataset of link 2: got 15 repeated ids"),
+        ({"rows": {"a": FIRST}}, "train_dataset: got a dict"),
+        ({"rows": FIRST.remove_columns("labels").add_column("labels", [-1] + [1] * 15)},
+         "train_dataset: labels: got class -1"),
+        ({"optimizers": (None, None)}, "optimizers, which belong to one model"),
+        ({"rows": [FIRST, SECOND], "n_links": 2, "tokenizer": TWO_TOKENIZERS},
+         "different vocabularies; give the rows as text"),
+        ({"tokenizer": TWO_TOKENIZERS[:1] * 2}, "got 2 tokenizers for 3 links"),
+    ],
+    ids=["no link", "two datasets", "one evaluation set", "unlabelled", "unlabelled evaluation set", "no rows",
+         "only ids", "repeated ids", "dict", "class", "optimizers", "vocabularies", "two tokenizers"],
+)  # fmt: skip
+def test_what_no_chain_can_be_made_of_is_refused_before_anything_trains(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        bootstrap(tmp_path, **options)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_chain_needs_its_own_arguments(tmp_path):
+    with pytest.raises(ValueError, match="got a WeakToStrongConfig, expected a BootstrapConfig"):
+        BootstrapTrainer(student, 1, WeakToStrongConfig(output_dir=str(tmp_path)), train_dataset=FIRST)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("model_init", "message"),
+    [
+        (lambda link: student(link, 2 + link), r"model_init\(1\): got a model of 3 classes, expected 2, .* of link 1"),
+        (lambda link: None, r"model_init\(0\): got None"),
+    ],
+    ids=["three classes", "none"],
+)
 @pytest.mark.parametrize("hard", [False, True])
-def test_models_of_other_classes_are_refused(hard, tmp_path):
-    trainer = bootstrap(tmp_path, model_init=lambda link: student(link, 2 + link), hard_labels=hard, max_steps=1)
-    with pytest.raises(ValueError, match=r"model_init\(1\): got a model of 3 classes, expected 2, .* of link 1"):
-        trainer.train()
-    with pytest.raises(ValueError, match=r"model_init\(0\): got None"):
-        bootstrap(tmp_path / "x", model_init=lambda link: None).train()
+def test_models_of_other_classes_are_refused(hard, model_init, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        bootstrap(tmp_path, model_init=model_init, hard_labels=hard, max_steps=1).train()
 
 
 def test_three_classes(tmp_path):

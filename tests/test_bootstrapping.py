@@ -170,6 +170,7 @@ def test_on_the_same_rows_all_links_learn_the_student_half(climbed, cache, tmp_p
     assert set(chain["direct"]) == {"same_rows"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["anthropic_hh.py", "chess.py"])
 def test_other_settings_climb_by_the_same_lines(name, cache, tmp_path):
     if name == "chess.py":

@@ -75,19 +75,26 @@ def test_a_score_may_be_of_numpy(tmp_path):
     assert read_card(tmp_path).pgr == card.pgr
 
 
-def test_a_card_whose_numbers_were_changed_by_hand_is_not_believed(tmp_path):
-    text = card_of(results()).render()
-    (tmp_path / "README.md").write_text(re.sub(r"(type: pgr\n *value: )0\.[0-9]+", r"\g<1>0.99", text))
-    with pytest.raises(ValueError, match="has the PGR 0.99, and its scores give 0.4999"):
-        read_card(tmp_path)
-    half = text.replace("accuracy: 0.6", "accuracy: half", 1)
-    for broken in (half, text.replace("ci95:", "cii95:"), "---\na: [\n---\n"):
-        (tmp_path / "README.md").write_text(broken)
-        with pytest.raises(ValueError, match="cannot be read as that of a student"):
-            read_card(tmp_path)
-    (tmp_path / "README.md").write_text("---\ntags: [a]\n---\n# Another model\n")
-    with pytest.raises(ValueError, match="it has no `weak_to_strong` of schema 1"):
-        read_card(tmp_path / "README.md")
+UNREADABLE = "cannot be read as that of a student"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: re.sub(r"(type: pgr\n *value: )0\.[0-9]+", r"\g<1>0.99", text),
+         "has the PGR 0.99, and its scores give 0.4999"),
+        (lambda text: text.replace("accuracy: 0.6", "accuracy: half", 1), UNREADABLE),
+        (lambda text: text.replace("ci95:", "cii95:"), UNREADABLE),
+        (lambda text: "---\na: [\n---\n", UNREADABLE),
+        (lambda text: "---\ntags: [a]\n---\n# Another model\n", "it has no `weak_to_strong` of schema 1"),
+    ],
+    ids=["another PGR", "a word", "another key", "no YAML", "another model"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["", "README.md"], ids=["directory", "file"])
+def test_a_card_whose_numbers_were_changed_by_hand_is_not_believed(name, change, message, tmp_path):
+    (tmp_path / "README.md").write_text(change(card_of(results()).render()))
+    with pytest.raises(ValueError, match=message):
+        read_card(tmp_path / name)
 
 
 @pytest.mark.parametrize("weak", [0.8, 0.9])

@@ -229,19 +229,38 @@ def test_adapters_that_are_merged_later_are_refused_when_training_begins(kind, t
     trainer.train()
 
 
-def test_models_of_model_init_and_of_links_are_checked(tmp_path):
+@pytest.fixture
+def from_inits(tmp_path):
+    """A trainer whose `model_init` returns one model after another."""
     args = WeakToStrongConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1)
-    common = {"args": args, "train_dataset": Dataset.from_dict(COLUMNS["classifier"]), "processing_class": WORDS}
-    models = [make_model("llama"), _frozen(make_model("llama"))]
+
+    def make(*models):
+        left, rows = list(models), Dataset.from_dict(COLUMNS["classifier"])
+        return WeakToStrongTrainer(
+            model_init=lambda: left.pop(0), args=args, train_dataset=rows, processing_class=WORDS
+        )
+
+    return make
+
+
+def test_models_of_model_init_are_checked(from_inits):
     with pytest.raises(ValueError, match="parameters are all frozen"):
-        WeakToStrongTrainer(model_init=lambda: models[1], **common)
-    trainer = WeakToStrongTrainer(model_init=lambda: models.pop(0), **common)
+        from_inits(_frozen(make_model("llama")))
+
+
+def test_models_that_model_init_makes_to_train_are_checked(from_inits):
+    trainer = from_inits(make_model("llama"), _frozen(make_model("llama")))
     with pytest.raises(ValueError, match="parameters are all frozen"):
         trainer.train()
-    models[:] = [make_model("llama")] * 2
-    trainer = WeakToStrongTrainer(model_init=lambda: models.pop(0), **common)
+
+
+def test_models_of_model_init_train_after_a_search_with_ray(from_inits):
+    trainer = from_inits(*[make_model("llama")] * 2)
     trainer.model = None  # as transformers' search for hyperparameters with Ray does
     assert trainer.train().global_step == 1
+
+
+def test_models_of_links_are_checked(tmp_path):
     chain = trainer_for("bootstrap", tmp_path, model=_frozen(make_model("llama")))
     with pytest.raises(ValueError, match="parameters are all frozen"):
         chain.train()
@@ -426,6 +445,9 @@ def test_pairs_and_completions_longer_than_the_positions_are_refused(tmp_path):
 # ---- Rows ----
 
 
+FORMS = ["list of rows", "tuple of rows", "columns", "data frame", "splits", "name"]
+
+
 def _forms(columns: dict) -> dict:
     rows = Dataset.from_dict(columns)
     return {
@@ -438,16 +460,18 @@ def _forms(columns: dict) -> dict:
     }
 
 
-@pytest.mark.parametrize("form", list(_forms(COLUMNS["classifier"])))
+@pytest.mark.parametrize(
+    ("argument", "form"),
+    [
+        *(("rows", form) for form in FORMS),
+        *(("eval_dataset", form) for form in FORMS if form != "splits"),  # they are several evaluation sets
+    ],
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_that_are_no_dataset_say_how_to_make_one(kind, form, tmp_path):
+def test_rows_that_are_no_dataset_say_how_to_make_one(kind, argument, form, tmp_path):
     rows, message = _forms(COLUMNS[kind])[form]
-    with pytest.raises(ValueError, match="train_dataset: " + message):
-        trainer_for(kind, tmp_path, rows)
-    if form == "splits":
-        return  # several evaluation sets
-    with pytest.raises(ValueError, match="eval_dataset: " + message):
-        trainer_for(kind, tmp_path, eval_dataset=rows)
+    with pytest.raises(ValueError, match=f"{argument.replace('rows', 'train_dataset')}: {message}"):
+        trainer_for(kind, tmp_path, **{argument: rows})
 
 
 @pytest.mark.parametrize("kind", ONE_MODEL)
@@ -458,23 +482,30 @@ def test_predict_takes_one_of_several_sets(kind, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["list of rows", "columns", "data frame"])
-@pytest.mark.parametrize("kind", ONE_MODEL)
-def test_evaluate_and_predict_say_how_to_make_a_dataset(kind, form, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [(kind, call) for kind in ("classifier", "pairs") for call in ("evaluate", "predict", "predict_proba")]
+    + [("completions", "evaluate")],
+)
+def test_evaluate_and_predict_say_how_to_make_a_dataset(kind, call, form, tmp_path):
     rows, message = _forms(COLUMNS[kind])[form]
-    trainer = trainer_for(kind, tmp_path)
-    calls = [trainer.evaluate] + ([] if kind == "completions" else [trainer.predict, trainer.predict_proba])
-    for call in calls:
-        with pytest.raises(ValueError, match=message):
-            call(rows)
+    with pytest.raises(ValueError, match=message):
+        getattr(trainer_for(kind, tmp_path), call)(rows)
 
 
-def test_a_list_of_rows_is_no_list_of_datasets_for_links(tmp_path):
+@pytest.mark.parametrize(
+    ("datasets", "message"),
+    [
+        (lambda rows: rows.to_list()[:2], r"train_dataset: got a list.*from_list"),
+        (lambda rows: [rows, rows.to_pandas()], "train_dataset: got a DataFrame"),
+    ],
+    ids=["rows", "data frame"],
+)
+def test_a_list_of_rows_is_no_list_of_datasets_for_links(datasets, message, tmp_path):
     rows = Dataset.from_dict(COLUMNS["bootstrap"])
-    with pytest.raises(ValueError, match=r"train_dataset: got a list.*from_list"):
-        trainer_for("bootstrap", tmp_path, rows.to_list()[:2])
-    with pytest.raises(ValueError, match=r"train_dataset: got a DataFrame"):
-        trainer_for("bootstrap", tmp_path, [rows, rows.to_pandas()])
     assert trainer_for("bootstrap", tmp_path, [rows, rows]).n_links == 2
+    with pytest.raises(ValueError, match=message):
+        trainer_for("bootstrap", tmp_path, datasets(rows))
 
 
 def test_map_style_and_iterable_datasets_of_torch_still_train(tmp_path):
@@ -494,29 +525,33 @@ def test_map_style_and_iterable_datasets_of_torch_still_train(tmp_path):
 MISSPELT = [
     ("classifier", "soft_label", "labels"), ("classifier", "soft_labels", "labels"),
     ("classifier", "weak_label", "labels"), ("classifier", "probs", "labels"), ("classifier", "target", "labels"),
-    ("classifier", "token_types_ids", "token_type_ids"), ("bootstrap", "weak_labels", "labels"),
+    ("bootstrap", "weak_labels", "labels"),
     ("pairs", "soft_labels", "soft_label"), ("pairs", "label", "soft_label"), ("pairs", "labels", "soft_label"),
     ("pairs", "P_label", "soft_label"), ("pairs", "margins", "margin"),
     ("pairs", "weakProbabilities", "soft_label"), ("completions", "soft_label", "completion"),
 ]  # fmt: skip
 
 
+USES = {
+    "train": lambda kind, path, rows: trainer_for(kind, path, rows),
+    "evaluate later": lambda kind, path, rows: trainer_for(kind, path, eval_dataset=rows),
+    "evaluate now": lambda kind, path, rows: trainer_for(kind, path).evaluate(rows),
+}
+
+
+@pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize(("kind", "column", "expected"), MISSPELT)
-def test_columns_that_look_like_labels_are_refused(kind, column, expected, tmp_path):
-    rows = Dataset.from_dict(COLUMNS[kind])
-    if column == "token_types_ids":
-        rows, options = make_rows(8).add_column(column, [[0]] * 8), {"model": make_model("bert")}
-    else:
-        rows, options = rows.add_column(column, [0.25] * 8), {}
-    message = f"got a column '{column}', which is not read, expected '{expected}'"
-    with pytest.raises(ValueError, match="train_dataset: " + message):
-        trainer_for(kind, tmp_path, rows, **options)
-    if kind == "bootstrap" or options:
-        return
-    with pytest.raises(ValueError, match="eval_dataset: " + message):
-        trainer_for(kind, tmp_path, eval_dataset=rows)
-    with pytest.raises(ValueError, match="eval_dataset: " + message):
-        trainer_for(kind, tmp_path).evaluate(rows)
+def test_columns_that_look_like_labels_are_refused(kind, column, expected, use, tmp_path):
+    rows = Dataset.from_dict(COLUMNS[kind]).add_column(column, [0.25] * 8)
+    message = f"_dataset: got a column '{column}', which is not read, expected '{expected}'"
+    with pytest.raises(ValueError, match=("train" if use == "train" else "eval") + message):
+        USES[use](kind, tmp_path, rows)
+
+
+def test_a_misspelt_input_of_the_model_is_refused(tmp_path):
+    rows = make_rows(8).add_column("token_types_ids", [[0]] * 8)
+    with pytest.raises(ValueError, match="train_dataset: .*'token_types_ids', which .* expected 'token_type_ids'"):
+        trainer_for("classifier", tmp_path, rows, model=make_model("bert"))
 
 
 def test_log_probabilities_are_no_labels(tmp_path):

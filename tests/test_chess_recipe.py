@@ -183,6 +183,8 @@ def losses_of(output, name: str) -> list[float]:
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_two_ranks_run_as_one(finished, cache, tmp_path):
     options = [*SMALL, "--per_device_train_batch_size", "16", "--output_dir", tmp_path / "out"]
     process = forked(ROOT / "recipes" / NAME, *options, n_ranks=2, W2S_HF_CACHE=str(cache))
@@ -203,6 +205,7 @@ def test_two_ranks_run_as_one(finished, cache, tmp_path):
     assert sum(is_same) >= 0.95 * len(is_same)
 
 
+@pytest.mark.slow
 def test_local_puzzles_with_adapters_and_easy_to_hard(local, cache, tmp_path):
     options = on_local(local, tmp_path / "out", "--max_train_rating", "1300", "--min_hard_rating", "1800")
     process = recipe_here(*options, cache=cache, name=NAME)

@@ -1,5 +1,6 @@
 """Command lines: what is not an option, not a configuration or not a value of its type ends in one line."""
 
+import re
 import runpy
 import sys
 
@@ -32,20 +33,22 @@ def refused(parse, *args, capsys, **kwargs) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--method 1", "which is no option.*Did you mean .*--methods"),
+        ("--n_trian=5 1", "which is no option.*Did you mean .*--n_train"),
+        ("--epochs 1", "which is no option.*Did you mean .*--num_train_epochs"),
+        ("--lr 1", "which is no option.*Did you mean .*--learning_rate"),
+        ("\u2013\u2013seeds 1", "which is no option.*Did you mean .*--seeds"),
+        ("naive", "Got naive, expected an option"),
+    ],
+)
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_read_no_abbreviations_and_suggest_options(name, capsys):
+def test_recipes_read_no_abbreviations_and_suggest_options(name, words, message, capsys):
     experiment, training, config = RECIPES[name]
-    for word, suggestion in {
-        "--method": "--methods",
-        "--n_trian=5": "--n_train",
-        "--epochs": "--num_train_epochs",
-        "--lr": "--learning_rate",
-        "\u2013\u2013seeds": "--seeds",
-    }.items():
-        error = refused(parse_arguments, "", CONFIGS / config, [word, "1"], experiment, training, capsys=capsys)
-        assert "which is no option" in error and suggestion in error.split("Did you mean")[1]
-    error = refused(parse_arguments, "", CONFIGS / config, ["naive"], experiment, training, capsys=capsys)
-    assert "Got naive, expected an option" in error
+    error = refused(parse_arguments, "", CONFIGS / config, words.split(), experiment, training, capsys=capsys)
+    assert re.search(message, error, re.S)
 
 
 @pytest.mark.parametrize(
@@ -117,10 +120,7 @@ def test_a_file_comes_before_a_shipped_configuration(monkeypatch, tmp_path):
 def test_wrong_values_say_what_is_right(options, message, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    error = refused(parse_arguments, "", CONFIGS / "demo.yaml", options.split(), capsys=capsys)
-    assert message in error
-    if "output_dir" in options:
-        assert message in refused(parse_sweep, "", CONFIGS / "sweep_demo.yaml", options.split(), capsys=capsys)
+    assert message in refused(parse_arguments, "", CONFIGS / "demo.yaml", options.split(), capsys=capsys)
 
 
 @pytest.mark.parametrize(
@@ -207,13 +207,14 @@ def test_tasks_are_listed_by_an_option(words, capsys):
     assert ended.value.code == 0 and "boolq" in capsys.readouterr().out
 
 
-def test_help_shows_the_defaults_of_the_chosen_configuration(capsys):
-    for words, default in {"--help": "2000", "--help --config qwen_72b": "None", "--wrong 1 -h": "2000"}.items():
-        with pytest.raises(SystemExit) as ended:
-            parse_arguments("", CONFIGS / "demo.yaml", words.split())
-        shown = " ".join(capsys.readouterr().out.split())
-        assert ended.value.code == 0
-        assert f"half of what there is). (default: {default})" in shown, words
+@pytest.mark.parametrize(
+    ("words", "default"), [("--help", "2000"), ("--help --config qwen_72b", "None"), ("--wrong 1 -h", "2000")]
+)
+def test_help_shows_the_defaults_of_the_chosen_configuration(words, default, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments("", CONFIGS / "demo.yaml", words.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0 and f"half of what there is). (default: {default})" in shown
 
 
 def test_a_misspelt_option_is_named_before_a_missing_one(capsys):
@@ -222,12 +223,19 @@ def test_a_misspelt_option_is_named_before_a_missing_one(capsys):
     assert "Did you mean --task" in error
 
 
-def test_a_sweep_suggests_options_of_the_grid(capsys):
-    for words, message in {
-        "--weak_modles a": "Did you mean --weak_models",
-        "--weak_modle a": "Did you mean --weak_models?",
-        "--cell_config singel_gpu --weak_models a --student_models b": "Did you mean 'single_gpu'",
-        "--engine rey": "Did you mean 'ray'?",
-        "--config demo": "got 'demo', which is no option of a grid",
-    }.items():
-        assert message in refused(parse_sweep, "", CONFIGS / "sweep_demo.yaml", words.split(), capsys=capsys)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--weak_modles a", "Did you mean --weak_models"),
+        ("--weak_modle a", "Did you mean --weak_models?"),
+        ("--cell_config singel_gpu --weak_models a --student_models b", "Did you mean 'single_gpu'"),
+        ("--engine rey", "Did you mean 'ray'?"),
+        ("--config demo", "got 'demo', which is no option of a grid"),
+        ("--output_dir file", "--output_dir: got 'file', and 'file' is a file. Name another directory"),
+        ("--output_dir file/below", "'file' is a file. Name another directory"),
+    ],
+)
+def test_wrong_values_of_a_sweep_say_what_is_right(options, message, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert message in refused(parse_sweep, "", CONFIGS / "sweep_demo.yaml", options.split(), capsys=capsys)

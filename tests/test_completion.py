@@ -14,7 +14,6 @@ from trl import SFTConfig, SFTTrainer
 
 from w2s_hf import CompletionTrainer, fresh_adapter, load_student
 from w2s_hf.generation import complete
-from w2s_hf.trainers.completion import _tokenize
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0)
 
@@ -123,14 +122,15 @@ def test_completing_leaves_the_model_as_it_was(tokenizer, tmp_path):
     assert not trainer.model.training
 
 
-def test_a_completion_never_changes_the_tokens_of_its_prompt():
+def test_a_completion_never_changes_the_tokens_of_its_prompt(tmp_path):
     """`:` and a space are one token; by themselves `a:` and ` b` are as the model is asked and answers."""
     tokenizer = merging_tokenizer()
     rows = Dataset.from_dict({"prompt": ["a:", "b"], "completion": [" b", " c"]})
-    encoded = _tokenize(rows, "train_dataset", tokenizer, None)
+    args = completion_arguments(tmp_path)
+    trainer = CompletionTrainer(make_language_model(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
     asked = tokenizer(["a:", "b"])["input_ids"]
     assert tokenizer("a: b")["input_ids"][:2] != asked[0], "nothing merges: the comparison would be vacuous"
-    for row, prompt, completion in zip(encoded, asked, rows["completion"], strict=True):
+    for row, prompt, completion in zip(trainer.train_dataset, asked, rows["completion"], strict=True):
         assert row["input_ids"][: len(prompt)] == prompt and row["completion_mask"][: len(prompt)] == [0] * len(prompt)
         after = tokenizer(completion)["input_ids"] + [tokenizer.eos_token_id]
         assert row["input_ids"][len(prompt) :] == after and row["completion_mask"][len(prompt) :] == [1] * len(after)
@@ -222,18 +222,27 @@ def test_training_rows_that_do_not_fit_are_left_out_and_counted(tokenizer, tmp_p
     assert "max_length" not in caplog.text
 
 
-def test_evaluation_rows_that_do_not_fit_and_no_row_that_fits_are_refused(tokenizer, tmp_path):
-    message = r"eval_dataset: 2 of 4 rows are longer than max_length=8 tokens.*Set args.max_length to 12 or to None"
-    options = {"processing_class": tokenizer, "args": completion_arguments(tmp_path, max_length=8)}
+LONG = r"eval_dataset: 2 of 4 rows are longer than max_length=8 tokens.*Set args.max_length to 12 or to None"
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda make: make(eval_dataset=long_rows()), LONG),
+        (lambda make: make().evaluate(long_rows()), LONG),
+        (lambda make: make(train_dataset=long_rows().select([2, 3])),
+         "train_dataset: 2 of 2 rows are longer than max_length=8"),
+    ],
+    ids=["evaluate later", "evaluate now", "train"],
+)  # fmt: skip
+def test_evaluation_rows_that_do_not_fit_and_no_row_that_fits_are_refused(use, message, tokenizer, tmp_path):
+    def make(**rows):
+        args = completion_arguments(tmp_path, max_length=8)
+        rows = {"train_dataset": rows_of(8)} | rows
+        return CompletionTrainer(make_language_model(tokenizer), args, processing_class=tokenizer, **rows)
+
     with pytest.raises(ValueError, match=message):
-        CompletionTrainer(
-            make_language_model(tokenizer), train_dataset=rows_of(8), eval_dataset=long_rows(), **options
-        )
-    trainer = CompletionTrainer(make_language_model(tokenizer), train_dataset=rows_of(8), **options)
-    with pytest.raises(ValueError, match=message):
-        trainer.evaluate(long_rows())
-    with pytest.raises(ValueError, match="train_dataset: 2 of 2 rows are longer than max_length=8"):
-        CompletionTrainer(make_language_model(tokenizer), train_dataset=long_rows().select([2, 3]), **options)
+        use(make)
 
 
 def test_rows_longer_than_the_positions_are_refused(tokenizer, tmp_path):

@@ -12,19 +12,16 @@ from helpers.running import ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
+from w2s_hf.config import CompletionConfig, RewardPairConfig, WeakToStrongConfig
 from w2s_hf.demo.models import DEMO_MODELS, DemoModel, build_demo_model
 from w2s_hf.demo.worlds import DemoWorld, WorldConfig
 from w2s_hf.experiments.cli import parse_arguments
+from w2s_hf.experiments.config import ChessArguments, ClassificationArguments, RewardArguments
 from w2s_hf.experiments.experiment import Experiment, setting_of
-from w2s_hf.sweep.cells import _COMMAND_LINES, DEMO_CONFIGS, _task_of
-from w2s_hf.tasks import TASKS
+from w2s_hf.tasks import PREFERENCE_TASKS, TASKS
+from w2s_hf.tasks.chess import CHESS_PUZZLES
 
 TINY = DemoModel("tiny", width=16, n_layers=1, mlp_width=32, n_documents=512, learning_rate=8e-3)
-
-
-@pytest.fixture(scope="module")
-def world() -> DemoWorld:
-    return DemoWorld(seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +258,15 @@ def test_every_pretrained_model_has_documents_and_its_control_does_not():
     assert student.width % 64 == student.mlp_width % 64 == 0  # 4 bit
 
 
-@pytest.mark.parametrize("setting", ["classification", "reward", "chess"])
+@pytest.mark.parametrize(
+    ("config", "task", "arguments", "training"),
+    [
+        ("demo", TASKS["boolq"], ClassificationArguments, WeakToStrongConfig),
+        ("demo_reward", PREFERENCE_TASKS["anthropic_hh"], RewardArguments, RewardPairConfig),
+        ("demo_chess", CHESS_PUZZLES, ChessArguments, CompletionConfig),
+    ],
+    ids=["classification", "reward", "chess"],
+)
 @pytest.mark.parametrize(
     ("environment", "demo", "expected"),
     [
@@ -272,19 +277,17 @@ def test_every_pretrained_model_has_documents_and_its_control_does_not():
     ],
 )
 def test_the_demo_trains_on_one_thread_however_it_is_started(
-    setting, environment, demo, expected, tmp_path, monkeypatch
+    config, task, arguments, training, environment, demo, expected, tmp_path, monkeypatch
 ):
     for name in ("OMP_NUM_THREADS", "ACCELERATE_DYNAMO_MODE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    arguments, training = _COMMAND_LINES[setting]
     options = ["--output_dir", str(tmp_path)] if demo else f"--output_dir {tmp_path} --weak_model a --student_model b"
     options = options if demo else [*options.split(), "--use_cpu", "true", "--bf16", "false"]
-    config = ROOT / "recipes" / "configs" / DEMO_CONFIGS[setting].replace("_ladder", "")
+    config = ROOT / "recipes" / "configs" / f"{config}.yaml"
     parsed = parse_arguments("", config, options, arguments, training, announce=False)
-    task = {"classification": "boolq", "reward": "anthropic_hh", "chess": "chess_puzzles"}[setting]
-    experiment = Experiment(None, setting_of(_task_of(task)), *parsed)
+    experiment = Experiment(None, setting_of(task), *parsed)
     n_threads, seen = torch.get_num_threads(), []
     torch.set_num_threads(2)
     try:

@@ -1,6 +1,7 @@
 """Evaluation and prediction of every trainer: rows in their order, options as of the stock trainers, named metrics."""
 
 import random
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -360,11 +361,20 @@ def test_completions_predict_from_texts_as_from_tokens(tmp_path):
     trainer = trainer_of("completions", tmp_path, eval_dataset=rows_for("completions"), max_length=12)
     texts, tokens = trainer.predict(rows_for("completions")), trainer.predict(trainer.eval_dataset)
     assert_same(texts[:2], tokens[:2])
-    with pytest.raises(ValueError, match="got the columns prompt, expected `prompt` and `completion`"):
-        trainer.predict(rows_for("completions").remove_columns("completion"))
-    long = Dataset.from_dict({"prompt": ["a:", "abcdefghijkl:"], "completion": [" b", " b"]})
-    with pytest.raises(ValueError, match=r"1 of 2 rows are longer than max_length=12 tokens.*\(row 1 has 16\)"):
-        trainer.predict(long)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"prompt": ["a:"]}, "got the columns prompt, expected `prompt` and `completion`"),
+        ({"prompt": ["a:", "abcdefghijkl:"], "completion": [" b", " b"]},
+         r"1 of 2 rows are longer than max_length=12 tokens.*\(row 1 has 16\)"),
+    ],
+    ids=["no completion", "long"],
+)  # fmt: skip
+def test_completions_that_cannot_be_predicted_are_refused(columns, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        trainer_of("completions", tmp_path, max_length=12).predict(Dataset.from_dict(columns))
 
 
 def test_other_rows_are_evaluated_with_persistent_workers(tmp_path):
@@ -448,15 +458,20 @@ def test_an_unknown_metric_is_refused_before_the_first_step(kind, computes, tmp_
         assert steps
 
 
-def test_names_of_the_sets_are_part_of_a_metric(tmp_path):
-    """`load_best_model_at_end` alone goes by the loss, of which there is one for every set."""
-    with pytest.raises(ValueError, match="Got 'loss', expected a metric .*eval_a_loss, .*eval_b_loss"):
-        evaluating("classification", tmp_path, None).train()
-    evaluating("classification", tmp_path, "eval_b_loss").train()
-    with pytest.raises(ValueError, match="Got 'eval_b_loss'"):  # 4 rows are no whole batch
-        evaluating(
-            "classification", tmp_path, "eval_b_loss", dataloader_drop_last=True, per_device_eval_batch_size=5
-        ).train()
+@pytest.mark.parametrize(
+    ("metric", "options", "message"),
+    [
+        # `load_best_model_at_end` alone goes by the loss, of which there is one for every set.
+        (None, {}, "Got 'loss', expected a metric .*eval_a_loss, .*eval_b_loss"),
+        ("eval_b_loss", {}, None),
+        # 4 rows are no whole batch.
+        ("eval_b_loss", {"dataloader_drop_last": True, "per_device_eval_batch_size": 5}, "Got 'eval_b_loss'"),
+    ],
+    ids=["no set", "set", "set without a batch"],
+)
+def test_names_of_the_sets_are_part_of_a_metric(metric, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        evaluating("classification", tmp_path, metric, **options).train()
 
 
 def test_metrics_that_need_all_rows_or_are_added_by_a_callback_are_known(tmp_path):
@@ -509,8 +524,14 @@ def test_looking_for_the_metric_leaves_the_training_as_it_is(kind, tmp_path):
 # ---- After an error ----
 
 
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [(N, RuntimeError, "refused"), (0, ValueError, "no rows")],
+    ids=["error of the metrics", "no rows"],
+)
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
 @pytest.mark.parametrize("kind", ["classification", "pairs", "completions"])
-def test_a_call_that_fails_leaves_nothing_behind(kind, tmp_path):
+def test_a_call_that_fails_leaves_nothing_behind(kind, name, rows, error, message, tmp_path):
     fails = [True]
 
     def compute_metrics(prediction):
@@ -518,14 +539,11 @@ def test_a_call_that_fails_leaves_nothing_behind(kind, tmp_path):
             raise RuntimeError("refused")
         return {}
 
-    rows, others = rows_for(kind), rows_for(kind, seed=7)
+    others = rows_for(kind, seed=7)
     trainer = trainer_of(kind, tmp_path, compute_metrics=compute_metrics, skip_memory_metrics=False)
     plain = trainer_of(kind, tmp_path, compute_metrics=lambda prediction: {}, skip_memory_metrics=False)
-    for call in (trainer.evaluate, trainer.predict):
-        with pytest.raises(RuntimeError, match="refused"):
-            call(rows)
-        with pytest.raises(ValueError, match="no rows"):
-            call(rows.select([]))
+    with pytest.raises(error, match=message):
+        getattr(trainer, name)(rows_for(kind).select(range(rows)))
     fails.clear()
     for name in ("predict", "evaluate"):
         got, expected = getattr(trainer, name)(others), getattr(plain, name)(others)

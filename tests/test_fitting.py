@@ -1,5 +1,7 @@
 """Recipes ask whether a model fits before anything of it is loaded."""
 
+from contextlib import nullcontext
+
 import pytest
 from helpers.models import make_model
 from helpers.running import recipe_here
@@ -69,20 +71,24 @@ def memory_of(large, **kwargs):
     return StudentMemory(large, peft_config=lora, **{"dtype": "float32", "bf16": False, **kwargs})
 
 
-def test_a_student_is_told_of_four_bits(large, tmp_path, monkeypatch):
-    student = ModelSpec.find(large, "--student_model", StudentConfig(dtype="float32"))
-    args = arguments(tmp_path, max_length=64)
+@pytest.mark.parametrize(
+    ("missing", "is_followed", "message"),
+    [
+        (0, False, "With --use_peft true --load_in_4bit true --gradient_checkpointing true it"),
+        (1, False, "take a smaller model, or a GPU with more memory"),
+        (0, True, None),
+    ],
+    ids=["it would fit", "it would not", "it does"],
+)
+def test_a_student_is_told_of_four_bits(missing, is_followed, message, large, tmp_path, monkeypatch):
     quantized = memory_of(large, load_in_4bit=True, gradient_checkpointing=True).estimate(1, 64).peak
     assert quantized < memory_of(large, gradient_checkpointing=True).estimate(1, 64).peak
-    monkeypatch.setattr(fitting, "_capacity", lambda args: quantized)
-    with pytest.raises(ValueError, match="With --use_peft true --load_in_4bit true --gradient_checkpointing true it"):
+    monkeypatch.setattr(fitting, "_capacity", lambda args: quantized - missing)
+    config = StudentConfig(dtype="float32", load_in_4bit=is_followed)
+    student = ModelSpec.find(large, "--student_model", config)
+    args = arguments(tmp_path, **({"gradient_checkpointing": True} if is_followed else {}))
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
         check_fits(student, "--student_model", args, "SEQ_CLS")
-    monkeypatch.setattr(fitting, "_capacity", lambda args: quantized - 1)
-    with pytest.raises(ValueError, match="take a smaller model, or a GPU with more memory"):
-        check_fits(student, "--student_model", args, "SEQ_CLS")
-    told = ModelSpec.find(large, "--student_model", StudentConfig(dtype="float32", load_in_4bit=True))
-    monkeypatch.setattr(fitting, "_capacity", lambda args: quantized)
-    check_fits(told, "--student_model", arguments(tmp_path, gradient_checkpointing=True), "SEQ_CLS")
 
 
 def test_advice_that_has_no_estimate_does_not_hide_what_is_wrong(large, tmp_path, monkeypatch):

@@ -128,30 +128,44 @@ def test_what_was_kept_for_other_prompts_is_not_taken(model, tokenizer, tmp_path
         assert complete(model, tokenizer, prompts, max_new_tokens=limit, keep=tmp_path) == expected
 
 
-def test_prompts_without_tokens_and_tokenizers_without_an_end_are_refused(model, tokenizer):
+def test_prompts_without_tokens_are_refused(model, tokenizer):
     with pytest.raises(ValueError, match="prompt 1 of 2 has no token: ''"):
         complete(model, tokenizer, ["a", ""], max_new_tokens=2)
-    endless = make_character_tokenizer(eos_token=None)
-    with pytest.raises(ValueError, match="no end-of-text token"):
-        complete(model, endless, ["a"], max_new_tokens=2)
     assert complete(model, tokenizer, [], max_new_tokens=2) == []
 
 
+def test_tokenizers_without_an_end_are_refused(model):
+    endless = make_character_tokenizer(eos_token=None)
+    with pytest.raises(ValueError, match="no end-of-text token"):
+        complete(model, endless, ["a"], max_new_tokens=2)
+
+
+MADE = [Completion(" Nf3", False), Completion("", False), Completion(" e", True)]
+
+
 def test_completions_are_kept_by_row_id(tmp_path):
-    made = [Completion(" Nf3", False), Completion("", False), Completion(" e", True)]
-    labels = WeakCompletions(["a", "b", "c"], made, {"model": "weak"})
+    labels = WeakCompletions(["a", "b", "c"], MADE, {"model": "weak"})
     labels.save(tmp_path)
     again = WeakCompletions.load(tmp_path)
-    assert again.of(["c", "a"]) == [made[2], made[0]] and again.provenance == {"model": "weak"}
+    assert again.of(["c", "a"]) == [MADE[2], MADE[0]] and again.provenance == {"model": "weak"}
     assert again.fingerprint == labels.fingerprint
     others = [Completion(" Nf3", False), Completion("", False), Completion(" e", False)]
     assert WeakCompletions(["a", "b", "c"], others).fingerprint != labels.fingerprint
     rows = Dataset.from_dict({"id": ["c", "b"], "prompt": ["x", "y"], "ground_truth": [" e4", " d4"]})
     joined = again.join(rows)
     assert joined.column_names == ["id", "prompt", "completion"] and joined["completion"][:] == [" e", ""]
-    with pytest.raises(ValueError, match=r"already have \['completion'\]"):
-        again.join(joined)
-    with pytest.raises(KeyError, match="no weak label"):
-        again.of(["d"])
-    with pytest.raises(ValueError, match="WeakCompletions: got 1 ids for 3 rows"):
-        WeakCompletions(["a"], made)
+
+
+@pytest.mark.parametrize(
+    ("use", "error", "message"),
+    [
+        (lambda labels: labels.join(Dataset.from_dict({"id": ["a"], "completion": ["x"]})), ValueError,
+         r"already have \['completion'\]"),
+        (lambda labels: labels.of(["d"]), KeyError, "no weak label"),
+        (lambda labels: WeakCompletions(["a"], MADE), ValueError, "WeakCompletions: got 1 ids for 3 rows"),
+    ],
+    ids=["second completion", "unknown row", "few ids"],
+)  # fmt: skip
+def test_completions_of_other_rows_are_refused(use, error, message):
+    with pytest.raises(error, match=message):
+        use(WeakCompletions(["a", "b", "c"], MADE))

@@ -43,11 +43,13 @@ def test_join_refuses_to_lose_or_repeat_a_row(ids, error, match):
         weak_labels().join(rows(ids))
 
 
-def test_join_refuses_a_second_label_column_and_rows_without_id():
-    with pytest.raises(ValueError, match="already have"):
-        weak_labels().join(rows(["r0"]).rename_column("ground_truth", "label"))
-    with pytest.raises(ValueError, match="expected an `id`"):
-        weak_labels().join(rows(["r0"]).remove_columns("id"))
+@pytest.mark.parametrize(("name", "new", "message"), [
+    ("ground_truth", "label", "already have"),
+    ("id", "number", "expected an `id`"),
+])  # fmt: skip
+def test_join_refuses_a_second_label_column_and_rows_without_id(name, new, message):
+    with pytest.raises(ValueError, match=message):
+        weak_labels().join(rows(["r0"]).rename_column(name, new))
 
 
 def test_saved_labels_load_equal_and_notice_a_change(tmp_path):
@@ -163,30 +165,35 @@ def test_labels_of_any_provenance_have_a_card(make, provenance, tmp_path):
     assert ("imdb" in card.split("labels of the dataset")[1]) == ("dataset" in provenance)
 
 
+@pytest.mark.parametrize("from_hub", [False, True], ids=["directory", "hub"])
 @pytest.mark.parametrize(("make", "other"), [(weak_labels, WeakCompletions), (weak_completions, WeakLabels)])
-def test_labels_of_the_other_kind_name_their_class(make, other, tmp_path, monkeypatch):
+def test_labels_of_the_other_kind_name_their_class(make, other, from_hub, tmp_path, monkeypatch):
     make().save(tmp_path)
-    right = type(make()).__name__
-    with pytest.raises(ValueError, match=f"expected those of {other.__name__}.*Load it with {right}"):
-        other.load(tmp_path)
     calls = []
     download = lambda repo_id, **options: calls.append(options) or str(tmp_path)  # noqa: E731
     monkeypatch.setattr("w2s_hf.labels.snapshot_download", download)
-    with pytest.raises(ValueError, match=f"me/labels: .*Load it with {right}"):
-        other.from_hub("me/labels")
+    place = "me/labels" if from_hub else str(tmp_path)
+    message = f"{place}: .*expected those of {other.__name__}.*Load it with {type(make()).__name__}"
+    with pytest.raises(ValueError, match=message):
+        (other.from_hub if from_hub else other.load)(place)
     # A dataset may have gigabytes of other files.
-    assert calls[0]["allow_patterns"] == ["weak_labels.parquet", "provenance.json"]
+    assert not from_hub or calls[0]["allow_patterns"] == ["weak_labels.parquet", "provenance.json"]
 
 
-def test_directories_without_labels_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="without weak_labels.parquet and provenance.json"):
-        WeakLabels.load(tmp_path)
-    weak_labels().save(tmp_path)
-    (tmp_path / "provenance.json").write_text('{"name": "of something else"}')
-    with pytest.raises(ValueError, match="without `fingerprint`"):
-        WeakLabels.load(tmp_path)
-    weak_labels().to_dataset().rename_column("probabilities", "text").to_parquet(tmp_path / "weak_labels.parquet")
-    with pytest.raises(ValueError, match="These are no labels of w2s_hf"):
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        (None, FileNotFoundError, "without weak_labels.parquet and provenance.json"),
+        ({}, ValueError, "without `fingerprint`"),
+        ({"probabilities": "text"}, ValueError, "These are no labels of w2s_hf"),
+    ],
+    ids=["no files", "other provenance", "other columns"],
+)
+def test_directories_without_labels_are_named(columns, error, message, tmp_path):
+    if columns is not None:
+        (tmp_path / "provenance.json").write_text('{"name": "of something else"}')
+        weak_labels().to_dataset().rename_columns(columns).to_parquet(tmp_path / "weak_labels.parquet")
+    with pytest.raises(error, match=message):
         WeakLabels.load(tmp_path)
 
 

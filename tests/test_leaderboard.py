@@ -125,15 +125,21 @@ def test_settings_of_a_stranger_cannot_replace_a_column(tmp_path):
     assert set(table["task"]) == {"boolq"}
 
 
-def test_what_is_no_student_is_said(students, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("empty", FileNotFoundError, "empty: there is no student's card"),
+        ("no/such/directory", FileNotFoundError, "expected a student's directory or its id"),
+        ("other", ValueError, "as that of a student: it has no `weak_to_strong`"),
+    ],
+)
+def test_what_is_no_student_is_said(name, error, message, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty: there is no student's card"):
-        find_cards([str(tmp_path / "empty")])
-    with pytest.raises(FileNotFoundError, match="expected a student's directory or its id"):
-        find_cards(["no/such/directory"])
-    (tmp_path / "empty" / "README.md").write_text("---\ntags: [a]\n---\n")
-    with pytest.raises(ValueError, match="as that of a student: it has no `weak_to_strong`"):
-        find_cards([str(tmp_path / "empty")])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "README.md").write_text("---\ntags: [a]\n---\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        find_cards([name])
 
 
 def test_the_recipe_reads_the_hub_and_this_disk(students, tmp_path):

@@ -45,13 +45,14 @@ RIGHT_ANSWER_LISTED_FIRST = dataclasses.replace(
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_no_task_gives_its_label_away_on_generated_rows(name, world):  # noqa: F811
+def test_no_task_gives_its_label_away_on_generated_rows(name, world):
     guesses = leak_probe(TASKS[name], demo_rows(TASKS[name], world, 1000, "probe"), confidence_level=0.999)
     assert guesses["form"].at_chance, guesses["form"]
     assert guesses["text"].at_chance, guesses["text"]  # the generator's own rows are all of one length
     assert guesses["text"].n > 800
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", TASKS)
 def test_no_task_gives_its_label_away_on_real_rows(name):
@@ -63,11 +64,12 @@ def test_no_task_gives_its_label_away_on_real_rows(name):
 
 
 @pytest.mark.parametrize("task", [LETTER_OR_TEXT, ANSWER_IN_PROMPT, RIGHT_ANSWER_LISTED_FIRST])
-def test_published_leaks_are_caught(task, world):  # noqa: F811
+def test_published_leaks_are_caught(task, world):
     form = leak_probe(task, demo_rows(TASKS[task.name], world, 1000, "probe"))["form"]
     assert not form.at_chance and form.accuracy > 0.95, form
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("task", [LETTER_OR_TEXT, ANSWER_IN_PROMPT, RIGHT_ANSWER_LISTED_FIRST])
 def test_published_leaks_are_caught_on_real_rows(task):
@@ -80,7 +82,7 @@ def test_published_leaks_are_caught_on_real_rows(task):
     assert sound["form"].at_chance
 
 
-def test_a_column_of_categories_is_no_content(world):  # noqa: F811
+def test_a_column_of_categories_is_no_content(world):
     rows = demo_rows(TASKS["ethics_justice"], world, 600, "probe")
     verdicts = ["that is so" if label else "never" for label in rows["label"]]
     form = leak_probe(ANSWER_FROM_A_COLUMN, rows.add_column("verdict", verdicts))["form"]
@@ -133,14 +135,18 @@ def test_a_skeleton_keeps_what_is_not_content_and_the_place_of_what_is():
     assert skeleton("one two one", ["one", "two"]) == "<1> <> <1>"
 
 
-def test_too_few_rows_say_so():
-    with pytest.raises(ValueError, match="got 0 texts in 0 groups"):
-        probe_texts([], [], [])
-    with pytest.raises(ValueError, match="got 4 texts in 4 groups .* expected at least ten groups and both classes"):
-        probe_texts(["a", "b", "c", "d"], [0, 1, 0, 1], ["a", "b", "c", "d"])
+@pytest.mark.parametrize("n", [0, 4])
+def test_too_few_rows_say_so(n):
+    message = f"got {n} texts in {n} groups .* expected at least ten groups and both classes"
+    with pytest.raises(ValueError, match=message):
+        probe_texts(list("abcd")[:n], [0, 1, 0, 1][:n], list("abcd")[:n])
+
+
+def test_chance_is_in_the_interval():
     assert not Guess(0.6, (0.55, 0.65), 100, []).at_chance and Guess(0.4, (0.35, 0.45), 100, []).at_chance
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path, capsys):
     path = str(tmp_path / "messages.csv")
     Dataset.from_list(

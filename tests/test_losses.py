@@ -164,7 +164,17 @@ def test_reduction_dtype_and_shape(name):
     assert sum(rows(name)) / 4 == pytest.approx(ALL[name](LOGITS, WEAK).item(), abs=1e-6)
     loss = ALL[name](LOGITS.bfloat16(), WEAK)
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(ALL[name](LOGITS, WEAK).item(), abs=0.01)
-    with pytest.raises(ValueError, match="expected 'mean' or 'none'"):
-        ALL[name](LOGITS, WEAK, reduction="sum")
-    with pytest.raises(ValueError, match=r"\(4, 2\) and soft labels of shape \(4,\)"):
-        ALL[name](LOGITS, WEAK[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        (WEAK, {"reduction": "sum"}, "expected 'mean' or 'none'"),
+        (WEAK[:, 1], {}, r"\(4, 2\) and soft labels of shape \(4,\)"),
+    ],
+    ids=["reduction", "shape"],
+)
+@pytest.mark.parametrize("name", ALL)
+def test_other_reductions_and_shapes_are_refused(name, labels, options, message):
+    with pytest.raises(ValueError, match=message):
+        ALL[name](LOGITS, labels, **options)

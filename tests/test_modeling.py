@@ -5,20 +5,14 @@ import copy
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from helpers.models import make_rows
-from helpers.training import arguments
-from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
+from helpers.models import logits, make_rows
+from helpers.training import LORA, arguments
+from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from w2s_hf import WeakToStrongTrainer, fresh_adapter, load_student
 from w2s_hf.modeling import load_tokenizer
 from w2s_hf.modeling.heads import initialise_head
-
-LORA = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS")
-BATCH = {
-    "input_ids": torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]),
-    "attention_mask": torch.tensor([[1] * 4, [1, 1, 0, 0]]),
-}
 
 
 @pytest.fixture
@@ -30,11 +24,6 @@ def directory_of(model_of, tokenizer, tmp_path):
         return str(directory)
 
     return save
-
-
-def logits(model):
-    with torch.no_grad():
-        return model.eval()(**BATCH).logits.float()
 
 
 def train(model, tokenizer, tmp_path, **kwargs):
@@ -160,13 +149,13 @@ def test_4_bit_weights_are_never_packed_for_inference(directory_of, tokenizer, t
     assert not any(module.support_avx512bf16_for_cpu for module in quantized)
 
 
-def test_4_bit_weights_that_are_packed_are_refused(directory_of, tokenizer, tmp_path):
+@pytest.mark.parametrize("from_init", [False, True], ids=["model", "model_init"])
+def test_4_bit_weights_that_are_packed_are_refused(from_init, directory_of, tokenizer, tmp_path):
     student = load_student(directory_of("llama"), load_in_4bit=True, dtype="float32")
     student.model.layers[1].mlp.up_proj.weight.quant_state.packing_format_for_cpu = True
+    options = {"model_init": lambda: student} if from_init else {"model": student, "peft_config": LORA}
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj.*packed for inference"):
-        WeakToStrongTrainer(student, arguments(tmp_path), processing_class=tokenizer, peft_config=LORA)
-    with pytest.raises(ValueError, match="packed for inference"):
-        WeakToStrongTrainer(None, arguments(tmp_path), processing_class=tokenizer, model_init=lambda: student)
+        WeakToStrongTrainer(args=arguments(tmp_path), processing_class=tokenizer, **options)
 
 
 @pytest.mark.parametrize("load_in_4bit", [False, True])
@@ -185,7 +174,7 @@ def test_one_base_serves_many_students(load_in_4bit, directory_of, tokenizer, tm
     assert LORA.modules_to_save is None, "the configuration was changed in passing"
 
 
-def test_head_initialisation(directory_of, model_of, tokenizer):
+def test_head_initialisation(model_of):
     model = model_of("llama")
     initialise_head(model, "zeros")
     assert logits(model).abs().max() == 0
@@ -194,10 +183,18 @@ def test_head_initialisation(directory_of, model_of, tokenizer):
     assert 0.1 < first.std() < 0.4  # initializer_range is 0.2
     initialise_head(model, "normal", seed=1)
     assert torch.equal(model.score.weight, first)
-    with pytest.raises(ValueError, match="tokens or unknown"):
-        initialise_head(model, "unembedding", tokenizer=tokenizer)  # no "0" in this vocabulary
-    with pytest.raises(ValueError, match="normal, zeros or unembedding"):
-        initialise_head(model, "ones")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("unembedding", "tokens or unknown"),  # no "0" in this vocabulary
+        ("ones", "normal, zeros or unembedding"),
+    ],
+)
+def test_a_head_of_unknown_tokens_or_kind_is_refused(kind, message, model_of, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        initialise_head(model_of("llama"), kind, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -134,11 +134,17 @@ def test_a_label_function_of_another_value_is_named():
         load_splits(own_task(label=lambda row: 2, reads="is_spam"), raw=labelled([0, 1]))
 
 
-def test_columns_and_tasks_are_suggested(monkeypatch, tmp_path):
+def test_a_column_is_suggested():
     with pytest.raises(ValueError, match="has no column 'is_spam'; it has message, isspam.* Did you mean 'isspam'"):
         load_splits(own_task(), raw=labelled([0, 1]).rename_column("is_spam", "isspam"))
+
+
+def test_a_test_split_is_suggested():
     with pytest.raises(ValueError, match="no split 'test'; the splits found are train.*`test_split=None` holds"):
         load_splits(own_task(test_split="test"), raw=labelled([0, 1]))
+
+
+def test_a_file_of_tasks_is_suggested(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").touch()
     with pytest.raises(ValueError, match="Did you mean 'mine.py'"):

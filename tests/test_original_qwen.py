@@ -205,18 +205,20 @@ def changed(directory: Path, target: Path, **config) -> str:
     return str(target)
 
 
-@pytest.mark.parametrize("flag", ["use_logn_attn", "use_dynamic_ntk"])
-def test_features_past_the_trained_length_are_named(flag, directory, mapped, tmp_path):
+@pytest.mark.parametrize("is_cached", [False, True], ids=["whole", "cached"])
+@pytest.mark.parametrize(("flag", "words"), [("use_logn_attn", "logn attention"), ("use_dynamic_ntk", "dynamic NTK")])
+def test_features_past_the_trained_length_are_named(flag, words, is_cached, directory, mapped, tmp_path):
     name = changed(directory, tmp_path / "flagged", **{flag: True})
     model = load_student(name, task_type="CAUSAL_LM", dtype="float32")
     ids = torch.randint(0, 600, (1, 32), generator=torch.Generator().manual_seed(0))
     assert torch.equal(logits(model, input_ids=ids), logits(mapped, input_ids=ids))
     longer = torch.cat([ids, ids[:, :1]], dim=1)
-    words = {"use_logn_attn": "logn attention", "use_dynamic_ntk": "dynamic NTK"}[flag]
+    inputs = {"input_ids": longer}
+    if is_cached:  # a token at a time, too
+        past = model(input_ids=ids, use_cache=True).past_key_values
+        inputs = {"input_ids": longer[:, 32:], "past_key_values": past}
     with pytest.raises(ValueError, match=f"33 tokens. Past 32 this model asks for {words}"):
-        model(input_ids=longer)
-    with pytest.raises(ValueError, match=words):  # a token at a time, too
-        model(input_ids=longer[:, 32:], past_key_values=model(input_ids=ids, use_cache=True).past_key_values)
+        model(**inputs)
     load_student(str(directory), task_type="CAUSAL_LM")(input_ids=longer)  # without the flag nothing acts there
 
 
@@ -230,11 +232,11 @@ def test_features_past_the_trained_length_are_named(flag, directory, mapped, tmp
         ({"visual": {"layers": 48}}, "a 'visual' part"),
     ],
 )
-def test_what_qwen2_does_not_have_is_named(config, named, directory, tmp_path):
+@pytest.mark.parametrize("load", [load_student, load_config])
+def test_what_qwen2_does_not_have_is_named(load, config, named, directory, tmp_path):
     name = changed(directory, tmp_path / "other", **config)
-    for load in (load_student, load_config):
-        with pytest.raises(ValueError, match=named):
-            load(name)
+    with pytest.raises(ValueError, match=named):
+        load(name)
 
 
 def test_other_bin_files_are_no_weights(directory, tmp_path):
@@ -303,10 +305,11 @@ def test_what_is_no_vocabulary_is_named(change, message, directory, tmp_path):
         original_qwen_tokenizer(str(changed_ranks(directory, tmp_path, change)), CONFIG)
 
 
-def test_a_vocabulary_that_lacks_its_end_is_named(directory):
-    for vocab_size in (151_936, 208 + 256):  # of a published model, which has more tokens; of one with fewer
-        with pytest.raises(ValueError, match="is the download whole, and of this model"):
-            original_qwen_tokenizer(str(directory), {**CONFIG, "vocab_size": vocab_size})
+# A published model has more tokens.
+@pytest.mark.parametrize("vocab_size", [151_936, 208 + 256], ids=["more", "fewer"])
+def test_a_vocabulary_that_lacks_its_end_is_named(vocab_size, directory):
+    with pytest.raises(ValueError, match="is the download whole, and of this model"):
+        original_qwen_tokenizer(str(directory), {**CONFIG, "vocab_size": vocab_size})
 
 
 def test_a_file_that_changed_is_read_again(directory, tmp_path):
@@ -337,6 +340,7 @@ def test_fields_of_a_configuration_reach_it(directory):
     assert (model.config.id2label, model.config.pad_token_id) == ({0: "no", 1: "yes"}, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_real_ranks_have_the_merges_and_tokens_of_qwen2(tmp_path):
     """Qwen2 has the vocabulary of the first family, in another file format: all of its merges are found again."""
@@ -359,6 +363,7 @@ def test_real_ranks_have_the_merges_and_tokens_of_qwen2(tmp_path):
         assert tokenizer(text)["input_ids"] == qwen2(text)["input_ids"]
 
 
+@pytest.mark.slow
 def test_from_the_command_line_without_remote_code(directory, cache, tmp_path):
     """Supervisor and 4-bit student of this layout; what is left of them is Qwen2's, and loads with no network."""
     (tmp_path / "rows").mkdir()

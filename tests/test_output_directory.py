@@ -1,6 +1,7 @@
 """Whose an output directory is: no experiment replaces the results of another one."""
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -83,32 +84,39 @@ def test_another_experiment_and_less_of_this_one_are_refused(options, words, tmp
     assert check(tmp_path, options, overwrite=True) is None
 
 
-def test_another_task_setting_and_kind_are_refused(tmp_path):
-    wanted().write(tmp_path)
-    with pytest.raises(ValueError, match="task: boolq there, sciq here"):
-        check(tmp_path, task="sciq")
-    with pytest.raises(ValueError, match="task: boolq there, chess_puzzles here"):
-        check(tmp_path, kind="demo_chess")
-    with pytest.raises(ValueError, match="which has the experiment 'boolq .*', expected one for a sweep"):
-        check_output_dir(tmp_path, Manifest("sweep", "sweep", {}), overwrite=False)
-    Manifest("sweep", "sweep", {}).write(tmp_path)
-    with pytest.raises(ValueError, match="which has a sweep, expected one for an experiment"):
-        check(tmp_path)
+@pytest.mark.parametrize(
+    ("there", "here", "message"),
+    [
+        ({}, {"task": "sciq"}, "task: boolq there, sciq here"),
+        ({}, {"kind": "demo_chess"}, "task: boolq there, chess_puzzles here"),
+        ({}, "sweep", "which has the experiment 'boolq .*', expected one for a sweep"),
+        ("sweep", {}, "which has a sweep, expected one for an experiment"),
+    ],
+    ids=["task", "setting", "sweep here", "sweep there"],
+)
+def test_another_task_setting_and_kind_are_refused(there, here, message, tmp_path):
+    there, here = (Manifest("sweep", "sweep", {}) if of == "sweep" else wanted(**of) for of in (there, here))
+    there.write(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        check_output_dir(tmp_path, here, overwrite=False)
 
 
-def test_other_rows_or_models_under_the_same_names_are_refused(tmp_path):
-    first = wanted()
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({}, None),
+        ({"student_model": "2"}, "student_model: 1 there, 2 here"),
+        ({"rows of seed 0": "xyz"}, "rows of seed 0: abc there, xyz here"),
+    ],
+    ids=["the same", "model", "rows"],
+)
+def test_other_rows_or_models_under_the_same_names_are_refused(found, message, tmp_path):
+    first, second = wanted(), wanted("--seeds 0 1")
     first.found = {"rows of seed 0": "abc", "student_model": "1"}
     first.write(tmp_path)
-    second = wanted("--seeds 0 1")
-    second.found = {"rows of seed 0": "abc", "rows of seed 1": "def", "student_model": "1"}
-    assert check_output_dir(tmp_path, second, overwrite=False)
-    second.found["student_model"] = "2"
-    with pytest.raises(ValueError, match="student_model: 1 there, 2 here"):
-        check_output_dir(tmp_path, second, overwrite=False)
-    second.found |= {"student_model": "1", "rows of seed 0": "xyz"}
-    with pytest.raises(ValueError, match="rows of seed 0: abc there, xyz here"):
-        check_output_dir(tmp_path, second, overwrite=False)
+    second.found = {**first.found, "rows of seed 1": "def", **found}
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        assert check_output_dir(tmp_path, second, overwrite=False)
 
 
 def test_models_of_a_chain_are_compared_by_name_as_the_others(tmp_path, monkeypatch):
@@ -128,30 +136,40 @@ def test_models_of_a_chain_are_compared_by_name_as_the_others(tmp_path, monkeypa
     assert str(tmp_path) not in (tmp_path / "out" / MANIFEST).read_text()
 
 
-def test_results_of_older_versions_are_known_by_what_they_say(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", None),
+        ("--seeds 0 1", None),
+        ("--learning_rate 1", "learning_rate"),
+        ("--seeds 1", "seeds 0;"),
+        ("--methods naive", "confi"),
+    ],
+)
+def test_results_of_older_versions_are_known_by_what_they_say(options, message, tmp_path):
     results = json.loads((CARDS / "boolq-demo" / "results.json").read_text())
     for name in ("eval_strategy", "eval_steps", "save_steps", "load_best_model_at_end", "metric_for_best_model"):
         del results["settings"]["training"][name]
     (tmp_path / "results.json").write_text(json.dumps(results))
-    assert check(tmp_path).seeds == [0] and check(tmp_path, "--seeds 0 1")
-    for options, words in {
-        "--learning_rate 1": "learning_rate",
-        "--seeds 1": "seeds 0;",
-        "--methods naive": "confi",
-    }.items():
-        with pytest.raises(ValueError, match=words):
-            check(tmp_path, options)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        assert check(tmp_path, options).seeds == [0]
 
 
-def test_files_of_other_programs_are_not_replaced(tmp_path):
+def test_files_of_other_names_stay(tmp_path):
     (tmp_path / "_stages").mkdir()
     (tmp_path / "notes.md").touch()
     assert check(tmp_path) is None, "neither the cache of stages nor files of other names are results"
-    for name in ("report.md", "results.json", "students"):
-        (tmp_path / name).mkdir() if name == "students" else (tmp_path / name).write_text("{}")
-        for overwrite in (False, True):
-            with pytest.raises(ValueError, match=f"where .*{name}.* would be replaced, which no run of this package"):
-                check(tmp_path, overwrite=overwrite)
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["", "overwrite"])
+@pytest.mark.parametrize("name", ["report.md", "results.json", "students"])
+def test_files_of_other_programs_are_not_replaced(name, overwrite, tmp_path):
+    (tmp_path / name).mkdir() if name == "students" else (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"where .*{name}.* would be replaced, which no run of this package"):
+        check(tmp_path, overwrite=overwrite)
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / MANIFEST).write_text("{")
     with pytest.raises(ValueError, match="experiment.json cannot be read"):
         check(tmp_path)

@@ -106,10 +106,16 @@ def test_rows_are_unique_and_their_questions_stay_in_one_part():
     test, train = set(splits.test["prompt"]), {p for part in splits.student for p in part["prompt"]}
     assert not test & (train | set(splits.weak_half["prompt"]))
     assert splits.fingerprint == task.load(raw=raw, n_train=20, n_weak=20, n_validation=4).fingerprint
+
+
+def test_a_column_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="has no column 'answer'"):
-        task.load(raw=DatasetDict(train=rows.remove_columns("answer")))
+        ADDITIONS.load(raw=DatasetDict(train=additions(60).remove_columns("answer")))
+
+
+def test_answers_that_are_longer_than_what_is_generated_are_refused():
     with pytest.raises(ValueError, match="is 4 tokens with its end-of-text token, .* set --max_new_tokens 4"):
-        task.load(raw=raw, tokenizers=[make_character_tokenizer()], max_new_tokens=2)
+        ADDITIONS.load(raw=DatasetDict(train=additions(90)), tokenizers=[make_character_tokenizer()], max_new_tokens=2)
 
 
 @pytest.mark.parametrize(

@@ -55,16 +55,26 @@ def test_tasks_in_a_python_file(tmp_path):
     assert find_task(str(path)).name == "a"
     path.write_text(one + "B = Task('b', 'b.csv', '{x}', label='y')\n")
     assert find_task(f"{path}:B").name == "b"
-    with pytest.raises(ValueError, match="defines A, B; expected one, or say which by"):
-        find_task(str(path))
-    with pytest.raises(ValueError, match="defines A, B, and no 'C'"):
-        find_task(f"{path}:C")
-    path.write_text("x = 1\n")
-    for kind in (Task, GenerationTask):
-        with pytest.raises(ValueError, match=rf"defines no w2s_hf\.(tasks\.)?{kind.__name__};"):
-            find_task(str(path), kind)
-    with pytest.raises(FileNotFoundError, match="there is no file"):
-        find_task(str(tmp_path / "nowhere.py"))
+
+
+TWO = "from w2s_hf import Task\nA, B = (Task(name, 'a.csv', '{x}', label='y') for name in 'ab')\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "kind", "error", "message"),
+    [
+        (TWO, "mine.py", Task, ValueError, "defines A, B; expected one, or say which by"),
+        (TWO, "mine.py:C", Task, ValueError, "defines A, B, and no 'C'"),
+        ("x = 1\n", "mine.py", Task, ValueError, r"defines no w2s_hf\.Task;"),
+        ("x = 1\n", "mine.py", GenerationTask, ValueError, r"defines no w2s_hf\.tasks\.GenerationTask;"),
+        (TWO, "nowhere.py", Task, FileNotFoundError, "there is no file"),
+    ],
+    ids=["two", "unknown name", "none", "no generative task", "no file"],
+)
+def test_a_file_without_the_task_says_what_it_has(content, name, kind, error, message, tmp_path):
+    (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(error, match=message):
+        find_task(str(tmp_path / name), kind)
 
 
 @pytest.mark.parametrize(
@@ -140,27 +150,37 @@ def test_a_quotation_mark_in_a_tsv_swallows_no_lines(tmp_path):
     assert len(rows) == len(MESSAGES) and rows[50]["message"].startswith('"50 ')
 
 
-def test_a_folder_of_save_to_disk_and_a_broken_file(tmp_path):
+def test_a_folder_of_save_to_disk_is_read(tmp_path):
     DatasetDict(train=Dataset.from_list(MESSAGES)).save_to_disk(str(tmp_path / "saved"))
     assert len(load_task(own_task(), dataset_path=str(tmp_path / "saved")).test) > 20
+
+
+def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "broken.jsonl").write_text('{"message": "a", "is_sp')
     with pytest.raises(ValueError, match="--dataset_path: got '.*broken.jsonl', which cannot be read "):
         load_task(own_task(), dataset_path=str(tmp_path / "broken.jsonl"))
+
+
+def test_a_source_that_is_no_file_is_named():
     with pytest.raises(FileNotFoundError, match="`sources` of the task: got 'messages.csv', which is no directory"):
         load_task(own_task())
 
 
-def test_missing_values_are_never_shown():
-    task = TASKS["quail"]
-    row = {"context": "a", "question": "b", "answers": ["c", None], "correct_answer_id": 0}
-    with pytest.raises(ValueError, match="has no 'answer'"):
+@pytest.mark.parametrize(
+    ("task", "row", "name"),
+    [
+        (TASKS["quail"], {"context": "a", "question": "b", "answers": ["c", None], "correct_answer_id": 0}, "answer"),
+        (own_task(template="{f}", context="f", fields={"f": lambda row: None}), MESSAGES[0], "f"),
+        (own_task(template="{f}", context="f", fields={"f": lambda row: float("nan")}), MESSAGES[0], "f"),
+    ],
+    ids=["no answer", "none", "nan"],
+)
+def test_missing_values_are_never_shown(task, row, name):
+    with pytest.raises(ValueError, match=f"has no '{name}'"):
         list(task.examples(row))
-    for missing in (None, float("nan")):
-        with pytest.raises(ValueError, match="has no 'f'"):
-            list(own_task(template="{f}", context="f", fields={"f": lambda _, m=missing: m}).examples(MESSAGES[0]))
 
 
-def test_columns_of_a_group_are_compared_with_themselves(world):  # noqa: F811
+def test_columns_of_a_group_are_compared_with_themselves(world):
     rows = [{"user": i, "doc": i + 1, "text": f"w{i} x", "y": i % 2} for i in range(60)]
     apart = Task("t", "rows.csv", "{text}", label="y", group=("user", "doc"), test_split=None)
     splits = load_splits(apart, raw=DatasetDict(train=Dataset.from_list(rows)))
@@ -267,6 +287,6 @@ def test_a_column_that_only_a_function_reads_has_to_be_named():
     assert load_splits(task, raw=rows).test["ground_truth"]
 
 
-def test_the_demo_has_rows_for_its_own_tasks_only(world):  # noqa: F811
+def test_the_demo_has_rows_for_its_own_tasks_only(world):
     with pytest.raises(ValueError, match="The demo has no rows for spam; name --weak_model and --student_model"):
         demo_rows(own_task(), world, 10, "train")

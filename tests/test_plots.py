@@ -12,19 +12,6 @@ from w2s_hf.sweep import plots as sweep_plots
 NAMES = ("naive", "confidence")
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are drawn, none of which is laid out or saved."""
-    figures = []
-
-    class Recorded(Figure):
-        def savefig(self, path, **_):
-            figures.append(self)
-
-    monkeypatch.setattr(plots, "Figure", Recorded)
-    return figures
-
-
 def entry(accuracy: float, n: int, **more) -> dict:
     correct = np.arange(n) < round(accuracy * n)
     interval = list(metrics.accuracy_interval(correct))
@@ -78,26 +65,26 @@ def is_whole(axes) -> bool:
         ((0.02, 0.04, 0.06), 100, "PGR 0.50"),
     ],
 )
-def test_the_figure_of_an_experiment_has_all_of_its_intervals(accuracies, n, pgr, drawn, tmp_path):
+def test_the_figure_of_an_experiment_has_all_of_its_intervals(accuracies, n, pgr, figures, tmp_path):
     plots.plot_accuracies(results(*accuracies, n), tmp_path / "accuracy.png")
-    axes = drawn[0].axes[0]
+    axes = figures[0].axes[0]
     assert axes.get_ylim()[0] == 0 and is_whole(axes)
     assert sum(pgr in text for text in texts(axes)) == len(NAMES)
 
 
-def test_seeds_without_a_gap_are_counted_in_the_figure(drawn, tmp_path):
+def test_seeds_without_a_gap_are_counted_in_the_figure(figures, tmp_path):
     plots.plot_accuracies(results(0.7, 0.8, 0.9, 10, n_seeds=3, n_undefined=1), tmp_path / "accuracy.png")
-    assert sum("median PGR 0.50 (1 of 3 undefined)" in text for text in texts(drawn[0].axes[0])) == len(NAMES)
+    assert sum("median PGR 0.50 (1 of 3 undefined)" in text for text in texts(figures[0].axes[0])) == len(NAMES)
     plots.plot_accuracies(results(0.9, 0.8, 0.7, 10, n_seeds=3), tmp_path / "accuracy.png")
-    assert sum("PGR undefined" in text for text in texts(drawn[1].axes[0])) == len(NAMES)
+    assert sum("PGR undefined" in text for text in texts(figures[1].axes[0])) == len(NAMES)
 
 
 @pytest.mark.parametrize(("accuracies", "n"), [((0, 1, 1), 1), ((1, 1, 1), 5), ((0.9, 0.8, 0.7), 10)])
-def test_the_figure_of_a_card_has_all_of_its_intervals(accuracies, n, drawn, tmp_path):
+def test_the_figure_of_a_card_has_all_of_its_intervals(accuracies, n, figures, tmp_path):
     scores = [Score("a/b", found["accuracy"], n, found["ci95"]) for found in (entry(a, n) for a in accuracies)]
     pgr = metrics.performance_gap_recovered(*accuracies)
     plots.plot_gap(*scores, pgr, tmp_path / "pgr.png")
-    axes = drawn[0].axes[0]
+    axes = figures[0].axes[0]
     low, high = axes.get_xlim()
     assert all(low < end < high for score in scores for end in score.ci95)
     assert ("PGR undefined" in texts(axes)) == (pgr is None)
@@ -114,11 +101,11 @@ def test_bars_of_an_analysis_have_all_of_their_intervals():
     assert is_whole(axes)
 
 
-def test_the_axis_of_pgr_has_its_intervals_or_says_that_they_are_cut(drawn, tmp_path):
+def test_the_axis_of_pgr_has_its_intervals_or_says_that_they_are_cut(figures, tmp_path):
     table = make_table(tasks=["boolq"], weak=MODELS[:1], seeds=[0])
     for low, high, is_cut in ((-0.4, 1.4, False), (-3.0, 5.0, True)):
         sweep_plots.plot_pgr_by_size(table.assign(pgr_low=low, pgr_high=high), tmp_path)
-        figure = drawn[-1]
+        figure = figures[-1]
         bottom, top = figure.axes[0].get_ylim()
         assert (bottom <= low and high <= top) != is_cut
         legend = [text.get_text() for text in figure.legends[0].get_texts()]

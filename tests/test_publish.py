@@ -80,6 +80,7 @@ def refuse(status: int, where: str, times: int = 1000, message: str = "no"):
     return fault
 
 
+@pytest.mark.slow
 def test_one_commit_a_student_and_none_the_second_time(hub, publish, output):
     before = snapshot(output)
     code, stderr = publish(output, "--hub_namespace", "me")
@@ -195,6 +196,7 @@ def test_a_hub_that_fails_once_is_asked_again(hub, publish, output):
     assert [len(repository.commits) for repository in hub.repositories.values()] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_gone_and_comes_back(hub, publish, output):
     with LoopbackHub() as gone:
         pass

@@ -213,6 +213,8 @@ def test_a_seed_is_added_and_nothing_is_lost(cache, tmp_path):
     assert set(shown["task"]) == {"boolq (demo: generated rows)"}
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_two_ranks_run_the_recipe(cache, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     process = recipe(*TINY, "--methods", "confidence", "--per_device_train_batch_size", 16, "--output_dir",
@@ -412,6 +414,9 @@ def test_tasks_are_listed(monkeypatch, capsys):
     assert not ended.value.code
     out = capsys.readouterr().out
     assert all(name in out for name in TASKS) and "embedded demo" not in out
+
+
+def test_a_recipe_of_any_task_needs_one(capsys):
     with pytest.raises(SystemExit):
         parse_arguments("", DEMO_CONFIG, [], experiment=AnyTaskArguments)
     assert "Got no --task; --list_tasks prints their names" in capsys.readouterr().err

@@ -205,18 +205,24 @@ def test_files_directories_and_patterns_are_read_once(outputs):
     assert len(read_results(str(outputs / "a" / "results.json"))) == 9
 
 
-def test_what_is_no_results_is_said_or_passed_over(outputs):
+@pytest.mark.parametrize(
+    ("content", "message"), [('{"accuracy": 1}', " of schema 1"), ("{", ": ")], ids=["other keys", "no JSON"]
+)
+def test_what_is_no_results_is_said_or_passed_over(content, message, outputs):
     (outputs / "other").mkdir()
-    (outputs / "other" / "results.json").write_text('{"accuracy": 1}')
+    (outputs / "other" / "results.json").write_text(content)
     assert len(read_results(outputs)["source"].unique()) == 3, "another program's file is found, and is none"
-    with pytest.raises(ValueError, match="other/results.json, expected a results.json of schema 1"):
+    with pytest.raises(ValueError, match=f"other/results.json, expected a results.json{message}"):
         read_results(outputs / "other" / "results.json")
-    (outputs / "other" / "results.json").write_text("{")
-    with pytest.raises(ValueError, match="expected a results.json"):
-        read_results(outputs / "other" / "results.json")
-    for missing in ("nowhere", "no*where/results.json", outputs / "other"):
-        with pytest.raises(FileNotFoundError, match="a directory with the results of a recipe"):
-            read_results(missing)
+
+
+@pytest.mark.parametrize("missing", ["nowhere", "no*where/results.json", "other"])
+def test_results_that_are_not_there_are_named(missing, tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="a directory with the results of a recipe"):
+        read_results(missing)
 
 
 def test_committed_results_have_the_fingerprints_of_their_cards():

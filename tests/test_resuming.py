@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.chains import SPECIAL, student
+from helpers.chains import LORA, SPECIAL, student
 from helpers.models import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
 from helpers.training import Stop, arguments, make_pairs, rows_of
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, get_peft_model, get_peft_model_state_dict
@@ -34,7 +34,6 @@ from w2s_hf import (
     WeakToStrongTrainer,
 )
 
-LORA = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=2)
 OTHER_LORA = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=2)  # PEFT would load it in silence
 KINDS = ("classes", "adapters", "pairs", "completions")
 # 4 steps an epoch, of which the second is left in the middle.
@@ -217,19 +216,22 @@ VIRTUAL = {
 }
 
 
-@pytest.mark.parametrize("name", VIRTUAL)
-def test_virtual_tokens_of_an_encoder_are_not_loaded_again(name, tmp_path):
-    base = {"p-tuning": "bert", "projected": "llama"}[name]
-    options = {"peft_config": VIRTUAL[name], "max_steps": 1}
+@pytest.mark.parametrize("is_resumed", [False, True], ids=["best", "resumed"])
+@pytest.mark.parametrize(("base", "name"), [("bert", "p-tuning"), ("llama", "projected")])
+def test_virtual_tokens_of_an_encoder_are_not_loaded_again(base, name, is_resumed, tmp_path):
     count = CountSteps()
+
+    def train(**options):
+        options |= {"load_best_model_at_end": not is_resumed, "max_steps": 1, "peft_config": VIRTUAL[name]}
+        resume = options.pop("resume", False)
+        make("adapters", tmp_path, [count], model=make_model(base), **options).train(resume_from_checkpoint=resume)
+
+    if is_resumed:
+        train()  # a training that loads no checkpoint
+        assert count.n_steps == 1
     with pytest.raises(ValueError, match="whose checkpoints lack the encoder of its virtual tokens"):
-        make("adapters", tmp_path, [count], model=make_model(base), **options).train()
-    assert count.n_steps == 0
-    options["load_best_model_at_end"] = False
-    make("adapters", tmp_path, [count], model=make_model(base), **options).train()
-    assert count.n_steps == 1
-    with pytest.raises(ValueError, match="whose checkpoints lack the encoder of its virtual tokens"):
-        make("adapters", tmp_path, [count], model=make_model(base), **options).train(resume_from_checkpoint=True)
+        train(resume=is_resumed)
+    assert count.n_steps == is_resumed
 
 
 @pytest.mark.parametrize("kind", ["classes", "adapters", "pairs"])  # TRL's SFTTrainer does not
@@ -261,7 +263,8 @@ def test_the_rows_of_a_resumed_epoch_are_those_that_were_left(kind, options, tmp
     assert_same_end(resumed, trainer)
 
 
-def test_early_stopping_goes_on_counting(tmp_path):
+@pytest.mark.parametrize("n_left", [1, 0])
+def test_early_stopping_goes_on_counting(n_left, tmp_path):
     def make_stopping(directory, *more):
         # The largest loss is the second.
         options = {"learning_rate": 0.3, "greater_is_better": True}
@@ -271,12 +274,11 @@ def test_early_stopping_goes_on_counting(tmp_path):
     trainer.train()
     end = trainer.state.global_step
     assert end < 6, "it did not stop early: the comparison would be vacuous"
-    for step in (end - 1, end):
-        with pytest.raises(KeyboardInterrupt):
-            make_stopping(tmp_path / f"{step}", Stop(step)).train()
-        resumed = make_stopping(tmp_path / f"{step}")
-        resumed.train(resume_from_checkpoint=True)
-        assert_same_end(resumed, trainer)
+    with pytest.raises(KeyboardInterrupt):
+        make_stopping(tmp_path / "stopped", Stop(end - n_left)).train()
+    resumed = make_stopping(tmp_path / "stopped")
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(resumed, trainer)
 
 
 @pytest.fixture(scope="module")

@@ -56,10 +56,20 @@ def test_margin_and_centering_are_trls(tmp_path):
     assert torch.equal(reference, trajectory)
     centered = train_pairs(tmp_path, make_pairs(24, 1.0), center_rewards_coefficient=0.1)[1]
     assert_same(train_pairs(tmp_path, make_pairs(24), RewardTrainer, center_rewards_coefficient=0.1)[1], centered)
-    with pytest.raises(ValueError, match="columns `soft_label` and `margin`"):
-        train_pairs(tmp_path, pairs.add_column("soft_label", [1.0] * 24))
-    with pytest.raises(ValueError, match="Got a margin, which the loss 'entropy' on soft labels does not read"):
-        train_pairs(tmp_path, pairs, loss_type="entropy")
+
+
+@pytest.mark.parametrize(
+    ("soft_label", "loss_type", "message"),
+    [
+        (1.0, "xent", "columns `soft_label` and `margin`"),
+        (None, "entropy", "Got a margin, which the loss 'entropy' on soft labels does not read"),
+    ],
+    ids=["soft labels", "loss"],
+)
+def test_a_margin_that_is_not_read_is_refused(soft_label, loss_type, message, tmp_path):
+    pairs = make_pairs(24, soft_label).add_column("margin", [0.5] * 24)
+    with pytest.raises(ValueError, match=message):
+        train_pairs(tmp_path, pairs, loss_type=loss_type)
 
 
 def test_the_loss_is_the_one_in_the_docstring(tmp_path):

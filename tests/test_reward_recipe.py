@@ -163,6 +163,7 @@ def test_two_ranks_run_the_recipe(cache, tmp_path):
     assert numbers(tmp_path / "out")["runs"][0]["weak"]["n"] == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [implicit_text, explicit_messages])
 def test_own_models_and_pairs_with_4_bit_adapters(make, cache, tmp_path, monkeypatch):
     """Adapters of the generative stage go on as those of the reward model."""
@@ -304,16 +305,22 @@ def test_bad_pairs_end_in_one_clear_line(rows, message, cache, tmp_path, monkeyp
         run_here(monkeypatch, cache, f"{options} --use_cpu true --n_train 20 --output_dir {tmp_path / 'out'}")
 
 
-def test_help_and_configurations(tmp_path, capsys):
+def test_help_is_of_pairs(capsys):
     with pytest.raises(SystemExit):
         parse_arguments("About pairs.", DEMO_CONFIG, ["--help"], RewardArguments, RewardPairConfig)
     out = capsys.readouterr().out
     for words in ("--generative_finetuning", "--center_rewards_coefficient", "--aux_coef", "--dataset_path"):
         assert words in out
+    assert "--conversion" not in out and "--drop_empty" not in out, "options of texts, not of pairs"
+
+
+def test_no_epochs_of_the_generative_stage_are_refused(capsys):
     with pytest.raises(SystemExit):
         parse_arguments("", DEMO_CONFIG, ["--generative_num_train_epochs", "0"], RewardArguments, RewardPairConfig)
     assert "--generative_num_train_epochs: got 0.0, expected a positive number" in capsys.readouterr().err
-    assert "--conversion" not in out and "--drop_empty" not in out, "options of texts, not of pairs"
+
+
+def test_configurations_name_models_and_lengths(tmp_path):
     for name in ("demo_reward", "single_gpu", "qwen_72b"):
         argv = ["--config", str(ROOT / "recipes" / "configs" / f"{name}.yaml"), "--output_dir", str(tmp_path)]
         args, training_args, _ = parse_arguments(

@@ -92,39 +92,50 @@ def test_a_huge_group_goes_to_a_half_not_to_the_validation_rows():
             assert not any("same" in text for text in splits.parts[name]["text"])
 
 
-def test_errors_say_what_was_found():
-    train, test = passages(60), passages(60, "test")
-    with pytest.raises(ValueError, match="no split 'validation'; the splits found are train, test"):
-        load_splits(BOOLQ, raw=DatasetDict(train=train, test=test))
-    with pytest.raises(ValueError, match="no split 'train_r2' or 'train'; the splits found are validation"):
-        load_splits(TASKS["anli_r2"], raw=DatasetDict(validation=test))
-    with pytest.raises(ValueError, match="no column 'passage'; it has question, answer"):
-        load_splits(BOOLQ, raw=DatasetDict(train=train.remove_columns("passage"), validation=test))
-    with pytest.raises(ValueError, match="'train' has no rows"):
-        load_splits(BOOLQ, raw=DatasetDict(train=train.select([]), validation=test))
-    with pytest.raises(ValueError, match="the 60 rows of the split 'train' are all 'yes'; both classes are needed"):
-        load_splits(BOOLQ, raw=DatasetDict(train=passages(60, yes=1.1), validation=test))
-    with pytest.raises(ValueError, match="got --n_train 1000, --n_weak 1000, .*expected at most .*Ask for fewer"):
-        load_splits(BOOLQ, raw=DatasetDict(train=train, validation=test), n_train=1000)
-    with pytest.raises(ValueError, match="--n_validation: got 3, expected at least 4"):
-        load_splits(BOOLQ, raw=DatasetDict(train=train, validation=test), n_train=10, n_validation=3)
-    unlabelled = Dataset.from_dict({"sentence": ["a", "b"], "label": [-1, -1]})
-    with pytest.raises(ValueError, match="has the label -1, expected 0 or 1, or 'negative' or 'positive'"):
-        load_splits(TASKS["sst2"], raw=DatasetDict(train=unlabelled, validation=unlabelled))
+TRAIN, TEST = passages(60), passages(60, "test")
+UNLABELLED = Dataset.from_dict({"sentence": ["a", "b"], "label": [-1, -1]})
+# Task, raw splits, options, message.
+UNUSABLE = {
+    "no test split": ("boolq", {"train": TRAIN, "test": TEST}, {},
+                      "no split 'validation'; the splits found are train, test"),
+    "no training split": ("anli_r2", {"validation": TEST}, {},
+                          "no split 'train_r2' or 'train'; the splits found are validation"),
+    "no column": ("boolq", {"train": TRAIN.remove_columns("passage"), "validation": TEST}, {},
+                  "no column 'passage'; it has question, answer"),
+    "no rows": ("boolq", {"train": TRAIN.select([]), "validation": TEST}, {}, "'train' has no rows"),
+    "one class": ("boolq", {"train": passages(60, yes=1.1), "validation": TEST}, {},
+                  "the 60 rows of the split 'train' are all 'yes'; both classes are needed"),
+    "too few rows": ("boolq", {"train": TRAIN, "validation": TEST}, {"n_train": 1000},
+                     "got --n_train 1000, --n_weak 1000, .*expected at most .*Ask for fewer"),
+    "few for validation": ("boolq", {"train": TRAIN, "validation": TEST}, {"n_train": 10, "n_validation": 3},
+                           "--n_validation: got 3, expected at least 4"),
+    "unlabelled": ("sst2", {"train": UNLABELLED, "validation": UNLABELLED}, {},
+                   "has the label -1, expected 0 or 1, or 'negative' or 'positive'"),
+}  # fmt: skip
 
 
-def test_splits_made_by_hand_are_checked():
-    parts = {name: part for name, part in boolq().parts.items()}
-    with pytest.raises(ValueError, match="got no rows for `weak_validation`"):
-        TaskSplits(BOOLQ, **{**parts, "weak_validation": parts["weak_validation"].select([])})
-    with pytest.raises(ValueError, match="is in `weak_half` and again in `student_half`"):
-        TaskSplits(BOOLQ, **{**parts, "student_half": parts["weak_half"]})
-    renamed = parts["weak_half"].map(lambda row: {"id": row["id"] + "'"})
-    with pytest.raises(ValueError, match="group of row .* is in `weak_half` and in `student_half`"):
-        TaskSplits(BOOLQ, **{**parts, "student_half": renamed})
-    one_class = parts["test"].filter(lambda row: row["ground_truth"] == 1)
-    with pytest.raises(ValueError, match=r"`test` .* has the classes \[1\]"):
-        TaskSplits(BOOLQ, **{**parts, "test": one_class})
+@pytest.mark.parametrize(("task", "raw", "options", "message"), UNUSABLE.values(), ids=UNUSABLE)
+def test_errors_say_what_was_found(task, raw, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_splits(TASKS[task], raw=DatasetDict(raw), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("weak_validation", lambda parts: parts["weak_validation"].select([]), "got no rows for `weak_validation`"),
+        ("student_half", lambda parts: parts["weak_half"], "is in `weak_half` and again in `student_half`"),
+        ("student_half", lambda parts: parts["weak_half"].map(lambda row: {"id": row["id"] + "'"}),
+         "group of row .* is in `weak_half` and in `student_half`"),
+        ("test", lambda parts: parts["test"].filter(lambda row: row["ground_truth"] == 1),
+         r"`test` .* has the classes \[1\]"),
+    ],
+    ids=["empty", "same ids", "same groups", "one class"],
+)  # fmt: skip
+def test_splits_made_by_hand_are_checked(name, rows, message):
+    parts = dict(boolq(n_train=40).parts)
+    with pytest.raises(ValueError, match=message):
+        TaskSplits(BOOLQ, **{**parts, name: rows(parts)})
 
 
 def test_the_next_source_is_tried_where_one_is_gone(monkeypatch):

@@ -224,6 +224,8 @@ def cluster(request):
         yield process.stdout
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_on_two_nodes_of_which_one_loses_its_worker_the_table_is_the_same(cluster, swept, cache, tmp_path):
     """From a recipe in a process of its own, as its users start it."""
     pytest.importorskip("ray")
@@ -367,6 +369,7 @@ def test_one_configuration_is_not_for_two_settings(cache, tmp_path):
     assert process.returncode == 1 and "tasks of classification and reward" in process.stderr
 
 
+@pytest.mark.slow
 def test_a_job_may_be_launched_by_accelerate(swept, cache, tmp_path, monkeypatch):
     """As a worker of the cluster does it, where a cell has several GPUs."""
     from w2s_hf.sweep.cluster import _work

@@ -22,20 +22,6 @@ from w2s_hf.sweep.plots import (
 )
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are drawn, none of which is laid out or saved."""
-    drawn = []
-
-    class Recorded(Figure):
-        def savefig(self, path, **_):
-            if path.suffix == ".png":
-                drawn.append(self)
-
-    monkeypatch.setattr(plots, "Figure", Recorded)
-    return drawn
-
-
 def title_of(panel):
     return " ".join(panel.get_title(loc="left").split())
 

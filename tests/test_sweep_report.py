@@ -277,10 +277,17 @@ def test_a_sweep_without_cells_is_said(tmp_path):
     assert "A sweep without cells." in page.text and "None were given." in page.text
 
 
-def test_tables_that_are_none_of_a_sweep_are_refused(tmp_path):
-    table = make_table(**ONE_OF_EACH)
-    with pytest.raises(ValueError, match="without pgr_low; a sweep has task"):
-        write_sweep_report(table.drop(columns="pgr_low"), {}, tmp_path)
-    with pytest.raises(ValueError, match="status running, expected done or failed"):
-        plot_agreement(table.assign(status="running"), tmp_path)
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda table, path: write_sweep_report(table.drop(columns="pgr_low"), {}, path),
+         "without pgr_low; a sweep has task"),
+        (lambda table, path: plot_agreement(table.assign(status="running"), path),
+         "status running, expected done or failed"),
+    ],
+    ids=["column", "status"],
+)  # fmt: skip
+def test_tables_that_are_none_of_a_sweep_are_refused(write, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        write(make_table(**ONE_OF_EACH), tmp_path)
     assert not list(tmp_path.iterdir())

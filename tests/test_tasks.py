@@ -153,6 +153,7 @@ def test_hand_worked_rows(name):
     assert len({example["id"] for example in examples}) == len(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", TASKS)
 def test_real_rows(name):
@@ -281,9 +282,12 @@ def test_wrong_answers_come_from_all_of_them(world):
     assert sum(counts.values()) == 1000 and min(counts.values()) > 280
 
 
-def test_unknown_tasks_and_files():
+def test_an_unknown_task_is_named():
     with pytest.raises(ValueError, match="got 'bolq', expected one of amazon_polarity, .*Did you mean 'boolq'"):
         find_task("bolq")
+
+
+def test_an_unknown_file_is_named():
     with pytest.raises(FileNotFoundError, match="is no directory and no file that can be read .*columns passage"):
         load_task("boolq", dataset_path="nowhere")
 

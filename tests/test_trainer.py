@@ -188,31 +188,49 @@ def test_lora_trains_adapters_and_head_and_nothing_else(kind, model_of, tokenize
     )
 
 
-def test_unlabelled_rows_and_confusing_columns_are_refused(model_of, tokenizer, tmp_path):
-    def refuse(match, rows, **kwargs):
-        with pytest.raises(ValueError, match=match):
-            WeakToStrongTrainer(
-                model=model_of(), args=arguments(tmp_path), train_dataset=rows, processing_class=tokenizer, **kwargs
-            )
+ROWS, UNLABELLED = make_rows(4), make_rows(4, labels="none")
+DROPOUT = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", lora_dropout=0.1)
 
-    rows = make_rows(4)
-    refuse("expected a column `labels`", make_rows(4, labels="none"))
-    refuse("`label` and `labels`", rows.add_column("label", [0, 1, 0, 1]))
-    refuse("no rows", rows.select([]))
-    refuse("row-1", rows.remove_columns("labels").add_column("labels", [0.5, float("nan"), 0.5, 0.5]))
-    refuse("row-2", rows.remove_columns("labels").add_column("labels", [0.5, 0.5, 1.5, 0.5]))
-    refuse(
-        "row-3.*sum|sum.*row-3", rows.remove_columns("labels").add_column("labels", [[0.5, 0.5]] * 3 + [[0.5, 0.6]])
-    )
-    refuse("got class 2", rows.remove_columns("labels").add_column("labels", [0, 1, 2, 0]))
-    refuse("quantization_config", rows, quantization_config=object())
-    dropout = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", lora_dropout=0.1)
-    refuse("lora_dropout=0.1 and disable_dropout=True", rows, peft_config=dropout)
-    refuse("compute_loss_func", rows, compute_loss_func=lambda *inputs, **kwargs: None)
-    with pytest.raises(ValueError, match="expected one of xent, confidence"):
-        arguments(tmp_path, loss_type="cross_entropy")
-    with pytest.raises(ValueError, match="label_smoothing_factor: got 0.1"):
-        arguments(tmp_path, label_smoothing_factor=0.1)
+
+def labelled(*labels) -> dict:
+    return {"train_dataset": UNLABELLED.add_column("labels", list(labels))}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_dataset": UNLABELLED}, "expected a column `labels`"),
+        ({"train_dataset": ROWS.add_column("label", [0, 1, 0, 1])}, "`label` and `labels`"),
+        ({"train_dataset": ROWS.select([])}, "no rows"),
+        (labelled(0.5, float("nan"), 0.5, 0.5), "row-1"),
+        (labelled(0.5, 0.5, 1.5, 0.5), "row-2"),
+        (labelled(*[[0.5, 0.5]] * 3, [0.5, 0.6]), "row-3.*sum|sum.*row-3"),
+        (labelled(0, 1, 2, 0), "got class 2"),
+        ({"quantization_config": object()}, "quantization_config"),
+        ({"peft_config": DROPOUT}, "lora_dropout=0.1 and disable_dropout=True"),
+        ({"compute_loss_func": lambda *inputs, **kwargs: None}, "compute_loss_func"),
+    ],
+    ids=["unlabelled", "two label columns", "no rows", "nan", "above one", "sum above one", "third class",
+         "quantization", "dropout", "loss function"],
+)  # fmt: skip
+def test_unlabelled_rows_and_confusing_options_are_refused(options, message, model_of, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        WeakToStrongTrainer(
+            model_of(), arguments(tmp_path), processing_class=tokenizer, **({"train_dataset": ROWS} | options)
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_type": "cross_entropy"}, "expected one of xent, confidence"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: got 0.1"),
+    ],
+    ids=["loss type", "label smoothing"],
+)
+def test_arguments_that_no_loss_honours_are_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **options)
 
 
 def test_model_never_sees_labels(model_of, tokenizer, tmp_path):

@@ -1,6 +1,7 @@
 """Tiny models and tokenizers made from configurations, and rows of random tokens: nothing is downloaded."""
 
 import numpy as np
+import torch
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -16,37 +17,26 @@ from transformers import (
 )
 
 WORDS = [f"w{index}" for index in range(60)]
+BATCH = {
+    "input_ids": torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]),
+    "attention_mask": torch.tensor([[1] * 4, [1, 1, 0, 0]]),
+}
 
 
 def make_model(kind: str):
     """A classifier with weights large enough that its predictions differ from row to row. Widths suit nf4."""
     set_seed(0)
     common = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size |= {"max_position_embeddings": 64}
     if kind == "llama":
-        config = LlamaConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            **common,
-        )
-        return LlamaForSequenceClassification(config)
+        return LlamaForSequenceClassification(LlamaConfig(num_key_value_heads=2, **size, **common))
     if kind == "gpt2":
         dropout = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
         return GPT2ForSequenceClassification(
             GPT2Config(n_embd=64, n_layer=2, n_head=2, n_positions=64, **dropout, **common)
         )
-    config = BertConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        **common,
-    )
-    return BertForSequenceClassification(config)
+    return BertForSequenceClassification(BertConfig(**size, **common))
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -56,6 +46,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
     )
+
+
+def logits(model) -> torch.Tensor:
+    """The logits of `BATCH`, without dropout."""
+    with torch.no_grad():
+        return model.eval()(**BATCH).logits.float()
 
 
 def make_rows(n: int, labels: str = "soft", seed: int = 0, n_classes: int = 2, lengths=(3, 30)) -> Dataset:
