@@ -142,8 +142,7 @@ class LossArguments(_OwnDefaults):
         metadata={"help": "Share of optimizer steps in which that weight rises from 0 (unset: 0.2, openai 0.1)."},
     )
     aux_prior: float | None = field(
-        default=None,
-        metadata={"help": "Share of rows hardened to class 1 (unset: the mean weak label of the step)."},
+        default=None, metadata={"help": "Share of rows hardened to class 1 (unset: the mean weak label of the step)."}
     )
     window_radius: float = field(
         default=0.15, metadata={"help": "`window` trains where the student's confidence is below 0.5 + radius."}

@@ -150,11 +150,7 @@ def agreement_shares(same: np.ndarray, right: np.ndarray) -> dict[str, float | N
     def share(rows: np.ndarray) -> float | None:
         return float(same[rows].mean()) if rows.any() else None
 
-    return {
-        "overall": share(np.ones_like(right)),
-        "supervisor_right": share(right),
-        "supervisor_wrong": share(~right),
-    }
+    return {"overall": share(np.ones_like(right)), "supervisor_right": share(right), "supervisor_wrong": share(~right)}
 
 
 def pgr_undefined_reason(weak: float, ceiling: float) -> str | None:
