@@ -206,6 +206,10 @@ def test_a_seed_is_added_and_nothing_is_lost(cache, tmp_path):
     results = numbers(tmp_path / "out")
     assert results["run_name"] == "more of it" and "Run: more of it." in (tmp_path / "out" / "report.md").read_text()
     assert results["runs"][0]["students"][0] == before["students"][0]
+    assert "(worlds 0, 1)" in (tmp_path / "out" / "report.md").read_text(), "each seed has a world of its own"
+    for seed in (0, 1):
+        card = (tmp_path / "out" / f"students/naive-seed{seed}/README.md").read_text()
+        assert f"(world {seed})" in card and f"world {1 - seed}" not in card
     table = read_results(tmp_path / "out")
     assert table[table["role"] == "student"].groupby("fingerprint")["seed"].apply(list).tolist() == [[0, 1]]
     shown = leaderboard(find_cards([str(tmp_path / "out")]))

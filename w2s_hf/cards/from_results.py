@@ -19,6 +19,8 @@ def facts_of(
     method, made = student.method, student if link is None else link
     dataset, settings = results.dataset, results.settings
     is_on_disk = dataset.revision in ("local", "generated")
+    # Offline, `datasets` does not say which commit it has. The demo's results name the world of the first seed.
+    revision = None if dataset.revision == "cached" else f"world {run.seed}" if results.is_demo else dataset.revision
     facts = dict(
         task=results.task,
         description=results.description,
@@ -26,8 +28,7 @@ def facts_of(
         class_names=results.class_names,
         setting=results.setting,
         dataset=dataset.id,
-        # Offline, `datasets` does not say which commit it has.
-        dataset_revision=None if dataset.revision == "cached" else dataset.revision,
+        dataset_revision=revision,
         rows_fingerprint=None if results.is_demo else run.split_fingerprint,
         dataset_is_on_hub=not results.is_demo and not is_on_disk,
         method=method,

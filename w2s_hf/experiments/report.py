@@ -256,7 +256,9 @@ def write_report(results: ExperimentResult | dict, output_dir: Path, *, notes: l
 
 
 def _report(results: ExperimentResult, notes: list[str]) -> str:
-    settings = results.settings
+    settings, revision = results.settings, results.dataset.revision
+    if results.is_demo and len(results.runs) > 1:  # each seed has a world of its own
+        revision = f"worlds {', '.join(str(run.seed) for run in results.runs)}"
     shown = settings.training.to_dict() | settings.student.to_dict()
     for method, loss in settings.losses.items():
         shown |= {f"{method}, {name}": value for name, value in loss.items() if name != "loss_type"}
@@ -264,6 +266,7 @@ def _report(results: ExperimentResult, notes: list[str]) -> str:
         "report.md",
         results=results,
         dataset=results.dataset,
+        revision=revision,
         subject=subject(results.task, results.is_demo),
         rows=ROWS[results.setting],
         kept=settings.training.keep_confident,
