@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import compare_results
 
+from w2s_hf import read_results
 from w2s_hf.cards import StudentCard
 from w2s_hf.results import ExperimentResult, SeedResult, TrainingSettings
 
@@ -38,6 +40,23 @@ def test_a_missing_key_is_named():
     del content["ceiling"]
     with pytest.raises(ValueError, match="Got no 'ceiling', expected a SeedResult"):
         SeedResult.from_dict(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": None}, "ExperimentResult.runs: got 'None', expected a list"),
+        ({"runs": [3]}, "ExperimentResult.runs: got '3', expected a mapping"),
+        ({"settings": []}, "ExperimentResult.settings: got '[]', expected a mapping"),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_its_file(change, message, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(json.loads(FILES[0].read_text()) | change))
+    for read in (ExperimentResult.read, read_results):
+        with pytest.raises(
+            ValueError, match=re.escape(f"{tmp_path / 'results.json'}, expected") + ".*" + re.escape(message)
+        ):
+            read(tmp_path / "results.json")
 
 
 def test_settings_are_attributes_whatever_they_are_called_in_json():

@@ -89,6 +89,24 @@ def test_it_is_found_in_its_file(directory):
     assert find_task("anthropic_hh", PreferenceTask).name == "anthropic_hh"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"example": lambda task, row: {"prompt": None, "ground_truth": "1"}}, "got None as the `prompt`"),
+        ({"extra_columns": ("unit",)}, "an example without 'unit', which is in `extra_columns`"),
+        ({"parse": lambda task, text: None}, "got False from `is_correct` for the ground truth"),
+        ({"is_correct": lambda task, *columns: "yes"}, "got 'yes' from `is_correct`"),
+        ({"setting": "sums"}, "got the setting 'sums', expected 'generation'"),
+    ],
+    ids=["no prompt", "no extra column", "no answer", "no bool", "a setting of its own"],
+)
+def test_a_faulty_task_is_refused_before_training(change, message, directory):
+    task = type("Faulty", (Additions,), change)("additions", "me/additions", test_split=None)
+    with pytest.raises(ValueError, match=message):
+        run_experiment(task, *options_of(directory, directory / "out"))
+    assert not list((directory / "out").rglob("predictions"))
+
+
 def test_the_demo_is_refused(tmp_path):
     args = GenerationArguments(weak_model="a", student_model="b", demo=True, n_train=4, n_weak=4)
     training_args = CompletionConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")

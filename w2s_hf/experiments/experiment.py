@@ -71,6 +71,11 @@ def setting_of(task: ExperimentTask) -> Setting:
         from .chess import ChessSetting  # imported only here: it needs python-chess
 
         return ChessSetting(task)
+    if task.setting != GenerationTask.setting:
+        raise ValueError(
+            f"{task.name}: got the setting {task.setting!r}, expected {GenerationTask.setting!r}. Remove `setting` from "
+            "the class of the task."
+        )
     return GenerationSetting(task)
 
 

@@ -37,7 +37,7 @@ class Record:
         Makes a record of JSON values.
 
         Raises:
-            ValueError: a required key is missing.
+            ValueError: a required key is missing, or a value is not what the field holds.
         """
         values: dict[str, Any] = {}
         left, kinds = dict(content), typing.get_type_hints(cls)
@@ -46,7 +46,7 @@ class Record:
             if part.metadata.get("rest"):
                 values[part.name] = left  # by the other fields
             elif key in left:
-                values[part.name] = _read(kinds[part.name], left.pop(key))
+                values[part.name] = _read(kinds[part.name], left.pop(key), f"{cls.__name__}.{key}")
             elif _is_required(part):
                 raise ValueError(f"Got no {key!r}, expected a {cls.__name__} as in a results.json of schema 1.")
         return cls(**values)
@@ -67,17 +67,23 @@ def _is_required(part: dataclasses.Field) -> bool:
     return part.default is part.default_factory is dataclasses.MISSING
 
 
-def _read(kind: Any, value: Any) -> Any:
-    """JSON values as the type of a field says."""
-    if value is None:
+def _read(kind: Any, value: Any, key: str) -> Any:
+    """Returns JSON values as the type of a field says. Numbers and texts are taken as they are."""
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and types.NoneType in kinds:
         return None
-    if isinstance(kind, types.UnionType):
-        (kind,) = [part for part in typing.get_args(kind) if part is not type(None)]
-    if typing.get_origin(kind) is list:
-        return [_read(typing.get_args(kind)[0], part) for part in value]
-    if typing.get_origin(kind) is dict:
-        return {name: _read(typing.get_args(kind)[1], part) for name, part in value.items()}
-    return kind.from_dict(value) if isinstance(kind, type) and issubclass(kind, Record) else value
+    (kind,) = [part for part in kinds if part is not types.NoneType]
+    is_record = isinstance(kind, type) and issubclass(kind, Record)
+    container = dict if is_record else typing.get_origin(kind)
+    if container in (list, dict) and not isinstance(value, container):
+        raise ValueError(f"{key}: got {str(value)[:60]!r}, expected a {'list' if container is list else 'mapping'}.")
+    if is_record:
+        return kind.from_dict(value)
+    if container is list:
+        return [_read(typing.get_args(kind)[0], part, key) for part in value]
+    if container is dict:
+        return {name: _read(typing.get_args(kind)[1], part, key) for name, part in value.items()}
+    return value
 
 
 def _plain(value: Any) -> Any:

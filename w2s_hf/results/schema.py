@@ -335,7 +335,10 @@ class ExperimentResult(Record):
             raise ValueError(f"Got {path}, expected a results.json: {error}") from error
         if not is_results(content):
             raise ValueError(f"Got {path}, expected a results.json of schema 1 as a recipe writes it.")
-        return cls.from_dict(content)
+        try:
+            return cls.from_dict(content)
+        except ValueError as error:
+            raise ValueError(f"Got {path}, expected a results.json of schema 1: {error}") from error
 
     def write(self, path: str | Path) -> None:
         """Writes a `results.json` as a whole or not at all."""

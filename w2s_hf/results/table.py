@@ -91,7 +91,7 @@ def find_results(directory: str | Path, only_sweeps: bool = False) -> dict[Path,
             continue
         if path.name == "results.json":
             if not only_sweeps and is_results(content):
-                found[path.resolve()] = ExperimentResult.from_dict(content)
+                found[path.resolve()] = ExperimentResult.read(path)
         elif content.get("status") == "done" and isinstance(content.get("results"), dict):
             found[path.resolve()] = ExperimentResult.from_dict({**content["results"], "runs": [content["entry"]]})
     return found

@@ -50,7 +50,7 @@ class GenerationTask(AnyTask):
         description (`str`, *optional*): One line for people.
 
     Attributes:
-        setting (`str`): The setting of its results and cards.
+        setting (`str`): The setting of its results and cards, which a task of your own leaves as it is.
         rows (`str`): What its rows are called in logs and reports.
         columns (`tuple[str]`): Columns that every row of the dataset must have.
         extra_columns (`tuple[str]`): Columns of its examples that its scores need, beside prompt and ground truth.
@@ -172,21 +172,50 @@ class CompletionLoader(Loader):
         Returns the examples of a split, sorted by id.
 
         Raises:
-            ValueError: a completion is longer than `max_new_tokens`, or no row is left.
+            ValueError: the task makes no example as it should, a completion is longer than `max_new_tokens`, or no row
+                is left.
         """
-        examples = []
+        examples: list[dict] = []
         for row in tqdm(rows, desc=f"Reading {split}"):
             try:
                 example = self.task.example(row)
             except BrokenRowError as error:
                 self.n_dropped[str(error)] += 1
                 continue
+            self._check_example(example, row)
+            if not examples:
+                self._check_is_correct(example)
             content = hashlib.sha256(f"{example['prompt']}\0{example['ground_truth']}".encode()).hexdigest()
             defaults = {"id": content[:16], "text": example["prompt"], "keys": [f"prompt: {example['prompt']}"]}
             examples.append(defaults | example)
         for tokenizer in self.tokenizers:
             examples = self._fitting(examples, tokenizer)
         return self.sorted_by_id(split, examples)
+
+    def _check_example(self, example: dict, row: dict) -> None:
+        """Raises `ValueError` where a text or a column is missing in the example of a row."""
+        for name in ("prompt", "ground_truth"):
+            if not isinstance(example.get(name), str):
+                raise ValueError(
+                    f"{self.task.name}: got {example.get(name)!r} as the `{name}` of an example, expected text; or "
+                    f"raise BrokenRowError for rows without one. The row: {row}"
+                )
+        missing = [name for name in self.task.extra_columns if name not in example]
+        if missing:
+            raise ValueError(
+                f"{self.task.name}: got an example without {missing[0]!r}, which is in `extra_columns`. Add it to "
+                "what `example` returns."
+            )
+
+    def _check_is_correct(self, example: dict) -> None:
+        """Raises `ValueError` where the task does not take a ground truth as correct, before anything is trained."""
+        is_correct = self.task.is_correct(Completion(example["ground_truth"], is_cut=False), example)
+        if not isinstance(is_correct, bool | np.bool_) or not is_correct:
+            raise ValueError(
+                f"{self.task.name}: got {is_correct!r} from `is_correct` for the ground truth "
+                f"{example['ground_truth']!r}, expected True. Correct `parse` or `is_correct`; or raise "
+                "BrokenRowError in `example` for such rows."
+            )
 
     def _fitting(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase) -> list[dict]:
         """Returns the examples whose prompts leave room for a completion."""
