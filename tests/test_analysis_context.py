@@ -174,6 +174,7 @@ def marked(batch: str) -> bool:
     return re.search(rf"(?<![\d.]){MARKER}(?!\d)", batch) is not None
 
 
+@pytest.mark.slow
 def test_ground_truth_is_seen_by_no_collator_of_a_student(context, collated):
     """A marker in the place of the truth about all rows that students, however taught, learn or are stopped by."""
     parts = {name: rows for name, rows in context.splits.parts.items() if name.startswith("student")}

@@ -301,6 +301,7 @@ def test_a_square_is_a_pawn_move_before_it_is_half_of_uci():
     assert parse_move(" e4 e5", chess.Board()).uci() == "e2e4"
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["gpt2", "qwen2"])
 def test_real_puzzles_are_sound_and_tokenizers_keep_the_boundary(name, monkeypatch):

@@ -131,9 +131,10 @@ def test_a_completion_never_changes_the_tokens_of_its_prompt(tmp_path):
     asked = tokenizer(["a:", "b"])["input_ids"]
     assert tokenizer("a: b")["input_ids"][:2] != asked[0], "nothing merges: the comparison would be vacuous"
     for row, prompt, completion in zip(trainer.train_dataset, asked, rows["completion"], strict=True):
-        assert row["input_ids"][: len(prompt)] == prompt and row["completion_mask"][: len(prompt)] == [0] * len(prompt)
+        batch = trainer.data_collator([row])
         after = tokenizer(completion)["input_ids"] + [tokenizer.eos_token_id]
-        assert row["input_ids"][len(prompt) :] == after and row["completion_mask"][len(prompt) :] == [1] * len(after)
+        assert batch["input_ids"].tolist() == [prompt + after]
+        assert batch["labels"].tolist() == [[-100] * len(prompt) + after]
 
 
 def test_a_name_and_a_configuration_of_adapters_will_do(tokenizer, tmp_path):

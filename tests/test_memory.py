@@ -109,6 +109,7 @@ def measure(model, n_rows: int, length: int, *, checkpointing: bool, bf16: bool)
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "way", "checkpointing", "bf16", "n_rows"),
     [
@@ -263,6 +264,7 @@ def test_a_72b_student_fits_one_gpu_of_80_gib_by_the_estimate():
     assert estimate.peak < usable_bytes(80 * GIB)
 
 
+@pytest.mark.slow
 def test_command_line(capsys, tmp_path):
     one_layer("gpt2").save_pretrained(tmp_path)  # nothing else of it is there
     main([str(tmp_path), "--gpus", "2x4", "--length", "64"])

@@ -300,6 +300,7 @@ def test_situations_by_hand():
         assert world.pair_situation(f"{first} is w .", f"{second} is w .") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_real_pairs_fit_and_keep_their_replies():
     tokenizer = AutoTokenizer.from_pretrained(f"{real('tokenizers')}/gpt2")
