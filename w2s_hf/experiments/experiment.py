@@ -73,8 +73,8 @@ def setting_of(task: ExperimentTask) -> Setting:
         return ChessSetting(task)
     if task.setting != GenerationTask.setting:
         raise ValueError(
-            f"{task.name}: got the setting {task.setting!r}, expected {GenerationTask.setting!r}. Remove `setting` from "
-            "the class of the task."
+            f"{task.name}: got the setting {task.setting!r}, expected {GenerationTask.setting!r}. Remove `setting` "
+            "from the class of the task."
         )
     return GenerationSetting(task)
 
