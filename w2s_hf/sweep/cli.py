@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import field, make_dataclass
 from pathlib import Path
 
 from ..experiments.cli import check_directory
@@ -13,25 +13,16 @@ from .grid import SweepArguments
 __all__ = ["parse_sweep"]
 
 
-def _refused() -> str | None:
-    """An option that `--help` does not list, with any number of values."""
-    return field(default=None, metadata={"help": argparse.SUPPRESS, "nargs": "*"})
-
-
-@dataclass
-class RefusedOptions:
-    """Options of the recipes that a sweep does not take for its cells: the grid sets them, or a sweep has none."""
-
-    analyses: str | None = _refused()
-    demo: str | None = _refused()
-    hub_namespace: str | None = _refused()
-    hub_private: str | None = _refused()
-    push_to_hub: str | None = _refused()
-    rows_fit: str | None = _refused()
-    seed: str | None = _refused()
-    student_model: str | None = _refused()
-    task: str | None = _refused()
-    weak_model: str | None = _refused()
+# Options of the recipes that a sweep does not take for its cells: the grid sets them, or a sweep has none. `--help`
+# does not list them.
+_REFUSED = (
+    "analyses", "demo", "hub_namespace", "hub_private", "push_to_hub", "rows_fit", "seed", "student_model", "task",
+    "weak_model",
+)  # fmt: skip
+RefusedOptions = make_dataclass(
+    "RefusedOptions",
+    [(name, str | None, field(default=None, metadata={"help": argparse.SUPPRESS, "nargs": "*"})) for name in _REFUSED],
+)
 
 
 def parse_sweep(
@@ -69,7 +60,7 @@ def parse_sweep(
         for word in options:
             _check_spelling(word, parser)
         # 4 Options of the recipes that cells of a sweep do not take.
-        refused = [f"--{option.name}" for option in fields(RefusedOptions) if vars(given)[option.name] is not None]
+        refused = [f"--{name}" for name in _REFUSED if vars(given)[name] is not None]
         if refused:
             raise ValueError(
                 f"Got {', '.join(refused)}: models, tasks and seeds are those of the grid (--weak_models, "
