@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,9 @@ def test_a_link_of_a_chain_has_no_ceiling_and_no_pgr():
     chain["summary"][0]["method"] = student["method"] = "bootstrap"
     link = {name: value for name, value in student.items() if not name.startswith("pgr")} | {"n_train": 10}
     student["links"] = [link | {"taught_by": "weakest"}, link | {"taught_by": "the first link"}]
-    front, text = front_and_text(StudentCard.from_results(chain, run, student).render())
+    card = StudentCard.from_results(chain, run, student)
+    assert replace(card, links=student["links"], summary=chain["summary"][0]) == card, "JSON values are taken, too"
+    front, text = front_and_text(card.render())
     assert "learned the labels of the first link, the model before it" in text
     assert "| 1 | boolq | weakest | 10 | 0.700 [0.100, 0.900] |" in text
     assert front["weak_to_strong"]["taught_by"] == "the first link"

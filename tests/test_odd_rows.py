@@ -9,7 +9,6 @@ from helpers.task_rows import own_task
 from w2s_hf import TASKS, Task, load_task
 from w2s_hf.tasks import PREFERENCE_TASKS, find_task, load_pairs
 from w2s_hf.tasks.chess import CHESS_PUZZLES, load_puzzles
-from w2s_hf.tasks.splits import load_splits
 
 
 def load_texts(path):
@@ -110,7 +109,7 @@ def labelled(values: list, feature=None) -> DatasetDict:
 )
 def test_labels_that_are_not_two_classes_say_what_to_do(values, feature, message):
     with pytest.raises(ValueError, match=message):
-        load_splits(own_task(), raw=labelled(values, feature))
+        load_task(own_task(), raw=labelled(values, feature))
 
 
 def test_labels_that_pandas_wrote_with_a_missing_one_are_read(tmp_path):
@@ -131,17 +130,17 @@ def test_a_task_has_two_class_names(names):
 
 def test_a_label_function_of_another_value_is_named():
     with pytest.raises(ValueError, match="label 2.*It comes from the function `label`.*let it return 0 or 1"):
-        load_splits(own_task(label=lambda row: 2, reads="is_spam"), raw=labelled([0, 1]))
+        load_task(own_task(label=lambda row: 2, reads="is_spam"), raw=labelled([0, 1]))
 
 
 def test_a_column_is_suggested():
     with pytest.raises(ValueError, match="has no column 'is_spam'; it has message, isspam.* Did you mean 'isspam'"):
-        load_splits(own_task(), raw=labelled([0, 1]).rename_column("is_spam", "isspam"))
+        load_task(own_task(), raw=labelled([0, 1]).rename_column("is_spam", "isspam"))
 
 
 def test_a_test_split_is_suggested():
     with pytest.raises(ValueError, match="no split 'test'; the splits found are train.*`test_split=None` holds"):
-        load_splits(own_task(test_split="test"), raw=labelled([0, 1]))
+        load_task(own_task(test_split="test"), raw=labelled([0, 1]))
 
 
 def test_a_file_of_tasks_is_suggested(monkeypatch, tmp_path):
@@ -173,9 +172,9 @@ def test_numbers_of_rows_name_their_option_and_what_there_is(options, message, k
     texts = Task("t", "rows.csv", "{message}", label="is_spam", test_split=None)
     with pytest.raises(ValueError, match=message) as error:
         if kind == "texts":
-            load_splits(texts, raw=labelled([0, 1]), **options)
+            load_task(texts, raw=labelled([0, 1]), **options)
         else:
             load_pairs(PREFERENCE_TASKS["anthropic_hh"], raw=PAIRS, **options)
     if "Ask for fewer: " in str(error.value) and kind == "texts" and "n_train" in options and "n_weak" not in options:
         n_train = int(str(error.value).split("--n_train ")[-1].split()[0])  # what it says to ask for is there
-        assert len(load_splits(texts, raw=labelled([0, 1]), n_train=n_train).student_half) == n_train
+        assert len(load_task(texts, raw=labelled([0, 1]), n_train=n_train).student_half) == n_train

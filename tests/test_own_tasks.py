@@ -13,7 +13,7 @@ from w2s_hf.experiments.finetuner import Finetuner
 from w2s_hf.experiments.settings.classification import CLASSIFICATION
 from w2s_hf.tasks import GenerationTask, find_task
 from w2s_hf.tasks.loading import load_raw
-from w2s_hf.tasks.splits import CONVERSIONS, load_splits
+from w2s_hf.tasks.texts import CONVERSIONS
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
@@ -121,13 +121,13 @@ def test_a_broken_row_is_named(changes, message):
     features = Features({"message": Value("string"), "is_spam": Value("string")})
     raw = DatasetDict(train=Dataset.from_list(rows, features=features, split="train"))
     with pytest.raises(ValueError, match=message):
-        load_splits(own_task(), raw=raw)
+        load_task(own_task(), raw=raw)
 
 
 def test_rows_with_an_empty_field_are_left_out_where_the_task_says_so(caplog):
     rows = Dataset.from_list([{**MESSAGES[0], "message": ""}, *MESSAGES])
-    splits = load_splits(own_task(drop_empty=True), raw=DatasetDict(train=rows))
-    assert splits.fingerprint == load_splits(own_task(), raw=DatasetDict(train=rows.select(range(1, 241)))).fingerprint
+    splits = load_task(own_task(drop_empty=True), raw=DatasetDict(train=rows))
+    assert splits.fingerprint == load_task(own_task(), raw=DatasetDict(train=rows.select(range(1, 241)))).fingerprint
     assert "1 of 241 rows of 'train' have an empty field and are left out" in caplog.text
 
 
@@ -183,25 +183,25 @@ def test_missing_values_are_never_shown(task, row, name):
 def test_columns_of_a_group_are_compared_with_themselves(world):
     rows = [{"user": i, "doc": i + 1, "text": f"w{i} x", "y": i % 2} for i in range(60)]
     apart = Task("t", "rows.csv", "{text}", label="y", group=("user", "doc"), test_split=None)
-    splits = load_splits(apart, raw=DatasetDict(train=Dataset.from_list(rows)))
+    splits = load_task(apart, raw=DatasetDict(train=Dataset.from_list(rows)))
     assert len({group for part in splits.parts.values() for group in part["group"]}) > 20
     together = dataclasses.replace(apart, group=(("user", "doc"),))
     assert together.columns == apart.columns == ("text", "user", "doc", "y")
     with pytest.raises(ValueError, match="got 0 rows for `"):  # one chain
-        load_splits(together, raw=DatasetDict(train=Dataset.from_list(rows)))
+        load_task(together, raw=DatasetDict(train=Dataset.from_list(rows)))
 
 
 def test_a_question_is_a_group():
     rows = [{"page": str(i), "question": f"q{i // 4}", "answer": f"a{i}", "y": i % 2} for i in range(200)]
     task = Task("t", "rows.csv", "{question} {answer}", label="y", group="page", question="question", test_split=None)
-    check(load_splits(task, raw=DatasetDict(train=Dataset.from_list(rows))))
+    check(load_task(task, raw=DatasetDict(train=Dataset.from_list(rows))))
 
 
 def test_texts_with_both_labels_are_left_out(caplog):
     caplog.set_level("INFO", logger="w2s_hf")
     rows = [*MESSAGES, {"message": MESSAGES[0]["message"].upper(), "is_spam": "spam"}]
     assert MESSAGES[0]["is_spam"] == "ham"
-    splits = load_splits(own_task(), raw=DatasetDict(train=Dataset.from_list(rows)))
+    splits = load_task(own_task(), raw=DatasetDict(train=Dataset.from_list(rows)))
     texts = {text.casefold() for part in splits.parts.values() for text in part["text"]}
     assert f"message: {MESSAGES[0]['message']}" not in texts
     assert "2 are there with both labels: left out" in caplog.text
@@ -210,21 +210,21 @@ def test_texts_with_both_labels_are_left_out(caplog):
 def test_of_a_huge_split_random_rows_are_read(monkeypatch, caplog):
     monkeypatch.setattr("w2s_hf.tasks.halves.MAX_ROWS", 150)
     raw = DatasetDict(train=Dataset.from_list(MESSAGES))
-    splits = load_splits(own_task(), raw=raw)
+    splits = load_task(own_task(), raw=raw)
     assert 100 < sum(map(len, splits.parts.values())) <= 150
     assert "of 240 rows of 'train', 150 random ones are read" in caplog.text
     # A row is named by its number in the split, not among those that are read.
     broken = Dataset.from_list([{**row, "message": ""} if i >= 200 else row for i, row in enumerate(MESSAGES)])
     with pytest.raises(ValueError, match="row 20[0-9] of the split 'train' has an empty 'message'"):
-        load_splits(own_task(), raw=DatasetDict(train=broken))
+        load_task(own_task(), raw=DatasetDict(train=broken))
 
 
 def test_classes_named_the_other_way_round_are_refused():
     features = Features({"message": Value("string"), "is_spam": ClassLabel(names=["spam", "ham"])})
     rows = Dataset.from_list([{**row, "is_spam": int(row["is_spam"] == "ham")} for row in MESSAGES], features=features)
     with pytest.raises(ValueError, match="in the column 'is_spam' 0 is 'spam' and 1 is 'ham'.*Turn them round"):
-        load_splits(own_task(), raw=DatasetDict(train=rows))
-    assert load_splits(own_task(class_names=("spam", "ham")), raw=DatasetDict(train=rows)).fingerprint
+        load_task(own_task(), raw=DatasetDict(train=rows))
+    assert load_task(own_task(class_names=("spam", "ham")), raw=DatasetDict(train=rows)).fingerprint
 
 
 def test_another_context_is_another_fingerprint():
@@ -232,7 +232,7 @@ def test_another_context_is_another_fingerprint():
     raw = DatasetDict(train=Dataset.from_list([{**row, "p": f"w1 {i}", "y": i % 2} for i in range(60)]))
     settings = ({"context": "p"}, {"context": "q"}, {"context": "p", "shorten_from": "start"}, {})
     tasks = [Task("t", "rows.csv", "{p}\n{q}", label="y", test_split=None, **setting) for setting in settings]
-    every = [load_splits(task, raw=raw) for task in tasks]
+    every = [load_task(task, raw=raw) for task in tasks]
     assert len({splits.fingerprint for splits in every}) == 4
     finetuner = Finetuner(None, CLASSIFICATION, None)
     assert len({finetuner.fingerprint(splits.student_half, with_labels=False) for splits in every}) == 4
@@ -245,7 +245,7 @@ def test_an_answer_that_is_none_of_the_choices_is_named():
     raw = DatasetDict(train=Dataset.from_list([DIALOGUE], split="train"), test=Dataset.from_list([DIALOGUE]))
     message = "row 0 of the split 'train' says that 'e' is right, expected one of 'c', 'd'"
     with pytest.raises(ValueError, match=message):
-        load_splits(TASKS["dream"], raw=raw)
+        load_task(TASKS["dream"], raw=raw)
 
 
 @pytest.mark.parametrize(
@@ -282,9 +282,9 @@ def test_a_column_that_only_a_function_reads_has_to_be_named():
         ValueError,
         match="row 0 of the split 'train': a function of the task fails with KeyError: 'is_spam'.*in `reads`",
     ):
-        load_splits(task, raw=rows)
+        load_task(task, raw=rows)
     task = dataclasses.replace(task, reads=("is_spam",))
-    assert load_splits(task, raw=rows).test["ground_truth"]
+    assert load_task(task, raw=rows).test["ground_truth"]
 
 
 def test_the_demo_has_rows_for_its_own_tasks_only(world):

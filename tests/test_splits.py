@@ -5,13 +5,13 @@ from datasets import Dataset, DatasetDict
 from helpers.task_rows import check, passages
 
 from w2s_hf import TASKS
-from w2s_hf.tasks.splits import TaskSplits, load_splits
+from w2s_hf.tasks import TaskSplits, load_task
 
 BOOLQ = TASKS["boolq"]
 
 
 def boolq(n=600, **kwargs):
-    return load_splits(BOOLQ, raw=DatasetDict(train=passages(n), validation=passages(200, "test")), **kwargs)
+    return load_task(BOOLQ, raw=DatasetDict(train=passages(n), validation=passages(200, "test")), **kwargs)
 
 
 def test_splits_are_balanced_apart_and_the_same_every_time():
@@ -28,7 +28,7 @@ def test_halves_of_an_unbalanced_dataset_are_of_one_size():
     # Dealt by rows alone, one side would get more of the rarer class, and balancing would take rows from the other.
     for seed in range(5):
         raw = DatasetDict(train=passages(1500, yes=0.9, questions_a_passage=1), validation=passages(200, "test"))
-        splits = load_splits(BOOLQ, raw=raw, seed=seed)
+        splits = load_task(BOOLQ, raw=raw, seed=seed)
         assert abs(len(splits.weak_half) - len(splits.student_half)) <= 2
 
 
@@ -38,7 +38,7 @@ def test_of_equal_texts_the_same_one_is_kept_in_any_order():
     )
     test = passages(200, "test")
     splits = [
-        load_splits(BOOLQ, raw=DatasetDict(train=rows, validation=test)) for rows in (train, train.shuffle(seed=1))
+        load_task(BOOLQ, raw=DatasetDict(train=rows, validation=test)) for rows in (train, train.shuffle(seed=1))
     ]
     assert splits[0].fingerprint == splits[1].fingerprint
 
@@ -53,7 +53,7 @@ def test_training_rows_that_are_in_the_test_set_are_dropped():
     test = passages(200, "test")
     train = Dataset.from_list([*passages(300), *test.select(range(30))])
     upper = train.map(lambda row: {"passage": row["passage"].upper()})  # spelling does not hide a duplicate
-    splits = load_splits(BOOLQ, raw=DatasetDict(train=upper, validation=test))
+    splits = load_task(BOOLQ, raw=DatasetDict(train=upper, validation=test))
     check(splits)
     assert not any("TEST" in text for text in splits.weak_half["text"])
 
@@ -68,7 +68,7 @@ def test_rows_that_hang_together_through_others_stay_together():
     test = [{"sentence1": f"t{i}", "sentence2": f"u{i}", "label": i % 2} for i in range(20)]
     test.append({"sentence1": "s0-0", "sentence2": "u", "label": 0})
     raw = DatasetDict(train=Dataset.from_list(rows), test=Dataset.from_list(test))
-    splits = load_splits(TASKS["paws"], raw=raw)
+    splits = load_task(TASKS["paws"], raw=raw)
     chain_of = {}
     for name, part in splits.parts.items():
         for text in part["text"]:
@@ -80,14 +80,14 @@ def test_rows_that_hang_together_through_others_stay_together():
 def test_repeated_rows_count_once():
     splits = boolq()
     twice = DatasetDict(train=Dataset.from_list([*passages(600), *passages(600)]), validation=passages(200, "test"))
-    assert load_splits(BOOLQ, raw=twice).fingerprint == splits.fingerprint
+    assert load_task(BOOLQ, raw=twice).fingerprint == splits.fingerprint
 
 
 def test_a_huge_group_goes_to_a_half_not_to_the_validation_rows():
     huge = passages(300, "same", questions_a_passage=300)
     train = Dataset.from_list([*passages(600), *huge])
     for seed in range(40):
-        splits = load_splits(BOOLQ, raw=DatasetDict(train=train, validation=passages(200, "test")), seed=seed)
+        splits = load_task(BOOLQ, raw=DatasetDict(train=train, validation=passages(200, "test")), seed=seed)
         for name in ("weak_validation", "student_validation"):
             assert not any("same" in text for text in splits.parts[name]["text"])
 
@@ -117,7 +117,7 @@ UNUSABLE = {
 @pytest.mark.parametrize(("task", "raw", "options", "message"), UNUSABLE.values(), ids=UNUSABLE)
 def test_errors_say_what_was_found(task, raw, options, message):
     with pytest.raises(ValueError, match=message):
-        load_splits(TASKS[task], raw=DatasetDict(raw), **options)
+        load_task(TASKS[task], raw=DatasetDict(raw), **options)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_the_next_source_is_tried_where_one_is_gone(monkeypatch):
 
     monkeypatch.setattr("w2s_hf.tasks.loading.ensure_available", available)
     monkeypatch.setattr("w2s_hf.tasks.loading.load_dataset", load)
-    assert load_splits(BOOLQ).source == {"id": second.id, "revision": "c0ffee"}
+    assert load_task(BOOLQ).source == {"id": second.id, "revision": "c0ffee"}
     assert asked == [first.id, second.id]
 
     def unreachable(name, **kwargs):
@@ -163,7 +163,7 @@ def test_the_next_source_is_tried_where_one_is_gone(monkeypatch):
 
     monkeypatch.setattr("w2s_hf.tasks.loading.ensure_available", unreachable)
     with pytest.raises(ConnectionError, match="no answer"):
-        load_splits(BOOLQ)
+        load_task(BOOLQ)
     assert len(asked) == 3, "a Hub that does not answer is asked once"
 
 

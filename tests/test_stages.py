@@ -38,10 +38,9 @@ def test_a_reused_stage_says_how_long_it_took_to_build(tmp_path):
 
 
 def test_versions_are_part_of_the_key(tmp_path, monkeypatch):
-    stages = StageCache(tmp_path)
-    before = stages.key("train", {})
+    before = StageCache(tmp_path).key("train", {})
     monkeypatch.setattr("w2s_hf.experiments.cache.library_versions", lambda: {"torch": "0.1", "w2s_hf": "0.1"})
-    assert stages.key("train", {}) != before
+    assert StageCache(tmp_path).key("train", {}) != before
 
 
 @pytest.fixture
@@ -72,16 +71,19 @@ def test_code_that_can_change_a_number_is_part_of_the_key(sources, file, before,
     old = stages.key("train", {})
     path = sources / file
     path.write_text(path.read_text().replace(before, after, 1))
-    assert (stages.key("train", {}) != old) == is_new
+    assert stages.key("train", {}) == old, "this process runs the code that was there when it started"
+    assert (StageCache(tmp_path).key("train", {}) != old) == is_new
 
 
 def test_models_of_the_demo_do_not_depend_on_losses(sources, tmp_path):
-    stages = StageCache(tmp_path, sources=cache.DEMO_SOURCES)
-    old = stages.key("pretrained", {})
+    def key() -> str:
+        return StageCache(tmp_path, sources=cache.DEMO_SOURCES).key("pretrained", {})
+
+    old = key()
     (sources / "losses.py").write_text("x = 1")
-    assert stages.key("pretrained", {}) == old
+    assert key() == old
     (sources / "demo" / "worlds.py").write_text("x = 1")
-    assert stages.key("pretrained", {}) != old
+    assert key() != old
 
 
 def test_an_installed_package_is_known_by_its_version(sources, monkeypatch, tmp_path):

@@ -14,8 +14,8 @@ from w2s_hf.demo.rows import demo_rows
 from w2s_hf.demo.worlds import DemoWorld
 from w2s_hf.tasks import Source, find_task, task_table, tokenize_rows
 from w2s_hf.tasks.loading import load_raw
-from w2s_hf.tasks.splits import choose_answers, load_splits
 from w2s_hf.tasks.task import PARQUET_BRANCH
+from w2s_hf.tasks.texts import choose_answers
 
 PAPER = """boolq cosmos_qa dream ethics_justice ethics_deontology ethics_virtue ethics_utilitarianism anli_r2 cola sst2
 hellaswag mc_taco openbookqa paws quail piqa quartz sciq social_i_qa multirc wic twitter_sentiment""".split()
@@ -162,7 +162,7 @@ def test_real_rows(name):
     check(splits)
     task, raw = TASKS[name], load_dataset(path)
     raw = DatasetDict({split: rows.shuffle(seed=1) for split, rows in raw.items()})
-    assert load_splits(task, raw=raw).fingerprint == splits.fingerprint
+    assert load_task(task, raw=raw).fingerprint == splits.fingerprint
     tokenizer = AutoTokenizer.from_pretrained(real("tokenizers/gpt2"))
     n_shortened = check_shortening(splits, tokenizer, 256)
     if name in ("quail", "dream", "multirc", "boolq"):
@@ -209,7 +209,7 @@ def test_of_several_right_answers_as_many_wrong_ones_are_kept():
     ]
     raw = DatasetDict(train=Dataset.from_list(rows))
     task = dataclasses.replace(TASKS["multirc"], test_split=None)
-    splits = load_splits(task, raw=raw)
+    splits = load_task(task, raw=raw)
     per_question = Counter(q for part in splits.parts.values() for q in part["question"])
     # 2, 1 and 1 of each kind; none where all are right or all are wrong.
     assert sorted(per_question.values()) == [2] * 24 + [4] * 12

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from w2s_hf import WeakToStrongTrainer
-from w2s_hf.losses import LOSS_TYPES
+from w2s_hf.losses import LOSS_ARGUMENTS, LOSS_TYPES
 
 CUTS = {
     "8x1": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
@@ -46,7 +46,8 @@ def test_equal_rows_a_step_give_equal_steps(loss_type, model_of, tokenizer, tmp_
 
 
 def test_a_loss_that_nothing_computes_is_an_error(model_of, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setitem(LOSS_TYPES, "new", ())
+    monkeypatch.setattr("w2s_hf.config.LOSS_TYPES", (*LOSS_TYPES, "new"))
+    monkeypatch.setitem(LOSS_ARGUMENTS, "new", ())
     with pytest.raises(NotImplementedError, match="'new' is in LOSS_TYPES, and no branch"):
         train(model_of(), tokenizer, tmp_path, loss_type="new")
 

@@ -11,7 +11,7 @@ from trl import ModelConfig, RewardConfig, SFTConfig
 
 from ._compat import is_torch_bf16_gpu_available, is_torch_xla_available
 from .command_line import did_you_mean
-from .losses import LOSS_TYPES
+from .losses import LOSS_ARGUMENTS, LOSS_TYPES
 
 __all__ = [
     "HEAD_INITS",
@@ -194,7 +194,7 @@ class LossArguments(_OwnDefaults):
 
     def loss_settings(self, loss_type: str) -> dict[str, str | float | None]:
         """A loss, and the values that it reads of these arguments."""
-        settings = {"loss_type": loss_type} | {name: getattr(self, name) for name in LOSS_TYPES[loss_type]}
+        settings = {"loss_type": loss_type} | {name: getattr(self, name) for name in LOSS_ARGUMENTS[loss_type]}
         if "aux_warmup_ratio" in settings:
             settings["aux_warmup_ratio"] = self._warmup_ratio_of(loss_type)
         return settings

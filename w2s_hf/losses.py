@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 __all__ = [
+    "LOSS_ARGUMENTS",
     "LOSS_TYPES",
     "adaptive_confidence_loss",
     "confidence_loss",
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 # Each loss, and which of the trainers' `LossArguments` it reads. "openai" is confidence_loss under openai_warmup.
-LOSS_TYPES = {
+LOSS_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "xent": (),
     "confidence": ("aux_coef", "aux_warmup_ratio", "aux_prior"),
     "openai": ("aux_coef", "aux_warmup_ratio", "aux_prior"),
@@ -31,6 +32,7 @@ LOSS_TYPES = {
     "window": ("window_radius",),
     "adaptive_confidence": ("adaptive_temperature",),
 }
+LOSS_TYPES = tuple(LOSS_ARGUMENTS)
 
 
 def _reduce(row_losses: torch.Tensor, reduction: str) -> torch.Tensor:

@@ -38,7 +38,7 @@ def configurations() -> list[tuple[str, int, dict]]:
     """Trainer, rows, options. `rows_per_step` is that of one step on all ranks, 8 by default."""
     # The second epoch has another order, and the weights of the first.
     twice = {"num_train_epochs": 2, "eval_strategy": "epoch"}
-    confidence, soft = LOSSES[list(LOSS_TYPES).index("confidence")], {"soft_label": "random"}
+    confidence, soft = LOSSES[LOSS_TYPES.index("confidence")], {"soft_label": "random"}
     found = [("chain", 11, twice)]
     for n_rows in ROWS:
         more = twice if n_rows == 11 else {}

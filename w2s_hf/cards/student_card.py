@@ -136,6 +136,12 @@ class StudentCard:
     hardware: str | None = None
     seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        # A part of a results.json is taken as it stands there, too.
+        self.links = [LinkResult.from_dict(link) if isinstance(link, dict) else link for link in self.links]
+        if isinstance(self.summary, dict):
+            self.summary = MethodSummary.from_dict(self.summary)
+
     @classmethod
     def from_results(
         cls,

@@ -105,9 +105,8 @@ class StageCache:
 
     A step builds into `<name>-<key>.partial` and is renamed to `<name>-<key>` when it is complete, so a directory
     without the suffix is always whole. A killed step finds its own partial directory again and may resume from what is
-    in it. A changed setting, data row, seed, library
-    version or line of this package's sources is another key, never a stale hit. On several ranks,
-    rank 0 looks and renames, and broadcasts what it found.
+    in it. A changed setting, data row, seed, library version or line of this package's sources is another key, never
+    a stale hit. On several ranks, rank 0 looks and renames, and broadcasts what it found.
 
     Args:
         root (`Path`): Where the directories go.
@@ -126,9 +125,13 @@ class StageCache:
     n_reused: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # Found once, at the start: a source file that is saved later is not the code that this process runs.
+        self._versions = code_versions(self.sources)
+
     def key(self, name: str, settings: dict) -> str:
         """Returns the directory name of a step; other steps that read it put it into their own settings."""
-        return f"{name}-{content_key(name, settings, code_versions(self.sources))}"
+        return f"{name}-{content_key(name, settings, self._versions)}"
 
     def run(self, name: str, settings: dict, build: Callable[[Path], None]) -> Path:
         """

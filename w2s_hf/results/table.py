@@ -92,7 +92,7 @@ def find_results(directory: str | Path, only_sweeps: bool = False) -> dict[Path,
         if path.name == "results.json":
             if not only_sweeps and is_results(content):
                 found[path.resolve()] = ExperimentResult.read(path)
-        elif content.get("status") == "done" and isinstance(content.get("results"), dict):
+        elif content.get("status") == "done" and isinstance(content.get("results"), dict) and "entry" in content:
             found[path.resolve()] = ExperimentResult.from_dict({**content["results"], "runs": [content["entry"]]})
     return found
 

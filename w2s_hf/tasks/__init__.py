@@ -10,8 +10,9 @@ from .classification import CLASSIFICATION_TASKS
 from .generation import GenerationTask
 from .multiple_choice import MULTIPLE_CHOICE_TASKS
 from .preferences import PREFERENCE_TASKS, PreferenceTask, load_pairs
-from .splits import Half, TaskSplits, load_splits
+from .splits import Half, TaskSplits
 from .task import Source, Task
+from .texts import TextLoader
 from .tokenizing import COMPLETION_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
 
 __all__ = [
@@ -110,19 +111,38 @@ def task_table() -> str:
     )
 
 
-def load_task(task: str | Task, **kwargs) -> TaskSplits:
+def load_task(task: str | Task, *, conversion: str = "pairs", **options) -> TaskSplits:
     """
-    Rows of a task, split for a weak-to-strong experiment.
+    Loads, formats, deduplicates, halves and balances the rows of a task.
+
+    Every part has equally many rows of both classes. (The paper, A.1, balances the test set and any dataset whose
+    majority is above 55 %; we balance all, so that chance is one half everywhere.) Rows of one group stay on one side,
+    a training row whose text or group is in the test set is dropped, and the answers to a question stay together.
+    An odd number of rows has one more of class 0. Neither the order of the rows nor their split changes which answer
+    of a question is taken.
 
     Args:
         task (`str` or [`Task`]): Your own, or as in [`find_task`].
-        kwargs: As in [`w2s_hf.tasks.splits.load_splits`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
-            `n_validation`, `n_test`, `n_links`, `seed`, `conversion`.
+        dataset_path (`str`, *optional*): A local directory or file in the dataset's own schema; else the rows are the
+            task's own.
+        raw ([`~datasets.DatasetDict`], *optional*): Rows in memory, in place of either. Those of a split `links` serve
+            the links alone, beside what the parts leave of the training split.
+        n_train (`int`, *optional*): Rows of the student half; defaults to `n_weak`, and to half of all rows.
+        n_weak (`int`, *optional*): Rows of the weak half; defaults to `n_train`.
+        n_validation (`int`, *optional*): Rows of both validation parts together; defaults to a tenth of the training
+            rows.
+        n_test (`int`, *optional*): Defaults to all.
+        n_links (`int`, *optional*, defaults to 0): Links of a bootstrapping chain that get rows of their own, as many
+            each as the student half. These are of what is left: no row of any other part moves.
+        seed (`int`, *optional*, defaults to `0`): Of the halves.
+        conversion (`str`, *optional*, defaults to `"pairs"`): `"pairs"` makes one right and one wrong row of a
+            question, `"coin_flip"` one row with either.
 
     Returns:
         [`TaskSplits`]
 
     Raises:
-        ValueError, FileNotFoundError, ConnectionError: as in these two.
+        FileNotFoundError, ConnectionError: see [`find_task`] and [`w2s_hf.tasks.loading.load_raw`].
+        ValueError: a split or column is missing, a field is empty, a label is not 0 or 1, or there are too few rows.
     """
-    return load_splits(find_task(task) if isinstance(task, str) else task, **kwargs)
+    return TextLoader(find_task(task) if isinstance(task, str) else task, conversion).load(**options)

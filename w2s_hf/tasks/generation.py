@@ -254,7 +254,7 @@ def load_completions(
         max_length (`int`, *optional*): Tokens of prompt and completion. A prompt that leaves no room for
             `max_new_tokens` is left out.
         max_new_tokens (`int`, *optional*): Tokens of a completion.
-        options: As in [`w2s_hf.tasks.splits.load_splits`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
+        options: As in [`w2s_hf.tasks.load_task`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
             `n_validation`, `n_test`, `n_links`, `seed`.
 
     Returns:

@@ -29,8 +29,8 @@ from ..command_line import CommandLine
 from . import find_task
 from .halves import group_rows, sample_rows
 from .loading import check_class_names, load_raw, pick_split
-from .splits import CONVERSIONS, choose_answers, read_examples
 from .task import Task
+from .texts import CONVERSIONS, choose_answers, read_examples
 
 __all__ = ["Guess", "format_features", "leak_probe", "probe_texts"]
 
@@ -160,7 +160,7 @@ def leak_probe(
     Args:
         task ([`Task`]): The task.
         rows ([`~datasets.Dataset`]): Rows as they are in the dataset, such as its training split.
-        conversion (`str`, *optional*, defaults to `"pairs"`): As in [`w2s_hf.tasks.splits.load_splits`].
+        conversion (`str`, *optional*, defaults to `"pairs"`): As in [`w2s_hf.tasks.load_task`].
         max_rows (`int`, *optional*, defaults to 10000): Take so many random rows of a larger dataset.
         confidence_level (`float`, *optional*, defaults to 0.95): Of the intervals.
 

@@ -197,7 +197,7 @@ def load_pairs(
 
     What is left out is left out before the split, and counted in `n_dropped`: everybody, whatever the tokenizer, works
     on the same pairs. Which response is the first tells nothing, so that half of all pairs are of either class, up to
-    chance; no pair is dropped to make it exact. The rest is as in [`w2s_hf.tasks.splits.load_splits`]: duplicates
+    chance; no pair is dropped to make it exact. The rest is as in [`w2s_hf.tasks.load_task`]: duplicates
     once, pairs with contradictory labels not at all, groups on one side, none of the test set in training.
 
     Args:
@@ -205,7 +205,7 @@ def load_pairs(
         tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*):
             Of all models; a pair with a response that is longer than `max_length` for any of them is left out.
         max_length (`int`, *optional*): Tokens; a prompt can be shortened to it, a response cannot.
-        options: As in [`w2s_hf.tasks.splits.load_splits`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
+        options: As in [`w2s_hf.tasks.load_task`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
             `n_validation`, `n_test`, `n_links`, `seed`. A local file or directory with one split has a fifth of it
             held out to test.
 

@@ -30,14 +30,11 @@ from .halves import (
     too_many,
     unique_rows,
 )
-from .loading import check_class_names, load_raw
-from .task import AnyTask, Task
-from .texts import CONVERSIONS, balance, choose_answers, read_examples
+from .loading import load_raw
+from .task import AnyTask
 from .tokenizing import TEXT_COLUMNS
 
-__all__ = [
-    "CONVERSIONS", "Half", "Loader", "TaskSplits", "TextLoader", "choose_answers", "load_splits", "read_examples"
-]  # fmt: skip
+__all__ = ["Half", "Loader", "TaskSplits"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +64,11 @@ class TaskSplits:
     Columns of each part of a [`Task`]: `id`, `text`, `context_start` and `context_end` (characters of `text` that may
     go where it is too long), `shorten_from`, `group`, `question` (empty, or the same for the answers to a question)
     and `ground_truth` (0 or 1). Of a [`PreferenceTask`]: `id`, `prompt`, `first`, `second`, `group` and
-    `ground_truth` (1 where the first response is the better one). Of a [`ChessTask`], see
-    [`w2s_hf.tasks.chess.load_puzzles`]; there the ground truth is text.
+    `ground_truth` (1 where the first response is the better one). Of a
+    [`GenerationTask`], see [`w2s_hf.tasks.generation.load_completions`]; there the ground truth is text.
 
     Args:
-        task ([`Task`], [`PreferenceTask`] or [`ChessTask`]): The task.
+        task ([`AnyTask`]): The task.
         weak_half ([`~datasets.Dataset`]): The weak supervisor learns these, with ground truth.
         weak_validation ([`~datasets.Dataset`]): For the supervisor's early stopping.
         student_half ([`~datasets.Dataset`]): The supervisor labels these; students learn them with its labels, the
@@ -175,7 +172,7 @@ class Loader(ABC):
     subclass says what is special about its kind.
 
     Args:
-        task ([`Task`], [`PreferenceTask`] or [`ChessTask`]): The task.
+        task ([`AnyTask`]): The task.
     """
 
     row, rows_are = "row", "texts"  # for messages
@@ -244,7 +241,7 @@ class Loader(ABC):
         n_links: int = 0,
         seed: int = 0,
     ) -> TaskSplits:
-        """Loads the parts of an experiment; arguments as in [`load_splits`]."""
+        """Loads the parts of an experiment; arguments as in [`w2s_hf.tasks.load_task`]."""
         if raw is not None:
             source = {"id": self.task.sources[0].id, "revision": "generated"}
         else:
@@ -303,82 +300,3 @@ class Loader(ABC):
         rows = self.rows_of(name, rows, n, np.random.default_rng([seed, zlib.crc32(name.encode())]))
         columns = (*self.columns, *self.further_columns, "ground_truth")
         return Dataset.from_list([{column: row[column] for column in columns} for row in rows])
-
-
-class TextLoader(Loader):
-    """Texts with a yes or a no, equally many of both in every part."""
-
-    task: Task
-    further_columns = ("group", "question")
-
-    def __init__(self, task: Task, conversion: str):
-        super().__init__(task)
-        self.conversion = conversion
-
-    def read(self, split: str, rows: Dataset, numbers: np.ndarray) -> list[dict]:
-        check_class_names(self.task, split, rows)
-        examples = read_examples(self.task, split, rows, numbers)
-        found = {example["ground_truth"] for example in examples}
-        if len(found) == 1:
-            raise ValueError(
-                f"{self.task.name}: the {len(examples)} rows of the split {split!r} are all "
-                f"{self.task.class_names[found.pop()]!r}; both classes are needed. Add rows of the other class, or "
-                "correct the `label` of the task."
-            )
-        return examples
-
-    def choose(self, rows: list[dict]) -> list[dict]:
-        return choose_answers(rows, self.conversion)
-
-    def n_usable(self, rows: list[dict]) -> int:
-        return 2 * min(sum(row["ground_truth"] == label for row in rows) for label in (0, 1))
-
-    def n_for_validation(self, train: list[dict], wanted: dict[str, int]) -> dict[str, float]:
-        # Of the rows that a part is given, balancing leaves twice the rarer class; a fifth more, as groups differ.
-        rarer = min(np.mean([row["ground_truth"] == label for row in train]) for label in (0, 1))
-        return dict.fromkeys(wanted, 1.2 * sum(wanted.values()) / (2 * max(rarer, 0.01)) / 2)
-
-    def rows_of(self, name: str, rows: list[dict], n: int | None, rng: np.random.Generator) -> list[dict]:
-        return balance(self.task, name, rows, n, rng)
-
-
-def load_splits(
-    task: Task,
-    *,
-    conversion: str = "pairs",
-    **options,
-) -> TaskSplits:
-    """
-    Loads, formats, deduplicates, halves and balances the rows of a task.
-
-    Every part has equally many rows of both classes. (The paper, A.1, balances the test set and any dataset whose
-    majority is above 55 %; we balance all, so that chance is one half everywhere.) Rows of one group stay on one side,
-    a training row whose text or group is in the test set is dropped, and the answers to a question stay together.
-    An odd number of rows has one more of class 0. Neither the order of the rows nor their split changes which answer
-    of a question is taken.
-
-    Args:
-        task ([`Task`]): The task.
-        dataset_path (`str`, *optional*): A local directory or file in the dataset's own schema; else the rows are the
-            task's own.
-        raw ([`~datasets.DatasetDict`], *optional*): Rows in memory, in place of either. Those of a split `links` serve
-            the links alone, beside what the parts leave of the training split.
-        n_train (`int`, *optional*): Rows of the student half; defaults to `n_weak`, and to half of all rows.
-        n_weak (`int`, *optional*): Rows of the weak half; defaults to `n_train`.
-        n_validation (`int`, *optional*): Rows of both validation parts together; defaults to a tenth of the training
-            rows.
-        n_test (`int`, *optional*): Defaults to all.
-        n_links (`int`, *optional*, defaults to 0): Links of a bootstrapping chain that get rows of their own, as many
-            each as the student half. These are of what is left: no row of any other part moves.
-        seed (`int`, *optional*, defaults to `0`): Of the halves.
-        conversion (`str`, *optional*, defaults to `"pairs"`): `"pairs"` makes one right and one wrong row of a
-            question, `"coin_flip"` one row with either.
-
-    Returns:
-        [`TaskSplits`]
-
-    Raises:
-        FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
-        ValueError: a split or column is missing, a field is empty, a label is not 0 or 1, or there are too few rows.
-    """
-    return TextLoader(task, conversion).load(**options)

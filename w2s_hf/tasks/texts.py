@@ -8,9 +8,11 @@ import numpy as np
 from datasets import Dataset
 
 from .halves import shuffled, too_many
+from .loading import check_class_names
+from .splits import Loader
 from .task import EmptyFieldError, LabelError, Task, random_key
 
-__all__ = ["CONVERSIONS", "balance", "choose_answers", "read_examples"]
+__all__ = ["CONVERSIONS", "TextLoader", "choose_answers", "read_examples"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ def choose_answers(rows: list[dict], conversion: str = "pairs") -> list[dict]:
 
     Args:
         rows (`list[dict]`): As [`read_examples`] returns them.
-        conversion (`str`, *optional*, defaults to `"pairs"`): As in [`w2s_hf.tasks.splits.load_splits`].
+        conversion (`str`, *optional*, defaults to `"pairs"`): As in [`w2s_hf.tasks.load_task`].
 
     Returns:
         `list[dict]`: Some of `rows`, by `id`.
@@ -119,33 +121,65 @@ def choose_answers(rows: list[dict], conversion: str = "pairs") -> list[dict]:
     return sorted(kept, key=lambda row: row["id"])
 
 
-def balance(task: Task, name: str, rows: list[dict], n: int | None, rng: np.random.Generator) -> list[dict]:
-    """
-    `n` random rows, half of each class, whole questions first; by default as many as the rarer class allows.
+class TextLoader(Loader):
+    """Texts with a yes or a no, equally many of both in every part."""
 
-    A larger `n` keeps the rows of a smaller one.
-    """
-    by_class = [[row for row in rows if row["ground_truth"] == label] for label in (0, 1)]
-    n_pairs = min(map(len, by_class))
-    if not n_pairs:
-        found = task.class_names[1] if by_class[1] else task.class_names[0]
-        raise ValueError(
-            f"{task.name}: got {len(rows)} rows for `{name}`{f', all {found!r}' if rows else ''}, expected both "
-            "classes in each part. Add rows; those that repeat another one, that have both labels, or that share "
-            "their group with a test row are not counted."
-        )
-    n = 2 * n_pairs if n is None else n
-    if n > 2 * n_pairs:
-        counts = f"{len(by_class[0])} {task.class_names[0]}, {len(by_class[1])} {task.class_names[1]}"
-        raise too_many(task, name, n, 2 * n_pairs, f"after balancing {counts}")
-    if rows[0]["question"]:
-        questions: dict[str, tuple[list[dict], list[dict]]] = defaultdict(lambda: ([], []))
-        for row in rows:
-            questions[row["question"]][row["ground_truth"]].append(row)
-        # As many of each class within each question, see `choose_answers`.
-        pairs = [pair for of_question in questions.values() for pair in zip(*of_question, strict=True)]
-    else:
-        pairs = list(zip(*(shuffled(of_class, rng)[:n_pairs] for of_class in by_class), strict=True))
-    pairs = shuffled(pairs, rng)
-    chosen = [row for pair in pairs[: (n + 1) // 2] for row in pair][:n]
-    return shuffled(chosen, rng)
+    task: Task
+    further_columns = ("group", "question")
+
+    def __init__(self, task: Task, conversion: str):
+        super().__init__(task)
+        self.conversion = conversion
+
+    def read(self, split: str, rows: Dataset, numbers: np.ndarray) -> list[dict]:
+        check_class_names(self.task, split, rows)
+        examples = read_examples(self.task, split, rows, numbers)
+        found = {example["ground_truth"] for example in examples}
+        if len(found) == 1:
+            raise ValueError(
+                f"{self.task.name}: the {len(examples)} rows of the split {split!r} are all "
+                f"{self.task.class_names[found.pop()]!r}; both classes are needed. Add rows of the other class, or "
+                "correct the `label` of the task."
+            )
+        return examples
+
+    def choose(self, rows: list[dict]) -> list[dict]:
+        return choose_answers(rows, self.conversion)
+
+    def n_usable(self, rows: list[dict]) -> int:
+        return 2 * min(sum(row["ground_truth"] == label for row in rows) for label in (0, 1))
+
+    def n_for_validation(self, train: list[dict], wanted: dict[str, int]) -> dict[str, float]:
+        # Of the rows that a part is given, balancing leaves twice the rarer class; a fifth more, as groups differ.
+        rarer = min(np.mean([row["ground_truth"] == label for row in train]) for label in (0, 1))
+        return dict.fromkeys(wanted, 1.2 * sum(wanted.values()) / (2 * max(rarer, 0.01)) / 2)
+
+    def rows_of(self, name: str, rows: list[dict], n: int | None, rng: np.random.Generator) -> list[dict]:
+        """
+        Returns `n` random rows, half of each class, whole questions first; by default as many as the rarer class
+        allows. A larger `n` keeps the rows of a smaller one.
+        """
+        by_class = [[row for row in rows if row["ground_truth"] == label] for label in (0, 1)]
+        n_pairs = min(map(len, by_class))
+        if not n_pairs:
+            found = self.task.class_names[1] if by_class[1] else self.task.class_names[0]
+            raise ValueError(
+                f"{self.task.name}: got {len(rows)} rows for `{name}`{f', all {found!r}' if rows else ''}, expected "
+                "both classes in each part. Add rows; those that repeat another one, that have both labels, or that "
+                "share their group with a test row are not counted."
+            )
+        n = 2 * n_pairs if n is None else n
+        if n > 2 * n_pairs:
+            counts = f"{len(by_class[0])} {self.task.class_names[0]}, {len(by_class[1])} {self.task.class_names[1]}"
+            raise too_many(self.task, name, n, 2 * n_pairs, f"after balancing {counts}")
+        if rows[0]["question"]:
+            questions: dict[str, tuple[list[dict], list[dict]]] = defaultdict(lambda: ([], []))
+            for row in rows:
+                questions[row["question"]][row["ground_truth"]].append(row)
+            # As many of each class within each question, see `choose_answers`.
+            pairs = [pair for of_question in questions.values() for pair in zip(*of_question, strict=True)]
+        else:
+            pairs = list(zip(*(shuffled(of_class, rng)[:n_pairs] for of_class in by_class), strict=True))
+        pairs = shuffled(pairs, rng)
+        chosen = [row for pair in pairs[: (n + 1) // 2] for row in pair][:n]
+        return shuffled(chosen, rng)
