@@ -150,8 +150,8 @@ def _advice(
     """The first of some ways to train the model that fits."""
     ways = {"--gradient_checkpointing true": model}
     if option != "--weak_model":  # supervisors train all weights
-        quantized = replace(model.config, use_peft=True, load_in_4bit=True)
-        ways["--use_peft true --load_in_4bit true --gradient_checkpointing true"] = replace(model, config=quantized)
+        quantized = replace(model, student_config=replace(model.config, use_peft=True, load_in_4bit=True))
+        ways["--use_peft true --load_in_4bit true --gradient_checkpointing true"] = quantized
     too_large = []
     for options, way in ways.items():
         try:
