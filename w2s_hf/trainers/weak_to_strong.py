@@ -138,7 +138,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             )
         elif quantization_config is not None or peft_config is not None:
             name = "quantization_config" if peft_config is None else "peft_config"
-            raise ValueError(f"Got a {name} and model_init, expected a base model or its name. Let model_init add it.")
+            raise ValueError(f"Got a {name} and no model, expected a base model or its name. Let model_init add it.")
         # call_model_init needs both before Trainer sets them.
         self.args, self.processing_class = args, processing_class
         if model is not None:
