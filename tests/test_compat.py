@@ -71,6 +71,13 @@ def test_name_can_be_imported(name):
     assert getattr(_compat, name) is not None
 
 
+def test_type_checkers_see_the_same_names():
+    module = ast.parse(Path(_compat.__file__).read_text())
+    (block,) = [node for node in module.body if isinstance(node, ast.If)]
+    seen = [(alias.asname or alias.name, node.module) for node in block.body for alias in node.names]
+    assert ast.unparse(block.test) == "TYPE_CHECKING" and sorted(seen) == sorted(_compat.IMPORTS.items())
+
+
 @pytest.mark.parametrize(("place", "name"), members(_compat.OVERRIDDEN))
 def test_overridden_member_is_there(place, name):
     owner = lookup(place)

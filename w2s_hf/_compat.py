@@ -12,9 +12,8 @@ This module imports no library by itself: `from ._compat import X` imports the o
 """
 
 from collections import defaultdict
-from collections.abc import Sized
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 __all__ = ["ATTRIBUTES", "CHECKED", "IMPORTS", "OVERRIDDEN"]
 
@@ -91,15 +90,36 @@ IMPORTS = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in IMPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(IMPORTS[name]), name)
-
-
+# Type checkers see the names of IMPORTS; Python imports each when it is used.
 if TYPE_CHECKING:
+    from accelerate.data_loader import SkipBatchSampler
+    from accelerate.utils import parse_flag_from_env
+    from datasets.fingerprint import generate_random_fingerprint
+    from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, load_peft_weights
+    from peft.utils.integrations import dequantize_module_weight
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+    from transformers.core_model_loading import WeightRenaming
+    from transformers.integrations import get_available_reporting_integrations, is_deepspeed_zero3_enabled
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+    from transformers.trainer_callback import ExportableState
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+    from transformers.trainer_utils import has_length
+    from transformers.utils import cached_file, is_torch_bf16_gpu_available, is_torch_xla_available
+    from transformers.utils.peft_utils import find_adapter_config_file
+    from trl.trainer.utils import disable_dropout_in_model
+else:
 
-    def has_length(dataset: object) -> TypeGuard[Sized]: ...
+    def __getattr__(name: str) -> Any:
+        if name not in IMPORTS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(IMPORTS[name]), name)
 
 
 # ---- Members that a subclass calls or overrides under their own name ----
