@@ -15,7 +15,7 @@ from collections import defaultdict
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["ATTRIBUTES", "CHECKED", "IMPORTS", "OVERRIDDEN"]
+__all__ = ["ATTRIBUTES", "CHECKED", "IMPORTS", "OVERRIDDEN", "SINCE"]
 
 # The versions at which every entry of this file was checked. An entry that only some of them have says so.
 CHECKED = {
@@ -62,7 +62,8 @@ IMPORTS = {
     "has_length": "transformers.trainer_utils",
     # The base class of callbacks whose state goes into trainer_state.json. Public replacement: none.
     "ExportableState": "transformers.trainer_callback",
-    # The sampler of `train_sampling_strategy="group_by_length"`. Public replacement: none.
+    # The samplers of `train_sampling_strategy="batch_rebalance"` and `"group_by_length"`. Public replacement: none.
+    "BatchRebalanceSampler": "transformers.trainer_pt_utils",
     "LengthGroupedSampler": "transformers.trainer_pt_utils",
     # Class names by model type. Public replacement: `transformers.MODEL_FOR_CAUSAL_LM_MAPPING`, whose keys are
     # configuration classes, so that it imports every model that is looked up.
@@ -109,7 +110,7 @@ if TYPE_CHECKING:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
     from transformers.trainer_callback import ExportableState
-    from transformers.trainer_pt_utils import LengthGroupedSampler
+    from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
     from transformers.trainer_utils import has_length
     from transformers.utils import cached_file, is_torch_bf16_gpu_available, is_torch_xla_available
     from transformers.utils.peft_utils import find_adapter_config_file
@@ -181,11 +182,15 @@ ATTRIBUTES = {
         "model_accepts_loss_kwargs",
     ),
     "transformers.trainer_utils:TrainerMemoryTracker": ("cur_stage", "peak_monitoring"),
-    "trl.trainer.sft_trainer:SFTTrainer": ("_metrics", "_total_train_tokens"),
-    "trl.trainer.reward_trainer:RewardTrainer": ("_metrics", "_total_train_tokens"),
+    "transformers.trainer_pt_utils:BatchRebalanceSampler": ("has_tail", "remainder", "dp_size", "grad_accum"),
+    "trl.trainer.sft_trainer:SFTTrainer": ("_metrics", "_total_train_tokens", "_tp_size"),
+    "trl.trainer.reward_trainer:RewardTrainer": ("_metrics", "_total_train_tokens", "_tp_size"),
     "peft.utils.other:ModulesToSaveWrapper": ("modules_to_save", "original_module", "active_adapters"),
     "bitsandbytes.nn.modules:Linear4bit": ("support_avx512bf16_for_cpu", "packing_format_for_cpu"),
 }
+
+# The version of the library in which a name was found first, if an older one in CHECKED lacks it.
+SINCE = {"_tp_size": "1.13"}
 
 
 def tensors_of(module: Any) -> tuple[dict, dict]:
@@ -313,15 +318,7 @@ def divides_loss_by_step(trainer: Any) -> None:
         trainer.model_accepts_loss_kwargs = True
 
 
-def is_rebalanced(sampler: Any) -> bool:
-    """
-    Whether a sampler is the `BatchRebalanceSampler` of `train_sampling_strategy="batch_rebalance"`.
-    Public replacement: none. It came with transformers 5.20, so that the class cannot always be imported.
-    """
-    return hasattr(sampler, "effective_batch_size")
-
-
-def rows_of_filled_step(sampler: Any) -> int:
+def rows_of_filled_step(sampler: "BatchRebalanceSampler") -> int:
     """
     The rows of the last step of an epoch if a `BatchRebalanceSampler` fills it with repeated rows, or else 0.
     Public replacement: none.
@@ -360,7 +357,7 @@ def set_trained_tokens(trainer: Any, n_tokens: int) -> None:
 def forget_trained_tokens(trainer: Any, n_tokens: int) -> None:
     """
     Takes tokens of all processes out of the number that TRL's trainers log.
-    Public replacement: none. `_tp_size` came after TRL 1.0.
+    Public replacement: none. TRL 1.0 has no `_tp_size`.
     """
     trainer._total_train_tokens -= n_tokens // getattr(trainer, "_tp_size", 1)
     next_log(trainer, "train")["num_tokens"] = [trainer._total_train_tokens]
