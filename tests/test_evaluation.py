@@ -567,7 +567,7 @@ def test_a_training_that_fails_leaves_nothing_behind(tmp_path):
     with pytest.raises(RuntimeError, match="stopped"):
         trainer.train()
     trainer.remove_callback(stop)
-    assert not trainer.is_in_train and not any(trainer._metrics.values())
+    assert not trainer.is_in_train and not any(trainer._numbers.values())
     assert not trainer.model.get_input_embeddings()._forward_hooks
 
 

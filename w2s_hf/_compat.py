@@ -11,7 +11,6 @@ their own name (`OVERRIDDEN`), and attributes and arguments (the functions below
 This module imports no library by itself: `from ._compat import X` imports the one module that has `X`.
 """
 
-from collections import defaultdict
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -306,7 +305,7 @@ def save_model(trainer: Any, directory: str | None = None) -> None:
     trainer.save_model(directory, _internal_call=True)
 
 
-def divides_loss_by_step(trainer: Any) -> None:
+def mark_loss_as_divided(trainer: Any) -> None:
     """
     Tells transformers before 5.19 that `compute_loss` divides by the rows of the whole accumulated step.
     Public replacement: the class attribute `loss_is_scaled_for_ga` of transformers 5.19 and later.
@@ -329,15 +328,9 @@ def rows_of_filled_step(sampler: "BatchRebalanceSampler") -> int:
 
 def next_log(trainer: Any, mode: str) -> dict[str, list[float]]:
     """
-    The numbers, by name, of which TRL's trainers add the means to their next log. A trainer without them gets them.
-
-    Args:
-        mode (`str`): `"train"` or `"eval"`.
-
+    The numbers, by name, of which one of TRL's trainers adds the means to its next log of a `mode`, train or eval.
     Public replacement: none in `trl.SFTTrainer` and `trl.RewardTrainer`.
     """
-    if not hasattr(trainer, "_metrics"):
-        trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
     return trainer._metrics[mode]
 
 

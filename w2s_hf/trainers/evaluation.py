@@ -117,6 +117,10 @@ class OrderedEvaluation(TrainerMixin):
 
     # ---- Metrics ----
 
+    def _next_log(self, mode: str) -> dict[str, list[float]]:
+        """The numbers, by name, whose means are in the next log of a `mode`, `"train"` or `"eval"`: those of TRL."""
+        return next_log(self, mode)
+
     def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
         if isinstance(eval_dataset, str):
             return super().get_eval_dataloader(eval_dataset)
@@ -140,7 +144,7 @@ class OrderedEvaluation(TrainerMixin):
     def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
         """Adds the metrics of TRL's trainers, which `log` would name `eval_...` for every evaluation set."""
         output, prefix = super().evaluation_loop(*args, **kwargs), kwargs.get("metric_key_prefix", "eval")
-        logs, metrics = next_log(self, "eval"), output.metrics or {}
+        logs, metrics = self._next_log("eval"), output.metrics or {}
         for name, values in logs.items():
             metrics.setdefault(f"{prefix}_{name}", sum(values) / len(values))
         logs.clear()
@@ -176,7 +180,7 @@ class OrderedEvaluation(TrainerMixin):
         except BaseException:
             self.is_in_train = False
             for mode in ("train", "eval"):
-                next_log(self, mode).clear()
+                self._next_log(mode).clear()
             remove_neftune_hook(self)
             raise
         finally:
@@ -251,7 +255,7 @@ class OrderedEvaluation(TrainerMixin):
         try:
             yield
         except BaseException:
-            next_log(self, "eval").clear()
+            self._next_log("eval").clear()
             restore_memory_stage(self, stage)
             raise
 
