@@ -141,9 +141,17 @@ class OrderedEvaluation(TrainerMixin):
         with self._clean_up_on_error():
             return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
-    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """Adds the metrics of TRL's trainers, which `log` would name `eval_...` for every evaluation set."""
-        output, prefix = super().evaluation_loop(*args, **kwargs), kwargs.get("metric_key_prefix", "eval")
+        prefix = metric_key_prefix
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, prefix)
         logs, metrics = self._next_log("eval"), output.metrics or {}
         for name, values in logs.items():
             metrics.setdefault(f"{prefix}_{name}", sum(values) / len(values))

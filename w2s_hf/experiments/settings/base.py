@@ -9,7 +9,6 @@ import numpy as np
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
 
 from ... import metrics
 from ...demo.models import DEMO_MODELS, DemoModel, World
@@ -198,13 +197,10 @@ def tokenizers_of(models: Sequence[ModelSpec]) -> list[PreTrainedTokenizerBase]:
 class _OnWeakLabels(OrderedEvaluation):
     """Calls a trainer's accuracy `weak_agreement`, in its metrics and in its logs."""
 
-    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
-        """As in the trainer, under the other name."""
-        output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        if output.metrics is not None and f"{prefix}_{ACCURACY}" in output.metrics:
-            output.metrics[f"{prefix}_{_WEAK_AGREEMENT}"] = output.metrics.pop(f"{prefix}_{ACCURACY}")
-        return output
+    def _add_metrics(self, metrics: dict[str, float], prefix: str) -> None:
+        super()._add_metrics(metrics, prefix)
+        if f"{prefix}_{ACCURACY}" in metrics:
+            metrics[f"{prefix}_{_WEAK_AGREEMENT}"] = metrics.pop(f"{prefix}_{ACCURACY}")
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """As in the trainer, under the other name also for what TRL's trainers add."""
