@@ -34,11 +34,8 @@ from .._compat import (
 from ..config import computes_in_bfloat16
 from ..hub import FILE_OPTIONS, cached_commit, has_only_pickles
 from .adapters import (
-    cast_trainable_to_float32,
     fresh_adapter,
     keep_4bit_gradients,
-    keep_trainable,
-    load_adapter_weights,
     refuse_unsaved_layers,
     remember_base,
     stored_shapes,
@@ -60,19 +57,7 @@ from .original_qwen import (
     refuse_longer_texts,
 )
 
-# Functions of `adapters` are among them: they used to be defined here, and are imported from here.
-__all__ = [
-    "align_padding",
-    "cast_trainable_to_float32",
-    "disable_dropout",
-    "fresh_adapter",
-    "keep_4bit_gradients",
-    "keep_trainable",
-    "load_adapter_weights",
-    "load_config",
-    "load_student",
-    "load_tokenizer",
-]
+__all__ = ["align_padding", "disable_dropout", "load_config", "load_student", "load_tokenizer"]
 
 logger = logging.getLogger(__name__)
 
