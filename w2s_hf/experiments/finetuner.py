@@ -46,7 +46,8 @@ class Finetuned:
         directory (`Path`): Has `model/` (adapters, head and tokenizer, or the whole model) and `predictions/`, and
             `snapshots/step-N/predictions/` of each snapshot.
         predictions ([`LabelsById`]): Its predictions of the rows that were asked for.
-        weak_labels ([`LabelsById`], *optional*): What it was trained on; `None` for ground truth.
+        weak_labels ([`LabelsById`], *optional*): What it was trained on, of several parts those of the first;
+            `None` for ground truth.
     """
 
     spec: ModelSpec

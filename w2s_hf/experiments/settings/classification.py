@@ -10,7 +10,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, Train
 
 from ... import metrics
 from ...cards.markdown import render
-from ...config import METHODS
+from ...config import METHODS, WeakToStrongConfig
 from ...demo.models import World
 from ...demo.rows import demo_rows
 from ...demo.worlds import DEMO_WORLDS, DemoWorld
@@ -99,6 +99,7 @@ class ClassificationSetting(ProbabilitySetting):
 
     name = "classification"
     rows = "rows"
+    arguments, training = ClassificationArguments, WeakToStrongConfig
     task_type = "SEQ_CLS"
     columns = TEXT_COLUMNS
     trainer = WeakToStrongTrainer

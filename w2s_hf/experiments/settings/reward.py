@@ -22,7 +22,7 @@ from ...trainers import RewardPairTrainer
 from ..analysis_context import AnalysisContext
 from ..config import RewardArguments
 from ..finetuner import Finetuner
-from ..generative import generative_finetune
+from ..generative_finetuning import generative_finetune
 from ..seed import Models
 from .base import demo_sizes, split_options, tokenizers_of
 from .classification import ProbabilitySetting
@@ -38,6 +38,7 @@ class RewardSetting(ProbabilitySetting):
 
     name = "reward"
     rows = "pairs"
+    arguments, training = RewardArguments, RewardPairConfig
     task_type = "REWARD"
     columns = PAIR_COLUMNS
     trainer = RewardPairTrainer
