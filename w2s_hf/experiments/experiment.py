@@ -137,11 +137,13 @@ class Experiment:
         the demo has a world for each. Called on all ranks at first.
         """
         if seed not in self._inputs:
-            models = self._find_models(seed)
+            # The demo refuses a task that it has no rows for before it pretrains models.
+            models = None if self.args.demo else self._find_models(seed)
             readers = sorted({*self.args.rows_fit, *self.args.chain, *self.args.sizes})
             key = (self.task.name, seed if self.args.demo else None, self.args.n_links, *readers)
             if key not in self._splits:
                 self._splits[key] = self._load_splits(seed)
+            models = models or self._find_models(seed)
             self._check_memory(models)
             self._inputs[seed] = models, self._splits[key]
         return self._inputs[seed]
