@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import metrics
-from ..cards.markdown import markdown_table
+from ..cards.markdown import markdown_table, render
 from ..plots import PALETTE, short_names
 from .figures import accuracy_cell, draw, lines, mean_cell, over_seeds
 
@@ -176,28 +176,13 @@ def agreement_section(entries: Sequence[dict]) -> str:
             )
             if has_probabilities:
                 tables[1].append([model, method, *(mean_cell(entries, *of_model, column) for column in more.values())])
-    text = [
-        "A student that copies its supervisor agrees with it everywhere, and its PGR is 0; one that learned what was "
-        "meant agrees where the supervisor is right and not where it is wrong. Inherited and corrected are shares of "
-        "the supervisor's errors, new errors are shares of what it has right.",
-        markdown_table(header, tables[0]),
-    ]
     if has_probabilities:
-        for role in ("weak", "ceiling"):
-            numbers = [
-                "-" if name not in ("ece", "brier") else mean_cell(entries, role, name) for name in more.values()
-            ]
-            name = {"weak": "weak supervisor", "ceiling": "strong ceiling"}[role]
+        for role, name in (("weak", "weak supervisor"), ("ceiling", "strong ceiling")):
+            numbers = [mean_cell(entries, role, key) if key in ("ece", "brier") else "-" for key in more.values()]
             tables[1].append([name, "ground truth", *numbers])
-        text += [
-            "Cross-entropy is with the supervisor's hard answers where they are wrong, in nats: the larger, the less "
-            "are its errors believed. (Students are as their settings stop them; the paper looks at this without "
-            "early stopping, which is `--load_best_model_at_end false`.) ECE and Brier score measure calibration, "
-            "lower is better. Misfit is the mean squared distance between the probabilities of student and "
-            "supervisor, gain is by how much the student's Brier score is lower; for squared error and a convex class "
-            "of students the gain is at least the misfit (arXiv 2405.15116).",
-            markdown_table(["student", "method", *more], tables[1]),
-        ]
-    if len(entries[0]["sizes"]) == 1:
-        text.append("There is one size of student: `--ladder SMALL ... LARGE` compares several.")
-    return "\n\n".join(text)
+    return render(
+        "analysis_agreement.md",
+        answers=markdown_table(header, tables[0]),
+        probabilities=markdown_table(["student", "method", *more], tables[1]) if has_probabilities else None,
+        n_sizes=len(entries[0]["sizes"]),
+    )

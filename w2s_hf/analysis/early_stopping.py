@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cards.markdown import markdown_table
+from ..cards.markdown import markdown_table, render
 from .figures import accuracy_cell, bars, draw, intervals_of, lines, mean_cell, over_seeds, pgr_cell, pgr_note
 
 __all__ = ["CHEATING", "STOPS", "choose_stops", "overfitting_section", "plot_overfitting"]
@@ -110,14 +110,9 @@ def overfitting_section(entries: Sequence[dict]) -> str:
             steps = ", ".join(f"{step:.0f}" for step in over_seeds(entries, *of_stop, "step"))
             scores = [accuracy_cell(entries, *of_stop), pgr_cell(entries, *of_stop)]
             rows.append([method, name, steps, *scores, mean_cell(entries, *of_stop, "agreement", "overall")])
-    n_validation, steps = entries[0]["n_validation"], next(iter(entries[0]["methods"].values()))["steps"]
-    return "\n\n".join(
-        [
-            f"The same training, without early stopping, looked at {len(steps)} times. A student overfits to its "
-            "supervisor where it agrees with weak labels more and more and with the truth less. Stops are chosen on "
-            f"{n_validation} validation rows. **Early stopping by ground truth cheats**: it knows true labels that "
-            "nobody has in the setting that is studied. It is a diagnostic of what stopping could gain, and no result "
-            "of a method.",
-            markdown_table(["method", "stopped by", "at step", "accuracy", "PGR", "agreement"], rows),
-        ]
+    return render(
+        "analysis_overfitting.md",
+        n_snapshots=len(next(iter(entries[0]["methods"].values()))["steps"]),
+        n_validation=entries[0]["n_validation"],
+        stops=markdown_table(["method", "stopped by", "at step", "accuracy", "PGR", "agreement"], rows),
     )

@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..cards.markdown import markdown_table
+from ..cards.markdown import markdown_table, render
 from ..modeling import align_padding
 from ..modeling.heads import classification_head
 from .arguments import probabilities_of, tokens_of
@@ -279,16 +279,5 @@ def probes_section(entries: Sequence[dict]) -> str:
         counted = [mean_cell(entries, *of_way, key, digits=0) for key in ("n_train", "n_class_1")]
         counted.append(mean_cell(entries, *of_way, "label_accuracy"))
         rows.append([way, *counted, accuracy_cell(entries, *of_way), pgr_cell(entries, *of_way)])
-    return "\n\n".join(
-        [
-            "Classifiers on the last hidden states of the student before any finetuning, fitted to the weak labels of "
-            "the student half: their opinion in place of the weak labels (relabelled), or without the tenth of the "
-            "rows that it doubts most. None judges a row that it has learned. The topological filter decides itself "
-            "how many rows to drop: where a class falls into clusters it keeps one of them, of two classes it keeps "
-            "more of the one that lies closer together, and few rows are also few steps. A student, method naive, "
-            "learned each set of labels. Ground truth was used to score and for nothing else.",
-            markdown_table(
-                ["weak labels", "rows", "of class 1", "accuracy of labels", "accuracy of student", "PGR"], rows
-            ),
-        ]
-    )
+    header = ["weak labels", "rows", "of class 1", "accuracy of labels", "accuracy of student", "PGR"]
+    return render("analysis_probes.md", labels=markdown_table(header, rows))

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..cards.markdown import render
 from .arguments import classes_of, texts_of
 from .batches import through_model
 from .figures import bars, draw, intervals_of, over_seeds
@@ -186,14 +187,9 @@ def plot_prompting(entries: Sequence[dict], path: Path) -> None:
 
 def prompting_section(entries: Sequence[dict]) -> str:
     """Returns the description of the prompts in Markdown; the numbers are in the table of all models."""
-    form, n_shots = entries[0]["format"], entries[0]["n_shots"]
-    example = (form["instruction"] + "TEXT" + form["suffix"]).replace("\n", "\\n").replace("`", "'")
-    return (
-        f"Base models, asked with `{example}` and scored by the tokens {form['answers'][0]!r} and "
-        f"{form['answers'][1]!r} alone; with {n_shots} examples, drawn anew for each test row from the student half, "
-        "the same ones with ground truth and with weak labels (hard ones). Prompting trains nothing, and with weak "
-        "labels it uses no ground truth; with ground truth it is no method of weak-to-strong generalization but a "
-        "measure of what is there to be elicited. Texts are whole, where finetuning shortens those beyond "
-        "`--max_length`. The tables above have the numbers as baselines."
-        + (f" {entries[0]['note']}" if "note" in entries[0] else "")
+    entry, form = entries[0], entries[0]["format"]
+    prompt = (form["instruction"] + "TEXT" + form["suffix"]).replace("\n", "\\n").replace("`", "'")
+    answers = [repr(answer) for answer in form["answers"]]
+    return render(
+        "analysis_prompting.md", prompt=prompt, answers=answers, n_shots=entry["n_shots"], note=entry.get("note")
     )

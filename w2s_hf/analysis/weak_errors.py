@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from ..cards.markdown import markdown_table
+from ..cards.markdown import markdown_table, render
 from .arguments import classes_of, probabilities_of
 from .figures import accuracy_cell, bars, draw, intervals_of, lines, mean_cell, over_seeds, pgr_cell, pgr_note
 from .probes import logistic_probe
@@ -227,15 +227,5 @@ def weak_errors_section(entries: Sequence[dict]) -> str:
         scores = [mean_cell(entries, *of_kind, "supervisor"), accuracy_cell(entries, *of_kind)]
         repeated = mean_cell(entries, *of_kind, "agreement", "supervisor_wrong", digits=2)
         rows.append([name, *scores, pgr_cell(entries, *of_kind), repeated])
-    where = "; ".join(f"*{name}*: {text}" for name, text in ERROR_KINDS.items())
-    return "\n\n".join(
-        [
-            f"Supervisors as accurate as the weak one, on training and on test rows, that err elsewhere: {where}. "
-            "Their labels are hard, and made of ground truth, but for *weak, hard labels*, which are the real "
-            "supervisor's. *Told* students read its label at the end of each text, in training and in testing, "
-            "so that imitating it is trivial (with its soft labels, by the method that is named).",
-            markdown_table(["supervisor", "its accuracy", "accuracy of student", "PGR", "errors repeated"], rows),
-            "The curves are the same question for linear probes on the last hidden states: the supervisor that sees "
-            "the first k features makes errors that a student can learn; random errors of the same number it cannot.",
-        ]
-    )
+    header = ["supervisor", "its accuracy", "accuracy of student", "PGR", "errors repeated"]
+    return render("analysis_weak_errors.md", kinds=ERROR_KINDS, supervisors=markdown_table(header, rows))
