@@ -14,11 +14,11 @@ SALIENCY = ("lp(weak)", "lp(gt)", "ft(weak)", "ft(weak)+lp(gt)", "ft(gt)")
 
 def plot_saliency(entries: Sequence[dict], path: Path) -> None:
     """
-    Test accuracy of probes and finetuned models.
+    Plots the test accuracy of probes and finetuned models.
 
     Args:
-        entries (sequence of `dict`): What the analysis found, a seed each: `weak`, and of each of [`SALIENCY`] an
-            entry with `accuracy`.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed: `weak`, and `accuracies`, a dict
+            with `accuracy` per name of [`SALIENCY`].
         path (`Path`): A `.png` file.
     """
     names = {name: name.replace("+", "\n+ ") for name in SALIENCY}
@@ -40,7 +40,7 @@ def plot_saliency(entries: Sequence[dict], path: Path) -> None:
 def saliency_section(entries: Sequence[dict]) -> str:
     """Returns the results in Markdown: means over the seeds. Arguments as in [`plot_saliency`]."""
     accuracy = {name: accuracy_cell(entries, "accuracies", name) for name in SALIENCY}
-    # A share of a gap says something where there is a gap: in every seed beyond the intervals of its ends.
+    # A share of a gap is meaningful only if there is a gap: in every seed the intervals of its ends do not overlap.
     ends = [[entry["accuracies"][name]["ci95"] for name in ("lp(gt)", "ft(gt)")] for entry in entries]
     closed = None
     if all(low[1] < high[0] for low, high in ends):
