@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Value
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import TrainingArguments
 
 from ...cards.markdown import markdown_table, render
 from ...config import RewardPairConfig
@@ -39,13 +39,10 @@ class RewardSetting(ProbabilitySetting):
     name = "reward"
     rows = "pairs"
     arguments, training = RewardArguments, RewardPairConfig
+    tokenize = staticmethod(tokenize_pairs)
     task_type = "REWARD"
     columns = PAIR_COLUMNS
     trainer = RewardPairTrainer
-
-    def tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
-        """Tokenizes pairs; see [`tokenize_pairs`]."""
-        return tokenize_pairs(rows, tokenizer, max_length)
 
     def add_labels(self, tokenized: Dataset, rows: Dataset) -> Dataset:
         """Adds the column `soft_label`, P(the first response is better)."""
