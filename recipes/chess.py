@@ -25,9 +25,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Pa
 from w2s_hf.config import CompletionConfig
 from w2s_hf.experiments.cli import finish, parse_arguments, run_recipe
 from w2s_hf.experiments.config import ChessArguments
+from w2s_hf.experiments.experiment import run_experiment
 
 try:
-    from w2s_hf.experiments.chess import run_chess
     from w2s_hf.tasks.chess import CHESS_PUZZLES
 except ModuleNotFoundError as error:
     if error.name not in ("chess", "chess.pgn", "chess.svg"):
@@ -46,7 +46,7 @@ def main() -> None:
         real_config="single_gpu_chess.yaml",
         task=CHESS_PUZZLES.name,
     )
-    results = run_chess(CHESS_PUZZLES, args, training_args, student_config)
+    results = run_experiment(CHESS_PUZZLES, args, training_args, student_config)
     finish(results, args, training_args)
 
 

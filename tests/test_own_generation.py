@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from helpers.models import make_character_tokenizer, make_language_model
 
-from w2s_hf import CompletionConfig, StudentConfig
-from w2s_hf.experiments.config import GenerationArguments
+from w2s_hf import CompletionConfig, StudentConfig, WeakToStrongConfig
+from w2s_hf.experiments.config import GenerationArguments, RewardArguments
 from w2s_hf.experiments.experiment import run_experiment
 from w2s_hf.labels import Completion
 from w2s_hf.tasks import GenerationTask, PreferenceTask, find_task
@@ -105,6 +105,17 @@ def test_a_faulty_task_is_refused_before_training(change, message, directory):
     with pytest.raises(ValueError, match=message):
         run_experiment(task, *options_of(directory, directory / "out"))
     assert not list((directory / "out").rglob("predictions"))
+
+
+def test_arguments_of_another_setting_are_refused(directory):
+    args, training_args, config = options_of(directory, directory / "out")
+    others = RewardArguments(weak_model="a", student_model="b", n_train=4, n_weak=4)
+    with pytest.raises(TypeError, match="args: got RewardArguments, expected GenerationArguments for additions"):
+        run_experiment(ADDITIONS, others, training_args, config)
+    others = WeakToStrongConfig(output_dir=str(directory / "out"), use_cpu=True, bf16=False, report_to="none")
+    with pytest.raises(TypeError, match="training_args: got WeakToStrongConfig, expected CompletionConfig"):
+        run_experiment(ADDITIONS, args, others, config)
+    assert not (directory / "out").exists()
 
 
 def test_the_demo_is_refused(tmp_path):

@@ -411,6 +411,13 @@ def test_the_readmes_own_task_runs(cache, tmp_path, tokenizer, model_of):
     assert "Half of the rows are 'yes'" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_the_demo_refuses_a_task_of_ones_own_before_it_pretrains(tmp_path):
+    (tmp_path / "spam.py").write_text(readme_block("from w2s_hf import Task\n"))
+    process = recipe_here("--task", "spam.py", cache=tmp_path / "models", cwd=tmp_path, name="nlp.py")
+    assert process.returncode == 1 and "The demo has no rows for spam; name --weak_model" in process.stderr
+    assert not (tmp_path / "models").exists()
+
+
 def test_tasks_are_listed(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["recipes/nlp.py", "--list_tasks"])
     with pytest.raises(SystemExit) as ended:

@@ -24,7 +24,7 @@ from w2s_hf.experiments.cache import StageCache
 from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.config import RewardArguments
 from w2s_hf.experiments.finetuner import Finetuner
-from w2s_hf.experiments.generative import generative_finetune
+from w2s_hf.experiments.generative_finetuning import generative_finetune
 from w2s_hf.experiments.settings.reward import REWARD
 from w2s_hf.modeling.adapters import load_adapter_weights
 from w2s_hf.modeling.spec import ModelSpec
@@ -246,7 +246,7 @@ def test_the_generative_stage_keeps_to_the_arguments(tmp_path, monkeypatch):
     """The budget of tokens: the same losses, with 2 texts of up to 15 tokens at once in place of 8. No dropout."""
     seen = []
     monkeypatch.setattr(
-        "w2s_hf.experiments.generative.ResumableSFTTrainer",
+        "w2s_hf.experiments.generative_finetuning.ResumableSFTTrainer",
         lambda **options: seen.append(options) or ResumableSFTTrainer(**options),
     )
     GPT2LMHeadModel(make_model("gpt2").config).save_pretrained(tmp_path / "model")

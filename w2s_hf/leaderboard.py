@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from yaml import YAMLError
 
 from .cards import BLOCK, SCHEMA, Score, StudentCard
 from .cards.trained_with import DEMO_DATASET
+from .losses import LOSS_ARGUMENTS
 from .results.table import find_results
 
 __all__ = ["COLUMNS", "find_cards", "leaderboard", "read_card", "readable"]
@@ -193,10 +195,8 @@ def _differing_settings(cards: list[StudentCard]) -> dict[str, list]:
 
 # Columns of their own, and settings that only students of the same method or model have in common.
 _KIND = {"task", "demo", "setting", "method", "weak_model", "student_model"}
-_OF_A_METHOD = (
-    "loss_type", "aux_coef", "aux_warmup_ratio", "aux_prior", "window_radius", "product_alpha", "product_beta",
-    "adaptive_temperature", "chain", "chain rows", "labels_of", "n_train",
-)  # fmt: skip
+_OPTIONS = chain.from_iterable(LOSS_ARGUMENTS.values())
+_OF_A_METHOD = ("loss_type", *_OPTIONS, "chain", "chain rows", "labels_of", "n_train")
 _BELONGS_TO = dict.fromkeys(_OF_A_METHOD, "method")
 _BELONGS_TO |= {"weak_model_version": "weak_model", "student_model_version": "student_model"}
 

@@ -37,8 +37,8 @@ from w2s_hf import WeakLabels
 from w2s_hf.command_line import CommandLine
 from w2s_hf.config import hardware
 from w2s_hf.experiments.cache import library_versions
-from w2s_hf.experiments.classification import run_classification
 from w2s_hf.experiments.cli import parse_arguments
+from w2s_hf.experiments.experiment import run_experiment
 from w2s_hf.modeling import load_tokenizer
 
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
@@ -94,16 +94,16 @@ def run_ours(options: argparse.Namespace, directory: Path, lora: bool = False) -
     with tempfile.TemporaryDirectory(dir=directory) as output_dir, redirect_stdout(sys.stderr):
         words += ["--methods", "naive", "openai", *options.for_ours, "--output_dir", output_dir]
         started = time.perf_counter()
-        results = run_classification("boolq", *parse_arguments("", DEMO_CONFIG, words))
+        results = run_experiment("boolq", *parse_arguments("", DEMO_CONFIG, words))
         run = Run(time.perf_counter() - started)
-        (entry,) = results["runs"]
-        scores = {"weak": entry["weak"], "ceiling": entry["ceiling"]}
-        scores |= {student["method"]: student for student in entry["students"]}
+        (entry,) = results.runs
+        accuracies = {"weak": entry.weak.accuracy, "ceiling": entry.ceiling.accuracy}
+        accuracies |= {student.method: student.accuracy for student in entry.students}
         for name, stage in STAGES.items():
             (predictions,) = Path(output_dir).glob(f"_stages/{stage}-*/predictions")
             run.answers[name] = WeakLabels.load(predictions)
-            run.seconds[name] = results["wall_seconds"][stage]
-            run.accuracy[name] = scores[name]["accuracy"]
+            run.seconds[name] = results.wall_seconds[stage]
+            run.accuracy[name] = accuracies[name]
     return run
 
 

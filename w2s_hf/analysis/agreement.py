@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import metrics
-from ..cards.markdown import markdown_table
+from ..cards.markdown import markdown_table, render
 from ..plots import PALETTE, short_names
 from .figures import accuracy_cell, draw, lines, mean_cell, over_seeds
 
@@ -15,19 +15,20 @@ __all__ = ["agreement_section", "compare_answers", "compare_probabilities", "plo
 
 def compare_answers(same: np.ndarray, student_right: np.ndarray, supervisor_right: np.ndarray) -> dict:
     """
-    A student's answers beside its supervisor's, of any kind.
+    Compares a student's answers of any kind with its supervisor's.
 
     Args:
-        same, student_right, supervisor_right (`np.ndarray` of shape `(N,)`, bool): Of the test rows.
+        same, student_right, supervisor_right (`np.ndarray` of shape `(N,)`, bool): Whether the two answers to a test
+            row are the same, whether the student's is right, and whether the supervisor's is.
 
     Returns:
-        `dict` with `accuracy`; `agreement` as of [`w2s_hf.metrics.agreement_shares`]; and as shares in [0, 1],
-        `None` without such rows, of the supervisor's errors `inherited` (the same wrong answer) and `corrected`, and
-        of the rows that the supervisor has right `new_errors`. With two classes `inherited` is the agreement where the
-        supervisor is wrong; with more, or with text, a student may be wrong in its own way.
+        `dict` with `accuracy`; `agreement`, see [`w2s_hf.metrics.agreement_shares`]; the shares of the supervisor's
+        errors that are `inherited` (the same wrong answer) and `corrected`; and `new_errors`, the share of its right
+        answers that the student has wrong. A share is `None` without such rows. With two classes `inherited` is the
+        agreement where the supervisor is wrong; with more, or with text, a student may be wrong in its own way.
 
     Raises:
-        ValueError: both are right, or both are wrong, in a way that contradicts `same`.
+        ValueError: The answers to a row are the same, but only one of them is right.
     """
     same, student_right, supervisor_right = (
         np.asarray(values, dtype=bool) for values in (same, student_right, supervisor_right)
@@ -54,7 +55,7 @@ def compare_answers(same: np.ndarray, student_right: np.ndarray, supervisor_righ
 
 def compare_probabilities(student: np.ndarray, supervisor: np.ndarray, labels: np.ndarray) -> dict:
     """
-    [`compare_answers`] of class probabilities, and what they tell besides.
+    Extends [`compare_answers`] to class probabilities, with calibration and misfit.
 
     Inverse scaling (paper, 5.1.3) is a larger student that agrees less with its supervisor's errors; in cross-entropy
     it shows in `cross_entropy_supervisor_wrong`. *Misfit* is how far the student is from its supervisor. With squared
@@ -66,7 +67,7 @@ def compare_probabilities(student: np.ndarray, supervisor: np.ndarray, labels: n
         labels (`np.ndarray` of shape `(N,)`): True classes.
 
     Returns:
-        `dict`: As [`compare_answers`], and `ece`, `brier` of the student; `cross_entropy_supervisor_right` and
+        `dict`: Keys of [`compare_answers`], and `ece`, `brier` of the student; `cross_entropy_supervisor_right` and
         `cross_entropy_supervisor_wrong`, the mean cross-entropy of the student's probabilities with the supervisor's
         hard answers, in nats; `misfit`, the mean squared distance between both; `gain`, by how much the student's
         Brier score is lower than the supervisor's.
@@ -104,11 +105,11 @@ _MARKERS = "osD^vPX"
 
 def plot_agreement(entries: Sequence[dict], path: Path) -> None:
     """
-    Agreement over the sizes of the student, a panel a method; and gain over misfit, where there are probabilities.
+    Plots agreement over the sizes of the student, a panel per method; with probabilities, also gain over misfit.
 
     Args:
-        entries (sequence of `dict`): What the analysis found, a seed each: `sizes` (models, small to large) and
-            `students`, of each method what [`compare_answers`] or [`compare_probabilities`] returned of each size.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed: `sizes` (models, small to large)
+            and `students`, by method and model the dict of [`compare_answers`] or [`compare_probabilities`].
         path (`Path`): A `.png` file.
     """
     models, methods = entries[0]["sizes"], list(entries[0]["students"])
@@ -120,10 +121,10 @@ def plot_agreement(entries: Sequence[dict], path: Path) -> None:
             def of_sizes(*key: str) -> np.ndarray:
                 return np.stack([over_seeds(entries, "students", method, model, *key) for model in models], axis=1)
 
-            found = {name: of_sizes("agreement", key) for name, key in _KINDS.items()}
-            found["accuracy"] = of_sizes("accuracy")
+            shares = {name: of_sizes("agreement", key) for name, key in _KINDS.items()}
+            shares["accuracy"] = of_sizes("accuracy")
             lines(
-                axes, range(len(models)), found, styles=_STYLES, ticks=[names[model] for model in models],
+                axes, range(len(models)), shares, styles=_STYLES, ticks=[names[model] for model in models],
                 xlabel="student, small to large" if len(models) > 1 else "student",
                 ylabel="share of test rows", title=f"answered as by the supervisor; {method}",
             )  # fmt: skip
@@ -176,28 +177,13 @@ def agreement_section(entries: Sequence[dict]) -> str:
             )
             if has_probabilities:
                 tables[1].append([model, method, *(mean_cell(entries, *of_model, column) for column in more.values())])
-    text = [
-        "A student that copies its supervisor agrees with it everywhere, and its PGR is 0; one that learned what was "
-        "meant agrees where the supervisor is right and not where it is wrong. Inherited and corrected are shares of "
-        "the supervisor's errors, new errors are shares of what it has right.",
-        markdown_table(header, tables[0]),
-    ]
     if has_probabilities:
-        for role in ("weak", "ceiling"):
-            numbers = [
-                "-" if name not in ("ece", "brier") else mean_cell(entries, role, name) for name in more.values()
-            ]
-            name = {"weak": "weak supervisor", "ceiling": "strong ceiling"}[role]
+        for role, name in (("weak", "weak supervisor"), ("ceiling", "strong ceiling")):
+            numbers = [mean_cell(entries, role, key) if key in ("ece", "brier") else "-" for key in more.values()]
             tables[1].append([name, "ground truth", *numbers])
-        text += [
-            "Cross-entropy is with the supervisor's hard answers where they are wrong, in nats: the larger, the less "
-            "are its errors believed. (Students are as their settings stop them; the paper looks at this without "
-            "early stopping, which is `--load_best_model_at_end false`.) ECE and Brier score measure calibration, "
-            "lower is better. Misfit is the mean squared distance between the probabilities of student and "
-            "supervisor, gain is by how much the student's Brier score is lower; for squared error and a convex class "
-            "of students the gain is at least the misfit (arXiv 2405.15116).",
-            markdown_table(["student", "method", *more], tables[1]),
-        ]
-    if len(entries[0]["sizes"]) == 1:
-        text.append("There is one size of student: `--ladder SMALL ... LARGE` compares several.")
-    return "\n\n".join(text)
+    return render(
+        "analysis_agreement.md",
+        answers=markdown_table(header, tables[0]),
+        probabilities=markdown_table(["student", "method", *more], tables[1]) if has_probabilities else None,
+        n_sizes=len(entries[0]["sizes"]),
+    )

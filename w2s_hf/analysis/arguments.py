@@ -14,18 +14,18 @@ __all__ = ["classes_of", "probabilities_of", "texts_of", "tokens_of"]
 
 def probabilities_of(values: ArrayLike, name: str, n_rows: int | None = None) -> np.ndarray:
     """
-    Probabilities of two classes, from any form of labels.
+    Converts labels of any form to probabilities of two classes.
 
     Args:
         values (array-like): Probabilities `(N, 2)`, P(class 1) `(N,)`, or classes 0 and 1 `(N,)`.
-        name (`str`): What the error calls them.
-        n_rows (`int`, *optional*): N, if it is known.
+        name (`str`): Name of the argument, for the error.
+        n_rows (`int`, *optional*): The expected N.
 
     Returns:
         `np.ndarray` of shape `(N, 2)`, float64.
 
     Raises:
-        ValueError: another form, or another number of rows.
+        ValueError: The labels have another form, or another number of rows.
     """
     try:
         checked = as_probabilities(values)
@@ -38,7 +38,7 @@ def probabilities_of(values: ArrayLike, name: str, n_rows: int | None = None) ->
 
 
 def classes_of(values: ArrayLike, name: str) -> np.ndarray:
-    """Classes 0 and 1, `(N,)` int64. Raises `ValueError` for another shape, other values, or probabilities."""
+    """Returns classes 0 and 1, `(N,)` int64. Raises `ValueError` for another shape, other values, or probabilities."""
     values = np.asarray(values)
     if values.ndim != 1 or not np.isin(values, (0, 1)).all():
         raise ValueError(
@@ -49,7 +49,7 @@ def classes_of(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def texts_of(values: Sequence[str], name: str) -> list[str]:
-    """Texts as a list. Raises `ValueError` for rows, and for one string, which is a sequence of its characters."""
+    """Returns texts as a list. Raises `ValueError` for rows, and for one string, a sequence of its characters."""
     texts = [values] if isinstance(values, str) else list(values)
     if isinstance(values, str) or not all(isinstance(text, str) for text in texts):
         kind = type(values if isinstance(values, str) else next(t for t in texts if not isinstance(t, str))).__name__
@@ -59,10 +59,10 @@ def texts_of(values: Sequence[str], name: str) -> list[str]:
 
 def tokens_of(rows: Dataset | Sequence[Mapping] | Mapping, name: str) -> list[list[int]]:
     """
-    The token ids of a dataset with `input_ids`, of a list of encodings, or of the encoding of a list of texts.
+    Returns the token ids of a dataset with `input_ids`, a list of encodings, or the encoding of a list of texts.
 
     Raises:
-        ValueError: no rows, or no token ids in them.
+        ValueError: There are no rows, or no token ids in them.
     """
     ids: Any = None
     if isinstance(rows, Dataset | Mapping):

@@ -1,4 +1,4 @@
-"""Rows through a model, those of like length in one batch, shared among ranks, and back in order."""
+"""Applies a model to rows in batches of similar length, distributed over the ranks; results are in row order."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,25 +24,25 @@ def through_model(
     Applies a function to rows of tokens, batch by batch.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): For padding.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer that pads.
         encoded (sequence of `list[int]`): Token ids of each row.
-        answer (`Callable`): Of a padded batch of `B` rows, an array `(B, ...)`.
+        answer (`Callable`): Returns an array `(B, ...)` for a padded batch of `B` rows.
         batch_size (`int`): Rows at a time on each rank.
         padding_side (`str`): `"left"` or `"right"`.
-        desc (`str`): For the progress bar.
+        desc (`str`): Label of the progress bar.
 
     Returns:
         `np.ndarray` of shape `(N, ...)`, in the order of the rows, on every rank.
     """
     state = PartialState()
-    # The longest first: what does not fit into memory does not fit at once.
+    # The longest rows come first, so that a batch that does not fit into memory fails at once.
     order = sorted(range(len(encoded)), key=lambda index: (-len(encoded[index]), index))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    found: list[tuple[int, np.ndarray]] = []
+    answers: list[tuple[int, np.ndarray]] = []
     own = batches[state.process_index :: state.num_processes]
     for batch in tqdm(own, desc=desc, disable=None if state.is_main_process else True):
         ids = {"input_ids": [encoded[index] for index in batch]}
         padded = tokenizer.pad(ids, padding_side=padding_side, return_tensors="pt")
-        found += zip(batch, answer(padded), strict=True)
-    by_index = dict(gather_object(found) if state.num_processes > 1 else found)
+        answers += zip(batch, answer(padded), strict=True)
+    by_index = dict(gather_object(answers) if state.num_processes > 1 else answers)
     return np.stack([by_index[index] for index in range(len(encoded))])

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cards.markdown import markdown_table
+from ..cards.markdown import markdown_table, render
 from .figures import accuracy_cell, bars, draw, intervals_of, lines, mean_cell, over_seeds, pgr_cell, pgr_note
 
 __all__ = ["CHEATING", "STOPS", "choose_stops", "overfitting_section", "plot_overfitting"]
 
-# Where training may stop, and how it is said. The one that cheats knows the ground truth of validation rows: it is a
-# diagnostic of how much there is to gain, and no method.
+# Rules of where training stops, with their names in the report. Ground truth of validation rows is not available to
+# a method: its rule is a diagnostic of how much there is to gain.
 STOPS = {"last_step": "last step", "weak_labels": "weak labels", "ground_truth": "ground truth (cheats)"}
 CHEATING = "ground_truth"
 
@@ -21,11 +21,11 @@ def choose_stops(against_weak: Sequence[float], against_truth: Sequence[float]) 
     Returns the snapshot that each rule of [`STOPS`] selects, the first of equally good ones.
 
     Args:
-        against_weak, against_truth (sequence of `float`): Accuracy on validation rows, a snapshot each, against weak
-            labels and against ground truth.
+        against_weak, against_truth (sequence of `float`): Accuracy of each snapshot on validation rows, against
+            weak labels and against ground truth.
 
     Returns:
-        `dict[str, int]`: Position of the snapshot.
+        `dict[str, int]`: Position of the snapshot by the name of the rule.
     """
     if not len(against_weak) or len(against_weak) != len(against_truth):
         raise ValueError(
@@ -49,11 +49,11 @@ _CURVES = {
 
 def plot_overfitting(entries: Sequence[dict], path: Path) -> None:
     """
-    Accuracy through training, a panel a method; and test accuracy by where training stops.
+    Plots accuracy through training, a panel per method, and test accuracy by where training stops.
 
     Args:
-        entries (sequence of `dict`): What the analysis found, a seed each: `weak`, `ceiling` (accuracies) and
-            `methods`, of each `steps`, four curves, and `stops`.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed: `weak`, `ceiling` (accuracies)
+            and `methods`, each with `steps`, four curves, and `stops`.
         path (`Path`): A `.png` file.
     """
     methods, panels = list(entries[0]["methods"]), []
@@ -61,15 +61,16 @@ def plot_overfitting(entries: Sequence[dict], path: Path) -> None:
     for method in methods:
 
         def panel(axes, method=method):
-            found = {
+            curves = {
                 name: np.array([entry["methods"][method][key] for entry in entries])
                 for name, (key, _, _) in _CURVES.items()
             }
             styles = {name: (colour, style) for name, (_, colour, style) in _CURVES.items()}
             steps = entries[0]["methods"][method]["steps"]
             lines(
-                axes, steps, found, styles=styles, xlabel="optimizer step", ylabel="accuracy", title=f"method {method}"
-            )
+                axes, steps, curves, styles=styles, xlabel="optimizer step", ylabel="accuracy",
+                title=f"method {method}",
+            )  # fmt: skip
             for height, name in ((weak, "weak supervisor"), (ceiling, "strong ceiling")):
                 axes.axhline(height, color="black", lw=0.9, ls=":")
                 axes.annotate(
@@ -110,14 +111,9 @@ def overfitting_section(entries: Sequence[dict]) -> str:
             steps = ", ".join(f"{step:.0f}" for step in over_seeds(entries, *of_stop, "step"))
             scores = [accuracy_cell(entries, *of_stop), pgr_cell(entries, *of_stop)]
             rows.append([method, name, steps, *scores, mean_cell(entries, *of_stop, "agreement", "overall")])
-    n_validation, steps = entries[0]["n_validation"], next(iter(entries[0]["methods"].values()))["steps"]
-    return "\n\n".join(
-        [
-            f"The same training, without early stopping, looked at {len(steps)} times. A student overfits to its "
-            "supervisor where it agrees with weak labels more and more and with the truth less. Stops are chosen on "
-            f"{n_validation} validation rows. **Early stopping by ground truth cheats**: it knows true labels that "
-            "nobody has in the setting that is studied. It is a diagnostic of what stopping could gain, and no result "
-            "of a method.",
-            markdown_table(["method", "stopped by", "at step", "accuracy", "PGR", "agreement"], rows),
-        ]
+    return render(
+        "analysis_overfitting.md",
+        n_snapshots=len(next(iter(entries[0]["methods"].values()))["steps"]),
+        n_validation=entries[0]["n_validation"],
+        stops=markdown_table(["method", "stopped by", "at step", "accuracy", "PGR", "agreement"], rows),
     )

@@ -14,7 +14,7 @@ __all__ = ["accuracy_cell", "bars", "draw", "intervals_of", "lines", "mean_cell"
 
 
 def over_seeds(entries: Sequence[dict], *path: str) -> np.ndarray:
-    """A number of every seed's entry, found by its keys, `(seeds,)` float64; NaN where it is `None`."""
+    """Returns the number at a path of keys in every seed's entry, `(seeds,)` float64; NaN where it is `None`."""
     values = []
     for entry in entries:
         for key in path:
@@ -24,21 +24,21 @@ def over_seeds(entries: Sequence[dict], *path: str) -> np.ndarray:
 
 
 def mean_cell(entries: Sequence[dict], *path: str, digits: int = 3) -> str:
-    """The cell of a table: the mean over the seeds that have this number, or a dash."""
+    """Returns the cell of a table: the mean over the seeds that have this number, or a dash."""
     values = over_seeds(entries, *path)
     values = values[np.isfinite(values)]
     return f"{values.mean():.{digits}f}" if len(values) else "-"
 
 
 def accuracy_cell(entries: Sequence[dict], *path: str) -> str:
-    """The cell of a table: mean accuracy over the seeds, or the accuracy of one seed with its 95 % interval."""
+    """Returns a cell of a table: mean accuracy over the seeds, or that of one seed with its 95 % interval."""
     interval = intervals_of(entries, *path)
     shown = "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
     return mean_cell(entries, *path, "accuracy") + shown
 
 
 def pgr_cell(entries: Sequence[dict], *path: str) -> str:
-    """The cell of a table: median PGR over the seeds that have one, or the PGR of one seed with its 95 % interval."""
+    """Returns a cell of a table: median PGR over the seeds that have one, or that of one seed with its interval."""
     values = over_seeds(entries, *path, "pgr")
     values = values[np.isfinite(values)]
     if not len(values):
@@ -49,14 +49,14 @@ def pgr_cell(entries: Sequence[dict], *path: str) -> str:
 
 
 def pgr_note(entries: Sequence[dict], *path: str) -> str:
-    """Above a bar: median PGR over the seeds that have one."""
+    """Returns the text above a bar: median PGR over the seeds that have one."""
     values = over_seeds(entries, *path, "pgr")
     values = values[np.isfinite(values)]
     return f"PGR {np.median(values):.2f}" if len(values) else "no PGR"
 
 
 def intervals_of(entries: Sequence[dict], *path: str, key: str = "ci95") -> tuple[float, float] | None:
-    """The interval of an entry, where there is one seed, and it has one."""
+    """Returns the interval of an entry if there is one seed, and it has one."""
     entry = entries[0]
     for name in path:
         entry = entry[name]
@@ -65,11 +65,11 @@ def intervals_of(entries: Sequence[dict], *path: str, key: str = "ci95") -> tupl
 
 def draw(path: Path, *rows: Sequence[tuple[float, Callable[[Axes], None]]]) -> None:
     """
-    A figure of rows of panels.
+    Draws a figure of rows of panels.
 
     Args:
         path (`Path`): A `.png` file.
-        rows (sequences of pairs): Of each panel its width in inches, if its row is the widest, and what draws it.
+        rows (sequences of pairs): Width of each panel, in inches in the widest row, and the function that draws it.
     """
     size = max(sum(width for width, _ in row) for row in rows), 4.0 * len(rows)
     with matplotlib.rc_context(STYLE):
@@ -95,17 +95,17 @@ def bars(
     top: float | None = None,
 ) -> None:
     """
-    A bar for each name, the mean over the seeds, with a point for each of several.
+    Draws a bar per name, the mean over the seeds, with a point per seed if there are several.
 
     Args:
-        axes ([`~matplotlib.axes.Axes`]): Where to.
-        values (`dict[str, np.ndarray]`): Of each bar, `(seeds,)`; NaN is a seed without a value.
+        axes ([`~matplotlib.axes.Axes`]): Axes to draw on.
+        values (`dict[str, np.ndarray]`): Values of each bar, `(seeds,)`; NaN is a seed without a value.
         ylabel, title (`str`): Texts.
         colours (`dict[str, str]`, *optional*): Colour of a bar in `PALETTE`; blue by default.
-        heights (`dict[str, float]`, *optional*): Lines to compare with, by what stands beside them.
-        notes (`dict[str, str]`, *optional*): What is written above a bar besides its height.
-        intervals (`dict[str, tuple]`, *optional*): Of bars of one seed, see [`intervals_of`].
-        top (`float`, *optional*): Of the axis.
+        heights (`dict[str, float]`, *optional*): Heights of lines to compare with, by their labels.
+        notes (`dict[str, str]`, *optional*): Text above a bar besides its height.
+        intervals (`dict[str, tuple]`, *optional*): Intervals of bars of one seed, see [`intervals_of`].
+        top (`float`, *optional*): Upper limit of the y axis; higher bars raise it.
     """
     colours, heights, notes, intervals = colours or {}, heights or {}, notes or {}, intervals or {}
     ends = [end for name in values for end in intervals.get(name) or ()]
@@ -128,7 +128,7 @@ def bars(
             error = [[max(series.mean() - low, 0.0)], [max(high - series.mean(), 0.0)]]
             axes.errorbar(x, series.mean(), error, color="black", capsize=4, lw=1.1, zorder=3)
             peak = max(peak, high)
-        # White behind it: a line to compare with may run here.
+        # The background is white because a line to compare with may be behind the text.
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
         axes.annotate(
             text, (x, peak), (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=8.5, bbox=box,
@@ -136,12 +136,12 @@ def bars(
         )  # fmt: skip
     spread = highest - lowest or 1.0
     axes.set_xlim(-0.6, len(values) - 0.4 + (1.15 if heights else 0))
-    taken: list[float] = []
+    places: list[float] = []
     for name, height in sorted(heights.items(), key=lambda item: item[1]):
         axes.axhline(height, color="black", lw=0.9, ls=":", zorder=4)
-        # Beside the line, and above the text before it where the two lines are close.
-        place = max([height, *(other + 0.06 * spread * (1 + name.count("\n")) for other in taken[-1:])])
-        taken.append(place)
+        # The label is beside its line, and above the label before it if the two lines are close.
+        place = max([height, *(other + 0.06 * spread * (1 + name.count("\n")) for other in places[-1:])])
+        places.append(place)
         axes.text(
             len(values) + 0.7, place, name, fontsize=8.5, ha="right", va="bottom", zorder=6,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.85},
@@ -166,15 +166,15 @@ def lines(
     ticks: Sequence[str] | None = None,
 ) -> None:
     """
-    A line for each name, the mean over the seeds, and thin ones for each of several.
+    Draws a line per name, the mean over the seeds, and thin lines per seed if there are several.
 
     Args:
-        axes ([`~matplotlib.axes.Axes`]): Where to.
-        x (sequence of `float`): Of all lines, `n` of them.
-        series (`dict[str, np.ndarray]`): Of each line, `(seeds, n)`; NaN leaves a gap.
+        axes ([`~matplotlib.axes.Axes`]): Axes to draw on.
+        x (sequence of `float`): The `n` positions of all lines.
+        series (`dict[str, np.ndarray]`): Values of each line, `(seeds, n)`; NaN leaves a gap.
         xlabel, ylabel, title (`str`): Texts.
         styles (`dict[str, tuple[str, str]]`): Colour in `PALETTE` and line style of each.
-        ticks (sequence of `str`, *optional*): What stands at each `x`.
+        ticks (sequence of `str`, *optional*): Label of each `x`.
     """
     for name, values in series.items():
         colour, style = styles[name]

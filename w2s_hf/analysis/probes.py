@@ -1,4 +1,4 @@
-"""Probes: simple classifiers on hidden states, to ask what a model knows and to mend weak labels (paper, 5.2.3)."""
+"""Probes: simple classifiers on hidden states, to measure what models know and correct weak labels (paper, 5.2.3)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..cards.markdown import markdown_table
+from ..cards.markdown import markdown_table, render
 from ..modeling import align_padding
 from ..modeling.heads import classification_head
 from .arguments import probabilities_of, tokens_of
@@ -50,7 +50,7 @@ def last_hidden_states(
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A sequence classifier in eval mode.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): For padding.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer that pads.
         tokens ([`~datasets.Dataset`] or a list of encodings): Rows with `input_ids`, without padding.
         batch_size (`int`, *optional*, defaults to 32): Rows at a time on each rank.
 
@@ -87,26 +87,26 @@ def logistic_probe(
     l2: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
 ) -> Pipeline:
     """
-    Logistic regression on soft labels: a row counts for either class by its probability. Features are standardized.
+    Fits logistic regression to soft labels, which weight each row for both classes. Features are standardized.
 
     Args:
         features (`np.ndarray` of shape `(N, D)`): Inputs to learn from.
         probabilities (`np.ndarray` of shape `(N, 2)` or `(N,)`): Their labels: probabilities, P(class 1) or classes.
-        validation (pair of arrays, *optional*): More of both. Of several `l2` the one with the best accuracy against
-            these labels is taken, the strongest of equal ones; as in the paper, which stops its probes by validation
-            labels of the same kind. Without it the third is taken.
+        validation (pair of arrays, *optional*): Features and labels that select among several `l2`: the best accuracy
+            wins, the strongest of equal ones (the paper stops its probes by validation labels of the same kind).
+            Without it the third is taken.
         l2 (sequence of `float`): Weights of the squared norm, beside the *mean* cross-entropy.
 
     Returns:
         A fitted classifier of scikit-learn; `predict_proba(features)` is `(N, 2)`.
 
     Raises:
-        ValueError: the labels are all of one class, or they are no labels of these rows.
+        ValueError: The labels are all of one class, or they are no labels of these rows.
     """
     features = np.asarray(features)
     weights = probabilities_of(probabilities, "probabilities", len(features))
     if validation is not None:
-        judged = probabilities_of(validation[1], "validation", len(validation[0])).argmax(axis=1)
+        validation_classes = probabilities_of(validation[1], "validation", len(validation[0])).argmax(axis=1)
     if (weights.sum(axis=0) == 0).any():
         raise ValueError(
             "probabilities: got labels of one class alone, expected two: there is nothing to tell apart. Look at the "
@@ -118,17 +118,17 @@ def logistic_probe(
         probe = make_pipeline(
             StandardScaler(), LogisticRegression(C=1 / (2 * strength * len(features)), max_iter=2000)
         )
-        kept = [weights[:, label] > 0 for label in (0, 1)]
+        rows_by_class = [weights[:, label] > 0 for label in (0, 1)]
         probe.fit(
-            np.concatenate([features[rows] for rows in kept]),
-            np.concatenate([np.full(rows.sum(), label) for label, rows in enumerate(kept)]),
+            np.concatenate([features[rows] for rows in rows_by_class]),
+            np.concatenate([np.full(rows.sum(), label) for label, rows in enumerate(rows_by_class)]),
             logisticregression__sample_weight=np.concatenate(
-                [weights[rows, label] for label, rows in enumerate(kept)]
+                [weights[rows, label] for label, rows in enumerate(rows_by_class)]
             ),
         )
         if validation is None:
             return probe
-        accuracy = (probe.predict(validation[0]) == judged).mean()
+        accuracy = (probe.predict(validation[0]) == validation_classes).mean()
         if accuracy > best_accuracy:
             best, best_accuracy = probe, accuracy
     return best
@@ -139,9 +139,9 @@ def out_of_fold(probe: Pipeline, features: np.ndarray, probabilities: np.ndarray
     Predicts rows with probes that were not fitted to them. With as many features as rows, a probe repeats its labels.
 
     Args:
-        probe ([`~sklearn.pipeline.Pipeline`]): As of [`logistic_probe`]; those of the folds are as strong.
+        probe ([`~sklearn.pipeline.Pipeline`]): A result of [`logistic_probe`]; the probes of the folds have its `l2`.
         features (`np.ndarray` of shape `(N, D)`), probabilities (`np.ndarray` of shape `(N, 2)`): Labelled rows.
-        n_folds (`int`, *optional*, defaults to 5): Each is labelled by a probe of the others.
+        n_folds (`int`, *optional*, defaults to 5): Number of folds; each is labelled by a probe of the others.
 
     Returns:
         `np.ndarray` of shape `(N, 2)`, float64.
@@ -149,14 +149,14 @@ def out_of_fold(probe: Pipeline, features: np.ndarray, probabilities: np.ndarray
     probabilities = probabilities_of(probabilities, "probabilities", len(features))
     opinions = np.empty((len(features), 2))
     strength = 1 / (2 * probe[-1].C * len(features))
-    for learned, asked in KFold(n_folds, shuffle=True, random_state=0).split(features):
-        of_fold = logistic_probe(features[learned], probabilities[learned], l2=[strength])
-        opinions[asked] = of_fold.predict_proba(features[asked])
+    for train, held_out in KFold(n_folds, shuffle=True, random_state=0).split(features):
+        of_fold = logistic_probe(features[train], probabilities[train], l2=[strength])
+        opinions[held_out] = of_fold.predict_proba(features[held_out])
     return opinions
 
 
 def _n_neighbours(k: int, classes: np.ndarray) -> int:
-    """`k`, or half of the smallest class: more of them than it has members would outvote it everywhere."""
+    """Returns `k`, at most half of the smallest class: more neighbours than it has rows would always outvote it."""
     return max(1, min(k, np.unique(classes, return_counts=True)[1].min() // 2))
 
 
@@ -164,14 +164,14 @@ def neighbour_labels(
     features: np.ndarray, probabilities: np.ndarray, others: np.ndarray | None = None, *, k: int = 50
 ) -> np.ndarray:
     """
-    The mean label of the `k` nearest rows (Euclidean, standardized features).
+    Returns the mean label of the `k` nearest rows (Euclidean, standardized features).
 
     Args:
         features (`np.ndarray` of shape `(N, D)`), probabilities (`np.ndarray` of shape `(N, 2)`): Labelled rows.
         others (`np.ndarray` of shape `(M, D)`, *optional*): Rows to label; by default the labelled ones, without
             counting a row among its own neighbours.
-        k (`int`, *optional*, defaults to 50): As in EleutherAI/w2s, which reads the middle layer; at most half of the
-            rows of the rarer hard label.
+        k (`int`, *optional*, defaults to 50): Number of neighbours (EleutherAI/w2s, which reads the middle layer, has
+            the same default); at most half of the rows of the rarer hard label.
 
     Returns:
         `np.ndarray` of shape `(M, 2)`, float64.
@@ -180,14 +180,14 @@ def neighbour_labels(
     scaler = StandardScaler().fit(features)
     k = _n_neighbours(k, probabilities.argmax(axis=1))
     neighbours = NearestNeighbors(n_neighbors=k).fit(scaler.transform(features))
-    asked = None if others is None else scaler.transform(others)
-    nearest = neighbours.kneighbors(asked, return_distance=False)
+    queries = None if others is None else scaler.transform(others)
+    nearest = neighbours.kneighbors(queries, return_distance=False)
     return probabilities[nearest].mean(axis=1)
 
 
 def doubtful(labels: np.ndarray, second_opinion: np.ndarray, share: float = 0.1) -> np.ndarray:
     """
-    The `share` of rows whose label is furthest from a second opinion, `(N,)` bool; both `(N, 2)` probabilities.
+    Selects the `share` of rows with labels furthest from a second opinion, `(N,)` bool, by `(N, 2)` probabilities.
 
     Ties are broken by position. 10 % is the contamination that EleutherAI/w2s assumes.
     """
@@ -201,16 +201,16 @@ def doubtful(labels: np.ndarray, second_opinion: np.ndarray, share: float = 0.1)
 
 def topological_filter(features: np.ndarray, labels: np.ndarray, *, k: int = 50) -> np.ndarray:
     """
-    Rows that belong to the main body of their class; the others are likely mislabelled (Wu et al. 2020, TopoFilter).
+    Selects the rows in the main body of their class; the others are likely mislabelled (Wu et al. 2020, TopoFilter).
 
-    Of the graph that leads from each row to its `k` nearest ones, each class keeps its largest strongly connected
-    part; and of that, the rows most of whose kept neighbours are of their class. (EleutherAI/w2s compares with the
-    neighbours' mean label in place of that vote.)
+    The graph leads from each row to its `k` nearest ones. Each class keeps its largest strongly connected component,
+    and in it the rows most of whose neighbours in such components are of their class. (EleutherAI/w2s compares with
+    the neighbours' mean label instead of that vote.)
 
     Args:
         features (`np.ndarray` of shape `(N, D)`): Standardized here.
-        labels (`np.ndarray` of shape `(N,)`): Classes, as the supervisor has them.
-        k (`int`, *optional*, defaults to 50): Neighbours; at most half of the rows of the rarest class.
+        labels (`np.ndarray` of shape `(N,)`): Hard labels of the supervisor.
+        k (`int`, *optional*, defaults to 50): Number of neighbours; at most half of the rows of the rarest class.
 
     Returns:
         `np.ndarray` of shape `(N,)`, bool: the rows to keep.
@@ -223,14 +223,14 @@ def topological_filter(features: np.ndarray, labels: np.ndarray, *, k: int = 50)
         )
     graph = csr_array(kneighbors_graph(StandardScaler().fit_transform(features), _n_neighbours(k, labels)))
     classes, own = np.unique(labels, return_inverse=True)
-    kept = np.zeros(len(labels), dtype=bool)
+    in_body = np.zeros(len(labels), dtype=bool)
     for label in classes:
         rows = np.flatnonzero(labels == label)
         _, component = connected_components(graph[rows][:, rows], connection="strong")
-        kept[rows[component == np.bincount(component).argmax()]] = True
-    among = graph[:, kept]
-    n_of_class = np.stack([among[:, labels[kept] == label].sum(axis=1) for label in classes], axis=1)
-    return kept & (2 * n_of_class[np.arange(len(labels)), own] > n_of_class.sum(axis=1))
+        in_body[rows[component == np.bincount(component).argmax()]] = True
+    neighbours = graph[:, in_body]
+    n_of_class = np.stack([neighbours[:, labels[in_body] == label].sum(axis=1) for label in classes], axis=1)
+    return in_body & (2 * n_of_class[np.arange(len(labels)), own] > n_of_class.sum(axis=1))
 
 
 def plot_probes(entries: Sequence[dict], path: Path) -> None:
@@ -238,8 +238,8 @@ def plot_probes(entries: Sequence[dict], path: Path) -> None:
     Plots the accuracy of the weak labels after each correction, and of the students that were trained on them.
 
     Args:
-        entries (sequence of `dict`): What the analysis found, a seed each: `labels`, of each way `label_accuracy`,
-            `accuracy` and `pgr`; `weak` and `ceiling`.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed: `labels`, each correction with
+            `label_accuracy`, `accuracy` and `pgr`; `weak` and `ceiling`.
         path (`Path`): A `.png` file.
     """
     ways = list(entries[0]["labels"])
@@ -276,19 +276,8 @@ def probes_section(entries: Sequence[dict]) -> str:
     rows = []
     for way in entries[0]["labels"]:
         of_way = ("labels", way)
-        counted = [mean_cell(entries, *of_way, key, digits=0) for key in ("n_train", "n_class_1")]
-        counted.append(mean_cell(entries, *of_way, "label_accuracy"))
-        rows.append([way, *counted, accuracy_cell(entries, *of_way), pgr_cell(entries, *of_way)])
-    return "\n\n".join(
-        [
-            "Classifiers on the last hidden states of the student before any finetuning, fitted to the weak labels of "
-            "the student half: their opinion in place of the weak labels (relabelled), or without the tenth of the "
-            "rows that it doubts most. None judges a row that it has learned. The topological filter decides itself "
-            "how many rows to drop: where a class falls into clusters it keeps one of them, of two classes it keeps "
-            "more of the one that lies closer together, and few rows are also few steps. A student, method naive, "
-            "learned each set of labels. Ground truth was used to score and for nothing else.",
-            markdown_table(
-                ["weak labels", "rows", "of class 1", "accuracy of labels", "accuracy of student", "PGR"], rows
-            ),
-        ]
-    )
+        cells = [mean_cell(entries, *of_way, key, digits=0) for key in ("n_train", "n_class_1")]
+        cells.append(mean_cell(entries, *of_way, "label_accuracy"))
+        rows.append([way, *cells, accuracy_cell(entries, *of_way), pgr_cell(entries, *of_way)])
+    header = ["weak labels", "rows", "of class 1", "accuracy of labels", "accuracy of student", "PGR"]
+    return render("analysis_probes.md", labels=markdown_table(header, rows))

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..cards.markdown import render
 from .arguments import classes_of, texts_of
 from .batches import through_model
 from .figures import bars, draw, intervals_of, over_seeds
@@ -20,14 +21,14 @@ __all__ = ["PromptFormat", "answer_probabilities", "few_shot_prompts", "plot_pro
 @dataclass(frozen=True)
 class PromptFormat:
     """
-    The prompt for a text. The paper's prompts (table 2) are for seven tasks; this is for any.
+    The format of a prompt for any task. The paper's prompts (table 2) are for seven tasks.
 
     Args:
-        answers (`tuple[str, str]`): What is written for class 0 and class 1, each with the space before it. Only
-            their first tokens that differ are read.
-        instruction (`str`): In front of everything.
-        suffix (`str`): Between a text and its answer.
-        separator (`str`): Between an example and what follows.
+        answers (`tuple[str, str]`): Texts of class 0 and class 1, each with the space before it. Only their first
+            tokens that differ are read.
+        instruction (`str`): Text in front of everything.
+        suffix (`str`): Text between a question and its answer.
+        separator (`str`): Text behind each example.
     """
 
     answers: tuple[str, str] = (" 0", " 1")
@@ -37,7 +38,7 @@ class PromptFormat:
 
     @classmethod
     def for_classes(cls, class_names: Sequence[str]) -> "PromptFormat":
-        """The answers 0 and 1, as in the paper, after a line that says what they mean."""
+        """Returns the format with answers 0 and 1, as in the paper, after a line that says what they mean."""
         return cls(instruction=f"Answer 0 for {class_names[0]} and 1 for {class_names[1]}.\n\n")
 
 
@@ -51,19 +52,19 @@ def few_shot_prompts(
     seed: int = 0,
 ) -> list[str]:
     """
-    A prompt a text, each with examples of its own, drawn at random, so that no single choice of examples decides.
+    Returns a prompt per text, each with its own random examples, so that no single choice of examples decides.
 
-    The draw knows nothing of the labels: ground truth and weak labels are compared on the same examples.
+    The choice does not depend on the labels: ground truth and weak labels are compared on the same examples.
 
     Args:
-        texts (sequence of `str`): To be asked about.
+        texts (sequence of `str`): Texts to classify.
         examples (sequence of `str`), labels (sequence of `int`): Texts with an answer.
-        n_shots (`int`): Examples a prompt; 0 for none.
-        form ([`PromptFormat`]): How.
-        seed (`int`, *optional*, defaults to 0): Of the examples.
+        n_shots (`int`): Number of examples per prompt; 0 for none.
+        form ([`PromptFormat`]): Format of the prompts.
+        seed (`int`, *optional*, defaults to 0): Seed of the choice of examples.
 
     Raises:
-        ValueError: there are too few examples, not as many labels, or labels that are not classes 0 and 1.
+        ValueError: There are too few examples, not as many labels, or labels that are not classes 0 and 1.
     """
     texts, examples = texts_of(texts, "texts"), texts_of(examples, "examples")
     if len(examples) != len(labels):
@@ -74,20 +75,20 @@ def few_shot_prompts(
     rng = np.random.default_rng(seed)
     prompts = []
     for text in texts:
-        chosen: Iterable[int] = rng.choice(len(examples), n_shots, replace=False) if n_shots else ()
-        shown = [f"{examples[index]}{form.suffix}{form.answers[classes[index]]}{form.separator}" for index in chosen]
+        indices: Iterable[int] = rng.choice(len(examples), n_shots, replace=False) if n_shots else ()
+        shown = [f"{examples[index]}{form.suffix}{form.answers[classes[index]]}{form.separator}" for index in indices]
         prompts.append(form.instruction + "".join(shown) + text + form.suffix)
     return prompts
 
 
 def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tuple[list[int], tuple[int, int]]:
     """
-    The tokens that both answers begin with (a lone space, in some tokenizers), and the first two that differ.
+    Returns the tokens that both answers begin with (a lone space, in some tokenizers), and the first two that differ.
 
     Raises:
-        ValueError: the answers have no tokens that differ, or are joined with the suffix; take others.
+        ValueError: The answers have no tokens that differ, or are joined with the suffix; take others.
     """
-    # Behind a suffix: some tokenizers join an answer with what is before it.
+    # The answers are tokenized behind a suffix, because some tokenizers join an answer with the text before it.
     before = tokenizer("x" + form.suffix, add_special_tokens=False)["input_ids"]
     behind = [tokenizer("x" + form.suffix + answer, add_special_tokens=False)["input_ids"] for answer in form.answers]
     shared: list[int] = []
@@ -113,7 +114,7 @@ def answer_probabilities(
     batch_size: int = 16,
 ) -> np.ndarray:
     """
-    P(answer) of a language model, by the tokens of the two answers only.
+    Returns the probabilities of the two answers by a language model, normalized over their tokens alone.
 
     Their logits are float32 whatever the model is: in bfloat16 one pair in twenty would be equal. What some models do
     to all logits (a scale, a cap) moves neither answer before the other, and is left out.
@@ -121,15 +122,15 @@ def answer_probabilities(
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model in eval mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer, with a padding token.
-        prompts (sequence of `str`): As of [`few_shot_prompts`].
-        form ([`PromptFormat`]): Its answers.
+        prompts (sequence of `str`): Prompts, see [`few_shot_prompts`].
+        form ([`PromptFormat`]): Format with the answers to score.
         batch_size (`int`, *optional*, defaults to 16): Prompts at a time on each rank.
 
     Returns:
         `np.ndarray` of shape `(N, 2)`, float32, in order, on every rank; rows sum to 1.
 
     Raises:
-        ValueError: a prompt is longer than what the model reads, or the answers do not differ.
+        ValueError: A prompt is longer than what the model reads, or the answers do not differ.
     """
     prompts = texts_of(prompts, "prompts")
     if not prompts:
@@ -159,11 +160,11 @@ def answer_probabilities(
 
 def plot_prompting(entries: Sequence[dict], path: Path) -> None:
     """
-    Accuracy of prompted models beside the finetuned ones.
+    Plots the accuracy of prompted models beside that of finetuned ones.
 
     Args:
-        entries (sequence of `dict`): What the analysis found, a seed each: `prompted` and `finetuned`, of each name an
-            entry with `accuracy`; `weak` and `ceiling`, accuracies.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed: `prompted` and `finetuned`, each
+            name with `accuracy`; `weak` and `ceiling`, accuracies.
         path (`Path`): A `.png` file.
     """
     names = [(kind, name) for kind in ("prompted", "finetuned") for name in entries[0][kind]]
@@ -186,14 +187,9 @@ def plot_prompting(entries: Sequence[dict], path: Path) -> None:
 
 def prompting_section(entries: Sequence[dict]) -> str:
     """Returns the description of the prompts in Markdown; the numbers are in the table of all models."""
-    form, n_shots = entries[0]["format"], entries[0]["n_shots"]
-    example = (form["instruction"] + "TEXT" + form["suffix"]).replace("\n", "\\n").replace("`", "'")
-    return (
-        f"Base models, asked with `{example}` and scored by the tokens {form['answers'][0]!r} and "
-        f"{form['answers'][1]!r} alone; with {n_shots} examples, drawn anew for each test row from the student half, "
-        "the same ones with ground truth and with weak labels (hard ones). Prompting trains nothing, and with weak "
-        "labels it uses no ground truth; with ground truth it is no method of weak-to-strong generalization but a "
-        "measure of what is there to be elicited. Texts are whole, where finetuning shortens those beyond "
-        "`--max_length`. The tables above have the numbers as baselines."
-        + (f" {entries[0]['note']}" if "note" in entries[0] else "")
+    entry, form = entries[0], entries[0]["format"]
+    prompt = (form["instruction"] + "TEXT" + form["suffix"]).replace("\n", "\\n").replace("`", "'")
+    answers = [repr(answer) for answer in form["answers"]]
+    return render(
+        "analysis_prompting.md", prompt=prompt, answers=answers, n_shots=entry["n_shots"], note=entry.get("note")
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cards.markdown import markdown_table
+from ..cards.markdown import render
 from .figures import accuracy_cell, bars, draw, intervals_of, over_seeds
 
 __all__ = ["SALIENCY", "plot_saliency", "saliency_section"]
@@ -14,11 +14,11 @@ SALIENCY = ("lp(weak)", "lp(gt)", "ft(weak)", "ft(weak)+lp(gt)", "ft(gt)")
 
 def plot_saliency(entries: Sequence[dict], path: Path) -> None:
     """
-    Test accuracy of probes and finetuned models.
+    Plots the test accuracy of probes and finetuned models.
 
     Args:
-        entries (sequence of `dict`): What the analysis found, a seed each: `weak`, and of each of [`SALIENCY`] an
-            entry with `accuracy`.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed: `weak`, and `accuracies`, a dict
+            with `accuracy` per name of [`SALIENCY`].
         path (`Path`): A `.png` file.
     """
     names = {name: name.replace("+", "\n+ ") for name in SALIENCY}
@@ -39,30 +39,11 @@ def plot_saliency(entries: Sequence[dict], path: Path) -> None:
 
 def saliency_section(entries: Sequence[dict]) -> str:
     """Returns the results in Markdown: means over the seeds. Arguments as in [`plot_saliency`]."""
-    what = {
-        "lp(weak)": "linear probe of the base, fitted to weak labels",
-        "lp(gt)": "linear probe of the base, fitted to ground truth",
-        "ft(weak)": "finetuned on weak labels: the student, naive",
-        "ft(weak)+lp(gt)": "linear probe of that student, fitted to ground truth",
-        "ft(gt)": "finetuned on ground truth: the ceiling",
-    }
-    text = [
-        "Probes are logistic regressions on the last hidden states (what the head reads), learned from the rows that "
-        "student (weak labels) and ceiling (ground truth) learned, and scored on the test rows.",
-        markdown_table(
-            ["", "what", "accuracy"],
-            [[name, what[name], accuracy_cell(entries, "accuracies", name)] for name in SALIENCY],
-        ),
-    ]
-    # A share of a gap says something where there is a gap: in every seed beyond the intervals of its ends.
+    accuracy = {name: accuracy_cell(entries, "accuracies", name) for name in SALIENCY}
+    # A share of a gap is meaningful only if there is a gap: in every seed the intervals of its ends do not overlap.
     ends = [[entry["accuracies"][name]["ci95"] for name in ("lp(gt)", "ft(gt)")] for entry in entries]
+    closed = None
     if all(low[1] < high[0] for low, high in ends):
         means = {name: over_seeds(entries, "accuracies", name, "accuracy").mean() for name in SALIENCY}
         closed = (means["ft(weak)+lp(gt)"] - means["lp(gt)"]) / (means["ft(gt)"] - means["lp(gt)"])
-        text.append(
-            f"Finetuning on weak labels closes {100 * closed:.0f} % of the gap between lp(gt) and ft(gt), as a probe "
-            "sees it (the paper has 60 %)."
-        )
-    else:
-        text.append("lp(gt) and ft(gt) are too close for the share of their gap that ft(weak)+lp(gt) closes.")
-    return "\n\n".join(text)
+    return render("analysis_saliency.md", accuracy=accuracy, closed=closed)

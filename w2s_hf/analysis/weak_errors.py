@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from ..cards.markdown import markdown_table
+from ..cards.markdown import markdown_table, render
 from .arguments import classes_of, probabilities_of
 from .figures import accuracy_cell, bars, draw, intervals_of, lines, mean_cell, over_seeds, pgr_cell, pgr_note
 from .probes import logistic_probe
@@ -40,22 +40,22 @@ def simulate_labels(
     seed: int = 0,
 ) -> np.ndarray:
     """
-    Ground truth with errors of a kind: the hard labels of a supervisor that is simulated.
+    Returns ground truth with errors of a kind: the hard labels of a simulated supervisor.
 
     Args:
         kind (`str`): One of [`ERROR_KINDS`].
         truth (`np.ndarray` of shape `(N,)`): Classes, 0 or 1.
-        n_errors (`int`): How many are flipped: those of a real supervisor on the same rows give the same accuracy.
-        texts (sequence of `str`, *optional*): For `longest` and `shortest`, in characters.
-        strong (`np.ndarray` of shape `(N, 2)`, *optional*): For `unconfident` and `confident`: probabilities of a
+        n_errors (`int`): Number of flipped labels: that of a real supervisor on these rows gives the same accuracy.
+        texts (sequence of `str`, *optional*): Texts for `longest` and `shortest`, measured in characters.
+        strong (`np.ndarray` of shape `(N, 2)`, *optional*): Probabilities for `unconfident` and `confident`, of a
             strong model finetuned on ground truth *of other rows*.
-        seed (`int`, *optional*, defaults to 0): Of `random`, and of the order of equal rows.
+        seed (`int`, *optional*, defaults to 0): Seed of `random`, and of the order of equal rows.
 
     Returns:
         `np.ndarray` of shape `(N,)`, int64.
 
     Raises:
-        ValueError: no such kind, more errors than rows, or what it needs is missing.
+        ValueError: The kind is unknown, an input that it needs is missing, or there are more errors than rows.
     """
     truth = classes_of(truth, "truth")
     if kind not in ERROR_KINDS:
@@ -97,12 +97,12 @@ def with_opinion(
     ),
 ) -> Dataset:
     """
-    Rows whose text ends with the supervisor's hard label in words, which makes imitation trivial (paper, E.3).
+    Appends the supervisor's hard label to each text in words, which makes imitation trivial (paper, E.3).
 
     Args:
-        rows ([`~datasets.Dataset`]): With `text`.
+        rows ([`~datasets.Dataset`]): Rows with a column `text`.
         labels (sequence of `int`): The supervisor's class of each row, 0 or 1.
-        opinions (`tuple[str, str]`, *optional*): What is said for each class.
+        opinions (`tuple[str, str]`, *optional*): Texts to append for class 0 and class 1.
     """
     if "text" not in rows.column_names:
         raise ValueError(f"rows: got the columns {', '.join(rows.column_names)}, expected `text`.")
@@ -122,21 +122,21 @@ def feature_experiment(
     seed: int = 0,
 ) -> list[dict]:
     """
-    Supervisors whose errors a student can simulate, and ones whose errors it cannot, as linear probes (paper, E.1).
+    Compares errors of a supervisor that a student can simulate with random ones, in linear probes (paper, E.1).
 
     The weak probe sees the first `k` features alone, so that a student with all of them can learn its errors, too. The
-    other supervisor has the same accuracy and errs at random, which nobody can simulate. Hard labels, and logistic
-    regression as scikit-learn has it by default (`C=1`). Otherwise than in the paper the features are standardized,
-    and its third supervisor, whose labels are a mixture of both kinds of errors, is left out.
+    other supervisor has the same accuracy and errs at random, which nobody can simulate. Labels are hard, and logistic
+    regression has the default of scikit-learn (`C=1`). Unlike in the paper the features are standardized, and its
+    third supervisor, whose labels are a mixture of both kinds of errors, is left out.
 
     Args:
-        weak, student, test (pairs of features `(N, D)` and classes `(N,)`): The weak probe learns the first, the
-            student the second with the labels of either supervisor; the third scores.
+        weak, student, test (pairs of features `(N, D)` and classes `(N,)`): The weak probe is fitted to the first, the
+            student to the second with the labels of either supervisor; the third scores all.
         widths (sequence of `int`): Values of `k`.
-        seed (`int`, *optional*, defaults to 0): Of the random errors.
+        seed (`int`, *optional*, defaults to 0): Seed of the random errors.
 
     Returns:
-        `list[dict]`: Of each `k` the accuracies `weak`, `simulable`, `random` (students) and `ceiling`.
+        `list[dict]`: Accuracies per `k`: `weak`, `simulable`, `random` (students) and `ceiling`.
     """
 
     def fit(features: np.ndarray, labels: np.ndarray):
@@ -148,7 +148,7 @@ def feature_experiment(
     )
 
     ceiling = float(fit(*student).score(*test))
-    found = []
+    entries = []
     for k in widths:
         probe = fit(weak[0][:, :k], weak[1])
         labels = probe.predict(student[0][:, :k])
@@ -159,8 +159,8 @@ def feature_experiment(
         for name, of_kind in (("simulable", labels), ("random", by_chance)):
             is_one_class = len(np.unique(of_kind)) == 1
             entry[name] = None if is_one_class else float(fit(student[0], of_kind).score(*test))
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 _FEATURES = {
@@ -173,11 +173,12 @@ _FEATURES = {
 
 def plot_weak_errors(entries: Sequence[dict], path: Path) -> None:
     """
-    Students of supervisors with other errors; how many of these they repeat; and the probes on features.
+    Plots students of supervisors with other errors, the share of these that they repeat, and probes on features.
 
     Args:
-        entries (sequence of `dict`): What the analysis found, a seed each: `supervisors`, of each name `accuracy`,
-            `supervisor` (an accuracy), `pgr` and `agreement`; `features` as of [`feature_experiment`]; `ceiling`.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed: `supervisors`, each name with
+            `accuracy`, `supervisor` (an accuracy), `pgr` and `agreement`; `features`, see [`feature_experiment`];
+            `ceiling`.
         path (`Path`): A `.png` file.
     """
     names = list(entries[0]["supervisors"])
@@ -198,8 +199,8 @@ def plot_weak_errors(entries: Sequence[dict], path: Path) -> None:
     supervisor = float(np.mean([over_seeds(entries, "supervisors", name, "supervisor").mean() for name in names]))
     width = 1.4 + 0.92 * len(names)
     heights = {"super-\nvisors": supervisor, "strong\nceiling": ceiling}
-    tested = f"test accuracy, n = {entries[0]['n_test']}"
-    students = panel("accuracy", ylabel=tested, title="students", heights=heights, noted=True)
+    ylabel = f"test accuracy, n = {entries[0]['n_test']}"
+    students = panel("accuracy", ylabel=ylabel, title="students", heights=heights, noted=True)
     title = "errors of the supervisor that the student repeats"
     repeated = panel("agreement", "supervisor_wrong", ylabel="share of its errors", title=title, top=1.0)
 
@@ -230,15 +231,5 @@ def weak_errors_section(entries: Sequence[dict]) -> str:
         scores = [mean_cell(entries, *of_kind, "supervisor"), accuracy_cell(entries, *of_kind)]
         repeated = mean_cell(entries, *of_kind, "agreement", "supervisor_wrong", digits=2)
         rows.append([name, *scores, pgr_cell(entries, *of_kind), repeated])
-    where = "; ".join(f"*{name}*: {text}" for name, text in ERROR_KINDS.items())
-    return "\n\n".join(
-        [
-            f"Supervisors as accurate as the weak one, on training and on test rows, that err elsewhere: {where}. "
-            "Their labels are hard, and made of ground truth, but for *weak, hard labels*, which are the real "
-            "supervisor's. *Told* students read its label at the end of each text, in training and in testing, "
-            "so that imitating it is trivial (with its soft labels, by the method that is named).",
-            markdown_table(["supervisor", "its accuracy", "accuracy of student", "PGR", "errors repeated"], rows),
-            "The curves are the same question for linear probes on the last hidden states: the supervisor that sees "
-            "the first k features makes errors that a student can learn; random errors of the same number it cannot.",
-        ]
-    )
+    header = ["supervisor", "its accuracy", "accuracy of student", "PGR", "errors repeated"]
+    return render("analysis_weak_errors.md", kinds=ERROR_KINDS, supervisors=markdown_table(header, rows))

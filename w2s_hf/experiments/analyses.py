@@ -63,8 +63,8 @@ def analysis_notes(results: ExperimentResult, output_dir: Path) -> list[str]:
         entries = [run.analyses[name] for run in results.runs]
         _ALL[name].plot(entries, output_dir / "figures" / f"{name}.png")
         notes += [f"## {ANALYSES[name]}", f"![{ANALYSES[name]}](figures/{name}.png)", _ALL[name].section(entries)]
-    has_naive = {summary.method for summary in results.summary} & set(METHODS)
-    if notes and not has_naive:
+    direct_methods = {summary.method for summary in results.summary} & set(METHODS)
+    if notes and not direct_methods:
         notes.append("These are about students taught by the supervisor itself, method naive: a chain's has another.")
     return notes
 

@@ -23,7 +23,7 @@ from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
 from .config import ExperimentArguments, GenerationArguments, RewardArguments
 from .finetuner import Finetuner
-from .generative import check_decoder
+from .generative_finetuning import check_decoder
 from .output_directory import Manifest, check_output_dir, clear, identity_of, is_still_true, release
 from .report import run_settings, write_report
 from .scores import Scorer, keep_outputs, outputs_of, score_seed, summarise
@@ -68,7 +68,7 @@ def setting_of(task: ExperimentTask) -> Setting:
     if isinstance(task, PreferenceTask):
         return REWARD
     if task.setting == "chess":
-        from .chess import ChessSetting  # imported only here: it needs python-chess
+        from .settings.chess import ChessSetting  # imported only here: it needs python-chess
 
         return ChessSetting(task)
     if task.setting != GenerationTask.setting:
@@ -104,6 +104,12 @@ class Experiment:
         *,
         like: "Experiment | None" = None,
     ):
+        for name, value, kind in (
+            ("args", args, setting.arguments),
+            ("training_args", training_args, setting.training),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name}: got {type(value).__name__}, expected {kind.__name__} for {task.name}.")
         self.task, self.setting, self.args = task, setting, args
         self.training_args, self.student_config = training_args, student_config
         self.output_dir = Path(training_args.output_dir)
@@ -131,11 +137,13 @@ class Experiment:
         the demo has a world for each. Called on all ranks at first.
         """
         if seed not in self._inputs:
-            models = self._find_models(seed)
+            # The demo refuses a task that it has no rows for before it pretrains models.
+            models = None if self.args.demo else self._find_models(seed)
             readers = sorted({*self.args.rows_fit, *self.args.chain, *self.args.sizes})
             key = (self.task.name, seed if self.args.demo else None, self.args.n_links, *readers)
             if key not in self._splits:
                 self._splits[key] = self._load_splits(seed)
+            models = models or self._find_models(seed)
             self._check_memory(models)
             self._inputs[seed] = models, self._splits[key]
         return self._inputs[seed]

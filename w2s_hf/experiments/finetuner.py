@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from ..labels import LabelsById
 from ..modeling import fresh_adapter, load_adapter_weights, load_tokenizer
@@ -46,7 +46,8 @@ class Finetuned:
         directory (`Path`): Has `model/` (adapters, head and tokenizer, or the whole model) and `predictions/`, and
             `snapshots/step-N/predictions/` of each snapshot.
         predictions ([`LabelsById`]): Its predictions of the rows that were asked for.
-        weak_labels ([`LabelsById`], *optional*): What it was trained on; `None` for ground truth.
+        weak_labels ([`LabelsById`], *optional*): What it was trained on, of several parts those of the first;
+            `None` for ground truth.
     """
 
     spec: ModelSpec
@@ -172,17 +173,19 @@ class Finetuner:
             "seed": seed,
             "n_processes": PartialState().num_processes,
         }
-        class_names = self.setting.class_names(splits.task)
-        further = {"class_names": class_names, "n_snapshots": n_snapshots}
+        further: dict[str, Any] = {"class_names": self.setting.class_names(splits.task), "n_snapshots": n_snapshots}
         settings |= {key: value for key, value in further.items() if value}
-        provenance = _provenance(spec, splits, labels, seed, self.cache.key(name, settings))
-
-        def build(directory: Path) -> None:
-            # The arguments are made here: making them resets accelerate's state for whoever came before.
-            args = dataclasses.replace(self.args, output_dir=str(directory / "checkpoints"), **changes)
-            self._train(directory, spec, rows, predict, args, provenance, class_names, labels is not None, n_snapshots)
-
-        directory = self.cache.run(name, settings, build)
+        train = partial(
+            self._train,
+            spec=spec,
+            rows=rows,
+            predict=predict,
+            changes=changes,
+            provenance=_provenance(spec, splits, labels, seed, self.cache.key(name, settings)),
+            is_weak=labels is not None,
+            **further,
+        )
+        directory = self.cache.run(name, settings, train)
         predictions = self.setting.labels.load(directory / "predictions")
         return Finetuned(spec, directory, predictions, None if labels is None else next(iter(labels.values())))
 
@@ -196,16 +199,19 @@ class Finetuner:
     def _train(
         self,
         directory: Path,
+        *,
         spec: ModelSpec,
         rows: Half,
         predict: list[Dataset],
-        args: TrainingArguments,
+        changes: dict[str, Any],
         provenance: dict,
         class_names: list[str] | None,
         is_weak: bool,
         n_snapshots: int,
     ) -> None:
         """Trains or resumes in `directory`, and leaves `model/` and `predictions/` there."""
+        # The arguments are made only for a step that is built: making them resets accelerate's state.
+        args = dataclasses.replace(self.args, output_dir=str(directory / "checkpoints"), **changes)
         tokenizer = load_tokenizer(spec.path, revision=spec.revision)
         is_trained = (directory / "training.json").is_file()  # and was stopped while it predicted
         model = self.finished(spec, directory / "model") if is_trained else self.untrained(spec, tokenizer, args.seed)

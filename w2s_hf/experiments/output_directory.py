@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from ..cards.trained_with import fingerprint_of, subject
 from ..config import StudentConfig
-from ..results import ExperimentResult, SeedResult
+from ..results import ExperimentResult, SeedResult, is_results
 from ..training_settings import changed_fields
 from .config import BOOTSTRAP, ExperimentArguments
 from .report import run_settings
@@ -90,10 +90,19 @@ class Manifest:
     @classmethod
     def _of_results(cls, path: Path) -> Self | None:
         try:
-            results = ExperimentResult.read(path)
-            first = results.runs[0]
-        except (ValueError, TypeError, AttributeError, IndexError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
             return None  # another program's
+        if not is_results(content) or not content["runs"]:
+            return None
+        try:
+            results = ExperimentResult.from_dict(content)
+        except ValueError as error:
+            raise ValueError(
+                f"--output_dir: got {path.parent}, whose results.json cannot be read ({error}), expected one that a "
+                "recipe wrote. Name another --output_dir, or move the file away."
+            ) from error
+        first = results.runs[0]
         return cls(
             "experiment",
             subject(results.task, results.is_demo),
@@ -195,7 +204,7 @@ def identity_of(
 
 
 def _name_of(model: str, is_demo: bool) -> str:
-    """Returns the name that results have for a model, as [`Model.find`] gives it."""
+    """Returns the name that results have for a model, as [`ModelSpec.find`] gives it."""
     return f"demo/{model}" if is_demo else Path(model).resolve().name if Path(model).is_dir() else model
 
 
@@ -288,5 +297,5 @@ def is_still_true(path: Path, run: SeedResult | dict) -> bool:
             output in after and all(student.get(name) == value for name, value in after[output].items())
             for output, student in before.items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return False

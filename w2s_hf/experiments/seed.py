@@ -18,7 +18,8 @@ __all__ = ["Models", "run_seed", "student_rows", "train_supervisor"]
 
 logger = logging.getLogger(__name__)
 
-# Lies between the seeds of several supervisors of one experiment, so that they are none of another experiment's.
+# Lies between the seeds of the supervisors of one experiment. It is so large that none of them is another seed of
+# --seeds.
 _FURTHER_SEEDS = 1_000_003
 
 

@@ -1,6 +1,7 @@
 """JSON objects as dataclasses, in both directions, without a loss."""
 
 import dataclasses
+import numbers
 import types
 import typing
 from typing import Any, Self
@@ -48,7 +49,7 @@ class Record:
             elif key in left:
                 values[part.name] = _read(kinds[part.name], left.pop(key), f"{cls.__name__}.{key}")
             elif _is_required(part):
-                raise ValueError(f"Got no {key!r}, expected a {cls.__name__} as in a results.json of schema 1.")
+                raise ValueError(f"{cls.__name__}: got no {key!r}, expected it as in a results.json of schema 1.")
         return cls(**values)
 
     def to_dict(self) -> dict:
@@ -67,16 +68,28 @@ def _is_required(part: dataclasses.Field) -> bool:
     return part.default is part.default_factory is dataclasses.MISSING
 
 
+# What a field of a type may hold in JSON, and its name in errors. NumPy's numbers are taken, too.
+_JSON: dict[Any, tuple[Any, str]] = {
+    list: (list, "a list"),
+    dict: (dict, "a mapping"),
+    str: (str, "a text"),
+    int: (numbers.Integral, "an integer"),
+    float: (numbers.Real, "a number"),
+    bool: (bool, "true or false"),
+}
+
+
 def _read(kind: Any, value: Any, key: str) -> Any:
-    """Returns JSON values as the type of a field says. Numbers and texts are taken as they are."""
+    """Returns JSON values as the type of a field says."""
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and types.NoneType in kinds:
         return None
     (kind,) = [part for part in kinds if part is not types.NoneType]
     is_record = isinstance(kind, type) and issubclass(kind, Record)
     container = dict if is_record else typing.get_origin(kind)
-    if container in (list, dict) and not isinstance(value, container):
-        raise ValueError(f"{key}: got {str(value)[:60]!r}, expected a {'list' if container is list else 'mapping'}.")
+    expected, name = _JSON.get(container or kind, (object, ""))
+    if not isinstance(value, expected):
+        raise ValueError(f"{key}: got {str(value)[:60]!r}, expected {name}.")
     if is_record:
         return kind.from_dict(value)
     if container is list:

@@ -26,6 +26,7 @@ class Agreement(Record):
     overall: float
     supervisor_right: float | None
     supervisor_wrong: float | None
+    extra: dict = rest()
 
 
 @dataclass(kw_only=True)
@@ -35,6 +36,7 @@ class Pgr(Record):
     pgr: float | None
     pgr_ci95: list[float] | None = always()
     pgr_undefined: str | None = always()
+    extra: dict = rest()
 
 
 @dataclass(kw_only=True)
@@ -218,6 +220,7 @@ class PgrSummary(Record):
     pgr_ci95: list[float] | None = always()
     n_seeds: int
     n_undefined: int
+    extra: dict = rest()
 
 
 @dataclass(kw_only=True)
@@ -230,6 +233,7 @@ class DirectSummary(Record):
     pgr_ci95: list[float] | None = always()
     n_seeds: int
     n_undefined: int
+    extra: dict = rest()
 
 
 @dataclass(kw_only=True)

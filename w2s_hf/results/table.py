@@ -78,6 +78,9 @@ def find_results(directory: str | Path, only_sweeps: bool = False) -> dict[Path,
     """
     Returns each `results.json` in a directory and below it, by path, and each finished cell of a sweep as the results
     of one student. Files of the same name that other programs wrote are left out.
+
+    Raises:
+        ValueError: a file of schema 1 lacks a key or has a value of another kind.
     """
     found = {}
     for path in sorted(Path(directory).rglob("*.json")):
@@ -93,7 +96,11 @@ def find_results(directory: str | Path, only_sweeps: bool = False) -> dict[Path,
             if not only_sweeps and is_results(content):
                 found[path.resolve()] = ExperimentResult.read(path)
         elif content.get("status") == "done" and isinstance(content.get("results"), dict) and "entry" in content:
-            found[path.resolve()] = ExperimentResult.from_dict({**content["results"], "runs": [content["entry"]]})
+            try:
+                results = ExperimentResult.from_dict({**content["results"], "runs": [content["entry"]]})
+            except ValueError as error:
+                raise ValueError(f"Got {path}, expected a finished cell of a sweep: {error}") from error
+            found[path.resolve()] = results
     return found
 
 

@@ -51,7 +51,7 @@ class GenerationTask(AnyTask):
 
     Attributes:
         setting (`str`): The setting of its results and cards, which a task of your own leaves as it is.
-        rows (`str`): What its rows are called in logs and reports.
+        rows (`str`): What its rows are called in logs.
         columns (`tuple[str]`): Columns that every row of the dataset must have.
         extra_columns (`tuple[str]`): Columns of its examples that its scores need, beside prompt and ground truth.
     """

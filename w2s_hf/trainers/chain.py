@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedTokeniz
 
 from ..config import BootstrapConfig
 from ..labels import WeakLabels, as_probabilities
+from ..losses import LOSS_ARGUMENTS
 from .checks import check_dataset
 
 __all__ = [
@@ -40,8 +42,7 @@ _ARGUMENTS = (
     "lr_scheduler_kwargs", "weight_decay", "max_grad_norm", "optim", "optim_args", "adam_beta1", "adam_beta2",
     "adam_epsilon", "bf16", "fp16", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
     "eval_strategy", "eval_steps", "neftune_noise_alpha", "max_length", "dataset_text_field", "disable_dropout",
-    "hard_labels", "loss_type", "aux_coef", "aux_warmup_ratio", "aux_prior", "window_radius", "product_alpha",
-    "product_beta", "adaptive_temperature",
+    "hard_labels", "loss_type", *dict.fromkeys(chain.from_iterable(LOSS_ARGUMENTS.values())),
 )  # fmt: skip
 
 

@@ -46,7 +46,8 @@ class Setting(ABC):
 
     Attributes:
         name (`str`): The name in results.
-        rows (`str`): The word for its rows in reports.
+        rows (`str`): The word for its rows in logs.
+        arguments, training (`type`): The classes of the experiment's and the trainer's arguments.
         task_type (`str`): As in [`load_student`].
         columns (`tuple[str]`): The columns that models are given.
         labels (`type`): [`WeakLabels`] or [`WeakCompletions`].
@@ -58,6 +59,8 @@ class Setting(ABC):
 
     name: str
     rows: str
+    arguments: type[ExperimentArguments]
+    training: type[TrainingArguments]
     task_type: str
     columns: tuple[str, ...]
     labels: type[WeakLabels] | type[WeakCompletions]

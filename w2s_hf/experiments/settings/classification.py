@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Value
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from ... import metrics
 from ...cards.markdown import render
-from ...config import METHODS
+from ...config import METHODS, WeakToStrongConfig
 from ...demo.models import World
 from ...demo.rows import demo_rows
 from ...demo.worlds import DEMO_WORLDS, DemoWorld
@@ -99,6 +99,8 @@ class ClassificationSetting(ProbabilitySetting):
 
     name = "classification"
     rows = "rows"
+    arguments, training = ClassificationArguments, WeakToStrongConfig
+    tokenize = staticmethod(tokenize_rows)
     task_type = "SEQ_CLS"
     columns = TEXT_COLUMNS
     trainer = WeakToStrongTrainer
@@ -106,10 +108,6 @@ class ClassificationSetting(ProbabilitySetting):
     def class_names(self, task: Task) -> list[str]:
         """Returns the names of the two classes."""
         return list(task.class_names)
-
-    def tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
-        """Tokenizes texts; see [`tokenize_rows`]."""
-        return tokenize_rows(rows, tokenizer, max_length)
 
     def add_labels(self, tokenized: Dataset, rows: Dataset) -> Dataset:
         """Adds the column `labels`."""

@@ -20,7 +20,7 @@ from ...tasks import COMPLETION_COLUMNS, GenerationTask, TaskSplits
 from ...trainers.completion import CompletionTrainer, autocast
 from ..analysis_context import AnalysisContext
 from ..cache import library_versions
-from ..config import Own
+from ..config import GenerationArguments, Own
 from ..finetuner import Finetuner
 from .base import Setting, Tokenize, on_weak_labels, split_options, tokenizers_of
 
@@ -35,6 +35,7 @@ class GenerationSetting(Setting):
         task ([`GenerationTask`]): Parses and scores the answers, and names the setting in results.
     """
 
+    arguments, training = GenerationArguments, CompletionConfig
     task_type = "CAUSAL_LM"
     columns = COMPLETION_COLUMNS
     labels = WeakCompletions

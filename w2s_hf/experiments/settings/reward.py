@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Value
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import TrainingArguments
 
 from ...cards.markdown import markdown_table, render
 from ...config import RewardPairConfig
@@ -22,7 +22,7 @@ from ...trainers import RewardPairTrainer
 from ..analysis_context import AnalysisContext
 from ..config import RewardArguments
 from ..finetuner import Finetuner
-from ..generative import generative_finetune
+from ..generative_finetuning import generative_finetune
 from ..seed import Models
 from .base import demo_sizes, split_options, tokenizers_of
 from .classification import ProbabilitySetting
@@ -38,13 +38,11 @@ class RewardSetting(ProbabilitySetting):
 
     name = "reward"
     rows = "pairs"
+    arguments, training = RewardArguments, RewardPairConfig
+    tokenize = staticmethod(tokenize_pairs)
     task_type = "REWARD"
     columns = PAIR_COLUMNS
     trainer = RewardPairTrainer
-
-    def tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
-        """Tokenizes pairs; see [`tokenize_pairs`]."""
-        return tokenize_pairs(rows, tokenizer, max_length)
 
     def add_labels(self, tokenized: Dataset, rows: Dataset) -> Dataset:
         """Adds the column `soft_label`, P(the first response is better)."""
