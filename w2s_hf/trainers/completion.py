@@ -51,8 +51,8 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
     - `evaluate`: besides the loss, `eval_accuracy`: the share of the evaluation rows whose greedy
       completion is the completion of the row, character by character. On rows labelled by a supervisor it is what the
       paper stops early by. Of several evaluation sets each has its own, such as `eval_a_accuracy`.
-    - `predict`: logits `(N, T, V)` on rows with `prompt` and `completion`, or on tokens. Rows longer than `max_length`
-      are refused. [`complete`] writes completions.
+    - `predict`: logits `(N, T, V)` on rows with `prompt` and `completion`, or on tokens. Text rows longer than
+      `max_length` are refused. [`complete`] writes completions.
     - `train`: resumes as [`WeakToStrongTrainer`] does; refuses a model whose parameters are all frozen, a
       `metric_for_best_model` that the evaluation does not report, and an evaluation while weights are split over
       processes, before the first step.

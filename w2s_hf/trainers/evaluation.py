@@ -1,4 +1,7 @@
-"""Evaluation and prediction, as the stock trainers do them, for every trainer of the package."""
+"""
+What every trainer of the package has in common: evaluation and prediction as in the stock trainers, and the refusal of
+a frozen model or an unknown `metric_for_best_model` before training.
+"""
 
 import copy
 import dataclasses
@@ -71,7 +74,24 @@ class OrderedEvaluation(TrainerMixin):
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """As [`~transformers.Trainer.predict`], in the order of the rows, which need not be tokenized."""
+        """
+        Predicts as [`~transformers.Trainer.predict`], in the order of the rows.
+
+        Args:
+            test_dataset ([`~datasets.Dataset`]): Rows as in `train_dataset`, text or tokens. Classes and preferences
+                may be missing.
+            ignore_keys (`list[str]`, *optional*): Outputs of the model that are left out.
+            metric_key_prefix (`str`, *optional*, defaults to `"test"`): The prefix of the names of metrics.
+
+        Returns:
+            [`~transformers.trainer_utils.PredictionOutput`]: `predictions` are the logits `(N, C)` of a classifier,
+            the rewards `(N, 2)` of pairs, float32 (rejected, chosen), or the logits `(N, T, V)` of prompts and
+            completions. Training arguments may leave rows out (`dataloader_drop_last`, `prediction_loss_only`).
+
+        Raises:
+            ValueError: rows that `train_dataset` could not have, rows longer than the model's positions, or pairs or
+                completions of more than `max_length` tokens (rows named).
+        """
         with self._clean_up_on_error():
             check_dataset(test_dataset, "test_dataset")
             dataset, order = self._prepare_test_rows(test_dataset), None

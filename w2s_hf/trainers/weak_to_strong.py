@@ -58,11 +58,10 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     - `get_batch_samples`: the one place that sees a whole optimizer step. Counts its rows on all ranks, and finds the
       threshold of the confidence loss over all of them (a first pass without gradient, only where there is more than
       one micro-batch).
-    - `train`: a resumed training ends as it would have without the stop, or raises an error before its first step;
-      see [`w2s_hf.trainers.resuming.ResumableTraining`].
-    - `training_step`: cuts a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
     - `train`: refuses a model whose parameters are all frozen, and a `metric_for_best_model` that the evaluation does
-      not report, before the first step.
+      not report, before the first step. A resumed training ends as it would have without the stop, or raises an error
+      before its first step; see [`w2s_hf.trainers.resuming.ResumableTraining`].
+    - `training_step`: cuts a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
     - `_prepare_inputs`: moves padding to the side that suits the architecture, whatever `padding_side` says.
     - `evaluate`, `predict`: take raw text too, and `predict` rows without labels.
     - `call_model_init`, `_get_eval_sampler`: dropout off and float32 adapters for models of `model_init`, too; rows in
