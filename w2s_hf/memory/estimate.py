@@ -310,7 +310,7 @@ def with_layers(config: PretrainedConfig, n_layers: int) -> PretrainedConfig:
     return config
 
 
-# ---- The command line ----
+# ---- Table ----
 
 
 def gib(n_bytes: int) -> str:
