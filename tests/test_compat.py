@@ -48,7 +48,6 @@ ALLOWED = {
     "original_module": "part of the names of weights",
     "remainder": "documented for accelerate's data loaders",
     "is_quantized": "read with a default, of models that transformers has quantized",
-    "_new_weights": "set by this package on models",
     "_untrained_head": "set by this package on models",
     "_untrained_entries": "set by this package on models",
     **{name: "documented in _compat.OVERRIDDEN" for names in _compat.OVERRIDDEN.values() for name in names},
