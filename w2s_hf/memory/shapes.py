@@ -242,7 +242,7 @@ class Shapes:
         return forward, tracker.peak
 
 
-def _quantize_linears(model: nn.Module, dtype: torch.dtype, double_quant: bool) -> None:
+def _quantize_linears(model: PreTrainedModel, dtype: torch.dtype, double_quant: bool) -> None:
     head = {"lm_head", *head_linears(model)}
     for name, module in list(model.named_modules()):
         if not isinstance(module, nn.Linear | Conv1D) or name in head:

@@ -141,7 +141,7 @@ def _without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return base
 
 
-def remember_base(base: nn.Module) -> None:
+def remember_base(base: PreTrainedModel | PeftModel) -> None:
     """Keeps what [`fresh_adapter`] compares a base with, before a finished student, which may be merged, is on it."""
     _put_back(base, head_modules(base))
 
@@ -210,7 +210,7 @@ def stored_shapes(file: str | Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
 
 
-def cast_trainable_to_float32(model: nn.Module) -> None:
+def cast_trainable_to_float32(model: PreTrainedModel | PeftModel) -> None:
     """Adapters and head learn in float32: a bfloat16 weight swallows updates smaller than 1/256 of itself."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
-from typing import Any, overload
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -42,13 +42,9 @@ HEAD_NAMES = ("score", "classifier")
 _NEW_WEIGHTS = "_new_weights"  # an attribute of models
 
 
-@overload
-def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel: ...
-@overload
-def base_of(model: nn.Module) -> nn.Module: ...
-def base_of(model: nn.Module) -> nn.Module:
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Returns the model under the adapters; a model without adapters is returned as it is."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
 def new_weights(model: PreTrainedModel) -> frozenset[str]:
@@ -79,7 +75,7 @@ def set_new_weights(model: PreTrainedModel, names: Iterable[str]) -> None:
     vars(model)[_NEW_WEIGHTS] = frozenset(names)
 
 
-def head_modules(model: nn.Module) -> dict[str, nn.Module]:
+def head_modules(model: PreTrainedModel | PeftModel) -> dict[str, nn.Module]:
     """
     The modules between the backbone of a classifier and its logits, by name: `score` of a decoder, `pooler` and
     `classifier` of DeBERTa, `head` and `classifier` of ModernBERT. A pooler in the backbone belongs to them if the
@@ -100,7 +96,7 @@ def head_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module_in_use(base.get_submodule(name)) for name in [*poolers, *outside]}
 
 
-def head_linears(model: nn.Module) -> dict[str, nn.Linear]:
+def head_linears(model: PreTrainedModel | PeftModel) -> dict[str, nn.Linear]:
     """The linear layers of the head by full name, the one that makes the logits last."""
     return {
         f"{name}.{path}".rstrip("."): layer
@@ -134,7 +130,7 @@ def _float32_forward(head: nn.Module, hidden: torch.Tensor, *args, **kwargs) -> 
         return type(head).forward(head, hidden.to(next(head.parameters()).dtype), *args, **kwargs)
 
 
-def full_precision_head(model: nn.Module) -> None:
+def full_precision_head(model: PreTrainedModel | PeftModel) -> None:
     """
     Gives the head float32 weights and arithmetic, also on bfloat16 hidden states and under autocast, which would round
     a reward to 8 bits before a difference is taken.
