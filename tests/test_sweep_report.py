@@ -24,7 +24,7 @@ from w2s_hf.sweep.report import write_sweep_report
 @pytest.fixture
 def without_figures(monkeypatch):
     """Pages without figures, where a test is of something else."""
-    monkeypatch.setattr(sweep_report, "_FIGURES", dict.fromkeys(sweep_report._FIGURES, lambda *_: []))
+    monkeypatch.setattr(sweep_report, "_FIGURES", dict.fromkeys(sweep_report._FIGURES, lambda *_: None))
 
 
 class Page(HTMLParser):
@@ -254,7 +254,7 @@ def test_where_all_cells_failed_there_is_no_figure(tmp_path):
         path.touch()
     failed = as_written(fail(make_table(**ONE_OF_EACH), [0]))
     for plot in ALL_PLOTS:
-        assert plot(failed, tmp_path / "elsewhere") == []
+        assert plot(failed, tmp_path / "elsewhere") is None
     assert not (tmp_path / "elsewhere").exists()
     page = Page(write_sweep_report(failed, {}, tmp_path))
     assert list((tmp_path / "figures").iterdir()) == [other]  # those of before would mislead

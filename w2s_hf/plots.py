@@ -1,5 +1,6 @@
 """The figure of an experiment, and what figures of a sweep are made of: series, an axis of sizes, panels."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -336,24 +337,25 @@ def draw_panels(
     handles: Sequence[Line2D | Patch],
     x_label: str,
     y_label: str,
-) -> list[Path]:
+) -> Path | None:
     """
     Draws a figure of panels and saves it as `.png` and `.svg`. The same panels give the same bytes.
 
     Args:
-        stem (`Path`): The files, without their endings. Without panels, those of an earlier sweep are removed.
+        stem (`Path`): The files, without their endings. Those of an earlier sweep are removed.
         lines (`list[list[tuple[str, str]]]`): The panels as [`lay_out`] returns them.
         panel (`Callable`): Draws a panel, given its axes, their width in inches, its row and its column.
         handles (`Sequence[Line2D | Patch]`): What the legend below the panels shows.
 
     Returns:
-        `list[Path]`: The `.png` and the `.svg`; empty without panels.
+        `Path`: The `.svg`; `None` without panels.
     """
-    paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
+    for old in stem.parent.glob("*"):
+        # Earlier versions split a figure of many panels, and called the second file `stem_2`.
+        if re.fullmatch(re.escape(stem.name) + r"(_\d+)?\.(png|svg)", old.name):
+            old.unlink()
     if not lines:
-        for path in paths:
-            path.unlink(missing_ok=True)
-        return []
+        return None
     n_columns = max(map(len, lines))
     panel_width = {1: 5.2, 2: 3.7, 3: 2.9}.get(n_columns, 2.5)
     width = panel_width * n_columns + 0.4
@@ -373,7 +375,9 @@ def draw_panels(
     figure.supylabel(y_label, fontsize=10.5).set_y(0.5 + legend_height / height / 2)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(n_legend, len(handles)), handlelength=2.6)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(paths[0], dpi=min(150, 65_000 / height))  # a PNG has fewer than 2**16 pixels a side
+    # A PNG has fewer than 2**16 pixels a side.
+    figure.savefig(stem.with_name(stem.name + ".png"), dpi=min(150, 65_000 / height))
     figure.set_layout_engine("none")  # it has done its slow work
-    figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+    svg = stem.with_name(stem.name + ".svg")
+    figure.savefig(svg, metadata={"Date": None})
+    return svg

@@ -147,7 +147,7 @@ def _accuracy_limits(cells: pd.DataFrame, several: bool) -> tuple[float, float]:
     return low - 0.07 * height, high + 0.07 * height
 
 
-def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
+def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
     """
     Test accuracy against the size of the student: a panel a task and method, a line a weak model, the ceiling, and
     each weak model itself.
@@ -160,7 +160,7 @@ def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
         directory (`Path`): Where to. A figure of more panels is taller.
 
     Returns:
-        `list[Path]`: A `.png` and a `.svg`; empty where no cell is done.
+        `Path`: The `.svg`, beside which is a `.png`; `None` where no cell is done.
     """
     done = finished(table)
     several = several_seeds(done)
@@ -250,7 +250,7 @@ def _pgr_handles(done: pd.DataFrame) -> list[Handle]:
     return handles
 
 
-def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
+def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
     """
     PGR against the size of the student: a panel a task and weak model, a line a method.
 
@@ -308,7 +308,7 @@ def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
     return draw_panels(stem, lines, panel, handles=handles, x_label=_STUDENT_SIZE, y_label=_PGR)
 
 
-def plot_agreement(table: pd.DataFrame, directory: Path) -> list[Path]:
+def plot_agreement(table: pd.DataFrame, directory: Path) -> Path | None:
     """
     How often student and supervisor give the same answer, where the supervisor is right (filled, solid) and where it
     is wrong (hollow, dashed), against the size of the student: a panel a task and weak model, a line a method.
@@ -355,7 +355,7 @@ def plot_agreement(table: pd.DataFrame, directory: Path) -> list[Path]:
     return draw_panels(stem, lines, panel, handles=handles, x_label=_STUDENT_SIZE, y_label=label)
 
 
-def plot_pgr_distribution(table: pd.DataFrame, directory: Path) -> list[Path]:
+def plot_pgr_distribution(table: pd.DataFrame, directory: Path) -> Path | None:
     """
     How PGR spreads: a panel a task, a group a method, a point a cell (seed and pair of models), inside a group from
     the smallest student at the left to the largest at the right.

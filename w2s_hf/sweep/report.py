@@ -121,11 +121,12 @@ def _cautions(done: pd.DataFrame) -> list[str]:
 
 
 def _figures(table: pd.DataFrame, directory: Path) -> dict[str, dict | None]:
-    """Draws the figures. Of each, where it lies and what its `<img>` holds; `None` of one that has no panels."""
+    """Draws the figures, and returns the file of each and the content of its `<img>`; `None` without panels."""
     figures: dict[str, dict | None] = {}
     for name, draw in _FIGURES.items():
+        svg = draw(table, directory)
         figures[name] = None
-        for svg in draw(table, directory)[1:]:
+        if svg is not None:
             # As images, and not as parts of the page: ids of two cannot meet, and nothing in them is run.
             data = base64.b64encode(svg.read_bytes()).decode()
             figures[name] = {"file": f"{directory.name}/{svg.stem}", "data": data}
