@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -11,18 +12,20 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers.cards import CARDS
 from helpers.running import ROOT, recipe, recipe_here, start
 
 from w2s_hf import WeakLabels, read_results
 from w2s_hf.experiments import finetuner as finetuning
 from w2s_hf.experiments.output_directory import Manifest
 from w2s_hf.leaderboard import find_cards, leaderboard
-from w2s_hf.sweep.cells import Session
+from w2s_hf.results import ExperimentResult
+from w2s_hf.sweep.cells import Session, _row_of
 from w2s_hf.sweep.cli import parse_sweep
 from w2s_hf.sweep.grid import Cell, SweepArguments, cells_of, rounds_of
 
@@ -302,6 +305,18 @@ def test_jobs_come_in_the_order_of_what_they_need():
 def test_cells_with_names_in_other_directories_have_files_of_their_own():
     first, second = (Cell("boolq", f"{place}/gpt2", "s", "naive", 0) for place in ("mine", "yours"))
     assert first.name != second.name and "/" not in first.name
+
+
+def test_chance_is_missing_where_there_is_no_guess(tmp_path):
+    (run,) = ExperimentResult.read(CARDS / "chess-demo" / "results.json").runs
+    run.students = run.students[:1]
+    session, cell = Session(str(tmp_path), [], {}), Cell("boolq", "weak", "student", "naive", 0)
+    chances = []
+    for baselines in (run.baselines, []):
+        row = _row_of(replace(run, baselines=baselines), None, 1, 2)
+        session.write(cell, session._record(cell, "done", row))
+        chances += session.table([cell])["chance"].tolist()
+    assert 0 < chances[0] < 1 and math.isnan(chances[1])
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,17 @@ def test_where_all_cells_failed_there_is_no_figure(tmp_path):
     assert page.column("cells", "error, or why PGR is undefined") == ["CUDA out of memory"]
 
 
+def test_cells_without_a_known_chance_are_counted(without_figures, tmp_path):
+    table = make_table(**(ONE_OF_EACH | {"seeds": [0, 1]}))
+    table.loc[0, "weak_accuracy"] = 0.3
+    page = Page(write_sweep_report(as_written(table), {}, tmp_path))
+    assert "1 cell: the supervisor is not better than chance" in page.text and "not known" not in page.text
+    table.loc[0, "chance"] = np.nan
+    page = Page(write_sweep_report(as_written(table), {}, tmp_path))
+    assert "1 cell: chance is not known" in page.text and "not better than chance" not in page.text
+    assert page.column("cells", "chance") == ["", "0.500"]
+
+
 def test_where_pgr_is_undefined_the_other_figures_are_there(tmp_path):
     table = undefine(make_table(**ONE_OF_EACH), [0]).assign(
         agreement_supervisor_right=np.nan, agreement_supervisor_wrong=np.nan

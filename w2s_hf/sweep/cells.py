@@ -188,7 +188,7 @@ def _row_of(result: SeedResult, chance: float | None, weak_parameters: int, stud
     """Returns a row of the tidy table, of the results of one seed and one method."""
     (student,) = result.students
     if chance is None:
-        chance = min((baseline.accuracy for baseline in result.baselines if not baseline.model), default=0.0)
+        chance = min((baseline.accuracy for baseline in result.baselines if not baseline.model), default=None)
     accuracy_low, accuracy_high = student.ci95 or (None, None)
     pgr_low, pgr_high = student.pgr_ci95 or (None, None)
     return {

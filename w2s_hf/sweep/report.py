@@ -110,6 +110,8 @@ def _cautions(done: pd.DataFrame) -> list[str]:
         said.append(
             f"{_count(n, 'cell')}: the supervisor is not better than chance, so its labels and PGR say nothing."
         )
+    if n := int(done["chance"].isna().sum()):
+        said.append(f"{_count(n, 'cell')}: chance is not known, so the supervisor is not compared with it.")
     if n := int(done["pgr"].isna().sum()):
         said.append(f"{_count(n, 'cell')}: PGR is undefined, as the ceiling is not above the supervisor.")
     if n := int((done["pgr"].notna() & done["pgr_low"].isna()).sum()):
