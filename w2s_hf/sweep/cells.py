@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -55,28 +55,45 @@ class Session:
     Runs cells in one process, and keeps what they share.
 
     Args:
-        output_dir (`str`): Of the sweep; holds the stages of all cells.
+        output_dir (`str`): The directory of the sweep; holds the stages of all cells.
         options (`list[str]`): Command line of every cell, but for models, method and seed.
         configs (`dict[str, str]`): YAML file of each setting.
-        run_id (`str`): Of this run of the sweep, to tell its records from those of an earlier one.
+        run_id (`str`): Name of this run of the sweep, to tell its records from those of an earlier one.
+        key (`str`, *optional*): Hash of all that cells have in common and that can change a number. Computed by the
+            process that starts the sweep (the head), and given to all others.
+        code (`dict[str, str]`, *optional*): The versions that the head runs, from [`code_versions`].
+
+    Raises:
+        RuntimeError: this process runs other code than the head.
     """
 
     output_dir: str
     options: list[str]
     configs: dict[str, str]
     run_id: str = ""
+    key: str = ""
+    code: dict[str, str] = field(default_factory=code_versions)
     _experiments: dict[str, Experiment] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        here = code_versions()
+        if differences := [
+            f"{name} {here.get(name)} instead of {there}"
+            for name, there in self.code.items()
+            if here.get(name) != there
+        ]:
+            raise RuntimeError(
+                f"{socket.gethostname()} runs other code than the head: {', '.join(differences)}. Install the same "
+                "versions in the same way on all machines."
+            )
+        if not self.key:
+            texts = {setting: Path(path).read_text() for setting, path in self.configs.items()}
+            content = json.dumps([self.options, texts, self.code], sort_keys=True)
+            self.key = hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def for_others(self) -> dict:
         """Returns the arguments that make the same session in another process."""
-        return {"output_dir": self.output_dir, "options": self.options, "configs": self.configs, "run_id": self.run_id}
-
-    @property
-    def key(self) -> str:
-        """Returns a hash of all that cells have in common and that can change a number."""
-        texts = {setting: Path(path).read_text() for setting, path in self.configs.items()}
-        content = json.dumps([self.options, texts, code_versions()], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:12]
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def experiment(self, cell: Cell) -> Experiment:
         """The experiment of a cell; those of one setting share their stages, their rows and their loaded base."""
@@ -142,8 +159,16 @@ class Session:
         return {"cell": asdict(cell), "sweep": self.key, "run": self.run_id, "status": status, "row": row, **of_all}
 
     def write(self, cell: Cell, record: dict) -> None:
-        """A whole file or none, `cells/NAME.json`."""
-        path = self._path(cell)
+        """
+        Writes the record of a cell, a whole file or none: `cells/NAME.json`. A failure replaces no finished cell of
+        other options or code, and is written beside it: `cells/NAME.failed.json`.
+        """
+        path, failed_path = self._paths(cell)
+        there = json.loads(path.read_text()) if path.is_file() else record
+        if record["status"] == "failed" and there["status"] == "done" and there["sweep"] != self.key:
+            path = failed_path
+        else:
+            failed_path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.{_process_name()}.partial")
         aside.write_text(json.dumps(record, indent=1) + "\n")
@@ -151,19 +176,21 @@ class Session:
 
     def read(self, cell: Cell, any_run: bool = False) -> dict | None:
         """Returns the record of a cell by this run of the sweep, or by any run with these settings."""
-        path = self._path(cell)
-        if not path.is_file():
-            return None
-        record = json.loads(path.read_text())
-        return record if record["sweep"] == self.key and (any_run or record["run"] == self.run_id) else None
+        for path in self._paths(cell):
+            with suppress(FileNotFoundError):
+                record = json.loads(path.read_text())
+                if record["sweep"] == self.key and (any_run or record["run"] == self.run_id):
+                    return record
+        return None
 
     def table(self, cells: list[Cell]) -> pd.DataFrame:
         """The tidy table: a line a recorded cell, in the order of `cells`."""
         records = [record for cell in cells if (record := self.read(cell, any_run=True)) is not None]
         return pd.DataFrame([record["row"] for record in records], columns=list(_COLUMNS)).astype(_COLUMNS)
 
-    def _path(self, cell: Cell) -> Path:
-        return Path(self.output_dir) / "cells" / f"{cell.name}.json"
+    def _paths(self, cell: Cell) -> tuple[Path, Path]:
+        directory = Path(self.output_dir) / "cells"
+        return directory / f"{cell.name}.json", directory / f"{cell.name}.failed.json"
 
 
 def _task_of(name: str):

@@ -113,11 +113,12 @@ def _as_dict(job: Job) -> dict:
 
 
 def _work(job: dict, session: dict, variables: dict[str, str], accelerate_config: str | None) -> None:
-    """On a worker. Nothing is returned: what is recorded of cells is on the shared folder."""
+    """Runs a job on a worker. Returns nothing: the records of cells are on the shared folder."""
     os.environ.update(variables)
+    here = Session(**session)  # raises where this machine runs other code
     if accelerate_config is None:
         logging.getLogger("w2s_hf").setLevel(logging.INFO)
-        return run_job(Session(**session), Job(tuple(Cell(**cell) for cell in job["cells"]), job["only_supervisors"]))
+        return run_job(here, Job(tuple(Cell(**cell) for cell in job["cells"]), job["only_supervisors"]))
     path = Path(session["output_dir"]) / "jobs" / f"{Cell(**job['cells'][0]).name}-{os.getpid()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"session": session, **job}))
