@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.running import WHOLE_RUNS
 
 import w2s_hf
 
@@ -179,6 +180,14 @@ def test_every_help_text_is_there():
     for kind in ours:
         for field in dataclasses.fields(kind):
             assert field.metadata.get("help") or field.name in theirs, f"{kind.__name__}.{field.name}"
+
+
+def test_fixtures_of_whole_runs_exist():
+    """Their tests are marked as slow by the name of the fixture."""
+    nodes = [node for path in Path(__file__).parent.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    fixtures = {node.name for node in functions if "fixture" in " ".join(map(ast.unparse, node.decorator_list))}
+    assert fixtures >= WHOLE_RUNS
 
 
 def test_no_test_module_imports_another():
