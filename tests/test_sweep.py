@@ -21,7 +21,7 @@ from helpers.cards import CARDS
 from helpers.running import ROOT, recipe, recipe_here, start
 
 from w2s_hf import WeakLabels, read_results
-from w2s_hf.experiments import finetuner as finetuning
+from w2s_hf.experiments import finetuner
 from w2s_hf.experiments.output_directory import Manifest
 from w2s_hf.leaderboard import find_cards, leaderboard
 from w2s_hf.results import ExperimentResult
@@ -66,14 +66,14 @@ def check_same(output: Path, expected: Path) -> None:
 
 @pytest.fixture(scope="module")
 def swept(cache, tmp_path_factory):
-    output, loaded, load_base = tmp_path_factory.mktemp("sweep") / "out", [], finetuning.load_base
+    output, loaded, load_base = tmp_path_factory.mktemp("sweep") / "out", [], finetuner.load_base
 
     def watched(model, *args):
         loaded.append(model.name if model.config.use_peft else "all weights")
         return load_base(model, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "load_base", watched)
+        patch.setattr(finetuner, "load_base", watched)
         process = sweep(cache=cache, output=output)
     assert process.returncode == 0, process.stderr[-3000:]
     return output, process, loaded
