@@ -24,7 +24,6 @@ from ..experiments.cache import code_versions, library_versions
 from ..experiments.cli import parse_arguments
 from ..experiments.config import ChessArguments, ClassificationArguments, ExperimentArguments, RewardArguments
 from ..experiments.experiment import Experiment, setting_of
-from ..experiments.scores import outputs_of
 from ..experiments.seed import train_supervisor
 from ..modeling import load_config
 from ..results import LinkResult, SeedResult, StudentResult
@@ -122,10 +121,7 @@ class Session:
             experiment = self.experiment(cell)
             context = experiment.seed_context(cell.seed)
             result = context.result
-            directories = {
-                outputs.student: context.trained[role].directory
-                for role, outputs in outputs_of(experiment.args.methods, cell.seed, context.trained).items()
-            }
+            directories = context.student_directories
             for student in result.students:
                 students: list[StudentResult | LinkResult] = [student, *student.links]
                 for model in students:  # a sweep copies no student; this is where it is
