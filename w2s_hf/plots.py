@@ -213,7 +213,7 @@ _MARKERS = "osD^vPX"
 _LINES = ("-", (0, (4, 1)), (0, (5, 1, 1, 1)), (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
 # Names are plain text, "$" included; letters as outlines look the same everywhere; the salt makes an SVG repeatable.
-STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {  # not `str`: the stubs of newer versions of matplotlib list the names of all settings
     "text.parse_math": False,
     "text.usetex": False,
     "svg.fonttype": "path",

@@ -23,7 +23,7 @@ from ..config import CompletionConfig, RewardPairConfig, WeakToStrongConfig
 from ..experiments.cache import code_versions, library_versions
 from ..experiments.cli import parse_arguments
 from ..experiments.config import ChessArguments, ClassificationArguments, ExperimentArguments, RewardArguments
-from ..experiments.experiment import Experiment, setting_of
+from ..experiments.experiment import Experiment, ExperimentTask, setting_of
 from ..experiments.seed import train_supervisor
 from ..modeling import load_config
 from ..results import LinkResult, SeedResult, StudentResult
@@ -189,7 +189,7 @@ class Session:
         return directory / f"{cell.name}.json", directory / f"{cell.name}.failed.json"
 
 
-def _task_of(name: str):
+def _task_of(name: str) -> ExperimentTask:
     """The task of a name, of whatever setting."""
     if name == CHESS_TASK:
         from ..tasks.chess import CHESS_PUZZLES
