@@ -95,7 +95,7 @@ class Session:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def experiment(self, cell: Cell) -> Experiment:
-        """The experiment of a cell; those of one setting share their stages, their rows and their loaded base."""
+        """Returns the experiment of a cell. Those of one setting share their stages, rows and loaded base model."""
         experiment, training = _COMMAND_LINES[cell.setting]
         options = [*self.options, "--config", self.configs[cell.setting], "--output_dir", self.output_dir]
         options += ["--weak_model", cell.weak_model, "--student_model", cell.student_model]
@@ -180,7 +180,7 @@ class Session:
         return None
 
     def table(self, cells: list[Cell]) -> pd.DataFrame:
-        """The tidy table: a line a recorded cell, in the order of `cells`."""
+        """Returns the tidy table: a row per recorded cell, in the order of `cells`."""
         records = [record for cell in cells if (record := self.read(cell, any_run=True)) is not None]
         return pd.DataFrame([record["row"] for record in records], columns=list(_COLUMNS)).astype(_COLUMNS)
 
@@ -190,7 +190,7 @@ class Session:
 
 
 def _task_of(name: str) -> ExperimentTask:
-    """The task of a name, of whatever setting."""
+    """Returns the task of a name, in any setting."""
     if name == CHESS_TASK:
         from ..tasks.chess import CHESS_PUZZLES
 
@@ -200,7 +200,7 @@ def _task_of(name: str) -> ExperimentTask:
 
 @cache
 def _n_parameters(path: str, revision: str | None) -> int:
-    """Parameters of a model without its head; reads its configuration alone."""
+    """Returns the number of parameters of a model without its head; reads its configuration alone."""
     config = load_config(path, revision)
     with torch.device("meta"):
         network = AutoModel.from_config(config)
@@ -208,7 +208,7 @@ def _n_parameters(path: str, revision: str | None) -> int:
 
 
 def _row_of(result: SeedResult, chance: float | None, weak_parameters: int, student_parameters: int) -> dict:
-    """Returns a row of the tidy table, of the results of one seed and one method."""
+    """Returns the row of the tidy table for the results of one seed and one method."""
     (student,) = result.students
     if chance is None:
         chance = min((baseline.accuracy for baseline in result.baselines if not baseline.model), default=None)
@@ -247,7 +247,7 @@ _COLUMNS = {
 
 
 def run_job(session: Session, job: Job, on_record: Callable[[Cell, dict], None] = lambda cell, record: None) -> None:
-    """Runs the cells of a job and writes what is recorded of each, `cells/NAME.json`."""
+    """Runs the cells of a job and writes the record of each, `cells/NAME.json`."""
     with _logged_to(Path(session.output_dir) / "logs" / f"{_process_name()}.txt"):
         for cell in job.cells:
             if job.only_supervisors:
@@ -265,13 +265,13 @@ def run_job(session: Session, job: Job, on_record: Callable[[Cell, dict], None] 
 
 
 def _process_name() -> str:
-    """On all machines another."""
+    """Returns a name that no other process on any machine has."""
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
-    """What trainings print, and what is logged, goes to a file; the screen is for the table."""
+    """Sends the output and the log of trainings to a file: the screen shows the table."""
     path.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger()
     with open(path, "a", buffering=1) as file:
@@ -286,7 +286,7 @@ def _logged_to(path: Path) -> Iterator[None]:
 
 
 def main(path: str) -> None:
-    """A job in a process of its own: `accelerate launch -m w2s_hf.sweep.cells JOB.json`."""
+    """Runs a job in a process of its own: `accelerate launch -m w2s_hf.sweep.cells JOB.json`."""
     job = json.loads(Path(path).read_text())
     logging.getLogger("w2s_hf").setLevel(logging.INFO)
     run_job(Session(**job["session"]), Job(tuple(Cell(**cell) for cell in job["cells"]), job["only_supervisors"]))

@@ -1,4 +1,4 @@
-"""The page of a sweep: one HTML file with figures, tables and settings, for which nothing is loaded."""
+"""The page of a sweep: one HTML file with figures, tables and settings that loads no other file."""
 
 import base64
 import os
@@ -36,9 +36,9 @@ def write_sweep_report(table: pd.DataFrame, settings: Mapping[str, object], dire
     give the same bytes.
 
     Args:
-        table (`pandas.DataFrame`): As for [`w2s_hf.sweep.plots.finished`]: a row per cell, failed ones too.
-        settings (`Mapping[str, object]`): Shown as they print. Names, settings and errors are escaped.
-        directory (`str` or `Path`): Where to.
+        table (`pandas.DataFrame`): The table of [`w2s_hf.sweep.plots.finished`]: a row per cell, failed ones too.
+        settings (`Mapping[str, object]`): The settings to show, as text. Names, settings and errors are escaped.
+        directory (`str` or `Path`): The directory of the sweep.
 
     Returns:
         `Path` of `report.html`.
@@ -122,7 +122,7 @@ def _text(value: object) -> dict:
 
 
 def _number(value: float, form: str = ".3f", ends: tuple[float, float] | None = None, missing: str = "") -> dict:
-    """A number and, in brackets, an interval; its full value is what it is sorted by."""
+    """Returns a number with its interval in brackets, and the full value to sort by."""
     if pd.isna(value):
         return {"text": missing, "value": ""}
     text = f"{value:{form}}"
@@ -136,7 +136,7 @@ def _size(parameters: float) -> dict:
 
 
 def _summary(table: pd.DataFrame) -> dict:
-    """A line a task, pair of models and method."""
+    """Returns a row per task, pair of models and method."""
     columns = [_column(name, "text") for name in ("task", "supervisor", "student", "method")]
     columns += [_column(name) for name in ("mean accuracy [range]", "supervisor accuracy", "ceiling accuracy")]
     columns += [_column(name) for name in ("median PGR [range]", "seeds", "PGR undefined", "failed", "test rows")]
@@ -168,7 +168,7 @@ def _summary(table: pd.DataFrame) -> dict:
 
 
 def _cells(table: pd.DataFrame) -> dict:
-    """A line a cell; what a reader looks for first comes first."""
+    """Returns a row per cell. What a reader looks for first comes first."""
     columns = [_column(name, "text") for name in ("task", "supervisor", "student", "method")]
     columns += [_column("seed"), _column("status", "text")]
     columns += [_column(name) for name in ("accuracy [95 %]", "supervisor accuracy", "ceiling accuracy", "PGR [95 %]")]
