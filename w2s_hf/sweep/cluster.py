@@ -17,7 +17,7 @@ __all__ = ["run_on_cluster"]
 
 logger = logging.getLogger(__name__)
 
-# A worker that dies: the job goes on elsewhere, from the stages and checkpoints that it left.
+# Retries of a job whose worker dies. It goes on elsewhere, from the stages and checkpoints that it left.
 _MAX_RETRIES = 3
 
 
