@@ -95,10 +95,14 @@ def test_it_is_found_in_its_file(directory):
         ({"example": lambda task, row: {"prompt": None, "ground_truth": "1"}}, "got None as the `prompt`"),
         ({"extra_columns": ("unit",)}, "an example without 'unit', which is in `extra_columns`"),
         ({"parse": lambda task, text: None}, "got False from `is_correct` for the ground truth"),
+        (
+            {"parse": lambda task, text: re.search(r"\d\d+", text) and text},  # nothing below ten
+            r"' 4' of the prompt '2 \+ 2 =', expected True \(8 of 201 rows of the split 'train'\)",
+        ),
         ({"is_correct": lambda task, *columns: "yes"}, "got 'yes' from `is_correct`"),
         ({"setting": "sums"}, "got the setting 'sums', expected 'generation'"),
     ],
-    ids=["no prompt", "no extra column", "no answer", "no bool", "a setting of its own"],
+    ids=["no prompt", "no extra column", "no answer", "no answer to some rows", "no bool", "a setting of its own"],
 )
 def test_a_faulty_task_is_refused_before_training(change, message, directory):
     task = type("Faulty", (Additions,), change)("additions", "me/additions", test_split=None)

@@ -172,8 +172,8 @@ class CompletionLoader(Loader):
         Returns the examples of a split, sorted by id.
 
         Raises:
-            ValueError: the task makes no example as it should, a completion is longer than `max_new_tokens`, or no row
-                is left.
+            ValueError: the task makes no example as it should or rejects a ground truth, a completion is longer than
+                `max_new_tokens`, or no row is left.
         """
         examples: list[dict] = []
         for row in tqdm(rows, desc=f"Reading {split}"):
@@ -183,13 +183,12 @@ class CompletionLoader(Loader):
                 self.n_dropped[str(error)] += 1
                 continue
             self._check_example(example, row)
-            if not examples:
-                self._check_is_correct(example)
             content = hashlib.sha256(f"{example['prompt']}\0{example['ground_truth']}".encode()).hexdigest()
             defaults = {"id": content[:16], "text": example["prompt"], "keys": [f"prompt: {example['prompt']}"]}
             examples.append(defaults | example)
         for tokenizer in self.tokenizers:
             examples = self._fitting(examples, tokenizer)
+        self._check_is_correct(split, examples)
         return self.sorted_by_id(split, examples)
 
     def _check_example(self, example: dict, row: dict) -> None:
@@ -207,13 +206,18 @@ class CompletionLoader(Loader):
                 "what `example` returns."
             )
 
-    def _check_is_correct(self, example: dict) -> None:
-        """Raises `ValueError` where the task does not take a ground truth as correct, before anything is trained."""
-        is_correct = self.task.is_correct(Completion(example["ground_truth"], is_cut=False), example)
-        if not isinstance(is_correct, bool | np.bool_) or not is_correct:
+    def _check_is_correct(self, split: str, examples: list[dict]) -> None:
+        """Raises `ValueError` where the task rejects a ground truth: no model could answer such a row."""
+        answers = [
+            self.task.is_correct(Completion(example["ground_truth"], is_cut=False), example) for example in examples
+        ]
+        faulty = [n for n, answer in enumerate(answers) if not (isinstance(answer, bool | np.bool_) and answer)]
+        if faulty:
+            first = examples[faulty[0]]
             raise ValueError(
-                f"{self.task.name}: got {is_correct!r} from `is_correct` for the ground truth "
-                f"{example['ground_truth']!r}, expected True. Correct `parse` or `is_correct`; or raise "
+                f"{self.task.name}: got {answers[faulty[0]]!r} from `is_correct` for the ground truth "
+                f"{first['ground_truth']!r} of the prompt {first['prompt'][-60:]!r}, expected True ({len(faulty)} of "
+                f"{len(examples)} {self.rows_are} of the split {split!r}). Correct `parse` or `is_correct`; or raise "
                 "BrokenRowError in `example` for such rows."
             )
 
