@@ -130,6 +130,15 @@ def test_rows_are_unique_and_their_questions_stay_in_one_part():
     assert splits.fingerprint == task.load(raw=raw, n_train=20, n_weak=20, n_validation=4).fingerprint
 
 
+def test_prompts_that_differ_by_case_or_spacing_alone_are_different_rows():
+    questions = [f"{word} +{space}{n}" for n in range(30) for word in "aA" for space in ("", " ")]
+    rows = [{"question": question, "answer": question[0]} for question in questions]
+    copy = type("Copy", (Additions,), {"parse": lambda task, text: text})("copy", "me/copy", test_split=None)
+    splits = copy.load(raw=DatasetDict(train=Dataset.from_list([*rows, rows[0]])))
+    prompts = [prompt for part in splits.parts.values() for prompt in part["prompt"]]
+    assert sorted(prompts) == sorted(f"{question} =" for question in questions)
+
+
 def test_a_column_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="has no column 'answer'"):
         ADDITIONS.load(raw=DatasetDict(train=additions(60).remove_columns("answer")))

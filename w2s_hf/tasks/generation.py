@@ -78,8 +78,9 @@ class GenerationTask(AnyTask):
 
         Returns:
             `dict` with `prompt`, `ground_truth` (the completion to train on, with its leading space) and
-            `extra_columns`. Optional: `id` (default: a hash of prompt and completion), `text` (default: the prompt;
-            examples of equal text are duplicates) and `keys` (examples that share one stay in one part).
+            `extra_columns`. Optional: `id` (default: a hash of prompt and completion), `text` (default: a hash of the
+            prompt; examples whose texts are equal up to case and spacing are duplicates) and `keys` (default: the
+            prompt; examples that share one stay in one part).
 
         Raises:
             BrokenRowError: the row cannot be used.
@@ -183,8 +184,9 @@ class CompletionLoader(Loader):
                 self.n_dropped[str(error)] += 1
                 continue
             self._check_example(example, row)
-            content = hashlib.sha256(f"{example['prompt']}\0{example['ground_truth']}".encode()).hexdigest()
-            defaults = {"id": content[:16], "text": example["prompt"], "keys": [f"prompt: {example['prompt']}"]}
+            prompt, content = example["prompt"], f"{example['prompt']}\0{example['ground_truth']}"
+            # Prompts may differ by case or spacing alone, which comparisons of texts ignore: so a hash.
+            defaults = {"id": _hash(content)[:16], "text": _hash(prompt), "keys": [f"prompt: {prompt}"]}
             examples.append(defaults | example)
         for tokenizer in self.tokenizers:
             examples = self._fitting(examples, tokenizer)
@@ -239,6 +241,10 @@ class CompletionLoader(Loader):
         fits = prompts <= n_prompt
         self.n_dropped[f"a prompt of more than {n_prompt} tokens"] += int((~fits).sum())
         return [example for example, is_short in zip(examples, fits, strict=True) if is_short]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_completions(

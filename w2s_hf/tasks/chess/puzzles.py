@@ -1,6 +1,5 @@
 """The task of chess puzzles: how a row becomes a prompt and a move, how moves are scored, and how rows are loaded."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,10 +78,9 @@ class ChessTask(GenerationTask):
             row (`dict`): A row of the dataset.
 
         Returns:
-            `dict` with `id` (hash of the content), `prompt`, `fen` (the position to move in), `rating` (-1 where there
-            is none), `band` (of ratings, such as `1200-1599`), `ground_truth` (the move as it follows the prompt, with
-            its leading space), `text` (a hash of the prompt, to find duplicates) and `keys` (rows that share one stay
-            together).
+            `dict` with `prompt`, `fen` (the position to move in), `rating` (-1 where there is none), `band` (of
+            ratings, such as `1200-1599`), `ground_truth` (the move as it follows the prompt, with its leading space),
+            `keys` (rows that share one stay together) and `tells_game` (whether its game is known).
 
         Raises:
             BrokenPuzzleError: a move is illegal, or the row cannot be read.
@@ -97,16 +95,12 @@ class ChessTask(GenerationTask):
         prompt, board, target = read_transcript(row) if is_transcript else read_table_row(row)
         # Of two puzzles of one position, one may come without its game.
         keys = [f"position: {position_key(board)}", *game_key(row)]
-        # Pieces and moves differ by case, which comparisons of texts ignore: so a hash.
-        content = hashlib.sha256(f"{prompt}\0{target}".encode()).hexdigest()
         rating = rating_of(row.get("Rating"))
         return {
-            "id": content[:16],
             "prompt": prompt,
             "fen": board.fen(),
             "rating": rating,
             "band": row.get("band") or band_of(rating),
-            "text": hashlib.sha256(prompt.encode()).hexdigest(),
             "keys": keys,
             "tells_game": len(keys) > 1 or (is_transcript and row.get("fen") is None),
             "ground_truth": target,
