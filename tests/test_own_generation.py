@@ -140,7 +140,7 @@ def test_prompts_that_differ_by_case_or_spacing_alone_are_different_rows():
 
 
 def test_a_column_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="has no column 'answer'"):
+    with pytest.raises(ValueError, match="has no column 'answer'; it has question, expected question, answer"):
         ADDITIONS.load(raw=DatasetDict(train=additions(60).remove_columns("answer")))
 
 

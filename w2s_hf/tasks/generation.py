@@ -66,7 +66,6 @@ class GenerationTask(AnyTask):
     rows: ClassVar[str] = "rows"
     columns: ClassVar[tuple[str, ...]] = ()
     extra_columns: ClassVar[tuple[str, ...]] = ()
-    expected_columns: ClassVar[str] = "a prompt and its completion"
 
     @abstractmethod
     def example(self, row: dict) -> dict:

@@ -53,7 +53,6 @@ class PreferenceTask(AnyTask):
     description: str = ""
 
     columns = ("chosen", "rejected")
-    expected_columns = ", ".join(columns)
     class_names = ("second", "first")
 
     def example(self, row: dict) -> dict:

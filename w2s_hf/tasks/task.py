@@ -88,9 +88,9 @@ class AnyTask(ABC):
         """Columns that a row must have."""
 
     @property
-    @abstractmethod
     def expected_columns(self) -> str:
-        """The same in words, with the alternatives where there are some."""
+        """The columns in words, for messages."""
+        return ", ".join(self.columns)
 
 
 @dataclass(frozen=True)
@@ -205,11 +205,6 @@ class Task(AnyTask):
         named = [name for name in (*self.shown, *together, *self.question) if name not in computed]
         label = [self.label] if isinstance(self.label, str) else []
         return tuple(dict.fromkeys([*named, *self.reads, *label]))
-
-    @property
-    def expected_columns(self) -> str:
-        """The same in words."""
-        return ", ".join(self.columns)
 
     def examples(self, row: dict) -> Iterator[dict]:
         """

@@ -67,8 +67,11 @@ class ChessTask(GenerationTask):
     setting = "chess"
     rows = "puzzles"
     extra_columns = ("fen", "rating", "band")
-    # Which columns of a dataset it takes depends on the schema.
-    expected_columns = "; or ".join(f"{', '.join(columns)}: {name}" for name, columns in _SCHEMAS.items())
+
+    @property
+    def expected_columns(self) -> str:
+        """The columns of either schema in words, for messages."""
+        return "; or ".join(f"{', '.join(columns)}: {name}" for name, columns in _SCHEMAS.items())
 
     def example(self, row: dict) -> dict:
         """
