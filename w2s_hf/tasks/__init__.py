@@ -11,7 +11,7 @@ from .generation import GenerationTask
 from .multiple_choice import MULTIPLE_CHOICE_TASKS
 from .preferences import PREFERENCE_TASKS, PreferenceTask, load_pairs
 from .splits import Half, TaskSplits
-from .task import Source, Task
+from .task import Source, Task, sources_of
 from .texts import TextLoader
 from .tokenizing import COMPLETION_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
 
@@ -97,7 +97,7 @@ def task_table() -> str:
             f"{task.train_split[0]} / {(task.test_split or ('held out',))[0]}",
             ", else ".join(
                 " ".join(part for part in (source.id, source.config) if part and part not in ("default", "plain_text"))
-                for source in task.sources
+                for source in sources_of(task)
             ),
             task.description,
         )

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ..labels import Completion
 from ..results import ExperimentResult
 from .splits import Loader, TaskSplits
-from .task import AnyTask, OneOrMore, Source
+from .task import AnyTask, Source
 from .tokenizing import COMPLETION_COLUMNS, completion_lengths
 
 __all__ = ["BrokenRowError", "CompletionLoader", "GenerationTask", "load_completions"]
@@ -57,9 +57,9 @@ class GenerationTask(AnyTask):
     """
 
     name: str
-    sources: OneOrMore[tuple[Source, ...]] = OneOrMore(of=Source)
-    train_split: OneOrMore[tuple[str, ...]] = OneOrMore(("train",))
-    test_split: OneOrMore[tuple[str, ...] | None] = OneOrMore(("test",))
+    sources: str | tuple[Source, ...]
+    train_split: str | tuple[str, ...] = ("train",)
+    test_split: str | tuple[str, ...] | None = ("test",)
     description: str = ""
 
     setting: ClassVar[str] = "generation"

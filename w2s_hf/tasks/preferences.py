@@ -14,7 +14,7 @@ from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .splits import Loader, TaskSplits
-from .task import AnyTask, OneOrMore, Source, normal, random_key
+from .task import AnyTask, Source, normal, random_key
 from .tokenizing import PAIR_COLUMNS, response_lengths
 
 __all__ = ["ANTHROPIC_HH", "PREFERENCE_TASKS", "PreferenceTask", "load_pairs"]
@@ -46,9 +46,9 @@ class PreferenceTask(AnyTask):
     """
 
     name: str
-    sources: OneOrMore[tuple[Source, ...]] = OneOrMore(of=Source)
-    train_split: OneOrMore[tuple[str, ...]] = OneOrMore(("train",))
-    test_split: OneOrMore[tuple[str, ...] | None] = OneOrMore(("test",))
+    sources: str | tuple[Source, ...]
+    train_split: str | tuple[str, ...] = ("train",)
+    test_split: str | tuple[str, ...] | None = ("test",)
     group_by_prompt: bool = True
     description: str = ""
 

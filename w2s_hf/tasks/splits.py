@@ -31,7 +31,7 @@ from .halves import (
     unique_rows,
 )
 from .loading import load_raw
-from .task import AnyTask
+from .task import AnyTask, sources_of
 from .tokenizing import TEXT_COLUMNS
 
 __all__ = ["Half", "Loader", "TaskSplits"]
@@ -243,7 +243,7 @@ class Loader(ABC):
     ) -> TaskSplits:
         """Loads the parts of an experiment; arguments as in [`w2s_hf.tasks.load_task`]."""
         if raw is not None:
-            source = {"id": self.task.sources[0].id, "revision": "generated"}
+            source = {"id": sources_of(self.task)[0].id, "revision": "generated"}
         else:
             raw, source = load_raw(self.task, dataset_path)
         wanted = part_sizes(n_train, n_weak, n_validation)

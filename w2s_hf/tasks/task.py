@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import Any, Generic, TypeVar
+from typing import cast
 
 __all__ = [
-    "PARQUET_BRANCH", "AnyTask", "EmptyFieldError", "LabelError", "OneOrMore", "Source", "Task", "normal", "random_key"
+    "PARQUET_BRANCH", "AnyTask", "EmptyFieldError", "LabelError", "Source", "Task", "normal", "random_key",
+    "sources_of",
 ]  # fmt: skip
 
 # Here the Hub keeps the converted rows of datasets whose own branch is a script, which `datasets` no longer runs.
@@ -35,38 +36,11 @@ class Source:
     rename: dict[str, str] = field(default_factory=dict)
 
 
-V = TypeVar("V")
-
-
-class OneOrMore(Generic[V]):
-    """
-    A field of a task that holds a tuple, and takes a string in place of a tuple of one.
-
-    Args:
-        default (*optional*): The default of the field.
-        of (`type`, *optional*, defaults to `str`): Makes the one element of the tuple from the string.
-    """
-
-    def __init__(self, *default: V, of: Callable[[str], Any] = str):
-        self.default, self.of = default, of
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, task: object, owner: type | None = None) -> V:
-        if task is not None:
-            return task.__dict__[self.name]
-        if not self.default:
-            raise AttributeError(self.name)  # by this a dataclass knows that a field has no default
-        return self.default[0]
-
-    def __set__(self, task: object, value: str | V) -> None:
-        task.__dict__[self.name] = (self.of(value),) if isinstance(value, str) else value
-
-
 class AnyTask(ABC):
     """
     The attributes of tasks of all kinds: [`Task`], [`PreferenceTask`] and [`GenerationTask`].
+
+    A task takes one string instead of a tuple; here the attributes are tuples.
 
     Attributes:
         name (`str`): Its name in results.
@@ -77,10 +51,21 @@ class AnyTask(ABC):
     """
 
     name: str
-    sources: OneOrMore[tuple[Source, ...]]
-    train_split: OneOrMore[tuple[str, ...]]
-    test_split: OneOrMore[tuple[str, ...] | None]
+    sources: str | tuple[Source, ...]
+    train_split: str | tuple[str, ...]
+    test_split: str | tuple[str, ...] | None
     description: str
+
+    def __post_init__(self) -> None:
+        self._as_tuples("train_split", "test_split")
+        if isinstance(self.sources, str):
+            object.__setattr__(self, "sources", (Source(self.sources),))
+
+    def _as_tuples(self, *names: str) -> None:
+        """Makes a tuple of each of these fields that is one string."""
+        for name in names:
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
 
     @property
     @abstractmethod
@@ -138,24 +123,26 @@ class Task(AnyTask):
     """
 
     name: str
-    sources: OneOrMore[tuple[Source, ...]] = OneOrMore(of=Source)
-    template: str  # type: ignore[misc]  # mypy takes the field above for one with a default
+    sources: str | tuple[Source, ...]
+    template: str
     label: str | Callable[[dict], int] | None = None
     choices: Callable[[dict], list[str]] | None = None
     correct: Callable[[dict], int] | None = None
     fields: dict[str, Callable[[dict], str]] = field(default_factory=dict)
-    reads: OneOrMore[tuple[str, ...]] = OneOrMore(())
+    reads: str | tuple[str, ...] = ()
     context: str | None = None
     shorten_from: str = "end"
-    group: OneOrMore[tuple[str | tuple[str, ...], ...]] = OneOrMore(())
-    question: OneOrMore[tuple[str, ...]] = OneOrMore(())
+    group: str | tuple[str | tuple[str, ...], ...] = ()
+    question: str | tuple[str, ...] = ()
     class_names: tuple[str, str] = ("no", "yes")
-    train_split: OneOrMore[tuple[str, ...]] = OneOrMore(("train",))
-    test_split: OneOrMore[tuple[str, ...] | None] = OneOrMore(("test",))
+    train_split: str | tuple[str, ...] = ("train",)
+    test_split: str | tuple[str, ...] | None = ("test",)
     drop_empty: bool = False
     description: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._as_tuples("reads", "group", "question")
         shown = self.shown
         bare = [
             name for _, name, spec, conversion in Formatter().parse(self.template) if name and not (spec or conversion)
@@ -298,6 +285,11 @@ class EmptyFieldError(ValueError):
 
 class LabelError(ValueError):
     """A row has a label that is neither of the two classes."""
+
+
+def sources_of(task: AnyTask) -> tuple[Source, ...]:
+    """Returns the sources of a task, of which `__post_init__` has made a tuple."""
+    return cast(tuple[Source, ...], task.sources)
 
 
 def normal(text: str) -> str:
