@@ -45,7 +45,8 @@ def load_raw(task: AnyTask, dataset_path: str | None = None) -> tuple[DatasetDic
     """
     if dataset_path is not None:
         raw = _load_local(task, dataset_path, "--dataset_path")
-        return raw, {"id": sources_of(task)[0].id, "revision": "local"}
+        dataset = Path(dataset_path).name if task.has_several_schemas else sources_of(task)[0].id
+        return raw, {"id": dataset, "revision": "local"}
     failures = []
     for source in sources_of(task):
         if Path(source.id).exists() or Path(source.id).suffix in _READERS:

@@ -55,6 +55,7 @@ class AnyTask(ABC):
     train_split: str | tuple[str, ...]
     test_split: str | tuple[str, ...] | None
     description: str
+    has_several_schemas = False  # whether only the name of a local file tells which dataset it is
 
     def __post_init__(self) -> None:
         self._as_tuples("train_split", "test_split")

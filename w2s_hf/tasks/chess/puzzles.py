@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ...labels import Completion
@@ -67,6 +67,7 @@ class ChessTask(GenerationTask):
     setting = "chess"
     rows = "puzzles"
     extra_columns = ("fen", "rating", "band")
+    has_several_schemas = True
 
     @property
     def expected_columns(self) -> str:
@@ -186,8 +187,6 @@ def load_puzzles(
     tokenizers: Sequence[PreTrainedTokenizerBase] = (),
     max_length: int | None = None,
     max_new_tokens: int | None = None,
-    dataset_path: str | None = None,
-    raw: DatasetDict | None = None,
     **options,
 ) -> TaskSplits:
     """
@@ -204,8 +203,8 @@ def load_puzzles(
         max_length (`int`, *optional*): Tokens of prompt and completion. A prompt that leaves no room for
             `max_new_tokens` is left out: without its beginning a transcript is another game.
         max_new_tokens (`int`, *optional*): Tokens of a completion.
-        dataset_path, raw, options: As in [`w2s_hf.tasks.generation.load_completions`]. Of one split a fifth is held
-            out to test.
+        options: As in [`w2s_hf.tasks.load_task`]: `dataset_path`, `raw`, `n_train`, `n_weak`, `n_validation`, `n_test`,
+            `n_links`, `seed`. A fifth of a dataset with one split is held out to test.
 
     Returns:
         [`TaskSplits`] whose parts have `COMPLETION_COLUMNS`, `fen`, `group`, `rating` (-1 where there is none), `band`
@@ -216,11 +215,7 @@ def load_puzzles(
         ValueError: the columns are of neither schema, there are too few rows, a prompt ends in the middle of a token,
             or `max_new_tokens` is too small for the moves.
     """
-    loader = PuzzleLoader(task, tokenizers, max_length, max_new_tokens)
-    splits = loader.load(dataset_path=dataset_path, raw=raw, **options)
-    if dataset_path is not None and raw is None:
-        splits.source["id"] = Path(dataset_path).name  # which of the schemas it has, the task does not know
-    return splits
+    return PuzzleLoader(task, tokenizers, max_length, max_new_tokens).load(**options)
 
 
 def _link_games(rows: list[dict]) -> None:
