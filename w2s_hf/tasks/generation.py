@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..labels import Completion
 from ..results import ExperimentResult
-from .splits import Loader, TaskSplits
+from .splits import Loader, SplitOptions, TaskSplits
 from .task import AnyTask, Source
 from .tokenizing import COMPLETION_COLUMNS, completion_lengths
 
@@ -252,7 +252,7 @@ def load_completions(
     tokenizers: Sequence[PreTrainedTokenizerBase] = (),
     max_length: int | None = None,
     max_new_tokens: int | None = None,
-    **options,
+    **options: Unpack[SplitOptions],
 ) -> TaskSplits:
     """
     Loads prompts and completions, leaves out broken rows, and splits the rest.
@@ -263,8 +263,8 @@ def load_completions(
         max_length (`int`, *optional*): Tokens of prompt and completion. A prompt that leaves no room for
             `max_new_tokens` is left out.
         max_new_tokens (`int`, *optional*): Tokens of a completion.
-        options: As in [`w2s_hf.tasks.load_task`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
-            `n_validation`, `n_test`, `n_links`, `seed`.
+        options: [`w2s_hf.tasks.SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`, `n_validation`, `n_test`,
+            `n_links`, `seed`.
 
     Returns:
         [`TaskSplits`] whose parts have `COMPLETION_COLUMNS`, the task's `extra_columns`, `group` and `ground_truth`.

@@ -7,13 +7,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Unpack
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .splits import Loader, TaskSplits
+from .splits import Loader, SplitOptions, TaskSplits
 from .task import AnyTask, Source, normal, random_key
 from .tokenizing import PAIR_COLUMNS, response_lengths
 
@@ -189,7 +190,7 @@ def load_pairs(
     *,
     tokenizers: Sequence[PreTrainedTokenizerBase] = (),
     max_length: int | None = None,
-    **options,
+    **options: Unpack[SplitOptions],
 ) -> TaskSplits:
     """
     Loads pairs, leaves out what cannot be compared, and halves them.
@@ -204,9 +205,8 @@ def load_pairs(
         tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*):
             Of all models; a pair with a response that is longer than `max_length` for any of them is left out.
         max_length (`int`, *optional*): Tokens; a prompt can be shortened to it, a response cannot.
-        options: As in [`w2s_hf.tasks.load_task`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
-            `n_validation`, `n_test`, `n_links`, `seed`. A local file or directory with one split has a fifth of it
-            held out to test.
+        options: [`w2s_hf.tasks.SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`, `n_validation`, `n_test`,
+            `n_links`, `seed`. A local file or directory with one split has a fifth of it held out to test.
 
     Returns:
         [`TaskSplits`] whose parts have `PAIR_COLUMNS`, `group` and `ground_truth`.

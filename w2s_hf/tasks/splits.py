@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -34,9 +34,39 @@ from .loading import load_raw
 from .task import AnyTask, sources_of
 from .tokenizing import TEXT_COLUMNS
 
-__all__ = ["Half", "Loader", "TaskSplits"]
+__all__ = ["Half", "Loader", "SplitOptions", "TaskSplits"]
 
 logger = logging.getLogger(__name__)
+
+
+class SplitOptions(TypedDict, total=False):
+    """
+    Options of all functions that load and split rows, such as [`w2s_hf.tasks.load_task`].
+
+    Args:
+        dataset_path (`str`, *optional*): A local directory or file in the dataset's own schema; by default the rows
+            come from the `sources` of the task.
+        raw ([`~datasets.DatasetDict`], *optional*): Rows in memory, instead of either. The rows of a split `links` are
+            for the links alone, in addition to the training rows that no part uses.
+        n_train (`int`, *optional*): Rows of the student half; defaults to `n_weak`, and to about half of the training
+            rows.
+        n_weak (`int`, *optional*): Rows of the weak half; defaults to `n_train`.
+        n_validation (`int`, *optional*): Rows of both validation parts together; defaults to a tenth of the training
+            rows.
+        n_test (`int`, *optional*): Test rows; defaults to all.
+        n_links (`int`, *optional*, defaults to 0): Links of a bootstrapping chain that get rows of their own, each as
+            many as the student half. They get rows that are left; no row of another part moves.
+        seed (`int`, *optional*, defaults to 0): Seed of the split.
+    """
+
+    dataset_path: str | None
+    raw: DatasetDict | None
+    n_train: int | None
+    n_weak: int | None
+    n_validation: int | None
+    n_test: int | None
+    n_links: int
+    seed: int
 
 
 class Half(NamedTuple):
@@ -241,7 +271,7 @@ class Loader(ABC):
         n_links: int = 0,
         seed: int = 0,
     ) -> TaskSplits:
-        """Loads the parts of an experiment; arguments as in [`w2s_hf.tasks.load_task`]."""
+        """Loads the parts of an experiment; arguments as in [`SplitOptions`]."""
         if raw is not None:
             source = {"id": sources_of(self.task)[0].id, "revision": "generated"}
         else:

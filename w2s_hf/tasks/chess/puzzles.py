@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from datasets import Dataset
@@ -13,7 +14,7 @@ from ...labels import Completion
 from ...results import ExperimentResult
 from ..generation import CompletionLoader, GenerationTask
 from ..halves import MAX_ROWS
-from ..splits import TaskSplits
+from ..splits import SplitOptions, TaskSplits
 from ..task import Source
 from .boards import draw_boards
 from .positions import (
@@ -187,7 +188,7 @@ def load_puzzles(
     tokenizers: Sequence[PreTrainedTokenizerBase] = (),
     max_length: int | None = None,
     max_new_tokens: int | None = None,
-    **options,
+    **options: Unpack[SplitOptions],
 ) -> TaskSplits:
     """
     Loads puzzles, leaves out the broken ones, and halves them by game.
@@ -203,7 +204,7 @@ def load_puzzles(
         max_length (`int`, *optional*): Tokens of prompt and completion. A prompt that leaves no room for
             `max_new_tokens` is left out: without its beginning a transcript is another game.
         max_new_tokens (`int`, *optional*): Tokens of a completion.
-        options: As in [`w2s_hf.tasks.load_task`]: `dataset_path`, `raw`, `n_train`, `n_weak`, `n_validation`, `n_test`,
+        options: [`w2s_hf.tasks.SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`, `n_validation`, `n_test`,
             `n_links`, `seed`. A fifth of a dataset with one split is held out to test.
 
     Returns:
