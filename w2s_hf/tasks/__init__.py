@@ -49,7 +49,7 @@ def find_task(name: str) -> Task: ...
 def find_task(name: str, kind: type[_AnyTask]) -> _AnyTask: ...
 
 
-def find_task(name: str, kind: type = Task) -> AnyTask:
+def find_task(name: str, kind: type[AnyTask] = Task) -> AnyTask:
     """
     Finds a task by name, or your own by the path of the Python file that defines it.
 
@@ -83,11 +83,11 @@ def find_task(name: str, kind: type = Task) -> AnyTask:
     return known[name]
 
 
-def _public_name(kind: type) -> str:
+def _public_name(kind: type[AnyTask]) -> str:
     return "w2s_hf.Task" if kind is Task else f"w2s_hf.tasks.{kind.__name__}"
 
 
-def _task_in_file(path: Path, wanted: str, kind: type) -> AnyTask:
+def _task_in_file(path: Path, wanted: str, kind: type[AnyTask]) -> AnyTask:
     if not path.is_file():
         raise FileNotFoundError(f"task: there is no file {str(path)!r}.")
     sys.path.insert(0, str(path.parent.resolve()))  # as `python my_task.py` would: it may import its neighbours
