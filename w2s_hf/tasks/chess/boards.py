@@ -73,9 +73,7 @@ def _words(text: str) -> str:
 
 def _draw(fen: str, target: str, answer: str | None) -> str:
     board = chess.Board(fen)
-    moves = {parse_move(target, board): _RIGHT}
-    moves.setdefault(None if answer is None else chess.Move.from_uci(answer), _WRONG)
-    arrows = [
-        chess.svg.Arrow(move.from_square, move.to_square, color=colour) for move, colour in moves.items() if move
-    ]
+    solution, move = parse_move(target, board), None if answer is None else chess.Move.from_uci(answer)
+    moves = ((solution, _RIGHT), (None if move == solution else move, _WRONG))
+    arrows = [chess.svg.Arrow(move.from_square, move.to_square, color=colour) for move, colour in moves if move]
     return str(chess.svg.board(board, orientation=board.turn, arrows=arrows, size=_SIZE))
