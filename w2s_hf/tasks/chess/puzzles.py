@@ -52,7 +52,7 @@ class ChessTask(GenerationTask):
     A row has `ctx` and `target`, the prompt and the move that should follow it (EleutherAI/lichess-puzzles): the
     prompt is a transcript, or anything where the position to move in is given in a column `fen`. Or it has `FEN`, the
     position before the opponent's last move, and `Moves`, that move and the solution in UCI (the Lichess puzzle
-    table); the prompt is the FEN after that move, or a transcript where a column `movetext` has the game. Of either,
+    table); the prompt is the FEN after that move, or a transcript where a column `movetext` has the game. In both,
     `Rating` and `GameUrl` (or `GameId`) are used where they are there, and a column `band`, by which accuracy is
     reported, in place of bands of ratings.
 
@@ -77,7 +77,7 @@ class ChessTask(GenerationTask):
 
     def example(self, row: dict) -> dict:
         """
-        A puzzle, every move of it checked.
+        Returns the example of a puzzle, and checks every move of it.
 
         Args:
             row (`dict`): A row of the dataset.
@@ -121,17 +121,17 @@ class ChessTask(GenerationTask):
         return move == other_move if move or other_move else completion.text == other.text
 
     def extra_scores(self, completions: list[Completion], rows: Dataset) -> dict:
-        """See [`w2s_hf.tasks.chess.scores.extra_scores`]."""
+        """Returns the scores of [`w2s_hf.tasks.chess.scores.extra_scores`]."""
         return extra_scores(completions, rows)
 
     def baselines(self, rows: Dataset) -> list[dict]:
-        """See [`w2s_hf.tasks.chess.scores.trivial_baselines`]."""
+        """Returns the baselines of [`w2s_hf.tasks.chess.scores.trivial_baselines`]."""
         return trivial_baselines(rows)
 
     def report_sections(
         self, results: ExperimentResult, test: Dataset, completions: dict[str, list[Completion]], output_dir: Path
     ) -> list[str]:
-        """Tables of the scores and the bands, then boards of puzzles that the student solved and failed."""
+        """Returns tables of the scores and the bands, then boards of puzzles that the student solved and failed."""
         method, seed = results.summary[-1].method, results.runs[0].seed
         student_name = f"student ({method}, seed {seed})"
         boards = draw_boards(completions[method], completions["weak"], test, output_dir, student_name)
@@ -143,12 +143,12 @@ class ChessTask(GenerationTask):
 
 
 class PuzzleLoader(CompletionLoader):
-    """Puzzles. Those of one game stay in one part."""
+    """Loads puzzles. Those of one game stay in one part."""
 
     row, completion, held_out = "puzzle", "move", "games"
 
     def most_rows(self, n_wanted: int) -> int:
-        """Returns how many rows of a split are read."""
+        """Returns the number of rows of a split that are read."""
         # Of millions of rows the same ones whatever is asked for, so that runs share their test puzzles; more than the
         # default only where it would not do.
         return max(MAX_ROWS, 2 * n_wanted)
@@ -191,16 +191,16 @@ def load_puzzles(
     **options: Unpack[SplitOptions],
 ) -> TaskSplits:
     """
-    Loads puzzles, leaves out the broken ones, and halves them by game.
+    Loads puzzles, leaves out the broken ones, and splits the rest by game.
 
-    Puzzles of one game stay in one part, and none of a test game is in training: the game is that of `GameUrl` or
-    `GameId`; of transcripts, of which one goes on where another ends, all are taken for one game. Where neither tells,
-    only equal positions stay together, and a warning says of how many rows. Equal prompts count once, and not at all
+    Puzzles of one game stay in one part, and none of a test game is in training. The game is that of `GameUrl` or
+    `GameId`; a transcript that continues another one is of the same game. If a row has neither, only puzzles of equal
+    positions stay together, and a warning says how many rows this concerns. Equal prompts count once, and not at all
     where their moves differ.
 
     Args:
         task ([`ChessTask`]): The task.
-        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Of all models.
+        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Tokenizers of all models.
         max_length (`int`, *optional*): Tokens of prompt and completion. A prompt that leaves no room for
             `max_new_tokens` is left out: without its beginning a transcript is another game.
         max_new_tokens (`int`, *optional*): Tokens of a completion.
