@@ -1,4 +1,4 @@
-"""The rows of a task as the parts of an experiment: one frame for texts, pairs and completions, and that of texts."""
+"""The rows of a task as the parts of an experiment, in one frame for texts, pairs and completions."""
 
 import hashlib
 import logging
@@ -75,14 +75,14 @@ class Half(NamedTuple):
 
     Args:
         train ([`~datasets.Dataset`]): Training rows.
-        validation ([`~datasets.Dataset`]): For its early stopping.
+        validation ([`~datasets.Dataset`]): Rows for its early stopping.
     """
 
     train: Dataset
     validation: Dataset
 
     def map(self, function: Callable[[Dataset], Dataset]) -> "Half":
-        """The half with `function` applied to both datasets."""
+        """Returns the half with `function` applied to both datasets."""
         return Half(function(self.train), function(self.validation))
 
 
@@ -91,20 +91,23 @@ class TaskSplits:
     """
     The rows of an experiment.
 
-    Columns of each part of a [`Task`]: `id`, `text`, `context_start` and `context_end` (characters of `text` that may
-    go where it is too long), `shorten_from`, `group`, `question` (empty, or the same for the answers to a question)
-    and `ground_truth` (0 or 1). Of a [`PreferenceTask`]: `id`, `prompt`, `first`, `second`, `group` and
-    `ground_truth` (1 where the first response is the better one). Of a
-    [`GenerationTask`], see [`w2s_hf.tasks.generation.load_completions`]; there the ground truth is text.
+    The columns of each part depend on the task:
+
+    - [`Task`]: `id`, `text`, `context_start` and `context_end` (characters of `text` that may be cut where it is too
+      long), `shorten_from`, `group`, `question` (empty, or the same for the answers to a question) and `ground_truth`
+      (0 or 1).
+    - [`PreferenceTask`]: `id`, `prompt`, `first`, `second`, `group` and `ground_truth` (1 where the first response is
+      the better one).
+    - [`GenerationTask`]: `id`, `prompt`, the task's `extra_columns`, `group` and `ground_truth` (the completion).
 
     Args:
-        task ([`AnyTask`]): The task.
-        weak_half ([`~datasets.Dataset`]): The weak supervisor learns these, with ground truth.
-        weak_validation ([`~datasets.Dataset`]): For the supervisor's early stopping.
-        student_half ([`~datasets.Dataset`]): The supervisor labels these; students learn them with its labels, the
-            ceiling with ground truth.
-        student_validation ([`~datasets.Dataset`]): For the early stopping of students and ceiling.
-        test ([`~datasets.Dataset`]): Everybody is scored on these.
+        task ([`AnyTask`]): The task, a [`Task`], [`PreferenceTask`] or [`GenerationTask`].
+        weak_half ([`~datasets.Dataset`]): Training rows of the weak supervisor, with ground truth.
+        weak_validation ([`~datasets.Dataset`]): Rows for the supervisor's early stopping.
+        student_half ([`~datasets.Dataset`]): Rows that the supervisor labels. Students are trained on its labels, the
+            ceiling on ground truth.
+        student_validation ([`~datasets.Dataset`]): Rows for the early stopping of students and ceiling.
+        test ([`~datasets.Dataset`]): Rows that all models are scored on.
         source (`dict`): `id` and `revision` of the dataset.
         columns (`tuple[str]`): Those that models are given.
         n_dropped (`dict[str, int]`):
@@ -163,23 +166,23 @@ class TaskSplits:
 
     @property
     def weak(self) -> Half:
-        """Rows that the weak supervisor learns."""
+        """The rows that the weak supervisor is trained on."""
         return Half(self.weak_half, self.weak_validation)
 
     @property
     def student(self) -> Half:
-        """Rows that the supervisor labels and students learn."""
+        """The rows that the supervisor labels and students are trained on."""
         return Half(self.student_half, self.student_validation)
 
     def bootstrap(self, k: int) -> Half:
-        """Rows of the `k`-th link of a bootstrapping chain, from 1, which nobody else learns."""
+        """Returns the rows of the `k`-th link of a bootstrapping chain, from 1, which no other model is trained on."""
         return Half(self.links[f"link_{k}"], self.links[f"link_{k}_validation"])
 
     @property
     def fingerprint(self) -> str:
         """
-        Hash of all that models are given of every row of every part but the links, in order: 16 hexadecimal digits.
-        It is the same with a chain and without one.
+        The hash of the `columns` and labels of all parts but the links, in order: 16 hexadecimal digits. It does not
+        depend on a chain.
         """
         digest = hashlib.sha256()
         for name, part in self.parts.items():
@@ -202,7 +205,7 @@ class Loader(ABC):
     subclass says what is special about its kind.
 
     Args:
-        task ([`AnyTask`]): The task.
+        task ([`AnyTask`]): A [`Task`], [`PreferenceTask`] or [`GenerationTask`], as the subclass takes it.
     """
 
     row, rows_are = "row", "texts"  # for messages
@@ -215,7 +218,10 @@ class Loader(ABC):
 
     @abstractmethod
     def read(self, split: str, rows: Dataset, numbers: np.ndarray) -> list[dict]:
-        """Returns the examples of a split, sorted by id, with `id`, `text`, `keys` and `ground_truth`."""
+        """
+        Returns the examples of a split, sorted by id. They have `id`, `text`, `keys` and `ground_truth`, and what else
+        is in `columns` and `further_columns` (but `group`, which is set from `keys`).
+        """
 
     def most_rows(self, n_wanted: int) -> int | None:
         """Returns the number of rows of a split that are read; `None` is [`MAX_ROWS`]."""
@@ -241,7 +247,10 @@ class Loader(ABC):
         return len(rows)
 
     def n_for_validation(self, train: list[dict], wanted: dict[str, int]) -> Mapping[str, float]:
-        """Returns the training rows of each validation part, where only validation parts have a number."""
+        """
+        Returns how many training rows each validation part is given before balancing. Called when --n_validation is
+        the only size given.
+        """
         return wanted
 
     def rows_of(self, name: str, rows: list[dict], n: int | None, rng: np.random.Generator) -> list[dict]:

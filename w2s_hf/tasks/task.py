@@ -1,4 +1,4 @@
-"""What a task is: where its rows are, and how a row becomes texts with a yes or a no."""
+"""The definition of a task: where its rows are, and how a row becomes texts with a yes or a no."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ PARQUET_BRANCH = "refs/convert/parquet"
 @dataclass(frozen=True)
 class Source:
     """
-    Where rows are: a dataset on the Hub, or a local directory or file.
+    The place of rows: a dataset on the Hub, or a local directory or file.
 
     Args:
         id (`str`): Repository on the Hub, or a path.
@@ -71,7 +71,7 @@ class AnyTask(ABC):
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
-        """Columns that a row must have."""
+        """The columns that a row must have."""
 
     @property
     def expected_columns(self) -> str:
@@ -112,7 +112,7 @@ class Task(AnyTask):
         question (`str` or `tuple[str]`, *optional*):
             Columns or fields that make a question; of rows that share it, each an answer with a `label`, equally many
             right and wrong ones are kept, on the same side.
-        class_names (`tuple[str, str]`, *optional*, defaults to `("no", "yes")`): What 0 and 1 mean.
+        class_names (`tuple[str, str]`, *optional*, defaults to `("no", "yes")`): The meaning of 0 and 1.
         train_split, test_split (`str` or `tuple[str]`):
             Names of the splits; of several, the first that is there. The test split is never trained on.
             `test_split=None` holds out a fifth of the groups of the train split.
@@ -182,12 +182,12 @@ class Task(AnyTask):
 
     @property
     def shown(self) -> list[str]:
-        """Fields of the template, in order."""
+        """The fields of the template, in order."""
         return [name for _, name, _, _ in Formatter().parse(self.template) if name is not None]
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns that a row must have."""
+        """The columns that a row must have."""
         computed = {*self.fields, *(["answer"] if self.choices is not None else [])}
         together = [name for entry in self.group for name in ((entry,) if isinstance(entry, str) else entry)]
         named = [name for name in (*self.shown, *together, *self.question) if name not in computed]
@@ -196,7 +196,7 @@ class Task(AnyTask):
 
     def examples(self, row: dict) -> Iterator[dict]:
         """
-        The texts that a row becomes: one, or one a choice.
+        Yields the texts that a row becomes: one, or one per choice.
 
         Args:
             row (`dict`): A row of the dataset, with at least [`Task.columns`].
@@ -281,11 +281,11 @@ def _text(name: str, value) -> str:
 
 
 class EmptyFieldError(ValueError):
-    """A row has nothing to show in one of its fields."""
+    """The error for a row with nothing to show in one of its fields."""
 
 
 class LabelError(ValueError):
-    """A row has a label that is neither of the two classes."""
+    """The error for a row with a label that is neither of the two classes."""
 
 
 def sources_of(task: AnyTask) -> tuple[Source, ...]:
@@ -294,10 +294,10 @@ def sources_of(task: AnyTask) -> tuple[Source, ...]:
 
 
 def normal(text: str) -> str:
-    """Without case and spacing: what counts when texts are compared."""
+    """Returns a text without case and spacing, by which texts are compared."""
     return " ".join(text.casefold().split())
 
 
 def random_key(row_id: str, purpose: str) -> str:
-    """The randomness of a row: the same wherever the row is, whoever asks, and however many processes there are."""
+    """Returns a random string for a row and a purpose, which depends on nothing else."""
     return hashlib.sha256(f"{purpose}\0{row_id}".encode()).hexdigest()
