@@ -159,8 +159,9 @@ def test_every_public_function_and_class_is_documented():
         tree = ast.parse(path.read_text())
         for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                if node.decorator_list and name.startswith("pgr_metric"):
-                    continue  # evaluate puts the docstring there
+                decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+                if decorators and name.startswith("pgr_metric") or "overload" in decorators:
+                    continue  # evaluate puts the docstring there; the last definition has that of overloads
                 assert ast.get_docstring(node), f"{name}.{node.name}"
 
 
