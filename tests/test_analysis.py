@@ -348,6 +348,12 @@ def test_errors_that_cannot_be_simulated_are_refused(kind, n, message):
         simulate_labels(kind, TRUTH, n)
 
 
+def test_new_kind_of_errors_is_not_taken_for_random_ones(monkeypatch):
+    monkeypatch.setitem(ERROR_KINDS, "newest", "the last prompts")
+    with pytest.raises(NotImplementedError, match="'newest' is in ERROR_KINDS"):
+        simulate_labels("newest", TRUTH, 3)
+
+
 def test_an_opinion_is_the_end_of_the_text():
     rows = Dataset.from_dict({"id": ["a", "b"], "text": ["first", "second"], "context_end": [3, 3]})
     told = with_opinion(rows, [1, 0])

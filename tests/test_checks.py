@@ -248,6 +248,13 @@ def test_models_of_model_init_are_checked(from_inits):
         from_inits(_frozen(make_model("llama")))
 
 
+@pytest.mark.parametrize("model_init", [None, lambda: make_model("llama")])
+def test_adapters_without_a_model_are_refused(model_init, tmp_path):
+    args = WeakToStrongConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="Got a peft_config and no model, expected a base model or its name"):
+        WeakToStrongTrainer(args=args, model_init=model_init, peft_config=LoraConfig())
+
+
 def test_models_that_model_init_makes_to_train_are_checked(from_inits):
     trainer = from_inits(make_model("llama"), _frozen(make_model("llama")))
     with pytest.raises(ValueError, match="parameters are all frozen"):

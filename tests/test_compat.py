@@ -4,9 +4,11 @@ import ast
 import inspect
 import re
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 import w2s_hf
 from w2s_hf import _compat
@@ -44,8 +46,8 @@ ALLOWED = {
     "active_adapters": "documented for PeftModel and BaseTunerLayer",
     "modules_to_save": "a documented field of LoraConfig",
     "original_module": "part of the names of weights",
+    "remainder": "documented for accelerate's data loaders",
     "is_quantized": "read with a default, of models that transformers has quantized",
-    "_new_weights": "set by this package on models",
     "_untrained_head": "set by this package on models",
     "_untrained_entries": "set by this package on models",
     **{name: "documented in _compat.OVERRIDDEN" for names in _compat.OVERRIDDEN.values() for name in names},
@@ -71,6 +73,13 @@ def test_name_can_be_imported(name):
     assert getattr(_compat, name) is not None
 
 
+def test_type_checkers_see_the_same_names():
+    module = ast.parse(Path(_compat.__file__).read_text())
+    (block,) = [node for node in module.body if isinstance(node, ast.If)]
+    seen = [(alias.asname or alias.name, node.module) for node in block.body for alias in node.names]
+    assert ast.unparse(block.test) == "TYPE_CHECKING" and sorted(seen) == sorted(_compat.IMPORTS.items())
+
+
 @pytest.mark.parametrize(("place", "name"), members(_compat.OVERRIDDEN))
 def test_overridden_member_is_there(place, name):
     owner = lookup(place)
@@ -79,6 +88,9 @@ def test_overridden_member_is_there(place, name):
 
 @pytest.mark.parametrize(("place", "name"), members(_compat.ATTRIBUTES))
 def test_library_uses_attribute(place, name):
+    since = _compat.SINCE.get(name, "0")
+    if Version(version(place.split(".")[0])) < Version(since):
+        pytest.skip(f"came with {since}")
     assert uses(lookup(place), name)
 
 

@@ -429,6 +429,13 @@ def test_every_set_has_its_own_metrics(kind, tmp_path):
     assert len(scores) == 2 and trainer.state.best_metric == max(scores)
 
 
+def test_prefix_of_evaluation_loop_may_be_positional(tmp_path):
+    trainer = trainer_of("pairs", tmp_path)
+    rows = trainer._prepare_test_rows(rows_for("pairs", seed=2))
+    metrics = trainer.evaluation_loop(trainer.get_test_dataloader(rows), "Evaluation", None, None, "held_out").metrics
+    assert "held_out_accuracy" in metrics and all(name.startswith("held_out_") for name in metrics)
+
+
 REPORTED = {
     "classification": "eval_loss",
     "pairs": "eval_margin",
@@ -567,7 +574,7 @@ def test_a_training_that_fails_leaves_nothing_behind(tmp_path):
     with pytest.raises(RuntimeError, match="stopped"):
         trainer.train()
     trainer.remove_callback(stop)
-    assert not trainer.is_in_train and not any(trainer._metrics.values())
+    assert not trainer.is_in_train and not any(trainer._numbers.values())
     assert not trainer.model.get_input_embeddings()._forward_hooks
 
 

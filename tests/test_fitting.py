@@ -1,5 +1,7 @@
 """Recipes ask whether a model fits before anything of it is loaded."""
 
+import copy
+import pickle
 from contextlib import nullcontext
 
 import pytest
@@ -13,7 +15,7 @@ from w2s_hf import CompletionConfig, RewardPairConfig, StudentConfig, WeakToStro
 from w2s_hf.memory import StudentMemory, estimate_memory
 from w2s_hf.memory import check as fitting
 from w2s_hf.memory.check import check_fits
-from w2s_hf.modeling.spec import ALL_WEIGHTS, ModelSpec
+from w2s_hf.modeling.spec import ModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def test_a_batch_of_prediction_is_warned_of(large, tmp_path, monkeypatch, caplog
     assert "predicting 256 rows of 64 tokens may need" in caplog.text
 
 
-@pytest.mark.parametrize("config", [ALL_WEIGHTS, StudentConfig(dtype="float32")])
+@pytest.mark.parametrize("config", [None, StudentConfig(dtype="float32")])
 def test_writers_of_moves_are_estimated_and_have_no_budget(config, large, tmp_path, monkeypatch, caplog):
     model = ModelSpec.find(large, "--student_model", config)
     args = arguments(tmp_path, CompletionConfig, per_device_train_batch_size=8, bf16=False)
@@ -130,7 +132,7 @@ def test_writers_of_moves_are_estimated_and_have_no_budget(config, large, tmp_pa
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     options = {"task_type": "CAUSAL_LM", "gradient_checkpointing": args.gradient_checkpointing, "bf16": False}
     peak = estimate_memory(
-        large, peft_config=lora if config.use_peft else None, dtype="float32", length=64, **options
+        large, peft_config=None if config is None else lora, dtype="float32", length=64, **options
     ).peak
     monkeypatch.setattr(fitting, "_capacity", lambda args: peak)
     check_fits(model, "--student_model", args, "CAUSAL_LM")
@@ -179,6 +181,21 @@ def test_an_architecture_that_cannot_be_traced_is_not_refused(tmp_path, monkeypa
     model = ModelSpec.find(str(tmp_path / "funnel"), "--weak_model")
     check_fits(model, "--weak_model", arguments(tmp_path), "SEQ_CLS")
     assert "no estimate of memory for 'funnel'" in caplog.text and "was not checked" in caplog.text
+
+
+@pytest.mark.parametrize("student_config", [None, StudentConfig(use_peft=False), StudentConfig(dtype="float32")])
+def test_equal_models_have_equal_stage_keys(student_config, large):
+    model = ModelSpec.find(large, "--student_model", student_config)
+    for equal in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), ModelSpec.find(large, "", student_config)):
+        assert equal == model and equal.identity == model.identity
+
+
+def test_student_without_adapters_is_another_model_than_supervisor(large):
+    """So that its memory is checked too, and its stages depend on its options."""
+    supervisor = ModelSpec.find(large, "--weak_model")
+    student = ModelSpec.find(large, "--student_model", StudentConfig(use_peft=False))
+    assert student != supervisor and student.config == supervisor.config
+    assert supervisor.identity["config"] is None and student.identity["config"]["use_peft"] is False
 
 
 def test_processes_of_a_machine_share_it(tmp_path, monkeypatch):

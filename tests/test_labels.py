@@ -69,7 +69,7 @@ def test_saved_labels_load_equal_and_notice_a_change(tmp_path):
 @pytest.mark.parametrize(
     ("ids", "probabilities", "message"),
     [
-        (["a", "a"], [[0.5, 0.5]] * 2, "repeated"),
+        (["a", "b", "b", "a", "a"], [[0.5, 0.5]] * 5, "got 3 repeated ids, such as 'b'"),
         (["a", "b"], [[0.5, 0.5]] * 3, "2 ids for 3"),
         (["a", "b"], [[0.5, 0.5], [0.5, 0.6]], "row b"),
     ],

@@ -11,12 +11,10 @@ their own name (`OVERRIDDEN`), and attributes and arguments (the functions below
 This module imports no library by itself: `from ._compat import X` imports the one module that has `X`.
 """
 
-from collections import defaultdict
-from collections.abc import Sized
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ATTRIBUTES", "CHECKED", "IMPORTS", "OVERRIDDEN"]
+__all__ = ["ATTRIBUTES", "CHECKED", "IMPORTS", "OVERRIDDEN", "SINCE"]
 
 # The versions at which every entry of this file was checked. An entry that only some of them have says so.
 CHECKED = {
@@ -63,7 +61,8 @@ IMPORTS = {
     "has_length": "transformers.trainer_utils",
     # The base class of callbacks whose state goes into trainer_state.json. Public replacement: none.
     "ExportableState": "transformers.trainer_callback",
-    # The sampler of `train_sampling_strategy="group_by_length"`. Public replacement: none.
+    # The samplers of `train_sampling_strategy="batch_rebalance"` and `"group_by_length"`. Public replacement: none.
+    "BatchRebalanceSampler": "transformers.trainer_pt_utils",
     "LengthGroupedSampler": "transformers.trainer_pt_utils",
     # Class names by model type. Public replacement: `transformers.MODEL_FOR_CAUSAL_LM_MAPPING`, whose keys are
     # configuration classes, so that it imports every model that is looked up.
@@ -91,15 +90,36 @@ IMPORTS = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in IMPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(IMPORTS[name]), name)
-
-
+# Type checkers see the names of IMPORTS; Python imports each when it is used.
 if TYPE_CHECKING:
+    from accelerate.data_loader import SkipBatchSampler
+    from accelerate.utils import parse_flag_from_env
+    from datasets.fingerprint import generate_random_fingerprint
+    from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, load_peft_weights
+    from peft.utils.integrations import dequantize_module_weight
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+    from transformers.core_model_loading import WeightRenaming
+    from transformers.integrations import get_available_reporting_integrations, is_deepspeed_zero3_enabled
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+    from transformers.trainer_callback import ExportableState
+    from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
+    from transformers.trainer_utils import has_length
+    from transformers.utils import cached_file, is_torch_bf16_gpu_available, is_torch_xla_available
+    from transformers.utils.peft_utils import find_adapter_config_file
+    from trl.trainer.utils import disable_dropout_in_model
+else:
 
-    def has_length(dataset: object) -> TypeGuard[Sized]: ...
+    def __getattr__(name: str) -> Any:
+        if name not in IMPORTS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(IMPORTS[name]), name)
 
 
 # ---- Members that a subclass calls or overrides under their own name ----
@@ -161,11 +181,15 @@ ATTRIBUTES = {
         "model_accepts_loss_kwargs",
     ),
     "transformers.trainer_utils:TrainerMemoryTracker": ("cur_stage", "peak_monitoring"),
-    "trl.trainer.sft_trainer:SFTTrainer": ("_metrics", "_total_train_tokens"),
-    "trl.trainer.reward_trainer:RewardTrainer": ("_metrics", "_total_train_tokens"),
+    "transformers.trainer_pt_utils:BatchRebalanceSampler": ("has_tail", "remainder", "dp_size", "grad_accum"),
+    "trl.trainer.sft_trainer:SFTTrainer": ("_metrics", "_total_train_tokens", "_tp_size"),
+    "trl.trainer.reward_trainer:RewardTrainer": ("_metrics", "_total_train_tokens", "_tp_size"),
     "peft.utils.other:ModulesToSaveWrapper": ("modules_to_save", "original_module", "active_adapters"),
     "bitsandbytes.nn.modules:Linear4bit": ("support_avx512bf16_for_cpu", "packing_format_for_cpu"),
 }
+
+# The version of the library in which a name was found first, if an older one in CHECKED lacks it.
+SINCE = {"_tp_size": "1.13"}
 
 
 def tensors_of(module: Any) -> tuple[dict, dict]:
@@ -281,7 +305,7 @@ def save_model(trainer: Any, directory: str | None = None) -> None:
     trainer.save_model(directory, _internal_call=True)
 
 
-def divides_loss_by_step(trainer: Any) -> None:
+def mark_loss_as_divided(trainer: Any) -> None:
     """
     Tells transformers before 5.19 that `compute_loss` divides by the rows of the whole accumulated step.
     Public replacement: the class attribute `loss_is_scaled_for_ga` of transformers 5.19 and later.
@@ -293,15 +317,7 @@ def divides_loss_by_step(trainer: Any) -> None:
         trainer.model_accepts_loss_kwargs = True
 
 
-def is_rebalanced(sampler: Any) -> bool:
-    """
-    Whether a sampler is the `BatchRebalanceSampler` of `train_sampling_strategy="batch_rebalance"`.
-    Public replacement: none. It came with transformers 5.20, so that the class cannot always be imported.
-    """
-    return hasattr(sampler, "effective_batch_size")
-
-
-def rows_of_filled_step(sampler: Any) -> int:
+def rows_of_filled_step(sampler: "BatchRebalanceSampler") -> int:
     """
     The rows of the last step of an epoch if a `BatchRebalanceSampler` fills it with repeated rows, or else 0.
     Public replacement: none.
@@ -312,15 +328,9 @@ def rows_of_filled_step(sampler: Any) -> int:
 
 def next_log(trainer: Any, mode: str) -> dict[str, list[float]]:
     """
-    The numbers, by name, of which TRL's trainers add the means to their next log. A trainer without them gets them.
-
-    Args:
-        mode (`str`): `"train"` or `"eval"`.
-
+    The numbers, by name, of which one of TRL's trainers adds the means to its next log of a `mode`, train or eval.
     Public replacement: none in `trl.SFTTrainer` and `trl.RewardTrainer`.
     """
-    if not hasattr(trainer, "_metrics"):
-        trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
     return trainer._metrics[mode]
 
 
@@ -340,7 +350,7 @@ def set_trained_tokens(trainer: Any, n_tokens: int) -> None:
 def forget_trained_tokens(trainer: Any, n_tokens: int) -> None:
     """
     Takes tokens of all processes out of the number that TRL's trainers log.
-    Public replacement: none. `_tp_size` came after TRL 1.0.
+    Public replacement: none. TRL 1.0 has no `_tp_size`.
     """
     trainer._total_train_tokens -= n_tokens // getattr(trainer, "_tp_size", 1)
     next_log(trainer, "train")["num_tokens"] = [trainer._total_train_tokens]

@@ -4,7 +4,6 @@ import hashlib
 import json
 import tempfile
 from abc import ABC, abstractmethod
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -47,10 +46,12 @@ class LabelsById(ABC):
         object.__setattr__(self, "ids", [str(row_id) for row_id in self.ids])
         if len(self.ids) != n_labels:
             raise ValueError(f"{name}: got {len(self.ids)} ids for {n_labels} rows.")
-        if len(set(self.ids)) != len(self.ids):
-            (example, _), *_ = Counter(self.ids).most_common(1)
-            n_repeated = len(self.ids) - len(set(self.ids))
-            raise ValueError(f"{name}: got {n_repeated} repeated ids, such as {example!r}; ids must differ.")
+        seen: set[str] = set()
+        for row_id in self.ids:
+            if row_id in seen:
+                n_repeated = len(self.ids) - len(set(self.ids))
+                raise ValueError(f"{name}: got {n_repeated} repeated ids, such as {row_id!r}; ids must differ.")
+            seen.add(row_id)
 
     def __len__(self) -> int:
         return len(self.ids)

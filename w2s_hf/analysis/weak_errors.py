@@ -70,14 +70,17 @@ def simulate_labels(
         raise ValueError(f"kind {kind!r}: got {len(ranked)} rows to rank, expected {len(truth)}, as in `truth`.")
     if strong is not None:
         strong = probabilities_of(strong, "strong", len(truth))
-    rank = np.zeros(len(truth))  # of `random`
-    if kind in ("longest", "shortest") and texts is not None:
+    if kind == "random":
+        rank = np.zeros(len(truth))
+    elif kind in ("longest", "shortest") and texts is not None:
         lengths = np.array([len(text) for text in texts])
         rank = lengths if kind == "shortest" else -lengths
     elif kind == "unconfident" and strong is not None:
         rank = strong.max(axis=1)
     elif kind == "confident" and strong is not None:
         rank = -strong[np.arange(len(truth)), truth]
+    else:
+        raise NotImplementedError(f"kind: {kind!r} is in ERROR_KINDS, and no branch here ranks rows by it.")
     shuffled = np.random.default_rng(seed).permutation(len(truth))
     wrong = shuffled[np.argsort(rank[shuffled], kind="stable")[:n_errors]]
     labels = truth.copy()

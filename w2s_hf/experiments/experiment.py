@@ -15,7 +15,7 @@ from ..command_line import did_you_mean
 from ..config import AnyConfig, StudentConfig
 from ..demo.models import World, build_demo_model, one_thread
 from ..memory.check import check_fits
-from ..modeling.spec import ALL_WEIGHTS, ModelSpec
+from ..modeling.spec import ModelSpec
 from ..results import DatasetInfo, ExperimentResult
 from ..tasks import GenerationTask, PreferenceTask, Task, TaskSplits, find_task
 from .analyses import analyse, analysis_notes
@@ -198,7 +198,7 @@ class Experiment:
         Raises:
             ValueError, FileNotFoundError, ConnectionError: as [`ModelSpec.find`]; or the demo has no such model.
         """
-        config = ALL_WEIGHTS if all_weights else self.student_config
+        config = None if all_weights else self.student_config
         if world is None:
             key = f"{name} {all_weights}"
             if key not in self._specs:

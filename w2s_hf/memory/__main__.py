@@ -1,4 +1,4 @@
-"""`python -m w2s_hf.memory`."""
+"""The command line of the memory estimate: `python -m w2s_hf.memory Qwen/Qwen-72B --gpus 1x80`."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from .seed_models import SEED_MODELS
 
 
 def _gpus(text: str) -> tuple[int, int]:
+    """Returns the number of GPUs, and the bytes of one, of a text such as `4x24`."""
     n_gpus, _, size = text.partition("x")
     try:
         if int(n_gpus) < 1 or float(size) <= 0:
@@ -20,7 +21,7 @@ def _gpus(text: str) -> tuple[int, int]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m w2s_hf.memory`."""
+    """Prints the memory of each way of training a model, or the models whose shapes are known."""
     parser = CommandLine(
         prog="python -m w2s_hf.memory",
         description="Memory of a student in training, per GPU, from its configuration alone; what fits, and the "

@@ -13,7 +13,7 @@ from ..config import AnyConfig, LossArguments
 from ..modeling import load_config
 from ..modeling.original_qwen import longer_text
 from ..modeling.spec import ModelSpec, peft_config_of
-from . import OPTIMIZERS, NoEstimateError, StudentMemory, gib, usable_bytes
+from .estimate import OPTIMIZERS, NoEstimateError, StudentMemory, gib, usable_bytes
 
 __all__ = ["check_fits"]
 
@@ -58,22 +58,22 @@ def check_fits(model: ModelSpec, option: str, args: AnyConfig, task_type: str) -
             f"{gib(estimate.weights + estimate.trained)}, gradients and optimizer "
             f"{gib(estimate.gradients + estimate.optimizer)}, activations {gib(estimate.activations)}), and "
             f"{gib(capacity)} can be used here. "
-            f"{_advice(option, config, model, args, task_type, length, capacity)} To try it "
-            "all the same: --check_memory false."
+            f"{_advice(config, model, args, task_type, length, capacity)} To try it all the same: "
+            "--check_memory false."
         )
-    has_budget = isinstance(args, LossArguments)
-    budget = args.max_tokens_per_micro_batch if isinstance(args, LossArguments) else None
     n_tokens = length * (2 if task_type == "REWARD" else 1)  # of a row
-    n_rows = args.per_device_train_batch_size if budget is None else max(1, budget // n_tokens)
-    n_rows = min(n_rows, args.per_device_train_batch_size)
+    n_rows = args.per_device_train_batch_size
+    if isinstance(args, LossArguments) and args.max_tokens_per_micro_batch is not None:
+        n_rows = min(n_rows, max(1, args.max_tokens_per_micro_batch // n_tokens))
     estimate = memory.estimate(n_rows, length, args.per_device_eval_batch_size)
     logger.info(f"{option} {model.name}: takes about {gib(estimate.peak)} of {gib(capacity)} GiB")
     if estimate.peak <= capacity:
         return
     if estimate.training_peak > capacity:
         most = memory.largest_micro_batch(capacity, length, at_most=n_rows)
-        change = f"--max_tokens_per_micro_batch {most * n_tokens}"
-        change = change if has_budget else f"--per_device_train_batch_size {most}, and more accumulation"
+        change = f"--per_device_train_batch_size {most}, and more accumulation"
+        if isinstance(args, LossArguments):
+            change = f"--max_tokens_per_micro_batch {most * n_tokens}"
         what = f"micro-batches of {n_rows} rows of {length} tokens may need {gib(estimate.training_peak)} GiB"
     else:
         change = "a smaller --per_device_eval_batch_size"
@@ -139,7 +139,6 @@ def _capacity(args: TrainingArguments) -> int:
 
 
 def _advice(
-    option: str,
     config: PretrainedConfig,
     model: ModelSpec,
     args: TrainingArguments,
@@ -149,9 +148,9 @@ def _advice(
 ) -> str:
     """The first of some ways to train the model that fits."""
     ways = {"--gradient_checkpointing true": model}
-    if option != "--weak_model":  # supervisors train all weights
-        quantized = replace(model.config, use_peft=True, load_in_4bit=True)
-        ways["--use_peft true --load_in_4bit true --gradient_checkpointing true"] = replace(model, config=quantized)
+    if model.student_config is not None:
+        quantized = replace(model, student_config=replace(model.student_config, use_peft=True, load_in_4bit=True))
+        ways["--use_peft true --load_in_4bit true --gradient_checkpointing true"] = quantized
     too_large = []
     for options, way in ways.items():
         try:

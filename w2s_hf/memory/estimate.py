@@ -310,9 +310,6 @@ def with_layers(config: PretrainedConfig, n_layers: int) -> PretrainedConfig:
     return config
 
 
-# ---- The command line ----
-
-
 def gib(n_bytes: int) -> str:
     """Bytes in GiB."""
     return f"{n_bytes / GIB:.1f}"

@@ -1,4 +1,4 @@
-"""Students: loading, adapters, heads, and the first Qwen family."""
+"""Students: specification, loading, adapters, heads, and the first Qwen family."""
 
 from .adapters import (
     cast_trainable_to_float32,
@@ -7,9 +7,11 @@ from .adapters import (
     keep_trainable,
     load_adapter_weights,
 )
+from .spec import ModelSpec
 from .students import align_padding, disable_dropout, load_config, load_student, load_tokenizer
 
 __all__ = [
+    "ModelSpec",
     "align_padding",
     "cast_trainable_to_float32",
     "disable_dropout",

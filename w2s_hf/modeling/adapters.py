@@ -31,7 +31,15 @@ from .._compat import (
     never_pack_for_cpu,
     original_and_copies,
 )
-from .heads import HEAD_NAMES, base_of, dequantize_head, full_precision_head, head_modules, new_weights
+from .heads import (
+    HEAD_NAMES,
+    base_of,
+    dequantize_head,
+    full_precision_head,
+    head_modules,
+    new_weights,
+    set_new_weights,
+)
 
 __all__ = [
     "cast_trainable_to_float32",
@@ -76,7 +84,7 @@ def fresh_adapter(
     """
     model = _without_adapters(model)
     # The marks of transformers go with layers that are replaced or copied.
-    vars(model)["_new_weights"] = new_weights(model)
+    set_new_weights(model, new_weights(model))
     dequantize_head(model)
     heads = head_modules(model)
     _put_back(model, heads)

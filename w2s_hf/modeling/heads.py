@@ -1,11 +1,11 @@
 """The head of a classifier: its modules, their full precision and their first weights."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, overload
 
 import torch
 from peft import PeftModel
@@ -33,16 +33,22 @@ __all__ = [
     "initialise_head",
     "new_weights",
     "output_layer",
+    "set_new_weights",
 ]
 
 # The heads that PEFT trains and saves with every adapter of a sequence classifier.
 HEAD_NAMES = ("score", "classifier")
 
+_NEW_WEIGHTS = "_new_weights"  # an attribute of models
 
-def base_of(model: nn.Module) -> PreTrainedModel:
+
+@overload
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel: ...
+@overload
+def base_of(model: nn.Module) -> nn.Module: ...
+def base_of(model: nn.Module) -> nn.Module:
     """Returns the model under the adapters; a model without adapters is returned as it is."""
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return base
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def new_weights(model: PreTrainedModel) -> frozenset[str]:
@@ -53,8 +59,8 @@ def new_weights(model: PreTrainedModel) -> frozenset[str]:
     the poolers in it, that `from_pretrained` has not marked as loaded. A model made from a configuration has no
     checkpoint, and the result is empty.
     """
-    if "_new_weights" in vars(model):
-        return vars(model)["_new_weights"]
+    if _NEW_WEIGHTS in vars(model):
+        return vars(model)[_NEW_WEIGHTS]
     adapters = getattr(model, "peft_config", {})  # set by PEFT on the base of adapters
     marked, unmarked = 0, set()
     for name, parameter in model.named_parameters():
@@ -66,6 +72,11 @@ def new_weights(model: PreTrainedModel) -> frozenset[str]:
             if not in_backbone or "pooler" in parts:
                 unmarked.add(".".join(parts))
     return frozenset(unmarked if marked else ())
+
+
+def set_new_weights(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Records the result of [`new_weights`], for a model whose parameters lose the marks of transformers."""
+    vars(model)[_NEW_WEIGHTS] = frozenset(names)
 
 
 def head_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -9,6 +9,7 @@ import binascii
 import logging
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import cast
 
 from tokenizers import AddedToken
 from torch import nn
@@ -235,7 +236,7 @@ def original_qwen_tokenizer(name_or_path: str, config: dict, **kwargs) -> Qwen2T
         ValueError: that file is not lines of a token in base64 and its rank, or not a whole vocabulary.
     """
     file_options = {key: kwargs.pop(key) for key in FILE_OPTIONS if key in kwargs}
-    file = Path(cached_file(name_or_path, "qwen.tiktoken", **file_options))
+    file = Path(cast(str, cached_file(name_or_path, "qwen.tiktoken", **file_options)))  # raises if there is none
     stat = file.stat()
     vocabulary, merges = _read_ranks(file, (stat.st_size, stat.st_mtime_ns))
     n, most = len(vocabulary), config["vocab_size"] - len(_SPECIAL_TOKENS)

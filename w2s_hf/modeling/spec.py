@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,14 +14,10 @@ from ..config import StudentConfig
 from ..hub import ensure_available
 from .students import load_student
 
-__all__ = ["ALL_WEIGHTS", "ModelSpec", "load_base", "peft_config_of"]
+__all__ = ["ModelSpec", "load_base", "peft_config_of"]
 
 # The files of a local directory that change a model's weights or its tokens.
 _FILES_OF_A_MODEL = ("*.safetensors", "*.bin", "tokenizer*", "*.tiktoken", "*.model", "vocab*", "merges.txt")
-
-
-# Weak supervisors and controls: no adapters, all weights in float32, whatever the options of the students are.
-ALL_WEIGHTS = StudentConfig(use_peft=False)
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,9 @@ class ModelSpec:
         name (`str`): Its name in results: a Hub id, or the last part of a local path.
         path (`str`): Hub id or local directory.
         version (`str`): Commit on the Hub, or a hash of the local files.
-        config ([`StudentConfig`], *optional*):
-            Precision, adapters and head. By default all weights are finetuned in float32.
+        student_config ([`StudentConfig`], *optional*):
+            Precision, adapters and head of a student. Other models (weak supervisors, controls) have none: all their
+            weights are finetuned in float32, whatever the options of the students are.
         revision (`str`, *optional*): Commit to load from the Hub.
         adapters (`str`, *optional*): Directory of trained adapters to start from, instead of new ones.
         weights (`str`, *optional*): Hash of a local directory that is the same for every copy of it.
@@ -43,25 +40,25 @@ class ModelSpec:
     name: str
     path: str
     version: str
-    config: StudentConfig = field(default_factory=lambda: ALL_WEIGHTS)
+    student_config: StudentConfig | None = None
     revision: str | None = None
     adapters: str | None = None
     weights: str | None = None
 
     @classmethod
-    def find(cls, name_or_path: str, option: str, config: StudentConfig = ALL_WEIGHTS) -> "ModelSpec":
+    def find(cls, name_or_path: str, option: str, student_config: StudentConfig | None = None) -> "ModelSpec":
         """
         Looks a model up, on the Hub or on disk, without loading it.
 
         Args:
             name_or_path (`str`): Hub id or local directory.
             option (`str`): The command line option that names the model, for errors.
-            config ([`StudentConfig`], *optional*): As above.
+            student_config ([`StudentConfig`], *optional*): As above.
 
         Raises:
             ValueError, FileNotFoundError, ConnectionError: as [`w2s_hf.hub.ensure_available`].
         """
-        revision = config.model_revision
+        revision = "main" if student_config is None else student_config.model_revision
         commit = ensure_available(name_or_path, repo_type="model", option=option, revision=revision)
         directory = Path(name_or_path)
         if directory.is_dir():
@@ -76,13 +73,18 @@ class ModelSpec:
                 digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
             # An absolute path: adapters keep it, and are loaded from other working directories.
             path = directory.resolve()
-            return cls(path.name, str(path), digest.hexdigest()[:16], config, weights=_hash_of_weights(path))
-        return cls(name_or_path, name_or_path, str(commit), config, commit)
+            return cls(path.name, str(path), digest.hexdigest()[:16], student_config, weights=_hash_of_weights(path))
+        return cls(name_or_path, name_or_path, str(commit), student_config, commit)
+
+    @property
+    def config(self) -> StudentConfig:
+        """Precision, adapters and head of any model."""
+        return StudentConfig(use_peft=False) if self.student_config is None else self.student_config
 
     @property
     def identity(self) -> dict:
         """The model in the key of a stage. A student without adapters has its options there, a supervisor none."""
-        config = None if self.config is ALL_WEIGHTS else dataclasses.asdict(self.config)
+        config = None if self.student_config is None else dataclasses.asdict(self.student_config)
         return {"name": self.name, "version": self.version, "config": config}
 
     @property

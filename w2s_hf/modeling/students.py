@@ -34,11 +34,8 @@ from .._compat import (
 from ..config import computes_in_bfloat16
 from ..hub import FILE_OPTIONS, cached_commit, has_only_pickles
 from .adapters import (
-    cast_trainable_to_float32,
     fresh_adapter,
     keep_4bit_gradients,
-    keep_trainable,
-    load_adapter_weights,
     refuse_unsaved_layers,
     remember_base,
     stored_shapes,
@@ -51,6 +48,7 @@ from .heads import (
     head_linears,
     head_modules,
     output_layer,
+    set_new_weights,
 )
 from .original_qwen import (
     is_original_qwen,
@@ -60,19 +58,7 @@ from .original_qwen import (
     refuse_longer_texts,
 )
 
-# Functions of `adapters` are among them: they used to be defined here, and are imported from here.
-__all__ = [
-    "align_padding",
-    "cast_trainable_to_float32",
-    "disable_dropout",
-    "fresh_adapter",
-    "keep_4bit_gradients",
-    "keep_trainable",
-    "load_adapter_weights",
-    "load_config",
-    "load_student",
-    "load_tokenizer",
-]
+__all__ = ["align_padding", "disable_dropout", "load_config", "load_student", "load_tokenizer"]
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +200,7 @@ def load_student(
         kwargs["quantization_config"] = quantization_config
     if task_type == "CAUSAL_LM":
         model, info = _from_pretrained(name_or_path, task_type, dtype=dtype, output_loading_info=True, **kwargs)
-        model._new_weights = frozenset(info["missing_keys"])
+        set_new_weights(model, info["missing_keys"])
     else:
         model = _load_classifier(name_or_path, task_type, dtype=dtype, **kwargs)
         full_precision_head(model)
@@ -309,7 +295,7 @@ def _load_classifier(name_or_path: str, task_type: str, **kwargs) -> PreTrainedM
     finally:
         hf_logging.set_verbosity(verbosity)
     mismatched = {name for name, _, _ in info["mismatched_keys"]}
-    model._new_weights = frozenset(info["missing_keys"]) | mismatched
+    set_new_weights(model, {*info["missing_keys"], *mismatched})
     heads = tuple(head_modules(model))
     for name, found, expected in info["mismatched_keys"]:
         if not name.startswith(heads):
@@ -355,7 +341,7 @@ def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
     poolers = {name for name, _ in skeleton.base_model.named_parameters() if "pooler" in name.split(".")}
     dtypes = _stored_dtypes(name_or_path, options) if poolers or stored is not None else {}
     if not any("pooler" in name.split(".") for name in dtypes):
-        skeleton._new_weights = frozenset(f"{skeleton.base_model_prefix}.{name}" for name in poolers)
+        set_new_weights(skeleton, [f"{skeleton.base_model_prefix}.{name}" for name in poolers])
     layers = list(head_linears(skeleton))
     quantized = {name for name in layers if dtypes.get(f"{name}.weight") in ("U8", "I8")}
     if config.num_labels != n_stored_labels:

@@ -289,7 +289,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         release_memory()  # free_memory collects garbage before it lets go of its own references
 
     def _load(self, directory: Path) -> TrainOutput:
-        """Loads the student of this link from the checkpoint of an interrupted run."""
+        """Loads the trained student of this link, and the state and the summary of its training, from a directory."""
         self.state = state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
         state.is_world_process_zero = self.is_world_process_zero()  # rank 0 wrote it
         state.is_local_process_zero = self.is_local_process_zero()

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -51,8 +51,8 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
     - `evaluate`: besides the loss, `eval_accuracy`: the share of the evaluation rows whose greedy
       completion is the completion of the row, character by character. On rows labelled by a supervisor it is what the
       paper stops early by. Of several evaluation sets each has its own, such as `eval_a_accuracy`.
-    - `predict`: logits `(N, T, V)` on rows with `prompt` and `completion`, or on tokens. Rows longer than `max_length`
-      are refused. [`complete`] writes completions.
+    - `predict`: logits `(N, T, V)` on rows with `prompt` and `completion`, or on tokens. Text rows longer than
+      `max_length` are refused. [`complete`] writes completions.
     - `train`: resumes as [`WeakToStrongTrainer`] does; refuses a model whose parameters are all frozen, a
       `metric_for_best_model` that the evaluation does not report, and an evaluation while weights are split over
       processes, before the first step.
@@ -129,7 +129,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
         restore_forward(base_of(model))
         if args.disable_dropout:
             disable_dropout(model)
-        self._eval_rows: Any = eval_dataset
+        self._eval_rows = eval_dataset
         if train_dataset is not None:
             train_dataset = _prepare(train_dataset, "train_dataset", model, tokenizer, args)
         if isinstance(eval_dataset, dict):
@@ -225,7 +225,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
                 part = name if eval_dataset is None else part
                 metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
             return metrics
-        if isinstance(eval_dataset, str):
+        if isinstance(eval_dataset, str) and isinstance(self._eval_rows, dict):
             rows = self._eval_rows[eval_dataset]
         elif eval_dataset is not None:
             eval_dataset = _prepare(eval_dataset, "eval_dataset", self.model, self.processing_class, self.args)

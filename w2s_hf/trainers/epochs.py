@@ -11,11 +11,11 @@ from datasets import Dataset
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 
 from .._compat import (
+    BatchRebalanceSampler,
     LengthGroupedSampler,
     SkipBatchSampler,
     forget_trained_tokens,
     has_length,
-    is_rebalanced,
     rows_of_filled_step,
 )
 from .mixins import TrainerMixin
@@ -94,7 +94,7 @@ class WholeEpochs(TrainerMixin):
         dataloader: Any = super().get_train_dataloader()
         sampler = getattr(dataloader, "batch_sampler", None)
         rebalanced = sampler.batch_sampler if isinstance(sampler, BatchSamplerShard) else sampler
-        if sampler is not None and is_rebalanced(rebalanced):
+        if sampler is not None and isinstance(rebalanced, BatchRebalanceSampler):
             # accelerate 1.15 does not forward the number of the epoch to it after `skip_first_batches`.
             sampler.sampler = rebalanced
             n_last = rows_of_filled_step(rebalanced)

@@ -1,4 +1,7 @@
-"""Evaluation and prediction, as the stock trainers do them, for every trainer of the package."""
+"""
+What every trainer of the package has in common: evaluation and prediction as in the stock trainers, and the refusal of
+a frozen model or an unknown `metric_for_best_model` before training.
+"""
 
 import copy
 import dataclasses
@@ -71,7 +74,24 @@ class OrderedEvaluation(TrainerMixin):
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """As [`~transformers.Trainer.predict`], in the order of the rows, which need not be tokenized."""
+        """
+        Predicts as [`~transformers.Trainer.predict`], in the order of the rows.
+
+        Args:
+            test_dataset ([`~datasets.Dataset`]): Rows as in `train_dataset`, text or tokens. Classes and preferences
+                may be missing.
+            ignore_keys (`list[str]`, *optional*): Outputs of the model that are left out.
+            metric_key_prefix (`str`, *optional*, defaults to `"test"`): The prefix of the names of metrics.
+
+        Returns:
+            [`~transformers.trainer_utils.PredictionOutput`]: `predictions` are the logits `(N, C)` of a classifier,
+            the rewards `(N, 2)` of pairs, float32 (rejected, chosen), or the logits `(N, T, V)` of prompts and
+            completions. Training arguments may leave rows out (`dataloader_drop_last`, `prediction_loss_only`).
+
+        Raises:
+            ValueError: rows that `train_dataset` could not have, rows longer than the model's positions, or pairs or
+                completions of more than `max_length` tokens (rows named).
+        """
         with self._clean_up_on_error():
             check_dataset(test_dataset, "test_dataset")
             dataset, order = self._prepare_test_rows(test_dataset), None
@@ -117,6 +137,10 @@ class OrderedEvaluation(TrainerMixin):
 
     # ---- Metrics ----
 
+    def _next_log(self, mode: str) -> dict[str, list[float]]:
+        """The numbers, by name, whose means are in the next log of a `mode`, `"train"` or `"eval"`: those of TRL."""
+        return next_log(self, mode)
+
     def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
         if isinstance(eval_dataset, str):
             return super().get_eval_dataloader(eval_dataset)
@@ -137,10 +161,18 @@ class OrderedEvaluation(TrainerMixin):
         with self._clean_up_on_error():
             return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
-    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """Adds the metrics of TRL's trainers, which `log` would name `eval_...` for every evaluation set."""
-        output, prefix = super().evaluation_loop(*args, **kwargs), kwargs.get("metric_key_prefix", "eval")
-        logs, metrics = next_log(self, "eval"), output.metrics or {}
+        prefix = metric_key_prefix
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, prefix)
+        logs, metrics = self._next_log("eval"), output.metrics or {}
         for name, values in logs.items():
             metrics.setdefault(f"{prefix}_{name}", sum(values) / len(values))
         logs.clear()
@@ -176,7 +208,7 @@ class OrderedEvaluation(TrainerMixin):
         except BaseException:
             self.is_in_train = False
             for mode in ("train", "eval"):
-                next_log(self, mode).clear()
+                self._next_log(mode).clear()
             remove_neftune_hook(self)
             raise
         finally:
@@ -251,7 +283,7 @@ class OrderedEvaluation(TrainerMixin):
         try:
             yield
         except BaseException:
-            next_log(self, "eval").clear()
+            self._next_log("eval").clear()
             restore_memory_stage(self, stage)
             raise
 

@@ -15,7 +15,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from trl import RewardConfig, RewardTrainer
 
 from .. import losses
-from .._compat import add_signature_column, divides_loss_by_step, next_log
+from .._compat import add_signature_column, mark_loss_as_divided, next_log
 from ..collators import RewardPairCollator, check_pairs
 from ..config import RewardPairConfig
 from ..modeling import disable_dropout
@@ -151,7 +151,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
                 )
         finally:
             args.model_init_kwargs = init_kwargs
-        divides_loss_by_step(self)
+        mark_loss_as_divided(self)
         if data_collator is None:
             self.data_collator = RewardPairCollator(
                 pad_token_id=self.data_collator.pad_token_id, pad_to_multiple_of=self.data_collator.pad_to_multiple_of

@@ -1,6 +1,8 @@
 """The trainer of a strong student on a weak supervisor's labels."""
 
+from collections import defaultdict
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import datasets
@@ -12,7 +14,7 @@ from torch.nn.functional import one_hot
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from .. import losses
-from .._compat import divides_loss_by_step, next_log, signature_columns
+from .._compat import mark_loss_as_divided, signature_columns
 from ..collators import WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
 from ..modeling import align_padding, disable_dropout
@@ -56,11 +58,10 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     - `get_batch_samples`: the one place that sees a whole optimizer step. Counts its rows on all ranks, and finds the
       threshold of the confidence loss over all of them (a first pass without gradient, only where there is more than
       one micro-batch).
-    - `train`: a resumed training ends as it would have without the stop, or raises an error before its first step;
-      see [`w2s_hf.trainers.resuming.ResumableTraining`].
-    - `training_step`: cuts a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
     - `train`: refuses a model whose parameters are all frozen, and a `metric_for_best_model` that the evaluation does
-      not report, before the first step.
+      not report, before the first step. A resumed training ends as it would have without the stop, or raises an error
+      before its first step; see [`w2s_hf.trainers.resuming.ResumableTraining`].
+    - `training_step`: cuts a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
     - `_prepare_inputs`: moves padding to the side that suits the architecture, whatever `padding_side` says.
     - `evaluate`, `predict`: take raw text too, and `predict` rows without labels.
     - `call_model_init`, `_get_eval_sampler`: dropout off and float32 adapters for models of `model_init`, too; rows in
@@ -138,7 +139,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             )
         elif quantization_config is not None or peft_config is not None:
             name = "quantization_config" if peft_config is None else "peft_config"
-            raise ValueError(f"Got a {name} and model_init, expected a base model or its name. Let model_init add it.")
+            raise ValueError(f"Got a {name} and no model, expected a base model or its name. Let model_init add it.")
         # call_model_init needs both before Trainer sets them.
         self.args, self.processing_class = args, processing_class
         if model is not None:
@@ -153,7 +154,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             processing_class=processing_class,
             **kwargs,
         )
-        divides_loss_by_step(self)
+        mark_loss_as_divided(self)
         n_classes = _n_classes(self.model)
         if data_collator is None:
             self.data_collator = WeakToStrongCollator(self.data_collator, n_classes)
@@ -164,7 +165,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         if eval_dataset is not None:
             self.eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset")
         refuse_data_parallel(args)
-        next_log(self, "train").clear()  # the last link of a chain has left its numbers
+        self._next_log("train").clear()  # the last link of a chain has left its numbers
 
     # ---- Model and data ----
 
@@ -239,8 +240,15 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             )
         return len(batch["labels"])
 
+    @cached_property
+    def _numbers(self) -> dict[str, dict[str, list[float]]]:
+        return {"train": defaultdict(list), "eval": defaultdict(list)}
+
+    def _next_log(self, mode: str) -> dict[str, list[float]]:
+        return self._numbers[mode]
+
     def _record(self, name: str, value: float) -> None:
-        next_log(self, "train")[name].append(value)
+        self._next_log("train")[name].append(value)
 
     def compute_loss(
         self,
@@ -290,7 +298,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            numbers = next_log(self, "train")
+            numbers = self._next_log("train")
             logs = {**logs, **{name: sum(values) / len(values) for name, values in numbers.items() if values}}
             numbers.clear()
         super().log(logs, start_time)

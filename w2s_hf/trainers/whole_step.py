@@ -33,7 +33,8 @@ class WholeStepLoss(WholeEpochs, ABC):
     """
 
     args: LossArguments
-    loss_is_scaled_for_ga: Any = True  # compute_loss divides by the rows of the whole accumulated step
+    # compute_loss divides by the rows of the whole accumulated step. (A bool; but TRL declares the type of `None`.)
+    loss_is_scaled_for_ga: Any = True
     _threshold: torch.Tensor | None = None
     _n_sequences = 1  # of a row
 

@@ -9,17 +9,15 @@ import numpy as np
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
 
 from ... import metrics
-from ..._compat import next_log
 from ...demo.models import DEMO_MODELS, DemoModel, World
 from ...labels import WeakCompletions, WeakLabels
 from ...modeling import load_tokenizer
 from ...modeling.spec import ModelSpec
 from ...results import ExperimentResult
 from ...tasks import TaskSplits
-from ...trainers.mixins import TrainerMixin
+from ...trainers.evaluation import OrderedEvaluation
 from ..config import ExperimentArguments, Own
 
 if TYPE_CHECKING:
@@ -199,20 +197,17 @@ def tokenizers_of(models: Sequence[ModelSpec]) -> list[PreTrainedTokenizerBase]:
     return [load_tokenizer(model.path, revision=model.revision) for model in models]
 
 
-class _OnWeakLabels(TrainerMixin):
+class _OnWeakLabels(OrderedEvaluation):
     """Calls a trainer's accuracy `weak_agreement`, in its metrics and in its logs."""
 
-    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
-        """As in the trainer, under the other name."""
-        output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        if output.metrics is not None and f"{prefix}_{ACCURACY}" in output.metrics:
-            output.metrics[f"{prefix}_{_WEAK_AGREEMENT}"] = output.metrics.pop(f"{prefix}_{ACCURACY}")
-        return output
+    def _add_metrics(self, metrics: dict[str, float], prefix: str) -> None:
+        super()._add_metrics(metrics, prefix)
+        if f"{prefix}_{ACCURACY}" in metrics:
+            metrics[f"{prefix}_{_WEAK_AGREEMENT}"] = metrics.pop(f"{prefix}_{ACCURACY}")
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """As in the trainer, under the other name also for what TRL's trainers add."""
-        for kept in (next_log(self, "train"), next_log(self, "eval")):
+        for kept in (self._next_log("train"), self._next_log("eval")):
             if ACCURACY in kept:
                 kept[_WEAK_AGREEMENT] = kept.pop(ACCURACY)
         super().log(logs, *args, **kwargs)
