@@ -100,6 +100,10 @@ def _task_in_file(path: Path, wanted: str, kind: type[AnyTask]) -> AnyTask:
     return found[wanted] if wanted else next(iter(found.values()))
 
 
+# Configurations that a dataset has if it has only one.
+_UNNAMED = (None, "", "default", "plain_text")
+
+
 def task_table() -> str:
     """Returns a table of all tasks: name, splits, sources and description."""
     header = ("task", "train / test", "rows", "what it asks")
@@ -107,9 +111,12 @@ def task_table() -> str:
         (
             task.name,
             f"{task.train_split[0]} / {(task.test_split or ('held out',))[0]}",
+            # Some are read at another revision where the first one does not load.
             ", else ".join(
-                " ".join(part for part in (source.id, source.config) if part and part not in ("default", "plain_text"))
-                for source in sources_of(task)
+                dict.fromkeys(
+                    " ".join(name for name in (source.id, source.config) if name not in _UNNAMED)
+                    for source in sources_of(task)
+                )
             ),
             task.description,
         )
