@@ -86,7 +86,7 @@ class ChessTask(GenerationTask):
         Returns:
             `dict` with `id` (hash of the content), `prompt`, `fen` (the position to move in), `rating` (-1 where there
             is none), `band` (of ratings, such as `1200-1599`), `ground_truth` (the move as it follows the prompt, with
-            its leading space), `keys` (rows that share one stay together) and `tells_game` (is its game known).
+            its leading space), `keys` (rows that share one stay together) and `tells_game` (for a warning).
 
         Raises:
             BrokenPuzzleError: a move is illegal, or the row cannot be read.
