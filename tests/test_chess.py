@@ -52,7 +52,7 @@ def test_the_papers_example_character_by_character():
     assert example["prompt"] == PAPER_PROMPT and example["ground_truth"] == PAPER_TARGET
     assert transcript(played(PAPER_PROMPT)) == PAPER_PROMPT
     from_table = CHESS_PUZZLES.example(as_table(PAPER_PROMPT, PAPER_TARGET, movetext=in_pgn(PAPER_PROMPT)))
-    for name in ("prompt", "ground_truth", "fen"):
+    for name in ("prompt", "ground_truth", "fen", "id"):
         assert from_table[name] == example[name], name
 
 
@@ -140,11 +140,11 @@ def test_parts_share_no_game_and_links_have_rows_of_their_own():
 
 def owners_of_games(splits, rows: list[dict]) -> dict[str, set[str]]:
     """The parts that have puzzles of each game."""
-    game_of = {CHESS_PUZZLES.example(row)["prompt"]: row["GameUrl"].split("/")[3].split("#")[0] for row in rows}
+    game_of = {CHESS_PUZZLES.example(row)["id"]: row["GameUrl"].split("/")[3].split("#")[0] for row in rows}
     owners: dict[str, set[str]] = {}
     for name, part in splits.parts.items():
-        for prompt in part["prompt"]:
-            owners.setdefault(game_of[prompt], set()).add(name)
+        for row_id in part["id"]:
+            owners.setdefault(game_of[row_id], set()).add(name)
     return owners
 
 

@@ -1,5 +1,6 @@
 """The task of chess puzzles: how a row becomes a prompt and a move, how moves are scored, and how rows are loaded."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,9 +84,9 @@ class ChessTask(GenerationTask):
             row (`dict`): A row of the dataset.
 
         Returns:
-            `dict` with `prompt`, `fen` (the position to move in), `rating` (-1 where there is none), `band` (of
-            ratings, such as `1200-1599`), `ground_truth` (the move as it follows the prompt, with its leading space),
-            `keys` (rows that share one stay together) and `tells_game` (whether its game is known).
+            `dict` with `id` (hash of the content), `prompt`, `fen` (the position to move in), `rating` (-1 where there
+            is none), `band` (of ratings, such as `1200-1599`), `ground_truth` (the move as it follows the prompt, with
+            its leading space), `keys` (rows that share one stay together) and `tells_game` (for a warning).
 
         Raises:
             BrokenPuzzleError: a move is illegal, or the row cannot be read.
@@ -102,6 +103,7 @@ class ChessTask(GenerationTask):
         keys = [f"position: {position_key(board)}", *game_key(row)]
         rating = rating_of(row.get("Rating"))
         return {
+            "id": hashlib.sha256(f"{prompt}\0{target}".encode()).hexdigest()[:16],
             "prompt": prompt,
             "fen": board.fen(),
             "rating": rating,
