@@ -24,7 +24,7 @@ DOCUMENTED = {
     "torch.nn.functional": None,
     "torch.utils.data": None,
     "transformers.pytorch_utils": {"Conv1D"},
-    "transformers.trainer_utils": {"EvalLoopOutput", "PredictionOutput", "TrainOutput"},
+    "transformers.trainer_utils": {"EvalLoopOutput", "HubStrategy", "PredictionOutput", "TrainOutput"},
     "transformers.utils": {"logging"},
     "transformers.utils.logging": {"get_logger"},
     "trl.trainer.reward_trainer": {"DataCollatorForPreference"},

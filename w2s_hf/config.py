@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 from transformers.utils.logging import get_logger
 from trl import ModelConfig, RewardConfig, SFTConfig
 
@@ -86,11 +87,11 @@ class _OwnDefaults(TrainerArguments):
                 "bfloat16. Set use_cpu=True, bf16=False to train in float32 on the CPU."
             )
         super().__post_init__()
-        if self.push_to_hub and self.hub_strategy != "end":
+        strategy = HubStrategy(self.hub_strategy)
+        if self.push_to_hub and strategy != HubStrategy.END:
             raise ValueError(
-                f"hub_strategy: got {self.hub_strategy.value!r}, which uploads checkpoints as they are, with "
-                "training_args.bin and its paths in them, expected 'end': push_to_hub() uploads the student and its "
-                "card."
+                f"hub_strategy: got {strategy.value!r}, which uploads checkpoints as they are, with training_args.bin "
+                "and its paths in them, expected 'end': push_to_hub() uploads the student and its card."
             )
 
 

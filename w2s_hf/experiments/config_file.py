@@ -148,10 +148,11 @@ class RecipeParser(_OptionParser):
         if value is None or isinstance(value, dict | list) and action.nargs != "+" and type(value) in kinds:
             return value
         is_bool = bool in kinds
+        read = action.type if callable(action.type) else str  # what argparse does without a type
 
         def convert(word):
             try:
-                converted = action.type(str(word))
+                converted = read(str(word))
                 if (
                     isinstance(word, dict | list)
                     or (isinstance(word, bool) and not is_bool)
