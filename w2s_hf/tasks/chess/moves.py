@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import chess
 
@@ -66,7 +66,7 @@ class MoveScore:
     accepted: bool
 
 
-@cache
+@lru_cache(maxsize=50_000)
 def score_move(text: str, is_cut: bool, target: str, fen: str) -> MoveScore:
     """
     Scores a completion.
