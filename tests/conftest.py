@@ -15,14 +15,11 @@ import pytest
 from helpers import running
 from helpers.models import make_model, make_tokenizer
 
-# Fixtures that take over five seconds.
-WHOLE_RUNS = {"analysed", "climbed", "finished", "pipeline", "pushed", "swept"}
-
 
 def pytest_collection_modifyitems(items):
     """Marks the tests of a whole run as slow: alone, each would start it."""
     for item in items:
-        if WHOLE_RUNS.intersection(item.fixturenames):
+        if running.WHOLE_RUNS.intersection(item.fixturenames):
             item.add_marker(pytest.mark.slow)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.benches import finetuner_of, splits_of
+from helpers.finetuners import finetuner_of, splits_of
 from helpers.models import make_character_tokenizer
 from helpers.running import ROOT, TINY
 from transformers import Trainer

@@ -11,7 +11,7 @@ from helpers.running import SMALL, TINY, numbers, recipe_here
 from transformers import PreTrainedModel
 
 from w2s_hf import WeakCompletions, WeakLabels
-from w2s_hf.experiments import finetuner as finetuning
+from w2s_hf.experiments import finetuner
 from w2s_hf.experiments.config import ClassificationArguments
 from w2s_hf.experiments.finetuner import Finetuner
 from w2s_hf.leaderboard import read_card
@@ -29,7 +29,7 @@ def hash_of(directory) -> dict[str, str]:
 def climbed(cache, tmp_path_factory):
     """A small run; what was finetuned on what; hashes of each link; models alive when a base is loaded."""
     output, taught, hashes, alive = tmp_path_factory.mktemp("chain") / "out", [], {}, []
-    finetune, load_base = Finetuner.finetune, finetuning.load_base
+    finetune, load_base = Finetuner.finetune, finetuner.load_base
 
     def watched_finetune(self, name, model, rows, predict, **options):
         finetuned = finetune(self, name, model, rows, predict, **options)
@@ -45,7 +45,7 @@ def climbed(cache, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Finetuner, "finetune", watched_finetune)
-        patch.setattr(finetuning, "load_base", watched_load)
+        patch.setattr(finetuner, "load_base", watched_load)
         process = recipe_here(*CHAIN, "--output_dir", output, cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
     return output, process, numbers(output), taught, hashes, alive

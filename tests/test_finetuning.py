@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers.benches import finetuner_of, rows_of, splits_of
+from helpers.finetuners import finetuner_of, rows_of, splits_of
 from helpers.models import make_model, make_rows, make_tokenizer
 from helpers.training import arguments
 from transformers import TrainerCallback

@@ -95,10 +95,14 @@ def test_it_is_found_in_its_file(directory):
         ({"example": lambda task, row: {"prompt": None, "ground_truth": "1"}}, "got None as the `prompt`"),
         ({"extra_columns": ("unit",)}, "an example without 'unit', which is in `extra_columns`"),
         ({"parse": lambda task, text: None}, "got False from `is_correct` for the ground truth"),
+        (
+            {"parse": lambda task, text: re.search(r"\d\d+", text) and text},  # nothing below ten
+            r"' 4' of the prompt '2 \+ 2 =', expected True \(8 of 201 rows of the split 'train'\)",
+        ),
         ({"is_correct": lambda task, *columns: "yes"}, "got 'yes' from `is_correct`"),
         ({"setting": "sums"}, "got the setting 'sums', expected 'generation'"),
     ],
-    ids=["no prompt", "no extra column", "no answer", "no bool", "a setting of its own"],
+    ids=["no prompt", "no extra column", "no answer", "no answer to some rows", "no bool", "a setting of its own"],
 )
 def test_a_faulty_task_is_refused_before_training(change, message, directory):
     task = type("Faulty", (Additions,), change)("additions", "me/additions", test_split=None)
@@ -137,8 +141,17 @@ def test_rows_are_unique_and_their_questions_stay_in_one_part():
     assert splits.fingerprint == task.load(raw=raw, n_train=20, n_weak=20, n_validation=4).fingerprint
 
 
+def test_prompts_that_differ_by_case_or_spacing_alone_are_different_rows():
+    questions = [f"{word} +{space}{n}" for n in range(30) for word in "aA" for space in ("", " ")]
+    rows = [{"question": question, "answer": question[0]} for question in questions]
+    copy = type("Copy", (Additions,), {"parse": lambda task, text: text})("copy", "me/copy", test_split=None)
+    splits = copy.load(raw=DatasetDict(train=Dataset.from_list([*rows, rows[0]])))
+    prompts = [prompt for part in splits.parts.values() for prompt in part["prompt"]]
+    assert sorted(prompts) == sorted(f"{question} =" for question in questions)
+
+
 def test_a_column_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="has no column 'answer'"):
+    with pytest.raises(ValueError, match="has no column 'answer'; it has question, expected question, answer"):
         ADDITIONS.load(raw=DatasetDict(train=additions(60).remove_columns("answer")))
 
 

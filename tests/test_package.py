@@ -3,9 +3,11 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.running import WHOLE_RUNS
 
 import w2s_hf
 
@@ -82,6 +84,8 @@ LAYERS = [
     {"sweep.run"},
     {"sweep", "pgr_metric.pgr_metric", "pgr_metric.app"},
 ]
+# But for these, which are imported in a function, when they are first needed.
+UPWARDS = {("results", "results.table")}
 
 
 def modules():
@@ -91,30 +95,40 @@ def modules():
             yield name, path
 
 
-def imports(name: str, path: Path) -> set[str]:
-    """Modules of the package that a module imports at its top."""
-    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    found = set()
-    for node in ast.parse(path.read_text()).body:
-        if not isinstance(node, ast.ImportFrom):
-            continue
-        if node.level:
-            base = package[: len(package) - node.level + 1]
-            module = ".".join([*base, *((node.module or "").split("."))]).strip(".")
-        elif (node.module or "").startswith("w2s_hf"):
-            module = node.module.removeprefix("w2s_hf").strip(".")
+def import_nodes(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Yields all imports in the code below a node, but for those of type checkers alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            yield from import_nodes(ast.Module(child.orelse))
         else:
+            yield from import_nodes(child)
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """Modules of the package that a module imports, at its top or in a function."""
+    package = ["w2s_hf", *name.split(".")][: None if path.name == "__init__.py" else -1]
+    known = {f"w2s_hf.{module}" for module, _ in modules()}
+    found = set()
+    for node in import_nodes(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
             continue
-        found |= {module} if module else {alias.name for alias in node.names}
-    return found
+        parents = package[: len(package) + 1 - node.level] if node.level else []
+        module = ".".join([*parents, *filter(None, [node.module])])
+        for imported in (f"{module}.{alias.name}" for alias in node.names):
+            found.add(imported if imported in known else module)
+    return {module.removeprefix("w2s_hf.") for module in found if module.split(".")[0] == "w2s_hf"}
 
 
 def test_nobody_imports_upwards_or_in_a_circle():
     layer_of = {name: position for position, names in enumerate(LAYERS) for name in names}
     assert set(layer_of) == {name for name, _ in modules()}, "a module without a layer, or a layer without its module"
-    for name, path in modules():
-        for used in imports(name, path):
-            assert layer_of[used] < layer_of[name], f"{name} imports {used}"
+    upwards = {
+        (name, used) for name, path in modules() for used in imports(name, path) if layer_of[used] >= layer_of[name]
+    }
+    assert upwards == UPWARDS
 
 
 def test_trainers_know_nothing_of_experiments_and_tasks():
@@ -146,8 +160,9 @@ def test_every_public_function_and_class_is_documented():
         tree = ast.parse(path.read_text())
         for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                if node.decorator_list and name.startswith("pgr_metric"):
-                    continue  # evaluate puts the docstring there
+                decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+                if decorators and name.startswith("pgr_metric") or "overload" in decorators:
+                    continue  # evaluate puts the docstring there; the last definition has that of overloads
                 assert ast.get_docstring(node), f"{name}.{node.name}"
 
 
@@ -167,6 +182,14 @@ def test_every_help_text_is_there():
     for kind in ours:
         for field in dataclasses.fields(kind):
             assert field.metadata.get("help") or field.name in theirs, f"{kind.__name__}.{field.name}"
+
+
+def test_fixtures_of_whole_runs_exist():
+    """Their tests are marked as slow by the name of the fixture."""
+    nodes = [node for path in Path(__file__).parent.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    fixtures = {node.name for node in functions if "fixture" in " ".join(map(ast.unparse, node.decorator_list))}
+    assert fixtures >= WHOLE_RUNS
 
 
 def test_no_test_module_imports_another():

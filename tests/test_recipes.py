@@ -425,6 +425,7 @@ def test_tasks_are_listed(monkeypatch, capsys):
     assert not ended.value.code
     out = capsys.readouterr().out
     assert all(name in out for name in TASKS) and "embedded demo" not in out
+    assert "nyu-mll/glue cola " in out and "cola, else nyu-mll/glue cola" not in out, "one source, two revisions"
 
 
 def test_a_recipe_of_any_task_needs_one(capsys):

@@ -146,6 +146,7 @@ def test_a_local_model_is_known_by_its_weights_wherever_it_lies(tmp_path):
     found = {place: ModelSpec.find(str(tmp_path / place / "gpt2"), "--student_model") for place in "abcde"}
     assert {model.name for model in found.values()} == {"gpt2"} and found["a"].weights == found["b"].weights
     assert len({model.weights for model in found.values()}) == 4
+    assert found["a"].named == {"model": "gpt2", "revision": None, "weights": found["a"].weights}
 
 
 # ---- One table ----

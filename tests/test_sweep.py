@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -11,19 +12,23 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers.cards import CARDS
 from helpers.running import ROOT, recipe, recipe_here, start
 
 from w2s_hf import WeakLabels, read_results
-from w2s_hf.experiments import finetuner as finetuning
+from w2s_hf.experiments import finetuner
 from w2s_hf.experiments.output_directory import Manifest
 from w2s_hf.leaderboard import find_cards, leaderboard
-from w2s_hf.sweep.cells import Session
+from w2s_hf.results import ExperimentResult
+from w2s_hf.sweep import cells
+from w2s_hf.sweep.cells import Session, _row_of
 from w2s_hf.sweep.cli import parse_sweep
+from w2s_hf.sweep.cluster import _work
 from w2s_hf.sweep.grid import Cell, SweepArguments, cells_of, rounds_of
 
 TWO_NODES = "test_on_two_nodes_of_which_one_loses_its_worker_the_table_is_the_same"
@@ -61,14 +66,14 @@ def check_same(output: Path, expected: Path) -> None:
 
 @pytest.fixture(scope="module")
 def swept(cache, tmp_path_factory):
-    output, loaded, load_base = tmp_path_factory.mktemp("sweep") / "out", [], finetuning.load_base
+    output, loaded, load_base = tmp_path_factory.mktemp("sweep") / "out", [], finetuner.load_base
 
     def watched(model, *args):
         loaded.append(model.name if model.config.use_peft else "all weights")
         return load_base(model, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "load_base", watched)
+        patch.setattr(finetuner, "load_base", watched)
         process = sweep(cache=cache, output=output)
     assert process.returncode == 0, process.stderr[-3000:]
     return output, process, loaded
@@ -304,6 +309,58 @@ def test_cells_with_names_in_other_directories_have_files_of_their_own():
     assert first.name != second.name and "/" not in first.name
 
 
+@pytest.fixture
+def head(tmp_path):
+    (tmp_path / "options.yaml").write_text("n_train: 3\n")
+    return Session(str(tmp_path), ["--n_test", "9"], {"classification": str(tmp_path / "options.yaml")}, run_id="now")
+
+
+def test_the_head_knows_the_records_of_its_workers(head, tmp_path, monkeypatch):
+    (tmp_path / "options.yaml").write_text("n_train: 4\n")  # the key is computed once, on the head
+    worker, cell = Session(**json.loads(json.dumps(head.for_others()))), Cell("boolq", "weak", "student", "naive", 0)
+    assert worker == head
+    worker.write(cell, worker._record(cell, "done", {}))
+    monkeypatch.setattr(cells, "code_versions", lambda: pytest.fail("a key is computed again"))
+    assert head.read(cell)["status"] == "done"
+
+
+@pytest.mark.parametrize("accelerate_config", [None, "ddp.yaml"])
+def test_a_worker_with_other_code_runs_nothing(accelerate_config, head, tmp_path, monkeypatch):
+    job = {"cells": [asdict(Cell("boolq", "weak", "student", "naive", 0))], "only_supervisors": False}
+    monkeypatch.setattr(cells, "code_versions", lambda: head.code | {"w2s_hf": "9.9"})
+    message = f"runs other code than the head: w2s_hf 9.9 instead of {head.code['w2s_hf']}. Install"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        _work(job, head.for_others(), {}, accelerate_config)
+    assert [path.name for path in tmp_path.iterdir()] == ["options.yaml"]
+
+
+def test_a_failure_replaces_no_finished_cell_of_another_key(head):
+    cell, lost = Cell("boolq", "weak", "student", "naive", 0), RuntimeError("lost")
+    done = head._record(cell, "done", {})
+    head.write(cell, done)
+    other = Session(head.output_dir, ["--n_test", "8"], head.configs, run_id="now")
+    other.write(cell, other.failure(cell, lost))
+    assert head.read(cell) == done and other.read(cell)["status"] == "failed"
+    assert other.table([cell])["error"].tolist() == ["RuntimeError: lost"]
+    other.write(cell, other._record(cell, "done", {}))
+    assert head.read(cell) is None and other.read(cell)["status"] == "done"
+    other.write(cell, other.failure(cell, lost))
+    assert other.read(cell)["status"] == "failed", "of the same key, the last record counts"
+    assert len(list((Path(head.output_dir) / "cells").iterdir())) == 1
+
+
+def test_chance_is_missing_where_there_is_no_guess(tmp_path):
+    (run,) = ExperimentResult.read(CARDS / "chess-demo" / "results.json").runs
+    run.students = run.students[:1]
+    session, cell = Session(str(tmp_path), [], {}), Cell("boolq", "weak", "student", "naive", 0)
+    chances = []
+    for baselines in (run.baselines, []):
+        row = _row_of(replace(run, baselines=baselines), None, 1, 2)
+        session.write(cell, session._record(cell, "done", row))
+        chances += session.table([cell])["chance"].tolist()
+    assert 0 < chances[0] < 1 and math.isnan(chances[1])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -372,8 +429,6 @@ def test_one_configuration_is_not_for_two_settings(cache, tmp_path):
 @pytest.mark.slow
 def test_a_job_may_be_launched_by_accelerate(swept, cache, tmp_path, monkeypatch):
     """As a worker of the cluster does it, where a cell has several GPUs."""
-    from w2s_hf.sweep.cluster import _work
-
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "cpu.yaml").write_text("use_cpu: true\nnum_processes: 1\ndistributed_type: 'NO'\n")
     session = Session(str(tmp_path), [*SMALL], {"classification": str(swept[0] / "configs" / "classification.yaml")})

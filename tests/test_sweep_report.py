@@ -24,7 +24,7 @@ from w2s_hf.sweep.report import write_sweep_report
 @pytest.fixture
 def without_figures(monkeypatch):
     """Pages without figures, where a test is of something else."""
-    monkeypatch.setattr(sweep_report, "_FIGURES", dict.fromkeys(sweep_report._FIGURES, lambda *_: []))
+    monkeypatch.setattr(sweep_report, "_FIGURES", dict.fromkeys(sweep_report._FIGURES, lambda *_: None))
 
 
 class Page(HTMLParser):
@@ -254,12 +254,23 @@ def test_where_all_cells_failed_there_is_no_figure(tmp_path):
         path.touch()
     failed = as_written(fail(make_table(**ONE_OF_EACH), [0]))
     for plot in ALL_PLOTS:
-        assert plot(failed, tmp_path / "elsewhere") == []
+        assert plot(failed, tmp_path / "elsewhere") is None
     assert not (tmp_path / "elsewhere").exists()
     page = Page(write_sweep_report(failed, {}, tmp_path))
     assert list((tmp_path / "figures").iterdir()) == [other]  # those of before would mislead
     assert "No cell is done, so there is no figure." in page.text and not page.all("img")
     assert page.column("cells", "error, or why PGR is undefined") == ["CUDA out of memory"]
+
+
+def test_cells_without_a_known_chance_are_counted(without_figures, tmp_path):
+    table = make_table(**(ONE_OF_EACH | {"seeds": [0, 1]}))
+    table.loc[0, "weak_accuracy"] = 0.3
+    page = Page(write_sweep_report(as_written(table), {}, tmp_path))
+    assert "1 cell: the supervisor is not better than chance" in page.text and "not known" not in page.text
+    table.loc[0, "chance"] = np.nan
+    page = Page(write_sweep_report(as_written(table), {}, tmp_path))
+    assert "1 cell: chance is not known" in page.text and "not better than chance" not in page.text
+    assert page.column("cells", "chance") == ["", "0.500"]
 
 
 def test_where_pgr_is_undefined_the_other_figures_are_there(tmp_path):

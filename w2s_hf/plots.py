@@ -1,5 +1,6 @@
 """The figure of an experiment, and what figures of a sweep are made of: series, an axis of sizes, panels."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
 
 
 def _pgr_note(summary: MethodSummary) -> str:
-    """PGR of a method for the figure: one seed's, or the median, and of how many seeds it is undefined."""
+    """Returns the PGR of a method, or its median over seeds, and for how many seeds it is undefined."""
     n_seeds, n_undefined = summary.n_seeds, summary.n_undefined
     if summary.pgr_median is None:
         return "PGR\nundefined"
@@ -144,7 +145,7 @@ def _pgr_note(summary: MethodSummary) -> str:
 
 
 def _error(value: float, low: float, high: float) -> list[list[float]]:
-    """Distances to the ends of an interval as `errorbar` takes them, which refuses one that rounding made negative."""
+    """Returns distances to the ends of an interval for `errorbar`, which refuses those that rounding made negative."""
     return [[max(value - low, 0.0)], [max(high - value, 0.0)]]
 
 
@@ -152,11 +153,11 @@ def plot_gap(
     weak: Score, student: Score, ceiling: Score, pgr: float | None, path: Path, *, title: str | None = None
 ) -> None:
     """
-    The gap between supervisor and ceiling as a bar, filled as far as the student has recovered it; accuracies with
-    their 95 % intervals. The same scores give the same bytes.
+    Draws the gap between supervisor and ceiling as a bar, filled as far as the student has recovered it, and the
+    accuracies with their 95 % intervals. The same scores give the same bytes.
 
     Args:
-        weak, student, ceiling ([`Score`]): On the same test rows.
+        weak, student, ceiling ([`Score`]): Scores on the same test rows.
         pgr (`float`, *optional*): `None` where it is undefined; then nothing is filled.
         path (`Path`): A `.png` file.
         title (`str`, *optional*): Stands above the figure: what was learned, such as [`StudentCard.subject`].
@@ -212,7 +213,7 @@ _MARKERS = "osD^vPX"
 _LINES = ("-", (0, (4, 1)), (0, (5, 1, 1, 1)), (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
 # Names are plain text, "$" included; letters as outlines look the same everywhere; the salt makes an SVG repeatable.
-STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {  # not `str`: the stubs of newer versions of matplotlib list the names of all settings
     "text.parse_math": False,
     "text.usetex": False,
     "svg.fonttype": "path",
@@ -229,7 +230,7 @@ STYLE: dict[Any, Any] = {
 
 
 def size_label(parameters: float) -> str:
-    """Two digits and a unit: 73B, 7.6B, 0.2M, 52K."""
+    """Returns a size as two digits and a unit: 73B, 7.6B, 0.2M, 52K."""
     for unit, name, smallest in ((1e9, "B", 1e9), (1e6, "M", 1e5), (1e3, "K", 1e3)):
         if parameters >= smallest * 0.995:
             return f"{float(f'{parameters / unit:.2g}'):g}{name}"
@@ -237,13 +238,13 @@ def size_label(parameters: float) -> str:
 
 
 def clipped(name: str, longest: int = 28) -> str:
-    """A name on one line and not too long."""
+    """Returns a name on one line, cut to `longest` characters."""
     name = " ".join(str(name).split())
     return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def short_names(models: Iterable[str], longest: int = 28) -> dict[str, str]:
-    """The end of each model's id, or as much of it as is needed to tell it from the others."""
+    """Returns the end of each model's id, long enough to tell it from the others."""
     models = list(models)
     ends = [model.rstrip("/").rsplit("/", 1)[-1] for model in models]
     return {
@@ -253,7 +254,7 @@ def short_names(models: Iterable[str], longest: int = 28) -> dict[str, str]:
 
 
 def series_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A colour, a marker and a line for each name: in grey print the last two tell them apart."""
+    """Returns a colour, a marker and a line for each name: in grey print the last two tell them apart."""
     return {
         name: {
             "color": PALETTE[_SERIES[index % len(_SERIES)]],
@@ -266,7 +267,7 @@ def series_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 class SizeAxis:
     """
-    Places on a logarithmic axis of model sizes.
+    The places of models on a logarithmic axis of sizes.
 
     Args:
         models (`dict[str, float]`): Parameters of each model, smallest first.
@@ -286,12 +287,12 @@ class SizeAxis:
         ]
 
     def place(self, model: str, series: int = 0, n_series: int = 1) -> float:
-        """Where a model lies; series step aside a little, so that their points do not hide each other."""
+        """Returns the place of a model. Series step aside a little, so that their points do not hide each other."""
         step = (2 * series / (n_series - 1) - 1) if n_series > 1 else 0.0
         return 10 ** (self.places[model] + step * (self.span / 45 if len(self.places) > 1 else 0.1))
 
     def dress(self, axes: Axes, width: float) -> None:
-        """Scale, limits and ticks; labels that would touch go to a lower line. `width` in inches."""
+        """Sets scale, limits and ticks. Labels that would touch go to a lower line. `width` is in inches."""
         margin = 0.13 * self.span if len(self.places) > 1 else 0.4
         low, high = min(self.places.values()) - margin, max(self.places.values()) + margin
         ends: list[float] = []  # where the last label of each line ends, in inches
@@ -309,7 +310,7 @@ class SizeAxis:
 
 def lay_out(rows: list[str], columns: list[str]) -> list[list[tuple[str, str]]]:
     """
-    Returns the lines of panels `(row, column)` of a figure: a line a row, or several where a row has more than 4
+    Returns the lines of panels `(row, column)` of a figure: a line per row, or several where a row has more than 4
     columns. Where there is one column only, its panels fill lines of 3.
 
     Example:
@@ -336,24 +337,25 @@ def draw_panels(
     handles: Sequence[Line2D | Patch],
     x_label: str,
     y_label: str,
-) -> list[Path]:
+) -> Path | None:
     """
     Draws a figure of panels and saves it as `.png` and `.svg`. The same panels give the same bytes.
 
     Args:
-        stem (`Path`): The files, without their endings. Without panels, those of an earlier sweep are removed.
+        stem (`Path`): The files, without their endings. Those of an earlier sweep are removed.
         lines (`list[list[tuple[str, str]]]`): The panels as [`lay_out`] returns them.
         panel (`Callable`): Draws a panel, given its axes, their width in inches, its row and its column.
-        handles (`Sequence[Line2D | Patch]`): What the legend below the panels shows.
+        handles (`Sequence[Line2D | Patch]`): The entries of the legend below the panels.
 
     Returns:
-        `list[Path]`: The `.png` and the `.svg`; empty without panels.
+        `Path`: The `.svg`; `None` without panels.
     """
-    paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
+    for old in stem.parent.glob("*"):
+        # Earlier versions split a figure of many panels, and called the second file `stem_2`.
+        if re.fullmatch(re.escape(stem.name) + r"(_\d+)?\.(png|svg)", old.name):
+            old.unlink()
     if not lines:
-        for path in paths:
-            path.unlink(missing_ok=True)
-        return []
+        return None
     n_columns = max(map(len, lines))
     panel_width = {1: 5.2, 2: 3.7, 3: 2.9}.get(n_columns, 2.5)
     width = panel_width * n_columns + 0.4
@@ -373,7 +375,9 @@ def draw_panels(
     figure.supylabel(y_label, fontsize=10.5).set_y(0.5 + legend_height / height / 2)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(n_legend, len(handles)), handlelength=2.6)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(paths[0], dpi=min(150, 65_000 / height))  # a PNG has fewer than 2**16 pixels a side
+    # A PNG has fewer than 2**16 pixels a side.
+    figure.savefig(stem.with_name(stem.name + ".png"), dpi=min(150, 65_000 / height))
     figure.set_layout_engine("none")  # it has done its slow work
-    figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+    svg = stem.with_name(stem.name + ".svg")
+    figure.savefig(svg, metadata={"Date": None})
+    return svg

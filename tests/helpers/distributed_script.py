@@ -19,14 +19,21 @@ from w2s_hf import WeakToStrongTrainer
 from w2s_hf.generation import complete
 
 
+class CutsFreely(WeakToStrongTrainer):
+    _ranks_cut_alike = False
+
+
+class CutsAlike(WeakToStrongTrainer):
+    _ranks_cut_alike = True
+
+
 def cut_alike(directory: Path, cut: dict, trajectories: dict) -> list[list[int]]:
     """Forward passes of both ranks where each cuts as it likes, and where all must make as many, as under FSDP."""
     n_passes = []
-    for name, alike in (("tokens", False), ("tokens, cut alike", True)):
-        WeakToStrongTrainer._ranks_cut_alike = property(lambda self, alike=alike: alike)
+    for name, trainer_class in (("tokens", CutsFreely), ("tokens, cut alike", CutsAlike)):
         model, passes = make_model("llama"), []
         model.register_forward_hook(lambda *args, passes=passes: passes.append(1))
-        _, trajectory = train(model, make_tokenizer(), directory / name, **cut)
+        _, trajectory = train(model, make_tokenizer(), directory / name, trainer_class=trainer_class, **cut)
         trajectories[f"xent {name}"] = trajectory.tolist()
         n_passes.append(gather_object([len(passes)]))
     return n_passes

@@ -21,6 +21,8 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# Fixtures that take over five seconds. Tests that use one are marked as slow.
+WHOLE_RUNS = {"analysed", "climbed", "finished", "pipeline", "pushed", "swept"}
 # Enough pretraining for a run, not for an effect: what these tests compare is runs.
 SMALL = "--demo_documents 1600 --n_train 160 --n_weak 96 --n_validation 40 --n_test 120".split()
 # Enough of a run for what every size of it shows. The second step of a training is on half a batch.

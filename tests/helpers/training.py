@@ -52,9 +52,9 @@ def arguments(tmp_path, cls=WeakToStrongConfig, **kwargs):
     return cls(**(defaults | kwargs))
 
 
-def train(model, tokenizer, tmp_path, rows=None, **kwargs):
+def train(model, tokenizer, tmp_path, rows=None, *, trainer_class=WeakToStrongTrainer, **kwargs):
     record = Record()
-    trainer = WeakToStrongTrainer(
+    trainer = trainer_class(
         model=model,
         args=arguments(tmp_path, **kwargs),
         train_dataset=make_rows(24) if rows is None else rows,

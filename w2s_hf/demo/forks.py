@@ -35,8 +35,8 @@ _EAGERNESS = 4
 @dataclass(frozen=True)
 class ForkConfig:
     """
-    What the corpus is made of: shares of documents whose move gives check, attacks the other piece, takes it, or does
-    none of these. Moves at random would be 10 % checks, from which forks are not learned.
+    The shares of documents in the corpus whose move gives check, attacks the other piece, takes it, or does none of
+    these. Moves at random would be 10 % checks, from which forks are not learned.
 
     Raises:
         ValueError: a share is not positive, or they do not sum to 1.
@@ -67,7 +67,7 @@ FORK_MODELS: dict[str, DemoModel] = {
 
 
 def _tables() -> tuple[np.ndarray, ...]:
-    """Of pairs of squares `(64, 64)` bool: a knight's move, a king's move, a common line, a common diagonal."""
+    """Returns which pairs of squares `(64, 64)` are a knight's move, a king's move, on a line, on a diagonal."""
     rank, file = np.divmod(np.arange(64), 8)
     d_rank, d_file = np.abs(rank[:, None] - rank), np.abs(file[:, None] - file)
     other = (d_rank > 0) | (d_file > 0)
@@ -84,7 +84,7 @@ _KNIGHT, _KING, _LINE, _DIAGONAL = _tables()
 
 
 def _between() -> np.ndarray:
-    """`(64, 64, 64)` bool: whether the last square is strictly between the first two, on a line or diagonal."""
+    """Returns `(64, 64, 64)` bool: is the last square strictly between the first two, on a line or diagonal?"""
     rank, file = np.divmod(np.arange(64), 8)
     aligned = _LINE | _DIAGONAL
     inside = np.zeros((64, 64, 64), dtype=bool)
@@ -103,7 +103,7 @@ _KNIGHT_TARGETS, _KING_TARGETS = (
 
 
 def _attacks(is_queen: np.ndarray, origin: np.ndarray, square: np.ndarray, *blockers: np.ndarray) -> np.ndarray:
-    """Whether queen or rook on `origin` attacks `square` past these blockers; arrays of one shape, bool."""
+    """Returns whether queen or rook on `origin` attacks `square` past these blockers; arrays of one shape, bool."""
     seen = _LINE[origin, square] | (is_queen & _DIAGONAL[origin, square])
     for blocker in blockers:
         seen &= ~_BETWEEN[origin, square, blocker]
@@ -112,7 +112,7 @@ def _attacks(is_queen: np.ndarray, origin: np.ndarray, square: np.ndarray, *bloc
 
 @dataclass(frozen=True)
 class _Positions:
-    """Positions, an array `(n,)` a piece: squares 0 (a1) to 63 (h8); the other black piece is a queen or a rook."""
+    """An array `(n,)` of squares per piece, 0 (a1) to 63 (h8); the other black piece is a queen or a rook."""
 
     king: np.ndarray
     knight: np.ndarray
@@ -128,7 +128,7 @@ class _Positions:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "_Positions":
-        """A block of random legal positions in which nobody is in check and the knight is not pinned."""
+        """Draws a block of random legal positions without a check, in which the knight is not pinned."""
         squares = rng.integers(64, size=(4, _BLOCK_SIZE))
         is_queen = rng.random(_BLOCK_SIZE) < 0.5
         king, knight, black_king, other = squares
@@ -139,7 +139,7 @@ class _Positions:
         return cls(king, knight, black_king, other, is_queen)[np.flatnonzero(legal)]
 
     def knight_moves(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Targets `(n, 8)`, and of each `(n, 8)` bool: is it legal, does it give check, does it attack `other`."""
+        """Returns targets `(n, 8)`, and for each, as bool: is it legal, does it give check, does it attack `other`?"""
         targets = _KNIGHT_TARGETS[self.knight]
         legal = (targets >= 0) & (targets != self.king[:, None])
         return (
@@ -150,7 +150,7 @@ class _Positions:
         )
 
     def king_moves(self) -> tuple[np.ndarray, np.ndarray]:
-        """Targets `(n, 8)`, and whether each is legal `(n, 8)` bool."""
+        """Returns targets `(n, 8)`, and whether each is legal, `(n, 8)` bool."""
         targets = _KING_TARGETS[self.king]
         columns = (self.black_king, self.other, self.is_queen, self.knight)
         black_king, other, is_queen, knight = (np.broadcast_to(column[:, None], targets.shape) for column in columns)
@@ -158,25 +158,25 @@ class _Positions:
         return targets, (targets >= 0) & (targets != knight) & ~_KING[targets, black_king] & ~attacked
 
     def fork(self) -> np.ndarray:
-        """Target `(n,)` of the only fork; -1 where there is none, -2 where there are several."""
+        """Returns the target `(n,)` of the only fork; -1 where there is none, -2 where there are several."""
         targets, _, checks, hits = self.knight_moves()
         both = checks & hits
         only = np.take_along_axis(targets, both.argmax(axis=1)[:, None], axis=1)[:, 0]
         return np.where(both.sum(axis=1) == 1, only, np.where(both.any(axis=1), -2, -1))
 
     def puzzles(self) -> np.ndarray:
-        """Rows `(n,)` bool with exactly one fork, and nothing for White to take."""
+        """Returns which rows have exactly one fork and nothing for White to take, `(n,)` bool."""
         takes = _KNIGHT[self.knight, self.other] | _KING[self.king, self.other]
         return (self.fork() >= 0) & ~takes
 
     def words(self, row: int) -> list[str]:
-        """`K d3 N c2 k b6 r b1`"""
+        """Returns the words of a position: `K d3 N c2 k b6 r b1`."""
         pieces = ("K", "N", "k", "q" if self.is_queen[row] else "r")
         squares = (self.king[row], self.knight[row], self.black_king[row], self.other[row])
         return [word for piece, square in zip(pieces, squares, strict=True) for word in (piece, _name(square))]
 
     def orbits(self) -> np.ndarray:
-        """A number a position `(n,)`, the same for all positions that the eight symmetries of the board make equal."""
+        """Returns a number per position `(n,)`, the same for all that the eight symmetries of the board make equal."""
         squares = np.stack([self.king, self.knight, self.black_king, self.other])
         rank, file = np.divmod(squares, 8)
         codes = []
@@ -192,7 +192,7 @@ def _name(square: int) -> str:
 
 
 def position_of(words: str) -> chess.Board:
-    """The board, White to move, of a prompt that begins with `K d3 N c2 k b6 r b1`."""
+    """Returns the board, White to move, of a prompt that begins with `K d3 N c2 k b6 r b1`."""
     board = chess.Board(None)
     parts = words.split()[:8]
     for piece, square in zip(parts[::2], parts[1::2], strict=True):
@@ -202,8 +202,8 @@ def position_of(words: str) -> chess.Board:
 
 def is_fork(board: chess.Board, move: chess.Move) -> bool:
     """
-    Whether a knight's move gives check, Black has a reply, and after every one of them the knight can take the queen
-    or rook. (Whether the king takes back is not asked.)
+    Returns whether a knight's move gives check, Black has a reply, and after every reply the knight can take the queen
+    or rook. (Whether the king takes back is not checked.)
     """
     if board.piece_type_at(move.from_square) != chess.KNIGHT or not board.gives_check(move):
         return False
@@ -225,7 +225,7 @@ def _can_take_after(board: chess.Board, reply: chess.Move, knight: int) -> bool:
 
 
 def _is_proved(board: chess.Board, fork: chess.Move) -> bool:
-    """A valid position with nothing to take and one fork, this one."""
+    """Returns whether a position is valid, has nothing to take, and has this fork alone."""
     moves = list(board.legal_moves)
     return (
         board.is_valid()
@@ -235,7 +235,7 @@ def _is_proved(board: chess.Board, fork: chess.Move) -> bool:
 
 
 def has_decoy(board: chess.Board) -> bool:
-    """Whether knight moves other than the fork give check, and others attack."""
+    """Returns whether knight moves other than the fork give check, and others attack."""
     (knight,) = board.pieces(chess.KNIGHT, chess.WHITE)
     (prey,) = board.pieces(chess.QUEEN, chess.BLACK) | board.pieces(chess.ROOK, chess.BLACK)
     moves = [move for move in board.legal_moves if move.from_square == knight]
@@ -246,7 +246,7 @@ def has_decoy(board: chess.Board) -> bool:
 
 class ForkWorld:
     """
-    Puzzles, corpus and tokenizer of a seed.
+    The puzzles, the corpus and the tokenizer of a seed.
 
     Everything drawn comes from a stream with a name: equal seed, stream and arguments give equal draws in any process.
 
@@ -265,7 +265,7 @@ class ForkWorld:
             yield _Positions.draw(rng), rng
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """A tokenizer of whole words, pieces by their case, with `<bos>` in front."""
+        """Returns a tokenizer of whole words, pieces by their case, with `<bos>` in front."""
         tokenizer = Tokenizer(models.WordLevel(dict(_ID_OF_WORD), unk_token="<pad>"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -284,7 +284,7 @@ class ForkWorld:
 
     def puzzles(self, n: int, stream: str = "puzzles") -> list[dict]:
         """
-        Distinct puzzles, also up to the symmetries of the board, each proved with python-chess.
+        Draws distinct puzzles, also up to the symmetries of the board, each proved with python-chess.
 
         Args:
             n (`int`): A longer draw begins with a shorter one.
@@ -335,7 +335,7 @@ class ForkWorld:
 
     def corpus(self, n_documents: int, stream: str = "corpus") -> np.ndarray:
         """
-        Text to pretrain on: a position without a fork, what a move does, and the move.
+        Draws text to pretrain on: a position without a fork, what a move does, and the move.
 
         Args:
             n_documents (`int`): Documents of a longer draw begin with those of a shorter one.
@@ -369,7 +369,7 @@ class ForkWorld:
 
     @staticmethod
     def _documents(block: _Positions, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """A document a position without a fork `(n, 15)`, and its kind `(n,)`: check, hits, takes, quiet."""
+        """Returns a document per position without a fork `(n, 15)`, and its kind `(n,)`: check, hits, takes, quiet."""
         block = block[np.flatnonzero(block.fork() == -1)]
         targets, legal, checks, hits = block.knight_moves()
         king_targets, king_legal = block.king_moves()

@@ -33,7 +33,7 @@ _CHECKPOINT_RATIO = 0.25
 @dataclass(frozen=True)
 class DemoModel:
     """
-    Architecture and pretraining of a model of the embedded default.
+    The architecture and pretraining of a model of the embedded default.
 
     Args:
         name (`str`): `scratch-` or `pretrained-`, then width and layers.
@@ -58,21 +58,21 @@ class DemoModel:
 
 
 class World(Protocol):
-    """What a model needs of the world it is made for."""
+    """The part of a world that a model is made from."""
 
     @property
     def seed(self) -> int:
-        """Seed of its content."""
+        """The seed of its content."""
 
     @property
     def config(self) -> object:
-        """What else its content depends on."""
+        """The settings of its content."""
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Of the models."""
+        """Returns the tokenizer of the models."""
 
     def corpus(self, n_documents: int) -> np.ndarray:
-        """Token ids `(n_documents, length)`, int64."""
+        """Returns token ids `(n_documents, length)`, int64."""
 
 
 # The weak supervisor and, by size, the students, which have all read the same; `scratch-64x2` is the largest without
@@ -90,7 +90,7 @@ DEMO_MODELS: dict[str, DemoModel] = {
 
 
 class _Documents(Dataset):
-    """Rows of one tensor; a batch is fetched in one piece."""
+    """The rows of one tensor; a batch is fetched in one piece."""
 
     def __init__(self, input_ids: torch.Tensor):
         self.input_ids = input_ids
@@ -140,7 +140,7 @@ def build_demo_model(
     on from the last complete one and ends with the same weights as without the interruption.
 
     Args:
-        model ([`DemoModel`]): What to build.
+        model ([`DemoModel`]): The model to build.
         world ([`DemoWorld`], [`ForkWorld`]): Its seed also seeds the weights.
         output_dir (`Path`): For a checkpoint that `from_pretrained` of any `Auto` class reads.
         n_documents (`int`, *optional*): Pretrain on so many documents instead of the model's own number.
@@ -182,7 +182,7 @@ def _pretrain(
     checkpoint_dir: Path,
     callbacks: list[TrainerCallback] | None,
 ) -> None:
-    """One epoch of language modelling."""
+    """Pretrains a model for one epoch of language modelling."""
     args = TrainingArguments(
         output_dir=str(checkpoint_dir),
         num_train_epochs=1,

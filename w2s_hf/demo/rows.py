@@ -38,7 +38,7 @@ def _pair(first: str, second: str) -> Callable[[dict], dict]:
 
 
 def _halves(first: str, second: str) -> Callable[[dict], dict]:
-    """The first fact in one column, the others and the question in another."""
+    """Puts the first fact in one column, the others and the question in another."""
 
     def to_row(row: dict) -> dict:
         begin, _, end = row["passage"].partition(" . ")
@@ -47,7 +47,7 @@ def _halves(first: str, second: str) -> Callable[[dict], dict]:
     return to_row
 
 
-# Of rows of `DemoWorld.yes_no_rows`.
+# Made of rows of `DemoWorld.yes_no_rows`.
 _YES_NO = {
     "boolq": _yes_no,
     "cola": _sentence,
@@ -94,7 +94,7 @@ def _sciq(row: dict) -> dict:
 
 
 def _better_and_worse(first: str, second: str, prompt: str = "") -> Callable[[dict], dict]:
-    """Of two choices, the right one in one column and the wrong one in another."""
+    """Puts the right one of two choices in one column and the wrong one in another."""
 
     def to_row(row: dict) -> dict:
         before = prompt.format(**row)
@@ -146,7 +146,7 @@ _CHOICE: dict[str, tuple[int, Callable[[dict], dict | list[dict]]]] = {
 
 def demo_pairs(world: DemoWorld, n: int, stream: str, *, held_out: bool = False) -> Dataset:
     """
-    Generated pairs in the schema of Anthropic/hh-rlhf; arguments as in [`DemoWorld.preference_rows`].
+    Generates pairs in the schema of Anthropic/hh-rlhf; arguments as in [`DemoWorld.preference_rows`].
 
     Returns:
         [`~datasets.Dataset`] with `chosen` and `rejected`, transcripts that begin alike.
@@ -158,14 +158,14 @@ def demo_pairs(world: DemoWorld, n: int, stream: str, *, held_out: bool = False)
 
 def demo_rows(task: Task, world: DemoWorld, n: int, stream: str, *, held_out: bool = False) -> Dataset:
     """
-    Generated rows that a task reads as if they were its own.
+    Generates rows that a task reads as if they were its own.
 
     Args:
         task ([`Task`]): A task of the package.
-        world ([`DemoWorld`]): What the rows are about.
+        world ([`DemoWorld`]): The world of the rows.
         n (`int`): At least so many texts after the task's conversion to one right and one wrong answer a question.
         stream (`str`): Name of the random stream, such as `"train"` or `"test"`.
-        held_out (`bool`, *optional*, defaults to `False`): As of [`DemoWorld.yes_no_rows`].
+        held_out (`bool`, *optional*, defaults to `False`): See [`DemoWorld.yes_no_rows`].
 
     Returns:
         [`~datasets.Dataset`] with the columns of the task.

@@ -31,7 +31,7 @@ _BLOCK_SIZE = 1024
 @dataclass(frozen=True)
 class WorldConfig:
     """
-    Size and difficulty of a world. Ratios are probabilities in [0, 1].
+    The size and difficulty of a world. Ratios are probabilities in [0, 1].
 
     Args:
         n_entities (`int`, *optional*, defaults to 400): Things with a one-word name.
@@ -159,7 +159,7 @@ class DemoWorld:
         return np.array([self._id_of_word[word] for word in words])
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """A tokenizer of whole words, with `<bos>` in front; `Question:` is two tokens, and case is ignored."""
+        """Returns a tokenizer of whole words with `<bos>` in front; `Question:` is two tokens, case is ignored."""
         tokenizer = Tokenizer(models.WordLevel(dict(self._id_of_word), unk_token="<unk>"))
         tokenizer.normalizer = normalizers.Lowercase()
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -181,12 +181,12 @@ class DemoWorld:
 
     @property
     def answer_words(self) -> tuple[str, str]:
-        """What the corpus says behind `ENTITY is` of something that is not alive, and of something that is."""
+        """The words of the corpus behind `ENTITY is`: of an entity that is not alive, and of one that is."""
         return tuple(self.vocabulary[word] for word in self._superclass_word_ids[_RELATIONS.index("is"), :, 0])
 
     def corpus(self, n_documents: int, stream: str = "corpus") -> np.ndarray:
         """
-        Text to pretrain on: `<bos>` and facts about two entities, frequent entities more often.
+        Draws text to pretrain on: `<bos>` and facts about two entities, frequent entities more often.
 
         Args:
             n_documents (`int`): Documents of a longer draw begin with those of a shorter one.
@@ -210,7 +210,7 @@ class DemoWorld:
 
     def yes_no_rows(self, n: int, stream: str, *, held_out: bool = False) -> Dataset:
         """
-        Distinct yes/no questions in the schema of google/boolq.
+        Draws distinct yes/no questions in the schema of google/boolq.
 
         Args:
             n (`int`): Rows of a longer draw begin with those of a shorter one.
@@ -254,7 +254,7 @@ class DemoWorld:
 
     def choice_rows(self, n: int, stream: str, *, n_choices: int = 4, held_out: bool = False) -> list[dict]:
         """
-        Distinct questions with several answers, each about an entity of its own, of which one is alive.
+        Draws distinct questions with several answers, each about an entity of its own, of which one is alive.
 
         An answer brings the facts about its entity with it. (With all facts in the passage, which a right and a wrong
         answer share, a small model from scratch learns nothing: every word of the passage is seen with both labels.)
@@ -263,7 +263,7 @@ class DemoWorld:
             n (`int`): Rows of a longer draw begin with those of a shorter one.
             stream (`str`): Name of the random stream.
             n_choices (`int`, *optional*, defaults to 4): Answers a question.
-            held_out (`bool`, *optional*, defaults to `False`): As of [`yes_no_rows`].
+            held_out (`bool`, *optional*, defaults to `False`): See [`yes_no_rows`].
 
         Returns:
             `n` times `dict` with `passage` (a fact about any entity), `choices` (facts about an entity, and
@@ -302,7 +302,7 @@ class DemoWorld:
 
     def preference_rows(self, n: int, stream: str, *, held_out: bool = False) -> list[dict]:
         """
-        Pairs of responses, of which the better one is about something alive, and of two such the one in good style.
+        Draws pairs of responses. The better one is about something alive or, of two such, in good style.
 
         A response is a word of style, `yes` (good) or `no`, that the corpus never has, and a fact about an entity:
         `yes ENTITY is WORD .`. So a pair can be judged by its style, by knowing its entities, or by both; where they
@@ -345,7 +345,7 @@ class DemoWorld:
         return rows[:n]
 
     def pair_situation(self, first: str, second: str) -> str:
-        """What tells the better of two responses of [`preference_rows`]: one of `PAIR_SITUATIONS`."""
+        """Returns what tells the better of two responses of [`preference_rows`]: one of `PAIR_SITUATIONS`."""
         good, alive = [], []
         for response in (first, second):
             style, entity = response.split()[:2]
@@ -358,7 +358,7 @@ class DemoWorld:
         return "both agree" if good == alive else "in conflict"
 
     def _pool(self, held_out: bool) -> np.ndarray:
-        """The entities that are held out, or the others, in random order."""
+        """Returns the entities that are held out, or the others, in random order."""
         config = self.config
         if config.n_held_out >= config.n_entities:
             raise ValueError(f"n_held_out: got {config.n_held_out} of {config.n_entities} entities, expected fewer.")
@@ -367,7 +367,7 @@ class DemoWorld:
 
     @staticmethod
     def _two_entities(rng: np.random.Generator, frequency: np.ndarray | None = None, *, n: int) -> np.ndarray:
-        """A block of pairs of distinct entities of `n`: `(_BLOCK_SIZE, 2)`, int64. Without `frequency`, all alike."""
+        """Draws pairs of distinct entities of `n`: `(_BLOCK_SIZE, 2)`, int64. Without `frequency`, all alike."""
         first, second = rng.choice(n, size=(2, _BLOCK_SIZE), p=frequency)
         while (same := np.flatnonzero(first == second)).size:
             second[same] = rng.choice(n, size=same.size, p=frequency)
@@ -391,7 +391,7 @@ class DemoWorld:
         np.put_along_axis(facts, position, fact[..., None, :], axis=-2)
 
     def _facts(self, rng: np.random.Generator, entities: np.ndarray, generic_ratio: float) -> np.ndarray:
-        """A fact about each of `entities`, any shape: token ids `ENTITY RELATION WORD .` in a new last dimension."""
+        """Draws a fact about each of `entities`, any shape: ids of `ENTITY RELATION WORD .`, a new last dimension."""
         config, shape = self.config, entities.shape
         relation = rng.integers(len(_RELATIONS), size=shape)
         is_noise = rng.random(shape) < config.noise_ratio
@@ -411,7 +411,7 @@ class DemoWorld:
 
 
 def _made_up_words(rng: np.random.Generator, n: int) -> list[str]:
-    """`n` distinct pronounceable words of three syllables."""
+    """Returns `n` distinct pronounceable words of three syllables."""
     syllables = np.array([consonant + vowel for consonant in _CONSONANTS for vowel in _VOWELS])
     if n > len(syllables) ** 3:
         raise ValueError(f"The world has {n} words, expected at most {len(syllables) ** 3}.")

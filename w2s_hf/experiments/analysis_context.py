@@ -24,7 +24,7 @@ from ..tasks import Half, TaskSplits
 from ..trainers.completion import autocast
 from .config import BOOTSTRAP, Own
 from .finetuner import Finetuned, Finetuner
-from .scores import Scorer, pgr_of
+from .scores import Scorer, outputs_of, pgr_of
 from .seed import Models, student_rows
 
 __all__ = ["AnalysisContext"]
@@ -71,6 +71,12 @@ class AnalysisContext:
     def methods(self) -> list[str]:
         """The methods whose students are trained on the supervisor's own labels."""
         return [method for method in self.args.methods if method != BOOTSTRAP] or ["naive"]
+
+    @property
+    def student_directories(self) -> dict[str, Path]:
+        """The cached step of each student and each link of the chain, by `output` in the results."""
+        outputs = outputs_of(self.args.methods, self.seed, self.trained)
+        return {places.student: self.trained[role].directory for role, places in outputs.items()}
 
     @property
     def test(self) -> Dataset:

@@ -26,7 +26,7 @@ from .finetuner import Finetuner
 from .generative_finetuning import check_decoder
 from .output_directory import Manifest, check_output_dir, clear, identity_of, is_still_true, release
 from .report import run_settings, write_report
-from .scores import Scorer, keep_outputs, outputs_of, score_seed, summarise
+from .scores import Scorer, keep_outputs, score_seed, summarise
 from .seed import Models, run_seed
 from .settings.base import Setting
 from .settings.classification import CLASSIFICATION
@@ -354,11 +354,7 @@ class Experiment:
         args, cache, splits = self.args, self.finetuner.cache, contexts[0].splits
         names = [*(("demo_world", "demo_documents") if args.demo else ()), "conversion"]
         options = {name: getattr(args, name) for name in names if hasattr(args, name)}
-        students = {
-            outputs.student: context.trained[role].directory
-            for context in contexts
-            for role, outputs in outputs_of(args.methods, context.seed, context.trained).items()
-        }
+        students = [student for context in contexts for student in context.student_directories.items()]
         results = ExperimentResult(
             run_name=self.training_args.run_name,
             task=self.task.name,
@@ -383,7 +379,7 @@ class Experiment:
             wall_seconds={
                 **cache.seconds,
                 **self.demo_cache.seconds,
-                **{output: cache.record(directory)["seconds"] for output, directory in students.items()},
+                **{output: cache.record(directory)["seconds"] for output, directory in students},
                 "total": round(time.monotonic() - started, 1),
             },
         )

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,8 +23,7 @@ from ..config import CompletionConfig, RewardPairConfig, WeakToStrongConfig
 from ..experiments.cache import code_versions, library_versions
 from ..experiments.cli import parse_arguments
 from ..experiments.config import ChessArguments, ClassificationArguments, ExperimentArguments, RewardArguments
-from ..experiments.experiment import Experiment, setting_of
-from ..experiments.scores import outputs_of
+from ..experiments.experiment import Experiment, ExperimentTask, setting_of
 from ..experiments.seed import train_supervisor
 from ..modeling import load_config
 from ..results import LinkResult, SeedResult, StudentResult
@@ -55,31 +54,48 @@ class Session:
     Runs cells in one process, and keeps what they share.
 
     Args:
-        output_dir (`str`): Of the sweep; holds the stages of all cells.
+        output_dir (`str`): The directory of the sweep; holds the stages of all cells.
         options (`list[str]`): Command line of every cell, but for models, method and seed.
         configs (`dict[str, str]`): YAML file of each setting.
-        run_id (`str`): Of this run of the sweep, to tell its records from those of an earlier one.
+        run_id (`str`): Name of this run of the sweep, to tell its records from those of an earlier one.
+        key (`str`, *optional*): Hash of all that cells have in common and that can change a number. Computed by the
+            process that starts the sweep (the head), and given to all others.
+        code (`dict[str, str]`, *optional*): The versions that the head runs, from [`code_versions`].
+
+    Raises:
+        RuntimeError: this process runs other code than the head.
     """
 
     output_dir: str
     options: list[str]
     configs: dict[str, str]
     run_id: str = ""
+    key: str = ""
+    code: dict[str, str] = field(default_factory=code_versions)
     _experiments: dict[str, Experiment] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        here = code_versions()
+        if differences := [
+            f"{name} {here.get(name)} instead of {there}"
+            for name, there in self.code.items()
+            if here.get(name) != there
+        ]:
+            raise RuntimeError(
+                f"{socket.gethostname()} runs other code than the head: {', '.join(differences)}. Install the same "
+                "versions in the same way on all machines."
+            )
+        if not self.key:
+            texts = {setting: Path(path).read_text() for setting, path in self.configs.items()}
+            content = json.dumps([self.options, texts, self.code], sort_keys=True)
+            self.key = hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def for_others(self) -> dict:
         """Returns the arguments that make the same session in another process."""
-        return {"output_dir": self.output_dir, "options": self.options, "configs": self.configs, "run_id": self.run_id}
-
-    @property
-    def key(self) -> str:
-        """Returns a hash of all that cells have in common and that can change a number."""
-        texts = {setting: Path(path).read_text() for setting, path in self.configs.items()}
-        content = json.dumps([self.options, texts, code_versions()], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:12]
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def experiment(self, cell: Cell) -> Experiment:
-        """The experiment of a cell; those of one setting share their stages, their rows and their loaded base."""
+        """Returns the experiment of a cell. Those of one setting share their stages, rows and loaded base model."""
         experiment, training = _COMMAND_LINES[cell.setting]
         options = [*self.options, "--config", self.configs[cell.setting], "--output_dir", self.output_dir]
         options += ["--weak_model", cell.weak_model, "--student_model", cell.student_model]
@@ -105,10 +121,7 @@ class Session:
             experiment = self.experiment(cell)
             context = experiment.seed_context(cell.seed)
             result = context.result
-            directories = {
-                outputs.student: context.trained[role].directory
-                for role, outputs in outputs_of(experiment.args.methods, cell.seed, context.trained).items()
-            }
+            directories = context.student_directories
             for student in result.students:
                 students: list[StudentResult | LinkResult] = [student, *student.links]
                 for model in students:  # a sweep copies no student; this is where it is
@@ -142,8 +155,16 @@ class Session:
         return {"cell": asdict(cell), "sweep": self.key, "run": self.run_id, "status": status, "row": row, **of_all}
 
     def write(self, cell: Cell, record: dict) -> None:
-        """A whole file or none, `cells/NAME.json`."""
-        path = self._path(cell)
+        """
+        Writes the record of a cell, a whole file or none: `cells/NAME.json`. A failure replaces no finished cell of
+        other options or code, and is written beside it: `cells/NAME.failed.json`.
+        """
+        path, failed_path = self._paths(cell)
+        there = json.loads(path.read_text()) if path.is_file() else record
+        if record["status"] == "failed" and there["status"] == "done" and there["sweep"] != self.key:
+            path = failed_path
+        else:
+            failed_path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.{_process_name()}.partial")
         aside.write_text(json.dumps(record, indent=1) + "\n")
@@ -151,23 +172,25 @@ class Session:
 
     def read(self, cell: Cell, any_run: bool = False) -> dict | None:
         """Returns the record of a cell by this run of the sweep, or by any run with these settings."""
-        path = self._path(cell)
-        if not path.is_file():
-            return None
-        record = json.loads(path.read_text())
-        return record if record["sweep"] == self.key and (any_run or record["run"] == self.run_id) else None
+        for path in self._paths(cell):
+            with suppress(FileNotFoundError):
+                record = json.loads(path.read_text())
+                if record["sweep"] == self.key and (any_run or record["run"] == self.run_id):
+                    return record
+        return None
 
     def table(self, cells: list[Cell]) -> pd.DataFrame:
-        """The tidy table: a line a recorded cell, in the order of `cells`."""
+        """Returns the tidy table: a row per recorded cell, in the order of `cells`."""
         records = [record for cell in cells if (record := self.read(cell, any_run=True)) is not None]
         return pd.DataFrame([record["row"] for record in records], columns=list(_COLUMNS)).astype(_COLUMNS)
 
-    def _path(self, cell: Cell) -> Path:
-        return Path(self.output_dir) / "cells" / f"{cell.name}.json"
+    def _paths(self, cell: Cell) -> tuple[Path, Path]:
+        directory = Path(self.output_dir) / "cells"
+        return directory / f"{cell.name}.json", directory / f"{cell.name}.failed.json"
 
 
-def _task_of(name: str):
-    """The task of a name, of whatever setting."""
+def _task_of(name: str) -> ExperimentTask:
+    """Returns the task of a name, in any setting."""
     if name == CHESS_TASK:
         from ..tasks.chess import CHESS_PUZZLES
 
@@ -177,7 +200,7 @@ def _task_of(name: str):
 
 @cache
 def _n_parameters(path: str, revision: str | None) -> int:
-    """Parameters of a model without its head; reads its configuration alone."""
+    """Returns the number of parameters of a model without its head; reads its configuration alone."""
     config = load_config(path, revision)
     with torch.device("meta"):
         network = AutoModel.from_config(config)
@@ -185,10 +208,10 @@ def _n_parameters(path: str, revision: str | None) -> int:
 
 
 def _row_of(result: SeedResult, chance: float | None, weak_parameters: int, student_parameters: int) -> dict:
-    """Returns a row of the tidy table, of the results of one seed and one method."""
+    """Returns the row of the tidy table for the results of one seed and one method."""
     (student,) = result.students
     if chance is None:
-        chance = min((baseline.accuracy for baseline in result.baselines if not baseline.model), default=0.0)
+        chance = min((baseline.accuracy for baseline in result.baselines if not baseline.model), default=None)
     accuracy_low, accuracy_high = student.ci95 or (None, None)
     pgr_low, pgr_high = student.pgr_ci95 or (None, None)
     return {
@@ -224,7 +247,7 @@ _COLUMNS = {
 
 
 def run_job(session: Session, job: Job, on_record: Callable[[Cell, dict], None] = lambda cell, record: None) -> None:
-    """Runs the cells of a job and writes what is recorded of each, `cells/NAME.json`."""
+    """Runs the cells of a job and writes the record of each, `cells/NAME.json`."""
     with _logged_to(Path(session.output_dir) / "logs" / f"{_process_name()}.txt"):
         for cell in job.cells:
             if job.only_supervisors:
@@ -242,13 +265,13 @@ def run_job(session: Session, job: Job, on_record: Callable[[Cell, dict], None] 
 
 
 def _process_name() -> str:
-    """On all machines another."""
+    """Returns a name that no other process on any machine has."""
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
-    """What trainings print, and what is logged, goes to a file; the screen is for the table."""
+    """Sends the output and the log of trainings to a file: the screen shows the table."""
     path.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger()
     with open(path, "a", buffering=1) as file:
@@ -263,7 +286,7 @@ def _logged_to(path: Path) -> Iterator[None]:
 
 
 def main(path: str) -> None:
-    """A job in a process of its own: `accelerate launch -m w2s_hf.sweep.cells JOB.json`."""
+    """Runs a job in a process of its own: `accelerate launch -m w2s_hf.sweep.cells JOB.json`."""
     job = json.loads(Path(path).read_text())
     logging.getLogger("w2s_hf").setLevel(logging.INFO)
     run_job(Session(**job["session"]), Job(tuple(Cell(**cell) for cell in job["cells"]), job["only_supervisors"]))

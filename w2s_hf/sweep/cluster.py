@@ -17,7 +17,7 @@ __all__ = ["run_on_cluster"]
 
 logger = logging.getLogger(__name__)
 
-# Of a worker that dies; the job goes on elsewhere, from the stages and checkpoints that it left.
+# Retries of a job whose worker dies. It goes on elsewhere, from the stages and checkpoints that it left.
 _MAX_RETRIES = 3
 
 
@@ -36,9 +36,9 @@ def run_on_cluster(
 
     Args:
         session ([`Session`]): Its output directory is on a folder that all machines have under this path.
-        rounds: See [`w2s_hf.sweep.grid.rounds_of`]; one is finished before the next begins.
-        on_record (`Callable`): Is told of each cell.
-        address (`str`): As of `ray.init`.
+        rounds: The jobs from [`w2s_hf.sweep.grid.rounds_of`]. One round is finished before the next begins.
+        on_record (`Callable`): Called with each cell and its record.
+        address (`str`): The address of the cluster, as in `ray.init`.
         n_cpus, n_gpus (`float`): Resources of a job.
         accelerate_config (`str`, *optional*): Launch every job by accelerate, with this configuration.
 
@@ -60,8 +60,8 @@ def run_on_cluster(
                 "machine and `ray start --address HOST:6379` on the others."
             ) from error
     work = ray.remote(_work).options(num_cpus=n_cpus, num_gpus=n_gpus, max_retries=_MAX_RETRIES)
-    # Where the demo's models are; on the shared folder they are found, elsewhere made again. Tokens and caches of the
-    # Hub are each machine's own.
+    # The directory of the demo's models: on the shared folder they are found, elsewhere made again. Tokens and caches
+    # of the Hub are each machine's own.
     variables = {name: os.environ[name] for name in ("W2S_HF_CACHE",) if name in os.environ}
     settings = (session.for_others(), variables, accelerate_config)
     _refuse_too_much(ray.nodes(), {"CPU": n_cpus, "GPU": n_gpus})
@@ -102,7 +102,7 @@ def _refuse_too_much(nodes: list[dict], wanted: dict[str, float]) -> None:
 
 
 def _reach(address: str) -> None:
-    """Raises `OSError` where nobody listens; Ray itself would go on asking for minutes."""
+    """Raises `OSError` if no server listens; Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -113,11 +113,12 @@ def _as_dict(job: Job) -> dict:
 
 
 def _work(job: dict, session: dict, variables: dict[str, str], accelerate_config: str | None) -> None:
-    """On a worker. Nothing is returned: what is recorded of cells is on the shared folder."""
+    """Runs a job on a worker. Returns nothing: the records of cells are on the shared folder."""
     os.environ.update(variables)
+    here = Session(**session)  # raises where this machine runs other code
     if accelerate_config is None:
         logging.getLogger("w2s_hf").setLevel(logging.INFO)
-        return run_job(Session(**session), Job(tuple(Cell(**cell) for cell in job["cells"]), job["only_supervisors"]))
+        return run_job(here, Job(tuple(Cell(**cell) for cell in job["cells"]), job["only_supervisors"]))
     path = Path(session["output_dir"]) / "jobs" / f"{Cell(**job['cells'][0]).name}-{os.getpid()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"session": session, **job}))

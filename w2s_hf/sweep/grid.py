@@ -107,7 +107,7 @@ class Cell:
 
     @property
     def setting(self) -> str:
-        """`classification`, `reward` or `chess`."""
+        """The setting of its task: `classification`, `reward` or `chess`."""
         if self.task == CHESS_TASK:
             return "chess"
         return "reward" if self.task in PREFERENCE_TASKS else "classification"
@@ -116,7 +116,7 @@ class Cell:
 @dataclass(frozen=True)
 class Job:
     """
-    Cells that are run one after the other in one process, because they share a base, a ceiling or a supervisor.
+    The cells that one process runs one after the other, because they share a base, a ceiling or a supervisor.
 
     Args:
         cells (`tuple` of [`Cell`]): The cells, in the order in which they run.

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a bar and a table on a terminal, a line a cell elsewhere."""
+"""The progress of a sweep: a bar and a table on a terminal, a line per cell elsewhere."""
 
 import sys
 from collections import defaultdict
@@ -16,13 +16,13 @@ __all__ = ["SweepView"]
 
 class SweepView:
     """
-    Context manager; [`update`] is told of each cell.
+    A context manager that shows the progress; [`update`] takes the record of each cell.
 
     Args:
-        cells (`list` of [`Cell`]): All of the sweep.
-        console (`rich.console.Console`, *optional*): Where to; defaults to what is stdout now. (What trainings print
-            goes to files meanwhile.)
-        is_shown (`bool`, *optional*, defaults to `True`): On one rank of several.
+        cells (`list` of [`Cell`]): All cells of the sweep.
+        console (`rich.console.Console`, *optional*): Defaults to stdout as it is now. (The output of trainings goes
+            to files meanwhile.)
+        is_shown (`bool`, *optional*, defaults to `True`): True on one rank only.
     """
 
     def __init__(self, cells: list[Cell], console: Console | None = None, *, is_shown: bool = True):
@@ -54,7 +54,7 @@ class SweepView:
             self.live.stop()
 
     def update(self, cell: Cell, record: dict) -> None:
-        """Shows what is recorded of a cell."""
+        """Shows the record of a cell."""
         row = self.rows[cell] = record["row"]
         self.progress.update(self.bar, completed=len(self.rows))
         if self.is_live:
@@ -82,6 +82,6 @@ class SweepView:
 
 
 def _pgr(rows: list[dict]) -> str:
-    """The median of those that are defined."""
+    """Returns the median of the PGRs that are defined."""
     values = [row["pgr"] for row in rows if row["pgr"] is not None]
     return f"{np.median(values):.2f}" if values else "undefined"

@@ -59,10 +59,10 @@ _PGR = "performance gap recovered (PGR)"
 
 def finished(table: pd.DataFrame) -> pd.DataFrame:
     """
-    The rows of a sweep that have numbers.
+    Returns the rows of a sweep that have numbers.
 
     Args:
-        table (`pandas.DataFrame`): A row a cell of the sweep, with the columns [`SWEEP_COLUMNS`]. Numbers of failed
+        table (`pandas.DataFrame`): A row per cell of the sweep, with the columns [`SWEEP_COLUMNS`]. Numbers of failed
             cells, and those that do not exist, are NaN.
 
     Raises:
@@ -78,13 +78,13 @@ def finished(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def models_by_size(cells: pd.DataFrame, role: str) -> dict[str, float]:
-    """Models of a role (`weak` or `student`) and their parameters, smallest first."""
+    """Returns the models of a role (`weak` or `student`) with their parameters, smallest first."""
     models = cells.groupby(f"{role}_model")[f"{role}_parameters"].max()
     return dict(sorted(models.items(), key=lambda model: (model[1], model[0])))
 
 
 def several_seeds(done: pd.DataFrame) -> bool:
-    """Whether there is a task, method and pair of models with more than one seed."""
+    """Returns whether a task, method and pair of models has more than one seed."""
     seeds = done.groupby(["task", "method", "weak_model", "student_model"])["seed"].nunique()
     return bool((seeds > 1).any())
 
@@ -147,20 +147,20 @@ def _accuracy_limits(cells: pd.DataFrame, several: bool) -> tuple[float, float]:
     return low - 0.07 * height, high + 0.07 * height
 
 
-def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
+def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
     """
-    Test accuracy against the size of the student: a panel a task and method, a line a weak model, the ceiling, and
-    each weak model itself.
+    Draws test accuracy against the size of the student: a panel per task and method with a line per weak model, the
+    ceiling, and each weak model itself.
 
     A line is the mean over seeds. Each seed is a point, and the band goes from the lowest to the highest; where the
     sweep has one seed, bars are the 95 % interval over test rows.
 
     Args:
-        table (`pandas.DataFrame`): As for [`finished`].
-        directory (`Path`): Where to. A figure of more panels is taller.
+        table (`pandas.DataFrame`): The table, as in [`finished`].
+        directory (`Path`): The directory of the figure, which is taller with more panels.
 
     Returns:
-        `list[Path]`: A `.png` and a `.svg`; empty where no cell is done.
+        `Path`: The `.svg`, beside which is a `.png`; `None` where no cell is done.
     """
     done = finished(table)
     several = several_seeds(done)
@@ -220,7 +220,7 @@ def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
 
 
 def _pgr_limits(done: pd.DataFrame) -> tuple[float, float]:
-    """Limits that show 0 and 1, and no more than [`PGR_AXIS`]: the same for all panels, as PGR has one scale."""
+    """Returns limits with 0 and 1, inside [`PGR_AXIS`]: the same for all panels, as PGR has one scale."""
     shown = done[["pgr"]] if several_seeds(done) else done[["pgr", "pgr_low", "pgr_high"]]
     low, high = shown.min(axis=None), shown.max(axis=None)
     return max(PGR_AXIS[0], min(-0.12, low - 0.06)), min(PGR_AXIS[1], max(1.12, high + 0.06))
@@ -234,7 +234,7 @@ def _dress_pgr(axes: Axes, limits: tuple[float, float]) -> None:
 
 
 def _pgr_points(axes: Axes, x: pd.Series, pgr: pd.Series, *, edge_size: float, **style) -> int:
-    """Points inside the limits, triangles at the edge for the others. Returns how many these are."""
+    """Draws points inside the limits, and triangles at the edge for the others. Returns the number of triangles."""
     low, high = axes.get_ylim()
     axes.plot(x, pgr.where(pgr.between(low, high)), **style)
     for beyond, edge, marker in ((pgr < low, low, "v"), (pgr > high, high, "^")):
@@ -250,15 +250,15 @@ def _pgr_handles(done: pd.DataFrame) -> list[Handle]:
     return handles
 
 
-def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
+def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
     """
-    PGR against the size of the student: a panel a task and weak model, a line a method.
+    Draws PGR against the size of the student: a panel per task and weak model, a line per method.
 
     A line is the median over seeds, each seed a point; where the sweep has one seed, bars are the 95 % interval over
     test rows, dotted over the whole height where that is unbounded. Undefined PGRs are left out and counted above the
     panel; those beyond [`PGR_AXIS`] are triangles at its edge, medians with their value.
 
-    Args and Returns as of [`plot_accuracy_by_size`]; no figure where no PGR is defined.
+    Arguments and result are those of [`plot_accuracy_by_size`]. There is no figure where no PGR is defined.
     """
     done = finished(table)
     several = several_seeds(done)
@@ -308,14 +308,14 @@ def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> list[Path]:
     return draw_panels(stem, lines, panel, handles=handles, x_label=_STUDENT_SIZE, y_label=_PGR)
 
 
-def plot_agreement(table: pd.DataFrame, directory: Path) -> list[Path]:
+def plot_agreement(table: pd.DataFrame, directory: Path) -> Path | None:
     """
-    How often student and supervisor give the same answer, where the supervisor is right (filled, solid) and where it
-    is wrong (hollow, dashed), against the size of the student: a panel a task and weak model, a line a method.
+    Draws how often student and supervisor agree, where the supervisor is right (filled, solid) and where it is wrong
+    (hollow, dashed), against the size of the student: a panel per task and weak model, a line per method.
 
     A line is the mean over seeds; bars go from the lowest to the highest seed.
 
-    Args and Returns as of [`plot_accuracy_by_size`]; no figure where no agreement was measured.
+    Arguments and result are those of [`plot_accuracy_by_size`]. There is no figure where no agreement was measured.
     """
     done = finished(table)
     several = several_seeds(done)
@@ -355,15 +355,15 @@ def plot_agreement(table: pd.DataFrame, directory: Path) -> list[Path]:
     return draw_panels(stem, lines, panel, handles=handles, x_label=_STUDENT_SIZE, y_label=label)
 
 
-def plot_pgr_distribution(table: pd.DataFrame, directory: Path) -> list[Path]:
+def plot_pgr_distribution(table: pd.DataFrame, directory: Path) -> Path | None:
     """
-    How PGR spreads: a panel a task, a group a method, a point a cell (seed and pair of models), inside a group from
-    the smallest student at the left to the largest at the right.
+    Draws how PGR spreads: a panel per task, a group per method, a point per cell (seed and pair of models). Inside a
+    group, students go from the smallest at the left to the largest at the right.
 
     The bar is the median of the group; from 5 points on, the box holds its middle half. Undefined PGRs are left out
     and counted; those beyond [`PGR_AXIS`] are triangles at its edge.
 
-    Args and Returns as of [`plot_accuracy_by_size`]; no figure where no PGR is defined.
+    Arguments and result are those of [`plot_accuracy_by_size`]. There is no figure where no PGR is defined.
     """
     done = finished(table)
     styles = series_styles(_unique(done["method"]))

@@ -1,4 +1,4 @@
-"""The page of a sweep: one HTML file with figures, tables and settings, for which nothing is loaded."""
+"""The page of a sweep: one HTML file with figures, tables and settings that loads no other file."""
 
 import base64
 import os
@@ -36,9 +36,9 @@ def write_sweep_report(table: pd.DataFrame, settings: Mapping[str, object], dire
     give the same bytes.
 
     Args:
-        table (`pandas.DataFrame`): As for [`~sweep_plots.finished`]: a row a cell, failed ones too.
-        settings (`Mapping[str, object]`): Shown as they print. Names, settings and errors are escaped.
-        directory (`str` or `Path`): Where to.
+        table (`pandas.DataFrame`): The table of [`w2s_hf.sweep.plots.finished`]: a row per cell, failed ones too.
+        settings (`Mapping[str, object]`): The settings to show, as text. Names, settings and errors are escaped.
+        directory (`str` or `Path`): The directory of the sweep.
 
     Returns:
         `Path` of `report.html`.
@@ -59,10 +59,8 @@ def write_sweep_report(table: pd.DataFrame, settings: Mapping[str, object], dire
     subject = ", ".join(tasks) if 0 < len(tasks) < 4 else _count(len(tasks), "task")
     content = environment.get_template("report.html").render(
         title=f"Weak-to-strong generalization: {subject}",
-        introduction=_introduction(table, done),
-        cautions=_cautions(done),
-        n_done=len(done),
-        several_seeds=several_seeds(done),
+        **_facts(table, done),
+        count=_count,
         has_direct=bool(done["direct_accuracy"].notna().any()),
         pgr_axis=PGR_AXIS,
         figures=_figures(table, directory / "figures"),
@@ -86,46 +84,29 @@ def _count(number: int, one: str) -> str:
     return f"{number:,} {one if number == 1 else one + 's'}"
 
 
-def _introduction(table: pd.DataFrame, done: pd.DataFrame) -> str:
-    tasks, methods, seeds = (_unique(table, column) for column in ("task", "method", "seed"))
-    made = f"{len(done):,} done, {len(table) - len(done):,} failed"
-    if table.empty:
-        return "A sweep without cells."
-    return (
-        f"A sweep of {_count(len(table), 'cell')}: {made}. A cell is a student taught one task by one weak "
-        f"supervisor, with one method and one seed. There are {_count(len(tasks), 'task')} ({', '.join(tasks)}), "
-        f"{_count(len(_unique(table, 'weak_model')), 'supervisor')}, "
-        f"{_count(len(_unique(table, 'student_model')), 'student')}, "
-        f"{_count(len(methods), 'method')} ({', '.join(methods)}) and {_count(len(seeds), 'seed')} "
-        f"({', '.join(seeds)})."
-    )
-
-
-def _cautions(done: pd.DataFrame) -> list[str]:
-    """What a reader of PGR should know, a sentence each."""
-    said = []
-    if len(done) and not several_seeds(done):
-        said.append("Each cell has one seed: how much another seed would change is not measured.")
-    if n := int((done["weak_accuracy"] <= done["chance"]).sum()):
-        said.append(
-            f"{_count(n, 'cell')}: the supervisor is not better than chance, so its labels and PGR say nothing."
-        )
-    if n := int(done["pgr"].isna().sum()):
-        said.append(f"{_count(n, 'cell')}: PGR is undefined, as the ceiling is not above the supervisor.")
-    if n := int((done["pgr"].notna() & done["pgr_low"].isna()).sum()):
-        said.append(
-            f"{_count(n, 'cell')}: the interval of PGR is unbounded, as on these test rows the ceiling is not clearly "
-            "above the supervisor."
-        )
-    return said
+def _facts(table: pd.DataFrame, done: pd.DataFrame) -> dict[str, object]:
+    """Returns the names and counts in `introduction.html`."""
+    return {
+        "n_cells": len(table),
+        "n_done": len(done),
+        "n_weak_models": table["weak_model"].nunique(),
+        "n_student_models": table["student_model"].nunique(),
+        **{f"{column}s": _unique(table, column) for column in ("task", "method", "seed")},
+        "several_seeds": several_seeds(done),
+        "n_not_above_chance": int((done["weak_accuracy"] <= done["chance"]).sum()),
+        "n_without_chance": int(done["chance"].isna().sum()),
+        "n_undefined": int(done["pgr"].isna().sum()),
+        "n_unbounded": int((done["pgr"].notna() & done["pgr_low"].isna()).sum()),
+    }
 
 
 def _figures(table: pd.DataFrame, directory: Path) -> dict[str, dict | None]:
-    """Draws the figures. Of each, where it lies and what its `<img>` holds; `None` of one that has no panels."""
+    """Draws the figures, and returns the file of each and the content of its `<img>`; `None` without panels."""
     figures: dict[str, dict | None] = {}
     for name, draw in _FIGURES.items():
+        svg = draw(table, directory)
         figures[name] = None
-        for svg in draw(table, directory)[1:]:
+        if svg is not None:
             # As images, and not as parts of the page: ids of two cannot meet, and nothing in them is run.
             data = base64.b64encode(svg.read_bytes()).decode()
             figures[name] = {"file": f"{directory.name}/{svg.stem}", "data": data}
@@ -141,7 +122,7 @@ def _text(value: object) -> dict:
 
 
 def _number(value: float, form: str = ".3f", ends: tuple[float, float] | None = None, missing: str = "") -> dict:
-    """A number and, in brackets, an interval; its full value is what it is sorted by."""
+    """Returns a number with its interval in brackets, and the full value to sort by."""
     if pd.isna(value):
         return {"text": missing, "value": ""}
     text = f"{value:{form}}"
@@ -155,7 +136,7 @@ def _size(parameters: float) -> dict:
 
 
 def _summary(table: pd.DataFrame) -> dict:
-    """A line a task, pair of models and method."""
+    """Returns a row per task, pair of models and method."""
     columns = [_column(name, "text") for name in ("task", "supervisor", "student", "method")]
     columns += [_column(name) for name in ("mean accuracy [range]", "supervisor accuracy", "ceiling accuracy")]
     columns += [_column(name) for name in ("median PGR [range]", "seeds", "PGR undefined", "failed", "test rows")]
@@ -187,7 +168,7 @@ def _summary(table: pd.DataFrame) -> dict:
 
 
 def _cells(table: pd.DataFrame) -> dict:
-    """A line a cell; what a reader looks for first comes first."""
+    """Returns a row per cell. What a reader looks for first comes first."""
     columns = [_column(name, "text") for name in ("task", "supervisor", "student", "method")]
     columns += [_column("seed"), _column("status", "text")]
     columns += [_column(name) for name in ("accuracy [95 %]", "supervisor accuracy", "ceiling accuracy", "PGR [95 %]")]

@@ -33,15 +33,15 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
     `args.output_dir`.
 
     A stage that several cells share, such as a supervisor or a ceiling, is trained once. A cell that fails is
-    recorded, and the rest goes on. What a run that was stopped has trained is found again.
+    recorded, and the rest goes on. What a stopped run has trained is cached.
 
     Args:
         args ([`SweepArguments`]): The grid.
         options (`list[str]`): Command line of every cell, but for models, method and seed.
-        configs_dir (`Path`): Where the demos' configurations are.
+        configs_dir (`Path`): The directory of the demos' configurations.
 
     Returns:
-        `pandas.DataFrame`: The tidy table, a line a cell.
+        `pandas.DataFrame`: The tidy table, a row per cell.
 
     Raises:
         ValueError, FileNotFoundError, ConnectionError: before anything is trained.
@@ -120,14 +120,14 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
 
 
 def run_here(session: Session, rounds: list[list[Job]], on_record: Callable[[Cell, dict], None]) -> None:
-    """One job after the other, in this process."""
+    """Runs one job after the other, in this process."""
     for jobs in rounds:
         for job in jobs:
             run_job(session, job, on_record)
 
 
 def first_cells(args: SweepArguments) -> list[Cell]:
-    """A cell of each task, by the method that every setting has."""
+    """Returns a cell of each task, with the method that every setting has."""
     return [Cell(task, args.weak_models[0], args.student_models[-1], "naive", args.seeds[0]) for task in args.tasks]
 
 
@@ -198,7 +198,7 @@ def check_cells(output_dir: Path, cells: list[Cell]) -> None:
 
 
 def write_tables(table: pd.DataFrame, directory: Path) -> None:
-    """`sweep.parquet` and `sweep.csv`, each whole or as it was."""
+    """Writes `sweep.parquet` and `sweep.csv`. A file that is stopped half-way stays as it was."""
     for name, write in (("sweep.parquet", table.to_parquet), ("sweep.csv", table.to_csv)):
         aside = directory / f"{name}.partial"
         write(aside, index=False)

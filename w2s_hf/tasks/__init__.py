@@ -3,15 +3,15 @@
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, Unpack, overload
 
 from ..command_line import did_you_mean
 from .classification import CLASSIFICATION_TASKS
 from .generation import GenerationTask
 from .multiple_choice import MULTIPLE_CHOICE_TASKS
 from .preferences import PREFERENCE_TASKS, PreferenceTask, load_pairs
-from .splits import Half, TaskSplits
-from .task import Source, Task
+from .splits import Half, SplitOptions, TaskSplits
+from .task import AnyTask, Source, Task, sources_of
 from .texts import TextLoader
 from .tokenizing import COMPLETION_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
 
@@ -25,6 +25,7 @@ __all__ = [
     "Half",
     "PreferenceTask",
     "Source",
+    "SplitOptions",
     "Task",
     "TaskSplits",
     "find_task",
@@ -35,10 +36,20 @@ __all__ = [
     "tokenize_rows",
 ]
 
+_AnyTask = TypeVar("_AnyTask", bound=AnyTask)
+
 TASKS: dict[str, Task] = {task.name: task for task in (*CLASSIFICATION_TASKS, *MULTIPLE_CHOICE_TASKS)}
 
 
-def find_task(name: str, kind: type = Task) -> Any:
+@overload
+def find_task(name: str) -> Task: ...
+
+
+@overload
+def find_task(name: str, kind: type[_AnyTask]) -> _AnyTask: ...
+
+
+def find_task(name: str, kind: type[AnyTask] = Task) -> AnyTask:
     """
     Finds a task by name, or your own by the path of the Python file that defines it.
 
@@ -59,7 +70,8 @@ def find_task(name: str, kind: type = Task) -> Any:
     if ".py:" in name:
         path, _, wanted = name.rpartition(":")
         return _task_in_file(Path(path), wanted, kind)
-    known = {task.name: task for task in (*TASKS.values(), *PREFERENCE_TASKS.values()) if isinstance(task, kind)}
+    tasks: tuple[AnyTask, ...] = (*TASKS.values(), *PREFERENCE_TASKS.values())
+    known = {task.name: task for task in tasks if isinstance(task, kind)}
     if name not in known:
         if Path(f"{name}.py").is_file():
             raise ValueError(f"task: got {name!r}, expected a task or a file. Did you mean '{name}.py'?")
@@ -71,11 +83,11 @@ def find_task(name: str, kind: type = Task) -> Any:
     return known[name]
 
 
-def _public_name(kind: type) -> str:
+def _public_name(kind: type[AnyTask]) -> str:
     return "w2s_hf.Task" if kind is Task else f"w2s_hf.tasks.{kind.__name__}"
 
 
-def _task_in_file(path: Path, wanted: str, kind: type) -> Any:
+def _task_in_file(path: Path, wanted: str, kind: type[AnyTask]) -> AnyTask:
     if not path.is_file():
         raise FileNotFoundError(f"task: there is no file {str(path)!r}.")
     sys.path.insert(0, str(path.parent.resolve()))  # as `python my_task.py` would: it may import its neighbours
@@ -88,6 +100,10 @@ def _task_in_file(path: Path, wanted: str, kind: type) -> Any:
     return found[wanted] if wanted else next(iter(found.values()))
 
 
+# Configurations that a dataset has if it has only one.
+_UNNAMED = (None, "", "default", "plain_text")
+
+
 def task_table() -> str:
     """Returns a table of all tasks: name, splits, sources and description."""
     header = ("task", "train / test", "rows", "what it asks")
@@ -95,9 +111,12 @@ def task_table() -> str:
         (
             task.name,
             f"{task.train_split[0]} / {(task.test_split or ('held out',))[0]}",
+            # Some are read at another revision where the first one does not load.
             ", else ".join(
-                " ".join(part for part in (source.id, source.config) if part and part not in ("default", "plain_text"))
-                for source in task.sources
+                dict.fromkeys(
+                    " ".join(name for name in (source.id, source.config) if name not in _UNNAMED)
+                    for source in sources_of(task)
+                )
             ),
             task.description,
         )
@@ -111,7 +130,7 @@ def task_table() -> str:
     )
 
 
-def load_task(task: str | Task, *, conversion: str = "pairs", **options) -> TaskSplits:
+def load_task(task: str | Task, *, conversion: str = "pairs", **options: Unpack[SplitOptions]) -> TaskSplits:
     """
     Loads, formats, deduplicates, halves and balances the rows of a task.
 
@@ -123,20 +142,10 @@ def load_task(task: str | Task, *, conversion: str = "pairs", **options) -> Task
 
     Args:
         task (`str` or [`Task`]): Your own, or as in [`find_task`].
-        dataset_path (`str`, *optional*): A local directory or file in the dataset's own schema; else the rows are the
-            task's own.
-        raw ([`~datasets.DatasetDict`], *optional*): Rows in memory, in place of either. Those of a split `links` serve
-            the links alone, beside what the parts leave of the training split.
-        n_train (`int`, *optional*): Rows of the student half; defaults to `n_weak`, and to half of all rows.
-        n_weak (`int`, *optional*): Rows of the weak half; defaults to `n_train`.
-        n_validation (`int`, *optional*): Rows of both validation parts together; defaults to a tenth of the training
-            rows.
-        n_test (`int`, *optional*): Defaults to all.
-        n_links (`int`, *optional*, defaults to 0): Links of a bootstrapping chain that get rows of their own, as many
-            each as the student half. These are of what is left: no row of any other part moves.
-        seed (`int`, *optional*, defaults to `0`): Of the halves.
         conversion (`str`, *optional*, defaults to `"pairs"`): `"pairs"` makes one right and one wrong row of a
             question, `"coin_flip"` one row with either.
+        options: [`SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`, `n_validation`, `n_test`, `n_links`,
+            `seed`.
 
     Returns:
         [`TaskSplits`]

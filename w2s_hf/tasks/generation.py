@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..labels import Completion
 from ..results import ExperimentResult
-from .splits import Loader, TaskSplits
-from .task import AnyTask, OneOrMore, Source
+from .splits import Loader, SplitOptions, TaskSplits
+from .task import AnyTask, Source
 from .tokenizing import COMPLETION_COLUMNS, completion_lengths
 
 __all__ = ["BrokenRowError", "CompletionLoader", "GenerationTask", "load_completions"]
@@ -57,16 +57,15 @@ class GenerationTask(AnyTask):
     """
 
     name: str
-    sources: OneOrMore[tuple[Source, ...]] = OneOrMore(of=Source)
-    train_split: OneOrMore[tuple[str, ...]] = OneOrMore(("train",))
-    test_split: OneOrMore[tuple[str, ...] | None] = OneOrMore(("test",))
+    sources: str | tuple[Source, ...]
+    train_split: str | tuple[str, ...] = ("train",)
+    test_split: str | tuple[str, ...] | None = ("test",)
     description: str = ""
 
     setting: ClassVar[str] = "generation"
     rows: ClassVar[str] = "rows"
     columns: ClassVar[tuple[str, ...]] = ()
     extra_columns: ClassVar[tuple[str, ...]] = ()
-    expected_columns: ClassVar[str] = "a prompt and its completion"
 
     @abstractmethod
     def example(self, row: dict) -> dict:
@@ -78,8 +77,9 @@ class GenerationTask(AnyTask):
 
         Returns:
             `dict` with `prompt`, `ground_truth` (the completion to train on, with its leading space) and
-            `extra_columns`. Optional: `id` (default: a hash of prompt and completion), `text` (default: the prompt;
-            examples of equal text are duplicates) and `keys` (examples that share one stay in one part).
+            `extra_columns`. Optional: `id` (default: a hash of prompt and completion), `text` (default: a hash of the
+            prompt; examples whose texts are equal up to case and spacing are duplicates) and `keys` (default: the
+            prompt; examples that share one stay in one part).
 
         Raises:
             BrokenRowError: the row cannot be used.
@@ -172,8 +172,8 @@ class CompletionLoader(Loader):
         Returns the examples of a split, sorted by id.
 
         Raises:
-            ValueError: the task makes no example as it should, a completion is longer than `max_new_tokens`, or no row
-                is left.
+            ValueError: the task makes no example as it should or rejects a ground truth, a completion is longer than
+                `max_new_tokens`, or no row is left.
         """
         examples: list[dict] = []
         for row in tqdm(rows, desc=f"Reading {split}"):
@@ -183,13 +183,13 @@ class CompletionLoader(Loader):
                 self.n_dropped[str(error)] += 1
                 continue
             self._check_example(example, row)
-            if not examples:
-                self._check_is_correct(example)
-            content = hashlib.sha256(f"{example['prompt']}\0{example['ground_truth']}".encode()).hexdigest()
-            defaults = {"id": content[:16], "text": example["prompt"], "keys": [f"prompt: {example['prompt']}"]}
+            prompt, content = example["prompt"], f"{example['prompt']}\0{example['ground_truth']}"
+            # Prompts may differ by case or spacing alone, which comparisons of texts ignore: so a hash.
+            defaults = {"id": _hash(content)[:16], "text": _hash(prompt), "keys": [f"prompt: {prompt}"]}
             examples.append(defaults | example)
         for tokenizer in self.tokenizers:
             examples = self._fitting(examples, tokenizer)
+        self._check_is_correct(split, examples)
         return self.sorted_by_id(split, examples)
 
     def _check_example(self, example: dict, row: dict) -> None:
@@ -207,13 +207,18 @@ class CompletionLoader(Loader):
                 "what `example` returns."
             )
 
-    def _check_is_correct(self, example: dict) -> None:
-        """Raises `ValueError` where the task does not take a ground truth as correct, before anything is trained."""
-        is_correct = self.task.is_correct(Completion(example["ground_truth"], is_cut=False), example)
-        if not isinstance(is_correct, bool | np.bool_) or not is_correct:
+    def _check_is_correct(self, split: str, examples: list[dict]) -> None:
+        """Raises `ValueError` where the task rejects a ground truth: no model could answer such a row."""
+        answers = [
+            self.task.is_correct(Completion(example["ground_truth"], is_cut=False), example) for example in examples
+        ]
+        faulty = [n for n, answer in enumerate(answers) if not (isinstance(answer, bool | np.bool_) and answer)]
+        if faulty:
+            first = examples[faulty[0]]
             raise ValueError(
-                f"{self.task.name}: got {is_correct!r} from `is_correct` for the ground truth "
-                f"{example['ground_truth']!r}, expected True. Correct `parse` or `is_correct`; or raise "
+                f"{self.task.name}: got {answers[faulty[0]]!r} from `is_correct` for the ground truth "
+                f"{first['ground_truth']!r} of the prompt {first['prompt'][-60:]!r}, expected True ({len(faulty)} of "
+                f"{len(examples)} {self.rows_are} of the split {split!r}). Correct `parse` or `is_correct`; or raise "
                 "BrokenRowError in `example` for such rows."
             )
 
@@ -237,13 +242,17 @@ class CompletionLoader(Loader):
         return [example for example, is_short in zip(examples, fits, strict=True) if is_short]
 
 
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def load_completions(
     task: GenerationTask,
     *,
     tokenizers: Sequence[PreTrainedTokenizerBase] = (),
     max_length: int | None = None,
     max_new_tokens: int | None = None,
-    **options,
+    **options: Unpack[SplitOptions],
 ) -> TaskSplits:
     """
     Loads prompts and completions, leaves out broken rows, and splits the rest.
@@ -254,8 +263,8 @@ def load_completions(
         max_length (`int`, *optional*): Tokens of prompt and completion. A prompt that leaves no room for
             `max_new_tokens` is left out.
         max_new_tokens (`int`, *optional*): Tokens of a completion.
-        options: As in [`w2s_hf.tasks.load_task`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
-            `n_validation`, `n_test`, `n_links`, `seed`.
+        options: [`w2s_hf.tasks.SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`, `n_validation`, `n_test`,
+            `n_links`, `seed`.
 
     Returns:
         [`TaskSplits`] whose parts have `COMPLETION_COLUMNS`, the task's `extra_columns`, `group` and `ground_truth`.

@@ -37,7 +37,7 @@ OPTIONS = {
 
 
 def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None) -> dict[str, int | None]:
-    """Rows of each part but test set and links; `None` is as many as there are."""
+    """Returns the number of rows of each part but test set and links; `None` is as many as there are."""
     n_weak = n_train if n_weak is None else n_weak
     n_train = n_weak if n_train is None else n_train
     if n_validation is None and n_train is not None and n_weak is not None:
@@ -55,7 +55,7 @@ def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None
 
 
 def link_sizes(sizes: dict[str, int | None], n_links: int) -> dict[str, int]:
-    """Rows of each link, which is as large as the student half. Raises `ValueError` if that is all there is."""
+    """Returns the number of rows of each link, that of the student half. Raises `ValueError` if it has none."""
     n_train, n_validation = sizes["student_half"], sizes["student_validation"]
     if not n_links:
         return {}
@@ -75,9 +75,9 @@ def check_enough(task: AnyTask, sizes: dict[str, int | None], n_there: int) -> N
     Raises `ValueError` where more training rows are wanted than there are.
 
     Args:
-        task: For the message.
-        sizes (`dict`): As [`part_sizes`] has it.
-        n_there (`int`): Training rows, the same number of each class where classes are balanced.
+        task ([`AnyTask`]): The task, named in the message.
+        sizes (`dict`): The sizes that [`part_sizes`] returns.
+        n_there (`int`): Number of training rows, the same number of each class where classes are balanced.
     """
     n_wanted = sum(n or 0 for n in sizes.values())
     if n_wanted <= n_there:
@@ -96,7 +96,7 @@ def check_enough(task: AnyTask, sizes: dict[str, int | None], n_there: int) -> N
 
 
 def too_many(task: AnyTask, name: str, n: int, n_there: int, why: str) -> ValueError:
-    """The error for a part, such as `test` or `link_1`, of which `n` rows are wanted and `n_there` can be had."""
+    """Returns the error for a part, such as `test`, for which `n` rows are wanted and `n_there` are available."""
     return ValueError(
         f"{task.name}: {OPTIONS.get(name, '--n_train')}: got {n} rows for `{name}`, expected at most {n_there} "
         f"({why}). Ask for fewer."
@@ -104,7 +104,7 @@ def too_many(task: AnyTask, name: str, n: int, n_there: int, why: str) -> ValueE
 
 
 def sample_rows(rows: Dataset, n: int) -> tuple[Dataset, np.ndarray]:
-    """At most `n` random rows in their order, always the same, and their numbers: `(len(rows),)` int64."""
+    """Returns at most `n` random rows in their order, always the same, and their numbers: `(len(rows),)` int64."""
     numbers = np.arange(len(rows))
     if len(rows) > n:
         numbers = np.sort(np.random.default_rng(0).permutation(len(rows))[:n])
@@ -116,8 +116,8 @@ def read_split(
     task: AnyTask, raw: DatasetDict, names: Sequence[str], n: int | None = None
 ) -> tuple[str, Dataset, np.ndarray]:
     """
-    [`w2s_hf.tasks.loading.pick_split`], at most `n` random rows of it, by default more than any experiment takes; and
-    their numbers.
+    Returns the name of the split that [`w2s_hf.tasks.loading.pick_split`] picks, at most `n` random rows of it, and
+    their numbers. The default of `n` is more than any experiment takes.
     """
     n = MAX_ROWS if n is None else n
     split, rows = pick_split(task, raw, names)
@@ -127,7 +127,7 @@ def read_split(
 
 
 def group_rows(rows: list[dict]) -> None:
-    """Sets `group`: rows that share one of their `keys`, directly or through other rows, get the same."""
+    """Sets `group` of rows by their `keys`: rows that share a key, directly or through other rows, get the same."""
     number_of_key: dict[str, int] = {}
     edges = [
         (i, number_of_key.setdefault(key, len(number_of_key))) for i, row in enumerate(rows) for key in row["keys"]
@@ -141,7 +141,7 @@ def group_rows(rows: list[dict]) -> None:
 
 
 def set_apart(spare: list[dict], others: list[dict]) -> list[dict]:
-    """The spare rows that share no key with others, directly or through spare ones; the groups of others stay."""
+    """Returns the spare rows that share no key with others, directly or through spare ones; others do not change."""
     if not spare:
         return []
     others = [{**row} for row in others]
@@ -151,7 +151,7 @@ def set_apart(spare: list[dict], others: list[dict]) -> list[dict]:
 
 
 def hold_out(task: AnyTask, rows: list[dict], seed: int) -> tuple[list[dict], list[dict]]:
-    """Train and test rows of a dataset with one split, whole groups apart."""
+    """Splits the rows of a dataset with one split into train and test rows by whole groups. Rows need `group`."""
     rows = unique_rows(task, "read", rows)
     sides = split_groups(rows, {"train": 1 - _HELD_OUT, "test": _HELD_OUT}, np.random.default_rng(seed))
     return sides["train"], sides["test"]
@@ -159,8 +159,8 @@ def hold_out(task: AnyTask, rows: list[dict], seed: int) -> tuple[list[dict], li
 
 def unique_rows(task: AnyTask, split: str, rows: list[dict], apart_from: Sequence[dict] = ()) -> list[dict]:
     """
-    The first of rows with equal text up to case and spacing, none of rows whose labels contradict each other, and none
-    whose text or group is in `apart_from`.
+    Drops rows that repeat the text of an earlier one up to case and spacing, all rows of a text with several labels,
+    and rows whose text or group is in `apart_from`. Rows need `text`, `group` and `ground_truth`.
     """
     foreign_texts = {normal(row["text"]) for row in apart_from}
     foreign_groups = {row["group"] for row in apart_from}
@@ -219,15 +219,15 @@ def split_links(
     task: AnyTask, rows: list[dict], parts: dict[str, Dataset], wanted: dict[str, int], seed: int
 ) -> dict[str, list[dict]]:
     """
-    Rows for the links of a chain, of those that are left: no part has them, or another row of their group. So asking
-    for links moves no row of any other part.
+    Splits the remaining rows into the links of a chain. A row remains if no other part has it or a row of its group:
+    links move no row of any other part.
 
     Args:
-        task: For messages.
+        task ([`AnyTask`]): The task, named in messages.
         rows (`list[dict]`): All training rows, with `group` and `ground_truth`.
-        parts (`dict[str, Dataset]`): The others, finished.
-        wanted (`dict[str, int]`): As [`link_sizes`] has it.
-        seed (`int`): Of the split.
+        parts (`dict[str, Dataset]`): The finished other parts.
+        wanted (`dict[str, int]`): The sizes that [`link_sizes`] returns.
+        seed (`int`): Seed of the split.
 
     Raises:
         ValueError: fewer are left than are wanted.
@@ -244,10 +244,10 @@ def split_links(
 
 
 def counted(n_dropped: dict[str, int]) -> str:
-    """`3 with an illegal move, 1 with no solution`"""
+    """Formats counts by reason, such as `3 with an illegal move, 1 with no solution`."""
     return ", ".join(f"{count} with {reason}" for reason, count in n_dropped.items())
 
 
 def shuffled(rows: list, rng: np.random.Generator) -> list:
-    """The rows in random order."""
+    """Returns the rows in random order."""
     return [rows[position] for position in rng.permutation(len(rows))]

@@ -1,4 +1,4 @@
-"""Does the form of a text tell its label?
+"""Measures whether the form of a text tells its label.
 
     python -m w2s_hf.tasks.leak_probe --task openbookqa
     python -m w2s_hf.tasks.leak_probe --task my_task.py --dataset_path my_rows.csv
@@ -46,12 +46,12 @@ _FREQUENT = 0.02
 @dataclass(frozen=True)
 class Guess:
     """
-    How well labels are guessed from the form of texts.
+    The accuracy of labels guessed from the form of texts.
 
     Args:
-        accuracy (`float`): On held-out groups; the classes are balanced, so chance is one half.
-        ci95 (`tuple[float, float]`): Bootstrap over groups.
-        n (`int`): Texts.
+        accuracy (`float`): Accuracy on held-out groups; the classes are balanced, so chance is one half.
+        ci95 (`tuple[float, float]`): Its interval, by bootstrap over groups.
+        n (`int`): Number of texts.
         strongest (`list[tuple[str, float]]`): Features that tell most alone: name, and AUROC of "larger means yes".
     """
 
@@ -62,13 +62,13 @@ class Guess:
 
     @property
     def at_chance(self) -> bool:
-        """Not better than a coin, up to the interval."""
+        """Returns whether the interval includes chance, or is below it."""
         return self.ci95[0] <= 0.5
 
 
 def format_features(texts: list[str]) -> tuple[np.ndarray, list[str]]:
     """
-    What can be seen of texts without reading them.
+    Computes features of texts that need no reading.
 
     Returns:
         `(N, F)` float64, and `F` names: lengths, punctuation, digits, capitals and lines, of the text and of its last
@@ -110,10 +110,10 @@ def probe_texts(texts: list[str], truth: list[int], groups: list[str], *, confid
     Guesses labels from [`format_features`] of texts, on groups that were not trained on.
 
     Args:
-        texts (`list[str]`): As models are shown them.
-        truth (`list[int]`): 0 or 1, about as many of both.
-        groups (`list[str]`): Rows that share one are held out together.
-        confidence_level (`float`, *optional*, defaults to 0.95): Of the interval.
+        texts (`list[str]`): The texts that models are given.
+        truth (`list[int]`): Their labels, 0 or 1, about as many of both.
+        groups (`list[str]`): Their groups; texts of one group are held out together.
+        confidence_level (`float`, *optional*, defaults to 0.95): Level of the interval.
 
     Raises:
         ValueError: there are fewer than ten groups, or one class.
@@ -155,20 +155,20 @@ def leak_probe(
     confidence_level: float = 0.95,
 ) -> dict[str, Guess]:
     """
-    Both guesses for a task.
+    Guesses the labels of a task from what it adds around the dataset's words, and from whole texts.
 
     Args:
         task ([`Task`]): The task.
         rows ([`~datasets.Dataset`]): Rows as they are in the dataset, such as its training split.
         conversion (`str`, *optional*, defaults to `"pairs"`): As in [`w2s_hf.tasks.load_task`].
-        max_rows (`int`, *optional*, defaults to 10000): Take so many random rows of a larger dataset.
-        confidence_level (`float`, *optional*, defaults to 0.95): Of the intervals.
+        max_rows (`int`, *optional*, defaults to 10000): Number of random rows that are taken of a larger dataset.
+        confidence_level (`float`, *optional*, defaults to 0.95): Level of the intervals.
 
     Returns:
         `dict` with a [`Guess`] for `"form"` (what the task adds around the dataset's words) and `"text"` (everything).
 
     Raises:
-        ValueError: as [`read_examples`] and [`probe_texts`].
+        ValueError: see [`read_examples`] and [`probe_texts`].
     """
     split = str(rows.split or "given")
     rows, numbers = sample_rows(rows, max_rows)
@@ -201,7 +201,7 @@ def _strings(value) -> Iterator[str]:
 
 
 def _content(task: Task, rows: Dataset) -> Iterator[list[str]]:
-    """The dataset's own words in each row, longest first: strings of two letters or more, but no categories."""
+    """Yields the dataset's own words in each row, longest first: strings of two letters or more, but no categories."""
     columns = [name for name in task.columns if name != task.label]
     strings = {name: [list(_strings(value)) for value in rows[name]] for name in columns}
     vocabularies = {name: {string for row in of_column for string in row} for name, of_column in strings.items()}
@@ -220,7 +220,8 @@ def _is_piece(piece: str, string: str) -> bool:
 
 def skeleton(text: str, content: list[str]) -> str:
     """
-    `text` with `<>` for content, and `<1>`, `<2>`, ... for content that occurs again: an answer that is also listed.
+    Returns `text` with `<>` for content, and `<1>`, `<2>`, ... for content that occurs again, such as an answer that
+    is also listed.
     """
     for number, string in enumerate(content):
         # A private-use character a piece: found once more, it is not content again.
@@ -234,7 +235,7 @@ def skeleton(text: str, content: list[str]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line and returns the exit code."""
     parser = CommandLine(
         prog="python -m w2s_hf.tasks.leak_probe",
         description=__doc__,

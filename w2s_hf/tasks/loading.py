@@ -10,7 +10,7 @@ from datasets.exceptions import DatasetsError
 
 from ..command_line import did_you_mean
 from ..hub import ensure_available
-from .task import PARQUET_BRANCH, AnyTask, Source, Task
+from .task import PARQUET_BRANCH, AnyTask, Source, Task, sources_of
 
 __all__ = ["check_class_names", "load_raw", "pick_split"]
 
@@ -45,9 +45,10 @@ def load_raw(task: AnyTask, dataset_path: str | None = None) -> tuple[DatasetDic
     """
     if dataset_path is not None:
         raw = _load_local(task, dataset_path, "--dataset_path")
-        return raw, {"id": task.sources[0].id, "revision": "local"}
+        dataset = Path(dataset_path).name if task.has_several_schemas else sources_of(task)[0].id
+        return raw, {"id": dataset, "revision": "local"}
     failures = []
-    for source in task.sources:
+    for source in sources_of(task):
         if Path(source.id).exists() or Path(source.id).suffix in _READERS:
             raw = _load_local(task, source.id, "`sources` of the task")
             return _renamed(raw, source), {"id": Path(source.id).name, "revision": "local"}

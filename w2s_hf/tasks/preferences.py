@@ -7,14 +7,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Unpack
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .splits import Loader, TaskSplits
-from .task import AnyTask, OneOrMore, Source, normal, random_key
+from .splits import Loader, SplitOptions, TaskSplits
+from .task import AnyTask, Source, normal, random_key
 from .tokenizing import PAIR_COLUMNS, response_lengths
 
 __all__ = ["ANTHROPIC_HH", "PREFERENCE_TASKS", "PreferenceTask", "load_pairs"]
@@ -46,19 +47,18 @@ class PreferenceTask(AnyTask):
     """
 
     name: str
-    sources: OneOrMore[tuple[Source, ...]] = OneOrMore(of=Source)
-    train_split: OneOrMore[tuple[str, ...]] = OneOrMore(("train",))
-    test_split: OneOrMore[tuple[str, ...] | None] = OneOrMore(("test",))
+    sources: str | tuple[Source, ...]
+    train_split: str | tuple[str, ...] = ("train",)
+    test_split: str | tuple[str, ...] | None = ("test",)
     group_by_prompt: bool = True
     description: str = ""
 
     columns = ("chosen", "rejected")
-    expected_columns = ", ".join(columns)
     class_names = ("second", "first")
 
     def example(self, row: dict) -> dict:
         """
-        A pair whose sides tell nothing: which response is the first depends on a hash of the two.
+        Returns the pair of a row. Which response is the first depends on a hash of the two, so that it tells nothing.
 
         Args:
             row (`dict`): A row of the dataset.
@@ -108,7 +108,7 @@ class PreferenceTask(AnyTask):
 
 
 class UnusablePairError(ValueError):
-    """There is nothing to compare; the message is the reason, for counting."""
+    """A pair with nothing to compare. The loader leaves it out and counts it under the message."""
 
 
 def _kind(name: str, value) -> type:
@@ -133,7 +133,7 @@ def _split_prompt(chosen: str | list, rejected: str | list) -> tuple[str | list,
 
 
 def _words(part: str | list) -> str:
-    """The words of a text, or of messages; of a call of tools, what is called."""
+    """Returns the words of a text, or of messages and the calls of tools in them."""
     if isinstance(part, str):
         return part
     calls = [json.dumps(message["tool_calls"]) for message in part if message.get("tool_calls")]
@@ -141,7 +141,7 @@ def _words(part: str | list) -> str:
 
 
 def _begin(prompt: str | list) -> str:
-    """Up to the first answer: what the dialogue is about, however long it is."""
+    """Returns a dialogue up to its first answer, which is the same however many turns follow."""
     if isinstance(prompt, str):
         return prompt.partition(_ASSISTANT)[0]
     users = [message for message in prompt if message["role"] == "user"]
@@ -149,7 +149,7 @@ def _begin(prompt: str | list) -> str:
 
 
 class PairLoader(Loader):
-    """Pairs of responses. Their sides tell nothing, so that no pair is dropped to balance them."""
+    """Loads pairs of responses. Their sides tell nothing, so that no pair is dropped to balance them."""
 
     task: PreferenceTask
     row, rows_are = "pair", "pairs"
@@ -190,24 +190,23 @@ def load_pairs(
     *,
     tokenizers: Sequence[PreTrainedTokenizerBase] = (),
     max_length: int | None = None,
-    **options,
+    **options: Unpack[SplitOptions],
 ) -> TaskSplits:
     """
-    Loads pairs, leaves out what cannot be compared, and halves them.
+    Loads pairs, leaves out those that cannot be compared, and splits the rest.
 
-    What is left out is left out before the split, and counted in `n_dropped`: everybody, whatever the tokenizer, works
-    on the same pairs. Which response is the first tells nothing, so that half of all pairs are of either class, up to
-    chance; no pair is dropped to make it exact. The rest is as in [`w2s_hf.tasks.load_task`]: duplicates
-    once, pairs with contradictory labels not at all, groups on one side, none of the test set in training.
+    Pairs are left out before the split and counted in `n_dropped`, so that all models work on the same pairs, whatever
+    their tokenizer. Which response is the first tells nothing, so that half of all pairs are of either class, up to
+    chance; no pair is dropped to make it exact. The rest is as in [`w2s_hf.tasks.load_task`]: duplicates count once,
+    pairs with contradictory labels are dropped, groups stay on one side, and no test row is in training.
 
     Args:
         task ([`PreferenceTask`]): The task.
         tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*):
-            Of all models; a pair with a response that is longer than `max_length` for any of them is left out.
-        max_length (`int`, *optional*): Tokens; a prompt can be shortened to it, a response cannot.
-        options: As in [`w2s_hf.tasks.load_task`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
-            `n_validation`, `n_test`, `n_links`, `seed`. A local file or directory with one split has a fifth of it
-            held out to test.
+            Tokenizers of all models; a pair with a response longer than `max_length` for any of them is left out.
+        max_length (`int`, *optional*): Tokens of a text; a prompt can be shortened to it, a response cannot.
+        options: [`w2s_hf.tasks.SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`, `n_validation`, `n_test`,
+            `n_links`, `seed`. A local file or directory with one split has a fifth of it held out to test.
 
     Returns:
         [`TaskSplits`] whose parts have `PAIR_COLUMNS`, `group` and `ground_truth`.

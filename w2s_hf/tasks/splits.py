@@ -1,4 +1,4 @@
-"""The rows of a task as the parts of an experiment: one frame for texts, pairs and completions, and that of texts."""
+"""The rows of a task as the parts of an experiment, in one frame for texts, pairs and completions."""
 
 import hashlib
 import logging
@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -31,12 +31,42 @@ from .halves import (
     unique_rows,
 )
 from .loading import load_raw
-from .task import AnyTask
+from .task import AnyTask, sources_of
 from .tokenizing import TEXT_COLUMNS
 
-__all__ = ["Half", "Loader", "TaskSplits"]
+__all__ = ["Half", "Loader", "SplitOptions", "TaskSplits"]
 
 logger = logging.getLogger(__name__)
+
+
+class SplitOptions(TypedDict, total=False):
+    """
+    Options of all functions that load and split rows, such as [`w2s_hf.tasks.load_task`].
+
+    Args:
+        dataset_path (`str`, *optional*): A local directory or file in the dataset's own schema; by default the rows
+            come from the `sources` of the task.
+        raw ([`~datasets.DatasetDict`], *optional*): Rows in memory, instead of either. The rows of a split `links` are
+            for the links alone, in addition to the training rows that no part uses.
+        n_train (`int`, *optional*): Rows of the student half; defaults to `n_weak`, and to about half of the training
+            rows.
+        n_weak (`int`, *optional*): Rows of the weak half; defaults to `n_train`.
+        n_validation (`int`, *optional*): Rows of both validation parts together; defaults to a tenth of the training
+            rows.
+        n_test (`int`, *optional*): Test rows; defaults to all.
+        n_links (`int`, *optional*, defaults to 0): Links of a bootstrapping chain that get rows of their own, each as
+            many as the student half. They get rows that are left; no row of another part moves.
+        seed (`int`, *optional*, defaults to 0): Seed of the split.
+    """
+
+    dataset_path: str | None
+    raw: DatasetDict | None
+    n_train: int | None
+    n_weak: int | None
+    n_validation: int | None
+    n_test: int | None
+    n_links: int
+    seed: int
 
 
 class Half(NamedTuple):
@@ -45,14 +75,14 @@ class Half(NamedTuple):
 
     Args:
         train ([`~datasets.Dataset`]): Training rows.
-        validation ([`~datasets.Dataset`]): For its early stopping.
+        validation ([`~datasets.Dataset`]): Rows for its early stopping.
     """
 
     train: Dataset
     validation: Dataset
 
     def map(self, function: Callable[[Dataset], Dataset]) -> "Half":
-        """The half with `function` applied to both datasets."""
+        """Returns the half with `function` applied to both datasets."""
         return Half(function(self.train), function(self.validation))
 
 
@@ -61,20 +91,23 @@ class TaskSplits:
     """
     The rows of an experiment.
 
-    Columns of each part of a [`Task`]: `id`, `text`, `context_start` and `context_end` (characters of `text` that may
-    go where it is too long), `shorten_from`, `group`, `question` (empty, or the same for the answers to a question)
-    and `ground_truth` (0 or 1). Of a [`PreferenceTask`]: `id`, `prompt`, `first`, `second`, `group` and
-    `ground_truth` (1 where the first response is the better one). Of a
-    [`GenerationTask`], see [`w2s_hf.tasks.generation.load_completions`]; there the ground truth is text.
+    The columns of each part depend on the task:
+
+    - [`Task`]: `id`, `text`, `context_start` and `context_end` (characters of `text` that may be cut where it is too
+      long), `shorten_from`, `group`, `question` (empty, or the same for the answers to a question) and `ground_truth`
+      (0 or 1).
+    - [`PreferenceTask`]: `id`, `prompt`, `first`, `second`, `group` and `ground_truth` (1 where the first response is
+      the better one).
+    - [`GenerationTask`]: `id`, `prompt`, the task's `extra_columns`, `group` and `ground_truth` (the completion).
 
     Args:
-        task ([`AnyTask`]): The task.
-        weak_half ([`~datasets.Dataset`]): The weak supervisor learns these, with ground truth.
-        weak_validation ([`~datasets.Dataset`]): For the supervisor's early stopping.
-        student_half ([`~datasets.Dataset`]): The supervisor labels these; students learn them with its labels, the
-            ceiling with ground truth.
-        student_validation ([`~datasets.Dataset`]): For the early stopping of students and ceiling.
-        test ([`~datasets.Dataset`]): Everybody is scored on these.
+        task ([`AnyTask`]): The task, a [`Task`], [`PreferenceTask`] or [`GenerationTask`].
+        weak_half ([`~datasets.Dataset`]): Training rows of the weak supervisor, with ground truth.
+        weak_validation ([`~datasets.Dataset`]): Rows for the supervisor's early stopping.
+        student_half ([`~datasets.Dataset`]): Rows that the supervisor labels. Students are trained on its labels, the
+            ceiling on ground truth.
+        student_validation ([`~datasets.Dataset`]): Rows for the early stopping of students and ceiling.
+        test ([`~datasets.Dataset`]): Rows that all models are scored on.
         source (`dict`): `id` and `revision` of the dataset.
         columns (`tuple[str]`): Those that models are given.
         n_dropped (`dict[str, int]`):
@@ -133,23 +166,23 @@ class TaskSplits:
 
     @property
     def weak(self) -> Half:
-        """Rows that the weak supervisor learns."""
+        """The rows that the weak supervisor is trained on."""
         return Half(self.weak_half, self.weak_validation)
 
     @property
     def student(self) -> Half:
-        """Rows that the supervisor labels and students learn."""
+        """The rows that the supervisor labels and students are trained on."""
         return Half(self.student_half, self.student_validation)
 
     def bootstrap(self, k: int) -> Half:
-        """Rows of the `k`-th link of a bootstrapping chain, from 1, which nobody else learns."""
+        """Returns the rows of the `k`-th link of a bootstrapping chain, from 1, which no other model is trained on."""
         return Half(self.links[f"link_{k}"], self.links[f"link_{k}_validation"])
 
     @property
     def fingerprint(self) -> str:
         """
-        Hash of all that models are given of every row of every part but the links, in order: 16 hexadecimal digits.
-        It is the same with a chain and without one.
+        The hash of the `columns` and labels of all parts but the links, in order: 16 hexadecimal digits. It does not
+        depend on a chain.
         """
         digest = hashlib.sha256()
         for name, part in self.parts.items():
@@ -172,7 +205,7 @@ class Loader(ABC):
     subclass says what is special about its kind.
 
     Args:
-        task ([`AnyTask`]): The task.
+        task ([`AnyTask`]): A [`Task`], [`PreferenceTask`] or [`GenerationTask`], as the subclass takes it.
     """
 
     row, rows_are = "row", "texts"  # for messages
@@ -185,7 +218,10 @@ class Loader(ABC):
 
     @abstractmethod
     def read(self, split: str, rows: Dataset, numbers: np.ndarray) -> list[dict]:
-        """Returns the examples of a split, sorted by id, with `id`, `text`, `keys` and `ground_truth`."""
+        """
+        Returns the examples of a split, sorted by id. They have `id`, `text`, `keys` and `ground_truth`, and what else
+        is in `columns` and `further_columns` (but `group`, which is set from `keys`).
+        """
 
     def most_rows(self, n_wanted: int) -> int | None:
         """Returns the number of rows of a split that are read; `None` is [`MAX_ROWS`]."""
@@ -211,7 +247,10 @@ class Loader(ABC):
         return len(rows)
 
     def n_for_validation(self, train: list[dict], wanted: dict[str, int]) -> Mapping[str, float]:
-        """Returns the training rows of each validation part, where only validation parts have a number."""
+        """
+        Returns how many training rows each validation part is given before balancing. Called when --n_validation is
+        the only size given.
+        """
         return wanted
 
     def rows_of(self, name: str, rows: list[dict], n: int | None, rng: np.random.Generator) -> list[dict]:
@@ -241,9 +280,9 @@ class Loader(ABC):
         n_links: int = 0,
         seed: int = 0,
     ) -> TaskSplits:
-        """Loads the parts of an experiment; arguments as in [`w2s_hf.tasks.load_task`]."""
+        """Loads the parts of an experiment; arguments as in [`SplitOptions`]."""
         if raw is not None:
-            source = {"id": self.task.sources[0].id, "revision": "generated"}
+            source = {"id": sources_of(self.task)[0].id, "revision": "generated"}
         else:
             raw, source = load_raw(self.task, dataset_path)
         wanted = part_sizes(n_train, n_weak, n_validation)

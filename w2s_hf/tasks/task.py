@@ -1,4 +1,4 @@
-"""What a task is: where its rows are, and how a row becomes texts with a yes or a no."""
+"""The definition of a task: where its rows are, and how a row becomes texts with a yes or a no."""
 
 import hashlib
 import json
@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import Any, Generic, TypeVar
+from typing import cast
 
 __all__ = [
-    "PARQUET_BRANCH", "AnyTask", "EmptyFieldError", "LabelError", "OneOrMore", "Source", "Task", "normal", "random_key"
+    "PARQUET_BRANCH", "AnyTask", "EmptyFieldError", "LabelError", "Source", "Task", "normal", "random_key",
+    "sources_of",
 ]  # fmt: skip
 
 # Here the Hub keeps the converted rows of datasets whose own branch is a script, which `datasets` no longer runs.
@@ -20,7 +21,7 @@ PARQUET_BRANCH = "refs/convert/parquet"
 @dataclass(frozen=True)
 class Source:
     """
-    Where rows are: a dataset on the Hub, or a local directory or file.
+    The place of rows: a dataset on the Hub, or a local directory or file.
 
     Args:
         id (`str`): Repository on the Hub, or a path.
@@ -35,38 +36,11 @@ class Source:
     rename: dict[str, str] = field(default_factory=dict)
 
 
-V = TypeVar("V")
-
-
-class OneOrMore(Generic[V]):
-    """
-    A field of a task that holds a tuple, and takes a string in place of a tuple of one.
-
-    Args:
-        default (*optional*): The default of the field.
-        of (`type`, *optional*, defaults to `str`): Makes the one element of the tuple from the string.
-    """
-
-    def __init__(self, *default: V, of: Callable[[str], Any] = str):
-        self.default, self.of = default, of
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, task: object, owner: type | None = None) -> V:
-        if task is not None:
-            return task.__dict__[self.name]
-        if not self.default:
-            raise AttributeError(self.name)  # by this a dataclass knows that a field has no default
-        return self.default[0]
-
-    def __set__(self, task: object, value: str | V) -> None:
-        task.__dict__[self.name] = (self.of(value),) if isinstance(value, str) else value
-
-
 class AnyTask(ABC):
     """
     The attributes of tasks of all kinds: [`Task`], [`PreferenceTask`] and [`GenerationTask`].
+
+    A task takes one string instead of a tuple; here the attributes are tuples.
 
     Attributes:
         name (`str`): Its name in results.
@@ -77,20 +51,32 @@ class AnyTask(ABC):
     """
 
     name: str
-    sources: OneOrMore[tuple[Source, ...]]
-    train_split: OneOrMore[tuple[str, ...]]
-    test_split: OneOrMore[tuple[str, ...] | None]
+    sources: str | tuple[Source, ...]
+    train_split: str | tuple[str, ...]
+    test_split: str | tuple[str, ...] | None
     description: str
+    has_several_schemas = False  # whether only the name of a local file tells which dataset it is
+
+    def __post_init__(self) -> None:
+        self._as_tuples("train_split", "test_split")
+        if isinstance(self.sources, str):
+            object.__setattr__(self, "sources", (Source(self.sources),))
+
+    def _as_tuples(self, *names: str) -> None:
+        """Makes a tuple of each of these fields that is one string."""
+        for name in names:
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
 
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
-        """Columns that a row must have."""
+        """The columns that a row must have."""
 
     @property
-    @abstractmethod
     def expected_columns(self) -> str:
-        """The same in words, with the alternatives where there are some."""
+        """The columns in words, for messages."""
+        return ", ".join(self.columns)
 
 
 @dataclass(frozen=True)
@@ -126,7 +112,7 @@ class Task(AnyTask):
         question (`str` or `tuple[str]`, *optional*):
             Columns or fields that make a question; of rows that share it, each an answer with a `label`, equally many
             right and wrong ones are kept, on the same side.
-        class_names (`tuple[str, str]`, *optional*, defaults to `("no", "yes")`): What 0 and 1 mean.
+        class_names (`tuple[str, str]`, *optional*, defaults to `("no", "yes")`): The meaning of 0 and 1.
         train_split, test_split (`str` or `tuple[str]`):
             Names of the splits; of several, the first that is there. The test split is never trained on.
             `test_split=None` holds out a fifth of the groups of the train split.
@@ -138,24 +124,26 @@ class Task(AnyTask):
     """
 
     name: str
-    sources: OneOrMore[tuple[Source, ...]] = OneOrMore(of=Source)
-    template: str  # type: ignore[misc]  # mypy takes the field above for one with a default
+    sources: str | tuple[Source, ...]
+    template: str
     label: str | Callable[[dict], int] | None = None
     choices: Callable[[dict], list[str]] | None = None
     correct: Callable[[dict], int] | None = None
     fields: dict[str, Callable[[dict], str]] = field(default_factory=dict)
-    reads: OneOrMore[tuple[str, ...]] = OneOrMore(())
+    reads: str | tuple[str, ...] = ()
     context: str | None = None
     shorten_from: str = "end"
-    group: OneOrMore[tuple[str | tuple[str, ...], ...]] = OneOrMore(())
-    question: OneOrMore[tuple[str, ...]] = OneOrMore(())
+    group: str | tuple[str | tuple[str, ...], ...] = ()
+    question: str | tuple[str, ...] = ()
     class_names: tuple[str, str] = ("no", "yes")
-    train_split: OneOrMore[tuple[str, ...]] = OneOrMore(("train",))
-    test_split: OneOrMore[tuple[str, ...] | None] = OneOrMore(("test",))
+    train_split: str | tuple[str, ...] = ("train",)
+    test_split: str | tuple[str, ...] | None = ("test",)
     drop_empty: bool = False
     description: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._as_tuples("reads", "group", "question")
         shown = self.shown
         bare = [
             name for _, name, spec, conversion in Formatter().parse(self.template) if name and not (spec or conversion)
@@ -194,26 +182,21 @@ class Task(AnyTask):
 
     @property
     def shown(self) -> list[str]:
-        """Fields of the template, in order."""
+        """The fields of the template, in order."""
         return [name for _, name, _, _ in Formatter().parse(self.template) if name is not None]
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns that a row must have."""
+        """The columns that a row must have."""
         computed = {*self.fields, *(["answer"] if self.choices is not None else [])}
         together = [name for entry in self.group for name in ((entry,) if isinstance(entry, str) else entry)]
         named = [name for name in (*self.shown, *together, *self.question) if name not in computed]
         label = [self.label] if isinstance(self.label, str) else []
         return tuple(dict.fromkeys([*named, *self.reads, *label]))
 
-    @property
-    def expected_columns(self) -> str:
-        """The same in words."""
-        return ", ".join(self.columns)
-
     def examples(self, row: dict) -> Iterator[dict]:
         """
-        The texts that a row becomes: one, or one a choice.
+        Yields the texts that a row becomes: one, or one per choice.
 
         Args:
             row (`dict`): A row of the dataset, with at least [`Task.columns`].
@@ -298,18 +281,23 @@ def _text(name: str, value) -> str:
 
 
 class EmptyFieldError(ValueError):
-    """A row has nothing to show in one of its fields."""
+    """The error for a row with nothing to show in one of its fields."""
 
 
 class LabelError(ValueError):
-    """A row has a label that is neither of the two classes."""
+    """The error for a row with a label that is neither of the two classes."""
+
+
+def sources_of(task: AnyTask) -> tuple[Source, ...]:
+    """Returns the sources of a task, of which `__post_init__` has made a tuple."""
+    return cast(tuple[Source, ...], task.sources)
 
 
 def normal(text: str) -> str:
-    """Without case and spacing: what counts when texts are compared."""
+    """Returns a text without case and spacing, by which texts are compared."""
     return " ".join(text.casefold().split())
 
 
 def random_key(row_id: str, purpose: str) -> str:
-    """The randomness of a row: the same wherever the row is, whoever asks, and however many processes there are."""
+    """Returns a random string for a row and a purpose, which depends on nothing else."""
     return hashlib.sha256(f"{purpose}\0{row_id}".encode()).hexdigest()

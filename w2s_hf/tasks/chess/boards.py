@@ -1,4 +1,4 @@
-"""Boards of a few puzzles for the report, with the move asked for and the student's."""
+"""Draws boards of a few puzzles for the report, with arrows for the solution and for the student's move."""
 
 from pathlib import Path
 
@@ -25,10 +25,10 @@ def draw_boards(
     Draws puzzles that the student solved though its supervisor did not, and puzzles that it failed.
 
     Args:
-        student, weak (`list[Completion]`): What both answered to the test puzzles.
-        test ([`~datasets.Dataset`]): With `fen`, `prompt` and `ground_truth`.
+        student, weak (`list[Completion]`): Their completions of the test prompts.
+        test ([`~datasets.Dataset`]): Test puzzles with `fen`, `prompt` and `ground_truth`.
         output_dir (`Path`): SVG files go to `figures/boards/` below it.
-        student_name (`str`): What to call the student.
+        student_name (`str`): The name of the student in the text.
 
     Returns:
         `str`: A section in Markdown.
@@ -67,15 +67,13 @@ def draw_boards(
 
 
 def _words(text: str) -> str:
-    """At most two words of a completion, safe in a table."""
+    """Returns at most two words of a completion, safe in a table."""
     return " ".join(text.split()[:2]).replace("|", "/").replace("`", "'") or " "
 
 
 def _draw(fen: str, target: str, answer: str | None) -> str:
     board = chess.Board(fen)
-    moves = {parse_move(target, board): _RIGHT}
-    moves.setdefault(None if answer is None else chess.Move.from_uci(answer), _WRONG)
-    arrows = [
-        chess.svg.Arrow(move.from_square, move.to_square, color=colour) for move, colour in moves.items() if move
-    ]
+    solution, move = parse_move(target, board), None if answer is None else chess.Move.from_uci(answer)
+    moves = ((solution, _RIGHT), (None if move == solution else move, _WRONG))
+    arrows = [chess.svg.Arrow(move.from_square, move.to_square, color=colour) for move, colour in moves if move]
     return str(chess.svg.board(board, orientation=board.turn, arrows=arrows, size=_SIZE))

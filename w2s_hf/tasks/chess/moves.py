@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import chess
 
@@ -12,7 +12,7 @@ __all__ = ["MOVE_NUMBER", "MoveScore", "parse_move", "san_move", "score_move", "
 
 
 def uci_move(text: str, board: chess.Board) -> chess.Move | None:
-    """The move that a text is in UCI, if it is legal."""
+    """Returns the move that a text is in UCI, or `None` if it is not legal."""
     try:
         move = chess.Move.from_uci(text)
     except ValueError:
@@ -21,7 +21,7 @@ def uci_move(text: str, board: chess.Board) -> chess.Move | None:
 
 
 def san_move(word: str, board: chess.Board) -> chess.Move | None:
-    """The move that a word is in SAN, if it is legal."""
+    """Returns the move that a word is in SAN, or `None` if it is not legal."""
     try:
         return board.parse_san(word) or None  # a null move is none
     except ValueError:
@@ -29,16 +29,17 @@ def san_move(word: str, board: chess.Board) -> chess.Move | None:
 
 
 def _answer(text: str) -> list[str]:
-    """The words of a text, without the number of the move that it may begin with."""
+    """Returns the words of a text, without the number of the move that it may begin with."""
     words = text.split()
     return words[1:] if words and MOVE_NUMBER.fullmatch(words[0]) else words
 
 
 def parse_move(text: str, board: chess.Board) -> chess.Move | None:
     """
-    The legal move that a text begins with, or `None`: its first word in SAN, whatever it says of check and mate, or in
-    UCI, of which the squares may stand apart (`c2 a1`). A move number before it and punctuation behind it are no part
-    of it.
+    Returns the legal move that a text begins with, or `None`.
+
+    The first word is read as SAN, where check and mate marks may be wrong, or as UCI, whose squares may be two words
+    (`c2 a1`). A move number before the move and punctuation behind it are ignored.
     """
     words = [word.rstrip(".,;:!?") for word in _answer(text)[:2]]
     if not words:
@@ -52,11 +53,11 @@ class MoveScore:
     The score of a completion.
 
     Args:
-        move (`str`, *optional*): UCI of the move that it begins with; none where that is no legal move.
-        correct (`bool`): It is the move asked for.
-        exact (`bool`): The text is the target character by character, check marks and leading space included, and
-            ended by itself.
-        accepted (`bool`): As `correct`, or both it and the move asked for are mate.
+        move (`str`, *optional*): UCI of the legal move that it begins with, `None` if there is none.
+        correct (`bool`): Whether it is the target.
+        exact (`bool`): Whether the text is the target character by character, check marks and leading space included,
+            and was not cut.
+        accepted (`bool`): Whether it is correct, or both it and the target are mate.
     """
 
     move: str | None
@@ -65,15 +66,15 @@ class MoveScore:
     accepted: bool
 
 
-@cache
+@lru_cache(maxsize=50_000)
 def score_move(text: str, is_cut: bool, target: str, fen: str) -> MoveScore:
     """
     Scores a completion.
 
     Args:
         text (`str`): The completion.
-        is_cut (`bool`): It was cut by the limit of tokens; a first word that may go on counts as no move then.
-        target (`str`): The move asked for.
+        is_cut (`bool`): Whether it was cut by the limit of tokens. Then a move that may be incomplete does not count.
+        target (`str`): The solution.
         fen (`str`): The position to move in.
     """
     board = chess.Board(fen)

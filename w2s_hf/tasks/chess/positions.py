@@ -1,4 +1,4 @@
-"""Positions, prompts and moves of the rows of both puzzle schemas, every move of them checked."""
+"""Reads positions, prompts and moves from the rows of both puzzle schemas, and checks every move."""
 
 import io
 import re
@@ -45,14 +45,14 @@ def band_of(rating: int) -> str:
 
 
 def game_key(row: dict) -> list[str]:
-    """The game of a row that names it: `https://lichess.org/787zsVup/black#48`, or only `787zsVup/black#48`."""
+    """Returns the key of the game that a row names by an address of lichess.org or only `787zsVup/black#48`."""
     named = row.get("GameUrl") or row.get("GameId")
     found = _GAME.search(named) if named else None
     return [f"game: {found[1]}"] if found else []
 
 
 def read_transcript(row: dict) -> tuple[str, chess.Board, str]:
-    """Prompt, position and target of a row with `ctx` and `target`."""
+    """Returns prompt, position and target of a row with `ctx` and `target`."""
     prompt, target = row["ctx"].strip(), f" {row['target'].strip()}"
     if row.get("fen") is not None:
         board = _board(row["fen"])
@@ -68,7 +68,7 @@ def read_transcript(row: dict) -> tuple[str, chess.Board, str]:
 
 
 def read_table_row(row: dict) -> tuple[str, chess.Board, str]:
-    """Prompt, position and target of a row with `FEN` and `Moves`."""
+    """Returns prompt, position and target of a row with `FEN` and `Moves`."""
     board = _board(row["FEN"])
     moves = row["Moves"].split()
     if len(moves) < 2:
@@ -100,12 +100,12 @@ def _board(fen: str) -> chess.Board:
 
 
 def position_key(board: chess.Board) -> str:
-    """Pieces, whose move it is, castling and en passant; without the clocks."""
+    """Returns the FEN of a position without its clocks."""
     return " ".join(board.fen().split()[:4])
 
 
 def _replay(text: str) -> chess.Board:
-    """The board after the moves of a transcript, each with its number (`1. d4 1... Nf6`), or White's only."""
+    """Returns the board after a transcript, which numbers each move (`1. d4 1... Nf6`) or only White's."""
     board = chess.Board()
     for word in text.split():
         if MOVE_NUMBER.fullmatch(word) is None:
@@ -120,8 +120,8 @@ def _replay(text: str) -> chess.Board:
 
 def _game_until(movetext: str, wanted: chess.Board) -> chess.Board | None:
     """
-    The board, with the moves that led to it, where a game in PGN comes to a position; `None` if it never does. Of a
-    position that was repeated, the occurrence with the right move number, else the first.
+    Returns the board, with its moves, where a game in PGN comes to a position, or `None` if it never does. If the
+    position is repeated, it is the occurrence with the right move number, else the first.
     """
     game = chess.pgn.read_game(io.StringIO(movetext))
     board, found = chess.Board(), None
@@ -133,7 +133,7 @@ def _game_until(movetext: str, wanted: chess.Board) -> chess.Board | None:
 
 
 def _number(board: chess.Board) -> str:
-    """`22.` where White is to move, `22...` where Black is."""
+    """Returns `22.` where White is to move, `22...` where Black is."""
     return f"{board.fullmove_number}." + ("" if board.turn == chess.WHITE else "..")
 
 
@@ -144,8 +144,8 @@ def fen_prompt(board: chess.Board) -> str:
 
 def transcript(board: chess.Board) -> str:
     """
-    The moves that led to a position, in SAN and each with its number, and the number of the move to play, as in the
-    paper's figure 14: `1. d4 1... Nf6 2.`
+    Returns the moves that led to a position and the number of the move to play, as in the paper's figure 14:
+    `1. d4 1... Nf6 2.` Moves are in SAN, each with its number.
     """
     replay = board.root()
     words = []

@@ -5,16 +5,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ...labels import Completion
 from ...results import ExperimentResult
 from ..generation import CompletionLoader, GenerationTask
 from ..halves import MAX_ROWS
-from ..splits import TaskSplits
+from ..splits import SplitOptions, TaskSplits
 from ..task import Source
 from .boards import draw_boards
 from .positions import (
@@ -52,7 +53,7 @@ class ChessTask(GenerationTask):
     A row has `ctx` and `target`, the prompt and the move that should follow it (EleutherAI/lichess-puzzles): the
     prompt is a transcript, or anything where the position to move in is given in a column `fen`. Or it has `FEN`, the
     position before the opponent's last move, and `Moves`, that move and the solution in UCI (the Lichess puzzle
-    table); the prompt is the FEN after that move, or a transcript where a column `movetext` has the game. Of either,
+    table); the prompt is the FEN after that move, or a transcript where a column `movetext` has the game. In both,
     `Rating` and `GameUrl` (or `GameId`) are used where they are there, and a column `band`, by which accuracy is
     reported, in place of bands of ratings.
 
@@ -68,12 +69,16 @@ class ChessTask(GenerationTask):
     setting = "chess"
     rows = "puzzles"
     extra_columns = ("fen", "rating", "band")
-    # Which columns of a dataset it takes depends on the schema.
-    expected_columns = "; or ".join(f"{', '.join(columns)}: {name}" for name, columns in _SCHEMAS.items())
+    has_several_schemas = True
+
+    @property
+    def expected_columns(self) -> str:
+        """The columns of either schema in words, for messages."""
+        return "; or ".join(f"{', '.join(columns)}: {name}" for name, columns in _SCHEMAS.items())
 
     def example(self, row: dict) -> dict:
         """
-        A puzzle, every move of it checked.
+        Returns the example of a puzzle, and checks every move of it.
 
         Args:
             row (`dict`): A row of the dataset.
@@ -81,8 +86,7 @@ class ChessTask(GenerationTask):
         Returns:
             `dict` with `id` (hash of the content), `prompt`, `fen` (the position to move in), `rating` (-1 where there
             is none), `band` (of ratings, such as `1200-1599`), `ground_truth` (the move as it follows the prompt, with
-            its leading space), `text` (a hash of the prompt, to find duplicates) and `keys` (rows that share one stay
-            together).
+            its leading space), `keys` (rows that share one stay together) and `tells_game` (for a warning).
 
         Raises:
             BrokenPuzzleError: a move is illegal, or the row cannot be read.
@@ -97,16 +101,13 @@ class ChessTask(GenerationTask):
         prompt, board, target = read_transcript(row) if is_transcript else read_table_row(row)
         # Of two puzzles of one position, one may come without its game.
         keys = [f"position: {position_key(board)}", *game_key(row)]
-        # Pieces and moves differ by case, which comparisons of texts ignore: so a hash.
-        content = hashlib.sha256(f"{prompt}\0{target}".encode()).hexdigest()
         rating = rating_of(row.get("Rating"))
         return {
-            "id": content[:16],
+            "id": hashlib.sha256(f"{prompt}\0{target}".encode()).hexdigest()[:16],
             "prompt": prompt,
             "fen": board.fen(),
             "rating": rating,
             "band": row.get("band") or band_of(rating),
-            "text": hashlib.sha256(prompt.encode()).hexdigest(),
             "keys": keys,
             "tells_game": len(keys) > 1 or (is_transcript and row.get("fen") is None),
             "ground_truth": target,
@@ -122,17 +123,17 @@ class ChessTask(GenerationTask):
         return move == other_move if move or other_move else completion.text == other.text
 
     def extra_scores(self, completions: list[Completion], rows: Dataset) -> dict:
-        """See [`w2s_hf.tasks.chess.scores.extra_scores`]."""
+        """Returns the scores of [`w2s_hf.tasks.chess.scores.extra_scores`]."""
         return extra_scores(completions, rows)
 
     def baselines(self, rows: Dataset) -> list[dict]:
-        """See [`w2s_hf.tasks.chess.scores.trivial_baselines`]."""
+        """Returns the baselines of [`w2s_hf.tasks.chess.scores.trivial_baselines`]."""
         return trivial_baselines(rows)
 
     def report_sections(
         self, results: ExperimentResult, test: Dataset, completions: dict[str, list[Completion]], output_dir: Path
     ) -> list[str]:
-        """Tables of the scores and the bands, then boards of puzzles that the student solved and failed."""
+        """Returns tables of the scores and the bands, then boards of puzzles that the student solved and failed."""
         method, seed = results.summary[-1].method, results.runs[0].seed
         student_name = f"student ({method}, seed {seed})"
         boards = draw_boards(completions[method], completions["weak"], test, output_dir, student_name)
@@ -144,12 +145,12 @@ class ChessTask(GenerationTask):
 
 
 class PuzzleLoader(CompletionLoader):
-    """Puzzles. Those of one game stay in one part."""
+    """Loads puzzles. Those of one game stay in one part."""
 
     row, completion, held_out = "puzzle", "move", "games"
 
     def most_rows(self, n_wanted: int) -> int:
-        """Returns how many rows of a split are read."""
+        """Returns the number of rows of a split that are read."""
         # Of millions of rows the same ones whatever is asked for, so that runs share their test puzzles; more than the
         # default only where it would not do.
         return max(MAX_ROWS, 2 * n_wanted)
@@ -189,26 +190,24 @@ def load_puzzles(
     tokenizers: Sequence[PreTrainedTokenizerBase] = (),
     max_length: int | None = None,
     max_new_tokens: int | None = None,
-    dataset_path: str | None = None,
-    raw: DatasetDict | None = None,
-    **options,
+    **options: Unpack[SplitOptions],
 ) -> TaskSplits:
     """
-    Loads puzzles, leaves out the broken ones, and halves them by game.
+    Loads puzzles, leaves out the broken ones, and splits the rest by game.
 
-    Puzzles of one game stay in one part, and none of a test game is in training: the game is that of `GameUrl` or
-    `GameId`; of transcripts, of which one goes on where another ends, all are taken for one game. Where neither tells,
-    only equal positions stay together, and a warning says of how many rows. Equal prompts count once, and not at all
+    Puzzles of one game stay in one part, and none of a test game is in training. The game is that of `GameUrl` or
+    `GameId`; a transcript that continues another one is of the same game. If a row has neither, only puzzles of equal
+    positions stay together, and a warning says how many rows this concerns. Equal prompts count once, and not at all
     where their moves differ.
 
     Args:
         task ([`ChessTask`]): The task.
-        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Of all models.
+        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Tokenizers of all models.
         max_length (`int`, *optional*): Tokens of prompt and completion. A prompt that leaves no room for
             `max_new_tokens` is left out: without its beginning a transcript is another game.
         max_new_tokens (`int`, *optional*): Tokens of a completion.
-        dataset_path, raw, options: As in [`w2s_hf.tasks.generation.load_completions`]. Of one split a fifth is held
-            out to test.
+        options: [`w2s_hf.tasks.SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`, `n_validation`, `n_test`,
+            `n_links`, `seed`. A fifth of a dataset with one split is held out to test.
 
     Returns:
         [`TaskSplits`] whose parts have `COMPLETION_COLUMNS`, `fen`, `group`, `rating` (-1 where there is none), `band`
@@ -219,11 +218,7 @@ def load_puzzles(
         ValueError: the columns are of neither schema, there are too few rows, a prompt ends in the middle of a token,
             or `max_new_tokens` is too small for the moves.
     """
-    loader = PuzzleLoader(task, tokenizers, max_length, max_new_tokens)
-    splits = loader.load(dataset_path=dataset_path, raw=raw, **options)
-    if dataset_path is not None and raw is None:
-        splits.source["id"] = Path(dataset_path).name  # which of the schemas it has, the task does not know
-    return splits
+    return PuzzleLoader(task, tokenizers, max_length, max_new_tokens).load(**options)
 
 
 def _link_games(rows: list[dict]) -> None:

@@ -13,18 +13,18 @@ __all__ = ["extra_scores", "rate", "score_of", "scores_of", "trivial_baselines"]
 
 
 def score_of(completion: Completion, row: dict) -> MoveScore:
-    """The score of a completion of a row with `ground_truth` and `fen`."""
+    """Returns the score of a completion of a row with `ground_truth` and `fen`."""
     return score_move(completion.text, completion.is_cut, row["ground_truth"], row["fen"])
 
 
 def scores_of(completions: list[Completion], rows: Dataset) -> list[MoveScore]:
-    """The score of each completion; rows with `ground_truth` and `fen`."""
+    """Returns the score of each completion of rows with `ground_truth` and `fen`."""
     columns = zip(completions, rows["ground_truth"], rows["fen"], strict=True)
     return [score_move(completion.text, completion.is_cut, target, fen) for completion, target, fen in columns]
 
 
 def extra_scores(completions: list[Completion], rows: Dataset) -> dict:
-    """Rates in [0, 1] with their intervals, completions that were cut, and accuracy by band."""
+    """Returns rates in [0, 1] with intervals, the number of completions that were cut, and the accuracy by band."""
     scores = scores_of(completions, rows)
     rates = {
         "exact_match": [score.exact for score in scores],
@@ -42,7 +42,7 @@ def extra_scores(completions: list[Completion], rows: Dataset) -> dict:
 
 
 def rate(correct: np.ndarray) -> dict:
-    """Accuracy with its interval of answers `(N,)` bool."""
+    """Returns the accuracy of answers `(N,)` bool, with its interval."""
     return {
         "accuracy": float(correct.mean()),
         "ci95": list(metrics.accuracy_interval(correct)),
@@ -51,14 +51,14 @@ def rate(correct: np.ndarray) -> dict:
 
 
 def _sorted_bands(bands: np.ndarray) -> list[str]:
-    """Ratings from low to high, other names in their order."""
+    """Returns bands of ratings from low to high, other names in alphabetical order."""
     return sorted(set(bands.tolist()), key=lambda band: (band.split("-")[0].zfill(8), band))
 
 
 def trivial_baselines(rows: Dataset) -> list[dict]:
     """
-    Baselines that know only the rules: a random legal move, and a random check (any move where there is none).
-    Returns their expected accuracy; the interval is about the choice of the test puzzles.
+    Returns baselines that know only the rules: a random legal move, and a random check (any move where there is none).
+    Their accuracy is the expected one; the interval is about the choice of the test puzzles.
     """
     any_move, any_check = [], []
     for fen, target in zip(rows["fen"], rows["ground_truth"], strict=True):

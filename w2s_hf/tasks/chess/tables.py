@@ -1,4 +1,4 @@
-"""Tables of chess in the report: what the moves are worth, by rating, and from easy to hard puzzles."""
+"""The tables of chess in the report: scores of moves, accuracy by rating, and training on easy puzzles alone."""
 
 from ...cards.markdown import markdown_table, render
 from ...cards.score import interval
