@@ -88,9 +88,9 @@ def test_overridden_member_is_there(place, name):
 
 @pytest.mark.parametrize(("place", "name"), members(_compat.ATTRIBUTES))
 def test_library_uses_attribute(place, name):
-    since = _compat.SINCE.get(name, "0")
-    if Version(version(place.split(".")[0])) < Version(since):
-        pytest.skip(f"came with {since}")
+    since, library = _compat.SINCE.get(name, "0"), place.split(".")[0]
+    if Version(version(library)) < Version(since):
+        pytest.skip(f"{library} has {name} since {since}")
     assert uses(lookup(place), name)
 
 

@@ -222,7 +222,7 @@ def optional_file(name_or_path: str, file: str, **options) -> str | None:
 
 def is_from_checkpoint(parameter: Any) -> bool:
     """
-    Whether `from_pretrained` has loaded a parameter, rather than initialized it. Copies of a parameter lose the mark.
+    Returns whether `from_pretrained` has loaded a parameter, rather than initialized it. Copies of it lose the mark.
     Public replacement: `output_loading_info=True`, for models that this package loads itself.
     """
     return getattr(parameter, "_is_hf_initialized", False)
@@ -387,7 +387,8 @@ def original_and_copies(wrapper: Any) -> tuple[Any, Any]:
 
 def is_packed_for_cpu(layer: Any) -> bool:
     """
-    Whether bitsandbytes has repacked the weights of a `Linear4bit` for inference on this CPU, without gradients.
+    Returns whether bitsandbytes has repacked the weights of a `Linear4bit` for inference on this CPU. They pass on no
+    gradients then.
     Public replacement: none.
     """
     return getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False)

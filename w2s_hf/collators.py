@@ -242,7 +242,7 @@ def move_padding(batch: dict, side: str) -> dict:
 
 
 def _has_columns(value: object, mask: torch.Tensor) -> bool:
-    """Whether a part of a batch has a value per token, as `attention_mask` has; labels `(B, C)` may look alike."""
+    """Returns whether a part of a batch has a value per token, as `mask` has. Labels `(B, C)` may, by chance."""
     return isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape
 
 

@@ -55,8 +55,8 @@ def hardware() -> str:
 
 def computes_in_bfloat16(use_cpu: bool = False) -> bool:
     """
-    Whether the device of a training computes in bfloat16. A CPU is taken for one that does not: without instructions
-    for it, bfloat16 is some forty times slower than float32.
+    Returns whether the device of a training computes in bfloat16. The answer for a CPU is no: without instructions for
+    it, bfloat16 is some forty times slower than float32.
     """
     return not use_cpu and (is_torch_bf16_gpu_available() or is_torch_xla_available())
 

@@ -89,7 +89,7 @@ def push_again(path: str | Path, options: dict[str, str | bool | None]) -> str:
 
 @dataclass(frozen=True)
 class _Repository:
-    """The files for one repository."""
+    """The files of one commit to one repository of the Hub."""
 
     repo_id: str
     repo_type: str

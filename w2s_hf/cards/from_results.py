@@ -19,8 +19,11 @@ def facts_of(
     method, made = student.method, student if link is None else link
     dataset, settings = results.dataset, results.settings
     is_on_disk = dataset.revision in ("local", "generated")
-    # Offline, `datasets` does not say which commit it has. The demo's results name the world of the first seed.
-    revision = None if dataset.revision == "cached" else f"world {run.seed}" if results.is_demo else dataset.revision
+    revision: str | None = dataset.revision
+    if results.is_demo:
+        revision = f"world {run.seed}"  # the results name that of the first seed
+    elif revision == "cached":
+        revision = None  # offline, `datasets` does not say which commit it has
     facts = dict(
         task=results.task,
         description=results.description,

@@ -1,6 +1,6 @@
 """
-What every trainer of the package has in common: evaluation and prediction as in the stock trainers, and the refusal of
-a frozen model or an unknown `metric_for_best_model` before training.
+The common part of all trainers: evaluation and prediction as in the stock trainers, and the refusal of a frozen model
+or an unknown `metric_for_best_model` before training.
 """
 
 import copy
@@ -270,7 +270,7 @@ class OrderedEvaluation(TrainerMixin):
             np.random.set_state(states[1])
 
     def _may_be_added_by_callback(self) -> bool:
-        """Whether a callback of the user could add a metric to what `evaluate` returns."""
+        """Returns whether a callback of the user could add a metric to what `evaluate` returns."""
         methods = [type(callback).on_evaluate for callback in self.callback_handler.callbacks]
         return any(not method.__module__.startswith("transformers.") for method in methods)
 

@@ -155,7 +155,7 @@ class ResumableTraining(TrainerMixin):
 
     @property
     def _draws_random_numbers(self) -> bool:
-        """Whether the training draws random numbers besides the order of its rows."""
+        """Returns whether the training draws random numbers besides the order of its rows."""
         return not getattr(self.args, "disable_dropout", False) or self.args.neftune_noise_alpha is not None
 
     def _missing_state(self, checkpoint: Path) -> list[str]:
@@ -308,7 +308,7 @@ def _best_checkpoint_beside(checkpoint: Path, state: TrainerState) -> str | None
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a file of a checkpoint was written to its end, as far as its end tells."""
+    """Returns whether a file of a checkpoint was written to its end, as far as its last bytes tell."""
     if file.name == "optimizer.pt" or file.name == "scheduler.pt" or file.match("rng_state*.pth"):
         return zipfile.is_zipfile(file)
     if file.suffix == ".safetensors":

@@ -371,7 +371,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
 
     def predict_proba(self, dataset: datasets.Dataset) -> np.ndarray:
         """
-        Probabilities of pairs, with labels or without: of every pair, as [`WeakToStrongTrainer.predict_proba`].
+        Predicts the probabilities of all pairs, labelled or not, as [`WeakToStrongTrainer.predict_proba`].
 
         Returns:
             `np.ndarray` of shape `(N, 2)`, float32, in row order, on every rank: P(rejected better) and P(chosen

@@ -101,7 +101,7 @@ class WholeStepLoss(WholeEpochs, ABC):
 
     @property
     def _ranks_cut_alike(self) -> bool:
-        """Whether forward passes have collectives (FSDP gathers weights in them): all ranks must make as many then."""
+        """Returns whether forward passes communicate, as with FSDP: then all ranks must make equally many of them."""
         return self.is_fsdp_enabled and self.accelerator.num_processes > 1
 
     def training_step(
