@@ -16,10 +16,21 @@ from transformers import TrainerCallback
 from w2s_hf import WeakToStrongTrainer
 from w2s_hf.config import StudentConfig
 from w2s_hf.experiments.cache import StageCache
-from w2s_hf.experiments.finetuner import Finetuned, Finetuner, _prepare_to_predict
+from w2s_hf.experiments.finetuner import Finetuned, Finetuner, _prepare_to_predict, save_training
 from w2s_hf.experiments.settings.classification import CLASSIFICATION
 from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.tasks import Half
+
+
+def test_checkpoints_are_removed_when_all_ranks_have_loaded_the_best_one(tmp_path):
+    (tmp_path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / "model").mkdir()
+    trainer, tokenizer = mock.MagicMock(), mock.MagicMock()
+    trainer.state.log_history = []
+    there = []
+    trainer.accelerator.wait_for_everyone.side_effect = lambda: there.append((tmp_path / "checkpoints").is_dir())
+    save_training(trainer, tokenizer, tmp_path)
+    assert there == [True] and not (tmp_path / "checkpoints").exists()
 
 
 def finetune(finetuner: Finetuner, rows: Dataset, model: ModelSpec) -> Finetuned:

@@ -72,7 +72,8 @@ def name_classes(model: PreTrainedModel | PeftModel, class_names: Sequence[str])
 
 
 def save_training(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Saves `model/` and then `training.json`, which marks it as complete; removes the checkpoints."""
+    """Saves `model/` and then `training.json`, which marks it as complete; removes the checkpoints. On every rank."""
+    trainer.accelerator.wait_for_everyone()  # a slower rank may still be loading the best checkpoint
     trainer.save_model(str(directory / "model"))
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(directory / "model")
