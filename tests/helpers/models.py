@@ -1,6 +1,10 @@
-"""Tiny models and tokenizers made from configurations, and rows of random tokens: nothing is downloaded."""
+"""Tiny models and tokenizers made from configurations, rows of random tokens, and where real models are."""
+
+import os
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -16,11 +20,23 @@ from transformers import (
     set_seed,
 )
 
+REAL_MODELS = Path(os.environ.get("W2S_HF_REAL_MODELS", Path(__file__).parents[3] / "shared" / "models"))
 WORDS = [f"w{index}" for index in range(60)]
 BATCH = {
     "input_ids": torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]),
     "attention_mask": torch.tensor([[1] * 4, [1, 1, 0, 0]]),
 }
+
+
+def real_model(name: str = "smollm2-135m") -> str:
+    """
+    The directory of a pretrained model, for tests with the mark `real_data`: the decoder `smollm2-135m` or the encoder
+    `minilm-l6`. Skips the test where it is missing.
+    """
+    folder = REAL_MODELS / name
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"no pretrained model in {folder}")
+    return str(folder)
 
 
 def make_model(kind: str):
