@@ -18,6 +18,7 @@ from peft import (
     get_peft_model,
 )
 from transformers import (
+    BitsAndBytesConfig,
     LlamaForSequenceClassification,
     OPTConfig,
     OPTForSequenceClassification,
@@ -37,13 +38,17 @@ from w2s_hf import (
     CompletionTrainer,
     RewardPairConfig,
     RewardPairTrainer,
+    StudentConfig,
     WeakToStrongConfig,
     WeakToStrongTrainer,
     load_student,
 )
 from w2s_hf.collators import move_padding, split_by_tokens
 from w2s_hf.config import computes_in_bfloat16
+from w2s_hf.experiments.config import ClassificationArguments
+from w2s_hf.experiments.experiment import Experiment, setting_of
 from w2s_hf.generation import complete
+from w2s_hf.tasks import find_task
 from w2s_hf.trainers.checks import refuse_longer, refuse_misspelt
 
 WORDS = make_tokenizer()
@@ -127,8 +132,77 @@ def test_bf16_that_is_not_set_follows_the_device(config_class, tmp_path, monkeyp
 def test_bf16_without_a_device_for_it_says_what_to_set(kind, name, tmp_path):
     if computes_in_bfloat16():
         pytest.skip("this machine computes in bfloat16")
-    with pytest.raises(ValueError, match=f"{name}: got True on a machine without .* Set use_cpu=True, bf16=False"):
+    with pytest.raises(ValueError, match=f"{name}: got True on a machine without .* --{name} false .*, {name}=False"):
         CONFIGS[kind](output_dir=str(tmp_path), **{"bf16": False, name: True})
+
+
+@pytest.fixture
+def slow_cpu(monkeypatch):
+    """A CPU without instructions for bfloat16, and no GPU."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"architecture": "x86_64", "avx2": True})
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.setattr("w2s_hf.config.is_torch_bf16_gpu_available", lambda: False)
+    logging.Logger.warning_once.cache_clear()
+
+
+SLOW = "some forty times slower than float32. Set --dtype float32 --bf16 false (in Python: "
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("dtype", 1), ("checkpoint", 1), ("4 bit", 1), ("bf16", 1), ("bf16_full_eval", 1), ("recipe", 1), ("all", 1),
+        ("nothing", 0), ("float32", 0), ("4 bit, nothing", 0), ("all weights", 0),
+    ],
+)  # fmt: skip
+def test_bfloat16_on_a_cpu_without_instructions_is_warned_of_once(asked, expected, slow_cpu, tmp_path, caplog):
+    make_model("llama").to(torch.bfloat16).save_pretrained(tmp_path)
+    path, args = str(tmp_path), {"output_dir": "out", "report_to": "none", "use_cpu": True}
+    asks = {
+        "dtype": lambda: load_student(path, dtype="bfloat16"),
+        "checkpoint": lambda: load_student(path, dtype="auto"),
+        "4 bit": lambda: load_student(
+            path,
+            dtype="float32",
+            quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16),
+        ),
+        "bf16": lambda: WeakToStrongConfig(**args, bf16=True),
+        "bf16_full_eval": lambda: CompletionConfig(**args, bf16_full_eval=True),
+        "recipe": lambda: StudentConfig(dtype="bfloat16").resolved(use_cpu=True),
+        "nothing": lambda: (load_student(path), WeakToStrongConfig(**args), StudentConfig().resolved(use_cpu=True)),
+        "float32": lambda: (
+            load_student(path, dtype="float32"),
+            StudentConfig(dtype="float32").resolved(use_cpu=True),
+        ),
+        "4 bit, nothing": lambda: load_student(path, load_in_4bit=True),
+        "all weights": lambda: StudentConfig(dtype="bfloat16", use_peft=False).resolved(use_cpu=True),
+    }
+    for name in asks if asked == "all" else [asked]:
+        asks[name]()
+    assert caplog.text.count(SLOW) == expected
+
+
+@pytest.mark.parametrize("instructions", ["avx512_bw", "amx_bf16", "bf16"])
+def test_bfloat16_on_a_cpu_with_instructions_is_silent(instructions, slow_cpu, monkeypatch, caplog):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {instructions: True})
+    StudentConfig(dtype="bfloat16").resolved(use_cpu=True)
+    assert SLOW not in caplog.text
+
+
+def test_dtype_of_a_recipe_follows_the_device(tmp_path, monkeypatch):
+    monkeypatch.setattr("w2s_hf.config.is_torch_bf16_gpu_available", lambda: True)
+    assert StudentConfig().resolved(use_cpu=False).dtype == "bfloat16"
+    assert StudentConfig().resolved(use_cpu=True).dtype == "float32", "on a machine with a GPU, too"
+    assert StudentConfig(dtype="float16").resolved(use_cpu=True).dtype == "float16", "what is asked for stays"
+    assert StudentConfig(use_peft=False).resolved(use_cpu=True).dtype == "bfloat16", "as in the keys of cached stages"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert StudentConfig().resolved(use_cpu=False).dtype == "float32", "emulation is slow"
+    task, args = find_task("boolq"), WeakToStrongConfig(str(tmp_path), use_cpu=True, report_to="none")
+    experiment = Experiment(task, setting_of(task), ClassificationArguments(), args, StudentConfig())
+    assert experiment.student_config.dtype == "float32", "it is in the keys of stages and in results"
+    with pytest.raises(ValueError, match="dtype: got 'auto' with 4-bit weights"):
+        StudentConfig(load_in_4bit=True, dtype="auto")
 
 
 @pytest.mark.parametrize("kind", ["classifier", "pairs"])

@@ -1,6 +1,6 @@
 """The arguments of the trainers and of the student model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "WeakToStrongConfig",
     "computes_in_bfloat16",
     "hardware",
+    "warn_of_slow_bfloat16",
 ]
 
 logger = get_logger(__name__)
@@ -55,10 +56,25 @@ def hardware() -> str:
 
 def computes_in_bfloat16(use_cpu: bool = False) -> bool:
     """
-    Returns whether the device of a training computes in bfloat16. The answer for a CPU is no: without instructions for
-    it, bfloat16 is some forty times slower than float32.
+    Returns whether the device of a training computes in bfloat16. The answer for every CPU is no, so that all CPUs
+    give the same numbers; it is also no for CUDA devices that emulate bfloat16 (before Ampere).
     """
-    return not use_cpu and (is_torch_bf16_gpu_available() or is_torch_xla_available())
+    if use_cpu or (torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)):
+        return False
+    return is_torch_bf16_gpu_available() or is_torch_xla_available()
+
+
+def warn_of_slow_bfloat16() -> None:
+    """
+    Warns, once per process, of bfloat16 on a CPU without instructions for it. For one with AVX-512 torch has kernels
+    that are as fast as those of float32, or faster.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    if not any(capabilities.get(name, False) for name in ("avx512_bw", "amx_bf16", "bf16")):
+        logger.warning_once(
+            "Got bfloat16 on a CPU without instructions for it, where it is some forty times slower than float32. Set "
+            '--dtype float32 --bf16 false (in Python: dtype="float32", bf16=False).'
+        )
 
 
 @dataclass
@@ -81,11 +97,15 @@ class _OwnDefaults(TrainerArguments):
         if self.bf16 is None and not self.fp16 and not computes_in_bfloat16(self.use_cpu):
             logger.warning_once("bf16 is not set: training in float32, because there is no GPU with bfloat16 to use")
             self.bf16 = False
-        if (self.bf16 or self.bf16_full_eval) and not self.use_cpu and not computes_in_bfloat16():
+        has_device = is_torch_bf16_gpu_available() or is_torch_xla_available()  # emulation included
+        if (self.bf16 or self.bf16_full_eval) and not self.use_cpu and not has_device:
+            name = "bf16" if self.bf16 else "bf16_full_eval"
             raise ValueError(
-                f"{'bf16' if self.bf16 else 'bf16_full_eval'}: got True on a machine without a GPU that computes in "
-                "bfloat16. Set use_cpu=True, bf16=False to train in float32 on the CPU."
+                f"{name}: got True on a machine without a GPU that computes in bfloat16. To train in float32 on the "
+                f"CPU, set --use_cpu true --{name} false (in Python: use_cpu=True, {name}=False)."
             )
+        if (self.bf16 or self.bf16_full_eval) and self.use_cpu:
+            warn_of_slow_bfloat16()
         super().__post_init__()
         strategy = HubStrategy(self.hub_strategy)
         if self.push_to_hub and strategy != HubStrategy.END:
@@ -329,17 +349,18 @@ class StudentConfig(ModelConfig):
     """
     The student's adapter and precision: the fields of [`~trl.ModelConfig`] that a student uses, and `head_init`.
 
-    Defaults that differ from `ModelConfig`: `dtype="bfloat16"`, `use_peft=True`, `lora_task_type="SEQ_CLS"`,
-    `lora_target_modules=["all-linear"]`, `lora_dropout=0.0` (no dropout, as in the published code) and
-    `use_bnb_nested_quant=True`. The model itself is named by `--student_model`.
+    Defaults that differ from `ModelConfig`: `dtype=None` (bfloat16 on a device that computes in it, else float32),
+    `use_peft=True`, `lora_task_type="SEQ_CLS"`, `lora_target_modules=["all-linear"]`, `lora_dropout=0.0` (no dropout,
+    as in the published code) and `use_bnb_nested_quant=True`. The model itself is named by `--student_model`.
     """
 
     _argument_group_name = "student (adapter, precision, head)"
 
-    dtype: str = field(
-        default="bfloat16",
+    dtype: str | None = field(
+        default=None,
         metadata={
-            "help": "Weights of the frozen base; a student without adapters always trains float32 weights.",
+            "help": "Weights of the frozen base (unset: bfloat16 on a device that computes in it, float32 on every "
+            "CPU); a student without adapters always trains float32 weights.",
             "choices": ["auto", "bfloat16", "float16", "float32"],
         },
     )
@@ -367,8 +388,23 @@ class StudentConfig(ModelConfig):
             )
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
             raise ValueError("Got a quantized student without adapters (--use_peft false): set --use_peft true.")
+        if self.load_in_4bit and self.dtype == "auto":
+            raise ValueError(
+                "dtype: got 'auto' with 4-bit weights, which are computed in dtype, expected bfloat16, float16 or "
+                "float32. Set one, or leave dtype out."
+            )
         if self.head_init not in HEAD_INITS:
             raise ValueError(
                 f"head_init: got {self.head_init!r}, expected one of {', '.join(HEAD_INITS)}."
                 + did_you_mean(self.head_init, HEAD_INITS)
             )
+
+    def resolved(self, use_cpu: bool) -> "StudentConfig":
+        """Returns the configuration with the `dtype` of a training, on the CPU or on the machine's best device."""
+        if self.dtype is not None:
+            if self.use_peft and self.dtype == "bfloat16" and use_cpu:
+                warn_of_slow_bfloat16()
+            return self
+        # Without adapters all weights are float32, and nothing reads this: cached stages have bfloat16 in their keys.
+        is_bfloat16 = not self.use_peft or computes_in_bfloat16(use_cpu)
+        return replace(self, dtype="bfloat16" if is_bfloat16 else "float32")

@@ -111,7 +111,7 @@ class Experiment:
             if not isinstance(value, kind):
                 raise TypeError(f"{name}: got {type(value).__name__}, expected {kind.__name__} for {task.name}.")
         self.task, self.setting, self.args = task, setting, args
-        self.training_args, self.student_config = training_args, student_config
+        self.training_args, self.student_config = training_args, student_config.resolved(training_args.use_cpu)
         self.output_dir = Path(training_args.output_dir)
         self._inputs: dict[int, tuple[Models, TaskSplits]] = {}
         if like is None:

@@ -194,7 +194,7 @@ def _student_settings(config: StudentConfig) -> StudentSettings:
     return StudentSettings(use_peft=config.use_peft, dtype=_dtype(config), options=options)
 
 
-def _dtype(config: StudentConfig) -> str:
+def _dtype(config: StudentConfig) -> str | None:
     return config.dtype if config.use_peft else "float32"
 
 

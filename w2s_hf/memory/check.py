@@ -91,8 +91,8 @@ def _memory_of(
     checkpointing: bool | None = None,
 ) -> StudentMemory:
     student = model.config
-    dtype = student.dtype
-    if dtype == "auto":
+    dtype = student.resolved(args.use_cpu).dtype
+    if dtype is None or dtype == "auto":
         dtype = str(config.dtype or torch.float32).removeprefix("torch.")
     load_in_4bit = student.use_peft and student.load_in_4bit
     return StudentMemory(

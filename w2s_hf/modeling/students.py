@@ -31,7 +31,7 @@ from .._compat import (
     optional_file,
     set_commit_hash,
 )
-from ..config import computes_in_bfloat16
+from ..config import computes_in_bfloat16, warn_of_slow_bfloat16
 from ..hub import FILE_OPTIONS, cached_commit, has_only_pickles
 from .adapters import (
     fresh_adapter,
@@ -130,7 +130,8 @@ def load_student(
             nf4 weights with double quantization and `dtype` compute; the head stays in full precision.
         dtype (`str` or `torch.dtype`, *optional*):
             Of the weights that are not quantized; `"auto"` is that of the checkpoint. Defaults to `"bfloat16"` on a
-            machine with a GPU that computes in it, and elsewhere to `"float32"`, which is faster on a CPU.
+            machine with a GPU that computes in it, and elsewhere to `"float32"`. On CPUs without instructions for
+            bfloat16, float32 is some forty times faster; a warning says so.
         peft_config ([`~peft.LoraConfig`], *optional*): Adds fresh adapters, see [`fresh_adapter`].
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             Replaces `load_in_4bit`. A checkpoint that is stored in 4 or 8 bit keeps its own quantization.
@@ -155,8 +156,8 @@ def load_student(
         raise ValueError(f"task_type: got {task_type!r}, expected SEQ_CLS, REWARD or CAUSAL_LM.")
     if load_in_4bit and quantization_config is not None:
         raise ValueError("Got load_in_4bit=True and a quantization_config; give one of them.")
-    if dtype is None:
-        dtype = "bfloat16" if computes_in_bfloat16() else "float32"
+    automatic = "bfloat16" if computes_in_bfloat16() else "float32"
+    dtype = automatic if dtype is None else dtype
     if isinstance(dtype, str) and dtype != "auto":
         if dtype not in ("bfloat16", "float16", "float32"):
             raise ValueError(f"dtype: got {dtype!r}, expected bfloat16, float16, float32 or auto.")
@@ -185,7 +186,7 @@ def load_student(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
+            bnb_4bit_compute_dtype=automatic if dtype == "auto" else dtype,
         )
     if revision is not None:
         kwargs["revision"] = revision
@@ -207,6 +208,9 @@ def load_student(
     model.eval()
     keep_4bit_gradients(model)
     refuse_longer_texts(model, name_or_path)
+    compute_dtype = getattr(getattr(model.config, "quantization_config", None), "bnb_4bit_compute_dtype", None)
+    if torch.bfloat16 in (model.dtype, compute_dtype) and not torch.accelerator.is_available():
+        warn_of_slow_bfloat16()
     # Which transformers forgets, and does not write into a config.json.
     set_commit_hash(model.config, cached_commit(name_or_path, revision, kwargs.get("cache_dir")))
     return model if peft_config is None else fresh_adapter(model, peft_config)
