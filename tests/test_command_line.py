@@ -88,6 +88,32 @@ def test_shipped_configurations_are_named_from_everywhere(name, where, monkeypat
     assert parse_sweep("", CONFIGS / "sweep_demo.yaml", grid)[0].cell_config == str(CONFIGS / "single_gpu.yaml")
 
 
+# The kinds of recipe that each shipped configuration is for. Those of a grid are for the sweep alone.
+SUITS = {
+    "cpu_real": ["texts", "pairs"], "demo": ["texts"], "demo_chess": ["puzzles"], "demo_ladder": ["texts"],
+    "demo_reward": ["pairs"], "qwen_72b": ["texts", "pairs"], "single_gpu": ["texts", "pairs"],
+    "single_gpu_chess": ["puzzles"], "single_gpu_small": ["texts", "pairs"], "sweep_demo": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_shipped_configurations_parse_for_the_recipes_that_they_suit(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "recipes" / "README.md").read_text()
+    assert f"| `configs/{name}.yaml` |" in readme
+    for kind in SUITS[name]:
+        experiment, training, demo = RECIPES[kind]
+        argv = ["--config", name, "--use_cpu", "true"]
+        args, training_args, student = parse_arguments("", CONFIGS / demo, argv, experiment, training)
+        assert args.weak_model and args.student_model and training_args.max_length and student.lora_r
+        if not args.demo:
+            argv += ["--weak_model", "weak", "--student_model", "strong"]
+            args, training_args, _ = parse_arguments("", CONFIGS / demo, argv, experiment, training)
+            assert args.models == ("weak", "strong")
+    if not SUITS[name]:
+        assert parse_sweep("", CONFIGS / f"{name}.yaml", [])[0].student_models
+
+
 def test_a_file_comes_before_a_shipped_configuration(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo.yaml").write_text("weak_model: a\nstudent_model: b\nuse_cpu: true\n")
@@ -97,7 +123,7 @@ def test_a_file_comes_before_a_shipped_configuration(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--config nowhere.yaml", "shipped configurations: demo, demo_chess, demo_ladder, demo_reward, qwen_72b"),
+        ("--config nowhere.yaml", "shipped configurations: cpu_real, demo, demo_chess, demo_ladder, demo_reward"),
         ("--config configs/singel_gpu.yaml", "Did you mean 'single_gpu'"),
         ("--config .", "expected a YAML file"),
         ("--config", "--config: got nothing, expected a YAML file"),
