@@ -28,10 +28,10 @@ from w2s_hf.analysis import (
     topological_filter,
     with_opinion,
 )
-from w2s_hf.analysis.prompting import answer_tokens
 from w2s_hf.analysis.saliency import saliency_section
 from w2s_hf.metrics import accuracy, accuracy_interval, brier_score, performance_gap_recovered, squared_distance
 from w2s_hf.modeling.heads import classification_head
+from w2s_hf.tasks.prompt import answer_tokens
 from w2s_hf.trainers.snapshots import SnapshotCallback, snapshot_steps
 
 RNG = np.random.default_rng(0)
@@ -182,7 +182,7 @@ def test_answers_are_scored_by_two_tokens_whatever_the_padding():
 
 @pytest.mark.parametrize(
     ("length", "answers", "message"),
-    [(1, ("x", "x"), "same tokens"), (160, (" a", " b"), "prompt 1 has .* fewer examples")],
+    [(1, ("é", "ü"), "same tokens"), (160, (" a", " b"), "prompt 1 has .* fewer examples")],
     ids=["same answers", "long prompt"],
 )
 def test_answers_that_cannot_be_scored_are_named(length, answers, message):

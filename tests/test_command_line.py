@@ -167,7 +167,7 @@ def test_wrong_values_say_what_is_right(options, message, monkeypatch, tmp_path,
         ("demo: maybe", "demo: got 'maybe', expected true or false"),
         ("weak_model: yes", "got True, expected text. YAML reads yes, no, on and off as true and false"),
         ("eval_strategy: no", "eval_strategy: got False, expected one of no, steps, epoch. YAML reads yes, no"),
-        ("head_init: zeroes", "expected one of normal, zeros, unembedding. Did you mean 'zeros'?"),
+        ("head_init: zeroes", "expected one of normal, zeros, unembedding, answers. Did you mean 'zeros'?"),
         ("methods: naiv", "Did you mean 'naive'?"),
     ],
 )

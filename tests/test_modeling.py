@@ -189,7 +189,7 @@ def test_head_initialisation(model_of):
     ("kind", "message"),
     [
         ("unembedding", "tokens or unknown"),  # no "0" in this vocabulary
-        ("ones", "normal, zeros or unembedding"),
+        ("ones", "normal, zeros, unembedding or answers"),
     ],
 )
 def test_a_head_of_unknown_tokens_or_kind_is_refused(kind, message, model_of, tokenizer):

@@ -34,6 +34,7 @@ LAYERS = [
     {"memory.shapes", "memory.seed_models"},
     {"memory.estimate"},
     {"memory", "memory.__main__", "memory.check"},
+    {"tasks.prompt"},
     {"tasks.task", "tasks.tokenizing", "analysis.figures", "analysis.batches", "analysis.arguments"},
     {"tasks.classification", "tasks.multiple_choice", "tasks.loading"},
     {"tasks.halves"},

@@ -44,7 +44,7 @@ else:
 # A method is how a student learns from the weak labels; "naive" is the paper's word for plain finetuning on them.
 METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
 
-HEAD_INITS = ("normal", "zeros", "unembedding")
+HEAD_INITS = ("normal", "zeros", "unembedding", "answers")
 
 
 def hardware() -> str:
@@ -375,7 +375,8 @@ class StudentConfig(ModelConfig):
         default="normal",
         metadata={
             "help": "First weights of the head: `normal` (the model's initializer_range), `zeros` (published code), "
-            "`unembedding` (paper: the unembedding rows of the tokens 0 and 1).",
+            "`unembedding` (paper: the unembedding rows of the tokens 0 and 1), `answers` (those of the task's two "
+            "answer words).",
             "choices": list(HEAD_INITS),
         },
     )

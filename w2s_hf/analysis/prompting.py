@@ -1,7 +1,6 @@
 """Scores the student before any finetuning: zero-shot and few-shot answers of a base model (paper, 5.2.1)."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +10,12 @@ from torch.nn import functional
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..cards.markdown import render
+from ..tasks.prompt import PromptFormat, answer_tokens
 from .arguments import classes_of, texts_of
 from .batches import through_model
 from .figures import bars, draw, intervals_of, over_seeds
 
 __all__ = ["PromptFormat", "answer_probabilities", "few_shot_prompts", "plot_prompting", "prompting_section"]
-
-
-@dataclass(frozen=True)
-class PromptFormat:
-    """
-    The format of a prompt for any task. The paper's prompts (table 2) are for seven tasks.
-
-    Args:
-        answers (`tuple[str, str]`): Texts of class 0 and class 1, each with the space before it. Only their first
-            tokens that differ are read.
-        instruction (`str`): Text in front of everything.
-        suffix (`str`): Text between a question and its answer.
-        separator (`str`): Text behind each example.
-    """
-
-    answers: tuple[str, str] = (" 0", " 1")
-    instruction: str = ""
-    suffix: str = "\nAnswer:"
-    separator: str = "\n\n"
-
-    @classmethod
-    def for_classes(cls, class_names: Sequence[str]) -> "PromptFormat":
-        """Returns the format with answers 0 and 1, as in the paper, after a line that says what they mean."""
-        return cls(instruction=f"Answer 0 for {class_names[0]} and 1 for {class_names[1]}.\n\n")
 
 
 def few_shot_prompts(
@@ -76,32 +52,8 @@ def few_shot_prompts(
     prompts = []
     for text in texts:
         indices: Iterable[int] = rng.choice(len(examples), n_shots, replace=False) if n_shots else ()
-        shown = [f"{examples[index]}{form.suffix}{form.answers[classes[index]]}{form.separator}" for index in indices]
-        prompts.append(form.instruction + "".join(shown) + text + form.suffix)
+        prompts.append(form.prompt(text, [form.example(examples[index], classes[index]) for index in indices]))
     return prompts
-
-
-def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tuple[list[int], tuple[int, int]]:
-    """
-    Returns the tokens that both answers begin with (a lone space, in some tokenizers), and the first two that differ.
-
-    Raises:
-        ValueError: The answers have no tokens that differ, or are joined with the suffix; take others.
-    """
-    # The answers are tokenized behind a suffix, because some tokenizers join an answer with the text before it.
-    before = tokenizer("x" + form.suffix, add_special_tokens=False)["input_ids"]
-    behind = [tokenizer("x" + form.suffix + answer, add_special_tokens=False)["input_ids"] for answer in form.answers]
-    shared: list[int] = []
-    for position, (first, second) in enumerate(zip(*behind, strict=False)):
-        if first != second:
-            if behind[0][: len(before)] != before:
-                raise ValueError(f"The tokenizer joins {form.suffix!r} with {form.answers}; use another suffix.")
-            return shared, (first, second)
-        if position >= len(before):
-            shared.append(first)
-    raise ValueError(
-        f"The tokenizer makes the same tokens of the answers {form.answers[0]!r} and {form.answers[1]!r}; use others."
-    )
 
 
 @torch.inference_mode()

@@ -144,8 +144,11 @@ def prompting(context: AnalysisContext) -> dict:
     """Scores zero-shot and few-shot predictions of the student's base, which are baselines of the main table, too."""
     splits, n_shots = context.splits, context.args.prompt_shots
     examples = splits.student_half
+    texts = {"test": context.test["text"][:], "examples": examples["text"][:]}
     if context.world is None:
-        form = PromptFormat.for_classes(context.task.class_names)
+        form = context.task.prompt_format
+        if context.args.use_prompts:
+            texts = {part: [form.text_of(prompt) for prompt in prompts] for part, prompts in texts.items()}
     else:
         # The demo's models know a text that ends with `ENTITY is`, and words that it may go on with.
         dead, alive = context.world.answer_words
@@ -157,7 +160,7 @@ def prompting(context: AnalysisContext) -> dict:
         f"{n_shots}-shot, ground truth": (n_shots, context.truth("student_half")),
     }
     prompts = [
-        few_shot_prompts(context.test["text"][:], examples["text"][:], labels, n, form, seed=context.seed)
+        few_shot_prompts(texts["test"], texts["examples"], labels, n, form, seed=context.seed)
         for n, labels in asked.values()
     ]
     predictions = np.split(context.ask([prompt for of_name in prompts for prompt in of_name], form), len(prompts))

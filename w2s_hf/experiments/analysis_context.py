@@ -23,7 +23,7 @@ from ..results import SeedResult
 from ..tasks import Half, TaskSplits
 from ..trainers.completion import autocast
 from .config import BOOTSTRAP, Own
-from .finetuner import Finetuned, Finetuner
+from .finetuner import Finetuned, Finetuner, prompt_of_head
 from .scores import Scorer, outputs_of, pgr_of
 from .seed import Models, student_rows
 
@@ -210,7 +210,7 @@ class AnalysisContext:
             finetuner.release()
             set_seed(self.seed)  # some encoders have new layers before the head
             if trained is None:
-                model = finetuner.untrained(student, tokenizer, self.seed)
+                model = finetuner.untrained(student, tokenizer, self.seed, prompt_of_head(student, self.task))
             else:
                 model = finetuner.finished(student, trained.directory / "model")
             model = finetuner.in_place(model)

@@ -268,6 +268,13 @@ class ClassificationArguments(ExperimentArguments):
     drop_empty: bool = field(
         default=False, metadata={"help": "Leave rows with an empty field out; else they are errors."}
     )
+    use_prompts: bool = field(
+        default=False,
+        metadata={
+            "help": "Train and predict on the text inside the task's prompt, the same for all models. With "
+            "--head_init answers, a student starts from its zero-shot predictions."
+        },
+    )
     demo_world: str = field(
         default="plain",
         metadata={
@@ -276,6 +283,11 @@ class ClassificationArguments(ExperimentArguments):
             "choices": list(DEMO_WORLDS),
         },
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.demo and self.use_prompts:
+            raise ValueError("Got --use_prompts and the demo, whose models know none of the words of a prompt.")
 
 
 class _ListTasks(argparse.Action):

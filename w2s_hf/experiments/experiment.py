@@ -10,14 +10,16 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ..cards import ROWS, StudentCard
-from ..cards.trained_with import DEMO_DATASET
+from ..cards.trained_with import DEMO_DATASET, subject
 from ..command_line import did_you_mean
 from ..config import AnyConfig, StudentConfig
 from ..demo.models import World, build_demo_model, one_thread
 from ..memory.check import check_fits
+from ..modeling import load_tokenizer
 from ..modeling.spec import ModelSpec
 from ..results import DatasetInfo, ExperimentResult
-from ..tasks import GenerationTask, PreferenceTask, Task, TaskSplits, find_task
+from ..tasks import GenerationTask, PreferenceTask, PromptFormat, Task, TaskSplits, find_task
+from ..tasks.prompt import head_tokens
 from .analyses import analyse, analysis_notes
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
@@ -150,6 +152,7 @@ class Experiment:
 
     def _find_models(self, seed: int) -> Models:
         args, world = self.args, self.world(seed)
+        form = self._answers_of_heads()
         weak_name, student_name = args.models
         weak = self.spec(weak_name, "--weak_model", world, all_weights=True)
         student = self.spec(student_name, "--student_model", world)
@@ -167,11 +170,24 @@ class Experiment:
             check_decoder(student, "--analyses prompting")
         for model in (student, *sizes) if getattr(args, "generative_finetuning", False) else ():
             check_decoder(model, "--generative_finetuning")
+        if form is not None:
+            _check_answers(form, self.task.name, [*chain, *sizes, student])
         # The control of the demo has the student's architecture and was not pretrained.
         twin = student_name.replace("pretrained-", "scratch-")
         has_twin = args.demo and twin in self.setting.demo_models and twin != student_name
         control = self.spec(twin, "", world, all_weights=True) if has_twin else None
         return Models(weak, student, chain, control, sizes)
+
+    def _answers_of_heads(self) -> PromptFormat | None:
+        """Returns the prompt whose answers make the heads; `None` without `--head_init answers`."""
+        if self.student_config.head_init != "answers":
+            return None
+        if self.args.demo or not isinstance(self.task, Task):
+            raise ValueError(
+                f"--head_init answers: got {subject(self.task.name, self.args.demo)}, expected real models and a task "
+                "of texts with two classes, whose answer words they know. Use --head_init normal."
+            )
+        return self.task.prompt_format
 
     def _load_splits(self, seed: int) -> TaskSplits:
         world = self.world(seed)
@@ -354,6 +370,8 @@ class Experiment:
         args, cache, splits = self.args, self.finetuner.cache, contexts[0].splits
         names = [*(("demo_world", "demo_documents") if args.demo else ()), "conversion"]
         options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+        if getattr(args, "use_prompts", False):
+            options["use_prompts"] = True
         students = [student for context in contexts for student in context.student_directories.items()]
         results = ExperimentResult(
             run_name=self.training_args.run_name,
@@ -387,6 +405,19 @@ class Experiment:
             for student in run.students:
                 student.fingerprint = StudentCard.from_results(results, run, student).fingerprint
         return results
+
+
+def _check_answers(form: PromptFormat, task: str, models: list[ModelSpec]) -> None:
+    """Raises `ValueError` where the head of a model cannot be made of answers."""
+    for model in models:
+        check_decoder(model, "--head_init answers")
+        try:
+            head_tokens(load_tokenizer(model.path, revision=model.revision), form)
+        except ValueError as error:
+            raise ValueError(
+                f"--head_init answers: {model.name}, {task}: {error} Change the `prompt` of the task, or use "
+                "--head_init normal."
+            ) from error
 
 
 def demo_description(results: ExperimentResult) -> str:

@@ -23,7 +23,9 @@ from ..labels import LabelsById
 from ..modeling import fresh_adapter, load_adapter_weights, load_tokenizer
 from ..modeling.heads import base_of, initialise_head
 from ..modeling.spec import ModelSpec, load_base, peft_config_of
-from ..tasks import Half, TaskSplits
+from ..tasks import Half, PromptFormat, Task, TaskSplits
+from ..tasks.prompt import head_tokens
+from ..tasks.task import AnyTask
 from ..trainers.checkpoints import last_complete_checkpoint
 from ..trainers.snapshots import SnapshotCallback
 from ..training_settings import WITHOUT_EFFECT
@@ -31,7 +33,7 @@ from .cache import StageCache, library_versions
 from .config import Own
 from .settings.base import Setting, metric_name
 
-__all__ = ["Finetuned", "Finetuner", "save_training"]
+__all__ = ["Finetuned", "Finetuner", "prompt_of_head", "save_training"]
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
@@ -83,6 +85,11 @@ def save_training(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, director
         aside.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
         os.replace(aside, directory / "training.json")
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+def prompt_of_head(spec: ModelSpec, task: AnyTask) -> PromptFormat | None:
+    """Returns the prompt whose answers make the head of a model; `None` without `--head_init answers`."""
+    return task.prompt_format if spec.config.head_init == "answers" and isinstance(task, Task) else None
 
 
 def _prepare_to_predict(trainer: Trainer) -> None:
@@ -174,6 +181,9 @@ class Finetuner:
             "seed": seed,
             "n_processes": PartialState().num_processes,
         }
+        form = prompt_of_head(spec, splits.task)
+        if form is not None:
+            settings["answers"] = [form.suffix, *form.answers]
         further: dict[str, Any] = {"class_names": self.setting.class_names(splits.task), "n_snapshots": n_snapshots}
         settings |= {key: value for key, value in further.items() if value}
         train = partial(
@@ -184,6 +194,7 @@ class Finetuner:
             changes=changes,
             provenance=_provenance(spec, splits, labels, seed, self.cache.key(name, settings)),
             is_weak=labels is not None,
+            form=form,
             **further,
         )
         directory = self.cache.run(name, settings, train)
@@ -208,6 +219,7 @@ class Finetuner:
         provenance: dict,
         class_names: list[str] | None,
         is_weak: bool,
+        form: PromptFormat | None,
         n_snapshots: int,
     ) -> None:
         """Trains or resumes in `directory`, and leaves `model/` and `predictions/` there."""
@@ -215,7 +227,10 @@ class Finetuner:
         args = dataclasses.replace(self.args, output_dir=str(directory / "checkpoints"), **changes)
         tokenizer = load_tokenizer(spec.path, revision=spec.revision)
         is_trained = (directory / "training.json").is_file()  # and was stopped while it predicted
-        model = self.finished(spec, directory / "model") if is_trained else self.untrained(spec, tokenizer, args.seed)
+        if is_trained:
+            model = self.finished(spec, directory / "model")
+        else:
+            model = self.untrained(spec, tokenizer, args.seed, form)
         if class_names is not None:
             name_classes(model, class_names)
         tokenize = partial(self.tokenize, spec, tokenizer)
@@ -300,15 +315,27 @@ class Finetuner:
         precision, n_processes = [self.args.bf16, self.args.fp16], PartialState().num_processes
         return {"model": spec.identity, "mixed_precision": precision, "n_processes": n_processes}
 
-    def untrained(self, spec: ModelSpec, tokenizer, seed: int) -> PreTrainedModel | PeftModel:
-        """Returns the model with a new head and new adapters; the base of a student is loaded once and used again."""
+    def untrained(
+        self, spec: ModelSpec, tokenizer, seed: int, form: PromptFormat | None = None
+    ) -> PreTrainedModel | PeftModel:
+        """
+        Returns the model with a new head and new adapters; the base of a student is loaded once and used again.
+
+        Args:
+            spec ([`ModelSpec`]): The model.
+            tokenizer: Its tokenizer.
+            seed (`int`): Seeds head and adapters.
+            form ([`PromptFormat`], *optional*): The answers of `--head_init answers`, see [`prompt_of_head`].
+        """
         config, has_head = spec.config, self.setting.task_type != "CAUSAL_LM"
+        head: dict[str, Any] = {"seed": seed, "tokenizer": tokenizer}
+        head["answers"] = None if form is None else head_tokens(tokenizer, form)
         if not config.use_peft:
             self.release()
             set_seed(seed)
             untrained = load_base(spec, self.setting.task_type)
             if has_head:
-                initialise_head(untrained, config.head_init, seed=seed, tokenizer=tokenizer)
+                initialise_head(untrained, config.head_init, **head)
             return untrained
         key = (spec.path, spec.revision, str(config))  # not the version: adapters to start from change it
         if self._base is None or self._base[0] != key:
@@ -318,7 +345,7 @@ class Finetuner:
         if spec.adapters is not None:
             load_adapter_weights(student, spec.adapters)
         if has_head:
-            initialise_head(student, config.head_init, seed=seed, tokenizer=tokenizer)
+            initialise_head(student, config.head_init, **head)
         self._base = (key, student)
         return student
 

@@ -13,9 +13,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from trl import SFTConfig
 
-from .._compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from ..modeling import disable_dropout, load_config, load_tokenizer
 from ..modeling.adapters import fresh_adapter, keep_trainable
+from ..modeling.heads import is_decoder
 from ..modeling.spec import ModelSpec, load_base, peft_config_of
 from ..trainers.checkpoints import last_complete_checkpoint
 from ..trainers.sft import ResumableSFTTrainer
@@ -102,7 +102,7 @@ def _train(finetuner: Finetuner, model: ModelSpec, pairs: Dataset, changes: dict
 def check_decoder(model: ModelSpec, option: str) -> None:
     """Raises `ValueError` where a model does not write text."""
     model_type = load_config(model.path, model.revision).model_type
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    if not is_decoder(model_type):
         raise ValueError(
             f"{option}: {model.name} is of type {model_type!r}, which reads text both ways and cannot write it; "
             "expected a decoder such as Qwen2 or GPT-2."

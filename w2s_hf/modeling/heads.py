@@ -1,7 +1,7 @@
 """The head of a classifier: its modules, their full precision and their first weights."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
@@ -14,6 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._compat import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     cached_file,
     commit_hash,
     dequantize_module_weight,
@@ -31,6 +33,7 @@ __all__ = [
     "head_linears",
     "head_modules",
     "initialise_head",
+    "is_decoder",
     "new_weights",
     "output_layer",
     "set_new_weights",
@@ -45,6 +48,11 @@ _NEW_WEIGHTS = "_new_weights"  # an attribute of models
 def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Returns the model under the adapters; a model without adapters is returned as it is."""
     return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
+
+
+def is_decoder(model_type: str) -> bool:
+    """Returns whether models of a type write text."""
+    return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def new_weights(model: PreTrainedModel) -> frozenset[str]:
@@ -159,6 +167,7 @@ def initialise_head(
     *,
     seed: int = 0,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    answers: Sequence[int] | None = None,
 ) -> None:
     """
     Sets the first weights of the classification head, in place: those of the layer that makes the logits, and those of
@@ -170,11 +179,16 @@ def initialise_head(
             `"normal"`: normal with the model's `initializer_range` (transformers' own rule), from `seed` alone.
             `"zeros"`: as the published code (openai/weak-to-strong, model.py).
             `"unembedding"`: the unembedding rows of the tokens "0", "1", ... (paper, A.1); needs `tokenizer`.
+            `"answers"`: the unembedding rows of the tokens `answers`. The untrained model then predicts what the
+            language model answers behind the same text (but for a bias of the unembedding, which most heads lack).
         seed (`int`, *optional*, defaults to `0`): Seeds all normal weights.
         tokenizer: For `"unembedding"`.
+        answers (`Sequence[int]`, *optional*): For `"answers"`: a token per class, see
+            [`w2s_hf.tasks.prompt.head_tokens`].
 
     Raises:
-        ValueError: an unknown method, or a class number that is not a single token.
+        ValueError: an unknown method, a class number that is not a single token, not a token per class, or a model
+            that has no unembedding.
     """
     layer = output_layer(classification_head(model))
     generator = torch.Generator().manual_seed(seed)
@@ -187,9 +201,16 @@ def initialise_head(
         elif method == "normal":
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * std)
         elif method == "unembedding":
-            layer.weight.copy_(_unembedding_rows(model, tokenizer, layer.out_features))
+            layer.weight.copy_(_unembedding_rows(model, _number_tokens(tokenizer, layer.out_features)))
+        elif method == "answers":
+            if answers is None or len(answers) != layer.out_features:
+                raise ValueError(
+                    f"head initialisation 'answers': got the tokens {answers} for {layer.out_features} outputs, "
+                    "expected one each. Give `answers`, or use --head_init normal."
+                )
+            layer.weight.copy_(_unembedding_rows(model, list(answers)))
         else:
-            raise ValueError(f"head initialisation: got {method!r}, expected normal, zeros or unembedding.")
+            raise ValueError(f"head initialisation: got {method!r}, expected normal, zeros, unembedding or answers.")
     new = new_weights(base_of(model))
     for name, other in head_linears(model).items():
         if other is not layer and f"{name}.weight" in new:
@@ -211,9 +232,7 @@ def _whole(layer: nn.Module) -> Iterator[None]:
         yield
 
 
-def _unembedding_rows(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, n: int
-) -> torch.Tensor:
+def _number_tokens(tokenizer: PreTrainedTokenizerBase | None, n: int) -> list[int]:
     if tokenizer is None:
         raise ValueError("head initialisation 'unembedding' needs the tokenizer.")
     token_ids = []
@@ -225,6 +244,15 @@ def _unembedding_rows(
                 "vocabulary, expected one token; use --head_init normal."
             )
         token_ids.append(encoded[0])
+    return token_ids
+
+
+def _unembedding_rows(model: PreTrainedModel | PeftModel, token_ids: list[int]) -> torch.Tensor:
+    if not is_decoder(model.config.model_type):
+        raise ValueError(
+            f"head initialisation: {model.config.name_or_path} is of type {model.config.model_type!r}, which has no "
+            "unembedding to take a head from; use --head_init normal."
+        )
     if model.config.get_text_config().tie_word_embeddings:
         embedding: Any = model.get_input_embeddings()
         with _whole(embedding):
@@ -234,7 +262,7 @@ def _unembedding_rows(
     index = optional_file(name, "model.safetensors.index.json", revision=commit)
     file = "model.safetensors"
     if index is not None:
-        file = json.loads(Path(index).read_text())["weight_map"]["lm_head.weight"]
+        file = json.loads(Path(index).read_text())["weight_map"].get("lm_head.weight", file)
     with safe_open(cached_file(name, file, revision=commit), framework="pt") as checkpoint:
         if "lm_head.weight" not in checkpoint.keys():  # noqa: SIM118 (safe_open is not a dict)
             raise ValueError(f"{name}: the checkpoint has no `lm_head.weight`; use --head_init normal.")

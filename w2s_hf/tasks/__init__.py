@@ -10,6 +10,7 @@ from .classification import CLASSIFICATION_TASKS
 from .generation import GenerationTask
 from .multiple_choice import MULTIPLE_CHOICE_TASKS
 from .preferences import PREFERENCE_TASKS, PreferenceTask, load_pairs
+from .prompt import PromptFormat
 from .splits import Half, SplitOptions, TaskSplits
 from .task import AnyTask, Source, Task, sources_of
 from .texts import TextLoader
@@ -24,6 +25,7 @@ __all__ = [
     "GenerationTask",
     "Half",
     "PreferenceTask",
+    "PromptFormat",
     "Source",
     "SplitOptions",
     "Task",

@@ -5,6 +5,7 @@ judged comes last, where a decoder's head reads. Rows that share a question or a
 what that is in each dataset is our reading.
 """
 
+from .prompt import PromptFormat
 from .task import PARQUET_BRANCH, Source, Task, random_key
 
 __all__ = ["CLASSIFICATION_TASKS"]
@@ -23,6 +24,7 @@ BOOLQ = Task(
 SST2 = Task(
     name="sst2",
     description="Sentiment of a phrase from a film review (GLUE)",
+    prompt=PromptFormat(prefix="Review: ", suffix="\nSentiment:", answers=(" negative", " positive")),
     sources=(Source("stanfordnlp/sst2"), Source("nyu-mll/glue", "sst2")),
     template="{sentence}",
     label="label",

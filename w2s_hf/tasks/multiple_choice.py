@@ -4,6 +4,7 @@ Most datasets list the answers in one row; MultiRC and MC-TACO have a row an ans
 ones. No text lists the other answers: (Q, A1, ..., Ak) becomes (Q, Ai), as in the paper (A.1). Templates are ours.
 """
 
+from .prompt import PromptFormat
 from .task import PARQUET_BRANCH, EmptyFieldError, Source, Task
 
 __all__ = ["MULTIPLE_CHOICE_TASKS"]
@@ -123,6 +124,7 @@ _SCIQ_COLUMNS = ("correct_answer", "distractor1", "distractor2", "distractor3")
 SCIQ = Task(
     name="sciq",
     description="Science exam questions",
+    prompt=PromptFormat(suffix="\nIs this answer right or wrong? It is", answers=(" wrong", " right")),
     sources=(Source("allenai/sciq"), Source("allenai/sciq", "default", PARQUET_BRANCH)),
     template="Question: {question}\nAnswer: {answer}",
     choices=_sciq_choices,

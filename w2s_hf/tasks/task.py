@@ -5,9 +5,11 @@ import json
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from string import Formatter
 from typing import cast
+
+from .prompt import PromptFormat
 
 __all__ = [
     "PARQUET_BRANCH", "AnyTask", "EmptyFieldError", "LabelError", "Source", "Task", "normal", "random_key",
@@ -118,6 +120,9 @@ class Task(AnyTask):
             `test_split=None` holds out a fifth of the groups of the train split.
         drop_empty (`bool`, *optional*, defaults to `False`): Leave rows with an empty field out; else they are errors.
         description (`str`, *optional*): One line for people.
+        prompt ([`PromptFormat`], *optional*):
+            What a language model is asked about a text, and the words of both answers. Defaults to the answers 0 and
+            1, see [`PromptFormat.for_classes`].
 
     Raises:
         ValueError: the parts do not fit together; the message says which.
@@ -140,6 +145,7 @@ class Task(AnyTask):
     test_split: str | tuple[str, ...] | None = ("test",)
     drop_empty: bool = False
     description: str = ""
+    prompt: PromptFormat | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,6 +185,18 @@ class Task(AnyTask):
             )
         if self.shorten_from not in ("start", "end"):
             raise ValueError(f"{self.name}: shorten_from: got {self.shorten_from!r}, expected 'start' or 'end'.")
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """The `prompt` of the task, or the one with answers 0 and 1."""
+        return PromptFormat.for_classes(self.class_names) if self.prompt is None else self.prompt
+
+    def prompted(self) -> "Task":
+        """Returns the task with its prompt as a part of the template, so that all models read it around each text."""
+        form = self.prompt_format
+        around = (form.instruction + form.prefix, form.suffix)
+        before, after = (part.replace("{", "{{").replace("}", "}}") for part in around)
+        return replace(self, template=f"{before}{self.template}{after}")
 
     @property
     def shown(self) -> list[str]:

@@ -118,6 +118,7 @@ class ClassificationSetting(ProbabilitySetting):
     ) -> TaskSplits:
         """Loads the rows of a task; see [`load_task`]."""
         task = replace(task, drop_empty=True) if args.drop_empty else task
+        task = task.prompted() if args.use_prompts else task
         return load_task(task, dataset_path=args.dataset_path, conversion=args.conversion, **split_options(args))
 
     def demo_world(self, args: ClassificationArguments, seed: int) -> World:

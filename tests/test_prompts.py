@@ -1,0 +1,205 @@
+"""Prompts of tasks: answers and their tokens, heads made of them, and students that read prompted text."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from helpers.models import make_character_tokenizer, make_language_model, make_model, make_tokenizer
+from helpers.running import recipe_here
+from helpers.task_rows import own_task, real
+from helpers.training import arguments
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from w2s_hf import Task, load_task
+from w2s_hf.analysis import PromptFormat, answer_probabilities
+from w2s_hf.config import StudentConfig
+from w2s_hf.experiments.cache import StageCache
+from w2s_hf.experiments.finetuner import Finetuner, prompt_of_head
+from w2s_hf.experiments.settings.classification import CLASSIFICATION
+from w2s_hf.modeling import load_tokenizer
+from w2s_hf.modeling.heads import initialise_head
+from w2s_hf.modeling.spec import ModelSpec, load_base
+from w2s_hf.results import ExperimentResult
+from w2s_hf.tasks import TASKS
+from w2s_hf.tasks.prompt import head_tokens
+
+FORM = PromptFormat(answers=("n", "y"), instruction="say {y} or n. ", prefix="Q: ", suffix="\nA:")
+
+
+def decoder() -> Path:
+    directory = Path(os.environ.get("W2S_HF_REAL_MODELS", "no directory")) / "smollm2-135m"
+    if not directory.is_dir():
+        pytest.skip(f"no real model in {directory}")
+    return directory
+
+
+def untrained_predictions(task: Task, rows: Dataset, spec: ModelSpec, tmp_path) -> np.ndarray:
+    """The predictions of the student of an experiment before its first step."""
+    finetuner = Finetuner(StageCache(tmp_path / "stages"), CLASSIFICATION, arguments(tmp_path, max_length=None))
+    tokenizer = load_tokenizer(spec.path)
+    model = finetuner.untrained(spec, tokenizer, 0, prompt_of_head(spec, task))
+    labelled = CLASSIFICATION.with_ground_truth(rows)
+
+    def tokenize(part: Dataset) -> Dataset:
+        return finetuner.tokenize(spec, tokenizer, part)
+
+    trainer = CLASSIFICATION.make_trainer(model, finetuner.args, tokenizer, labelled, labelled, tokenize)
+    return CLASSIFICATION.predict(trainer, rows, tokenize, tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    "options", [{"use_peft": False}, {"lora_r": 4}, {"lora_r": 4, "load_in_4bit": True}], ids=["all", "lora", "4 bit"]
+)
+def test_an_untrained_student_with_the_answers_as_its_head_predicts_what_its_base_answers(options, tied, tmp_path):
+    tokenizer = make_character_tokenizer()
+    make_language_model(tokenizer, tie_word_embeddings=tied).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    task = own_task(prompt=FORM)
+    texts = [{"message": "x" * (n % 5) + f" {n}", "is_spam": n % 2} for n in range(9)]
+    rows, prompted = (
+        Dataset.from_list([example for row in texts for example in form.examples(row)])
+        for form in (task, task.prompted())
+    )
+    prompts = [FORM.prompt(text) for text in rows["text"]]
+    assert prompted["text"][:] == prompts and prompts[0].startswith("say {y} or n. Q: Message: ")
+    assert [FORM.text_of(prompt) for prompt in prompts] == rows["text"][:]
+    config = StudentConfig(dtype="float32", head_init="answers", **options)
+    spec = ModelSpec.find(str(tmp_path / "model"), "--student_model", config)
+    asked = answer_probabilities(load_base(spec, "CAUSAL_LM"), tokenizer, prompts, FORM)
+    np.testing.assert_allclose(untrained_predictions(task, prompted, spec, tmp_path), asked, atol=2e-6)
+    assert asked[:, 1].std() > 0.01
+    assert np.abs(untrained_predictions(task, rows, spec, tmp_path) - asked).max() > 0.01, "the prompt changes nothing"
+
+
+def test_a_prompted_text_loses_its_context_alone():
+    task = own_task(prompt=FORM).prompted()
+    (row,) = task.examples({"message": "a {b} c", "is_spam": "spam"})
+    assert row["text"] == "say {y} or n. Q: Message: a {b} c\nA:"
+    assert row["text"][row["context_start"] : row["context_end"]] == "a {b} c"
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (("é", "y"), "does not know the answer 'é'"),
+        ((" n", " y"), r"begins both answers ' n' and ' y' with \[' '\]; use answers that differ"),
+    ],
+)
+def test_answers_that_make_no_head_are_refused(answers, message):
+    tokenizer = make_character_tokenizer(unk_token="<pad>")
+    with pytest.raises(ValueError, match=message):
+        head_tokens(tokenizer, PromptFormat(answers=answers))
+
+
+@pytest.mark.parametrize("answers", [("no", "no"), "no", ("no",)])
+def test_a_prompt_has_two_answers(answers):
+    with pytest.raises(ValueError, match="expected two different texts"):
+        PromptFormat(answers=answers)
+
+
+def test_a_head_of_answers_needs_one_for_each_output_and_an_unembedding():
+    with pytest.raises(ValueError, match="got the tokens None for 2 outputs"):
+        initialise_head(make_model("llama"), "answers")
+    with pytest.raises(ValueError, match="type 'bert', which has no unembedding"):
+        initialise_head(make_model("bert"), "answers", answers=[5, 6])
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Directories of a tiny decoder that knows letters, and of an encoder."""
+    make_language_model(make_character_tokenizer()).save_pretrained(tmp_path / "decoder")
+    make_character_tokenizer(unk_token="<pad>").save_pretrained(tmp_path / "decoder")
+    make_model("bert").save_pretrained(tmp_path / "encoder")
+    make_tokenizer().save_pretrained(tmp_path / "encoder")
+    return tmp_path
+
+
+TASK_FILE = """
+from w2s_hf import Task
+from w2s_hf.tasks import PromptFormat
+TASK = Task("spam", "rows.json", "{text}", label="label", prompt=PromptFormat(answers=%s, prefix="Q: ", suffix=":"))
+"""
+
+
+def run(models, tmp_path, cache, *options, answers=("n", "y"), student="decoder"):
+    (tmp_path / "spam.py").write_text(TASK_FILE % (answers,))
+    letters = "abcdefghij"
+    for split, start in (("train", 0), ("test", 100)):
+        texts = [f"{letters[n % 10]} {letters[n // 10 % 10]}{letters[n % 7]} {n}" for n in range(start, start + 90)]
+        rows = Dataset.from_dict({"text": texts, "label": [n % 2 for n in range(90)]})
+        rows.to_parquet(tmp_path / "rows" / f"{split}.parquet")
+    command = ["--task", tmp_path / "spam.py", "--dataset_path", tmp_path / "rows", "--use_cpu", "true"]
+    command += ["--weak_model", models / "decoder", "--student_model", models / student, "--dtype", "float32"]
+    command += ["--n_train", "16", "--n_weak", "16", "--n_validation", "8", "--n_test", "60", "--max_steps", "1"]
+    command += ["--methods", "naive", "--learning_rate", "0", "--head_init", "answers", "--report_to", "none"]
+    return recipe_here(*command, *options, "--output_dir", tmp_path / "out", cache=cache, name="nlp.py")
+
+
+def test_a_student_that_learns_nothing_has_the_scores_of_its_prompted_base(models, tmp_path, cache):
+    process = run(models, tmp_path, cache, "--use_prompts", "true", "--analyses", "prompting", "--prompt_shots", "1")
+    assert process.returncode == 0, process.stderr[-3000:]
+    results = ExperimentResult.read(tmp_path / "out" / "results.json")
+    (one,) = results.runs
+    (student,) = one.students
+    zero_shot = one.analyses["prompting"]["prompted"]["zero-shot"]
+    assert student.accuracy == zero_shot["accuracy"] and student.scores["auroc"] == zero_shot["auroc"]
+    assert results.text_form == "Q: {text}:" and results.to_dict()["dataset"]["use_prompts"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"student": "encoder"}, "--head_init answers: encoder is of type 'bert'"),
+        ({"answers": ("é", "y")}, "--head_init answers: decoder, spam: The tokenizer does not know the answer 'é'"),
+    ],
+    ids=["encoder", "unknown word"],
+)
+def test_what_makes_no_head_is_refused_before_anything_is_trained(options, words, models, tmp_path, cache):
+    process = run(models, tmp_path, cache, **options)
+    assert process.returncode == 1 and words in process.stderr, process.stderr[-2000:]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "words"),
+    [
+        ("anthropic_hh.py", "--head_init answers", "expected real models and a task of texts with two classes"),
+        ("boolq.py", "--head_init answers", "expected real models and a task of texts with two classes"),
+        ("boolq.py", "--use_prompts true", "Got --use_prompts and the demo"),
+    ],
+)
+def test_what_has_no_prompt_is_refused(recipe, options, words, tmp_path, cache):
+    process = recipe_here(*options.split(), "--output_dir", tmp_path / "out", cache=cache, name=recipe)
+    assert process.returncode != 0 and words in process.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["sst2", "sciq"])
+def test_a_real_decoder_is_asked_as_in_ten_lines_of_transformers(name, tmp_path):
+    directory, task = decoder(), TASKS[name]
+    splits = load_task(task, dataset_path=real(name), n_train=16, n_validation=4, n_test=6)
+    form, texts = task.prompt_format, splits.test["text"][:]
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype="float32")
+    tokens = [tokenizer(answer)["input_ids"][0] for answer in form.answers]
+    expected = []
+    for text in texts:
+        prompt = form.instruction + form.prefix + text + form.suffix
+        with torch.no_grad():
+            logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
+        expected.append(logits[tokens].softmax(dim=0).numpy())
+
+    found = answer_probabilities(model.eval(), load_tokenizer(str(directory)), list(map(form.prompt, texts)), form)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found[:, 1].std() > 1e-3
+    config = StudentConfig(dtype="float32", head_init="answers", lora_r=4)
+    spec = ModelSpec.find(str(directory), "--student_model", config)
+    prompted = load_task(task.prompted(), dataset_path=real(name), n_train=16, n_validation=4, n_test=6).test
+    assert prompted["text"][:] == list(map(form.prompt, texts))
+    np.testing.assert_allclose(untrained_predictions(task, prompted, spec, tmp_path), expected, atol=1e-5)
