@@ -44,6 +44,8 @@ else:
 # A method is how a student learns from the weak labels; "naive" is the paper's word for plain finetuning on them.
 METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
 
+AUX_STARTS = ("first_step", "agreement")
+
 HEAD_INITS = ("normal", "zeros", "unembedding", "answers")
 
 
@@ -131,6 +133,10 @@ class LossArguments(_OwnDefaults):
         aux_warmup_ratio (`float`, *optional*):
             Share of the optimizer steps over which that weight rises from 0. Defaults to 0.2 (paper), and to 0.1 for
             `openai` (published code).
+        aux_start (`str`, *optional*, defaults to `"first_step"`):
+            When that weight begins to rise. `"agreement"` keeps it at 0 until the student agrees with its weak labels
+            beyond chance: by three standard deviations, over the latest half of the steps and at least 128 rows. Rows
+            are predicted before the update of their step, so that in the first epoch the student has not seen them.
         aux_prior (`float`, *optional*):
             Share of each optimizer step's rows that `confidence` and `openai` harden to class 1. Defaults to the mean
             weak label of those rows (paper, footnote 7); 0.5 is the paper's rule for balanced data.
@@ -162,6 +168,15 @@ class LossArguments(_OwnDefaults):
         default=None,
         metadata={"help": "Share of optimizer steps in which that weight rises from 0 (unset: 0.2, openai 0.1)."},
     )
+    aux_start: str = field(
+        default="first_step",
+        metadata={
+            "help": "When that weight begins to rise: `first_step` (paper), or `agreement`, once the student agrees "
+            "with the weak labels beyond chance. In a training of few steps the student has nothing to be confident "
+            "of before.",
+            "choices": list(AUX_STARTS),
+        },
+    )
     aux_prior: float | None = field(
         default=None, metadata={"help": "Share of rows hardened to class 1 (unset: the mean weak label of the step)."}
     )
@@ -188,6 +203,8 @@ class LossArguments(_OwnDefaults):
                 f"label_smoothing_factor: got {self.label_smoothing_factor}, which no loss here reads. Labels may be "
                 "probabilities: smooth them where they are made."
             )
+        if self.aux_start not in AUX_STARTS:
+            raise ValueError(f"aux_start: got {self.aux_start!r}, expected {' or '.join(map(repr, AUX_STARTS))}.")
         for name in ("aux_coef", "aux_warmup_ratio", "aux_prior"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -204,6 +221,11 @@ class LossArguments(_OwnDefaults):
                 )
 
     @property
+    def has_auxiliary_term(self) -> bool:
+        """Whether the loss has a term whose weight rises from 0 to `aux_coef`."""
+        return "aux_coef" in LOSS_ARGUMENTS[self.loss_type]
+
+    @property
     def resolved_aux_warmup_ratio(self) -> float:
         """`aux_warmup_ratio`, or the default of this loss."""
         return self._warmup_ratio_of(self.loss_type)
@@ -218,6 +240,8 @@ class LossArguments(_OwnDefaults):
         settings = {"loss_type": loss_type} | {name: getattr(self, name) for name in LOSS_ARGUMENTS[loss_type]}
         if "aux_warmup_ratio" in settings:
             settings["aux_warmup_ratio"] = self._warmup_ratio_of(loss_type)
+        if settings.get("aux_start") == "first_step":
+            del settings["aux_start"]  # as in results from before there was a choice
         return settings
 
 

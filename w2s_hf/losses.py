@@ -25,10 +25,10 @@ __all__ = [
 # Each loss, and which of the trainers' `LossArguments` it reads. "openai" is confidence_loss under openai_warmup.
 LOSS_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "xent": (),
-    "confidence": ("aux_coef", "aux_warmup_ratio", "aux_prior"),
-    "openai": ("aux_coef", "aux_warmup_ratio", "aux_prior"),
+    "confidence": ("aux_coef", "aux_warmup_ratio", "aux_start", "aux_prior"),
+    "openai": ("aux_coef", "aux_warmup_ratio", "aux_start", "aux_prior"),
     "product": ("product_alpha", "product_beta"),
-    "entropy": ("aux_coef", "aux_warmup_ratio"),
+    "entropy": ("aux_coef", "aux_warmup_ratio", "aux_start"),
     "window": ("window_radius",),
     "adaptive_confidence": ("adaptive_temperature",),
 }

@@ -308,6 +308,8 @@ class Finetuner:
         """
         # Not dataclasses.replace: making TrainingArguments resets accelerate's state.
         values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
+        if values.get("aux_start") == "first_step":
+            del values["aux_start"]  # as in the keys of steps from before there was a choice
         return {name: str(value) for name, value in values.items() if name not in WITHOUT_EFFECT}
 
     def settings_of_predictions(self, spec: ModelSpec) -> dict:

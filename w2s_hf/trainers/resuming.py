@@ -27,7 +27,7 @@ from ..modeling.adapters import stored_shapes
 from .checkpoints import last_complete_checkpoint
 from .mixins import TrainerMixin
 
-__all__ = ["ResumableTraining"]
+__all__ = ["ResumableTraining", "record_of"]
 
 _RECORD = "w2s_hf"  # in `stateful_callbacks` of trainer_state.json
 
@@ -272,7 +272,7 @@ class _ResumeCallback(TrainerCallback):
             trainer._is_at_its_end = state.global_step >= state.max_steps or self._has_stopped_early(state)
             if n_trained_tokens(trainer) is not None:
                 set_trained_tokens(trainer, then.get("n_tokens", 0))
-        _saved_callbacks(state)[_RECORD] = now
+        _saved_callbacks(state)[_RECORD] = {**then, **now}
         for callback in [*trainer.callback_handler.callbacks, control]:
             if isinstance(callback, ExportableState):
                 # transformers 5.23 saves no checkpoint if a callback is new.
@@ -281,7 +281,7 @@ class _ResumeCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         n_tokens = n_trained_tokens(self.trainer)
         if n_tokens is not None:  # TRL counts tokens, and begins anew when it resumes
-            _saved_callbacks(state)[_RECORD]["n_tokens"] = n_tokens
+            record_of(state)["n_tokens"] = n_tokens
 
     def _has_stopped_early(self, state: TrainerState) -> bool:
         """Restores the evaluations without progress of early stopping, and says whether they used up its patience."""
@@ -293,6 +293,11 @@ class _ResumeCallback(TrainerCallback):
                 "early_stopping_patience_counter", 0
             )
         return any(cb.early_stopping_patience_counter >= cb.early_stopping_patience for cb in callbacks)
+
+
+def record_of(state: TrainerState) -> dict[str, Any]:
+    """Returns what the trainers of this package save with every checkpoint; JSON values by name."""
+    return _saved_callbacks(state).setdefault(_RECORD, {})
 
 
 def _saved_callbacks(state: TrainerState) -> dict[str, Any]:
