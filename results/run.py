@@ -3,7 +3,7 @@
     python results/run.py                  # all tables, with models and rows from the Hub
     python results/run.py sst2 cola        # two of them
     python results/run.py --models ~/models --data ~/data             # local copies, on a machine without the Hub
-    python results/run.py sst2 confidence/warmup_0.5 --dry_run        # only print the commands
+    python results/run.py sst2 confidence/warm-up_0.5 --dry_run        # only print the commands
     python results/run.py --add_methods entropy --add_seeds 3         # more columns and seeds in all tables
 
 The same command resumes a run that was stopped. Methods, seeds and analyses that a table has in this folder are run
@@ -30,13 +30,10 @@ import w2s_hf
 from w2s_hf.command_line import CommandLine, did_you_mean
 from w2s_hf.results import ExperimentResult
 
-__all__ = ["ROOT", "TABLES", "Run", "Table", "read_tables"]
+__all__ = ["ROOT", "TABLES", "Model", "Page", "Run", "Table", "read_page"]
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "results" / "tables.yaml"
-
-# Options whose values are united with those of the results that are there.
-_GROWING = ("methods", "seeds", "analyses")
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,14 @@ class Run:
 
     Args:
         name (`str`): The folder of its results, below that of `tables.yaml`.
+        label (`str`): How it differs from the other runs of its table, if it has others.
         recipe (`str`): Path of the recipe in the repository.
         rows (`str`): Directory of its rows below `--data`.
         options (`dict`): Options of the recipe.
     """
 
     name: str
+    label: str
     recipe: str
     rows: str
     options: dict[str, Any]
@@ -82,7 +81,7 @@ class Run:
             analyses=list(results.runs[0].analyses),
         )
 
-    def local(self, models: dict[str, str], models_dir: Path | None, data_dir: Path | None) -> "Run":
+    def local(self, models: dict[str, "Model"], models_dir: Path | None, data_dir: Path | None) -> "Run":
         """Returns the run with local copies of models and rows."""
         options = dict(self.options)
         if models_dir is not None:
@@ -105,36 +104,56 @@ class Table:
     Args:
         name (`str`), title (`str`): Its folder, and its heading.
         runs (`list` of [`Run`]): One, or several that are compared.
-        notes (`str`): A paragraph for the page.
+        short (`str`, *optional*): Its name in the README, if it is there.
+        notes (`str`, *optional*): A paragraph for the page.
     """
 
     name: str
     title: str
     runs: list[Run]
-    notes: str = ""
+    short: str | None = None
+    notes: str | None = None
 
 
-def read_tables(path: Path = TABLES) -> tuple[list[Table], dict[str, str]]:
-    """Reads `tables.yaml`. Returns the tables, and the local directory of each model."""
+@dataclass(frozen=True)
+class Model:
+    """A model on the Hub: the `directory` of its local copy, and in what this copy differs (`local`)."""
+
+    directory: str
+    local: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """The content of `tables.yaml`: all tables, the models by their names on the Hub, and a note on local rows."""
+
+    tables: list[Table]
+    models: dict[str, Model]
+    local_rows: str
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of all tables."""
+        return [run for table in self.tables for run in table.runs]
+
+
+def read_page(path: Path = TABLES) -> Page:
+    """Reads `tables.yaml`. Raises `ValueError` where it has an unknown key."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     tables = []
     for name, table in content["tables"].items():
-        unknown = set(table) - {"title", "recipe", "rows", "options", "runs", "notes"}
+        unknown = set(table) - {"title", "short", "recipe", "rows", "options", "runs", "notes"}
         if unknown:
             raise ValueError(f"{path.name}: got the keys {', '.join(sorted(unknown))} in the table {name}.")
         shared = content["options"] | table.get("options", {})
-        rows = table.get("rows", shared.get("task"))
-        runs = table.get("runs", {"": {}})
-        folders = {folder: f"{name}/{folder}" if folder else name for folder in runs}
-        tables.append(
-            Table(
-                name,
-                table["title"],
-                [Run(folders[folder], table["recipe"], rows, shared | options) for folder, options in runs.items()],
-                table.get("notes", ""),
-            )
-        )
-    return tables, content["models"]
+        runs = []
+        for label, own in table.get("runs", {"": {}}).items():
+            options = {key: value for key, value in (shared | own).items() if value is not None}
+            folder = f"{name}/{re.sub(r'[^a-zA-Z0-9.-]+', '_', label)}" if label else name
+            runs.append(Run(folder, label, table["recipe"], table.get("rows", options.get("task")), options))
+        tables.append(Table(name, table["title"], runs, table.get("short"), table.get("notes")))
+    models = {name: Model(**model) for name, model in content["models"].items()}
+    return Page(tables, models, content["local_rows"])
 
 
 def _words(value: Any) -> Iterator[str]:
@@ -143,12 +162,12 @@ def _words(value: Any) -> Iterator[str]:
         yield str(part).lower() if isinstance(part, bool) else str(part)
 
 
-def _local_model(name: str, models: dict[str, str], models_dir: Path) -> str:
+def _local_model(name: str, models: dict[str, Model], models_dir: Path) -> str:
     if name not in models:
         raise ValueError(f"--models: got no directory for {name}, expected it under `models` in tables.yaml. Add it.")
-    directory = models_dir / models[name]
+    directory = models_dir / models[name].directory
     if not (directory / "config.json").is_file():
-        raise ValueError(f"--models: got {models_dir}, expected {name} in its directory {models[name]!r}.")
+        raise ValueError(f"--models: got {models_dir}, expected {name} in its directory {models[name].directory!r}.")
     return str(directory)
 
 
@@ -274,13 +293,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         folder = args.tables.resolve().parent
-        tables, models = read_tables(args.tables)
+        page = read_page(args.tables)
         runs = [
             run.with_results(folder).grown(methods=args.add_methods, seeds=args.add_seeds, analyses=args.add_analyses)
-            for run in chosen([run for table in tables for run in table.runs], args.names)
+            for run in chosen(page.runs, args.names)
         ]
         places = [path.expanduser().resolve() if path else None for path in (args.models, args.data)]
-        commands = [(run, run.local(models, *places)) for run in runs]
+        commands = [(run, run.local(page.models, *places)) for run in runs]
     except (ValueError, OSError) as error:
         parser.error(str(error))
     code, failed = revision(), []
