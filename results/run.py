@@ -1,0 +1,326 @@
+"""Trains the models of the tables in docs/results.md, and copies their results into this folder.
+
+    python results/run.py                  # all tables, with models and rows from the Hub
+    python results/run.py sst2 cola        # two of them
+    python results/run.py --models ~/models --data ~/data             # local copies, on a machine without the Hub
+    python results/run.py sst2 confidence/warm-up_0.5 --dry_run        # only print the commands
+    python results/run.py --add_methods entropy --add_seeds 3         # more columns and seeds in all tables
+
+The same command resumes a run that was stopped. Methods, seeds and analyses that a table has in this folder are run
+again with it; models that are in `--outputs` are not trained again. `python results/build.py` then writes the page.
+"""
+
+import datetime
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import w2s_hf
+from w2s_hf.command_line import CommandLine, did_you_mean
+from w2s_hf.results import ExperimentResult
+
+__all__ = ["ROOT", "TABLES", "Model", "Page", "Run", "Table", "read_page"]
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLES = ROOT / "results" / "tables.yaml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One command of a recipe.
+
+    Args:
+        name (`str`): The folder of its results, below that of `tables.yaml`.
+        label (`str`): How it differs from the other runs of its table, if it has others.
+        recipe (`str`): Path of the recipe in the repository.
+        rows (`str`): Directory of its rows below `--data`.
+        options (`dict`): Options of the recipe.
+    """
+
+    name: str
+    label: str
+    recipe: str
+    rows: str
+    options: dict[str, Any]
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options as words of a command line."""
+        return [word for name, value in self.options.items() for word in (f"--{name}", *_words(value))]
+
+    @property
+    def command(self) -> str:
+        """The command of the recipe, without what depends on the machine."""
+        return shlex.join(["python", self.recipe, *self.arguments])
+
+    def grown(self, **more: list) -> "Run":
+        """Returns the run with more methods, seeds or analyses."""
+        grown = {name: [*self.options.get(name, []), *values] for name, values in more.items()}
+        return replace(self, options=self.options | {name: list(dict.fromkeys(v)) for name, v in grown.items() if v})
+
+    def with_results(self, folder: Path) -> "Run":
+        """Returns the run with the methods, seeds and analyses of its results in a folder, if there are any."""
+        if not (folder / self.name / "results.json").is_file():
+            return self
+        results = ExperimentResult.read(folder / self.name / "results.json")
+        return self.grown(
+            methods=[summary.method for summary in results.summary],
+            seeds=[run.seed for run in results.runs],
+            analyses=list(results.runs[0].analyses),
+        )
+
+    def local(self, models: dict[str, "Model"], models_dir: Path | None, data_dir: Path | None) -> "Run":
+        """Returns the run with local copies of models and rows."""
+        options = dict(self.options)
+        if models_dir is not None:
+            for name in ("weak_model", "student_model"):
+                options[name] = _local_model(options[name], models, models_dir)
+            if "ladder" in options:
+                options["ladder"] = [_local_model(model, models, models_dir) for model in options["ladder"]]
+        if data_dir is not None:
+            options["dataset_path"] = str(data_dir / self.rows)
+            if not Path(options["dataset_path"]).is_dir():
+                raise ValueError(f"--data: got {data_dir}, expected a directory {self.rows!r} in it, for {self.name}.")
+        return replace(self, options=options)
+
+
+@dataclass(frozen=True)
+class Table:
+    """
+    A table of the page.
+
+    Args:
+        name (`str`), title (`str`): Its folder, and its heading.
+        runs (`list` of [`Run`]): One, or several that are compared.
+        short (`str`, *optional*): Its name in the README, if it is there.
+        notes (`str`, *optional*): A paragraph for the page.
+    """
+
+    name: str
+    title: str
+    runs: list[Run]
+    short: str | None = None
+    notes: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on the Hub: the `directory` of its local copy, and in what this copy differs (`local`)."""
+
+    directory: str
+    local: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """The content of `tables.yaml`: all tables, the models by their names on the Hub, and a note on local rows."""
+
+    tables: list[Table]
+    models: dict[str, Model]
+    local_rows: str
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of all tables."""
+        return [run for table in self.tables for run in table.runs]
+
+
+def read_page(path: Path = TABLES) -> Page:
+    """Reads `tables.yaml`. Raises `ValueError` where it has an unknown key."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tables = []
+    for name, table in content["tables"].items():
+        unknown = set(table) - {"title", "short", "recipe", "rows", "options", "runs", "notes"}
+        if unknown:
+            raise ValueError(f"{path.name}: got the keys {', '.join(sorted(unknown))} in the table {name}.")
+        shared = content["options"] | table.get("options", {})
+        runs = []
+        for label, own in table.get("runs", {"": {}}).items():
+            options = {key: value for key, value in (shared | own).items() if value is not None}
+            folder = f"{name}/{re.sub(r'[^a-zA-Z0-9.-]+', '_', label)}" if label else name
+            runs.append(Run(folder, label, table["recipe"], table.get("rows", options.get("task")), options))
+        tables.append(Table(name, table["title"], runs, table.get("short"), table.get("notes")))
+    models = {name: Model(**model) for name, model in content["models"].items()}
+    return Page(tables, models, content["local_rows"])
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Yields the value of an option as words of a command line."""
+    for part in value if isinstance(value, list) else [value]:
+        yield str(part).lower() if isinstance(part, bool) else str(part)
+
+
+def _local_model(name: str, models: dict[str, Model], models_dir: Path) -> str:
+    if name not in models:
+        raise ValueError(f"--models: got no directory for {name}, expected it under `models` in tables.yaml. Add it.")
+    directory = models_dir / models[name].directory
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"--models: got {models_dir}, expected {name} in its directory {models[name].directory!r}.")
+    return str(directory)
+
+
+def chosen(runs: list[Run], names: list[str]) -> list[Run]:
+    """Returns the runs of tables, or single ones, by name; without names all of them."""
+    known = [run.name for run in runs]
+    tables = dict.fromkeys(name.split("/")[0] for name in known)
+    for name in names:
+        if name not in known and name not in tables:
+            raise ValueError(
+                f"Got {name}, expected some of {', '.join(dict.fromkeys([*tables, *known]))}."
+                f"{did_you_mean(name, [*tables, *known])}"
+            )
+    return [run for run in runs if not names or {run.name, run.name.split("/")[0]} & set(names)]
+
+
+def revision() -> str:
+    """Returns the commit of this repository, and whether the code that is run differs from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit, changes = (
+            git("rev-parse", "--short=12", "HEAD"),
+            git("status", "--porcelain", "--", "w2s_hf", "recipes"),
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown: not a git repository"
+    package = Path(w2s_hf.__file__).parent
+    here = {path.relative_to(ROOT / "w2s_hf"): path for path in (ROOT / "w2s_hf").rglob("*.py")}
+    there = {path.relative_to(package): path for path in package.rglob("*.py")}
+    same = here.keys() == there.keys() and all(
+        path.read_bytes() == there[name].read_bytes() for name, path in here.items()
+    )
+    return commit if same and not changes else f"{commit} with changes"
+
+
+def machine() -> dict:
+    """Returns what of this machine changes rounding and speed, and nothing that names it."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+        cpu = names[0].strip() if names else cpu
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        **({"gpus": gpus} if gpus else {}),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+# Keys of results.json with texts of this package; rows of a dataset must be nowhere.
+_PROSE = {"description", "text_form", "note", "notes", "format", "pgr_undefined", "prompt", "template"}
+
+
+def check_publishable(content: Any, key: str = "results.json", in_prose: bool = False) -> None:
+    """Raises `ValueError` where JSON values contain a path or the user of this machine, or could be text of a row."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            check_publishable(name, f"{key}, a key", in_prose)
+            check_publishable(value, f"{key}.{name}", in_prose or name in _PROSE)
+    elif isinstance(content, list):
+        for position, value in enumerate(content):
+            check_publishable(value, f"{key}[{position}]", in_prose)
+    elif isinstance(content, str):
+        user = Path.home().name
+        is_user = user != "root" and re.search(rf"\b{re.escape(user)}\b", content)
+        if is_user or re.search(r"(?<![\w.:/])(/|~/|[A-Za-z]:\\)[\w.-]+[/\\]", content):
+            raise ValueError(f"{key}: got {content[:80]!r}, expected no path and no user of this machine.")
+        if not in_prose and len(content.split()) > 10:
+            raise ValueError(
+                f"{key}: got {content[:80]!r}, expected no text of a row. If the package wrote it, add its key to "
+                "_PROSE in results/run.py."
+            )
+
+
+def share_stages(outputs: Path, output_dir: Path) -> None:
+    """Gives all runs one cache of trained models: runs that differ in a loss have the same supervisor and ceiling."""
+    (outputs / "_stages").mkdir(parents=True, exist_ok=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not (output_dir / "_stages").exists():
+        (output_dir / "_stages").symlink_to(os.path.relpath(outputs / "_stages", output_dir))
+
+
+def publish(run: Run, output_dir: Path, folder: Path, code: str) -> None:
+    """Copies the results of a finished run into its folder, with what they do not say of themselves."""
+    results = ExperimentResult.read(output_dir / "results.json")
+    facts = {
+        "command": run.command,
+        "date": datetime.date.today().isoformat(),
+        "revision": code,
+        "machine": machine(),
+    }
+    for content in (results.to_dict(), {**facts, "command": ""}):
+        check_publishable(content)
+    (folder / run.name).mkdir(parents=True, exist_ok=True)
+    results.write(folder / run.name / "results.json")
+    (folder / run.name / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = CommandLine(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="Tables, or single runs (default: all tables).")
+    parser.add_argument("--models", type=Path, help="Directory with local copies of the models.")
+    parser.add_argument("--data", type=Path, help="Directory with local copies of the datasets.")
+    parser.add_argument("--add_methods", nargs="+", default=[], help="Methods to add to the tables.")
+    parser.add_argument("--add_seeds", nargs="+", type=int, default=[], help="Seeds to add to the tables.")
+    parser.add_argument("--add_analyses", nargs="+", default=[], help="Analyses to add to the tables.")
+    parser.add_argument(
+        "--outputs", type=Path, default=ROOT / "outputs" / "results", help="Directory of the trained models."
+    )
+    parser.add_argument(
+        "--tables", type=Path, default=TABLES, help="The list of tables; results are written beside it."
+    )
+    parser.add_argument("--dry_run", action="store_true", help="Print the commands and stop.")
+    args = parser.parse_args(argv)
+    try:
+        folder = args.tables.resolve().parent
+        page = read_page(args.tables)
+        runs = [
+            run.with_results(folder).grown(methods=args.add_methods, seeds=args.add_seeds, analyses=args.add_analyses)
+            for run in chosen(page.runs, args.names)
+        ]
+        places = [path.expanduser().resolve() if path else None for path in (args.models, args.data)]
+        commands = [(run, run.local(page.models, *places)) for run in runs]
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    code, failed = revision(), []
+    for run, local in commands:
+        print(f"{run.name}: {local.command if args.dry_run else run.command}", flush=True)
+        if args.dry_run:
+            continue
+        output_dir = args.outputs.resolve() / run.name
+        command = [sys.executable, run.recipe, *local.arguments, "--output_dir", str(output_dir)]
+        try:
+            share_stages(args.outputs.resolve(), output_dir)
+            subprocess.run(command, cwd=ROOT, check=True)
+            publish(run, output_dir, folder, code)
+        except (subprocess.CalledProcessError, ValueError, OSError) as error:
+            failed.append(run.name)
+            print(f"error: {run.name}: {error}", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            sys.exit(f"\nStopped in {run.name}. The same command resumes it.")
+    if failed:
+        sys.exit(f"error: these runs failed and left no results: {', '.join(failed)}. The same command resumes them.")
+
+
+if __name__ == "__main__":
+    main()
