@@ -1,5 +1,6 @@
 """The results of a seed and over seeds, computed from predictions of the test rows."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -76,11 +77,16 @@ def score_seed(
     weak = {**models.weak.named, **scorer.scores("weak")}
     if args.n_supervisors > 1:
         weak["n_supervisors"] = args.n_supervisors
+
+    def steps(role: str) -> dict[str, int]:
+        # The results of the demo are compared with committed ones, which have no such key.
+        return {} if args.demo else {"optimizer_steps": _optimizer_steps(trained[role])}
+
     result = SeedResult(
         seed=seed,
         split_fingerprint=splits.fingerprint,
         weak=ModelScore.from_dict(weak),
-        ceiling=ModelScore.from_dict({**student, **scorer.scores("ceiling")}),
+        ceiling=ModelScore.from_dict({**student, **scorer.scores("ceiling"), **steps("ceiling")}),
         students=[],
     )
     if "ceiling_plain" in trained:
@@ -93,6 +99,7 @@ def score_seed(
             **scorer.pgr(method, seed),
             "agreement": scorer.agreement(method),
             **_files(outputs[method], trained[method]),
+            **({} if method == BOOTSTRAP else steps(method)),
         }
         if "ceiling_plain" in trained:
             of_method["against_plain_ceiling"] = scorer.pgr(method, seed, "ceiling_plain")
@@ -114,6 +121,11 @@ def _files(outputs: "Outputs", model: Finetuned) -> dict[str, str | None]:
     """Returns where a model and its training labels are, and what it was trained on."""
     hardware = StageCache.record(model.directory).get("hardware")
     return {"output": outputs.student, "weak_labels": outputs.labels, "hardware": hardware}
+
+
+def _optimizer_steps(model: Finetuned) -> int:
+    """Returns the number of optimizer steps that a model was trained for."""
+    return max(entry["step"] for entry in json.loads((model.directory / "training.json").read_text()))
 
 
 def _link_entries(

@@ -52,6 +52,7 @@ class ModelScore(Record):
         n (`int`): Test rows.
         scores (`dict`): Further scores of the setting, such as `auroc` and `ece`.
         n_supervisors (`int`, *optional*): Supervisors whose labels were averaged, where there are several.
+        optimizer_steps (`int`, *optional*): Of the ceiling, the steps of its training; unknown in the demo.
     """
 
     model: str
@@ -62,6 +63,7 @@ class ModelScore(Record):
     n: int
     scores: dict = rest()
     n_supervisors: int | None = None
+    optimizer_steps: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -155,6 +157,7 @@ class StudentResult(Record):
         direct (`dict` of [`DirectResult`]): The same student without the chain: trained on the rows of its last link
             (`same_rows`), and on those of all links (`all_rows`).
         fingerprint (`str`, *optional*): The same for the seeds of an experiment, see [`StudentCard.fingerprint`].
+        optimizer_steps (`int`, *optional*): The steps of its training; unknown in the demo and of a chain.
     """
 
     method: str
@@ -176,6 +179,7 @@ class StudentResult(Record):
     links: list[LinkResult] = field(default_factory=list)
     direct: dict[str, DirectResult] = field(default_factory=dict)
     fingerprint: str | None = None
+    optimizer_steps: int | None = None
 
 
 AnyScore = ModelScore | BaselineResult | ControlResult | LinkResult | StudentResult | DirectResult
