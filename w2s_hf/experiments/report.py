@@ -125,9 +125,13 @@ def ceiling_warnings(results: ExperimentResult) -> list[str]:
     """Returns a warning for each seed whose ceiling is below its own base: a linear probe, or a prompt."""
     lines = []
     for run in results.runs:
-        ceiling, better = run.ceiling, _better_than_ceiling(run)
-        if not better:
+        ceiling, above = run.ceiling, run.above_ceiling
+        if not above:
             continue
+        better = {}
+        for name, accuracy in above.items():
+            correct = np.arange(ceiling.n) < round(accuracy * ceiling.n)  # on the same test rows
+            better[name] = accuracy, accuracy_interval(correct)
         shown = ", ".join(f"{name} {accuracy:.3f}{interval(ci95, 3)}" for name, (accuracy, ci95) in better.items())
         is_clear = ceiling.ci95 is not None and max(low for _, (low, _) in better.values()) > ceiling.ci95[1]
         steps = "" if ceiling.optimizer_steps is None else f" after {ceiling.optimizer_steps} optimizer steps"
@@ -140,21 +144,6 @@ def ceiling_warnings(results: ExperimentResult) -> list[str]:
             "--learning_rate."
         )
     return lines
-
-
-def _better_than_ceiling(run: SeedResult) -> dict[str, tuple[float, tuple[float, float]]]:
-    """Returns the accuracies of the ceiling's base before finetuning that are above the ceiling, with intervals."""
-    better = {}
-    for baseline in run.baselines:
-        # Prompts have further accuracies, with a calibrated threshold.
-        keys = ["accuracy", *(key for key in baseline.scores if key.startswith("accuracy_at_"))]
-        for key in keys if baseline.model == run.ceiling.model else ():
-            accuracy = baseline.accuracy if key == "accuracy" else baseline.scores[key]
-            if accuracy > run.ceiling.accuracy:
-                name = baseline.name + key.removeprefix("accuracy").replace("_", " ")
-                correct = np.arange(baseline.n) < round(accuracy * baseline.n)
-                better[name] = accuracy, accuracy_interval(correct)
-    return better
 
 
 def _short_warmups(results: ExperimentResult, run: SeedResult) -> list[str]:

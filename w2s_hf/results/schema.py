@@ -215,6 +215,20 @@ class SeedResult(Record):
     analyses: dict[str, dict] = field(default_factory=dict)
     extra: dict = rest()
 
+    @property
+    def above_ceiling(self) -> dict[str, float]:
+        """
+        The baselines whose accuracy is above that of the ceiling, although they are the same model before finetuning:
+        a linear probe, or prompts, also with a calibrated threshold (`accuracy_at_median`).
+        """
+        found = {}
+        for baseline in self.baselines if self.ceiling.model else ():
+            further = {name: value for name, value in baseline.scores.items() if name.startswith("accuracy_at_")}
+            for name, accuracy in {"accuracy": baseline.accuracy, **further}.items():
+                if baseline.model == self.ceiling.model and accuracy > self.ceiling.accuracy:
+                    found[baseline.name + name.removeprefix("accuracy").replace("_", " ")] = accuracy
+        return found
+
 
 @dataclass(kw_only=True)
 class PgrSummary(Record):
