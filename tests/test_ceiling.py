@@ -75,3 +75,13 @@ def test_a_short_warm_up_is_told_in_the_report(loss, n_steps, is_told, tmp_path)
     write_report(found, tmp_path, notes=[])
     sentence = "the auxiliary weight of naive rises over 16 of 80 optimizer steps, fewer than 50"
     assert (sentence in (tmp_path / "report.md").read_text()) == is_told
+
+
+@pytest.mark.parametrize(("step", "sentence"), [
+    (23, "the auxiliary weight of naive rises after step 23"), (None, "the auxiliary weight of naive stayed 0"),
+])  # fmt: skip
+def test_the_report_says_when_an_auxiliary_term_has_begun(step, sentence, tmp_path):
+    found = of({}, aux_start_step=step)
+    found.settings.losses = {"naive": {"loss_type": "entropy", "aux_coef": 0.5, "aux_start": "agreement"}}
+    write_report(found, tmp_path, notes=[])
+    assert sentence in (tmp_path / "report.md").read_text()

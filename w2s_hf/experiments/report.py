@@ -110,7 +110,7 @@ def _caveats(results: ExperimentResult) -> list[str]:
                 f"{seed}: the supervisor is not better than chance ({chance:.3f}), so its labels say nothing, and "
                 "neither does PGR. Give it more rows (--n_weak), more epochs, or a larger model."
             )
-        lines += [f"{seed}: {sentence}" for sentence in _short_warmups(results, run)]
+        lines += [f"{seed}: {sentence}" for sentence in _warmups(results, run)]
         reasons = {student.pgr_undefined for student in run.students} - {None}
         lines += [f"{seed}: PGR is undefined: {reason}" for reason in reasons]
         if any(student.pgr is not None and student.pgr_ci95 is None for student in run.students):
@@ -146,12 +146,21 @@ def ceiling_warnings(results: ExperimentResult) -> list[str]:
     return lines
 
 
-def _short_warmups(results: ExperimentResult, run: SeedResult) -> list[str]:
-    """Returns a warning for each method whose auxiliary weight rises over few steps."""
+def _warmups(results: ExperimentResult, run: SeedResult) -> list[str]:
+    """Returns a warning for each method whose auxiliary weight rises over few steps, or never; or when it begins."""
     lines = []
     for student in run.students:
         loss = results.settings.losses.get(student.method, {})
-        if "aux_warmup_ratio" not in loss or "aux_start" in loss or not loss["aux_coef"]:
+        if not loss.get("aux_coef"):
+            continue
+        if "aux_start" in loss:
+            lines.append(
+                f"the auxiliary weight of {student.method} stayed 0, because the student has not agreed with its weak "
+                "labels beyond chance (--aux_start agreement): its method was naive."
+                if student.aux_start_step is None
+                else f"the auxiliary weight of {student.method} rises after step {student.aux_start_step}, when the "
+                "student agreed with its weak labels beyond chance (--aux_start agreement)."
+            )
             continue
         if student.optimizer_steps is not None:
             n_steps = round(loss["aux_warmup_ratio"] * student.optimizer_steps)

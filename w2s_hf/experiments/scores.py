@@ -79,8 +79,10 @@ def score_seed(
         weak["n_supervisors"] = args.n_supervisors
 
     def steps(role: str) -> dict[str, int]:
-        # The results of the demo are compared with committed ones, which have no such key.
-        return {} if args.demo else {"optimizer_steps": _optimizer_steps(trained[role])}
+        found = _steps(trained[role])
+        if args.demo:  # its results are compared with committed ones, which have no such key
+            del found["optimizer_steps"]
+        return found
 
     result = SeedResult(
         seed=seed,
@@ -123,9 +125,12 @@ def _files(outputs: "Outputs", model: Finetuned) -> dict[str, str | None]:
     return {"output": outputs.student, "weak_labels": outputs.labels, "hardware": hardware}
 
 
-def _optimizer_steps(model: Finetuned) -> int:
-    """Returns the number of optimizer steps that a model was trained for."""
-    return max(entry["step"] for entry in json.loads((model.directory / "training.json").read_text()))
+def _steps(model: Finetuned) -> dict[str, int]:
+    """Returns the optimizer steps that a model was trained for, and the one that `--aux_start agreement` began in."""
+    history = json.loads((model.directory / "training.json").read_text())
+    steps = {"optimizer_steps": max(entry["step"] for entry in history)}
+    start = history[-1].get("aux_start_step")
+    return steps if start is None else steps | {"aux_start_step": start}
 
 
 def _link_entries(

@@ -158,6 +158,7 @@ class StudentResult(Record):
             (`same_rows`), and on those of all links (`all_rows`).
         fingerprint (`str`, *optional*): The same for the seeds of an experiment, see [`StudentCard.fingerprint`].
         optimizer_steps (`int`, *optional*): The steps of its training; unknown in the demo and of a chain.
+        aux_start_step (`int`, *optional*): The step after which `aux_start="agreement"` let the auxiliary weight rise.
     """
 
     method: str
@@ -180,6 +181,7 @@ class StudentResult(Record):
     direct: dict[str, DirectResult] = field(default_factory=dict)
     fingerprint: str | None = None
     optimizer_steps: int | None = None
+    aux_start_step: int | None = None
 
 
 AnyScore = ModelScore | BaselineResult | ControlResult | LinkResult | StudentResult | DirectResult
