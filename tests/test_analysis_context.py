@@ -1,5 +1,6 @@
 """Analyses in parts: what they train, on which labels and rows; and that no ground truth gets to a student."""
 
+import logging
 import re
 from copy import copy
 from dataclasses import replace
@@ -14,6 +15,7 @@ from transformers import Trainer
 from w2s_hf.analysis import few_shot_prompts, logistic_probe
 from w2s_hf.config import StudentConfig
 from w2s_hf.experiments import analyses as experiment_analyses
+from w2s_hf.experiments import analysis_context
 from w2s_hf.experiments.analyses import agreement, overfitting, probes, prompting, saliency, weak_errors
 from w2s_hf.experiments.analysis_context import AnalysisContext
 from w2s_hf.experiments.cache import StageCache
@@ -97,7 +99,8 @@ def test_prompts_and_probes_are_given_the_labels_that_they_say(context, monkeypa
         return logistic_probe(features, probabilities, *args, **options)
 
     monkeypatch.setattr(experiment_analyses, "few_shot_prompts", prompts)
-    monkeypatch.setattr(experiment_analyses, "logistic_probe", probe)
+    for module in (experiment_analyses, analysis_context):
+        monkeypatch.setattr(module, "logistic_probe", probe)
     ids = list(context.splits.student_half["id"])
     weak, truth = context.weak_labels.of(ids), context.truth("student_half")
     context = replace(context, args=replace(context.args, prompt_shots=2))
@@ -109,6 +112,37 @@ def test_prompts_and_probes_are_given_the_labels_that_they_say(context, monkeypa
     np.testing.assert_array_equal(of_weak, weak)
     for labels in (of_truth, of_tuned):
         np.testing.assert_array_equal(labels, np.eye(2)[truth])
+
+
+def test_the_linear_probe_of_the_base_is_a_baseline_and_shares_its_hidden_states_with_saliency(context):
+    root = context.finetuner.cache.root
+    wanted, unset = (replace(context, args=replace(context.args, linear_probe=value)) for value in (True, None))
+    assert CLASSIFICATION.further_results(unset) == {}, "the demo has none unless it is asked for"
+    (baseline,) = CLASSIFICATION.further_results(wanted)["baselines"]
+    before = {path.name for path in root.iterdir()}
+    found = saliency(context)["accuracies"]["lp(gt)"]["accuracy"]
+    assert (baseline.name, baseline.model) == ("linear probe, ground truth", context.models.student.name)
+    assert baseline.accuracy == found
+    built = {name.rsplit("-", 1)[0] for name in {path.name for path in root.iterdir()} - before}
+    assert len([name for name in before if name.startswith("hidden-states") and "." not in name]) == 1
+    states = context.hidden_states()
+    assert built <= {"student-naive", "hidden-states", "linear-probe"} and "weak_half" not in states
+    truth = [np.eye(2)[context.truth(part)] for part in ("student_half", "student_validation")]
+    probe = logistic_probe(states["student_half"], truth[0], (states["student_validation"], truth[1]))
+    assert (probe.predict(states["test"]) == context.truth()).mean() == pytest.approx(baseline.accuracy)
+
+
+@pytest.mark.parametrize("flag", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_model_that_is_sharded_is_probed_only_on_request(flag, context, monkeypatch, caplog):
+    args = replace(context.args, demo=False)
+    real = replace(context, args=args)
+    assert "baselines" in CLASSIFICATION.further_results(real)
+    monkeypatch.setenv(flag, "true")
+    with caplog.at_level(logging.INFO, "w2s_hf"):
+        assert CLASSIFICATION.further_results(real) == {}
+    assert "--linear_probe true computes it" in caplog.text
+    real = replace(context, args=replace(args, linear_probe=True))
+    assert "baselines" in CLASSIFICATION.further_results(real)
 
 
 def test_students_of_simulated_supervisors_are_scored_against_these(context, monkeypatch):

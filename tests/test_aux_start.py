@@ -13,6 +13,9 @@ from scipy.stats import hypergeom
 from transformers import set_seed
 
 from w2s_hf import RewardPairConfig, RewardPairTrainer, WeakToStrongConfig, WeakToStrongTrainer
+from w2s_hf.experiments.cache import StageCache
+from w2s_hf.experiments.finetuner import Finetuner
+from w2s_hf.experiments.settings.classification import CLASSIFICATION
 from w2s_hf.trainers.agreement import agreement_beyond_chance, latest_half
 
 N_STEPS = 24
@@ -94,11 +97,13 @@ def test_a_student_that_learns_nothing_is_trained_by_the_plain_loss_and_said_so(
         trainer = make(tmp_path / "waiting", learning_rate=0.0)
         trainer.train()
     assert set(logged(trainer, "aux_weight")) == {0}
+    assert trainer.state.log_history[-1] == {"step": N_STEPS, "aux_start_step": None}
     assert "in 24 optimizer steps the student has not agreed with its weak labels" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "w2s_hf"):
-        make(tmp_path / "begun").train()
-    assert "has not agreed" not in caplog.text
+        trainer = make(tmp_path / "begun")
+        trainer.train()
+    assert "has not agreed" not in caplog.text and trainer.state.log_history[-1]["aux_start_step"] > 8
 
 
 def test_pairs_start_by_agreement(tmp_path):
@@ -164,3 +169,13 @@ def test_settings_of_the_first_step_are_as_they_were(tmp_path):
     assert "aux_start" not in args.loss_settings("xent")
     with pytest.raises(ValueError, match="aux_start: got 'epoch', expected 'first_step' or 'agreement'"):
         arguments(tmp_path, aux_start="epoch")
+
+
+def test_steps_that_read_no_start_have_the_keys_that_they_had(tmp_path):
+    def settings(**options) -> dict:
+        args = arguments(tmp_path, **{"bf16": False, **options})
+        return Finetuner(StageCache(tmp_path), CLASSIFICATION, args).settings_of({"loss_type": options["loss_type"]})
+
+    assert "aux_start" not in settings(loss_type="confidence")
+    assert "aux_start" not in settings(loss_type="xent", aux_start="agreement")
+    assert settings(loss_type="confidence", aux_start="agreement")["aux_start"] == "agreement"

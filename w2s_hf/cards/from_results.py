@@ -81,6 +81,7 @@ def _facts_of_student(results: ExperimentResult, run: SeedResult, student: Stude
         "ceiling": Score.of(run.ceiling),
         "pgr_ci95": None if student.pgr_ci95 is None else tuple(student.pgr_ci95),
         "others": _others(run, student),
+        "above_ceiling": list(run.above_ceiling),
         "early_stopping": analysis.get(student.method, {}).get("stops", {}),
         "links": student.links,
         "taught_by": student.links[-1].taught_by if student.links else None,

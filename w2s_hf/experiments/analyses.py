@@ -192,7 +192,6 @@ def saliency(context: AnalysisContext) -> dict:
     """Fits linear probes of the student before and after it was trained on the weak labels."""
     splits, weak = context.splits, context.weak_labels
     naive = context.finetune("student-naive", weak, [context.test])
-    base, tuned = context.hidden_states(), context.hidden_states(naive)
 
     # Weak labels of the rows that the student was trained on, which need not be all; ground truth as the ceiling.
     is_trained_on = np.isin(splits.student_half["id"][:], context.student_rows.train["id"][:])
@@ -203,16 +202,11 @@ def saliency(context: AnalysisContext) -> dict:
         validation = states["student_validation"], weak.of(validation_ids)
         return logistic_probe(states["student_half"][is_trained_on], labels, validation).predict_proba(states["test"])
 
-    def probe_truth(states: dict[str, np.ndarray]) -> np.ndarray:
-        labels, of_validation = (np.eye(2)[context.truth(part)] for part in ("student_half", "student_validation"))
-        validation = states["student_validation"], of_validation
-        return logistic_probe(states["student_half"], labels, validation).predict_proba(states["test"])
-
     predictions = {
-        "lp(weak)": probe_weak(base),
-        "lp(gt)": probe_truth(base),
+        "lp(weak)": probe_weak(context.hidden_states()),
+        "lp(gt)": context.linear_probe(),
         "ft(weak)": naive.predictions.of(list(context.test["id"])),
-        "ft(weak)+lp(gt)": probe_truth(tuned),
+        "ft(weak)+lp(gt)": context.linear_probe(naive),
         "ft(gt)": context.scorer.predictions["ceiling"],
     }
     return {**_bounds(context), "accuracies": {name: context.scores(values) for name, values in predictions.items()}}
@@ -314,7 +308,7 @@ def weak_errors(context: AnalysisContext) -> dict:
             "student-told", context.weak_labels, method=method, rows=rows, test=parts_with_opinion["test"]
         )
         add_scores(f"told, {method}", predictions, weak)
-    states = context.hidden_states()
+    states = context.hidden_states() | context.hidden_states(parts=("weak_half",))
     labelled = {part: (of_part, context.truth(part)) for part, of_part in states.items()}
     n_features = states["test"].shape[1]
     widths = sorted({max(1, n_features // part) for part in (32, 16, 8, 4, 2, 1)})

@@ -14,7 +14,7 @@ from datasets import Dataset
 from safetensors.numpy import load_file, save_file
 from transformers import set_seed
 
-from ..analysis import PromptFormat, answer_probabilities, last_hidden_states
+from ..analysis import PromptFormat, answer_probabilities, last_hidden_states, logistic_probe
 from ..labels import LabelsById, WeakLabels
 from ..metrics import agreement_shares
 from ..modeling import load_tokenizer
@@ -30,6 +30,9 @@ from .seed import Models, student_rows
 __all__ = ["AnalysisContext"]
 
 T = TypeVar("T")
+
+# The parts of the splits whose hidden states a linear probe of the student is fitted, chosen and scored on.
+_PROBED = ("student_half", "student_validation", "test")
 
 
 @dataclass(frozen=True)
@@ -192,10 +195,35 @@ class AnalysisContext:
 
         return load_file(finetuner.cache.run("prompted", settings, build) / "arrays.safetensors")["probabilities"]
 
-    def hidden_states(self, trained: Finetuned | None = None) -> dict[str, np.ndarray]:
-        """Returns the last hidden states of the rows of each part but the links, before finetuning or of `trained`."""
+    def linear_probe(self, trained: Finetuned | None = None) -> np.ndarray:
+        """
+        Returns the predictions of the test rows, `(N, 2)`, of a linear probe of the student before finetuning, or of
+        `trained`: logistic regression on the last hidden states, fitted to the ground truth of the student half; its
+        regularization is chosen on the validation rows.
+        """
+        states = self._hidden_states(trained, _PROBED)
+        rows = [self.finetuner.setting.with_ground_truth(self.splits.parts[name]) for name in _PROBED[:2]]
+        settings = {"states": states.name, "labels": [self.finetuner.fingerprint(part) for part in rows]}
+
+        def build(directory: Path) -> None:
+            if not PartialState().is_main_process:
+                return
+            arrays = load_file(states / "arrays.safetensors")
+            half, validation = ((arrays[name], np.eye(2)[self.truth(name)]) for name in _PROBED[:2])
+            probe = logistic_probe(*half, validation)
+            _keep({"probabilities": probe.predict_proba(arrays["test"])}, directory)
+
+        directory = self.finetuner.cache.run("linear-probe", settings, build)
+        return load_file(directory / "arrays.safetensors")["probabilities"]
+
+    def hidden_states(
+        self, trained: Finetuned | None = None, parts: tuple[str, ...] = _PROBED
+    ) -> dict[str, np.ndarray]:
+        """Returns the last hidden states of the rows of parts of the splits, before finetuning or of `trained`."""
+        return load_file(self._hidden_states(trained, parts) / "arrays.safetensors")
+
+    def _hidden_states(self, trained: Finetuned | None, names: tuple[str, ...]) -> Path:
         finetuner, student = self.finetuner, self.models.student
-        names = ("weak_half", "student_half", "student_validation", "test")
         parts = {name: self.splits.parts[name] for name in names}
         settings = {
             **finetuner.settings_of_predictions(student),
@@ -223,7 +251,7 @@ class AnalysisContext:
                 }
             _keep(states, directory)
 
-        return load_file(finetuner.cache.run("hidden-states", settings, build) / "arrays.safetensors")
+        return finetuner.cache.run("hidden-states", settings, build)
 
 
 def _keep(arrays: dict[str, np.ndarray], directory: Path) -> None:

@@ -283,6 +283,15 @@ class ClassificationArguments(ExperimentArguments):
             "choices": list(DEMO_WORLDS),
         },
     )
+    linear_probe: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Score a linear probe of the student before finetuning, fitted to the ground truth of the student "
+            "half. A ceiling below it has not learned its task. It takes a forward pass over these rows, validation "
+            "and test rows. Unset: on, but not in the demo, nor with FSDP or DeepSpeed, since every process holds the "
+            "whole model for it."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -27,7 +27,7 @@ from .config import ExperimentArguments, GenerationArguments, RewardArguments
 from .finetuner import Finetuner
 from .generative_finetuning import check_decoder
 from .output_directory import Manifest, check_output_dir, clear, identity_of, is_still_true, release
-from .report import run_settings, write_report
+from .report import ceiling_warnings, run_settings, write_report
 from .scores import Scorer, keep_outputs, score_seed, summarise
 from .seed import Models, run_seed
 from .settings.base import Setting
@@ -307,6 +307,8 @@ class Experiment:
             contexts = [replace(context, result=analyse(context)) for context in contexts]
             results = self._report(contexts, started)
         if PartialState().is_main_process:
+            for warning in ceiling_warnings(results):
+                logger.warning(warning)
             manifest.analyses |= self.identity.analyses
             manifest.write(self.output_dir)
         caches = (self.finetuner.cache, self.demo_cache)

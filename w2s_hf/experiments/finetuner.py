@@ -20,6 +20,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from ..labels import LabelsById
+from ..losses import LOSS_ARGUMENTS
 from ..modeling import fresh_adapter, load_adapter_weights, load_tokenizer
 from ..modeling.heads import base_of, initialise_head
 from ..modeling.spec import ModelSpec, load_base, peft_config_of
@@ -308,8 +309,9 @@ class Finetuner:
         """
         # Not dataclasses.replace: making TrainingArguments resets accelerate's state.
         values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
-        if values.get("aux_start") == "first_step":
-            del values["aux_start"]  # as in the keys of steps from before there was a choice
+        has_start = "aux_start" in LOSS_ARGUMENTS.get(values.get("loss_type", ""), ())
+        if not has_start or values["aux_start"] == "first_step":
+            values.pop("aux_start", None)  # as in the keys of steps from before there was a choice
         return {name: str(value) for name, value in values.items() if name not in WITHOUT_EFFECT}
 
     def settings_of_predictions(self, spec: ModelSpec) -> dict:

@@ -33,7 +33,7 @@ _NOT_COMPARED = {
     "zero_shot", "max_train_rating", "min_hard_rating", "weak_model", "student_model", "dataset_path",
     "weak_learning_rate", "weak_num_train_epochs", "weak_weight_decay", "n_supervisors", "keep_confident",
     "generative_finetuning", "generative_learning_rate", "generative_num_train_epochs", "check_memory", "list_tasks",
-    "hub_namespace", "hub_private", "overwrite_output_dir",
+    "hub_namespace", "hub_private", "overwrite_output_dir", "linear_probe",
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from transformers import TrainingArguments
 
 from ..cards import FIGURE, ROWS, StudentCard
@@ -11,6 +12,7 @@ from ..cards.markdown import markdown_table, render
 from ..cards.score import interval
 from ..cards.trained_with import subject
 from ..config import METHODS, LossArguments, StudentConfig
+from ..metrics import accuracy_interval
 from ..plots import plot_accuracies, plot_gap
 from ..results import (
     AnyScore,
@@ -23,10 +25,11 @@ from ..results import (
     TrainingSettings,
 )  # fmt: skip
 from ..tasks.halves import counted
+from ..trainers.whole_step import MIN_WARMUP_STEPS
 from ..training_settings import changed_fields, training_settings
 from .config import ExperimentArguments, RewardArguments
 
-__all__ = ["print_table", "run_settings", "write_report"]
+__all__ = ["ceiling_warnings", "print_table", "run_settings", "write_report"]
 
 
 def _pgr(pgr: float | None, ci95: list[float] | None) -> str:
@@ -96,8 +99,8 @@ def _summary(results: ExperimentResult) -> tuple[list[str], list[list[str]]]:
 
 
 def _caveats(results: ExperimentResult) -> list[str]:
-    """Returns warnings about PGR, such as a supervisor no better than chance, a sentence per seed."""
-    lines = []
+    """Returns warnings about PGR, such as a supervisor no better than chance, or a ceiling that has not learned."""
+    lines = ceiling_warnings(results)
     for run in results.runs:
         seed, chance = f"Seed {run.seed}", results.chance
         if chance is None:
@@ -107,6 +110,7 @@ def _caveats(results: ExperimentResult) -> list[str]:
                 f"{seed}: the supervisor is not better than chance ({chance:.3f}), so its labels say nothing, and "
                 "neither does PGR. Give it more rows (--n_weak), more epochs, or a larger model."
             )
+        lines += [f"{seed}: {sentence}" for sentence in _warmups(results, run)]
         reasons = {student.pgr_undefined for student in run.students} - {None}
         lines += [f"{seed}: PGR is undefined: {reason}" for reason in reasons]
         if any(student.pgr is not None and student.pgr_ci95 is None for student in run.students):
@@ -114,6 +118,58 @@ def _caveats(results: ExperimentResult) -> list[str]:
                 f"{seed}: PGR is unbounded: on these test rows the ceiling is not clearly better than the supervisor, "
                 "so PGR says little. Take more test rows, a stronger student or a weaker supervisor."
             )
+    return lines
+
+
+def ceiling_warnings(results: ExperimentResult) -> list[str]:
+    """Returns a warning for each seed whose ceiling is below its own base: a linear probe, or a prompt."""
+    lines = []
+    for run in results.runs:
+        ceiling, above = run.ceiling, run.above_ceiling
+        if not above:
+            continue
+        better = {}
+        for name, accuracy in above.items():
+            correct = np.arange(ceiling.n) < round(accuracy * ceiling.n)  # on the same test rows
+            better[name] = accuracy, accuracy_interval(correct)
+        shown = ", ".join(f"{name} {accuracy:.3f}{interval(ci95, 3)}" for name, (accuracy, ci95) in better.items())
+        is_clear = ceiling.ci95 is not None and max(low for _, (low, _) in better.values()) > ceiling.ci95[1]
+        steps = "" if ceiling.optimizer_steps is None else f" after {ceiling.optimizer_steps} optimizer steps"
+        doubt = "" if is_clear else "Their 95 % intervals overlap, so that this may be chance. If it is not, "
+        lines.append(
+            f"Seed {run.seed}: on {ceiling.n} test rows the ceiling has {ceiling.accuracy:.3f}"
+            f"{interval(ceiling.ci95, 3)}{steps}, less than the same model before finetuning: {shown}. {doubt}PGR "
+            "against such a ceiling measures nothing. Train on more rows (--n_train), for more epochs "
+            "(--num_train_epochs), on fewer rows per step (--per_device_train_batch_size), or with a higher "
+            "--learning_rate."
+        )
+    return lines
+
+
+def _warmups(results: ExperimentResult, run: SeedResult) -> list[str]:
+    """Returns a warning for each method whose auxiliary weight rises over few steps, or never; or when it begins."""
+    lines = []
+    for student in run.students:
+        loss = results.settings.losses.get(student.method, {})
+        if not loss.get("aux_coef"):
+            continue
+        if "aux_start" in loss:
+            lines.append(
+                f"the auxiliary weight of {student.method} stayed 0, because the student has not agreed with its weak "
+                "labels beyond chance (--aux_start agreement): its method was naive."
+                if student.aux_start_step is None
+                else f"the auxiliary weight of {student.method} rises after step {student.aux_start_step}, when the "
+                "student agreed with its weak labels beyond chance (--aux_start agreement)."
+            )
+            continue
+        if student.optimizer_steps is not None:
+            n_steps = round(loss["aux_warmup_ratio"] * student.optimizer_steps)
+            if n_steps < MIN_WARMUP_STEPS:
+                lines.append(
+                    f"the auxiliary weight of {student.method} rises over {n_steps} of {student.optimizer_steps} "
+                    f"optimizer steps, fewer than {MIN_WARMUP_STEPS}: a student that has not learned its task by then "
+                    "is made to keep its errors. Compare with --aux_start agreement."
+                )
     return lines
 
 

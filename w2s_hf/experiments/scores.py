@@ -1,5 +1,6 @@
 """The results of a seed and over seeds, computed from predictions of the test rows."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -76,11 +77,18 @@ def score_seed(
     weak = {**models.weak.named, **scorer.scores("weak")}
     if args.n_supervisors > 1:
         weak["n_supervisors"] = args.n_supervisors
+
+    def steps(role: str) -> dict[str, int]:
+        found = _steps(trained[role])
+        if args.demo:  # its results are compared with committed ones, which have no such key
+            del found["optimizer_steps"]
+        return found
+
     result = SeedResult(
         seed=seed,
         split_fingerprint=splits.fingerprint,
         weak=ModelScore.from_dict(weak),
-        ceiling=ModelScore.from_dict({**student, **scorer.scores("ceiling")}),
+        ceiling=ModelScore.from_dict({**student, **scorer.scores("ceiling"), **steps("ceiling")}),
         students=[],
     )
     if "ceiling_plain" in trained:
@@ -93,6 +101,7 @@ def score_seed(
             **scorer.pgr(method, seed),
             "agreement": scorer.agreement(method),
             **_files(outputs[method], trained[method]),
+            **({} if method == BOOTSTRAP else steps(method)),
         }
         if "ceiling_plain" in trained:
             of_method["against_plain_ceiling"] = scorer.pgr(method, seed, "ceiling_plain")
@@ -114,6 +123,14 @@ def _files(outputs: "Outputs", model: Finetuned) -> dict[str, str | None]:
     """Returns where a model and its training labels are, and what it was trained on."""
     hardware = StageCache.record(model.directory).get("hardware")
     return {"output": outputs.student, "weak_labels": outputs.labels, "hardware": hardware}
+
+
+def _steps(model: Finetuned) -> dict[str, int]:
+    """Returns the optimizer steps that a model was trained for, and the one that `--aux_start agreement` began in."""
+    history = json.loads((model.directory / "training.json").read_text())
+    steps = {"optimizer_steps": max(entry["step"] for entry in history)}
+    start = history[-1].get("aux_start_step")
+    return steps if start is None else steps | {"aux_start_step": start}
 
 
 def _link_entries(

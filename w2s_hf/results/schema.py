@@ -52,6 +52,7 @@ class ModelScore(Record):
         n (`int`): Test rows.
         scores (`dict`): Further scores of the setting, such as `auroc` and `ece`.
         n_supervisors (`int`, *optional*): Supervisors whose labels were averaged, where there are several.
+        optimizer_steps (`int`, *optional*): Of the ceiling, the steps of its training; unknown in the demo.
     """
 
     model: str
@@ -62,6 +63,7 @@ class ModelScore(Record):
     n: int
     scores: dict = rest()
     n_supervisors: int | None = None
+    optimizer_steps: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -155,6 +157,8 @@ class StudentResult(Record):
         direct (`dict` of [`DirectResult`]): The same student without the chain: trained on the rows of its last link
             (`same_rows`), and on those of all links (`all_rows`).
         fingerprint (`str`, *optional*): The same for the seeds of an experiment, see [`StudentCard.fingerprint`].
+        optimizer_steps (`int`, *optional*): The steps of its training; unknown in the demo and of a chain.
+        aux_start_step (`int`, *optional*): The step after which `aux_start="agreement"` let the auxiliary weight rise.
     """
 
     method: str
@@ -176,6 +180,8 @@ class StudentResult(Record):
     links: list[LinkResult] = field(default_factory=list)
     direct: dict[str, DirectResult] = field(default_factory=dict)
     fingerprint: str | None = None
+    optimizer_steps: int | None = None
+    aux_start_step: int | None = None
 
 
 AnyScore = ModelScore | BaselineResult | ControlResult | LinkResult | StudentResult | DirectResult
@@ -210,6 +216,20 @@ class SeedResult(Record):
     easy_to_hard: dict = field(default_factory=dict)
     analyses: dict[str, dict] = field(default_factory=dict)
     extra: dict = rest()
+
+    @property
+    def above_ceiling(self) -> dict[str, float]:
+        """
+        The baselines whose accuracy is above that of the ceiling, although they are the same model before finetuning:
+        a linear probe, or prompts, also with a calibrated threshold (`accuracy_at_median`).
+        """
+        found = {}
+        for baseline in self.baselines if self.ceiling.model else ():
+            further = {name: value for name, value in baseline.scores.items() if name.startswith("accuracy_at_")}
+            for name, accuracy in {"accuracy": baseline.accuracy, **further}.items():
+                if baseline.model == self.ceiling.model and accuracy > self.ceiling.accuracy:
+                    found[baseline.name + name.removeprefix("accuracy").replace("_", " ")] = accuracy
+        return found
 
 
 @dataclass(kw_only=True)

@@ -24,6 +24,7 @@ from ..experiments.cache import code_versions, library_versions
 from ..experiments.cli import parse_arguments
 from ..experiments.config import ChessArguments, ClassificationArguments, ExperimentArguments, RewardArguments
 from ..experiments.experiment import Experiment, ExperimentTask, setting_of
+from ..experiments.report import ceiling_warnings
 from ..experiments.seed import train_supervisor
 from ..modeling import load_config
 from ..results import LinkResult, SeedResult, StudentResult
@@ -129,6 +130,9 @@ class Session:
             models, _ = experiment.inputs(cell.seed)
             sizes = [_n_parameters(model.path, model.revision) for model in (models.weak, models.student)]
             results = experiment.collect([context], time.monotonic())
+            if PartialState().is_main_process:
+                for warning in ceiling_warnings(results):
+                    logger.warning(f"{cell.name}: {warning}")
             row = _row_of(result, experiment.setting.chance, *sizes)
             row |= {"run_name": results.run_name, "preset": results.preset}
             row |= {"fingerprint": result.students[0].fingerprint}

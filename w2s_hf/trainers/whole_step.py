@@ -183,10 +183,15 @@ class WholeStepLoss(WholeEpochs, ABC):
         return warmup(step_ratio, args.aux_coef, args.resolved_aux_warmup_ratio)
 
     def train(self, *args, **kwargs) -> TrainOutput:
-        """As [`~transformers.Trainer.train`]; warns where the auxiliary term has never weighed in."""
+        """
+        As [`~transformers.Trainer.train`]. With `aux_start="agreement"` the last entry of the log history says after
+        which step the auxiliary weight rose; a warning says if it never did.
+        """
         output = super().train(*args, **kwargs)
         if self.args.has_auxiliary_term and self.args.aux_start == "agreement":
-            if self._auxiliary_record["start"] is None:
+            start = self._auxiliary_record["start"]
+            self.state.log_history.append({"step": self.state.global_step, "aux_start_step": start})
+            if start is None:
                 logger.warning(
                     f"aux_start='agreement': in {self.state.global_step} optimizer steps the student has not agreed "
                     f"with its weak labels beyond chance, and {self.args.loss_type!r} was trained as 'xent'. Train "

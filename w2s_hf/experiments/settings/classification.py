@@ -1,10 +1,12 @@
 """Classification: texts with a yes or a no (paper, 4.1), and what it shares with other settings of probabilities."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, DatasetDict, Value
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
@@ -16,7 +18,7 @@ from ...demo.rows import demo_rows
 from ...demo.worlds import DEMO_WORLDS, DemoWorld
 from ...labels import WeakLabels
 from ...modeling.spec import ModelSpec
-from ...results import ExperimentResult
+from ...results import BaselineResult, ExperimentResult
 from ...tasks import TEXT_COLUMNS, Task, TaskSplits, load_task, tokenize_rows
 from ...tasks.halves import LINK_ROWS
 from ...trainers import RewardPairTrainer, WeakToStrongTrainer
@@ -24,7 +26,11 @@ from ..analysis_context import AnalysisContext
 from ..config import ClassificationArguments
 from .base import ACCURACY, Setting, Tokenize, demo_sizes, on_weak_labels, split_options
 
-__all__ = ["CLASSIFICATION", "ClassificationSetting", "ProbabilitySetting"]
+__all__ = ["CLASSIFICATION", "LINEAR_PROBE", "ClassificationSetting", "ProbabilitySetting"]
+
+logger = logging.getLogger(__name__)
+
+LINEAR_PROBE = "linear probe, ground truth"
 
 
 class ProbabilitySetting(Setting):
@@ -112,6 +118,20 @@ class ClassificationSetting(ProbabilitySetting):
     def add_labels(self, tokenized: Dataset, rows: Dataset) -> Dataset:
         """Adds the column `labels`."""
         return tokenized.add_column("labels", rows["labels"][:], feature=rows.features["labels"])
+
+    def further_results(self, context: AnalysisContext) -> dict:
+        """Returns the linear probe of the student before finetuning as a baseline; see `--linear_probe`."""
+        is_wanted = context.args.linear_probe
+        if is_wanted is None:
+            sharding = [name for name in ("FSDP", "DEEPSPEED") if parse_flag_from_env(f"ACCELERATE_USE_{name}")]
+            if sharding:
+                logger.info(f"No linear probe of the student with {sharding[0]}; --linear_probe true computes it")
+            is_wanted = not context.args.demo and not sharding
+        if not is_wanted:
+            return {}
+        student, scores = context.models.student, self.scores(context.linear_probe(), context.test)
+        baseline = {"name": LINEAR_PROBE, "model": student.name, "revision": student.revision, **scores}
+        return {"baselines": [BaselineResult.from_dict(baseline)]}
 
     def load_rows(
         self, task: Task, args: ClassificationArguments, training_args: TrainingArguments, readers: Sequence[ModelSpec]

@@ -1,0 +1,87 @@
+"""A ceiling that is below its own base has not learned, and a warm-up of few steps is told."""
+
+import pytest
+from helpers.cards import card_of, results
+
+from w2s_hf.experiments.report import ceiling_warnings, write_report
+from w2s_hf.results import ExperimentResult
+
+PROBE = {"name": "linear probe, ground truth", "model": "boolq", "revision": None}
+PROMPT = {"name": "zero-shot", "model": "boolq", "revision": None}
+
+
+def of(ceiling: dict, *baselines: dict, **changes) -> ExperimentResult:
+    found = results(**changes)
+    (run,) = found["runs"]
+    run["ceiling"] |= ceiling
+    run["baselines"] = [baseline | {"n": 100, "ci95": None} for baseline in baselines]
+    return ExperimentResult.from_dict(found)
+
+
+NOT_LEARNED = {"accuracy": 0.5, "ci95": [0.404, 0.596], "optimizer_steps": 8}
+
+
+def test_a_ceiling_below_the_linear_probe_is_told_in_report_and_card(tmp_path):
+    told = of(NOT_LEARNED, PROBE | {"accuracy": 0.75})
+    (warning,) = ceiling_warnings(told)
+    assert "on 100 test rows the ceiling has 0.500 [0.404, 0.596] after 8 optimizer steps" in warning
+    assert "linear probe, ground truth 0.750 [0.657, 0.825]. PGR against such a ceiling measures nothing" in warning
+    assert all(option in warning for option in ("--n_train", "--num_train_epochs", "--learning_rate"))
+    assert "overlap" not in warning
+    write_report(told, tmp_path, notes=[])
+    assert warning in (tmp_path / "report.md").read_text()
+    card = (tmp_path / "students" / "naive-seed0" / "README.md").read_text()
+    assert "Its ceiling is below the same model before finetuning (linear probe, ground truth)" in card
+    assert "for comparison: linear probe, ground truth" in card
+    assert ExperimentResult.read(tmp_path / "results.json").runs[0].ceiling.optimizer_steps == 8
+
+
+def test_what_may_be_chance_is_told_as_such():
+    (warning,) = ceiling_warnings(of(NOT_LEARNED, PROBE | {"accuracy": 0.55}))
+    assert "Their 95 % intervals overlap, so that this may be chance." in warning
+
+
+def test_prompts_count_with_their_calibrated_thresholds():
+    prompt = PROMPT | {"accuracy": 0.4, "accuracy_at_median": 0.8, "auroc": 0.9}
+    (warning,) = ceiling_warnings(of(NOT_LEARNED, prompt))
+    assert "before finetuning: zero-shot at median 0.800 [0.711, 0.867]." in warning
+    (warning,) = ceiling_warnings(of({"accuracy": 0.5, "ci95": [0.404, 0.596]}, prompt | {"accuracy": 0.7}))
+    assert "zero-shot 0.700" in warning and "zero-shot at median 0.800" in warning
+    assert "optimizer steps" not in warning, "results of before do not know them"
+
+
+@pytest.mark.parametrize("baseline", [
+    PROBE | {"accuracy": 0.5}, PROBE | {"accuracy": 0.9, "model": "another"}, PROBE | {"accuracy": 0.9, "model": ""},
+])  # fmt: skip
+def test_a_ceiling_that_is_not_below_its_own_base_is_not_told(baseline):
+    told = of(NOT_LEARNED, baseline)
+    assert ceiling_warnings(told) == [] and "before finetuning (" not in card_of(told.to_dict()).render()
+
+
+@pytest.mark.parametrize(
+    ("loss", "n_steps", "is_told"),
+    [
+        ({"aux_coef": 0.5, "aux_warmup_ratio": 0.2}, 80, True),
+        ({"aux_coef": 0.5, "aux_warmup_ratio": 0.2}, 250, False),
+        ({"aux_coef": 0.0, "aux_warmup_ratio": 0.2}, 80, False),
+        ({"aux_coef": 0.5, "aux_warmup_ratio": 0.2, "aux_start": "agreement"}, 80, False),
+        ({"aux_coef": 0.5, "aux_warmup_ratio": 0.2}, None, False),
+        ({}, 80, False),
+    ],
+)
+def test_a_short_warm_up_is_told_in_the_report(loss, n_steps, is_told, tmp_path):
+    found = of({}, optimizer_steps=n_steps)
+    found.settings.losses = {"naive": {"loss_type": "confidence", **loss}}
+    write_report(found, tmp_path, notes=[])
+    sentence = "the auxiliary weight of naive rises over 16 of 80 optimizer steps, fewer than 50"
+    assert (sentence in (tmp_path / "report.md").read_text()) == is_told
+
+
+@pytest.mark.parametrize(("step", "sentence"), [
+    (23, "the auxiliary weight of naive rises after step 23"), (None, "the auxiliary weight of naive stayed 0"),
+])  # fmt: skip
+def test_the_report_says_when_an_auxiliary_term_has_begun(step, sentence, tmp_path):
+    found = of({}, aux_start_step=step)
+    found.settings.losses = {"naive": {"loss_type": "entropy", "aux_coef": 0.5, "aux_start": "agreement"}}
+    write_report(found, tmp_path, notes=[])
+    assert sentence in (tmp_path / "report.md").read_text()
