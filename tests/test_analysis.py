@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers.models import make_character_tokenizer, make_language_model, make_rows
+from helpers.models import make_character_tokenizer, make_language_model, make_rows, make_tokenizer
 from helpers.training import arguments
 from scipy.stats import binomtest
 from transformers import RobertaConfig, RobertaForSequenceClassification
@@ -207,6 +207,20 @@ def test_the_head_makes_the_logits_of_the_hidden_states(kind, has_adapters, mode
             logits = model(input_ids=torch.tensor([ids])).logits[0]
             of_state = classification_head(model)(torch.from_numpy(state))
             torch.testing.assert_close(of_state, logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pad_token", ["<pad>", "w3"])
+def test_hidden_states_are_of_the_token_that_a_decoder_reads(pad_token, model_of):
+    """Texts may end with the padding token: it is the end-of-text token of many tokenizers, or an ordinary one."""
+    model, tokenizer = model_of("llama").eval(), make_tokenizer()
+    tokenizer.pad_token = pad_token
+    pad = tokenizer.pad_token_id
+    rows = [{"input_ids": ids} for ids in ([5, 6, pad], [8, pad, 9, 10, 11], [12, pad, pad, 13], [pad, pad])]
+    hidden = last_hidden_states(model, tokenizer, rows, batch_size=4)
+    inputs = tokenizer.pad(rows, padding_side="right", return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    torch.testing.assert_close(model.score(torch.from_numpy(hidden)), logits, atol=1e-4, rtol=1e-4)
 
 
 def test_of_an_encoder_that_does_not_pool_it_is_the_first_token(tokenizer):

@@ -1,5 +1,6 @@
 """Evaluation and prediction of every trainer: rows in their order, options as of the stock trainers, named metrics."""
 
+import logging
 import random
 from contextlib import nullcontext
 
@@ -213,6 +214,30 @@ def test_trl_needs_outputs_with_names(kind, tmp_path):
     model.config.return_dict = False
     with pytest.raises(ValueError, match="Got config.return_dict=False, expected True"):
         trainer_of(kind, tmp_path, model)
+
+
+@pytest.mark.parametrize("pad_token", ["<eos>", "w3"])
+def test_the_tokenizer_says_which_token_is_padding(pad_token, tmp_path, caplog):
+    """Not the model's config.json, whose padding token may be another one: predictions would depend on the batch."""
+    model, tokenizer = make_model("llama"), make_tokenizer()
+    tokenizer.pad_token = pad_token
+    pad = tokenizer.pad_token_id
+    assert model.config.pad_token_id not in (None, pad)
+    ids = [[5, 6, 8], [9], [10, pad, 11, 12, 13, 14], [15, 16, 17, 18, 19, 20, 21]]
+    found = {}
+    for n_rows in (1, 4):
+        trainer = WeakToStrongTrainer(
+            model=model,
+            args=arguments(tmp_path, per_device_eval_batch_size=n_rows),
+            train_dataset=Dataset.from_dict({"input_ids": ids, "labels": [0, 1, 0, 1]}),
+            processing_class=tokenizer,
+        )
+        found[n_rows] = trainer.predict_proba(trainer.train_dataset)
+    np.testing.assert_allclose(found[4], found[1], atol=1e-5)
+    assert "padding token" not in caplog.text, "inside of a text it does no harm"
+    logging.Logger.warning_once.cache_clear()
+    trainer.predict_proba(Dataset.from_dict({"input_ids": [*ids, [5, pad]]}))
+    assert f"1 rows end with the padding token '{pad_token}', and a decoder classifier reads the token" in caplog.text
 
 
 class BagOfEmbeddings(PreTrainedModel):

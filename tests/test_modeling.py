@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from helpers.models import logits, make_rows
+from helpers.models import BATCH, logits, make_rows
 from helpers.training import LORA, arguments
-from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model
-from transformers import BitsAndBytesConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
+from peft.utils.integrations import dequantize_module_weight
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from w2s_hf import WeakToStrongTrainer, fresh_adapter, load_student
 from w2s_hf.modeling import load_tokenizer
@@ -268,3 +269,66 @@ def test_a_head_that_is_in_pieces_is_found(directory_of, monkeypatch):
 
     monkeypatch.setattr(LlamaForSequenceClassification, "from_pretrained", classmethod(in_pieces))
     assert load_student(directory_of("llama"), dtype="float32").score.out_features == 2
+
+
+# ---- What real models and their tokenizers have ----
+
+
+@pytest.mark.parametrize("task_type", ["SEQ_CLS", "CAUSAL_LM"])
+@pytest.mark.parametrize("has_adapters", [False, True])
+def test_tied_embeddings_are_saved_and_loaded(task_type, has_adapters, model_of, tokenizer, tmp_path):
+    config = copy.deepcopy(model_of("llama").config)
+    config.tie_word_embeddings = True
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    student = load_student(str(tmp_path / "base"), task_type=task_type, dtype="float32")
+    if has_adapters:
+        student = fresh_adapter(student, LoraConfig(task_type=task_type, target_modules="all-linear"), seed=0)
+    else:
+        student.requires_grad_()
+    student(**BATCH).logits.square().sum().backward()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(0.01 * parameter.grad.sign())
+    expected = logits(student)
+    student.save_pretrained(tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    again = load_student(str(tmp_path / "student"), task_type=task_type, dtype="float32")
+    assert torch.equal(logits(again), expected)
+    base = again.get_base_model() if has_adapters else again
+    if task_type == "CAUSAL_LM":
+        assert base.lm_head.weight is base.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_rotary_frequencies_keep_float32(load_in_4bit, directory_of):
+    """In bfloat16 the positions of a text of 8,192 tokens would be wrong by up to 16."""
+    expected = load_student(directory_of("llama"), dtype="float32").model.rotary_emb.inv_freq
+    student = load_student(directory_of("llama"), dtype="bfloat16", load_in_4bit=load_in_4bit)
+    student = fresh_adapter(student, LORA, seed=0)
+    found = student.get_base_model().model.rotary_emb.inv_freq
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+def test_4_bits_need_no_width_that_divides_by_the_block(tokenizer, tmp_path):
+    """Blocks of 64 weights go over the ends of rows, and the last one of a matrix is not full."""
+    size = {"hidden_size": 72, "intermediate_size": 100, "num_hidden_layers": 2, "num_attention_heads": 3}
+    config = LlamaConfig(vocab_size=64, num_key_value_heads=1, pad_token_id=0, initializer_range=0.2, **size)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "base")
+    student = fresh_adapter(load_student(str(tmp_path / "base"), load_in_4bit=True, dtype="float32"), LORA, seed=0)
+    layer = student.get_base_model().model.layers[0].mlp.up_proj.base_layer
+    assert layer.in_features % 64 and (layer.in_features * layer.out_features) % 64
+    train(student, tokenizer, tmp_path)
+    after = logits(student)
+    with torch.no_grad():  # one row takes another path through bitsandbytes
+        alone = student(input_ids=BATCH["input_ids"][1:, :2]).logits
+    torch.testing.assert_close(alone, after[1:], atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        weight = dequantize_module_weight(layer)
+        inputs = torch.randn(3, 72)
+        torch.testing.assert_close(layer(inputs), inputs @ weight.T, atol=1e-5, rtol=1e-5)
+    student.save_pretrained(tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    again = load_student(str(tmp_path / "student"), load_in_4bit=True, dtype="float32")
+    assert torch.equal(logits(again), after)

@@ -44,9 +44,10 @@ def last_hidden_states(
     batch_size: int = 32,
 ) -> np.ndarray:
     """
-    Returns the input of a classifier's head: the last layer's state of the last token of a decoder, or of the first
-    token of an encoder, pooled where the model pools. (Some encoders, DistilBERT and DeBERTa, have layers in between
-    that are new before finetuning: then these are random functions of what the encoder knows.)
+    Returns the input of a classifier's head. For a decoder it is the last layer's state of the last token that is not
+    its padding token, for an encoder that of the first token, pooled where the model pools. (Some encoders, DistilBERT
+    and DeBERTa, have layers in between that are new before finetuning: then these are random functions of what the
+    encoder knows.)
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A sequence classifier in eval mode.
@@ -67,7 +68,9 @@ def last_hidden_states(
         model(**inputs.to(model.device))
         hidden = captured.pop().float()
         if hidden.ndim == 3:
-            last = inputs["attention_mask"].sum(dim=1) - 1
+            # The rule of transformers: the last token that is not the padding token, which may also end a text.
+            is_token = (inputs["input_ids"] != tokenizer.pad_token_id).int()
+            last = (is_token * torch.arange(1, hidden.shape[1] + 1, device=is_token.device)).argmax(dim=1)
             hidden = hidden[range(len(hidden)), last if reads_last else 0]
         return hidden.cpu().numpy()
 

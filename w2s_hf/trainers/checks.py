@@ -2,16 +2,16 @@
 
 import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from peft import PeftConfig, PeftType
+from peft import PeftConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, TrainingArguments
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils.logging import get_logger
 from trl import RewardConfig
 
@@ -30,6 +30,7 @@ __all__ = [
     "refuse_misspelt",
     "refuse_problem_type",
     "refuse_prompt_tuning",
+    "warn_of_unread_ends",
 ]
 
 logger = get_logger(__name__)
@@ -205,6 +206,31 @@ def refuse_longer(model: nn.Module, lengths: Sequence[int] | np.ndarray, name: s
             f"{name}: got {len(too_long)} of {len(lengths)} rows with more tokens than the {n_positions} positions of "
             f"the model (row {too_long[0]} has {lengths[too_long[0]]}). Set args.max_length={n_positions} if the rows "
             "are text, or shorten them."
+        )
+
+
+def warn_of_unread_ends(
+    model: nn.Module, rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase | None, name: str
+) -> None:
+    """
+    Warns of rows that end with the padding token. A decoder classifier reads the last token that is not, so that the
+    end of such rows has no influence.
+
+    Args:
+        model ([`~torch.nn.Module`]): A classifier.
+        rows (iterable of `list[int]`): Token ids of each row.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Tokenizer that pads.
+        name (`str`): What messages call the rows.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if tokenizer is None or pad is None or not hasattr(base, "score"):  # as decoders call their head
+        return
+    n_unread = sum(1 for ids in rows if len(ids) and ids[-1] == pad)
+    if n_unread:
+        logger.warning_once(
+            f"{name}: {n_unread} rows end with the padding token {tokenizer.pad_token!r}, and a decoder classifier "
+            "reads the token before. Set tokenizer.pad_token to a token that no text has."
         )
 
 

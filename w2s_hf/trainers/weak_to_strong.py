@@ -29,6 +29,7 @@ from .checks import (
     refuse_frozen,
     refuse_longer,
     refuse_problem_type,
+    warn_of_unread_ends,
 )
 from .evaluation import OrderedEvaluation
 from .resuming import ResumableTraining
@@ -186,9 +187,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         if self.args.disable_dropout:
             disable_dropout(model)
         refuse_problem_type(model.config)
-        text_config = model.config.get_text_config()
-        if self.processing_class is not None and getattr(text_config, "pad_token_id", None) is None:
-            align_padding(model, self.processing_class)
+        if self.processing_class is not None:
+            align_padding(model, self.processing_class)  # whatever its config.json says: the tokenizer pads the rows
         return model
 
     def _prepare_dataset(self, dataset: _Rows, name: str, needs_labels: bool = True) -> _Rows:
@@ -212,7 +212,9 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             needs_labels=needs_labels,
         )
         if "input_ids" in dataset.column_names:
-            refuse_longer(self.model, [len(ids) for ids in dataset.with_format(None)["input_ids"]], name)
+            rows = dataset.with_format(None)["input_ids"]
+            refuse_longer(self.model, [len(ids) for ids in rows], name)
+            warn_of_unread_ends(self.model, rows, self.processing_class, name)
         return dataset
 
     def _check_columns(self, dataset: _Rows, name: str) -> None:

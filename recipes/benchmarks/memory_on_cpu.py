@@ -1,0 +1,108 @@
+"""
+Memory of a LoRA student on this CPU beside the estimate of `w2s_hf.memory`.
+
+    python recipes/benchmarks/memory_on_cpu.py HuggingFaceTB/SmolLM2-135M
+    python recipes/benchmarks/memory_on_cpu.py DIRECTORY --load_in_4bit --n_rows 4 --length 128
+
+Measures what torch's allocator gives and takes in a forward and backward pass, and in a prediction, from the memory
+events of `torch.profiler`. The resident size of a process is no measure: its libraries and the pages that the allocator
+keeps are in it. Weights, gradients and optimizer are counted by their tensors. Everything is in MiB.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from peft import LoraConfig
+from torch.profiler import ProfilerActivity, profile
+
+from w2s_hf import fresh_adapter, load_student
+from w2s_hf.cards.markdown import markdown_table
+from w2s_hf.memory import StudentMemory
+from w2s_hf.modeling import disable_dropout
+
+
+def peak_of(run: Callable[[], object]) -> int:
+    """The largest sum of the bytes that the allocator has given and taken while a function runs."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def measure(model: str, n_rows: int, length: int, n_predicted_rows: int, load_in_4bit: bool) -> dict[str, tuple]:
+    """
+    Returns measured and estimated bytes by name.
+
+    Args:
+        model (`str`): Hub id or local directory.
+        n_rows (`int`): Rows of a micro-batch.
+        length (`int`): Tokens of each row.
+        n_predicted_rows (`int`): Rows of a batch of prediction.
+        load_in_4bit (`bool`): Whether the base is quantized.
+    """
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS")
+    base = load_student(model, num_labels=2, dtype="float32", load_in_4bit=load_in_4bit)
+    base.config.get_text_config().pad_token_id = 0
+    student = fresh_adapter(base, lora)
+    disable_dropout(student)
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+
+    def forward(n: int) -> torch.Tensor:
+        ids = torch.randint(1, 1000, (n, length))
+        kwargs = {"use_cache": False} if hasattr(student.config.get_text_config(), "use_cache") else {}
+        return student(input_ids=ids, attention_mask=torch.ones_like(ids), **kwargs).logits
+
+    def step() -> None:
+        forward(n_rows).float().logsumexp(dim=-1).mean().backward()
+
+    def predict() -> None:
+        with torch.no_grad():
+            forward(n_predicted_rows)
+
+    student.train()
+    step()
+    optimizer.step()  # the first one makes its state; gradients stay, as while they accumulate
+    training = peak_of(step)
+    state = [tensor for entry in optimizer.state.values() for tensor in entry.values() if tensor.numel() > 1]
+    student.eval()
+    prediction = peak_of(predict)
+    estimate = StudentMemory(model, dtype="float32", bf16=False, peft_config=lora, load_in_4bit=load_in_4bit).estimate(
+        n_rows, length, n_predicted_rows
+    )
+    gradients = sum(parameter.grad.nbytes for parameter in trained if parameter.grad is not None)
+    between = estimate.weights + sum(t.nbytes for t in (*trained, *state))
+    if not load_in_4bit:  # else bitsandbytes keeps constants beside the packed weights
+        frozen = [parameter for parameter in student.parameters() if not parameter.requires_grad]
+        between += sum(t.nbytes for t in (*frozen, *student.buffers())) - estimate.weights
+    return {
+        "passes of training": (training, estimate.activations),
+        "pass of prediction": (prediction, estimate.prediction),
+        "peak of training": (between + gradients + training, estimate.training_peak),
+        "peak of prediction": (between + prediction, estimate.resident + estimate.prediction),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="Hub id or local directory")
+    parser.add_argument("--n_rows", type=int, default=4, help="rows of a micro-batch")
+    parser.add_argument("--length", type=int, default=128, help="tokens of each row")
+    parser.add_argument("--n_predicted_rows", type=int, default=16, help="rows of a batch of prediction")
+    parser.add_argument("--load_in_4bit", action="store_true", help="quantize the base")
+    options = parser.parse_args()
+    found = measure(**vars(options))
+    lines = [
+        [name, f"{measured / 2**20:.1f}", f"{estimated / 2**20:.1f}", f"{estimated / measured - 1:+.1%}"]
+        for name, (measured, estimated) in found.items()
+    ]
+    print(markdown_table(["", "measured", "estimated", "difference"], lines))
+
+
+if __name__ == "__main__":
+    main()
