@@ -1,0 +1,576 @@
+"""Writes docs/results.md, and the table and the figure of the README, from the results in this folder.
+
+python results/build.py
+python results/build.py --check    # change nothing, and fail where a file is not what the results say
+"""
+
+import hashlib
+import json
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+from run import ROOT, TABLES, Page, Run, Table, read_page
+
+from w2s_hf import read_results
+from w2s_hf.analysis.agreement import agreement_section
+from w2s_hf.analysis.early_stopping import overfitting_section
+from w2s_hf.analysis.saliency import saliency_section
+from w2s_hf.cards.markdown import markdown_table
+from w2s_hf.command_line import CommandLine
+from w2s_hf.experiments.config import ANALYSES
+from w2s_hf.plots import PALETTE, STYLE
+from w2s_hf.results import ExperimentResult, MethodSummary, PgrSummary, SeedResult
+
+__all__ = ["Entry", "Group", "build", "read_groups"]
+
+# What the page and the README show of analyses; prompts are baselines of every table.
+_SECTIONS = {"overfitting": overfitting_section, "agreement": agreement_section, "saliency": saliency_section}
+_ROLES = {
+    "weak": "weak supervisor",
+    "ceiling": "strong ceiling",
+    "ceiling_plain": "ceiling without generative finetuning",
+}
+# What the paper found, by method and what it is compared with.
+_PAPER = {
+    ("naive", "weak"): "yes, PGR above 0.2 for any pair of models on NLP tasks (4.2)",
+    ("confidence", "naive"): "yes, most where supervisor and student are far apart (4.3.2)",
+}
+_BEGIN, _END = "<!-- begin: python results/build.py -->", "<!-- end -->"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """
+    A run with its results.
+
+    Args:
+        run ([`Run`]): Its command.
+        results ([`ExperimentResult`]): Its `results.json`.
+        facts (`dict`): Its `run.json`.
+        table (`pandas.DataFrame`): Its results, a row for each seed and model.
+    """
+
+    run: Run
+    results: ExperimentResult
+    facts: dict
+    table: pd.DataFrame
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds."""
+        return [run.seed for run in self.results.runs]
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods."""
+        return [summary.method for summary in self.results.summary]
+
+    @cached_property
+    def zero_shot(self) -> np.ndarray | None:
+        """The accuracy of the prompted student by seed, `(seeds,)`, where it was prompted."""
+        found = self.table[(self.table["role"] == "baseline") & (self.table["method"] == "zero-shot")]
+        return found["accuracy"].to_numpy() if len(found) else None
+
+    def accuracies(self, role: str) -> np.ndarray:
+        """The accuracy of supervisor (`weak`), `ceiling`, or the students of a method by seed, `(seeds,)`."""
+        if role in _ROLES:
+            return self.table[self.table["role"] == role]["accuracy"].to_numpy()
+        return self.students(role)["accuracy"].to_numpy()
+
+    def students(self, method: str) -> pd.DataFrame:
+        """The students of a method, a row for each seed."""
+        return self.table[(self.table["role"] == "student") & (self.table["method"] == method)]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A table of the page: its runs that have results."""
+
+    table: Table
+    entries: list[Entry]
+
+    def name(self, entry: Entry, short: bool = False) -> str:
+        """The name of a run in tables of several."""
+        name = self.table.short if short and self.table.short else self.table.title
+        return f"{name}, {entry.run.label}" if entry.run.label else name
+
+
+def read_groups(page: Page, folder: Path) -> list[Group]:
+    """Reads the results in a folder, in the order of `tables.yaml`. Tables without results are left out."""
+    groups = []
+    for table in page.tables:
+        entries = []
+        for run in table.runs:
+            path = folder / run.name / "results.json"
+            if path.is_file():
+                facts = json.loads((folder / run.name / "run.json").read_text())
+                entries.append(Entry(run, ExperimentResult.read(path), facts, read_results(path)))
+        if entries:
+            groups.append(Group(table, entries))
+    return groups
+
+
+# ---- Cells ----
+
+
+def accuracy_cell(scores: pd.DataFrame) -> str:
+    """Returns the accuracy of one seed with its interval, or the mean over seeds with the smallest and largest."""
+    values = scores["accuracy"]
+    if len(values) == 1:
+        return f"{values.iloc[0]:.3f}" + _interval(
+            [scores["accuracy_low"].iloc[0], scores["accuracy_high"].iloc[0]], digits=3
+        )
+    return f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})"
+
+
+def pgr_cell(summary: MethodSummary | PgrSummary | None) -> str:
+    """Returns the median PGR with its interval."""
+    if summary is None:
+        return ""
+    if summary.pgr_median is None:
+        return "undefined"
+    shown = f"{summary.pgr_median:.2f}" + (_interval(summary.pgr_ci95, 2) or " [unbounded]")
+    return shown + (f", undefined in {summary.n_undefined} of {summary.n_seeds} seeds" if summary.n_undefined else "")
+
+
+def _interval(ends: Sequence[float] | None, digits: int) -> str:
+    if ends is None or any(end is None or np.isnan(end) for end in ends):
+        return ""
+    return f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count} of {total}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+# ---- Sections of the page ----
+
+
+def models_table(entry: Entry) -> str:
+    """Returns the table of all models of a run."""
+    several = len(entry.seeds) > 1
+    header = ["model", "accuracy, mean (range)" if several else "accuracy [95 %]"]
+    header += ["seeds " + ", ".join(map(str, entry.seeds))] if several else []
+    header += ["median PGR [95 %]" if several else "PGR [95 %]", "agreement, supervisor right / wrong"]
+    has_plain = entry.results.summary[0].against_plain_ceiling is not None
+    header += ["PGR against the ceiling without generative finetuning [95 %]"] if has_plain else []
+    rows = []
+    for (role, method, model), scores in _by_model(entry.table):
+        line = [_label(role, method, model), accuracy_cell(scores)]
+        if role == "baseline" and (balanced := _at_median(entry, method)) is not None:
+            line[1] += f"; at the median {balanced:.3f}"
+        line += [", ".join(f"{accuracy:.3f}" for accuracy in scores["accuracy"])] if several else []
+        if role == "student":
+            summary = entry.results.summary_of(method)
+            agreement = [scores[f"agreement_supervisor_{kind}"].mean() for kind in ("right", "wrong")]
+            line += [pgr_cell(summary), " / ".join(f"{share:.2f}" for share in agreement)]
+            line += [pgr_cell(summary.against_plain_ceiling)] if has_plain else []
+        rows.append(line + [""] * (len(header) - len(line)))
+    return markdown_table(header, rows)
+
+
+def _by_model(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.DataFrame]]:
+    """Yields role, method, model and scores of each model, in the order of the results of the first seed."""
+    yield from table.fillna({"method": "", "model": ""}).groupby(["role", "method", "model"], sort=False)
+
+
+def _label(role: str, method: str, model: str) -> str:
+    if role in _ROLES:
+        return _ROLES[role]
+    if role == "baseline":
+        return f"{method} prompt, no training" if method.endswith("-shot") or "-shot, " in method else method
+    if role == "student":
+        return f"student, {method}"
+    return f"{role}, {method}" + (f" ({model})" if role == "link" else "")
+
+
+def _at_median(entry: Entry, baseline: str) -> float | None:
+    """Returns the mean accuracy of a prompt whose threshold is the median of its test rows, if it was computed."""
+    scores = [each.scores for run in entry.results.runs for each in run.baselines if each.name == baseline]
+    if not all("accuracy_at_median" in each for each in scores):
+        return None
+    return float(np.mean([each["accuracy_at_median"] for each in scores]))
+
+
+def findings(entry: Entry) -> list[str]:
+    """Returns what the numbers of a run say about the questions of the paper, a sentence each."""
+    n, weak, naive = len(entry.seeds), entry.accuracies("weak"), None
+    above = [f"{method} in {_share((entry.accuracies(method) > weak).sum(), n)}" for method in entry.methods]
+    lines = [f"Students above their supervisor, in seeds: {', '.join(above)}."]
+    if "naive" in entry.methods:
+        naive = entry.accuracies("naive")
+        better = [
+            f"{method} in {_share((entry.accuracies(method) > naive).sum(), n)}"
+            for method in entry.methods
+            if method != "naive"
+        ]
+        lines += [f"Students above the naive student: {', '.join(better)}."] if better else []
+    if entry.zero_shot is not None:
+        below = [
+            f"{method} in {_share((entry.zero_shot > entry.accuracies(method)).sum(), n)}" for method in entry.methods
+        ]
+        lines.append(
+            f"The zero-shot prompt is above the supervisor in {_share((entry.zero_shot > weak).sum(), n)} seeds, and "
+            f"above the students: {', '.join(below)}."
+        )
+    no_gap = [run.seed for run in entry.results.runs if (run.ceiling.ci95 or [0])[0] <= run.weak.accuracy]
+    if no_gap:
+        lines.append(
+            f"The ceiling is not clearly above the supervisor in {_share(len(no_gap), n)} seeds, so PGR says little "
+            "there."
+        )
+    return lines
+
+
+def facts_of(entry: Entry, page: Page) -> list[str]:
+    """Returns models, rows, hardware and date of a run, a line each."""
+    data, facts, machine = entry.results.dataset, entry.facts, entry.facts["machine"]
+    first = entry.results.runs[0]
+    rows = (
+        f"{data.n_weak_half} for the supervisor, {data.n_student_half} for students and ceiling, "
+        f"{data.n_validation} for validation, {data.n_test} for testing"
+    )
+    local = ", a local copy of a part" if data.revision == "local" else f", revision {data.revision[:12]}"
+    minutes = sum(_stage_seconds(entry.results).values()) / 60 / len(entry.seeds)
+    processors = ", ".join(machine.get("gpus", [])) or (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['instructions']}, "
+        f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in entry.results.versions.items())
+    return [
+        f"Supervisor: {_model(first, 'weak', page)}. Student and ceiling: {_model(first, 'ceiling', page)}.",
+        f"Rows of {data.id}{local}: {rows}.",
+        f"{facts['date']}, {processors}; {minutes:.1f} minutes of training and prediction per seed.",
+        f"Commit {facts['revision']}, Python {machine['python']}, {versions}.",
+    ]
+
+
+def _stage_seconds(results: ExperimentResult) -> dict[str, float]:
+    """Returns the seconds of all steps; the directories of students repeat some of them."""
+    return {
+        name: seconds
+        for name, seconds in results.wall_seconds.items()
+        if name != "total" and not name.startswith("students/")
+    }
+
+
+def _model(run: SeedResult, role: str, page: Page) -> str:
+    """Returns the name of a model on the Hub, and the hash of its weights if it was a local copy."""
+    score = getattr(run, role)
+    for name, model in page.models.items():
+        if score.weights is not None and model.directory == score.model:
+            return f"{name} (local copy, weights {score.weights})"
+    return score.model + (f" ({(score.revision or score.weights)[:12]})" if score.revision or score.weights else "")
+
+
+def section(group: Group, page: Page) -> str:
+    """Returns the section of a table of the page."""
+    parts = [f"## {group.table.title}"]
+    parts += [group.table.notes.strip()] if group.table.notes else []
+    parts += [overview([group], short=False)] if len(group.entries) > 1 else []
+    for entry in group.entries:
+        parts += [f"### {entry.run.label[0].upper()}{entry.run.label[1:]}"] if entry.run.label else []
+        parts += [models_table(entry)]
+        parts += ["\n".join(f"- {line}" for line in findings(entry))]
+        for name, write in _SECTIONS.items():
+            analyses = [run.analyses[name] for run in entry.results.runs if name in run.analyses]
+            if analyses:
+                parts += [f"**{ANALYSES[name]}.**", write(analyses)]
+        parts += [f"```\npython results/run.py {entry.run.name}\n{entry.facts['command']}\n```"]
+        parts += ["\n".join(f"- {line}" for line in facts_of(entry, page))]
+    return "\n\n".join(parts)
+
+
+def overview(groups: Sequence[Group], short: bool) -> str:
+    """Returns the table with a line for each run and a column for each method."""
+    entries = [(group.name(entry, short), entry) for group in groups for entry in group.entries]
+    if len(groups) == 1:
+        entries = [(entry.run.label or name, entry) for name, entry in entries]
+    methods = list(dict.fromkeys(method for _, entry in entries for method in entry.methods))
+    has_prompts = any(entry.zero_shot is not None for _, entry in entries)
+    header = ["task", "seeds", *(["zero-shot"] if has_prompts else []), "supervisor", *methods, "ceiling"]
+    rows = []
+    for name, entry in entries:
+        line = [name, str(len(entry.seeds))]
+        if has_prompts:
+            line.append("" if entry.zero_shot is None else f"{entry.zero_shot.mean():.3f}")
+        line.append(f"{entry.accuracies('weak').mean():.3f}")
+        for method in methods:
+            if method not in entry.methods:
+                line.append("")
+                continue
+            summary = entry.results.summary_of(method)
+            is_bounded = summary.pgr_median is not None and summary.pgr_ci95 is not None
+            pgr = f"{summary.pgr_median:.2f}" if is_bounded else "unbounded"
+            line.append(f"{summary.accuracy_mean:.3f} ({pgr})")
+        rows.append([*line, f"{entry.accuracies('ceiling').mean():.3f}"])
+    return markdown_table(header, rows)
+
+
+def directions(entries: Sequence[Entry]) -> str:
+    """Returns a table of the paper's directions and in how many seeds of all runs they are found."""
+
+    def found(test: Callable[[Entry], Sequence[bool] | np.ndarray]) -> str:
+        outcomes = [bool(outcome) for entry in entries for outcome in test(entry)]
+        return _share(sum(outcomes), len(outcomes)) if outcomes else "not run"
+
+    def above(method: str, other: str) -> Callable[[Entry], Sequence[bool] | np.ndarray]:
+        roles = {method, other} - {"weak"}
+        return lambda entry: entry.accuracies(method) > entry.accuracies(other) if roles <= set(entry.methods) else []
+
+    def prompted(other: str) -> Callable[[Entry], Sequence[bool] | np.ndarray]:
+        return lambda entry: (
+            [] if entry.zero_shot is None or other not in entry.methods else entry.zero_shot > entry.accuracies(other)
+        )
+
+    def less_where_wrong(entry: Entry) -> Sequence[bool] | np.ndarray:
+        students = entry.students("naive")
+        return (students["agreement_supervisor_wrong"] < students["agreement_supervisor_right"]).to_numpy()
+
+    def fewer_errors_copied(entry: Entry) -> Sequence[bool] | np.ndarray:
+        if not {"naive", "confidence"} <= set(entry.methods):
+            return []
+        shares = [
+            entry.students(method)["agreement_supervisor_wrong"].to_numpy() for method in ("confidence", "naive")
+        ]
+        return shares[0] < shares[1]
+
+    methods = list(dict.fromkeys(method for entry in entries for method in entry.methods))
+    rows = [
+        [f"{method} above its supervisor", found(above(method, "weak")), _PAPER.get((method, "weak"), "")]
+        for method in methods
+    ]
+    rows += [
+        [f"{method} above naive", found(above(method, "naive")), _PAPER.get((method, "naive"), "")]
+        for method in methods
+        if method != "naive"
+    ]
+    rows += [
+        ["naive agrees with its supervisor less where it is wrong", found(less_where_wrong), "yes (5.1.2)"],
+        ["confidence copies fewer errors than naive", found(fewer_errors_copied), "yes (5.1.2)"],
+        [
+            "zero-shot prompt above naive",
+            found(prompted("naive")),
+            "with very weak supervisors (figure 15)",
+        ],
+    ]
+    return markdown_table(["direction", "found here, in seeds", "in the paper"], rows)
+
+
+_OVERVIEW = "Mean accuracy over the seeds, and median PGR in parentheses (unbounded where supervisor and ceiling are too close)."
+_INTRODUCTION = """\
+# Results on real models
+
+<!-- Written by `python results/build.py` from the files in results/. Do not edit. -->
+
+Real pretrained models, real rows, no GPU. [`results/`](../results) has the `results.json` of each run and
+[`tables.yaml`](../results/tables.yaml) its options. `python results/run.py` runs all of them again, and with
+`--add_methods NAME` it adds a method to every table. `python results/build.py` writes this page.
+
+- Accuracy is the share of test rows that a model has right. With one seed, the interval is 95 % over test rows
+  (Wilson). With several seeds, the cell has the mean, the smallest and the largest.
+- PGR is (student - supervisor) / (ceiling - supervisor): 0 is no better than the supervisor, 1 as good as training on
+  ground truth. Its interval is a bootstrap over test rows, and over seeds if there are several. It is unbounded if in
+  more than one resample of 40 the ceiling is not above the supervisor.
+- Agreement is the share of test rows on which student and supervisor predict the same, among those that the supervisor
+  has right and among those that it has wrong. A student that copies errors agrees on both.
+- The ceiling is the student trained on ground truth of the same rows.
+- A prompt "at the median" calls the half of the test rows with the larger probability class 1. It needs balanced
+  classes and no labels."""
+
+
+def page_text(groups: Sequence[Group], page: Page) -> str:
+    """Returns docs/results.md."""
+    shown = [group for group in groups if group.table.short]
+    entries = [entry for group in shown for entry in group.entries]
+    n_runs = sum(len(entry.seeds) for entry in entries)
+    parts = [_INTRODUCTION + "\n" + "\n".join(local_notes(groups, page))]
+    parts += [
+        "## All runs",
+        _OVERVIEW,
+        overview(groups, False),
+    ]
+    parts += [
+        "## The paper's directions, as found",
+        f"{n_runs} seeds in all, of {_listed([str(group.table.short) for group in shown])}; a direction can only be "
+        "found where both of its models were run. Differences count however small they are.",
+        directions(entries),
+        "![Test accuracy of students between supervisor and ceiling](figures/results.png)",
+    ]
+    return "\n\n".join([*parts, *(section(group, page) for group in groups)]) + "\n"
+
+
+def local_notes(groups: Sequence[Group], page: Page) -> list[str]:
+    """Returns in what local copies of models and rows differ from those on the Hub, a line each."""
+    results = [entry.results for group in groups for entry in group.entries]
+    directories = {score.model for each in results for run in each.runs for score in (run.weak, run.ceiling)}
+    notes = [
+        f"- {name} was read from a local copy: {model.local}."
+        for name, model in page.models.items()
+        if model.directory in directories
+    ]
+    is_local = any(each.dataset.revision == "local" for each in results)
+    return notes + ([f"- {page.local_rows.strip()}"] if is_local else [])
+
+
+def readme_text(groups: Sequence[Group]) -> str:
+    """Returns what the README has between the markers."""
+    shown = [group for group in groups if group.table.short]
+    n_test = [entry.results.dataset.n_test for group in shown for entry in group.entries]
+    rows = f"{min(n_test)}" if min(n_test) == max(n_test) else f"{min(n_test)} to {max(n_test)}"
+    return "\n\n".join([
+        f"Mean accuracy over the seeds on {rows} test rows, and median PGR in parentheses:",
+        overview(shown, short=True),
+        "![Test accuracy of students between supervisor and ceiling](docs/figures/results.png)",
+    ])  # fmt: skip
+
+
+# ---- Figure ----
+
+
+def draw(groups: Sequence[Group], path: Path, key: str) -> None:
+    """
+    Draws a panel for each run in the README: students and prompts between supervisor and ceiling.
+
+    Args:
+        groups (sequence of [`Group`]): Tables with results.
+        path (`Path`): A `.png` file.
+        key (`str`): Hash of the numbers, which the file keeps.
+    """
+    entries = [
+        (group.name(entry, short=True), entry) for group in groups if group.table.short for entry in group.entries
+    ]
+    methods = list(dict.fromkeys(method for _, entry in entries for method in entry.methods))
+    names = [*(["zero-shot"] if any(entry.zero_shot is not None for _, entry in entries) else []), *methods]
+    n_columns = min(3, len(entries))
+    n_rows = -(-len(entries) // n_columns)
+    with matplotlib.rc_context(STYLE):
+        size = 1.6 + 2.6 * n_columns, 0.5 + (1.1 + 0.3 * len(names)) * n_rows
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+        for axes in grid.flat[len(entries) :]:
+            axes.set_axis_off()
+        for axes, (name, entry) in zip(grid.flat, entries, strict=False):
+            for role, colour in (("weak", "grey"), ("ceiling", "green")):
+                axes.axvline(entry.accuracies(role).mean(), color=PALETTE[colour], lw=2, zorder=1)
+            for y, label in enumerate(names):
+                scores = (
+                    entry.students(label)
+                    if label in methods
+                    else entry.table[(entry.table["role"] == "baseline") & (entry.table["method"] == label)]
+                )
+                if not len(scores):
+                    axes.text(
+                        0.5, y, "not run", va="center", ha="center", fontsize=8, transform=axes.get_yaxis_transform()
+                    )
+                    continue
+                values = scores["accuracy"].to_numpy()
+                colour = PALETTE["blue"] if label in methods else PALETTE["orange"]
+                if len(values) == 1:
+                    low, high = scores["accuracy_low"].iloc[0], scores["accuracy_high"].iloc[0]
+                    axes.plot([low, high], [y, y], color=colour, lw=1.4, zorder=2)
+                else:
+                    axes.plot(values.mean(), y, "|", ms=15, mew=2.5, color=colour, zorder=3)
+                axes.plot(values, [y] * len(values), "o", ms=5, mfc="white", mec=colour, mew=1.2, zorder=4)
+            n_seeds = len(entry.seeds)
+            over = f"{n_seeds} seeds" if n_seeds > 1 else "1 seed, 95 % intervals"
+            title = name.replace(", ", ",\n", 1)  # the label of a run has a line of its own
+            axes.set_title(f"{title}\n{over}, {entry.results.dataset.n_test} test rows", loc="left", fontsize=9)
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("test accuracy", fontsize=9)
+            axes.grid(axis="x", color="#E6E6E6", lw=0.7, zorder=0)
+        grid[0, 0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        grid[0, 0].set_ylim(len(names) - 0.5, -0.5)
+        dot: dict[str, Any] = {"marker": "o", "mfc": "white", "ms": 5, "ls": ""}
+        handles = [
+            Line2D([], [], color=PALETTE["grey"], lw=2, label="weak supervisor, mean"),
+            Line2D([], [], color=PALETTE["green"], lw=2, label="strong ceiling, mean"),
+            Line2D([], [], color=PALETTE["blue"], **dot, label="student of one seed"),
+        ]
+        if names != methods:
+            handles.append(Line2D([], [], color=PALETTE["orange"], **dot, label="student prompted, not trained"))
+        if any(len(entry.seeds) > 1 for _, entry in entries):
+            handles.append(Line2D([], [], color="black", marker="|", ms=11, mew=2.5, ls="", label="mean over seeds"))
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=2 if n_columns == 1 else 5, fontsize=8, frameon=False
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, metadata={"Description": key, "Software": None})
+
+
+def figure_key(groups: Sequence[Group]) -> str:
+    """Returns a hash of all that the figure shows."""
+    shown = [
+        [group.name(entry, short=True), entry.results.to_dict() | {"wall_seconds": None, "versions": None}]
+        for group in groups
+        if group.table.short
+        for entry in group.entries
+    ]
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# ---- Files ----
+
+
+def build(root: Path = ROOT, tables: Path = TABLES, check: bool = False) -> list[str]:
+    """
+    Writes the page, the figure, and the part of the README between the markers.
+
+    Args:
+        root (`Path`): The repository.
+        tables (`Path`): `tables.yaml`, with the results beside it.
+        check (`bool`, *optional*): Write nothing.
+
+    Returns:
+        `list[str]`: The files that were not what the results say.
+    """
+    page = read_page(tables)
+    groups = read_groups(page, tables.parent)
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    if readme.count(_BEGIN) != 1 or readme.count(_END) != 1:
+        raise ValueError(f"README.md: expected one {_BEGIN} and one {_END} around the results.")
+    before, after = readme.split(_BEGIN)[0], readme.split(_END)[1]
+    texts = {
+        "docs/results.md": page_text(groups, page),
+        "README.md": f"{before}{_BEGIN}\n\n{readme_text(groups)}\n\n{_END}{after}",
+    }
+    old = [name for name, text in texts.items() if not (root / name).is_file() or (root / name).read_text() != text]
+    figure, key = root / "docs" / "figures" / "results.png", figure_key(groups)
+    if not figure.is_file() or Image.open(figure).info.get("Description") != key:
+        old.append("docs/figures/results.png")
+    if not check:
+        draw(groups, figure, key)
+        for name, text in texts.items():
+            (root / name).write_text(text, encoding="utf-8")
+    return old
+
+
+def main() -> None:
+    parser = CommandLine(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="Change nothing, and fail where a file is out of date.")
+    args = parser.parse_args()
+    old = build(check=args.check)
+    missing = [run.name for run in read_page().runs if not (TABLES.parent / run.name / "results.json").is_file()]
+    print(f"Runs without results: {', '.join(missing) or 'none'}.")
+    if args.check and old:
+        sys.exit(f"error: {', '.join(old)} are not what results/ says. Run python results/build.py.")
+    print(f"{'Up to date' if args.check else 'Written'}: {', '.join(old) or 'all files were up to date'}.")
+
+
+if __name__ == "__main__":
+    main()

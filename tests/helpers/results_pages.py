@@ -1,0 +1,96 @@
+"""Made-up results of several seeds and methods, and a `tables.yaml` for them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from w2s_hf.metrics import accuracy_interval, agreement_shares, performance_gap_recovered, pgr_interval, pgr_over_seeds
+
+N_TEST = 400
+GAINS = {"naive": 0.03, "confidence": -0.06, "product": 0.05, "adaptive_confidence": 0.0}
+
+
+def score(model: str, correct: np.ndarray) -> dict:
+    """The entry of a model in `results.json`."""
+    ends = accuracy_interval(correct)
+    return {"model": model, "revision": None, "accuracy": correct.mean(), "ci95": list(ends), "n": len(correct)}
+
+
+def made_up_results(
+    seeds: list[int], methods: list[str], weak: float = 0.75, ceiling: float = 0.85, zero_shot: bool = True
+) -> dict:
+    """The content of a `results.json` whose accuracies are about these; `GAINS` is that of students over `weak`."""
+    rng = np.random.default_rng(0)
+    runs, correct = [], []
+    for seed in seeds:
+        levels = {"weak": weak, "ceiling": ceiling, **{name: weak + GAINS[name] for name in methods}}
+        right = {name: rng.random(N_TEST) < level + rng.normal(0, 0.01) for name, level in levels.items()}
+        students = []
+        for name in methods:
+            ends = pgr_interval(right["weak"], right[name], right["ceiling"], n_resamples=50)
+            pgr = performance_gap_recovered(*(right[role].mean() for role in ("weak", name, "ceiling")))
+            same = right[name] == right["weak"]
+            students.append({
+                "method": name,
+                **score("smollm2-135m", right[name]),
+                "pgr": pgr,
+                "pgr_ci95": None if ends is None else list(ends),
+                "pgr_undefined": "no gap" if pgr is None else None,
+                "agreement": agreement_shares(same, right["weak"]),
+                "output": f"students/{name}-seed{seed}",
+                "weak_labels": f"weak_labels/seed{seed}",
+                "hardware": "CPU",
+            })  # fmt: skip
+        prompted = rng.random(N_TEST) < weak + 0.02
+        runs.append({
+            "seed": seed,
+            "weak": score("minilm-l6", right["weak"]) | {"weights": "745078320039"},
+            "ceiling": score("smollm2-135m", right["ceiling"]) | {"weights": "3d709c7c6d01"},
+            "students": students,
+            "controls": [],
+            **({"baselines": [{"name": "zero-shot", **score("smollm2-135m", prompted)}]} if zero_shot else {}),
+        })  # fmt: skip
+        correct.append(right)
+    summary = [
+        {
+            "method": name,
+            "accuracy_mean": float(np.mean([right[name].mean() for right in correct])),
+            **pgr_over_seeds([(right["weak"], right[name], right["ceiling"]) for right in correct], n_resamples=50),
+        }
+        for name in methods
+    ]
+    rows = {"n_weak_half": 200, "n_student_half": 640, "n_validation": 60, "n_test": N_TEST}
+    content = {
+        "schema": 1,
+        "run_name": None,
+        "task": "sst2",
+        "setting": "classification",
+        "preset": "custom",
+        "chance": 0.5,
+        "dataset": {"id": "stanfordnlp/sst2", "revision": "local", **rows, "n_dropped": {}},
+        "runs": runs,
+        "summary": summary,
+        "settings": {
+            "training": {},
+            "student": {"use_peft": True},
+            "losses": {name: {"loss_type": name} for name in methods},
+        },
+        "versions": {"torch": "2.13.0"},
+        "wall_seconds": {"weak": 10.0, "ceiling": 130.0, "total": 5.0},
+    }
+    return json.loads(json.dumps(content, default=float))
+
+
+def write_tables(folder: Path, tables: dict, options: dict) -> Path:
+    """Writes a `tables.yaml` and returns its path."""
+    content = {
+        "models": {"org/student": {"directory": "smollm2-135m", "local": "rounded"}},
+        "local_rows": "A part of the rows.",
+        "options": options,
+        "tables": tables,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tables.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return folder / "tables.yaml"

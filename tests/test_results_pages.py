@@ -1,0 +1,190 @@
+"""The tables of docs/results.md and of the README, and the files in results/ that they are made from."""
+
+import json
+import re
+import runpy
+import shlex
+import sys
+
+import pytest
+from helpers.results_pages import made_up_results, write_tables
+from helpers.running import ROOT, recipe_here
+
+from w2s_hf.experiments import cli
+
+sys.path.insert(0, str(ROOT / "results"))
+import build  # noqa: E402
+import run  # noqa: E402
+
+PAGE = run.read_page()
+KEPT = sorted((ROOT / "results").glob("**/run.json"))
+MACHINE = {"cpu": "a CPU", "cores": 2, "instructions": "AVX2", "threads": 2, "system": "Linux", "python": "3.12.1"}
+OPTIONS = {"task": "sst2", "seeds": [0, 1], "methods": ["naive", "confidence"]}
+
+
+def test_readme_and_docs_say_what_the_files_say():
+    assert build.build(check=True) == []
+
+
+def test_results_belong_to_the_runs_that_are_listed():
+    """A run that was renamed, or whose options were changed, has no results until it is run again."""
+    kept = {path.parent.relative_to(ROOT / "results").as_posix(): json.loads(path.read_text()) for path in KEPT}
+    listed = {each.name: each.with_results(ROOT / "results") for each in PAGE.runs}
+    assert kept and set(kept) <= set(listed)
+    for name, facts in kept.items():
+        assert shlex.split(facts["command"]) == shlex.split(listed[name].command), name
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", facts["date"]) and re.match(r"[0-9a-f]{12}", facts["revision"])
+        assert set(MACHINE) <= set(facts["machine"]) and all(facts["machine"].values())
+
+
+@pytest.mark.parametrize("path", [*KEPT, *sorted((ROOT / "results").glob("**/results.json"))], ids=str)
+def test_files_have_no_rows_and_no_paths(path):
+    content = json.loads(path.read_text())
+    content.pop("command", None)
+    run.check_publishable(content)
+
+
+@pytest.mark.parametrize("each", PAGE.runs, ids=lambda each: each.name)
+def test_every_command_is_one_that_its_recipe_reads(each, monkeypatch, capsys):
+    """Up to the first look at models and rows."""
+    parsed = []
+    parse = cli.parse_arguments
+
+    def stop(*args, **kwargs):
+        parsed.append(parse(*args, **kwargs))
+        sys.exit("parsed")
+
+    monkeypatch.setattr(cli, "parse_arguments", stop)
+    monkeypatch.setattr("sys.argv", [each.recipe, *each.arguments])
+    with pytest.raises(SystemExit, match="parsed"):
+        runpy.run_path(str(ROOT / each.recipe), run_name="__main__")
+    ((args, _, _),) = parsed
+    assert args.seeds == each.options["seeds"] and args.methods == each.options["methods"] and not args.demo
+    assert set(args.models) <= set(PAGE.models)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with the results of two tables, one of them of two runs."""
+    tables = {
+        "sst2": {"title": "SST-2, phrases", "short": "SST-2", "recipe": "recipes/nlp.py"},
+        "pairs": {
+            "title": "Pairs", "short": "Pairs", "recipe": "recipes/nlp.py", "options": {"seeds": [0]},
+            "runs": {"as it is": {}, "in 4 bits": {"load_in_4bit": True}},
+        },
+        "later": {"title": "Later", "recipe": "recipes/nlp.py"},
+    }  # fmt: skip
+    path = write_tables(tmp_path / "results", tables, OPTIONS)
+    for each in run.read_page(path).runs[:-1]:
+        (path.parent / each.name).mkdir(parents=True)
+        results = made_up_results(each.options["seeds"], each.options["methods"], zero_shot=each.name == "sst2")
+        (path.parent / each.name / "results.json").write_text(json.dumps(results))
+        facts = {"command": each.command, "date": "2026-01-01", "revision": "0" * 12, "machine": MACHINE}
+        (path.parent / each.name / "run.json").write_text(json.dumps(facts))
+    (tmp_path / "README.md").write_text("before\n<!-- begin: python results/build.py -->\nold\n<!-- end -->\nafter\n")
+    return tmp_path
+
+
+def test_the_page_follows_the_files(repository):
+    tables = repository / "results" / "tables.yaml"
+    written = ["docs/results.md", "README.md", "docs/figures/results.png"]
+    assert build.build(repository, tables) == written
+    assert build.build(repository, tables, check=True) == []
+    page, readme = (repository / "docs" / "results.md").read_text(), (repository / "README.md").read_text()
+    results = json.loads((repository / "results" / "sst2" / "results.json").read_text())
+    mean = sum(each["weak"]["accuracy"] for each in results["runs"]) / 2
+    assert "| SST-2 | 2 | " in readme and f"| {mean:.3f} | " in readme and "old" not in readme
+    assert readme.startswith("before\n") and readme.endswith("\nafter\n")
+    for words in ("## SST-2, phrases", "### In 4 bits", "python results/run.py pairs/in_4_bits", "org/student (local"):
+        assert words in page
+    assert "Later" not in page and "confidence in 0 of 2" in page
+
+    # A changed number is noticed in each of the three; a changed clock in none but the page.
+    results["runs"][0]["weak"]["accuracy"] = 0.5
+    (repository / "results" / "sst2" / "results.json").write_text(json.dumps(results))
+    assert build.build(repository, tables, check=True) == written
+    (repository / "README.md").write_text("no markers")
+    with pytest.raises(ValueError, match="expected one"):
+        build.build(repository, tables)
+
+
+def test_methods_and_seeds_that_are_there_are_run_again(repository, capsys):
+    run.main(
+        ["--tables", str(repository / "results" / "tables.yaml"), "--dry_run", "--add_methods", "product", "naive"]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("sst2: ") and "--seeds 0 1 --methods naive confidence product" in lines[0]
+
+    results = made_up_results([0, 1, 5], ["naive", "confidence", "product"])
+    (repository / "results" / "sst2" / "results.json").write_text(json.dumps(results))
+    run.main(["sst2", "--tables", tables, "--dry_run", "--add_seeds", "7"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "--seeds 0 1 5 7 --methods naive confidence product" in line
+
+
+def test_local_copies_take_the_place_of_the_hub(repository, tmp_path, capsys):
+    options = {**OPTIONS, "weak_model": "org/student", "student_model": "org/student"}
+    tables = write_tables(tmp_path / "list", {"sst2": {"title": "SST-2", "recipe": "recipes/nlp.py"}}, options)
+    command = ["--tables", str(tables), "--dry_run", "--models", str(tmp_path / "m"), "--data", str(tmp_path / "d")]
+    with pytest.raises(SystemExit):
+        run.main(command)
+    assert "expected org/student in its directory 'smollm2-135m'" in capsys.readouterr().err
+    (tmp_path / "m" / "smollm2-135m").mkdir(parents=True)
+    (tmp_path / "m" / "smollm2-135m" / "config.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        run.main(command)
+    assert "expected a directory 'sst2' in it" in capsys.readouterr().err
+    (tmp_path / "d" / "sst2").mkdir(parents=True)
+    run.main(command)
+    line = capsys.readouterr().out
+    assert f"--student_model {tmp_path / 'm' / 'smollm2-135m'} --dataset_path {tmp_path / 'd' / 'sst2'}" in line
+    assert "org/student" not in line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"settings": {"resume": "/home/someone/out"}}, "no path"),
+        ({"runs": [{"model": "~/models/mine"}]}, "no path"),
+        ({"/tmp/out/students": 1.0}, "no path"),
+        (
+            {"analyses": {"examples": ["a phrase of a film review that a critic wrote for a paper"]}},
+            "no text",
+        ),
+    ],
+)
+def test_what_must_not_be_published_is_refused(content, message):
+    with pytest.raises(ValueError, match=message):
+        run.check_publishable(content)
+    run.check_publishable(
+        {"description": "A sentence of this package may have as many words as it needs.", "a": "b/c"}
+    )
+
+
+def test_an_unknown_table_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["sst", "--dry_run"])
+    assert "Did you mean 'sst2'" in capsys.readouterr().err
+
+
+def test_a_run_leaves_its_results(tmp_path, cache, monkeypatch):
+    """The demo, made tiny, as a table: one supervisor for two runs, and what is published has the command."""
+    demo = {"config": "demo", "seeds": [0], "methods": ["naive"], "demo_documents": 400, "n_train": 24, "n_weak": 24}
+    demo |= {"n_validation": 8, "n_test": 20, "max_steps": 2}
+    table = {"title": "Demo", "recipe": "recipes/boolq.py", "runs": {"a": {}, "b": {"seeds": [0, 1]}}}
+    tables = write_tables(tmp_path / "list", {"demo": table}, demo)
+
+    def here(command, cwd, check):
+        process = recipe_here(*command[2:], cache=cache)
+        assert process.returncode == 0, process.stderr[-2000:]
+
+    monkeypatch.setattr(run.subprocess, "run", here)
+    monkeypatch.setattr(run, "revision", lambda: "0" * 12)
+    run.main(["--tables", str(tables), "--outputs", str(tmp_path / "out")])
+    for name, seeds in {"a": [0], "b": [0, 1]}.items():
+        results = json.loads((tables.parent / "demo" / name / "results.json").read_text())
+        facts = json.loads((tables.parent / "demo" / name / "run.json").read_text())
+        assert [each["seed"] for each in results["runs"]] == seeds
+        assert facts["command"].startswith("python recipes/boolq.py --config demo --seeds 0")
+        assert str(tmp_path) not in facts["command"] and set(facts["machine"]) >= set(MACHINE)
+    assert len(list((tmp_path / "out" / "_stages").glob("weak-*[0-9a-f]"))) == 2  # of seeds 0 and 1
