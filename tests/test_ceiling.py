@@ -1,9 +1,10 @@
-"""A ceiling that is below its own base has not learned, and a warm-up of few steps is told."""
+"""Warnings about a ceiling below its own base, a warm-up of few steps, and unsure weak labels."""
 
 import pytest
 from helpers.cards import card_of, results
 
 from w2s_hf.experiments.report import ceiling_warnings, write_report
+from w2s_hf.experiments.seed import unsure_labels
 from w2s_hf.results import ExperimentResult
 
 PROBE = {"name": "linear probe, ground truth", "model": "boolq", "revision": None}
@@ -85,3 +86,24 @@ def test_the_report_says_when_an_auxiliary_term_has_begun(step, sentence, tmp_pa
     found.settings.losses = {"naive": {"loss_type": "entropy", "aux_coef": 0.5, "aux_start": "agreement"}}
     write_report(found, tmp_path, notes=[])
     assert sentence in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "confidence", "share"),
+    [
+        ("confidence", 0.55, "10 to 1"),
+        ("adaptive_confidence", 0.5, "100 to 1"),
+        ("confidence", 0.6, None),
+        ("product", 0.55, None),
+        ("confidence", None, None),
+    ],
+)
+def test_unsure_weak_labels_are_told_where_a_loss_outweighs_them(method, confidence, share, tmp_path):
+    warnings = unsure_labels(["naive", method], confidence)
+    assert [share in warning for warning in warnings] == ([] if share is None else [True])
+    found = of({})
+    found.runs[0].weak.label_confidence = confidence
+    found.runs[0].students[0].method = found.summary[0].method = method
+    write_report(found, tmp_path, notes=[])
+    is_told = "the larger probability of a weak label is" in (tmp_path / "report.md").read_text()
+    assert is_told == (share is not None)

@@ -28,6 +28,7 @@ from ..tasks.halves import counted
 from ..trainers.whole_step import MIN_WARMUP_STEPS
 from ..training_settings import changed_fields, training_settings
 from .config import ExperimentArguments, RewardArguments
+from .seed import unsure_labels
 
 __all__ = ["ceiling_warnings", "print_table", "run_settings", "write_report"]
 
@@ -110,7 +111,9 @@ def _caveats(results: ExperimentResult) -> list[str]:
                 f"{seed}: the supervisor is not better than chance ({chance:.3f}), so its labels say nothing, and "
                 "neither does PGR. Give it more rows (--n_weak), more epochs, or a larger model."
             )
-        lines += [f"{seed}: {sentence}" for sentence in _warmups(results, run)]
+        methods = [student.method for student in run.students]
+        unsure = unsure_labels(methods, run.weak.label_confidence)
+        lines += [f"{seed}: {sentence}" for sentence in (*unsure, *_warmups(results, run))]
         reasons = {student.pgr_undefined for student in run.students} - {None}
         lines += [f"{seed}: PGR is undefined: {reason}" for reason in reasons]
         if any(student.pgr is not None and student.pgr_ci95 is None for student in run.students):

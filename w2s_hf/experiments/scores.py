@@ -14,7 +14,7 @@ from ..tasks import TaskSplits
 from .cache import StageCache
 from .config import BOOTSTRAP, ExperimentArguments
 from .finetuner import Finetuned
-from .seed import Models
+from .seed import Models, label_confidence
 from .settings.base import Setting
 
 __all__ = ["Scorer", "keep_outputs", "outputs_of", "pgr_of", "score_seed", "summarise"]
@@ -77,18 +77,14 @@ def score_seed(
     weak = {**models.weak.named, **scorer.scores("weak")}
     if args.n_supervisors > 1:
         weak["n_supervisors"] = args.n_supervisors
-
-    def steps(role: str) -> dict[str, int]:
-        found = _steps(trained[role])
-        if args.demo:  # its results are compared with committed ones, which have no such key
-            del found["optimizer_steps"]
-        return found
-
+    confidence = label_confidence(trained["weak"], splits)
+    if confidence is not None:
+        weak["label_confidence"] = confidence
     result = SeedResult(
         seed=seed,
         split_fingerprint=splits.fingerprint,
         weak=ModelScore.from_dict(weak),
-        ceiling=ModelScore.from_dict({**student, **scorer.scores("ceiling"), **steps("ceiling")}),
+        ceiling=ModelScore.from_dict({**student, **scorer.scores("ceiling"), **_steps(trained["ceiling"])}),
         students=[],
     )
     if "ceiling_plain" in trained:
@@ -101,7 +97,7 @@ def score_seed(
             **scorer.pgr(method, seed),
             "agreement": scorer.agreement(method),
             **_files(outputs[method], trained[method]),
-            **({} if method == BOOTSTRAP else steps(method)),
+            **({} if method == BOOTSTRAP else _steps(trained[method])),
         }
         if "ceiling_plain" in trained:
             of_method["against_plain_ceiling"] = scorer.pgr(method, seed, "ceiling_plain")

@@ -52,7 +52,8 @@ class ModelScore(Record):
         n (`int`): Test rows.
         scores (`dict`): Further scores of the setting, such as `auroc` and `ece`.
         n_supervisors (`int`, *optional*): Supervisors whose labels were averaged, where there are several.
-        optimizer_steps (`int`, *optional*): Of the ceiling, the steps of its training; unknown in the demo.
+        optimizer_steps (`int`, *optional*): Of the ceiling, the steps of its training.
+        label_confidence (`float`, *optional*): Of the supervisor, the mean larger probability of its weak labels.
     """
 
     model: str
@@ -64,6 +65,7 @@ class ModelScore(Record):
     scores: dict = rest()
     n_supervisors: int | None = None
     optimizer_steps: int | None = None
+    label_confidence: float | None = None
 
 
 @dataclass(kw_only=True)
