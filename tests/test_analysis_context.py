@@ -105,8 +105,8 @@ def test_prompts_and_probes_are_given_the_labels_that_they_say(context, monkeypa
     weak, truth = context.weak_labels.of(ids), context.truth("student_half")
     context = replace(context, args=replace(context.args, prompt_shots=2))
     assert list(prompting(context)["prompted"]) == ["zero-shot", "2-shot, weak labels", "2-shot, ground truth"]
-    assert [n_shots for n_shots, _ in shown] == [0, 2, 2]
-    assert shown[1][1] == weak.argmax(axis=1).tolist() != shown[2][1] == truth.tolist()
+    assert [n_shots for n_shots, _ in shown] == [0, 0, 2, 2, 2, 2]
+    assert shown[2][1] == shown[3][1] == weak.argmax(axis=1).tolist() != shown[4][1] == shown[5][1] == truth.tolist()
     saliency(context)
     of_weak, of_truth, of_tuned = learned  # lp(weak), lp(gt), ft(weak)+lp(gt)
     np.testing.assert_array_equal(of_weak, weak)

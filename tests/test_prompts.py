@@ -14,7 +14,7 @@ from helpers.training import arguments
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from w2s_hf import Task, load_task
-from w2s_hf.analysis import PromptFormat, answer_probabilities
+from w2s_hf.analysis import PromptFormat, answer_probabilities, balanced_scores
 from w2s_hf.config import StudentConfig
 from w2s_hf.experiments.cache import StageCache
 from w2s_hf.experiments.finetuner import Finetuner, prompt_of_head
@@ -176,6 +176,40 @@ def test_what_has_no_prompt_is_refused(recipe, options, words, tmp_path, cache):
     process = recipe_here(*options.split(), "--output_dir", tmp_path / "out", cache=cache, name=recipe)
     assert process.returncode != 0 and words in process.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("log_odds", "prior", "at_median", "content_free"),
+    [
+        ([1, 2, 3, 4], [0], 1.0, 0.5),  # always the second answer: the order is all that it knows
+        ([1, 2, 3, 4], [2.5], 1.0, 1.0),
+        ([4, 3, 2, 1], [2.5], 0.0, 0.0),
+        ([-1, 2, -1, 2], [-2, 3, -2, 1], 0.5, 0.75),  # a prior of its own for each row
+        ([1e3, 1e3, 1e3, 1e3], [2e3], 0.5, 0.5),  # P(class 0) is 0 of all, and the first class counts
+    ],
+)
+def test_a_preference_for_an_answer_hides_nothing_of_what_a_model_knows(log_odds, prior, at_median, content_free):
+    def probabilities(values):
+        values = torch.tensor(values, dtype=torch.float64)
+        return torch.stack([-values / 2, values / 2], dim=1).softmax(dim=1).numpy()
+
+    scores = balanced_scores(probabilities(log_odds), probabilities(prior), np.array([0, 0, 1, 1]))
+    assert scores == {"accuracy_at_median": at_median, "accuracy_content_free": content_free}
+
+
+def test_a_text_without_content_has_the_form_of_the_others():
+    assert TASKS["sciq"].content_free == "Question: N/A\nAnswer: N/A"
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("directory", ["gpt2", "qwen2", "smollm2"])
+def test_the_answers_of_every_task_differ_in_their_first_token(directory):
+    tokenizer = AutoTokenizer.from_pretrained(decoder() if directory == "smollm2" else real(f"tokenizers/{directory}"))
+    assert len(TASKS) == 25
+    for task in TASKS.values():
+        first, second = head_tokens(tokenizer, task.prompt)
+        assert first != second
+        assert task.prompt.prompt("text").count("0") == 0, "words, not numbers"
 
 
 @pytest.mark.real_data

@@ -9,13 +9,17 @@ import torch
 from torch.nn import functional
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..cards.markdown import render
+from .. import metrics
+from ..cards.markdown import markdown_table, render
 from ..tasks.prompt import PromptFormat, answer_tokens
 from .arguments import classes_of, texts_of
 from .batches import through_model
-from .figures import bars, draw, intervals_of, over_seeds
+from .figures import accuracy_cell, bars, draw, intervals_of, mean_cell, over_seeds
 
-__all__ = ["PromptFormat", "answer_probabilities", "few_shot_prompts", "plot_prompting", "prompting_section"]
+__all__ = [
+    "PromptFormat", "answer_probabilities", "balanced_scores", "few_shot_prompts", "plot_prompting",
+    "prompting_section",
+]  # fmt: skip
 
 
 def few_shot_prompts(
@@ -110,6 +114,37 @@ def answer_probabilities(
     return through_model(tokenizer, encoded, answer, batch_size=batch_size, padding_side="left", desc="Asking")
 
 
+def balanced_scores(probabilities: np.ndarray, prior: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """
+    Returns accuracies without the preference of a model for one of the answers, which hides what it knows.
+
+    Args:
+        probabilities (`np.ndarray` of shape `(N, 2)`): As [`answer_probabilities`] returns them.
+        prior (`np.ndarray` of shape `(N, 2)` or `(1, 2)`): The probabilities for the same prompts about a text without
+            content, which Zhao et al. (2021) divide by.
+        labels (`np.ndarray` of shape `(N,)`): True classes, for the scores alone.
+
+    Returns:
+        `accuracy_at_median` (class 1 where its probability is above the median of the rows: for balanced classes) and
+        `accuracy_content_free` (class 1 where its probability is above that of the prior).
+    """
+    log_odds, log_odds_of_prior = (_log_odds(values) for values in (probabilities, prior))
+
+    def accuracy(threshold) -> float:
+        above = log_odds > threshold
+        return metrics.accuracy(np.stack([~above, above], axis=1), labels)
+
+    return {
+        "accuracy_at_median": accuracy(np.median(log_odds)),
+        "accuracy_content_free": accuracy(log_odds_of_prior),
+    }
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+    first, second = np.log(np.maximum(probabilities.astype(np.float64), 1e-300)).T
+    return second - first
+
+
 def plot_prompting(entries: Sequence[dict], path: Path) -> None:
     """
     Plots the accuracy of prompted models beside that of finetuned ones.
@@ -138,10 +173,18 @@ def plot_prompting(entries: Sequence[dict], path: Path) -> None:
 
 
 def prompting_section(entries: Sequence[dict]) -> str:
-    """Returns the description of the prompts in Markdown; the numbers are in the table of all models."""
+    """Returns the description of the prompts in Markdown, and the scores of the prompted models: means over seeds."""
     entry, form = entries[0], entries[0]["format"]
-    prompt = (form["instruction"] + "TEXT" + form["suffix"]).replace("\n", "\\n").replace("`", "'")
+    prompt = PromptFormat(**form).prompt("TEXT").replace("\n", "\\n").replace("`", "'")
     answers = [repr(answer) for answer in form["answers"]]
+    columns = {"accuracy_at_median": "at the median", "accuracy_content_free": "content-free", "auroc": "AUROC"}
+    rows = [
+        [name, accuracy_cell(entries, "prompted", name)]
+        + [mean_cell(entries, "prompted", name, column) for column in columns]
+        for name in entry["prompted"]
+    ]
+    scores = markdown_table(["prompted", "accuracy", *columns.values()], rows)
     return render(
-        "analysis_prompting.md", prompt=prompt, answers=answers, n_shots=entry["n_shots"], note=entry.get("note")
-    )
+        "analysis_prompting.md",
+        prompt=prompt, answers=answers, n_shots=entry["n_shots"], note=entry.get("note"), scores=scores,
+    )  # fmt: skip

@@ -12,6 +12,7 @@ from .. import metrics
 from ..analysis import (
     ERROR_KINDS,
     PromptFormat,
+    balanced_scores,
     choose_stops,
     compare_answers,
     compare_probabilities,
@@ -144,11 +145,13 @@ def prompting(context: AnalysisContext) -> dict:
     """Scores zero-shot and few-shot predictions of the student's base, which are baselines of the main table, too."""
     splits, n_shots = context.splits, context.args.prompt_shots
     examples = splits.student_half
-    texts = {"test": context.test["text"][:], "examples": examples["text"][:]}
+    texts = [context.test["text"][:], examples["text"][:], [context.task.content_free]]
     if context.world is None:
         form = context.task.prompt_format
         if context.args.use_prompts:
-            texts = {part: [form.text_of(prompt) for prompt in prompts] for part, prompts in texts.items()}
+            texts = [[form.text_of(prompt) for prompt in prompts] for prompts in texts]
+        if context.args.prompt_form == "01":
+            form = PromptFormat.for_classes(context.task.class_names)
     else:
         # The demo's models know a text that ends with `ENTITY is`, and words that it may go on with.
         dead, alive = context.world.answer_words
@@ -159,14 +162,20 @@ def prompting(context: AnalysisContext) -> dict:
         f"{n_shots}-shot, weak labels": (n_shots, weak),
         f"{n_shots}-shot, ground truth": (n_shots, context.truth("student_half")),
     }
-    prompts = [
-        few_shot_prompts(texts["test"], texts["examples"], labels, n, form, seed=context.seed)
-        for n, labels in asked.values()
-    ]
-    predictions = np.split(context.ask([prompt for of_name in prompts for prompt in of_name], form), len(prompts))
+    of_test, of_examples, content_free = texts
+    prompts = []
+    for n, labels in asked.values():
+        # The prior of a row is that of its own examples; without any, all rows have the same one.
+        for part in (of_test, content_free * (len(of_test) if n else 1)):
+            prompts.append(few_shot_prompts(part, of_examples, labels, n, form, seed=context.seed))
+    answers = context.ask([prompt for part in prompts for prompt in part], form)
+    parts = np.split(answers, np.cumsum([len(part) for part in prompts])[:-1])
     prompted = {
-        name: context.finetuner.setting.scores(of_name, context.test)
-        for name, of_name in zip(asked, predictions, strict=True)
+        name: {
+            **context.finetuner.setting.scores(probabilities, context.test),
+            **balanced_scores(probabilities, prior, context.truth()),
+        }
+        for name, probabilities, prior in zip(asked, parts[::2], parts[1::2], strict=True)
     }
     note = {}
     if context.world is not None:

@@ -275,6 +275,14 @@ class ClassificationArguments(ExperimentArguments):
             "--head_init answers, a student starts from its zero-shot predictions."
         },
     )
+    prompt_form: str = field(
+        default="task",
+        metadata={
+            "help": "Prompts of --analyses prompting: `task`, with the answer words of the task, or `01`, with the "
+            "answers 0 and 1 (paper). The demo has prompts of its own.",
+            "choices": ["task", "01"],
+        },
+    )
     demo_world: str = field(
         default="plain",
         metadata={

@@ -29,7 +29,8 @@ _RESULTS = {
 # Arguments that an experiment may change and still be the same: they say what is added to it, how it is run, or are
 # compared by what they come to (the settings of the training, models, rows).
 _NOT_COMPARED = {
-    "task", "demo", "seeds", "methods", "analyses", "ladder", "link_rows", "n_snapshots", "prompt_shots", "rows_fit",
+    "task", "demo", "seeds", "methods", "analyses", "ladder", "link_rows", "n_snapshots", "prompt_shots",
+    "prompt_form", "rows_fit",
     "zero_shot", "max_train_rating", "min_hard_rating", "weak_model", "student_model", "dataset_path",
     "weak_learning_rate", "weak_num_train_epochs", "weak_weight_decay", "n_supervisors", "keep_confident",
     "generative_finetuning", "generative_learning_rate", "generative_num_train_epochs", "check_memory", "list_tasks",
@@ -175,7 +176,7 @@ def identity_of(
         methods[BOOTSTRAP] = {**methods[BOOTSTRAP], "ladder": ladder, "link_rows": args.link_rows}
     of_analyses: dict[str, dict] = {
         "overfitting": {"n_snapshots": args.n_snapshots},
-        "prompting": {"prompt_shots": args.prompt_shots},
+        "prompting": {"prompt_shots": args.prompt_shots, **_prompt_form(args)},
         "agreement": {"sizes": sizes},
     }
     analyses = {name: of_analyses.get(name, {}) for name in args.analyses}
@@ -201,6 +202,12 @@ def identity_of(
         methods=methods,
         analyses=analyses,
     )
+
+
+def _prompt_form(args: ExperimentArguments) -> dict:
+    """Returns the option for an experiment whose prompts depend on it and are not those of older versions."""
+    form = getattr(args, "prompt_form", "01")
+    return {} if args.demo or form == "01" else {"prompt_form": form}
 
 
 def _name_of(model: str, is_demo: bool) -> str:

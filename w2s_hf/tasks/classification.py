@@ -13,6 +13,7 @@ __all__ = ["CLASSIFICATION_TASKS"]
 BOOLQ = Task(
     name="boolq",
     description="Yes/no questions about a passage of Wikipedia",
+    prompt=PromptFormat(suffix="?\nThe answer is", answers=(" false", " true")),
     sources=(Source("google/boolq"), Source("aps/super_glue", "boolq", rename={"label": "answer"})),
     template="{passage}\nQuestion: {question}",
     label="answer",
@@ -36,6 +37,9 @@ SST2 = Task(
 COLA = Task(
     name="cola",
     description="Is the sentence acceptable English? (GLUE)",
+    prompt=PromptFormat(
+        prefix="Sentence: ", suffix="\nIs the grammar right or wrong? It is", answers=(" wrong", " right")
+    ),
     sources=(Source("nyu-mll/glue", "cola"), Source("nyu-mll/glue", "cola", PARQUET_BRANCH)),
     template="{sentence}",
     label="label",
@@ -47,6 +51,7 @@ COLA = Task(
 TWITTER_SENTIMENT = Task(
     name="twitter_sentiment",
     description="Sentiment of a tweet; which corpus the paper used is not known",
+    prompt=PromptFormat(prefix="Tweet: ", suffix="\nSentiment:", answers=(" negative", " positive")),
     sources=(Source("EleutherAI/twitter-sentiment"),),
     template="{text}",
     label="label",
@@ -57,6 +62,7 @@ TWITTER_SENTIMENT = Task(
 AMAZON_POLARITY = Task(
     name="amazon_polarity",
     description="Sentiment of a product review; not in the paper, in openai/weak-to-strong",
+    prompt=PromptFormat(prefix="Review: ", suffix="\nSentiment:", answers=(" negative", " positive")),
     sources=(Source("fancyzhx/amazon_polarity"),),
     template="{title}\n{content}",
     label="label",
@@ -68,6 +74,7 @@ AMAZON_POLARITY = Task(
 PAWS = Task(
     name="paws",
     description="Do two sentences of the same words mean the same?",
+    prompt=PromptFormat(suffix="\nYes or no?", answers=(" no", " yes")),
     sources=(
         Source("google-research-datasets/paws", "labeled_final"),
         Source("google-research-datasets/paws", "labeled_final", PARQUET_BRANCH),
@@ -80,6 +87,7 @@ PAWS = Task(
 WIC = Task(
     name="wic",
     description="Has a word the same sense in two sentences? (SuperGLUE)",
+    prompt=PromptFormat(suffix="\nYes or no?", answers=(" no", " yes")),
     sources=(Source("aps/super_glue", "wic"), Source("aps/super_glue", "wic", PARQUET_BRANCH)),
     template='Has "{word}" the same sense in both sentences?\n{sentence1}\n{sentence2}',
     label="label",
@@ -99,6 +107,7 @@ def _entailed(row: dict) -> int:
 ANLI_R2 = Task(
     name="anli_r2",
     description="Does the hypothesis follow from the premise? Neutral and contradiction are both a no",
+    prompt=PromptFormat(suffix="\nThe hypothesis is", answers=(" false", " true")),
     sources=(Source("facebook/anli", "plain_text"),),
     template="{premise}\nHypothesis: {hypothesis}",
     label=_entailed,
@@ -114,6 +123,7 @@ ANLI_R2 = Task(
 ETHICS_JUSTICE = Task(
     name="ethics_justice",
     description="Is the claim, or the excuse, a reasonable one? (ETHICS)",
+    prompt=PromptFormat(suffix="\nIs it reasonable or unreasonable? It is", answers=(" wrong", " right")),
     sources=(
         Source("hendrycks/ethics", "justice", PARQUET_BRANCH),
         Source("EleutherAI/hendrycks_ethics", "justice", PARQUET_BRANCH),
@@ -134,6 +144,9 @@ ETHICS_JUSTICE = Task(
 ETHICS_DEONTOLOGY = Task(
     name="ethics_deontology",
     description="Is the excuse valid, or the duty part of the role? (ETHICS)",
+    prompt=PromptFormat(
+        suffix="\nIs this reply reasonable or unreasonable? It is", answers=(" incorrect", " correct")
+    ),
     sources=(
         Source("hendrycks/ethics", "deontology", PARQUET_BRANCH),
         Source("EleutherAI/hendrycks_ethics", "deontology", PARQUET_BRANCH),
@@ -148,6 +161,7 @@ ETHICS_DEONTOLOGY = Task(
 ETHICS_VIRTUE = Task(
     name="ethics_virtue",
     description="Does the character show the trait? (ETHICS)",
+    prompt=PromptFormat(suffix="\nThis trait is", answers=(" false", " true")),
     sources=(Source("hendrycks/ethics", "virtue", PARQUET_BRANCH),),
     template="{story}\nTrait: {trait}",
     label="label",
@@ -169,6 +183,7 @@ def _first_is_better(row: dict) -> bool:
 ETHICS_UTILITARIANISM = Task(
     name="ethics_utilitarianism",
     description="Is the first of two scenarios the more pleasant one? (ETHICS)",
+    prompt=PromptFormat(suffix="\nI would prefer the", answers=(" second", " first")),
     sources=(
         Source("hendrycks/ethics", "utilitarianism", PARQUET_BRANCH),
         # There, `baseline` is the worse one.

@@ -11,6 +11,7 @@ __all__ = ["MULTIPLE_CHOICE_TASKS"]
 
 _CONTEXT_QUESTION_ANSWER = "{context}\nQuestion: {question}\nAnswer: {answer}"
 _WRONG_OR_RIGHT = ("wrong", "right")
+_JUDGED = PromptFormat(suffix="\nTeacher: That is", answers=(" incorrect", " correct"))
 
 
 def _position(value: str, among: list[str]) -> int:
@@ -22,6 +23,7 @@ def _position(value: str, among: list[str]) -> int:
 COSMOS_QA = Task(
     name="cosmos_qa",
     description="Commonsense questions about a blog entry",
+    prompt=_JUDGED,
     # The second is somebody's copy; the columns are the same.
     sources=(Source("allenai/cosmos_qa", "default", PARQUET_BRANCH), Source("Samsoup/cosmos_qa")),
     template=_CONTEXT_QUESTION_ANSWER,
@@ -37,6 +39,7 @@ COSMOS_QA = Task(
 DREAM = Task(
     name="dream",
     description="Questions about a dialogue from English exams",
+    prompt=_JUDGED,
     sources=(Source("dataset-org/dream", "plain_text", PARQUET_BRANCH),),
     template="{conversation}\nQuestion: {question}\nAnswer: {answer}",
     fields={"conversation": lambda row: "\n".join(row["dialogue"])},
@@ -51,6 +54,7 @@ DREAM = Task(
 HELLASWAG = Task(
     name="hellaswag",
     description="Which ending goes on with the story?",
+    prompt=PromptFormat(suffix="\nIs this ending right or wrong? It is", answers=(" wrong", " right")),
     sources=(Source("Rowan/hellaswag"), Source("Rowan/hellaswag", "default", PARQUET_BRANCH)),
     template="{ctx} {answer}",
     choices=lambda row: row["endings"],
@@ -65,6 +69,7 @@ HELLASWAG = Task(
 OPENBOOKQA = Task(
     name="openbookqa",
     description="Elementary science questions",
+    prompt=_JUDGED,
     sources=(Source("allenai/openbookqa", "main"), Source("allenai/openbookqa", "main", PARQUET_BRANCH)),
     template="Question: {question_stem}\nAnswer: {answer}",
     choices=lambda row: row["choices"]["text"],
@@ -77,6 +82,7 @@ OPENBOOKQA = Task(
 PIQA = Task(
     name="piqa",
     description="Which solution reaches an everyday goal?",
+    prompt=PromptFormat(suffix="\nIs this solution right or wrong? It is", answers=(" wrong", " right")),
     sources=(Source("ybisk/piqa", "plain_text", PARQUET_BRANCH), Source("baber/piqa")),
     template="Goal: {goal}\nSolution: {answer}",
     choices=lambda row: [row["sol1"], row["sol2"]],
@@ -90,6 +96,7 @@ PIQA = Task(
 QUAIL = Task(
     name="quail",
     description="Questions about a text, some of which it does not answer",
+    prompt=_JUDGED,
     sources=(Source("textmachinelab/quail", "quail"), Source("textmachinelab/quail", "quail", PARQUET_BRANCH)),
     template=_CONTEXT_QUESTION_ANSWER,
     choices=lambda row: row["answers"],
@@ -104,6 +111,7 @@ QUAIL = Task(
 QUARTZ = Task(
     name="quartz",
     description="Questions about qualitative relations, with a sentence that helps",
+    prompt=_JUDGED,
     sources=(Source("allenai/quartz"), Source("allenai/quartz", "default", PARQUET_BRANCH)),
     template="{para}\nQuestion: {question}\nAnswer: {answer}",
     choices=lambda row: row["choices"]["text"],
@@ -124,7 +132,7 @@ _SCIQ_COLUMNS = ("correct_answer", "distractor1", "distractor2", "distractor3")
 SCIQ = Task(
     name="sciq",
     description="Science exam questions",
-    prompt=PromptFormat(suffix="\nIs this answer right or wrong? It is", answers=(" wrong", " right")),
+    prompt=_JUDGED,
     sources=(Source("allenai/sciq"), Source("allenai/sciq", "default", PARQUET_BRANCH)),
     template="Question: {question}\nAnswer: {answer}",
     choices=_sciq_choices,
@@ -137,6 +145,7 @@ SCIQ = Task(
 SCIQ_WITH_SUPPORT = Task(
     name="sciq_with_support",
     description="Science exam questions, with a passage that holds the answer",
+    prompt=_JUDGED,
     sources=SCIQ.sources,
     template="{support}\nQuestion: {question}\nAnswer: {answer}",
     choices=_sciq_choices,
@@ -151,6 +160,7 @@ SCIQ_WITH_SUPPORT = Task(
 SOCIAL_I_QA = Task(
     name="social_i_qa",
     description="Commonsense questions about people",
+    prompt=_JUDGED,
     sources=(Source("allenai/social_i_qa", "default", PARQUET_BRANCH), Source("lighteval/siqa")),
     template=_CONTEXT_QUESTION_ANSWER,
     choices=lambda row: [row["answerA"], row["answerB"], row["answerC"]],
@@ -165,6 +175,7 @@ SOCIAL_I_QA = Task(
 MULTIRC = Task(
     name="multirc",
     description="Questions about a paragraph; several answers may be right (SuperGLUE)",
+    prompt=_JUDGED,
     sources=(Source("aps/super_glue", "multirc"), Source("aps/super_glue", "multirc", PARQUET_BRANCH)),
     template="{paragraph}\nQuestion: {question}\nAnswer: {answer}",
     label="label",
@@ -179,6 +190,7 @@ MULTIRC = Task(
 MC_TACO = Task(
     name="mc_taco",
     description="Temporal commonsense; several answers may be right",
+    prompt=_JUDGED,
     sources=(Source("CogComp/mc_taco", "plain_text", PARQUET_BRANCH),),
     template="{sentence}\nQuestion: {question}\nAnswer: {answer}",
     label="label",
@@ -203,6 +215,7 @@ def _dialogues(row: dict) -> list[str]:
 ANTHROPIC_HH_SINGLE = Task(
     name="anthropic_hh_single",
     description="Was this dialogue preferred? One text at a time, as published; not learnable in this form",
+    prompt=PromptFormat(suffix="\n\nIs this reply bad or good? It is", answers=(" bad", " good")),
     sources=(Source("Anthropic/hh-rlhf"),),
     template="{answer}",
     # The same dialogue is there with one turn, with two, ...

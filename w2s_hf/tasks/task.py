@@ -199,6 +199,11 @@ class Task(AnyTask):
         return replace(self, template=f"{before}{self.template}{after}")
 
     @property
+    def content_free(self) -> str:
+        """The text of a row without content: "N/A" in every field."""
+        return self._render(dict.fromkeys(self.shown, "N/A"))["text"]
+
+    @property
     def shown(self) -> list[str]:
         """The fields of the template, in order."""
         return [name for _, name, _, _ in Formatter().parse(self.template) if name is not None]

@@ -17,6 +17,7 @@ __all__ = [
     "TEXT_COLUMNS",
     "completion_lengths",
     "response_lengths",
+    "shortened",
     "tokenize_pairs",
     "tokenize_rows",
 ]
@@ -50,7 +51,7 @@ def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length:
         for position, ids in enumerate(encoded["input_ids"]):
             if len(ids) > max_length:
                 row = {name: batch[name][position] for name in TEXT_COLUMNS}
-                shorter = _shorten(tokenizer, row, len(ids), max_length)
+                shorter = tokenizer(shortened(row, tokenizer, max_length))
                 for key in encoded:
                     encoded[key][position] = shorter[key]
         return encoded
@@ -60,12 +61,26 @@ def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length:
     return rows.map(encode, batched=True, desc="Tokenizing", new_fingerprint=generate_random_fingerprint())
 
 
-def _shorten(tokenizer: PreTrainedTokenizerBase, row: dict, n_tokens: int, max_length: int) -> dict:
+def shortened(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+    """
+    Returns the text of a row, with a shorter context where it is longer than `max_length` tokens.
+
+    Args:
+        row (`dict`): A row with `TEXT_COLUMNS`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): A fast tokenizer.
+        max_length (`int`): Tokens, special ones included.
+
+    Raises:
+        ValueError: what is left without the context does not fit.
+    """
     text, start, end = row["text"], row["context_start"], row["context_end"]
+    n_tokens = len(tokenizer(text)["input_ids"])
+    if n_tokens <= max_length:
+        return text
     before, context, after = text[:start], text[start:end], text[end:]
     for kept in _shorter_contexts(tokenizer, context, n_tokens - max_length, row["shorten_from"]):
-        shorter = tokenizer(before + kept + after)
-        if len(shorter["input_ids"]) <= max_length:
+        shorter = before + kept + after
+        if len(tokenizer(shorter)["input_ids"]) <= max_length:
             return shorter
     n_left = len(tokenizer(before + after)["input_ids"])
     what = "without its context" if context else "and has no context to shorten"

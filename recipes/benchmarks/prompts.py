@@ -1,0 +1,156 @@
+"""The prompt of each task beside the answers 0 and 1 on real rows: what a language model answers before any training.
+
+    python recipes/benchmarks/prompts.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data DIRECTORY
+
+DIRECTORY has a folder for each task, in the schema of its dataset; tasks without a folder are left out. Half of the
+test rows that are asked are of either class. Contexts are shortened to --max_length, the same rows are asked in both
+forms, and no row is shown an example. Columns:
+
+- accuracy: of the more probable answer;
+- at the median, content-free: without the preference for one of the answers, see
+  `w2s_hf.analysis.balanced_scores`;
+- AUROC: whether rows of class 1 have the larger probability, which no preference changes.
+
+Prints a table and writes it to --output_file as JSON after each task. The same command goes on where it was stopped:
+what is in the file is not asked again, unless prompt, model or sizes have changed.
+"""
+
+import json
+import os
+from argparse import Namespace
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from w2s_hf import Task, load_student, load_task, metrics
+from w2s_hf.analysis import PromptFormat, answer_probabilities, balanced_scores
+from w2s_hf.cards.markdown import markdown_table
+from w2s_hf.command_line import CommandLine
+from w2s_hf.config import hardware
+from w2s_hf.experiments.cache import library_versions
+from w2s_hf.modeling import load_tokenizer
+from w2s_hf.tasks import TASKS
+from w2s_hf.tasks.tokenizing import shortened
+
+# Tasks that read the rows of a dataset that is not called like them.
+FOLDERS = {"anthropic_hh_single": "hh_rlhf", "sciq_with_support": "sciq"}
+SCORES = {
+    "accuracy": "accuracy",
+    "accuracy_at_median": "at the median",
+    "accuracy_content_free": "content-free",
+    "auroc": "AUROC",
+}
+
+
+def forms_of(task: Task) -> dict[str, PromptFormat]:
+    """The two forms of a task; one without a prompt has the second alone."""
+    own = {} if task.prompt is None else {"task": task.prompt}
+    return {**own, "01": PromptFormat.for_classes(task.class_names)}
+
+
+def rows_of(task: Task, folder: Path, n: int) -> Dataset:
+    """At most `n` test rows, the first ones of each class."""
+    rows = load_task(task, dataset_path=str(folder)).test
+    truth = np.array(rows["ground_truth"])
+    first = [np.flatnonzero(truth == label)[: n // 2] for label in (0, 1)]
+    return rows.select(np.sort(np.concatenate(first)))
+
+
+def ask(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    form: PromptFormat,
+    rows: Dataset,
+    options: Namespace,
+) -> dict:
+    """The scores of a form on rows."""
+    n_before = len(form.instruction + form.prefix)
+    prompts = []
+    for row in rows:
+        spans = {name: row[name] + n_before for name in ("context_start", "context_end")}
+        prompts.append(shortened({**row, "text": form.prompt(row["text"]), **spans}, tokenizer, options.max_length))
+    n_shortened = sum(prompt != form.prompt(text) for prompt, text in zip(prompts, rows["text"], strict=True))
+    prompts.append(form.prompt(task.content_free))
+    answers = answer_probabilities(model, tokenizer, prompts, form, batch_size=options.batch_size)
+    probabilities, prior, truth = answers[:-1], answers[-1:], np.array(rows["ground_truth"])
+    correct = metrics.is_correct(probabilities, truth)
+    return {
+        "n": len(rows),
+        "n_shortened": n_shortened,
+        "accuracy": float(correct.mean()),
+        "ci95": list(metrics.accuracy_interval(correct)),
+        **balanced_scores(probabilities, prior, truth),
+        "auroc": metrics.auroc(probabilities[:, 1], truth),
+    }
+
+
+def table(entries: list[dict]) -> str:
+    """Both forms of each task side by side."""
+    header = ["task", "n", *(f"{name}, {form}" for form in ("task", "01") for name in SCORES.values())]
+    lines = []
+    for name in sorted({entry["task"] for entry in entries}):
+        of_task = {entry["form"]: entry for entry in entries if entry["task"] == name}
+        n = next(iter(of_task.values()))["n"]
+        cells = [
+            f"{of_task[form][score]:.3f}" if form in of_task else "-" for form in ("task", "01") for score in SCORES
+        ]
+        lines.append([name, str(n), *cells])
+    return markdown_table(header, lines)
+
+
+def main() -> None:
+    parser = CommandLine(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", required=True, help="a language model: Hub id or local directory")
+    parser.add_argument("--model_name", help="its name in the file (default: --model)")
+    parser.add_argument("--data", type=Path, required=True, help="directory with a folder for each task")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), help="default: all")
+    parser.add_argument("--n_test", type=int, default=200, help="test rows of each task")
+    parser.add_argument("--max_length", type=int, default=256, help="tokens of a prompt")
+    parser.add_argument("--batch_size", type=int, default=8, help="prompts at a time")
+    parser.add_argument("--dtype", default="float32", help="weights of the model")
+    parser.add_argument("--output_file", type=Path, default=Path("prompts.json"))
+    options = parser.parse_args()
+
+    name = options.model_name or options.model
+    settings = {"model": name, "dtype": options.dtype, "max_length": options.max_length, "n_test": options.n_test}
+    report = json.loads(options.output_file.read_text()) if options.output_file.is_file() else {}
+    if any(report.get(key, value) != value for key, value in settings.items()):
+        parser.error(f"--output_file: {options.output_file} has the results of other settings; name another one.")
+    entries = report.get("results", [])
+    folders = {task: options.data / FOLDERS.get(task, task) for task in options.tasks}
+    missing = [task for task, folder in folders.items() if not folder.is_dir()]
+    if missing:
+        print(f"No rows in {options.data}: {', '.join(missing)}")
+
+    tokenizer = load_tokenizer(options.model)
+    model = load_student(options.model, task_type="CAUSAL_LM", dtype=options.dtype)
+    for task in [TASKS[task] for task in folders if task not in missing]:
+        new = {}
+        for form, prompt in forms_of(task).items():
+            # Compared as the file has it, where a tuple is a list.
+            entry = {"task": task.name, "form": form, "prompt": asdict(prompt), "content_free": task.content_free}
+            entry = json.loads(json.dumps(entry))
+            if not any(entry == {key: old[key] for key in entry} for old in entries):
+                new[form] = entry
+        if not new:
+            continue
+        rows = rows_of(task, folders[task.name], options.n_test)
+        for form, entry in new.items():
+            entries = [old for old in entries if (old["task"], old["form"]) != (task.name, form)]
+            entry["date"] = date.today().isoformat()
+            entries.append(entry | ask(model, tokenizer, task, forms_of(task)[form], rows, options))
+        report = {**settings, "split": "test", "hardware": hardware(), "versions": library_versions()}
+        aside = options.output_file.with_name(options.output_file.name + ".partial")
+        aside.write_text(json.dumps({**report, "results": entries}, indent=1) + "\n")
+        os.replace(aside, options.output_file)
+        print(f"{task.name}: {', '.join(new)}", flush=True)
+    print(table(entries))
+
+
+if __name__ == "__main__":
+    main()
