@@ -114,19 +114,22 @@ def test_prompts_and_probes_are_given_the_labels_that_they_say(context, monkeypa
         np.testing.assert_array_equal(labels, np.eye(2)[truth])
 
 
-def test_the_linear_probe_of_the_base_is_a_baseline_and_shares_its_hidden_states_with_saliency(context):
-    root = context.finetuner.cache.root
-    wanted, unset = (replace(context, args=replace(context.args, linear_probe=value)) for value in (True, None))
-    assert CLASSIFICATION.further_results(unset) == {}, "the demo has none unless it is asked for"
+def test_the_linear_probe_of_the_base_is_a_baseline_and_shares_its_hidden_states_with_saliency(context, tmp_path):
+    root = tmp_path / "stages"
+    context = replace(context, finetuner=replace(context.finetuner, cache=StageCache(root)))
+
+    def built() -> list[str]:
+        return sorted(path.name.rsplit("-", 1)[0] for path in root.iterdir() if path.is_dir())
+
+    assert CLASSIFICATION.further_results(context) == {}, "the demo has none unless it is asked for"
+    wanted = replace(context, args=replace(context.args, linear_probe=True))
     (baseline,) = CLASSIFICATION.further_results(wanted)["baselines"]
-    before = {path.name for path in root.iterdir()}
-    found = saliency(context)["accuracies"]["lp(gt)"]["accuracy"]
     assert (baseline.name, baseline.model) == ("linear probe, ground truth", context.models.student.name)
-    assert baseline.accuracy == found
-    built = {name.rsplit("-", 1)[0] for name in {path.name for path in root.iterdir()} - before}
-    assert len([name for name in before if name.startswith("hidden-states") and "." not in name]) == 1
+    assert built() == ["hidden-states", "linear-probe"]
+    assert saliency(context)["accuracies"]["lp(gt)"]["accuracy"] == baseline.accuracy
+    assert built() == ["hidden-states"] * 2 + ["linear-probe"] * 2 + ["student-naive"], "those of the finetuned, too"
     states = context.hidden_states()
-    assert built <= {"student-naive", "hidden-states", "linear-probe"} and "weak_half" not in states
+    assert "weak_half" not in states
     truth = [np.eye(2)[context.truth(part)] for part in ("student_half", "student_validation")]
     probe = logistic_probe(states["student_half"], truth[0], (states["student_validation"], truth[1]))
     assert (probe.predict(states["test"]) == context.truth()).mean() == pytest.approx(baseline.accuracy)
