@@ -20,7 +20,8 @@ pytestmark = pytest.mark.real_data
 
 TEXTS = [
     "A fine film.", "No one will laugh at this tired and endless joke.", "Dull", "It moves, it sings and it is short.",
-    "Two hours of nothing", "She is wonderful", "the plot is a mess , the songs are not", "<|im_start|>user\nGood?<|im_end|>",
+    "Two hours of nothing", "She is wonderful", "the plot is a mess , the songs are not",
+    "<|im_start|>user\nGood?<|im_end|>",
 ]  # fmt: skip
 
 # Other batches add the 1,536 products of a sum in another order. The error of a float32 sum grows with the root of
@@ -53,7 +54,7 @@ def test_states_and_probabilities_do_not_depend_on_the_batch(classifier, tokeniz
         ids = torch.tensor([ids])
         last = -1 if ids[0, -1] != tokenizer.pad_token_id else -2  # transformers passes over the padding token
         states.append(classifier.model(ids).last_hidden_state[0, last].numpy())
-        probabilities.append((classifier.score.weight @ states[-1]).softmax(dim=-1).numpy())
+        probabilities.append((classifier.score.weight @ torch.from_numpy(states[-1])).softmax(dim=-1).numpy())
     for batch_size in (1, 7, 64):
         found = last_hidden_states(classifier, tokenizer, rows, batch_size=batch_size)
         assert np.abs(found - states).max() < ROUNDING * np.abs(states).max()
@@ -74,7 +75,7 @@ def test_completions_do_not_depend_on_the_batch(tokenizer):
     )
     assert question.count(tokenizer.pad_token) == 2, "the template's own system prompt, and the question"
     prompts = [question, "The capital of France is", "Once upon a"]
-    found = {size: complete(model, tokenizer, prompts, max_new_tokens=14, batch_size=size) for size in (1, 64)}
+    found = {size: complete(model, tokenizer, prompts, max_new_tokens=13, batch_size=size) for size in (1, 64)}
     assert found[1] == found[64]
     assert found[1][0].text.endswith("4.") and not found[1][0].is_cut and found[1][1].text.startswith(" Paris")
 
