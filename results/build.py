@@ -372,7 +372,7 @@ def directions(entries: Sequence[Entry]) -> str:
     return markdown_table(["direction", "found here, in seeds", "in the paper"], rows)
 
 
-_OVERVIEW = "Mean accuracy over the seeds, and median PGR in parentheses (unbounded where supervisor and ceiling are too close)."
+_OVERVIEW = "Mean accuracy over the seeds, and median PGR in parentheses (or that it is unbounded)."
 _INTRODUCTION = """\
 # Results on real models
 
@@ -434,7 +434,7 @@ def readme_text(groups: Sequence[Group]) -> str:
     n_test = [entry.results.dataset.n_test for group in shown for entry in group.entries]
     rows = f"{min(n_test)}" if min(n_test) == max(n_test) else f"{min(n_test)} to {max(n_test)}"
     return "\n\n".join([
-        f"Mean accuracy over the seeds on {rows} test rows, and median PGR in parentheses:",
+        f"Mean accuracy over the seeds on {rows} test rows, and median PGR in parentheses (or that it is unbounded):",
         overview(shown, short=True),
         "![Test accuracy of students between supervisor and ceiling](docs/figures/results.png)",
     ])  # fmt: skip

@@ -259,6 +259,11 @@ def share_stages(outputs: Path, output_dir: Path) -> None:
         (output_dir / "_stages").symlink_to(os.path.relpath(outputs / "_stages", output_dir))
 
 
+def launch(command: list[str]) -> None:
+    """Runs a command in the repository. Raises `subprocess.CalledProcessError` where it fails."""
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
 def publish(run: Run, output_dir: Path, folder: Path, code: str) -> None:
     """Copies the results of a finished run into its folder, with what they do not say of themselves."""
     results = ExperimentResult.read(output_dir / "results.json")
@@ -311,7 +316,7 @@ def main(argv: list[str] | None = None) -> None:
         command = [sys.executable, run.recipe, *local.arguments, "--output_dir", str(output_dir)]
         try:
             share_stages(args.outputs.resolve(), output_dir)
-            subprocess.run(command, cwd=ROOT, check=True)
+            launch(command)
             publish(run, output_dir, folder, code)
         except (subprocess.CalledProcessError, ValueError, OSError) as error:
             failed.append(run.name)

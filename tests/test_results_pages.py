@@ -109,9 +109,8 @@ def test_the_page_follows_the_files(repository):
 
 
 def test_methods_and_seeds_that_are_there_are_run_again(repository, capsys):
-    run.main(
-        ["--tables", str(repository / "results" / "tables.yaml"), "--dry_run", "--add_methods", "product", "naive"]
-    )
+    tables = str(repository / "results" / "tables.yaml")
+    run.main(["--tables", tables, "--dry_run", "--add_methods", "product", "naive"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("sst2: ") and "--seeds 0 1 --methods naive confidence product" in lines[0]
 
@@ -167,6 +166,7 @@ def test_an_unknown_table_is_refused(capsys):
     assert "Did you mean 'sst2'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_results(tmp_path, cache, monkeypatch):
     """The demo, made tiny, as a table: one supervisor for two runs, and what is published has the command."""
     demo = {"config": "demo", "seeds": [0], "methods": ["naive"], "demo_documents": 400, "n_train": 24, "n_weak": 24}
@@ -174,11 +174,11 @@ def test_a_run_leaves_its_results(tmp_path, cache, monkeypatch):
     table = {"title": "Demo", "recipe": "recipes/boolq.py", "runs": {"a": {}, "b": {"seeds": [0, 1]}}}
     tables = write_tables(tmp_path / "list", {"demo": table}, demo)
 
-    def here(command, cwd, check):
+    def here(command):
         process = recipe_here(*command[2:], cache=cache)
         assert process.returncode == 0, process.stderr[-2000:]
 
-    monkeypatch.setattr(run.subprocess, "run", here)
+    monkeypatch.setattr(run, "launch", here)
     monkeypatch.setattr(run, "revision", lambda: "0" * 12)
     run.main(["--tables", str(tables), "--outputs", str(tmp_path / "out")])
     for name, seeds in {"a": [0], "b": [0, 1]}.items():
