@@ -90,7 +90,7 @@ def test_shipped_configurations_are_named_from_everywhere(name, where, monkeypat
 
 # The kinds of recipe that each shipped configuration is for. Those of a grid are for the sweep alone.
 SUITS = {
-    "cpu_real": ["texts", "pairs"], "demo": ["texts"], "demo_chess": ["puzzles"], "demo_ladder": ["texts"],
+    "cpu_real": ["texts"], "demo": ["texts"], "demo_chess": ["puzzles"], "demo_ladder": ["texts"],
     "demo_reward": ["pairs"], "qwen_72b": ["texts", "pairs"], "single_gpu": ["texts", "pairs"],
     "single_gpu_chess": ["puzzles"], "single_gpu_small": ["texts", "pairs"], "sweep_demo": [],
 }  # fmt: skip
