@@ -373,6 +373,7 @@ def test_from_the_command_line_without_remote_code(directory, cache, tmp_path):
     options += " --max_steps 2 --use_cpu true --load_in_4bit true --dtype float32 --bf16 false --report_to none"
     process = recipe_here(*options.split(), "--output_dir", tmp_path / "out", cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
+    assert "linear probe, ground truth" in (tmp_path / "out" / "report.md").read_text(), "of the 4-bit base"
     student = tmp_path / "out" / "students" / "naive-seed0"
     assert json.loads((student / "adapter_config.json").read_text())["base_model_name_or_path"] == str(directory)
     tokenizer = AutoTokenizer.from_pretrained(student)

@@ -249,6 +249,9 @@ def test_own_models_and_rows_by_relative_path(use_peft, cache, tmp_path, tokeniz
     options += f" --use_peft {use_peft} --head_init zeros --learning_rate 0 --output_dir out --report_to none"
     process = recipe_here(*options.split(), cache=cache, cwd=tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
+    (run,) = numbers(tmp_path / "out")["runs"]
+    assert [entry["name"] for entry in run["baselines"]] == ["linear probe, ground truth"]
+    assert run["ceiling"]["optimizer_steps"] == run["students"][0]["optimizer_steps"] == 2
     student = tmp_path / "out" / "students" / "naive-seed0"
     # From another directory than the run's, as whoever downloads it would.
     weights = [
