@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
+from helpers.models import make_character_tokenizer, make_language_model
 from helpers.running import ROOT, forked
 
 BENCHMARKS = ROOT / "recipes" / "benchmarks"
@@ -181,3 +183,26 @@ def test_a_student_of_random_weights_trains_and_is_counted(way, tmp_path):
 def test_a_benchmark_of_one_step_is_refused(tmp_path):
     process, report = run("student_on_gpu.py", "--steps 1", tmp_path)
     assert process.returncode == 2 and "expected 2 or more" in process.stderr and not report
+
+
+def test_prompts_of_a_task_are_asked_once(tmp_path):
+    tokenizer = make_character_tokenizer()
+    make_language_model(tokenizer, small=True).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    for split, start in (("train", 0), ("validation", 100)):
+        sentences = [f"a film of {n}" for n in range(start, start + 60)]
+        rows = Dataset.from_dict({"sentence": sentences, "label": [n % 2 for n in range(60)]})
+        rows.to_parquet(tmp_path / "data" / "sst2" / f"{split}.parquet")
+    options = f"--model {tmp_path / 'model'} --model_name tiny --data {tmp_path / 'data'} --n_test 20 --max_length 150"
+    process, report = run("prompts.py", options, tmp_path)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "No rows in" in process.stdout and "| sst2 | 20 |" in process.stdout
+    assert [(entry["task"], entry["form"], entry["n"]) for entry in report["results"]] == [
+        ("sst2", "task", 20),
+        ("sst2", "01", 20),
+    ]
+    assert report["model"] == "tiny" and str(tmp_path) not in json.dumps(report) and "a film" not in json.dumps(report)
+    again, unchanged = run("prompts.py", options, tmp_path)
+    assert "sst2: " in process.stdout and "sst2: " not in again.stdout and unchanged == report
+    other, _ = run("prompts.py", options.replace("--n_test 20", "--n_test 10"), tmp_path)
+    assert other.returncode == 2 and "has the results of other settings" in other.stderr

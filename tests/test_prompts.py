@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from w2s_hf import Task, load_task
 from w2s_hf.analysis import PromptFormat, answer_probabilities, balanced_scores
-from w2s_hf.config import StudentConfig
+from w2s_hf.config import HEAD_INITS, StudentConfig
 from w2s_hf.experiments.cache import StageCache
 from w2s_hf.experiments.finetuner import Finetuner, prompt_of_head
+from w2s_hf.experiments.output_directory import _prompt_form
 from w2s_hf.experiments.settings.classification import CLASSIFICATION
 from w2s_hf.modeling import load_tokenizer
 from w2s_hf.modeling.heads import initialise_head
@@ -195,6 +197,23 @@ def test_a_preference_for_an_answer_hides_nothing_of_what_a_model_knows(log_odds
 
     scores = balanced_scores(probabilities(log_odds), probabilities(prior), np.array([0, 0, 1, 1]))
     assert scores == {"accuracy_at_median": at_median, "accuracy_content_free": content_free}
+
+
+def test_results_with_another_form_of_prompts_are_other_results():
+    def form(**options):
+        return _prompt_form(SimpleNamespace(**{"demo": False, **options}))
+
+    assert form(prompt_form="task") == {"prompt_form": "task"}
+    # As older versions wrote it: they had this form alone, and the demo has its own.
+    assert form(prompt_form="01") == form() == form(prompt_form="task", demo=True) == {}
+
+
+def test_only_a_head_of_answers_depends_on_the_prompt_of_a_task():
+    task = own_task(prompt=FORM)
+    for head_init in HEAD_INITS:
+        spec = ModelSpec("model", "model", "version", StudentConfig(head_init=head_init))
+        assert prompt_of_head(spec, task) == (FORM if head_init == "answers" else None)
+    assert prompt_of_head(ModelSpec("model", "model", "version"), task) is None, "a supervisor has no such option"
 
 
 def test_a_text_without_content_has_the_form_of_the_others():
