@@ -52,6 +52,7 @@ LAYERS = [
     {"analysis"},
     {"trainers.checks", "trainers.mixins"},
     {
+        "trainers.agreement",
         "trainers.checkpoints",
         "trainers.epochs",
         "trainers.evaluation",

@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from w2s_hf import fresh_adapter, load_student
 from w2s_hf.cards.markdown import markdown_table
+from w2s_hf.command_line import CommandLine
 from w2s_hf.memory import StudentMemory
 from w2s_hf.modeling import disable_dropout
 
@@ -92,7 +93,7 @@ def measure(model: str, n_rows: int, length: int, n_predicted_rows: int, load_in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="Hub id or local directory")
     parser.add_argument("--n_rows", type=int, default=4, help="rows of a micro-batch")
     parser.add_argument("--length", type=int, default=128, help="tokens of each row")

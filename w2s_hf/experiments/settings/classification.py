@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, DatasetDict, Value
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from ... import metrics
+from ..._compat import parse_flag_from_env
 from ...cards.markdown import render
 from ...config import METHODS, WeakToStrongConfig
 from ...demo.models import World
