@@ -3,8 +3,7 @@
 import pytest
 from helpers.cards import card_of, results
 
-from w2s_hf.experiments.report import ceiling_warnings, write_report
-from w2s_hf.experiments.seed import unsure_labels
+from w2s_hf.experiments.report import ceiling_warnings, unsure_labels, write_report
 from w2s_hf.results import ExperimentResult
 
 PROBE = {"name": "linear probe, ground truth", "model": "boolq", "revision": None}

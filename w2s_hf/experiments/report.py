@@ -28,9 +28,8 @@ from ..tasks.halves import counted
 from ..trainers.whole_step import MIN_WARMUP_STEPS
 from ..training_settings import changed_fields, training_settings
 from .config import ExperimentArguments, RewardArguments
-from .seed import unsure_labels
 
-__all__ = ["ceiling_warnings", "print_table", "run_settings", "write_report"]
+__all__ = ["ceiling_warnings", "print_table", "run_settings", "unsure_labels", "write_report"]
 
 
 def _pgr(pgr: float | None, ci95: list[float] | None) -> str:
@@ -147,6 +146,25 @@ def ceiling_warnings(results: ExperimentResult) -> list[str]:
             "--learning_rate."
         )
     return lines
+
+
+# Losses with a term against the student's own hard predictions, whose gradient does not shrink with unsure labels.
+_OWN_HARD_PREDICTIONS = {"confidence", "openai", "adaptive_confidence"}
+# With a mean larger probability of 0.6, labels are 0.1 from one half on average, and hard predictions 0.5.
+_MIN_LABEL_CONFIDENCE = 0.6
+
+
+def unsure_labels(methods: list[str], confidence: float | None) -> list[str]:
+    """Returns a warning where a loss outweighs unsure weak labels by the hard predictions of the student."""
+    outweighing = [method for method in methods if method in _OWN_HARD_PREDICTIONS]
+    if confidence is None or confidence >= _MIN_LABEL_CONFIDENCE or not outweighing:
+        return []
+    return [
+        f"the larger probability of a weak label is {confidence:.2f} on average, hardly more than one half. The hard "
+        f"predictions of the student, which {' and '.join(outweighing)} trains on, too, outweigh such labels about "
+        f"{0.5 / max(confidence - 0.5, 0.005):.0f} to 1. Train the supervisor for longer (--weak_num_train_epochs, "
+        "--weak_learning_rate), or compare with naive and product."
+    ]
 
 
 def _warmups(results: ExperimentResult, run: SeedResult) -> list[str]:

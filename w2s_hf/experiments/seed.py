@@ -13,8 +13,9 @@ from ..tasks import Half, TaskSplits
 from .bootstrapping import bootstrap
 from .config import BOOTSTRAP, ExperimentArguments
 from .finetuner import Finetuned, Finetuner
+from .report import unsure_labels
 
-__all__ = ["Models", "label_confidence", "run_seed", "student_rows", "train_supervisor", "unsure_labels"]
+__all__ = ["Models", "label_confidence", "run_seed", "student_rows", "train_supervisor"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,30 +132,11 @@ def train_supervisor(
     )
 
 
-# Losses with a term against the student's own hard predictions, whose gradient does not shrink with unsure labels.
-_OWN_HARD_PREDICTIONS = {"confidence", "openai", "adaptive_confidence"}
-# With a mean larger probability of 0.6, labels are 0.1 from one half on average, and hard predictions 0.5.
-_MIN_LABEL_CONFIDENCE = 0.6
-
-
 def label_confidence(weak: Finetuned, splits: TaskSplits) -> float | None:
     """Returns the mean larger probability of the weak labels of the student half; `None` where labels are text."""
     if not isinstance(weak.predictions, WeakLabels):
         return None
     return float(weak.predictions.of(list(splits.student.train["id"])).max(axis=1).mean())
-
-
-def unsure_labels(methods: list[str], confidence: float | None) -> list[str]:
-    """Returns a warning where a loss outweighs unsure weak labels by the hard predictions of the student."""
-    outweighing = [method for method in methods if method in _OWN_HARD_PREDICTIONS]
-    if confidence is None or confidence >= _MIN_LABEL_CONFIDENCE or not outweighing:
-        return []
-    return [
-        f"the larger probability of a weak label is {confidence:.2f} on average, hardly more than one half. The hard "
-        f"predictions of the student, which {' and '.join(outweighing)} trains on, too, outweigh such labels about "
-        f"{0.5 / max(confidence - 0.5, 0.005):.0f} to 1. Train the supervisor for longer (--weak_num_train_epochs, "
-        "--weak_learning_rate), or compare with naive and product."
-    ]
 
 
 def probabilities_of(weak: Finetuned) -> WeakLabels:
