@@ -88,21 +88,21 @@ def test_the_report_says_when_an_auxiliary_term_has_begun(step, sentence, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("method", "confidence", "share"),
+    ("method", "confidence", "gradient"),
     [
-        ("confidence", 0.55, "10 to 1"),
-        ("adaptive_confidence", 0.5, "100 to 1"),
+        ("confidence", 0.55, "such a label is 0.05"),
+        ("adaptive_confidence", 0.5, "such a label is 0.00"),
         ("confidence", 0.6, None),
         ("product", 0.55, None),
         ("confidence", None, None),
     ],
 )
-def test_unsure_weak_labels_are_told_where_a_loss_outweighs_them(method, confidence, share, tmp_path):
+def test_unsure_weak_labels_are_told_where_a_loss_outweighs_them(method, confidence, gradient, tmp_path):
     warnings = unsure_labels(["naive", method], confidence)
-    assert [share in warning for warning in warnings] == ([] if share is None else [True])
+    assert [gradient in warning for warning in warnings] == ([] if gradient is None else [True])
     found = of({})
     found.runs[0].weak.label_confidence = confidence
     found.runs[0].students[0].method = found.summary[0].method = method
     write_report(found, tmp_path, notes=[])
-    is_told = "the larger probability of a weak label is" in (tmp_path / "report.md").read_text()
-    assert is_told == (share is not None)
+    is_told = "the weak labels are unsure" in (tmp_path / "report.md").read_text()
+    assert is_told == (gradient is not None)

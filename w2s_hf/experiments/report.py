@@ -148,9 +148,10 @@ def ceiling_warnings(results: ExperimentResult) -> list[str]:
     return lines
 
 
-# Losses with a term against the student's own hard predictions, whose gradient does not shrink with unsure labels.
+# Losses with a term against the student's own hard predictions, whose gradient is the same however unsure labels are.
 _OWN_HARD_PREDICTIONS = {"confidence", "openai", "adaptive_confidence"}
-# With a mean larger probability of 0.6, labels are 0.1 from one half on average, and hard predictions 0.5.
+# The gradient of cross-entropy by a logit is prediction minus label. For a student that predicts one half,
+# labels of 0.6 have a gradient of 0.1, a fifth of that of a hard label.
 _MIN_LABEL_CONFIDENCE = 0.6
 
 
@@ -160,10 +161,10 @@ def unsure_labels(methods: list[str], confidence: float | None) -> list[str]:
     if confidence is None or confidence >= _MIN_LABEL_CONFIDENCE or not outweighing:
         return []
     return [
-        f"the larger probability of a weak label is {confidence:.2f} on average, hardly more than one half. The hard "
-        f"predictions of the student, which {' and '.join(outweighing)} trains on, too, outweigh such labels about "
-        f"{0.5 / max(confidence - 0.5, 0.005):.0f} to 1. Train the supervisor for longer (--weak_num_train_epochs, "
-        "--weak_learning_rate), or compare with naive and product."
+        f"the weak labels are unsure: their larger probability is {confidence:.2f} on average. For a student that "
+        f"predicts one half, the gradient of such a label is {confidence - 0.5:.2f}, and that of its own hard "
+        f"prediction, which {' and '.join(outweighing)} trains on as well, is 0.50. Train the supervisor for longer "
+        "(--weak_num_train_epochs, --weak_learning_rate), or compare with the methods naive and product."
     ]
 
 

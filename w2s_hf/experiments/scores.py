@@ -77,7 +77,7 @@ def score_seed(
     weak = {**models.weak.named, **scorer.scores("weak")}
     if args.n_supervisors > 1:
         weak["n_supervisors"] = args.n_supervisors
-    confidence = label_confidence(trained["weak"], splits)
+    confidence = label_confidence(trained["weak"], splits, args)
     if confidence is not None:
         weak["label_confidence"] = confidence
     result = SeedResult(

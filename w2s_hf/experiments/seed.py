@@ -76,7 +76,7 @@ def run_seed(
         all_weak = [weak, *(train_supervisor(models.weak, splits, args, other, finetuner) for other in seeds)]
         weak = replace(weak, predictions=WeakLabels.mean([probabilities_of(supervisor) for supervisor in all_weak]))
     trained = {"weak": weak}
-    for warning in unsure_labels(args.methods, label_confidence(weak, splits)):
+    for warning in unsure_labels(args.methods, label_confidence(weak, splits, args)):
         logger.warning(f"Seed {seed}: {warning}")
 
     # 2. The strong ceiling is trained on ground truth of the student half.
@@ -132,11 +132,12 @@ def train_supervisor(
     )
 
 
-def label_confidence(weak: Finetuned, splits: TaskSplits) -> float | None:
-    """Returns the mean larger probability of the weak labels of the student half; `None` where labels are text."""
+def label_confidence(weak: Finetuned, splits: TaskSplits, args: ExperimentArguments) -> float | None:
+    """Returns the mean larger probability of the weak labels that students are trained on; `None` for text labels."""
     if not isinstance(weak.predictions, WeakLabels):
         return None
-    return float(weak.predictions.of(list(splits.student.train["id"])).max(axis=1).mean())
+    rows = student_rows(splits, weak, args).train
+    return float(weak.predictions.of(list(rows["id"])).max(axis=1).mean())
 
 
 def probabilities_of(weak: Finetuned) -> WeakLabels:

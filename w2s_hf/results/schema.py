@@ -53,7 +53,7 @@ class ModelScore(Record):
         scores (`dict`): Further scores of the setting, such as `auroc` and `ece`.
         n_supervisors (`int`, *optional*): Supervisors whose labels were averaged, where there are several.
         optimizer_steps (`int`, *optional*): Of the ceiling, the steps of its training.
-        label_confidence (`float`, *optional*): Of the supervisor, the mean larger probability of its weak labels.
+        label_confidence (`float`, *optional*): Mean larger probability of the weak labels (supervisor only).
     """
 
     model: str
