@@ -52,9 +52,11 @@ def test_report_and_card_say_alike_that_it_may_be_chance(ceiling, sentence):
 
 
 def test_prompts_count_with_their_calibrated_thresholds():
-    prompt = PROMPT | {"accuracy": 0.4, "accuracy_at_median": 0.8, "auroc": 0.9}
+    prompt = PROMPT | {"accuracy": 0.4, "accuracy_at_median": 0.8, "accuracy_content_free": 0.45, "auroc": 0.9}
     (warning,) = ceiling_warnings(of(NOT_LEARNED, prompt))
     assert "before finetuning: zero-shot at median 0.800 [0.711, 0.867]." in warning
+    (warning,) = ceiling_warnings(of(NOT_LEARNED, PROMPT | {"accuracy": 0.4, "accuracy_content_free": 0.75}))
+    assert "before finetuning: zero-shot content free 0.750 [0.657, 0.825]." in warning
     (warning,) = ceiling_warnings(of({"accuracy": 0.5, "ci95": [0.404, 0.596]}, prompt | {"accuracy": 0.7}))
     assert "zero-shot 0.700" in warning and "zero-shot at median 0.800" in warning
     assert "optimizer steps" not in warning, "results of before do not know them"
