@@ -31,20 +31,32 @@ def test_a_ceiling_below_the_linear_probe_is_told_in_report_and_card(tmp_path):
     write_report(told, tmp_path, notes=[])
     assert warning in (tmp_path / "report.md").read_text()
     card = (tmp_path / "students" / "naive-seed0" / "README.md").read_text()
-    assert "Its ceiling is below the same model before finetuning (linear probe, ground truth)" in card
+    assert "- Warning: " + warning[len("Seed 0: ") : warning.index(" Train on")] in card
     assert "for comparison: linear probe, ground truth" in card
     assert ExperimentResult.read(tmp_path / "results.json").runs[0].ceiling.optimizer_steps == 8
 
 
-def test_what_may_be_chance_is_told_as_such():
-    (warning,) = ceiling_warnings(of(NOT_LEARNED, PROBE | {"accuracy": 0.55}))
-    assert "Their 95 % intervals overlap, so that this may be chance." in warning
+@pytest.mark.parametrize(
+    ("ceiling", "sentence"),
+    [
+        ({}, "The 95 % intervals overlap, so this may be chance. If it is not, PGR against such a ceiling measures"),
+        ({"ci95": None}, "[0.452, 0.644]. If this is not chance, PGR against such a ceiling measures nothing."),
+    ],
+    ids=["overlap", "no interval"],
+)
+def test_report_and_card_say_alike_that_it_may_be_chance(ceiling, sentence):
+    unsure = of(NOT_LEARNED | ceiling, PROBE | {"accuracy": 0.55})
+    (warning,) = ceiling_warnings(unsure)
+    assert sentence in warning and sentence in card_of(unsure.to_dict()).render()
+    assert ("overlap" in warning) == (not ceiling)
 
 
 def test_prompts_count_with_their_calibrated_thresholds():
-    prompt = PROMPT | {"accuracy": 0.4, "accuracy_at_median": 0.8, "auroc": 0.9}
+    prompt = PROMPT | {"accuracy": 0.4, "accuracy_at_median": 0.8, "accuracy_content_free": 0.45, "auroc": 0.9}
     (warning,) = ceiling_warnings(of(NOT_LEARNED, prompt))
     assert "before finetuning: zero-shot at median 0.800 [0.711, 0.867]." in warning
+    (warning,) = ceiling_warnings(of(NOT_LEARNED, PROMPT | {"accuracy": 0.4, "accuracy_content_free": 0.75}))
+    assert "before finetuning: zero-shot content free 0.750 [0.657, 0.825]." in warning
     (warning,) = ceiling_warnings(of({"accuracy": 0.5, "ci95": [0.404, 0.596]}, prompt | {"accuracy": 0.7}))
     assert "zero-shot 0.700" in warning and "zero-shot at median 0.800" in warning
     assert "optimizer steps" not in warning, "results of before do not know them"

@@ -2,11 +2,15 @@
 
 import dataclasses
 
+import numpy as np
+
+from ..metrics import accuracy_interval
 from ..results import ExperimentResult, LinkResult, SeedResult, StudentResult
-from .score import Score
+from .markdown import Markup, as_text
+from .score import Score, interval
 from .trained_with import method_settings, shared_settings
 
-__all__ = ["facts_of"]
+__all__ = ["ceiling_warning", "facts_of"]
 
 _TASK_TYPES = {"classification": "SEQ_CLS", "reward": "REWARD", "chess": "CAUSAL_LM", "generation": "CAUSAL_LM"}
 
@@ -81,13 +85,39 @@ def _facts_of_student(results: ExperimentResult, run: SeedResult, student: Stude
         "ceiling": Score.of(run.ceiling),
         "pgr_ci95": None if student.pgr_ci95 is None else tuple(student.pgr_ci95),
         "others": _others(run, student),
-        "above_ceiling": list(run.above_ceiling),
+        "ceiling_warning": ceiling_warning(run),
         "early_stopping": analysis.get(student.method, {}).get("stops", {}),
         "links": student.links,
         "taught_by": student.links[-1].taught_by if student.links else None,
         "pgr_against_plain": None if plain is None else plain.pgr,
         "summary": results.summary_of(student.method),
     }
+
+
+def ceiling_warning(run: SeedResult) -> Markup | None:
+    """
+    Returns a warning where the ceiling is below the same model before finetuning: a linear probe, or a prompt. The
+    difference is clear where the 95 % intervals of both accuracies do not overlap.
+    """
+    ceiling, above = run.ceiling, run.above_ceiling
+    if not above:
+        return None
+    intervals = {
+        name: accuracy_interval(np.arange(ceiling.n) < round(accuracy * ceiling.n))  # on the same test rows
+        for name, accuracy in above.items()
+    }
+    shown = ", ".join(f"{as_text(name)} {above[name]:.3f}{interval(ci95, 3)}" for name, ci95 in intervals.items())
+    steps = "" if ceiling.optimizer_steps is None else f" after {ceiling.optimizer_steps} optimizer steps"
+    if ceiling.ci95 is None:
+        doubt = "If this is not chance, "
+    elif max(low for low, _ in intervals.values()) <= ceiling.ci95[1]:
+        doubt = "The 95 % intervals overlap, so this may be chance. If it is not, "
+    else:
+        doubt = ""
+    return Markup(
+        f"on {ceiling.n} test rows the ceiling has {ceiling.accuracy:.3f}{interval(ceiling.ci95, 3)}{steps}, less "
+        f"than the same model before finetuning: {shown}. {doubt}PGR against such a ceiling measures nothing."
+    )
 
 
 def _records(

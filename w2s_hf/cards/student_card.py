@@ -58,8 +58,7 @@ class StudentCard:
         no_pgr (`str`, *optional*): Why there is none, where it is not that the ceiling is not above the supervisor.
         others (`dict[str, Score]`, *optional*): What to compare with, by name: the student before any finetuning, ...
         chance (`float`, *optional*): Accuracy of guessing.
-        above_ceiling (`list[str]`, *optional*): The scores of `others` that the ceiling is below, although they are of
-            the same model before finetuning.
+        ceiling_warning (`str`, *optional*): A warning where the ceiling is below the same model before finetuning.
         agreement (`dict`, *optional*):
             Shares of the test rows answered as by the supervisor: `overall`, `supervisor_right`, `supervisor_wrong`.
         early_stopping (`dict`, *optional*): By what training might have been stopped, the accuracy and PGR of each;
@@ -108,7 +107,7 @@ class StudentCard:
     no_pgr: str | None = None
     others: dict[str, Score] = field(default_factory=dict)
     chance: float | None = None
-    above_ceiling: list[str] = field(default_factory=list)
+    ceiling_warning: str | None = None
     agreement: dict | None = None
     early_stopping: dict = field(default_factory=dict)
     taught_by: str | None = None

@@ -4,15 +4,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from transformers import TrainingArguments
 
 from ..cards import FIGURE, ROWS, StudentCard
+from ..cards.from_results import ceiling_warning
 from ..cards.markdown import markdown_table, render
 from ..cards.score import interval
 from ..cards.trained_with import subject
 from ..config import METHODS, LossArguments, StudentConfig
-from ..metrics import accuracy_interval
 from ..plots import plot_accuracies, plot_gap
 from ..results import (
     AnyScore,
@@ -124,28 +123,13 @@ def _caveats(results: ExperimentResult) -> list[str]:
 
 
 def ceiling_warnings(results: ExperimentResult) -> list[str]:
-    """Returns a warning for each seed whose ceiling is below its own base: a linear probe, or a prompt."""
-    lines = []
-    for run in results.runs:
-        ceiling, above = run.ceiling, run.above_ceiling
-        if not above:
-            continue
-        better = {}
-        for name, accuracy in above.items():
-            correct = np.arange(ceiling.n) < round(accuracy * ceiling.n)  # on the same test rows
-            better[name] = accuracy, accuracy_interval(correct)
-        shown = ", ".join(f"{name} {accuracy:.3f}{interval(ci95, 3)}" for name, (accuracy, ci95) in better.items())
-        is_clear = ceiling.ci95 is not None and max(low for _, (low, _) in better.values()) > ceiling.ci95[1]
-        steps = "" if ceiling.optimizer_steps is None else f" after {ceiling.optimizer_steps} optimizer steps"
-        doubt = "" if is_clear else "Their 95 % intervals overlap, so that this may be chance. If it is not, "
-        lines.append(
-            f"Seed {run.seed}: on {ceiling.n} test rows the ceiling has {ceiling.accuracy:.3f}"
-            f"{interval(ceiling.ci95, 3)}{steps}, less than the same model before finetuning: {shown}. {doubt}PGR "
-            "against such a ceiling measures nothing. Train on more rows (--n_train), for more epochs "
-            "(--num_train_epochs), on fewer rows per step (--per_device_train_batch_size), or with a higher "
-            "--learning_rate."
-        )
-    return lines
+    """Returns a warning for each seed whose ceiling is below its own base, with what to do."""
+    return [
+        f"Seed {run.seed}: {warning} Train on more rows (--n_train), for more epochs (--num_train_epochs), on fewer "
+        "rows per step (--per_device_train_batch_size), or with a higher --learning_rate."
+        for run in results.runs
+        if (warning := ceiling_warning(run)) is not None
+    ]
 
 
 # Losses with a term against the student's own hard predictions, whose gradient is the same however unsure labels are.

@@ -223,15 +223,15 @@ class SeedResult(Record):
     def above_ceiling(self) -> dict[str, float]:
         """
         The baselines whose accuracy is above that of the ceiling, although they are the same model before finetuning:
-        a linear probe, or prompts, also with a calibrated threshold (`accuracy_at_median`).
+        a linear probe, or prompts, also with a calibrated threshold (`accuracy_at_median`, `accuracy_content_free`).
         """
-        found = {}
+        above = {}
         for baseline in self.baselines if self.ceiling.model else ():
-            further = {name: value for name, value in baseline.scores.items() if name.startswith("accuracy_at_")}
-            for name, accuracy in {"accuracy": baseline.accuracy, **further}.items():
+            for name in ("accuracy", "accuracy_at_median", "accuracy_content_free"):
+                accuracy = baseline.accuracy if name == "accuracy" else baseline.scores.get(name, 0.0)
                 if baseline.model == self.ceiling.model and accuracy > self.ceiling.accuracy:
-                    found[baseline.name + name.removeprefix("accuracy").replace("_", " ")] = accuracy
-        return found
+                    above[baseline.name + name.removeprefix("accuracy").replace("_", " ")] = accuracy
+        return above
 
 
 @dataclass(kw_only=True)
