@@ -179,3 +179,8 @@ def test_steps_that_read_no_start_have_the_keys_that_they_had(tmp_path):
     assert "aux_start" not in settings(loss_type="confidence")
     assert "aux_start" not in settings(loss_type="xent", aux_start="agreement")
     assert settings(loss_type="confidence", aux_start="agreement")["aux_start"] == "agreement"
+    # A supervisor or ceiling is not trained again for another loss of the students.
+    changed = {"aux_coef": 0.7, "aux_warmup_ratio": 1.0, "window_radius": 0.3, "product_beta": 2.0}
+    assert settings(loss_type="xent", **changed) == settings(loss_type="xent")
+    of_window = settings(loss_type="window", **changed)
+    assert of_window == settings(loss_type="window") | {"window_radius": "0.3"}

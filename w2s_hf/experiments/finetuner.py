@@ -38,6 +38,8 @@ __all__ = ["Finetuned", "Finetuner", "prompt_of_head", "save_training"]
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
+_OF_LOSSES = {name for names in LOSS_ARGUMENTS.values() for name in names}
+
 
 @dataclass(frozen=True)
 class Finetuned:
@@ -309,9 +311,12 @@ class Finetuner:
         """
         # Not dataclasses.replace: making TrainingArguments resets accelerate's state.
         values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
-        has_start = "aux_start" in LOSS_ARGUMENTS.get(values.get("loss_type", ""), ())
-        if not has_start or values["aux_start"] == "first_step":
-            values.pop("aux_start", None)  # as in the keys of steps from before there was a choice
+        defaults = {f.name: f.default for f in dataclasses.fields(self.args)}
+        read = LOSS_ARGUMENTS.get(values.get("loss_type", ""), ())
+        # What the loss does not read changes no number: a supervisor is the same whatever the students' losses are.
+        values |= {name: defaults[name] for name in _OF_LOSSES if name in values and name not in read}
+        if values.get("aux_start") == "first_step":
+            del values["aux_start"]  # as in the keys of steps from before there was a choice
         return {name: str(value) for name, value in values.items() if name not in WITHOUT_EFFECT}
 
     def settings_of_predictions(self, spec: ModelSpec) -> dict:
