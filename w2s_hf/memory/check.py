@@ -92,7 +92,7 @@ def _memory_of(
 ) -> StudentMemory:
     student = model.config
     dtype = student.resolved(args.use_cpu).dtype
-    if dtype is None or dtype == "auto":
+    if dtype == "auto":
         dtype = str(config.dtype or torch.float32).removeprefix("torch.")
     load_in_4bit = student.use_peft and student.load_in_4bit
     return StudentMemory(
