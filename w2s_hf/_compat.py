@@ -200,7 +200,7 @@ def cpu_capabilities() -> dict[str, Any]:
     """
     import torch
 
-    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 def tensors_of(module: Any) -> tuple[dict, dict]:
