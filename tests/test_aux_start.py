@@ -7,10 +7,11 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.chains import student
+from helpers.false_starts import share_of_starts
 from helpers.models import make_tokenizer
 from helpers.training import Record, Stop, arguments
 from scipy.stats import hypergeom
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from w2s_hf import RewardPairConfig, RewardPairTrainer, WeakToStrongConfig, WeakToStrongTrainer
 from w2s_hf.experiments.cache import StageCache
@@ -54,13 +55,13 @@ def logged(trainer, name: str) -> list[float | None]:
 
 @pytest.mark.parametrize("loss_type", ["confidence", "openai", "entropy"])
 def test_the_weight_rises_after_the_step_in_which_the_student_agrees_however_it_is_cut(loss_type, tmp_path):
-    found = {}
+    runs = {}
     for name, cut in CUTS.items():
         record = Record()
         trainer = make(tmp_path, callbacks=[record], loss_type=loss_type, **cut)
         trainer.train()
-        found[name] = torch.tensor(record.trajectory), logged(trainer, "aux_weight"), logged(trainer, "aux_start_step")
-    _, weights, starts = found["16x1"]
+        runs[name] = torch.tensor(record.trajectory), logged(trainer, "aux_weight"), logged(trainer, "aux_start_step")
+    _, weights, starts = runs["16x1"]
     start = int(starts[-1])
     assert 8 < start < N_STEPS - 6, "8 steps have 128 rows; the comparison needs steps on both sides"
     assert starts == [None] * start + [start] * (N_STEPS - start)
@@ -71,8 +72,8 @@ def test_the_weight_rises_after_the_step_in_which_the_student_agrees_however_it_
     else:
         expected = 0.5 * np.minimum(1, ramp / 0.25)
     assert weights[start:] == pytest.approx(expected.tolist())
-    for trajectory, *others in found.values():
-        torch.testing.assert_close(trajectory, found["16x1"][0], rtol=2e-4, atol=2e-6)
+    for trajectory, *others in runs.values():
+        torch.testing.assert_close(trajectory, runs["16x1"][0], rtol=2e-4, atol=2e-6)
         assert others == [weights, starts]
 
 
@@ -104,6 +105,25 @@ def test_a_student_that_learns_nothing_is_trained_by_the_plain_loss_and_said_so(
         trainer = make(tmp_path / "begun")
         trainer.train()
     assert "has not agreed" not in caplog.text and trainer.state.log_history[-1]["aux_start_step"] > 8
+
+
+@pytest.mark.parametrize(("n_rows", "max_steps", "n_different"), [(100, 24, 100), (320, 4, 64)])
+def test_too_few_rows_to_decide_on_are_warned_of_before_the_first_step(
+    n_rows, max_steps, n_different, tmp_path, caplog
+):
+    class LogAtFirstStep(TrainerCallback):
+        text = ""
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.text = self.text or caplog.text
+
+    log = LogAtFirstStep()
+    with caplog.at_level(logging.WARNING, "w2s_hf"):
+        trainer = make(tmp_path, learnable_rows(n_rows), callbacks=[log], max_steps=max_steps)
+        trainer.train()
+    assert f"aux_start='agreement': got {n_different} training rows, expected at least 128" in log.text
+    assert "the student has seen fewer than 128 different rows" in caplog.text
+    assert "has not agreed" not in caplog.text and trainer.state.log_history[-1]["aux_start_step"] is None
 
 
 def test_pairs_start_by_agreement(tmp_path):
@@ -159,6 +179,13 @@ def test_the_latest_half_of_the_steps_and_128_rows():
     assert latest_half(steps[:4])[0, 0] == 0 + 1 + 2 + 3
     assert latest_half(steps[:7])[0, 0] == 3 + 4 + 5 + 6
     assert latest_half(steps)[0, 0] == 6 + 7 + 8 + 9 + 10 + 11
+
+
+def test_no_row_counts_twice_in_many_epochs():
+    steps = [[[number, 0], [0, 32 - number]] for number in range(12)]
+    assert latest_half(steps, 5 * 32 + 31)[0, 0] == 7 + 8 + 9 + 10 + 11
+    assert latest_half(steps, 100) is None and latest_half([]) is None
+    assert share_of_starts(160, 8, 60) < 0.1 and share_of_starts(160, 8, 20, agreement=0.75) == 1
 
 
 def test_settings_of_the_first_step_are_as_they_were(tmp_path):

@@ -11,24 +11,24 @@ PROMPT = {"name": "zero-shot", "model": "boolq", "revision": None}
 
 
 def of(ceiling: dict, *baselines: dict, **changes) -> ExperimentResult:
-    found = results(**changes)
-    (run,) = found["runs"]
+    result = results(**changes)
+    (run,) = result["runs"]
     run["ceiling"] |= ceiling
     run["baselines"] = [baseline | {"n": 100, "ci95": None} for baseline in baselines]
-    return ExperimentResult.from_dict(found)
+    return ExperimentResult.from_dict(result)
 
 
 NOT_LEARNED = {"accuracy": 0.5, "ci95": [0.404, 0.596], "optimizer_steps": 8}
 
 
 def test_a_ceiling_below_the_linear_probe_is_told_in_report_and_card(tmp_path):
-    told = of(NOT_LEARNED, PROBE | {"accuracy": 0.75})
-    (warning,) = ceiling_warnings(told)
+    result = of(NOT_LEARNED, PROBE | {"accuracy": 0.75})
+    (warning,) = ceiling_warnings(result)
     assert "on 100 test rows the ceiling has 0.500 [0.404, 0.596] after 8 optimizer steps" in warning
     assert "linear probe, ground truth 0.750 [0.657, 0.825]. PGR against such a ceiling measures nothing" in warning
     assert all(option in warning for option in ("--n_train", "--num_train_epochs", "--learning_rate"))
     assert "overlap" not in warning
-    write_report(told, tmp_path, notes=[])
+    write_report(result, tmp_path, notes=[])
     assert warning in (tmp_path / "report.md").read_text()
     card = (tmp_path / "students" / "naive-seed0" / "README.md").read_text()
     assert "- Warning: " + warning[len("Seed 0: ") : warning.index(" Train on")] in card
@@ -66,8 +66,8 @@ def test_prompts_count_with_their_calibrated_thresholds():
     PROBE | {"accuracy": 0.5}, PROBE | {"accuracy": 0.9, "model": "another"}, PROBE | {"accuracy": 0.9, "model": ""},
 ])  # fmt: skip
 def test_a_ceiling_that_is_not_below_its_own_base_is_not_told(baseline):
-    told = of(NOT_LEARNED, baseline)
-    assert ceiling_warnings(told) == [] and "before finetuning (" not in card_of(told.to_dict()).render()
+    result = of(NOT_LEARNED, baseline)
+    assert ceiling_warnings(result) == [] and "before finetuning (" not in card_of(result.to_dict()).render()
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_a_ceiling_that_is_not_below_its_own_base_is_not_told(baseline):
     ],
 )
 def test_a_short_warm_up_is_told_in_the_report(loss, n_steps, is_told, tmp_path):
-    found = of({}, optimizer_steps=n_steps)
-    found.settings.losses = {"naive": {"loss_type": "confidence", **loss}}
-    write_report(found, tmp_path, notes=[])
+    result = of({}, optimizer_steps=n_steps)
+    result.settings.losses = {"naive": {"loss_type": "confidence", **loss}}
+    write_report(result, tmp_path, notes=[])
     sentence = "the auxiliary weight of naive rises over 16 of 80 optimizer steps, fewer than 50"
     assert (sentence in (tmp_path / "report.md").read_text()) == is_told
 
@@ -93,9 +93,9 @@ def test_a_short_warm_up_is_told_in_the_report(loss, n_steps, is_told, tmp_path)
     (23, "the auxiliary weight of naive rises after step 23"), (None, "the auxiliary weight of naive stayed 0"),
 ])  # fmt: skip
 def test_the_report_says_when_an_auxiliary_term_has_begun(step, sentence, tmp_path):
-    found = of({}, aux_start_step=step)
-    found.settings.losses = {"naive": {"loss_type": "entropy", "aux_coef": 0.5, "aux_start": "agreement"}}
-    write_report(found, tmp_path, notes=[])
+    result = of({}, aux_start_step=step)
+    result.settings.losses = {"naive": {"loss_type": "entropy", "aux_coef": 0.5, "aux_start": "agreement"}}
+    write_report(result, tmp_path, notes=[])
     assert sentence in (tmp_path / "report.md").read_text()
 
 
@@ -112,9 +112,9 @@ def test_the_report_says_when_an_auxiliary_term_has_begun(step, sentence, tmp_pa
 def test_unsure_weak_labels_are_told_where_a_loss_outweighs_them(method, confidence, gradient, tmp_path):
     warnings = unsure_labels(["naive", method], confidence)
     assert [gradient in warning for warning in warnings] == ([] if gradient is None else [True])
-    found = of({})
-    found.runs[0].weak.label_confidence = confidence
-    found.runs[0].students[0].method = found.summary[0].method = method
-    write_report(found, tmp_path, notes=[])
+    result = of({})
+    result.runs[0].weak.label_confidence = confidence
+    result.runs[0].students[0].method = result.summary[0].method = method
+    write_report(result, tmp_path, notes=[])
     is_told = "the weak labels are unsure" in (tmp_path / "report.md").read_text()
     assert is_told == (gradient is not None)

@@ -149,16 +149,16 @@ SLOW = "some forty times slower than float32. Set --dtype float32 --bf16 false (
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("source", "expected"),
     [
         ("dtype", 1), ("checkpoint", 1), ("4 bit", 1), ("bf16", 1), ("bf16_full_eval", 1), ("recipe", 1), ("all", 1),
         ("nothing", 0), ("float32", 0), ("4 bit, nothing", 0), ("all weights", 0),
     ],
 )  # fmt: skip
-def test_bfloat16_on_a_cpu_without_instructions_is_warned_of_once(asked, expected, slow_cpu, tmp_path, caplog):
+def test_bfloat16_on_a_cpu_without_instructions_is_warned_of_once(source, expected, slow_cpu, tmp_path, caplog):
     make_model("llama").to(torch.bfloat16).save_pretrained(tmp_path)
     path, args = str(tmp_path), {"output_dir": "out", "report_to": "none", "use_cpu": True}
-    asks = {
+    sources = {
         "dtype": lambda: load_student(path, dtype="bfloat16"),
         "checkpoint": lambda: load_student(path, dtype="auto"),
         "4 bit": lambda: load_student(
@@ -177,8 +177,8 @@ def test_bfloat16_on_a_cpu_without_instructions_is_warned_of_once(asked, expecte
         "4 bit, nothing": lambda: load_student(path, load_in_4bit=True),
         "all weights": lambda: StudentConfig(dtype="bfloat16", use_peft=False).resolved(use_cpu=True),
     }
-    for name in asks if asked == "all" else [asked]:
-        asks[name]()
+    for name in sources if source == "all" else [source]:
+        sources[name]()
     assert caplog.text.count(SLOW) == expected
 
 
@@ -189,11 +189,17 @@ def test_bfloat16_on_a_cpu_with_instructions_is_silent(instructions, slow_cpu, m
     assert SLOW not in caplog.text
 
 
+def test_bfloat16_on_a_cpu_whose_instructions_torch_does_not_know_is_silent(slow_cpu, monkeypatch, caplog):
+    monkeypatch.delattr("torch.cpu.get_capabilities")
+    StudentConfig(dtype="bfloat16").resolved(use_cpu=True)
+    assert SLOW not in caplog.text
+
+
 def test_dtype_of_a_recipe_follows_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr("w2s_hf.config.is_torch_bf16_gpu_available", lambda: True)
     assert StudentConfig().resolved(use_cpu=False).dtype == "bfloat16"
     assert StudentConfig().resolved(use_cpu=True).dtype == "float32", "on a machine with a GPU, too"
-    assert StudentConfig(dtype="float16").resolved(use_cpu=True).dtype == "float16", "what is asked for stays"
+    assert StudentConfig(dtype="float16").resolved(use_cpu=True).dtype == "float16", "a dtype that is given stays"
     assert StudentConfig(use_peft=False).resolved(use_cpu=True).dtype == "bfloat16", "as in the keys of cached stages"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)

@@ -1,14 +1,19 @@
 """Prompts of tasks: answers and their tokens, heads made of them, and students that read prompted text."""
 
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers.models import make_character_tokenizer, make_language_model, make_model, make_tokenizer
+from helpers.models import (
+    make_character_tokenizer,
+    make_language_model,
+    make_model,
+    make_tokenizer,
+    merging_tokenizer,
+    real_model,
+)
 from helpers.running import recipe_here
 from helpers.task_rows import own_task, real
 from helpers.training import arguments
@@ -26,16 +31,9 @@ from w2s_hf.modeling.heads import initialise_head
 from w2s_hf.modeling.spec import ModelSpec, load_base
 from w2s_hf.results import ExperimentResult
 from w2s_hf.tasks import TASKS
-from w2s_hf.tasks.prompt import head_tokens
+from w2s_hf.tasks.prompt import answer_tokens, head_tokens
 
 FORM = PromptFormat(answers=("n", "y"), instruction="say {y} or n. ", prefix="Q: ", suffix="\nA:")
-
-
-def decoder() -> Path:
-    directory = Path(os.environ.get("W2S_HF_REAL_MODELS", "no directory")) / "smollm2-135m"
-    if not directory.is_dir():
-        pytest.skip(f"no real model in {directory}")
-    return directory
 
 
 def untrained_predictions(task: Task, rows: Dataset, spec: ModelSpec, tmp_path) -> np.ndarray:
@@ -71,10 +69,12 @@ def test_an_untrained_student_with_the_answers_as_its_head_predicts_what_its_bas
     assert [FORM.text_of(prompt) for prompt in prompts] == rows["text"][:]
     config = StudentConfig(dtype="float32", head_init="answers", **options)
     spec = ModelSpec.find(str(tmp_path / "model"), "--student_model", config)
-    asked = answer_probabilities(load_base(spec, "CAUSAL_LM"), tokenizer, prompts, FORM)
-    np.testing.assert_allclose(untrained_predictions(task, prompted, spec, tmp_path), asked, atol=2e-6)
-    assert asked[:, 1].std() > 0.01
-    assert np.abs(untrained_predictions(task, rows, spec, tmp_path) - asked).max() > 0.01, "the prompt changes nothing"
+    answers = answer_probabilities(load_base(spec, "CAUSAL_LM"), tokenizer, prompts, FORM)
+    np.testing.assert_allclose(untrained_predictions(task, prompted, spec, tmp_path), answers, atol=2e-6)
+    assert answers[:, 1].std() > 0.01
+    assert np.abs(untrained_predictions(task, rows, spec, tmp_path) - answers).max() > 0.01, (
+        "the prompt changes nothing"
+    )
 
 
 def test_a_prompted_text_loses_its_context_alone():
@@ -97,6 +97,12 @@ def test_answers_that_make_no_head_are_refused(answers, message):
         head_tokens(tokenizer, PromptFormat(answers=answers))
 
 
+@pytest.mark.parametrize("answers", [(" n", "y"), ("y", " n")])
+def test_neither_answer_may_be_joined_with_the_suffix(answers):
+    with pytest.raises(ValueError, match="The tokenizer joins ':' with ' n'; use another suffix"):
+        answer_tokens(merging_tokenizer(), PromptFormat(answers=answers, suffix=":"))
+
+
 @pytest.mark.parametrize("answers", [("no", "no"), "no", ("no",)])
 def test_a_prompt_has_two_answers(answers):
     with pytest.raises(ValueError, match="expected two different texts"):
@@ -112,7 +118,11 @@ def test_a_head_of_answers_needs_one_for_each_output_and_an_unembedding():
 
 @pytest.fixture
 def models(tmp_path):
-    """Directories of a tiny decoder that knows letters, and of an encoder."""
+    """Directories of tiny models: a decoder that knows letters, one whose unembedding has another name, an encoder."""
+    make_language_model(make_character_tokenizer()).save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
+    make_character_tokenizer(unk_token="<pad>").save_pretrained(tmp_path / "sharded")
+    index = tmp_path / "sharded" / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("lm_head.weight", "embed_out.weight"))
     make_language_model(make_character_tokenizer()).save_pretrained(tmp_path / "decoder")
     make_character_tokenizer(unk_token="<pad>").save_pretrained(tmp_path / "decoder")
     make_model("bert").save_pretrained(tmp_path / "encoder")
@@ -157,8 +167,9 @@ def test_a_student_that_learns_nothing_has_the_scores_of_its_prompted_base(model
     [
         ({"student": "encoder"}, "--head_init answers: encoder is of type 'bert'"),
         ({"answers": ("é", "y")}, "--head_init answers: decoder, spam: The tokenizer does not know the answer 'é'"),
+        ({"student": "sharded"}, "sharded: the checkpoint has no `lm_head.weight`; use --head_init normal"),
     ],
-    ids=["encoder", "unknown word"],
+    ids=["encoder", "unknown word", "no unembedding"],
 )
 def test_what_makes_no_head_is_refused_before_anything_is_trained(options, words, models, tmp_path, cache):
     process = run(models, tmp_path, cache, **options)
@@ -223,7 +234,9 @@ def test_a_text_without_content_has_the_form_of_the_others():
 @pytest.mark.real_data
 @pytest.mark.parametrize("directory", ["gpt2", "qwen2", "smollm2"])
 def test_the_answers_of_every_task_differ_in_their_first_token(directory):
-    tokenizer = AutoTokenizer.from_pretrained(decoder() if directory == "smollm2" else real(f"tokenizers/{directory}"))
+    tokenizer = AutoTokenizer.from_pretrained(
+        real_model() if directory == "smollm2" else real(f"tokenizers/{directory}")
+    )
     assert len(TASKS) == 25
     for task in TASKS.values():
         first, second = head_tokens(tokenizer, task.prompt)
@@ -232,9 +245,20 @@ def test_the_answers_of_every_task_differ_in_their_first_token(directory):
 
 
 @pytest.mark.real_data
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("suffix", "answers"), [(" (", ("a", ")")), ("\nAnswer:", ("n", "//")), ("\nIt is good", (" x", "ness"))]
+)
+def test_a_real_tokenizer_joins_the_second_answer_with_the_suffix(suffix, answers, turned):
+    form = PromptFormat(answers=answers[::-1] if turned else answers, suffix=suffix)
+    with pytest.raises(ValueError, match="The tokenizer joins .*; use another suffix"):
+        answer_tokens(AutoTokenizer.from_pretrained(real_model()), form)
+
+
+@pytest.mark.real_data
 @pytest.mark.parametrize("name", ["sst2", "sciq"])
 def test_a_real_decoder_is_asked_as_in_ten_lines_of_transformers(name, tmp_path):
-    directory, task = decoder(), TASKS[name]
+    directory, task = real_model(), TASKS[name]
     splits = load_task(task, dataset_path=real(name), n_train=16, n_validation=4, n_test=6)
     form, texts = task.prompt_format, splits.test["text"][:]
 
@@ -248,11 +272,11 @@ def test_a_real_decoder_is_asked_as_in_ten_lines_of_transformers(name, tmp_path)
             logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
         expected.append(logits[tokens].softmax(dim=0).numpy())
 
-    found = answer_probabilities(model.eval(), load_tokenizer(str(directory)), list(map(form.prompt, texts)), form)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert found[:, 1].std() > 1e-3
+    predictions = answer_probabilities(model.eval(), load_tokenizer(directory), list(map(form.prompt, texts)), form)
+    np.testing.assert_allclose(predictions, expected, atol=1e-5)
+    assert predictions[:, 1].std() > 1e-3
     config = StudentConfig(dtype="float32", head_init="answers", lora_r=4)
-    spec = ModelSpec.find(str(directory), "--student_model", config)
+    spec = ModelSpec.find(directory, "--student_model", config)
     prompted = load_task(task.prompted(), dataset_path=real(name), n_train=16, n_validation=4, n_test=6).test
     assert prompted["text"][:] == list(map(form.prompt, texts))
     np.testing.assert_allclose(untrained_predictions(task, prompted, spec, tmp_path), expected, atol=1e-5)

@@ -162,6 +162,7 @@ OVERRIDDEN = {
 
 # The module, and the class if there is one, that reads or sets the names that the functions below use.
 ATTRIBUTES = {
+    "torch.cpu": ("get_capabilities",),
     "torch.nn.modules.module:Module": ("_parameters", "_buffers"),
     "transformers.configuration_utils:PreTrainedConfig": ("_commit_hash",),
     "transformers.utils.hub": ("_raise_exceptions_for_missing_entries",),
@@ -190,6 +191,16 @@ ATTRIBUTES = {
 
 # The version of the library in which a name was found first, if an older one in CHECKED lacks it.
 SINCE = {"_tp_size": "1.13"}
+
+
+def cpu_capabilities() -> dict[str, Any]:
+    """
+    The instructions of this CPU by torch's names; empty where they are unknown, as in older versions of torch.
+    Public replacement: none.
+    """
+    import torch
+
+    return dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 def tensors_of(module: Any) -> tuple[dict, dict]:

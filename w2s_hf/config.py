@@ -10,7 +10,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.logging import get_logger
 from trl import ModelConfig, RewardConfig, SFTConfig
 
-from ._compat import is_torch_bf16_gpu_available, is_torch_xla_available
+from ._compat import cpu_capabilities, is_torch_bf16_gpu_available, is_torch_xla_available
 from .command_line import did_you_mean
 from .losses import LOSS_ARGUMENTS, LOSS_TYPES
 
@@ -69,10 +69,10 @@ def computes_in_bfloat16(use_cpu: bool = False) -> bool:
 def warn_of_slow_bfloat16() -> None:
     """
     Warns, once per process, of bfloat16 on a CPU without instructions for it. For one with AVX-512 torch has kernels
-    that are as fast as those of float32, or faster.
+    that are as fast as those of float32, or faster. An older torch does not know the instructions: then no warning.
     """
-    capabilities = torch.cpu.get_capabilities()
-    if not any(capabilities.get(name, False) for name in ("avx512_bw", "amx_bf16", "bf16")):
+    capabilities = cpu_capabilities()
+    if capabilities and not any(capabilities.get(name, False) for name in ("avx512_bw", "amx_bf16", "bf16")):
         logger.warning_once(
             "Got bfloat16 on a CPU without instructions for it, where it is some forty times slower than float32. Set "
             '--dtype float32 --bf16 false (in Python: dtype="float32", bf16=False).'
@@ -135,8 +135,9 @@ class LossArguments(_OwnDefaults):
             `openai` (published code).
         aux_start (`str`, *optional*, defaults to `"first_step"`):
             When that weight begins to rise. `"agreement"` keeps it at 0 until the student agrees with its weak labels
-            beyond chance: by three standard deviations, over the latest half of the steps and at least 128 rows. Rows
-            are predicted before the update of their step, so that in the first epoch the student has not seen them.
+            beyond chance: by three standard deviations, over the latest half of the steps, at least 128 rows and at
+            most one epoch. Rows are predicted before the update of their step, so that in the first epoch the student
+            has not seen them. With fewer than 128 training rows the weight stays 0, as in `"xent"`.
         aux_prior (`float`, *optional*):
             Share of each optimizer step's rows that `confidence` and `openai` harden to class 1. Defaults to the mean
             weak label of those rows (paper, footnote 7); 0.5 is the paper's rule for balanced data.

@@ -157,14 +157,14 @@ def prompting(context: AnalysisContext) -> dict:
         dead, alive = context.world.answer_words
         form = PromptFormat(answers=(f" {dead}", f" {alive}"), suffix="", separator=" . ")
     weak = context.weak_labels.of(list(examples["id"])).argmax(axis=1)
-    asked = {
+    conditions = {
         "zero-shot": (0, weak),
         f"{n_shots}-shot, weak labels": (n_shots, weak),
         f"{n_shots}-shot, ground truth": (n_shots, context.truth("student_half")),
     }
     of_test, of_examples, content_free = texts
     prompts = []
-    for n, labels in asked.values():
+    for n, labels in conditions.values():
         # The prior of a row is that of its own examples; without any, all rows have the same one.
         for part in (of_test, content_free * (len(of_test) if n else 1)):
             prompts.append(few_shot_prompts(part, of_examples, labels, n, form, seed=context.seed))
@@ -175,7 +175,7 @@ def prompting(context: AnalysisContext) -> dict:
             **context.finetuner.setting.scores(probabilities, context.test),
             **balanced_scores(probabilities, prior, context.truth()),
         }
-        for name, probabilities, prior in zip(asked, parts[::2], parts[1::2], strict=True)
+        for name, probabilities, prior in zip(conditions, parts[::2], parts[1::2], strict=True)
     }
     note = {}
     if context.world is not None:

@@ -272,7 +272,8 @@ class ClassificationArguments(ExperimentArguments):
         default=False,
         metadata={
             "help": "Train and predict on the text inside the task's prompt, the same for all models. With "
-            "--head_init answers, a student starts from its zero-shot predictions."
+            "--head_init answers, a student starts from its zero-shot predictions (not if its architecture caps or "
+            "scales logits, as Gemma 2, Granite and Cohere)."
         },
     )
     prompt_form: str = field(
@@ -295,9 +296,9 @@ class ClassificationArguments(ExperimentArguments):
         default=None,
         metadata={
             "help": "Score a linear probe of the student before finetuning, fitted to the ground truth of the student "
-            "half. A ceiling below it has not learned its task. It takes a forward pass over these rows, validation "
-            "and test rows. Unset: on, but not in the demo, nor with FSDP or DeepSpeed, since every process holds the "
-            "whole model for it."
+            "half; its regularization is chosen by the ground truth of the validation rows. A ceiling below it has "
+            "not learned its task. It takes a forward pass over these rows and the test rows. Unset: on, but not in "
+            "the demo, nor with FSDP or DeepSpeed, since every process holds the whole model for it."
         },
     )
 

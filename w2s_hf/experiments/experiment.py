@@ -15,7 +15,8 @@ from ..command_line import did_you_mean
 from ..config import AnyConfig, StudentConfig
 from ..demo.models import World, build_demo_model, one_thread
 from ..memory.check import check_fits
-from ..modeling import load_tokenizer
+from ..modeling import load_config, load_tokenizer
+from ..modeling.heads import unembedding_file
 from ..modeling.spec import ModelSpec
 from ..results import DatasetInfo, ExperimentResult
 from ..tasks import GenerationTask, PreferenceTask, PromptFormat, Task, TaskSplits, find_task
@@ -147,6 +148,9 @@ class Experiment:
                 self._splits[key] = self._load_splits(seed)
             models = models or self._find_models(seed)
             self._check_memory(models)
+            if self.student_config.head_init == "answers":
+                for model in (*models.chain, *models.sizes, models.student):
+                    unembedding_file(model.path, load_config(model.path, revision=model.revision), model.revision)
             self._inputs[seed] = models, self._splits[key]
         return self._inputs[seed]
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 from transformers import TrainingArguments
 
@@ -162,7 +163,7 @@ def _warmups(results: ExperimentResult, run: SeedResult) -> list[str]:
         if "aux_start" in loss:
             lines.append(
                 f"the auxiliary weight of {student.method} stayed 0, because the student has not agreed with its weak "
-                "labels beyond chance (--aux_start agreement): its method was naive."
+                "labels beyond chance on 128 rows (--aux_start agreement): it was trained as `naive`."
                 if student.aux_start_step is None
                 else f"the auxiliary weight of {student.method} rises after step {student.aux_start_step}, when the "
                 "student agreed with its weak labels beyond chance (--aux_start agreement)."
@@ -256,8 +257,8 @@ def _student_settings(config: StudentConfig) -> StudentSettings:
     return StudentSettings(use_peft=config.use_peft, dtype=_dtype(config), options=options)
 
 
-def _dtype(config: StudentConfig) -> str | None:
-    return config.dtype if config.use_peft else "float32"
+def _dtype(config: StudentConfig) -> str:
+    return cast(str, config.dtype) if config.use_peft else "float32"  # of a resolved configuration
 
 
 def _quantization(config: StudentConfig) -> dict:

@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import replace
+from typing import cast
 
 import psutil
 import torch
@@ -91,8 +92,8 @@ def _memory_of(
     checkpointing: bool | None = None,
 ) -> StudentMemory:
     student = model.config
-    dtype = student.resolved(args.use_cpu).dtype
-    if dtype is None or dtype == "auto":
+    dtype = cast(str, student.resolved(args.use_cpu).dtype)
+    if dtype == "auto":
         dtype = str(config.dtype or torch.float32).removeprefix("torch.")
     load_in_4bit = student.use_peft and student.load_in_4bit
     return StudentMemory(

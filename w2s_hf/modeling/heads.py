@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .._compat import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -37,12 +37,14 @@ __all__ = [
     "new_weights",
     "output_layer",
     "set_new_weights",
+    "unembedding_file",
 ]
 
 # The heads that PEFT trains and saves with every adapter of a sequence classifier.
 HEAD_NAMES = ("score", "classifier")
 
 _NEW_WEIGHTS = "_new_weights"  # an attribute of models
+_UNEMBEDDING = "lm_head.weight"
 
 
 def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -180,7 +182,8 @@ def initialise_head(
             `"zeros"`: as the published code (openai/weak-to-strong, model.py).
             `"unembedding"`: the unembedding rows of the tokens "0", "1", ... (paper, A.1); needs `tokenizer`.
             `"answers"`: the unembedding rows of the tokens `answers`. The untrained model then predicts what the
-            language model answers behind the same text (but for a bias of the unembedding, which most heads lack).
+            language model answers behind the same text, except for architectures that change the logits after the
+            unembedding: by a bias, softcapping (Gemma 2) or scaling (Granite, Cohere).
         seed (`int`, *optional*, defaults to `0`): Seeds all normal weights.
         tokenizer: For `"unembedding"`.
         answers (`Sequence[int]`, *optional*): For `"answers"`: a token per class, see
@@ -248,23 +251,41 @@ def _number_tokens(tokenizer: PreTrainedTokenizerBase | None, n: int) -> list[in
 
 
 def _unembedding_rows(model: PreTrainedModel | PeftModel, token_ids: list[int]) -> torch.Tensor:
-    if not is_decoder(model.config.model_type):
-        raise ValueError(
-            f"head initialisation: {model.config.name_or_path} is of type {model.config.model_type!r}, which has no "
-            "unembedding to take a head from; use --head_init normal."
-        )
-    if model.config.get_text_config().tie_word_embeddings:
+    file = unembedding_file(str(model.config.name_or_path), model.config, commit_hash(model.config))
+    if file is None:
         embedding: Any = model.get_input_embeddings()
         with _whole(embedding):
             return embedding.weight[token_ids].float()
     # A classifier drops the unembedding of an untied model, so the rows are read from the checkpoint.
-    name, commit = str(model.config.name_or_path), commit_hash(model.config)
-    index = optional_file(name, "model.safetensors.index.json", revision=commit)
-    file = "model.safetensors"
-    if index is not None:
-        file = json.loads(Path(index).read_text())["weight_map"].get("lm_head.weight", file)
-    with safe_open(cached_file(name, file, revision=commit), framework="pt") as checkpoint:
-        if "lm_head.weight" not in checkpoint.keys():  # noqa: SIM118 (safe_open is not a dict)
-            raise ValueError(f"{name}: the checkpoint has no `lm_head.weight`; use --head_init normal.")
-        rows = checkpoint.get_slice("lm_head.weight")
+    with safe_open(file, framework="pt") as checkpoint:
+        rows = checkpoint.get_slice(_UNEMBEDDING)
         return torch.stack([rows[token_id] for token_id in token_ids]).float()
+
+
+def unembedding_file(name_or_path: str, config: PreTrainedConfig, revision: str | None = None) -> str | None:
+    """
+    Returns the file of a model's checkpoint that holds its unembedding; `None` where the input embeddings are that.
+
+    Args:
+        name_or_path (`str`): Hub id or local directory.
+        config ([`~transformers.PreTrainedConfig`]): Its configuration.
+        revision (`str`, *optional*): Commit on the Hub.
+
+    Raises:
+        ValueError: The model is no decoder, or its checkpoint has no `lm_head.weight`.
+    """
+    if not is_decoder(config.model_type):
+        raise ValueError(
+            f"head initialisation: {name_or_path} is of type {config.model_type!r}, which has no unembedding to take "
+            "a head from; use --head_init normal."
+        )
+    if config.get_text_config().tie_word_embeddings:
+        return None
+    index = optional_file(name_or_path, "model.safetensors.index.json", revision=revision)
+    files = {} if index is None else json.loads(Path(index).read_text())["weight_map"]
+    if index is None or _UNEMBEDDING in files:
+        file = cached_file(name_or_path, files.get(_UNEMBEDDING, "model.safetensors"), revision=revision)
+        with safe_open(file, framework="pt") as checkpoint:
+            if _UNEMBEDDING in checkpoint.keys():  # noqa: SIM118 (safe_open is not a dict)
+                return file
+    raise ValueError(f"{name_or_path}: the checkpoint has no `{_UNEMBEDDING}`; use --head_init normal.")

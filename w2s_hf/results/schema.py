@@ -52,8 +52,8 @@ class ModelScore(Record):
         n (`int`): Test rows.
         scores (`dict`): Further scores of the setting, such as `auroc` and `ece`.
         n_supervisors (`int`, *optional*): Supervisors whose labels were averaged, where there are several.
-        optimizer_steps (`int`, *optional*): Of the ceiling, the steps of its training.
-        label_confidence (`float`, *optional*): Mean larger probability of the weak labels (supervisor only).
+        optimizer_steps (`int`, *optional*): Optimizer steps of its training (ceiling only).
+        label_confidence (`float`, *optional*): Mean larger probability of its weak labels (supervisor only).
     """
 
     model: str
@@ -159,7 +159,7 @@ class StudentResult(Record):
         direct (`dict` of [`DirectResult`]): The same student without the chain: trained on the rows of its last link
             (`same_rows`), and on those of all links (`all_rows`).
         fingerprint (`str`, *optional*): The same for the seeds of an experiment, see [`StudentCard.fingerprint`].
-        optimizer_steps (`int`, *optional*): The steps of its training; unknown in the demo and of a chain.
+        optimizer_steps (`int`, *optional*): Optimizer steps of its training; unknown for a chain.
         aux_start_step (`int`, *optional*): The step after which `aux_start="agreement"` let the auxiliary weight rise.
     """
 

@@ -65,11 +65,12 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tup
     # The answers are tokenized behind a suffix, because some tokenizers join an answer with the text before it.
     before = tokenizer("x" + form.suffix, add_special_tokens=False)["input_ids"]
     behind = [tokenizer("x" + form.suffix + answer, add_special_tokens=False)["input_ids"] for answer in form.answers]
+    for answer, ids in zip(form.answers, behind, strict=True):
+        if ids[: len(before)] != before:
+            raise ValueError(f"The tokenizer joins {form.suffix!r} with {answer!r}; use another suffix.")
     shared: list[int] = []
     for position, (first, second) in enumerate(zip(*behind, strict=False)):
         if first != second:
-            if behind[0][: len(before)] != before:
-                raise ValueError(f"The tokenizer joins {form.suffix!r} with {form.answers}; use another suffix.")
             for answer, token in zip(form.answers, (first, second), strict=True):
                 if token == tokenizer.unk_token_id:
                     raise ValueError(f"The tokenizer does not know the answer {answer!r}; use another word.")

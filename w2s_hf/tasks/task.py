@@ -121,8 +121,8 @@ class Task(AnyTask):
         drop_empty (`bool`, *optional*, defaults to `False`): Leave rows with an empty field out; else they are errors.
         description (`str`, *optional*): One line for people.
         prompt ([`PromptFormat`], *optional*):
-            What a language model is asked about a text, and the words of both answers. Defaults to the answers 0 and
-            1, see [`PromptFormat.for_classes`].
+            The prompt for a text and the words of both answers. Defaults to the answers 0 and 1, see
+            [`PromptFormat.for_classes`].
 
     Raises:
         ValueError: the parts do not fit together; the message says which.

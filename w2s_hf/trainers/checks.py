@@ -216,6 +216,9 @@ def warn_of_unread_ends(
     Warns of rows that end with the padding token. A decoder classifier reads the last token that is not, so that the
     end of such rows has no influence.
 
+    Pairs need no warning: TRL ends all texts with the end-of-text token. Where it is the padding token, rewards of
+    both sides of all pairs are read from the token before, the last one of the response.
+
     Args:
         model ([`~torch.nn.Module`]): A classifier.
         rows (iterable of `list[int]`): Token ids of each row.
