@@ -582,6 +582,7 @@ def build(root: Path = ROOT, tables: Path = TABLES, check: bool = False) -> list
         if has_figure:
             draw(groups, figure, key)
         for name, text in texts.items():
+            (root / name).parent.mkdir(exist_ok=True)
             (root / name).write_text(text, encoding="utf-8")
     return old
 

@@ -254,7 +254,8 @@ def check_publishable(content: Any, key: str = "results.json", in_prose: bool = 
         for position, value in enumerate(content):
             check_publishable(value, f"{key}[{position}]", in_prose)
     elif isinstance(content, str):
-        home = re.escape("/".join(Path.home().parts[-2:]))  # home/name: a name alone can be a word, such as student
+        # home/NAME, since a name alone can be a word of the results, such as student.
+        home = re.escape(f"{Path.home().parent.name}/{Path.home().name}")
         is_path = re.search(rf"(?<![\w.:/])(/|~/|[A-Za-z]:\\)[\w.-]+[/\\]|(?<![\w.-]){home}(?![\w.-])", content)
         if is_path:
             raise ValueError(f"{key}: got {content[:80]!r}, expected no path of this machine.")
