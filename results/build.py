@@ -259,9 +259,7 @@ def facts_of(entry: Entry, page: Page) -> list[str]:
     local = ", a local copy of a part" if data.revision == "local" else f", revision {data.revision[:12]}"
     days = " to ".join(dict.fromkeys(entry.facts["trained"]))
     devices = {student.hardware or "an unknown device" for run in entry.results.runs for student in run.students}
-    machine = (
-        f"{by['cpu']}, {by['cores']} cores, {by['instructions']}, {by['threads']} thread{'s' * (by['threads'] > 1)}"
-    )
+    machine = f"{by['cpu']}, {by['cores']} cores, {by['instructions']}"
     versions = ", ".join(f"{name} {version}" for name, version in entry.results.versions.items())
     return [
         f"Supervisor: {_model(first, 'weak', page)}. Student and ceiling: {_model(first, 'ceiling', page)}.",

@@ -233,7 +233,6 @@ def machine() -> dict:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
     }

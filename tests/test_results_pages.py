@@ -20,7 +20,7 @@ import run  # noqa: E402
 
 PAGE = run.read_page()
 KEPT = sorted((ROOT / "results").glob("**/run.json"))
-MACHINE = {"cpu": "a CPU", "cores": 2, "instructions": "AVX2", "threads": 2, "system": "Linux", "python": "3.12.1"}
+MACHINE = {"cpu": "a CPU", "cores": 2, "instructions": "AVX2", "system": "Linux", "python": "3.12.1"}
 COMMIT = r"[0-9a-f]{12}( with changes)?"
 OPTIONS = {"task": "sst2", "seeds": [0, 1], "methods": ["naive", "confidence"]}
 
