@@ -265,7 +265,7 @@ def facts_of(entry: Entry, page: Page) -> list[str]:
         f"Supervisor: {_model(first, 'weak', page)}. Student and ceiling: {_model(first, 'ceiling', page)}.",
         f"Rows of {data.id}{local}: {rows}.",
         f"Trained {days} on {' and '.join(sorted(devices))} in {_duration(entry.hours)}, with {versions}.",
-        f"Published by commit {by['commit']} with Python {by['python']} on {machine}.",
+        f"Published by commit {by['commit']}, with Python {by['python']}, on {machine}.",
     ]
 
 
