@@ -5,10 +5,11 @@ python results/build.py --check    # change nothing, and fail where a file is no
 """
 
 import hashlib
+import inspect
 import json
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from PIL import Image
 from run import ROOT, TABLES, Page, Run, Table, read_page
 
 from w2s_hf import read_results
@@ -41,11 +41,13 @@ _ROLES = {
     "ceiling": "strong ceiling",
     "ceiling_plain": "ceiling without generative finetuning",
 }
-# What the paper found, by method and what it is compared with.
+# The paper's finding on each comparison.
 _PAPER = {
-    ("naive", "weak"): "yes, PGR above 0.2 for any pair of models on NLP tasks (4.2)",
-    ("confidence", "naive"): "yes, most where supervisor and student are far apart (4.3.2)",
+    ("naive", "weak"): "above, PGR above 0.2 for any pair of models on NLP tasks (4.2)",
+    ("confidence", "naive"): "above, most where supervisor and student are far apart (4.3.2)",
+    ("zero-shot", "naive"): "above with very weak supervisors (figure 15)",
 }
+_PROMPT_SCORES = {"accuracy_at_median": "at the median", "accuracy_content_free": "content-free", "auroc": "AUROC"}
 _BEGIN, _END = "<!-- begin: python results/build.py -->", "<!-- end -->"
 
 
@@ -75,6 +77,12 @@ class Entry:
     def methods(self) -> list[str]:
         """The methods."""
         return [summary.method for summary in self.results.summary]
+
+    @property
+    def hours(self) -> float:
+        """The hours of all steps. The directories of students repeat some of them."""
+        seconds = self.results.wall_seconds.items()
+        return sum(each for name, each in seconds if name != "total" and not name.startswith("students/")) / 3600
 
     @cached_property
     def zero_shot(self) -> np.ndarray | None:
@@ -138,10 +146,11 @@ def pgr_cell(summary: MethodSummary | PgrSummary | None) -> str:
     """Returns the median PGR with its interval."""
     if summary is None:
         return ""
+    undefined = f"undefined in {summary.n_undefined} of {_seeds(summary.n_seeds)}"
     if summary.pgr_median is None:
-        return "undefined"
+        return undefined
     shown = f"{summary.pgr_median:.2f}" + (_interval(summary.pgr_ci95, 2) or " [unbounded]")
-    return shown + (f", undefined in {summary.n_undefined} of {summary.n_seeds} seeds" if summary.n_undefined else "")
+    return shown + (f", {undefined}" if summary.n_undefined else "")
 
 
 def _interval(ends: Sequence[float] | None, digits: int) -> str:
@@ -154,8 +163,8 @@ def _share(count: int, total: int) -> str:
     return f"{count} of {total}"
 
 
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+def _seeds(count: int) -> str:
+    return f"{count} seed" + ("s" if count != 1 else "")
 
 
 # ---- Sections of the page ----
@@ -172,8 +181,8 @@ def models_table(entry: Entry) -> str:
     rows = []
     for (role, method, model), scores in _by_model(entry.table):
         line = [_label(role, method, model), accuracy_cell(scores)]
-        if role == "baseline" and (balanced := _at_median(entry, method)) is not None:
-            line[1] += f"; at the median {balanced:.3f}"
+        if role == "baseline":
+            line[1] += "".join(f"; {name} {value:.3f}" for name, value in _prompt_scores(entry, method).items())
         line += [", ".join(f"{accuracy:.3f}" for accuracy in scores["accuracy"])] if several else []
         if role == "student":
             summary = entry.results.summary_of(method)
@@ -199,12 +208,14 @@ def _label(role: str, method: str, model: str) -> str:
     return f"{role}, {method}" + (f" ({model})" if role == "link" else "")
 
 
-def _at_median(entry: Entry, baseline: str) -> float | None:
-    """Returns the mean accuracy of a prompt whose threshold is the median of its test rows, if it was computed."""
+def _prompt_scores(entry: Entry, baseline: str) -> dict[str, float]:
+    """Returns the scores of a prompt without its preference for one answer, if they were computed."""
     scores = [each.scores for run in entry.results.runs for each in run.baselines if each.name == baseline]
-    if not all("accuracy_at_median" in each for each in scores):
-        return None
-    return float(np.mean([each["accuracy_at_median"] for each in scores]))
+    return {
+        name: float(np.mean([each[key] for each in scores]))
+        for key, name in _PROMPT_SCORES.items()
+        if all(each.get(key) is not None for each in scores)
+    }
 
 
 def findings(entry: Entry) -> list[str]:
@@ -228,52 +239,45 @@ def findings(entry: Entry) -> list[str]:
             f"The zero-shot prompt is above the supervisor in {_share((entry.zero_shot > weak).sum(), n)} seeds, and "
             f"above the students: {', '.join(below)}."
         )
-    no_gap = [run.seed for run in entry.results.runs if (run.ceiling.ci95 or [0])[0] <= run.weak.accuracy]
+    no_gap = [run.seed for run in entry.results.runs if any(student.pgr_ci95 is None for student in run.students)]
     if no_gap:
         lines.append(
-            f"The ceiling is not clearly above the supervisor in {_share(len(no_gap), n)} seeds, so PGR says little "
-            "there."
+            f"The ceiling is not clearly above the supervisor in {_share(len(no_gap), n)} seeds: PGR says little "
+            "there, and its interval is unbounded."
         )
     return lines
 
 
 def facts_of(entry: Entry, page: Page) -> list[str]:
     """Returns models, rows, hardware and date of a run, a line each."""
-    data, facts, machine = entry.results.dataset, entry.facts, entry.facts["machine"]
+    data, by = entry.results.dataset, entry.facts["published_by"]
     first = entry.results.runs[0]
     rows = (
         f"{data.n_weak_half} for the supervisor, {data.n_student_half} for students and ceiling, "
         f"{data.n_validation} for validation, {data.n_test} for testing"
     )
     local = ", a local copy of a part" if data.revision == "local" else f", revision {data.revision[:12]}"
-    minutes = sum(_stage_seconds(entry.results).values()) / 60 / len(entry.seeds)
-    processors = ", ".join(machine.get("gpus", [])) or (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['instructions']}, "
-        f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    )
+    days = " to ".join(dict.fromkeys(entry.facts["trained"]))
+    devices = {student.hardware or "an unknown device" for run in entry.results.runs for student in run.students}
+    machine = f"{by['cpu']}, {by['cores']} cores, {by['instructions']}"
     versions = ", ".join(f"{name} {version}" for name, version in entry.results.versions.items())
     return [
         f"Supervisor: {_model(first, 'weak', page)}. Student and ceiling: {_model(first, 'ceiling', page)}.",
         f"Rows of {data.id}{local}: {rows}.",
-        f"{facts['date']}, {processors}; {minutes:.1f} minutes of training and prediction per seed.",
-        f"Commit {facts['revision']}, Python {machine['python']}, {versions}.",
+        f"Trained {days} on {' and '.join(sorted(devices))} in {_duration(entry.hours)}, with {versions}.",
+        f"Published by commit {by['commit']}, with Python {by['python']}, on {machine}.",
     ]
 
 
-def _stage_seconds(results: ExperimentResult) -> dict[str, float]:
-    """Returns the seconds of all steps; the directories of students repeat some of them."""
-    return {
-        name: seconds
-        for name, seconds in results.wall_seconds.items()
-        if name != "total" and not name.startswith("students/")
-    }
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.0f} minutes"
 
 
 def _model(run: SeedResult, role: str, page: Page) -> str:
     """Returns the name of a model on the Hub, and the hash of its weights if it was a local copy."""
     score = getattr(run, role)
     for name, model in page.models.items():
-        if score.weights is not None and model.directory == score.model:
+        if model.weights == score.weights:
             return f"{name} (local copy, weights {score.weights})"
     return score.model + (f" ({(score.revision or score.weights)[:12]})" if score.revision or score.weights else "")
 
@@ -315,128 +319,142 @@ def overview(groups: Sequence[Group], short: bool) -> str:
                 line.append("")
                 continue
             summary = entry.results.summary_of(method)
-            is_bounded = summary.pgr_median is not None and summary.pgr_ci95 is not None
-            pgr = f"{summary.pgr_median:.2f}" if is_bounded else "unbounded"
-            line.append(f"{summary.accuracy_mean:.3f} ({pgr})")
+            line.append(f"{summary.accuracy_mean:.3f} ({pgr_cell(summary)})")
         rows.append([*line, f"{entry.accuracies('ceiling').mean():.3f}"])
     return markdown_table(header, rows)
 
 
-def directions(entries: Sequence[Entry]) -> str:
-    """Returns a table of the paper's directions and in how many seeds of all runs they are found."""
-
-    def found(test: Callable[[Entry], Sequence[bool] | np.ndarray]) -> str:
-        outcomes = [bool(outcome) for entry in entries for outcome in test(entry)]
-        return _share(sum(outcomes), len(outcomes)) if outcomes else "not run"
-
-    def above(method: str, other: str) -> Callable[[Entry], Sequence[bool] | np.ndarray]:
-        roles = {method, other} - {"weak"}
-        return lambda entry: entry.accuracies(method) > entry.accuracies(other) if roles <= set(entry.methods) else []
-
-    def prompted(other: str) -> Callable[[Entry], Sequence[bool] | np.ndarray]:
-        return lambda entry: (
-            [] if entry.zero_shot is None or other not in entry.methods else entry.zero_shot > entry.accuracies(other)
-        )
-
-    def less_where_wrong(entry: Entry) -> Sequence[bool] | np.ndarray:
-        students = entry.students("naive")
-        return (students["agreement_supervisor_wrong"] < students["agreement_supervisor_right"]).to_numpy()
-
-    def fewer_errors_copied(entry: Entry) -> Sequence[bool] | np.ndarray:
-        if not {"naive", "confidence"} <= set(entry.methods):
-            return []
-        shares = [
-            entry.students(method)["agreement_supervisor_wrong"].to_numpy() for method in ("confidence", "naive")
-        ]
-        return shares[0] < shares[1]
-
-    methods = list(dict.fromkeys(method for entry in entries for method in entry.methods))
-    rows = [
-        [f"{method} above its supervisor", found(above(method, "weak")), _PAPER.get((method, "weak"), "")]
-        for method in methods
-    ]
-    rows += [
-        [f"{method} above naive", found(above(method, "naive")), _PAPER.get((method, "naive"), "")]
-        for method in methods
-        if method != "naive"
-    ]
-    rows += [
-        ["naive agrees with its supervisor less where it is wrong", found(less_where_wrong), "yes (5.1.2)"],
-        ["confidence copies fewer errors than naive", found(fewer_errors_copied), "yes (5.1.2)"],
-        [
-            "zero-shot prompt above naive",
-            found(prompted("naive")),
-            "with very weak supervisors (figure 15)",
-        ],
-    ]
-    return markdown_table(["direction", "found here, in seeds", "in the paper"], rows)
+def directions(entries: Sequence[tuple[str, Entry]]) -> str:
+    """Returns a table of the paper's comparisons, a row for each in each run."""
+    rows = []
+    for name, entry in entries:
+        methods = entry.methods
+        pairs = [(method, "weak") for method in methods]
+        pairs += [(method, "naive") for method in methods if method != "naive" and "naive" in methods]
+        levels = {role: entry.accuracies(role) for role in ("weak", *methods)}
+        if entry.zero_shot is not None:
+            levels["zero-shot"] = entry.zero_shot
+            pairs += [("zero-shot", "naive")] if "naive" in methods else []
+        for one, other in pairs:
+            ends = entry.results.summary_of(one).pgr_ci95 if other == "weak" else None
+            found = _outcome(levels[one] - levels[other], ends)
+            rows.append([name, f"{one} and {_ROLES.get(other, other)}", found, _PAPER.get((one, other), "")])
+        copied = {method: entry.students(method)["agreement_supervisor_wrong"].to_numpy() for method in methods}
+        if "naive" in methods:
+            right = entry.students("naive")["agreement_supervisor_right"].to_numpy()
+            label = "agreement of naive where the supervisor is wrong, and where it is right"
+            rows.append([name, label, _outcome(copied["naive"] - right, None), "below (5.1.2)"])
+        if {"naive", "confidence"} <= set(methods):
+            label = "errors that confidence copies, and that naive copies"
+            rows.append([name, label, _outcome(copied["confidence"] - copied["naive"], None), "below (5.1.2)"])
+    return markdown_table(["task", "first and second", "the first is", "in the paper"], rows)
 
 
-_OVERVIEW = "Mean accuracy over the seeds, and median PGR in parentheses (or that it is unbounded)."
+def _outcome(differences: np.ndarray, ends: Sequence[float] | None) -> str:
+    """Returns above, below or not distinguishable, by an interval of PGR or else by all of several seeds."""
+    n, above, below = len(differences), int((differences > 0).sum()), int((differences < 0).sum())
+    if ends is not None:
+        found = "above" if ends[0] > 0 else "below" if ends[1] < 0 else "not distinguishable"
+        return f"{found}, by the interval of PGR"
+    found = "above" if above == n > 1 else "below" if below == n > 1 else "not distinguishable"
+    return f"{found}: above in {above}, below in {below} of {_seeds(n)}"
+
+
+def prompts_table(entries: Sequence[dict]) -> str:
+    """Returns the table of tasks' prompts beside answers 0 and 1, as `recipes/benchmarks/prompts.py` measured them."""
+    names = {"accuracy": "accuracy", **_PROMPT_SCORES}
+    forms = {"task": "task's prompt", "01": "0 or 1"}
+    rows = []
+    for task in dict.fromkeys(entry["task"] for entry in entries):
+        of_task = {entry["form"]: entry for entry in entries if entry["task"] == task}
+        cells = [" / ".join(f"{of_task[form][key]:.3f}" for key in names) if form in of_task else "" for form in forms]
+        rows.append([task, str(next(iter(of_task.values()))["n"]), *cells])
+    return markdown_table(["task", "n", *forms.values()], rows)
+
+
+_NOTHING = "No run has been published yet: `python results/run.py` trains the models."
+_OVERVIEW = "Mean accuracy over the seeds, and median PGR with its 95 % interval in parentheses."
 _INTRODUCTION = """\
 # Results on real models
 
 <!-- Written by `python results/build.py` from the files in results/. Do not edit. -->
 
-Real pretrained models, real rows, no GPU. [`results/`](../results) has the `results.json` of each run and
-[`tables.yaml`](../results/tables.yaml) its options. `python results/run.py` runs all of them again, and with
-`--add_methods NAME` it adds a method to every table. `python results/build.py` writes this page.
+Real pretrained models and real rows. [`results/`](../results) has the `results.json` of each run and
+[`tables.yaml`](../results/tables.yaml) its options. `python results/run.py sst2` trains the models of the table `sst2`
+again, without a name those of all tables, and `--add_methods NAME` adds a method. `python results/build.py` writes
+this page. Models and rows come from the Hub, or with `--models DIRECTORY --data DIRECTORY` from local copies:
+`smollm2-135m/config.json` with weights and tokenizer below the first, `sst2/train.parquet` below the second, as
+`python results/run.py --help` says.
 
-- Accuracy is the share of test rows that a model has right. With one seed, the interval is 95 % over test rows
-  (Wilson). With several seeds, the cell has the mean, the smallest and the largest.
+- Accuracy is the share of test rows that a model classifies correctly. With one seed, the interval is 95 % over test
+  rows (Wilson). With several seeds, the cell has the mean, the smallest and the largest.
 - PGR is (student - supervisor) / (ceiling - supervisor): 0 is no better than the supervisor, 1 as good as training on
   ground truth. Its interval is a bootstrap over test rows, and over seeds if there are several. It is unbounded if in
   more than one resample of 40 the ceiling is not above the supervisor.
 - Agreement is the share of test rows on which student and supervisor predict the same, among those that the supervisor
-  has right and among those that it has wrong. A student that copies errors agrees on both.
+  classifies correctly and among the others. A student that copies errors agrees on both.
 - The ceiling is the student trained on ground truth of the same rows.
-- A prompt "at the median" calls the half of the test rows with the larger probability class 1. It needs balanced
-  classes and no labels."""
+- A prompt "at the median" predicts class 1 for the half of the test rows with the larger probability of class 1. It
+  needs balanced classes and no labels. "Content-free" subtracts the prompt's preference for one answer, measured on a
+  row without content."""
 
 
-def page_text(groups: Sequence[Group], page: Page) -> str:
-    """Returns docs/results.md."""
-    shown = [group for group in groups if group.table.short]
-    entries = [entry for group in shown for entry in group.entries]
-    n_runs = sum(len(entry.seeds) for entry in entries)
-    parts = [_INTRODUCTION + "\n" + "\n".join(local_notes(groups, page))]
-    parts += [
-        "## All runs",
-        _OVERVIEW,
-        overview(groups, False),
-    ]
-    parts += [
-        "## The paper's directions, as found",
-        f"{n_runs} seeds in all, of {_listed([str(group.table.short) for group in shown])}; a direction can only be "
-        "found where both of its models were run. Differences count however small they are.",
-        directions(entries),
-        "![Test accuracy of students between supervisor and ceiling](figures/results.png)",
-    ]
-    return "\n\n".join([*parts, *(section(group, page) for group in groups)]) + "\n"
+def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
+    """Returns docs/results.md; `prompts` is what `recipes/benchmarks/prompts.py` wrote, if it is there."""
+    parts = [_INTRODUCTION + "".join(f"\n{note}" for note in local_notes(groups, page))]
+    parts += ["## All runs", _OVERVIEW, overview(groups, False)] if groups else [_NOTHING]
+    shown = [(group.name(entry), entry) for group in groups if group.table.short for entry in group.entries]
+    if shown:
+        parts += [
+            "## The paper's comparisons",
+            "Accuracies, unless a row names other values. A student is above or below its supervisor if the interval "
+            "of its PGR, over test rows and seeds, excludes 0. Where there is no such interval, and for all other "
+            "comparisons, the first is above or below the second if it is so in each of several seeds; these count a "
+            "difference however small it is.",
+            directions(shown),
+            "![Test accuracy of students between supervisor and ceiling](figures/results.png)",
+        ]
+    parts += [section(group, page) for group in groups]
+    if prompts:
+        parts += [
+            "## Prompts without training",
+            f"Answers of {prompts['model']} on balanced test rows: accuracy / at the median / content-free / AUROC. "
+            "`recipes/benchmarks/prompts.py` measures them, and `results/prompts/results.json` has them with their "
+            "intervals.",
+            prompts_table(prompts["results"]),
+        ]
+    return "\n\n".join(parts) + "\n"
 
 
 def local_notes(groups: Sequence[Group], page: Page) -> list[str]:
-    """Returns in what local copies of models and rows differ from those on the Hub, a line each."""
+    """Returns the differences between local copies of models and rows and those on the Hub, a line each."""
     results = [entry.results for group in groups for entry in group.entries]
-    directories = {score.model for each in results for run in each.runs for score in (run.weak, run.ceiling)}
+    weights = {score.weights for each in results for run in each.runs for score in (run.weak, run.ceiling)}
     notes = [
         f"- {name} was read from a local copy: {model.local}."
         for name, model in page.models.items()
-        if model.directory in directories
+        if model.weights in weights
     ]
     is_local = any(each.dataset.revision == "local" for each in results)
     return notes + ([f"- {page.local_rows.strip()}"] if is_local else [])
 
 
 def readme_text(groups: Sequence[Group]) -> str:
-    """Returns what the README has between the markers."""
+    """Returns the part of the README between the markers."""
     shown = [group for group in groups if group.table.short]
+    if not shown:
+        return _NOTHING
     n_test = [entry.results.dataset.n_test for group in shown for entry in group.entries]
     rows = f"{min(n_test)}" if min(n_test) == max(n_test) else f"{min(n_test)} to {max(n_test)}"
+    commands = [
+        f"`python results/run.py {group.table.name}` ({_duration(sum(entry.hours for entry in group.entries))})"
+        for group in shown
+    ]
     return "\n\n".join([
-        f"Mean accuracy over the seeds on {rows} test rows, and median PGR in parentheses (or that it is unbounded):",
+        f"Mean accuracy over the seeds on {rows} test rows, and median PGR with its 95 % interval in parentheses:",
         overview(shown, short=True),
         "![Test accuracy of students between supervisor and ceiling](docs/figures/results.png)",
+        f"The command of each row and the time that it took: {', '.join(commands)}.",
     ])  # fmt: skip
 
 
@@ -514,14 +532,15 @@ def draw(groups: Sequence[Group], path: Path, key: str) -> None:
 
 
 def figure_key(groups: Sequence[Group]) -> str:
-    """Returns a hash of all that the figure shows."""
+    """Returns a hash of the numbers in the figure and of the code that draws it."""
     shown = [
         [group.name(entry, short=True), entry.results.to_dict() | {"wall_seconds": None, "versions": None}]
         for group in groups
         if group.table.short
         for entry in group.entries
     ]
-    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
+    drawing = [inspect.getsource(draw), repr(sorted(STYLE.items())), repr(PALETTE)]
+    return hashlib.sha256(json.dumps([shown, drawing], sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ---- Files ----
@@ -545,17 +564,23 @@ def build(root: Path = ROOT, tables: Path = TABLES, check: bool = False) -> list
     if readme.count(_BEGIN) != 1 or readme.count(_END) != 1:
         raise ValueError(f"README.md: expected one {_BEGIN} and one {_END} around the results.")
     before, after = readme.split(_BEGIN)[0], readme.split(_END)[1]
+    asked = tables.parent / "prompts" / "results.json"
+    prompts = json.loads(asked.read_text()) if asked.is_file() else None
     texts = {
-        "docs/results.md": page_text(groups, page),
+        "docs/results.md": page_text(groups, page, prompts),
         "README.md": f"{before}{_BEGIN}\n\n{readme_text(groups)}\n\n{_END}{after}",
     }
     old = [name for name, text in texts.items() if not (root / name).is_file() or (root / name).read_text() != text]
     figure, key = root / "docs" / "figures" / "results.png", figure_key(groups)
-    if not figure.is_file() or Image.open(figure).info.get("Description") != key:
+    has_figure = any(group.table.short for group in groups)
+    # The text of a PNG file is not compressed.
+    if has_figure and not (figure.is_file() and f"Description\0{key}".encode() in figure.read_bytes()):
         old.append("docs/figures/results.png")
     if not check:
-        draw(groups, figure, key)
+        if has_figure:
+            draw(groups, figure, key)
         for name, text in texts.items():
+            (root / name).parent.mkdir(exist_ok=True)
             (root / name).write_text(text, encoding="utf-8")
     return old
 

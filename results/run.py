@@ -1,13 +1,17 @@
 """Trains the models of the tables in docs/results.md, and copies their results into this folder.
 
-    python results/run.py                  # all tables, with models and rows from the Hub
-    python results/run.py sst2 cola        # two of them
-    python results/run.py --models ~/models --data ~/data             # local copies, on a machine without the Hub
-    python results/run.py sst2 confidence/warm-up_0.5 --dry_run        # only print the commands
-    python results/run.py --add_methods entropy --add_seeds 3         # more columns and seeds in all tables
+    python results/run.py                            # all tables, with models and rows from the Hub
+    python results/run.py sst2 confidence            # two of them
+    python results/run.py --models ~/models --data ~/data         # local copies, on a machine without the Hub
+    python results/run.py confidence/random_head --dry_run        # only print the commands
+    python results/run.py --add_methods entropy --add_seeds 3     # more columns and seeds in all tables
+
+`--models` has a folder for each model, under the name that tables.yaml gives it (`smollm2-135m`), with config.json,
+weights and tokenizer. `--data` has a folder for each dataset (`sst2`) with a file for each split (`train.parquet`).
 
 The same command resumes a run that was stopped. Methods, seeds and analyses that a table has in this folder are run
-again with it; models that are in `--outputs` are not trained again. `python results/build.py` then writes the page.
+again with it; list added ones in tables.yaml, too. Models that are in `--outputs` are not trained again. If the
+options of a table have changed, add `--overwrite`. `python results/build.py` then writes the page.
 """
 
 import datetime
@@ -34,6 +38,7 @@ __all__ = ["ROOT", "TABLES", "Model", "Page", "Run", "Table", "read_page"]
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "results" / "tables.yaml"
+CONFIGS = ROOT / "recipes" / "configs"
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,17 @@ class Run:
 
     @property
     def command(self) -> str:
-        """The command of the recipe, without what depends on the machine."""
+        """The command of the recipe, with the names of models and datasets on the Hub."""
         return shlex.join(["python", self.recipe, *self.arguments])
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The options with those of the configuration that they name."""
+        options = dict(self.options)
+        if name := options.pop("config", None):
+            path = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
+            options = yaml.safe_load(path.read_text(encoding="utf-8")) | options
+        return options
 
     def grown(self, **more: list) -> "Run":
         """Returns the run with more methods, seeds or analyses."""
@@ -117,9 +131,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Model:
-    """A model on the Hub: the `directory` of its local copy, and in what this copy differs (`local`)."""
+    """A model on the Hub: `directory` and hash of the `weights` of its local copy, and how it differs (`local`)."""
 
     directory: str
+    weights: str
     local: str
 
 
@@ -207,31 +222,29 @@ def revision() -> str:
 
 
 def machine() -> dict:
-    """Returns what of this machine changes rounding and speed, and nothing that names it."""
+    """Returns the properties of this machine that can change rounding and speed, without its name."""
     import torch
 
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
         cpu = names[0].strip() if names else cpu
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        **({"gpus": gpus} if gpus else {}),
         "system": platform.system(),
         "python": platform.python_version(),
     }
 
 
-# Keys of results.json with texts of this package; rows of a dataset must be nowhere.
-_PROSE = {"description", "text_form", "note", "notes", "format", "pgr_undefined", "prompt", "template"}
+# Keys below which results.json has texts of this package. Elsewhere a text of more words could be a row.
+_PROSE = {"description", "text_form", "note", "notes", "format", "pgr_undefined", "prompt", "template", "hardware"}
+_MAX_WORDS = 5
 
 
 def check_publishable(content: Any, key: str = "results.json", in_prose: bool = False) -> None:
-    """Raises `ValueError` where JSON values contain a path or the user of this machine, or could be text of a row."""
+    """Raises `ValueError` where JSON values contain a path of this machine, or could be text of a row."""
     if isinstance(content, dict):
         for name, value in content.items():
             check_publishable(name, f"{key}, a key", in_prose)
@@ -240,14 +253,15 @@ def check_publishable(content: Any, key: str = "results.json", in_prose: bool = 
         for position, value in enumerate(content):
             check_publishable(value, f"{key}[{position}]", in_prose)
     elif isinstance(content, str):
-        user = Path.home().name
-        is_user = user != "root" and re.search(rf"\b{re.escape(user)}\b", content)
-        if is_user or re.search(r"(?<![\w.:/])(/|~/|[A-Za-z]:\\)[\w.-]+[/\\]", content):
-            raise ValueError(f"{key}: got {content[:80]!r}, expected no path and no user of this machine.")
-        if not in_prose and len(content.split()) > 10:
+        # home/NAME, since a name alone can be a word of the results, such as student.
+        home = re.escape(f"{Path.home().parent.name}/{Path.home().name}")
+        is_path = re.search(rf"(?<![\w.:/])(/|~/|[A-Za-z]:\\)[\w.-]+[/\\]|(?<![\w.-]){home}(?![\w.-])", content)
+        if is_path:
+            raise ValueError(f"{key}: got {content[:80]!r}, expected no path of this machine.")
+        if not in_prose and len(content.split()) > _MAX_WORDS:
             raise ValueError(
                 f"{key}: got {content[:80]!r}, expected no text of a row. If the package wrote it, add its key to "
-                "_PROSE in results/run.py."
+                "_PROSE in results/run.py, and run the same command again: nothing is trained anew."
             )
 
 
@@ -264,14 +278,22 @@ def launch(command: list[str]) -> None:
     subprocess.run(command, cwd=ROOT, check=True)
 
 
+def trained_on(output_dir: Path) -> list[str]:
+    """Returns the days on which the first and the last student were saved; a copy of a file keeps its time."""
+    times = [path.stat().st_mtime for path in output_dir.glob("students/*/*.safetensors")]
+    if not times:
+        raise ValueError(f"Got no trained students in {output_dir}, expected students/*/*.safetensors. Run it again.")
+    return [datetime.date.fromtimestamp(time).isoformat() for time in (min(times), max(times))]
+
+
 def publish(run: Run, output_dir: Path, folder: Path, code: str) -> None:
-    """Copies the results of a finished run into its folder, with what they do not say of themselves."""
+    """Copies the results of a finished run into its folder, and writes command, options and dates beside them."""
     results = ExperimentResult.read(output_dir / "results.json")
     facts = {
         "command": run.command,
-        "date": datetime.date.today().isoformat(),
-        "revision": code,
-        "machine": machine(),
+        "options": run.resolved,
+        "trained": trained_on(output_dir),
+        "published_by": {"commit": code, **machine()},
     }
     for content in (results.to_dict(), {**facts, "command": ""}):
         check_publishable(content)
@@ -294,6 +316,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--tables", type=Path, default=TABLES, help="The list of tables; results are written beside it."
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="Replace the outputs of tables whose options have changed."
+    )
     parser.add_argument("--dry_run", action="store_true", help="Print the commands and stop.")
     args = parser.parse_args(argv)
     try:
@@ -314,6 +339,7 @@ def main(argv: list[str] | None = None) -> None:
             continue
         output_dir = args.outputs.resolve() / run.name
         command = [sys.executable, run.recipe, *local.arguments, "--output_dir", str(output_dir)]
+        command += ["--overwrite_output_dir", "true"] if args.overwrite else []
         try:
             share_stages(args.outputs.resolve(), output_dir)
             launch(command)

@@ -204,5 +204,16 @@ def test_prompts_of_a_task_are_asked_once(tmp_path):
     assert report["model"] == "tiny" and str(tmp_path) not in json.dumps(report) and "a film" not in json.dumps(report)
     again, unchanged = run("prompts.py", options, tmp_path)
     assert "sst2: " in process.stdout and "sst2: " not in again.stdout and unchanged == report
-    other, _ = run("prompts.py", options.replace("--n_test 20", "--n_test 10"), tmp_path)
-    assert other.returncode == 2 and "has the results of other settings" in other.stderr
+    assert report["weights"] and all("torch" in entry["versions"] for entry in report["results"])
+
+    # Other rows are asked, and the other entries keep theirs.
+    rows.select(range(50)).to_parquet(tmp_path / "data" / "sst2" / "validation.parquet")
+    _, changed = run("prompts.py", options, tmp_path)
+    assert [entry["rows"] for entry in changed["results"]] != [entry["rows"] for entry in report["results"]]
+
+    # Another number of rows or other weights under the same name are another report.
+    make_language_model(tokenizer).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    for words in (("--n_test 20", "--n_test 10"), (str(tmp_path / "model"), str(tmp_path / "other"))):
+        other, _ = run("prompts.py", options.replace(*words), tmp_path)
+        assert other.returncode == 2 and "has the results of other settings" in other.stderr

@@ -1,16 +1,18 @@
 """The tables of docs/results.md and of the README, and the files in results/ that they are made from."""
 
 import json
+import os
 import re
 import runpy
-import shlex
 import sys
 
+import numpy as np
 import pytest
 from helpers.results_pages import made_up_results, write_tables
 from helpers.running import ROOT, recipe_here
 
 from w2s_hf.experiments import cli
+from w2s_hf.results import ExperimentResult, PgrSummary
 
 sys.path.insert(0, str(ROOT / "results"))
 import build  # noqa: E402
@@ -18,7 +20,8 @@ import run  # noqa: E402
 
 PAGE = run.read_page()
 KEPT = sorted((ROOT / "results").glob("**/run.json"))
-MACHINE = {"cpu": "a CPU", "cores": 2, "instructions": "AVX2", "threads": 2, "system": "Linux", "python": "3.12.1"}
+MACHINE = {"cpu": "a CPU", "cores": 2, "instructions": "AVX2", "system": "Linux", "python": "3.12.1"}
+COMMIT = r"[0-9a-f]{12}( with changes)?"
 OPTIONS = {"task": "sst2", "seeds": [0, 1], "methods": ["naive", "confidence"]}
 
 
@@ -26,22 +29,41 @@ def test_readme_and_docs_say_what_the_files_say():
     assert build.build(check=True) == []
 
 
+def is_current(facts: dict, each: run.Run) -> bool:
+    """Whether published results are those of a run that is listed, with its configuration as it is now."""
+    listed = json.loads(json.dumps({"command": each.command, "options": each.resolved}))
+    return listed == {"command": facts["command"], "options": facts["options"]}
+
+
 def test_results_belong_to_the_runs_that_are_listed():
-    """A run that was renamed, or whose options were changed, has no results until it is run again."""
-    kept = {path.parent.relative_to(ROOT / "results").as_posix(): json.loads(path.read_text()) for path in KEPT}
-    listed = {each.name: each.with_results(ROOT / "results") for each in PAGE.runs}
-    assert kept and set(kept) <= set(listed)
-    for name, facts in kept.items():
-        assert shlex.split(facts["command"]) == shlex.split(listed[name].command), name
-        assert re.fullmatch(r"\d{4}-\d\d-\d\d", facts["date"]) and re.match(r"[0-9a-f]{12}", facts["revision"])
-        assert set(MACHINE) <= set(facts["machine"]) and all(facts["machine"].values())
+    """A run that was renamed, or whose options or configuration were changed, has no results until it is run again."""
+    listed = {each.name: each for each in PAGE.runs}
+    for path in KEPT:
+        name, facts = path.parent.relative_to(ROOT / "results").as_posix(), json.loads(path.read_text())
+        assert is_current(facts, listed[name]), f"{name}: run it again, or list in tables.yaml what was added"
+        results = ExperimentResult.read(path.parent / "results.json")
+        assert [each.seed for each in results.runs] == listed[name].options["seeds"]
+        assert [each.method for each in results.summary] == listed[name].options["methods"]
+        assert set(results.runs[0].analyses) <= set(listed[name].options.get("analyses", []))
+        assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", day) for day in facts["trained"])
+        by = facts["published_by"]
+        assert re.fullmatch(COMMIT, by["commit"]) and set(MACHINE) <= set(by) and all(by.values())
 
 
-@pytest.mark.parametrize("path", [*KEPT, *sorted((ROOT / "results").glob("**/results.json"))], ids=str)
-def test_files_have_no_rows_and_no_paths(path):
-    content = json.loads(path.read_text())
-    content.pop("command", None)
-    run.check_publishable(content)
+def test_results_of_another_configuration_are_noticed(tmp_path, monkeypatch):
+    each = PAGE.runs[0]
+    facts = json.loads(json.dumps({"command": each.command, "options": each.resolved}))
+    assert is_current(facts, each) and facts["options"]["learning_rate"] > 0
+    content = (run.CONFIGS / "cpu_real.yaml").read_text()
+    monkeypatch.setattr(run, "CONFIGS", tmp_path)
+    for line, same in {"# a comment": True, "learning_rate: 1.0e-5": False}.items():
+        (tmp_path / "cpu_real.yaml").write_text(f"{content}\n{line}\n")
+        assert is_current(facts, each) == same
+
+
+def test_files_have_no_rows_and_no_paths():
+    for path in [*KEPT, *(ROOT / "results").glob("**/results.json")]:
+        run.check_publishable(json.loads(path.read_text()) | {"command": ""}, path.as_posix())
 
 
 @pytest.mark.parametrize("each", PAGE.runs, ids=lambda each: each.name)
@@ -79,7 +101,10 @@ def repository(tmp_path):
         (path.parent / each.name).mkdir(parents=True)
         results = made_up_results(each.options["seeds"], each.options["methods"], zero_shot=each.name == "sst2")
         (path.parent / each.name / "results.json").write_text(json.dumps(results))
-        facts = {"command": each.command, "date": "2026-01-01", "revision": "0" * 12, "machine": MACHINE}
+        facts = {
+            "command": each.command, "options": each.resolved, "trained": ["2026-01-01", "2026-01-02"],
+            "published_by": {"commit": "0" * 12, **MACHINE},
+        }  # fmt: skip
         (path.parent / each.name / "run.json").write_text(json.dumps(facts))
     (tmp_path / "README.md").write_text("before\n<!-- begin: python results/build.py -->\nold\n<!-- end -->\nafter\n")
     return tmp_path
@@ -98,14 +123,62 @@ def test_the_page_follows_the_files(repository):
     for words in ("## SST-2, phrases", "### In 4 bits", "python results/run.py pairs/in_4_bits", "org/student (local"):
         assert words in page
     assert "Later" not in page and "confidence in 0 of 2" in page
+    assert "python results/run.py sst2` (2 minutes), " in readme and "Trained 2026-01-01 to 2026-01-02 on CPU" in page
+    assert "org/student was read from a local copy: rounded." in page and "at the median" in page
 
-    # A changed number is noticed in each of the three; a changed clock in none but the page.
+    # A changed number is noticed in each of the three.
     results["runs"][0]["weak"]["accuracy"] = 0.5
     (repository / "results" / "sst2" / "results.json").write_text(json.dumps(results))
     assert build.build(repository, tables, check=True) == written
     (repository / "README.md").write_text("no markers")
     with pytest.raises(ValueError, match="expected one"):
         build.build(repository, tables)
+
+
+def test_a_figure_of_other_code_is_drawn_again(repository, monkeypatch):
+    tables = repository / "results" / "tables.yaml"
+    build.build(repository, tables)
+    monkeypatch.setitem(build.PALETTE, "blue", "#000000")
+    assert build.build(repository, tables, check=True) == ["docs/figures/results.png"]
+
+
+def test_without_results_page_and_readme_say_so(repository):
+    tables = repository / "results" / "tables.yaml"
+    for path in tables.parent.glob("**/results.json"):
+        path.unlink()
+    assert build.build(repository, tables) == ["docs/results.md", "README.md"]
+    assert "No run has been published" in (repository / "README.md").read_text()
+    assert build.build(repository, tables, check=True) == []
+    prompt = {"task": "sst2", "form": "01", "n": 200, "accuracy": 0.5, "auroc": 0.625}
+    prompt |= {"accuracy_at_median": 0.75, "accuracy_content_free": 0.875}
+    (tables.parent / "prompts").mkdir()
+    (tables.parent / "prompts" / "results.json").write_text(json.dumps({"model": "a model", "results": [prompt]}))
+    build.build(repository, tables)
+    page = (repository / "docs" / "results.md").read_text()
+    assert "a model" in page and "| sst2 | 200 |  | 0.500 / 0.750 / 0.875 / 0.625 |" in page
+
+
+@pytest.mark.parametrize(
+    ("differences", "ends", "outcome"),
+    [
+        ([0.1, 0.2], None, "above: above in 2, below in 0 of 2 seeds"),
+        ([-0.1, -0.2], None, "below: above in 0, below in 2 of 2 seeds"),
+        ([0.1, -0.2], None, "not distinguishable: above in 1"),
+        ([0.1], None, "not distinguishable: above in 1, below in 0 of 1 seed"),
+        ([0.1, 0.2], [-0.1, 0.5], "not distinguishable, by the interval of PGR"),
+        ([0.1, 0.2], [0.1, 0.5], "above, by the interval of PGR"),
+        ([-0.1, -0.2], [-0.5, -0.1], "below, by the interval of PGR"),
+    ],
+)
+def test_a_comparison_has_three_outcomes(differences, ends, outcome):
+    assert build._outcome(np.array(differences), ends).startswith(outcome)
+
+
+def test_undefined_pgr_is_no_unbounded_interval():
+    summary = {"pgr_median": None, "pgr_ci95": None, "n_seeds": 2, "n_undefined": 2}
+    assert build.pgr_cell(PgrSummary.from_dict(summary)) == "undefined in 2 of 2 seeds"
+    some = summary | {"pgr_median": 0.5, "n_undefined": 1}
+    assert build.pgr_cell(PgrSummary.from_dict(some)) == "0.50 [unbounded], undefined in 1 of 2 seeds"
 
 
 def test_methods_and_seeds_that_are_there_are_run_again(repository, capsys):
@@ -147,7 +220,7 @@ def test_local_copies_take_the_place_of_the_hub(repository, tmp_path, capsys):
         ({"runs": [{"model": "~/models/mine"}]}, "no path"),
         ({"/tmp/out/students": 1.0}, "no path"),
         (
-            {"analyses": {"examples": ["a phrase of a film review that a critic wrote for a paper"]}},
+            {"analyses": {"examples": ["a phrase of seven words from critics"]}},
             "no text",
         ),
     ],
@@ -158,6 +231,26 @@ def test_what_must_not_be_published_is_refused(content, message):
     run.check_publishable(
         {"description": "A sentence of this package may have as many words as it needs.", "a": "b/c"}
     )
+
+
+@pytest.mark.parametrize("home", ["/home/student", "/home/naive", "/root"])
+def test_a_user_is_found_in_paths_alone(home, monkeypatch):
+    monkeypatch.setenv("HOME", home)
+    run.check_publishable(made_up_results([0], ["naive"]))
+    with pytest.raises(ValueError, match="no path"):
+        run.check_publishable({"output": f"saved in {home}"})
+
+
+def test_dates_are_those_of_the_training(tmp_path):
+    with pytest.raises(ValueError, match="no trained students"):
+        run.trained_on(tmp_path)
+    for seed, time in enumerate((1_700_000_000, 1_600_000_000)):
+        path = tmp_path / "students" / f"naive-seed{seed}" / "adapter_model.safetensors"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (time, time))
+    first, last = run.trained_on(tmp_path)
+    assert first.startswith("2020-09-1") and last.startswith("2023-11-1")
 
 
 def test_an_unknown_table_is_refused(capsys):
@@ -186,5 +279,6 @@ def test_a_run_leaves_its_results(tmp_path, cache, monkeypatch):
         facts = json.loads((tables.parent / "demo" / name / "run.json").read_text())
         assert [each["seed"] for each in results["runs"]] == seeds
         assert facts["command"].startswith("python recipes/boolq.py --config demo --seeds 0")
-        assert str(tmp_path) not in facts["command"] and set(facts["machine"]) >= set(MACHINE)
+        assert str(tmp_path) not in facts["command"] and set(facts["published_by"]) >= set(MACHINE)
+        assert facts["options"]["n_train"] == 24 and "learning_rate" in facts["options"]
     assert len(list((tmp_path / "out" / "_stages").glob("weak-*[0-9a-f]"))) == 2  # of seeds 0 and 1

@@ -12,9 +12,10 @@ forms, and no row is shown an example. Columns:
 - AUROC: whether rows of class 1 have the larger probability, which no preference changes.
 
 Prints a table and writes it to --output_file as JSON after each task. The same command goes on where it was stopped:
-what is in the file is not asked again, unless prompt, model or sizes have changed.
+what is in the file is not asked again, unless prompt or rows have changed. Other weights or sizes need another file.
 """
 
+import hashlib
 import json
 import os
 from argparse import Namespace
@@ -33,6 +34,7 @@ from w2s_hf.command_line import CommandLine
 from w2s_hf.config import hardware
 from w2s_hf.experiments.cache import library_versions
 from w2s_hf.modeling import load_tokenizer
+from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.tasks import TASKS
 from w2s_hf.tasks.tokenizing import shortened
 
@@ -58,6 +60,12 @@ def rows_of(task: Task, folder: Path, n: int) -> Dataset:
     truth = np.array(rows["ground_truth"])
     first = [np.flatnonzero(truth == label)[: n // 2] for label in (0, 1)]
     return rows.select(np.sort(np.concatenate(first)))
+
+
+def fingerprint_of(rows: Dataset) -> str:
+    """A hash of texts and labels."""
+    content = json.dumps([rows["text"][:], rows["ground_truth"][:]])
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def ask(
@@ -116,10 +124,12 @@ def main() -> None:
     parser.add_argument("--output_file", type=Path, default=Path("prompts.json"))
     options = parser.parse_args()
 
-    name = options.model_name or options.model
-    settings = {"model": name, "dtype": options.dtype, "max_length": options.max_length, "n_test": options.n_test}
-    report = json.loads(options.output_file.read_text()) if options.output_file.is_file() else {}
-    if any(report.get(key, value) != value for key, value in settings.items()):
+    found = ModelSpec.find(options.model, "--model").named
+    weights = found["weights"] or found["revision"]
+    settings = {name: getattr(options, name) for name in ("dtype", "max_length", "n_test", "batch_size")}
+    settings = {"model": options.model_name or found["model"], "weights": weights, **settings, "split": "test"}
+    report = json.loads(options.output_file.read_text()) if options.output_file.is_file() else settings
+    if {name: value for name, value in report.items() if name != "results"} != settings:
         parser.error(f"--output_file: {options.output_file} has the results of other settings; name another one.")
     entries = report.get("results", [])
     folders = {task: options.data / FOLDERS.get(task, task) for task in options.tasks}
@@ -130,23 +140,22 @@ def main() -> None:
     tokenizer = load_tokenizer(options.model)
     model = load_student(options.model, task_type="CAUSAL_LM", dtype=options.dtype)
     for task in [TASKS[task] for task in folders if task not in missing]:
+        rows = rows_of(task, folders[task.name], options.n_test)
         new = {}
         for form, prompt in forms_of(task).items():
             # Compared as the file has it, where a tuple is a list.
             entry = {"task": task.name, "form": form, "prompt": asdict(prompt), "content_free": task.content_free}
-            entry = json.loads(json.dumps(entry))
-            if not any(entry == {key: old[key] for key in entry} for old in entries):
+            entry = json.loads(json.dumps(entry | {"rows": fingerprint_of(rows)}))
+            if not any(entry == {key: old.get(key) for key in entry} for old in entries):
                 new[form] = entry
         if not new:
             continue
-        rows = rows_of(task, folders[task.name], options.n_test)
         for form, entry in new.items():
             entries = [old for old in entries if (old["task"], old["form"]) != (task.name, form)]
-            entry["date"] = date.today().isoformat()
+            entry |= {"date": date.today().isoformat(), "hardware": hardware(), "versions": library_versions()}
             entries.append(entry | ask(model, tokenizer, task, forms_of(task)[form], rows, options))
-        report = {**settings, "split": "test", "hardware": hardware(), "versions": library_versions()}
         aside = options.output_file.with_name(options.output_file.name + ".partial")
-        aside.write_text(json.dumps({**report, "results": entries}, indent=1) + "\n")
+        aside.write_text(json.dumps({**settings, "results": entries}, indent=1) + "\n")
         os.replace(aside, options.output_file)
         print(f"{task.name}: {', '.join(new)}", flush=True)
     print(table(entries))
