@@ -174,8 +174,8 @@ def _warmups(results: ExperimentResult, run: SeedResult) -> list[str]:
             if n_steps < MIN_WARMUP_STEPS:
                 lines.append(
                     f"the auxiliary weight of {student.method} rises over {n_steps} of {student.optimizer_steps} "
-                    f"optimizer steps, fewer than {MIN_WARMUP_STEPS}: a student that has not learned its task by then "
-                    "is made to keep its errors. Compare with --aux_start agreement."
+                    f"optimizer steps, fewer than {MIN_WARMUP_STEPS}. If the student has not learned its task by "
+                    "then, it is trained on its own errors. Compare with --aux_start agreement."
                 )
     return lines
 
