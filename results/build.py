@@ -528,7 +528,7 @@ def draw(groups: Sequence[Group], path: Path, key: str) -> None:
             handles=handles, loc="outside lower center", ncols=2 if n_columns == 1 else 5, fontsize=8, frameon=False
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, metadata={"Description": key, "Software": None})
+        figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Description": key, "Software": None})
 
 
 def figure_key(groups: Sequence[Group]) -> str:

@@ -153,8 +153,8 @@ class WholeStepLoss(WholeEpochs, ABC):
             logger.warning(
                 f"loss_type={args.loss_type!r}: its auxiliary weight rises over {n_steps} of {self.state.max_steps} "
                 f"optimizer steps, fewer than {MIN_WARMUP_STEPS}. If the student has not learned its task by then, it "
-                "is trained on its own errors. Set aux_start='agreement' (--aux_start agreement), raise aux_warmup_ratio, "
-                "or train for more steps."
+                "is trained on its own errors. Set aux_start='agreement' (--aux_start agreement), raise "
+                "aux_warmup_ratio, or train for more steps."
             )
 
     def _look_at_agreement(self, table: torch.Tensor) -> None:
