@@ -381,18 +381,20 @@ _INTRODUCTION = """\
 
 Real pretrained models and real rows. [`results/`](../results) has the `results.json` of each run and
 [`tables.yaml`](../results/tables.yaml) its options. `python results/run.py sst2` trains the models of the table `sst2`
-again, without a name those of all tables, and `--add_methods NAME` adds a method. `python results/build.py` writes
-this page. Models and rows come from the Hub, or with `--models DIRECTORY --data DIRECTORY` from local copies:
-`smollm2-135m/config.json` with weights and tokenizer below the first, `sst2/train.parquet` below the second, as
-`python results/run.py --help` says.
+again and replaces its files in `results/`; `--add_methods NAME` adds a method. Without a name it trains those of all
+tables, also of tables without results yet. `python results/build.py` writes this page. Models and rows come from the
+Hub, or with `--models DIRECTORY --data DIRECTORY` from local copies: the first contains `smollm2-135m/`, the second
+`sst2/` with the files of each split, as `python results/run.py --help` says.
+
+- Seeds change initialization and order of the training. All seeds of a run have the same rows.
 
 - Accuracy is the share of test rows that a model classifies correctly. With one seed, the interval is 95 % over test
   rows (Wilson). With several seeds, the cell has the mean, the smallest and the largest.
 - PGR is (student - supervisor) / (ceiling - supervisor): 0 is no better than the supervisor, 1 as good as training on
-  ground truth. Its interval is a bootstrap over test rows, and over seeds if there are several. It is unbounded if in
-  more than one resample of 40 the ceiling is not above the supervisor.
+  ground truth. Its interval is a bootstrap over test rows, and over seeds if there are several. It is reported as
+  unbounded if the ceiling is not above the supervisor in more than 2.5 % of the resamples.
 - Agreement is the share of test rows on which student and supervisor predict the same, among those that the supervisor
-  classifies correctly and among the others. A student that copies errors agrees on both.
+  classifies correctly and among the others. A student that copies errors has high agreement in both groups.
 - The ceiling is the student trained on ground truth of the same rows.
 - A prompt "at the median" predicts class 1 for the half of the test rows with the larger probability of class 1. It
   needs balanced classes and no labels. "Content-free" subtracts the prompt's preference for one answer, measured on a
@@ -407,10 +409,9 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
     if shown:
         parts += [
             "## The paper's comparisons",
-            "Accuracies, unless a row names other values. A student is above or below its supervisor if the interval "
-            "of its PGR, over test rows and seeds, excludes 0. Where there is no such interval, and for all other "
-            "comparisons, the first is above or below the second if it is so in each of several seeds; these count a "
-            "difference however small it is.",
+            "Student and supervisor: above or below if the interval of PGR, over test rows and seeds, excludes 0. "
+            "Other comparisons, and students without such an interval: above or below if the accuracies differ in "
+            "the same direction in every one of several seeds, however little. Otherwise not distinguishable.",
             directions(shown),
             "![Test accuracy of students between supervisor and ceiling](figures/results.png)",
         ]

@@ -125,6 +125,16 @@ def test_disagreement_between_seeds_widens_the_interval():
     assert apart[1] - apart[0] > 2 * (same[1] - same[0])
 
 
+def test_seeds_with_the_same_test_rows_are_no_more_test_rows():
+    run = simulate(0, 500)
+    alone = metrics.pgr_over_seeds([run])["pgr_ci95"]
+    assert metrics.pgr_over_seeds([run] * 4, same_rows=True)["pgr_ci95"] == alone
+    low, high = metrics.pgr_over_seeds([run] * 4)["pgr_ci95"]
+    assert high - low < 0.7 * (alone[1] - alone[0])
+    with pytest.raises(ValueError, match=r"same_rows: got \[500, 400\] test rows"):
+        metrics.pgr_over_seeds([run, simulate(1, 400)], same_rows=True)
+
+
 def test_evaluate_module_loads_offline(tmp_path):
     path = Path(metrics.__file__).with_name("pgr_metric")
     script = tmp_path / "script.py"

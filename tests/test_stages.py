@@ -35,6 +35,8 @@ def test_a_reused_stage_says_how_long_it_took_to_build(tmp_path):
     first.run("train", {}, lambda directory: time.sleep(0.05))
     second.run("train", {}, write("never"))
     assert second.n_reused == 1 and second.seconds == first.seconds and first.seconds["train"] >= 0.05
+    second.run("train", {}, write("never"))
+    assert second.n_reused == 2 and second.seconds == first.seconds, "it was built once"
 
 
 def test_versions_are_part_of_the_key(tmp_path, monkeypatch):

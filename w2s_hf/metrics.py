@@ -255,16 +255,19 @@ def pgr_interval(
 def pgr_over_seeds(
     runs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
     *,
+    same_rows: bool = False,
     n_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict:
     """
-    Median PGR over seeds, with a bootstrap interval that resamples seeds and, inside each, test rows.
+    Median PGR over seeds, with a bootstrap interval that resamples seeds and test rows.
 
     Args:
         runs (sequence of triples): `weak_correct, student_correct, ceiling_correct` of each seed, as in
             [`pgr_interval`]; with one seed its interval is that of [`pgr_interval`].
+        same_rows (`bool`, *optional*, defaults to `False`): Whether all seeds are tested on the same rows, in the same
+            order. A resample then has the same rows for all seeds: more seeds are not more test rows.
 
     Returns:
         `dict` with `pgr_median` (over the seeds that have a PGR; `None` if none has), `pgr_ci95` (list of two, or
@@ -282,9 +285,17 @@ def pgr_over_seeds(
     shape = (len(runs), n_resamples)
     # Seeds first, then rows: a seed that is drawn twice has its rows drawn twice.
     chosen = rng.integers(0, len(runs), shape) if len(runs) > 1 else np.zeros(shape, dtype=int)
-    values = np.empty(shape)
-    for position, run in enumerate(stacked):
-        values[chosen == position] = _resampled_pgr(run, rng, int((chosen == position).sum()))
+    if same_rows:
+        if len({len(run) for run in stacked}) > 1:
+            raise ValueError(
+                f"same_rows: got {[len(run) for run in stacked]} test rows, expected as many in all seeds."
+            )
+        of_all = np.stack([_resampled_pgr(run, np.random.default_rng(seed), n_resamples) for run in stacked])
+        values = np.take_along_axis(of_all, chosen, axis=0)
+    else:
+        values = np.empty(shape)
+        for position, run in enumerate(stacked):
+            values[chosen == position] = _resampled_pgr(run, rng, int((chosen == position).sum()))
     interval = _percentiles(values, confidence)
     return {
         "pgr_median": float(np.median(defined)) if defined else None,

@@ -126,6 +126,7 @@ class StageCache:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._counted: set[Path] = set()
         # Found once, at the start: a source file that is saved later is not the code that this process runs.
         self._versions = code_versions(self.sources)
 
@@ -159,7 +160,7 @@ class StageCache:
             is_done, is_resumed = found
             if is_done:
                 self.n_reused += 1
-                self._add_seconds(name, self.record(done)["seconds"])
+                self._add_seconds(name, done, self.record(done)["seconds"])
                 logger.info(f"{done.name}: finished earlier, reused")
                 return done
             logger.info(f"{done.name}: {'resumed' if is_resumed else 'started'}")
@@ -186,7 +187,7 @@ class StageCache:
             if state.is_main_process:
                 lock.release()
         self.n_built += 1
-        self._add_seconds(name, seconds)
+        self._add_seconds(name, done, seconds)
         return done
 
     @staticmethod
@@ -194,5 +195,8 @@ class StageCache:
         """Returns the record of a finished step: `seconds`, `hardware`, `settings`, `versions`."""
         return json.loads((done / "stage.json").read_text())
 
-    def _add_seconds(self, name: str, seconds: float) -> None:
+    def _add_seconds(self, name: str, done: Path, seconds: float) -> None:
+        if done in self._counted:  # an analysis asks for steps of the experiment again
+            return
+        self._counted.add(done)
         self.seconds[name] = round(self.seconds.get(name, 0) + seconds, 2)

@@ -379,6 +379,8 @@ class Experiment:
         if getattr(args, "use_prompts", False):
             options["use_prompts"] = True
         students = [student for context in contexts for student in context.student_directories.items()]
+        correct = [context.scorer.correct for context in contexts]
+        same_rows = len({context.splits.fingerprint for context in contexts}) == 1
         results = ExperimentResult(
             run_name=self.training_args.run_name,
             task=self.task.name,
@@ -397,7 +399,7 @@ class Experiment:
                 options=options,
             ),
             runs=[context.result for context in contexts],
-            summary=[summarise([context.scorer.correct for context in contexts], name) for name in args.methods],
+            summary=[summarise(correct, name, same_rows) for name in args.methods],
             settings=run_settings(args, self.training_args, self.student_config),
             versions=library_versions(),
             wall_seconds={

@@ -180,17 +180,19 @@ def pgr_of(weak: np.ndarray, student: np.ndarray, ceiling: np.ndarray, seed: int
     }
 
 
-def summarise(correct: list[dict[str, np.ndarray]], method: str) -> MethodSummary:
+def summarise(correct: list[dict[str, np.ndarray]], method: str, same_rows: bool) -> MethodSummary:
     """
     Summarizes a method over seeds: mean accuracy, median PGR with its interval, number of seeds with undefined PGR.
 
     Args:
         correct (`list[dict[str, np.ndarray]]`): For each seed, which test rows each role answers correctly.
         method (`str`): The method.
+        same_rows (`bool`): Whether all seeds have the same test rows, as real data have. The demo generates others.
     """
 
     def over_seeds(student: str, ceiling: str = "ceiling") -> dict:
-        return metrics.pgr_over_seeds([(of_seed["weak"], of_seed[student], of_seed[ceiling]) for of_seed in correct])
+        runs = [(of_seed["weak"], of_seed[student], of_seed[ceiling]) for of_seed in correct]
+        return metrics.pgr_over_seeds(runs, same_rows=same_rows)
 
     def accuracies(role: str) -> np.ndarray:
         return np.array([of_seed[role].mean() for of_seed in correct])
