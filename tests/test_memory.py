@@ -2,6 +2,7 @@
 
 import copy
 import json
+import runpy
 import subprocess
 import sys
 
@@ -9,7 +10,6 @@ import pytest
 import torch
 from helpers.running import ROOT
 from peft import LoraConfig, PeftModel
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, Qwen2Config
 
 from w2s_hf import fresh_adapter, load_student
@@ -19,6 +19,9 @@ from w2s_hf.memory.estimate import GIB
 from w2s_hf.memory.seed_models import SEED_MODELS
 from w2s_hf.memory.shapes import quantized_bytes
 from w2s_hf.modeling import disable_dropout
+
+# The benchmark measures real models in the same way.
+peak_of = runpy.run_path(str(ROOT / "recipes" / "benchmarks" / "memory_on_cpu.py"))["peak_of"]
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="SEQ_CLS")
 CONFIGS = {
@@ -50,18 +53,6 @@ def directories(tmp_path_factory):
         found[kind] = str(tmp_path_factory.mktemp(kind))
         getattr(transformers, CLASSES[kind])(config).save_pretrained(found[kind])
     return found
-
-
-def measured_peak(run) -> int:
-    """Of what the allocator of the CPU gave and took while `run` ran, the largest sum."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
 
 
 def bytes_of_weights(model) -> int:
@@ -105,7 +96,7 @@ def measure(model, n_rows: int, length: int, *, checkpointing: bool, bf16: bool)
         "trained": sum(p.nbytes for p in trained),
         "gradients": sum(p.grad.nbytes for p in trained),
         "optimizer": sum(t.nbytes for t in state),
-        "activations": measured_peak(step),
+        "activations": peak_of(step),
     }
 
 

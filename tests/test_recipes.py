@@ -19,7 +19,7 @@ from helpers.task_rows import MESSAGES, passages
 from huggingface_hub import constants
 from transformers import AutoTokenizer
 
-from w2s_hf import TASKS, WeakLabels, load_student, read_results
+from w2s_hf import TASKS, WeakLabels, load_student, metrics, read_results
 from w2s_hf.demo.rows import demo_rows
 from w2s_hf.demo.worlds import DemoWorld
 from w2s_hf.experiments.cli import parse_arguments
@@ -149,7 +149,11 @@ def test_a_changed_learning_rate_trains_what_it_changes_and_no_more(finished, ca
     assert {path.name for path in (tmp_path / "out" / "students").iterdir()} == {"naive-seed0", "confidence-seed0"}
     # Supervisor, both students and the control are new; the ceiling and the three models of the demo are not.
     assert "4 stages built, 4 reused" in process.stderr
-    assert numbers(tmp_path / "out")["runs"][0]["weak"] != before["runs"][0]["weak"]
+    weak = numbers(tmp_path / "out")["runs"][0]["weak"]
+    assert weak != before["runs"][0]["weak"]
+    # With so low a rate the supervisor learns little, which the log says before a student is trained.
+    assert weak["label_confidence"] < 0.6
+    assert -1 < process.stderr.find("the weak labels are unsure") < process.stderr.find(" weak labels, naive")
 
 
 # A training of each kind, and where it keeps its checkpoints; the ceiling trains as a student does.
@@ -193,7 +197,20 @@ def test_interrupted_by_hand_it_says_how_to_go_on(cache, tmp_path):
     assert another.returncode == 1 and "learning_rate: 0.003 there, 1 here" in another.stderr
 
 
-def test_a_seed_is_added_and_nothing_is_lost(cache, tmp_path):
+@pytest.fixture
+def same_rows(monkeypatch):
+    """Whether seeds counted as tested on the same rows, one entry per interval over seeds."""
+    seen, over_seeds = [], metrics.pgr_over_seeds
+
+    def watched(runs, **options):
+        seen.append(options["same_rows"])
+        return over_seeds(runs, **options)
+
+    monkeypatch.setattr(metrics, "pgr_over_seeds", watched)
+    return seen
+
+
+def test_a_seed_is_added_and_nothing_is_lost(cache, tmp_path, same_rows):
     first = ["--config", DEMO_CONFIG, *TINY, "--methods", "naive", "--output_dir", tmp_path / "out"]
     first += "--student_model scratch-64x2 --max_steps 1 --load_best_model_at_end false".split()
     first += "--eval_strategy no --save_strategy no".split()
@@ -207,6 +224,7 @@ def test_a_seed_is_added_and_nothing_is_lost(cache, tmp_path):
     assert results["run_name"] == "more of it" and "Run: more of it." in (tmp_path / "out" / "report.md").read_text()
     assert results["runs"][0]["students"][0] == before["students"][0]
     assert "(worlds 0, 1)" in (tmp_path / "out" / "report.md").read_text(), "each seed has a world of its own"
+    assert same_rows[-1] is False
     for seed in (0, 1):
         card = (tmp_path / "out" / f"students/naive-seed{seed}/README.md").read_text()
         assert f"(world {seed})" in card and f"world {1 - seed}" not in card
@@ -236,7 +254,7 @@ def test_four_bit_with_one_flag(cache, tmp_path):
 
 
 @pytest.mark.parametrize("use_peft", ["true", "false"])
-def test_own_models_and_rows_by_relative_path(use_peft, cache, tmp_path, tokenizer, model_of):
+def test_own_models_and_rows_by_relative_path(use_peft, cache, tmp_path, tokenizer, model_of, same_rows):
     (tmp_path / "rows").mkdir()
     for name in ("train", "validation"):
         passages(240, name).to_parquet(tmp_path / "rows" / f"{name}.parquet")
@@ -247,9 +265,10 @@ def test_own_models_and_rows_by_relative_path(use_peft, cache, tmp_path, tokeniz
         "--weak_model weak --student_model strong --dataset_path rows --methods naive --max_steps 2 --use_cpu true"
     )
     options += f" --use_peft {use_peft} --head_init zeros --learning_rate 0 --output_dir out --report_to none"
-    process = recipe_here(*options.split(), cache=cache, cwd=tmp_path)
+    process = recipe_here(*options.split(), "--seeds", 0, 1, cache=cache, cwd=tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
-    (run,) = numbers(tmp_path / "out")["runs"]
+    assert same_rows == [True]
+    run, _ = numbers(tmp_path / "out")["runs"]
     assert [entry["name"] for entry in run["baselines"]] == ["linear probe, ground truth"]
     assert run["ceiling"]["optimizer_steps"] == run["students"][0]["optimizer_steps"] == 2
     student = tmp_path / "out" / "students" / "naive-seed0"

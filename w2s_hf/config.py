@@ -223,7 +223,7 @@ class LossArguments(_OwnDefaults):
 
     @property
     def has_auxiliary_term(self) -> bool:
-        """Whether the loss has a term whose weight rises from 0 to `aux_coef`."""
+        """True if the loss has a term whose weight rises from 0 to `aux_coef`."""
         return "aux_coef" in LOSS_ARGUMENTS[self.loss_type]
 
     @property

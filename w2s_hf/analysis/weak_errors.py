@@ -65,7 +65,7 @@ def simulate_labels(
     needed = {"longest": texts, "shortest": texts, "unconfident": strong, "confident": strong}
     ranked = needed.get(kind)
     if kind in needed and ranked is None:
-        raise ValueError(f"kind {kind!r} needs `{'texts' if 'est' in kind else 'strong'}`.")
+        raise ValueError(f"kind: got {kind!r}, which needs `{'texts' if 'est' in kind else 'strong'}`. Give them.")
     if ranked is not None and len(ranked) != len(truth):
         raise ValueError(f"kind {kind!r}: got {len(ranked)} rows to rank, expected {len(truth)}, as in `truth`.")
     if strong is not None:

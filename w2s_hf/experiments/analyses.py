@@ -162,12 +162,12 @@ def prompting(context: AnalysisContext) -> dict:
         f"{n_shots}-shot, weak labels": (n_shots, weak),
         f"{n_shots}-shot, ground truth": (n_shots, context.truth("student_half")),
     }
-    of_test, of_examples, content_free = texts
+    test_texts, example_texts, content_free = texts
     prompts = []
     for n, labels in conditions.values():
         # The prior of a row is that of its own examples; without any, all rows have the same one.
-        for part in (of_test, content_free * (len(of_test) if n else 1)):
-            prompts.append(few_shot_prompts(part, of_examples, labels, n, form, seed=context.seed))
+        for part in (test_texts, content_free * (len(test_texts) if n else 1)):
+            prompts.append(few_shot_prompts(part, example_texts, labels, n, form, seed=context.seed))
     answers = context.ask([prompt for part in prompts for prompt in part], form)
     parts = np.split(answers, np.cumsum([len(part) for part in prompts])[:-1])
     prompted = {

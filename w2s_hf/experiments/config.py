@@ -305,7 +305,10 @@ class ClassificationArguments(ExperimentArguments):
     def __post_init__(self):
         super().__post_init__()
         if self.demo and self.use_prompts:
-            raise ValueError("Got --use_prompts and the demo, whose models know none of the words of a prompt.")
+            raise ValueError(
+                "Got --use_prompts and the demo, whose models know none of the words of a prompt. Leave it out, or "
+                "name real models."
+            )
 
 
 class _ListTasks(argparse.Action):

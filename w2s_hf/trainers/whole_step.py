@@ -29,8 +29,8 @@ __all__ = ["MIN_WARMUP_STEPS", "WholeStepLoss", "load_model", "refuse_data_paral
 
 logger = get_logger(__name__)
 
-# Measured on a real student (SST-2, 400 test rows): with a warm-up over 16 of 80 steps `confidence` has 0.598, where
-# `naive` has 0.785.
+# A rule of thumb. A warm-up over 16 of 80 steps came with a worse student where weak labels were unsure, and with none
+# where they were sure (docs/results.md); longer warm-ups were not measured.
 MIN_WARMUP_STEPS = 50
 
 
