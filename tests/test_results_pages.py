@@ -371,6 +371,9 @@ def checked(repository, monkeypatch):
     write_made_up(folder / "sst2", [0, 1, 2], {"weak": HERE, "naive": HERE})
     results = made_up_results([0, 1, 2], ["naive", "confidence"])
     (folder / "sst2" / "results.json").write_text(json.dumps(results))
+    tables = yaml.safe_load((folder / "tables.yaml").read_text())
+    tables["tables"]["sst2"]["options"] = {"analyses": ["agreement"]}
+    (folder / "tables.yaml").write_text(yaml.safe_dump(tables, sort_keys=False))
     monkeypatch.setattr(run, "machine", lambda: MACHINE)
     monkeypatch.setattr(run, "revision", lambda: "0" * 12)
 
