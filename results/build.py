@@ -186,6 +186,10 @@ def _share(count: int, total: int) -> str:
     return f"{count} of {total}"
 
 
+def _named_seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) != 1 else ''} {', '.join(map(str, seeds))}"
+
+
 def _seeds(count: int) -> str:
     return f"{count} seed" + ("s" if count != 1 else "")
 
@@ -275,10 +279,10 @@ def comparison(name: str, table: Table, folder: Path) -> str:
             *(f"{value:.3f}" for value in (models["largest_difference"].max(), models["mean_difference"].mean())),
             f"{1 - models['n_different'].sum() / models['n'].sum():.3f}",
         ])  # fmt: skip
-    seeds = ", ".join(map(str, compared["seed"].unique()))
+    seeds = _named_seeds(compared["seed"].unique())
     header = ["model", "accuracy", f"accuracy in `{table.compare_with}`", "largest difference", "mean difference"]
     return (
-        f"**Beside `{table.compare_with}`, on the same test rows (seeds {seeds}).** The differences are absolute, in "
+        f"**Beside `{table.compare_with}`, on the same test rows ({seeds}).** The differences are absolute, in "
         "the probability of class 1.\n\n" + markdown_table([*header, "same predicted class"], rows)
     )
 
@@ -343,9 +347,8 @@ def check_line(check: dict, published_by: dict) -> str:
     n_different, n = (sum(model[name] for model in models) for name in ("n_different", "n"))
     if n_different or not found:
         found.append(f"{n_different} of {n} predictions differ")
-    seeds = f"seed{'s' if len(check['seeds']) > 1 else ''} {', '.join(map(str, check['seeds']))}"
     place = f" on {by['cpu']}, {by['instructions']}" if machine_differs(by, published_by) else ""
-    return f"Trained again on {check['date']}{place} ({seeds}, commit {by['commit']}): {', '.join(found)}."
+    return f"Trained again on {check['date']}{place} ({_named_seeds(check['seeds'])}, commit {by['commit']}): {', '.join(found)}."
 
 
 def _duration(hours: float) -> str:

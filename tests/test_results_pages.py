@@ -15,9 +15,11 @@ from helpers.puzzles import random_rows
 from helpers.results_pages import made_up_results, write_tables
 from helpers.running import ROOT, recipe_here
 
-from w2s_hf import TASKS
+from w2s_hf import TASKS, StudentConfig, WeakToStrongConfig
 from w2s_hf.demo.rows import demo_pairs, demo_rows
 from w2s_hf.experiments import cli
+from w2s_hf.experiments.config import ClassificationArguments
+from w2s_hf.experiments.report import run_settings
 from w2s_hf.results import PREDICTIONS, ExperimentResult, PgrSummary, read_predictions
 from w2s_hf.tasks import PREFERENCE_TASKS
 from w2s_hf.tasks.chess import CHESS_PUZZLES
@@ -258,6 +260,13 @@ def test_what_must_not_be_published_is_refused(content, message):
     )
 
 
+def test_settings_of_a_student_in_4_bits_can_be_published():
+    config = StudentConfig(load_in_4bit=True, dtype="float32").resolved(use_cpu=True)
+    settings = run_settings(ClassificationArguments(), WeakToStrongConfig(output_dir="out", use_cpu=True), config)
+    assert len(settings.to_dict()["student"]["quantization"].split()) > 5
+    run.check_publishable({"settings": settings.to_dict()})
+
+
 @pytest.mark.parametrize("home", ["/home/student", "/home/naive", "/root"])
 def test_a_user_is_found_in_paths_alone(home, monkeypatch):
     monkeypatch.setenv("HOME", home)
@@ -353,7 +362,7 @@ def test_a_table_is_compared_with_another_one(repository):
     write_made_up(folder / "sst2", [0, 1], {"weak": HERE, "naive": [0.75, 0.3125, 0.375, 0.875]})
     build.build(repository, folder / "tables.yaml")
     page = (repository / "docs" / "results.md").read_text()
-    assert page.count("Beside `sst2`, on the same test rows (seeds 0).") == 2
+    assert page.count("Beside `sst2`, on the same test rows (seed 0).") == 2
     assert page.count("| weak supervisor | 0.750 | 0.750 | 0.000 | 0.000 | 1.000 |") == 2
     assert page.count("| student, naive | 0.750 | 0.500 | 0.250 | 0.094 | 0.750 |") == 2
     assert page.count("| student, product |") == 0
