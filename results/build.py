@@ -348,7 +348,8 @@ def check_line(check: dict, published_by: dict) -> str:
     if n_different or not found:
         found.append(f"{n_different} of {n} predictions differ")
     place = f" on {by['cpu']}, {by['instructions']}" if machine_differs(by, published_by) else ""
-    return f"Trained again on {check['date']}{place} ({_named_seeds(check['seeds'])}, commit {by['commit']}): {', '.join(found)}."
+    trained = f"Trained again on {check['date']}{place} ({_named_seeds(check['seeds'])}, commit {by['commit']})"
+    return f"{trained}: {', '.join(found)}."
 
 
 def _duration(hours: float) -> str:
