@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from run import ROOT, TABLES, Page, Run, Table, read_page
+from run import ROOT, TABLES, Page, Run, Table, compare_predictions, machine_differs, read_page
 
 from w2s_hf import read_results
 from w2s_hf.analysis.agreement import agreement_section
@@ -28,9 +28,17 @@ from w2s_hf.analysis.early_stopping import overfitting_section
 from w2s_hf.analysis.saliency import saliency_section
 from w2s_hf.cards.markdown import markdown_table
 from w2s_hf.command_line import CommandLine
+from w2s_hf.config import METHODS
 from w2s_hf.experiments.config import ANALYSES
 from w2s_hf.plots import PALETTE, STYLE
-from w2s_hf.results import ExperimentResult, MethodSummary, PgrSummary, SeedResult
+from w2s_hf.results import (
+    PREDICTIONS,
+    ExperimentResult,
+    MethodSummary,
+    PgrSummary,
+    SeedResult,
+    read_predictions,
+)
 
 __all__ = ["Entry", "Group", "build", "read_groups"]
 
@@ -61,12 +69,14 @@ class Entry:
         results ([`ExperimentResult`]): Its `results.json`.
         facts (`dict`): Its `run.json`.
         table (`pandas.DataFrame`): Its results, a row for each seed and model.
+        check (`dict`, *optional*): Its `check.json`, if it was trained again.
     """
 
     run: Run
     results: ExperimentResult
     facts: dict
     table: pd.DataFrame
+    check: dict | None = None
 
     @property
     def seeds(self) -> list[int]:
@@ -103,10 +113,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """A table of the page: its runs that have results."""
+    """
+    A table of the page.
+
+    Args:
+        table ([`Table`]): Its title and options.
+        entries (`list` of [`Entry`]): Its runs that have results.
+        comparisons (`dict[str, str]`): By run, a Markdown table of its predictions beside those of `compare_with`.
+    """
 
     table: Table
     entries: list[Entry]
+    comparisons: dict[str, str]
 
     def name(self, entry: Entry, short: bool = False) -> str:
         """The name of a run in tables of several."""
@@ -123,9 +141,14 @@ def read_groups(page: Page, folder: Path) -> list[Group]:
             path = folder / run.name / "results.json"
             if path.is_file():
                 facts = json.loads((folder / run.name / "run.json").read_text())
-                entries.append(Entry(run, ExperimentResult.read(path), facts, read_results(path)))
+                checked = folder / run.name / "check.json"
+                check = json.loads(checked.read_text()) if checked.is_file() else None
+                entries.append(Entry(run, ExperimentResult.read(path), facts, read_results(path), check))
+        comparisons = {}
+        if table.compare_with is not None:
+            comparisons = {entry.run.name: comparison(entry.run.name, table, folder) for entry in entries}
         if entries:
-            groups.append(Group(table, entries))
+            groups.append(Group(table, entries, comparisons))
     return groups
 
 
@@ -161,6 +184,10 @@ def _interval(ends: Sequence[float] | None, digits: int) -> str:
 
 def _share(count: int, total: int) -> str:
     return f"{count} of {total}"
+
+
+def _named_seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) != 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _seeds(count: int) -> str:
@@ -218,6 +245,48 @@ def _prompt_scores(entry: Entry, baseline: str) -> dict[str, float]:
     }
 
 
+def comparison(name: str, table: Table, folder: Path) -> str:
+    """
+    Returns a table of the models that a run and that of `compare_with` have, with their predictions compared.
+
+    Raises:
+        ValueError: predictions of one of them are not published, or are of other test rows, seeds and models, or no
+            probabilities.
+    """
+    names = (name, str(table.compare_with))
+    for each in names:
+        if not (folder / each / PREDICTIONS).is_file():
+            raise ValueError(
+                f"compare_with: {table.compare_with} in the table {table.name}: got no {each}/{PREDICTIONS} in "
+                f"{folder.name}, expected the predictions of both runs. Run python results/run.py {each}."
+            )
+    predictions, others = (read_predictions(folder / each / PREDICTIONS) for each in names)
+    is_shared = pd.MultiIndex.from_frame(predictions[["seed", "role"]]).isin(
+        pd.MultiIndex.from_frame(others[["seed", "role"]])
+    )
+    if not is_shared.any():
+        raise ValueError(
+            f"compare_with: got {names[0]} and {names[1]}, expected runs with a model and seed in common."
+        )
+    compared = pd.DataFrame(compare_predictions(predictions[is_shared], others))
+    rows = []
+    for role, models in compared.groupby("role", sort=False):
+        if models["largest_difference"].isna().any():
+            raise ValueError(f"compare_with: got completions of {table.name}, expected a task with probabilities.")
+        rows.append([
+            _ROLES.get(role) or (f"student, {role}" if role in METHODS else role),
+            *(f"{models[column].mean():.3f}" for column in ("accuracy", "other_accuracy")),
+            *(f"{value:.3f}" for value in (models["largest_difference"].max(), models["mean_difference"].mean())),
+            f"{1 - models['n_different'].sum() / models['n'].sum():.3f}",
+        ])  # fmt: skip
+    seeds = _named_seeds(compared["seed"].unique())
+    header = ["model", "accuracy", f"accuracy in `{table.compare_with}`", "largest difference", "mean difference"]
+    return (
+        f"**Beside `{table.compare_with}`, on the same test rows ({seeds}).** The differences are absolute, in "
+        "the probability of class 1.\n\n" + markdown_table([*header, "same predicted class"], rows)
+    )
+
+
 def findings(entry: Entry) -> list[str]:
     """Returns what the numbers of a run say about the questions of the paper, a sentence each."""
     n, weak, naive = len(entry.seeds), entry.accuracies("weak"), None
@@ -266,7 +335,21 @@ def facts_of(entry: Entry, page: Page) -> list[str]:
         f"Rows of {data.id}{local}: {rows}.",
         f"Trained {days} on {' and '.join(sorted(devices))} in {_duration(entry.hours)}, with {versions}.",
         f"Published by commit {by['commit']}, with Python {by['python']}, on {machine}.",
+        *([check_line(entry.check, by)] if entry.check else []),
     ]
+
+
+def check_line(check: dict, published_by: dict) -> str:
+    """Returns what `python results/run.py --check` found."""
+    models, by = check["models"], check["checked_by"]
+    differences = [model["largest_difference"] for model in models if model["largest_difference"] is not None]
+    found = [f"largest difference in probability {max(differences):.2g}"] if differences else []
+    n_different, n = (sum(model[name] for model in models) for name in ("n_different", "n"))
+    if n_different or not found:
+        found.append(f"{n_different} of {n} predictions differ")
+    place = f" on {by['cpu']}, {by['instructions']}" if machine_differs(by, published_by) else ""
+    trained = f"Trained again on {check['date']}{place} ({_named_seeds(check['seeds'])}, commit {by['commit']})"
+    return f"{trained}: {', '.join(found)}."
 
 
 def _duration(hours: float) -> str:
@@ -291,6 +374,7 @@ def section(group: Group, page: Page) -> str:
         parts += [f"### {entry.run.label[0].upper()}{entry.run.label[1:]}"] if entry.run.label else []
         parts += [models_table(entry)]
         parts += ["\n".join(f"- {line}" for line in findings(entry))]
+        parts += [group.comparisons[entry.run.name]] if entry.run.name in group.comparisons else []
         for name, write in _SECTIONS.items():
             analyses = [run.analyses[name] for run in entry.results.runs if name in run.analyses]
             if analyses:
@@ -381,7 +465,8 @@ _INTRODUCTION = """\
 
 Real pretrained models and real rows. [`results/`](../results) has the `results.json` of each run and
 [`tables.yaml`](../results/tables.yaml) its options. `python results/run.py sst2` trains the models of the table `sst2`
-again and replaces its files in `results/`; `--add_methods NAME` adds a method. Without a name it trains those of all
+again and replaces its files in `results/`; `--add_methods NAME` adds a method. With `--check` it replaces nothing, and
+compares the predictions of the test rows with those in `predictions.parquet`. Without a name it trains those of all
 tables, also of tables without results yet. `python results/build.py` writes this page. Models and rows come from the
 Hub, or with `--models DIRECTORY --data DIRECTORY` from local copies: the first contains `smollm2-135m/`, the second
 `sst2/` with the files of each split, as `python results/run.py --help` says.

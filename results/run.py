@@ -5,6 +5,7 @@
     python results/run.py --models ~/models --data ~/data         # local copies, on a machine without the Hub
     python results/run.py confidence/random_head --dry_run        # only print the commands
     python results/run.py --add_methods entropy --add_seeds 3     # more columns and seeds in all tables
+    python results/run.py sst2 --check --seeds 2 0                # train two seeds again and compare their predictions
 
 `--models` has a folder for each model, under the name that tables.yaml gives it (`smollm2-135m`), with config.json,
 weights and tokenizer. `--data` has a folder for each dataset (`sst2`) with a file for each split (`train.parquet`).
@@ -12,6 +13,10 @@ weights and tokenizer. `--data` has a folder for each dataset (`sst2`) with a fi
 The same command resumes a run that was stopped. Methods, seeds and analyses that a table has in this folder are run
 again with it; list added ones in tables.yaml, too. Models that are in `--outputs` are not trained again. If the
 options of a table have changed, add `--overwrite`. `python results/build.py` then writes the page.
+
+`--check` trains published runs again from nothing, in `--outputs` with `_check` at its end, without their analyses. It
+compares the predictions of the test rows with `predictions.parquet`, writes `check.json` beside it, and fails if a
+predicted class differs although the CPU is the same. A stopped check is resumed by the same command.
 """
 
 import datetime
@@ -20,6 +25,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from argparse import RawDescriptionHelpFormatter
@@ -28,13 +34,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import yaml
 
 import w2s_hf
 from w2s_hf.command_line import CommandLine, did_you_mean
-from w2s_hf.results import ExperimentResult
+from w2s_hf.results import PREDICTIONS, ExperimentResult, read_predictions
 
-__all__ = ["ROOT", "TABLES", "Model", "Page", "Run", "Table", "read_page"]
+__all__ = ["ROOT", "TABLES", "Model", "Page", "Run", "Table", "compare_predictions", "machine_differs", "read_page"]
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "results" / "tables.yaml"
@@ -95,6 +103,38 @@ class Run:
             analyses=list(results.runs[0].analyses),
         )
 
+    def to_check(self, folder: Path, seeds: list[int]) -> "Run":
+        """
+        Returns the run with its published methods, without analyses, and with some of its published seeds (none: all).
+
+        Raises:
+            ValueError: no predictions are published, with other options, or not of these seeds.
+        """
+        if not (folder / self.name / PREDICTIONS).is_file():
+            raise ValueError(
+                f"--check: got {self.name}, expected {self.name}/{PREDICTIONS} in {folder.name}. Run it without "
+                "--check first."
+            )
+        published = json.loads((folder / self.name / "run.json").read_text())["options"]
+        listed = json.loads(json.dumps(self.resolved))
+        changed = [name for name in {**published, **listed} if published.get(name) != listed.get(name)]
+        changed = [name for name in changed if name not in ("methods", "seeds", "analyses")]
+        if changed:
+            raise ValueError(
+                f"--check: got {self.name} with another {changed[0]} in {TABLES.name} or its configuration than in "
+                "its published results. Run it without --check first."
+            )
+        results = ExperimentResult.read(folder / self.name / "results.json")
+        known = [run.seed for run in results.runs]
+        unknown = [seed for seed in seeds if seed not in known]
+        if unknown:
+            raise ValueError(
+                f"--seeds: got {unknown[0]}, expected seeds of {self.name}: {', '.join(map(str, known))}."
+            )
+        options = {name: value for name, value in self.options.items() if name != "analyses"}
+        methods = [summary.method for summary in results.summary]
+        return replace(self, options=options | {"seeds": seeds or known, "methods": methods})
+
     def local(self, models: dict[str, "Model"], models_dir: Path | None, data_dir: Path | None) -> "Run":
         """Returns the run with local copies of models and rows."""
         options = dict(self.options)
@@ -120,6 +160,7 @@ class Table:
         runs (`list` of [`Run`]): One, or several that are compared.
         short (`str`, *optional*): Its name in the README, if it is there.
         notes (`str`, *optional*): A paragraph for the page.
+        compare_with (`str`, *optional*): The name of another run with the same test rows, to compare predictions with.
     """
 
     name: str
@@ -127,6 +168,7 @@ class Table:
     runs: list[Run]
     short: str | None = None
     notes: str | None = None
+    compare_with: str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +199,7 @@ def read_page(path: Path = TABLES) -> Page:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     tables = []
     for name, table in content["tables"].items():
-        unknown = set(table) - {"title", "short", "recipe", "rows", "options", "runs", "notes"}
+        unknown = set(table) - {"title", "short", "recipe", "rows", "options", "runs", "notes", "compare_with"}
         if unknown:
             raise ValueError(f"{path.name}: got the keys {', '.join(sorted(unknown))} in the table {name}.")
         shared = content["options"] | table.get("options", {})
@@ -166,7 +208,15 @@ def read_page(path: Path = TABLES) -> Page:
             options = {key: value for key, value in (shared | own).items() if value is not None}
             folder = f"{name}/{re.sub(r'[^a-zA-Z0-9.-]+', '_', label)}" if label else name
             runs.append(Run(folder, label, table["recipe"], table.get("rows", options.get("task")), options))
-        tables.append(Table(name, table["title"], runs, table.get("short"), table.get("notes")))
+        further = {key: table.get(key) for key in ("short", "notes", "compare_with")}
+        tables.append(Table(name, table["title"], runs, **further))
+    known = [run.name for table in tables for run in table.runs]
+    for table in tables:
+        if table.compare_with is not None and table.compare_with not in known:
+            raise ValueError(
+                f"{path.name}: got compare_with: {table.compare_with} in the table {table.name}, expected the name of "
+                f"a run: {', '.join(known)}.{did_you_mean(table.compare_with, known)}"
+            )
     models = {name: Model(**model) for name, model in content["models"].items()}
     return Page(tables, models, content["local_rows"])
 
@@ -238,8 +288,16 @@ def machine() -> dict:
     }
 
 
+def machine_differs(one: dict, other: dict) -> bool:
+    """Returns whether two results of [`machine`] are of another CPU, on which numbers may be rounded differently."""
+    return any(one[name] != other[name] for name in ("cpu", "instructions"))
+
+
 # Keys below which results.json has texts of this package. Elsewhere a text of more words could be a row.
-_PROSE = {"description", "text_form", "note", "notes", "format", "pgr_undefined", "prompt", "template", "hardware"}
+_PROSE = {
+    "description", "text_form", "note", "notes", "format", "pgr_undefined", "prompt", "template", "hardware",
+    "quantization",
+}  # fmt: skip
 _MAX_WORDS = 5
 
 
@@ -265,6 +323,69 @@ def check_publishable(content: Any, key: str = "results.json", in_prose: bool = 
             )
 
 
+def check_predictions(predictions: pd.DataFrame) -> None:
+    """Raises `ValueError` where ids of predictions are no hashes and could be text of a row."""
+    for row_id in predictions["id"].unique():
+        if not re.fullmatch(r"[0-9a-f]{16}(-\d+)?", row_id):
+            raise ValueError(f"{PREDICTIONS}: got the id {row_id[:80]!r}, expected a hash of 16 hexadecimal digits.")
+    check_publishable(list(predictions["role"].unique()), f"{PREDICTIONS}, role")
+
+
+def compare_predictions(predictions: pd.DataFrame, others: pd.DataFrame) -> list[dict]:
+    """
+    Compares predictions of the same test rows.
+
+    Args:
+        predictions (`pandas.DataFrame`): As [`read_predictions`] returns them. Each of their models is compared.
+        others (`pandas.DataFrame`): Predictions that have the same seeds and roles among them.
+
+    Returns:
+        A `dict` for each seed and role:
+
+        - `seed`, `role`, and `n`, the number of test rows;
+        - `accuracy`, `other_accuracy`;
+        - `largest_difference` and `mean_difference` over rows, of the probability that differs most; `None` for
+          completions;
+        - `n_different`, the rows with another predicted class; of completions, those of which only one is correct.
+
+    Raises:
+        ValueError: the others lack a seed and role, or are about other test rows.
+    """
+    by_model = dict(iter(others.groupby(["seed", "role"])))
+    compared = []
+    for (seed, role), first in predictions.groupby(["seed", "role"], sort=False):
+        if (seed, role) not in by_model:
+            raise ValueError(
+                f"Got no predictions of seed {seed}, {role} to compare, expected those of the same models."
+            )
+        first, second = first.set_index("id"), by_model[seed, role].set_index("id")
+        missing = first.index.symmetric_difference(second.index)
+        if len(missing):
+            raise ValueError(
+                f"Got other test rows for seed {seed}, {role}: {len(missing)} ids, such as {missing[0]}, are in only "
+                "one of the two files; expected the same rows. Use the same dataset, models and split."
+            )
+        second = second.loc[first.index]
+        largest = mean = None
+        is_different = (first["correct"] != second["correct"]).to_numpy()
+        if first["prediction"].notna().all() and second["prediction"].notna().all():
+            here, there = (np.stack(list(of_one["prediction"])).astype(float) for of_one in (first, second))
+            differences = np.abs(here - there).max(axis=1)
+            largest, mean = float(differences.max()), float(differences.mean())
+            is_different = here.argmax(axis=1) != there.argmax(axis=1)
+        compared.append({
+            "seed": int(seed),
+            "role": role,
+            "n": len(first),
+            "accuracy": float(first["correct"].mean()),
+            "other_accuracy": float(second["correct"].mean()),
+            "largest_difference": largest,
+            "mean_difference": mean,
+            "n_different": int(is_different.sum()),
+        })  # fmt: skip
+    return compared
+
+
 def share_stages(outputs: Path, output_dir: Path) -> None:
     """Gives all runs one cache of trained models: runs that differ in a loss have the same supervisor and ceiling."""
     (outputs / "_stages").mkdir(parents=True, exist_ok=True)
@@ -287,7 +408,10 @@ def trained_on(output_dir: Path) -> list[str]:
 
 
 def publish(run: Run, output_dir: Path, folder: Path, code: str) -> None:
-    """Copies the results of a finished run into its folder, and writes command, options and dates beside them."""
+    """
+    Copies results and predictions of a finished run into its folder, and writes command, options and dates beside
+    them. The check of other predictions is removed.
+    """
     results = ExperimentResult.read(output_dir / "results.json")
     facts = {
         "command": run.command,
@@ -297,9 +421,52 @@ def publish(run: Run, output_dir: Path, folder: Path, code: str) -> None:
     }
     for content in (results.to_dict(), {**facts, "command": ""}):
         check_publishable(content)
+    check_predictions(read_predictions(output_dir / PREDICTIONS))
     (folder / run.name).mkdir(parents=True, exist_ok=True)
+    new, published = (place / PREDICTIONS for place in (output_dir, folder / run.name))
+    if not published.is_file() or new.read_bytes() != published.read_bytes():
+        (folder / run.name / "check.json").unlink(missing_ok=True)
+        shutil.copyfile(new, published)
     results.write(folder / run.name / "results.json")
     (folder / run.name / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def check(run: Run, output_dir: Path, folder: Path, code: str) -> None:
+    """
+    Compares the predictions of a run that was trained again with the published ones. Prints the differences, writes
+    them to `check.json`, and removes the trained stages, so that the next check trains again, too.
+
+    Raises:
+        ValueError: the rows are not the same, or a predicted class differs on the same kind of CPU.
+    """
+    published, seeds = read_predictions(folder / run.name / PREDICTIONS), run.options["seeds"]
+    compared = compare_predictions(
+        published[published["seed"].isin(seeds)], read_predictions(output_dir / PREDICTIONS)
+    )
+    columns = ("seed", "role", "n", "largest_difference", "n_different")
+    facts = {
+        "date": datetime.date.today().isoformat(),
+        "checked_by": {"commit": code, **machine()},
+        "seeds": seeds,
+        "models": [{name: model[name] for name in columns} for model in compared],
+    }
+    check_publishable(facts)
+    (folder / run.name / "check.json").write_text(json.dumps(facts, indent=2) + "\n")
+    for model in compared:
+        largest = model["largest_difference"]
+        size = "" if largest is None else f"largest difference in probability {largest:.2g}, "
+        print(
+            f"{run.name}, seed {model['seed']}, {model['role']}: {size}"
+            f"{model['n_different']} of {model['n']} predictions differ"
+        )
+    shutil.rmtree(output_dir / "_stages")
+    published_by = json.loads((folder / run.name / "run.json").read_text())["published_by"]
+    n_different = sum(model["n_different"] for model in compared)
+    if n_different and not machine_differs(facts["checked_by"], published_by):
+        raise ValueError(
+            f"got {n_different} other predictions on the same kind of CPU, expected the published ones. Run it "
+            "without --check to publish what the current code trains."
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -319,36 +486,65 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="Replace the outputs of tables whose options have changed."
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="Train published runs again from nothing, compare their predictions, and publish only check.json.",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[],
+        help="Seeds to check, in this order (default: all that are published).",
+    )
     parser.add_argument("--dry_run", action="store_true", help="Print the commands and stop.")
     args = parser.parse_args(argv)
+    if args.check and (args.add_methods or args.add_seeds or args.add_analyses or args.overwrite):
+        parser.error("--check: got an option that changes the runs, expected only --seeds, which chooses some.")
+    if args.seeds and not args.check:
+        parser.error("--seeds: got no --check. Add --check, or use --add_seeds to add seeds.")
     try:
         folder = args.tables.resolve().parent
         page = read_page(args.tables)
         runs = [
-            run.with_results(folder).grown(methods=args.add_methods, seeds=args.add_seeds, analyses=args.add_analyses)
+            run.to_check(folder, args.seeds)
+            if args.check
+            else run.with_results(folder).grown(
+                methods=args.add_methods, seeds=args.add_seeds, analyses=args.add_analyses
+            )
             for run in chosen(page.runs, args.names)
         ]
         places = [path.expanduser().resolve() if path else None for path in (args.models, args.data)]
         commands = [(run, run.local(page.models, *places)) for run in runs]
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    code, failed = revision(), []
+    code, failed, outputs = revision(), [], args.outputs.resolve()
+    if args.check:
+        outputs = outputs.with_name(f"{outputs.name}_check")
     for run, local in commands:
         print(f"{run.name}: {local.command if args.dry_run else run.command}", flush=True)
         if args.dry_run:
             continue
-        output_dir = args.outputs.resolve() / run.name
+        output_dir = outputs / run.name
         command = [sys.executable, run.recipe, *local.arguments, "--output_dir", str(output_dir)]
-        command += ["--overwrite_output_dir", "true"] if args.overwrite else []
+        # A check of other seeds may be there; overwriting keeps its stages.
+        command += ["--overwrite_output_dir", "true"] if args.overwrite or args.check else []
         try:
-            share_stages(args.outputs.resolve(), output_dir)
-            launch(command)
-            publish(run, output_dir, folder, code)
+            if args.check:
+                launch(command)
+                check(run, output_dir, folder, code)
+            else:
+                share_stages(outputs, output_dir)
+                launch(command)
+                publish(run, output_dir, folder, code)
         except (subprocess.CalledProcessError, ValueError, OSError) as error:
             failed.append(run.name)
             print(f"error: {run.name}: {error}", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             sys.exit(f"\nStopped in {run.name}. The same command resumes it.")
+    if failed and args.check:
+        sys.exit(f"error: these runs failed or have other predictions: {', '.join(failed)}.")
     if failed:
         sys.exit(f"error: these runs failed and left no results: {', '.join(failed)}. The same command resumes them.")
 

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.predictions import check_predictions
 from helpers.running import SMALL, TINY, numbers, recipe_here
 from transformers import PreTrainedModel
 
@@ -111,6 +112,7 @@ def test_no_model_is_alive_when_the_base_of_the_next_link_is_loaded(climbed):
 
 def test_the_chain_is_reported_beside_direct_training(climbed):
     output, process, results, _, _, _ = climbed
+    assert {"link_1", "link_2", "direct", "direct_all"} < set(check_predictions(output)["role"])
     naive, chain = results["runs"][0]["students"]
     assert chain["direct"]["same_rows"]["accuracy"] == naive["accuracy"]
     assert chain["direct"]["same_rows"]["pgr"] == naive["pgr"]

@@ -11,6 +11,7 @@ import chess
 import pytest
 from datasets import Dataset
 from helpers.models import make_character_tokenizer, make_language_model
+from helpers.predictions import check_predictions
 from helpers.puzzles import random_rows
 from helpers.running import ROOT, forked, numbers, recipe, recipe_here, start
 from transformers import AutoTokenizer
@@ -74,6 +75,7 @@ def on_local(local, output, *options) -> list[str]:
 def test_results_follow_the_schema(finished):
     output, process, results = finished
     assert (results["task"], results["setting"], results["preset"]) == ("chess_puzzles", "chess", "demo")
+    check_predictions(output)
     (run,) = results["runs"]
     (student,) = run["students"]
     baselines = {entry["name"]: entry for entry in run["baselines"]}

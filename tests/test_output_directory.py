@@ -179,7 +179,7 @@ def test_overwriting_removes_results_and_keeps_stages_and_foreign_files(tmp_path
     wanted().write(tmp_path)
     for name in ("students/naive-seed7", "weak_labels/seed0", "figures", "_stages/weak-abc", "logs"):
         (tmp_path / name).mkdir(parents=True)
-    for name in ("results.json", "report.md", "notes.md"):
+    for name in ("results.json", "predictions.parquet", "report.md", "notes.md"):
         (tmp_path / name).touch()
     clear(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"_stages", "logs", "notes.md"}
@@ -201,24 +201,40 @@ class Stopped(Experiment):
         return SimpleNamespace(result={"seed": seed, "students": []}, trained={})
 
 
+def run_stopped(output_dir, *options):
+    argv = ["--seeds", "0", "1", "--output_dir", str(output_dir), *options]
+    parsed = parse_arguments("", CONFIGS / "demo.yaml", argv, announce=False, task="boolq")
+    Stopped(find_task("boolq"), CLASSIFICATION, *parsed).run()
+
+
 @pytest.mark.parametrize(("ends_in", "error"), [(0, ValueError), (0, KeyboardInterrupt), (1, ValueError)])
 def test_an_error_before_the_first_result_leaves_the_directory_free(ends_in, error, tmp_path, monkeypatch):
     monkeypatch.setattr(Stopped, "ends_in", ends_in)
     monkeypatch.setattr(Stopped, "error", error)
     monkeypatch.setattr(experiment, "keep_outputs", lambda *args: (args[-1] / "students").mkdir(exist_ok=True))
 
-    def run(*options):
-        argv = ["--seeds", "0", "1", "--output_dir", str(tmp_path), *options]
-        parsed = parse_arguments("", CONFIGS / "demo.yaml", argv, announce=False, task="boolq")
-        Stopped(find_task("boolq"), CLASSIFICATION, *parsed).run()
-
     is_free = ends_in == 0 and error is ValueError
     for _ in range(2):  # the same command is never refused
         with pytest.raises(error, match="^$"):
-            run()
+            run_stopped(tmp_path)
         assert (tmp_path / MANIFEST).is_file() != is_free
     with pytest.raises(ValueError, match="^$" if is_free else "learning_rate: 0.003 there, 0.0001 here"):
-        run("--learning_rate", "1e-4")
+        run_stopped(tmp_path, "--learning_rate", "1e-4")
+
+
+@pytest.mark.parametrize("is_true", [False, True], ids=["other students", "the same students"])
+def test_predictions_are_removed_together_with_results(is_true, tmp_path, monkeypatch):
+    monkeypatch.setattr(Stopped, "ends_in", 1)
+    monkeypatch.setattr(experiment, "keep_outputs", lambda *args: None)
+    monkeypatch.setattr(experiment, "is_still_true", lambda *args: is_true)
+    files = [tmp_path / name for name in ("results.json", "predictions.parquet")]
+    with pytest.raises(ValueError, match="^$"):
+        run_stopped(tmp_path)
+    for path in files:
+        path.touch()
+    with pytest.raises(ValueError, match="^$"):
+        run_stopped(tmp_path)
+    assert [path.exists() for path in files] == [is_true, is_true]
 
 
 def test_results_are_kept_until_others_are_there_if_no_student_is_another(tmp_path):

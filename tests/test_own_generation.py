@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 from helpers.models import make_character_tokenizer, make_language_model
+from helpers.predictions import check_predictions
 
 from w2s_hf import CompletionConfig, StudentConfig, WeakToStrongConfig
 from w2s_hf.experiments.config import GenerationArguments, RewardArguments
@@ -71,6 +72,7 @@ def test_the_whole_experiment_runs_on_it(directory):
     (run,) = results["runs"]
     assert run["weak"]["n"] == run["ceiling"]["n"] == 20 and "n_cut" in run["ceiling"]
     assert [entry["name"] for entry in run["baselines"]] == ["zero-shot"]
+    assert set(check_predictions(output)["role"]) == {"weak", "ceiling", "naive"}
     assert [entry["method"] for entry in run["students"]] == ["naive"]
     report = (output / "report.md").read_text()
     assert "Sums of two numbers" in report and "zero-shot" in report

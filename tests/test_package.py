@@ -17,7 +17,7 @@ PACKAGE = Path(w2s_hf.__file__).parent
 LAYERS = [
     {"_compat"},
     {"losses", "metrics", "hub", "probabilities", "command_line", "cards.markdown", "results.record"},
-    {"results.settings"},
+    {"results.predictions", "results.settings"},
     {"results.schema"},
     {"results"},
     {"cards.trained_with", "cards.score"},

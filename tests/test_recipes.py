@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from helpers.predictions import check_predictions
 from helpers.running import ROOT, SMALL, TINY, forked, numbers, recipe, recipe_here, start
 from helpers.task_rows import MESSAGES, passages
 from huggingface_hub import constants
@@ -84,6 +85,7 @@ def test_results_follow_the_schema(finished):
     assert [entry["method"] for entry in results["summary"]] == ["naive", "confidence"]
     assert {"torch", "transformers", "peft", "w2s_hf"} <= set(results["versions"])
     assert results["wall_seconds"]["total"] > 0
+    assert set(check_predictions(finished[0])["role"]) == {"weak", "control", "naive", "confidence", "ceiling"}
 
 
 def difference_to_what_was_scored(output: Path, method: str, **loading) -> float:
@@ -181,6 +183,8 @@ def test_killed_and_run_again_ends_with_the_same_numbers(finished, tmp_path):
     assert "resumed" in process.stderr
     found, expected = numbers(tmp_path / "out"), finished[2]
     assert found["runs"] == expected["runs"] and found["summary"] == expected["summary"]
+    one, other = (place / "predictions.parquet" for place in (tmp_path / "out", finished[0]))
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_interrupted_by_hand_it_says_how_to_go_on(cache, tmp_path):
@@ -223,6 +227,7 @@ def test_a_seed_is_added_and_nothing_is_lost(cache, tmp_path, same_rows):
     results = numbers(tmp_path / "out")
     assert results["run_name"] == "more of it" and "Run: more of it." in (tmp_path / "out" / "report.md").read_text()
     assert results["runs"][0]["students"][0] == before["students"][0]
+    assert set(check_predictions(tmp_path / "out")["seed"]) == {0, 1}
     assert "(worlds 0, 1)" in (tmp_path / "out" / "report.md").read_text(), "each seed has a world of its own"
     assert same_rows[-1] is False
     for seed in (0, 1):
@@ -270,6 +275,7 @@ def test_own_models_and_rows_by_relative_path(use_peft, cache, tmp_path, tokeniz
     assert same_rows == [True]
     run, _ = numbers(tmp_path / "out")["runs"]
     assert [entry["name"] for entry in run["baselines"]] == ["linear probe, ground truth"]
+    assert run["baselines"][0]["name"] in set(check_predictions(tmp_path / "out")["role"])
     assert run["ceiling"]["optimizer_steps"] == run["students"][0]["optimizer_steps"] == 2
     student = tmp_path / "out" / "students" / "naive-seed0"
     # From another directory than the run's, as whoever downloads it would.

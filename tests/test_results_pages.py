@@ -7,12 +7,22 @@ import runpy
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
+from helpers.predictions import check_predictions, write_made_up
+from helpers.puzzles import random_rows
 from helpers.results_pages import made_up_results, write_tables
 from helpers.running import ROOT, recipe_here
 
+from w2s_hf import TASKS, StudentConfig, WeakToStrongConfig
+from w2s_hf.demo.rows import demo_pairs, demo_rows
 from w2s_hf.experiments import cli
-from w2s_hf.results import ExperimentResult, PgrSummary
+from w2s_hf.experiments.config import ClassificationArguments
+from w2s_hf.experiments.report import run_settings
+from w2s_hf.results import PREDICTIONS, ExperimentResult, PgrSummary, read_predictions
+from w2s_hf.tasks import PREFERENCE_TASKS
+from w2s_hf.tasks.chess import CHESS_PUZZLES
 
 sys.path.insert(0, str(ROOT / "results"))
 import build  # noqa: E402
@@ -62,8 +72,25 @@ def test_results_of_another_configuration_are_noticed(tmp_path, monkeypatch):
 
 
 def test_files_have_no_rows_and_no_paths():
-    for path in [*KEPT, *(ROOT / "results").glob("**/results.json")]:
+    for path in [*KEPT, *(ROOT / "results").glob("**/results.json"), *(ROOT / "results").glob("**/check.json")]:
         run.check_publishable(json.loads(path.read_text()) | {"command": ""}, path.as_posix())
+    for path in (ROOT / "results").glob(f"**/{PREDICTIONS}"):
+        run.check_predictions(check_predictions(path.parent))
+
+
+def test_ids_of_all_tasks_are_hashes(world):
+    def is_publishable(ids):
+        run.check_predictions(pd.DataFrame({"id": ids, "role": "weak"}))
+
+    for task in TASKS.values():
+        rows = demo_rows(task, world, 4, "train")
+        is_publishable([example["id"] for row in rows for example in task.examples(row)])
+    for task in PREFERENCE_TASKS.values():
+        is_publishable([task.example(row)["id"] for row in demo_pairs(world, 4, "train pairs")])
+    is_publishable([CHESS_PUZZLES.example(row)["id"] for row in random_rows(4)])
+    for row_id in ("fork-7", "a phrase", "0123456789abcdef of a film"):
+        with pytest.raises(ValueError, match="expected a hash"):
+            is_publishable([row_id])
 
 
 @pytest.mark.parametrize("each", PAGE.runs, ids=lambda each: each.name)
@@ -233,6 +260,13 @@ def test_what_must_not_be_published_is_refused(content, message):
     )
 
 
+def test_settings_of_a_student_in_4_bits_can_be_published():
+    config = StudentConfig(load_in_4bit=True, dtype="float32").resolved(use_cpu=True)
+    settings = run_settings(ClassificationArguments(), WeakToStrongConfig(output_dir="out", use_cpu=True), config)
+    assert len(settings.to_dict()["student"]["quantization"].split()) > 5
+    run.check_publishable({"settings": settings.to_dict()})
+
+
 @pytest.mark.parametrize("home", ["/home/student", "/home/naive", "/root"])
 def test_a_user_is_found_in_paths_alone(home, monkeypatch):
     monkeypatch.setenv("HOME", home)
@@ -259,6 +293,188 @@ def test_an_unknown_table_is_refused(capsys):
     assert "Did you mean 'sst2'" in capsys.readouterr().err
 
 
+# P(class 1) of four rows of class 1. The second list differs by 0.25 in one row, and by 0.5 in another.
+HERE, THERE = [0.75, 0.5625, 0.25, 0.875], [0.75, 0.3125, 0.75, 0.875]
+
+
+def test_predictions_are_compared_by_row(tmp_path):
+    here = write_made_up(tmp_path / "here", [0, 1], {"weak": HERE, "naive": HERE})
+    there = write_made_up(tmp_path / "there", [1, 0], {"naive": THERE, "weak": HERE, "product": HERE})
+    there = there.sample(frac=1, random_state=0)
+    compared = run.compare_predictions(here, there)
+    assert [(each["seed"], each["role"]) for each in compared] == [
+        (0, "weak"),
+        (0, "naive"),
+        (1, "weak"),
+        (1, "naive"),
+    ]
+    weak, naive = compared[:2]
+    assert (weak["largest_difference"], weak["mean_difference"], weak["n_different"]) == (0, 0, 0)
+    assert naive == {
+        "seed": 0, "role": "naive", "n": 4, "accuracy": 0.75, "other_accuracy": 0.75,
+        "largest_difference": 0.5, "mean_difference": 0.1875, "n_different": 2,
+    }  # fmt: skip
+    texts = (each.assign(prediction=None) for each in (here, there))
+    answers = run.compare_predictions(*texts)[1]
+    assert (answers["largest_difference"], answers["mean_difference"], answers["n_different"]) == (None, None, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda there: there[there["id"] != "0" * 16], "seed 0, weak: 1 ids, such as 0000000000000000, are in only"),
+        (lambda there: there[there["seed"] != 1], "no predictions of seed 1, weak"),
+    ],
+)
+def test_predictions_of_other_rows_or_models_are_not_compared(change, message, tmp_path):
+    here = write_made_up(tmp_path, [0, 1], {"weak": HERE})
+    with pytest.raises(ValueError, match=message):
+        run.compare_predictions(here, change(here))
+    if "ids" in message:
+        with pytest.raises(ValueError, match=message):
+            run.compare_predictions(change(here), here)
+
+
+def test_other_files_are_no_predictions(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Run the recipe again"):
+        read_predictions(tmp_path / PREDICTIONS)
+    pd.DataFrame({"seed": [0]}).to_parquet(tmp_path / PREDICTIONS)
+    with pytest.raises(ValueError, match="with the columns seed, expected"):
+        read_predictions(tmp_path / PREDICTIONS)
+
+
+def test_a_table_is_compared_with_another_one(repository):
+    folder = repository / "results"
+    tables = yaml.safe_load((folder / "tables.yaml").read_text())
+    tables["tables"]["pairs"]["compare_with"] = "sst2"
+    (folder / "tables.yaml").write_text(yaml.safe_dump(tables, sort_keys=False))
+    with pytest.raises(
+        ValueError, match="got no pairs/as_it_is/predictions.parquet .* Run python results/run.py pairs"
+    ):
+        build.build(repository, folder / "tables.yaml")
+    for name in ("as_it_is", "in_4_bits"):
+        write_made_up(folder / "pairs" / name, [0], {"weak": HERE, "naive": HERE, "product": HERE})
+    with pytest.raises(ValueError, match="got no sst2/predictions.parquet .* Run python results/run.py sst2"):
+        build.build(repository, folder / "tables.yaml")
+    write_made_up(folder / "sst2", [1], {"weak": HERE})
+    with pytest.raises(ValueError, match="a model and seed in common"):
+        build.build(repository, folder / "tables.yaml")
+    write_made_up(folder / "sst2", [0, 1], {"weak": HERE, "naive": [0.75, 0.3125, 0.375, 0.875]})
+    build.build(repository, folder / "tables.yaml")
+    page = (repository / "docs" / "results.md").read_text()
+    assert page.count("Beside `sst2`, on the same test rows (seed 0).") == 2
+    assert page.count("| weak supervisor | 0.750 | 0.750 | 0.000 | 0.000 | 1.000 |") == 2
+    assert page.count("| student, naive | 0.750 | 0.500 | 0.250 | 0.094 | 0.750 |") == 2
+    assert page.count("| student, product |") == 0
+
+    tables["tables"]["pairs"]["compare_with"] = "sst"
+    (folder / "tables.yaml").write_text(yaml.safe_dump(tables))
+    with pytest.raises(ValueError, match="expected the name of a run: .* Did you mean 'sst2'"):
+        run.read_page(folder / "tables.yaml")
+
+
+@pytest.fixture
+def checked(repository, monkeypatch):
+    """Checks the table `sst2`, whose training leaves given predictions; returns the commands and `check.json`."""
+    folder, outputs = repository / "results", repository / "out_check" / "sst2"
+    write_made_up(folder / "sst2", [0, 1, 2], {"weak": HERE, "naive": HERE})
+    results = made_up_results([0, 1, 2], ["naive", "confidence"])
+    (folder / "sst2" / "results.json").write_text(json.dumps(results))
+    tables = yaml.safe_load((folder / "tables.yaml").read_text())
+    tables["tables"]["sst2"]["options"] = {"analyses": ["agreement"]}
+    (folder / "tables.yaml").write_text(yaml.safe_dump(tables, sort_keys=False))
+    monkeypatch.setattr(run, "machine", lambda: MACHINE)
+    monkeypatch.setattr(run, "revision", lambda: "0" * 12)
+
+    def check(*options, seeds=(0, 1, 2), **predictions):
+        commands = []
+
+        def launch(command):
+            commands.append(command)
+            (outputs / "_stages").mkdir(parents=True)
+            write_made_up(outputs, list(seeds), predictions)
+
+        monkeypatch.setattr(run, "launch", launch)
+        tables = str(folder / "tables.yaml")
+        try:
+            run.main(["sst2", "--check", "--tables", tables, "--outputs", str(repository / "out"), *options])
+        finally:
+            check.commands = commands
+        assert not (outputs / "_stages").exists(), "the next check would reuse them"
+        return json.loads((folder / "sst2" / "check.json").read_text())
+
+    return check
+
+
+def test_a_check_trains_seeds_in_their_order_and_finds_no_difference(checked, repository, capsys):
+    facts = checked("--seeds", "2", "0", seeds=[2, 0], weak=HERE, naive=HERE)
+    (command,) = checked.commands
+    words = " ".join(command)
+    assert "--seeds 2 0 --methods naive confidence" in words and "--analyses" not in words
+    assert words.endswith(f"--output_dir {repository / 'out_check' / 'sst2'} --overwrite_output_dir true")
+    assert facts["seeds"] == [2, 0] and facts["checked_by"] == {"commit": "0" * 12, **MACHINE}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", facts["date"]) and len(facts["models"]) == 4
+    unchanged = {"n": 4, "largest_difference": 0.0, "n_different": 0}
+    assert {"seed": 2, "role": "naive", **unchanged} in facts["models"]
+    assert (
+        "sst2, seed 0, weak: largest difference in probability 0, 0 of 4 predictions differ" in capsys.readouterr().out
+    )
+    build.build(repository, repository / "results" / "tables.yaml")
+    line = f"Trained again on {facts['date']} (seeds 2, 0, commit {'0' * 12}): largest difference in probability 0."
+    assert line in (repository / "docs" / "results.md").read_text()
+
+
+def test_a_check_notices_a_changed_prediction(checked, repository, monkeypatch, capsys):
+    slightly = [HERE[0] + 2**-20, *HERE[1:]]
+    assert max(each["n_different"] for each in checked(weak=slightly, naive=HERE)["models"]) == 0
+    with pytest.raises(SystemExit, match="other predictions: sst2"):
+        checked(weak=HERE, naive=THERE)
+    output = capsys.readouterr()
+    assert "seed 1, naive: largest difference in probability 0.5, 2 of 4 predictions differ" in output.out
+    assert "got 6 other predictions on the same kind of CPU" in output.err
+    assert (repository / "results" / "sst2" / "check.json").is_file()
+    # Another CPU rounds differently: that is reported alone.
+    monkeypatch.setattr(run, "machine", lambda: MACHINE | {"instructions": "AVX512"})
+    assert checked(weak=HERE, naive=THERE)["checked_by"]["instructions"] == "AVX512"
+    build.build(repository, repository / "results" / "tables.yaml")
+    found = "largest difference in probability 0.5, 6 of 24 predictions differ."
+    page = (repository / "docs" / "results.md").read_text()
+    assert "on a CPU, AVX512 (seeds 0, 1, 2, commit" in page and found in page
+
+
+def test_a_check_of_other_rows_is_an_error(checked, repository, capsys):
+    with pytest.raises(SystemExit, match="these runs failed or have other predictions: sst2"):
+        checked(weak=HERE[:3], naive=HERE[:3])
+    assert "Got other test rows for seed 0, weak" in capsys.readouterr().err
+    assert not (repository / "results" / "sst2" / "check.json").exists()
+    assert (repository / "out_check" / "sst2" / "_stages").is_dir(), "the same command resumes it"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["pairs", "--check"], "expected pairs/as_it_is/predictions.parquet in results. Run it without --check"),
+        (["sst2", "--check", "--seeds", "7"], "--seeds: got 7, expected seeds of sst2: 0, 1, 2"),
+        (["sst2", "--check", "--add_seeds", "7"], "expected only --seeds"),
+        (["sst2", "--check", "--overwrite"], "expected only --seeds"),
+        (["sst2", "--seeds", "0"], "--seeds: got no --check"),
+    ],
+)
+def test_checks_that_make_no_sense_are_refused(options, message, checked, repository, capsys):
+    with pytest.raises(SystemExit):
+        run.main([*options, "--tables", str(repository / "results" / "tables.yaml")])
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_check_of_changed_options_is_refused(checked, repository, capsys):
+    path = repository / "results" / "sst2" / "run.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"options": facts["options"] | {"learning_rate": 1.0, "seeds": [0]}}))
+    with pytest.raises(SystemExit):
+        checked(weak=HERE, naive=HERE)
+    assert "got sst2 with another learning_rate" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_run_leaves_its_results(tmp_path, cache, monkeypatch):
     """The demo, made tiny, as a table: one supervisor for two runs, and what is published has the command."""
@@ -281,4 +497,16 @@ def test_a_run_leaves_its_results(tmp_path, cache, monkeypatch):
         assert facts["command"].startswith("python recipes/boolq.py --config demo --seeds 0")
         assert str(tmp_path) not in facts["command"] and set(facts["published_by"]) >= set(MACHINE)
         assert facts["options"]["n_train"] == 24 and "learning_rate" in facts["options"]
+        run.check_predictions(check_predictions(tables.parent / "demo" / name))
     assert len(list((tmp_path / "out" / "_stages").glob("weak-*[0-9a-f]"))) == 2  # of seeds 0 and 1
+
+    command = ["demo/b", "--tables", str(tables), "--outputs", str(tmp_path / "out")]
+    run.main([*command, "--check", "--seeds", "1"])
+    facts = json.loads((tables.parent / "demo" / "b" / "check.json").read_text())
+    assert facts["seeds"] == [1] and {each["largest_difference"] for each in facts["models"]} == {0}
+    run.main(command)
+    assert (tables.parent / "demo" / "b" / "check.json").is_file(), "the same predictions are still checked"
+    write_made_up(tables.parent / "demo" / "b", [0], {"weak": HERE})
+    run.main(command)
+    check_predictions(tables.parent / "demo" / "b")
+    assert not (tables.parent / "demo" / "b" / "check.json").exists()

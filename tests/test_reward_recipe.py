@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from helpers.models import make_model, make_tokenizer
+from helpers.predictions import check_predictions
 from helpers.preferences import TEMPLATE, explicit_messages, implicit_text, pairs_of
 from helpers.running import ROOT, SMALL, TINY, forked, numbers, recipe_here, start
 from helpers.training import LORA, pair_arguments, reward_model
@@ -56,6 +57,7 @@ def test_results_and_report(finished):
     output, process, results = finished
     assert (results["task"], results["setting"], results["preset"]) == ("anthropic_hh", "reward", "demo")
     assert results["dataset"]["n_dropped"] == {} and results["generative_finetuning"] is True
+    assert "ceiling_plain" in set(check_predictions(output)["role"])
     (run,) = results["runs"]
     weak, ceiling, plain = (run[name]["accuracy"] for name in ("weak", "ceiling", "ceiling_plain"))
     assert ceiling != plain, "one would pass for the other"

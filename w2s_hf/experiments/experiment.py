@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 from accelerate import PartialState
 
 from ..cards import ROWS, StudentCard
@@ -19,6 +20,7 @@ from ..modeling import load_config, load_tokenizer
 from ..modeling.heads import unembedding_file
 from ..modeling.spec import ModelSpec
 from ..results import DatasetInfo, ExperimentResult
+from ..results.predictions import PREDICTIONS, predictions_table, write_predictions
 from ..tasks import GenerationTask, PreferenceTask, PromptFormat, Task, TaskSplits, find_task
 from ..tasks.prompt import head_tokens
 from .analyses import analyse, analysis_notes
@@ -32,7 +34,7 @@ from .report import ceiling_warnings, run_settings, write_report
 from .scores import Scorer, keep_outputs, score_seed, summarise
 from .seed import Models, run_seed
 from .settings.base import Setting
-from .settings.classification import CLASSIFICATION
+from .settings.classification import CLASSIFICATION, LINEAR_PROBE
 from .settings.generation import GenerationSetting
 from .settings.reward import REWARD
 
@@ -299,12 +301,16 @@ class Experiment:
             contexts.append(context)
             if PartialState().is_main_process:
                 if not is_still_true(self.output_dir / "results.json", context.result):
-                    # It belongs to the students that are now replaced.
-                    (self.output_dir / "results.json").unlink(missing_ok=True)
+                    # They belong to the students that are now replaced.
+                    for name in ("results.json", PREDICTIONS):
+                        (self.output_dir / name).unlink(missing_ok=True)
                 keep_outputs(self.args.methods, seed, context.trained, self.output_dir)
                 manifest.seeds = list(dict.fromkeys([*manifest.seeds, seed]))
                 manifest.methods |= self.identity.methods
                 manifest.write(self.output_dir)
+        predictions = [predictions_of(context) for context in contexts]
+        if PartialState().is_main_process:
+            write_predictions(predictions, self.output_dir / PREDICTIONS)
         results = self._report(contexts, started)
         if self.args.analyses:
             # All the rest is on disk before: an analysis that fails takes nothing with it.
@@ -426,6 +432,17 @@ def _check_answers(form: PromptFormat, task: str, models: list[ModelSpec]) -> No
                 f"--head_init answers: {model.name}, {task}: {error} Change the `prompt` of the task, or use "
                 "--head_init normal."
             ) from error
+
+
+def predictions_of(context: AnalysisContext) -> pa.Table:
+    """Returns the predictions of a seed as a table, with those of the linear probe if there is one. On all ranks."""
+    scorer = context.scorer
+    predictions, correct = dict(scorer.predictions), dict(scorer.correct)
+    if any(baseline.name == LINEAR_PROBE for baseline in context.result.baselines):
+        probabilities = context.linear_probe()  # cached
+        predictions[LINEAR_PROBE] = probabilities
+        correct[LINEAR_PROBE] = scorer.setting.is_correct(probabilities, scorer.test)
+    return predictions_table(context.seed, list(scorer.test["id"]), predictions, correct)
 
 
 def demo_description(results: ExperimentResult) -> str:

@@ -22,7 +22,7 @@ MANIFEST = "experiment.json"
 
 # What recipes and sweeps write below their output directory, but for the cache of stages.
 _RESULTS = {
-    "experiment": ("results.json", "report.md", "figures", "students", "weak_labels"),
+    "experiment": ("results.json", "predictions.parquet", "report.md", "figures", "students", "weak_labels"),
     "sweep": ("sweep.csv", "sweep.parquet", "report.html", "figures", "cells", "configs", "logs", "jobs"),
 }
 

@@ -213,8 +213,8 @@ def print_table(results: ExperimentResult | dict, output_dir: str) -> None:
     for sentence in (*_comparisons(results), *_caveats(results)):
         print(f"\n{sentence}")
     tested = f"{results.runs[0].weak.n} test {ROWS[results.setting]}"
-    print(f"\nAccuracy on {tested}. {output_dir}: results.json, report.md, figures/,")
-    print("weak_labels/, students/", flush=True)
+    print(f"\nAccuracy on {tested}. {output_dir}: results.json, predictions.parquet,")
+    print("report.md, figures/, weak_labels/, students/", flush=True)
 
 
 def run_settings(args: ExperimentArguments, training_args: TrainingArguments, config: StudentConfig) -> RunSettings:

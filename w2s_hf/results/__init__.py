@@ -24,18 +24,23 @@ from .schema import (
 from .settings import RunSettings, StudentSettings, TrainingSettings
 
 if TYPE_CHECKING:
+    from .predictions import PREDICTIONS, read_predictions
     from .table import RESULT_COLUMNS, find_results, read_results
 
 __all__ = [
-    "RESULT_COLUMNS", "Record", "Agreement", "AnyScore", "BaselineResult", "ControlResult", "DatasetInfo",
-    "DirectResult", "DirectSummary", "ExperimentResult", "LinkResult", "MethodSummary", "ModelScore", "Pgr",
-    "PgrSummary", "RunSettings", "SeedResult", "StudentResult", "StudentSettings", "TrainingSettings", "find_results",
-    "is_results", "read_results",
+    "PREDICTIONS", "RESULT_COLUMNS", "Record", "Agreement", "AnyScore", "BaselineResult", "ControlResult",
+    "DatasetInfo", "DirectResult", "DirectSummary", "ExperimentResult", "LinkResult", "MethodSummary", "ModelScore",
+    "Pgr", "PgrSummary", "RunSettings", "SeedResult", "StudentResult", "StudentSettings", "TrainingSettings",
+    "find_results", "is_results", "read_predictions", "read_results",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    # The table needs pandas and the cards, which import this module.
+    # They need pandas, and the table also the cards, which import this module.
+    if name in ("PREDICTIONS", "read_predictions"):
+        from . import predictions
+
+        return getattr(predictions, name)
     if name in ("RESULT_COLUMNS", "find_results", "read_results"):
         from . import table
 
