@@ -378,7 +378,7 @@ def section(group: Group, page: Page) -> str:
         for name, write in _SECTIONS.items():
             analyses = [run.analyses[name] for run in entry.results.runs if name in run.analyses]
             if analyses:
-                parts += [f"**{ANALYSES[name]}.**", write(analyses)]
+                parts += [f"**{ANALYSES[name]}.**", write(analyses).strip()]
         parts += [f"```\npython results/run.py {entry.run.name}\n{entry.facts['command']}\n```"]
         parts += ["\n".join(f"- {line}" for line in facts_of(entry, page))]
     return "\n\n".join(parts)

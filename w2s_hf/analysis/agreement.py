@@ -185,5 +185,4 @@ def agreement_section(entries: Sequence[dict]) -> str:
         "analysis_agreement.md",
         answers=markdown_table(header, tables[0]),
         probabilities=markdown_table(["student", "method", *more], tables[1]) if has_probabilities else None,
-        n_sizes=len(entries[0]["sizes"]),
     )
