@@ -23,7 +23,7 @@ import shlex
 import subprocess
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ import yaml
 
 import w2s_hf
 from w2s_hf.command_line import CommandLine, did_you_mean
+from w2s_hf.config import METHODS
+from w2s_hf.experiments.config import ANALYSES, BOOTSTRAP, check_names
 from w2s_hf.results import ExperimentResult
 
 __all__ = ["ROOT", "TABLES", "Model", "Page", "Run", "Table", "read_page"]
@@ -100,7 +102,7 @@ class Run:
         options = dict(self.options)
         if models_dir is not None:
             for name in ("weak_model", "student_model"):
-                options[name] = _local_model(options[name], models, models_dir)
+                options[name] = _local_model(self.resolved[name], models, models_dir)
             if "ladder" in options:
                 options["ladder"] = [_local_model(model, models, models_dir) for model in options["ladder"]]
         if data_dir is not None:
@@ -153,22 +155,39 @@ class Page:
 
 
 def read_page(path: Path = TABLES) -> Page:
-    """Reads `tables.yaml`. Raises `ValueError` where it has an unknown key."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    """Reads `tables.yaml`. Raises `ValueError` where it is no YAML, has an unknown key, or lacks one."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name}: got no YAML: {error}") from error
+    _check_keys(content, f"{path.name}", {"models", "local_rows", "options", "tables"})
     tables = []
     for name, table in content["tables"].items():
-        unknown = set(table) - {"title", "short", "recipe", "rows", "options", "runs", "notes"}
-        if unknown:
-            raise ValueError(f"{path.name}: got the keys {', '.join(sorted(unknown))} in the table {name}.")
+        further = {"short", "rows", "options", "runs", "notes"}
+        _check_keys(table, f"{path.name}, the table {name}", {"title", "recipe"}, further)
         shared = content["options"] | table.get("options", {})
         runs = []
         for label, own in table.get("runs", {"": {}}).items():
             options = {key: value for key, value in (shared | own).items() if value is not None}
+            for key in {"methods", "seeds", "analyses"} & set(options):
+                if not isinstance(options[key], list):
+                    raise ValueError(f"{path.name}, the table {name}: {key}: got {options[key]!r}, expected a list.")
             folder = f"{name}/{re.sub(r'[^a-zA-Z0-9.-]+', '_', label)}" if label else name
             runs.append(Run(folder, label, table["recipe"], table.get("rows", options.get("task")), options))
         tables.append(Table(name, table["title"], runs, table.get("short"), table.get("notes")))
+    for name, model in content["models"].items():
+        _check_keys(model, f"{path.name}, the model {name}", {"directory", "weights", "local"})
     models = {name: Model(**model) for name, model in content["models"].items()}
     return Page(tables, models, content["local_rows"])
+
+
+def _check_keys(content: Any, where: str, required: set[str], further: Set[str] = frozenset()) -> None:
+    """Raises `ValueError` where a part of `tables.yaml` has an unknown key, or lacks one."""
+    found = set(content) if isinstance(content, dict) else set()
+    for name in sorted(found - required - further):
+        raise ValueError(f"{where}: got the key {name!r}.{did_you_mean(name, [*required, *further])}")
+    if missing := sorted(required - found):
+        raise ValueError(f"{where}: got no {', '.join(missing)}, expected {'it' if len(missing) == 1 else 'them'}.")
 
 
 def _words(value: Any) -> Iterator[str]:
@@ -322,6 +341,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dry_run", action="store_true", help="Print the commands and stop.")
     args = parser.parse_args(argv)
     try:
+        check_names("--add_methods", args.add_methods, (*METHODS, BOOTSTRAP))
+        check_names("--add_analyses", args.add_analyses, list(ANALYSES))
         folder = args.tables.resolve().parent
         page = read_page(args.tables)
         runs = [
