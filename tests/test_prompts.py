@@ -192,7 +192,7 @@ TASK = Task("spam", "rows.json", "{text}", label="label", prompt=PromptFormat(an
 ASKED = ("--head_init", "normal", "--analyses", "prompting")
 
 
-def run(models, tmp_path, cache, *options, answers=("n", "y"), student="decoder"):
+def run(models, tmp_path, cache, *options, answers=("n", "y"), student="decoder", weak="decoder"):
     (tmp_path / "spam.py").write_text(TASK_FILE % (answers,))
     letters = "abcdefghij"
     for split, start in (("train", 0), ("test", 100)):
@@ -200,7 +200,7 @@ def run(models, tmp_path, cache, *options, answers=("n", "y"), student="decoder"
         rows = Dataset.from_dict({"text": texts, "label": [n % 2 for n in range(90)]})
         rows.to_parquet(tmp_path / "rows" / f"{split}.parquet")
     command = ["--task", tmp_path / "spam.py", "--dataset_path", tmp_path / "rows", "--use_cpu", "true"]
-    command += ["--weak_model", models / "decoder", "--student_model", models / student, "--dtype", "float32"]
+    command += ["--weak_model", models / weak, "--student_model", models / student, "--dtype", "float32"]
     command += ["--n_train", "16", "--n_weak", "16", "--n_validation", "8", "--n_test", "60", "--max_steps", "1"]
     command += ["--methods", "naive", "--learning_rate", "0", "--head_init", "answers", "--report_to", "none"]
     return recipe_here(*command, *options, "--output_dir", tmp_path / "out", cache=cache, name="nlp.py")
@@ -232,9 +232,14 @@ def test_a_student_that_learns_nothing_has_the_scores_of_its_prompted_base(model
             {"answers": ("é", "y")},
             "--analyses prompting: decoder, spam: The tokenizer does not know the answer 'é'",
         ),
+        (
+            ("--use_prompts", "true", "--head_init", "normal", "--max_length", "3"),
+            {"weak": "encoder"},
+            "error: decoder: The row ",
+        ),
         ((*ASKED, "--prompt_shots", "17"), {}, "--prompt_shots: got 17, expected at most the 16 training rows"),
     ],
-    ids=["encoder", "unknown word", "no unembedding", "unknown word in prompts", "too many examples"],
+    ids=["encoder", "unknown word", "no unembedding", "unknown word in prompts", "long prompt", "too many examples"],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_trained(more, options, words, models, tmp_path, cache):
     process = run(models, tmp_path, cache, *more, **options)
