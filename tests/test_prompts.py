@@ -135,6 +135,13 @@ def test_a_tokenizer_that_ends_texts_reads_no_answer_behind_a_prompt():
         answer_tokens(tokenizer, FORM)
 
 
+def test_no_head_is_made_of_answers_behind_the_padding_token():
+    tokenizer = make_character_tokenizer(pad_token=":")
+    with pytest.raises(ValueError, match="ends with the padding token ':', and a classifier reads the token before"):
+        head_tokens(tokenizer, FORM)
+    assert answer_tokens(tokenizer, FORM) == ([], head_tokens(make_character_tokenizer(), FORM)), "it can be asked"
+
+
 def test_a_tokenizer_without_an_attention_mask_asks_as_one_that_has_it():
     with_mask, without = make_character_tokenizer(), make_character_tokenizer()
     without.model_input_names = ["input_ids"]

@@ -99,9 +99,15 @@ def head_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tuple
 
     Raises:
         ValueError: As [`answer_tokens`], or the answers begin with the same token, so that the token behind a prompt
-            does not tell them apart.
+            does not tell them apart. Or the suffix ends with the padding token, which no classifier reads.
     """
     shared, pair = answer_tokens(tokenizer, form)
+    last = tokenizer("x" + form.suffix, add_special_tokens=False)["input_ids"][-1]
+    if form.suffix and last == tokenizer.pad_token_id:
+        raise ValueError(
+            f"The suffix {form.suffix!r} ends with the padding token {tokenizer.pad_token!r}, and a classifier reads "
+            "the token before; use another suffix."
+        )
     if shared:
         raise ValueError(
             f"The tokenizer begins both answers {form.answers[0]!r} and {form.answers[1]!r} with "
