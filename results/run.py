@@ -29,7 +29,7 @@ import shutil
 import subprocess
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ import yaml
 
 import w2s_hf
 from w2s_hf.command_line import CommandLine, did_you_mean
+from w2s_hf.config import METHODS
+from w2s_hf.experiments.config import ANALYSES, BOOTSTRAP, check_names
 from w2s_hf.results import PREDICTIONS, ExperimentResult, read_predictions
 
 __all__ = ["ROOT", "TABLES", "Model", "Page", "Run", "Table", "compare_predictions", "machine_differs", "read_page"]
@@ -140,7 +142,7 @@ class Run:
         options = dict(self.options)
         if models_dir is not None:
             for name in ("weak_model", "student_model"):
-                options[name] = _local_model(options[name], models, models_dir)
+                options[name] = _local_model(self.resolved[name], models, models_dir)
             if "ladder" in options:
                 options["ladder"] = [_local_model(model, models, models_dir) for model in options["ladder"]]
         if data_dir is not None:
@@ -195,21 +197,27 @@ class Page:
 
 
 def read_page(path: Path = TABLES) -> Page:
-    """Reads `tables.yaml`. Raises `ValueError` where it has an unknown key."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    """Reads `tables.yaml`. Raises `ValueError` where it is no YAML, has an unknown key, or lacks one."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name}: got no YAML: {error}") from error
+    _check_keys(content, f"{path.name}", {"models", "local_rows", "options", "tables"})
     tables = []
     for name, table in content["tables"].items():
-        unknown = set(table) - {"title", "short", "recipe", "rows", "options", "runs", "notes", "compare_with"}
-        if unknown:
-            raise ValueError(f"{path.name}: got the keys {', '.join(sorted(unknown))} in the table {name}.")
+        further = {"short", "rows", "options", "runs", "notes", "compare_with"}
+        _check_keys(table, f"{path.name}, the table {name}", {"title", "recipe"}, further)
         shared = content["options"] | table.get("options", {})
         runs = []
         for label, own in table.get("runs", {"": {}}).items():
             options = {key: value for key, value in (shared | own).items() if value is not None}
+            for key in {"methods", "seeds", "analyses"} & set(options):
+                if not isinstance(options[key], list):
+                    raise ValueError(f"{path.name}, the table {name}: {key}: got {options[key]!r}, expected a list.")
             folder = f"{name}/{re.sub(r'[^a-zA-Z0-9.-]+', '_', label)}" if label else name
             runs.append(Run(folder, label, table["recipe"], table.get("rows", options.get("task")), options))
-        further = {key: table.get(key) for key in ("short", "notes", "compare_with")}
-        tables.append(Table(name, table["title"], runs, **further))
+        texts = {key: table.get(key) for key in ("short", "notes", "compare_with")}
+        tables.append(Table(name, table["title"], runs, **texts))
     known = [run.name for table in tables for run in table.runs]
     for table in tables:
         if table.compare_with is not None and table.compare_with not in known:
@@ -217,8 +225,19 @@ def read_page(path: Path = TABLES) -> Page:
                 f"{path.name}: got compare_with: {table.compare_with} in the table {table.name}, expected the name of "
                 f"a run: {', '.join(known)}.{did_you_mean(table.compare_with, known)}"
             )
+    for name, model in content["models"].items():
+        _check_keys(model, f"{path.name}, the model {name}", {"directory", "weights", "local"})
     models = {name: Model(**model) for name, model in content["models"].items()}
     return Page(tables, models, content["local_rows"])
+
+
+def _check_keys(content: Any, where: str, required: set[str], further: Set[str] = frozenset()) -> None:
+    """Raises `ValueError` where a part of `tables.yaml` has an unknown key, or lacks one."""
+    found = set(content) if isinstance(content, dict) else set()
+    for name in sorted(found - required - further):
+        raise ValueError(f"{where}: got the key {name!r}.{did_you_mean(name, [*required, *further])}")
+    if missing := sorted(required - found):
+        raise ValueError(f"{where}: got no {', '.join(missing)}, expected {'it' if len(missing) == 1 else 'them'}.")
 
 
 def _words(value: Any) -> Iterator[str]:
@@ -505,6 +524,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.seeds and not args.check:
         parser.error("--seeds: got no --check. Add --check, or use --add_seeds to add seeds.")
     try:
+        check_names("--add_methods", args.add_methods, (*METHODS, BOOTSTRAP))
+        check_names("--add_analyses", args.add_analyses, list(ANALYSES))
         folder = args.tables.resolve().parent
         page = read_page(args.tables)
         runs = [

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
-from helpers.models import make_character_tokenizer, make_language_model
+from helpers.models import make_character_tokenizer, make_language_model, make_model, make_tokenizer
 from helpers.running import ROOT, forked
 
 BENCHMARKS = ROOT / "recipes" / "benchmarks"
@@ -217,3 +217,21 @@ def test_prompts_of_a_task_are_asked_once(tmp_path):
     for words in (("--n_test 20", "--n_test 10"), (str(tmp_path / "model"), str(tmp_path / "other"))):
         other, _ = run("prompts.py", options.replace(*words), tmp_path)
         assert other.returncode == 2 and "has the results of other settings" in other.stderr
+
+    # What cannot be asked is refused before a model is loaded. An encoder would answer by random weights.
+    make_model("bert").save_pretrained(tmp_path / "encoder")
+    make_tokenizer().save_pretrained(tmp_path / "encoder")
+    for old, new, words in (
+        (str(tmp_path / "model"), str(tmp_path / "encoder"), "--model: encoder is of type 'bert'"),
+        (str(tmp_path / "data"), str(tmp_path / "nowhere"), "expected a folder of rows in it, boolq, "),
+        ("--n_test 20", "--n_test 1", "--n_test: got 1, expected at least 2"),
+    ):
+        refused, _ = run("prompts.py", options.replace(old, new), tmp_path)
+        assert refused.returncode == 2 and words in refused.stderr, refused.stderr[-1000:]
+    output, elsewhere = tmp_path / "report.json", tmp_path / "new" / "folder" / "report.json"
+    output.write_text("{")
+    command = [tmp_path / "launcher.py", BENCHMARKS / "prompts.py", *options.split(), "--output_file"]
+    half = forked(*command, output)
+    assert half.returncode == 2 and "report.json, expected JSON" in half.stderr
+    forked(*command, elsewhere)
+    assert json.loads(elsewhere.read_text())["results"]

@@ -17,6 +17,7 @@ from helpers.models import (
 from helpers.running import recipe_here
 from helpers.task_rows import own_task, real
 from helpers.training import arguments
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from w2s_hf import Task, load_task
@@ -109,6 +110,64 @@ def test_a_prompt_has_two_answers(answers):
         PromptFormat(answers=answers)
 
 
+@pytest.mark.parametrize(("name", "parts"), [("suffix", {"suffix": None}), (r"answers\[1\]", {"answers": ("0", 1)})])
+def test_every_part_of_a_prompt_is_text(name, parts):
+    with pytest.raises(ValueError, match=f"{name}: got (None|1), expected a text"):
+        PromptFormat(**parts)
+
+
+def test_a_task_takes_no_other_prompt_than_a_format():
+    with pytest.raises(ValueError, match="prompt: got 'Is it spam', expected a w2s_hf.tasks.PromptFormat"):
+        own_task(prompt="Is it spam")
+
+
+@pytest.mark.parametrize("answers", [("n", "no"), ("no", "n")])
+def test_no_answer_begins_with_the_other(answers):
+    with pytest.raises(ValueError, match="or of one the first tokens of the other; use others"):
+        answer_tokens(make_character_tokenizer(), PromptFormat(answers=answers))
+
+
+def test_a_tokenizer_that_ends_texts_reads_no_answer_behind_a_prompt():
+    tokenizer = make_character_tokenizer()
+    end = ("<eos>", tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[end])
+    with pytest.raises(ValueError, match=r"The tokenizer adds \['<eos>'\] behind a text"):
+        answer_tokens(tokenizer, FORM)
+
+
+def test_no_head_is_made_of_answers_behind_the_padding_token():
+    tokenizer = make_character_tokenizer(pad_token=":")
+    with pytest.raises(ValueError, match="ends with the padding token ':', and a classifier reads the token before"):
+        head_tokens(tokenizer, FORM)
+    assert answer_tokens(tokenizer, FORM) == ([], head_tokens(make_character_tokenizer(), FORM)), "it can be asked"
+
+
+def test_a_tokenizer_without_an_attention_mask_asks_as_one_that_has_it():
+    with_mask, without = make_character_tokenizer(), make_character_tokenizer()
+    without.model_input_names = ["input_ids"]
+    model, prompts = make_language_model(with_mask).eval(), ["a", "b c d e"]
+    found, expected = (answer_probabilities(model, tokenizer, prompts, FORM) for tokenizer in (without, with_mask))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_prompt_without_tokens_and_one_without_an_answer_are_refused():
+    tokenizer = make_character_tokenizer()
+    model = make_language_model(tokenizer).eval()
+    with pytest.raises(ValueError, match="The prompt 1 has no tokens"):
+        answer_probabilities(model, tokenizer, ["a", ""], FORM)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("z")] = torch.nan
+    with pytest.raises(ValueError, match="Got NaN for 1 of 2 prompts, expected probabilities; the first is prompt 1"):
+        answer_probabilities(model, tokenizer, ["a", "z"], FORM)
+
+
+def test_nothing_is_scored_as_if_it_were_an_answer():
+    fine, undefined = np.array([[0.4, 0.6], [0.7, 0.3]]), np.array([[np.nan, np.nan], [0.7, 0.3]])
+    for values in ((undefined, fine), (fine, undefined)):
+        with pytest.raises(ValueError, match="got NaN or infinity in row"):
+            balanced_scores(*values, np.array([0, 1]))
+
+
 def test_a_head_of_answers_needs_one_for_each_output_and_an_unembedding():
     with pytest.raises(ValueError, match="got the tokens None for 2 outputs"):
         initialise_head(make_model("llama"), "answers")
@@ -137,7 +196,10 @@ TASK = Task("spam", "rows.json", "{text}", label="label", prompt=PromptFormat(an
 """
 
 
-def run(models, tmp_path, cache, *options, answers=("n", "y"), student="decoder"):
+ASKED = ("--head_init", "normal", "--analyses", "prompting")
+
+
+def run(models, tmp_path, cache, *options, answers=("n", "y"), student="decoder", weak="decoder"):
     (tmp_path / "spam.py").write_text(TASK_FILE % (answers,))
     letters = "abcdefghij"
     for split, start in (("train", 0), ("test", 100)):
@@ -145,7 +207,7 @@ def run(models, tmp_path, cache, *options, answers=("n", "y"), student="decoder"
         rows = Dataset.from_dict({"text": texts, "label": [n % 2 for n in range(90)]})
         rows.to_parquet(tmp_path / "rows" / f"{split}.parquet")
     command = ["--task", tmp_path / "spam.py", "--dataset_path", tmp_path / "rows", "--use_cpu", "true"]
-    command += ["--weak_model", models / "decoder", "--student_model", models / student, "--dtype", "float32"]
+    command += ["--weak_model", models / weak, "--student_model", models / student, "--dtype", "float32"]
     command += ["--n_train", "16", "--n_weak", "16", "--n_validation", "8", "--n_test", "60", "--max_steps", "1"]
     command += ["--methods", "naive", "--learning_rate", "0", "--head_init", "answers", "--report_to", "none"]
     return recipe_here(*command, *options, "--output_dir", tmp_path / "out", cache=cache, name="nlp.py")
@@ -163,16 +225,31 @@ def test_a_student_that_learns_nothing_has_the_scores_of_its_prompted_base(model
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("more", "options", "words"),
     [
-        ({"student": "encoder"}, "--head_init answers: encoder is of type 'bert'"),
-        ({"answers": ("é", "y")}, "--head_init answers: decoder, spam: The tokenizer does not know the answer 'é'"),
-        ({"student": "sharded"}, "sharded: the checkpoint has no `lm_head.weight`; use --head_init normal"),
+        ((), {"student": "encoder"}, "--head_init answers: encoder is of type 'bert'"),
+        (
+            (),
+            {"answers": ("é", "y")},
+            "--head_init answers: decoder, spam: The tokenizer does not know the answer 'é'",
+        ),
+        ((), {"student": "sharded"}, "sharded: the checkpoint has no `lm_head.weight`; use --head_init normal"),
+        (
+            ASKED,
+            {"answers": ("é", "y")},
+            "--analyses prompting: decoder, spam: The tokenizer does not know the answer 'é'",
+        ),
+        (
+            ("--use_prompts", "true", "--head_init", "normal", "--max_length", "3"),
+            {"weak": "encoder"},
+            "error: decoder: The row ",
+        ),
+        ((*ASKED, "--prompt_shots", "17"), {}, "--prompt_shots: got 17, expected at most the 16 training rows"),
     ],
-    ids=["encoder", "unknown word", "no unembedding"],
+    ids=["encoder", "unknown word", "no unembedding", "unknown word in prompts", "long prompt", "too many examples"],
 )
-def test_what_makes_no_head_is_refused_before_anything_is_trained(options, words, models, tmp_path, cache):
-    process = run(models, tmp_path, cache, **options)
+def test_what_cannot_be_asked_is_refused_before_anything_is_trained(more, options, words, models, tmp_path, cache):
+    process = run(models, tmp_path, cache, *more, **options)
     assert process.returncode == 1 and words in process.stderr, process.stderr[-2000:]
     assert not (tmp_path / "out").exists()
 

@@ -475,6 +475,44 @@ def test_a_check_of_changed_options_is_refused(checked, repository, capsys):
     assert "got sst2 with another learning_rate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--add_methods", "--add_analyses"])
+def test_an_unknown_method_or_analysis_is_refused_before_a_run(option, capsys):
+    with pytest.raises(SystemExit):
+        run.main(["sst2", option, "entropi", "--dry_run"])
+    assert f"error: {option}: got entropi, expected some of" in capsys.readouterr().err
+
+
+def test_mistakes_in_the_list_of_tables_are_named(tmp_path, capsys):
+    path = write_tables(tmp_path, {"sst2": {"title": "SST-2", "recipe": "recipes/nlp.py"}}, OPTIONS)
+    text = path.read_text()
+    mistakes = {
+        ("local_rows:", "lokal_rows:"): "tables.yaml: got the key 'lokal_rows'. Did you mean 'local_rows'?",
+        ("options:", "seeds:"): "tables.yaml: got the key 'seeds'.",
+        ("directory:", "direktory:"): "got the key 'direktory'. Did you mean 'directory'?",
+        ("title:", "titel:"): "tables.yaml, the table sst2: got the key 'titel'. Did you mean 'title'?",
+        ("    title: SST-2\n", ""): "tables.yaml, the table sst2: got no title, expected it.",
+        ("tables:", "tables: ["): "tables.yaml: got no YAML: ",
+        (text, ""): "tables.yaml: got no local_rows, models, options, tables, expected them.",
+        ("title: SST-2", "title: x\n    options: {seeds: 0}"): "the table sst2: seeds: got 0, expected a list.",
+    }
+    for (old, new), message in mistakes.items():
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(SystemExit):
+            run.main(["--tables", str(path), "--dry_run"])
+        assert message in capsys.readouterr().err
+
+
+def test_a_local_copy_takes_the_place_of_a_model_that_the_configuration_names(tmp_path, capsys, monkeypatch):
+    path = write_tables(tmp_path, {"sst2": {"title": "SST-2", "recipe": "recipes/nlp.py"}}, {"config": "some"})
+    (tmp_path / "some.yaml").write_text("weak_model: org/student\nstudent_model: org/student\n")
+    monkeypatch.setattr(run, "CONFIGS", tmp_path)
+    (tmp_path / "smollm2-135m").mkdir()
+    (tmp_path / "smollm2-135m" / "config.json").write_text("{}")
+    run.main(["--tables", str(path), "--dry_run", "--models", str(tmp_path)])
+    assert f"--student_model {tmp_path / 'smollm2-135m'}" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_run_leaves_its_results(tmp_path, cache, monkeypatch):
     """The demo, made tiny, as a table: one supervisor for two runs, and what is published has the command."""

@@ -33,6 +33,7 @@ from w2s_hf.cards.markdown import markdown_table
 from w2s_hf.command_line import CommandLine
 from w2s_hf.config import hardware
 from w2s_hf.experiments.cache import library_versions
+from w2s_hf.experiments.generative_finetuning import check_decoder
 from w2s_hf.modeling import load_tokenizer
 from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.tasks import TASKS
@@ -123,17 +124,31 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="weights of the model")
     parser.add_argument("--output_file", type=Path, default=Path("prompts.json"))
     options = parser.parse_args()
+    for name, least in {"n_test": 2, "batch_size": 1}.items():
+        if getattr(options, name) < least:
+            parser.error(f"--{name}: got {getattr(options, name)}, expected at least {least}.")
+    folders = {task: options.data / FOLDERS.get(task, task) for task in options.tasks}
+    missing = [task for task, folder in folders.items() if not folder.is_dir()]
+    if len(missing) == len(folders):
+        parser.error(f"--data: got {options.data}, expected a folder of rows in it, {', '.join(missing)}.")
 
-    found = ModelSpec.find(options.model, "--model").named
+    try:
+        spec = ModelSpec.find(options.model, "--model")
+        check_decoder(spec, "--model")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    found = spec.named
     weights = found["weights"] or found["revision"]
     settings = {name: getattr(options, name) for name in ("dtype", "max_length", "n_test", "batch_size")}
     settings = {"model": options.model_name or found["model"], "weights": weights, **settings, "split": "test"}
-    report = json.loads(options.output_file.read_text()) if options.output_file.is_file() else settings
+    options.output_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        report = json.loads(options.output_file.read_text()) if options.output_file.is_file() else settings
+    except ValueError as error:
+        parser.error(f"--output_file: got {options.output_file}, expected JSON ({error}); remove it, or name another.")
     if {name: value for name, value in report.items() if name != "results"} != settings:
         parser.error(f"--output_file: {options.output_file} has the results of other settings; name another one.")
     entries = report.get("results", [])
-    folders = {task: options.data / FOLDERS.get(task, task) for task in options.tasks}
-    missing = [task for task, folder in folders.items() if not folder.is_dir()]
     if missing:
         print(f"No rows in {options.data}: {', '.join(missing)}")
 

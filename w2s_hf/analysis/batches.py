@@ -42,7 +42,9 @@ def through_model(
     own = batches[state.process_index :: state.num_processes]
     for batch in tqdm(own, desc=desc, disable=None if state.is_main_process else True):
         ids = {"input_ids": [encoded[index] for index in batch]}
-        padded = tokenizer.pad(ids, padding_side=padding_side, return_tensors="pt")
+        # Padding in front moves a text, so decoders need the mask, also where the tokenizer makes none by itself.
+        mask = True if padding_side == "left" else None
+        padded = tokenizer.pad(ids, padding_side=padding_side, return_attention_mask=mask, return_tensors="pt")
         answers += zip(batch, answer(padded), strict=True)
     by_index = dict(gather_object(answers) if state.num_processes > 1 else answers)
     return np.stack([by_index[index] for index in range(len(encoded))])

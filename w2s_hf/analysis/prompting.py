@@ -12,7 +12,7 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from .. import metrics
 from ..cards.markdown import markdown_table, render
 from ..tasks.prompt import PromptFormat, answer_tokens
-from .arguments import classes_of, texts_of
+from .arguments import classes_of, probabilities_of, texts_of
 from .batches import through_model
 from .figures import accuracy_cell, bars, draw, intervals_of, mean_cell, over_seeds
 
@@ -86,13 +86,17 @@ def answer_probabilities(
         `np.ndarray` of shape `(N, 2)`, float32, in order, on every rank; rows sum to 1.
 
     Raises:
-        ValueError: A prompt is longer than what the model reads, or the answers do not differ.
+        ValueError: A prompt is empty or longer than what the model reads, the answers do not differ, or the model
+            makes NaN of a prompt.
     """
     prompts = texts_of(prompts, "prompts")
     if not prompts:
         raise ValueError("prompts: got none, expected at least one.")
     shared, pair = answer_tokens(tokenizer, form)
     encoded = [ids + shared for ids in tokenizer(prompts)["input_ids"]]
+    empty = [index for index, ids in enumerate(encoded) if not ids]
+    if empty:
+        raise ValueError(f"The prompt {empty[0]} has no tokens, expected at least one; give the form a suffix.")
     longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
     n_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if n_positions is not None and len(encoded[longest]) > n_positions:
@@ -111,7 +115,14 @@ def answer_probabilities(
         with torch.autocast(hidden.device.type, enabled=False):
             return functional.linear(hidden.float(), *of_answers).softmax(dim=-1).cpu().numpy()
 
-    return through_model(tokenizer, encoded, answer, batch_size=batch_size, padding_side="left", desc="Asking")
+    found = through_model(tokenizer, encoded, answer, batch_size=batch_size, padding_side="left", desc="Asking")
+    undefined = np.flatnonzero(np.isnan(found).any(axis=1))
+    if len(undefined):
+        raise ValueError(
+            f"Got NaN for {len(undefined)} of {len(found)} prompts, expected probabilities; the first is prompt "
+            f"{undefined[0]}. Load the model in float32 or bfloat16, and look at its weights."
+        )
+    return found
 
 
 def balanced_scores(probabilities: np.ndarray, prior: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -127,7 +138,11 @@ def balanced_scores(probabilities: np.ndarray, prior: np.ndarray, labels: np.nda
     Returns:
         `accuracy_at_median` (class 1 where its probability is above the median of the rows: for balanced classes) and
         `accuracy_content_free` (class 1 where its probability is above that of the prior).
+
+    Raises:
+        ValueError: The probabilities or the prior are not `(N, 2)`, are NaN, or do not sum to 1.
     """
+    probabilities, prior = probabilities_of(probabilities, "probabilities"), probabilities_of(prior, "prior")
     log_odds, log_odds_of_prior = (_log_odds(values) for values in (probabilities, prior))
 
     def accuracy(threshold) -> float:
@@ -141,7 +156,7 @@ def balanced_scores(probabilities: np.ndarray, prior: np.ndarray, labels: np.nda
 
 
 def _log_odds(probabilities: np.ndarray) -> np.ndarray:
-    first, second = np.log(np.maximum(probabilities.astype(np.float64), 1e-300)).T
+    first, second = np.log(np.maximum(probabilities, 1e-300)).T
     return second - first
 
 

@@ -35,11 +35,14 @@ from ..analysis.weak_errors import plot_weak_errors, weak_errors_section
 from ..config import METHODS
 from ..labels import WeakLabels
 from ..results import BaselineResult, ExperimentResult, SeedResult
-from ..tasks import Half
+from ..tasks import Half, Task
 from .analysis_context import AnalysisContext
-from .config import ANALYSES
+from .config import ANALYSES, Own
 
-__all__ = ["analyse", "analysis_notes", "overfitting", "agreement", "prompting", "saliency", "probes", "weak_errors"]
+__all__ = [
+    "analyse", "analysis_notes", "asked_form", "overfitting", "agreement", "prompting", "saliency", "probes",
+    "weak_errors",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -147,11 +150,10 @@ def prompting(context: AnalysisContext) -> dict:
     examples = splits.student_half
     texts = [context.test["text"][:], examples["text"][:], [context.task.content_free]]
     if context.world is None:
-        form = context.task.prompt_format
+        form = asked_form(context.task, context.args)
         if context.args.use_prompts:
-            texts = [[form.text_of(prompt) for prompt in prompts] for prompts in texts]
-        if context.args.prompt_form == "01":
-            form = PromptFormat.for_classes(context.task.class_names)
+            around = context.task.prompt_format
+            texts = [[around.text_of(prompt) for prompt in prompts] for prompts in texts]
     else:
         # The demo's models know a text that ends with `ENTITY is`, and words that it may go on with.
         dead, alive = context.world.answer_words
@@ -195,6 +197,11 @@ def prompting(context: AnalysisContext) -> dict:
             for student in context.result.students
         },
     }
+
+
+def asked_form(task: Task, args: Own) -> PromptFormat:
+    """Returns the prompt that `--prompt_form` names, for real rows."""
+    return PromptFormat.for_classes(task.class_names) if args.prompt_form == "01" else task.prompt_format
 
 
 def saliency(context: AnalysisContext) -> dict:

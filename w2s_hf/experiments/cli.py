@@ -188,8 +188,9 @@ def check_numbers(*arguments: ExperimentArguments | AnyConfig | StudentConfig) -
             raise ValueError(f"--{name}: got {values[name]}, expected at least {smallest}.")
     if values["max_steps"] == 0:
         raise ValueError("--max_steps: got 0, expected a positive number of steps, or -1 to train --num_train_epochs.")
-    if min(values["seeds"]) < 0:
-        raise ValueError(f"--seeds: got {min(values['seeds'])}, expected integers from 0 on.")
+    wrong = [seed for seed in values["seeds"] if not 0 <= seed < 2**32]
+    if wrong:
+        raise ValueError(f"--seeds: got {wrong[0]}, expected integers from 0 to {2**32 - 1}.")
 
 
 def check_reporting(report_to: list[str]) -> None:

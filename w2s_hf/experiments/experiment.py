@@ -22,8 +22,8 @@ from ..modeling.spec import ModelSpec
 from ..results import DatasetInfo, ExperimentResult
 from ..results.predictions import PREDICTIONS, predictions_table, write_predictions
 from ..tasks import GenerationTask, PreferenceTask, PromptFormat, Task, TaskSplits, find_task
-from ..tasks.prompt import head_tokens
-from .analyses import analyse, analysis_notes
+from ..tasks.prompt import answer_tokens, head_tokens
+from .analyses import analyse, analysis_notes, asked_form
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
 from .config import ExperimentArguments, GenerationArguments, RewardArguments
@@ -149,6 +149,11 @@ class Experiment:
             if key not in self._splits:
                 self._splits[key] = self._load_splits(seed)
             models = models or self._find_models(seed)
+            n_examples, n_shots = len(self._splits[key].student_half), self.args.prompt_shots
+            if "prompting" in self.args.analyses and n_shots > n_examples:
+                raise ValueError(
+                    f"--prompt_shots: got {n_shots}, expected at most the {n_examples} training rows of students."
+                )
             self._check_memory(models)
             if self.student_config.head_init == "answers":
                 for model in (*models.chain, *models.sizes, models.student):
@@ -173,11 +178,13 @@ class Experiment:
                 f"--ladder: got models called {', '.join(names)}; results tell them apart by their names."
             )
         if "prompting" in args.analyses:
-            check_decoder(student, "--analyses prompting")
+            check_decoder(student, "--analyses prompting")  # of the demo, too, whose words are those of its world
+            if world is None and isinstance(self.task, Task):
+                self._check_answers(asked_form(self.task, args), "--analyses prompting", [student])
         for model in (student, *sizes) if getattr(args, "generative_finetuning", False) else ():
             check_decoder(model, "--generative_finetuning")
         if form is not None:
-            _check_answers(form, self.task.name, [*chain, *sizes, student])
+            self._check_answers(form, "--head_init answers", [*chain, *sizes, student])
         # The control of the demo has the student's architecture and was not pretrained.
         twin = student_name.replace("pretrained-", "scratch-")
         has_twin = args.demo and twin in self.setting.demo_models and twin != student_name
@@ -194,6 +201,20 @@ class Experiment:
                 "of texts with two classes, whose answer words they know. Use --head_init normal."
             )
         return self.task.prompt_format
+
+    def _check_answers(self, form: PromptFormat, option: str, models: list[ModelSpec]) -> None:
+        """Raises `ValueError` where a model cannot be asked for the answers of a prompt, or have a head of them."""
+        is_head = option == "--head_init answers"
+        for model in models:
+            check_decoder(model, option)
+            try:
+                tokenizer = load_tokenizer(model.path, revision=model.revision)
+                head_tokens(tokenizer, form) if is_head else answer_tokens(tokenizer, form)
+            except ValueError as error:
+                instead = "use --head_init normal" if is_head else "take another --prompt_form"
+                raise ValueError(
+                    f"{option}: {model.name}, {self.task.name}: {error} Change the `prompt` of the task, or {instead}."
+                ) from error
 
     def _load_splits(self, seed: int) -> TaskSplits:
         world = self.world(seed)
@@ -419,19 +440,6 @@ class Experiment:
             for student in run.students:
                 student.fingerprint = StudentCard.from_results(results, run, student).fingerprint
         return results
-
-
-def _check_answers(form: PromptFormat, task: str, models: list[ModelSpec]) -> None:
-    """Raises `ValueError` where the head of a model cannot be made of answers."""
-    for model in models:
-        check_decoder(model, "--head_init answers")
-        try:
-            head_tokens(load_tokenizer(model.path, revision=model.revision), form)
-        except ValueError as error:
-            raise ValueError(
-                f"--head_init answers: {model.name}, {task}: {error} Change the `prompt` of the task, or use "
-                "--head_init normal."
-            ) from error
 
 
 def predictions_of(context: AnalysisContext) -> pa.Table:

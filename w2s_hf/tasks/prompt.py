@@ -23,7 +23,7 @@ class PromptFormat:
         prefix (`str`): Text in front of each question.
 
     Raises:
-        ValueError: The answers are not two different texts.
+        ValueError: A part is no text, or the answers are not two different texts.
     """
 
     answers: tuple[str, str] = (" 0", " 1")
@@ -35,6 +35,10 @@ class PromptFormat:
     def __post_init__(self) -> None:
         if isinstance(self.answers, str) or len(self.answers) != 2 or self.answers[0] == self.answers[1]:
             raise ValueError(f"answers: got {self.answers!r}, expected two different texts, of class 0 and class 1.")
+        parts = {name: getattr(self, name) for name in ("instruction", "suffix", "separator", "prefix")}
+        for name, part in {**parts, **{f"answers[{n}]": answer for n, answer in enumerate(self.answers)}}.items():
+            if not isinstance(part, str):
+                raise ValueError(f"{name}: got {part!r}, expected a text. Put it in quotes.")
 
     @classmethod
     def for_classes(cls, class_names: Sequence[str]) -> "PromptFormat":
@@ -60,10 +64,16 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tup
 
     Raises:
         ValueError: The answers have no tokens that differ, are joined with the suffix, or begin with an unknown word;
-            take others.
+            take others. Or the tokenizer adds a token behind a text, so that no answer would be read behind a prompt.
     """
     # The answers are tokenized behind a suffix, because some tokenizers join an answer with the text before it.
     before = tokenizer("x" + form.suffix, add_special_tokens=False)["input_ids"]
+    whole = tokenizer("x" + form.suffix)["input_ids"]
+    if whole[len(whole) - len(before) :] != before:
+        raise ValueError(
+            f"The tokenizer adds {tokenizer.convert_ids_to_tokens(whole[-1:])} behind a text, where its answer should "
+            "be read; take a tokenizer that adds nothing there."
+        )
     behind = [tokenizer("x" + form.suffix + answer, add_special_tokens=False)["input_ids"] for answer in form.answers]
     for answer, ids in zip(form.answers, behind, strict=True):
         if ids[: len(before)] != before:
@@ -78,7 +88,8 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tup
         if position >= len(before):
             shared.append(first)
     raise ValueError(
-        f"The tokenizer makes the same tokens of the answers {form.answers[0]!r} and {form.answers[1]!r}; use others."
+        f"The tokenizer makes of the answers {form.answers[0]!r} and {form.answers[1]!r} the same tokens, or of one "
+        "the first tokens of the other; use others."
     )
 
 
@@ -88,9 +99,15 @@ def head_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tuple
 
     Raises:
         ValueError: As [`answer_tokens`], or the answers begin with the same token, so that the token behind a prompt
-            does not tell them apart.
+            does not tell them apart. Or the suffix ends with the padding token, which no classifier reads.
     """
     shared, pair = answer_tokens(tokenizer, form)
+    last = tokenizer("x" + form.suffix, add_special_tokens=False)["input_ids"][-1]
+    if form.suffix and last == tokenizer.pad_token_id:
+        raise ValueError(
+            f"The suffix {form.suffix!r} ends with the padding token {tokenizer.pad_token!r}, and a classifier reads "
+            "the token before; use another suffix."
+        )
     if shared:
         raise ValueError(
             f"The tokenizer begins both answers {form.answers[0]!r} and {form.answers[1]!r} with "

@@ -183,6 +183,11 @@ class Task(AnyTask):
                 f"{self.name}: class_names: got {names!r}, expected two different names: tasks are binary. Of more "
                 "classes, let a function say which are class 1: label=lambda row: row['label'] in ('a', 'b')."
             )
+        if self.prompt is not None and not isinstance(self.prompt, PromptFormat):
+            raise ValueError(
+                f"{self.name}: prompt: got {self.prompt!r}, expected a w2s_hf.tasks.PromptFormat: the text "
+                "around a row, and the words of both answers."
+            )
         if self.shorten_from not in ("start", "end"):
             raise ValueError(f"{self.name}: shorten_from: got {self.shorten_from!r}, expected 'start' or 'end'.")
 

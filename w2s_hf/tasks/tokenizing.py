@@ -16,6 +16,7 @@ __all__ = [
     "PAIR_COLUMNS",
     "TEXT_COLUMNS",
     "completion_lengths",
+    "refuse_too_long",
     "response_lengths",
     "shortened",
     "tokenize_pairs",
@@ -88,6 +89,19 @@ def shortened(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) ->
         f"The row {row['id']} ({text[-60:]!r}) is {n_left} tokens long {what}, more than max_length {max_length}; "
         "raise --max_length."
     )
+
+
+def refuse_too_long(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
+    """Raises `ValueError` where [`tokenize_rows`] would. Tokenizes only what cannot be shortened, which is little."""
+    if max_length is None:
+        return
+    for start in range(0, len(rows), 1000):
+        batch = rows[start : start + 1000]
+        spans = zip(batch["text"], batch["context_start"], batch["context_end"], strict=True)
+        left = tokenizer([text[:begin] + text[end:] for text, begin, end in spans])["input_ids"]
+        for position, ids in enumerate(left):
+            if len(ids) > max_length:
+                shortened({name: batch[name][position] for name in TEXT_COLUMNS}, tokenizer, max_length)
 
 
 def _shorter_contexts(

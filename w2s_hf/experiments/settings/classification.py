@@ -17,10 +17,12 @@ from ...demo.models import World
 from ...demo.rows import demo_rows
 from ...demo.worlds import DEMO_WORLDS, DemoWorld
 from ...labels import WeakLabels
+from ...modeling import load_tokenizer
 from ...modeling.spec import ModelSpec
 from ...results import BaselineResult, ExperimentResult
 from ...tasks import TEXT_COLUMNS, Task, TaskSplits, load_task, tokenize_rows
 from ...tasks.halves import LINK_ROWS
+from ...tasks.tokenizing import refuse_too_long
 from ...trainers import RewardPairTrainer, WeakToStrongTrainer
 from ..analysis_context import AnalysisContext
 from ..config import ClassificationArguments
@@ -134,12 +136,24 @@ class ClassificationSetting(ProbabilitySetting):
         return {"baselines": [BaselineResult.from_dict(baseline)]}
 
     def load_rows(
-        self, task: Task, args: ClassificationArguments, training_args: TrainingArguments, readers: Sequence[ModelSpec]
+        self,
+        task: Task,
+        args: ClassificationArguments,
+        training_args: WeakToStrongConfig,
+        readers: Sequence[ModelSpec],
     ) -> TaskSplits:
-        """Loads the rows of a task; see [`load_task`]."""
+        """Loads the rows of a task; see [`load_task`]. Raises `ValueError` where a row does not fit `max_length`."""
         task = replace(task, drop_empty=True) if args.drop_empty else task
         task = task.prompted() if args.use_prompts else task
-        return load_task(task, dataset_path=args.dataset_path, conversion=args.conversion, **split_options(args))
+        splits = load_task(task, dataset_path=args.dataset_path, conversion=args.conversion, **split_options(args))
+        for reader in readers:
+            tokenizer = load_tokenizer(reader.path, revision=reader.revision)
+            try:
+                for rows in splits.parts.values():
+                    refuse_too_long(rows, tokenizer, training_args.max_length)
+            except ValueError as error:
+                raise ValueError(f"{reader.name}: {error}") from error
+        return splits
 
     def demo_world(self, args: ClassificationArguments, seed: int) -> World:
         """Returns the world of a seed."""
