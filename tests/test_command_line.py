@@ -90,9 +90,10 @@ def test_shipped_configurations_are_named_from_everywhere(name, where, monkeypat
 
 # The kinds of recipe that each shipped configuration is for. Those of a grid are for the sweep alone.
 SUITS = {
-    "cpu_real": ["texts"], "demo": ["texts"], "demo_chess": ["puzzles"], "demo_ladder": ["texts"],
-    "demo_reward": ["pairs"], "qwen_72b": ["texts", "pairs"], "single_gpu": ["texts", "pairs"],
-    "single_gpu_chess": ["puzzles"], "single_gpu_small": ["texts", "pairs"], "sweep_demo": [],
+    "cpu_real": ["texts"], "cpu_real_reward": ["pairs"], "demo": ["texts"], "demo_chess": ["puzzles"],
+    "demo_ladder": ["texts"], "demo_reward": ["pairs"], "qwen_72b": ["texts", "pairs"],
+    "single_gpu": ["texts", "pairs"], "single_gpu_chess": ["puzzles"], "single_gpu_small": ["texts", "pairs"],
+    "sweep_demo": [],
 }  # fmt: skip
 
 
@@ -123,7 +124,7 @@ def test_a_file_comes_before_a_shipped_configuration(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--config nowhere.yaml", "shipped configurations: cpu_real, demo, demo_chess, demo_ladder, demo_reward"),
+        ("--config nowhere.yaml", "shipped configurations: cpu_real, cpu_real_reward, demo, demo_chess, demo_ladder"),
         ("--config configs/singel_gpu.yaml", "Did you mean 'single_gpu'"),
         ("--config .", "expected a YAML file"),
         ("--config", "--config: got nothing, expected a YAML file"),
