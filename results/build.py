@@ -483,7 +483,9 @@ Hub, or with `--models DIRECTORY --data DIRECTORY` from local copies: the first 
 - The ceiling is the student trained on ground truth of the same rows.
 - A prompt "at the median" predicts class 1 for the half of the test rows with the larger probability of class 1. It
   needs balanced classes and no labels. "Content-free" subtracts the prompt's preference for one answer, measured on a
-  row without content."""
+  row without content.
+- Commands with `--bf16 true` train in mixed precision (bfloat16), because the CPU named below has instructions for it.
+  On one without them, give the recipe `--bf16 false` instead."""
 
 
 def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
@@ -505,8 +507,8 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
         parts += [
             "## Prompts without training",
             f"Answers of {prompts['model']} on balanced test rows: accuracy / at the median / content-free / AUROC. "
-            "`recipes/benchmarks/prompts.py` measures them, and `results/prompts/results.json` has them with their "
-            "intervals.",
+            f"Measured by `python recipes/benchmarks/prompts.py --model {prompts['model']} --data DIRECTORY --dtype "
+            f"{prompts['dtype']}`; `results/prompts/results.json` has prompts, answers and intervals.",
             prompts_table(prompts["results"]),
         ]
     return "\n\n".join(parts) + "\n"
