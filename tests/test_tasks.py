@@ -263,6 +263,17 @@ def test_the_context_is_shortened_never_the_question(max_length, side, tokenizer
     assert tokens[1] == tokenizer(rows["text"][1])["input_ids"]
 
 
+@pytest.mark.parametrize(("max_length", "n_lost"), [(2, 3), (3, 1), (4, 0), (None, 0)])
+def test_rows_that_lose_their_context_are_counted(max_length, n_lost, tokenizer, caplog):
+    task = Task("t", "rows.csv", "{p} w0 {q}", label="y", context="p")
+    rows = [{"p": p, "q": q, "y": 1} for p, q in (("w1", "w3"), ("w1 w2", "w3"), ("w1", "w3"), ("w1", "w3 w5"))]
+    rows = rows if max_length != 2 else rows[:3]  # the last one has three tokens without its context
+    rows = Dataset.from_list([example for row in rows for example in task.examples(row)])
+    tokenize_rows(rows, tokenizer, max_length)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [] if n_lost == 0 else f"{n_lost} of {len(rows)} rows have no context left" in warnings[0]
+
+
 @pytest.mark.parametrize("context", ["p", None])
 def test_a_question_that_does_not_fit_is_named(context, tokenizer):
     task = Task("t", "rows.csv", "{p} Question: {q}", label="y", context=context)

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import get_logger
 
 from .._compat import generate_random_fingerprint
 
@@ -23,6 +24,8 @@ __all__ = [
     "tokenize_rows",
 ]
 
+logger = get_logger(__name__)
+
 # What is needed to tokenize a row: a text, a pair of responses, or a prompt to complete.
 TEXT_COLUMNS = ("id", "text", "context_start", "context_end", "shorten_from")
 PAIR_COLUMNS = ("id", "prompt", "first", "second")
@@ -34,7 +37,8 @@ def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length:
     Adds `input_ids` and what else the tokenizer makes, for rows with `TEXT_COLUMNS`.
 
     Where a text is longer than `max_length` tokens, its context is shortened; question and answer stay whole, and no
-    row is dropped, so that everybody is tested on the same rows.
+    row is dropped, so that everybody is tested on the same rows. Logs how many rows have a shorter context, and warns
+    of those that have none left.
 
     Args:
         rows ([`~datasets.Dataset`]): Rows of a task.
@@ -45,21 +49,35 @@ def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length:
         ValueError: what is left without the context does not fit; the row is named.
     """
 
+    n_shortened = n_lost = 0
+
     def encode(batch: dict) -> dict:
+        nonlocal n_shortened, n_lost
         encoded = tokenizer(batch["text"])
         if max_length is None:
             return encoded
         for position, ids in enumerate(encoded["input_ids"]):
             if len(ids) > max_length:
                 row = {name: batch[name][position] for name in TEXT_COLUMNS}
-                shorter = tokenizer(shortened(row, tokenizer, max_length))
+                text = shortened(row, tokenizer, max_length)
+                n_shortened += 1
+                n_lost += len(text) == len(row["text"]) - (row["context_end"] - row["context_start"])
+                shorter = tokenizer(text)
                 for key in encoded:
                     encoded[key][position] = shorter[key]
         return encoded
 
     # datasets would hash `encode`, and the tokenizer with it, to name a cache file that rows in memory do not have; a
     # Ctrl-C in that tenth of a second is lost (`except:` in datasets.fingerprint).
-    return rows.map(encode, batched=True, desc="Tokenizing", new_fingerprint=generate_random_fingerprint())
+    tokenized = rows.map(encode, batched=True, desc="Tokenizing", new_fingerprint=generate_random_fingerprint())
+    if n_shortened:
+        logger.info(f"{n_shortened} of {len(rows)} rows are longer than max_length={max_length}: shorter contexts")
+    if n_lost:
+        logger.warning(
+            f"{n_lost} of {len(rows)} rows have no context left within max_length={max_length} tokens, only question "
+            "and answer. Raise --max_length."
+        )
+    return tokenized
 
 
 def shortened(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
