@@ -193,14 +193,22 @@ def test_prompts_of_a_task_are_asked_once(tmp_path):
         sentences = [f"a film of {n}" for n in range(start, start + 60)]
         rows = Dataset.from_dict({"sentence": sentences, "label": [n % 2 for n in range(60)]})
         rows.to_parquet(tmp_path / "data" / "sst2" / f"{split}.parquet")
+        goals = [f"do {n}" + (" and so on" * 20) * (n == 100) for n in range(start, start + 12)]
+        solutions = {f"sol{k}": [f"way {k} of {goal[:6]}" for goal in goals] for k in (1, 2)}
+        rows_of_piqa = Dataset.from_dict({"goal": goals, **solutions, "label": [n % 2 for n in range(12)]})
+        rows_of_piqa.to_parquet(tmp_path / "data" / "piqa" / f"{split}.parquet")
     options = f"--model {tmp_path / 'model'} --model_name tiny --data {tmp_path / 'data'} --n_test 20 --max_length 150"
+    options += " --tasks sst2 piqa boolq"
     process, report = run("prompts.py", options, tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
     assert "No rows in" in process.stdout and "| sst2 | 20 |" in process.stdout
     assert [(entry["task"], entry["form"], entry["n"]) for entry in report["results"]] == [
         ("sst2", "task", 20),
         ("sst2", "01", 20),
+        ("piqa", "task", 20),
+        ("piqa", "01", 20),
     ]
+    assert "piqa: 2 rows do not fit into 150 tokens" in process.stdout
     assert report["model"] == "tiny" and str(tmp_path) not in json.dumps(report) and "a film" not in json.dumps(report)
     again, unchanged = run("prompts.py", options, tmp_path)
     assert "sst2: " in process.stdout and "sst2: " not in again.stdout and unchanged == report
@@ -223,7 +231,7 @@ def test_prompts_of_a_task_are_asked_once(tmp_path):
     make_tokenizer().save_pretrained(tmp_path / "encoder")
     for old, new, words in (
         (str(tmp_path / "model"), str(tmp_path / "encoder"), "--model: encoder is of type 'bert'"),
-        (str(tmp_path / "data"), str(tmp_path / "nowhere"), "expected a folder of rows in it, boolq, "),
+        (str(tmp_path / "data"), str(tmp_path / "nowhere"), "expected a folder of rows in it, sst2, piqa"),
         ("--n_test 20", "--n_test 1", "--n_test: got 1, expected at least 2"),
     ):
         refused, _ = run("prompts.py", options.replace(old, new), tmp_path)

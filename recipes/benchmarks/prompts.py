@@ -3,8 +3,8 @@
     python recipes/benchmarks/prompts.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data DIRECTORY
 
 DIRECTORY has a folder for each task, in the schema of its dataset; tasks without a folder are left out. Half of the
-test rows that are asked are of either class. Contexts are shortened to --max_length, the same rows are asked in both
-forms, and no row is shown an example. Columns:
+test rows that are asked are of either class. Contexts are shortened to --max_length; rows that do not fit even without
+one are left out. The same rows are asked in both forms, and no row is shown an example. Columns:
 
 - accuracy: of the more probable answer;
 - at the median, content-free: without the preference for one of the answers, see
@@ -55,12 +55,33 @@ def forms_of(task: Task) -> dict[str, PromptFormat]:
     return {**own, "01": PromptFormat.for_classes(task.class_names)}
 
 
-def rows_of(task: Task, folder: Path, n: int) -> Dataset:
-    """At most `n` test rows, the first ones of each class."""
+def prompt_of(row: dict, form: PromptFormat, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+    """The prompt of a row, its context shortened to `max_length` tokens. Raises `ValueError` where that is too few."""
+    n_before = len(form.instruction + form.prefix)
+    spans = {name: row[name] + n_before for name in ("context_start", "context_end")}
+    return shortened({**row, "text": form.prompt(row["text"]), **spans}, tokenizer, max_length)
+
+
+def rows_of(task: Task, folder: Path, tokenizer: PreTrainedTokenizerBase, options: Namespace) -> Dataset:
+    """At most `n_test` test rows, the first ones of each class whose prompts fit in both forms."""
     rows = load_task(task, dataset_path=str(folder)).test
-    truth = np.array(rows["ground_truth"])
-    first = [np.flatnonzero(truth == label)[: n // 2] for label in (0, 1)]
-    return rows.select(np.sort(np.concatenate(first)))
+    truth, chosen, n_too_long = np.array(rows["ground_truth"]), [], 0
+    for label in (0, 1):
+        of_label: list[int] = []
+        for position in np.flatnonzero(truth == label):
+            if len(of_label) == options.n_test // 2:
+                break
+            try:
+                for form in forms_of(task).values():
+                    prompt_of(rows[int(position)], form, tokenizer, options.max_length)
+            except ValueError:
+                n_too_long += 1
+                continue
+            of_label.append(int(position))
+        chosen += of_label
+    if n_too_long:
+        print(f"{task.name}: {n_too_long} rows do not fit into {options.max_length} tokens; others take their place")
+    return rows.select(sorted(chosen))
 
 
 def fingerprint_of(rows: Dataset) -> str:
@@ -78,11 +99,7 @@ def ask(
     options: Namespace,
 ) -> dict:
     """The scores of a form on rows."""
-    n_before = len(form.instruction + form.prefix)
-    prompts = []
-    for row in rows:
-        spans = {name: row[name] + n_before for name in ("context_start", "context_end")}
-        prompts.append(shortened({**row, "text": form.prompt(row["text"]), **spans}, tokenizer, options.max_length))
+    prompts = [prompt_of(row, form, tokenizer, options.max_length) for row in rows]
     n_shortened = sum(prompt != form.prompt(text) for prompt, text in zip(prompts, rows["text"], strict=True))
     prompts.append(form.prompt(task.content_free))
     answers = answer_probabilities(model, tokenizer, prompts, form, batch_size=options.batch_size)
@@ -155,7 +172,7 @@ def main() -> None:
     tokenizer = load_tokenizer(options.model)
     model = load_student(options.model, task_type="CAUSAL_LM", dtype=options.dtype)
     for task in [TASKS[task] for task in folders if task not in missing]:
-        rows = rows_of(task, folders[task.name], options.n_test)
+        rows = rows_of(task, folders[task.name], tokenizer, options)
         new = {}
         for form, prompt in forms_of(task).items():
             # Compared as the file has it, where a tuple is a list.
