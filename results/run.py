@@ -139,12 +139,12 @@ class Run:
 
     def local(self, models: dict[str, "Model"], models_dir: Path | None, data_dir: Path | None) -> "Run":
         """Returns the run with local copies of models and rows."""
-        options = dict(self.options)
+        options, resolved = dict(self.options), self.resolved
         if models_dir is not None:
             for name in ("weak_model", "student_model"):
-                options[name] = _local_model(self.resolved[name], models, models_dir)
-            if "ladder" in options:
-                options["ladder"] = [_local_model(model, models, models_dir) for model in options["ladder"]]
+                options[name] = _local_model(resolved[name], models, models_dir)
+            if "ladder" in resolved:
+                options["ladder"] = [_local_model(model, models, models_dir) for model in resolved["ladder"]]
         if data_dir is not None:
             options["dataset_path"] = str(data_dir / self.rows)
             if not Path(options["dataset_path"]).is_dir():

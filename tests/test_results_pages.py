@@ -507,12 +507,15 @@ def test_mistakes_in_the_list_of_tables_are_named(tmp_path, capsys):
 
 def test_a_local_copy_takes_the_place_of_a_model_that_the_configuration_names(tmp_path, capsys, monkeypatch):
     path = write_tables(tmp_path, {"sst2": {"title": "SST-2", "recipe": "recipes/nlp.py"}}, {"config": "some"})
-    (tmp_path / "some.yaml").write_text("weak_model: org/student\nstudent_model: org/student\n")
+    text = "weak_model: org/student\nstudent_model: org/student\nladder: [org/student]\n"
+    (tmp_path / "some.yaml").write_text(text)
     monkeypatch.setattr(run, "CONFIGS", tmp_path)
     (tmp_path / "smollm2-135m").mkdir()
     (tmp_path / "smollm2-135m" / "config.json").write_text("{}")
     run.main(["--tables", str(path), "--dry_run", "--models", str(tmp_path)])
-    assert f"--student_model {tmp_path / 'smollm2-135m'}" in capsys.readouterr().out
+    line = capsys.readouterr().out
+    for option in ("--weak_model", "--student_model", "--ladder"):
+        assert f"{option} {tmp_path / 'smollm2-135m'}" in line
 
 
 @pytest.mark.slow
