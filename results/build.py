@@ -507,11 +507,12 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
         ]
     parts += [section(group, page) for group in groups]
     if prompts:
+        options = " ".join(f"--{name} {prompts[name]}" for name in ("dtype", "max_length", "n_test", "batch_size"))
         parts += [
             "## Prompts without training",
             f"Answers of {prompts['model']} on balanced test rows: accuracy / at the median / content-free / AUROC. "
-            f"Measured by `python recipes/benchmarks/prompts.py --model {prompts['model']} --data DIRECTORY --dtype "
-            f"{prompts['dtype']}`; `results/prompts/results.json` has prompts, answers and intervals.",
+            f"Measured by `python recipes/benchmarks/prompts.py --model {prompts['model']} --data DIRECTORY "
+            f"{options}`; `results/prompts/results.json` has prompts, answers and intervals.",
             prompts_table(prompts["results"]),
         ]
     return "\n\n".join(parts) + "\n"

@@ -179,11 +179,12 @@ def test_without_results_page_and_readme_say_so(repository):
     prompt = {"task": "sst2", "form": "01", "n": 200, "accuracy": 0.5, "auroc": 0.625}
     prompt |= {"accuracy_at_median": 0.75, "accuracy_content_free": 0.875}
     (tables.parent / "prompts").mkdir()
-    content = {"model": "org/model", "dtype": "float32", "results": [prompt]}
+    settings = {"dtype": "float32", "max_length": 256, "n_test": 150, "batch_size": 8}
+    content = {"model": "org/model", **settings, "results": [prompt]}
     (tables.parent / "prompts" / "results.json").write_text(json.dumps(content))
     build.build(repository, tables)
     page = (repository / "docs" / "results.md").read_text()
-    assert "--model org/model --data DIRECTORY --dtype float32" in page
+    assert "--data DIRECTORY --dtype float32 --max_length 256 --n_test 150 --batch_size 8`" in page
     assert "| sst2 | 200 |  | 0.500 / 0.750 / 0.875 / 0.625 |" in page
 
 
