@@ -29,7 +29,7 @@ from w2s_hf.analysis.saliency import saliency_section
 from w2s_hf.cards.markdown import markdown_table
 from w2s_hf.command_line import CommandLine
 from w2s_hf.config import METHODS
-from w2s_hf.experiments.config import ANALYSES
+from w2s_hf.experiments.config import ANALYSES, BOOTSTRAP
 from w2s_hf.plots import PALETTE, STYLE
 from w2s_hf.results import (
     PREDICTIONS,
@@ -274,7 +274,7 @@ def comparison(name: str, table: Table, folder: Path) -> str:
         if models["largest_difference"].isna().any():
             raise ValueError(f"compare_with: got completions of {table.name}, expected a task with probabilities.")
         rows.append([
-            _ROLES.get(role) or (f"student, {role}" if role in METHODS else role),
+            _ROLES.get(role) or (f"student, {role}" if role in (*METHODS, BOOTSTRAP) else role),
             *(f"{models[column].mean():.3f}" for column in ("accuracy", "other_accuracy")),
             *(f"{value:.3f}" for value in (models["largest_difference"].max(), models["mean_difference"].mean())),
             f"{1 - models['n_different'].sum() / models['n'].sum():.3f}",
@@ -328,13 +328,12 @@ def facts_of(entry: Entry, page: Page) -> list[str]:
     local = ", a local copy of a part" if data.revision == "local" else f", revision {data.revision[:12]}"
     days = " to ".join(dict.fromkeys(entry.facts["trained"]))
     devices = {student.hardware or "an unknown device" for run in entry.results.runs for student in run.students}
-    machine = f"{by['cpu']}, {by['cores']} cores, {by['instructions']}"
     versions = ", ".join(f"{name} {version}" for name, version in entry.results.versions.items())
     return [
         f"Supervisor: {_model(first, 'weak', page)}. Student and ceiling: {_model(first, 'ceiling', page)}.",
         f"Rows of {data.id}{local}: {rows}.",
         f"Trained {days} on {' and '.join(sorted(devices))} in {_duration(entry.hours)}, with {versions}.",
-        f"Published by commit {by['commit']}, with Python {by['python']}, on {machine}.",
+        f"Published by commit {by['commit']}, with Python {by['python']}, on {_machine(by)}.",
         *([check_line(entry.check, by)] if entry.check else []),
     ]
 
@@ -347,9 +346,13 @@ def check_line(check: dict, published_by: dict) -> str:
     n_different, n = (sum(model[name] for model in models) for name in ("n_different", "n"))
     if n_different or not found:
         found.append(f"{n_different} of {n} predictions differ")
-    place = f" on {by['cpu']}, {by['instructions']}" if machine_differs(by, published_by) else ""
+    place = f" on {_machine(by)}" if machine_differs(by, published_by) else ""
     trained = f"Trained again on {check['date']}{place} ({_named_seeds(check['seeds'])}, commit {by['commit']})"
     return f"{trained}: {', '.join(found)}."
+
+
+def _machine(by: dict) -> str:
+    return f"{by['cpu']}, {by['cores']} cores, {by['instructions']}"
 
 
 def _duration(hours: float) -> str:
@@ -504,11 +507,12 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
         ]
     parts += [section(group, page) for group in groups]
     if prompts:
+        options = " ".join(f"--{name} {prompts[name]}" for name in ("dtype", "max_length", "n_test", "batch_size"))
         parts += [
             "## Prompts without training",
             f"Answers of {prompts['model']} on balanced test rows: accuracy / at the median / content-free / AUROC. "
-            f"Measured by `python recipes/benchmarks/prompts.py --model {prompts['model']} --data DIRECTORY --dtype "
-            f"{prompts['dtype']}`; `results/prompts/results.json` has prompts, answers and intervals.",
+            f"Measured by `python recipes/benchmarks/prompts.py --model {prompts['model']} --data DIRECTORY "
+            f"{options}`; `results/prompts/results.json` has prompts, answers and intervals.",
             prompts_table(prompts["results"]),
         ]
     return "\n\n".join(parts) + "\n"

@@ -16,7 +16,8 @@ options of a table have changed, add `--overwrite`. `python results/build.py` th
 
 `--check` trains published runs again from nothing, in `--outputs` with `_check` at its end, without their analyses. It
 compares the predictions of the test rows with `predictions.parquet`, writes `check.json` beside it, and fails if a
-predicted class differs although the CPU is the same. A stopped check is resumed by the same command.
+predicted class differs although the CPU and its number of cores are the same. The same command resumes a check that
+was stopped.
 """
 
 import datetime
@@ -107,27 +108,28 @@ class Run:
 
     def to_check(self, folder: Path, seeds: list[int]) -> "Run":
         """
-        Returns the run with its published methods, without analyses, and with some of its published seeds (none: all).
+        Returns the run with its published methods, with these seeds (if empty, all that are published), and without
+        analyses.
 
         Raises:
-            ValueError: no predictions are published, with other options, or not of these seeds.
+            ValueError: no predictions are published, or they are of other options, or lack one of the seeds.
         """
-        if not (folder / self.name / PREDICTIONS).is_file():
+        path = folder / self.name / PREDICTIONS
+        if not path.is_file():
             raise ValueError(
                 f"--check: got {self.name}, expected {self.name}/{PREDICTIONS} in {folder.name}. Run it without "
                 "--check first."
             )
         published = json.loads((folder / self.name / "run.json").read_text())["options"]
         listed = json.loads(json.dumps(self.resolved))
-        changed = [name for name in {**published, **listed} if published.get(name) != listed.get(name)]
-        changed = [name for name in changed if name not in ("methods", "seeds", "analyses")]
-        if changed:
-            raise ValueError(
-                f"--check: got {self.name} with another {changed[0]} in {TABLES.name} or its configuration than in "
-                "its published results. Run it without --check first."
-            )
+        for name in {**published, **listed}:
+            if name not in ("methods", "seeds", "analyses") and published.get(name) != listed.get(name):
+                raise ValueError(
+                    f"--check: got {self.name} with another {name} in the list of tables or its configuration than in "
+                    "its published results. Run it without --check first."
+                )
         results = ExperimentResult.read(folder / self.name / "results.json")
-        known = [run.seed for run in results.runs]
+        known = read_predictions(path)["seed"].unique().tolist()
         unknown = [seed for seed in seeds if seed not in known]
         if unknown:
             raise ValueError(
@@ -139,12 +141,12 @@ class Run:
 
     def local(self, models: dict[str, "Model"], models_dir: Path | None, data_dir: Path | None) -> "Run":
         """Returns the run with local copies of models and rows."""
-        options = dict(self.options)
+        options, resolved = dict(self.options), self.resolved
         if models_dir is not None:
             for name in ("weak_model", "student_model"):
-                options[name] = _local_model(self.resolved[name], models, models_dir)
-            if "ladder" in options:
-                options["ladder"] = [_local_model(model, models, models_dir) for model in options["ladder"]]
+                options[name] = _local_model(resolved[name], models, models_dir)
+            if "ladder" in resolved:
+                options["ladder"] = [_local_model(model, models, models_dir) for model in resolved["ladder"]]
         if data_dir is not None:
             options["dataset_path"] = str(data_dir / self.rows)
             if not Path(options["dataset_path"]).is_dir():
@@ -308,8 +310,8 @@ def machine() -> dict:
 
 
 def machine_differs(one: dict, other: dict) -> bool:
-    """Returns whether two results of [`machine`] are of another CPU, on which numbers may be rounded differently."""
-    return any(one[name] != other[name] for name in ("cpu", "instructions"))
+    """Returns whether two results of [`machine`] can differ in how they round: sums depend on the number of cores."""
+    return any(one[name] != other[name] for name in ("cpu", "cores", "instructions"))
 
 
 # Keys below which results.json has texts of this package. Elsewhere a text of more words could be a row.
@@ -483,8 +485,8 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> None:
     n_different = sum(model["n_different"] for model in compared)
     if n_different and not machine_differs(facts["checked_by"], published_by):
         raise ValueError(
-            f"got {n_different} other predictions on the same kind of CPU, expected the published ones. Run it "
-            "without --check to publish what the current code trains."
+            f"got {n_different} other predictions on the same kind of CPU, expected the published ones. To publish "
+            "those of the current code and libraries, run it without --check."
         )
 
 

@@ -7,12 +7,14 @@ import pytest
 from helpers.models import make_tokenizer
 from helpers.running import ROOT, TINY, forked, numbers, recipe_here
 from safetensors.numpy import load_file
+from transformers import set_seed
 
 from w2s_hf import StudentCard, WeakLabels
 from w2s_hf.experiments import analyses as experiment_analyses
 from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.config import ANALYSES
 from w2s_hf.experiments.finetuner import Finetuner
+from w2s_hf.experiments.seed import further_seeds
 
 CHESS_RECIPE = "chess.py"
 ALL = [*TINY, "--analyses", *ANALYSES, "--n_snapshots", "3", "--prompt_shots", "2"]
@@ -196,6 +198,12 @@ def test_pairs_and_puzzles_have_the_analyses_of_answers(name, more, cache, tmp_p
     watched = run["analyses"]["overfitting"]["methods"]["naive"]
     assert watched["steps"] == [2, 3] and watched["stops"]["last_step"]["accuracy"] == watched["test_ground_truth"][-1]
     assert {path.name for path in (tmp_path / "figures").glob("*.png")} >= {"overfitting.png", "agreement.png"}
+
+
+def test_seeds_of_further_supervisors_can_be_set():
+    assert further_seeds(3, 2) == [1_000_006, 2_000_009]
+    (largest,) = further_seeds(2**32 - 1, 1)
+    set_seed(largest)
 
 
 @pytest.mark.slow

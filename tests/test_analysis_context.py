@@ -20,7 +20,7 @@ from w2s_hf.experiments.analyses import agreement, overfitting, probes, promptin
 from w2s_hf.experiments.analysis_context import AnalysisContext
 from w2s_hf.experiments.cache import StageCache
 from w2s_hf.experiments.cli import parse_arguments
-from w2s_hf.experiments.experiment import Experiment, predictions_of
+from w2s_hf.experiments.experiment import Experiment, scored_predictions
 from w2s_hf.experiments.finetuner import Finetuner
 from w2s_hf.experiments.settings.classification import CLASSIFICATION
 from w2s_hf.labels import Completion, WeakLabels
@@ -126,9 +126,9 @@ def test_the_linear_probe_of_the_base_is_a_baseline_and_shares_its_hidden_states
     (baseline,) = CLASSIFICATION.further_results(wanted)["baselines"]
     assert (baseline.name, baseline.model) == ("linear probe, ground truth", context.models.student.name)
     probed = replace(context, result=replace(context.result, baselines=[baseline]))
-    by_role = predictions_of(probed).to_pandas().groupby("role")["correct"].mean()
+    by_role = scored_predictions(probed).to_pandas().groupby("role")["correct"].mean()
     assert by_role[baseline.name] == baseline.accuracy and by_role["weak"] == context.result.weak.accuracy
-    assert baseline.name not in set(predictions_of(context).to_pandas()["role"])
+    assert baseline.name not in set(scored_predictions(context).to_pandas()["role"])
     assert built() == ["hidden-states", "linear-probe"]
     assert saliency(context)["accuracies"]["lp(gt)"]["accuracy"] == baseline.accuracy
     assert built() == ["hidden-states"] * 2 + ["linear-probe"] * 2 + ["student-naive"], "those of the finetuned, too"

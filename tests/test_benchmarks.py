@@ -226,7 +226,7 @@ def test_prompts_of_a_task_are_asked_once(tmp_path):
         other, _ = run("prompts.py", options.replace(*words), tmp_path)
         assert other.returncode == 2 and "has the results of other settings" in other.stderr
 
-    # What cannot be asked is refused before a model is loaded. An encoder would answer by random weights.
+    # Mistakes are refused before a model is loaded. An encoder would answer by random weights.
     make_model("bert").save_pretrained(tmp_path / "encoder")
     make_tokenizer().save_pretrained(tmp_path / "encoder")
     for old, new, words in (

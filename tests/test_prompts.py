@@ -123,7 +123,7 @@ def test_a_task_takes_no_other_prompt_than_a_format():
 
 @pytest.mark.parametrize("answers", [("n", "no"), ("no", "n")])
 def test_no_answer_begins_with_the_other(answers):
-    with pytest.raises(ValueError, match="or of one the first tokens of the other; use others"):
+    with pytest.raises(ValueError, match="or those of one begin those of the other; use others"):
         answer_tokens(make_character_tokenizer(), PromptFormat(answers=answers))
 
 

@@ -249,6 +249,7 @@ def test_two_ranks_run_the_recipe(cache, tmp_path):
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.count("strong ceiling") == 1
     assert numbers(tmp_path / "out")["runs"][0]["weak"]["n"] == 40
+    check_predictions(tmp_path / "out")
 
 
 def test_four_bit_with_one_flag(cache, tmp_path):

@@ -40,7 +40,7 @@ from .analysis_context import AnalysisContext
 from .config import ANALYSES, Own
 
 __all__ = [
-    "analyse", "analysis_notes", "asked_form", "overfitting", "agreement", "prompting", "saliency", "probes",
+    "analyse", "analysis_notes", "overfitting", "agreement", "prompt_format_of", "prompting", "saliency", "probes",
     "weak_errors",
 ]  # fmt: skip
 
@@ -150,7 +150,7 @@ def prompting(context: AnalysisContext) -> dict:
     examples = splits.student_half
     texts = [context.test["text"][:], examples["text"][:], [context.task.content_free]]
     if context.world is None:
-        form = asked_form(context.task, context.args)
+        form = prompt_format_of(context.task, context.args)
         if context.args.use_prompts:
             around = context.task.prompt_format
             texts = [[around.text_of(prompt) for prompt in prompts] for prompts in texts]
@@ -199,7 +199,7 @@ def prompting(context: AnalysisContext) -> dict:
     }
 
 
-def asked_form(task: Task, args: Own) -> PromptFormat:
+def prompt_format_of(task: Task, args: Own) -> PromptFormat:
     """Returns the prompt that `--prompt_form` names, for real rows."""
     return PromptFormat.for_classes(task.class_names) if args.prompt_form == "01" else task.prompt_format
 

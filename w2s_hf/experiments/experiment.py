@@ -23,7 +23,7 @@ from ..results import DatasetInfo, ExperimentResult
 from ..results.predictions import PREDICTIONS, predictions_table, write_predictions
 from ..tasks import GenerationTask, PreferenceTask, PromptFormat, Task, TaskSplits, find_task
 from ..tasks.prompt import answer_tokens, head_tokens
-from .analyses import analyse, analysis_notes, asked_form
+from .analyses import analyse, analysis_notes, prompt_format_of
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
 from .config import ExperimentArguments, GenerationArguments, RewardArguments
@@ -178,13 +178,13 @@ class Experiment:
                 f"--ladder: got models called {', '.join(names)}; results tell them apart by their names."
             )
         if "prompting" in args.analyses:
-            check_decoder(student, "--analyses prompting")  # of the demo, too, whose words are those of its world
-            if world is None and isinstance(self.task, Task):
-                self._check_answers(asked_form(self.task, args), "--analyses prompting", [student])
+            check_decoder(student, "--analyses prompting")
+            if world is None and isinstance(self.task, Task):  # the answer words of the demo are those of its world
+                self._check_answers(prompt_format_of(self.task, args), [student])
         for model in (student, *sizes) if getattr(args, "generative_finetuning", False) else ():
             check_decoder(model, "--generative_finetuning")
         if form is not None:
-            self._check_answers(form, "--head_init answers", [*chain, *sizes, student])
+            self._check_answers(form, [*chain, *sizes, student], are_heads=True)
         # The control of the demo has the student's architecture and was not pretrained.
         twin = student_name.replace("pretrained-", "scratch-")
         has_twin = args.demo and twin in self.setting.demo_models and twin != student_name
@@ -202,18 +202,22 @@ class Experiment:
             )
         return self.task.prompt_format
 
-    def _check_answers(self, form: PromptFormat, option: str, models: list[ModelSpec]) -> None:
+    def _check_answers(self, form: PromptFormat, models: list[ModelSpec], are_heads: bool = False) -> None:
         """Raises `ValueError` where a model cannot be asked for the answers of a prompt, or have a head of them."""
-        is_head = option == "--head_init answers"
+        option, tokens_of, instead = (
+            ("--head_init answers", head_tokens, "--head_init normal")
+            if are_heads
+            else ("--analyses prompting", answer_tokens, "another --prompt_form")
+        )
         for model in models:
             check_decoder(model, option)
+            tokenizer = load_tokenizer(model.path, revision=model.revision)
             try:
-                tokenizer = load_tokenizer(model.path, revision=model.revision)
-                head_tokens(tokenizer, form) if is_head else answer_tokens(tokenizer, form)
+                tokens_of(tokenizer, form)
             except ValueError as error:
-                instead = "use --head_init normal" if is_head else "take another --prompt_form"
                 raise ValueError(
-                    f"{option}: {model.name}, {self.task.name}: {error} Change the `prompt` of the task, or {instead}."
+                    f"{option}: {model.name}, {self.task.name}: {error} Change the `prompt` of the task, or use "
+                    f"{instead}."
                 ) from error
 
     def _load_splits(self, seed: int) -> TaskSplits:
@@ -329,7 +333,7 @@ class Experiment:
                 manifest.seeds = list(dict.fromkeys([*manifest.seeds, seed]))
                 manifest.methods |= self.identity.methods
                 manifest.write(self.output_dir)
-        predictions = [predictions_of(context) for context in contexts]
+        predictions = [scored_predictions(context) for context in contexts]
         if PartialState().is_main_process:
             write_predictions(predictions, self.output_dir / PREDICTIONS)
         results = self._report(contexts, started)
@@ -442,8 +446,11 @@ class Experiment:
         return results
 
 
-def predictions_of(context: AnalysisContext) -> pa.Table:
-    """Returns the predictions of a seed as a table, with those of the linear probe if there is one. On all ranks."""
+def scored_predictions(context: AnalysisContext) -> pa.Table:
+    """
+    Returns the predictions of the test rows by the models of a seed, and by the linear probe if it is a baseline.
+    Called on all ranks.
+    """
     scorer = context.scorer
     predictions, correct = dict(scorer.predictions), dict(scorer.correct)
     if any(baseline.name == LINEAR_PROBE for baseline in context.result.baselines):

@@ -15,7 +15,7 @@ from .config import BOOTSTRAP, ExperimentArguments
 from .finetuner import Finetuned, Finetuner
 from .report import unsure_labels
 
-__all__ = ["Models", "label_confidence", "run_seed", "student_rows", "train_supervisor"]
+__all__ = ["Models", "further_seeds", "label_confidence", "run_seed", "student_rows", "train_supervisor"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def run_seed(
     # 1. The weak supervisor is trained on ground truth. Its predictions on the student half are the weak labels.
     weak = train_supervisor(models.weak, splits, args, seed, finetuner)
     if args.n_supervisors > 1:
-        seeds = [seed + _FURTHER_SEEDS * number for number in range(1, args.n_supervisors)]
+        seeds = further_seeds(seed, args.n_supervisors - 1)
         all_weak = [weak, *(train_supervisor(models.weak, splits, args, other, finetuner) for other in seeds)]
         weak = replace(weak, predictions=WeakLabels.mean([probabilities_of(supervisor) for supervisor in all_weak]))
     trained = {"weak": weak}
@@ -107,6 +107,11 @@ def run_seed(
 
     # 5. Scores, PGR among them, are computed from the predictions of the test rows: see `scores.py`.
     return trained
+
+
+def further_seeds(seed: int, n: int) -> list[int]:
+    """Returns the seeds of `n` further supervisors, below 2**32 as `set_seed` requires."""
+    return [(seed + _FURTHER_SEEDS * number) % 2**32 for number in range(1, n + 1)]
 
 
 def train_supervisor(

@@ -88,8 +88,8 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tup
         if position >= len(before):
             shared.append(first)
     raise ValueError(
-        f"The tokenizer makes of the answers {form.answers[0]!r} and {form.answers[1]!r} the same tokens, or of one "
-        "the first tokens of the other; use others."
+        f"The answers {form.answers[0]!r} and {form.answers[1]!r} have the same tokens, or those of one begin those "
+        "of the other; use others."
     )
 
 

@@ -1,5 +1,6 @@
 """Rows of a task as tokens, the too long ones with a shorter context."""
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +9,6 @@ import numpy as np
 from datasets import Dataset
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.logging import get_logger
 
 from .._compat import generate_random_fingerprint
 
@@ -24,7 +24,7 @@ __all__ = [
     "tokenize_rows",
 ]
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 # What is needed to tokenize a row: a text, a pair of responses, or a prompt to complete.
 TEXT_COLUMNS = ("id", "text", "context_start", "context_end", "shorten_from")
