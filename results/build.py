@@ -459,6 +459,19 @@ def prompts_table(entries: Sequence[dict]) -> str:
     return markdown_table(["task", "n", *forms.values()], rows)
 
 
+def prompts_finding(entries: Sequence[dict]) -> str:
+    """Returns on which tasks a prompt is above chance, by the interval of its accuracy."""
+    found = {}
+    for form in ("task", "01"):
+        of_form = [entry for entry in entries if entry["form"] == form]
+        above = [entry["task"] for entry in of_form if entry["ci95"][0] > 0.5]
+        found[form] = f"on {len(above)} of {len(of_form)} tasks" + (f" ({', '.join(above)})" if above else "")
+    return (
+        f"The accuracy of the task's prompt is above chance, by its 95 % interval, {found['task']}, that of the answers "
+        f"0 and 1 {found['01']}."
+    )
+
+
 _NOTHING = "No run has been published yet: `python results/run.py` trains the models."
 _OVERVIEW = "Mean accuracy over the seeds, and median PGR with its 95 % interval in parentheses."
 _INTRODUCTION = """\
@@ -513,6 +526,7 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
             f"Answers of {prompts['model']} on balanced test rows: accuracy / at the median / content-free / AUROC. "
             f"Measured by `python recipes/benchmarks/prompts.py --model {prompts['model']} --data DIRECTORY "
             f"{options}`; `results/prompts/results.json` has prompts, answers and intervals.",
+            prompts_finding(prompts["results"]),
             prompts_table(prompts["results"]),
         ]
     return "\n\n".join(parts) + "\n"

@@ -177,15 +177,17 @@ def test_without_results_page_and_readme_say_so(repository):
     assert "No run has been published" in (repository / "README.md").read_text()
     assert build.build(repository, tables, check=True) == []
     prompt = {"task": "sst2", "form": "01", "n": 200, "accuracy": 0.5, "auroc": 0.625}
-    prompt |= {"accuracy_at_median": 0.75, "accuracy_content_free": 0.875}
+    prompt |= {"accuracy_at_median": 0.75, "accuracy_content_free": 0.875, "ci95": [0.4375, 0.5625]}
+    above = prompt | {"task": "cola", "ci95": [0.5625, 0.75]}
     (tables.parent / "prompts").mkdir()
     settings = {"dtype": "float32", "max_length": 256, "n_test": 150, "batch_size": 8}
-    content = {"model": "org/model", **settings, "results": [prompt]}
+    content = {"model": "org/model", **settings, "results": [prompt, above]}
     (tables.parent / "prompts" / "results.json").write_text(json.dumps(content))
     build.build(repository, tables)
     page = (repository / "docs" / "results.md").read_text()
     assert "--data DIRECTORY --dtype float32 --max_length 256 --n_test 150 --batch_size 8`" in page
     assert "| sst2 | 200 |  | 0.500 / 0.750 / 0.875 / 0.625 |" in page
+    assert "on 0 of 0 tasks, that of the answers 0 and 1 on 1 of 2 tasks (cola)." in page
 
 
 @pytest.mark.parametrize(
