@@ -467,8 +467,8 @@ def prompts_finding(entries: Sequence[dict]) -> str:
         above = [entry["task"] for entry in of_form if entry["ci95"][0] > 0.5]
         found[form] = f"on {len(above)} of {len(of_form)} tasks" + (f" ({', '.join(above)})" if above else "")
     return (
-        f"The accuracy of the task's prompt is above chance, by its 95 % interval, {found['task']}, that of the answers "
-        f"0 and 1 {found['01']}."
+        f"The accuracy of the task's prompt is above chance, by its 95 % interval, {found['task']}, that of the "
+        f"answers 0 and 1 {found['01']}."
     )
 
 
