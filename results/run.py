@@ -14,10 +14,10 @@ The same command resumes a run that was stopped. Methods, seeds and analyses tha
 again with it; list added ones in tables.yaml, too. Models that are in `--outputs` are not trained again. If the
 options of a table have changed, add `--overwrite`. `python results/build.py` then writes the page.
 
-`--check` trains published runs again from nothing, in `--outputs` with `_check` at its end, without their analyses. It
-compares the predictions of the test rows with `predictions.parquet`, writes `check.json` beside it, and fails if a
-predicted class differs although the CPU and its number of cores are the same. The same command resumes a check that
-was stopped.
+`--check` trains published runs again from nothing, those named or all, in `--outputs` with `_check` at its end,
+without their analyses. It compares the predictions of the test rows with `predictions.parquet`, writes `check.json`
+beside it, and fails if a predicted class differs although the CPU and its number of cores are the same. The same
+command resumes a check that was stopped.
 """
 
 import datetime
@@ -537,6 +537,8 @@ def main(argv: list[str] | None = None) -> None:
                 methods=args.add_methods, seeds=args.add_seeds, analyses=args.add_analyses
             )
             for run in chosen(page.runs, args.names)
+            # Without names, all that are published are checked.
+            if args.names or not args.check or (folder / run.name / PREDICTIONS).is_file()
         ]
         places = [path.expanduser().resolve() if path else None for path in (args.models, args.data)]
         commands = [(run, run.local(page.models, *places)) for run in runs]

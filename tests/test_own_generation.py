@@ -95,6 +95,7 @@ def test_it_is_found_in_its_file(directory):
     ("change", "message"),
     [
         ({"example": lambda task, row: {"prompt": None, "ground_truth": "1"}}, "got None as the `prompt`"),
+        ({"example": lambda task, row: {"id": 7, "prompt": "1", "ground_truth": " 1"}}, "got 7 as the `id`"),
         ({"extra_columns": ("unit",)}, "an example without 'unit', which is in `extra_columns`"),
         ({"parse": lambda task, text: None}, "got False from `is_correct` for the ground truth"),
         (
@@ -104,7 +105,15 @@ def test_it_is_found_in_its_file(directory):
         ({"is_correct": lambda task, *columns: "yes"}, "got 'yes' from `is_correct`"),
         ({"setting": "sums"}, "got the setting 'sums', expected 'generation'"),
     ],
-    ids=["no prompt", "no extra column", "no answer", "no answer to some rows", "no bool", "a setting of its own"],
+    ids=[
+        "no prompt",
+        "id a number",
+        "no extra column",
+        "no answer",
+        "no answer to some rows",
+        "no bool",
+        "a setting of its own",
+    ],
 )
 def test_a_faulty_task_is_refused_before_training(change, message, directory):
     task = type("Faulty", (Additions,), change)("additions", "me/additions", test_split=None)

@@ -473,6 +473,11 @@ def test_checks_that_make_no_sense_are_refused(options, message, checked, reposi
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_without_names_all_published_runs_are_checked(checked, repository, capsys):
+    run.main(["--check", "--dry_run", "--tables", str(repository / "results" / "tables.yaml")])
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["sst2"]
+
+
 def test_a_check_of_a_seed_without_predictions_is_refused(checked, repository, capsys):
     write_made_up(repository / "results" / "sst2", [0, 1], {"weak": HERE, "naive": HERE})
     with pytest.raises(SystemExit):

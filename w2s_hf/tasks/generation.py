@@ -193,8 +193,8 @@ class CompletionLoader(Loader):
         return self.sorted_by_id(split, examples)
 
     def _check_example(self, example: dict, row: dict) -> None:
-        """Raises `ValueError` where a text or a column is missing in the example of a row."""
-        for name in ("prompt", "ground_truth"):
+        """Raises `ValueError` where a text or a column is missing in the example of a row, or `id` is no text."""
+        for name in ("prompt", "ground_truth", *({"id", "text"} & set(example))):
             if not isinstance(example.get(name), str):
                 raise ValueError(
                     f"{self.task.name}: got {example.get(name)!r} as the `{name}` of an example, expected text; or "
