@@ -159,10 +159,12 @@ def accuracy_cell(scores: pd.DataFrame) -> str:
     """Returns the accuracy of one seed with its interval, or the mean over seeds with the smallest and largest."""
     values = scores["accuracy"]
     if len(values) == 1:
-        return f"{values.iloc[0]:.3f}" + _interval(
+        return _rounded(values.iloc[0]) + _interval(
             [scores["accuracy_low"].iloc[0], scores["accuracy_high"].iloc[0]], digits=3
         )
-    return f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})"
+    if values.min() == values.max():
+        return _rounded(values.mean())
+    return f"{_rounded(values.mean())} ({_rounded(values.min())} to {_rounded(values.max())})"
 
 
 def pgr_cell(summary: MethodSummary | PgrSummary | None) -> str:
@@ -174,6 +176,11 @@ def pgr_cell(summary: MethodSummary | PgrSummary | None) -> str:
         return undefined
     shown = f"{summary.pgr_median:.2f}" + (_interval(summary.pgr_ci95, 2) or " [unbounded]")
     return shown + (f", {undefined}" if summary.n_undefined else "")
+
+
+def _rounded(accuracy: float) -> str:
+    """Returns an accuracy of three digits. Halves, such as 0.8575 of 400 rows, are rounded up."""
+    return f"{accuracy + 1e-9:.3f}"
 
 
 def _interval(ends: Sequence[float] | None, digits: int) -> str:
@@ -210,7 +217,7 @@ def models_table(entry: Entry) -> str:
         line = [_label(role, method, model), accuracy_cell(scores)]
         if role == "baseline":
             line[1] += "".join(f"; {name} {value:.3f}" for name, value in _prompt_scores(entry, method).items())
-        line += [", ".join(f"{accuracy:.3f}" for accuracy in scores["accuracy"])] if several else []
+        line += [", ".join(map(_rounded, scores["accuracy"]))] if several else []
         if role == "student":
             summary = entry.results.summary_of(method)
             agreement = [scores[f"agreement_supervisor_{kind}"].mean() for kind in ("right", "wrong")]
@@ -275,7 +282,7 @@ def comparison(name: str, table: Table, folder: Path) -> str:
             raise ValueError(f"compare_with: got completions of {table.name}, expected a task with probabilities.")
         rows.append([
             _ROLES.get(role) or (f"student, {role}" if role in (*METHODS, BOOTSTRAP) else role),
-            *(f"{models[column].mean():.3f}" for column in ("accuracy", "other_accuracy")),
+            *(_rounded(models[column].mean()) for column in ("accuracy", "other_accuracy")),
             *(f"{value:.3f}" for value in (models["largest_difference"].max(), models["mean_difference"].mean())),
             f"{1 - models['n_different'].sum() / models['n'].sum():.3f}",
         ])  # fmt: skip
@@ -333,7 +340,8 @@ def facts_of(entry: Entry, page: Page) -> list[str]:
         f"Supervisor: {_model(first, 'weak', page)}. Student and ceiling: {_model(first, 'ceiling', page)}.",
         f"Rows of {data.id}{local}: {rows}.",
         f"Trained {days} on {' and '.join(sorted(devices))} in {_duration(entry.hours)}, with {versions}.",
-        f"Published by commit {by['commit']}, with Python {by['python']}, on {_machine(by)}.",
+        f"Copied into `results/` with commit {by['commit']} and Python {by['python']} on {_machine(by)}; an earlier "
+        "commit may have trained the models.",
         *([check_line(entry.check, by)] if entry.check else []),
     ]
 
@@ -399,15 +407,15 @@ def overview(groups: Sequence[Group], short: bool) -> str:
     for name, entry in entries:
         line = [name, str(len(entry.seeds))]
         if has_prompts:
-            line.append("" if entry.zero_shot is None else f"{entry.zero_shot.mean():.3f}")
-        line.append(f"{entry.accuracies('weak').mean():.3f}")
+            line.append("" if entry.zero_shot is None else _rounded(entry.zero_shot.mean()))
+        line.append(_rounded(entry.accuracies("weak").mean()))
         for method in methods:
             if method not in entry.methods:
                 line.append("")
                 continue
             summary = entry.results.summary_of(method)
-            line.append(f"{summary.accuracy_mean:.3f} ({pgr_cell(summary)})")
-        rows.append([*line, f"{entry.accuracies('ceiling').mean():.3f}"])
+            line.append(f"{_rounded(summary.accuracy_mean)} ({pgr_cell(summary)})")
+        rows.append([*line, _rounded(entry.accuracies("ceiling").mean())])
     return markdown_table(header, rows)
 
 
@@ -467,8 +475,8 @@ def prompts_finding(entries: Sequence[dict]) -> str:
         above = [entry["task"] for entry in of_form if entry["ci95"][0] > 0.5]
         found[form] = f"on {len(above)} of {len(of_form)} tasks" + (f" ({', '.join(above)})" if above else "")
     return (
-        f"The accuracy of the task's prompt is above chance, by its 95 % interval, {found['task']}, that of the "
-        f"answers 0 and 1 {found['01']}."
+        f"By the 95 % interval of its accuracy, the task's prompt is above chance {found['task']}, the answers 0 and "
+        f"1 {found['01']}. Where a prompt prefers one answer, AUROC shows more than accuracy."
     )
 
 
@@ -488,33 +496,37 @@ Hub, or with `--models DIRECTORY --data DIRECTORY` from local copies: the first 
 `sst2/` with the files of each split, as `python results/run.py --help` says.
 
 - Seeds change initialization and order of the training. All seeds of a run have the same rows.
-
 - Accuracy is the share of test rows that a model classifies correctly. With one seed, the interval is 95 % over test
   rows (Wilson). With several seeds, the cell has the mean, the smallest and the largest.
-- PGR is (student - supervisor) / (ceiling - supervisor): 0 is no better than the supervisor, 1 as good as training on
-  ground truth. Its interval is a bootstrap over test rows, and over seeds if there are several. It is reported as
-  unbounded if the ceiling is not above the supervisor in more than 2.5 % of the resamples.
+- PGR is (student - supervisor) / (ceiling - supervisor): 0 for a student as accurate as its supervisor, 1 for one as
+  accurate as its ceiling, and negative for one that is worse than its supervisor. Its interval is a bootstrap over
+  test rows, and over seeds if there are several. It is unbounded if the ceiling is at or below the supervisor in more
+  than 2.5 % of the resamples.
+- The test rows are balanced: chance is 0.5.
 - Agreement is the share of test rows on which student and supervisor predict the same, among those that the supervisor
   classifies correctly and among the others. A student that copies errors has high agreement in both groups.
-- The ceiling is the student trained on ground truth of the same rows.
+- The ceiling is the student trained on ground truth of the same rows. The linear probe is a logistic regression on the
+  last hidden states of the untrained student, fitted to this ground truth.
+- In a 5-shot prompt, the labels of the five examples are weak labels or ground truth.
 - A prompt "at the median" predicts class 1 for the half of the test rows with the larger probability of class 1. It
   needs balanced classes and no labels. "Content-free" subtracts the prompt's preference for one answer, measured on a
   row without content.
-- Commands with `--bf16 true` train in mixed precision (bfloat16), because the CPU named below has instructions for it.
-  On one without them, give the recipe `--bf16 false` instead."""
+- Commands with `--bf16 true` train in mixed precision (bfloat16), the others in float32. On a CPU without AVX512-BF16
+  or AMX, give the recipe `--bf16 false` instead."""
 
 
 def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
     """Returns docs/results.md; `prompts` is what `recipes/benchmarks/prompts.py` wrote, if it is there."""
     parts = [_INTRODUCTION + "".join(f"\n{note}" for note in local_notes(groups, page))]
     parts += ["## All runs", _OVERVIEW, overview(groups, False)] if groups else [_NOTHING]
-    shown = [(group.name(entry), entry) for group in groups if group.table.short for entry in group.entries]
+    shown = [(group.name(entry, True), entry) for group in groups if group.table.short for entry in group.entries]
     if shown:
         parts += [
             "## The paper's comparisons",
-            "Student and supervisor: above or below if the interval of PGR, over test rows and seeds, excludes 0. "
-            "Other comparisons, and students without such an interval: above or below if the accuracies differ in "
-            "the same direction in every one of several seeds, however little. Otherwise not distinguishable.",
+            "The tables of the README. A student is above or below its supervisor if the 95 % interval of PGR "
+            "excludes 0. The other comparisons, and those of students without an interval, need the same sign in "
+            "every one of several seeds. Two equal models pass this with three seeds in one of four comparisons, so it is weak "
+            "evidence.",
             directions(shown),
             "![Test accuracy of students between supervisor and ceiling](figures/results.png)",
         ]
@@ -523,7 +535,8 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
         options = " ".join(f"--{name} {prompts[name]}" for name in ("dtype", "max_length", "n_test", "batch_size"))
         parts += [
             "## Prompts without training",
-            f"Answers of {prompts['model']} on balanced test rows: accuracy / at the median / content-free / AUROC. "
+            f"Answers of {prompts['model']} on balanced test rows, other ones than above: accuracy / at the median / "
+            "content-free / AUROC. "
             f"Measured by `python recipes/benchmarks/prompts.py --model {prompts['model']} --data DIRECTORY "
             f"{options}`; `results/prompts/results.json` has prompts, answers and intervals.",
             prompts_finding(prompts["results"]),
@@ -560,7 +573,8 @@ def readme_text(groups: Sequence[Group]) -> str:
         f"Mean accuracy over the seeds on {rows} test rows, and median PGR with its 95 % interval in parentheses:",
         overview(shown, short=True),
         "![Test accuracy of students between supervisor and ceiling](docs/figures/results.png)",
-        f"The command of each row and the time that it took: {', '.join(commands)}.",
+        "In an empty cell nothing was run. A PGR is unbounded if the ceiling is not clearly above the supervisor. "
+        f"Each row is trained by one command, here on two CPU cores beside other trainings: {', '.join(commands)}.",
     ])  # fmt: skip
 
 
