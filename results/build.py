@@ -525,8 +525,8 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
             "## The paper's comparisons",
             "The tables of the README. A student is above or below its supervisor if the 95 % interval of PGR "
             "excludes 0. The other comparisons, and those of students without an interval, need the same sign in "
-            "every one of several seeds. Two equal models pass this with three seeds in one of four comparisons, so it is weak "
-            "evidence.",
+            "every one of several seeds. Two equal models pass this with three seeds in one of four comparisons, so "
+            "it is weak evidence.",
             directions(shown),
             "![Test accuracy of students between supervisor and ceiling](figures/results.png)",
         ]
