@@ -54,7 +54,7 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def accuracy_interval(correct: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of the share of `correct` (`(N,)` bool). Source: scipy.stats.binomtest."""
+    """Returns Wilson's interval of the share that is true in `correct`, `(N,)` bool. Source: scipy.stats.binomtest."""
     correct = np.asarray(correct)
     if correct.ndim != 1 or not len(correct):
         raise ValueError(f"correct: got the shape {correct.shape}, expected (N,) with at least one row.")

@@ -48,7 +48,9 @@ def few_shot_prompts(
     """
     texts, examples = texts_of(texts, "texts"), texts_of(examples, "examples")
     if len(examples) != len(labels):
-        raise ValueError(f"Got {len(examples)} examples and {len(labels)} labels, expected a label of each.")
+        raise ValueError(
+            f"Got {len(examples)} examples and {len(labels)} labels, expected one label for each example."
+        )
     if not 0 <= n_shots <= len(examples):
         raise ValueError(f"n_shots: got {n_shots}, expected at most the {len(examples)} examples; take fewer.")
     classes = classes_of(labels, "labels")

@@ -62,10 +62,11 @@ def simulate_labels(
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(ERROR_KINDS)}.")
     if not 0 <= n_errors <= len(truth):
         raise ValueError(f"n_errors: got {n_errors}, expected at most the {len(truth)} rows.")
-    needed = {"longest": texts, "shortest": texts, "unconfident": strong, "confident": strong}
-    ranked = needed.get(kind)
-    if kind in needed and ranked is None:
-        raise ValueError(f"kind: got {kind!r}, which needs `{'texts' if 'est' in kind else 'strong'}`. Give them.")
+    by_texts, by_strong = ("texts", texts), ("strong", strong)
+    needed = {"longest": by_texts, "shortest": by_texts, "unconfident": by_strong, "confident": by_strong}
+    name, ranked = needed.get(kind, ("", None))
+    if name and ranked is None:
+        raise ValueError(f"kind: got {kind!r}, which needs `{name}`. Pass `{name}`.")
     if ranked is not None and len(ranked) != len(truth):
         raise ValueError(f"kind {kind!r}: got {len(ranked)} rows to rank, expected {len(truth)}, as in `truth`.")
     if strong is not None:

@@ -45,7 +45,7 @@ class Scorer:
         return self.setting.scores(self.predictions[role], self.test)
 
     def pgr(self, role: str, seed: int, ceiling: str = "ceiling") -> dict:
-        """Returns PGR as [`pgr_of`]."""
+        """Returns the PGR of a role with its interval; see [`pgr_of`]."""
         return pgr_of(self.correct["weak"], self.correct[role], self.correct[ceiling], seed)
 
     def agreement(self, role: str, supervisor: str = "weak") -> dict:

@@ -31,7 +31,7 @@ class Agreement(Record):
 
 @dataclass(kw_only=True)
 class Pgr(Record):
-    """PGR of one seed with its 95 % interval, `None` where unbounded; or the reason why PGR is undefined."""
+    """PGR of one seed. Its 95 % interval is `None` where unbounded; an undefined PGR has a reason."""
 
     pgr: float | None
     pgr_ci95: list[float] | None = always()
@@ -115,7 +115,7 @@ class DirectResult(Record):
 @dataclass(kw_only=True)
 class LinkResult(Record):
     """
-    The [`ModelScore`] of a model of a bootstrapping chain.
+    The scores of a model in a bootstrapping chain, as in [`ModelScore`].
 
     Args:
         taught_by (`str`): The model whose labels it was trained on.

@@ -368,7 +368,7 @@ def load_model(
 
 
 def refuse_data_parallel(args: TrainingArguments) -> None:
-    """Raises `ValueError` for several GPUs in one process; to ask once [`~transformers.Trainer`] has counted them."""
+    """Raises `ValueError` for several GPUs in one process, which [`~transformers.Trainer`] has to have counted."""
     if args.n_gpu > 1:
         raise ValueError(
             f"Got {args.n_gpu} GPUs in one process, which nn.DataParallel would split batches over. Launch with "
