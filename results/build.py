@@ -30,6 +30,7 @@ from w2s_hf.cards.markdown import markdown_table
 from w2s_hf.command_line import CommandLine
 from w2s_hf.config import METHODS
 from w2s_hf.experiments.config import ANALYSES, BOOTSTRAP
+from w2s_hf.metrics import rounded
 from w2s_hf.plots import PALETTE, STYLE
 from w2s_hf.results import (
     PREDICTIONS,
@@ -159,12 +160,12 @@ def accuracy_cell(scores: pd.DataFrame) -> str:
     """Returns the accuracy of one seed with its interval, or the mean over seeds with the smallest and largest."""
     values = scores["accuracy"]
     if len(values) == 1:
-        return _rounded(values.iloc[0]) + _interval(
+        return rounded(values.iloc[0]) + _interval(
             [scores["accuracy_low"].iloc[0], scores["accuracy_high"].iloc[0]], digits=3
         )
     if values.min() == values.max():
-        return _rounded(values.mean())
-    return f"{_rounded(values.mean())} ({_rounded(values.min())} to {_rounded(values.max())})"
+        return rounded(values.mean())
+    return f"{rounded(values.mean())} ({rounded(values.min())} to {rounded(values.max())})"
 
 
 def pgr_cell(summary: MethodSummary | PgrSummary | None) -> str:
@@ -176,11 +177,6 @@ def pgr_cell(summary: MethodSummary | PgrSummary | None) -> str:
         return undefined
     shown = f"{summary.pgr_median:.2f}" + (_interval(summary.pgr_ci95, 2) or " [unbounded]")
     return shown + (f", {undefined}" if summary.n_undefined else "")
-
-
-def _rounded(accuracy: float) -> str:
-    """Returns an accuracy of three digits. Halves, such as 0.8575 of 400 rows, are rounded up."""
-    return f"{accuracy + 1e-9:.3f}"
 
 
 def _interval(ends: Sequence[float] | None, digits: int) -> str:
@@ -217,7 +213,7 @@ def models_table(entry: Entry) -> str:
         line = [_label(role, method, model), accuracy_cell(scores)]
         if role == "baseline":
             line[1] += "".join(f"; {name} {value:.3f}" for name, value in _prompt_scores(entry, method).items())
-        line += [", ".join(map(_rounded, scores["accuracy"]))] if several else []
+        line += [", ".join(map(rounded, scores["accuracy"]))] if several else []
         if role == "student":
             summary = entry.results.summary_of(method)
             agreement = [scores[f"agreement_supervisor_{kind}"].mean() for kind in ("right", "wrong")]
@@ -282,7 +278,7 @@ def comparison(name: str, table: Table, folder: Path) -> str:
             raise ValueError(f"compare_with: got completions of {table.name}, expected a task with probabilities.")
         rows.append([
             _ROLES.get(role) or (f"student, {role}" if role in (*METHODS, BOOTSTRAP) else role),
-            *(_rounded(models[column].mean()) for column in ("accuracy", "other_accuracy")),
+            *(rounded(models[column].mean()) for column in ("accuracy", "other_accuracy")),
             *(f"{value:.3f}" for value in (models["largest_difference"].max(), models["mean_difference"].mean())),
             f"{1 - models['n_different'].sum() / models['n'].sum():.3f}",
         ])  # fmt: skip
@@ -407,15 +403,15 @@ def overview(groups: Sequence[Group], short: bool) -> str:
     for name, entry in entries:
         line = [name, str(len(entry.seeds))]
         if has_prompts:
-            line.append("" if entry.zero_shot is None else _rounded(entry.zero_shot.mean()))
-        line.append(_rounded(entry.accuracies("weak").mean()))
+            line.append("" if entry.zero_shot is None else rounded(entry.zero_shot.mean()))
+        line.append(rounded(entry.accuracies("weak").mean()))
         for method in methods:
             if method not in entry.methods:
                 line.append("")
                 continue
             summary = entry.results.summary_of(method)
-            line.append(f"{_rounded(summary.accuracy_mean)} ({pgr_cell(summary)})")
-        rows.append([*line, _rounded(entry.accuracies("ceiling").mean())])
+            line.append(f"{rounded(summary.accuracy_mean)} ({pgr_cell(summary)})")
+        rows.append([*line, rounded(entry.accuracies("ceiling").mean())])
     return markdown_table(header, rows)
 
 

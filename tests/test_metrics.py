@@ -135,6 +135,14 @@ def test_seeds_with_the_same_test_rows_are_no_more_test_rows():
         metrics.pgr_over_seeds([run, simulate(1, 400)], same_rows=True)
 
 
+def test_halves_are_rounded_up():
+    score = 337 / 400  # as a binary fraction it is not 0.8425, and differs from the mean of equal scores
+    mean = np.mean([score] * 3)
+    assert f"{score:.3f}" != f"{mean:.3f}" and metrics.rounded(score) == metrics.rounded(mean) == "0.843"
+    assert metrics.rounded(351 / 400) == "0.878" and metrics.rounded(0.8774) == "0.877"
+    assert metrics.rounded(0.125, digits=2) == "0.13" and metrics.rounded(1.0) == "1.000"
+
+
 def test_evaluate_module_loads_offline(tmp_path):
     path = Path(metrics.__file__).with_name("pgr_metric")
     script = tmp_path / "script.py"

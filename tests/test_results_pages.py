@@ -20,6 +20,7 @@ from w2s_hf.demo.rows import demo_pairs, demo_rows
 from w2s_hf.experiments import cli
 from w2s_hf.experiments.config import ClassificationArguments
 from w2s_hf.experiments.report import run_settings
+from w2s_hf.metrics import rounded
 from w2s_hf.results import PREDICTIONS, ExperimentResult, PgrSummary, read_predictions
 from w2s_hf.tasks import PREFERENCE_TASKS
 from w2s_hf.tasks.chess import CHESS_PUZZLES
@@ -145,7 +146,7 @@ def test_the_page_follows_the_files(repository):
     page, readme = (repository / "docs" / "results.md").read_text(), (repository / "README.md").read_text()
     results = json.loads((repository / "results" / "sst2" / "results.json").read_text())
     mean = sum(each["weak"]["accuracy"] for each in results["runs"]) / 2
-    assert "| SST-2 | 2 | " in readme and f"| {build._rounded(mean)} | " in readme and "old" not in readme
+    assert "| SST-2 | 2 | " in readme and f"| {rounded(mean)} | " in readme and "old" not in readme
     assert readme.startswith("before\n") and readme.endswith("\nafter\n")
     for words in ("## SST-2, phrases", "### In 4 bits", "python results/run.py pairs/in_4_bits", "org/student (local"):
         assert words in page
@@ -204,15 +205,6 @@ def test_without_results_page_and_readme_say_so(repository):
 )
 def test_a_comparison_has_three_outcomes(differences, ends, outcome):
     assert build._outcome(np.array(differences), ends).startswith(outcome)
-
-
-def test_halves_are_rounded_up():
-    assert [build._rounded(value) for value in (0.8575, 0.7575, 0.5275, 0.8574)] == [
-        "0.858",
-        "0.758",
-        "0.528",
-        "0.857",
-    ]
 
 
 def test_undefined_pgr_is_no_unbounded_interval():

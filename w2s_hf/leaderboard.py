@@ -16,6 +16,7 @@ from yaml import YAMLError
 from .cards import BLOCK, SCHEMA, Score, StudentCard
 from .cards.trained_with import DEMO_DATASET
 from .losses import LOSS_ARGUMENTS
+from .metrics import rounded
 from .results.table import find_results
 
 __all__ = ["COLUMNS", "find_cards", "leaderboard", "read_card", "readable"]
@@ -213,7 +214,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     text = table[["task", "weak", "student", "method", *settings, *runs]].map(_printable)
     text = text.rename(columns={"run_name": "run"}).assign(students=table["n_students"].astype(str))
     for name in ("weak", "student", "ceiling"):
-        text[f"{name} acc."] = ["-" if pd.isna(value) else f"{value:.3f}" for value in table[f"{name}_accuracy"]]
+        text[f"{name} acc."] = ["-" if pd.isna(value) else rounded(value) for value in table[f"{name}_accuracy"]]
     return text.assign(PGR=pgr, undefined=table["n_undefined"].astype(str))
 
 

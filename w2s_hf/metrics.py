@@ -19,6 +19,7 @@ __all__ = [
     "pgr_interval",
     "pgr_over_seeds",
     "pgr_undefined_reason",
+    "rounded",
     "squared_distance",
 ]
 
@@ -99,6 +100,14 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, n_
         inside = bins == index
         distance += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
     return float(distance)
+
+
+def rounded(value: float, digits: int = 3) -> str:
+    """
+    Returns a score as text. Halves, such as 0.8775 of 400 rows, are rounded up: as binary fractions some are a little
+    above and some a little below, and without this the mean of equal scores could differ from them in the last digit.
+    """
+    return f"{value + 1e-9:.{digits}f}"
 
 
 def squared_distance(probabilities: np.ndarray, others: np.ndarray) -> float:

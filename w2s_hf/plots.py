@@ -15,6 +15,7 @@ from matplotlib.ticker import NullLocator
 
 from .cards import Score
 from .cards.trained_with import subject
+from .metrics import rounded
 from .results import AnyScore, ExperimentResult, MethodSummary
 
 __all__ = [
@@ -99,7 +100,7 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
             offsets = np.linspace(-0.12, 0.12, len(scores))
             axes.scatter(x + offsets, accuracies, s=18, color="white", edgecolor="black", lw=0.8, zorder=3)
         top_of_bars = max(top_of_bars, top)
-        text = f"{mean:.3f}" + (f"\n{note}" if note else "")
+        text = rounded(mean) + (f"\n{note}" if note else "")
         # White behind it: the line of chance may run here.
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
         above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
@@ -182,7 +183,7 @@ def plot_gap(
                 error = _error(score.accuracy, *score.ci95)
                 axes.errorbar(score.accuracy, height, xerr=error, color=colour, capsize=4, lw=1.4, zorder=3)
             axes.plot(score.accuracy, height, "o", color=colour, ms=7, zorder=4)
-            said[height] = f"{role}, {clipped(score.model)}, {score.accuracy:.3f}"
+            said[height] = f"{role}, {clipped(score.model)}, {rounded(score.accuracy)}"
         for height, text in said.items():
             axes.annotate(
                 text,

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..metrics import rounded
 from ..plots import PALETTE, STYLE
 
 __all__ = ["accuracy_cell", "bars", "draw", "intervals_of", "lines", "mean_cell", "over_seeds", "pgr_cell", "pgr_note"]
@@ -27,7 +28,7 @@ def mean_cell(entries: Sequence[dict], *path: str, digits: int = 3) -> str:
     """Returns the cell of a table: the mean over the seeds that have this number, or a dash."""
     values = over_seeds(entries, *path)
     values = values[np.isfinite(values)]
-    return f"{values.mean():.{digits}f}" if len(values) else "-"
+    return rounded(values.mean(), digits) if len(values) else "-"
 
 
 def accuracy_cell(entries: Sequence[dict], *path: str) -> str:

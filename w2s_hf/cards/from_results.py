@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from ..metrics import accuracy_interval
+from ..metrics import accuracy_interval, rounded
 from ..results import ExperimentResult, LinkResult, SeedResult, StudentResult
 from .markdown import Markup, as_text
 from .score import Score, interval
@@ -106,7 +106,7 @@ def ceiling_warning(run: SeedResult) -> Markup | None:
         name: accuracy_interval(np.arange(ceiling.n) < round(accuracy * ceiling.n))  # on the same test rows
         for name, accuracy in above.items()
     }
-    shown = ", ".join(f"{as_text(name)} {above[name]:.3f}{interval(ci95, 3)}" for name, ci95 in intervals.items())
+    shown = ", ".join(f"{as_text(name)} {rounded(above[name])}{interval(ci95, 3)}" for name, ci95 in intervals.items())
     steps = "" if ceiling.optimizer_steps is None else f" after {ceiling.optimizer_steps} optimizer steps"
     if ceiling.ci95 is None:
         doubt = "If this is not chance, "
@@ -115,8 +115,8 @@ def ceiling_warning(run: SeedResult) -> Markup | None:
     else:
         doubt = ""
     return Markup(
-        f"on {ceiling.n} test rows the ceiling has {ceiling.accuracy:.3f}{interval(ceiling.ci95, 3)}{steps}, less "
-        f"than the same model before finetuning: {shown}. {doubt}PGR against such a ceiling measures nothing."
+        f"on {ceiling.n} test rows the ceiling has {rounded(ceiling.accuracy)}{interval(ceiling.ci95, 3)}{steps}, "
+        f"less than the same model before finetuning: {shown}. {doubt}PGR against such a ceiling measures nothing."
     )
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..metrics import rounded
+
 __all__ = ["Markup", "as_text", "markdown_table", "render"]
 
 # All but what is plain in the middle of a line: letters, digits and some punctuation. `_` within a word is plain, too,
@@ -36,6 +38,7 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+_ENVIRONMENT.filters["rounded"] = rounded
 
 
 def render(template: str, **values: object) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from ..metrics import rounded
 from .markdown import Markup
 
 __all__ = ["Score", "interval"]
@@ -49,7 +50,7 @@ class Score:
     @property
     def shown(self) -> Markup:
         """`0.701 [0.677, 0.723]`"""
-        return Markup(f"{self.accuracy:.3f}") + interval(self.ci95, 3)
+        return Markup(rounded(self.accuracy)) + interval(self.ci95, 3)
 
 
 def interval(ci95: Sequence[float] | None, digits: int) -> Markup:

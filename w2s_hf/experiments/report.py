@@ -13,6 +13,7 @@ from ..cards.markdown import markdown_table, render
 from ..cards.score import interval
 from ..cards.trained_with import subject
 from ..config import METHODS, LossArguments, StudentConfig
+from ..metrics import rounded
 from ..plots import plot_accuracies, plot_gap
 from ..results import (
     AnyScore,
@@ -51,7 +52,7 @@ def _table(results: ExperimentResult) -> tuple[list[str], list[list[str]]]:
     rows = []
     for run in results.runs:
         for role, model, score in _roles(run):
-            line = [str(run.seed), role, model, f"{score.accuracy:.3f}{interval(score.ci95, 3)}"]
+            line = [str(run.seed), role, model, f"{rounded(score.accuracy)}{interval(score.ci95, 3)}"]
             if isinstance(score, StudentResult | DirectResult):
                 line.append(_pgr(score.pgr, score.pgr_ci95))
             if isinstance(score, StudentResult):
@@ -90,7 +91,7 @@ def _summary(results: ExperimentResult) -> tuple[list[str], list[list[str]]]:
         header.insert(3, "median " + _PLAIN)
     rows = []
     for summary in results.summary:
-        line = [summary.method, f"{summary.accuracy_mean:.3f}", _pgr(summary.pgr_median, summary.pgr_ci95)]
+        line = [summary.method, rounded(summary.accuracy_mean), _pgr(summary.pgr_median, summary.pgr_ci95)]
         plain = summary.against_plain_ceiling
         if plain is not None:
             line.append(_pgr(plain.pgr_median, plain.pgr_ci95))
@@ -193,8 +194,8 @@ def _comparisons(results: ExperimentResult) -> list[str]:
         for rows, direct in summary.direct.items():
             n = summary.n_seeds
             lines.append(
-                f"{summary.method.capitalize()}, {summary.accuracy_mean:.3f}, beside the same student taught by the "
-                f"supervisor itself on {_DIRECT[rows]}, {direct.accuracy_mean:.3f}: the chain is better in "
+                f"{summary.method.capitalize()}, {rounded(summary.accuracy_mean)}, beside the same student taught by "
+                f"the supervisor itself on {_DIRECT[rows]}, {rounded(direct.accuracy_mean)}: the chain is better in "
                 f"{direct.n_chain_is_better} of {n} seed{'s' if n > 1 else ''}."
             )
     return lines

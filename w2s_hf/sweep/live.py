@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..metrics import rounded
 from .grid import Cell
 
 __all__ = ["SweepView"]
@@ -59,7 +60,9 @@ class SweepView:
         self.progress.update(self.bar, completed=len(self.rows))
         if self.is_live:
             return
-        found = row["error"] if row["status"] == "failed" else f"accuracy {row['accuracy']:.3f}, PGR {_pgr([row])}"
+        found = (
+            row["error"] if row["status"] == "failed" else f"accuracy {rounded(row['accuracy'])}, PGR {_pgr([row])}"
+        )
         name = f"{cell.task}, {cell.weak_model} > {cell.student_model}, {cell.method}, seed {cell.seed}"
         self.console.print(
             f"[{len(self.rows)}/{len(self.cells)}] {name}: {found}", markup=False, highlight=False, soft_wrap=True
@@ -75,7 +78,7 @@ class SweepView:
         for names, cells in groups.items():
             rows = [self.rows[cell] for cell in cells if cell in self.rows]
             done = [row for row in rows if row["status"] == "done"]
-            accuracy = f"{np.mean([row['accuracy'] for row in done]):.3f}" if done else ""
+            accuracy = rounded(np.mean([row["accuracy"] for row in done])) if done else ""
             failed = str(len(rows) - len(done)) if len(rows) > len(done) else ""
             table.add_row(*names, f"{len(done)}/{len(cells)}", accuracy, _pgr(done) if done else "", failed)
         return Group(self.progress, table)  # a table that is too long is cut at its end

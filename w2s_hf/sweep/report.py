@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..metrics import rounded
 from ..plots import size_label
 from .plots import (
     PGR_AXIS,
@@ -125,7 +126,7 @@ def _number(value: float, form: str = ".3f", ends: tuple[float, float] | None = 
     """Returns a number with its interval in brackets, and the full value to sort by."""
     if pd.isna(value):
         return {"text": missing, "value": ""}
-    text = f"{value:{form}}"
+    text = rounded(value) if form == ".3f" else f"{value:{form}}"
     if ends is not None:
         text += " [unbounded]" if pd.isna(ends[0]) else f" [{ends[0]:{form}}, {ends[1]:{form}}]"
     return {"text": text, "value": repr(float(value))}

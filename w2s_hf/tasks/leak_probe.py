@@ -26,6 +26,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from ..command_line import CommandLine
+from ..metrics import rounded
 from . import find_task
 from .halves import group_rows, sample_rows
 from .loading import check_class_names, load_raw, pick_split
@@ -261,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, what in (("form", "what the task adds"), ("text", "whole texts")):
         guess = guesses[name]
         verdict = "at chance" if guess.at_chance else "LEAK" if name == "form" else "in the dataset's own rows"
-        print(f"  {what:20s}{guess.accuracy:.3f} [{guess.ci95[0]:.3f}, {guess.ci95[1]:.3f}]  {verdict}")
+        print(f"  {what:20s}{rounded(guess.accuracy)} [{guess.ci95[0]:.3f}, {guess.ci95[1]:.3f}]  {verdict}")
         if not guess.at_chance:
             for feature, auroc in guess.strongest:
                 print(f"{'':22s}{feature}: AUROC {auroc:.2f}")

@@ -3,6 +3,7 @@
 from ...cards.markdown import markdown_table, render
 from ...cards.score import interval
 from ...config import CompletionConfig
+from ...metrics import rounded
 from ...results import AnyScore, ExperimentResult, SeedResult
 
 __all__ = ["table_sections"]
@@ -35,9 +36,9 @@ def scores_table(results: ExperimentResult) -> str:
     lines = []
     for run in results.runs:
         for role, model in _models(run).items():
-            line = [str(run.seed), role, f"{model.accuracy:.3f}{interval(model.ci95, 3)}"]
+            line = [str(run.seed), role, f"{rounded(model.accuracy)}{interval(model.ci95, 3)}"]
             line += [
-                f"{model.scores[name]:.3f}{interval(model.scores[f'{name}_ci95'], 3)}"
+                f"{rounded(model.scores[name])}{interval(model.scores[f'{name}_ci95'], 3)}"
                 for name in ("exact_match", "mate_accepted", "legal_rate")
             ]
             lines.append([*line, str(model.scores["n_cut"])])
@@ -53,7 +54,9 @@ def bands_table(results: ExperimentResult) -> str:
         lines.append([str(run.seed), "test puzzles", *map(str, counts)])
         for role, model in _models(run).items():
             cells = [model.scores["by_band"].get(band) for band in bands]
-            shown = ["-" if cell is None else f"{cell['accuracy']:.3f}{interval(cell['ci95'], 3)}" for cell in cells]
+            shown = [
+                "-" if cell is None else f"{rounded(cell['accuracy'])}{interval(cell['ci95'], 3)}" for cell in cells
+            ]
             lines.append([str(run.seed), role, *shown])
     return markdown_table(["seed", "", *bands], lines)
 
@@ -66,7 +69,9 @@ def easy_to_hard_table(results: ExperimentResult) -> str:
         names = {"easy": f"rated at most {found['max_train_rating']}", "any rating": "as many of any rating"}
         for name, entry in found["trained_on"].items():
             line = [str(run.seed), names.get(name, "all (the ceiling)"), str(entry["n_train"])]
-            line += [f"{entry[on]['accuracy']:.3f}{interval(entry[on]['ci95'], 3)}" for on in ("on_all", "on_hard")]
+            line += [
+                f"{rounded(entry[on]['accuracy'])}{interval(entry[on]['ci95'], 3)}" for on in ("on_all", "on_hard")
+            ]
             lines.append(line)
     first = results.runs[0].easy_to_hard
     n_hard = first["trained_on"]["all"]["on_hard"]["n"]
