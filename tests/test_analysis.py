@@ -28,6 +28,7 @@ from w2s_hf.analysis import (
     topological_filter,
     with_opinion,
 )
+from w2s_hf.analysis.prompting import encode_prompts
 from w2s_hf.analysis.saliency import saliency_section
 from w2s_hf.metrics import accuracy, accuracy_interval, brier_score, performance_gap_recovered, squared_distance
 from w2s_hf.modeling.heads import classification_head
@@ -486,8 +487,8 @@ HALVES = np.full((2, 2), 0.5)
         lambda: feature_experiment(*[(np.ones((2, 2)), HALVES)] * 3, [1]),
         lambda: few_shot_prompts("text", ["a"], [0], 1, PromptFormat()),
         lambda: few_shot_prompts(["text"], ["a"], [0.3], 1, PromptFormat()),
-        lambda: answer_probabilities(None, None, "one prompt", PromptFormat()),
-        lambda: answer_probabilities(None, None, [], PromptFormat()),
+        lambda: encode_prompts(None, "one prompt", PromptFormat(), None),
+        lambda: encode_prompts(None, [], PromptFormat(), None),
         lambda: compare_answers(SAME, SAME[:1], SAME),
         lambda: choose_stops([], []),
         lambda: choose_stops([0.5, 0.6], [0.5]),

@@ -245,8 +245,17 @@ def test_a_student_that_learns_nothing_has_the_scores_of_its_prompted_base(model
             "error: decoder: The row ",
         ),
         ((*ASKED, "--prompt_shots", "17"), {}, "--prompt_shots: got 17, expected at most the 16 training rows"),
+        ((*ASKED, "--prompt_shots", "16"), {}, "--analyses prompting: decoder, spam: The prompt "),
     ],
-    ids=["encoder", "unknown word", "no unembedding", "unknown word in prompts", "long prompt", "too many examples"],
+    ids=[
+        "encoder",
+        "unknown word",
+        "no unembedding",
+        "unknown word in prompts",
+        "long prompt",
+        "too many examples",
+        "long examples",
+    ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_trained(more, options, words, models, tmp_path, cache):
     process = run(models, tmp_path, cache, *more, **options)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import metrics
 from ..cards.markdown import markdown_table, render
@@ -17,7 +17,7 @@ from .batches import through_model
 from .figures import accuracy_cell, bars, draw, intervals_of, mean_cell, over_seeds
 
 __all__ = [
-    "PromptFormat", "answer_probabilities", "balanced_scores", "few_shot_prompts", "plot_prompting",
+    "PromptFormat", "answer_probabilities", "balanced_scores", "encode_prompts", "few_shot_prompts", "plot_prompting",
     "prompting_section",
 ]  # fmt: skip
 
@@ -62,6 +62,40 @@ def few_shot_prompts(
     return prompts
 
 
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], form: PromptFormat, config: PreTrainedConfig
+) -> list[list[int]]:
+    """
+    Returns the tokens of each prompt, up to the place where its two answers differ.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the model.
+        prompts (sequence of `str`): Prompts, see [`few_shot_prompts`].
+        form ([`PromptFormat`]): Format with the answers.
+        config ([`~transformers.PreTrainedConfig`]): Configuration of the model, which says how many tokens it reads.
+
+    Raises:
+        ValueError: There are no prompts, one is empty or longer than what the model reads, or the answers do not
+            differ.
+    """
+    prompts = texts_of(prompts, "prompts")
+    if not prompts:
+        raise ValueError("prompts: got none, expected at least one.")
+    shared, _ = answer_tokens(tokenizer, form)
+    encoded = [ids + shared for ids in tokenizer(prompts)["input_ids"]]
+    empty = [index for index, ids in enumerate(encoded) if not ids]
+    if empty:
+        raise ValueError(f"The prompt {empty[0]} has no tokens, expected at least one; give the form a suffix.")
+    longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
+    n_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if n_positions is not None and len(encoded[longest]) > n_positions:
+        raise ValueError(
+            f"The prompt {longest} has {len(encoded[longest])} tokens, more than the {n_positions} that the model "
+            "reads; take fewer examples (--prompt_shots)."
+        )
+    return encoded
+
+
 @torch.inference_mode()
 def answer_probabilities(
     model: PreTrainedModel,
@@ -88,24 +122,10 @@ def answer_probabilities(
         `np.ndarray` of shape `(N, 2)`, float32, in order, on every rank; rows sum to 1.
 
     Raises:
-        ValueError: A prompt is empty or longer than what the model reads, the answers do not differ, or the model
-            makes NaN of a prompt.
+        ValueError: As [`encode_prompts`], or the model makes NaN of a prompt.
     """
-    prompts = texts_of(prompts, "prompts")
-    if not prompts:
-        raise ValueError("prompts: got none, expected at least one.")
-    shared, pair = answer_tokens(tokenizer, form)
-    encoded = [ids + shared for ids in tokenizer(prompts)["input_ids"]]
-    empty = [index for index, ids in enumerate(encoded) if not ids]
-    if empty:
-        raise ValueError(f"The prompt {empty[0]} has no tokens, expected at least one; give the form a suffix.")
-    longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
-    n_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if n_positions is not None and len(encoded[longest]) > n_positions:
-        raise ValueError(
-            f"The prompt {longest} has {len(encoded[longest])} tokens, more than the {n_positions} that the model "
-            "reads; take fewer examples (--prompt_shots)."
-        )
+    encoded = encode_prompts(tokenizer, prompts, form, model.config)
+    _, pair = answer_tokens(tokenizer, form)
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     of_answers: list[Any] = [None if part is None else part[list(pair)].float() for part in (head.weight, head.bias)]
 

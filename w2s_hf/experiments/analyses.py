@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .. import metrics
 from ..analysis import (
@@ -29,19 +30,19 @@ from ..analysis import (
 from ..analysis.agreement import agreement_section, plot_agreement
 from ..analysis.early_stopping import CHEATING, overfitting_section, plot_overfitting
 from ..analysis.probes import plot_probes, probes_section
-from ..analysis.prompting import plot_prompting, prompting_section
+from ..analysis.prompting import encode_prompts, plot_prompting, prompting_section
 from ..analysis.saliency import plot_saliency, saliency_section
 from ..analysis.weak_errors import plot_weak_errors, weak_errors_section
 from ..config import METHODS
 from ..labels import WeakLabels
 from ..results import BaselineResult, ExperimentResult, SeedResult
-from ..tasks import Half, Task
+from ..tasks import Half, Task, TaskSplits
 from .analysis_context import AnalysisContext
 from .config import ANALYSES, Own
 
 __all__ = [
-    "analyse", "analysis_notes", "overfitting", "agreement", "prompt_format_of", "prompting", "saliency", "probes",
-    "weak_errors",
+    "analyse", "analysis_notes", "check_prompt_lengths", "overfitting", "agreement", "prompt_format_of", "prompting",
+    "saliency", "probes", "weak_errors",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -151,9 +152,7 @@ def prompting(context: AnalysisContext) -> dict:
     texts = [context.test["text"][:], examples["text"][:], [context.task.content_free]]
     if context.world is None:
         form = prompt_format_of(context.task, context.args)
-        if context.args.use_prompts:
-            around = context.task.prompt_format
-            texts = [[around.text_of(prompt) for prompt in prompts] for prompts in texts]
+        texts = [_without_prompts(part, context.task, context.args) for part in texts]
     else:
         # The demo's models know a text that ends with `ENTITY is`, and words that it may go on with.
         dead, alive = context.world.answer_words
@@ -197,6 +196,29 @@ def prompting(context: AnalysisContext) -> dict:
             for student in context.result.students
         },
     }
+
+
+def check_prompt_lengths(
+    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, task: Task, splits: TaskSplits, args: Own, seed: int
+) -> None:
+    """
+    Checks that a model can read the prompts of `--analyses prompting`. Weak labels are not known yet, so all examples
+    have the answer with more tokens.
+
+    Raises:
+        ValueError: as [`~w2s_hf.analysis.prompting.encode_prompts`].
+    """
+    form = prompt_format_of(task, args)
+    tests, examples = (_without_prompts(part["text"][:], task, args) for part in (splits.test, splits.student_half))
+    longer = int(np.argmax([len(ids) for ids in tokenizer(list(form.answers))["input_ids"]]))
+    labels = [longer] * len(examples)
+    prompts = few_shot_prompts(tests, examples, labels, args.prompt_shots, form, seed=seed)
+    encode_prompts(tokenizer, prompts, form, config)
+
+
+def _without_prompts(texts: list[str], task: Task, args: Own) -> list[str]:
+    """Returns the texts without the prompt that `--use_prompts` puts around them."""
+    return [task.prompt_format.text_of(text) for text in texts] if args.use_prompts else texts
 
 
 def prompt_format_of(task: Task, args: Own) -> PromptFormat:

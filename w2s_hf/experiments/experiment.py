@@ -23,7 +23,7 @@ from ..results import DatasetInfo, ExperimentResult
 from ..results.predictions import PREDICTIONS, predictions_table, write_predictions
 from ..tasks import GenerationTask, PreferenceTask, PromptFormat, Task, TaskSplits, find_task
 from ..tasks.prompt import answer_tokens, head_tokens
-from .analyses import analyse, analysis_notes, prompt_format_of
+from .analyses import analyse, analysis_notes, check_prompt_lengths, prompt_format_of
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
 from .config import ExperimentArguments, GenerationArguments, RewardArguments
@@ -154,6 +154,8 @@ class Experiment:
                 raise ValueError(
                     f"--prompt_shots: got {n_shots}, expected at most the {n_examples} training rows of students."
                 )
+            if "prompting" in self.args.analyses and isinstance(self.task, Task) and not self.args.demo:
+                self._check_prompt_lengths(self.task, self._splits[key], models.student, seed)
             self._check_memory(models)
             if self.student_config.head_init == "answers":
                 for model in (*models.chain, *models.sizes, models.student):
@@ -219,6 +221,15 @@ class Experiment:
                     f"{option}: {model.name}, {self.task.name}: {error} Change the `prompt` of the task, or use "
                     f"{instead}."
                 ) from error
+
+    def _check_prompt_lengths(self, task: Task, splits: TaskSplits, student: ModelSpec, seed: int) -> None:
+        """Raises `ValueError` where a prompt with examples is longer than what the student reads."""
+        tokenizer = load_tokenizer(student.path, revision=student.revision)
+        config = load_config(student.path, revision=student.revision)
+        try:
+            check_prompt_lengths(tokenizer, config, task, splits, self.args, seed)
+        except ValueError as error:
+            raise ValueError(f"--analyses prompting: {student.name}, {task.name}: {error}") from error
 
     def _load_splits(self, seed: int) -> TaskSplits:
         world = self.world(seed)
