@@ -30,7 +30,7 @@ from w2s_hf.cards.markdown import markdown_table
 from w2s_hf.command_line import CommandLine
 from w2s_hf.config import METHODS
 from w2s_hf.experiments.config import ANALYSES, BOOTSTRAP
-from w2s_hf.metrics import rounded
+from w2s_hf.metrics import difference_interval, rounded
 from w2s_hf.plots import PALETTE, STYLE
 from w2s_hf.results import (
     PREDICTIONS,
@@ -56,6 +56,7 @@ _PAPER = {
     ("confidence", "naive"): "above, most where supervisor and student are far apart (4.3.2)",
     ("zero-shot", "naive"): "above with very weak supervisors (figure 15)",
 }
+_UNKNOWN = "not distinguishable"
 _PROMPT_SCORES = {"accuracy_at_median": "at the median", "accuracy_content_free": "content-free", "auroc": "AUROC"}
 _BEGIN, _END = "<!-- begin: python results/build.py -->", "<!-- end -->"
 
@@ -70,6 +71,7 @@ class Entry:
         results ([`ExperimentResult`]): Its `results.json`.
         facts (`dict`): Its `run.json`.
         table (`pandas.DataFrame`): Its results, a row for each seed and model.
+        folder (`Path`): The folder of its files.
         check (`dict`, *optional*): Its `check.json`, if it was trained again.
     """
 
@@ -77,6 +79,7 @@ class Entry:
     results: ExperimentResult
     facts: dict
     table: pd.DataFrame
+    folder: Path
     check: dict | None = None
 
     @property
@@ -106,6 +109,31 @@ class Entry:
         if role in _ROLES:
             return self.table[self.table["role"] == role]["accuracy"].to_numpy()
         return self.students(role)["accuracy"].to_numpy()
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """Its `predictions.parquet`."""
+        return read_predictions(self.folder / PREDICTIONS)
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether the predictions are probabilities, not completions."""
+        return bool(self.predictions["prediction"].notna().all())
+
+    def correct(self, role: str) -> np.ndarray:
+        """Which test rows supervisor (`weak`) or the students of a method predict correctly, `(seeds, N)`, 0 or 1."""
+        of_role = self.predictions[self.predictions["role"] == role]
+        return of_role.pivot(index="seed", columns="id", values="correct").loc[self.seeds].to_numpy(dtype=float)
+
+    def agrees(self, method: str) -> np.ndarray:
+        """On which test rows student and supervisor predict the same class, `(seeds, N)`, 0 or 1."""
+
+        def classes(role: str) -> np.ndarray:
+            of_role = self.predictions[self.predictions["role"] == role]
+            found = of_role.assign(predicted=[int(prediction.argmax()) for prediction in of_role["prediction"]])
+            return found.pivot(index="seed", columns="id", values="predicted").loc[self.seeds].to_numpy()
+
+        return (classes(method) == classes("weak")).astype(float)
 
     def students(self, method: str) -> pd.DataFrame:
         """The students of a method, a row for each seed."""
@@ -144,7 +172,8 @@ def read_groups(page: Page, folder: Path) -> list[Group]:
                 facts = json.loads((folder / run.name / "run.json").read_text())
                 checked = folder / run.name / "check.json"
                 check = json.loads(checked.read_text()) if checked.is_file() else None
-                entries.append(Entry(run, ExperimentResult.read(path), facts, read_results(path), check))
+                results = ExperimentResult.read(path)
+                entries.append(Entry(run, results, facts, read_results(path), folder / run.name, check))
         comparisons = {}
         if table.compare_with is not None:
             comparisons = {entry.run.name: comparison(entry.run.name, table, folder) for entry in entries}
@@ -422,33 +451,39 @@ def directions(entries: Sequence[tuple[str, Entry]]) -> str:
         methods = entry.methods
         pairs = [(method, "weak") for method in methods]
         pairs += [(method, "naive") for method in methods if method != "naive" and "naive" in methods]
-        levels = {role: entry.accuracies(role) for role in ("weak", *methods)}
-        if entry.zero_shot is not None:
-            levels["zero-shot"] = entry.zero_shot
-            pairs += [("zero-shot", "naive")] if "naive" in methods else []
         for one, other in pairs:
-            ends = entry.results.summary_of(one).pgr_ci95 if other == "weak" else None
-            found = _outcome(levels[one] - levels[other], ends)
-            rows.append([name, f"{one} and {_ROLES.get(other, other)}", found, _PAPER.get((one, other), "")])
-        copied = {method: entry.students(method)["agreement_supervisor_wrong"].to_numpy() for method in methods}
+            found = _difference(entry.correct(one), entry.correct(other))
+            rows.append([name, f"{one} and {_ROLES.get(other, other)}", *found, _PAPER.get((one, other), "")])
+        if entry.zero_shot is not None and "naive" in methods:
+            found = _same_sign(entry.zero_shot - entry.accuracies("naive"))
+            rows.append([name, "zero-shot and naive", *found, _PAPER["zero-shot", "naive"]])
+        if not entry.has_probabilities:
+            continue
         if "naive" in methods:
-            right = entry.students("naive")["agreement_supervisor_right"].to_numpy()
+            is_wrong = entry.correct("weak") == 0
+            same = entry.agrees("naive")
+            found = _difference(np.where(is_wrong, same, np.nan), np.where(is_wrong, np.nan, same))
             label = "agreement of naive where the supervisor is wrong, and where it is right"
-            rows.append([name, label, _outcome(copied["naive"] - right, None), "below (5.1.2)"])
+            rows.append([name, label, *found, "below (5.1.2)"])
         if {"naive", "confidence"} <= set(methods):
+            copied = (np.where(is_wrong, entry.agrees(method), np.nan) for method in ("confidence", "naive"))
             label = "errors that confidence copies, and that naive copies"
-            rows.append([name, label, _outcome(copied["confidence"] - copied["naive"], None), "below (5.1.2)"])
-    return markdown_table(["task", "first and second", "the first is", "in the paper"], rows)
+            rows.append([name, label, *_difference(*copied), "below (5.1.2)"])
+    return markdown_table(["task", "first and second", "difference [95 %]", "the first is", "in the paper"], rows)
 
 
-def _outcome(differences: np.ndarray, ends: Sequence[float] | None) -> str:
-    """Returns above, below or not distinguishable, by an interval of PGR or else by all of several seeds."""
-    n, above, below = len(differences), int((differences > 0).sum()), int((differences < 0).sum())
-    if ends is not None:
-        found = "above" if ends[0] > 0 else "below" if ends[1] < 0 else "not distinguishable"
-        return f"{found}, by the interval of PGR"
-    found = "above" if above == n > 1 else "below" if below == n > 1 else "not distinguishable"
-    return f"{found}: above in {above}, below in {below} of {_seeds(n)}"
+def _difference(first: np.ndarray, second: np.ndarray) -> list[str]:
+    """Returns the difference of two means, `(seeds, N)` each, with its interval, and what follows from it."""
+    low, high = difference_interval(first, second)
+    mean = (np.nanmean(first, axis=1) - np.nanmean(second, axis=1)).mean()
+    return [rounded(mean) + _interval((low, high), 3), "above" if low > 0 else "below" if high < 0 else _UNKNOWN]
+
+
+def _same_sign(differences: np.ndarray) -> list[str]:
+    """Returns the mean of differences by seed, and their sign if it is that of all of several seeds."""
+    above, below = (differences > 0).all(), (differences < 0).all()
+    is_known = len(differences) > 1 and (above or below)
+    return [rounded(differences.mean()), ("above" if above else "below") + " in all seeds" if is_known else _UNKNOWN]
 
 
 def prompts_table(entries: Sequence[dict]) -> str:
@@ -519,10 +554,9 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
     if shown:
         parts += [
             "## The paper's comparisons",
-            "The tables of the README. A student is above or below its supervisor if the 95 % interval of PGR "
-            "excludes 0. The other comparisons, and those of students without an interval, need the same sign in "
-            "every one of several seeds. Two equal models pass this with three seeds in one of four comparisons, so "
-            "it is weak evidence.",
+            "The tables of the README. A difference is that of the means over the seeds, with its paired 95 % "
+            "bootstrap interval over test rows and seeds. The first is above or below if the interval excludes 0. For "
+            "prompts the sign must be the same in all of several seeds.",
             directions(shown),
             "![Test accuracy of students between supervisor and ceiling](figures/results.png)",
         ]

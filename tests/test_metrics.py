@@ -135,12 +135,46 @@ def test_seeds_with_the_same_test_rows_are_no_more_test_rows():
         metrics.pgr_over_seeds([run, simulate(1, 400)], same_rows=True)
 
 
+def test_interval_of_a_difference():
+    rng = np.random.default_rng(0)
+    first = rng.random((1, 400)) < 0.8
+    second = np.where(rng.random((1, 400)) < 0.2, ~first, first)
+    low, high = metrics.difference_interval(first, second)
+    difference = first.astype(float) - second
+    error = 1.96 * difference.std() / 20  # of paired rows
+    assert (low, high) == pytest.approx((difference.mean() - error, difference.mean() + error), abs=0.006)
+    # Three equal seeds are no more rows than one. Seeds that differ make the interval wider.
+    alike = metrics.difference_interval(*(np.repeat(values, 3, axis=0) for values in (first, second)))
+    assert alike == pytest.approx((low, high), abs=0.006)
+    apart = metrics.difference_interval(np.concatenate([first, first]), np.concatenate([second, ~first]))
+    assert apart[1] - apart[0] > 2 * (high - low)
+    # A row that is left out counts for nothing.
+    more = (np.concatenate([values, np.full((1, 400), np.nan)], axis=1) for values in (first, second))
+    assert metrics.difference_interval(*more) == pytest.approx((low, high), abs=0.006)
+    assert metrics.difference_interval(first, first) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (np.ones(3), np.ones(3), r"\(seeds, N\)"),
+        (np.ones((1, 3)), np.ones((2, 3)), r"\(seeds, N\)"),
+        (np.ones((1, 0)), np.ones((1, 0)), r"\(seeds, N\)"),
+        (np.ones((2, 2)), np.array([[1, 0], [np.nan, np.nan]]), "all rows of a seed"),
+    ],
+)
+def test_what_has_no_difference_is_refused(first, second, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.difference_interval(first, second)
+
+
 def test_halves_are_rounded_up():
     score = 337 / 400  # as a binary fraction it is not 0.8425, and differs from the mean of equal scores
     mean = np.mean([score] * 3)
     assert f"{score:.3f}" != f"{mean:.3f}" and metrics.rounded(score) == metrics.rounded(mean) == "0.843"
     assert metrics.rounded(351 / 400) == "0.878" and metrics.rounded(0.8774) == "0.877"
     assert metrics.rounded(0.125, digits=2) == "0.13" and metrics.rounded(1.0) == "1.000"
+    assert metrics.rounded(-0.0002) == "0.000"
 
 
 def test_evaluate_module_loads_offline(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from helpers.predictions import check_predictions, write_made_up
 from helpers.puzzles import random_rows
-from helpers.results_pages import made_up_results, write_tables
+from helpers.results_pages import made_up_results, write_made_up_results, write_tables
 from helpers.running import ROOT, recipe_here
 
 from w2s_hf import TASKS, StudentConfig, WeakToStrongConfig
@@ -126,14 +126,13 @@ def repository(tmp_path):
     }  # fmt: skip
     path = write_tables(tmp_path / "results", tables, OPTIONS)
     for each in run.read_page(path).runs[:-1]:
-        (path.parent / each.name).mkdir(parents=True)
-        results = made_up_results(each.options["seeds"], each.options["methods"], zero_shot=each.name == "sst2")
-        (path.parent / each.name / "results.json").write_text(json.dumps(results))
+        folder = path.parent / each.name
+        write_made_up_results(folder, each.options["seeds"], each.options["methods"], zero_shot=each.name == "sst2")
         facts = {
             "command": each.command, "options": each.resolved, "trained": ["2026-01-01", "2026-01-02"],
             "published_by": {"commit": "0" * 12, **MACHINE},
         }  # fmt: skip
-        (path.parent / each.name / "run.json").write_text(json.dumps(facts))
+        (folder / "run.json").write_text(json.dumps(facts))
     (tmp_path / "README.md").write_text("before\n<!-- begin: python results/build.py -->\nold\n<!-- end -->\nafter\n")
     return tmp_path
 
@@ -191,20 +190,29 @@ def test_without_results_page_and_readme_say_so(repository):
     assert "on 0 of 0 tasks, the answers 0 and 1 on 1 of 2 tasks (cola)." in page
 
 
-@pytest.mark.parametrize(
-    ("differences", "ends", "outcome"),
-    [
-        ([0.1, 0.2], None, "above: above in 2, below in 0 of 2 seeds"),
-        ([-0.1, -0.2], None, "below: above in 0, below in 2 of 2 seeds"),
-        ([0.1, -0.2], None, "not distinguishable: above in 1"),
-        ([0.1], None, "not distinguishable: above in 1, below in 0 of 1 seed"),
-        ([0.1, 0.2], [-0.1, 0.5], "not distinguishable, by the interval of PGR"),
-        ([0.1, 0.2], [0.1, 0.5], "above, by the interval of PGR"),
-        ([-0.1, -0.2], [-0.5, -0.1], "below, by the interval of PGR"),
-    ],
-)
-def test_a_comparison_has_three_outcomes(differences, ends, outcome):
-    assert build._outcome(np.array(differences), ends).startswith(outcome)
+def test_a_comparison_has_three_outcomes():
+    ones, few = np.ones((2, 100)), np.tile(np.arange(100) < 3, (2, 1)).astype(float)
+    assert build._difference(ones, few) == ["0.970 [0.930, 1.000]", "above"]
+    assert build._difference(few, ones)[1] == "below"
+    assert build._difference(few, few) == ["0.000 [0.000, 0.000]", "not distinguishable"]
+    assert build._same_sign(np.array([0.1, 0.2])) == ["0.150", "above in all seeds"]
+    assert build._same_sign(np.array([-0.1, -0.2]))[1] == "below in all seeds"
+    assert build._same_sign(np.array([0.1, -0.2]))[1] == build._same_sign(np.array([0.1]))[1] == "not distinguishable"
+
+
+def test_comparisons_are_those_of_predictions(repository):
+    group, _ = build.read_groups(run.read_page(repository / "results" / "tables.yaml"), repository / "results")
+    (entry,) = group.entries
+    for role in ("weak", "naive"):
+        np.testing.assert_allclose(entry.correct(role).mean(axis=1), entry.accuracies(role))
+    wrong = entry.correct("weak") == 0
+    shares = [same[of_seed].mean() for same, of_seed in zip(entry.agrees("naive"), wrong, strict=True)]
+    np.testing.assert_allclose(shares, entry.students("naive")["agreement_supervisor_wrong"])
+    table = build.directions([("SST-2", entry)])
+    assert "| SST-2 | errors that confidence copies, and that naive copies | " in table
+    # Without probabilities, nothing says which errors are the same.
+    entry.predictions["prediction"] = None
+    assert "errors" not in build.directions([("Chess", entry)])
 
 
 def test_undefined_pgr_is_no_unbounded_interval():
@@ -349,9 +357,19 @@ def test_other_files_are_no_predictions(tmp_path):
         read_predictions(tmp_path / PREDICTIONS)
 
 
+def without_comparisons(folder) -> dict:
+    """Removes the predictions, and returns the content of `tables.yaml` without tables that need them."""
+    for path in folder.glob("**/predictions.parquet"):
+        path.unlink()
+    tables = yaml.safe_load((folder / "tables.yaml").read_text())
+    for table in tables["tables"].values():
+        table.pop("short", None)
+    return tables
+
+
 def test_a_table_is_compared_with_another_one(repository):
     folder = repository / "results"
-    tables = yaml.safe_load((folder / "tables.yaml").read_text())
+    tables = without_comparisons(folder)
     tables["tables"]["pairs"]["compare_with"] = "sst2"
     (folder / "tables.yaml").write_text(yaml.safe_dump(tables, sort_keys=False))
     with pytest.raises(
@@ -383,12 +401,12 @@ def test_a_table_is_compared_with_another_one(repository):
 def checked(repository, monkeypatch):
     """Checks the table `sst2`, whose training leaves given predictions; returns the commands and `check.json`."""
     folder, outputs = repository / "results", repository / "out_check" / "sst2"
-    write_made_up(folder / "sst2", [0, 1, 2], {"weak": HERE, "naive": HERE})
     results = made_up_results([0, 1, 2], ["naive", "confidence"])
     (folder / "sst2" / "results.json").write_text(json.dumps(results))
-    tables = yaml.safe_load((folder / "tables.yaml").read_text())
+    tables = without_comparisons(folder)
     tables["tables"]["sst2"]["options"] = {"analyses": ["agreement"]}
     (folder / "tables.yaml").write_text(yaml.safe_dump(tables, sort_keys=False))
+    write_made_up(folder / "sst2", [0, 1, 2], {"weak": HERE, "naive": HERE})
     monkeypatch.setattr(run, "machine", lambda: MACHINE)
     monkeypatch.setattr(run, "revision", lambda: "0" * 12)
 

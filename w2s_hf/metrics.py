@@ -13,6 +13,7 @@ __all__ = [
     "agreement_shares",
     "auroc",
     "brier_score",
+    "difference_interval",
     "expected_calibration_error",
     "is_correct",
     "performance_gap_recovered",
@@ -23,7 +24,7 @@ __all__ = [
     "squared_distance",
 ]
 
-_CHUNK = 50  # resamples at a time: bounds the memory of the bootstrap at 50 indices a test row
+_CHUNK = 50  # resamples at a time: bounds the memory of the bootstraps at 50 numbers a test row
 
 
 def is_correct(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -102,12 +103,55 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, n_
     return float(distance)
 
 
+def difference_interval(
+    first: np.ndarray, second: np.ndarray, *, n_resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """
+    Paired bootstrap interval of the difference between two means, first minus second (percentiles).
+
+    A resample has the same test rows for both and for all seeds, and draws the seeds if there are several.
+
+    Args:
+        first, second (`np.ndarray` of shape `(seeds, N)`): Scores of the same test rows, such as which are correct. A
+            NaN leaves its row out of the mean of its seed.
+        n_resamples (`int`), confidence (`float`), seed (`int`): Arguments of the bootstrap.
+
+    Returns:
+        Lower and upper end. Resamples in which a mean has no rows are left out.
+
+    Raises:
+        ValueError: The shapes differ or are not `(seeds, N)`, or a mean has no rows.
+    """
+    scores = [np.asarray(values, dtype=np.float64) for values in (first, second)]
+    if scores[0].ndim != 2 or scores[0].shape != scores[1].shape or not scores[0].size:
+        raise ValueError(f"Got the shapes {scores[0].shape} and {scores[1].shape}, expected (seeds, N) twice.")
+    if any(np.isnan(of_seed).all() for values in scores for of_seed in values):
+        raise ValueError("Got NaN for all rows of a seed, expected at least one score.")
+    rng = np.random.default_rng(seed)
+    n_seeds, n = scores[0].shape
+    counted = [~np.isnan(values) for values in scores]
+    differences = np.empty(n_resamples)
+    for start in range(0, n_resamples, _CHUNK):
+        size = min(_CHUNK, n_resamples - start)
+        times = rng.multinomial(n, np.full(n, 1 / n), size).T  # how often a resample has each row, (N, size)
+        with np.errstate(invalid="ignore"):  # 0 / 0 where no row counts
+            one, other = (
+                np.nan_to_num(values) @ times / (of_rows @ times)
+                for values, of_rows in zip(scores, counted, strict=True)
+            )
+        chosen = rng.integers(0, n_seeds, (n_seeds, size))
+        differences[start : start + size] = np.take_along_axis(one - other, chosen, axis=0).mean(axis=0)
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(differences, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 def rounded(value: float, digits: int = 3) -> str:
     """
     Returns a score as text. Halves, such as 0.8775 of 400 rows, are rounded up: as binary fractions some are a little
     above and some a little below, and without this the mean of equal scores could differ from them in the last digit.
     """
-    return f"{value + 1e-9:.{digits}f}"
+    return f"{round(value + 1e-9, digits) + 0.0:.{digits}f}"  # never -0.000
 
 
 def squared_distance(probabilities: np.ndarray, others: np.ndarray) -> float:

@@ -7,8 +7,10 @@ import numpy as np
 import yaml
 
 from w2s_hf.metrics import accuracy_interval, agreement_shares, performance_gap_recovered, pgr_interval, pgr_over_seeds
+from w2s_hf.results import PREDICTIONS
+from w2s_hf.results.predictions import predictions_table, write_predictions
 
-N_TEST = 400
+N_TEST, WEAK, CEILING = 400, 0.75, 0.85
 GAINS = {"naive": 0.03, "confidence": -0.06, "product": 0.05, "adaptive_confidence": 0.0}
 
 
@@ -19,14 +21,12 @@ def score(model: str, correct: np.ndarray) -> dict:
 
 
 def made_up_results(
-    seeds: list[int], methods: list[str], weak: float = 0.75, ceiling: float = 0.85, zero_shot: bool = True
+    seeds: list[int], methods: list[str], weak: float = WEAK, ceiling: float = CEILING, zero_shot: bool = True
 ) -> dict:
     """The content of a `results.json` whose accuracies are about these; `GAINS` is that of students over `weak`."""
-    rng = np.random.default_rng(0)
-    runs, correct = [], []
-    for seed in seeds:
-        levels = {"weak": weak, "ceiling": ceiling, **{name: weak + GAINS[name] for name in methods}}
-        right = {name: rng.random(N_TEST) < level + rng.normal(0, 0.01) for name, level in levels.items()}
+    rng = np.random.default_rng(1)
+    runs, correct = [], _correct(seeds, methods, weak, ceiling)
+    for seed, right in zip(seeds, correct, strict=True):
         students = []
         for name in methods:
             ends = pgr_interval(right["weak"], right[name], right["ceiling"], n_resamples=50)
@@ -52,7 +52,6 @@ def made_up_results(
             "controls": [],
             **({"baselines": [{"name": "zero-shot", **prompt}]} if zero_shot else {}),
         })  # fmt: skip
-        correct.append(right)
     summary = [
         {
             "method": name,
@@ -81,6 +80,26 @@ def made_up_results(
         "wall_seconds": {"weak": 10.0, "ceiling": 130.0, "total": 5.0},
     }
     return json.loads(json.dumps(content, default=float))
+
+
+def _correct(seeds: list[int], methods: list[str], weak: float, ceiling: float) -> list[dict[str, np.ndarray]]:
+    """Which test rows each model has right, by role, for each seed."""
+    rng = np.random.default_rng(0)
+    levels = {"weak": weak, "ceiling": ceiling, **{name: weak + GAINS[name] for name in methods}}
+    return [{name: rng.random(N_TEST) < level + rng.normal(0, 0.01) for name, level in levels.items()} for _ in seeds]
+
+
+def write_made_up_results(folder: Path, seeds: list[int], methods: list[str], zero_shot: bool = True) -> None:
+    """Writes [`made_up_results`] and the predictions that they are made of, all of rows of class 1."""
+    folder.mkdir(parents=True)
+    content = made_up_results(seeds, methods, zero_shot=zero_shot)
+    (folder / "results.json").write_text(json.dumps(content))
+    ids = [f"{number:016x}" for number in range(N_TEST)]
+    tables = []
+    for seed, right in zip(seeds, _correct(seeds, methods, WEAK, CEILING), strict=True):
+        probabilities = {role: np.stack([~values, values], axis=1) for role, values in right.items()}
+        tables.append(predictions_table(seed, ids, probabilities, right))
+    write_predictions(tables, folder / PREDICTIONS)
 
 
 def write_tables(folder: Path, tables: dict, options: dict) -> Path:

@@ -70,6 +70,8 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     accuracies = predictions.groupby(["seed", "role"])["correct"].mean()
     ```
 
+    [`~w2s_hf.metrics.difference_interval`] compares two models on these rows.
+
     Args:
         path (`str` or `Path`): The file.
 
