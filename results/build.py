@@ -353,17 +353,18 @@ def facts_of(entry: Entry, page: Page) -> list[str]:
     """Returns models, rows, hardware and date of a run, a line each."""
     data, by = entry.results.dataset, entry.facts["published_by"]
     first = entry.results.runs[0]
+    local = page.local_rows.get(entry.run.rows, f"{data.id}, a local copy of a part")
+    source = local if data.revision == "local" else f"{data.id}, revision {data.revision[:12]}"
     rows = (
         f"{data.n_weak_half} for the supervisor, {data.n_student_half} for students and ceiling, "
         f"{data.n_validation} for validation, {data.n_test} for testing"
     )
-    local = ", a local copy of a part" if data.revision == "local" else f", revision {data.revision[:12]}"
     days = " to ".join(dict.fromkeys(entry.facts["trained"]))
     devices = {student.hardware or "an unknown device" for run in entry.results.runs for student in run.students}
     versions = ", ".join(f"{name} {version}" for name, version in entry.results.versions.items())
     return [
         f"Supervisor: {_model(first, 'weak', page)}. Student and ceiling: {_model(first, 'ceiling', page)}.",
-        f"Rows of {data.id}{local}: {rows}.",
+        f"Rows: {source}; {rows}.",
         f"Trained {days} on {' and '.join(sorted(devices))} in {_duration(entry.hours)}, with {versions}.",
         f"Copied into `results/` with commit {by['commit']} and Python {by['python']} on {_machine(by)}; an earlier "
         "commit may have trained the models.",
@@ -375,17 +376,19 @@ def check_line(check: dict, published_by: dict) -> str:
     """Returns what `python results/run.py --check` found."""
     models, by = check["models"], check["checked_by"]
     differences = [model["largest_difference"] for model in models if model["largest_difference"] is not None]
-    found = [f"largest difference in probability {max(differences):.2g}"] if differences else []
     n_different, n = (sum(model[name] for model in models) for name in ("n_different", "n"))
-    if n_different or not found:
-        found.append(f"{n_different} of {n} predictions differ")
+    found = f"{n_different} of {n} predictions by {len(models)} models differ"
+    if differences:
+        largest = f"largest difference in probability {max(differences):.2g}"
+        found = f"{largest}, another class in {n_different} of {n} predictions by {len(models)} models"
     place = f" on {_machine(by)}" if machine_differs(by, published_by) else ""
     trained = f"Trained again on {check['date']}{place} ({_named_seeds(check['seeds'])}, commit {by['commit']})"
-    return f"{trained}: {', '.join(found)}."
+    return f"{trained}: {found}."
 
 
 def _machine(by: dict) -> str:
-    return f"{by['cpu']}, {by['cores']} cores, {by['instructions']}"
+    threads = f"{by['threads']} thread{'s' if by['threads'] > 1 else ''}"
+    return f"{by['cpu']}, {by['cores']} cores, {threads}, {by['instructions']}"
 
 
 def _duration(hours: float) -> str:
@@ -512,7 +515,20 @@ def prompts_finding(entries: Sequence[dict]) -> str:
 
 
 _NOTHING = "No run has been published yet: `python results/run.py` trains the models."
-_OVERVIEW = "Mean accuracy over the seeds, and median PGR with its 95 % interval in parentheses."
+_OVERVIEW = (
+    "Mean accuracy over the seeds. In parentheses is the median of the seeds' PGR, which is not the PGR of the means, "
+    "and its 95 % interval."
+)
+_NOT_AS_IN_THE_PAPER = """\
+Not as in the paper:
+
+- Supervisor and student are of two families: an encoder trained on sentence pairs, and a decoder finetuned on
+  instructions. The paper has one family of pretrained models in many sizes; here is one pair.
+- The supervisor learns from 100 to 400 rows and the ceiling from 400 to 640. So the gap is one of rows, too.
+- Students have LoRA adapters. Texts are inside the task's prompt, and the head begins as the rows of the answer words
+  in the unembedding (pairs: at random).
+- The steps of training are few (50 to 80). The auxiliary loss has 16 of them as warm-up, about which the recipe warns.
+- Nothing stops early."""
 _INTRODUCTION = """\
 # Results on real models
 
@@ -533,6 +549,8 @@ Hub, or with `--models DIRECTORY --data DIRECTORY` from local copies: the first 
   accurate as its ceiling, and negative for one that is worse than its supervisor. Its interval is a bootstrap over
   test rows, and over seeds if there are several. It is unbounded if the ceiling is at or below the supervisor in more
   than 2.5 % of the resamples.
+- All bootstraps have 2000 resamples and take percentiles. They know three seeds and one choice of training rows, and
+  are not corrected for the number of comparisons.
 - The test rows are balanced: chance is 0.5.
 - Agreement is the share of test rows on which student and supervisor predict the same, among those that the supervisor
   classifies correctly and among the others. A student that copies errors has high agreement in both groups.
@@ -542,8 +560,10 @@ Hub, or with `--models DIRECTORY --data DIRECTORY` from local copies: the first 
 - A prompt "at the median" predicts class 1 for the half of the test rows with the larger probability of class 1. It
   needs balanced classes and no labels. "Content-free" subtracts the prompt's preference for one answer, measured on a
   row without content.
-- Commands with `--bf16 true` train in mixed precision (bfloat16), the others in float32. On a CPU without AVX512-BF16
-  or AMX, give the recipe `--bf16 false` instead."""
+- Commands with `--bf16 true` train in mixed precision (bfloat16), which is faster on this CPU, the others in float32.
+  On a CPU without AVX512-BF16 or AMX, give the recipe `--bf16 false` instead; `--check` cannot compare such a run.
+- Trainings had the number of threads that is named (`OMP_NUM_THREADS`). Another number changes the last digits.
+- `weights` of a model is a hash of its configuration and of samples of its weights, as in `results.json`."""
 
 
 def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
@@ -555,9 +575,11 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
         parts += [
             "## The paper's comparisons",
             "The tables of the README. A difference is that of the means over the seeds, with its paired 95 % "
-            "bootstrap interval over test rows and seeds. The first is above or below if the interval excludes 0. For "
-            "prompts the sign must be the same in all of several seeds.",
+            "bootstrap interval over test rows and seeds. The first is above or below if the interval excludes 0. "
+            "Predictions by prompts are not in the files: zero-shot, which is the same in all seeds, is above or "
+            "below if it is so in each of several seeds.",
             directions(shown),
+            _NOT_AS_IN_THE_PAPER,
             "![Test accuracy of students between supervisor and ceiling](figures/results.png)",
         ]
     parts += [section(group, page) for group in groups]
@@ -585,7 +607,7 @@ def local_notes(groups: Sequence[Group], page: Page) -> list[str]:
         if model.weights in weights
     ]
     is_local = any(each.dataset.revision == "local" for each in results)
-    return notes + ([f"- {page.local_rows.strip()}"] if is_local else [])
+    return notes + ([f"- {page.local_rows['all'].strip()}"] if is_local else [])
 
 
 def readme_text(groups: Sequence[Group]) -> str:
@@ -600,7 +622,8 @@ def readme_text(groups: Sequence[Group]) -> str:
         for group in shown
     ]
     return "\n\n".join([
-        f"Mean accuracy over the seeds on {rows} test rows, and median PGR with its 95 % interval in parentheses:",
+        f"Mean accuracy over the seeds on {rows} test rows. In parentheses is the median of the seeds' PGR, with its "
+        "95 % interval:",
         overview(shown, short=True),
         "![Test accuracy of students between supervisor and ceiling](docs/figures/results.png)",
         "In an empty cell nothing was run. A PGR is unbounded if the ceiling is not clearly above the supervisor. "

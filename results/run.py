@@ -15,9 +15,9 @@ again with it; list added ones in tables.yaml, too. Models that are in `--output
 options of a table have changed, add `--overwrite`. `python results/build.py` then writes the page.
 
 `--check` trains published runs again from nothing, those named or all, in `--outputs` with `_check` at its end,
-without their analyses. It compares the predictions of the test rows with `predictions.parquet`, writes `check.json`
-beside it, and fails if a predicted class differs although the CPU and its number of cores are the same. The same
-command resumes a check that was stopped.
+without their analyses. Sums depend on the number of threads: set OMP_NUM_THREADS to that on the page. It compares the
+predictions of the test rows with `predictions.parquet`, writes `check.json` beside it, and fails if a predicted class
+differs although CPU, cores and threads are the same. The same command resumes a check that was stopped.
 """
 
 import datetime
@@ -150,7 +150,10 @@ class Run:
         if data_dir is not None:
             options["dataset_path"] = str(data_dir / self.rows)
             if not Path(options["dataset_path"]).is_dir():
-                raise ValueError(f"--data: got {data_dir}, expected a directory {self.rows!r} in it, for {self.name}.")
+                raise ValueError(
+                    f"--data: got {data_dir}, expected a directory {self.rows!r} in it, for {self.name}. There is no "
+                    f"{options['dataset_path']}."
+                )
         return replace(self, options=options)
 
 
@@ -186,11 +189,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Page:
-    """The content of `tables.yaml`: all tables, the models by their names on the Hub, and a note on local rows."""
+    """
+    The content of `tables.yaml`: all tables, the models by their names on the Hub, and notes on local rows, `all` of
+    them and those of a directory.
+    """
 
     tables: list[Table]
     models: dict[str, Model]
-    local_rows: str
+    local_rows: dict[str, str]
 
     @property
     def runs(self) -> list[Run]:
@@ -253,7 +259,10 @@ def _local_model(name: str, models: dict[str, Model], models_dir: Path) -> str:
         raise ValueError(f"--models: got no directory for {name}, expected it under `models` in tables.yaml. Add it.")
     directory = models_dir / models[name].directory
     if not (directory / "config.json").is_file():
-        raise ValueError(f"--models: got {models_dir}, expected {name} in its directory {models[name].directory!r}.")
+        raise ValueError(
+            f"--models: got {models_dir}, expected {name} in its directory {models[name].directory!r}. There is no "
+            f"{directory / 'config.json'}."
+        )
     return str(directory)
 
 
@@ -303,6 +312,7 @@ def machine() -> dict:
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "system": platform.system(),
         "python": platform.python_version(),
@@ -310,8 +320,8 @@ def machine() -> dict:
 
 
 def machine_differs(one: dict, other: dict) -> bool:
-    """Returns whether two results of [`machine`] can differ in how they round: sums depend on the number of cores."""
-    return any(one[name] != other[name] for name in ("cpu", "cores", "instructions"))
+    """Returns whether two results of [`machine`] can differ in how they round."""
+    return any(one[name] != other[name] for name in ("cpu", "cores", "threads", "instructions"))
 
 
 # Keys below which results.json has texts of this package. Elsewhere a text of more words could be a row.
@@ -483,6 +493,10 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> None:
     shutil.rmtree(output_dir / "_stages")
     published_by = json.loads((folder / run.name / "run.json").read_text())["published_by"]
     n_different = sum(model["n_different"] for model in compared)
+    print(
+        f"{n_different or 'No'} predictions differ. Written: {folder / run.name / 'check.json'}. "
+        "`python results/build.py` puts it on the page."
+    )
     if n_different and not machine_differs(facts["checked_by"], published_by):
         raise ValueError(
             f"got {n_different} other predictions on the same kind of CPU, expected the published ones. To publish "
@@ -548,13 +562,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.check:
         outputs = outputs.with_name(f"{outputs.name}_check")
     for run, local in commands:
-        print(f"{run.name}: {local.command if args.dry_run else run.command}", flush=True)
-        if args.dry_run:
-            continue
         output_dir = outputs / run.name
         command = [sys.executable, run.recipe, *local.arguments, "--output_dir", str(output_dir)]
         # A check of other seeds may be there; overwriting keeps its stages.
         command += ["--overwrite_output_dir", "true"] if args.overwrite or args.check else []
+        print(f"{run.name}: {shlex.join(command)}", flush=True)
+        if args.dry_run:
+            continue
         try:
             if args.check:
                 launch(command)

@@ -31,7 +31,7 @@ import run  # noqa: E402
 
 PAGE = run.read_page()
 KEPT = sorted((ROOT / "results").glob("**/run.json"))
-MACHINE = {"cpu": "a CPU", "cores": 2, "instructions": "AVX2", "system": "Linux", "python": "3.12.1"}
+MACHINE = {"cpu": "a CPU", "cores": 2, "threads": 1, "instructions": "AVX2", "system": "Linux", "python": "3.12.1"}
 COMMIT = r"[0-9a-f]{12}( with changes)?"
 OPTIONS = {"task": "sst2", "seeds": [0, 1], "methods": ["naive", "confidence"]}
 
@@ -444,11 +444,11 @@ def test_a_check_trains_seeds_in_their_order_and_finds_no_difference(checked, re
         "sst2, seed 0, weak: largest difference in probability 0, 0 of 4 predictions differ" in capsys.readouterr().out
     )
     build.build(repository, repository / "results" / "tables.yaml")
-    line = f"Trained again on {facts['date']} (seeds 2, 0, commit {'0' * 12}): largest difference in probability 0."
+    line = f"Trained again on {facts['date']} (seeds 2, 0, commit {'0' * 12}): largest difference in probability 0, "
     assert line in (repository / "docs" / "results.md").read_text()
 
 
-@pytest.mark.parametrize("other", [{"cpu": "another"}, {"cores": 4}, {"instructions": "AVX512"}])
+@pytest.mark.parametrize("other", [{"cpu": "another"}, {"cores": 4}, {"threads": 2}, {"instructions": "AVX512"}])
 def test_a_check_notices_a_changed_prediction(other, checked, repository, monkeypatch, capsys):
     slightly = [HERE[0] + 2**-20, *HERE[1:]]
     assert max(each["n_different"] for each in checked(weak=slightly, naive=HERE)["models"]) == 0
@@ -462,9 +462,9 @@ def test_a_check_notices_a_changed_prediction(other, checked, repository, monkey
     monkeypatch.setattr(run, "machine", lambda: MACHINE | other)
     assert checked(weak=HERE, naive=THERE)["checked_by"].items() >= other.items()
     build.build(repository, repository / "results" / "tables.yaml")
-    found = "largest difference in probability 0.5, 6 of 24 predictions differ."
+    found = "largest difference in probability 0.5, another class in 6 of 24 predictions by 6 models."
     page = (repository / "docs" / "results.md").read_text()
-    place = "{cpu}, {cores} cores, {instructions}".format(**MACHINE | other)
+    place = build._machine(MACHINE | other)
     assert f"on {place} (seeds 0, 1, 2, commit" in page and found in page
 
 

@@ -106,7 +106,7 @@ def write_tables(folder: Path, tables: dict, options: dict) -> Path:
     """Writes a `tables.yaml` and returns its path."""
     content = {
         "models": {"org/student": {"directory": "smollm2-135m", "weights": "3d709c7c6d01", "local": "rounded"}},
-        "local_rows": "A part of the rows.",
+        "local_rows": {"all": "A part of the rows.", "sst2": "rows of SST-2"},
         "options": options,
         "tables": tables,
     }
