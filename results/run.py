@@ -327,7 +327,7 @@ def machine_differs(one: dict, other: dict) -> bool:
 # Keys below which results.json has texts of this package. Elsewhere a text of more words could be a row.
 _PROSE = {
     "description", "text_form", "note", "notes", "format", "pgr_undefined", "prompt", "content_free", "template",
-    "hardware", "quantization",
+    "hardware", "quantization", "n_dropped",
 }  # fmt: skip
 _MAX_WORDS = 5
 

@@ -1,6 +1,8 @@
 """Every task, on generated rows and where they are there on real ones; what a text keeps; errors; your own task."""
 
+import copy
 import dataclasses
+import logging
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -272,6 +274,21 @@ def test_rows_that_lose_their_context_are_counted(max_length, n_lost, tokenizer,
     tokenize_rows(rows, tokenizer, max_length)
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == [] if n_lost == 0 else f"{n_lost} of {len(rows)} rows have no context left" in warnings[0]
+
+
+def test_texts_that_are_still_to_be_shortened_are_no_alarm(tokenizer, caplog):
+    task = Task("t", "rows.csv", "{p} {q}", label="y", context="p")
+    rows = Dataset.from_list(list(task.examples({"p": "w1 w2 w3 w4", "q": "w5", "y": 1})))
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = 3
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        assert len(tokenize_rows(rows, tokenizer, 3)["input_ids"][0]) == 3 and not caplog.records
+        tokenizer(rows["text"][0])
+        assert "longer than the specified maximum" in caplog.text
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 @pytest.mark.parametrize("context", ["p", None])

@@ -32,6 +32,11 @@ PAIR_COLUMNS = ("id", "prompt", "first", "second")
 COMPLETION_COLUMNS = ("id", "prompt")
 
 
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: str | list[str], **options) -> dict[str, Any]:
+    """Tokenizes without a warning about texts longer than what the model reads: they are shortened or refused here."""
+    return tokenizer(texts, verbose=False, **options).data
+
+
 def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     """
     Adds `input_ids` and what else the tokenizer makes, for rows with `TEXT_COLUMNS`.
@@ -53,7 +58,7 @@ def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length:
 
     def encode(batch: dict) -> dict:
         nonlocal n_shortened, n_lost
-        encoded = tokenizer(batch["text"])
+        encoded = _encode(tokenizer, batch["text"])
         if max_length is None:
             return encoded
         for position, ids in enumerate(encoded["input_ids"]):
@@ -62,7 +67,7 @@ def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length:
                 text = shortened(row, tokenizer, max_length)
                 n_shortened += 1
                 n_lost += len(text) == len(row["text"]) - (row["context_end"] - row["context_start"])
-                shorter = tokenizer(text)
+                shorter = _encode(tokenizer, text)
                 for key in encoded:
                     encoded[key][position] = shorter[key]
         return encoded
@@ -93,15 +98,15 @@ def shortened(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) ->
         ValueError: what is left without the context does not fit.
     """
     text, start, end = row["text"], row["context_start"], row["context_end"]
-    n_tokens = len(tokenizer(text)["input_ids"])
+    n_tokens = len(_encode(tokenizer, text)["input_ids"])
     if n_tokens <= max_length:
         return text
     before, context, after = text[:start], text[start:end], text[end:]
     for kept in _shorter_contexts(tokenizer, context, n_tokens - max_length, row["shorten_from"]):
         shorter = before + kept + after
-        if len(tokenizer(shorter)["input_ids"]) <= max_length:
+        if len(_encode(tokenizer, shorter)["input_ids"]) <= max_length:
             return shorter
-    n_left = len(tokenizer(before + after)["input_ids"])
+    n_left = len(_encode(tokenizer, before + after)["input_ids"])
     what = "without its context" if context else "and has no context to shorten"
     raise ValueError(
         f"The row {row['id']} ({text[-60:]!r}) is {n_left} tokens long {what}, more than max_length {max_length}; "
@@ -116,7 +121,7 @@ def refuse_too_long(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_lengt
     for start in range(0, len(rows), 1000):
         batch = rows[start : start + 1000]
         spans = zip(batch["text"], batch["context_start"], batch["context_end"], strict=True)
-        left = tokenizer([text[:begin] + text[end:] for text, begin, end in spans])["input_ids"]
+        left = _encode(tokenizer, [text[:begin] + text[end:] for text, begin, end in spans])["input_ids"]
         for position, ids in enumerate(left):
             if len(ids) > max_length:
                 shortened({name: batch[name][position] for name in TEXT_COLUMNS}, tokenizer, max_length)
@@ -126,7 +131,7 @@ def _shorter_contexts(
     tokenizer: PreTrainedTokenizerBase, context: str, n_tokens: int, shorten_from: str
 ) -> Iterator[str]:
     """`context` without `n_tokens` tokens, one token shorter each time, and at last nothing of it."""
-    offsets = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    offsets = _encode(tokenizer, context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     # Cutting can merge characters into other tokens at the seam: cut one token more until the text fits.
     for n_cut in range(n_tokens, len(offsets)):
         yield (
@@ -188,7 +193,7 @@ def _encode_sides(
     begin: str, responses: list[str], tokenizer: PreTrainedTokenizerBase, is_text: bool
 ) -> tuple[list[list[int]], int]:
     # A chat template writes the special tokens itself.
-    encoded = tokenizer([begin + response for response in responses], add_special_tokens=is_text)["input_ids"]
+    encoded = _encode(tokenizer, [begin + response for response in responses], add_special_tokens=is_text)["input_ids"]
     return encoded, max(map(len, encoded))
 
 
@@ -211,7 +216,7 @@ def response_lengths(rows: Sequence[dict], tokenizer: PreTrainedTokenizerBase) -
         responses = [
             text for row in chunk for text in _render(row["prompt"], (row["first"], row["second"]), tokenizer)[1]
         ]
-        encoded = tokenizer(responses, add_special_tokens=is_text)["input_ids"]
+        encoded = _encode(tokenizer, responses, add_special_tokens=is_text)["input_ids"]
         lengths += [max(len(encoded[n]), len(encoded[n + 1])) for n in range(0, len(encoded), 2)]
     return np.array(lengths, dtype=np.int64)
 
@@ -237,7 +242,7 @@ def completion_lengths(
         before = list(prompts[start : start + 1000])
         after = list(completions[start : start + 1000])
         both = [prompt + completion for prompt, completion in zip(before, after, strict=True)]
-        apart, together = tokenizer(before)["input_ids"], tokenizer(both)["input_ids"]
+        apart, together = _encode(tokenizer, before)["input_ids"], _encode(tokenizer, both)["input_ids"]
         for prompt, completion, ids, all_ids in zip(before, after, apart, together, strict=True):
             if all_ids[: len(ids)] != ids or len(all_ids) == len(ids):
                 raise ValueError(
