@@ -14,10 +14,10 @@ from helpers.models import make_model, make_tokenizer
 from helpers.predictions import check_predictions
 from helpers.preferences import TEMPLATE, explicit_messages, implicit_text, pairs_of
 from helpers.running import ROOT, SMALL, TINY, forked, numbers, recipe_here, start
-from helpers.training import LORA, pair_arguments, reward_model
+from helpers.training import LORA, make_pairs, pair_arguments, reward_model
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
 
-from w2s_hf import WeakLabels, fresh_adapter, load_student
+from w2s_hf import RewardPairTrainer, WeakLabels, fresh_adapter, load_student
 from w2s_hf.config import RewardPairConfig
 from w2s_hf.demo.rows import demo_pairs
 from w2s_hf.demo.worlds import PAIR_SITUATIONS, DemoWorld
@@ -26,8 +26,10 @@ from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.config import RewardArguments
 from w2s_hf.experiments.finetuner import Finetuner
 from w2s_hf.experiments.generative_finetuning import generative_finetune
+from w2s_hf.experiments.settings.classification import LINEAR_PROBE
 from w2s_hf.experiments.settings.reward import REWARD
 from w2s_hf.modeling.adapters import load_adapter_weights
+from w2s_hf.modeling.heads import classification_head
 from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.tasks import PREFERENCE_TASKS
 from w2s_hf.trainers.sft import ResumableSFTTrainer
@@ -36,12 +38,14 @@ NAME = "anthropic_hh.py"
 DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo_reward.yaml"
 GENERATIVE = "--generative_finetuning true --generative_learning_rate 3e-3".split()  # few steps, and a trace of them
 
+PROBED = "--linear_probe true".split()
+
 
 @pytest.fixture(scope="module")
 def finished(cache, tmp_path_factory):
     """A whole small run with the generative stage: its directory, what it printed, its numbers."""
     output = tmp_path_factory.mktemp("run") / "out"
-    process = recipe_here(*SMALL, *GENERATIVE, "--output_dir", output, cache=cache, name=NAME)
+    process = recipe_here(*SMALL, *GENERATIVE, *PROBED, "--output_dir", output, cache=cache, name=NAME)
     assert process.returncode == 0, process.stderr[-3000:]
     return output, process, numbers(output)
 
@@ -57,7 +61,7 @@ def test_results_and_report(finished):
     output, process, results = finished
     assert (results["task"], results["setting"], results["preset"]) == ("anthropic_hh", "reward", "demo")
     assert results["dataset"]["n_dropped"] == {} and results["generative_finetuning"] is True
-    assert "ceiling_plain" in set(check_predictions(output)["role"])
+    assert {"ceiling_plain", LINEAR_PROBE} <= set(check_predictions(output)["role"])
     (run,) = results["runs"]
     weak, ceiling, plain = (run[name]["accuracy"] for name in ("weak", "ceiling", "ceiling_plain"))
     assert ceiling != plain, "one would pass for the other"
@@ -89,11 +93,12 @@ def test_students_and_ceiling_start_from_the_generative_stage_and_the_supervisor
     tuned: dict[str, list[bool]] = {}
     for path in (finished[0] / "_stages").glob("*/stage.json"):
         stage = json.loads(path.read_text())
-        tuned.setdefault(stage["stage"], []).append(" generative-" in stage["settings"]["model"]["version"])
+        if stage["stage"] != "linear-probe":  # it knows only the hidden states
+            tuned.setdefault(stage["stage"], []).append(" generative-" in stage["settings"]["model"]["version"])
     tuned = {name: sorted(found) for name, found in tuned.items()}
     assert tuned == {
         "generative": [False], "weak": [False], "ceiling": [False, True], "student-naive": [True],
-        "student-confidence": [True], "control": [False],
+        "student-confidence": [True], "control": [False], "hidden-states": [True],
     }  # fmt: skip
     history = next((finished[0] / "_stages").glob("generative-*[0-9a-f]/training.json")).read_text()
     losses = [entry["loss"] for entry in json.loads(history) if "loss" in entry]
@@ -138,7 +143,7 @@ def test_without_the_generative_stage_there_is_one_ceiling(finished, cache, monk
 
 
 def test_killed_in_the_generative_stage_and_run_again(finished, cache, tmp_path):
-    command = [ROOT / "recipes" / NAME, *SMALL, *GENERATIVE, "--output_dir", tmp_path / "out"]
+    command = [ROOT / "recipes" / NAME, *SMALL, *GENERATIVE, *PROBED, "--output_dir", tmp_path / "out"]
     for pattern in ("generative-*.partial/checkpoints", "ceiling-*.partial/checkpoints"):
         process = start(*command, log=tmp_path / "log", W2S_HF_CACHE=str(cache))
         checkpoints = f"out/_stages/{pattern}/checkpoint-*/trainer_state.json"
@@ -227,6 +232,19 @@ def test_models_that_share_words_and_not_their_ends_have_their_own_tokens(tmp_pa
         tokenizer.chat_template = TEMPLATE + ending
         tokens.append(finetuner.tokenize(ModelSpec("m", "m", "1"), tokenizer, pairs)["chosen_ids"][:])
     assert [ids[-1] for ids in tokens[0]] == [2] * 3 and [ids[-1] for ids in tokens[1]] == [3] * 3
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_features_of_a_pair_are_what_its_reward_difference_is_made_of(kind, tmp_path):
+    model, tokenizer, pairs = reward_model(kind).eval(), make_tokenizer(), make_pairs(6)
+    features = REWARD.hidden_states(model, tokenizer, pairs, 4)
+    weight = classification_head(model).weight.detach().numpy()[0]
+    trainer = RewardPairTrainer(
+        model=model, args=pair_arguments(tmp_path), train_dataset=pairs, processing_class=tokenizer
+    )
+    first_is_better = trainer.predict_proba(pairs)[:, 1]
+    np.testing.assert_allclose(1 / (1 + np.exp(-features @ weight)), first_is_better, atol=1e-5)
+    assert features.std() > 0.01, "of both responses the same"
 
 
 def test_the_reward_model_starts_from_the_generative_adapters(tmp_path, model_of):

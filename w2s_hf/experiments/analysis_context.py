@@ -14,7 +14,7 @@ from datasets import Dataset
 from safetensors.numpy import load_file, save_file
 from transformers import set_seed
 
-from ..analysis import PromptFormat, answer_probabilities, last_hidden_states, logistic_probe
+from ..analysis import PromptFormat, answer_probabilities, logistic_probe
 from ..labels import LabelsById, WeakLabels
 from ..metrics import agreement_shares
 from ..modeling import load_tokenizer
@@ -246,7 +246,7 @@ class AnalysisContext:
             batch_size = finetuner.args.per_device_eval_batch_size
             with autocast(finetuner.args):
                 states = {
-                    name: last_hidden_states(model, tokenizer, rows, batch_size=batch_size)
+                    name: finetuner.setting.hidden_states(model, tokenizer, rows, batch_size)
                     for name, rows in tokens.items()
                 }
             _keep(states, directory)

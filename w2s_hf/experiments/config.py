@@ -254,7 +254,22 @@ class ExperimentArguments:
 
 
 @dataclass
-class ClassificationArguments(ExperimentArguments):
+class ProbabilityArguments(ExperimentArguments):
+    """An experiment whose predictions are class probabilities."""
+
+    linear_probe: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Score a linear probe of the student before finetuning, fitted to the ground truth of the student "
+            "half; its regularization is chosen by the ground truth of the validation rows. A ceiling below it has "
+            "not learned its task. It takes a forward pass over these rows and the test rows. Unset: on, but not in "
+            "the demo, nor with FSDP or DeepSpeed, since every process holds the whole model for it."
+        },
+    )
+
+
+@dataclass
+class ClassificationArguments(ProbabilityArguments):
     """An experiment on texts with a yes or a no."""
 
     conversion: str = field(
@@ -290,15 +305,6 @@ class ClassificationArguments(ExperimentArguments):
             "help": "World of the demo: `plain`, or `ladder`, a harder one in which larger students know more, and "
             "test questions are about entities that no training row is about.",
             "choices": list(DEMO_WORLDS),
-        },
-    )
-    linear_probe: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Score a linear probe of the student before finetuning, fitted to the ground truth of the student "
-            "half; its regularization is chosen by the ground truth of the validation rows. A ceiling below it has "
-            "not learned its task. It takes a forward pass over these rows and the test rows. Unset: on, but not in "
-            "the demo, nor with FSDP or DeepSpeed, since every process holds the whole model for it."
         },
     )
 
@@ -344,7 +350,7 @@ class AnyTaskArguments(ClassificationArguments):
 
 
 @dataclass
-class RewardArguments(ExperimentArguments):
+class RewardArguments(ProbabilityArguments):
     """An experiment on pairs of responses: supervisor, students and ceiling are reward models."""
 
     possible_analyses: ClassVar[tuple[str, ...]] = ("overfitting", "agreement")

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ... import metrics
+from ...analysis import last_hidden_states
 from ...demo.models import DEMO_MODELS, DemoModel, World
 from ...labels import WeakCompletions, WeakLabels
 from ...modeling import load_tokenizer
@@ -159,6 +160,12 @@ class Setting(ABC):
         }
 
     # ---- Results ----
+
+    def hidden_states(self, model, tokenizer, tokenized: Dataset, batch_size: int) -> np.ndarray:
+        """
+        Returns the features of a linear probe, `(N, hidden size)`: what the head reads; see [`last_hidden_states`].
+        """
+        return last_hidden_states(model, tokenizer, tokenized, batch_size=batch_size)
 
     def further_results(self, context: "AnalysisContext") -> dict:
         """Returns fields of the [`SeedResult`] that only this setting has. Called on every rank."""

@@ -93,6 +93,20 @@ class ProbabilitySetting(Setting):
             "ece": metrics.expected_calibration_error(predictions, truth),
         }
 
+    def further_results(self, context: AnalysisContext) -> dict:
+        """Returns the linear probe of the student before finetuning as a baseline; see `--linear_probe`."""
+        is_wanted = context.args.linear_probe
+        if is_wanted is None:
+            sharding = [name for name in ("FSDP", "DEEPSPEED") if parse_flag_from_env(f"ACCELERATE_USE_{name}")]
+            if sharding:
+                logger.info(f"No linear probe of the student with {sharding[0]}; --linear_probe true computes it")
+            is_wanted = not context.args.demo and not sharding
+        if not is_wanted:
+            return {}
+        student, scores = context.models.student, self.scores(context.linear_probe(), context.test)
+        baseline = {"name": LINEAR_PROBE, "model": student.name, "revision": student.revision, **scores}
+        return {"baselines": [BaselineResult.from_dict(baseline)]}
+
 
 def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
     """Returns the accuracy on the labels of the rows: weak ones for a student, as in the paper's early stopping."""
@@ -120,20 +134,6 @@ class ClassificationSetting(ProbabilitySetting):
     def add_labels(self, tokenized: Dataset, rows: Dataset) -> Dataset:
         """Adds the column `labels`."""
         return tokenized.add_column("labels", rows["labels"][:], feature=rows.features["labels"])
-
-    def further_results(self, context: AnalysisContext) -> dict:
-        """Returns the linear probe of the student before finetuning as a baseline; see `--linear_probe`."""
-        is_wanted = context.args.linear_probe
-        if is_wanted is None:
-            sharding = [name for name in ("FSDP", "DEEPSPEED") if parse_flag_from_env(f"ACCELERATE_USE_{name}")]
-            if sharding:
-                logger.info(f"No linear probe of the student with {sharding[0]}; --linear_probe true computes it")
-            is_wanted = not context.args.demo and not sharding
-        if not is_wanted:
-            return {}
-        student, scores = context.models.student, self.scores(context.linear_probe(), context.test)
-        baseline = {"name": LINEAR_PROBE, "model": student.name, "revision": student.revision, **scores}
-        return {"baselines": [BaselineResult.from_dict(baseline)]}
 
     def load_rows(
         self,

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Value
 from transformers import TrainingArguments
 
+from ...analysis import last_hidden_states
 from ...cards.markdown import markdown_table, render
 from ...config import RewardPairConfig
 from ...demo.models import World
@@ -107,9 +108,20 @@ class RewardSetting(ProbabilitySetting):
         sizes = tuple(tune(model) for model in models.sizes)
         return replace(models, student=tune(models.student), plain_student=models.student, sizes=sizes)
 
+    def hidden_states(self, model, tokenizer, tokenized: Dataset, batch_size: int) -> np.ndarray:
+        """Returns what the head reads of the first response, minus that of the second, `(N, hidden size)`."""
+        first, second = (
+            last_hidden_states(
+                model, tokenizer, [{"input_ids": ids} for ids in tokenized[name]], batch_size=batch_size
+            )
+            for name in ("chosen_ids", "rejected_ids")
+        )
+        return first - second
+
     def further_results(self, context: AnalysisContext) -> dict:
-        """Returns the accuracy by the situation of a pair, in the demo."""
-        return {"by_situation": accuracy_by_situation(context)} if context.args.demo else {}
+        """Returns the linear probe, and in the demo the accuracy by the situation of a pair."""
+        further = super().further_results(context)
+        return further | ({"by_situation": accuracy_by_situation(context)} if context.args.demo else {})
 
     def describe(
         self, results: ExperimentResult, contexts: list[AnalysisContext], output_dir: Path
