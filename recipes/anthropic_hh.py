@@ -9,6 +9,10 @@ The real task, with Qwen2.5-0.5B as supervisor and a 4-bit LoRA student of 7B, o
     accelerate launch recipes/anthropic_hh.py --config recipes/configs/single_gpu.yaml --num_train_epochs 1 \\
         --load_best_model_at_end false
 
+Real models and pairs without a GPU:
+
+    python recipes/anthropic_hh.py --config cpu_real_reward
+
 Your own models, and your own pairs in any of TRL's preference formats (chosen, rejected, and prompt or none; text or
 messages), in a local directory or file:
 

@@ -10,6 +10,10 @@ The real task, on one GPU of 24 GB, or with your own models and a local copy of 
     accelerate launch recipes/nlp.py --task quail --config recipes/configs/single_gpu.yaml
     accelerate launch recipes/nlp.py --task quail --weak_model gpt2 --student_model gpt2-xl --dataset_path data/quail
 
+Real models and rows without a GPU; each model trains in minutes:
+
+    python recipes/nlp.py --task sst2 --config cpu_real
+
 A task of your own, defined in a Python file (see the README):
 
     accelerate launch recipes/nlp.py --task my_task.py --config recipes/configs/single_gpu.yaml

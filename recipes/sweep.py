@@ -14,7 +14,7 @@ The same on a Ray cluster whose machines share that folder (after pip install -e
 
     python recipes/sweep.py --config recipes/configs/sweep_demo.yaml --engine ray --ray_address auto
 
-Stop it when you like: the same command goes on where it was.
+After a stop, the same command continues from the last checkpoint.
 """
 
 import sys

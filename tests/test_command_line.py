@@ -243,6 +243,8 @@ def test_help_shows_the_defaults_of_the_chosen_configuration(words, default, cap
         parse_arguments("", CONFIGS / "demo.yaml", words.split())
     shown = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0 and f"half of what there is). (default: {default})" in shown
+    head = shown[: shown.index("options:")]
+    assert "--help shows the defaults of the demo, --config NAME --help those of a configuration." in head
 
 
 def test_a_misspelt_option_is_named_before_a_missing_one(capsys):

@@ -6,8 +6,9 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RevisionNotFoundError
 
-from w2s_hf import StudentConfig
+from w2s_hf import StudentConfig, load_student
 from w2s_hf.hub import ensure_available
+from w2s_hf.modeling import load_config
 from w2s_hf.modeling.spec import ModelSpec
 
 MODEL = {"repo_type": "model", "option": "--student_model"}
@@ -26,6 +27,33 @@ def test_offline_a_model_must_be_in_the_cache(tmp_path, monkeypatch):
     # The commit, not the branch, is part of every stage's key: a cache that moved on is another model.
     found = ModelSpec.find("a/b", "--student_model")
     assert found.version == found.revision == commit
+
+
+@pytest.mark.parametrize("is_offline", [True, False])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("{root}/minilm", " Did you mean 'minilm-l6'?"),
+        ("./minilm", " Did you mean 'minilm-l6'?"),
+        ("../models/minilm", " Did you mean 'minilm-l6'?"),
+        ("~/minilm-l6", " Did you mean '{root}/minilm-l6'?"),
+        ("{root}/other", ""),
+        ("a/b/c", ""),
+    ],
+)
+def test_a_path_without_a_directory_is_no_id_on_the_hub(name, hint, is_offline, tmp_path, monkeypatch):
+    root = tmp_path / "models"
+    (root / "minilm-l6").mkdir(parents=True)
+    (root / "minilm.txt").touch()
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("HOME", str(root))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
+    name, hint = name.format(root=root), hint.format(root=root)
+    message = f"got {name!r}, expected a local directory; there is no such directory"
+    for read in (lambda: ensure_available(name, **MODEL), lambda: load_config(name), lambda: load_student(name)):
+        with pytest.raises(FileNotFoundError) as caught:
+            read()
+        assert message in str(caught.value) and str(caught.value).endswith(f"its id on the Hub.{hint}")
 
 
 def test_an_unknown_revision_is_named(monkeypatch):

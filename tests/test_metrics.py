@@ -1,5 +1,7 @@
 """Scores against values worked by hand; intervals against what they promise."""
 
+import re
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +154,18 @@ def test_interval_of_a_difference():
     more = (np.concatenate([values, np.full((1, 400), np.nan)], axis=1) for values in (first, second))
     assert metrics.difference_interval(*more) == pytest.approx((low, high), abs=0.006)
     assert metrics.difference_interval(first, first) == (0, 0)
+
+
+def test_the_example_of_a_difference_runs(monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", metrics.difference_interval.__doc__, flags=re.S)
+    monkeypatch.chdir(Path(__file__).parents[1])
+    names: dict = {}
+    exec(textwrap.dedent(code), names)
+    assert names["first"].shape == names["second"].shape == (3, 400)
+    assert names["low"] < names["difference"] < names["high"]
+    rows = names["predictions"]
+    accuracies = [rows[rows["role"] == role]["correct"].mean() for role in ("confidence", "naive")]
+    assert names["difference"] == pytest.approx(accuracies[0] - accuracies[1])
 
 
 @pytest.mark.parametrize(

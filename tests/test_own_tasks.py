@@ -162,7 +162,7 @@ def test_a_broken_file_is_named(tmp_path):
 
 
 def test_a_source_that_is_no_file_is_named():
-    with pytest.raises(FileNotFoundError, match="`sources` of the task: got 'messages.csv', which is no directory"):
+    with pytest.raises(FileNotFoundError, match="`sources` of the task: got 'messages.csv', and there is no such"):
         load_task(own_task())
 
 

@@ -15,8 +15,8 @@ PACKAGE = Path(w2s_hf.__file__).parent
 
 # A module imports only from lines above its own.
 LAYERS = [
-    {"_compat"},
-    {"losses", "metrics", "hub", "probabilities", "command_line", "cards.markdown", "results.record"},
+    {"_compat", "command_line", "metrics"},
+    {"losses", "hub", "probabilities", "cards.markdown", "results.record"},
     {"results.predictions", "results.settings"},
     {"results.schema"},
     {"results"},

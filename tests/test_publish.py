@@ -347,7 +347,7 @@ def test_students_that_are_being_replaced_are_not_pushed_with_the_numbers_of_oth
     options = [*TINY, "--methods", "naive", "--output_dir", output]
     with monkeypatch.context() as patch:
         patch.setattr("w2s_hf.experiments.experiment.keep_outputs", stop)
-        assert "Stopped. Nothing is lost" in recipe_here(*options, cache=cache).stderr
+        assert "Stopped. The same command continues" in recipe_here(*options, cache=cache).stderr
     code, stderr = publish(output, "--hub_namespace", "me")
     assert code == 1 and "there is no results.json" in stderr and not hub.repositories
     assert recipe_here(*options, cache=cache).returncode == 0

@@ -151,6 +151,9 @@ def test_a_changed_learning_rate_trains_what_it_changes_and_no_more(finished, ca
     assert {path.name for path in (tmp_path / "out" / "students").iterdir()} == {"naive-seed0", "confidence-seed0"}
     # Supervisor, both students and the control are new; the ceiling and the three models of the demo are not.
     assert "4 stages built, 4 reused" in process.stderr
+    models = [line.split(": ")[1].split()[0] for line in process.stderr.splitlines() if ", model " in line]
+    assert models == ["weak", "ceiling", "student", "student", "control"]
+    assert all(f"Seed 0, model {number} of 5: " in process.stderr for number in range(1, 6))
     weak = numbers(tmp_path / "out")["runs"][0]["weak"]
     assert weak != before["runs"][0]["weak"]
     # With so low a rate the supervisor learns little, which the log says before a student is trained.
@@ -195,7 +198,7 @@ def test_interrupted_by_hand_it_says_how_to_go_on(cache, tmp_path):
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     stderr = (tmp_path / "log" / "stderr").read_text()
-    assert process.exitcode == 1 and "the same command goes on" in stderr and "Traceback" not in stderr
+    assert process.exitcode == 1 and "The same command continues" in stderr and "Traceback" not in stderr
     # Nothing is finished yet, and it is known whose directory it is.
     another = recipe_here(*SMALL, "--learning_rate", "1", "--output_dir", tmp_path / "out", cache=cache)
     assert another.returncode == 1 and "learning_rate: 0.003 there, 1 here" in another.stderr
@@ -328,7 +331,7 @@ def test_bad_arguments_end_in_one_clear_line(options, message, tmp_path, monkeyp
     [
         (
             "--dataset_path nowhere --weak_model {model} --student_model {model}",
-            "--dataset_path: got 'nowhere', which is no directory and no file",
+            "--dataset_path: got 'nowhere', and there is no such directory or file",
         ),
         ("--dataset_path {rows} --weak_model {empty} --student_model b", "has no config.json"),
         ("--student_model pretraind-64x2", "its models are scratch-32x1"),

@@ -212,6 +212,29 @@ def test_what_is_no_results_is_said_or_passed_over(content, message, outputs):
         read_results(outputs / "other" / "results.json")
 
 
+def test_files_of_another_kind_are_named_by_directories_and_patterns_alike(outputs, caplog):
+    (outputs / "other").mkdir()
+    (outputs / "other" / "results.json").write_text('{"accuracy": 1}')
+    for source in (outputs, f"{outputs}/**/results.json"):
+        caplog.clear()
+        assert read_results(source)["source"].nunique() == 3
+        assert f"{outputs / 'other' / 'results.json'}: skipped" in caplog.text
+
+
+def test_a_student_that_two_files_report_is_named(outputs, caplog):
+    once = read_results(outputs)
+    assert "Several files" not in caplog.text, "two runs that share a supervisor are two trainings of students"
+    shutil.copytree(outputs / "b", outputs / "copy of b")
+    table = read_results(outputs)
+    assert len(table) == len(once) + 9
+    (warning,) = (text for text in caplog.messages if text.startswith("Several files report the same student"))
+    student = once[(once["run_name"] == "second") & (once["method"] == "naive") & (once["role"] == "student")].iloc[0]
+    files = " and ".join(str(outputs / name / "results.json") for name in ("b", "copy of b"))
+    assert f"naive, seed 0, fingerprint {student['fingerprint']}, in {files}" in warning
+    columns = json.loads(warning[warning.index("[") : warning.index("]") + 1])
+    pd.testing.assert_frame_equal(table.drop_duplicates(columns).reset_index(drop=True), once)
+
+
 @pytest.mark.parametrize("missing", ["nowhere", "no*where/results.json", "other"])
 def test_results_that_are_not_there_are_named(missing, tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()

@@ -135,6 +135,22 @@ def test_a_stopped_training_ends_as_if_it_had_not_been_also_in_a_directory_that_
         assert last["eval_num_tokens"] == uninterrupted.state.log_history[-2]["eval_num_tokens"]
 
 
+@pytest.mark.parametrize(("ratio", "is_other"), [(1 / 3, False), (0.5, True)])
+def test_ratios_of_steps_are_compared_as_steps(ratio, is_other, tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("transformers.trainer_utils.logger.warning_once", warnings.append)
+    steps = {"save_strategy": "steps", "eval_strategy": "steps", "load_best_model_at_end": False}
+    names = ("logging_steps", "eval_steps", "save_steps")
+    stopped("classes", tmp_path, 4, **steps, **dict.fromkeys(names, 1 / 3))
+    trainer = make("classes", tmp_path, **steps, **dict.fromkeys(names, ratio))
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 6
+    assert all(getattr(trainer.args, name) == ratio for name in names), "the arguments are what they were"
+    assert [f"{name}: 3 (from args) != 2 (from" in text for text in warnings for name in names] == 3 * [
+        True
+    ] * is_other
+
+
 def test_the_loss_of_a_training_without_logs_is_not_known(tmp_path):
     stopped("classes", tmp_path, 6, logging_strategy="no")
     assert math.isnan(make("classes", tmp_path, logging_strategy="no").train(True).training_loss)

@@ -26,7 +26,7 @@ def test_a_finished_stage_is_reused_and_a_changed_setting_is_another(tmp_path):
     other = stages.run("train", {"learning_rate": 1e-4}, write("b"))
     assert first == again != other
     assert (first / "result.txt").read_text() == "a" and (other / "result.txt").read_text() == "b"
-    assert (stages.n_built, stages.n_reused) == (2, 1)
+    assert (stages.n_built, stages.n_reused) == (2, 0), "what this run has built, it does not count as reused"
     assert set(stages.seconds) == {"train"}
 
 
@@ -36,7 +36,31 @@ def test_a_reused_stage_says_how_long_it_took_to_build(tmp_path):
     second.run("train", {}, write("never"))
     assert second.n_reused == 1 and second.seconds == first.seconds and first.seconds["train"] >= 0.05
     second.run("train", {}, write("never"))
-    assert second.n_reused == 2 and second.seconds == first.seconds, "it was built once"
+    assert second.n_reused == 1 and second.seconds == first.seconds, "it was built once"
+
+
+@pytest.mark.parametrize(
+    ("left", "begin"),
+    [
+        (None, "started"),
+        ("checkpoints/runs/events", "started again"),
+        ("checkpoints/checkpoint-1/model.safetensors", "started again"),
+        ("checkpoints/checkpoint-1/trainer_state.json", "resumed"),
+        ("pretraining/checkpoint-1/trainer_state.json", "resumed"),
+        ("training.json", "resumed"),
+        ("completions/rank0.jsonl", "resumed"),
+    ],
+)
+def test_the_log_says_whether_a_stage_is_resumed_or_started_again(left, begin, tmp_path, caplog):
+    stages = StageCache(tmp_path)
+    if left is not None:
+        file = tmp_path / f"{stages.key('train', {})}.partial" / left
+        file.parent.mkdir(parents=True)
+        file.touch()
+    with caplog.at_level("INFO", "w2s_hf"):
+        stages.run("train", {}, write("a"))
+    (how,) = (message.split(": ")[1] for message in caplog.messages)
+    assert how.split(",")[0] == begin
 
 
 def test_versions_are_part_of_the_key(tmp_path, monkeypatch):

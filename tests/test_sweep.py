@@ -47,7 +47,7 @@ def sweep(*options, cache, output):
 def trainings(output: Path) -> Counter:
     """How often each stage was begun anew, by all processes; a stage that was killed is resumed, not begun."""
     logs = "\n".join(path.read_text() for path in (output / "logs").glob("*.txt"))
-    return Counter(re.findall(r"^(\S+-[0-9a-f]{12}): started", logs, flags=re.MULTILINE))
+    return Counter(re.findall(r"^(\S+-[0-9a-f]{12}): started$", logs, flags=re.MULTILINE))
 
 
 def stages(output: Path) -> set[str]:

@@ -315,9 +315,21 @@ def test_an_unknown_task_is_named():
         find_task("bolq")
 
 
-def test_an_unknown_file_is_named():
-    with pytest.raises(FileNotFoundError, match="is no directory and no file that can be read .*columns passage"):
-        load_task("boolq", dataset_path="nowhere")
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere", "got 'nowhere', and there is no such directory or file below the working directory; expected"),
+        ("rows.jsn", r"below the working directory; .*\. Did you mean 'rows.json'\?$"),
+        ("/nowhere/rows", "got '/nowhere/rows', and there is no such directory or file; expected"),
+        ("other.txt", "got 'other.txt', which is a file of another kind; expected .*csv.*columns passage, question"),
+    ],
+)
+def test_an_unknown_file_is_named(path, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.json", "other.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=message):
+        load_task("boolq", dataset_path=path)
 
 
 def test_sources_are_asked_as_datasets_wants_them(monkeypatch):

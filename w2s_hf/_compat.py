@@ -135,6 +135,8 @@ OVERRIDDEN = {
         "_get_num_items_in_batch",
         # Where checkpoints go. Public replacement: `args.output_dir`, which also names the repository.
         "_get_output_dir",
+        # Compares the arguments with those of a checkpoint. Public replacement: none.
+        "_init_training_state",
         # The three steps that load a checkpoint, and only warn where it does not fit. Public replacement: none.
         "_issue_warnings_after_load",
         "_load_best_model",

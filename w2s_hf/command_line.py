@@ -2,10 +2,12 @@
 
 import argparse
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-__all__ = ["CommandLine", "did_you_mean"]
+__all__ = ["CommandLine", "did_you_mean", "did_you_mean_path"]
 
 _DASHES = ("-", "\u2013", "\u2014")  # word processors make the second and third of the first
 
@@ -30,6 +32,17 @@ def did_you_mean(word: str, known: Iterable[str], form: str = "{!r}") -> str:
     longer.sort(key=lambda name: (not name.startswith(word), len(name)))
     close = initials or longer[:3] or difflib.get_close_matches(word, known, n=2)
     return f" Did you mean {' or '.join(map(form.format, close))}?" if close else ""
+
+
+def did_you_mean_path(path: str, *, only_directories: bool = False) -> str:
+    """Suggests what lies beside a path that does not exist, as [`did_you_mean`]; for `~` the directory in full."""
+    full = Path(os.path.expanduser(path)).absolute()
+    if path.startswith("~") and full.exists():
+        return f" Did you mean {str(full)!r}?"
+    if not (full.parent.is_dir() and os.access(full.parent, os.R_OK)):
+        return ""
+    known = sorted(entry.name for entry in full.parent.iterdir() if entry.is_dir() or not only_directories)
+    return did_you_mean(full.name, known)
 
 
 class CommandLine(argparse.ArgumentParser):

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import re
 import time
 from fnmatch import fnmatch
@@ -26,6 +27,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from .command_line import did_you_mean_path
+
 __all__ = [
     "FILE_OPTIONS",
     "PushError",
@@ -35,6 +38,7 @@ __all__ = [
     "has_only_pickles",
     "is_repository_id",
     "owner_of_token",
+    "refuse_missing_directory",
     "repository_name",
 ]
 
@@ -67,12 +71,13 @@ def ensure_available(name_or_path: str, *, repo_type: str, option: str, revision
         revision (`str`, *optional*): Branch, tag or commit.
 
     Raises:
-        FileNotFoundError: the repository or revision does not exist, or it is gated or private and the token does not
-            open it, or it is not in the cache while offline.
+        FileNotFoundError: the directory, repository or revision does not exist, or the repository is gated or private
+            and the token does not open it, or it is not in the cache while offline.
         ConnectionError: the Hub does not answer within 10 seconds.
     """
     if Path(name_or_path).is_dir():
         return None
+    refuse_missing_directory(name_or_path, repo_type, option)
     if constants.HF_HUB_OFFLINE:
         if repo_type != "model":
             return None
@@ -107,6 +112,23 @@ def ensure_available(name_or_path: str, *, repo_type: str, option: str, revision
             "use what is in the local cache, or run the recipe with no model and no data named: the embedded demo "
             "needs no network."
         ) from error
+
+
+def refuse_missing_directory(
+    name_or_path: str | os.PathLike, repo_type: str = "model", option: str | None = None
+) -> None:
+    """
+    Raises `FileNotFoundError` for the path of a directory that does not exist. An id on the Hub has at most one slash,
+    which is not its first character.
+    """
+    name = os.fspath(name_or_path)
+    is_path = os.path.isabs(name) or name.startswith(("./", "../", "~")) or name.count("/") > 1
+    if is_path and not Path(name).is_dir():
+        raise FileNotFoundError(
+            f"{option or repo_type}: got {name!r}, expected a local directory; there is no such directory. "
+            f"Give the path of the {repo_type}, or its id on the Hub."
+            f"{did_you_mean_path(name, only_directories=True)}"
+        )
 
 
 def cached_commit(name_or_path: str, revision: str | None = None, cache_dir: str | None = None) -> str | None:

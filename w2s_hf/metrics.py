@@ -111,6 +111,23 @@ def difference_interval(
 
     A resample has the same test rows for both and for all seeds, and draws the seeds if there are several.
 
+    ```python
+    from w2s_hf.metrics import difference_interval
+    from w2s_hf.results import read_predictions
+
+    predictions = read_predictions("results/sst2/predictions.parquet")
+    correct = {
+        role: rows.pivot(index="seed", columns="id", values="correct").to_numpy(float)
+        for role, rows in predictions.groupby("role")
+    }
+    first, second = correct["confidence"], correct["naive"]
+    difference = first.mean() - second.mean()
+    low, high = difference_interval(first, second)
+    ```
+
+    Both arrays must have the same seeds and test rows in the same order; `pivot` sorts them. Without NaN, the
+    difference itself is `first.mean() - second.mean()`.
+
     Args:
         first, second (`np.ndarray` of shape `(seeds, N)`): Scores of the same test rows, such as which are correct. A
             NaN leaves its row out of the mean of its seed.

@@ -98,6 +98,12 @@ def content_key(name: str, settings: dict, versions: dict[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _can_be_resumed(partial: Path) -> bool:
+    """Returns whether an unfinished step left a whole checkpoint, a finished training or a part of its completions."""
+    patterns = ("*/checkpoint-*/trainer_state.json", "training.json", "**/completions/rank*.jsonl")
+    return any(any(partial.glob(pattern)) for pattern in patterns)
+
+
 @dataclass
 class StageCache:
     """
@@ -114,8 +120,8 @@ class StageCache:
             [`w2s_hf.demo.models.one_thread`].
         sources (`tuple[str]`, *optional*): The sources of the steps; see [`code_versions`].
 
-    `n_built` and `n_reused` tell what this process did; `seconds` tells how long each step took, by name and summed
-    over seeds, whichever run built it.
+    `n_built` and `n_reused` count the steps that this process built, and those that were finished before it asked for
+    them, each once. `seconds` tells how long each step took, by name and summed over seeds, whichever run built it.
     """
 
     root: Path
@@ -154,16 +160,17 @@ class StageCache:
             self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         try:
-            found = [done.is_dir(), partial.is_dir()]
+            found = [done.is_dir(), partial.is_dir(), _can_be_resumed(partial)]
             if state.num_processes > 1:
                 broadcast_object_list(found, from_process=0)
-            is_done, is_resumed = found
+            is_done, is_begun, is_resumed = found
             if is_done:
-                self.n_reused += 1
+                self.n_reused += done not in self._counted
                 self._add_seconds(name, done, self.record(done)["seconds"])
                 logger.info(f"{done.name}: finished earlier, reused")
                 return done
-            logger.info(f"{done.name}: {'resumed' if is_resumed else 'started'}")
+            how = "resumed" if is_resumed else "started again, since there is no checkpoint" if is_begun else "started"
+            logger.info(f"{done.name}: {how}")
             if state.is_main_process:
                 partial.mkdir(exist_ok=True)
             state.wait_for_everyone()

@@ -244,7 +244,7 @@ def run_recipe(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\nStopped. Nothing is lost: the same command goes on where this run was.")
+        sys.exit("\nStopped. The same command continues from the last checkpoint.")
     except (ValueError, OSError) as error:
         logging.getLogger("w2s_hf").debug("traceback", exc_info=True)
         sys.exit(f"error: {error}")

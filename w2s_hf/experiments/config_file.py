@@ -47,6 +47,9 @@ class _OptionParser(CommandLine, TrlParser):
     """A [`CommandLine`] whose options are the fields of dataclasses."""
 
 
+_DEFAULTS = "--help shows the defaults of the demo, --config NAME --help those of a configuration."
+
+
 class RecipeParser(_OptionParser):
     """
     [`~trl.TrlParser`] with an option `--config` whose values are checked like those of the command line. A command
@@ -56,11 +59,15 @@ class RecipeParser(_OptionParser):
     Args:
         dataclass_types (sequence of `type`): As in [`~trl.TrlParser`].
         configs (`Path`): The directory of the shipped configurations, which `--config` takes by name.
+        description (`str`): The first lines of `--help`. A line about the defaults follows them.
         kwargs: As in [`~argparse.ArgumentParser`] and [`CommandLine`].
     """
 
-    def __init__(self, dataclass_types: Sequence[type], *, configs: Path, **kwargs):
-        super().__init__(dataclass_types=dataclass_types, formatter_class=_HelpFormatter, **kwargs)
+    def __init__(self, dataclass_types: Sequence[type], *, configs: Path, description: str = "", **kwargs):
+        description = f"{description.rstrip()}\n\n{_DEFAULTS}"
+        super().__init__(
+            dataclass_types=dataclass_types, description=description, formatter_class=_HelpFormatter, **kwargs
+        )
         self.configs = configs
         self._file: Path | None = None
         names = ", ".join(path.stem for path in sorted(configs.glob("*.yaml")))

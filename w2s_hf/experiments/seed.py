@@ -1,6 +1,7 @@
 """The experiment of one seed: weak supervisor, weak labels, strong ceiling, students, extras, scores."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -68,12 +69,14 @@ def run_seed(
     test, rows = splits.test, finetuner.setting.rows
     finetune = partial(finetuner.finetune, splits=splits, seed=seed)
     true_rows = splits.student.map(finetuner.setting.with_ground_truth)
+    progress = _progress(models, args, seed)
 
     # 1. The weak supervisor is trained on ground truth. Its predictions on the student half are the weak labels.
-    weak = train_supervisor(models.weak, splits, args, seed, finetuner)
+    weak = train_supervisor(models.weak, splits, args, seed, finetuner, next(progress))
     if args.n_supervisors > 1:
         seeds = further_seeds(seed, args.n_supervisors - 1)
-        all_weak = [weak, *(train_supervisor(models.weak, splits, args, other, finetuner) for other in seeds)]
+        further = (train_supervisor(models.weak, splits, args, s, finetuner, next(progress)) for s in seeds)
+        all_weak = [weak, *further]
         weak = replace(weak, predictions=WeakLabels.mean([probabilities_of(supervisor) for supervisor in all_weak]))
     trained = {"weak": weak}
     for warning in unsure_labels(args.methods, label_confidence(weak, splits, args)):
@@ -82,14 +85,14 @@ def run_seed(
     # 2. The strong ceiling is trained on ground truth of the student half.
     for role, model in {"ceiling_plain": models.plain_student, "ceiling": models.student}.items():
         if model is not None:
-            logger.info(f"Seed {seed}: {role} {model.name} on {len(true_rows.train)} {rows}, ground truth")
+            logger.info(f"{next(progress)}: {role} {model.name} on {len(true_rows.train)} {rows}, ground truth")
             trained[role] = finetune("ceiling", model, true_rows, [test])
 
     # 3. Students are trained on the weak labels of the student half, once per method.
     labels = {"student": weak.predictions}
     weak_rows = student_rows(splits, weak, args).map(weak.predictions.join)
     for method in args.methods:
-        logger.info(f"Seed {seed}: student {models.student.name} on {len(weak_rows.train)} weak labels, {method}")
+        logger.info(f"{next(progress)}: student {models.student.name} on {len(weak_rows.train)} weak labels, {method}")
         if method == BOOTSTRAP:
             # A chain is compared with direct training on the rows of its last link, which is the naive method.
             trained["direct"] = finetune("student-naive", models.student, weak_rows, [test], labels=labels)
@@ -101,12 +104,22 @@ def run_seed(
 
     # 4. A control shows what the student knows from pretraining: the same weak labels, without it.
     if models.control is not None:
-        logger.info(f"Seed {seed}: control {models.control.name} on the same weak labels")
+        logger.info(f"{next(progress)}: control {models.control.name} on the same weak labels")
         changes = finetuner.setting.control
         trained["control"] = finetune("control", models.control, weak_rows, [test], labels=labels, **changes)
 
     # 5. Scores, PGR among them, are computed from the predictions of the test rows: see `scores.py`.
     return trained
+
+
+def _progress(models: Models, args: ExperimentArguments, seed: int) -> Iterator[str]:
+    """Yields the beginning of the log line of each model, `"Seed 0, model 4 of 6"`. A chain counts as one model."""
+    has_further = (models.plain_student is not None) + (models.control is not None)
+    n_models = args.n_supervisors + 1 + len(args.methods) + has_further
+    seeds = args.seeds if seed in args.seeds else [seed]
+    start = n_models * seeds.index(seed)
+    for number in range(start + 1, start + n_models + 1):
+        yield f"Seed {seed}, model {number} of {n_models * len(seeds)}"
 
 
 def further_seeds(seed: int, n: int) -> list[int]:
@@ -115,11 +128,20 @@ def further_seeds(seed: int, n: int) -> list[int]:
 
 
 def train_supervisor(
-    model: ModelSpec, splits: TaskSplits, args: ExperimentArguments, seed: int, finetuner: Finetuner
+    model: ModelSpec,
+    splits: TaskSplits,
+    args: ExperimentArguments,
+    seed: int,
+    finetuner: Finetuner,
+    progress: str | None = None,
 ) -> Finetuned:
-    """Finetunes the weak supervisor on ground truth and lets it label the student half and the test rows."""
-    setting = finetuner.setting
-    logger.info(f"Seed {seed}: weak supervisor {model.name} on {len(splits.weak.train)} {setting.rows}, ground truth")
+    """
+    Finetunes the weak supervisor on ground truth and lets it label the student half and the test rows. Its log line
+    begins with `progress`.
+    """
+    setting, rows = finetuner.setting, splits.weak.train
+    begin = progress or f"Seed {seed}"
+    logger.info(f"{begin}: weak supervisor {model.name} on {len(rows)} {setting.rows}, ground truth")
     changes: dict[str, Any] = {
         "learning_rate": args.weak_learning_rate,
         "num_train_epochs": args.weak_num_train_epochs,

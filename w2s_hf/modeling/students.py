@@ -32,7 +32,7 @@ from .._compat import (
     set_commit_hash,
 )
 from ..config import computes_in_bfloat16, warn_of_slow_bfloat16
-from ..hub import FILE_OPTIONS, cached_commit, has_only_pickles
+from ..hub import FILE_OPTIONS, cached_commit, has_only_pickles, refuse_missing_directory
 from .adapters import (
     fresh_adapter,
     keep_4bit_gradients,
@@ -87,6 +87,7 @@ def load_config(name_or_path: str, revision: str | None = None, **kwargs) -> Pre
             [`w2s_hf.modeling.original_qwen.qwen2_config`].
         OSError: there is none, or the Hub does not answer.
     """
+    refuse_missing_directory(name_or_path)
     config = _config_dict(name_or_path, revision=revision, **kwargs)
     if is_original_qwen(config):
         return qwen2_config(config, name_or_path)
@@ -162,6 +163,7 @@ def load_student(
         if dtype not in ("bfloat16", "float16", "float32"):
             raise ValueError(f"dtype: got {dtype!r}, expected bfloat16, float16, float32 or auto.")
         dtype = getattr(torch, dtype)
+    refuse_missing_directory(name_or_path)
     if find_adapter_config_file(name_or_path, revision=revision) is not None:
         options = {"num_labels": num_labels, "load_in_4bit": load_in_4bit, "dtype": dtype, **kwargs}
         options |= {"task_type": task_type, "quantization_config": quantization_config}

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,16 @@ from .schema import AnyScore, ExperimentResult, SeedResult, is_results
 
 __all__ = ["RESULT_COLUMNS", "find_results", "read_results"]
 
+logger = logging.getLogger(__name__)
+
 RESULT_COLUMNS = (
     "run_name", "task", "demo", "setting", "seed", "role", "method", "model", "accuracy", "accuracy_low",
     "accuracy_high", "n", "pgr", "pgr_low", "pgr_high", "pgr_undefined", "weak_model", "weak_accuracy",
     "ceiling_accuracy", "agreement", "agreement_supervisor_right", "agreement_supervisor_wrong", "fingerprint",
     "output", "source",
 )  # fmt: skip
+_TRAINING = ["fingerprint", "seed", "role", "method"]  # the columns that tell one trained model from another
+_MOST_NAMED = 5  # students in a warning
 
 
 def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
@@ -31,14 +36,18 @@ def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     from w2s_hf import read_results
 
     table = read_results("outputs")  # or a file, a pattern such as "outputs/*/results.json", or a list of them
+    table = table.drop_duplicates(["fingerprint", "seed", "role", "method"])
     students = table[table["role"] == "student"]
     medians = students.groupby(["fingerprint", "method", "learning_rate"])["pgr"].median()
     ```
 
+    A model that several files report has a row for each of them, and a mean over rows counts it several times. A
+    warning names such students with their files, and `drop_duplicates` as above keeps the row of the first file.
+
     Args:
         sources (`str`, `Path` or an iterable of them): Files `results.json`, directories to look for them in (and for
             the cells of sweeps), or patterns of [`glob`](https://docs.python.org/3/library/glob.html). A file that is
-            found twice counts once.
+            found twice is read once. Directories and patterns leave out files of another kind, which a warning names.
 
     Returns:
         `pandas.DataFrame` with [`RESULT_COLUMNS`], and a column for each setting and fact of the rows and models that
@@ -52,7 +61,8 @@ def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no such file, or no results in a directory.
-        ValueError: a file is no `results.json` of schema 1.
+        ValueError: a file that is given by its own name is no `results.json` of schema 1; or a file of schema 1 lacks
+            a key or has a value of another kind.
     """
     found: dict[Path, ExperimentResult] = {}
     for source in [sources] if isinstance(sources, str | Path) else sources:
@@ -62,7 +72,9 @@ def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
             if place.is_dir():
                 here |= find_results(place)
             elif place.is_file():
-                here[place.resolve()] = ExperimentResult.read(place)
+                results = _read_found(place) if is_pattern else ExperimentResult.read(place)
+                if results is not None:
+                    here[place.resolve()] = results
         if not here:
             raise FileNotFoundError(
                 f"Got {str(source)!r}, expected a results.json, a directory with the results of a recipe or a sweep "
@@ -71,37 +83,68 @@ def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         found |= here
     rows = [row for path, results in found.items() for row in _rows_of(results, path)]
     columns = dict.fromkeys([*RESULT_COLUMNS, *(name for row in rows for name in row)])
-    return pd.DataFrame(rows, columns=list(columns))
+    table = pd.DataFrame(rows, columns=list(columns))
+    _warn_of_copies(table)
+    return table
+
+
+def _warn_of_copies(table: pd.DataFrame) -> None:
+    """Warns of students that several files report."""
+    students = table[table["role"] == "student"]
+    copies = [
+        f"{method}, seed {seed}, fingerprint {fingerprint}, in {' and '.join(rows['source'])}"
+        for (fingerprint, seed, _, method), rows in students.groupby(_TRAINING, sort=False)
+        if len(rows) > 1
+    ]
+    if copies:
+        more = f"; and {len(copies) - _MOST_NAMED} more" if len(copies) > _MOST_NAMED else ""
+        logger.warning(
+            "Several files report the same student, which has a row for each of them: "
+            f"{'; '.join(copies[:_MOST_NAMED])}{more}. Use `table.drop_duplicates({json.dumps(_TRAINING)})` before "
+            "you take means over rows."
+        )
 
 
 def find_results(directory: str | Path, only_sweeps: bool = False) -> dict[Path, ExperimentResult]:
     """
     Returns each `results.json` in a directory and below it, by path, and each finished cell of a sweep as the results
-    of one student. Files of the same name that other programs wrote are left out.
+    of one student. Files of the same name that other programs wrote are left out, and a warning names them.
 
     Raises:
         ValueError: a file of schema 1 lacks a key or has a value of another kind.
     """
     found = {}
     for path in sorted(Path(directory).rglob("*.json")):
-        if "_stages" in path.parts or not (path.name == "results.json" or path.parent.name == "cells"):
+        is_named_so = path.name == "results.json"
+        if "_stages" in path.parts or not (is_named_so or path.parent.name == "cells") or is_named_so and only_sweeps:
             continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            continue
-        if not isinstance(content, dict):
-            continue
-        if path.name == "results.json":
-            if not only_sweeps and is_results(content):
-                found[path.resolve()] = ExperimentResult.read(path)
-        elif content.get("status") == "done" and isinstance(content.get("results"), dict) and "entry" in content:
-            try:
-                results = ExperimentResult.from_dict({**content["results"], "runs": [content["entry"]]})
-            except ValueError as error:
-                raise ValueError(f"Got {path}, expected a finished cell of a sweep: {error}") from error
+        results = _read_found(path)
+        if results is not None:
             found[path.resolve()] = results
     return found
+
+
+def _read_found(path: Path) -> ExperimentResult | None:
+    """
+    Reads a file that a directory or a pattern led to: a `results.json`, or a finished cell of a sweep. Returns `None`
+    for a failed cell, and, with a warning, for a file of another kind.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if is_results(content):
+        return ExperimentResult.read(path)
+    if isinstance(content, dict) and path.parent.name == "cells":
+        if content.get("status") == "failed":
+            return None
+        if content.get("status") == "done" and isinstance(content.get("results"), dict) and "entry" in content:
+            try:
+                return ExperimentResult.from_dict({**content["results"], "runs": [content["entry"]]})
+            except ValueError as error:
+                raise ValueError(f"Got {path}, expected a finished cell of a sweep: {error}") from error
+    logger.warning(f"{path}: skipped, since it is not the results of a recipe or a sweep.")
+    return None
 
 
 def _rows_of(results: ExperimentResult, path: Path) -> Iterator[dict]:

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
-from ..command_line import did_you_mean
+from ..command_line import did_you_mean, did_you_mean_path
 from ..hub import ensure_available
 from .task import PARQUET_BRANCH, AnyTask, Source, Task, sources_of
 
@@ -91,10 +91,13 @@ def _renamed(raw: DatasetDict, source: Source) -> DatasetDict:
 def _load_local(task: AnyTask, path: str, option: str) -> DatasetDict:
     file = Path(path)
     if not file.is_dir() and not (file.is_file() and file.suffix in _READERS):
+        problem, hint = "which is a file of another kind", ""
+        if not file.exists():
+            where = "" if file.is_absolute() else " below the working directory"
+            problem, hint = f"and there is no such directory or file{where}", did_you_mean_path(path)
         raise FileNotFoundError(
-            f"{option}: got {path!r}, which is no directory and no file that can be read ({', '.join(_READERS)}) "
-            f"below the working directory; expected the rows of {task.name}, with the columns "
-            f"{task.expected_columns}."
+            f"{option}: got {path!r}, {problem}; expected the rows of {task.name} in a file ({', '.join(_READERS)}) "
+            f"or a directory of such files, with the columns {task.expected_columns}.{hint}"
         )
     try:
         if file.is_file():

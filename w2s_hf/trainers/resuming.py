@@ -117,6 +117,19 @@ class ResumableTraining(TrainerMixin):
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
+    def _init_training_state(self, max_steps: int, *args, **kwargs) -> tuple[int, int]:
+        # Overridden since transformers 5.17 and 5.23 compare ratios (`save_steps=0.25`) with the numbers of steps in
+        # the checkpoint, and warn that they differ. Here the ratios are such numbers while they are compared.
+        values = {name: getattr(self.args, name) for name in ("logging_steps", "eval_steps", "save_steps")}
+        ratios = {name: value for name, value in values.items() if value is not None and 0 < value < 1}
+        try:
+            for name, ratio in ratios.items():
+                setattr(self.args, name, math.ceil(max_steps * ratio))
+            return super()._init_training_state(max_steps, *args, **kwargs)
+        finally:
+            for name, ratio in ratios.items():
+                setattr(self.args, name, ratio)
+
     # ---- Checks ----
 
     def _check_checkpoint(self, checkpoint: Path) -> None:
