@@ -590,7 +590,7 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
             f"Answers of {prompts['model']} on balanced test rows, other ones than above: accuracy / at the median / "
             "content-free / AUROC. "
             f"Measured by `python recipes/benchmarks/prompts.py --model {prompts['model']} --data DIRECTORY "
-            f"{options}`; `results/prompts/results.json` has prompts, answers and intervals.",
+            f"{options}`; `results/prompts/prompts.json` has prompts, answers and intervals.",
             prompts_finding(prompts["results"]),
             prompts_table(prompts["results"]),
         ]
@@ -737,7 +737,7 @@ def build(root: Path = ROOT, tables: Path = TABLES, check: bool = False) -> list
     if readme.count(_BEGIN) != 1 or readme.count(_END) != 1:
         raise ValueError(f"README.md: expected one {_BEGIN} and one {_END} around the results.")
     before, after = readme.split(_BEGIN)[0], readme.split(_END)[1]
-    asked = tables.parent / "prompts" / "results.json"
+    asked = tables.parent / "prompts" / "prompts.json"
     prompts = json.loads(asked.read_text()) if asked.is_file() else None
     texts = {
         "docs/results.md": page_text(groups, page, prompts),
