@@ -321,24 +321,17 @@ def comparison(name: str, table: Table, folder: Path) -> str:
 
 def findings(entry: Entry) -> list[str]:
     """Returns what the numbers of a run say about the questions of the paper, a sentence each."""
-    n, weak, naive = len(entry.seeds), entry.accuracies("weak"), None
-    above = [f"{method} in {_share((entry.accuracies(method) > weak).sum(), n)}" for method in entry.methods]
-    lines = [f"Students above their supervisor, in seeds: {', '.join(above)}."]
-    if "naive" in entry.methods:
-        naive = entry.accuracies("naive")
-        better = [
-            f"{method} in {_share((entry.accuracies(method) > naive).sum(), n)}"
-            for method in entry.methods
-            if method != "naive"
-        ]
-        lines += [f"Students above the naive student: {', '.join(better)}."] if better else []
+    n, methods = len(entry.seeds), entry.methods
+    lines = [f"Accuracy minus that of the supervisor: {'; '.join(_gain(entry, each, 'weak') for each in methods)}."]
+    others = [_gain(entry, method, "naive") for method in methods if method != "naive"]
+    if "naive" in methods and others:
+        lines.append(f"Accuracy minus that of the naive student: {'; '.join(others)}.")
     if entry.zero_shot is not None:
-        below = [
-            f"{method} in {_share((entry.zero_shot > entry.accuracies(method)).sum(), n)}" for method in entry.methods
-        ]
+        below = [f"{method} in {_share((entry.zero_shot > entry.accuracies(method)).sum(), n)}" for method in methods]
+        above = _share((entry.zero_shot > entry.accuracies("weak")).sum(), n)
         lines.append(
-            f"The zero-shot prompt is above the supervisor in {_share((entry.zero_shot > weak).sum(), n)} seeds, and "
-            f"above the students: {', '.join(below)}."
+            f"The zero-shot prompt is above the supervisor in {above} seeds, and above the students: "
+            f"{', '.join(below)}."
         )
     no_gap = [run.seed for run in entry.results.runs if any(student.pgr_ci95 is None for student in run.students)]
     if no_gap:
@@ -347,6 +340,13 @@ def findings(entry: Entry) -> list[str]:
             "there, and its interval is unbounded."
         )
     return lines
+
+
+def _gain(entry: Entry, one: str, other: str) -> str:
+    """Returns the difference between two models with its interval, and in how many seeds the first is above."""
+    difference, _ = _difference(entry.correct(one), entry.correct(other))
+    above = (entry.accuracies(one) > entry.accuracies(other)).sum()
+    return f"{one} {difference}, above in {_share(above, len(entry.seeds))}"
 
 
 def facts_of(entry: Entry, page: Page) -> list[str]:
@@ -442,7 +442,8 @@ def overview(groups: Sequence[Group], short: bool) -> str:
                 line.append("")
                 continue
             summary = entry.results.summary_of(method)
-            line.append(f"{rounded(summary.accuracy_mean)} ({pgr_cell(summary)})")
+            pgr = "no clear gap" if summary.pgr_ci95 is None else pgr_cell(summary)
+            line.append(f"{rounded(summary.accuracy_mean)} ({pgr})")
         rows.append([*line, rounded(entry.accuracies("ceiling").mean())])
     return markdown_table(header, rows)
 
@@ -517,7 +518,7 @@ def prompts_finding(entries: Sequence[dict]) -> str:
 _NOTHING = "No run has been published yet: `python results/run.py` trains the models."
 _OVERVIEW = (
     "Mean accuracy over the seeds. In parentheses is the median of the seeds' PGR, which is not the PGR of the means, "
-    "and its 95 % interval."
+    "and its 95 % interval; or `no clear gap`, where the ceiling is not clearly above the supervisor."
 )
 _NOT_AS_IN_THE_PAPER = """\
 Not as in the paper:
@@ -626,7 +627,7 @@ def readme_text(groups: Sequence[Group]) -> str:
         "95 % interval:",
         overview(shown, short=True),
         "![Test accuracy of students between supervisor and ceiling](docs/figures/results.png)",
-        "In an empty cell nothing was run. A PGR is unbounded if the ceiling is not clearly above the supervisor. "
+        "In an empty cell nothing was run. Without a clear gap between supervisor and ceiling, PGR says nothing. "
         f"Each row is trained by one command, here on two CPU cores beside other trainings: {', '.join(commands)}.",
     ])  # fmt: skip
 
@@ -666,9 +667,11 @@ def draw(groups: Sequence[Group], path: Path, key: str) -> None:
                     else entry.table[(entry.table["role"] == "baseline") & (entry.table["method"] == label)]
                 )
                 if not len(scores):
+                    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # a line may be behind the text
                     axes.text(
-                        0.5, y, "not run", va="center", ha="center", fontsize=8, transform=axes.get_yaxis_transform()
-                    )
+                        0.5, y, "not run", va="center", ha="center", fontsize=8, bbox=box,
+                        transform=axes.get_yaxis_transform(),
+                    )  # fmt: skip
                     continue
                 values = scores["accuracy"].to_numpy()
                 colour = PALETTE["blue"] if label in methods else PALETTE["orange"]

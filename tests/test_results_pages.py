@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from w2s_hf.demo.rows import demo_pairs, demo_rows
 from w2s_hf.experiments import cli
 from w2s_hf.experiments.config import ClassificationArguments
 from w2s_hf.experiments.report import run_settings
-from w2s_hf.metrics import rounded
+from w2s_hf.metrics import difference_interval, rounded
 from w2s_hf.results import PREDICTIONS, ExperimentResult, PgrSummary, read_predictions
 from w2s_hf.tasks import PREFERENCE_TASKS
 from w2s_hf.tasks.chess import CHESS_PUZZLES
@@ -114,8 +115,9 @@ def test_every_command_is_one_that_its_recipe_reads(each, monkeypatch, capsys):
 
 
 @pytest.fixture
-def repository(tmp_path):
+def repository(tmp_path, monkeypatch):
     """A repository with the results of two tables, one of them of two runs."""
+    monkeypatch.setattr(build, "difference_interval", partial(difference_interval, n_resamples=50))  # takes less time
     tables = {
         "sst2": {"title": "SST-2, phrases", "short": "SST-2", "recipe": "recipes/nlp.py"},
         "pairs": {
@@ -149,7 +151,7 @@ def test_the_page_follows_the_files(repository):
     assert readme.startswith("before\n") and readme.endswith("\nafter\n")
     for words in ("## SST-2, phrases", "### In 4 bits", "python results/run.py pairs/in_4_bits", "org/student (local"):
         assert words in page
-    assert "Later" not in page and "confidence in 0 of 2" in page
+    assert "Later" not in page and re.search(r"; confidence -0\.\d+ \[-0.*, above in 0 of 2\.", page)
     assert "python results/run.py sst2` (2 minutes), " in readme and "Trained 2026-01-01 to 2026-01-02 on CPU" in page
     assert "org/student was read from a local copy: rounded." in page and "at the median" in page
 
@@ -198,6 +200,13 @@ def test_a_comparison_has_three_outcomes():
     assert build._same_sign(np.array([0.1, 0.2])) == ["0.150", "above in all seeds"]
     assert build._same_sign(np.array([-0.1, -0.2]))[1] == "below in all seeds"
     assert build._same_sign(np.array([0.1, -0.2]))[1] == build._same_sign(np.array([0.1]))[1] == "not distinguishable"
+
+
+def test_pgr_of_all_runs_needs_a_gap(repository):
+    groups = build.read_groups(run.read_page(repository / "results" / "tables.yaml"), repository / "results")
+    assert "no clear gap" not in build.overview(groups, True)
+    groups[0].entries[0].results.summary[1].pgr_ci95 = None
+    assert build.overview(groups, True).count("(no clear gap)") == 1
 
 
 def test_comparisons_are_those_of_predictions(repository):
@@ -357,33 +366,26 @@ def test_other_files_are_no_predictions(tmp_path):
         read_predictions(tmp_path / PREDICTIONS)
 
 
-def without_comparisons(folder) -> dict:
-    """Removes the predictions, and returns the content of `tables.yaml` without tables that need them."""
-    for path in folder.glob("**/predictions.parquet"):
-        path.unlink()
-    tables = yaml.safe_load((folder / "tables.yaml").read_text())
-    for table in tables["tables"].values():
-        table.pop("short", None)
-    return tables
-
-
 def test_a_table_is_compared_with_another_one(repository):
     folder = repository / "results"
-    tables = without_comparisons(folder)
+    tables = yaml.safe_load((folder / "tables.yaml").read_text())
     tables["tables"]["pairs"]["compare_with"] = "sst2"
+    for path in folder.glob("**/predictions.parquet"):
+        path.unlink()
     (folder / "tables.yaml").write_text(yaml.safe_dump(tables, sort_keys=False))
     with pytest.raises(
         ValueError, match="got no pairs/as_it_is/predictions.parquet .* Run python results/run.py pairs"
     ):
         build.build(repository, folder / "tables.yaml")
     for name in ("as_it_is", "in_4_bits"):
-        write_made_up(folder / "pairs" / name, [0], {"weak": HERE, "naive": HERE, "product": HERE})
+        write_made_up(folder / "pairs" / name, [0], {"weak": HERE, "naive": HERE, "confidence": HERE, "product": HERE})
     with pytest.raises(ValueError, match="got no sst2/predictions.parquet .* Run python results/run.py sst2"):
         build.build(repository, folder / "tables.yaml")
     write_made_up(folder / "sst2", [1], {"weak": HERE})
     with pytest.raises(ValueError, match="a model and seed in common"):
         build.build(repository, folder / "tables.yaml")
-    write_made_up(folder / "sst2", [0, 1], {"weak": HERE, "naive": [0.75, 0.3125, 0.375, 0.875]})
+    predictions = {"weak": HERE, "naive": [0.75, 0.3125, 0.375, 0.875], "confidence": HERE}
+    write_made_up(folder / "sst2", [0, 1], predictions)
     build.build(repository, folder / "tables.yaml")
     page = (repository / "docs" / "results.md").read_text()
     assert page.count("Beside `sst2`, on the same test rows (seed 0).") == 2
@@ -403,10 +405,10 @@ def checked(repository, monkeypatch):
     folder, outputs = repository / "results", repository / "out_check" / "sst2"
     results = made_up_results([0, 1, 2], ["naive", "confidence"])
     (folder / "sst2" / "results.json").write_text(json.dumps(results))
-    tables = without_comparisons(folder)
+    tables = yaml.safe_load((folder / "tables.yaml").read_text())
     tables["tables"]["sst2"]["options"] = {"analyses": ["agreement"]}
     (folder / "tables.yaml").write_text(yaml.safe_dump(tables, sort_keys=False))
-    write_made_up(folder / "sst2", [0, 1, 2], {"weak": HERE, "naive": HERE})
+    write_made_up(folder / "sst2", [0, 1, 2], {"weak": HERE, "naive": HERE, "confidence": HERE})
     monkeypatch.setattr(run, "machine", lambda: MACHINE)
     monkeypatch.setattr(run, "revision", lambda: "0" * 12)
 
@@ -416,7 +418,7 @@ def checked(repository, monkeypatch):
         def launch(command):
             commands.append(command)
             (outputs / "_stages").mkdir(parents=True)
-            write_made_up(outputs, list(seeds), predictions)
+            write_made_up(outputs, list(seeds), {"confidence": HERE} | predictions)
 
         monkeypatch.setattr(run, "launch", launch)
         tables = str(folder / "tables.yaml")
@@ -437,7 +439,7 @@ def test_a_check_trains_seeds_in_their_order_and_finds_no_difference(checked, re
     assert "--seeds 2 0 --methods naive confidence" in words and "--analyses" not in words
     assert words.endswith(f"--output_dir {repository / 'out_check' / 'sst2'} --overwrite_output_dir true")
     assert facts["seeds"] == [2, 0] and facts["checked_by"] == {"commit": "0" * 12, **MACHINE}
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d", facts["date"]) and len(facts["models"]) == 4
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", facts["date"]) and len(facts["models"]) == 6
     unchanged = {"n": 4, "largest_difference": 0.0, "n_different": 0}
     assert {"seed": 2, "role": "naive", **unchanged} in facts["models"]
     assert (
@@ -462,7 +464,7 @@ def test_a_check_notices_a_changed_prediction(other, checked, repository, monkey
     monkeypatch.setattr(run, "machine", lambda: MACHINE | other)
     assert checked(weak=HERE, naive=THERE)["checked_by"].items() >= other.items()
     build.build(repository, repository / "results" / "tables.yaml")
-    found = "largest difference in probability 0.5, another class in 6 of 24 predictions by 6 models."
+    found = "largest difference in probability 0.5, another class in 6 of 36 predictions by 9 models."
     page = (repository / "docs" / "results.md").read_text()
     place = build._machine(MACHINE | other)
     assert f"on {place} (seeds 0, 1, 2, commit" in page and found in page
@@ -470,7 +472,7 @@ def test_a_check_notices_a_changed_prediction(other, checked, repository, monkey
 
 def test_a_check_of_other_rows_is_an_error(checked, repository, capsys):
     with pytest.raises(SystemExit, match="these runs failed or have other predictions: sst2"):
-        checked(weak=HERE[:3], naive=HERE[:3])
+        checked(weak=HERE[:3], naive=HERE[:3], confidence=HERE[:3])
     assert "Got other test rows for seed 0, weak" in capsys.readouterr().err
     assert not (repository / "results" / "sst2" / "check.json").exists()
     assert (repository / "out_check" / "sst2" / "_stages").is_dir(), "the same command resumes it"
@@ -487,14 +489,16 @@ def test_a_check_of_other_rows_is_an_error(checked, repository, capsys):
     ],
 )
 def test_checks_that_make_no_sense_are_refused(options, message, checked, repository, capsys):
+    (repository / "results" / "pairs" / "as_it_is" / PREDICTIONS).unlink()
     with pytest.raises(SystemExit):
         run.main([*options, "--tables", str(repository / "results" / "tables.yaml")])
     assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_without_names_all_published_runs_are_checked(checked, repository, capsys):
+    (repository / "results" / "pairs" / "as_it_is" / PREDICTIONS).unlink()
     run.main(["--check", "--dry_run", "--tables", str(repository / "results" / "tables.yaml")])
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["sst2"]
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["sst2", "pairs/in_4_bits"]
 
 
 def test_a_check_of_a_seed_without_predictions_is_refused(checked, repository, capsys):

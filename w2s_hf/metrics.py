@@ -146,15 +146,14 @@ def difference_interval(
         raise ValueError("Got NaN for all rows of a seed, expected at least one score.")
     rng = np.random.default_rng(seed)
     n_seeds, n = scores[0].shape
-    counted = [~np.isnan(values) for values in scores]
+    with_counted = [(np.nan_to_num(values), ~np.isnan(values)) for values in scores]
     differences = np.empty(n_resamples)
     for start in range(0, n_resamples, _CHUNK):
         size = min(_CHUNK, n_resamples - start)
-        times = rng.multinomial(n, np.full(n, 1 / n), size).T  # how often a resample has each row, (N, size)
+        rows = rng.integers(0, n, (size, n))
         with np.errstate(invalid="ignore"):  # 0 / 0 where no row counts
             one, other = (
-                np.nan_to_num(values) @ times / (of_rows @ times)
-                for values, of_rows in zip(scores, counted, strict=True)
+                values[:, rows].sum(axis=2) / counted[:, rows].sum(axis=2) for values, counted in with_counted
             )
         chosen = rng.integers(0, n_seeds, (n_seeds, size))
         differences[start : start + size] = np.take_along_axis(one - other, chosen, axis=0).mean(axis=0)
