@@ -18,11 +18,12 @@ from helpers.running import recipe_here
 from helpers.task_rows import own_task, real
 from helpers.training import arguments
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from w2s_hf import Task, load_task
 from w2s_hf.analysis import PromptFormat, answer_probabilities, balanced_scores
 from w2s_hf.config import HEAD_INITS, StudentConfig
+from w2s_hf.experiments.analyses import check_prompt_lengths
 from w2s_hf.experiments.cache import StageCache
 from w2s_hf.experiments.finetuner import Finetuner, prompt_of_head
 from w2s_hf.experiments.output_directory import _prompt_form
@@ -148,6 +149,33 @@ def test_a_tokenizer_without_an_attention_mask_asks_as_one_that_has_it():
     model, prompts = make_language_model(with_mask).eval(), ["a", "b c d e"]
     found, expected = (answer_probabilities(model, tokenizer, prompts, FORM) for tokenizer in (without, with_mask))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "example", "answers", "limit"),
+    [
+        ("m" * 40, "m", ("n", "y"), 40),
+        ("m", "m" * 40, ("n", "y"), 40),
+        ("m", "m", ("n", "y" * 40), 40),
+        ("m", "m", ("n" * 40, "y"), 40),
+        ("m", "m", ("n", "y"), 16),
+    ],
+    ids=["text", "example", "second answer", "first answer", "row without content"],
+)
+def test_prompts_are_measured_before_the_labels_of_their_examples_are_known(text, example, answers, limit):
+    tokenizer, args = (
+        make_character_tokenizer(),
+        SimpleNamespace(prompt_form="task", prompt_shots=1, use_prompts=False),
+    )
+
+    def check(limit: int) -> None:
+        task = own_task(prompt=PromptFormat(answers=answers, suffix=" ", separator=" "))
+        splits = SimpleNamespace(test={"text": [text]}, student_half={"text": [example, example]})
+        check_prompt_lengths(tokenizer, LlamaConfig(max_position_embeddings=limit), task, splits, args, 0)
+
+    check(100)
+    with pytest.raises(ValueError, match=f"tokens, more than the {limit} that the model reads; take fewer examples"):
+        check(limit)
 
 
 def test_a_prompt_without_tokens_and_one_without_an_answer_are_refused():

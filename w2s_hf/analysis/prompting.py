@@ -82,7 +82,7 @@ def encode_prompts(
     if not prompts:
         raise ValueError("prompts: got none, expected at least one.")
     shared, _ = answer_tokens(tokenizer, form)
-    encoded = [ids + shared for ids in tokenizer(prompts)["input_ids"]]
+    encoded = [ids + shared for ids in tokenizer(prompts, verbose=False)["input_ids"]]
     empty = [index for index, ids in enumerate(encoded) if not ids]
     if empty:
         raise ValueError(f"The prompt {empty[0]} has no tokens, expected at least one; give the form a suffix.")

@@ -210,10 +210,12 @@ def check_prompt_lengths(
     """
     form = prompt_format_of(task, args)
     tests, examples = (_without_prompts(part["text"][:], task, args) for part in (splits.test, splits.student_half))
+    content_free = _without_prompts([task.content_free] * len(tests), task, args)
     longer = int(np.argmax([len(ids) for ids in tokenizer(list(form.answers))["input_ids"]]))
     labels = [longer] * len(examples)
-    prompts = few_shot_prompts(tests, examples, labels, args.prompt_shots, form, seed=seed)
-    encode_prompts(tokenizer, prompts, form, config)
+    for texts in (tests, content_free):
+        prompts = few_shot_prompts(texts, examples, labels, args.prompt_shots, form, seed=seed)
+        encode_prompts(tokenizer, prompts, form, config)
 
 
 def _without_prompts(texts: list[str], task: Task, args: Own) -> list[str]:
