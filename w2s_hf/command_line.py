@@ -39,7 +39,7 @@ def did_you_mean_path(path: str, *, only_directories: bool = False) -> str:
     full = Path(os.path.expanduser(path)).absolute()
     if path.startswith("~") and full.exists():
         return f" Did you mean {str(full)!r}?"
-    if not (full.parent.is_dir() and os.access(full.parent, os.R_OK)):
+    if not (full.parent.is_dir() and os.access(full.parent, os.R_OK | os.X_OK)):
         return ""
     known = sorted(entry.name for entry in full.parent.iterdir() if entry.is_dir() or not only_directories)
     return did_you_mean(full.name, known)
