@@ -161,10 +161,14 @@ class Setting(ABC):
 
     # ---- Results ----
 
-    def hidden_states(self, model, tokenizer, tokenized: Dataset, batch_size: int) -> np.ndarray:
-        """
-        Returns the features of a linear probe, `(N, hidden size)`: what the head reads; see [`last_hidden_states`].
-        """
+    def hidden_states(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        tokenized: Dataset,
+        batch_size: int,
+    ) -> np.ndarray:
+        """Returns the features of a linear probe, `(N, hidden size)`: the input of the head of each row."""
         return last_hidden_states(model, tokenizer, tokenized, batch_size=batch_size)
 
     def further_results(self, context: "AnalysisContext") -> dict:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Value
-from transformers import TrainingArguments
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ...analysis import last_hidden_states
 from ...cards.markdown import markdown_table, render
@@ -108,8 +109,14 @@ class RewardSetting(ProbabilitySetting):
         sizes = tuple(tune(model) for model in models.sizes)
         return replace(models, student=tune(models.student), plain_student=models.student, sizes=sizes)
 
-    def hidden_states(self, model, tokenizer, tokenized: Dataset, batch_size: int) -> np.ndarray:
-        """Returns what the head reads of the first response, minus that of the second, `(N, hidden size)`."""
+    def hidden_states(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        tokenized: Dataset,
+        batch_size: int,
+    ) -> np.ndarray:
+        """Returns the input of the head for the first response minus that for the second, `(N, hidden size)`."""
         first, second = (
             last_hidden_states(
                 model, tokenizer, [{"input_ids": ids} for ids in tokenized[name]], batch_size=batch_size
