@@ -494,7 +494,8 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> None:
     published_by = json.loads((folder / run.name / "run.json").read_text())["published_by"]
     n_different = sum(model["n_different"] for model in compared)
     print(
-        f"{n_different or 'No'} predictions differ. Written: {folder / run.name / 'check.json'}. "
+        f"{n_different or 'No'} predicted classes or completions differ. Written: "
+        f"{folder / run.name / 'check.json'}. "
         "`python results/build.py` puts it on the page."
     )
     if n_different and not machine_differs(facts["checked_by"], published_by):
