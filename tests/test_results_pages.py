@@ -192,11 +192,13 @@ def test_without_results_page_and_readme_say_so(repository):
     assert "on 0 of 0 tasks, the answers 0 and 1 on 1 of 2 tasks (cola)." in page
 
 
-def test_a_comparison_has_three_outcomes():
+def test_a_comparison_has_three_outcomes(monkeypatch):
     ones, few = np.ones((2, 100)), np.tile(np.arange(100) < 3, (2, 1)).astype(float)
     assert build._difference(ones, few) == ["0.970 [0.930, 1.000]", "above"]
     assert build._difference(few, ones)[1] == "below"
     assert build._difference(few, few) == ["0.000 [0.000, 0.000]", "not distinguishable"]
+    monkeypatch.setattr(build, "difference_interval", lambda *scores: (1e-17, 0.0675))
+    assert build._difference(ones, few) == ["0.970 [0.000, 0.068]", "not distinguishable"]
     assert build._same_sign(np.array([0.1, 0.2])) == ["0.150", "above in all seeds"]
     assert build._same_sign(np.array([-0.1, -0.2]))[1] == "below in all seeds"
     assert build._same_sign(np.array([0.1, -0.2]))[1] == build._same_sign(np.array([0.1]))[1] == "not distinguishable"
@@ -219,6 +221,11 @@ def test_comparisons_are_those_of_predictions(repository):
     np.testing.assert_allclose(shares, entry.students("naive")["agreement_supervisor_wrong"])
     table = build.directions([("SST-2", entry)])
     assert "| SST-2 | errors that confidence copies, and that naive copies | " in table
+    assert table.count("(4.3.2)") == 1 and table.count("(5.1.2)") == 2
+    # The paper's findings on texts are not those on pairs.
+    entry.results.setting = "reward"
+    pairs = build.directions([("HH", entry)])
+    assert "PGR about 0.1" in pairs and "(4.3.2)" not in pairs and "(5.1.2)" not in pairs
     # Without probabilities, nothing says which errors are the same.
     entry.predictions["prediction"] = None
     assert "errors" not in build.directions([("Chess", entry)])
@@ -458,6 +465,8 @@ def test_a_check_notices_a_changed_prediction(other, checked, repository, monkey
         checked(weak=HERE, naive=THERE)
     output = capsys.readouterr()
     assert "seed 1, naive: largest difference in probability 0.5, 2 of 4 predictions differ" in output.out
+    assert "No predicted classes or completions differ." in output.out
+    assert "\n6 predicted classes or completions differ." in output.out
     assert "got 6 other predictions on the same kind of CPU" in output.err
     assert (repository / "results" / "sst2" / "check.json").is_file()
     # Another CPU, or another number of cores, rounds differently: the difference is reported and is no error.

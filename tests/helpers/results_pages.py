@@ -83,7 +83,7 @@ def made_up_results(
 
 
 def _correct(seeds: list[int], methods: list[str], weak: float, ceiling: float) -> list[dict[str, np.ndarray]]:
-    """Which test rows each model has right, by role, for each seed."""
+    """Returns for each seed and role which test rows the model predicts correctly."""
     rng = np.random.default_rng(0)
     levels = {"weak": weak, "ceiling": ceiling, **{name: weak + GAINS[name] for name in methods}}
     return [{name: rng.random(N_TEST) < level + rng.normal(0, 0.01) for name, level in levels.items()} for _ in seeds]
