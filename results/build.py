@@ -466,15 +466,15 @@ def directions(entries: Sequence[tuple[str, Entry]]) -> str:
         if entry.zero_shot is not None and "naive" in methods:
             found = _same_sign(entry.zero_shot - entry.accuracies("naive"))
             rows.append([name, "zero-shot and naive", *found, paper.get("zero-shot and naive", "")])
-        if not entry.has_probabilities:
+        is_wrong = entry.correct("weak") == 0
+        is_both = (is_wrong.any(axis=1) & ~is_wrong.all(axis=1)).all()  # else no share of one kind of rows
+        if not (is_both and entry.has_probabilities and "naive" in methods):
             continue
-        if "naive" in methods:
-            is_wrong = entry.correct("weak") == 0
-            same = entry.agrees("naive")
-            found = _difference(np.where(is_wrong, same, np.nan), np.where(is_wrong, np.nan, same))
-            label = "agreement of naive where the supervisor is wrong, and where it is right"
-            rows.append([name, label, *found, paper.get("agreement", "")])
-        if {"naive", "confidence"} <= set(methods):
+        same = entry.agrees("naive")
+        found = _difference(np.where(is_wrong, same, np.nan), np.where(is_wrong, np.nan, same))
+        label = "agreement of naive where the supervisor is wrong, and where it is right"
+        rows.append([name, label, *found, paper.get("agreement", "")])
+        if "confidence" in methods:
             copied = (np.where(is_wrong, entry.agrees(method), np.nan) for method in ("confidence", "naive"))
             label = "errors that confidence copies, and that naive copies"
             rows.append([name, label, *_difference(*copied), paper.get("agreement", "")])

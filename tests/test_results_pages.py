@@ -226,6 +226,10 @@ def test_comparisons_are_those_of_predictions(repository):
     entry.results.setting = "reward"
     pairs = build.directions([("HH", entry)])
     assert "PGR about 0.1" in pairs and "(4.3.2)" not in pairs and "(5.1.2)" not in pairs
+    predictions = entry.predictions.copy()
+    entry.predictions.loc[entry.predictions["role"] == "weak", "correct"] = True
+    assert "errors" not in build.directions([("SST-2", entry)]), "a supervisor without errors"
+    entry.predictions["correct"] = predictions["correct"]
     # Without probabilities, nothing says which errors are the same.
     entry.predictions["prediction"] = None
     assert "errors" not in build.directions([("Chess", entry)])
