@@ -70,7 +70,7 @@ class CommandLine(argparse.ArgumentParser):
         return list(dict.fromkeys(name[2:].replace("-", "_") for name in names))
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As in [`~argparse.ArgumentParser`]; ends the process where an option is unknown, unless `lets_pass`."""
+        """Parses as [`~argparse.ArgumentParser`] does, and refuses unknown options unless `lets_pass` is set."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown and not self.lets_pass:
             named = [word for word in unknown if word.startswith(_DASHES)] or unknown[:1]

@@ -137,13 +137,15 @@ def difference_interval(
         Lower and upper end. Resamples in which a mean has no rows are left out.
 
     Raises:
-        ValueError: The shapes differ or are not `(seeds, N)`, or a mean has no rows.
+        ValueError: The shapes differ or are not `(seeds, N)`, or a seed has no score.
+
+    Source: the percentile bootstrap of Efron (1979), with both models on the same resampled rows.
     """
     scores = [np.asarray(values, dtype=np.float64) for values in (first, second)]
     if scores[0].ndim != 2 or scores[0].shape != scores[1].shape or not scores[0].size:
         raise ValueError(f"Got the shapes {scores[0].shape} and {scores[1].shape}, expected (seeds, N) twice.")
     if any(np.isnan(of_seed).all() for values in scores for of_seed in values):
-        raise ValueError("Got NaN for all rows of a seed, expected at least one score.")
+        raise ValueError("Got NaN for all rows of a seed, expected at least one score. Leave the seed out.")
     rng = np.random.default_rng(seed)
     n_seeds, n = scores[0].shape
     with_counted = [(np.nan_to_num(values), ~np.isnan(values)) for values in scores]

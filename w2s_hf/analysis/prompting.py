@@ -122,7 +122,7 @@ def answer_probabilities(
         `np.ndarray` of shape `(N, 2)`, float32, in order, on every rank; rows sum to 1.
 
     Raises:
-        ValueError: As [`encode_prompts`], or the model makes NaN of a prompt.
+        ValueError: [`encode_prompts`] refuses a prompt, or the model makes NaN of one.
     """
     encoded = encode_prompts(tokenizer, prompts, form, model.config)
     _, pair = answer_tokens(tokenizer, form)

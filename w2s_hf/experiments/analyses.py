@@ -206,7 +206,7 @@ def check_prompt_lengths(
     have the answer with more tokens.
 
     Raises:
-        ValueError: as [`~w2s_hf.analysis.prompting.encode_prompts`].
+        ValueError: [`~w2s_hf.analysis.prompting.encode_prompts`] refuses a prompt.
     """
     form = prompt_format_of(task, args)
     tests, examples = (_without_prompts(part["text"][:], task, args) for part in (splits.test, splits.student_half))
