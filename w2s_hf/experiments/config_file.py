@@ -128,7 +128,7 @@ class RecipeParser(_OptionParser):
         return self.parse_args_and_config(args, **kwargs)
 
     def set_defaults_with_config(self, **values) -> list[str]:
-        """Sets defaults as [`~trl.TrlParser`] does, but checks keys and values first. `None` leaves an option unset."""
+        """Sets defaults as [`~trl.TrlParser`] does, but checks keys and values. `None` leaves an option unset."""
         # `--no_NAME` shares its destination with `--NAME` and has no type.
         shown = [action for action in self._actions if action.help is not argparse.SUPPRESS]
         actions = {action.dest: action for action in shown if action.type is not None}
