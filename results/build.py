@@ -373,22 +373,26 @@ def facts_of(entry: Entry, page: Page) -> list[str]:
         f"Trained {days} on {' and '.join(sorted(devices))} in {_duration(entry.hours)}, with {versions}.",
         f"Copied into `results/` with commit {by['commit']} and Python {by['python']} on {_machine(by)}; an earlier "
         "commit may have trained the models.",
-        *([check_line(entry.check, by)] if entry.check else []),
+        *([check_line(entry)] if entry.check else []),
     ]
 
 
-def check_line(check: dict, published_by: dict) -> str:
-    """Returns what `python results/run.py --check` found."""
-    models, by = check["models"], check["checked_by"]
+def check_line(entry: Entry) -> str:
+    """Returns what `python results/run.py --check` found in a run that was checked."""
+    assert entry.check is not None
+    models, by = entry.check["models"], entry.check["checked_by"]
     differences = [model["largest_difference"] for model in models if model["largest_difference"] is not None]
     n_different, n = (sum(model[name] for model in models) for name in ("n_different", "n"))
     found = f"{n_different} of {n} predictions by {len(models)} models differ"
     if differences:
         largest = f"largest difference in probability {max(differences):.2g}"
         found = f"{largest}, another class in {n_different} of {n} predictions by {len(models)} models"
-    place = f" on {_machine(by)}" if machine_differs(by, published_by) else ""
-    trained = f"Trained again on {check['date']}{place} ({_named_seeds(check['seeds'])}, commit {by['commit']})"
-    return f"{trained}: {found}."
+    place = f" on {_machine(by)}" if machine_differs(by, entry.facts["published_by"]) else ""
+    seeds = _named_seeds(entry.check["seeds"])
+    roles = {model["role"] for model in models}
+    added = [method for method in entry.methods if method not in roles]  # after the check
+    missing = f" Not trained again: {', '.join(added)}." if added else ""
+    return f"Trained again on {entry.check['date']}{place} ({seeds}, commit {by['commit']}): {found}.{missing}"
 
 
 def _machine(by: dict) -> str:

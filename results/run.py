@@ -15,9 +15,10 @@ again with it; list added ones in tables.yaml, too. Models that are in `--output
 options of a table have changed, add `--overwrite`. `python results/build.py` then writes the page.
 
 `--check` trains published runs again from nothing, those named or all, in `--outputs` with `_check` at its end,
-without their analyses. Sums depend on the number of threads: set OMP_NUM_THREADS to that on the page. It compares the
-predictions of the test rows with `predictions.parquet`, writes `check.json` beside it, and fails if a predicted class
-differs although CPU, cores and threads are the same. The same command resumes a check that was stopped.
+without their analyses; what several of them share is trained once. Sums depend on the number of threads: set
+OMP_NUM_THREADS to that on the page. It compares the predictions of the test rows with `predictions.parquet`, writes
+`check.json` beside it, and fails if a predicted class differs although CPU, cores and threads are the same. The same
+command resumes a check that was stopped.
 """
 
 import datetime
@@ -441,7 +442,7 @@ def trained_on(output_dir: Path) -> list[str]:
 def publish(run: Run, output_dir: Path, folder: Path, code: str) -> None:
     """
     Copies results and predictions of a finished run into its folder, and writes command, options and dates beside
-    them. The check of other predictions is removed.
+    them. A check of models whose predictions are others now is removed; further models leave it there.
     """
     results = ExperimentResult.read(output_dir / "results.json")
     facts = {
@@ -455,20 +456,38 @@ def publish(run: Run, output_dir: Path, folder: Path, code: str) -> None:
     check_predictions(read_predictions(output_dir / PREDICTIONS))
     (folder / run.name).mkdir(parents=True, exist_ok=True)
     new, published = (place / PREDICTIONS for place in (output_dir, folder / run.name))
-    if not published.is_file() or new.read_bytes() != published.read_bytes():
-        (folder / run.name / "check.json").unlink(missing_ok=True)
-        shutil.copyfile(new, published)
+    checked = folder / run.name / "check.json"
+    if checked.is_file() and not _has_models(new, published, json.loads(checked.read_text())["models"]):
+        checked.unlink()
+    shutil.copyfile(new, published)
     results.write(folder / run.name / "results.json")
     (folder / run.name / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def check(run: Run, output_dir: Path, folder: Path, code: str) -> None:
+def _has_models(new: Path, published: Path, models: list[dict]) -> bool:
+    """Returns whether these models have the same predictions in two files."""
+    asked = {(model["seed"], model["role"]) for model in models}
+
+    def of_models(path: Path) -> dict:
+        return {
+            (row.seed, row.role, row.id): (row.correct, None if row.prediction is None else row.prediction.tobytes())
+            for row in read_predictions(path).itertuples()
+            if (row.seed, row.role) in asked
+        }
+
+    return of_models(new) == of_models(published)
+
+
+def check(run: Run, output_dir: Path, folder: Path, code: str) -> bool:
     """
-    Compares the predictions of a run that was trained again with the published ones. Prints the differences, writes
-    them to `check.json`, and removes the trained stages, so that the next check trains again, too.
+    Compares the predictions of a run that was trained again with the published ones. Prints the differences and writes
+    them to `check.json`.
+
+    Returns:
+        `bool`: Whether all predicted classes are the same, or the CPU is of another kind.
 
     Raises:
-        ValueError: the rows are not the same, or a predicted class differs on the same kind of CPU.
+        ValueError: the rows are not the same.
     """
     published, seeds = read_predictions(folder / run.name / PREDICTIONS), run.options["seeds"]
     compared = compare_predictions(
@@ -490,7 +509,6 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> None:
             f"{run.name}, seed {model['seed']}, {model['role']}: {size}"
             f"{model['n_different']} of {model['n']} predictions differ"
         )
-    shutil.rmtree(output_dir / "_stages")
     published_by = json.loads((folder / run.name / "run.json").read_text())["published_by"]
     n_different = sum(model["n_different"] for model in compared)
     print(
@@ -498,11 +516,15 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> None:
         f"{folder / run.name / 'check.json'}. "
         "`python results/build.py` puts it on the page."
     )
-    if n_different and not machine_differs(facts["checked_by"], published_by):
-        raise ValueError(
-            f"got {n_different} other predictions on the same kind of CPU, expected the published ones. To publish "
-            "those of the current code and libraries, run it without --check."
-        )
+    if not n_different or machine_differs(facts["checked_by"], published_by):
+        return True
+    print(
+        f"error: {run.name}: got {n_different} other predictions on the same kind of CPU, expected those that are "
+        "published. To publish those of the current code and libraries, run it without --check.",
+        file=sys.stderr,
+        flush=True,
+    )
+    return False
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -559,7 +581,7 @@ def main(argv: list[str] | None = None) -> None:
         commands = [(run, run.local(page.models, *places)) for run in runs]
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    code, failed, outputs = revision(), [], args.outputs.resolve()
+    code, failed, different, outputs = revision(), [], [], args.outputs.resolve()
     if args.check:
         outputs = outputs.with_name(f"{outputs.name}_check")
     for run, local in commands:
@@ -571,22 +593,23 @@ def main(argv: list[str] | None = None) -> None:
         if args.dry_run:
             continue
         try:
-            if args.check:
-                launch(command)
-                check(run, output_dir, folder, code)
-            else:
-                share_stages(outputs, output_dir)
-                launch(command)
+            share_stages(outputs, output_dir)
+            launch(command)
+            if not args.check:
                 publish(run, output_dir, folder, code)
+            elif not check(run, output_dir, folder, code):
+                different.append(run.name)
         except (subprocess.CalledProcessError, ValueError, OSError) as error:
             failed.append(run.name)
             print(f"error: {run.name}: {error}", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             sys.exit(f"\nStopped in {run.name}. The same command resumes it.")
-    if failed and args.check:
-        sys.exit(f"error: these runs failed or have other predictions: {', '.join(failed)}.")
+    if args.check and not failed and not args.dry_run:
+        shutil.rmtree(outputs / "_stages")  # the next check trains again, too
     if failed:
         sys.exit(f"error: these runs failed and left no results: {', '.join(failed)}. The same command resumes them.")
+    if different:
+        sys.exit(f"error: these runs have other predictions: {', '.join(different)}.")
 
 
 if __name__ == "__main__":

@@ -414,6 +414,7 @@ def test_a_table_is_compared_with_another_one(repository):
 def checked(repository, monkeypatch):
     """Checks the table `sst2`, whose training leaves given predictions; returns the commands and `check.json`."""
     folder, outputs = repository / "results", repository / "out_check" / "sst2"
+    stages = outputs.parent / "_stages"
     results = made_up_results([0, 1, 2], ["naive", "confidence"])
     (folder / "sst2" / "results.json").write_text(json.dumps(results))
     tables = yaml.safe_load((folder / "tables.yaml").read_text())
@@ -428,7 +429,8 @@ def checked(repository, monkeypatch):
 
         def launch(command):
             commands.append(command)
-            (outputs / "_stages").mkdir(parents=True)
+            (outputs / "_stages" / "weak-1").mkdir(parents=True)
+            assert (stages / "weak-1").is_dir(), "runs share their stages"
             write_made_up(outputs, list(seeds), {"confidence": HERE} | predictions)
 
         monkeypatch.setattr(run, "launch", launch)
@@ -437,7 +439,8 @@ def checked(repository, monkeypatch):
             run.main(["sst2", "--check", "--tables", tables, "--outputs", str(repository / "out"), *options])
         finally:
             check.commands = commands
-        assert not (outputs / "_stages").exists(), "the next check would reuse them"
+            check.trains_anew = not stages.exists()
+        assert check.trains_anew
         return json.loads((folder / "sst2" / "check.json").read_text())
 
     return check
@@ -467,6 +470,7 @@ def test_a_check_notices_a_changed_prediction(other, checked, repository, monkey
     assert max(each["n_different"] for each in checked(weak=slightly, naive=HERE)["models"]) == 0
     with pytest.raises(SystemExit, match="other predictions: sst2"):
         checked(weak=HERE, naive=THERE)
+    assert checked.trains_anew
     output = capsys.readouterr()
     assert "seed 1, naive: largest difference in probability 0.5, 2 of 4 predictions differ" in output.out
     assert "No predicted classes or completions differ." in output.out
@@ -483,12 +487,37 @@ def test_a_check_notices_a_changed_prediction(other, checked, repository, monkey
     assert f"on {place} (seeds 0, 1, 2, commit" in page and found in page
 
 
+def test_a_check_stays_while_its_models_have_the_same_predictions(checked, repository, monkeypatch):
+    folder, outputs = repository / "results" / "sst2", repository / "out" / "sst2"
+    checked("--seeds", "2", "0", seeds=[2, 0], weak=HERE, naive=HERE)
+
+    def publish(**predictions):
+        def launch(command):
+            student = outputs / "students" / "naive" / "adapter.safetensors"
+            student.parent.mkdir(parents=True, exist_ok=True)
+            student.touch()
+            (outputs / "results.json").write_text(json.dumps(made_up_results([0, 1, 2], list(predictions)[1:])))
+            write_made_up(outputs, [0, 1, 2], predictions)
+
+        monkeypatch.setattr(run, "launch", launch)
+        tables = str(repository / "results" / "tables.yaml")
+        run.main(["sst2", "--tables", tables, "--outputs", str(repository / "out")])
+        build.build(repository, repository / "results" / "tables.yaml")
+        return (repository / "docs" / "results.md").read_text()
+
+    assert "Not trained again" not in publish(weak=HERE, naive=HERE, confidence=HERE)
+    page = publish(weak=HERE, naive=HERE, confidence=HERE, product=THERE)
+    assert "(seeds 2, 0, commit 000000000000): " in page and "by 6 models. Not trained again: product." in page
+    publish(weak=HERE, naive=HERE, confidence=[HERE[0] + 2**-20, *HERE[1:]], product=THERE)
+    assert not (folder / "check.json").exists()
+
+
 def test_a_check_of_other_rows_is_an_error(checked, repository, capsys):
-    with pytest.raises(SystemExit, match="these runs failed or have other predictions: sst2"):
+    with pytest.raises(SystemExit, match="these runs failed .* The same command resumes them"):
         checked(weak=HERE[:3], naive=HERE[:3], confidence=HERE[:3])
     assert "Got other test rows for seed 0, weak" in capsys.readouterr().err
     assert not (repository / "results" / "sst2" / "check.json").exists()
-    assert (repository / "out_check" / "sst2" / "_stages").is_dir(), "the same command resumes it"
+    assert not checked.trains_anew, "the same command resumes it"
 
 
 @pytest.mark.parametrize(
