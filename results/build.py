@@ -60,6 +60,7 @@ _PAPER = {
     },
     "reward": {"naive and weak": "above, PGR about 0.1 and rarely above 0.2 (4.2)"},
 }
+_ZERO_SHOT = "zero-shot"  # the name of this prompt in the results
 _UNKNOWN = "not distinguishable"
 _NOISE = 1e-9  # a mean over seeds that should be 0 may differ from it in its last digits
 _PROMPT_SCORES = {"accuracy_at_median": "at the median", "accuracy_content_free": "content-free", "auroc": "AUROC"}
@@ -103,17 +104,21 @@ class Entry:
         seconds = self.results.wall_seconds.items()
         return sum(each for name, each in seconds if name != "total" and not name.startswith("students/")) / 3600
 
-    @cached_property
-    def zero_shot(self) -> np.ndarray | None:
-        """The accuracy of the prompted student by seed, `(seeds,)`, where it was prompted."""
-        found = self.table[(self.table["role"] == "baseline") & (self.table["method"] == "zero-shot")]
-        return found["accuracy"].to_numpy() if len(found) else None
+    @property
+    def is_prompted(self) -> bool:
+        """Whether the student was asked by prompts."""
+        return "prompting" in self.results.runs[0].analyses
 
     def accuracies(self, role: str) -> np.ndarray:
-        """The accuracy of supervisor (`weak`), `ceiling`, or the students of a method by seed, `(seeds,)`."""
+        """
+        The accuracy of supervisor (`weak`), `ceiling`, the students of a method, or a prompt (`zero-shot`) by seed,
+        `(seeds,)`.
+        """
         if role in _ROLES:
             return self.table[self.table["role"] == role]["accuracy"].to_numpy()
-        return self.students(role)["accuracy"].to_numpy()
+        if role in self.methods:
+            return self.students(role)["accuracy"].to_numpy()
+        return self.table[(self.table["role"] == "baseline") & (self.table["method"] == role)]["accuracy"].to_numpy()
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
@@ -126,7 +131,7 @@ class Entry:
         return bool(self.predictions["prediction"].notna().all())
 
     def correct(self, role: str) -> np.ndarray:
-        """Returns whether `weak` or the student of a method predicts a test row correctly, `(seeds, N)`, 0 or 1."""
+        """Returns whether a role of the predictions has a test row correct, `(seeds, N)`, 0 or 1."""
         of_role = self.predictions[self.predictions["role"] == role]
         return of_role.pivot(index="seed", columns="id", values="correct").loc[self.seeds].to_numpy(dtype=float)
 
@@ -331,13 +336,9 @@ def findings(entry: Entry) -> list[str]:
     others = [_gain(entry, method, "naive") for method in methods if method != "naive"]
     if "naive" in methods and others:
         lines.append(f"Accuracy minus that of the naive student: {'; '.join(others)}.")
-    if entry.zero_shot is not None:
-        below = [f"{method} in {_share((entry.zero_shot > entry.accuracies(method)).sum(), n)}" for method in methods]
-        above = _share((entry.zero_shot > entry.accuracies("weak")).sum(), n)
-        lines.append(
-            f"The zero-shot prompt is above the supervisor in {above} seeds, and above the students: "
-            f"{', '.join(below)}."
-        )
+    if entry.is_prompted:
+        others = [_gain(entry, each, _ZERO_SHOT) for each in ("weak", *methods)]
+        lines.append(f"Accuracy minus that of the zero-shot prompt: {'; '.join(others)}.")
     no_gap = [run.seed for run in entry.results.runs if any(student.pgr_ci95 is None for student in run.students)]
     if no_gap:
         lines.append(
@@ -351,7 +352,7 @@ def _gain(entry: Entry, one: str, other: str) -> str:
     """Returns the difference between two models with its interval, and in how many seeds the first is above."""
     difference, _ = _difference(entry.correct(one), entry.correct(other))
     above = (entry.accuracies(one) > entry.accuracies(other)).sum()
-    return f"{one} {difference}, above in {_share(above, len(entry.seeds))}"
+    return f"{_ROLES.get(one, one)} {difference}, above in {_share(above, len(entry.seeds))}"
 
 
 def facts_of(entry: Entry, page: Page) -> list[str]:
@@ -438,13 +439,13 @@ def overview(groups: Sequence[Group], short: bool) -> str:
     if len(groups) == 1:
         entries = [(entry.run.label or name, entry) for name, entry in entries]
     methods = list(dict.fromkeys(method for _, entry in entries for method in entry.methods))
-    has_prompts = any(entry.zero_shot is not None for _, entry in entries)
-    header = ["task", "seeds", *(["zero-shot"] if has_prompts else []), "supervisor", *methods, "ceiling"]
+    has_prompts = any(entry.is_prompted for _, entry in entries)
+    header = ["task", "seeds", *([_ZERO_SHOT] if has_prompts else []), "supervisor", *methods, "ceiling"]
     rows = []
     for name, entry in entries:
         line = [name, str(len(entry.seeds))]
         if has_prompts:
-            line.append("" if entry.zero_shot is None else rounded(entry.zero_shot.mean()))
+            line.append(rounded(entry.accuracies(_ZERO_SHOT).mean()) if entry.is_prompted else "")
         line.append(rounded(entry.accuracies("weak").mean()))
         for method in methods:
             if method not in entry.methods:
@@ -467,8 +468,8 @@ def directions(entries: Sequence[tuple[str, Entry]]) -> str:
         for one, other in pairs:
             found = _difference(entry.correct(one), entry.correct(other))
             rows.append([name, f"{one} and {_ROLES.get(other, other)}", *found, paper.get(f"{one} and {other}", "")])
-        if entry.zero_shot is not None and "naive" in methods:
-            found = _same_sign(entry.zero_shot - entry.accuracies("naive"))
+        if entry.is_prompted and "naive" in methods:
+            found = _difference(entry.correct(_ZERO_SHOT), entry.correct("naive"))
             rows.append([name, "zero-shot and naive", *found, paper.get("zero-shot and naive", "")])
         is_wrong = entry.correct("weak") == 0
         is_both = (is_wrong.any(axis=1) & ~is_wrong.all(axis=1)).all()  # else no share of one kind of rows
@@ -491,13 +492,6 @@ def _difference(first: np.ndarray, second: np.ndarray) -> list[str]:
     mean = (np.nanmean(first, axis=1) - np.nanmean(second, axis=1)).mean()
     outcome = "above" if low > _NOISE else "below" if high < -_NOISE else _UNKNOWN
     return [rounded(mean) + _interval((low, high), 3), outcome]
-
-
-def _same_sign(differences: np.ndarray) -> list[str]:
-    """Returns the mean of differences by seed, and their sign if it is that of all of several seeds."""
-    above, below = (differences > 0).all(), (differences < 0).all()
-    is_known = len(differences) > 1 and (above or below)
-    return [rounded(differences.mean()), ("above" if above else "below") + " in all seeds" if is_known else _UNKNOWN]
 
 
 def prompts_table(entries: Sequence[dict]) -> str:
@@ -588,9 +582,7 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
         parts += [
             "## The paper's comparisons",
             "The tables of the README. A difference is that of the means over the seeds, with its paired 95 % "
-            "bootstrap interval over test rows and seeds. The first is above or below if the interval excludes 0. "
-            "Predictions by prompts are not in the files, so zero-shot has no interval. It is above or below if it is "
-            "so in every one of several seeds, which is weaker evidence.",
+            "bootstrap interval over test rows and seeds. The first is above or below if the interval excludes 0.",
             directions(shown),
             _NOT_AS_IN_THE_PAPER,
             "![Test accuracy of students between supervisor and ceiling](figures/results.png)",
@@ -660,7 +652,7 @@ def draw(groups: Sequence[Group], path: Path, key: str) -> None:
         (group.name(entry, short=True), entry) for group in groups if group.table.short for entry in group.entries
     ]
     methods = list(dict.fromkeys(method for _, entry in entries for method in entry.methods))
-    names = [*(["zero-shot"] if any(entry.zero_shot is not None for _, entry in entries) else []), *methods]
+    names = [*([_ZERO_SHOT] if any(entry.is_prompted for _, entry in entries) else []), *methods]
     n_columns = min(3, len(entries))
     n_rows = -(-len(entries) // n_columns)
     with matplotlib.rc_context(STYLE):

@@ -490,9 +490,10 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> bool:
         ValueError: the rows are not the same.
     """
     published, seeds = read_predictions(folder / run.name / PREDICTIONS), run.options["seeds"]
-    compared = compare_predictions(
-        published[published["seed"].isin(seeds)], read_predictions(output_dir / PREDICTIONS)
-    )
+    results = ExperimentResult.read(folder / run.name / "results.json")
+    prompts = results.runs[0].analyses.get("prompting", {}).get("prompted", {})  # an analysis, not trained again
+    is_asked = published["seed"].isin(seeds) & ~published["role"].isin(prompts)
+    compared = compare_predictions(published[is_asked], read_predictions(output_dir / PREDICTIONS))
     columns = ("seed", "role", "n", "largest_difference", "n_different")
     facts = {
         "date": datetime.date.today().isoformat(),

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from helpers.models import make_tokenizer
+from helpers.predictions import check_predictions
 from helpers.running import ROOT, TINY, forked, numbers, recipe_here
 from safetensors.numpy import load_file
 from transformers import set_seed
@@ -91,6 +92,7 @@ def test_prompted_models_are_baselines_of_the_table(analysed):
     (run,) = results["runs"]
     names = ["zero-shot", "2-shot, weak labels", "2-shot, ground truth"]
     assert [entry["name"] for entry in run["baselines"]] == names
+    assert set(names) <= set(check_predictions(output)["role"])
     for name in names:
         assert f"\n0     {name}" in process.stdout and f"| 0 | {name} |" in (output / "report.md").read_text()
         assert run["analyses"]["prompting"]["prompted"][name]["n"] == run["weak"]["n"]

@@ -199,9 +199,6 @@ def test_a_comparison_has_three_outcomes(monkeypatch):
     assert build._difference(few, few) == ["0.000 [0.000, 0.000]", "not distinguishable"]
     monkeypatch.setattr(build, "difference_interval", lambda *scores: (1e-17, 0.0675))
     assert build._difference(ones, few) == ["0.970 [0.000, 0.068]", "not distinguishable"]
-    assert build._same_sign(np.array([0.1, 0.2])) == ["0.150", "above in all seeds"]
-    assert build._same_sign(np.array([-0.1, -0.2]))[1] == "below in all seeds"
-    assert build._same_sign(np.array([0.1, -0.2]))[1] == build._same_sign(np.array([0.1]))[1] == "not distinguishable"
 
 
 def test_pgr_of_all_runs_needs_a_gap(repository):
@@ -214,7 +211,7 @@ def test_pgr_of_all_runs_needs_a_gap(repository):
 def test_comparisons_are_those_of_predictions(repository):
     group, _ = build.read_groups(run.read_page(repository / "results" / "tables.yaml"), repository / "results")
     (entry,) = group.entries
-    for role in ("weak", "naive"):
+    for role in ("weak", "naive", "zero-shot"):
         np.testing.assert_allclose(entry.correct(role).mean(axis=1), entry.accuracies(role))
     wrong = entry.correct("weak") == 0
     shares = [same[of_seed].mean() for same, of_seed in zip(entry.agrees("naive"), wrong, strict=True)]
@@ -395,7 +392,7 @@ def test_a_table_is_compared_with_another_one(repository):
     write_made_up(folder / "sst2", [1], {"weak": HERE})
     with pytest.raises(ValueError, match="a model and seed in common"):
         build.build(repository, folder / "tables.yaml")
-    predictions = {"weak": HERE, "naive": [0.75, 0.3125, 0.375, 0.875], "confidence": HERE}
+    predictions = {"weak": HERE, "naive": [0.75, 0.3125, 0.375, 0.875], "confidence": HERE, "zero-shot": HERE}
     write_made_up(folder / "sst2", [0, 1], predictions)
     build.build(repository, folder / "tables.yaml")
     page = (repository / "docs" / "results.md").read_text()
@@ -420,7 +417,8 @@ def checked(repository, monkeypatch):
     tables = yaml.safe_load((folder / "tables.yaml").read_text())
     tables["tables"]["sst2"]["options"] = {"analyses": ["agreement"]}
     (folder / "tables.yaml").write_text(yaml.safe_dump(tables, sort_keys=False))
-    write_made_up(folder / "sst2", [0, 1, 2], {"weak": HERE, "naive": HERE, "confidence": HERE})
+    roles = ("weak", "naive", "confidence", "zero-shot")
+    write_made_up(folder / "sst2", [0, 1, 2], dict.fromkeys(roles, HERE))
     monkeypatch.setattr(run, "machine", lambda: MACHINE)
     monkeypatch.setattr(run, "revision", lambda: "0" * 12)
 
@@ -497,7 +495,7 @@ def test_a_check_stays_while_its_models_have_the_same_predictions(checked, repos
             student.parent.mkdir(parents=True, exist_ok=True)
             student.touch()
             (outputs / "results.json").write_text(json.dumps(made_up_results([0, 1, 2], list(predictions)[1:])))
-            write_made_up(outputs, [0, 1, 2], predictions)
+            write_made_up(outputs, [0, 1, 2], predictions | {"zero-shot": HERE})
 
         monkeypatch.setattr(run, "launch", launch)
         tables = str(repository / "results" / "tables.yaml")

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from w2s_hf.experiments.settings.classification import LINEAR_PROBE
 from w2s_hf.results import PREDICTIONS, ExperimentResult, SeedResult, read_predictions
 from w2s_hf.results.predictions import predictions_table, write_predictions
 
@@ -20,7 +21,8 @@ def scores_of(run: SeedResult) -> dict:
         scores[student.method] = student
         scores |= {f"link_{number}": link for number, link in enumerate(student.links[:-1], start=1)}
         scores |= {_DIRECT[rows]: score for rows, score in student.direct.items()}
-    scores |= {each.name: each for each in run.baselines if each.name.startswith("linear probe")}
+    names = {LINEAR_PROBE, *run.analyses.get("prompting", {}).get("prompted", {})}
+    scores |= {each.name: each for each in run.baselines if each.name in names}
     return {role: score for role, score in scores.items() if score is not None}
 
 

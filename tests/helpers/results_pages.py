@@ -24,7 +24,6 @@ def made_up_results(
     seeds: list[int], methods: list[str], weak: float = WEAK, ceiling: float = CEILING, zero_shot: bool = True
 ) -> dict:
     """The content of a `results.json` whose accuracies are about these; `GAINS` is that of students over `weak`."""
-    rng = np.random.default_rng(1)
     runs, correct = [], _correct(seeds, methods, weak, ceiling)
     for seed, right in zip(seeds, correct, strict=True):
         students = []
@@ -43,14 +42,18 @@ def made_up_results(
                 "weak_labels": f"weak_labels/seed{seed}",
                 "hardware": "CPU",
             })  # fmt: skip
-        prompt = score("smollm2-135m", rng.random(N_TEST) < weak + 0.02) | {"accuracy_at_median": 0.7}
+        prompt = score("smollm2-135m", right["zero-shot"]) | {"accuracy_at_median": 0.7}
+        prompted = {
+            "baselines": [{"name": "zero-shot", **prompt}],
+            "analyses": {"prompting": {"prompted": {"zero-shot": prompt}}},
+        }
         runs.append({
             "seed": seed,
             "weak": score("minilm-l6", right["weak"]) | {"weights": "745078320039"},
             "ceiling": score("smollm2-135m", right["ceiling"]) | {"weights": "3d709c7c6d01"},
             "students": students,
             "controls": [],
-            **({"baselines": [{"name": "zero-shot", **prompt}]} if zero_shot else {}),
+            **(prompted if zero_shot else {}),
         })  # fmt: skip
     summary = [
         {
@@ -86,6 +89,7 @@ def _correct(seeds: list[int], methods: list[str], weak: float, ceiling: float) 
     """Returns for each seed and role which test rows the model predicts correctly."""
     rng = np.random.default_rng(0)
     levels = {"weak": weak, "ceiling": ceiling, **{name: weak + GAINS[name] for name in methods}}
+    levels["zero-shot"] = weak + 0.02
     return [{name: rng.random(N_TEST) < level + rng.normal(0, 0.01) for name, level in levels.items()} for _ in seeds]
 
 
@@ -97,6 +101,7 @@ def write_made_up_results(folder: Path, seeds: list[int], methods: list[str], ze
     ids = [f"{number:016x}" for number in range(N_TEST)]
     tables = []
     for seed, right in zip(seeds, _correct(seeds, methods, WEAK, CEILING), strict=True):
+        right = right if zero_shot else {role: values for role, values in right.items() if role != "zero-shot"}
         probabilities = {role: np.stack([~values, values], axis=1) for role, values in right.items()}
         tables.append(predictions_table(seed, ids, probabilities, right))
     write_predictions(tables, folder / PREDICTIONS)

@@ -41,8 +41,8 @@ from .analysis_context import AnalysisContext
 from .config import ANALYSES, Own
 
 __all__ = [
-    "analyse", "analysis_notes", "check_prompt_lengths", "overfitting", "agreement", "prompt_format_of", "prompting",
-    "saliency", "probes", "weak_errors",
+    "analyse", "analysis_notes", "check_prompt_lengths", "overfitting", "agreement", "prompt_format_of", "prompted",
+    "prompting", "saliency", "probes", "weak_errors",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -145,18 +145,19 @@ def agreement(context: AnalysisContext) -> dict:
     return found
 
 
-def prompting(context: AnalysisContext) -> dict:
-    """Scores zero-shot and few-shot predictions of the student's base, which are baselines of the main table, too."""
+def prompted(context: AnalysisContext) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """
+    Asks the student's base, zero-shot and few-shot. Called on every rank; asked once, and then cached.
+
+    Returns:
+        `dict`: By the name of the baseline, the probabilities of the test rows, `(N, 2)`, and those of content-free
+        rows: of one for each test row, `(N, 2)`, or where the prompt has no examples of one, `(1, 2)`.
+    """
     splits, n_shots = context.splits, context.args.prompt_shots
-    examples = splits.student_half
+    examples, form = splits.student_half, _form_of(context)
     texts = [context.test["text"][:], examples["text"][:], [context.task.content_free]]
     if context.world is None:
-        form = prompt_format_of(context.task, context.args)
         texts = [_without_prompts(part, context.task, context.args) for part in texts]
-    else:
-        # The demo's models know a text that ends with `ENTITY is`, and words that it may go on with.
-        dead, alive = context.world.answer_words
-        form = PromptFormat(answers=(f" {dead}", f" {alive}"), suffix="", separator=" . ")
     weak = context.weak_labels.of(list(examples["id"])).argmax(axis=1)
     conditions = {
         "zero-shot": (0, weak),
@@ -171,12 +172,17 @@ def prompting(context: AnalysisContext) -> dict:
             prompts.append(few_shot_prompts(part, example_texts, labels, n, form, seed=context.seed))
     answers = context.ask([prompt for part in prompts for prompt in part], form)
     parts = np.split(answers, np.cumsum([len(part) for part in prompts])[:-1])
-    prompted = {
+    return dict(zip(conditions, zip(parts[::2], parts[1::2], strict=True), strict=True))
+
+
+def prompting(context: AnalysisContext) -> dict:
+    """Scores zero-shot and few-shot predictions of the student's base, which are baselines of the main table, too."""
+    scores = {
         name: {
             **context.finetuner.setting.scores(probabilities, context.test),
             **balanced_scores(probabilities, prior, context.truth()),
         }
-        for name, probabilities, prior in zip(conditions, parts[::2], parts[1::2], strict=True)
+        for name, (probabilities, prior) in prompted(context).items()
     }
     note = {}
     if context.world is not None:
@@ -188,14 +194,22 @@ def prompting(context: AnalysisContext) -> dict:
     return {
         **_bounds(context),
         **note,
-        "format": asdict(form),
-        "n_shots": n_shots,
-        "prompted": prompted,
+        "format": asdict(_form_of(context)),
+        "n_shots": context.args.prompt_shots,
+        "prompted": scores,
         "finetuned": {
             f"student, {student.method}": {"accuracy": student.accuracy, "ci95": student.ci95, "n": student.n}
             for student in context.result.students
         },
     }
+
+
+def _form_of(context: AnalysisContext) -> PromptFormat:
+    if context.world is None:
+        return prompt_format_of(context.task, context.args)
+    # The demo's models know a text that ends with `ENTITY is`, and words that it may go on with.
+    dead, alive = context.world.answer_words
+    return PromptFormat(answers=(f" {dead}", f" {alive}"), suffix="", separator=" . ")
 
 
 def check_prompt_lengths(

@@ -23,7 +23,7 @@ from ..results import DatasetInfo, ExperimentResult
 from ..results.predictions import PREDICTIONS, predictions_table, write_predictions
 from ..tasks import GenerationTask, PreferenceTask, PromptFormat, Task, TaskSplits, find_task
 from ..tasks.prompt import answer_tokens, head_tokens
-from .analyses import analyse, analysis_notes, check_prompt_lengths, prompt_format_of
+from .analyses import analyse, analysis_notes, check_prompt_lengths, prompt_format_of, prompted
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
 from .config import ExperimentArguments, GenerationArguments, RewardArguments
@@ -344,9 +344,6 @@ class Experiment:
                 manifest.seeds = list(dict.fromkeys([*manifest.seeds, seed]))
                 manifest.methods |= self.identity.methods
                 manifest.write(self.output_dir)
-        predictions = [scored_predictions(context) for context in contexts]
-        if PartialState().is_main_process:
-            write_predictions(predictions, self.output_dir / PREDICTIONS)
         results = self._report(contexts, started)
         if self.args.analyses:
             # All the rest is on disk before: an analysis that fails takes nothing with it.
@@ -402,8 +399,10 @@ class Experiment:
         return held
 
     def _report(self, contexts: list[AnalysisContext], started: float) -> ExperimentResult:
+        predictions = [scored_predictions(context) for context in contexts]
         results = self.collect(contexts, started)
         if PartialState().is_main_process:
+            write_predictions(predictions, self.output_dir / PREDICTIONS)
             facts, description, notes = self.setting.describe(results, contexts, self.output_dir)
             results = replace(results, **facts, description=description)
             if self.args.demo:
@@ -459,16 +458,17 @@ class Experiment:
 
 def scored_predictions(context: AnalysisContext) -> pa.Table:
     """
-    Returns the predictions of the test rows by the models of a seed, and by the linear probe if it is a baseline.
-    Called on all ranks.
+    Returns the predictions of the test rows by the models of a seed, and by the linear probe and the prompts that are
+    baselines. Called on all ranks.
     """
-    scorer = context.scorer
-    predictions, correct = dict(scorer.predictions), dict(scorer.correct)
+    scorer, baselines = context.scorer, {}
     if any(baseline.name == LINEAR_PROBE for baseline in context.result.baselines):
-        probabilities = context.linear_probe()  # cached
-        predictions[LINEAR_PROBE] = probabilities
-        correct[LINEAR_PROBE] = scorer.setting.is_correct(probabilities, scorer.test)
-    return predictions_table(context.seed, list(scorer.test["id"]), predictions, correct)
+        baselines[LINEAR_PROBE] = context.linear_probe()  # cached
+    if "prompting" in context.result.analyses:
+        baselines |= {name: probabilities for name, (probabilities, _) in prompted(context).items()}  # cached
+    correct = {name: scorer.setting.is_correct(found, scorer.test) for name, found in baselines.items()}
+    ids = list(scorer.test["id"])
+    return predictions_table(context.seed, ids, {**scorer.predictions, **baselines}, {**scorer.correct, **correct})
 
 
 def demo_description(results: ExperimentResult) -> str:

@@ -80,7 +80,8 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
 
         - `seed`;
         - `role`: `weak`, `ceiling`, `ceiling_plain`, the method of a student, `control`, `link_1`, ... of a chain,
-          `direct` and `direct_all` (students without the chain), and the name of a linear probe;
+          `direct` and `direct_all` (students without the chain), and the names of the linear probe and of the
+          prompts of `--analyses prompting`;
         - `id`: the id of the test row, which is a hash of its content unless a generation task gives another one;
         - `prediction`: class probabilities, `(C,)` float32; `None` for completions, which are not in the file;
         - `correct`: whether the prediction is correct.
