@@ -14,11 +14,12 @@ The same command resumes a run that was stopped. Methods, seeds and analyses tha
 again with it; list added ones in tables.yaml, too. Models that are in `--outputs` are not trained again. If the
 options of a table have changed, add `--overwrite`. `python results/build.py` then writes the page.
 
-`--check` trains published runs again from nothing, those named or all, in `--outputs` with `_check` at its end,
-without their analyses; what several of them share is trained once. Sums depend on the number of threads: set
-OMP_NUM_THREADS to that on the page. It compares the predictions of the test rows with `predictions.parquet`, writes
-`check.json` beside it, and fails if a predicted class differs although CPU, cores and threads are the same. The same
-command resumes a check that was stopped.
+`--check` trains published runs again from nothing, those named or all, in `--outputs` with `_check` at its end. It
+trains once what several of them share, and leaves out analyses and their predictions by prompts. Sums depend on the
+number of threads: set OMP_NUM_THREADS to that on the page. It compares the predictions of the test rows with
+`predictions.parquet`, writes `check.json` beside it, and fails if a predicted class differs although CPU, cores and
+threads are the same. The same command resumes a check that was stopped or in which a run failed. After any other
+check, the trained stages are removed, so that the next one trains them again.
 """
 
 import datetime
@@ -32,6 +33,7 @@ import subprocess
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator, Set
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from filelock import FileLock, Timeout
 
 import w2s_hf
 from w2s_hf.command_line import CommandLine, did_you_mean
@@ -423,7 +426,17 @@ def share_stages(outputs: Path, output_dir: Path) -> None:
     (outputs / "_stages").mkdir(parents=True, exist_ok=True)
     output_dir.mkdir(parents=True, exist_ok=True)
     if not (output_dir / "_stages").exists():
+        (output_dir / "_stages").unlink(missing_ok=True)  # a link to a directory that is gone
         (output_dir / "_stages").symlink_to(os.path.relpath(outputs / "_stages", output_dir))
+
+
+def remove_stages(directory: Path) -> None:
+    """Removes the trained models that a directory has, or its link to shared ones."""
+    stages = directory / "_stages"
+    if stages.is_symlink():
+        stages.unlink()
+    elif stages.exists():
+        shutil.rmtree(stages)
 
 
 def launch(command: list[str]) -> None:
@@ -442,7 +455,7 @@ def trained_on(output_dir: Path) -> list[str]:
 def publish(run: Run, output_dir: Path, folder: Path, code: str) -> None:
     """
     Copies results and predictions of a finished run into its folder, and writes command, options and dates beside
-    them. A check of models whose predictions are others now is removed; further models leave it there.
+    them. Removes `check.json` if the predictions of a checked model have changed; further models do not matter.
     """
     results = ExperimentResult.read(output_dir / "results.json")
     facts = {
@@ -457,22 +470,24 @@ def publish(run: Run, output_dir: Path, folder: Path, code: str) -> None:
     (folder / run.name).mkdir(parents=True, exist_ok=True)
     new, published = (place / PREDICTIONS for place in (output_dir, folder / run.name))
     checked = folder / run.name / "check.json"
-    if checked.is_file() and not _has_models(new, published, json.loads(checked.read_text())["models"]):
-        checked.unlink()
+    if checked.is_file():
+        models = json.loads(checked.read_text())["models"]
+        if not (published.is_file() and _has_same_predictions(new, published, models)):
+            checked.unlink()
     shutil.copyfile(new, published)
     results.write(folder / run.name / "results.json")
     (folder / run.name / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _has_models(new: Path, published: Path, models: list[dict]) -> bool:
+def _has_same_predictions(new: Path, published: Path, models: list[dict]) -> bool:
     """Returns whether these models have the same predictions in two files."""
-    asked = {(model["seed"], model["role"]) for model in models}
+    keys = {(model["seed"], model["role"]) for model in models}
 
     def of_models(path: Path) -> dict:
         return {
             (row.seed, row.role, row.id): (row.correct, None if row.prediction is None else row.prediction.tobytes())
             for row in read_predictions(path).itertuples()
-            if (row.seed, row.role) in asked
+            if (row.seed, row.role) in keys
         }
 
     return of_models(new) == of_models(published)
@@ -528,6 +543,45 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> bool:
     return False
 
 
+def run_all(jobs: list[tuple[Run, list[str]]], outputs: Path, folder: Path, is_check: bool) -> None:
+    """
+    Runs the commands of runs one after the other, and publishes or checks each.
+
+    Args:
+        jobs (`list`): Runs with their commands.
+        outputs (`Path`): Has the output directory of each run, by its name.
+        folder (`Path`): Has the published results of each run, by its name.
+        is_check (`bool`): Compare the predictions with those that are published.
+
+    Raises:
+        SystemExit: a run failed, or was stopped, or has other predictions.
+    """
+    code, failed, different = revision(), [], []
+    for run, command in jobs:
+        print(f"{run.name}: {shlex.join(command)}", flush=True)
+        output_dir = outputs / run.name
+        try:
+            share_stages(outputs, output_dir)
+            launch(command)
+            if not is_check:
+                publish(run, output_dir, folder, code)
+            elif not check(run, output_dir, folder, code):
+                different.append(run.name)
+        except (subprocess.CalledProcessError, ValueError, OSError) as error:
+            failed.append(run.name)
+            print(f"error: {run.name}: {error}", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            sys.exit(f"\nStopped in {run.name}. The same command resumes it.")
+    if is_check and not failed:
+        for directory in (outputs, *(outputs / run.name for run, _ in jobs)):
+            remove_stages(directory)
+    errors = [f"error: these runs have other predictions: {', '.join(different)}."] if different else []
+    if failed:
+        errors.append(f"error: these runs failed: {', '.join(failed)}. The same command resumes them.")
+    if errors:
+        sys.exit("\n".join(errors))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = CommandLine(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="Tables, or single runs (default: all tables).")
@@ -578,39 +632,38 @@ def main(argv: list[str] | None = None) -> None:
             # Without names, all that are published are checked.
             if args.names or not args.check or (folder / run.name / PREDICTIONS).is_file()
         ]
+        if args.check and not runs:
+            raise ValueError(
+                f"--check: got no run with {PREDICTIONS} in {folder}, expected at least one. Publish runs first, "
+                "without --check."
+            )
         places = [path.expanduser().resolve() if path else None for path in (args.models, args.data)]
         commands = [(run, run.local(page.models, *places)) for run in runs]
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    code, failed, different, outputs = revision(), [], [], args.outputs.resolve()
+    outputs = args.outputs.resolve()
     if args.check:
         outputs = outputs.with_name(f"{outputs.name}_check")
-    for run, local in commands:
-        output_dir = outputs / run.name
-        command = [sys.executable, run.recipe, *local.arguments, "--output_dir", str(output_dir)]
-        # A check of other seeds may be there; overwriting keeps its stages.
-        command += ["--overwrite_output_dir", "true"] if args.overwrite or args.check else []
-        print(f"{run.name}: {shlex.join(command)}", flush=True)
-        if args.dry_run:
-            continue
-        try:
-            share_stages(outputs, output_dir)
-            launch(command)
-            if not args.check:
-                publish(run, output_dir, folder, code)
-            elif not check(run, output_dir, folder, code):
-                different.append(run.name)
-        except (subprocess.CalledProcessError, ValueError, OSError) as error:
-            failed.append(run.name)
-            print(f"error: {run.name}: {error}", file=sys.stderr, flush=True)
-        except KeyboardInterrupt:
-            sys.exit(f"\nStopped in {run.name}. The same command resumes it.")
-    if args.check and not failed and not args.dry_run:
-        shutil.rmtree(outputs / "_stages")  # the next check trains again, too
-    if failed:
-        sys.exit(f"error: these runs failed and left no results: {', '.join(failed)}. The same command resumes them.")
-    if different:
-        sys.exit(f"error: these runs have other predictions: {', '.join(different)}.")
+    # A check of other seeds may be there; overwriting keeps its stages.
+    further = ["--overwrite_output_dir", "true"] if args.overwrite or args.check else []
+    jobs = [
+        (run, [sys.executable, run.recipe, *local.arguments, "--output_dir", str(outputs / run.name), *further])
+        for run, local in commands
+    ]
+    if args.dry_run:
+        for run, command in jobs:
+            print(f"{run.name}: {shlex.join(command)}")
+        return
+    outputs.mkdir(parents=True, exist_ok=True)
+    try:
+        # The first of two checks to end would remove the stages of the other.
+        with FileLock(outputs / "check.lock", timeout=0) if args.check else nullcontext():
+            run_all(jobs, outputs, folder, args.check)
+    except Timeout:
+        parser.error(
+            f"--check: got {outputs}, which another check uses, expected one check at a time. Wait until it ends, or "
+            "name another directory with --outputs."
+        )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 from helpers.predictions import check_predictions, write_made_up
 from helpers.puzzles import random_rows
 from helpers.results_pages import made_up_results, write_made_up_results, write_tables
@@ -510,8 +511,43 @@ def test_a_check_stays_while_its_models_have_the_same_predictions(checked, repos
     assert not (folder / "check.json").exists()
 
 
+def test_the_check_of_a_run_without_predictions_is_removed(checked, repository):
+    checked(weak=HERE, naive=HERE)
+    published, new = repository / "results" / "sst2", repository / "out" / "sst2"
+    write_made_up(new, [0, 1, 2], {"weak": HERE, "naive": HERE, "confidence": HERE})
+    (published / PREDICTIONS).rename(new / PREDICTIONS)
+    (new / "results.json").write_text((published / "results.json").read_text())
+    (new / "students" / "naive").mkdir(parents=True)
+    (new / "students" / "naive" / "adapter.safetensors").touch()
+    run.publish(run.read_page(repository / "results" / "tables.yaml").runs[0], new, published.parent, "0" * 12)
+    assert (published / PREDICTIONS).is_file() and not (published / "check.json").exists()
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_check_trains_anew_whatever_an_earlier_one_has_left(is_link, checked, repository):
+    """A check of an older version kept the stages of a run in its own directory."""
+    stages = repository / "out_check" / "sst2" / "_stages"
+    stages.parent.mkdir(parents=True)
+    if is_link:
+        stages.symlink_to(repository / "removed")
+    else:
+        (repository / "out_check" / "_stages" / "weak-1").mkdir(parents=True)
+        stages.mkdir()
+    checked(weak=HERE, naive=HERE)
+    assert not stages.exists() and not stages.is_symlink(), "the next check would reuse them"
+
+
+def test_two_checks_do_not_share_outputs(checked, repository, capsys):
+    (repository / "out_check").mkdir()
+    with FileLock(repository / "out_check" / "check.lock"), pytest.raises(SystemExit):
+        checked(weak=HERE, naive=HERE)
+    assert "which another check uses, expected one check at a time. Wait" in " ".join(capsys.readouterr().err.split())
+    assert checked.commands == []
+    checked(weak=HERE, naive=HERE)
+
+
 def test_a_check_of_other_rows_is_an_error(checked, repository, capsys):
-    with pytest.raises(SystemExit, match="these runs failed .* The same command resumes them"):
+    with pytest.raises(SystemExit, match=r"these runs failed: sst2\. The same command resumes them"):
         checked(weak=HERE[:3], naive=HERE[:3], confidence=HERE[:3])
     assert "Got other test rows for seed 0, weak" in capsys.readouterr().err
     assert not (repository / "results" / "sst2" / "check.json").exists()
@@ -539,6 +575,30 @@ def test_without_names_all_published_runs_are_checked(checked, repository, capsy
     (repository / "results" / "pairs" / "as_it_is" / PREDICTIONS).unlink()
     run.main(["--check", "--dry_run", "--tables", str(repository / "results" / "tables.yaml")])
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["sst2", "pairs/in_4_bits"]
+
+
+def test_a_check_needs_published_runs(repository, capsys):
+    for path in (repository / "results").glob(f"**/{PREDICTIONS}"):
+        path.unlink()
+    tables = ["--tables", str(repository / "results" / "tables.yaml")]
+    with pytest.raises(SystemExit):
+        run.main(["--check", "--dry_run", *tables])
+    assert "got no run with predictions.parquet" in capsys.readouterr().err
+
+
+def test_an_error_names_the_runs_that_differ_and_those_that_failed(repository, monkeypatch):
+    monkeypatch.setattr(run, "launch", lambda command: None)
+    monkeypatch.setattr(run, "revision", lambda: "0" * 12)
+
+    def check(each, *places):
+        if each.label:
+            raise ValueError("got no predictions")
+        return False
+
+    monkeypatch.setattr(run, "check", check)
+    tables = ["--tables", str(repository / "results" / "tables.yaml"), "--outputs", str(repository / "out")]
+    with pytest.raises(SystemExit, match=r"other predictions: sst2\.\n.* failed: pairs/as_it_is, pairs/in_4_bits\."):
+        run.main(["--check", *tables])
 
 
 def test_a_check_of_a_seed_without_predictions_is_refused(checked, repository, capsys):
