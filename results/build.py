@@ -106,7 +106,7 @@ class Entry:
 
     @property
     def is_prompted(self) -> bool:
-        """Whether the student was asked by prompts."""
+        """Whether `--analyses prompting` asked the student by prompts."""
         return "prompting" in self.results.runs[0].analyses
 
     def accuracies(self, role: str) -> np.ndarray:
@@ -131,8 +131,18 @@ class Entry:
         return bool(self.predictions["prediction"].notna().all())
 
     def correct(self, role: str) -> np.ndarray:
-        """Returns whether a role of the predictions has a test row correct, `(seeds, N)`, 0 or 1."""
+        """
+        Returns whether the predictions of a role, such as `weak` or `zero-shot`, are correct, `(seeds, N)`, 0 or 1.
+
+        Raises:
+            ValueError: `predictions.parquet` has no predictions of this role.
+        """
         of_role = self.predictions[self.predictions["role"] == role]
+        if of_role.empty:
+            raise ValueError(
+                f"{self.run.name}/{PREDICTIONS}: got no predictions of {role}, expected those of all models and "
+                f"prompts of its results.json. Run python results/run.py {self.run.name}."
+            )
         return of_role.pivot(index="seed", columns="id", values="correct").loc[self.seeds].to_numpy(dtype=float)
 
     def agrees(self, method: str) -> np.ndarray:
@@ -374,14 +384,13 @@ def facts_of(entry: Entry, page: Page) -> list[str]:
         f"Trained {days} on {' and '.join(sorted(devices))} in {_duration(entry.hours)}, with {versions}.",
         f"Copied into `results/` with commit {by['commit']} and Python {by['python']} on {_machine(by)}; an earlier "
         "commit may have trained the models.",
-        *([check_line(entry)] if entry.check else []),
+        *([check_line(entry, entry.check)] if entry.check else []),
     ]
 
 
-def check_line(entry: Entry) -> str:
-    """Returns what `python results/run.py --check` found in a run that was checked."""
-    assert entry.check is not None
-    models, by = entry.check["models"], entry.check["checked_by"]
+def check_line(entry: Entry, check: dict) -> str:
+    """Returns what `python results/run.py --check` found."""
+    models, by = check["models"], check["checked_by"]
     differences = [model["largest_difference"] for model in models if model["largest_difference"] is not None]
     n_different, n = (sum(model[name] for model in models) for name in ("n_different", "n"))
     found = f"{n_different} of {n} predictions by {len(models)} models differ"
@@ -389,11 +398,11 @@ def check_line(entry: Entry) -> str:
         largest = f"largest difference in probability {max(differences):.2g}"
         found = f"{largest}, another class in {n_different} of {n} predictions by {len(models)} models"
     place = f" on {_machine(by)}" if machine_differs(by, entry.facts["published_by"]) else ""
-    seeds = _named_seeds(entry.check["seeds"])
+    trained = f"Trained again on {check['date']}{place} ({_named_seeds(check['seeds'])}, commit {by['commit']})"
     roles = {model["role"] for model in models}
     added = [method for method in entry.methods if method not in roles]  # after the check
     missing = f" Not trained again: {', '.join(added)}." if added else ""
-    return f"Trained again on {entry.check['date']}{place} ({seeds}, commit {by['commit']}): {found}.{missing}"
+    return f"{trained}: {found}.{missing}"
 
 
 def _machine(by: dict) -> str:
@@ -465,12 +474,10 @@ def directions(entries: Sequence[tuple[str, Entry]]) -> str:
         methods, paper = entry.methods, _PAPER.get(entry.results.setting, {})
         pairs = [(method, "weak") for method in methods]
         pairs += [(method, "naive") for method in methods if method != "naive" and "naive" in methods]
+        pairs += [(_ZERO_SHOT, "naive")] if entry.is_prompted and "naive" in methods else []
         for one, other in pairs:
             found = _difference(entry.correct(one), entry.correct(other))
             rows.append([name, f"{one} and {_ROLES.get(other, other)}", *found, paper.get(f"{one} and {other}", "")])
-        if entry.is_prompted and "naive" in methods:
-            found = _difference(entry.correct(_ZERO_SHOT), entry.correct("naive"))
-            rows.append([name, "zero-shot and naive", *found, paper.get("zero-shot and naive", "")])
         is_wrong = entry.correct("weak") == 0
         is_both = (is_wrong.any(axis=1) & ~is_wrong.all(axis=1)).all()  # else no share of one kind of rows
         if not (is_both and entry.has_probabilities and "naive" in methods):
@@ -769,7 +776,10 @@ def main() -> None:
     parser = CommandLine(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="Change nothing, and fail where a file is out of date.")
     args = parser.parse_args()
-    old = build(check=args.check)
+    try:
+        old = build(check=args.check)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     missing = [run.name for run in read_page().runs if not (TABLES.parent / run.name / "results.json").is_file()]
     print(f"Runs without results: {', '.join(missing) or 'none'}.")
     if args.check and old:

@@ -24,6 +24,7 @@ from w2s_hf.experiments.config import ClassificationArguments
 from w2s_hf.experiments.report import run_settings
 from w2s_hf.metrics import difference_interval, rounded
 from w2s_hf.results import PREDICTIONS, ExperimentResult, PgrSummary, read_predictions
+from w2s_hf.results.predictions import predictions_table, write_predictions
 from w2s_hf.tasks import PREFERENCE_TASKS
 from w2s_hf.tasks.chess import CHESS_PUZZLES
 
@@ -224,6 +225,8 @@ def test_comparisons_are_those_of_predictions(repository):
     entry.results.setting = "reward"
     pairs = build.directions([("HH", entry)])
     assert "PGR about 0.1" in pairs and "(4.3.2)" not in pairs and "(5.1.2)" not in pairs
+    with pytest.raises(ValueError, match="got no predictions of 5-shot, .* Run python results/run.py sst2"):
+        entry.correct("5-shot")
     predictions = entry.predictions.copy()
     entry.predictions.loc[entry.predictions["role"] == "weak", "correct"] = True
     assert "errors" not in build.directions([("SST-2", entry)]), "a supervisor without errors"
@@ -521,6 +524,15 @@ def test_the_check_of_a_run_without_predictions_is_removed(checked, repository):
     (new / "students" / "naive" / "adapter.safetensors").touch()
     run.publish(run.read_page(repository / "results" / "tables.yaml").runs[0], new, published.parent, "0" * 12)
     assert (published / PREDICTIONS).is_file() and not (published / "check.json").exists()
+
+
+@pytest.mark.parametrize("is_correct", [True, False])
+def test_completions_are_the_same_if_the_same_rows_are_correct(is_correct, tmp_path):
+    paths = [tmp_path / name for name in ("published", "new")]
+    for path, second in zip(paths, (True, is_correct), strict=True):
+        right = {"weak": np.array([False, second])}
+        write_predictions([predictions_table(0, ["a", "b"], {"weak": ["1", "2"]}, right)], path)
+    assert run._has_same_predictions(*paths, [{"seed": 0, "role": "weak"}]) == is_correct
 
 
 @pytest.mark.parametrize("is_link", [True, False])
