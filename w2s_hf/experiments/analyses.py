@@ -147,11 +147,11 @@ def agreement(context: AnalysisContext) -> dict:
 
 def prompted(context: AnalysisContext) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
-    Asks the student's base, zero-shot and few-shot. Called on every rank; asked once, and then cached.
+    Returns the zero-shot and few-shot predictions of the student's base. Called on every rank; the answers are cached.
 
     Returns:
-        `dict`: By the name of the baseline, the probabilities of the test rows, `(N, 2)`, and those of content-free
-        rows: of one for each test row, `(N, 2)`, or where the prompt has no examples of one, `(1, 2)`.
+        `dict`: By the name of the baseline, the probabilities of the test rows, `(N, 2)`, and those of a text without
+        content in the same prompts, `(N, 2)`, or without examples, where these prompts are all equal, `(1, 2)`.
     """
     splits, n_shots = context.splits, context.args.prompt_shots
     examples, form = splits.student_half, _form_of(context)
