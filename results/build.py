@@ -551,10 +551,10 @@ _INTRODUCTION = """\
 Real pretrained models and real rows. [`results/`](../results) has the `results.json` of each run and
 [`tables.yaml`](../results/tables.yaml) its options. `python results/run.py sst2` trains the models of the table `sst2`
 again and replaces its files in `results/`; `--add_methods NAME` adds a method. With `--check` it replaces nothing, and
-compares the predictions of the test rows with those in `predictions.parquet`. Without a name it trains those of all
-tables, also of tables without results yet. `python results/build.py` writes this page. Models and rows come from the
-Hub, or with `--models DIRECTORY --data DIRECTORY` from local copies: the first contains `smollm2-135m/`, the second
-`sst2/` with the files of each split, as `python results/run.py --help` says.
+compares the predictions of the test rows with those in `predictions.parquet`, except those by prompts. Without a name
+it trains those of all tables, also of tables without results yet. `python results/build.py` writes this page. Models
+and rows come from the Hub, or with `--models DIRECTORY --data DIRECTORY` from local copies: the first contains
+`smollm2-135m/`, the second `sst2/` with the files of each split, as `python results/run.py --help` says.
 
 - Seeds change initialization and order of the training. All seeds of a run have the same rows.
 - Accuracy is the share of test rows that a model classifies correctly. With one seed, the interval is 95 % over test
