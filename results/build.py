@@ -349,6 +349,13 @@ def findings(entry: Entry) -> list[str]:
     if entry.is_prompted:
         others = [_gain(entry, each, _ZERO_SHOT) for each in ("weak", *methods)]
         lines.append(f"Accuracy minus that of the zero-shot prompt: {'; '.join(others)}.")
+    runs, chance = entry.results.runs, entry.results.chance
+    at_chance = [run.seed for run in runs if chance is not None and run.weak.ci95 and run.weak.ci95[0] <= chance]
+    if at_chance:
+        lines.append(
+            f"The supervisor is not clearly better than chance in {_share(len(at_chance), n)} seeds "
+            f"({', '.join(map(str, at_chance))}): its labels say little there, and so does PGR."
+        )
     no_gap = [run.seed for run in entry.results.runs if any(student.pgr_ci95 is None for student in run.students)]
     if no_gap:
         lines.append(

@@ -236,6 +236,15 @@ def test_comparisons_are_those_of_predictions(repository):
     assert "errors" not in build.directions([("Chess", entry)])
 
 
+def test_a_supervisor_at_chance_is_named(repository):
+    groups = build.read_groups(run.read_page(repository / "results" / "tables.yaml"), repository / "results")
+    entry = groups[0].entries[0]
+    assert not any("chance" in line for line in build.findings(entry))
+    entry.results.runs[1].weak.ci95 = [entry.results.chance, 0.75]
+    (line,) = [line for line in build.findings(entry) if "chance" in line]
+    assert line.startswith("The supervisor is not clearly better than chance in 1 of 2 seeds (1): ")
+
+
 def test_undefined_pgr_is_no_unbounded_interval():
     summary = {"pgr_median": None, "pgr_ci95": None, "n_seeds": 2, "n_undefined": 2}
     assert build.pgr_cell(PgrSummary.from_dict(summary)) == "undefined in 2 of 2 seeds"
