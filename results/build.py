@@ -705,7 +705,8 @@ def draw(groups: Sequence[Group], path: Path, key: str) -> None:
             axes.set_title(f"{title}\n{over}, {entry.results.dataset.n_test} test rows", loc="left", fontsize=9)
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("test accuracy", fontsize=9)
-            axes.grid(axis="x", color="#E6E6E6", lw=0.7, zorder=0)
+            axes.grid(axis="x", color="#E6E6E6", lw=0.7)
+            axes.set_axisbelow(True)  # else it is drawn over a line at the same place
         grid[0, 0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         grid[0, 0].set_ylim(len(names) - 0.5, -0.5)
         dot: dict[str, Any] = {"marker": "o", "mfc": "white", "ms": 5, "ls": ""}
