@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -30,6 +29,7 @@ from w2s_hf.cards.markdown import markdown_table
 from w2s_hf.command_line import CommandLine
 from w2s_hf.config import METHODS
 from w2s_hf.experiments.config import ANALYSES, BOOTSTRAP
+from w2s_hf.experiments.settings.classification import LINEAR_PROBE
 from w2s_hf.metrics import difference_interval, rounded
 from w2s_hf.plots import PALETTE, STYLE
 from w2s_hf.results import (
@@ -53,12 +53,12 @@ _ROLES = {
 # The paper's findings, by setting and comparison.
 _PAPER = {
     "classification": {
-        "naive and weak": "above, PGR above 0.2 for any pair of models on NLP tasks (4.2)",
+        "naive and weak": "above, PGR above 0.2 for any pair of models over 22 tasks (4.2)",
         "confidence and naive": "above, most where supervisor and student are far apart (4.3.2)",
         "zero-shot and naive": "above with very weak supervisors (figure 15)",
         "agreement": "below (5.1.2)",
     },
-    "reward": {"naive and weak": "above, PGR about 0.1 and rarely above 0.2 (4.2)"},
+    "reward": {"naive and weak": "above, PGR about 0.1 and rarely above 0.2, on other pairs (4.2)"},
 }
 _ZERO_SHOT = "zero-shot"  # the name of this prompt in the results
 _UNKNOWN = "not distinguishable"
@@ -114,11 +114,14 @@ class Entry:
         The accuracy of supervisor (`weak`), `ceiling`, the students of a method, or a prompt (`zero-shot`) by seed,
         `(seeds,)`.
         """
+        return self.scores(role)["accuracy"].to_numpy()
+
+    def scores(self, role: str) -> pd.DataFrame:
+        """The rows of the table of these models, one for each seed; none where they were not run."""
         if role in _ROLES:
-            return self.table[self.table["role"] == role]["accuracy"].to_numpy()
-        if role in self.methods:
-            return self.students(role)["accuracy"].to_numpy()
-        return self.table[(self.table["role"] == "baseline") & (self.table["method"] == role)]["accuracy"].to_numpy()
+            return self.table[self.table["role"] == role]
+        kind = "student" if role in self.methods else "baseline"
+        return self.table[(self.table["role"] == kind) & (self.table["method"] == role)]
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
@@ -154,10 +157,6 @@ class Entry:
             return found.pivot(index="seed", columns="id", values="predicted").loc[self.seeds].to_numpy()
 
         return (classes(method) == classes("weak")).astype(float)
-
-    def students(self, method: str) -> pd.DataFrame:
-        """The students of a method, a row for each seed."""
-        return self.table[(self.table["role"] == "student") & (self.table["method"] == method)]
 
 
 @dataclass(frozen=True)
@@ -346,6 +345,8 @@ def findings(entry: Entry) -> list[str]:
     others = [_gain(entry, method, "naive") for method in methods if method != "naive"]
     if "naive" in methods and others:
         lines.append(f"Accuracy minus that of the naive student: {'; '.join(others)}.")
+    if LINEAR_PROBE in set(entry.predictions["role"]):
+        lines.append(f"Accuracy minus that of the linear probe: {_gain(entry, 'ceiling', LINEAR_PROBE)}.")
     if entry.is_prompted:
         others = [_gain(entry, each, _ZERO_SHOT) for each in ("weak", *methods)]
         lines.append(f"Accuracy minus that of the zero-shot prompt: {'; '.join(others)}.")
@@ -548,8 +549,8 @@ Not as in the paper:
 - Students have LoRA adapters. Texts are inside the task's prompt, and the head begins as the rows of the answer words
   in the unembedding (pairs: at random).
 - The steps of training are few (pairs: 50, texts: 80). A fifth of them is the warm-up of the auxiliary loss, as in the
-  paper, but the recipe warns of so few.
-- Nothing stops early."""
+  paper, but the recipe warns that these are too few.
+- There is no early stopping."""
 _INTRODUCTION = """\
 # Results on real models
 
@@ -569,14 +570,16 @@ and rows come from the Hub, or with `--models DIRECTORY --data DIRECTORY` from l
 - PGR is (student - supervisor) / (ceiling - supervisor): 0 for a student as accurate as its supervisor, 1 for one as
   accurate as its ceiling, and negative for one that is worse than its supervisor. Its interval is a bootstrap over
   test rows, and over seeds if there are several. It is unbounded if the ceiling is at or below the supervisor in more
-  than 2.5 % of the resamples.
+  than 2.5 % of the resamples. It is an interval of a ratio, and can include 0 where that of the
+  difference between student and supervisor does not.
 - All bootstraps have 2000 resamples and take percentiles. They cover three seeds and one choice of training rows, and
   are not corrected for the number of comparisons.
 - The test rows are balanced: chance is 0.5.
 - Agreement is the share of test rows on which student and supervisor predict the same, among those that the supervisor
   classifies correctly and among the others. A student that copies errors has high agreement in both groups.
 - The ceiling is the student trained on ground truth of the same rows. The linear probe is a logistic regression on the
-  last hidden states of the untrained student, fitted to this ground truth.
+  last hidden states of the untrained student, fitted to this ground truth. A ceiling that is not above it may not have
+  learned the task.
 - In a 5-shot prompt, the labels of the five examples are weak labels or ground truth.
 - A prompt "at the median" predicts class 1 for the half of the test rows with the larger probability of class 1. It
   needs balanced classes and no labels. "Content-free" subtracts the prompt's preference for one answer, measured on a
@@ -584,6 +587,9 @@ and rows come from the Hub, or with `--models DIRECTORY --data DIRECTORY` from l
 - Commands with `--bf16 true` train in mixed precision (bfloat16), which is faster on this CPU, the others in float32.
   On a CPU without AVX512-BF16 or AMX, give the recipe `--bf16 false` instead; `--check` cannot compare such a run.
 - Trainings had the number of threads that is named (`OMP_NUM_THREADS`). Another number changes the last digits.
+- Hours include models that a table shares with others, which were trained once.
+- "Trained again" means the supervisor, ceiling, students and linear probe of the seeds that are named, without
+  analyses, on a machine of the same kind unless another is named. Runs that one command trains again share models.
 - `weights` of a model is a hash of its configuration and of samples of its weights, as in `results.json`."""
 
 
@@ -606,7 +612,7 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
         options = " ".join(f"--{name} {prompts[name]}" for name in ("dtype", "max_length", "n_test", "batch_size"))
         parts += [
             "## Prompts without training",
-            f"Answers of {prompts['model']} on balanced test rows, other ones than above: accuracy / at the median / "
+            f"Answers of {prompts['model']} on balanced test rows, not those above: accuracy / at the median / "
             "content-free / AUROC. "
             f"Measured by `python recipes/benchmarks/prompts.py --model {prompts['model']} --data DIRECTORY "
             f"{options}`; `results/prompts/prompts.json` has prompts, answers and intervals.",
@@ -646,7 +652,7 @@ def readme_text(groups: Sequence[Group]) -> str:
         overview(shown, short=True),
         "![Test accuracy of students between supervisor and ceiling](docs/figures/results.png)",
         "In an empty cell nothing was run. Without a clear gap between supervisor and ceiling, PGR says nothing. "
-        f"Each row is trained by one command, here on two CPU cores beside other trainings: {', '.join(commands)}.",
+        f"Each row is trained by one command, here with one thread on a CPU with two cores: {', '.join(commands)}.",
     ])  # fmt: skip
 
 
@@ -655,7 +661,7 @@ def readme_text(groups: Sequence[Group]) -> str:
 
 def draw(groups: Sequence[Group], path: Path, key: str) -> None:
     """
-    Draws a panel for each run in the README: students and prompts between supervisor and ceiling.
+    Draws a panel for each run in the README, with a line for each of supervisor, prompt, students and ceiling.
 
     Args:
         groups (sequence of [`Group`]): Tables with results.
@@ -666,7 +672,9 @@ def draw(groups: Sequence[Group], path: Path, key: str) -> None:
         (group.name(entry, short=True), entry) for group in groups if group.table.short for entry in group.entries
     ]
     methods = list(dict.fromkeys(method for _, entry in entries for method in entry.methods))
-    names = [*([_ZERO_SHOT] if any(entry.is_prompted for _, entry in entries) else []), *methods]
+    has_prompts = any(entry.is_prompted for _, entry in entries)
+    names = ["weak", *([_ZERO_SHOT] if has_prompts else []), *methods, "ceiling"]
+    colours = {"weak": "grey", _ZERO_SHOT: "orange", "ceiling": "green"}
     n_columns = min(3, len(entries))
     n_rows = -(-len(entries) // n_columns)
     with matplotlib.rc_context(STYLE):
@@ -676,14 +684,12 @@ def draw(groups: Sequence[Group], path: Path, key: str) -> None:
         for axes in grid.flat[len(entries) :]:
             axes.set_axis_off()
         for axes, (name, entry) in zip(grid.flat, entries, strict=False):
-            for role, colour in (("weak", "grey"), ("ceiling", "green")):
-                axes.axvline(entry.accuracies(role).mean(), color=PALETTE[colour], lw=2, zorder=1)
+            if entry.results.chance is not None:
+                axes.axvline(entry.results.chance, color="black", lw=0.8, ls=":", zorder=1)
+            for role in ("weak", "ceiling"):
+                axes.axvline(entry.accuracies(role).mean(), color=PALETTE[colours[role]], lw=1.2, zorder=1)
             for y, label in enumerate(names):
-                scores = (
-                    entry.students(label)
-                    if label in methods
-                    else entry.table[(entry.table["role"] == "baseline") & (entry.table["method"] == label)]
-                )
+                scores = entry.scores(label)
                 if not len(scores):
                     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # a line may be behind the text
                     axes.text(
@@ -692,7 +698,7 @@ def draw(groups: Sequence[Group], path: Path, key: str) -> None:
                     )  # fmt: skip
                     continue
                 values = scores["accuracy"].to_numpy()
-                colour = PALETTE["blue"] if label in methods else PALETTE["orange"]
+                colour = PALETTE[colours.get(label, "blue")]
                 if len(values) == 1:
                     low, high = scores["accuracy_low"].iloc[0], scores["accuracy_high"].iloc[0]
                     axes.plot([low, high], [y, y], color=colour, lw=1.4, zorder=2)
@@ -707,18 +713,16 @@ def draw(groups: Sequence[Group], path: Path, key: str) -> None:
             axes.set_xlabel("test accuracy", fontsize=9)
             axes.grid(axis="x", color="#E6E6E6", lw=0.7)
             axes.set_axisbelow(True)  # else it is drawn over a line at the same place
-        grid[0, 0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        grid[0, 0].set_yticks(range(len(names)), [_ROLES.get(name, name.replace("_", " ")) for name in names])
         grid[0, 0].set_ylim(len(names) - 0.5, -0.5)
-        dot: dict[str, Any] = {"marker": "o", "mfc": "white", "ms": 5, "ls": ""}
-        handles = [
-            Line2D([], [], color=PALETTE["grey"], lw=2, label="weak supervisor, mean"),
-            Line2D([], [], color=PALETTE["green"], lw=2, label="strong ceiling, mean"),
-            Line2D([], [], color=PALETTE["blue"], **dot, label="student of one seed"),
-        ]
-        if names != methods:
-            handles.append(Line2D([], [], color=PALETTE["orange"], **dot, label="student prompted, not trained"))
+        handles = [Line2D([], [], color="black", marker="o", mfc="white", ms=5, ls="", label="model of one seed")]
         if any(len(entry.seeds) > 1 for _, entry in entries):
             handles.append(Line2D([], [], color="black", marker="|", ms=11, mew=2.5, ls="", label="mean over seeds"))
+        handles += [
+            Line2D([], [], color=PALETTE["grey"], lw=1.2, label="weak supervisor, mean"),
+            Line2D([], [], color=PALETTE["green"], lw=1.2, label="strong ceiling, mean"),
+            Line2D([], [], color="black", lw=0.8, ls=":", label="chance"),
+        ]
         figure.legend(
             handles=handles, loc="outside lower center", ncols=2 if n_columns == 1 else 5, fontsize=8, frameon=False
         )

@@ -217,7 +217,7 @@ def test_comparisons_are_those_of_predictions(repository):
         np.testing.assert_allclose(entry.correct(role).mean(axis=1), entry.accuracies(role))
     wrong = entry.correct("weak") == 0
     shares = [same[of_seed].mean() for same, of_seed in zip(entry.agrees("naive"), wrong, strict=True)]
-    np.testing.assert_allclose(shares, entry.students("naive")["agreement_supervisor_wrong"])
+    np.testing.assert_allclose(shares, entry.scores("naive")["agreement_supervisor_wrong"])
     table = build.directions([("SST-2", entry)])
     assert "| SST-2 | errors that confidence copies, and that naive copies | " in table
     assert table.count("(4.3.2)") == 1 and table.count("(5.1.2)") == 2
