@@ -22,6 +22,7 @@ from w2s_hf.demo.rows import demo_pairs, demo_rows
 from w2s_hf.experiments import cli
 from w2s_hf.experiments.config import ClassificationArguments
 from w2s_hf.experiments.report import run_settings
+from w2s_hf.experiments.settings.classification import LINEAR_PROBE
 from w2s_hf.metrics import difference_interval, rounded
 from w2s_hf.results import PREDICTIONS, ExperimentResult, PgrSummary, read_predictions
 from w2s_hf.results.predictions import predictions_table, write_predictions
@@ -213,7 +214,7 @@ def test_pgr_of_all_runs_needs_a_gap(repository):
 def test_comparisons_are_those_of_predictions(repository):
     group, _ = build.read_groups(run.read_page(repository / "results" / "tables.yaml"), repository / "results")
     (entry,) = group.entries
-    for role in ("weak", "naive", "zero-shot"):
+    for role in ("weak", "naive", "zero-shot", LINEAR_PROBE):
         np.testing.assert_allclose(entry.correct(role).mean(axis=1), entry.accuracies(role))
     wrong = entry.correct("weak") == 0
     shares = [same[of_seed].mean() for same, of_seed in zip(entry.agrees("naive"), wrong, strict=True)]
@@ -236,9 +237,12 @@ def test_comparisons_are_those_of_predictions(repository):
     assert "errors" not in build.directions([("Chess", entry)])
 
 
-def test_a_supervisor_at_chance_is_named(repository):
+def test_a_supervisor_at_chance_is_named_and_the_ceiling_compared_with_the_probe(repository):
     groups = build.read_groups(run.read_page(repository / "results" / "tables.yaml"), repository / "results")
     entry = groups[0].entries[0]
+    difference = entry.accuracies("ceiling").mean() - entry.accuracies(LINEAR_PROBE).mean()
+    (line,) = [line for line in build.findings(entry) if "linear probe" in line]
+    assert line.startswith(f"Accuracy minus that of the linear probe: strong ceiling {rounded(difference)} [")
     assert not any("chance" in line for line in build.findings(entry))
     entry.results.runs[1].weak.ci95 = [entry.results.chance, 0.75]
     (line,) = [line for line in build.findings(entry) if "chance" in line]

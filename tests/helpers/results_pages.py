@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from w2s_hf.experiments.settings.classification import LINEAR_PROBE
 from w2s_hf.metrics import accuracy_interval, agreement_shares, performance_gap_recovered, pgr_interval, pgr_over_seeds
 from w2s_hf.results import PREDICTIONS
 from w2s_hf.results.predictions import predictions_table, write_predictions
@@ -43,17 +44,16 @@ def made_up_results(
                 "hardware": "CPU",
             })  # fmt: skip
         prompt = score("smollm2-135m", right["zero-shot"]) | {"accuracy_at_median": 0.7}
-        prompted = {
-            "baselines": [{"name": "zero-shot", **prompt}],
-            "analyses": {"prompting": {"prompted": {"zero-shot": prompt}}},
-        }
+        baselines = [{"name": LINEAR_PROBE, **score("smollm2-135m", right[LINEAR_PROBE])}]
+        baselines += [{"name": "zero-shot", **prompt}] if zero_shot else []
         runs.append({
             "seed": seed,
             "weak": score("minilm-l6", right["weak"]) | {"weights": "745078320039"},
             "ceiling": score("smollm2-135m", right["ceiling"]) | {"weights": "3d709c7c6d01"},
             "students": students,
             "controls": [],
-            **(prompted if zero_shot else {}),
+            "baselines": baselines,
+            **({"analyses": {"prompting": {"prompted": {"zero-shot": prompt}}}} if zero_shot else {}),
         })  # fmt: skip
     summary = [
         {
@@ -89,7 +89,7 @@ def _correct(seeds: list[int], methods: list[str], weak: float, ceiling: float) 
     """Returns for each seed and role which test rows the model predicts correctly."""
     rng = np.random.default_rng(0)
     levels = {"weak": weak, "ceiling": ceiling, **{name: weak + GAINS[name] for name in methods}}
-    levels["zero-shot"] = weak + 0.02
+    levels |= {"zero-shot": weak + 0.02, LINEAR_PROBE: weak + 0.05}
     return [{name: rng.random(N_TEST) < level + rng.normal(0, 0.01) for name, level in levels.items()} for _ in seeds]
 
 
