@@ -212,8 +212,16 @@ def agreement(
 
 
 def agreement_shares(same: np.ndarray, right: np.ndarray) -> dict[str, float | None]:
-    """[`agreement`] of answers of any kind: are they the same, and is the supervisor's right, `(N,)` bool each."""
+    """
+    Returns what [`agreement`] does, for answers of any kind.
 
+    Args:
+        same (`np.ndarray` of shape `(N,)`, bool): Whether the answers of student and supervisor are the same.
+        right (`np.ndarray` of shape `(N,)`, bool): Whether the answer of the supervisor is correct.
+
+    Raises:
+        ValueError: the shapes differ, or are not `(N,)`.
+    """
     same, right = (np.asarray(values, dtype=bool) for values in (same, right))
     if same.ndim != 1 or same.shape != right.shape:
         raise ValueError(f"Got the shapes {same.shape} and {right.shape}, expected (N,) twice.")
@@ -359,7 +367,8 @@ def pgr_over_seeds(
     if same_rows:
         if len({len(run) for run in stacked}) > 1:
             raise ValueError(
-                f"same_rows: got {[len(run) for run in stacked]} test rows, expected as many in all seeds."
+                f"same_rows: got {[len(run) for run in stacked]} test rows, expected as many in all seeds. Pass "
+                "same_rows=False if the seeds have other test rows."
             )
         of_all = np.stack([_resampled_pgr(run, np.random.default_rng(seed), n_resamples) for run in stacked])
         values = np.take_along_axis(of_all, chosen, axis=0)

@@ -250,8 +250,13 @@ class Experiment:
 
     def spec(self, name: str, option: str, world: World | None, all_weights: bool = False) -> ModelSpec:
         """
-        Looks up a model that the command line names: on the Hub, in a directory, or of the demo, whose models are made
-        for a world. `all_weights`: it has no adapters, as weak supervisors.
+        Returns a model that the command line names. It is on the Hub, in a directory, or one of the demo.
+
+        Args:
+            name (`str`): The name, or the directory.
+            option (`str`): The option that names it, for error messages.
+            world (`World`, *optional*): The world for which a model of the demo is made.
+            all_weights (`bool`): The model is trained without adapters, as weak supervisors are.
 
         Raises:
             ValueError, FileNotFoundError, ConnectionError: as [`ModelSpec.find`]; or the demo has no such model.
@@ -271,7 +276,8 @@ class Experiment:
         demo = demo_models[name]
         if not all_weights and self._is_too_narrow(name):
             raise ValueError(
-                f"Got --load_in_4bit and {name}, which is narrower than the blocks of 64 that bitsandbytes quantizes."
+                f"Got --load_in_4bit and {name}, which is narrower than the blocks of 64 that bitsandbytes quantizes; "
+                "name a larger model of the demo, or leave out --load_in_4bit."
             )
         # Only a pretrained model depends on how much it reads.
         n_documents = self.args.demo_documents if demo.n_documents else None
