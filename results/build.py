@@ -588,7 +588,8 @@ and rows come from the Hub, or with `--models DIRECTORY --data DIRECTORY` from l
   They ask prompts in it, too: on SciQ, a probability of the zero-shot prompt changes by up to 0.04 with the batch.
   On a CPU without AVX512-BF16 or AMX, give the recipe `--bf16 false` instead; `--check` cannot compare such a run.
 - Trainings had the number of threads that is named (`OMP_NUM_THREADS`). Another number changes the last digits.
-- Hours include models that a table shares with others, which were trained once.
+- Hours include models that a table shares with others, which were trained once. For a training that was interrupted
+  and resumed, they include only the time since it was resumed.
 - "Trained again" means the supervisor, ceiling, students and linear probe of the seeds that are named, without
   analyses, on a machine of the same kind unless another is named. Runs that one command trains again share models.
 - `weights` of a model is a hash of its configuration and of samples of its weights, as in `results.json`."""
