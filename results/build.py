@@ -350,8 +350,7 @@ def findings(entry: Entry) -> list[str]:
     if entry.is_prompted:
         others = [_gain(entry, each, _ZERO_SHOT) for each in ("weak", *methods)]
         lines.append(f"Accuracy minus that of the zero-shot prompt: {'; '.join(others)}.")
-    runs, chance = entry.results.runs, entry.results.chance
-    at_chance = [run.seed for run in runs if chance is not None and run.weak.ci95 and run.weak.ci95[0] <= chance]
+    at_chance = [run.seed for run in entry.results.runs if run.is_supervisor_at_chance(entry.results.chance)]
     if at_chance:
         lines.append(
             f"The supervisor is not clearly better than chance in {_share(len(at_chance), n)} seeds "
@@ -607,7 +606,7 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
             "bootstrap interval over test rows and seeds. The first is above or below if the interval excludes 0.",
             directions(shown),
             _NOT_AS_IN_THE_PAPER,
-            "![Test accuracy of students between supervisor and ceiling](figures/results.png)",
+            "![Test accuracy of supervisors, students and ceilings](figures/results.png)",
         ]
     parts += [section(group, page) for group in groups]
     if prompts:
@@ -652,7 +651,7 @@ def readme_text(groups: Sequence[Group]) -> str:
         f"Mean accuracy over the seeds on {rows} test rows. In parentheses is the median of the seeds' PGR, with its "
         "95 % interval:",
         overview(shown, short=True),
-        "![Test accuracy of students between supervisor and ceiling](docs/figures/results.png)",
+        "![Test accuracy of supervisors, students and ceilings](docs/figures/results.png)",
         "In an empty cell nothing was run. Without a clear gap between supervisor and ceiling, PGR says nothing. "
         f"Each row is trained by one command, here with one thread on a CPU with two cores: {', '.join(commands)}.",
     ])  # fmt: skip

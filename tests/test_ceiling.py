@@ -1,4 +1,4 @@
-"""Warnings about a ceiling below its own base, a warm-up of few steps, and unsure weak labels."""
+"""Warnings about a ceiling below its own base, a supervisor at chance, a warm-up of few steps, and unsure labels."""
 
 import pytest
 from helpers.cards import card_of, results
@@ -49,6 +49,31 @@ def test_report_and_card_say_alike_that_it_may_be_chance(ceiling, sentence):
     (warning,) = ceiling_warnings(unsure)
     assert sentence in warning and sentence in card_of(unsure.to_dict()).render()
     assert ("overlap" in warning) == (not ceiling)
+
+
+GUESSES = [{"name": name, "model": "", "accuracy": accuracy} for name, accuracy in (("a", 0.3), ("b", 0.2))]
+
+
+@pytest.mark.parametrize(
+    ("chance", "baselines", "guessing", "low", "is_at_chance"),
+    [
+        (0.5, GUESSES, 0.5, 0.5, True),
+        (0.5, GUESSES, 0.5, 0.501, False),
+        (None, [*GUESSES, PROBE | {"accuracy": 0.1}], 0.2, 0.2, True),  # a model does not guess
+        (None, GUESSES, 0.2, 0.201, False),
+        (None, [], None, 0.0, True),
+        (None, [], None, 0.01, False),
+        (0.5, [], 0.5, None, False),
+    ],
+)
+def test_a_supervisor_at_chance_is_named(chance, baselines, guessing, low, is_at_chance, tmp_path):
+    result = of({}, *baselines)
+    (run,), result.chance = result.runs, chance
+    run.weak.ci95 = None if low is None else [low, 0.9]
+    assert run.accuracy_of_guessing(chance) == guessing
+    write_report(result, tmp_path, notes=[])
+    warning = f"Seed 0: the supervisor is not better than chance ({guessing or 0:.3f})"
+    assert (warning in (tmp_path / "report.md").read_text()) == is_at_chance
 
 
 def test_prompts_count_with_their_calibrated_thresholds():

@@ -75,12 +75,15 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
 
     Returns:
         `float` in [0, 1], or `None` where only one class occurs.
+
+    Raises:
+        ValueError: the shapes differ, or are not `(N,)`.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(
-            f"Got scores of shape {scores.shape} and labels of shape {labels.shape}, expected (N,) twice. Of "
-            "probabilities (N, 2), give the second column."
+            f"Got scores of shape {scores.shape} and labels of shape {labels.shape}, expected (N,) twice. If they are "
+            "probabilities (N, 2), pass their second column."
         )
     if len(np.unique(labels)) < 2:
         return None
@@ -166,16 +169,25 @@ def difference_interval(
 
 def rounded(value: float, digits: int = 3) -> str:
     """
-    Returns a score as text. Halves, such as 0.8775 of 400 rows, are rounded up: as binary fractions some are a little
-    above and some a little below, and without this the mean of equal scores could differ from them in the last digit.
+    Returns a score as text, with halves rounded up.
+
+    A half such as 0.8775 is a binary fraction a little above or below it. Without this rule, the mean of equal scores
+    could differ from them in the last digit.
     """
     return f"{round(value + 1e-9, digits) + 0.0:.{digits}f}"  # never -0.000
 
 
 def squared_distance(probabilities: np.ndarray, others: np.ndarray) -> float:
     """
-    Mean squared distance between class probabilities, `(N, C)` each: half the sum over the classes, which for two is
-    the squared difference of P(class 1). In [0, 1].
+    Returns the mean squared distance between class probabilities, in [0, 1].
+
+    It is half the sum over the classes. For two classes, this is the squared difference of P(class 1).
+
+    Args:
+        probabilities, others (`np.ndarray` of shape `(N, C)`): Class probabilities.
+
+    Raises:
+        ValueError: the shapes differ, are not `(N, C)`, or have no rows.
     """
     first, second = (np.asarray(values, dtype=np.float64) for values in (probabilities, others))
     if first.ndim != 2 or first.shape != second.shape or not len(first):
@@ -185,7 +197,18 @@ def squared_distance(probabilities: np.ndarray, others: np.ndarray) -> float:
 
 
 def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """[`squared_distance`] to the truth. Args as in [`is_correct`]. Source: Brier 1950, halved as is usual for two."""
+    """
+    Returns the [`squared_distance`] between class probabilities and true classes, in [0, 1].
+
+    Source: Brier 1950, halved, as is usual for two classes.
+
+    Args:
+        probabilities (`np.ndarray` of shape `(N, C)`): Class probabilities.
+        labels (`np.ndarray` of shape `(N,)`): True classes.
+
+    Raises:
+        ValueError: the shapes do not fit, as in [`is_correct`].
+    """
     is_correct(probabilities, labels)  # the shapes
     return squared_distance(probabilities, np.eye(np.shape(probabilities)[1])[np.asarray(labels)])
 
@@ -282,7 +305,7 @@ def _resampled_pgr(run: np.ndarray, rng: np.random.Generator, n_resamples: int) 
 
 def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float] | None:
     """
-    The ends of an interval of medians over the seeds `(seeds, n_resamples)`; `None` where one of them is infinite.
+    Returns the ends of an interval of medians over the seeds `(seeds, n_resamples)`, or `None` if one is infinite.
 
     An undefined PGR may be anything, so it counts as minus infinity at the lower end and as infinity at the upper one.
     """

@@ -194,7 +194,7 @@ class Experiment:
         return Models(weak, student, chain, control, sizes)
 
     def _answers_of_heads(self) -> PromptFormat | None:
-        """Returns the prompt whose answers make the heads; `None` without `--head_init answers`."""
+        """Returns the prompt whose answer words initialize the heads, or `None` without `--head_init answers`."""
         if self.student_config.head_init != "answers":
             return None
         if self.args.demo or not isinstance(self.task, Task):

@@ -103,10 +103,9 @@ def _caveats(results: ExperimentResult) -> list[str]:
     """Returns warnings about PGR, such as a supervisor no better than chance, or a ceiling that has not learned."""
     lines = ceiling_warnings(results)
     for run in results.runs:
-        seed, chance = f"Seed {run.seed}", results.chance
-        if chance is None:
-            chance = min((baseline.accuracy for baseline in run.baselines if not baseline.model), default=0.0)
-        if (run.weak.ci95 or [1.0])[0] <= chance:
+        seed = f"Seed {run.seed}"
+        if run.is_supervisor_at_chance(results.chance):
+            chance = run.accuracy_of_guessing(results.chance) or 0.0
             lines.append(
                 f"{seed}: the supervisor is not better than chance ({chance:.3f}), so its labels say nothing, and "
                 "neither does PGR. Give it more rows (--n_weak), more epochs, or a larger model."

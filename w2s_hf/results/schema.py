@@ -219,6 +219,27 @@ class SeedResult(Record):
     analyses: dict[str, dict] = field(default_factory=dict)
     extra: dict = rest()
 
+    def accuracy_of_guessing(self, chance: float | None) -> float | None:
+        """
+        Returns the accuracy of guessing, in [0, 1].
+
+        Args:
+            chance (`float`, *optional*): `ExperimentResult.chance`. If it is `None`, guessing depends on the rows: its
+                accuracy is the lowest of the baselines that are no models, and `None` if there are none.
+        """
+        if chance is not None:
+            return chance
+        return min((baseline.accuracy for baseline in self.baselines if not baseline.model), default=None)
+
+    def is_supervisor_at_chance(self, chance: float | None) -> bool:
+        """
+        Returns whether the 95 % interval of the supervisor's accuracy begins at or below that of guessing.
+
+        Args:
+            chance (`float`, *optional*): As in [`~SeedResult.accuracy_of_guessing`].
+        """
+        return self.weak.ci95 is not None and self.weak.ci95[0] <= (self.accuracy_of_guessing(chance) or 0.0)
+
     @property
     def above_ceiling(self) -> dict[str, float]:
         """

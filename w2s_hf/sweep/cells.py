@@ -214,15 +214,13 @@ def _n_parameters(path: str, revision: str | None) -> int:
 def _row_of(result: SeedResult, chance: float | None, weak_parameters: int, student_parameters: int) -> dict:
     """Returns the row of the tidy table for the results of one seed and one method."""
     (student,) = result.students
-    if chance is None:
-        chance = min((baseline.accuracy for baseline in result.baselines if not baseline.model), default=None)
     accuracy_low, accuracy_high = student.ci95 or (None, None)
     pgr_low, pgr_high = student.pgr_ci95 or (None, None)
     return {
         "weak_parameters": weak_parameters,
         "student_parameters": student_parameters,
         "n_test": student.n,
-        "chance": chance,
+        "chance": result.accuracy_of_guessing(chance),
         "weak_accuracy": result.weak.accuracy,
         "ceiling_accuracy": result.ceiling.accuracy,
         "accuracy": student.accuracy,
