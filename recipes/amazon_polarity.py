@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["w2s_hf"]
+#
+# [tool.uv.sources]
+# w2s_hf = { path = "..", editable = true }
+# ///
 """Weak-to-strong generalization on Amazon reviews: is a product review positive?
 
 The embedded demo (no network, no GPU; two minutes on two CPU cores):
@@ -6,7 +13,7 @@ The embedded demo (no network, no GPU; two minutes on two CPU cores):
 
 The real task, with Qwen2.5-0.5B as supervisor and a 4-bit LoRA student of 7B, on one GPU of 24 GB:
 
-    accelerate launch recipes/amazon_polarity.py --config recipes/configs/single_gpu.yaml
+    accelerate launch recipes/amazon_polarity.py --config single_gpu
 
 Your own models and a local copy of the rows:
 
@@ -14,19 +21,7 @@ Your own models and a local copy of the rows:
         --dataset_path data/amazon_polarity
 """
 
-from pathlib import Path
-
-from w2s_hf.experiments.cli import finish, parse_arguments, run_recipe
-from w2s_hf.experiments.experiment import run_experiment
-
-DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
-
-
-def main() -> None:
-    args, training_args, student_config = parse_arguments(__doc__, DEMO_CONFIG, task="amazon_polarity")
-    results = run_experiment("amazon_polarity", args, training_args, student_config)
-    finish(results, args, training_args)
-
+from w2s_hf.cli import recipe
 
 if __name__ == "__main__":
-    run_recipe(main)
+    recipe("amazon_polarity", __doc__)

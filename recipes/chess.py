@@ -1,54 +1,36 @@
-"""Weak-to-strong generalization on chess puzzles: what is the best move? The models write it.
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["w2s_hf[chess]"]
+#
+# [tool.uv.sources]
+# w2s_hf = { path = "..", editable = true }
+# ///
+"""Weak-to-strong generalization on chess puzzles: the models write the best move.
 
-The embedded demo, knight forks (no network, no GPU; two minutes on two CPU cores), after pip install -e ".[chess]":
+The embedded demo, knight forks (no network, no GPU; two minutes on two CPU cores). It needs python-chess:
 
+    pip install "chess>=1.11,<2"
     accelerate launch recipes/chess.py
 
-Lichess puzzles as the paper has them, with Qwen2.5-0.5B as supervisor and a 4-bit LoRA student of 7B, on one GPU:
+The Lichess puzzles of the paper, with Qwen2.5-0.5B as supervisor and a 4-bit LoRA student of 7B, on one GPU:
 
-    accelerate launch recipes/chess.py --config recipes/configs/single_gpu_chess.yaml
+    accelerate launch recipes/chess.py --config single_gpu_chess
 
-Your own models, and puzzles in a local directory or file, in the columns of EleutherAI/lichess-puzzles (ctx, target)
-or of the Lichess puzzle table (FEN, Moves, Rating, ...):
+Your own models and puzzles. The puzzles are a local directory or file with the columns of EleutherAI/lichess-puzzles
+(ctx, target) or of the Lichess puzzle table (FEN, Moves, Rating, ...):
 
     accelerate launch recipes/chess.py --weak_model gpt2 --student_model gpt2-xl --dataset_path data/puzzles.csv
 
-Where puzzles have ratings, --max_train_rating 1000 also asks how far learning from easy ones carries to hard ones.
+If puzzles have ratings, --max_train_rating 1000 also measures how well training on easy puzzles works for hard ones.
 """
 
 import sys
 from pathlib import Path
 
-# Started as a script, Python looks for modules beside this file first, and would take it for python-chess.
+# Python searches the directory of a script for modules first, where chess.py has the name of python-chess.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
 
-from w2s_hf.config import CompletionConfig
-from w2s_hf.experiments.cli import finish, parse_arguments, run_recipe
-from w2s_hf.experiments.config import ChessArguments
-from w2s_hf.experiments.experiment import run_experiment
-
-try:
-    from w2s_hf.tasks.chess import CHESS_PUZZLES
-except ModuleNotFoundError as error:
-    if error.name not in ("chess", "chess.pgn", "chess.svg"):
-        raise
-    sys.exit(f'error: {error}: chess puzzles need python-chess: pip install -c constraints.txt -e ".[chess]"')
-
-DEMO_CONFIG = Path(__file__).parent / "configs" / "demo_chess.yaml"
-
-
-def main() -> None:
-    args, training_args, student_config = parse_arguments(
-        __doc__,
-        DEMO_CONFIG,
-        experiment=ChessArguments,
-        training=CompletionConfig,
-        real_config="single_gpu_chess.yaml",
-        task=CHESS_PUZZLES.name,
-    )
-    results = run_experiment(CHESS_PUZZLES, args, training_args, student_config)
-    finish(results, args, training_args)
-
+from w2s_hf.cli import recipe
 
 if __name__ == "__main__":
-    run_recipe(main)
+    recipe("chess_puzzles", __doc__)

@@ -1,4 +1,11 @@
-"""Weak-to-strong generalization on CosmosQA: questions about a blog entry, a right and a wrong answer to each.
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["w2s_hf"]
+#
+# [tool.uv.sources]
+# w2s_hf = { path = "..", editable = true }
+# ///
+"""Weak-to-strong generalization on CosmosQA: questions about a blog entry, with a right and a wrong answer to each.
 
 The embedded demo (no network, no GPU; two minutes on two CPU cores):
 
@@ -6,26 +13,14 @@ The embedded demo (no network, no GPU; two minutes on two CPU cores):
 
 The real task, with Qwen2.5-0.5B as supervisor and a 4-bit LoRA student of 7B, on one GPU of 24 GB:
 
-    accelerate launch recipes/cosmos_qa.py --config recipes/configs/single_gpu.yaml
+    accelerate launch recipes/cosmos_qa.py --config single_gpu
 
 Your own models and a local copy of the rows:
 
     accelerate launch recipes/cosmos_qa.py --weak_model gpt2 --student_model gpt2-xl --dataset_path data/cosmos_qa
 """
 
-from pathlib import Path
-
-from w2s_hf.experiments.cli import finish, parse_arguments, run_recipe
-from w2s_hf.experiments.experiment import run_experiment
-
-DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
-
-
-def main() -> None:
-    args, training_args, student_config = parse_arguments(__doc__, DEMO_CONFIG, task="cosmos_qa")
-    results = run_experiment("cosmos_qa", args, training_args, student_config)
-    finish(results, args, training_args)
-
+from w2s_hf.cli import recipe
 
 if __name__ == "__main__":
-    run_recipe(main)
+    recipe("cosmos_qa", __doc__)

@@ -53,7 +53,7 @@ __all__ = ["ROOT", "TABLES", "Model", "Page", "Run", "Table", "compare_predictio
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "results" / "tables.yaml"
-CONFIGS = ROOT / "recipes" / "configs"
+CONFIGS = ROOT / "w2s_hf" / "configs"
 
 
 @dataclass(frozen=True)

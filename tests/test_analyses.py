@@ -259,7 +259,7 @@ def test_of_a_chain_alone_the_analyses_are_about_another_student(cache, tmp_path
 
 def test_cells_of_a_sweep_have_no_analyses(cache, tmp_path):
     config = tmp_path / "cells.yaml"
-    config.write_text((ROOT / "recipes" / "configs" / "demo.yaml").read_text() + "analyses: [agreement]\n")
+    config.write_text((ROOT / "w2s_hf" / "configs" / "demo.yaml").read_text() + "analyses: [agreement]\n")
     options = "--weak_models scratch-32x1 --student_models pretrained-64x2 --methods naive --cell_config".split()
     process = recipe_here(*options, config, "--output_dir", tmp_path / "out", cache=cache, name="sweep.py")
     assert process.returncode == 1 and "Got --analyses in --cell_config" in process.stderr, process.stderr[-2000:]
@@ -278,7 +278,7 @@ def test_models_that_4_bits_do_not_go_with_are_not_compared(cache, tmp_path):
 
 def test_a_ladder_to_compare_is_no_chain(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["recipes/boolq.py"])
-    config, ladder = ROOT / "recipes" / "configs" / "demo.yaml", ["--ladder", "pretrained-16x2", "pretrained-64x2"]
+    config, ladder = ROOT / "w2s_hf" / "configs" / "demo.yaml", ["--ladder", "pretrained-16x2", "pretrained-64x2"]
     args = parse_arguments("", config, [*ladder, "--analyses", "agreement"])[0]
     assert args.methods == ["naive", "confidence"] and args.demo_world == "plain" and args.n_links == 0
     assert args.sizes == ladder[1:]

@@ -38,7 +38,7 @@ def context(cache, tmp_path_factory):
         patch.setenv("W2S_HF_CACHE", str(cache))
         patch.setattr("sys.argv", ["recipes/boolq.py"])
         options = [*TINY, "--output_dir", str(output / "first")]
-        args, *others = parse_arguments("", ROOT / "recipes" / "configs" / "demo.yaml", options, announce=False)
+        args, *others = parse_arguments("", ROOT / "w2s_hf" / "configs" / "demo.yaml", options, announce=False)
         experiment = Experiment(find_task("boolq"), CLASSIFICATION, args, *others)
         args.analyses = ["agreement"]  # for its models, which are loaded
         context = experiment.seed_context(0)

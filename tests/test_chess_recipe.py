@@ -32,7 +32,7 @@ from w2s_hf.tasks.chess.scores import trivial_baselines
 
 NAME = "chess.py"
 CHESS = GenerationSetting(CHESS_PUZZLES)
-DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo_chess.yaml"
+DEMO_CONFIG = ROOT / "w2s_hf" / "configs" / "demo_chess.yaml"
 SMALL = "--demo_documents 3200 --n_train 96 --n_weak 160 --n_validation 40 --n_test 120".split()
 
 
@@ -302,7 +302,7 @@ def test_puzzles_that_do_not_do_end_it_with_one_line(local, cache, tmp_path, opt
 
 
 def test_the_papers_configuration_parses(tmp_path):
-    config = ROOT / "recipes" / "configs" / "single_gpu_chess.yaml"
+    config = ROOT / "w2s_hf" / "configs" / "single_gpu_chess.yaml"
     argv = ["--config", str(config), "--output_dir", str(tmp_path), "--use_cpu", "true"]
     args, training_args, student = parse_arguments("", DEMO_CONFIG, argv, ChessArguments, CompletionConfig)
     assert (args.n_weak, args.n_train, args.n_test, training_args.num_train_epochs) == (50_000, 50_000, 5_000, 5)
@@ -314,5 +314,5 @@ def test_without_python_chess_it_says_what_to_install(monkeypatch):
     for name in [name for name in sys.modules if "chess" in name.split(".")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "chess", None)
-    with pytest.raises(SystemExit, match=r"^error: .*chess.* need python-chess: pip install"):
-        runpy.run_path(str(ROOT / "recipes" / NAME))
+    with pytest.raises(SystemExit, match=r"^error: chess_puzzles: .*expected python-chess. Run `pip install"):
+        runpy.run_path(str(ROOT / "recipes" / NAME), run_name="__main__")

@@ -17,7 +17,7 @@ from w2s_hf.memory.__main__ import main as memory_main
 from w2s_hf.sweep.cli import parse_sweep
 from w2s_hf.tasks import leak_probe
 
-CONFIGS = ROOT / "recipes" / "configs"
+CONFIGS = ROOT / "w2s_hf" / "configs"
 RECIPES = {
     "texts": (ClassificationArguments, WeakToStrongConfig, "demo.yaml"),
     "pairs": (RewardArguments, RewardPairConfig, "demo_reward.yaml"),
@@ -36,11 +36,11 @@ def refused(parse, *args, capsys, **kwargs) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--method 1", "which is no option.*Did you mean .*--methods"),
-        ("--n_trian=5 1", "which is no option.*Did you mean .*--n_train"),
-        ("--epochs 1", "which is no option.*Did you mean .*--num_train_epochs"),
-        ("--lr 1", "which is no option.*Did you mean .*--learning_rate"),
-        ("\u2013\u2013seeds 1", "which is no option.*Did you mean .*--seeds"),
+        ("--method 1", "which is not an option.*Did you mean .*--methods"),
+        ("--n_trian=5 1", "which is not an option.*Did you mean .*--n_train"),
+        ("--epochs 1", "which is not an option.*Did you mean .*--num_train_epochs"),
+        ("--lr 1", "which is not an option.*Did you mean .*--learning_rate"),
+        ("\u2013\u2013seeds 1", "which is not an option.*Did you mean .*--seeds"),
         ("naive", "Got naive, expected an option"),
     ],
 )
@@ -100,8 +100,6 @@ SUITS = {
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_shipped_configurations_parse_for_the_recipes_that_they_suit(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    readme = (ROOT / "recipes" / "README.md").read_text()
-    assert f"| `configs/{name}.yaml` |" in readme
     for kind in SUITS[name]:
         experiment, training, demo = RECIPES[kind]
         argv = ["--config", name, "--use_cpu", "true"]
@@ -154,7 +152,10 @@ def test_wrong_values_say_what_is_right(options, message, monkeypatch, tmp_path,
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("weak_modle: a", "got 'weak_modle', which is no option; --help lists them. Did you mean 'weak_model'"),
+        (
+            "weak_modle: a",
+            "got 'weak_modle', which is not an option; --help all lists them. Did you mean 'weak_model'",
+        ),
         ("weak-model: a", "Did you mean 'weak_model'"),
         ("seeds: [0]\nweak_model: a\nseeds: [1]", "in line 3: got the key 'seeds' twice, expected it once"),
         ("- a\n- b", "got a list, expected a YAML mapping"),
@@ -235,16 +236,22 @@ def test_tasks_are_listed_by_an_option(words, capsys):
     assert ended.value.code == 0 and "boolq" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("form", ["--help", "-h", "--help all", "--help=all"])
 @pytest.mark.parametrize(
-    ("words", "default"), [("--help", "2000"), ("--help --config qwen_72b", "None"), ("--wrong 1 -h", "2000")]
+    ("words", "default", "line"),
+    [
+        ("{}", "5e-05", "the embedded demo runs, with the values of `--config demo`"),
+        ("{} --config qwen_72b", "5e-05", "Defaults are those of qwen_72b.yaml."),
+        ("--config demo {}", "0.003", "Defaults are those of demo.yaml."),
+        ("--wrong 1 {}", "5e-05", "`--config NAME --help` shows the values of a configuration"),
+    ],
 )
-def test_help_shows_the_defaults_of_the_chosen_configuration(words, default, capsys):
+def test_help_shows_the_defaults_of_the_chosen_configuration(words, default, line, form, capsys):
     with pytest.raises(SystemExit) as ended:
-        parse_arguments("", CONFIGS / "demo.yaml", words.split())
+        parse_arguments("", CONFIGS / "demo.yaml", words.format(form).split())
     shown = " ".join(capsys.readouterr().out.split())
-    assert ended.value.code == 0 and f"half of what there is). (default: {default})" in shown
-    head = shown[: shown.index("options:")]
-    assert "--help shows the defaults of the demo, --config NAME --help those of a configuration." in head
+    assert ended.value.code == 0 and f"(default: {default})" in shown and line in shown
+    assert ("(default: 2000)" in shown) == words.startswith("--config demo"), "the demo's numbers are the demo's"
 
 
 def test_a_misspelt_option_is_named_before_a_missing_one(capsys):
@@ -260,7 +267,7 @@ def test_a_misspelt_option_is_named_before_a_missing_one(capsys):
         ("--weak_modle a", "Did you mean --weak_models?"),
         ("--cell_config singel_gpu --weak_models a --student_models b", "Did you mean 'single_gpu'"),
         ("--engine rey", "Did you mean 'ray'?"),
-        ("--config demo", "got 'demo', which is no option of a grid"),
+        ("--config demo", "got 'demo', which is not an option of a grid"),
         ("--output_dir file", "--output_dir: got 'file', and 'file' is a file. Name another directory"),
         ("--output_dir file/below", "'file' is a file. Name another directory"),
     ],

@@ -285,7 +285,7 @@ def test_the_demo_trains_on_one_thread_however_it_is_started(
         monkeypatch.setenv(name, value)
     options = ["--output_dir", str(tmp_path)] if demo else f"--output_dir {tmp_path} --weak_model a --student_model b"
     options = options if demo else [*options.split(), "--use_cpu", "true", "--bf16", "false"]
-    config = ROOT / "recipes" / "configs" / f"{config}.yaml"
+    config = ROOT / "w2s_hf" / "configs" / f"{config}.yaml"
     parsed = parse_arguments("", config, options, arguments, training, announce=False)
     experiment = Experiment(None, setting_of(task), *parsed)
     n_threads, seen = torch.get_num_threads(), []

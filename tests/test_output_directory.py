@@ -19,7 +19,7 @@ from w2s_hf.sweep.grid import Cell, SweepArguments
 from w2s_hf.sweep.run import check_cells
 from w2s_hf.tasks import find_task
 
-CONFIGS = ROOT / "recipes" / "configs"
+CONFIGS = ROOT / "w2s_hf" / "configs"
 ANY = {"experiment": AnyTaskArguments}
 KINDS = {
     "demo": ("boolq", "classification", {}),

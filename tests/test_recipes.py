@@ -27,7 +27,7 @@ from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.config import AnyTaskArguments
 from w2s_hf.leaderboard import find_cards, leaderboard
 
-DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo.yaml"
+DEMO_CONFIG = ROOT / "w2s_hf" / "configs" / "demo.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def finished(cache, tmp_path_factory):
 def test_output_is_all_there(finished):
     output, process, _ = finished
     assert "This is the embedded demo" in process.stdout.splitlines()[0]
-    assert "recipes/configs/single_gpu.yaml" in process.stdout
+    assert "--config single_gpu\n" in process.stdout
     assert "it/s" in process.stderr  # progress bars
     for word in (
         "weak supervisor",
@@ -467,7 +467,7 @@ def test_a_recipe_of_any_task_needs_one(capsys):
 
 
 def test_help_reads_well(cache):
-    process = recipe_here("--help", cache=cache)
+    process = recipe_here("--help", "all", cache=cache)
     assert process.returncode == 0
     for words in ("accelerate launch recipes/boolq.py", "--dataset_path", "--methods", "--lora_r", "--config"):
         assert words in process.stdout
@@ -479,7 +479,7 @@ def test_help_reads_well(cache):
 
 def test_shipped_configurations_parse(cache, tmp_path):
     for name in ("demo", "single_gpu", "qwen_72b"):
-        config = ROOT / "recipes" / "configs" / f"{name}.yaml"
+        config = ROOT / "w2s_hf" / "configs" / f"{name}.yaml"
         argv = ["--config", str(config), "--output_dir", str(tmp_path), "--use_cpu", "true"]
         args, training_args, student = parse_arguments("", DEMO_CONFIG, argv)
         assert args.student_model and training_args.load_best_model_at_end

@@ -35,7 +35,7 @@ from w2s_hf.tasks import PREFERENCE_TASKS
 from w2s_hf.trainers.sft import ResumableSFTTrainer
 
 NAME = "anthropic_hh.py"
-DEMO_CONFIG = ROOT / "recipes" / "configs" / "demo_reward.yaml"
+DEMO_CONFIG = ROOT / "w2s_hf" / "configs" / "demo_reward.yaml"
 GENERATIVE = "--generative_finetuning true --generative_learning_rate 3e-3".split()  # few steps, and a trace of them
 
 PROBED = "--linear_probe true".split()
@@ -327,7 +327,7 @@ def test_bad_pairs_end_in_one_clear_line(rows, message, cache, tmp_path, monkeyp
 
 def test_help_is_of_pairs(capsys):
     with pytest.raises(SystemExit):
-        parse_arguments("About pairs.", DEMO_CONFIG, ["--help"], RewardArguments, RewardPairConfig)
+        parse_arguments("About pairs.", DEMO_CONFIG, ["--help", "all"], RewardArguments, RewardPairConfig)
     out = capsys.readouterr().out
     for words in ("--generative_finetuning", "--center_rewards_coefficient", "--aux_coef", "--dataset_path"):
         assert words in out
@@ -342,7 +342,7 @@ def test_no_epochs_of_the_generative_stage_are_refused(capsys):
 
 def test_configurations_name_models_and_lengths(tmp_path):
     for name in ("demo_reward", "single_gpu", "qwen_72b"):
-        argv = ["--config", str(ROOT / "recipes" / "configs" / f"{name}.yaml"), "--output_dir", str(tmp_path)]
+        argv = ["--config", str(ROOT / "w2s_hf" / "configs" / f"{name}.yaml"), "--output_dir", str(tmp_path)]
         args, training_args, _ = parse_arguments(
             "", DEMO_CONFIG, [*argv, "--use_cpu", "true"], RewardArguments, RewardPairConfig
         )

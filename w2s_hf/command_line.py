@@ -1,4 +1,4 @@
-"""The parser of all command lines of the package: no abbreviated options, and suggestions for misspelt words."""
+"""The parser of all command lines of the package. It reads no abbreviated options, and suggests known words."""
 
 import argparse
 import difflib
@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["CommandLine", "did_you_mean", "did_you_mean_path"]
 
-_DASHES = ("-", "\u2013", "\u2014")  # word processors make the second and third of the first
+_DASHES = ("-", "\u2013", "\u2014")  # word processors replace hyphens by the other two
 
 
 def did_you_mean(word: str, known: Iterable[str], form: str = "{!r}") -> str:
@@ -22,8 +22,8 @@ def did_you_mean(word: str, known: Iterable[str], form: str = "{!r}") -> str:
         form (`str`, *optional*): How a known word is shown: in quotation marks, or `"--{}"`.
 
     Returns:
-        `str`: A sentence that begins with a space, such as `" Did you mean 'naive'?"`, or nothing where no known word
-        resembles it.
+        `str`: A sentence that begins with a space, such as `" Did you mean 'naive'?"`, or an empty string if no known
+        word resembles the unknown one.
     """
     known = list(dict.fromkeys(known))
     # `epochs` and `lr` are closer to `num_train_epochs` and `learning_rate` than their letters say.
@@ -35,7 +35,7 @@ def did_you_mean(word: str, known: Iterable[str], form: str = "{!r}") -> str:
 
 
 def did_you_mean_path(path: str, *, only_directories: bool = False) -> str:
-    """Suggests what lies beside a path that does not exist, as [`did_you_mean`]; for `~` the directory in full."""
+    """Suggests files or directories beside a path that does not exist. Expands `~`. See [`did_you_mean`]."""
     full = Path(os.path.expanduser(path)).absolute()
     if path.startswith("~") and full.exists():
         return f" Did you mean {str(full)!r}?"
@@ -47,14 +47,19 @@ def did_you_mean_path(path: str, *, only_directories: bool = False) -> str:
 
 class CommandLine(argparse.ArgumentParser):
     """
-    [`~argparse.ArgumentParser`] that reads no abbreviations (`--method` is not `--methods`, and is not run as if it
-    were) and suggests options and choices for misspelt ones.
+    [`~argparse.ArgumentParser`] that reads no abbreviations (`--method` is not read as `--methods`), and suggests
+    options and choices for misspelt ones.
 
     Args:
-        args, kwargs: Those of [`~argparse.ArgumentParser`].
-        lets_pass (`bool`, *optional*, defaults to `False`): Unknown options are returned by `parse_known_args`, not
-            refused.
+        args, kwargs: As in [`~argparse.ArgumentParser`].
+        lets_pass (`bool`, *optional*, defaults to `False`):
+            `parse_known_args` returns unknown options instead of refusing them.
+
+    Attributes:
+        listing (`str`): The option that lists all options, for errors.
     """
+
+    listing = "--help"
 
     def __init__(self, *args, lets_pass: bool = False, **kwargs):
         self.lets_pass = lets_pass
@@ -63,10 +68,10 @@ class CommandLine(argparse.ArgumentParser):
 
     @property
     def options(self) -> list[str]:
-        """The names of the options that `--help` lists, with underscores and without dashes in front."""
-        # Only this attribute of the parser has them all; checked with Python 3.11 to 3.14.
-        shown = [action for action in self._actions if action.help is not argparse.SUPPRESS]
-        names = [name for action in shown for name in action.option_strings if name.startswith("--")]
+        """The names of the options that have a help text, with underscores and without dashes in front."""
+        # Only this attribute of the parser has all of them; checked with Python 3.11 to 3.14.
+        public = [action for action in self._actions if action.help is not argparse.SUPPRESS]
+        names = [name for action in public for name in action.option_strings if name.startswith("--")]
         return list(dict.fromkeys(name[2:].replace("-", "_") for name in names))
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
@@ -78,15 +83,16 @@ class CommandLine(argparse.ArgumentParser):
         return namespace, unknown
 
     def unknown(self, word: str) -> str:
-        """The error for a word of the command line that is neither an option nor a value of one."""
+        """Returns the error for a word of the command line that is neither an option nor the value of an option."""
         if not word.startswith(_DASHES):
-            return f"Got {word}, expected an option, which begins with --; --help lists them."
+            return f"Got {word}, expected an option, which begins with --; {self.listing} lists them."
         option = word.split("=")[0]
         name = option.lstrip("".join(_DASHES)).replace("-", "_")
-        return f"Got {option}, which is no option; --help lists them.{did_you_mean(name, self.options, '--{}')}"
+        suggestion = did_you_mean(name, self.options, "--{}")
+        return f"Got {option}, which is not an option; {self.listing} lists them.{suggestion}"
 
     def _check_value(self, action: argparse.Action, value) -> None:
-        # The one place where argparse looks at choices; checked with Python 3.11 to 3.14.
+        # The only place where argparse checks choices; checked with Python 3.11 to 3.14.
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:

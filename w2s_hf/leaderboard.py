@@ -1,8 +1,19 @@
-"""Cards read back as data, and PGR of many students in one table from their cards alone."""
+"""The model cards of students as data, and a table of their PGR.
 
+    w2s leaderboard ME/boolq-Qwen2.5-7B-from-Qwen2.5-0.5B-naive-seed0 ME/boolq-...-seed1
+    w2s leaderboard outputs/boolq outputs/chess_puzzles --output leaderboard.md
+
+A directory holds one student, or students or a sweep below it. Students that were trained with the same settings on
+the same rows, such as several seeds, share one line: means of the accuracies, and the median of PGR with its range in
+brackets. A line with one student has the 95 % interval of its PGR. Settings that differ between lines of the same
+task are columns.
+"""
+
+import argparse
 import json
 import math
 import statistics
+import sys
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -14,7 +25,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from yaml import YAMLError
 
 from .cards import BLOCK, SCHEMA, Score, StudentCard
+from .cards.markdown import as_text, markdown_table
 from .cards.trained_with import DEMO_DATASET
+from .command_line import CommandLine
 from .losses import LOSS_ARGUMENTS
 from .metrics import rounded
 from .results.table import find_results
@@ -221,3 +234,37 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def _printable(value: object) -> str:
     is_missing = value is None or (isinstance(value, float) and math.isnan(value))
     return "-" if is_missing else "".join(character for character in str(value) if character.isprintable())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command `w2s leaderboard`."""
+    _, examples, details = __doc__.split("\n\n", 2)
+    parser = CommandLine(
+        "w2s leaderboard",
+        description="Prints a table of PGR by task, supervisor, student and method, read from the model cards of\n"
+        f"students on the Hub or on this disk.\n\n{examples}",
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("students", nargs="+", metavar="STUDENT", help="Hub ids or directories")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write the table to a .md, .csv or .json file"
+    )
+    args = parser.parse_args(argv)
+    if args.output is not None and args.output.suffix not in (".md", ".csv", ".json"):
+        parser.error(f"--output: got {args.output}, expected a .md, .csv or .json file.")
+    try:
+        table = leaderboard(find_cards(args.students))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    text = readable(table)
+    print(text.to_string(index=False))
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        markdown = markdown_table([as_text(name) for name in text], text.map(as_text).to_numpy().tolist()) + "\n"
+        data = {".md": markdown, ".csv": table.to_csv(index=False), ".json": table.to_json(orient="records", indent=2)}
+        args.output.write_text(data[args.output.suffix], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

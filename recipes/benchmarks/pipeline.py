@@ -39,9 +39,10 @@ from w2s_hf.config import hardware
 from w2s_hf.experiments.cache import library_versions
 from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.experiment import run_experiment
+from w2s_hf.launch import CONFIGS
 from w2s_hf.modeling import load_tokenizer
 
-DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
+DEMO_CONFIG = CONFIGS / "demo.yaml"
 STAGES = {"weak": "weak", "ceiling": "ceiling", "naive": "student-naive", "openai": "student-openai"}
 # Ours has validation rows, which this experiment does not read.
 N_VALIDATION = 8

@@ -7,7 +7,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import datasets
@@ -15,62 +15,260 @@ import transformers
 from huggingface_hub import get_token
 
 from .._compat import get_available_reporting_integrations
-from ..config import AnyConfig, LossArguments, StudentConfig, WeakToStrongConfig
+from ..command_line import CommandLine
+from ..config import (
+    METHODS,
+    AnyConfig,
+    CompletionConfig,
+    LossArguments,
+    RewardPairConfig,
+    StudentConfig,
+    WeakToStrongConfig,
+)
+from ..launch import CONFIGS
 from ..publish import push_students
 from ..results import ExperimentResult
-from ..tasks import find_task
-from .config import BOOTSTRAP, AnyTaskArguments, ClassificationArguments, ExperimentArguments
+from ..tasks import CHESS_TASK, AnyTask, GenerationTask, PreferenceTask, Task, find_task
+from .config import (
+    ANALYSES,
+    BOOTSTRAP,
+    AnyTaskArguments,
+    ChessArguments,
+    ClassificationArguments,
+    ExperimentArguments,
+    GenerationArguments,
+    RewardArguments,
+)
 from .config_file import RecipeParser
+from .experiment import run_experiment
 from .report import print_table
 
-__all__ = ["check_directory", "finish", "parse_arguments", "run_recipe"]
+__all__ = [
+    "COMMAND_LINES",
+    "CommandLineOptions",
+    "check_directory",
+    "finish",
+    "options_of",
+    "parse_arguments",
+    "run_named_task",
+    "run_recipe",
+    "run_task",
+]
 
 # A command line with one of these options is a real experiment; without all of them it is the embedded demo.
 _REAL = ("config", "dataset_path", "weak_model", "student_model")
 
 # Shown by --help, and replaced when the task is known.
 _DEFAULT_OUTPUT_DIR = "outputs/TASK"
-# Their demos have the names of the configurations alone: outputs/demo, outputs/demo_reward, outputs/demo_chess.
-_TASKS_OF_DEMOS = ("boolq", "anthropic_hh", "chess_puzzles")
+# The demos of these tasks have the names of the configurations: outputs/demo, outputs/demo_reward, outputs/demo_chess.
+_TASKS_OF_DEMOS = ("boolq", "anthropic_hh", CHESS_TASK)
+
+
+@dataclass(frozen=True)
+class CommandLineOptions:
+    """
+    The options of a setting on the command line.
+
+    Args:
+        arguments (`type`): The arguments of the experiment.
+        training (`type`): The arguments of its trainer.
+        demo_config (`str`, *optional*): The shipped configuration of the demo; `None` for a setting without a demo.
+        real_config (`str`, *optional*): The shipped configuration that messages suggest for the real task.
+        real_options (`str`): Options that go with it.
+    """
+
+    arguments: type[ExperimentArguments]
+    training: type[AnyConfig]
+    demo_config: str | None
+    real_config: str | None
+    real_options: str = ""
+
+
+COMMAND_LINES = {
+    "classification": CommandLineOptions(ClassificationArguments, WeakToStrongConfig, "demo", "single_gpu"),
+    "reward": CommandLineOptions(
+        RewardArguments,
+        RewardPairConfig,
+        "demo_reward",
+        "single_gpu",
+        " --num_train_epochs 1 --load_best_model_at_end false",
+    ),
+    "chess": CommandLineOptions(ChessArguments, CompletionConfig, "demo_chess", "single_gpu_chess"),
+    "generation": CommandLineOptions(GenerationArguments, CompletionConfig, None, None),
+}
+
+
+def options_of(task: AnyTask) -> CommandLineOptions:
+    """Returns the command line of the setting of a task."""
+    if isinstance(task, GenerationTask):
+        return COMMAND_LINES["chess" if task.name == CHESS_TASK else "generation"]
+    return COMMAND_LINES["reward" if isinstance(task, PreferenceTask) else "classification"]
+
+
+# The options that `--help` shows, in this order, each in a line or two. `--help all` has their whole help.
+_ESSENTIAL = {
+    "config": "Shipped configuration (see below), or a YAML file of option values.",
+    "weak_model": "Weak supervisor: Hub id or local directory.",
+    "student_model": "Strong student: Hub id or local directory.",
+    "dataset_path": "Local directory or file of the rows. Default: from the Hub.",
+    "methods": f"Methods: {' '.join((*METHODS, BOOTSTRAP))}.",
+    "seeds": "Seeds. Each seed repeats the whole experiment.",
+    "n_train": "Training rows of students and ceiling. Default: half of all.",
+    "n_weak": "Training rows of the supervisor. Default: as --n_train.",
+    "n_test": "Test rows. Default: all.",
+    "max_train_rating": "Train on puzzles up to this rating, and test on harder ones.",
+    "generative_finetuning": "Finetune on both responses before reward training.",
+    "analyses": f"Analyses: {' '.join(ANALYSES)}.",
+    "learning_rate": "Learning rate of students and ceiling.",
+    "num_train_epochs": "Epochs of students and ceiling.",
+    "per_device_train_batch_size": "Rows of an optimizer step on each device.",
+    "max_length": "Longest row in tokens.",
+    "max_new_tokens": "Longest completion in tokens.",
+    "use_peft": "Train LoRA adapters and the head instead of all weights.",
+    "lora_r": "Rank of the LoRA adapters.",
+    "load_in_4bit": "Quantize the frozen weights of the student (QLoRA).",
+    "bf16": "Train in bfloat16 mixed precision.",
+    "use_cpu": "Train on the CPU, even if there is a GPU.",
+    "output_dir": "Directory of results, report and students.",
+    "push_to_hub": "Push students, cards and weak labels to the Hub.",
+    "num_processes": "Processes, one per GPU, that accelerate launches.",
+    "accelerate_config": "Launch with single, ddp, fsdp, zero3, or a file of `accelerate config`.",
+}
+
+
+def _essential(arguments: type[ExperimentArguments]) -> dict[str, str]:
+    """Returns the options that `--help` shows for a setting; a command line lacks some of them."""
+    analyses = f"Analyses: {' '.join(arguments.possible_analyses)}."
+    methods = f"Methods: naive {BOOTSTRAP}." if issubclass(arguments, GenerationArguments) else _ESSENTIAL["methods"]
+    return _ESSENTIAL | {"analyses": analyses, "methods": methods}
+
+
+def run_task(
+    task: str | None, argv: list[str] | None = None, *, description: str | None = None, prog: str | None = None
+) -> None:
+    """
+    Runs the experiment of a task with the options of a command line: `w2s run TASK`, and every script of recipes/.
+
+    Args:
+        task (`str`, *optional*): As in [`find_task`], of any setting. `None` only for `--help`.
+        argv (`list[str]`, *optional*): The options. Defaults to those of the process.
+        description (`str`, *optional*): The first lines of `--help`. Defaults to the task and three examples.
+        prog (`str`, *optional*): The command, for help and messages. Defaults to `accelerate launch` with the script.
+    """
+    try:
+        definition = None if task is None else find_task(task, AnyTask)
+    except ImportError as error:
+        sys.exit(f"error: {error}")
+    options = COMMAND_LINES["classification"] if definition is None else options_of(definition)
+    args, training_args, student_config = parse_arguments(
+        _describe(definition, options, prog) if description is None else description,
+        options.demo_config and CONFIGS / f"{options.demo_config}.yaml",
+        argv,
+        options.arguments,
+        options.training,
+        options.real_config,
+        task=definition and definition.name,
+        prog=prog,
+    )
+    if definition is None:
+        raise ValueError("Got no task, expected its name or a Python file as the first word.")
+    results = run_experiment(definition, args, training_args, student_config)
+    finish(results, args, training_args)
+
+
+def run_named_task(description: str) -> None:
+    """
+    Runs the experiment of the task that the option `--task` names, which may be of any setting.
+
+    Args:
+        description (`str`): The first lines of `--help`.
+    """
+    parser = CommandLine(add_help=False, lets_pass=True)
+    parser.add_argument("--task", nargs="?")
+    values, options = parser.parse_known_args(sys.argv[1:])
+    if values.task is not None:
+        try:
+            is_text = isinstance(find_task(values.task, AnyTask), Task)
+        except (ValueError, OSError):
+            is_text = True  # the parser below reports the error
+        except ImportError as error:
+            sys.exit(f"error: {error}")
+        if not is_text:
+            return run_task(values.task, options, description=description)
+    args, training_args, student_config = parse_arguments(
+        description, CONFIGS / "demo.yaml", experiment=AnyTaskArguments
+    )
+    results = run_experiment(args.task, args, training_args, student_config)
+    return finish(results, args, training_args)
+
+
+def _describe(task: AnyTask | None, options: CommandLineOptions, prog: str | None) -> str:
+    """Returns the first lines of `--help` of a task: what it is, and examples."""
+    if task is None:
+        about = "one task: its name (see `w2s tasks`), or the path of a Python file that defines it"
+    else:
+        about = f"{task.name}" + (f" ({task.description.rstrip('.?')})" if task.description else "")
+    command, name = prog or "w2s run TASK", "TASK" if task is None else task.name
+    lines = [f"Trains a supervisor, students and a ceiling on {about}."]
+    lines += ["Reports their accuracies and PGR, the performance gap recovered.", "", "examples:"]
+    if options.demo_config is not None:
+        lines.append(f"  {command}    (the embedded demo: no network, no GPU, minutes)")
+    if options.real_config is not None:
+        lines.append(f"  {command} --config {options.real_config}{options.real_options}")
+    lines.append(f"  {command} --weak_model gpt2 --student_model gpt2-xl --dataset_path data/{name}")
+    if task is None:
+        lines += ["", "The options below are those of tasks of texts; `w2s run anthropic_hh --help` and"]
+        lines += ["`w2s run chess_puzzles --help` show those of preferences and of chess."]
+    return "\n".join(lines)
 
 
 def parse_arguments(
     description: str,
-    demo_config: Path,
+    demo_config: Path | None,
     argv: list[str] | None = None,
     experiment: type[ExperimentArguments] = ClassificationArguments,
     training: type[AnyConfig] = WeakToStrongConfig,
-    real_config: str = "single_gpu.yaml",
+    real_config: str | None = "single_gpu",
     announce: bool = True,
     task: str | None = None,
+    prog: str | None = None,
 ) -> tuple[ExperimentArguments, AnyConfig, StudentConfig]:
     """
-    Reads a recipe's command line. `--config` takes a file, or the name of a configuration beside `demo_config`.
+    Reads the options of an experiment. `--config` takes a file, or the name of a shipped configuration.
 
     Args:
         description (`str`): The first lines of `--help`.
-        demo_config (`Path`): The configuration for a command line without model, data and configuration. If it has
-            options of a chain, `NAME_ladder.yaml` beside the file is taken instead, where it exists.
-        argv (`list[str]`, *optional*): Defaults to that of the process.
+        demo_config (`Path`, *optional*):
+            The configuration for a command line without model, data and configuration. If the command line has
+            options of a chain, `NAME_ladder.yaml` beside the file is used instead, where it exists.
+        argv (`list[str]`, *optional*): Defaults to the options of the process.
         experiment (`type`, *optional*, defaults to [`ClassificationArguments`]): The arguments of the experiment.
         training (`type`, *optional*, defaults to [`WeakToStrongConfig`]): The arguments of its trainer.
-        real_config (`str`, *optional*, defaults to `"single_gpu.yaml"`): The configuration that messages suggest.
+        real_config (`str`, *optional*, defaults to `"single_gpu"`): The configuration that messages suggest.
         announce (`bool`, *optional*, defaults to `True`): Print that the demo runs; `False` for a cell of a sweep.
-        task (`str`, *optional*): Name of the recipe's task, for the default of `--output_dir`: `outputs/TASK`, or for
-            the demo `outputs/demo`, with the name of the task where it is not the demo's own.
+        task (`str`, *optional*):
+            Name of the task, for the default of `--output_dir`: `outputs/TASK`; in the demo `outputs/demo`, with the
+            name of the task unless it is the one that the demo is named for.
+        prog (`str`, *optional*): The command, for help and messages. Defaults to `accelerate launch` with the script.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = RecipeParser(
         (experiment, training, StudentConfig),
-        configs=demo_config.parent,
+        prog=prog,
+        configs=CONFIGS,
         description=description,
-        usage="%(prog)s [--config FILE] [--option VALUE ...]",  # not a page of 200 names before the first sentence
+        usage="%(prog)s [options]",  # not a page of 200 names before the first sentence
+        essential=_essential(experiment),
+        hidden=(*_SET_BY, "hub_token", "model_name_or_path", "lora_task_type"),
+        launch=prog is not None,
+        defaults=_defaults(demo_config),
     )
     parser.set_defaults(output_dir=_DEFAULT_OUTPUT_DIR)
     try:
         # 1 The options that the command line contains choose the configuration.
         given = parser.given(argv)
-        config = given.config or _demo_config(given, demo_config)
+        # --help shows the defaults of the options, and those of a configuration only if it is named.
+        config = given.config or (None if given.help else _demo_config(given, demo_config))
         # 2 The values of all options. The fourth part is the namespace of --config.
         args, training_args, student_config, _ = parser.parse(argv, config)
         # 3 Defaults that depend on other options.
@@ -92,27 +290,38 @@ def parse_arguments(
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
         if announce and training_args.process_index == 0:
-            _announce_demo(args, real_config)
+            _announce_demo(args, real_config, prog)
     return args, training_args, student_config
 
 
-def _announce_demo(args: ExperimentArguments, real_config: str) -> None:
+def _defaults(demo_config: Path | None) -> str:
+    """Returns the line of `--help` about the defaults."""
+    values = "`--config NAME --help` shows the values of a configuration."
+    if demo_config is None:
+        return values
+    return (
+        "Without --config, models and data, the embedded demo runs, with the values of "
+        f"`--config {demo_config.stem}`. {values}"
+    )
+
+
+def _announce_demo(args: ExperimentArguments, real_config: str | None, prog: str | None) -> None:
     """Prints that this is the demo, and the command of the real task."""
-    script = sys.argv[0] + (f" --task {args.task}" if isinstance(args, AnyTaskArguments) else "")
+    command = prog or f"accelerate launch {sys.argv[0]}"
+    command += f" --task {args.task}" if isinstance(args, AnyTaskArguments) else ""
     print(
         "This is the embedded demo: generated rows, and models of at most 0.2 million parameters pretrained here and "
-        "now.\nThe real task, on one GPU:  "
-        f"accelerate launch {script} --config recipes/configs/{real_config}",
+        f"now.\nThe real task, on one GPU:  {command} --config {real_config}",
         flush=True,
     )
 
 
-def _demo_config(given: Namespace, demo_config: Path) -> Path | None:
+def _demo_config(given: Namespace, demo_config: Path | None) -> Path | None:
     """
-    Returns the configuration of the demo, or `None` where a model, data or a configuration is given. A chain has a
-    demo of its own, `NAME_ladder.yaml`, if the recipe ships one.
+    Returns the configuration of the demo, or `None` if the command line names a model, data or a configuration. A
+    chain has a demo of its own, `NAME_ladder.yaml`, if it is shipped.
     """
-    if any(vars(given)[name] is not None for name in _REAL):
+    if demo_config is None or any(vars(given)[name] is not None for name in _REAL):
         return None
     # With --analyses agreement, the models of --ladder are compared and are no chain.
     is_ladder_chain = given.ladder is not None and "agreement" not in (given.analyses or [])
@@ -128,25 +337,30 @@ def _add_bootstrap(args: ExperimentArguments, given: Namespace) -> None:
         return
     if given.methods is not None:
         raise ValueError(
-            f"Got --ladder, and neither --methods {BOOTSTRAP}, which climbs it, nor --analyses agreement, "
-            "which compares its models."
+            f"Got --ladder without a use of its models. Add --methods {BOOTSTRAP} to train a chain of them, or "
+            "--analyses agreement to compare them as students."
         )
     args.methods = [*args.methods, BOOTSTRAP]
     args.check_chain()
 
 
-def _check_models(args: ExperimentArguments, real_config: str) -> None:
-    """Raises `ValueError` where a model is missing, or the demo's models are given real rows."""
+def _check_models(args: ExperimentArguments, real_config: str | None) -> None:
+    """Raises `ValueError` if a model is missing, or the demo's models are to read real rows."""
     if args.demo:
         if args.dataset_path is not None:
-            raise ValueError("Got --dataset_path and the demo's configuration, whose models know no real words.")
+            raise ValueError(
+                "Got --dataset_path and the demo, whose models only know the words of generated rows. Name real "
+                "models with --weak_model and --student_model, or leave --dataset_path out."
+            )
         return
     missing = [f"--{name}" for name in ("weak_model", "student_model") if getattr(args, name) is None]
     if missing:
-        raise ValueError(
-            f"Got no {' and no '.join(missing)}. Name both models, or take them from a configuration such as "
-            f"--config recipes/configs/{real_config}; with no model and no data named, the demo runs."
-        )
+        if real_config is None:
+            advice = "Name both models."
+        else:
+            advice = f"Name both models, or use those of a configuration such as --config {real_config}."
+            advice += " Without models, data and configuration, the demo runs."
+        raise ValueError(f"Got no {' and no '.join(missing)}, expected both models. {advice}")
 
 
 # Options of a trainer that the experiment sets for each training, and the options that say to what.
@@ -214,12 +428,12 @@ def check_directory(option: str, path: str) -> None:
         raise ValueError(f"{option}: got {path!r}, and {str(existing)!r} is not writable. Name another directory.")
 
 
-def _default_output_dir(args: ExperimentArguments, config: Path, task: str | None) -> str:
+def _default_output_dir(args: ExperimentArguments, config: Path | None, task: str | None) -> str:
     """Returns the default output directory, which is a different one for each task."""
     if isinstance(args, AnyTaskArguments) and args.task is not None:
         task = find_task(args.task).name
     name = task or "experiment"
-    if args.demo:
+    if args.demo and config is not None:
         name = config.stem if task is None or task in _TASKS_OF_DEMOS else f"{config.stem}_{task}"
     return "outputs/" + re.sub(r"[^\w.-]+", "-", name)
 

@@ -82,8 +82,12 @@ class ExperimentArguments:
             "help": "Local directory or file in the dataset's own schema; without it the rows come from the Hub."
         },
     )
-    weak_model: str | None = field(default=None, metadata={"help": "Weak supervisor: Hub id or local directory."})
-    student_model: str | None = field(default=None, metadata={"help": "Strong student: Hub id or local directory."})
+    weak_model: str | None = field(
+        default=None, metadata={"help": "Weak supervisor: Hub id or local directory.", "metavar": "MODEL"}
+    )
+    student_model: str | None = field(
+        default=None, metadata={"help": "Strong student: Hub id or local directory.", "metavar": "MODEL"}
+    )
     methods: list[str] = field(
         default_factory=lambda: ["naive", "confidence"],
         metadata={"help": f"How students learn from the weak labels, of: {', '.join(METHODS)}, {BOOTSTRAP}."},

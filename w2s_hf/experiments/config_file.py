@@ -1,53 +1,96 @@
-"""`--config`: a YAML file of defaults, read with the types and choices of the options."""
+"""`--config`: a YAML file of option values, read with the types and choices of the options; and `--help`."""
 
 import argparse
+import shutil
+import textwrap
 import typing
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import fields
+from enum import Enum
 from pathlib import Path
 
 import yaml
+from transformers import TrainingArguments
 from trl import TrlParser
 
 from ..command_line import CommandLine, did_you_mean
+from ..config import LossArguments
+from ..launch import config_file, config_names
 
 __all__ = ["RecipeParser", "config_file"]
 
 
-def config_file(name: str, configs: Path, option: str) -> Path:
-    """
-    Finds a configuration.
+class _HelpFormatter(RawDescriptionHelpFormatter):
+    """Shows every option once, with the kind of its value and its default, and the description as it was written."""
 
-    Args:
-        name (`str`): A file; or the name of a shipped configuration, with or without `.yaml`.
-        configs (`Path`): The directory of the shipped configurations.
-        option (`str`): The option that named it, for the error.
+    def __init__(self, prog: str, **kwargs):
+        super().__init__(prog, max_help_position=30, **kwargs)
 
-    Raises:
-        FileNotFoundError: there is neither such a file nor such a shipped configuration.
-    """
-    shipped = {path.stem: path for path in sorted(configs.glob("*.yaml"))}
-    if Path(name).is_file():
-        return Path(name)
-    stem = name.removesuffix(".yaml").removesuffix(".yml")
-    if stem in shipped:
-        return shipped[stem]
-    names = f", or one of the shipped configurations: {', '.join(shipped)}" if shipped else ""
-    raise FileNotFoundError(
-        f"{option}: got {name!r}, expected a YAML file (there is no such file){names}."
-        + did_you_mean(Path(stem).name, shipped)
-    )
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        names = [name for name in action.option_strings if not name.startswith("--")]
+        names += [name for name in action.option_strings if name.startswith("--")][:1]  # without --a-b beside --a_b
+        value = self._format_args(action, action.metavar or "")
+        return f"{', '.join(names)} {value}".rstrip()
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs not in ("?", "+"):
+            return super()._format_args(action, default_metavar)
+        return f"{action.metavar} ..." if action.nargs == "+" else str(action.metavar)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        choices = list(map(str, action.choices or ()))
+        if action.metavar == "NAME" and not all(name in text for name in choices):
+            text = f"{text.rstrip('.')}. One of {', '.join(choices)}."
+        default = _as_words(action.default)
+        return f"{text} (default: {default})" if default else text
 
 
-class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Shows defaults beside the options, and the description as it was written."""
+def _takes_value(action: argparse.Action) -> bool:
+    """Returns whether an option has a value: `--use_peft`, but not `--no_use_peft`."""
+    return action.nargs != 0
+
+
+def _metavar(action: argparse.Action, hint: object) -> str:
+    """Returns the kind of value of an option, for help texts."""
+    if action.choices is not None:
+        choices = "{" + ",".join(map(str, action.choices)) + "}"
+        return choices if len(choices) < 30 else "NAME"
+    kinds = {typing.get_origin(hint), hint, *typing.get_args(hint)}
+    kinds |= {part for kind in typing.get_args(hint) for part in typing.get_args(kind)}  # of list[int] | None
+    if str in kinds or dict in kinds:
+        return "TEXT"
+    return next((name for kind, name in ((bool, "BOOL"), (int, "N"), (float, "X")) if kind in kinds), "TEXT")
+
+
+def _as_words(value: object) -> str:
+    """Returns a default as it is written on the command line, or nothing where an option is unset."""
+    if isinstance(value, Enum):
+        value = value.value
+    if value is None or value is argparse.SUPPRESS or value in ("", [], {}):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    words = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return words.replace("%", "%%")
+
+
+class _ShowHelp(argparse.Action):
+    """Prints the options that matter most (`--help`) or all (`--help all`), and ends the process."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values not in (None, "all"):
+            parser.error(f"Got {option_string} {values}, expected {option_string} or {option_string} all.")
+        print(parser.format_all() if values == "all" else parser.format_help(), end="")
+        parser.exit()
 
 
 class _OptionParser(CommandLine, TrlParser):
     """A [`CommandLine`] whose options are the fields of dataclasses."""
-
-
-_DEFAULTS = "--help shows the defaults of the demo, --config NAME --help those of a configuration."
 
 
 class RecipeParser(_OptionParser):
@@ -59,31 +102,149 @@ class RecipeParser(_OptionParser):
     Args:
         dataclass_types (sequence of `type`): As in [`~trl.TrlParser`].
         configs (`Path`): The directory of the shipped configurations, which `--config` takes by name.
-        description (`str`): The first lines of `--help`. A line about the defaults follows them.
+        description (`str`): The first lines of `--help`.
+        essential (mapping, *optional*):
+            The options that `--help` shows, in this order, and their help there, which is shorter than that of
+            `--help all`. Those that the command line lacks are left out. Without the mapping, `--help` shows all.
+        hidden (collection of `str`, *optional*): Options that no help shows, because they are refused.
+        launch (`bool`, *optional*): Show the options of the launch, which the command `w2s` reads.
+        defaults (`str`, *optional*): What `--help` says about the defaults when no configuration is chosen.
+        more (`str`, *optional*): The last line of `--help`, after a line about `--help all`.
         kwargs: As in [`~argparse.ArgumentParser`] and [`CommandLine`].
     """
 
-    def __init__(self, dataclass_types: Sequence[type], *, configs: Path, description: str = "", **kwargs):
-        description = f"{description.rstrip()}\n\n{_DEFAULTS}"
-        super().__init__(
-            dataclass_types=dataclass_types, description=description, formatter_class=_HelpFormatter, **kwargs
-        )
-        self.configs = configs
+    def __init__(
+        self,
+        dataclass_types: Sequence[type],
+        *,
+        configs: Path,
+        essential: Mapping[str, str] | None = None,
+        hidden: Collection[str] = (),
+        launch: bool = False,
+        defaults: str = "",
+        more: str = "",
+        **kwargs,
+    ):
+        super().__init__(dataclass_types=dataclass_types, formatter_class=_HelpFormatter, add_help=False, **kwargs)
+        self.listing = "--help all" if essential is not None else "--help"
+        self.configs, self.essential, self.hidden = configs, essential, hidden
+        self.defaults, self.more = defaults, more
         self._file: Path | None = None
-        names = ", ".join(path.stem for path in sorted(configs.glob("*.yaml")))
-        self.add_argument(
-            "--config",
-            metavar="FILE",
-            help=f"YAML file of defaults, or the name of a shipped one: {names}. The command line wins.",
-        )
+        self._general = [
+            self.add_argument(
+                "-h",
+                "--help",
+                nargs="?",
+                metavar="all",
+                action=_ShowHelp,
+                default=argparse.SUPPRESS,
+                help="Show the most used options and exit; `--help all` shows all options.",
+            ),
+            self.add_argument(
+                "--config",
+                metavar="NAME",
+                help="YAML file of option values, or the name of a shipped one: "
+                f"{', '.join(config_names(configs))}. Options of the command line take precedence.",
+            ),
+        ]
+        for kind in dataclass_types:
+            hints = typing.get_type_hints(kind)
+            for action in filter(_takes_value, self._actions):
+                if action.dest in hints and action.metavar is None:
+                    action.metavar = _metavar(action, hints[action.dest])
+        # The command w2s reads these options before this parser; they are here for --help.
+        shown = CommandLine(add_help=False)
+        launch_actions = [
+            shown.add_argument(
+                "--num_processes",
+                metavar="N",
+                type=int,
+                help="Number of processes, one per GPU, that accelerate launches on this machine.",
+            ),
+            shown.add_argument(
+                "--accelerate_config",
+                metavar="NAME",
+                help="Launch with this file of `accelerate config`, or a shipped one: single, ddp, fsdp, zero3.",
+            ),
+        ]
+        known = {action.dest for action in self._actions}
+        self._launch = [action for action in launch_actions if launch and action.dest not in known]
+
+    @property
+    def options(self) -> list[str]:
+        """The names of the options, with underscores and without dashes in front."""
+        return [*super().options, *(action.dest for action in self._launch)]
+
+    def _shown(self) -> dict[str, argparse.Action]:
+        """The options that help texts may show, by name; `--no_NAME` is left out."""
+        actions = {}
+        for action in [*self._actions, *self._launch]:
+            if action.help is not argparse.SUPPRESS and _takes_value(action) and action.dest not in self.hidden:
+                actions[action.dest] = action
+        return actions
+
+    def _defaults_line(self) -> str:
+        return f"Defaults are those of {self._file.name}." if self._file is not None else self.defaults
+
+    def format_help(self) -> str:
+        """Returns the text of `--help`: the options that matter most."""
+        if self.essential is None:
+            return self.format_all()
+        shown = self._shown()
+        actions = []
+        for name, text in self.essential.items():
+            if name in shown:
+                action = copy(shown[name])
+                action.help = text
+                actions.append(action)
+        last = [f"Configurations: {', '.join(config_names(self.configs))}."]
+        last.append(f"--help all explains {len(shown)} options. {self.more}")
+        return self._format({"options": actions}, last)
+
+    def format_all(self) -> str:
+        """Returns the text of `--help all`: every option once."""
+        shown = self._shown()
+        sections: dict[str, list[argparse.Action]] = {"general": [*self._general, *self._launch]}
+        own: list[argparse.Action] = []
+        inherited: list[argparse.Action] = []
+        of_losses = {of_field.name for of_field in fields(LossArguments)}
+        of_transformers = {of_field.name for of_field in fields(TrainingArguments)}
+        for kind in self.dataclass_types:
+            names = [of_field.name for of_field in fields(kind) if of_field.name in shown]
+            if issubclass(kind, TrainingArguments):
+                names.sort(key=lambda name: name not in of_losses)
+                own += [shown[name] for name in names if name not in of_transformers]
+                for name in filter(of_transformers.__contains__, names):
+                    action = copy(shown[name])
+                    action.help = (self.essential or {}).get(name, action.help)
+                    inherited.append(action)
+            elif names:
+                sections[getattr(kind, "_argument_group_name", kind.__name__)] = [shown[name] for name in names]
+        if own:
+            sections |= {"losses and trainer": own, "training (transformers.TrainingArguments)": inherited}
+        return self._format(sections, [self.more])
+
+    def _format(self, sections: Mapping[str, Iterable[argparse.Action]], last: list[str]) -> str:
+        width = shutil.get_terminal_size().columns - 2  # as argparse
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for number, (title, actions) in enumerate(sections.items()):
+            formatter.start_section(title)
+            if number == 0 and self._defaults_line():
+                formatter.add_text(textwrap.fill(self._defaults_line(), width - 2))
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        formatter.add_text("\n".join(textwrap.fill(line.strip(), width) for line in last))
+        return formatter.format_help()
 
     def given(self, args: Sequence[str]) -> argparse.Namespace:
         """
-        Reads the options that a command line contains. `--help` and unknown options are left to `parse`.
+        Reads the options that a command line contains. Unknown options are left to `parse`.
 
         Returns:
-            `argparse.Namespace`: The value of every option, and `None` for an option that is not given. `config` is
-            the path of the configuration.
+            `argparse.Namespace`: The value of every option, and `None` for an option that the command line does not
+            contain. `config` is the path of the configuration, and `help` is true if the command line has `--help`.
 
         Raises:
             ValueError: `--config` is given twice or without a file.
@@ -91,6 +252,7 @@ class RecipeParser(_OptionParser):
         """
         parser = _OptionParser(self.dataclass_types, usage=self.usage, add_help=False, lets_pass=True)
         parser.add_argument("--config", nargs="?", const="", action="append")
+        parser.add_argument("-h", "--help", nargs="?", const=True)
         # argparse sets the default of an option only where the namespace has no value yet.
         absent = argparse.Namespace(**{action.dest: None for action in parser._actions})
         given, _ = parser.parse_known_args(args, absent)
@@ -110,7 +272,7 @@ class RecipeParser(_OptionParser):
 
         Args:
             args (sequence of `str`): The command line.
-            config (`Path`, *optional*): The configuration, whatever `--config` says.
+            config (`Path`, *optional*): The configuration, which replaces the value of `--config`.
             kwargs: As in [`~trl.TrlParser.parse_args_and_config`].
 
         Returns:
@@ -118,8 +280,8 @@ class RecipeParser(_OptionParser):
             `config`.
 
         Raises:
-            ValueError: The file is no YAML mapping, has a key twice, a key that is no option, or a value of another
-                type than its option.
+            ValueError: the file is not a YAML mapping, or it has a key twice, an unknown key, or a value of a wrong
+                type.
         """
         if config is not None:
             check_mapping(config)
@@ -137,25 +299,25 @@ class RecipeParser(_OptionParser):
             hints |= typing.get_type_hints(kind)
         unknown = [key for key in values if key not in actions]
         if unknown:
-            # The one command line that lets unknown options pass is that of a sweep, to its cells.
+            # A sweep lets unknown options pass: they are options of its cells.
             where = (
-                " of a grid; those of the cells go into a file of their own, --cell_config, or on the command line."
+                " of a grid. Options of all cells belong on the command line, or in a second file, --cell_config."
                 if self.lets_pass
-                else "; --help lists them."
+                else f"; {self.listing} lists them."
             )
             hint = did_you_mean(unknown[0].replace("-", "_"), actions)
-            raise ValueError(f"{self._file}: got {unknown[0]!r}, which is no option{where}{hint}")
+            raise ValueError(f"{self._file}: got {unknown[0]!r}, which is not an option{where}{hint}")
         for key in values.keys() & actions.keys():
             values[key] = self._converted(actions[key], hints[key], values[key])
         return super().set_defaults_with_config(**values)
 
     def _converted(self, action: argparse.Action, hint: type, value):
-        """Returns a value of the file as the command line would have read it."""
+        """Returns a value of the file as the command line reads it."""
         kinds = {typing.get_origin(part) or part for part in typing.get_args(hint)} | {typing.get_origin(hint), hint}
         if value is None or isinstance(value, dict | list) and action.nargs != "+" and type(value) in kinds:
             return value
         is_bool = bool in kinds
-        read = action.type if callable(action.type) else str  # what argparse does without a type
+        read = action.type if callable(action.type) else str  # as argparse without a type
 
         def convert(word):
             try:
@@ -187,7 +349,7 @@ def _kind_of(kinds: set) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that occurs twice, of which YAML would take the last value."""
+    """Refuses a key that occurs twice. YAML itself uses the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -201,7 +363,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def check_mapping(file: Path) -> None:
-    """Raises `ValueError` where a file is no YAML mapping of names to values, or has a key twice."""
+    """Raises `ValueError` if a file is not a YAML mapping of names to values, or has a key twice."""
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506, a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -19,29 +19,21 @@ import torch
 from accelerate import PartialState
 from transformers import AutoModel
 
-from ..config import CompletionConfig, RewardPairConfig, WeakToStrongConfig
 from ..experiments.cache import code_versions, library_versions
-from ..experiments.cli import parse_arguments
-from ..experiments.config import ChessArguments, ClassificationArguments, ExperimentArguments, RewardArguments
-from ..experiments.experiment import Experiment, ExperimentTask, setting_of
+from ..experiments.cli import COMMAND_LINES, parse_arguments
+from ..experiments.experiment import Experiment, setting_of
 from ..experiments.report import ceiling_warnings
 from ..experiments.seed import train_supervisor
 from ..modeling import load_config
 from ..results import LinkResult, SeedResult, StudentResult
-from ..tasks import PREFERENCE_TASKS, find_task
-from .grid import CHESS_TASK, Cell, Job
+from ..tasks import AnyTask, find_task
+from .grid import Cell, Job
 from .plots import SWEEP_COLUMNS
 
 __all__ = ["DEMO_CONFIGS", "Session", "run_job"]
 
 logger = logging.getLogger(__name__)
 
-# What the command line of each setting's recipe has.
-_COMMAND_LINES: dict[str, tuple[type[ExperimentArguments], type]] = {
-    "classification": (ClassificationArguments, WeakToStrongConfig),
-    "reward": (RewardArguments, RewardPairConfig),
-    "chess": (ChessArguments, CompletionConfig),
-}
 DEMO_CONFIGS = {
     "classification": "demo_ladder.yaml",
     "reward": "demo_reward.yaml",
@@ -97,15 +89,15 @@ class Session:
 
     def experiment(self, cell: Cell) -> Experiment:
         """Returns the experiment of a cell. Those of one setting share their stages, rows and loaded base model."""
-        experiment, training = _COMMAND_LINES[cell.setting]
+        line = COMMAND_LINES[cell.setting]
         options = [*self.options, "--config", self.configs[cell.setting], "--output_dir", self.output_dir]
         options += ["--weak_model", cell.weak_model, "--student_model", cell.student_model]
         options += ["--methods", cell.method, "--seeds", str(cell.seed)]
-        parsed = parse_arguments("", Path(), options, experiment=experiment, training=training, announce=False)
+        parsed = parse_arguments("", None, options, line.arguments, line.training, announce=False)
         if parsed[0].analyses:
             raise ValueError("Got --analyses in --cell_config: a sweep has none; run the recipe with these models.")
         like = self._experiments.get(cell.setting)
-        task = _task_of(cell.task)
+        task = find_task(cell.task, AnyTask)
         made = Experiment(task, setting_of(task), *parsed, like=like)
         self._experiments.setdefault(cell.setting, made)
         return made
@@ -191,15 +183,6 @@ class Session:
     def _paths(self, cell: Cell) -> tuple[Path, Path]:
         directory = Path(self.output_dir) / "cells"
         return directory / f"{cell.name}.json", directory / f"{cell.name}.failed.json"
-
-
-def _task_of(name: str) -> ExperimentTask:
-    """Returns the task of a name, in any setting."""
-    if name == CHESS_TASK:
-        from ..tasks.chess import CHESS_PUZZLES
-
-        return CHESS_PUZZLES
-    return PREFERENCE_TASKS[name] if name in PREFERENCE_TASKS else find_task(name)
 
 
 @cache

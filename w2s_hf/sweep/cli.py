@@ -6,14 +6,36 @@ import sys
 from dataclasses import field, make_dataclass
 from pathlib import Path
 
+from accelerate import PartialState
+
+from ..config import METHODS
 from ..experiments.cli import check_directory
-from ..experiments.config_file import RecipeParser, config_file
+from ..experiments.config import BOOTSTRAP
+from ..experiments.config_file import RecipeParser
+from ..launch import ACCELERATE_CONFIGS, CONFIGS, config_file
 from .grid import SweepArguments
+from .run import run_sweep
 
-__all__ = ["parse_sweep"]
+__all__ = ["main", "parse_sweep"]
 
+# The options that `--help` shows, and their short help.
+_ESSENTIAL = {
+    "config": "Shipped configuration of a grid (sweep_demo), or a YAML file of the options here.",
+    "tasks": "Names of tasks; `w2s tasks` lists them.",
+    "weak_models": "Weak supervisors: Hub ids or local directories.",
+    "student_models": "Students, small to large.",
+    "methods": f"Methods: {' '.join((*METHODS, BOOTSTRAP))}.",
+    "seeds": "Seeds.",
+    "cell_config": "Shipped configuration or YAML file of options for all cells.",
+    "output_dir": "Directory of the table, report, figures and trained stages.",
+    "resume": "Continue an earlier run; false trains everything again.",
+    "engine": "Run the cells here one by one, or on a Ray cluster.",
+    "cell_gpus": "GPUs of a cell (ray).",
+    "num_processes": "Processes, one per GPU, that accelerate launches.",
+    "accelerate_config": "Launch with single, ddp, fsdp, zero3, or a file of `accelerate config`.",
+}
 
-# Options of the recipes that a sweep does not take for its cells: the grid sets them, or a sweep has none. `--help`
+# Options of `w2s run` that cells of a sweep do not have: the grid sets them, or a sweep has no use for them. `--help`
 # does not list them.
 _REFUSED = (
     "analyses", "demo", "hub_namespace", "hub_private", "push_to_hub", "rows_fit", "seed", "student_model", "task",
@@ -25,8 +47,39 @@ RefusedOptions = make_dataclass(
 )
 
 
+_DESCRIPTION = """\
+Runs a grid of tasks, supervisors, students, methods and seeds, and writes one table and figures of it.
+
+examples:
+  w2s sweep    (the embedded demo: three sizes of student, no network, no GPU, minutes)
+  w2s sweep --cell_config single_gpu --tasks boolq sciq --weak_models Qwen/Qwen2.5-0.5B
+      --student_models Qwen/Qwen2.5-1.5B Qwen/Qwen2.5-7B --seeds 0 1 2 --n_train 4000
+  w2s sweep --config sweep_demo --engine ray
+
+If a sweep is stopped, the same command continues from the last checkpoint."""
+
+
+def main(description: str | None = None, argv: list[str] | None = None, prog: str | None = None) -> None:
+    """
+    Runs the sweep of a command line, and ends the process with an error if cells failed.
+
+    Args:
+        description (`str`, *optional*): The first lines of `--help`. Defaults to three examples.
+        argv (`list[str]`, *optional*): The command line. Defaults to that of the process.
+        prog (`str`, *optional*): Name of the command, for `--help`. Defaults to that of the script.
+    """
+    args, options = parse_sweep(description or _DESCRIPTION, CONFIGS / "sweep_demo.yaml", argv, prog)
+    table = run_sweep(args, options, CONFIGS)
+    n_failed = int((table["status"] == "failed").sum())
+    if PartialState().is_main_process:
+        print(f"{len(table)} cells, {n_failed} failed.")
+        print(f"{args.output_dir}: report.html, figures/, sweep.csv, sweep.parquet")
+    if n_failed:
+        sys.exit(f"error: {n_failed} cells failed; report.html has the reasons. The same command runs them again.")
+
+
 def parse_sweep(
-    description: str, demo_config: Path, argv: list[str] | None = None
+    description: str, demo_config: Path, argv: list[str] | None = None, prog: str | None = None
 ) -> tuple[SweepArguments, list[str]]:
     """
     Reads the command line of a sweep.
@@ -35,6 +88,7 @@ def parse_sweep(
         description (`str`): The first lines of `--help`.
         demo_config (`Path`): The grid for a command line that names no models and no configuration.
         argv (`list[str]`, *optional*): Defaults to that of the process.
+        prog (`str`, *optional*): Name of the command, for `--help`. Defaults to that of the script.
 
     Returns:
         The grid, and the words of all other options, which are those of its cells.
@@ -42,29 +96,38 @@ def parse_sweep(
     argv = sys.argv[1:] if argv is None else argv
     parser = RecipeParser(
         (SweepArguments, RefusedOptions),
-        configs=demo_config.parent,
+        configs=CONFIGS,
         lets_pass=True,
+        prog=prog,
         description=description,
-        usage="%(prog)s [--config FILE] [--option VALUE ...] [options of all cells]",
+        usage="%(prog)s [options] [options of all cells]",
+        launch=prog is not None,
+        essential=_ESSENTIAL,
+        defaults="Without models and configuration, the grid of `--config sweep_demo` runs. Every option that is not "
+        "listed here is one of `w2s run` and applies to all cells.",
     )
     try:
         # 1 The options that the command line contains choose the configuration: without models, the demo's grid.
         given = parser.given(argv)
         is_demo = all(value is None for value in (given.weak_models, given.student_models, given.cell_config))
-        config = given.config or (demo_config if is_demo else None)
+        config = given.config or (demo_config if is_demo and not given.help else None)
         # 2 The values of all options of the grid, and the words that are none of them.
         args, *_, options = parser.parse(argv, config, return_remaining_strings=True)
         if args.cell_config is not None:
-            args.cell_config = str(config_file(args.cell_config, demo_config.parent, "--cell_config"))
-        # 3 Misspelt options of the grid. What the cells do not know either is refused when the first cell is parsed.
+            args.cell_config = str(config_file(args.cell_config, CONFIGS, "--cell_config"))
+        if args.accelerate_config is not None:
+            path = config_file(args.accelerate_config, ACCELERATE_CONFIGS, "--accelerate_config")
+            args.accelerate_config = str(path)
+        # 3 Misspelt options of the grid. Options that cells do not know are refused when the first cell is parsed.
         for word in options:
             _check_spelling(word, parser)
         # 4 Options of the recipes that cells of a sweep do not take.
         refused = [f"--{name}" for name in _REFUSED if vars(given)[name] is not None]
         if refused:
             raise ValueError(
-                f"Got {', '.join(refused)}: models, tasks and seeds are those of the grid (--weak_models, "
-                "--student_models, --tasks, --seeds), --rows_fit follows from them, and a sweep pushes nothing."
+                f"Got {', '.join(refused)}, expected options of the grid or of all cells. Name models, tasks and "
+                "seeds with --weak_models, --student_models, --tasks and --seeds. A sweep sets "
+                "--rows_fit by its models, has no analyses, and pushes nothing."
             )
         check_directory("--output_dir", args.output_dir)
     except (ValueError, OSError) as error:
@@ -73,7 +136,7 @@ def parse_sweep(
 
 
 def _check_spelling(word: str, parser: RecipeParser) -> None:
-    """Raises `ValueError` where an option for the cells is spelt almost like one of the grid."""
+    """Raises `ValueError` if an option for the cells is spelt almost like an option of the grid."""
     name = word.split("=")[0].lstrip("-").replace("-", "_")
     if word.startswith("--") and difflib.get_close_matches(name, parser.options, cutoff=0.85):
         raise ValueError(parser.unknown(word))

@@ -9,13 +9,11 @@ from pathlib import Path
 
 from ..config import METHODS
 from ..experiments.config import BOOTSTRAP, chain_of, check_names
-from ..tasks import PREFERENCE_TASKS
+from ..tasks import CHESS_TASK, PREFERENCE_TASKS
 
 __all__ = ["CHESS_TASK", "Cell", "Job", "SweepArguments", "cells_of", "rounds_of"]
 
 logger = logging.getLogger(__name__)
-
-CHESS_TASK = "chess_puzzles"
 
 
 @dataclass

@@ -49,7 +49,7 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
     output_dir = Path(args.output_dir).resolve()
     state = PartialState()
     if state.num_processes > 1 and args.engine == "ray":
-        raise ValueError("Got --engine ray and several processes; start one: python recipes/sweep.py --engine ray ...")
+        raise ValueError("Got --engine ray and several processes, expected one. Start the sweep without a launcher.")
     sources = {setting: str(path) for setting, path in config_files(args, configs_dir).items()}
     session = Session(str(output_dir), options, sources)
     first = {cell.setting: session.experiment(cell) for cell in first_cells(args)}
@@ -59,7 +59,7 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
             raise ValueError(
                 f"Got no --cell_config, which is the demo, and none of its models, which are "
                 f"{', '.join(demo_models)}. For other models name a configuration such as "
-                "--cell_config recipes/configs/single_gpu.yaml."
+                "--cell_config single_gpu."
             )
     chain_models = {setting: experiment.args.ladder for setting, experiment in first.items()}
     # All rows fit all models of the grid, so that all cells of a task have the same rows.

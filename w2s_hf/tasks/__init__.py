@@ -17,11 +17,13 @@ from .texts import TextLoader
 from .tokenizing import COMPLETION_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS, tokenize_pairs, tokenize_rows
 
 __all__ = [
+    "CHESS_TASK",
     "COMPLETION_COLUMNS",
     "PAIR_COLUMNS",
     "PREFERENCE_TASKS",
     "TASKS",
     "TEXT_COLUMNS",
+    "AnyTask",
     "GenerationTask",
     "Half",
     "PreferenceTask",
@@ -43,6 +45,10 @@ _AnyTask = TypeVar("_AnyTask", bound=AnyTask)
 TASKS: dict[str, Task] = {task.name: task for task in (*CLASSIFICATION_TASKS, *MULTIPLE_CHOICE_TASKS)}
 
 
+# Chess is imported only where it is used: it needs python-chess.
+CHESS_TASK = "chess_puzzles"
+
+
 @overload
 def find_task(name: str) -> Task: ...
 
@@ -56,50 +62,70 @@ def find_task(name: str, kind: type[AnyTask] = Task) -> AnyTask:
     Finds a task by name, or your own by the path of the Python file that defines it.
 
     Args:
-        name (`str`): One of [`TASKS`] or [`PREFERENCE_TASKS`], or `my_task.py`, or `my_task.py:NAME` where the file
-            has several tasks.
-        kind (`type`, *optional*, defaults to [`Task`]): Or [`PreferenceTask`], or [`GenerationTask`].
+        name (`str`):
+            The name of a task of the package, which [`task_table`] lists; or `my_task.py`, or `my_task.py:NAME` if the
+            file has several tasks.
+        kind (`type`, *optional*, defaults to [`Task`]):
+            The kind of task: [`Task`], [`PreferenceTask`], [`GenerationTask`], or [`AnyTask`] for all of them.
 
     Returns:
         The task, of this kind.
 
     Raises:
-        ValueError: there is no such task; the known names are in the message.
+        ValueError: there is no such task. The message has the known names.
         FileNotFoundError: there is no such file.
+        ModuleNotFoundError: the task is one of chess, and python-chess is not installed.
     """
     if name.endswith(".py"):
         return _task_in_file(Path(name), "", kind)
     if ".py:" in name:
-        path, _, wanted = name.rpartition(":")
-        return _task_in_file(Path(path), wanted, kind)
+        path, _, variable = name.rpartition(":")
+        return _task_in_file(Path(path), variable, kind)
+    if name == CHESS_TASK and kind in (AnyTask, GenerationTask):
+        return _chess_task()
     tasks: tuple[AnyTask, ...] = (*TASKS.values(), *PREFERENCE_TASKS.values())
     known = {task.name: task for task in tasks if isinstance(task, kind)}
     if name not in known:
         if Path(f"{name}.py").is_file():
             raise ValueError(f"task: got {name!r}, expected a task or a file. Did you mean '{name}.py'?")
-        names = f"one of {', '.join(sorted(known))}, or " if known else ""
+        names = [*sorted(known), *([CHESS_TASK] if issubclass(GenerationTask, kind) else [])]
+        one_of = f"one of {', '.join(names)}, or " if names else ""
         raise ValueError(
-            f"task: got {name!r}, expected {names}the path of a Python file that defines a {_public_name(kind)}."
-            f"{did_you_mean(name, known)}"
+            f"task: got {name!r}, expected {one_of}the path of a Python file that defines a {_public_name(kind)}."
+            f"{did_you_mean(name, names)}"
         )
     return known[name]
 
 
+def _chess_task() -> AnyTask:
+    try:
+        from .chess import CHESS_PUZZLES
+    except ModuleNotFoundError as error:
+        if error.name not in ("chess", "chess.pgn", "chess.svg"):
+            raise
+        raise ModuleNotFoundError(
+            f"{CHESS_TASK}: got {error}, expected python-chess. Run `pip install 'chess>=1.11,<2'`.", name=error.name
+        ) from error
+    return CHESS_PUZZLES
+
+
 def _public_name(kind: type[AnyTask]) -> str:
+    if kind is AnyTask:
+        return "w2s_hf.Task, w2s_hf.tasks.PreferenceTask or w2s_hf.tasks.GenerationTask"
     return "w2s_hf.Task" if kind is Task else f"w2s_hf.tasks.{kind.__name__}"
 
 
-def _task_in_file(path: Path, wanted: str, kind: type[AnyTask]) -> AnyTask:
+def _task_in_file(path: Path, variable: str, kind: type[AnyTask]) -> AnyTask:
     if not path.is_file():
-        raise FileNotFoundError(f"task: there is no file {str(path)!r}.")
+        raise FileNotFoundError(f"task: got {str(path)!r}, and there is no such file.")
     sys.path.insert(0, str(path.parent.resolve()))  # as `python my_task.py` would: it may import its neighbours
-    found = {name: value for name, value in runpy.run_path(str(path)).items() if isinstance(value, kind)}
-    if wanted and wanted not in found or not wanted and len(found) != 1:
+    tasks = {name: value for name, value in runpy.run_path(str(path)).items() if isinstance(value, kind)}
+    if variable and variable not in tasks or not variable and len(tasks) != 1:
+        expected = f"expected one called {variable!r}" if variable else f"expected one, or {path}:NAME"
         raise ValueError(
-            f"task: {str(path)!r} defines {', '.join(found) or f'no {_public_name(kind)}'}"
-            + (f", and no {wanted!r}." if wanted else f"; expected one, or say which by {path}:NAME.")
+            f"task: got {str(path)!r}, which defines {', '.join(tasks) or f'no {_public_name(kind)}'}; {expected}."
         )
-    return found[wanted] if wanted else next(iter(found.values()))
+    return tasks[variable] if variable else next(iter(tasks.values()))
 
 
 # Configurations that a dataset has if it has only one.
@@ -109,27 +135,31 @@ _UNNAMED = (None, "", "default", "plain_text")
 def task_table() -> str:
     """Returns a table of all tasks: name, splits, sources and description."""
     header = ("task", "train / test", "rows", "what it asks")
-    lines = [
-        (
-            task.name,
-            f"{task.train_split[0]} / {(task.test_split or ('held out',))[0]}",
-            # Some are read at another revision where the first one does not load.
-            ", else ".join(
-                dict.fromkeys(
-                    " ".join(name for name in (source.id, source.config) if name not in _UNNAMED)
-                    for source in sources_of(task)
-                )
-            ),
-            task.description,
-        )
-        for task in sorted(TASKS.values(), key=lambda task: task.name)
-    ]
+    lines = [_line_of(task) for task in sorted(TASKS.values(), key=lambda task: task.name)]
+    lines += [_line_of(task) for task in PREFERENCE_TASKS.values()]
+    lines += [_CHESS_LINE]
     widths = [max(len(line[column]) for line in (header, *lines)) for column in range(len(header) - 1)]
     rule = tuple("-" * width for width in (*widths, len(header[-1])))
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, (*widths, 0), strict=True))
         for line in (header, rule, *lines)
     )
+
+
+_CHESS_LINE = (CHESS_TASK, "train / test", "EleutherAI/lichess-puzzles", "What is the best move? (needs python-chess)")
+
+
+def _line_of(task: Task | PreferenceTask) -> tuple[str, str, str, str]:
+    # Some are read at another revision where the first one does not load.
+    names = [
+        " ".join(name for name in (source.id, source.config) if name not in _UNNAMED) for source in sources_of(task)
+    ]
+    splits = f"{_first(task.train_split)} / {_first(task.test_split) if task.test_split else 'held out'}"
+    return task.name, splits, ", else ".join(dict.fromkeys(names)), task.description
+
+
+def _first(split: str | tuple[str, ...]) -> str:
+    return split if isinstance(split, str) else split[0]
 
 
 def load_task(task: str | Task, *, conversion: str = "pairs", **options: Unpack[SplitOptions]) -> TaskSplits:
@@ -144,8 +174,9 @@ def load_task(task: str | Task, *, conversion: str = "pairs", **options: Unpack[
 
     Args:
         task (`str` or [`Task`]): Your own, or as in [`find_task`].
-        conversion (`str`, *optional*, defaults to `"pairs"`): `"pairs"` makes one right and one wrong row of a
-            question, `"coin_flip"` one row with either.
+        conversion (`str`, *optional*, defaults to `"pairs"`):
+            How a multiple-choice question becomes rows. `"pairs"`: one row with a right answer and one with a wrong
+            answer. `"coin_flip"`: one row with a right or a wrong answer, at random.
         options: [`SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`, `n_validation`, `n_test`, `n_links`,
             `seed`.
 

@@ -1,0 +1,197 @@
+"""The command `w2s`. Only the subcommand that runs imports torch and transformers, which takes up to ten seconds."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from . import __version__
+from .command_line import CommandLine, did_you_mean
+from .launch import CONFIGS, config_file, launch, split_launch
+
+__all__ = ["main", "recipe", "sweep"]
+
+_HELP = """\
+usage: w2s COMMAND [options]
+
+Weak-to-strong generalization: train a strong student on the labels of a weak supervisor.
+
+commands:
+  run TASK              run one experiment: supervisor, students, ceiling and PGR of a task
+  sweep                 run a grid of tasks, supervisors, students, methods and seeds
+  tasks                 list the tasks
+  memory MODEL          estimate the GPU memory of a training, from the config.json of a model
+  publish DIRECTORY     push the students of a finished run to the Hub
+  leaderboard STUDENT   print a table of PGR, read from the model cards of students
+  leak-probe            check whether superficial features of a task's texts predict its labels
+
+examples:
+  w2s run boolq                        the embedded demo: no network, no GPU, two minutes
+  w2s run boolq --config single_gpu    the real task, on one GPU of 24 GB
+  w2s memory Qwen/Qwen2.5-7B --gpus 1x24
+
+options:
+  -h, --help            this text; `w2s COMMAND --help` shows the options of a command
+  --version             print the version
+"""
+
+
+def main(argv: list[str] | None = None) -> int | None:
+    """
+    Runs a command line.
+
+    Args:
+        argv (`list[str]`, *optional*): The words after `w2s`. Defaults to those of the process.
+
+    Returns:
+        `int`, *optional*: The exit code; `None` is success.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_HELP, end="")
+        return 0
+    if argv[0] == "--version":
+        print(f"w2s_hf {__version__}")
+        return 0
+    command, *options = argv
+    if command not in _COMMANDS:
+        parser = CommandLine("w2s", usage="w2s COMMAND [options]")
+        hint = did_you_mean(command, _COMMANDS) or " `w2s --help` explains them."
+        parser.error(f"Got {command!r}, expected one of {', '.join(_COMMANDS)}.{hint}")
+    return _COMMANDS[command](options)
+
+
+def _say_loading(what: str = "torch, transformers and peft") -> None:
+    """Prints what is imported, on the first rank."""
+    if os.environ.get("RANK", "0") == "0" and "peft" not in sys.modules:
+        print(f"Loading {what} ...", file=sys.stderr, flush=True)
+
+
+# ---- Experiments: `w2s run`, `w2s sweep` and the scripts in recipes/ ----
+
+
+def _run(argv: list[str]) -> int | None:
+    asks_for_help = any(word in ("-h", "--help") or word.startswith("--help=") for word in argv)
+    if (not argv or argv[0].startswith("-")) and not asks_for_help:
+        parser = CommandLine("w2s run", usage="w2s run TASK [options]")
+        first = f"{argv[0]} before the task" if argv else "no task"
+        parser.error(
+            f"Got {first}, expected the name of a task, or the path of a Python file that defines one, as the first "
+            "word. `w2s tasks` lists the tasks; `w2s run boolq` runs the embedded demo."
+        )
+    task = None if argv[0].startswith("-") else argv[0]
+    prog = f"w2s run {task or 'TASK'}"
+    launch_options, options = split_launch(argv[1:] if task else argv, prog)
+    if launch_options is not None and not asks_for_help:
+        return launch(launch_options, ["run", argv[0], *options])
+    _say_loading()
+    from .experiments.cli import run_recipe, run_task
+
+    run_recipe(lambda: run_task(task, options, prog=prog))
+    return None
+
+
+def recipe(task: str | None, description: str) -> None:
+    """
+    Runs a script of recipes/: one experiment with the options of this process.
+
+    Args:
+        task (`str`, *optional*): Name of the task. `None` takes it from the option `--task`.
+        description (`str`): The docstring of the script, for `--help`.
+    """
+    _say_loading()
+    from .experiments.cli import run_named_task, run_recipe, run_task
+
+    if task is None:
+        run_recipe(lambda: run_named_task(description))
+    else:
+        run_recipe(lambda: run_task(task, sys.argv[1:], description=description))
+
+
+def _sweep(argv: list[str]) -> int | None:
+    launch_options, options = split_launch(argv, "w2s sweep", takes_config=not _is_on_ray(argv))
+    asks_for_help = any(word in ("-h", "--help") or word.startswith("--help=") for word in argv)
+    if launch_options is not None and not asks_for_help:
+        return launch(launch_options, ["sweep", *options])
+    sweep(argv=options, prog="w2s sweep")
+    return None
+
+
+def sweep(description: str | None = None, argv: list[str] | None = None, prog: str | None = None) -> None:
+    """
+    Runs a sweep: the command `w2s sweep`, and the script recipes/sweep.py.
+
+    Args:
+        description (`str`, *optional*): The docstring of the script, for `--help`.
+        argv (`list[str]`, *optional*): The command line. Defaults to that of the process.
+        prog (`str`, *optional*): Name of the command, for `--help`. Defaults to that of the script.
+    """
+    _say_loading()
+    from .experiments.cli import run_recipe
+    from .sweep.cli import main as run
+
+    run_recipe(lambda: run(description, argv, prog))
+
+
+def _is_on_ray(argv: list[str]) -> bool:
+    """Returns whether a sweep runs on a Ray cluster: `--accelerate_config` is then that of its cells."""
+    parser = CommandLine("w2s sweep", add_help=False, lets_pass=True)
+    parser.add_argument("--engine", nargs="?")
+    parser.add_argument("--config", nargs="?")
+    values, _ = parser.parse_known_args(argv)
+    if values.engine is not None or values.config is None:
+        return values.engine == "ray"
+    import yaml
+
+    try:
+        content = yaml.safe_load(config_file(values.config, CONFIGS, "--config").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False  # the sweep itself reports the error
+    return isinstance(content, dict) and content.get("engine") == "ray"
+
+
+# ---- The other commands ----
+
+
+def _tasks(argv: list[str]) -> None:
+    parser = CommandLine("w2s tasks", description="Lists the tasks: the names that `w2s run` takes.")
+    parser.parse_args(argv)
+    _say_loading("datasets")
+    from .tasks import task_table
+
+    print(task_table())
+
+
+def _memory(argv: list[str]) -> None:
+    _say_loading()
+    from .memory.__main__ import main
+
+    main(argv)
+
+
+def _publish(argv: list[str]) -> None:
+    from .publish import main
+
+    main(argv)
+
+
+def _leaderboard(argv: list[str]) -> None:
+    from .leaderboard import main
+
+    main(argv)
+
+
+def _leak_probe(argv: list[str]) -> int:
+    from .tasks.leak_probe import main
+
+    return main(argv)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "run": _run,
+    "sweep": _sweep,
+    "tasks": _tasks,
+    "memory": _memory,
+    "publish": _publish,
+    "leaderboard": _leaderboard,
+    "leak-probe": _leak_probe,
+}

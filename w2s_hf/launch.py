@@ -1,0 +1,149 @@
+"""Shipped configurations, and the launch of a command through accelerate. Nothing heavy is imported before it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .command_line import CommandLine, did_you_mean
+
+__all__ = ["ACCELERATE_CONFIGS", "CONFIGS", "LaunchOptions", "config_file", "config_names", "launch", "split_launch"]
+
+CONFIGS = Path(__file__).parent / "configs"
+ACCELERATE_CONFIGS = Path(__file__).parent / "accelerate_configs"
+
+
+def config_names(configs: Path) -> list[str]:
+    """Returns the names of the configurations in a directory."""
+    return sorted(path.stem for path in configs.glob("*.yaml"))
+
+
+def config_file(name: str, configs: Path, option: str) -> Path:
+    """
+    Finds a configuration.
+
+    Args:
+        name (`str`): A file; or the name of a shipped configuration, with or without `.yaml`.
+        configs (`Path`): The directory of the shipped configurations.
+        option (`str`): The option that has this value, for the error.
+
+    Raises:
+        FileNotFoundError: there is neither such a file nor such a shipped configuration.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    stem = name.removesuffix(".yaml").removesuffix(".yml")
+    shipped = config_names(configs)
+    if stem in shipped:
+        return configs / f"{stem}.yaml"
+    names = f", or one of the shipped configurations: {', '.join(shipped)}" if shipped else ""
+    raise FileNotFoundError(
+        f"{option}: got {name!r}, expected a YAML file (there is no such file){names}."
+        + did_you_mean(Path(stem).name, shipped)
+    )
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """
+    How accelerate launches a command.
+
+    Args:
+        num_processes (`int`, *optional*): Number of processes. Defaults to that of the configuration.
+        accelerate_config (`str`, *optional*):
+            A file of `accelerate config`, or the name of a shipped one. Without it, one process is launched as in
+            `single`, and several as in `ddp`.
+    """
+
+    num_processes: int | None = None
+    accelerate_config: str | None = None
+
+    def arguments(self) -> list[str]:
+        """
+        Returns the options of `accelerate launch`.
+
+        Raises:
+            FileNotFoundError: there is no such configuration.
+            ValueError: the configuration has one process, and `num_processes` is larger.
+        """
+        import yaml
+
+        name = self.accelerate_config or ("single" if self.num_processes == 1 else "ddp")
+        path = config_file(name, ACCELERATE_CONFIGS, "--accelerate_config")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"--accelerate_config: got {name!r}, expected a file of `accelerate config`.")
+        if (self.num_processes or 1) > 1 and content.get("distributed_type") in ("NO", False, None):
+            raise ValueError(
+                f"Got --num_processes {self.num_processes} and --accelerate_config {name}, which starts one process. "
+                "Leave out one of them, or set --accelerate_config ddp."
+            )
+        words = ["--config_file", str(path)]
+        if self.num_processes is not None:
+            words += ["--num_processes", str(self.num_processes)]
+        if content.get("num_machines", 1) == 1 and content.get("main_process_port") is None:
+            words += ["--main_process_port", "0"]  # any free port: two runs on a machine do not collide
+        return words
+
+
+def split_launch(
+    argv: Sequence[str], prog: str, *, takes_config: bool = True
+) -> tuple[LaunchOptions | None, list[str]]:
+    """
+    Separates the options of the launch from a command line.
+
+    Args:
+        argv (sequence of `str`): The command line.
+        prog (`str`): Name of the command, for errors.
+        takes_config (`bool`, *optional*, defaults to `True`): `False` leaves `--accelerate_config` to the command.
+
+    Returns:
+        The options, or `None` if the command runs in this process; and all other words.
+    """
+    parser = CommandLine(prog, usage=f"{prog} [options]", add_help=False, lets_pass=True)
+    parser.add_argument("--num_processes", "--num-processes", type=_positive)
+    if takes_config:
+        parser.add_argument("--accelerate_config", "--accelerate-config")
+    values, others = parser.parse_known_args(argv)
+    if all(value is None for value in vars(values).values()):
+        return None, others
+    if "LOCAL_RANK" in os.environ:
+        names = " and ".join(f"--{name}" for name, value in vars(values).items() if value is not None)
+        parser.error(f"Got {names} in a process that a launcher has started. Give these options to the launcher.")
+    return LaunchOptions(**vars(values)), others
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive integer")
+    return int(text)
+
+
+def launch(options: LaunchOptions, argv: Sequence[str]) -> int:
+    """
+    Runs `accelerate launch -m w2s_hf` with a command line, and returns the exit code.
+
+    Args:
+        options ([`LaunchOptions`]): How to launch it.
+        argv (sequence of `str`): The command line after `w2s`.
+    """
+    try:
+        words = [*options.arguments(), "--module", "w2s_hf", *argv]
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("Loading accelerate ...", file=sys.stderr, flush=True)
+    from subprocess import CalledProcessError
+
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        launch_command(launch_command_parser().parse_args(words))
+    except (CalledProcessError, ChildFailedError):
+        return 1  # the process that failed has printed its error
+    except KeyboardInterrupt:
+        return 130
+    return 0
