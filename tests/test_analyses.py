@@ -254,7 +254,10 @@ def test_of_a_chain_alone_the_analyses_are_about_another_student(cache, tmp_path
     assert list(run["analyses"]["agreement"]["students"]) == ["naive"]
     direct = run["students"][0]["direct"]["same_rows"]["accuracy"]
     assert run["analyses"]["agreement"]["students"]["naive"]["demo/pretrained-64x2"]["accuracy"] == direct
-    assert "taught by the supervisor itself, method naive" in (tmp_path / "report.md").read_text()
+    assert (
+        "on the labels of the weak supervisor (method naive), not the student of the chain"
+        in (tmp_path / "report.md").read_text()
+    )
 
 
 def test_cells_of_a_sweep_have_no_analyses(cache, tmp_path):
@@ -271,7 +274,10 @@ def test_models_that_4_bits_do_not_go_with_are_not_compared(cache, tmp_path):
     options = [*TINY, "--load_in_4bit", "true", "--methods", "naive", "--analyses", "agreement"]
     process = recipe_here(*options, "--output_dir", tmp_path, cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
-    assert "Not compared, too narrow for --load_in_4bit: pretrained-16x2, pretrained-32x2" in process.stderr
+    assert (
+        "--load_in_4bit: got the models pretrained-16x2, pretrained-32x2 to compare, which are too narrow"
+        in process.stderr
+    )
     (run,) = numbers(tmp_path)["runs"]
     assert run["analyses"]["agreement"]["sizes"] == ["demo/pretrained-64x2"]
 
@@ -289,8 +295,11 @@ def test_a_ladder_to_compare_is_no_chain(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--analyses prompting", "--analyses prompting: model is of type 'bert', which reads text both ways"),
-        ("--analyses agreement --ladder {other} {student}", "--ladder: got models called model, model"),
+        (
+            "--analyses prompting",
+            "--analyses prompting: got model, an encoder of type 'bert', which cannot generate text",
+        ),
+        ("--analyses agreement --ladder {other} {student}", "--ladder: got models with the names model, model"),
     ],
 )
 def test_models_are_looked_at_before_anything_is_trained(options, words, cache, tmp_path, model_of):

@@ -107,7 +107,7 @@ def test_stopped_while_it_labels_it_is_not_trained_again(kind, precision, tmp_pa
 def test_ground_truth_in_training_rows_is_refused(tmp_path):
     finetuner = Finetuner(StageCache(tmp_path), CLASSIFICATION, None)
     rows = rows_of("classification")
-    with pytest.raises(ValueError, match="still carry `ground_truth`"):
+    with pytest.raises(ValueError, match="got training rows with the column `ground_truth`"):
         finetuner.finetune("weak", ModelSpec("m", "m", "1"), Half(rows, rows), [rows], splits=splits_of(), seed=0)
 
 

@@ -165,7 +165,7 @@ def test_files_of_other_names_stay(tmp_path):
 @pytest.mark.parametrize("name", ["report.md", "results.json", "students"])
 def test_files_of_other_programs_are_not_replaced(name, overwrite, tmp_path):
     (tmp_path / name).mkdir() if name == "students" else (tmp_path / name).write_text("{}")
-    with pytest.raises(ValueError, match=f"where .*{name}.* would be replaced, which no run of this package"):
+    with pytest.raises(ValueError, match=f"where .*{name}.* would be overwritten, which no run of this package"):
         check(tmp_path, overwrite=overwrite)
 
 
@@ -258,7 +258,7 @@ def test_a_stopped_run_without_results_is_named_as_one(tmp_path):
     first.seeds = []
     first.write(tmp_path)
     assert check(tmp_path, "--seeds 3"), "no seed is lost"
-    with pytest.raises(ValueError, match="rows.', begun and without results yet, with other settings"):
+    with pytest.raises(ValueError, match="rows.' \\(started, no results yet\\) with other settings"):
         check(tmp_path, "--learning_rate 1")
 
 

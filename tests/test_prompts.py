@@ -294,8 +294,8 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_trained(more, option
 @pytest.mark.parametrize(
     ("recipe", "options", "words"),
     [
-        ("anthropic_hh.py", "--head_init answers", "expected real models and a task of texts with two classes"),
-        ("boolq.py", "--head_init answers", "expected real models and a task of texts with two classes"),
+        ("anthropic_hh.py", "--head_init answers", "expected real models and a classification task"),
+        ("boolq.py", "--head_init answers", "expected real models and a classification task"),
         ("boolq.py", "--use_prompts true", "Got --use_prompts and the demo"),
     ],
 )

@@ -150,16 +150,22 @@ def test_a_changed_learning_rate_trains_what_it_changes_and_no_more(finished, ca
     assert process.returncode == 0, process.stderr[-3000:]
     assert {path.name for path in (tmp_path / "out" / "students").iterdir()} == {"naive-seed0", "confidence-seed0"}
     # Supervisor, both students and the control are new; the ceiling and the three models of the demo are not.
-    assert "4 stages built, 4 reused" in process.stderr
-    models = [line.split(": ")[1].split()[0] for line in process.stderr.splitlines() if ", model " in line]
-    assert models == ["weak", "ceiling", "student", "student", "control"]
-    assert all(f"Seed 0, model {number} of 5: " in process.stderr for number in range(1, 6))
+    assert "4 stages were computed, 4 were cached" in process.stderr
+    steps = re.findall(r"^(\d) of 6: ([\w ]+).*?( \(cached\))?$", process.stderr, flags=re.MULTILINE)
+    assert [number for number, _, _ in steps] == list("123456")
+    assert [" ".join(title.split()[:2]) for _, title, _ in steps] == [
+        "pretraining of", "weak supervisor", "strong ceiling", "student ", "student ", "control without"
+    ]  # fmt: skip
+    assert [bool(is_cached) for _, _, is_cached in steps] == [True, False, True, False, False, False]
+    assert not re.search(r"-[0-9a-f]{12}", process.stderr), "keys of the cache are for debugging"
     weak = numbers(tmp_path / "out")["runs"][0]["weak"]
     assert weak != before["runs"][0]["weak"]
     # With so low a rate the supervisor learns little, which the log says before a student is trained.
     assert weak["label_confidence"] < 0.6
-    assert -1 < process.stderr.find("the weak labels are unsure") < process.stderr.find(" weak labels, naive")
+    assert -1 < process.stderr.find("the weak labels are unsure") < process.stderr.find(": student (naive)")
 
+
+STOPPED = "\nStopped. The same command continues from the last checkpoint.\n"
 
 # A training of each kind, and where it keeps its checkpoints; the ceiling trains as a student does.
 TRAININGS = {
@@ -198,7 +204,7 @@ def test_interrupted_by_hand_it_says_how_to_go_on(cache, tmp_path):
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     stderr = (tmp_path / "log" / "stderr").read_text()
-    assert process.exitcode == 1 and "The same command continues" in stderr and "Traceback" not in stderr
+    assert process.exitcode == 130 and stderr.endswith(STOPPED) and "Traceback" not in stderr
     # Nothing is finished yet, and it is known whose directory it is.
     another = recipe_here(*SMALL, "--learning_rate", "1", "--output_dir", tmp_path / "out", cache=cache)
     assert another.returncode == 1 and "learning_rate: 0.003 there, 1 here" in another.stderr

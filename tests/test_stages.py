@@ -1,5 +1,6 @@
 """Stages: whole or not there, keyed by everything that changes the result, resumed after a kill."""
 
+import json
 import os
 import shutil
 import signal
@@ -40,27 +41,59 @@ def test_a_reused_stage_says_how_long_it_took_to_build(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("left", "begin"),
+    ("left", "note"),
     [
-        (None, "started"),
-        ("checkpoints/runs/events", "started again"),
-        ("checkpoints/checkpoint-1/model.safetensors", "started again"),
-        ("checkpoints/checkpoint-1/trainer_state.json", "resumed"),
-        ("pretraining/checkpoint-1/trainer_state.json", "resumed"),
-        ("training.json", "resumed"),
-        ("completions/rank0.jsonl", "resumed"),
+        (None, ""),
+        ("checkpoints/runs/events", " (restarted, no checkpoint)"),
+        ("checkpoints/checkpoint-1/model.safetensors", " (restarted, no checkpoint)"),
+        ("checkpoints/checkpoint-1/trainer_state.json", " (resumed from its last checkpoint)"),
+        ("pretraining/checkpoint-1/trainer_state.json", " (resumed from its last checkpoint)"),
+        ("training.json", " (resumed from its last checkpoint)"),
+        ("completions/rank0.jsonl", " (resumed from its last checkpoint)"),
     ],
 )
-def test_the_log_says_whether_a_stage_is_resumed_or_started_again(left, begin, tmp_path, caplog):
+def test_the_log_says_whether_a_stage_is_resumed_or_started_again(left, note, tmp_path, caplog):
     stages = StageCache(tmp_path)
     if left is not None:
         file = tmp_path / f"{stages.key('train', {})}.partial" / left
         file.parent.mkdir(parents=True)
         file.touch()
     with caplog.at_level("INFO", "w2s_hf"):
-        stages.run("train", {}, write("a"))
-    (how,) = (message.split(": ")[1] for message in caplog.messages)
-    assert how.split(",")[0] == begin
+        stages.run("train", {}, write("a"), title="a model")
+        StageCache(tmp_path).run("train", {}, write("never"), title="a model")
+    assert caplog.messages == [f"a model{note}", "a model (cached)"], "and no key"
+
+
+def test_the_seconds_of_a_resumed_stage_include_those_before_its_last_checkpoint(tmp_path):
+    stages = StageCache(tmp_path)
+
+    def stopped(directory):
+        checkpoint = directory / "checkpoints" / "checkpoint-1"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "trainer_state.json").touch()
+        started = {"time": time.time() - 100, "seconds_before": 0}  # a hundred seconds before the checkpoint
+        (directory / "started.json").write_text(json.dumps(started))
+        raise KeyboardInterrupt
+
+    for _ in range(2):  # the second run is stopped before it writes another checkpoint
+        with pytest.raises(KeyboardInterrupt):
+            stages.run("train", {}, stopped if not list(tmp_path.glob("*.partial")) else stop)
+    done = stages.run("train", {}, write("a"))
+    assert 99 <= StageCache.record(done)["seconds"] < 110
+    assert {path.name for path in done.iterdir()} >= {"result.txt", "stage.json"}
+    assert not (done / "started.json").exists()
+
+
+def stop(directory):
+    raise KeyboardInterrupt
+
+
+def test_a_stage_without_a_checkpoint_begins_its_clock_anew(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        StageCache(tmp_path).run("train", {}, stop)
+    (started,) = tmp_path.glob("*.partial/started.json")
+    started.write_text('{"time": 0, "seconds_before": 500}')
+    assert StageCache.record(StageCache(tmp_path).run("train", {}, write("a")))["seconds"] < 10
 
 
 def test_versions_are_part_of_the_key(tmp_path, monkeypatch):

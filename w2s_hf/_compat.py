@@ -1,14 +1,14 @@
 """
 Every private or unstable API of torch, transformers, TRL, PEFT, accelerate, bitsandbytes and datasets that this
-package uses, in one file. No other module of the package uses one, and `tests/test_compat.py` checks both.
+package uses. No other module of the package uses such an API; `tests/test_compat.py` checks this.
 
 An API is private or unstable if its name begins with an underscore, or if the documentation of its library does not
-list it. Each comment and docstring says what the API is and which public API replaces it, or why none does.
+list it. Each comment and docstring says what the API does, and which public API could replace it.
 
-Three kinds of use have three places: names to import (`IMPORTS`), members that a subclass must call or override under
-their own name (`OVERRIDDEN`), and attributes and arguments (the functions below, whose names are in `ATTRIBUTES`).
+The file has three parts: names to import (`IMPORTS`), members that a subclass must call or override under their own
+name (`OVERRIDDEN`), and attributes and arguments (the functions below; `ATTRIBUTES` lists the names they use).
 
-This module imports no library by itself: `from ._compat import X` imports the one module that has `X`.
+This module imports no library itself: `from ._compat import X` imports only the module that contains `X`.
 """
 
 from importlib import import_module
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = ["ATTRIBUTES", "CHECKED", "IMPORTS", "OVERRIDDEN", "SINCE"]
 
-# The versions at which every entry of this file was checked. An entry that only some of them have says so.
+# The versions with which every entry of this file was checked. `SINCE` lists the entries that some of them lack.
 CHECKED = {
     "torch": ("2.13",),
     "transformers": ("5.17", "5.23"),
@@ -31,66 +31,66 @@ CHECKED = {
 # ---- Names to import ----
 
 IMPORTS = {
-    # Tensors with a shape and no data, on which the memory estimate runs a model. Public replacement: none. Tensors of
-    # the meta device are public, but autocast does nothing on them.
+    # Tensors with a shape and no data, with which the memory estimate runs a model. Public replacement: none. Tensors
+    # of the meta device are public, but autocast has no effect on them.
     "FakeTensorMode": "torch._subclasses.fake_tensor",
-    # Sees every operation of a pass, so that the memory estimate can add up its outputs. Public replacement: none.
+    # Intercepts every operation of a pass, so that the memory estimate can sum its outputs. Public replacement: none.
     "TorchDispatchMode": "torch.utils._python_dispatch",
     # The tensors in a nested output. Public replacement: none.
     "tree_leaves": "torch.utils._pytree",
     # A rule by which `from_pretrained` renames the weights of a checkpoint, and the function that registers rules for
-    # a model class. Public replacement: none; of the rules only `transformers.WeightConverter` is public.
+    # a model class. Public replacement: none. Only the rule `transformers.WeightConverter` is public.
     "WeightRenaming": "transformers.core_model_loading",
     "register_checkpoint_conversion_mapping": "transformers.conversion_mapping",
-    # The letters that stand for bytes in byte-level tokenizers. Public replacement: none.
+    # The characters that represent bytes in byte-level tokenizers. Public replacement: none.
     "bytes_to_unicode": "transformers.convert_slow_tokenizer",
     # The local path of a file on the Hub or in a directory. Public replacement: `huggingface_hub.hf_hub_download`,
-    # with a case for directories, for offline mode and for the errors of transformers.
+    # with special cases for directories, for offline mode and for the errors of transformers.
     "cached_file": "transformers.utils",
-    # The adapter_config.json of a name, or `None`. Public replacement: `cached_file`, see there.
+    # The adapter_config.json of a model, or `None`. Public replacement: that of `cached_file`.
     "find_adapter_config_file": "transformers.utils.peft_utils",
-    # Whether DeepSpeed ZeRO-3 splits weights while they are loaded. Public replacement: none.
+    # Whether DeepSpeed ZeRO-3 shards weights while they are loaded. Public replacement: none.
     "is_deepspeed_zero3_enabled": "transformers.integrations",
-    # The installed trackers, which `report_to="all"` would use. Public replacement: none.
+    # The installed trackers, which `report_to="all"` uses. Public replacement: none.
     "get_available_reporting_integrations": "transformers.integrations",
-    # Whether this machine computes in bfloat16, as TrainingArguments decides it. Public replacement:
-    # `torch.cuda.is_bf16_supported` for CUDA devices only.
+    # Whether this machine computes in bfloat16, by the rule of TrainingArguments. Public replacement:
+    # `torch.cuda.is_bf16_supported`, for CUDA devices only.
     "is_torch_bf16_gpu_available": "transformers.utils",
     "is_torch_xla_available": "transformers.utils",
-    # Whether `len` of an object works. Public replacement: none, but it takes four lines.
+    # Whether an object has a length. Public replacement: none, but it takes four lines.
     "has_length": "transformers.trainer_utils",
     # The base class of callbacks whose state goes into trainer_state.json. Public replacement: none.
     "ExportableState": "transformers.trainer_callback",
     # The samplers of `train_sampling_strategy="batch_rebalance"` and `"group_by_length"`. Public replacement: none.
     "BatchRebalanceSampler": "transformers.trainer_pt_utils",
     "LengthGroupedSampler": "transformers.trainer_pt_utils",
-    # Class names by model type. Public replacement: `transformers.MODEL_FOR_CAUSAL_LM_MAPPING`, whose keys are
-    # configuration classes, so that it imports every model that is looked up.
+    # Class names by model type. Public replacement: `transformers.MODEL_FOR_CAUSAL_LM_MAPPING`. Its keys are
+    # configuration classes, so that each lookup imports a model.
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "transformers.models.auto.modeling_auto",
     "MODEL_FOR_MASKED_LM_MAPPING_NAMES": "transformers.models.auto.modeling_auto",
     # Sets the probability of every `nn.Dropout` to 0. Public replacement: none, but it takes three lines.
     "disable_dropout_in_model": "trl.trainer.utils",
-    # A module that adapters train and save as a whole (`modules_to_save`), and the base class that it shares with
-    # trainable tokens. Public replacement: none.
+    # The wrapper of a module that is trained and saved with the adapters (`modules_to_save`), and its base class,
+    # which is also that of trainable tokens. Public replacement: none.
     "AuxiliaryTrainingWrapper": "peft.utils",
     "ModulesToSaveWrapper": "peft.utils",
-    # Reads the weights of saved adapters. Public replacement: `PeftModel.load_adapter`, which keeps them in the model.
+    # Reads the weights of saved adapters. Public replacement: `PeftModel.load_adapter`, which adds them to the model.
     "load_peft_weights": "peft.utils",
     # The floating-point weights of a quantized layer. Public replacement: `PreTrainedModel.dequantize`, which converts
     # all layers.
     "dequantize_module_weight": "peft.utils.integrations",
     # The sampler of a data loader that skips the batches of a resumed epoch. Public replacement: none.
     "SkipBatchSampler": "accelerate.data_loader",
-    # Reads the switches that `accelerate launch` leaves in the environment. Public replacement:
-    # `PartialState.distributed_type`, which exists only after the processes have joined.
+    # Reads the environment variables that `accelerate launch` sets. Public replacement:
+    # `PartialState.distributed_type`, which exists only after the processes have connected.
     "parse_flag_from_env": "accelerate.utils",
     # A fingerprint with which `Dataset.map` does not look for a cache file. Public replacement:
-    # `datasets.disable_caching`, which holds for all datasets of the process.
+    # `datasets.disable_caching`, which applies to all datasets of the process.
     "generate_random_fingerprint": "datasets.fingerprint",
 }
 
 
-# Type checkers see the names of IMPORTS; Python imports each when it is used.
+# Type checkers read the imports below. At run time each name of IMPORTS is imported when it is used.
 if TYPE_CHECKING:
     from accelerate.data_loader import SkipBatchSampler
     from accelerate.utils import parse_flag_from_env
@@ -126,18 +126,18 @@ else:
 
 OVERRIDDEN = {
     "transformers.trainer:Trainer": (
-        # The order of the rows of an epoch, and that of an evaluation set. Public replacement:
-        # `get_train_dataloader` and `get_eval_dataloader`, which would have to be written anew.
+        # The order of the rows of an epoch, and of an evaluation set. Public replacement: `get_train_dataloader` and
+        # `get_eval_dataloader`, which would have to be rewritten completely.
         "_get_train_sampler",
         "_get_eval_sampler",
         # The number of tokens by which a loss is divided. Public replacement: `get_batch_samples` in training; none in
         # evaluation, where `prediction_step` calls this method.
         "_get_num_items_in_batch",
-        # Where checkpoints go. Public replacement: `args.output_dir`, which also names the repository.
+        # The directory of checkpoints. Public replacement: `args.output_dir`, which also names the repository.
         "_get_output_dir",
         # Compares the arguments with those of a checkpoint. Public replacement: none.
         "_init_training_state",
-        # The three steps that load a checkpoint, and only warn where it does not fit. Public replacement: none.
+        # The three steps that load a checkpoint, and only warn if it does not fit. Public replacement: none.
         "_issue_warnings_after_load",
         "_load_best_model",
         "_load_from_checkpoint",
@@ -147,22 +147,22 @@ OVERRIDDEN = {
         # `remove_unused_columns=False`, which gives all columns to the collator.
         "_set_signature_columns_if_needed",
     ),
-    # Tokenizes and checks a dataset, also one for `evaluate` or `predict`, which TRL's trainers expect tokenized.
-    # Public replacement: none.
+    # Tokenizes and checks a dataset. Used also for datasets of `evaluate` and `predict`, which TRL's trainers expect
+    # to be tokenized. Public replacement: none.
     "trl.trainer.reward_trainer:RewardTrainer": ("_prepare_dataset", "_tag_names"),
     # `_tag_names` are the tags of model cards. Public replacement: the argument `tags` of `create_model_card`.
     "trl.trainer.sft_trainer:SFTTrainer": ("_prepare_dataset", "_tag_names"),
     # The fields that a command line gives as JSON. Public replacement: none.
     "transformers.training_args:TrainingArguments": ("_VALID_DICT_FIELDS",),
-    # The heading of a dataclass in `--help`, on the parser that TrlParser is made of. Public replacement: none; the
-    # docstring of `HfArgumentParser` names it.
+    # The heading of a dataclass in `--help`, an attribute of the base class of TrlParser. Public replacement: none;
+    # the docstring of `HfArgumentParser` documents it.
     "transformers.hf_argparser:HfArgumentParser": ("_argument_group_name",),
 }
 
 
 # ---- Attributes and arguments ----
 
-# The module, and the class if there is one, that reads or sets the names that the functions below use.
+# The module, and the class if any, of each attribute and argument that the functions below use.
 ATTRIBUTES = {
     "torch.cpu": ("get_capabilities",),
     "torch.nn.modules.module:Module": ("_parameters", "_buffers"),
@@ -191,13 +191,13 @@ ATTRIBUTES = {
     "bitsandbytes.nn.modules:Linear4bit": ("support_avx512bf16_for_cpu", "packing_format_for_cpu"),
 }
 
-# The version of the library in which a name was found first, if an older one in CHECKED lacks it.
+# The first version of the library with a name, if an older version in CHECKED lacks it.
 SINCE = {"_tp_size": "1.13"}
 
 
 def cpu_capabilities() -> dict[str, Any]:
     """
-    The instructions of this CPU by torch's names; empty where they are unknown, as in older versions of torch.
+    Returns the instructions of this CPU by torch's names; empty if they are unknown, as in older versions of torch.
     Public replacement: none.
     """
     import torch
@@ -207,25 +207,25 @@ def cpu_capabilities() -> dict[str, Any]:
 
 def tensors_of(module: Any) -> tuple[dict, dict]:
     """
-    The parameters and the buffers of a `torch.nn.Module` itself, as dictionaries that can be written to.
+    Returns the own parameters and buffers of a `torch.nn.Module`, as writable dictionaries.
     Public replacement: `named_parameters` and `register_parameter`, which do not keep shared tensors shared.
     """
     return module._parameters, module._buffers
 
 
 def commit_hash(config: Any) -> str | None:
-    """The commit of the Hub from which a configuration was loaded, if it is known. Public replacement: none."""
+    """Returns the commit of the Hub from which a configuration was loaded, if known. Public replacement: none."""
     return getattr(config, "_commit_hash", None)
 
 
 def set_commit_hash(config: Any, commit: str | None) -> None:
-    """Records a commit, which transformers forgets while it loads a model. Public replacement: none."""
+    """Records a commit, which transformers loses while it loads a model. Public replacement: none."""
     config._commit_hash = commit
 
 
 def optional_file(name_or_path: str, file: str, **options) -> str | None:
     """
-    The local path of a file on the Hub or in a directory; `None` if there is no such file.
+    Returns the local path of a file on the Hub or in a directory; `None` if there is no such file.
     Public replacement: `huggingface_hub.hf_hub_download` and its `EntryNotFoundError`, with a case for directories.
     """
     from transformers.utils import cached_file
@@ -235,7 +235,7 @@ def optional_file(name_or_path: str, file: str, **options) -> str | None:
 
 def is_from_checkpoint(parameter: Any) -> bool:
     """
-    Returns whether `from_pretrained` has loaded a parameter, rather than initialized it. Copies of it lose the mark.
+    Returns whether `from_pretrained` has loaded a parameter, not initialized it. Copies of it lose the mark.
     Public replacement: `output_loading_info=True`, for models that this package loads itself.
     """
     return getattr(parameter, "_is_hf_initialized", False)
@@ -243,7 +243,7 @@ def is_from_checkpoint(parameter: Any) -> bool:
 
 def forget_weight_conversions(model: Any) -> None:
     """
-    Lets `save_pretrained` write the names that the weights have in memory, not those of the loaded checkpoint.
+    Makes `save_pretrained` write the names of the weights in memory, not those of the loaded checkpoint.
     Public replacement: `save_pretrained(save_original_format=False)`, which trainers and users do not pass.
     """
     model._weight_conversions = None
@@ -251,7 +251,7 @@ def forget_weight_conversions(model: Any) -> None:
 
 def mark_as_4bit(model: Any) -> None:
     """
-    Lets PEFT take a model for one whose layers bitsandbytes has quantized to 4 bits.
+    Marks a model for PEFT as one whose layers bitsandbytes has quantized to 4 bits.
     Public replacement: none; `from_pretrained` sets these attributes.
     """
     model.is_loaded_in_4bit = model.is_quantized = True
@@ -259,7 +259,7 @@ def mark_as_4bit(model: Any) -> None:
 
 def ignored_keys(model: Any) -> tuple[list[str], list[str]]:
     """
-    The patterns of weights that a checkpoint of a model may lack, and of those that it may have in addition.
+    Returns the patterns of weights that a checkpoint of a model may lack, and of those that it may have in addition.
     Public replacement: none.
     """
     missing = getattr(model, "_keys_to_ignore_on_load_missing", None)
@@ -267,14 +267,14 @@ def ignored_keys(model: Any) -> tuple[list[str], list[str]]:
 
 
 def signature_columns(trainer: Any) -> list[str]:
-    """The dataset columns that a trainer keeps: arguments of `forward`, and labels. Public replacement: none."""
+    """Returns the dataset columns that a trainer keeps: arguments of `forward`, labels. Public replacement: none."""
     trainer._set_signature_columns_if_needed()
     return trainer._signature_columns
 
 
 def add_signature_column(trainer: Any, name: str) -> None:
     """
-    Lets a trainer keep another dataset column, in its override of `_set_signature_columns_if_needed`.
+    Makes a trainer keep another dataset column. Called in its override of `_set_signature_columns_if_needed`.
     Public replacement: `remove_unused_columns=False`, which gives all columns to the collator.
     """
     if name not in trainer._signature_columns:
@@ -282,18 +282,18 @@ def add_signature_column(trainer: Any, name: str) -> None:
 
 
 def forget_eval_dataloader(trainer: Any) -> None:
-    """Drops the data loader of `eval_dataset` that persistent workers keep. Public replacement: none."""
+    """Drops the cached data loader of `eval_dataset`, which has persistent workers. Public replacement: none."""
     getattr(trainer, "_eval_dataloaders", {}).pop("eval", None)
 
 
 def memory_stage(trainer: Any) -> str | None:
-    """The part of a training whose memory is measured (`skip_memory_metrics=False`). Public replacement: none."""
+    """Returns the measured part of a training (`skip_memory_metrics=False`). Public replacement: none."""
     return getattr(trainer._memory_tracker, "cur_stage", None)
 
 
 def restore_memory_stage(trainer: Any, stage: str | None) -> None:
     """
-    Puts the memory tracker back to a [`memory_stage`] after an error, and ends the thread of the later stage.
+    Resets the memory tracker to a [`memory_stage`] after an error, and ends the thread of the later stage.
     Public replacement: none.
     """
     if memory_stage(trainer) != stage:
@@ -302,7 +302,7 @@ def restore_memory_stage(trainer: Any, stage: str | None) -> None:
 
 def remove_neftune_hook(trainer: Any) -> None:
     """
-    Takes the noise of NEFTune off the embeddings after an error; a training that ends without one does it itself.
+    Removes the noise of NEFTune from the embeddings after an error. Without an error the training removes it.
     Public replacement: none.
     """
     hook = vars(trainer).pop("neftune_hook_handle", None)
@@ -312,8 +312,8 @@ def remove_neftune_hook(trainer: Any) -> None:
 
 def save_model(trainer: Any, directory: str | None = None) -> None:
     """
-    Saves the model of a trainer, on all ranks, without the push to the Hub that `push_to_hub=True` adds.
-    Public replacement: `Trainer.save_model`, while `args.push_to_hub` is False.
+    Saves the model of a trainer without the push to the Hub that `push_to_hub=True` adds. Called on all ranks.
+    Public replacement: `Trainer.save_model`, if `args.push_to_hub` is False.
     """
     trainer.save_model(directory, _internal_call=True)
 
@@ -332,7 +332,8 @@ def mark_loss_as_divided(trainer: Any) -> None:
 
 def rows_of_filled_step(sampler: "BatchRebalanceSampler") -> int:
     """
-    The rows of the last step of an epoch if a `BatchRebalanceSampler` fills it with repeated rows, or else 0.
+    Returns the number of rows of the last step of an epoch if a `BatchRebalanceSampler` fills it with repeated rows,
+    otherwise 0.
     Public replacement: none.
     """
     is_filled = sampler.has_tail and sampler.remainder < sampler.dp_size * sampler.grad_accum
@@ -341,7 +342,7 @@ def rows_of_filled_step(sampler: "BatchRebalanceSampler") -> int:
 
 def next_log(trainer: Any, mode: str) -> dict[str, list[float]]:
     """
-    The numbers, by name, of which one of TRL's trainers adds the means to its next log of a `mode`, train or eval.
+    Returns the values, by name, whose means a TRL trainer adds to its next log of a `mode`, train or eval.
     Public replacement: none in `trl.SFTTrainer` and `trl.RewardTrainer`.
     """
     return trainer._metrics[mode]
@@ -349,20 +350,20 @@ def next_log(trainer: Any, mode: str) -> dict[str, list[float]]:
 
 def n_trained_tokens(trainer: Any) -> int | None:
     """
-    The number of tokens that one of TRL's trainers has counted since its training began; `None` for other trainers.
-    Public replacement: `num_tokens` in the logs, which are written at some steps only.
+    Returns the number of tokens that a TRL trainer has counted since its training began; `None` for other trainers.
+    Public replacement: `num_tokens` in the logs, which are written only at some steps.
     """
     return getattr(trainer, "_total_train_tokens", None)
 
 
 def set_trained_tokens(trainer: Any, n_tokens: int) -> None:
-    """Sets what [`n_trained_tokens`] returns. TRL begins anew when a training is resumed. Public replacement: none."""
+    """Sets [`n_trained_tokens`], which TRL resets when a training is resumed. Public replacement: none."""
     trainer._total_train_tokens = n_tokens
 
 
 def forget_trained_tokens(trainer: Any, n_tokens: int) -> None:
     """
-    Takes tokens of all processes out of the number that TRL's trainers log.
+    Subtracts tokens of all processes from the number that TRL's trainers log.
     Public replacement: none. TRL 1.0 has no `_tp_size`.
     """
     trainer._total_train_tokens -= n_tokens // getattr(trainer, "_tp_size", 1)
@@ -371,9 +372,9 @@ def forget_trained_tokens(trainer: Any, n_tokens: int) -> None:
 
 def restore_forward(model: Any) -> None:
     """
-    Puts the `forward` of a model back to what it was before the first SFTTrainer, or remembers it for the next one.
-    Each SFTTrainer (TRL 1.16) patches `forward` of its model, on top of the patch of an earlier one.
-    Public replacement: none; TRL would have to take its patch off. `_untrained_forward` is a name of this package.
+    Restores the `forward` that a model had before its first SFTTrainer, or records it for the next one. Each
+    SFTTrainer (TRL 1.16) patches `forward` of its model, on top of earlier patches.
+    Public replacement: none; TRL would have to remove its patch. `_untrained_forward` is a name of this package.
     """
     if "_untrained_forward" in vars(model):
         model.forward = model._untrained_forward
@@ -383,7 +384,7 @@ def restore_forward(model: Any) -> None:
 
 def module_in_use(module: Any) -> Any:
     """
-    The copy that active adapters train of a module (`modules_to_save`); a module without a copy is returned as it is.
+    Returns the trained copy of a module (`modules_to_save`) of the active adapters, or the module if it has no copy.
     Public replacement: none.
     """
     from peft.utils import ModulesToSaveWrapper
@@ -394,19 +395,19 @@ def module_in_use(module: Any) -> Any:
 
 
 def original_and_copies(wrapper: Any) -> tuple[Any, Any]:
-    """The module that a `ModulesToSaveWrapper` wraps, and the copies of its adapters. Public replacement: none."""
+    """Returns the module that a `ModulesToSaveWrapper` wraps, and its copies by adapter. Public replacement: none."""
     return wrapper.original_module, wrapper.modules_to_save
 
 
 def is_packed_for_cpu(layer: Any) -> bool:
     """
-    Returns whether bitsandbytes has repacked the weights of a `Linear4bit` for inference on this CPU. They pass on no
-    gradients then.
+    Returns whether bitsandbytes has repacked the weights of a `Linear4bit` for inference on this CPU. Repacked weights
+    pass no gradients.
     Public replacement: none.
     """
     return getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False)
 
 
 def never_pack_for_cpu(layer: Any) -> None:
-    """Keeps the weights of a `Linear4bit` in the layout that gradients pass through. Public replacement: none."""
+    """Keeps the weights of a `Linear4bit` in the layout that passes gradients. Public replacement: none."""
     layer.support_avx512bf16_for_cpu = False

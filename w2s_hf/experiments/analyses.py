@@ -1,6 +1,5 @@
-"""The analyses of `--analyses`: what each trains and asks of a finished experiment, and what it finds."""
+"""The analyses of `--analyses`. Each trains and queries further models of a finished experiment."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,19 +40,18 @@ from .analysis_context import AnalysisContext
 from .config import ANALYSES, Own
 
 __all__ = [
-    "analyse", "analysis_notes", "check_prompt_lengths", "overfitting", "agreement", "prompt_format_of", "prompted",
+    "analyse", "analysis_notes", "analysis_title", "check_prompt_lengths", "overfitting", "agreement",
+    "prompt_format_of", "prompted",
     "prompting", "saliency", "probes", "weak_errors",
 ]  # fmt: skip
-
-logger = logging.getLogger(__name__)
 
 
 def analyse(context: AnalysisContext) -> SeedResult:
     """Returns the results of the seed with those of `--analyses`. Called on every rank."""
     analyses = {}
     for name in context.args.analyses:
-        logger.info(f"Seed {context.seed}: analysis {name}")
-        analyses[name] = _ALL[name].measure(context)
+        with context.finetuner.cache.progress.group(analysis_title(name)):
+            analyses[name] = _ALL[name].measure(context)
     student, baselines = context.models.student, list(context.result.baselines)
     for name, scores in analyses.get("prompting", {}).get("prompted", {}).items():
         baseline = {"name": name, "model": student.name, "revision": student.revision, **scores}
@@ -61,8 +59,13 @@ def analyse(context: AnalysisContext) -> SeedResult:
     return replace(context.result, analyses=analyses, baselines=baselines)
 
 
+def analysis_title(name: str) -> str:
+    """Returns the title of the step of an analysis, which is its kind in [`Progress.plan`], too."""
+    return f"analysis {name}"
+
+
 def analysis_notes(results: ExperimentResult, output_dir: Path) -> list[str]:
-    """Draws `figures/NAME.png` of each analysis, and returns their sections of the report, in Markdown. Rank 0."""
+    """Plots `figures/NAME.png` for each analysis, and returns the sections of the report. Called on rank 0."""
     notes = []
     for name in results.runs[0].analyses:
         entries = [run.analyses[name] for run in results.runs]
@@ -70,18 +73,21 @@ def analysis_notes(results: ExperimentResult, output_dir: Path) -> list[str]:
         notes += [f"## {ANALYSES[name]}", f"![{ANALYSES[name]}](figures/{name}.png)", _ALL[name].section(entries)]
     direct_methods = {summary.method for summary in results.summary} & set(METHODS)
     if notes and not direct_methods:
-        notes.append("These are about students taught by the supervisor itself, method naive: a chain's has another.")
+        notes.append(
+            "These analyses use a student trained on the labels of the weak supervisor (method naive), not the "
+            "student of the chain."
+        )
     return notes
 
 
 def overfitting(context: AnalysisContext) -> dict:
-    """Trains each student again without early stopping, and scores snapshots of it."""
+    """Trains each student again without early stopping, and scores it at several steps (snapshots)."""
     splits, setting, weak = context.splits, context.finetuner.setting, context.weak_labels
     validation, test = splits.student_validation, splits.test
-    # Best model and last step are chosen here; the rest of the training is the student's own.
+    # Only the choice of the checkpoint differs from the training of the student.
     changes: dict[str, Any] = {"load_best_model_at_end": False, "metric_for_best_model": None, "eval_strategy": "no"}
 
-    def against(labels, rows) -> tuple[float, float, object]:
+    def shares_of(labels, rows) -> tuple[float, float, object]:
         predictions, weak_labels = labels.of(list(rows["id"])), weak.of(list(rows["id"]))
         truth, same = setting.is_correct(predictions, rows), setting.agrees(predictions, weak_labels, rows)
         return float(truth.mean()), float(same.mean()), predictions
@@ -94,6 +100,7 @@ def overfitting(context: AnalysisContext) -> dict:
             [validation, test],
             method=method,
             n_snapshots=context.args.n_snapshots,
+            title=f"student without early stopping ({method})",
             **changes,
         )
         snapshots = {int(path.name.split("-")[1]): path for path in (student.directory / "snapshots").iterdir()}
@@ -102,7 +109,7 @@ def overfitting(context: AnalysisContext) -> dict:
         for step in steps:
             labels = setting.labels.load(snapshots[step] / "predictions")
             for part, rows in (("validation", validation), ("test", test)):
-                truth, same, of_part = against(labels, rows)
+                truth, same, of_part = shares_of(labels, rows)
                 curves.setdefault(f"{part}_ground_truth", []).append(truth)
                 curves.setdefault(f"{part}_weak_labels", []).append(same)
             predictions.append(of_part)
@@ -130,31 +137,34 @@ def agreement(context: AnalysisContext) -> dict:
         return compare_answers(same, setting.is_correct(predictions, test), context.scorer.correct["weak"])
 
     students: dict[str, dict] = {method: {} for method in context.methods}
-    for model in context.models.sizes:  # outside: its base is loaded once
+    for model in context.models.sizes:  # the outer loop, so that each base is loaded once
         for method, of_method in students.items():
-            # The student of the experiment is among these, and cached.
-            predictions = context.predictions_of(f"student-{method}", context.weak_labels, method=method, model=model)
+            # One of these is the student of the experiment, which is cached.
+            predictions = context.predictions_of(
+                f"student-{method}", context.weak_labels, method=method, model=model, title=f"student ({method})"
+            )
             of_method[model.name] = compare(predictions)
     sizes = [model.name for model in context.models.sizes]
-    found: dict[str, Any] = {"n_test": len(test), "sizes": sizes, "students": students}
+    measures: dict[str, Any] = {"n_test": len(test), "sizes": sizes, "students": students}
     if has_probabilities:
         for role in ("weak", "ceiling"):
             predictions = context.scorer.predictions[role]
             ece = metrics.expected_calibration_error(predictions, context.truth())
-            found[role] = {"ece": ece, "brier": metrics.brier_score(predictions, context.truth())}
-    return found
+            measures[role] = {"ece": ece, "brier": metrics.brier_score(predictions, context.truth())}
+    return measures
 
 
 def prompted(context: AnalysisContext) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
-    Returns the zero-shot and few-shot predictions of the student's base. Called on every rank; the answers are cached.
+    Returns the zero-shot and few-shot predictions of the student's base, which are cached. Called on every rank.
 
     Returns:
-        `dict`: By the name of the baseline, the probabilities of the test rows, `(N, 2)`, and those of a text without
-        content in the same prompts, `(N, 2)`, or without examples, where these prompts are all equal, `(1, 2)`.
+        `dict`: For each baseline, by its name, the probabilities of the test rows, `(N, 2)`, and those of a text
+        without content in the same prompts, `(N, 2)`. Without examples all prompts of this text are equal, so there is
+        one row, `(1, 2)`.
     """
     splits, n_shots = context.splits, context.args.prompt_shots
-    examples, form = splits.student_half, _form_of(context)
+    examples, prompt_format = splits.student_half, _format_of(context)
     texts = [context.test["text"][:], examples["text"][:], [context.task.content_free]]
     if context.world is None:
         texts = [_without_prompts(part, context.task, context.args) for part in texts]
@@ -167,16 +177,16 @@ def prompted(context: AnalysisContext) -> dict[str, tuple[np.ndarray, np.ndarray
     test_texts, example_texts, content_free = texts
     prompts = []
     for n, labels in conditions.values():
-        # The prior of a row is that of its own examples; without any, all rows have the same one.
+        # The prior of a row depends on the examples in its prompt. Without examples it is the same for all rows.
         for part in (test_texts, content_free * (len(test_texts) if n else 1)):
-            prompts.append(few_shot_prompts(part, example_texts, labels, n, form, seed=context.seed))
-    answers = context.ask([prompt for part in prompts for prompt in part], form)
+            prompts.append(few_shot_prompts(part, example_texts, labels, n, prompt_format, seed=context.seed))
+    answers = context.ask([prompt for part in prompts for prompt in part], prompt_format)
     parts = np.split(answers, np.cumsum([len(part) for part in prompts])[:-1])
     return dict(zip(conditions, zip(parts[::2], parts[1::2], strict=True), strict=True))
 
 
 def prompting(context: AnalysisContext) -> dict:
-    """Scores zero-shot and few-shot predictions of the student's base, which are baselines of the main table, too."""
+    """Scores the zero-shot and few-shot predictions of the student's base, which are baselines of the main table."""
     scores = {
         name: {
             **context.finetuner.setting.scores(probabilities, context.test),
@@ -187,14 +197,14 @@ def prompting(context: AnalysisContext) -> dict:
     note = {}
     if context.world is not None:
         note["note"] = (
-            "These words are what the demo's corpus says of things that are not alive and of things that are: whoever "
-            "asks by them knows how the world is made. Its models have read documents of 25 tokens and make nothing "
-            "of longer prompts."
+            "The answer words are the words of the demo's corpus for things that are not alive and things that are. "
+            "Choosing them requires knowledge of how the corpus is generated. The demo's models were pretrained on "
+            "documents of 25 tokens and cannot use longer prompts."
         )
     return {
         **_bounds(context),
         **note,
-        "format": asdict(_form_of(context)),
+        "format": asdict(_format_of(context)),
         "n_shots": context.args.prompt_shots,
         "prompted": scores,
         "finetuned": {
@@ -204,10 +214,10 @@ def prompting(context: AnalysisContext) -> dict:
     }
 
 
-def _form_of(context: AnalysisContext) -> PromptFormat:
+def _format_of(context: AnalysisContext) -> PromptFormat:
     if context.world is None:
         return prompt_format_of(context.task, context.args)
-    # The demo's models know a text that ends with `ENTITY is`, and words that it may go on with.
+    # The demo's corpus has texts that continue `ENTITY is` with one of these words.
     dead, alive = context.world.answer_words
     return PromptFormat(answers=(f" {dead}", f" {alive}"), suffix="", separator=" . ")
 
@@ -216,38 +226,38 @@ def check_prompt_lengths(
     tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, task: Task, splits: TaskSplits, args: Own, seed: int
 ) -> None:
     """
-    Checks that a model can read the prompts of `--analyses prompting`. Weak labels are not known yet, so all examples
-    have the answer with more tokens.
+    Checks that the prompts of `--analyses prompting` fit the context of a model. The weak labels are not known yet, so
+    all examples have the answer with more tokens.
 
     Raises:
         ValueError: [`~w2s_hf.analysis.prompting.encode_prompts`] refuses a prompt.
     """
-    form = prompt_format_of(task, args)
+    prompt_format = prompt_format_of(task, args)
     tests, examples = (_without_prompts(part["text"][:], task, args) for part in (splits.test, splits.student_half))
     content_free = _without_prompts([task.content_free] * len(tests), task, args)
-    longer = int(np.argmax([len(ids) for ids in tokenizer(list(form.answers))["input_ids"]]))
+    longer = int(np.argmax([len(ids) for ids in tokenizer(list(prompt_format.answers))["input_ids"]]))
     labels = [longer] * len(examples)
     for texts in (tests, content_free):
-        prompts = few_shot_prompts(texts, examples, labels, args.prompt_shots, form, seed=seed)
-        encode_prompts(tokenizer, prompts, form, config)
+        prompts = few_shot_prompts(texts, examples, labels, args.prompt_shots, prompt_format, seed=seed)
+        encode_prompts(tokenizer, prompts, prompt_format, config)
 
 
 def _without_prompts(texts: list[str], task: Task, args: Own) -> list[str]:
-    """Returns the texts without the prompt that `--use_prompts` puts around them."""
+    """Returns the texts without the prompt that `--use_prompts` adds to them."""
     return [task.prompt_format.text_of(text) for text in texts] if args.use_prompts else texts
 
 
 def prompt_format_of(task: Task, args: Own) -> PromptFormat:
-    """Returns the prompt that `--prompt_form` names, for real rows."""
+    """Returns the prompt format of `--prompt_form` for real rows."""
     return PromptFormat.for_classes(task.class_names) if args.prompt_form == "01" else task.prompt_format
 
 
 def saliency(context: AnalysisContext) -> dict:
     """Fits linear probes of the student before and after it was trained on the weak labels."""
     splits, weak = context.splits, context.weak_labels
-    naive = context.finetune("student-naive", weak, [context.test])
+    naive = context.finetune("student-naive", weak, [context.test], title="student (naive)")
 
-    # Weak labels of the rows that the student was trained on, which need not be all; ground truth as the ceiling.
+    # The probe of weak labels has the training rows of the student, which may be fewer than those of the ceiling.
     is_trained_on = np.isin(splits.student_half["id"][:], context.student_rows.train["id"][:])
     validation_ids = list(splits.student_validation["id"])
 
@@ -267,7 +277,7 @@ def saliency(context: AnalysisContext) -> dict:
 
 
 def probes(context: AnalysisContext) -> dict:
-    """Relabels and filters the weak labels by probes, and trains students on the labels of each way."""
+    """Relabels and filters the weak labels by probes, and trains a student on the labels of each variant."""
     splits, weak = context.splits, context.weak_labels
     half, validation = context.student_rows
     labels, labels_of_validation = (weak.of(list(rows["id"])) for rows in (half, validation))
@@ -285,43 +295,45 @@ def probes(context: AnalysisContext) -> dict:
 
     opinions, in_topology = context.once(fit)
     everything = np.ones(len(half), dtype=bool)
-    relabelled = {"as they are": (weak, everything)}
+    variants = {"as they are": (weak, everything)}
     for name, of_rows in opinions.items():
         ids = [*half["id"], *validation["id"]]
         new_labels = context.changed_weak_labels(np.concatenate(of_rows), ids, f"relabelled by {name}")
-        relabelled[f"relabelled by {name}"] = (new_labels, everything)
+        variants[f"relabelled by {name}"] = (new_labels, everything)
     for name, (of_half, _) in opinions.items():
-        relabelled[f"filtered by {name}"] = (weak, ~doubtful(labels, of_half))
-    relabelled["filtered by topology"] = (weak, in_topology)
-    found: dict[str, dict] = {}
-    for way, (given, kept) in relabelled.items():
-        if not kept.any():  # no row has most of its neighbours in its class
-            found[way] = {"n_train": 0, "n_class_1": 0, "label_accuracy": None, "accuracy": None, "pgr": None}
+        variants[f"filtered by {name}"] = (weak, ~doubtful(labels, of_half))
+    variants["filtered by topology"] = (weak, in_topology)
+    results: dict[str, dict] = {}
+    for variant, (labels_of_variant, is_selected) in variants.items():
+        if not is_selected.any():  # no row has most of its neighbours in its class
+            results[variant] = {"n_train": 0, "n_class_1": 0, "label_accuracy": None, "accuracy": None, "pgr": None}
             continue
-        rows = half.select(np.flatnonzero(kept))
-        hard = given.of(list(rows["id"])).argmax(axis=1)
-        right = hard == np.array(rows["ground_truth"])
-        # As they are, they are those of the naive student, which is cached.
-        stage = "student-naive" if way == "as they are" else "student-mended"
-        scores = context.scores(context.predictions_of(stage, given, rows=Half(rows, validation)))
-        found[way] = {
+        rows = half.select(np.flatnonzero(is_selected))
+        hard = labels_of_variant.of(list(rows["id"])).argmax(axis=1)
+        is_correct = hard == np.array(rows["ground_truth"])
+        # The unchanged labels are those of the naive student, which is cached.
+        stage = "student-naive" if variant == "as they are" else "student-mended"
+        predictions = context.predictions_of(
+            stage, labels_of_variant, rows=Half(rows, validation), title=f"student on labels {variant}"
+        )
+        results[variant] = {
             "n_train": len(rows),
             "n_class_1": int(hard.sum()),
-            "label_accuracy": float(right.mean()),
-            **scores,
+            "label_accuracy": float(is_correct.mean()),
+            **context.scores(predictions),
         }
-    return {**_bounds(context), "labels": found}
+    return {**_bounds(context), "labels": results}
 
 
 def weak_errors(context: AnalysisContext) -> dict:
-    """Trains students of simulated supervisors and of one that is trivially imitated, and probes on features."""
+    """Trains students and probes on labels of simulated supervisors and of one that is trivial to imitate."""
     seed, (half, validation) = context.seed, context.student_rows
     parts = {"student_half": half, "student_validation": validation, "test": context.test}
     truth = {name: np.array(rows["ground_truth"]) for name, rows in parts.items()}
     ids = {name: list(rows["id"]) for name, rows in parts.items()}
     all_ids = [row_id for of_part in ids.values() for row_id in of_part]
     weak = {name: context.weak_labels.of(of_part).argmax(axis=1) for name, of_part in ids.items()}
-    # Finetuned on other rows than it judges: on its own training rows it would be sure of everything.
+    # Finetuned on other rows than it predicts: on its own training rows it would be overconfident.
     strong = context.finetuner.finetune(
         "strong-on-weak-half",
         context.models.student,
@@ -329,6 +341,7 @@ def weak_errors(context: AnalysisContext) -> dict:
         list(parts.values()),
         splits=context.splits,
         seed=seed,
+        title="strong model on the weak half",
     ).predictions
     simulated = {"weak, hard labels": weak}
     for kind in ERROR_KINDS:
@@ -352,14 +365,20 @@ def weak_errors(context: AnalysisContext) -> dict:
 
     for name, hard in simulated.items():
         labels = context.changed_weak_labels(np.eye(2)[np.concatenate(list(hard.values()))], all_ids, f"({name})")
-        add_scores(name, context.predictions_of("student-simulated", labels), hard)
-    # The demo's models would not tell words apart that its vocabulary does not have.
+        title = f"student on simulated labels ({name})"
+        add_scores(name, context.predictions_of("student-simulated", labels, title=title), hard)
+    # The vocabulary of the demo's models lacks the words of the default opinions.
     opinions = {} if context.world is None else {"opinions": (" : no ?", " : yes ?")}
     parts_with_opinion = {name: with_opinion(rows, weak[name], **opinions) for name, rows in parts.items()}
     rows = Half(parts_with_opinion["student_half"], parts_with_opinion["student_validation"])
     for method in context.methods:
         predictions = context.predictions_of(
-            "student-told", context.weak_labels, method=method, rows=rows, test=parts_with_opinion["test"]
+            "student-told",
+            context.weak_labels,
+            method=method,
+            rows=rows,
+            test=parts_with_opinion["test"],
+            title=f"student whose texts contain the weak label ({method})",
         )
         add_scores(f"told, {method}", predictions, weak)
     states = context.hidden_states() | context.hidden_states(parts=("weak_half",))
@@ -382,8 +401,8 @@ def _bounds(context: AnalysisContext) -> dict:
 class _Analysis:
     """
     Args:
-        measure (`Callable`): What is found of a seed, as JSON values.
-        plot (`Callable`), section (`Callable`): Of the findings of all seeds.
+        measure (`Callable`): Returns the results of a seed as JSON values.
+        plot (`Callable`), section (`Callable`): Plot the results of all seeds, and return their section of the report.
     """
 
     measure: Callable[[AnalysisContext], dict]

@@ -1,4 +1,4 @@
-"""A finished experiment of one seed as an analysis sees it, with the means to train and query further models."""
+"""The finished experiment of one seed for an analysis, with methods to train and query further models."""
 
 import hashlib
 from collections.abc import Callable
@@ -38,16 +38,16 @@ _PROBED = ("student_half", "student_validation", "test")
 @dataclass(frozen=True)
 class AnalysisContext:
     """
-    The results of one seed, plus the means to train and query further models. Every step is cached.
+    The results of one seed, with methods to train and query further models. Every stage is cached.
 
     Args:
         args ([`ExperimentArguments`]), models ([`Models`]), splits ([`TaskSplits`]), seed (`int`):
-            As given to [`run_seed`].
+            The arguments of [`run_seed`].
         finetuner ([`Finetuner`]): Trains further models.
-        trained (`dict[str, Finetuned]`): As [`run_seed`] returns it.
+        trained (`dict[str, Finetuned]`): The models, as [`run_seed`] returns them.
         result ([`SeedResult`]): The results of the seed.
-        scorer ([`Scorer`]): The predictions of the test rows, and which are correct.
-        world ([`World`], *optional*): The world of the demo, whose models know few words.
+        scorer ([`Scorer`]): The predictions of the test rows, and which of them are correct.
+        world ([`World`], *optional*): The world of the demo, whose models have a small vocabulary.
     """
 
     args: Own
@@ -62,17 +62,17 @@ class AnalysisContext:
 
     @property
     def weak_labels(self) -> LabelsById:
-        """The supervisor's labels of the student half, its validation rows and the test rows."""
+        """The weak labels of the student half, its validation rows and the test rows."""
         return self.trained["weak"].predictions
 
     @cached_property
     def student_rows(self) -> Half:
-        """The rows that the students were trained on, with ground truth."""
+        """The training rows of the students, with ground truth."""
         return student_rows(self.splits, self.trained["weak"], self.args)
 
     @property
     def methods(self) -> list[str]:
-        """The methods whose students are trained on the supervisor's own labels."""
+        """The methods whose students are trained on the labels of the supervisor, not of a link."""
         return [method for method in self.args.methods if method != BOOTSTRAP] or ["naive"]
 
     @property
@@ -110,13 +110,13 @@ class AnalysisContext:
         Trains a student on labels.
 
         Args:
-            name (`str`): Name of its step.
+            name (`str`): Name of the stage.
             labels ([`LabelsById`]): The labels of the training rows.
             predict (`list` of [`~datasets.Dataset`]): Rows to predict.
             method (`str`, *optional*, defaults to `"naive"`): The loss.
             model ([`ModelSpec`], *optional*): Defaults to the experiment's student.
             rows ([`Half`], *optional*): Defaults to the rows of the experiment's students.
-            changes: Training arguments that differ.
+            changes: Training arguments that differ, and options of [`Finetuner.finetune`].
         """
         rows = (self.student_rows if rows is None else rows).map(labels.join)
         return self.finetuner.finetune(
@@ -140,8 +140,8 @@ class AnalysisContext:
         **options,
     ):
         """
-        Trains a student as [`finetune`] and returns its predictions of the test rows, in order: probabilities
-        `(N, 2)`, or a `list` of [`Completion`]. `test` are the test rows with other texts.
+        Trains a student as [`finetune`] does, and returns its predictions of the test rows, in order: probabilities
+        `(N, 2)`, or a `list` of [`Completion`]. `test` replaces the test rows by rows with other texts.
         """
         test = self.test if test is None else test
         student = self.finetune(name, labels, [test], **options)
@@ -153,7 +153,8 @@ class AnalysisContext:
 
         Args:
             predictions: Predictions of the test rows.
-            supervisor (*optional*): Predictions of another supervisor than the experiment's, to compare with.
+            supervisor (*optional*): Predictions of another supervisor, to compare with. Defaults to the weak
+                supervisor of the experiment.
         """
         setting, test = self.finetuner.setting, self.test
         weak = self.scorer.predictions["weak"] if supervisor is None else supervisor
@@ -167,22 +168,25 @@ class AnalysisContext:
         }
 
     def changed_weak_labels(self, probabilities: np.ndarray, ids: list[str], what: str) -> WeakLabels:
-        """Returns other labels instead of the supervisor's, with their own provenance."""
+        """Returns weak labels with other probabilities, and a provenance that says so."""
         provenance = self.weak_labels.provenance
         return WeakLabels(ids, probabilities, {**provenance, "stage": f"{provenance['stage']} {what}"})
 
     def once(self, make: Callable[[], T]) -> T:
-        """Returns what rank 0 makes on every rank: the last digits of a fit may differ, and are part of keys."""
-        made: list[Any] = [make() if PartialState().is_main_process else None]
+        """
+        Calls a function on rank 0 and returns its result on every rank. The last digits of a fit may differ between
+        ranks, and keys of the cache depend on them.
+        """
+        result: list[Any] = [make() if PartialState().is_main_process else None]
         if PartialState().num_processes > 1:
-            broadcast_object_list(made, from_process=0)
-        return made[0]
+            broadcast_object_list(result, from_process=0)
+        return result[0]
 
-    def ask(self, prompts: list[str], form: PromptFormat) -> np.ndarray:
+    def ask(self, prompts: list[str], prompt_format: PromptFormat) -> np.ndarray:
         """Returns P(answer) of the student before any finetuning, `(N, 2)`; see [`answer_probabilities`]."""
         finetuner, student = self.finetuner, self.models.student
-        asked = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
-        settings = {**finetuner.settings_of_predictions(student), "prompts": asked, "format": repr(form)}
+        digest = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
+        settings = {**finetuner.settings_of_predictions(student), "prompts": digest, "format": repr(prompt_format)}
 
         def build(directory: Path) -> None:
             tokenizer = load_tokenizer(student.path, revision=student.revision)
@@ -190,16 +194,18 @@ class AnalysisContext:
             model = finetuner.in_place(load_base(student, "CAUSAL_LM"))
             batch_size = finetuner.args.per_device_eval_batch_size
             with autocast(finetuner.args):
-                found = answer_probabilities(model, tokenizer, prompts, form, batch_size=batch_size)
-            _keep({"probabilities": found}, directory)
+                probabilities = answer_probabilities(model, tokenizer, prompts, prompt_format, batch_size=batch_size)
+            _save({"probabilities": probabilities}, directory)
 
-        return load_file(finetuner.cache.run("prompted", settings, build) / "arrays.safetensors")["probabilities"]
+        title = f"answers of {student.name} to {len(prompts)} prompts"
+        directory = finetuner.cache.run("prompted", settings, build, title=title)
+        return load_file(directory / "arrays.safetensors")["probabilities"]
 
     def linear_probe(self, trained: Finetuned | None = None) -> np.ndarray:
         """
         Returns the predictions of the test rows, `(N, 2)`, of a linear probe of the student before finetuning, or of
-        `trained`: logistic regression on the last hidden states, fitted to the ground truth of the student half; its
-        regularization is chosen on the validation rows.
+        `trained`. The probe is a logistic regression on the last hidden states. It is fitted to the ground truth of
+        the student half, and its regularization is chosen on the validation rows.
         """
         states = self._hidden_states(trained, _PROBED)
         rows = [self.finetuner.setting.with_ground_truth(self.splits.parts[name]) for name in _PROBED[:2]]
@@ -211,9 +217,10 @@ class AnalysisContext:
             arrays = load_file(states / "arrays.safetensors")
             half, validation = ((arrays[name], np.eye(2)[self.truth(name)]) for name in _PROBED[:2])
             probe = logistic_probe(*half, validation)
-            _keep({"probabilities": probe.predict_proba(arrays["test"])}, directory)
+            _save({"probabilities": probe.predict_proba(arrays["test"])}, directory)
 
-        directory = self.finetuner.cache.run("linear-probe", settings, build)
+        title = f"linear probe {'before finetuning' if trained is None else 'of the finetuned student'}"
+        directory = self.finetuner.cache.run("linear-probe", settings, build, title=title)
         return load_file(directory / "arrays.safetensors")["probabilities"]
 
     def hidden_states(
@@ -236,7 +243,7 @@ class AnalysisContext:
         def build(directory: Path) -> None:
             tokenizer = load_tokenizer(student.path, revision=student.revision)
             finetuner.release()
-            set_seed(self.seed)  # some encoders have new layers before the head
+            set_seed(self.seed)  # some encoders have newly initialized layers before the head
             if trained is None:
                 model = finetuner.untrained(student, tokenizer, self.seed, prompt_of_head(student, self.task))
             else:
@@ -249,11 +256,13 @@ class AnalysisContext:
                     name: finetuner.setting.hidden_states(model, tokenizer, rows, batch_size)
                     for name, rows in tokens.items()
                 }
-            _keep(states, directory)
+            _save(states, directory)
 
-        return finetuner.cache.run("hidden-states", settings, build)
+        n_rows = sum(len(rows) for rows in parts.values())
+        title = f"hidden states of {student.name} for {n_rows} rows" + ("" if trained is None else ", finetuned")
+        return finetuner.cache.run("hidden-states", settings, build, title=title)
 
 
-def _keep(arrays: dict[str, np.ndarray], directory: Path) -> None:
+def _save(arrays: dict[str, np.ndarray], directory: Path) -> None:
     if PartialState().is_main_process:
         save_file(arrays, directory / "arrays.safetensors")

@@ -1,6 +1,5 @@
-"""Bootstrapping: a chain of students from small to large, each trained on labels of the one before (paper, 4.3.1)."""
+"""Bootstrapping: a chain of students from small to large, each trained on labels of the previous (paper, 4.3.1)."""
 
-import logging
 from functools import partial
 
 from datasets import concatenate_datasets
@@ -10,33 +9,32 @@ from ..tasks import Half, TaskSplits
 from .config import BOOTSTRAP
 from .finetuner import Finetuned, Finetuner
 
-__all__ = ["bootstrap"]
+__all__ = ["bootstrap", "bootstrap_kinds"]
 
-logger = logging.getLogger(__name__)
+_LINK_LABELS = "weak-link-labels"
 
 
 def bootstrap(
     models: list[ModelSpec], weak: Finetuned, splits: TaskSplits, link_rows: str, seed: int, finetuner: Finetuner
 ) -> dict[str, Finetuned]:
     """
-    Trains a chain: the first model on the supervisor's labels, each other one on those of the model before it.
+    Trains a chain: the first model on the supervisor's labels, each later model on the labels of the previous one.
 
-    Every link is a cached step, so that an interrupted chain is resumed, and chains that begin alike share their
-    beginning. A base is released before the next one is loaded. Nothing but labels goes from link to link.
+    Every link is a cached stage, so that an interrupted chain is resumed, and chains with the same first links share
+    them. A base is released before the next one is loaded. Links pass on only labels.
 
     Args:
         models (`list` of [`ModelSpec`]): The links, small to large, the student last.
         weak ([`Finetuned`]): The supervisor.
         splits ([`TaskSplits`]): The rows.
-        link_rows (`str`): `"fresh"`: each link but the last has rows that no other model is trained on; `"same"`: all
-            are trained on the student half.
+        link_rows (`str`): `"fresh"`: each link except the last has rows that no other model is trained on; `"same"`:
+            all links are trained on the student half.
         seed (`int`): Seeds heads, adapters and row order.
         finetuner ([`Finetuner`]): Trains the models.
 
     Returns:
         `dict[str, Finetuned]`: `link_1`, `link_2`, ..., and the last link as `bootstrap`. With fresh rows also
-        `direct_all`: the student trained directly on the supervisor's labels of the rows of all links, which are as
-        many rows as the chain has seen.
+        `direct_all`: the student trained directly on the supervisor's labels of the rows of all links.
     """
     finetune = partial(finetuner.finetune, splits=splits, seed=seed)
     has_fresh_rows = link_rows == "fresh"
@@ -46,12 +44,13 @@ def bootstrap(
     supervisor_labels = {"student": weak.predictions}
     if has_fresh_rows:
         rows |= {name: splits.bootstrap(number) for number, name in enumerate(names, start=1)}
-        # A step of its own, so that the supervisor is the same step with a chain and without one.
+        # A separate stage, so that the stage of the supervisor is the same with and without a chain.
         link_labels = finetuner.predict(
-            "weak-link-labels",
+            _LINK_LABELS,
             weak,
             splits.weak.map(finetuner.setting.with_ground_truth),
             [part for name in names for part in rows[name]],
+            title=f"labels of {weak.spec.name} for the rows of {len(names)} links of the chain",
         )
         supervisor_labels |= dict.fromkeys(names, link_labels)
 
@@ -59,19 +58,32 @@ def bootstrap(
     labels = supervisor_labels[parts[0]]
     for number, (role, model, part) in enumerate(zip([*names, BOOTSTRAP], models, parts, strict=True), start=1):
         is_last = role == BOOTSTRAP
-        logger.info(
-            f"Seed {seed}: link {number} of {len(models)}, {model.name} on {len(rows[part].train)} labels of "
-            f"{labels.provenance['model']}"
-        )
-        step = "student-bootstrap" if is_last else "link"
+        name = "student-bootstrap" if is_last else "link"
+        title = f"link {number} of {len(models)} of the chain" + (", the student (bootstrap)" if is_last else "")
         predict = [splits.test] if is_last else [*rows[parts[number]], splits.test]
-        trained[role] = finetune(step, model, rows[part].map(labels.join), predict, labels={part: labels})
+        trained[role] = finetune(name, model, rows[part].map(labels.join), predict, labels={part: labels}, title=title)
         labels = trained[role].predictions
 
     if has_fresh_rows:
-        logger.info(f"Seed {seed}: {models[-1].name} directly on the supervisor's labels of all links' rows")
         labelled = [rows[part].map(supervisor_labels[part].join) for part in parts]
         all_rows = Half(*(concatenate_datasets(list(of_parts)) for of_parts in zip(*labelled, strict=True)))
         direct_labels = {part: supervisor_labels[part] for part in parts}
-        trained["direct_all"] = finetune("student-direct", models[-1], all_rows, [splits.test], labels=direct_labels)
+        trained["direct_all"] = finetune(
+            "student-direct",
+            models[-1],
+            all_rows,
+            [splits.test],
+            labels=direct_labels,
+            title="student without the chain (naive, the rows of all links)",
+            kind=_on_all_rows(models[-1].name),
+        )
     return trained
+
+
+def bootstrap_kinds(names: list[str], link_rows: str) -> list[str]:
+    """Returns the kind of each stage that [`bootstrap`] will run with models of these names, for [`Progress.plan`]."""
+    return [*names, _LINK_LABELS, _on_all_rows(names[-1])] if link_rows == "fresh" else names
+
+
+def _on_all_rows(name: str) -> str:
+    return f"{name} on the rows of all links"

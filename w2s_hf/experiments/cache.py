@@ -1,4 +1,4 @@
-"""The cache of the steps of an experiment, each of which can be resumed."""
+"""The cache of the stages of an experiment. An interrupted stage can be resumed."""
 
 import ast
 import hashlib
@@ -6,8 +6,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -18,17 +18,18 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
 from ..config import hardware
+from .console import Progress
 
 __all__ = ["DEMO_SOURCES", "StageCache", "code_versions", "library_versions"]
 
 logger = logging.getLogger(__name__)
 
-# Libraries whose version can change a number, and so is part of every key.
+# The versions of these libraries can change a number, so they are part of every key.
 _LIBRARIES = ("w2s_hf", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets")
 
 
 def library_versions() -> dict[str, str]:
-    """Returns the installed versions of the libraries that make the numbers."""
+    """Returns the installed versions of the libraries that can change a number."""
     return dict(_installed())
 
 
@@ -38,26 +39,26 @@ def _installed() -> dict[str, str]:
 
 
 _PACKAGE = Path(__file__).parents[1]
-# Files of the package that read results, print, or push, and cannot change what is trained. Every other one is part of
-# the keys, so that a new file can cost a needless rebuild and never a stale result.
+# Files of the package that read results, print, or push, and cannot change what is trained. All other files are part
+# of the keys: a new file may cause a needless rebuild, but never a stale result.
 _WITHOUT_EFFECT = (
     "cards/", "memory/", "sweep/", "pgr_metric/", "command_line.py", "hub.py", "leaderboard.py", "plots.py",
     "publish.py", "results", "experiments/analyses.py", "experiments/cache.py", "experiments/cli.py",
-    "experiments/config.py", "experiments/config_file.py", "experiments/experiment.py",
+    "experiments/config.py", "experiments/config_file.py", "experiments/console.py", "experiments/experiment.py",
     "experiments/output_directory.py", "experiments/report.py", "experiments/scores.py",
 )  # fmt: skip
-# The files that make the models of the demo.
+# The files that build the models of the demo.
 DEMO_SOURCES = ("demo/", "trainers/checkpoints.py")
 
 
 def code_versions(sources: tuple[str, ...] = ("",)) -> dict[str, str]:
     """
-    Returns what of the installed code can change a number: the versions of the libraries, and of this package either
-    its version, or, where it runs from its sources (an editable install), a hash of the sources.
+    Returns the versions of the code that can change a number: those of the libraries and of this package. A package
+    that runs from its sources (an editable install) is identified by a hash of the sources in addition.
 
     Args:
-        sources (`tuple[str]`, *optional*): Beginnings of paths in the package, of the files that matter; defaults to
-            all that can change what is trained.
+        sources (`tuple[str]`, *optional*): Prefixes of the paths, relative to the package, of the files to hash.
+            Defaults to all files that can change what is trained.
     """
     versions = library_versions()
     return versions if _is_installed() else {**versions, "w2s_hf": f"{versions['w2s_hf']} {_source_hash(sources)}"}
@@ -65,15 +66,16 @@ def code_versions(sources: tuple[str, ...] = ("",)) -> dict[str, str]:
 
 def _is_installed() -> bool:
     """
-    Returns whether the package is where an installer has put it, so that its files belong to its version. Not asked
-    of its metadata: beside the sources there is some, too, which only processes that start in that directory see.
+    Returns whether an installer has copied the package to its place, so that its version identifies its files. The
+    metadata of the package cannot tell: sources may have metadata beside them, and only processes that start in that
+    directory see it.
     """
     return _PACKAGE.parent.name in ("site-packages", "dist-packages")
 
 
 @cache
 def _source_hash(sources: tuple[str, ...]) -> str:
-    """Returns a hash of the code of files, without its comments, docstrings and layout: 12 hexadecimal digits."""
+    """Returns a hash of the code without comments, docstrings and layout: 12 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
         name = path.relative_to(_PACKAGE).as_posix()
@@ -82,7 +84,7 @@ def _source_hash(sources: tuple[str, ...]) -> str:
             for node in ast.walk(tree):
                 body = getattr(node, "body", None)
                 if isinstance(body, list):
-                    # A string that stands alone is a docstring, or does nothing.
+                    # A string that is a statement of its own is a docstring, or has no effect.
                     vars(node)["body"] = [part for part in body if not _is_text(part)]
             digest.update(f"{name} {ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:12]
@@ -93,92 +95,135 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def content_key(name: str, settings: dict, versions: dict[str, str]) -> str:
-    """Returns twelve hexadecimal digits of everything that can change what a stage makes."""
+    """Returns a hash of everything that can change the result of a stage: 12 hexadecimal digits."""
     text = json.dumps({"stage": name, "settings": settings, "versions": versions}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _can_be_resumed(partial: Path) -> bool:
-    """Returns whether an unfinished step left a whole checkpoint, a finished training or a part of its completions."""
-    patterns = ("*/checkpoint-*/trainer_state.json", "training.json", "**/completions/rank*.jsonl")
-    return any(any(partial.glob(pattern)) for pattern in patterns)
+    """Returns whether an unfinished stage left a complete checkpoint, a finished training or some completions."""
+    return next(_progress_files(partial), None) is not None
+
+
+def _progress_files(partial: Path) -> Iterator[Path]:
+    """Yields the files from which an unfinished stage is resumed."""
+    for pattern in ("*/checkpoint-*/trainer_state.json", "training.json", "**/completions/rank*.jsonl"):
+        yield from partial.glob(pattern)
+
+
+_STARTED = "started.json"
+
+
+def _start_clock(partial: Path) -> float:
+    """
+    Returns the seconds that earlier, interrupted runs of a stage took up to the files from which it is resumed, and
+    records the start of this run. The seconds after the last of these files are not counted: their work is repeated.
+    """
+    path, seconds = partial / _STARTED, 0.0
+    times = [file.stat().st_mtime for file in _progress_files(partial)]
+    if times:
+        with suppress(OSError, ValueError, KeyError):  # no such file, or a kill has cut it off
+            before = json.loads(path.read_text())
+            seconds = before["seconds_before"] + max(0.0, max(times) - before["time"])
+    path.write_text(json.dumps({"time": time.time(), "seconds_before": seconds}))
+    return seconds
 
 
 @dataclass
 class StageCache:
     """
-    Finished steps below one directory, each under a key of its content.
+    The finished stages below one directory, each under a key of its content.
 
-    A step builds into `<name>-<key>.partial` and is renamed to `<name>-<key>` when it is complete, so a directory
-    without the suffix is always whole. A killed step finds its own partial directory again and may resume from what is
-    in it. A changed setting, data row, seed, library version or line of this package's sources is another key, never
-    a stale hit. On several ranks, rank 0 looks and renames, and broadcasts what it found.
+    A stage is built in `<name>-<key>.partial`, which is renamed to `<name>-<key>` when it is complete. A directory
+    without the suffix is therefore always complete. A stage that was killed is resumed from the content of its partial
+    directory. A changed setting, data row, seed, library version or line of this package's sources changes the key, so
+    that a result is never stale. With several ranks, rank 0 reads and renames the directories for all.
 
     Args:
-        root (`Path`): Where the directories go.
-        around (`Callable`, *optional*): Makes a context in which every step is built, such as
+        root (`Path`): The directory of all stages.
+        around (`Callable`, *optional*): Returns a context in which every stage is built, such as
             [`w2s_hf.demo.models.one_thread`].
-        sources (`tuple[str]`, *optional*): The sources of the steps; see [`code_versions`].
+        sources (`tuple[str]`, *optional*): The source files that the stages depend on; see [`code_versions`].
+        progress ([`Progress`], *optional*): Announces the stages.
 
-    `n_built` and `n_reused` count the steps that this process built, and those that were finished before it asked for
-    them, each once. `seconds` tells how long each step took, by name and summed over seeds, whichever run built it.
+    Attributes:
+        n_built, n_reused (`int`): The number of stages that this process has built, and of those that were finished
+            before. Each stage counts once.
+        seconds (`dict[str, float]`): The seconds that each stage took, by name and summed over seeds, in the run that
+            built it.
     """
 
     root: Path
     around: Callable[[], AbstractContextManager] = nullcontext
     sources: tuple[str, ...] = ("",)
+    progress: Progress = field(default_factory=Progress)
     n_built: int = 0
     n_reused: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._counted: set[Path] = set()
-        # Found once, at the start: a source file that is saved later is not the code that this process runs.
+        # Read once, at the start: a source file that is changed later is not the code that this process runs.
         self._versions = code_versions(self.sources)
 
     def key(self, name: str, settings: dict) -> str:
-        """Returns the directory name of a step; other steps that read it put it into their own settings."""
+        """Returns the directory name of a stage. Stages that read this one have the name among their settings."""
         return f"{name}-{content_key(name, settings, self._versions)}"
 
-    def run(self, name: str, settings: dict, build: Callable[[Path], None]) -> Path:
+    def run(
+        self,
+        name: str,
+        settings: dict,
+        build: Callable[[Path], None],
+        *,
+        title: str | None = None,
+        kind: str | None = None,
+    ) -> Path:
         """
-        Returns the directory of a finished step, built now if it is not there.
+        Returns the directory of a finished stage. A stage that is not in the cache is built first.
 
         Args:
-            name (`str`): For people, and for the directory.
-            settings (`dict`): Everything that the result depends on, as JSON values, including the keys of the steps
-                it reads.
-            build (`Callable[[Path], None]`): Makes the result in the given directory, which may hold what an
-                interrupted earlier try left there. Called on every rank.
+            name (`str`): The name of the stage, with which its directory begins.
+            settings (`dict`): Everything that the result depends on, as JSON values, including the keys of the stages
+                that it reads.
+            build (`Callable[[Path], None]`): Writes the result into the given directory, which may contain files of an
+                interrupted run. Called on every rank.
+            title (`str`, *optional*): The description that the user sees. Defaults to the name; an empty title
+                announces nothing.
+            kind (`str`, *optional*): Its kind, as in [`Progress.plan`]. Defaults to the name.
         """
+        title, kind = name.replace("-", " ") if title is None else title, kind or name
         state = PartialState()
         done = self.root / self.key(name, settings)
         partial = done.with_name(done.name + ".partial")
-        # Another process that wants the same step (a second run, a sweep's other cell) waits for this one's result.
+        # Another process that needs the same stage (a second run, another cell of a sweep) waits for this result.
         lock = FileLock(done.with_name(done.name + ".lock"))
         if state.is_main_process:
             self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         try:
-            found = [done.is_dir(), partial.is_dir(), _can_be_resumed(partial)]
+            status = [done.is_dir(), partial.is_dir(), _can_be_resumed(partial)]
             if state.num_processes > 1:
-                broadcast_object_list(found, from_process=0)
-            is_done, is_begun, is_resumed = found
+                broadcast_object_list(status, from_process=0)
+            is_done, is_begun, is_resumed = status
             if is_done:
-                self.n_reused += done not in self._counted
-                self._add_seconds(name, done, self.record(done)["seconds"])
-                logger.info(f"{done.name}: finished earlier, reused")
+                logger.debug(f"{done.name}: cached")
+                self._finish(name, done, self.record(done)["seconds"], title, kind, is_cached=True)
                 return done
-            how = "resumed" if is_resumed else "started again, since there is no checkpoint" if is_begun else "started"
-            logger.info(f"{done.name}: {how}")
+            is_restarted = is_begun and not is_resumed
+            note = "resumed from its last checkpoint" if is_resumed else "restarted, no checkpoint" * is_restarted
+            logger.debug(f"{done.name}: {note or 'started'}")
+            self.progress.begin(title, kind, note)
+            seconds_before = 0.0
             if state.is_main_process:
                 partial.mkdir(exist_ok=True)
+                seconds_before = _start_clock(partial)
             state.wait_for_everyone()
             started = time.monotonic()
             with self.around():
                 build(partial)
             state.wait_for_everyone()
-            seconds = round(time.monotonic() - started, 2)
+            seconds = round(seconds_before + time.monotonic() - started, 2)
             if state.is_main_process:
                 record = {
                     "stage": name,
@@ -188,22 +233,30 @@ class StageCache:
                     "seconds": seconds,
                 }
                 (partial / "stage.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+                (partial / _STARTED).unlink(missing_ok=True)
                 os.replace(partial, done)
             state.wait_for_everyone()
         finally:
             if state.is_main_process:
                 lock.release()
         self.n_built += 1
-        self._add_seconds(name, done, seconds)
+        self._finish(name, done, seconds, title, kind)
         return done
 
     @staticmethod
     def record(done: Path) -> dict:
-        """Returns the record of a finished step: `seconds`, `hardware`, `settings`, `versions`."""
+        """Returns the record of a finished stage: `seconds`, `hardware`, `settings`, `versions`."""
         return json.loads((done / "stage.json").read_text())
 
-    def _add_seconds(self, name: str, done: Path, seconds: float) -> None:
-        if done in self._counted:  # an analysis asks for steps of the experiment again
+    def _finish(
+        self, name: str, done: Path, seconds: float, title: str, kind: str, *, is_cached: bool = False
+    ) -> None:
+        """Counts a finished stage and its seconds."""
+        if done in self._counted:  # analyses read stages of the experiment again
             return
         self._counted.add(done)
+        if is_cached:
+            self.n_reused += 1
+            self.progress.begin(title, kind, is_cached=True)
         self.seconds[name] = round(self.seconds.get(name, 0) + seconds, 2)
+        self.progress.end(kind, seconds)

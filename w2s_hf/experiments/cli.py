@@ -1,12 +1,9 @@
 """The command line of a recipe."""
 
-import gc
-import logging
 import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -40,6 +37,7 @@ from .config import (
     RewardArguments,
 )
 from .config_file import RecipeParser
+from .console import run_recipe
 from .experiment import run_experiment
 from .report import print_table
 
@@ -446,19 +444,3 @@ def finish(results: ExperimentResult | dict, args: ExperimentArguments, training
     if training_args.push_to_hub:
         private = True if args.hub_private else training_args.hub_private_repo
         push_students(training_args.output_dir, namespace=args.hub_namespace, private=private)
-
-
-def run_recipe(main: Callable[[], None]) -> None:
-    """Runs a recipe, and ends it with one line instead of a traceback where the user can fix the error."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    if os.environ.get("RANK", "0") == "0":
-        logging.getLogger("w2s_hf").setLevel(logging.INFO)
-    # Imported modules live to the end. A garbage collection that skips them is half a second faster.
-    gc.freeze()
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nStopped. The same command continues from the last checkpoint.")
-    except (ValueError, OSError) as error:
-        logging.getLogger("w2s_hf").debug("traceback", exc_info=True)
-        sys.exit(f"error: {error}")

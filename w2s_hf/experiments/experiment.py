@@ -1,4 +1,4 @@
-"""One task with its settings, over seeds: what every recipe runs, and a sweep runs cell by cell."""
+"""Runs one task with its settings over seeds. Every recipe runs an experiment, and so does every cell of a sweep."""
 
 import logging
 import os
@@ -23,16 +23,17 @@ from ..results import DatasetInfo, ExperimentResult
 from ..results.predictions import PREDICTIONS, predictions_table, write_predictions
 from ..tasks import GenerationTask, PreferenceTask, PromptFormat, Task, TaskSplits, find_task
 from ..tasks.prompt import answer_tokens, head_tokens
-from .analyses import analyse, analysis_notes, check_prompt_lengths, prompt_format_of, prompted
+from .analyses import analyse, analysis_notes, analysis_title, check_prompt_lengths, prompt_format_of, prompted
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
 from .config import ExperimentArguments, GenerationArguments, RewardArguments
+from .console import Progress
 from .finetuner import Finetuner
-from .generative_finetuning import check_decoder
-from .output_directory import Manifest, check_output_dir, clear, identity_of, is_still_true, release
+from .generative_finetuning import check_decoder, generative_kind
+from .output_directory import Manifest, check_output_dir, clear, identity_of, is_still_true, name_of, release
 from .report import ceiling_warnings, run_settings, write_report
 from .scores import Scorer, keep_outputs, score_seed, summarise
-from .seed import Models, run_seed
+from .seed import Models, planned_models, run_seed
 from .settings.base import Setting
 from .settings.classification import CLASSIFICATION, LINEAR_PROBE
 from .settings.generation import GenerationSetting
@@ -49,16 +50,16 @@ def run_experiment(
     task: str | ExperimentTask, args: ExperimentArguments, training_args: AnyConfig, student_config: StudentConfig
 ) -> ExperimentResult:
     """
-    Runs the experiment of a task over all seeds, and writes everything below `training_args.output_dir`.
+    Runs the experiment of a task over all seeds, and writes all results to `training_args.output_dir`.
 
     Args:
-        task (`str`, [`Task`], [`PreferenceTask`] or [`GenerationTask`]): The task; a name as in [`find_task`].
+        task (`str`, [`Task`], [`PreferenceTask`] or [`GenerationTask`]): The task, or its name as in [`find_task`].
         args ([`ExperimentArguments`]): Models, methods, rows, seeds.
-        training_args ([`~transformers.TrainingArguments`]): Training of the students.
+        training_args ([`~transformers.TrainingArguments`]): Training arguments of the students.
         student_config ([`StudentConfig`]): Adapters and precision of the students.
 
     Returns:
-        [`ExperimentResult`]: The content of `results.json` (schema 1); `to_dict()` gives it as JSON values.
+        [`ExperimentResult`]: The content of `results.json` (schema 1). `to_dict()` returns it as JSON values.
     """
     kinds: dict[type, type] = {RewardArguments: PreferenceTask, GenerationArguments: GenerationTask}
     kind = next((kinds[arguments] for arguments in kinds if isinstance(args, arguments)), Task)
@@ -90,13 +91,13 @@ class Experiment:
 
     Args:
         task ([`Task`], [`PreferenceTask`] or [`GenerationTask`]): The task.
-        setting ([`Setting`]): How its rows are loaded, learned and scored.
+        setting ([`Setting`]): Loads and scores the rows, and trains models on them.
         args ([`ExperimentArguments`]): Models, methods, rows, seeds.
-        training_args ([`~transformers.TrainingArguments`]): Training of the students and the ceiling; of the weak
-            supervisor, too, where `args` says nothing else. Everything is written below its `output_dir`.
+        training_args ([`~transformers.TrainingArguments`]): Training arguments of the students and the ceiling, and of
+            the weak supervisor unless `args` has others. All results are written to its `output_dir`.
         student_config ([`StudentConfig`]): Adapters and precision of the students and the ceiling.
-        like ([`Experiment`], *optional*): Another experiment of the same setting, to share its cache, its loaded base,
-            and its rows and models.
+        like ([`Experiment`], *optional*): Another experiment of the same setting. The two share cache, loaded base,
+            rows and models.
     """
 
     def __init__(
@@ -121,14 +122,21 @@ class Experiment:
         self._inputs: dict[int, tuple[Models, TaskSplits]] = {}
         if like is None:
             around = one_thread if args.demo and not has_chosen_threads() else nullcontext
-            self.finetuner = Finetuner(StageCache(self.output_dir / "_stages", around), setting, training_args)
-            self.demo_cache = demo_cache()
+            progress = Progress()
+            stages = StageCache(self.output_dir / "_stages", around, progress=progress)
+            self.finetuner = Finetuner(stages, setting, training_args)
+            self.demo_cache = demo_cache(progress)
             self._splits: dict[tuple, TaskSplits] = {}
             self._specs: dict[str, ModelSpec] = {}
             self._checked: list[ModelSpec] = []
         else:
             self.finetuner, self.demo_cache = like.finetuner, like.demo_cache
             self._splits, self._specs, self._checked = like._splits, like._specs, like._checked
+
+    @property
+    def progress(self) -> Progress:
+        """Announces the steps of the experiment."""
+        return self.finetuner.cache.progress
 
     # ---- Rows and models ----
 
@@ -139,10 +147,11 @@ class Experiment:
     def inputs(self, seed: int) -> tuple[Models, TaskSplits]:
         """
         Returns the models and rows of a seed, and checks that they can be used. Real rows are the same for all seeds;
-        the demo has a world for each. Called on all ranks at first.
+        in the demo each seed has its own world. The first call for a seed must be on all ranks.
         """
         if seed not in self._inputs:
-            # The demo refuses a task that it has no rows for before it pretrains models.
+            self._begin_seed(seed)
+            # Before it pretrains models, the demo refuses a task that it has no rows for.
             models = None if self.args.demo else self._find_models(seed)
             readers = sorted({*self.args.rows_fit, *self.args.chain, *self.args.sizes})
             key = (self.task.name, seed if self.args.demo else None, self.args.n_links, *readers)
@@ -152,7 +161,8 @@ class Experiment:
             n_examples, n_shots = len(self._splits[key].student_half), self.args.prompt_shots
             if "prompting" in self.args.analyses and n_shots > n_examples:
                 raise ValueError(
-                    f"--prompt_shots: got {n_shots}, expected at most the {n_examples} training rows of students."
+                    f"--prompt_shots: got {n_shots}, expected at most {n_examples}, the number of training rows of "
+                    "students. Use fewer examples."
                 )
             if "prompting" in self.args.analyses and isinstance(self.task, Task) and not self.args.demo:
                 self._check_prompt_lengths(self.task, self._splits[key], models.student, seed)
@@ -165,33 +175,41 @@ class Experiment:
 
     def _find_models(self, seed: int) -> Models:
         args, world = self.args, self.world(seed)
-        form = self._answers_of_heads()
+        head_prompt = self._answers_of_heads()
         weak_name, student_name = args.models
         weak = self.spec(weak_name, "--weak_model", world, all_weights=True)
         student = self.spec(student_name, "--student_model", world)
         chain = tuple(self.spec(name, "--ladder", world) for name in args.chain)
         too_narrow = [name for name in args.sizes if self._is_too_narrow(name) and name != student_name]
         if too_narrow:
-            logger.warning(f"Not compared, too narrow for --load_in_4bit: {', '.join(too_narrow)}")
+            logger.warning(
+                f"--load_in_4bit: got the models {', '.join(too_narrow)} to compare, which are too narrow for 4 bits. "
+                "They are left out."
+            )
         sizes = tuple(self.spec(name, "--ladder", world) for name in args.sizes if name not in too_narrow)
         names = [model.name for model in sizes]
         if len(set(names)) < len(names):
             raise ValueError(
-                f"--ladder: got models called {', '.join(names)}; results tell them apart by their names."
+                f"--ladder: got models with the names {', '.join(names)}, expected different names, by which results "
+                "tell them apart. Rename their directories."
             )
         if "prompting" in args.analyses:
             check_decoder(student, "--analyses prompting")
-            if world is None and isinstance(self.task, Task):  # the answer words of the demo are those of its world
+            if world is None and isinstance(self.task, Task):  # in the demo, the world defines the answer words
                 self._check_answers(prompt_format_of(self.task, args), [student])
         for model in (student, *sizes) if getattr(args, "generative_finetuning", False) else ():
             check_decoder(model, "--generative_finetuning")
-        if form is not None:
-            self._check_answers(form, [*chain, *sizes, student], are_heads=True)
-        # The control of the demo has the student's architecture and was not pretrained.
-        twin = student_name.replace("pretrained-", "scratch-")
-        has_twin = args.demo and twin in self.setting.demo_models and twin != student_name
-        control = self.spec(twin, "", world, all_weights=True) if has_twin else None
+        if head_prompt is not None:
+            self._check_answers(head_prompt, [*chain, *sizes, student], are_heads=True)
+        name = self._control_name()
+        control = None if name is None else self.spec(name, "", world, all_weights=True)
         return Models(weak, student, chain, control, sizes)
+
+    def _control_name(self) -> str | None:
+        """Returns the demo's model with the architecture of the student and without pretraining, if there is one."""
+        _, student_name = self.args.models
+        name = student_name.replace("pretrained-", "scratch-")
+        return name if self.args.demo and name in self.setting.demo_models and name != student_name else None
 
     def _answers_of_heads(self) -> PromptFormat | None:
         """Returns the prompt whose answer words initialize the heads, or `None` without `--head_init answers`."""
@@ -199,14 +217,14 @@ class Experiment:
             return None
         if self.args.demo or not isinstance(self.task, Task):
             raise ValueError(
-                f"--head_init answers: got {subject(self.task.name, self.args.demo)}, expected real models and a task "
-                "of texts with two classes, whose answer words they know. Use --head_init normal."
+                f"--head_init answers: got {subject(self.task.name, self.args.demo)}, expected real models and a "
+                "classification task, whose answer words the models know. Use --head_init normal."
             )
         return self.task.prompt_format
 
-    def _check_answers(self, form: PromptFormat, models: list[ModelSpec], are_heads: bool = False) -> None:
-        """Raises `ValueError` where a model cannot be asked for the answers of a prompt, or have a head of them."""
-        option, tokens_of, instead = (
+    def _check_answers(self, prompt_format: PromptFormat, models: list[ModelSpec], are_heads: bool = False) -> None:
+        """Raises `ValueError` if a model cannot predict the answers of a prompt, or initialize its head with them."""
+        option, tokens_of, alternative = (
             ("--head_init answers", head_tokens, "--head_init normal")
             if are_heads
             else ("--analyses prompting", answer_tokens, "another --prompt_form")
@@ -215,15 +233,15 @@ class Experiment:
             check_decoder(model, option)
             tokenizer = load_tokenizer(model.path, revision=model.revision)
             try:
-                tokens_of(tokenizer, form)
+                tokens_of(tokenizer, prompt_format)
             except ValueError as error:
                 raise ValueError(
                     f"{option}: {model.name}, {self.task.name}: {error} Change the `prompt` of the task, or use "
-                    f"{instead}."
+                    f"{alternative}."
                 ) from error
 
     def _check_prompt_lengths(self, task: Task, splits: TaskSplits, student: ModelSpec, seed: int) -> None:
-        """Raises `ValueError` where a prompt with examples is longer than what the student reads."""
+        """Raises `ValueError` if a prompt with examples is longer than the context of the student."""
         tokenizer = load_tokenizer(student.path, revision=student.revision)
         config = load_config(student.path, revision=student.revision)
         try:
@@ -239,7 +257,7 @@ class Experiment:
         return replace(splits, source={"id": DEMO_DATASET, "revision": f"world {world.seed}"})
 
     def _check_memory(self, models: Models) -> None:
-        """Refuses models that memory is too small for, before their weights are downloaded; each once."""
+        """Refuses models that do not fit in memory, before their weights are downloaded. Checks each model once."""
         if self.args.demo or not self.args.check_memory:
             return
         ladder = [("--ladder", model) for model in (*models.chain, *models.sizes)]
@@ -250,16 +268,16 @@ class Experiment:
 
     def spec(self, name: str, option: str, world: World | None, all_weights: bool = False) -> ModelSpec:
         """
-        Returns a model that the command line names. It is on the Hub, in a directory, or one of the demo.
+        Returns a model that the command line names: a model on the Hub, in a directory, or of the demo.
 
         Args:
             name (`str`): The name, or the directory.
             option (`str`): The option that names it, for error messages.
-            world (`World`, *optional*): The world for which a model of the demo is made.
+            world (`World`, *optional*): The world for which a model of the demo is built.
             all_weights (`bool`): The model is trained without adapters, as weak supervisors are.
 
         Raises:
-            ValueError, FileNotFoundError, ConnectionError: as [`ModelSpec.find`]; or the demo has no such model.
+            ValueError, FileNotFoundError, ConnectionError: as in [`ModelSpec.find`], or if the demo has no such model.
         """
         config = None if all_weights else self.student_config
         if world is None:
@@ -270,30 +288,36 @@ class Experiment:
         demo_models = self.setting.demo_models
         if name not in demo_models:
             raise ValueError(
-                f"{option}: the demo has no model {name!r}; its models are {', '.join(demo_models)}."
+                f"{option}: got {name!r} in the demo, expected one of its models: {', '.join(demo_models)}."
                 + did_you_mean(name, demo_models)
             )
         demo = demo_models[name]
         if not all_weights and self._is_too_narrow(name):
             raise ValueError(
-                f"Got --load_in_4bit and {name}, which is narrower than the blocks of 64 that bitsandbytes quantizes; "
-                "name a larger model of the demo, or leave out --load_in_4bit."
+                f"--load_in_4bit: got {name}, which is narrower than the blocks of 64 that bitsandbytes quantizes. "
+                "Name a larger model of the demo, or remove --load_in_4bit."
             )
-        # Only a pretrained model depends on how much it reads.
+        # Only a pretrained model depends on the size of the corpus.
         n_documents = self.args.demo_documents if demo.n_documents else None
+        n_read = n_documents or demo.n_documents
         settings = {"model": repr(demo), "world": repr(world.config), "seed": world.seed, "n": n_documents}
         directory = self.demo_cache.run(
-            name, settings, lambda path: build_demo_model(demo, world, path, n_documents=n_documents)
+            name,
+            settings,
+            lambda path: build_demo_model(demo, world, path, n_documents=n_documents),
+            # Models without pretraining are built in no time.
+            title="" if n_read is None else f"pretraining of demo/{name} on {n_read} documents",
+            kind=_pretraining_of(name),
         )
         return ModelSpec(f"demo/{name}", str(directory), directory.name, config)
 
     def _is_too_narrow(self, name: str) -> bool:
-        """Returns whether a model of the demo is narrower than the blocks that 4 bits are quantized in."""
+        """Returns whether a model of the demo is narrower than the blocks of the 4-bit quantization."""
         demo = self.setting.demo_models.get(name) if self.args.demo and self.student_config.load_in_4bit else None
         return demo is not None and bool(demo.width % 64 or demo.mlp_width % 64)
 
     def readers(self) -> list[ModelSpec]:
-        """Returns all models that real rows have to fit."""
+        """Returns all models whose context real rows must fit."""
         args = self.args
         weak_name, student_name = args.models
         options = dict.fromkeys(args.rows_fit, "--rows_fit") | dict.fromkeys([*args.chain, *args.sizes], "--ladder")
@@ -306,6 +330,7 @@ class Experiment:
     def seed_context(self, seed: int) -> AnalysisContext:
         """Runs the experiment of one seed; see [`w2s_hf.experiments.seed.run_seed`]."""
         models, splits = self.inputs(seed)
+        self._begin_seed(seed)
         args, finetuner = self.args, self.finetuner
         models = self.setting.prepare_models(models, splits, args, seed, finetuner)
         trained = run_seed(models, splits, args, seed, finetuner)
@@ -317,21 +342,22 @@ class Experiment:
 
     def run(self) -> ExperimentResult:
         """
-        Runs all seeds and writes everything below the output directory.
+        Runs all seeds and writes all results to the output directory.
 
         Returns:
             [`ExperimentResult`]: The content of `results.json`.
 
         Raises:
-            ValueError, FileNotFoundError, ConnectionError: before anything is trained, see the loaders of
+            ValueError, FileNotFoundError, ConnectionError: before anything is trained; see the loaders of
                 `w2s_hf.tasks`, [`w2s_hf.hub.ensure_available`] and
                 [`w2s_hf.experiments.output_directory.check_output_dir`].
         """
         started = time.monotonic()
+        self.progress.plan(self._planned_steps())
         manifest = self._claim_output_dir()
         try:
             return self._run(manifest, started)
-        except Exception:  # not a stop by the user, who goes on with the same command
+        except Exception:  # not an interrupt by the user, who continues with the same command
             if PartialState().is_main_process:
                 release(self.output_dir)
             raise
@@ -343,7 +369,7 @@ class Experiment:
             contexts.append(context)
             if PartialState().is_main_process:
                 if not is_still_true(self.output_dir / "results.json", context.result):
-                    # They belong to the students that are now replaced.
+                    # They describe the students that are now replaced.
                     for name in ("results.json", PREDICTIONS):
                         (self.output_dir / name).unlink(missing_ok=True)
                 keep_outputs(self.args.methods, seed, context.trained, self.output_dir)
@@ -352,8 +378,8 @@ class Experiment:
                 manifest.write(self.output_dir)
         results = self._report(contexts, started)
         if self.args.analyses:
-            # All the rest is on disk before: an analysis that fails takes nothing with it.
-            contexts = [replace(context, result=analyse(context)) for context in contexts]
+            # All other results have been written, so that an analysis that fails loses nothing.
+            contexts = [self._analysed(context) for context in contexts]
             results = self._report(contexts, started)
         if PartialState().is_main_process:
             for warning in ceiling_warnings(results):
@@ -363,27 +389,55 @@ class Experiment:
         caches = (self.finetuner.cache, self.demo_cache)
         n_built, n_reused = (sum(getattr(cache, name) for cache in caches) for name in ("n_built", "n_reused"))
         logger.info(
-            f"Nothing was trained: all {n_reused} stages were finished by an earlier run."
+            f"Nothing was trained: all {n_reused} stages were cached."
             if n_built == 0
-            else f"{n_built} stages built, {n_reused} reused."
+            else f"{n_built} stages were computed, {n_reused} were cached."
         )
         return results
 
+    def _analysed(self, context: AnalysisContext) -> AnalysisContext:
+        self._begin_seed(context.seed)
+        return replace(context, result=analyse(context))
+
+    def _begin_seed(self, seed: int) -> None:
+        """Lets the lines that announce steps begin with the seed, if there are several seeds."""
+        self.progress.prefix = f"seed {seed}, " if len(self.args.seeds) > 1 else ""
+
+    def _planned_steps(self) -> list[str]:
+        """Returns the kinds of the steps of all seeds, for [`Progress.plan`]."""
+        args, control = self.args, self._control_name()
+        weak, student = args.models
+        sizes = [name for name in args.sizes if not self._is_too_narrow(name)]
+        steps = []
+        if args.demo:
+            names = dict.fromkeys([weak, student, *args.chain, *sizes])
+            demo_models = self.setting.demo_models
+            steps += [_pretraining_of(name) for name in names if name in demo_models and demo_models[name].n_documents]
+        if getattr(args, "generative_finetuning", False):
+            steps += [generative_kind(name_of(name, args.demo)) for name in dict.fromkeys([*sizes, student])]
+        weak, student, *chain = (name_of(name, args.demo) for name in (weak, student, *args.chain))
+        steps += planned_models(args, weak, student, chain, control is not None)
+        steps += self.setting.further_steps(args)
+        steps += [analysis_title(name) for name in args.analyses]
+        return steps * len(args.seeds)
+
     @property
     def identity(self) -> Manifest:
-        """The manifest of this experiment, to tell it from another one in the same output directory."""
+        """The manifest that tells this experiment from another one in the same output directory."""
         return identity_of(self.task.name, self.setting.name, self.args, self.training_args, self.student_config)
 
     def _claim_output_dir(self) -> Manifest:
         """
-        Looks up models and rows, and writes the manifest of the output directory. Returns it, with the seeds, methods
-        and analyses that have results there already.
+        Loads models and rows, and writes the manifest of the output directory. Returns the manifest, with the seeds,
+        methods and analyses that already have results in the directory.
 
         Raises:
             ValueError: the directory belongs to another experiment.
         """
+        if not self.args.demo:
+            logger.info(f"Loading the rows of {self.task.name} and the configurations of the models")
         identity, overwrite = self.identity, self.args.overwrite_output_dir
-        # Before the demo pretrains its models, and again when models and rows are known.
+        # Checked before the demo pretrains its models, and again when models and rows are known.
         check_output_dir(self.output_dir, identity, overwrite=overwrite)
         for seed in self.args.seeds:
             models, splits = self.inputs(seed)
@@ -391,20 +445,21 @@ class Experiment:
             if not self.args.demo:
                 for option, model in {"weak_model": models.weak, "student_model": models.student}.items():
                     identity.found[option] = model.revision or model.weights
-        there = check_output_dir(self.output_dir, identity, overwrite=overwrite) or Manifest("experiment", "", {})
-        PartialState().wait_for_everyone()  # all ranks have looked before one of them writes
-        held = replace(
+        earlier = check_output_dir(self.output_dir, identity, overwrite=overwrite) or Manifest("experiment", "", {})
+        PartialState().wait_for_everyone()  # all ranks have read the directory before one of them writes
+        manifest = replace(
             identity,
-            found=there.found | identity.found,
-            **{name: getattr(there, name) for name in ("seeds", "methods", "analyses")},
+            found=earlier.found | identity.found,
+            **{name: getattr(earlier, name) for name in ("seeds", "methods", "analyses")},
         )
         if PartialState().is_main_process:
             if overwrite:
                 clear(self.output_dir)
-            held.write(self.output_dir)
-        return held
+            manifest.write(self.output_dir)
+        return manifest
 
     def _report(self, contexts: list[AnalysisContext], started: float) -> ExperimentResult:
+        logger.info("Writing results, figures and model cards")
         predictions = [scored_predictions(context) for context in contexts]
         results = self.collect(contexts, started)
         if PartialState().is_main_process:
@@ -419,7 +474,7 @@ class Experiment:
         return results
 
     def collect(self, contexts: list[AnalysisContext], started: float) -> ExperimentResult:
-        """Returns the results of seeds; `started` is `time.monotonic()` of the beginning."""
+        """Returns the results of seeds; `started` is the value of `time.monotonic()` at the start of the run."""
         args, cache, splits = self.args, self.finetuner.cache, contexts[0].splits
         names = [*(("demo_world", "demo_documents") if args.demo else ()), "conversion"]
         options = {name: getattr(args, name) for name in names if hasattr(args, name)}
@@ -464,21 +519,21 @@ class Experiment:
 
 def scored_predictions(context: AnalysisContext) -> pa.Table:
     """
-    Returns the predictions of the test rows by the models of a seed, and by the linear probe and the prompts that are
-    baselines. Called on all ranks.
+    Returns the predictions of the test rows by the models of a seed, and by its baselines: the linear probe and the
+    prompts. Called on all ranks.
     """
     scorer, baselines = context.scorer, {}
     if any(baseline.name == LINEAR_PROBE for baseline in context.result.baselines):
         baselines[LINEAR_PROBE] = context.linear_probe()  # cached
     if "prompting" in context.result.analyses:
         baselines |= {name: probabilities for name, (probabilities, _) in prompted(context).items()}  # cached
-    correct = {name: scorer.setting.is_correct(found, scorer.test) for name, found in baselines.items()}
+    correct = {name: scorer.setting.is_correct(values, scorer.test) for name, values in baselines.items()}
     ids = list(scorer.test["id"])
     return predictions_table(context.seed, ids, {**scorer.predictions, **baselines}, {**scorer.correct, **correct})
 
 
 def demo_description(results: ExperimentResult) -> str:
-    """Returns the description of the task, after a sentence that says that its rows are generated."""
+    """Returns the description of the task, preceded by a sentence that says that its rows are generated."""
     rows = ROWS[results.setting]
     return (
         f"Demo: generated {rows} in the columns of {results.task}, none of which is from its dataset. "
@@ -488,17 +543,22 @@ def demo_description(results: ExperimentResult) -> str:
 
 def has_chosen_threads() -> bool:
     """
-    Returns whether the user has set the number of CPU threads. `accelerate launch` sets the variable of every process,
-    with `--cpu` to the number of cores, so that nothing is known there; it alone sets the second variable (checked
-    with accelerate 1.10 and 1.15).
+    Returns whether the user has set the number of CPU threads. `accelerate launch` sets `OMP_NUM_THREADS` in every
+    process, so that it says nothing there. Only `accelerate launch` sets the second variable (checked with accelerate
+    1.10 and 1.15).
     """
     return "OMP_NUM_THREADS" in os.environ and "ACCELERATE_DYNAMO_MODE" not in os.environ
 
 
-def demo_cache() -> StageCache:
-    """Returns the cache of the demo's models: `$W2S_HF_CACHE`, else `w2s_hf` in the user's cache directory."""
+def _pretraining_of(name: str) -> str:
+    """Returns the kind of the pretraining of a model of the demo, for [`Progress.plan`]."""
+    return f"pretraining of {name}"
+
+
+def demo_cache(progress: Progress) -> StageCache:
+    """Returns the cache of the demo's models: `$W2S_HF_CACHE`, or else `w2s_hf` in the user's cache directory."""
     if "W2S_HF_CACHE" in os.environ:
         directory = Path(os.environ["W2S_HF_CACHE"])
     else:
         directory = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "w2s_hf"
-    return StageCache(directory / "demo_ladder", sources=DEMO_SOURCES)
+    return StageCache(directory / "demo_ladder", sources=DEMO_SOURCES, progress=progress)

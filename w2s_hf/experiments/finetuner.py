@@ -1,4 +1,4 @@
-"""Finetune one model on one set of labels and predict: the step that supervisor, ceiling and students share."""
+"""Finetunes one model on one set of labels and predicts: the stage that supervisor, ceiling and students share."""
 
 import dataclasses
 import gc
@@ -50,9 +50,9 @@ class Finetuned:
         spec ([`ModelSpec`]): The model before it was finetuned.
         directory (`Path`): Has `model/` (adapters, head and tokenizer, or the whole model) and `predictions/`, and
             `snapshots/step-N/predictions/` of each snapshot.
-        predictions ([`LabelsById`]): Its predictions of the rows that were asked for.
-        weak_labels ([`LabelsById`], *optional*): What it was trained on, of several parts those of the first;
-            `None` for ground truth.
+        predictions ([`LabelsById`]): Its predictions.
+        weak_labels ([`LabelsById`], *optional*): The weak labels of its training rows (of the first part, if there
+            are several parts); `None` for ground truth.
     """
 
     spec: ModelSpec
@@ -62,14 +62,14 @@ class Finetuned:
 
     @property
     def labels(self) -> LabelsById:
-        """The weak labels that it was trained on. Raises `ValueError` where it was trained on ground truth."""
+        """The weak labels that the model was trained on. Raises `ValueError` if it was trained on ground truth."""
         if self.weak_labels is None:
             raise ValueError(f"Got {self.spec.name} trained on ground truth, expected a model trained on weak labels.")
         return self.weak_labels
 
 
 def name_classes(model: PreTrainedModel | PeftModel, class_names: Sequence[str]) -> None:
-    """Gives the outputs of a classifier their names, which its `config.json` keeps and pipelines show."""
+    """Names the outputs of a classifier in its configuration, for `config.json` and pipelines."""
     config = base_of(model).config
     if config.num_labels == len(class_names):
         config.id2label = dict(enumerate(class_names))
@@ -77,12 +77,15 @@ def name_classes(model: PreTrainedModel | PeftModel, class_names: Sequence[str])
 
 
 def save_training(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Saves `model/` and then `training.json`, which marks it as complete; removes the checkpoints. On every rank."""
+    """
+    Saves `model/`, then `training.json`, which marks it as complete, and removes the checkpoints. Called on every
+    rank.
+    """
     trainer.accelerator.wait_for_everyone()  # a slower rank may still be loading the best checkpoint
     trainer.save_model(str(directory / "model"))
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(directory / "model")
-        # The arguments hold machine paths and are of no use to a reader of the student.
+        # The arguments contain paths of this machine, and nobody needs them to use the student.
         (directory / "model" / "training_args.bin").unlink(missing_ok=True)
         aside = directory / "training.json.partial"
         aside.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
@@ -91,14 +94,14 @@ def save_training(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, director
 
 
 def prompt_of_head(spec: ModelSpec, task: AnyTask) -> PromptFormat | None:
-    """Returns the prompt whose answers make the head of a model; `None` without `--head_init answers`."""
+    """Returns the prompt whose answers initialize the head of a model; `None` without `--head_init answers`."""
     return task.prompt_format if spec.config.head_init == "answers" and isinstance(task, Task) else None
 
 
 def _prepare_to_predict(trainer: Trainer) -> None:
     """
-    Prepares a trainer to predict with a model that was finetuned earlier: FSDP and DeepSpeed cut a model into
-    pieces only together with an optimizer, so a training of no step does it.
+    Prepares a trainer to predict with a model that was finetuned earlier. FSDP and DeepSpeed shard a model only
+    together with an optimizer, so the trainer runs a training of 0 steps.
     """
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         trainer.args.num_train_epochs, trainer.args.max_steps = 0, -1
@@ -108,7 +111,7 @@ def _prepare_to_predict(trainer: Trainer) -> None:
 def _provenance(
     spec: ModelSpec, splits: TaskSplits, labels: dict[str, LabelsById] | None, seed: int, key: str
 ) -> dict:
-    """Records which model predicts, trained on which labels, seed and step."""
+    """Returns the provenance of predictions: model, training labels, seed and stage."""
     of_labels = {}
     if labels is not None:
         of_labels = {
@@ -123,13 +126,13 @@ def _provenance(
 @dataclass
 class Finetuner:
     """
-    Finetunes the models of an experiment, each as a cached step. Steps share a loaded base and tokenized rows.
+    Finetunes the models of an experiment, each as a cached stage. Stages share a loaded base and tokenized rows.
 
     Args:
-        cache ([`StageCache`]): Finished steps.
+        cache ([`StageCache`]): The finished stages.
         setting ([`Setting`]): How models are trained and predict.
         args ([`WeakToStrongConfig`], [`RewardPairConfig`] or [`CompletionConfig`]):
-            Training arguments of the setting; each finetuning replaces what differs.
+            Training arguments of the setting. Each finetuning replaces those that differ.
     """
 
     cache: StageCache
@@ -150,28 +153,34 @@ class Finetuner:
         method: str = "naive",
         labels: dict[str, LabelsById] | None = None,
         n_snapshots: int = 0,
+        title: str | None = None,
+        kind: str | None = None,
         **changes,
     ) -> Finetuned:
         """
         Finetunes a model on the labels of rows and predicts other rows.
 
         Args:
-            name (`str`): Name of the step in the cache.
+            name (`str`): Name of the stage in the cache.
             spec ([`ModelSpec`]): The model.
             rows ([`Half`]): Training and validation rows with the columns of the setting and its label column.
             predict (`list` of [`~datasets.Dataset`]): Rows to predict, with the columns of the setting.
-            splits ([`TaskSplits`]): The splits that the rows are from, which are recorded with the predictions.
+            splits ([`TaskSplits`]): The splits that the rows are from. They are recorded with the predictions.
             seed (`int`): Seeds head, adapters and row order.
-            method (`str`, *optional*, defaults to `"naive"`): How the labels are learned.
+            method (`str`, *optional*, defaults to `"naive"`): How the model is trained on the labels.
             labels (`dict[str, LabelsById]`, *optional*):
                 The weak labels that `rows` were joined with, by the part of the splits; `None` for ground truth.
-            n_snapshots (`int`, *optional*, defaults to 0): Predict also during the training, at so many evenly spaced
-                steps, the last one among them.
+            n_snapshots (`int`, *optional*, defaults to 0): Number of evenly spaced training steps after which the
+                model predicts, including the last step.
+            title (`str`, *optional*): The role of the model, in the line that announces its training. Defaults to the
+                name of the stage.
+            kind (`str`, *optional*): Trainings of one kind take similar time. Defaults to the name of the model.
             changes: Training arguments that differ from the experiment's.
         """
         if "ground_truth" in rows.train.column_names or "ground_truth" in rows.validation.column_names:
             raise ValueError(
-                f"{name}: training rows still carry `ground_truth`; a student must not be able to see it."
+                f"{name}: got training rows with the column `ground_truth`, expected none: a student must not see it. "
+                "Remove the column."
             )
         changes = self._changes(changes, method, seed, is_weak=labels is not None)
         settings = {
@@ -200,7 +209,10 @@ class Finetuner:
             form=form,
             **further,
         )
-        directory = self.cache.run(name, settings, train)
+        source = "true labels" if labels is None else f"labels of {next(iter(labels.values())).provenance['model']}"
+        role = title or name.replace("-", " ")
+        title = f"{role}, {spec.name} on {len(rows.train)} {self.setting.rows} with {source}"
+        directory = self.cache.run(name, settings, train, title=title, kind=kind or spec.name)
         predictions = self.setting.labels.load(directory / "predictions")
         return Finetuned(spec, directory, predictions, None if labels is None else next(iter(labels.values())))
 
@@ -225,11 +237,11 @@ class Finetuner:
         form: PromptFormat | None,
         n_snapshots: int,
     ) -> None:
-        """Trains or resumes in `directory`, and leaves `model/` and `predictions/` there."""
-        # The arguments are made only for a step that is built: making them resets accelerate's state.
+        """Trains or resumes in `directory`, and writes `model/` and `predictions/` to it."""
+        # The arguments are created only for a stage that is built, since their creation resets accelerate's state.
         args = dataclasses.replace(self.args, output_dir=str(directory / "checkpoints"), **changes)
         tokenizer = load_tokenizer(spec.path, revision=spec.revision)
-        is_trained = (directory / "training.json").is_file()  # and was stopped while it predicted
+        is_trained = (directory / "training.json").is_file()  # the run was stopped during the prediction
         if is_trained:
             model = self.finished(spec, directory / "model")
         else:
@@ -253,17 +265,20 @@ class Finetuner:
         self._predict(trainer, spec, tokenizer, predict, provenance, directory)
         trainer.accelerator.free_memory()
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            self.release()  # cut into pieces, or wrapped by an engine: no base for another student
+            self.release()  # a base that is sharded or wrapped by an engine cannot be used for another student
 
-    def predict(self, name: str, finetuned: Finetuned, rows: Half, predict: list[Dataset]) -> LabelsById:
+    def predict(
+        self, name: str, finetuned: Finetuned, rows: Half, predict: list[Dataset], *, title: str | None = None
+    ) -> LabelsById:
         """
-        Predicts more rows with a finetuned model, as a cached step of its own.
+        Predicts more rows with a finetuned model, as a separate cached stage.
 
         Args:
-            name (`str`): Name of the step in the cache.
+            name (`str`): Name of the stage in the cache.
             finetuned ([`Finetuned`]): The model.
-            rows ([`Half`]): Labelled rows of its kind. Trainers ask for some; nothing is trained on them.
+            rows ([`Half`]): Labelled rows for the trainer, which requires some. Nothing is trained on them.
             predict (`list` of [`~datasets.Dataset`]): Rows to predict, with the columns of the setting.
+            title (`str`, *optional*): The line that announces the stage.
         """
         spec, trained = finetuned.spec, finetuned.directory
         settings = {
@@ -284,9 +299,9 @@ class Finetuner:
             self._predict(trainer, spec, tokenizer, predict, provenance, directory)
             trainer.accelerator.free_memory()
             if trainer.is_world_process_zero():
-                shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # trainers make it, and this one has none
+                shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # trainers create it, and it is empty
 
-        return self.setting.labels.load(self.cache.run(name, settings, build) / "predictions")
+        return self.setting.labels.load(self.cache.run(name, settings, build, title=title) / "predictions")
 
     def _predict(
         self,
@@ -313,14 +328,14 @@ class Finetuner:
         values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
         defaults = {f.name: f.default for f in dataclasses.fields(self.args)}
         read = LOSS_ARGUMENTS.get(values.get("loss_type", ""), ())
-        # What the loss does not read changes no number: a supervisor is the same whatever the students' losses are.
+        # Options that the loss does not read change no number: the supervisor does not depend on the students' losses.
         values |= {name: defaults[name] for name in _OF_LOSSES if name in values and name not in read}
         if values.get("aux_start") == "first_step":
-            del values["aux_start"]  # as in the keys of steps from before there was a choice
+            del values["aux_start"]  # as in the keys of versions without this option
         return {name: str(value) for name, value in values.items() if name not in WITHOUT_EFFECT}
 
     def settings_of_predictions(self, spec: ModelSpec) -> dict:
-        """Returns the settings of a step that predicts with a model: the model, its precision, and the processes."""
+        """Returns the settings of a stage that predicts with a model: the model, its precision, and the processes."""
         precision, n_processes = [self.args.bf16, self.args.fp16], PartialState().num_processes
         return {"model": spec.identity, "mixed_precision": precision, "n_processes": n_processes}
 
@@ -328,7 +343,7 @@ class Finetuner:
         self, spec: ModelSpec, tokenizer, seed: int, form: PromptFormat | None = None
     ) -> PreTrainedModel | PeftModel:
         """
-        Returns the model with a new head and new adapters; the base of a student is loaded once and used again.
+        Returns the model with a new head and new adapters. The base of a student is loaded once and used again.
 
         Args:
             spec ([`ModelSpec`]): The model.
@@ -346,7 +361,7 @@ class Finetuner:
             if has_head:
                 initialise_head(untrained, config.head_init, **head)
             return untrained
-        key = (spec.path, spec.revision, str(config))  # not the version: adapters to start from change it
+        key = (spec.path, spec.revision, str(config))  # not the version, which depends on the adapters to start from
         if self._base is None or self._base[0] != key:
             self.release()
             self._base = (key, load_base(spec, self.setting.task_type))
@@ -359,34 +374,34 @@ class Finetuner:
         return student
 
     def finished(self, spec: ModelSpec, directory: Path) -> PreTrainedModel | PeftModel:
-        """Loads a finetuned model from the `model/` of its step."""
+        """Loads a finetuned model from the `model/` of its stage."""
         self.release()
         if not spec.config.use_peft:
             return load_base(spec, self.setting.task_type, directory)
-        # Not by load_student, which may have another precision. Trainable, since trainers refuse a model that is not,
-        # though nothing trains it again.
+        # Not by load_student, which may use another precision. Trainers refuse a model that is not trainable, although
+        # this one is not trained again.
         base = load_base(spec, self.setting.task_type)
         return PeftModel.from_pretrained(base, str(directory), is_trainable=True).eval()
 
     def in_place(self, network: Network) -> Network:
         """Moves a model to the device of the training and sets it to eval mode."""
-        if not getattr(network, "is_quantized", False):  # bitsandbytes has put it where it belongs
+        if not getattr(network, "is_quantized", False):  # bitsandbytes has placed it
             network.to(self.args.device)
         return network.eval()
 
     def release(self) -> None:
-        """Forgets the loaded base, and gives its memory back."""
+        """Drops the loaded base and frees its memory."""
         self._base = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def tokenize(self, spec: ModelSpec, tokenizer, rows: Dataset) -> Dataset:
-        """Returns token columns and labels of rows. Each set of rows is tokenized once per tokenizer."""
-        words = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else spec.path
-        # Two models of a family may differ in these alone.
-        words += f" {tokenizer.bos_token} {tokenizer.eos_token} {tokenizer.chat_template}"
-        key = (hashlib.sha256(words.encode()).hexdigest(), self.fingerprint(rows, with_labels=False))
+        """Returns the token columns and labels of rows. Each set of rows is tokenized once per tokenizer."""
+        identity = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else spec.path
+        # Two models of a family may differ only in these.
+        identity += f" {tokenizer.bos_token} {tokenizer.eos_token} {tokenizer.chat_template}"
+        key = (hashlib.sha256(identity.encode()).hexdigest(), self.fingerprint(rows, with_labels=False))
         setting = self.setting
         if key not in self._tokenized:
             tokenized = setting.tokenize(rows.select_columns(list(setting.columns)), tokenizer, self.args.max_length)
@@ -395,7 +410,7 @@ class Finetuner:
         return setting.add_labels(tokenized, rows) if setting.label_column in rows.column_names else tokenized
 
     def fingerprint(self, rows: Dataset, with_labels: bool = True) -> str:
-        """Returns a hash of the texts of rows and, where they have any, of their labels, in order."""
+        """Returns a hash of the texts of rows, and of their labels if they have labels, in order."""
         digest = hashlib.sha256()
         for row in zip(*(rows[column][:] for column in self.setting.columns), strict=True):
             digest.update(("\0".join(map(str, row)) + "\n").encode())

@@ -1,7 +1,6 @@
-"""Generative finetuning: a student learns to write what it will have to judge, before it learns to judge it."""
+"""Generative finetuning: a student is first trained on the responses as a language model, then to judge them."""
 
 import dataclasses
-import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +20,7 @@ from ..trainers.checkpoints import last_complete_checkpoint
 from ..trainers.sft import ResumableSFTTrainer
 from .finetuner import Finetuner, save_training
 
-__all__ = ["check_decoder", "generative_finetune"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["check_decoder", "generative_finetune", "generative_kind"]
 
 
 def generative_finetune(
@@ -36,25 +33,25 @@ def generative_finetune(
     num_train_epochs: float = 1.0,
 ) -> ModelSpec:
     """
-    Trains a language model on both responses of pairs, whatever was preferred, by TRL's SFT.
+    Trains a language model on both responses of each pair, by TRL's SFT. It ignores which response was preferred.
 
-    The loss is that of language modelling over prompt and response. Students *and* ceiling start from the result;
-    with students alone PGR would be too high (paper, 5.2.2). Adapters go on as the adapters of the reward model, with
-    a new head, so that a 4-bit base is neither merged nor rounded again.
+    The loss is that of language modelling over prompt and response. Students *and* ceiling start from the result: if
+    only students did, PGR would be too high (paper, 5.2.2). The adapters become the adapters of the reward model, with
+    a new head, so that a 4-bit base is neither merged nor quantized again.
 
     Args:
-        finetuner ([`Finetuner`]): Its training arguments hold here, too.
+        finetuner ([`Finetuner`]): Its training arguments are used, except for the ones below.
         model ([`ModelSpec`]): A decoder.
-        pairs ([`~datasets.Dataset`]): Rows with [`w2s_hf.tasks.PAIR_COLUMNS`], those that the student is trained on.
-        seed (`int`): Of adapters and row order.
+        pairs ([`~datasets.Dataset`]): The training rows of the student, with [`w2s_hf.tasks.PAIR_COLUMNS`].
+        seed (`int`): Seeds adapters and row order.
         learning_rate (`float`, *optional*): Defaults to that of the training arguments.
-        num_train_epochs (`float`, *optional*, defaults to `1.0`): Over both responses of all pairs.
+        num_train_epochs (`float`, *optional*, defaults to `1.0`): Epochs over both responses of all pairs.
 
     Returns:
-        [`ModelSpec`]: What students and ceiling are to be made of.
+        [`ModelSpec`]: The model that students and ceiling start from.
 
     Raises:
-        ValueError: the model is no decoder.
+        ValueError: the model is not a decoder.
     """
     check_decoder(model, "--generative_finetuning")
     changes: dict[str, Any] = {"num_train_epochs": num_train_epochs, "seed": seed, "data_seed": seed}
@@ -68,18 +65,23 @@ def generative_finetune(
         "pairs": finetuner.fingerprint(pairs),
         "n_processes": PartialState().num_processes,
     }
-    logger.info(f"Seed {seed}: generative finetuning of {model.name} on both responses of {len(pairs)} pairs")
 
+    title = f"generative finetuning, {model.name} on both responses of {len(pairs)} pairs"
     train = partial(_train, finetuner, model, pairs, changes)
-    directory = finetuner.cache.run("generative", settings, train)
+    directory = finetuner.cache.run("generative", settings, train, title=title, kind=generative_kind(model.name))
     version = f"{model.version} {directory.name}"
     if model.config.use_peft:
         return replace(model, version=version, adapters=str(directory / "model"))
     return replace(model, path=str(directory / "model"), version=version, revision=None)
 
 
+def generative_kind(name: str) -> str:
+    """Returns the kind of the generative finetuning of a model of this name, for [`Progress.plan`]."""
+    return f"generative finetuning of {name}"
+
+
 def _train(finetuner: Finetuner, model: ModelSpec, pairs: Dataset, changes: dict[str, Any], directory: Path) -> None:
-    """Trains or resumes in `directory`, and leaves `model/` there."""
+    """Trains or resumes in `directory`, and writes `model/` to it."""
     tokenizer = load_tokenizer(model.path, revision=model.revision)
     tokens = finetuner.tokenize(model, tokenizer, pairs)
     texts = tokens["chosen_ids"][:] + tokens["rejected_ids"][:]
@@ -100,12 +102,12 @@ def _train(finetuner: Finetuner, model: ModelSpec, pairs: Dataset, changes: dict
 
 
 def check_decoder(model: ModelSpec, option: str) -> None:
-    """Raises `ValueError` where a model does not write text."""
+    """Raises `ValueError` if a model cannot generate text."""
     model_type = load_config(model.path, model.revision).model_type
     if not is_decoder(model_type):
         raise ValueError(
-            f"{option}: {model.name} is of type {model_type!r}, which reads text both ways and cannot write it; "
-            "expected a decoder such as Qwen2 or GPT-2."
+            f"{option}: got {model.name}, an encoder of type {model_type!r}, which cannot generate text, expected a "
+            "decoder such as Qwen2 or GPT-2. Name another model."
         )
 
 
@@ -118,11 +120,11 @@ def _language_model(model: ModelSpec, seed: int) -> PreTrainedModel | PeftModel:
 
 
 def _sft_config(finetuner: Finetuner, directory: Path, changes: dict, *, longest: int) -> SFTConfig:
-    """Returns the experiment's training arguments as those of SFT, which neither cuts nor packs tokenized texts."""
+    """Returns the experiment's training arguments for SFT, which neither truncates nor packs tokenized texts."""
     values = {f.name: getattr(finetuner.args, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
     values |= {"output_dir": str(directory / "checkpoints"), **changes}
     if finetuner.args.max_tokens_per_micro_batch is not None:
-        # SFT has no budget of tokens: as many texts at once as fit whatever their length, and the same optimizer step.
+        # SFT has no token budget: a micro-batch has as many texts as fit at any length. The optimizer step stays.
         batch_size = values["per_device_train_batch_size"]
         n_fit = max(1, finetuner.args.max_tokens_per_micro_batch // longest)
         micro_batch_size = max(n for n in range(1, min(n_fit, batch_size) + 1) if batch_size % n == 0)

@@ -1,4 +1,4 @@
-"""The manifest of an output directory: it says which experiment is there, so that no other one replaces it."""
+"""The manifest of an output directory: it names the experiment, so that no other experiment overwrites it."""
 
 import json
 import os
@@ -16,18 +16,18 @@ from ..training_settings import changed_fields
 from .config import BOOTSTRAP, ExperimentArguments
 from .report import run_settings
 
-__all__ = ["MANIFEST", "Manifest", "check_output_dir", "clear", "identity_of", "is_still_true", "release"]
+__all__ = ["MANIFEST", "Manifest", "check_output_dir", "clear", "identity_of", "is_still_true", "name_of", "release"]
 
 MANIFEST = "experiment.json"
 
-# What recipes and sweeps write below their output directory, but for the cache of stages.
+# The files that recipes and sweeps write to their output directory, except for the cache of stages.
 _RESULTS = {
     "experiment": ("results.json", "predictions.parquet", "report.md", "figures", "students", "weak_labels"),
     "sweep": ("sweep.csv", "sweep.parquet", "report.html", "figures", "cells", "configs", "logs", "jobs"),
 }
 
-# Arguments that an experiment may change and still be the same: they say what is added to it, how it is run, or are
-# compared by what they come to (the settings of the training, models, rows).
+# Arguments that may differ between two runs of the same experiment. They add results to it, say how it is run, or are
+# compared by their effect (the settings of the training, models, rows).
 _NOT_COMPARED = {
     "task", "demo", "seeds", "methods", "analyses", "ladder", "link_rows", "n_snapshots", "prompt_shots",
     "prompt_form", "rows_fit",
@@ -44,14 +44,14 @@ class Manifest:
     The content of `experiment.json`: which experiment an output directory holds.
 
     Args:
-        kind (`str`): `"experiment"`, of a recipe, or `"sweep"`.
+        kind (`str`): `"experiment"` (of a recipe) or `"sweep"`.
         name (`str`): The name of an experiment in error messages.
-        settings (`dict`): JSON values by name; an experiment with other ones is another experiment.
-        found (`dict`): Fingerprints of rows and versions of models, known once they are looked up. Entries
-            that two manifests have in common must be equal.
+        settings (`dict`): JSON values by name. An experiment with other values is another experiment.
+        found (`dict`): Fingerprints of rows and versions of models, once they are loaded. Entries that two manifests
+            have in common must be equal.
         seeds (`list[int]`): Seeds with results.
         methods, analyses (`dict[str, dict]`): Methods and analyses with results, and their own settings.
-        is_complete (`bool`): All settings are known. They are not of results of older versions of this package.
+        is_complete (`bool`): All settings are known. `False` for results of older versions of this package.
     """
 
     kind: str
@@ -66,8 +66,8 @@ class Manifest:
     @classmethod
     def read(cls, directory: Path) -> Self | None:
         """
-        Reads the manifest of a directory, or makes one of its results where an older version wrote them. Returns
-        `None` where there are neither.
+        Reads the manifest of a directory, or derives it from results that an older version wrote. Returns `None` if
+        there are neither.
 
         Raises:
             ValueError: the manifest is broken.
@@ -133,17 +133,17 @@ class Manifest:
 
     @property
     def shown(self) -> str:
-        """The name of the content of the directory in an error message."""
+        """The content of the directory in the words of an error message."""
         if self.kind == "sweep":
             return "a sweep"
-        return f"the experiment {self.name!r}" + ("" if self.seeds else ", begun and without results yet,")
+        return f"the experiment {self.name!r}" + ("" if self.seeds else " (started, no results yet)")
 
     def differences(self, other: Self) -> list[str]:
         """Returns a phrase for each setting, model or part of the rows that differs in another manifest."""
         names = [name for name in {**self.settings, **other.settings}]
         if not (self.is_complete and other.is_complete):
             names = [name for name in names if name in self.settings and name in other.settings]
-        found = [
+        differences = [
             f"{name}: {_shown(self.settings.get(name))} there, {_shown(other.settings.get(name))} here"
             for name in names
             if fingerprint_of({name: self.settings.get(name)}) != fingerprint_of({name: other.settings.get(name)})
@@ -151,10 +151,10 @@ class Manifest:
         for kind in ("methods", "analyses"):
             there, here = getattr(self, kind), getattr(other, kind)
             for name in [name for name in there if name in here and there[name] and there[name] != here[name]]:
-                found.append(f"{name}: {there[name]} there, {here[name]} here")
+                differences.append(f"{name}: {there[name]} there, {here[name]} here")
         for name in [name for name, value in self.found.items() if other.found.get(name, value) != value]:
-            found.append(f"{name}: {self.found[name]} there, {other.found[name]} here")
-        return found
+            differences.append(f"{name}: {self.found[name]} there, {other.found[name]} here")
+        return differences
 
 
 def _shown(value: object) -> str:
@@ -166,11 +166,11 @@ def _shown(value: object) -> str:
 def identity_of(
     task: str, setting: str, args: ExperimentArguments, training_args: TrainingArguments, config: StudentConfig
 ) -> Manifest:
-    """Returns the manifest that a command line asks for, before models and rows are looked up."""
+    """Returns the manifest of the experiment of a command line, before its models and rows are loaded."""
     settings = run_settings(args, training_args, config)
     name = subject(task, args.demo) + (f", run {training_args.run_name}" if training_args.run_name else "")
-    ladder, sizes = ([_name_of(model, args.demo) for model in models] for models in (args.ladder, args.sizes))
-    weak_model, student_model = (_name_of(model, args.demo) for model in args.models)
+    ladder, sizes = ([name_of(model, args.demo) for model in models] for models in (args.ladder, args.sizes))
+    weak_model, student_model = (name_of(model, args.demo) for model in args.models)
     methods = {method: settings.losses.get(method, {}) for method in args.methods}
     if BOOTSTRAP in methods:
         methods[BOOTSTRAP] = {**methods[BOOTSTRAP], "ladder": ladder, "link_rows": args.link_rows}
@@ -205,44 +205,44 @@ def identity_of(
 
 
 def _prompt_form(args: ExperimentArguments) -> dict:
-    """Returns the option for an experiment whose prompts depend on it and are not those of older versions."""
+    """Returns `--prompt_form` if the prompts depend on it and differ from those of older versions."""
     form = getattr(args, "prompt_form", "01")
     return {} if args.demo or form == "01" else {"prompt_form": form}
 
 
-def _name_of(model: str, is_demo: bool) -> str:
-    """Returns the name that results have for a model, as [`ModelSpec.find`] gives it."""
+def name_of(model: str, is_demo: bool) -> str:
+    """Returns the name of a model in results, as [`ModelSpec.find`] determines it."""
     return f"demo/{model}" if is_demo else Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def check_output_dir(directory: Path, wanted: Manifest, *, overwrite: bool) -> Manifest | None:
     """
-    Checks that an experiment may use a directory. Returns the manifest of the same experiment where the directory
-    has a part of it already, else `None`.
+    Checks that an experiment may use a directory. Returns the manifest of the directory if it already contains a part
+    of the same experiment, otherwise `None`.
 
     Args:
         directory (`Path`): The output directory, which need not exist.
         wanted ([`Manifest`]): The experiment, with all seeds, methods and analyses that it will have.
-        overwrite (`bool`): Another experiment that is there may be replaced.
+        overwrite (`bool`): Another experiment in the directory may be overwritten.
 
     Raises:
-        ValueError: another experiment is there, or results of this one that the wanted ones would replace by fewer,
-            or files that other programs wrote under the same names.
+        ValueError: the directory has another experiment, or results of this experiment that would be lost, or files
+            with the names of results that another program wrote.
     """
     there = Manifest.read(directory)
     if there is None:
         foreign = [name for name in _RESULTS[wanted.kind] if (directory / name).exists()]
         if foreign:
             raise ValueError(
-                f"--output_dir: got {directory}, where {', '.join(foreign)} would be replaced, which no run of this "
-                "package wrote. Name another --output_dir, or move them away."
+                f"--output_dir: got {directory}, where {', '.join(foreign)} would be overwritten, which no run of "
+                "this package wrote. Name another --output_dir, or move these files away."
             )
         return None
     if overwrite:
         return None
     ways_out = (
-        "Name another --output_dir, or give --overwrite_output_dir true, which removes the results that are there "
-        "(trained stages stay in _stages/)."
+        "Name another --output_dir, or set --overwrite_output_dir true, which removes the results in the directory "
+        "(the trained models in _stages/ are kept)."
     )
     if there.kind != wanted.kind:
         raise ValueError(
@@ -256,20 +256,20 @@ def check_output_dir(directory: Path, wanted: Manifest, *, overwrite: bool) -> M
             f"--output_dir: got {directory}, which has {there.shown} with other settings ("
             f"{'; '.join(differences[:4])}{more}). {ways_out}"
         )
-    # A sweep is asked cell by cell: a cell that failed is no loss.
+    # In a sweep each cell has its own record, so a missing cell is no loss.
     for name in ("seeds", "methods", "analyses") if there.kind == "experiment" else ():
         lost = [str(value) for value in getattr(there, name) if value not in getattr(wanted, name)]
         if lost:
             raise ValueError(
                 f"--output_dir: got {directory}, which also has results of this experiment for the {name} "
-                f"{' '.join(lost)}; without them in the command they would be lost. Name them, too: what is finished "
-                f"is not trained again. {ways_out}"
+                f"{' '.join(lost)}, which this command would remove. Add them to the command: finished models are "
+                f"not trained again. {ways_out}"
             )
     return there
 
 
 def clear(directory: Path) -> None:
-    """Removes the results of the experiment or sweep in a directory, and its manifest; trained stages stay."""
+    """Removes the results of the experiment or sweep in a directory, and its manifest. Trained models are kept."""
     there = Manifest.read(directory)
     for name in (*_RESULTS[there.kind], MANIFEST) if there else ():
         path = directory / name
@@ -282,7 +282,7 @@ def clear(directory: Path) -> None:
 def release(directory: Path) -> None:
     """
     Removes the manifest of an experiment that ended with an error before it had any results, so that the corrected
-    command is not refused in the same directory. Trained stages stay.
+    command is not refused in the same directory. Trained models are kept.
     """
     there = Manifest.read(directory)
     if there is not None and not there.seeds and not any((directory / name).exists() for name in _RESULTS[there.kind]):
@@ -291,8 +291,8 @@ def release(directory: Path) -> None:
 
 def is_still_true(path: Path, run: SeedResult | dict) -> bool:
     """
-    Returns whether `results.json` says the same about the students of a seed as the seed's new results do, or nothing.
-    It is then kept while seeds or methods are added, so that a run that is stopped meanwhile loses no results.
+    Returns whether `results.json` agrees with the new results about the students of a seed, or has no such students.
+    It is then kept while seeds or methods are added, so that a run that is stopped in between loses no results.
     """
     new = run.to_dict() if isinstance(run, SeedResult) else run
     try:

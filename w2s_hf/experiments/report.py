@@ -30,7 +30,7 @@ from ..trainers.whole_step import MIN_WARMUP_STEPS
 from ..training_settings import changed_fields, training_settings
 from .config import ExperimentArguments, RewardArguments
 
-__all__ = ["ceiling_warnings", "print_table", "run_settings", "unsure_labels", "write_report"]
+__all__ = ["ceiling_warnings", "print_table", "run_settings", "supervisor_warning", "unsure_labels", "write_report"]
 
 
 def _pgr(pgr: float | None, ci95: list[float] | None) -> str:
@@ -42,8 +42,8 @@ _PLAIN = "PGR against the plain ceiling"
 
 def _table(results: ExperimentResult) -> tuple[list[str], list[list[str]]]:
     """
-    Returns the header, and a line per model and seed: seed, role, model, accuracy, PGR, agreement where the supervisor
-    is right / wrong; after generative finetuning also PGR against the ceiling without it.
+    Returns the header, and a line per model and seed: seed, role, model, accuracy, PGR, agreement on the rows where
+    the supervisor is right / wrong. After generative finetuning there is also the PGR against the ceiling without it.
     """
     header = ["seed", "role", "model", "accuracy [95 %]", "PGR [95 %]", "agreement right / wrong"]
     has_plain = results.runs[0].ceiling_plain is not None
@@ -100,16 +100,13 @@ def _summary(results: ExperimentResult) -> tuple[list[str], list[list[str]]]:
 
 
 def _caveats(results: ExperimentResult) -> list[str]:
-    """Returns warnings about PGR, such as a supervisor no better than chance, or a ceiling that has not learned."""
+    """Returns warnings about PGR, such as a supervisor no better than chance, or a ceiling that did not learn."""
     lines = ceiling_warnings(results)
     for run in results.runs:
         seed = f"Seed {run.seed}"
         if run.is_supervisor_at_chance(results.chance):
             chance = run.accuracy_of_guessing(results.chance) or 0.0
-            lines.append(
-                f"{seed}: the supervisor is not better than chance ({chance:.3f}), so its labels say nothing, and "
-                "neither does PGR. Give it more rows (--n_weak), more epochs, or a larger model."
-            )
+            lines += [f"{seed}: {sentence}" for sentence in supervisor_warning(run.weak.ci95, chance)]
         methods = [student.method for student in run.students]
         unsure = unsure_labels(methods, run.weak.label_confidence)
         lines += [f"{seed}: {sentence}" for sentence in (*unsure, *_warmups(results, run))]
@@ -117,14 +114,35 @@ def _caveats(results: ExperimentResult) -> list[str]:
         lines += [f"{seed}: PGR is undefined: {reason}" for reason in reasons]
         if any(student.pgr is not None and student.pgr_ci95 is None for student in run.students):
             lines.append(
-                f"{seed}: PGR is unbounded: on these test rows the ceiling is not clearly better than the supervisor, "
-                "so PGR says little. Take more test rows, a stronger student or a weaker supervisor."
+                f"{seed}: the interval of PGR is unbounded: on these test rows the ceiling is not clearly better than "
+                "the supervisor. Use more test rows (--n_test), a stronger student or a weaker supervisor."
             )
     return lines
 
 
+def supervisor_warning(ci95: list[float] | None, chance: float, loss: float | None = None) -> list[str]:
+    """
+    Returns a warning, with advice, if a supervisor is not better than chance; see
+    [`SeedResult.is_supervisor_at_chance`].
+
+    Args:
+        ci95 (`list[float]`, *optional*): The 95 % interval of its accuracy on the test rows.
+        chance (`float`): The accuracy of guessing.
+        loss (`float`, *optional*): The mean loss of its training.
+    """
+    if ci95 is None or ci95[0] > chance:
+        return []
+    shown_loss = "" if loss is None else f" The mean training loss was {loss:.3f}."
+    return [
+        f"the weak supervisor is not better than chance: the 95 % interval of its accuracy begins at {ci95[0]:.3f}, "
+        f"and guessing has {chance:.3f}.{shown_loss} Its labels carry no information, and PGR is meaningless. "
+        "Train it on more rows (--n_weak), for more epochs (--weak_num_train_epochs) or with another "
+        "--weak_learning_rate, or use a larger model."
+    ]
+
+
 def ceiling_warnings(results: ExperimentResult) -> list[str]:
-    """Returns a warning for each seed whose ceiling is below its own base, with what to do."""
+    """Returns a warning, with advice, for each seed whose ceiling is below its own base."""
     return [
         f"Seed {run.seed}: {warning} Train on more rows (--n_train), for more epochs (--num_train_epochs), on fewer "
         "rows per step (--per_device_train_batch_size), or with a higher --learning_rate."
@@ -133,7 +151,7 @@ def ceiling_warnings(results: ExperimentResult) -> list[str]:
     ]
 
 
-# Losses with a term against the student's own hard predictions, whose gradient is the same however unsure labels are.
+# Losses with a term against the student's own hard predictions. Its gradient does not shrink for unsure labels.
 _OWN_HARD_PREDICTIONS = {"confidence", "openai", "adaptive_confidence"}
 # The gradient of cross-entropy by a logit is prediction minus label. For a student that predicts one half,
 # labels of 0.6 have a gradient of 0.1, a fifth of that of a hard label.
@@ -141,20 +159,21 @@ _MIN_LABEL_CONFIDENCE = 0.6
 
 
 def unsure_labels(methods: list[str], confidence: float | None) -> list[str]:
-    """Returns a warning where a loss outweighs unsure weak labels by the hard predictions of the student."""
+    """Returns a warning if the hard predictions of the student outweigh unsure weak labels in the loss of a method."""
     outweighing = [method for method in methods if method in _OWN_HARD_PREDICTIONS]
     if confidence is None or confidence >= _MIN_LABEL_CONFIDENCE or not outweighing:
         return []
     return [
         f"the weak labels are unsure: their larger probability is {confidence:.2f} on average. For a student that "
-        f"predicts one half, the gradient of such a label is {confidence - 0.5:.2f}, and that of its own hard "
-        f"prediction, which {' and '.join(outweighing)} trains on as well, is 0.50. Train the supervisor for longer "
-        "(--weak_num_train_epochs, --weak_learning_rate), or compare with the methods naive and product."
+        f"predicts 0.5, the gradient of such a label is {confidence - 0.5:.2f}. The gradient of its own hard "
+        f"prediction, which {' and '.join(outweighing)} also trains on, is 0.50. Train the supervisor for longer "
+        "(--weak_num_train_epochs) or with a higher --weak_learning_rate, or compare with the methods naive and "
+        "product."
     ]
 
 
 def _warmups(results: ExperimentResult, run: SeedResult) -> list[str]:
-    """Returns a warning for each method whose auxiliary weight rises over few steps, or never; or when it begins."""
+    """Returns a warning for each method whose auxiliary weight rises over few steps, at a late step, or never."""
     lines = []
     for student in run.students:
         loss = results.settings.losses.get(student.method, {})
@@ -162,11 +181,11 @@ def _warmups(results: ExperimentResult, run: SeedResult) -> list[str]:
             continue
         if "aux_start" in loss:
             lines.append(
-                f"the auxiliary weight of {student.method} stayed 0, because the student has not agreed with its weak "
-                "labels beyond chance on 128 rows (--aux_start agreement): it was trained as `naive`."
+                f"the auxiliary weight of {student.method} stayed 0, because the student did not agree with its weak "
+                "labels beyond chance on 128 rows (--aux_start agreement). It was trained as with the method naive."
                 if student.aux_start_step is None
                 else f"the auxiliary weight of {student.method} rises after step {student.aux_start_step}, when the "
-                "student agreed with its weak labels beyond chance (--aux_start agreement)."
+                "student first agreed with its weak labels beyond chance (--aux_start agreement)."
             )
             continue
         if student.optimizer_steps is not None:
@@ -174,28 +193,28 @@ def _warmups(results: ExperimentResult, run: SeedResult) -> list[str]:
             if n_steps < MIN_WARMUP_STEPS:
                 lines.append(
                     f"the auxiliary weight of {student.method} rises over {n_steps} of {student.optimizer_steps} "
-                    f"optimizer steps, fewer than {MIN_WARMUP_STEPS}. If the student has not learned its task by "
-                    "then, it is trained on its own errors. Compare with --aux_start agreement."
+                    f"optimizer steps, fewer than {MIN_WARMUP_STEPS}. A student that has not learned the task by then "
+                    "is trained on its own errors. Compare with --aux_start agreement."
                 )
     return lines
 
 
 _DIRECT = {
     "same_rows": "the rows of its last link (method naive)",
-    "all_rows": "the rows of all its links, as many as the chain has seen",
+    "all_rows": "the rows of all its links",
 }
 
 
 def _comparisons(results: ExperimentResult) -> list[str]:
-    """Returns how a chain compares with the same student taught directly, a sentence per comparison."""
+    """Returns a sentence for each comparison of a chain with the same student trained without the chain."""
     lines = []
     for summary in results.summary:
         for rows, direct in summary.direct.items():
             n = summary.n_seeds
             lines.append(
-                f"{summary.method.capitalize()}, {rounded(summary.accuracy_mean)}, beside the same student taught by "
-                f"the supervisor itself on {_DIRECT[rows]}, {rounded(direct.accuracy_mean)}: the chain is better in "
-                f"{direct.n_chain_is_better} of {n} seed{'s' if n > 1 else ''}."
+                f"{summary.method.capitalize()} has accuracy {rounded(summary.accuracy_mean)}. The same student "
+                f"trained on labels of the weak supervisor, on {_DIRECT[rows]}, has {rounded(direct.accuracy_mean)}. "
+                f"The chain is better in {direct.n_chain_is_better} of {n} seed{'s' if n > 1 else ''}."
             )
     return lines
 
@@ -218,7 +237,7 @@ def print_table(results: ExperimentResult | dict, output_dir: str) -> None:
 
 
 def run_settings(args: ExperimentArguments, training_args: TrainingArguments, config: StudentConfig) -> RunSettings:
-    """Returns what a reader of the results should know of how they were made."""
+    """Returns the settings of training, student, losses and loading, for readers of the results."""
     training = TrainingSettings(
         arguments=training_settings(training_args),
         early_stopping="on weak validation labels" if training_args.load_best_model_at_end else "none (last step)",
@@ -236,7 +255,7 @@ def run_settings(args: ExperimentArguments, training_args: TrainingArguments, co
         training.generative_num_train_epochs = args.generative_num_train_epochs
     losses = {}
     if isinstance(training_args, LossArguments):
-        # A chain is naive finetuning, link by link.
+        # In a chain each link is finetuned by the naive method.
         losses = {name: training_args.loss_settings(METHODS.get(name, METHODS["naive"])) for name in args.methods}
     return RunSettings(
         training=training, student=_student_settings(config), losses=losses, loading=_loading_options(config)
@@ -258,11 +277,11 @@ def _student_settings(config: StudentConfig) -> StudentSettings:
 
 
 def _dtype(config: StudentConfig) -> str:
-    return cast(str, config.dtype) if config.use_peft else "float32"  # of a resolved configuration
+    return cast(str, config.dtype) if config.use_peft else "float32"  # in a resolved configuration it is set
 
 
 def _quantization(config: StudentConfig) -> dict:
-    """Returns the options of bitsandbytes that can change a number; none where nothing is quantized."""
+    """Returns the options of bitsandbytes that can change a number; none if nothing is quantized."""
     if config.load_in_4bit:
         return {
             "load_in_4bit": True,
@@ -285,7 +304,7 @@ def _loading_options(config: StudentConfig) -> dict:
     return loading | ({"quantization_config": quantization} if quantization else {})
 
 
-# Fields of [`StudentConfig`] that are among the settings in any case, or that change no number of a student.
+# Fields of [`StudentConfig`] that are always among the settings, or that change no number of a student.
 _NOT_OF_THE_STUDENT = {
     "use_peft", "dtype", "torch_dtype", "head_init", "lora_r", "lora_alpha", "lora_target_modules", "lora_task_type",
     "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant",
@@ -295,12 +314,12 @@ _NOT_OF_THE_STUDENT = {
 
 def write_report(results: ExperimentResult | dict, output_dir: Path, *, notes: list[str]) -> None:
     """
-    Writes `results.json`, `report.md`, `figures/accuracy.png`, and beside each student its card and its figure.
+    Writes `results.json`, `report.md`, `figures/accuracy.png`, and next to each student its card and its figure.
 
     Args:
         results ([`ExperimentResult`]): The content of `results.json`.
-        output_dir (`Path`): Where to.
-        notes (`list[str]`): Sections in Markdown to put after the results.
+        output_dir (`Path`): The directory of the results.
+        notes (`list[str]`): Sections in Markdown that follow the results.
     """
     results = results if isinstance(results, ExperimentResult) else ExperimentResult.from_dict(results)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -315,12 +334,12 @@ def write_report(results: ExperimentResult | dict, output_dir: Path, *, notes: l
                     plot_gap(card.weak, card.student, card.ceiling, card.pgr, directory / FIGURE, title=card.subject)
                     card.has_figure = True
                 _write(directory / "README.md", card.render())
-    results.write(output_dir / "results.json")  # last: it says that all is there
+    results.write(output_dir / "results.json")  # last: its presence means that all other files are complete
 
 
 def _report(results: ExperimentResult, notes: list[str]) -> str:
     settings, revision = results.settings, results.dataset.revision
-    if results.is_demo and len(results.runs) > 1:  # each seed has a world of its own
+    if results.is_demo and len(results.runs) > 1:  # each seed has its own world
         revision = f"worlds {', '.join(str(run.seed) for run in results.runs)}"
     shown = settings.training.to_dict() | settings.student.to_dict()
     for method, loss in settings.losses.items():
@@ -343,7 +362,7 @@ def _report(results: ExperimentResult, notes: list[str]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all."""
+    """Writes a file atomically: readers see all of it, or none."""
     aside = path.with_name(path.name + ".partial")
     aside.write_text(text)
     os.replace(aside, path)

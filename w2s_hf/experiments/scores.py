@@ -25,13 +25,13 @@ class Scorer:
     Scores the models of a seed on the test rows.
 
     Args:
-        setting ([`Setting`]): Knows which predictions are correct.
-        splits ([`TaskSplits`]): Has the test rows.
-        trained (`dict[str, Finetuned]`): As [`run_seed`] returns it.
+        setting ([`Setting`]): Decides which predictions are correct.
+        splits ([`TaskSplits`]): Contains the test rows.
+        trained (`dict[str, Finetuned]`): The models, as [`run_seed`] returns them.
 
     Attributes:
         predictions (`dict`): The predictions of the test rows by role, in the order of the rows.
-        correct (`dict[str, np.ndarray]`): Which test rows each role answers correctly, `(N,)` bool.
+        correct (`dict[str, np.ndarray]`): Whether each role predicts each test row correctly, `(N,)` bool.
     """
 
     def __init__(self, setting: Setting, splits: TaskSplits, trained: dict[str, Finetuned]):
@@ -67,11 +67,11 @@ def score_seed(
 
     Args:
         models ([`Models`]), splits ([`TaskSplits`]), args ([`ExperimentArguments`]), seed (`int`):
-            As given to [`run_seed`].
-        trained (`dict[str, Finetuned]`): As [`run_seed`] returns it.
+            The arguments of [`run_seed`].
+        trained (`dict[str, Finetuned]`): The models, as [`run_seed`] returns them.
         scorer ([`Scorer`]): Scores these models.
     """
-    # Generative finetuning leaves a model that is not on the Hub; results name the model that it was made of.
+    # A model after generative finetuning is not on the Hub. Results name the model that it was trained from.
     student = (models.plain_student or models.student).named
     outputs = outputs_of(args.methods, seed, trained)
     weak = {**models.weak.named, **scorer.scores("weak")}
@@ -116,13 +116,13 @@ def score_seed(
 
 
 def _files(outputs: "Outputs", model: Finetuned) -> dict[str, str | None]:
-    """Returns where a model and its training labels are, and what it was trained on."""
+    """Returns the directories of a model and its training labels, and the hardware of its training."""
     hardware = StageCache.record(model.directory).get("hardware")
     return {"output": outputs.student, "weak_labels": outputs.labels, "hardware": hardware}
 
 
 def _steps(model: Finetuned) -> dict[str, int]:
-    """Returns the optimizer steps that a model was trained for, and the one that `--aux_start agreement` began in."""
+    """Returns the number of optimizer steps of a training, and the step in which `--aux_start agreement` started."""
     history = json.loads((model.directory / "training.json").read_text())
     steps = {"optimizer_steps": max(entry["step"] for entry in history)}
     start = history[-1].get("aux_start_step")
@@ -132,7 +132,7 @@ def _steps(model: Finetuned) -> dict[str, int]:
 def _link_entries(
     splits: TaskSplits, outputs: dict[str, "Outputs"], trained: dict[str, Finetuned], scorer: Scorer
 ) -> list[dict]:
-    """Returns the entries of the links of a chain; each link is compared with the model that labelled its rows."""
+    """Returns the entries of the links of a chain. Each link is compared with the model that labelled its rows."""
     roles = _links(trained)
     entries = []
     for number, (supervisor, role) in enumerate(zip(["weak", *roles], roles, strict=False), start=1):
@@ -155,11 +155,11 @@ def _link_entries(
 
 
 def _links(trained: dict[str, Finetuned]) -> list[str]:
-    """Returns the roles of the links of a chain, small to large; the last one is the method's student."""
+    """Returns the roles of the links of a chain, small to large. The last link is the student of the method."""
     return [role for role in trained if role.startswith("link_") or role == BOOTSTRAP]
 
 
-# The students without a chain that a chain is compared with, by the rows that they are trained on.
+# The roles of the students without a chain, with which a chain is compared, by their training rows.
 _DIRECT = {"same_rows": "direct", "all_rows": "direct_all"}
 
 
@@ -168,7 +168,8 @@ def pgr_of(weak: np.ndarray, student: np.ndarray, ceiling: np.ndarray, seed: int
     Returns PGR with its interval, or the reason why it is undefined.
 
     Args:
-        weak, student, ceiling (`np.ndarray` of shape `(N,)`, bool): Which test rows each model answers correctly.
+        weak, student, ceiling (`np.ndarray` of shape `(N,)`, bool): Whether each model predicts each test row
+            correctly.
         seed (`int`): Seeds the bootstrap of the interval.
     """
     accuracies = [float(values.mean()) for values in (weak, student, ceiling)]
@@ -185,9 +186,9 @@ def summarise(correct: list[dict[str, np.ndarray]], method: str, same_rows: bool
     Summarizes a method over seeds: mean accuracy, median PGR with its interval, number of seeds with undefined PGR.
 
     Args:
-        correct (`list[dict[str, np.ndarray]]`): For each seed, which test rows each role answers correctly.
+        correct (`list[dict[str, np.ndarray]]`): For each seed, whether each role predicts each test row correctly.
         method (`str`): The method.
-        same_rows (`bool`): Whether all seeds have the same test rows, as real data have. The demo generates others.
+        same_rows (`bool`): Whether all seeds have the same test rows, as with real data. In the demo they differ.
     """
 
     def over_seeds(student: str, ceiling: str = "ceiling") -> dict:
@@ -221,7 +222,7 @@ class Outputs(NamedTuple):
 
 
 def outputs_of(methods: list[str], seed: int, trained: dict[str, Finetuned]) -> dict[str, Outputs]:
-    """Returns the places of the students of all methods and links, by role."""
+    """Returns the directories of the students of all methods and links, by role."""
     outputs = {method: Outputs(f"students/{method}-seed{seed}", f"weak_labels/seed{seed}") for method in methods}
     for number, role in enumerate(_links(trained), start=1):
         student = f"students/{BOOTSTRAP}-seed{seed}" + ("" if role == BOOTSTRAP else f"-link{number}")
@@ -230,7 +231,7 @@ def outputs_of(methods: list[str], seed: int, trained: dict[str, Finetuned]) -> 
 
 
 def keep_outputs(methods: list[str], seed: int, trained: dict[str, Finetuned], output_dir: Path) -> None:
-    """Copies students and their weak labels out of the cache, to be read, loaded and pushed."""
+    """Copies students and their weak labels from the cache to the output directory."""
     trained["weak"].predictions.save(output_dir / f"weak_labels/seed{seed}")
     for role, places in outputs_of(methods, seed, trained).items():
         trained[role].labels.save(output_dir / places.labels)
@@ -238,7 +239,7 @@ def keep_outputs(methods: list[str], seed: int, trained: dict[str, Finetuned], o
 
 
 def _copy_directory(source: Path, target: Path) -> None:
-    """Copies a directory as a whole or not at all: written aside and renamed."""
+    """Copies a directory atomically: to a temporary name, which is then renamed."""
     aside = target.with_name(target.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The experiment of one seed: weak supervisor, weak labels, strong ceiling, students, extras, scores."""
 
+import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -11,17 +11,20 @@ import numpy as np
 from ..labels import WeakLabels
 from ..modeling.spec import ModelSpec
 from ..tasks import Half, TaskSplits
-from .bootstrapping import bootstrap
+from .bootstrapping import bootstrap, bootstrap_kinds
 from .config import BOOTSTRAP, ExperimentArguments
 from .finetuner import Finetuned, Finetuner
-from .report import unsure_labels
+from .report import supervisor_warning, unsure_labels
+from .settings.base import Setting
 
-__all__ = ["Models", "further_seeds", "label_confidence", "run_seed", "student_rows", "train_supervisor"]
+__all__ = [
+    "Models", "further_seeds", "label_confidence", "planned_models", "run_seed", "student_rows", "train_supervisor"
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-# Lies between the seeds of the supervisors of one experiment. It is so large that none of them is another seed of
-# --seeds.
+# The distance between the seeds of the supervisors of one experiment. It is so large that none of them is another seed
+# of --seeds.
 _FURTHER_SEEDS = 1_000_003
 
 
@@ -33,11 +36,11 @@ class Models:
     Args:
         weak ([`ModelSpec`]): The weak supervisor.
         student ([`ModelSpec`]): The model of students and ceiling.
-        chain (`tuple` of [`ModelSpec`], *optional*): The models between them for bootstrapping, small to large.
+        chain (`tuple` of [`ModelSpec`], *optional*): The intermediate models of bootstrapping, small to large.
         control ([`ModelSpec`], *optional*): The student's architecture without its pretraining.
-        sizes (`tuple` of [`ModelSpec`], *optional*): Students of several sizes to compare, the student among them.
-        plain_student ([`ModelSpec`], *optional*): The student before generative finetuning; a second ceiling is made
-            of it, to compare with.
+        sizes (`tuple` of [`ModelSpec`], *optional*): Students of several sizes to compare, including the student.
+        plain_student ([`ModelSpec`], *optional*): The student before generative finetuning. A second ceiling is
+            trained from it, for comparison.
     """
 
     weak: ModelSpec
@@ -52,74 +55,98 @@ def run_seed(
     models: Models, splits: TaskSplits, args: ExperimentArguments, seed: int, finetuner: Finetuner
 ) -> dict[str, Finetuned]:
     """
-    Runs one weak-to-strong experiment (paper, section 3). Every model is a cached step.
+    Runs one weak-to-strong experiment (paper, section 3). Every model is a cached stage.
 
     Args:
         models ([`Models`]): Supervisor, student, and models to compare with.
-        splits ([`TaskSplits`]): The rows. Everybody is scored on `splits.test`.
+        splits ([`TaskSplits`]): The rows. All models are scored on `splits.test`.
         args ([`ExperimentArguments`]): Methods and further options.
         seed (`int`): Seeds heads, adapters and row order.
         finetuner ([`Finetuner`]): Trains the models.
 
     Returns:
-        `dict[str, Finetuned]`: The models by role: `weak`, whose predictions are the weak labels, `ceiling`, each
-        method, and where they exist `ceiling_plain`, `direct` and `direct_all` (students of the rows of a chain
-        without the chain), `link_1`, `link_2`, ..., `control`. All have predicted the test rows.
+        `dict[str, Finetuned]`: The models by role, with their predictions of the test rows. The roles are `weak`,
+        whose predictions are the weak labels, `ceiling`, and each method. Depending on the options there are also
+        `ceiling_plain`, `control`, and for bootstrapping `link_1`, `link_2`, ..., `direct` and `direct_all` (students
+        trained on the rows of the chain, without the chain).
     """
-    test, rows = splits.test, finetuner.setting.rows
+    test = splits.test
     finetune = partial(finetuner.finetune, splits=splits, seed=seed)
     true_rows = splits.student.map(finetuner.setting.with_ground_truth)
-    progress = _progress(models, args, seed)
 
     # 1. The weak supervisor is trained on ground truth. Its predictions on the student half are the weak labels.
-    weak = train_supervisor(models.weak, splits, args, seed, finetuner, next(progress))
+    weak = train_supervisor(models.weak, splits, args, seed, finetuner)
     if args.n_supervisors > 1:
         seeds = further_seeds(seed, args.n_supervisors - 1)
-        further = (train_supervisor(models.weak, splits, args, s, finetuner, next(progress)) for s in seeds)
+        further = [train_supervisor(models.weak, splits, args, further_seed, finetuner) for further_seed in seeds]
         all_weak = [weak, *further]
         weak = replace(weak, predictions=WeakLabels.mean([probabilities_of(supervisor) for supervisor in all_weak]))
     trained = {"weak": weak}
-    for warning in unsure_labels(args.methods, label_confidence(weak, splits, args)):
+    for warning in _supervisor_warnings(weak, splits, args, finetuner.setting):
         logger.warning(f"Seed {seed}: {warning}")
 
     # 2. The strong ceiling is trained on ground truth of the student half.
-    for role, model in {"ceiling_plain": models.plain_student, "ceiling": models.student}.items():
-        if model is not None:
-            logger.info(f"{next(progress)}: {role} {model.name} on {len(true_rows.train)} {rows}, ground truth")
-            trained[role] = finetune("ceiling", model, true_rows, [test])
+    if models.plain_student is not None:
+        title = "strong ceiling without generative finetuning"
+        trained["ceiling_plain"] = finetune("ceiling", models.plain_student, true_rows, [test], title=title)
+    trained["ceiling"] = finetune("ceiling", models.student, true_rows, [test], title="strong ceiling")
 
     # 3. Students are trained on the weak labels of the student half, once per method.
     labels = {"student": weak.predictions}
     weak_rows = student_rows(splits, weak, args).map(weak.predictions.join)
     for method in args.methods:
-        logger.info(f"{next(progress)}: student {models.student.name} on {len(weak_rows.train)} weak labels, {method}")
         if method == BOOTSTRAP:
             # A chain is compared with direct training on the rows of its last link, which is the naive method.
-            trained["direct"] = finetune("student-naive", models.student, weak_rows, [test], labels=labels)
+            title = "student without the chain (naive)"
+            trained["direct"] = finetune(
+                "student-naive", models.student, weak_rows, [test], labels=labels, title=title
+            )
             trained |= bootstrap([*models.chain, models.student], weak, splits, args.link_rows, seed, finetuner)
         else:
+            title = f"student ({method})"
             trained[method] = finetune(
-                f"student-{method}", models.student, weak_rows, [test], labels=labels, method=method
+                f"student-{method}", models.student, weak_rows, [test], labels=labels, method=method, title=title
             )
 
-    # 4. A control shows what the student knows from pretraining: the same weak labels, without it.
+    # 4. The control is trained on the same weak labels without pretraining, to show the effect of pretraining.
     if models.control is not None:
-        logger.info(f"{next(progress)}: control {models.control.name} on the same weak labels")
-        changes = finetuner.setting.control
+        changes = {**finetuner.setting.control, "title": "control without pretraining", "kind": models.student.name}
         trained["control"] = finetune("control", models.control, weak_rows, [test], labels=labels, **changes)
 
-    # 5. Scores, PGR among them, are computed from the predictions of the test rows: see `scores.py`.
+    # 5. Scores, including PGR, are computed from the predictions of the test rows: see `scores.py`.
     return trained
 
 
-def _progress(models: Models, args: ExperimentArguments, seed: int) -> Iterator[str]:
-    """Yields the beginning of the log line of each model, `"Seed 0, model 4 of 6"`. A chain counts as one model."""
-    has_further = (models.plain_student is not None) + (models.control is not None)
-    n_models = args.n_supervisors + 1 + len(args.methods) + has_further
-    seeds = args.seeds if seed in args.seeds else [seed]
-    start = n_models * seeds.index(seed)
-    for number in range(start + 1, start + n_models + 1):
-        yield f"Seed {seed}, model {number} of {n_models * len(seeds)}"
+def planned_models(
+    args: ExperimentArguments, weak: str, student: str, chain: list[str], has_control: bool
+) -> list[str]:
+    """
+    Returns the kind of each stage that [`run_seed`] will run, for [`Progress.plan`]: most often the name of its model.
+
+    Args:
+        args ([`ExperimentArguments`]): Methods and further options.
+        weak, student (`str`), chain (`list[str]`): The names of the models.
+        has_control (`bool`): A control without pretraining is trained, too.
+    """
+    has_second_ceiling = getattr(args, "generative_finetuning", False)
+    n_direct = len([method for method in args.methods if method != BOOTSTRAP])
+    kinds = [weak] * args.n_supervisors + [student] * (1 + has_second_ceiling + n_direct + has_control)
+    if BOOTSTRAP in args.methods:
+        kinds += bootstrap_kinds([*chain, student], args.link_rows)
+        kinds += [student] * ("naive" not in args.methods)  # the student without the chain
+    return kinds
+
+
+def _supervisor_warnings(
+    weak: Finetuned, splits: TaskSplits, args: ExperimentArguments, setting: Setting
+) -> list[str]:
+    """Returns warnings about the weak labels, before students are trained on them."""
+    scores = setting.scores(weak.predictions.of(list(splits.test["id"])), splits.test)
+    history = json.loads((weak.directory / "training.json").read_text())
+    loss = next((entry["train_loss"] for entry in reversed(history) if "train_loss" in entry), None)
+    chance = setting.chance or 0.0  # unknown where it depends on the rows
+    at_chance = supervisor_warning(scores["ci95"], chance, loss)
+    return [*at_chance, *unsure_labels(args.methods, label_confidence(weak, splits, args))]
 
 
 def further_seeds(seed: int, n: int) -> list[int]:
@@ -128,20 +155,9 @@ def further_seeds(seed: int, n: int) -> list[int]:
 
 
 def train_supervisor(
-    model: ModelSpec,
-    splits: TaskSplits,
-    args: ExperimentArguments,
-    seed: int,
-    finetuner: Finetuner,
-    progress: str | None = None,
+    model: ModelSpec, splits: TaskSplits, args: ExperimentArguments, seed: int, finetuner: Finetuner
 ) -> Finetuned:
-    """
-    Finetunes the weak supervisor on ground truth and lets it label the student half and the test rows. Its log line
-    begins with `progress`.
-    """
-    setting, rows = finetuner.setting, splits.weak.train
-    begin = progress or f"Seed {seed}"
-    logger.info(f"{begin}: weak supervisor {model.name} on {len(rows)} {setting.rows}, ground truth")
+    """Finetunes the weak supervisor on ground truth, and predicts the student half and the test rows with it."""
     changes: dict[str, Any] = {
         "learning_rate": args.weak_learning_rate,
         "num_train_epochs": args.weak_num_train_epochs,
@@ -150,11 +166,12 @@ def train_supervisor(
     return finetuner.finetune(
         "weak",
         model,
-        # It has validation rows of its own: its labels of rows that chose its checkpoint would be too good.
-        splits.weak.map(setting.with_ground_truth),
+        # It has its own validation rows: on the rows that choose its checkpoint its labels would be too good.
+        splits.weak.map(finetuner.setting.with_ground_truth),
         [*splits.student, splits.test],
         splits=splits,
         seed=seed,
+        title="weak supervisor",
         **{name: value for name, value in changes.items() if value is not None},
     )
 
@@ -168,17 +185,17 @@ def label_confidence(weak: Finetuned, splits: TaskSplits, args: ExperimentArgume
 
 
 def probabilities_of(weak: Finetuned) -> WeakLabels:
-    """Returns the labels of a supervisor of two classes. The options that need them are refused for completions."""
+    """Returns the labels of a supervisor of two classes. Options that need them are refused for completions."""
     return cast(WeakLabels, weak.predictions)
 
 
 def student_rows(splits: TaskSplits, weak: Finetuned, args: ExperimentArguments) -> Half:
     """
-    Returns the rows that students are trained on: the student half, or with `--keep_confident` those with the most
+    Returns the rows that students are trained on: the student half, or with `--keep_confident` its rows with the most
     confident weak labels. The ceiling is trained on all rows.
     """
     if args.keep_confident is None:
         return splits.student
     train, validation = splits.student
-    kept = probabilities_of(weak).most_confident(list(train["id"]), args.keep_confident)
-    return Half(train.select(np.flatnonzero(kept)), validation)
+    is_confident = probabilities_of(weak).most_confident(list(train["id"]), args.keep_confident)
+    return Half(train.select(np.flatnonzero(is_confident)), validation)

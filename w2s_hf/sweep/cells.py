@@ -1,4 +1,4 @@
-"""The cells of a sweep: each is one student, and what they share is trained once."""
+"""The cells of a sweep. Each cell is one student; models that several cells share are trained once."""
 
 import hashlib
 import json
@@ -44,16 +44,16 @@ DEMO_CONFIGS = {
 @dataclass
 class Session:
     """
-    Runs cells in one process, and keeps what they share.
+    Runs cells in one process, and keeps the rows, models and stages that they share.
 
     Args:
-        output_dir (`str`): The directory of the sweep; holds the stages of all cells.
-        options (`list[str]`): Command line of every cell, but for models, method and seed.
-        configs (`dict[str, str]`): YAML file of each setting.
-        run_id (`str`): Name of this run of the sweep, to tell its records from those of an earlier one.
-        key (`str`, *optional*): Hash of all that cells have in common and that can change a number. Computed by the
-            process that starts the sweep (the head), and given to all others.
-        code (`dict[str, str]`, *optional*): The versions that the head runs, from [`code_versions`].
+        output_dir (`str`): The directory of the sweep, with the stages of all cells.
+        options (`list[str]`): Command line of every cell, except for models, method and seed.
+        configs (`dict[str, str]`): The YAML file of each setting.
+        run_id (`str`): Name of this run of the sweep, which tells its records from those of earlier runs.
+        key (`str`, *optional*): Hash of all common settings of the cells that can change a number. The process that
+            starts the sweep (the head) computes it and passes it to all other processes.
+        code (`dict[str, str]`, *optional*): The versions of the code of the head, from [`code_versions`].
 
     Raises:
         RuntimeError: this process runs other code than the head.
@@ -84,23 +84,26 @@ class Session:
             self.key = hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def for_others(self) -> dict:
-        """Returns the arguments that make the same session in another process."""
+        """Returns the arguments that create the same session in another process."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def experiment(self, cell: Cell) -> Experiment:
-        """Returns the experiment of a cell. Those of one setting share their stages, rows and loaded base model."""
+        """Returns the experiment of a cell. Experiments of one setting share stages, rows and the loaded base."""
         line = COMMAND_LINES[cell.setting]
         options = [*self.options, "--config", self.configs[cell.setting], "--output_dir", self.output_dir]
         options += ["--weak_model", cell.weak_model, "--student_model", cell.student_model]
         options += ["--methods", cell.method, "--seeds", str(cell.seed)]
         parsed = parse_arguments("", None, options, line.arguments, line.training, announce=False)
         if parsed[0].analyses:
-            raise ValueError("Got --analyses in --cell_config: a sweep has none; run the recipe with these models.")
+            raise ValueError(
+                "Got --analyses in --cell_config, expected a configuration without analyses. Remove them, and run the "
+                "analyses by the recipe of the task."
+            )
         like = self._experiments.get(cell.setting)
         task = find_task(cell.task, AnyTask)
-        made = Experiment(task, setting_of(task), *parsed, like=like)
-        self._experiments.setdefault(cell.setting, made)
-        return made
+        new_experiment = Experiment(task, setting_of(task), *parsed, like=like)
+        self._experiments.setdefault(cell.setting, new_experiment)
+        return new_experiment
 
     def train_supervisor(self, cell: Cell) -> None:
         """Trains the supervisor of a cell, so that it is cached when the base of the students is loaded."""
@@ -117,7 +120,7 @@ class Session:
             directories = context.student_directories
             for student in result.students:
                 students: list[StudentResult | LinkResult] = [student, *student.links]
-                for model in students:  # a sweep copies no student; this is where it is
+                for model in students:  # a sweep does not copy students to its output directory
                     model.output = f"_stages/{directories[model.output].name}/model"
             models, _ = experiment.inputs(cell.seed)
             sizes = [_n_parameters(model.path, model.revision) for model in (models.weak, models.student)]
@@ -128,12 +131,12 @@ class Session:
             row = _row_of(result, experiment.setting.chance, *sizes)
             row |= {"run_name": results.run_name, "preset": results.preset}
             row |= {"fingerprint": result.students[0].fingerprint}
-            # As `results.json` has it, but for what belongs to several cells.
-            of_all = {name: value for name, value in results.to_dict().items() if name not in ("runs", "wall_seconds")}
-            return {**self._record(cell, "done", row), "entry": result.to_dict(), "results": of_all}
-        except Exception as error:  # whatever it is, the other cells do not have it
+            # The content of `results.json` without the entries that belong to several cells.
+            common = {name: value for name, value in results.to_dict().items() if name not in ("runs", "wall_seconds")}
+            return {**self._record(cell, "done", row), "entry": result.to_dict(), "results": common}
+        except Exception as error:  # any error: the other cells can still run
             if PartialState().num_processes > 1:
-                raise  # the other ranks are in the middle of this cell; started again, the sweep goes on
+                raise  # the other ranks are in the middle of this cell; when restarted, the sweep continues
             for experiment in self._experiments.values():
                 experiment.finetuner.release()
             logger.error(f"{cell.name} failed", exc_info=True)
@@ -147,17 +150,17 @@ class Session:
 
     def _record(self, cell: Cell, status: str, row: dict) -> dict:
         row = {**asdict(cell), "setting": cell.setting, "status": status, **row}
-        of_all = {"options": self.options, "versions": library_versions()}
-        return {"cell": asdict(cell), "sweep": self.key, "run": self.run_id, "status": status, "row": row, **of_all}
+        common = {"options": self.options, "versions": library_versions()}
+        return {"cell": asdict(cell), "sweep": self.key, "run": self.run_id, "status": status, "row": row, **common}
 
     def write(self, cell: Cell, record: dict) -> None:
         """
-        Writes the record of a cell, a whole file or none: `cells/NAME.json`. A failure replaces no finished cell of
-        other options or code, and is written beside it: `cells/NAME.failed.json`.
+        Writes the record of a cell to `cells/NAME.json`, atomically. A failure does not replace the record of a
+        finished cell with other options or code, and is written to `cells/NAME.failed.json`.
         """
         path, failed_path = self._paths(cell)
-        there = json.loads(path.read_text()) if path.is_file() else record
-        if record["status"] == "failed" and there["status"] == "done" and there["sweep"] != self.key:
+        earlier = json.loads(path.read_text()) if path.is_file() else record
+        if record["status"] == "failed" and earlier["status"] == "done" and earlier["sweep"] != self.key:
             path = failed_path
         else:
             failed_path.unlink(missing_ok=True)
@@ -167,7 +170,7 @@ class Session:
         os.replace(aside, path)
 
     def read(self, cell: Cell, any_run: bool = False) -> dict | None:
-        """Returns the record of a cell by this run of the sweep, or by any run with these settings."""
+        """Returns the record of a cell from this run, or with `any_run` from any run with the same settings."""
         for path in self._paths(cell):
             with suppress(FileNotFoundError):
                 record = json.loads(path.read_text())
@@ -176,7 +179,7 @@ class Session:
         return None
 
     def table(self, cells: list[Cell]) -> pd.DataFrame:
-        """Returns the tidy table: a row per recorded cell, in the order of `cells`."""
+        """Returns the tidy table: one row per recorded cell, in the order of `cells`."""
         records = [record for cell in cells if (record := self.read(cell, any_run=True)) is not None]
         return pd.DataFrame([record["row"] for record in records], columns=list(_COLUMNS)).astype(_COLUMNS)
 
@@ -187,7 +190,7 @@ class Session:
 
 @cache
 def _n_parameters(path: str, revision: str | None) -> int:
-    """Returns the number of parameters of a model without its head; reads its configuration alone."""
+    """Returns the number of parameters of a model without its head. Reads only its configuration."""
     config = load_config(path, revision)
     with torch.device("meta"):
         network = AutoModel.from_config(config)
@@ -220,7 +223,7 @@ def _row_of(result: SeedResult, chance: float | None, weak_parameters: int, stud
     }
 
 
-# Facts of the table that its figures do not need.
+# Columns of the table that its figures do not need.
 _ABOUT_THE_RUN = ("run_name", "preset", "fingerprint")
 _TEXT = {"task", "setting", "weak_model", "student_model", "method", "status", "pgr_undefined", "error"}
 _TEXT |= set(_ABOUT_THE_RUN)
@@ -238,7 +241,7 @@ def run_job(session: Session, job: Job, on_record: Callable[[Cell, dict], None] 
             if job.only_supervisors:
                 try:
                     session.train_supervisor(cell)
-                except Exception as error:  # its cells will find and record it
+                except Exception as error:  # it occurs again in the cells, which record it
                     if PartialState().num_processes > 1:
                         raise
                     logger.error(f"{cell.weak_model}, {cell.task}, seed {cell.seed}: {error}", exc_info=True)
@@ -250,28 +253,33 @@ def run_job(session: Session, job: Job, on_record: Callable[[Cell, dict], None] 
 
 
 def _process_name() -> str:
-    """Returns a name that no other process on any machine has."""
+    """Returns a name that is unique among the processes of all machines."""
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
-    """Sends the output and the log of trainings to a file: the screen shows the table."""
+    """Redirects the output and the debug log of trainings to a file, since the screen shows the table."""
     path.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger()
     with open(path, "a", buffering=1) as file:
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(message)s"))
-        before, root.handlers = root.handlers, [handler]
+        handlers, root.handlers = root.handlers, [handler]
+        package = logging.getLogger("w2s_hf")
+        level = package.level
+        if package.isEnabledFor(logging.INFO):  # rank 0
+            package.setLevel(logging.DEBUG)
         try:
             with redirect_stdout(file), redirect_stderr(file):
                 yield
         finally:
-            root.handlers = before
+            root.handlers = handlers
+            package.setLevel(level)
 
 
 def main(path: str) -> None:
-    """Runs a job in a process of its own: `accelerate launch -m w2s_hf.sweep.cells JOB.json`."""
+    """Runs a job in a separate process: `accelerate launch -m w2s_hf.sweep.cells JOB.json`."""
     job = json.loads(Path(path).read_text())
     logging.getLogger("w2s_hf").setLevel(logging.INFO)
     run_job(Session(**job["session"]), Job(tuple(Cell(**cell) for cell in job["cells"]), job["only_supervisors"]))

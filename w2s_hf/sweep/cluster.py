@@ -1,4 +1,4 @@
-"""The jobs of a sweep on a Ray cluster: workers share a folder, and through its stages each other's trainings."""
+"""The jobs of a sweep on a Ray cluster. Workers share a folder, whose cached stages they all use."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ __all__ = ["run_on_cluster"]
 
 logger = logging.getLogger(__name__)
 
-# Retries of a job whose worker dies. It goes on elsewhere, from the stages and checkpoints that it left.
+# Retries of a job whose worker dies. The job continues on another worker, from its stages and checkpoints.
 _MAX_RETRIES = 3
 
 
@@ -32,36 +32,38 @@ def run_on_cluster(
     accelerate_config: str | None = None,
 ) -> None:
     """
-    Runs jobs on an existing cluster, as many at a time as have room.
+    Runs jobs on an existing cluster, as many at a time as its resources allow.
 
     Args:
-        session ([`Session`]): Its output directory is on a folder that all machines have under this path.
-        rounds: The jobs from [`w2s_hf.sweep.grid.rounds_of`]. One round is finished before the next begins.
+        session ([`Session`]): Its output directory is in a folder that all machines share under this path.
+        rounds: The jobs from [`w2s_hf.sweep.grid.rounds_of`]. Each round is finished before the next one starts.
         on_record (`Callable`): Called with each cell and its record.
         address (`str`): The address of the cluster, as in `ray.init`.
         n_cpus, n_gpus (`float`): Resources of a job.
-        accelerate_config (`str`, *optional*): Launch every job by accelerate, with this configuration.
+        accelerate_config (`str`, *optional*): Launch every job with accelerate and this configuration.
 
     Raises:
-        ConnectionError: no cluster is found there.
-        ValueError: Ray is not installed, or no machine has what a job needs.
+        ConnectionError: there is no cluster at this address.
+        ValueError: Ray is not installed, or no machine has the resources of a job.
     """
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise ValueError('--engine ray needs Ray: pip install -c constraints.txt -e ".[ray]"') from error
+        raise ValueError(
+            'Got --engine ray without Ray. Install it: pip install -c constraints.txt -e ".[ray]"'
+        ) from error
     if not ray.is_initialized():
         try:
             _reach(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConnectionError(
-                f"--ray_address: found no cluster at {address!r} ({error}). Start one with `ray start --head` on one "
-                "machine and `ray start --address HOST:6379` on the others."
+                f"--ray_address: got {address!r}, where no cluster was found ({error}). Start one with "
+                "`ray start --head` on one machine and `ray start --address HOST:6379` on the others."
             ) from error
     work = ray.remote(_work).options(num_cpus=n_cpus, num_gpus=n_gpus, max_retries=_MAX_RETRIES)
-    # The directory of the demo's models: on the shared folder they are found, elsewhere made again. Tokens and caches
-    # of the Hub are each machine's own.
+    # The directory of the demo's models: in the shared folder they are built once, elsewhere on each machine. Tokens
+    # and caches of the Hub are specific to each machine.
     variables = {name: os.environ[name] for name in ("W2S_HF_CACHE",) if name in os.environ}
     settings = (session.for_others(), variables, accelerate_config)
     _refuse_too_much(ray.nodes(), {"CPU": n_cpus, "GPU": n_gpus})
@@ -91,18 +93,18 @@ def run_on_cluster(
 
 
 def _refuse_too_much(nodes: list[dict], wanted: dict[str, float]) -> None:
-    """Raises `ValueError` where no machine has the resources of a job; Ray itself would wait for one to come."""
-    there = [node["Resources"] for node in nodes if node["Alive"]]
-    if not any(all(node.get(name, 0) >= n for name, n in wanted.items()) for node in there):
-        most = {name: max((node.get(name, 0) for node in there), default=0) for name in wanted}
+    """Raises `ValueError` if no machine has the resources of a job, since Ray would wait for such a machine."""
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    if not any(all(node.get(name, 0) >= n for name, n in wanted.items()) for node in resources):
+        most = {name: max((node.get(name, 0) for node in resources), default=0) for name in wanted}
         raise ValueError(
-            f"--cell_cpus {wanted['CPU']:g}, --cell_gpus {wanted['GPU']:g}: no machine of the cluster has as many; "
-            f"the most on one are {most['CPU']:g} CPUs and {most['GPU']:g} GPUs."
+            f"Got --cell_cpus {wanted['CPU']:g} and --cell_gpus {wanted['GPU']:g}, expected at most the "
+            f"{most['CPU']:g} CPUs and {most['GPU']:g} GPUs of the largest machine of the cluster. Lower them."
         )
 
 
 def _reach(address: str) -> None:
-    """Raises `OSError` if no server listens; Ray itself would retry for minutes."""
+    """Raises `OSError` if no server listens, since Ray would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -113,9 +115,9 @@ def _as_dict(job: Job) -> dict:
 
 
 def _work(job: dict, session: dict, variables: dict[str, str], accelerate_config: str | None) -> None:
-    """Runs a job on a worker. Returns nothing: the records of cells are on the shared folder."""
+    """Runs a job on a worker. The records of its cells are written to the shared folder."""
     os.environ.update(variables)
-    here = Session(**session)  # raises where this machine runs other code
+    here = Session(**session)  # raises an error if this machine runs other code
     if accelerate_config is None:
         logging.getLogger("w2s_hf").setLevel(logging.INFO)
         return run_job(here, Job(tuple(Cell(**cell) for cell in job["cells"]), job["only_supervisors"]))
@@ -123,7 +125,7 @@ def _work(job: dict, session: dict, variables: dict[str, str], accelerate_config
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"session": session, **job}))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", accelerate_config]
-    launch += ["--main_process_port", "0"]  # any that is free: a machine may have several jobs
+    launch += ["--main_process_port", "0"]  # any free port: a machine may run several jobs
     process = subprocess.Popen([*launch, "-m", "w2s_hf.sweep.cells", str(path)])
     try:
         if process.wait():
@@ -131,4 +133,4 @@ def _work(job: dict, session: dict, variables: dict[str, str], accelerate_config
                 f"accelerate launch ended with {process.returncode}; see its log on {os.uname().nodename}."
             )
     finally:
-        process.kill()  # where this worker is told to stop
+        process.kill()  # if this worker was stopped

@@ -1,4 +1,4 @@
-"""The progress of a sweep: a bar and a table on a terminal, a line per cell elsewhere."""
+"""The progress of a sweep: a progress bar and a table on a terminal, otherwise one line per cell."""
 
 import sys
 from collections import defaultdict
@@ -17,13 +17,13 @@ __all__ = ["SweepView"]
 
 class SweepView:
     """
-    A context manager that shows the progress; [`update`] takes the record of each cell.
+    A context manager that shows the progress of a sweep. [`update`] is called with the record of each cell.
 
     Args:
         cells (`list` of [`Cell`]): All cells of the sweep.
-        console (`rich.console.Console`, *optional*): Defaults to stdout as it is now. (The output of trainings goes
-            to files meanwhile.)
-        is_shown (`bool`, *optional*, defaults to `True`): True on one rank only.
+        console (`rich.console.Console`, *optional*): Defaults to the current stdout, since the output of trainings is
+            redirected to files later.
+        is_shown (`bool`, *optional*, defaults to `True`): Whether to show anything; `True` on only one rank.
     """
 
     def __init__(self, cells: list[Cell], console: Console | None = None, *, is_shown: bool = True):
@@ -60,12 +60,12 @@ class SweepView:
         self.progress.update(self.bar, completed=len(self.rows))
         if self.is_live:
             return
-        found = (
+        outcome = (
             row["error"] if row["status"] == "failed" else f"accuracy {rounded(row['accuracy'])}, PGR {_pgr([row])}"
         )
         name = f"{cell.task}, {cell.weak_model} > {cell.student_model}, {cell.method}, seed {cell.seed}"
         self.console.print(
-            f"[{len(self.rows)}/{len(self.cells)}] {name}: {found}", markup=False, highlight=False, soft_wrap=True
+            f"[{len(self.rows)}/{len(self.cells)}] {name}: {outcome}", markup=False, highlight=False, soft_wrap=True
         )
 
     def _shown(self) -> Group:
@@ -81,7 +81,7 @@ class SweepView:
             accuracy = rounded(np.mean([row["accuracy"] for row in done])) if done else ""
             failed = str(len(rows) - len(done)) if len(rows) > len(done) else ""
             table.add_row(*names, f"{len(done)}/{len(cells)}", accuracy, _pgr(done) if done else "", failed)
-        return Group(self.progress, table)  # a table that is too long is cut at its end
+        return Group(self.progress, table)  # a table that does not fit is cut at its end
 
 
 def _pgr(rows: list[dict]) -> str:

@@ -1,1 +1,1 @@
-"""The settings of the paper: how rows are loaded, labelled, learned and scored."""
+"""The settings of the paper: how rows are loaded, labelled and scored, and how models are trained on them."""

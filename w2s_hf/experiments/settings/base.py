@@ -30,7 +30,7 @@ __all__ = [
     "ACCURACY", "Setting", "Tokenize", "demo_sizes", "metric_name", "on_weak_labels", "split_options", "tokenizers_of"
 ]  # fmt: skip
 
-# The share of validation rows whose label a model predicts, as logs name it for true labels and for weak ones.
+# The name in logs of the share of validation rows whose label a model predicts, for true and for weak labels.
 ACCURACY, _WEAK_AGREEMENT = "accuracy", "weak_agreement"
 
 _AnyTrainer = TypeVar("_AnyTrainer", bound=Trainer)
@@ -43,18 +43,18 @@ class Setting(ABC):
     """
     Defines how the rows of a setting are loaded, and how a model is trained on labels, predicts them and is scored.
 
-    The predictions of `N` rows are what [`labels`] holds: an array `(N, C)` of probabilities, or `N` completions.
+    The predictions of `N` rows are the content of `labels`: an array `(N, C)` of probabilities, or `N` completions.
 
     Attributes:
         name (`str`): The name in results.
         rows (`str`): The word for its rows in logs.
         arguments, training (`type`): The classes of the experiment's and the trainer's arguments.
         task_type (`str`): As in [`load_student`].
-        columns (`tuple[str]`): The columns that models are given.
+        columns (`tuple[str]`): The columns that models read.
         labels (`type`): [`WeakLabels`] or [`WeakCompletions`].
         label_column (`str`): The column of training rows that `labels.join` adds.
-        chance (`float`, *optional*): Accuracy of guessing; `None` where it is not the same for all rows.
-        control (`dict`): Training arguments of the control without pretraining, all of whose weights are trained.
+        chance (`float`, *optional*): Accuracy of guessing; `None` if it differs between rows.
+        control (`dict`): Training arguments of the control without pretraining, which is trained without adapters.
         demo_models (`dict[str, DemoModel]`): The models of the embedded demo.
     """
 
@@ -80,11 +80,11 @@ class Setting(ABC):
         training_args: Own,
         readers: Sequence[ModelSpec],
     ) -> TaskSplits:
-        """Loads the rows of a task; `readers` are the models that all rows have to fit."""
+        """Loads the rows of a task; `readers` are the models whose context all rows must fit."""
 
     @abstractmethod
     def demo_world(self, args: Own, seed: int) -> World:
-        """Returns the world that the demo of a seed is about."""
+        """Returns the world from which the demo of a seed is generated."""
 
     @abstractmethod
     def load_demo_rows(self, task: Own, args: Own, training_args: Own, world: Own) -> TaskSplits:
@@ -93,7 +93,7 @@ class Setting(ABC):
     def prepare_models(
         self, models: "Models", splits: TaskSplits, args: Own, seed: int, finetuner: "Finetuner"
     ) -> "Models":
-        """Returns the models after what has to be trained before the experiment; by default nothing has to be."""
+        """Returns the models after a training that precedes the experiment. By default there is none."""
         return models
 
     # ---- Training and prediction, as the finetuner calls them ----
@@ -103,7 +103,7 @@ class Setting(ABC):
         """Returns the training arguments of a method."""
 
     def class_names(self, task: Own) -> list[str] | None:
-        """Returns the names of the outputs of a classifier; by default models have no such names."""
+        """Returns the names of the outputs of a classifier, or `None` if the models have none (the default)."""
         return None
 
     @abstractmethod
@@ -116,7 +116,7 @@ class Setting(ABC):
 
     @abstractmethod
     def add_labels(self, tokenized: Dataset, rows: Dataset) -> Dataset:
-        """Adds the labels of `rows` to the tokenized rows, as the trainer reads them."""
+        """Adds the labels of `rows` to the tokenized rows, in the form that the trainer reads."""
 
     @abstractmethod
     def make_trainer(
@@ -129,25 +129,25 @@ class Setting(ABC):
         tokenize: Tokenize,
         is_weak: bool = False,
     ) -> Trainer:
-        """Makes a trainer for rows with `columns` and the label column; `is_weak`: the labels are a model's."""
+        """Returns a trainer for rows with `columns` and the label column; `is_weak`: the labels are weak labels."""
 
     @abstractmethod
     def predict(self, trainer: Own, rows: Dataset, tokenize: Tokenize, directory: Path):
-        """Returns the predictions of the trainer's model for rows; finished batches may be kept in `directory`."""
+        """Returns the predictions of the trainer's model for rows. Finished batches may be cached in `directory`."""
 
     # ---- Scores ----
 
     @abstractmethod
     def is_correct(self, predictions: Own, rows: Dataset) -> np.ndarray:
-        """Returns which predictions are correct, `(N,)` bool; rows with `ground_truth`."""
+        """Returns which predictions are correct, `(N,)` bool, for rows with `ground_truth`."""
 
     @abstractmethod
     def agrees(self, predictions: Own, reference: Own, rows: Dataset) -> np.ndarray:
-        """Returns for which rows predictions agree with a supervisor's (`reference`), `(N,)` bool."""
+        """Returns for which rows predictions agree with those of a supervisor (`reference`), `(N,)` bool."""
 
     @abstractmethod
     def extra_scores(self, predictions: Own, rows: Dataset) -> dict:
-        """Returns what is reported besides the accuracy."""
+        """Returns the scores besides the accuracy."""
 
     def scores(self, predictions: Own, rows: Dataset) -> dict:
         """Returns accuracy with its interval, and the further scores."""
@@ -171,6 +171,10 @@ class Setting(ABC):
         """Returns the features of a linear probe, `(N, hidden size)`: the input of the head of each row."""
         return last_hidden_states(model, tokenizer, tokenized, batch_size=batch_size)
 
+    def further_steps(self, args: Own) -> list[str]:
+        """Returns the titles of the steps of [`further_results`], for [`Progress.plan`]."""
+        return []
+
     def further_results(self, context: "AnalysisContext") -> dict:
         """Returns fields of the [`SeedResult`] that only this setting has. Called on every rank."""
         return {}
@@ -180,26 +184,30 @@ class Setting(ABC):
         self, results: ExperimentResult, contexts: list["AnalysisContext"], output_dir: Path
     ) -> tuple[dict, str, list[str]]:
         """
-        Returns further fields of the results, the introduction of the report, and its notes in Markdown; on rank 0.
+        Returns further fields of the results, the introduction of the report, and its notes in Markdown. Called on
+        rank 0.
 
         Args:
             results ([`ExperimentResult`]): The results so far.
-            contexts (`list` of [`AnalysisContext`]): One for each seed.
-            output_dir (`Path`): The directory of figures.
+            contexts (`list` of [`AnalysisContext`]): One context per seed.
+            output_dir (`Path`): The directory for figures.
         """
 
 
 def split_options(args: ExperimentArguments) -> dict:
-    """Returns the sizes of the parts and the seed of the split, as the loaders of [`w2s_hf.tasks`] take them."""
+    """Returns the sizes of the parts and the seed of the split as arguments of the loaders of [`w2s_hf.tasks`]."""
     names = ("n_train", "n_weak", "n_validation", "n_test", "n_links")
     return {name: getattr(args, name) for name in names} | {"seed": args.split_seed}
 
 
 def demo_sizes(args: ExperimentArguments) -> tuple[int, int, int]:
-    """Returns how many rows a demo has to train on, to test on, and for the links of a chain."""
+    """Returns the numbers of rows of a demo: for training, for the test, and for the links of a chain."""
     n_train, n_weak, n_validation, n_test = args.n_train, args.n_weak, args.n_validation, args.n_test
     if n_train is None or n_weak is None or n_validation is None or n_test is None:
-        raise ValueError("Got a demo without one of --n_train, --n_weak, --n_validation and --n_test, expected all.")
+        raise ValueError(
+            "Got a demo without --n_train, --n_weak, --n_validation or --n_test, expected all four. Set the missing "
+            "options."
+        )
     return n_train + n_weak + n_validation, n_test, args.n_links * (n_train + n_validation)
 
 
@@ -209,7 +217,7 @@ def tokenizers_of(models: Sequence[ModelSpec]) -> list[PreTrainedTokenizerBase]:
 
 
 class _OnWeakLabels(OrderedEvaluation):
-    """Calls a trainer's accuracy `weak_agreement`, in its metrics and in its logs."""
+    """Renames the accuracy of a trainer to `weak_agreement` in its metrics and logs."""
 
     def _add_metrics(self, metrics: dict[str, float], prefix: str) -> None:
         super()._add_metrics(metrics, prefix)
@@ -217,17 +225,17 @@ class _OnWeakLabels(OrderedEvaluation):
             metrics[f"{prefix}_{_WEAK_AGREEMENT}"] = metrics.pop(f"{prefix}_{ACCURACY}")
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """As in the trainer, under the other name also for what TRL's trainers add."""
-        for kept in (self._next_log("train"), self._next_log("eval")):
-            if ACCURACY in kept:
-                kept[_WEAK_AGREEMENT] = kept.pop(ACCURACY)
+        """Logs as the trainer does, after it has renamed the metrics that TRL's trainers add to their logs."""
+        for values in (self._next_log("train"), self._next_log("eval")):
+            if ACCURACY in values:
+                values[_WEAK_AGREEMENT] = values.pop(ACCURACY)
         super().log(logs, *args, **kwargs)
 
 
 def on_weak_labels(trainer: type[_AnyTrainer]) -> type[_AnyTrainer]:
     """
-    Returns the class of a trainer for labels that a model made. What the trainer calls `accuracy`, the share of rows
-    whose label the model predicts, is then no accuracy: logs and `metric_for_best_model` call it `weak_agreement`.
+    Returns a subclass of a trainer for weak labels. The trainer's `accuracy`, the share of rows whose label the model
+    predicts, is no accuracy for weak labels. Logs and `metric_for_best_model` name it `weak_agreement`.
     """
     kind: Any = type(trainer.__name__, (_OnWeakLabels, trainer), {})
     return kind
@@ -236,7 +244,7 @@ def on_weak_labels(trainer: type[_AnyTrainer]) -> type[_AnyTrainer]:
 def metric_name(name: str | None, is_weak: bool) -> str | None:
     """
     Returns `metric_for_best_model` of one training. In a recipe `accuracy` and `weak_agreement` both mean the share of
-    validation rows whose label the model predicts; it is logged as `weak_agreement` where labels are weak.
+    validation rows whose label the model predicts. It is logged as `weak_agreement` if the labels are weak labels.
     """
     if name is None or name.removeprefix("eval_") not in (ACCURACY, _WEAK_AGREEMENT):
         return name

@@ -22,6 +22,8 @@ from .generation import GenerationSetting, check_length
 
 __all__ = ["ChessSetting"]
 
+_EASY_TO_HARD = "students on easy puzzles"
+
 
 class ChessSetting(GenerationSetting):
     """The setting of chess puzzles: generation, with the demo of knight forks and training on easy puzzles alone."""
@@ -65,17 +67,24 @@ class ChessSetting(GenerationSetting):
         )
 
     def zero_shot_rows(self, context: AnalysisContext) -> dict[str, Dataset]:
-        """Returns the test puzzles; in the demo also asked for a check."""
+        """Returns the test puzzles, and in the demo also with prompts for a check."""
         if not context.args.demo:
             return super().zero_shot_rows(context)
         fork, check = FORK_WORDS[:2]
-        asked = context.test.map(lambda row: {"prompt": row["prompt"].replace(fork, check)}, desc="Asking")
-        return {"zero-shot": context.test, f"zero-shot, asked for a {check}": asked}
+        check_rows = context.test.map(lambda row: {"prompt": row["prompt"].replace(fork, check)}, desc="Prompts")
+        return {"zero-shot": context.test, f"zero-shot, asked for a {check}": check_rows}
 
     def further_results(self, context: AnalysisContext) -> dict:
         """Returns the baselines and, with `--max_train_rating`, the scores of training on easy puzzles."""
         further = super().further_results(context)
-        return further if context.args.max_train_rating is None else {**further, "easy_to_hard": easy_to_hard(context)}
+        if context.args.max_train_rating is None:
+            return further
+        with context.finetuner.cache.progress.group(_EASY_TO_HARD):
+            return {**further, "easy_to_hard": easy_to_hard(context)}
+
+    def further_steps(self, args: ChessArguments) -> list[str]:
+        """Returns the titles of the baselines and, with `--max_train_rating`, of training on easy puzzles."""
+        return super().further_steps(args) + [_EASY_TO_HARD] * (args.max_train_rating is not None)
 
     def describe(
         self, results: ExperimentResult, contexts: list[AnalysisContext], output_dir: Path
@@ -90,15 +99,17 @@ class ChessSetting(GenerationSetting):
 
 
 def check_ratings(splits: TaskSplits, args: ChessArguments) -> None:
-    """Raises `ValueError` where there is nothing easy to train on, or nothing hard to test on."""
+    """Raises `ValueError` if there are no easy puzzles to train on, or no hard puzzles to test on."""
     for name in ("student_half", "student_validation"):
         if not _is_easy(getattr(splits, name), args).any():
             raise ValueError(
-                f"--max_train_rating {args.max_train_rating}: no puzzle of `{name}` is rated at most that; ratings "
-                "come from a column `Rating`."
+                f"--max_train_rating: got {args.max_train_rating}, and no puzzle of `{name}` has a rating up to it. "
+                "Raise it, and check that the dataset has ratings in the column `Rating`."
             )
     if not _is_hard(splits.test, args).any():
-        raise ValueError(f"--min_hard_rating {args.min_hard_rating}: no test puzzle is rated at least that.")
+        raise ValueError(
+            f"--min_hard_rating: got {args.min_hard_rating}, and no test puzzle has a rating from it. Lower it."
+        )
 
 
 def _is_easy(rows: Dataset, args: ChessArguments) -> np.ndarray:
@@ -112,12 +123,13 @@ def _is_hard(rows: Dataset, args: ChessArguments) -> np.ndarray:
 
 def easy_to_hard(context: AnalysisContext) -> dict:
     """
-    Trains students on easy puzzles and tests them on all and on hard ones (paper, appendix C): on true moves of the
-    easy puzzles of the student half, and of as many puzzles of any rating, so that only the difficulty differs.
+    Trains students on easy puzzles and tests them on all and on hard puzzles (paper, appendix C). One student is
+    trained on the true moves of the easy puzzles of the student half. Another is trained on the same number of puzzles
+    of any rating, so that only the difficulty differs.
     """
     args, splits, test, finetuner = context.args, context.splits, context.test, context.finetuner
     easy = splits.student.map(lambda rows: rows.select(np.flatnonzero(_is_easy(rows, args))))
-    # The student half is in random order.
+    # The student half is in random order, so its first rows are a random sample.
     any_rating = Half(*(rows.select(range(len(few))) for rows, few in zip(splits.student, easy, strict=True)))
     hard = _is_hard(test, args)
     correct = {"all": context.scorer.correct["ceiling"]}
@@ -129,6 +141,7 @@ def easy_to_hard(context: AnalysisContext) -> dict:
             [test],
             splits=splits,
             seed=context.seed,
+            title=f"student on puzzles of {'any' if name == 'any rating' else 'low'} rating",
         )
         correct[name] = finetuner.setting.is_correct(finetuned.predictions.of(list(test["id"])), test)
     trained_on = {"easy": len(easy.train), "any rating": len(easy.train), "all": len(splits.student.train)}

@@ -1,4 +1,4 @@
-"""Classification: texts with a yes or a no (paper, 4.1), and what it shares with other settings of probabilities."""
+"""Classification of texts into two classes (paper, 4.1), and the base class of settings with two classes."""
 
 import logging
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from ...tasks.halves import LINK_ROWS
 from ...tasks.tokenizing import refuse_too_long
 from ...trainers import RewardPairTrainer, WeakToStrongTrainer
 from ..analysis_context import AnalysisContext
-from ..config import ClassificationArguments
+from ..config import ClassificationArguments, Own
 from .base import ACCURACY, Setting, Tokenize, demo_sizes, on_weak_labels, split_options
 
 __all__ = ["CLASSIFICATION", "LINEAR_PROBE", "ClassificationSetting", "ProbabilitySetting"]
@@ -33,6 +33,7 @@ __all__ = ["CLASSIFICATION", "LINEAR_PROBE", "ClassificationSetting", "Probabili
 logger = logging.getLogger(__name__)
 
 LINEAR_PROBE = "linear probe, ground truth"
+_PROBE_TITLE = "linear probe of the student before finetuning"
 
 
 class ProbabilitySetting(Setting):
@@ -40,7 +41,7 @@ class ProbabilitySetting(Setting):
     A setting of two classes. Predictions are class probabilities `(N, 2)`.
 
     Attributes:
-        trainer (`type`): Has `predict_proba`, which returns `(N, 2)`.
+        trainer (`type`): The trainer. Its method `predict_proba` returns `(N, 2)`.
     """
 
     trainer: type[WeakToStrongTrainer] | type[RewardPairTrainer]
@@ -60,7 +61,7 @@ class ProbabilitySetting(Setting):
     def make_trainer(
         self, model, args, tokenizer, train, validation, tokenize: Tokenize, is_weak: bool = False
     ) -> Trainer:
-        """Makes the trainer; see [`Setting.make_trainer`]."""
+        """Returns the trainer; see [`Setting.make_trainer`]."""
         trainer = on_weak_labels(self.trainer) if is_weak else self.trainer
         return trainer(
             model=model,
@@ -95,21 +96,34 @@ class ProbabilitySetting(Setting):
 
     def further_results(self, context: AnalysisContext) -> dict:
         """Returns the linear probe of the student before finetuning as a baseline; see `--linear_probe`."""
-        is_wanted = context.args.linear_probe
-        if is_wanted is None:
-            sharding = [name for name in ("FSDP", "DEEPSPEED") if parse_flag_from_env(f"ACCELERATE_USE_{name}")]
-            if sharding:
-                logger.info(f"No linear probe of the student with {sharding[0]}; --linear_probe true computes it")
-            is_wanted = not context.args.demo and not sharding
-        if not is_wanted:
+        if context.args.linear_probe is None and not context.args.demo and (sharding := _sharding()):
+            logger.info(f"No linear probe of the student with {sharding}. To compute it, set --linear_probe true.")
+        if not self._has_probe(context.args):
             return {}
-        student, scores = context.models.student, self.scores(context.linear_probe(), context.test)
+        with context.finetuner.cache.progress.group(_PROBE_TITLE):
+            predictions = context.linear_probe()
+        student, scores = context.models.student, self.scores(predictions, context.test)
         baseline = {"name": LINEAR_PROBE, "model": student.name, "revision": student.revision, **scores}
         return {"baselines": [BaselineResult.from_dict(baseline)]}
 
+    def further_steps(self, args: Own) -> list[str]:
+        """Returns the title of the linear probe, if it will be computed."""
+        return [_PROBE_TITLE] if self._has_probe(args) else []
+
+    @staticmethod
+    def _has_probe(args: Own) -> bool:
+        if args.linear_probe is None:
+            return not args.demo and _sharding() is None
+        return args.linear_probe
+
+
+def _sharding() -> str | None:
+    """Returns the engine that shards models over processes, as `accelerate launch` has set it, or `None`."""
+    return next((name for name in ("FSDP", "DEEPSPEED") if parse_flag_from_env(f"ACCELERATE_USE_{name}")), None)
+
 
 def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
-    """Returns the accuracy on the labels of the rows: weak ones for a student, as in the paper's early stopping."""
+    """Returns the accuracy on the labels of the rows, which are weak labels for a student (paper, early stopping)."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     labels = np.asarray(prediction.label_ids)
     labels = labels.argmax(axis=1) if labels.ndim == 2 else np.rint(labels)  # P(class 1), or the class
@@ -117,7 +131,7 @@ def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
 
 
 class ClassificationSetting(ProbabilitySetting):
-    """Texts with a yes or a no."""
+    """Texts with two classes."""
 
     name = "classification"
     rows = "rows"
@@ -142,7 +156,7 @@ class ClassificationSetting(ProbabilitySetting):
         training_args: WeakToStrongConfig,
         readers: Sequence[ModelSpec],
     ) -> TaskSplits:
-        """Loads the rows of a task; see [`load_task`]. Raises `ValueError` where a row does not fit `max_length`."""
+        """Loads the rows of a task; see [`load_task`]. Raises `ValueError` if a row is longer than `max_length`."""
         task = replace(task, drop_empty=True) if args.drop_empty else task
         task = task.prompted() if args.use_prompts else task
         splits = load_task(task, dataset_path=args.dataset_path, conversion=args.conversion, **split_options(args))
@@ -164,8 +178,8 @@ class ClassificationSetting(ProbabilitySetting):
     ) -> TaskSplits:
         """Generates rows in the columns of a task."""
         task = replace(task, drop_empty=True) if args.drop_empty else task
-        # Texts of a question, and half as many again as asked for: balancing drops rows of the more frequent answer,
-        # and groups are kept whole.
+        # The generator draws 1.5 times the requested rows, since balancing drops rows of the more frequent answer and
+        # groups are not divided. With the coin flip, each question has two texts.
         n_texts = 2 if args.conversion == "coin_flip" else 1
 
         def pool(n: int) -> int:

@@ -1,4 +1,4 @@
-"""The setting of generation: models write completions of prompts, and the task says which of them are right."""
+"""The setting of generation: models complete prompts, and the task decides which completions are correct."""
 
 import shutil
 from collections.abc import Sequence
@@ -26,6 +26,8 @@ from .base import Setting, Tokenize, on_weak_labels, split_options, tokenizers_o
 
 __all__ = ["GenerationSetting", "check_length", "complete_untrained"]
 
+_ZERO_SHOT_TITLE = "zero-shot baseline of the student"
+
 
 class GenerationSetting(Setting):
     """
@@ -40,14 +42,14 @@ class GenerationSetting(Setting):
     columns = COMPLETION_COLUMNS
     labels = WeakCompletions
     label_column = "completion"
-    # A model without pretraining needs more than one epoch to learn what a completion looks like.
+    # A model without pretraining needs more than one epoch to learn the form of a completion.
     control = {"learning_rate": 2e-3, "num_train_epochs": 12}
 
     def __init__(self, task: GenerationTask):
         self.task, self.name, self.rows = task, task.setting, task.rows
 
     def arguments_of(self, method: str) -> dict:
-        """Returns nothing: there is one way to learn from text."""
+        """Returns no arguments: all methods train on text in the same way."""
         return {}
 
     def with_ground_truth(self, rows: Dataset) -> Dataset:
@@ -55,7 +57,7 @@ class GenerationSetting(Setting):
         return rows.rename_column("ground_truth", "completion")
 
     def tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
-        """Returns the rows as they are: the trainer tokenizes them."""
+        """Returns the rows unchanged: the trainer tokenizes them."""
         return rows
 
     def add_labels(self, tokenized: Dataset, rows: Dataset) -> Dataset:
@@ -65,7 +67,7 @@ class GenerationSetting(Setting):
     def make_trainer(
         self, model, args, tokenizer, train, validation, tokenize: Tokenize, is_weak: bool = False
     ) -> CompletionTrainer:
-        """Makes the trainer, which tokenizes the rows itself; see [`Setting.make_trainer`]."""
+        """Returns the trainer, which tokenizes the rows itself; see [`Setting.make_trainer`]."""
         train, validation = (rows.select_columns(["prompt", "completion"]) for rows in (train, validation))
         trainer = on_weak_labels(CompletionTrainer) if is_weak else CompletionTrainer
         return trainer(
@@ -79,7 +81,7 @@ class GenerationSetting(Setting):
         return trainer.complete(rows["prompt"], keep=directory / "completions")
 
     def is_correct(self, predictions: list[Completion], rows: Dataset) -> np.ndarray:
-        """Returns which completions have the right answer, `(N,)` bool."""
+        """Returns which completions have the correct answer, `(N,)` bool."""
         return np.array([self.task.is_correct(*columns) for columns in zip(predictions, rows, strict=True)])
 
     def agrees(self, predictions: list[Completion], reference: list[Completion], rows: Dataset) -> np.ndarray:
@@ -97,7 +99,7 @@ class GenerationSetting(Setting):
         training_args: CompletionConfig,
         readers: Sequence[ModelSpec],
     ) -> TaskSplits:
-        """Loads prompts and completions that all models can read."""
+        """Loads prompts and completions that fit the context of all models."""
         for model in readers:
             config = load_config(model.path, model.revision).get_text_config()
             check_length(training_args.max_length, getattr(config, "max_position_embeddings", None), model.name)
@@ -110,18 +112,29 @@ class GenerationSetting(Setting):
         )
 
     def demo_world(self, args: Own, seed: int) -> World:
-        """Raises `ValueError`: there is no demo of any task."""
-        raise ValueError(f"--demo: got the task {self.task.name}, which has no demo. Name models and data.")
+        """Raises `ValueError`, since generation has no demo."""
+        raise ValueError(
+            f"--demo: got the task {self.task.name}, which has no demo. Set --weak_model and --student_model."
+        )
 
     def load_demo_rows(self, task: Own, args: Own, training_args: CompletionConfig, world: Own) -> TaskSplits:
         """Raises `ValueError`, as [`demo_world`]."""
-        raise ValueError(f"--demo: got the task {self.task.name}, which has no demo. Name models and data.")
+        raise ValueError(
+            f"--demo: got the task {self.task.name}, which has no demo. Set --weak_model and --student_model."
+        )
 
     def further_results(self, context: AnalysisContext) -> dict:
         """Returns the baselines: the student before any finetuning, and those of the task."""
-        zero_shot = self._zero_shot(context) if context.args.zero_shot else []
+        zero_shot = []
+        if context.args.zero_shot:
+            with context.finetuner.cache.progress.group(_ZERO_SHOT_TITLE):
+                zero_shot = self._zero_shot(context)
         baselines = [*zero_shot, *self.task.baselines(context.test)]
         return {"baselines": [BaselineResult.from_dict(baseline) for baseline in baselines]}
+
+    def further_steps(self, args: Own) -> list[str]:
+        """Returns the title of the zero-shot baselines, with `--zero_shot`."""
+        return [_ZERO_SHOT_TITLE] * args.zero_shot
 
     def _zero_shot(self, context: AnalysisContext) -> list[dict]:
         splits, student = context.splits, context.models.student
@@ -133,13 +146,13 @@ class GenerationSetting(Setting):
         return entries
 
     def zero_shot_rows(self, context: AnalysisContext) -> dict[str, Dataset]:
-        """Returns the test rows for each zero-shot baseline, which may ask differently."""
+        """Returns the test rows, with its prompts, for each zero-shot baseline."""
         return {"zero-shot": context.test}
 
     def describe(
         self, results: ExperimentResult, contexts: list[AnalysisContext], output_dir: Path
     ) -> tuple[dict, str, list[str]]:
-        """Describes the task, and adds its sections of the report."""
+        """Describes the task, and returns its sections of the report."""
         test, predictions = contexts[0].test, contexts[0].scorer.predictions
         sections = self.task.report_sections(results, test, predictions, output_dir)
         facts = {"example_prompt": test["prompt"][0]}
@@ -150,7 +163,7 @@ def check_length(max_length: int | None, n_positions: int | None, name: str) -> 
     """Raises `ValueError` if rows of `--max_length` tokens do not fit a model of `n_positions`."""
     if n_positions is not None and (max_length or n_positions + 1) > n_positions:
         raise ValueError(
-            f"--max_length: got {max_length}, expected at most {n_positions}, which is what {name} reads."
+            f"--max_length: got {max_length}, expected at most {n_positions}, the context length of {name}."
         )
 
 
@@ -176,7 +189,7 @@ def complete_untrained(
 
     def build(directory: Path) -> None:
         tokenizer = load_tokenizer(model.path, revision=model.revision)
-        # With new adapters, which change nothing: so the base that is loaded serves here, too.
+        # New adapters change no output. With them, the base that is already loaded can be used.
         network = finetuner.in_place(finetuner.untrained(model, tokenizer, seed=0))
         with autocast(args):
             completions = complete(
@@ -192,5 +205,6 @@ def complete_untrained(
             WeakCompletions(list(rows["id"]), completions, provenance).save(directory / "predictions")
             shutil.rmtree(directory / "completions")
 
-    path = finetuner.cache.run(name, settings, build)
+    title = f"zero-shot completions of {len(rows)} prompts by {model.name}"
+    path = finetuner.cache.run(name, settings, build, title=title)
     return WeakCompletions.load(path / "predictions").of(list(rows["id"]))

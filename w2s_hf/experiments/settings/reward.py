@@ -1,4 +1,4 @@
-"""Reward modelling: which of two responses is better (paper, 4.1)."""
+"""Reward modelling: predicts which of two responses is better (paper, 4.1)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,8 +34,8 @@ __all__ = ["REWARD", "RewardSetting"]
 
 class RewardSetting(ProbabilitySetting):
     """
-    Pairs of responses. Class 1 of a pair: the first response is better. It is the trainer's `chosen`, whatever the
-    truth is.
+    Pairs of responses. Class 1 of a pair means that the first response is better. The first response is always the
+    trainer's `chosen`, even if the second one is better.
     """
 
     name = "reward"
@@ -77,7 +77,7 @@ class RewardSetting(ProbabilitySetting):
         """Generates pairs."""
 
         def pairs(n: int, stream: str, **options):
-            return demo_pairs(world, 5 * n // 4, stream, **options)  # equal pairs count once
+            return demo_pairs(world, 5 * n // 4, stream, **options)  # more than n, since duplicates are removed
 
         n_train, n_test, n_links = demo_sizes(args)
         raw = {
@@ -86,13 +86,13 @@ class RewardSetting(ProbabilitySetting):
         }
         if n_links:
             raw[LINK_ROWS] = pairs(2 * n_links, "link pairs")
-        # There is one prompt, so it groups nothing.
+        # All pairs have the same prompt, so it cannot group them.
         return load_pairs(replace(task, group_by_prompt=False), raw=DatasetDict(raw), **split_options(args))
 
     def prepare_models(
         self, models: Models, splits: TaskSplits, args: RewardArguments, seed: int, finetuner: Finetuner
     ) -> Models:
-        """Trains the students to write the responses first, if `--generative_finetuning` is given."""
+        """Finetunes the students on the responses as language models first, with `--generative_finetuning`."""
         if not args.generative_finetuning:
             return models
 
@@ -116,7 +116,7 @@ class RewardSetting(ProbabilitySetting):
         tokenized: Dataset,
         batch_size: int,
     ) -> np.ndarray:
-        """Returns the input of the head for the first response minus that for the second, `(N, hidden size)`."""
+        """Returns the difference of the inputs of the head for the two responses, `(N, hidden size)`."""
         first, second = (
             last_hidden_states(
                 model, tokenizer, [{"input_ids": ids} for ids in tokenized[name]], batch_size=batch_size
@@ -148,23 +148,23 @@ REWARD = RewardSetting()
 
 
 def accuracy_by_situation(context: AnalysisContext) -> dict[str, dict[str, float]]:
-    """Returns the share of test pairs in each of `PAIR_SITUATIONS`, and each model's accuracy on them."""
+    """Returns, for each of `PAIR_SITUATIONS`, its share of the test pairs and the accuracy of each model."""
     test = context.test
     situations = np.array(
         [context.world.pair_situation(*sides) for sides in zip(test["first"], test["second"], strict=True)]
     )
     table = {}
     for name in PAIR_SITUATIONS:
-        here = situations == name
+        is_here = situations == name
         accuracies = {
-            model: float(correct[here].mean()) for model, correct in context.scorer.correct.items() if here.any()
+            model: float(correct[is_here].mean()) for model, correct in context.scorer.correct.items() if is_here.any()
         }
-        table[name] = {"share": float(here.mean()), **accuracies}
+        table[name] = {"share": float(is_here.mean()), **accuracies}
     return table
 
 
 def situation_table(results: ExperimentResult) -> str:
-    """Returns `by_situation` as Markdown, a mean over the seeds."""
+    """Returns `by_situation` as a Markdown table, averaged over the seeds."""
     runs = [run.by_situation for run in results.runs]
     roles = {"share": "share of test pairs", "weak": "weak supervisor", "control": "control, not pretrained"}
     roles |= {summary.method: f"student, {summary.method}" for summary in results.summary}

@@ -1,0 +1,239 @@
+"""What a run prints: numbered steps, errors of one line, and no messages that nobody can act on."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import pytest
+from helpers.running import SMALL, TINY, recipe_here
+
+from w2s_hf.experiments import console
+from w2s_hf.experiments.console import Progress, quiet_libraries, run_recipe
+
+IN_A_PROCESS = """
+import sys
+from w2s_hf.experiments.console import run_recipe
+assert not {{"torch", "transformers", "numpy"}} & set(sys.modules), "nothing heavy is imported before the first line"
+
+def main():
+{body}
+
+run_recipe(main)
+"""
+
+
+@pytest.fixture
+def progress(caplog):
+    """Steps whose lines are `caplog.messages`."""
+    caplog.set_level(logging.INFO, "w2s_hf")
+    return Progress()
+
+
+def test_steps_are_counted_and_cached_steps_say_so(progress, caplog):
+    progress.plan(["weak", "strong", "strong"])
+    progress.begin("weak supervisor", "weak")
+    progress.begin("strong ceiling", "strong", is_cached=True)
+    progress.begin("student", "strong", "resumed from its last checkpoint")
+    assert caplog.messages == [
+        "1 of 3: weak supervisor",
+        "2 of 3: strong ceiling (cached)",
+        "3 of 3: student (resumed from its last checkpoint)",
+    ]
+
+
+def test_a_step_that_was_not_planned_raises_the_total(progress, caplog):
+    progress.plan(["weak"])
+    progress.begin("another model", "strong")
+    progress.begin("weak supervisor", "weak")
+    assert caplog.messages == ["1 of 2: another model", "2 of 2: weak supervisor"]
+
+
+def test_without_a_plan_nothing_is_counted_and_no_title_is_no_line(progress, caplog):
+    progress.begin("", "weak")
+    progress.begin("weak supervisor", "weak")
+    assert caplog.messages == ["weak supervisor"]
+
+
+def test_the_stages_of_a_group_are_one_step(progress, caplog):
+    progress.plan(["analysis", "student"])
+    with progress.group("analysis"):
+        progress.begin("first model", "student", is_cached=True)
+        progress.end("student", 1000.0)
+        progress.begin("second model", "other")
+    progress.prefix = "seed 1, "
+    progress.begin("student", "student")
+    assert caplog.messages == [
+        "1 of 2: analysis", "    first model (cached)", "    second model", "2 of 2: seed 1, student"
+    ], "seconds of stages in a group tell nothing of other steps"  # fmt: skip
+
+
+def test_the_time_left_is_that_of_finished_steps_of_the_same_kind(progress, caplog):
+    progress.plan(["weak", "strong", "strong", "strong", "other"])
+    for kind, seconds in (("weak", 30.0), ("strong", 100.0), ("strong", 140.0), ("strong", 120.0), ("other", 1.0)):
+        progress.begin(kind, kind)
+        progress.end(kind, seconds)
+    assert [re.findall(r"\((.*)\)", line) for line in caplog.messages] == [
+        [], [], ["at least 3 minutes left"], ["at least 2 minutes left"], []
+    ], "nothing is known of `other`"  # fmt: skip
+    caplog.clear()
+    progress.plan(["strong", "strong", "other"])
+    progress.begin("strong", "strong", is_cached=True)
+    progress.begin("strong", "strong")
+    assert caplog.messages == ["6 of 8: strong (cached)", "7 of 8: strong (about 2 minutes left)"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(2, "10 seconds"), (44, "40 seconds"), (70, "1 minute"), (3000, "50 minutes"), (9000, "2.5 hours")],
+)
+def test_durations_are_rounded(seconds, words):
+    assert console._duration(seconds) == words
+
+
+# ---- Runs: every step is counted, and no more ----
+
+
+def numbered(stderr: str) -> list[str]:
+    """The titles of the numbered steps, after a check that all are counted to the announced total."""
+    steps = re.findall(r"^(\d+) of (\d+): (.*)$", stderr, flags=re.MULTILINE)
+    assert steps and [(int(number), int(total)) for number, total, _ in steps] == [
+        (number, len(steps)) for number in range(1, len(steps) + 1)
+    ], stderr
+    return [title for _, _, title in steps]
+
+
+FEW_STEPS = "--max_steps 1 --load_best_model_at_end false --eval_strategy no --save_strategy no".split()
+RUNS = {
+    "seeds": ("boolq.py", "--methods naive --seeds 0 1 --n_supervisors 2"),
+    "chain": ("boolq.py", "--methods bootstrap naive"),
+    "chain on the same rows": ("boolq.py", "--methods bootstrap --link_rows same"),
+    "probe": ("boolq.py", "--methods naive --linear_probe true --analyses saliency agreement"),
+    "generative": ("anthropic_hh.py", "--methods naive --generative_finetuning true"),
+    "chess": ("chess.py", "--max_train_rating 1500 --zero_shot true"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_all_steps_of_a_run_are_counted(name, cache, tmp_path):
+    recipe, options = RUNS[name]
+    if recipe == "chess.py":
+        pytest.importorskip("chess")
+    options = [*TINY, *FEW_STEPS, *options.split(), "--output_dir", tmp_path]
+    process = recipe_here(*options, cache=cache, name=recipe)
+    assert process.returncode == 0, process.stderr[-3000:]
+    titles = numbered(process.stderr)
+    assert sum("strong ceiling" in title for title in titles) == 1 + (name in ("seeds", "generative"))
+    assert all(title.startswith(f"seed {int('seed 1' in title)}, ") for title in titles) == (name == "seeds")
+    again = recipe_here(*options, cache=cache, name=recipe)
+    trained = [title for title in numbered(again.stderr) if "(cached)" not in title]
+    assert not [
+        title for title in trained if not title.startswith(("analysis", "linear probe", "zero-shot", "students"))
+    ]
+    assert [title.removesuffix(" (cached)") for title in numbered(again.stderr)] == [
+        re.sub(r" \(.*left\)$| \(cached\)$", "", title) for title in titles
+    ]
+
+
+# ---- Ends of a run ----
+
+
+def run_in_a_process(body: str, **environment) -> subprocess.CompletedProcess:
+    script = IN_A_PROCESS.format(body=textwrap.indent(body, "    "))
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env={**os.environ, **environment}
+    )
+
+
+def test_an_error_is_one_line():
+    process = run_in_a_process(
+        "try:\n    1 / 0\nexcept ZeroDivisionError as error:\n    raise ValueError('no') from error"
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (1, "", "error: no\n")
+
+
+def test_ctrl_c_is_one_line():
+    process = run_in_a_process("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
+    assert process.returncode == 130
+    assert process.stderr == "\nStopped. The same command continues from the last checkpoint.\n"
+
+
+def test_a_second_ctrl_c_is_ignored():
+    interrupts = (
+        "import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGINT)\nraise KeyboardInterrupt"
+    )
+    process = run_in_a_process(interrupts)
+    assert process.returncode == 130 and "Traceback" not in process.stderr
+
+
+def test_tracebacks_are_shown_on_request():
+    for body in ("raise ValueError('no')", "raise KeyboardInterrupt"):
+        process = run_in_a_process(body, W2S_HF_DEBUG="1")
+        assert "Traceback" in process.stderr and process.stderr.count("Traceback") == 1
+        assert "Traceback" not in run_in_a_process(body, W2S_HF_DEBUG="0").stderr
+
+
+def test_of_several_ranks_the_first_speaks(monkeypatch):
+    assert run_in_a_process("raise KeyboardInterrupt", RANK="1").stderr == ""
+    # The first rank may be alive and well, so the others do not stay silent for ever.
+    waits = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(console.time, "sleep", waits.append)
+
+    def fail():
+        raise ValueError("no")
+
+    with pytest.raises(SystemExit, match="error: no"):
+        run_recipe(fail)
+    assert waits == [console._WAIT_FOR_RANK_0]
+
+
+# ---- Messages of libraries ----
+
+
+@pytest.fixture
+def restored():
+    """Takes the filters off after the test."""
+    loggers = [logging.getLogger(name) for name, _ in console._LOG_MESSAGES]
+    filters = [list(logger.filters) for logger in loggers]
+    with warnings.catch_warnings():
+        yield
+    for logger, before in zip(loggers, filters, strict=True):
+        logger.filters = before
+
+
+def test_only_the_named_messages_are_hidden(restored, caplog):
+    for name, beginning in console._LOG_MESSAGES:
+        logging.getLogger(name).filters = []
+        logging.getLogger(name).propagate = True
+        logging.getLogger(name).warning(f"{beginning}: before")
+    assert len(caplog.messages) == len(console._LOG_MESSAGES)
+    quiet_libraries()
+    quiet_libraries()
+    caplog.clear()
+    for name, beginning in console._LOG_MESSAGES:
+        logging.getLogger(name).warning(f"{beginning}: %s", "after")
+        logging.getLogger(name).warning("something else")
+        assert len(logging.getLogger(name).filters) == 1
+    assert set(caplog.messages) == {"something else"}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        quiet_libraries()
+        warnings.warn(
+            "`is_gradient_checkpointing` is deprecated and will be removed in v6.", FutureWarning, stacklevel=1
+        )
+        warnings.warn("another is deprecated", FutureWarning, stacklevel=1)
+    assert [str(warning.message) for warning in seen] == ["another is deprecated"]
+
+
+@pytest.mark.slow
+def test_a_run_prints_no_message_of_a_library(cache, tmp_path):
+    """Adapters, evaluation and checkpoints that are written within one second."""
+    process = recipe_here(*SMALL, "--methods", "naive", "--output_dir", tmp_path, cache=cache)
+    assert process.returncode == 0, process.stderr[-3000:]
+    for words in ("Warning", "[transformers]", "deprecated", "mtime"):
+        assert words not in process.stderr + process.stdout, process.stderr

@@ -1,0 +1,215 @@
+"""
+The terminal output of a run: numbered steps with the time left, errors of one line, and no library messages that a
+user cannot act on. This module imports only the standard library, so that a script can use it before it imports torch.
+"""
+
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["Progress", "quiet_libraries", "run_recipe"]
+
+logger = logging.getLogger(__name__)
+
+_DEBUG_VARIABLE = "W2S_HF_DEBUG"
+# The exit code of a process that Ctrl-C stopped, by the convention of shells: 128 plus the number of SIGINT.
+_STOPPED = 130
+# Seconds that a rank other than 0 waits before it prints an error. Most errors occur on all ranks. The launcher ends
+# the other ranks when rank 0 has ended, so that the error is printed once.
+_WAIT_FOR_RANK_0 = 3.0
+
+
+# ---- Steps ----
+
+
+class Progress:
+    """
+    Logs a line at the start of each step of a run, such as
+    `3 of 8: strong ceiling, gpt2-xl on 2000 rows with true labels (about 4 minutes left)`.
+
+    A step is one stage of the cache, such as the training of a model, or a group of stages, such as an analysis.
+    The time left is estimated from the measured seconds of finished steps of the same kind.
+
+    Attributes:
+        prefix (`str`): Begins the title of each step, such as `"seed 1, "`.
+    """
+
+    def __init__(self) -> None:
+        self.prefix = ""
+        self._left: Counter[str] = Counter()
+        self._n_started = 0
+        self._is_planned = False
+        self._is_grouped = False
+        self._seconds: dict[str, list[float]] = {}
+
+    def plan(self, kinds: Iterable[str]) -> None:
+        """Sets the steps that are expected. Steps of one kind take similar time. Without a plan nothing is counted."""
+        self._left.update(kinds)
+        self._is_planned = True
+
+    def begin(self, title: str, kind: str, note: str = "", *, is_cached: bool = False) -> None:
+        """
+        Logs the start of a stage.
+
+        Args:
+            title (`str`): Names the stage. Nothing is logged or counted if it is empty.
+            kind (`str`): Its kind, as in [`plan`].
+            note (`str`, *optional*): How it starts, such as `"resumed from its last checkpoint"`.
+            is_cached (`bool`, *optional*, defaults to `False`): Its result is taken from the cache.
+        """
+        if not title:
+            return
+        notes = ["cached"] if is_cached else [note] if note else []
+        if self._is_grouped:
+            logger.info(f"    {title}{_in_brackets(notes)}")
+            return
+        time_left = None if is_cached else self._time_left(kind)
+        self._n_started += 1
+        if self._left[kind]:
+            self._left[kind] -= 1
+        n_steps = self._n_started + self._left.total()
+        number = f"{self._n_started} of {n_steps}: " if self._is_planned else ""
+        logger.info(f"{number}{self.prefix}{title}{_in_brackets([*notes, *([time_left] if time_left else [])])}")
+
+    def end(self, kind: str, seconds: float) -> None:
+        """Records how long a stage took. Inside a group nothing is recorded."""
+        if not self._is_grouped:
+            self._seconds.setdefault(kind, []).append(seconds)
+
+    @contextmanager
+    def group(self, title: str) -> Iterator[None]:
+        """Makes one step of all stages inside the context. The title is its kind, too."""
+        started = time.monotonic()
+        self.begin(title, title)
+        self._is_grouped = True
+        try:
+            yield
+        finally:
+            self._is_grouped = False
+        self.end(title, time.monotonic() - started)
+
+    def _time_left(self, kind: str) -> str | None:
+        """Returns the estimated time of all steps that are left, or `None` if no step of their kinds has finished."""
+        kinds = self._left | Counter({kind: 1})  # the current step is part of the plan, if it was planned at all
+        known = [of_kind for of_kind, n in kinds.items() if n and of_kind in self._seconds]
+        if not known:
+            return None
+        seconds = sum(kinds[name] * sum(self._seconds[name]) / len(self._seconds[name]) for name in known)
+        is_complete = all(name in self._seconds for name, n in kinds.items() if n)
+        return f"{'about' if is_complete else 'at least'} {_duration(seconds)} left"
+
+
+def _in_brackets(notes: list[str]) -> str:
+    return f" ({'; '.join(notes)})" if notes else ""
+
+
+def _duration(seconds: float) -> str:
+    """Returns a rounded duration in words."""
+    if seconds < 55:
+        return f"{max(10, 10 * round(seconds / 10))} seconds"
+    if seconds < 100 * 60:
+        minutes = max(1, round(seconds / 60))
+        return f"{minutes} minute{'s' if minutes > 1 else ''}"
+    return f"{round(seconds / 3600, 1):g} hours"
+
+
+# ---- Messages of libraries ----
+
+# Warnings that say nothing a user can change. Each entry has the beginning of the message (a regular expression), the
+# category, and the versions that warn.
+_WARNINGS: list[tuple[str, type[Warning]]] = [
+    # PEFT 0.21 reads this property when it wraps a model, and transformers 5.23 has renamed it.
+    (r"`is_gradient_checkpointing` is deprecated", FutureWarning),
+]
+
+# Log messages that say nothing a user can change: the logger, and the beginning of the message.
+_LOG_MESSAGES: list[tuple[str, str]] = [
+    # bitsandbytes 0.49 and 0.50 look, on import, for a kernel for inference in 4 bits on CPUs with AVX-512. Training
+    # does not use it.
+    ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward from kernels-community"),
+    # transformers 5.17 and 5.23 doubt the clock of the file system if all checkpoints were written within one second.
+    # The numbers in their names, by which they are then sorted, are right.
+    ("transformers.trainer_utils", "mtime may not be reliable on this filesystem"),
+]
+
+
+class _MessageFilter(logging.Filter):
+    """Drops the log records whose message begins with a text."""
+
+    def __init__(self, beginning: str):
+        super().__init__()
+        self.beginning = beginning
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Returns whether the record is logged."""
+        return not str(record.msg).startswith(self.beginning)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _MessageFilter) and other.beginning == self.beginning
+
+    def __hash__(self) -> int:
+        return hash(self.beginning)
+
+
+def quiet_libraries() -> None:
+    """
+    Hides the messages of libraries that a user cannot act on, and no others. Best called before the libraries are
+    imported, since some of the messages are printed on import.
+    """
+    for message, category in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message, category=category)
+    for name, beginning in _LOG_MESSAGES:
+        logging.getLogger(name).addFilter(_MessageFilter(beginning))
+
+
+# ---- The whole run ----
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """
+    Runs a recipe. Errors that the user can fix end it with one line and exit code 1; Ctrl-C ends it with one line and
+    exit code 130. The environment variable `W2S_HF_DEBUG=1` adds the tracebacks and a log of the cache.
+    """
+    is_debugging = os.environ.get(_DEBUG_VARIABLE, "0") not in ("", "0")
+    is_first_rank = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if is_first_rank:
+        logging.getLogger("w2s_hf").setLevel(logging.DEBUG if is_debugging else logging.INFO)
+    quiet_libraries()
+    # Imported modules live to the end. A garbage collection that skips them is half a second faster.
+    gc.freeze()
+    try:
+        main()
+    except KeyboardInterrupt:
+        with _no_interrupts():
+            logger.debug("traceback", exc_info=True)
+            if is_first_rank:
+                print("\nStopped. The same command continues from the last checkpoint.", file=sys.stderr, flush=True)
+        sys.exit(_STOPPED)
+    except (ValueError, OSError) as error:
+        if not is_first_rank:
+            time.sleep(_WAIT_FOR_RANK_0)
+        logger.debug("traceback", exc_info=True)
+        sys.exit(f"error: {error}")
+    _leave_process_group()
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ignores further interrupts: a second Ctrl-C would print a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+
+
+def _leave_process_group() -> None:
+    """Leaves the process group at the end of a run, since torch 2.13 warns of a process that exits without it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
