@@ -132,7 +132,7 @@ def evaluated(node: ast.expr, module: griffe.Module) -> object:
 def text_of(node: ast.expr, module: griffe.Module) -> str:
     """Returns the text of a string literal, whose f-string expressions may name constants of the package."""
     try:
-        return str(evaluated(node, module))
+        return re.sub(r"(?<![`\w-])--\w+", r"`\g<0>`", str(evaluated(node, module)))
     except (NameError, SyntaxError, griffe.GriffeError) as error:
         raise ValueError(f"Got the help text {ast.unparse(node)}, expected constants of the package only.") from error
 
