@@ -73,16 +73,17 @@ def section(record: type[Record]) -> str:
     texts = descriptions(schema.ModelScore)[1] | texts | TEXTS
     kinds = typing.get_type_hints(record)
     lines = [f"### {record.__name__}", "", linked(summary).replace("`None`", "null"), "", "| key | value | meaning |", "| --- | --- | --- |"]
+    last: list[str] = []
     for part in dataclasses.fields(record):
         is_required = part.default is part.default_factory is dataclasses.MISSING
         meaning = linked(texts.get(f"{record.__name__}.{part.name}") or texts.get(part.name, ""))
         if part.metadata.get("rest"):
-            lines.append(f"| further keys | | {meaning or 'Keys of other versions are kept.'} |")
+            last.append(f"| further keys | | {meaning or 'Keys of other versions are kept.'} |")
             continue
         key = part.metadata.get("key", part.name)
         presence = "" if is_required or part.metadata.get("always") else ", optional"
         lines.append(f"| `{key}` | {text_of(kinds[part.name])}{presence} | {meaning} |".replace("|  |", "| |"))
-    return "\n".join(lines)
+    return "\n".join(lines + last)
 
 
 # Keys that several records share, or that docstrings describe together.
