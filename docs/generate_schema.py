@@ -1,7 +1,7 @@
 """Writes docs/results_format.md: its introduction, and the keys of `results.json` from the records of the package.
 
-    python docs/generate_schema.py           # writes the page
-    python docs/generate_schema.py --check   # fails if the page is not up to date
+python docs/generate_schema.py           # writes the page
+python docs/generate_schema.py --check   # fails if the page is not up to date
 """
 
 import dataclasses
@@ -72,7 +72,14 @@ def section(record: type[Record]) -> str:
     summary, texts = descriptions(record)
     texts = descriptions(schema.ModelScore)[1] | texts | TEXTS
     kinds = typing.get_type_hints(record)
-    lines = [f"### {record.__name__}", "", linked(summary).replace("`None`", "null"), "", "| key | value | meaning |", "| --- | --- | --- |"]
+    lines = [
+        f"### {record.__name__}",
+        "",
+        linked(summary).replace("`None`", "null"),
+        "",
+        "| key | value | meaning |",
+        "| --- | --- | --- |",
+    ]
     last: list[str] = []
     for part in dataclasses.fields(record):
         is_required = part.default is part.default_factory is dataclasses.MISSING

@@ -65,29 +65,28 @@ def split_head(line: str) -> tuple[str, str]:
     return "", line
 
 
+def with_bold_names(head: str) -> str:
+    """Returns the head of an entry with its names in bold code; its types, in brackets, stay as they are."""
+    parts = re.split(r"(\((?:[^()]|\([^()]*\))*\))", head)
+    return "".join(
+        part if part.startswith("(") else re.sub(r"\*{0,2}\b[A-Za-z_]\w*\b", r"**`\g<0>`**", part) for part in parts
+    )
+
+
 def as_list(lines: list[str]) -> list[str]:
     """Returns the entries of a section as a list: names in bold code, then types, then the description."""
-    items: list[list[str]] = []
+    entries: list[list[str]] = []
     indent = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
-    for line in lines:
-        if not line.strip():
-            continue
-        if len(line) - len(line.lstrip()) == indent or not items:
-            items.append([line.strip()])
+    for line in filter(str.strip, lines):
+        if len(line) - len(line.lstrip()) == indent or not entries:
+            entries.append([line.strip()])
         else:
-            items[-1].append(line.strip())
+            entries[-1].append(line.strip())
     out = [""]
-    for first, *further in items:
+    for first, *further in entries:
         head, description = split_head(first)
-        if not head:
-            out.append("- " + " ".join([first, *further]))
-            continue
-        # Names are the words outside of parentheses: `weak, ceiling ([`ModelScore`])`.
-        types: list[str] = []
-        bare = re.sub(r"\((?:[^()]|\([^()]*\))*\)", lambda match: types.append(match[0]) or f"\0{len(types) - 1}\0", head)
-        bare = re.sub(r"\*{0,2}\b[A-Za-z_]\w*\b", lambda match: f"**`{match[0]}`**", bare)
-        head = re.sub("\0(\\d+)\0", lambda match: types[int(match[1])], bare)
-        out.append(f"- {head}: {' '.join([description, *further]).strip()}")
+        text = " ".join([description, *further]).strip()
+        out.append(f"- {with_bold_names(head)}: {text}" if head else f"- {text}")
     return [*out, ""]
 
 
