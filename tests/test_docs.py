@@ -147,11 +147,15 @@ def options_of(words: list[str]) -> set[str] | None:
     if command in _MODULES:
         sources = [(ROOT / path).read_text() for path in _MODULES[command] if (ROOT / path).exists()]
         return {name.replace("-", "_") for source in sources for name in re.findall(r"\"--([\w-]+)\"", source)}
+    every = names(
+        AnyTaskArguments, WeakToStrongConfig, RewardArguments, RewardPairConfig, ChessArguments, CompletionConfig
+    ) | names(StudentConfig)
     if command == "sweep":
-        every = (AnyTaskArguments, WeakToStrongConfig, RewardArguments, RewardPairConfig, ChessArguments)
-        return names(SweepArguments, CompletionConfig, StudentConfig, *every) | _LAUNCH | {"config"}
+        return names(SweepArguments) | every | _LAUNCH | {"config"}
     if command == "run" and words[0] == "w2s":
         command = words[2]
+        if ".py" in command:  # a task of any setting
+            return every | _LAUNCH | {"config", "help"}
     elif command not in {path.stem for path in (ROOT / "recipes").glob("*.py")}:
         return {"list_tasks"} if command == "tasks" else None
     experiment: type[ExperimentArguments] = _RECIPES.get(command, AnyTaskArguments)
