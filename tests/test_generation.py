@@ -129,7 +129,7 @@ def test_what_was_kept_for_other_prompts_is_not_taken(model, tokenizer, tmp_path
 
 
 def test_prompts_without_tokens_are_refused(model, tokenizer):
-    with pytest.raises(ValueError, match="prompt 1 of 2 has no token: ''"):
+    with pytest.raises(ValueError, match="got '' \\(number 1 of 2\\), which has no token"):
         complete(model, tokenizer, ["a", ""], max_new_tokens=2)
     assert complete(model, tokenizer, [], max_new_tokens=2) == []
 

@@ -25,6 +25,7 @@ LAYERS = [
     {"cards.student_card"},
     {"cards"},
     {"config", "labels", "results.table"},
+    {"tokenization"},
     {"collators", "generation", "plots", "publish", "leaderboard", "training_settings"},
     {"modeling.heads", "modeling.original_qwen"},
     {"modeling.adapters"},

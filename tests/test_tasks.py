@@ -296,8 +296,8 @@ def test_texts_that_are_still_to_be_shortened_are_no_alarm(tokenizer, caplog):
 def test_a_question_that_does_not_fit_is_named(context, tokenizer):
     task = Task("t", "rows.csv", "{p} Question: {q}", label="y", context=context)
     rows = Dataset.from_list(list(task.examples({"p": "w1 w2", "q": "w3 w4 w5", "y": 1})))
-    n, what = (5, "without its context") if context else (7, "and has no context to shorten")
-    with pytest.raises(ValueError, match=f"w3 w4 w5.* is {n} tokens long {what}, more than max_length 3"):
+    n, what = (5, "without its context") if context else (7, "and no context to shorten")
+    with pytest.raises(ValueError, match=f"w3 w4 w5.*: got {n} tokens {what}, expected at most max_length=3"):
         tokenize_rows(rows, tokenizer, 3)
 
 

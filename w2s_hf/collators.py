@@ -1,4 +1,4 @@
-"""From rows to tokens, from tokens to padded batches, and from a batch to micro-batches of bounded size."""
+"""Checks and tokenizes rows, pads them to batches, and cuts batches into micro-batches of bounded size."""
 
 import logging
 import zlib
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from .labels import as_probabilities
+from .tokenization import tokenize_rows
 
 __all__ = [
     "RewardPairCollator",
@@ -25,7 +26,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_IS_CUT = "w2s_hf_is_cut"  # a column that lasts for one call
+# The advice for streams and transforms of texts, which only the user can tokenize.
+TOKENIZE_STREAM = (
+    "Tokenize the text first: rows.map(lambda row: tokenizer(row['text'], truncation=True, max_length=512)) for a "
+    "streamed dataset, or the same call in its transform."
+)
 
 
 def prepare_rows(
@@ -39,37 +44,40 @@ def prepare_rows(
     needs_labels: bool = True,
 ) -> datasets.Dataset:
     """
-    Checks the labels of rows before anything trains on them, and tokenizes a text column where there are no tokens.
+    Checks the labels of rows, and tokenizes their text column if they have no tokens.
 
     Args:
         dataset ([`~datasets.Dataset`]):
             Rows with `input_ids` or a text column, and labels in any form. Rows with a transform
             ([`~datasets.Dataset.with_transform`]) are returned as they are.
-        name (`str`): What error messages call the dataset.
-        n_classes (`int`, *optional*, defaults to `2`): C.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): For a text column.
-        text_field (`str`, *optional*, defaults to `"text"`): That column.
-        max_length (`int`, *optional*): Longer texts are truncated, and counted in a warning.
-        needs_labels (`bool`, *optional*, defaults to `True`): Refuse rows without.
+        name (`str`): The name of the dataset in messages.
+        n_classes (`int`, *optional*, defaults to `2`): The number of classes, C.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The tokenizer of a text column.
+        text_field (`str`, *optional*, defaults to `"text"`): The text column.
+        max_length (`int`, *optional*): Limit in tokens of a text; see [`w2s_hf.tokenization.tokenize_rows`].
+        needs_labels (`bool`, *optional*, defaults to `True`): Whether rows without labels are refused.
 
     Raises:
-        ValueError: no rows, no labels where they are needed, a column `label` beside `labels`, labels that are not
-            probabilities or classes (rows named), or nothing to make `input_ids` of.
+        ValueError: there are no rows; labels are needed and missing; there are both `label` and `labels`; labels are
+            not probabilities or classes (rows named); there is neither `input_ids` nor a text to tokenize; or a text
+            with a context does not fit even without it (row named).
     """
     columns = dataset.column_names
     if len(dataset) == 0:
         raise ValueError(f"{name}: got no rows, expected at least one.")
     if {"label", "labels"} <= set(columns):
         raise ValueError(
-            f"{name}: got columns `label` and `labels`, and only one can be trained on. Rename the other one, for "
-            "example to `ground_truth`."
+            f"{name}: got columns `label` and `labels`, expected one of them. Rename one, for example to "
+            "`ground_truth`."
         )
     if dataset.format["type"] == "custom":
-        # Only the transform knows which columns there will be; the collator checks the labels of each batch.
+        # The columns are those of the transform. The collator checks the labels of each batch.
         return dataset
     label = next((column for column in ("labels", "label") if column in columns), None)
     if needs_labels and label is None:
-        raise ValueError(f"{name}: got columns {columns}, expected a column `labels`.")
+        raise ValueError(
+            f"{name}: got columns {columns}, expected a column `labels`. Add it: integer classes, or probabilities."
+        )
     if label is not None:
         ids = list(dataset["id"]) if "id" in columns else None
         try:
@@ -80,40 +88,30 @@ def prepare_rows(
         return dataset
     if text_field not in columns or tokenizer is None:
         got = f"columns {columns}" if text_field not in columns else "a text column and no processing_class"
-        raise ValueError(f"{name}: got {got}, expected `input_ids`, or `{text_field}` and a tokenizer.")
-
-    # The function must not see the trainer: datasets pickles all that it sees to name its cache file.
-    def encode(rows: dict) -> dict:
-        encoded = tokenizer(rows[text_field], verbose=False)
-        is_cut = [max_length is not None and len(ids) > max_length for ids in encoded["input_ids"]]
-        if any(is_cut):
-            encoded = tokenizer(rows[text_field], truncation=True, max_length=max_length)
-        return {**encoded, _IS_CUT: is_cut}
-
-    tokens = dataset.map(encode, batched=True, desc=f"Tokenizing {name}")
-    n_cut = sum(tokens[_IS_CUT])
-    if n_cut:
-        logger.warning(
-            f"{name}: {n_cut} of {len(tokens)} texts are longer than max_length={max_length} tokens and are truncated"
+        raise ValueError(
+            f"{name}: got {got}, expected `input_ids`, or `{text_field}` and a tokenizer. Add the column, or give the "
+            "tokenizer as processing_class."
         )
-    return tokens.remove_columns(_IS_CUT)
+
+    return tokenize_rows(dataset, tokenizer, max_length, text_field=text_field, name=name)
 
 
 @dataclass
 class WeakToStrongCollator:
     """
-    Pads rows with `base_collator` and makes their labels a tensor.
+    Pads rows with `base_collator` and converts their labels to a tensor.
 
-    Integer labels stay `(B,)` int64, so that metrics written for [`~transformers.Trainer`] read what they are used
-    to; P(class 1) and lists of probabilities become `(B, C)` float32.
+    Integer labels stay `(B,)` int64, as metrics written for [`~transformers.Trainer`] expect. P(class 1) and lists of
+    probabilities become `(B, C)` float32.
 
     Args:
         base_collator (`Callable`): Collates the rows without their labels, such as `DataCollatorWithPadding`.
-        n_classes (`int`): C.
-        with_labels (`bool`, *optional*, defaults to `True`): Whether the batch has `labels` where the rows have.
+        n_classes (`int`): The number of classes, C.
+        with_labels (`bool`, *optional*, defaults to `True`): Whether the labels of the rows are in the batch.
 
     Raises:
-        ValueError: labels that are not probabilities or classes, see [`w2s_hf.labels.as_probabilities`].
+        ValueError: the rows have no tokens, or their labels are not probabilities or classes, see
+            [`w2s_hf.labels.as_probabilities`].
     """
 
     base_collator: Callable[[list[dict]], dict]
@@ -121,6 +119,11 @@ class WeakToStrongCollator:
     with_labels: bool = True
 
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
+        if not {"input_ids", "inputs_embeds"} & set(features[0]):
+            raise ValueError(
+                f"Got rows with the columns {', '.join(features[0]) or '(none)'}, expected `input_ids`. "
+                f"{TOKENIZE_STREAM}"
+            )
         name = next((name for name in ("labels", "label") if name in features[0]), None)
         inputs = [{key: value for key, value in row.items() if key != name} for row in features]
         batch = dict(self.base_collator(inputs))
@@ -134,17 +137,17 @@ class WeakToStrongCollator:
 
 def check_pairs(dataset: datasets.Dataset, name: str) -> None:
     """
-    Checks pairs before anything trains on them. Nothing is dropped: a pair whose responses are equal, or one of which
-    is empty, is counted in a warning, because a reward can learn little from it.
+    Checks pairs before a training. No pair is dropped. A warning counts the pairs with equal responses, and those with
+    an empty one, because a reward model can learn little from them.
 
     Args:
-        dataset ([`~datasets.Dataset`]): Pairs in one of TRL's preference formats, text or messages, with `prompt` or
-            without; or their tokens in `chosen_ids` and `rejected_ids`.
-        name (`str`): What messages call the dataset.
+        dataset ([`~datasets.Dataset`]): Pairs in one of TRL's preference formats (text or messages, with `prompt` or
+            without), or tokens in `chosen_ids` and `rejected_ids`.
+        name (`str`): The name of the dataset in messages.
 
     Raises:
-        ValueError: no rows, a missing column, soft labels that are not P(chosen better) in [0, 1] (rows named), or
-            soft labels beside a margin.
+        ValueError: there are no rows, a column is missing, soft labels are not P(chosen better) in [0, 1] (rows
+            named), or there are both soft labels and a margin.
     """
     columns = dataset.column_names
     if len(dataset) == 0:
@@ -153,19 +156,19 @@ def check_pairs(dataset: datasets.Dataset, name: str) -> None:
     missing = [column for column in (chosen, rejected) if column not in columns]
     if missing:
         raise ValueError(
-            f"{name}: got no column {missing[0]!r}, the columns are {', '.join(columns)}; expected `chosen` and "
-            "`rejected`, text or messages, and where both begin alike, optionally `prompt`."
+            f"{name}: got no column {missing[0]!r} (columns: {', '.join(columns)}), expected `chosen` and `rejected`, "
+            "text or messages, and optionally `prompt`, their common beginning. Rename the columns."
         )
     if "soft_label" in columns:
         if "margin" in columns:
             raise ValueError(
-                f"{name}: got columns `soft_label` and `margin`. A margin says by how much the chosen response is "
-                "better, a soft label that it may not be: remove one of them."
+                f"{name}: got columns `soft_label` and `margin`, expected at most one. A margin assumes that the "
+                "chosen response is better, and a soft label does not. Remove one of them."
             )
         values = np.asarray(dataset.with_format("python")["soft_label"][:])
         try:
             if values.ndim != 1:
-                raise ValueError(f"labels: got shape {values.shape}, expected one P(chosen better) a row.")
+                raise ValueError(f"labels: got shape {values.shape}, expected one P(chosen better) per row.")
             as_probabilities(values, 2, list(dataset["id"]) if "id" in columns else None)
         except ValueError as error:
             raise ValueError(f"{name}: {str(error).replace('labels:', 'soft_label:', 1)}") from error
@@ -184,17 +187,16 @@ def check_pairs(dataset: datasets.Dataset, name: str) -> None:
 @dataclass
 class RewardPairCollator(DataCollatorForPreference):
     """
-    TRL's collator of pairs, with soft labels, and an order of the sides that does not depend on the preference.
+    TRL's collator of pairs, plus soft labels, and an order of the two sides that does not depend on the preference.
 
     Adds to `input_ids` and `attention_mask` `(2B, T)` (the chosen responses, then the rejected ones):
 
-    - `soft_label` `(B,)` float32, P(chosen better), where the rows have one.
-    - `turned` `(B,)` bool: whether the rejected response comes first in an order by a hash of the tokens. Whoever
-      needs "the first response is better" as a class with prior one half takes the sides in that order: exchanging
-      chosen and rejected does not change it.
+    - `soft_label` `(B,)` float32, P(chosen better), if the rows have one.
+    - `turned` `(B,)` bool: whether the rejected response is first in an order by a hash of the tokens. In this order
+      the class "the first response is better" has prior one half. Exchanging chosen and rejected does not change it.
 
     Raises:
-        ValueError: a soft label outside [0, 1], or NaN.
+        ValueError: a soft label is outside [0, 1] or NaN.
     """
 
     def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:
@@ -214,15 +216,15 @@ def _hash(ids: list[int]) -> int:
 
 def move_padding(batch: dict, side: str) -> dict:
     """
-    A batch whose padding is on one side of its rows, wherever a tokenizer or collator has put it.
+    Moves the padding of a batch to one side of its rows.
 
     Args:
-        batch (`dict`): Tensors; those that begin with the shape of `attention_mask` `(B, T)` are moved, except
-            `labels`. Without a mask nothing is padded.
+        batch (`dict`): Tensors. Those whose shape begins with that of `attention_mask` `(B, T)` are moved, except
+            `labels`. A batch without a mask is not padded and stays as it is.
         side (`str`): `"right"` or `"left"`.
 
     Returns:
-        `dict`: The same batch if all its rows begin (`"right"`) or end (`"left"`) with a token.
+        `dict`: The moved batch; the same object if the padding already is on this side.
     """
     mask = batch.get("attention_mask")
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
@@ -230,7 +232,7 @@ def move_padding(batch: dict, side: str) -> dict:
     is_token = mask.bool()
     if is_token[:, 0 if side == "right" else -1].all():
         return batch
-    # Only the padding before the first token, or behind the last one: other masked positions stay where they are.
+    # Other masked positions, between tokens, stay where they are.
     shifts = is_token.int().argmax(dim=1) if side == "right" else -is_token.flip(1).int().argmax(dim=1)
     length = mask.shape[1]
     columns = (torch.arange(length, device=mask.device) + shifts[:, None]) % length
@@ -242,12 +244,12 @@ def move_padding(batch: dict, side: str) -> dict:
 
 
 def _has_columns(value: object, mask: torch.Tensor) -> bool:
-    """Returns whether a part of a batch has a value per token, as `mask` has. Labels `(B, C)` may, by chance."""
+    """Returns whether a part of a batch has a value per token, as `mask` has. Labels `(B, C)` can by chance."""
     return isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape
 
 
 def sorted_lengths(batch: dict[str, torch.Tensor], n_sequences: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens of the longest sequence of each row, ascending, and the rows in that order: `(B,)` int64 twice."""
+    """Returns the length of each row's longest sequence, ascending, and the rows in this order: `(B,)` int64 twice."""
     lengths = batch["attention_mask"].sum(dim=1).view(n_sequences, -1).amax(dim=0)
     return lengths.sort(stable=True)
 
@@ -262,21 +264,21 @@ def split_by_tokens(
     """
     Cuts a padded batch, sorted by length, into micro-batches of at most `max_tokens` padded tokens.
 
-    A row longer than the budget is a micro-batch by itself. Columns that are padding in every row of a micro-batch
-    are cut off, on whichever side they are.
+    A row longer than the budget is a micro-batch of its own. Columns that are padding in all rows of a micro-batch are
+    removed, on both sides.
 
     Args:
         batch (`dict[str, torch.Tensor]`):
-            Tensors of first dimension B, with `attention_mask` `(B, T)`; or of first dimension k B, with
-            `attention_mask` `(k B, T)`, for rows of k sequences: the first ones of all rows, then the second ones.
-        max_tokens (`int` or `None`): Budget in tokens, sequences times length; `None` returns the batch as it is.
-        n_sequences (`int`, *optional*, defaults to `1`): k.
+            Tensors with first dimension B, and `attention_mask` `(B, T)`. For rows of k sequences, tensors with first
+            dimension k B, and `attention_mask` `(k B, T)`: the first sequences of all rows, then the second ones.
+        max_tokens (`int` or `None`): Budget in tokens, sequences times length. `None` returns the batch as it is.
+        n_sequences (`int`, *optional*, defaults to `1`): The number of sequences of a row, k.
         lengths (`torch.Tensor` of shape `(B,)`, ascending, *optional*):
-            Lengths to plan the cuts for, none smaller than this batch's own in [`sorted_lengths`]: of several ranks
-            the largest, so that all of them cut alike.
+            Lengths that decide the cuts, at least those of this batch in [`sorted_lengths`]. If they are the maximum
+            over all ranks, all ranks cut alike.
 
     Returns:
-        `list` of batches, shortest rows first; together they hold every row once.
+        `list` of batches, shortest rows first. Together they hold every row once.
     """
     mask = batch.get("attention_mask")
     if max_tokens is None or mask is None:
@@ -288,7 +290,7 @@ def split_by_tokens(
         return [batch]
     cuts = [0]
     for position, n in enumerate(n_tokens):
-        # Ascending order: the row at `position` is the longest of its micro-batch so far.
+        # In ascending order, the row at `position` is the longest of its micro-batch so far.
         if position > cuts[-1] and (position - cuts[-1] + 1) * n > max_tokens:
             cuts.append(position)
     micro_batches = []

@@ -1,4 +1,4 @@
-"""Greedy completions of prompts: batched, resumable, the same for every batch size and number of ranks."""
+"""Greedy completions of prompts: batched, resumable, and the same for every batch size and number of ranks."""
 
 import hashlib
 import json
@@ -34,26 +34,26 @@ def complete(
     """
     Completes each prompt greedily, up to the tokenizer's end-of-text token.
 
-    Prompts are sorted by length, padded on the left and dealt to the ranks; the result is in the order given, on every
-    rank, each of which needs the whole model. In bfloat16 two tokens that are nearly as likely may change places in
-    another batch (in 1 of 200 completions of a random model); in float32 that was not seen. Sampling settings and
-    penalties of the model's own generation configuration are not used.
+    Prompts are sorted by length, padded on the left and split over the ranks, each of which needs the whole model.
+    Every rank returns all completions, in the order of the prompts. In bfloat16, two tokens of nearly equal
+    probability can swap in another batch: this changed 1 of 200 completions of a random model, and none in float32.
+    Sampling settings and penalties of the model's generation configuration are not used.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, with adapters or without, in eval mode.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Adds its special tokens in front as in training.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer. It adds special tokens as in training.
         prompts (`Sequence[str]`): Texts of at least one token.
-        max_new_tokens (`int`): Where a completion is cut, its end-of-text token counted.
-        batch_size (`int`, *optional*, defaults to `16`): Prompts at a time on each rank.
+        max_new_tokens (`int`): Limit of a completion in tokens, its end-of-text token included.
+        batch_size (`int`, *optional*, defaults to `16`): Prompts per batch and rank.
         keep (`Path`, *optional*):
-            A directory for finished batches. Called again with the same model and prompts, it goes on after them.
-            (Other prompts, or another `max_new_tokens`, start again; another model is for the caller to tell apart.)
+            A directory for finished batches. A repeated call with the same prompts and `max_new_tokens` continues
+            after them; other values start again. Use another directory for another model.
 
     Returns:
-        `list[Completion]`: One a prompt.
+        `list[Completion]`: One completion per prompt.
 
     Raises:
-        ValueError: the prompts are no strings, one of them has no token, or the tokenizer has no end-of-text token.
+        ValueError: the prompts are not strings, one of them has no token, or the tokenizer has no end-of-text token.
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts: got the string {prompts!r}, expected a list of strings. Put it in a list.")
@@ -61,35 +61,41 @@ def complete(
     wrong = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
     if wrong is not None:
         raise ValueError(
-            f"prompts: got a {type(wrong).__name__} among them, expected strings. Of a dataset, give the column: "
+            f"prompts: got a {type(wrong).__name__} among them, expected strings. For a dataset, pass the column: "
             "rows['prompt']."
         )
     if tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has no end-of-text token, so that no completion would ever end; set one.")
+        raise ValueError(
+            "Got a tokenizer that has no end-of-text token, which ends every completion. Set tokenizer.eos_token."
+        )
     encoded = tokenizer(prompts)["input_ids"] if prompts else []
     empty = [index for index, ids in enumerate(encoded) if not ids]
     if empty:
-        raise ValueError(f"The prompt {empty[0]} of {len(prompts)} has no token: {prompts[empty[0]]!r}.")
+        raise ValueError(
+            f"prompts: got {prompts[empty[0]]!r} (number {empty[0]} of {len(prompts)}), which has no token, expected "
+            "at least one. Remove this prompt."
+        )
     state = PartialState()
-    done = _kept(keep, prompts, max_new_tokens)
-    # The longest first: what does not fit into memory does not fit at once.
-    missing = sorted(set(range(len(prompts))) - done.keys(), key=lambda index: (-len(encoded[index]), index))
+    by_position = _earlier_completions(keep, prompts, max_new_tokens)
+    # The longest prompts are first, so that a batch that does not fit into memory fails at the start.
+    missing = sorted(set(range(len(prompts))) - by_position.keys(), key=lambda index: (-len(encoded[index]), index))
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        # PEFT puts virtual tokens before the padding, and completions depend on it (of prefixes in 0.18, not in 0.21).
+        # PEFT puts virtual tokens before the padding, on which completions then depend (PEFT 0.18 for prefixes, not
+        # 0.21).
         batch_size = 1
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     own = batches[state.process_index :: state.num_processes]
-    made: list[tuple[int, Completion]] = []
+    finished: list[tuple[int, Completion]] = []
     bar = tqdm(own, desc="Completing", disable=None if state.is_main_process else True)
     for batch in bar:
         completions = _complete_batch(model, tokenizer, [encoded[index] for index in batch], max_new_tokens)
-        made += zip(batch, completions, strict=True)
+        finished += zip(batch, completions, strict=True)
         if keep is not None:
             with _part(keep, state.process_index).open("a") as file:
                 for index, completion in zip(batch, completions, strict=True):
                     file.write(json.dumps([index, completion.text, completion.is_cut]) + "\n")
-    done |= dict(gather_object(made) if state.num_processes > 1 else made)
-    return [done[index] for index in range(len(prompts))]
+    by_position |= dict(gather_object(finished) if state.num_processes > 1 else finished)
+    return [by_position[index] for index in range(len(prompts))]
 
 
 @torch.inference_mode()
@@ -108,14 +114,14 @@ def _complete_batch(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    with _only(model, config):
+    with _generation_config(model, config):
         generate: Any = model.generate
         new = generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
     completions = []
     for prompt, tokens in zip(encoded, new, strict=True):
         is_cut = tokenizer.eos_token_id not in tokens
         end = len(tokens) if is_cut else tokens.index(tokenizer.eos_token_id)
-        # Decoded behind its prompt: on its own, it would lose its leading space in some tokenizers.
+        # Decoded after its prompt: alone, it would lose its leading space in some tokenizers.
         before = str(tokenizer.decode(prompt, skip_special_tokens=True))
         text = str(tokenizer.decode(prompt + tokens[:end], skip_special_tokens=True))
         completions.append(Completion(text[len(before) :], is_cut))
@@ -123,8 +129,8 @@ def _complete_batch(
 
 
 @contextmanager
-def _only(model: PreTrainedModel | PeftModel, config: GenerationConfig) -> Iterator[None]:
-    """`generate` takes what a configuration does not say from the model's own: penalties, n-grams not to repeat."""
+def _generation_config(model: PreTrainedModel | PeftModel, config: GenerationConfig) -> Iterator[None]:
+    """Replaces the generation configuration of the model, from which `generate` would take penalties and the like."""
     owners: list[Any] = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
     before = [owner.generation_config for owner in owners]
     try:
@@ -140,10 +146,10 @@ def _part(directory: Path, rank: int) -> Path:
     return directory / f"rank{rank}.jsonl"
 
 
-def _kept(directory: Path | None, prompts: list[str], max_new_tokens: int) -> dict[int, Completion]:
-    """Reads the completions of an interrupted call by position of the prompt; none if its prompts were others."""
+def _earlier_completions(directory: Path | None, prompts: list[str], max_new_tokens: int) -> dict[int, Completion]:
+    """Reads the completions of an interrupted call by the position of their prompts; none if its prompts differ."""
     state = PartialState()
-    found: list[dict[int, Completion]] = [{}]
+    completions: list[dict[int, Completion]] = [{}]
     if directory is not None and state.is_main_process:
         key = hashlib.sha256(json.dumps([max_new_tokens, *prompts]).encode()).hexdigest()
         marker = directory / "prompts.txt"
@@ -156,11 +162,11 @@ def _kept(directory: Path | None, prompts: list[str], max_new_tokens: int) -> di
             whole, _, rest = part.read_text().rpartition("\n")
             for line in whole.splitlines():
                 index, text, is_cut = json.loads(line)
-                found[0][index] = Completion(text, is_cut)
-            if rest:  # half a line, where the process was killed
+                completions[0][index] = Completion(text, is_cut)
+            if rest:  # a part of a line: the process was killed while writing it
                 part.write_text(f"{whole}\n" if whole else "")
-        if found[0]:
-            logger.info(f"{len(found[0])} of {len(prompts)} completions were made earlier")
+        if completions[0]:
+            logger.info(f"{len(completions[0])} of {len(prompts)} completions were made earlier")
     if state.num_processes > 1:
-        broadcast_object_list(found, from_process=0)
-    return found[0]
+        broadcast_object_list(completions, from_process=0)
+    return completions[0]
