@@ -241,7 +241,7 @@ def test_several_supervisors_and_confident_labels(cache, tmp_path, monkeypatch):
     assert results["runs"][0]["weak"]["label_confidence"] == pytest.approx(mean.of(kept).max(axis=1).mean())
     assert settings["weak supervisors, of which the labels are the mean"] == 2
     assert settings["weak labels that students learn, the most confident"] == 0.5
-    assert "weak supervisor, mean of 2" in report and "learned a share of 0.5 of their weak labels" in report
+    assert "weak supervisor, mean of 2" in report and "share 0.5 of rows with the most confident" in report
     assert results["runs"][0]["analyses"]["probes"]["labels"]["as they are"]["n_train"] == len(kept)
 
 

@@ -128,10 +128,10 @@ def test_the_chain_is_reported_beside_direct_training(climbed):
         assert words in process.stdout and words in report
     assert "The chain is better in" in process.stdout
     page = (output / "students" / "bootstrap-seed0" / "README.md").read_text()
-    assert "learned the labels of demo/pretrained-32x2" in page and "| 2 | demo/pretrained-32x2 |" in page
+    assert "was trained on labels of demo/pretrained-32x2" in page and "| 2 | demo/pretrained-32x2 |" in page
     assert read_card(output / "students" / "bootstrap-seed0").pgr == chain["pgr"]
     page = (output / "students" / "bootstrap-seed0-link1" / "README.md").read_text()
-    assert "learned the labels of demo/scratch-32x1" in page and "no ceiling was trained for this link" in page
+    assert "was trained on labels of demo/scratch-32x1" in page and "no ceiling was trained for this link" in page
 
 
 def test_stopped_inside_a_link_it_goes_on_there(climbed, cache, tmp_path):

@@ -1,4 +1,4 @@
-"""What the cards say, and what cannot get into them."""
+"""Tests the content of model cards, and that values in them are escaped."""
 
 import ast
 import copy
@@ -54,7 +54,7 @@ def test_a_card_says_what_the_results_say(tmp_path):
     assert front["library_name"] == "peft" and front["pipeline_tag"] == "text-classification"
     assert {"weak-to-strong", "naive", "boolq"} <= set(front["tags"])
     assert "PGR): 0.50 [0.20, 0.80]" in text and "0.700 [0.100, 0.900]" in text
-    assert re.search(r"on\s90 % of those where that one is right, and on 25 % of those where it is wrong", text)
+    assert "on 90 % of those where the supervisor is right, and on 25 % of those where it is wrong" in text
     assert "Time and hardware: 2 minutes, CPU." in text and "| learning_rate | 0.001 |" in text
     card.save(tmp_path / "README.md")
     assert ModelCard.load(tmp_path / "README.md").data.eval_results[1].metric_value == card.pgr
@@ -160,7 +160,7 @@ def test_a_link_of_a_chain_has_no_ceiling_and_no_pgr():
     card = StudentCard.from_results(chain, run, student)
     assert replace(card, links=student["links"], summary=chain["summary"][0]) == card, "JSON values are taken, too"
     front, text = front_and_text(card.render())
-    assert "learned the labels of the first link, the model before it" in text
+    assert "was trained on labels of the first link, the model before it" in text
     assert "| 1 | boolq | weakest | 10 | 0.700 [0.100, 0.900] |" in text
     assert front["weak_to_strong"]["taught_by"] == "the first link"
     _, text = front_and_text(StudentCard.from_results(chain, run, student["links"][0]).render())
@@ -194,7 +194,7 @@ def test_a_demo_says_that_its_rows_are_generated(monkeypatch, tmp_path):
     for dataset, is_demo in {"w2s_hf demo": True, "google/boolq": False}.items():
         provenance = {"task": "boolq", "model": "m", "n_rows": 1, "dataset": {"id": dataset}}
         card = weak_labels_card(provenance, ["id", "probabilities"])
-        assert ("# Weak labels of " + (name if is_demo else "boolq") + " by m\n") in card
+        assert ("# Weak labels for " + (name if is_demo else "boolq") + " by m\n") in card
         assert ("\n- boolq\n" in card) != is_demo
 
 
@@ -202,11 +202,11 @@ def test_what_a_trainer_does_not_know_is_left_out():
     card = StudentCard(base_model="gpt2", base_is_on_hub=True)
     front, text = front_and_text(card.render())
     assert "model-index" not in front and front["base_model"] == "gpt2"
-    assert "undefined**, because no accuracy is given of: weak, student, ceiling" in text
+    assert "undefined**, because the card has no accuracy of: weak, student, ceiling" in text
     assert "None" not in text and "{" not in text.split("```bibtex")[0]
     card.weak, card.student = Score("a", 0.5, 10), Score("b", 0.6, 10)
     front, text = front_and_text(card.render())
-    assert "no accuracy is given of: ceiling" in text and front["model-index"]
+    assert "the card has no accuracy of: ceiling" in text and front["model-index"]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_snippets_load_in_the_precision_of_the_training(loading, snippet, task_t
 
 
 def test_a_snippet_of_adapters_names_the_classes():
-    """Adapters are saved without the configuration of their base; a whole model has it."""
+    """Adapters are saved without the configuration of their base; a full model has it."""
     card = StudentCard(repo_id="me/x", class_names=["it's", 'a "b"'], base_is_on_hub=True)
     (code,) = re.findall(r"```python\n(.*?)```", card.render(), flags=re.S)
     assert ast.literal_eval(re.search(r"id2label=(\{.*?\})", code)[1]) == {0: "it's", 1: 'a "b"'}
@@ -257,11 +257,11 @@ def test_a_trainer_fills_in_what_nobody_has_set(tmp_path):
     assert card.hardware == "CPU" and 0 <= card.seconds < 1
     callback.on_train_begin(args, TrainerState(global_step=7, max_steps=500), TrainerControl())
     callback.on_train_end(args, state, TrainerControl())
-    assert card.seconds is None, "of a training that was resumed nobody knows it"
+    assert card.seconds is None, "the duration of a resumed training is unknown"
 
 
 def filled_share(figure: Path) -> float:
-    """How much of the gap is filled, by the pixels of both colours."""
+    """Returns the filled share of the gap in a figure, measured by the pixels of both colours."""
     pixels = imread(figure)[..., :3]
     filled, empty = (
         (abs(pixels - np.array(to_rgb(colour))) < 0.01).all(axis=-1).sum() for colour in (PALETTE["sky"], "#E6E6E6")

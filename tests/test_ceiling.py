@@ -24,8 +24,8 @@ NOT_LEARNED = {"accuracy": 0.5, "ci95": [0.404, 0.596], "optimizer_steps": 8}
 def test_a_ceiling_below_the_linear_probe_is_told_in_report_and_card(tmp_path):
     result = of(NOT_LEARNED, PROBE | {"accuracy": 0.75})
     (warning,) = ceiling_warnings(result)
-    assert "on 100 test rows the ceiling has 0.500 [0.404, 0.596] after 8 optimizer steps" in warning
-    assert "linear probe, ground truth 0.750 [0.657, 0.825]. PGR against such a ceiling measures nothing" in warning
+    assert "on 100 test rows the ceiling has an accuracy of 0.500 [0.404, 0.596] after 8 optimizer steps" in warning
+    assert "linear probe, ground truth 0.750 [0.657, 0.825]. PGR against this ceiling is not meaningful" in warning
     assert all(option in warning for option in ("--n_train", "--num_train_epochs", "--learning_rate"))
     assert "overlap" not in warning
     write_report(result, tmp_path, notes=[])
@@ -39,8 +39,8 @@ def test_a_ceiling_below_the_linear_probe_is_told_in_report_and_card(tmp_path):
 @pytest.mark.parametrize(
     ("ceiling", "sentence"),
     [
-        ({}, "The 95 % intervals overlap, so this may be chance. If it is not, PGR against such a ceiling measures"),
-        ({"ci95": None}, "[0.452, 0.644]. If this is not chance, PGR against such a ceiling measures nothing."),
+        ({}, "intervals overlap, so the difference may be random. If it is not, PGR against this ceiling is not"),
+        ({"ci95": None}, "[0.452, 0.644]. Unless this difference is random, PGR against this ceiling is not"),
     ],
     ids=["overlap", "no interval"],
 )

@@ -160,7 +160,7 @@ def test_completions_are_kept_by_row_id(tmp_path):
     ("use", "error", "message"),
     [
         (lambda labels: labels.join(Dataset.from_dict({"id": ["a"], "completion": ["x"]})), ValueError,
-         r"already have \['completion'\]"),
+         "got rows with the column completion, expected rows without labels"),
         (lambda labels: labels.of(["d"]), KeyError, "no weak label"),
         (lambda labels: WeakCompletions(["a"], MADE), ValueError, "WeakCompletions: got 1 ids for 3 rows"),
     ],

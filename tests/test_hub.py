@@ -1,4 +1,4 @@
-"""Is a repository within reach, and at which commit: asked before anything is trained."""
+"""Tests the check, before any training, that repositories can be read, and at which commit."""
 
 from unittest.mock import Mock
 
@@ -17,7 +17,7 @@ MODEL = {"repo_type": "model", "option": "--student_model"}
 def test_offline_a_model_must_be_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="--student_model: 'a/b' .*`hf download a/b`"):
+    with pytest.raises(FileNotFoundError, match="--student_model: got 'a/b' .*`hf download a/b`"):
         ensure_available("a/b", **MODEL)
     repository, commit = tmp_path / "models--a--b", "0123456789abcdef0123456789abcdef01234567"
     (repository / "refs").mkdir(parents=True)
@@ -49,7 +49,7 @@ def test_a_path_without_a_directory_is_no_id_on_the_hub(name, hint, is_offline, 
     monkeypatch.setenv("HOME", str(root))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
     name, hint = name.format(root=root), hint.format(root=root)
-    message = f"got {name!r}, expected a local directory; there is no such directory"
+    message = f"got {name!r}, expected an existing directory"
     for read in (lambda: ensure_available(name, **MODEL), lambda: load_config(name), lambda: load_student(name)):
         with pytest.raises(FileNotFoundError) as caught:
             read()

@@ -1,4 +1,4 @@
-"""Students that learned on 4-bit bases of the Hub, pushed, and loaded again in a process that has nothing of them."""
+"""Tests students on 4-bit bases of the Hub: trained, pushed, and loaded again in a new process."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Labels in, labels out: no row lost, reordered or quietly mended."""
+"""Tests that weak labels are joined and converted without losing, reordering or changing a row."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def test_join_goes_by_id_and_drops_ground_truth():
 @pytest.mark.parametrize(
     ("ids", "error", "match"),
     [
-        (["r0", "missing"], KeyError, "1 of 2 rows have no weak label.*missing"),
+        (["r0", "missing"], KeyError, "1 of 2 rows without a weak label.*missing"),
         (["r0", "r0"], ValueError, "repeated ids"),
     ],
 )
@@ -44,8 +44,8 @@ def test_join_refuses_to_lose_or_repeat_a_row(ids, error, match):
 
 
 @pytest.mark.parametrize(("name", "new", "message"), [
-    ("ground_truth", "label", "already have"),
-    ("id", "number", "expected an `id`"),
+    ("ground_truth", "label", "expected rows without labels"),
+    ("id", "number", "expected a column `id`"),
 ])  # fmt: skip
 def test_join_refuses_a_second_label_column_and_rows_without_id(name, new, message):
     with pytest.raises(ValueError, match=message):
@@ -98,7 +98,7 @@ def test_three_forms_of_labels():
         ([-100, 1], "class -100 in row a"),
         ([0, None], "row b without a label"),
         ([[0.5, 0.5], [1.0]], "different length|mixture"),
-        ([[0.2, 0.3, 0.5]] * 2, "got 3 probabilities a row, expected 2"),
+        ([[0.2, 0.3, 0.5]] * 2, "got 3 probabilities per row, expected 2"),
         (["no", "yes"], "got <U3"),
     ],
 )
@@ -160,7 +160,7 @@ def test_labels_of_any_provenance_have_a_card(make, provenance, tmp_path):
     labels = dataclasses.replace(make(), provenance=provenance)
     labels.save(tmp_path)
     card = label_files(tmp_path, "me/labels")["README.md"].decode()
-    assert f"of {len(labels)} rows" in card and f"from w2s_hf import {type(labels).__name__}" in card
+    assert f"for {len(labels)} rows" in card and f"from w2s_hf import {type(labels).__name__}" in card
     assert type(labels).load(tmp_path).provenance == provenance
     assert ("imdb" in card.split("labels of the dataset")[1]) == ("dataset" in provenance)
 
@@ -185,7 +185,7 @@ def test_labels_of_the_other_kind_name_their_class(make, other, from_hub, tmp_pa
     [
         (None, FileNotFoundError, "without weak_labels.parquet and provenance.json"),
         ({}, ValueError, "without `fingerprint`"),
-        ({"probabilities": "text"}, ValueError, "These are no labels of w2s_hf"),
+        ({"probabilities": "text"}, ValueError, "Pass a directory with labels of w2s_hf"),
     ],
     ids=["no files", "other provenance", "other columns"],
 )

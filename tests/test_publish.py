@@ -249,11 +249,11 @@ def test_a_student_without_a_card_of_ours_or_with_a_token_in_it_is_not_pushed(hu
         assert code == 1 and "there is no student's card" in stderr
     (tmp_path / "README.md").write_text(f"{card} my token is {TOKEN}")
     code, stderr = publish(tmp_path, "--repo_id", "me/one")
-    assert code == 1 and "README.md holds a token" in stderr and TOKEN not in stderr
+    assert code == 1 and "README.md with a token of the Hub" in stderr and TOKEN not in stderr
     assert not hub.repositories
     (tmp_path / "README.md").write_text(card.replace("tags:", "base_model: no id at all\ntags:"))
     code, stderr = publish(tmp_path, "--repo_id", "one", "--hub_private")  # of the owner of the token
-    assert code == 1 and "did not take somebody/one" in stderr and "is no id" in stderr
+    assert code == 1 and "did not accept somebody/one" in stderr and "is no id" in stderr
     assert stderr.endswith(f"w2s_hf.publish {tmp_path} --repo_id somebody/one --hub_private\n")
     (tmp_path / "README.md").write_text(card)
     assert publish(*again(stderr))[0] == 0

@@ -227,7 +227,7 @@ def test_a_student_that_two_files_report_is_named(outputs, caplog):
     shutil.copytree(outputs / "b", outputs / "copy of b")
     table = read_results(outputs)
     assert len(table) == len(once) + 9
-    (warning,) = (text for text in caplog.messages if text.startswith("Several files report the same student"))
+    (warning,) = (text for text in caplog.messages if text.startswith("Several files contain the same student"))
     student = once[(once["run_name"] == "second") & (once["method"] == "naive") & (once["role"] == "student")].iloc[0]
     files = " and ".join(str(outputs / name / "results.json") for name in ("b", "copy of b"))
     assert f"naive, seed 0, fingerprint {student['fingerprint']}, in {files}" in warning
@@ -240,7 +240,7 @@ def test_results_that_are_not_there_are_named(missing, tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "results.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="a directory with the results of a recipe"):
+    with pytest.raises(FileNotFoundError, match="a directory that contains results of experiments"):
         read_results(missing)
 
 

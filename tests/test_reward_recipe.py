@@ -196,7 +196,7 @@ def test_own_models_and_pairs_with_4_bit_adapters(make, cache, tmp_path, monkeyp
         "identical responses": 1, "an empty response": 1, "a response of more than 24 tokens": 1
     }  # fmt: skip
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "nothing can be made of them: 1 with identical responses" in report and "in conflict" not in report
+    assert "were left out: 1 with identical responses" in report and "in conflict" not in report
     student = load_student(str(tmp_path / "out/students/naive-seed0"), task_type="REWARD", load_in_4bit=True)
     tuned = load_student(
         str(next((tmp_path / "out/_stages").glob("generative-*[0-9a-f]")) / "model"), task_type="CAUSAL_LM"

@@ -1,4 +1,4 @@
-"""Repositories on the Hub: is one within reach, and files to one in a single commit."""
+"""Checks whether repositories on the Hub are available, and pushes files to them in a single commit."""
 
 import hashlib
 import logging
@@ -44,36 +44,36 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# What `from_pretrained` and its siblings are told of a file, besides the repository that it is in.
+# Arguments of `from_pretrained` and similar functions that select a file, besides its repository.
 FILE_OPTIONS = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
 
-_PAUSES = (1, 4)  # seconds before another try, where the Hub itself failed
-_LONGEST_NAME = 96  # of a repository, without its namespace
+_PAUSES = (1, 4)  # seconds before each retry after an error of the Hub itself
+_LONGEST_NAME = 96  # characters of a repository name without its namespace
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 _ADVICE = {
-    401: "The token is none that the Hub knows: set HF_TOKEN, or log in with `hf auth login`.",
-    403: "The token may not write there: it needs write access, and you a membership in that namespace.",
-    409: "Something else is changing that repository, or its name is taken: try again.",
+    401: "The Hub rejected the token. Set HF_TOKEN, or log in with `hf auth login`.",
+    403: "The token has no write access to this namespace. Use a token with write access, as a member of it.",
+    409: "The repository is being changed by another process, or its name is taken. Try again.",
 }
 
 
 def ensure_available(name_or_path: str, *, repo_type: str, option: str, revision: str | None = None) -> str | None:
     """
-    The commit of a repository that can be read, found before anything else is done; `None` for a local directory.
+    Checks that a repository can be read, and returns its commit; `None` for a local directory.
 
-    With `HF_HUB_OFFLINE=1` the Hub is not asked: a model must be in the local cache then. What is there of a dataset
-    only `datasets` knows, and the answer is `None`.
+    With `HF_HUB_OFFLINE=1`, models must be in the local cache. Datasets are not checked then, because only `datasets`
+    knows its cache, and the result is `None`.
 
     Args:
         name_or_path (`str`): Local directory or Hub repository id.
         repo_type (`str`): `"model"` or `"dataset"`.
-        option (`str`): The command line option to name in the advice, such as `--student_model`.
+        option (`str`): Command line option to name in errors, such as `--student_model`.
         revision (`str`, *optional*): Branch, tag or commit.
 
     Raises:
-        FileNotFoundError: the directory, repository or revision does not exist, or the repository is gated or private
-            and the token does not open it, or it is not in the cache while offline.
-        ConnectionError: the Hub does not answer within 10 seconds.
+        FileNotFoundError: The directory, repository or revision does not exist, the repository is gated or private and
+            the token has no access, or it is not in the cache while offline.
+        ConnectionError: The Hub does not answer within 10 seconds.
     """
     if Path(name_or_path).is_dir():
         return None
@@ -84,33 +84,32 @@ def ensure_available(name_or_path: str, *, repo_type: str, option: str, revision
         commit = cached_commit(name_or_path, revision)
         if commit is None:
             raise FileNotFoundError(
-                f"{option}: {name_or_path!r} is no local directory, and not in the local cache, and HF_HUB_OFFLINE "
-                f"is set. Run `hf download {name_or_path}` where there is a network, or unset HF_HUB_OFFLINE."
+                f"{option}: got {name_or_path!r} with HF_HUB_OFFLINE=1, expected a local directory or a model in the "
+                f"local cache. Run `hf download {name_or_path}` with a network, or unset HF_HUB_OFFLINE."
             )
         return commit
     try:
         return HfApi().repo_info(name_or_path, repo_type=repo_type, revision=revision, timeout=10).sha
     except RevisionNotFoundError as error:
         raise FileNotFoundError(
-            f"{option}: the {repo_type} {name_or_path!r} has no revision {revision!r}; expected one of its branches, "
-            "tags or commits."
+            f"{option}: the {repo_type} {name_or_path!r} has no revision {revision!r}, expected one of its branches, "
+            "tags or commits. Check the revision."
         ) from error
     except GatedRepoError as error:
         raise FileNotFoundError(
             f"{option}: the {repo_type} {name_or_path!r} is gated. Accept its terms on the Hub and set HF_TOKEN, "
-            f"or give {option} a local directory."
+            f"or set {option} to a local directory."
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise FileNotFoundError(
             f"{option}: got {name_or_path!r}, expected a local directory or the id of a {repo_type} on the Hub that "
-            "your HF_TOKEN may read. No such directory, and the Hub knows no such repository."
+            "your HF_TOKEN can read. Neither exists. Check the spelling, or set HF_TOKEN for a private repository."
         ) from error
     except (HTTPError, OSError) as error:
         raise ConnectionError(
-            f"{option}: the Hub ({constants.ENDPOINT}) does not answer, so the {repo_type} {name_or_path!r} cannot be "
-            f"looked up ({type(error).__name__}). Either give {option} a local directory, or set HF_HUB_OFFLINE=1 to "
-            "use what is in the local cache, or run the recipe with no model and no data named: the embedded demo "
-            "needs no network."
+            f"{option}: the Hub ({constants.ENDPOINT}) does not answer ({type(error).__name__}), so the {repo_type} "
+            f"{name_or_path!r} cannot be checked. Set {option} to a local directory, set HF_HUB_OFFLINE=1 to use the "
+            "local cache, or run the embedded demo without models and data, which needs no network."
         ) from error
 
 
@@ -118,21 +117,22 @@ def refuse_missing_directory(
     name_or_path: str | os.PathLike, repo_type: str = "model", option: str | None = None
 ) -> None:
     """
-    Raises `FileNotFoundError` for the path of a directory that does not exist. An id on the Hub has at most one slash,
-    which is not its first character.
+    Raises `FileNotFoundError` for a path of a directory that does not exist.
+
+    A name with at most one slash, which is not the first character, may be an id on the Hub and is not refused.
     """
     name = os.fspath(name_or_path)
     is_path = os.path.isabs(name) or name.startswith(("./", "../", "~")) or name.count("/") > 1
     if is_path and not Path(name).is_dir():
         raise FileNotFoundError(
-            f"{option or repo_type}: got {name!r}, expected a local directory; there is no such directory. "
-            f"Give the path of the {repo_type}, or its id on the Hub."
+            f"{option or repo_type}: got {name!r}, expected an existing directory. "
+            f"Pass the path of the {repo_type}, or its id on the Hub."
             f"{did_you_mean_path(name, only_directories=True)}"
         )
 
 
 def cached_commit(name_or_path: str, revision: str | None = None, cache_dir: str | None = None) -> str | None:
-    """The commit of a model that is in the local cache; `None` for one that is not, and for a directory."""
+    """Returns the commit of a model in the local cache; `None` for directories and models that are not cached."""
     if not is_repository_id(name_or_path):
         return None
     cached = try_to_load_from_cache(name_or_path, "config.json", cache_dir=cache_dir, revision=revision)
@@ -149,19 +149,20 @@ def has_only_pickles(name_or_path: str, revision: str | None = None) -> bool:
         try:
             names = HfApi().list_repo_files(name_or_path, revision=revision)
         except (HTTPError, OSError):
-            return False  # whoever asks has an error of its own to report
+            return False  # the caller reports its own error
     has_pickles = any(fnmatch(Path(name).name, "pytorch_model*.bin") for name in names)
     return has_pickles and not any(name.endswith(".safetensors") for name in names)
 
 
 class PushError(ConnectionError):
-    """The Hub did not take what was pushed, or was not reached."""
+    """Raised if an upload to the Hub failed."""
 
 
 def repository_name(*parts: str) -> str:
     """
-    A valid repository name of parts that may be anything: `"boolq-Qwen2.5-7B-naive-seed0"`. What is too long is cut,
-    and ends with a hash of the whole.
+    Returns a valid repository name made of any texts, such as `"boolq-Qwen2.5-7B-naive-seed0"`.
+
+    A name that is too long is cut, and ends with a hash of the full name.
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
     name = re.sub(r"([-.])[-.]+", r"\1", name).strip("-.").removesuffix(".git") or "student"
@@ -173,15 +174,15 @@ def repository_name(*parts: str) -> str:
 
 def owner_of_token(token: str | None = None) -> str:
     """
-    The user that a token, by default `HF_TOKEN`, belongs to.
+    Returns the user of a token, by default of `HF_TOKEN`.
 
     Raises:
-        PushError: the Hub does not know the token, or does not answer.
+        PushError: The Hub rejected the token, or does not answer.
     """
     try:
         return HfApi(token=token).whoami()["name"]
-    except (HTTPError, OSError, ValueError, KeyError) as error:  # the last two: an answer that is none of the Hub's
-        raise PushError(_reason("did not say whose token this is", error)) from error
+    except (HTTPError, OSError, ValueError, KeyError) as error:  # the last two: not an answer of the Hub
+        raise PushError(_reason("did not return the owner of the token", error)) from error
 
 
 def commit_files(
@@ -196,47 +197,47 @@ def commit_files(
     token: str | None = None,
 ) -> CommitInfo:
     """
-    Files to a repository, which is made if it is not there, in one commit. Where nothing has changed there is none.
+    Pushes files to a repository in one commit. Creates the repository if needed. Without changes there is no commit.
 
     Args:
         repo_id (`str`): `NAMESPACE/NAME`.
         files (`dict[str, Path | bytes]`): Content by path in the repository.
-        message (`str`): Of the commit.
-        repo_type (`str`, *optional*, defaults to `"model"`): Or `"dataset"`.
-        private (`bool`, *optional*): Of a new repository; `None` is what the namespace says.
+        message (`str`): Message of the commit.
+        repo_type (`str`, *optional*, defaults to `"model"`): `"model"` or `"dataset"`.
+        private (`bool`, *optional*): Whether a new repository is private; by default as set for the namespace.
         replaces (`tuple[str]`, *optional*):
-            Patterns of files that go, where the repository has some that are not among `files`: an adapter of last
-            time beside the whole model of this time would be loaded in its place. `*` is no `/`.
-        revision (`str`, *optional*): Branch; the main one by default.
-        token (`str`, *optional*): In place of `HF_TOKEN`.
+            Patterns of files to delete from the repository if they are not among `files`. For example, an old adapter
+            would be loaded instead of a new full model. `*` does not match `/`.
+        revision (`str`, *optional*): Branch; the main branch by default.
+        token (`str`, *optional*): Token to use instead of `HF_TOKEN`.
 
     Raises:
-        ValueError: a file that is text has a token of the Hub in it; nothing was sent.
-        PushError: the Hub did not take them, or was not reached. What to do about it is in the message.
+        ValueError: A text file contains a token of the Hub. Nothing is sent.
+        PushError: The upload failed. The message says what to do.
     """
     _refuse_tokens(files, token)
     api = HfApi(token=token)
 
     def push() -> CommitInfo:
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-        there = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision) if replaces else []
-        gone = [path for path in there if path not in files and _matches(path, replaces)]
-        operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(path) for path in gone]
+        present = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision) if replaces else []
+        old = [path for path in present if path not in files and _matches(path, replaces)]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(path) for path in old]
         operations += [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
-        # Not upload_folder, which may make several commits of one folder.
+        # Not upload_folder, which may push several commits for one folder.
         return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision)
 
     pauses = iter(_PAUSES)
     while True:
         try:
             return push()
-        # RuntimeError: a file that did not get through; ValueError: metadata that the Hub does not accept.
+        # RuntimeError: the upload of a file failed. ValueError: the Hub rejected the metadata of a card.
         except (HTTPError, OSError, RuntimeError, ValueError) as error:
-            reason, pause = _reason(f"did not take {repo_id}", error), next(pauses, None)
-            # The client tries uploads again itself, and the two requests around them not.
+            reason, pause = _reason(f"did not accept {repo_id}", error), next(pauses, None)
+            # The client retries uploads itself, but not the two requests around them.
             if pause is None or (_status(error) or 0) < 500:
                 raise PushError(reason) from error
-            logger.warning(f"{reason} Trying again in {pause} seconds")
+            logger.warning(f"{reason} Retrying in {pause} seconds.")
             time.sleep(pause)
 
 
@@ -245,7 +246,7 @@ def _matches(path: str, patterns: tuple[str, ...]) -> bool:
 
 
 def is_repository_id(name: str) -> bool:
-    """Returns whether the name of a model may be an id on the Hub: a valid id that is no local directory."""
+    """Returns whether a name may be an id on the Hub: it is a valid id, and not a local directory."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -254,26 +255,29 @@ def is_repository_id(name: str) -> bool:
 
 
 def _status(error: Exception) -> int | None:
-    """Returns the HTTP status of an answer of the Hub; `None` for other errors."""
+    """Returns the HTTP status of an error of the Hub; `None` for other errors."""
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
-def _reason(what: str, error: Exception) -> str:
+def _reason(problem: str, error: Exception) -> str:
+    """Returns a message with the answer of the Hub and advice."""
     status = _status(error)
     if isinstance(error, HfHubHTTPError):
-        said = f"HTTP {status}: {error.server_message or error.response.reason_phrase}"
+        details = f"HTTP {status}: {error.server_message or error.response.reason_phrase}"
     else:
-        # Of a file that did not get through the client says which, and its cause says why.
-        said = "; ".join(f"{type(part).__name__}: {part}" for part in (error, error.__cause__) if part is not None)
+        # For a failed upload, the error of the client names the file and its cause has the reason.
+        details = "; ".join(f"{type(part).__name__}: {part}" for part in (error, error.__cause__) if part is not None)
     advice = f" {_ADVICE[status]}" if status in _ADVICE else ""
-    return f"the Hub ({constants.ENDPOINT}) {what} ({' '.join(said.split())}).{advice}"
+    return f"the Hub ({constants.ENDPOINT}) {problem} ({' '.join(details.split())}).{advice}"
 
 
 def _refuse_tokens(files: dict[str, Path | bytes], token: str | None) -> None:
-    known = [secret.encode() for secret in (token, get_token()) if secret and len(secret) >= 8]
+    secrets = [secret.encode() for secret in (token, get_token()) if secret and len(secret) >= 8]
     for path, content in files.items():
         if path.endswith(".safetensors"):
             continue
         content = content if isinstance(content, bytes) else content.read_bytes()
-        if _TOKEN.search(content) or any(secret in content for secret in known):
-            raise ValueError(f"{path} holds a token of the Hub, which everybody could read there; take it out.")
+        if _TOKEN.search(content) or any(secret in content for secret in secrets):
+            raise ValueError(
+                f"Got {path} with a token of the Hub, expected no secrets in files to push. Remove the token from it."
+            )

@@ -1,4 +1,4 @@
-"""Weak labels, class probabilities or text, keyed by row id, with the record of where they came from."""
+"""Weak labels keyed by row id, as class probabilities or text, with their provenance."""
 
 import hashlib
 import json
@@ -33,24 +33,25 @@ _ROWS, _PROVENANCE = "weak_labels.parquet", "provenance.json"
 
 class LabelsById(ABC):
     """
-    The base class of weak labels: they are looked up by row id, joined to rows without a label, and saved with their
-    provenance.
+    The base class of weak labels.
+
+    Labels are looked up by row id, joined to rows without labels, and saved with their provenance.
     """
 
     ids: list[str]
     provenance: dict
-    _columns: ClassVar[tuple[str, ...]]  # of the table
+    _columns: ClassVar[tuple[str, ...]]  # columns of the table
 
     def _check_ids(self, n_labels: int) -> None:
         name = type(self).__name__
         object.__setattr__(self, "ids", [str(row_id) for row_id in self.ids])
         if len(self.ids) != n_labels:
-            raise ValueError(f"{name}: got {len(self.ids)} ids for {n_labels} rows.")
+            raise ValueError(f"{name}: got {len(self.ids)} ids for {n_labels} labels, expected one id per label.")
         seen: set[str] = set()
         for row_id in self.ids:
             if row_id in seen:
                 n_repeated = len(self.ids) - len(set(self.ids))
-                raise ValueError(f"{name}: got {n_repeated} repeated ids, such as {row_id!r}; ids must differ.")
+                raise ValueError(f"{name}: got {n_repeated} repeated ids, such as {row_id!r}, expected unique ids.")
             seen.add(row_id)
 
     def __len__(self) -> int:
@@ -59,47 +60,51 @@ class LabelsById(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of ids and labels: 16 hexadecimal digits."""
+        """The hash of ids and labels, 16 hexadecimal digits."""
 
     @abstractmethod
     def of(self, ids: list[str]) -> Any:
-        """The labels of these rows, in this order. Raises `KeyError` for a row without a label."""
+        """Returns the labels of these rows, in this order. Raises `KeyError` for a row without a label."""
 
     @abstractmethod
     def join(self, dataset: Dataset) -> Dataset:
-        """`dataset` with these labels in place of its ground truth."""
+        """Returns `dataset` with these labels instead of its ground truth."""
 
     @abstractmethod
     def to_dataset(self) -> Dataset:
-        """One row per label, with its `id`."""
+        """Returns the labels as a dataset with a column `id`, one row per label."""
 
     @classmethod
     @abstractmethod
     def _from_columns(cls, columns: dict[str, list], provenance: dict) -> Self:
-        """Makes labels of the columns of [`to_dataset`]."""
+        """Creates labels from the columns of [`to_dataset`]."""
 
     def _positions(self, ids: list[str]) -> list[int]:
         position = {row_id: index for index, row_id in enumerate(self.ids)}
         missing = [row_id for row_id in ids if row_id not in position]
         if missing:
             raise KeyError(
-                f"{len(missing)} of {len(ids)} rows have no weak label, such as {missing[:MAX_NAMED_ROWS]}; label "
-                f"these rows too, or select the labelled ones (there are {len(self)})."
+                f"Got {len(missing)} of {len(ids)} rows without a weak label, such as {missing[:MAX_NAMED_ROWS]}. "
+                f"Label these rows, or select the {len(self)} rows with labels."
             )
         return [position[row_id] for row_id in ids]
 
     def _unlabelled(self, dataset: Dataset, label_columns: tuple[str, ...]) -> tuple[Dataset, list[int]]:
-        """The rows without their ground truth, and the position of each one's label."""
+        """Returns the rows without their ground truth, and the position of the label of each row."""
         if "id" not in dataset.column_names:
-            raise ValueError(f"join: got columns {dataset.column_names}, expected an `id` column.")
+            raise ValueError(
+                f"join: got the columns {', '.join(dataset.column_names)}, expected a column `id`. Add the ids of the "
+                "weak labels."
+            )
         present = [name for name in label_columns if name in dataset.column_names]
         if present:
             raise ValueError(
-                f"join: the rows already have {present}. Remove the column, or rename ground truth to `ground_truth`."
+                f"join: got rows with the column {', '.join(present)}, expected rows without labels. Remove it, or "
+                "rename it to `ground_truth`."
             )
         ids = [str(row_id) for row_id in dataset["id"]]
         if len(set(ids)) != len(ids):
-            raise ValueError(f"join: got {len(ids) - len(set(ids))} repeated ids in the rows; ids must differ.")
+            raise ValueError(f"join: got {len(ids) - len(set(ids))} repeated ids in the rows, expected unique ids.")
         positions = self._positions(ids)
         if "ground_truth" in dataset.column_names:
             dataset = dataset.remove_columns("ground_truth")
@@ -109,7 +114,7 @@ class LabelsById(ABC):
         """Writes `weak_labels.parquet` and `provenance.json`, readable by `datasets.load_dataset(directory)`."""
         directory = Path(directory)
         record = {**self.provenance, "n_rows": len(self), "fingerprint": self.fingerprint}
-        text = json.dumps(record, indent=2, sort_keys=True) + "\n"  # first, since it may not be JSON
+        text = json.dumps(record, indent=2, sort_keys=True) + "\n"  # before any file is written, because it may fail
         directory.mkdir(parents=True, exist_ok=True)
         pq.write_table(self.to_dataset().data.table, directory / _ROWS)
         (directory / _PROVENANCE).write_text(text)
@@ -117,41 +122,41 @@ class LabelsById(ABC):
     @classmethod
     def load(cls, directory: str | Path) -> Self:
         """
-        Reads what [`save`] wrote.
+        Loads labels from a directory written by [`save`].
 
         Raises:
-            FileNotFoundError: the directory holds no labels.
-            ValueError: it holds labels of the other kind (the class to use is named), or rows and provenance do not
-                belong together.
+            FileNotFoundError: The directory has no labels.
+            ValueError: The directory has labels of another class, which the message names, or rows and provenance do
+                not belong together.
         """
         directory = Path(directory)
         missing = [name for name in (_ROWS, _PROVENANCE) if not (directory / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{directory}: got a directory without {' and '.join(missing)}, expected one that {cls.__name__}.save "
-                "or push_to_hub wrote."
+                f"{directory}: got a directory without {' and '.join(missing)}, expected labels. Pass a directory "
+                f"written by {cls.__name__}.save or push_to_hub."
             )
         record = json.loads((directory / _PROVENANCE).read_text())
         columns = pq.read_table(directory / _ROWS).to_pydict()
         if set(columns) != set(cls._columns):
             kinds = [kind for kind in (WeakLabels, WeakCompletions) if set(columns) == set(kind._columns)]
-            advice = f"Load it with {kinds[0].__name__}." if kinds else "These are no labels of w2s_hf."
+            advice = f"Load it with {kinds[0].__name__}." if kinds else "Pass a directory with labels of w2s_hf."
             raise ValueError(
                 f"{directory}: got the columns {', '.join(sorted(columns))}, expected those of {cls.__name__}: "
                 f"{', '.join(sorted(cls._columns))}. {advice}"
             )
         if not isinstance(record, dict) or not {"fingerprint", "n_rows"} <= set(record):
             raise ValueError(
-                f"{directory}: got a {_PROVENANCE} without `fingerprint` and `n_rows`, expected the one that "
-                f"{cls.__name__}.save wrote."
+                f"{directory}: got a {_PROVENANCE} without `fingerprint` and `n_rows`, expected the file written by "
+                f"{cls.__name__}.save. Restore it, or label the rows again."
             )
         labels = cls._from_columns(columns, record)
         fingerprint = labels.provenance.pop("fingerprint")
         labels.provenance.pop("n_rows")
         if fingerprint != labels.fingerprint:
             raise ValueError(
-                f"{directory}: the rows have fingerprint {labels.fingerprint}, the provenance says {fingerprint}: the "
-                "files were changed or mixed. Label the rows again."
+                f"{directory}: got rows with the fingerprint {labels.fingerprint}, expected {fingerprint} as in the "
+                "provenance. The files were changed or mixed: label the rows again."
             )
         return labels
 
@@ -165,10 +170,10 @@ class LabelsById(ABC):
         token: str | None = None,
     ) -> CommitInfo:
         """
-        Rows, provenance and a card to a dataset repository, in one commit; see [`w2s_hf.hub.commit_files`].
+        Pushes labels, provenance and a card to a dataset repository in one commit, see [`w2s_hf.hub.commit_files`].
 
         Raises:
-            PushError: the Hub did not take them.
+            PushError: The upload failed.
         """
         with tempfile.TemporaryDirectory() as directory:
             self.save(directory)
@@ -180,11 +185,11 @@ class LabelsById(ABC):
     @classmethod
     def from_hub(cls, repo_id: str, *, revision: str | None = None, token: str | None = None) -> Self:
         """
-        Reads what [`push_to_hub`] pushed, and downloads no other file of the repository.
+        Loads labels pushed by [`push_to_hub`]. It downloads no other files of the repository.
 
         Raises:
-            FileNotFoundError, ValueError: as [`load`]; and as [`~huggingface_hub.snapshot_download`], for a repository
-                that is no dataset, such as a student.
+            FileNotFoundError, ValueError: See [`load`]. [`~huggingface_hub.snapshot_download`] raises further errors,
+                for example for a repository that is not a dataset.
         """
         directory = snapshot_download(
             repo_id, repo_type="dataset", revision=revision, token=token, allow_patterns=[_ROWS, _PROVENANCE]
@@ -197,7 +202,7 @@ class LabelsById(ABC):
 
 
 def label_files(directory: str | Path, repo_id: str) -> dict[str, Path | bytes]:
-    """Returns the files of saved labels for the Hub, with their card, by path in the repository."""
+    """Returns the files of saved labels and their card, by path in the repository."""
     directory = Path(directory)
     rows, provenance = directory / _ROWS, directory / _PROVENANCE
     schema = pq.read_schema(rows)
@@ -208,17 +213,17 @@ def label_files(directory: str | Path, repo_id: str) -> dict[str, Path | bytes]:
 
 def weak_labels_card(provenance: dict, columns: list[str], repo_id: str | None = None) -> str:
     """
-    The dataset card of weak labels.
+    Returns the dataset card of weak labels.
 
     Args:
-        provenance (`dict`): Of the labels, with `n_rows`.
-        columns (`list[str]`): Of their table.
-        repo_id (`str`, *optional*): Where it is on the Hub; else this directory.
+        provenance (`dict`): Provenance of the labels, with `n_rows`.
+        columns (`list[str]`): Columns of their table.
+        repo_id (`str`, *optional*): Repository on the Hub in the code of the card; the current directory by default.
     """
     task, dataset = provenance.get("task"), provenance.get("dataset")
     is_demo = isinstance(dataset, dict) and dataset.get("id") == DEMO_DATASET
     tags = ("weak-to-strong", "weak-labels", "w2s_hf-demo" if is_demo else task)
-    # Without it, the provenance would count as rows, too.
+    # Without this, the Hub would read the provenance as rows, too.
     configs = [{"config_name": "default", "data_files": _ROWS}]
     data = DatasetCardData(tags=[str(tag) for tag in tags if tag], configs=configs)
     return render(
@@ -237,16 +242,16 @@ def weak_labels_card(provenance: dict, columns: list[str], repo_id: str | None =
 @dataclass(frozen=True, eq=False)
 class WeakLabels(LabelsById):
     """
-    Soft labels of a supervisor, keyed by row id.
+    The soft labels of a supervisor, keyed by row id.
 
     Args:
-        ids (`list[str]`): Row ids, all different, length N.
-        probabilities (`np.ndarray` of shape `(N, C)`, float32): Class probabilities, rows sum to 1.
-        provenance (`dict`): Who labelled what: model and revision, task, dataset and revision, split, seed, versions.
-            JSON values only.
+        ids (`list[str]`): N unique row ids.
+        probabilities (`np.ndarray` of shape `(N, C)`, float32): Class probabilities; rows sum to 1.
+        provenance (`dict`): Origin of the labels: model and revision, task, dataset and revision, split, seed,
+            versions. JSON values only.
 
     Raises:
-        ValueError: ids repeat, or the probabilities are not (see [`as_probabilities`]), or the lengths differ.
+        ValueError: Ids repeat, the probabilities are invalid (see [`as_probabilities`]), or the lengths differ.
 
     Example:
 
@@ -271,52 +276,52 @@ class WeakLabels(LabelsById):
 
     @classmethod
     def mean(cls, members: list[Self]) -> Self:
-        """The mean of several supervisors' labels of the same rows, in the order of the first."""
+        """Returns the mean labels of several supervisors for the same rows, in the order of the first one."""
         first, *others = members
         probabilities = np.mean([first.probabilities, *(other.of(first.ids) for other in others)], axis=0)
         stages = [member.provenance.get("stage") for member in members]
         return cls(first.ids, probabilities, {**first.provenance, "stage": "+".join(map(str, stages))})
 
     def most_confident(self, ids: list[str], share: float) -> np.ndarray:
-        """Selects the `share` of each hard class with the most confident labels: `(len(ids),)` bool."""
+        """Selects the `share` of rows of each predicted class with the most confident labels, `(len(ids),)` bool."""
         probabilities = self.of(ids)
-        confidence, answers = probabilities.max(axis=1), probabilities.argmax(axis=1)
-        kept = np.zeros(len(ids), dtype=bool)
-        for answer in np.unique(answers):
-            rows = np.flatnonzero(answers == answer)
+        confidence, classes = probabilities.max(axis=1), probabilities.argmax(axis=1)
+        is_selected = np.zeros(len(ids), dtype=bool)
+        for label in np.unique(classes):
+            rows = np.flatnonzero(classes == label)
             best = np.argsort(-confidence[rows], kind="stable")[: max(1, round(share * len(rows)))]
-            kept[rows[best]] = True
-        return kept
+            is_selected[rows[best]] = True
+        return is_selected
 
     @property
     def fingerprint(self) -> str:
-        """Hash of ids and probabilities: 16 hexadecimal digits."""
+        """The hash of ids and probabilities, 16 hexadecimal digits."""
         digest = hashlib.sha256("\n".join(self.ids).encode())
         digest.update(np.ascontiguousarray(self.probabilities).tobytes())
         return digest.hexdigest()[:16]
 
     def of(self, ids: list[str]) -> np.ndarray:
-        """Probabilities `(len(ids), C)` of these rows, in this order. Raises `KeyError` for a row without a label."""
+        """Returns the probabilities of these rows, `(len(ids), C)`. Raises `KeyError` for a row without a label."""
         return self.probabilities[self._positions(ids)]
 
     def join(self, dataset: Dataset) -> Dataset:
         """
-        `dataset`, in its own order, with a `labels` column of C probabilities in place of its ground truth.
+        Returns `dataset`, in its order, with a column `labels` of C probabilities instead of its ground truth.
 
         Args:
-            dataset ([`~datasets.Dataset`]): Rows with an `id` column of different ids. A `ground_truth` column is
-                removed: whoever trains on weak labels must not see it.
+            dataset ([`~datasets.Dataset`]): Rows with a column `id` of unique ids. A column `ground_truth` is removed,
+                because a student must not see it.
 
         Raises:
-            KeyError: a row has no weak label.
-            ValueError: there is no `id` column, ids repeat, or the rows already have a label column.
+            KeyError: A row has no weak label.
+            ValueError: There is no column `id`, ids repeat, or the rows already have a label column.
         """
         dataset, positions = self._unlabelled(dataset, ("label", "labels", "label_ids"))
         labels = self.probabilities[positions].tolist()
         return dataset.add_column("labels", labels, feature=List(Value("float32")))
 
     def to_dataset(self) -> Dataset:
-        """Columns `id` (string) and `probabilities` (list of C float32)."""
+        """Returns a dataset with the columns `id` (string) and `probabilities` (list of C float32)."""
         features = Features({"id": Value("string"), "probabilities": List(Value("float32"))})
         return Dataset.from_dict({"id": self.ids, "probabilities": self.probabilities.tolist()}, features=features)
 
@@ -331,8 +336,8 @@ class Completion:
     The completion of a prompt by a model.
 
     Args:
-        text (`str`): As it continues the prompt, with its leading space.
-        is_cut (`bool`): It did not end before the limit of tokens.
+        text (`str`): Text that continues the prompt, with its leading space.
+        is_cut (`bool`): Whether it was cut at the token limit.
     """
 
     text: str
@@ -345,12 +350,12 @@ class WeakCompletions(LabelsById):
     The completions of a supervisor, keyed by row id.
 
     Args:
-        ids (`list[str]`): Row ids, all different, length N.
-        completions (`list[Completion]`): One a row.
-        provenance (`dict`): As of [`WeakLabels`].
+        ids (`list[str]`): N unique row ids.
+        completions (`list[Completion]`): Completion of each row.
+        provenance (`dict`): Origin of the completions, see [`WeakLabels`].
 
     Raises:
-        ValueError: ids repeat, or the lengths differ.
+        ValueError: Ids repeat, or the lengths differ.
     """
 
     _columns = ("id", "completion", "is_cut")
@@ -364,34 +369,35 @@ class WeakCompletions(LabelsById):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of ids and completions: 16 hexadecimal digits."""
-        rows = [[row_id, made.text, made.is_cut] for row_id, made in zip(self.ids, self.completions, strict=True)]
+        """The hash of ids and completions, 16 hexadecimal digits."""
+        rows = [[row_id, part.text, part.is_cut] for row_id, part in zip(self.ids, self.completions, strict=True)]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
     def of(self, ids: list[str]) -> list[Completion]:
-        """Completions of these rows, in this order. Raises `KeyError` for a row without one."""
+        """Returns the completions of these rows, in this order. Raises `KeyError` for a row without one."""
         return [self.completions[position] for position in self._positions(ids)]
 
     def join(self, dataset: Dataset) -> Dataset:
         """
-        `dataset`, with a `completion` column of text in place of its ground truth; as [`WeakLabels.join`]. A cut
-        completion is text as any other: who learns it learns that it ends there.
+        Returns `dataset` with a text column `completion` instead of its ground truth, as [`WeakLabels.join`].
+
+        A cut completion is joined like any other. A student trained on it learns to end there.
         """
         dataset, positions = self._unlabelled(dataset, ("completion",))
         texts = [self.completions[position].text for position in positions]
         return dataset.add_column("completion", texts, feature=Value("string"))
 
     def to_dataset(self) -> Dataset:
-        """Columns `id`, `completion` (strings) and `is_cut` (bool)."""
+        """Returns a dataset with the columns `id`, `completion` (strings) and `is_cut` (bool)."""
         features = Features({"id": Value("string"), "completion": Value("string"), "is_cut": Value("bool")})
         columns = {
             "id": self.ids,
-            "completion": [made.text for made in self.completions],
-            "is_cut": [made.is_cut for made in self.completions],
+            "completion": [part.text for part in self.completions],
+            "is_cut": [part.is_cut for part in self.completions],
         }
         return Dataset.from_dict(columns, features=features)
 
     @classmethod
     def _from_columns(cls, columns: dict[str, list], provenance: dict) -> Self:
-        made = [Completion(*pair) for pair in zip(columns["completion"], columns["is_cut"], strict=True)]
-        return cls(columns["id"], made, provenance)
+        completions = [Completion(*pair) for pair in zip(columns["completion"], columns["is_cut"], strict=True)]
+        return cls(columns["id"], completions, provenance)

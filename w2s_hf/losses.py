@@ -1,8 +1,8 @@
-"""Losses of a student on soft labels: pure functions on tensors.
+"""Losses of a student on soft labels, as pure functions on tensors.
 
-All take `logits` `(B, C)` of any float dtype (computed in float32) and `soft_labels` `(B, C)`, probabilities that sum
-to 1 in every row, and return the mean over the B rows, or the rows' losses `(B,)` with `reduction="none"`. All are
-cross-entropies against some target; they differ in the target.
+All losses take `logits` `(B, C)` of any float dtype and `soft_labels` `(B, C)`, probabilities that sum to 1 per row.
+They compute in float32 and return the mean over the B rows, or the losses `(B,)` with `reduction="none"`. All are
+cross-entropies that differ in their target.
 """
 
 import torch
@@ -22,7 +22,7 @@ __all__ = [
     "window_loss",
 ]
 
-# Each loss, and which of the trainers' `LossArguments` it reads. "openai" is confidence_loss under openai_warmup.
+# The losses, and the fields of `LossArguments` that each one reads. "openai" is confidence_loss with openai_warmup.
 LOSS_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "xent": (),
     "confidence": ("aux_coef", "aux_warmup_ratio", "aux_start", "aux_prior"),
@@ -44,24 +44,24 @@ def _reduce(row_losses: torch.Tensor, reduction: str) -> torch.Tensor:
 def _check(logits: torch.Tensor, soft_labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if not (torch.is_tensor(logits) and torch.is_tensor(soft_labels)):
         raise ValueError(
-            f"Got logits as {type(logits).__name__} and soft labels as {type(soft_labels).__name__}, expected a "
-            "torch.Tensor twice."
+            f"Got logits as {type(logits).__name__} and soft labels as {type(soft_labels).__name__}, expected both as "
+            "torch.Tensor. Convert them with torch.as_tensor."
         )
     if logits.ndim != 2 or logits.shape != soft_labels.shape:
         raise ValueError(
             f"Got logits of shape {tuple(logits.shape)} and soft labels of shape {tuple(soft_labels.shape)}, expected "
-            "(B, C) twice."
+            "both of shape (B, C)."
         )
     return logits.float(), soft_labels.float()
 
 
 def cross_entropy_loss(logits: torch.Tensor, soft_labels: torch.Tensor, *, reduction: str = "mean") -> torch.Tensor:
     """
-    Cross-entropy against the weak labels, `-sum_c w_c log f_c`: naive finetuning (`xent`).
+    Returns the cross-entropy with the weak labels, `-sum_c w_c log f_c`: naive finetuning (`xent`).
 
     Args:
-        logits (`torch.Tensor` of shape `(B, C)`, any float dtype): The student's.
-        soft_labels (`torch.Tensor` of shape `(B, C)`): Probabilities.
+        logits (`torch.Tensor` of shape `(B, C)`, any float dtype): Logits of the student.
+        soft_labels (`torch.Tensor` of shape `(B, C)`): Weak labels as class probabilities.
         reduction (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"none"`.
 
     Returns:
@@ -75,12 +75,12 @@ def cross_entropy_loss(logits: torch.Tensor, soft_labels: torch.Tensor, *, reduc
 
 def linear_warmup(step_ratio: float, aux_coef: float, warmup_ratio: float) -> float:
     """
-    Weight of an auxiliary term that rises in a straight line from 0 to `aux_coef` and stays there.
+    Returns the weight of an auxiliary term that rises linearly from 0 to `aux_coef`, and is constant afterwards.
 
     Args:
-        step_ratio (`float` in [0, 1]): Optimizer steps done, of all.
+        step_ratio (`float` in [0, 1]): Finished optimizer steps as a share of all steps.
         aux_coef (`float` in [0, 1]): Final weight.
-        warmup_ratio (`float` in [0, 1]): Share of the steps in which it rises; 0 starts with the final weight.
+        warmup_ratio (`float` in [0, 1]): Share of the steps in which the weight rises; with 0 it is always `aux_coef`.
 
     Source: paper, A.4 ("over the first 20 % of training").
     """
@@ -89,8 +89,10 @@ def linear_warmup(step_ratio: float, aux_coef: float, warmup_ratio: float) -> fl
 
 def openai_warmup(step_ratio: float, aux_coef: float, warmup_ratio: float) -> float:
     """
-    The schedule of the published code, for reproduction: the weight is `aux_coef * step_ratio` up to `warmup_ratio`
-    and then jumps to `aux_coef`, because the ramp is not divided by `warmup_ratio`. Arguments as in [`linear_warmup`].
+    Returns the weight by the schedule of the published code, for reproduction.
+
+    The weight is `aux_coef * step_ratio` up to `warmup_ratio`. It then jumps to `aux_coef`, because the published code
+    does not divide the ramp by `warmup_ratio`. The arguments are those of [`linear_warmup`].
 
     Source: openai/weak-to-strong, weak_to_strong/loss.py, with 0.5 and 0.1.
     """
@@ -99,28 +101,28 @@ def openai_warmup(step_ratio: float, aux_coef: float, warmup_ratio: float) -> fl
 
 def confidence_threshold(probabilities: torch.Tensor, prior: float) -> torch.Tensor:
     """
-    The t for which a share `prior` of rows has P(class 1) > t.
+    Returns the threshold t for which a share `prior` of rows has P(class 1) > t.
 
-    It is a property of the rows of a whole optimizer step: of a single row it is that row's own probability, and would
-    harden every row to class 0.
+    The threshold must be computed over all rows of an optimizer step. Over a single row it would be the probability of
+    this row, and every row would get the hard label 0. Rows equal to the threshold are not above it.
 
     Args:
         probabilities (`torch.Tensor` of shape `(N,)`, any float dtype): P(class 1) of all rows of the step.
         prior (`float` in [0, 1]): Share of class 1.
 
     Returns:
-        `torch.Tensor`, float32 scalar: the quantile at `1 - prior`, linear between rows. Tied rows are not above it.
+        `torch.Tensor`, float32 scalar: the quantile at `1 - prior`, interpolated linearly.
 
-    Source: paper, A.4 (one half of the batch) and footnote 7 (the class prior where that is not one half).
+    Source: paper, A.4 (half of the batch) and footnote 7 (the class prior if it is not one half).
     """
     if not 0 <= prior <= 1:
         raise ValueError(f"prior: got {prior}, expected a share between 0 and 1.")
     if probabilities.ndim != 1 or not len(probabilities):
         raise ValueError(
-            f"probabilities: got the shape {tuple(probabilities.shape)}, expected P(class 1) of shape (N,), with rows."
+            f"probabilities: got the shape {tuple(probabilities.shape)}, expected P(class 1) of shape (N,) with N > 0."
         )
     probabilities = probabilities.float()
-    # Not torch.quantile: it refuses more than 16 million rows and a q of another dtype. N is small; sorting is cheap.
+    # Not torch.quantile, which rejects more than 16 million rows and a q of another dtype. Sorting is cheap here.
     ordered = probabilities.sort().values
     position = (1 - prior) * (len(ordered) - 1)
     lower = int(position)
@@ -138,34 +140,35 @@ def confidence_loss(
     reduction: str = "mean",
 ) -> torch.Tensor:
     """
-    Auxiliary confidence loss, `(1 - a) CE(f, w) + a CE(f, 1[f > t])`: the student may stand by its own opinion.
+    Returns the auxiliary confidence loss, `(1 - a) CE(f, w) + a CE(f, 1[f > t])`.
 
-    Cross-entropy is linear in its target, so this is one cross-entropy against `(1 - a) w + a 1[f > t]`, through which
-    no gradient flows.
+    The second term reinforces the student's own hard predictions, even if they differ from the weak labels.
+    Cross-entropy is linear in its target, so this is one cross-entropy with the target `(1 - a) w + a 1[f > t]`. The
+    target has no gradient.
 
     Args:
-        logits (`torch.Tensor` of shape `(B, 2)`, any float dtype): The student's.
-        soft_labels (`torch.Tensor` of shape `(B, 2)`): Probabilities.
-        aux_weight (`float` in [0, 1]): a, see [`linear_warmup`].
+        logits (`torch.Tensor` of shape `(B, 2)`, any float dtype): Logits of the student.
+        soft_labels (`torch.Tensor` of shape `(B, 2)`): Weak labels as class probabilities.
+        aux_weight (`float` in [0, 1]): Weight a, see [`linear_warmup`].
         threshold (`torch.Tensor` or `float`, *optional*):
-            t on P(class 1), see [`confidence_threshold`]. Found over this batch by default, which is right only if the
-            batch is the whole optimizer step.
-        prior (`float`, *optional*): For that; defaults to the batch's mean weak label.
+            Threshold t of P(class 1), see [`confidence_threshold`]. The default is computed over this batch, which is
+            correct only if the batch is the whole optimizer step.
+        prior (`float`, *optional*): Prior for the default threshold; the mean weak label of the batch by default.
         reduction (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"none"`.
 
     Returns:
         `torch.Tensor`, float32: a scalar, or `(B,)`.
 
     Raises:
-        ValueError: other than two classes.
+        ValueError: There are not exactly two classes.
 
-    Source: paper, A.4. There t makes exactly half of the rows positive; here the share is the mean weak label by
+    Source: paper, A.4. In the paper, exactly half of the rows are above t. Here the share is the mean weak label by
     default (footnote 7), as in the published code.
     """
     logits, soft_labels = _check(logits, soft_labels)
     if logits.shape[1] != 2:
         raise ValueError(
-            f"confidence_loss: got {logits.shape[1]} classes, and a threshold divides two. Use adaptive_confidence."
+            f"confidence_loss: got {logits.shape[1]} classes, expected 2. Use adaptive_confidence for other numbers."
         )
     probabilities = logits.detach().softmax(dim=-1)[:, 1]
     if threshold is None:
@@ -179,16 +182,17 @@ def product_loss(
     logits: torch.Tensor, soft_labels: torch.Tensor, *, alpha: float = 1.0, beta: float = 1.0, reduction: str = "mean"
 ) -> torch.Tensor:
     """
-    Cross-entropy against the normalised product of weak label and own prediction, `w^alpha f^beta / Z`, no gradient
-    through the target. It needs no other row, unlike [`confidence_loss`].
+    Returns the cross-entropy with the normalized product of weak label and own prediction, `w^alpha f^beta / Z`.
+
+    The target has no gradient. It does not depend on other rows, unlike the target of [`confidence_loss`].
 
     Args:
-        logits, soft_labels, reduction: As in [`cross_entropy_loss`].
+        logits, soft_labels, reduction: See [`cross_entropy_loss`].
         alpha (`float`, *optional*, defaults to `1.0`): Exponent of the weak label.
         beta (`float`, *optional*, defaults to `1.0`): Exponent of the prediction.
 
-    Source: paper, appendix B; openai/weak-to-strong, loss.py, whose target is 0/0 where a hard label meets a saturated
-    prediction. Here it is computed from logarithms, labels from 1e-6 up, and is finite.
+    Source: paper, appendix B; openai/weak-to-strong, loss.py. There the target is 0/0 for a hard label and a saturated
+    prediction. Here it is computed from logarithms with labels of at least 1e-6, and is always finite.
     """
     logits, soft_labels = _check(logits, soft_labels)
     log_target = alpha * soft_labels.clamp_min(1e-6).log() + beta * logits.detach().log_softmax(dim=-1)
@@ -199,15 +203,15 @@ def entropy_loss(
     logits: torch.Tensor, soft_labels: torch.Tensor, *, aux_weight: float, reduction: str = "mean"
 ) -> torch.Tensor:
     """
-    `(1 - a) CE(f, w) + a H(f)`: [`confidence_loss`] with the soft prediction in place of the hard one.
+    Returns `(1 - a) CE(f, w) + a H(f)`: [`confidence_loss`] with the soft prediction instead of the hard one.
 
     Args:
-        logits, soft_labels, reduction: As in [`cross_entropy_loss`].
-        aux_weight (`float` in [0, 1]): a, see [`linear_warmup`].
+        logits, soft_labels, reduction: See [`cross_entropy_loss`].
+        aux_weight (`float` in [0, 1]): Weight a, see [`linear_warmup`].
 
-    Source: paper, appendix B (entropy minimisation). EleutherAI/w2s (loss.py) has the same value, but takes the
-    prediction as a constant target; the gradient of that term is exactly zero, so it only scales cross-entropy by
-    1 - a. Here the entropy has its gradient.
+    Source: paper, appendix B (entropy minimization). The loss of EleutherAI/w2s (loss.py) has the same value, but a
+    constant target. The gradient of its second term is zero, so that it only scales cross-entropy by 1 - a. Here the
+    entropy has a gradient.
     """
     logits, soft_labels = _check(logits, soft_labels)
     log_probabilities = logits.log_softmax(dim=-1)
@@ -220,34 +224,35 @@ def window_loss(
     logits: torch.Tensor, soft_labels: torch.Tensor, *, radius: float = 0.15, reduction: str = "mean"
 ) -> torch.Tensor:
     """
-    Cross-entropy on rows where the student is unsure, its largest probability below `0.5 + radius`; 0 on the others.
+    Returns the cross-entropy on rows whose largest predicted probability is below `0.5 + radius`; 0 on other rows.
 
-    The mean is over all B rows, so that a sure student takes small steps; if it is sure of every row the loss is 0.
+    The mean is over all B rows, so a confident student takes small steps. If it is confident about all rows, the loss
+    is 0.
 
     Args:
-        logits, soft_labels, reduction: As in [`cross_entropy_loss`].
+        logits, soft_labels, reduction: See [`cross_entropy_loss`].
         radius (`float` in (0, 0.5], *optional*, defaults to `0.15`): Half width of the window.
 
     Source: EleutherAI/w2s, loss.py (confidence window).
     """
     logits, soft_labels = _check(logits, soft_labels)
-    unsure = logits.detach().softmax(dim=-1).amax(dim=-1) < 0.5 + radius
-    return _reduce(torch.where(unsure, cross_entropy(logits, soft_labels, reduction="none"), 0.0), reduction)
+    is_unsure = logits.detach().softmax(dim=-1).amax(dim=-1) < 0.5 + radius
+    return _reduce(torch.where(is_unsure, cross_entropy(logits, soft_labels, reduction="none"), 0.0), reduction)
 
 
 def adaptive_confidence_loss(
     logits: torch.Tensor, soft_labels: torch.Tensor, *, temperature: float = 1.0, reduction: str = "mean"
 ) -> torch.Tensor:
     """
-    `b CE(f, argmax f) + (1 - b) CE(f, w)` with a weight of each row's own, no gradient through it:
+    Returns `b CE(f, argmax f) + (1 - b) CE(f, w)` with a weight per row,
     `b = exp(CE(f, argmax f) / T) / (exp(CE(f, argmax f) / T) + exp(CE(f, argmax w) / T))`.
 
-    Where student and supervisor choose the same class b is one half; where they do not, b falls the surer the student
-    is of its choice. Any number of classes, and no threshold over a batch.
+    The weight has no gradient. If student and supervisor predict the same class, b is one half. Otherwise b is smaller
+    the more confident the student is. The loss supports any number of classes and needs no threshold over the batch.
 
     Args:
-        logits, soft_labels, reduction: As in [`cross_entropy_loss`].
-        temperature (`float`, *optional*, defaults to `1.0`): T.
+        logits, soft_labels, reduction: See [`cross_entropy_loss`].
+        temperature (`float`, *optional*, defaults to `1.0`): Temperature T.
 
     Source: arXiv 2402.03749, adaptive confidence.
     """

@@ -1,4 +1,4 @@
-"""Scores of an experiment: accuracy, PGR with its interval, agreement, calibration. No torch, no transformers."""
+"""Metrics of an experiment: accuracy, PGR with its interval, agreement and calibration, without torch."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ __all__ = [
     "squared_distance",
 ]
 
-_CHUNK = 50  # resamples at a time: bounds the memory of the bootstraps at 50 numbers a test row
+_CHUNK = 50  # resamples at a time, which limits the memory of a bootstrap to 50 numbers per test row
 
 
 def is_correct(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -32,14 +32,14 @@ def is_correct(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Returns which rows are predicted correctly.
 
     Args:
-        probabilities (`np.ndarray` of shape `(N, C)`): Class probabilities; of equal ones the first class counts.
+        probabilities (`np.ndarray` of shape `(N, C)`): Class probabilities. In ties the first class counts.
         labels (`np.ndarray` of shape `(N,)`, integer): True classes.
 
     Returns:
         `np.ndarray` of shape `(N,)`, bool.
 
     Raises:
-        ValueError: no rows, or shapes that do not fit.
+        ValueError: There are no rows, or the shapes do not match.
     """
     probabilities, labels = np.asarray(probabilities), np.asarray(labels)
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not len(labels):
@@ -51,12 +51,12 @@ def is_correct(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Share of rows in [0, 1] whose most probable class is true; arguments as in [`is_correct`]."""
+    """Returns the share of rows whose most probable class is true, in [0, 1]. Arguments as in [`is_correct`]."""
     return float(is_correct(probabilities, labels).mean())
 
 
 def accuracy_interval(correct: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Returns Wilson's interval of the share that is true in `correct`, `(N,)` bool. Source: scipy.stats.binomtest."""
+    """Returns the Wilson interval of an accuracy from `correct`, `(N,)` bool. Source: scipy.stats.binomtest."""
     correct = np.asarray(correct)
     if correct.ndim != 1 or not len(correct):
         raise ValueError(f"correct: got the shape {correct.shape}, expected (N,) with at least one row.")
@@ -66,24 +66,24 @@ def accuracy_interval(correct: np.ndarray, confidence: float = 0.95) -> tuple[fl
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
     """
-    Area under the ROC curve; ties count half, so a constant score has 0.5.
+    Returns the area under the ROC curve. Ties count half, so a constant score has an AUROC of 0.5.
 
     Args:
-        scores (`np.ndarray` of shape `(N,)`): P(class 1) or any increasing function of it. The logit of class 1 is
-            none: it says nothing without the other logit.
+        scores (`np.ndarray` of shape `(N,)`): P(class 1) or an increasing function of it. The logit of class 1 alone
+            is not such a function, because P(class 1) depends on both logits.
         labels (`np.ndarray` of shape `(N,)`): 0 or 1.
 
     Returns:
-        `float` in [0, 1], or `None` where only one class occurs.
+        `float` in [0, 1], or `None` if all labels are of one class.
 
     Raises:
-        ValueError: the shapes differ, or are not `(N,)`.
+        ValueError: The shapes differ, or are not `(N,)`.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(
-            f"Got scores of shape {scores.shape} and labels of shape {labels.shape}, expected (N,) twice. If they are "
-            "probabilities (N, 2), pass their second column."
+            f"Got scores of shape {scores.shape} and labels of shape {labels.shape}, expected both of shape (N,). "
+            "Pass the second column of probabilities (N, 2)."
         )
     if len(np.unique(labels)) < 2:
         return None
@@ -92,9 +92,16 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, n_bins: int = 10) -> float:
     """
-    Mean distance between confidence and accuracy over `n_bins` equally wide bins of confidence, weighed by rows.
+    Returns the mean distance between confidence and accuracy over equally wide bins of confidence, weighted by rows.
 
-    Args as in [`is_correct`]. Returns a `float` in [0, 1]. Source: Naeini et al. 2015; Guo et al. 2017, equation 3.
+    Args:
+        probabilities, labels: See [`is_correct`].
+        n_bins (`int`, *optional*, defaults to 10): Number of bins.
+
+    Returns:
+        `float` in [0, 1].
+
+    Source: Naeini et al. 2015; Guo et al. 2017, equation 3.
     """
     correct = is_correct(probabilities, labels)
     confidence = np.asarray(probabilities).max(axis=1)
@@ -110,9 +117,9 @@ def difference_interval(
     first: np.ndarray, second: np.ndarray, *, n_resamples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
     """
-    Paired bootstrap interval of the difference between two means, first minus second (percentiles).
+    Returns the paired bootstrap interval of the difference between two means, first minus second (percentiles).
 
-    A resample has the same test rows for both and for all seeds, and draws the seeds if there are several.
+    A resample has the same test rows for both models and all seeds. Several seeds are resampled, too.
 
     ```python
     from w2s_hf.metrics import difference_interval
@@ -132,12 +139,12 @@ def difference_interval(
     difference itself is `first.mean() - second.mean()`.
 
     Args:
-        first, second (`np.ndarray` of shape `(seeds, N)`): Scores of the same test rows, such as which are correct. A
-            NaN leaves its row out of the mean of its seed.
+        first, second (`np.ndarray` of shape `(seeds, N)`): Scores of the same test rows, such as 1 for correct ones.
+            NaN leaves a row out of the mean of its seed.
         n_resamples (`int`), confidence (`float`), seed (`int`): Arguments of the bootstrap.
 
     Returns:
-        Lower and upper end. Resamples in which a mean has no rows are left out.
+        The lower and upper end. Resamples in which a mean has no rows are left out.
 
     Raises:
         ValueError: The shapes differ or are not `(seeds, N)`, or a seed has no score.
@@ -146,22 +153,22 @@ def difference_interval(
     """
     scores = [np.asarray(values, dtype=np.float64) for values in (first, second)]
     if scores[0].ndim != 2 or scores[0].shape != scores[1].shape or not scores[0].size:
-        raise ValueError(f"Got the shapes {scores[0].shape} and {scores[1].shape}, expected (seeds, N) twice.")
+        raise ValueError(f"Got the shapes {scores[0].shape} and {scores[1].shape}, expected (seeds, N) for both.")
     if any(np.isnan(of_seed).all() for values in scores for of_seed in values):
         raise ValueError("Got NaN for all rows of a seed, expected at least one score. Leave the seed out.")
     rng = np.random.default_rng(seed)
     n_seeds, n = scores[0].shape
-    with_counted = [(np.nan_to_num(values), ~np.isnan(values)) for values in scores]
+    values_and_masks = [(np.nan_to_num(values), ~np.isnan(values)) for values in scores]
     differences = np.empty(n_resamples)
     for start in range(0, n_resamples, _CHUNK):
         size = min(_CHUNK, n_resamples - start)
         rows = rng.integers(0, n, (size, n))
-        with np.errstate(invalid="ignore"):  # 0 / 0 where no row counts
-            one, other = (
-                values[:, rows].sum(axis=2) / counted[:, rows].sum(axis=2) for values, counted in with_counted
+        with np.errstate(invalid="ignore"):  # 0 / 0 if all rows are NaN
+            first_means, second_means = (
+                values[:, rows].sum(axis=2) / mask[:, rows].sum(axis=2) for values, mask in values_and_masks
             )
-        chosen = rng.integers(0, n_seeds, (n_seeds, size))
-        differences[start : start + size] = np.take_along_axis(one - other, chosen, axis=0).mean(axis=0)
+        seeds = rng.integers(0, n_seeds, (n_seeds, size))
+        differences[start : start + size] = np.take_along_axis(first_means - second_means, seeds, axis=0).mean(axis=0)
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(differences, [tail, 1 - tail])
     return float(low), float(high)
@@ -171,8 +178,8 @@ def rounded(value: float, digits: int = 3) -> str:
     """
     Returns a score as text, with halves rounded up.
 
-    A half such as 0.8775 is a binary fraction a little above or below it. Without this rule, the mean of equal scores
-    could differ from them in the last digit.
+    A half such as 0.8775 is stored as a binary fraction that is slightly larger or smaller. Without this rule, the
+    mean of equal scores could differ from them in the last digit.
     """
     return f"{round(value + 1e-9, digits) + 0.0:.{digits}f}"  # never -0.000
 
@@ -187,11 +194,11 @@ def squared_distance(probabilities: np.ndarray, others: np.ndarray) -> float:
         probabilities, others (`np.ndarray` of shape `(N, C)`): Class probabilities.
 
     Raises:
-        ValueError: the shapes differ, are not `(N, C)`, or have no rows.
+        ValueError: The shapes differ, are not `(N, C)`, or have no rows.
     """
     first, second = (np.asarray(values, dtype=np.float64) for values in (probabilities, others))
     if first.ndim != 2 or first.shape != second.shape or not len(first):
-        raise ValueError(f"Got the shapes {first.shape} and {second.shape}, expected (N, C) twice, with rows.")
+        raise ValueError(f"Got the shapes {first.shape} and {second.shape}, expected (N, C) for both, with N > 0.")
     difference = first - second
     return float((difference**2).sum(axis=1).mean() / 2)
 
@@ -200,16 +207,16 @@ def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """
     Returns the [`squared_distance`] between class probabilities and true classes, in [0, 1].
 
-    Source: Brier 1950, halved, as is usual for two classes.
+    Source: Brier 1950, divided by 2, as is usual for two classes.
 
     Args:
         probabilities (`np.ndarray` of shape `(N, C)`): Class probabilities.
         labels (`np.ndarray` of shape `(N,)`): True classes.
 
     Raises:
-        ValueError: the shapes do not fit, as in [`is_correct`].
+        ValueError: The shapes do not match, as in [`is_correct`].
     """
-    is_correct(probabilities, labels)  # the shapes
+    is_correct(probabilities, labels)  # checks the shapes
     return squared_distance(probabilities, np.eye(np.shape(probabilities)[1])[np.asarray(labels)])
 
 
@@ -217,17 +224,18 @@ def agreement(
     student_probabilities: np.ndarray, supervisor_probabilities: np.ndarray, labels: np.ndarray
 ) -> dict[str, float | None]:
     """
-    Share of test rows on which student and supervisor give the same hard answer (paper, section 5.1.2).
+    Returns the share of test rows on which student and supervisor predict the same class (paper, section 5.1.2).
 
-    A student that copies its supervisor agrees on all of them and has PGR 0; one that learned what the supervisor
-    meant agrees where it is right and not where it is wrong.
+    A student that copies its supervisor agrees with it on all rows and has a PGR of 0. A student that has learned the
+    task agrees where the supervisor is right, and disagrees where it is wrong.
 
     Args:
         student_probabilities, supervisor_probabilities (`np.ndarray` of shape `(N, C)`): Class probabilities.
         labels (`np.ndarray` of shape `(N,)`): True classes.
 
     Returns:
-        `dict` with `overall`, `supervisor_right`, `supervisor_wrong`, each in [0, 1], or `None` without such rows.
+        `dict` with `overall`, `supervisor_right` and `supervisor_wrong`, each in [0, 1], or `None` if there are no
+        such rows.
     """
     right = is_correct(supervisor_probabilities, labels)
     same = is_correct(student_probabilities, np.asarray(supervisor_probabilities).argmax(axis=1))
@@ -236,18 +244,18 @@ def agreement(
 
 def agreement_shares(same: np.ndarray, right: np.ndarray) -> dict[str, float | None]:
     """
-    Returns what [`agreement`] does, for answers of any kind.
+    Returns the shares of [`agreement`] for predictions of any kind.
 
     Args:
-        same (`np.ndarray` of shape `(N,)`, bool): Whether the answers of student and supervisor are the same.
-        right (`np.ndarray` of shape `(N,)`, bool): Whether the answer of the supervisor is correct.
+        same (`np.ndarray` of shape `(N,)`, bool): Whether student and supervisor predict the same.
+        right (`np.ndarray` of shape `(N,)`, bool): Whether the supervisor is correct.
 
     Raises:
-        ValueError: the shapes differ, or are not `(N,)`.
+        ValueError: The shapes differ, or are not `(N,)`.
     """
     same, right = (np.asarray(values, dtype=bool) for values in (same, right))
     if same.ndim != 1 or same.shape != right.shape:
-        raise ValueError(f"Got the shapes {same.shape} and {right.shape}, expected (N,) twice.")
+        raise ValueError(f"Got the shapes {same.shape} and {right.shape}, expected (N,) for both.")
 
     def share(rows: np.ndarray) -> float | None:
         return float(same[rows].mean()) if rows.any() else None
@@ -256,7 +264,7 @@ def agreement_shares(same: np.ndarray, right: np.ndarray) -> dict[str, float | N
 
 
 def pgr_undefined_reason(weak: float, ceiling: float) -> str | None:
-    """Returns the reason why PGR is undefined for these accuracies, or `None` where it is defined."""
+    """Returns the reason why PGR is undefined for these accuracies, or `None` if it is defined."""
     if ceiling > weak:
         return None
     return f"the ceiling ({ceiling:.4f}) is not above the weak supervisor ({weak:.4f}): there is no gap to recover"
@@ -264,18 +272,18 @@ def pgr_undefined_reason(weak: float, ceiling: float) -> str | None:
 
 def performance_gap_recovered(weak: float, student: float, ceiling: float) -> float | None:
     """
-    PGR = (student - weak) / (ceiling - weak) (paper, section 3).
+    Returns PGR = (student - weak) / (ceiling - weak) (paper, section 3).
 
     Args:
         weak, student, ceiling (`float` in [0, 1]): Accuracies on the same test rows.
 
     Returns:
-        `float`, never clipped: below 0 the student is worse than its supervisor, above 1 it is better than with ground
-        truth. `None` where the ceiling is not above the supervisor, for which the paper has no rule; see
+        `float`, which is never clipped. Below 0 the student is worse than its supervisor; above 1 it is better than
+        the ceiling. `None` if the ceiling is not above the supervisor, which the paper does not define; see
         [`pgr_undefined_reason`].
 
     Raises:
-        ValueError: a score is not in [0, 1].
+        ValueError: A score is not in [0, 1].
 
     Example:
 
@@ -292,11 +300,11 @@ def performance_gap_recovered(weak: float, student: float, ceiling: float) -> fl
 
 
 def _resampled_pgr(run: np.ndarray, rng: np.random.Generator, n_resamples: int) -> np.ndarray:
-    """PGR of a run `(N, 3)` (weak, student, ceiling) on resampled rows, `(n_resamples,)`; NaN where undefined."""
+    """Returns the PGR of `(N, 3)` (weak, student, ceiling) on resampled rows, `(n_resamples,)`; NaN if undefined."""
     values = np.empty(n_resamples)
     for start in range(0, n_resamples, _CHUNK):
         n = min(_CHUNK, n_resamples - start)
-        # The same rows for all three: their errors are related, and the ratio is sharper than its parts.
+        # All three have the same rows, because their errors are correlated: the interval of the ratio is narrower.
         weak, student, ceiling = run[rng.integers(0, len(run), (n, len(run)))].mean(axis=1).T
         gap = np.where(ceiling > weak, ceiling - weak, np.nan)
         values[start : start + n] = (student - weak) / gap
@@ -307,7 +315,7 @@ def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float] |
     """
     Returns the ends of an interval of medians over the seeds `(seeds, n_resamples)`, or `None` if one is infinite.
 
-    An undefined PGR may be anything, so it counts as minus infinity at the lower end and as infinity at the upper one.
+    An undefined PGR counts as minus infinity at the lower end and as infinity at the upper end.
     """
     tail = (1 - confidence) / 2
     undefined = np.isnan(values)
@@ -322,8 +330,8 @@ def _stack(weak: np.ndarray, student: np.ndarray, ceiling: np.ndarray) -> np.nda
     columns = [np.asarray(correct, dtype=np.float64) for correct in (weak, student, ceiling)]
     if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1 or not len(columns[0]):
         raise ValueError(
-            f"Got shapes {[column.shape for column in columns]}, expected (N,) three times: PGR compares models on "
-            "the same test rows."
+            f"Got the shapes {[column.shape for column in columns]}, expected (N,) for all three with N > 0. Score "
+            "the models on the same test rows."
         )
     return np.stack(columns, axis=1)
 
@@ -338,16 +346,16 @@ def pgr_interval(
     seed: int = 0,
 ) -> tuple[float, float] | None:
     """
-    Paired bootstrap interval of PGR over test rows (percentiles).
+    Returns the paired bootstrap interval of PGR over test rows (percentiles).
 
     Args:
         weak_correct, student_correct, ceiling_correct (`np.ndarray` of shape `(N,)`, bool):
-            Which of the same test rows each has right.
-        n_resamples (`int`), confidence (`float`), seed (`int`): Of the bootstrap.
+            Whether each model is correct on the same test rows.
+        n_resamples (`int`), confidence (`float`), seed (`int`): Arguments of the bootstrap.
 
     Returns:
-        Lower and upper end, or `None` where more than 2.5 % of the resamples have a ceiling that is not above the
-        supervisor. Their PGR is undefined and counts as infinite at either end: the interval is unbounded then.
+        The lower and upper end, or `None` if the interval is unbounded. This is the case if the ceiling is not above
+        the supervisor in more than 2.5 % of the resamples. Their PGR is undefined and counts as infinite at both ends.
     """
     rng = np.random.default_rng(seed)
     run = _stack(weak_correct, student_correct, ceiling_correct)
@@ -363,20 +371,22 @@ def pgr_over_seeds(
     seed: int = 0,
 ) -> dict:
     """
-    Median PGR over seeds, with a bootstrap interval that resamples seeds and test rows.
+    Returns the median PGR over seeds, with a bootstrap interval that resamples seeds and test rows.
 
     Args:
         runs (sequence of triples): `weak_correct, student_correct, ceiling_correct` of each seed, as in
-            [`pgr_interval`]; with one seed its interval is that of [`pgr_interval`].
-        same_rows (`bool`, *optional*, defaults to `False`): Whether all seeds are tested on the same rows, in the same
-            order. A resample then has the same rows for all seeds: more seeds are not more test rows.
+            [`pgr_interval`]. For one seed, the interval is that of [`pgr_interval`].
+        same_rows (`bool`, *optional*, defaults to `False`): Whether all seeds are tested on the same rows in the same
+            order. A resample then has the same rows for all seeds, because more seeds are not more test rows.
+        n_resamples (`int`), confidence (`float`), seed (`int`): Arguments of the bootstrap.
 
     Returns:
-        `dict` with `pgr_median` (over the seeds that have a PGR; `None` if none has), `pgr_ci95` (list of two, or
-        `None` if unbounded; a seed without PGR counts as infinite at either end), `n_seeds`, `n_undefined`.
+        `dict` with `pgr_median` (over seeds with a defined PGR; `None` if there are none), `pgr_ci95` (list of two, or
+        `None` if unbounded), `n_seeds` and `n_undefined`. In the interval, an undefined PGR counts as infinite at both
+        ends.
     """
     if not len(runs):
-        raise ValueError("runs: got none, expected one triple per seed.")
+        raise ValueError("runs: got an empty sequence, expected one triple per seed.")
     stacked = [_stack(*run) for run in runs]
     defined = []
     for run in stacked:
@@ -385,20 +395,20 @@ def pgr_over_seeds(
             defined.append(pgr)
     rng = np.random.default_rng(seed)
     shape = (len(runs), n_resamples)
-    # Seeds first, then rows: a seed that is drawn twice has its rows drawn twice.
-    chosen = rng.integers(0, len(runs), shape) if len(runs) > 1 else np.zeros(shape, dtype=int)
+    # Seeds are drawn before rows. A seed that is drawn twice has different resamples of its rows.
+    drawn_seeds = rng.integers(0, len(runs), shape) if len(runs) > 1 else np.zeros(shape, dtype=int)
     if same_rows:
         if len({len(run) for run in stacked}) > 1:
             raise ValueError(
-                f"same_rows: got {[len(run) for run in stacked]} test rows, expected as many in all seeds. Pass "
-                "same_rows=False if the seeds have other test rows."
+                f"same_rows: got {[len(run) for run in stacked]} test rows, expected the same number for all seeds. "
+                "Pass same_rows=False if seeds have different test rows."
             )
         of_all = np.stack([_resampled_pgr(run, np.random.default_rng(seed), n_resamples) for run in stacked])
-        values = np.take_along_axis(of_all, chosen, axis=0)
+        values = np.take_along_axis(of_all, drawn_seeds, axis=0)
     else:
         values = np.empty(shape)
         for position, run in enumerate(stacked):
-            values[chosen == position] = _resampled_pgr(run, rng, int((chosen == position).sum()))
+            values[drawn_seeds == position] = _resampled_pgr(run, rng, int((drawn_seeds == position).sum()))
     interval = _percentiles(values, confidence)
     return {
         "pgr_median": float(np.median(defined)) if defined else None,

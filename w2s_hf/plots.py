@@ -1,4 +1,4 @@
-"""The figure of an experiment, and what figures of a sweep are made of: series, an axis of sizes, panels."""
+"""Figures of experiments, and the parts of figures of sweeps: series, an axis of model sizes, panels."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from .cards import Score
+from .cards import ROWS, Score
 from .cards.trained_with import subject
 from .metrics import rounded
 from .results import AnyScore, ExperimentResult, MethodSummary
@@ -32,7 +32,7 @@ __all__ = [
     "size_label",
 ]
 
-# Okabe and Ito's palette: told apart by every kind of colour vision, and in grey by its lightness.
+# The palette of Okabe and Ito, for all types of colour vision. In grey print the colours differ in lightness.
 PALETTE = {
     "blue": "#0072B2",
     "vermilion": "#D55E00",
@@ -54,9 +54,10 @@ _COLOURS = {
 
 def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
     """
-    Draws the test accuracy of supervisor, students, control and ceiling: the mean over seeds as a bar, each seed as a
-    point, and the 95 % interval over test rows where there is one seed. PGR, or that it is undefined, stands above
-    each student. The axis begins at 0 and contains all intervals.
+    Draws the test accuracies of supervisor, students, control and ceiling.
+
+    A bar is the mean over seeds, and each seed is a point. With one seed, the 95 % interval over test rows is drawn
+    instead. The PGR of each student is above its bar. The axis begins at 0 and contains all intervals.
 
     Args:
         results ([`ExperimentResult`]): The content of `results.json`.
@@ -84,7 +85,7 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
         bars.append(("ceiling", "plain\nceiling", plain_ceilings, ""))
     bars.append(("ceiling", "strong\nceiling", [run.ceiling for run in runs], ""))
 
-    # Not by pyplot, which has a state, and a backend that is the user's choice.
+    # Not pyplot: it has global state, and its backend depends on the user's settings.
     figure = Figure(figsize=(1.6 + 1.35 * len(bars), 4.2), layout="constrained")
     axes = figure.subplots()
     top_of_bars = 0.0
@@ -101,7 +102,7 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
             axes.scatter(x + offsets, accuracies, s=18, color="white", edgecolor="black", lw=0.8, zorder=3)
         top_of_bars = max(top_of_bars, top)
         text = rounded(mean) + (f"\n{note}" if note else "")
-        # White behind it: the line of chance may run here.
+        # The background is white because the line of chance may be behind the text.
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
         above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
         axes.annotate(text, (x, top), (0, 5), fontsize=9, bbox=box, zorder=5, **above)
@@ -115,7 +116,7 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
     axes.set_xticks(range(len(bars)), [label for _, label, _, _ in bars])
     axes.set_xlim(-0.9, len(bars) - 0.45)
     highest = max([top_of_bars, *guesses.values(), 0.05])
-    # Room for the numbers above the bars, a share of the axis for each of their lines.
+    # Leaves room for the text above the bars, a share of the axis per line of text.
     n_lines = 1 + max(note.count("\n") + 1 if note else 0 for _, _, _, note in bars)
     axes.set_ylim(0, highest / (1 - 0.03 - 0.055 * n_lines))
     if highest > 0.6:
@@ -128,16 +129,17 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
         place += 0.045 * axes.get_ylim()[1] * (1 + name.count("\n"))  # two guesses may be close
     axes.set_ylabel("test accuracy")
     n_seeds = len(runs)
-    over = f"mean of {n_seeds} seeds (points)" if n_seeds > 1 else f"seed {runs[0].seed}, 95 % interval"
+    spread = f"mean of {n_seeds} seeds (points)" if n_seeds > 1 else f"seed {runs[0].seed}, 95 % intervals"
+    n_test = f"{runs[0].weak.n} test {ROWS[results.setting]}"
     title = subject(results.task, results.is_demo)
-    axes.set_title(f"{title}\nweak-to-strong, {over}, n = {runs[0].weak.n}", fontsize=10, loc="left")
+    axes.set_title(f"{title}\nweak-to-strong generalization, {spread}, {n_test}", fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
 def _pgr_note(summary: MethodSummary) -> str:
-    """Returns the PGR of a method, or its median over seeds, and for how many seeds it is undefined."""
+    """Returns the text above the bar of a method: PGR, or its median over seeds, and the number of undefined PGRs."""
     n_seeds, n_undefined = summary.n_seeds, summary.n_undefined
     if summary.pgr_median is None:
         return "PGR\nundefined"
@@ -146,7 +148,7 @@ def _pgr_note(summary: MethodSummary) -> str:
 
 
 def _error(value: float, low: float, high: float) -> list[list[float]]:
-    """Returns distances to the ends of an interval for `errorbar`, which refuses those that rounding made negative."""
+    """Returns the distances to the ends of an interval for `errorbar`, which rejects ones that round below 0."""
     return [[max(value - low, 0.0)], [max(high - value, 0.0)]]
 
 
@@ -154,26 +156,28 @@ def plot_gap(
     weak: Score, student: Score, ceiling: Score, pgr: float | None, path: Path, *, title: str | None = None
 ) -> None:
     """
-    Draws the gap between supervisor and ceiling as a bar, filled as far as the student has recovered it, and the
-    accuracies with their 95 % intervals. The same scores give the same bytes.
+    Draws the gap between supervisor and ceiling, and the share of it that the student has recovered.
+
+    The gap is a bar that is filled up to the accuracy of the student. The accuracies are points with their 95 %
+    intervals. The same scores give the same bytes.
 
     Args:
         weak, student, ceiling ([`Score`]): Scores on the same test rows.
-        pgr (`float`, *optional*): `None` where it is undefined; then nothing is filled.
+        pgr (`float`, *optional*): PGR; `None` if it is undefined, which leaves out the bar.
         path (`Path`): A `.png` file.
-        title (`str`, *optional*): Stands above the figure: what was learned, such as [`StudentCard.subject`].
+        title (`str`, *optional*): Title of the figure, such as [`StudentCard.subject`].
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 2.5), layout="constrained")
         axes = figure.subplots()
         if pgr is not None:
             axes.barh(0, ceiling.accuracy - weak.accuracy, left=weak.accuracy, height=0.26, color="#E6E6E6", zorder=1)
-            # Below its supervisor a student has recovered less than nothing: that is a bar, too, of another colour.
+            # A negative PGR is a bar to the left of the supervisor, in another colour.
             colour = PALETTE["sky"] if student.accuracy >= weak.accuracy else PALETTE["orange"]
             gain = student.accuracy - weak.accuracy
             axes.barh(0, gain, left=weak.accuracy, height=0.26, color=colour, zorder=2)
-        said = {0: "PGR undefined" if pgr is None else f"PGR {pgr:.2f}"}
-        # Each a line of its own: where two have the same accuracy, both are still to be read.
+        labels = {0: "PGR undefined" if pgr is None else f"PGR {pgr:.2f}"}
+        # Each score has its own height, so that equal accuracies do not overlap.
         for height, (role, score) in enumerate(
             {"weak supervisor": weak, "student": student, "strong ceiling": ceiling}.items(), start=1
         ):
@@ -183,8 +187,8 @@ def plot_gap(
                 error = _error(score.accuracy, *score.ci95)
                 axes.errorbar(score.accuracy, height, xerr=error, color=colour, capsize=4, lw=1.4, zorder=3)
             axes.plot(score.accuracy, height, "o", color=colour, ms=7, zorder=4)
-            said[height] = f"{role}, {clipped(score.model)}, {rounded(score.accuracy)}"
-        for height, text in said.items():
+            labels[height] = f"{role}, {clipped(score.model)}, {rounded(score.accuracy)}"
+        for height, text in labels.items():
             axes.annotate(
                 text,
                 (0, height),
@@ -199,22 +203,23 @@ def plot_gap(
         axes.set_ylim(-0.5, 3.5)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.use_sticky_edges = False  # else the axis may end with the bar, in the middle of a point
+        axes.use_sticky_edges = False  # otherwise the axis may end with the bar, in the middle of a point
         axes.margins(x=0.06)
-        axes.set_xlabel(f"test accuracy, n = {student.n}, 95 % intervals")
+        axes.set_xlabel(f"test accuracy with 95 % intervals, n = {student.n}")
         if title is not None:
             axes.set_title(clipped(title, 60), loc="left")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 
 
-# Series of a sweep. Green is the ceiling's. One marker more than colours: 42 series before a pair returns.
+# The styles of series in a sweep, without the ceiling's green. 6 colours and 7 markers give 42 different pairs.
 _SERIES = ("blue", "vermilion", "purple", "orange", "sky", "grey")
 _MARKERS = "osD^vPX"
 _LINES = ("-", (0, (4, 1)), (0, (5, 1, 1, 1)), (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
-# Names are plain text, "$" included; letters as outlines look the same everywhere; the salt makes an SVG repeatable.
-STYLE: dict[Any, Any] = {  # not `str`: the stubs of newer versions of matplotlib list the names of all settings
+# Names are plain text, including "$". Letters are outlines, which look the same everywhere. The salt makes SVG files
+# reproducible.
+STYLE: dict[Any, Any] = {  # not `str`: newer stubs of matplotlib list the names of all settings
     "text.parse_math": False,
     "text.usetex": False,
     "svg.fonttype": "path",
@@ -231,7 +236,7 @@ STYLE: dict[Any, Any] = {  # not `str`: the stubs of newer versions of matplotli
 
 
 def size_label(parameters: float) -> str:
-    """Returns a size as two digits and a unit: 73B, 7.6B, 0.2M, 52K."""
+    """Returns a number of parameters with two digits and a unit: 73B, 7.6B, 0.2M, 52K."""
     for unit, name, smallest in ((1e9, "B", 1e9), (1e6, "M", 1e5), (1e3, "K", 1e3)):
         if parameters >= smallest * 0.995:
             return f"{float(f'{parameters / unit:.2g}'):g}{name}"
@@ -245,7 +250,7 @@ def clipped(name: str, longest: int = 28) -> str:
 
 
 def short_names(models: Iterable[str], longest: int = 28) -> dict[str, str]:
-    """Returns the end of each model's id, long enough to tell it from the others."""
+    """Returns the last part of each model id, or more of it if several ids end alike."""
     models = list(models)
     ends = [model.rstrip("/").rsplit("/", 1)[-1] for model in models]
     return {
@@ -255,7 +260,7 @@ def short_names(models: Iterable[str], longest: int = 28) -> dict[str, str]:
 
 
 def series_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Returns a colour, a marker and a line for each name: in grey print the last two tell them apart."""
+    """Returns a colour, a marker and a line style for each name. In grey print, marker and line style differ."""
     return {
         name: {
             "color": PALETTE[_SERIES[index % len(_SERIES)]],
@@ -268,10 +273,10 @@ def series_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 class SizeAxis:
     """
-    The places of models on a logarithmic axis of sizes.
+    The positions of models on a logarithmic axis of model sizes.
 
     Args:
-        models (`dict[str, float]`): Parameters of each model, smallest first.
+        models (`dict[str, float]`): Number of parameters of each model, smallest first.
     """
 
     def __init__(self, models: dict[str, float]) -> None:
@@ -279,7 +284,7 @@ class SizeAxis:
         self.span = logs[-1] - logs[0] or 1.0
         self.places: dict[str, float] = {}
         for name, place in zip(models, logs, strict=True):
-            # Models of one size would lie on each other: they go a twentieth of the axis apart.
+            # Models of the same size would overlap, so they are a twentieth of the axis apart.
             self.places[name] = max([place, *(before + self.span / 20 for before in self.places.values())])
         labels = [size_label(parameters) for parameters in models.values()]
         names = short_names(models, 14)
@@ -288,12 +293,12 @@ class SizeAxis:
         ]
 
     def place(self, model: str, series: int = 0, n_series: int = 1) -> float:
-        """Returns the place of a model. Series step aside a little, so that their points do not hide each other."""
+        """Returns the position of a model. Series are slightly offset, so that their points do not overlap."""
         step = (2 * series / (n_series - 1) - 1) if n_series > 1 else 0.0
         return 10 ** (self.places[model] + step * (self.span / 45 if len(self.places) > 1 else 0.1))
 
     def dress(self, axes: Axes, width: float) -> None:
-        """Sets scale, limits and ticks. Labels that would touch go to a lower line. `width` is in inches."""
+        """Sets scale, limits and ticks. Labels that would overlap go to a lower line. `width` is in inches."""
         margin = 0.13 * self.span if len(self.places) > 1 else 0.4
         low, high = min(self.places.values()) - margin, max(self.places.values()) + margin
         ends: list[float] = []  # where the last label of each line ends, in inches
@@ -311,8 +316,10 @@ class SizeAxis:
 
 def lay_out(rows: list[str], columns: list[str]) -> list[list[tuple[str, str]]]:
     """
-    Returns the lines of panels `(row, column)` of a figure: a line per row, or several where a row has more than 4
-    columns. Where there is one column only, its panels fill lines of 3.
+    Returns the layout of a figure, as lines of panels `(row, column)`.
+
+    Each row is a line, or several lines if there are more than 4 columns. The panels of a single column fill lines of
+    3 panels.
 
     Example:
 
@@ -343,16 +350,17 @@ def draw_panels(
     Draws a figure of panels and saves it as `.png` and `.svg`. The same panels give the same bytes.
 
     Args:
-        stem (`Path`): The files, without their endings. Those of an earlier sweep are removed.
-        lines (`list[list[tuple[str, str]]]`): The panels as [`lay_out`] returns them.
-        panel (`Callable`): Draws a panel, given its axes, their width in inches, its row and its column.
-        handles (`Sequence[Line2D | Patch]`): The entries of the legend below the panels.
+        stem (`Path`): Path of the files without their extensions. Files of an earlier sweep are removed.
+        lines (`list[list[tuple[str, str]]]`): Panels as returned by [`lay_out`].
+        panel (`Callable`): Draws a panel. Its arguments are the axes, their width in inches, the row and the column.
+        handles (`Sequence[Line2D | Patch]`): Entries of the legend below the panels.
+        x_label, y_label (`str`): Labels of the axes.
 
     Returns:
-        `Path`: The `.svg`; `None` without panels.
+        `Path`: The `.svg` file, or `None` if there are no panels.
     """
     for old in stem.parent.glob("*"):
-        # Earlier versions split a figure of many panels, and called the second file `stem_2`.
+        # Earlier versions split figures with many panels, and named the second file `stem_2`.
         if re.fullmatch(re.escape(stem.name) + r"(_\d+)?\.(png|svg)", old.name):
             old.unlink()
     if not lines:
@@ -376,9 +384,9 @@ def draw_panels(
     figure.supylabel(y_label, fontsize=10.5).set_y(0.5 + legend_height / height / 2)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(n_legend, len(handles)), handlelength=2.6)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    # A PNG has fewer than 2**16 pixels a side.
+    # PNG files have fewer than 2**16 pixels per side.
     figure.savefig(stem.with_name(stem.name + ".png"), dpi=min(150, 65_000 / height))
-    figure.set_layout_engine("none")  # it has done its slow work
+    figure.set_layout_engine("none")  # the slow layout is done
     svg = stem.with_name(stem.name + ".svg")
     figure.savefig(svg, metadata={"Date": None})
     return svg

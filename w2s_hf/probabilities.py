@@ -1,11 +1,11 @@
-"""Class probabilities from labels in any form, checked row by row."""
+"""Converts labels of any form to class probabilities, and checks every row."""
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 __all__ = ["MAX_NAMED_ROWS", "as_probabilities"]
 
-MAX_NAMED_ROWS = 5  # an error names this many offending rows, and counts the rest
+MAX_NAMED_ROWS = 5  # errors name this number of invalid rows, and count the others
 
 
 def _named(ids: list, positions: np.ndarray) -> str:
@@ -16,20 +16,20 @@ def _named(ids: list, positions: np.ndarray) -> str:
 
 def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = None) -> np.ndarray:
     """
-    Class probabilities of labels in any of the three forms a training column may have.
+    Converts labels in one of the three forms of a training column to class probabilities.
 
     Args:
-        labels (array-like): Integer or boolean classes of shape `(N,)`; or P(class 1) in [0, 1] of shape `(N,)`, for
-            two classes; or class probabilities of shape `(N, C)`.
-        n_classes (`int`, *optional*, defaults to `2`): C.
-        ids (`list`, *optional*): Row names of length N for error messages; positions by default.
+        labels (array-like): Integer or boolean classes of shape `(N,)`; P(class 1) in [0, 1] of shape `(N,)` for two
+            classes; or class probabilities of shape `(N, C)`.
+        n_classes (`int`, *optional*, defaults to `2`): Number of classes C.
+        ids (`list`, *optional*): N row names for error messages; positions by default.
 
     Returns:
         `np.ndarray` of shape `(N, C)`, float32; every row sums to 1.
 
     Raises:
-        ValueError: a label is missing, NaN, outside its range, or a row does not sum to 1 within 1e-3; the rows are
-            named. Or the number of classes does not fit.
+        ValueError: A label is missing, NaN or out of range, a row does not sum to 1 within 1e-3, or the number of
+            classes is not `n_classes`. The message names the rows.
     """
     try:
         values = np.asarray(labels)
@@ -59,11 +59,11 @@ def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = N
     if values.ndim == 1:
         if n_classes != 2:
             raise ValueError(
-                f"labels: got one probability a row for {n_classes} classes, expected a list of {n_classes} a row."
+                f"labels: got one probability per row for {n_classes} classes, expected {n_classes} per row."
             )
         values = np.stack([1 - values, values], axis=1)
     if values.shape[1] != n_classes:
-        raise ValueError(f"labels: got {values.shape[1]} probabilities a row, expected {n_classes}.")
+        raise ValueError(f"labels: got {values.shape[1]} probabilities per row, expected {n_classes}.")
     not_a_number = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(not_a_number):
         raise ValueError(f"labels: got NaN or infinity in {_named(ids, not_a_number)}, expected probabilities.")
@@ -72,9 +72,10 @@ def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = N
         raise ValueError(
             f"labels: got {values[out_of_range[0]].tolist()} in {_named(ids, out_of_range)}, expected [0, 1]."
         )
-    off = np.flatnonzero(np.abs(values.sum(axis=1) - 1) > 1e-3)
-    if len(off):
+    wrong_sum = np.flatnonzero(np.abs(values.sum(axis=1) - 1) > 1e-3)
+    if len(wrong_sum):
         raise ValueError(
-            f"labels: got probabilities that sum to {values[off[0]].sum():.4f} in {_named(ids, off)}, expected 1."
+            f"labels: got probabilities that sum to {values[wrong_sum[0]].sum():.4f} in {_named(ids, wrong_sum)}, "
+            "expected 1."
         )
     return values.astype(np.float32)

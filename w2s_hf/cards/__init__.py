@@ -1,4 +1,4 @@
-"""Model cards: what they say as data, and the templates that say it."""
+"""Model cards: their content as data, and the templates that render it."""
 
 from .score import Score
 from .student_card import BLOCK, FIGURE, ROWS, SCHEMA, StudentCard

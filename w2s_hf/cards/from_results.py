@@ -18,16 +18,16 @@ _TASK_TYPES = {"classification": "SEQ_CLS", "reward": "REWARD", "chess": "CAUSAL
 def facts_of(
     results: ExperimentResult | dict, run: SeedResult | dict, student: StudentResult | dict, link: LinkResult | None
 ) -> dict:
-    """Returns the fields of the card of a student, or of a link of its chain, see [`StudentCard.from_results`]."""
+    """Returns the fields of the card of a student or of a link of its chain, see [`StudentCard.from_results`]."""
     results, run, student, link = _records(results, run, student, link)
-    method, made = student.method, student if link is None else link
+    method, model = student.method, student if link is None else link
     dataset, settings = results.dataset, results.settings
     is_on_disk = dataset.revision in ("local", "generated")
     revision: str | None = dataset.revision
     if results.is_demo:
-        revision = f"world {run.seed}"  # the results name that of the first seed
+        revision = f"world {run.seed}"  # the results state the world of the first seed
     elif revision == "cached":
-        revision = None  # offline, `datasets` does not say which commit it has
+        revision = None  # offline, `datasets` does not know the commit
     facts = dict(
         task=results.task,
         description=results.description,
@@ -40,9 +40,9 @@ def facts_of(
         dataset_is_on_hub=not results.is_demo and not is_on_disk,
         method=method,
         weak=Score.of(run.weak),
-        student=Score.of(made),
+        student=Score.of(model),
         chance=results.chance,
-        agreement=made.agreement and made.agreement.to_dict(),
+        agreement=model.agreement and model.agreement.to_dict(),
         n_rows={
             "weak half": dataset.n_weak_half,
             "student half": dataset.n_student_half,
@@ -50,20 +50,20 @@ def facts_of(
             "test": dataset.n_test,
         },
         is_demo=results.is_demo,
-        base_model=made.model,
-        base_revision=made.revision,
-        base_is_on_hub=made.revision is not None,
+        base_model=model.model,
+        base_revision=model.revision,
+        base_is_on_hub=model.revision is not None,
         task_type=_TASK_TYPES[results.setting],
         library_name="peft" if settings.student.use_peft else "transformers",
         loading=settings.loading,
         max_new_tokens=settings.training.arguments.get("max_new_tokens", 12),
         example_prompt=results.example_prompt,
-        settings=method_settings(results, made, method) | shared_settings(results),
+        settings=method_settings(results, model, method) | shared_settings(results),
         run_name=results.run_name,
         seed=run.seed,
         versions=results.versions,
-        hardware=made.hardware,
-        seconds=results.wall_seconds.get(made.output),
+        hardware=model.hardware,
+        seconds=results.wall_seconds.get(model.output),
     )
     return facts | (_facts_of_student(results, run, student) if link is None else _facts_of_link(run, link))
 
@@ -73,7 +73,7 @@ def _facts_of_link(run: SeedResult, link: LinkResult) -> dict:
         "no_pgr": "no ceiling was trained for this link of the chain",
         "taught_by": link.taught_by,
         "n_train": link.n_train,
-        # Other baselines are of another model.
+        # Baselines with a model are those of the student, which is another model than this link.
         "others": {baseline.name: Score.of(baseline) for baseline in run.baselines if not baseline.model},
     }
 
@@ -96,8 +96,8 @@ def _facts_of_student(results: ExperimentResult, run: SeedResult, student: Stude
 
 def ceiling_warning(run: SeedResult) -> Markup | None:
     """
-    Returns a warning where the ceiling is below the same model before finetuning: a linear probe, or a prompt. The
-    difference is clear where the 95 % intervals of both accuracies do not overlap.
+    Returns a warning if the ceiling is less accurate than the same model before finetuning (with a linear probe or a
+    prompt), else `None`. The difference is significant if the 95 % intervals of both accuracies do not overlap.
     """
     ceiling, above = run.ceiling, run.above_ceiling
     if not above:
@@ -109,14 +109,15 @@ def ceiling_warning(run: SeedResult) -> Markup | None:
     shown = ", ".join(f"{as_text(name)} {rounded(above[name])}{interval(ci95, 3)}" for name, ci95 in intervals.items())
     steps = "" if ceiling.optimizer_steps is None else f" after {ceiling.optimizer_steps} optimizer steps"
     if ceiling.ci95 is None:
-        doubt = "If this is not chance, "
+        condition = "Unless this difference is random, "
     elif max(low for low, _ in intervals.values()) <= ceiling.ci95[1]:
-        doubt = "The 95 % intervals overlap, so this may be chance. If it is not, "
+        condition = "The 95 % intervals overlap, so the difference may be random. If it is not, "
     else:
-        doubt = ""
+        condition = ""
     return Markup(
-        f"on {ceiling.n} test rows the ceiling has {rounded(ceiling.accuracy)}{interval(ceiling.ci95, 3)}{steps}, "
-        f"less than the same model before finetuning: {shown}. {doubt}PGR against such a ceiling measures nothing."
+        f"on {ceiling.n} test rows the ceiling has an accuracy of {rounded(ceiling.accuracy)}"
+        f"{interval(ceiling.ci95, 3)}{steps}, less than the same model before finetuning: {shown}. "
+        f"{condition}PGR against this ceiling is not meaningful."
     )
 
 
@@ -126,7 +127,10 @@ def _records(
     """Returns the arguments of [`StudentCard.from_results`] as records."""
     if isinstance(results, dict):
         if "settings" not in results:
-            raise ValueError("results.json is of an older version of w2s_hf: run the recipe again.")
+            raise ValueError(
+                "Got a results.json of an older version of w2s_hf, expected schema 1 with `settings`. Run the "
+                "experiment again."
+            )
         results = ExperimentResult.from_dict(results)
     if isinstance(run, dict):
         run = SeedResult.from_dict(run)
@@ -134,18 +138,18 @@ def _records(
         return results, run, student, link
     if "pgr" in student:
         return results, run, StudentResult.from_dict(student), link
-    of_method = next(other for other in run.students if other.method == student["method"])
-    return results, run, of_method, LinkResult.from_dict(student)
+    last = next(other for other in run.students if other.method == student["method"])
+    return results, run, last, LinkResult.from_dict(student)
 
 
 def _others(run: SeedResult, student: StudentResult) -> dict[str, Score]:
-    """The scores that a reader compares a student with, besides supervisor and ceiling."""
+    """Returns the scores that a card compares the student with, besides supervisor and ceiling, by name."""
     scores = {baseline.name: Score.of(baseline) for baseline in run.baselines}
     for control in run.controls:
-        scores["the student's architecture, not pretrained, on the supervisor's labels"] = Score.of(control)
+        scores["same architecture without pretraining, on labels of the supervisor"] = Score.of(control)
     if "all_rows" in student.direct:
         direct = dataclasses.replace(Score.of(student.direct["all_rows"]), model=student.model)
-        scores["the same student, directly on the supervisor's labels of all links' rows"] = direct
+        scores["same student without the chain, on labels of the supervisor for the rows of all links"] = direct
     if run.ceiling_plain is not None:
-        scores["the ceiling without generative finetuning"] = Score.of(run.ceiling_plain)
+        scores["ceiling without generative finetuning"] = Score.of(run.ceiling_plain)
     return scores

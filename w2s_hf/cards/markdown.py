@@ -1,4 +1,4 @@
-"""Markdown from templates, in which nothing that is quoted can become markup."""
+"""Renders Markdown from templates. Values are escaped, so that they cannot become markup."""
 
 import re
 from pathlib import Path
@@ -10,8 +10,8 @@ from ..metrics import rounded
 
 __all__ = ["Markup", "as_text", "markdown_table", "render"]
 
-# All but what is plain in the middle of a line: letters, digits and some punctuation. `_` within a word is plain, too,
-# `:` unless it makes an address, and a brace that is alone.
+# Matches everything except plain text: letters, digits and some punctuation. `_` within a word, `:` outside an address
+# and a single brace are plain text, too.
 _MARKUP = re.compile(
     r"[^\w\s.,:;?!/()'%=+{}-]|(?<!\w)_|_(?!\w)|(?<=_)_|:(?=//)|(?<=\bwww)\.|\{(?=[{%#])|(?<=\{)\{|(?<=[%#}])\}|\}(?=\})",
     re.IGNORECASE,
@@ -20,19 +20,21 @@ _MARKUP = re.compile(
 
 def as_text(value: object) -> Markup:
     """
-    Any value as text in the middle of a line of Markdown: on one line, and what could be markup or HTML as character
-    references, which CommonMark shows and never reads as structure. (Some renderers make a link of a bare address
-    even so; it goes where it says.) [`Markup`] is left as it is.
+    Returns a value as text for the middle of a line of Markdown.
+
+    The text is one line. Characters that could be markup or HTML become character references, which CommonMark never
+    reads as structure. Some renderers still turn a bare address into a link to that address. [`Markup`] is returned
+    unchanged.
     """
     if isinstance(value, Markup):
         return value
     line = re.sub(r"[\s\x00-\x1f\x7f]+", " ", str(value))
-    return Markup(_MARKUP.sub(lambda found: f"&#{ord(found[0])};", line))
+    return Markup(_MARKUP.sub(lambda match: f"&#{ord(match[0])};", line))
 
 
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    finalize=as_text,  # of every value in a template
+    finalize=as_text,  # applied to every value in a template
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -42,15 +44,16 @@ _ENVIRONMENT.filters["rounded"] = rounded
 
 
 def render(template: str, **values: object) -> str:
-    """A template of this package with its values; those that are no [`Markup`] are quoted by [`as_text`]."""
+    """Renders a template of this package. Values that are not [`Markup`] are escaped by [`as_text`]."""
     text = _ENVIRONMENT.get_template(template).render(**values)
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     """
-    A table in Markdown. Of a cell that is no [`Markup`] only what would end it, or be HTML, is quoted: a report is
-    read as it is, too.
+    Returns a table in Markdown.
+
+    In cells that are not [`Markup`], only `|` and HTML are escaped, because reports are also read as plain text.
     """
 
     def cell(text: str) -> str:

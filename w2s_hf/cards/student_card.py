@@ -1,4 +1,4 @@
-"""The model card of a student: what it says, as data; how it says it is in `templates/student_card.md`."""
+"""The model card of a student as data. The text of the card is in `templates/student_card.md`."""
 
 import dataclasses
 import json
@@ -17,22 +17,22 @@ from .trained_with import fingerprint_of, plain, subject, trained_with
 
 __all__ = ["BLOCK", "FIGURE", "ROWS", "SCHEMA", "Score", "StudentCard"]
 
-# What a row is called in each setting.
+# The name of rows in each setting.
 ROWS = {"classification": "rows", "reward": "pairs", "chess": "puzzles", "generation": "rows", "completion": "rows"}
 
-FIGURE = "pgr.png"  # beside the card
+FIGURE = "pgr.png"  # in the directory of the card
 
 _PIPELINES = {"SEQ_CLS": "text-classification", "REWARD": "text-classification", "CAUSAL_LM": "text-generation"}
-BLOCK, SCHEMA = "weak_to_strong", 1  # of the front matter, and its version
+BLOCK, SCHEMA = "weak_to_strong", 1  # the key in the front matter, and the version of its content
 
 
 @dataclass
 class StudentCard:
     """
-    The content of a student's model card. Facts that are not known are left out.
+    The content of a student's model card. The card leaves out unknown facts.
 
-    A recipe makes one of its results ([`StudentCard.from_results`]). A trainer has one, `trainer.card`, fills in what
-    it knows, and writes it in `create_model_card` and `push_to_hub`; tell it the rest:
+    Experiments build cards from their results ([`StudentCard.from_results`]). Trainers have a card, `trainer.card`,
+    and write it in `create_model_card` and `push_to_hub`. They fill in the facts of the training; set the others:
 
     ```python
     trainer.card.task, trainer.card.method = "spam", "naive"
@@ -43,53 +43,56 @@ class StudentCard:
     ```
 
     Args:
-        task (`str`, *optional*): Its name.
-        description (`str`, *optional*): What it asks, in a sentence.
-        text_form (`str`, *optional*): Of the training texts, with columns in braces.
-        class_names (`list[str]`, *optional*): Of the classes, in order.
-        setting (`str`, *optional*, defaults to `"classification"`): Or `"reward"`, `"chess"`, `"completion"`.
-        dataset, dataset_revision (`str`, *optional*): Where the rows are from.
-        rows_fingerprint (`str`, *optional*): Hash of all rows and how they are split; none in the demo, which
-            generates other rows for each seed.
-        dataset_is_on_hub (`bool`, *optional*, defaults to `False`): The metadata name it then.
-        method (`str`, *optional*): How the student learned the labels.
-        weak, student, ceiling ([`Score`], *optional*): On the same test rows.
-        pgr_ci95 (`tuple[float, float]`, *optional*): 95 % interval of PGR; of a recipe's student `None` is unbounded.
-        no_pgr (`str`, *optional*): Why there is none, where it is not that the ceiling is not above the supervisor.
-        others (`dict[str, Score]`, *optional*): What to compare with, by name: the student before any finetuning, ...
+        task (`str`, *optional*): Name of the task.
+        description (`str`, *optional*): Description of the task in one sentence.
+        text_form (`str`, *optional*): Format of the training texts, with columns in braces.
+        class_names (`list[str]`, *optional*): Names of the classes, in order.
+        setting (`str`, *optional*, defaults to `"classification"`):
+            `"classification"`, `"reward"`, `"chess"`, `"generation"` or `"completion"`.
+        dataset, dataset_revision (`str`, *optional*): Dataset of the rows, and its commit.
+        rows_fingerprint (`str`, *optional*): Hash of all rows and their split. `None` for the demo, which generates
+            different rows for each seed.
+        dataset_is_on_hub (`bool`, *optional*, defaults to `False`): Whether the metadata name the dataset.
+        method (`str`, *optional*): Method of training on the weak labels.
+        weak, student, ceiling ([`Score`], *optional*): Scores on the same test rows.
+        pgr_ci95 (`tuple[float, float]`, *optional*): 95 % interval of PGR. In results of an experiment, `None` means
+            that it is unbounded.
+        no_pgr (`str`, *optional*): Reason for a missing PGR, other than a ceiling that is not above the supervisor.
+        others (`dict[str, Score]`, *optional*): Scores to compare with, by name, such as a linear probe.
         chance (`float`, *optional*): Accuracy of guessing.
-        ceiling_warning (`str`, *optional*): A warning where the ceiling is below the same model before finetuning.
+        ceiling_warning (`str`, *optional*): Warning for a ceiling that is below the same model before finetuning.
         agreement (`dict`, *optional*):
-            Shares of the test rows answered as by the supervisor: `overall`, `supervisor_right`, `supervisor_wrong`.
-        early_stopping (`dict`, *optional*): By what training might have been stopped, the accuracy and PGR of each;
-            the ones that `cheats` are told to be diagnostics.
-        taught_by (`str`, *optional*): Whose labels it learned, where that is not `weak`: of a chain, the link before.
-        links (`list` of [`LinkResult`], *optional*): The chain that led to it.
-        n_rows (`dict[str, int]`, *optional*): Rows of each part.
-        n_train (`int`, *optional*): Of a link of a chain, the rows that it learned.
-        pgr_against_plain (`float`, *optional*): Against the ceiling without generative finetuning.
-        summary ([`MethodSummary`], *optional*): The same method over the seeds.
+            Shares of test rows with equal predictions of student and supervisor: `overall`, `supervisor_right`,
+            `supervisor_wrong`.
+        early_stopping (`dict`, *optional*): Step, accuracy and PGR of other stopping rules, by name. Rules with
+            `cheats` are marked as diagnostics.
+        taught_by (`str`, *optional*): Model of the training labels if it is not `weak`: the link before in a chain.
+        links (`list` of [`LinkResult`], *optional*): Links of the chain, of which the student is the last.
+        n_rows (`dict[str, int]`, *optional*): Number of rows of each split.
+        n_train (`int`, *optional*): Number of training rows of a link of a chain.
+        pgr_against_plain (`float`, *optional*): PGR against the ceiling without generative finetuning.
+        summary ([`MethodSummary`], *optional*): Results of the same method over the seeds.
         weak_labels, weak_labels_fingerprint (`str`, *optional*):
-            Dataset on the Hub with the labels that it learned, and which labels of it these are.
-        is_demo (`bool`, *optional*, defaults to `False`): Of the embedded demo.
-        repo_id (`str`, *optional*): Where it is on the Hub, for the snippet that loads it; else this directory.
-        has_figure (`bool`, *optional*, defaults to `False`): `pgr.png` is beside the card.
-        tags (`list[str]`, *optional*): More of them.
-        base_model, base_revision (`str`, *optional*): What it was before, and its commit.
-        base_is_on_hub (`bool`, *optional*, defaults to `False`): The metadata name it then.
-        task_type (`str`, *optional*, defaults to `"SEQ_CLS"`): As of [`load_student`].
-        library_name (`str`, *optional*, defaults to `"peft"`): Adapters; or `"transformers"`, a whole model.
-        loading (`dict`, *optional*): Keyword arguments of [`load_student`] that give the precision of the training.
-        max_new_tokens (`int`, *optional*, defaults to `12`): Where completions are cut.
-        example_prompt (`str`, *optional*): For the snippet.
-        settings (`dict`, *optional*): Of the training, by name. They are part of `fingerprint`.
+            Dataset on the Hub with the training labels, and the fingerprint of these labels.
+        is_demo (`bool`, *optional*, defaults to `False`): Whether this is a student of the embedded demo.
+        repo_id (`str`, *optional*): Repository in the code that loads the student; the current directory by default.
+        has_figure (`bool`, *optional*, defaults to `False`): Whether the directory of the card has a `pgr.png`.
+        tags (`list[str]`, *optional*): Additional tags.
+        base_model, base_revision (`str`, *optional*): Model that was finetuned, and its commit.
+        base_is_on_hub (`bool`, *optional*, defaults to `False`): Whether the metadata name the base model.
+        task_type (`str`, *optional*, defaults to `"SEQ_CLS"`): Task type, see [`load_student`].
+        library_name (`str`, *optional*, defaults to `"peft"`): `"peft"` (adapters) or `"transformers"` (full model).
+        loading (`dict`, *optional*): Arguments of [`load_student`] that restore the precision of the training.
+        max_new_tokens (`int`, *optional*, defaults to `12`): Token limit of completions.
+        example_prompt (`str`, *optional*): Prompt in the code that loads the student.
+        settings (`dict`, *optional*): Settings of the training, by name. They are part of `fingerprint`.
         run_name (`str`, *optional*): Name of the run that trained the student.
-        seed (`int`, *optional*): Of head, adapters and row order.
-        versions (`dict[str, str]`, *optional*): Of libraries.
-        hardware (`str`, *optional*), seconds (`float`, *optional*): Where it was trained, and for how long.
+        seed (`int`, *optional*): Seed of head, adapters and row order.
+        versions (`dict[str, str]`, *optional*): Versions of libraries.
+        hardware (`str`, *optional*), seconds (`float`, *optional*): Hardware and duration of the training.
     """
 
-    # What the experiment knows.
+    # Facts of the experiment.
     task: str | None = None
     description: str | None = None
     text_form: str | None = None
@@ -123,7 +126,7 @@ class StudentCard:
     repo_id: str | None = None
     has_figure: bool = False
     tags: list[str] = field(default_factory=list)
-    # What a trainer knows.
+    # Facts of the training, set by trainers.
     base_model: str | None = None
     base_revision: str | None = None
     base_is_on_hub: bool = False
@@ -139,7 +142,7 @@ class StudentCard:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        # A part of a results.json is taken as it stands there, too.
+        # Parts of a results.json are accepted as dicts, too.
         self.links = [LinkResult.from_dict(link) if isinstance(link, dict) else link for link in self.links]
         if isinstance(self.summary, dict):
             self.summary = MethodSummary.from_dict(self.summary)
@@ -153,72 +156,75 @@ class StudentCard:
         link: LinkResult | None = None,
     ) -> Self:
         """
-        The card of a student of an experiment. Each of the records may also be given as it is in `results.json`.
+        Builds the card of a student of an experiment. All records may also be dicts, as in `results.json`.
 
         Args:
             results ([`ExperimentResult`]): The content of `results.json`.
-            run ([`SeedResult`]): The run of its seed.
+            run ([`SeedResult`]): The results of the student's seed.
             student ([`StudentResult`]): The student. As a `dict` it may also be a link of a chain, with the `method`
                 of the chain.
-            link ([`LinkResult`], *optional*): A link of the student's chain: the card is that of the link.
+            link ([`LinkResult`], *optional*): A link of the student's chain, to build the card of the link instead.
 
         Raises:
-            ValueError: the results are of an older version.
+            ValueError: The results are of an older version.
         """
         return cls(**facts_of(results, run, student, link))
 
     @property
     def pgr(self) -> float | None:
-        """PGR of the three scores; `None` where one is missing or PGR is undefined."""
+        """PGR of the three scores; `None` if a score is missing or PGR is undefined."""
         if self.weak is None or self.student is None or self.ceiling is None:
             return None
         return performance_gap_recovered(self.weak.accuracy, self.student.accuracy, self.ceiling.accuracy)
 
     @property
     def pgr_undefined(self) -> str | None:
-        """The reason why PGR is undefined; `None` where it is defined."""
+        """The reason why PGR is undefined; `None` if it is defined."""
         if self.pgr is not None:
             return None
         if self.no_pgr is not None:
             return self.no_pgr
         if self.weak is None or self.ceiling is None:
             missing = [name for name in ("weak", "student", "ceiling") if getattr(self, name) is None]
-            return f"no accuracy is given of: {', '.join(missing)}"
-        return pgr_undefined_reason(self.weak.accuracy, self.ceiling.accuracy) or "no accuracy is given of: student"
+            return f"the card has no accuracy of: {', '.join(missing)}"
+        reason = pgr_undefined_reason(self.weak.accuracy, self.ceiling.accuracy)
+        return reason or "the card has no accuracy of: student"
 
     @property
     def subject(self) -> str | None:
-        """The task, as [`subject`] names it: for the demo with a note that the rows are generated."""
+        """The name of the task; for the demo with a note that the rows are generated, see [`subject`]."""
         return None if self.task is None else subject(self.task, self.is_demo)
 
     @property
     def title(self) -> str:
-        """`Qwen/Qwen2.5-7B finetuned on boolq labels of Qwen/Qwen2.5-0.5B`, or as much of it as is known."""
-        name, teacher = self.base_model or "A student", self.taught_by or (self.weak and self.weak.model)
-        if teacher is None:
+        """The title, such as `Qwen/Qwen2.5-7B finetuned on boolq labels of Qwen/Qwen2.5-0.5B`."""
+        name, supervisor = self.base_model or "A student", self.taught_by or (self.weak and self.weak.model)
+        if supervisor is None:
             return f"{name}, finetuned" + (f" on {self.subject}" if self.subject else "")
-        return f"{name} finetuned on {self.subject + ' ' if self.subject else ''}labels of {teacher}"
+        return f"{name} finetuned on {self.subject + ' ' if self.subject else ''}labels of {supervisor}"
 
     @property
     def trained_with(self) -> dict[str, str | float | bool]:
         """
-        Everything that is known of what was trained, as JSON values by name: task, rows, models, method, settings,
-        and the version of this package. Students with the same values are seeds of the same experiment.
+        The facts that define the training, as JSON values by name: task, rows, models, method, settings, and the
+        version of this package. Students with equal values are seeds of the same experiment.
 
-        Not among them: the seed, names of runs, paths, devices and how a step is cut into micro-batches, versions of
-        other libraries, and in the demo the rows themselves, which are others for each seed.
+        They do not include the seed, names of runs, paths, devices, the division of a step into micro-batches, and
+        versions of other libraries. For the demo they do not include the rows, which differ between seeds.
         """
         return trained_with(self)
 
     @property
     def fingerprint(self) -> str | None:
-        """Twelve hexadecimal digits of `trained_with`; `None` where no settings are known, as on older cards."""
+        """Hash of `trained_with`, 12 hexadecimal digits; `None` for cards without settings, such as older ones."""
         return fingerprint_of(self.trained_with) if self.settings else None
 
     def metadata(self) -> ModelCardData:
         """
-        The front matter. `model-index` holds accuracy and PGR for the Hub, and has no PGR where it is undefined;
-        `weak_to_strong` all that [`w2s_hf.leaderboard.read_card`] gives back.
+        Returns the front matter.
+
+        `model-index` has accuracy and PGR for the Hub, without PGR if it is undefined. `weak_to_strong` has all facts
+        that [`w2s_hf.leaderboard.read_card`] returns.
         """
         results = []
         common: dict[str, Any] = {
@@ -255,7 +261,7 @@ class StudentCard:
             block["settings"] = {name: value for name, value in plain(self.settings).items() if value is not None}
             block["versions"] = dict(self.versions)
         datasets = [name for name in (self.dataset if self.dataset_is_on_hub else None, self.weak_labels) if name]
-        # A search of the Hub for the task must not find rows that only look like it.
+        # A search of the Hub for the task must not list demos, whose rows only look like it.
         tags = ["weak-to-strong", "w2s_hf", self.method, "w2s_hf-demo" if self.is_demo else self.task]
         tags += ["reward-model"] if self.setting == "reward" else ["chess"] if self.setting == "chess" else []
         front: dict[str, Any] = {BLOCK: block}
@@ -272,7 +278,7 @@ class StudentCard:
         )
 
     def render(self) -> str:
-        """The card: front matter and Markdown."""
+        """Returns the card: front matter and Markdown."""
         names = self.class_names or ("class 0", "class 1")
         return render(
             "student_card.md",
@@ -297,7 +303,7 @@ class StudentCard:
         Path(path).write_text(self.render(), encoding="utf-8")
 
     def _is_blind(self) -> bool:
-        """Returns whether the supervisor is not better than chance."""
+        """Returns whether the supervisor is not clearly better than chance."""
         guesses = [score.accuracy for score in self.others.values() if not score.model]
         chance = min(guesses) if self.chance is None and guesses else self.chance
         return chance is not None and self.weak is not None and (self.weak.ci95 or (1.0,))[0] <= chance
@@ -308,13 +314,13 @@ class StudentCard:
         if self.repo_id and self.library_name == "peft" and not self.base_is_on_hub:
             options["base_model"] = "PATH"
         if self.class_names and self.library_name == "peft" and self.task_type == "SEQ_CLS":
-            # Adapters are saved without the config.json of their base, which would name the classes.
+            # Adapters are saved without the config.json of their base, which has the class names.
             options["id2label"] = dict(enumerate(self.class_names))
         return options | self.loading
 
 
 def _printable(text: str) -> str:
-    """As a comment of a line of code."""
+    """Returns a text for a comment in code: unprintable characters, such as line breaks, become spaces."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 

@@ -1,4 +1,4 @@
-"""Performance gap recovered, as a metric of `evaluate`."""
+"""Performance gap recovered (PGR) as a metric of `evaluate`."""
 
 import datasets
 import evaluate
@@ -9,8 +9,8 @@ from w2s_hf.metrics import pgr_interval
 from w2s_hf.metrics import pgr_undefined_reason
 
 _DESCRIPTION = """
-PGR = (student - weak) / (ceiling - weak): how much of the accuracy gap between a weak supervisor and a strong model
-trained on ground truth a strong student recovers that was trained on the supervisor's labels.
+PGR = (student - weak) / (ceiling - weak): the share of the accuracy gap between a weak supervisor and a strong ceiling
+that a student recovers. The student is trained on labels of the supervisor, the ceiling on ground truth.
 """
 
 _CITATION = """
@@ -24,14 +24,15 @@ _CITATION = """
 
 _INPUTS = """
 Args:
-    predictions (list of int): Classes that the student predicts for the test rows.
-    weak_predictions (list of int): Classes that its supervisor predicts for the same rows.
-    ceiling_predictions (list of int): Classes that the ceiling predicts for the same rows.
+    predictions (list of int): Classes predicted by the student for the test rows.
+    weak_predictions (list of int): Classes predicted by its supervisor for the same rows.
+    ceiling_predictions (list of int): Classes predicted by the ceiling for the same rows.
     references (list of int): True classes.
 Returns:
-    pgr (float, or None where the ceiling is not above the supervisor), pgr_ci95 (two floats: paired bootstrap over
-    rows, or None where it is unbounded), pgr_undefined (None, or why), weak_accuracy, student_accuracy,
-    ceiling_accuracy.
+    pgr (float): PGR, or None if the ceiling is not above the supervisor.
+    pgr_ci95 (list of two floats): 95 % interval of a paired bootstrap over rows, or None if it is unbounded.
+    pgr_undefined (str): Reason why PGR is undefined, or None.
+    weak_accuracy, student_accuracy, ceiling_accuracy (float): Accuracies in [0, 1].
 Example:
     >>> pgr = evaluate.load("w2s_hf/pgr_metric")
     >>> pgr.compute(predictions=[1, 1, 0, 1], weak_predictions=[1, 0, 0, 1], ceiling_predictions=[1, 1, 0, 0],
@@ -54,7 +55,7 @@ class PerformanceGapRecovered(evaluate.Metric):
     def _compute(self, predictions, weak_predictions, ceiling_predictions, references) -> dict:
         truth = np.asarray(references)
         weak, student, ceiling = (
-            np.asarray(answers) == truth for answers in (weak_predictions, predictions, ceiling_predictions)
+            np.asarray(classes) == truth for classes in (weak_predictions, predictions, ceiling_predictions)
         )
         scores = {
             "weak_accuracy": float(weak.mean()),

@@ -1,4 +1,4 @@
-"""The results of an experiment: `results.json` as typed records, and many of them as one table."""
+"""The results of experiments: `results.json` as typed records, and many such files as one table."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # They need pandas, and the table also the cards, which import this module.
+    # These modules need pandas, and `table` needs the cards, which import this package.
     if name in ("PREDICTIONS", "read_predictions"):
         from . import predictions
 

@@ -1,4 +1,4 @@
-"""The predictions of the test rows by all models of an experiment, `predictions.parquet`."""
+"""The predictions of all models of an experiment for the test rows, `predictions.parquet`."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -27,25 +27,25 @@ def predictions_table(
     seed: int, ids: Sequence[str], predictions: Mapping[str, Any], correct: Mapping[str, np.ndarray]
 ) -> pa.Table:
     """
-    Makes the table of the predictions of one seed. It has no text of rows and no completions.
+    Returns the table of the predictions of one seed. It contains neither texts of rows nor completions.
 
     Args:
         seed (`int`): The seed.
         ids (sequence of `str`): Ids of the N test rows.
-        predictions (`dict`): By role, class probabilities `(N, C)`, or N completions, which are left out.
-        correct (`dict[str, np.ndarray]`): By role, which predictions are correct, `(N,)` bool.
+        predictions (`dict`): Predictions by role: class probabilities `(N, C)`, or N completions, which are left out.
+        correct (`dict[str, np.ndarray]`): Whether each prediction is correct, by role, `(N,)` bool.
 
     Returns:
-        `pyarrow.Table` with the columns of [`read_predictions`], role by role.
+        `pyarrow.Table` with the columns of [`read_predictions`], ordered by role.
     """
     tables = []
-    for role, of_role in predictions.items():
-        has_probabilities = isinstance(of_role, np.ndarray)
+    for role, values in predictions.items():
+        has_probabilities = isinstance(values, np.ndarray)
         columns = {
             "seed": [seed] * len(ids),
             "role": [role] * len(ids),
             "id": list(ids),
-            "prediction": list(of_role.astype(np.float32)) if has_probabilities else [None] * len(ids),
+            "prediction": list(values.astype(np.float32)) if has_probabilities else [None] * len(ids),
             "correct": correct[role],
         }
         tables.append(pa.table(columns, schema=_SCHEMA))
@@ -53,7 +53,7 @@ def predictions_table(
 
 
 def write_predictions(tables: Sequence[pa.Table], path: str | Path) -> None:
-    """Writes the tables of all seeds as one file, as a whole or not at all."""
+    """Writes the tables of all seeds to one file. The file is renamed when it is complete."""
     aside = Path(path).with_name(Path(path).name + ".partial")
     pq.write_table(pa.concat_tables(tables), aside, compression="zstd")
     os.replace(aside, path)
@@ -61,7 +61,7 @@ def write_predictions(tables: Sequence[pa.Table], path: str | Path) -> None:
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
     """
-    Reads `predictions.parquet`: a row for each seed, model and test row.
+    Reads `predictions.parquet`: one row per seed, model and test row.
 
     ```python
     from w2s_hf.results import read_predictions
@@ -83,19 +83,21 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
           `direct` and `direct_all` (students without the chain), and the names of the linear probe and of the
           prompts of `--analyses prompting`;
         - `id`: the id of the test row, which is a hash of its content unless a generation task gives another one;
-        - `prediction`: class probabilities, `(C,)` float32; `None` for completions, which are not in the file;
+        - `prediction`: class probabilities, `(C,)` float32; `None` for completions, which are not stored;
         - `correct`: whether the prediction is correct.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has other columns.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file has other columns.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"Got {path}, expected a {PREDICTIONS} that a recipe wrote. Run the recipe again.")
+        raise FileNotFoundError(
+            f"Got {path}, expected the {PREDICTIONS} of a finished experiment. Run the experiment again."
+        )
     table = pq.read_table(path)
     if not table.schema.equals(_SCHEMA):
         raise ValueError(
-            f"Got {path} with the columns {', '.join(table.column_names)}, expected a {PREDICTIONS} that a recipe "
-            f"wrote, with {', '.join(_SCHEMA.names)}."
+            f"Got {path} with the columns {', '.join(table.column_names)}, expected a {PREDICTIONS} with the columns "
+            f"{', '.join(_SCHEMA.names)}. Pass the file of a finished experiment."
         )
     return table.to_pandas()

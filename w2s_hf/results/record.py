@@ -1,4 +1,4 @@
-"""JSON objects as dataclasses, in both directions, without a loss."""
+"""Converts JSON objects to dataclasses and back without loss."""
 
 import dataclasses
 import numbers
@@ -10,44 +10,46 @@ __all__ = ["Record", "always", "named", "rest"]
 
 
 def always(default: Any = None, factory: Any = None) -> Any:
-    """A field that JSON has in any case, also where it is null or empty."""
+    """Returns a field that is always written to JSON, also if it is null or empty."""
     kwargs = {"default": default} if factory is None else {"default_factory": factory}
     return dataclasses.field(**kwargs, metadata={"always": True})
 
 
 def named(key: str) -> Any:
-    """An optional field that has another name in JSON."""
+    """Returns an optional field that has another name in JSON."""
     return dataclasses.field(default=None, metadata={"key": key})
 
 
 def rest() -> Any:
-    """The field for all keys that have no field of their own; in JSON they stand among the others."""
+    """Returns the field for all keys without a field of their own. JSON has them beside the other keys."""
     return dataclasses.field(default_factory=dict, metadata={"rest": True})
 
 
 @dataclasses.dataclass
 class Record:
     """
-    The base class of JSON objects as dataclasses. A field without a default is required. An optional field is left out
-    of the JSON where it is `None` or empty. No key is lost: unknown keys go to one field of the class, and back.
+    The base class of dataclasses that represent JSON objects.
+
+    Fields without a default are required. Optional fields that are `None` or empty are left out of the JSON. No key is
+    lost: one field of the class holds all unknown keys and writes them back.
     """
 
     @classmethod
     def from_dict(cls, content: dict) -> Self:
         """
-        Makes a record of JSON values.
+        Creates a record from JSON values.
 
         Raises:
-            ValueError: a required key is missing, or a value is not what the field holds.
+            ValueError: A required key is missing, or a value has another type than its field.
         """
         values: dict[str, Any] = {}
-        left, kinds = dict(content), typing.get_type_hints(cls)
+        remaining, kinds = dict(content), typing.get_type_hints(cls)
         for part in dataclasses.fields(cls):
             key = part.metadata.get("key", part.name)
             if part.metadata.get("rest"):
-                values[part.name] = left  # by the other fields
-            elif key in left:
-                values[part.name] = _read(kinds[part.name], left.pop(key), f"{cls.__name__}.{key}")
+                values[part.name] = remaining  # the keys without a field of their own
+            elif key in remaining:
+                values[part.name] = _read(kinds[part.name], remaining.pop(key), f"{cls.__name__}.{key}")
             elif _is_required(part):
                 raise ValueError(f"{cls.__name__}: got no {key!r}, expected it as in a results.json of schema 1.")
         return cls(**values)
@@ -68,7 +70,7 @@ def _is_required(part: dataclasses.Field) -> bool:
     return part.default is part.default_factory is dataclasses.MISSING
 
 
-# What a field of a type may hold in JSON, and its name in errors. NumPy's numbers are taken, too.
+# The JSON values that a field of a type accepts, and their name in errors. NumPy numbers are accepted, too.
 _JSON: dict[Any, tuple[Any, str]] = {
     list: (list, "a list"),
     dict: (dict, "a mapping"),
@@ -80,7 +82,7 @@ _JSON: dict[Any, tuple[Any, str]] = {
 
 
 def _read(kind: Any, value: Any, key: str) -> Any:
-    """Returns JSON values as the type of a field says."""
+    """Returns JSON values converted to the type of a field."""
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and types.NoneType in kinds:
         return None

@@ -19,8 +19,10 @@ __all__ = [
 @dataclass(kw_only=True)
 class Agreement(Record):
     """
-    Shares of the test rows on which a model predicts the same as its supervisor: of all, and of those on which the
-    supervisor is right or wrong (`None` where there are none).
+    The shares of test rows on which a model and its supervisor predict the same.
+
+    `overall` is the share of all rows. The others are shares of the rows on which the supervisor is right or wrong,
+    `None` if there are no such rows.
     """
 
     overall: float
@@ -31,7 +33,7 @@ class Agreement(Record):
 
 @dataclass(kw_only=True)
 class Pgr(Record):
-    """PGR of one seed. Its 95 % interval is `None` where unbounded; an undefined PGR has a reason."""
+    """The PGR of one seed. Its 95 % interval is `None` if unbounded; `pgr_undefined` is the reason for no PGR."""
 
     pgr: float | None
     pgr_ci95: list[float] | None = always()
@@ -48,12 +50,14 @@ class ModelScore(Record):
         model (`str`): Hub id, name of a local directory, or name of a model of the demo.
         revision (`str`, *optional*): Commit on the Hub.
         weights (`str`, *optional*): Hash of a model that is a local directory.
-        accuracy (`float`), ci95 (`list[float]`): With its 95 % interval.
-        n (`int`): Test rows.
+        accuracy (`float`), ci95 (`list[float]`): Accuracy with its 95 % interval.
+        n (`int`): Number of test rows.
         scores (`dict`): Further scores of the setting, such as `auroc` and `ece`.
-        n_supervisors (`int`, *optional*): Supervisors whose labels were averaged, where there are several.
-        optimizer_steps (`int`, *optional*): Optimizer steps of its training (ceiling only).
-        label_confidence (`float`, *optional*): Mean larger probability of its weak labels (supervisor only).
+        n_supervisors (`int`, *optional*): Number of supervisors whose labels are averaged, if there are several.
+        optimizer_steps (`int`, *optional*): Optimizer steps of the training (ceiling only).
+        label_confidence (`float`, *optional*): Mean larger probability of the weak labels (supervisor only).
+        label_accuracy (`float`, *optional*): Share of the students' training rows with a correct weak label
+            (supervisor only).
     """
 
     model: str
@@ -66,11 +70,12 @@ class ModelScore(Record):
     n_supervisors: int | None = None
     optimizer_steps: int | None = None
     label_confidence: float | None = None
+    label_accuracy: float | None = None
 
 
 @dataclass(kw_only=True)
 class BaselineResult(Record):
-    """A [`ModelScore`] of something to compare with, by name; `model` is empty for a guess without a model."""
+    """The [`ModelScore`] of a named baseline. `model` is empty for baselines without a model, such as guessing."""
 
     name: str
     model: str
@@ -81,7 +86,7 @@ class BaselineResult(Record):
 
     @property
     def revision(self) -> str | None:
-        """Commit on the Hub. Only prompted models have this key."""
+        """The commit on the Hub. Only prompted models have this key."""
         return self.scores.get("revision")
 
 
@@ -101,7 +106,7 @@ class ControlResult(Record):
 
 @dataclass(kw_only=True)
 class DirectResult(Record):
-    """The student of a chain, trained on the supervisor's own labels instead."""
+    """The last student of a chain, trained on the labels of the supervisor instead."""
 
     accuracy: float
     ci95: list[float] | None = always()
@@ -118,13 +123,13 @@ class LinkResult(Record):
     The scores of a model in a bootstrapping chain, as in [`ModelScore`].
 
     Args:
-        taught_by (`str`): The model whose labels it was trained on.
-        rows (`str`, *optional*): The part of the dataset it was trained on: `link_1`, ..., or `student_half`.
-        n_train (`int`): Its training rows.
-        labels (`str`, *optional*): Fingerprint of its training labels.
-        agreement ([`Agreement`]): With `taught_by`.
-        output, weak_labels (`str`): Directories of the model and of its training labels, below the output directory.
-        hardware (`str`, *optional*): What it was trained on.
+        taught_by (`str`): Model of the training labels.
+        rows (`str`, *optional*): Split of the training rows: `link_1`, ..., or `student_half`.
+        n_train (`int`): Number of training rows.
+        labels (`str`, *optional*): Fingerprint of the training labels.
+        agreement ([`Agreement`]): Agreement with `taught_by`.
+        output, weak_labels (`str`): Directories of the model and of its training labels, in the output directory.
+        hardware (`str`, *optional*): Hardware of the training.
     """
 
     model: str
@@ -150,15 +155,16 @@ class StudentResult(Record):
     The [`ModelScore`] and the [`Pgr`] of a student.
 
     Args:
-        method (`str`): How it was trained on the weak labels.
-        agreement ([`Agreement`]): With the weak supervisor.
-        output, weak_labels (`str`): Directories of the student and of its training labels, below the output directory.
-        hardware (`str`, *optional*): What it was trained on.
-        against_plain_ceiling ([`Pgr`], *optional*): Against the ceiling without generative finetuning.
-        links (`list` of [`LinkResult`]): The chain that led to the student, which is the last link.
-        direct (`dict` of [`DirectResult`]): The same student without the chain: trained on the rows of its last link
-            (`same_rows`), and on those of all links (`all_rows`).
-        fingerprint (`str`, *optional*): The same for the seeds of an experiment, see [`StudentCard.fingerprint`].
+        method (`str`): Method of training on the weak labels.
+        agreement ([`Agreement`]): Agreement with the weak supervisor.
+        output, weak_labels (`str`): Directories of the student and of its training labels, in the output directory.
+        hardware (`str`, *optional*): Hardware of the training.
+        against_plain_ceiling ([`Pgr`], *optional*): PGR against the ceiling without generative finetuning.
+        links (`list` of [`LinkResult`]): Links of the chain, of which the student is the last.
+        direct (`dict` of [`DirectResult`]): The same student without the chain, trained on the rows of its last link
+            (`same_rows`) and on the rows of all links (`all_rows`).
+        fingerprint (`str`, *optional*): Hash that is equal for all seeds of an experiment, see
+            [`StudentCard.fingerprint`].
         optimizer_steps (`int`, *optional*): Optimizer steps of its training; unknown for a chain.
         aux_start_step (`int`, *optional*): The step after which `aux_start="agreement"` let the auxiliary weight rise.
     """
@@ -195,14 +201,14 @@ class SeedResult(Record):
     The results of one seed.
 
     Args:
-        seed (`int`): Of heads, adapters and row order; in the demo also of the generated rows.
-        split_fingerprint (`str`, *optional*): Hash of all rows and how they are split.
+        seed (`int`): Seed of heads, adapters and row order; in the demo also of the generated rows.
+        split_fingerprint (`str`, *optional*): Hash of all rows and their split.
         weak, ceiling ([`ModelScore`]): Supervisor and ceiling.
-        students (`list` of [`StudentResult`]): One per method.
+        students (`list` of [`StudentResult`]): One student per method.
         controls (`list` of [`ControlResult`]): Students without pretraining.
         ceiling_plain ([`ModelScore`], *optional*): The ceiling without generative finetuning.
-        baselines (`list` of [`BaselineResult`]): What needs no finetuning.
-        by_situation, easy_to_hard (`dict`, *optional*): Results of the demo of pairs, and of chess.
+        baselines (`list` of [`BaselineResult`]): Baselines without finetuning.
+        by_situation, easy_to_hard (`dict`, *optional*): Results that only the reward demo or chess have.
         analyses (`dict[str, dict]`): Results of `--analyses` by name.
     """
 
@@ -224,8 +230,8 @@ class SeedResult(Record):
         Returns the accuracy of guessing, in [0, 1].
 
         Args:
-            chance (`float`, *optional*): `ExperimentResult.chance`. If it is `None`, guessing depends on the rows: its
-                accuracy is the lowest of the baselines that are no models, and `None` if there are none.
+            chance (`float`, *optional*): `ExperimentResult.chance`. If it is `None`, guessing depends on the rows, and
+                its accuracy is the lowest of the baselines without a model, or `None` if there are none.
         """
         if chance is not None:
             return chance
@@ -243,8 +249,10 @@ class SeedResult(Record):
     @property
     def above_ceiling(self) -> dict[str, float]:
         """
-        The baselines whose accuracy is above that of the ceiling, although they are the same model before finetuning:
-        a linear probe, or prompts, also with a calibrated threshold (`accuracy_at_median`, `accuracy_content_free`).
+        The accuracies of baselines that are above the ceiling although they are the same model before finetuning.
+
+        These are a linear probe and prompts, also with a calibrated threshold (`accuracy_at_median`,
+        `accuracy_content_free`).
         """
         above = {}
         for baseline in self.baselines if self.ceiling.model else ():
@@ -257,7 +265,7 @@ class SeedResult(Record):
 
 @dataclass(kw_only=True)
 class PgrSummary(Record):
-    """PGR over the seeds: its median with a 95 % interval, and the number of seeds in which it is undefined."""
+    """PGR over the seeds: the median with a 95 % interval, and the number of seeds with an undefined PGR."""
 
     pgr_median: float | None
     pgr_ci95: list[float] | None = always()
@@ -281,7 +289,7 @@ class DirectSummary(Record):
 
 @dataclass(kw_only=True)
 class MethodSummary(Record):
-    """A method over the seeds: mean accuracy and [`PgrSummary`]; the other fields are as of [`StudentResult`]."""
+    """A method over the seeds: mean accuracy and [`PgrSummary`]; the other fields are those of [`StudentResult`]."""
 
     method: str
     accuracy_mean: float
@@ -300,11 +308,12 @@ class DatasetInfo(Record):
     The rows of an experiment.
 
     Args:
-        id, revision (`str`): On the Hub, or `"local"` or `"generated"` rows.
-        n_weak_half, n_student_half, n_validation, n_test, n_links (`int`): Sizes of the parts.
-        n_dropped (`dict[str, int]`): Rows that were left out, by reason.
-        split_seed (`int`, *optional*): Of the split.
-        options (`dict`): How the rows were made: `conversion`; in the demo `demo_world` and `demo_documents`.
+        id, revision (`str`): Dataset and commit on the Hub; the revision is `"local"` or `"generated"` for other rows.
+        n_weak_half, n_student_half, n_validation, n_test, n_links (`int`): Sizes of the splits.
+        n_dropped (`dict[str, int]`): Number of dropped rows by reason.
+        split_seed (`int`, *optional*): Seed of the split.
+        options (`dict`): Options of the conversion of the rows: `conversion`; in the demo `demo_world` and
+            `demo_documents`.
     """
 
     id: str
@@ -325,18 +334,18 @@ class ExperimentResult(Record):
     The content of `results.json`.
 
     Args:
-        run_name (`str`, *optional*): Of the run.
-        task, setting (`str`): What was learned, and how it is trained and scored.
+        run_name (`str`, *optional*): Name of the run.
+        task, setting (`str`): Name of the task, and its setting, such as `"classification"`.
         preset (`str`): `"demo"` or `"custom"`.
-        chance (`float`, *optional*): Accuracy of guessing where it is the same for all rows.
-        dataset ([`DatasetInfo`]): Rows.
-        runs (`list` of [`SeedResult`]): One per seed.
-        summary (`list` of [`MethodSummary`]): One per method.
-        settings ([`RunSettings`]): Of the trainings.
-        versions (`dict[str, str]`): Of libraries.
-        wall_seconds (`dict[str, float]`): By stage and by the directory of a student.
-        generative_finetuning (`bool`, *optional*): Of pairs: whether students were first trained on the responses.
-        text_form, class_names, example_prompt, description (*optional*): Of the task, for cards.
+        chance (`float`, *optional*): Accuracy of guessing if it is the same for all rows.
+        dataset ([`DatasetInfo`]): The rows.
+        runs (`list` of [`SeedResult`]): Results of each seed.
+        summary (`list` of [`MethodSummary`]): Results of each method over the seeds.
+        settings ([`RunSettings`]): Settings of the trainings.
+        versions (`dict[str, str]`): Versions of libraries.
+        wall_seconds (`dict[str, float]`): Durations by step and by the directory of a student.
+        generative_finetuning (`bool`, *optional*): Whether students were first trained on the responses (pairs only).
+        text_form, class_names, example_prompt, description (*optional*): Facts of the task for cards.
     """
 
     schema: int = always(1)
@@ -373,22 +382,24 @@ class ExperimentResult(Record):
         Reads a `results.json`.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no `results.json` of schema 1.
+            FileNotFoundError: The file does not exist.
+            ValueError: The file is not a `results.json` of schema 1.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"Got {path}, expected a results.json: {error}") from error
         if not is_results(content):
-            raise ValueError(f"Got {path}, expected a results.json of schema 1 as a recipe writes it.")
+            raise ValueError(
+                f"Got {path}, expected a results.json of schema 1. Pass the file of a finished experiment."
+            )
         try:
             return cls.from_dict(content)
         except ValueError as error:
             raise ValueError(f"Got {path}, expected a results.json of schema 1: {error}") from error
 
     def write(self, path: str | Path) -> None:
-        """Writes a `results.json` as a whole or not at all."""
+        """Writes a `results.json`. The file is renamed when it is complete."""
         aside = Path(path).with_name(Path(path).name + ".partial")
         aside.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
         os.replace(aside, path)

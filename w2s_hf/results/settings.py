@@ -10,11 +10,11 @@ __all__ = ["RunSettings", "StudentSettings", "TrainingSettings"]
 @dataclass(kw_only=True)
 class TrainingSettings(Record):
     """
-    The training of students and ceiling, and where it differs, of the supervisor. In JSON, and so on cards and in
-    reports, fields have the names that are given here.
+    The training settings of students and ceiling, and those of the supervisor that differ from them. The names in
+    `named` are the keys in JSON, and are shown on cards and in reports.
 
     Args:
-        arguments (`dict`): Arguments of the trainer that can change a number, see `training_settings`.
+        arguments (`dict`): Arguments of the trainer that can change results, see `training_settings`.
     """
 
     arguments: dict = rest()
@@ -31,7 +31,7 @@ class TrainingSettings(Record):
 
 @dataclass(kw_only=True)
 class StudentSettings(Record):
-    """The students: whether they are adapters, their precision, and `options` of adapters and quantization."""
+    """The settings of student models: use of adapters, precision, and `options` of adapters and quantization."""
 
     use_peft: bool
     dtype: str | None = None
@@ -44,9 +44,9 @@ class RunSettings(Record):
     The options of a run.
 
     Args:
-        training ([`TrainingSettings`]), student ([`StudentSettings`]): Of students and ceiling.
+        training ([`TrainingSettings`]), student ([`StudentSettings`]): Settings of students and ceiling.
         losses (`dict[str, dict]`): Settings of the loss by method.
-        loading (`dict`): Arguments of [`load_student`] that load a student in the precision of its training.
+        loading (`dict`): Arguments of [`load_student`] that restore the precision of the training.
     """
 
     training: TrainingSettings

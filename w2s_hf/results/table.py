@@ -1,4 +1,4 @@
-"""One or many `results.json` as one tidy table."""
+"""Reads one or many `results.json` into one tidy table."""
 
 import glob
 import json
@@ -24,13 +24,13 @@ RESULT_COLUMNS = (
     "ceiling_accuracy", "agreement", "agreement_supervisor_right", "agreement_supervisor_wrong", "fingerprint",
     "output", "source",
 )  # fmt: skip
-_TRAINING = ["fingerprint", "seed", "role", "method"]  # the columns that tell one trained model from another
-_MOST_NAMED = 5  # students in a warning
+_TRAINING = ["fingerprint", "seed", "role", "method"]  # the columns that identify a trained model
+_MAX_NAMED = 5  # number of students that a warning names
 
 
 def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """
-    Reads the results of recipes and sweeps into one table: a row for each seed and each model that was scored.
+    Reads the results of experiments and sweeps into one table, with one row per seed and evaluated model.
 
     ```python
     from w2s_hf import read_results
@@ -41,47 +41,48 @@ def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     medians = students.groupby(["fingerprint", "method", "learning_rate"])["pgr"].median()
     ```
 
-    A model that several files report has a row for each of them, and a mean over rows counts it several times. A
-    warning names such students with their files, and `drop_duplicates` as above keeps the row of the first file.
+    A model in several files has a row for each file, so that a mean over rows counts it several times. A warning names
+    such students and their files. `drop_duplicates` as above keeps the row of the first file.
 
     Args:
         sources (`str`, `Path` or an iterable of them): Files `results.json`, directories to look for them in (and for
-            the cells of sweeps), or patterns of [`glob`](https://docs.python.org/3/library/glob.html). A file that is
-            found twice is read once. Directories and patterns leave out files of another kind, which a warning names.
+            the cells of sweeps), or patterns of [`glob`](https://docs.python.org/3/library/glob.html). A file is read
+            once, even if several sources contain it. Directories and patterns skip other files with a warning.
 
     Returns:
-        `pandas.DataFrame` with [`RESULT_COLUMNS`], and a column for each setting and fact of the rows and models that
-        any of the results have, see [`StudentCard.trained_with`], and for each library version, `torch_version`.
+        `pandas.DataFrame` with [`RESULT_COLUMNS`], a column for each setting and fact in
+        [`StudentCard.trained_with`], and a column for each library version, such as `torch_version`.
 
         - `role` is `weak`, `ceiling`, `ceiling_plain`, `student`, `link` (of a chain), `direct` (the student without
-          the chain, on as many rows), `control` or `baseline`; `method` is the method of students and links, the name
-          of a baseline, and missing for the others.
-        - Accuracies and shares lie in [0, 1], intervals (`_low`, `_high`) are 95 %.
-        - `fingerprint` is the same for the seeds of an experiment (`weak` and `ceiling`: without a method).
+          the chain, on as many rows), `control` or `baseline`. `method` is the method of students and links, the name
+          of a baseline, and missing for the other roles.
+        - Accuracies and shares are in [0, 1]; intervals (`_low`, `_high`) are 95 %.
+        - `fingerprint` is equal for all seeds of an experiment; for `weak` and `ceiling` it does not depend on the
+          method.
 
     Raises:
-        FileNotFoundError: there is no such file, or no results in a directory.
-        ValueError: a file that is given by its own name is no `results.json` of schema 1; or a file of schema 1 lacks
-            a key or has a value of another kind.
+        FileNotFoundError: A file does not exist, or a directory has no results.
+        ValueError: A file passed by name is not a `results.json` of schema 1, or a file of schema 1 lacks a key or has
+            a value of another type.
     """
-    found: dict[Path, ExperimentResult] = {}
+    by_path: dict[Path, ExperimentResult] = {}
     for source in [sources] if isinstance(sources, str | Path) else sources:
         is_pattern = glob.has_magic(str(source)) and not Path(source).exists()
-        here: dict[Path, ExperimentResult] = {}
-        for place in map(Path, sorted(glob.glob(str(source), recursive=True)) if is_pattern else [source]):
-            if place.is_dir():
-                here |= find_results(place)
-            elif place.is_file():
-                results = _read_found(place) if is_pattern else ExperimentResult.read(place)
+        of_source: dict[Path, ExperimentResult] = {}
+        for path in map(Path, sorted(glob.glob(str(source), recursive=True)) if is_pattern else [source]):
+            if path.is_dir():
+                of_source |= find_results(path)
+            elif path.is_file():
+                results = _read_if_results(path) if is_pattern else ExperimentResult.read(path)
                 if results is not None:
-                    here[place.resolve()] = results
-        if not here:
+                    of_source[path.resolve()] = results
+        if not of_source:
             raise FileNotFoundError(
-                f"Got {str(source)!r}, expected a results.json, a directory with the results of a recipe or a sweep "
-                "below it, or a pattern of such paths."
+                f"Got {str(source)!r}, expected a results.json, a directory that contains results of experiments or "
+                "sweeps, or a pattern of such paths. Check the path."
             )
-        found |= here
-    rows = [row for path, results in found.items() for row in _rows_of(results, path)]
+        by_path |= of_source
+    rows = [row for path, results in by_path.items() for row in _rows_of(results, path)]
     columns = dict.fromkeys([*RESULT_COLUMNS, *(name for row in rows for name in row)])
     table = pd.DataFrame(rows, columns=list(columns))
     _warn_of_copies(table)
@@ -89,7 +90,7 @@ def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
 
 def _warn_of_copies(table: pd.DataFrame) -> None:
-    """Warns of students that several files report."""
+    """Warns of students that are in several files."""
     students = table[table["role"] == "student"]
     copies = [
         f"{method}, seed {seed}, fingerprint {fingerprint}, in {' and '.join(rows['source'])}"
@@ -97,37 +98,44 @@ def _warn_of_copies(table: pd.DataFrame) -> None:
         if len(rows) > 1
     ]
     if copies:
-        more = f"; and {len(copies) - _MOST_NAMED} more" if len(copies) > _MOST_NAMED else ""
+        more = f"; and {len(copies) - _MAX_NAMED} more" if len(copies) > _MAX_NAMED else ""
         logger.warning(
-            "Several files report the same student, which has a row for each of them: "
-            f"{'; '.join(copies[:_MOST_NAMED])}{more}. Use `table.drop_duplicates({json.dumps(_TRAINING)})` before "
-            "you take means over rows."
+            "Several files contain the same student, so the table has several rows of it: "
+            f"{'; '.join(copies[:_MAX_NAMED])}{more}. Call `table.drop_duplicates({json.dumps(_TRAINING)})` before "
+            "taking means over rows."
         )
 
 
 def find_results(directory: str | Path, only_sweeps: bool = False) -> dict[Path, ExperimentResult]:
     """
-    Returns each `results.json` in a directory and below it, by path, and each finished cell of a sweep as the results
-    of one student. Files of the same name that other programs wrote are left out, and a warning names them.
+    Returns all results in a directory and its subdirectories, by path.
+
+    A finished cell of a sweep counts as the results of one student. Files named `results.json` of other programs are
+    skipped with a warning.
+
+    Args:
+        directory (`str` or `Path`): The directory.
+        only_sweeps (`bool`, *optional*, defaults to `False`): Whether to read only cells of sweeps.
 
     Raises:
-        ValueError: a file of schema 1 lacks a key or has a value of another kind.
+        ValueError: A file of schema 1 lacks a key or has a value of another type.
     """
-    found = {}
+    by_path = {}
     for path in sorted(Path(directory).rglob("*.json")):
-        is_named_so = path.name == "results.json"
-        if "_stages" in path.parts or not (is_named_so or path.parent.name == "cells") or is_named_so and only_sweeps:
+        is_file_of_run = path.name == "results.json"
+        is_cell = path.parent.name == "cells"
+        if "_stages" in path.parts or not (is_file_of_run or is_cell) or is_file_of_run and only_sweeps:
             continue
-        results = _read_found(path)
+        results = _read_if_results(path)
         if results is not None:
-            found[path.resolve()] = results
-    return found
+            by_path[path.resolve()] = results
+    return by_path
 
 
-def _read_found(path: Path) -> ExperimentResult | None:
+def _read_if_results(path: Path) -> ExperimentResult | None:
     """
-    Reads a file that a directory or a pattern led to: a `results.json`, or a finished cell of a sweep. Returns `None`
-    for a failed cell, and, with a warning, for a file of another kind.
+    Reads a `results.json` or a finished cell of a sweep, in a directory or matched by a pattern. Returns `None` for
+    failed cells, and, with a warning, for other files.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -143,17 +151,17 @@ def _read_found(path: Path) -> ExperimentResult | None:
                 return ExperimentResult.from_dict({**content["results"], "runs": [content["entry"]]})
             except ValueError as error:
                 raise ValueError(f"Got {path}, expected a finished cell of a sweep: {error}") from error
-    logger.warning(f"{path}: skipped, since it is not the results of a recipe or a sweep.")
+    logger.warning(f"{path}: skipped, because it has no results of an experiment or a sweep.")
     return None
 
 
 def _rows_of(results: ExperimentResult, path: Path) -> Iterator[dict]:
-    """Yields a row for each model that was scored."""
+    """Yields one row per evaluated model."""
     versions = {f"{name}_version": version for name, version in results.versions.items()}
     for run in results.runs:
         for role, score, card in _scored(results, run):
             agreement = card.agreement or {}
-            # Not all kinds of scores have a model, PGR and an output.
+            # Not all types of scores have a model, PGR and an output.
             yield {
                 "run_name": card.run_name,
                 "task": card.task,
@@ -182,20 +190,20 @@ def _rows_of(results: ExperimentResult, path: Path) -> Iterator[dict]:
 
 
 def _scored(results: ExperimentResult, run: SeedResult) -> Iterator[tuple[str, AnyScore, StudentCard]]:
-    """Yields each model of a seed that was scored: its role, its score, and what is known of it as a card."""
+    """Yields role, score and card of each evaluated model of a seed."""
     students: list[tuple[str, AnyScore, StudentCard]] = []
     for student in run.students:
         students.append(("student", student, StudentCard.from_results(results, run, student)))
         for link in student.links[:-1]:  # the last link is the student
             students.append(("link", link, StudentCard.from_results(results, run, student, link)))
     settings = shared_settings(results)
-    nobody: dict[str, Any] = {"agreement": None, "taught_by": None, "n_train": None, "settings": settings}
+    unset: dict[str, Any] = {"agreement": None, "taught_by": None, "n_train": None, "settings": settings}
 
     def other(role: str, score: AnyScore, method: str | None = None) -> tuple[str, AnyScore, StudentCard]:
         card = students[0][2]
-        model = getattr(score, "model", card.base_model)  # the student without its chain has no name of its own
+        model = getattr(score, "model", card.base_model)  # a direct student has no name of its own
         trained = None if role == "weak" or not model else replace(Score.of(score), model=model)
-        return role, score, replace(card, method=method, student=trained, **nobody)
+        return role, score, replace(card, method=method, student=trained, **unset)
 
     yield other("weak", run.weak)
     for baseline in run.baselines:
