@@ -96,7 +96,7 @@ def test_it_is_found_in_its_file(directory):
     [
         ({"example": lambda task, row: {"prompt": None, "ground_truth": "1"}}, "got None as the `prompt`"),
         ({"example": lambda task, row: {"id": 7, "prompt": "1", "ground_truth": " 1"}}, "got 7 as the `id`"),
-        ({"extra_columns": ("unit",)}, "an example without 'unit', which is in `extra_columns`"),
+        ({"extra_columns": ("unit",)}, "an example without 'unit', expected all `extra_columns`"),
         ({"parse": lambda task, text: None}, "got False from `is_correct` for the ground truth"),
         (
             {"parse": lambda task, text: re.search(r"\d\d+", text) and text},  # nothing below ten
@@ -162,12 +162,12 @@ def test_prompts_that_differ_by_case_or_spacing_alone_are_different_rows():
 
 
 def test_a_column_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="has no column 'answer'; it has question, expected question, answer"):
+    with pytest.raises(ValueError, match="has no column 'answer'. Got question, expected question, answer"):
         ADDITIONS.load(raw=DatasetDict(train=additions(60).remove_columns("answer")))
 
 
 def test_answers_that_are_longer_than_what_is_generated_are_refused():
-    with pytest.raises(ValueError, match="is 4 tokens with its end-of-text token, .* set --max_new_tokens 4"):
+    with pytest.raises(ValueError, match="of 4 tokens with its end-of-text token, .* Set --max_new_tokens 4"):
         ADDITIONS.load(raw=DatasetDict(train=additions(90)), tokenizers=[make_character_tokenizer()], max_new_tokens=2)
 
 

@@ -165,13 +165,13 @@ def test_what_cannot_be_compared_is_counted(caplog):
     splits = splits_of(Dataset.from_list([*bad, *good]), pairs_of(implicit_text, 20, begin=100))
     assert splits.n_dropped == {"identical responses": 2, "an empty response": 3}
     assert sum(map(len, splits.parts.values())) == 80
-    assert "pairs left out: 2 with identical responses, 3 with an empty response" in caplog.text
+    assert "dropped pairs: 2 with identical responses, 3 with an empty response" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"chosen": "a", "reject": "b"}], "the split 'train' has no column 'rejected'; it has chosen, reject"),
+        ([{"chosen": "a", "reject": "b"}], "the split 'train' has no column 'rejected'. Got chosen, reject"),
         ([{"chosen": "a", "rejected": messages("b")}], "row 0 of the split 'train' has text and messages, expected"),
         (
             [{"chosen": 1, "rejected": 2}],
@@ -179,14 +179,14 @@ def test_what_cannot_be_compared_is_counted(caplog):
         ),
         (
             [{"chosen": [{"role": "user", "content": ["a"]}], "rejected": [{"role": "user", "content": ["b"]}]}],
-            "row 0 of the split 'train' has a message in 'chosen' whose content is no text",
+            "row 0 of the split 'train' has a message in 'chosen' with the content",
         ),
         (
             [{**implicit_text("a", "b", "c"), "tools": "[]"}],
-            "row 0 of the split 'train' has 'tools', which nothing here",
+            "row 0 of the split 'train' has 'tools', which is not supported",
         ),
         ([{"chosen": ["a"], "rejected": ["b"]}], "has list in 'chosen', expected text, or messages with `role`"),
-        ([implicit_text("a", "b", "b")], "no pair of the split 'train' is left; left out: 1 with identical responses"),
+        ([implicit_text("a", "b", "b")], "got no usable pair in the split .* Dropped: 1 with identical responses"),
     ],
 )
 def test_rows_that_are_no_pairs_are_named(rows, message):
@@ -236,7 +236,7 @@ def test_one_local_file_has_a_fifth_held_out_and_says_so(tmp_path, caplog):
     pairs_of(explicit_text, 100).to_json(tmp_path / "pairs.jsonl")
     splits = load_pairs(HH, dataset_path=str(tmp_path / "pairs.jsonl"))
     assert len(splits.test) == pytest.approx(20, abs=2) and sum(map(len, splits.parts.values())) == 100
-    assert "pairs.jsonl' has one split, 'train'; a fifth is held out to test" in caplog.text
+    assert "pairs.jsonl' has one split, 'train'; a fifth is held out for testing" in caplog.text
 
 
 def test_nothing_of_the_test_set_is_trained_on():

@@ -1,4 +1,4 @@
-"""Prompts of tasks: answers and their tokens, heads made of them, and students that read prompted text."""
+"""Tests the prompts of tasks: answers and their tokens, heads built from them, and students with prompted texts."""
 
 from types import SimpleNamespace
 
@@ -39,7 +39,7 @@ FORM = PromptFormat(answers=("n", "y"), instruction="say {y} or n. ", prefix="Q:
 
 
 def untrained_predictions(task: Task, rows: Dataset, spec: ModelSpec, tmp_path) -> np.ndarray:
-    """The predictions of the student of an experiment before its first step."""
+    """Returns the predictions of an experiment's student before its first training step."""
     finetuner = Finetuner(StageCache(tmp_path / "stages"), CLASSIFICATION, arguments(tmp_path, max_length=None))
     tokenizer = load_tokenizer(spec.path)
     model = finetuner.untrained(spec, tokenizer, 0, prompt_of_head(spec, task))
@@ -90,7 +90,7 @@ def test_a_prompted_text_loses_its_context_alone():
     ("answers", "message"),
     [
         (("é", "y"), "does not know the answer 'é'"),
-        ((" n", " y"), r"begins both answers ' n' and ' y' with \[' '\]; use answers that differ"),
+        ((" n", " y"), r"answers ' n' and ' y', which both begin with the token \[' '\], expected different first"),
     ],
 )
 def test_answers_that_make_no_head_are_refused(answers, message):
@@ -101,7 +101,7 @@ def test_answers_that_make_no_head_are_refused(answers, message):
 
 @pytest.mark.parametrize("answers", [(" n", "y"), ("y", " n")])
 def test_neither_answer_may_be_joined_with_the_suffix(answers):
-    with pytest.raises(ValueError, match="The tokenizer joins ':' with ' n'; use another suffix"):
+    with pytest.raises(ValueError, match="The tokenizer merges the suffix ':' and ' n'. Use another suffix"):
         answer_tokens(merging_tokenizer(), PromptFormat(answers=answers, suffix=":"))
 
 
@@ -124,7 +124,7 @@ def test_a_task_takes_no_other_prompt_than_a_format():
 
 @pytest.mark.parametrize("answers", [("n", "no"), ("no", "n")])
 def test_no_answer_begins_with_the_other(answers):
-    with pytest.raises(ValueError, match="or those of one begin those of the other; use others"):
+    with pytest.raises(ValueError, match="whose tokens are equal or begin with each other, expected answers that"):
         answer_tokens(make_character_tokenizer(), PromptFormat(answers=answers))
 
 
@@ -132,13 +132,13 @@ def test_a_tokenizer_that_ends_texts_reads_no_answer_behind_a_prompt():
     tokenizer = make_character_tokenizer()
     end = ("<eos>", tokenizer.eos_token_id)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[end])
-    with pytest.raises(ValueError, match=r"The tokenizer adds \['<eos>'\] behind a text"):
+    with pytest.raises(ValueError, match=r"Got a tokenizer that appends \['<eos>'\] to a text"):
         answer_tokens(tokenizer, FORM)
 
 
 def test_no_head_is_made_of_answers_behind_the_padding_token():
     tokenizer = make_character_tokenizer(pad_token=":")
-    with pytest.raises(ValueError, match="ends with the padding token ':', and a classifier reads the token before"):
+    with pytest.raises(ValueError, match="ends with the padding token ':', but a classifier reads the last token"):
         head_tokens(tokenizer, FORM)
     assert answer_tokens(tokenizer, FORM) == ([], head_tokens(make_character_tokenizer(), FORM)), "it can be asked"
 
@@ -147,8 +147,10 @@ def test_a_tokenizer_without_an_attention_mask_asks_as_one_that_has_it():
     with_mask, without = make_character_tokenizer(), make_character_tokenizer()
     without.model_input_names = ["input_ids"]
     model, prompts = make_language_model(with_mask).eval(), ["a", "b c d e"]
-    found, expected = (answer_probabilities(model, tokenizer, prompts, FORM) for tokenizer in (without, with_mask))
-    np.testing.assert_array_equal(found, expected)
+    probabilities, expected = (
+        answer_probabilities(model, tokenizer, prompts, FORM) for tokenizer in (without, with_mask)
+    )
+    np.testing.assert_array_equal(probabilities, expected)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,10 @@ def test_a_head_of_answers_needs_one_for_each_output_and_an_unembedding():
 
 @pytest.fixture
 def models(tmp_path):
-    """Directories of tiny models: a decoder that knows letters, one whose unembedding has another name, an encoder."""
+    """
+    Creates directories of tiny models: a decoder with an alphabet of letters, the same with another name for its
+    unembedding, and an encoder.
+    """
     make_language_model(make_character_tokenizer()).save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
     make_character_tokenizer(unk_token="<pad>").save_pretrained(tmp_path / "sharded")
     index = tmp_path / "sharded" / "model.safetensors.index.json"
@@ -308,11 +313,11 @@ def test_what_has_no_prompt_is_refused(recipe, options, words, tmp_path, cache):
 @pytest.mark.parametrize(
     ("log_odds", "prior", "at_median", "content_free"),
     [
-        ([1, 2, 3, 4], [0], 1.0, 0.5),  # always the second answer: the order is all that it knows
+        ([1, 2, 3, 4], [0], 1.0, 0.5),  # it always prefers the second answer; only the order of the rows is right
         ([1, 2, 3, 4], [2.5], 1.0, 1.0),
         ([4, 3, 2, 1], [2.5], 0.0, 0.0),
-        ([-1, 2, -1, 2], [-2, 3, -2, 1], 0.5, 0.75),  # a prior of its own for each row
-        ([1e3, 1e3, 1e3, 1e3], [2e3], 0.5, 0.5),  # P(class 0) is 0 of all, and the first class counts
+        ([-1, 2, -1, 2], [-2, 3, -2, 1], 0.5, 0.75),  # each row has its own prior
+        ([1e3, 1e3, 1e3, 1e3], [2e3], 0.5, 0.5),  # P(class 0) is 0 for all rows, and ties count as the first class
     ],
 )
 def test_a_preference_for_an_answer_hides_nothing_of_what_a_model_knows(log_odds, prior, at_median, content_free):
@@ -329,7 +334,7 @@ def test_results_with_another_form_of_prompts_are_other_results():
         return _prompt_form(SimpleNamespace(**{"demo": False, **options}))
 
     assert form(prompt_form="task") == {"prompt_form": "task"}
-    # As older versions wrote it: they had this form alone, and the demo has its own.
+    # Older versions had only this form and recorded nothing. The demo has its own form.
     assert form(prompt_form="01") == form() == form(prompt_form="task", demo=True) == {}
 
 
@@ -365,7 +370,7 @@ def test_the_answers_of_every_task_differ_in_their_first_token(directory):
 )
 def test_a_real_tokenizer_joins_the_second_answer_with_the_suffix(suffix, answers, turned):
     form = PromptFormat(answers=answers[::-1] if turned else answers, suffix=suffix)
-    with pytest.raises(ValueError, match="The tokenizer joins .*; use another suffix"):
+    with pytest.raises(ValueError, match="The tokenizer merges the suffix .* Use another suffix"):
         answer_tokens(AutoTokenizer.from_pretrained(real_model()), form)
 
 

@@ -319,10 +319,10 @@ def test_an_unknown_task_is_named():
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("nowhere", "got 'nowhere', and there is no such directory or file below the working directory; expected"),
-        ("rows.jsn", r"below the working directory; .*\. Did you mean 'rows.json'\?$"),
-        ("/nowhere/rows", "got '/nowhere/rows', and there is no such directory or file; expected"),
-        ("other.txt", "got 'other.txt', which is a file of another kind; expected .*csv.*columns passage, question"),
+        ("nowhere", "got 'nowhere', which does not exist in the working directory; expected"),
+        ("rows.jsn", r"in the working directory; .*\. Did you mean 'rows.json'\?$"),
+        ("/nowhere/rows", "got '/nowhere/rows', which does not exist; expected"),
+        ("other.txt", "got 'other.txt', which has another file format; expected .*csv.*columns passage, question"),
     ],
 )
 def test_an_unknown_file_is_named(path, message, tmp_path, monkeypatch):

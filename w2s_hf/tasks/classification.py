@@ -1,8 +1,8 @@
-"""Tasks whose rows are a yes or a no.
+"""Defines the binary classification tasks.
 
-The paper lists its 22 tasks in table 1 and publishes seven prompts (table 2), so the templates are ours. What is to be
-judged comes last, where a decoder's head reads. Rows that share a question or a premise stay in one half (paper, A.1);
-what that is in each dataset is our reading.
+The paper lists its 22 tasks in table 1 but publishes only seven prompts (table 2). The templates are therefore ours.
+The sentence or answer to be judged comes last in a template, because a decoder's head reads the last token. Rows that
+share a question or a premise stay in one half (paper, A.1). The columns that define such a group are our choice.
 """
 
 from .prompt import PromptFormat
@@ -12,7 +12,7 @@ __all__ = ["CLASSIFICATION_TASKS"]
 
 BOOLQ = Task(
     name="boolq",
-    description="Yes/no questions about a passage of Wikipedia",
+    description="Yes/no questions about a Wikipedia passage",
     prompt=PromptFormat(suffix="?\nThe answer is", answers=(" false", " true")),
     sources=(Source("google/boolq"), Source("aps/super_glue", "boolq", rename={"label": "answer"})),
     template="{passage}\nQuestion: {question}",
@@ -50,7 +50,7 @@ COLA = Task(
 
 TWITTER_SENTIMENT = Task(
     name="twitter_sentiment",
-    description="Sentiment of a tweet; which corpus the paper used is not known",
+    description="Sentiment of a tweet (the paper does not name its dataset)",
     prompt=PromptFormat(prefix="Tweet: ", suffix="\nSentiment:", answers=(" negative", " positive")),
     sources=(Source("EleutherAI/twitter-sentiment"),),
     template="{text}",
@@ -61,7 +61,7 @@ TWITTER_SENTIMENT = Task(
 
 AMAZON_POLARITY = Task(
     name="amazon_polarity",
-    description="Sentiment of a product review; not in the paper, in openai/weak-to-strong",
+    description="Sentiment of a product review (used in openai/weak-to-strong, not in the paper)",
     prompt=PromptFormat(prefix="Review: ", suffix="\nSentiment:", answers=(" negative", " positive")),
     sources=(Source("fancyzhx/amazon_polarity"),),
     template="{title}\n{content}",
@@ -73,7 +73,7 @@ AMAZON_POLARITY = Task(
 
 PAWS = Task(
     name="paws",
-    description="Do two sentences of the same words mean the same?",
+    description="Do two sentences with the same words have the same meaning?",
     prompt=PromptFormat(suffix="\nYes or no?", answers=(" no", " yes")),
     sources=(
         Source("google-research-datasets/paws", "labeled_final"),
@@ -86,31 +86,31 @@ PAWS = Task(
 
 WIC = Task(
     name="wic",
-    description="Has a word the same sense in two sentences? (SuperGLUE)",
+    description="Does a word have the same meaning in two sentences? (SuperGLUE)",
     prompt=PromptFormat(suffix="\nYes or no?", answers=(" no", " yes")),
     sources=(Source("aps/super_glue", "wic"), Source("aps/super_glue", "wic", PARQUET_BRANCH)),
     template='Has "{word}" the same sense in both sentences?\n{sentence1}\n{sentence2}',
     label="label",
-    # By word, 848 of 3,809 training rows would go, because their word is in the test set with other sentences.
+    # Groups by word would drop 848 of the 3,809 training rows, whose word also occurs in the test set.
     group=(("sentence1", "sentence2"),),
     test_split="validation",
 )
 
 
-def _entailed(row: dict) -> int:
-    names = {0: 1, 1: 0, 2: 0, "entailment": 1, "neutral": 0, "contradiction": 0}
-    if row["label"] not in names:
-        raise ValueError(f"has the label {row['label']!r}, expected one of {', '.join(map(repr, names))}")
-    return names[row["label"]]
+def _entailment_label(row: dict) -> int:
+    classes = {0: 1, 1: 0, 2: 0, "entailment": 1, "neutral": 0, "contradiction": 0}
+    if row["label"] not in classes:
+        raise ValueError(f"has the label {row['label']!r}, expected one of {', '.join(map(repr, classes))}")
+    return classes[row["label"]]
 
 
 ANLI_R2 = Task(
     name="anli_r2",
-    description="Does the hypothesis follow from the premise? Neutral and contradiction are both a no",
+    description="Does the hypothesis follow from the premise? Neutral and contradiction are one class",
     prompt=PromptFormat(suffix="\nThe hypothesis is", answers=(" false", " true")),
     sources=(Source("facebook/anli", "plain_text"),),
     template="{premise}\nHypothesis: {hypothesis}",
-    label=_entailed,
+    label=_entailment_label,
     reads=("label",),
     context="premise",
     group="premise",
@@ -122,7 +122,7 @@ ANLI_R2 = Task(
 
 ETHICS_JUSTICE = Task(
     name="ethics_justice",
-    description="Is the claim, or the excuse, a reasonable one? (ETHICS)",
+    description="Is the claim or excuse reasonable? (ETHICS)",
     prompt=PromptFormat(suffix="\nIs it reasonable or unreasonable? It is", answers=(" wrong", " right")),
     sources=(
         Source("hendrycks/ethics", "justice", PARQUET_BRANCH),
@@ -132,7 +132,7 @@ ETHICS_JUSTICE = Task(
     label="label",
     context="scenario",
     fields={
-        # The scenarios were written in sets that differ in their reason, or in what is claimed.
+        # The scenarios were written in sets. The scenarios of a set differ only in the reason or in the claim.
         "beginning": lambda row: row["scenario"].strip()[:40],
         "end": lambda row: row["scenario"].strip()[-40:],
     },
@@ -143,7 +143,7 @@ ETHICS_JUSTICE = Task(
 
 ETHICS_DEONTOLOGY = Task(
     name="ethics_deontology",
-    description="Is the excuse valid, or the duty part of the role? (ETHICS)",
+    description="Is the excuse valid, or does the duty belong to the role? (ETHICS)",
     prompt=PromptFormat(
         suffix="\nIs this reply reasonable or unreasonable? It is", answers=(" incorrect", " correct")
     ),
@@ -176,17 +176,17 @@ ETHICS_VIRTUE = Task(
 
 
 def _first_is_better(row: dict) -> bool:
-    # Rows hold the pleasant scenario first. A coin of their own turns half of them round.
+    # The dataset lists the pleasant scenario first. A hash of the row swaps the order of half of the rows.
     return int(random_key(f"{row['baseline']}\0{row['less_pleasant']}", "order"), 16) % 2 == 1
 
 
 ETHICS_UTILITARIANISM = Task(
     name="ethics_utilitarianism",
-    description="Is the first of two scenarios the more pleasant one? (ETHICS)",
+    description="Is the first of two scenarios more pleasant than the second? (ETHICS)",
     prompt=PromptFormat(suffix="\nI would prefer the", answers=(" second", " first")),
     sources=(
         Source("hendrycks/ethics", "utilitarianism", PARQUET_BRANCH),
-        # There, `baseline` is the worse one.
+        # In this copy, `baseline` is the less pleasant scenario.
         Source(
             "EleutherAI/hendrycks_ethics",
             "utilitarianism",

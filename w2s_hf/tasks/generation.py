@@ -1,4 +1,4 @@
-"""Generative tasks: a model writes a completion of a prompt, and the task says whether the answer in it is right."""
+"""Generative tasks: a model completes a prompt, and the task checks whether the answer in the completion is right."""
 
 import hashlib
 import logging
@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 class BrokenRowError(ValueError):
-    """A row that a task cannot use. The loader leaves it out and counts it under the message."""
+    """Raised for a row that a task cannot use. The loader drops the row and counts it by the message of the error."""
 
 
 @dataclass(frozen=True)
 class GenerationTask(AnyTask):
     """
-    A task whose answers are text. A subclass defines [`~GenerationTask.example`], and [`~GenerationTask.parse`] where
-    the answer is a part of the completion:
+    A task whose answers are texts. A subclass defines [`~GenerationTask.example`]. If the answer is only a part of the
+    completion, it also defines [`~GenerationTask.parse`]:
 
         class Additions(GenerationTask):
             columns = ("question", "answer")
@@ -42,18 +42,18 @@ class GenerationTask(AnyTask):
                 return {"prompt": row["question"], "ground_truth": f" {row['answer']}"}
 
     Args:
-        name (`str`): Its name in results.
-        sources (`str` or `tuple[Source]`): Where its rows are; the next one is tried when one does not load.
+        name (`str`): The name of the task in results.
+        sources (`str` or `tuple[Source]`): The datasets of the task. If one does not load, the next one is tried.
         train_split, test_split (`str` or `tuple[str]`):
-            Names of the splits, the first that is there. Without a test split (`None`, or none is there), a fifth is
-            held out.
-        description (`str`, *optional*): One line for people.
+            Names of the splits. The first one that exists is used. If there is no test split, or `test_split` is
+            `None`, a fifth of the training groups is held out.
+        description (`str`, *optional*): One line about the task, for reports and cards.
 
     Attributes:
-        setting (`str`): The setting of its results and cards, which a task of your own leaves as it is.
-        rows (`str`): What its rows are called in logs.
+        setting (`str`): The setting named in results and cards. Your own tasks keep the default.
+        rows (`str`): The word for rows in log messages.
         columns (`tuple[str]`): Columns that every row of the dataset must have.
-        extra_columns (`tuple[str]`): Columns of its examples that its scores need, beside prompt and ground truth.
+        extra_columns (`tuple[str]`): Columns of the examples that the scores need besides prompt and ground truth.
     """
 
     name: str
@@ -70,77 +70,82 @@ class GenerationTask(AnyTask):
     @abstractmethod
     def example(self, row: dict) -> dict:
         """
-        Returns an example of a row of the dataset.
+        Converts a row of the dataset to an example.
 
         Args:
             row (`dict`): A row of the dataset.
 
         Returns:
-            `dict` with `prompt`, `ground_truth` (the completion to train on, with its leading space) and
-            `extra_columns`. Optional: `id` (default: a hash of prompt and completion), `text` (default: a hash of the
-            prompt; examples whose texts are equal up to case and spacing are duplicates) and `keys` (default: the
-            prompt; examples that share one stay in one part).
+            `dict` with
+
+            - `prompt` (`str`)
+            - `ground_truth` (`str`): The completion to train on, with its leading space.
+            - all `extra_columns`
+            - `id` (`str`, *optional*): Defaults to a hash of prompt and completion.
+            - `text` (`str`, *optional*): Examples whose texts are equal up to case and spacing are duplicates.
+              Defaults to a hash of the prompt.
+            - `keys` (`list[str]`, *optional*): Examples that share a key stay in one part. Defaults to the prompt.
 
         Raises:
-            BrokenRowError: the row cannot be used.
+            BrokenRowError: the row cannot be used. The loader drops and counts such rows.
         """
 
     def parse(self, text: str) -> Hashable | None:
-        """Returns the answer in a completion, or `None` where it has none. By default the whole text is the answer."""
+        """Returns the answer in a completion, or `None` if there is none. By default the answer is the whole text."""
         return text.strip() or None
 
     def is_correct(self, completion: Completion, row: dict) -> bool:
-        """Returns whether a completion has the right answer to a row with `ground_truth` and `extra_columns`."""
+        """Returns whether a completion answers a row (with `ground_truth` and `extra_columns`) correctly."""
         answer = self._answer(completion)
         return answer is not None and answer == self.parse(row["ground_truth"])
 
     def is_same(self, completion: Completion, other: Completion, row: dict) -> bool:
-        """Returns whether two completions of the same row have the same answer, or are the same text."""
+        """Returns whether two completions of a row have the same answer or, if neither has one, the same text."""
         answer, other_answer = self._answer(completion), self._answer(other)
         return completion.text == other.text if answer is None and other_answer is None else answer == other_answer
 
     def _answer(self, completion: Completion) -> Hashable | None:
-        # The last word of a completion that was cut may be incomplete.
+        # The last word of a truncated completion may be incomplete.
         return self.parse(re.sub(r"\S+$", "", completion.text) if completion.is_cut else completion.text)
 
     def extra_scores(self, completions: list[Completion], rows: Dataset) -> dict:
-        """Returns the scores that results report beside the accuracy."""
+        """Returns the scores to report besides the accuracy. `n_cut` is the number of truncated completions."""
         return {"n_cut": sum(completion.is_cut for completion in completions)}
 
     def baselines(self, rows: Dataset) -> list[dict]:
-        """Returns baselines without a model: `name`, `model` (empty), `accuracy`, `ci95` and `n` of each."""
+        """Returns baselines that need no model, each with `name`, `model` (empty), `accuracy`, `ci95` and `n`."""
         return []
 
     def report_sections(
         self, results: ExperimentResult, test: Dataset, completions: dict[str, list[Completion]], output_dir: Path
     ) -> list[str]:
         """
-        Returns sections of the report, in Markdown. May write figures to `output_dir`.
+        Returns additional sections of the report, in Markdown. May write figures to `output_dir`.
 
         Args:
             results ([`ExperimentResult`]): The results of all seeds.
             test ([`~datasets.Dataset`]): Test rows of the first seed.
-            completions (`dict[str, list[Completion]]`): Completions of the test rows, by model: `weak`, `ceiling`, and
-                students by their method.
+            completions (`dict[str, list[Completion]]`): Completions of the test rows by model: `weak`, `ceiling`, and
+                each student under the name of its method.
             output_dir (`Path`): The directory of the report.
         """
         return []
 
     def load(self, **options) -> TaskSplits:
-        """Loads and splits the rows, see [`load_completions`] for the options."""
+        """Loads and splits the rows. Accepts the options of [`load_completions`]."""
         return load_completions(self, **options)
 
 
 class CompletionLoader(Loader):
     """
-    Prompts and their completions. Rows that a task cannot use, and prompts that leave no room for a completion, are
-    left out and counted.
+    Loads prompts and completions. Rows that the task cannot use, and prompts that leave no room for a completion, are
+    dropped and counted.
 
     Args:
         task ([`GenerationTask`]): The task.
         tokenizers (`Sequence[PreTrainedTokenizerBase]`): Tokenizers of all models.
-        max_length (`int`, *optional*): Tokens of prompt and completion.
-        max_new_tokens (`int`, *optional*): Tokens of a completion.
+        max_length (`int`, *optional*): Maximum length of prompt and completion together, in tokens.
+        max_new_tokens (`int`, *optional*): Maximum length of a completion, in tokens.
     """
 
     task: GenerationTask
@@ -159,11 +164,12 @@ class CompletionLoader(Loader):
         self.rows_are, self.further_columns = task.rows, (*task.extra_columns, "group")
 
     def has_test(self, raw: DatasetDict, dataset_path: str | None) -> bool:
-        """Returns whether there is a split to test on, and warns if not."""
+        """Returns whether the dataset has a test split, and warns if not."""
         has_test = any(name in raw for name in self.task.test_split or ())
         if not has_test:
             logger.warning(
-                f"{self.task.name}: there is no split to test on; a fifth of the {self.held_out} is held out"
+                f"{self.task.name}: the dataset has no test split; a fifth of the {self.held_out} is held out for "
+                "testing"
             )
         return has_test
 
@@ -172,8 +178,8 @@ class CompletionLoader(Loader):
         Returns the examples of a split, sorted by id.
 
         Raises:
-            ValueError: the task makes no example as it should or rejects a ground truth, a completion is longer than
-                `max_new_tokens`, or no row is left.
+            ValueError: `example` of the task returns an invalid example, `is_correct` rejects a ground truth, a
+                completion is longer than `max_new_tokens`, or no row is left.
         """
         examples: list[dict] = []
         for row in tqdm(rows, desc=f"Reading {split}"):
@@ -184,31 +190,31 @@ class CompletionLoader(Loader):
                 continue
             self._check_example(example, row)
             prompt, content = example["prompt"], f"{example['prompt']}\0{example['ground_truth']}"
-            # Prompts may differ by case or spacing alone, which comparisons of texts ignore: so a hash.
+            # Two prompts may differ in case or spacing alone. The comparison of texts ignores both, a hash does not.
             defaults = {"id": _hash(content)[:16], "text": _hash(prompt), "keys": [f"prompt: {prompt}"]}
             examples.append(defaults | example)
         for tokenizer in self.tokenizers:
-            examples = self._fitting(examples, tokenizer)
+            examples = self._drop_long_prompts(examples, tokenizer)
         self._check_is_correct(split, examples)
         return self.sorted_by_id(split, examples)
 
     def _check_example(self, example: dict, row: dict) -> None:
-        """Raises `ValueError` where a text or a column is missing in the example of a row, or `id` is no text."""
+        """Raises `ValueError` if an example lacks a text or a column, or its `id` or `text` is not a string."""
         for name in ("prompt", "ground_truth", *({"id", "text"} & set(example))):
             if not isinstance(example.get(name), str):
                 raise ValueError(
-                    f"{self.task.name}: got {example.get(name)!r} as the `{name}` of an example, expected text; or "
-                    f"raise BrokenRowError for rows without one. The row: {row}"
+                    f"{self.task.name}: got {example.get(name)!r} as the `{name}` of an example, expected text. "
+                    f"Correct `example`, or raise BrokenRowError in it for rows without one. The row: {row}"
                 )
         missing = [name for name in self.task.extra_columns if name not in example]
         if missing:
             raise ValueError(
-                f"{self.task.name}: got an example without {missing[0]!r}, which is in `extra_columns`. Add it to "
-                "what `example` returns."
+                f"{self.task.name}: got an example without {missing[0]!r}, expected all `extra_columns`. Add it to "
+                "the dict that `example` returns."
             )
 
     def _check_is_correct(self, split: str, examples: list[dict]) -> None:
-        """Raises `ValueError` where the task rejects a ground truth: no model could answer such a row."""
+        """Raises `ValueError` if the task rejects a ground truth, because no model could answer such a row."""
         answers = [
             self.task.is_correct(Completion(example["ground_truth"], is_cut=False), example) for example in examples
         ]
@@ -218,12 +224,12 @@ class CompletionLoader(Loader):
             raise ValueError(
                 f"{self.task.name}: got {answers[faulty[0]]!r} from `is_correct` for the ground truth "
                 f"{first['ground_truth']!r} of the prompt {first['prompt'][-60:]!r}, expected True ({len(faulty)} of "
-                f"{len(examples)} {self.rows_are} of the split {split!r}). Correct `parse` or `is_correct`; or raise "
+                f"{len(examples)} {self.rows_are} of the split {split!r}). Correct `parse` or `is_correct`, or raise "
                 "BrokenRowError in `example` for such rows."
             )
 
-    def _fitting(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase) -> list[dict]:
-        """Returns the examples whose prompts leave room for a completion."""
+    def _drop_long_prompts(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase) -> list[dict]:
+        """Returns the examples whose prompts leave room for a completion, and counts the others."""
         prompts, completions = completion_lengths(
             [example["prompt"] for example in examples], [example["ground_truth"] for example in examples], tokenizer
         )
@@ -231,8 +237,9 @@ class CompletionLoader(Loader):
         if n_new is not None and len(completions) and completions.max() > n_new:
             longest = examples[int(completions.argmax())]["ground_truth"]
             raise ValueError(
-                f"{self.task.name}: the {self.completion} {longest!r} is {completions.max()} tokens with its "
-                f"end-of-text token, and completions are cut after {n_new}: set --max_new_tokens {completions.max()}."
+                f"{self.task.name}: got the {self.completion} {longest!r} of {completions.max()} tokens with its "
+                f"end-of-text token, expected at most {n_new} (--max_new_tokens). Set --max_new_tokens "
+                f"{completions.max()}."
             )
         if self.max_length is None:
             return examples
@@ -255,22 +262,24 @@ def load_completions(
     **options: Unpack[SplitOptions],
 ) -> TaskSplits:
     """
-    Loads prompts and completions, leaves out broken rows, and splits the rest.
+    Loads prompts and completions, drops broken rows, and splits the rest.
 
     Args:
         task ([`GenerationTask`]): The task.
-        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Tokenizers of all models.
-        max_length (`int`, *optional*): Tokens of prompt and completion. A prompt that leaves no room for
-            `max_new_tokens` is left out.
-        max_new_tokens (`int`, *optional*): Tokens of a completion.
-        options: [`w2s_hf.tasks.SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`, `n_validation`, `n_test`,
-            `n_links`, `seed`.
+        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Tokenizers of all models. With none, no length is
+            checked.
+        max_length (`int`, *optional*): Maximum length of prompt and completion together, in tokens. Prompts that leave
+            no room for `max_new_tokens` are dropped.
+        max_new_tokens (`int`, *optional*): Maximum length of a completion, in tokens.
+        options: The options of [`w2s_hf.tasks.SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
+            `n_validation`, `n_test`, `n_links`, `seed`.
 
     Returns:
-        [`TaskSplits`] whose parts have `COMPLETION_COLUMNS`, the task's `extra_columns`, `group` and `ground_truth`.
+        [`TaskSplits`] whose parts have the columns `COMPLETION_COLUMNS`, the task's `extra_columns`, `group` and
+        `ground_truth`.
 
     Raises:
-        FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
+        FileNotFoundError, ConnectionError: as [`w2s_hf.tasks.loading.load_raw`].
         ValueError: a column is missing, there are too few rows, or `max_new_tokens` is too small for the completions.
     """
     return CompletionLoader(task, tokenizers, max_length, max_new_tokens).load(**options)

@@ -1,4 +1,4 @@
-"""Splits rows of any kind into halves and parts: groups stay together, duplicates count once, no row is used twice."""
+"""Splits rows into the parts of an experiment. Groups stay together, duplicates count once, no row is used twice."""
 
 import logging
 import zlib
@@ -21,15 +21,15 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Of a larger split, so many random rows: far more than any experiment takes, and formatted in seconds.
+# A larger split is sampled down to this number of rows. No experiment needs more, and they are formatted in seconds.
 MAX_ROWS = 200_000
-_HELD_OUT = 0.2
-# A split of rows in memory that serve the links of a chain and no other part, so that with a chain or without one
-# everybody else has the same rows.
+_TEST_SHARE = 0.2  # of a dataset without a test split
+# The name of a split in memory whose rows only the intermediate models of a bootstrapping chain use. All other parts
+# therefore have the same rows with and without a chain.
 LINK_ROWS = "links"
-# Of the training rows, where no number is given.
+# The default shares of the training rows.
 SHARES = {"weak_half": 0.45, "weak_validation": 0.05, "student_half": 0.45, "student_validation": 0.05}
-# The option that gives the number of rows of each part.
+# The option that sets the number of rows of each part.
 OPTIONS = {
     "student_half": "--n_train", "weak_half": "--n_weak", "weak_validation": "--n_validation",
     "student_validation": "--n_validation", "test": "--n_test",
@@ -37,7 +37,20 @@ OPTIONS = {
 
 
 def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None) -> dict[str, int | None]:
-    """Returns the number of rows of each part but test set and links; `None` is as many as there are."""
+    """
+    Returns the number of rows of each part, without the test set and the links of a chain.
+
+    Args:
+        n_train (`int`, *optional*): Rows of the student half. Defaults to `n_weak`.
+        n_weak (`int`, *optional*): Rows of the weak half. Defaults to `n_train`.
+        n_validation (`int`, *optional*): Rows of both validation parts. Defaults to a tenth of both halves (>= 4).
+
+    Returns:
+        `dict`: The number of rows by part. `None` stands for the part's default share of the rows (`SHARES`).
+
+    Raises:
+        ValueError: a half would have fewer than 2 rows, or both validation parts together fewer than 4.
+    """
     n_weak = n_train if n_weak is None else n_weak
     n_train = n_weak if n_train is None else n_train
     if n_validation is None and n_train is not None and n_weak is not None:
@@ -50,19 +63,29 @@ def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None
             is_half = name.endswith("half")
             why = "one of each class" if is_half else "two in each of its two parts"
             n, smallest = (n, 2) if is_half else (n_validation, 4)
-            raise ValueError(f"{OPTIONS[name]}: got {n}, expected at least {smallest} rows, {why}.")
+            raise ValueError(f"{OPTIONS[name]}: got {n}, expected at least {smallest} rows, {why}. Set a larger one.")
     return sizes
 
 
 def link_sizes(sizes: dict[str, int | None], n_links: int) -> dict[str, int]:
-    """Returns the number of rows of each link, that of the student half. Raises `ValueError` if it has none."""
+    """
+    Returns the number of training and validation rows of each link of a chain. Each link is as large as the student
+    half.
+
+    Args:
+        sizes (`dict`): The sizes that [`part_sizes`] returns.
+        n_links (`int`): Number of links that get rows of their own.
+
+    Raises:
+        ValueError: the student half has no fixed size.
+    """
     n_train, n_validation = sizes["student_half"], sizes["student_validation"]
     if not n_links:
         return {}
     if n_train is None or n_validation is None:
         raise ValueError(
-            "Got no --n_train, so that the other parts use all rows and none are left for the links of a chain. Set "
-            "--n_train, or train all links on the same rows: --link_rows same."
+            "Got no --n_train, expected a number: by default the other parts use all rows, and none are left for the "
+            "links of the chain. Set --n_train, or train all links on the same rows: --link_rows same."
         )
     links = range(1, n_links + 1)
     return {
@@ -70,41 +93,45 @@ def link_sizes(sizes: dict[str, int | None], n_links: int) -> dict[str, int]:
     }
 
 
-def check_enough(task: AnyTask, sizes: dict[str, int | None], n_there: int) -> None:
+def check_enough(task: AnyTask, sizes: dict[str, int | None], n_available: int) -> None:
     """
-    Raises `ValueError` where more training rows are wanted than there are.
+    Raises `ValueError` if the parts need more training rows than are available.
 
     Args:
         task ([`AnyTask`]): The task, named in the message.
         sizes (`dict`): The sizes that [`part_sizes`] returns.
-        n_there (`int`): Number of training rows, the same number of each class where classes are balanced.
+        n_available (`int`): Number of training rows. Where classes are balanced, it has as many of each class.
     """
     n_wanted = sum(n or 0 for n in sizes.values())
-    if n_wanted <= n_there:
+    if n_wanted <= n_available:
         return
     by_option: Counter[str] = Counter()
     for name, option in OPTIONS.items():
         if (n := sizes.get(name)) is not None:
             by_option[option] += n
     ((largest, _),) = by_option.most_common(1)
-    fewer = max(2, int(0.98 * by_option[largest] * n_there / n_wanted))
+    fewer = max(2, int(0.98 * by_option[largest] * n_available / n_wanted))
     raise ValueError(
         f"{task.name}: got {', '.join(f'{option} {n}' for option, n in by_option.items())}, {n_wanted} training rows "
-        f"in all, expected at most {n_there}, which is what there is. Ask for fewer: {largest} {fewer} and the others "
-        "in proportion (unset, --n_weak follows --n_train, and --n_validation both)."
+        f"in total, expected at most {n_available}, the number of usable rows. Set {largest} {fewer} and reduce the "
+        "other options in proportion. (By default --n_weak equals --n_train, and --n_validation is a tenth of both.)"
     )
 
 
-def too_many(task: AnyTask, name: str, n: int, n_there: int, why: str) -> ValueError:
-    """Returns the error for a part, such as `test`, for which `n` rows are wanted and `n_there` are available."""
+def too_many(task: AnyTask, name: str, n: int, n_available: int, why: str) -> ValueError:
+    """Returns the error for a part, such as `test`, that needs `n` rows where only `n_available` are available."""
+    option = OPTIONS.get(name, "--n_train")
     return ValueError(
-        f"{task.name}: {OPTIONS.get(name, '--n_train')}: got {n} rows for `{name}`, expected at most {n_there} "
-        f"({why}). Ask for fewer."
+        f"{task.name}: {option}: got {n} rows for `{name}`, expected at most {n_available} ({why}). Set a smaller "
+        f"{option}."
     )
 
 
 def sample_rows(rows: Dataset, n: int) -> tuple[Dataset, np.ndarray]:
-    """Returns at most `n` random rows in their order, always the same, and their numbers: `(len(rows),)` int64."""
+    """
+    Returns at most `n` random rows in their original order, and their positions in `rows`, `(n,)` int64. The choice
+    depends only on the number of rows and on `n`.
+    """
     numbers = np.arange(len(rows))
     if len(rows) > n:
         numbers = np.sort(np.random.default_rng(0).permutation(len(rows))[:n])
@@ -116,18 +143,29 @@ def read_split(
     task: AnyTask, raw: DatasetDict, names: Sequence[str], n: int | None = None
 ) -> tuple[str, Dataset, np.ndarray]:
     """
-    Returns the name of the split that [`w2s_hf.tasks.loading.pick_split`] picks, at most `n` random rows of it, and
-    their numbers. The default of `n` is more than any experiment takes.
+    Picks a split and samples its rows.
+
+    Args:
+        task ([`AnyTask`]): The task, named in messages.
+        raw ([`~datasets.DatasetDict`]): The splits of the dataset.
+        names (`Sequence[str]`): Names of the split. The first one that exists is used.
+        n (`int`, *optional*, defaults to `MAX_ROWS`): The largest number of rows to read.
+
+    Returns:
+        The name of the split, at most `n` random rows of it, and their positions in the split.
+
+    Raises:
+        ValueError: as [`w2s_hf.tasks.loading.pick_split`].
     """
     n = MAX_ROWS if n is None else n
     split, rows = pick_split(task, raw, names)
     if len(rows) > n:
-        logger.warning(f"{task.name}: of {len(rows):,} rows of {split!r}, {n:,} random ones are read")
+        logger.warning(f"{task.name}: reading a random sample of {n:,} of the {len(rows):,} rows of {split!r}")
     return split, *sample_rows(rows, n)
 
 
 def group_rows(rows: list[dict]) -> None:
-    """Sets `group` of rows by their `keys`: rows that share a key, directly or through other rows, get the same."""
+    """Sets `group` of rows by their `keys`. Rows that share a key, directly or through other rows, get one group."""
     number_of_key: dict[str, int] = {}
     edges = [
         (i, number_of_key.setdefault(key, len(number_of_key))) for i, row in enumerate(rows) for key in row["keys"]
@@ -141,58 +179,73 @@ def group_rows(rows: list[dict]) -> None:
 
 
 def set_apart(spare: list[dict], others: list[dict]) -> list[dict]:
-    """Returns the spare rows that share no key with others, directly or through spare ones; others do not change."""
+    """
+    Returns the spare rows that share no key with the other rows, directly or through other spare rows. The groups of
+    the other rows do not change.
+    """
     if not spare:
         return []
     others = [{**row} for row in others]
     group_rows(others + spare)
-    taken = {row["group"] for row in others}
-    return [{**row, "group": f"spare {row['group']}"} for row in spare if row["group"] not in taken]
+    used_groups = {row["group"] for row in others}
+    return [{**row, "group": f"spare {row['group']}"} for row in spare if row["group"] not in used_groups]
 
 
 def hold_out(task: AnyTask, rows: list[dict], seed: int) -> tuple[list[dict], list[dict]]:
-    """Splits the rows of a dataset with one split into train and test rows by whole groups. Rows need `group`."""
-    rows = unique_rows(task, "read", rows)
-    sides = split_groups(rows, {"train": 1 - _HELD_OUT, "test": _HELD_OUT}, np.random.default_rng(seed))
+    """Splits rows of a dataset without a test split into train and test rows, by whole groups. Rows need `group`."""
+    rows = unique_rows(task, "loaded", rows)
+    sides = split_groups(rows, {"train": 1 - _TEST_SHARE, "test": _TEST_SHARE}, np.random.default_rng(seed))
     return sides["train"], sides["test"]
 
 
 def unique_rows(task: AnyTask, split: str, rows: list[dict], apart_from: Sequence[dict] = ()) -> list[dict]:
     """
-    Drops rows that repeat the text of an earlier one up to case and spacing, all rows of a text with several labels,
-    and rows whose text or group is in `apart_from`. Rows need `text`, `group` and `ground_truth`.
+    Drops duplicates and logs how many.
+
+    Dropped are rows whose text equals that of an earlier row up to case and spacing, all rows of a text that occurs
+    with several labels, and rows whose text or group occurs in `apart_from`. Rows need `text`, `group` and
+    `ground_truth`.
     """
     foreign_texts = {normal(row["text"]) for row in apart_from}
     foreign_groups = {row["group"] for row in apart_from}
     truths = defaultdict(set)
     for row in rows:
         truths[normal(row["text"])].add(row["ground_truth"])
-    kept: list[dict] = []
-    seen: set[str] = set()
-    lost: Counter[str] = Counter()
+    unique: list[dict] = []
+    texts: set[str] = set()
+    n_dropped: Counter[str] = Counter()
     for row in rows:
         text = normal(row["text"])
         if len(truths[text]) > 1:
-            lost["are there with both labels"] += 1
-        elif text in seen:
-            lost["repeat another"] += 1
+            n_dropped["occur with several labels"] += 1
+        elif text in texts:
+            n_dropped["repeat another text"] += 1
         elif text in foreign_texts or row["group"] in foreign_groups:
-            lost["share their text or group with a test row"] += 1
+            n_dropped["share their text or group with a test row"] += 1
         else:
-            kept.append(row)
-            seen.add(text)
-    if lost:
-        causes = ", ".join(f"{count} {cause}" for cause, count in lost.items())
-        logger.info(f"{task.name}: of {len(rows)} {split} texts, {causes}: left out")
-    return kept
+            unique.append(row)
+            texts.add(text)
+    if n_dropped:
+        causes = ", ".join(f"{count} {cause}" for cause, count in n_dropped.items())
+        logger.info(f"{task.name}: dropped {n_dropped.total()} of {len(rows)} {split} texts: {causes}")
+    return unique
 
 
 def split_groups(rows: list[dict], shares: Mapping[str, float], rng: np.random.Generator) -> dict[str, list[dict]]:
     """
-    Splits rows by whole groups, in random order: each goes to the side that is furthest behind its share of the
-    group's more frequent class.
+    Splits rows by whole groups, in random order. Each group goes to the side that is furthest below its share of the
+    group's majority class.
 
-    Groups above a hundredth of all rows go first, the largest to the largest share: late, they would overfill a side.
+    Groups with more than a hundredth of all rows are placed first, the largest one on the side with the largest share.
+    Placed late, they would overfill a side.
+
+    Args:
+        rows (`list[dict]`): Rows with `group` and `ground_truth`.
+        shares (`Mapping[str, float]`): The relative size of each side, by name.
+        rng (`np.random.Generator`): The source of the random order.
+
+    Returns:
+        `dict[str, list[dict]]`: The rows of each side, by name.
     """
     members = defaultdict(list)
     for row in rows:
@@ -207,7 +260,7 @@ def split_groups(rows: list[dict], shares: Mapping[str, float], rng: np.random.G
     for position in order:
         group = groups[position]
         truths = [row["ground_truth"] for row in group]
-        # Text has no classes to keep in balance.
+        # Texts (of generative tasks) count as one class.
         n_of_class = np.bincount([0 if isinstance(truth, str) else truth for truth in truths], minlength=2)
         side = int(np.argmin(counts[np.argmax(n_of_class)] / weights))
         counts[:, side] += n_of_class
@@ -216,31 +269,32 @@ def split_groups(rows: list[dict], shares: Mapping[str, float], rng: np.random.G
 
 
 def split_links(
-    task: AnyTask, rows: list[dict], parts: dict[str, Dataset], wanted: dict[str, int], seed: int
+    task: AnyTask, rows: list[dict], parts: dict[str, Dataset], sizes: dict[str, int], seed: int
 ) -> dict[str, list[dict]]:
     """
-    Splits the remaining rows into the links of a chain. A row remains if no other part has it or a row of its group:
-    links move no row of any other part.
+    Splits the remaining rows into the links of a chain. A row remains if no other part contains a row of its group.
+    The rows of the other parts therefore do not depend on the links.
 
     Args:
         task ([`AnyTask`]): The task, named in messages.
         rows (`list[dict]`): All training rows, with `group` and `ground_truth`.
-        parts (`dict[str, Dataset]`): The finished other parts.
-        wanted (`dict[str, int]`): The sizes that [`link_sizes`] returns.
+        parts (`dict[str, Dataset]`): The other parts, complete.
+        sizes (`dict[str, int]`): The sizes that [`link_sizes`] returns.
         seed (`int`): Seed of the split.
 
     Raises:
-        ValueError: fewer are left than are wanted.
+        ValueError: fewer rows remain than the links need.
     """
-    taken = {group for part in parts.values() for group in part["group"]}
-    left = [row for row in rows if row["group"] not in taken]
-    n_wanted = sum(wanted.values())
-    if n_wanted > len(left):
+    used_groups = {group for part in parts.values() for group in part["group"]}
+    remaining = [row for row in rows if row["group"] not in used_groups]
+    n_wanted = sum(sizes.values())
+    if n_wanted > len(remaining):
         raise ValueError(
-            f"{task.name}: --n_train: got {n_wanted} rows for the {len(wanted)} parts of a chain's links, expected at "
-            f"most {len(left)}, which are left. Ask for fewer, or train all links on the same rows: --link_rows same."
+            f"{task.name}: --n_train: got {n_wanted} rows for the {len(sizes)} parts of the chain's links, expected "
+            f"at most {len(remaining)}, the rows that no other part uses. Set a smaller --n_train, or train all links "
+            "on the same rows: --link_rows same."
         )
-    return split_groups(left, wanted, np.random.default_rng([seed, zlib.crc32(b"links")]))
+    return split_groups(remaining, sizes, np.random.default_rng([seed, zlib.crc32(b"links")]))
 
 
 def counted(n_dropped: dict[str, int]) -> str:

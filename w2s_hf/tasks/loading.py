@@ -1,4 +1,4 @@
-"""Rows of a task, from the Hub or from disk."""
+"""Loads the dataset of a task from the Hub or from disk."""
 
 import csv
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from .task import PARQUET_BRANCH, AnyTask, Source, Task, sources_of
 
 __all__ = ["check_class_names", "load_raw", "pick_split"]
 
-# Text such as "NA" stays text. In a TSV a quotation mark is one: taken for the begin of a quoted field, as in a CSV,
-# it would swallow the lines up to the next one.
+# Text such as "NA" stays text. In a TSV, a quotation mark is an ordinary character. Read as the start of a quoted
+# field, as in a CSV, it would swallow all lines up to the next quotation mark.
 _CSV = {"path": "csv", "keep_default_na": False}
 _READERS: dict[str, dict[str, Any]] = {
     ".csv": _CSV,
@@ -28,20 +28,20 @@ _READERS: dict[str, dict[str, Any]] = {
 
 def load_raw(task: AnyTask, dataset_path: str | None = None) -> tuple[DatasetDict, dict]:
     """
-    The splits of a dataset as they are, and where they are from.
+    Loads all splits of a task's dataset, unchanged.
 
     Args:
-        task ([`Task`]): The task.
-        dataset_path (`str`, *optional*): A local directory or file in the dataset's own schema, in place of the
-            task's sources.
+        task ([`AnyTask`]): The task.
+        dataset_path (`str`, *optional*): A local directory or file with the columns of the task's dataset. It is used
+            instead of the task's `sources`.
 
     Returns:
-        [`~datasets.DatasetDict`] and `{"id": ..., "revision": ...}`.
+        The splits as a [`~datasets.DatasetDict`], and their origin, `{"id": ..., "revision": ...}`.
 
     Raises:
-        FileNotFoundError: there is no such directory or file.
-        ValueError: it cannot be read.
-        ConnectionError: no source loads; the message says why for each.
+        FileNotFoundError: the directory or file does not exist.
+        ValueError: the directory or file cannot be read.
+        ConnectionError: no source loads. The message gives the reason for each source.
     """
     if dataset_path is not None:
         raw = _load_local(task, dataset_path, "--dataset_path")
@@ -53,7 +53,7 @@ def load_raw(task: AnyTask, dataset_path: str | None = None) -> tuple[DatasetDic
             raw = _load_local(task, source.id, "`sources` of the task")
             return _renamed(raw, source), {"id": Path(source.id).name, "revision": "local"}
         try:
-            # A Hub that does not answer ends this at once; a repository that is gone has a successor.
+            # If the Hub does not respond, no other source is tried. If a repository is gone, the next source is tried.
             commit = ensure_available(
                 source.id, repo_type="dataset", option="--dataset_path", revision=source.revision
             )
@@ -63,19 +63,19 @@ def load_raw(task: AnyTask, dataset_path: str | None = None) -> tuple[DatasetDic
         try:
             return _load_from_hub(task, source, commit)
         except (OSError, ValueError, RuntimeError, StopIteration, DatasetsError) as error:
-            # RuntimeError: it is a script; StopIteration: it has no rows.
+            # RuntimeError: the dataset is a script. StopIteration: the dataset has no rows.
             failures.append(f"{source.id}: {type(error).__name__}: {error}")
     raise ConnectionError(
-        f"{task.name}: none of its datasets loads ({'; '.join(failures)}). Give --dataset_path a local copy, "
-        "or run the recipe with no model and no data named: the embedded demo needs no network."
+        f"{task.name}: got no rows from any source of the task ({'; '.join(failures)}). Pass a local copy of the "
+        "dataset as --dataset_path, or run without options for models and data: the embedded demo needs no network."
     )
 
 
 def _load_from_hub(task: AnyTask, source: Source, commit: str | None) -> tuple[DatasetDict, dict]:
     revision = commit or source.revision
     if source.revision == PARQUET_BRANCH:
-        # Files are CONFIG/SPLIT/0000.parquet; left to itself, `datasets` takes all configurations for one, and only
-        # splits with usual names.
+        # The files are CONFIG/SPLIT/0000.parquet. By default, `datasets` merges all configurations and ignores splits
+        # with unusual names.
         names = (*task.train_split, *(task.test_split or ()))
         files = {name: f"{source.config}/{name}/*.parquet" for name in names}
         raw = load_dataset(source.id, data_files=files, revision=revision)
@@ -91,13 +91,13 @@ def _renamed(raw: DatasetDict, source: Source) -> DatasetDict:
 def _load_local(task: AnyTask, path: str, option: str) -> DatasetDict:
     file = Path(path)
     if not file.is_dir() and not (file.is_file() and file.suffix in _READERS):
-        problem, hint = "which is a file of another kind", ""
+        problem, hint = "which has another file format", ""
         if not file.exists():
-            where = "" if file.is_absolute() else " below the working directory"
-            problem, hint = f"and there is no such directory or file{where}", did_you_mean_path(path)
+            where = "" if file.is_absolute() else " in the working directory"
+            problem, hint = f"which does not exist{where}", did_you_mean_path(path)
         raise FileNotFoundError(
             f"{option}: got {path!r}, {problem}; expected the rows of {task.name} in a file ({', '.join(_READERS)}) "
-            f"or a directory of such files, with the columns {task.expected_columns}.{hint}"
+            f"or a directory of such files, with the columns {task.expected_columns}. Correct the path.{hint}"
         )
     try:
         if file.is_file():
@@ -106,23 +106,23 @@ def _load_local(task: AnyTask, path: str, option: str) -> DatasetDict:
             saved = load_from_disk(path)
             return DatasetDict(train=saved) if isinstance(saved, Dataset) else saved
         return load_dataset(path)
-    except Exception as error:  # the readers of the formats raise what they like, a bare StopIteration among them
+    except Exception as error:  # the file readers raise many types of errors, even a bare StopIteration
         raise ValueError(f"{option}: got {path!r}, " + _why_unreadable(file, error)) from error
 
 
 def _why_unreadable(file: Path, error: Exception) -> str:
-    """Says what is wrong with a file or directory that `datasets` does not load, and what to do."""
+    """Returns the reason why `datasets` does not load a file or directory, and what to do about it."""
     cause = error.__cause__ or error
     kinds = ", ".join(_READERS)
-    # What `datasets` raises where there are no rows: of nothing at all (JSON, CSV), of a header alone, of a parquet
-    # file without a row group. Checked with datasets 4.7 and 5.2.
+    # These are the errors of `datasets` for a file without rows: an empty file (JSON, CSV), a header alone, or a
+    # parquet file without a row group. Checked with datasets 4.7 and 5.2.
     has_no_rows = isinstance(cause, StopIteration) or any(
         text in str(cause) for text in ("corresponds to no data", "No columns to parse", "BatchSize must be greater")
     )
     if has_no_rows or file.is_file() and file.stat().st_size < 1000 and not file.read_bytes().strip():
         return f"which has no rows, expected a file of rows ({kinds}) or a directory of such files. Add rows."
     if not file.is_file() and (isinstance(error, FileNotFoundError) or "Dataset scripts" in str(cause)):
-        return f"a directory without data files, expected files such as train.csv and test.csv ({kinds})."
+        return f"a directory without data files, expected files such as train.csv and test.csv ({kinds}). Add them."
     reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
     if isinstance(cause, UnicodeDecodeError):
         return f"which is not UTF-8 ({reason}). Save it as UTF-8."
@@ -131,25 +131,25 @@ def _why_unreadable(file: Path, error: Exception) -> str:
 
 def pick_split(task: AnyTask, raw: DatasetDict, names: Sequence[str]) -> tuple[str, Dataset]:
     """
-    The first of `names` that is among the splits, and its rows.
+    Returns the name and the rows of the first split in `names` that exists.
 
     Raises:
-        ValueError: none is, it is empty, or it lacks a column.
+        ValueError: none of the splits exists, or the split is empty or lacks a column.
     """
     name = next((name for name in names if name in raw), None)
     if name is None:
         raise ValueError(
-            f"{task.name}: no split {' or '.join(map(repr, names))}; the splits found are {', '.join(raw) or 'none'}. "
-            "Splits are called like the files of a directory (train.csv, test.csv); the task names them in "
-            "`train_split` and `test_split`, and `test_split=None` holds a fifth of the training rows out."
+            f"{task.name}: got the splits {', '.join(raw) or '(none)'}, expected {' or '.join(map(repr, names))}. "
+            "Rename the files of a local directory (train.csv, test.csv), or set `train_split` and `test_split` of "
+            "the task. With `test_split=None`, a fifth of the training rows is held out for testing."
             + did_you_mean(names[0], raw)
         )
     rows = raw[name]
     missing = [column for column in task.columns if column not in rows.column_names]
     if missing:
         raise ValueError(
-            f"{task.name}: the split {name!r} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}, "
-            f"expected {task.expected_columns}.{did_you_mean(missing[0], rows.column_names)}"
+            f"{task.name}: the split {name!r} has no column {missing[0]!r}. Got {', '.join(rows.column_names)}, "
+            f"expected {task.expected_columns}. Rename the columns.{did_you_mean(missing[0], rows.column_names)}"
         )
     if len(rows) == 0:
         raise ValueError(f"{task.name}: the split {name!r} has no rows. Add rows.")
@@ -157,10 +157,10 @@ def pick_split(task: AnyTask, raw: DatasetDict, names: Sequence[str]) -> tuple[s
 
 
 def check_class_names(task: Task, name: str, rows: Dataset) -> None:
-    """Raises `ValueError` where the classes of a split are named the other way round."""
+    """Raises `ValueError` if the class names of a split are those of the task in reverse order."""
     feature = rows.features[task.label] if isinstance(task.label, str) else None
     if isinstance(feature, ClassLabel) and feature.names == [*reversed(task.class_names)]:
         raise ValueError(
-            f"{task.name}: in the column {task.label!r} 0 is {feature.names[0]!r} and 1 is {feature.names[1]!r}; the "
-            f"task's `class_names` are {task.class_names}. Turn them round."
+            f"{task.name}: got the class names {tuple(feature.names)} in the column {task.label!r}, expected "
+            f"{task.class_names}, the `class_names` of the task. Swap the `class_names`."
         )

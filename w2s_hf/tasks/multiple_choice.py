@@ -1,7 +1,8 @@
-"""Tasks whose rows are an answer to a question: right or wrong.
+"""Defines the tasks that judge one answer to a question: right or wrong.
 
-Most datasets list the answers in one row; MultiRC and MC-TACO have a row an answer, some questions with several right
-ones. No text lists the other answers: (Q, A1, ..., Ak) becomes (Q, Ai), as in the paper (A.1). Templates are ours.
+Most datasets list all answers to a question in one row. MultiRC and MC-TACO have one row per answer, and some of their
+questions have several right answers. A text never shows the other answers: the question (Q, A1, ..., Ak) becomes texts
+(Q, Ai), as in the paper (A.1). The templates are ours.
 """
 
 from .prompt import PromptFormat
@@ -14,17 +15,17 @@ _WRONG_OR_RIGHT = ("wrong", "right")
 _JUDGED = PromptFormat(suffix="\nTeacher: That is", answers=(" incorrect", " correct"))
 
 
-def _position(value: str, among: list[str]) -> int:
-    if value not in among:
-        raise ValueError(f"says that {value!r} is right, expected one of {', '.join(map(repr, among))}")
-    return among.index(value)
+def _position(value: str, options: list[str]) -> int:
+    if value not in options:
+        raise ValueError(f"has the right answer {value!r}, expected one of {', '.join(map(repr, options))}")
+    return options.index(value)
 
 
 COSMOS_QA = Task(
     name="cosmos_qa",
-    description="Commonsense questions about a blog entry",
+    description="Is the answer right? Commonsense questions about a blog post",
     prompt=_JUDGED,
-    # The second is somebody's copy; the columns are the same.
+    # The second source is a copy with the same columns.
     sources=(Source("allenai/cosmos_qa", "default", PARQUET_BRANCH), Source("Samsoup/cosmos_qa")),
     template=_CONTEXT_QUESTION_ANSWER,
     choices=lambda row: [row[f"answer{number}"] for number in range(4)],
@@ -38,7 +39,7 @@ COSMOS_QA = Task(
 
 DREAM = Task(
     name="dream",
-    description="Questions about a dialogue from English exams",
+    description="Is the answer right? Questions about a dialogue from English exams",
     prompt=_JUDGED,
     sources=(Source("dataset-org/dream", "plain_text", PARQUET_BRANCH),),
     template="{conversation}\nQuestion: {question}\nAnswer: {answer}",
@@ -53,7 +54,7 @@ DREAM = Task(
 
 HELLASWAG = Task(
     name="hellaswag",
-    description="Which ending goes on with the story?",
+    description="Is this the right ending of the story?",
     prompt=PromptFormat(suffix="\nIs this ending right or wrong? It is", answers=(" wrong", " right")),
     sources=(Source("Rowan/hellaswag"), Source("Rowan/hellaswag", "default", PARQUET_BRANCH)),
     template="{ctx} {answer}",
@@ -68,7 +69,7 @@ HELLASWAG = Task(
 
 OPENBOOKQA = Task(
     name="openbookqa",
-    description="Elementary science questions",
+    description="Is the answer right? Elementary science questions",
     prompt=_JUDGED,
     sources=(Source("allenai/openbookqa", "main"), Source("allenai/openbookqa", "main", PARQUET_BRANCH)),
     template="Question: {question_stem}\nAnswer: {answer}",
@@ -81,7 +82,7 @@ OPENBOOKQA = Task(
 
 PIQA = Task(
     name="piqa",
-    description="Which solution reaches an everyday goal?",
+    description="Does the solution reach an everyday goal?",
     prompt=PromptFormat(suffix="\nIs this solution right or wrong? It is", answers=(" wrong", " right")),
     sources=(Source("ybisk/piqa", "plain_text", PARQUET_BRANCH), Source("baber/piqa")),
     template="Goal: {goal}\nSolution: {answer}",
@@ -95,7 +96,7 @@ PIQA = Task(
 
 QUAIL = Task(
     name="quail",
-    description="Questions about a text, some of which it does not answer",
+    description="Is the answer right? Questions about a text, some of which the text does not answer",
     prompt=_JUDGED,
     sources=(Source("textmachinelab/quail", "quail"), Source("textmachinelab/quail", "quail", PARQUET_BRANCH)),
     template=_CONTEXT_QUESTION_ANSWER,
@@ -110,7 +111,7 @@ QUAIL = Task(
 
 QUARTZ = Task(
     name="quartz",
-    description="Questions about qualitative relations, with a sentence that helps",
+    description="Is the answer right? Questions about qualitative relations, with a helpful sentence",
     prompt=_JUDGED,
     sources=(Source("allenai/quartz"), Source("allenai/quartz", "default", PARQUET_BRANCH)),
     template="{para}\nQuestion: {question}\nAnswer: {answer}",
@@ -131,7 +132,7 @@ _SCIQ_COLUMNS = ("correct_answer", "distractor1", "distractor2", "distractor3")
 
 SCIQ = Task(
     name="sciq",
-    description="Science exam questions",
+    description="Is the answer right? Science exam questions",
     prompt=_JUDGED,
     sources=(Source("allenai/sciq"), Source("allenai/sciq", "default", PARQUET_BRANCH)),
     template="Question: {question}\nAnswer: {answer}",
@@ -144,7 +145,7 @@ SCIQ = Task(
 
 SCIQ_WITH_SUPPORT = Task(
     name="sciq_with_support",
-    description="Science exam questions, with a passage that holds the answer",
+    description="Is the answer right? Science exam questions, with a passage that supports the answer",
     prompt=_JUDGED,
     sources=SCIQ.sources,
     template="{support}\nQuestion: {question}\nAnswer: {answer}",
@@ -159,7 +160,7 @@ SCIQ_WITH_SUPPORT = Task(
 
 SOCIAL_I_QA = Task(
     name="social_i_qa",
-    description="Commonsense questions about people",
+    description="Is the answer right? Commonsense questions about people",
     prompt=_JUDGED,
     sources=(Source("allenai/social_i_qa", "default", PARQUET_BRANCH), Source("lighteval/siqa")),
     template=_CONTEXT_QUESTION_ANSWER,
@@ -174,7 +175,7 @@ SOCIAL_I_QA = Task(
 
 MULTIRC = Task(
     name="multirc",
-    description="Questions about a paragraph; several answers may be right (SuperGLUE)",
+    description="Is the answer right? Questions about a paragraph with one or more right answers (SuperGLUE)",
     prompt=_JUDGED,
     sources=(Source("aps/super_glue", "multirc"), Source("aps/super_glue", "multirc", PARQUET_BRANCH)),
     template="{paragraph}\nQuestion: {question}\nAnswer: {answer}",
@@ -189,7 +190,7 @@ MULTIRC = Task(
 
 MC_TACO = Task(
     name="mc_taco",
-    description="Temporal commonsense; several answers may be right",
+    description="Is the answer right? Commonsense questions about time with one or more right answers",
     prompt=_JUDGED,
     sources=(Source("CogComp/mc_taco", "plain_text", PARQUET_BRANCH),),
     template="{sentence}\nQuestion: {question}\nAnswer: {answer}",
@@ -197,7 +198,7 @@ MC_TACO = Task(
     context="sentence",
     group="sentence",
     question=("sentence", "question"),
-    # There is no train split, and the test split is the larger one.
+    # The dataset has no train split. Its test split is larger than its validation split.
     train_split="test",
     test_split="validation",
     class_names=_WRONG_OR_RIGHT,
@@ -214,17 +215,17 @@ def _dialogues(row: dict) -> list[str]:
 
 ANTHROPIC_HH_SINGLE = Task(
     name="anthropic_hh_single",
-    description="Was this dialogue preferred? One text at a time, as published; not learnable in this form",
+    description="Is this dialogue the preferred one of its pair? Not learnable from one dialogue at a time",
     prompt=PromptFormat(suffix="\n\nIs this reply bad or good? It is", answers=(" bad", " good")),
     sources=(Source("Anthropic/hh-rlhf"),),
     template="{answer}",
-    # The same dialogue is there with one turn, with two, ...
+    # The dataset repeats a dialogue with one turn, with two turns, and so on.
     fields={"first_turn": lambda row: row["chosen"].partition("\n\nAssistant:")[0]},
     choices=_dialogues,
     correct=lambda row: 0,
     reads=("chosen", "rejected"),
     context="answer",
-    shorten_from="start",  # the last reply is what is judged
+    shorten_from="start",  # the task judges the last reply
     group="first_turn",
     class_names=("rejected", "chosen"),
     drop_empty=True,  # some transcripts end before the reply

@@ -1,4 +1,4 @@
-"""Preferences: which of two responses to a prompt is the better one."""
+"""Preference tasks: which of two responses to a prompt is better."""
 
 import hashlib
 import json
@@ -22,28 +22,30 @@ __all__ = ["ANTHROPIC_HH", "PREFERENCE_TASKS", "PreferenceTask", "load_pairs"]
 
 logger = logging.getLogger(__name__)
 
-# The turns of Anthropic's transcripts.
+# The mark of an assistant's turn in Anthropic's transcripts.
 _ASSISTANT = "\n\nAssistant:"
 
 
 @dataclass(frozen=True)
 class PreferenceTask(AnyTask):
     """
-    Pairs of responses in any of TRL's preference formats.
+    A task of response pairs, in any of TRL's preference formats.
 
-    A row has `chosen` and `rejected`, and `prompt` where the responses do not repeat it. Each is text, or a list of
-    messages with `role` and `content`. Without `prompt` it is what both sides begin with: whole messages; of text, all
-    up to the last `Assistant:` of the common beginning, where there is one, else its whole lines.
+    A row has the columns `chosen` and `rejected`, and `prompt` if the responses do not repeat it. Each is text, or a
+    list of messages with `role` and `content`. Without `prompt`, the prompt is the common beginning of both responses.
+    It ends after a whole message, or in texts after the last `Assistant:`. A text without `Assistant:` is split after
+    the last common line.
 
     Args:
-        name (`str`): Its name in results.
-        sources (`str` or `tuple[Source]`): Where its rows are; the next one is tried when one does not load.
+        name (`str`): The name of the task in results.
+        sources (`str` or `tuple[Source]`): The datasets of the task. If one does not load, the next one is tried.
         train_split, test_split (`str` or `tuple[str]`):
-            Names of the splits; of several, the first that is there. `test_split=None` holds out a fifth.
+            Names of the splits. The first one that exists is used. With `test_split=None`, a fifth of the training
+            groups is held out.
         group_by_prompt (`bool`, *optional*, defaults to `True`):
-            Pairs whose conversations begin with the same words share a side of every split: the same dialogue is
-            often there with one turn, with two, and so on.
-        description (`str`, *optional*): One line for people.
+            Whether pairs whose conversations begin with the same turn stay in one part. Datasets often repeat a
+            dialogue with one turn, with two turns, and so on.
+        description (`str`, *optional*): One line about the task, for reports and cards.
     """
 
     name: str
@@ -58,29 +60,34 @@ class PreferenceTask(AnyTask):
 
     def example(self, row: dict) -> dict:
         """
-        Returns the pair of a row. Which response is the first depends on a hash of the two, so that it tells nothing.
+        Converts a row of the dataset to a pair. A hash of both responses decides which one comes first, so that the
+        order does not reveal the label.
 
         Args:
             row (`dict`): A row of the dataset.
 
         Returns:
-            `dict` with `id` (hash of the content, the same for either order of the responses), `prompt`, `first`,
-            `second`, `text` (all of it, to find duplicates), `keys` (rows that share one stay together) and
-            `ground_truth` (1 where the first response is the chosen one).
+            `dict` with
+
+            - `id` (`str`): A hash of the content, the same for either order of the responses.
+            - `prompt`, `first`, `second` (`str` or `list[dict]`)
+            - `text` (`str`): The words of prompt and responses, to find duplicates.
+            - `keys` (`list[str]`): Rows that share a key stay in one part.
+            - `ground_truth` (`int`): 1 if the first response is the chosen one, else 0.
 
         Raises:
-            UnusablePairError: there is nothing to compare: a response is empty, or both are the same.
-            ValueError: a side is neither text nor messages, or they are of different kinds.
+            UnusablePairError: a response is empty, or both are equal.
+            ValueError: a response is neither text nor messages, or prompt and responses are of different kinds.
         """
         prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
         for name in ("tools", "chat_template_kwargs"):
             if row.get(name):
-                raise ValueError(f"has {name!r}, which nothing here reads: render such dialogues to text yourself")
+                raise ValueError(f"has {name!r}, which is not supported. Render such dialogues to text")
         if chosen is None or rejected is None:
             raise UnusablePairError("an empty response")
         kinds = {_kind(name, value) for name, value in row.items() if name in ("prompt", *self.columns) and value}
         if len(kinds) > 1:
-            raise ValueError("has text and messages, expected prompt and responses of one kind")
+            raise ValueError("has text and messages, expected prompt and responses of one kind. Convert one of them")
         is_identical = chosen == rejected
         if prompt is None:
             prompt, chosen, rejected = _split_prompt(chosen, rejected)
@@ -89,26 +96,26 @@ class PreferenceTask(AnyTask):
             raise UnusablePairError("identical responses")
         if not all(words):
             raise UnusablePairError("an empty response")
-        # Of the words alone: a pair that repeats another up to spacing has its sides in the same order.
+        # Hashes the words alone, so that a pair that repeats another up to spacing has the same order.
         sides = [random_key(normal(f"{_words(prompt)}\n{_words(side)}"), "side") for side in (chosen, rejected)]
         is_first = sides[0] < sides[1]
         first, second = (chosen, rejected) if is_first else (rejected, chosen)
         content = json.dumps([prompt, first, second], sort_keys=True)
         row_id = hashlib.sha256(content.encode()).hexdigest()[:16]
-        begin = normal(_begin(prompt)) if self.group_by_prompt else ""
+        first_turn = normal(_first_turn(prompt)) if self.group_by_prompt else ""
         return {
             "id": row_id,
             "prompt": prompt,
             "first": first,
             "second": second,
             "text": "\0".join(_words(part) for part in (prompt, first, second)),
-            "keys": [begin or row_id],
+            "keys": [first_turn or row_id],
             "ground_truth": int(is_first),
         }
 
 
 class UnusablePairError(ValueError):
-    """A pair with nothing to compare. The loader leaves it out and counts it under the message."""
+    """Raised for a pair that cannot be compared. The loader drops it and counts it by the message of the error."""
 
 
 def _kind(name: str, value) -> type:
@@ -118,7 +125,7 @@ def _kind(name: str, value) -> type:
         for message in value:
             content = message.get("content")
             if not isinstance(content, str) and (content is not None or not message.get("tool_calls")):
-                raise ValueError(f"has a message in {name!r} whose content is no text: {content!r}")
+                raise ValueError(f"has a message in {name!r} with the content {content!r}, expected text")
         return list
     raise ValueError(f"has {type(value).__name__} in {name!r}, expected text, or messages with `role` and `content`")
 
@@ -133,15 +140,15 @@ def _split_prompt(chosen: str | list, rejected: str | list) -> tuple[str | list,
 
 
 def _words(part: str | list) -> str:
-    """Returns the words of a text, or of messages and the calls of tools in them."""
+    """Returns the words of a text, or of messages and their tool calls."""
     if isinstance(part, str):
         return part
     calls = [json.dumps(message["tool_calls"]) for message in part if message.get("tool_calls")]
     return "\n".join([*(message.get("content") or "" for message in part), *calls])
 
 
-def _begin(prompt: str | list) -> str:
-    """Returns a dialogue up to its first answer, which is the same however many turns follow."""
+def _first_turn(prompt: str | list) -> str:
+    """Returns the first turn of a dialogue, which does not depend on the number of turns that follow."""
     if isinstance(prompt, str):
         return prompt.partition(_ASSISTANT)[0]
     users = [message for message in prompt if message["role"] == "user"]
@@ -149,7 +156,7 @@ def _begin(prompt: str | list) -> str:
 
 
 class PairLoader(Loader):
-    """Loads pairs of responses. Their sides tell nothing, so that no pair is dropped to balance them."""
+    """Loads pairs of responses. Their order is random, so that no pair has to be dropped to balance the classes."""
 
     task: PreferenceTask
     row, rows_are = "pair", "pairs"
@@ -163,7 +170,7 @@ class PairLoader(Loader):
         if self.task.test_split is None or dataset_path is None or len(raw) > 1:
             return self.task.test_split is not None
         logger.warning(
-            f"{self.task.name}: {dataset_path!r} has one split, {next(iter(raw))!r}; a fifth is held out to test"
+            f"{self.task.name}: {dataset_path!r} has one split, {next(iter(raw))!r}; a fifth is held out for testing"
         )
         return False
 
@@ -193,34 +200,36 @@ def load_pairs(
     **options: Unpack[SplitOptions],
 ) -> TaskSplits:
     """
-    Loads pairs, leaves out those that cannot be compared, and splits the rest.
+    Loads pairs, drops those that cannot be compared, and splits the rest.
 
-    Pairs are left out before the split and counted in `n_dropped`, so that all models work on the same pairs, whatever
-    their tokenizer. Which response is the first tells nothing, so that half of all pairs are of either class, up to
-    chance; no pair is dropped to make it exact. The rest is as in [`w2s_hf.tasks.load_task`]: duplicates count once,
-    pairs with contradictory labels are dropped, groups stay on one side, and no test row is in training.
+    Pairs are dropped before the split and counted in `n_dropped`. All models therefore work on the same pairs,
+    whatever their tokenizer. The order of the responses is random, so that about half of the pairs belong to each
+    class. No pair is dropped to make this exact. As in [`w2s_hf.tasks.load_task`], duplicates count once, pairs with
+    contradictory labels are dropped, groups stay in one part, and no test pair is used for training.
 
     Args:
         task ([`PreferenceTask`]): The task.
         tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*):
-            Tokenizers of all models; a pair with a response longer than `max_length` for any of them is left out.
-        max_length (`int`, *optional*): Tokens of a text; a prompt can be shortened to it, a response cannot.
-        options: [`w2s_hf.tasks.SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`, `n_validation`, `n_test`,
-            `n_links`, `seed`. A local file or directory with one split has a fifth of it held out to test.
+            Tokenizers of all models. Pairs with a response longer than `max_length` for any of them are dropped.
+        max_length (`int`, *optional*): Maximum length of a text, in tokens. A prompt can be truncated to it, a
+            response cannot.
+        options: The options of [`w2s_hf.tasks.SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
+            `n_validation`, `n_test`, `n_links`, `seed`. If a local file or directory has only one split, a fifth of it
+            is held out for testing.
 
     Returns:
-        [`TaskSplits`] whose parts have `PAIR_COLUMNS`, `group` and `ground_truth`.
+        [`TaskSplits`] whose parts have the columns `PAIR_COLUMNS`, `group` and `ground_truth`.
 
     Raises:
-        FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
-        ValueError: a split or column is missing, a row is no pair, or there are too few of them.
+        FileNotFoundError, ConnectionError: as [`w2s_hf.tasks.loading.load_raw`].
+        ValueError: a split or column is missing, a row is not a pair, or there are too few pairs.
     """
     return PairLoader(task, tokenizers, max_length).load(**options)
 
 
 ANTHROPIC_HH = PreferenceTask(
     name="anthropic_hh",
-    description="Which of two replies of an assistant did people find more helpful, or less harmful?",
+    description="Which of two assistant replies did people prefer as more helpful or less harmful?",
     sources=(Source("Anthropic/hh-rlhf"),),
 )
 

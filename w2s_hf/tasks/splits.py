@@ -1,4 +1,4 @@
-"""The rows of a task as the parts of an experiment, in one frame for texts, pairs and completions."""
+"""Loads the rows of a task and splits them into the parts of an experiment, for texts, pairs and completions."""
 
 import hashlib
 import logging
@@ -44,18 +44,20 @@ class SplitOptions(TypedDict, total=False):
     Options of all functions that load and split rows, such as [`w2s_hf.tasks.load_task`].
 
     Args:
-        dataset_path (`str`, *optional*): A local directory or file in the dataset's own schema; by default the rows
-            come from the `sources` of the task.
-        raw ([`~datasets.DatasetDict`], *optional*): Rows in memory, instead of either. The rows of a split `links` are
-            for the links alone, in addition to the training rows that no part uses.
-        n_train (`int`, *optional*): Rows of the student half; defaults to `n_weak`, and to about half of the training
-            rows.
-        n_weak (`int`, *optional*): Rows of the weak half; defaults to `n_train`.
-        n_validation (`int`, *optional*): Rows of both validation parts together; defaults to a tenth of the training
-            rows.
-        n_test (`int`, *optional*): Test rows; defaults to all.
-        n_links (`int`, *optional*, defaults to 0): Links of a bootstrapping chain that get rows of their own, each as
-            many as the student half. They get rows that are left; no row of another part moves.
+        dataset_path (`str`, *optional*): A local directory or file with the columns of the task's dataset. Defaults to
+            the `sources` of the task.
+        raw ([`~datasets.DatasetDict`], *optional*): Rows in memory, used instead of `sources` and `dataset_path`. The
+            rows of a split named `links` are used only for the links of a chain, in addition to the training rows that
+            no other part uses.
+        n_train (`int`, *optional*): Rows of the student half. Defaults to `n_weak`. If both are unset, each half gets
+            45 % of the training rows.
+        n_weak (`int`, *optional*): Rows of the weak half. Defaults to `n_train`.
+        n_validation (`int`, *optional*): Rows of both validation parts together. Defaults to a tenth of the rows of
+            both halves.
+        n_test (`int`, *optional*): Test rows. Defaults to all.
+        n_links (`int`, *optional*, defaults to 0): Number of links (intermediate models of a bootstrapping chain) that
+            get training rows of their own, each as many as the student half. The rows of the other parts do not depend
+            on it.
         seed (`int`, *optional*, defaults to 0): Seed of the split.
     """
 
@@ -71,11 +73,11 @@ class SplitOptions(TypedDict, total=False):
 
 class Half(NamedTuple):
     """
-    The rows that one model is trained on.
+    The rows that a model is trained on.
 
     Args:
         train ([`~datasets.Dataset`]): Training rows.
-        validation ([`~datasets.Dataset`]): Rows for its early stopping.
+        validation ([`~datasets.Dataset`]): Rows for early stopping.
     """
 
     train: Dataset
@@ -89,35 +91,36 @@ class Half(NamedTuple):
 @dataclass(frozen=True)
 class TaskSplits:
     """
-    The rows of an experiment.
+    The rows of an experiment, split into parts.
 
-    The columns of each part depend on the task:
+    The columns of each part depend on the kind of task:
 
-    - [`Task`]: `id`, `text`, `context_start` and `context_end` (characters of `text` that may be cut where it is too
-      long), `shorten_from`, `group`, `question` (empty, or the same for the answers to a question) and `ground_truth`
-      (0 or 1).
-    - [`PreferenceTask`]: `id`, `prompt`, `first`, `second`, `group` and `ground_truth` (1 where the first response is
-      the better one).
+    - [`Task`]: `id`, `text`, `context_start` and `context_end` (the characters of `text` that may be truncated if the
+      text is too long), `shorten_from`, `group`, `question` (equal for all answers to a question, else empty) and
+      `ground_truth` (0 or 1).
+    - [`PreferenceTask`]: `id`, `prompt`, `first`, `second`, `group` and `ground_truth` (1 if the first response is the
+      better one, else 0).
     - [`GenerationTask`]: `id`, `prompt`, the task's `extra_columns`, `group` and `ground_truth` (the completion).
 
     Args:
         task ([`AnyTask`]): The task, a [`Task`], [`PreferenceTask`] or [`GenerationTask`].
         weak_half ([`~datasets.Dataset`]): Training rows of the weak supervisor, with ground truth.
         weak_validation ([`~datasets.Dataset`]): Rows for the supervisor's early stopping.
-        student_half ([`~datasets.Dataset`]): Rows that the supervisor labels. Students are trained on its labels, the
-            ceiling on ground truth.
+        student_half ([`~datasets.Dataset`]): Training rows of students and ceiling. Students are trained on the
+            supervisor's labels of these rows, the ceiling on ground truth.
         student_validation ([`~datasets.Dataset`]): Rows for the early stopping of students and ceiling.
         test ([`~datasets.Dataset`]): Rows that all models are scored on.
         source (`dict`): `id` and `revision` of the dataset.
-        columns (`tuple[str]`): Those that models are given.
+        columns (`tuple[str]`): The columns that models get as input.
         n_dropped (`dict[str, int]`):
-            Rows left out before splitting because nothing can be made of them, by the reason. (Duplicates are not
-            counted here, but in the log.)
+            The number of unusable rows that were dropped before the split, by reason. Duplicates are not included;
+            their number is logged.
         links (`dict[str, Dataset]`, *optional*):
-            For bootstrapping: `link_1` and `link_1_validation`, `link_2`, ...: rows that nobody else learns.
+            The rows of the links of a bootstrapping chain, which no other model is trained on: `link_1` and
+            `link_1_validation`, `link_2`, ...
 
     Raises:
-        ValueError: a part is empty or has one class, an id occurs twice, or a group is on two sides.
+        ValueError: a part is empty or has only one class, an id occurs twice, or a group is in two parts.
     """
 
     task: AnyTask
@@ -137,25 +140,27 @@ class TaskSplits:
         for name, part in self.parts.items():
             if len(part) == 0:
                 raise ValueError(
-                    f"{self.task.name}: got no rows for `{name}`. Ask for fewer rows in the other parts, or add rows."
+                    f"{self.task.name}: got no rows for `{name}`, expected at least one. Set fewer rows for the other "
+                    "parts, or add rows to the dataset."
                 )
             classes = sorted(set(part["ground_truth"]))
             if not isinstance(classes[0], str) and classes != [0, 1]:
                 raise ValueError(
                     f"{self.task.name}: the split `{name}` ({len(part)} rows) has the classes {classes}, expected 0 "
-                    "and 1: accuracy and PGR mean nothing on a single class. Take more rows"
-                    + (f", {OPTIONS[name]}." if name in OPTIONS else ".")
+                    "and 1, because accuracy and PGR are not meaningful for a single class. Use more rows"
+                    + (f" ({OPTIONS[name]})." if name in OPTIONS else ".")
                 )
             for row_id, group in zip(part["id"], part["group"], strict=True):
                 if row_id in owner_of_id:
                     raise ValueError(
-                        f"{self.task.name}: the row {row_id!r} is in `{owner_of_id[row_id]}` and again in `{name}`."
+                        f"{self.task.name}: got the row {row_id!r} in `{owner_of_id[row_id]}` and in `{name}`, "
+                        "expected it in one part. Make the ids unique."
                     )
                 owner_of_id[row_id] = name
                 if owner_of_group.setdefault(group, name) != name:
                     raise ValueError(
-                        f"{self.task.name}: the group of row {row_id!r} is in `{owner_of_group[group]}` and in "
-                        f"`{name}`; rows that share a passage or question must stay on one side."
+                        f"{self.task.name}: got the group of row {row_id!r} in `{owner_of_group[group]}` and in "
+                        f"`{name}`, expected it in one part. Move all rows of a group to one part."
                     )
 
     @property
@@ -171,18 +176,18 @@ class TaskSplits:
 
     @property
     def student(self) -> Half:
-        """The rows that the supervisor labels and students are trained on."""
+        """The rows that the supervisor labels. Students and ceiling are trained on them."""
         return Half(self.student_half, self.student_validation)
 
     def bootstrap(self, k: int) -> Half:
-        """Returns the rows of the `k`-th link of a bootstrapping chain, from 1, which no other model is trained on."""
+        """Returns the rows of the `k`-th link (from 1) of a bootstrapping chain. No other model is trained on them."""
         return Half(self.links[f"link_{k}"], self.links[f"link_{k}_validation"])
 
     @property
     def fingerprint(self) -> str:
         """
-        The hash of the `columns` and labels of all parts but the links, in order: 16 hexadecimal digits. It does not
-        depend on a chain.
+        A hash of the `columns` and labels of all parts, in order, with 16 hexadecimal digits. Links are not included,
+        so that the hash does not depend on a chain.
         """
         digest = hashlib.sha256()
         for name, part in self.parts.items():
@@ -201,15 +206,15 @@ class TaskSplits:
 
 class Loader(ABC):
     """
-    The frame that all kinds of tasks share: rows are read, grouped, held out, made unique and split into parts. A
-    subclass says what is special about its kind.
+    The base class of the loaders. It reads the rows of a task, groups them, holds out test rows, removes duplicates
+    and splits the rest into parts. Subclasses override the steps that depend on the kind of task.
 
     Args:
-        task ([`AnyTask`]): A [`Task`], [`PreferenceTask`] or [`GenerationTask`], as the subclass takes it.
+        task ([`AnyTask`]): A task of the kind that the subclass loads.
     """
 
-    row, rows_are = "row", "texts"  # for messages
-    columns: tuple[str, ...] = TEXT_COLUMNS  # those that models are given
+    row, rows_are = "row", "texts"  # words for messages
+    columns: tuple[str, ...] = TEXT_COLUMNS  # the input of models
     further_columns: tuple[str, ...] = ("group",)
 
     def __init__(self, task: AnyTask):
@@ -219,52 +224,61 @@ class Loader(ABC):
     @abstractmethod
     def read(self, split: str, rows: Dataset, numbers: np.ndarray) -> list[dict]:
         """
-        Returns the examples of a split, sorted by id. They have `id`, `text`, `keys` and `ground_truth`, and what else
-        is in `columns` and `further_columns` (but `group`, which is set from `keys`).
+        Converts the rows of a split to examples, sorted by id.
+
+        Args:
+            split (`str`): The name of the split, for messages.
+            rows ([`~datasets.Dataset`]): The rows of the dataset.
+            numbers (`np.ndarray`): The positions of the rows in the whole split, `(len(rows),)` int64.
+
+        Returns:
+            `list[dict]` with `id`, `text`, `keys`, `ground_truth` and all `columns` and `further_columns`, except
+            `group`, which is set from `keys`.
         """
 
     def most_rows(self, n_wanted: int) -> int | None:
-        """Returns the number of rows of a split that are read; `None` is [`MAX_ROWS`]."""
+        """Returns the largest number of rows to read of a split. `None` stands for `MAX_ROWS`."""
         return None
 
     def has_test(self, raw: DatasetDict, dataset_path: str | None) -> bool:
-        """Returns whether there is a test split; if not, a fifth of the training rows is held out."""
+        """Returns whether there is a test split. If not, a fifth of the training rows is held out."""
         return self.task.test_split is not None
 
     def group(self, rows: list[dict]) -> None:
-        """Sets `group`: rows of one group stay in one part."""
+        """Sets the `group` of all rows. Rows of one group stay in one part."""
         group_rows(rows)
 
-    def check_groups(self, rows: list[dict]) -> None:  # noqa: B027, most tasks always name them
-        """Warns where rows do not tell their group."""
+    def check_groups(self, rows: list[dict]) -> None:  # noqa: B027, the rows of most tasks always have a group
+        """Warns if rows do not identify their group."""
 
     def choose(self, rows: list[dict]) -> list[dict]:
-        """Returns the rows that are kept, of rows without duplicates."""
+        """Selects the rows to use from rows without duplicates. By default, all."""
         return rows
 
     def n_usable(self, rows: list[dict]) -> int:
-        """Returns the number of rows that can be in a part."""
+        """Returns how many of the rows all parts together can contain."""
         return len(rows)
 
     def n_for_validation(self, train: list[dict], wanted: dict[str, int]) -> Mapping[str, float]:
         """
-        Returns how many training rows each validation part is given before balancing. Called when --n_validation is
-        the only size given.
+        Returns the number of training rows that each validation part needs before balancing. Only called if
+        `n_validation` is set and the sizes of the halves are not.
         """
         return wanted
 
     def rows_of(self, name: str, rows: list[dict], n: int | None, rng: np.random.Generator) -> list[dict]:
-        """Returns `n` random rows of a part; a larger `n` keeps the rows of a smaller one."""
+        """Returns `n` random rows of a part. A larger `n` adds rows to those of a smaller `n`."""
         n = len(rows) if n is None else n
         if n > len(rows) or not rows:
-            raise too_many(self.task, name, n, len(rows), "whole groups of rows stay in one part")
+            raise too_many(self.task, name, n, len(rows), "because groups of rows stay in one part")
         return shuffled(rows, rng)[:n]
 
     def sorted_by_id(self, split: str, examples: list[dict]) -> list[dict]:
-        """Returns the examples of a split in an order that depends on their content alone."""
+        """Returns the examples of a split in an order that depends only on their content."""
         if not examples:
             raise ValueError(
-                f"{self.task.name}: no {self.row} of the split {split!r} is left; left out: {counted(self.n_dropped)}."
+                f"{self.task.name}: got no usable {self.row} in the split {split!r}, expected at least one. Dropped: "
+                f"{counted(self.n_dropped)}. Correct the rows, or raise the length limits."
             )
         return sorted(examples, key=lambda example: example["id"])
 
@@ -280,7 +294,7 @@ class Loader(ABC):
         n_links: int = 0,
         seed: int = 0,
     ) -> TaskSplits:
-        """Loads the parts of an experiment; arguments as in [`SplitOptions`]."""
+        """Loads the parts of an experiment. The arguments are those of [`SplitOptions`]."""
         if raw is not None:
             source = {"id": sources_of(self.task)[0].id, "revision": "generated"}
         else:
@@ -291,22 +305,24 @@ class Loader(ABC):
         spare = self.choose(unique_rows(self.task, "link", spare, apart_from=train + test))
         test = self.choose(unique_rows(self.task, "test", test))
         train = self.choose(unique_rows(self.task, "training", train, apart_from=test))
-        n_dropped = dict(+self.n_dropped)  # without those that never occurred
+        n_dropped = dict(+self.n_dropped)  # without counts of zero
         if n_dropped:
-            logger.warning(f"{self.task.name}: {self.rows_are} left out: {counted(n_dropped)}")
+            logger.warning(f"{self.task.name}: dropped {self.rows_are}: {counted(n_dropped)}")
 
         check_enough(self.task, wanted, self.n_usable(train))
         sides = split_groups(train, self._shares(train, wanted), np.random.default_rng(seed))
         parts = {name: self._part(name, rows, wanted[name], seed) for name, rows in sides.items()}
         parts["test"] = self._part("test", test, n_test, seed)
-        of_links = split_links(self.task, train + spare, parts, links, seed) if links else {}
-        of_links = {name: self._part(name, rows, links[name], seed) for name, rows in of_links.items()}
-        return TaskSplits(self.task, **parts, source=source, columns=self.columns, n_dropped=n_dropped, links=of_links)
+        link_rows = split_links(self.task, train + spare, parts, links, seed) if links else {}
+        link_parts = {name: self._part(name, rows, links[name], seed) for name, rows in link_rows.items()}
+        return TaskSplits(
+            self.task, **parts, source=source, columns=self.columns, n_dropped=n_dropped, links=link_parts
+        )
 
     def _read_all(
         self, raw: DatasetDict, dataset_path: str | None, wanted: dict[str, int | None], seed: int
     ) -> tuple[list[dict], list[dict], list[dict]]:
-        """Returns training rows, test rows and rows for the links alone, with their groups."""
+        """Returns the training rows, the test rows and the rows that only links may use, with their groups."""
         n_most = self.most_rows(sum(n or 0 for n in wanted.values()))
 
         def read(names: Sequence[str]) -> list[dict]:
@@ -325,7 +341,7 @@ class Loader(ABC):
         return train, test, spare
 
     def _shares(self, train: list[dict], wanted: dict[str, int | None]) -> dict[str, float]:
-        """Returns the shares of the training rows by part."""
+        """Returns the relative size of each part of the training rows."""
         shares: dict[str, float] = {name: n or SHARES[name] for name, n in wanted.items()}
         validation = {name: n for name, n in wanted.items() if name.endswith("validation") and n}
         halves = [name for name in wanted if not name.endswith("validation")]
