@@ -163,7 +163,11 @@ def test_an_analysis_of_a_finished_run_keeps_its_numbers(analysed, cache, tmp_pa
     ("name", "options", "words"),
     [
         ("boolq.py", "--analyses salience", "expected some of overfitting, agreement"),
-        ("boolq.py", "--analyses agreement agreement", "expected each name once. Leave out one agreement"),
+        (
+            "boolq.py",
+            "--analyses agreement agreement",
+            "got duplicate names: agreement agreement. Remove one agreement",
+        ),
         (CHESS_RECIPE, "--analyses saliency", "expected some of overfitting, agreement."),
         ("anthropic_hh.py", "--analyses prompting", "expected some of overfitting, agreement"),
         ("sweep.py", "--analyses agreement", "Got --analyses"),

@@ -203,7 +203,7 @@ def _ladder_of(name: str) -> list[str]:
     [
         ({"ladder": []}, "got --ladder .nothing., expected two or more"),
         ({"ladder": ["a", "a"]}, "different models"),
-        ({"ladder": ["a", "b"], "student_model": "a"}, "expected one of --ladder a b that has another before it"),
+        ({"ladder": ["a", "b"], "student_model": "a"}, "expected one of --ladder a b with another model before it"),
         ({"ladder": ["a", "b"], "student_model": "c"}, "got --student_model c"),
         ({"ladder": ["a", "b"], "weak_model": "a"}, "above --weak_model"),
         ({"ladder": ["a", "b"], "link_rows": "new"}, "link_rows"),

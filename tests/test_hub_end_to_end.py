@@ -103,7 +103,7 @@ def test_a_push_of_a_trainer_that_is_refused_says_how_to_push_again(pushed):
     folder, _ = pushed
     refused = (folder / "refused.txt").read_text()
     assert "HTTP 401" in refused and "set HF_TOKEN" in refused and "hf_of_yesterday" not in refused
-    assert refused.endswith(f"python -m w2s_hf.publish {folder}/classifier --repo_id me/classifier --hub_private")
+    assert refused.endswith(f"w2s publish {folder}/classifier --repo_id me/classifier --hub_private")
 
 
 def test_a_recipe_pushes_its_student_and_its_labels(hub, pushed):

@@ -128,7 +128,7 @@ def test_settings_of_a_stranger_cannot_replace_a_column(tmp_path):
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("empty", FileNotFoundError, "empty: there is no student's card"),
+        ("empty", FileNotFoundError, "empty: got a directory without the card of a student"),
         ("no/such/directory", FileNotFoundError, "expected a student's directory or its id"),
         ("other", ValueError, "as that of a student: it has no `weak_to_strong`"),
     ],
@@ -155,7 +155,7 @@ def test_the_recipe_reads_the_hub_and_this_disk(students, tmp_path):
         assert "1.00 [0.20, 0.80]" in process.stdout and "confidence" in process.stdout
         assert [entry["pgr"] for entry in json.loads((tmp_path / "t.json").read_text())] == pytest.approx([1.0, 0.75])
         missing = subprocess.run([*command, "me/nobody"], env=environment, capture_output=True, text=True)
-        assert missing.returncode == 1 and "me/nobody: the Hub has no card of it" in missing.stderr
+        assert missing.returncode == 1 and "me/nobody: the Hub has no such card" in missing.stderr
 
 
 def test_a_hub_that_does_not_answer_is_said_at_once(monkeypatch):

@@ -137,7 +137,7 @@ def test_a_skeleton_keeps_what_is_not_content_and_the_place_of_what_is():
 
 @pytest.mark.parametrize("n", [0, 4])
 def test_too_few_rows_say_so(n):
-    message = f"got {n} texts in {n} groups .* expected at least ten groups and both classes"
+    message = f"Got {n} texts in {n} groups .* expected at least ten groups and both classes"
     with pytest.raises(ValueError, match=message):
         probe_texts(list("abcd")[:n], [0, 1, 0, 1][:n], list("abcd")[:n])
 
@@ -158,8 +158,8 @@ def test_the_command_line(tmp_path, capsys):
     task.write_text(definition)
     assert main(["--task", str(task), "--dataset_path", path]) == 0
     out = capsys.readouterr().out
-    assert "what the task adds" in out and "at chance" in out
-    assert "in the dataset's own rows" in out and "AUROC" in out  # the exclamation marks
+    assert "text of the task" in out and "at chance" in out
+    assert "from the rows of the dataset" in out and "AUROC" in out  # the exclamation marks
     leaky = definition.replace(
         "'{message}'", "'{message} {mark}', fields={'mark': lambda row: '?' if row['is_spam'] == 'spam' else '.'}"
     )

@@ -276,7 +276,7 @@ def test_command_line(capsys, tmp_path):
     [
         (["gpt2", "--gpus", "80"], "got '80', expected COUNTxGIB such as 1x80"),
         (["gpt2", "--gpus", "0x80"], "expected COUNTxGIB"),
-        ([], "expected a model, or --list"),
+        ([], "Got no model, expected a model or --list"),
         (["no/such/model"], "error: "),
     ],
 )

@@ -16,7 +16,7 @@ PACKAGE = Path(w2s_hf.__file__).parent
 # A module imports only from lines above its own.
 LAYERS = [
     {"_compat", "command_line", "metrics"},
-    {"losses", "hub", "probabilities", "cards.markdown", "results.record"},
+    {"launch", "losses", "hub", "probabilities", "cards.markdown", "results.record"},
     {"results.predictions", "results.settings"},
     {"results.schema"},
     {"results"},
@@ -69,7 +69,7 @@ LAYERS = [
     {"demo"},
     {"experiments.cache", "experiments.config", "experiments.config_file"},
     {"experiments.settings.base", "experiments.report"},
-    {"experiments.cli", "experiments.finetuner", "experiments.output_directory"},
+    {"experiments.finetuner", "experiments.output_directory"},
     {"experiments.bootstrapping", "experiments.generative_finetuning"},
     {"experiments.seed"},
     {"experiments.scores"},
@@ -78,17 +78,20 @@ LAYERS = [
     {"experiments.settings.chess", "experiments.settings.reward"},
     {"experiments.settings"},
     {"experiments.experiment"},
-    {"experiments.classification", "experiments.reward", "experiments.chess"},
+    {"experiments.classification", "experiments.reward", "experiments.chess", "experiments.cli"},
     {"experiments"},
     {"sweep.grid", "sweep.plots"},
-    {"sweep.cli", "sweep.live", "sweep.report"},
+    {"sweep.live", "sweep.report"},
     {"sweep.cells"},
     {"sweep.cluster"},
     {"sweep.run"},
+    {"sweep.cli"},
     {"sweep", "pgr_metric.pgr_metric", "pgr_metric.app"},
+    {"cli"},
+    {"__main__"},
 ]
 # But for these, which are imported in a function, when they are first needed.
-UPWARDS = {("results", "results.table")}
+UPWARDS = {("results", "results.table"), ("tasks", "tasks.chess")}
 
 
 def modules():

@@ -179,7 +179,7 @@ def test_what_was_refused_is_kept_and_pushed_again(fault, options, environment, 
     assert re.search(message, stderr), stderr
     assert snapshot(output) == before and not any(hub.repositories[key].commits for key in hub.repositories)
     assert "hf_of_yesterday" not in stderr
-    command = f"python -m w2s_hf.publish '{output}'" + (f" {' '.join(options)}" if options else "")
+    command = f"w2s publish '{output}'" + (f" {' '.join(options)}" if options else "")
     assert stderr.endswith(f"Push again with\n    {command}\n")
     hub.faults.clear()
     if "others" in options:
@@ -204,7 +204,7 @@ def test_a_hub_that_is_gone_and_comes_back(hub, publish, output):
     process = start(gone, output, "--hub_namespace", "me", "--hub_private")
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1 and "Connection refused" in stderr and "Traceback" not in stderr
-    assert stderr.endswith(f"\n    python -m w2s_hf.publish '{output}' --hub_namespace me --hub_private\n")
+    assert stderr.endswith(f"\n    w2s publish '{output}' --hub_namespace me --hub_private\n")
     assert snapshot(output) == before
     code, stderr = publish(*again(stderr))
     assert code == 0, stderr
@@ -239,14 +239,14 @@ def test_a_student_without_a_card_of_ours_or_with_a_token_in_it_is_not_pushed(hu
     (tmp_path / "config.json").write_text("{}")
     StudentCard(library_name="transformers").save(tmp_path / "README.md")
     code, stderr = publish(tmp_path, "--repo_id", "me/one")
-    assert code == 1 and "there is no student, expected config.json and *.safetensors" in stderr
+    assert code == 1 and "got a directory without a student, expected config.json and *.safetensors" in stderr
     (tmp_path / "model.safetensors").write_bytes(b"\0 all weights")
     card = (tmp_path / "README.md").read_text()
     # What PEFT writes: the path of the base is in it.
     for text in ("---\nbase_model: /home/me/base\n---\n", None):
         (tmp_path / "README.md").unlink() if text is None else (tmp_path / "README.md").write_text(text)
         code, stderr = publish(tmp_path, "--repo_id", "me/one")
-        assert code == 1 and "there is no student's card" in stderr
+        assert code == 1 and "got no model card of a student, expected one" in stderr
     (tmp_path / "README.md").write_text(f"{card} my token is {TOKEN}")
     code, stderr = publish(tmp_path, "--repo_id", "me/one")
     assert code == 1 and "README.md with a token of the Hub" in stderr and TOKEN not in stderr
@@ -254,27 +254,27 @@ def test_a_student_without_a_card_of_ours_or_with_a_token_in_it_is_not_pushed(hu
     (tmp_path / "README.md").write_text(card.replace("tags:", "base_model: no id at all\ntags:"))
     code, stderr = publish(tmp_path, "--repo_id", "one", "--hub_private")  # of the owner of the token
     assert code == 1 and "did not accept somebody/one" in stderr and "is no id" in stderr
-    assert stderr.endswith(f"w2s_hf.publish {tmp_path} --repo_id somebody/one --hub_private\n")
-    (tmp_path / "README.md").write_text(card)
+    assert stderr.endswith(f"w2s publish {tmp_path} --repo_id somebody/one --hub_private\n")
+.replace    (tmp_path / "README.md").write_text(card)
     assert publish(*again(stderr))[0] == 0
     assert hub.repositories["model", "somebody/one"].private, "the command that was printed makes it private, too"
 
 
 def again(stderr: str) -> list[str]:
-    """What the printed command gives to the module."""
-    python, minus_m, module, *options = shlex.split(stderr.splitlines()[-1])
-    assert [python, minus_m, module] == ["python", "-m", "w2s_hf.publish"]
+    """The options of the printed command."""
+    program, command, *options = shlex.split(stderr.splitlines()[-1])
+    assert [program, command] == ["w2s", "publish"]
     return options
 
 
 def test_before_anything_is_pushed(hub, publish, output, tmp_path):
     code, stderr = publish(tmp_path)
-    assert code == 1 and "there is no results.json, expected the --output_dir of a finished recipe" in stderr
+    assert code == 1 and "got a directory without results.json, expected the --output_dir of a finished run" in stderr
     for wrong in (output.parent / "elsewhere", output / "students"):
-        named = publish(wrong)[1].partition("Name one of those that have results: ")[2].split("\n")[0]
+        named = publish(wrong)[1].partition("Name a directory that has results: ")[2].split("\n")[0]
         assert os.path.relpath(output) in named.removesuffix(".").split(", ")
     (student,) = (output / "students").glob("naive-seed0")
-    assert "It holds one student, which is pushed with --repo_id ME/NAME." in publish(student)[1]
+    assert "It holds one student. Push it with --repo_id ME/NAME." in publish(student)[1]
     code, stderr = publish(output, "--dry_run", "--hub_namespace", "me")
     assert code == 0 and f"{STUDENT}: README.md, adapter_config.json, adapter_model.safetensors" in stderr
     assert f"datasets/{LABELS}: README.md, provenance.json, weak_labels.parquet" in stderr
@@ -349,7 +349,7 @@ def test_students_that_are_being_replaced_are_not_pushed_with_the_numbers_of_oth
         patch.setattr("w2s_hf.experiments.experiment.keep_outputs", stop)
         assert "Stopped. The same command continues" in recipe_here(*options, cache=cache).stderr
     code, stderr = publish(output, "--hub_namespace", "me")
-    assert code == 1 and "there is no results.json" in stderr and not hub.repositories
+    assert code == 1 and "got a directory without results.json" in stderr and not hub.repositories
     assert recipe_here(*options, cache=cache).returncode == 0
     after = (output / "results.json").read_bytes()
     assert json.loads(after) | {"wall_seconds": None} == json.loads(before) | {"wall_seconds": None}
@@ -369,7 +369,7 @@ def test_a_connection_cut_in_the_middle_of_an_upload(output, cut):
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in stderr
     assert "Error while uploading 'weak_labels.parquet'" in stderr and "disconnected" in stderr
-    assert f"\n    python -m w2s_hf.publish '{output}' --hub_namespace me" in stderr
+    assert f"\n    w2s publish '{output}' --hub_namespace me" in stderr
     assert snapshot(output) == before and not hub.objects
     hub.faults.clear()
     directory, *options = again(stderr[: stderr.index(" me\n") + 4])

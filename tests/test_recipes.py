@@ -382,7 +382,7 @@ def test_a_refused_push_loses_nothing_and_names_the_command(no_hub, finished, ca
     push = ["--push_to_hub", "true", "--hub_namespace", "somebody"]
     process = recipe_here(*SMALL, "--output_dir", output, *push, cache=cache)
     assert process.returncode == 1
-    assert process.stderr.endswith(f"\n    python -m w2s_hf.publish {output} --hub_namespace somebody\n")
+    assert process.stderr.endswith(f"\n    w2s publish {output} --hub_namespace somebody\n")
     assert (output / "students" / "naive-seed0" / "adapter_model.safetensors").exists()
     assert "hf_sec" not in process.stderr + process.stdout
     assert not any("hf_sec" in path.read_text(errors="ignore") for path in output.rglob("*") if path.is_file())
@@ -469,7 +469,7 @@ def test_tasks_are_listed(monkeypatch, capsys):
 def test_a_recipe_of_any_task_needs_one(capsys):
     with pytest.raises(SystemExit):
         parse_arguments("", DEMO_CONFIG, [], experiment=AnyTaskArguments)
-    assert "Got no --task; --list_tasks prints their names" in capsys.readouterr().err
+    assert "Got no --task, expected one. --list_tasks prints their names" in capsys.readouterr().err
 
 
 def test_help_reads_well(cache):

@@ -368,7 +368,7 @@ def test_chance_is_missing_where_there_is_no_guess(tmp_path):
     ("options", "message"),
     [
         (["--weak_model", "gpt2"], "--weak_models"),
-        (["--methods", "naive", "naive"], "expected each name once"),
+        (["--methods", "naive", "naive"], "got duplicate names: naive naive"),
         (["--engine", "slurm"], "invalid choice"),
         (["--accelerate_config", "ddp.yaml"], "accelerate launch"),
         (["--methods", "naive", "confidense"], "got confidense"),

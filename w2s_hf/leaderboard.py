@@ -14,6 +14,7 @@ import json
 import math
 import statistics
 import sys
+import textwrap
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -42,16 +43,16 @@ COLUMNS = (
 
 def read_card(source: str | Path, revision: str | None = None) -> StudentCard:
     """
-    The card of a student as data: task, method, seed, models, scores, agreement.
+    Reads the card of a student as data: task, method, seed, models, scores and agreement.
 
     Args:
-        source (`str` or `Path`): Hub id of a student, its directory, or the card itself.
-        revision (`str`, *optional*): On the Hub.
+        source (`str` or `Path`): Hub id of a student, its directory, or the file of its card.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
         FileNotFoundError: there is no such student, or it has no card.
         ConnectionError: the Hub does not answer.
-        ValueError: the card is of no student, or its PGR is not that of its scores.
+        ValueError: it is not the card of a student, or its PGR does not follow from its scores.
     """
     path = Path(source)
     if path.is_dir():
@@ -60,27 +61,27 @@ def read_card(source: str | Path, revision: str | None = None) -> StudentCard:
         path = Path(_download_card(str(source), revision))
     try:
         return _card_of(path)
-    except (ValueError, KeyError, TypeError, AttributeError, YAMLError) as error:  # of a stranger's card
-        said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(f"{source}: the card cannot be read as that of a student: {said}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, YAMLError) as error:  # the card may be anyone's
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{source}: got a card that cannot be read as that of a student: {reason}") from error
 
 
 def _card_of(path: Path) -> StudentCard:
     data = ModelCard.load(path).data
     block = data.get(BLOCK)
     if not isinstance(block, dict) or block.get("schema") != SCHEMA:
-        raise ValueError(f"it has no `{BLOCK}` of schema {SCHEMA} in its front matter.")
-    same: dict[str, Any] = {
+        raise ValueError(f"its front matter has no `{BLOCK}` of schema {SCHEMA}.")
+    values: dict[str, Any] = {
         name: None if block[name] is None else Score.of(block[name]) for name in ("weak", "student", "ceiling")
     }
-    same |= {name: block[name] for name in ("task", "setting", "method", "seed", "taught_by", "agreement")}
-    # Older cards have none of these. Of the demo they say so in `model-index` alone.
-    same |= {name: block.get(name) or {} for name in ("settings", "versions")}
-    same |= {"run_name": block.get("run_name"), "n_rows": dict(block.get("n_rows") or {})}
+    values |= {name: block[name] for name in ("task", "setting", "method", "seed", "taught_by", "agreement")}
+    # Older cards have none of these fields, and name the demo in `model-index` only.
+    values |= {name: block.get(name) or {} for name in ("settings", "versions")}
+    values |= {"run_name": block.get("run_name"), "n_rows": dict(block.get("n_rows") or {})}
     is_demo = any(entry.dataset_type == "-".join(DEMO_DATASET.split()) for entry in data.eval_results or [])
     dataset = block.get("dataset") or {}
     card = StudentCard(
-        **same,
+        **values,
         pgr_ci95=None if block["pgr_ci95"] is None else tuple(block["pgr_ci95"]),
         no_pgr=block["pgr_undefined"],
         is_demo=is_demo or block.get("preset") == "demo",
@@ -92,24 +93,26 @@ def _card_of(path: Path) -> StudentCard:
     _ = card.fingerprint  # raises where a setting is no JSON value
     stated = next((entry.metric_value for entry in data.eval_results or [] if entry.metric_type == "pgr"), None)
     if stated != card.pgr and (stated is None or card.pgr is None or not math.isclose(stated, card.pgr)):
-        raise ValueError(f"`model-index` has the PGR {stated}, and its scores give {card.pgr}.")
+        raise ValueError(f"`model-index` has PGR {stated}, and its scores give {card.pgr}.")
     return card
 
 
 def _download_card(repo_id: str, revision: str | None) -> str:
     try:
         if not constants.HF_HUB_OFFLINE:
-            # A Hub that is not there is known at once; a download would try again for half a minute.
+            # This request fails at once if the Hub is not reachable. A download retries for half a minute.
             revision = HfApi().model_info(repo_id, revision=revision, timeout=10).sha
         return hf_hub_download(repo_id, "README.md", revision=revision)
     except HFValidationError as error:
         raise FileNotFoundError(
-            f"got {repo_id!r}, expected a student's directory or its id on the Hub; there is no such directory."
+            f"Got {repo_id!r}, expected the directory of a student or its id on the Hub. There is no such directory."
         ) from error
     except HfHubHTTPError as error:
-        raise FileNotFoundError(f"{repo_id}: the Hub has no card of it that you may read: {error}") from error
+        raise FileNotFoundError(f"{repo_id}: the Hub has no such card, or you may not read it: {error}") from error
     except (HTTPError, OSError) as error:
-        raise ConnectionError(f"{repo_id}: the Hub does not answer ({type(error).__name__}).") from error
+        raise ConnectionError(
+            f"{repo_id}: the Hub does not answer ({type(error).__name__}). Try again later."
+        ) from error
 
 
 def find_cards(sources: Iterable[str]) -> list[StudentCard]:
@@ -118,13 +121,13 @@ def find_cards(sources: Iterable[str]) -> list[StudentCard]:
 
     Args:
         sources (`Iterable[str]`):
-            Hub ids of students, their directories, or directories to look for students in, such as the output of a
-            recipe or of a sweep. Students of a chain that have no ceiling are left out of such a directory.
+            Hub ids of students, their directories, or directories that contain students, such as the output of a run
+            or of a sweep. From such a directory, students of a chain without a ceiling are left out.
 
     Raises:
-        FileNotFoundError: there is no such student, or none below a directory.
+        FileNotFoundError: there is no such student, or a directory has none.
         ConnectionError: the Hub does not answer.
-        ValueError: a card is of no student, or says two things.
+        ValueError: a card is not that of a student, or contradicts itself.
     """
     cards = []
     for source in sources:
@@ -134,15 +137,15 @@ def find_cards(sources: Iterable[str]) -> list[StudentCard]:
             continue
         pages = [page for page in sorted(directory.rglob("README.md")) if "_stages" not in page.parts]
         below = [read_card(page) for page in pages if f"\n{BLOCK}:\n" in page.read_text(encoding="utf-8")]
-        # A sweep copies no student and writes no card; the records of its cells say the same.
+        # A sweep copies no student and writes no card. The records of its cells have the same facts.
         for results in find_results(directory, only_sweeps=True).values():
             (run,) = results.runs
             below += [StudentCard.from_results(results, run, student) for student in run.students]
         below = [card for card in below if card.ceiling is not None]
         if not below:
             raise FileNotFoundError(
-                f"{source}: there is no student's card in this directory or below it. Name a student's directory, or "
-                "the --output_dir of a finished recipe or sweep."
+                f"{source}: got a directory without the card of a student, expected one in it or below it. Name the "
+                "directory of a student, or the --output_dir of a finished run or sweep."
             )
         cards += below
     return cards
@@ -150,18 +153,20 @@ def find_cards(sources: Iterable[str]) -> list[StudentCard]:
 
 def leaderboard(cards: Iterable[StudentCard]) -> pd.DataFrame:
     """
-    Returns a row for each kind of student, the highest PGR of a task first. Students are of a kind, such as the seeds
-    of an experiment, where their cards have the same [`StudentCard.fingerprint`]: task, rows, models, method and
-    settings. The same student given twice counts once.
+    Returns a table with one row for each group of students, the highest PGR of a task first.
 
-    Cards of older versions of this package have no settings. They are of a kind where task, models and method are the
+    Students are in one group if their cards have the same [`StudentCard.fingerprint`]: task, rows, models, method and
+    settings. The seeds of an experiment are such a group. A student that is listed twice counts once.
+
+    Cards of older versions of this package have no settings. They are in one group if task, models and method are the
     same and no seed occurs twice.
 
     Returns:
         `pd.DataFrame` with [`COLUMNS`], then a column for each setting that differs between rows of the same task
-        (`None` where a card does not have the setting). Where a row has several students: means of the accuracies,
-        and the median of PGR with its range (`pgr_low`, `pgr_high`); where it has one: the 95 % interval of its PGR.
-        `pgr` is missing where it is undefined for all. `task` says of the demo that its rows are generated.
+        (`None` if a card does not have the setting). A row of several students has means of the accuracies, and the
+        median of PGR with its range (`pgr_low`, `pgr_high`). A row of one student has the 95 % interval of its PGR.
+        `pgr` is missing if it is undefined for all students of the row. For the demo, `task` says that rows are
+        generated.
     """
     kinds: dict[tuple, dict[tuple, StudentCard]] = {}
     for card in cards:
@@ -196,18 +201,18 @@ def leaderboard(cards: Iterable[StudentCard]) -> pd.DataFrame:
 def _differing_settings(cards: list[StudentCard]) -> dict[str, list]:
     """Returns the values on every card of each setting that differs between cards of the same task."""
     known = [card.trained_with if card.settings else {} for card in cards]
-    found = {}
+    differing = {}
     for name in dict.fromkeys(name for settings in known for name in settings if name not in _KIND):
         values: dict[tuple, set[str]] = {}
         for settings in filter(None, known):
             compared = (settings.get("task"), settings.get("demo"), settings.get(_BELONGS_TO.get(name, "task")))
             values.setdefault(compared, set()).add(json.dumps(settings.get(name), sort_keys=True))
         if any(len(different) > 1 for different in values.values()):
-            found[name] = [settings.get(name) for settings in known]
-    return found
+            differing[name] = [settings.get(name) for settings in known]
+    return differing
 
 
-# Columns of their own, and settings that only students of the same method or model have in common.
+# Settings that have columns of their own; and settings that only students of the same method or model share.
 _KIND = {"task", "demo", "setting", "method", "weak_model", "student_model"}
 _OPTIONS = chain.from_iterable(LOSS_ARGUMENTS.values())
 _OF_A_METHOD = ("loss_type", *_OPTIONS, "chain", "chain rows", "labels_of", "n_train")
@@ -216,7 +221,7 @@ _BELONGS_TO |= {"weak_model_version": "weak_model", "student_model_version": "st
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns a [`leaderboard`] as text for people, without what cannot be printed."""
+    """Returns a [`leaderboard`] as text to read, without characters that cannot be printed."""
     pgr = [
         "undefined" if pd.isna(row.pgr) else f"{row.pgr:.2f}"
         + ("" if pd.isna(row.pgr_low) else f" [{row.pgr_low:.2f}, {row.pgr_high:.2f}]")
@@ -241,9 +246,10 @@ def main(argv: list[str] | None = None) -> None:
     _, examples, details = __doc__.split("\n\n", 2)
     parser = CommandLine(
         "w2s leaderboard",
+        usage="w2s leaderboard STUDENT ... [--output FILE]",
         description="Prints a table of PGR by task, supervisor, student and method, read from the model cards of\n"
         f"students on the Hub or on this disk.\n\n{examples}",
-        epilog=details,
+        epilog=textwrap.fill(details, 98),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("students", nargs="+", metavar="STUDENT", help="Hub ids or directories")

@@ -1,12 +1,12 @@
-"""Finished students to the Hub: a repository and a commit each, and their weak labels as datasets.
+"""Pushes finished students to the Hub, one repository for each, and their weak labels as datasets.
 
-After an experiment, or when a push did not get through:
+All students of a finished run, also after a push that failed:
 
-    python -m w2s_hf.publish outputs/boolq --hub_namespace ME
+    w2s publish outputs/boolq --hub_namespace ME
 
-of one student that a trainer saved, with the card that is there:
+One student that a trainer saved, with the model card in its directory:
 
-    python -m w2s_hf.publish out --repo_id ME/my-student
+    w2s publish out --repo_id ME/my-student
 """
 
 import json
@@ -28,10 +28,10 @@ from .results import ExperimentResult
 
 __all__ = ["STUDENT_FILES", "push_again", "push_students", "student_files"]
 
-logger = logging.getLogger("w2s_hf.publish")  # also where this file is run as `__main__`
+logger = logging.getLogger("w2s_hf.publish")  # also if this file runs as `__main__`
 
-# What a student is made of, and nothing else: no optimizer, no pickle (training_args.bin has paths and perhaps a token
-# in it), no logs (tensorboard's names tell the host), whatever else lies in its directory.
+# The files of a student. Nothing else in its directory is pushed: no optimizer, no pickle (training_args.bin has paths
+# and perhaps a token), no logs (the file names of tensorboard have the name of the host).
 STUDENT_FILES = (
     "adapter_config.json", "adapter_model*.safetensors", "config.json", "model*.safetensors",
     "model.safetensors.index.json", "generation_config.json", "tokenizer*.json", "tokenizer.model", "spiece.model",
@@ -47,25 +47,29 @@ def student_files(
     Returns the files of a student for the Hub, by path in the repository.
 
     Args:
-        directory (`str` or `Path`): Of a student that was saved.
+        directory (`str` or `Path`): The directory of a saved student.
         card (`str`): Its model card.
-        library_name (`str`): `"peft"`, its adapters, or `"transformers"`, a whole model; an earlier training may have
-            left the other there.
+        library_name (`str`):
+            `"peft"` for adapters, `"transformers"` for a whole model. Files of the other kind, which an earlier
+            training may have left in the directory, are ignored.
         base_model (`str`, *optional*):
-            The Hub id of the base, in place of the one that the adapters name. Without it, of a base that is a local
-            directory only the name is left, as a relative path: no path of this machine, and no id of the Hub.
+            The Hub id of the base, which replaces the one in the adapter configuration. Without it, the path of a
+            local base is reduced to its last part, as a relative path: it shows no path of this machine, and is not
+            mistaken for an id of the Hub.
 
     Raises:
         FileNotFoundError: there is no such student.
     """
     directory, is_peft = Path(directory), library_name == "peft"
-    found = [path for pattern in STUDENT_FILES for path in directory.glob(pattern) if path.is_file()]
-    files: dict[str, Path | bytes] = {path.relative_to(directory).as_posix(): path for path in found}
+    paths = [path for pattern in STUDENT_FILES for path in directory.glob(pattern) if path.is_file()]
+    files: dict[str, Path | bytes] = {path.relative_to(directory).as_posix(): path for path in paths}
     others = ("config.json", "model") if is_peft else ("adapter_",)
     files = {name: file for name, file in files.items() if not name.startswith(others)}
     config_file = "adapter_config.json" if is_peft else "config.json"
     if config_file not in files or not any(name.endswith(".safetensors") for name in files):
-        raise FileNotFoundError(f"{directory}: there is no student, expected {config_file} and *.safetensors.")
+        raise FileNotFoundError(
+            f"{directory}: got a directory without a student, expected {config_file} and *.safetensors."
+        )
     if is_peft:
         config = json.loads((directory / config_file).read_text())
         if base_model is None and not is_repository_id(config["base_model_name_or_path"]):
@@ -77,12 +81,12 @@ def student_files(
 
 
 def push_again(path: str | Path, options: dict[str, str | bool | None]) -> str:
-    """Returns the end of an error of a push: nothing is lost, and which command pushes again."""
-    command = ["python", "-m", "w2s_hf.publish", str(path)]
+    """Returns the end of the error of a failed push: nothing is lost, and the command that pushes again."""
+    command = ["w2s", "publish", str(path)]
     for option, value in options.items():
         command += [f"--{option}", *([value] if isinstance(value, str) else [])] if value else []
     return (
-        f"Nothing is lost: everything is in {path}, and what was pushed before is there. Push again with\n    "
+        f"Nothing is lost: {path} has all files, and earlier pushes are on the Hub. Push again with\n    "
         f"{shlex.join(command)}"
     )
 
@@ -107,49 +111,51 @@ def push_students(
     dry_run: bool = False,
 ) -> list[str]:
     """
-    Pushes what a recipe left in its output directory: for each student a repository with adapters or model, head,
-    tokenizer and card, and for each set of weak labels a dataset, in one commit each. What has not changed makes no
-    commit, so that a push that was cut short can simply be done again.
+    Pushes the students and weak labels in the output directory of a finished run.
+
+    Each student becomes a model repository with adapters or model, head, tokenizer and card, and each set of weak
+    labels becomes a dataset. Each repository gets one commit. Unchanged files make no commit, so that an interrupted
+    push can be repeated.
 
     Args:
-        output_dir (`str` or `Path`): With `results.json`, `students/` and `weak_labels/`.
+        output_dir (`str` or `Path`): The directory with `results.json`, `students/` and `weak_labels/`.
         namespace (`str`, *optional*): User or organization; defaults to the owner of the token (`HF_TOKEN`).
-        private (`bool`, *optional*): Of new repositories; defaults to the namespace's own default.
-        base_model (`str`, *optional*): The Hub id of the students' base, where they were trained on a local copy.
-        dry_run (`bool`, *optional*, defaults to `False`): Push nothing, and tell what would be.
+        private (`bool`, *optional*): Whether new repositories are private; defaults to the namespace's default.
+        base_model (`str`, *optional*): The Hub id of the students' base, if they were trained on a local copy.
+        dry_run (`bool`, *optional*, defaults to `False`): Log the files of each repository, and push nothing.
 
     Returns:
-        `list[str]`: Repository ids, of datasets with `datasets/` before them.
+        `list[str]`: Repository ids; those of datasets begin with `datasets/`.
 
     Raises:
-        FileNotFoundError: there are no results, or not the students of these results.
-        PushError: the Hub refused or was not reached. Everything stays on disk, and the message names the command
+        FileNotFoundError: there are no results, or students of these results are missing.
+        PushError: the Hub refused the push or was not reached. All files stay on disk, and the message has the command
             that pushes again.
     """
-    output_dir, given = Path(output_dir), namespace
+    output_dir, requested_namespace = Path(output_dir), namespace
     if not (output_dir / "results.json").is_file():
         raise FileNotFoundError(
-            f"{output_dir}: there is no results.json, expected the --output_dir of a finished recipe. "
+            f"{output_dir}: got a directory without results.json, expected the --output_dir of a finished run. "
             + _finished_nearby(output_dir)
         )
     try:
         namespace = owner_of_token() if namespace is None else namespace
         return _push(_repositories(output_dir, namespace, base_model), private, dry_run)
     except PushError as error:
-        options = {"hub_namespace": given, "base_model": base_model, "hub_private": private}
+        options = {"hub_namespace": requested_namespace, "base_model": base_model, "hub_private": private}
         raise PushError(f"{error}\n{push_again(output_dir, options)}") from error
 
 
 def _finished_nearby(directory: Path) -> str:
-    """Advises about a directory without results: names others that have some, or says how to push one student."""
+    """Returns advice for a directory without results: nearby directories with results, or how to push one student."""
     if any((directory / name).is_file() for name in ("adapter_config.json", "config.json")):
-        return "It holds one student, which is pushed with --repo_id ME/NAME."
+        return "It holds one student. Push it with --repo_id ME/NAME."
     places = dict.fromkeys([directory, *list(directory.absolute().parents)[:2], Path("outputs")])
-    found = {path.parent.resolve() for place in places for path in sorted(place.glob("*/results.json"))}
-    names = sorted(os.path.relpath(path) for path in found)[:8]
+    finished = {path.parent.resolve() for place in places for path in sorted(place.glob("*/results.json"))}
+    names = sorted(os.path.relpath(path) for path in finished)[:8]
     if names:
-        return f"Name one of those that have results: {', '.join(names)}."
-    return "Run a recipe first, to its end. (One student that a trainer saved is pushed with --repo_id.)"
+        return f"Name a directory that has results: {', '.join(names)}."
+    return "Finish a run first, or push one student that a trainer saved with --repo_id ME/NAME."
 
 
 def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> list[_Repository]:
@@ -160,8 +166,8 @@ def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> l
     others = [path.name for path in sorted((output_dir / "students").glob("*/")) if path.name not in known]
     if others:
         logger.warning(
-            f"Not pushed: {', '.join(others)} in {output_dir / 'students'}, which are not in results.json. Push one "
-            "of them with --repo_id."
+            f"Not pushed: {', '.join(others)} in {output_dir / 'students'}, which are not in results.json. Push each "
+            "with --repo_id."
         )
     repositories: dict[str, _Repository] = {}
     for run in results.runs:
@@ -193,13 +199,14 @@ def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> l
 def _push_one(
     directory: Path, repo_id: str, private: bool | None, revision: str | None, base_model: str | None, dry_run: bool
 ) -> None:
-    """A student that a trainer saved, with the card that is beside it."""
+    """Pushes one student that a trainer saved, with the card in its directory."""
     page = directory / "README.md"
     card = ModelCard.load(page) if page.is_file() else None
-    if (
-        card is None or BLOCK not in card.data
-    ):  # save_model() alone leaves PEFT's page, which has the base's path in it
-        raise FileNotFoundError(f"{page}: there is no student's card; trainer.create_model_card() writes one.")
+    # Without create_model_card(), save_model() leaves the card of PEFT, which has the local path of the base.
+    if card is None or BLOCK not in card.data:
+        raise FileNotFoundError(
+            f"{page}: got no model card of a student, expected one. Write it with trainer.create_model_card()."
+        )
     if "/" not in repo_id:
         repo_id = f"{owner_of_token()}/{repo_id}"
     text, library_name = page.read_text(encoding="utf-8"), card.data["library_name"]
@@ -217,7 +224,7 @@ def _push_one(
 def _loads_from_hub(card: str, repo_id: str, *, has_base: bool) -> str:
     """
     Returns the card of a trainer with a snippet that loads the student from the Hub instead of from its directory.
-    This edits the text: the user may have written in the file, and its front matter has not all that the text says.
+    It edits the text, because the user may have changed the file, and the front matter does not have the whole text.
     """
     source = json.dumps(repo_id)
     card = card.replace('load_student("."', f"load_student({source}" + ("" if has_base else ', base_model="PATH"'))
@@ -254,24 +261,26 @@ def _push(repositories: list[_Repository], private: bool | None, dry_run: bool) 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m w2s_hf.publish`."""
+    """Runs the command `w2s publish`."""
     description, _, examples = __doc__.partition("\n\n")
     parser = CommandLine(
-        "python -m w2s_hf.publish",
-        description=description,
-        epilog=examples,
+        "w2s publish",
+        usage="w2s publish DIRECTORY [options]",
+        description=f"{description}\n\n{examples.rstrip()}",
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("output_dir", help="the --output_dir of a recipe, or with --repo_id a student's directory")
-    parser.add_argument("--hub_namespace", metavar="NAME", help="user or organization (default: the token's own)")
+    parser.add_argument(
+        "output_dir", metavar="DIRECTORY", help="--output_dir of a finished run; with --repo_id, that of one student"
+    )
+    parser.add_argument("--hub_namespace", metavar="NAME", help="user or organization (default: owner of the token)")
     parser.add_argument("--hub_private", action="store_true", help="make new repositories private")
-    parser.add_argument("--base_model", metavar="ID", help="Hub id of the base, if students learned on a local copy")
-    parser.add_argument("--repo_id", metavar="ID", help="push one student, with the card that is in its directory")
-    parser.add_argument("--revision", metavar="BRANCH", help="with --repo_id: which branch (default: main)")
-    parser.add_argument("--dry_run", action="store_true", help="tell what would be pushed, and push nothing")
+    parser.add_argument("--base_model", metavar="ID", help="Hub id of the base, if it was a local copy in training")
+    parser.add_argument("--repo_id", metavar="ID", help="push one student to this repository")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to, with --repo_id (default: main)")
+    parser.add_argument("--dry_run", action="store_true", help="print the files of each repository, and push nothing")
     args = parser.parse_args(argv)
     if args.repo_id and args.hub_namespace:
-        parser.error("got --repo_id and --hub_namespace, expected one of them: a repository id names its namespace.")
+        parser.error("Got --repo_id and --hub_namespace, expected one of them. Write --repo_id NAMESPACE/NAME.")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("w2s_hf").setLevel(logging.INFO)
     private = True if args.hub_private else None
@@ -282,7 +291,7 @@ def main(argv: list[str] | None = None) -> None:
             options = {"base_model": args.base_model, "dry_run": args.dry_run}
             push_students(args.output_dir, namespace=args.hub_namespace, private=private, **options)
     except KeyboardInterrupt:
-        sys.exit("\nStopped. Nothing is lost: the same command goes on where it was.")
+        sys.exit("\nStopped. Nothing is lost: the same command continues the push.")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

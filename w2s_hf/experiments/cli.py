@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import textwrap
 from argparse import Namespace
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,7 +28,6 @@ from ..publish import push_students
 from ..results import ExperimentResult
 from ..tasks import CHESS_TASK, AnyTask, GenerationTask, PreferenceTask, Task, find_task
 from .config import (
-    ANALYSES,
     BOOTSTRAP,
     AnyTaskArguments,
     ChessArguments,
@@ -116,27 +116,26 @@ _ESSENTIAL = {
     "n_test": "Test rows. Default: all.",
     "max_train_rating": "Train on puzzles up to this rating, and test on harder ones.",
     "generative_finetuning": "Finetune on both responses before reward training.",
-    "analyses": f"Analyses: {' '.join(ANALYSES)}.",
+    "analyses": "Additional analyses.",
     "learning_rate": "Learning rate of students and ceiling.",
     "num_train_epochs": "Epochs of students and ceiling.",
     "per_device_train_batch_size": "Rows of an optimizer step on each device.",
     "max_length": "Longest row in tokens.",
     "max_new_tokens": "Longest completion in tokens.",
-    "use_peft": "Train LoRA adapters and the head instead of all weights.",
+    "use_peft": "Train LoRA adapters and the head, not all weights.",
     "lora_r": "Rank of the LoRA adapters.",
     "load_in_4bit": "Quantize the frozen weights of the student (QLoRA).",
     "bf16": "Train in bfloat16 mixed precision.",
-    "use_cpu": "Train on the CPU, even if there is a GPU.",
     "output_dir": "Directory of results, report and students.",
     "push_to_hub": "Push students, cards and weak labels to the Hub.",
     "num_processes": "Processes, one per GPU, that accelerate launches.",
-    "accelerate_config": "Launch with single, ddp, fsdp, zero3, or a file of `accelerate config`.",
+    "accelerate_config": "Launch with single, ddp, fsdp, zero3, or a file of your own.",
 }
 
 
 def _essential(arguments: type[ExperimentArguments]) -> dict[str, str]:
     """Returns the options that `--help` shows for a setting; a command line lacks some of them."""
-    analyses = f"Analyses: {' '.join(arguments.possible_analyses)}."
+    analyses = f"Analyses: {' '.join(arguments.possible_analyses)}"
     methods = f"Methods: naive {BOOTSTRAP}." if issubclass(arguments, GenerationArguments) else _ESSENTIAL["methods"]
     return _ESSENTIAL | {"analyses": analyses, "methods": methods}
 
@@ -207,16 +206,19 @@ def _describe(task: AnyTask | None, options: CommandLineOptions, prog: str | Non
     else:
         about = f"{task.name}" + (f" ({task.description.rstrip('.?')})" if task.description else "")
     command, name = prog or "w2s run TASK", "TASK" if task is None else task.name
-    lines = [f"Trains a supervisor, students and a ceiling on {about}."]
-    lines += ["Reports their accuracies and PGR, the performance gap recovered.", "", "examples:"]
+    text = f"Trains a supervisor, students and a ceiling on {about}. Reports their accuracies and PGR."
+    lines = [textwrap.fill(text, 98), "", "examples:"]
     if options.demo_config is not None:
         lines.append(f"  {command}    (the embedded demo: no network, no GPU, minutes)")
     if options.real_config is not None:
         lines.append(f"  {command} --config {options.real_config}{options.real_options}")
     lines.append(f"  {command} --weak_model gpt2 --student_model gpt2-xl --dataset_path data/{name}")
     if task is None:
-        lines += ["", "The options below are those of tasks of texts; `w2s run anthropic_hh --help` and"]
-        lines += ["`w2s run chess_puzzles --help` show those of preferences and of chess."]
+        lines += [
+            "",
+            "These are the options of text classification. Preferences (anthropic_hh) and chess (chess_puzzles)",
+        ]
+        lines += ["have others: `w2s run anthropic_hh --help`."]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The options of an experiment on the command line, besides those of its trainer and its student."""
+"""The options of an experiment on the command line, except those of its trainer and its student."""
 
 import argparse
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ __all__ = [
     "check_names",
 ]
 
-# A type that each setting has of its own: its task, its arguments and training arguments, its trainer, its
-# predictions, and the world of its demo. The methods of a setting declare which one it is.
+# Stands for a type that differs between settings: task, arguments, training arguments, trainer, predictions, and the
+# world of the demo. The methods of a setting declare the actual type.
 Own = Any
 
 # The analyses of --analyses, and the heading of each in the report.
@@ -43,17 +43,17 @@ BOOTSTRAP = "bootstrap"
 
 
 def check_names(option: str, names: list[str], known: Sequence[str]) -> None:
-    """Raises `ValueError` where an option is given an unknown name, or a name twice."""
+    """Raises `ValueError` if the names of an option have an unknown or a duplicate one."""
     unknown = [name for name in names if name not in known]
     if unknown:
         if "," in unknown[0]:
-            raise ValueError(f"{option}: got {unknown[0]}, expected names with spaces between them, not commas.")
+            raise ValueError(f"{option}: got {unknown[0]}, expected names separated by spaces, not by commas.")
         raise ValueError(
             f"{option}: got {' '.join(unknown)}, expected some of {', '.join(known)}.{did_you_mean(unknown[0], known)}"
         )
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
-        raise ValueError(f"{option}: got {' '.join(names)}, expected each name once. Leave out one {twice[0]}.")
+        raise ValueError(f"{option}: got duplicate names: {' '.join(names)}. Remove one {twice[0]}.")
 
 
 def chain_of(models: list[str], weak_model: str | None, student_model: str) -> list[str]:
@@ -61,8 +61,8 @@ def chain_of(models: list[str], weak_model: str | None, student_model: str) -> l
     Returns the models of a chain below its student, small to large.
 
     Args:
-        models (`list[str]`): The models of `--ladder`, small to large, the student among them.
-        weak_model (`str`, *optional*): The supervisor. If it is one of them, the chain begins above it.
+        models (`list[str]`): The models of `--ladder`, small to large, with the student.
+        weak_model (`str`, *optional*): The supervisor. If it is one of the models, the chain begins above it.
         student_model (`str`): The student at the end of the chain.
     """
     first = models.index(weak_model) + 1 if weak_model in models else 0
@@ -71,7 +71,7 @@ def chain_of(models: list[str], weak_model: str | None, student_model: str) -> l
 
 @dataclass
 class ExperimentArguments:
-    """The experiment: whose labels, which student, which methods, how many rows and seeds."""
+    """The experiment: supervisor, student, methods, rows and seeds."""
 
     _argument_group_name = "experiment"
     possible_analyses: ClassVar[tuple[str, ...]] = tuple(ANALYSES)
@@ -79,7 +79,9 @@ class ExperimentArguments:
     dataset_path: str | None = field(
         default=None,
         metadata={
-            "help": "Local directory or file in the dataset's own schema; without it the rows come from the Hub."
+            "help": "Local directory or file of the rows, with the columns of the dataset. Unset: the rows are "
+            "downloaded from the Hub.",
+            "metavar": "PATH",
         },
     )
     weak_model: str | None = field(
@@ -90,96 +92,120 @@ class ExperimentArguments:
     )
     methods: list[str] = field(
         default_factory=lambda: ["naive", "confidence"],
-        metadata={"help": f"How students learn from the weak labels, of: {', '.join(METHODS)}, {BOOTSTRAP}."},
+        metadata={
+            "help": f"Methods of training students on weak labels: {', '.join(METHODS)}, {BOOTSTRAP}. `naive` is "
+            "plain finetuning (paper); `bootstrap` trains a chain of models (see --ladder).",
+            "metavar": "METHOD",
+        },
     )
     ladder: list[str] = field(
         default_factory=list,
         metadata={
-            "help": f"Models of the chain of --methods {BOOTSTRAP}, small to large: each learns the labels of the one "
-            "before it, the first those of --weak_model, up to --student_model (unset: the last)."
+            "help": f"Models of the bootstrapping chain (--methods {BOOTSTRAP}), small to large. The first is trained "
+            "on labels of --weak_model, and each other model on labels of the model before it, up to --student_model "
+            "(unset: the last model). With --analyses agreement: the students that are compared.",
+            "metavar": "MODEL",
         },
     )
     link_rows: str = field(
         default="fresh",
         metadata={
-            "help": "What the links of the chain learn: `fresh`, rows of their own (paper), and the last one the "
-            "student half; or `same`, all the student half.",
+            "help": "Training rows of the bootstrapping chain. `fresh`: each intermediate model gets its own rows, "
+            "and the student gets the student half (paper). `same`: all models are trained on the student half.",
             "choices": ["fresh", "same"],
         },
     )
     rows_fit: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "More models that all rows must fit, so that runs with different models have the same rows; where "
-            "rows are left out for their length."
+            "help": "Further models that must be able to read every row. Rows that are too long for one of them are "
+            "left out, so that runs with different models have the same rows.",
+            "metavar": "MODEL",
         },
     )
     seeds: list[int] = field(
-        default_factory=lambda: [0], metadata={"help": "One whole experiment a seed (models, order; demo: world)."}
+        default_factory=lambda: [0],
+        metadata={
+            "help": "Seeds. Each seed runs the whole experiment with its own initialization and row order (demo: also "
+            "its own generated rows).",
+            "metavar": "SEED",
+        },
     )
     n_train: int | None = field(
-        default=None, metadata={"help": "Rows of the student half (unset: half of what there is)."}
+        default=None,
+        metadata={"help": "Rows of the student half, on which students and ceiling are trained. Unset: half of all."},
     )
-    n_weak: int | None = field(default=None, metadata={"help": "Rows of the weak half (unset: as --n_train)."})
+    n_weak: int | None = field(
+        default=None,
+        metadata={"help": "Rows of the weak half, on which the supervisor is trained. Unset: as --n_train."},
+    )
     n_validation: int | None = field(
-        default=None, metadata={"help": "Validation rows, for early stopping (unset: a tenth of the training rows)."}
+        default=None,
+        metadata={"help": "Validation rows, for early stopping. Unset: a tenth of the training rows."},
     )
-    n_test: int | None = field(default=None, metadata={"help": "Test rows (unset: all)."})
+    n_test: int | None = field(default=None, metadata={"help": "Test rows. Unset: all."})
     split_seed: int = field(
-        default=0, metadata={"help": "Seed of the halves; --seeds never moves a row of real data."}
+        default=0,
+        metadata={"help": "Seed of the split into halves. --seeds does not change the split of real datasets."},
     )
     weak_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the weak supervisor (unset: --learning_rate)."}
+        default=None, metadata={"help": "Learning rate of the weak supervisor. Unset: --learning_rate."}
     )
     weak_num_train_epochs: float | None = field(
-        default=None, metadata={"help": "Epochs of the weak supervisor (unset: --num_train_epochs)."}
+        default=None, metadata={"help": "Epochs of the weak supervisor. Unset: --num_train_epochs."}
     )
     weak_weight_decay: float | None = field(
-        default=None, metadata={"help": "Weight decay of the weak supervisor (unset: --weight_decay)."}
+        default=None, metadata={"help": "Weight decay of the weak supervisor. Unset: --weight_decay."}
     )
     n_supervisors: int = field(
         default=1,
-        metadata={"help": "Weak supervisors, trained with different seeds; the weak labels are their mean."},
+        metadata={"help": "Number of weak supervisors, trained with different seeds. The weak labels are their mean."},
     )
     keep_confident: float | None = field(
         default=None,
         metadata={
-            "help": "Students learn this share of the weak labels alone, the most confident of either class (paper, "
-            "appendix B)."
+            "help": "Share in (0, 1] of the weak labels that students are trained on: the most confident of each "
+            "class (paper, appendix B). Unset: all."
         },
     )
     analyses: list[str] = field(
         default_factory=list,
         metadata={
-            "help": f"What to find out besides, of: {', '.join(ANALYSES)} (pairs and puzzles: the first two). Also of "
-            "a finished run: the same command with this option. With --ladder, agreement compares its models."
+            "help": f"Additional analyses to run: {', '.join(ANALYSES)} (preferences and generation: the first two). "
+            "Can be added to a finished run by repeating its command with this option.",
+            "metavar": "ANALYSIS",
         },
     )
     n_snapshots: int = field(
-        default=10, metadata={"help": "How often --analyses overfitting looks at a student in training."}
+        default=10, metadata={"help": "Number of evaluations during a training, for --analyses overfitting."}
     )
-    prompt_shots: int = field(default=5, metadata={"help": "Examples in a few-shot prompt of --analyses prompting."})
+    prompt_shots: int = field(
+        default=5, metadata={"help": "Number of examples in a few-shot prompt, for --analyses prompting."}
+    )
     check_memory: bool = field(
         default=True,
-        metadata={"help": "Before a model is downloaded, refuse one that memory is too small for (w2s_hf.memory)."},
+        metadata={"help": "Estimate the memory of a model before its download, and stop if the device has less."},
     )
     demo: bool = field(
-        default=False, metadata={"help": "The embedded demo: generated rows, models pretrained on the spot."}
+        default=False,
+        metadata={"help": "Run the embedded demo: generated rows, and small models that are pretrained first."},
     )
     demo_documents: int | None = field(
-        default=None, metadata={"help": "Pretraining documents of the demo's models (unset: each model's own)."}
+        default=None,
+        metadata={"help": "Number of pretraining documents of the models of the demo. Unset: that of each model."},
     )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
-            "help": "Replace the results of another experiment in --output_dir, which is refused otherwise. Trained "
-            "stages that are cached there are kept."
+            "help": "Replace the results of another experiment in --output_dir; without this option, the run stops "
+            "with an error. Trained stages that are cached in the directory stay."
         },
     )
     hub_namespace: str | None = field(
-        default=None, metadata={"help": "User or organization that --push_to_hub pushes to (unset: the token's own)."}
+        default=None,
+        metadata={"help": "User or organization for --push_to_hub. Unset: the owner of the token.", "metavar": "NAME"},
     )
-    hub_private: bool = field(default=False, metadata={"help": "Make the repositories of --push_to_hub private."})
+    hub_private: bool = field(default=False, metadata={"help": "Make new repositories of --push_to_hub private."})
 
     def __post_init__(self):
         check_names("--methods", self.methods, (*METHODS, BOOTSTRAP))
@@ -198,13 +224,13 @@ class ExperimentArguments:
             raise ValueError(f"--keep_confident: got {self.keep_confident}, expected a share in (0, 1].")
         if BOOTSTRAP in self.methods and (self.n_supervisors > 1 or self.keep_confident is not None):
             raise ValueError(
-                f"Got --n_supervisors or --keep_confident, and --methods {BOOTSTRAP}: a chain has one supervisor, and "
-                "its links learn all that they are told."
+                f"Got --n_supervisors or --keep_confident with --methods {BOOTSTRAP}, expected one supervisor and all "
+                "of its labels. Leave these options out, or run the other methods separately."
             )
         if "agreement" in self.analyses and self.ladder and self.student_model not in self.ladder:
             raise ValueError(
                 f"--analyses agreement: got --student_model {self.student_model}, expected one of --ladder "
-                f"{' '.join(self.ladder)}, which are compared small to large."
+                f"{' '.join(self.ladder)}."
             )
         counts = ("n_train", "n_weak", "n_validation", "n_test", "demo_documents", "n_supervisors", "n_snapshots")
         for name in (*counts, "prompt_shots"):
@@ -213,7 +239,7 @@ class ExperimentArguments:
                 raise ValueError(f"--{name}: got {value}, expected a positive number.")
 
     def check_chain(self) -> None:
-        """Raises `ValueError` where `--ladder` names fewer than two models, or none below the student."""
+        """Raises `ValueError` if `--ladder` has fewer than two models, or no model below the student."""
         if len(set(self.ladder)) != len(self.ladder) or len(self.ladder) < 2:
             raise ValueError(
                 f"--methods {BOOTSTRAP}: got --ladder {' '.join(self.ladder) or '(nothing)'}, expected two or more "
@@ -222,26 +248,26 @@ class ExperimentArguments:
         if self.student_model not in self.ladder or not self.chain:
             raise ValueError(
                 f"--methods {BOOTSTRAP}: got --student_model {self.student_model}, expected one of --ladder "
-                f"{' '.join(self.ladder)} that has another before it, above --weak_model if that is one of them."
+                f"{' '.join(self.ladder)} with another model before it (after --weak_model, if that is one of them)."
             )
 
     @property
     def chain(self) -> list[str]:
-        """The models before the student, as [`chain_of`]; none without bootstrapping."""
+        """The models of the chain before the student, see [`chain_of`]; empty without bootstrapping."""
         if self.student_model is None or BOOTSTRAP not in self.methods:
             return []
         return chain_of(self.ladder, self.weak_model, self.student_model)
 
     @property
     def sizes(self) -> list[str]:
-        """The students that `--analyses agreement` compares, small to large; the student is one of them."""
+        """The students that `--analyses agreement` compares, small to large, with the student itself."""
         if "agreement" not in self.analyses:
             return []
         return self.ladder or ([] if self.student_model is None else [self.student_model])
 
     @property
     def models(self) -> tuple[str, str]:
-        """The names of supervisor and student. Raises `ValueError` where one is missing."""
+        """The names of supervisor and student. Raises `ValueError` if one is missing."""
         if self.weak_model is None or self.student_model is None:
             raise ValueError(
                 f"Got --weak_model {self.weak_model} and --student_model {self.student_model}, expected both."
@@ -251,8 +277,8 @@ class ExperimentArguments:
     @property
     def n_links(self) -> int:
         """
-        The number of links that get rows of their own. All models of `--ladder` but the last count, also those above
-        the student, so that the rows of a link are the same for every student.
+        The number of links with rows of their own. It counts all models of `--ladder` except the last, even those
+        above the student, so that the rows of a link are the same for every student.
         """
         return len(self.ladder) - 1 if self.chain and self.link_rows == "fresh" else 0
 
@@ -264,50 +290,51 @@ class ProbabilityArguments(ExperimentArguments):
     linear_probe: bool | None = field(
         default=None,
         metadata={
-            "help": "Score a linear probe of the student before finetuning, fitted to the ground truth of the student "
-            "half; its regularization is chosen by the ground truth of the validation rows. A ceiling below it has "
-            "not learned its task. It takes a forward pass over these rows and the test rows. Unset: on, but not in "
-            "the demo, nor with FSDP or DeepSpeed, since every process holds the whole model for it."
+            "help": "Score a linear probe of the student before finetuning, as a baseline: a ceiling below it was not "
+            "trained enough. The probe is fitted to the ground truth of the student half, and its regularization is "
+            "chosen on the validation rows. It needs a forward pass over these rows and the test rows. Unset: true, "
+            "except in the demo and with FSDP or DeepSpeed, where every process would hold the whole model."
         },
     )
 
 
 @dataclass
 class ClassificationArguments(ProbabilityArguments):
-    """An experiment on texts with a yes or a no."""
+    """An experiment on texts with two classes."""
 
     conversion: str = field(
         default="pairs",
         metadata={
-            "help": "Rows of a multiple-choice question: `pairs`, a right and a wrong answer (paper), or `coin_flip`, "
-            "either (published code).",
+            "help": "Rows of a multiple-choice question. `pairs`: one with a right and one with a wrong answer "
+            "(paper). `coin_flip`: one of these two, at random (published code).",
             "choices": ["pairs", "coin_flip"],
         },
     )
     drop_empty: bool = field(
-        default=False, metadata={"help": "Leave rows with an empty field out; else they are errors."}
+        default=False,
+        metadata={"help": "Leave out rows with an empty field. Without this option, they are an error."},
     )
     use_prompts: bool = field(
         default=False,
         metadata={
-            "help": "Train and predict on the text inside the task's prompt, the same for all models. With "
-            "--head_init answers, a student starts from its zero-shot predictions (not if its architecture caps or "
-            "scales logits, as Gemma 2, Granite and Cohere)."
+            "help": "Put every text into the prompt of the task, for all models. With --head_init answers, a student "
+            "then starts from its zero-shot predictions (except architectures that cap or scale logits, such as "
+            "Gemma 2, Granite and Cohere)."
         },
     )
     prompt_form: str = field(
         default="task",
         metadata={
-            "help": "Prompts of --analyses prompting: `task`, with the answer words of the task, or `01`, with the "
-            "answers 0 and 1 (paper). The demo has prompts of its own.",
+            "help": "Answers in the prompts of --analyses prompting. `task`: the answer words of the task. `01`: the "
+            "digits 0 and 1 (paper). The demo ignores this option.",
             "choices": ["task", "01"],
         },
     )
     demo_world: str = field(
         default="plain",
         metadata={
-            "help": "World of the demo: `plain`, or `ladder`, a harder one in which larger students know more, and "
-            "test questions are about entities that no training row is about.",
+            "help": "Generated rows of the demo. `plain`: the easy ones. `ladder`: harder ones, on which larger "
+            "students are better, and whose test questions are about entities that no training row mentions.",
             "choices": list(DEMO_WORLDS),
         },
     )
@@ -316,13 +343,13 @@ class ClassificationArguments(ProbabilityArguments):
         super().__post_init__()
         if self.demo and self.use_prompts:
             raise ValueError(
-                "Got --use_prompts and the demo, whose models know none of the words of a prompt. Leave it out, or "
-                "name real models."
+                "Got --use_prompts and the demo, whose models do not know the words of a prompt. Leave the option "
+                "out, or name real models."
             )
 
 
 class _ListTasks(argparse.Action):
-    """Prints the tasks and ends the process as soon as the option is read, as `--help` does."""
+    """Prints the tasks and ends the process when the option is read, as `--help` does."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         if values:
@@ -337,20 +364,22 @@ class AnyTaskArguments(ClassificationArguments):
 
     Args:
         task (`str`): As in [`w2s_hf.tasks.find_task`].
-        list_tasks (`bool`, *optional*): Prints the tasks and ends the process where the command line has this option.
+        list_tasks (`bool`, *optional*): On the command line, prints the tasks and ends the process.
     """
 
     task: str | None = field(
-        default=None, metadata={"help": "Name of a task (see --list_tasks), or a Python file that defines one."}
+        default=None,
+        metadata={"help": "Name of a task (see --list_tasks), or a Python file that defines one.", "metavar": "TASK"},
     )
     list_tasks: bool = field(
-        default=False, metadata={"help": "Print the tasks and where their rows are, and stop.", "action": _ListTasks}
+        default=False,
+        metadata={"help": "Print the tasks and the sources of their rows, and exit.", "action": _ListTasks},
     )
 
     def __post_init__(self):
         super().__post_init__()
         if self.task is None:
-            raise ValueError("Got no --task; --list_tasks prints their names.")
+            raise ValueError("Got no --task, expected one. --list_tasks prints their names.")
 
 
 @dataclass
@@ -362,14 +391,14 @@ class RewardArguments(ProbabilityArguments):
     generative_finetuning: bool = field(
         default=False,
         metadata={
-            "help": "Before students and ceiling learn rewards, train them to write both responses of the same pairs "
-            "(paper, 5.2.2); PGR is then given against this ceiling and against the plain one."
+            "help": "Before reward training, finetune students and ceiling to write both responses of the pairs "
+            "(paper, 5.2.2). Results then have PGR against this ceiling and against the plain ceiling."
         },
     )
     generative_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the generative stage (unset: --learning_rate)."}
+        default=None, metadata={"help": "Learning rate of --generative_finetuning. Unset: --learning_rate."}
     )
-    generative_num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs of the generative stage."})
+    generative_num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs of --generative_finetuning."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -388,24 +417,26 @@ class GenerationArguments(ExperimentArguments):
     methods: list[str] = field(
         default_factory=lambda: ["naive"],
         metadata={
-            "help": f"How students learn from the supervisor's completions, which are text: naive, {BOOTSTRAP}."
+            "help": f"Methods of training students on completions of the supervisor: naive, {BOOTSTRAP}. The other "
+            "methods need class probabilities.",
+            "metavar": "METHOD",
         },
     )
     zero_shot: bool = field(
-        default=True, metadata={"help": "Score the student before any finetuning, too (paper, figure 15)."}
+        default=True, metadata={"help": "Also score the student before finetuning (paper, figure 15)."}
     )
 
     def __post_init__(self):
         super().__post_init__()
         if set(self.methods) - {"naive", BOOTSTRAP}:
             raise ValueError(
-                f"--methods: got {' '.join(self.methods)}, expected naive or {BOOTSTRAP}: the other losses are about "
-                "probabilities of classes, and completions are text."
+                f"--methods: got {' '.join(self.methods)}, expected naive or {BOOTSTRAP}: the other methods need "
+                "class probabilities, and completions are text."
             )
         if self.n_supervisors > 1 or self.keep_confident is not None:
             raise ValueError(
-                "Got --n_supervisors or --keep_confident, which are about probabilities of classes; completions are "
-                "text."
+                "Got --n_supervisors or --keep_confident, which need class probabilities, and completions are text. "
+                "Leave these options out."
             )
 
 
@@ -416,11 +447,13 @@ class ChessArguments(GenerationArguments):
     max_train_rating: int | None = field(
         default=None,
         metadata={
-            "help": "Easy-to-hard (paper, appendix C): train the student on true moves of puzzles rated at most this, "
-            "and on as many of any rating."
+            "help": "Easy-to-hard generalization (paper, appendix C): also train the student on true moves of puzzles "
+            "up to this rating, and on equally many of any rating, and compare the two."
         },
     )
-    min_hard_rating: int = field(default=2000, metadata={"help": "Easy-to-hard: test puzzles from here on are hard."})
+    min_hard_rating: int = field(
+        default=2000, metadata={"help": "Smallest rating of hard test puzzles, for --max_train_rating."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -430,4 +463,6 @@ class ChessArguments(GenerationArguments):
                 f"{self.max_train_rating}, so that no hard puzzle counts as easy."
             )
         if self.max_train_rating is not None and self.demo:
-            raise ValueError("Got --max_train_rating and the demo, whose puzzles have no rating.")
+            raise ValueError(
+                "Got --max_train_rating and the demo, whose puzzles have no ratings. Leave the option out."
+            )

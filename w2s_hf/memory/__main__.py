@@ -1,4 +1,4 @@
-"""The command line of the memory estimate: `python -m w2s_hf.memory Qwen/Qwen-72B --gpus 1x80`."""
+"""The command `w2s memory`: `w2s memory Qwen/Qwen-72B --gpus 1x80`."""
 
 import argparse
 import sys
@@ -9,8 +9,12 @@ from .estimate import GIB, OPTIMIZERS, gib, memory_table, usable_bytes
 from .seed_models import SEED_MODELS
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the description as it was written."""
+
+
 def _gpus(text: str) -> tuple[int, int]:
-    """Returns the number of GPUs, and the bytes of one, of a text such as `4x24`."""
+    """Returns the number of GPUs and the bytes of each, from a text such as `4x24`."""
     n_gpus, _, size = text.partition("x")
     try:
         if int(n_gpus) < 1 or float(size) <= 0:
@@ -21,34 +25,61 @@ def _gpus(text: str) -> tuple[int, int]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the memory of each way of training a model, or the models whose shapes are known."""
+    """Runs the command `w2s memory`: prints the memory of a model in training, or the models with known shapes."""
     parser = CommandLine(
-        prog="python -m w2s_hf.memory",
-        description="Memory of a student in training, per GPU, from its configuration alone; what fits, and the "
-        "largest micro-batch.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog="w2s memory",
+        usage="w2s memory MODEL [options]",
+        description="Prints the GPU memory that training a model needs, and the largest micro-batch that fits. Reads\n"
+        "only the configuration of the model, and downloads no weights.\n\nexamples:\n"
+        "  w2s memory Qwen/Qwen2.5-7B --gpus 1x24\n"
+        "  w2s memory Qwen/Qwen-72B --gpus 4x80 --length 1024\n  w2s memory --list",
+        formatter_class=_HelpFormatter,
     )
-    parser.add_argument("model", nargs="?", help="Hub id or local directory; only its config.json is read")
-    parser.add_argument("--gpus", type=_gpus, default="1x80", metavar="COUNTxGIB", help="GPUs, and the GiB of one")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a row, padding included")
-    parser.add_argument("--task_type", choices=["SEQ_CLS", "REWARD", "CAUSAL_LM"], default="SEQ_CLS",
-                        help="REWARD counts pairs, of two rows each")  # fmt: skip
-    parser.add_argument("--lora_r", type=int, default=16, help="rank of the adapters, on all linear layers")
-    parser.add_argument("--optim", choices=list(OPTIMIZERS), default="adamw_torch_fused", help="optimizer")
-    parser.add_argument("--no_gradient_checkpointing", action="store_true", help="keep all activations")
-    parser.add_argument("--list", action="store_true", help="print the models whose shapes are known, and stop")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help="Hub id or local directory of the model"
+    )
+    parser.add_argument(
+        "--gpus", type=_gpus, default="1x80", metavar="COUNTxGIB", help="number of GPUs, and the memory of each in GiB"
+    )
+    parser.add_argument("--length", type=int, default=512, metavar="N", help="tokens of a row, with padding")
+    parser.add_argument(
+        "--task_type",
+        choices=["SEQ_CLS", "REWARD", "CAUSAL_LM"],
+        default="SEQ_CLS",
+        help="kind of model; REWARD counts pairs of two rows",
+    )
+    parser.add_argument("--lora_r", type=int, default=16, metavar="N", help="rank of adapters on all linear layers")
+    parser.add_argument(
+        "--optim",
+        choices=list(OPTIMIZERS),
+        default="adamw_torch_fused",
+        metavar="NAME",
+        help=f"optimizer: {', '.join(OPTIMIZERS)}",
+    )
+    parser.add_argument(
+        "--no_gradient_checkpointing",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="keep all activations instead of computing them again in the backward pass",
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print the models whose shapes are known offline, and stop",
+    )
     args = parser.parse_args(argv)
-    if args.list:
+    if "list" in args:
         lines = [[name, str(model.learning_rate or "")] for name, model in SEED_MODELS.items()]
         print(markdown_table(["model", "learning rate of the published code, all weights"], lines))
         return
-    if args.model is None:
-        parser.error("expected a model, or --list")
+    if "model" not in args:
+        parser.error("Got no model, expected a model or --list.")
     n_gpus, total = args.gpus
     try:
         table = memory_table(
             args.model, gpus=args.gpus, length=args.length, lora_r=args.lora_r, optim=args.optim,
-            task_type=args.task_type, gradient_checkpointing=not args.no_gradient_checkpointing,
+            task_type=args.task_type, gradient_checkpointing="no_gradient_checkpointing" not in args,
         )  # fmt: skip
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

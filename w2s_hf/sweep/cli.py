@@ -32,7 +32,7 @@ _ESSENTIAL = {
     "engine": "Run the cells here one by one, or on a Ray cluster.",
     "cell_gpus": "GPUs of a cell (ray).",
     "num_processes": "Processes, one per GPU, that accelerate launches.",
-    "accelerate_config": "Launch with single, ddp, fsdp, zero3, or a file of `accelerate config`.",
+    "accelerate_config": "Launch with single, ddp, fsdp, zero3, or a file of your own.",
 }
 
 # Options of `w2s run` that cells of a sweep do not have: the grid sets them, or a sweep has no use for them. `--help`

@@ -1,19 +1,23 @@
-"""Measures whether the form of a text tells its label.
+"""Measures how well superficial features of texts predict their labels.
 
-    python -m w2s_hf.tasks.leak_probe --task openbookqa
-    python -m w2s_hf.tasks.leak_probe --task my_task.py --dataset_path my_rows.csv
+    w2s leak-probe --task openbookqa
+    w2s leak-probe --task my_task.py --dataset_path my_rows.csv
 
-A classifier that sees lengths, punctuation, digits, capitals and constant beginnings or ends, and no content, guesses
-the labels twice. First from what the task adds around the dataset's own words: here it must be at chance, or the task
-gives the label away (as where right answers are shown by their letter and wrong ones by their text), and the exit code
-is 1. Then from whole texts: what it finds beyond that lies in the rows themselves, such as exclamation marks in
-positive tweets, and is there for every student, supervisor and ceiling alike. A column of few different values, such
-as "yes" and "no", counts as what the task adds: it may be the label in other words.
+A classifier predicts the labels from lengths, punctuation, digits, capitals, and frequent beginnings and ends of the
+texts. It is trained twice:
+
+- On the form: the text that the task adds around the words of the dataset. Its accuracy must be at chance. If it is
+  not, the task reveals the label (for example, if right answers are shown by their letter and wrong answers by their
+  text), and the exit code is 1. Columns with few different values, such as "yes" and "no", count as form, because they
+  may be the label in other words.
+- On whole texts. An accuracy above chance is a property of the dataset, such as exclamation marks in positive tweets.
+  It is available to students, supervisor and ceiling alike.
 """
 
 import argparse
 import re
 import sys
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,23 +41,24 @@ __all__ = ["Guess", "format_features", "leak_probe", "probe_texts"]
 
 _PUNCTUATION = ".,;:?!'\"()-"
 _N_FOLDS = 5
-# A column with at most so many different strings names categories, such as letters or "yes" and "no", not content: it
-# may be the label in other words.
+# A column with at most this many different strings has categories, such as letters or "yes" and "no", and no content:
+# it may be the label in other words.
 _N_CATEGORIES = 20
-# Ends, beginnings and words around the content count where at least this share of texts has them.
+# Beginnings and ends of texts are features if at least this share of texts has them.
 _FREQUENT = 0.02
 
 
 @dataclass(frozen=True)
 class Guess:
     """
-    The accuracy of labels guessed from the form of texts.
+    The accuracy of labels that were predicted from superficial features.
 
     Args:
-        accuracy (`float`): Accuracy on held-out groups; the classes are balanced, so chance is one half.
+        accuracy (`float`): Accuracy on held-out groups. The classes are balanced, so chance is one half.
         ci95 (`tuple[float, float]`): Its interval, by bootstrap over groups.
         n (`int`): Number of texts.
-        strongest (`list[tuple[str, float]]`): Features that tell most alone: name, and AUROC of "larger means yes".
+        strongest (`list[tuple[str, float]]`):
+            The three features that predict the label best on their own: name, and AUROC of the feature for class 1.
     """
 
     accuracy: float
@@ -63,17 +68,18 @@ class Guess:
 
     @property
     def at_chance(self) -> bool:
-        """Returns whether the interval includes chance, or is below it."""
+        """Whether the lower end of the interval is at chance or below it."""
         return self.ci95[0] <= 0.5
 
 
 def format_features(texts: list[str]) -> tuple[np.ndarray, list[str]]:
     """
-    Computes features of texts that need no reading.
+    Computes superficial features of texts.
 
     Returns:
-        `(N, F)` float64, and `F` names: lengths, punctuation, digits, capitals and lines, of the text and of its last
-        line, where the answer is; and whether it has one of the frequent last words, last lines or first words.
+        `(N, F)` float64, and `F` names. The features are lengths, punctuation, digits, capitals and lines, of the text
+        and of its last line, which has the answer; and whether the text has one of the frequent last words, last lines
+        or first words.
     """
     names = [
         f"{what} of {where}"
@@ -98,35 +104,35 @@ def format_features(texts: list[str]) -> tuple[np.ndarray, list[str]]:
         "begins with": [(text.split() or [""])[0] for text in texts],
     }
     features = [np.array(rows, dtype=float)]
-    for what, values in parts.items():
+    for description, values in parts.items():
         for value, count in Counter(values).most_common(_N_CATEGORIES):
             if _FREQUENT * len(texts) <= count < len(texts):
                 features.append(np.array([[value == other] for other in values], dtype=float))
-                names.append(f"{what} {value[:40]!r}")
+                names.append(f"{description} {value[:40]!r}")
     return np.concatenate(features, axis=1), names
 
 
 def probe_texts(texts: list[str], truth: list[int], groups: list[str], *, confidence_level: float = 0.95) -> Guess:
     """
-    Guesses labels from [`format_features`] of texts, on groups that were not trained on.
+    Predicts labels from the [`format_features`] of texts, by cross-validation over groups.
 
     Args:
-        texts (`list[str]`): The texts that models are given.
-        truth (`list[int]`): Their labels, 0 or 1, about as many of both.
+        texts (`list[str]`): The input texts of the models.
+        truth (`list[int]`): Their labels, 0 or 1, about equally many of both.
         groups (`list[str]`): Their groups; texts of one group are held out together.
         confidence_level (`float`, *optional*, defaults to 0.95): Level of the interval.
 
     Raises:
-        ValueError: there are fewer than ten groups, or one class.
+        ValueError: there are fewer than ten groups, or there is only one class.
     """
     if len(set(groups)) < 10 or len(set(truth)) < 2:
         raise ValueError(
-            f"got {len(texts)} texts in {len(set(groups))} groups with the classes {sorted(set(truth))}, expected at "
+            f"Got {len(texts)} texts in {len(set(groups))} groups with the classes {sorted(set(truth))}, expected at "
             "least ten groups and both classes. Take more rows."
         )
     labels, (_, group) = np.asarray(truth), np.unique(groups, return_inverse=True)
     features, names = format_features(texts)
-    # Shallow: a few thousand texts, and leaks are simple.
+    # A shallow model suffices: there are a few thousand texts, and leaks are simple.
     model = HistGradientBoostingClassifier(max_iter=100, max_leaf_nodes=8, random_state=0)
     folds = StratifiedGroupKFold(_N_FOLDS, shuffle=True, random_state=0)
     correct = cross_val_predict(model, features, labels, groups=group, cv=folds) == labels
@@ -136,12 +142,12 @@ def probe_texts(texts: list[str], truth: list[int], groups: list[str], *, confid
         return right.sum(axis=axis) / total.sum(axis=axis)
 
     interval = (float(correct.mean()),) * 2
-    if np.ptp(right / total):  # else every resample is alike
-        found = bootstrap(
+    if np.ptp(right / total):  # otherwise all resamples are equal
+        estimate = bootstrap(
             (right, total), share, paired=True, n_resamples=2000, batch=200, method="percentile",
             confidence_level=confidence_level, rng=np.random.default_rng(0),
         ).confidence_interval  # fmt: skip
-        interval = (float(found.low), float(found.high))
+        interval = (float(estimate.low), float(estimate.high))
     aurocs = [float(roc_auc_score(labels, column)) for column in features.T]
     strongest = sorted(zip(names, aurocs, strict=True), key=lambda pair: -abs(pair[1] - 0.5))[:3]
     return Guess(float(correct.mean()), interval, len(texts), strongest)
@@ -156,17 +162,18 @@ def leak_probe(
     confidence_level: float = 0.95,
 ) -> dict[str, Guess]:
     """
-    Guesses the labels of a task from what it adds around the dataset's words, and from whole texts.
+    Predicts the labels of a task from the text that the task adds around the words of the dataset, and from whole
+    texts.
 
     Args:
         task ([`Task`]): The task.
-        rows ([`~datasets.Dataset`]): Rows as they are in the dataset, such as its training split.
+        rows ([`~datasets.Dataset`]): Rows of the dataset, such as its training split.
         conversion (`str`, *optional*, defaults to `"pairs"`): As in [`w2s_hf.tasks.load_task`].
-        max_rows (`int`, *optional*, defaults to 10000): Number of random rows that are taken of a larger dataset.
+        max_rows (`int`, *optional*, defaults to 10000): Size of the random sample of a larger dataset.
         confidence_level (`float`, *optional*, defaults to 0.95): Level of the intervals.
 
     Returns:
-        `dict` with a [`Guess`] for `"form"` (what the task adds around the dataset's words) and `"text"` (everything).
+        `dict` with a [`Guess`] for `"form"` (the text that the task adds) and for `"text"` (whole texts).
 
     Raises:
         ValueError: see [`read_examples`] and [`probe_texts`].
@@ -181,16 +188,14 @@ def leak_probe(
     truth = [example["ground_truth"] for example in examples]
     groups = [example["group"] for example in examples]
     texts = {"form": skeletons, "text": [example["text"] for example in examples]}
-    return {
-        name: probe_texts(of_kind, truth, groups, confidence_level=confidence_level) for name, of_kind in texts.items()
-    }
+    return {name: probe_texts(kind, truth, groups, confidence_level=confidence_level) for name, kind in texts.items()}
 
 
 def _as_many_of_each_class(rows: list[dict]) -> list[dict]:
-    by_class = [[row for row in rows if row["ground_truth"] == label] for label in (0, 1)]
-    n = min(map(len, by_class))
+    rows_by_class = [[row for row in rows if row["ground_truth"] == label] for label in (0, 1)]
+    n = min(map(len, rows_by_class))
     rng = np.random.default_rng(0)
-    return [of_class[i] for of_class in by_class for i in np.sort(rng.permutation(len(of_class))[:n])]
+    return [part[i] for part in rows_by_class for i in np.sort(rng.permutation(len(part))[:n])]
 
 
 def _strings(value) -> Iterator[str]:
@@ -202,14 +207,16 @@ def _strings(value) -> Iterator[str]:
 
 
 def _content(task: Task, rows: Dataset) -> Iterator[list[str]]:
-    """Yields the dataset's own words in each row, longest first: strings of two letters or more, but no categories."""
+    """
+    Yields the words of the dataset in each row, longest first: strings of two letters or more, without categories.
+    """
     columns = [name for name in task.columns if name != task.label]
     strings = {name: [list(_strings(value)) for value in rows[name]] for name in columns}
-    vocabularies = {name: {string for row in of_column for string in row} for name, of_column in strings.items()}
+    vocabularies = {name: {string for row in column for string in row} for name, column in strings.items()}
     texts = [name for name in columns if len(vocabularies[name]) > _N_CATEGORIES]
     for index, row in enumerate(rows.select_columns(list(task.columns))):
         own = {string for name in texts for string in strings[name][index]}
-        # A field that is a piece of a column is the dataset's, too, and not what the task made of it.
+        # A field that is a part of a column is text of the dataset, not of the task.
         pieces = {str(function(row)).strip() for function in task.fields.values()}
         own |= {piece for piece in pieces if any(_is_piece(piece, string) for string in own)}
         yield sorted((string for string in own if len(string) > 1), key=len, reverse=True)
@@ -221,31 +228,48 @@ def _is_piece(piece: str, string: str) -> bool:
 
 def skeleton(text: str, content: list[str]) -> str:
     """
-    Returns `text` with `<>` for content, and `<1>`, `<2>`, ... for content that occurs again, such as an answer that
-    is also listed.
+    Returns `text` with `<>` instead of content, and `<1>`, `<2>`, ... instead of content that occurs more than once,
+    such as an answer that is also in a list of choices.
     """
     for number, string in enumerate(content):
-        # A private-use character a piece: found once more, it is not content again.
+        # One private-use character per piece, so that a shorter piece does not match inside a longer one.
         text = text.replace(string, chr(0xE000 + number))
     counts = Counter(re.findall(r"[\ue000-\uf8ff]", text))
-    # However many pieces stand in a row, such as the turns of a dialogue, they are one.
+    # Adjacent pieces, such as the turns of a dialogue, count as one.
     once = "".join(piece for piece, count in counts.items() if count == 1)
     text = re.sub(rf"[{once}](\s*[{once}])*", "<>", text) if once else text
     order: dict[str, int] = defaultdict(lambda: len(order) + 1)
     return re.sub(r"[\ue000-\uf8ff]", lambda piece: f"<{order[piece.group()]}>", text)
 
 
+def _description() -> str:
+    """Returns the docstring of this module, its paragraphs cut to the width of a screen."""
+    paragraphs = re.sub(r"\n- ", "\n\n- ", __doc__.strip()).split("\n\n")
+    texts = [text if text.startswith(" ") else textwrap.fill(" ".join(text.split()), 98) for text in paragraphs]
+    return "\n\n".join(texts)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Runs the command `w2s leak-probe` and returns the exit code."""
     parser = CommandLine(
-        prog="python -m w2s_hf.tasks.leak_probe",
-        description=__doc__,
+        prog="w2s leak-probe",
+        usage="w2s leak-probe --task TASK [options]",
+        description=_description(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--task", required=True, help="Name of a task, or a Python file that defines one.")
-    parser.add_argument("--dataset_path", help="Local directory or file of rows; else they come from the Hub.")
-    parser.add_argument("--conversion", choices=CONVERSIONS, default="pairs", help="How questions become rows.")
-    parser.add_argument("--max_rows", type=int, default=10_000, help="Rows of the dataset to look at (10000).")
+    parser.add_argument("--task", required=True, help="name of a task, or a Python file that defines one")
+    parser.add_argument(
+        "--dataset_path", metavar="PATH", help="local directory or file of the rows (default: from the Hub)"
+    )
+    parser.add_argument(
+        "--conversion",
+        choices=CONVERSIONS,
+        default="pairs",
+        help="rows of a multiple-choice question: one right and one wrong answer, or one of them (default: pairs)",
+    )
+    parser.add_argument(
+        "--max_rows", type=int, default=10_000, metavar="N", help="size of the random sample of rows (default: 10000)"
+    )
     args = parser.parse_args(argv)
     if args.max_rows < 10:
         parser.error(f"--max_rows: got {args.max_rows}, expected at least 10.")
@@ -259,10 +283,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, ConnectionError) as error:
         sys.exit(f"error: {error}")
     print(f"{task.name}, {source['id']} ({source['revision']}): {guesses['text'].n} texts, half of each class")
-    for name, what in (("form", "what the task adds"), ("text", "whole texts")):
+    for name, label in (("form", "text of the task"), ("text", "whole texts")):
         guess = guesses[name]
-        verdict = "at chance" if guess.at_chance else "LEAK" if name == "form" else "in the dataset's own rows"
-        print(f"  {what:20s}{rounded(guess.accuracy)} [{guess.ci95[0]:.3f}, {guess.ci95[1]:.3f}]  {verdict}")
+        verdict = "at chance" if guess.at_chance else "LEAK" if name == "form" else "from the rows of the dataset"
+        print(f"  {label:20s}{rounded(guess.accuracy)} [{guess.ci95[0]:.3f}, {guess.ci95[1]:.3f}]  {verdict}")
         if not guess.at_chance:
             for feature, auroc in guess.strongest:
                 print(f"{'':22s}{feature}: AUROC {auroc:.2f}")
