@@ -172,10 +172,14 @@ def quiet_libraries() -> None:
 # ---- The whole run ----
 
 
-def run_recipe(main: Callable[[], None]) -> None:
+def run_recipe(main: Callable[[], Callable[[], None] | None]) -> None:
     """
     Runs a recipe. Errors that the user can fix end it with one line and exit code 1; Ctrl-C ends it with one line and
     exit code 130. The environment variable `W2S_HF_DEBUG=1` adds the tracebacks and a log of the cache.
+
+    Args:
+        main (`Callable`): Runs the recipe. Or it imports torch and transformers and returns the function that runs the
+            recipe, so that Ctrl-C during these imports ends the process in the same way.
     """
     is_debugging = os.environ.get(_DEBUG_VARIABLE, "0") not in ("", "0")
     is_first_rank = os.environ.get("RANK", "0") == "0"
@@ -183,10 +187,13 @@ def run_recipe(main: Callable[[], None]) -> None:
     if is_first_rank:
         logging.getLogger("w2s_hf").setLevel(logging.DEBUG if is_debugging else logging.INFO)
     quiet_libraries()
-    # Imported modules live to the end. A garbage collection that skips them is half a second faster.
-    gc.freeze()
     try:
-        main()
+        # Imported modules live to the end. A garbage collection that skips them is half a second faster.
+        gc.freeze()
+        run = main()
+        if run is not None:
+            gc.freeze()
+            run()
     except KeyboardInterrupt:
         with _no_interrupts():
             logger.debug("traceback", exc_info=True)
