@@ -176,16 +176,16 @@ def problems(words: list[str]) -> list[str]:
     if options is None:
         return []
     used = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
-    found = [f"--{name}" for name in used if name not in options and not name.isupper()]
+    unknown = [f"--{name}" for name in used if name not in options and not name.isupper()]
     for option in ("config", "cell_config"):
-        found += [name for name in values_of(words, option) if not name.endswith(".yaml") and name not in _CONFIGS]
+        unknown += [name for name in values_of(words, option) if not name.endswith(".yaml") and name not in _CONFIGS]
     known = [*METHODS, BOOTSTRAP]
-    found += [name for name in values_of(words, "methods") if name not in known and name.isalpha()]
-    found += [name for name in values_of(words, "analyses") if name not in ANALYSES and name.islower()]
+    unknown += [name for name in values_of(words, "methods") if name not in known and name.isalpha()]
+    unknown += [name for name in values_of(words, "analyses") if name not in ANALYSES and name.islower()]
     if words[:2] == ["w2s", "run"]:
         tasks = {*w2s_hf.TASKS, "anthropic_hh", "chess_puzzles"}
-        found += [] if words[2] in tasks or words[2].endswith(".py") or words[2].isupper() else [words[2]]
-    return found
+        unknown += [] if words[2] in tasks or words[2].endswith(".py") or words[2].isupper() else [words[2]]
+    return unknown
 
 
 @pytest.mark.parametrize("page", [*PAGES, *INDEXES], ids=name_of)
@@ -194,7 +194,7 @@ def test_commands_have_options_that_exist(page):
     assert not unknown
 
 
-def test_an_option_that_does_not_exist_is_found():
+def test_an_option_that_does_not_exist_is_reported():
     assert problems(shlex.split("w2s run boolq --config nosuch --lr 1")) == ["--lr", "nosuch"]
 
 
@@ -206,11 +206,11 @@ _NO_CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 def anchors(page: Path) -> set[str]:
     """The anchors of the headings of a page, as GitHub and the site make them."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-    found: set[str] = set()
+    slugs: set[str] = set()
     for heading in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE):
         plain = re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "", heading).lower()).strip()
-        found.add(plain.replace(" ", "-"))
-    return found
+        slugs.add(plain.replace(" ", "-"))
+    return slugs
 
 
 def broken(page: Path) -> list[str]:

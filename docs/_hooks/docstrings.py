@@ -136,49 +136,41 @@ def text_of(node: ast.expr, module: griffe.Module) -> str:
         raise ValueError(f"Got the help text {ast.unparse(node)}, expected constants of the package only.") from error
 
 
-def options(cls: griffe.Class) -> list[str]:
-    """Returns the fields of a dataclass that have a help text, as a list."""
-    out = []
+def options(cls: griffe.Class) -> dict[str, str]:
+    """Returns the fields of a dataclass that have a help text, as entries of a list by their names."""
+    entries = {}
     for name, attribute in cls.attributes.items():
         if attribute.is_alias or not str(attribute.value or "").startswith("field("):
             continue
         call = ast.parse(str(attribute.value), mode="eval").body
         keywords = {keyword.arg: keyword.value for keyword in call.keywords}
-        metadata = keywords.get("metadata")
-        texts = dict(zip(map(ast.unparse, metadata.keys), metadata.values, strict=True)) if metadata else {}
-        if "'help'" not in texts:
+        metadata = keywords.get("metadata", ast.Dict([], []))
+        texts = {ast.literal_eval(key): value for key, value in zip(metadata.keys, metadata.values, strict=True)}
+        if "help" not in texts:
             continue
-        default = keywords.get("default") or keywords.get("default_factory")
-        shown = ast.unparse(default.body if isinstance(default, ast.Lambda) else default) if default else "required"
+        default = keywords.get("default") or keywords["default_factory"]
+        shown = ast.unparse(default.body if isinstance(default, ast.Lambda) else default)
         shown = "[]" if shown == "list" else shown
-        out.append(
-            f"- **`{name}`** (`{attribute.annotation}`, *optional*, defaults to `{shown}`): "
-            f"{text_of(texts[chr(39) + 'help' + chr(39)], cls.module)}"
-        )
-    return out
+        head = f"**`{name}`** (`{attribute.annotation}`, *optional*, defaults to `{shown}`)"
+        entries[name] = f"- {head}: {text_of(texts['help'], cls.module)}"
+    return entries
 
 
 class HuggingFaceDocstrings(griffe.Extension):
     """Rewrites all docstrings of a package once it is loaded."""
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **kwargs) -> None:
-        paths = documented_paths()
-        self._rewrite(pkg, paths)
+        self._rewrite(pkg, documented_paths())
 
     def _rewrite(self, obj: griffe.Object, paths: dict[str, str]) -> None:
-        fields = options(obj) if obj.is_class and obj.name in paths else []
         if obj.docstring is not None:
-            documented = set(re.findall(r"(?:^|, )(\w+)(?= \(|,)", obj.docstring.value, flags=re.MULTILINE))
-            documented |= set(re.findall(r"^\s+(\w+) \(", obj.docstring.value, flags=re.MULTILINE))
-            fields = [line for line in fields if re.match(r"- \*\*`(\w+)`", line)[1] not in documented]
-            obj.docstring.value = as_markdown(griffe_cleaned(obj.docstring.value), paths)
-            if fields:
-                obj.docstring.value += "\n\n**Options**\n\n" + "\n".join(fields)
+            text = obj.docstring.value
+            obj.docstring.value = as_markdown(text, paths)
+            if obj.is_class and obj.name in paths:
+                # Fields that the docstring describes are not repeated.
+                described = set(re.findall(r"(?:^\s+|, )(\w+)(?= \(|, \w+.*\()", text, flags=re.MULTILINE))
+                fields = [entry for name, entry in options(obj).items() if name not in described]
+                obj.docstring.value += "\n\n**Options**\n\n" + "\n".join(fields) if fields else ""
         for member in list(obj.members.values()):
             if not member.is_alias:
                 self._rewrite(member, paths)
-
-
-def griffe_cleaned(text: str) -> str:
-    """Returns a docstring without trailing spaces on its lines."""
-    return "\n".join(line.rstrip() for line in text.split("\n"))
