@@ -66,6 +66,7 @@ LAYERS = [
     {"trainers"},
     {"demo.worlds", "demo.models"},
     {"demo.rows", "demo.forks"},
+    {"demo.loading"},
     {"demo"},
     {"experiments.cache", "experiments.config", "experiments.config_file"},
     {"experiments.settings.base", "experiments.report"},

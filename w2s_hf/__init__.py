@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .cards import Score, StudentCard
     from .config import BootstrapConfig, CompletionConfig, RewardPairConfig, StudentConfig, WeakToStrongConfig
+    from .demo.loading import load_demo
     from .experiments.experiment import run_experiment
     from .labels import WeakCompletions, WeakLabels
     from .metrics import performance_gap_recovered
@@ -35,6 +36,7 @@ _MODULE_OF_NAME = {
     "fresh_adapter": "modeling.adapters",
     "load_student": "modeling",
     "read_results": "results",
+    "load_demo": "demo.loading",
     "run_experiment": "experiments.experiment",
     "TASKS": "tasks",
     "Task": "tasks",
@@ -62,6 +64,7 @@ __all__ = [
     "WeakToStrongConfig",
     "WeakToStrongTrainer",
     "fresh_adapter",
+    "load_demo",
     "load_student",
     "load_task",
     "performance_gap_recovered",

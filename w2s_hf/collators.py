@@ -15,6 +15,7 @@ from .labels import as_probabilities
 from .tokenization import tokenize_rows
 
 __all__ = [
+    "TOKENIZE_STREAM",
     "RewardPairCollator",
     "WeakToStrongCollator",
     "check_pairs",
@@ -119,7 +120,8 @@ class WeakToStrongCollator:
     with_labels: bool = True
 
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
-        if not {"input_ids", "inputs_embeds"} & set(features[0]):
+        # Other collators than those that pad tokens may need no tokens.
+        if hasattr(self.base_collator, "tokenizer") and not {"input_ids", "inputs_embeds"} & set(features[0]):
             raise ValueError(
                 f"Got rows with the columns {', '.join(features[0]) or '(none)'}, expected `input_ids`. "
                 f"{TOKENIZE_STREAM}"

@@ -1,4 +1,4 @@
-"""The checks of every trainer before the first step: its arguments, model, rows and loss."""
+"""The checks of the trainers before the first step: arguments, model, rows and loss."""
 
 import difflib
 import re
@@ -38,7 +38,7 @@ logger = get_logger(__name__)
 # Losses whose hard targets come from a threshold on P(class 1) over the rows of the whole optimizer step.
 THRESHOLD_LOSSES = ("confidence", "openai")
 
-# Columns that a dataset may have beside those that are read, without a word about them.
+# Columns that a dataset may have besides those that are read; no warning names them.
 _RIDE_ALONG = ("id", "ground_truth")
 
 # `soft_labels`, `weak_label`, `hard_label`, `target`, `probs`, `gold_truth`; but not `problem` and `logprobs`.
@@ -46,7 +46,7 @@ _LABEL_WORDS = re.compile(r"label|lable|target|truth|proba|(?<!log)(?<!log_)prob
 
 
 def check_arguments(args: Any, config_class: type[TrainingArguments]) -> None:
-    """Raises `ValueError` for `args` of another class than the trainer's own configuration."""
+    """Raises `ValueError` for `args` of another class than the trainer's configuration, and for Liger kernels."""
     if not isinstance(args, config_class):
         name = config_class.__name__
         # `TrainingArguments`, `RewardConfig` or `SFTConfig`
@@ -55,18 +55,27 @@ def check_arguments(args: Any, config_class: type[TrainingArguments]) -> None:
             f"args: got a {type(args).__name__}, expected a {name}. Create {name}(output_dir=...): it has every "
             f"field of {parent}, and those that the trainer adds."
         )
+    if args.use_liger_kernel:
+        # transformers calls `_apply_liger_kernel_to_instance` when the training begins. It gives a classifier the
+        # `forward` of a language model with a fused loss, and replaces the layers of the model's module, so that all
+        # later models of the process have them.
+        raise ValueError(
+            "use_liger_kernel: got True, expected False, since Liger replaces the forward pass whose logits the loss "
+            "is computed from, and the layers of all later models of the process. Remove it; torch_compile=True is "
+            "supported."
+        )
 
 
 # ---- Model and loss ----
 
 
 def refuse_frozen(model: nn.Module) -> None:
-    """Raises `ValueError` for a model that a training would leave as it is, or would not save."""
+    """Raises `ValueError` for a model without trainable parameters, or whose trained parameters would not be saved."""
     modules = list(model.modules())
     if any(isinstance(module, BaseTunerLayer) and module.merged for module in modules):
         raise ValueError(
-            "model: got a model whose adapters are merged into the base, so that nothing but its head would be "
-            "trained, expected adapters that are not. Call model.unmerge_adapter()."
+            "model: got a model whose adapters are merged into the base, so that only its head would be trained, "
+            "expected separate adapters. Call model.unmerge_adapter()."
         )
     if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in modules):
         raise ValueError(
@@ -76,14 +85,14 @@ def refuse_frozen(model: nn.Module) -> None:
     inactive = {id(parameter) for module in modules for parameter in _inactive_parameters(module)}
     if not any(parameter.requires_grad and id(parameter) not in inactive for parameter in model.parameters()):
         raise ValueError(
-            "model: got a train_dataset and a model whose parameters are all frozen, expected some to train. To train "
-            "a finished student further, load it with load_student(..., is_trainable=True); for new adapters, give a "
-            "peft_config or call w2s_hf.fresh_adapter."
+            "model: got a train_dataset and a model whose parameters are all frozen, expected trainable ones. To "
+            "train a finished student further, load it with load_student(..., is_trainable=True). For new adapters, "
+            "pass a peft_config or call w2s_hf.fresh_adapter."
         )
 
 
 def _inactive_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of adapters, and of their heads, that take no part in the forward pass."""
+    """Returns the parameters of adapters and their heads that the forward pass does not use."""
     if isinstance(module, BaseTunerLayer):
         parts = [getattr(module, name) for name in module.adapter_layer_names]
     elif isinstance(module, ModulesToSaveWrapper):
@@ -104,9 +113,10 @@ def refuse_prompt_tuning(config: PreTrainedConfig, peft_config: PeftConfig) -> N
     """
     Raises `ValueError` for prompt tuning and p-tuning of a classifier that reads its last token.
 
-    Both prepend virtual tokens as embeddings. Without token ids a decoder classifier cannot find the last token that
-    is not padding and reads the last position (transformers 5.17 and 5.23), so that a row's probabilities depend on
-    the rows beside it. Encoders read the first position or mask the padding; prefix tuning keeps the token ids.
+    Both prepend virtual tokens as embeddings. Without token ids, a decoder classifier cannot find the last token that
+    is not padding. It reads the last position (transformers 5.17 and 5.23), so that the probabilities of a row depend
+    on the other rows of its batch. Encoders read the first position or mask the padding. Prefix tuning keeps the token
+    ids.
     """
     # "CARTRIDGE", a prefix as well, is unknown to older versions of PEFT.
     is_prefix = peft_config.peft_type == PeftType.PREFIX_TUNING or peft_config.peft_type == "CARTRIDGE"
@@ -114,19 +124,19 @@ def refuse_prompt_tuning(config: PreTrainedConfig, peft_config: PeftConfig) -> N
     if peft_config.is_prompt_learning and not is_prefix and not reads_both_ways:
         raise ValueError(
             f"peft_config: got {getattr(peft_config.peft_type, 'value', peft_config.peft_type)} for a classifier of "
-            f"type {config.model_type!r}, expected adapters that keep the tokens, such as LoRA, IA3 or prefix tuning: "
-            "with prepended embeddings it cannot tell the last token of a row from padding. Use a LoraConfig."
+            f"type {config.model_type!r}, expected adapters that keep the tokens, such as LoRA, IA3 or prefix tuning. "
+            "With prepended embeddings it cannot tell the last token of a row from padding. Use a LoraConfig."
         )
 
 
 def refuse_problem_type(config: PreTrainedConfig) -> None:
-    """Raises `ValueError` for a classifier whose configuration says that its outputs are not classes of one label."""
+    """Raises `ValueError` for a classifier whose `problem_type` is not that of a single label."""
     problem_type = getattr(config, "problem_type", None)
     if problem_type not in (None, "single_label_classification"):
         raise ValueError(
             f"model.config.problem_type: got {problem_type!r}, expected 'single_label_classification', since losses "
-            "and probabilities are those of classes that exclude each other. Set model.config.problem_type=None if "
-            "they do."
+            "and probabilities assume classes that exclude each other. If they do, set "
+            "model.config.problem_type=None."
         )
 
 
@@ -134,8 +144,8 @@ def check_loss(loss_type: str, n_classes: int) -> None:
     """Raises `ValueError` for a loss that a classifier of `n_classes` cannot be trained with."""
     if loss_type in THRESHOLD_LOSSES and n_classes != 2:
         raise ValueError(
-            f"loss_type: got {loss_type!r} and a model of {n_classes} classes, and its threshold divides two. Use "
-            "'adaptive_confidence', which takes any number of classes."
+            f"loss_type: got {loss_type!r} and a model of {n_classes} classes, expected two classes, which its "
+            "threshold divides. Use 'adaptive_confidence', which takes any number of classes."
         )
 
 
@@ -144,12 +154,12 @@ def check_loss(loss_type: str, n_classes: int) -> None:
 
 def check_dataset(dataset: Any, name: str, kinds: tuple[type, ...] = ()) -> None:
     """
-    Raises `ValueError` for rows in a form that no trainer reads, with the call that makes a dataset of them.
+    Raises `ValueError` for rows in a form that no trainer reads. The message has the call that converts them.
 
     Args:
         dataset: The argument of a trainer. `None` passes.
-        name (`str`): What messages call it.
-        kinds (`tuple`, *optional*): The classes that the trainer reads; by default every map-style or iterable
+        name (`str`): The name of the dataset in messages.
+        kinds (`tuple`, *optional*): The classes that the trainer reads. By default, every map-style or iterable
             dataset that [`~transformers.Trainer`] reads.
     """
     if dataset is None:
@@ -165,14 +175,14 @@ def check_dataset(dataset: Any, name: str, kinds: tuple[type, ...] = ()) -> None
 
 
 def named_parts(dataset: Any, name: str) -> dict[str, Any]:
-    """One evaluation set, or each of a dictionary of them, by what messages call it."""
+    """Returns an evaluation set, or each set of a dictionary, by its name in messages."""
     # A dictionary of lists holds columns and not datasets.
     if not isinstance(dataset, dict) or any(isinstance(part, list | tuple) for part in dataset.values()):
         return {name: dataset}
     return {f"{name}[{key!r}]": part for key, part in dataset.items()}
 
 
-# Containers with a length and items that are no datasets.
+# Containers with a length and items that are not datasets.
 _NO_DATASETS = (dict, list, tuple, set, str, bytes, np.ndarray, torch.Tensor)
 
 
@@ -192,12 +202,12 @@ def _how_to(rows: Any) -> str:
 
 def refuse_longer(model: nn.Module, lengths: Sequence[int] | np.ndarray, name: str) -> None:
     """
-    Raises `ValueError` for rows that have more tokens than the model has learned positions.
+    Raises `ValueError` for rows with more tokens than the model has learned positions.
 
     Args:
-        model ([`~torch.nn.Module`]): Models with rotary or relative positions read rows of any length.
+        model ([`~torch.nn.Module`]): The model. With rotary or relative positions, it reads rows of any length.
         lengths (`Sequence[int]` of length N): Tokens of each row.
-        name (`str`): What messages call the rows.
+        name (`str`): The name of the rows in messages.
     """
     n_positions = _n_positions(model)
     too_long = [row for row, length in enumerate(lengths) if n_positions is not None and length > n_positions]
@@ -205,7 +215,7 @@ def refuse_longer(model: nn.Module, lengths: Sequence[int] | np.ndarray, name: s
         raise ValueError(
             f"{name}: got {len(too_long)} of {len(lengths)} rows with more tokens than the {n_positions} positions of "
             f"the model (row {too_long[0]} has {lengths[too_long[0]]}). Set args.max_length={n_positions} if the rows "
-            "are text, or shorten them."
+            "are text, or shorten the rows."
         )
 
 
@@ -213,27 +223,27 @@ def warn_of_unread_ends(
     model: nn.Module, rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase | None, name: str
 ) -> None:
     """
-    Warns of rows that end with the padding token. A decoder classifier reads the last token that is not, so that the
-    end of such rows has no influence.
+    Warns of rows that end with the padding token. A decoder classifier reads the last other token, so that the end of
+    such rows has no influence.
 
-    Pairs need no warning: TRL ends all texts with the end-of-text token. Where it is the padding token, rewards of
-    both sides of all pairs are read from the token before, the last one of the response.
+    Pairs need no warning, since TRL ends all texts with the end-of-text token. If this is the padding token, the
+    rewards of all pairs are read from the token before it, the last one of the response.
 
     Args:
         model ([`~torch.nn.Module`]): A classifier.
         rows (iterable of `list[int]`): Token ids of each row.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Tokenizer that pads.
-        name (`str`): What messages call the rows.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The tokenizer that pads.
+        name (`str`): The name of the rows in messages.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     pad = getattr(tokenizer, "pad_token_id", None)
-    if tokenizer is None or pad is None or not hasattr(base, "score"):  # as decoders call their head
+    if tokenizer is None or pad is None or not hasattr(base, "score"):  # the head of decoders
         return
     n_unread = sum(1 for ids in rows if len(ids) and ids[-1] == pad)
     if n_unread:
         logger.warning_once(
             f"{name}: {n_unread} rows end with the padding token {tokenizer.pad_token!r}, and a decoder classifier "
-            "reads the token before. Set tokenizer.pad_token to a token that no text has."
+            "reads the token before it. Set tokenizer.pad_token to a token that occurs in no text."
         )
 
 
@@ -246,21 +256,21 @@ def _n_positions(model: nn.Module) -> int | None:
     return None
 
 
-# What transformers calls the embedding of learned positions (BERT, OPT, GPT-2).
+# The names of the embedding of learned positions in transformers (BERT, OPT, GPT-2).
 _POSITION_EMBEDDINGS = ("position_embeddings", "embed_positions", "wpe")
 
 
 def check_columns(
     dataset: Any, name: str, *, labels: str, reads: Collection[str], optional: Collection[str] = ()
 ) -> None:
-    """[`refuse_misspelt`], and a warning, once, that names the columns that are not read."""
+    """Calls [`refuse_misspelt`], and warns once of the columns that are not read."""
     unread = refuse_misspelt(dataset, name, labels=labels, reads=reads, optional=optional)
     if unread:
         logger.warning_once(f"{name}: the columns {', '.join(unread)} are not read")
 
 
 def check_pair_columns(dataset: Any, name: str, args: RewardConfig) -> None:
-    """[`check_dataset`] and [`check_columns`] of pairs; of each set where there are several."""
+    """Calls [`check_dataset`] and [`check_columns`] for pairs; for each set if there are several."""
     for which, part in named_parts(dataset, name).items():
         check_dataset(part, which, (datasets.Dataset, datasets.IterableDataset))
         if args.remove_unused_columns:
@@ -281,25 +291,25 @@ def refuse_misspelt(
     dataset: Any, name: str, *, labels: str, reads: Collection[str], optional: Collection[str] = ()
 ) -> list[str]:
     """
-    Refuses columns that seem to be misspelt: training would go on without them.
+    Refuses columns with misspelt names, without which training would continue.
 
     Args:
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Other kinds have no columns to check.
-        name (`str`): What messages call it.
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows. Other kinds have no columns to check.
+        name (`str`): The name of the dataset in messages.
         labels (`str`): The column that labels are expected in.
-        reads (`Collection[str]`): Columns that are read. `id` and `ground_truth` may stand beside them.
-        optional (`Collection[str]`, *optional*): Those of `reads` whose absence no error would name.
+        reads (`Collection[str]`): Columns that are read. `id` and `ground_truth` are allowed besides.
+        optional (`Collection[str]`, *optional*): Columns of `reads` whose absence raises no error.
 
     Returns:
         `list[str]`: The columns that are not read.
 
     Raises:
-        ValueError: a column that is not read holds numbers and has a name like that of labels, or almost the name of
-            an optional column that is missing.
+        ValueError: a column that is not read has a name like labels and holds numbers, or almost has the name of a
+            missing optional column.
     """
     columns = getattr(dataset, "column_names", None) or []
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":
-        return []  # a transform makes the columns that are read
+        return []  # the transform makes the columns
     unread = [column for column in columns if column not in reads and column not in _RIDE_ALONG]
     missing = [column for column in optional if column not in columns]
     for column in unread:

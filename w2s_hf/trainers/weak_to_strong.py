@@ -15,11 +15,12 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from .. import losses
 from .._compat import mark_loss_as_divided, signature_columns
-from ..collators import WeakToStrongCollator, prepare_rows
+from ..collators import TOKENIZE_STREAM, WeakToStrongCollator, prepare_rows
 from ..config import WeakToStrongConfig
 from ..modeling import align_padding, disable_dropout
 from ..modeling.adapters import keep_4bit_gradients, prepare_adapters
 from ..probabilities import as_probabilities
+from ..tokenization import CONTEXT_COLUMNS
 from .checks import (
     check_arguments,
     check_columns,
@@ -200,6 +201,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         check_dataset(dataset, name)
         if needs_labels and self.args.remove_unused_columns:
             self._check_columns(dataset, name)
+        if isinstance(dataset, datasets.IterableDataset):
+            self._refuse_texts(dataset, name)
         if not isinstance(dataset, datasets.Dataset):
             return dataset
         dataset = prepare_rows(
@@ -217,6 +220,16 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             warn_of_unread_ends(self.model, rows, self.processing_class, name)
         return dataset
 
+    def _refuse_texts(self, dataset: datasets.IterableDataset, name: str) -> None:
+        """Raises `ValueError` for a stream of texts, if no collator of the user may tokenize them."""
+        columns = dataset.column_names  # `None` if they are unknown; then the collator refuses the first batch
+        has_tokens = columns is None or {"input_ids", "inputs_embeds"} & set(columns)
+        if not has_tokens and isinstance(self.data_collator, WeakToStrongCollator):
+            raise ValueError(
+                f"{name}: got a streamed dataset with the columns {', '.join(columns)}, expected `input_ids`. "
+                f"{TOKENIZE_STREAM}"
+            )
+
     def _check_columns(self, dataset: _Rows, name: str) -> None:
         signature = signature_columns(self)
         # Columns that any row may have, and whose absence is no error.
@@ -225,6 +238,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             optional.discard("labels")
         lengths = {getattr(self.args, "length_column_name", "length")}
         reads = {"label", "labels", self.args.dataset_text_field, *signature, *lengths}
+        if set(CONTEXT_COLUMNS) <= set(getattr(dataset, "column_names", None) or ()):
+            reads |= {*CONTEXT_COLUMNS, "group", "question"}  # rows of load_task
         check_columns(dataset, name, labels="labels", reads=reads, optional=optional)
 
     # ---- Training ----
