@@ -183,7 +183,7 @@ def test_answers_are_scored_by_two_tokens_whatever_the_padding():
 
 @pytest.mark.parametrize(
     ("length", "answers", "message"),
-    [(1, ("é", "ü"), "same tokens"), (160, (" a", " b"), "prompt 1 has .* fewer examples")],
+    [(1, ("é", "ü"), "same tokens"), (160, (" a", " b"), "prompt 1 with .* fewer examples")],
     ids=["same answers", "long prompt"],
 )
 def test_answers_that_cannot_be_scored_are_named(length, answers, message):
@@ -295,8 +295,8 @@ def test_wrong_labels_are_doubted_and_filtered():
     assert (by_neighbours == truth).mean() > (labels == truth).mean() + 0.05
 
 
-def test_nobody_judges_what_it_has_learned():
-    # As many features as rows: a probe repeats the noise that it learned, and the others know nothing of it.
+def test_rows_are_predicted_by_probes_of_other_folds():
+    # With as many features as rows, a probe repeats the noise of its training labels. Other probes cannot predict it.
     rng = np.random.default_rng(5)
     features, noise = rng.normal(size=(200, 400)), one_hot(rng.integers(0, 2, 200))
     probe = logistic_probe(features, noise)
@@ -365,7 +365,7 @@ def test_errors_that_cannot_be_simulated_are_refused(kind, n, message):
 
 def test_new_kind_of_errors_is_not_taken_for_random_ones(monkeypatch):
     monkeypatch.setitem(ERROR_KINDS, "newest", "the last prompts")
-    with pytest.raises(NotImplementedError, match="'newest' is in ERROR_KINDS"):
+    with pytest.raises(NotImplementedError, match="Got the kind 'newest' of ERROR_KINDS.* Add a branch"):
         simulate_labels("newest", TRUTH, 3)
 
 

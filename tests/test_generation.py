@@ -161,8 +161,8 @@ def test_completions_are_kept_by_row_id(tmp_path):
     [
         (lambda labels: labels.join(Dataset.from_dict({"id": ["a"], "completion": ["x"]})), ValueError,
          "got rows with the column completion, expected rows without labels"),
-        (lambda labels: labels.of(["d"]), KeyError, "no weak label"),
-        (lambda labels: WeakCompletions(["a"], MADE), ValueError, "WeakCompletions: got 1 ids for 3 rows"),
+        (lambda labels: labels.of(["d"]), KeyError, "without a weak label"),
+        (lambda labels: WeakCompletions(["a"], MADE), ValueError, "WeakCompletions: got 1 ids for 3 labels"),
     ],
     ids=["second completion", "unknown row", "few ids"],
 )  # fmt: skip

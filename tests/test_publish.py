@@ -164,7 +164,7 @@ def cut(output):
     ("fault", "options", "environment", "message"),
     [
         (None, ["--hub_namespace", "me"], {"HF_TOKEN": "hf_of_yesterday"}, "HTTP 401: .* set HF_TOKEN"),
-        (None, [], {"HF_TOKEN": "hf_of_yesterday"}, "did not say whose token this is .HTTP 401"),
+        (None, [], {"HF_TOKEN": "hf_of_yesterday"}, "did not return the owner of the token .HTTP 401"),
         (None, ["--hub_namespace", "others"], {}, "HTTP 403: You don't have the rights .* write access"),
         (refuse(409, "/commit/", message="moved on"), ["--hub_namespace", "me"], {}, "HTTP 409: moved on.* try again"),
         (refuse(500, "/commit/"), ["--hub_namespace", "me"], {}, "HTTP 500: no"),

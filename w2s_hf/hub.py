@@ -51,9 +51,9 @@ _PAUSES = (1, 4)  # seconds before each retry after an error of the Hub itself
 _LONGEST_NAME = 96  # characters of a repository name without its namespace
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 _ADVICE = {
-    401: "The Hub rejected the token. Set HF_TOKEN, or log in with `hf auth login`.",
+    401: "The Hub rejected the token: set HF_TOKEN, or log in with `hf auth login`.",
     403: "The token has no write access to this namespace. Use a token with write access, as a member of it.",
-    409: "The repository is being changed by another process, or its name is taken. Try again.",
+    409: "Another process is changing the repository, or its name is taken: try again.",
 }
 
 

@@ -1,6 +1,6 @@
-"""Analyses of a finished experiment: functions on arrays and models, with the figure and section of each.
+"""Analyses of a finished experiment: functions on arrays and models, figures, and sections of the report.
 
-Recipes run them by `--analyses`; `w2s_hf.experiments.analyses` trains what they need.
+The option `--analyses` runs them; `w2s_hf.experiments.analyses` trains the models that they need.
 """
 
 from ..tasks.prompt import PromptFormat

@@ -15,31 +15,39 @@ __all__ = ["agreement_section", "compare_answers", "compare_probabilities", "plo
 
 def compare_answers(same: np.ndarray, student_right: np.ndarray, supervisor_right: np.ndarray) -> dict:
     """
-    Compares a student's answers of any kind with its supervisor's.
+    Compares the predictions of a student and its supervisor, of any kind.
 
     Args:
-        same, student_right, supervisor_right (`np.ndarray` of shape `(N,)`, bool): Whether the two answers to a test
-            row are the same, whether the student's is right, and whether the supervisor's is.
+        same, student_right, supervisor_right (`np.ndarray` of shape `(N,)`, bool): For each test row, whether both
+            predictions are the same, whether the student is right, and whether the supervisor is right.
 
     Returns:
-        `dict` with `accuracy`; `agreement`, see [`w2s_hf.metrics.agreement_shares`]; the shares of the supervisor's
-        errors that are `inherited` (the same wrong answer) and `corrected`; and `new_errors`, the share of its right
-        answers that the student has wrong. A share is `None` without such rows. With two classes `inherited` is the
-        agreement where the supervisor is wrong; with more, or with text, a student may be wrong in its own way.
+        `dict` with
+
+        - `accuracy` of the student;
+        - `agreement`, see [`w2s_hf.metrics.agreement_shares`];
+        - `inherited` and `corrected`: the shares of the supervisor's errors that the student repeats or corrects;
+        - `new_errors`: the share of the supervisor's correct predictions on which the student is wrong.
+
+        A share is `None` if there are no such rows. For two classes, `inherited` is the agreement where the supervisor
+        is wrong. For more classes or text it is not, because a student may make another error.
 
     Raises:
-        ValueError: The answers to a row are the same, but only one of them is right.
+        ValueError: Two predictions are the same, but only one of them is right.
     """
     same, student_right, supervisor_right = (
         np.asarray(values, dtype=bool) for values in (same, student_right, supervisor_right)
     )
     if not same.shape == student_right.shape == supervisor_right.shape or same.ndim != 1:
         raise ValueError(
-            f"Got the shapes {same.shape}, {student_right.shape} and {supervisor_right.shape}, expected (N,) three "
-            "times: one answer per test row."
+            f"Got the shapes {same.shape}, {student_right.shape} and {supervisor_right.shape}, expected (N,) for all "
+            "three: one prediction per test row."
         )
     if (same & (student_right != supervisor_right)).any():
-        raise ValueError("same: got rows with the same answer of which one is right and one is not.")
+        raise ValueError(
+            "same: got rows with the same answer of which only one is right, expected both to be right or both wrong. "
+            "Compare both with the same ground truth."
+        )
 
     def share(values: np.ndarray, rows: np.ndarray) -> float | None:
         return float(values[rows].mean()) if rows.any() else None
@@ -57,26 +65,29 @@ def compare_probabilities(student: np.ndarray, supervisor: np.ndarray, labels: n
     """
     Extends [`compare_answers`] to class probabilities, with calibration and misfit.
 
-    Inverse scaling (paper, 5.1.3) is a larger student that agrees less with its supervisor's errors; in cross-entropy
-    it shows in `cross_entropy_supervisor_wrong`. *Misfit* is how far the student is from its supervisor. With squared
-    error and a convex class of students it bounds the gain from below (Charikar et al. 2024, arXiv 2405.15116,
-    theorem 1); ours are neither, so that the two are measured side by side.
+    Inverse scaling (paper, 5.1.3) means that larger students agree less with the errors of their supervisor. In terms
+    of cross-entropy, `cross_entropy_supervisor_wrong` measures it. *Misfit* is the distance between student and
+    supervisor. For squared error and a convex class of students it is a lower bound of the gain (Charikar et al. 2024,
+    arXiv 2405.15116, theorem 1). Neither condition holds here, so both are measured.
 
     Args:
         student, supervisor (`np.ndarray` of shape `(N, C)`): Class probabilities.
         labels (`np.ndarray` of shape `(N,)`): True classes.
 
     Returns:
-        `dict`: Keys of [`compare_answers`], and `ece`, `brier` of the student; `cross_entropy_supervisor_right` and
-        `cross_entropy_supervisor_wrong`, the mean cross-entropy of the student's probabilities with the supervisor's
-        hard answers, in nats; `misfit`, the mean squared distance between both; `gain`, by how much the student's
-        Brier score is lower than the supervisor's.
+        `dict` with the keys of [`compare_answers`] and
+
+        - `ece` and `brier` of the student;
+        - `cross_entropy_supervisor_right` and `cross_entropy_supervisor_wrong`: the mean cross-entropy of the
+          student's probabilities with the supervisor's hard predictions, in nats;
+        - `misfit`: the mean squared distance between both;
+        - `gain`: the supervisor's Brier score minus the student's.
     """
     student, supervisor, labels = np.asarray(student), np.asarray(supervisor), np.asarray(labels)
     supervisor_right = metrics.is_correct(supervisor, labels)
-    answers = supervisor.argmax(axis=1)
-    same = metrics.is_correct(student, answers)
-    cross_entropy = -np.log(np.maximum(student[np.arange(len(student)), answers], 1e-12))
+    classes = supervisor.argmax(axis=1)
+    same = metrics.is_correct(student, classes)
+    cross_entropy = -np.log(np.maximum(student[np.arange(len(student)), classes], 1e-12))
 
     def mean(rows: np.ndarray) -> float | None:
         return float(cross_entropy[rows].mean()) if rows.any() else None
@@ -93,11 +104,15 @@ def compare_probabilities(student: np.ndarray, supervisor: np.ndarray, labels: n
     }
 
 
-_KINDS = {"everywhere": "overall", "where it is right": "supervisor_right", "where it is wrong": "supervisor_wrong"}
+_KINDS = {
+    "agreement, all rows": "overall",
+    "agreement, supervisor right": "supervisor_right",
+    "agreement, supervisor wrong": "supervisor_wrong",
+}
 _STYLES = {
-    "everywhere": ("grey", "-"),
-    "where it is right": ("green", "-"),
-    "where it is wrong": ("vermilion", "-"),
+    "agreement, all rows": ("grey", "-"),
+    "agreement, supervisor right": ("green", "-"),
+    "agreement, supervisor wrong": ("vermilion", "-"),
     "accuracy": ("blue", "--"),
 }
 _MARKERS = "osD^vPX"
@@ -105,11 +120,12 @@ _MARKERS = "osD^vPX"
 
 def plot_agreement(entries: Sequence[dict], path: Path) -> None:
     """
-    Plots agreement over the sizes of the student, a panel per method; with probabilities, also gain over misfit.
+    Plots agreement against student size, with a panel per method. If there are probabilities, also plots gain against
+    misfit.
 
     Args:
         entries (sequence of `dict`): The results of the analysis, one entry per seed: `sizes` (models, small to large)
-            and `students`, by method and model the dict of [`compare_answers`] or [`compare_probabilities`].
+            and `students`, the dict of [`compare_answers`] or [`compare_probabilities`] by method and model.
         path (`Path`): A `.png` file.
     """
     models, methods = entries[0]["sizes"], list(entries[0]["students"])
@@ -126,7 +142,7 @@ def plot_agreement(entries: Sequence[dict], path: Path) -> None:
             lines(
                 axes, range(len(models)), shares, styles=_STYLES, ticks=[names[model] for model in models],
                 xlabel="student, small to large" if len(models) > 1 else "student",
-                ylabel="share of test rows", title=f"answered as by the supervisor; {method}",
+                ylabel="share of test rows", title=f"agreement with the supervisor, {method}",
             )  # fmt: skip
             axes.set_ylim(-0.02, 1.05)
             axes.set_xlim(-0.4, len(models) - 0.6)
@@ -158,18 +174,18 @@ def plot_agreement(entries: Sequence[dict], path: Path) -> None:
 
 
 def agreement_section(entries: Sequence[dict]) -> str:
-    """Returns the results in Markdown: means over the seeds. Arguments as in [`plot_agreement`]."""
+    """Returns the results in Markdown, as means over the seeds. Arguments as in [`plot_agreement`]."""
     has_probabilities = "misfit" in next(iter(next(iter(entries[0]["students"].values())).values()))
 
-    header = ["student", "method", "accuracy", "agreement", "where right", "where wrong"]
-    header += ["errors inherited", "errors corrected", "new errors"]
+    header = ["student", "method", "accuracy", "agreement", "agreement, supervisor right"]
+    header += ["agreement, supervisor wrong", "inherited errors", "corrected errors", "new errors"]
     columns: list[tuple[str, ...]] = [("agreement", key) for key in _KINDS.values()]
     columns += [("inherited",), ("corrected",), ("new_errors",)]
-    more = {"cross-entropy where wrong": "cross_entropy_supervisor_wrong", "ECE": "ece", "Brier": "brier"}
+    more = {"cross-entropy, supervisor wrong": "cross_entropy_supervisor_wrong", "ECE": "ece", "Brier": "brier"}
     more |= {"misfit": "misfit", "gain": "gain"}
     tables: list[list] = [[], []]
-    for method, of_sizes in entries[0]["students"].items():
-        for model in of_sizes:
+    for method, by_model in entries[0]["students"].items():
+        for model in by_model:
             of_model = ("students", method, model)
             accuracy = accuracy_cell(entries, *of_model)
             tables[0].append(

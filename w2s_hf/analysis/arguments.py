@@ -1,4 +1,4 @@
-"""The arguments of the analyses, in the forms that their callers have them, or an error that names the right form."""
+"""Converts arguments of the analyses, and raises errors that name the expected form."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,8 +18,8 @@ def probabilities_of(values: ArrayLike, name: str, n_rows: int | None = None) ->
 
     Args:
         values (array-like): Probabilities `(N, 2)`, P(class 1) `(N,)`, or classes 0 and 1 `(N,)`.
-        name (`str`): Name of the argument, for the error.
-        n_rows (`int`, *optional*): The expected N.
+        name (`str`): Name of the argument in errors.
+        n_rows (`int`, *optional*): Expected number of rows.
 
     Returns:
         `np.ndarray` of shape `(N, 2)`, float64.
@@ -28,13 +28,13 @@ def probabilities_of(values: ArrayLike, name: str, n_rows: int | None = None) ->
         ValueError: The labels have another form, or another number of rows.
     """
     try:
-        checked = as_probabilities(values)
+        probabilities = as_probabilities(values)
     except ValueError as error:
         raise ValueError(f"{name}: {str(error).removeprefix('labels: ')}") from error
-    if n_rows is not None and len(checked) != n_rows:
-        raise ValueError(f"{name}: got {len(checked)} rows, expected {n_rows}, as many as there are features.")
+    if n_rows is not None and len(probabilities) != n_rows:
+        raise ValueError(f"{name}: got {len(probabilities)} rows, expected {n_rows}, one per row of features.")
     values = np.asarray(values)
-    return values.astype(np.float64) if values.ndim == 2 else checked.astype(np.float64)
+    return values.astype(np.float64) if values.ndim == 2 else probabilities.astype(np.float64)
 
 
 def classes_of(values: ArrayLike, name: str) -> np.ndarray:
@@ -49,7 +49,7 @@ def classes_of(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def texts_of(values: Sequence[str], name: str) -> list[str]:
-    """Returns texts as a list. Raises `ValueError` for rows, and for one string, a sequence of its characters."""
+    """Returns texts as a list. Raises `ValueError` for rows, and for a single string."""
     texts = [values] if isinstance(values, str) else list(values)
     if isinstance(values, str) or not all(isinstance(text, str) for text in texts):
         kind = type(values if isinstance(values, str) else next(t for t in texts if not isinstance(t, str))).__name__

@@ -1,4 +1,4 @@
-"""Applies a model to rows in batches of similar length, distributed over the ranks; results are in row order."""
+"""Applies a model to rows in batches of similar length, distributed over the ranks."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ __all__ = ["through_model"]
 def through_model(
     tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[list[int]],
-    answer: Callable[[BatchEncoding], np.ndarray],
+    predict: Callable[[BatchEncoding], np.ndarray],
     *,
     batch_size: int,
     padding_side: str,
@@ -26,8 +26,8 @@ def through_model(
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer that pads.
         encoded (sequence of `list[int]`): Token ids of each row.
-        answer (`Callable`): Returns an array `(B, ...)` for a padded batch of `B` rows.
-        batch_size (`int`): Rows at a time on each rank.
+        predict (`Callable`): Returns an array `(B, ...)` for a padded batch of `B` rows.
+        batch_size (`int`): Number of rows per batch on each rank.
         padding_side (`str`): `"left"` or `"right"`.
         desc (`str`): Label of the progress bar.
 
@@ -38,13 +38,13 @@ def through_model(
     # The longest rows come first, so that a batch that does not fit into memory fails at once.
     order = sorted(range(len(encoded)), key=lambda index: (-len(encoded[index]), index))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    answers: list[tuple[int, np.ndarray]] = []
-    own = batches[state.process_index :: state.num_processes]
-    for batch in tqdm(own, desc=desc, disable=None if state.is_main_process else True):
+    results: list[tuple[int, np.ndarray]] = []
+    own_batches = batches[state.process_index :: state.num_processes]
+    for batch in tqdm(own_batches, desc=desc, disable=None if state.is_main_process else True):
         ids = {"input_ids": [encoded[index] for index in batch]}
-        # Padding in front moves a text, so decoders need the mask, also where the tokenizer makes none by itself.
+        # Padding on the left shifts the text, so decoders need a mask, even if the tokenizer returns none by default.
         mask = True if padding_side == "left" else None
         padded = tokenizer.pad(ids, padding_side=padding_side, return_attention_mask=mask, return_tensors="pt")
-        answers += zip(batch, answer(padded), strict=True)
-    by_index = dict(gather_object(answers) if state.num_processes > 1 else answers)
+        results += zip(batch, predict(padded), strict=True)
+    by_index = dict(gather_object(results) if state.num_processes > 1 else results)
     return np.stack([by_index[index] for index in range(len(encoded))])

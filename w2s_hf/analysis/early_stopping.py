@@ -1,4 +1,4 @@
-"""Measures whether the student overfits to its supervisor's errors: scores through training (paper, 5.1.1)."""
+"""Measures whether students overfit to errors of their supervisor, by scores during training (paper, 5.1.1)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +10,15 @@ from .figures import accuracy_cell, bars, draw, intervals_of, lines, mean_cell, 
 
 __all__ = ["CHEATING", "STOPS", "choose_stops", "overfitting_section", "plot_overfitting"]
 
-# Rules of where training stops, with their names in the report. Ground truth of validation rows is not available to
-# a method: its rule is a diagnostic of how much there is to gain.
+# Stopping rules, with their names in the report. Methods have no ground truth of validation rows, so the rule that
+# uses it is a diagnostic of the possible gain.
 STOPS = {"last_step": "last step", "weak_labels": "weak labels", "ground_truth": "ground truth (cheats)"}
 CHEATING = "ground_truth"
 
 
 def choose_stops(against_weak: Sequence[float], against_truth: Sequence[float]) -> dict[str, int]:
     """
-    Returns the snapshot that each rule of [`STOPS`] selects, the first of equally good ones.
+    Returns the snapshot that each rule of [`STOPS`] selects, or the first one in ties.
 
     Args:
         against_weak, against_truth (sequence of `float`): Accuracy of each snapshot on validation rows, against
@@ -29,8 +29,8 @@ def choose_stops(against_weak: Sequence[float], against_truth: Sequence[float]) 
     """
     if not len(against_weak) or len(against_weak) != len(against_truth):
         raise ValueError(
-            f"Got accuracies of {len(against_weak)} and {len(against_truth)} snapshots, expected the same number of "
-            "each, and at least one."
+            f"Got accuracies of {len(against_weak)} and {len(against_truth)} snapshots, expected equal numbers of at "
+            "least one."
         )
     return {
         "last_step": len(against_weak) - 1,
@@ -49,11 +49,11 @@ _CURVES = {
 
 def plot_overfitting(entries: Sequence[dict], path: Path) -> None:
     """
-    Plots accuracy through training, a panel per method, and test accuracy by where training stops.
+    Plots accuracy during training, with a panel per method, and test accuracy by stopping rule.
 
     Args:
-        entries (sequence of `dict`): The results of the analysis, one entry per seed: `weak`, `ceiling` (accuracies)
-            and `methods`, each with `steps`, four curves, and `stops`.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed: `weak` and `ceiling`
+            (accuracies), and `methods`, each with `steps`, four curves and `stops`.
         path (`Path`): A `.png` file.
     """
     methods, panels = list(entries[0]["methods"]), []
@@ -92,7 +92,7 @@ def plot_overfitting(entries: Sequence[dict], path: Path) -> None:
             axes,
             {name: over_seeds(entries, *of_stop, "accuracy") for name, of_stop in at.items()},
             ylabel=f"test accuracy, n = {entries[0]['n_test']}",
-            title="test accuracy by where training stops",
+            title="test accuracy by stopping rule",
             colours={name: "orange" if of_stop[-1] == CHEATING else "blue" for name, of_stop in at.items()},
             heights={"weak\nsupervisor": weak, "strong\nceiling": ceiling},
             notes={name: pgr_note(entries, *of_stop) for name, of_stop in at.items()},

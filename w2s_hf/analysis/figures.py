@@ -1,4 +1,4 @@
-"""The figures of all analyses: panels of bars and of lines, with one value per seed."""
+"""Panels of bars and lines for the figures of analyses, and cells of their tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ __all__ = ["accuracy_cell", "bars", "draw", "intervals_of", "lines", "mean_cell"
 
 
 def over_seeds(entries: Sequence[dict], *path: str) -> np.ndarray:
-    """Returns the number at a path of keys in every seed's entry, `(seeds,)` float64; NaN where it is `None`."""
+    """Returns the number at a path of keys in the entry of each seed, `(seeds,)` float64; NaN for `None`."""
     values = []
     for entry in entries:
         for key in path:
@@ -25,21 +25,21 @@ def over_seeds(entries: Sequence[dict], *path: str) -> np.ndarray:
 
 
 def mean_cell(entries: Sequence[dict], *path: str, digits: int = 3) -> str:
-    """Returns the cell of a table: the mean over the seeds that have this number, or a dash."""
+    """Returns a table cell: the mean over the seeds that have this number, or a dash."""
     values = over_seeds(entries, *path)
     values = values[np.isfinite(values)]
     return rounded(values.mean(), digits) if len(values) else "-"
 
 
 def accuracy_cell(entries: Sequence[dict], *path: str) -> str:
-    """Returns a cell of a table: mean accuracy over the seeds, or that of one seed with its 95 % interval."""
+    """Returns a table cell: the mean accuracy over the seeds, with its 95 % interval for a single seed."""
     interval = intervals_of(entries, *path)
     shown = "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
     return mean_cell(entries, *path, "accuracy") + shown
 
 
 def pgr_cell(entries: Sequence[dict], *path: str) -> str:
-    """Returns a cell of a table: median PGR over the seeds that have one, or that of one seed with its interval."""
+    """Returns a table cell: the median PGR over the seeds that have one, with its interval for a single seed."""
     values = over_seeds(entries, *path, "pgr")
     values = values[np.isfinite(values)]
     if not len(values):
@@ -50,14 +50,14 @@ def pgr_cell(entries: Sequence[dict], *path: str) -> str:
 
 
 def pgr_note(entries: Sequence[dict], *path: str) -> str:
-    """Returns the text above a bar: median PGR over the seeds that have one."""
+    """Returns the text above a bar: the median PGR over the seeds that have one."""
     values = over_seeds(entries, *path, "pgr")
     values = values[np.isfinite(values)]
-    return f"PGR {np.median(values):.2f}" if len(values) else "no PGR"
+    return f"PGR {np.median(values):.2f}" if len(values) else "PGR\nundefined"
 
 
 def intervals_of(entries: Sequence[dict], *path: str, key: str = "ci95") -> tuple[float, float] | None:
-    """Returns the interval of an entry if there is one seed, and it has one."""
+    """Returns the interval of an entry; `None` if there are several seeds, or the entry has no interval."""
     entry = entries[0]
     for name in path:
         entry = entry[name]
@@ -70,7 +70,8 @@ def draw(path: Path, *rows: Sequence[tuple[float, Callable[[Axes], None]]]) -> N
 
     Args:
         path (`Path`): A `.png` file.
-        rows (sequences of pairs): Width of each panel, in inches in the widest row, and the function that draws it.
+        rows (sequences of pairs): The panels of each row: the width in inches (exact in the widest row), and the
+            function that draws the panel.
     """
     size = max(sum(width for width, _ in row) for row in rows), 4.0 * len(rows)
     with matplotlib.rc_context(STYLE):
@@ -96,17 +97,17 @@ def bars(
     top: float | None = None,
 ) -> None:
     """
-    Draws a bar per name, the mean over the seeds, with a point per seed if there are several.
+    Draws a bar per name, the mean over the seeds, and a point per seed if there are several.
 
     Args:
         axes ([`~matplotlib.axes.Axes`]): Axes to draw on.
-        values (`dict[str, np.ndarray]`): Values of each bar, `(seeds,)`; NaN is a seed without a value.
-        ylabel, title (`str`): Texts.
-        colours (`dict[str, str]`, *optional*): Colour of a bar in `PALETTE`; blue by default.
-        heights (`dict[str, float]`, *optional*): Heights of lines to compare with, by their labels.
-        notes (`dict[str, str]`, *optional*): Text above a bar besides its height.
-        intervals (`dict[str, tuple]`, *optional*): Intervals of bars of one seed, see [`intervals_of`].
-        top (`float`, *optional*): Upper limit of the y axis; higher bars raise it.
+        values (`dict[str, np.ndarray]`): Values of each bar, `(seeds,)`; NaN for a seed without a value.
+        ylabel, title (`str`): Label of the y axis, and title of the panel.
+        colours (`dict[str, str]`, *optional*): Colour of each bar in `PALETTE`; blue by default.
+        heights (`dict[str, float]`, *optional*): Heights of reference lines by label.
+        notes (`dict[str, str]`, *optional*): Text above each bar, below its value.
+        intervals (`dict[str, tuple]`, *optional*): Intervals of bars of a single seed, see [`intervals_of`].
+        top (`float`, *optional*): Upper limit of the y axis. Higher bars raise it.
     """
     colours, heights, notes, intervals = colours or {}, heights or {}, notes or {}, intervals or {}
     ends = [end for name in values for end in intervals.get(name) or ()]
@@ -129,7 +130,7 @@ def bars(
             error = [[max(series.mean() - low, 0.0)], [max(high - series.mean(), 0.0)]]
             axes.errorbar(x, series.mean(), error, color="black", capsize=4, lw=1.1, zorder=3)
             peak = max(peak, high)
-        # The background is white because a line to compare with may be behind the text.
+        # The background is white because a reference line may be behind the text.
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
         axes.annotate(
             text, (x, peak), (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=8.5, bbox=box,
@@ -140,7 +141,7 @@ def bars(
     places: list[float] = []
     for name, height in sorted(heights.items(), key=lambda item: item[1]):
         axes.axhline(height, color="black", lw=0.9, ls=":", zorder=4)
-        # The label is beside its line, and above the label before it if the two lines are close.
+        # The label is on its line, or above the previous label if the two lines are close.
         place = max([height, *(other + 0.06 * spread * (1 + name.count("\n")) for other in places[-1:])])
         places.append(place)
         axes.text(
@@ -167,14 +168,14 @@ def lines(
     ticks: Sequence[str] | None = None,
 ) -> None:
     """
-    Draws a line per name, the mean over the seeds, and thin lines per seed if there are several.
+    Draws a line per name, the mean over the seeds, and a thin line per seed if there are several.
 
     Args:
         axes ([`~matplotlib.axes.Axes`]): Axes to draw on.
-        x (sequence of `float`): The `n` positions of all lines.
+        x (sequence of `float`): The `n` positions on the x axis, the same for all lines.
         series (`dict[str, np.ndarray]`): Values of each line, `(seeds, n)`; NaN leaves a gap.
-        xlabel, ylabel, title (`str`): Texts.
-        styles (`dict[str, tuple[str, str]]`): Colour in `PALETTE` and line style of each.
+        xlabel, ylabel, title (`str`): Labels of the axes, and title of the panel.
+        styles (`dict[str, tuple[str, str]]`): Colour in `PALETTE` and line style of each line.
         ticks (sequence of `str`, *optional*): Label of each `x`.
     """
     for name, values in series.items():

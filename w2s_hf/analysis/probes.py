@@ -1,4 +1,4 @@
-"""Probes: simple classifiers on hidden states, to measure what models know and correct weak labels (paper, 5.2.3)."""
+"""Probes: simple classifiers on hidden states, to measure model knowledge and correct weak labels (paper, 5.2.3)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,31 +44,32 @@ def last_hidden_states(
     batch_size: int = 32,
 ) -> np.ndarray:
     """
-    Returns the input of a classifier's head. For a decoder it is the last layer's state of the last token that is not
-    its padding token, for an encoder that of the first token, pooled where the model pools. (Some encoders, DistilBERT
-    and DeBERTa, have layers in between that are new before finetuning: then these are random functions of what the
-    encoder knows.)
+    Returns the inputs of a classification head.
+
+    For a decoder, this is the last layer's state of the last token that is not the padding token. For an encoder, it
+    is the state of the first token, pooled if the model pools. Some encoders (DistilBERT, DeBERTa) have further layers
+    before the head that are untrained before finetuning. Their results are random functions of the encoder's states.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A sequence classifier in eval mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer that pads.
         tokens ([`~datasets.Dataset`] or a list of encodings): Rows with `input_ids`, without padding.
-        batch_size (`int`, *optional*, defaults to 32): Rows at a time on each rank.
+        batch_size (`int`, *optional*, defaults to 32): Number of rows per batch on each rank.
 
     Returns:
-        `np.ndarray` of shape `(N, hidden size)`, float32, in order, on every rank.
+        `np.ndarray` of shape `(N, hidden size)`, float32, in the order of the rows, on every rank.
     """
     encoded = tokens_of(tokens, "tokens")
-    align_padding(model, tokenizer)  # a decoder refuses batches without it
-    captured: list[torch.Tensor] = []
-    handle = classification_head(model).register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
-    reads_last = hasattr(model, "score")  # a decoder's head; it reads all tokens, and its model takes the last
+    align_padding(model, tokenizer)  # decoders reject batches without it
+    head_inputs: list[torch.Tensor] = []
+    handle = classification_head(model).register_forward_pre_hook(lambda module, inputs: head_inputs.append(inputs[0]))
+    reads_last = hasattr(model, "score")  # the head of a decoder, whose model selects the last token after the head
 
-    def answer(inputs: BatchEncoding) -> np.ndarray:
+    def hidden_states(inputs: BatchEncoding) -> np.ndarray:
         model(**inputs.to(model.device))
-        hidden = captured.pop().float()
+        hidden = head_inputs.pop().float()
         if hidden.ndim == 3:
-            # The rule of transformers: the last token that is not the padding token, which may also end a text.
+            # As in transformers: the last token that is not the padding token, even if this token also ends a text.
             is_token = (inputs["input_ids"] != tokenizer.pad_token_id).int()
             last = (is_token * torch.arange(1, hidden.shape[1] + 1, device=is_token.device)).argmax(dim=1)
             hidden = hidden[range(len(hidden)), last if reads_last else 0]
@@ -76,7 +77,7 @@ def last_hidden_states(
 
     try:
         return through_model(
-            tokenizer, encoded, answer, batch_size=batch_size, padding_side="right", desc="Hidden states"
+            tokenizer, encoded, hidden_states, batch_size=batch_size, padding_side="right", desc="Hidden states"
         )
     finally:
         handle.remove()
@@ -90,21 +91,22 @@ def logistic_probe(
     l2: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
 ) -> Pipeline:
     """
-    Fits logistic regression to soft labels, which weight each row for both classes. Features are standardized.
+    Fits logistic regression to soft labels. Each row counts for both classes, weighted by its probabilities. Features
+    are standardized.
 
     Args:
-        features (`np.ndarray` of shape `(N, D)`): Inputs to learn from.
-        probabilities (`np.ndarray` of shape `(N, 2)` or `(N,)`): Their labels: probabilities, P(class 1) or classes.
-        validation (pair of arrays, *optional*): Features and labels that select among several `l2`: the best accuracy
-            wins, the strongest of equal ones (the paper stops its probes by validation labels of the same kind).
-            Without it the third is taken.
-        l2 (sequence of `float`): Weights of the squared norm, beside the *mean* cross-entropy.
+        features (`np.ndarray` of shape `(N, D)`): Features of the training rows.
+        probabilities (`np.ndarray` of shape `(N, 2)` or `(N,)`): Labels: probabilities, P(class 1) or classes.
+        validation (pair of arrays, *optional*): Features and labels for the selection of `l2` by accuracy; in ties the
+            largest value is selected. (The paper stops its probes by validation labels of the same kind.) Without
+            validation rows, the third value is used.
+        l2 (sequence of `float`): Weights of the squared norm relative to the *mean* cross-entropy.
 
     Returns:
         A fitted classifier of scikit-learn; `predict_proba(features)` is `(N, 2)`.
 
     Raises:
-        ValueError: The labels are all of one class, or they are no labels of these rows.
+        ValueError: All labels are of one class, or the labels do not match the rows.
     """
     features = np.asarray(features)
     weights = probabilities_of(probabilities, "probabilities", len(features))
@@ -112,8 +114,8 @@ def logistic_probe(
         validation_classes = probabilities_of(validation[1], "validation", len(validation[0])).argmax(axis=1)
     if (weights.sum(axis=0) == 0).any():
         raise ValueError(
-            "probabilities: got labels of one class alone, expected two: there is nothing to tell apart. Look at the "
-            "supervisor, or at what was filtered."
+            "probabilities: got labels of one class, expected two. Check the predictions of the supervisor, or keep "
+            "more rows if they were filtered."
         )
     strengths = [l2[min(2, len(l2) - 1)]] if validation is None else sorted(l2, reverse=True)
     best, best_accuracy = None, -1.0
@@ -139,27 +141,28 @@ def logistic_probe(
 
 def out_of_fold(probe: Pipeline, features: np.ndarray, probabilities: np.ndarray, *, n_folds: int = 5) -> np.ndarray:
     """
-    Predicts rows with probes that were not fitted to them. With as many features as rows, a probe repeats its labels.
+    Predicts rows with probes that were not fitted to them. A probe with as many features as rows repeats its training
+    labels.
 
     Args:
-        probe ([`~sklearn.pipeline.Pipeline`]): A result of [`logistic_probe`]; the probes of the folds have its `l2`.
+        probe ([`~sklearn.pipeline.Pipeline`]): A result of [`logistic_probe`], whose `l2` the probes of the folds use.
         features (`np.ndarray` of shape `(N, D)`), probabilities (`np.ndarray` of shape `(N, 2)`): Labelled rows.
-        n_folds (`int`, *optional*, defaults to 5): Number of folds; each is labelled by a probe of the others.
+        n_folds (`int`, *optional*, defaults to 5): Number of folds. Each is predicted by a probe fitted to the others.
 
     Returns:
         `np.ndarray` of shape `(N, 2)`, float64.
     """
     probabilities = probabilities_of(probabilities, "probabilities", len(features))
-    opinions = np.empty((len(features), 2))
+    predictions = np.empty((len(features), 2))
     strength = 1 / (2 * probe[-1].C * len(features))
     for train, held_out in KFold(n_folds, shuffle=True, random_state=0).split(features):
-        of_fold = logistic_probe(features[train], probabilities[train], l2=[strength])
-        opinions[held_out] = of_fold.predict_proba(features[held_out])
-    return opinions
+        probe_of_fold = logistic_probe(features[train], probabilities[train], l2=[strength])
+        predictions[held_out] = probe_of_fold.predict_proba(features[held_out])
+    return predictions
 
 
 def _n_neighbours(k: int, classes: np.ndarray) -> int:
-    """Returns `k`, at most half of the smallest class: more neighbours than it has rows would always outvote it."""
+    """Returns `k`, limited to half of the smallest class, so that other classes do not always outnumber it."""
     return max(1, min(k, np.unique(classes, return_counts=True)[1].min() // 2))
 
 
@@ -167,14 +170,14 @@ def neighbour_labels(
     features: np.ndarray, probabilities: np.ndarray, others: np.ndarray | None = None, *, k: int = 50
 ) -> np.ndarray:
     """
-    Returns the mean label of the `k` nearest rows (Euclidean, standardized features).
+    Returns the mean label of the `k` nearest neighbours (Euclidean distance, standardized features).
 
     Args:
         features (`np.ndarray` of shape `(N, D)`), probabilities (`np.ndarray` of shape `(N, 2)`): Labelled rows.
-        others (`np.ndarray` of shape `(M, D)`, *optional*): Rows to label; by default the labelled ones, without
-            counting a row among its own neighbours.
-        k (`int`, *optional*, defaults to 50): Number of neighbours (EleutherAI/w2s, which reads the middle layer, has
-            the same default); at most half of the rows of the rarer hard label.
+        others (`np.ndarray` of shape `(M, D)`, *optional*): Rows to label; by default the labelled rows, without
+            each row among its own neighbours.
+        k (`int`, *optional*, defaults to 50): Number of neighbours, at most half of the rows of the rarer hard label.
+            EleutherAI/w2s has the same default, for states of the middle layer.
 
     Returns:
         `np.ndarray` of shape `(M, 2)`, float64.
@@ -190,30 +193,32 @@ def neighbour_labels(
 
 def doubtful(labels: np.ndarray, second_opinion: np.ndarray, share: float = 0.1) -> np.ndarray:
     """
-    Selects the `share` of rows with labels furthest from a second opinion, `(N,)` bool, by `(N, 2)` probabilities.
+    Selects the `share` of rows whose labels differ most from other predictions, `(N,)` bool.
 
-    Ties are broken by position. 10 % is the contamination that EleutherAI/w2s assumes.
+    Both arguments are probabilities `(N, 2)`. Ties are broken by position. The default of 10 % is the contamination
+    that EleutherAI/w2s assumes.
     """
     labels = probabilities_of(labels, "labels")
     distance = np.abs(labels[:, 1] - probabilities_of(second_opinion, "second_opinion", len(labels))[:, 1])
     worst = np.argsort(-distance, kind="stable")[: round(share * len(distance))]
-    dropped = np.zeros(len(distance), dtype=bool)
-    dropped[worst] = True
-    return dropped
+    is_doubtful = np.zeros(len(distance), dtype=bool)
+    is_doubtful[worst] = True
+    return is_doubtful
 
 
 def topological_filter(features: np.ndarray, labels: np.ndarray, *, k: int = 50) -> np.ndarray:
     """
-    Selects the rows in the main body of their class; the others are likely mislabelled (Wu et al. 2020, TopoFilter).
+    Selects the rows in the main cluster of their class, because other rows are likely mislabelled (TopoFilter, Wu et
+    al. 2020).
 
-    The graph leads from each row to its `k` nearest ones. Each class keeps its largest strongly connected component,
-    and in it the rows most of whose neighbours in such components are of their class. (EleutherAI/w2s compares with
-    the neighbours' mean label instead of that vote.)
+    Edges of the graph lead from each row to its `k` nearest neighbours. Each class keeps its largest strongly
+    connected component, and of this component the rows for which most neighbours in such components have their class.
+    (EleutherAI/w2s uses the mean label of the neighbours instead of this vote.)
 
     Args:
-        features (`np.ndarray` of shape `(N, D)`): Standardized here.
+        features (`np.ndarray` of shape `(N, D)`): Features, which this function standardizes.
         labels (`np.ndarray` of shape `(N,)`): Hard labels of the supervisor.
-        k (`int`, *optional*, defaults to 50): Number of neighbours; at most half of the rows of the rarest class.
+        k (`int`, *optional*, defaults to 50): Number of neighbours, at most half of the rows of the rarest class.
 
     Returns:
         `np.ndarray` of shape `(N,)`, bool: the rows to keep.
@@ -222,18 +227,23 @@ def topological_filter(features: np.ndarray, labels: np.ndarray, *, k: int = 50)
     if labels.ndim != 1 or len(labels) != len(features):
         raise ValueError(
             f"labels: got the shape {labels.shape}, expected ({len(features)},), one class per row of features. For "
-            "probabilities, give their argmax(axis=1)."
+            "probabilities, pass their argmax(axis=1)."
         )
     graph = csr_array(kneighbors_graph(StandardScaler().fit_transform(features), _n_neighbours(k, labels)))
     classes, own = np.unique(labels, return_inverse=True)
-    in_body = np.zeros(len(labels), dtype=bool)
+    in_main_cluster = np.zeros(len(labels), dtype=bool)
     for label in classes:
         rows = np.flatnonzero(labels == label)
         _, component = connected_components(graph[rows][:, rows], connection="strong")
-        in_body[rows[component == np.bincount(component).argmax()]] = True
-    neighbours = graph[:, in_body]
-    n_of_class = np.stack([neighbours[:, labels[in_body] == label].sum(axis=1) for label in classes], axis=1)
-    return in_body & (2 * n_of_class[np.arange(len(labels)), own] > n_of_class.sum(axis=1))
+        in_main_cluster[rows[component == np.bincount(component).argmax()]] = True
+    neighbours = graph[:, in_main_cluster]
+    n_of_class = np.stack([neighbours[:, labels[in_main_cluster] == label].sum(axis=1) for label in classes], axis=1)
+    return in_main_cluster & (2 * n_of_class[np.arange(len(labels)), own] > n_of_class.sum(axis=1))
+
+
+def _shown(name: str) -> str:
+    """Returns the displayed name of a correction in the results."""
+    return name.replace("as they are", "not corrected")
 
 
 def plot_probes(entries: Sequence[dict], path: Path) -> None:
@@ -241,46 +251,46 @@ def plot_probes(entries: Sequence[dict], path: Path) -> None:
     Plots the accuracy of the weak labels after each correction, and of the students that were trained on them.
 
     Args:
-        entries (sequence of `dict`): The results of the analysis, one entry per seed: `labels`, each correction with
+        entries (sequence of `dict`): The results of the analysis, one entry per seed: `labels`, by correction with
             `label_accuracy`, `accuracy` and `pgr`; `weak` and `ceiling`.
         path (`Path`): A `.png` file.
     """
-    ways = list(entries[0]["labels"])
-    names = {way: way.replace(" by ", "\nby ").replace(", ", ",\n") for way in ways}
-    before = float(over_seeds(entries, "labels", ways[0], "label_accuracy").mean())
+    corrections = list(entries[0]["labels"])
+    names = {name: _shown(name).replace(" by ", "\nby ") for name in corrections}
+    before = float(over_seeds(entries, "labels", corrections[0], "label_accuracy").mean())
     roles = (("weak", "weak\nsupervisor"), ("ceiling", "strong\nceiling"))
     heights = {name: float(over_seeds(entries, key).mean()) for key, name in roles}
 
     def panel(key: str, **options):
-        values = {names[way]: over_seeds(entries, "labels", way, key) for way in ways}
-        colours = {names[way]: "grey" if way == ways[0] else "blue" for way in ways}
+        values = {shown: over_seeds(entries, "labels", name, key) for name, shown in names.items()}
+        colours = {shown: "grey" if name == corrections[0] else "blue" for name, shown in names.items()}
         return lambda axes: bars(axes, values, colours=colours, **options)
 
     labels = panel(
         "label_accuracy",
-        ylabel="accuracy of labels",
-        title="training labels, against ground truth",
-        heights={"as\nthey are": before},
+        ylabel="label accuracy",
+        title="accuracy of training labels",
+        heights={"not\ncorrected": before},
     )
     students = panel(
         "accuracy",
         ylabel=f"test accuracy, n = {entries[0]['n_test']}",
-        title="naive students that learned them",
+        title="students trained on these labels (method naive)",
         heights=heights,
-        notes={names[way]: pgr_note(entries, "labels", way) for way in ways},
-        intervals={names[way]: intervals_of(entries, "labels", way) for way in ways},
+        notes={shown: pgr_note(entries, "labels", name) for name, shown in names.items()},
+        intervals={shown: intervals_of(entries, "labels", name) for name, shown in names.items()},
     )
-    width = 1.8 + 1.0 * len(ways)
+    width = 1.8 + 1.0 * len(corrections)
     draw(path, [(width, labels)], [(width, students)])
 
 
 def probes_section(entries: Sequence[dict]) -> str:
     """Returns the results in Markdown: means over the seeds, median PGR. Arguments as in [`plot_probes`]."""
     rows = []
-    for way in entries[0]["labels"]:
-        of_way = ("labels", way)
-        cells = [mean_cell(entries, *of_way, key, digits=0) for key in ("n_train", "n_class_1")]
-        cells.append(mean_cell(entries, *of_way, "label_accuracy"))
-        rows.append([way, *cells, accuracy_cell(entries, *of_way), pgr_cell(entries, *of_way)])
-    header = ["weak labels", "rows", "of class 1", "accuracy of labels", "accuracy of student", "PGR"]
+    for name in entries[0]["labels"]:
+        path = ("labels", name)
+        cells = [mean_cell(entries, *path, key, digits=0) for key in ("n_train", "n_class_1")]
+        cells.append(mean_cell(entries, *path, "label_accuracy"))
+        rows.append([_shown(name), *cells, accuracy_cell(entries, *path), pgr_cell(entries, *path)])
+    header = ["weak labels", "training rows", "rows of class 1", "label accuracy", "accuracy of student", "PGR"]
     return render("analysis_probes.md", labels=markdown_table(header, rows))

@@ -1,4 +1,4 @@
-"""Scores the student before any finetuning: zero-shot and few-shot answers of a base model (paper, 5.2.1)."""
+"""Scores the student before finetuning: zero-shot and few-shot predictions of a base model (paper, 5.2.1)."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,19 +32,19 @@ def few_shot_prompts(
     seed: int = 0,
 ) -> list[str]:
     """
-    Returns a prompt per text, each with its own random examples, so that no single choice of examples decides.
+    Returns a prompt per text. Each prompt has its own random examples, so that results do not depend on one choice.
 
-    The choice does not depend on the labels: ground truth and weak labels are compared on the same examples.
+    The choice does not depend on the labels, so ground truth and weak labels are compared on the same examples.
 
     Args:
         texts (sequence of `str`): Texts to classify.
-        examples (sequence of `str`), labels (sequence of `int`): Texts with an answer.
-        n_shots (`int`): Number of examples per prompt; 0 for none.
+        examples (sequence of `str`), labels (sequence of `int`): Labelled texts to select examples from.
+        n_shots (`int`): Number of examples per prompt.
         form ([`PromptFormat`]): Format of the prompts.
         seed (`int`, *optional*, defaults to 0): Seed of the choice of examples.
 
     Raises:
-        ValueError: There are too few examples, not as many labels, or labels that are not classes 0 and 1.
+        ValueError: There are too few examples, the numbers of examples and labels differ, or labels are not 0 or 1.
     """
     texts, examples = texts_of(texts, "texts"), texts_of(examples, "examples")
     if len(examples) != len(labels):
@@ -52,7 +52,7 @@ def few_shot_prompts(
             f"Got {len(examples)} examples and {len(labels)} labels, expected one label for each example."
         )
     if not 0 <= n_shots <= len(examples):
-        raise ValueError(f"n_shots: got {n_shots}, expected at most the {len(examples)} examples; take fewer.")
+        raise ValueError(f"n_shots: got {n_shots}, expected 0 to {len(examples)}, the number of examples.")
     classes = classes_of(labels, "labels")
     rng = np.random.default_rng(seed)
     prompts = []
@@ -66,32 +66,32 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], form: PromptFormat, config: PreTrainedConfig
 ) -> list[list[int]]:
     """
-    Returns the tokens of each prompt, up to the place where its two answers differ.
+    Returns the token ids of each prompt, up to the position where the two answers differ.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the model.
         prompts (sequence of `str`): Prompts, see [`few_shot_prompts`].
         form ([`PromptFormat`]): Format with the answers.
-        config ([`~transformers.PreTrainedConfig`]): Configuration of the model, which says how many tokens it reads.
+        config ([`~transformers.PreTrainedConfig`]): Configuration of the model, with its maximum number of tokens.
 
     Raises:
-        ValueError: There are no prompts, one is empty or longer than what the model reads, or the answers do not
-            differ.
+        ValueError: There are no prompts, a prompt is empty or longer than the maximum of the model, or the answers
+            have the same tokens.
     """
     prompts = texts_of(prompts, "prompts")
     if not prompts:
-        raise ValueError("prompts: got none, expected at least one.")
+        raise ValueError("prompts: got an empty list, expected at least one prompt.")
     shared, _ = answer_tokens(tokenizer, form)
     encoded = [ids + shared for ids in tokenizer(prompts, verbose=False)["input_ids"]]
     empty = [index for index, ids in enumerate(encoded) if not ids]
     if empty:
-        raise ValueError(f"The prompt {empty[0]} has no tokens, expected at least one; give the form a suffix.")
+        raise ValueError(f"Got no tokens for prompt {empty[0]}, expected at least one. Add a suffix to the format.")
     longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
     n_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if n_positions is not None and len(encoded[longest]) > n_positions:
         raise ValueError(
-            f"The prompt {longest} has {len(encoded[longest])} tokens, more than the {n_positions} that the model "
-            "reads; take fewer examples (--prompt_shots)."
+            f"Got prompt {longest} with {len(encoded[longest])} tokens, expected at most {n_positions}, the maximum "
+            "of the model. Use fewer examples (--prompt_shots)."
         )
     return encoded
 
@@ -106,60 +106,63 @@ def answer_probabilities(
     batch_size: int = 16,
 ) -> np.ndarray:
     """
-    Returns the probabilities of the two answers by a language model, normalized over their tokens alone.
+    Returns the probabilities of the two answers by a language model, normalized over their two tokens.
 
-    Their logits are float32 whatever the model is: in bfloat16 one pair in twenty would be equal. What some models do
-    to all logits (a scale, a cap) moves neither answer before the other, and is left out.
+    The logits are computed in float32 for every model, because in bfloat16 one pair in twenty would be equal. Some
+    models apply a scale or a cap to all logits. It does not change which answer is more probable, and is left out.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model in eval mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer, with a padding token.
         prompts (sequence of `str`): Prompts, see [`few_shot_prompts`].
         form ([`PromptFormat`]): Format with the answers to score.
-        batch_size (`int`, *optional*, defaults to 16): Prompts at a time on each rank.
+        batch_size (`int`, *optional*, defaults to 16): Number of prompts per batch on each rank.
 
     Returns:
-        `np.ndarray` of shape `(N, 2)`, float32, in order, on every rank; rows sum to 1.
+        `np.ndarray` of shape `(N, 2)`, float32, in the order of the prompts, on every rank; rows sum to 1.
 
     Raises:
-        ValueError: [`encode_prompts`] refuses a prompt, or the model makes NaN of one.
+        ValueError: A prompt is invalid, see [`encode_prompts`], or the model returns NaN.
     """
     encoded = encode_prompts(tokenizer, prompts, form, model.config)
     _, pair = answer_tokens(tokenizer, form)
     decoder, head = model.get_decoder(), model.get_output_embeddings()
-    of_answers: list[Any] = [None if part is None else part[list(pair)].float() for part in (head.weight, head.bias)]
+    parameters: list[Any] = [None if part is None else part[list(pair)].float() for part in (head.weight, head.bias)]
 
-    def answer(inputs: BatchEncoding) -> np.ndarray:
+    def predict(inputs: BatchEncoding) -> np.ndarray:
         inputs = inputs.to(model.device)
-        # Where positions are learned, the padding in front must not count.
+        # Padding on the left must not count as positions, which matters for learned position embeddings.
         positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         hidden = decoder(**inputs, position_ids=positions, use_cache=False).last_hidden_state[:, -1]
         with torch.autocast(hidden.device.type, enabled=False):
-            return functional.linear(hidden.float(), *of_answers).softmax(dim=-1).cpu().numpy()
+            return functional.linear(hidden.float(), *parameters).softmax(dim=-1).cpu().numpy()
 
-    found = through_model(tokenizer, encoded, answer, batch_size=batch_size, padding_side="left", desc="Asking")
-    undefined = np.flatnonzero(np.isnan(found).any(axis=1))
+    probabilities = through_model(
+        tokenizer, encoded, predict, batch_size=batch_size, padding_side="left", desc="Prompting"
+    )
+    undefined = np.flatnonzero(np.isnan(probabilities).any(axis=1))
     if len(undefined):
         raise ValueError(
-            f"Got NaN for {len(undefined)} of {len(found)} prompts, expected probabilities; the first is prompt "
-            f"{undefined[0]}. Load the model in float32 or bfloat16, and look at its weights."
+            f"Got NaN for {len(undefined)} of {len(probabilities)} prompts (first: prompt {undefined[0]}), expected "
+            "probabilities. Load the model in float32 or bfloat16, and check its weights."
         )
-    return found
+    return probabilities
 
 
 def balanced_scores(probabilities: np.ndarray, prior: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """
-    Returns accuracies without the preference of a model for one of the answers, which hides what it knows.
+    Returns accuracies that are corrected for the preference of a model for one of the answers.
 
     Args:
-        probabilities (`np.ndarray` of shape `(N, 2)`): As [`answer_probabilities`] returns them.
-        prior (`np.ndarray` of shape `(N, 2)` or `(1, 2)`): The probabilities for the same prompts about a text without
+        probabilities (`np.ndarray` of shape `(N, 2)`): A result of [`answer_probabilities`].
+        prior (`np.ndarray` of shape `(N, 2)` or `(1, 2)`): Probabilities for the same prompts with a text without
             content, which Zhao et al. (2021) divide by.
-        labels (`np.ndarray` of shape `(N,)`): True classes, for the scores alone.
+        labels (`np.ndarray` of shape `(N,)`): True classes, which are used for scoring only.
 
     Returns:
-        `accuracy_at_median` (class 1 where its probability is above the median of the rows: for balanced classes) and
-        `accuracy_content_free` (class 1 where its probability is above that of the prior).
+        `dict` with `accuracy_at_median` (predicts class 1 if its probability is above the median of all rows, which
+        requires balanced classes) and `accuracy_content_free` (predicts class 1 if its probability is above that of
+        the prior).
 
     Raises:
         ValueError: The probabilities or the prior are not `(N, 2)`, are NaN, or do not sum to 1.
@@ -187,7 +190,7 @@ def plot_prompting(entries: Sequence[dict], path: Path) -> None:
     Plots the accuracy of prompted models beside that of finetuned ones.
 
     Args:
-        entries (sequence of `dict`): The results of the analysis, one entry per seed: `prompted` and `finetuned`, each
+        entries (sequence of `dict`): The results of the analysis, one entry per seed: `prompted` and `finetuned`, by
             name with `accuracy`; `weak` and `ceiling`, accuracies.
         path (`Path`): A `.png` file.
     """
@@ -203,14 +206,14 @@ def plot_prompting(entries: Sequence[dict], path: Path) -> None:
     def panel(axes):
         bars(
             axes, values, ylabel=f"test accuracy, n = {entries[0]['n_test']}", colours=colours, heights=heights,
-            intervals=intervals, title="prompted and finetuned",
+            intervals=intervals, title="prompted (orange) and finetuned (blue) models",
         )  # fmt: skip
 
     draw(path, [(2.0 + 1.15 * len(values), panel)])
 
 
 def prompting_section(entries: Sequence[dict]) -> str:
-    """Returns the description of the prompts in Markdown, and the scores of the prompted models: means over seeds."""
+    """Returns the results in Markdown: the prompts, and means over the seeds. Arguments as in [`plot_prompting`]."""
     entry, form = entries[0], entries[0]["format"]
     prompt = PromptFormat(**form).prompt("TEXT").replace("\n", "\\n").replace("`", "'")
     answers = [repr(answer) for answer in form["answers"]]
@@ -220,7 +223,7 @@ def prompting_section(entries: Sequence[dict]) -> str:
         + [mean_cell(entries, "prompted", name, column) for column in columns]
         for name in entry["prompted"]
     ]
-    scores = markdown_table(["prompted", "accuracy", *columns.values()], rows)
+    scores = markdown_table(["prompt", "accuracy", *columns.values()], rows)
     return render(
         "analysis_prompting.md",
         prompt=prompt, answers=answers, n_shots=entry["n_shots"], note=entry.get("note"), scores=scores,

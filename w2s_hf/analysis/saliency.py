@@ -14,7 +14,7 @@ SALIENCY = ("lp(weak)", "lp(gt)", "ft(weak)", "ft(weak)+lp(gt)", "ft(gt)")
 
 def plot_saliency(entries: Sequence[dict], path: Path) -> None:
     """
-    Plots the test accuracy of probes and finetuned models.
+    Plots the test accuracies of probes and finetuned models.
 
     Args:
         entries (sequence of `dict`): The results of the analysis, one entry per seed: `weak`, and `accuracies`, a dict
@@ -31,19 +31,19 @@ def plot_saliency(entries: Sequence[dict], path: Path) -> None:
     def panel(axes):
         bars(
             axes, values, ylabel=f"test accuracy, n = {entries[0]['n_test']}", colours=colours, heights=heights,
-            intervals=intervals, title="probed and finetuned",
+            intervals=intervals, title="linear probes (lp) and finetuned models (ft)",
         )  # fmt: skip
 
     draw(path, [(7.4, panel)])
 
 
 def saliency_section(entries: Sequence[dict]) -> str:
-    """Returns the results in Markdown: means over the seeds. Arguments as in [`plot_saliency`]."""
+    """Returns the results in Markdown, as means over the seeds. Arguments as in [`plot_saliency`]."""
     accuracy = {name: accuracy_cell(entries, "accuracies", name) for name in SALIENCY}
-    # A share of a gap is meaningful only if there is a gap: in every seed the intervals of its ends do not overlap.
+    # The share of a gap is meaningful only if there is one: in every seed, the intervals of both ends do not overlap.
     ends = [[entry["accuracies"][name]["ci95"] for name in ("lp(gt)", "ft(gt)")] for entry in entries]
-    closed = None
+    share_closed = None
     if all(low[1] < high[0] for low, high in ends):
         means = {name: over_seeds(entries, "accuracies", name, "accuracy").mean() for name in SALIENCY}
-        closed = (means["ft(weak)+lp(gt)"] - means["lp(gt)"]) / (means["ft(gt)"] - means["lp(gt)"])
-    return render("analysis_saliency.md", accuracy=accuracy, closed=closed)
+        share_closed = (means["ft(weak)+lp(gt)"] - means["lp(gt)"]) / (means["ft(gt)"] - means["lp(gt)"])
+    return render("analysis_saliency.md", accuracy=accuracy, share_closed=share_closed)

@@ -1,4 +1,4 @@
-"""Measures whether it matters which errors a supervisor makes, with simulated supervisors (paper, appendix E)."""
+"""Measures how the type of supervisor errors affects students, with simulated supervisors (paper, appendix E)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +20,13 @@ __all__ = [
     "with_opinion",
 ]
 
-# Where a simulated supervisor is wrong (paper, E.2).
+# The rows on which simulated supervisors are wrong (paper, E.2).
 ERROR_KINDS = {
-    "random": "anywhere",
-    "longest": "the longest prompts",
-    "shortest": "the shortest prompts",
-    "unconfident": "where a strong model with ground truth is least confident",
-    "confident": "where a strong model with ground truth is most confidently right",
+    "random": "random rows",
+    "longest": "the rows with the longest texts",
+    "shortest": "the rows with the shortest texts",
+    "unconfident": "the rows on which a strong model trained on ground truth is least confident",
+    "confident": "the rows on which a strong model trained on ground truth is most confidently right",
 }
 
 
@@ -40,16 +40,16 @@ def simulate_labels(
     seed: int = 0,
 ) -> np.ndarray:
     """
-    Returns ground truth with errors of a kind: the hard labels of a simulated supervisor.
+    Returns the hard labels of a simulated supervisor: ground truth with errors of one kind.
 
     Args:
         kind (`str`): One of [`ERROR_KINDS`].
         truth (`np.ndarray` of shape `(N,)`): Classes, 0 or 1.
-        n_errors (`int`): Number of flipped labels: that of a real supervisor on these rows gives the same accuracy.
-        texts (sequence of `str`, *optional*): Texts for `longest` and `shortest`, measured in characters.
-        strong (`np.ndarray` of shape `(N, 2)`, *optional*): Probabilities for `unconfident` and `confident`, of a
-            strong model finetuned on ground truth *of other rows*.
-        seed (`int`, *optional*, defaults to 0): Seed of `random`, and of the order of equal rows.
+        n_errors (`int`): Number of flipped labels. The number of errors of a real supervisor gives its accuracy.
+        texts (sequence of `str`, *optional*): Texts for `longest` and `shortest`, whose length is in characters.
+        strong (`np.ndarray` of shape `(N, 2)`, *optional*): Probabilities for `unconfident` and `confident`, from a
+            strong model that was finetuned on ground truth of *other* rows.
+        seed (`int`, *optional*, defaults to 0): Seed of `random`, and of the order of rows in ties.
 
     Returns:
         `np.ndarray` of shape `(N,)`, int64.
@@ -81,7 +81,10 @@ def simulate_labels(
     elif kind == "confident" and strong is not None:
         rank = -strong[np.arange(len(truth)), truth]
     else:
-        raise NotImplementedError(f"kind: {kind!r} is in ERROR_KINDS, and no branch here ranks rows by it.")
+        raise NotImplementedError(
+            f"Got the kind {kind!r} of ERROR_KINDS, expected one that simulate_labels implements. Add a branch to it "
+            "that ranks the rows."
+        )
     shuffled = np.random.default_rng(seed).permutation(len(truth))
     wrong = shuffled[np.argsort(rank[shuffled], kind="stable")[:n_errors]]
     labels = truth.copy()
@@ -98,7 +101,7 @@ def with_opinion(
     ),
 ) -> Dataset:
     """
-    Appends the supervisor's hard label to each text in words, which makes imitation trivial (paper, E.3).
+    Appends the supervisor's hard label in words to each text, which makes imitation trivial (paper, E.3).
 
     Args:
         rows ([`~datasets.Dataset`]): Rows with a column `text`.
@@ -106,7 +109,7 @@ def with_opinion(
         opinions (`tuple[str, str]`, *optional*): Texts to append for class 0 and class 1.
     """
     if "text" not in rows.column_names:
-        raise ValueError(f"rows: got the columns {', '.join(rows.column_names)}, expected `text`.")
+        raise ValueError(f"rows: got the columns {', '.join(rows.column_names)}, expected a column `text`.")
     classes = classes_of(labels, "labels")
     if len(classes) != len(rows):
         raise ValueError(f"labels: got {len(classes)}, expected {len(rows)}, one per row.")
@@ -123,21 +126,21 @@ def feature_experiment(
     seed: int = 0,
 ) -> list[dict]:
     """
-    Compares errors of a supervisor that a student can simulate with random ones, in linear probes (paper, E.1).
+    Compares supervisor errors that a student can simulate with random errors, with linear probes (paper, E.1).
 
-    The weak probe sees the first `k` features alone, so that a student with all of them can learn its errors, too. The
-    other supervisor has the same accuracy and errs at random, which nobody can simulate. Labels are hard, and logistic
-    regression has the default of scikit-learn (`C=1`). Unlike in the paper the features are standardized, and its
-    third supervisor, whose labels are a mixture of both kinds of errors, is left out.
+    The first supervisor is a probe on the first `k` features. A student that sees all features can learn its errors.
+    The second supervisor has the same accuracy and makes random errors, which no student can learn. Labels are hard,
+    and logistic regression has the default of scikit-learn (`C=1`). There are two differences from the paper: features
+    are standardized, and the third supervisor, with a mixture of both kinds of errors, is left out.
 
     Args:
-        weak, student, test (pairs of features `(N, D)` and classes `(N,)`): The weak probe is fitted to the first, the
-            student to the second with the labels of either supervisor; the third scores all.
+        weak, student, test (pairs of features `(N, D)` and classes `(N,)`): Rows of the weak probe; rows of the
+            students, which are fitted to the labels of each supervisor; and rows to score all probes on.
         widths (sequence of `int`): Values of `k`.
         seed (`int`, *optional*, defaults to 0): Seed of the random errors.
 
     Returns:
-        `list[dict]`: Accuracies per `k`: `weak`, `simulable`, `random` (students) and `ceiling`.
+        `list[dict]`: Accuracies per `k`: `weak`, `simulable` and `random` (students of both supervisors), `ceiling`.
     """
 
     def fit(features: np.ndarray, labels: np.ndarray):
@@ -154,19 +157,24 @@ def feature_experiment(
         probe = fit(weak[0][:, :k], weak[1])
         labels = probe.predict(student[0][:, :k])
         n_errors = int((labels != student[1]).sum())
-        by_chance = simulate_labels("random", student[1], n_errors, seed=seed)
+        random_labels = simulate_labels("random", student[1], n_errors, seed=seed)
         of_weak = float(probe.score(test[0][:, :k], test[1]))
         entry: dict[str, float | None] = {"k": int(k), "weak": of_weak, "ceiling": ceiling}
-        for name, of_kind in (("simulable", labels), ("random", by_chance)):
-            is_one_class = len(np.unique(of_kind)) == 1
-            entry[name] = None if is_one_class else float(fit(student[0], of_kind).score(*test))
+        for name, training_labels in (("simulable", labels), ("random", random_labels)):
+            is_one_class = len(np.unique(training_labels)) == 1
+            entry[name] = None if is_one_class else float(fit(student[0], training_labels).score(*test))
         entries.append(entry)
     return entries
 
 
+def _shown(name: str) -> str:
+    """Returns the displayed name of a supervisor in the results."""
+    return name.replace("told, ", "label in the text, ")
+
+
 _FEATURES = {
-    "student of simulable errors": ("simulable", "vermilion", "-"),
-    "student of random errors": ("random", "blue", "-"),
+    "student, learnable errors": ("simulable", "vermilion", "-"),
+    "student, random errors": ("random", "blue", "-"),
     "supervisor (first k features)": ("weak", "grey", "-"),
     "ceiling (all features, ground truth)": ("ceiling", "green", "--"),
 }
@@ -174,16 +182,16 @@ _FEATURES = {
 
 def plot_weak_errors(entries: Sequence[dict], path: Path) -> None:
     """
-    Plots students of supervisors with other errors, the share of these that they repeat, and probes on features.
+    Plots students of simulated supervisors, the share of errors that they repeat, and probes on features.
 
     Args:
-        entries (sequence of `dict`): The results of the analysis, one entry per seed: `supervisors`, each name with
-            `accuracy`, `supervisor` (an accuracy), `pgr` and `agreement`; `features`, see [`feature_experiment`];
+        entries (sequence of `dict`): The results of the analysis, one entry per seed: `supervisors`, by name with
+            `accuracy`, `supervisor` (an accuracy), `pgr` and `agreement`; `features`, see [`feature_experiment`]; and
             `ceiling`.
         path (`Path`): A `.png` file.
     """
     names = list(entries[0]["supervisors"])
-    shown = {name: name.replace(", ", ",\n").replace(": ", ":\n") for name in names}
+    shown = {name: _shown(name).replace(", ", ",\n") for name in names}
 
     def panel(*key: str, noted: bool = False, **options):
         values = {shown[name]: over_seeds(entries, "supervisors", name, *key) for name in names}
@@ -202,8 +210,8 @@ def plot_weak_errors(entries: Sequence[dict], path: Path) -> None:
     heights = {"super-\nvisors": supervisor, "strong\nceiling": ceiling}
     ylabel = f"test accuracy, n = {entries[0]['n_test']}"
     students = panel("accuracy", ylabel=ylabel, title="students", heights=heights, noted=True)
-    title = "errors of the supervisor that the student repeats"
-    repeated = panel("agreement", "supervisor_wrong", ylabel="share of its errors", title=title, top=1.0)
+    title = "supervisor errors that the student repeats"
+    repeated_errors = panel("agreement", "supervisor_wrong", ylabel="share of supervisor errors", title=title, top=1.0)
 
     def features(axes):
         widths = [entry["k"] for entry in entries[0]["features"]]
@@ -216,12 +224,12 @@ def plot_weak_errors(entries: Sequence[dict], path: Path) -> None:
         styles = {name: (colour, style) for name, (_, colour, style) in _FEATURES.items()}
         lines(
             axes, range(len(widths)), series, styles=styles, ticks=[str(k) for k in widths],
-            xlabel="k, features that the supervisor sees", ylabel="test accuracy of linear probes",
+            xlabel="k (number of features that the supervisor sees)", ylabel="test accuracy",
             title="linear probes on hidden states",
         )  # fmt: skip
         axes.legend(fontsize=8.5, loc="best")
 
-    draw(path, [(width, students)], [(width, repeated)], [(width, features)])
+    draw(path, [(width, students)], [(width, repeated_errors)], [(width, features)])
 
 
 def weak_errors_section(entries: Sequence[dict]) -> str:
@@ -230,7 +238,7 @@ def weak_errors_section(entries: Sequence[dict]) -> str:
     for name in entries[0]["supervisors"]:
         of_kind = ("supervisors", name)
         scores = [mean_cell(entries, *of_kind, "supervisor"), accuracy_cell(entries, *of_kind)]
-        repeated = mean_cell(entries, *of_kind, "agreement", "supervisor_wrong", digits=2)
-        rows.append([name, *scores, pgr_cell(entries, *of_kind), repeated])
-    header = ["supervisor", "its accuracy", "accuracy of student", "PGR", "errors repeated"]
+        repeated_errors = mean_cell(entries, *of_kind, "agreement", "supervisor_wrong", digits=2)
+        rows.append([_shown(name), *scores, pgr_cell(entries, *of_kind), repeated_errors])
+    header = ["supervisor", "accuracy of supervisor", "accuracy of student", "PGR", "repeated errors"]
     return render("analysis_weak_errors.md", kinds=ERROR_KINDS, supervisors=markdown_table(header, rows))
