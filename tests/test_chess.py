@@ -1,4 +1,4 @@
-"""Puzzles: both public schemas become prompts with a move behind them; what is broken is counted; moves are scored."""
+"""Tests that both puzzle schemas become prompts and moves, that broken puzzles are counted, and how moves score."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from w2s_hf.tasks.chess import CHESS_PUZZLES, BrokenPuzzleError, load_puzzles, transcript
 from w2s_hf.tasks.chess.moves import parse_move, score_move
 
-# The paper's figure 14, the easy puzzle.
+# The easy puzzle of the paper's figure 14.
 PAPER_PROMPT = (
     "1. d4 1... Nf6 2. Nf3 2... d5 3. e3 3... e6 4. Bd3 4... c5 5. c3 5... Be7 6. Nbd2 6... O-O 7. O-O 7... Nc6 8. "
     "Re1 8... Bd7 9. e4 9... dxe4 10. Nxe4 10... cxd4 11. Nxf6+ 11... Bxf6 12. cxd4 12... Nb4 13. Be4 13... Qb6 14. "
@@ -34,7 +34,7 @@ def played(prompt: str) -> chess.Board:
 
 
 def as_table(prompt: str, target: str, **columns) -> dict:
-    """The same puzzle as a row of the Lichess table."""
+    """Returns the same puzzle as a row of the Lichess table."""
     board = played(prompt)
     answer = board.parse_san(target.strip()).uci()
     last = board.pop()
@@ -42,7 +42,7 @@ def as_table(prompt: str, target: str, **columns) -> dict:
 
 
 def in_pgn(prompt: str) -> str:
-    """As people write it: comments, clocks, and a number a move."""
+    """Returns a game in PGN as published: with comments, clocks, and a number for each move."""
     words = [word for word in prompt.split() if not word.endswith("...")]
     return " ".join(words).replace("1. d4", "1. d4 { [%clk 0:05:00] } 1...", 1) + " Kf8 Qd8+ 1-0"
 
@@ -57,7 +57,10 @@ def test_the_papers_example_character_by_character():
 
 
 def test_the_papers_other_example_ends_with_42():
-    """White to move at 42, answer ` Qf5`. The position is there earlier and later, too, at other move numbers."""
+    """
+    Returns a puzzle with White to move at move 42 and the answer ` Qf5`. The position also occurs earlier and later in
+    the game, at other move numbers.
+    """
     board = chess.Board()
     for san in ["e4", "e5", "Qg4", "Nc6", "d3", "Rb8"] + ["Kd1", "Ra8", "Ke1", "Rb8"] * 19:
         board.push_san(san)
@@ -101,13 +104,13 @@ FEN, MOVES = (as_table(PAPER_PROMPT, PAPER_TARGET)[name] for name in ("FEN", "Mo
         ({"ctx": PAPER_PROMPT, "target": None}, "an empty field"),
         ({"ctx": PAPER_PROMPT, "target": ""}, "an empty field"),
         ({"ctx": PAPER_PROMPT, "target": " Qxc1+ 23. Bxc1"}, "a target of more than one move"),
-        ({"FEN": FEN, "Moves": MOVES.split()}, "a field that is no text"),
+        ({"FEN": FEN, "Moves": MOVES.split()}, "a field that is not text"),
         ({"FEN": FEN.replace("k", "n"), "Moves": MOVES}, "an impossible position"),
         ({"FEN": "what", "Moves": MOVES}, "an unreadable position"),
         ({"FEN": FEN, "Moves": MOVES.split()[0]}, "no solution"),
         ({"FEN": FEN, "Moves": "e3e1 c6c1"}, "an illegal move"),
         ({"FEN": FEN, "Moves": f"{MOVES.split()[0]} c6h1"}, "an illegal move"),
-        ({"FEN": FEN, "Moves": MOVES, "movetext": "1. e4 e5"}, "a game that does not come to the position"),
+        ({"FEN": FEN, "Moves": MOVES, "movetext": "1. e4 e5"}, "a game that does not reach the position"),
     ],
 )
 def test_broken_rows_say_why(row, reason):
@@ -139,7 +142,7 @@ def test_parts_share_no_game_and_links_have_rows_of_their_own():
 
 
 def owners_of_games(splits, rows: list[dict]) -> dict[str, set[str]]:
-    """The parts that have puzzles of each game."""
+    """Returns the parts that contain puzzles of each game."""
     game_of = {CHESS_PUZZLES.example(row)["id"]: row["GameUrl"].split("/")[3].split("#")[0] for row in rows}
     owners: dict[str, set[str]] = {}
     for name, part in splits.parts.items():
@@ -155,9 +158,9 @@ def test_games_are_known_by_either_name(column, caplog):
     for row in named:
         row[{"GameUrl": "GameId", "GameId": "GameUrl"}[column]] = None
     owners = owners_of_games(load(named), rows)
-    assert all(len(parts) == 1 for parts in owners.values()) and "do not tell their game" not in caplog.text
+    assert all(len(parts) == 1 for parts in owners.values()) and "do not name their game" not in caplog.text
     load([{**row, "GameId": None, "GameUrl": None} for row in named])
-    assert "90 of 90 rows do not tell their game" in caplog.text
+    assert "90 of 90 rows do not name their game" in caplog.text
 
 
 def test_the_test_set_does_not_depend_on_what_else_is_asked_for():
@@ -175,7 +178,7 @@ def test_the_test_set_does_not_depend_on_what_else_is_asked_for():
 def test_transcripts_of_one_game_stay_together():
     words = PAPER_PROMPT.split()
     rows = []
-    for n_moves in range(6, 40):  # the same game, asked at every move
+    for n_moves in range(6, 40):  # one puzzle for each move of the same game
         prompt = " ".join([*words[: 2 * n_moves], words[2 * n_moves]])
         board = played(prompt)
         rows.append({"id": str(n_moves), "ctx": prompt, "target": f" {board.san(next(iter(board.legal_moves)))}"})
@@ -218,7 +221,7 @@ def test_what_is_left_out_is_counted(caplog):
 
 
 def test_moves_that_would_be_cut_are_an_error():
-    with pytest.raises(ValueError, match="set --max_new_tokens [5-9]"):
+    with pytest.raises(ValueError, match="Set --max_new_tokens [5-9]"):
         load(random_rows(30), tokenizers=[make_character_tokenizer()], max_new_tokens=3)
 
 
@@ -269,27 +272,27 @@ PLAIN = played(PAPER_PROMPT).fen()
         (" Qxc1+", False, PLAIN, " Qxc1+", ("c6c1", True, True, True)),
         ("Qxc1+", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # its leading space is missing
         (" Qxc1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # its check mark is missing
-        (" Qxc1+ 23. Bxc1", True, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # zero-shot, it goes on
-        (" Qxc1+", True, PLAIN, " Qxc1+", (None, False, False, False)),  # might have gone on
-        (" Qxc1+ ", True, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # not this one
+        (" Qxc1+ 23. Bxc1", True, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # a base model continues
+        (" Qxc1+", True, PLAIN, " Qxc1+", (None, False, False, False)),  # truncated, so the move may be incomplete
+        (" Qxc1+ ", True, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # truncated after the move
         (" Qc2", False, PLAIN, " Qxc1+", ("c6c2", False, False, False)),
         (" Qd1", False, PLAIN, " Qxc1+", (None, False, False, False)),  # illegal
         ("", False, PLAIN, " Qxc1+", (None, False, False, False)),
         (" c6 c1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # squares
         (" c6c1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # UCI
-        (" --", False, PLAIN, " Qxc1+", (None, False, False, False)),  # a null move is none
+        (" --", False, PLAIN, " Qxc1+", (None, False, False, False)),  # a null move is not legal
         (
             " 22... Qxc1+",
             False,
             PLAIN,
             " Qxc1+",
             ("c6c1", True, False, True),
-        ),  # with the number that the prompt ends with
+        ),  # repeats the move number at the end of the prompt
         (" 22... Qxc1+", True, PLAIN, " Qxc1+", (None, False, False, False)),
         (" Qxc1+!?.", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),
         (" Re8#", False, MATES, " Ra8#", ("e1e8", False, False, True)),
         (" Re7", False, MATES, " Ra8#", ("e1e7", False, False, False)),
-        (" Re8", False, MATES, " Ra7", ("e1e8", False, False, False)),  # a mate was not asked for
+        (" Re8", False, MATES, " Ra7", ("e1e8", False, False, False)),  # the target is not mate
     ],
 )
 def test_scores_by_hand(text, is_cut, fen, target, expected):
@@ -315,7 +318,7 @@ def test_real_puzzles_are_sound_and_tokenizers_keep_the_boundary(name, monkeypat
     for row in splits.test:
         board = chess.Board(row["fen"])
         assert row["ground_truth"] == f" {board.san(parse_move(row['ground_truth'], board))}"
-    # The paper's own prompt, which is longer.
+    # The prompt of the paper is longer.
     together = tokenizer(PAPER_PROMPT + PAPER_TARGET)["input_ids"]
     apart = tokenizer(PAPER_PROMPT)["input_ids"] + tokenizer(PAPER_TARGET, add_special_tokens=False)["input_ids"]
     assert together == apart

@@ -1,4 +1,4 @@
-"""The recipe of chess as a user meets it, on a demo made small, and on local puzzles with local models."""
+"""Tests the chess recipe as a user runs it: on a small demo, and on local puzzles with local models."""
 
 import json
 import random
@@ -39,8 +39,8 @@ SMALL = "--demo_documents 3200 --n_train 96 --n_weak 160 --n_validation 40 --n_t
 @pytest.fixture(scope="module")
 def finished(cache, tmp_path_factory):
     """
-    A whole small run: its directory, what it printed, its numbers. (It is a run at all because the recipe, which has
-    the name of python-chess and is found before it, makes way.)
+    Runs a small experiment and returns its directory, output and results. (This also tests that recipes/chess.py does
+    not shadow the package python-chess, although both are named `chess`.)
     """
     output = tmp_path_factory.mktemp("run") / "out"
     process = recipe(*SMALL, "--output_dir", output, cache=cache, name=NAME)
@@ -50,7 +50,7 @@ def finished(cache, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
-    """Puzzles in a file, and two models that read them, as on a user's disk."""
+    """Creates a directory with puzzles in a file and two models."""
     directory = tmp_path_factory.mktemp("local")
     rows = random_rows(160)
     rows[0]["Moves"] = "a1a1 a2a2"
@@ -162,7 +162,7 @@ def test_a_second_run_trains_nothing(finished, cache):
 
 def test_killed_while_it_labels_and_run_again(finished, cache, tmp_path):
     options = [*SMALL, "--output_dir", str(tmp_path / "out")]
-    # One puzzle at a time: time enough to be killed. (The batch size changes no number, so it is in no key.)
+    # A batch size of one leaves time to kill the run. (It changes no number, so it is not part of a cache key.)
     command = [ROOT / "recipes" / NAME, *options, "--per_device_eval_batch_size", "1"]
     process = start(*command, log=tmp_path / "log", W2S_HF_CACHE=str(cache))
     written = "out/_stages/weak-*.partial/completions/rank0.jsonl"
@@ -195,14 +195,14 @@ def test_two_ranks_run_as_one(finished, cache, tmp_path):
     (one,), (two,) = finished[2]["runs"], numbers(tmp_path / "out")["runs"]
     assert two["weak"]["n"] == one["weak"]["n"] and two["split_fingerprint"] == one["split_fingerprint"]
     assert two["baselines"] == one["baselines"]
-    # Few moves of models this small are right, so accuracies tell nothing.
+    # Models this small rarely find the right move, so accuracies are not compared.
     outputs = finished[0], tmp_path / "out"
     for name in ("weak", "ceiling", "student-naive"):
         ours, theirs = (losses_of(output, name) for output in outputs)
         assert len(ours) > 2 and ours[-1] < ours[0] and theirs == pytest.approx(ours, rel=1e-4), name
     ours, theirs = (WeakCompletions.load(output / "weak_labels" / "seed0") for output in outputs)
     assert len(set(ours.completions)) > 5, "the supervisor answers the same to all: the comparison would be vacuous"
-    # Sums in another order change a few moves at most.
+    # Another order of floating-point sums changes a few moves at most.
     is_same = [mine == other for mine, other in zip(theirs.completions, ours.of(theirs.ids), strict=True)]
     assert sum(is_same) >= 0.95 * len(is_same)
 

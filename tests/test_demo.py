@@ -81,7 +81,7 @@ def test_too_small_a_world_says_so():
     config = WorldConfig(
         n_entities=2, n_kinds=2, n_kind_words=1, n_superclass_words=1, n_generic_words=1, facts_per_item=2
     )
-    with pytest.raises(ValueError, match="n: got 5000, but no distinct rows are left"):
+    with pytest.raises(ValueError, match="n: got 5000, expected at most"):
         DemoWorld(config).yes_no_rows(5000, "train")
 
 

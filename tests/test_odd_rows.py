@@ -1,4 +1,4 @@
-"""Files without rows, rows without classes and too few of them: each ends in one line that says what to do."""
+"""Tests that files without rows, rows of one class and too few rows end in one line that says what to do."""
 
 import numpy as np
 import pandas as pd

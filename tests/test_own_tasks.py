@@ -1,4 +1,4 @@
-"""A task of one's own: files, odd rows, and errors that name what was found."""
+"""Tests custom tasks: files, unusual rows, and errors that name the wrong value."""
 
 import dataclasses
 
@@ -213,7 +213,7 @@ def test_of_a_huge_split_random_rows_are_read(monkeypatch, caplog):
     splits = load_task(own_task(), raw=raw)
     assert 100 < sum(map(len, splits.parts.values())) <= 150
     assert "reading a random sample of 150 of the 240 rows of 'train'" in caplog.text
-    # A row is named by its number in the split, not among those that are read.
+    # Errors name a row by its position in the whole split, not in the sample.
     broken = Dataset.from_list([{**row, "message": ""} if i >= 200 else row for i, row in enumerate(MESSAGES)])
     with pytest.raises(ValueError, match="row 20[0-9] of the split 'train' has an empty 'message'"):
         load_task(own_task(), raw=DatasetDict(train=broken))
@@ -288,5 +288,5 @@ def test_a_column_that_only_a_function_reads_has_to_be_named():
 
 
 def test_the_demo_has_rows_for_its_own_tasks_only(world):
-    with pytest.raises(ValueError, match="The demo has no rows for spam; name --weak_model and --student_model"):
+    with pytest.raises(ValueError, match="Got the task spam, for which the demo has no rows. Set --weak_model and"):
         demo_rows(own_task(), world, 10, "train")

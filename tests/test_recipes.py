@@ -452,7 +452,7 @@ def test_the_readmes_own_task_runs(cache, tmp_path, tokenizer, model_of):
 def test_the_demo_refuses_a_task_of_ones_own_before_it_pretrains(tmp_path):
     (tmp_path / "spam.py").write_text(readme_block("from w2s_hf import Task\n"))
     process = recipe_here("--task", "spam.py", cache=tmp_path / "models", cwd=tmp_path, name="nlp.py")
-    assert process.returncode == 1 and "The demo has no rows for spam; name --weak_model" in process.stderr
+    assert process.returncode == 1 and "Got the task spam, for which the demo has no rows" in process.stderr
     assert not (tmp_path / "models").exists()
 
 

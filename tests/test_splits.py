@@ -1,4 +1,4 @@
-"""Halves: balanced, apart, deterministic; errors that name what was found."""
+"""Tests that the parts are balanced, disjoint and deterministic, and that errors name the wrong value."""
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -25,7 +25,7 @@ def test_splits_are_balanced_apart_and_the_same_every_time():
 
 
 def test_halves_of_an_unbalanced_dataset_are_of_one_size():
-    # Dealt by rows alone, one side would get more of the rarer class, and balancing would take rows from the other.
+    # A split by rows alone would give one side more of the rarer class. Balancing would then drop rows of the other.
     for seed in range(5):
         raw = DatasetDict(train=passages(1500, yes=0.9, questions_a_passage=1), validation=passages(200, "test"))
         splits = load_task(BOOLQ, raw=raw, seed=seed)
@@ -59,7 +59,7 @@ def test_training_rows_that_are_in_the_test_set_are_dropped():
 
 
 def test_rows_that_hang_together_through_others_stay_together():
-    # a-b, b-c, c-d ...: ten chains of twenty sentences each, and no row shares a sentence with all of its chain.
+    # Ten chains of twenty sentences each: a-b, b-c, c-d, ... No row shares a sentence with every row of its chain.
     rows = [
         {"sentence1": f"s{c}-{i}", "sentence2": f"s{c}-{i + 1}", "label": (c + i) % 2}
         for c in range(10)

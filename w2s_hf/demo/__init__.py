@@ -1,1 +1,1 @@
-"""The embedded default: generated worlds, their rows, and models pretrained on the spot."""
+"""The embedded demo: generated worlds, rows in the schema of each task, and tiny models that are pretrained first."""

@@ -1,8 +1,8 @@
-"""The embedded default of chess: knight forks, which a small model can find once it has read what knights do.
+"""The embedded demo of chess: knight forks, which a small model can find after pretraining on knight moves.
 
-White has king and knight, Black king and a queen or rook, White is to move. In a puzzle exactly one knight move gives
-check and attacks the other piece at once. The corpus to pretrain on says of single moves that they give check, or that
-they attack; positions with a fork are not in it, nor is the word.
+White has a king and a knight, Black has a king and a queen or rook, and White is to move. In a puzzle, exactly one
+knight move gives check and attacks the other black piece at the same time. The pretraining corpus labels single moves
+as checks or attacks. It contains no position with a fork, and not the word `fork`.
 """
 
 import zlib
@@ -18,28 +18,34 @@ from .models import DemoModel
 
 __all__ = ["FORK_BANDS", "FORK_MODELS", "FORK_WORDS", "ForkConfig", "ForkWorld", "has_decoy", "is_fork", "position_of"]
 
-# How a prompt asks for a move: for the puzzle's, or for one as the corpus has them.
+# The words in a prompt that name the kind of move: `fork` in puzzles, the other words in the corpus.
 FORK_WORDS = ("fork", "check", "hits", "quiet", "takes")
-# Whether other knight moves give check, and others attack: half a fork each.
+# Bands of difficulty. In `decoys`, one other knight move gives check and another one attacks: half a fork each.
 FORK_BANDS = ("no decoys", "decoys")
 _PIECES = ("K", "N", "k", "q", "r")
 _SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 _WORDS = (*_SPECIAL_TOKENS, ".", ":", *FORK_WORDS, *_PIECES, *chess.SQUARE_NAMES)
 _ID_OF_WORD = {word: index for index, word in enumerate(_WORDS)}
-# Draws are made in blocks of this many positions, so that a longer draw begins with the shorter one.
+# Positions are drawn in blocks of this size, so that a larger sample begins with the smaller one.
 _BLOCK_SIZE = 8192
-# A move that is not quiet is chosen before a quiet one of the same position, mostly.
+# How strongly checks, attacks and captures are preferred to quiet moves of the same position.
 _EAGERNESS = 4
 
 
 @dataclass(frozen=True)
 class ForkConfig:
     """
-    The shares of documents in the corpus whose move gives check, attacks the other piece, takes it, or does none of
-    these. Moves at random would be 10 % checks, from which forks are not learned.
+    The shares of documents in the corpus by kind of move. Only 10 % of random moves would give check, which is too few
+    to learn forks from.
+
+    Args:
+        check_share (`float`, *optional*, defaults to 0.40): Moves that give check.
+        hits_share (`float`, *optional*, defaults to 0.40): Moves that attack the queen or rook.
+        takes_share (`float`, *optional*, defaults to 0.05): Moves that take the queen or rook.
+        quiet_share (`float`, *optional*, defaults to 0.15): All other moves.
 
     Raises:
-        ValueError: a share is not positive, or they do not sum to 1.
+        ValueError: a share is not positive, or the shares do not sum to 1.
     """
 
     check_share: float = 0.40
@@ -50,11 +56,11 @@ class ForkConfig:
     def __post_init__(self):
         shares = [getattr(self, field.name) for field in fields(self)]
         if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
-            raise ValueError(f"shares of the corpus: got {shares}, expected positive numbers that sum to 1.")
+            raise ValueError(f"Got the shares {shares} of the corpus, expected positive numbers that sum to 1.")
 
 
-# The weak supervisor, the students by size, and a student without its knowledge. Sizes and learning rates are those of
-# a measured design.
+# The weak supervisor `scratch-32x1`, the pretrained students by size, and the student `scratch-64x2` without
+# pretraining. Sizes and learning rates are the results of measurements.
 FORK_MODELS: dict[str, DemoModel] = {
     model.name: model
     for model in (
@@ -67,7 +73,10 @@ FORK_MODELS: dict[str, DemoModel] = {
 
 
 def _tables() -> tuple[np.ndarray, ...]:
-    """Returns which pairs of squares `(64, 64)` are a knight's move, a king's move, on a line, on a diagonal."""
+    """
+    Returns four tables, each `(64, 64)` bool: whether two squares are a knight's move or a king's move apart, on a
+    common rank or file, or on a common diagonal.
+    """
     rank, file = np.divmod(np.arange(64), 8)
     d_rank, d_file = np.abs(rank[:, None] - rank), np.abs(file[:, None] - file)
     other = (d_rank > 0) | (d_file > 0)
@@ -84,7 +93,7 @@ _KNIGHT, _KING, _LINE, _DIAGONAL = _tables()
 
 
 def _between() -> np.ndarray:
-    """Returns `(64, 64, 64)` bool: is the last square strictly between the first two, on a line or diagonal?"""
+    """Returns `(64, 64, 64)` bool: whether the last square is between the first two, on a line or diagonal."""
     rank, file = np.divmod(np.arange(64), 8)
     aligned = _LINE | _DIAGONAL
     inside = np.zeros((64, 64, 64), dtype=bool)
@@ -103,16 +112,21 @@ _KNIGHT_TARGETS, _KING_TARGETS = (
 
 
 def _attacks(is_queen: np.ndarray, origin: np.ndarray, square: np.ndarray, *blockers: np.ndarray) -> np.ndarray:
-    """Returns whether queen or rook on `origin` attacks `square` past these blockers; arrays of one shape, bool."""
-    seen = _LINE[origin, square] | (is_queen & _DIAGONAL[origin, square])
+    """
+    Returns whether a queen or rook on `origin` attacks `square`, given the squares of other pieces (`blockers`).
+    Arguments and result have one shape, the result is bool.
+    """
+    attacks = _LINE[origin, square] | (is_queen & _DIAGONAL[origin, square])
     for blocker in blockers:
-        seen &= ~_BETWEEN[origin, square, blocker]
-    return seen
+        attacks &= ~_BETWEEN[origin, square, blocker]
+    return attacks
 
 
 @dataclass(frozen=True)
 class _Positions:
-    """An array `(n,)` of squares per piece, 0 (a1) to 63 (h8); the other black piece is a queen or a rook."""
+    """
+    `n` positions: for each piece its square, `(n,)` int64 from 0 (a1) to 63 (h8). `other` is Black's queen or rook.
+    """
 
     king: np.ndarray
     knight: np.ndarray
@@ -128,18 +142,18 @@ class _Positions:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "_Positions":
-        """Draws a block of random legal positions without a check, in which the knight is not pinned."""
+        """Draws a block of random legal positions in which White is not in check and the knight is not pinned."""
         squares = rng.integers(64, size=(4, _BLOCK_SIZE))
         is_queen = rng.random(_BLOCK_SIZE) < 0.5
         king, knight, black_king, other = squares
         distinct = (np.sort(squares, axis=0)[1:] != np.sort(squares, axis=0)[:-1]).all(axis=0)
         legal = distinct & ~_KING[king, black_king] & ~_KNIGHT[knight, black_king]
-        # As if the knight were not there, so that it is not pinned either.
+        # Ignores the knight as a blocker, which also excludes positions in which it is pinned.
         legal &= ~_attacks(is_queen, other, king, black_king)
         return cls(king, knight, black_king, other, is_queen)[np.flatnonzero(legal)]
 
     def knight_moves(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Returns targets `(n, 8)`, and for each, as bool: is it legal, does it give check, does it attack `other`?"""
+        """Returns the targets of the knight `(n, 8)`, and whether each is legal, gives check, and attacks `other`."""
         targets = _KNIGHT_TARGETS[self.knight]
         legal = (targets >= 0) & (targets != self.king[:, None])
         return (
@@ -150,7 +164,7 @@ class _Positions:
         )
 
     def king_moves(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns targets `(n, 8)`, and whether each is legal, `(n, 8)` bool."""
+        """Returns the targets of White's king `(n, 8)`, and whether each is legal, `(n, 8)` bool."""
         targets = _KING_TARGETS[self.king]
         columns = (self.black_king, self.other, self.is_queen, self.knight)
         black_king, other, is_queen, knight = (np.broadcast_to(column[:, None], targets.shape) for column in columns)
@@ -158,14 +172,14 @@ class _Positions:
         return targets, (targets >= 0) & (targets != knight) & ~_KING[targets, black_king] & ~attacked
 
     def fork(self) -> np.ndarray:
-        """Returns the target `(n,)` of the only fork; -1 where there is none, -2 where there are several."""
+        """Returns the target `(n,)` of the only fork, -1 if there is none, or -2 if there are several."""
         targets, _, checks, hits = self.knight_moves()
         both = checks & hits
         only = np.take_along_axis(targets, both.argmax(axis=1)[:, None], axis=1)[:, 0]
         return np.where(both.sum(axis=1) == 1, only, np.where(both.any(axis=1), -2, -1))
 
     def puzzles(self) -> np.ndarray:
-        """Returns which rows have exactly one fork and nothing for White to take, `(n,)` bool."""
+        """Returns whether a position has exactly one fork and White cannot take a piece, `(n,)` bool."""
         takes = _KNIGHT[self.knight, self.other] | _KING[self.king, self.other]
         return (self.fork() >= 0) & ~takes
 
@@ -176,7 +190,9 @@ class _Positions:
         return [word for piece, square in zip(pieces, squares, strict=True) for word in (piece, _name(square))]
 
     def orbits(self) -> np.ndarray:
-        """Returns a number per position `(n,)`, the same for all that the eight symmetries of the board make equal."""
+        """
+        Returns a number for each position `(n,)`. Positions that are symmetric to each other have the same number.
+        """
         squares = np.stack([self.king, self.knight, self.black_king, self.other])
         rank, file = np.divmod(squares, 8)
         codes = []
@@ -192,7 +208,7 @@ def _name(square: int) -> str:
 
 
 def position_of(words: str) -> chess.Board:
-    """Returns the board, White to move, of a prompt that begins with `K d3 N c2 k b6 r b1`."""
+    """Returns the board of a prompt that begins with a position such as `K d3 N c2 k b6 r b1`. White is to move."""
     board = chess.Board(None)
     parts = words.split()[:8]
     for piece, square in zip(parts[::2], parts[1::2], strict=True):
@@ -203,7 +219,7 @@ def position_of(words: str) -> chess.Board:
 def is_fork(board: chess.Board, move: chess.Move) -> bool:
     """
     Returns whether a knight's move gives check, Black has a reply, and after every reply the knight can take the queen
-    or rook. (Whether the king takes back is not checked.)
+    or rook. (Whether Black's king can then take the knight is not checked.)
     """
     if board.piece_type_at(move.from_square) != chess.KNIGHT or not board.gives_check(move):
         return False
@@ -225,7 +241,7 @@ def _can_take_after(board: chess.Board, reply: chess.Move, knight: int) -> bool:
 
 
 def _is_proved(board: chess.Board, fork: chess.Move) -> bool:
-    """Returns whether a position is valid, has nothing to take, and has this fork alone."""
+    """Checks with python-chess that a position is valid, allows no capture, and has only this fork."""
     moves = list(board.legal_moves)
     return (
         board.is_valid()
@@ -235,7 +251,7 @@ def _is_proved(board: chess.Board, fork: chess.Move) -> bool:
 
 
 def has_decoy(board: chess.Board) -> bool:
-    """Returns whether knight moves other than the fork give check, and others attack."""
+    """Returns whether another knight move gives check, and another one attacks, besides the fork."""
     (knight,) = board.pieces(chess.KNIGHT, chess.WHITE)
     (prey,) = board.pieces(chess.QUEEN, chess.BLACK) | board.pieces(chess.ROOK, chess.BLACK)
     moves = [move for move in board.legal_moves if move.from_square == knight]
@@ -248,11 +264,11 @@ class ForkWorld:
     """
     The puzzles, the corpus and the tokenizer of a seed.
 
-    Everything drawn comes from a stream with a name: equal seed, stream and arguments give equal draws in any process.
+    All random numbers come from named streams. Equal seed, stream and arguments give equal rows in any process.
 
     Args:
-        config ([`ForkConfig`], *optional*): Defaults to the one behind the published numbers.
-        seed (`int`, *optional*, defaults to `0`): At least 0.
+        config ([`ForkConfig`], *optional*): Defaults to the configuration of the published results.
+        seed (`int`, *optional*, defaults to `0`): The seed of the world, at least 0.
     """
 
     def __init__(self, config: ForkConfig | None = None, seed: int = 0):
@@ -265,7 +281,7 @@ class ForkWorld:
             yield _Positions.draw(rng), rng
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Returns a tokenizer of whole words, pieces by their case, with `<bos>` in front."""
+        """Returns a case-sensitive tokenizer of whole words that adds `<bos>` in front."""
         tokenizer = Tokenizer(models.WordLevel(dict(_ID_OF_WORD), unk_token="<pad>"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -284,18 +300,18 @@ class ForkWorld:
 
     def puzzles(self, n: int, stream: str = "puzzles") -> list[dict]:
         """
-        Draws distinct puzzles, also up to the symmetries of the board, each proved with python-chess.
+        Generates distinct puzzles. No two are equal up to the symmetries of the board, and python-chess verifies each.
 
         Args:
-            n (`int`): A longer draw begins with a shorter one.
+            n (`int`): Number of puzzles. A larger sample begins with the puzzles of a smaller one.
             stream (`str`, *optional*, defaults to `"puzzles"`): Name of the random stream.
 
         Returns:
-            `n` times `dict` with `id`, `ctx` (`K d3 N c2 k b6 r b1 fork :`), `target` (` c2 a1`), `fen`,
-            `band` (one of `FORK_BANDS`) and `GameId` (another one for each).
+            `list[dict]` of length `n` with `id`, `ctx` (`K d3 N c2 k b6 r b1 fork :`), `target` (` c2 a1`), `fen`,
+            `band` (one of `FORK_BANDS`) and `GameId` (different for each puzzle).
 
         Raises:
-            ValueError: there are fewer.
+            ValueError: there are fewer than `n` puzzles.
         """
         rows: list[dict] = []
         seen: set[int] = set()
@@ -310,14 +326,14 @@ class ForkWorld:
                 if not _is_proved(board, chess.Move(block.knight[row].item(), target)):
                     continue
                 seen.add(orbit)
-                asked = " ".join([*words, FORK_WORDS[0], ":"])
+                prompt = " ".join([*words, FORK_WORDS[0], ":"])
                 move = f" {words[3]} {_name(target)}"
                 band = FORK_BANDS[has_decoy(board)]
-                game = f"{orbit:08}"  # each puzzle is a game of its own
+                game = f"{orbit:08}"  # another game for each puzzle
                 rows.append(
                     {
                         "id": f"fork-{orbit}",
-                        "ctx": asked,
+                        "ctx": prompt,
                         "target": move,
                         "fen": board.fen(),
                         "band": band,
@@ -327,38 +343,39 @@ class ForkWorld:
                 if len(rows) == n:
                     return rows
             if len(rows) == n_before:
-                break  # a block of thousands without a new one: there are hardly any more
+                break  # a block of thousands of positions without a new puzzle: almost all are listed
         raise ValueError(
-            f"The demo has {len(rows)} different puzzles, got {n} (--n_train, --n_weak, --n_validation and --n_test "
-            "together, and those of the links). Ask for fewer."
+            f"Got {n} puzzles (the sum of --n_train, --n_weak, --n_validation, --n_test and the rows of links), "
+            f"expected at most {len(rows)}, all that the demo has. Set smaller numbers."
         )
 
     def corpus(self, n_documents: int, stream: str = "corpus") -> np.ndarray:
         """
-        Draws text to pretrain on: a position without a fork, what a move does, and the move.
+        Generates the pretraining corpus. Each document has a position without a fork, the kind of a move, and the
+        move.
 
         Args:
-            n_documents (`int`): Documents of a longer draw begin with those of a shorter one.
+            n_documents (`int`): Number of documents. A larger corpus begins with the documents of a smaller one.
             stream (`str`, *optional*, defaults to `"corpus"`): Name of the random stream.
 
         Returns:
-            `np.ndarray` of shape `(n_documents, 15)`, int64: Token ids of, say,
+            `np.ndarray` of shape `(n_documents, 15)`, int64: The token ids of documents such as
             `<bos> K d6 N a1 k h8 r e2 quiet : d6 c6 . <eos>`.
         """
         config = self.config
         words = ("check", "hits", "takes", "quiet")
         shares = [getattr(config, f"{word}_share") for word in words]
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, zlib.crc32(f"{stream} classes".encode())]))
-        # The kind of every document first; then positions come until there are enough of each.
+        # Draws the kinds of all documents first, then positions until there are enough of each kind.
         kinds = np.searchsorted(np.cumsum(shares)[:-1], rng.random(n_documents), side="right")
         missing = np.bincount(kinds, minlength=len(words))
         pools: list[list[np.ndarray]] = [[] for _ in words]
         for block, block_rng in self._blocks(stream):
             documents, kind = self._documents(block, block_rng)
             for index in np.flatnonzero(missing > 0).tolist():
-                found = documents[kind == index][: missing[index]]
-                pools[index].append(found)
-                missing[index] -= len(found)
+                matches = documents[kind == index][: missing[index]]
+                pools[index].append(matches)
+                missing[index] -= len(matches)
             if not missing.any():
                 break
         corpus = np.empty((n_documents, 15), dtype=np.int64)
@@ -369,7 +386,7 @@ class ForkWorld:
 
     @staticmethod
     def _documents(block: _Positions, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a document per position without a fork `(n, 15)`, and its kind `(n,)`: check, hits, takes, quiet."""
+        """Returns a document for each position without a fork `(n, 15)`, and the number of its kind `(n,)`."""
         block = block[np.flatnonzero(block.fork() == -1)]
         targets, legal, checks, hits = block.knight_moves()
         king_targets, king_legal = block.king_moves()
@@ -377,10 +394,10 @@ class ForkWorld:
         none = np.zeros_like(king_legal)
         takes = legal & (targets == block.other[:, None])
         kind = np.select([takes, np.hstack([checks, none]), np.hstack([hits, none])], [2, 0, 1], default=3)
-        # One move a position, rather not a quiet one.
-        urge = rng.random(targets.shape)
-        urge = np.where(kind == 3, urge, urge ** (1 / _EAGERNESS))
-        move = np.where(legal, urge, -1).argmax(axis=1)
+        # Draws one move per position. Quiet moves are less likely.
+        weight = rng.random(targets.shape)
+        weight = np.where(kind == 3, weight, weight ** (1 / _EAGERNESS))
+        move = np.where(legal, weight, -1).argmax(axis=1)
         rows = np.flatnonzero(legal.any(axis=1))
         move, block = move[rows], block[rows]
         target, kind = targets[rows, move], kind[rows, move]
@@ -394,5 +411,5 @@ class ForkWorld:
         pieces = [token("K"), token("N"), token("k"), np.where(block.is_queen, token("q"), token("r"))]
         squares = [first_square + square for square in (block.king, block.knight, block.black_king, block.other)]
         position = [column for pair in zip(pieces, squares, strict=True) for column in pair]
-        moved = [word_ids[kind], token(":"), first_square + origin, first_square + target, token("."), token("<eos>")]
-        return np.stack([token("<bos>"), *position, *moved], axis=1), kind
+        answer = [word_ids[kind], token(":"), first_square + origin, first_square + target, token("."), token("<eos>")]
+        return np.stack([token("<bos>"), *position, *answer], axis=1), kind

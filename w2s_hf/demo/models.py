@@ -1,4 +1,4 @@
-"""The models of the embedded default: tiny Llamas, pretrained on the spot on the corpus of a world."""
+"""Builds the models of the embedded demo: tiny Llamas, pretrained on the corpus of a generated world."""
 
 import logging
 import shutil
@@ -33,18 +33,18 @@ _CHECKPOINT_RATIO = 0.25
 @dataclass(frozen=True)
 class DemoModel:
     """
-    The architecture and pretraining of a model of the embedded default.
+    The architecture and pretraining of a model of the embedded demo.
 
     Args:
-        name (`str`): `scratch-` or `pretrained-`, then width and layers.
+        name (`str`): `scratch-` or `pretrained-`, followed by width and number of layers.
         width (`int`): Hidden size.
-        n_layers (`int`): Transformer layers.
-        mlp_width (`int`): Hidden size of the MLPs. bitsandbytes needs multiples of 64 for 4 bit.
-        n_documents (`int`, *optional*): Documents of the pretraining corpus; without it the model
-            stays as it was initialised.
-        learning_rate (`float`): Peak of the pretraining, unused without documents.
-        n_heads (`int`): Attention heads.
-        batch_size (`int`): Documents an optimizer step of the pretraining.
+        n_layers (`int`): Number of transformer layers.
+        mlp_width (`int`): Hidden size of the MLPs. 4-bit loading with bitsandbytes needs a multiple of 64.
+        n_documents (`int`, *optional*): Number of documents to pretrain on. Without it, the model keeps its random
+            initialization.
+        learning_rate (`float`): Peak learning rate of pretraining.
+        n_heads (`int`): Number of attention heads.
+        batch_size (`int`): Number of documents per optimizer step of pretraining.
     """
 
     name: str
@@ -58,15 +58,15 @@ class DemoModel:
 
 
 class World(Protocol):
-    """The part of a world that a model is made from."""
+    """The interface of the worlds that models are pretrained on."""
 
     @property
     def seed(self) -> int:
-        """The seed of its content."""
+        """The seed of the world."""
 
     @property
     def config(self) -> object:
-        """The settings of its content."""
+        """The configuration of the world."""
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Returns the tokenizer of the models."""
@@ -75,8 +75,9 @@ class World(Protocol):
         """Returns token ids `(n_documents, length)`, int64."""
 
 
-# The weak supervisor and, by size, the students, which have all read the same; `scratch-64x2` is the largest without
-# its knowledge. Sizes and peak learning rates were chosen on the worlds of seeds 0 and 1.
+# The weak supervisor `scratch-32x1`, and the students by size. All students are pretrained on the same corpus.
+# `scratch-64x2` is the largest student without pretraining. Sizes and peak learning rates were chosen on the worlds of
+# seeds 0 and 1.
 DEMO_MODELS: dict[str, DemoModel] = {
     model.name: model
     for model in (
@@ -90,7 +91,7 @@ DEMO_MODELS: dict[str, DemoModel] = {
 
 
 class _Documents(Dataset):
-    """The rows of one tensor; a batch is fetched in one piece."""
+    """A dataset of the rows of a tensor. A batch is fetched with one indexing operation."""
 
     def __init__(self, input_ids: torch.Tensor):
         self.input_ids = input_ids
@@ -112,10 +113,12 @@ def _collate(input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """
-    Computes with one CPU thread, and with as many as before afterwards. For operators as small as the demo's a second
-    thread makes them 10 % faster on idle cores and up to 20 times slower on busy ones, where threads wait for one
-    another: on a busy two-core machine a training step of the student took 3.6 seconds with torch's default of two
-    threads, and 0.06 with one. One thread also makes the weights independent of the core count.
+    Limits torch to one CPU thread, and restores the previous number afterwards.
+
+    The operators of the demo are small. A second thread makes them 10 % faster on idle cores, but up to 20 times
+    slower on busy cores, where threads wait for each other. On a busy two-core machine, a training step of the student
+    took 3.6 seconds with torch's default of two threads, and 0.06 seconds with one. One thread also makes the weights
+    independent of the number of cores.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -134,17 +137,18 @@ def build_demo_model(
     callbacks: list[TrainerCallback] | None = None,
 ) -> None:
     """
-    Writes a model and its tokenizer, pretraining it first where it has a corpus.
+    Pretrains a model, if it has a corpus, and saves it with its tokenizer.
 
-    A killed pretraining leaves checkpoints in `output_dir / "pretraining"`; the next call on the same directory goes
-    on from the last complete one and ends with the same weights as without the interruption.
+    A killed pretraining leaves checkpoints in `output_dir / "pretraining"`. The next call with the same directory
+    resumes from the last complete checkpoint, and ends with the same weights as an uninterrupted run.
 
     Args:
         model ([`DemoModel`]): The model to build.
-        world ([`DemoWorld`], [`ForkWorld`]): Its seed also seeds the weights.
-        output_dir (`Path`): For a checkpoint that `from_pretrained` of any `Auto` class reads.
-        n_documents (`int`, *optional*): Pretrain on so many documents instead of the model's own number.
-        callbacks (`list[TrainerCallback]`, *optional*): For the pretraining.
+        world ([`DemoWorld`] or [`ForkWorld`]): The world whose corpus and tokenizer are used. Its seed also seeds the
+            weights.
+        output_dir (`Path`): The directory to save to. `from_pretrained` of any `Auto` class can load it.
+        n_documents (`int`, *optional*): Number of documents to pretrain on. Defaults to that of the model.
+        callbacks (`list[TrainerCallback]`, *optional*): Callbacks of the pretraining.
     """
     output_dir = Path(output_dir)
     tokenizer = world.tokenizer()
@@ -162,7 +166,7 @@ def build_demo_model(
         eos_token_id=tokenizer.eos_token_id,
     )
     n_documents = model.n_documents if n_documents is None else n_documents
-    # The caller draws the same numbers afterwards whether the model was built now or earlier.
+    # Restores the random state, so that the caller draws the same numbers whether the model was built now or earlier.
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(world.seed)
         network = LlamaForCausalLM(config)
@@ -201,10 +205,10 @@ def _pretrain(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         report_to="none",
-        use_cpu=True,  # models this small are no faster elsewhere, and these are the same on every machine
+        use_cpu=True,  # a GPU is not faster for models this small, and CPU results are the same on every machine
         seed=world.seed,
     )
-    # The batch is that of all ranks together.
+    # `model.batch_size` is the total over all ranks.
     args.per_device_train_batch_size = max(1, model.batch_size // args.world_size)
     checkpoint = last_complete_checkpoint(checkpoint_dir)
     trainer = Trainer(
@@ -215,5 +219,5 @@ def _pretrain(
         callbacks=callbacks,
     )
     if checkpoint is not None:
-        logger.info(f"{model.name}: pretraining goes on from {Path(checkpoint).name}")
+        logger.info(f"{model.name}: pretraining resumes from {Path(checkpoint).name}")
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -1,8 +1,8 @@
-"""Generated rows for the embedded default, in the schema of every task of the package.
+"""Generates rows for the embedded demo, in the schema of every task of the package.
 
-A few generators serve all tasks: yes/no questions, and questions with several answers. What each task's columns are
-called is here; what the rows mean (which of the made-up entities are alive) is the same everywhere, so that one
-pretrained model knows something about all of them.
+Two generators serve all tasks: yes/no questions, and questions with several answers. This module maps their output to
+the columns of each task. The question behind all rows is which of the made-up entities are alive. A pretrained model
+therefore has knowledge that helps in all tasks.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def _pair(first: str, second: str) -> Callable[[dict], dict]:
 
 
 def _halves(first: str, second: str) -> Callable[[dict], dict]:
-    """Puts the first fact in one column, the others and the question in another."""
+    """Puts the first fact in one column, and the remaining facts with the question in another."""
 
     def to_row(row: dict) -> dict:
         begin, _, end = row["passage"].partition(" . ")
@@ -47,7 +47,7 @@ def _halves(first: str, second: str) -> Callable[[dict], dict]:
     return to_row
 
 
-# Made of rows of `DemoWorld.yes_no_rows`.
+# Tasks whose rows are built from those of `DemoWorld.yes_no_rows`.
 _YES_NO = {
     "boolq": _yes_no,
     "cola": _sentence,
@@ -62,7 +62,7 @@ _YES_NO = {
     },
     "paws": _halves("sentence1", "sentence2"),
     "wic": lambda row: {"word": row["question"].split()[-2], **_halves("sentence1", "sentence2")(row)},
-    # Entailment is 0; the two others are both a no.
+    # 0 is entailment. The labels 1 and 2 (neutral and contradiction) both count as "no".
     "anli_r2": lambda row: {
         "premise": row["passage"],
         "hypothesis": row["question"],
@@ -76,7 +76,7 @@ def _lettered(row: dict) -> dict:
     return {"choices": {"text": row["choices"], "label": letters}, "answerKey": letters[row["correct"]]}
 
 
-def _one_a_row(context: str) -> Callable[[dict], list[dict]]:
+def _one_row_per_answer(context: str) -> Callable[[dict], list[dict]]:
     return lambda row: [
         {context: row["passage"], "question": _QUESTION, "answer": answer, "label": int(position == row["correct"])}
         for position, answer in enumerate(row["choices"])
@@ -94,7 +94,7 @@ def _sciq(row: dict) -> dict:
 
 
 def _better_and_worse(first: str, second: str, prompt: str = "") -> Callable[[dict], dict]:
-    """Puts the right one of two choices in one column and the wrong one in another."""
+    """Puts the right choice in one column and the wrong choice in another."""
 
     def to_row(row: dict) -> dict:
         before = prompt.format(**row)
@@ -106,7 +106,7 @@ def _better_and_worse(first: str, second: str, prompt: str = "") -> Callable[[di
     return to_row
 
 
-# Of rows of `DemoWorld.choice_rows`: number of choices, and the rows of the task.
+# Tasks whose rows are built from those of `DemoWorld.choice_rows`: number of choices, and the conversion of a row.
 _CHOICE: dict[str, tuple[int, Callable[[dict], dict | list[dict]]]] = {
     "cosmos_qa": (4, lambda row: {
         "context": row["passage"], "question": _QUESTION, "label": row["correct"],
@@ -135,8 +135,8 @@ _CHOICE: dict[str, tuple[int, Callable[[dict], dict | list[dict]]]] = {
         "context": row["passage"], "question": _QUESTION, "label": str(row["correct"] + 1),
         **{f"answer{letter}": answer for letter, answer in zip(_letters(3), row["choices"], strict=True)},
     }),
-    "multirc": (4, _one_a_row("paragraph")),
-    "mc_taco": (4, _one_a_row("sentence")),
+    "multirc": (4, _one_row_per_answer("paragraph")),
+    "mc_taco": (4, _one_row_per_answer("sentence")),
     "ethics_utilitarianism": (2, _better_and_worse("baseline", "less_pleasant")),
     "anthropic_hh_single": (
         2, _better_and_worse("chosen", "rejected", "\n\nHuman: {passage} " + _QUESTION + "\n\nAssistant: ")
@@ -146,10 +146,10 @@ _CHOICE: dict[str, tuple[int, Callable[[dict], dict | list[dict]]]] = {
 
 def demo_pairs(world: DemoWorld, n: int, stream: str, *, held_out: bool = False) -> Dataset:
     """
-    Generates pairs in the schema of Anthropic/hh-rlhf; arguments as in [`DemoWorld.preference_rows`].
+    Generates pairs in the schema of Anthropic/hh-rlhf. The arguments are those of [`DemoWorld.preference_rows`].
 
     Returns:
-        [`~datasets.Dataset`] with `chosen` and `rejected`, transcripts that begin alike.
+        [`~datasets.Dataset`] with `chosen` and `rejected`, two transcripts with the same beginning.
     """
     prompt = f"\n\nHuman: question : {_QUESTION}\n\nAssistant: "
     pairs = world.preference_rows(n, stream, held_out=held_out)
@@ -158,32 +158,35 @@ def demo_pairs(world: DemoWorld, n: int, stream: str, *, held_out: bool = False)
 
 def demo_rows(task: Task, world: DemoWorld, n: int, stream: str, *, held_out: bool = False) -> Dataset:
     """
-    Generates rows that a task reads as if they were its own.
+    Generates rows in the schema of a task's dataset.
 
     Args:
         task ([`Task`]): A task of the package.
         world ([`DemoWorld`]): The world of the rows.
-        n (`int`): At least so many texts after the task's conversion to one right and one wrong answer a question.
+        n (`int`): The smallest number of texts after the task's conversion to one right and one wrong answer per
+            question.
         stream (`str`): Name of the random stream, such as `"train"` or `"test"`.
-        held_out (`bool`, *optional*, defaults to `False`): See [`DemoWorld.yes_no_rows`].
+        held_out (`bool`, *optional*, defaults to `False`): As in [`DemoWorld.yes_no_rows`].
 
     Returns:
         [`~datasets.Dataset`] with the columns of the task.
 
     Raises:
-        ValueError: the demo has no rows for this task.
+        ValueError: the demo cannot generate rows for this task.
     """
     if task.name in _YES_NO:
         rows = [_YES_NO[task.name](row) for row in world.yes_no_rows(n, stream, held_out=held_out)]
     elif task.name in _CHOICE:
         n_choices, to_rows = _CHOICE[task.name]
-        # A question becomes two texts, a pair of scenarios one.
+        # A question becomes two texts. A pair of scenarios becomes one text.
         n_items = (n + 1) // 2 if task.choices or task.question else n
-        made = [to_rows(item) for item in world.choice_rows(n_items, stream, n_choices=n_choices, held_out=held_out)]
-        rows = [row for of_item in made for row in (of_item if isinstance(of_item, list) else [of_item])]
+        rows = []
+        for item in world.choice_rows(n_items, stream, n_choices=n_choices, held_out=held_out):
+            converted = to_rows(item)
+            rows += converted if isinstance(converted, list) else [converted]
     else:
         raise ValueError(
-            f"The demo has no rows for {task.name}; name --weak_model and --student_model, and --dataset_path if its "
-            "rows are not where the task says."
+            f"Got the task {task.name}, for which the demo has no rows. Set --weak_model and --student_model, and "
+            "--dataset_path if the rows are not in the `sources` of the task."
         )
     return Dataset.from_list(rows)

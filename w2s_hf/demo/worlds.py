@@ -1,9 +1,9 @@
-"""The embedded default: a made-up world whose facts a small model can learn from text, and questions about it.
+"""The world of the embedded demo: made-up facts that a small model can learn from text, and questions about them.
 
-Every entity of the world is of one kind, and half of the kinds are alive. No text says which. A corpus states facts
-about entities, in words that hint at the kind; a question shows four mostly uninformative facts about two entities and
-asks whether one of them is alive. Whoever has read the corpus can know; a model that has only seen labelled questions
-knows the entities that were in them. Another seed is another world.
+Every entity of the world belongs to one kind, and half of the kinds are alive. No text says which. The corpus states
+facts about entities, in words that hint at the kind. A question shows four mostly uninformative facts about two
+entities and asks whether one of them is alive. A model pretrained on the corpus can infer the answer. A model trained
+on labelled questions alone only knows the entities in these questions. Each seed generates another world.
 """
 
 import zlib
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 __all__ = ["DEMO_WORLDS", "PAIR_SITUATIONS", "DemoWorld", "WorldConfig"]
 
-# What tells the better of two responses.
+# The features that show which of two responses is better.
 PAIR_SITUATIONS = ("style only", "entity only", "both agree", "in conflict")
 
 _SPECIAL_TOKENS = ("<pad>", "<bos>", "<unk>")
@@ -24,42 +24,49 @@ _RELATIONS = ("is", "has", "can")
 # `question`, `:`, `alive`, `?`, `yes` and `no` never occur in the corpus.
 _COMMON_WORDS = (".", "question", ":", "alive", "?", *_RELATIONS, "yes", "no")
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
-# Draws are made in blocks of this many documents or rows, so that a longer draw begins with the shorter one.
+# Documents and rows are drawn in blocks of this size, so that a larger sample begins with the smaller one.
 _BLOCK_SIZE = 1024
 
 
 @dataclass(frozen=True)
 class WorldConfig:
     """
-    The size and difficulty of a world. Ratios are probabilities in [0, 1].
+    The configuration of a world: its size and difficulty. Ratios are probabilities in [0, 1].
 
     Args:
-        n_entities (`int`, *optional*, defaults to 400): Things with a one-word name.
-        n_kinds (`int`, *optional*, defaults to 12): An even number; the odd kinds are alive. More kinds are harder.
-        n_kind_words (`int`, *optional*, defaults to 5): Words for each kind and relation.
-        n_superclass_words (`int`, *optional*, defaults to 4): Words for alive, and for not alive, for each relation.
-        n_generic_words (`int`, *optional*, defaults to 10): Words for each relation that fit everything.
-        facts_per_document (`int`, *optional*, defaults to 6): About two distinct entities, each fact about either.
-        facts_per_item (`int`, *optional*, defaults to 4): An even number, half of them about each of two entities.
-        corpus_generic_ratio (`float`, *optional*, defaults to 0.3): Facts of the corpus with a generic word.
-        item_generic_ratio (`float`, *optional*, defaults to 0.75): Facts of a question's passage with a generic word.
-        superclass_ratio (`float`, *optional*, defaults to 0.15): Other facts with a superclass word.
-        noise_ratio (`float`, *optional*, defaults to 0.1): Facts as if the entity were of a random kind.
+        n_entities (`int`, *optional*, defaults to 400): Number of entities, each with a one-word name.
+        n_kinds (`int`, *optional*, defaults to 12): Number of kinds, an even number. Kinds with an odd number are
+            alive. More kinds make the world harder.
+        n_kind_words (`int`, *optional*, defaults to 5): Number of words for each kind and relation.
+        n_superclass_words (`int`, *optional*, defaults to 4): Number of words for each relation and for each of the
+            two superclasses, alive and not alive.
+        n_generic_words (`int`, *optional*, defaults to 10): Number of words for each relation that fit all entities.
+        facts_per_document (`int`, *optional*, defaults to 6): Number of facts in a document of the corpus. Each is
+            about one of the document's two entities.
+        facts_per_item (`int`, *optional*, defaults to 4): Number of facts in a question, an even number. Half of them
+            are about each of two entities.
+        corpus_generic_ratio (`float`, *optional*, defaults to 0.3): Share of facts of the corpus with a generic word.
+        item_generic_ratio (`float`, *optional*, defaults to 0.75): Share of facts of questions with a generic word.
+        superclass_ratio (`float`, *optional*, defaults to 0.15): Share of facts with a superclass word, among those
+            without a generic word.
+        noise_ratio (`float`, *optional*, defaults to 0.1): Share of facts whose word is drawn for a random kind.
         zipf_exponent (`float`, *optional*, defaults to 0.8):
-            Of entity frequency in the corpus. Questions are about all entities alike.
-        item_hint_ratio (`float`, *optional*, defaults to 0.0): Questions of whose entity one fact has a superclass
-            word, which tells the answer to who has read nothing; one in twenty is the wrong way.
-        questions_held_out (`bool`, *optional*, defaults to `False`): Only questions to test are about the entities
-            held out; else all are about all.
-        n_held_out (`int`, *optional*, defaults to 100): Entities that only rows to test are about: pairs of responses,
-            and questions where the field above says so.
-        pair_differ_ratio (`float`, *optional*, defaults to 0.55): Pairs of responses of which one is about something
-            alive. The more, the worse is who looks at the style only.
-        pair_generic_ratio (`float`, *optional*, defaults to 0.8): Responses with a generic word.
-        pair_flip_ratio (`float`, *optional*, defaults to 0.05): Pairs whose preference is reported the wrong way.
+            Exponent of the entity frequencies in the corpus. In questions, all entities are equally frequent.
+        item_hint_ratio (`float`, *optional*, defaults to 0.0): Share of questions with a hint: one fact about the
+            entity in question has a superclass word, which shows the answer without pretraining. One hint in twenty is
+            wrong.
+        questions_held_out (`bool`, *optional*, defaults to `False`): Whether test questions are about the held-out
+            entities, and all other questions about the remaining ones. By default all questions are about all
+            entities.
+        n_held_out (`int`, *optional*, defaults to 100): Number of held-out entities, which occur only in test rows:
+            in pairs of responses and, with `questions_held_out`, in questions.
+        pair_differ_ratio (`float`, *optional*, defaults to 0.55): Share of pairs in which only one response is about
+            something alive. A larger share lowers the accuracy of judging by style alone.
+        pair_generic_ratio (`float`, *optional*, defaults to 0.8): Share of responses with a generic word.
+        pair_flip_ratio (`float`, *optional*, defaults to 0.05): Share of pairs with the wrong preference.
 
     Raises:
-        ValueError: a count is not positive or not even, or a ratio is no probability.
+        ValueError: a count is not positive or not even, or a ratio is not in [0, 1].
     """
 
     n_entities: int = 400
@@ -85,18 +92,21 @@ class WorldConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is int and value < 1:
-                raise ValueError(f"{field.name}: got {value}, expected at least 1.")
+                raise ValueError(f"{field.name}: got {value}, expected at least 1. Set a larger number.")
             if field.name.endswith("_ratio") and not 0 <= value <= 1:
                 raise ValueError(f"{field.name}: got {value}, expected a probability in [0, 1].")
         for name in ("n_kinds", "facts_per_item"):
             if getattr(self, name) % 2:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected an even number.")
         if self.n_entities < max(2, self.n_kinds):
-            raise ValueError(f"n_entities: got {self.n_entities}, expected at least {max(2, self.n_kinds)}.")
+            raise ValueError(
+                f"n_entities: got {self.n_entities}, expected at least {max(2, self.n_kinds)}, one per kind. Set a "
+                "larger number, or fewer kinds."
+            )
 
 
-# By the name that --demo_world has. In `ladder` it takes width to keep the kinds apart, and what a student knows of a
-# test entity it has from pretraining alone; chosen on seeds 0 and 3.
+# The worlds by the value of --demo_world. In `ladder`, only wide models distinguish the kinds, and all knowledge about
+# a test entity comes from pretraining. It was chosen on seeds 0 and 3.
 DEMO_WORLDS: dict[str, WorldConfig] = {
     "plain": WorldConfig(),
     "ladder": WorldConfig(n_kinds=36, superclass_ratio=0.05, item_hint_ratio=0.5, questions_held_out=True),
@@ -106,19 +116,19 @@ _HINT_NOISE_RATIO = 0.05
 
 class DemoWorld:
     """
-    The world of a seed.
+    The world of a seed, with its corpus, its questions and its tokenizer.
 
-    Everything drawn comes from a stream with a name. Equal seed, stream and arguments give equal draws in any process;
-    different streams are independent, so that adding one changes no other.
+    All random numbers come from named streams. Equal seed, stream and arguments give equal rows in any process.
+    Different streams are independent, so that another stream does not change existing rows.
 
     Args:
-        config ([`WorldConfig`], *optional*): Defaults to the one behind the published numbers.
-        seed (`int`, *optional*, defaults to `0`): At least 0.
+        config ([`WorldConfig`], *optional*): Defaults to the configuration of the published results.
+        seed (`int`, *optional*, defaults to `0`): The seed of the world, at least 0.
 
     Attributes:
-        entities (`list[str]`): Names, the most frequent in the corpus first.
+        entities (`list[str]`): The names of the entities, sorted by frequency in the corpus, highest first.
         kinds (`np.ndarray` of shape `(n_entities,)`, int64): The kind of each entity.
-        is_alive (`np.ndarray` of shape `(n_entities,)`, bool): The answer about each entity.
+        is_alive (`np.ndarray` of shape `(n_entities,)`, bool): Whether each entity is alive.
         vocabulary (`list[str]`): The word of every token id.
     """
 
@@ -138,7 +148,7 @@ class DemoWorld:
         names = _made_up_words(rng, config.n_entities + sum(int(np.prod(shape)) for shape in shapes.values()))
         self.entities = names[: config.n_entities]
         words = [*_COMMON_WORDS, *names]
-        # Ids in random order: neighbours have nothing in common.
+        # Ids are in random order, so that neighbouring ids have nothing in common.
         ids = len(_SPECIAL_TOKENS) + rng.permutation(len(words))
         self._id_of_word = dict(zip(words, ids.tolist(), strict=True))
         self._id_of_word |= {token: index for index, token in enumerate(_SPECIAL_TOKENS)}
@@ -159,7 +169,10 @@ class DemoWorld:
         return np.array([self._id_of_word[word] for word in words])
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Returns a tokenizer of whole words with `<bos>` in front; `Question:` is two tokens, case is ignored."""
+        """
+        Returns a tokenizer of whole words that adds `<bos>` in front and ignores case. Punctuation is split off, so
+        that `Question:` becomes two tokens.
+        """
         tokenizer = Tokenizer(models.WordLevel(dict(self._id_of_word), unk_token="<unk>"))
         tokenizer.normalizer = normalizers.Lowercase()
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -181,19 +194,19 @@ class DemoWorld:
 
     @property
     def answer_words(self) -> tuple[str, str]:
-        """The words of the corpus behind `ENTITY is`: of an entity that is not alive, and of one that is."""
+        """Two words that follow `ENTITY is` in the corpus: for entities that are not alive, and for those that are."""
         return tuple(self.vocabulary[word] for word in self._superclass_word_ids[_RELATIONS.index("is"), :, 0])
 
     def corpus(self, n_documents: int, stream: str = "corpus") -> np.ndarray:
         """
-        Draws text to pretrain on: `<bos>` and facts about two entities, frequent entities more often.
+        Generates the pretraining corpus. Each document is `<bos>` and facts about two entities, drawn by frequency.
 
         Args:
-            n_documents (`int`): Documents of a longer draw begin with those of a shorter one.
+            n_documents (`int`): Number of documents. A larger corpus begins with the documents of a smaller one.
             stream (`str`, *optional*, defaults to `"corpus"`): Name of the random stream.
 
         Returns:
-            `np.ndarray` of shape `(n_documents, 1 + 4 * facts_per_document)`, int64: Token ids.
+            `np.ndarray` of shape `(n_documents, 1 + 4 * facts_per_document)`, int64: The token ids.
         """
         config = self.config
         frequency = np.arange(1, config.n_entities + 1) ** -config.zipf_exponent
@@ -210,17 +223,17 @@ class DemoWorld:
 
     def yes_no_rows(self, n: int, stream: str, *, held_out: bool = False) -> Dataset:
         """
-        Draws distinct yes/no questions in the schema of google/boolq.
+        Generates distinct yes/no questions in the schema of google/boolq.
 
         Args:
-            n (`int`): Rows of a longer draw begin with those of a shorter one.
+            n (`int`): Number of rows. A larger sample begins with the rows of a smaller one.
             stream (`str`): Name of the random stream, such as `"train"` or `"test"`.
-            held_out (`bool`, *optional*, defaults to `False`): About the entities held out, where the world has
-                questions about them apart.
+            held_out (`bool`, *optional*, defaults to `False`): Whether the questions are about the held-out entities.
+                Only used if `questions_held_out` of the world is set.
 
         Returns:
-            [`~datasets.Dataset`]: Columns `question` (`alive ? ENTITY is`), `answer` (bool) and `passage`. The entity
-            and `is` come last, as at the start of a fact in the corpus.
+            [`~datasets.Dataset`] with `question` (`alive ? ENTITY is`), `answer` (bool) and `passage`. A question ends
+            with the entity and `is`, the beginning of a fact in the corpus.
 
         Raises:
             ValueError: the world is too small for `n` distinct rows.
@@ -236,13 +249,13 @@ class DemoWorld:
             about = np.repeat(pair, config.facts_per_item // 2, axis=1)
             about = rng.permuted(about, axis=1)
             facts = self._facts(rng, about, config.item_generic_ratio)
-            asked = pair[np.arange(_BLOCK_SIZE), rng.integers(2, size=_BLOCK_SIZE)]
-            self._add_hints(rng, facts, about, asked)
-            for fact_words, entity in zip(words[facts.reshape(_BLOCK_SIZE, -1)], asked, strict=True):
+            targets = pair[np.arange(_BLOCK_SIZE), rng.integers(2, size=_BLOCK_SIZE)]
+            self._add_hints(rng, facts, about, targets)
+            for fact_words, entity in zip(words[facts.reshape(_BLOCK_SIZE, -1)], targets, strict=True):
                 key = " ".join(fact_words), f"alive ? {self.entities[entity]} is"
                 answers.setdefault(key, bool(self.is_alive[entity]))
             if len(answers) == n_before:
-                raise ValueError(f"n: got {n}, but no distinct rows are left after {n_before}; use a larger world.")
+                raise ValueError(f"n: got {n}, expected at most {n_before} distinct rows. Use a larger world.")
         rows = list(answers.items())[:n]
         columns = {
             "question": [question for (_, question), _ in rows],
@@ -254,20 +267,22 @@ class DemoWorld:
 
     def choice_rows(self, n: int, stream: str, *, n_choices: int = 4, held_out: bool = False) -> list[dict]:
         """
-        Draws distinct questions with several answers, each about an entity of its own, of which one is alive.
+        Generates distinct questions with several answers. Each answer is about another entity, and one of these
+        entities is alive.
 
-        An answer brings the facts about its entity with it. (With all facts in the passage, which a right and a wrong
-        answer share, a small model from scratch learns nothing: every word of the passage is seen with both labels.)
+        An answer contains the facts about its entity. The passage is shared by right and wrong answers, so that each
+        of its words occurs with both labels. With all facts in the passage, a small model without pretraining learns
+        nothing.
 
         Args:
-            n (`int`): Rows of a longer draw begin with those of a shorter one.
+            n (`int`): Number of rows. A larger sample begins with the rows of a smaller one.
             stream (`str`): Name of the random stream.
-            n_choices (`int`, *optional*, defaults to 4): Answers a question.
-            held_out (`bool`, *optional*, defaults to `False`): See [`yes_no_rows`].
+            n_choices (`int`, *optional*, defaults to 4): Number of answers per question.
+            held_out (`bool`, *optional*, defaults to `False`): As in [`yes_no_rows`].
 
         Returns:
-            `n` times `dict` with `passage` (a fact about any entity), `choices` (facts about an entity, and
-            `ENTITY is`, in random order) and `correct` (position of the one that is alive).
+            `list[dict]` of length `n` with `passage` (a fact about any entity), `choices` (in random order, each with
+            facts about an entity and `ENTITY is`) and `correct` (the position of the entity that is alive).
 
         Raises:
             ValueError: the world is too small for `n` distinct rows.
@@ -294,28 +309,29 @@ class DemoWorld:
                     " ".join([*fact.ravel(), self.entities[entity], "is"])
                     for fact, entity in zip(facts[row], entities[row], strict=True)
                 ]
-                made = {"passage": passage, "choices": choices, "correct": int(correct[row])}
-                rows.setdefault((passage, *choices), made)
+                question = {"passage": passage, "choices": choices, "correct": int(correct[row])}
+                rows.setdefault((passage, *choices), question)
             if len(rows) == n_before:
-                raise ValueError(f"n: got {n}, but no distinct rows are left after {n_before}; use a larger world.")
+                raise ValueError(f"n: got {n}, expected at most {n_before} distinct rows. Use a larger world.")
         return list(rows.values())[:n]
 
     def preference_rows(self, n: int, stream: str, *, held_out: bool = False) -> list[dict]:
         """
-        Draws pairs of responses. The better one is about something alive or, of two such, in good style.
+        Generates pairs of responses. The better response is about something alive. If both are or neither is, the
+        response in good style is better.
 
-        A response is a word of style, `yes` (good) or `no`, that the corpus never has, and a fact about an entity:
-        `yes ENTITY is WORD .`. So a pair can be judged by its style, by knowing its entities, or by both; where they
-        contradict each other, what is alive counts.
+        A response consists of a style word, `yes` (good style) or `no`, which never occurs in the corpus, and a fact
+        about an entity: `yes ENTITY is WORD .`. A pair can therefore be judged by style, by knowledge of its entities,
+        or by both. If they contradict each other, the response about something alive is better.
 
         Args:
-            n (`int`): Pairs of a longer draw begin with those of a shorter one.
+            n (`int`): Number of pairs. A larger sample begins with the pairs of a smaller one.
             stream (`str`): Name of the random stream.
-            held_out (`bool`, *optional*, defaults to `False`): Only about the entities that all other pairs avoid, so
-                that who knows anything about them has it from the corpus.
+            held_out (`bool`, *optional*, defaults to `False`): Whether the pairs are about the held-out entities,
+                which no other pairs contain. Knowledge about these entities comes only from the corpus.
 
         Returns:
-            `n` times `dict` with `chosen` and `rejected`.
+            `list[dict]` of length `n` with `chosen` and `rejected`.
 
         Raises:
             ValueError: no entity is left for either kind of pair.
@@ -325,7 +341,7 @@ class DemoWorld:
         alive, dead = pool[self.is_alive[pool]], pool[~self.is_alive[pool]]
         words, rng, rows = np.array(self.vocabulary, dtype=object), self._generator(stream), []
         for _ in range(n_blocks):
-            # Which side is alive, and in good style: of both, of neither, or of one.
+            # Draws which sides are alive and which are in good style: both, neither, or one.
             alive_differs = rng.random(_BLOCK_SIZE) < config.pair_differ_ratio
             style_differs = ~alive_differs | (rng.random(_BLOCK_SIZE) < 0.5)
             is_alive, is_good = (
@@ -345,7 +361,9 @@ class DemoWorld:
         return rows[:n]
 
     def pair_situation(self, first: str, second: str) -> str:
-        """Returns what tells the better of two responses of [`preference_rows`]: one of `PAIR_SITUATIONS`."""
+        """
+        Returns the features that show which of two responses of [`preference_rows`] is better (`PAIR_SITUATIONS`).
+        """
         good, alive = [], []
         for response in (first, second):
             style, entity = response.split()[:2]
@@ -358,40 +376,55 @@ class DemoWorld:
         return "both agree" if good == alive else "in conflict"
 
     def _pool(self, held_out: bool) -> np.ndarray:
-        """Returns the entities that are held out, or the others, in random order."""
+        """Returns the numbers of the held-out or of all other entities, in random order."""
         config = self.config
         if config.n_held_out >= config.n_entities:
-            raise ValueError(f"n_held_out: got {config.n_held_out} of {config.n_entities} entities, expected fewer.")
+            raise ValueError(
+                f"n_held_out: got {config.n_held_out}, expected fewer than the {config.n_entities} entities. Set a "
+                "smaller number."
+            )
         order = self._generator("held out").permutation(config.n_entities)
         return order[: config.n_held_out] if held_out else order[config.n_held_out :]
 
     @staticmethod
     def _two_entities(rng: np.random.Generator, frequency: np.ndarray | None = None, *, n: int) -> np.ndarray:
-        """Draws pairs of distinct entities of `n`: `(_BLOCK_SIZE, 2)`, int64. Without `frequency`, all alike."""
+        """
+        Draws pairs of distinct numbers below `n`, `(_BLOCK_SIZE, 2)` int64, with the probabilities `frequency` `(n,)`,
+        by default uniform.
+        """
         first, second = rng.choice(n, size=(2, _BLOCK_SIZE), p=frequency)
         while (same := np.flatnonzero(first == second)).size:
             second[same] = rng.choice(n, size=same.size, p=frequency)
         return np.stack([first, second], axis=1)
 
-    def _add_hints(self, rng: np.random.Generator, facts: np.ndarray, about: np.ndarray, asked: np.ndarray) -> None:
+    def _add_hints(self, rng: np.random.Generator, facts: np.ndarray, about: np.ndarray, targets: np.ndarray) -> None:
         """
-        Gives one fact about each of `asked`, any shape, a superclass word, as often as `item_hint_ratio` says; facts
-        `(*asked.shape, n, 4)` and what they are about `(*asked.shape, n)`.
+        Adds hints to questions, in place. With probability `item_hint_ratio`, one fact about the entity in question
+        gets a superclass word.
+
+        Args:
+            rng (`np.random.Generator`): The source of randomness.
+            facts (`np.ndarray` of shape `(*targets.shape, n, 4)`, int64): The token ids of the facts.
+            about (`np.ndarray` of shape `(*targets.shape, n)`, int64): The entity of each fact.
+            targets (`np.ndarray` of any shape, int64): The entities in question.
         """
         config = self.config
         if config.item_hint_ratio == 0:
             return
-        position = np.where(about == asked[..., None], rng.random(about.shape), -1).argmax(axis=-1)[..., None, None]
+        position = np.where(about == targets[..., None], rng.random(about.shape), -1).argmax(axis=-1)[..., None, None]
         fact = np.take_along_axis(facts, position, axis=-2)[..., 0, :]
         relation = (fact[..., 1, None] == self._relation_ids).argmax(axis=-1)
-        superclass = self.is_alive[asked] ^ (rng.random(asked.shape) < _HINT_NOISE_RATIO)
-        number = rng.integers(config.n_superclass_words, size=asked.shape)
+        superclass = self.is_alive[targets] ^ (rng.random(targets.shape) < _HINT_NOISE_RATIO)
+        number = rng.integers(config.n_superclass_words, size=targets.shape)
         hint = self._superclass_word_ids[relation, superclass.astype(int), number]
-        fact[..., 2] = np.where(rng.random(asked.shape) < config.item_hint_ratio, hint, fact[..., 2])
+        fact[..., 2] = np.where(rng.random(targets.shape) < config.item_hint_ratio, hint, fact[..., 2])
         np.put_along_axis(facts, position, fact[..., None, :], axis=-2)
 
     def _facts(self, rng: np.random.Generator, entities: np.ndarray, generic_ratio: float) -> np.ndarray:
-        """Draws a fact about each of `entities`, any shape: ids of `ENTITY RELATION WORD .`, a new last dimension."""
+        """
+        Draws a fact about each of `entities` (int64, any shape). Returns the token ids of `ENTITY RELATION WORD .`,
+        `(*entities.shape, 4)` int64.
+        """
         config, shape = self.config, entities.shape
         relation = rng.integers(len(_RELATIONS), size=shape)
         is_noise = rng.random(shape) < config.noise_ratio
@@ -411,10 +444,10 @@ class DemoWorld:
 
 
 def _made_up_words(rng: np.random.Generator, n: int) -> list[str]:
-    """Returns `n` distinct pronounceable words of three syllables."""
+    """Generates `n` distinct pronounceable words of three syllables."""
     syllables = np.array([consonant + vowel for consonant in _CONSONANTS for vowel in _VOWELS])
     if n > len(syllables) ** 3:
-        raise ValueError(f"The world has {n} words, expected at most {len(syllables) ** 3}.")
+        raise ValueError(f"Got {n} words, expected at most {len(syllables) ** 3}. Configure a smaller world.")
     codes = rng.choice(len(syllables) ** 3, size=n, replace=False)
     parts = np.unravel_index(codes, (len(syllables),) * 3)
     return ["".join(word) for word in syllables[np.stack(parts, axis=1)]]

@@ -1,6 +1,6 @@
-"""Chess puzzles: the best move of a position, as text that follows a transcript, a FEN, or any prompt.
+"""Chess puzzles: the best move in a position, as text that completes a transcript, a FEN, or any other prompt.
 
-Needs python-chess, the extra `chess`: `pip install w2s_hf[chess]`.
+Requires python-chess: `pip install w2s_hf[chess]`.
 """
 
 from .positions import BrokenPuzzleError, fen_prompt, transcript

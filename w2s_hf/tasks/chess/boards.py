@@ -1,4 +1,4 @@
-"""Draws boards of a few puzzles for the report, with arrows for the solution and for the student's move."""
+"""Draws boards of a few puzzles for the report, with arrows for the solution and the student's move."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from .scores import scores_of
 
 __all__ = ["draw_boards"]
 
-# Okabe and Ito's green and vermilion, told apart by every kind of colour vision.
+# Green and vermilion of Okabe and Ito's palette, which colour-blind readers can distinguish.
 _RIGHT, _WRONG = "#009E73", "#D55E00"
 _SIZE = 240  # pixels
 _N_EACH = 3
@@ -22,13 +22,14 @@ def draw_boards(
     student: list[Completion], weak: list[Completion], test: Dataset, output_dir: Path, student_name: str
 ) -> str:
     """
-    Draws puzzles that the student solved though its supervisor did not, and puzzles that it failed.
+    Draws puzzles that the student solved and puzzles that it failed. Solved puzzles that its supervisor failed come
+    first.
 
     Args:
-        student, weak (`list[Completion]`): Their completions of the test prompts.
+        student, weak (`list[Completion]`): The completions of the test prompts by student and supervisor.
         test ([`~datasets.Dataset`]): Test puzzles with `fen`, `prompt` and `ground_truth`.
-        output_dir (`Path`): SVG files go to `figures/boards/` below it.
-        student_name (`str`): The name of the student in the text.
+        output_dir (`Path`): The directory of the report. SVG files are written to its `figures/boards/`.
+        student_name (`str`): The name of the student in headings.
 
     Returns:
         `str`: A section in Markdown.
@@ -53,15 +54,15 @@ def draw_boards(
             board = chess.Board(fen)
             turn = "White" if board.turn else "Black"
             legal = "" if scores[row].move else " (no legal move)"
-            says = f"student `{_words(answer)}`{legal}, " if title == "failed" else ""
+            student_move = f"student `{_words(answer)}`{legal}, " if title == "failed" else ""
             cells.append(f"![{title}: {fen}](figures/boards/{name})")
             captions.append(
-                f"{turn} to move: {says}solution `{target.strip()}`, supervisor `{_words(weak[row].text)}`"
+                f"{turn} to move: {student_move}solution `{target.strip()}`, supervisor `{_words(weak[row].text)}`"
             )
         sections.append(markdown_table([title] + [""] * (len(cells) - 1), [cells, captions]))
     sections.append(
-        "Green: the solution. Red: the student's move, where it is another legal one. Of the solved puzzles, those "
-        "that the supervisor failed come first."
+        "Green arrow: the solution. Red arrow: the student's move, if it is another legal move. Among the solved "
+        "puzzles, those that the supervisor failed come first."
     )
     return "\n\n".join(sections)
 

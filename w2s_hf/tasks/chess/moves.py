@@ -1,4 +1,4 @@
-"""Parses and scores moves that a model wrote, with python-chess (the extra `chess`)."""
+"""Parses and scores the moves that a model writes, with python-chess (the extra `chess`)."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ __all__ = ["MOVE_NUMBER", "MoveScore", "parse_move", "san_move", "score_move", "
 
 
 def uci_move(text: str, board: chess.Board) -> chess.Move | None:
-    """Returns the move that a text is in UCI, or `None` if it is not legal."""
+    """Parses a move in UCI notation (`c6c1`). Returns `None` if the text is not a legal move."""
     try:
         move = chess.Move.from_uci(text)
     except ValueError:
@@ -21,15 +21,15 @@ def uci_move(text: str, board: chess.Board) -> chess.Move | None:
 
 
 def san_move(word: str, board: chess.Board) -> chess.Move | None:
-    """Returns the move that a word is in SAN, or `None` if it is not legal."""
+    """Parses a move in SAN notation (`Qxc1+`). Returns `None` if the word is not a legal move."""
     try:
-        return board.parse_san(word) or None  # a null move is none
+        return board.parse_san(word) or None  # a null move is falsy
     except ValueError:
         return None
 
 
 def _answer(text: str) -> list[str]:
-    """Returns the words of a text, without the number of the move that it may begin with."""
+    """Returns the words of a text without a leading move number."""
     words = text.split()
     return words[1:] if words and MOVE_NUMBER.fullmatch(words[0]) else words
 
@@ -38,8 +38,8 @@ def parse_move(text: str, board: chess.Board) -> chess.Move | None:
     """
     Returns the legal move that a text begins with, or `None`.
 
-    The first word is read as SAN, where check and mate marks may be wrong, or as UCI, whose squares may be two words
-    (`c2 a1`). A move number before the move and punctuation behind it are ignored.
+    The first word is parsed as SAN, where check and mate marks may be wrong, or as UCI, whose squares may be separate
+    words (`c2 a1`). A move number before the move and punctuation after it are ignored.
     """
     words = [word.rstrip(".,;:!?") for word in _answer(text)[:2]]
     if not words:
@@ -53,11 +53,11 @@ class MoveScore:
     The score of a completion.
 
     Args:
-        move (`str`, *optional*): UCI of the legal move that it begins with, `None` if there is none.
-        correct (`bool`): Whether it is the target.
-        exact (`bool`): Whether the text is the target character by character, check marks and leading space included,
-            and was not cut.
-        accepted (`bool`): Whether it is correct, or both it and the target are mate.
+        move (`str`, *optional*): The legal move that the completion begins with, in UCI. `None` if there is none.
+        correct (`bool`): Whether the move is that of the target.
+        exact (`bool`): Whether the text equals the target, including check marks and leading space, and was not
+            truncated.
+        accepted (`bool`): Whether the move is correct, or both the move and the target are mate.
     """
 
     move: str | None
@@ -73,17 +73,19 @@ def score_move(text: str, is_cut: bool, target: str, fen: str) -> MoveScore:
 
     Args:
         text (`str`): The completion.
-        is_cut (`bool`): Whether it was cut by the limit of tokens. Then a move that may be incomplete does not count.
-        target (`str`): The solution.
-        fen (`str`): The position to move in.
+        is_cut (`bool`): Whether the completion was truncated at the limit of tokens. A move that may be incomplete
+            then does not count.
+        target (`str`): The solution, in SAN or UCI.
+        fen (`str`): The position before the move.
     """
     board = chess.Board(fen)
     wanted = parse_move(target, board)
-    # The last word of a cut text may go on.
+    # The last word of a truncated text may be incomplete.
     is_whole = not is_cut or len(_answer(f"{text}.")) > len(target.split())
     move = parse_move(text, board) if is_whole else None
-    accepted = move == wanted or all(any_move is not None and _mates(any_move, board) for any_move in (move, wanted))
-    return MoveScore(None if move is None else move.uci(), move == wanted, text == target and not is_cut, accepted)
+    both_mate = all(candidate is not None and _mates(candidate, board) for candidate in (move, wanted))
+    correct, exact = move == wanted, text == target and not is_cut
+    return MoveScore(None if move is None else move.uci(), correct, exact, accepted=correct or both_mate)
 
 
 def _mates(move: chess.Move, board: chess.Board) -> bool:

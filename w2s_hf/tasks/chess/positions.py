@@ -25,19 +25,19 @@ _BAND_WIDTH = 400  # rating points
 
 
 class BrokenPuzzleError(BrokenRowError):
-    """A puzzle that cannot be read or has an illegal move; the message is the reason."""
+    """Raised for a puzzle that cannot be parsed or has an illegal move. The message is the reason."""
 
 
 def rating_of(value) -> int:
-    """Returns the rating of a puzzle, -1 where there is none or it cannot be read."""
+    """Returns the rating of a puzzle, or -1 if it has none or the value is not a number."""
     try:
         return int(float(value))
-    except (TypeError, ValueError, OverflowError):  # the last of infinity
+    except (TypeError, ValueError, OverflowError):  # OverflowError: infinity
         return -1
 
 
 def band_of(rating: int) -> str:
-    """Returns the band of a rating, such as `1200-1599`."""
+    """Returns the band of a rating, such as `1200-1599`. Each band covers 400 rating points."""
     if rating < 0:
         return "unrated"
     low = rating // _BAND_WIDTH * _BAND_WIDTH
@@ -45,14 +45,18 @@ def band_of(rating: int) -> str:
 
 
 def game_key(row: dict) -> list[str]:
-    """Returns the key of the game that a row names by an address of lichess.org or only `787zsVup/black#48`."""
-    named = row.get("GameUrl") or row.get("GameId")
-    found = _GAME.search(named) if named else None
-    return [f"game: {found[1]}"] if found else []
+    """
+    Returns the key of the game of a row, in a list that is empty if the row does not name its game.
+
+    `GameUrl` or `GameId` is an address of lichess.org, or an id such as `787zsVup/black#48`.
+    """
+    address = row.get("GameUrl") or row.get("GameId")
+    match = _GAME.search(address) if address else None
+    return [f"game: {match[1]}"] if match else []
 
 
 def read_transcript(row: dict) -> tuple[str, chess.Board, str]:
-    """Returns prompt, position and target of a row with `ctx` and `target`."""
+    """Returns prompt, position and target of a row with `ctx` and `target`. Raises `BrokenPuzzleError` if invalid."""
     prompt, target = row["ctx"].strip(), f" {row['target'].strip()}"
     if row.get("fen") is not None:
         board = _board(row["fen"])
@@ -68,7 +72,7 @@ def read_transcript(row: dict) -> tuple[str, chess.Board, str]:
 
 
 def read_table_row(row: dict) -> tuple[str, chess.Board, str]:
-    """Returns prompt, position and target of a row with `FEN` and `Moves`."""
+    """Returns prompt, position and target of a row with `FEN` and `Moves`. Raises `BrokenPuzzleError` if invalid."""
     board = _board(row["FEN"])
     moves = row["Moves"].split()
     if len(moves) < 2:
@@ -83,10 +87,10 @@ def read_table_row(row: dict) -> tuple[str, chess.Board, str]:
     target = f" {board.san(solution)}"
     if row.get("movetext") is None:
         return fen_prompt(board), board, target
-    played = _game_until(row["movetext"], board)
-    if played is None:
-        raise BrokenPuzzleError("a game that does not come to the position")
-    return transcript(played), played, target
+    replay = _game_until(row["movetext"], board)
+    if replay is None:
+        raise BrokenPuzzleError("a game that does not reach the position")
+    return transcript(replay), replay, target
 
 
 def _board(fen: str) -> chess.Board:
@@ -105,7 +109,7 @@ def position_key(board: chess.Board) -> str:
 
 
 def _replay(text: str) -> chess.Board:
-    """Returns the board after a transcript, which numbers each move (`1. d4 1... Nf6`) or only White's."""
+    """Returns the board after a transcript, which numbers all moves (`1. d4 1... Nf6`) or only those of White."""
     board = chess.Board()
     for word in text.split():
         if MOVE_NUMBER.fullmatch(word) is None:
@@ -120,32 +124,32 @@ def _replay(text: str) -> chess.Board:
 
 def _game_until(movetext: str, wanted: chess.Board) -> chess.Board | None:
     """
-    Returns the board, with its moves, where a game in PGN comes to a position, or `None` if it never does. If the
-    position is repeated, it is the occurrence with the right move number, else the first.
+    Replays a game in PGN up to a position. Returns the board with its moves, or `None` if the game does not reach the
+    position. If the position occurs repeatedly, the occurrence with the right move number is used, else the first.
     """
     game = chess.pgn.read_game(io.StringIO(movetext))
-    board, found = chess.Board(), None
+    board, match = chess.Board(), None
     for move in game.mainline_moves() if game is not None else ():
         board.push(move)
-        if position_key(board) == position_key(wanted) and (found is None or board.ply() == wanted.ply()):
-            found = board.copy()
-    return found
+        if position_key(board) == position_key(wanted) and (match is None or board.ply() == wanted.ply()):
+            match = board.copy()
+    return match
 
 
 def _number(board: chess.Board) -> str:
-    """Returns `22.` where White is to move, `22...` where Black is."""
+    """Returns the number of the next move: `22.` if White is to move, `22...` if Black is to move."""
     return f"{board.fullmove_number}." + ("" if board.turn == chess.WHITE else "..")
 
 
 def fen_prompt(board: chess.Board) -> str:
-    """Returns the prompt of a position without a transcript."""
+    """Returns the prompt for a position without a transcript: its FEN and `Best move:`."""
     return f"{board.fen()}\nBest move:"
 
 
 def transcript(board: chess.Board) -> str:
     """
-    Returns the moves that led to a position and the number of the move to play, as in the paper's figure 14:
-    `1. d4 1... Nf6 2.` Moves are in SAN, each with its number.
+    Returns the moves that led to a position, followed by the number of the move to play: `1. d4 1... Nf6 2.` Moves are
+    in SAN, each with its number, as in figure 14 of the paper.
     """
     replay = board.root()
     words = []

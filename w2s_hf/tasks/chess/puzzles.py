@@ -1,4 +1,4 @@
-"""The task of chess puzzles: how a row becomes a prompt and a move, how moves are scored, and how rows are loaded."""
+"""The chess puzzle task: converts rows to prompts and moves, scores moves, and loads the rows."""
 
 import hashlib
 import logging
@@ -38,7 +38,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Columns that tell the schema of a row, and what they are called in messages.
+# The columns that identify the schema of a dataset, by the name of the schema in messages.
 _SCHEMAS = {
     "transcripts (EleutherAI/lichess-puzzles)": ("ctx", "target"),
     "the Lichess puzzle table (Lichess/chess-puzzles)": ("FEN", "Moves"),
@@ -48,22 +48,23 @@ _SCHEMAS = {
 @dataclass(frozen=True)
 class ChessTask(GenerationTask):
     """
-    Puzzles in either of two public schemas.
+    A task of chess puzzles: given a position, find the best move. The rows have either of two public schemas:
 
-    A row has `ctx` and `target`, the prompt and the move that should follow it (EleutherAI/lichess-puzzles): the
-    prompt is a transcript, or anything where the position to move in is given in a column `fen`. Or it has `FEN`, the
-    position before the opponent's last move, and `Moves`, that move and the solution in UCI (the Lichess puzzle
-    table); the prompt is the FEN after that move, or a transcript where a column `movetext` has the game. In both,
-    `Rating` and `GameUrl` (or `GameId`) are used where they are there, and a column `band`, by which accuracy is
-    reported, in place of bands of ratings.
+    - EleutherAI/lichess-puzzles: `ctx` is the prompt and `target` the move that completes it. The prompt is the
+      transcript of a game. If a column `fen` gives the position to move in, the prompt can be any text.
+    - Lichess/chess-puzzles: `FEN` is the position before the opponent's last move. `Moves` has that move and the
+      solution, in UCI. The prompt is the FEN after that move, or a transcript if a column `movetext` has the game.
+
+    Optional columns of both schemas are `Rating`, `GameUrl` (or `GameId`), and `band`. Accuracy is reported by `band`,
+    which defaults to a band of ratings.
 
     Args:
-        name (`str`): Its name in results.
-        sources (`tuple[Source]`): Where its rows are; the next one is tried when one does not load.
+        name (`str`): The name of the task in results.
+        sources (`tuple[Source]`): The datasets of the task. If one does not load, the next one is tried.
         train_split, test_split (`tuple[str]`):
-            Names of the splits, the first that is there. Without a test split (`None`, or none is there), a fifth is
-            held out.
-        description (`str`, *optional*): One line for people.
+            Names of the splits. The first one that exists is used. If there is no test split, or `test_split` is
+            `None`, a fifth of the training games is held out.
+        description (`str`, *optional*): One line about the task, for reports and cards.
     """
 
     setting = "chess"
@@ -73,23 +74,30 @@ class ChessTask(GenerationTask):
 
     @property
     def expected_columns(self) -> str:
-        """The columns of either schema in words, for messages."""
+        """The columns of both schemas, as text for messages."""
         return "; or ".join(f"{', '.join(columns)}: {name}" for name, columns in _SCHEMAS.items())
 
     def example(self, row: dict) -> dict:
         """
-        Returns the example of a puzzle, and checks every move of it.
+        Converts a row of the dataset to an example, and checks that all its moves are legal.
 
         Args:
             row (`dict`): A row of the dataset.
 
         Returns:
-            `dict` with `id` (hash of the content), `prompt`, `fen` (the position to move in), `rating` (-1 where there
-            is none), `band` (of ratings, such as `1200-1599`), `ground_truth` (the move as it follows the prompt, with
-            its leading space), `keys` (rows that share one stay together) and `tells_game` (for a warning).
+            `dict` with
+
+            - `id` (`str`): A hash of prompt and move.
+            - `prompt` (`str`)
+            - `fen` (`str`): The position to move in.
+            - `rating` (`int`): The rating of the puzzle, or -1 if it has none.
+            - `band` (`str`): The column `band` or the band of the rating, such as `1200-1599`.
+            - `ground_truth` (`str`): The move, with its leading space.
+            - `keys` (`list[str]`): Rows that share a key stay in one part.
+            - `tells_game` (`bool`): Whether the row identifies its game.
 
         Raises:
-            BrokenPuzzleError: a move is illegal, or the row cannot be read.
+            BrokenPuzzleError: a move is illegal, or the row cannot be parsed.
         """
         row = {name: None if value == "" else value for name, value in row.items()}
         is_transcript = row.get("ctx") is not None
@@ -97,9 +105,9 @@ class ChessTask(GenerationTask):
         if any(row.get(name) is None for name in names):
             raise BrokenPuzzleError("an empty field")
         if not all(isinstance(row.get(name) or "", str) for name in (*names, "fen", "movetext", "GameUrl", "GameId")):
-            raise BrokenPuzzleError("a field that is no text")
+            raise BrokenPuzzleError("a field that is not text")
         prompt, board, target = read_transcript(row) if is_transcript else read_table_row(row)
-        # Of two puzzles of one position, one may come without its game.
+        # Two puzzles with the same position belong together even if one of them does not name its game.
         keys = [f"position: {position_key(board)}", *game_key(row)]
         rating = rating_of(row.get("Rating"))
         return {
@@ -114,11 +122,11 @@ class ChessTask(GenerationTask):
         }
 
     def is_correct(self, completion: Completion, row: dict) -> bool:
-        """Returns whether the completion begins with the right move, whatever it says of check and mate."""
+        """Returns whether the completion begins with the right move. Marks of check and mate are ignored."""
         return score_of(completion, row).correct
 
     def is_same(self, completion: Completion, other: Completion, row: dict) -> bool:
-        """Returns whether two completions begin with the same legal move, or are the same text."""
+        """Returns whether two completions begin with the same legal move or, if neither has one, are equal."""
         move, other_move = score_of(completion, row).move, score_of(other, row).move
         return move == other_move if move or other_move else completion.text == other.text
 
@@ -133,40 +141,40 @@ class ChessTask(GenerationTask):
     def report_sections(
         self, results: ExperimentResult, test: Dataset, completions: dict[str, list[Completion]], output_dir: Path
     ) -> list[str]:
-        """Returns tables of the scores and the bands, then boards of puzzles that the student solved and failed."""
+        """Returns the tables of scores and bands, and boards of puzzles that the student solved and failed."""
         method, seed = results.summary[-1].method, results.runs[0].seed
         student_name = f"student ({method}, seed {seed})"
         boards = draw_boards(completions[method], completions["weak"], test, output_dir, student_name)
         return [*table_sections(results), boards]
 
     def load(self, **options) -> TaskSplits:
-        """Loads and splits the puzzles, see [`load_puzzles`] for the options."""
+        """Loads and splits the puzzles. Accepts the options of [`load_puzzles`]."""
         return load_puzzles(self, **options)
 
 
 class PuzzleLoader(CompletionLoader):
-    """Loads puzzles. Those of one game stay in one part."""
+    """Loads puzzles. All puzzles of a game stay in one part."""
 
     row, completion, held_out = "puzzle", "move", "games"
 
     def most_rows(self, n_wanted: int) -> int:
-        """Returns the number of rows of a split that are read."""
-        # Of millions of rows the same ones whatever is asked for, so that runs share their test puzzles; more than the
-        # default only where it would not do.
+        """Returns the largest number of rows to read of a split."""
+        # The dataset has millions of rows. Runs of different sizes read the same sample, so that they share their
+        # test puzzles. Only a run that needs more rows reads a larger sample.
         return max(MAX_ROWS, 2 * n_wanted)
 
     def group(self, rows: list[dict]) -> None:
-        """Sets `group` by game and position."""
+        """Sets the `group` of all rows by game and position."""
         _link_games(rows)
         super().group(rows)
 
     def check_groups(self, rows: list[dict]) -> None:
-        """Warns of rows that do not name their game."""
+        """Warns if rows do not name their game."""
         n_unknown = sum(not row["tells_game"] for row in rows)
         if n_unknown:
             logger.warning(
-                f"{self.task.name}: {n_unknown} of {len(rows)} rows do not tell their game (`GameUrl`): of these only "
-                "equal positions are kept in one part"
+                f"{self.task.name}: {n_unknown} of {len(rows)} rows do not name their game (`GameUrl`); of these "
+                "rows, only those with equal positions stay in one part"
             )
 
     def read(self, split: str, rows: Dataset, numbers: np.ndarray) -> list[dict]:
@@ -174,12 +182,12 @@ class PuzzleLoader(CompletionLoader):
         Returns the examples of a split, sorted by id.
 
         Raises:
-            ValueError: the columns are of neither schema; or as [`CompletionLoader.read`].
+            ValueError: the columns match neither schema, or as [`CompletionLoader.read`].
         """
         if not any(set(columns) <= set(rows.column_names) for columns in _SCHEMAS.values()):
             raise ValueError(
                 f"{self.task.name}: the split {split!r} has the columns {', '.join(rows.column_names)}, expected "
-                f"{self.task.expected_columns}."
+                f"{self.task.expected_columns}. Rename the columns."
             )
         return super().read(split, rows, numbers)
 
@@ -193,48 +201,50 @@ def load_puzzles(
     **options: Unpack[SplitOptions],
 ) -> TaskSplits:
     """
-    Loads puzzles, leaves out the broken ones, and splits the rest by game.
+    Loads puzzles, drops broken ones, and splits the rest by game.
 
-    Puzzles of one game stay in one part, and none of a test game is in training. The game is that of `GameUrl` or
-    `GameId`; a transcript that continues another one is of the same game. If a row has neither, only puzzles of equal
-    positions stay together, and a warning says how many rows this concerns. Equal prompts count once, and not at all
-    where their moves differ.
+    All puzzles of a game stay in one part, so that no test game is used for training. `GameUrl` or `GameId` identifies
+    the game, and a transcript that continues another transcript belongs to the same game. If a row has neither, only
+    puzzles with equal positions stay together, and a warning gives the number of such rows. Of rows with equal
+    prompts, one is used. If their moves differ, all of them are dropped.
 
     Args:
         task ([`ChessTask`]): The task.
-        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Tokenizers of all models.
-        max_length (`int`, *optional*): Tokens of prompt and completion. A prompt that leaves no room for
-            `max_new_tokens` is left out: without its beginning a transcript is another game.
-        max_new_tokens (`int`, *optional*): Tokens of a completion.
-        options: [`w2s_hf.tasks.SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`, `n_validation`, `n_test`,
-            `n_links`, `seed`. A fifth of a dataset with one split is held out to test.
+        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Tokenizers of all models. With none, no length is
+            checked.
+        max_length (`int`, *optional*): Maximum length of prompt and completion together, in tokens. Prompts that leave
+            no room for `max_new_tokens` are dropped, because a truncated transcript is another game.
+        max_new_tokens (`int`, *optional*): Maximum length of a completion, in tokens.
+        options: The options of [`w2s_hf.tasks.SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
+            `n_validation`, `n_test`, `n_links`, `seed`. If the dataset has only one split, a fifth of its games is
+            held out for testing.
 
     Returns:
-        [`TaskSplits`] whose parts have `COMPLETION_COLUMNS`, `fen`, `group`, `rating` (-1 where there is none), `band`
-        and `ground_truth` (the move as text).
+        [`TaskSplits`] whose parts have the columns `COMPLETION_COLUMNS`, `fen`, `group`, `rating` (-1 if there is
+        none), `band` and `ground_truth` (the move as text).
 
     Raises:
-        FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
-        ValueError: the columns are of neither schema, there are too few rows, a prompt ends in the middle of a token,
+        FileNotFoundError, ConnectionError: as [`w2s_hf.tasks.loading.load_raw`].
+        ValueError: the columns match neither schema, there are too few rows, a prompt ends in the middle of a token,
             or `max_new_tokens` is too small for the moves.
     """
     return PuzzleLoader(task, tokenizers, max_length, max_new_tokens).load(**options)
 
 
 def _link_games(rows: list[dict]) -> None:
-    """Gives transcripts that begin with another whole one a key in common with it."""
+    """Adds a common key to transcripts of which one is the beginning of the other."""
     transcripts = [row for row in rows if row["prompt"].startswith("1. ")]
-    opened: list[str] = []
+    prefixes: list[str] = []
     for row in sorted(transcripts, key=lambda row: row["prompt"]):
-        # Sorted, what begins with a prompt follows it at once.
-        while opened and not (row["prompt"] + " ").startswith(opened[-1] + " "):
-            opened.pop()
-        opened.append(row["prompt"])
-        row["keys"].append(f"begin: {opened[0]}")
+        # In sorted order, the continuations of a prompt directly follow it.
+        while prefixes and not (row["prompt"] + " ").startswith(prefixes[-1] + " "):
+            prefixes.pop()
+        prefixes.append(row["prompt"])
+        row["keys"].append(f"begin: {prefixes[0]}")
 
 
 CHESS_PUZZLES = ChessTask(
     name="chess_puzzles",
-    description="What is the best move?",
+    description="What is the best move in this chess position?",
     sources=(Source("EleutherAI/lichess-puzzles"),),
 )

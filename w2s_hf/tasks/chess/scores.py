@@ -1,4 +1,4 @@
-"""The scores of moves: rates of exact, legal and mating moves, accuracy by band, and baselines without a model."""
+"""Scores moves: rates of exact, legal and mating moves, accuracy by band, and baselines that need no model."""
 
 import chess
 import numpy as np
@@ -24,7 +24,22 @@ def scores_of(completions: list[Completion], rows: Dataset) -> list[MoveScore]:
 
 
 def extra_scores(completions: list[Completion], rows: Dataset) -> dict:
-    """Returns rates in [0, 1] with intervals, the number of completions that were cut, and the accuracy by band."""
+    """
+    Returns the additional scores of completions.
+
+    Args:
+        completions (`list[Completion]`): N completions.
+        rows ([`~datasets.Dataset`]): N puzzles with `ground_truth`, `fen` and `band`.
+
+    Returns:
+        `dict` with rates in [0, 1], each with its 95 % interval (`*_ci95`):
+
+        - `exact_match`: completions that equal the solution character by character.
+        - `mate_accepted`: correct moves, plus mating moves in puzzles whose solution is another mate.
+        - `legal_rate`: completions that begin with a legal move.
+        - `n_cut`: the number of truncated completions.
+        - `by_band`: `accuracy`, `ci95` and `n` of each band of ratings.
+    """
     scores = scores_of(completions, rows)
     rates = {
         "exact_match": [score.exact for score in scores],
@@ -42,7 +57,7 @@ def extra_scores(completions: list[Completion], rows: Dataset) -> dict:
 
 
 def rate(correct: np.ndarray) -> dict:
-    """Returns the accuracy of answers `(N,)` bool, with its interval."""
+    """Returns the `accuracy` of answers `(N,)` bool with its 95 % interval (`ci95`) and `n`."""
     return {
         "accuracy": float(correct.mean()),
         "ci95": list(metrics.accuracy_interval(correct)),
@@ -51,29 +66,32 @@ def rate(correct: np.ndarray) -> dict:
 
 
 def _sorted_bands(bands: np.ndarray) -> list[str]:
-    """Returns bands of ratings from low to high, other names in alphabetical order."""
+    """Returns bands of ratings from low to high. Other names are sorted alphabetically."""
     return sorted(set(bands.tolist()), key=lambda band: (band.split("-")[0].zfill(8), band))
 
 
 def trivial_baselines(rows: Dataset) -> list[dict]:
     """
-    Returns baselines that know only the rules: a random legal move, and a random check (any move where there is none).
-    Their accuracy is the expected one; the interval is about the choice of the test puzzles.
+    Returns baselines that know only the rules of chess: a random legal move, and a random move that gives check. If no
+    move gives check, it is any legal move. Their accuracy is the expected value; the 95 % interval covers the choice
+    of the test puzzles.
     """
-    any_move, any_check = [], []
+    move_chances, check_chances = [], []
     for fen, target in zip(rows["fen"], rows["ground_truth"], strict=True):
         board = chess.Board(fen)
         moves, wanted = list(board.legal_moves), parse_move(target, board)
         checks = [move for move in moves if board.gives_check(move)] or moves
-        any_move.append(1 / len(moves))
-        any_check.append((wanted in checks) / len(checks))
+        move_chances.append(1 / len(moves))
+        check_chances.append((wanted in checks) / len(checks))
     return [
-        {"name": name, "model": "", **_expected(np.array(values))}
-        for name, values in (("random legal move", any_move), ("random check", any_check))
+        {"name": name, "model": "", **_expected_accuracy(np.array(chances))}
+        for name, chances in (("random legal move", move_chances), ("random check", check_chances))
     ]
 
 
-def _expected(values: np.ndarray) -> dict:
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    low, high = norm.interval(0.95, values.mean(), error) if error else (values.mean(), values.mean())
-    return {"accuracy": float(values.mean()), "ci95": [max(0.0, float(low)), min(1.0, float(high))], "n": len(values)}
+def _expected_accuracy(chances: np.ndarray) -> dict:
+    """Returns the mean of the chances `(N,)` to find the solution, as `accuracy`, with `ci95` and `n`."""
+    mean, n = float(chances.mean()), len(chances)
+    error = chances.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
+    low, high = norm.interval(0.95, mean, error) if error else (mean, mean)
+    return {"accuracy": mean, "ci95": [max(0.0, float(low)), min(1.0, float(high))], "n": n}

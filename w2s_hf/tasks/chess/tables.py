@@ -1,4 +1,4 @@
-"""The tables of chess in the report: scores of moves, accuracy by rating, and training on easy puzzles alone."""
+"""Builds the chess tables of the report: scores of moves, accuracy by rating, and training on easy puzzles alone."""
 
 from ...cards.markdown import markdown_table, render
 from ...cards.score import interval
@@ -10,7 +10,7 @@ __all__ = ["table_sections"]
 
 
 def table_sections(results: ExperimentResult) -> list[str]:
-    """Returns the sections of the report that are tables, in Markdown."""
+    """Returns the sections of the report with tables, in Markdown."""
     max_new_tokens = results.settings.training.arguments.get("max_new_tokens", CompletionConfig.max_new_tokens)
     sections = [render("chess_scores.md", max_new_tokens=max_new_tokens), scores_table(results)]
     if list(results.runs[0].ceiling.scores["by_band"]) != ["unrated"]:
@@ -23,7 +23,7 @@ def table_sections(results: ExperimentResult) -> list[str]:
 
 
 def _models(run: SeedResult) -> dict[str, AnyScore]:
-    """Returns all models of a seed that wrote moves, by role."""
+    """Returns the scores of all models of a seed, by role."""
     models: dict[str, AnyScore] = {"weak supervisor": run.weak}
     models |= {baseline.name: baseline for baseline in run.baselines if baseline.model}
     models |= {f"control, {control.method}, not pretrained": control for control in run.controls}
@@ -32,7 +32,7 @@ def _models(run: SeedResult) -> dict[str, AnyScore]:
 
 
 def scores_table(results: ExperimentResult) -> str:
-    """Returns the further scores of all models as a Markdown table."""
+    """Returns accuracy, exact, mating and legal rates of all models as a Markdown table."""
     lines = []
     for run in results.runs:
         for role, model in _models(run).items():
@@ -58,16 +58,16 @@ def bands_table(results: ExperimentResult) -> str:
                 "-" if cell is None else f"{rounded(cell['accuracy'])}{interval(cell['ci95'], 3)}" for cell in cells
             ]
             lines.append([str(run.seed), role, *shown])
-    return markdown_table(["seed", "", *bands], lines)
+    return markdown_table(["seed", "role", *bands], lines)
 
 
 def easy_to_hard_table(results: ExperimentResult) -> str:
-    """Returns the accuracy on hard puzzles by training puzzles, as a Markdown table."""
+    """Returns the accuracy on all and on hard puzzles by the puzzles trained on, as a Markdown table."""
     lines = []
     for run in results.runs:
-        found = run.easy_to_hard
-        names = {"easy": f"rated at most {found['max_train_rating']}", "any rating": "as many of any rating"}
-        for name, entry in found["trained_on"].items():
+        scores = run.easy_to_hard
+        names = {"easy": f"rated at most {scores['max_train_rating']}", "any rating": "as many of any rating"}
+        for name, entry in scores["trained_on"].items():
             line = [str(run.seed), names.get(name, "all (the ceiling)"), str(entry["n_train"])]
             line += [
                 f"{rounded(entry[on]['accuracy'])}{interval(entry[on]['ci95'], 3)}" for on in ("on_all", "on_hard")
@@ -75,5 +75,5 @@ def easy_to_hard_table(results: ExperimentResult) -> str:
             lines.append(line)
     first = results.runs[0].easy_to_hard
     n_hard = first["trained_on"]["all"]["on_hard"]["n"]
-    hard = f"on the {n_hard} rated {first['min_hard_rating']} or more"
-    return markdown_table(["seed", "true moves of puzzles", "puzzles", "on all test puzzles", hard], lines)
+    hard = f"accuracy on the {n_hard} rated {first['min_hard_rating']} or more"
+    return markdown_table(["seed", "trained on puzzles", "number", "accuracy on all test puzzles", hard], lines)
