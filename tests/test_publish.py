@@ -255,7 +255,7 @@ def test_a_student_without_a_card_of_ours_or_with_a_token_in_it_is_not_pushed(hu
     code, stderr = publish(tmp_path, "--repo_id", "one", "--hub_private")  # of the owner of the token
     assert code == 1 and "did not accept somebody/one" in stderr and "is no id" in stderr
     assert stderr.endswith(f"w2s publish {tmp_path} --repo_id somebody/one --hub_private\n")
-.replace    (tmp_path / "README.md").write_text(card)
+    (tmp_path / "README.md").write_text(card)
     assert publish(*again(stderr))[0] == 0
     assert hub.repositories["model", "somebody/one"].private, "the command that was printed makes it private, too"
 
