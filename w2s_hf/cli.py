@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable
 
-from . import __version__
 from .command_line import CommandLine, did_you_mean
 from .launch import CONFIGS, config_file, launch, split_launch
 
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> int | None:
         print(_HELP, end="")
         return 0
     if argv[0] == "--version":
-        print(f"w2s_hf {__version__}")
+        print(f"w2s_hf {sys.modules['w2s_hf'].__version__}")
         return 0
     command, *options = argv
     if command not in _COMMANDS:

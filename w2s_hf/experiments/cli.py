@@ -218,9 +218,8 @@ def _describe(task: AnyTask | None, options: CommandLineOptions, prog: str | Non
     if task is None:
         lines += [
             "",
-            "These are the options of text classification. Preferences (anthropic_hh) and chess (chess_puzzles)",
+            "Options of text classification. For others: `w2s run anthropic_hh --help`, `w2s run TASK --help`.",
         ]
-        lines += ["have others: `w2s run anthropic_hh --help`."]
     return "\n".join(lines)
 
 

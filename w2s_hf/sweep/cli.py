@@ -48,7 +48,7 @@ RefusedOptions = make_dataclass(
 
 
 _DESCRIPTION = """\
-Runs a grid of tasks, supervisors, students, methods and seeds, and writes one table and figures of it.
+Runs a grid of tasks, supervisors, students, methods and seeds. Writes one table and its figures.
 
 examples:
   w2s sweep    (the embedded demo: three sizes of student, no network, no GPU, minutes)
