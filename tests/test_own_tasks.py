@@ -67,7 +67,7 @@ TWO = "from w2s_hf import Task\nA, B = (Task(name, 'a.csv', '{x}', label='y') fo
         (TWO, "mine.py:C", Task, ValueError, "defines A, B, and no 'C'"),
         ("x = 1\n", "mine.py", Task, ValueError, r"defines no w2s_hf\.Task;"),
         ("x = 1\n", "mine.py", GenerationTask, ValueError, r"defines no w2s_hf\.tasks\.GenerationTask;"),
-        (TWO, "nowhere.py", Task, FileNotFoundError, "there is no file"),
+        (TWO, "nowhere.py", Task, FileNotFoundError, "and there is no such file"),
     ],
     ids=["two", "unknown name", "none", "no generative task", "no file"],
 )

@@ -307,7 +307,7 @@ def test_own_models_and_rows_by_relative_path(use_peft, cache, tmp_path, tokeniz
         ("--load_in_4bit true --use_peft false", "quantized student without adapters"),
         ("--head_init ones", "invalid choice: 'ones'"),
         ("--demo true --dataset_path x --weak_model a --student_model b", "--dataset_path and the demo"),
-        ("--model_name_or_path x", "name the student by --student_model"),
+        ("--model_name_or_path x", "expected --student_model with this value"),
         ("--lora_dropout 0.1", "add --disable_dropout false"),
         ("--hub_token x", "set HF_TOKEN instead"),
         ("--loss_type product", "--loss_type: got product, and recipes set it by --methods"),

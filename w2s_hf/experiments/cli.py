@@ -370,11 +370,11 @@ _SET_BY = {"seed": "--seeds", "data_seed": "--seeds", "loss_type": "--methods", 
 
 def _check_training(training_args: AnyConfig, student_config: StudentConfig, given: Namespace) -> None:
     """Raises `ValueError` where an option of the trainer or the student does not go with another one."""
-    for of_field in fields(training_args):
-        name, value = of_field.name, getattr(training_args, of_field.name)
+    for item in fields(training_args):
+        name, value = item.name, getattr(training_args, item.name)
         if name not in _SET_BY or (name == "loss_type" and not isinstance(training_args, LossArguments)):
             continue  # trainers of TRL have a loss_type of their own
-        if vars(given)[name] is not None or value != of_field.default:
+        if vars(given)[name] is not None or value != item.default:
             raise ValueError(f"--{name}: got {value}, and recipes set it by {_SET_BY[name]}. Use that option.")
     if training_args.hub_token is not None:
         raise ValueError("Got --hub_token, which others can read in the list of processes: set HF_TOKEN instead.")

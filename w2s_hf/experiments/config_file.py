@@ -207,10 +207,10 @@ class RecipeParser(_OptionParser):
         sections: dict[str, list[argparse.Action]] = {"general": [*self._general, *self._launch]}
         own: list[argparse.Action] = []
         inherited: list[argparse.Action] = []
-        of_losses = {of_field.name for of_field in fields(LossArguments)}
-        of_transformers = {of_field.name for of_field in fields(TrainingArguments)}
+        of_losses = {item.name for item in fields(LossArguments)}
+        of_transformers = {item.name for item in fields(TrainingArguments)}
         for kind in self.dataclass_types:
-            names = [of_field.name for of_field in fields(kind) if of_field.name in shown]
+            names = [item.name for item in fields(kind) if item.name in shown]
             if issubclass(kind, TrainingArguments):
                 names.sort(key=lambda name: name not in of_losses)
                 own += [shown[name] for name in names if name not in of_transformers]
