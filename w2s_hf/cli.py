@@ -152,12 +152,18 @@ def _is_on_ray(argv: list[str]) -> bool:
 
 
 def _tasks(argv: list[str]) -> None:
-    parser = CommandLine("w2s tasks", description="Lists the tasks: the names that `w2s run` takes.")
-    parser.parse_args(argv)
+    parser = CommandLine(
+        "w2s tasks",
+        usage="w2s tasks [options]",
+        description="Lists the names that `w2s run` and `w2s sweep` take. A task of your own is a Python file: "
+        "`w2s run my_task.py`.",
+    )
+    parser.add_argument("--sources", action="store_true", help="add the splits and the datasets on the Hub")
+    args = parser.parse_args(argv)
     _say_loading("datasets")
     from .tasks import task_table
 
-    print(task_table())
+    print(task_table(args.sources))
 
 
 def _memory(argv: list[str]) -> None:
