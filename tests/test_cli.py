@@ -118,9 +118,11 @@ def test_all_help_lists_every_option_once(argv, capsys):
 
 
 def test_tasks_are_listed(capsys):
-    out = ended(["tasks"], capsys).out
-    names = {line.split()[0] for line in out.splitlines()[2:]}
-    assert names == {*TASKS, *PREFERENCE_TASKS, CHESS_PUZZLES.name}
+    for argv in (["tasks"], ["tasks", "--sources"]):
+        out = ended(argv, capsys).out
+        names = {line.split()[0] for line in out.splitlines()[2:]}
+        assert names == {*TASKS, *PREFERENCE_TASKS, CHESS_PUZZLES.name}
+        assert ("google/boolq" in out) == ("--sources" in argv)
     line = next(line for line in out.splitlines() if line.startswith("chess"))
     (source,) = CHESS_PUZZLES.sources
     assert source.id in line and CHESS_PUZZLES.description in line

@@ -132,7 +132,7 @@ def test_a_file_comes_before_a_shipped_configuration(monkeypatch, tmp_path):
         ("--analyses agrement", "Did you mean 'agreement'?"),
         ("--loss_type confidenc", "Did you mean 'confidence'"),
         ("--eval_strategy step", "Did you mean 'steps'?"),
-        ("--report_to wandbb", "--report_to: got wandbb, which is not installed or not known"),
+        ("--report_to wandbb", "--report_to: got wandbb, which is unknown or not installed"),
         ("--per_device_train_batch_size 0", "--per_device_train_batch_size: got 0, expected at least 1"),
         ("--learning_rate nan", "--learning_rate: got nan, expected at least 0"),
         ("--max_steps 0", "--max_steps: got 0, expected a positive number of steps, or -1"),

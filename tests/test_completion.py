@@ -288,8 +288,8 @@ def test_dropout_is_off_unless_asked_for(tokenizer, tmp_path):
     [
         ({"max_new_tokens": 0}, "max_new_tokens: got 0, expected a positive"),
         ({"max_length": -3}, "max_length: got -3"),
-        ({"packing": True}, "packing: got True, and completions are scored row by row"),
-        ({"truncation_mode": "keep_end"}, "truncation_mode: got 'keep_end', and no row is truncated"),
+        ({"packing": True}, "packing: got True, expected False"),
+        ({"truncation_mode": "keep_end"}, "truncation_mode: got 'keep_end', expected 'keep_start'"),
     ],
 )
 def test_wrong_arguments_say_what_to_do(tmp_path, options, message):

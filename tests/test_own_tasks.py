@@ -63,11 +63,11 @@ TWO = "from w2s_hf import Task\nA, B = (Task(name, 'a.csv', '{x}', label='y') fo
 @pytest.mark.parametrize(
     ("content", "name", "kind", "error", "message"),
     [
-        (TWO, "mine.py", Task, ValueError, "defines A, B; expected one, or say which by"),
-        (TWO, "mine.py:C", Task, ValueError, "defines A, B, and no 'C'"),
+        (TWO, "mine.py", Task, ValueError, "defines A, B; expected one, or .*mine.py:NAME"),
+        (TWO, "mine.py:C", Task, ValueError, "defines A, B; expected one called 'C'"),
         ("x = 1\n", "mine.py", Task, ValueError, r"defines no w2s_hf\.Task;"),
         ("x = 1\n", "mine.py", GenerationTask, ValueError, r"defines no w2s_hf\.tasks\.GenerationTask;"),
-        (TWO, "nowhere.py", Task, FileNotFoundError, "there is no file"),
+        (TWO, "nowhere.py", Task, FileNotFoundError, "and there is no such file"),
     ],
     ids=["two", "unknown name", "none", "no generative task", "no file"],
 )

@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_refused(model, config, adapters, message, tmp_path
 
 @pytest.mark.skipif(not hasattr(RewardConfig, "train_sampling_strategy"), reason="TRL without this option")
 def test_pairs_are_not_grouped_by_length(tmp_path):
-    with pytest.raises(ValueError, match="got 'group_by_length', and a pair has two lengths"):
+    with pytest.raises(ValueError, match="got 'group_by_length', which does not work for pairs"):
         pair_arguments(tmp_path, train_sampling_strategy="group_by_length")
 
 

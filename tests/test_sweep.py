@@ -98,7 +98,7 @@ def test_every_cell_is_in_the_table_and_no_stage_was_trained_twice(swept):
         "student-direct": 1,
     }  # fmt: skip
     assert "[5/5] boolq" in process.stdout and "it/s" not in process.stderr
-    assert "3 cells of the grid are left out: a chain of one" in process.stderr
+    assert "3 cells of the grid are left out: bootstrap, and --ladder has no model between" in process.stderr
     report = (output / "report.html").read_text()
     assert "pretrained-32x2" in report and "bootstrap" in report
     assert "<title>Weak-to-strong generalization: boolq (demo: generated rows)</title>" in report
@@ -109,7 +109,7 @@ def test_a_directory_has_one_sweep(swept, cache, tmp_path):
     output, before = swept[0], (swept[0] / "sweep.csv").read_text()
     for options, words in {
         ("--learning_rate", "1"): "classification, learning_rate: 0.003 there, 1 here",
-        ("--methods", "naive"): "1 cells are finished that the grid does not have",
+        ("--methods", "naive"): "which has 1 finished cells that the grid does not have",
         (
             "--methods",
             "naive",

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable
 
-from . import __version__
 from .command_line import CommandLine, did_you_mean
 from .launch import CONFIGS, config_file, launch, split_launch
 
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> int | None:
         print(_HELP, end="")
         return 0
     if argv[0] == "--version":
-        print(f"w2s_hf {__version__}")
+        print(f"w2s_hf {sys.modules['w2s_hf'].__version__}")
         return 0
     command, *options = argv
     if command not in _COMMANDS:
@@ -153,12 +152,18 @@ def _is_on_ray(argv: list[str]) -> bool:
 
 
 def _tasks(argv: list[str]) -> None:
-    parser = CommandLine("w2s tasks", description="Lists the tasks: the names that `w2s run` takes.")
-    parser.parse_args(argv)
+    parser = CommandLine(
+        "w2s tasks",
+        usage="w2s tasks [options]",
+        description="Lists the names that `w2s run` and `w2s sweep` take. A task of your own is a Python file: "
+        "`w2s run my_task.py`.",
+    )
+    parser.add_argument("--sources", action="store_true", help="add the splits and the datasets on the Hub")
+    args = parser.parse_args(argv)
     _say_loading("datasets")
     from .tasks import task_table
 
-    print(task_table())
+    print(task_table(args.sources))
 
 
 def _memory(argv: list[str]) -> None:

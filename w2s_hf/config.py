@@ -38,10 +38,10 @@ if TYPE_CHECKING:
         output_dir: str
 
 else:
-    # Type checkers see the fields of the configuration that a class is mixed into. Python finds them on that one.
+    # For type checkers only: the class that this one is mixed into has these fields.
     TrainerArguments = object
 
-# A method is how a student learns from the weak labels; "naive" is the paper's word for plain finetuning on them.
+# A method is a way of training students on weak labels, and its loss. The paper calls plain finetuning "naive".
 METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
 
 AUX_STARTS = ("first_step", "agreement")
@@ -58,8 +58,8 @@ def hardware() -> str:
 
 def computes_in_bfloat16(use_cpu: bool = False) -> bool:
     """
-    Returns whether the device of a training computes in bfloat16. The answer for every CPU is no, so that all CPUs
-    give the same numbers; it is also no for CUDA devices that emulate bfloat16 (before Ampere).
+    Returns whether the device of a training computes in bfloat16. It is false for every CPU, so that all CPUs give the
+    same numbers, and for CUDA devices that emulate bfloat16 (before Ampere).
     """
     if use_cpu or (torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)):
         return False
@@ -68,8 +68,9 @@ def computes_in_bfloat16(use_cpu: bool = False) -> bool:
 
 def warn_of_slow_bfloat16() -> None:
     """
-    Warns, once per process, of bfloat16 on a CPU without instructions for it. For one with AVX-512 torch has kernels
-    that are as fast as those of float32, or faster. An older torch does not know the instructions: then no warning.
+    Warns, once per process, about bfloat16 on a CPU without instructions for it. On CPUs with AVX-512, the bfloat16
+    kernels of torch are at least as fast as those of float32. An older torch cannot list the instructions; then there
+    is no warning.
     """
     capabilities = cpu_capabilities()
     if capabilities and not any(capabilities.get(name, False) for name in ("avx512_bw", "amx_bf16", "bf16")):
@@ -84,16 +85,19 @@ class _OwnDefaults(TrainerArguments):
     """
     The defaults of all trainers that differ from [`~transformers.TrainingArguments`].
 
-    Where `bf16` is left at TRL's default, `None`, it is true if the device computes in bfloat16, and false elsewhere.
+    If `bf16` has TRL's default, `None`, it becomes true on a device that computes in bfloat16, and false elsewhere.
     """
 
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "LoRA leaves no parameter unused, and looking for them costs time."}
+        default=False,
+        metadata={"help": "Search for unused parameters in every step. Not needed: LoRA leaves none unused."},
     )
-    hub_strategy: str = field(default="end", metadata={"help": "When to upload: `end` uploads once, after training."})
+    hub_strategy: str = field(
+        default="end", metadata={"help": "When to push to the Hub. Only `end` is supported: once, after training."}
+    )
 
     def __post_init__(self):
-        # Newer transformers warn of the old name, which older ones and TRL's defaults have.
+        # Newer transformers warn about the old name, which older versions and TRL's defaults use.
         if getattr(self, "activation_checkpointing", False) is None:
             self.activation_checkpointing = self.gradient_checkpointing
         if self.bf16 is None and not self.fp16 and not computes_in_bfloat16(self.use_cpu):
@@ -112,8 +116,8 @@ class _OwnDefaults(TrainerArguments):
         strategy = HubStrategy(self.hub_strategy)
         if self.push_to_hub and strategy != HubStrategy.END:
             raise ValueError(
-                f"hub_strategy: got {strategy.value!r}, which uploads checkpoints as they are, with training_args.bin "
-                "and its paths in them, expected 'end': push_to_hub() uploads the student and its card."
+                f"hub_strategy: got {strategy.value!r}, expected 'end', which pushes the student and its card after "
+                "training. Other strategies push checkpoints with training_args.bin, which has local paths."
             )
 
 
@@ -135,14 +139,15 @@ class LossArguments(_OwnDefaults):
             `openai` (published code).
         aux_start (`str`, *optional*, defaults to `"first_step"`):
             When that weight begins to rise. `"agreement"` keeps it at 0 until the student agrees with its weak labels
-            beyond chance: by three standard deviations, over the latest half of the steps, at least 128 rows and at
-            most one epoch. Rows are predicted before the update of their step, so that in the first epoch the student
-            has not seen them. With fewer than 128 training rows the weight stays 0, as in `"xent"`.
+            beyond chance, by three standard deviations. Agreement is measured over the latest half of the steps, with
+            at least 128 rows and at most one epoch. Rows are predicted before the update of their step, so that the
+            student has not seen them in the first epoch. With fewer than 128 training rows the weight stays 0, as in
+            `"xent"`.
         aux_prior (`float`, *optional*):
-            Share of each optimizer step's rows that `confidence` and `openai` harden to class 1. Defaults to the mean
-            weak label of those rows (paper, footnote 7); 0.5 is the paper's rule for balanced data.
+            Share of the rows of an optimizer step that `confidence` and `openai` harden to class 1. Defaults to the
+            mean weak label of those rows (paper, footnote 7). The paper uses 0.5 for balanced data.
         window_radius (`float`, *optional*, defaults to `0.15`):
-            `window` trains on rows where the student's larger probability is below 0.5 + radius.
+            `window` trains on the rows where the student's larger probability is below 0.5 + radius.
         product_alpha (`float`, *optional*, defaults to `1.0`):
             Exponent of the weak label in the target of `product`.
         product_beta (`float`, *optional*, defaults to `1.0`):
@@ -151,45 +156,61 @@ class LossArguments(_OwnDefaults):
             Temperature of the row weights of `adaptive_confidence`.
         max_tokens_per_micro_batch (`int`, *optional*):
             Cut every batch, sorted by length, into micro-batches of at most this many padded tokens. The gradient is
-            that of the whole batch, the memory that of one micro-batch. `None` never cuts.
+            that of the whole batch, and the memory that of one micro-batch. `None` does not cut.
 
     Defaults that differ from `TrainingArguments`: `ddp_find_unused_parameters=False` (a LoRA student uses all its
-    parameters), `hub_strategy="end"` (one upload, after the last step).
+    parameters), `hub_strategy="end"` (one push, after the last step).
 
     Raises:
-        ValueError: a value is outside its range, or `hub_strategy` another than `"end"` with `push_to_hub`.
+        ValueError: a value is outside its range, or `push_to_hub` is set and `hub_strategy` is not `"end"`.
     """
 
     loss_type: str = field(
         default="xent",
-        metadata={"help": f"Loss on the weak labels: {', '.join(LOSS_TYPES)}. Recipes set it by --methods."},
+        metadata={"help": f"Loss on the weak labels: {', '.join(LOSS_TYPES)}. `w2s run` sets it by --methods."},
     )
-    aux_coef: float = field(default=0.5, metadata={"help": "Final weight in [0, 1] of the auxiliary confidence term."})
+    aux_coef: float = field(
+        default=0.5,
+        metadata={
+            "help": "Final weight in [0, 1] of the auxiliary confidence term (paper: 0.75 for its largest students)."
+        },
+    )
     aux_warmup_ratio: float | None = field(
         default=None,
-        metadata={"help": "Share of optimizer steps in which that weight rises from 0 (unset: 0.2, openai 0.1)."},
+        metadata={
+            "help": "Share of the optimizer steps during which --aux_coef rises from 0. Unset: 0.2 (paper); 0.1 for "
+            "openai (published code)."
+        },
     )
     aux_start: str = field(
         default="first_step",
         metadata={
-            "help": "When that weight begins to rise: `first_step` (paper), or `agreement`, once the student agrees "
-            "with the weak labels beyond chance. In a training of few steps the student has nothing to be confident "
-            "of before.",
+            "help": "When --aux_coef begins to rise. `first_step`: at once (paper). `agreement`: when the student "
+            "agrees with the weak labels beyond chance, for short trainings, in which early predictions are random.",
             "choices": list(AUX_STARTS),
         },
     )
     aux_prior: float | None = field(
-        default=None, metadata={"help": "Share of rows hardened to class 1 (unset: the mean weak label of the step)."}
+        default=None,
+        metadata={"help": "Share of rows that are hardened to class 1. Unset: the mean weak label of the step."},
     )
     window_radius: float = field(
-        default=0.15, metadata={"help": "`window` trains where the student's confidence is below 0.5 + radius."}
+        default=0.15, metadata={"help": "The loss `window` uses rows with a student confidence below 0.5 + radius."}
     )
-    product_alpha: float = field(default=1.0, metadata={"help": "Exponent of the weak label in the product target."})
-    product_beta: float = field(default=1.0, metadata={"help": "Exponent of the prediction in the product target."})
-    adaptive_temperature: float = field(default=1.0, metadata={"help": "Temperature of adaptive_confidence."})
+    product_alpha: float = field(
+        default=1.0, metadata={"help": "Exponent of the weak label in the target of `product`."}
+    )
+    product_beta: float = field(
+        default=1.0, metadata={"help": "Exponent of the prediction in the target of `product`."}
+    )
+    adaptive_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of the row weights of `adaptive_confidence`."}
+    )
     max_tokens_per_micro_batch: int | None = field(
         default=None,
-        metadata={"help": "Cut each batch into micro-batches of at most this many padded tokens (same gradient)."},
+        metadata={
+            "help": "Cut each batch into micro-batches of at most this many padded tokens, with the same gradient."
+        },
     )
 
     def __post_init__(self):
@@ -201,8 +222,8 @@ class LossArguments(_OwnDefaults):
             )
         if self.label_smoothing_factor:
             raise ValueError(
-                f"label_smoothing_factor: got {self.label_smoothing_factor}, which no loss here reads. Labels may be "
-                "probabilities: smooth them where they are made."
+                f"label_smoothing_factor: got {self.label_smoothing_factor}, expected 0. Smooth the labels of the "
+                "dataset instead, which may be probabilities."
             )
         if self.aux_start not in AUX_STARTS:
             raise ValueError(f"aux_start: got {self.aux_start!r}, expected {' or '.join(map(repr, AUX_STARTS))}.")
@@ -217,9 +238,7 @@ class LossArguments(_OwnDefaults):
         for name in ("max_length", "max_tokens_per_micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(
-                    f"{name}: got {value}, expected a positive number of tokens, or nothing for no limit."
-                )
+                raise ValueError(f"{name}: got {value}, expected a positive number of tokens, or None for no limit.")
 
     @property
     def has_auxiliary_term(self) -> bool:
@@ -228,7 +247,7 @@ class LossArguments(_OwnDefaults):
 
     @property
     def resolved_aux_warmup_ratio(self) -> float:
-        """`aux_warmup_ratio`, or the default of this loss."""
+        """`aux_warmup_ratio`, or its default for this loss."""
         return self._warmup_ratio_of(self.loss_type)
 
     def _warmup_ratio_of(self, loss_type: str) -> float:
@@ -237,12 +256,12 @@ class LossArguments(_OwnDefaults):
         return 0.1 if loss_type == "openai" else 0.2
 
     def loss_settings(self, loss_type: str) -> dict[str, str | float | None]:
-        """A loss, and the values that it reads of these arguments."""
+        """Returns the name of a loss, and the arguments that it uses."""
         settings = {"loss_type": loss_type} | {name: getattr(self, name) for name in LOSS_ARGUMENTS[loss_type]}
         if "aux_warmup_ratio" in settings:
             settings["aux_warmup_ratio"] = self._warmup_ratio_of(loss_type)
         if settings.get("aux_start") == "first_step":
-            del settings["aux_start"]  # as in results from before there was a choice
+            del settings["aux_start"]  # as in older results, before this argument existed
         return settings
 
 
@@ -254,25 +273,29 @@ class WeakToStrongConfig(LossArguments, TrainingArguments):
 
     Args:
         max_length (`int`, *optional*, defaults to `512`):
-            Longest row in tokens. Longer texts are truncated when the trainer tokenizes a text column itself, and
-            counted in a warning; rows that come as `input_ids` are used as they are.
+            Longest row in tokens. If the trainer tokenizes a text column itself, longer texts are truncated and
+            counted in a warning. Rows with `input_ids` are used as they are.
         dataset_text_field (`str`, *optional*, defaults to `"text"`):
-            Column to tokenize where a dataset has no `input_ids`.
+            Column to tokenize if a dataset has no `input_ids`.
         disable_dropout (`bool`, *optional*, defaults to `True`):
-            Set every dropout of the model to 0. The published code trains without dropout, and the threshold of the
-            confidence loss is only the same for every cut into micro-batches without it.
+            Set every dropout of the model to 0. The published code trains without dropout. With dropout, the threshold
+            of the confidence loss would depend on the cut into micro-batches.
         model_init_kwargs (`dict`, *optional*):
-            Keyword arguments of [`load_student`] when the trainer is given a model name.
+            Keyword arguments of [`load_student`], for a trainer whose model is a name.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
     _argument_group_name = "training (every TrainingArguments field, and the weak-to-strong losses)"
 
-    max_length: int | None = field(default=512, metadata={"help": "Longest row in tokens."})
-    dataset_text_field: str = field(default="text", metadata={"help": "Column to tokenize if there is no input_ids."})
+    max_length: int | None = field(
+        default=512, metadata={"help": "Longest row in tokens. Longer texts are truncated."}
+    )
+    dataset_text_field: str = field(
+        default="text", metadata={"help": "Column to tokenize if a dataset has no input_ids."}
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
     model_init_kwargs: dict | str | None = field(
-        default=None, metadata={"help": "Keyword arguments of load_student when the model is given by name."}
+        default=None, metadata={"help": "Keyword arguments of load_student, for a model that is loaded by name."}
     )
 
 
@@ -283,35 +306,35 @@ class BootstrapConfig(WeakToStrongConfig):
 
     Args:
         hard_labels (`bool`, *optional*, defaults to `False`):
-            Teach the next link the likelier class of each row in place of the probabilities.
+            Train the next link on the more probable class of each row instead of the probabilities.
 
     Raises:
-        ValueError: a value is outside its range; or `enable_jit_checkpoint`, which ends a training as if it were
-            finished.
+        ValueError: a value is outside its range, or `enable_jit_checkpoint` is set, which ends a training as if it
+            were finished.
     """
 
     hard_labels: bool = field(
-        default=False, metadata={"help": "Teach the next link the likelier class instead of probabilities."}
+        default=False, metadata={"help": "Train the next link on the more probable class instead of probabilities."}
     )
 
     def __post_init__(self):
         super().__post_init__()
         if self.enable_jit_checkpoint:
             raise ValueError(
-                "enable_jit_checkpoint: got True, which ends the training of a link as if it were finished; set "
-                "save_steps, and go on with train(resume_from_checkpoint=True)."
+                "enable_jit_checkpoint: got True, expected False, because it ends the training of a link as if it "
+                "were finished. Set save_steps, and resume with train(resume_from_checkpoint=True)."
             )
 
 
 @dataclass
 class RewardPairConfig(LossArguments, RewardConfig):
     r"""
-    Arguments of [`RewardPairTrainer`]: those of [`~trl.RewardConfig`] and of [`LossArguments`], where class 1 of a
-    pair means that the chosen response is the better one. (For `aux_prior` each pair's sides are taken in an order of
-    its own, which has nothing to do with the preference, so that one half is the natural share.)
+    Arguments of [`RewardPairTrainer`]: those of [`~trl.RewardConfig`] and of [`LossArguments`]. Class 1 of a pair
+    means that the chosen response is better. For `aux_prior`, the two responses of each pair are put in an order
+    that does not depend on the preference, so that 0.5 is the natural share.
 
     `model_init_kwargs` are keyword arguments of [`load_student`]. As in [`~trl.RewardConfig`],
-    `gradient_checkpointing` is on by default, and so is `bf16` where the device computes in bfloat16.
+    `gradient_checkpointing` is on by default; so is `bf16` on devices that compute in bfloat16.
     """
 
     _argument_group_name = "training (every RewardConfig field, and the weak-to-strong losses)"
@@ -320,8 +343,8 @@ class RewardPairConfig(LossArguments, RewardConfig):
         super().__post_init__()
         if getattr(self, "train_sampling_strategy", None) == "group_by_length":
             raise ValueError(
-                "train_sampling_strategy: got 'group_by_length', and a pair has two lengths. Set "
-                "max_tokens_per_micro_batch, which sorts the pairs of each batch by length."
+                "train_sampling_strategy: got 'group_by_length', which does not work for pairs, because they have two "
+                "lengths. Set max_tokens_per_micro_batch, which sorts the pairs of each batch by length."
             )
 
 
@@ -332,30 +355,34 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
 
     Args:
         max_new_tokens (`int`, *optional*, defaults to `12`):
-            Where a completion is cut, its end-of-text token counted.
+            Longest completion in tokens, with its end-of-text token. Longer completions are cut.
         disable_dropout (`bool`, *optional*, defaults to `True`): Set every dropout of the model to 0.
 
     Defaults that differ from [`~trl.SFTConfig`]: `completion_only_loss=True`, `ddp_find_unused_parameters=False`,
-    `hub_strategy="end"` (one upload, after the last step), and `bf16=False` on a CPU. Rows of more than `max_length`
-    tokens are not truncated: [`CompletionTrainer`] leaves them out of the training and refuses them in evaluation.
+    `hub_strategy="end"` (one push, after the last step), and `bf16=False` on a CPU. Rows of more than `max_length`
+    tokens are not truncated: [`CompletionTrainer`] leaves them out of the training, and raises an error for them in an
+    evaluation.
 
     Raises:
-        ValueError: a value is outside its range, or rows would be packed or truncated from the left.
+        ValueError: a value is outside its range, or `packing` or `truncation_mode` is set.
     """
 
     _argument_group_name = "training (every SFTConfig field)"
 
     max_new_tokens: int = field(
-        default=12, metadata={"help": "Tokens after which a completion is cut, its end-of-text token counted."}
+        default=12,
+        metadata={"help": "Longest completion in tokens, with its end-of-text token. Longer completions are cut."},
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
-    completion_only_loss: bool | None = field(default=True, metadata={"help": "The prompt is no part of the loss."})
+    completion_only_loss: bool | None = field(
+        default=True, metadata={"help": "Compute the loss on completions only, not on prompts."}
+    )
 
     def __post_init__(self):
         if self.truncation_mode != "keep_start":
             raise ValueError(
-                f"truncation_mode: got {self.truncation_mode!r}, and no row is truncated: training rows longer than "
-                "max_length are left out. Remove truncation_mode, and shorten the prompts of the dataset instead."
+                f"truncation_mode: got {self.truncation_mode!r}, expected 'keep_start': rows are not truncated, and "
+                "training rows longer than max_length are left out. Shorten the prompts of the dataset instead."
             )
         super().__post_init__()
         for name in ("max_length", "max_new_tokens"):
@@ -363,7 +390,7 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}, expected a positive number of tokens.")
         if self.packing:
-            raise ValueError("packing: got True, and completions are scored row by row; leave it false.")
+            raise ValueError("packing: got True, expected False, because completions are scored row by row.")
 
 
 AnyConfig = WeakToStrongConfig | RewardPairConfig | CompletionConfig  # of a trainer
@@ -372,36 +399,42 @@ AnyConfig = WeakToStrongConfig | RewardPairConfig | CompletionConfig  # of a tra
 @dataclass
 class StudentConfig(ModelConfig):
     """
-    The student's adapter and precision: the fields of [`~trl.ModelConfig`] that a student uses, and `head_init`.
+    The adapters and precision of students: the fields of [`~trl.ModelConfig`], and `head_init`.
 
-    Defaults that differ from `ModelConfig`: `dtype=None` (bfloat16 on a device that computes in it, else float32),
+    Defaults that differ from `ModelConfig`: `dtype=None` (bfloat16 on devices that compute in it, else float32),
     `use_peft=True`, `lora_task_type="SEQ_CLS"`, `lora_target_modules=["all-linear"]`, `lora_dropout=0.0` (no dropout,
     as in the published code) and `use_bnb_nested_quant=True`. The model itself is named by `--student_model`.
     """
 
-    _argument_group_name = "student (adapter, precision, head)"
+    _argument_group_name = "student: adapters, precision, head"
 
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": "Weights of the frozen base (unset: bfloat16 on a device that computes in it, float32 on every "
-            "CPU); a student without adapters always trains float32 weights.",
+            "help": "Data type of the frozen weights. Unset: bfloat16 on devices that compute in it, and float32 on "
+            "CPUs. A student without adapters always has float32 weights.",
             "choices": ["auto", "bfloat16", "float16", "float32"],
         },
     )
-    use_peft: bool = field(default=True, metadata={"help": "Train LoRA adapters and the head; false finetunes all."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout."})
-    lora_target_modules: list[str] | None = field(
-        default_factory=lambda: ["all-linear"], metadata={"help": "LoRA target modules."}
+    use_peft: bool = field(
+        default=True, metadata={"help": "Train LoRA adapters and the head. False: train all weights."}
     )
-    lora_task_type: str = field(default="SEQ_CLS", metadata={"help": "PEFT task type."})
-    use_bnb_nested_quant: bool = field(default=True, metadata={"help": "Quantize the quantization constants too."})
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout of the LoRA adapters. Needs --disable_dropout false."}
+    )
+    lora_target_modules: list[str] | None = field(
+        default_factory=lambda: ["all-linear"], metadata={"help": "Modules with LoRA adapters."}
+    )
+    lora_task_type: str = field(default="SEQ_CLS", metadata={"help": "Task type of PEFT."})
+    use_bnb_nested_quant: bool = field(
+        default=True, metadata={"help": "Also quantize the quantization constants of 4-bit weights."}
+    )
     head_init: str = field(
         default="normal",
         metadata={
-            "help": "First weights of the head: `normal` (the model's initializer_range), `zeros` (published code), "
-            "`unembedding` (paper: the unembedding rows of the tokens 0 and 1), `answers` (those of the task's two "
-            "answer words).",
+            "help": "Initial weights of the head. `normal`: random, with the initializer_range of the model. `zeros`: "
+            "as in the published code. `unembedding`: the unembedding rows of the tokens 0 and 1 (paper). `answers`: "
+            "the unembedding rows of the two answer words of the task.",
             "choices": list(HEAD_INITS),
         },
     )
@@ -410,14 +443,16 @@ class StudentConfig(ModelConfig):
         super().__post_init__()
         if self.model_name_or_path is not None:
             raise ValueError(
-                f"Got --model_name_or_path {self.model_name_or_path}; name the student by --student_model."
+                f"Got --model_name_or_path {self.model_name_or_path}, expected --student_model with this value."
             )
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
-            raise ValueError("Got a quantized student without adapters (--use_peft false): set --use_peft true.")
+            raise ValueError(
+                "Got a quantized student without adapters (--use_peft false), expected adapters. Set --use_peft true."
+            )
         if self.load_in_4bit and self.dtype == "auto":
             raise ValueError(
-                "dtype: got 'auto' with 4-bit weights, which are computed in dtype, expected bfloat16, float16 or "
-                "float32. Set one, or leave dtype out."
+                "dtype: got 'auto' with 4-bit weights, which compute in dtype, expected bfloat16, float16 or float32. "
+                "Set one of them, or leave dtype out."
             )
         if self.head_init not in HEAD_INITS:
             raise ValueError(
@@ -426,11 +461,11 @@ class StudentConfig(ModelConfig):
             )
 
     def resolved(self, use_cpu: bool) -> "StudentConfig":
-        """Returns the configuration with the `dtype` of a training, on the CPU or on the machine's best device."""
+        """Returns the configuration with the `dtype` for the device of a training."""
         if self.dtype is not None:
             if self.use_peft and self.dtype == "bfloat16" and use_cpu:
                 warn_of_slow_bfloat16()
             return self
-        # Without adapters all weights are float32, and nothing reads this: cached stages have bfloat16 in their keys.
+        # Without adapters all weights are float32, and dtype is not used. The keys of cached stages have bfloat16.
         is_bfloat16 = not self.use_peft or computes_in_bfloat16(use_cpu)
         return replace(self, dtype="bfloat16" if is_bfloat16 else "float32")

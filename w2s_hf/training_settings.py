@@ -1,4 +1,4 @@
-"""The settings of a training that cards and results record: all that can change what is trained, and nothing else."""
+"""The settings of a training in cards and results: those that can change the trained model, and no others."""
 
 import os
 from dataclasses import MISSING, fields, is_dataclass
@@ -11,7 +11,7 @@ from .config import LossArguments
 
 __all__ = ["WITHOUT_EFFECT", "changed_fields", "training_settings"]
 
-# Arguments that change where a run writes, what it prints or how fast it is, and none of its numbers.
+# Arguments that change output files, messages or speed, and no numbers.
 WITHOUT_EFFECT = frozenset({
     "output_dir", "logging_dir", "logging_strategy", "logging_first_step", "logging_steps", "log_level",
     "log_level_replica", "log_on_each_node", "report_to", "run_name", "project", "trackio_space_id", "disable_tqdm",
@@ -21,8 +21,8 @@ WITHOUT_EFFECT = frozenset({
     "do_eval", "do_predict", "per_device_eval_batch_size", "local_rank",
 })  # fmt: skip
 
-# Arguments that say on which device, in which parts or by which kernels the same training is computed, or what is
-# reported about it. They may change the last digits of a number, and are no settings that runs are grouped by.
+# Arguments of devices, micro-batches, kernels and reports. They may change the last digits of a number, and runs are
+# not grouped by them.
 _HOW_IT_IS_COMPUTED = frozenset({
     "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_tokens_per_micro_batch",
     "auto_find_batch_size", "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
@@ -36,11 +36,11 @@ _HOW_IT_IS_COMPUTED = frozenset({
     "batch_eval_metrics", "prediction_loss_only", "include_for_metrics", "include_num_input_tokens_seen",
     "include_tokens_per_second", "logging_nan_inf_filter", "save_only_model", "save_on_each_node",
     "restore_callback_states_from_checkpoint", "enable_jit_checkpoint", "trackio_bucket_id", "trackio_static_space_id",
-    "model_init_kwargs",  # what they come to is read off the model; they may hold a token
-    "max_steps", "num_train_epochs",  # one of them is among the settings in any case
+    "model_init_kwargs",  # their effect is recorded from the model itself; they may hold a token
+    "max_steps", "num_train_epochs",  # one of them is always among the settings
 })  # fmt: skip
 
-# What matters only where the best of several checkpoints is kept.
+# Arguments that matter only if the best of several checkpoints is kept.
 _EARLY_STOPPING = frozenset({
     "eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "metric_for_best_model",
     "greater_is_better",
@@ -49,24 +49,24 @@ _EARLY_STOPPING = frozenset({
 
 def changed_fields(config: Any, besides: frozenset[str] | set[str] = frozenset()) -> dict[str, object]:
     """
-    Returns the fields of a configuration whose value is not the default, as JSON values.
+    Returns the fields of a configuration with a value that is not the default, as JSON values.
 
-    Fields at their default are left out, so that a field that a later version of a library adds changes nothing. Of a
-    path only the last part is kept.
+    Fields with their default are left out, so that new fields in later versions of a library change nothing. Paths are
+    reduced to their last part.
 
     Args:
         config (dataclass): The configuration.
         besides (`frozenset[str]`, *optional*): Fields to leave out.
     """
     changed = {}
-    for of_field in fields(config):
-        default = of_field.default_factory() if of_field.default_factory is not MISSING else of_field.default
-        value = getattr(config, of_field.name)
+    for item in fields(config):
+        default = item.default_factory() if item.default_factory is not MISSING else item.default
+        value = getattr(config, item.name)
         if default is None and is_dataclass(value) and not isinstance(value, type):
             default = type(value)()
         value, default = _as_json(value), _as_json(default)
-        if of_field.name not in besides and value != default:
-            changed[of_field.name] = value
+        if item.name not in besides and value != default:
+            changed[item.name] = value
     return changed
 
 
@@ -74,15 +74,15 @@ def _as_json(value: object) -> object:
     if isinstance(value, Enum):
         value = value.value
     if value is MISSING or (not value and not isinstance(value, bool | int | float)):
-        return None  # an empty list or text, whatever stands for it
+        return None  # an empty list or text of any kind
     if is_dataclass(value):
-        return {of_field.name: _as_json(getattr(value, of_field.name)) for of_field in fields(value)}
+        return {item.name: _as_json(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, dict):
         return {str(name): _as_json(part) for name, part in value.items()}
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
     if isinstance(value, list | tuple):
-        # PEFT and transformers write a list of one name as the name, too.
+        # PEFT and transformers also write a list of one name as the name itself.
         return _as_json(value[0]) if len(value) == 1 else [_as_json(part) for part in value]
     if isinstance(value, bool | int | float):
         return value
@@ -91,9 +91,9 @@ def _as_json(value: object) -> object:
 
 def training_settings(args: TrainingArguments) -> dict[str, str | float]:
     """
-    Returns the settings of a training as JSON values: the arguments that matter in every training, and each other one
-    that is not at its default and can change what is trained. The arguments of the losses are not among them, see
-    [`LossArguments.loss_settings`]; nor are seeds, devices, paths, logging, and how a step is cut into parts.
+    Returns the settings of a training as JSON values: the arguments that matter in every training, and all others that
+    differ from their default and can change the trained model. Arguments of losses are left out (see
+    [`LossArguments.loss_settings`]), and so are seeds, devices, paths, logging and micro-batches.
     """
     names = ["learning_rate", "num_train_epochs", "optim", "adam_beta2", "weight_decay", "max_grad_norm"]
     names += ["lr_scheduler_type", "warmup_steps", "max_length", "max_new_tokens"]
@@ -105,7 +105,7 @@ def training_settings(args: TrainingArguments) -> dict[str, str | float]:
     settings["mixed precision"] = "bfloat16" if args.bf16 else "float16" if args.fp16 else "no"
     besides = WITHOUT_EFFECT | _HOW_IT_IS_COMPUTED | set(settings)
     if isinstance(args, LossArguments):
-        besides |= {of_field.name for of_field in fields(LossArguments)}
+        besides |= {item.name for item in fields(LossArguments)}
     if not args.load_best_model_at_end:
         besides |= _EARLY_STOPPING
     elif args.greater_is_better == (not str(args.metric_for_best_model).endswith("loss")):

@@ -150,7 +150,7 @@ def run_task(
         task (`str`, *optional*): As in [`find_task`], of any setting. `None` only for `--help`.
         argv (`list[str]`, *optional*): The options. Defaults to those of the process.
         description (`str`, *optional*): The first lines of `--help`. Defaults to the task and three examples.
-        prog (`str`, *optional*): The command, for help and messages. Defaults to `accelerate launch` with the script.
+        prog (`str`, *optional*): The command, for help and messages. Defaults to the script of the process.
     """
     try:
         definition = None if task is None else find_task(task, AnyTask)
@@ -191,7 +191,7 @@ def run_named_task(description: str) -> None:
         except ImportError as error:
             sys.exit(f"error: {error}")
         if not is_text:
-            return run_task(values.task, options, description=description)
+            return run_task(values.task, options, description=description, prog=f"{sys.argv[0]} --task {values.task}")
     args, training_args, student_config = parse_arguments(
         description, CONFIGS / "demo.yaml", experiment=AnyTaskArguments
     )
@@ -216,9 +216,8 @@ def _describe(task: AnyTask | None, options: CommandLineOptions, prog: str | Non
     if task is None:
         lines += [
             "",
-            "These are the options of text classification. Preferences (anthropic_hh) and chess (chess_puzzles)",
+            "Options of text classification. For others: `w2s run anthropic_hh --help`, `w2s run TASK --help`.",
         ]
-        lines += ["have others: `w2s run anthropic_hh --help`."]
     return "\n".join(lines)
 
 
@@ -249,7 +248,7 @@ def parse_arguments(
         task (`str`, *optional*):
             Name of the task, for the default of `--output_dir`: `outputs/TASK`; in the demo `outputs/demo`, with the
             name of the task unless it is the one that the demo is named for.
-        prog (`str`, *optional*): The command, for help and messages. Defaults to `accelerate launch` with the script.
+        prog (`str`, *optional*): The command, for help and messages. Defaults to the script of the process.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = RecipeParser(
@@ -259,26 +258,26 @@ def parse_arguments(
         description=description,
         usage="%(prog)s [options]",  # not a page of 200 names before the first sentence
         essential=_essential(experiment),
-        hidden=(*_SET_BY, "hub_token", "model_name_or_path", "lora_task_type"),
-        launch=prog is not None,
+        hidden={"hub_token", "model_name_or_path", *(name for name in _SET_BY if _is_set(name, training))},
+        launch=(prog or "").startswith("w2s"),
         defaults=_defaults(demo_config),
     )
     parser.set_defaults(output_dir=_DEFAULT_OUTPUT_DIR)
     try:
         # 1 The options that the command line contains choose the configuration.
-        given = parser.given(argv)
+        command_line = parser.options_in(argv)
         # --help shows the defaults of the options, and those of a configuration only if it is named.
-        config = given.config or (None if given.help else _demo_config(given, demo_config))
+        config = command_line.config or (None if command_line.help else _demo_config(command_line, demo_config))
         # 2 The values of all options. The fourth part is the namespace of --config.
         args, training_args, student_config, _ = parser.parse(argv, config)
         # 3 Defaults that depend on other options.
         if training_args.output_dir == _DEFAULT_OUTPUT_DIR:
             training_args.output_dir = _default_output_dir(args, config or demo_config, task)
         if announce:  # a sweep gives all cells the same --ladder, and each cell one method
-            _add_bootstrap(args, given)
+            _add_bootstrap(args, command_line)
         # 4 Checks of values that no dataclass can check alone.
         _check_models(args, real_config)
-        _check_training(training_args, student_config, given)
+        _check_training(training_args, student_config, command_line)
         check_numbers(args, training_args, student_config)
         check_reporting(training_args.report_to)
         check_directory("--output_dir", training_args.output_dir)
@@ -307,8 +306,9 @@ def _defaults(demo_config: Path | None) -> str:
 
 def _announce_demo(args: ExperimentArguments, real_config: str | None, prog: str | None) -> None:
     """Prints that this is the demo, and the command of the real task."""
-    command = prog or f"accelerate launch {sys.argv[0]}"
+    command = prog or sys.argv[0]
     command += f" --task {args.task}" if isinstance(args, AnyTaskArguments) else ""
+    command = command if command.startswith("w2s") else f"accelerate launch {command}"
     print(
         "This is the embedded demo: generated rows, and models of at most 0.2 million parameters pretrained here and "
         f"now.\nThe real task, on one GPU:  {command} --config {real_config}",
@@ -316,26 +316,26 @@ def _announce_demo(args: ExperimentArguments, real_config: str | None, prog: str
     )
 
 
-def _demo_config(given: Namespace, demo_config: Path | None) -> Path | None:
+def _demo_config(command_line: Namespace, demo_config: Path | None) -> Path | None:
     """
     Returns the configuration of the demo, or `None` if the command line names a model, data or a configuration. A
     chain has a demo of its own, `NAME_ladder.yaml`, if it is shipped.
     """
-    if demo_config is None or any(vars(given)[name] is not None for name in _REAL):
+    if demo_config is None or any(vars(command_line)[name] is not None for name in _REAL):
         return None
     # With --analyses agreement, the models of --ladder are compared and are no chain.
-    is_ladder_chain = given.ladder is not None and "agreement" not in (given.analyses or [])
-    if BOOTSTRAP in (given.methods or []) or is_ladder_chain:
+    is_ladder_chain = command_line.ladder is not None and "agreement" not in (command_line.analyses or [])
+    if BOOTSTRAP in (command_line.methods or []) or is_ladder_chain:
         chain_config = demo_config.with_name(f"{demo_config.stem}_ladder.yaml")
         return chain_config if chain_config.is_file() else demo_config
     return demo_config
 
 
-def _add_bootstrap(args: ExperimentArguments, given: Namespace) -> None:
-    """Adds the method of the chain whose models `--ladder` names; raises `ValueError` if other methods are given."""
-    if given.ladder is None or BOOTSTRAP in args.methods or args.sizes:
+def _add_bootstrap(args: ExperimentArguments, command_line: Namespace) -> None:
+    """Adds the method bootstrap for the models of `--ladder`. Raises `ValueError` if there are other `--methods`."""
+    if command_line.ladder is None or BOOTSTRAP in args.methods or args.sizes:
         return
-    if given.methods is not None:
+    if command_line.methods is not None:
         raise ValueError(
             f"Got --ladder without a use of its models. Add --methods {BOOTSTRAP} to train a chain of them, or "
             "--analyses agreement to compare them as students."
@@ -363,30 +363,33 @@ def _check_models(args: ExperimentArguments, real_config: str | None) -> None:
         raise ValueError(f"Got no {' and no '.join(missing)}, expected both models. {advice}")
 
 
-# Options of a trainer that the experiment sets for each training, and the options that say to what.
+# Options of a trainer that the experiment sets for each training, and the options that determine their values.
 _SET_BY = {"seed": "--seeds", "data_seed": "--seeds", "loss_type": "--methods", "hub_model_id": "--hub_namespace"}
 
 
-def _check_training(training_args: AnyConfig, student_config: StudentConfig, given: Namespace) -> None:
-    """Raises `ValueError` where an option of the trainer or the student does not go with another one."""
-    for of_field in fields(training_args):
-        name, value = of_field.name, getattr(training_args, of_field.name)
-        if name not in _SET_BY or (name == "loss_type" and not isinstance(training_args, LossArguments)):
-            continue  # trainers of TRL have a loss_type of their own
-        if vars(given)[name] is not None or value != of_field.default:
-            raise ValueError(f"--{name}: got {value}, and recipes set it by {_SET_BY[name]}. Use that option.")
+def _is_set(name: str, training: type[AnyConfig]) -> bool:
+    """Returns whether the experiment sets an option of a trainer. Trainers of TRL have a loss_type of their own."""
+    return name in _SET_BY and (name != "loss_type" or issubclass(training, LossArguments))
+
+
+def _check_training(training_args: AnyConfig, student_config: StudentConfig, command_line: Namespace) -> None:
+    """Raises `ValueError` if an option of the trainer or the student contradicts another one."""
+    for item in fields(training_args):
+        name, value = item.name, getattr(training_args, item.name)
+        if _is_set(name, type(training_args)) and (vars(command_line)[name] is not None or value != item.default):
+            raise ValueError(f"--{name}: got {value}, which is set by {_SET_BY[name]}. Use {_SET_BY[name]}.")
     if training_args.hub_token is not None:
-        raise ValueError("Got --hub_token, which others can read in the list of processes: set HF_TOKEN instead.")
+        raise ValueError("Got --hub_token, which other users can read in the list of processes. Set HF_TOKEN instead.")
     if student_config.lora_dropout and training_args.disable_dropout:
         raise ValueError(
-            f"Got --lora_dropout {student_config.lora_dropout}, and all dropout is set to 0: add "
-            "--disable_dropout false."
+            f"Got --lora_dropout {student_config.lora_dropout} and --disable_dropout true, which sets all dropout to "
+            "0. Set --disable_dropout false."
         )
     if training_args.push_to_hub and get_token() is None:
-        raise ValueError("Got --push_to_hub and no token: set HF_TOKEN, or log in with `hf auth login`.")
+        raise ValueError("Got --push_to_hub without a token. Set HF_TOKEN, or log in with `hf auth login`.")
 
 
-# The smallest values. transformers, peft and torch accept smaller ones, or refuse them only when a model is trained.
+# The smallest values. transformers, peft and torch accept smaller ones, or refuse them only during a training.
 _AT_LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1, "lora_r": 1,
     "lora_alpha": 1, "learning_rate": 0, "weak_learning_rate": 0, "weight_decay": 0, "weak_weight_decay": 0,
@@ -395,7 +398,7 @@ _AT_LEAST = {
 
 
 def check_numbers(*arguments: ExperimentArguments | AnyConfig | StudentConfig) -> None:
-    """Raises `ValueError` where a number of rows, steps or a rate is too small to mean anything."""
+    """Raises `ValueError` if a number of rows or steps, or a rate, is too small."""
     values = {name: value for part in arguments for name, value in vars(part).items()}
     for name, smallest in _AT_LEAST.items():
         if values[name] is not None and not values[name] >= smallest:  # NaN, too
@@ -408,18 +411,18 @@ def check_numbers(*arguments: ExperimentArguments | AnyConfig | StudentConfig) -
 
 
 def check_reporting(report_to: list[str]) -> None:
-    """Raises `ValueError` where a tracker of `--report_to` is unknown or not installed."""
+    """Raises `ValueError` if a tracker of `--report_to` is unknown or not installed."""
     installed = get_available_reporting_integrations()
     missing = [name for name in report_to if name not in installed]
     if missing:
         raise ValueError(
-            f"--report_to: got {missing[0]}, which is not installed or not known, expected none or some of "
+            f"--report_to: got {missing[0]}, which is unknown or not installed, expected none or some of "
             f"{', '.join(installed) or '(no tracker is installed)'}. Install it, or set --report_to none."
         )
 
 
 def check_directory(option: str, path: str) -> None:
-    """Raises `ValueError` where nothing can be written below `path`."""
+    """Raises `ValueError` if nothing can be written below `path`."""
     directory = Path(path).absolute()
     existing = next(place for place in (directory, *directory.parents) if place.exists())
     if not existing.is_dir():
@@ -439,7 +442,7 @@ def _default_output_dir(args: ExperimentArguments, config: Path | None, task: st
 
 
 def finish(results: ExperimentResult | dict, args: ExperimentArguments, training_args: AnyConfig) -> None:
-    """Prints the final table on rank 0 and, with `--push_to_hub`, uploads the students."""
+    """Prints the final table on rank 0 and, with `--push_to_hub`, pushes the students."""
     if training_args.process_index:
         return
     print_table(results, training_args.output_dir)

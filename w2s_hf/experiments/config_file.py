@@ -96,8 +96,8 @@ class _OptionParser(CommandLine, TrlParser):
 class RecipeParser(_OptionParser):
     """
     [`~trl.TrlParser`] with an option `--config` whose values are checked like those of the command line. A command
-    line is read twice: [`given`][RecipeParser.given] returns the options that it contains, from which the caller
-    chooses a configuration, and [`parse`][RecipeParser.parse] returns the values of all options.
+    line is read twice: [`options_in`][RecipeParser.options_in] returns the options that it contains, from which the
+    caller chooses a configuration, and [`parse`][RecipeParser.parse] returns the values of all options.
 
     Args:
         dataclass_types (sequence of `type`): As in [`~trl.TrlParser`].
@@ -207,10 +207,10 @@ class RecipeParser(_OptionParser):
         sections: dict[str, list[argparse.Action]] = {"general": [*self._general, *self._launch]}
         own: list[argparse.Action] = []
         inherited: list[argparse.Action] = []
-        of_losses = {of_field.name for of_field in fields(LossArguments)}
-        of_transformers = {of_field.name for of_field in fields(TrainingArguments)}
+        of_losses = {item.name for item in fields(LossArguments)}
+        of_transformers = {item.name for item in fields(TrainingArguments)}
         for kind in self.dataclass_types:
-            names = [of_field.name for of_field in fields(kind) if of_field.name in shown]
+            names = [item.name for item in fields(kind) if item.name in shown]
             if issubclass(kind, TrainingArguments):
                 names.sort(key=lambda name: name not in of_losses)
                 own += [shown[name] for name in names if name not in of_transformers]
@@ -238,7 +238,7 @@ class RecipeParser(_OptionParser):
         formatter.add_text("\n".join(textwrap.fill(line.strip(), width) for line in last))
         return formatter.format_help()
 
-    def given(self, args: Sequence[str]) -> argparse.Namespace:
+    def options_in(self, args: Sequence[str]) -> argparse.Namespace:
         """
         Reads the options that a command line contains. Unknown options are left to `parse`.
 
@@ -247,24 +247,24 @@ class RecipeParser(_OptionParser):
             contain. `config` is the path of the configuration, and `help` is true if the command line has `--help`.
 
         Raises:
-            ValueError: `--config` is given twice or without a file.
+            ValueError: `--config` is there twice or without a value.
             FileNotFoundError: there is no such configuration.
         """
-        parser = _OptionParser(self.dataclass_types, usage=self.usage, add_help=False, lets_pass=True)
+        parser = _OptionParser(self.dataclass_types, prog=self.prog, usage=self.usage, add_help=False, lets_pass=True)
         parser.add_argument("--config", nargs="?", const="", action="append")
         parser.add_argument("-h", "--help", nargs="?", const=True)
         # argparse sets the default of an option only where the namespace has no value yet.
         absent = argparse.Namespace(**{action.dest: None for action in parser._actions})
-        given, _ = parser.parse_known_args(args, absent)
-        if given.config is not None:
-            if len(given.config) > 1:
+        command_line, _ = parser.parse_known_args(args, absent)
+        if command_line.config is not None:
+            if len(command_line.config) > 1:
                 raise ValueError(
-                    f"--config: got {len(given.config)} configurations, expected one. Merge them into one file."
+                    f"--config: got {len(command_line.config)} configurations, expected one. Merge them into one file."
                 )
-            if not given.config[0]:
+            if not command_line.config[0]:
                 raise ValueError("--config: got nothing, expected a YAML file or the name of a shipped configuration.")
-            given.config = config_file(given.config[0], self.configs, "--config")
-        return given
+            command_line.config = config_file(command_line.config[0], self.configs, "--config")
+        return command_line
 
     def parse(self, args: Sequence[str], config: Path | None, **kwargs) -> tuple:
         """

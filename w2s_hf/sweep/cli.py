@@ -48,7 +48,7 @@ RefusedOptions = make_dataclass(
 
 
 _DESCRIPTION = """\
-Runs a grid of tasks, supervisors, students, methods and seeds, and writes one table and figures of it.
+Runs a grid of tasks, supervisors, students, methods and seeds. Writes one table and its figures.
 
 examples:
   w2s sweep    (the embedded demo: three sizes of student, no network, no GPU, minutes)
@@ -108,9 +108,12 @@ def parse_sweep(
     )
     try:
         # 1 The options that the command line contains choose the configuration: without models, the demo's grid.
-        given = parser.given(argv)
-        is_demo = all(value is None for value in (given.weak_models, given.student_models, given.cell_config))
-        config = given.config or (demo_config if is_demo and not given.help else None)
+        command_line = parser.options_in(argv)
+        is_demo = all(
+            value is None
+            for value in (command_line.weak_models, command_line.student_models, command_line.cell_config)
+        )
+        config = command_line.config or (demo_config if is_demo and not command_line.help else None)
         # 2 The values of all options of the grid, and the words that are none of them.
         args, *_, options = parser.parse(argv, config, return_remaining_strings=True)
         if args.cell_config is not None:
@@ -122,7 +125,7 @@ def parse_sweep(
         for word in options:
             _check_spelling(word, parser)
         # 4 Options of the recipes that cells of a sweep do not take.
-        refused = [f"--{name}" for name in _REFUSED if vars(given)[name] is not None]
+        refused = [f"--{name}" for name in _REFUSED if vars(command_line)[name] is not None]
         if refused:
             raise ValueError(
                 f"Got {', '.join(refused)}, expected options of the grid or of all cells. Name models, tasks and "

@@ -18,55 +18,76 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SweepArguments:
-    """The grid, and how it is run. Every other option is one of the recipes and goes to all cells."""
+    """The grid, and how it runs. All other options are those of `w2s run`, and apply to all cells."""
 
     _argument_group_name = "sweep"
 
     tasks: list[str] = field(
         default_factory=lambda: ["boolq"],
-        metadata={"help": f"Names of tasks (nlp.py --list_tasks), {', '.join(PREFERENCE_TASKS)}, {CHESS_TASK}."},
+        metadata={"help": "Names of tasks; `w2s tasks` lists them.", "metavar": "TASK"},
     )
-    weak_models: list[str] = field(default_factory=list, metadata={"help": "Supervisors: Hub ids or directories."})
+    weak_models: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Weak supervisors: Hub ids or local directories.", "metavar": "MODEL"},
+    )
     student_models: list[str] = field(
         default_factory=list,
-        metadata={"help": "Students, small to large; those named before their supervisor are left out."},
+        metadata={
+            "help": "Students, small to large. Cells whose student comes before its supervisor in this list are left "
+            "out.",
+            "metavar": "MODEL",
+        },
     )
     methods: list[str] = field(
         default_factory=lambda: ["naive", "confidence"],
-        metadata={"help": "As of the recipes; the chain of bootstrap has all of --ladder that is below the student."},
+        metadata={
+            "help": f"Methods of training students on weak labels: {', '.join(METHODS)}, {BOOTSTRAP}. The chain of "
+            f"{BOOTSTRAP} has all models of --ladder below the student.",
+            "metavar": "METHOD",
+        },
     )
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "As of the recipes."})
+    seeds: list[int] = field(
+        default_factory=lambda: [0],
+        metadata={"help": "Seeds. Each seed runs the whole grid with its own initialization.", "metavar": "SEED"},
+    )
     cell_config: str | None = field(
         default=None,
         metadata={
-            "help": "YAML file of options for all cells, whose tasks are then of one setting; see recipes/configs "
-            "(unset: the demo of each setting)."
+            "help": "YAML file of options for all cells, or the name of a shipped configuration. All tasks must then "
+            "have the same setting. Unset: the demo of each setting.",
+            "metavar": "NAME",
         },
     )
-    output_dir: str = field(default="outputs/sweep", metadata={"help": "Where everything is written to."})
+    output_dir: str = field(
+        default="outputs/sweep", metadata={"help": "Directory of the table, report, figures and trained stages."}
+    )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
-            "help": "Replace the results of another sweep or experiment in --output_dir, which is refused otherwise. "
-            "Trained stages that are cached there are kept."
+            "help": "Replace the results of another sweep or experiment in --output_dir; without this option, the "
+            "sweep stops with an error. Trained stages that are cached in the directory stay."
         },
     )
-    resume: bool = field(
-        default=True, metadata={"help": "Go on where an earlier run was; false trains everything again."}
-    )
+    resume: bool = field(default=True, metadata={"help": "Continue an earlier run. False: train everything again."})
     engine: str = field(
         default="local",
-        metadata={"help": "`local`: here, cell by cell; `ray`: on a Ray cluster.", "choices": ["local", "ray"]},
+        metadata={
+            "help": "`local`: run the cells in this process, one after the other. `ray`: run them on a Ray cluster.",
+            "choices": ["local", "ray"],
+        },
     )
     ray_address: str = field(
-        default="auto", metadata={"help": "Of the cluster, as of ray.init; `auto` is the one this machine is in."}
+        default="auto",
+        metadata={"help": "Address of the Ray cluster, as in ray.init. `auto`: the cluster of this machine."},
     )
-    cell_cpus: float = field(default=1, metadata={"help": "CPU cores a cell; ray only."})
-    cell_gpus: float = field(default=0, metadata={"help": "GPUs a cell; ray only."})
+    cell_cpus: float = field(default=1, metadata={"help": "CPU cores of a cell, with --engine ray."})
+    cell_gpus: float = field(default=0, metadata={"help": "GPUs of a cell, with --engine ray."})
     accelerate_config: str | None = field(
         default=None,
         metadata={
-            "help": "Launch each cell by accelerate with this configuration; ray only, for several GPUs a cell."
+            "help": "Launch through accelerate with this file of `accelerate config`, or with a shipped one: single, "
+            "ddp, fsdp, zero3. With --engine ray, each cell is launched; otherwise the sweep.",
+            "metavar": "NAME",
         },
     )
 
@@ -81,8 +102,8 @@ class SweepArguments:
             raise ValueError(f"--engine: got {self.engine!r}, expected local or ray.")
         if self.accelerate_config is not None and self.engine != "ray":
             raise ValueError(
-                "Got --accelerate_config and the local engine; launch the sweep itself: accelerate launch "
-                f"--config_file {self.accelerate_config} recipes/sweep.py ..."
+                "Got --accelerate_config without --engine ray, which launches cells. Launch the sweep itself with "
+                f"`w2s sweep --accelerate_config {self.accelerate_config}`."
             )
 
 
@@ -98,14 +119,14 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The name of its files."""
+        """The name of the files of the cell."""
         parts = [self.task, self.weak_model, self.student_model, self.method, f"seed{self.seed}"]
         readable = "-".join(Path(part).name for part in parts)
         return f"{readable}-{hashlib.sha256(repr(self).encode()).hexdigest()[:6]}"
 
     @property
     def setting(self) -> str:
-        """The setting of its task: `classification`, `reward` or `chess`."""
+        """The setting of the task: `classification`, `reward` or `chess`."""
         if self.task == CHESS_TASK:
             return "chess"
         return "reward" if self.task in PREFERENCE_TASKS else "classification"
@@ -114,11 +135,11 @@ class Cell:
 @dataclass(frozen=True)
 class Job:
     """
-    The cells that one process runs one after the other, because they share a base, a ceiling or a supervisor.
+    Cells that one process runs one after the other, because they share a base, a ceiling or a supervisor.
 
     Args:
         cells (`tuple` of [`Cell`]): The cells, in the order in which they run.
-        only_supervisors (`bool`): Train the supervisors of these cells, and no more.
+        only_supervisors (`bool`): Train only the supervisors of these cells.
     """
 
     cells: tuple[Cell, ...]
@@ -127,14 +148,14 @@ class Job:
 
 def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[Cell]:
     """
-    Returns the grid without the cells that make no sense.
+    Returns the cells of the grid that can run.
 
     Args:
         args ([`SweepArguments`]): The grid.
         chain_models (`dict[str, list[str]]`): By setting, the models of `--ladder` in the options of its cells.
 
     Raises:
-        ValueError: no cell is left.
+        ValueError: there is no such cell.
     """
     cells: list[Cell] = []
     skipped: Counter[str] = Counter()
@@ -143,13 +164,13 @@ def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[C
         students, models = args.student_models, chain_models[cell.setting]
         reason = None
         if cell.weak_model in students[students.index(cell.student_model) + 1 :]:
-            reason = "a student that comes before its supervisor"
+            reason = "the student comes before its supervisor"
         elif cell.method == BOOTSTRAP and cell.student_model not in models:
-            reason = "bootstrap of a student that is not on the --ladder of the cells"
+            reason = "bootstrap, and the student is not in --ladder"
         elif cell.method == BOOTSTRAP and not chain_of(models, cell.weak_model, cell.student_model):
-            reason = "a chain of one"
+            reason = "bootstrap, and --ladder has no model between supervisor and student"
         elif cell.setting == "chess" and cell.method not in ("naive", BOOTSTRAP):
-            reason = "a loss on probabilities, for moves"
+            reason = "the method needs class probabilities, and chess moves are text"
         if reason is None:
             cells.append(cell)
         else:
@@ -157,14 +178,14 @@ def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[C
     for reason, count in skipped.items():
         logger.warning(f"{count} cells of the grid are left out: {reason}")
     if not cells:
-        raise ValueError("The grid has no cell; name students that come after a supervisor, and known methods.")
+        raise ValueError("Got a grid without cells. Name students that come after a supervisor, small to large.")
     return cells
 
 
 def rounds_of(cells: list[Cell]) -> list[list[Job]]:
     """
-    Returns the jobs in rounds, each of which needs the rounds before: supervisors, students, chains. Within a round,
-    the jobs of one student follow one another, so that one process loads its base once.
+    Returns the jobs in three rounds: supervisors, students, chains. A round needs the results of the rounds before it.
+    Within a round, the jobs of one student are adjacent, so that one process loads its base once.
     """
     supervisors: dict[tuple, Cell] = {}
     students: dict[tuple, list[Cell]] = {}

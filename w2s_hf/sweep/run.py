@@ -1,4 +1,4 @@
-"""A sweep: a grid of experiments, here or on a cluster, that ends in one table."""
+"""Runs a sweep: a grid of experiments, in this process or on a cluster, with one table of results."""
 
 import itertools
 import json
@@ -32,19 +32,19 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
     Runs all cells of a grid and writes `sweep.parquet`, `sweep.csv`, `report.html` and figures below
     `args.output_dir`.
 
-    A stage that several cells share, such as a supervisor or a ceiling, is trained once. A cell that fails is
-    recorded, and the rest goes on. What a stopped run has trained is cached.
+    A stage that several cells share, such as a supervisor or a ceiling, is trained once. If a cell fails, its error is
+    recorded, and the other cells run. Trained stages are cached, so that a stopped sweep can be resumed.
 
     Args:
         args ([`SweepArguments`]): The grid.
-        options (`list[str]`): Command line of every cell, but for models, method and seed.
-        configs_dir (`Path`): The directory of the demos' configurations.
+        options (`list[str]`): The command line of every cell, without models, method and seed.
+        configs_dir (`Path`): The directory of the configurations of the demos.
 
     Returns:
-        `pandas.DataFrame`: The tidy table, a row per cell.
+        `pandas.DataFrame`: The tidy table, with one row per cell.
 
     Raises:
-        ValueError, FileNotFoundError, ConnectionError: before anything is trained.
+        ValueError, FileNotFoundError, ConnectionError: an option, a file or a model is wrong. Nothing was trained.
     """
     output_dir = Path(args.output_dir).resolve()
     state = PartialState()
@@ -57,21 +57,20 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
         demo_models = experiment.setting.demo_models
         if experiment.args.demo and not {*args.weak_models, *args.student_models} & set(demo_models):
             raise ValueError(
-                f"Got no --cell_config, which is the demo, and none of its models, which are "
-                f"{', '.join(demo_models)}. For other models name a configuration such as "
-                "--cell_config single_gpu."
+                "Got the demo (no --cell_config) and none of its models, expected some of "
+                f"{', '.join(demo_models)}. For other models, name a configuration such as --cell_config single_gpu."
             )
     chain_models = {setting: experiment.args.ladder for setting, experiment in first.items()}
-    # All rows fit all models of the grid, so that all cells of a task have the same rows.
+    # Every row must fit all models of the grid, so that all cells of a task have the same rows.
     models = dict.fromkeys([*args.weak_models, *args.student_models, *itertools.chain(*chain_models.values())])
     cells = cells_of(args, chain_models)
     rounds = rounds_of(cells)
     manifest = identity_of_sweep(args, first)
-    there = check_output_dir(output_dir, manifest, overwrite=args.overwrite_output_dir)
-    manifest.methods = (there.methods if there else {}) | manifest.methods
+    previous = check_output_dir(output_dir, manifest, overwrite=args.overwrite_output_dir)
+    manifest.methods = (previous.methods if previous else {}) | manifest.methods
     if args.resume and not args.overwrite_output_dir:
         check_cells(output_dir, cells)
-    state.wait_for_everyone()  # all ranks have looked before one of them writes
+    state.wait_for_everyone()  # until all ranks have read the directory
     if state.is_main_process:
         if args.overwrite_output_dir:
             clear(output_dir)
@@ -104,14 +103,14 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
     if state.is_main_process:
         for cell in cells:
             if session.read(cell) is None:
-                session.write(cell, session.failure(cell, RuntimeError("nothing was recorded of this cell")))
+                session.write(cell, session.failure(cell, RuntimeError("no record of this cell")))
         table = session.table(cells)
         write_tables(table, output_dir)
-        # Not where things are on this machine: the report is for others.
+        # The report has no paths of this machine.
         hidden = ("output_dir", "overwrite_output_dir", "cell_config", "ray_address", "accelerate_config")
         settings = {name: value for name, value in asdict(args).items() if name not in hidden}
         settings = {**settings, "options of all cells": " ".join(options)}
-        # Readers are told of generated rows wherever a task is named; the tables have the column `preset`.
+        # In the report, names of tasks say that rows are generated; tables have the column `preset`.
         demos = {cell.task: subject(cell.task, True) for cell in first_cells(args) if first[cell.setting].args.demo}
         shown = table.assign(task=table["task"].replace(demos))
         write_sweep_report(shown, {name: str(value) for name, value in settings.items()}, output_dir)
@@ -120,19 +119,19 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
 
 
 def run_here(session: Session, rounds: list[list[Job]], on_record: Callable[[Cell, dict], None]) -> None:
-    """Runs one job after the other, in this process."""
+    """Runs the jobs one after the other in this process."""
     for jobs in rounds:
         for job in jobs:
             run_job(session, job, on_record)
 
 
 def first_cells(args: SweepArguments) -> list[Cell]:
-    """Returns a cell of each task, with the method that every setting has."""
+    """Returns one cell per task, with the method `naive`, which every setting has."""
     return [Cell(task, args.weak_models[0], args.student_models[-1], "naive", args.seeds[0]) for task in args.tasks]
 
 
 def identity_of_sweep(args: SweepArguments, experiments: dict[str, Experiment]) -> Manifest:
-    """Returns the settings that all cells share, to tell a sweep from another one in the same output directory."""
+    """Returns the settings that all cells share. They identify the sweep of an output directory."""
     settings: dict[str, Any] = {}
     methods: dict[str, Any] = {}
     for setting, experiment in experiments.items():
@@ -148,16 +147,17 @@ def identity_of_sweep(args: SweepArguments, experiments: dict[str, Experiment]) 
 
 def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
     """
-    Returns the file of options of the cells of each setting.
+    Returns the configuration file of the cells of each setting.
 
     Raises:
-        ValueError: one file is given for several settings.
+        ValueError: there is one file for several settings.
         FileNotFoundError: there is no such file.
     """
     settings = list(dict.fromkeys(cell.setting for cell in first_cells(args)))
     if args.cell_config is not None and len(settings) > 1:
         raise ValueError(
-            f"Got one --cell_config for tasks of {' and '.join(settings)}, whose options differ; make a sweep of each."
+            f"Got one --cell_config for tasks of {' and '.join(settings)}, expected tasks of one setting. Run a sweep "
+            "for each setting."
         )
     files = {
         setting: configs_dir / DEMO_CONFIGS[setting] if args.cell_config is None else Path(args.cell_config)
@@ -168,12 +168,12 @@ def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
         options[Path(args.accelerate_config)] = "--accelerate_config"
     for path, option in options.items():
         if not path.is_file():
-            raise FileNotFoundError(f"{option}: there is no file {str(path)!r}.")
+            raise FileNotFoundError(f"{option}: got {str(path)!r}, and there is no such file.")
     return files
 
 
 def copy_configs(args: SweepArguments, sources: dict[str, str], target: Path) -> None:
-    """Copies the options of all cells beside the results, where other machines and readers find them."""
+    """Copies the configurations of the cells beside the results, for other machines and for readers."""
     target.mkdir(parents=True, exist_ok=True)
     if args.accelerate_config is not None:
         sources = sources | {"accelerate": args.accelerate_config}
@@ -183,7 +183,7 @@ def copy_configs(args: SweepArguments, sources: dict[str, str], target: Path) ->
 
 
 def check_cells(output_dir: Path, cells: list[Cell]) -> None:
-    """Raises `ValueError` where cells are finished that the grid does not have: the table would lose them."""
+    """Raises `ValueError` if there are finished cells that the grid does not have, which the table would lose."""
     lost = []
     for path in sorted((output_dir / "cells").glob("*.json")):
         record = json.loads(path.read_text())
@@ -191,14 +191,14 @@ def check_cells(output_dir: Path, cells: list[Cell]) -> None:
             lost.append(path.stem)
     if lost:
         raise ValueError(
-            f"--output_dir: got {output_dir}, where {len(lost)} cells are finished that the grid does not have, such "
-            f"as {lost[0]}; the tables would lose them. Name their tasks, models, methods and seeds, too (what is "
-            "finished is not trained again), or name another --output_dir, or give --overwrite_output_dir true."
+            f"--output_dir: got {output_dir}, which has {len(lost)} finished cells that the grid does not have, such "
+            f"as {lost[0]}. The tables would lose them. Add their tasks, models, methods and seeds (finished cells "
+            "are not trained again), name another --output_dir, or set --overwrite_output_dir true."
         )
 
 
 def write_tables(table: pd.DataFrame, directory: Path) -> None:
-    """Writes `sweep.parquet` and `sweep.csv`. A file that is stopped half-way stays as it was."""
+    """Writes `sweep.parquet` and `sweep.csv`. If a write is interrupted, the previous file stays."""
     for name, write in (("sweep.parquet", table.to_parquet), ("sweep.csv", table.to_csv)):
         aside = directory / f"{name}.partial"
         write(aside, index=False)

@@ -132,17 +132,23 @@ def _task_in_file(path: Path, variable: str, kind: type[AnyTask]) -> AnyTask:
 _UNNAMED = (None, "", "default", "plain_text")
 
 
-def task_table() -> str:
-    """Returns a table of all tasks: name, splits, sources and description."""
+def task_table(sources: bool = True) -> str:
+    """
+    Returns a table of all tasks, for people.
+
+    Args:
+        sources (`bool`, *optional*, defaults to `True`): Add the splits and the datasets of each task.
+    """
     header = ("task", "train / test", "rows", "what it asks")
     lines = [_line_of(task) for task in sorted(TASKS.values(), key=lambda task: task.name)]
     lines += [_line_of(task) for task in PREFERENCE_TASKS.values()]
     lines += [_CHESS_LINE]
-    widths = [max(len(line[column]) for line in (header, *lines)) for column in range(len(header) - 1)]
+    table = [header, *lines] if sources else [(line[0], line[-1]) for line in (header, *lines)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]) - 1)]
     rule = tuple("-" * width for width in (*widths, len(header[-1])))
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, (*widths, 0), strict=True))
-        for line in (header, rule, *lines)
+        for line in (table[0], rule, *table[1:])
     )
 
 
