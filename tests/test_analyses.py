@@ -301,7 +301,7 @@ def test_a_ladder_to_compare_is_no_chain(monkeypatch, capsys):
     [
         (
             "--analyses prompting",
-            "--analyses prompting: got model, an encoder of type 'bert', which cannot generate text",
+            "--analyses prompting: got model of type 'bert', expected a decoder",
         ),
         ("--analyses agreement --ladder {other} {student}", "--ladder: got models with the names model, model"),
     ],

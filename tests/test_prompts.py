@@ -260,7 +260,7 @@ def test_a_student_that_learns_nothing_has_the_scores_of_its_prompted_base(model
 @pytest.mark.parametrize(
     ("more", "options", "words"),
     [
-        ((), {"student": "encoder"}, "--head_init answers: encoder is of type 'bert'"),
+        ((), {"student": "encoder"}, "--head_init answers: got encoder of type 'bert'"),
         (
             (),
             {"answers": ("é", "y")},
@@ -277,7 +277,11 @@ def test_a_student_that_learns_nothing_has_the_scores_of_its_prompted_base(model
             {"weak": "encoder"},
             "error: decoder: The row ",
         ),
-        ((*ASKED, "--prompt_shots", "17"), {}, "--prompt_shots: got 17, expected at most the 16 training rows"),
+        (
+            (*ASKED, "--prompt_shots", "17"),
+            {},
+            "--prompt_shots: got 17, expected at most 16, the number of training rows",
+        ),
         ((*ASKED, "--prompt_shots", "16"), {}, "--analyses prompting: decoder, spam: The prompt "),
     ],
     ids=[

@@ -302,7 +302,7 @@ def test_an_encoder_cannot_write(cache, tmp_path, monkeypatch, model_of, capsys)
     make_tokenizer().save_pretrained(tmp_path / "bert")
     options = f"--weak_model {tmp_path / 'bert'} --student_model {tmp_path / 'bert'} --dataset_path {tmp_path}"
     options += f" --use_cpu true --generative_finetuning true --output_dir {tmp_path / 'out'}"
-    with pytest.raises(SystemExit, match="'bert', which cannot generate text"):
+    with pytest.raises(SystemExit, match="'bert', expected a decoder"):
         run_here(monkeypatch, cache, options)
     assert not (tmp_path / "out").exists()
 

@@ -209,7 +209,9 @@ class Finetuner:
             form=form,
             **further,
         )
-        source = "true labels" if labels is None else f"labels of {next(iter(labels.values())).provenance['model']}"
+        source = "true labels"
+        if labels is not None:
+            source = f"labels of {next(iter(labels.values())).provenance.get('model', 'a supervisor')}"
         role = title or name.replace("-", " ")
         title = f"{role}, {spec.name} on {len(rows.train)} {self.setting.rows} with {source}"
         directory = self.cache.run(name, settings, train, title=title, kind=kind or spec.name)

@@ -106,8 +106,8 @@ def check_decoder(model: ModelSpec, option: str) -> None:
     model_type = load_config(model.path, model.revision).model_type
     if not is_decoder(model_type):
         raise ValueError(
-            f"{option}: got {model.name}, an encoder of type {model_type!r}, which cannot generate text, expected a "
-            "decoder such as Qwen2 or GPT-2. Name another model."
+            f"{option}: got {model.name} of type {model_type!r}, expected a decoder, which can generate text, such as "
+            "Qwen2 or GPT-2. Name another model."
         )
 
 
