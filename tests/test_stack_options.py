@@ -1,4 +1,4 @@
-"""Options of the stack with all trainers: torch.compile and tokenized streams work; Liger and streams of text do not."""
+"""What works with the trainers (torch.compile, streams of tokens), and what they refuse (Liger, streams of text)."""
 
 import pytest
 import torch
