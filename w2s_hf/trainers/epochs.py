@@ -103,8 +103,8 @@ class WholeEpochs(TrainerMixin):
             if n_last:
                 logger.warning(
                     f"train_sampling_strategy='batch_rebalance' fills the last step of each epoch, of "
-                    f"{n_last} rows, with repeated rows, one for each batch of the step. To train on no row twice, set "
-                    "dataloader_drop_last=True or use another strategy."
+                    f"{n_last} rows, with repeated rows, one for each batch of the step. To train on no row twice, "
+                    "set dataloader_drop_last=True or use another strategy."
                 )
         elif self.accelerator.num_processes > 1:
             if isinstance(sampler, BatchSamplerShard) and hasattr(sampler.batch_sampler, "sampler"):
