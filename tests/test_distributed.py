@@ -68,7 +68,7 @@ def test_rows_that_cannot_be_split_are_spoken_of_at_the_start(results):
     own, *rebalanced, uneven = results[1]["said"]
     assert "some rows may be repeated or left out" in own
     assert all("repeated rows" in message for message in rebalanced)
-    assert "got even_batches=False, with which some of 2 processes have no batch" in uneven
+    assert "got even_batches=False, expected True. Some of 2 processes would have no batch" in uneven
 
 
 def test_ranks_cut_alike_where_a_pass_is_a_collective(results):

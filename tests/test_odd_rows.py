@@ -99,7 +99,7 @@ def labelled(values: list, feature=None) -> DatasetDict:
         (["a", "b", "c"], None, r"holds 'a', 'b', 'c', and tasks are binary.*reads='is_spam'"),
         ([0, 1, 2], ClassLabel(names=["a", "b", "c"]), "and tasks are binary"),
         ([1, 2], None, "holds 1, 2, and tasks are binary"),
-        (["good", "bad"], None, r"has these two values: set class_names=\('bad', 'good'\), class 1 last"),
+        (["good", "bad"], None, r"has these two values: set class_names=\('bad', 'good'\), with class 1 last"),
         ([[0], [1]], None, r"label \[0\].*tasks are binary"),
         ([1], None, "are all 'spam'; both classes are needed. Add rows of the other class"),
         ([0, 1, None], None, "row 2 .* has no 'is_spam'.*drop_empty"),
@@ -129,7 +129,7 @@ def test_a_task_has_two_class_names(names):
 
 
 def test_a_label_function_of_another_value_is_named():
-    with pytest.raises(ValueError, match="label 2.*It comes from the function `label`.*let it return 0 or 1"):
+    with pytest.raises(ValueError, match="label 2.*It comes from the function `label`.*must return 0 or 1"):
         load_task(own_task(label=lambda row: 2, reads="is_spam"), raw=labelled([0, 1]))
 
 

@@ -98,7 +98,7 @@ def test_a_file_without_the_task_says_what_it_has(content, name, kind, error, me
                 "question": "message",
                 "context": None,
             },
-            "is a question of its own",
+            "A row with `choices` is a question",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The definition of a task: where its rows are, and how a row becomes texts with a yes or a no."""
+"""The definition of a task: the sources of its rows, and their format as texts of two classes."""
 
 import hashlib
 import json
@@ -16,20 +16,20 @@ __all__ = [
     "sources_of",
 ]  # fmt: skip
 
-# Here the Hub keeps the converted rows of datasets whose own branch is a script, which `datasets` no longer runs.
+# The branch of the Hub with converted rows of datasets whose main branch is a script, which `datasets` does not run.
 PARQUET_BRANCH = "refs/convert/parquet"
 
 
 @dataclass(frozen=True)
 class Source:
     """
-    The place of rows: a dataset on the Hub, or a local directory or file.
+    A source of rows: a dataset on the Hub, or a local directory or file.
 
     Args:
         id (`str`): Repository on the Hub, or a path.
-        config (`str`, *optional*): Configuration of the dataset; on `PARQUET_BRANCH`, its folder.
+        config (`str`, *optional*): Configuration of the dataset. On `PARQUET_BRANCH`, it is the folder.
         revision (`str`, *optional*): Branch, tag or commit.
-        rename (`dict[str, str]`, *optional*): Columns that are called otherwise here, as `{theirs: ours}`.
+        rename (`dict[str, str]`, *optional*): Columns to rename, as `{name in the source: name in the task}`.
     """
 
     id: str
@@ -42,14 +42,14 @@ class AnyTask(ABC):
     """
     The attributes of tasks of all kinds: [`Task`], [`PreferenceTask`] and [`GenerationTask`].
 
-    A task takes one string instead of a tuple; here the attributes are tuples.
+    The constructor accepts a string for a tuple of one element; the attributes are tuples.
 
     Attributes:
-        name (`str`): Its name in results.
-        sources (`tuple[Source]`): The places of its rows; the next one is tried when one does not load.
-        train_split (`tuple[str]`): Names of the split to train on, the first that is there.
-        test_split (`tuple[str]`, *optional*): Names of the split to test on; `None` holds out a fifth.
-        description (`str`): One line for people.
+        name (`str`): The name in results.
+        sources (`tuple[Source]`): The sources of the rows. If one does not load, the next one is tried.
+        train_split (`tuple[str]`): Names of the training split. The first existing one is used.
+        test_split (`tuple[str]`, *optional*): Names of the test split. `None` holds out a fifth of the training rows.
+        description (`str`): A description of one line.
     """
 
     name: str
@@ -57,7 +57,7 @@ class AnyTask(ABC):
     train_split: str | tuple[str, ...]
     test_split: str | tuple[str, ...] | None
     description: str
-    has_several_schemas = False  # whether only the name of a local file tells which dataset it is
+    has_several_schemas = False  # whether only the name of a local file shows which dataset it is
 
     def __post_init__(self) -> None:
         self._as_tuples("train_split", "test_split")
@@ -65,7 +65,7 @@ class AnyTask(ABC):
             object.__setattr__(self, "sources", (Source(self.sources),))
 
     def _as_tuples(self, *names: str) -> None:
-        """Makes a tuple of each of these fields that is one string."""
+        """Converts these fields to tuples if they are strings."""
         for name in names:
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, (value,))
@@ -77,55 +77,56 @@ class AnyTask(ABC):
 
     @property
     def expected_columns(self) -> str:
-        """The columns in words, for messages."""
+        """The columns as text for messages."""
         return ", ".join(self.columns)
 
 
 @dataclass(frozen=True)
 class Task(AnyTask):
     r"""
-    A binary task as data.
+    The definition of a binary task.
 
-    A row is shown through `template`, which is the same for both answers and cannot name the label: what a text looks
-    like does not depend on its label, except where `fields` or `choices` make it so (see
+    `template` formats a row as text. It is the same for both classes and cannot show the label, so that the form of a
+    text does not depend on its label. Only `fields` or `choices` can leak the label (see
     [`w2s_hf.tasks.leak_probe`]).
 
-    Either `label` says whether a row is a yes, or `choices` and `correct` list the answers to a question, each of
-    which becomes a text of its own (paper, A.1).
+    The class is defined either by `label`, or by `choices` and `correct`. The latter list the answers to a question,
+    each of which becomes a separate text (paper, A.1).
 
     Args:
-        name (`str`): Its name on the command line.
-        sources (`str` or `tuple[Source]`): Where its rows are; the next one is tried when one does not load.
+        name (`str`): The name on the command line.
+        sources (`str` or `tuple[Source]`): The sources of the rows. If one does not load, the next one is tried.
         template (`str`):
             The text, with columns and `fields` in braces, such as `"{passage}\nQuestion: {question}"`. `{answer}` is
-            the choice that is judged. What is judged goes last, where a decoder's head reads.
+            one of the `choices`. Put the text to be judged last, where the head of a decoder reads.
         label (`str` or `Callable[[dict], int]`, *optional*):
-            Column, or function of a row. Its values are 0 and 1, false and true, or `class_names`.
-        choices (`Callable[[dict], list[str]]`, *optional*): Answers offered by a row.
-        correct (`Callable[[dict], int]`, *optional*): Position of the right one.
-        fields (`dict[str, Callable[[dict], str]]`, *optional*): Fields of the template that are no columns.
+            A column, or a function of a row. Its values are 0 and 1, false and true, or `class_names`.
+        choices (`Callable[[dict], list[str]]`, *optional*): Returns the answers to the question of a row.
+        correct (`Callable[[dict], int]`, *optional*): Returns the position of the right answer.
+        fields (`dict[str, Callable[[dict], str]]`, *optional*): Functions for template fields that are not columns.
         reads (`str` or `tuple[str]`, *optional*): Columns that functions read and the template does not show.
-        context (`str`, *optional*): The field that is shortened where a text is too long; nothing else ever is.
-            Defaults to the field of a template that shows one.
-        shorten_from (`str`, *optional*, defaults to `"end"`): The side on which it loses text: `"start"` or `"end"`.
+        context (`str`, *optional*): The field to shorten if a text is too long; other fields are never shortened.
+            Defaults to the only field of a template with one field.
+        shorten_from (`str`, *optional*, defaults to `"end"`): The side on which the context is cut, `"start"` or
+            `"end"`.
         group (`str` or `tuple`, *optional*):
-            Columns or fields; rows that are equal in any of them share a side of every split. A tuple inside the tuple
-            compares its columns with each other, too: `(("sentence1", "sentence2"),)`.
+            Columns or fields. Rows that are equal in any of them stay in the same part of every split. A tuple inside
+            the tuple also compares its columns with each other: `(("sentence1", "sentence2"),)`.
         question (`str` or `tuple[str]`, *optional*):
-            Columns or fields that make a question; of rows that share it, each an answer with a `label`, equally many
-            right and wrong ones are kept, on the same side.
-        class_names (`tuple[str, str]`, *optional*, defaults to `("no", "yes")`): The meaning of 0 and 1.
+            Columns or fields that form a question, for rows that are answers with a `label`. Equally many right and
+            wrong answers to a question are kept, in the same part.
+        class_names (`tuple[str, str]`, *optional*, defaults to `("no", "yes")`): The names of classes 0 and 1.
         train_split, test_split (`str` or `tuple[str]`):
-            Names of the splits; of several, the first that is there. The test split is never trained on.
+            Names of the splits. The first existing name is used. The test split is never trained on.
             `test_split=None` holds out a fifth of the groups of the train split.
-        drop_empty (`bool`, *optional*, defaults to `False`): Leave rows with an empty field out; else they are errors.
-        description (`str`, *optional*): One line for people.
+        drop_empty (`bool`, *optional*, defaults to `False`): Leave out rows with an empty field, instead of an error.
+        description (`str`, *optional*): A description of one line.
         prompt ([`PromptFormat`], *optional*):
-            The prompt for a text and the words of both answers. Defaults to the answers 0 and 1, see
+            The prompt around a text, and the words of both answers. Defaults to the answers 0 and 1, see
             [`PromptFormat.for_classes`].
 
     Raises:
-        ValueError: the parts do not fit together; the message says which.
+        ValueError: parts of the definition contradict each other; the message names them.
     """
 
     name: str
@@ -162,11 +163,15 @@ class Task(AnyTask):
         if self.context is None and len(shown) == 1:
             object.__setattr__(self, "context", shown[0])
         if (self.label is None) == (self.choices is None) or (self.choices is None) != (self.correct is None):
-            raise ValueError(f"{self.name}: expected either `label`, or `choices` and `correct`.")
+            raise ValueError(f"{self.name}: expected either `label`, or `choices` and `correct`. Set one of them.")
         if self.choices is not None and "answer" not in shown:
-            raise ValueError(f"{self.name}: the template shows no {{answer}}, so that all choices look alike.")
+            raise ValueError(
+                f"{self.name}: the template shows no {{answer}}, so that all choices look alike. Add {{answer}}."
+            )
         if isinstance(self.label, str) and self.label in shown:
-            raise ValueError(f"{self.name}: the template shows the column {self.label!r}, which is the label.")
+            raise ValueError(
+                f"{self.name}: the template shows the column {self.label!r}, which is the label. Remove it there."
+            )
         if self.context is not None and shown.count(self.context) != 1:
             raise ValueError(
                 f"{self.name}: context: got {self.context!r}, expected a field that the template shows once: "
@@ -174,30 +179,30 @@ class Task(AnyTask):
             )
         if self.choices is not None and (self.question or "answer" in self.fields):
             raise ValueError(
-                f"{self.name}: a row with `choices` is a question of its own, and {{answer}} one of them; leave out "
-                "`question` and the field 'answer'."
+                f"{self.name}: got `choices` with `question` or a field 'answer'. A row with `choices` is a question, "
+                "and {answer} one of its choices. Leave out `question` and the field 'answer'."
             )
         names = self.class_names
         if isinstance(names, str) or len(names) != 2 or names[0] == names[1]:
             raise ValueError(
-                f"{self.name}: class_names: got {names!r}, expected two different names: tasks are binary. Of more "
-                "classes, let a function say which are class 1: label=lambda row: row['label'] in ('a', 'b')."
+                f"{self.name}: class_names: got {names!r}, expected two different names: tasks are binary. Map more "
+                "classes to class 1 by a function: label=lambda row: row['label'] in ('a', 'b')."
             )
         if self.prompt is not None and not isinstance(self.prompt, PromptFormat):
             raise ValueError(
-                f"{self.name}: prompt: got {self.prompt!r}, expected a w2s_hf.tasks.PromptFormat: the text "
-                "around a row, and the words of both answers."
+                f"{self.name}: prompt: got {self.prompt!r}, expected a w2s_hf.tasks.PromptFormat. Create one from the "
+                "text around a row and the words of both answers."
             )
         if self.shorten_from not in ("start", "end"):
             raise ValueError(f"{self.name}: shorten_from: got {self.shorten_from!r}, expected 'start' or 'end'.")
 
     @property
     def prompt_format(self) -> PromptFormat:
-        """The `prompt` of the task, or the one with answers 0 and 1."""
+        """The `prompt` of the task, or by default the one with answers 0 and 1."""
         return PromptFormat.for_classes(self.class_names) if self.prompt is None else self.prompt
 
     def prompted(self) -> "Task":
-        """Returns the task with its prompt as a part of the template, so that all models read it around each text."""
+        """Returns the task with its prompt in the template, so that all models read it around each text."""
         form = self.prompt_format
         around = (form.instruction + form.prefix, form.suffix)
         before, after = (part.replace("{", "{{").replace("}", "}}") for part in around)
@@ -224,18 +229,18 @@ class Task(AnyTask):
 
     def examples(self, row: dict) -> Iterator[dict]:
         """
-        Yields the texts that a row becomes: one, or one per choice.
+        Yields the texts of a row: one text, or one per choice.
 
         Args:
             row (`dict`): A row of the dataset, with at least [`Task.columns`].
 
         Yields:
-            `dict` with `id` (hash of the row's content, and the choice), `text`, `context_start` and `context_end`
-            (characters of `text` that may go, equal where there are none), `shorten_from`, `keys` (rows that share one
-            stay together), `question` (empty where rows are independent) and `ground_truth` (0 or 1).
+            `dict` with `id` (hash of the row's content, and the number of the choice), `text`, `context_start` and
+            `context_end` (characters of `text` that may be cut; equal if there are none), `shorten_from`, `keys` (rows
+            with a common key stay together), `question` (empty if rows are independent) and `ground_truth` (0 or 1).
 
         Raises:
-            ValueError: a field is missing, empty or no text, or the label is not one of two.
+            ValueError: a field is missing, empty or not text, or the label is not one of two classes.
         """
         row = {name: row[name] for name in self.columns}
         row_id = hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -288,7 +293,7 @@ class Task(AnyTask):
             raise EmptyFieldError(f"has an empty {name}")
         if isinstance(value, str) and value in self.class_names:
             return self.class_names.index(value)
-        # Bools, too; and what a CSV holds that pandas wrote, with a missing label in its column.
+        # This includes bools, and strings from a CSV that pandas wrote with a missing label in the column.
         if isinstance(value, Hashable) and value in (0, 1, "0", "1", "0.0", "1.0"):
             return int(float(value))
         raise LabelError(
@@ -309,7 +314,7 @@ def _text(name: str, value) -> str:
 
 
 class EmptyFieldError(ValueError):
-    """The error for a row with nothing to show in one of its fields."""
+    """The error for a row with an empty field."""
 
 
 class LabelError(ValueError):
@@ -317,15 +322,15 @@ class LabelError(ValueError):
 
 
 def sources_of(task: AnyTask) -> tuple[Source, ...]:
-    """Returns the sources of a task, of which `__post_init__` has made a tuple."""
+    """Returns the sources of a task, which `__post_init__` converts to a tuple."""
     return cast(tuple[Source, ...], task.sources)
 
 
 def normal(text: str) -> str:
-    """Returns a text without case and spacing, by which texts are compared."""
+    """Returns a text without case and spacing, for comparisons."""
     return " ".join(text.casefold().split())
 
 
 def random_key(row_id: str, purpose: str) -> str:
-    """Returns a random string for a row and a purpose, which depends on nothing else."""
+    """Returns a random string that depends only on a row and a purpose."""
     return hashlib.sha256(f"{purpose}\0{row_id}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""One public trainer a file."""
+"""The trainers of the package."""
 
 from .bootstrap import BootstrapTrainer
 from .completion import CompletionTrainer

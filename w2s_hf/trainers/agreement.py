@@ -1,4 +1,4 @@
-"""The start of an auxiliary loss term when a student agrees with its weak labels beyond chance."""
+"""Decides when the auxiliary loss starts: once a student agrees with its weak labels beyond chance."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,25 @@ import numpy as np
 
 __all__ = ["MIN_ROWS", "agreement_beyond_chance", "latest_half"]
 
-# The fewest rows that a start is decided on, and how far above chance their agreement must be. In simulated trainings
-# of 80 steps of 16 rows (tests/helpers/false_starts.py) a student that predicts at random passes in 3 to 8 of 100. One
-# whose agreement is 0.6 passes in all of them on 1280 rows, and in 82 of 100 on 160 rows in 8 epochs.
+# The minimum number of rows for the decision, and of standard deviations above chance. In simulated trainings of 80
+# steps of 16 rows (tests/helpers/false_starts.py), a student with random predictions passes in 3 to 8 of 100.
+# A student with agreement 0.6 passes in all of them on 1280 rows, and in 82 of 100 on 160 rows in 8 epochs.
 MIN_ROWS = 128
 _STANDARD_DEVIATIONS = 3.0
 
 
 def latest_half(tables: Sequence[Sequence[Sequence[int]]], epoch_size: int | None = None) -> np.ndarray | None:
     """
-    Sums the tables of the latest half of the steps, and of earlier ones up to 128 rows, but of one epoch at most:
-    rows that are counted twice would make chance look smaller than it is.
+    Sums the tables of the latest half of the steps. Earlier steps are added up to 128 rows, but at most one epoch is
+    counted: rows counted twice would make the deviation from chance look more certain than it is.
 
     Args:
         tables (sequence of `(C, C)`): For each optimizer step, the number of its rows by the class that the student
             predicted before the update, and by the likelier class of the weak label.
-        epoch_size (`int`, *optional*): Rows of an epoch, if known.
+        epoch_size (`int`, *optional*): The number of rows of an epoch, if known.
 
     Returns:
-        `np.ndarray` of shape `(C, C)`, or `None` where these are fewer than 128 rows.
+        `np.ndarray` of shape `(C, C)`, or `None` for fewer than 128 rows.
     """
     if not len(tables):
         return None
@@ -39,12 +39,12 @@ def latest_half(tables: Sequence[Sequence[Sequence[int]]], epoch_size: int | Non
 
 def agreement_beyond_chance(table: np.ndarray) -> bool:
     """
-    Returns whether two classifications agree on more rows than chance explains: by three standard deviations of the
-    number of agreements, with both shares of each class as they are and the rows of one in random order. A student
-    that predicts one class everywhere, or the right shares of both at random, does not pass.
+    Returns whether two classifications agree on more rows than chance explains, by three standard deviations. Chance
+    means that the rows of one classification are permuted at random, so that the share of each class stays the same. A
+    student that predicts a single class, or the right shares of the classes at random, does not pass.
 
     Args:
-        table (`np.ndarray` of shape `(C, C)`): Numbers of rows by both classes; at least 2 rows.
+        table (`np.ndarray` of shape `(C, C)`): The number of rows by both classes; at least 2 rows in total.
 
     Source: Hoeffding 1951, mean and variance of a sum over a random permutation; with two classes they are those of
     Fisher's exact test.

@@ -1,4 +1,4 @@
-"""The trainer of a chain of students, each taught by the one before."""
+"""The trainer of a bootstrapping chain: each student is trained on the labels of the previous one."""
 
 import math
 import os
@@ -51,57 +51,59 @@ _Labels = dict[str, WeakLabels]  # of the rows to train on, and of those to eval
 
 class BootstrapTrainer(WeakToStrongTrainer):
     """
-    [`WeakToStrongTrainer`] of a chain of students M1, M2, ..., Mn from small to large: the weak labels teach M1, the
-    labels that M1 gives teach M2, and so on, so that no step in size is a large one (paper, 4.3.1; there in chess,
-    three links with rows of their own).
+    [`WeakToStrongTrainer`] for a chain of students M1, M2, ..., Mn from small to large. M1 is trained on the weak
+    labels, M2 on the labels of M1, and so on, so that successive models differ little in size (paper, 4.3.1; there for
+    chess, with three links on separate rows).
 
-    A link is what a [`WeakToStrongTrainer`] of its own would be, bit by bit: its own seed, optimizer, schedule and
-    state. It is trained on the labels of the link before and on nothing else; other label columns of its rows are
-    dropped. Its base is loaded when the last one is gone, so that a chain takes the memory of its largest link.
+    Each link is trained exactly as by a separate [`WeakToStrongTrainer`], with its own seed, optimizer, schedule and
+    state. It is trained only on the labels of the previous link; other label columns of its rows are removed. Its base
+    is loaded after the previous one is freed, so that a chain needs the memory of its largest link.
 
-    What `train` leaves in `args.output_dir`:
+    Files that `train` writes to `args.output_dir`:
 
     - `link-1/`, `link-2/`, ...: the finished student with its tokenizer (as `save_model` writes it), its
-      `trainer_state.json`, a `link.json` which says what labels it was trained on, and in `labels/train` and
-      `labels/eval` the [`WeakLabels`] that it gave to the rows of the next link. It appears when all of it is written;
-      until then there are the checkpoints of the running link, and beside it `link-<k>.partial/`.
-    - `chain.json`: what the chain was begun with.
+      `trainer_state.json`, a `link.json` with the fingerprint of its training labels, and in `labels/train` and
+      `labels/eval` its [`WeakLabels`] for the rows of the next link. While a link is running, the directory holds its
+      checkpoints, and `link-<k>.partial/` its finished files.
+    - `chain.json`: the settings of the chain.
 
-    What it overrides, and why:
+    Overridden methods, and the reasons:
 
-    - `train`: the links, one after another, each through the constructor of [`WeakToStrongTrainer`], since
-      [`~transformers.Trainer`] finds out there all that depends on a model (device placement, collator, label names).
-    - `_get_output_dir`: checkpoints of a link are in its directory.
-    - `log`: every entry names its `link`, since each link counts its steps from 0.
-    - `push_to_hub`: the last student alone, without the links that led to it.
+    - `train`: trains one link after another. Each calls the constructor of [`WeakToStrongTrainer`], since
+      [`~transformers.Trainer`] sets up there all that depends on a model (device placement, collator, label names).
+    - `_get_output_dir`: puts the checkpoints of a link into its directory.
+    - `log`: adds `link` to every entry, since each link counts its steps from 0.
+    - `push_to_hub`: uploads only the last student.
 
     Args:
         model_init (`Callable[[int], PreTrainedModel | PeftModel | str]`):
-            Makes the untrained model of link 0, 1, ..., `n_links - 1`, or says its Hub id or local directory. Called
-            when the link begins, with the seed set; it must not keep what it returns. All have the same classes.
-        n_links (`int`): How many students.
-        args ([`BootstrapConfig`], *optional*): Of every link; defaults to `BootstrapConfig()`.
+            Returns the untrained model of link 0, 1, ..., `n_links - 1`, or its Hub id or local directory. It is
+            called when the link begins, with the seed set, and must not keep a reference. All models have the same
+            classes.
+        n_links (`int`): The number of students.
+        args ([`BootstrapConfig`], *optional*): The arguments of all links. Defaults to `BootstrapConfig()`.
         data_collator (`Callable`, *optional*): As in [`WeakToStrongTrainer`].
         train_dataset ([`~datasets.Dataset`] or `list[Dataset]`):
-            One dataset with labels, on which every link trains, relabelled after each; or a dataset for each link, of
-            which only the first needs labels. Columns as in [`WeakToStrongTrainer`]. Labels belong to rows by their
-            `id`, and where there is none by position.
+            One dataset with labels, on which all links are trained, relabelled after each link. Or a list with a
+            dataset for each link, of which only the first needs labels. Columns as in [`WeakToStrongTrainer`]. Labels
+            are matched to rows by `id`, or by position if there is no `id`.
         eval_dataset ([`~datasets.Dataset`] or `list[Dataset]`, *optional*):
-            The same, relabelled alike: what a link is evaluated on, and chosen by, are its supervisor's labels.
-            `compute_metrics` gets them as `(N, C)` float32 from the second link on, or `(N,)` integers if they are
-            hard.
+            The same for evaluation. The rows are relabelled, too: evaluations and the choice of the best checkpoint
+            use the labels of the link's supervisor. From the second link on, `compute_metrics` gets them as `(N, C)`
+            float32, or as `(N,)` integers with `hard_labels`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or a list of them, *optional*):
-            The tokenizer of all links, or one for each (then rows are text, unless their vocabularies are the same);
-            loaded with the model where that is a name.
+            The tokenizer of all links, or a list with one for each. Different vocabularies need rows of text. The
+            tokenizer is loaded if the model is a name.
         quantization_config, peft_config (*optional*): As in [`WeakToStrongTrainer`], for the model of every link.
         kwargs: As in [`~transformers.Trainer`]: `compute_metrics`, `callbacks`, `optimizer_cls_and_kwargs`,
-            `preprocess_logits_for_metrics`. Callbacks see all links.
+            `preprocess_logits_for_metrics`. Callbacks are called for all links.
 
     Raises:
-        ValueError: no link, another number of datasets or tokenizers than links, rows that are no dataset, a set
-            without rows, tokens or text, repeated ids, a first set without labels, a column that looks like labels and
-            is not read, a loss for two classes on more, tokenized rows for different tokenizers, `optimizers` (which
-            belong to one model), or arguments of another class than [`BootstrapConfig`].
+        ValueError: there is no link; there are not as many datasets or tokenizers as links; rows are not a dataset,
+            empty, or without tokens and text; ids repeat; the first set has no labels; an unread column looks like
+            labels; the loss is for two classes and there are more; tokenized rows are used with different tokenizers;
+            there are `optimizers`, which belong to one model; or `args` is no [`BootstrapConfig`] or has
+            `use_liger_kernel=True`.
 
     Example:
 
@@ -115,7 +117,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         peft_config=LoraConfig(task_type="SEQ_CLS", target_modules="all-linear"),
     )
     trainer.train()
-    probabilities = trainer.predict_proba(test_rows)  # of the last student
+    probabilities = trainer.predict_proba(test_rows)  # by the last student
     ```
     """
 
@@ -139,11 +141,11 @@ class BootstrapTrainer(WeakToStrongTrainer):
         args = BootstrapConfig() if args is None else args
         check_arguments(args, BootstrapConfig)
         if n_links < 1:
-            raise ValueError(f"n_links: got {n_links}, expected at least one student.")
+            raise ValueError(f"n_links: got {n_links}, expected at least 1.")
         if "optimizers" in kwargs:
             raise ValueError(
-                "Got optimizers, which belong to one model, and every link has its own; set optim, or give "
-                "optimizer_cls_and_kwargs."
+                "Got optimizers, expected none, since they belong to one model, and every link has its own. Set "
+                "optim, or pass optimizer_cls_and_kwargs."
             )
         self.n_links = n_links
         self._make_student = model_init
@@ -156,19 +158,20 @@ class BootstrapTrainer(WeakToStrongTrainer):
             for name, (first, *others) in self._rows.items():
                 for rows in (first, *map(unlabelled, others)):
                     refuse_misspelt(rows, f"{name}_dataset", labels="labels", reads=reads)
-        self._given = {name: labels_of(parts[0], f"{name}_dataset") for name, parts in self._rows.items()}
-        check_loss(args.loss_type, self._given["train"].probabilities.shape[1])
+        self._first_labels = {name: labels_of(parts[0], f"{name}_dataset") for name, parts in self._rows.items()}
+        check_loss(args.loss_type, self._first_labels["train"].probabilities.shape[1])
         tokenizers = processing_class if isinstance(processing_class, list) else [processing_class] * n_links
         if len(tokenizers) != n_links:
             raise ValueError(
-                f"processing_class: got {len(tokenizers)} tokenizers for {n_links} links, expected one for each."
+                f"processing_class: got {len(tokenizers)} tokenizers for {n_links} links, expected one for each. Pass "
+                "one tokenizer if all links share it."
             )
         self._tokenizers = tokenizers
         refuse_other_words(tokenizers, self._rows, args.dataset_text_field)
         self._adapting: dict[str, Any] = {"quantization_config": quantization_config, "peft_config": peft_config}
         callbacks = kwargs.pop("callbacks", None)
         self._trainer_kwargs = {"data_collator": data_collator, **kwargs}
-        # Not that of WeakToStrongTrainer, which needs a student: `train` knows which link is the first to train.
+        # The constructor of WeakToStrongTrainer needs a student. `train` calls it for each link.
         WithStudentCard.__init__(
             self,
             model=NoStudent(),
@@ -194,40 +197,39 @@ class BootstrapTrainer(WeakToStrongTrainer):
 
         Args:
             resume_from_checkpoint (`bool`, *optional*):
-                Go on with the chain in `args.output_dir`: finished links are read and not trained (of them, only the
-                last one of the chain is loaded), the one that was stopped goes on from its last checkpoint. Without
-                it a chain begins anew; checkpoints that a stopped one left there are removed.
+                Whether to resume the chain in `args.output_dir`. Finished links are not trained again, and an
+                interrupted link resumes from its last checkpoint. By default a new chain begins, and checkpoints of
+                an interrupted chain are removed.
             trial, ignore_keys_for_eval: As in [`~transformers.Trainer.train`].
 
         Returns:
-            [`~transformers.trainer_utils.TrainOutput`] of the last link. [`~transformers.TrainerState`] of each link
-            is in its directory.
+            [`~transformers.trainer_utils.TrainOutput`] of the last link. The [`~transformers.TrainerState`] of each
+            link is in its directory.
 
         Raises:
-            ValueError: nothing to go on with, or what the chain was begun with has changed; without
-                `resume_from_checkpoint`, finished links in `args.output_dir`, which [`~transformers.Trainer`] would
-                write over; a path in place of `True`; a model with another number of classes than the labels, or with
-                another vocabulary than the tokens of the rows.
+            ValueError: there is no chain to resume, or its settings differ; `resume_from_checkpoint` is a path; a new
+                chain would overwrite finished links in `args.output_dir`; the number of classes of a model is not that
+                of the labels; or its vocabulary is not that of the tokenized rows.
         """
         if isinstance(resume_from_checkpoint, str | os.PathLike):
             raise ValueError(
                 f"resume_from_checkpoint: got {str(resume_from_checkpoint)!r}, expected True, which finds the last "
-                f"checkpoint of the link that was stopped in {self.args.output_dir}."
+                f"checkpoint of the interrupted link in {self.args.output_dir}. Set it to True."
             )
         chain = self._chain
-        settings = chain_settings(self.args, self._rows, self._given, self._adapting)
-        n_finished = self._agree(chain.resume if resume_from_checkpoint else chain.begin, settings)
-        labels = self._given
+        settings = chain_settings(self.args, self._rows, self._first_labels, self._adapting)
+        n_finished = self._on_main_process(chain.resume if resume_from_checkpoint else chain.begin, settings)
+        labels = self._first_labels
         for link in range(self.n_links):
             if link < n_finished:
-                chain.check_teacher(link, labels)
+                chain.check_labels(link, labels)
                 if link < self.n_links - 1:
                     labels = {name: WeakLabels.load(chain.link(link) / "labels" / name) for name in self._rows}
                     continue
                 self._begin(link, labels)
                 return self._load(chain.link(link))
             self._begin(link, labels)
-            if self._agree(chain.is_trained, link):
+            if self._on_main_process(chain.is_trained, link):
                 output = self._load(chain.aside(link))
             else:
                 checkpoint = last_complete_checkpoint(chain.link(link)) if resume_from_checkpoint else None
@@ -243,25 +245,25 @@ class BootstrapTrainer(WeakToStrongTrainer):
         super().log(logs if self._link is None else {**logs, "link": self._link + 1}, start_time)
 
     def _begin(self, link: int, labels: _Labels) -> None:
-        """Makes this the trainer of one link: of its model, and of its rows with `labels`."""
+        """Sets up this trainer for a link: its model, and its rows with `labels`."""
         args = self.args
         self._forget_student()
         enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
         student = self._make_student(link)
         if student is None:
-            raise ValueError(f"model_init({link}): got None, expected a model or its name.")
+            raise ValueError(f"model_init({link}): got None, expected a model or its name. Return one.")
         model, tokenizer = load_model(student, args, self._tokenizers[link], "SEQ_CLS", **self._adapting)
         refuse_other_words([self.processing_class, tokenizer], self._rows, args.dataset_text_field)
         n_classes = labels["train"].probabilities.shape[1]
         if link > 0 and model.config.num_labels != n_classes:
             raise ValueError(
-                f"model_init({link}): got a model of {model.config.num_labels} classes, expected {n_classes}, which "
-                f"the labels of link {link} have. Give all models the same num_labels."
+                f"model_init({link}): got a model of {model.config.num_labels} classes, expected {n_classes}, as many "
+                f"as the labels of link {link}. Load all models with the same num_labels."
             )
         rows = {name: parts[link] for name, parts in self._rows.items()}
         if link > 0:
             rows = {name: self._with_labels(part, labels[name]) for name, part in rows.items()}
-        # The callbacks see all links, those that were added since included; and the repository is there already.
+        # All links share the callbacks, also those that were added later. The repository was created already.
         callbacks, push_to_hub = self.callback_handler.callbacks, args.push_to_hub
         args.push_to_hub = False
         try:
@@ -279,17 +281,17 @@ class BootstrapTrainer(WeakToStrongTrainer):
         self._link = link
 
     def _forget_student(self) -> None:
-        """Lets go of all that refers to the model of the last link, so that it is gone before the next is loaded."""
+        """Drops all references to the model of the previous link, to free it before the next one is loaded."""
         self._link = None
         self.model = self.model_wrapped = NoStudent()
         self.optimizer = self.lr_scheduler = self.deepspeed = None
         handler = self.callback_handler
         handler.model = handler.optimizer = handler.lr_scheduler = None
         self.accelerator.free_memory()
-        release_memory()  # free_memory collects garbage before it lets go of its own references
+        release_memory()  # free_memory collects garbage before it drops its own references
 
     def _load(self, directory: Path) -> TrainOutput:
-        """Loads the trained student of this link, and the state and the summary of its training, from a directory."""
+        """Loads the trained student of this link from a directory, and returns the summary of its training."""
         self.state = state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
         state.is_world_process_zero = self.is_world_process_zero()  # rank 0 wrote it
         state.is_local_process_zero = self.is_local_process_zero()
@@ -303,27 +305,27 @@ class BootstrapTrainer(WeakToStrongTrainer):
             shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         save_model(self, str(aside))
-        self.state.best_model_checkpoint = None  # it goes with all checkpoints of the link
+        self.state.best_model_checkpoint = None  # the checkpoints of the link are removed
         if self.args.should_save:
             self.state.save_to_json(str(aside / "trainer_state.json"))
             self._chain.record(link, labels)
 
     def _finish(self, link: int, labels: _Labels) -> _Labels:
-        """Labels the rows of the next link, and puts all that this one made in its place at once."""
-        made = {}
+        """Labels the rows of the next link, and moves all files of this link into place."""
+        new_labels = {}
         if link + 1 < self.n_links:
-            made = {name: self._label(link, parts[link + 1], labels) for name, parts in self._rows.items()}
+            new_labels = {name: self._label(link, parts[link + 1], labels) for name, parts in self._rows.items()}
         if self.args.should_save:
-            for name, of_rows in made.items():
+            for name, of_rows in new_labels.items():
                 of_rows.save(self._chain.aside(link) / "labels" / name)
             self._chain.finish(link)
         self.accelerator.wait_for_everyone()
-        return made
+        return new_labels
 
     # ---- Labels ----
 
     def _label(self, link: int, rows: Dataset, labels: _Labels) -> WeakLabels:
-        """Labels rows with the student of this link; the provenance names the labels that it was trained on."""
+        """Labels rows with the student of this link. The provenance has the fingerprint of its training labels."""
         probabilities = self.predict_proba(unlabelled(rows))
         if self.args.hard_labels:
             probabilities = np.eye(probabilities.shape[1], dtype=np.float32)[probabilities.argmax(axis=1)]
@@ -344,32 +346,35 @@ class BootstrapTrainer(WeakToStrongTrainer):
 
     # ---- Helpers ----
 
-    def _agree(self, look: Callable, *args):
+    def _on_main_process(self, function: Callable, *args):
         """Calls a function on rank 0, and returns its result or raises its error on every rank."""
-        found: list[Any] = [None, None]
+        result: list[Any] = [None, None]
         if self.is_world_process_zero():
             try:
-                found = [look(*args), None]
-            except (ValueError, OSError, KeyError) as error:  # or the other ranks would wait for ever
-                found = [None, str(error)]
+                result = [function(*args), None]
+            except (ValueError, OSError, KeyError) as error:  # the other ranks would wait forever
+                result = [None, str(error)]
         if self.accelerator.num_processes > 1:
-            broadcast_object_list(found, from_process=0)
-        if found[1] is not None:
-            raise ValueError(found[1])
-        return found[0]
+            broadcast_object_list(result, from_process=0)
+        if result[1] is not None:
+            raise ValueError(result[1])
+        return result[0]
 
     # ---- The Hub ----
 
     def push_to_hub(self, *args, **kwargs) -> CommitInfo | Future[CommitInfo] | None:  # type: ignore[override]  # as in its base
         """
-        As [`~transformers.Trainer.push_to_hub`], of the last link's student alone: the files of its directory.
+        Uploads the student of the last link, the files of its directory; see [`~transformers.Trainer.push_to_hub`].
 
         Raises:
             ValueError: the last link is not finished.
         """
         last = self.n_links - 1
-        if self._link != last or not self._agree(self._chain.is_finished, last):
-            raise ValueError(f"push_to_hub: got a chain whose last link, {self._chain.link(last)}, is not finished.")
+        if self._link != last or not self._on_main_process(self._chain.is_finished, last):
+            raise ValueError(
+                f"push_to_hub: got a chain whose last link, {self._chain.link(last)}, is not finished, expected a "
+                "finished chain. Call train(resume_from_checkpoint=True) first."
+            )
         before = self.args.output_dir, self.args.hub_model_id
         self.args.hub_model_id = before[1] or Path(before[0]).absolute().name
         self.args.output_dir = str(self._chain.link(last))

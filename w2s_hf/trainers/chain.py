@@ -34,9 +34,9 @@ __all__ = [
 
 _LABEL_COLUMNS = ("label", "labels", "label_ids", "soft_label", "ground_truth")
 
-_RECORD = "link.json"  # written last: a student without it is not whole
+_RECORD = "link.json"  # written last: a student without it is incomplete
 
-# What all links of a chain must have in common, however often it is stopped.
+# The arguments that must stay the same when a chain is resumed.
 _ARGUMENTS = (
     "seed", "data_seed", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
     "lr_scheduler_kwargs", "weight_decay", "max_grad_norm", "optim", "optim_args", "adam_beta1", "adam_beta2",
@@ -47,40 +47,41 @@ _ARGUMENTS = (
 
 
 class NoStudent(nn.Module):
-    """The model of a trainer before the first link and between two links. It has no weights."""
+    """The placeholder for a trainer's model before the first link and between two links. It has no weights."""
 
     def __init__(self):
         super().__init__()
         self.config = PreTrainedConfig()
 
     def forward(self, input_ids=None, attention_mask=None, labels=None):
-        raise ValueError("Got no student yet: call train() first, or train(resume_from_checkpoint=True).")
+        raise ValueError("Got no student yet, expected one. Call train(), or train(resume_from_checkpoint=True).")
 
 
 def rows_of_links(dataset: Dataset | list[Dataset] | None, name: str, n_links: int, text_field: str) -> list[Dataset]:
     """
-    A dataset for each link, fit to be labelled: known before hours are spent on the first link.
+    Returns a dataset for each link, and checks all of them before the first link is trained.
 
     Args:
-        dataset ([`~datasets.Dataset`] or `list[Dataset]`): One for all links, or one for each.
-        name (`str`): What error messages call it.
-        n_links (`int`): How many.
-        text_field (`str`): The column that is tokenized where there is no `input_ids`.
+        dataset ([`~datasets.Dataset`] or `list[Dataset]`): One dataset for all links, or one for each.
+        name (`str`): The name of the dataset in messages.
+        n_links (`int`): The number of links.
+        text_field (`str`): The column that is tokenized if there is no `input_ids`.
 
     Raises:
-        ValueError: another number of datasets than links, no rows, nothing to make tokens of, or repeated ids.
+        ValueError: there are not as many datasets as links; a dataset is empty, or has neither tokens nor text; or ids
+            repeat.
     """
-    # A list of rows is no list of datasets.
+    # A list of dictionaries is a list of rows, not of datasets.
     parts = dataset if isinstance(dataset, list) and not any(type(part) is dict for part in dataset) else [dataset]
     for rows in parts:
         if rows is None:
-            raise ValueError(f"{name}: got None, expected a datasets.Dataset.")
+            raise ValueError(f"{name}: got None, expected a datasets.Dataset. Pass the rows of the chain.")
         check_dataset(rows, name, (Dataset,))
     parts = parts if isinstance(dataset, list) else parts * n_links
     if len(parts) != n_links:
         raise ValueError(
-            f"{name}: got a list of {len(parts)} datasets for {n_links} links, expected one for each, or one dataset "
-            "in no list, whose rows are labelled anew for every link."
+            f"{name}: got a list of {len(parts)} datasets for {n_links} links, expected one for each. Or pass a "
+            "single dataset, not in a list, whose rows are relabelled for every link."
         )
     for number, rows in enumerate(parts, 1):
         which = f"{name} of link {number}" if isinstance(dataset, list) else name
@@ -88,35 +89,37 @@ def rows_of_links(dataset: Dataset | list[Dataset] | None, name: str, n_links: i
             raise ValueError(f"{which}: got no rows, expected at least one.")
         if not {"input_ids", "inputs_embeds", text_field} & set(rows.column_names):
             raise ValueError(
-                f"{which}: got the columns {', '.join(rows.column_names)}, expected `input_ids` or `{text_field}`."
+                f"{which}: got the columns {', '.join(rows.column_names)}, expected `input_ids` or `{text_field}`. "
+                "Add one of them."
             )
         n_repeated = len(rows) - len(set(row_ids(rows)))
         if n_repeated:
             raise ValueError(
-                f"{which}: got {n_repeated} repeated ids, and labels belong to rows by their `id`. Make them differ, "
-                "or remove the column, and labels belong to rows by position."
+                f"{which}: got {n_repeated} repeated ids, expected different ones, since labels are matched to rows "
+                "by `id`. Change the ids, or remove the column to match labels by position."
             )
     return parts
 
 
 def row_ids(rows: Dataset) -> list[str]:
-    """The `id` of each row, or its position where rows have none."""
+    """Returns the `id` of each row, or its position if rows have no `id`."""
     return [str(row_id) for row_id in (rows["id"] if "id" in rows.column_names else range(len(rows)))]
 
 
 def unlabelled(rows: Dataset) -> Dataset:
-    """Rows without any column that may tell their label."""
+    """Returns rows without the columns that may contain their labels."""
     return rows.remove_columns([name for name in _LABEL_COLUMNS if name in rows.column_names])
 
 
 def labels_of(rows: Dataset, name: str) -> WeakLabels:
     """
-    The labels that rows came with. Raises `ValueError` where there are none, or they are not probabilities or classes.
+    Returns the labels of rows. Raises `ValueError` if there are none, or if they are not probabilities or classes.
     """
     column = next((column for column in ("labels", "label") if column in rows.column_names), None)
     if column is None:
         raise ValueError(
-            f"{name}: got the columns {', '.join(rows.column_names)}, expected `labels`, on which link 1 is trained."
+            f"{name}: got the columns {', '.join(rows.column_names)}, expected `labels`, on which link 1 is trained. "
+            "Add the column."
         )
     values = rows.with_format("python")[column][:]
     first = np.asarray(values[0])
@@ -136,7 +139,7 @@ def chain_settings(
     labels: dict[str, WeakLabels],
     configs: dict[str, PeftConfig | BitsAndBytesConfig | None],
 ) -> dict:
-    """Returns the settings that all links must have in common, as JSON values; `labels` are those of link 1."""
+    """Returns the settings that must stay the same when a chain is resumed; `labels` are those of link 1."""
     settings = {
         "n_links": len(rows["train"]),
         "rows_a_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -165,14 +168,14 @@ def _fingerprint(rows: Dataset, text_field: str) -> str:
 def refuse_other_words(
     tokenizers: Sequence[PreTrainedTokenizerBase | None], rows: dict[str, list[Dataset]], text_field: str
 ) -> None:
-    """Raises `ValueError` where rows are tokens, and not of the same vocabulary for all tokenizers that are given."""
+    """Raises `ValueError` for tokenized rows if the tokenizers have different vocabularies. `None` is ignored."""
     if not any("input_ids" in part.column_names for parts in rows.values() for part in parts):
         return
     known = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
     if any(other is not known[0] and other.get_vocab() != known[0].get_vocab() for other in known):
         raise ValueError(
-            "Got rows with `input_ids`, and links whose tokenizers have different vocabularies; give the rows as "
-            f"text, in the column `{text_field}`."
+            "Got rows with `input_ids`, and links whose tokenizers have different vocabularies, expected rows of "
+            f"text. Pass them with the column `{text_field}`."
         )
 
 
@@ -182,11 +185,11 @@ class ChainDirectory:
     The directory of a chain: its links `link-1`, `link-2`, ..., and its settings in `chain.json`.
 
     A running link has its checkpoints in `link-<k>`. Its student and labels are written to `link-<k>.partial`, which
-    takes the place of the checkpoints when it is complete.
+    replaces the checkpoints when it is complete.
 
     Args:
         root (`Path`): The directory.
-        n_links (`int`): How many links there will be.
+        n_links (`int`): The number of links.
     """
 
     root: Path
@@ -201,40 +204,41 @@ class ChainDirectory:
         return self.root / f"link-{link + 1}.partial"
 
     def is_finished(self, link: int) -> bool:
-        """Student and labels are there."""
+        """Returns whether student and labels are complete."""
         return (self.link(link) / _RECORD).is_file()
 
     def is_trained(self, link: int) -> bool:
-        """The student is there, and its labels are not: it was stopped while it labelled."""
+        """Returns whether the student is complete and its labels are not: it was interrupted while labelling."""
         return (self.aside(link) / _RECORD).is_file()
 
     def record(self, link: int, labels: dict[str, WeakLabels]) -> None:
-        """Says that the student is whole, and which labels it learned."""
-        taught = {f"{name}_labels": of_rows.fingerprint for name, of_rows in labels.items()}
-        _write_json(self.aside(link) / _RECORD, {"link": link + 1, **taught})
+        """Marks the student as complete, with the fingerprints of its training labels."""
+        fingerprints = {f"{name}_labels": of_rows.fingerprint for name, of_rows in labels.items()}
+        _write_json(self.aside(link) / _RECORD, {"link": link + 1, **fingerprints})
 
     def finish(self, link: int) -> None:
-        """Puts what was written in the place of the checkpoints."""
+        """Replaces the checkpoints by the finished files."""
         shutil.rmtree(self.link(link), ignore_errors=True)
         os.replace(self.aside(link), self.link(link))
 
-    def check_teacher(self, link: int, labels: dict[str, WeakLabels]) -> None:
-        """Raises `ValueError` if a link that is finished did not learn these labels."""
+    def check_labels(self, link: int, labels: dict[str, WeakLabels]) -> None:
+        """Raises `ValueError` if a finished link was trained on other labels."""
         got = json.loads((self.link(link) / _RECORD).read_text())["train_labels"]
         if got != labels["train"].fingerprint:
             raise ValueError(
-                f"{self.link(link)}: was trained on labels with the fingerprint {got}, expected "
-                f"{labels['train'].fingerprint}, those of link {link}: the directories of two chains are mixed. "
-                "Remove this one and those after it."
+                f"{self.link(link)}: got a student trained on labels with the fingerprint {got}, expected "
+                f"{labels['train'].fingerprint}, those of link {link}. The directories of two chains are mixed. "
+                "Remove this directory and those of later links."
             )
 
     def begin(self, settings: dict) -> int:
-        """Begins a chain: 0 links are finished. Raises `ValueError` if some are; what is left of others is removed."""
+        """Begins a chain, and removes unfinished links. Returns 0, or raises `ValueError` if links are finished."""
         finished = sorted(record.parent.name for record in self.root.glob(f"link-*/{_RECORD}"))
         if finished:
             raise ValueError(
-                f"output_dir: got {self.root}, where {', '.join(finished)} of a chain are finished. Go on with "
-                "train(resume_from_checkpoint=True), or give another output_dir, or remove these directories."
+                f"output_dir: got {self.root}, where {', '.join(finished)} of a chain are finished, expected no "
+                "finished links. Resume with train(resume_from_checkpoint=True), set another output_dir, or remove "
+                "these directories."
             )
         for left in self.root.glob("link-*"):
             if re.fullmatch(r"link-\d+(\.partial)?", left.name):
@@ -243,25 +247,26 @@ class ChainDirectory:
         return 0
 
     def resume(self, settings: dict) -> int:
-        """Returns the number of finished links. Raises `ValueError` if no chain was begun, or with other settings."""
+        """Returns the number of finished links. Raises `ValueError` if there is no chain, or its settings differ."""
         file = self.root / "chain.json"
         if not file.is_file():
             raise ValueError(
-                f"resume_from_checkpoint: got True, and no chain was begun in {self.root} (there is no chain.json)."
+                f"resume_from_checkpoint: got True, and no chain was begun in {self.root} (there is no chain.json). "
+                "Call train() without it."
             )
         begun = json.loads(file.read_text())
         for name in {**settings, **begun}:
             if begun.get(name) != settings.get(name):
                 raise ValueError(
                     f"{name}: got {settings.get(name)!r}, expected {begun.get(name)!r}, with which the chain in "
-                    f"{self.root} was begun. Set it back, or begin another chain in another output_dir."
+                    f"{self.root} was begun. Set it to this value, or begin a new chain in another output_dir."
                 )
         finished = [self.is_finished(link) for link in range(self.n_links)]
         n_finished = [*finished, False].index(False)
         if any(finished[n_finished:]):
             raise ValueError(
-                f"{self.link(n_finished)}: got no finished link, and links after it are, whose labels depend on it. "
-                "Put it back, or remove them."
+                f"{self.link(n_finished)}: got no finished link, expected one, since later links depend on its "
+                "labels. Restore it, or remove the later links."
             )
         return n_finished
 

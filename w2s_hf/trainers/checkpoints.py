@@ -1,4 +1,4 @@
-"""Finds the checkpoint that an interrupted training resumes from."""
+"""Finds the checkpoint to resume an interrupted training from."""
 
 import logging
 import shutil
@@ -15,16 +15,16 @@ logger = logging.getLogger(__name__)
 
 def last_complete_checkpoint(directory: Path, *, remove: bool = True) -> str | None:
     """
-    Finds the newest checkpoint of a [`~transformers.Trainer`] that was written to its end, on rank 0 for all ranks.
-    (`transformers.trainer_utils.get_last_checkpoint` also returns one that a kill left unfinished.)
+    Finds the newest complete checkpoint of a [`~transformers.Trainer`], on rank 0 for all ranks.
+    (`transformers.trainer_utils.get_last_checkpoint` can also return a checkpoint that is incomplete after a kill.)
 
     Args:
         directory (`Path`): The directory of `checkpoint-1`, `checkpoint-2`, ...
         remove (`bool`, *optional*, defaults to `True`):
-            Remove unfinished checkpoints. Only right in a directory that nothing else writes to.
+            Whether to remove incomplete checkpoints. Only safe in a directory that no other process writes to.
     """
     state = PartialState()
-    found: list[str | None] = [None]
+    newest: list[str | None] = [None]
     if state.is_main_process:
         complete = []
         checkpoints = [path for path in Path(directory).glob("checkpoint-*") if path.name[11:].isdecimal()]
@@ -34,11 +34,11 @@ def last_complete_checkpoint(directory: Path, *, remove: bool = True) -> str | N
                 step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
                 complete.append((step, str(checkpoint)))
             except (OSError, ValueError, TypeError):
-                what = "removed" if remove else "not used"
-                logger.warning(f"{checkpoint.name} is incomplete (a run was stopped while writing it): {what}")
+                action = "removed" if remove else "not used"
+                logger.warning(f"{checkpoint.name} is incomplete (a run was stopped while writing it): {action}")
                 if remove:
                     shutil.rmtree(checkpoint)
-        found = [max(complete)[1] if complete else None]
+        newest = [max(complete)[1] if complete else None]
     if state.num_processes > 1:
-        broadcast_object_list(found, from_process=0)
-    return found[0]
+        broadcast_object_list(newest, from_process=0)
+    return newest[0]

@@ -1,4 +1,4 @@
-"""`CompletionTrainer`: TRL's SFT for answers that are text, scored by what the model writes."""
+"""The trainer of language models on prompts and completions, with the accuracy of generated completions."""
 
 import logging
 from collections.abc import Sequence
@@ -34,50 +34,51 @@ logger = logging.getLogger(__name__)
 
 
 def autocast(args: TrainingArguments) -> AbstractContextManager:
-    """The mixed precision of the arguments, also for a model that no trainer has prepared."""
+    """Returns the context of the mixed precision of `args`, for models that no trainer has prepared."""
     dtype = torch.float16 if args.fp16 else torch.bfloat16
     return torch.autocast(args.device.type, dtype=dtype, enabled=args.bf16 or args.fp16)
 
 
 class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer):
     """
-    [`~trl.SFTTrainer`] on rows with `prompt` and `completion`, both text; the loss is on completions only.
+    [`~trl.SFTTrainer`] for rows with the texts `prompt` and `completion`. The loss is on completions only.
 
-    Overridden:
+    Overridden methods, and the reasons:
 
-    - `__init__`: rows are tokenized here, so that a completion never changes the last token of its prompt; adapters
-      learn in float32 (of a 4-bit model TRL makes them bfloat16); a base that has served another trainer gets its own
-      `forward` back (TRL patches it, once more each time); dropout is 0 unless the arguments say otherwise.
-    - `evaluate`: besides the loss, `eval_accuracy`: the share of the evaluation rows whose greedy
-      completion is the completion of the row, character by character. On rows labelled by a supervisor it is what the
-      paper stops early by. Of several evaluation sets each has its own, such as `eval_a_accuracy`.
-    - `predict`: logits `(N, T, V)` on rows with `prompt` and `completion`, or on tokens. Text rows longer than
-      `max_length` are refused. [`complete`] writes completions.
-    - `train`: resumes as [`WeakToStrongTrainer`] does; refuses a model whose parameters are all frozen, a
+    - `__init__`: tokenizes rows so that a completion never changes the last token of its prompt. Adapters are trained
+      in float32 (TRL converts those of a 4-bit model to bfloat16). A base that was used by another trainer gets its
+      `forward` back, because every trainer of TRL patches it again. Dropout is 0 by default.
+    - `evaluate`: adds `eval_accuracy`, the share of evaluation rows whose greedy completion equals the completion of
+      the row, character by character. On rows labelled by a supervisor, the paper uses it for early stopping. With
+      several evaluation sets, each has its own, such as `eval_a_accuracy`.
+    - `predict`: returns logits `(N, T, V)` for rows with `prompt` and `completion`, or for tokens. Text rows longer
+      than `max_length` are refused. [`complete`] generates completions.
+    - `train`: resumes as [`WeakToStrongTrainer`]. Before the first step it refuses a frozen model, a
       `metric_for_best_model` that the evaluation does not report, and an evaluation while weights are split over
-      processes, before the first step.
-    - `get_batch_samples`, `training_step`, `prediction_step`: rows that accelerate repeats where rows do not divide
-      by ranks have no loss; see [`w2s_hf.trainers.epochs.WholeEpochs`].
+      processes.
+    - `get_batch_samples`, `training_step`, `prediction_step`: rows that accelerate repeats to fill the last batch have
+      no loss; see [`w2s_hf.trainers.epochs.WholeEpochs`].
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A causal language model, or a Hub id or local directory, loaded by [`load_student`].
+            A causal language model, or a Hub id or local directory, which is loaded by [`load_student`].
         args ([`CompletionConfig`], *optional*): Defaults to `CompletionConfig()`.
         train_dataset ([`~datasets.Dataset`]): Rows with `prompt` and `completion`. Rows of more than
             `args.max_length` tokens are left out and counted in a warning.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*): The same.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer; loaded from `model` when that is a name. Completions end with its end-of-text token.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used when `model` is a name.
+            The tokenizer. It is loaded if `model` is a name. Completions end with its end-of-text token.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used if `model` is a name.
         peft_config ([`~peft.PeftConfig`], *optional*): Adapters to add to `model`.
         kwargs: As in [`~trl.SFTTrainer`]: `callbacks`, `optimizers`, ...
 
     Raises:
-        ValueError: `args` of another class, rows that are no dataset, no rows, rows without `prompt` or `completion`
-            or where they are no text, no training row of at most `max_length` tokens, an evaluation row of more, rows
-            longer than the model's positions, a tokenizer without an end-of-text token, nothing trainable, adapters
-            on top of adapters or of another task type, or several GPUs in one process.
+        ValueError: `args` has another class or `use_liger_kernel=True`; rows are not a dataset, empty, or without the
+            texts `prompt` and `completion`; all training rows, or an evaluation row, are longer than `max_length`
+            tokens; rows are longer than the positions of the model; the tokenizer has no end-of-text token; the model
+            is frozen; adapters are added to adapters or have another task type; or there are several GPUs in one
+            process.
 
     Example:
 
@@ -90,7 +91,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
         peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"),
     )
     trainer.train()
-    moves = [made.text for made in trainer.complete(other_puzzles["prompt"])]
+    moves = [completion.text for completion in trainer.complete(other_puzzles["prompt"])]
     ```
     """
 
@@ -119,7 +120,9 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
         for name, part in named_parts(eval_dataset, "eval_dataset").items():
             check_dataset(part, name, (Dataset,))
         if processing_class is None and not isinstance(model, str):
-            raise ValueError("Got a loaded model and no processing_class; give the tokenizer of the model.")
+            raise ValueError(
+                "processing_class: got None and a loaded model, expected a tokenizer. Pass the one of the model."
+            )
         model, processing_class = load_model(
             model, args, processing_class, "CAUSAL_LM", quantization_config, peft_config
         )
@@ -139,7 +142,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
             }
         elif eval_dataset is not None:
             eval_dataset = _prepare(eval_dataset, "eval_dataset", model, tokenizer, args)
-        init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None  # used up
+        init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None  # used already
         try:
             with keep_trainable(model):
                 super().__init__(
@@ -158,33 +161,33 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
 
     def train(self, *args, **kwargs) -> TrainOutput:
         """
-        As [`~trl.SFTTrainer`]'s.
+        Trains as [`~trl.SFTTrainer`].
 
         Raises:
-            ValueError: it would be evaluated, with weights that are split over processes (see [`complete`]).
+            ValueError: there are evaluations, and the weights are split over processes (see [`complete`]).
         """
         if self.args.eval_strategy != "no" or self.args.eval_on_start:
-            self._refuse_split_weights("Its accuracy is that of completions: set eval_strategy='no'.")
+            self._refuse_split_weights("Evaluations generate completions: set eval_strategy='no'.")
         return super().train(*args, **kwargs)
 
     def _refuse_split_weights(self, advice: str) -> None:
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             raise ValueError(
-                "Got a model whose weights are split over processes (FSDP, DeepSpeed ZeRO-3), expected a whole one on "
-                f"each. {advice}"
+                "Got a model whose weights are split over processes (FSDP, DeepSpeed ZeRO-3), expected a whole model "
+                f"on each. {advice}"
             )
 
     # ---- Evaluation and prediction ----
 
     def complete(self, prompts: Sequence[str], keep: Path | None = None) -> list[Completion]:
         """
-        Greedy completions, one a prompt, in their order, in the mixed precision of the training; see
+        Generates a greedy completion of each prompt, in the mixed precision of the training; see
         [`w2s_hf.generation.complete`].
 
         Raises:
-            ValueError: the weights are split over processes (FSDP, DeepSpeed ZeRO-3), whose batches differ.
+            ValueError: the weights are split over processes (FSDP, DeepSpeed ZeRO-3), and batches differ between them.
         """
-        self._refuse_split_weights("Save it, load it with load_student, and call w2s_hf.generation.complete.")
+        self._refuse_split_weights("Save the model, load it with load_student, and call w2s_hf.generation.complete.")
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
@@ -212,10 +215,10 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """
-        Loss and accuracy on rows with `prompt` and `completion`, by default those given at the start; of several sets,
-        each under its name.
+        Computes loss and accuracy on rows with `prompt` and `completion`, by default those of the constructor. The
+        metrics of several sets have their names as prefixes.
         """
-        if not isinstance(eval_dataset, str):  # the name of one of several sets
+        if not isinstance(eval_dataset, str):  # a string names one of several sets
             for name, part in named_parts(eval_dataset, "eval_dataset").items():
                 check_dataset(part, name, (Dataset,))
         rows = self._eval_rows if eval_dataset is None else eval_dataset
@@ -237,15 +240,15 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
 
     def _add_metrics(self, metrics: dict[str, float], prefix: str) -> None:
         rows, name = self._rows_to_write, f"{prefix}_accuracy"
-        if rows is None or name in metrics:  # `predict`, or the user's own accuracy
+        if rows is None or name in metrics:  # called by `predict`, or there is an accuracy of compute_metrics
             return
         if self.args.dataloader_drop_last:
-            # The loss is of whole batches on every rank, and so is the accuracy.
+            # As for the loss, only whole batches on every rank count.
             n_step = self.args.eval_batch_size * self.args.world_size
             rows = rows.select(range(len(rows) // n_step * n_step))
         if len(rows) > 0:
             completions = self.complete(rows["prompt"])
-            matches = [made.text == text for made, text in zip(completions, rows["completion"], strict=True)]
+            matches = [ours.text == text for ours, text in zip(completions, rows["completion"], strict=True)]
             metrics[name] = sum(matches) / len(matches)
 
     def _prepare_test_rows(self, rows: Dataset) -> Dataset:
@@ -258,7 +261,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
 def _prepare(
     rows: Dataset, name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: CompletionConfig
 ) -> Dataset:
-    """The tokens of rows, see [`_tokenize`], which the model has positions for."""
+    """Tokenizes rows, see [`_tokenize`], and refuses rows that are longer than the positions of the model."""
     tokens = _tokenize(rows, name, tokenizer, args.max_length)
     refuse_longer(model, [len(ids) for ids in tokens["input_ids"]], name)
     if name.startswith("eval_dataset"):
@@ -267,38 +270,44 @@ def _prepare(
         if n_cut:
             logger.warning(
                 f"{name}: {n_cut} of {len(lengths)} completions have more than max_new_tokens={args.max_new_tokens} "
-                f"tokens, so that the accuracy counts them as wrong. Set args.max_new_tokens to {max(lengths) + 1}."
+                f"tokens. The accuracy counts them as wrong. Set args.max_new_tokens to {max(lengths) + 1}."
             )
     return tokens
 
 
 def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     """
-    Rows with `input_ids` and `completion_mask`: the tokens of the prompt, as in generation, and behind them those of
-    the completion, as they are behind the prompt where that leaves the prompt alone, else as they are by themselves.
+    Returns rows with `input_ids` and `completion_mask`. First are the tokens of the prompt, as in generation, and then
+    those of the completion. The completion is tokenized together with the prompt if this leaves the tokens of the
+    prompt unchanged, and alone otherwise.
 
-    Nothing is truncated. Training rows of more than `max_length` tokens are left out and counted in a warning;
-    evaluation rows are refused, because the accuracy counts every row.
+    Nothing is truncated. Training rows of more than `max_length` tokens are left out, and a warning counts them.
+    Evaluation rows are refused, because the accuracy counts every row.
     """
     check_dataset(rows, name, (Dataset,))
     if rows.format["type"] == "custom":
         raise ValueError(
-            f"{name}: Got rows with a transform, which may change them from epoch to epoch, expected rows "
-            "that stay as they are. Apply the transform with Dataset.map."
+            f"{name}: Got rows with a transform, which may change them from epoch to epoch, expected fixed rows. "
+            "Apply the transform with Dataset.map."
         )
     missing = [column for column in ("prompt", "completion") if column not in rows.column_names]
     if missing:
         raise ValueError(
-            f"{name}: got the columns {', '.join(rows.column_names)}, expected `prompt` and `completion`."
+            f"{name}: got the columns {', '.join(rows.column_names)}, expected `prompt` and `completion`. Rename the "
+            "columns."
         )
     check_columns(rows, name, labels="completion", reads=("prompt", "completion"))
     if len(rows) == 0:
-        raise ValueError(f"{name}: got no rows.")
+        raise ValueError(f"{name}: got no rows, expected at least one.")
     if tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has no end-of-text token, so that no completion would ever end; set one.")
+        raise ValueError(
+            "Got a tokenizer that has no end-of-text token, which ends every completion. Set tokenizer.eos_token."
+        )
     wrong = next((row for row in rows if not all(isinstance(row[c], str) for c in ("prompt", "completion"))), None)
     if wrong is not None:
-        raise ValueError(f"{name}: got {wrong['prompt']!r} and {wrong['completion']!r}, expected text in both.")
+        raise ValueError(
+            f"{name}: got {wrong['prompt']!r} and {wrong['completion']!r}, expected text in `prompt` and `completion`."
+        )
 
     def encode(batch: dict) -> dict:
         columns: dict[str, list] = {"input_ids": [], "completion_mask": []}
@@ -314,18 +323,18 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
         return columns
 
     options = {"batched": True, "remove_columns": rows.column_names, "desc": f"Tokenizing {name}"}
-    # As in w2s_hf.tasks.tokenizing: no cache file to name, and a Ctrl-C is not lost.
+    # As in w2s_hf.tokenization: rows in memory have no cache file, and a Ctrl-C is not lost.
     tokens = rows.map(encode, **options, new_fingerprint=generate_random_fingerprint())
     lengths = np.array([len(ids) for ids in tokens["input_ids"]])
     limit = np.inf if max_length is None else max_length
     too_long = np.flatnonzero(lengths > limit)
     if not len(too_long):
         return tokens
-    found = (
+    description = (
         f"{name}: {len(too_long)} of {len(rows)} rows are longer than max_length={max_length} tokens, prompt, "
-        f"completion and end-of-text token counted (row {too_long[0]} has {lengths[too_long[0]]})"
+        f"completion and end-of-text token included (row {too_long[0]} has {lengths[too_long[0]]})"
     )
     if name != "train_dataset" or len(too_long) == len(rows):
-        raise ValueError(f"{found}. Set args.max_length to {lengths.max()} or to None, or leave these rows out.")
-    logger.warning(f"{found}; they are left out")
+        raise ValueError(f"{description}. Set args.max_length to {lengths.max()} or to None, or leave these rows out.")
+    logger.warning(f"{description}; they are left out")
     return tokens.select(np.flatnonzero(lengths <= limit))

@@ -31,11 +31,11 @@ class EpochSampler(Sampler[int]):
 
     The order of a `RandomSampler` is that of accelerate's `SeedableRandomSampler`, which [`~transformers.Trainer`]
     uses. A [`LengthGroupedSampler`](https://github.com/huggingface/transformers/blob/main/src/transformers/trainer_pt_utils.py)
-    would draw from torch's global generator, whose state at the start of the epoch a resumed run does not know.
+    would draw from torch's global generator, whose state at the start of the epoch is unknown to a resumed run.
 
     Args:
-        sampler (`Sampler`): Draws an order from its attribute `generator`.
-        seed (`int`): Seed of epoch 0.
+        sampler (`Sampler`): A sampler that draws an order from its attribute `generator`.
+        seed (`int`): The seed of epoch 0.
     """
 
     def __init__(self, sampler: RandomSampler | LengthGroupedSampler, seed: int):
@@ -56,40 +56,42 @@ class EpochSampler(Sampler[int]):
 
 class WholeEpochs(TrainerMixin):
     """
-    Mixed in before a [`~transformers.Trainer`]: one epoch is the same training on any number of processes, as long as
-    the rows per optimizer step are the same.
+    A mixin before a [`~transformers.Trainer`]. An epoch is the same training on any number of processes, as long as
+    the number of rows per optimizer step is the same.
 
-    Where rows do not divide by processes, accelerate fills the last batches of an epoch with rows from its beginning
-    (`even_batches`), since collectives need a batch on every process. Here these repeated rows are marked, and count
-    neither in the loss nor in the number of rows of the step nor in metrics. The subclass says how: by `_n_rows` and
-    `_mark`. Three ways of splitting rows over processes are beyond it, and warn or raise an error when training
-    begins: an `IterableDataset` that every process reads for itself (`dispatch_batches=False`), `batch_rebalance`
-    with fewer rows in the last step than batches, and `even_batches=False`. A subclass that overrides
-    `get_train_dataloader` has its own rows.
+    If rows do not divide by processes, accelerate fills the last batches of an epoch with rows from its beginning
+    (`even_batches`), since collectives need a batch on every process. This class marks the repeated rows. They count
+    neither in the loss, nor in the number of rows of the step, nor in metrics. Subclasses define `_n_rows` and `_mark`
+    for this.
+
+    Three ways to split rows over processes are not supported. They warn or raise an error when training begins: an
+    `IterableDataset` that every process reads itself (`dispatch_batches=False`), `batch_rebalance` with fewer rows in
+    the last step than batches, and `even_batches=False`. A subclass that overrides `get_train_dataloader` is
+    responsible for its rows.
     """
 
     @abstractmethod
     def _n_rows(self, batch: dict) -> int:
-        """Rows of a batch, repeated ones included."""
+        """Returns the number of rows of a batch, repeated rows included."""
 
     @abstractmethod
     def _mark(self, batch: dict, counts: torch.Tensor) -> dict:
-        """A batch with a record of which of its rows count (`counts`, `(B,)` bool)."""
+        """Returns a batch that records which of its rows count (`counts`, `(B,)` bool)."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, RandomSampler | LengthGroupedSampler):
             return sampler
         if isinstance(sampler, LengthGroupedSampler):
-            sampler.batch_size = self.get_total_train_batch_size(self.args)  # that of one process
+            sampler.batch_size = self.get_total_train_batch_size(self.args)  # by default the batch of one process
         return EpochSampler(sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
     def get_train_dataloader(self) -> DataLoader:
         """
-        As [`~transformers.Trainer.get_train_dataloader`].
+        Builds the data loader of [`~transformers.Trainer.get_train_dataloader`].
 
         Raises:
-            ValueError: `even_batches=False`, and some processes would have no batch in the last step of an epoch.
+            ValueError: with `even_batches=False`, some processes would have no batch in the last step of an epoch.
         """
         dataloader: Any = super().get_train_dataloader()
         sampler = getattr(dataloader, "batch_sampler", None)
@@ -101,45 +103,45 @@ class WholeEpochs(TrainerMixin):
             if n_last:
                 logger.warning(
                     f"train_sampling_strategy='batch_rebalance' fills the last step of each epoch, of "
-                    f"{n_last} rows, with repeated rows, one for each batch of the step. Set "
-                    "dataloader_drop_last=True, or use another strategy, to train on no row twice."
+                    f"{n_last} rows, with repeated rows, one for each batch of the step. To train on no row twice, "
+                    "set dataloader_drop_last=True or use another strategy."
                 )
         elif self.accelerator.num_processes > 1:
             if isinstance(sampler, BatchSamplerShard) and hasattr(sampler.batch_sampler, "sampler"):
-                # Else accelerate 1.15 does not forward the number of the epoch after `skip_first_batches`.
+                # Without this, accelerate 1.15 does not forward the number of the epoch after `skip_first_batches`.
                 dataloader.set_sampler(sampler.batch_sampler.sampler)
                 n_last = _rows_of_last_step(sampler)
                 if not sampler.even_batches and 0 < n_last <= (sampler.num_processes - 1) * sampler.batch_size:
                     raise ValueError(
-                        f"accelerator_config: got even_batches=False, with which some of {sampler.num_processes} "
-                        f"processes have no batch in the last step of an epoch ({n_last} rows) and the others would "
-                        "wait for them. Set even_batches=True: repeated rows do not count."
+                        f"accelerator_config: got even_batches=False, expected True. Some of {sampler.num_processes} "
+                        f"processes would have no batch in the last step of an epoch ({n_last} rows), and the others "
+                        "would wait for them. Set even_batches=True: repeated rows do not count."
                     )
             elif not isinstance(dataloader, DataLoaderDispatcher):
                 logger.warning(
-                    "The training rows are split over processes by a dataset or a sampler of its own kind. Where they "
-                    "do not divide by processes, some rows may be repeated or left out."
+                    "A custom dataset or sampler splits the training rows over processes. If they do not divide by "
+                    "processes, some rows may be repeated or left out."
                 )
         return dataloader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict], torch.Tensor | int | None]:
-        """As [`~transformers.Trainer.get_batch_samples`]; rows that accelerate has repeated are marked."""
+        """Fetches batches as [`~transformers.Trainer.get_batch_samples`], and marks rows that accelerate repeats."""
         return super().get_batch_samples(map(self._mark_repeats, epoch_iterator), num_batches, device)
 
     def _mark_repeats(self, batch: dict) -> dict:
         counts = self._rows_that_count(self._n_rows(batch))
         if counts is None:
             return batch
-        # What gather_for_metrics would cut off is marked: TRL's metrics of the step need all processes.
+        # gather_for_metrics must cut off nothing: TRL's metrics of the step need all processes, and rows are marked.
         self.accelerator.gradient_state.active_dataloader.remainder = 0
         return self._mark(batch, counts)
 
     def _rows_that_count(self, n_rows: int) -> torch.Tensor | None:
         """
-        Returns which of the `n_rows` rows of this process's current batch are not repeated, `(n_rows,)` bool; `None`
-        where no process has a repeated row. Holds in training and in evaluation.
+        Returns which of the `n_rows` rows of this process's current batch are not repeated, `(n_rows,)` bool, or
+        `None` if no process has a repeated row. Valid in training and in evaluation.
         """
         state = self.accelerator.gradient_state
         if self.accelerator.num_processes == 1 or not state.end_of_dataloader:
@@ -160,17 +162,17 @@ class WholeEpochs(TrainerMixin):
         return torch.arange(first, first + n_rows, device=self.args.device) < n_last
 
     def _forget_tokens(self, n_tokens: torch.Tensor) -> None:
-        """Takes tokens of repeated rows out of the number of tokens that TRL's trainers log."""
+        """Subtracts tokens of repeated rows from the number of tokens that TRL's trainers log."""
         forget_trained_tokens(self, int(self.accelerator.gather(n_tokens).sum()))
 
 
 def _rows_of_step(shard: BatchSamplerShard) -> int:
-    """Rows of a full batch on all processes."""
+    """Returns the rows of a full batch on all processes."""
     return shard.batch_size * (1 if shard.split_batches else shard.num_processes)
 
 
 def _rows_of_last_step(shard: BatchSamplerShard) -> int:
-    """Rows of the last batch of an epoch on all processes; 0 where all are full or this one is dropped."""
+    """Returns the rows of an epoch's last batch on all processes; 0 if all are full or the last one is dropped."""
     sampler = getattr(shard.batch_sampler, "sampler", None)
     if shard.drop_last or not has_length(sampler):
         return 0

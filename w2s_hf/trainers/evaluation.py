@@ -1,6 +1,6 @@
 """
-The common part of all trainers: evaluation and prediction as in the stock trainers, and the refusal of a frozen model
-or an unknown `metric_for_best_model` before training.
+The common part of all trainers: evaluation and prediction in row order, and the refusal of a frozen model or an
+unknown `metric_for_best_model` before training.
 """
 
 import copy
@@ -34,35 +34,35 @@ __all__ = ["OrderedEvaluation"]
 
 class OrderedEvaluation(TrainerMixin):
     """
-    Mixed in before a [`~transformers.Trainer`]. `evaluate` and `predict` return what the stock trainer returns. This
-    class adds what holds for every trainer of the package:
+    A mixin before a [`~transformers.Trainer`], with the common part of all trainers of the package. `evaluate` and
+    `predict` return the same as in the base trainer. In addition:
 
-    - Every function of the user sees rows in the order of the dataset. Only the probabilities of rows are predicted
-      in an order of their lengths, where no such function is called.
+    - Functions of the user see rows in the order of the dataset. Only `predict_proba`, which calls no such function,
+      predicts rows in the order of their lengths.
     - The metrics of TRL's trainers are named after their evaluation set, such as `eval_a_accuracy`, and are in the
       result of `evaluate`. They do not replace metrics of the same name that `compute_metrics` returns.
     - `train` refuses a frozen model and a `metric_for_best_model` that the evaluation does not report before the
       first step.
-    - A call that raises an error leaves no metrics, callbacks or hooks behind.
+    - After an error, no metrics, callbacks or hooks of the failed call remain.
     """
 
-    # The metrics of every evaluation set, whatever `compute_metrics` returns.
+    # The metrics of every evaluation set, besides those of `compute_metrics`.
     _known_metrics: tuple[str, ...] = ("loss",)
-    _rows_of_workers: Dataset | None = None  # of the data loader that persistent workers keep
+    _rows_of_workers: Dataset | None = None  # the rows of the data loader that persistent workers keep
 
     def _lengths(self, dataset: Dataset) -> np.ndarray:
-        """The number of tokens of each row, `(N,)`."""
+        """Returns the number of tokens of each row, `(N,)`."""
         return np.zeros(len(dataset), dtype=np.int64)
 
     @property
     def _evaluation_rows(self):
-        """The evaluation set or sets, in the form that `evaluate` takes."""
+        """The evaluation set or sets, as an argument of `evaluate`."""
         return self.eval_dataset
 
     # ---- Order ----
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler | None:
-        # Always in order: `group_by_length` would shuffle, and predictions are matched to rows by position.
+        # Predictions are matched to rows by position, and `group_by_length` would shuffle the rows.
         if self.args.world_size > 1 or not has_length(eval_dataset):
             return None
         return SequentialSampler(eval_dataset)
@@ -80,8 +80,8 @@ class OrderedEvaluation(TrainerMixin):
         Args:
             test_dataset ([`~datasets.Dataset`]): Rows as in `train_dataset`, text or tokens. Classes and preferences
                 may be missing.
-            ignore_keys (`list[str]`, *optional*): Outputs of the model that are left out.
-            metric_key_prefix (`str`, *optional*, defaults to `"test"`): The prefix of the names of metrics.
+            ignore_keys (`list[str]`, *optional*): Outputs of the model to leave out.
+            metric_key_prefix (`str`, *optional*, defaults to `"test"`): The prefix of metric names.
 
         Returns:
             [`~transformers.trainer_utils.PredictionOutput`]: `predictions` are the logits `(N, C)` of a classifier,
@@ -89,8 +89,8 @@ class OrderedEvaluation(TrainerMixin):
             completions. Training arguments may leave rows out (`dataloader_drop_last`, `prediction_loss_only`).
 
         Raises:
-            ValueError: rows that `train_dataset` could not have, rows longer than the model's positions, or pairs or
-                completions of more than `max_length` tokens (rows named).
+            ValueError: the rows would be refused as `train_dataset`, are longer than the positions of the model, or
+                are pairs or completions of more than `max_length` tokens (rows named).
         """
         with self._clean_up_on_error():
             check_dataset(test_dataset, "test_dataset")
@@ -104,19 +104,20 @@ class OrderedEvaluation(TrainerMixin):
         return output._replace(predictions=output.predictions[np.argsort(order)], label_ids=None)
 
     def _order_by_length(self, dataset: Dataset) -> np.ndarray | None:
-        """The order of prediction where no function of the user sees the rows; `None` for their own order."""
-        # Only a transform knows how long its rows are.
+        """Returns the order of rows by length, or `None` for the order of the dataset."""
+        # The lengths of transformed rows are not known.
         if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
             return None
         if not isinstance(self.data_collator, WeakToStrongCollator | RewardPairCollator):
             return None
-        # The longest rows come first, so that memory runs out at once or never.
+        # The longest rows are first, so that a lack of memory shows in the first batch.
         return np.argsort(-self._lengths(dataset), kind="stable")
 
     def _predict_probabilities(self, dataset: Dataset, label_columns: tuple[str, ...]) -> np.ndarray:
         """
-        The softmax of the logits of every row, `(N, C)` float32, in row order. Labels are not read, since unlabelled
-        rows have a label such as -1 in many datasets. Arguments that leave rows or outputs out do not apply.
+        Returns the softmax of the logits of every row, `(N, C)` float32, in row order. Labels are not read, since
+        unlabelled rows have a label such as -1 in many datasets. Arguments that leave out rows or outputs do not
+        apply.
         """
         has_transform = isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
         columns = getattr(dataset, "column_names", None) or []
@@ -138,14 +139,14 @@ class OrderedEvaluation(TrainerMixin):
     # ---- Metrics ----
 
     def _next_log(self, mode: str) -> dict[str, list[float]]:
-        """The numbers, by name, whose means are in the next log of a `mode`, `"train"` or `"eval"`: those of TRL."""
+        """Returns the numbers whose means TRL puts into the next log of a `mode`, `"train"` or `"eval"`, by name."""
         return next_log(self, mode)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
         if isinstance(eval_dataset, str):
             return super().get_eval_dataloader(eval_dataset)
         if eval_dataset is not None and eval_dataset is not self.eval_dataset:
-            # With persistent workers Trainer would keep this data loader, and use it for other rows as well.
+            # With persistent workers, Trainer would keep this data loader and use it for other rows, too.
             return self.get_test_dataloader(eval_dataset)
         if self._rows_of_workers is not self.eval_dataset:
             forget_eval_dataloader(self)
@@ -169,7 +170,7 @@ class OrderedEvaluation(TrainerMixin):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Adds the metrics of TRL's trainers, which `log` would name `eval_...` for every evaluation set."""
+        """Adds the metrics of TRL's trainers under the name of the evaluation set, instead of `eval_...`."""
         prefix = metric_key_prefix
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, prefix)
         logs, metrics = self._next_log("eval"), output.metrics or {}
@@ -192,11 +193,11 @@ class OrderedEvaluation(TrainerMixin):
         Trains as [`~transformers.Trainer.train`].
 
         Raises:
-            ValueError: the model is frozen, or the evaluation does not report `metric_for_best_model`. Where only
-                `compute_metrics` can tell, it is called once before the first step, on the first rows or, if that
-                fails, on all of them.
+            ValueError: the model is frozen, or the evaluation does not report `metric_for_best_model`. If only
+                `compute_metrics` can report it, this function is called once before the first step, on the first rows,
+                and on all of them if that fails.
         """
-        if self.model is not None:  # Ray's search for hyperparameters leaves it to `model_init`
+        if self.model is not None:  # in Ray's hyperparameter search, `model_init` makes it later
             refuse_frozen(self.model)
         if isinstance(resume_from_checkpoint, os.PathLike):
             resume_from_checkpoint = str(resume_from_checkpoint)
@@ -216,8 +217,8 @@ class OrderedEvaluation(TrainerMixin):
 
     def _refuse_unknown_metric(self, ignore_keys: list[str] | None) -> None:
         """
-        Raises `ValueError` if no evaluation reports `metric_for_best_model`, which [`~transformers.Trainer`] finds out
-        after the first evaluation.
+        Raises `ValueError` if no evaluation reports `metric_for_best_model`. [`~transformers.Trainer`] raises an error
+        only after the first evaluation.
         """
         metric = self.args.metric_for_best_model
         if metric is None or self.args.eval_strategy == "no":
@@ -225,7 +226,7 @@ class OrderedEvaluation(TrainerMixin):
         metric = metric if metric.startswith("eval_") else f"eval_{metric}"
         rows = self._evaluation_rows
         prefixes = [f"eval_{name}" for name in rows] if isinstance(rows, dict) else ["eval"]
-        # Of fewer rows than a batch nothing is evaluated where the last batch is left out.
+        # If the last batch is dropped, nothing is evaluated on fewer rows than a batch.
         known = () if self.args.dataloader_drop_last else self._known_metrics
         names = {f"{prefix}_{name}" for prefix in prefixes for name in known}
         if metric in names or any(metric in entry for entry in self.state.log_history):
@@ -240,7 +241,7 @@ class OrderedEvaluation(TrainerMixin):
             )
 
     def _first_rows(self, rows: Dataset | dict[str, Dataset]) -> Dataset | dict[str, Dataset]:
-        """One batch of each evaluation set; sets that are not a [`~datasets.Dataset`] as they are."""
+        """Returns a batch of each evaluation set; sets that are not a [`~datasets.Dataset`] stay whole."""
         if isinstance(rows, dict):
             return {name: self._first_rows(part) for name, part in rows.items()}
         n_rows = self.args.eval_batch_size * self.args.world_size
@@ -249,7 +250,7 @@ class OrderedEvaluation(TrainerMixin):
     def _names_of_metrics(
         self, rows: Dataset | dict[str, Dataset] | None, ignore_keys: list[str] | None, may_fail: bool = False
     ) -> set[str]:
-        """The names that `evaluate` reports. The random state, logs and callbacks are left as they are."""
+        """Returns the names that `evaluate` reports. Random state, logs and callbacks do not change."""
         handler, history, model = self.callback_handler, self.state.log_history, self.model
         callbacks, dataloader, device = handler.callbacks, handler.eval_dataloader, self.args.device
         n_logged, is_training = len(history), model.training
@@ -278,7 +279,7 @@ class OrderedEvaluation(TrainerMixin):
 
     @contextmanager
     def _clean_up_on_error(self) -> Iterator[None]:
-        """Without it the next log or memory report would contain parts of a call that raised an error."""
+        """Keeps the numbers of a call that raised an error out of the next log and memory report."""
         stage = memory_stage(self)
         try:
             yield
@@ -289,7 +290,7 @@ class OrderedEvaluation(TrainerMixin):
 
 
 class _CheckBestMetric(TrainerCallback):
-    """Calls the check of a trainer's `metric_for_best_model` when the model is prepared and nothing is trained yet."""
+    """Checks the `metric_for_best_model` of a trainer once its model is prepared, before the first step."""
 
     def __init__(self, trainer: OrderedEvaluation, ignore_keys: list[str] | None):
         self.trainer, self.ignore_keys = trainer, ignore_keys
@@ -299,5 +300,5 @@ class _CheckBestMetric(TrainerCallback):
 
 
 def _only_logits(outputs: torch.Tensor | tuple, labels: torch.Tensor | None) -> torch.Tensor:
-    """Leaves out hidden states and other outputs, which come after the logits."""
+    """Removes hidden states and other outputs, which follow the logits."""
     return outputs[0] if isinstance(outputs, tuple) else outputs

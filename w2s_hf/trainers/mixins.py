@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         processing_class: PreTrainedTokenizerBase | None
 
 else:
-    # Type checkers see the members of the trainer that a mixin is mixed into. Python finds them on that trainer.
+    # Only type checkers need the base class. At run time the members are those of the trainer.
     TrainerMixin = object
 
 __all__ = ["TrainerMixin"]

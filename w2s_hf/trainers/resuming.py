@@ -1,4 +1,4 @@
-"""Resumed trainings that end as if they had not been stopped, or raise an error before their first step."""
+"""Resumes trainings so that they end as without the interruption, or raises an error before the first step."""
 
 import math
 import os
@@ -34,18 +34,20 @@ _RECORD = "w2s_hf"  # in `stateful_callbacks` of trainer_state.json
 
 class ResumableTraining(TrainerMixin):
     """
-    Mixed in before a [`~transformers.Trainer`]: what `train(resume_from_checkpoint=...)` ends with is what the
-    training would have ended with without the stop.
+    A mixin before a [`~transformers.Trainer`]. A training resumed by `train(resume_from_checkpoint=...)` ends with the
+    same result as an uninterrupted one.
 
-    [`~transformers.Trainer`] differs, without an error, in these cases. Here
+    [`~transformers.Trainer`] differs in these cases, without an error. Here:
 
-    - the best checkpoint is found beside the resumed one, also after their directory was moved, and a best checkpoint
-      that is gone is an error (`load_best_model_at_end`);
-    - a training that was stopped after its last step makes no further step;
-    - a checkpoint without optimizer (`save_only_model=True`), cut off, or of another model is an error;
-    - other rows per optimizer step, another number or order of rows, or fewer steps than were made are errors;
-    - p-tuning and projected prefixes, whose checkpoints lack a part of what is trained, are an error;
-    - the patience of [`~transformers.EarlyStoppingCallback`] is restored.
+    - The best checkpoint is found next to the resumed one, also if their directory was moved. A missing best
+      checkpoint is an error (`load_best_model_at_end`).
+    - A training that was interrupted after its last step makes no further step.
+    - A checkpoint that has no optimizer (`save_only_model=True`), is truncated, or belongs to another model is an
+      error.
+    - Other rows per optimizer step, another number or order of rows, and fewer steps than the checkpoint has made are
+      errors.
+    - P-tuning and projected prefixes are errors, since their checkpoints lack a part of the trained weights.
+    - The patience of [`~transformers.EarlyStoppingCallback`] is restored.
     """
 
     _resumed_from: Path | None = None
@@ -59,31 +61,31 @@ class ResumableTraining(TrainerMixin):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        As [`~transformers.Trainer.train`].
+        Trains as [`~transformers.Trainer.train`].
 
         Args:
             resume_from_checkpoint (`str`, `os.PathLike` or `bool`, *optional*):
-                A checkpoint, or `True` for the newest in `args.output_dir` that was written to its end.
+                A checkpoint, or `True` for the newest complete one in `args.output_dir`.
             trial, ignore_keys_for_eval: As in [`~transformers.Trainer.train`].
 
         Returns:
-            [`~transformers.trainer_utils.TrainOutput`]. If the training had been stopped after its last step,
-            `training_loss` is the mean of the logged losses (NaN where the last step was not logged).
+            [`~transformers.trainer_utils.TrainOutput`]. If the training was interrupted after its last step,
+            `training_loss` is the mean of the logged losses (NaN if the last step was not logged).
 
         Raises:
-            ValueError: the checkpoint cannot be resumed so that the training ends as it would have without the stop;
-                the message says why.
+            ValueError: the resumed training could not end with the same result as an uninterrupted one; the message
+                has the reason.
         """
         self._resumed_from = self._best_checkpoint = None
         self._is_at_its_end = False
         if resume_from_checkpoint is True:
-            found = last_complete_checkpoint(Path(self.args.output_dir), remove=False)
-            if found is None:
+            newest = last_complete_checkpoint(Path(self.args.output_dir), remove=False)
+            if newest is None:
                 raise ValueError(
-                    f"resume_from_checkpoint: got True, expected a whole checkpoint in {self.args.output_dir}. Train "
-                    "without it, or give the path of a checkpoint."
+                    f"resume_from_checkpoint: got True, expected a complete checkpoint in {self.args.output_dir}. "
+                    "Train without it, or pass the path of a checkpoint."
                 )
-            resume_from_checkpoint = found
+            resume_from_checkpoint = newest
         if resume_from_checkpoint:
             self._resumed_from = Path(resume_from_checkpoint)
             self._check_checkpoint(self._resumed_from)
@@ -94,7 +96,7 @@ class ResumableTraining(TrainerMixin):
         try:
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
-            self.remove_callback(callback)  # kept, it would keep the trainer and its model in memory
+            self.remove_callback(callback)  # it refers to the trainer and its model
         if self._is_at_its_end:
             loss = _mean_of_logged_losses(self.state)
             output = output._replace(training_loss=loss, metrics={**output.metrics, "train_loss": loss})
@@ -102,7 +104,7 @@ class ResumableTraining(TrainerMixin):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As [`~transformers.Trainer.log`]; where no step was left to train, `train_loss` is not 0."""
+        """Logs as [`~transformers.Trainer.log`]; `train_loss` is not 0 if no step was left to train."""
         if self._is_at_its_end and "train_loss" in logs:
             logs = {**logs, "train_loss": _mean_of_logged_losses(self.state)}
         super().log(logs, start_time)
@@ -110,16 +112,16 @@ class ResumableTraining(TrainerMixin):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict], torch.Tensor | int | None]:
-        """As [`~transformers.Trainer.get_batch_samples`]; no batch for a training that was stopped at its end."""
+        """Fetches batches as [`~transformers.Trainer.get_batch_samples`]; none if no step is left to train."""
         if self._is_at_its_end:
-            # Without this, transformers 5.23 makes one step before it looks at the number of steps.
+            # Without this, transformers 5.23 makes one step before it checks the number of steps.
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _init_training_state(self, max_steps: int, *args, **kwargs) -> tuple[int, int]:
         # Overridden since transformers 5.17 and 5.23 compare ratios (`save_steps=0.25`) with the numbers of steps in
-        # the checkpoint, and warn that they differ. Here the ratios are such numbers while they are compared.
+        # the checkpoint, and warn that they differ. During the comparison, the ratios are converted to numbers.
         values = {name: getattr(self.args, name) for name in ("logging_steps", "eval_steps", "save_steps")}
         ratios = {name: value for name, value in values.items() if value is not None and 0 < value < 1}
         try:
@@ -133,37 +135,40 @@ class ResumableTraining(TrainerMixin):
     # ---- Checks ----
 
     def _check_checkpoint(self, checkpoint: Path) -> None:
-        """Checks what can be known before the checkpoint is loaded."""
+        """Checks a checkpoint before it is loaded."""
         where = f"resume_from_checkpoint: got {checkpoint}"
         try:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(
                 f"{where}, where trainer_state.json is missing or cut off, expected a whole checkpoint of a trainer. "
-                "Give another one, or train without it."
+                "Pass another checkpoint, or train without it."
             ) from error
         lost = self._missing_state(checkpoint)
         if lost:
             raise ValueError(
-                f"{where} without {', '.join(lost)}, expected a whole checkpoint: one saved with save_only_model=True "
-                "or on another number of processes cannot be resumed as if it had not been stopped. Give another one, "
-                "or begin a new training from its model."
+                f"{where} without {', '.join(lost)}, expected a whole checkpoint. A training saved with "
+                "save_only_model=True, or on another number of processes, cannot be resumed exactly. Pass another "
+                "checkpoint, or begin a new training from its model."
             )
         if self._draws_random_numbers and self.args.dataloader_persistent_workers and self.args.dataloader_num_workers:
-            # New workers draw a number that the uninterrupted training drew once, before the checkpoint.
+            # New workers draw a random number that the uninterrupted training drew once, before the checkpoint.
             raise ValueError(
-                f"{where}, and dataloader_persistent_workers=True with dropout or NEFTune, whose random numbers would "
-                "be others than without the stop. Set dataloader_persistent_workers=False to resume with these."
+                f"{where}, and dataloader_persistent_workers=True with dropout or NEFTune, expected False: random "
+                "numbers would differ from those of an uninterrupted training. Set "
+                "dataloader_persistent_workers=False."
             )
         for file in sorted(checkpoint.iterdir()):
             if not _is_whole(file):
-                raise ValueError(f"{where}, where {file.name} is cut off. Give another checkpoint.")
+                raise ValueError(
+                    f"{where}, where {file.name} is cut off, expected a whole checkpoint. Pass another one."
+                )
         self._best_checkpoint = _best_checkpoint_beside(checkpoint, state)
         if self.args.load_best_model_at_end and state.best_model_checkpoint and self._best_checkpoint is None:
             raise ValueError(
                 f"{where}, whose best checkpoint {Path(state.best_model_checkpoint).name} (step "
-                f"{state.best_global_step}) is neither beside it nor at {state.best_model_checkpoint}, and "
-                "load_best_model_at_end=True needs it. Put it back, or set load_best_model_at_end=False."
+                f"{state.best_global_step}) is neither beside it nor at {state.best_model_checkpoint}. "
+                "load_best_model_at_end=True needs it. Restore it, or set load_best_model_at_end=False."
             )
 
     @property
@@ -172,7 +177,7 @@ class ResumableTraining(TrainerMixin):
         return not getattr(self.args, "disable_dropout", False) or self.args.neftune_noise_alpha is not None
 
     def _missing_state(self, checkpoint: Path) -> list[str]:
-        """Files of a checkpoint, besides the model, without which a resumed training is another one."""
+        """Returns the missing files of a checkpoint, besides the model, that an exact resume needs."""
         if self.is_deepspeed_enabled:
             return [] if any(checkpoint.glob("global_step*")) else ["the state of the optimizer (global_step*)"]
         needed = ["scheduler.pt"] if any(checkpoint.glob("optimizer*")) else ["optimizer.pt", "scheduler.pt"]
@@ -184,7 +189,7 @@ class ResumableTraining(TrainerMixin):
         return [name for name in needed if not (checkpoint / name).is_file()]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # Overridden since PEFT only warns of adapters that do not fit (transformers 5.17 and 5.23).
+        # Overridden since PEFT only warns if adapters do not match the model (transformers 5.17 and 5.23).
         network = self.model if model is None else model
         if isinstance(network, PeftModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             _refuse_lost_encoder(network)
@@ -192,8 +197,8 @@ class ResumableTraining(TrainerMixin):
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         except _OtherWeightsError:
-            # transformers 5 saves some models, such as GPT-NeoX and mixtures of experts, under other names than they
-            # have in memory. Its trainer does not translate them back, but `from_pretrained` does.
+            # transformers 5 saves the weights of some models, such as GPT-NeoX and mixtures of experts, under other
+            # names than in memory. Its trainer does not translate them back, but `from_pretrained` does.
             if not isinstance(network, PreTrainedModel):
                 raise
             options: dict[str, Any] = {"config": network.config, "dtype": network.dtype, "output_loading_info": True}
@@ -204,7 +209,7 @@ class ResumableTraining(TrainerMixin):
             network.load_state_dict(saved.state_dict())
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        # Overridden to raise where transformers 5.17 and 5.23 warn, and train on from new weights.
+        # Overridden to raise an error. transformers 5.17 and 5.23 warn, and continue with new weights.
         weights = {**dict(self.model.named_parameters(remove_duplicate=False)), **dict(self.model.named_buffers())}
         not_loaded = set(load_result.missing_keys)
         loaded = {weight.data_ptr() for name, weight in weights.items() if name not in not_loaded}
@@ -222,19 +227,19 @@ class ResumableTraining(TrainerMixin):
         ]
         if missing or unexpected:
             raise _OtherWeightsError(
-                f"Got a checkpoint of another model: {len(missing)} weights of this one are missing in it "
-                f"({', '.join(missing[:3])}), and {len(unexpected)} of its own are unknown "
-                f"({', '.join(unexpected[:3])}). Give the model that was trained."
+                f"Got a checkpoint of another model: {len(missing)} weights of the model are missing in it "
+                f"({', '.join(missing[:3])}), and {len(unexpected)} of its weights are unknown to the model "
+                f"({', '.join(unexpected[:3])}). Pass the model that was trained."
             )
         super()._issue_warnings_after_load(load_result)
 
     def _load_best_model(self) -> None:
-        # Overridden since transformers 5.17 and 5.23 only warn, and keep the last weights, where the best checkpoint
-        # is gone.
+        # Overridden since transformers 5.17 and 5.23 only warn, and keep the last weights, if the best checkpoint is
+        # missing.
         best = self.state.best_model_checkpoint
         if best is None or not os.path.isdir(best):
             raise ValueError(
-                f"load_best_model_at_end: the best checkpoint {best} is gone; the model has the weights of the last "
+                f"load_best_model_at_end: the best checkpoint {best} is gone. The model has the weights of the last "
                 f"step, {self.state.global_step}."
             )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -243,7 +248,7 @@ class ResumableTraining(TrainerMixin):
             self._load_from_checkpoint(best)
 
     def _record_of_rows(self) -> dict[str, int | str | bool | None]:
-        """Everything that decides which rows the steps of an epoch train on, besides the rows themselves."""
+        """Returns the settings that decide which rows each step of an epoch trains on."""
         args, rows = self.args, self.train_dataset
         return {
             "rows": len(rows) if has_length(rows) else None,
@@ -255,7 +260,7 @@ class ResumableTraining(TrainerMixin):
 
 
 class _OtherWeightsError(ValueError):
-    """The names of weights in a checkpoint are not those of the model."""
+    """The error for a checkpoint whose weights have other names than those of the model."""
 
 
 class _ResumeCallback(TrainerCallback):
@@ -271,15 +276,15 @@ class _ResumeCallback(TrainerCallback):
             if state.global_step > state.max_steps:
                 raise ValueError(
                     f"max_steps: got {state.max_steps}, expected at least {state.global_step}, the steps that "
-                    f"{trainer._resumed_from} has made."
+                    f"{trainer._resumed_from} has made. Raise max_steps."
                 )
             if not args.ignore_data_skip and not args.auto_find_batch_size:
                 for name in now:
                     if name in then and then[name] != now[name]:
                         raise ValueError(
                             f"{name}: got {now[name]!r}, expected {then[name]!r}, with which {trainer._resumed_from} "
-                            "was saved: the resumed steps would train on other rows. Set it back, or begin a new "
-                            "training."
+                            "was saved: the resumed steps would train on other rows. Set it to this value, or begin "
+                            "a new training."
                         )
             state.best_model_checkpoint = trainer._best_checkpoint
             trainer._is_at_its_end = state.global_step >= state.max_steps or self._has_stopped_early(state)
@@ -293,11 +298,11 @@ class _ResumeCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         n_tokens = n_trained_tokens(self.trainer)
-        if n_tokens is not None:  # TRL counts tokens, and begins anew when it resumes
+        if n_tokens is not None:  # TRL's count of tokens would start from 0 after a resume
             record_of(state)["n_tokens"] = n_tokens
 
     def _has_stopped_early(self, state: TrainerState) -> bool:
-        """Restores the evaluations without progress of early stopping, and says whether they used up its patience."""
+        """Restores the counter of early stopping, and returns whether its patience is used up."""
         saved = _saved_callbacks(state).get(EarlyStoppingCallback.__name__, {})
         saved = saved if isinstance(saved, list) else [saved]
         callbacks = [cb for cb in self.trainer.callback_handler.callbacks if isinstance(cb, EarlyStoppingCallback)]
@@ -309,7 +314,7 @@ class _ResumeCallback(TrainerCallback):
 
 
 def record_of(state: TrainerState) -> dict[str, Any]:
-    """Returns what the trainers of this package save with every checkpoint; JSON values by name."""
+    """Returns the data that the trainers of this package save with every checkpoint; JSON values by name."""
     return _saved_callbacks(state).setdefault(_RECORD, {})
 
 
@@ -318,7 +323,7 @@ def _saved_callbacks(state: TrainerState) -> dict[str, Any]:
 
 
 def _best_checkpoint_beside(checkpoint: Path, state: TrainerState) -> str | None:
-    """The best checkpoint of a state: beside `checkpoint`, or else where it was."""
+    """Returns the best checkpoint of a state: next to `checkpoint`, or at its recorded path."""
     if state.best_model_checkpoint is None:
         return None
     recorded = Path(state.best_model_checkpoint)
@@ -326,7 +331,7 @@ def _best_checkpoint_beside(checkpoint: Path, state: TrainerState) -> str | None
 
 
 def _is_whole(file: Path) -> bool:
-    """Returns whether a file of a checkpoint was written to its end, as far as its last bytes tell."""
+    """Returns whether a file of a checkpoint seems complete, judged by its format."""
     if file.name == "optimizer.pt" or file.name == "scheduler.pt" or file.match("rng_state*.pth"):
         return zipfile.is_zipfile(file)
     if file.suffix == ".safetensors":
@@ -341,14 +346,14 @@ def _is_whole(file: Path) -> bool:
 def _refuse_lost_encoder(model: PeftModel) -> None:
     """
     Raises `ValueError` for virtual tokens that are the output of a trained encoder. PEFT saves only the output, and
-    loads it as the input of the encoder (0.18 to 0.21), so that a checkpoint is another model when it is loaded.
+    loads it as the input of the encoder (0.18 to 0.21): the loaded model differs from the saved one.
     """
     config = model.active_peft_config
     if config.peft_type == PeftType.P_TUNING or getattr(config, "prefix_projection", False):
         kind = "p-tuning" if config.peft_type == PeftType.P_TUNING else "prefix tuning with prefix_projection=True"
         raise ValueError(
-            f"Got a model with {kind}, whose checkpoints lack the encoder of its virtual tokens, so that no training "
-            "can be resumed from them and no best model loaded. Set load_best_model_at_end=False and train without "
+            f"Got a model with {kind}, whose checkpoints lack the encoder of its virtual tokens, so that they can "
+            "neither be resumed nor loaded as best model. Set load_best_model_at_end=False and train without "
             "resume_from_checkpoint, or use LoRA, prompt tuning or prefix tuning without projection."
         )
 
@@ -370,7 +375,7 @@ def _refuse_other_adapters(model: PeftModel, checkpoint: Path) -> None:
         name = different[0]
         raise ValueError(
             f"{checkpoint}: got adapters of another model, {len(different)} of whose weights differ ({name}: shape "
-            f"{got.get(name)}, expected {expected.get(name)}). Give the model and the adapters that were trained."
+            f"{got.get(name)}, expected {expected.get(name)}). Pass the model and the adapters that were trained."
         )
 
 

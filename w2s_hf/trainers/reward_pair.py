@@ -1,4 +1,4 @@
-"""The trainer of a reward model on pairs whose preference may be uncertain."""
+"""The trainer of reward models on pairs with soft labels."""
 
 import copy
 import logging
@@ -36,60 +36,62 @@ _KINDS = (datasets.Dataset, datasets.IterableDataset)
 
 class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, ResumableTraining, RewardTrainer):
     """
-    [`~trl.RewardTrainer`] for a reward model that learns from soft labels, P(chosen better).
+    [`~trl.RewardTrainer`] for reward models that are trained on soft labels, P(chosen better).
 
-    A pair is a row with two classes whose logits are its two rewards, the rejected response's first: their softmax is
-    P(chosen better) = sigmoid(r_chosen - r_rejected), and all of [`w2s_hf.losses`] apply. `xent` against the soft
-    label p is `-(p log sigmoid(d) + (1 - p) log sigmoid(-d))` of the difference d (paper, A.3, which states the label
-    and not the loss). Exchanging chosen and rejected together with p and 1 - p changes no loss and no gradient.
+    A pair is a row with two classes. Its logits are the two rewards, that of the rejected response first. Their
+    softmax is P(chosen better) = sigmoid(r_chosen - r_rejected), and all of [`w2s_hf.losses`] apply. `xent` with the
+    soft label p is `-(p log sigmoid(d) + (1 - p) log sigmoid(-d))` of the difference d (paper, A.3, which states the
+    label and not the loss). If chosen and rejected are exchanged together with p and 1 - p, loss and gradient stay the
+    same.
 
-    Without a column `soft_label` it is [`~trl.RewardTrainer`]: the same loss at every step (`margin` and
-    `center_rewards_coefficient`, too), and the same as with `soft_label=1.0` everywhere. Where an optimizer step has
-    accumulated batches of different size, TRL weighs the batches alike, and this trainer the pairs: every loss is a
-    mean over the pairs of the whole step, on all ranks, so that every cut of the step trains the same model.
+    Without a column `soft_label`, the loss is that of [`~trl.RewardTrainer`] at every step (with `margin` and
+    `center_rewards_coefficient`), and the same as with `soft_label=1.0` everywhere. If accumulated batches of a step
+    differ in size, TRL gives batches equal weight, and this trainer pairs: every loss is a mean over the pairs of the
+    whole step, on all ranks. Every cut of the step into batches trains the same model.
 
-    What it overrides, and why:
+    Overridden methods, and the reasons:
 
-    - `compute_loss`: TRL's own for its metrics, then the loss on soft labels.
-    - `get_batch_samples`, `training_step`: as in [`WeakToStrongTrainer`]: pairs of the whole step, threshold over
-      all of them, micro-batches of bounded tokens. The confidence loss hardens "the first response is better", the
-      sides in an order of each pair's own that has nothing to do with the preference, so that its prior is one half.
-      (In the dataset's order it would be one, and the threshold would tell what the label hides.)
-    - `train`: resumes, and refuses an unknown `metric_for_best_model`, as [`WeakToStrongTrainer`] does.
-    - `prediction_step`, `predict`: `(N, 2)` float32 rewards (rejected, chosen), a row a pair, in row order. (TRL's
-      returns two rows a pair, block by block, and loses some of them in the last batch.) Arguments may leave pairs
-      out (`dataloader_drop_last`, `prediction_loss_only`); [`predict_proba`] has all of them in any case.
-    - `evaluate`, `_prepare_dataset`: pairs are checked, those over `max_length` are counted; `predict` refuses them.
-    - `_set_signature_columns_if_needed`, `_get_eval_sampler`: `soft_label` is kept, and rows in their order.
+    - `compute_loss`: calls that of TRL for its metrics, and then computes the loss on soft labels.
+    - `get_batch_samples`, `training_step`: as in [`WeakToStrongTrainer`], they count the pairs of the whole step, find
+      the threshold over them, and cut micro-batches of bounded tokens. The confidence loss hardens "the first response
+      is better". It takes the two sides in an order by a hash, independent of the preference, so that the prior is one
+      half. (In the order of the dataset the prior would be one, and the threshold would reveal the preference.)
+    - `train`: resumes, and refuses an unknown `metric_for_best_model`, as [`WeakToStrongTrainer`].
+    - `prediction_step`, `predict`: return `(N, 2)` float32 rewards (rejected, chosen), one row per pair, in row order.
+      (TRL returns two rows per pair, block by block, and loses some of them in the last batch.) Arguments may leave
+      pairs out (`dataloader_drop_last`, `prediction_loss_only`); [`predict_proba`] always returns all pairs.
+    - `evaluate`, `_prepare_dataset`: check pairs, and count those over `max_length`; `predict` refuses them.
+    - `_set_signature_columns_if_needed`, `_get_eval_sampler`: keep the column `soft_label` and the order of rows.
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
-    - `evaluation_loop`: TRL's metrics, such as `accuracy`, are named after the evaluation set (`eval_a_accuracy`), and
-      do not replace metrics of the same name that `compute_metrics` returns.
+    - `evaluation_loop`: names TRL's metrics, such as `accuracy`, after the evaluation set (`eval_a_accuracy`). They do
+      not replace metrics of the same name that `compute_metrics` returns.
 
-    `accuracy` in the logs is the share of pairs in which the better response by the soft label, or the chosen one
-    where there is none, has the larger reward.
+    `accuracy` in the logs is the share of pairs whose better response has the larger reward. The better response is
+    that of the soft label, or the chosen one if there is no soft label.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A sequence classifier with one output, or a Hub id or local directory, loaded by [`load_student`].
+            A sequence classifier with one output, or a Hub id or local directory, which is loaded by [`load_student`].
         args ([`RewardPairConfig`], *optional*): Defaults to `RewardPairConfig()`.
         data_collator (`Callable`, *optional*): Defaults to [`w2s_hf.collators.RewardPairCollator`].
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Pairs in a preference format of TRL (`chosen`, `rejected`, with `prompt` or without, text or messages), or
-            tokens in `chosen_ids` and `rejected_ids`; and optionally `soft_label`, float P(chosen better).
+            tokens in `chosen_ids` and `rejected_ids`. `soft_label` is optional: float P(chosen better).
         eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*): The same.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer; loaded from `model` when that is a name. TRL ends texts with its end-of-text token.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used when `model` is a name.
-        peft_config ([`~peft.PeftConfig`], *optional*): Adapters to add to `model`; they and the head learn in float32.
+            The tokenizer. It is loaded if `model` is a name. TRL ends texts with its end-of-text token.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used if `model` is a name.
+        peft_config ([`~peft.PeftConfig`], *optional*): Adapters to add to `model`. They and the head are trained in
+            float32.
         kwargs: As in [`~trl.RewardTrainer`]: `compute_metrics`, `callbacks`, `optimizers`, ... `compute_metrics`
             gets `(N, 2)` rewards (rejected, chosen) and `(N,)` P(chosen better).
 
     Raises:
-        ValueError: `args` of another class, rows that are no dataset, no rows, a missing column, a column that looks
-            like soft labels and is not read, soft labels outside [0, 1] (rows named) or beside a margin, a text
-            tokenizer without an end-of-text token, pairs longer than the model's positions, nothing trainable,
-            adapters on top of adapters or of another task type, prompt tuning of a decoder, or several GPUs in one
-            process.
+        ValueError: `args` has another class or `use_liger_kernel=True`; rows are not a dataset or empty; a column is
+            missing, or an unread column looks like soft labels; soft labels are outside [0, 1] (rows named) or there
+            is a margin as well; the tokenizer has no end-of-text token; pairs are longer than the positions of the
+            model; the model is frozen; adapters are added to adapters, have another task type, or are prompt tuning of
+            a decoder; or there are several GPUs in one process.
 
     Example:
 
@@ -136,7 +138,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
             refuse_frozen(model)
         if args.disable_dropout:
             disable_dropout(model)
-        # Used up, and TRL would warn that it is ignored.
+        # They are used already, and TRL would warn that it ignores them.
         init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None
         try:
             with keep_trainable(model):
@@ -171,23 +173,27 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         name = f"{dataset_name}_dataset"
         if dataset.format["type"] == "custom" and "chosen_ids" not in dataset.column_names:
             raise ValueError(
-                f"{name}: Got texts with a transform, which TRL would apply several times while it tokenizes them. "
-                "Apply it with Dataset.map, or give tokens as `chosen_ids` and `rejected_ids`."
+                f"{name}: Got texts with a transform, expected none, since TRL would apply it several times while it "
+                "tokenizes. Apply it with Dataset.map, or pass tokens as `chosen_ids` and `rejected_ids`."
             )
         check_pairs(dataset, name)
         is_text = "chosen_ids" not in dataset.column_names and isinstance(dataset[0]["chosen"], str)
         if is_text and processing_class.eos_token is None:
             raise ValueError(
                 f"{name}: got texts, which TRL ends with the tokenizer's end-of-text token, and a tokenizer that has "
-                "none. Set processing_class.eos_token, or give tokens as `chosen_ids` and `rejected_ids`."
+                "none. Set processing_class.eos_token, or pass tokens as `chosen_ids` and `rejected_ids`."
             )
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         n_lost = len(dataset) - len(prepared)
         if n_lost == len(dataset):
-            raise ValueError(f"{name}: all {n_lost} pairs are longer than max_length={args.max_length} tokens.")
+            raise ValueError(
+                f"{name}: all {n_lost} pairs are longer than max_length={args.max_length} tokens. Raise max_length."
+            )
         if n_lost:
-            found = f"{n_lost} of {len(dataset)} pairs are longer than max_length={args.max_length} tokens"
-            logger.warning(f"{name}: {found} and are left out")
+            logger.warning(
+                f"{name}: {n_lost} of {len(dataset)} pairs are longer than max_length={args.max_length} tokens and "
+                "are left out"
+            )
         return prepared
 
     def _refuse_longer(self, dataset: _Pairs | None, name: str) -> None:
@@ -220,7 +226,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     def _classes(
         logits: torch.Tensor, soft_label: torch.Tensor | None, turned: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and soft labels `(B, 2)` of "the first response is better", the sides in the order of `turned`."""
+        """Returns logits and soft labels `(B, 2)` of "the first response is better", sides ordered by `turned`."""
         soft_label = logits.new_ones(len(logits)) if soft_label is None else soft_label
         soft_labels = torch.stack([1 - soft_label, soft_label], dim=1)
         if turned is None:
@@ -236,14 +242,14 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict]:
         """
-        The configured loss in training; in evaluation plain cross-entropy, since an auxiliary term has no meaning
-        there.
+        Computes the configured loss in training, and plain cross-entropy in evaluation, where an auxiliary term has no
+        meaning.
 
         Args:
             inputs (`dict`): `input_ids` and `attention_mask` `(2B, T)`, chosen responses first; optionally
                 `soft_label` `(B,)`, `turned` `(B,)`, `margin` `(B,)`.
             num_items_in_batch (`int`, *optional*):
-                Pairs of the whole optimizer step on all ranks. Without it the loss is the mean over this batch.
+                The pairs of the whole optimizer step on all ranks. Without it, the loss is the mean over this batch.
         """
         inputs, soft_label, turned = _without_labels(inputs)
         counts = inputs.pop("counts", None)
@@ -254,7 +260,10 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
             counts = self._rows_that_count(n_pairs)
         if soft_label is not None or self.args.loss_type != "xent":
             if "margin" in inputs:
-                raise ValueError(f"Got a margin, which the loss {self.args.loss_type!r} on soft labels does not read.")
+                raise ValueError(
+                    f"Got a margin, expected none, since the loss {self.args.loss_type!r} on soft labels does not "
+                    "read it. Remove the column `margin`."
+                )
             classes = self._classes(logits, soft_label, turned)
             row_losses = (
                 self._row_losses(*classes, counts)
@@ -271,7 +280,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
             n_pairs = int(counts.sum())
             self._replace_metrics(logits, agrees, counts, inputs["attention_mask"])
         elif soft_label is not None:
-            # In place of TRL's, which takes the chosen response for the better one.
+            # TRL's accuracy takes the chosen response for the better one.
             accuracy = self.accelerator.gather_for_metrics(agrees.float().mean()).mean().item()
             next_log(self, "train" if model.training else "eval")["accuracy"][-1] = accuracy
         if model.training:
@@ -281,7 +290,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     def _mean_of_pairs(
         self, row_losses: torch.Tensor, logits: torch.Tensor, counts: torch.Tensor | None
     ) -> torch.Tensor:
-        """Mean over the pairs that count of their losses, and of TRL's term that centers rewards."""
+        """Returns the mean loss of the pairs that count, plus TRL's term that centers rewards."""
 
         def mean(values: torch.Tensor) -> torch.Tensor:
             return values.mean() if counts is None else (values * counts).sum() / counts.sum().clamp(min=1)
@@ -294,7 +303,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     def _replace_metrics(
         self, logits: torch.Tensor, agrees: torch.Tensor, counts: torch.Tensor, attention_mask: torch.Tensor
     ) -> None:
-        """TRL's numbers of a batch, over the pairs of all processes that count; none where no pair does."""
+        """Recomputes TRL's metrics of a batch over the pairs that count; removes them if no pair counts."""
         metrics = next_log(self, "train" if self.model.training else "eval")
         values = torch.cat([agrees[:, None].float(), logits.detach()], dim=1)
         values = self.accelerator.gather(values)[self.accelerator.gather(counts)]
@@ -318,8 +327,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """As [`~trl.RewardTrainer.evaluate`]; pairs are checked, and tokenized if they are text."""
-        if not isinstance(eval_dataset, str):  # or the name of one of several
+        """Evaluates as [`~trl.RewardTrainer.evaluate`]. Pairs are checked, and tokenized if they are text."""
+        if not isinstance(eval_dataset, str):  # a string names one of several sets
             check_pair_columns(eval_dataset, "eval_dataset", self.args)
         if isinstance(eval_dataset, datasets.Dataset | datasets.IterableDataset):
             eval_dataset = self._prepare_dataset(eval_dataset, self.processing_class, self.args, "eval")
@@ -330,13 +339,14 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
-        Loss, `(B, 2)` rewards (rejected, chosen), and `(B,)` P(chosen better) of the batch; 1 without soft labels.
+        Returns the loss, `(B, 2)` rewards (rejected, chosen), and `(B,)` P(chosen better), which is 1 without soft
+        labels.
 
-        The inputs that `compute_metrics` gets with `include_for_metrics=["inputs"]` are `(N, T, 2)` in the same order.
+        With `include_for_metrics=["inputs"]`, `compute_metrics` gets inputs `(N, T, 2)` in the same order.
         """
         batch, inputs = inputs, self._prepare_inputs(inputs)
         if "inputs" in self.args.include_for_metrics and not self.args.batch_eval_metrics:
-            # evaluation_loop reads them here after this step. Block by block it would lose some in the last batch.
+            # evaluation_loop reads the inputs after this step. Block by block, it would lose some in the last batch.
             chosen, rejected = inputs["input_ids"].chunk(2)
             batch["input_ids"] = torch.stack([rejected, chosen], dim=-1)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -359,7 +369,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         if len(too_long):
             raise ValueError(
                 f"test_dataset: {len(too_long)} of {len(lengths)} pairs are longer than max_length={max_length} "
-                f"tokens (row {too_long[0]} has {lengths[too_long[0]]}). Shorten or leave them out, or set "
+                f"tokens (row {too_long[0]} has {lengths[too_long[0]]}). Shorten these pairs, leave them out, or set "
                 "args.max_length=None."
             )
         self._refuse_longer(dataset, "test_dataset")
@@ -371,7 +381,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
 
     def predict_proba(self, dataset: datasets.Dataset) -> np.ndarray:
         """
-        Predicts the probabilities of all pairs, labelled or not, as [`WeakToStrongTrainer.predict_proba`].
+        Predicts the probabilities of all pairs, with or without labels; see [`WeakToStrongTrainer.predict_proba`].
 
         Returns:
             `np.ndarray` of shape `(N, 2)`, float32, in row order, on every rank: P(rejected better) and P(chosen
@@ -381,12 +391,12 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
 
 
 def _without_labels(inputs: dict) -> tuple[dict, torch.Tensor | None, torch.Tensor | None]:
-    """Splits a batch into the inputs of the model, P(chosen better), and which pairs are turned."""
+    """Splits a batch into model inputs, P(chosen better), and whether pairs are turned."""
     inputs = dict(inputs)
     return inputs, inputs.pop("soft_label", None), inputs.pop("turned", None)
 
 
 def _pair_logits(outputs) -> torch.Tensor:
-    """Rewards `(B, 2)` float32, rejected and chosen, of the model's `(2B, 1)`, all chosen ones first."""
+    """Returns rewards `(B, 2)` float32 (rejected, chosen) for the model's `(2B, 1)`, chosen responses first."""
     chosen, rejected = outputs.logits.float().squeeze(-1).chunk(2)
     return torch.stack([rejected, chosen], dim=1)

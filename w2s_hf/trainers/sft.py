@@ -1,4 +1,4 @@
-"""TRL's SFT trainer with whole epochs, resumed exactly."""
+"""TRL's SFT trainer with epochs that train every row once, and with exact resuming."""
 
 import logging
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
-    """[`~trl.SFTTrainer`] whose epochs are the same on any number of processes and after a resume."""
+    """[`~trl.SFTTrainer`] with epochs that are the same on any number of processes and after a resume."""
 
     _is_evaluating = False
 
     def _n_rows(self, batch: dict) -> int:
-        # TRL's `padding_free` puts all rows into one; each begins at position 0.
+        # TRL's `padding_free` concatenates all rows; each begins at position 0.
         return int((batch["position_ids"] == 0).sum()) if _is_flat(batch) else len(batch["labels"])
 
     def _mark(self, batch: dict, counts: torch.Tensor) -> dict:
@@ -37,25 +37,25 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
         return {**batch, "labels": labels.where(counts, -100), "repeated_tokens": tokens[~counts].sum()}
 
     def get_train_dataloader(self) -> DataLoader:
-        """As [`~trl.SFTTrainer`]'s."""
+        """Builds the data loader of [`~trl.SFTTrainer`]; warns of a loss that depends on the number of processes."""
         if self.accelerator.num_processes > 1 and not self.args.average_tokens_across_devices:
             logger.warning(
-                "average_tokens_across_devices: got False, with which each process divides its loss by its own "
-                "tokens, and training depends on the number of processes. Set it to True."
+                "average_tokens_across_devices: got False, expected True. Each process divides its loss by its own "
+                "number of tokens, so that the training depends on the number of processes. Set it to True."
             )
         return super().get_train_dataloader()
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict], torch.Tensor | int | None]:
-        """As [`~trl.SFTTrainer`]'s; a process whose rows of the step are all repeated counts 1 token and not 0."""
+        """Fetches batches as [`~trl.SFTTrainer`]; a process that has only repeated rows counts 1 token and not 0."""
         batches, n_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, n_tokens.clamp(min=1) if isinstance(n_tokens, torch.Tensor) else n_tokens
 
     def training_step(
         self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """As [`~trl.SFTTrainer`]'s; tokens of repeated rows are not counted."""
+        """Trains on a batch as [`~trl.SFTTrainer`]; tokens of repeated rows are not counted."""
         repeated_tokens = inputs.pop("repeated_tokens", None)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if repeated_tokens is not None:
@@ -63,14 +63,14 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
         return loss
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
-        # Overridden for TRL 1.0, which divides the loss of an evaluation by the tokens of all processes; transformers
-        # then weighs it by the rows of each. TRL 1.16 takes the mean over the tokens of the process.
+        # Overridden for TRL 1.0, which divides the loss of an evaluation by the tokens of all processes. transformers
+        # then weights it by the rows of each process. TRL 1.16 uses the mean over the tokens of the process.
         return None if self._is_evaluating else super()._get_num_items_in_batch(batch_samples, device)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """As [`~trl.SFTTrainer`]'s; rows that are repeated where rows do not divide by processes have no loss."""
+        """Predicts as [`~trl.SFTTrainer`]; rows that accelerate repeats to fill the last batch have no loss."""
         counts = self._rows_that_count(self._n_rows(inputs))
         if counts is not None:
             inputs = self._mark(inputs, counts)

@@ -1,4 +1,4 @@
-"""A look at a training now and then, which leaves it as it is."""
+"""Calls a function at evenly spaced steps of a training, without an effect on the training."""
 
 from collections.abc import Callable
 
@@ -10,15 +10,15 @@ __all__ = ["SnapshotCallback", "snapshot_steps"]
 
 class SnapshotCallback(TrainerCallback):
     """
-    Calls a function at evenly spaced optimizer steps of a training, the last one among them.
+    Calls a function at evenly spaced optimizer steps of a training, the last step included.
 
     Args:
-        take (`Callable[[int], None]`): Is given the number of finished steps. It may predict with the trainer; torch's
-            random state is put back after it.
-        n_snapshots (`int`): How often; at most once a step.
+        take (`Callable[[int], None]`): The function. Its argument is the number of finished steps. It may predict with
+            the trainer; torch's random state is restored after it.
+        n_snapshots (`int`): The number of calls; at most one per step.
 
     Raises:
-        ValueError: fewer than one.
+        ValueError: `n_snapshots` is below 1.
     """
 
     def __init__(self, take: Callable[[int], None], n_snapshots: int):
@@ -27,13 +27,13 @@ class SnapshotCallback(TrainerCallback):
         self.take, self.n_snapshots = take, n_snapshots
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """After an optimizer step."""
+        """Calls the function if it is due after this optimizer step."""
         if state.global_step in snapshot_steps(state.max_steps, self.n_snapshots):
-            # Every data loader draws a number, and dropout would go on from there.
+            # Every data loader draws a random number, which would change the dropout of later steps.
             with torch.random.fork_rng():
                 self.take(state.global_step)
 
 
 def snapshot_steps(n_steps: int, n_snapshots: int) -> set[int]:
-    """Evenly spaced numbers of finished steps, the last one among them."""
+    """Returns evenly spaced numbers of finished steps, the last step included."""
     return {round(n_steps * number / n_snapshots) for number in range(1, n_snapshots + 1)} - {0}

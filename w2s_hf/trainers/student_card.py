@@ -1,4 +1,4 @@
-"""A trainer's card: what it knows of its student, and the push that takes both to the Hub."""
+"""The model card of a trainer's student, and the upload of both to the Hub."""
 
 import time
 from concurrent.futures import Future
@@ -32,11 +32,11 @@ _LIBRARIES = ("w2s_hf", "torch", "transformers", "peft", "trl")
 
 class StudentCardCallback(TrainerCallback):
     """
-    Fills in what a trainer knows of its student: settings and seed when a training begins, time and hardware when it
-    ends; of several trainings, such as the links of a chain, those of the last. What a user has set is left alone.
+    Fills in a student card: settings and seed when a training begins, time and hardware when it ends. After several
+    trainings, such as the links of a chain, the card describes the last one. Values of the user are not replaced.
 
     Args:
-        card ([`StudentCard`]): Of the trainer.
+        card ([`StudentCard`]): The card of the trainer.
     """
 
     def __init__(self, card: StudentCard):
@@ -46,11 +46,11 @@ class StudentCardCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self._started = time.monotonic()
-        given = {name: value for name, value in self.card.settings.items() if self._written.get(name) != value}
+        by_user = {name: value for name, value in self.card.settings.items() if self._written.get(name) != value}
         self._written = args.loss_settings(args.loss_type) if isinstance(args, LossArguments) else {}
         self._written |= training_settings(args) | {"optimizer steps": state.max_steps}
-        self.card.settings = self._written | given
-        # Of a training that goes on, the time before is not known.
+        self.card.settings = self._written | by_user
+        # The time before a resume is not known.
         self._is_whole = state.global_step == 0
         if self.card.run_name is None:
             self.card.run_name = args.run_name
@@ -66,11 +66,11 @@ class StudentCardCallback(TrainerCallback):
 
 class WithStudentCard(TrainerMixin):
     """
-    Mixed in before a [`~transformers.Trainer`]: `card`, a [`StudentCard`], and in place of the trainers' own
+    A mixin before a [`~transformers.Trainer`] that adds `card`, a [`StudentCard`], and overrides:
 
-    - `create_model_card`: writes that card over whatever PEFT and TRL have written;
-    - `push_to_hub`: one commit of what the student is made of. [`~transformers.Trainer`] uploads its whole directory,
-      with `training_args.bin`, which has paths, the name of the machine and perhaps a token in it.
+    - `create_model_card`: writes this card, and replaces cards of PEFT and TRL;
+    - `push_to_hub`: uploads only the files of the student, in one commit. [`~transformers.Trainer`] uploads its whole
+      directory with `training_args.bin`, which contains paths, the machine's name, and possibly a token.
     """
 
     _card_setting = "classification"
@@ -78,7 +78,7 @@ class WithStudentCard(TrainerMixin):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if not hasattr(self, "card"):  # a chain has one
+        if not hasattr(self, "card"):  # the links of a chain share one
             self.card = StudentCard(setting=self._card_setting, task_type=self._card_task_type)
             self.add_callback(StudentCardCallback(self.card))
 
@@ -90,14 +90,14 @@ class WithStudentCard(TrainerMixin):
         **kwargs,
     ) -> None:
         """
-        Writes `README.md` into `args.output_dir`: `trainer.card`, and what the model says of itself; and where the
-        card has all three scores, the figure of the gap.
+        Writes `trainer.card`, completed by the facts of the model, to `README.md` in `args.output_dir`. If the card
+        has all three scores, a figure of the gap is written, too.
 
         Args:
-            model_name (`str`, *optional*): For compatibility; a card is called by its base and its supervisor.
-            dataset_name (`str`, *optional*): Of the training rows, if the card does not say.
-            tags (`str` or `list[str]`, *optional*): More tags.
-            kwargs: `language`, `license` and others of [`~transformers.Trainer.create_model_card`]: not on the card.
+            model_name (`str`, *optional*): Accepted for compatibility. The title names base and supervisor.
+            dataset_name (`str`, *optional*): The dataset of the training rows, if the card has none.
+            tags (`str` or `list[str]`, *optional*): Additional tags.
+            kwargs: `language`, `license` and others of [`~transformers.Trainer.create_model_card`], which are ignored.
         """
         if not self.is_world_process_zero():
             return
@@ -114,7 +114,7 @@ class WithStudentCard(TrainerMixin):
         card.tags = list(dict.fromkeys([*card.tags, *([tags] if isinstance(tags, str) else tags or [])]))
         loading = _loading(base)
         card.loading = card.loading or loading
-        # Students of one base in two precisions are two kinds on a leaderboard.
+        # On a leaderboard, students of one base in two precisions are different.
         card.settings = {"dtype": loading["dtype"], **loading.get("quantization_config", {})} | card.settings
         names = getattr(base.config, "id2label", None) or {}
         if card.class_names is None and not any(str(name).startswith("LABEL_") for name in names.values()):
@@ -145,14 +145,14 @@ class WithStudentCard(TrainerMixin):
         **kwargs,
     ) -> CommitInfo | Future[CommitInfo] | None:
         """
-        As [`~transformers.Trainer.push_to_hub`]: adapters or model, head, tokenizer and card, in one commit, and
-        nothing else of the directory. Without `blocking`, a future of what is returned.
+        Uploads adapters or model, head, tokenizer and card in one commit, and no other file of the directory; see
+        [`~transformers.Trainer.push_to_hub`]. Without `blocking`, a future is returned.
 
         Args:
-            kwargs: As of [`create_model_card`].
+            kwargs: Arguments of [`create_model_card`].
 
         Raises:
-            PushError: the Hub did not take it. The student is on disk, and the message says how to push it again.
+            PushError: the upload failed. The student is on disk, and the message has the command that pushes it again.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         args, directory, card = self.args, Path(self.args.output_dir), self.card
@@ -162,7 +162,7 @@ class WithStudentCard(TrainerMixin):
         if not self.is_world_process_zero():
             return None
         card.repo_id = None
-        self.create_model_card(**kwargs)  # until it is pushed, the student is here
+        self.create_model_card(**kwargs)  # with the local path, until the upload succeeds
 
         def push() -> CommitInfo:
             repo_id = self.hub_model_id or args.hub_model_id or directory.absolute().name
@@ -189,7 +189,7 @@ class WithStudentCard(TrainerMixin):
 
 
 def _loading(base: PreTrainedModel) -> dict:
-    """Keyword arguments of [`load_student`] that load a model, or the base of adapters, as it is here."""
+    """Returns the keyword arguments of [`load_student`] for the precision and quantization of a model."""
     loading: dict[str, Any] = {"dtype": str(base.dtype).removeprefix("torch.")}
     quantization = getattr(base.config, "quantization_config", None)
     if quantization is None:
@@ -198,4 +198,4 @@ def _loading(base: PreTrainedModel) -> dict:
     for kind in _QUANTIZATION:
         if options.get(kind):
             loading["quantization_config"] = {kind: True} | {name: options[name] for name in _QUANTIZATION[kind]}
-    return loading  # other kinds of quantization are in the base's own configuration
+    return loading  # the configuration of the base records other kinds of quantization

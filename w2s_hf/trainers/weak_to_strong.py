@@ -1,4 +1,4 @@
-"""The trainer of a strong student on a weak supervisor's labels."""
+"""The trainer of classifiers on the labels of a weak supervisor."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -44,57 +44,59 @@ _Rows: TypeAlias = datasets.Dataset | dict[str, datasets.Dataset]
 
 class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, ResumableTraining, Trainer):
     """
-    [`~transformers.Trainer`] for a classifier that learns from soft labels.
+    [`~transformers.Trainer`] for classifiers that are trained on soft labels.
 
-    With `loss_type="xent"`, integer labels and `disable_dropout=False` it is a drop-in [`~transformers.Trainer`]: the
-    same loss at every step and the same final weights. Every loss is a mean over the rows of the *whole* optimizer
-    step, on all ranks, so 8x1, 2x4, 1x8 rows times accumulation steps and two ranks train the same model. An epoch
-    trains on every row once also where rows do not divide by ranks; see [`w2s_hf.trainers.epochs.WholeEpochs`]. (There
-    [`~transformers.Trainer`] itself differs: with accumulation it does not divide the loss of a sequence classifier,
-    and 2x4 has 4 times the gradient of 8x1.)
+    With `loss_type="xent"`, integer labels and `disable_dropout=False` it is a drop-in [`~transformers.Trainer`], with
+    the same loss at every step and the same final weights. Every loss is a mean over the rows of the *whole* optimizer
+    step, on all ranks. Therefore 8x1, 2x4, 1x8 rows times accumulation steps, and two ranks, train the same model.
+    (With accumulation, [`~transformers.Trainer`] does not divide the loss of a sequence classifier: 2x4 has 4 times
+    the gradient of 8x1.) An epoch trains every row once, even if rows do not divide by ranks; see
+    [`w2s_hf.trainers.epochs.WholeEpochs`].
 
-    What it overrides, and why:
+    Overridden methods, and the reasons:
 
-    - `compute_loss`: the losses of [`w2s_hf.losses`]; the model never sees the labels, because transformers reads
-      float labels as a multi-label problem and trains a binary cross-entropy without a word.
-    - `get_batch_samples`: the one place that sees a whole optimizer step. Counts its rows on all ranks, and finds the
-      threshold of the confidence loss over all of them (a first pass without gradient, only where there is more than
-      one micro-batch).
-    - `train`: refuses a model whose parameters are all frozen, and a `metric_for_best_model` that the evaluation does
-      not report, before the first step. A resumed training ends as it would have without the stop, or raises an error
-      before its first step; see [`w2s_hf.trainers.resuming.ResumableTraining`].
+    - `compute_loss`: computes the losses of [`w2s_hf.losses`]. The model never sees the labels, because transformers
+      takes float labels for a multi-label problem and trains a binary cross-entropy without a warning.
+    - `get_batch_samples`: is the only method that sees a whole optimizer step. It counts the rows on all ranks, and
+      finds the threshold of the confidence loss over them. With more than one micro-batch, this takes a first forward
+      pass without gradient.
+    - `train`: refuses a frozen model, and a `metric_for_best_model` that the evaluation does not report, before the
+      first step. A resumed training ends as it would have without the interruption, or raises an error before its
+      first step; see [`w2s_hf.trainers.resuming.ResumableTraining`].
     - `training_step`: cuts a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
-    - `_prepare_inputs`: moves padding to the side that suits the architecture, whatever `padding_side` says.
-    - `evaluate`, `predict`: take raw text too, and `predict` rows without labels.
-    - `call_model_init`, `_get_eval_sampler`: dropout off and float32 adapters for models of `model_init`, too; rows in
-      order where training groups them by length.
-    - `log`: adds the averages of what the loss reports.
-    - `create_model_card`, `push_to_hub`: the card of a student, `trainer.card` (a [`StudentCard`]), and a push of what
-      the student is made of and nothing else.
+    - `_prepare_inputs`: moves padding to the side that the architecture needs, independent of `padding_side`.
+    - `evaluate`, `predict`: accept raw text, and `predict` accepts rows without labels.
+    - `call_model_init`, `_get_eval_sampler`: models of `model_init` also get no dropout and float32 adapters.
+      Evaluation rows stay in order if training groups rows by length.
+    - `log`: adds the averages of the numbers that the loss reports.
+    - `create_model_card`, `push_to_hub`: write the card of the student, `trainer.card` (a [`StudentCard`]), and upload
+      only the files of the student.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A sequence classifier, or its Hub id or local directory, loaded by [`load_student`].
+            A sequence classifier, or a Hub id or local directory, which is loaded by [`load_student`].
         args ([`WeakToStrongConfig`], *optional*): Defaults to `WeakToStrongConfig()`.
         data_collator (`Callable`, *optional*): Defaults to [`w2s_hf.collators.WeakToStrongCollator`].
         train_dataset, eval_dataset ([`~datasets.Dataset`], *optional*):
-            Rows with `input_ids`, or with a text column that is tokenized here, and `labels`: an integer class, a
-            float P(class 1), or a list of C probabilities. Columns `id` and `ground_truth` may stand beside them; a
-            warning names other columns, which nothing reads.
+            Rows with `labels`: an integer class, a float P(class 1), or a list of C probabilities. They also have
+            `input_ids`, or a text column, which is tokenized. Too long texts of [`load_task`] lose a part of their
+            context, and other texts their end. Streamed datasets must be tokenized. The columns `id` and
+            `ground_truth` may be there as well; a warning names other columns, which are not read.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer; loaded from `model` when that is a name.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used when `model` is a name.
-        peft_config ([`~peft.PeftConfig`], *optional*): Adapters to add to `model`; they and the head learn in float32.
+            The tokenizer. It is loaded if `model` is a name.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used if `model` is a name.
+        peft_config ([`~peft.PeftConfig`], *optional*): Adapters to add to `model`. They and the head are trained in
+            float32.
         kwargs: As in [`~transformers.Trainer`]: `model_init`, `compute_metrics`, `callbacks`, `optimizers`,
             `optimizer_cls_and_kwargs`, `preprocess_logits_for_metrics`.
 
     Raises:
-        ValueError: `args` of another class, rows that are no dataset, no rows, no labels to train on, labels that are
-            not probabilities (rows named), a column `label` beside `labels`, a column that looks like labels and is
-            not read, rows longer than the model's positions, adapters on top of adapters, prompt tuning of a decoder,
-            nothing trainable, a head with one output, a `problem_type` of the model that is no single
-            label, a loss for two classes on more, LoRA dropout where
-            `disable_dropout` is set, or several GPUs in one process.
+        ValueError: `args` has another class or `use_liger_kernel=True`; rows are not a dataset, empty, unlabelled or a
+            stream of texts; labels are not probabilities (rows named); there are both `label` and `labels`, or an
+            unread column that looks like labels; rows are longer than the positions of the model; adapters are added
+            to adapters, or are prompt tuning of a decoder; the model is frozen, has one output, or has the
+            `problem_type` of several labels; the loss is for two classes and the model has more; there is LoRA dropout
+            with `disable_dropout=True`; or there are several GPUs in one process.
 
     Example:
 
@@ -133,7 +135,10 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         for name, part in named_parts(eval_dataset, "eval_dataset").items():
             check_dataset(part, name)
         if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("Got a compute_loss_func, which args.loss_type replaces; override `_row_losses` instead.")
+            raise ValueError(
+                "Got a compute_loss_func, expected none, since args.loss_type defines the loss. For another loss, "
+                "override `_row_losses`."
+            )
         if model is not None:
             has_rows = train_dataset is not None
             model, processing_class = load_model(
@@ -141,7 +146,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             )
         elif quantization_config is not None or peft_config is not None:
             name = "quantization_config" if peft_config is None else "peft_config"
-            raise ValueError(f"Got a {name} and no model, expected a base model or its name. Let model_init add it.")
+            raise ValueError(f"Got a {name} and no model, expected a base model or its name. Let model_init use it.")
         # call_model_init needs both before Trainer sets them.
         self.args, self.processing_class = args, processing_class
         if model is not None:
@@ -167,7 +172,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         if eval_dataset is not None:
             self.eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset")
         refuse_data_parallel(args)
-        self._next_log("train").clear()  # the last link of a chain has left its numbers
+        self._next_log("train").clear()  # numbers of the previous link of a chain
 
     # ---- Model and data ----
 
@@ -175,12 +180,12 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         model: Any = super().call_model_init(trial)
         keep_4bit_gradients(model)
         model = self._prepare_model(model)
-        if getattr(self, "train_dataset", None) is not None:  # `train` calls for a new model
+        if getattr(self, "train_dataset", None) is not None:  # called by `train`
             refuse_frozen(model)
         return model
 
     def _prepare_model(self, model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
-        """Precision, dropout and padding; for a model that was passed, and for each that `model_init` makes."""
+        """Sets precision, dropout and padding of a model that was passed or that `model_init` returned."""
         if isinstance(model, PeftModel):
             prepare_adapters(model)
             if self.args.gradient_checkpointing:
@@ -189,11 +194,11 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             disable_dropout(model)
         refuse_problem_type(model.config)
         if self.processing_class is not None:
-            align_padding(model, self.processing_class)  # whatever its config.json says: the tokenizer pads the rows
+            align_padding(model, self.processing_class)  # the tokenizer pads the rows, whatever config.json says
         return model
 
     def _prepare_dataset(self, dataset: _Rows, name: str, needs_labels: bool = True) -> _Rows:
-        """[`w2s_hf.collators.prepare_rows`] of a dataset, or of each of a dictionary; anything else as it is."""
+        """Calls [`w2s_hf.collators.prepare_rows`] for a dataset, or for each dataset of a dictionary."""
         parts = named_parts(dataset, name)
         if name not in parts:
             prepared = [self._prepare_dataset(part, which, needs_labels) for which, part in parts.items()]
@@ -232,7 +237,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
     def _check_columns(self, dataset: _Rows, name: str) -> None:
         signature = signature_columns(self)
-        # Columns that any row may have, and whose absence is no error.
+        # Optional columns, whose absence raises no error.
         optional = {"labels", "attention_mask", "token_type_ids"} & {"labels", *signature}
         if {"label", "labels", "label_ids"} & set(getattr(dataset, "column_names", None) or ()):
             optional.discard("labels")
@@ -252,8 +257,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     def _n_rows(self, batch: dict) -> int:
         if "labels" not in batch:
             raise ValueError(
-                f"train_dataset: got batches with {', '.join(map(repr, batch))}, expected 'labels' in them. Add a "
-                "column `labels`, or let the data collator return them."
+                f"train_dataset: got batches with {', '.join(map(repr, batch))}, expected 'labels' among them. Add a "
+                "column `labels`, or let the data collator return it."
             )
         return len(batch["labels"])
 
@@ -275,17 +280,17 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict]:
         """
-        The configured loss in training; in evaluation plain cross-entropy, since an auxiliary term has no meaning
-        there.
+        Computes the configured loss in training, and plain cross-entropy in evaluation, where an auxiliary term has no
+        meaning.
 
         Args:
             inputs (`dict`): Model inputs and `labels`: `(B,)` integers, `(B,)` P(class 1) or `(B, C)` probabilities.
             num_items_in_batch (`int`, *optional*):
-                Rows of the whole optimizer step on all ranks. Without it the loss is the mean over this batch.
+                The rows of the whole optimizer step on all ranks. Without it, the loss is the mean over this batch.
         """
         inputs = dict(inputs)
         if "labels" not in inputs:
-            raise ValueError(f"compute_loss: got inputs {sorted(inputs)}, expected `labels` among them.")
+            raise ValueError(f"compute_loss: got inputs {sorted(inputs)}, expected `labels` among them. Add them.")
         labels = inputs.pop("labels")
         counts = inputs.pop("counts", None)
         outputs = model(**inputs)
@@ -298,14 +303,14 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         else:
             loss = self._mean_that_counts(losses.cross_entropy_loss(logits, soft_labels, reduction="none"))
         if not isinstance(outputs, dict):
-            outputs = (loss, *outputs)  # the tuple of a model that was given labels, which transformers expects
+            outputs = (loss, *outputs)  # transformers expects the tuple of a model that gets labels
         return (loss, outputs) if return_outputs else loss
 
     def _soft_labels(self, labels: torch.Tensor | list, n_classes: int) -> torch.Tensor:
-        """`(B, C)` float32 from integers `(B,)`, P(class 1) `(B,)` or probabilities `(B, C)`."""
+        """Returns `(B, C)` float32 for integers `(B,)`, P(class 1) `(B,)` or probabilities `(B, C)`."""
         labels = torch.as_tensor(labels)
         if not isinstance(self.data_collator, WeakToStrongCollator):
-            # The labels of a collator of the user may have another form, and nothing has checked them.
+            # The labels of the user's collator may have another form, and are not checked yet.
             labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
             labels = labels.float() if labels.is_floating_point() else labels  # NumPy has no bfloat16
             return torch.from_numpy(as_probabilities(labels.cpu().numpy(), n_classes)).to(self.args.device)
@@ -325,8 +330,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     def evaluate(
         self, eval_dataset: _Rows | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As [`~transformers.Trainer.evaluate`]; rows with a text column are tokenized, and labels checked."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):  # or the name of one of several
+        """Evaluates as [`~transformers.Trainer.evaluate`]. Texts are tokenized, and labels are checked."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):  # a string names one of several sets
             eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset")
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
@@ -340,10 +345,10 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
     def predict_proba(self, dataset: datasets.Dataset) -> np.ndarray:
         """
-        Class probabilities of rows, tokenized or not, with labels or without: these are soft labels for a student.
-        Rows of similar length are predicted together, which is faster than [`predict`].
+        Predicts the class probabilities of rows, which are soft labels for a student. Rows may be text or tokens, with
+        or without labels. Rows of similar length are predicted together, which is faster than [`predict`].
 
-        The result has every row: `dataloader_drop_last`, `prediction_loss_only`, `eval_do_concat_batches`,
+        The result contains every row: `dataloader_drop_last`, `prediction_loss_only`, `eval_do_concat_batches`,
         `compute_metrics` and `preprocess_logits_for_metrics` do not apply.
 
         Returns:
@@ -361,6 +366,6 @@ def _n_classes(model: nn.Module) -> int:
     if n_classes < 2:
         raise ValueError(
             f"Got a model with {n_classes} output{'s' if n_classes != 1 else ''}, expected a classifier of at least "
-            "two classes; load it with num_labels=2."
+            "two classes. Load it with num_labels=2."
         )
     return n_classes

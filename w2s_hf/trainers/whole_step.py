@@ -1,4 +1,4 @@
-"""A loss on soft labels that is a mean over the rows of a whole optimizer step, for all trainers."""
+"""The loss on soft labels: a mean over the rows of a whole optimizer step. Shared by the trainers."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -29,39 +29,39 @@ __all__ = ["MIN_WARMUP_STEPS", "WholeStepLoss", "load_model", "refuse_data_paral
 
 logger = get_logger(__name__)
 
-# A rule of thumb. A warm-up over 16 of 80 steps came with a worse student where weak labels were unsure, and with none
-# where they were sure (docs/results.md); longer warm-ups were not measured.
+# A rule of thumb. With a warm-up over 16 of 80 steps, students were worse than `naive` if weak labels were unsure, and
+# not worse if they were sure (docs/results.md). Longer warm-ups were not measured.
 MIN_WARMUP_STEPS = 50
 
 
 class WholeStepLoss(WholeEpochs, ABC):
     """
-    Mixed in before a [`~transformers.Trainer`] whose `args` are [`LossArguments`].
+    A mixin before a [`~transformers.Trainer`] whose `args` are [`LossArguments`].
 
-    The trainer says what a batch is, by `_forward`, `_n_rows` and `_record`, and its `compute_loss` puts
-    `_row_losses` and `_share_of_step` together. Then 8x1, 2x4, 1x8 rows times accumulation steps and two ranks train
-    the same model.
+    The trainer defines `_forward`, `_n_rows` and `_record` for its batches, and its `compute_loss` combines
+    `_row_losses` and `_share_of_step`. Then 8x1, 2x4, 1x8 rows times accumulation steps, and two ranks, train the same
+    model.
     """
 
     args: LossArguments
-    # compute_loss divides by the rows of the whole accumulated step. (A bool; but TRL declares the type of `None`.)
+    # compute_loss divides by the rows of the whole accumulated step. (TRL declares the type of `None`.)
     loss_is_scaled_for_ga: Any = True
     _threshold: torch.Tensor | None = None
-    # Rows of this process in the current step, by the class of the student and of the weak label, `(C, C)`.
+    # The number of rows of this process in the current step, by classes of student and weak label, `(C, C)`.
     _agreement: torch.Tensor | None = None
-    _n_sequences = 1  # of a row
+    _n_sequences = 1  # per row
 
     @abstractmethod
     def _forward(self, model: nn.Module, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `(B, C)` float32 and soft labels `(B, C)` float32 of a batch."""
+        """Returns logits `(B, C)` float32 and soft labels `(B, C)` float32 of a batch."""
 
     @abstractmethod
     def _n_rows(self, batch: dict) -> int:
-        """B of a batch, rows that do not count included."""
+        """Returns the number of rows of a batch, B, including rows that do not count."""
 
     @abstractmethod
     def _record(self, name: str, value: float) -> None:
-        """Keeps a number of this forward pass for the next log."""
+        """Records a number of this forward pass for the next log."""
 
     # ---- Training ----
 
@@ -69,10 +69,10 @@ class WholeStepLoss(WholeEpochs, ABC):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict], int]:
         """
-        The batches of one optimizer step on this rank, and its number of rows on all ranks.
+        Fetches the batches of an optimizer step on this rank, and counts the rows of the step on all ranks.
 
-        A loss divided by that number is the same for every cut of the step into batches and ranks; transformers would
-        count label elements, of which soft labels have C a row.
+        A loss divided by this number is the same for every cut of the step into batches and ranks. transformers would
+        count label elements, and soft labels have C per row.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         micro_batches = [micro_batch for batch in batches for micro_batch in self._micro_batches(batch)]
@@ -87,8 +87,8 @@ class WholeStepLoss(WholeEpochs, ABC):
         self._threshold = self._agreement = None
         if self.state.global_step == 0:
             self._warn_of_auxiliary_term(n_rows)
-        # One forward pass a rank sees all of the rank's rows: compute_loss finds the threshold itself then. All ranks
-        # take the same branch, or their collectives would not pair up.
+        # If each rank has a single forward pass, compute_loss finds the threshold itself. All ranks must take the same
+        # branch, so that their collectives match.
         if self.args.loss_type in THRESHOLD_LOSSES and n_micro_batches > 1:
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = [self._outputs_that_count(batch) for batch in micro_batches]
@@ -99,14 +99,14 @@ class WholeStepLoss(WholeEpochs, ABC):
         return {**batch, "counts": counts}
 
     def _outputs_that_count(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """`_forward` of a batch, without its repeated rows."""
+        """Returns the result of `_forward` without the repeated rows of a batch."""
         batch = dict(self._prepare_inputs(batch))
         counts = batch.pop("counts", ...)
         logits, soft_labels = self._forward(self.model, batch)
         return logits[counts], soft_labels[counts]
 
     def _micro_batches(self, batch: dict) -> list[dict]:
-        # DeepSpeed counts backward passes itself: it gets one a call.
+        # DeepSpeed counts backward passes itself, and expects one per call.
         max_tokens = None if self.is_deepspeed_enabled else self.args.max_tokens_per_micro_batch
         lengths = None
         if max_tokens is not None and self._ranks_cut_alike:
@@ -116,13 +116,13 @@ class WholeStepLoss(WholeEpochs, ABC):
 
     @property
     def _ranks_cut_alike(self) -> bool:
-        """Returns whether forward passes communicate, as with FSDP: then all ranks must make equally many of them."""
+        """Returns whether forward passes communicate, as with FSDP. Then all ranks must do equally many of them."""
         return self.is_fsdp_enabled and self.accelerator.num_processes > 1
 
     def training_step(
         self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """One batch, micro-batch by micro-batch; gradients are exchanged between ranks with the last one."""
+        """Trains on a batch, micro-batch by micro-batch. Ranks exchange gradients with the last micro-batch."""
         *first, last = self._micro_batches(inputs)
         loss = torch.zeros((), device=self.args.device)
         for micro_batch in first:
@@ -130,12 +130,12 @@ class WholeStepLoss(WholeEpochs, ABC):
                 loss += super().training_step(model, micro_batch, num_items_in_batch)
         loss += super().training_step(model, last, num_items_in_batch)
         if self._agreement is not None and self.accelerator.sync_gradients:  # the last batch of the step
-            self._look_at_agreement(self.accelerator.reduce(self._agreement, "sum"))
+            self._decide_start(self.accelerator.reduce(self._agreement, "sum"))
             self._agreement = None
         return loss
 
     def _warn_of_auxiliary_term(self, n_rows: int) -> None:
-        """Warns of a weight that rises over few steps, or never. `n_rows` are those of the first step."""
+        """Warns if the auxiliary weight rises over few steps, or never. `n_rows` are the rows of the first step."""
         args = self.args
         if not args.has_auxiliary_term or args.aux_coef == 0:
             return
@@ -144,21 +144,21 @@ class WholeStepLoss(WholeEpochs, ABC):
             n_different = n_seen if self._epoch_size is None else min(n_seen, self._epoch_size)
             if n_different < MIN_ROWS:
                 logger.warning(
-                    f"aux_start='agreement': got {n_different} training rows, expected at least {MIN_ROWS} to decide "
-                    f"on. {args.loss_type!r} is trained as 'xent', which is the method naive. Train on more rows."
+                    f"aux_start='agreement': got {n_different} training rows, expected at least {MIN_ROWS} for the "
+                    f"decision. {args.loss_type!r} is trained as 'xent' (the method naive). Train on more rows."
                 )
             return
         n_steps = round(args.resolved_aux_warmup_ratio * self.state.max_steps)
         if n_steps < MIN_WARMUP_STEPS:
             logger.warning(
                 f"loss_type={args.loss_type!r}: its auxiliary weight rises over {n_steps} of {self.state.max_steps} "
-                f"optimizer steps, fewer than {MIN_WARMUP_STEPS}. If the student has not learned its task by then, it "
-                "is trained on its own errors. Set aux_start='agreement' (--aux_start agreement), raise "
+                f"optimizer steps, fewer than {MIN_WARMUP_STEPS}. A student that has not learned its task by then is "
+                "trained on its own errors. Set aux_start='agreement' (--aux_start agreement), raise "
                 "aux_warmup_ratio, or train for more steps."
             )
 
-    def _look_at_agreement(self, table: torch.Tensor) -> None:
-        """Decides, from the rows of the steps so far, whether the auxiliary weight rises from the next step on."""
+    def _decide_start(self, table: torch.Tensor) -> None:
+        """Decides from the rows of the steps so far whether the auxiliary weight rises from the next step on."""
         record = self._auxiliary_record
         record["tables"].append(table.tolist())
         latest = latest_half(record["tables"], self._epoch_size)
@@ -171,23 +171,23 @@ class WholeStepLoss(WholeEpochs, ABC):
 
     @property
     def _epoch_size(self) -> int | None:
-        """The number of training rows; `None` of a stream."""
+        """The number of training rows, or `None` for a stream."""
         return len(self.train_dataset) if has_length(self.train_dataset) else None
 
     @property
     def _auxiliary_record(self) -> dict[str, Any]:
-        """The state of `aux_start="agreement"`. It is saved with every checkpoint."""
+        """The state of `aux_start="agreement"`, which every checkpoint contains."""
         return record_of(self.state).setdefault("auxiliary", {"tables": [], "start": None})
 
     def _count_agreement(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> None:
-        """Counts rows of the current step. Their predictions are from before its update."""
+        """Counts the rows of the current step, with predictions from before its update."""
         n_classes = logits.shape[-1]
         pairs = logits.detach().argmax(dim=-1) * n_classes + soft_labels.argmax(dim=-1)
         table = torch.bincount(pairs, minlength=n_classes**2).view(n_classes, n_classes)
         self._agreement = table if self._agreement is None else self._agreement + table
 
     def _auxiliary_weight(self) -> float:
-        """The weight of the auxiliary term in this optimizer step."""
+        """Returns the weight of the auxiliary term in this optimizer step."""
         args, start = self.args, 0
         if args.aux_start == "agreement":
             start = self._auxiliary_record["start"]
@@ -200,8 +200,8 @@ class WholeStepLoss(WholeEpochs, ABC):
 
     def train(self, *args, **kwargs) -> TrainOutput:
         """
-        As [`~transformers.Trainer.train`]. With `aux_start="agreement"` the last entry of the log history says after
-        which step the auxiliary weight rose; a warning says if it never did.
+        Trains as [`~transformers.Trainer.train`]. With `aux_start="agreement"`, the last entry of the log history has
+        the step after which the auxiliary weight rose. If it never rose, a warning says so.
         """
         output = super().train(*args, **kwargs)
         if self.args.has_auxiliary_term and self.args.aux_start == "agreement":
@@ -220,10 +220,12 @@ class WholeStepLoss(WholeEpochs, ABC):
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         """
-        Pads on the side that suits the architecture, whatever the tokenizer's `padding_side` or a collator chose.
+        Moves padding to the side that the architecture needs, independent of the tokenizer's `padding_side` and the
+        collator.
 
-        With learned positions (GPT-2, BERT) padding in front would move the tokens of a row; decoders with rotary
-        positions predict the same either way. Only a model that reads the last position (XLNet) needs padding there.
+        With learned positions (GPT-2, BERT), padding on the left would shift the positions of the tokens. Decoders
+        with rotary positions predict the same either way. Only a model that reads the last position (XLNet) needs
+        padding on the left.
         """
         config = getattr(self.model, "config", None)
         side = "left" if getattr(config, "summary_type", None) == "last" else "right"
@@ -232,22 +234,22 @@ class WholeStepLoss(WholeEpochs, ABC):
     def _share_of_step(
         self, loss_sum: torch.Tensor, n_rows: int, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """The sum of `n_rows` losses as a share of the whole step's mean; their own mean where that is unknown."""
+        """Returns the share of a loss sum in the mean of the step; the mean of `n_rows` if the step is unknown."""
         if num_items_in_batch is None:
             return loss_sum / max(n_rows, 1)
-        # DDP averages gradients over ranks, and this is a share of a sum over them.
+        # DDP averages gradients over ranks, and the loss of the step is a sum over ranks.
         return loss_sum * self.accelerator.num_processes / num_items_in_batch
 
     def _mean_that_counts(self, row_losses: torch.Tensor) -> torch.Tensor:
-        """Mean over the rows of an evaluation batch, without those that accelerate has repeated on this process."""
+        """Returns the mean over the rows of an evaluation batch, without rows that accelerate repeated here."""
         counts = self._rows_that_count(len(row_losses))
-        # Without any, transformers drops the mean together with the rows.
+        # If no row counts, transformers drops the mean together with the rows.
         return row_losses.mean() if counts is None or not counts.any() else row_losses[counts].mean()
 
     def _row_losses(
         self, logits: torch.Tensor, soft_labels: torch.Tensor, counts: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The configured loss of each row, `(B,)`; 0 of rows that do not count (`counts`, `(B,)` bool)."""
+        """Returns the configured loss of each row, `(B,)`; 0 for rows that do not count (`counts`, `(B,)` bool)."""
         row_losses = self._losses(logits, soft_labels, ... if counts is None else counts)
         return row_losses if counts is None else row_losses * counts
 
@@ -261,9 +263,9 @@ class WholeStepLoss(WholeEpochs, ABC):
             )
         if args.loss_type == "window":
             row_losses = losses.window_loss(logits, soft_labels, radius=args.window_radius, reduction="none")
-            kept = (row_losses[counts] > 0).float()
-            if len(kept):
-                self._record("window_kept_ratio", kept.mean().item())
+            in_window = (row_losses[counts] > 0).float()
+            if len(in_window):
+                self._record("window_kept_ratio", in_window.mean().item())
             return row_losses
         if args.loss_type == "adaptive_confidence":
             return losses.adaptive_confidence_loss(
@@ -285,12 +287,12 @@ class WholeStepLoss(WholeEpochs, ABC):
         raise NotImplementedError(f"loss_type: {args.loss_type!r} is in LOSS_TYPES, and no branch here computes it.")
 
     def _global_threshold(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor | None:
-        """Threshold on P(class 1) over these rows of all ranks; `None` for other than two classes."""
+        """Returns the threshold on P(class 1) over these rows of all ranks; `None` unless there are two classes."""
         if logits.shape[-1] != 2:
-            return None  # confidence_loss says what to use instead
+            return None  # confidence_loss raises an error that names an alternative
         pairs = torch.stack([logits.float().softmax(dim=-1)[:, 1], soft_labels[:, 1].float()], dim=1)
         if self.accelerator.num_processes > 1:
-            # Ranks may hold different numbers of rows: pad to the longest with NaN, and drop it again.
+            # Ranks may have different numbers of rows: pad with NaN, and drop it after the gather.
             pairs = self.accelerator.pad_across_processes(pairs, dim=0, pad_index=float("nan"))
             pairs = self.accelerator.gather(pairs)
             pairs = pairs[~pairs[:, 0].isnan()]
@@ -308,32 +310,33 @@ def load_model(
     is_trainable: bool = True,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase | None]:
     """
-    The `model` argument of a trainer as a model, with adapters where it is given their configuration, and its
-    tokenizer.
+    Loads the `model` argument of a trainer, with its tokenizer, and adds adapters if there is a `peft_config`.
 
     Raises:
-        ValueError: LoRA dropout where all dropout is disabled, a quantization of a loaded model, adapters on top of
-            adapters, adapters for another kind of model, or outputs without names for a trainer of TRL.
+        ValueError: there is LoRA dropout and all dropout is disabled, a loaded model is to be quantized, adapters are
+            to be added to adapters or are for another kind of model, or a trainer of TRL gets a model whose outputs
+            have no names.
     """
     lora_dropout = getattr(peft_config, "lora_dropout", None)
     if lora_dropout and args.disable_dropout:
         raise ValueError(
-            f"Got lora_dropout={lora_dropout} and disable_dropout=True, which would set it to 0; set "
-            f"lora_dropout=0, or {type(args).__name__}(disable_dropout=False)."
+            f"Got lora_dropout={lora_dropout} and disable_dropout=True, which would set it to 0, expected only one of "
+            f"them. Set lora_dropout=0, or {type(args).__name__}(disable_dropout=False)."
         )
     expected = "CAUSAL_LM" if task_type == "CAUSAL_LM" else "SEQ_CLS"
     if peft_config is not None and peft_config.task_type is None:
-        # Without it a head is neither trained nor saved.
+        # Without a task type, the head is neither trained nor saved.
         peft_config = copy.copy(peft_config)
         peft_config.task_type = expected
     if peft_config is not None and peft_config.task_type != expected:
         raise ValueError(
             f"Got a peft_config with the task_type {getattr(peft_config.task_type, 'value', peft_config.task_type)}, "
             f"expected {expected}"
-            + (", whose head is trained and saved with the adapters." if task_type != "CAUSAL_LM" else ".")
+            + (", whose head is trained and saved with the adapters" if task_type != "CAUSAL_LM" else "")
+            + f". Set task_type={expected!r}."
         )
     options = cast("dict[str, Any]", args.model_init_kwargs or {}) if isinstance(model, str) else {}
-    files = {key: options[key] for key in FILE_OPTIONS if key in options}  # of the model and of its tokenizer
+    files = {key: options[key] for key in FILE_OPTIONS if key in options}  # for model and tokenizer
     if task_type != "CAUSAL_LM":
         if isinstance(model, PeftModel):
             refuse_prompt_tuning(base_of(model).config, model.active_peft_config)
@@ -343,34 +346,37 @@ def load_model(
     if isinstance(model, str):
         if processing_class is None:
             processing_class = load_tokenizer(model, **files)
-        # Adapters train beside a bfloat16 or 4-bit base; a model that is finetuned whole needs float32 weights.
+        # A frozen base may be bfloat16 or 4-bit. Weights that are trained have to be float32.
         frozen = peft_config is not None or quantization_config is not None
         in_bfloat16 = frozen and (args.bf16 or computes_in_bfloat16(args.use_cpu))
         init_kwargs = {"dtype": "bfloat16" if in_bfloat16 else "float32", "is_trainable": is_trainable, **options}
         torch.manual_seed(args.seed)  # a new head is drawn while loading
         model = load_student(model, task_type=task_type, quantization_config=quantization_config, **init_kwargs)
     elif quantization_config is not None:
-        raise ValueError("Got a quantization_config and a loaded model; load it quantized, or give its name.")
+        raise ValueError(
+            "Got a quantization_config and a loaded model, expected the name of a model. Pass its name, or load the "
+            "model quantized."
+        )
     keep_4bit_gradients(model)
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise ValueError(
-                "Got a peft_config and a model that has adapters already, expected a base model; see "
-                "w2s_hf.fresh_adapter for new adapters on the base of another student."
+                "Got a peft_config and a model that has adapters already, expected a base model. For new adapters on "
+                "the base of another student, call w2s_hf.fresh_adapter."
             )
         model = fresh_adapter(model, peft_config)
     if task_type != "SEQ_CLS" and not model.config.return_dict:
         raise ValueError(
-            "model: Got config.return_dict=False, expected True, since TRL's trainers read outputs by name. Set "
+            "model: got config.return_dict=False, expected True, since TRL's trainers read outputs by name. Set "
             "model.config.return_dict=True."
         )
     return model, processing_class
 
 
 def refuse_data_parallel(args: TrainingArguments) -> None:
-    """Raises `ValueError` for several GPUs in one process, which [`~transformers.Trainer`] has to have counted."""
+    """Raises `ValueError` for several GPUs in one process; call it once [`~transformers.Trainer`] counted them."""
     if args.n_gpu > 1:
         raise ValueError(
-            f"Got {args.n_gpu} GPUs in one process, which nn.DataParallel would split batches over. Launch with "
-            "`accelerate launch` or `torchrun`, or show one GPU with CUDA_VISIBLE_DEVICES."
+            f"Got {args.n_gpu} GPUs in one process, over which nn.DataParallel would split batches, expected one. "
+            "Launch with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU."
         )
