@@ -1,7 +1,7 @@
 """Writes docs/results.md, and the table and the figure of the README, from the results in this folder.
 
 python results/build.py
-python results/build.py --check    # change nothing, and fail where a file is not what the results say
+python results/build.py --check    # change nothing, and fail if a file is out of date
 """
 
 import hashlib
@@ -43,14 +43,14 @@ from w2s_hf.results import (
 
 __all__ = ["Entry", "Group", "build", "read_groups"]
 
-# What the page and the README show of analyses; prompts are baselines of every table.
+# The analyses with a section on the page. Prompts are baselines in every table instead.
 _SECTIONS = {"overfitting": overfitting_section, "agreement": agreement_section, "saliency": saliency_section}
 _ROLES = {
     "weak": "weak supervisor",
     "ceiling": "strong ceiling",
     "ceiling_plain": "ceiling without generative finetuning",
 }
-# The paper's findings, by setting and comparison.
+# The findings of the paper, by setting and comparison.
 _PAPER = {
     "classification": {
         "naive and weak": "above, PGR above 0.2 for any pair of models over 22 tasks (4.2)",
@@ -73,12 +73,12 @@ class Entry:
     A run with its results.
 
     Args:
-        run ([`Run`]): Its command.
-        results ([`ExperimentResult`]): Its `results.json`.
-        facts (`dict`): Its `run.json`.
-        table (`pandas.DataFrame`): Its results, a row for each seed and model.
-        folder (`Path`): The folder of its files.
-        check (`dict`, *optional*): Its `check.json`, if it was trained again.
+        run ([`Run`]): The command and options of the run.
+        results ([`ExperimentResult`]): The content of `results.json`.
+        facts (`dict`): The content of `run.json`.
+        table (`pandas.DataFrame`): The results with a row for each seed and model.
+        folder (`Path`): The folder of the files above.
+        check (`dict`, *optional*): The content of `check.json`, if the run was trained again.
     """
 
     run: Run
@@ -90,34 +90,34 @@ class Entry:
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds."""
+        """The seeds of the run."""
         return [run.seed for run in self.results.runs]
 
     @property
     def methods(self) -> list[str]:
-        """The methods."""
+        """The methods by which students were trained."""
         return [summary.method for summary in self.results.summary]
 
     @property
     def hours(self) -> float:
-        """The hours of all steps. The directories of students repeat some of them."""
+        """The hours of all steps. Times of the directories of students are left out, as they repeat other steps."""
         seconds = self.results.wall_seconds.items()
         return sum(each for name, each in seconds if name != "total" and not name.startswith("students/")) / 3600
 
     @property
     def is_prompted(self) -> bool:
-        """Whether `--analyses prompting` asked the student by prompts."""
+        """Whether the run has the analysis `prompting`, which evaluates prompts of the student model."""
         return "prompting" in self.results.runs[0].analyses
 
     def accuracies(self, role: str) -> np.ndarray:
         """
-        The accuracy of supervisor (`weak`), `ceiling`, the students of a method, or a prompt (`zero-shot`) by seed,
-        `(seeds,)`.
+        Returns the accuracy by seed, `(seeds,)`, of the supervisor (`weak`), the `ceiling`, the students of a method,
+        or a prompt (`zero-shot`).
         """
         return self.scores(role)["accuracy"].to_numpy()
 
     def scores(self, role: str) -> pd.DataFrame:
-        """The rows of the table of these models, one for each seed; none where they were not run."""
+        """Returns the rows of a role in the table, one for each seed. Without such models, there are no rows."""
         if role in _ROLES:
             return self.table[self.table["role"] == role]
         kind = "student" if role in self.methods else "baseline"
@@ -125,7 +125,7 @@ class Entry:
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """Its `predictions.parquet`."""
+        """The content of `predictions.parquet`."""
         return read_predictions(self.folder / PREDICTIONS)
 
     @property
@@ -149,12 +149,12 @@ class Entry:
         return of_role.pivot(index="seed", columns="id", values="correct").loc[self.seeds].to_numpy(dtype=float)
 
     def agrees(self, method: str) -> np.ndarray:
-        """Returns whether student and supervisor predict the same class of a test row, `(seeds, N)`, 0 or 1."""
+        """Returns whether student and supervisor predict the same class for a test row, `(seeds, N)`, 0 or 1."""
 
         def classes(role: str) -> np.ndarray:
             of_role = self.predictions[self.predictions["role"] == role]
-            found = of_role.assign(predicted=[int(prediction.argmax()) for prediction in of_role["prediction"]])
-            return found.pivot(index="seed", columns="id", values="predicted").loc[self.seeds].to_numpy()
+            of_role = of_role.assign(predicted=[int(prediction.argmax()) for prediction in of_role["prediction"]])
+            return of_role.pivot(index="seed", columns="id", values="predicted").loc[self.seeds].to_numpy()
 
         return (classes(method) == classes("weak")).astype(float)
 
@@ -165,9 +165,10 @@ class Group:
     A table of the page.
 
     Args:
-        table ([`Table`]): Its title and options.
-        entries (`list` of [`Entry`]): Its runs that have results.
-        comparisons (`dict[str, str]`): By run, a Markdown table of its predictions beside those of `compare_with`.
+        table ([`Table`]): The title and options.
+        entries (`list` of [`Entry`]): The runs of the table that have results.
+        comparisons (`dict[str, str]`): By run, a Markdown table that compares its predictions with those of the run
+            `compare_with`.
     """
 
     table: Table
@@ -175,7 +176,7 @@ class Group:
     comparisons: dict[str, str]
 
     def name(self, entry: Entry, short: bool = False) -> str:
-        """The name of a run in tables of several."""
+        """Returns the name of a run for tables with several runs."""
         name = self.table.short if short and self.table.short else self.table.title
         return f"{name}, {entry.run.label}" if entry.run.label else name
 
@@ -189,8 +190,8 @@ def read_groups(page: Page, folder: Path) -> list[Group]:
             path = folder / run.name / "results.json"
             if path.is_file():
                 facts = json.loads((folder / run.name / "run.json").read_text())
-                checked = folder / run.name / "check.json"
-                check = json.loads(checked.read_text()) if checked.is_file() else None
+                check_path = folder / run.name / "check.json"
+                check = json.loads(check_path.read_text()) if check_path.is_file() else None
                 results = ExperimentResult.read(path)
                 entries.append(Entry(run, results, facts, read_results(path), folder / run.name, check))
         comparisons = {}
@@ -223,8 +224,8 @@ def pgr_cell(summary: MethodSummary | PgrSummary | None) -> str:
     undefined = f"undefined in {summary.n_undefined} of {_seeds(summary.n_seeds)}"
     if summary.pgr_median is None:
         return undefined
-    shown = f"{summary.pgr_median:.2f}" + (_interval(summary.pgr_ci95, 2) or " [unbounded]")
-    return shown + (f", {undefined}" if summary.n_undefined else "")
+    median = f"{summary.pgr_median:.2f}" + (_interval(summary.pgr_ci95, 2) or " [unbounded]")
+    return median + (f", {undefined}" if summary.n_undefined else "")
 
 
 def _interval(ends: Sequence[float] | None, digits: int) -> str:
@@ -298,11 +299,12 @@ def _prompt_scores(entry: Entry, baseline: str) -> dict[str, float]:
 
 def comparison(name: str, table: Table, folder: Path) -> str:
     """
-    Returns a table of the models that a run and that of `compare_with` have, with their predictions compared.
+    Returns a table that compares the predictions of a run with those of the run `compare_with`, for the models that
+    both have.
 
     Raises:
-        ValueError: predictions of one of them are not published, or are of other test rows, seeds and models, or no
-            probabilities.
+        ValueError: The predictions of one run are not published or are not probabilities, or the two runs have
+            different test rows or no seed and model in common.
     """
     names = (name, str(table.compare_with))
     for each in names:
@@ -319,9 +321,9 @@ def comparison(name: str, table: Table, folder: Path) -> str:
         raise ValueError(
             f"compare_with: got {names[0]} and {names[1]}, expected runs with a model and seed in common."
         )
-    compared = pd.DataFrame(compare_predictions(predictions[is_shared], others))
+    differences = pd.DataFrame(compare_predictions(predictions[is_shared], others))
     rows = []
-    for role, models in compared.groupby("role", sort=False):
+    for role, models in differences.groupby("role", sort=False):
         if models["largest_difference"].isna().any():
             raise ValueError(f"compare_with: got completions of {table.name}, expected a task with probabilities.")
         rows.append([
@@ -330,16 +332,16 @@ def comparison(name: str, table: Table, folder: Path) -> str:
             *(f"{value:.3f}" for value in (models["largest_difference"].max(), models["mean_difference"].mean())),
             f"{1 - models['n_different'].sum() / models['n'].sum():.3f}",
         ])  # fmt: skip
-    seeds = _named_seeds(compared["seed"].unique())
+    seeds = _named_seeds(differences["seed"].unique())
     header = ["model", "accuracy", f"accuracy in `{table.compare_with}`", "largest difference", "mean difference"]
     return (
-        f"**Beside `{table.compare_with}`, on the same test rows ({seeds}).** The differences are absolute, in "
-        "the probability of class 1.\n\n" + markdown_table([*header, "same predicted class"], rows)
+        f"**Compared with `{table.compare_with}` on the same test rows ({seeds}).** The differences are absolute "
+        "differences of the probability of class 1.\n\n" + markdown_table([*header, "same predicted class"], rows)
     )
 
 
 def findings(entry: Entry) -> list[str]:
-    """Returns what the numbers of a run say about the questions of the paper, a sentence each."""
+    """Returns the results of a run on the questions of the paper, one sentence per question."""
     n, methods = len(entry.seeds), entry.methods
     lines = [f"Accuracy minus that of the supervisor: {'; '.join(_gain(entry, each, 'weak') for each in methods)}."]
     others = [_gain(entry, method, "naive") for method in methods if method != "naive"]
@@ -354,12 +356,12 @@ def findings(entry: Entry) -> list[str]:
     if at_chance:
         lines.append(
             f"The supervisor is not clearly better than chance in {_share(len(at_chance), n)} seeds "
-            f"({', '.join(map(str, at_chance))}): its labels say little there, and so does PGR."
+            f"({', '.join(map(str, at_chance))}). Its labels carry little information there, and PGR means little."
         )
     no_gap = [run.seed for run in entry.results.runs if any(student.pgr_ci95 is None for student in run.students)]
     if no_gap:
         lines.append(
-            f"The ceiling is not clearly above the supervisor in {_share(len(no_gap), n)} seeds: PGR says little "
+            f"The ceiling is not clearly above the supervisor in {_share(len(no_gap), n)} seeds. PGR means little "
             "there, and its interval is unbounded."
         )
     return lines
@@ -373,7 +375,7 @@ def _gain(entry: Entry, one: str, other: str) -> str:
 
 
 def facts_of(entry: Entry, page: Page) -> list[str]:
-    """Returns models, rows, hardware and date of a run, a line each."""
+    """Returns the models, rows, hardware and date of a run, one line for each."""
     data, by = entry.results.dataset, entry.facts["published_by"]
     first = entry.results.runs[0]
     local = page.local_rows.get(entry.run.rows, f"{data.id}, a local copy of a part")
@@ -389,27 +391,27 @@ def facts_of(entry: Entry, page: Page) -> list[str]:
         f"Supervisor: {_model(first, 'weak', page)}. Student and ceiling: {_model(first, 'ceiling', page)}.",
         f"Rows: {source}; {rows}.",
         f"Trained {days} on {' and '.join(sorted(devices))} in {_duration(entry.hours)}, with {versions}.",
-        f"Copied into `results/` with commit {by['commit']} and Python {by['python']} on {_machine(by)}; an earlier "
-        "commit may have trained the models.",
+        f"Copied into `results/` with commit {by['commit']} and Python {by['python']} on {_machine(by)}. The models "
+        "may have been trained with an earlier commit.",
         *([check_line(entry, entry.check)] if entry.check else []),
     ]
 
 
 def check_line(entry: Entry, check: dict) -> str:
-    """Returns what `python results/run.py --check` found."""
+    """Returns the outcome of `python results/run.py --check` as a line of text."""
     models, by = check["models"], check["checked_by"]
     differences = [model["largest_difference"] for model in models if model["largest_difference"] is not None]
     n_different, n = (sum(model[name] for model in models) for name in ("n_different", "n"))
-    found = f"{n_different} of {n} predictions by {len(models)} models differ"
+    outcome = f"{n_different} of {n} predictions by {len(models)} models differ"
     if differences:
         largest = f"largest difference in probability {max(differences):.2g}"
-        found = f"{largest}, another class in {n_different} of {n} predictions by {len(models)} models"
+        outcome = f"{largest}, another class in {n_different} of {n} predictions by {len(models)} models"
     place = f" on {_machine(by)}" if machine_differs(by, entry.facts["published_by"]) else ""
     trained = f"Trained again on {check['date']}{place} ({_named_seeds(check['seeds'])}, commit {by['commit']})"
     roles = {model["role"] for model in models}
-    added = [method for method in entry.methods if method not in roles]  # after the check
-    missing = f" Not trained again: {', '.join(added)}." if added else ""
-    return f"{trained}: {found}.{missing}"
+    later = [method for method in entry.methods if method not in roles]  # published after the check
+    missing = f" Not trained again: {', '.join(later)}." if later else ""
+    return f"{trained}: {outcome}.{missing}"
 
 
 def _machine(by: dict) -> str:
@@ -450,7 +452,7 @@ def section(group: Group, page: Page) -> str:
 
 
 def overview(groups: Sequence[Group], short: bool) -> str:
-    """Returns the table with a line for each run and a column for each method."""
+    """Returns the table with a row for each run and a column for each method."""
     entries = [(group.name(entry, short), entry) for group in groups for entry in group.entries]
     if len(groups) == 1:
         entries = [(entry.run.label or name, entry) for name, entry in entries]
@@ -475,7 +477,7 @@ def overview(groups: Sequence[Group], short: bool) -> str:
 
 
 def directions(entries: Sequence[tuple[str, Entry]]) -> str:
-    """Returns a table of the paper's comparisons, a row for each in each run."""
+    """Returns a table of the comparisons that the paper makes, one row per run and comparison."""
     rows = []
     for name, entry in entries:
         methods, paper = entry.methods, _PAPER.get(entry.results.setting, {})
@@ -483,25 +485,29 @@ def directions(entries: Sequence[tuple[str, Entry]]) -> str:
         pairs += [(method, "naive") for method in methods if method != "naive" and "naive" in methods]
         pairs += [(_ZERO_SHOT, "naive")] if entry.is_prompted and "naive" in methods else []
         for one, other in pairs:
-            found = _difference(entry.correct(one), entry.correct(other))
-            rows.append([name, f"{one} and {_ROLES.get(other, other)}", *found, paper.get(f"{one} and {other}", "")])
+            cells = _difference(entry.correct(one), entry.correct(other))
+            rows.append([name, f"{one} and {_ROLES.get(other, other)}", *cells, paper.get(f"{one} and {other}", "")])
         is_wrong = entry.correct("weak") == 0
-        is_both = (is_wrong.any(axis=1) & ~is_wrong.all(axis=1)).all()  # else no share of one kind of rows
+        # Without rows of both kinds, one of the two shares is undefined.
+        is_both = (is_wrong.any(axis=1) & ~is_wrong.all(axis=1)).all()
         if not (is_both and entry.has_probabilities and "naive" in methods):
             continue
         same = entry.agrees("naive")
-        found = _difference(np.where(is_wrong, same, np.nan), np.where(is_wrong, np.nan, same))
+        cells = _difference(np.where(is_wrong, same, np.nan), np.where(is_wrong, np.nan, same))
         label = "agreement of naive where the supervisor is wrong, and where it is right"
-        rows.append([name, label, *found, paper.get("agreement", "")])
+        rows.append([name, label, *cells, paper.get("agreement", "")])
         if "confidence" in methods:
-            copied = (np.where(is_wrong, entry.agrees(method), np.nan) for method in ("confidence", "naive"))
+            errors = (np.where(is_wrong, entry.agrees(method), np.nan) for method in ("confidence", "naive"))
             label = "errors that confidence copies, and that naive copies"
-            rows.append([name, label, *_difference(*copied), paper.get("agreement", "")])
+            rows.append([name, label, *_difference(*errors), paper.get("agreement", "")])
     return markdown_table(["task", "first and second", "difference [95 %]", "the first is", "in the paper"], rows)
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> list[str]:
-    """Returns the difference of two means, `(seeds, N)` each, with its interval, and what follows from it."""
+    """
+    Returns the difference of two means with its interval, and whether the first is above or below. Both arrays have
+    the shape `(seeds, N)`.
+    """
     low, high = difference_interval(first, second)
     mean = (np.nanmean(first, axis=1) - np.nanmean(second, axis=1)).mean()
     outcome = "above" if low > _NOISE else "below" if high < -_NOISE else _UNKNOWN
@@ -509,7 +515,10 @@ def _difference(first: np.ndarray, second: np.ndarray) -> list[str]:
 
 
 def prompts_table(entries: Sequence[dict]) -> str:
-    """Returns the table of tasks' prompts beside answers 0 and 1, as `recipes/benchmarks/prompts.py` measured them."""
+    """
+    Returns a table that compares the prompts of the tasks with prompts for the answers 0 and 1, with the scores that
+    `recipes/benchmarks/prompts.py` wrote.
+    """
     names = {"accuracy": "accuracy", **_PROMPT_SCORES}
     forms = {"task": "task's prompt", "01": "0 or 1"}
     rows = []
@@ -521,90 +530,97 @@ def prompts_table(entries: Sequence[dict]) -> str:
 
 
 def prompts_finding(entries: Sequence[dict]) -> str:
-    """Returns on which tasks a prompt is above chance, by the interval of its accuracy."""
-    found = {}
+    """Returns a sentence on the tasks for which a prompt is above chance by the interval of its accuracy."""
+    shares = {}
     for form in ("task", "01"):
         of_form = [entry for entry in entries if entry["form"] == form]
         above = [entry["task"] for entry in of_form if entry["ci95"][0] > 0.5]
-        found[form] = f"on {len(above)} of {len(of_form)} tasks" + (f" ({', '.join(above)})" if above else "")
+        shares[form] = f"on {len(above)} of {len(of_form)} tasks" + (f" ({', '.join(above)})" if above else "")
     return (
-        f"By the 95 % interval of its accuracy, the task's prompt is above chance {found['task']}, the answers 0 and "
-        f"1 {found['01']}. Where a prompt prefers one answer, AUROC shows more than accuracy."
+        f"By the 95 % interval of its accuracy, the task's prompt is above chance {shares['task']}. The prompt for "
+        f"the answers 0 and 1 is above chance {shares['01']}. If a prompt prefers one answer, AUROC is more "
+        "informative than accuracy."
     )
 
 
 _NOTHING = "No run has been published yet: `python results/run.py` trains the models."
 _OVERVIEW = (
     "Mean accuracy over the seeds. In parentheses is the median of the seeds' PGR, which is not the PGR of the means, "
-    "and its 95 % interval; or `no clear gap`, where the ceiling is not clearly above the supervisor."
+    "and its 95 % interval; or `no clear gap`, if the ceiling is not clearly above the supervisor."
 )
 _NOT_AS_IN_THE_PAPER = """\
-Not as in the paper:
+Differences from the paper:
 
-- Supervisor and student are of two families: an encoder trained on sentence pairs, and a decoder finetuned on
-  instructions. The paper has one family of pretrained models in many sizes; here is one pair.
-- The supervisor of texts learns from 100 or 200 rows, and the ceiling from 640. So the gap is one of rows, too.
-  With pairs, both learn from 400.
-- Students have LoRA adapters. Texts are inside the task's prompt, and the head begins as the rows of the answer words
-  in the unembedding (pairs: at random).
-- The steps of training are few (pairs: 50, texts: 80). A fifth of them is the warm-up of the auxiliary loss, as in the
-  paper, but the recipe warns that these are too few.
+- Supervisor and student belong to two model families: an encoder trained on sentence pairs, and a decoder finetuned on
+  instructions. The paper has one family of pretrained models in many sizes, while these runs have one pair of models.
+- The supervisors of texts are trained on 100 or 200 rows, and the ceilings on 640. Part of the gap is therefore due to
+  the number of rows. With pairs, both are trained on 400.
+- Students have LoRA adapters. Texts are inside the task's prompt, and the head is initialized with the rows of the
+  answer words in the unembedding (for pairs, at random).
+- Trainings are short (80 optimizer steps for texts, 50 for pairs). The warm-up of the auxiliary loss takes a fifth of
+  them, as in the paper. The recipe warns that these are too few.
 - There is no early stopping."""
 _INTRODUCTION = """\
 # Results on real models
 
 <!-- Written by `python results/build.py` from the files in results/. Do not edit. -->
 
-Real pretrained models and real rows. [`results/`](../results) has the `results.json` of each run and
-[`tables.yaml`](../results/tables.yaml) its options. `python results/run.py sst2` trains the models of the table `sst2`
-again and replaces its files in `results/`; `--add_methods NAME` adds a method. With `--check` it replaces nothing, and
-compares the predictions of the test rows with those in `predictions.parquet`, except those by prompts. Without a name
-it trains those of all tables, also of tables without results yet. `python results/build.py` writes this page. Models
-and rows come from the Hub, or with `--models DIRECTORY --data DIRECTORY` from local copies: the first contains
-`smollm2-135m/`, the second `sst2/` with the files of each split, as `python results/run.py --help` says.
+These are results of real pretrained models on real rows. [`results/`](../results) has the `results.json` of each run,
+and [`tables.yaml`](../results/tables.yaml) has its options.
 
-- Seeds change initialization and order of the training. All seeds of a run have the same rows.
+`python results/run.py sst2` trains the models of the table `sst2` again and replaces its files in `results/`. Without
+a name, it trains the models of all tables, including tables without results. `--add_methods NAME` adds a method. With
+`--check`, it replaces nothing, and compares the predictions of the test rows with those in `predictions.parquet`.
+Predictions by prompts are not compared. Models and rows come from the Hub. With `--models DIRECTORY --data DIRECTORY`,
+they come from local copies: the first directory contains `smollm2-135m/`, the second contains `sst2/` with the files
+of each split (see `python results/run.py --help`). `python results/build.py` writes this page.
+
+- Seeds change the initialization and the order of the training rows. All seeds of a run have the same rows.
 - Accuracy is the share of test rows that a model classifies correctly. With one seed, the interval is 95 % over test
   rows (Wilson). With several seeds, the cell has the mean, the smallest and the largest.
 - PGR is (student - supervisor) / (ceiling - supervisor): 0 for a student as accurate as its supervisor, 1 for one as
   accurate as its ceiling, and negative for one that is worse than its supervisor. Its interval is a bootstrap over
   test rows, and over seeds if there are several. It is unbounded if the ceiling is at or below the supervisor in more
-  than 2.5 % of the resamples. It is an interval of a ratio, and can include 0 where that of the
+  than 2.5 % of the resamples. Because it is the interval of a ratio, it can include 0 although the interval of the
   difference between student and supervisor does not.
-- All bootstraps have 2000 resamples and take percentiles. They cover three seeds and one choice of training rows, and
-  are not corrected for the number of comparisons.
-- The test rows are balanced: chance is 0.5.
-- Agreement is the share of test rows on which student and supervisor predict the same, among those that the supervisor
-  classifies correctly and among the others. A student that copies errors has high agreement in both groups.
-- The ceiling is the student trained on ground truth of the same rows. The linear probe is a logistic regression on the
-  last hidden states of the untrained student, fitted to this ground truth. A ceiling that is not above it may not have
-  learned the task.
+- All bootstrap intervals are percentile intervals of 2000 resamples. They cover three seeds and one choice of training
+  rows, and are not corrected for the number of comparisons.
+- The test rows are balanced, so the accuracy at chance is 0.5.
+- Agreement is the share of test rows for which student and supervisor predict the same class. It is computed for the
+  rows that the supervisor classifies correctly, and for the rows that it misclassifies. A student that copies errors
+  has high agreement in both groups.
+- The ceiling is the student model trained on the ground truth of the same rows. The linear probe is a logistic
+  regression on the last hidden states of the student model before finetuning, fitted to this ground truth. A ceiling
+  that is not above the linear probe may not have learned the task.
 - In a 5-shot prompt, the labels of the five examples are weak labels or ground truth.
 - A prompt "at the median" predicts class 1 for the half of the test rows with the larger probability of class 1. It
-  needs balanced classes and no labels. "Content-free" subtracts the prompt's preference for one answer, measured on a
-  row without content.
-- Commands with `--bf16 true` train in mixed precision (bfloat16), which is faster on this CPU, the others in float32.
-  They ask prompts in it, too: on SciQ, a probability of the zero-shot prompt changes by up to 0.04 with the batch.
-  On a CPU without AVX512-BF16 or AMX, give the recipe `--bf16 false` instead; `--check` cannot compare such a run.
-- Trainings had the number of threads that is named (`OMP_NUM_THREADS`). Another number changes the last digits.
-- Hours include models that a table shares with others, which were trained once. For a training that was interrupted
-  and resumed, they include only the time since it was resumed.
-- "Trained again" means the supervisor, ceiling, students and linear probe of the seeds that are named, without
-  analyses, on a machine of the same kind unless another is named. Runs that one command trains again share models.
+  needs balanced classes, but no labels. "Content-free" subtracts the prompt's preference for one answer, which is
+  measured on a row without content.
+- Commands with `--bf16 true` train in mixed precision (bfloat16), which is faster on this CPU. The other commands
+  train in float32. Prompts are evaluated in the same precision: on SciQ in bfloat16, a probability of the zero-shot
+  prompt changes by up to 0.04 with the batch. On a CPU without AVX512-BF16 or AMX, pass `--bf16 false` to the recipe.
+  `--check` cannot compare such a run.
+- Each run names its number of threads (`OMP_NUM_THREADS`). Another number changes the last digits.
+- Hours include models that a table shares with others, although they were trained once. If a training was interrupted
+  and resumed, hours include only the time since it was resumed.
+- "Trained again" refers to the supervisor, ceiling, students and linear probe of the seeds in parentheses. Analyses
+  are not repeated. The machine is of the same kind unless another one is named. Runs that one command trains again
+  share models.
 - `weights` of a model is a hash of its configuration and of samples of its weights, as in `results.json`."""
 
 
 def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
-    """Returns docs/results.md; `prompts` is what `recipes/benchmarks/prompts.py` wrote, if it is there."""
+    """Returns the text of docs/results.md. `prompts` is the content of the file of `recipes/benchmarks/prompts.py`."""
     parts = [_INTRODUCTION + "".join(f"\n{note}" for note in local_notes(groups, page))]
     parts += ["## All runs", _OVERVIEW, overview(groups, False)] if groups else [_NOTHING]
-    shown = [(group.name(entry, True), entry) for group in groups if group.table.short for entry in group.entries]
-    if shown:
+    in_readme = [(group.name(entry, True), entry) for group in groups if group.table.short for entry in group.entries]
+    if in_readme:
         parts += [
             "## The paper's comparisons",
-            "The tables of the README. A difference is that of the means over the seeds, with its paired 95 % "
-            "bootstrap interval over test rows and seeds. The first is above or below if the interval excludes 0.",
-            directions(shown),
+            "This table has the runs of the README. A difference is that of the means over the seeds, with its paired "
+            "95 % bootstrap interval over test rows and seeds. The first is above or below the second if the interval "
+            "excludes 0.",
+            directions(in_readme),
             _NOT_AS_IN_THE_PAPER,
             "![Test accuracy of supervisors, students and ceilings](figures/results.png)",
         ]
@@ -613,8 +629,8 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
         options = " ".join(f"--{name} {prompts[name]}" for name in ("dtype", "max_length", "n_test", "batch_size"))
         parts += [
             "## Prompts without training",
-            f"Answers of {prompts['model']} on balanced test rows, not those above: accuracy / at the median / "
-            "content-free / AUROC. "
+            f"Scores of {prompts['model']} with prompts, on other balanced test rows than above: accuracy / at the "
+            "median / content-free / AUROC. "
             f"Measured by `python recipes/benchmarks/prompts.py --model {prompts['model']} --data DIRECTORY "
             f"{options}`; `results/prompts/prompts.json` has prompts, answers and intervals.",
             prompts_finding(prompts["results"]),
@@ -624,7 +640,7 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
 
 
 def local_notes(groups: Sequence[Group], page: Page) -> list[str]:
-    """Returns the differences between local copies of models and rows and those on the Hub, a line each."""
+    """Returns one line for each difference between local copies of models and rows and those on the Hub."""
     results = [entry.results for group in groups for entry in group.entries]
     weights = {score.weights for each in results for run in each.runs for score in (run.weak, run.ceiling)}
     notes = [
@@ -638,22 +654,22 @@ def local_notes(groups: Sequence[Group], page: Page) -> list[str]:
 
 def readme_text(groups: Sequence[Group]) -> str:
     """Returns the part of the README between the markers."""
-    shown = [group for group in groups if group.table.short]
-    if not shown:
+    groups = [group for group in groups if group.table.short]
+    if not groups:
         return _NOTHING
-    n_test = [entry.results.dataset.n_test for group in shown for entry in group.entries]
+    n_test = [entry.results.dataset.n_test for group in groups for entry in group.entries]
     rows = f"{min(n_test)}" if min(n_test) == max(n_test) else f"{min(n_test)} to {max(n_test)}"
     commands = [
         f"`python results/run.py {group.table.name}` ({_duration(sum(entry.hours for entry in group.entries))})"
-        for group in shown
+        for group in groups
     ]
     return "\n\n".join([
         f"Mean accuracy over the seeds on {rows} test rows. In parentheses is the median of the seeds' PGR, with its "
         "95 % interval:",
-        overview(shown, short=True),
+        overview(groups, short=True),
         "![Test accuracy of supervisors, students and ceilings](docs/figures/results.png)",
-        "In an empty cell nothing was run. Without a clear gap between supervisor and ceiling, PGR says nothing. "
-        f"Each row is trained by one command, here with one thread on a CPU with two cores: {', '.join(commands)}.",
+        "Empty cells were not run. Without a clear gap between supervisor and ceiling, PGR is not meaningful. "
+        f"One command trains each row, here with one thread on a CPU with two cores: {', '.join(commands)}.",
     ])  # fmt: skip
 
 
@@ -753,19 +769,22 @@ def build(root: Path = ROOT, tables: Path = TABLES, check: bool = False) -> list
     Args:
         root (`Path`): The repository.
         tables (`Path`): `tables.yaml`, with the results beside it.
-        check (`bool`, *optional*): Write nothing.
+        check (`bool`, *optional*): Write nothing, only compare.
 
     Returns:
-        `list[str]`: The files that were not what the results say.
+        `list[str]`: The files that were out of date.
     """
     page = read_page(tables)
     groups = read_groups(page, tables.parent)
     readme = (root / "README.md").read_text(encoding="utf-8")
     if readme.count(_BEGIN) != 1 or readme.count(_END) != 1:
-        raise ValueError(f"README.md: expected one {_BEGIN} and one {_END} around the results.")
+        raise ValueError(
+            f"README.md: got {readme.count(_BEGIN)} {_BEGIN} and {readme.count(_END)} {_END}, expected one of each "
+            "around the results. Add the missing marker, or remove those that are repeated."
+        )
     before, after = readme.split(_BEGIN)[0], readme.split(_END)[1]
-    asked = tables.parent / "prompts" / "prompts.json"
-    prompts = json.loads(asked.read_text()) if asked.is_file() else None
+    prompts_path = tables.parent / "prompts" / "prompts.json"
+    prompts = json.loads(prompts_path.read_text()) if prompts_path.is_file() else None
     texts = {
         "docs/results.md": page_text(groups, page, prompts),
         "README.md": f"{before}{_BEGIN}\n\n{readme_text(groups)}\n\n{_END}{after}",
@@ -773,7 +792,7 @@ def build(root: Path = ROOT, tables: Path = TABLES, check: bool = False) -> list
     old = [name for name, text in texts.items() if not (root / name).is_file() or (root / name).read_text() != text]
     figure, key = root / "docs" / "figures" / "results.png", figure_key(groups)
     has_figure = any(group.table.short for group in groups)
-    # The text of a PNG file is not compressed.
+    # The description in a PNG file is not compressed, so it can be searched for in the bytes.
     if has_figure and not (figure.is_file() and f"Description\0{key}".encode() in figure.read_bytes()):
         old.append("docs/figures/results.png")
     if not check:
@@ -787,7 +806,7 @@ def build(root: Path = ROOT, tables: Path = TABLES, check: bool = False) -> list
 
 def main() -> None:
     parser = CommandLine(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="Change nothing, and fail where a file is out of date.")
+    parser.add_argument("--check", action="store_true", help="Change nothing, and fail if a file is out of date.")
     args = parser.parse_args()
     try:
         old = build(check=args.check)
@@ -796,7 +815,7 @@ def main() -> None:
     missing = [run.name for run in read_page().runs if not (TABLES.parent / run.name / "results.json").is_file()]
     print(f"Runs without results: {', '.join(missing) or 'none'}.")
     if args.check and old:
-        sys.exit(f"error: {', '.join(old)} are not what results/ says. Run python results/build.py.")
+        sys.exit(f"error: Got files that are out of date: {', '.join(old)}. Run python results/build.py.")
     print(f"{'Up to date' if args.check else 'Written'}: {', '.join(old) or 'all files were up to date'}.")
 
 

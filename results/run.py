@@ -1,25 +1,26 @@
 """Trains the models of the tables in docs/results.md, and copies their results into this folder.
 
     python results/run.py                            # all tables, with models and rows from the Hub
-    python results/run.py sst2 confidence            # two of them
-    python results/run.py --models ~/models --data ~/data         # local copies, on a machine without the Hub
+    python results/run.py sst2 confidence            # two tables
+    python results/run.py --models ~/models --data ~/data         # local copies, without access to the Hub
     python results/run.py confidence/random_head --dry_run        # only print the commands
     python results/run.py --add_methods entropy --add_seeds 3     # more columns and seeds in all tables
     python results/run.py sst2 --check --seeds 2 0                # train two seeds again and compare their predictions
 
-`--models` has a folder for each model, under the name that tables.yaml gives it (`smollm2-135m`), with config.json,
-weights and tokenizer. `--data` has a folder for each dataset (`sst2`) with a file for each split (`train.parquet`).
+The directory of `--models` has a folder for each model, named as in tables.yaml (`smollm2-135m`), with config.json,
+weights and tokenizer. The directory of `--data` has a folder for each dataset (`sst2`) with a file for each split
+(`train.parquet`).
 
-The same command resumes a run that was stopped. Methods, seeds and analyses that a table has in this folder are run
-again with it; list added ones in tables.yaml, too. Models that are in `--outputs` are not trained again. If the
-options of a table have changed, add `--overwrite`. `python results/build.py` then writes the page.
+Repeat a command to resume a run that was stopped. A run includes the methods, seeds and analyses of its published
+results. If you add some, list them in tables.yaml as well. Models in `--outputs` are not trained again. If the options
+of a table have changed, add `--overwrite`. Afterwards, `python results/build.py` writes the page.
 
-`--check` trains published runs again from nothing, those named or all, in `--outputs` with `_check` at its end. It
-trains once what several of them share, and leaves out analyses and their predictions by prompts. Sums depend on the
-number of threads: set OMP_NUM_THREADS to that on the page. It compares the predictions of the test rows with
-`predictions.parquet`, writes `check.json` beside it, and fails if a predicted class differs although CPU, cores and
-threads are the same. The same command resumes a check that was stopped or in which a run failed. After any other
-check, the trained stages are removed, so that the next one trains them again.
+`--check` trains published runs again from scratch, either those you name or all. It writes to `--outputs` with the
+suffix `_check`. Steps that several runs share are trained once, and analyses with their predictions by prompts are
+left out. Results depend on the number of threads, so set OMP_NUM_THREADS to the number on the page. The check compares
+the predictions of the test rows with `predictions.parquet` and writes `check.json` beside it. It fails if a predicted
+class differs although CPU, cores and threads are the same. Repeat the command to resume a check that was stopped or in
+which a run failed. A finished check removes its trained models, so that the next check trains them again.
 """
 
 import datetime
@@ -62,10 +63,10 @@ class Run:
     One command of a recipe.
 
     Args:
-        name (`str`): The folder of its results, below that of `tables.yaml`.
-        label (`str`): How it differs from the other runs of its table, if it has others.
+        name (`str`): Folder of the results, relative to that of `tables.yaml`.
+        label (`str`): The difference from the other runs of the table. Empty if the table has one run.
         recipe (`str`): Path of the recipe in the repository.
-        rows (`str`): Directory of its rows below `--data`.
+        rows (`str`): Directory of the rows below `--data`.
         options (`dict`): Options of the recipe.
     """
 
@@ -87,7 +88,7 @@ class Run:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """The options with those of the configuration that they name."""
+        """The options, including those of the configuration that they name."""
         options = dict(self.options)
         if name := options.pop("config", None):
             path = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
@@ -96,11 +97,11 @@ class Run:
 
     def grown(self, **more: list) -> "Run":
         """Returns the run with more methods, seeds or analyses."""
-        grown = {name: [*self.options.get(name, []), *values] for name, values in more.items()}
-        return replace(self, options=self.options | {name: list(dict.fromkeys(v)) for name, v in grown.items() if v})
+        lists = {name: [*self.options.get(name, []), *values] for name, values in more.items()}
+        return replace(self, options=self.options | {name: list(dict.fromkeys(v)) for name, v in lists.items() if v})
 
     def with_results(self, folder: Path) -> "Run":
-        """Returns the run with the methods, seeds and analyses of its results in a folder, if there are any."""
+        """Returns the run with the methods, seeds and analyses of its published results, if there are any."""
         if not (folder / self.name / "results.json").is_file():
             return self
         results = ExperimentResult.read(folder / self.name / "results.json")
@@ -112,25 +113,25 @@ class Run:
 
     def to_check(self, folder: Path, seeds: list[int]) -> "Run":
         """
-        Returns the run with its published methods, with these seeds (if empty, all that are published), and without
-        analyses.
+        Returns the run with its published methods and without analyses, for a check of these seeds. Without seeds, it
+        has all published seeds.
 
         Raises:
-            ValueError: no predictions are published, or they are of other options, or lack one of the seeds.
+            ValueError: No predictions are published, they have other options, or they lack one of the seeds.
         """
         path = folder / self.name / PREDICTIONS
         if not path.is_file():
             raise ValueError(
-                f"--check: got {self.name}, expected {self.name}/{PREDICTIONS} in {folder.name}. Run it without "
-                "--check first."
+                f"--check: got no {self.name}/{PREDICTIONS} in {folder.name}, expected published predictions. Run "
+                f"{self.name} without --check first."
             )
         published = json.loads((folder / self.name / "run.json").read_text())["options"]
-        listed = json.loads(json.dumps(self.resolved))
-        for name in {**published, **listed}:
-            if name not in ("methods", "seeds", "analyses") and published.get(name) != listed.get(name):
+        current = json.loads(json.dumps(self.resolved))
+        for name in {**published, **current}:
+            if name not in ("methods", "seeds", "analyses") and published.get(name) != current.get(name):
                 raise ValueError(
-                    f"--check: got {self.name} with another {name} in the list of tables or its configuration than in "
-                    "its published results. Run it without --check first."
+                    f"--check: got {self.name} with {name}={current.get(name)} in tables.yaml or its configuration, "
+                    f"expected {published.get(name)}, as in its published results. Run it without --check first."
                 )
         results = ExperimentResult.read(folder / self.name / "results.json")
         known = read_predictions(path)["seed"].unique().tolist()
@@ -155,8 +156,8 @@ class Run:
             options["dataset_path"] = str(data_dir / self.rows)
             if not Path(options["dataset_path"]).is_dir():
                 raise ValueError(
-                    f"--data: got {data_dir}, expected a directory {self.rows!r} in it, for {self.name}. There is no "
-                    f"{options['dataset_path']}."
+                    f"--data: got {data_dir}, expected a directory {self.rows!r} in it, for {self.name}. Copy the "
+                    f"rows to {options['dataset_path']}."
                 )
         return replace(self, options=options)
 
@@ -167,11 +168,12 @@ class Table:
     A table of the page.
 
     Args:
-        name (`str`), title (`str`): Its folder, and its heading.
-        runs (`list` of [`Run`]): One, or several that are compared.
-        short (`str`, *optional*): Its name in the README, if it is there.
+        name (`str`), title (`str`): The folder and the heading of the table.
+        runs (`list` of [`Run`]): One run, or several that are compared.
+        short (`str`, *optional*): The name in the README. Tables without it are only on the page.
         notes (`str`, *optional*): A paragraph for the page.
-        compare_with (`str`, *optional*): The name of another run with the same test rows, to compare predictions with.
+        compare_with (`str`, *optional*): The name of another run with the same test rows, whose predictions are
+            compared with those of this table.
     """
 
     name: str
@@ -184,7 +186,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Model:
-    """A model on the Hub: `directory` and hash of the `weights` of its local copy, and how it differs (`local`)."""
+    """The local copy of a model: its `directory`, a hash of its `weights`, and a description of it (`local`)."""
 
     directory: str
     weights: str
@@ -194,8 +196,8 @@ class Model:
 @dataclass(frozen=True)
 class Page:
     """
-    The content of `tables.yaml`: all tables, the models by their names on the Hub, and notes on local rows, `all` of
-    them and those of a directory.
+    The content of `tables.yaml`: all tables, the models by their names on the Hub, and notes on local rows (one note
+    on `all` of them, and one for each directory).
     """
 
     tables: list[Table]
@@ -209,11 +211,11 @@ class Page:
 
 
 def read_page(path: Path = TABLES) -> Page:
-    """Reads `tables.yaml`. Raises `ValueError` where it is no YAML, has an unknown key, or lacks one."""
+    """Reads `tables.yaml`. Raises `ValueError` if it is not valid YAML, has an unknown key, or lacks a key."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path.name}: got no YAML: {error}") from error
+        raise ValueError(f"{path.name}: got invalid YAML, expected the tables: {error}. Correct it.") from error
     _check_keys(content, f"{path.name}", {"models", "local_rows", "options", "tables"})
     tables = []
     for name, table in content["tables"].items():
@@ -221,11 +223,13 @@ def read_page(path: Path = TABLES) -> Page:
         _check_keys(table, f"{path.name}, the table {name}", {"title", "recipe"}, further)
         shared = content["options"] | table.get("options", {})
         runs = []
-        for label, own in table.get("runs", {"": {}}).items():
-            options = {key: value for key, value in (shared | own).items() if value is not None}
+        for label, run_options in table.get("runs", {"": {}}).items():
+            options = {key: value for key, value in (shared | run_options).items() if value is not None}
             for key in {"methods", "seeds", "analyses"} & set(options):
                 if not isinstance(options[key], list):
-                    raise ValueError(f"{path.name}, the table {name}: {key}: got {options[key]!r}, expected a list.")
+                    raise ValueError(
+                        f"{path.name}, the table {name}: {key}: got {options[key]!r}, expected a list. Write [...]."
+                    )
             folder = f"{name}/{re.sub(r'[^a-zA-Z0-9.-]+', '_', label)}" if label else name
             runs.append(Run(folder, label, table["recipe"], table.get("rows", options.get("task")), options))
         texts = {key: table.get(key) for key in ("short", "notes", "compare_with")}
@@ -244,12 +248,13 @@ def read_page(path: Path = TABLES) -> Page:
 
 
 def _check_keys(content: Any, where: str, required: set[str], further: Set[str] = frozenset()) -> None:
-    """Raises `ValueError` where a part of `tables.yaml` has an unknown key, or lacks one."""
-    found = set(content) if isinstance(content, dict) else set()
-    for name in sorted(found - required - further):
-        raise ValueError(f"{where}: got the key {name!r}.{did_you_mean(name, [*required, *further])}")
-    if missing := sorted(required - found):
-        raise ValueError(f"{where}: got no {', '.join(missing)}, expected {'it' if len(missing) == 1 else 'them'}.")
+    """Raises `ValueError` if a part of `tables.yaml` has an unknown key or lacks a required one."""
+    keys = set(content) if isinstance(content, dict) else set()
+    known = [*sorted(required), *sorted(further)]
+    for name in sorted(keys - set(known)):
+        raise ValueError(f"{where}: got the key {name!r}, expected {', '.join(known)}.{did_you_mean(name, known)}")
+    if missing := sorted(required - keys):
+        raise ValueError(f"{where}: got no {', '.join(missing)}, expected {', '.join(sorted(required))}. Add it.")
 
 
 def _words(value: Any) -> Iterator[str]:
@@ -260,31 +265,34 @@ def _words(value: Any) -> Iterator[str]:
 
 def _local_model(name: str, models: dict[str, Model], models_dir: Path) -> str:
     if name not in models:
-        raise ValueError(f"--models: got no directory for {name}, expected it under `models` in tables.yaml. Add it.")
+        raise ValueError(
+            f"--models: got {name}, which is not in tables.yaml, expected one of {', '.join(models)}. Add it under "
+            "`models`."
+        )
     directory = models_dir / models[name].directory
     if not (directory / "config.json").is_file():
         raise ValueError(
-            f"--models: got {models_dir}, expected {name} in its directory {models[name].directory!r}. There is no "
-            f"{directory / 'config.json'}."
+            f"--models: got {models_dir}, expected {name} in the directory {models[name].directory!r} there. Copy the "
+            f"model, including {directory / 'config.json'}."
         )
     return str(directory)
 
 
 def chosen(runs: list[Run], names: list[str]) -> list[Run]:
-    """Returns the runs of tables, or single ones, by name; without names all of them."""
+    """Returns the runs with the names of runs or tables. Without names, it returns all runs."""
     known = [run.name for run in runs]
     tables = dict.fromkeys(name.split("/")[0] for name in known)
     for name in names:
         if name not in known and name not in tables:
             raise ValueError(
-                f"Got {name}, expected some of {', '.join(dict.fromkeys([*tables, *known]))}."
+                f"Got {name}, expected a table or a run: {', '.join(dict.fromkeys([*tables, *known]))}."
                 f"{did_you_mean(name, [*tables, *known])}"
             )
     return [run for run in runs if not names or {run.name, run.name.split("/")[0]} & set(names)]
 
 
 def revision() -> str:
-    """Returns the commit of this repository, and whether the code that is run differs from it."""
+    """Returns the commit of this repository, with a note if the code that runs differs from it."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -324,11 +332,11 @@ def machine() -> dict:
 
 
 def machine_differs(one: dict, other: dict) -> bool:
-    """Returns whether two results of [`machine`] can differ in how they round."""
+    """Returns whether numbers from two machines, as described by [`machine`], can differ in their last digits."""
     return any(one[name] != other[name] for name in ("cpu", "cores", "threads", "instructions"))
 
 
-# Keys below which results.json has texts of this package. Elsewhere a text of more words could be a row.
+# Keys of results.json whose values are texts of this package. Elsewhere, a text of many words could be a row.
 _PROSE = {
     "description", "text_form", "note", "notes", "format", "pgr_undefined", "prompt", "content_free", "template",
     "hardware", "quantization", "n_dropped",
@@ -337,7 +345,7 @@ _MAX_WORDS = 5
 
 
 def check_publishable(content: Any, key: str = "results.json", in_prose: bool = False) -> None:
-    """Raises `ValueError` where JSON values contain a path of this machine, or could be text of a row."""
+    """Raises `ValueError` if JSON values contain a path of this machine, or if they could be the text of a row."""
     if isinstance(content, dict):
         for name, value in content.items():
             check_publishable(name, f"{key}, a key", in_prose)
@@ -346,23 +354,27 @@ def check_publishable(content: Any, key: str = "results.json", in_prose: bool = 
         for position, value in enumerate(content):
             check_publishable(value, f"{key}[{position}]", in_prose)
     elif isinstance(content, str):
-        # home/NAME, since a name alone can be a word of the results, such as student.
+        # home/NAME, because a name alone can be a word of the results, such as student.
         home = re.escape(f"{Path.home().parent.name}/{Path.home().name}")
         is_path = re.search(rf"(?<![\w.:/])(/|~/|[A-Za-z]:\\)[\w.-]+[/\\]|(?<![\w.-]){home}(?![\w.-])", content)
         if is_path:
-            raise ValueError(f"{key}: got {content[:80]!r}, expected no path of this machine.")
+            raise ValueError(f"{key}: got {content[:80]!r}, expected no path of this machine. Use names on the Hub.")
         if not in_prose and len(content.split()) > _MAX_WORDS:
             raise ValueError(
-                f"{key}: got {content[:80]!r}, expected no text of a row. If the package wrote it, add its key to "
-                "_PROSE in results/run.py, and run the same command again: nothing is trained anew."
+                f"{key}: got {content[:80]!r}, expected at most {_MAX_WORDS} words, because a longer text could be a "
+                "row. If the package wrote the text, add its key to _PROSE in results/run.py. Then repeat the "
+                "command, which trains nothing again."
             )
 
 
 def check_predictions(predictions: pd.DataFrame) -> None:
-    """Raises `ValueError` where ids of predictions are no hashes and could be text of a row."""
+    """Raises `ValueError` if ids of predictions are not hashes, because they could be texts of rows."""
     for row_id in predictions["id"].unique():
         if not re.fullmatch(r"[0-9a-f]{16}(-\d+)?", row_id):
-            raise ValueError(f"{PREDICTIONS}: got the id {row_id[:80]!r}, expected a hash of 16 hexadecimal digits.")
+            raise ValueError(
+                f"{PREDICTIONS}: got the id {row_id[:80]!r}, expected a hash of 16 hexadecimal digits. Publish runs "
+                "of this package only."
+            )
     check_publishable(list(predictions["role"].unique()), f"{PREDICTIONS}, role")
 
 
@@ -371,27 +383,29 @@ def compare_predictions(predictions: pd.DataFrame, others: pd.DataFrame) -> list
     Compares predictions of the same test rows.
 
     Args:
-        predictions (`pandas.DataFrame`): As [`read_predictions`] returns them. Each of their models is compared.
-        others (`pandas.DataFrame`): Predictions that have the same seeds and roles among them.
+        predictions (`pandas.DataFrame`): Predictions as returned by [`read_predictions`]. All models are compared.
+        others (`pandas.DataFrame`): Predictions that include the same seeds and roles.
 
     Returns:
         A `dict` for each seed and role:
 
         - `seed`, `role`, and `n`, the number of test rows;
         - `accuracy`, `other_accuracy`;
-        - `largest_difference` and `mean_difference` over rows, of the probability that differs most; `None` for
-          completions;
-        - `n_different`, the rows with another predicted class; of completions, those of which only one is correct.
+        - `largest_difference` and `mean_difference`, the maximum and the mean over rows of the largest absolute
+          difference of a probability; `None` for completions;
+        - `n_different`, the number of rows with another predicted class. For completions, it is the number of rows for
+          which only one of the two is correct.
 
     Raises:
-        ValueError: the others lack a seed and role, or are about other test rows.
+        ValueError: `others` lacks a seed and role, or has different test rows.
     """
     by_model = dict(iter(others.groupby(["seed", "role"])))
-    compared = []
+    comparisons = []
     for (seed, role), first in predictions.groupby(["seed", "role"], sort=False):
         if (seed, role) not in by_model:
             raise ValueError(
-                f"Got no predictions of seed {seed}, {role} to compare, expected those of the same models."
+                f"Got no predictions of seed {seed}, {role} to compare, expected those of the same models. Compare "
+                "runs with the same seeds and methods."
             )
         first, second = first.set_index("id"), by_model[seed, role].set_index("id")
         missing = first.index.symmetric_difference(second.index)
@@ -408,7 +422,7 @@ def compare_predictions(predictions: pd.DataFrame, others: pd.DataFrame) -> list
             differences = np.abs(here - there).max(axis=1)
             largest, mean = float(differences.max()), float(differences.mean())
             is_different = here.argmax(axis=1) != there.argmax(axis=1)
-        compared.append({
+        comparisons.append({
             "seed": int(seed),
             "role": role,
             "n": len(first),
@@ -418,20 +432,20 @@ def compare_predictions(predictions: pd.DataFrame, others: pd.DataFrame) -> list
             "mean_difference": mean,
             "n_different": int(is_different.sum()),
         })  # fmt: skip
-    return compared
+    return comparisons
 
 
 def share_stages(outputs: Path, output_dir: Path) -> None:
-    """Gives all runs one cache of trained models: runs that differ in a loss have the same supervisor and ceiling."""
+    """Links one cache of trained models for all runs. Runs that differ only in a loss share supervisor and ceiling."""
     (outputs / "_stages").mkdir(parents=True, exist_ok=True)
     output_dir.mkdir(parents=True, exist_ok=True)
     if not (output_dir / "_stages").exists():
-        (output_dir / "_stages").unlink(missing_ok=True)  # a link to a directory that is gone
+        (output_dir / "_stages").unlink(missing_ok=True)  # a link to a directory that does not exist any more
         (output_dir / "_stages").symlink_to(os.path.relpath(outputs / "_stages", output_dir))
 
 
 def remove_stages(directory: Path) -> None:
-    """Removes the trained models that a directory has, or its link to shared ones."""
+    """Removes the trained models in a directory, or its link to shared ones."""
     stages = directory / "_stages"
     if stages.is_symlink():
         stages.unlink()
@@ -440,22 +454,24 @@ def remove_stages(directory: Path) -> None:
 
 
 def launch(command: list[str]) -> None:
-    """Runs a command in the repository. Raises `subprocess.CalledProcessError` where it fails."""
+    """Runs a command in the repository. Raises `subprocess.CalledProcessError` if it fails."""
     subprocess.run(command, cwd=ROOT, check=True)
 
 
 def trained_on(output_dir: Path) -> list[str]:
-    """Returns the days on which the first and the last student were saved; a copy of a file keeps its time."""
+    """Returns the dates on which the first and the last student were saved."""
     times = [path.stat().st_mtime for path in output_dir.glob("students/*/*.safetensors")]
     if not times:
-        raise ValueError(f"Got no trained students in {output_dir}, expected students/*/*.safetensors. Run it again.")
+        raise ValueError(
+            f"Got no trained students in {output_dir}, expected students/*/*.safetensors. Repeat the command."
+        )
     return [datetime.date.fromtimestamp(time).isoformat() for time in (min(times), max(times))]
 
 
 def publish(run: Run, output_dir: Path, folder: Path, code: str) -> None:
     """
-    Copies results and predictions of a finished run into its folder, and writes command, options and dates beside
-    them. Removes `check.json` if the predictions of a checked model have changed; further models do not matter.
+    Copies results and predictions of a finished run into its folder, with a `run.json` that contains command, options
+    and dates. Removes `check.json` if the predictions of a model that it covers have changed.
     """
     results = ExperimentResult.read(output_dir / "results.json")
     facts = {
@@ -469,18 +485,18 @@ def publish(run: Run, output_dir: Path, folder: Path, code: str) -> None:
     check_predictions(read_predictions(output_dir / PREDICTIONS))
     (folder / run.name).mkdir(parents=True, exist_ok=True)
     new, published = (place / PREDICTIONS for place in (output_dir, folder / run.name))
-    checked = folder / run.name / "check.json"
-    if checked.is_file():
-        models = json.loads(checked.read_text())["models"]
+    check_path = folder / run.name / "check.json"
+    if check_path.is_file():
+        models = json.loads(check_path.read_text())["models"]
         if not (published.is_file() and _has_same_predictions(new, published, models)):
-            checked.unlink()
+            check_path.unlink()
     shutil.copyfile(new, published)
     results.write(folder / run.name / "results.json")
     (folder / run.name / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def _has_same_predictions(new: Path, published: Path, models: list[dict]) -> bool:
-    """Returns whether these models have the same predictions in two files."""
+    """Returns whether these models have the same predictions in both files."""
     keys = {(model["seed"], model["role"]) for model in models}
 
     def of_models(path: Path) -> dict:
@@ -499,26 +515,26 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> bool:
     them to `check.json`.
 
     Returns:
-        `bool`: Whether all predicted classes are the same, or the CPU is of another kind.
+        `bool`: Whether all predicted classes are the same, or the machine is of another kind.
 
     Raises:
-        ValueError: the rows are not the same.
+        ValueError: The test rows are not the same.
     """
     published, seeds = read_predictions(folder / run.name / PREDICTIONS), run.options["seeds"]
     results = ExperimentResult.read(folder / run.name / "results.json")
-    prompts = results.runs[0].analyses.get("prompting", {}).get("prompted", {})  # an analysis, not trained again
-    is_asked = published["seed"].isin(seeds) & ~published["role"].isin(prompts)
-    compared = compare_predictions(published[is_asked], read_predictions(output_dir / PREDICTIONS))
+    prompts = results.runs[0].analyses.get("prompting", {}).get("prompted", {})  # a check repeats no analysis
+    is_checked = published["seed"].isin(seeds) & ~published["role"].isin(prompts)
+    comparisons = compare_predictions(published[is_checked], read_predictions(output_dir / PREDICTIONS))
     columns = ("seed", "role", "n", "largest_difference", "n_different")
     facts = {
         "date": datetime.date.today().isoformat(),
         "checked_by": {"commit": code, **machine()},
         "seeds": seeds,
-        "models": [{name: model[name] for name in columns} for model in compared],
+        "models": [{name: model[name] for name in columns} for model in comparisons],
     }
     check_publishable(facts)
     (folder / run.name / "check.json").write_text(json.dumps(facts, indent=2) + "\n")
-    for model in compared:
+    for model in comparisons:
         largest = model["largest_difference"]
         size = "" if largest is None else f"largest difference in probability {largest:.2g}, "
         print(
@@ -526,17 +542,17 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> bool:
             f"{model['n_different']} of {model['n']} predictions differ"
         )
     published_by = json.loads((folder / run.name / "run.json").read_text())["published_by"]
-    n_different = sum(model["n_different"] for model in compared)
+    n_different = sum(model["n_different"] for model in comparisons)
     print(
         f"{n_different or 'No'} predicted classes or completions differ. Written: "
         f"{folder / run.name / 'check.json'}. "
-        "`python results/build.py` puts it on the page."
+        "Run python results/build.py to show it on the page."
     )
     if not n_different or machine_differs(facts["checked_by"], published_by):
         return True
     print(
-        f"error: {run.name}: got {n_different} other predictions on the same kind of CPU, expected those that are "
-        "published. To publish those of the current code and libraries, run it without --check.",
+        f"error: {run.name}: got {n_different} predictions that differ on the same kind of machine, expected the "
+        "published ones. To publish results of the current code and libraries, run it without --check.",
         file=sys.stderr,
         flush=True,
     )
@@ -549,14 +565,14 @@ def run_all(jobs: list[tuple[Run, list[str]]], outputs: Path, folder: Path, is_c
 
     Args:
         jobs (`list`): Runs with their commands.
-        outputs (`Path`): Has the output directory of each run, by its name.
-        folder (`Path`): Has the published results of each run, by its name.
-        is_check (`bool`): Compare the predictions with those that are published.
+        outputs (`Path`): The directory that contains the output directories of all runs.
+        folder (`Path`): The directory that contains the published results of all runs.
+        is_check (`bool`): Compare the predictions with the published ones, and publish nothing else.
 
     Raises:
-        SystemExit: a run failed, or was stopped, or has other predictions.
+        SystemExit: A run failed, was stopped, or has predictions that differ from the published ones.
     """
-    code, failed, different = revision(), [], []
+    code, failures, differing = revision(), [], []
     for run, command in jobs:
         print(f"{run.name}: {shlex.join(command)}", flush=True)
         output_dir = outputs / run.name
@@ -566,27 +582,33 @@ def run_all(jobs: list[tuple[Run, list[str]]], outputs: Path, folder: Path, is_c
             if not is_check:
                 publish(run, output_dir, folder, code)
             elif not check(run, output_dir, folder, code):
-                different.append(run.name)
+                differing.append(run.name)
         except (subprocess.CalledProcessError, ValueError, OSError) as error:
-            failed.append(run.name)
+            failures.append(run.name)
             print(f"error: {run.name}: {error}", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
-            sys.exit(f"\nStopped in {run.name}. The same command resumes it.")
-    if is_check and not failed:
+            sys.exit(f"\nStopped in {run.name}. Repeat the command to resume it.")
+    if is_check and not failures:
         for directory in (outputs, *(outputs / run.name for run, _ in jobs)):
             remove_stages(directory)
-    errors = [f"error: these runs have other predictions: {', '.join(different)}."] if different else []
-    if failed:
-        errors.append(f"error: these runs failed: {', '.join(failed)}. The same command resumes them.")
+    errors = [f"error: Runs with predictions that differ: {', '.join(differing)}."] if differing else []
+    if failures:
+        errors.append(f"error: Runs that failed: {', '.join(failures)}. Repeat the command to resume them.")
     if errors:
         sys.exit("\n".join(errors))
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = CommandLine(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="Tables, or single runs (default: all tables).")
-    parser.add_argument("--models", type=Path, help="Directory with local copies of the models.")
-    parser.add_argument("--data", type=Path, help="Directory with local copies of the datasets.")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="Names of tables or of single runs (default: all tables)."
+    )
+    parser.add_argument(
+        "--models", type=Path, help="Directory with local copies of the models (default: load them from the Hub)."
+    )
+    parser.add_argument(
+        "--data", type=Path, help="Directory with local copies of the datasets (default: load them from the Hub)."
+    )
     parser.add_argument("--add_methods", nargs="+", default=[], help="Methods to add to the tables.")
     parser.add_argument("--add_seeds", nargs="+", type=int, default=[], help="Seeds to add to the tables.")
     parser.add_argument("--add_analyses", nargs="+", default=[], help="Analyses to add to the tables.")
@@ -594,7 +616,7 @@ def main(argv: list[str] | None = None) -> None:
         "--outputs", type=Path, default=ROOT / "outputs" / "results", help="Directory of the trained models."
     )
     parser.add_argument(
-        "--tables", type=Path, default=TABLES, help="The list of tables; results are written beside it."
+        "--tables", type=Path, default=TABLES, help="YAML file with the list of tables. Results are written beside it."
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="Replace the outputs of tables whose options have changed."
@@ -602,21 +624,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="Train published runs again from nothing, compare their predictions, and publish only check.json.",
+        help="Train published runs again from scratch, compare their predictions, and write only check.json.",
     )
     parser.add_argument(
         "--seeds",
         nargs="+",
         type=int,
         default=[],
-        help="Seeds to check, in this order (default: all that are published).",
+        help="Seeds to check, in this order (default: all published seeds).",
     )
     parser.add_argument("--dry_run", action="store_true", help="Print the commands and stop.")
     args = parser.parse_args(argv)
     if args.check and (args.add_methods or args.add_seeds or args.add_analyses or args.overwrite):
-        parser.error("--check: got an option that changes the runs, expected only --seeds, which chooses some.")
+        parser.error("--check: got an option that changes the runs, expected at most --seeds. Leave the others out.")
     if args.seeds and not args.check:
-        parser.error("--seeds: got no --check. Add --check, or use --add_seeds to add seeds.")
+        parser.error("--seeds: got no --check, expected both. Add --check, or use --add_seeds to train more seeds.")
     try:
         check_names("--add_methods", args.add_methods, (*METHODS, BOOTSTRAP))
         check_names("--add_analyses", args.add_analyses, list(ANALYSES))
@@ -629,7 +651,7 @@ def main(argv: list[str] | None = None) -> None:
                 methods=args.add_methods, seeds=args.add_seeds, analyses=args.add_analyses
             )
             for run in chosen(page.runs, args.names)
-            # Without names, all that are published are checked.
+            # Without names, a check covers all published runs.
             if args.names or not args.check or (folder / run.name / PREDICTIONS).is_file()
         ]
         if args.check and not runs:
@@ -637,14 +659,14 @@ def main(argv: list[str] | None = None) -> None:
                 f"--check: got no run with {PREDICTIONS} in {folder}, expected at least one. Publish runs first, "
                 "without --check."
             )
-        places = [path.expanduser().resolve() if path else None for path in (args.models, args.data)]
-        commands = [(run, run.local(page.models, *places)) for run in runs]
+        directories = [path.expanduser().resolve() if path else None for path in (args.models, args.data)]
+        commands = [(run, run.local(page.models, *directories)) for run in runs]
     except (ValueError, OSError) as error:
         parser.error(str(error))
     outputs = args.outputs.resolve()
     if args.check:
         outputs = outputs.with_name(f"{outputs.name}_check")
-    # A check of other seeds may be there; overwriting keeps its stages.
+    # The directory may contain a check of other seeds. Overwriting keeps its trained models.
     further = ["--overwrite_output_dir", "true"] if args.overwrite or args.check else []
     jobs = [
         (run, [sys.executable, run.recipe, *local.arguments, "--output_dir", str(outputs / run.name), *further])
@@ -656,7 +678,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     outputs.mkdir(parents=True, exist_ok=True)
     try:
-        # The first of two checks to end would remove the stages of the other.
+        # Of two simultaneous checks, the one that ends first would remove the trained models of the other.
         with FileLock(outputs / "check.lock", timeout=0) if args.check else nullcontext():
             run_all(jobs, outputs, folder, args.check)
     except Timeout:

@@ -163,7 +163,7 @@ def test_the_page_follows_the_files(repository):
     (repository / "results" / "sst2" / "results.json").write_text(json.dumps(results))
     assert build.build(repository, tables, check=True) == written
     (repository / "README.md").write_text("no markers")
-    with pytest.raises(ValueError, match="expected one"):
+    with pytest.raises(ValueError, match="expected one of each"):
         build.build(repository, tables)
 
 
@@ -192,7 +192,7 @@ def test_without_results_page_and_readme_say_so(repository):
     page = (repository / "docs" / "results.md").read_text()
     assert "--data DIRECTORY --dtype float32 --max_length 256 --n_test 150 --batch_size 8`" in page
     assert "| sst2 | 200 |  | 0.500 / 0.750 / 0.875 / 0.625 |" in page
-    assert "on 0 of 0 tasks, the answers 0 and 1 on 1 of 2 tasks (cola)." in page
+    assert "on 0 of 0 tasks. The prompt for the answers 0 and 1 is above chance on 1 of 2 tasks (cola)." in page
 
 
 def test_a_comparison_has_three_outcomes(monkeypatch):
@@ -246,7 +246,7 @@ def test_a_supervisor_at_chance_is_named_and_the_ceiling_compared_with_the_probe
     assert not any("chance" in line for line in build.findings(entry))
     entry.results.runs[1].weak.ci95 = [entry.results.chance, 0.75]
     (line,) = [line for line in build.findings(entry) if "chance" in line]
-    assert line.startswith("The supervisor is not clearly better than chance in 1 of 2 seeds (1): ")
+    assert line.startswith("The supervisor is not clearly better than chance in 1 of 2 seeds (1). ")
 
 
 def test_undefined_pgr_is_no_unbounded_interval():
@@ -275,7 +275,7 @@ def test_local_copies_take_the_place_of_the_hub(repository, tmp_path, capsys):
     command = ["--tables", str(tables), "--dry_run", "--models", str(tmp_path / "m"), "--data", str(tmp_path / "d")]
     with pytest.raises(SystemExit):
         run.main(command)
-    assert "expected org/student in its directory 'smollm2-135m'" in capsys.readouterr().err
+    assert "expected org/student in the directory 'smollm2-135m' there" in capsys.readouterr().err
     (tmp_path / "m" / "smollm2-135m").mkdir(parents=True)
     (tmp_path / "m" / "smollm2-135m" / "config.json").write_text("{}")
     with pytest.raises(SystemExit):
@@ -296,7 +296,7 @@ def test_local_copies_take_the_place_of_the_hub(repository, tmp_path, capsys):
         ({"/tmp/out/students": 1.0}, "no path"),
         (
             {"analyses": {"examples": ["a phrase of seven words from critics"]}},
-            "no text",
+            "at most 5 words",
         ),
     ],
 )
@@ -413,7 +413,7 @@ def test_a_table_is_compared_with_another_one(repository):
     write_made_up(folder / "sst2", [0, 1], predictions)
     build.build(repository, folder / "tables.yaml")
     page = (repository / "docs" / "results.md").read_text()
-    assert page.count("Beside `sst2`, on the same test rows (seed 0).") == 2
+    assert page.count("Compared with `sst2` on the same test rows (seed 0).") == 2
     assert page.count("| weak supervisor | 0.750 | 0.750 | 0.000 | 0.000 | 1.000 |") == 2
     assert page.count("| student, naive | 0.750 | 0.500 | 0.250 | 0.094 | 0.750 |") == 2
     assert page.count("| student, product |") == 0
@@ -483,14 +483,14 @@ def test_a_check_trains_seeds_in_their_order_and_finds_no_difference(checked, re
 def test_a_check_notices_a_changed_prediction(other, checked, repository, monkeypatch, capsys):
     slightly = [HERE[0] + 2**-20, *HERE[1:]]
     assert max(each["n_different"] for each in checked(weak=slightly, naive=HERE)["models"]) == 0
-    with pytest.raises(SystemExit, match="other predictions: sst2"):
+    with pytest.raises(SystemExit, match="predictions that differ: sst2"):
         checked(weak=HERE, naive=THERE)
     assert checked.trains_anew
     output = capsys.readouterr()
     assert "seed 1, naive: largest difference in probability 0.5, 2 of 4 predictions differ" in output.out
     assert "No predicted classes or completions differ." in output.out
     assert "\n6 predicted classes or completions differ." in output.out
-    assert "got 6 other predictions on the same kind of CPU" in output.err
+    assert "got 6 predictions that differ on the same kind of machine" in output.err
     assert (repository / "results" / "sst2" / "check.json").is_file()
     # Another CPU, or another number of cores, rounds differently: the difference is reported and is no error.
     monkeypatch.setattr(run, "machine", lambda: MACHINE | other)
@@ -572,7 +572,7 @@ def test_two_checks_do_not_share_outputs(checked, repository, capsys):
 
 
 def test_a_check_of_other_rows_is_an_error(checked, repository, capsys):
-    with pytest.raises(SystemExit, match=r"these runs failed: sst2\. The same command resumes them"):
+    with pytest.raises(SystemExit, match=r"Runs that failed: sst2\. Repeat the command to resume them"):
         checked(weak=HERE[:3], naive=HERE[:3], confidence=HERE[:3])
     assert "Got other test rows for seed 0, weak" in capsys.readouterr().err
     assert not (repository / "results" / "sst2" / "check.json").exists()
@@ -582,10 +582,13 @@ def test_a_check_of_other_rows_is_an_error(checked, repository, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["pairs", "--check"], "expected pairs/as_it_is/predictions.parquet in results. Run it without --check"),
+        (
+            ["pairs", "--check"],
+            "got no pairs/as_it_is/predictions.parquet in results, expected published",
+        ),
         (["sst2", "--check", "--seeds", "7"], "--seeds: got 7, expected seeds of sst2: 0, 1, 2"),
-        (["sst2", "--check", "--add_seeds", "7"], "expected only --seeds"),
-        (["sst2", "--check", "--overwrite"], "expected only --seeds"),
+        (["sst2", "--check", "--add_seeds", "7"], "expected at most --seeds"),
+        (["sst2", "--check", "--overwrite"], "expected at most --seeds"),
         (["sst2", "--seeds", "0"], "--seeds: got no --check"),
     ],
 )
@@ -622,7 +625,7 @@ def test_an_error_names_the_runs_that_differ_and_those_that_failed(repository, m
 
     monkeypatch.setattr(run, "check", check)
     tables = ["--tables", str(repository / "results" / "tables.yaml"), "--outputs", str(repository / "out")]
-    with pytest.raises(SystemExit, match=r"other predictions: sst2\.\n.* failed: pairs/as_it_is, pairs/in_4_bits\."):
+    with pytest.raises(SystemExit, match=r"that differ: sst2\.\n.* failed: pairs/as_it_is, pairs/in_4_bits\."):
         run.main(["--check", *tables])
 
 
@@ -640,7 +643,7 @@ def test_a_check_of_changed_options_is_refused(checked, repository, capsys):
     path.write_text(json.dumps(facts | {"options": facts["options"] | {"learning_rate": 1.0, "seeds": [0]}}))
     with pytest.raises(SystemExit):
         checked(weak=HERE, naive=HERE)
-    assert "got sst2 with another learning_rate" in capsys.readouterr().err
+    assert "got sst2 with learning_rate=" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--add_methods", "--add_analyses"])
@@ -654,13 +657,13 @@ def test_mistakes_in_the_list_of_tables_are_named(tmp_path, capsys):
     path = write_tables(tmp_path, {"sst2": {"title": "SST-2", "recipe": "recipes/nlp.py"}}, OPTIONS)
     text = path.read_text()
     mistakes = {
-        ("local_rows:", "lokal_rows:"): "tables.yaml: got the key 'lokal_rows'. Did you mean 'local_rows'?",
-        ("options:", "seeds:"): "tables.yaml: got the key 'seeds'.",
-        ("directory:", "direktory:"): "got the key 'direktory'. Did you mean 'directory'?",
-        ("title:", "titel:"): "tables.yaml, the table sst2: got the key 'titel'. Did you mean 'title'?",
-        ("    title: SST-2\n", ""): "tables.yaml, the table sst2: got no title, expected it.",
-        ("tables:", "tables: ["): "tables.yaml: got no YAML: ",
-        (text, ""): "tables.yaml: got no local_rows, models, options, tables, expected them.",
+        ("local_rows:", "lokal_rows:"): "got the key 'lokal_rows', expected local_rows, models, options, tables. Did",
+        ("options:", "seeds:"): "tables.yaml: got the key 'seeds', expected local_rows, models, options, tables.",
+        ("directory:", "direktory:"): "directory, local, weights. Did you mean 'directory'?",
+        ("title:", "titel:"): "tables.yaml, the table sst2: got the key 'titel', expected recipe, title, ",
+        ("    title: SST-2\n", ""): "tables.yaml, the table sst2: got no title, expected recipe, title. Add it.",
+        ("tables:", "tables: ["): "tables.yaml: got invalid YAML, expected the tables: ",
+        (text, ""): "tables.yaml: got no local_rows, models, options, tables, expected local_rows, models",
         ("title: SST-2", "title: x\n    options: {seeds: 0}"): "the table sst2: seeds: got 0, expected a list.",
     }
     for (old, new), message in mistakes.items():
