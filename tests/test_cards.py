@@ -128,7 +128,7 @@ def test_no_name_breaks_the_front_matter_or_becomes_markup(name, tmp_path):
     prose = code.sub("", text)
     for markup in "<script|<img|](http://evil|![x]|**b**|`c`|{{|{%|www.evil|@some|~~gone".split("|"):
         assert markup not in prose, markup
-    # The same headings, tables and code as of a plain name.
+    # Headings, tables and code are the same as for a plain name.
     for pattern in (r"^#+ ", r"^\|", r"^```", r"^- "):
         assert len(re.findall(pattern, text, flags=re.M)) == len(re.findall(pattern, plain_text, flags=re.M)), pattern
     assert [len(line.split("|")) for line in prose.splitlines() if line.startswith("|")] == [

@@ -1,4 +1,4 @@
-"""Figures of a sweep: what they show, and that nothing in them overlaps or is cut."""
+"""Tests figures of sweeps: their content, and that nothing in them overlaps or is cut."""
 
 import itertools
 import warnings
@@ -27,13 +27,13 @@ def title_of(panel):
 
 
 def panel_of(figure, *words):
-    """The panel whose title has these words."""
+    """Returns the panel whose title has these words."""
     (panel,) = [axes for axes in figure.axes if all(word in title_of(axes) for word in words)]
     return panel
 
 
 def heights(panel, **style):
-    """Of each line of a panel with this style, the finite heights."""
+    """Returns the finite heights of each line of a panel with this style."""
     found = []
     for line in panel.lines:
         if all(getattr(line, f"get_{name}")() == value for name, value in style.items()):
@@ -83,7 +83,7 @@ def test_accuracy_is_drawn_against_size(figures, tmp_path):
 
 
 def test_supervisor_counts_once_a_seed(figures, tmp_path):
-    # Of the first seed only one of two students is left: its supervisor weighs as much as that of the others.
+    # The first seed has only one of two students left, and its supervisor has the same weight as those of other seeds.
     table = fail(make_table(tasks=["boolq"], weak=MODELS[:1], students=MODELS[3:], methods=["naive"]), [0])
     plot_accuracy_by_size(table, tmp_path)
     of_seeds = table.groupby("seed")["weak_accuracy"].mean()

@@ -1,4 +1,4 @@
-"""The report of a sweep, on tables made up."""
+"""Tests the report of a sweep on artificial tables."""
 
 import base64
 import json
@@ -23,12 +23,12 @@ from w2s_hf.sweep.report import write_sweep_report
 
 @pytest.fixture
 def without_figures(monkeypatch):
-    """Pages without figures, where a test is of something else."""
+    """Leaves out the figures, for tests of other parts of the report."""
     monkeypatch.setattr(sweep_report, "_FIGURES", dict.fromkeys(sweep_report._FIGURES, lambda *_: None))
 
 
 class Page(HTMLParser):
-    """What a page has: its tags, and its tables as `id -> rows -> (tag, attributes, text)`."""
+    """The content of a page: its tags, and its tables as `id -> rows -> (tag, attributes, text)`."""
 
     def __init__(self, path):
         super().__init__()
@@ -244,7 +244,7 @@ def test_a_click_on_a_header_sorts(without_figures, tmp_path):
     ]  # fmt: skip
     assert [sorts[pgr] for _, sorts in seen] == ["ascending", "descending", "ascending", "", ""]
     assert [sorts[task] for _, sorts in seen] == ["", "", "", "ascending", "descending"]
-    # Reached and pressed with a keyboard, and named to one who listens.
+    # Headers are usable with a keyboard, and tables have names for screen readers.
     assert len(page.all("button")) == sum(len(page.tables[name][0]) for name in ("cells", "summary"))
     assert all(cell[1]["scope"] == "col" for cell in head)
 

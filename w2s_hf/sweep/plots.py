@@ -39,7 +39,7 @@ PGR_AXIS = (-0.5, 1.5)
 Style = dict[str, Any]  # arguments of matplotlib
 Handle = Line2D | Patch
 
-_STUDENT_SIZE = "parameters of the student"
+_STUDENT_SIZE = "student size (parameters)"
 _CEILING: Style = {
     "color": PALETTE["green"],
     "linestyle": (0, (4, 1.5)),
@@ -202,7 +202,7 @@ def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
         ceiling = ceilings.groupby("student_model").mean().reindex(list(size_axis.places))
         axes.plot([size_axis.place(student) for student in ceiling.index], ceiling, **_CEILING)
         axes.axhline(cells["chance"].mean(), zorder=0, **_CHANCE)
-        _title(axes, width, table, selection, clipped(method))
+        _title(axes, width, table, selection, f"method {clipped(method)}")
 
     names = short_names(styles)
     handles: list[Handle] = [
