@@ -1,7 +1,7 @@
-"""Cards of a finished run, for this folder: its results.json, and the card and the figure of each of its students.
+"""Copies results.json of a finished run to this folder, and renders the card and figure of each student.
 
 python model_cards/render.py outputs/demo model_cards/boolq-demo
-python model_cards/render.py            # all that are here, again, after the template has changed
+python model_cards/render.py            # renders all cards in this folder again, after a change of the template
 """
 
 import shutil
@@ -16,7 +16,7 @@ from w2s_hf.results import ExperimentResult
 
 
 def render(folder: Path) -> None:
-    """The cards of the students in `results.json` of a folder, in place of those that are there."""
+    """Renders the cards of all students in `results.json` of a folder, and removes the old ones."""
     results = ExperimentResult.read(folder / "results.json")
     for old in folder.glob("*/README.md"):
         shutil.rmtree(old.parent)
@@ -32,15 +32,18 @@ def render(folder: Path) -> None:
 
 def main() -> None:
     parser = CommandLine(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("output_dir", nargs="?", type=Path, help="of a recipe that is finished")
-    parser.add_argument("folder", nargs="?", type=Path, help="where its cards go")
+    parser.add_argument("output_dir", nargs="?", type=Path, help="output directory of a finished run")
+    parser.add_argument("folder", nargs="?", type=Path, help="directory of the cards, such as model_cards/boolq-demo")
     args = parser.parse_args()
     if args.output_dir is None:
         for file in Path(__file__).parent.glob("*/results.json"):
             render(file.parent)
         return
     if args.folder is None or not (args.output_dir / "results.json").is_file():
-        sys.exit(f"error: expected a directory with results.json, and a folder; got {args.output_dir}, {args.folder}.")
+        sys.exit(
+            f"error: got {args.output_dir} and {args.folder}, expected a directory with results.json and a directory "
+            "for the cards. Pass both."
+        )
     args.folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(args.output_dir / "results.json", args.folder)
     render(args.folder)

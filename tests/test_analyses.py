@@ -1,4 +1,4 @@
-"""`--analyses` as a user meets it, on a demo made small; and that no ground truth gets to a student."""
+"""Tests `--analyses` end to end on a small demo, and that students never get ground truth."""
 
 import json
 
@@ -23,7 +23,7 @@ ALL = [*TINY, "--analyses", *ANALYSES, "--n_snapshots", "3", "--prompt_shots", "
 
 @pytest.fixture(scope="module")
 def analysed(cache, tmp_path_factory):
-    """A small run with all analyses: its directory, what it printed, its numbers."""
+    """A small run with all analyses: its directory, its process and its results."""
     output = tmp_path_factory.mktemp("analysed") / "out"
     process = recipe_here(*ALL, "--output_dir", output, cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
@@ -120,7 +120,7 @@ def test_probes_change_the_labels_that_students_learn(analysed):
     assert found["filtered by kNN"]["n_train"] == found["filtered by logistic"]["n_train"] == 43
     assert 2 <= found["filtered by topology"]["n_train"] <= 48
     assert found["as they are"]["accuracy"] == results["runs"][0]["students"][0]["accuracy"]
-    # Two filters may drop the same rows; nobody learns the weak labels as they are a second time.
+    # Two filters may drop the same rows. No student is trained on the uncorrected weak labels a second time.
     learned = [
         json.loads(path.read_text())["settings"]["train"] for path in output.glob("_stages/student-*/stage.json")
     ]
@@ -195,7 +195,7 @@ def test_pairs_and_puzzles_have_the_analyses_of_answers(name, more, cache, tmp_p
     process = recipe_here(*options, "--output_dir", tmp_path, cache=cache, name=name)
     assert process.returncode == 0, process.stderr[-3000:]
     (run,) = numbers(tmp_path)["runs"]
-    # The student is found again among the sizes, after a generative stage, too.
+    # The student of the experiment is cached among the sizes, also after generative finetuning.
     of_student = run["analyses"]["agreement"]["students"]["naive"][run["students"][0]["model"]]
     assert of_student["accuracy"] == run["students"][0]["accuracy"]
     assert of_student["agreement"] == run["students"][0]["agreement"]
@@ -327,10 +327,10 @@ def test_an_analysis_that_fails_takes_nothing_with_it(cache, tmp_path):
 
 
 def untrained(output, name: str) -> dict[str, np.ndarray]:
-    """What the base was asked, and not what was finetuned, in which ranks show in the last digits."""
+    """Returns results of the base alone. Those of finetuned models differ between ranks in the last digits."""
     for path in output.glob(f"_stages/{name}-*/stage.json"):
         arrays = load_file(path.with_name("arrays.safetensors"))
-        # Those of the weak half are a step of their own.
+        # Hidden states of the weak half are a cached step of their own.
         if json.loads(path.read_text())["settings"].get("trained") is None and "weak_half" not in arrays:
             return arrays
     raise AssertionError(f"no stage {name}")

@@ -1,4 +1,4 @@
-"""The analyses as functions: hand-worked values; a copied supervisor, a perfect student, and chance."""
+"""Tests the functions of analyses: values computed by hand, a copied supervisor, a perfect student, and chance."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def one_hot(labels) -> np.ndarray:
 
 
 def supervisor(error_rate: float = 0.3, confidence: float = 0.8) -> np.ndarray:
-    """Probabilities that are wrong so often, all equally sure."""
+    """Returns probabilities with a share of errors, all with the same confidence."""
     answers = simulate_labels("random", TRUTH, round(error_rate * N))
     return confidence * one_hot(answers) + (1 - confidence) * one_hot(1 - answers)
 
@@ -212,7 +212,7 @@ def test_the_head_makes_the_logits_of_the_hidden_states(kind, has_adapters, mode
 
 @pytest.mark.parametrize("pad_token", ["<pad>", "w3"])
 def test_hidden_states_are_of_the_token_that_a_decoder_reads(pad_token, model_of):
-    """Texts may end with the padding token: it is the end-of-text token of many tokenizers, or an ordinary one."""
+    """Texts may end with the padding token: for many tokenizers it is the end-of-text token or an ordinary token."""
     model, tokenizer = model_of("llama").eval(), make_tokenizer()
     tokenizer.pad_token = pad_token
     pad = tokenizer.pad_token_id
@@ -263,7 +263,7 @@ def test_a_probe_finds_what_is_linear_in_soft_labels():
     rng = np.random.default_rng(1)
     features, labels = separable(N, rng)
     test = separable(N, rng)
-    # Only the probabilities tell the classes apart: by hard labels all are class 0.
+    # Only the probabilities differ between classes: all hard labels are class 0.
     soft = np.stack([1 - (0.1 + 0.3 * labels), 0.1 + 0.3 * labels], axis=1)
     p = logistic_probe(features, soft).predict_proba(test[0])[:, 1]
     assert p[test[1] == 1].mean() > p[test[1] == 0].mean() + 0.2 and p.max() < 0.6
@@ -324,7 +324,7 @@ def test_a_share_of_a_gap_is_said_where_there_is_one(ceiling, said):
     )
 
 
-# ---- Which errors ----
+# ---- Supervisor errors ----
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.25, 0.4])
@@ -332,7 +332,7 @@ def test_random_errors_of_a_rate_make_a_supervisor_of_that_accuracy(rate):
     right = simulate_labels("random", TRUTH, round(rate * N), seed=5) == TRUTH
     low, high = accuracy_interval(right)
     assert low <= 1 - rate <= high and right.mean() == pytest.approx(1 - rate, abs=1 / N)
-    # Of either class, of early and late rows, and others with another seed.
+    # Errors are in both classes, in early and late rows, and on other rows with another seed.
     for part in (TRUTH == 0, TRUTH == 1, np.arange(N) < N / 2):
         assert abs(right[part].mean() - (1 - rate)) < 0.1
     assert (right != (simulate_labels("random", TRUTH, round(rate * N), seed=6) == TRUTH)).any()
@@ -394,7 +394,7 @@ def test_a_student_repeats_simulable_errors_and_not_random_ones():
     assert found[-1]["weak"] > 0.9
 
 
-# ---- Small options of the students' stage ----
+# ---- Options of student training ----
 
 
 def test_supervisors_are_averaged_by_row():

@@ -1,4 +1,4 @@
-"""Analyses in parts: what they train, on which labels and rows; and that no ground truth gets to a student."""
+"""Tests parts of analyses: which models they train, on which labels and rows, and never on ground truth."""
 
 import logging
 import re
@@ -32,7 +32,7 @@ MARKER = 777
 
 @pytest.fixture(scope="module")
 def context(cache, tmp_path_factory):
-    """A finished experiment, and an empty place for the stages of more."""
+    """A finished experiment, and an empty cache for further steps."""
     output = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("W2S_HF_CACHE", str(cache))
@@ -170,21 +170,21 @@ def test_students_of_simulated_supervisors_are_scored_against_these(context, mon
 
 def test_a_copied_supervisor_recovers_nothing_and_a_perfect_student_everything(context):
     weak, truth = context.scorer.predictions["weak"], np.eye(2)[context.truth()]
-    # The demo is too small here for a ceiling above its supervisor.
+    # This demo is too small for a ceiling above its supervisor.
     scorer = copy(context.scorer)
     scorer.correct = {**scorer.correct, "ceiling": np.ones(len(truth), dtype=bool)}
     known = replace(context, scorer=scorer)
     copied, perfect = known.scores(weak), known.scores(truth)
     assert copied["pgr"] == 0 and set(copied["agreement"].values()) == {1.0}
     assert perfect["pgr"] == 1 and perfect["agreement"]["supervisor_wrong"] == 0 and perfect["accuracy"] == 1
-    # Against another supervisor, its own numbers: the perfect one leaves no gap.
+    # Scores against another supervisor use its accuracy: a perfect supervisor leaves no gap.
     assert known.scores(weak, truth)["pgr"] is None
     assert known.scores(weak, truth)["agreement"]["overall"] == copied["accuracy"]
 
 
 @pytest.fixture
 def collated(monkeypatch):
-    """Everything that a collator is given, of training, validation and prediction, as text."""
+    """Collects the inputs of all collators in training, validation and prediction, as text."""
     seen = []
 
     def recording(method):
@@ -211,13 +211,13 @@ def collated(monkeypatch):
 
 
 def marked(batch: str) -> bool:
-    """Is the marker in it, as a number of its own? (Probabilities have it among their digits.)"""
+    """Returns whether the marker is a number of its own in a text. (Probabilities may have it among their digits.)"""
     return re.search(rf"(?<![\d.]){MARKER}(?!\d)", batch) is not None
 
 
 @pytest.mark.slow
 def test_ground_truth_is_seen_by_no_collator_of_a_student(context, collated):
-    """A marker in the place of the truth about all rows that students, however taught, learn or are stopped by."""
+    """Puts a marker instead of ground truth into all rows that students of any method are trained or validated on."""
     parts = {name: rows for name, rows in context.splits.parts.items() if name.startswith("student")}
     planted = {
         name: rows.remove_columns("ground_truth").add_column("ground_truth", [MARKER] * len(rows))
@@ -233,7 +233,7 @@ def test_ground_truth_is_seen_by_no_collator_of_a_student(context, collated):
     assert trained >= {"watched-naive", "watched-confidence", "student-naive", "student-mended", "hidden-states"}
     assert len(collated) > 50 and any("labels" in batch for batch in collated)
     assert not [batch for batch in collated if marked(batch) or "ground_truth" in batch]
-    # It would be seen, and whoever learned the ground truth of these rows would learn the marker.
+    # The marker would be detected: a model trained on the ground truth of these rows would get it.
     assert marked(repr([{"labels": MARKER}])) and marked(repr([{"labels": [float(MARKER), 0.0]}]))
     with pytest.raises(ValueError, match=str(MARKER)):
         rows = planted_context.student_rows.map(context.finetuner.setting.with_ground_truth)

@@ -21,6 +21,7 @@ from transformers import TrainerControl, TrainerState
 
 from w2s_hf import Score, StudentCard, WeakToStrongConfig
 from w2s_hf.cards.markdown import as_text, markdown_table
+from w2s_hf.experiments.report import write_report
 from w2s_hf.labels import weak_labels_card
 from w2s_hf.leaderboard import read_card
 from w2s_hf.plots import PALETTE, plot_accuracies, plot_gap
@@ -61,6 +62,17 @@ def test_a_card_says_what_the_results_say(tmp_path):
     read = read_card(tmp_path)
     for name in ("task", "setting", "method", "seed", "weak", "student", "ceiling", "pgr", "pgr_ci95", "agreement"):
         assert getattr(read, name) == getattr(card, name), name
+
+
+def test_card_and_report_have_the_accuracy_of_the_weak_labels(tmp_path):
+    known = results()
+    known["runs"][0]["weak"]["label_accuracy"] = 0.72
+    assert "wrong on 40 % of the test rows and on 28 % of the training rows, and" in card_of(known).render()
+    assert "wrong on 40 % of the test rows, and" in card_of(results()).render()
+    for name, values in {"known": known, "unknown": results()}.items():
+        write_report(values, tmp_path / name, notes=[])
+        report = (tmp_path / name / "report.md").read_text()
+        assert ("trained on are correct for 72.0 % of the training rows." in report) == (name == "known")
 
 
 def test_a_score_may_be_of_numpy(tmp_path):
@@ -128,7 +140,7 @@ def test_no_name_breaks_the_front_matter_or_becomes_markup(name, tmp_path):
     prose = code.sub("", text)
     for markup in "<script|<img|](http://evil|![x]|**b**|`c`|{{|{%|www.evil|@some|~~gone".split("|"):
         assert markup not in prose, markup
-    # The same headings, tables and code as of a plain name.
+    # Headings, tables and code are the same as for a plain name.
     for pattern in (r"^#+ ", r"^\|", r"^```", r"^- "):
         assert len(re.findall(pattern, text, flags=re.M)) == len(re.findall(pattern, plain_text, flags=re.M)), pattern
     assert [len(line.split("|")) for line in prose.splitlines() if line.startswith("|")] == [

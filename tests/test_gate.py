@@ -1,4 +1,4 @@
-"""What no change of the code may change: results.json and the cards of the committed runs."""
+"""Tests that results.json and the cards of the committed runs are read and written unchanged."""
 
 import copy
 import json

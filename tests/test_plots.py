@@ -1,4 +1,4 @@
-"""Figures of an experiment and of its analyses: bars begin at 0, no interval is cut, an undefined PGR is said."""
+"""Tests figures of experiments and analyses: bars begin at 0, intervals are not cut, undefined PGRs are marked."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def entry(accuracy: float, n: int, **more) -> dict:
 
 
 def results(weak: float, student: float, ceiling: float, n: int, n_seeds: int = 1, n_undefined: int = 0) -> dict:
-    """As of two methods and a control; the last `n_undefined` seeds have no gap."""
+    """Returns results of two methods and a control. The last `n_undefined` seeds have no gap."""
     kept = {"output": "", "weak_labels": "", "pgr": None}
     kept["agreement"] = dict.fromkeys(("overall", "supervisor_right", "supervisor_wrong"), 0.5)
     students = [entry(student, n, method=name, **kept) for name in NAMES]
@@ -42,7 +42,7 @@ def texts(axes) -> list[str]:
 
 
 def is_whole(axes) -> bool:
-    """Whether the axis has all bars, from 0 on, all intervals, and all texts above them, which are 0.055 a line."""
+    """Returns whether the axis begins at 0 and has all bars, intervals and texts above them (0.055 per line)."""
     low, high = axes.get_ylim()
     ends = [segment[:, 1] for bar in axes.containers if bar.__class__.__name__ == "ErrorbarContainer"
             for lines in bar[2] for segment in lines.get_segments()]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Figures of a sweep: what they show, and that nothing in them overlaps or is cut."""
+"""Tests figures of sweeps: their content, and that nothing in them overlaps or is cut."""
 
 import itertools
 import warnings
@@ -27,13 +27,13 @@ def title_of(panel):
 
 
 def panel_of(figure, *words):
-    """The panel whose title has these words."""
+    """Returns the panel whose title has these words."""
     (panel,) = [axes for axes in figure.axes if all(word in title_of(axes) for word in words)]
     return panel
 
 
 def heights(panel, **style):
-    """Of each line of a panel with this style, the finite heights."""
+    """Returns the finite heights of each line of a panel with this style."""
     found = []
     for line in panel.lines:
         if all(getattr(line, f"get_{name}")() == value for name, value in style.items()):
@@ -76,14 +76,14 @@ def test_accuracy_is_drawn_against_size(figures, tmp_path):
     direct = heights(panel_of(figure, "boolq", "bootstrap"), marker="x")
     assert len(direct) == 2 and all(len(line) == 3 for line in direct)
     assert legend_of(figure) == [
-        "taught by Qwen2.5-0.5B", "taught by Qwen2.5-1.5B", "ceiling: taught by ground truth",
-        "supervisor itself (marker at left)", "one seed", "lowest to highest seed", "same student, without the chain",
+        "student, labels of Qwen2.5-0.5B", "student, labels of Qwen2.5-1.5B", "ceiling, trained on ground truth",
+        "supervisor (marker at left)", "one seed", "lowest to highest seed", "same student without the chain",
         "chance",
     ]  # fmt: skip
 
 
 def test_supervisor_counts_once_a_seed(figures, tmp_path):
-    # Of the first seed only one of two students is left: its supervisor weighs as much as that of the others.
+    # The first seed has only one of two students left, and its supervisor has the same weight as those of other seeds.
     table = fail(make_table(tasks=["boolq"], weak=MODELS[:1], students=MODELS[3:], methods=["naive"]), [0])
     plot_accuracy_by_size(table, tmp_path)
     of_seeds = table.groupby("seed")["weak_accuracy"].mean()
@@ -123,7 +123,7 @@ def test_pgr_is_drawn_with_what_it_leaves_out(figures, tmp_path):
     table = as_written(fail(table, [3]))
     plot_pgr_by_size(table, tmp_path)
     (figure,) = figures
-    panel = panel_of(figure, "boolq", "taught by Qwen2.5-0.5B", "1 failed, 4 undefined, 1 beyond the axis")
+    panel = panel_of(figure, "boolq", "supervisor Qwen2.5-0.5B", "1 failed, 4 undefined, 1 beyond the axis")
     assert all(axes.get_ylim() == PGR_AXIS for axes in figure.axes)
     assert has(heights(panel, marker="^"), [PGR_AXIS[1]]) and not heights(panel, marker="v")
     for level in (0, 1):
@@ -131,7 +131,7 @@ def test_pgr_is_drawn_with_what_it_leaves_out(figures, tmp_path):
     cells = table[(table["task"] == "boolq") & (table["weak_model"] == MODELS[0]) & (table["method"] == "naive")]
     medians = cells.groupby("student_model")["pgr"].median()[MODELS[2:]]
     assert has(heights(panel), medians.dropna()) and medians.isna().sum() == 1
-    other = panel_of(figure, "sciq", "taught by Qwen2.5-1.5B", "3 beyond the axis")
+    other = panel_of(figure, "sciq", "supervisor Qwen2.5-1.5B", "3 beyond the axis")
     assert [text.get_text() for text in other.texts] == ["-2.0"]
     assert [len(line) for line in heights(other, marker="v")] == [3, 1]  # seeds, and their median
     assert {"0 = supervisor, 1 = ceiling", "beyond the axis (up or down)"} < set(legend_of(figure))
@@ -154,8 +154,8 @@ def test_agreement_is_drawn_for_right_and_wrong(figures, tmp_path):
             assert has(heights(panel, **style), means), (method, side)
     bars = [segment for bars in panel.collections for segment in bars.get_segments()]
     assert len(bars) == 18  # over the seeds, for each of 3 students, 3 methods, 2 sides
-    said = ["where the supervisor is right", "where it is wrong", "lowest to highest seed"]
-    assert legend_of(figures[0])[-3:] == said
+    labels = ["supervisor right", "supervisor wrong", "lowest to highest seed"]
+    assert legend_of(figures[0])[-3:] == labels
 
 
 def test_spread_of_pgr_shows_every_cell(figures, tmp_path):
@@ -193,7 +193,7 @@ def test_a_sweep_with_holes_is_drawn(figures, tmp_path, n_seeds):
     empty = ["no finished cell" in [text.get_text() for text in axes.texts] for axes in figures[0].axes]
     assert empty == [False] * 5 + [True]
     assert sum("no finished cell" in [text.get_text() for text in axes.texts] for axes in figures[1].axes) == 1
-    assert len([label for label in legend_of(figures[0]) if label.startswith("taught by")]) == 2
+    assert len([label for label in legend_of(figures[0]) if label.startswith("student, labels of")]) == 2
 
 
 def test_figures_of_20_tasks_are_tall(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""The report of a sweep, on tables made up."""
+"""Tests the report of a sweep on artificial tables."""
 
 import base64
 import json
@@ -23,12 +23,12 @@ from w2s_hf.sweep.report import write_sweep_report
 
 @pytest.fixture
 def without_figures(monkeypatch):
-    """Pages without figures, where a test is of something else."""
+    """Leaves out the figures, for tests of other parts of the report."""
     monkeypatch.setattr(sweep_report, "_FIGURES", dict.fromkeys(sweep_report._FIGURES, lambda *_: None))
 
 
 class Page(HTMLParser):
-    """What a page has: its tags, and its tables as `id -> rows -> (tag, attributes, text)`."""
+    """The content of a page: its tags, and its tables as `id -> rows -> (tag, attributes, text)`."""
 
     def __init__(self, path):
         super().__init__()
@@ -68,7 +68,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A page with cells that failed, PGRs that are undefined or unbounded, and names that are no plain text."""
+    """The report of a sweep with failed cells, undefined and unbounded PGRs, and names with markup."""
     table = make_table(
         tasks=["boolq", "<i>sci</i>q"], weak=MODELS[:1], students=MODELS[3:], methods=["naive", "bootstrap"]
     )
@@ -79,7 +79,7 @@ def report(tmp_path_factory):
     table = as_written(table.replace({"student_model": {MODELS[4]: "<b>bold</b>"}}))
     settings = {"<u>name</u>": "--flag </table> 'x'", "n": 3}
 
-    class Drawing(Figure):  # not laid out, which takes its time
+    class Drawing(Figure):  # skips the layout, which is slow
         def savefig(self, path, **options):
             path.touch() if path.suffix == ".png" else super().savefig(path, **options)
 
@@ -121,10 +121,10 @@ def test_the_page_says_what_it_shows(report):
     assert "PGR = (student − weak) / (ceiling − weak)" in page.text
     assert len(page.all("figure")) == len(page.all("figcaption")) == len(page.all("img")) == 4
     assert all(len(image["alt"]) > 60 for image in page.all("img"))
-    assert "the band goes from the lowest to the highest" in page.text and "bootstrapped chain" in page.text
+    assert "the band goes from the lowest to the highest" in page.text and "bootstrapping chain" in page.text
     assert "1 cell: the supervisor is not better than chance" in page.text
     assert "3 cells: PGR is undefined" in page.text and "1 cell: the interval of PGR is unbounded" in page.text
-    assert "one seed: how much" not in page.text
+    assert "one seed per cell" not in page.text
     for name in ("accuracy_by_size", "pgr_by_size", "agreement", "pgr_distribution"):
         assert f"figures/{name}" in page.text
         assert all((path.parent / "figures" / (name + ending)).is_file() for ending in (".png", ".svg"))
@@ -139,7 +139,9 @@ def test_names_errors_and_settings_are_text(report):
     page, text = Page(report[1]), report[1].read_text()
     assert not {"b", "i", "u"} & {tag for tag, _ in page.tags} and len(page.all("script")) == 1
     assert "alert('x')" not in text.replace("&lt;script&gt;alert(&#39;x&#39;)", "")
-    assert "RuntimeError: <script>alert('x')</script> & more" in page.column("cells", "error, or why PGR is undefined")
+    assert "RuntimeError: <script>alert('x')</script> & more" in page.column(
+        "cells", "error or reason for undefined PGR"
+    )
     assert [[cell[2] for cell in row] for row in page.tables["settings"][1:]] == [
         ["<u>name</u>", "--flag </table> 'x'"], ["n", "3"],
     ]  # fmt: skip
@@ -184,7 +186,7 @@ def test_of_one_seed_the_summary_has_the_interval_over_rows(without_figures, tmp
     cell = table.loc[0]
     said = [f"{cell['pgr']:.2f} [{cell['pgr_low']:.2f}, {cell['pgr_high']:.2f}]"]
     assert page.column("summary", "median PGR [range]") == said
-    assert "Each cell has one seed" in page.text
+    assert "There is one seed per cell" in page.text
 
 
 SORTING = """
@@ -242,7 +244,7 @@ def test_a_click_on_a_header_sorts(without_figures, tmp_path):
     ]  # fmt: skip
     assert [sorts[pgr] for _, sorts in seen] == ["ascending", "descending", "ascending", "", ""]
     assert [sorts[task] for _, sorts in seen] == ["", "", "", "ascending", "descending"]
-    # Reached and pressed with a keyboard, and named to one who listens.
+    # Headers are usable with a keyboard, and tables have names for screen readers.
     assert len(page.all("button")) == sum(len(page.tables[name][0]) for name in ("cells", "summary"))
     assert all(cell[1]["scope"] == "col" for cell in head)
 
@@ -259,17 +261,17 @@ def test_where_all_cells_failed_there_is_no_figure(tmp_path):
     page = Page(write_sweep_report(failed, {}, tmp_path))
     assert list((tmp_path / "figures").iterdir()) == [other]  # those of before would mislead
     assert "No cell is done, so there is no figure." in page.text and not page.all("img")
-    assert page.column("cells", "error, or why PGR is undefined") == ["CUDA out of memory"]
+    assert page.column("cells", "error or reason for undefined PGR") == ["CUDA out of memory"]
 
 
 def test_cells_without_a_known_chance_are_counted(without_figures, tmp_path):
     table = make_table(**(ONE_OF_EACH | {"seeds": [0, 1]}))
     table.loc[0, "weak_accuracy"] = 0.3
     page = Page(write_sweep_report(as_written(table), {}, tmp_path))
-    assert "1 cell: the supervisor is not better than chance" in page.text and "not known" not in page.text
+    assert "1 cell: the supervisor is not better than chance" in page.text and "is unknown" not in page.text
     table.loc[0, "chance"] = np.nan
     page = Page(write_sweep_report(as_written(table), {}, tmp_path))
-    assert "1 cell: chance is not known" in page.text and "not better than chance" not in page.text
+    assert "1 cell: the accuracy of guessing is unknown" in page.text and "not better than chance" not in page.text
     assert page.column("cells", "chance") == ["", "0.500"]
 
 
@@ -278,21 +280,21 @@ def test_where_pgr_is_undefined_the_other_figures_are_there(tmp_path):
         agreement_supervisor_right=np.nan, agreement_supervisor_wrong=np.nan
     )
     page = Page(write_sweep_report(as_written(table), {}, tmp_path))
-    assert len(page.all("img")) == 1 and "bars are the 95 % interval over test rows" in page.text
+    assert len(page.all("img")) == 1 and "Bars are the 95 % interval over test rows" in page.text
     assert page.text.count("PGR is undefined in every cell that is done") == 2
     assert "Agreement was not measured" in page.text
 
 
 def test_a_sweep_without_cells_is_said(tmp_path):
     page = Page(write_sweep_report(as_written(make_table(**ONE_OF_EACH).iloc[:0]), {}, tmp_path / "new"))
-    assert "A sweep without cells." in page.text and "None were given." in page.text
+    assert "A sweep without cells." in page.text and "The sweep has no settings." in page.text
 
 
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda table, path: write_sweep_report(table.drop(columns="pgr_low"), {}, path),
-         "without pgr_low; a sweep has task"),
+         "without the columns pgr_low, expected task"),
         (lambda table, path: plot_agreement(table.assign(status="running"), path),
          "status running, expected done or failed"),
     ],

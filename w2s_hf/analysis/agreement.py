@@ -199,6 +199,6 @@ def agreement_section(entries: Sequence[dict]) -> str:
             tables[1].append([name, "ground truth", *numbers])
     return render(
         "analysis_agreement.md",
-        answers=markdown_table(header, tables[0]),
+        predictions=markdown_table(header, tables[0]),
         probabilities=markdown_table(["student", "method", *more], tables[1]) if has_probabilities else None,
     )

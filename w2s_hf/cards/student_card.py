@@ -90,6 +90,7 @@ class StudentCard:
         seed (`int`, *optional*): Seed of head, adapters and row order.
         versions (`dict[str, str]`, *optional*): Versions of libraries.
         hardware (`str`, *optional*), seconds (`float`, *optional*): Hardware and duration of the training.
+        label_accuracy (`float`, *optional*): Share of the training rows with a correct weak label.
     """
 
     # Facts of the experiment.
@@ -140,6 +141,7 @@ class StudentCard:
     versions: dict[str, str] = field(default_factory=dict)
     hardware: str | None = None
     seconds: float | None = None
+    label_accuracy: float | None = None
 
     def __post_init__(self) -> None:
         # Parts of a results.json are accepted as dicts, too.

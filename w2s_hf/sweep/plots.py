@@ -1,4 +1,4 @@
-"""Figures of a sweep: accuracy, PGR and agreement against the size of the student, and how PGR spreads over seeds."""
+"""Figures of a sweep: accuracy, PGR and agreement against student size, and the distribution of PGR."""
 
 import textwrap
 from pathlib import Path
@@ -32,14 +32,14 @@ SWEEP_COLUMNS = (
     "agreement_supervisor_wrong", "direct_accuracy", "error",
 )  # fmt: skip
 
-# A ratio with a small gap below the line can be anything: beyond these ends a PGR is a triangle at the edge, so that
-# one such cell does not press all others into a line.
+# PGR can be any number if the gap is small. Values beyond these limits are triangles at the edge, so that they do not
+# compress the axis.
 PGR_AXIS = (-0.5, 1.5)
 
 Style = dict[str, Any]  # arguments of matplotlib
 Handle = Line2D | Patch
 
-_STUDENT_SIZE = "parameters of the student"
+_STUDENT_SIZE = "student size (parameters)"
 _CEILING: Style = {
     "color": PALETTE["green"],
     "linestyle": (0, (4, 1.5)),
@@ -59,32 +59,35 @@ _PGR = "performance gap recovered (PGR)"
 
 def finished(table: pd.DataFrame) -> pd.DataFrame:
     """
-    Returns the rows of a sweep that have numbers.
+    Returns the finished cells of a sweep.
 
     Args:
-        table (`pandas.DataFrame`): A row per cell of the sweep, with the columns [`SWEEP_COLUMNS`]. Numbers of failed
-            cells, and those that do not exist, are NaN.
+        table (`pandas.DataFrame`): One row per cell of the sweep, with the columns [`SWEEP_COLUMNS`]. Missing numbers,
+            and all numbers of failed cells, are NaN.
 
     Raises:
-        ValueError: a column is missing, or a status is neither "done" nor "failed".
+        ValueError: A column is missing, or a status is neither "done" nor "failed".
     """
     missing = [column for column in SWEEP_COLUMNS if column not in table.columns]
     if missing:
-        raise ValueError(f"Got a table without {', '.join(missing)}; a sweep has {', '.join(SWEEP_COLUMNS)}.")
+        raise ValueError(
+            f"Got a table without the columns {', '.join(missing)}, expected {', '.join(SWEEP_COLUMNS)}. Pass the "
+            "table of a sweep."
+        )
     unknown = sorted({str(status) for status in table["status"]} - {"done", "failed"})
     if unknown:
-        raise ValueError(f"Got the status {', '.join(unknown)}, expected done or failed.")
+        raise ValueError(f"Got the status {', '.join(unknown)}, expected done or failed in all rows.")
     return table[table["status"] == "done"]
 
 
 def models_by_size(cells: pd.DataFrame, role: str) -> dict[str, float]:
-    """Returns the models of a role (`weak` or `student`) with their parameters, smallest first."""
+    """Returns the models of a role (`weak` or `student`) with their numbers of parameters, smallest first."""
     models = cells.groupby(f"{role}_model")[f"{role}_parameters"].max()
     return dict(sorted(models.items(), key=lambda model: (model[1], model[0])))
 
 
 def several_seeds(done: pd.DataFrame) -> bool:
-    """Returns whether a task, method and pair of models has more than one seed."""
+    """Returns whether any task, method and pair of models has several seeds."""
     seeds = done.groupby(["task", "method", "weak_model", "student_model"])["seed"].nunique()
     return bool((seeds > 1).any())
 
@@ -93,24 +96,24 @@ def _unique(values: pd.Series) -> list:
     return list(dict.fromkeys(values))
 
 
-def _choose(table: pd.DataFrame, **chosen: str) -> pd.DataFrame:
-    for column, value in chosen.items():
+def _select(table: pd.DataFrame, **values: str) -> pd.DataFrame:
+    for column, value in values.items():
         table = table[table[column] == value]
     return table
 
 
 def _dress_sizes(axes: Axes, width: float, done: pd.DataFrame, task: str) -> SizeAxis:
-    """Gives a panel its axis of sizes, the same for all panels of a task."""
-    size_axis = SizeAxis(models_by_size(_choose(done, task=task), "student"))
+    """Sets the axis of student sizes, which is the same for all panels of a task."""
+    size_axis = SizeAxis(models_by_size(_select(done, task=task), "student"))
     size_axis.dress(axes, width)
     return size_axis
 
 
 def _title(
-    axes: Axes, width: float, table: pd.DataFrame, chosen: dict[str, str], *lines: str, beyond: int | None = None
+    axes: Axes, width: float, table: pd.DataFrame, selection: dict[str, str], *lines: str, beyond: int | None = None
 ) -> None:
-    """Says what a panel shows and how many cells it leaves out; `beyond` is given where it shows PGR."""
-    cells = _choose(table, **chosen)
+    """Sets the title of a panel, with the number of left out cells. `beyond` is set for panels of PGR."""
+    cells = _select(table, **selection)
     done = cells[cells["status"] == "done"]
     left_out = {"failed": len(cells) - len(done)}
     if beyond is not None:
@@ -119,9 +122,9 @@ def _title(
         axes.text(0.5, 0.5, "no finished cell", transform=axes.transAxes, ha="center")
     sizes = sorted({int(n) for n in done["n_test"]})
     over = f" (n\u00a0=\u00a0{sizes[0]:,}" + (f" to {sizes[-1]:,})" if len(sizes) > 1 else ")") if sizes else ""
-    letters = int(12 * width)  # of 10 points
+    letters = int(12 * width)  # at a font size of 10
     note = ", ".join(f"{number} {why}" for why, number in left_out.items() if number)
-    lines = (clipped(chosen["task"], letters) + over, *lines, note)
+    lines = (clipped(selection["task"], letters) + over, *lines, note)
     wrapped = [part for line in lines for part in textwrap.wrap(line, letters)]
     axes.set_title("\n".join(wrapped), loc="left")
 
@@ -142,34 +145,34 @@ def _accuracy_limits(cells: pd.DataFrame, several: bool) -> tuple[float, float]:
     low, high = float(cells[columns].min().min()), float(cells[columns].max().max())
     height = max(high - low, 0.02)
     chance = cells["chance"].min()
-    if low - height / 2 <= chance < low:  # worth a third of the panel, not more
+    if low - height / 2 <= chance < low:  # chance is shown if it needs at most a third of the panel
         low = float(chance)
     return low - 0.07 * height, high + 0.07 * height
 
 
 def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
     """
-    Draws test accuracy against the size of the student: a panel per task and method with a line per weak model, the
-    ceiling, and each weak model itself.
+    Draws test accuracy against student size, with a panel per task and method.
 
-    A line is the mean over seeds. Each seed is a point, and the band goes from the lowest to the highest; where the
-    sweep has one seed, bars are the 95 % interval over test rows.
+    Each panel has a line per supervisor, the ceiling, and the supervisors' own accuracies. A line is the mean over
+    seeds, each seed is a point, and a band goes from the lowest to the highest seed. If the sweep has one seed, bars
+    are the 95 % interval over test rows instead.
 
     Args:
-        table (`pandas.DataFrame`): The table, as in [`finished`].
-        directory (`Path`): The directory of the figure, which is taller with more panels.
+        table (`pandas.DataFrame`): The table of a sweep, see [`finished`].
+        directory (`Path`): Directory of the figure.
 
     Returns:
-        `Path`: The `.svg`, beside which is a `.png`; `None` where no cell is done.
+        `Path`: The `.svg` file, beside a `.png` file; `None` if no cell is done.
     """
     done = finished(table)
     several = several_seeds(done)
     styles = series_styles(models_by_size(done, "weak"))
-    limits = {task: _accuracy_limits(_choose(done, task=task), several) for task in _unique(done["task"])}
+    limits = {task: _accuracy_limits(_select(done, task=task), several) for task in _unique(done["task"])}
 
     def panel(axes: Axes, width: float, task: str, method: str) -> None:
-        chosen = {"task": task, "method": method}
-        cells = _choose(done, **chosen)
+        selection = {"task": task, "method": method}
+        cells = _select(done, **selection)
         size_axis = _dress_sizes(axes, width, done, task)
         axes.set_ylim(*limits[task])
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
@@ -194,24 +197,27 @@ def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
             own = mine.groupby("seed")["weak_accuracy"].mean().mean()
             axes.axhline(own, color=color, linestyle=":", lw=1.3, zorder=1)
             axes.plot(axes.get_xlim()[0], own, style["marker"], color=color, ms=5, clip_on=False, zorder=5)
-        # One ceiling a student and seed, whoever teaches.
+        # Each student and seed has one ceiling, which does not depend on the supervisor.
         ceilings = cells.groupby(["student_model", "seed"])["ceiling_accuracy"].mean()
         ceiling = ceilings.groupby("student_model").mean().reindex(list(size_axis.places))
         axes.plot([size_axis.place(student) for student in ceiling.index], ceiling, **_CEILING)
         axes.axhline(cells["chance"].mean(), zorder=0, **_CHANCE)
-        _title(axes, width, table, chosen, clipped(method))
+        _title(axes, width, table, selection, f"method {clipped(method)}")
 
     names = short_names(styles)
     handles: list[Handle] = [
-        *(Line2D([], [], label=f"taught by {names[weak]}", **style, **_LINE) for weak, style in styles.items()),
-        Line2D([], [], label="ceiling: taught by ground truth", **(_CEILING | {"marker": "none"})),
-        Line2D([], [], color="black", linestyle=":", lw=1.3, label="supervisor itself (marker at left)"),
+        *(
+            Line2D([], [], label=f"student, labels of {names[weak]}", **style, **_LINE)
+            for weak, style in styles.items()
+        ),
+        Line2D([], [], label="ceiling, trained on ground truth", **(_CEILING | {"marker": "none"})),
+        Line2D([], [], color="black", linestyle=":", lw=1.3, label="supervisor (marker at left)"),
         _spread_handle(several),
     ]
     if several:
         handles.append(Patch(color="black", alpha=0.2, lw=0, label="lowest to highest seed"))
     if done["direct_accuracy"].notna().any():
-        handles.append(Line2D([], [], color="black", label="same student, without the chain", **_DIRECT))
+        handles.append(Line2D([], [], color="black", label="same student without the chain", **_DIRECT))
     if any(chance >= limits[task][0] for task, chance in zip(done["task"], done["chance"], strict=True)):
         handles.append(Line2D([], [], label="chance", **_CHANCE))
     lines = lay_out(list(limits), _unique(done["method"])) if len(done) else []
@@ -220,7 +226,7 @@ def plot_accuracy_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
 
 
 def _pgr_limits(done: pd.DataFrame) -> tuple[float, float]:
-    """Returns limits with 0 and 1, inside [`PGR_AXIS`]: the same for all panels, as PGR has one scale."""
+    """Returns the limits of PGR for all panels, which include 0 and 1 and are inside [`PGR_AXIS`]."""
     shown = done[["pgr"]] if several_seeds(done) else done[["pgr", "pgr_low", "pgr_high"]]
     low, high = shown.min(axis=None), shown.max(axis=None)
     return max(PGR_AXIS[0], min(-0.12, low - 0.06)), min(PGR_AXIS[1], max(1.12, high + 0.06))
@@ -234,7 +240,7 @@ def _dress_pgr(axes: Axes, limits: tuple[float, float]) -> None:
 
 
 def _pgr_points(axes: Axes, x: pd.Series, pgr: pd.Series, *, edge_size: float, **style) -> int:
-    """Draws points inside the limits, and triangles at the edge for the others. Returns the number of triangles."""
+    """Draws points inside the limits, and triangles at the edge for other values. Returns the number of triangles."""
     low, high = axes.get_ylim()
     axes.plot(x, pgr.where(pgr.between(low, high)), **style)
     for beyond, edge, marker in ((pgr < low, low, "v"), (pgr > high, high, "^")):
@@ -252,13 +258,13 @@ def _pgr_handles(done: pd.DataFrame) -> list[Handle]:
 
 def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
     """
-    Draws PGR against the size of the student: a panel per task and weak model, a line per method.
+    Draws PGR against student size, with a panel per task and supervisor, and a line per method.
 
-    A line is the median over seeds, each seed a point; where the sweep has one seed, bars are the 95 % interval over
-    test rows, dotted over the whole height where that is unbounded. Undefined PGRs are left out and counted above the
-    panel; those beyond [`PGR_AXIS`] are triangles at its edge, medians with their value.
+    A line is the median over seeds, and each seed is a point. If the sweep has one seed, bars are the 95 % interval
+    over test rows instead, dotted over the full height if it is unbounded. Undefined PGRs are left out and counted
+    above the panel. Values beyond [`PGR_AXIS`] are triangles at its edge, and medians have their value beside them.
 
-    Arguments and result are those of [`plot_accuracy_by_size`]. There is no figure where no PGR is defined.
+    Arguments and result are those of [`plot_accuracy_by_size`]. There is no figure if no PGR is defined.
     """
     done = finished(table)
     several = several_seeds(done)
@@ -267,12 +273,12 @@ def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
     limits = _pgr_limits(done)
 
     def panel(axes: Axes, width: float, task: str, weak: str) -> None:
-        chosen = {"task": task, "weak_model": weak}
-        cells = _choose(done, **chosen)
+        selection = {"task": task, "weak_model": weak}
+        cells = _select(done, **selection)
         size_axis = _dress_sizes(axes, width, done, task)
         _dress_pgr(axes, limits)
         n_beyond = 0
-        written: list[tuple[str, bool]] = []
+        labelled: list[tuple[str, bool]] = []
         for series, (method, style) in enumerate(styles.items()):
             mine = cells[cells["method"] == method]
             x = pd.Series({student: size_axis.place(student, series, len(styles)) for student in size_axis.places})
@@ -287,17 +293,17 @@ def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
                 axes.errorbar(places, mine["pgr"], bars, fmt="none", ecolor=color, capsize=3, lw=1.1, zorder=2)
                 unbounded = places[mine["pgr"].notna() & mine["pgr_low"].isna()]
                 axes.vlines(unbounded, *limits, color=color, linestyle=":", lw=1.1, zorder=2)
-            # The line heads for medians beyond the axis, and is cut there.
+            # The line to a median beyond the axis is cut at the edge.
             axes.plot(x, median, zorder=3, **(style | {"marker": "none"}), **_LINE)
             _pgr_points(axes, x, median, edge_size=8, zorder=4, **(style | {"linestyle": "none"}), **_LINE)
             for student, value in median[~median.between(*limits)].dropna().items():
                 above = bool(value > limits[1])
-                written.append((student, above))
-                step = (-11 if above else 11) * written.count((student, above))  # several at one place: one by one
+                labelled.append((student, above))
+                step = (-11 if above else 11) * labelled.count((student, above))  # labels at one place are stacked
                 place = (size_axis.place(student), limits[above])
                 text: Style = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "va": "center"}
                 axes.annotate(f"{value:.1f}", place, (0, step), **text)
-        _title(axes, width, table, chosen, f"taught by {weak_models[weak]}", beyond=n_beyond)
+        _title(axes, width, table, selection, f"supervisor {weak_models[weak]}", beyond=n_beyond)
 
     is_cut = not done[["pgr_low", "pgr_high"]].stack().dropna().between(*limits).all()
     handles: list[Handle] = [*_series_handles(styles), _spread_handle(several, is_cut), *_pgr_handles(done)]
@@ -310,12 +316,12 @@ def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
 
 def plot_agreement(table: pd.DataFrame, directory: Path) -> Path | None:
     """
-    Draws how often student and supervisor agree, where the supervisor is right (filled, solid) and where it is wrong
-    (hollow, dashed), against the size of the student: a panel per task and weak model, a line per method.
+    Draws the agreement of student and supervisor against student size, with a panel per task and supervisor.
 
-    A line is the mean over seeds; bars go from the lowest to the highest seed.
+    Each method has two lines: agreement where the supervisor is right (solid, filled markers) and where it is wrong
+    (dashed, hollow markers). A line is the mean over seeds; bars go from the lowest to the highest seed.
 
-    Arguments and result are those of [`plot_accuracy_by_size`]. There is no figure where no agreement was measured.
+    Arguments and result are those of [`plot_accuracy_by_size`]. There is no figure if no agreement was measured.
     """
     done = finished(table)
     several = several_seeds(done)
@@ -327,8 +333,8 @@ def plot_agreement(table: pd.DataFrame, directory: Path) -> Path | None:
     }
 
     def panel(axes: Axes, width: float, task: str, weak: str) -> None:
-        chosen = {"task": task, "weak_model": weak}
-        cells = _choose(done, **chosen)
+        selection = {"task": task, "weak_model": weak}
+        cells = _select(done, **selection)
         size_axis = _dress_sizes(axes, width, done, task)
         for series, (method, style) in enumerate(styles.items()):
             by_student = cells[cells["method"] == method].groupby("student_model")
@@ -341,10 +347,10 @@ def plot_agreement(table: pd.DataFrame, directory: Path) -> Path | None:
                     bars = [mean - low, high - mean]
                     axes.errorbar(x, mean, bars, fmt="none", ecolor=style["color"], lw=1, zorder=2)
         axes.set_ylim(-0.04, 1.04)
-        _title(axes, width, table, chosen, f"taught by {weak_models[weak]}")
+        _title(axes, width, table, selection, f"supervisor {weak_models[weak]}")
 
     handles = _series_handles(styles, linestyle="none")
-    for label, side in zip(("where the supervisor is right", "where it is wrong"), sides.values(), strict=True):
+    for label, side in zip(("supervisor right", "supervisor wrong"), sides.values(), strict=True):
         handles.append(Line2D([], [], color="black", marker="o", label=label, **side, **_LINE))
     if several:
         handles.append(Line2D([], [], label="lowest to highest seed", **_BAR))
@@ -357,13 +363,13 @@ def plot_agreement(table: pd.DataFrame, directory: Path) -> Path | None:
 
 def plot_pgr_distribution(table: pd.DataFrame, directory: Path) -> Path | None:
     """
-    Draws how PGR spreads: a panel per task, a group per method, a point per cell (seed and pair of models). Inside a
-    group, students go from the smallest at the left to the largest at the right.
+    Draws the distribution of PGR, with a panel per task, a group per method, and a point per cell.
 
-    The bar is the median of the group; from 5 points on, the box holds its middle half. Undefined PGRs are left out
-    and counted; those beyond [`PGR_AXIS`] are triangles at its edge.
+    In a group, students are ordered from the smallest at the left to the largest at the right. The bar is the median
+    of the group. With at least 5 points, the box is the interquartile range. Undefined PGRs are left out and counted.
+    Values beyond [`PGR_AXIS`] are triangles at its edge.
 
-    Arguments and result are those of [`plot_accuracy_by_size`]. There is no figure where no PGR is defined.
+    Arguments and result are those of [`plot_accuracy_by_size`]. There is no figure if no PGR is defined.
     """
     done = finished(table)
     styles = series_styles(_unique(done["method"]))
@@ -371,7 +377,7 @@ def plot_pgr_distribution(table: pd.DataFrame, directory: Path) -> Path | None:
     order = ["student_parameters", "student_model", "weak_parameters", "weak_model", "seed"]
 
     def panel(axes: Axes, width: float, task: str, _: str) -> None:
-        cells = _choose(done, task=task)
+        cells = _select(done, task=task)
         _dress_pgr(axes, limits)
         n_beyond = 0
         for group, (method, style) in enumerate(styles.items()):
@@ -395,9 +401,9 @@ def plot_pgr_distribution(table: pd.DataFrame, directory: Path) -> Path | None:
         _title(axes, width, table, {"task": task}, beyond=n_beyond)
 
     handles: list[Handle] = [
-        Line2D([], [], label="a cell: small students left, large right", color="black", **_SEED),
+        Line2D([], [], label="one cell (left to right: small to large students)", color="black", **_SEED),
         Line2D([], [], label="median of the method", color="black", lw=2),
-        Patch(label="middle half (from 5 cells on)", color="black", alpha=0.25, lw=0),
+        Patch(label="interquartile range (at least 5 cells)", color="black", alpha=0.25, lw=0),
         *_pgr_handles(done),
     ]
     lines = lay_out(_unique(done["task"]), [""]) if done["pgr"].notna().any() else []

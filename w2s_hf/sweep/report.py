@@ -1,4 +1,4 @@
-"""The page of a sweep: one HTML file with figures, tables and settings that loads no other file."""
+"""The report of a sweep: one HTML file with figures, tables and settings, which loads no other files."""
 
 import base64
 import os
@@ -28,30 +28,31 @@ _FIGURES = {
     "agreement": plot_agreement,
     "spread": plot_pgr_distribution,
 }
-_OF_A_GROUP = ["task", "weak_model", "student_model", "method"]
+_GROUP_COLUMNS = ["task", "weak_model", "student_model", "method"]
 
 
 def write_sweep_report(table: pd.DataFrame, settings: Mapping[str, object], directory: str | Path) -> Path:
     """
-    Writes `report.html`, and the figures in it to `figures/`, each as `.png` and `.svg`. The same table and settings
-    give the same bytes.
+    Writes `report.html`, and its figures to `figures/`, each as `.png` and `.svg`.
+
+    The same table and settings give the same bytes.
 
     Args:
-        table (`pandas.DataFrame`): The table of [`w2s_hf.sweep.plots.finished`]: a row per cell, failed ones too.
-        settings (`Mapping[str, object]`): The settings to show, as text. Names, settings and errors are escaped.
-        directory (`str` or `Path`): The directory of the sweep.
+        table (`pandas.DataFrame`): The table of a sweep, see [`w2s_hf.sweep.plots.finished`].
+        settings (`Mapping[str, object]`): Settings to show as text. All texts are escaped.
+        directory (`str` or `Path`): Directory of the sweep.
 
     Returns:
         `Path` of `report.html`.
 
     Raises:
-        ValueError: a column is missing, or a status is neither "done" nor "failed".
+        ValueError: A column is missing, or a status is neither "done" nor "failed".
     """
     directory = Path(directory)
     done = finished(table)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # errors and names of models come from elsewhere
+        autoescape=True,  # errors and model names are not trusted
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -81,8 +82,8 @@ def _unique(table: pd.DataFrame, column: str) -> list[str]:
     return [str(value) for value in dict.fromkeys(table[column])]
 
 
-def _count(number: int, one: str) -> str:
-    return f"{number:,} {one if number == 1 else one + 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
 def _facts(table: pd.DataFrame, done: pd.DataFrame) -> dict[str, object]:
@@ -102,13 +103,13 @@ def _facts(table: pd.DataFrame, done: pd.DataFrame) -> dict[str, object]:
 
 
 def _figures(table: pd.DataFrame, directory: Path) -> dict[str, dict | None]:
-    """Draws the figures, and returns the file of each and the content of its `<img>`; `None` without panels."""
+    """Draws the figures. Returns the file and the `<img>` content of each one; `None` for figures without panels."""
     figures: dict[str, dict | None] = {}
     for name, draw in _FIGURES.items():
         svg = draw(table, directory)
         figures[name] = None
         if svg is not None:
-            # As images, and not as parts of the page: ids of two cannot meet, and nothing in them is run.
+            # Images instead of inline SVG: their ids cannot conflict, and no code in them is run.
             data = base64.b64encode(svg.read_bytes()).decode()
             figures[name] = {"file": f"{directory.name}/{svg.stem}", "data": data}
     return figures
@@ -123,7 +124,7 @@ def _text(value: object) -> dict:
 
 
 def _number(value: float, form: str = ".3f", ends: tuple[float, float] | None = None, missing: str = "") -> dict:
-    """Returns a number with its interval in brackets, and the full value to sort by."""
+    """Returns a number with its interval in brackets, and the exact value for sorting."""
     if pd.isna(value):
         return {"text": missing, "value": ""}
     text = rounded(value) if form == ".3f" else f"{value:{form}}"
@@ -137,16 +138,18 @@ def _size(parameters: float) -> dict:
 
 
 def _summary(table: pd.DataFrame) -> dict:
-    """Returns a row per task, pair of models and method."""
+    """Returns one row per task, pair of models and method."""
     columns = [_column(name, "text") for name in ("task", "supervisor", "student", "method")]
     columns += [_column(name) for name in ("mean accuracy [range]", "supervisor accuracy", "ceiling accuracy")]
     columns += [_column(name) for name in ("median PGR [range]", "seeds", "PGR undefined", "failed", "test rows")]
     rows = []
-    for names, cells in table.groupby(_OF_A_GROUP, sort=False):
+    for names, cells in table.groupby(_GROUP_COLUMNS, sort=False):
         done = cells[cells["status"] == "done"]
-        one = len(done) == 1
+        is_single = len(done) == 1
         spread = [
-            (done[f"{name}_low"].min(), done[f"{name}_high"].max()) if one else (done[name].min(), done[name].max())
+            (done[f"{name}_low"].min(), done[f"{name}_high"].max())
+            if is_single
+            else (done[name].min(), done[name].max())
             for name in ("accuracy", "pgr")
         ]
         rows.append(
@@ -169,14 +172,14 @@ def _summary(table: pd.DataFrame) -> dict:
 
 
 def _cells(table: pd.DataFrame) -> dict:
-    """Returns a row per cell. What a reader looks for first comes first."""
+    """Returns one row per cell, with the most important columns first."""
     columns = [_column(name, "text") for name in ("task", "supervisor", "student", "method")]
     columns += [_column("seed"), _column("status", "text")]
     columns += [_column(name) for name in ("accuracy [95 %]", "supervisor accuracy", "ceiling accuracy", "PGR [95 %]")]
-    columns += [_column(name) for name in ("agreement", "where supervisor right", "where supervisor wrong")]
-    columns += [_column("without the chain")]
+    columns += [_column(name) for name in ("agreement", "agreement, supervisor right", "agreement, supervisor wrong")]
+    columns += [_column("accuracy without the chain")]
     columns += [_column(name) for name in ("test rows", "chance", "supervisor size", "student size")]
-    columns += [_column("setting", "text"), _column("error, or why PGR is undefined", "long")]
+    columns += [_column("setting", "text"), _column("error or reason for undefined PGR", "long")]
     rows = []
     for cell in table.itertuples():
         failed = cell.status == "failed"
