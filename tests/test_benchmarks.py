@@ -1,4 +1,4 @@
-"""Benchmarks as a user runs them, made small. What they say of speed is for an idle machine: no test reads it."""
+"""Runs the benchmarks as a user would, at a small size. No test depends on speed, which needs an idle machine."""
 
 import importlib
 import json
@@ -13,7 +13,7 @@ from helpers.models import make_character_tokenizer, make_language_model, make_m
 from helpers.running import ROOT, forked
 
 BENCHMARKS = ROOT / "recipes" / "benchmarks"
-# The interpreter finds what lies beside a script that it is given; `runpy` does not.
+# The interpreter adds the directory of a script to the path, `runpy` does not.
 LAUNCHER = f"import runpy, sys\nsys.path.insert(0, {str(BENCHMARKS)!r})\ndel sys.argv[0]\n"
 LAUNCHER += "runpy.run_path(sys.argv[0], run_name='__main__')\n"
 
@@ -24,7 +24,7 @@ THROUGHPUT += " --mean_length 12 --max_length 64 --token_budget 64 --repetitions
 
 
 def run(name: str, options: str, directory: Path) -> tuple[SimpleNamespace, dict]:
-    """The process, and what it wrote."""
+    """Runs a benchmark. Returns the process and its results."""
     launcher, output = directory / "launcher.py", directory / "report.json"
     launcher.write_text(LAUNCHER)
     process = forked(launcher, BENCHMARKS / name, *options.split(), "--output_file", output)
@@ -58,7 +58,7 @@ def test_ours_and_the_published_loop_train_the_same_models(pipeline):
 def test_speed_of_the_pipeline_is_told_by_its_seconds(pipeline):
     process, report = pipeline
     assert [row["contender"] for row in report["results"]] == ["ours", "published", "ours, LoRA"]
-    # Two epochs of one weak half and three student halves; labels of the student half, and four times the test rows.
+    # Two epochs of one weak half and three student halves, labels of the student half, and four times the test rows.
     assert report["counted_rows"] == {"trained": 2 * (64 + 3 * 48), "predicted": 48 + 4 * 40}
     ours, published, _ = report["results"]
     assert report["ratio"] == ours["ratio"] == pytest.approx(published["seconds"] / ours["seconds"])
@@ -83,7 +83,7 @@ def test_another_order_of_rows_is_no_comparison_and_the_script_says_so(tmp_path)
     assert process.returncode == 1
     assert "error: the results differ" in process.stderr and "Traceback" not in process.stderr
     assert not report["equality"]["is_equal"]
-    # So the small differences of the test above are those of models that did learn something of their rows.
+    # Makes sure that the models of the test above have learned from their rows, although their differences are small.
     assert all(difference > 1e-3 for difference in report["equality"]["largest_difference"].values())
 
 
@@ -163,7 +163,7 @@ def test_every_contender_takes_the_same_optimizer_steps(module, monkeypatch, tmp
 
 @pytest.mark.parametrize("way", ["--load_in_4bit", "--no_checkpointing"])
 def test_a_student_of_random_weights_trains_and_is_counted(way, tmp_path):
-    """On a CPU and small: the path that a 72B-shaped one takes on a GPU."""
+    """Runs the code path of a 72B model on a GPU, on a CPU and at a small size."""
     options = f"--model Qwen/Qwen-72B {way} --width 64 --layers 2 --n_rows 2 --length 16 --max_tokens 16 --steps 2"
     process, report = run("student_on_gpu.py", options, tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
@@ -173,10 +173,10 @@ def test_a_student_of_random_weights_trains_and_is_counted(way, tmp_path):
     mlp = 24_576 * 64 // 8192
     body = 2 * (4 * 64 * 64 + 3 * 64 * mlp)
     lora = 2 * 16 * (4 * (64 + 64) + 3 * (64 + mlp))
-    small = 1000 * 64 + 2 * (3 * 64 + 2 * 64) + 64 + 2 * 2 * 64  # embedding; biases, norms; the head, and its copy
+    small = 1000 * 64 + 2 * (3 * 64 + 2 * 64) + 64 + 2 * 2 * 64  # embedding; biases and norms; the head and its copy
     assert report["n_parameters"] == body + lora + small
     attention = 2 * 2 * 2 * 1 * 64 * 16 / 2  # layers, one head of 64, half of 16 tokens
-    by_hand = 4 * (body + 2 * 64) + 6 * (lora + 2 * 64) + 3 * attention  # the first head is frozen
+    by_hand = 4 * (body + 2 * 64) + 6 * (lora + 2 * 64) + 3 * attention  # the original head is frozen
     assert report["tflops_per_second"] * 1e12 == pytest.approx(by_hand * report["tokens_per_second"], rel=1e-6)
 
 
@@ -214,19 +214,19 @@ def test_prompts_of_a_task_are_asked_once(tmp_path):
     assert "sst2: " in process.stdout and "sst2: " not in again.stdout and unchanged == report
     assert report["weights"] and all("torch" in entry["versions"] for entry in report["results"])
 
-    # Other rows are asked, and the other entries keep theirs.
+    # Other rows are used for the new entries, and existing entries do not change.
     rows.select(range(50)).to_parquet(tmp_path / "data" / "sst2" / "validation.parquet")
     _, changed = run("prompts.py", options, tmp_path)
     assert [entry["rows"] for entry in changed["results"]] != [entry["rows"] for entry in report["results"]]
 
-    # Another number of rows or other weights under the same name are another report.
+    # Another number of rows, or other weights under the same name, start another report.
     make_language_model(tokenizer).save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
     for words in (("--n_test 20", "--n_test 10"), (str(tmp_path / "model"), str(tmp_path / "other"))):
         other, _ = run("prompts.py", options.replace(*words), tmp_path)
         assert other.returncode == 2 and "has the results of other settings" in other.stderr
 
-    # Mistakes are refused before a model is loaded. An encoder would answer by random weights.
+    # Errors are raised before a model is loaded. An encoder would answer with random weights.
     make_model("bert").save_pretrained(tmp_path / "encoder")
     make_tokenizer().save_pretrained(tmp_path / "encoder")
     for old, new, words in (

@@ -1,4 +1,4 @@
-"""Warnings about a ceiling below its own base, a supervisor at chance, a warm-up of few steps, and unsure labels."""
+"""Tests warnings: a ceiling below its base model, a supervisor at chance, a short warm-up, and uncertain labels."""
 
 import pytest
 from helpers.cards import card_of, results
@@ -59,7 +59,7 @@ GUESSES = [{"name": name, "model": "", "accuracy": accuracy} for name, accuracy 
     [
         (0.5, GUESSES, 0.5, 0.5, True),
         (0.5, GUESSES, 0.5, 0.501, False),
-        (None, [*GUESSES, PROBE | {"accuracy": 0.1}], 0.2, 0.2, True),  # a model does not guess
+        (None, [*GUESSES, PROBE | {"accuracy": 0.1}], 0.2, 0.2, True),  # a probe of a model is not a guess
         (None, GUESSES, 0.2, 0.201, False),
         (None, [], None, 0.0, True),
         (None, [], None, 0.01, False),

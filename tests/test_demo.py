@@ -1,4 +1,4 @@
-"""The embedded default: the world's text and questions, and models that are pretrained on it."""
+"""Tests the embedded demo: the corpus and questions of a world, and the models that are pretrained on it."""
 
 import subprocess
 import sys
@@ -66,7 +66,7 @@ def test_rows_have_the_schema_of_boolq_and_both_answers(rows):
 
 def test_questions_ask_about_all_entities_alike(rows):
     counts = Counter(question.split()[2] for question in rows["question"])
-    assert len(counts) > 390 and max(counts.values()) < 20  # 5 expected of each
+    assert len(counts) > 390 and max(counts.values()) < 20  # 5 expected per entity
 
 
 def test_streams_share_no_row_and_longer_draws_begin_with_shorter_ones(world, rows):
@@ -171,7 +171,7 @@ def test_words_of_the_corpus_fit_the_kind_as_often_as_configured():
 
 
 class StopAt(TrainerCallback):
-    """Dies as a killed process would, in the middle of the training."""
+    """Raises an error in the middle of training, as if the process were killed."""
 
     def __init__(self, step: int):
         self.step = step
@@ -196,13 +196,13 @@ def test_a_killed_pretraining_ends_with_the_same_weights(world, tmp_path):
         build_demo_model(TINY, world, tmp_path / "killed", callbacks=[StopAt(11)])  # of 16; checkpoints at 4, 8, ...
     checkpoints = tmp_path / "killed" / "pretraining"
     assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-8"]
-    # One that was being written when the process died: everything but the Trainer's state.
+    # An incomplete checkpoint, as if the process was killed while saving: the Trainer's state is missing.
     (checkpoints / "checkpoint-12").mkdir()
     (checkpoints / "checkpoint-12" / "trainer_state.json").write_text('{"global_step": 1')
 
     seen = StepRecorder()
     build_demo_model(TINY, world, tmp_path / "killed", callbacks=[seen])
-    assert seen.steps == list(range(9, 17))  # it did resume
+    assert seen.steps == list(range(9, 17))  # the training resumed
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

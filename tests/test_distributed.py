@@ -1,4 +1,4 @@
-"""Two ranks train and predict as one (gloo, CPU)."""
+"""Tests that two ranks give the same training and predictions as one rank (gloo, CPU)."""
 
 import json
 from functools import partial
@@ -45,14 +45,14 @@ def test_an_epoch_on_two_ranks_is_an_epoch_on_one_whatever_the_number_of_rows(re
         close(other["weights"], reference["weights"])
         assert other["counts"] == reference["counts"], name
         if "max_tokens" in name and kind == "pairs":
-            continue  # TRL's numbers are means of micro-batches, which more ranks cut into more
+            continue  # TRL averages over micro-batches, whose number depends on the number of ranks
         assert len(other["logged"]) == len(reference["logged"])
         for got, expected in zip(other["logged"], reference["logged"], strict=True):
             for entry in (got, expected):
-                entry.pop("window_kept_ratio", None)  # of the rows of rank 0
+                entry.pop("window_kept_ratio", None)  # covers only the rows of rank 0
                 if Version(trl.__version__) < Version("1.16"):
                     entry.pop("entropy", None)
-                    entry.pop("eval_entropy", None)  # a mean over ranks, prompts and repeated rows included
+                    entry.pop("eval_entropy", None)  # a mean over ranks that includes prompts and repeated rows
             assert got == pytest.approx(expected, rel=1e-4, abs=1e-5), name
 
 

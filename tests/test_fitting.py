@@ -1,4 +1,4 @@
-"""Recipes ask whether a model fits before anything of it is loaded."""
+"""Tests that recipes check whether a model fits into memory before its weights are loaded."""
 
 import copy
 import pickle
@@ -20,7 +20,7 @@ from w2s_hf.modeling.spec import ModelSpec
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory, tokenizer):
-    """Of a run with models and rows of our own."""
+    """Runs a recipe with local models and rows."""
     directory = tmp_path_factory.mktemp("fitting")
     for name in ("train", "validation"):
         passages(240, name).to_parquet(directory / f"{name}.parquet")
@@ -41,7 +41,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_done(options, cache, tmp_
     process = run(options, "", tmp_path / "out", cache, monkeypatch, 2**10)
     assert process.returncode == 1 and "Traceback" not in process.stderr
     assert "--weak_model weak: needs 0.0 GiB to train on one row of 64 tokens (weights" in process.stderr
-    assert "does not fit with --gradient_checkpointing true either: take a smaller model" in process.stderr
+    assert "does not fit with --gradient_checkpointing true either. Use a smaller model" in process.stderr
     assert "--check_memory false" in process.stderr
     assert not (tmp_path / "out").exists()
 
@@ -56,7 +56,7 @@ def test_it_can_be_turned_off(options, cache, tmp_path, monkeypatch):
 
 @pytest.fixture
 def large(tmp_path):
-    """A configuration and no weights: nothing else is read."""
+    """Creates a directory with a configuration and no weights, because the check reads nothing else."""
     Qwen2Config(
         vocab_size=2000, hidden_size=512, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=8,
         num_key_value_heads=8,
@@ -76,8 +76,8 @@ def memory_of(large, **kwargs):
 @pytest.mark.parametrize(
     ("missing", "is_followed", "message"),
     [
-        (0, False, "With --use_peft true --load_in_4bit true --gradient_checkpointing true it"),
-        (1, False, "take a smaller model, or a GPU with more memory"),
+        (0, False, "Use --use_peft true --load_in_4bit true --gradient_checkpointing true, with which"),
+        (1, False, "Use a smaller model, or a GPU with more memory"),
         (0, True, None),
     ],
     ids=["it would fit", "it would not", "it does"],
@@ -94,10 +94,10 @@ def test_a_student_is_told_of_four_bits(missing, is_followed, message, large, tm
 
 
 def test_advice_that_has_no_estimate_does_not_hide_what_is_wrong(large, tmp_path, monkeypatch):
-    """DoRA is estimated without quantization, and not in 4 bits."""
+    """DoRA has an estimate without quantization, but not in 4 bit."""
     monkeypatch.setattr(fitting, "_capacity", lambda args: 1)
     student = ModelSpec.find(large, "--student_model", StudentConfig(dtype="float32", use_dora=True))
-    with pytest.raises(ValueError, match="needs .* does not fit with --gradient_checkpointing true either: take"):
+    with pytest.raises(ValueError, match="needs .* does not fit with --gradient_checkpointing true either. Use"):
         check_fits(student, "--student_model", arguments(tmp_path), "SEQ_CLS")
 
 
@@ -112,7 +112,7 @@ def test_a_pair_counts_twice_in_the_budget(large, tmp_path, monkeypatch, caplog)
     monkeypatch.setattr(fitting, "_capacity", lambda args: three - 1)
     check_fits(model, "--student_model", args, "REWARD")
     assert "micro-batches of 3 rows of 64 tokens may need" in caplog.text
-    assert f"Take --max_tokens_per_micro_batch {2 * 64 * 2}" in caplog.text
+    assert f"Use --max_tokens_per_micro_batch {2 * 64 * 2}" in caplog.text
 
 
 def test_a_batch_of_prediction_is_warned_of(large, tmp_path, monkeypatch, caplog):
@@ -136,7 +136,7 @@ def test_writers_of_moves_are_estimated_and_have_no_budget(config, large, tmp_pa
     ).peak
     monkeypatch.setattr(fitting, "_capacity", lambda args: peak)
     check_fits(model, "--student_model", args, "CAUSAL_LM")
-    assert "Take --per_device_train_batch_size 1, and more accumulation" in caplog.text
+    assert "Use --per_device_train_batch_size 1 and a larger --gradient_accumulation_steps" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,12 @@ def test_writers_of_moves_are_estimated_and_have_no_budget(config, large, tmp_pa
         ({}, {"optim": "adafactor"}, {}, "with --optim adafactor"),
         ({"load_in_8bit": True}, {}, {}, "in 8 bits"),
         ({}, {}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "under DeepSpeed"),
-        ({}, {}, {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}, "FSDP moves weights"),
+        ({}, {}, {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}, "FSDP offloads weights"),
         (
             {"load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"},
             {},
             {"ACCELERATE_USE_FSDP": "true"},
-            "cuts a 4-",
+            "shards a 4-",
         ),
     ],
 )
@@ -180,7 +180,7 @@ def test_an_architecture_that_cannot_be_traced_is_not_refused(tmp_path, monkeypa
     monkeypatch.setattr(fitting, "_capacity", lambda args: 1)
     model = ModelSpec.find(str(tmp_path / "funnel"), "--weak_model")
     check_fits(model, "--weak_model", arguments(tmp_path), "SEQ_CLS")
-    assert "no estimate of memory for 'funnel'" in caplog.text and "was not checked" in caplog.text
+    assert "no estimate of memory for model type 'funnel'" in caplog.text and "was not checked" in caplog.text
 
 
 @pytest.mark.parametrize("student_config", [None, StudentConfig(use_peft=False), StudentConfig(dtype="float32")])
@@ -191,7 +191,7 @@ def test_equal_models_have_equal_stage_keys(student_config, large):
 
 
 def test_student_without_adapters_is_another_model_than_supervisor(large):
-    """So that its memory is checked too, and its stages depend on its options."""
+    """A student without adapters differs, so that its memory is checked and its cache keys depend on its options."""
     supervisor = ModelSpec.find(large, "--weak_model")
     student = ModelSpec.find(large, "--student_model", StudentConfig(use_peft=False))
     assert student != supervisor and student.config == supervisor.config

@@ -1,4 +1,4 @@
-"""Greedy completions: the same for every batch size, cut where they are too long, kept when interrupted."""
+"""Tests greedy generation: equal completions for every batch size, truncation, and resuming after an interruption."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ from w2s_hf import fresh_adapter
 from w2s_hf.generation import complete
 from w2s_hf.labels import Completion, WeakCompletions
 
-# Of mixed length, so that batches are padded.
+# The lengths differ, so that batches are padded.
 PROMPTS = [f"{'abc de ' * (number % 5)}f{number}:" for number in range(33)]
 
 
@@ -26,7 +26,10 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    """Random weights never end a text: the end is made to look like a token that they like."""
+    """
+    Gives the end-of-text token the weights of a token that the random model prefers. Otherwise its texts would never
+    end.
+    """
     model = make_language_model(tokenizer, tie_word_embeddings=False)
     head = model.get_output_embeddings().weight
     head.data[tokenizer.pad_token_id] = 0
@@ -84,7 +87,7 @@ def test_sampling_settings_under_adapters_do_not_count_either(model, tokenizer):
 
 
 def test_a_completion_keeps_the_space_before_it():
-    """In a tokenizer whose tokens hold the space before a word, the first of a text loses its own."""
+    """Some tokenizers store the space before a word in its token, and drop it for the first word of a text."""
     tokenizer = make_character_tokenizer()
     backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
@@ -113,7 +116,7 @@ def test_an_interrupted_call_goes_on_after_its_finished_batches(model, tokenizer
         complete(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=8, keep=tmp_path)
     part = tmp_path / "rank0.jsonl"
     assert len(part.read_text().splitlines()) == 16
-    part.write_text(part.read_text() + '[5, "ha')  # killed in the middle of a line
+    part.write_text(part.read_text() + '[5, "ha')  # as if killed in the middle of a line
     made = complete(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=8, keep=tmp_path)
     assert made == expected and sum(calls[3:]) == 33 - 16
     assert complete(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=8, keep=tmp_path) == expected

@@ -1,4 +1,4 @@
-"""The estimate of memory beside measured bytes of real models, and by hand."""
+"""Compares the estimate of memory with measured bytes of real models, and with calculations by hand."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from w2s_hf.memory.seed_models import SEED_MODELS
 from w2s_hf.memory.shapes import quantized_bytes
 from w2s_hf.modeling import disable_dropout
 
-# The benchmark measures real models in the same way.
+# The benchmark uses the same functions to measure real models.
 peak_of = runpy.run_path(str(ROOT / "recipes" / "benchmarks" / "memory_on_cpu.py"))["peak_of"]
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="SEQ_CLS")
@@ -56,7 +56,7 @@ def directories(tmp_path_factory):
 
 
 def bytes_of_weights(model) -> int:
-    """Of frozen weights and buffers, with what bitsandbytes keeps beside the packed ones."""
+    """Returns the bytes of frozen weights and buffers, including the constants that bitsandbytes stores."""
     total = sum(buffer.nbytes for buffer in model.buffers())
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -89,7 +89,7 @@ def measure(model, n_rows: int, length: int, *, checkpointing: bool, bf16: bool)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained)
     step()
-    optimizer.step()  # the first one makes its state; gradients stay, as while they accumulate
+    optimizer.step()  # creates its state; gradients stay, as during accumulation
     state = [t for entry in optimizer.state.values() for t in entry.values() if t.numel() > 1]
     return {
         "weights": bytes_of_weights(model),
@@ -106,8 +106,8 @@ def measure(model, n_rows: int, length: int, *, checkpointing: bool, bf16: bool)
     [
         ("qwen2", "4bit", True, True, 4),
         ("qwen2", "4bit", False, False, 4),
-        ("qwen2", "4bit", True, True, 1),  # so few tokens that a matrix of 16 bits is the most of it
-        ("qwen2", "all", True, True, 4),  # of which autocast keeps a second copy, in 16 bits
+        ("qwen2", "4bit", True, True, 1),  # with few tokens, a 16-bit matrix has the largest share
+        ("qwen2", "all", True, True, 4),  # autocast keeps a second copy in 16 bits
         ("gpt2", "all", False, False, 4),
         ("bert", "lora", False, True, 4),
     ],
@@ -131,7 +131,7 @@ def test_estimate_is_what_is_measured(kind, way, checkpointing, bf16, n_rows, di
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_estimate_is_what_the_allocator_of_a_gpu_measures(tmp_path):
-    """Within 10 %, of a student that is large enough for it to be the tensors' memory."""
+    """Compares within 10 %, for a student so large that tensors have the largest share of memory."""
     report = tmp_path / "report.json"
     options = ["--model", "Qwen/Qwen-1_8B", "--load_in_4bit", "--max_tokens", "2048", "--steps", "2"]
     script = ROOT / "recipes" / "benchmarks" / "student_on_gpu.py"
@@ -141,7 +141,7 @@ def test_estimate_is_what_the_allocator_of_a_gpu_measures(tmp_path):
 
 
 def test_nf4_by_hand():
-    # 2 weights a byte, a constant per 64, float32 for 256 of these, an offset, tables of 256 and 16.
+    # 2 weights per byte, a constant per 64 weights, a float32 per 256 constants, an offset, tables of 256 and 16.
     assert quantized_bytes(64 * 256) == 8192 + 256 + 4 + 4 + 1024 + 64
     assert quantized_bytes(64 * 257) == 8224 + 257 + 8 + 4 + 1024 + 64
     assert quantized_bytes(64 * 256, double_quant=False) == 8192 + 4 * 256 + 64
@@ -155,7 +155,9 @@ def test_a_directory_wins_over_a_name_that_is_known(tmp_path, monkeypatch):
 
 
 def test_all_layers_are_the_line_through_two():
-    """The estimate for six layers, from passes through two and three, is that of a pass through all six."""
+    """
+    Checks that the estimate for six layers, extrapolated from two and three, equals that of a pass through all six.
+    """
     config = copy.deepcopy(CONFIGS["qwen2"])
     config.num_hidden_layers, config.layer_types = 6, ["full_attention"] * 6
     kwargs = {"load_in_4bit": True, "peft_config": LORA, "gradient_checkpointing": True}
@@ -217,7 +219,7 @@ def test_what_is_not_estimated_is_refused(kwargs, message):
         estimate_memory(CONFIGS["qwen2"], **kwargs)
 
 
-# As the publishers count them, in millions of weights.
+# Published sizes, in millions of weights.
 PUBLISHED = {
     "gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558, "Qwen/Qwen-1_8B": 1837, "Qwen/Qwen-7B": 7721,
     "Qwen/Qwen-14B": 14_167, "Qwen/Qwen-72B": 72_288, "Qwen/Qwen2.5-0.5B": 494, "Qwen/Qwen2.5-1.5B": 1544,
@@ -236,13 +238,13 @@ def test_seed_models_have_their_published_sizes():
 
     for name, millions in PUBLISHED.items():
         config = config_of(name)
-        few, one_more = (count(with_layers(config, n)) for n in (1, 2))  # all are alike
+        few, one_more = (count(with_layers(config, n)) for n in (1, 2))  # all layers are equal
         n = few + (config.num_hidden_layers - 1) * (one_more - few)
         assert round(n / 1e6) == pytest.approx(millions, abs=1), name
 
 
 def test_a_72b_student_fits_one_gpu_of_80_gib_by_the_estimate():
-    """The weights by hand: 80 layers in nf4, the embedding in 16 bits. No number here was measured on a GPU."""
+    """Calculates the weights by hand: 80 layers in nf4, the embedding in 16 bits. No number was measured on a GPU."""
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS")
     estimate = estimate_memory(
         "Qwen/Qwen-72B", load_in_4bit=True, peft_config=lora, n_rows=16, length=512, gradient_checkpointing=True
@@ -257,12 +259,12 @@ def test_a_72b_student_fits_one_gpu_of_80_gib_by_the_estimate():
 
 @pytest.mark.slow
 def test_command_line(capsys, tmp_path):
-    one_layer("gpt2").save_pretrained(tmp_path)  # nothing else of it is there
+    one_layer("gpt2").save_pretrained(tmp_path)  # a model of one layer
     main([str(tmp_path), "--gpus", "2x4", "--length", "64"])
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines[2:]] == [
-        "| LoRA on 4 bits", "| LoRA on bfloat16", "| all weights", "| LoRA on bfloat16, sharded",
+        "| LoRA, 4-bit base", "| LoRA, bfloat16 base", "| all weights", "| LoRA, bfloat16 base, sharded",
         "| all weights, sharded",
     ]  # fmt: skip
     assert "2 of 4.0 GiB, of which 2.8 are usable" in out

@@ -266,7 +266,7 @@ def test_a_student_that_learns_nothing_has_the_scores_of_its_prompted_base(model
             {"answers": ("é", "y")},
             "--head_init answers: decoder, spam: The tokenizer does not know the answer 'é'",
         ),
-        ((), {"student": "sharded"}, "sharded: the checkpoint has no `lm_head.weight`; use --head_init normal"),
+        ((), {"student": "sharded"}, "sharded: the checkpoint has no `lm_head.weight`. Use --head_init normal"),
         (
             ASKED,
             {"answers": ("é", "y")},

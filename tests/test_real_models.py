@@ -1,4 +1,4 @@
-"""A real pretrained decoder (30 layers, padding token = end-of-text token): batches, prompts, 4 bits, memory."""
+"""Tests batches, prompts, 4 bit and memory with a real decoder (30 layers, padding token = end-of-text token)."""
 
 import runpy
 
@@ -24,8 +24,9 @@ TEXTS = [
     "<|im_start|>user\nGood?<|im_end|>",
 ]  # fmt: skip
 
-# Other batches add the 1,536 products of a sum in another order. The error of a float32 sum grows with the root of
-# their number, and those of the 30 layers add up in the same way. (On this decoder it was a fifth of the bound.)
+# Other batch sizes change the order of the 1,536 products of a sum. The error of a float32 sum grows with the square
+# root of their number, and the errors of the 30 layers accumulate in the same way. (The measured error of this decoder
+# was a fifth of the bound.)
 ROUNDING = 2**-24 * (1536 * 30) ** 0.5
 
 
@@ -48,11 +49,11 @@ def classifier():
 
 @torch.no_grad()
 def test_states_and_probabilities_do_not_depend_on_the_batch(classifier, tokenizer, rows, tmp_path):
-    """The expected values are those of plain transformers, row by row and without padding."""
+    """The expected values come from plain transformers, one row at a time and without padding."""
     states, probabilities = [], []
     for ids in rows["input_ids"]:
         ids = torch.tensor([ids])
-        last = -1 if ids[0, -1] != tokenizer.pad_token_id else -2  # transformers passes over the padding token
+        last = -1 if ids[0, -1] != tokenizer.pad_token_id else -2  # transformers skips the padding token
         states.append(classifier.model(ids).last_hidden_state[0, last].numpy())
         probabilities.append((classifier.score.weight @ torch.from_numpy(states[-1])).softmax(dim=-1).numpy())
     for batch_size in (1, 7, 64):

@@ -258,7 +258,7 @@ def test_the_reward_model_starts_from_the_generative_adapters(tmp_path, model_of
     for (name, left), right in zip(student.named_parameters(), trained.parameters(), strict=True):
         assert bool((left == right).all()), name
     other = fresh_adapter(reward_model("gpt2"), LORA, seed=2)
-    with pytest.raises(ValueError, match="the adapters do not fit the student, such as base_model.model"):
+    with pytest.raises(ValueError, match="adapters that do not match the student, such as base_model.model"):
         load_adapter_weights(other, str(tmp_path / "adapters"))
 
 

@@ -1,7 +1,7 @@
-"""Weak-to-strong generalization (Burns et al. 2023) as extensions of the Hugging Face Trainer.
+"""Extensions of the Hugging Face Trainer for weak-to-strong generalization (Burns et al. 2023).
 
-Names are resolved on first use, so that `import w2s_hf.losses` needs torch only and `import w2s_hf.metrics` needs
-neither torch nor transformers.
+Public names are imported on first use. `import w2s_hf.losses` therefore needs only torch, and `import w2s_hf.metrics`
+needs neither torch nor transformers.
 """
 
 from importlib import import_module
@@ -75,7 +75,7 @@ __all__ = [
 
 def __getattr__(name: str):
     if name not in _MODULE_OF_NAME:
-        raise AttributeError(f"module 'w2s_hf' has no attribute {name!r}; public names are {', '.join(__all__)}")
+        raise AttributeError(f"module 'w2s_hf' has no attribute {name!r}. Public names: {', '.join(__all__)}.")
     return getattr(import_module(f".{_MODULE_OF_NAME[name]}", __name__), name)
 
 

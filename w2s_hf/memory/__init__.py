@@ -1,4 +1,4 @@
-"""The memory that a student needs in training: `python -m w2s_hf.memory Qwen/Qwen-72B --gpus 1x80`."""
+"""Estimates the memory that training a student needs: `w2s memory Qwen/Qwen-72B --gpus 1x80`."""
 
 from .estimate import (
     OPTIMIZERS,

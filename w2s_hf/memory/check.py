@@ -1,4 +1,4 @@
-"""Checks whether a model fits into memory before it is downloaded, by its configuration alone."""
+"""Checks whether a model fits into memory before its weights are downloaded, from its configuration alone."""
 
 import logging
 import os
@@ -23,17 +23,17 @@ logger = logging.getLogger(__name__)
 
 def check_fits(model: ModelSpec, option: str, args: AnyConfig, task_type: str) -> None:
     """
-    Refuses a model that cannot be trained here, and warns of a micro-batch that may not fit.
+    Raises an error for a model that does not fit into memory, and warns if a micro-batch may not fit.
 
     Args:
-        model ([`ModelSpec`]): Found, not loaded.
-        option (`str`): The command line option that named it.
-        args ([`~transformers.TrainingArguments`]): Its training.
-        task_type (`str`): Of [`load_student`].
+        model ([`ModelSpec`]): The model.
+        option (`str`): The command line option that names the model.
+        args ([`~transformers.TrainingArguments`]): The training arguments of the model.
+        task_type (`str`): A task type of [`load_student`].
 
     Raises:
-        ValueError: not even one row of `max_length` tokens fits; the message has the estimate, and what would fit. Or
-            the model cannot read `max_length` tokens.
+        ValueError: not even one row of `max_length` tokens fits, or the model does not support `max_length` tokens.
+            The message contains the estimate and settings that would fit.
     """
     config = load_config(model.path, model.revision)
     length = args.max_length or 512
@@ -41,7 +41,7 @@ def check_fits(model: ModelSpec, option: str, args: AnyConfig, task_type: str) -
     if features and length > config.max_position_embeddings:
         raise ValueError(f"{option}: " + longer_text(model.name, length, features, config.max_position_embeddings))
     if args.process_index:
-        return  # rank 0 speaks for all
+        return  # rank 0 checks for all ranks
     reason = _not_estimated(model, args)
     if reason:
         logger.info(f"{option} {model.name}: memory is not estimated {reason}")
@@ -51,37 +51,36 @@ def check_fits(model: ModelSpec, option: str, args: AnyConfig, task_type: str) -
         memory = _memory_of(config, model, args, task_type)
         estimate = memory.estimate(1, length)
     except NoEstimateError as error:
-        logger.warning(f"{option} {model.name}: {error} Whether it fits was not checked")
+        logger.warning(f"{option} {model.name}: {error} Whether the model fits was not checked")
         return
     if estimate.peak > capacity:
         raise ValueError(
             f"{option} {model.name}: needs {gib(estimate.peak)} GiB to train on one row of {length} tokens (weights "
             f"{gib(estimate.weights + estimate.trained)}, gradients and optimizer "
-            f"{gib(estimate.gradients + estimate.optimizer)}, activations {gib(estimate.activations)}), and "
-            f"{gib(capacity)} can be used here. "
-            f"{_advice(config, model, args, task_type, length, capacity)} To try it all the same: "
-            "--check_memory false."
+            f"{gib(estimate.gradients + estimate.optimizer)}, activations {gib(estimate.activations)}), but only "
+            f"{gib(capacity)} GiB are available. {_advice(config, model, args, task_type, length, capacity)} To skip "
+            "this check, set --check_memory false."
         )
-    n_tokens = length * (2 if task_type == "REWARD" else 1)  # of a row
+    n_tokens = length * (2 if task_type == "REWARD" else 1)  # per row; a pair has two texts
     n_rows = args.per_device_train_batch_size
     if isinstance(args, LossArguments) and args.max_tokens_per_micro_batch is not None:
         n_rows = min(n_rows, max(1, args.max_tokens_per_micro_batch // n_tokens))
     estimate = memory.estimate(n_rows, length, args.per_device_eval_batch_size)
-    logger.info(f"{option} {model.name}: takes about {gib(estimate.peak)} of {gib(capacity)} GiB")
+    logger.info(f"{option} {model.name}: needs about {gib(estimate.peak)} of {gib(capacity)} GiB of memory")
     if estimate.peak <= capacity:
         return
     if estimate.training_peak > capacity:
-        most = memory.largest_micro_batch(capacity, length, at_most=n_rows)
-        change = f"--per_device_train_batch_size {most}, and more accumulation"
+        largest = memory.largest_micro_batch(capacity, length, at_most=n_rows)
+        change = f"--per_device_train_batch_size {largest} and a larger --gradient_accumulation_steps"
         if isinstance(args, LossArguments):
-            change = f"--max_tokens_per_micro_batch {most * n_tokens}"
-        what = f"micro-batches of {n_rows} rows of {length} tokens may need {gib(estimate.training_peak)} GiB"
+            change = f"--max_tokens_per_micro_batch {largest * n_tokens}"
+        problem = f"micro-batches of {n_rows} rows of {length} tokens may need {gib(estimate.training_peak)} GiB"
     else:
         change = "a smaller --per_device_eval_batch_size"
-        what = (
+        problem = (
             f"predicting {args.per_device_eval_batch_size} rows of {length} tokens may need {gib(estimate.peak)} GiB"
         )
-    logger.warning(f"{option} {model.name}: {what}, and {gib(capacity)} can be used here. Take {change}")
+    logger.warning(f"{option} {model.name}: {problem}, but only {gib(capacity)} GiB are available. Use {change}")
 
 
 def _memory_of(
@@ -108,13 +107,13 @@ def _memory_of(
         attn_implementation=student.attn_implementation,
         optim=args.optim,
         n_gpus=args.world_size,
-        # A 4-bit base is left whole on each GPU; and accelerate cuts nothing on CPU.
+        # A 4-bit base is replicated on each GPU, and accelerate does not shard models on CPUs.
         sharded=parse_flag_from_env("ACCELERATE_USE_FSDP") and args.device.type == "cuda" and not load_in_4bit,
     )
 
 
 def _not_estimated(model: ModelSpec, args: TrainingArguments) -> str:
-    """Returns the reason why there is no estimate for these settings; empty where there is one."""
+    """Returns the reason why there is no estimate for these settings, or `""` if there is one."""
     student = model.config
     if args.optim not in OPTIMIZERS:
         return f"with --optim {getattr(args.optim, 'value', args.optim)}"
@@ -126,14 +125,14 @@ def _not_estimated(model: ModelSpec, args: TrainingArguments) -> str:
         return "under DeepSpeed"
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         if parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
-            return "where FSDP moves weights to the CPU"
+            return "if FSDP offloads weights to the CPU"
         if student.use_peft and student.load_in_4bit and student.bnb_4bit_quant_storage not in (None, "uint8"):
-            return "where FSDP cuts a 4-bit base"
+            return "if FSDP shards a 4-bit base"
     return ""
 
 
 def _capacity(args: TrainingArguments) -> int:
-    """Bytes that each process can have."""
+    """Returns the number of bytes available to each process."""
     if args.device.type == "cuda":
         return usable_bytes(torch.cuda.get_device_properties(args.device).total_memory)
     return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -147,18 +146,18 @@ def _advice(
     length: int,
     capacity: int,
 ) -> str:
-    """The first of some ways to train the model that fits."""
-    ways = {"--gradient_checkpointing true": model}
+    """Returns advice: the first settings with which the model fits, or that it does not fit."""
+    variants = {"--gradient_checkpointing true": model}
     if model.student_config is not None:
         quantized = replace(model, student_config=replace(model.student_config, use_peft=True, load_in_4bit=True))
-        ways["--use_peft true --load_in_4bit true --gradient_checkpointing true"] = quantized
+        variants["--use_peft true --load_in_4bit true --gradient_checkpointing true"] = quantized
     too_large = []
-    for options, way in ways.items():
+    for options, variant in variants.items():
         try:
-            peak = _memory_of(config, way, args, task_type, checkpointing=True).estimate(1, length).peak
+            peak = _memory_of(config, variant, args, task_type, checkpointing=True).estimate(1, length).peak
         except NoEstimateError:
-            continue  # such as DoRA in 4 bits: nothing to advise, and what is wrong is that the model does not fit
+            continue  # such as DoRA in 4 bit; the error about the model itself is more important
         if peak <= capacity:
-            return f"With {options} it needs {gib(peak)}."
+            return f"Use {options}, with which the model needs {gib(peak)} GiB."
         too_large.append(options)
-    return f"It does not fit with {' or '.join(too_large)} either: take a smaller model, or a GPU with more memory."
+    return f"It does not fit with {' or '.join(too_large)} either. Use a smaller model, or a GPU with more memory."

@@ -1,10 +1,10 @@
-"""Estimates the memory of a student from its configuration alone, and the largest micro-batch on a GPU.
+"""Estimates the memory of a student from its configuration alone, and the largest micro-batch that fits on a GPU.
 
-    python -m w2s_hf.memory Qwen/Qwen-72B --gpus 1x80
+    w2s memory Qwen/Qwen-72B --gpus 1x80
 
-Nothing is downloaded but a config.json, and for the models of the published code not even that. The passes of a
-training step run on tensors without data, through the classes of transformers and PEFT that the real step runs
-through, and every tensor is counted for as long as it lives.
+Only config.json is downloaded, and nothing at all for the models of the published code. The forward and backward pass
+of a training step run on tensors without data, with the classes of transformers and PEFT that a real step uses. The
+size of each tensor counts as long as the tensor exists.
 """
 
 import copy
@@ -39,7 +39,8 @@ __all__ = [
 
 GIB = 2**30
 
-# Bytes of optimizer state a trained weight, by TrainingArguments.optim. 8-bit states have a constant per 256 values.
+# Bytes of optimizer state per trained weight, by TrainingArguments.optim. 8-bit states have one constant per 256
+# values.
 OPTIMIZERS = {
     "adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2 + 8 / 256, "adamw_bnb_8bit": 2 + 8 / 256,
     "paged_adamw_8bit": 2 + 8 / 256, "paged_adamw_32bit": 8, "sgd": 0,
@@ -47,23 +48,25 @@ OPTIMIZERS = {
 
 
 class NoEstimateError(ValueError):
-    """A model whose passes cannot be run without data, and why."""
+    """Raised for a model whose passes cannot run on tensors without data. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
     """
-    Bytes on each GPU. Their sum is what PyTorch's allocator reports as the peak, not what the driver does: contexts
-    and fragmentation come on top, see [`usable_bytes`].
+    The memory of a training step, in bytes on each GPU.
+
+    The sum estimates the peak that PyTorch's allocator reports. The GPU driver reports more, because of CUDA contexts
+    and fragmentation, see [`usable_bytes`].
 
     Args:
-        weights (`int`): Frozen ones in their precision, and constants of quantization.
-        trained (`int`): Adapters and head, or all weights, in float32.
-        gradients (`int`): Of these.
-        optimizer (`int`): Its state.
-        activations (`int`): The most that the passes of a micro-batch take besides, with all that is temporary.
-        prediction (`int`): The same for a batch of prediction, when there are no gradients.
-        n_rows (`int`): Rows of the micro-batch.
+        weights (`int`): Frozen weights in their precision, and constants of quantization.
+        trained (`int`): Trained weights in float32: adapters and head, or all weights.
+        gradients (`int`): Gradients of the trained weights.
+        optimizer (`int`): State of the optimizer.
+        activations (`int`): Peak of all other tensors in the forward and backward pass of a micro-batch.
+        prediction (`int`): Peak of all other tensors in the prediction of a batch, without gradients.
+        n_rows (`int`): Number of rows of the micro-batch.
     """
 
     weights: int
@@ -76,52 +79,55 @@ class MemoryEstimate:
 
     @property
     def resident(self) -> int:
-        """Bytes between two steps."""
+        """The bytes in use between two steps."""
         return self.weights + self.trained + self.optimizer
 
     @property
     def training_peak(self) -> int:
-        """The largest sum in a training step."""
+        """The peak of a training step, in bytes."""
         return self.resident + self.gradients + self.activations
 
     @property
     def peak(self) -> int:
-        """The largest sum: in a training step, or in prediction."""
+        """The peak of a training step or of prediction, whichever is larger, in bytes."""
         return max(self.training_peak, self.resident + self.prediction)
 
 
 def usable_bytes(total: int) -> int:
-    """Returns the memory of a GPU for tensors: without 1 GiB for CUDA and its libraries, and 5 % for fragmentation."""
+    """
+    Returns the bytes of a GPU that tensors can use. Of `total` bytes, 5 % are reserved for fragmentation, and 1 GiB
+    for CUDA and its libraries.
+    """
     return max(0, int(0.95 * total) - GIB)
 
 
 class StudentMemory:
     """
-    Memory of a model in training, from its configuration alone: built once, asked for any size of batch.
+    Estimates the memory of training a model, for any batch size, from its configuration alone.
 
     Args:
         model (`str` or [`~transformers.PretrainedConfig`]): Hub id, local directory, or configuration.
         task_type (`str`, *optional*, defaults to `"SEQ_CLS"`): `"SEQ_CLS"`, `"REWARD"` or `"CAUSAL_LM"`.
         load_in_4bit (`bool`, *optional*, defaults to `False`): As in [`load_student`].
-        double_quant (`bool`, *optional*, defaults to `True`): Constants of nf4 are quantized, too.
-        dtype (`str`, *optional*, defaults to `"bfloat16"`): Of a frozen base.
-        peft_config ([`~peft.LoraConfig`], *optional*): Adapters; `None` trains all weights, in float32.
+        double_quant (`bool`, *optional*, defaults to `True`): Whether the constants of nf4 are quantized, too.
+        dtype (`str`, *optional*, defaults to `"bfloat16"`): The data type of a frozen base.
+        peft_config ([`~peft.LoraConfig`], *optional*): Adapters. Without them, all weights are trained, in float32.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`): As in [`~transformers.TrainingArguments`].
-        bf16 (`bool`, *optional*, defaults to `True`): Autocast, to whichever 16 bits.
+        bf16 (`bool`, *optional*, defaults to `True`): Whether autocast to bfloat16 or float16 is on.
         attn_implementation (`str`, *optional*): As in `from_pretrained`.
         optim (`str`, *optional*, defaults to `"adamw_torch"`): As in [`~transformers.TrainingArguments`].
-        n_gpus (`int`, *optional*, defaults to `1`): Processes.
+        n_gpus (`int`, *optional*, defaults to `1`): Number of GPUs, each with one process.
         sharded (`bool`, *optional*, defaults to `False`):
-            Weights, gradients and optimizer are divided among the GPUs (FSDP, ZeRO-3), and each layer is gathered,
-            with the next one, for as long as it computes. Otherwise each GPU has all of them.
-        revision (`str`, *optional*): On the Hub.
+            Whether weights, gradients and optimizer are sharded over the GPUs (FSDP, ZeRO-3). Each layer is then
+            gathered, with the next one, while it computes. Otherwise each GPU has a full copy.
+        revision (`str`, *optional*): The revision of the model on the Hub.
         traced_layers (`tuple[int]`, *optional*, defaults to `(2, 3)`):
-            Layers that the passes run through. A model of more is the line through these: exact where layers are
-            alike, and not where only some of them have experts, say, or another attention.
+            Numbers of layers for which the passes run. The values for all layers are extrapolated linearly. This is
+            exact if all layers are equal, but not if only some of them have experts or another kind of attention.
 
     Raises:
-        ValueError: an optimizer whose state is not known here, or a 4-bit model without adapters or sharded.
-        NoEstimateError: the passes cannot be run without data, such as of models without `num_hidden_layers`.
+        ValueError: the size of the optimizer's state is not known, or a 4-bit model has no adapters or is sharded.
+        NoEstimateError: the passes cannot run on tensors without data, as for models without `num_hidden_layers`.
     """
 
     def __init__(
@@ -143,11 +149,13 @@ class StudentMemory:
         traced_layers: tuple[int, ...] = (2, 3),
     ):
         if optim not in OPTIMIZERS:
-            raise ValueError(f"optim: got {optim!r}, expected one of {', '.join(OPTIMIZERS)}.")
+            raise ValueError(f"optim: got {optim!r}, expected one of {', '.join(OPTIMIZERS)}. Use one of these.")
         if load_in_4bit and (peft_config is None or sharded):
-            got = "no adapters" if peft_config is None else "sharded=True"
+            problem = "no adapters" if peft_config is None else "sharded=True"
+            advice = "Pass a peft_config" if peft_config is None else "Set sharded=False"
             raise ValueError(
-                f"Got load_in_4bit and {got}: a quantized base is not trained, and stays whole on each GPU."
+                f"Got load_in_4bit and {problem}, expected adapters on a quantized base that is replicated on each "
+                f"GPU. {advice}, or load_in_4bit=False."
             )
         config = config_of(model, revision) if isinstance(model, str) else model
         self._optim, self._n_gpus, self._sharded = optim, n_gpus, sharded
@@ -173,12 +181,12 @@ class StudentMemory:
 
     def estimate(self, n_rows: int = 1, length: int = 512, n_predicted_rows: int = 1) -> MemoryEstimate:
         """
-        Estimates a training step and prediction.
+        Estimates the memory of a training step and of prediction.
 
         Args:
-            n_rows (`int`, *optional*, defaults to `1`): Rows (pairs, for `"REWARD"`) of a micro-batch.
-            length (`int`, *optional*, defaults to `512`): Tokens of each, padding included.
-            n_predicted_rows (`int`, *optional*, defaults to `1`): Rows (or pairs) of a batch of prediction.
+            n_rows (`int`, *optional*, defaults to `1`): Rows of a micro-batch. For `"REWARD"`, a row is a pair.
+            length (`int`, *optional*, defaults to `512`): Tokens of a text, including padding.
+            n_predicted_rows (`int`, *optional*, defaults to `1`): Rows of a prediction batch.
         """
         trained = self._share(self._over_layers(lambda shapes: shapes.trained_bytes))
         n_trained = self._over_layers(lambda shapes: shapes.n_trained)
@@ -196,7 +204,9 @@ class StudentMemory:
         )
 
     def largest_micro_batch(self, capacity: int, length: int = 512, at_most: int = 4096) -> int:
-        """Rows of the largest micro-batch whose step fits into `capacity` bytes; 0 where not one row does."""
+        """
+        Returns the number of rows of the largest micro-batch that fits into `capacity` bytes, 0 if not one row fits.
+        """
         estimate = self.estimate(1, length)
         free = capacity - estimate.training_peak + estimate.activations
         fits, too_many, guess = 0, at_most + 1, 1
@@ -206,7 +216,7 @@ class StudentMemory:
                 fits = guess
             else:
                 too_many = guess
-            # They are all but proportional to rows: the line through the last ones is a good next guess.
+            # Activations are almost proportional to the number of rows, which gives the next guess.
             guess = min(max(free * guess // activations, fits + 1), too_many - 1)
         return fits
 
@@ -217,14 +227,15 @@ class StudentMemory:
                 n_layers: shapes.training_bytes(n_sequences, length, autocast=self._autocast)
                 for n_layers, shapes in self._shapes.items()
             }
-        # Each has a line of its own over the layers: with few of them the one may be higher, with many the other.
+        # Both passes are extrapolated separately, because either one can have the peak, depending on the number of
+        # layers.
         forward, backward = (self._line({n: peaks[i] for n, peaks in passes.items()}) for i in range(2))
         embedding = max(shapes.embedding_gradient for shapes in self._shapes.values())
         return max(forward, backward, embedding) + self._gathered
 
     @property
     def _gathered(self) -> int:
-        """Bytes of the layers that are whole for a while, of a sharded model."""
+        """The bytes of the layers that a sharded model gathers at one time."""
         if not self._sharded:
             return 0
         return 2 * self._slope({n: s.frozen_bytes + s.trained_bytes for n, s in self._shapes.items()})
@@ -242,7 +253,7 @@ class StudentMemory:
 
     @staticmethod
     def _slope(values: dict[int, int]) -> int:
-        """The value that one more layer adds."""
+        """Returns the increase per layer."""
         fewest, most = min(values), max(values)
         return (values[most] - values[fewest]) // (most - fewest) if most > fewest else 0
 
@@ -250,21 +261,21 @@ class StudentMemory:
 @contextmanager
 def _explained(config: PretrainedConfig) -> Iterator[None]:
     """
-    Turns every failure of an estimate into a [`NoEstimateError`], with the original error as its cause.
+    Converts every failure of an estimate to a [`NoEstimateError`], with the original error as its cause.
 
-    The code of any architecture and any adapter runs here on tensors without data, and fails in ways that cannot be
-    listed: no `num_hidden_layers` to read (AttributeError) or set (NotImplementedError, a RuntimeError), an argument
-    that it does not take (TypeError), no head (ValueError), data that it reads (RuntimeError), a module that PEFT has
-    wrapped (KeyError). Faults of this package do not hide behind it: tests ask for the estimate of every model family
-    that is named.
+    The code of any architecture and any adapter runs here on tensors without data, and can fail in many ways. Examples
+    are a missing `num_hidden_layers` (AttributeError; NotImplementedError when it is set), an unexpected argument
+    (TypeError), a missing head (ValueError), access to data (RuntimeError), or a module that PEFT has wrapped
+    (KeyError). This does not hide errors of this package, because tests run the estimate for every model family that
+    is named.
     """
     try:
         yield
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else "no reason given"
         raise NoEstimateError(
-            f"There is no estimate of memory for {config.model_type!r} with these settings ({type(error).__name__}: "
-            f"{reason[:200]})."
+            f"There is no estimate of memory for model type {config.model_type!r} with these settings "
+            f"({type(error).__name__}: {reason[:200]})."
         ) from error
 
 
@@ -272,12 +283,13 @@ def estimate_memory(
     model: str | PretrainedConfig, *, n_rows: int = 1, length: int = 512, n_predicted_rows: int = 1, **kwargs
 ) -> MemoryEstimate:
     """
-    Memory of a training step, from the configuration of a model alone.
+    Estimates the memory of a training step from the configuration of a model alone.
 
     Args:
         model (`str` or [`~transformers.PretrainedConfig`]): Hub id, local directory, or configuration.
         n_rows, length, n_predicted_rows (`int`, *optional*): As in [`StudentMemory.estimate`].
-        kwargs: Those of [`StudentMemory`], such as `load_in_4bit`, `peft_config`, `gradient_checkpointing`, `optim`.
+        kwargs: Arguments of [`StudentMemory`], such as `load_in_4bit`, `peft_config`, `gradient_checkpointing`,
+        `optim`.
 
     Example:
 
@@ -293,7 +305,9 @@ def estimate_memory(
 
 
 def config_of(name_or_path: str, revision: str | None = None) -> PretrainedConfig:
-    """The configuration of a model; of [`w2s_hf.memory.seed_models.SEED_MODELS`] with no network."""
+    """
+    Loads the configuration of a model. Models of [`w2s_hf.memory.seed_models.SEED_MODELS`] need no network.
+    """
     known = SEED_MODELS.get(name_or_path.removeprefix("openai-community/"))
     if known is not None and revision is None and not Path(name_or_path).is_dir():
         return known.config()
@@ -301,7 +315,7 @@ def config_of(name_or_path: str, revision: str | None = None) -> PretrainedConfi
 
 
 def with_layers(config: PretrainedConfig, n_layers: int) -> PretrainedConfig:
-    """The same model with another number of layers."""
+    """Returns a copy of a configuration with another number of layers."""
     config = copy.deepcopy(config)
     text_config = config.get_text_config()
     text_config.num_hidden_layers = n_layers
@@ -311,7 +325,7 @@ def with_layers(config: PretrainedConfig, n_layers: int) -> PretrainedConfig:
 
 
 def gib(n_bytes: int) -> str:
-    """Bytes in GiB."""
+    """Formats a number of bytes in GiB, with one decimal."""
     return f"{n_bytes / GIB:.1f}"
 
 
@@ -319,22 +333,22 @@ def memory_table(
     model: str | PretrainedConfig, *, gpus: tuple[int, int], length: int = 512, lora_r: int = 16, **kwargs
 ) -> str:
     """
-    Returns the memory of each way of training a model, per GPU, as a Markdown table in GiB.
+    Returns a Markdown table of the memory per GPU, in GiB, for several ways of training a model.
 
     Args:
         model (`str` or [`~transformers.PretrainedConfig`]): As in [`StudentMemory`].
-        gpus (`tuple[int, int]`): How many, and the bytes of one.
-        length (`int`, *optional*, defaults to `512`): Tokens of a row.
+        gpus (`tuple[int, int]`): The number of GPUs, and the bytes of one GPU.
+        length (`int`, *optional*, defaults to `512`): Tokens of a text, including padding.
         lora_r (`int`, *optional*, defaults to `16`): Rank of the adapters, on all linear layers.
-        kwargs: As in [`StudentMemory`].
+        kwargs: Arguments of [`StudentMemory`].
     """
     n_gpus, total = gpus
     lora = LoraConfig(r=lora_r, target_modules="all-linear", task_type="SEQ_CLS")
     if kwargs.get("task_type") == "CAUSAL_LM":
         lora.task_type = "CAUSAL_LM"
     ways: dict[str, dict] = {
-        "LoRA on 4 bits": {"peft_config": lora, "load_in_4bit": True},
-        "LoRA on bfloat16": {"peft_config": lora},
+        "LoRA, 4-bit base": {"peft_config": lora, "load_in_4bit": True},
+        "LoRA, bfloat16 base": {"peft_config": lora},
         "all weights": {},
     }
     if n_gpus > 1:
@@ -349,5 +363,14 @@ def memory_table(
         ]
         fits = f"yes, {n_rows} rows" if n_rows else "no"
         lines.append([name, *map(gib, parts), gib(estimate.peak), fits])
-    header = ["", "weights", "trained", "gradients", "optimizer", "activations", "peak", "fits, micro-batch"]
+    header = [
+        "training",
+        "weights",
+        "trained",
+        "gradients",
+        "optimizer",
+        "activations",
+        "peak",
+        "fits, largest micro-batch",
+    ]
     return markdown_table(header, lines)

@@ -1,7 +1,7 @@
-"""The models of the published code, and their successors: shapes, so that memory is known with no network.
+"""The shapes of the models of the published code and of later families. Their memory is estimated without network.
 
-Everything else about a model is read from its repository. Learning rates are those of openai/weak-to-strong
-(train_simple.py), which finetunes all weights in batches of 32 rows; nobody published any for the later families.
+All other facts about a model are read from its repository. The learning rates are those of openai/weak-to-strong
+(train_simple.py), which finetunes all weights in batches of 32 rows. There are no published rates for later families.
 """
 
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ __all__ = ["SEED_MODELS", "SeedModel"]
 @dataclass(frozen=True)
 class SeedModel:
     """
-    Shapes of a model on the Hub.
+    The shapes of a model on the Hub.
 
     Args:
-        model_type (`str`): As in its config.json.
-        shape (`dict`): Fields of its config.json that say how large it is.
-        learning_rate (`float`, *optional*): Of the published code.
+        model_type (`str`): The `model_type` of its config.json.
+        shape (`dict`): The fields of its config.json that determine its size.
+        learning_rate (`float`, *optional*): The learning rate of the published code.
     """
 
     model_type: str
@@ -29,7 +29,7 @@ class SeedModel:
     learning_rate: float | None = None
 
     def config(self) -> PretrainedConfig:
-        """A configuration of these shapes; of an original Qwen as [`w2s_hf.modeling.load_config`] gives it."""
+        """Returns a configuration with these shapes. Models of the first Qwen family get a Qwen2 configuration."""
         if self.model_type == "qwen":
             return qwen2_config(self.shape, "a seed model")
         return CONFIG_MAPPING[self.model_type](**self.shape)

@@ -1,4 +1,4 @@
-"""A student of shapes alone, with no weights in it, and the bytes that passes through it take."""
+"""A student without weights, only with shapes, to count the bytes of its forward and backward pass."""
 
 import copy
 import math
@@ -19,22 +19,26 @@ from ..modeling.heads import full_precision_head, head_linears
 
 __all__ = ["Shapes", "quantized_bytes"]
 
-_BLOCK = 64  # weights that share a constant, in nf4 (QLoRA, appendix B)
-_NESTED_BLOCK = 256  # and constants that share one, with double quantization
+_BLOCK = 64  # number of weights that share a constant in nf4 (QLoRA, appendix B)
+_NESTED_BLOCK = 256  # number of constants that share a constant, with double quantization
 
 
 def quantized_bytes(n_weights: int, double_quant: bool = True) -> int:
-    """Bytes of a linear layer's weights in nf4, as bitsandbytes keeps them."""
+    """Returns the bytes of a linear layer's weights in nf4, in the format of bitsandbytes."""
     n_constants = math.ceil(n_weights / _BLOCK)
     if not double_quant:
         return math.ceil(n_weights / 2) + 4 * n_constants + 4 * 16
     nested = 4 * math.ceil(n_constants / _NESTED_BLOCK)
-    # Two weights a byte; a byte a constant; float32 constants of these; their offset; the tables of 256 and 16 values.
+    # Two weights per byte, one byte per constant, float32 constants of the constants, their offset, and the tables of
+    # 256 and 16 values.
     return math.ceil(n_weights / 2) + n_constants + nested + 4 + 4 * 256 + 4 * 16
 
 
 class _Dequantize(torch.autograd.Function):
-    """The product with a 4-bit matrix: in either direction it is there in 16 bits for as long as the product takes."""
+    """
+    The product with a 4-bit matrix. In the forward and backward pass, the matrix exists in 16 bits for the duration of
+    the product.
+    """
 
     @staticmethod
     def forward(ctx, inputs: torch.Tensor, out_features: int) -> torch.Tensor:
@@ -47,7 +51,10 @@ class _Dequantize(torch.autograd.Function):
 
 
 class _Linear4bit(bnb.nn.Linear4bit):
-    """The same for PEFT, and for the bytes it takes; on the meta device bitsandbytes itself computes nothing."""
+    """
+    A 4-bit layer that PEFT recognizes, with the number of bytes of a real one. (The layer of bitsandbytes does not
+    compute on the meta device.)
+    """
 
     def __init__(self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, double_quant: bool):
         super().__init__(in_features, out_features, bias, compute_dtype=dtype, quant_type="nf4", device="meta")
@@ -68,7 +75,7 @@ class _Linear4bit(bnb.nn.Linear4bit):
 
 
 class _PeakBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made under it, and their largest sum."""
+    """Counts the bytes of all tensors created in this context, and their peak."""
 
     def __init__(self):
         super().__init__()
@@ -83,7 +90,7 @@ class _PeakBytes(TorchDispatchMode):
         return outputs
 
     def ignore(self, tensors) -> None:
-        """Leaves tensors out that existed before."""
+        """Excludes existing tensors from the count."""
         for tensor in tensors:
             self._known.add(tensor.untyped_storage())
 
@@ -102,16 +109,17 @@ class _PeakBytes(TorchDispatchMode):
 
 class Shapes:
     """
-    A model as [`load_student`] and [`fresh_adapter`] make it, or with all weights in training, without any weights.
+    A model without data in its weights. Its structure is that of [`load_student`] with [`fresh_adapter`], or that of a
+    model trained with all its weights.
 
     Args:
-        config ([`~transformers.PretrainedConfig`]): Of the model.
+        config ([`~transformers.PretrainedConfig`]): The configuration of the model.
         task_type (`str`): `"SEQ_CLS"`, `"REWARD"` or `"CAUSAL_LM"`.
-        dtype (`torch.dtype`): Of a frozen base; a model whose weights all train has float32 ones.
-        load_in_4bit (`bool`): nf4.
-        double_quant (`bool`): The constants of nf4 are quantized, too.
-        peft_config ([`~peft.LoraConfig`], *optional*): Adapters; `None` trains all weights.
-        checkpointing (`bool`): Activations are computed again in the backward pass.
+        dtype (`torch.dtype`): The data type of a frozen base. A model without adapters is in float32.
+        load_in_4bit (`bool`): Whether the base is quantized to nf4.
+        double_quant (`bool`): Whether the constants of nf4 are quantized, too.
+        peft_config ([`~peft.LoraConfig`], *optional*): Adapters. Without them, all weights are trained.
+        checkpointing (`bool`): Whether activations are recomputed in the backward pass (gradient checkpointing).
         attn_implementation (`str`, *optional*): As in `from_pretrained`.
     """
 
@@ -132,7 +140,7 @@ class Shapes:
         config.num_labels = 1 if task_type == "REWARD" else 2
         config.get_text_config().pad_token_id = 0
         auto_class = AutoModelForCausalLM if task_type == "CAUSAL_LM" else AutoModelForSequenceClassification
-        # Kernels of flash attention are not there for tensors without data; what they keep is what SDPA keeps.
+        # Flash attention has no kernels for tensors without data. It stores the same activations as SDPA.
         attention = {"attn_implementation": "eager"} if attn_implementation == "eager" else {}
         with torch.device("meta"):
             weights_dtype = dtype if peft_config is not None else torch.float32
@@ -156,7 +164,10 @@ class Shapes:
 
     @staticmethod
     def _materialize(model: nn.Module) -> None:
-        """From the meta device, where autocast does nothing, to fake tensors of the CPU; shared ones stay shared."""
+        """
+        Replaces tensors of the meta device, where autocast does nothing, by fake CPU tensors. Shared tensors stay
+        shared.
+        """
         fakes: dict[int, torch.Tensor] = {}
         for module in model.modules():
             for tensors in tensors_of(module):
@@ -172,26 +183,27 @@ class Shapes:
 
     @property
     def frozen_bytes(self) -> int:
-        """Bytes of weights that are not trained, and of buffers."""
+        """The bytes of frozen weights and of buffers."""
         frozen = [p for p in self.model.parameters() if not p.requires_grad]
         return sum(tensor.nbytes for tensor in (*frozen, *self.model.buffers()))
 
     @property
     def trained_bytes(self) -> int:
-        """Bytes of trained weights."""
+        """The bytes of trained weights."""
         return sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
 
     @property
     def n_trained(self) -> int:
-        """Trained weights."""
+        """The number of trained weights."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def training_bytes(self, n_sequences: int, length: int, *, autocast: bool) -> tuple[int, int]:
         """
-        The most that a forward pass and a backward pass take, each, beside weights, gradients and optimizer.
+        Returns the peak bytes of the forward pass and of the backward pass, without weights, gradients and optimizer.
 
-        Gradients of an earlier micro-batch are there, as in all but the first one. That of the embedding is not
-        counted, which comes last, when all other tensors are gone: see `embedding_gradient`.
+        Gradients of an earlier micro-batch exist, as in all micro-batches of a step but the first. The gradient of the
+        embedding is not counted, because it is computed last, when all other tensors are freed. See
+        `embedding_gradient`.
         """
         self.model.train()
         with self._fake:
@@ -205,12 +217,15 @@ class Shapes:
 
     @property
     def embedding_gradient(self) -> int:
-        """Bytes of the gradient of one micro-batch for the token embedding, where that is trained."""
+        """The bytes of a micro-batch's gradient of the token embedding, or 0 if the embedding is not trained."""
         weight: Any = self.model.get_input_embeddings().weight
         return weight.nbytes if weight.requires_grad else 0
 
     def prediction_bytes(self, n_sequences: int, length: int, *, autocast: bool) -> int:
-        """The most that a forward pass without gradients takes beside weights; of a language model with its cache."""
+        """
+        Returns the peak bytes of a forward pass without gradients, without weights. For a language model, they include
+        its cache.
+        """
         self.model.eval()
         with self._fake, torch.no_grad():
             return self._pass(n_sequences, length, autocast=autocast, is_training=False)[0]
@@ -218,12 +233,13 @@ class Shapes:
     def _pass(self, n_sequences: int, length: int, *, autocast: bool, is_training: bool) -> tuple[int, int]:
         embedding: Any = self.model.get_input_embeddings()
         weight = embedding.weight
-        # One row: what a gradient of all of them takes is another question.
+        # With one row, the gradient of the embedding does not count. `embedding_gradient` has its size.
         embedding.weight = nn.Parameter(torch.empty_like(weight[:1]), requires_grad=weight.requires_grad)
         ids = torch.zeros(n_sequences, length, dtype=torch.long)
         mask = torch.ones(n_sequences, length, dtype=torch.long)
         is_language_model = self.task_type == "CAUSAL_LM"
-        # Nobody here makes logits of all positions: TRL goes over them in tiles, and writing needs the last one.
+        # The logits of all positions never exist at once: TRL computes them in tiles, and generation needs the last
+        # one.
         kwargs = {"logits_to_keep": 1} if is_language_model else {}
         if hasattr(self.model.config.get_text_config(), "use_cache"):
             kwargs["use_cache"] = is_language_model and not is_training

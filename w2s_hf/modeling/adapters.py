@@ -1,4 +1,4 @@
-"""LoRA adapters on a base: untrained ones, and what trainers need of them."""
+"""LoRA adapters: adds untrained adapters to a base model, and prepares adapters for trainers."""
 
 import copy
 import logging
@@ -60,39 +60,40 @@ def fresh_adapter(
     model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None = None, *, seed: int | None = None
 ) -> PeftModel:
     """
-    Untrained adapters on a base, so that one loaded base serves a ceiling and any number of students in turn.
+    Adds untrained adapters to a base model. One loaded base can serve a ceiling and any number of students in turn.
 
-    Given the [`~peft.PeftModel`] of an earlier call, its adapters are taken off first and the head is put back to what
-    it was before it was trained: `PeftModel.unload` alone leaves the trained head on the base.
+    If `model` is the [`~peft.PeftModel`] of an earlier call, its adapters are removed first, and the head is reset to
+    its untrained state. (`PeftModel.unload` alone leaves the trained head on the base.)
 
-    All layers between the backbone and the logits are trained and saved with the adapters, not only the `score` or
-    `classifier` that PEFT knows, and so is a pooler that the checkpoint of the base lacks.
+    All layers between the backbone and the logits are trained and saved with the adapters, not only `score` or
+    `classifier`, which PEFT adds itself. A pooler that the checkpoint of the base lacks is included.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A base, or the last student made of it.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A base model, or the last student on it.
         peft_config ([`~peft.LoraConfig`], *optional*):
-            Defaults to LoRA of rank 16 on all linear layers. It is copied, so one object serves many students.
-        seed (`int`, *optional*): Seeds the adapters' first weights.
+            Defaults to LoRA of rank 16 on all linear layers. The function uses a copy, so that one object serves many
+            students.
+        seed (`int`, *optional*): Seed of the adapters' initial weights.
 
     Returns:
-        [`~peft.PeftModel`] whose only adapter is `"default"` (checkpoints of other names are not found again by
-        `load_best_model_at_end`); adapters and head are trainable and float32, the base is frozen.
+        [`~peft.PeftModel`] with one adapter, `"default"`. (`load_best_model_at_end` does not find checkpoints of
+        adapters with other names.) Adapters and head are trainable and in float32, the base is frozen.
 
     Raises:
-        ValueError: adapters are merged into the base, its weights have changed since its first student was made, its
-            checkpoint lacks weights that adapters cannot save, or the kind of adapters cannot save a head.
+        ValueError: adapters are merged into the base, the weights of the base have changed since its first student,
+            its checkpoint lacks weights that adapters cannot save, or this kind of adapters cannot save a head.
     """
     model = _without_adapters(model)
-    # The marks of transformers go with layers that are replaced or copied.
+    # Recorded now, because layers that are replaced or copied lose the marks of transformers.
     set_new_weights(model, new_weights(model))
     dequantize_head(model)
     heads = head_modules(model)
-    _put_back(model, heads)
+    _reset_head(model, heads)
     unsaved = sorted(name for name in new_weights(model) if not name.startswith(tuple(f"{head}." for head in heads)))
     if unsaved:
         raise ValueError(
             f"{model.config.name_or_path or type(model).__name__}: the checkpoint lacks {', '.join(unsaved)}, which "
-            "adapters neither train nor save. Take a checkpoint that has them, or train all weights, without adapters."
+            "adapters neither train nor save. Use a checkpoint that has them, or train all weights without adapters."
         )
     if peft_config is None:
         peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
@@ -104,37 +105,37 @@ def fresh_adapter(
     if heads:
         if not hasattr(peft_config, "modules_to_save"):
             raise ValueError(
-                f"Got a {type(peft_config).__name__}, which does not save the head of a classifier. Take a LoraConfig."
+                f"Got a {type(peft_config).__name__}, which cannot save the head of a classifier. Use a LoraConfig."
             )
         # PEFT adds the names of HEAD_NAMES itself.
-        saved = peft_config.modules_to_save or []
-        new = [name for name in heads if name not in (*saved, *HEAD_NAMES)]
-        peft_config.modules_to_save = [*saved, *new] or None
-    # A base of the Hub may move on: the adapters say which commit is theirs, and load_student reads it.
+        modules = peft_config.modules_to_save or []
+        new = [name for name in heads if name not in (*modules, *HEAD_NAMES)]
+        peft_config.modules_to_save = [*modules, *new] or None
+    # A base model on the Hub may change. The adapters therefore store its commit, which load_student reads.
     peft_config.revision = peft_config.revision or commit_hash(model.config)
     student = get_peft_model(model, peft_config)
     config = student.peft_config["default"]
     for name, value in vars(config).items():
-        if isinstance(value, set):  # its order, and so the saved file, would differ from process to process
+        if isinstance(value, set):  # a set has another order in every process, and so would the saved file
             setattr(config, name, sorted(value))
     cast_trainable_to_float32(student)
     return student
 
 
 def _without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The base of a student, without adapters and with its own modules where adapters trained a copy."""
+    """Returns the base of a student, without adapters, and with the original modules instead of trained copies."""
     base = base_of(model)
     if any(isinstance(module, BaseTunerLayer) and module.merged for module in base.modules()):
         raise ValueError(
-            "Got a student whose adapters are merged into the base. Load the base again for another student, or take "
-            "the adapters out with unmerge_adapter(), which may change weights of the base by rounding."
+            "Got a student whose adapters are merged into the base, expected separate adapters. Load the base again, "
+            "or call unmerge_adapter(), which may change weights of the base by rounding."
         )
     for name, module in list(base.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):
             base.set_submodule(name, original_and_copies(module)[0])
     if isinstance(model, PeftModel) and not model.active_peft_config.is_prompt_learning:
         return model.unload()
-    # A base that was kept beside its student has the adapters in it.
+    # A reference to the base of a student still contains the adapters.
     for name, module in list(base.named_modules()):
         if isinstance(module, BaseTunerLayer):
             base.set_submodule(name, module.get_base_layer())
@@ -142,51 +143,52 @@ def _without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 def remember_base(base: PreTrainedModel | PeftModel) -> None:
-    """Keeps what [`fresh_adapter`] compares a base with, before a finished student, which may be merged, is on it."""
-    _put_back(base, head_modules(base))
+    """Records the state of a base that [`fresh_adapter`] compares it with, before trained adapters are added to it."""
+    _reset_head(base, head_modules(base))
 
 
-def _put_back(base: nn.Module, heads: dict[str, nn.Module]) -> None:
-    """Puts the head back to its state before the first student. Raises `ValueError` if the rest has changed."""
-    # Of quantized weights, the state holds the scales too, which merged adapters change.
+def _reset_head(base: nn.Module, heads: dict[str, nn.Module]) -> None:
+    """Resets the head to its state before the first student. Raises `ValueError` if other weights have changed."""
+    # The state of quantized weights includes their scales, which merged adapters change.
     entries = {
         name: value.reshape(-1)[:: max(1, value.numel() // 64)].clone()
         for name, value in base.state_dict().items()
         if not name.startswith(tuple(f"{head}." for head in heads))
     }
-    kept = vars(base)
-    if "_untrained_head" not in kept:
-        kept["_untrained_entries"] = entries
-        kept["_untrained_head"] = {
+    attributes = vars(base)
+    if "_untrained_head" not in attributes:
+        attributes["_untrained_entries"] = entries
+        attributes["_untrained_head"] = {
             name: {key: value.detach().clone() for key, value in head.state_dict().items()}
             for name, head in heads.items()
         }
         return
-    for name, state in kept["_untrained_head"].items():
+    for name, state in attributes["_untrained_head"].items():
         heads[name].load_state_dict(state)
-    # Rounding of a float32 weight that adapters were merged into and taken out of again is no change.
-    changed = []
+    # Tolerates the rounding of float32 weights when adapters are merged and unmerged.
+    changes = []
     for name, now in entries.items():
-        before = kept["_untrained_entries"].get(name, now)
+        before = attributes["_untrained_entries"].get(name, now)
         if now.shape != before.shape or not torch.allclose(now.cpu().float(), before.cpu().float(), 1e-5, 1e-7):
-            changed.append(name)
-    if changed:
+            changes.append(name)
+    if changes:
         raise ValueError(
-            f"Got a base whose weights have changed since its first student was made ({changed[0]} and "
-            f"{len(changed) - 1} more), by merge_and_unload() or by training. Load the base again."
+            f"Got a base whose weights have changed since its first student ({changes[0]} and {len(changes) - 1} "
+            "more), by merge_and_unload() or by training, expected the original weights. Load the base again."
         )
 
 
 def load_adapter_weights(student: PeftModel, directory: str) -> None:
     """
-    Puts trained adapters of another kind of model on the same base into a student, which keeps its own head.
+    Loads trained adapters into a student, in place. The adapters may be those of another kind of model on the same
+    base, such as a language model. The student keeps its own head.
 
     Args:
-        student ([`~peft.PeftModel`]): With adapters of the same shape.
-        directory (`str`): Adapters of a language model, say, as [`~peft.PeftModel.save_pretrained`] left them.
+        student ([`~peft.PeftModel`]): A student with adapters of the same shapes.
+        directory (`str`): A directory of adapters that [`~peft.PeftModel.save_pretrained`] wrote.
 
     Raises:
-        ValueError: the adapters do not fit; a name that one of them lacks is in the message.
+        ValueError: the adapters do not match. The message names a weight that only one of them has.
     """
     heads = tuple(f"base_model.model.{name}." for name in (*head_modules(student), *HEAD_NAMES, "lm_head"))
 
@@ -198,20 +200,20 @@ def load_adapter_weights(student: PeftModel, directory: str) -> None:
     expected = {name for name in own if is_shared(name)}
     if weights.keys() != expected:
         raise ValueError(
-            f"{directory}: the adapters do not fit the student, such as {min(weights.keys() ^ expected)}; both need "
-            "the same base and the same LoRA settings."
+            f"{directory}: got adapters that do not match the student, such as {min(weights.keys() ^ expected)}, "
+            "expected the same base and the same LoRA settings. Use the settings that the adapters were trained with."
         )
     set_peft_model_state_dict(student, own | weights)
 
 
 def stored_shapes(file: str | Path) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each tensor in a safetensors file; nothing else of it is read."""
+    """Returns the shape of each tensor in a safetensors file, without reading the tensors."""
     with safe_open(file, framework="pt") as tensors:
         return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
 
 
 def cast_trainable_to_float32(model: PreTrainedModel | PeftModel) -> None:
-    """Adapters and head learn in float32: a bfloat16 weight swallows updates smaller than 1/256 of itself."""
+    """Casts adapters and head to float32. A bfloat16 weight would lose updates smaller than 1/256 of itself."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32)
@@ -220,63 +222,63 @@ def cast_trainable_to_float32(model: PreTrainedModel | PeftModel) -> None:
 
 def prepare_adapters(student: PeftModel) -> None:
     """
-    Makes adapters ready for a trainer. They are called `"default"`, since checkpoints and students of other names are
-    saved in subdirectories, where neither `load_best_model_at_end` nor [`load_student`] finds them. Trainable weights
-    are float32.
+    Prepares adapters for a trainer. Renames them to `"default"`, because adapters of other names are saved in
+    subdirectories, where neither `load_best_model_at_end` nor [`load_student`] finds them. Casts trainable weights to
+    float32.
 
     Raises:
-        ValueError: several adapters are active, adapters of another name are active beside `"default"`, or the
-            adapters leave out layers that the base lacks (see [`refuse_unsaved_layers`]).
+        ValueError: several adapters are active, adapters of another name are active while `"default"` exists, or the
+            adapters do not save layers that the base lacks (see [`refuse_unsaved_layers`]).
     """
-    _call_default(student)
+    _rename_to_default(student)
     refuse_unsaved_layers(student)
     cast_trainable_to_float32(student)
 
 
-def _call_default(student: PeftModel) -> None:
+def _rename_to_default(student: PeftModel) -> None:
     names, active = ", ".join(student.peft_config), student.active_adapters
     if len(active) > 1:
         raise ValueError(
-            f"Got {len(active)} active adapters ({', '.join(active)}), expected one. Choose it with set_adapter."
+            f"Got {len(active)} active adapters ({', '.join(active)}), expected one. Choose one with set_adapter."
         )
     if not active or active[0] == "default":
         return
     name = active[0]
     if "default" in student.peft_config:
         raise ValueError(
-            f"Got the adapters {names}, of which {name!r} is active. Expected the active one to be called 'default', "
-            "as which students are saved. Remove the other one with delete_adapter('default')."
+            f"Got the adapters {names}, of which {name!r} is active, expected active adapters with the name "
+            "'default', under which students are saved. Call delete_adapter('default')."
         )
 
-    def renamed(parameter: str) -> str:
+    def new_name(parameter: str) -> str:
         return re.sub(rf"(.*)\.{re.escape(name)}(?=\.|$)", r"\1.default", parameter)
 
-    trained = {renamed(key): parameter for key, parameter in student.named_parameters() if renamed(key) != key}
-    with torch.random.fork_rng():  # new adapters are drawn, and thrown away
+    parameters = {new_name(key): value for key, value in student.named_parameters() if new_name(key) != key}
+    with torch.random.fork_rng():  # add_adapter draws initial weights, which are replaced below
         student.add_adapter("default", copy.deepcopy(student.peft_config[name]))
-    requires_grad = {key: parameter.requires_grad for key, parameter in trained.items()}
+    requires_grad = {key: parameter.requires_grad for key, parameter in parameters.items()}
     student.set_adapter("default")
     student.delete_adapter(name)
     for key, parameter in student.named_parameters():
-        if key in trained:
-            parameter.data = trained[key].data
+        if key in parameters:
+            parameter.data = parameters[key].data
             parameter.requires_grad_(requires_grad[key])
-    logger.warning(f"The adapters {name!r} are called 'default' from here on, as which students are saved.")
+    logger.warning(f"The adapters {name!r} were renamed to 'default', the name under which students are saved.")
 
 
 def refuse_unsaved_layers(student: PeftModel) -> None:
     """
     Raises `ValueError` if adapters neither train nor save layers that the checkpoint of their base lacks. Such layers
-    stay random, and are others whenever the student is loaded.
+    stay random, with other values each time the student is loaded.
     """
     base = base_of(student)
     unsaved = sorted(name for name in new_weights(base) if not _is_saved(base, name))
     if unsaved:
         layers = sorted({name.rpartition(".")[0] for name in unsaved})
         raise ValueError(
-            f"Got adapters without {', '.join(layers)}, which the checkpoint of the base lacks, so that it is random "
-            "and is not saved. Make the adapters with w2s_hf.fresh_adapter, or name it in modules_to_save of the "
-            "peft_config."
+            f"Got adapters without {', '.join(layers)}, which the checkpoint of the base lacks, expected adapters "
+            "that save these randomly initialized layers. Create the adapters with w2s_hf.fresh_adapter, or add the "
+            "layers to modules_to_save of the peft_config."
         )
 
 
@@ -292,22 +294,22 @@ def _is_saved(base: PreTrainedModel, weight: str) -> bool:
 
 def keep_4bit_gradients(model: nn.Module) -> None:
     """
-    Keeps 4-bit weights in the layout that gradients pass through, also after a prediction.
+    Keeps 4-bit weights in a layout that supports gradients, also after a prediction.
 
     On CPUs with AVX512-BF16 instructions, bitsandbytes (0.49 to 0.50) repacks the weights of a
     [`bitsandbytes.nn.Linear4bit`] in its first forward pass in eval mode. The packed layout rounds the scales to
-    bfloat16 and has no gradient: a student that predicts and is then trained would get wrong updates.
+    bfloat16 and has no gradient. A student that predicts before it is trained would get wrong updates.
 
     Raises:
-        ValueError: weights are packed already.
+        ValueError: weights are already packed.
     """
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
             if is_packed_for_cpu(module):
                 raise ValueError(
                     f"Got a 4-bit model whose weights ({name}) bitsandbytes has packed for inference on this CPU, "
-                    "expected weights that gradients pass through. Load the model again with w2s_hf.load_student, or "
-                    "give it to the trainer before its first prediction."
+                    "expected weights that support gradients. Load the model again with w2s_hf.load_student, or pass "
+                    "it to the trainer before its first prediction."
                 )
             never_pack_for_cpu(module)
 
@@ -315,14 +317,14 @@ def keep_4bit_gradients(model: nn.Module) -> None:
 @contextmanager
 def keep_trainable(model: nn.Module) -> Iterator[None]:
     """
-    Casts adapters and head to float32 and keeps them while TRL's trainers take the model: of a 4-bit model they round
-    whatever is trainable to bfloat16. A model without adapters is left alone.
+    Casts adapters and head to float32 and restores them after the constructor of TRL's trainers, which rounds
+    trainable weights of 4-bit models to bfloat16. Models without adapters are not changed.
     """
-    kept = {}
+    weights = {}
     if isinstance(model, PeftModel):
         prepare_adapters(model)
-        kept = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+        weights = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
     yield
     for name, parameter in model.named_parameters():
-        if name in kept:
-            parameter.data = kept[name].to(parameter.device)
+        if name in weights:
+            parameter.data = weights[name].to(parameter.device)

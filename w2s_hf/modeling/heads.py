@@ -1,4 +1,4 @@
-"""The head of a classifier: its modules, their full precision and their first weights."""
+"""The head of a classifier: its modules, its float32 precision and its initialization."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -48,48 +48,50 @@ _UNEMBEDDING = "lm_head.weight"
 
 
 def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Returns the model under the adapters; a model without adapters is returned as it is."""
+    """Returns the model without its adapters. A model that has none is returned unchanged."""
     return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
 def is_decoder(model_type: str) -> bool:
-    """Returns whether models of a type write text."""
+    """Returns whether a model type is a decoder, which can generate text."""
     return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def new_weights(model: PreTrainedModel) -> frozenset[str]:
     """
-    The names of the weights that a model's checkpoint lacks, so that they are random until they are trained.
+    Returns the names of the weights that a model's checkpoint lacks. They are random until they are trained.
 
-    [`load_student`] records them. For a model that was loaded elsewhere they are the weights outside the backbone, and
-    the poolers in it, that `from_pretrained` has not marked as loaded. A model made from a configuration has no
+    [`load_student`] records them. For models loaded by other means, they are the weights outside the backbone, and the
+    poolers in it, that `from_pretrained` has not marked as loaded. A model built from a configuration has no
     checkpoint, and the result is empty.
     """
     if _NEW_WEIGHTS in vars(model):
         return vars(model)[_NEW_WEIGHTS]
     adapters = getattr(model, "peft_config", {})  # set by PEFT on the base of adapters
-    marked, unmarked = 0, set()
+    n_loaded, unmarked = 0, set()
     for name, parameter in model.named_parameters():
         parts = [part for part in name.split(".") if part not in ("base_layer", "original_module")]
         if is_from_checkpoint(parameter):
-            marked += 1
+            n_loaded += 1
         elif parameter.is_floating_point() and not set(parts) & set(adapters):
             in_backbone = parts[0] == model.base_model_prefix
             if not in_backbone or "pooler" in parts:
                 unmarked.add(".".join(parts))
-    return frozenset(unmarked if marked else ())
+    return frozenset(unmarked if n_loaded else ())
 
 
 def set_new_weights(model: PreTrainedModel, names: Iterable[str]) -> None:
-    """Records the result of [`new_weights`], for a model whose parameters lose the marks of transformers."""
+    """Records the result of [`new_weights`] before the parameters of the model lose the marks of transformers."""
     vars(model)[_NEW_WEIGHTS] = frozenset(names)
 
 
 def head_modules(model: PreTrainedModel | PeftModel) -> dict[str, nn.Module]:
     """
-    The modules between the backbone of a classifier and its logits, by name: `score` of a decoder, `pooler` and
-    `classifier` of DeBERTa, `head` and `classifier` of ModernBERT. A pooler in the backbone belongs to them if the
-    checkpoint lacks it. With adapters, these are the copies in use. A language model has none.
+    Returns the modules between the backbone of a classifier and its logits, by name.
+
+    Examples are `score` of decoders, `pooler` and `classifier` of DeBERTa, `head` and `classifier` of ModernBERT. A
+    pooler in the backbone is included if the checkpoint lacks it. With adapters, the modules are the active copies. A
+    language model has no such modules.
     """
     base = base_of(model)
     if not isinstance(base, PreTrainedModel) or base.get_output_embeddings() is not None:
@@ -101,13 +103,13 @@ def head_modules(model: PreTrainedModel | PeftModel) -> dict[str, nn.Module]:
         outside = [name for name in outside if getattr(base, name) is not base.base_model]
     else:
         outside = [name for name in outside if name in HEAD_NAMES]
-    # The outer module contains the inner one where a head has a pooler of its own.
+    # If a head has its own pooler, the module of the head already contains it.
     poolers = sorted(name for name in in_backbone if name.split(".")[0] not in outside)
     return {name: module_in_use(base.get_submodule(name)) for name in [*poolers, *outside]}
 
 
 def head_linears(model: PreTrainedModel | PeftModel) -> dict[str, nn.Linear]:
-    """The linear layers of the head by full name, the one that makes the logits last."""
+    """Returns the linear layers of the head by full name. The last one computes the logits."""
     return {
         f"{name}.{path}".rstrip("."): layer
         for name, module in head_modules(model).items()
@@ -117,21 +119,24 @@ def head_linears(model: PreTrainedModel | PeftModel) -> dict[str, nn.Linear]:
 
 
 def classification_head(model: PreTrainedModel | PeftModel) -> nn.Module:
-    """The module of the head that makes the logits, as it is in use. Raises `ValueError` if there is none."""
+    """Returns the active module of the head that computes the logits. Raises `ValueError` if there is none."""
     modules = head_modules(model)
     if not modules:
         raise ValueError(
-            f"{type(model).__name__}: got no classification head, expected a module beside the backbone that makes "
-            "the logits. Take a model of another architecture."
+            f"{type(model).__name__}: got no classification head, expected a module outside the backbone that "
+            "computes the logits. Use a model of another architecture."
         )
     return list(modules.values())[-1]
 
 
 def output_layer(head: nn.Module) -> nn.Linear:
-    """The linear layer that makes the logits: the head itself, or the last linear layer of a head of several."""
+    """Returns the linear layer that computes the logits: the head itself, or its last linear layer."""
     layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
     if not layers:
-        raise ValueError(f"{type(head).__name__}: the classification head has no linear layer.")
+        raise ValueError(
+            f"{type(head).__name__}: got a classification head without a linear layer, expected one. Use a model of "
+            "another architecture."
+        )
     return layers[-1]
 
 
@@ -142,8 +147,8 @@ def _float32_forward(head: nn.Module, hidden: torch.Tensor, *args, **kwargs) -> 
 
 def full_precision_head(model: PreTrainedModel | PeftModel) -> None:
     """
-    Gives the head float32 weights and arithmetic, also on bfloat16 hidden states and under autocast, which would round
-    a reward to 8 bits before a difference is taken.
+    Converts the head to float32 weights and arithmetic, also for bfloat16 hidden states and under autocast. Otherwise
+    rewards would be rounded to 8 bits before their difference is computed.
     """
     for head in head_modules(model).values():
         head.to(torch.float32)
@@ -151,10 +156,10 @@ def full_precision_head(model: PreTrainedModel | PeftModel) -> None:
 
 
 def dequantize_head(model: PreTrainedModel) -> None:
-    """Replaces the quantized layers of the head of a model without adapters by float32 ones with the same weights."""
+    """Replaces quantized layers of the head by float32 layers with the same weights, in a model without adapters."""
     for name, layer in head_linears(model).items():
         if type(layer).__module__.startswith("bitsandbytes."):
-            # Without a GPU, a new layer is not quantized yet.
+            # Without a GPU, new layers are not quantized yet.
             weight = layer.weight if layer.weight.is_floating_point() else dequantize_module_weight(layer)
             dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device=weight.device)
             dense.weight = nn.Parameter(weight.detach().to(torch.float32))
@@ -172,26 +177,26 @@ def initialise_head(
     answers: Sequence[int] | None = None,
 ) -> None:
     """
-    Sets the first weights of the classification head, in place: those of the layer that makes the logits, and those of
-    layers before it that the checkpoint lacks, which are always normal.
+    Initializes the classification head, in place. `method` determines the weights of the layer that computes the
+    logits. Layers before it that the checkpoint lacks always get normal weights.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A classifier.
         method (`str`, *optional*, defaults to `"normal"`):
-            `"normal"`: normal with the model's `initializer_range` (transformers' own rule), from `seed` alone.
-            `"zeros"`: as the published code (openai/weak-to-strong, model.py).
-            `"unembedding"`: the unembedding rows of the tokens "0", "1", ... (paper, A.1); needs `tokenizer`.
-            `"answers"`: the unembedding rows of the tokens `answers`. The untrained model then predicts what the
-            language model answers behind the same text, except for architectures that change the logits after the
-            unembedding: by a bias, softcapping (Gemma 2) or scaling (Granite, Cohere).
-        seed (`int`, *optional*, defaults to `0`): Seeds all normal weights.
-        tokenizer: For `"unembedding"`.
-        answers (`Sequence[int]`, *optional*): For `"answers"`: a token per class, see
+            - `"normal"`: normal with the model's `initializer_range` (the rule of transformers), from `seed` alone.
+            - `"zeros"`: zeros, as in the published code (openai/weak-to-strong, model.py).
+            - `"unembedding"`: the unembedding rows of the tokens "0", "1", ... (paper, A.1). Needs `tokenizer`.
+            - `"answers"`: the unembedding rows of the tokens `answers`. The untrained classifier then predicts the
+              answer of the language model to the same prompt. Exceptions are architectures that change the logits
+              after the unembedding, by a bias, softcapping (Gemma 2) or scaling (Granite, Cohere).
+        seed (`int`, *optional*, defaults to `0`): Seed of all normal weights.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Tokenizer of the model, for `"unembedding"`.
+        answers (`Sequence[int]`, *optional*): One token id per class, for `"answers"`. See
             [`w2s_hf.tasks.prompt.head_tokens`].
 
     Raises:
-        ValueError: an unknown method, a class number that is not a single token, not a token per class, or a model
-            that has no unembedding.
+        ValueError: the method is unknown, a class number is not a single token, `answers` does not have one token per
+            class, or the model has no unembedding.
     """
     layer = output_layer(classification_head(model))
     generator = torch.Generator().manual_seed(seed)
@@ -208,12 +213,12 @@ def initialise_head(
         elif method == "answers":
             if answers is None or len(answers) != layer.out_features:
                 raise ValueError(
-                    f"head initialisation 'answers': got the tokens {answers} for {layer.out_features} outputs, "
-                    "expected one each. Give `answers`, or use --head_init normal."
+                    f"head initialization 'answers': got the tokens {answers} for {layer.out_features} outputs, "
+                    "expected one token per output. Pass `answers`, or use --head_init normal."
                 )
             layer.weight.copy_(_unembedding_rows(model, list(answers)))
         else:
-            raise ValueError(f"head initialisation: got {method!r}, expected normal, zeros, unembedding or answers.")
+            raise ValueError(f"head initialization: got {method!r}, expected normal, zeros, unembedding or answers.")
     new = new_weights(base_of(model))
     for name, other in head_linears(model).items():
         if other is not layer and f"{name}.weight" in new:
@@ -225,7 +230,7 @@ def initialise_head(
 
 @contextmanager
 def _whole(layer: nn.Module) -> Iterator[None]:
-    """The weights of a layer whole, on every rank, where ZeRO-3 has cut them while they were loaded."""
+    """Gathers the weights of a layer on every rank if ZeRO-3 has partitioned them while loading."""
     if not any(hasattr(parameter, "ds_id") for parameter in layer.parameters()):
         yield
         return
@@ -237,14 +242,14 @@ def _whole(layer: nn.Module) -> Iterator[None]:
 
 def _number_tokens(tokenizer: PreTrainedTokenizerBase | None, n: int) -> list[int]:
     if tokenizer is None:
-        raise ValueError("head initialisation 'unembedding' needs the tokenizer.")
+        raise ValueError("head initialization 'unembedding': got no tokenizer, expected one. Pass `tokenizer`.")
     token_ids = []
     for number in range(n):
         encoded = tokenizer(str(number), add_special_tokens=False)["input_ids"]
         if len(encoded) != 1 or encoded[0] == tokenizer.unk_token_id:
             raise ValueError(
-                f"head initialisation 'unembedding': the class {number} is {len(encoded)} tokens or unknown in this "
-                "vocabulary, expected one token; use --head_init normal."
+                f"head initialization 'unembedding': the class {number} is {len(encoded)} tokens or unknown in this "
+                "vocabulary, expected one token. Use --head_init normal."
             )
         token_ids.append(encoded[0])
     return token_ids
@@ -264,20 +269,21 @@ def _unembedding_rows(model: PreTrainedModel | PeftModel, token_ids: list[int]) 
 
 def unembedding_file(name_or_path: str, config: PreTrainedConfig, revision: str | None = None) -> str | None:
     """
-    Returns the file of a model's checkpoint that holds its unembedding; `None` where the input embeddings are that.
+    Returns the file of a model's checkpoint that contains its unembedding, or `None` if it is tied to the input
+    embeddings.
 
     Args:
         name_or_path (`str`): Hub id or local directory.
-        config ([`~transformers.PreTrainedConfig`]): Its configuration.
+        config ([`~transformers.PreTrainedConfig`]): The configuration of the model.
         revision (`str`, *optional*): Commit on the Hub.
 
     Raises:
-        ValueError: The model is no decoder, or its checkpoint has no `lm_head.weight`.
+        ValueError: the model is not a decoder, or its checkpoint has no `lm_head.weight`.
     """
     if not is_decoder(config.model_type):
         raise ValueError(
-            f"head initialisation: {name_or_path} is of type {config.model_type!r}, which has no unembedding to take "
-            "a head from; use --head_init normal."
+            f"head initialization: {name_or_path} is of type {config.model_type!r}, which has no unembedding, "
+            "expected a decoder. Use --head_init normal."
         )
     if config.get_text_config().tie_word_embeddings:
         return None
@@ -288,4 +294,4 @@ def unembedding_file(name_or_path: str, config: PreTrainedConfig, revision: str 
         with safe_open(file, framework="pt") as checkpoint:
             if _UNEMBEDDING in checkpoint.keys():  # noqa: SIM118 (safe_open is not a dict)
                 return file
-    raise ValueError(f"{name_or_path}: the checkpoint has no `{_UNEMBEDDING}`; use --head_init normal.")
+    raise ValueError(f"{name_or_path}: the checkpoint has no `{_UNEMBEDDING}`. Use --head_init normal.")

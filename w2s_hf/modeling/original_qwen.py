@@ -1,7 +1,8 @@
-"""The first Qwen family (`Qwen/Qwen-1_8B`, `-7B`, `-14B`, `-72B`; type `qwen`) as Qwen2 models, without its code.
+"""Loads the first Qwen family (`Qwen/Qwen-1_8B`, `-7B`, `-14B`, `-72B`; type `qwen`) as Qwen2 models, without its
+code.
 
-Its checkpoints are the architecture of Qwen2 under other names, which transformers' own weight conversion gives back
-while it streams them, shard by shard and through quantization. What comes out *is* a Qwen2 model, and is saved as one.
+Its checkpoints have the architecture of Qwen2, with other names of weights. The weight conversion of transformers
+renames them while loading, shard by shard and also with quantization. The result is a Qwen2 model and is saved as one.
 """
 
 import base64
@@ -43,28 +44,28 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Beyond the text: <|endoftext|> ends and pads, the next two mark turns of a chat, the rest is free for finetuning.
+# <|endoftext|> ends and pads texts, the next two tokens mark turns of a chat, the rest is reserved for finetuning.
 _SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
 
-_N_TOKENS = 151_643  # without these, of every model of the family
+_N_TOKENS = 151_643  # in every model of the family, without special tokens
 
-# What a config.json of this type may say, and Qwen2 has no counterpart for; the value that changes nothing.
+# Settings of the first family that Qwen2 does not have, with the only supported value, which is that of Qwen2.
 _FIXED = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True}
 
 _NEEDED = (
     "hidden_size", "intermediate_size", "layer_norm_epsilon", "num_attention_heads", "num_hidden_layers", "vocab_size",
 )  # fmt: skip
 
-# What acts on texts longer than those of the training, and nowhere else.
+# Features that only change texts longer than those of pretraining.
 _PAST_TRAINED_LENGTH = {"use_dynamic_ntk": "dynamic NTK", "use_logn_attn": "logn attention"}
 
 
 class _OriginalQwenForCausalLM(Qwen2ForCausalLM):
-    """The class that a checkpoint is loaded with; transformers looks its conversion up by the name of this class."""
+    """The class to load a checkpoint with. transformers finds the weight conversion by the name of this class."""
 
 
 class _OriginalQwenForSequenceClassification(Qwen2ForSequenceClassification):
-    """The same with a head."""
+    """The class to load a checkpoint with a classification head."""
 
 
 for _model_class in (_OriginalQwenForCausalLM, _OriginalQwenForSequenceClassification):
@@ -94,47 +95,47 @@ for _model_class in (_OriginalQwenForCausalLM, _OriginalQwenForSequenceClassific
 
 
 def is_original_qwen(config: dict) -> bool:
-    """Returns whether this is the content of a config.json of the first Qwen family."""
+    """Returns whether `config`, the content of a config.json, is of the first Qwen family."""
     return config.get("model_type") == "qwen"
 
 
 def qwen2_config(config: dict, name: str, **changes) -> Qwen2Config:
     """
-    The Qwen2 configuration of an original Qwen.
+    Converts a configuration of the first Qwen family to that of Qwen2.
 
     Args:
-        config (`dict`): Content of its config.json.
-        name (`str`): What error messages call it.
-        changes: Fields that differ, such as `num_labels`.
+        config (`dict`): Content of the model's config.json.
+        name (`str`): The name of the model in error messages.
+        changes: Fields of the Qwen2 configuration to override, such as `num_labels`.
 
     Returns:
-        [`~transformers.Qwen2Config`]: with the words in `past_trained_length`, where it asks for features that act on
-        texts longer than those of its training (`use_logn_attn`, `use_dynamic_ntk`), and that Qwen2 does not have.
+        [`~transformers.Qwen2Config`]. If the model uses features for texts longer than those of its pretraining
+        (`use_logn_attn`, `use_dynamic_ntk`), which Qwen2 does not have, `past_trained_length` names them.
 
     Raises:
-        ValueError: it asks for what Qwen2 does not have, or it is one of the relatives that have the same type: a
-            GPTQ checkpoint (`-Int4`, `-Int8`), Qwen-VL, Qwen-Audio. What is asked for is named.
+        ValueError: the model uses features that Qwen2 does not have, or it is another model of the same type: a GPTQ
+            checkpoint (`-Int4`, `-Int8`), Qwen-VL or Qwen-Audio. The message names the feature.
     """
-    wrong = [f"{key}={config[key]!r}" for key, value in _FIXED.items() if config.get(key, value) != value]
-    wrong += [f"a {key!r} part" for key in ("visual", "audio") if key in config]
+    unsupported = [f"{key}={config[key]!r}" for key, value in _FIXED.items() if config.get(key, value) != value]
+    unsupported += [f"a {key!r} part" for key in ("visual", "audio") if key in config]
     if "quantization_config" in config:
-        wrong.append(f"quantization by {config['quantization_config'].get('quant_method', 'another library')}")
-    if wrong:
+        unsupported.append(f"quantization by {config['quantization_config'].get('quant_method', 'another library')}")
+    if unsupported:
         raise ValueError(
-            f"{name}: asks for {', '.join(wrong)}, which Qwen2, as which original Qwen models are loaded, does not "
-            "have. Expected one of Qwen/Qwen-1_8B, -7B, -14B, -72B, or a finetuned version of theirs; --load_in_4bit "
-            "quantizes those."
+            f"{name}: got {', '.join(unsupported)}, which Qwen2 does not have, expected Qwen/Qwen-1_8B, -7B, -14B, "
+            "-72B or a finetuned version of these. (Models of the first Qwen family are loaded as Qwen2.) Use one of "
+            "these, with --load_in_4bit for 4 bit."
         )
     missing = [key for key in _NEEDED if key not in config]
     if missing or not {"seq_length", "max_position_embeddings"} & set(config):
         raise ValueError(
-            f"{name}: its config.json is of model type 'qwen' and says nothing of "
-            f"{', '.join(missing) or 'seq_length'}; expected one as in Qwen/Qwen-7B."
+            f"{name}: got a config.json of model type 'qwen' without {', '.join(missing) or 'seq_length'}, expected "
+            "the keys of Qwen/Qwen-7B. Add them."
         )
     values = {
         "vocab_size": config["vocab_size"],
         "hidden_size": config["hidden_size"],
-        "intermediate_size": config["intermediate_size"] // 2,  # theirs counts gate and up
+        "intermediate_size": config["intermediate_size"] // 2,  # the first family counts gate and up projection
         "num_hidden_layers": config["num_hidden_layers"],
         "num_attention_heads": config["num_attention_heads"],
         "num_key_value_heads": config["num_attention_heads"],
@@ -148,7 +149,7 @@ def qwen2_config(config: dict, name: str, **changes) -> Qwen2Config:
         "use_cache": config.get("use_cache", True),
         "dtype": config.get("torch_dtype", config.get("dtype")),
     }
-    features = " and ".join(words for key, words in _PAST_TRAINED_LENGTH.items() if config.get(key))
+    features = " and ".join(name for key, name in _PAST_TRAINED_LENGTH.items() if config.get(key))
     if features:
         values["past_trained_length"] = features
     return Qwen2Config(**{**values, **changes})
@@ -162,16 +163,16 @@ def load_original_qwen(
     name_or_path: str, config: dict, task_type: str, **kwargs
 ) -> PreTrainedModel | tuple[PreTrainedModel, dict]:
     """
-    `from_pretrained` of the Qwen2 class for a task type of [`load_student`].
+    Calls `from_pretrained` of the Qwen2 class for a task type of [`load_student`].
 
     Args:
         name_or_path (`str`): Hub id or local directory.
-        config (`dict`): Content of its config.json.
+        config (`dict`): Content of the model's config.json.
         task_type (`str`): `"SEQ_CLS"`, `"REWARD"` or `"CAUSAL_LM"`.
-        kwargs: Passed to `from_pretrained`; fields of a configuration, such as `num_labels`, go into it.
+        kwargs: Fields of the configuration, such as `num_labels`, and arguments of `from_pretrained`.
 
     Returns:
-        What `from_pretrained` returns.
+        The return value of `from_pretrained`.
 
     Raises:
         ValueError: see [`qwen2_config`].
@@ -183,7 +184,7 @@ def load_original_qwen(
     model_class = _OriginalQwenForCausalLM if is_language_model else _OriginalQwenForSequenceClassification
     loaded = model_class.from_pretrained(name_or_path, config=converted, **kwargs)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
-    # From here on it is a Qwen2 model: saved, it is converted neither back nor again, and everybody can load it.
+    # The model becomes a plain Qwen2 model. Its saved weights need no conversion, and load without this package.
     model.__class__ = model_class.__base__
     forget_weight_conversions(model)
     return loaded
@@ -191,13 +192,16 @@ def load_original_qwen(
 
 def refuse_longer_texts(model: PreTrainedModel, name: str) -> None:
     """
-    Lets a model refuse a text that is longer than those of its training, where its configuration says that it needs
-    more there than Qwen2 has (`past_trained_length`); others read texts of any length.
+    Makes a model raise an error for texts longer than those of its pretraining if it needs features for them that
+    Qwen2
+    does not have (`past_trained_length` of its configuration). Other models are not changed.
     """
     features = getattr(model.config, "past_trained_length", "")
     if features:
         length = model.config.max_position_embeddings
-        logger.info(f"{name}: asks for {features} past {length} tokens; longer texts are refused")
+        logger.info(
+            f"{name}: uses {features} past {length} tokens, which Qwen2 does not have; longer texts raise an error"
+        )
         refuse = partial(_refuse_longer, name=name, features=features, length=length)
         model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
 
@@ -207,7 +211,7 @@ def _refuse_longer(module: nn.Module, args: tuple, kwargs: dict, *, name: str, f
     cache = kwargs.get("past_key_values")
     texts = next((tensor for tensor in inputs if tensor is not None), None)
     if texts is None:
-        return  # the model itself has an error for that
+        return  # the model itself raises an error
     n_tokens = texts.shape[1] + (0 if cache is None else cache.get_seq_length())
     if n_tokens > length:
         raise ValueError(longer_text(name, n_tokens, features, length))
@@ -216,36 +220,36 @@ def _refuse_longer(module: nn.Module, args: tuple, kwargs: dict, *, name: str, f
 def longer_text(name: str, n_tokens: int, features: str, length: int) -> str:
     """Returns the error for a text that is too long."""
     return (
-        f"{name}: got a text of {n_tokens} tokens. Past {length} this model asks for {features}, which Qwen2, as "
-        f"which it is loaded, does not have; set max_length to {length} or less."
+        f"{name}: got a text of {n_tokens} tokens, expected at most {length}. For longer texts this model uses "
+        f"{features}, which Qwen2 does not have. (The model is loaded as Qwen2.) Set max_length to {length} or less."
     )
 
 
 def original_qwen_tokenizer(name_or_path: str, config: dict, **kwargs) -> Qwen2Tokenizer:
     """
-    The fast tokenizer of an original Qwen, made of its `qwen.tiktoken`: byte-pair encoding with the pattern and the
-    normalization of Qwen2's, and the special tokens of the first family.
+    Builds the fast tokenizer of a model of the first Qwen family from its `qwen.tiktoken`: byte-pair encoding with the
+    pattern and the normalization of Qwen2, and the special tokens of the first family.
 
     Args:
         name_or_path (`str`): Hub id or local directory.
-        config (`dict`): Content of its config.json, which says how long texts may be.
-        kwargs: `revision` and the like, of the file (`w2s_hf.hub.FILE_OPTIONS`); others are those of the tokenizer.
+        config (`dict`): Content of the model's config.json, with the maximum length of texts.
+        kwargs: Options of the file (`w2s_hf.hub.FILE_OPTIONS`, such as `revision`), and of the tokenizer.
 
     Raises:
         OSError: there is no `qwen.tiktoken`.
-        ValueError: that file is not lines of a token in base64 and its rank, or not a whole vocabulary.
+        ValueError: the lines of the file are not a token in base64 and its rank, or the vocabulary is incomplete.
     """
     file_options = {key: kwargs.pop(key) for key in FILE_OPTIONS if key in kwargs}
     file = Path(cast(str, cached_file(name_or_path, "qwen.tiktoken", **file_options)))  # raises if there is none
     stat = file.stat()
     vocabulary, merges = _read_ranks(file, (stat.st_size, stat.st_mtime_ns))
-    n, most = len(vocabulary), config["vocab_size"] - len(_SPECIAL_TOKENS)
-    # A file that lacks its end has no gap, and gives the special tokens the wrong numbers.
-    if n > most or (most >= _N_TOKENS and n != _N_TOKENS):
-        expected = _N_TOKENS if most >= _N_TOKENS else most
+    n, n_most = len(vocabulary), config["vocab_size"] - len(_SPECIAL_TOKENS)
+    # A truncated file has no gap in its ranks, but would give the special tokens wrong ids.
+    if n > n_most or (n_most >= _N_TOKENS and n != _N_TOKENS):
+        expected = _N_TOKENS if n_most >= _N_TOKENS else n_most
         raise ValueError(
-            f"{name_or_path}: got {n} tokens in qwen.tiktoken, expected {expected}; is the download whole, "
-            "and of this model?"
+            f"{name_or_path}: got {n} tokens in qwen.tiktoken, expected {expected}. Download the file of this model "
+            "again."
         )
     kwargs = {"model_max_length": _trained_length(config), "merges": list(merges), **kwargs}
     tokenizer = Qwen2Tokenizer(vocab=dict(vocabulary), **kwargs)
@@ -257,8 +261,8 @@ def original_qwen_tokenizer(name_or_path: str, config: dict, **kwargs) -> Qwen2T
 @lru_cache(maxsize=2)
 def _read_ranks(file: Path, state: tuple[int, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """
-    Vocabulary and merges, in the letters that stand for bytes in byte-level tokenizers. Takes seconds, so what a file
-    says is kept for as long as its `state`, size and time, is the same.
+    Returns vocabulary and merges, in the letters that represent bytes in byte-level tokenizers. Reading takes seconds,
+    so the result is cached as long as the `state` of the file (size and time) is the same.
     """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
@@ -267,14 +271,15 @@ def _read_ranks(file: Path, state: tuple[int, int]) -> tuple[dict[str, int], lis
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise ValueError(
-                f"{file}, line {number}: got {line[:40]!r}, expected a token in base64 and its rank; is the download "
-                "whole?"
+                f"{file}, line {number}: got {line[:40]!r}, expected a token in base64 and its rank. Download the "
+                "file again."
             ) from error
     n_bytes = sum(len(token) == 1 for token in ranks)
     if sorted(ranks.values()) != list(range(len(ranks))) or n_bytes != 256:
         raise ValueError(
             f"{file}: got {len(ranks)} tokens, {n_bytes} of them single bytes, and ranks up to "
-            f"{max(ranks.values(), default=-1)}; expected all 256 bytes and the ranks 0, 1, 2, ... without a gap."
+            f"{max(ranks.values(), default=-1)}, expected all 256 bytes and the ranks 0, 1, 2, ... without a gap. "
+            "Download the file again."
         )
     letters = bytes_to_unicode()
 
@@ -287,12 +292,15 @@ def _read_ranks(file: Path, state: tuple[int, int]) -> tuple[dict[str, int], lis
 
 
 def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that a token is made of: what merging its bytes by the lower ranks comes to."""
+    """Returns the two tokens that merge into a token, by merging its bytes in the order of their ranks."""
     parts = [token[position : position + 1] for position in range(len(token))]
     while len(parts) > 2:
         pairs = [ranks.get(first + second, len(ranks)) for first, second in zip(parts, parts[1:], strict=False)]
         position = min(range(len(pairs)), key=pairs.__getitem__)
         if pairs[position] >= ranks[token]:
-            raise ValueError(f"The token {token!r} of rank {ranks[token]} is not made of tokens of lower ranks.")
+            raise ValueError(
+                f"Got the token {token!r} of rank {ranks[token]}, which is not made of tokens of lower ranks. "
+                "Download qwen.tiktoken again."
+            )
         parts[position : position + 2] = [parts[position] + parts[position + 1]]
     return parts[0], parts[1]

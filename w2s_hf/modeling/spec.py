@@ -1,4 +1,4 @@
-"""The specification of a model to finetune: name, version, place, precision and adapters."""
+"""The specification of a model to finetune: name, version, location, precision and adapters."""
 
 import dataclasses
 import hashlib
@@ -16,25 +16,25 @@ from .students import load_student
 
 __all__ = ["ModelSpec", "load_base", "peft_config_of"]
 
-# The files of a local directory that change a model's weights or its tokens.
+# The files of a local directory that determine a model's weights or its tokens.
 _FILES_OF_A_MODEL = ("*.safetensors", "*.bin", "tokenizer*", "*.tiktoken", "*.model", "vocab*", "merges.txt")
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """
-    A model to finetune.
+    The specification of a model to finetune.
 
     Args:
-        name (`str`): Its name in results: a Hub id, or the last part of a local path.
+        name (`str`): The name of the model in results: a Hub id, or the last part of a local path.
         path (`str`): Hub id or local directory.
         version (`str`): Commit on the Hub, or a hash of the local files.
         student_config ([`StudentConfig`], *optional*):
-            Precision, adapters and head of a student. Other models (weak supervisors, controls) have none: all their
-            weights are finetuned in float32, whatever the options of the students are.
+            Precision, adapters and head of a student. It is `None` for weak supervisors and controls, which are
+            finetuned in float32 with all their weights, independent of the options of students.
         revision (`str`, *optional*): Commit to load from the Hub.
-        adapters (`str`, *optional*): Directory of trained adapters to start from, instead of new ones.
-        weights (`str`, *optional*): Hash of a local directory that is the same for every copy of it.
+        adapters (`str`, *optional*): Directory of trained adapters to start from, instead of new adapters.
+        weights (`str`, *optional*): Hash of the weights of a local directory. Copies of a model have the same hash.
     """
 
     name: str
@@ -48,12 +48,12 @@ class ModelSpec:
     @classmethod
     def find(cls, name_or_path: str, option: str, student_config: StudentConfig | None = None) -> "ModelSpec":
         """
-        Looks a model up, on the Hub or on disk, without loading it.
+        Finds a model on the Hub or on disk, without loading it.
 
         Args:
             name_or_path (`str`): Hub id or local directory.
             option (`str`): The command line option that names the model, for errors.
-            student_config ([`StudentConfig`], *optional*): As above.
+            student_config ([`StudentConfig`], *optional*): Precision, adapters and head of a student.
 
         Raises:
             ValueError, FileNotFoundError, ConnectionError: as [`w2s_hf.hub.ensure_available`].
@@ -63,41 +63,51 @@ class ModelSpec:
         directory = Path(name_or_path)
         if directory.is_dir():
             if revision != "main":
-                raise ValueError(f"{option}: got the directory {name_or_path!r}, which has no revision {revision!r}.")
+                raise ValueError(
+                    f"{option}: got the revision {revision!r} of the directory {name_or_path!r}, expected none: only "
+                    "Hub repositories have revisions. Remove the revision, or give a Hub id."
+                )
             if not (directory / "config.json").is_file():
-                raise FileNotFoundError(f"{option}: the directory {name_or_path!r} has no config.json; not a model.")
+                raise FileNotFoundError(
+                    f"{option}: got the directory {name_or_path!r} without config.json, expected a model. Correct the "
+                    "path."
+                )
             digest = hashlib.sha256((directory / "config.json").read_bytes())
             for file in sorted({file for pattern in _FILES_OF_A_MODEL for file in directory.glob(pattern)}):
-                # Hashing 140 GB of weights would take longer than the demo; a changed file has another size or time.
+                # Hashing 140 GB of weights would take longer than the demo. A changed file has another size or time.
                 stat = file.stat()
                 digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
-            # An absolute path: adapters keep it, and are loaded from other working directories.
+            # The path is absolute, because adapters store it and may be loaded from another working directory.
             path = directory.resolve()
             return cls(path.name, str(path), digest.hexdigest()[:16], student_config, weights=_hash_of_weights(path))
         return cls(name_or_path, name_or_path, str(commit), student_config, commit)
 
     @property
     def config(self) -> StudentConfig:
-        """Precision, adapters and head of any model."""
+        """The precision, adapters and head of the model. Without `student_config`, there are no adapters."""
         return StudentConfig(use_peft=False) if self.student_config is None else self.student_config
 
     @property
     def identity(self) -> dict:
-        """The model in the key of a stage. A student without adapters has its options there, a supervisor none."""
+        """
+        The part of a cache key that identifies the model: `name`, `version` and `config` (`None` for supervisors).
+        """
         config = None if self.student_config is None else dataclasses.asdict(self.student_config)
         return {"name": self.name, "version": self.version, "config": config}
 
     @property
     def named(self) -> dict:
-        """`model`, `revision` and, of a local directory, `weights`, as results have them."""
-        named = {"model": self.name, "revision": self.revision}
-        return named if self.weights is None else named | {"weights": self.weights}
+        """
+        The entries of results that identify the model: `model`, `revision` and, for local directories, `weights`.
+        """
+        entries = {"model": self.name, "revision": self.revision}
+        return entries if self.weights is None else entries | {"weights": self.weights}
 
 
 def _hash_of_weights(directory: Path) -> str:
     """
-    Hash of the configuration of a local model and of samples of its weights: 12 hexadecimal digits. Every copy of the
-    model has the same hash, and two models of one architecture differ; 140 GB are sampled in milliseconds.
+    Returns a hash of the configuration of a local model and of samples of its weights, with 12 hexadecimal digits.
+    Copies of a model have the same hash, and other weights have another hash. Sampling 140 GB takes milliseconds.
     """
     digest = hashlib.sha256((directory / "config.json").read_bytes())
     for path in sorted(directory.glob("*.safetensors")):
@@ -112,12 +122,13 @@ def _hash_of_weights(directory: Path) -> str:
 
 def load_base(spec: ModelSpec, task_type: str, path: Path | None = None) -> PreTrainedModel:
     """
-    Loads a model without adapters, in its precision; in float32 if all its weights are trained.
+    Loads a model without adapters, in the precision of its specification. A model that is trained with all its weights
+    is loaded in float32.
 
     Args:
         spec ([`ModelSpec`]): The model.
         task_type (`str`): As in [`load_student`].
-        path (`Path`, *optional*): The directory of the model after all its weights were trained.
+        path (`Path`, *optional*): The directory of a finetuned version of the model, to load instead.
     """
     config = spec.config
     attention = config.attn_implementation
@@ -134,7 +145,10 @@ def load_base(spec: ModelSpec, task_type: str, path: Path | None = None) -> PreT
 
 
 def peft_config_of(spec: ModelSpec, task_type: str) -> PeftConfig | None:
-    """Returns the adapters of a model for [`load_student`]'s `task_type`; `None` if all its weights are trained."""
+    """
+    Returns the adapter configuration of a model for a `task_type` of [`load_student`], or `None` if the model is
+    trained with all its weights.
+    """
     peft_config = get_peft_config(spec.config)
     if peft_config is not None and task_type == "CAUSAL_LM":
         peft_config.task_type = task_type

@@ -1,4 +1,4 @@
-"""Loads students: a base model in any precision, or a finished student with its adapters."""
+"""Loads students: a base model in any precision, or a trained student with its adapters."""
 
 import copy
 import json
@@ -64,28 +64,37 @@ logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a padding token: its own, or its end-of-text token where it has none (GPT-2)."""
+    """
+    Loads the tokenizer of a model. If it has no padding token (GPT-2), its end-of-text token is used for padding.
+
+    Raises:
+        ValueError: the tokenizer has neither a padding nor an end-of-text token.
+    """
     config = _config_dict(name_or_path, **kwargs)
     if is_original_qwen(config):
         return original_qwen_tokenizer(name_or_path, config, **kwargs)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
     if tokenizer.pad_token is None:
         # A classifier reads the last token that is not padding. Texts are encoded without an end-of-text token, so
-        # sharing it hides nothing; of pairs, which have one, it reads the token before.
+        # that padding with it hides nothing. Pairs have an end-of-text token, and the token before it is read.
         if tokenizer.eos_token is None:
-            raise ValueError(f"{name_or_path}: the tokenizer has neither a padding nor an end-of-text token; set one.")
+            raise ValueError(
+                f"{name_or_path}: got a tokenizer with neither a padding nor an end-of-text token, expected one. Set "
+                "`pad_token` in its tokenizer_config.json."
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_config(name_or_path: str, revision: str | None = None, **kwargs) -> PretrainedConfig:
     """
-    The configuration of a model, of an original Qwen as Qwen2's; nothing else of it is read.
+    Loads the configuration of a model, without its weights. A model of the first Qwen family gets a Qwen2
+    configuration.
 
     Raises:
-        ValueError: an original Qwen that asks for what Qwen2 does not have, see
+        ValueError: a model of the first Qwen family uses features that Qwen2 does not have, see
             [`w2s_hf.modeling.original_qwen.qwen2_config`].
-        OSError: there is none, or the Hub does not answer.
+        OSError: there is no configuration, or the Hub does not respond.
     """
     refuse_missing_directory(name_or_path)
     config = _config_dict(name_or_path, revision=revision, **kwargs)
@@ -95,7 +104,7 @@ def load_config(name_or_path: str, revision: str | None = None, **kwargs) -> Pre
 
 
 def _config_dict(name_or_path: str, **kwargs) -> dict:
-    """The content of a model's config.json; nothing where it has none, such as a directory of adapters."""
+    """Returns the content of a model's config.json, or `{}` if there is none, as in a directory of adapters."""
     options = {key: kwargs[key] for key in FILE_OPTIONS if key in kwargs}
     file = optional_file(name_or_path, "config.json", **options)
     return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
@@ -116,47 +125,53 @@ def load_student(
     **kwargs,
 ) -> PreTrainedModel | PeftModel:
     """
-    Loads a student: base model, precision, and adapters if asked for.
+    Loads a student: a base model in the given precision, with new adapters if `peft_config` is set.
 
-    A directory or repository that holds trained adapters (an `adapter_config.json`) loads its base and puts the
-    adapters, head included, on it; its head keeps full precision whatever `dtype` is.
+    If the directory or repository holds trained adapters (an `adapter_config.json`), their base model is loaded, and
+    the adapters and the trained head are added to it. The head is always in float32, independent of `dtype`.
 
     Args:
         name_or_path (`str`): Hub id or local directory of a base model or of a trained student.
         task_type (`str`, *optional*, defaults to `"SEQ_CLS"`):
             `"SEQ_CLS"`, `"REWARD"` (one output), or `"CAUSAL_LM"`.
         num_labels (`int`, *optional*):
-            Outputs of the head for `"SEQ_CLS"`; by default those of the checkpoint or student, and 2 for a base.
+            Number of outputs of the head for `"SEQ_CLS"`. Defaults to that of the checkpoint or student, and to 2 for
+            a base model.
         load_in_4bit (`bool`, *optional*, defaults to `False`):
-            nf4 weights with double quantization and `dtype` compute; the head stays in full precision.
+            Whether to quantize weights to nf4 with double quantization and computation in `dtype`. The head stays in
+            float32.
         dtype (`str` or `torch.dtype`, *optional*):
-            Of the weights that are not quantized; `"auto"` is that of the checkpoint. Defaults to `"bfloat16"` on a
-            machine with a GPU that computes in it, and elsewhere to `"float32"`. On CPUs without instructions for
-            bfloat16, float32 is some forty times faster; a warning says so.
-        peft_config ([`~peft.LoraConfig`], *optional*): Adds fresh adapters, see [`fresh_adapter`].
+            The data type of weights that are not quantized. `"auto"` is that of the checkpoint. Defaults to
+            `"bfloat16"` on a machine with a GPU that supports it, and to `"float32"` otherwise. On CPUs without
+            instructions for bfloat16, float32 is about forty times faster, and bfloat16 causes a warning.
+        peft_config ([`~peft.LoraConfig`], *optional*): Adds untrained adapters, see [`fresh_adapter`].
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
-            Replaces `load_in_4bit`. A checkpoint that is stored in 4 or 8 bit keeps its own quantization.
-        is_trainable (`bool`, *optional*, defaults to `False`): Train the adapters of a finished student further.
-        revision (`str`, *optional*): On the Hub, of `name_or_path`.
+            The quantization, instead of `load_in_4bit`. A checkpoint that is stored in 4 or 8 bit keeps its own
+            quantization.
+        is_trainable (`bool`, *optional*, defaults to `False`): Whether the adapters of a trained student are
+            trainable.
+        revision (`str`, *optional*): The revision of `name_or_path` on the Hub.
         base_model (`str`, *optional*):
-            Hub id or directory of the base of a finished student; by default what the adapters say, and its commit.
+            Hub id or directory of the base model of a trained student. Defaults to the model and the commit that the
+            adapters name.
         kwargs: Passed to `from_pretrained`.
 
     Returns:
-        A model in eval mode; a [`~peft.PeftModel`] when it has adapters. Nothing of the base is trainable then.
+        A [`~transformers.PreTrainedModel`] in eval mode. If it has adapters, it is a [`~peft.PeftModel`], whose base
+        is frozen.
 
     Raises:
-        ValueError: unknown task type or dtype, both `load_in_4bit` and `quantization_config`, a `base_model` for
-            what has no adapters, a `peft_config` for what has some, adapters in subdirectories or without layers that
-            their base lacks, weights that are not safetensors, or an original Qwen that asks for what Qwen2 does not
-            have (see [`w2s_hf.modeling.original_qwen`]).
-        OSError: there is no such model, or the base of a finished student is not where its adapters say; give
+        ValueError: unknown task type or dtype, both `load_in_4bit` and `quantization_config`, `base_model` for a model
+            without adapters, `peft_config` for a model that has adapters, adapters in subdirectories, adapters that do
+            not save layers that their base lacks, weights that are not safetensors, or a model of the first Qwen
+            family with features that Qwen2 does not have (see [`w2s_hf.modeling.original_qwen`]).
+        OSError: the model does not exist, or the base model that the adapters name cannot be loaded. Then set
             `base_model`.
     """
     if task_type not in ("SEQ_CLS", "REWARD", "CAUSAL_LM"):
         raise ValueError(f"task_type: got {task_type!r}, expected SEQ_CLS, REWARD or CAUSAL_LM.")
     if load_in_4bit and quantization_config is not None:
-        raise ValueError("Got load_in_4bit=True and a quantization_config; give one of them.")
+        raise ValueError("Got load_in_4bit=True and a quantization_config, expected one of them. Remove one.")
     automatic = "bfloat16" if computes_in_bfloat16() else "float32"
     dtype = automatic if dtype is None else dtype
     if isinstance(dtype, str) and dtype != "auto":
@@ -168,7 +183,10 @@ def load_student(
         options = {"num_labels": num_labels, "load_in_4bit": load_in_4bit, "dtype": dtype, **kwargs}
         options |= {"task_type": task_type, "quantization_config": quantization_config}
         if peft_config is not None:
-            raise ValueError(f"Got a peft_config, and {name_or_path} has adapters already. Give its base instead.")
+            raise ValueError(
+                f"Got a peft_config, but {name_or_path} has adapters already. Load its base model instead, or remove "
+                "the peft_config."
+            )
         base = _load_base(name_or_path, revision, base_model, options)
         align_padding(base, load_tokenizer(name_or_path, revision=revision))
         student = PeftModel.from_pretrained(base, name_or_path, revision=revision, is_trainable=is_trainable)
@@ -178,11 +196,14 @@ def load_student(
     nested = sorted(file.parent for file in Path(name_or_path).glob("*/adapter_config.json"))
     if nested and not (Path(name_or_path) / "config.json").is_file():
         raise ValueError(
-            f"{name_or_path}: got a directory whose adapters are in subdirectories, as PEFT saves those that are not "
+            f"{name_or_path}: got a directory with adapters in subdirectories, where PEFT saves adapters that are not "
             f"called 'default'. Load one of {', '.join(map(str, nested))}."
         )
     if base_model is not None:
-        raise ValueError(f"Got base_model={base_model!r}, and {name_or_path} has no adapters to put on it.")
+        raise ValueError(
+            f"Got base_model={base_model!r}, but {name_or_path} has no adapters. Remove base_model, or load a student "
+            "with adapters."
+        )
     if load_in_4bit:
         quantization_config = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -195,8 +216,8 @@ def load_student(
     if task_type != "CAUSAL_LM" and (task_type == "REWARD" or num_labels is not None):
         kwargs["num_labels"] = 1 if task_type == "REWARD" else num_labels
     if quantization_config is not None:
-        # The default is to skip the module of the last parameter: for a head with a bias that names the bias, and the
-        # head's weight would be quantized. An explicit list replaces that default.
+        # By default, transformers skips the module of the last parameter. For a head with a bias it names the bias,
+        # and the weight of the head would be quantized. An explicit list replaces this default.
         quantization_config = copy.deepcopy(quantization_config)
         skip = [*(quantization_config.llm_int8_skip_modules or []), *HEAD_NAMES, "lm_head"]
         quantization_config.llm_int8_skip_modules = list(dict.fromkeys(skip))
@@ -213,7 +234,7 @@ def load_student(
     compute_dtype = getattr(getattr(model.config, "quantization_config", None), "bnb_4bit_compute_dtype", None)
     if torch.bfloat16 in (model.dtype, compute_dtype) and not torch.accelerator.is_available():
         warn_of_slow_bfloat16()
-    # Which transformers forgets, and does not write into a config.json.
+    # transformers loses the commit and does not write it to config.json.
     set_commit_hash(model.config, cached_commit(name_or_path, revision, kwargs.get("cache_dir")))
     return model if peft_config is None else fresh_adapter(model, peft_config)
 
@@ -221,11 +242,13 @@ def load_student(
 def _load_base(
     student: str, revision: str | None, base_model: str | None, options: dict
 ) -> PreTrainedModel | PeftModel:
-    """The base of a finished student, with as many token embeddings as the student was saved with."""
+    """Loads the base of a trained student, and gives it as many token embeddings as the student was saved with."""
     adapter = PeftConfig.from_pretrained(student, revision=revision)
     name = base_model or adapter.base_model_name_or_path
     if not name:
-        raise ValueError(f"{student}: its adapters name no base. Give its Hub id or directory as base_model=.")
+        raise ValueError(
+            f"{student}: got adapters without the name of a base model. Pass its Hub id or directory as base_model=."
+        )
     try:
         base = load_student(name, revision=None if base_model else adapter.revision, **options)
     except (OSError, HFValidationError) as error:
@@ -234,7 +257,7 @@ def _load_base(
         raise OSError(
             f"{student}: cannot load its base {name!r}"
             + (f" at the revision {adapter.revision}" if adapter.revision else "")
-            + f". If the base was moved, give its directory or Hub id as base_model=. ({error})"
+            + f". If the base was moved, pass its directory or Hub id as base_model=. ({error})"
         ) from error
     file = optional_file(student, "adapter_model.safetensors", revision=revision)
     stored = {} if file is None else stored_shapes(file)
@@ -247,14 +270,17 @@ def _load_base(
     if n_tokens is None:
         remember_base(base)
     else:
-        base.resize_token_embeddings(n_tokens, mean_resizing=False)  # the adapters hold all rows
+        base.resize_token_embeddings(n_tokens, mean_resizing=False)  # the adapters contain all rows
     return base
 
 
 def _n_resized_tokens(stored: dict[str, tuple[int, ...]], base: PreTrainedModel | PeftModel) -> int | None:
-    """The rows of the token embedding that adapters hold, if the base has another number; PEFT saves resized ones."""
+    """
+    Returns the number of token embeddings that adapters contain, or `None` if it is that of the base. PEFT saves
+    resized embeddings with the adapters.
+    """
     for name, module in base.named_modules():
-        # The other names are those of an embedding that has adapters itself.
+        # The last two names are those of an embedding with adapters of its own.
         for part in ("", "base_layer.", "token_adapter.base_layer."):
             n_rows = (stored.get(f"base_model.model.{name}.{part}weight") or (0,))[0]
             if isinstance(module, nn.Embedding) and n_rows not in (0, module.num_embeddings):
@@ -264,11 +290,11 @@ def _n_resized_tokens(stored: dict[str, tuple[int, ...]], base: PreTrainedModel 
 
 
 def _from_pretrained(name_or_path: str, task_type: str, **kwargs):
-    """`from_pretrained` of the class for a task type, of safetensors alone."""
+    """Calls `from_pretrained` of the model class for a task type. Loads only safetensors."""
     kwargs["use_safetensors"] = True
     config = _config_dict(name_or_path, **kwargs)
     if kwargs.get("revision") is None:
-        # Of a branch that has no safetensors, transformers asks a service to convert it; of a commit it does not.
+        # For a branch without safetensors, transformers calls a conversion service. For a commit it does not.
         commit = cached_commit(name_or_path, None, kwargs.get("cache_dir"))
         kwargs |= {} if commit is None else {"revision": commit}
     try:
@@ -280,16 +306,16 @@ def _from_pretrained(name_or_path: str, task_type: str, **kwargs):
         if not has_only_pickles(name_or_path, kwargs.get("revision")):
             raise
         raise ValueError(
-            f"{name_or_path}: got weights in .bin files alone, expected safetensors. A .bin file is a pickle, which "
-            "can run code when it is read. Take a revision that has model.safetensors, or convert what you trust "
-            "once: from_pretrained(...) and save_pretrained(DIRECTORY) of transformers."
+            f"{name_or_path}: got only weights in .bin files, expected safetensors. A .bin file is a pickle, which "
+            "can run code when it is loaded. Use a revision with model.safetensors. If you trust the file, convert it "
+            "once with from_pretrained(...) and save_pretrained(DIRECTORY) of transformers."
         ) from error
 
 
 def _load_classifier(name_or_path: str, task_type: str, **kwargs) -> PreTrainedModel:
     """
-    Loads a base with a new head. A new head is not worth a message; other new weights are, and a head that replaces
-    one of another size.
+    Loads a base model with a new classification head. Warns if other weights are new, or if the new head replaces a
+    head of another size. (transformers would also warn about the new head.)
     """
     kwargs = _without_quantized_head(name_or_path, kwargs)
     verbosity = hf_logging.get_verbosity()
@@ -303,28 +329,38 @@ def _load_classifier(name_or_path: str, task_type: str, **kwargs) -> PreTrainedM
     mismatched = {name for name, _, _ in info["mismatched_keys"]}
     set_new_weights(model, {*info["missing_keys"], *mismatched})
     heads = tuple(head_modules(model))
-    for name, found, expected in info["mismatched_keys"]:
+    for name, shape, expected in info["mismatched_keys"]:
         if not name.startswith(heads):
-            raise ValueError(f"{name_or_path}: {name} has the shape {tuple(found)}, expected {tuple(expected)}.")
-        logger.warning(f"{name_or_path}: has a head of another size, {name} {tuple(found)}; a new one takes its place")
+            raise ValueError(
+                f"{name_or_path}: got the shape {tuple(shape)} for {name}, expected {tuple(expected)}. Correct its "
+                "config.json."
+            )
+        logger.warning(
+            f"{name_or_path}: the checkpoint has a head of another size ({name} {tuple(shape)}), which is replaced by "
+            "a new head"
+        )
     dequantize_head(model)
     layer = output_layer(classification_head(model))
-    n_outputs = getattr(layer.weight, "ds_shape", layer.weight.shape)[0]  # ZeRO-3 leaves each rank a piece
+    n_outputs = getattr(layer.weight, "ds_shape", layer.weight.shape)[0]  # under ZeRO-3 each rank has a part
     if n_outputs != layer.out_features:
         raise ValueError(
-            f"{name_or_path}: has a head of {n_outputs} outputs, expected {layer.out_features}, and "
-            f"transformers {transformers.__version__} does not replace it in a quantized model: take a newer one."
+            f"{name_or_path}: got a head of {n_outputs} outputs, expected {layer.out_features}. transformers "
+            f"{transformers.__version__} does not replace the head of a quantized model. Update transformers."
         )
     missing = [name for name in info["missing_keys"] if not name.startswith(HEAD_NAMES)]
     if missing:
-        logger.warning(f"{name_or_path}: not in the checkpoint, so newly initialised: {', '.join(sorted(missing))}")
+        logger.warning(
+            f"{name_or_path}: these weights are not in the checkpoint and are newly initialized: "
+            f"{', '.join(sorted(missing))}"
+        )
     return model
 
 
 def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
     """
-    Keyword arguments of `from_pretrained` that leave new layers of the head out of the quantization, the requested one
-    or that of a checkpoint stored in 4 or 8 bit. Layers of the head that are stored quantized have to be read as such.
+    Returns keyword arguments of `from_pretrained` that exclude new layers of the head from quantization. This holds
+    for a requested quantization and for a checkpoint stored in 4 or 8 bit. Layers of the head that are stored in
+    quantized form must be loaded in this form.
     """
     options = {key: kwargs[key] for key in (*FILE_OPTIONS, "trust_remote_code") if key in kwargs}
     config = copy.deepcopy(kwargs["config"]) if "config" in kwargs else load_config(name_or_path, **options)
@@ -335,7 +371,7 @@ def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
     if stored is not None:
         stored = dict(stored if isinstance(stored, dict) else stored.to_dict())
         if not stored.get("load_in_4bit") and not stored.get("load_in_8bit"):
-            return kwargs  # of another library, which has its own list
+            return kwargs  # another quantization library, with its own list of excluded layers
         del config.quantization_config
     fields = {*config.to_dict(), "num_labels"} - {"dtype"}
     n_stored_labels = config.num_labels
@@ -351,8 +387,8 @@ def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
     layers = list(head_linears(skeleton))
     quantized = {name for name in layers if dtypes.get(f"{name}.weight") in ("U8", "I8")}
     if config.num_labels != n_stored_labels:
-        quantized.discard(layers[-1])  # a new one takes its place
-    # Anchored, since a name also stands for all layers that end with it.
+        quantized.discard(layers[-1])  # a new layer replaces it
+    # The patterns are anchored, because a plain name also matches all layers that end with it.
     skip = [f"^{name}$" for name in layers if name not in quantized]
     if stored is None:
         requested = copy.deepcopy(requested)
@@ -361,14 +397,14 @@ def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
         return {**kwargs, "quantization_config": requested}
     bits = 4 if stored.get("load_in_4bit") else 8
     if requested is not None and getattr(requested, f"load_in_{bits}bit") is False:
-        logger.warning(f"{name_or_path}: is stored in {bits} bit, which takes precedence over what was asked for")
+        logger.warning(f"{name_or_path}: the checkpoint is stored in {bits} bit; other options are ignored")
     config.quantization_config = stored | {"llm_int8_skip_modules": [*(stored["llm_int8_skip_modules"] or []), *skip]}
-    left = {key: value for key, value in kwargs.items() if key not in {*fields, "quantization_config"}}
-    return {**left, "config": config}
+    other = {key: value for key, value in kwargs.items() if key not in {*fields, "quantization_config"}}
+    return {**other, "config": config}
 
 
 def _stored_dtypes(name_or_path: str, options: dict) -> dict[str, str]:
-    """The dtype of each tensor of a checkpoint in safetensors, by name."""
+    """Returns the dtype of each tensor of a safetensors checkpoint, by name."""
     options = {key: value for key, value in options.items() if key in FILE_OPTIONS}
     index = optional_file(name_or_path, "model.safetensors.index.json", **options)
     names = {"model.safetensors"}
@@ -377,20 +413,23 @@ def _stored_dtypes(name_or_path: str, options: dict) -> dict[str, str]:
     files = [optional_file(name_or_path, name, **options) for name in sorted(names)]
     dtypes: dict[str, str] = {}
     for file in files:
-        if file is not None:  # from_pretrained has an error for it
+        if file is not None:  # otherwise from_pretrained raises an error
             with safe_open(file, framework="pt") as tensors:
                 dtypes |= {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
     return dtypes
 
 
 def align_padding(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Tells the model which token is padding: a decoder classifier reads the last token that is not."""
+    """Sets the padding token of the model. The classifier of a decoder reads the last token that is not padding."""
     if tokenizer.pad_token_id is not None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Sets every dropout to 0, that of the attention included, which is no module and which TRL's function passes."""
+    """
+    Sets all dropout probabilities to 0, in place. This includes the dropout of attention, which is not a module and
+    which TRL's function does not change.
+    """
     disable_dropout_in_model(model)
     for module in model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float):
