@@ -23,6 +23,7 @@ DOCUMENTED = {
     "torch.nn": None,
     "torch.nn.functional": None,
     "torch.utils.data": None,
+    "transformers.integrations": {"TensorBoardCallback"},
     "transformers.pytorch_utils": {"Conv1D"},
     "transformers.trainer_utils": {"EvalLoopOutput", "HubStrategy", "PredictionOutput", "TrainOutput"},
     "transformers.utils": {"logging"},

@@ -53,6 +53,8 @@ IMPORTS = {
     "is_deepspeed_zero3_enabled": "transformers.integrations",
     # The installed trackers, which `report_to="all"` uses. Public replacement: none.
     "get_available_reporting_integrations": "transformers.integrations",
+    # The callbacks of the trackers of `report_to`. Public replacement: none, but their classes are public.
+    "get_reporting_integration_callbacks": "transformers.integrations",
     # Whether this machine computes in bfloat16, by the rule of TrainingArguments. Public replacement:
     # `torch.cuda.is_bf16_supported`, for CUDA devices only.
     "is_torch_bf16_gpu_available": "transformers.utils",
@@ -103,7 +105,11 @@ if TYPE_CHECKING:
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping
     from transformers.convert_slow_tokenizer import bytes_to_unicode
     from transformers.core_model_loading import WeightRenaming
-    from transformers.integrations import get_available_reporting_integrations, is_deepspeed_zero3_enabled
+    from transformers.integrations import (
+        get_available_reporting_integrations,
+        get_reporting_integration_callbacks,
+        is_deepspeed_zero3_enabled,
+    )
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,

@@ -14,7 +14,8 @@ __all__ = ["WITHOUT_EFFECT", "changed_fields", "training_settings"]
 # Arguments that change output files, messages or speed, and no numbers.
 WITHOUT_EFFECT = frozenset({
     "output_dir", "logging_dir", "logging_strategy", "logging_first_step", "logging_steps", "log_level",
-    "log_level_replica", "log_on_each_node", "report_to", "run_name", "project", "trackio_space_id", "disable_tqdm",
+    "log_level_replica", "log_on_each_node", "report_to", "run_name", "project", "trackio_space_id",
+    "trackio_bucket_id", "trackio_static_space_id", "disable_tqdm",
     "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision",
     "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
     "dataloader_persistent_workers", "skip_memory_metrics", "ddp_timeout", "resume_from_checkpoint", "do_train",
@@ -35,7 +36,7 @@ _HOW_IT_IS_COMPUTED = frozenset({
     "eval_accumulation_steps", "eval_on_start", "eval_do_concat_batches", "eval_use_gather_object",
     "batch_eval_metrics", "prediction_loss_only", "include_for_metrics", "include_num_input_tokens_seen",
     "include_tokens_per_second", "logging_nan_inf_filter", "save_only_model", "save_on_each_node",
-    "restore_callback_states_from_checkpoint", "enable_jit_checkpoint", "trackio_bucket_id", "trackio_static_space_id",
+    "restore_callback_states_from_checkpoint", "enable_jit_checkpoint",
     "model_init_kwargs",  # their effect is recorded from the model itself; they may hold a token
     "max_steps", "num_train_epochs",  # one of them is always among the settings
 })  # fmt: skip

@@ -46,6 +46,7 @@ _WITHOUT_EFFECT = (
     "publish.py", "results", "experiments/analyses.py", "experiments/cache.py", "experiments/cli.py",
     "experiments/config.py", "experiments/config_file.py", "experiments/console.py", "experiments/experiment.py",
     "experiments/output_directory.py", "experiments/report.py", "experiments/scores.py",
+    "experiments/tracking.py",
 )  # fmt: skip
 # The files that build the models of the demo.
 DEMO_SOURCES = ("demo/", "trainers/checkpoints.py")

@@ -92,6 +92,12 @@ class _ShowHelp(argparse.Action):
 class _OptionParser(CommandLine, TrlParser):
     """A [`CommandLine`] whose options are the fields of dataclasses."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for action in self._actions:
+            if action.dest == "report_to":  # one tracker or several, of which transformers' parser reads one
+                action.nargs = "+"
+
 
 class RecipeParser(_OptionParser):
     """

@@ -33,6 +33,7 @@ from ..training_settings import WITHOUT_EFFECT
 from .cache import StageCache, library_versions
 from .config import Own
 from .settings.base import Setting, metric_name
+from .tracking import run_path, tracked, untracked
 
 __all__ = ["Finetuned", "Finetuner", "prompt_of_head", "save_training"]
 
@@ -103,6 +104,7 @@ def _prepare_to_predict(trainer: Trainer) -> None:
     Prepares a trainer to predict with a model that was finetuned earlier. FSDP and DeepSpeed shard a model only
     together with an optimizer, so the trainer runs a training of 0 steps.
     """
+    untracked(trainer)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         trainer.args.num_train_epochs, trainer.args.max_steps = 0, -1
         trainer.train()
@@ -193,6 +195,8 @@ class Finetuner:
             "seed": seed,
             "n_processes": PartialState().num_processes,
         }
+        supervisor = None if labels is None else next(iter(labels.values())).provenance.get("model", "a supervisor")
+        role = title or name.replace("-", " ")
         form = prompt_of_head(spec, splits.task)
         if form is not None:
             settings["answers"] = [form.suffix, *form.answers]
@@ -207,16 +211,19 @@ class Finetuner:
             provenance=_provenance(spec, splits, labels, seed, self.cache.key(name, settings)),
             is_weak=labels is not None,
             form=form,
+            run=run_path(self.args.run_name, splits.provenance.get("task"), seed, role, spec.name, supervisor),
             **further,
         )
-        source = "true labels"
-        if labels is not None:
-            source = f"labels of {next(iter(labels.values())).provenance.get('model', 'a supervisor')}"
-        role = title or name.replace("-", " ")
+        source = "true labels" if supervisor is None else f"labels of {supervisor}"
         title = f"{role}, {spec.name} on {len(rows.train)} {self.setting.rows} with {source}"
         directory = self.cache.run(name, settings, train, title=title, kind=kind or spec.name)
         predictions = self.setting.labels.load(directory / "predictions")
         return Finetuned(spec, directory, predictions, None if labels is None else next(iter(labels.values())))
+
+    @property
+    def logs(self) -> Path:
+        """The directory of TensorBoard."""
+        return Path(self.args.output_dir) / "runs"
 
     def _changes(self, changes: dict[str, Any], method: str, seed: int, is_weak: bool) -> dict[str, Any]:
         """Returns the training arguments of one finetuning that differ from the experiment's."""
@@ -237,6 +244,7 @@ class Finetuner:
         class_names: list[str] | None,
         is_weak: bool,
         form: PromptFormat | None,
+        run: str,
         n_snapshots: int,
     ) -> None:
         """Trains or resumes in `directory`, and writes `model/` and `predictions/` to it."""
@@ -262,7 +270,8 @@ class Finetuner:
         if is_trained:
             _prepare_to_predict(trainer)
         else:
-            trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
+            with tracked(trainer, directory, self.logs, run):
+                trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
             save_training(trainer, tokenizer, directory)
         self._predict(trainer, spec, tokenizer, predict, provenance, directory)
         trainer.accelerator.free_memory()

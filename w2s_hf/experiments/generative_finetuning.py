@@ -19,6 +19,7 @@ from ..modeling.spec import ModelSpec, load_base, peft_config_of
 from ..trainers.checkpoints import last_complete_checkpoint
 from ..trainers.sft import ResumableSFTTrainer
 from .finetuner import Finetuner, save_training
+from .tracking import run_path, tracked
 
 __all__ = ["check_decoder", "generative_finetune", "generative_kind"]
 
@@ -31,6 +32,7 @@ def generative_finetune(
     seed: int,
     learning_rate: float | None = None,
     num_train_epochs: float = 1.0,
+    task: str | None = None,
 ) -> ModelSpec:
     """
     Trains a language model on both responses of each pair, by TRL's SFT. It ignores which response was preferred.
@@ -46,6 +48,7 @@ def generative_finetune(
         seed (`int`): Seeds adapters and row order.
         learning_rate (`float`, *optional*): Defaults to that of the training arguments.
         num_train_epochs (`float`, *optional*, defaults to `1.0`): Epochs over both responses of all pairs.
+        task (`str`, *optional*): Name of the task, for trackers.
 
     Returns:
         [`ModelSpec`]: The model that students and ceiling start from.
@@ -67,7 +70,8 @@ def generative_finetune(
     }
 
     title = f"generative finetuning, {model.name} on both responses of {len(pairs)} pairs"
-    train = partial(_train, finetuner, model, pairs, changes)
+    run = run_path(finetuner.args.run_name, task, seed, "generative finetuning", model.name, None)
+    train = partial(_train, finetuner, model, pairs, changes, run)
     directory = finetuner.cache.run("generative", settings, train, title=title, kind=generative_kind(model.name))
     version = f"{model.version} {directory.name}"
     if model.config.use_peft:
@@ -80,7 +84,9 @@ def generative_kind(name: str) -> str:
     return f"generative finetuning of {name}"
 
 
-def _train(finetuner: Finetuner, model: ModelSpec, pairs: Dataset, changes: dict[str, Any], directory: Path) -> None:
+def _train(
+    finetuner: Finetuner, model: ModelSpec, pairs: Dataset, changes: dict[str, Any], run: str, directory: Path
+) -> None:
     """Trains or resumes in `directory`, and writes `model/` to it."""
     tokenizer = load_tokenizer(model.path, revision=model.revision)
     tokens = finetuner.tokenize(model, tokenizer, pairs)
@@ -96,7 +102,8 @@ def _train(finetuner: Finetuner, model: ModelSpec, pairs: Dataset, changes: dict
             train_dataset=Dataset.from_dict({"input_ids": texts}),
             processing_class=tokenizer,
         )
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
+    with tracked(trainer, directory, finetuner.logs, run):
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory / "checkpoints"))
     save_training(trainer, tokenizer, directory)
     trainer.accelerator.free_memory()
 

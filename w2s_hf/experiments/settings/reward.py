@@ -104,6 +104,7 @@ class RewardSetting(ProbabilitySetting):
                 seed=seed,
                 learning_rate=args.generative_learning_rate,
                 num_train_epochs=args.generative_num_train_epochs,
+                task=splits.task.name,
             )
 
         sizes = tuple(tune(model) for model in models.sizes)
