@@ -1,10 +1,17 @@
 """Tests warnings: a ceiling below its base model, a supervisor at chance, a short warm-up, and uncertain labels."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+from datasets import Dataset
 from helpers.cards import card_of, results
 
+from w2s_hf import WeakLabels
 from w2s_hf.experiments.report import ceiling_warnings, unsure_labels, write_report
+from w2s_hf.experiments.seed import _supervisor_warnings
 from w2s_hf.results import ExperimentResult
+from w2s_hf.tasks import Half
 
 PROBE = {"name": "linear probe, ground truth", "model": "boolq", "revision": None}
 PROMPT = {"name": "zero-shot", "model": "boolq", "revision": None}
@@ -72,8 +79,28 @@ def test_a_supervisor_at_chance_is_named(chance, baselines, guessing, low, is_at
     run.weak.ci95 = None if low is None else [low, 0.9]
     assert run.accuracy_of_guessing(chance) == guessing
     write_report(result, tmp_path, notes=[])
-    warning = f"Seed 0: the supervisor is not better than chance ({guessing or 0:.3f})"
-    assert (warning in (tmp_path / "report.md").read_text()) == is_at_chance
+    shown = (tmp_path / "report.md").read_text()
+    assert ("Seed 0: the weak supervisor is not better than chance" in shown) == is_at_chance
+    if is_at_chance:
+        assert f"accuracy begins at {low:.3f}, and guessing has {guessing or 0:.3f}." in shown
+
+
+@pytest.mark.parametrize(("low", "is_at_chance"), [(0.5, True), (0.501, False)])
+def test_a_supervisor_at_chance_is_named_right_after_its_training(low, is_at_chance, tmp_path):
+    """Before students are trained on its labels, by the rule of the report, with the loss of its training."""
+    (tmp_path / "training.json").write_text('[{"loss": 0.7, "step": 1}, {"train_loss": 0.6931, "step": 2}]')
+    rows = Dataset.from_dict({"id": ["a", "b"]})
+    labels = WeakLabels(["a", "b"], np.full((2, 2), 0.5), {})
+    weak = SimpleNamespace(predictions=labels, directory=tmp_path)
+    splits = SimpleNamespace(test=rows, student=Half(rows, rows))
+    setting = SimpleNamespace(scores=lambda predictions, rows: {"ci95": [low, 0.9]}, chance=0.5)
+    args = SimpleNamespace(methods=["naive"], keep_confident=None)
+    warnings = _supervisor_warnings(weak, splits, args, setting)
+    assert len(warnings) == is_at_chance
+    if is_at_chance:
+        assert "guessing has 0.500. The mean training loss was 0.693. Its labels carry no" in warnings[0]
+    args.methods = ["confidence"]
+    assert "the weak labels are unsure" in _supervisor_warnings(weak, splits, args, setting)[-1]
 
 
 def test_prompts_count_with_their_calibrated_thresholds():

@@ -154,7 +154,7 @@ def test_a_changed_learning_rate_trains_what_it_changes_and_no_more(finished, ca
     steps = re.findall(r"^(\d) of 6: ([\w ]+).*?( \(cached\))?$", process.stderr, flags=re.MULTILINE)
     assert [number for number, _, _ in steps] == list("123456")
     assert [" ".join(title.split()[:2]) for _, title, _ in steps] == [
-        "pretraining of", "weak supervisor", "strong ceiling", "student ", "student ", "control without"
+        "pretraining of", "weak supervisor", "strong ceiling", "student", "student", "control without"
     ]  # fmt: skip
     assert [bool(is_cached) for _, _, is_cached in steps] == [True, False, True, False, False, False]
     assert not re.search(r"-[0-9a-f]{12}", process.stderr), "keys of the cache are for debugging"
