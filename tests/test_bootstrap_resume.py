@@ -184,8 +184,8 @@ def test_a_chain_that_was_not_begun_is_not_resumed(tmp_path):
 @pytest.mark.parametrize(
     ("is_replaced", "message"),
     [
-        (False, "got no finished link, and links after it are"),
-        (True, "was trained on labels with the fingerprint .* two chains are mixed"),
+        (False, "got no finished link, expected one, since later links"),
+        (True, "got a student trained on labels with the fingerprint .* two chains are mixed"),
     ],
     ids=["missing", "of another chain"],
 )

@@ -62,7 +62,7 @@ def test_margin_and_centering_are_trls(tmp_path):
     ("soft_label", "loss_type", "message"),
     [
         (1.0, "xent", "columns `soft_label` and `margin`"),
-        (None, "entropy", "Got a margin, which the loss 'entropy' on soft labels does not read"),
+        (None, "entropy", "Got a margin, expected none, since the loss 'entropy' on soft labels does not read it"),
     ],
     ids=["soft labels", "loss"],
 )

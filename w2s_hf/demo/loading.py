@@ -82,8 +82,15 @@ def load_demo(
         task.train_split[0]: generate(n_weak + n_train + n_validation, "train", held_out=False),
         (task.test_split or ("test",))[0]: generate(n_test, "test", held_out=True),
     }
-    sizes = {"n_weak": n_weak, "n_train": n_train, "n_validation": n_validation, "n_test": n_test}
-    splits = load_task(task, raw=DatasetDict(raw), seed=seed, **sizes)
+    splits = load_task(
+        task,
+        raw=DatasetDict(raw),
+        n_weak=n_weak,
+        n_train=n_train,
+        n_validation=n_validation,
+        n_test=n_test,
+        seed=seed,
+    )
     weak_model, student_model = (
         _build(name, world, Path(directory), n_documents) for name in (_WEAK_MODEL, _STUDENT_MODEL)
     )
