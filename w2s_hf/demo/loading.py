@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
 from ..tasks import Task, TaskSplits, find_task, load_task
@@ -105,5 +106,9 @@ def _build(name: str, world: DemoWorld, directory: Path, n_documents: int | None
     if not target.is_dir():
         aside = target.with_name(f"{target.name}.partial")  # an interrupted pretraining resumes from here
         build_demo_model(model, world, aside, n_documents=n_documents if is_short else None)
-        os.replace(aside, target)
+        state = PartialState()
+        state.wait_for_everyone()
+        if state.is_main_process:
+            os.replace(aside, target)
+        state.wait_for_everyone()
     return str(target)
