@@ -134,7 +134,7 @@ def test_a_finished_chain_is_read_and_not_trained(whole, tmp_path):
         **KEEP_BEST,
     )
     count = CountSteps(trainer)
-    with pytest.raises(ValueError, match="call train"):
+    with pytest.raises(ValueError, match="Call train"):
         trainer.predict_proba(make_rows(4))
     output = trainer.train(resume_from_checkpoint=True)
     assert calls == [2] and not count.links and files(whole) == before
