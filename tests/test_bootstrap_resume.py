@@ -134,7 +134,7 @@ def test_a_finished_chain_is_read_and_not_trained(whole, tmp_path):
         **KEEP_BEST,
     )
     count = CountSteps(trainer)
-    with pytest.raises(ValueError, match="call train"):
+    with pytest.raises(ValueError, match="Call train"):
         trainer.predict_proba(make_rows(4))
     output = trainer.train(resume_from_checkpoint=True)
     assert calls == [2] and not count.links and files(whole) == before
@@ -184,8 +184,8 @@ def test_a_chain_that_was_not_begun_is_not_resumed(tmp_path):
 @pytest.mark.parametrize(
     ("is_replaced", "message"),
     [
-        (False, "got no finished link, and links after it are"),
-        (True, "was trained on labels with the fingerprint .* two chains are mixed"),
+        (False, "got no finished link, expected one, since later links"),
+        (True, "got a student trained on labels with the fingerprint .* two chains are mixed"),
     ],
     ids=["missing", "of another chain"],
 )

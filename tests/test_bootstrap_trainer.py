@@ -223,7 +223,7 @@ def test_models_may_be_names(tmp_path):
     rows = make_rows(8, "none")
     assert np.array_equal(again.predict_proba(rows), trainer.predict_proba(rows))
     other_tokenizer().save_pretrained(names[1])
-    with pytest.raises(ValueError, match="different vocabularies; give the rows as text"):
+    with pytest.raises(ValueError, match="different vocabularies, expected rows of text"):
         chain(tmp_path / "x").train()
 
 
@@ -279,9 +279,9 @@ TWO_TOKENIZERS = [make_tokenizer(), other_tokenizer()]
         ({"rows": {"a": FIRST}}, "train_dataset: got a dict"),
         ({"rows": FIRST.remove_columns("labels").add_column("labels", [-1] + [1] * 15)},
          "train_dataset: labels: got class -1"),
-        ({"optimizers": (None, None)}, "optimizers, which belong to one model"),
+        ({"optimizers": (None, None)}, "optimizers, expected none, since they belong to one model"),
         ({"rows": [FIRST, SECOND], "n_links": 2, "tokenizer": TWO_TOKENIZERS},
-         "different vocabularies; give the rows as text"),
+         "different vocabularies, expected rows of text"),
         ({"tokenizer": TWO_TOKENIZERS[:1] * 2}, "got 2 tokenizers for 3 links"),
     ],
     ids=["no link", "two datasets", "one evaluation set", "unlabelled", "unlabelled evaluation set", "no rows",

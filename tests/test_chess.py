@@ -251,7 +251,7 @@ def test_a_tokenizer_that_ends_every_text_is_refused():
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
     )
-    with pytest.raises(ValueError, match="adds nothing behind a text"):
+    with pytest.raises(ValueError, match="appends no token to a text"):
         load(random_rows(30), tokenizers=[tokenizer])
 
 

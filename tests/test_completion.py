@@ -157,7 +157,10 @@ def test_a_name_and_a_configuration_of_adapters_will_do(tokenizer, tmp_path):
         (rows_of(3).with_transform(dict), "eval_dataset: Got rows with a transform"),
         (rows_of(3).remove_columns("completion"), "got the columns prompt, expected `prompt` and `completion`"),
         (rows_of(3).select([]), "eval_dataset: got no rows"),
-        (Dataset.from_dict({"prompt": ["a"], "completion": [None]}), "got 'a' and None, expected text in both"),
+        (
+            Dataset.from_dict({"prompt": ["a"], "completion": [None]}),
+            "got 'a' and None, expected text in `prompt`",
+        ),
     ],
 )
 def test_rows_that_do_not_do_say_why(tokenizer, tmp_path, rows, message):

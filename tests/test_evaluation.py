@@ -212,7 +212,7 @@ def test_tuples_and_several_outputs_are_those_of_the_stock_trainer(config, tmp_p
 def test_trl_needs_outputs_with_names(kind, tmp_path):
     model = reward_model() if kind == "pairs" else make_language_model(CHARACTERS)
     model.config.return_dict = False
-    with pytest.raises(ValueError, match="Got config.return_dict=False, expected True"):
+    with pytest.raises(ValueError, match="got config.return_dict=False, expected True"):
         trainer_of(kind, tmp_path, model)
 
 

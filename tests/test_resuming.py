@@ -384,7 +384,7 @@ def test_what_changes_nothing_is_not_refused(checkpoints, tmp_path, whole):
     longer = make("classes", directory, max_steps=8)
     longer.train(resume_from_checkpoint=True)
     assert longer.state.global_step == 8
-    with pytest.raises(ValueError, match="got True, expected a whole checkpoint in"):
+    with pytest.raises(ValueError, match="got True, expected a complete checkpoint in"):
         make("classes", tmp_path / "new").train(resume_from_checkpoint=True)
 
 
@@ -394,5 +394,5 @@ def test_a_best_checkpoint_that_is_gone_at_the_end_is_an_error(tmp_path):
             if state.global_step == 6:
                 shutil.rmtree(state.best_model_checkpoint)
 
-    with pytest.raises(ValueError, match="best checkpoint .* is gone; the model has the weights of the last step, 6"):
+    with pytest.raises(ValueError, match="best checkpoint .* is gone. The model has the weights of the last step, 6"):
         make("classes", tmp_path, [Lose()]).train()

@@ -62,7 +62,7 @@ def test_margin_and_centering_are_trls(tmp_path):
     ("soft_label", "loss_type", "message"),
     [
         (1.0, "xent", "columns `soft_label` and `margin`"),
-        (None, "entropy", "Got a margin, which the loss 'entropy' on soft labels does not read"),
+        (None, "entropy", "Got a margin, expected none, since the loss 'entropy' on soft labels does not read it"),
     ],
     ids=["soft labels", "loss"],
 )
@@ -206,10 +206,10 @@ def trainer_on(tmp_path, rows, tokenizer=None, **kwargs):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"chosen": "w1", "reject": "w2"}], "got no column 'rejected', the columns are chosen, reject"),
+        ([{"chosen": "w1", "reject": "w2"}], "got no column 'rejected' .columns: chosen, reject"),
         ([{**TEXT, "soft_label": 0.5}, {**TEXT, "soft_label": 1.5}], r"train_dataset: soft_label: .*row 1, expected"),
         ([{**TEXT, "soft_label": float("nan")}], "soft_label: got NaN or infinity in row 0"),
-        ([{**TEXT, "soft_label": [0.5, 0.5]}], "soft_label: got shape .1, 2., expected one P.chosen better. a row"),
+        ([{**TEXT, "soft_label": [0.5, 0.5]}], "soft_label: got shape .1, 2., expected one P.chosen better. per row"),
         ([{**TEXT, "soft_label": None}], "row 0 without a label"),
         (Dataset.from_dict({"chosen": [], "rejected": []}), "train_dataset: got no rows"),
         ([{"chosen": "w1 " * 40, "rejected": "w2"}], "all 1 pairs are longer than max_length=30"),

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
 from ..tasks import Task, TaskSplits, find_task, load_task
@@ -82,8 +83,15 @@ def load_demo(
         task.train_split[0]: generate(n_weak + n_train + n_validation, "train", held_out=False),
         (task.test_split or ("test",))[0]: generate(n_test, "test", held_out=True),
     }
-    sizes = {"n_weak": n_weak, "n_train": n_train, "n_validation": n_validation, "n_test": n_test}
-    splits = load_task(task, raw=DatasetDict(raw), seed=seed, **sizes)
+    splits = load_task(
+        task,
+        raw=DatasetDict(raw),
+        n_weak=n_weak,
+        n_train=n_train,
+        n_validation=n_validation,
+        n_test=n_test,
+        seed=seed,
+    )
     weak_model, student_model = (
         _build(name, world, Path(directory), n_documents) for name in (_WEAK_MODEL, _STUDENT_MODEL)
     )
@@ -98,5 +106,9 @@ def _build(name: str, world: DemoWorld, directory: Path, n_documents: int | None
     if not target.is_dir():
         aside = target.with_name(f"{target.name}.partial")  # an interrupted pretraining resumes from here
         build_demo_model(model, world, aside, n_documents=n_documents if is_short else None)
-        os.replace(aside, target)
+        state = PartialState()
+        state.wait_for_everyone()
+        if state.is_main_process:
+            os.replace(aside, target)
+        state.wait_for_everyone()
     return str(target)
