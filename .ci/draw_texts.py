@@ -68,9 +68,11 @@ def python_texts(source: str) -> Iterator[tuple[int, str, str]]:
 
 
 def message_parts(node: ast.AST) -> Iterator[ast.AST]:
-    """Yields the arguments of errors, log calls and options, in which all strings are read by users."""
+    """Yields the parts of errors, log calls, assertions and options in which all strings are texts for readers."""
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
         yield from node.exc.args
+    elif isinstance(node, ast.Assert) and node.msg is not None:
+        yield node.msg
     elif isinstance(node, ast.Call):
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if name in _CALLS:

@@ -1,4 +1,4 @@
-"""Is a repository within reach, and at which commit: asked before anything is trained."""
+"""Tests that repositories and their commits are looked up before anything is trained."""
 
 from unittest.mock import Mock
 
@@ -24,9 +24,9 @@ def test_offline_a_model_must_be_in_the_cache(tmp_path, monkeypatch):
     (repository / "refs" / "main").write_text(commit)
     (repository / "snapshots" / commit).mkdir(parents=True)
     (repository / "snapshots" / commit / "config.json").write_text("{}")
-    # The commit, not the branch, is part of every stage's key: a cache that moved on is another model.
-    found = ModelSpec.find("a/b", "--student_model")
-    assert found.version == found.revision == commit
+    # The keys of cached steps contain the commit, not the branch, because a branch can change.
+    spec = ModelSpec.find("a/b", "--student_model")
+    assert spec.version == spec.revision == commit
 
 
 @pytest.mark.parametrize("is_offline", [True, False])

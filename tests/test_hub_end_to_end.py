@@ -1,4 +1,4 @@
-"""Students that learned on 4-bit bases of the Hub, pushed, and loaded again in a process that has nothing of them."""
+"""Trains students on 4-bit base models of the Hub, pushes them, and loads them in a process without a cache."""
 
 import json
 import os
@@ -25,7 +25,7 @@ STUDENT, LABELS = "me/boolq-base-from-weak-naive-seed0", "me/boolq-weak-labels-w
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory, tokenizer, _models):
-    """With a classifier to learn from, and a base that is a language model, as most bases are."""
+    """A Hub with a weak classifier and a base model, which is a language model like most base models."""
     with LoopbackHub() as hub:
         for name, model in (("weak", _models["llama"]), ("base", make_language_model(tokenizer))):
             directory = tmp_path_factory.mktemp(name)
@@ -57,17 +57,17 @@ def run_recipe(hub: LoopbackHub, folder: Path, cache: Path) -> str:
 
 @pytest.fixture(scope="module")
 def pushed(hub, cache, tmp_path_factory) -> tuple[Path, str]:
-    """A folder in which students of each trainer and of a recipe were trained, and what the recipe said."""
+    """A folder with students of each trainer and of a recipe, and the output of the recipe."""
     folder = tmp_path_factory.mktemp("pushed")
     with ThreadPoolExecutor() as pool:
         trained = pool.submit(run, "trainers", hub, folder)
-        said = pool.submit(run_recipe, hub, folder, cache)
+        output = pool.submit(run_recipe, hub, folder, cache)
         trained.result()
-        return folder, said.result()
+        return folder, output.result()
 
 
 def card_of(hub: LoopbackHub, repo_id: str) -> tuple[dict, str]:
-    """Front matter and text."""
+    """Returns the metadata and the text of a card."""
     _, front, text = hub.repositories["model", repo_id].head.files["README.md"].decode().split("---\n", 2)
     return yaml.safe_load(front), text
 
@@ -76,7 +76,7 @@ def test_students_of_all_trainers_are_pushed_once_and_whole(hub, pushed):
     folder, _ = pushed
     for name in OF_TRAINERS:
         repository = hub.repositories["model", f"me/{name}"]
-        assert len(repository.commits) == 1, "the second push had nothing new"
+        assert len(repository.commits) == 1, "the second push had no changes"
         files = repository.head.files
         front, text = card_of(hub, f"me/{name}")
         if name == "whole":
@@ -94,7 +94,7 @@ def test_students_of_all_trainers_are_pushed_once_and_whole(hub, pushed):
             "accuracy": 0.6,
             "pgr": pytest.approx(0.4),
         }
-        # Of what PEFT and TRL write into a card nothing is left.
+        # The card contains no text that PEFT and TRL write.
         assert "generated_from_trainer" not in str(front) and "Framework versions" not in text
         assert (folder / name / "training_args.bin").is_file(), "nothing to leave out"
 
@@ -107,13 +107,13 @@ def test_a_push_of_a_trainer_that_is_refused_says_how_to_push_again(pushed):
 
 
 def test_a_recipe_pushes_its_student_and_its_labels(hub, pushed):
-    folder, said = pushed
-    assert f"Pushed {hub.url}/{STUDENT}" in said
+    folder, output = pushed
+    assert f"Pushed {hub.url}/{STUDENT}" in output
     for key in (("model", STUDENT), ("dataset", LABELS)):
         assert len(hub.repositories[key].commits) == 1 and hub.repositories[key].private
     front, text = card_of(hub, STUDENT)
     (entry,) = json.loads((folder / "out" / "results.json").read_text())["runs"][0]["students"]
-    metrics = {found["type"]: found["value"] for found in front["model-index"][0]["results"][0]["metrics"]}
+    metrics = {metric["type"]: metric["value"] for metric in front["model-index"][0]["results"][0]["metrics"]}
     assert metrics["accuracy"] == entry["accuracy"] and metrics.get("pgr") == entry["pgr"]
     assert front["datasets"] == [LABELS] and front["base_model"] == "me/base"
     assert "load_in_4bit=True" in text
@@ -121,7 +121,7 @@ def test_a_recipe_pushes_its_student_and_its_labels(hub, pushed):
 
 def test_no_path_of_this_machine_is_pushed(hub, pushed):
     folder, _ = pushed
-    # (The bases were there before.)
+    # The base models were there before.
     for (_, repo_id), repository in hub.repositories.items():
         for name, content in repository.head.files.items():
             assert str(folder).encode() not in content and b"/tmp" not in content, (repo_id, name)
@@ -129,7 +129,7 @@ def test_no_path_of_this_machine_is_pushed(hub, pushed):
 
 def test_all_of_them_are_the_same_from_the_hub(hub, pushed, tmp_path):
     folder, _ = pushed
-    # The base moves on; its students stay with the commit that they were trained on.
+    # After a new commit of the base model, students still load the commit that they were trained on.
     base = hub.repositories["model", "me/base"]
     before = base.head.sha
     hub.commit(base, {**base.head.files, "model.safetensors": b"broken"}, base.head.in_lfs, "Broken")
@@ -140,13 +140,13 @@ def test_all_of_them_are_the_same_from_the_hub(hub, pushed, tmp_path):
             config = json.loads(hub.repositories["model", repo_id].head.files["adapter_config.json"])
             assert config["revision"] == before and f"adapters on me/base (commit {before})" in text
         snippets[name] = re.search(r"```python\n(.*?)```", text, flags=re.S)[1]
-    # The same from the directory that the recipe left.
+    # The student in the output directory of the recipe is the same.
     snippets["kept"] = snippets["recipe"].replace(STUDENT, str(folder / "out" / "students" / "naive-seed0"))
     (tmp_path / "snippets.json").write_text(json.dumps(snippets))
     (tmp_path / "labels.json").write_text(json.dumps(LABELS))
     run("load", hub, tmp_path)
     trained, loaded = (json.loads(path.read_text()) for path in (folder / "trained.json", tmp_path / "loaded.json"))
-    assert {name: loaded[name] for name in OF_TRAINERS} == trained, "bit by bit, head included"
+    assert {name: loaded[name] for name in OF_TRAINERS} == trained, "bit by bit, including the head"
     assert np.std(trained["classifier"]) > 0 and np.std(trained["reward"]) > 0
     assert loaded["recipe"] == loaded["kept"] != loaded["classifier"]
     ids, probabilities = json.loads((tmp_path / "joined.json").read_text())

@@ -1,4 +1,4 @@
-"""Losses against values worked by hand and against their formulas."""
+"""Tests losses against values computed by hand and against their formulas."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from w2s_hf import losses
 
-# Rows with P(class 1) = 0.2, 0.4, 0.6, 0.8: their logits are log odds.
+# Rows with P(class 1) = 0.2, 0.4, 0.6, 0.8. Their logits are log odds.
 P1 = torch.tensor([0.2, 0.4, 0.6, 0.8])
 LOGITS = torch.stack([torch.zeros(4), torch.log(P1 / (1 - P1))], dim=1)
 WEAK = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.5, 0.5], [0.1, 0.9]])
@@ -53,7 +53,7 @@ def test_threshold_is_the_quantile():
     for prior in (0.0, 0.1, 0.37, 0.5, 0.9, 1.0):
         expected = torch.quantile(values, 1 - prior)
         assert losses.confidence_threshold(values, prior).item() == pytest.approx(expected.item(), abs=1e-6)
-    # Ten rows and a prior of 0.7: seven above. Tied rows are none of them above.
+    # With ten rows and a prior of 0.7, seven are above the threshold. Rows equal to it are not above.
     assert (torch.arange(10.0) > losses.confidence_threshold(torch.arange(10.0), 0.7)).sum() == 7
     assert (torch.ones(5) > losses.confidence_threshold(torch.ones(5), 0.5)).sum() == 0
     assert losses.confidence_threshold(P1.bfloat16(), 0.5).dtype == torch.float32
@@ -68,16 +68,16 @@ def test_confidence():
     targets = [0.06, 0.42, 0.70, 0.94]
     expected = [-t * ln(p) - (1 - t) * ln(1 - p) for t, p in zip(targets, P1.tolist(), strict=True)]
     assert rows("confidence") == pytest.approx(expected, abs=1e-6)
-    # A threshold of the whole step, not of these rows, hardens all to class 0.
-    given = losses.confidence_loss(LOGITS, WEAK, aux_weight=1.0, threshold=0.9, reduction="none")
-    assert given.tolist() == pytest.approx([-ln(0.8), -ln(0.6), -ln(0.4), -ln(0.2)], abs=1e-6)
-    # The paper's rule for balanced data.
+    # With a threshold of the whole step instead of these rows, all hard targets are class 0.
+    row_losses = losses.confidence_loss(LOGITS, WEAK, aux_weight=1.0, threshold=0.9, reduction="none")
+    assert row_losses.tolist() == pytest.approx([-ln(0.8), -ln(0.6), -ln(0.4), -ln(0.2)], abs=1e-6)
+    # The rule of the paper for balanced data.
     half = losses.confidence_loss(LOGITS, WEAK, aux_weight=1.0, prior=0.5, reduction="none")
     assert half.tolist() == pytest.approx([-ln(0.8), -ln(0.6), -ln(0.6), -ln(0.8)], abs=1e-6)
 
 
 def test_confidence_is_the_published_target():
-    """openai/weak-to-strong chooses class 0 by p0 >= quantile(p0, mean weak P(1)): the same rows."""
+    """openai/weak-to-strong chooses class 0 if p0 >= quantile(p0, mean weak P(1)), which gives the same rows."""
     generator = torch.Generator().manual_seed(0)
     logits, weak = torch.randn(32, 2, generator=generator), torch.rand(32, 2, generator=generator).softmax(dim=1)
     p0 = logits.softmax(dim=1)[:, 0]
@@ -104,7 +104,7 @@ def test_openai_warmup_jumps_tenfold(step_ratio, weight):
 
 
 def test_product():
-    # Row 0: 0.8 * 0.9 against 0.2 * 0.1, normalised: 36/37 for class 0.  Row 2: the label says nothing.
+    # Row 0: 0.8 * 0.9 against 0.2 * 0.1, normalised: 36/37 for class 0.  Row 2: the label is uninformative.
     assert rows("product")[0] == pytest.approx(-36 / 37 * ln(0.8) - 1 / 37 * ln(0.2), abs=1e-5)
     assert rows("product")[2] == pytest.approx(-0.4 * ln(0.4) - 0.6 * ln(0.6), abs=1e-5)
     assert rows("product", alpha=1.0, beta=0.0) == pytest.approx(rows("xent"), abs=1e-5)
@@ -121,13 +121,13 @@ def test_entropy_and_its_gradient():
     assert rows("entropy") == pytest.approx(expected, abs=1e-6)
     logits = LOGITS.clone().requires_grad_()
     losses.entropy_loss(logits, WEAK, aux_weight=1.0).backward()
-    # d H / d logit of class 1 = -p (1 - p) log odds, over 4 rows: it pushes away from one half.
+    # d H / d logit of class 1 = -p (1 - p) log odds, over 4 rows: the gradient pushes away from one half.
     expected = -P1 * (1 - P1) * torch.log(P1 / (1 - P1)) / 4
     torch.testing.assert_close(logits.grad[:, 1], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_window():
-    # Largest probabilities 0.8, 0.6, 0.6, 0.8: below 0.65 are rows 1 and 2; the mean is over all four.
+    # Largest probabilities 0.8, 0.6, 0.6, 0.8. Rows 1 and 2 are below 0.65. The mean is over all four rows.
     everything = rows("xent")
     assert rows("window") == pytest.approx([0, everything[1], everything[2], 0], abs=1e-6)
     assert losses.window_loss(LOGITS, WEAK).item() == pytest.approx((everything[1] + everything[2]) / 4, abs=1e-6)
@@ -136,7 +136,7 @@ def test_window():
 
 
 def test_adaptive_confidence():
-    # Row 0: both say class 0, so b = 1/2. Row 1: the student says 0 (0.6), the supervisor 1 (0.4):
+    # Row 0: both predict class 0, so b = 1/2. Row 1: the student predicts 0 (0.6), the supervisor 1 (0.4):
     # b = (1/0.6) / (1/0.6 + 1/0.4) = 0.4.
     everything = rows("xent")
     expected = [0.5 * -ln(0.8) + 0.5 * everything[0], 0.4 * -ln(0.6) + 0.6 * everything[1]]
@@ -147,7 +147,7 @@ def test_adaptive_confidence():
 
 @pytest.mark.parametrize("name", ALL)
 def test_targets_carry_no_gradient(name):
-    """The gradient is (a constant target's) f - target: its sum over classes is 0, and that of labels is none."""
+    """The gradient of the logits is f - target for a constant target, and labels have no gradient."""
     logits = LOGITS.clone().requires_grad_()
     weak = WEAK.clone().requires_grad_()
     ALL[name](logits, weak.detach()).backward()

@@ -1,4 +1,4 @@
-"""Scores against values worked by hand; intervals against what they promise."""
+"""Tests scores against values computed by hand, and intervals against their properties."""
 
 import re
 import textwrap
@@ -43,8 +43,8 @@ def test_agreement():
     supervisor = np.array(
         [[0.8, 0.2], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]]
     )  # answers 0 0 0 0: right, wrong, right, wrong
-    found = metrics.agreement(PROBABILITIES, supervisor, LABELS)  # answers 0 1 1 0
-    assert found == {"overall": 0.5, "supervisor_right": 0.5, "supervisor_wrong": 0.5}
+    scores = metrics.agreement(PROBABILITIES, supervisor, LABELS)  # answers 0 1 1 0
+    assert scores == {"overall": 0.5, "supervisor_right": 0.5, "supervisor_wrong": 0.5}
     perfect = np.eye(2)[LABELS]
     assert metrics.agreement(perfect, perfect, LABELS)["supervisor_wrong"] is None
 
@@ -67,7 +67,7 @@ def test_pgr_without_a_gap_is_none_and_says_why(ceiling):
 
 
 def simulate(seed, n=2000, paired=True):
-    """Accuracies 0.6, 0.75, 0.9: PGR 0.5. Paired: hard rows are hard for everybody."""
+    """Accuracies are 0.6, 0.75 and 0.9, so PGR is 0.5. The models misclassify the same hard rows (paired)."""
     rng = np.random.default_rng(seed)
     difficulty = rng.random(n)
     own = [difficulty if paired else rng.random(n) for _ in range(3)]
@@ -87,7 +87,7 @@ def test_pairing_sharpens_the_interval():
 
 def test_interval_is_none_where_the_gap_is_noise():
     rng = np.random.default_rng(0)
-    # 140, 140 and 142 of 200 right, on unrelated rows.
+    # 140, 140 and 142 of 200 rows are correct, on unrelated rows.
     weak, student, ceiling = (rng.permutation(np.arange(200) < n_right) for n_right in (140, 140, 142))
     assert metrics.pgr_interval(weak, student, ceiling) is None
     with pytest.raises(ValueError, match="same test rows"):
@@ -102,10 +102,10 @@ def test_copy_of_the_supervisor_has_zero_and_copy_of_the_ceiling_one():
 
 def test_over_seeds():
     runs = [simulate(seed, 500) for seed in range(5)]
-    found = metrics.pgr_over_seeds(runs)
+    scores = metrics.pgr_over_seeds(runs)
     each = [metrics.performance_gap_recovered(*(float(part.mean()) for part in run)) for run in runs]
-    assert found["pgr_median"] == pytest.approx(np.median(each)) and found["n_seeds"] == 5
-    assert found["pgr_ci95"][0] < 0.5 < found["pgr_ci95"][1]
+    assert scores["pgr_median"] == pytest.approx(np.median(each)) and scores["n_seeds"] == 5
+    assert scores["pgr_ci95"][0] < 0.5 < scores["pgr_ci95"][1]
     alone = metrics.pgr_over_seeds(runs[:1])
     assert alone["pgr_ci95"] == list(metrics.pgr_interval(*runs[0]))
     weak, student, _ = runs[0]
@@ -113,7 +113,8 @@ def test_over_seeds():
     assert none == {"pgr_median": None, "pgr_ci95": None, "n_seeds": 1, "n_undefined": 1}
     mixed = metrics.pgr_over_seeds([*runs, (weak, student, weak)])
     assert mixed["n_undefined"] == 1 and mixed["pgr_median"] == pytest.approx(np.median(each))
-    # An undefined PGR may be anything: of many seeds it moves the ends, of few it leaves none.
+    # An undefined PGR can have any value. With many seeds, it widens the interval. With few, the interval is
+    # unbounded.
     many = metrics.pgr_over_seeds([*runs * 4, (weak, student, weak)], n_resamples=500)["pgr_ci95"]
     without = metrics.pgr_over_seeds(runs * 4, n_resamples=500)["pgr_ci95"]
     assert many[0] <= without[0] and without[1] <= many[1] and many != without
@@ -143,14 +144,14 @@ def test_interval_of_a_difference():
     second = np.where(rng.random((1, 400)) < 0.2, ~first, first)
     low, high = metrics.difference_interval(first, second)
     difference = first.astype(float) - second
-    error = 1.96 * difference.std() / 20  # of paired rows
+    error = 1.96 * difference.std() / 20  # with paired rows
     assert (low, high) == pytest.approx((difference.mean() - error, difference.mean() + error), abs=0.006)
-    # Three equal seeds are no more rows than one. Seeds that differ make the interval wider.
+    # Three equal seeds have the interval of one seed. Different seeds widen the interval.
     alike = metrics.difference_interval(*(np.repeat(values, 3, axis=0) for values in (first, second)))
     assert alike == pytest.approx((low, high), abs=0.006)
     apart = metrics.difference_interval(np.concatenate([first, first]), np.concatenate([second, ~first]))
     assert apart[1] - apart[0] > 2 * (high - low)
-    # A row that is left out counts for nothing.
+    # NaN marks rows that are left out.
     more = (np.concatenate([values, np.full((1, 400), np.nan)], axis=1) for values in (first, second))
     assert metrics.difference_interval(*more) == pytest.approx((low, high), abs=0.006)
     assert metrics.difference_interval(first, first) == (0, 0)
@@ -183,7 +184,7 @@ def test_what_has_no_difference_is_refused(first, second, message):
 
 
 def test_halves_are_rounded_up():
-    score = 337 / 400  # as a binary fraction it is not 0.8425, and differs from the mean of equal scores
+    score = 337 / 400  # 0.8425 is not a binary fraction, so this differs from the mean of equal scores
     mean = np.mean([score] * 3)
     assert f"{score:.3f}" != f"{mean:.3f}" and metrics.rounded(score) == metrics.rounded(mean) == "0.843"
     assert metrics.rounded(351 / 400) == "0.878" and metrics.rounded(0.8774) == "0.877"
@@ -201,7 +202,7 @@ print(metric.compute(predictions=[1, 1, 0, 1], weak_predictions=[1, 0, 0, 1], ce
                      references=[1, 1, 0, 0]))
 print(metric.compute(predictions=[1, 0], weak_predictions=[1, 1], ceiling_predictions=[0, 0], references=[1, 1]))
 """)
-    # (The process has not imported evaluate, which reads both when it is imported.)
+    # A new process is needed, because evaluate reads both variables when it is imported.
     process = forked(script, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert process.returncode == 0, process.stderr[-2000:]
     assert any((tmp_path / "modules").rglob("pgr_metric.py")), "another cache was read"

@@ -1,4 +1,4 @@
-"""Files without rows, rows without classes and too few of them: each ends in one line that says what to do."""
+"""Tests of files without rows, rows without classes, and too few rows. Each is refused with advice in one line."""
 
 import numpy as np
 import pandas as pd
@@ -176,5 +176,5 @@ def test_numbers_of_rows_name_their_option_and_what_there_is(options, message, k
         else:
             load_pairs(PREFERENCE_TASKS["anthropic_hh"], raw=PAIRS, **options)
     if "Ask for fewer: " in str(error.value) and kind == "texts" and "n_train" in options and "n_weak" not in options:
-        n_train = int(str(error.value).split("--n_train ")[-1].split()[0])  # what it says to ask for is there
+        n_train = int(str(error.value).split("--n_train ")[-1].split()[0])  # the recommended number of rows
         assert len(load_task(texts, raw=labelled([0, 1]), n_train=n_train).student_half) == n_train

@@ -1,4 +1,4 @@
-"""Figures of an experiment and of its analyses: bars begin at 0, no interval is cut, an undefined PGR is said."""
+"""Tests of figures: bars start at 0, intervals are complete, and an undefined PGR is stated."""
 
 import numpy as np
 import pytest
@@ -19,10 +19,10 @@ def entry(accuracy: float, n: int, **more) -> dict:
 
 
 def results(weak: float, student: float, ceiling: float, n: int, n_seeds: int = 1, n_undefined: int = 0) -> dict:
-    """As of two methods and a control; the last `n_undefined` seeds have no gap."""
-    kept = {"output": "", "weak_labels": "", "pgr": None}
-    kept["agreement"] = dict.fromkeys(("overall", "supervisor_right", "supervisor_wrong"), 0.5)
-    students = [entry(student, n, method=name, **kept) for name in NAMES]
+    """Returns results of two methods and a control. The last `n_undefined` seeds have no gap."""
+    fields = {"output": "", "weak_labels": "", "pgr": None}
+    fields["agreement"] = dict.fromkeys(("overall", "supervisor_right", "supervisor_wrong"), 0.5)
+    students = [entry(student, n, method=name, **fields) for name in NAMES]
     run = {"weak": entry(weak, n), "ceiling": entry(ceiling, n), "students": students}
     run["controls"] = [entry(0.5, n, method="naive")]
     pgr = metrics.performance_gap_recovered(weak, student, ceiling)
@@ -42,7 +42,7 @@ def texts(axes) -> list[str]:
 
 
 def is_whole(axes) -> bool:
-    """Whether the axis has all bars, from 0 on, all intervals, and all texts above them, which are 0.055 a line."""
+    """Checks that the axis covers all bars from 0, all intervals, and all texts above them (0.055 per line)."""
     low, high = axes.get_ylim()
     ends = [segment[:, 1] for bar in axes.containers if bar.__class__.__name__ == "ErrorbarContainer"
             for lines in bar[2] for segment in lines.get_segments()]  # fmt: skip
@@ -57,7 +57,7 @@ def is_whole(axes) -> bool:
     ("accuracies", "n", "pgr"),
     [
         ((0.7, 0.8, 1.0), 1500, "PGR 0.33"),
-        ((0.7, 0.8, 0.9), 10, "PGR 0.50"),  # intervals from 0.39 on
+        ((0.7, 0.8, 0.9), 10, "PGR 0.50"),  # intervals start at 0.39
         ((0.0, 1.0, 1.0), 1, "PGR 1.00"),
         ((1.0, 1.0, 1.0), 1, "PGR undefined"),
         ((0.0, 0.0, 0.0), 5, "PGR undefined"),
@@ -81,7 +81,7 @@ def test_seeds_without_a_gap_are_counted_in_the_figure(figures, tmp_path):
 
 @pytest.mark.parametrize(("accuracies", "n"), [((0, 1, 1), 1), ((1, 1, 1), 5), ((0.9, 0.8, 0.7), 10)])
 def test_the_figure_of_a_card_has_all_of_its_intervals(accuracies, n, figures, tmp_path):
-    scores = [Score("a/b", found["accuracy"], n, found["ci95"]) for found in (entry(a, n) for a in accuracies)]
+    scores = [Score("a/b", each["accuracy"], n, each["ci95"]) for each in (entry(a, n) for a in accuracies)]
     pgr = metrics.performance_gap_recovered(*accuracies)
     plots.plot_gap(*scores, pgr, tmp_path / "pgr.png")
     axes = figures[0].axes[0]
@@ -91,11 +91,11 @@ def test_the_figure_of_a_card_has_all_of_its_intervals(accuracies, n, figures, t
 
 
 def test_bars_of_an_analysis_have_all_of_their_intervals():
-    found = {"a": entry(0.8, 5), "b": entry(0, 5), "c": entry(1, 1)}
+    entries = {"a": entry(0.8, 5), "b": entry(0, 5), "c": entry(1, 1)}
     axes = Figure().subplots()
-    intervals = {name: of_one["ci95"] for name, of_one in found.items()}
-    values = {name: np.array([of_one["accuracy"]]) for name, of_one in found.items()}
-    bars(axes, values, ylabel="accuracy", intervals=intervals, notes=dict.fromkeys(found, "no PGR"))
+    intervals = {name: of_one["ci95"] for name, of_one in entries.items()}
+    values = {name: np.array([of_one["accuracy"]]) for name, of_one in entries.items()}
+    bars(axes, values, ylabel="accuracy", intervals=intervals, notes=dict.fromkeys(entries, "no PGR"))
     assert is_whole(axes)
     bars(axes, {"pgr": np.array([0.1])}, ylabel="PGR", intervals={"pgr": (-2.0, 3.0)})
     assert is_whole(axes)

@@ -1,4 +1,4 @@
-"""Tables as a sweep writes them, made up."""
+"""Synthetic tables in the form that a sweep writes."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def make_table(
     *, tasks=("boolq", "sciq"), weak=MODELS[:2], students=MODELS[2:], methods=("naive", "confidence", "bootstrap"),
     seeds=range(3), sizes=SIZES, setting="classification", n_test=3270,
 ):  # fmt: skip
-    """A sweep in which larger students recover more, and confidence helps the largest; numbers repeat."""
+    """Returns a sweep in which larger students recover more, and confidence helps the largest. It is deterministic."""
     rng = np.random.default_rng(0)
     rows = []
     ceilings = {}
@@ -63,7 +63,7 @@ NUMBERS = [
 
 
 def fail(table, rows, error="CUDA out of memory"):
-    """Lets some rows of a table fail."""
+    """Returns a table in which some rows have failed."""
     table = table.astype({"n_test": float, "pgr_undefined": object, "error": object})
     table.loc[rows, "status"] = "failed"
     table.loc[rows, NUMBERS] = np.nan
@@ -72,7 +72,7 @@ def fail(table, rows, error="CUDA out of memory"):
 
 
 def undefine(table, rows):
-    """Takes the gap from some rows of a table."""
+    """Returns a table in which some rows have no gap, so that PGR is undefined."""
     table = table.astype({"pgr_undefined": object})
     table.loc[rows, "weak_accuracy"] = table.loc[rows, "ceiling_accuracy"]
     table.loc[rows, ["pgr", "pgr_low", "pgr_high"]] = np.nan
@@ -81,7 +81,7 @@ def undefine(table, rows):
 
 
 def as_written(table):
-    """A table with the types that a sweep gives its columns."""
+    """Returns a table with the column types of a sweep."""
     words = ["task", "setting", "weak_model", "student_model", "method", "status", "pgr_undefined", "error"]
     whole = ["weak_parameters", "student_parameters", "n_test"]
     return table.astype(dict.fromkeys(words, "string") | dict.fromkeys(whole, "Int64"))
