@@ -5,13 +5,15 @@
     python .ci/draw_texts.py --n 100 --seed 1 --tests              # the tests
 
 A text is a docstring, a block of comments, a message (an error, a log line, a line that is printed, or the help of an
-option), a sentence of a Markdown file, or a long value of a YAML file. Every text has the same probability. The same
-seed draws the same texts as long as the files are the same.
+option), a sentence of a Markdown file or a notebook, or a long value of a YAML file. Every text has the same
+probability. The same seed draws the same texts as long as the files are the same. For notebooks, the cell number is
+printed instead of the line.
 """
 
 import argparse
 import ast
 import io
+import json
 import random
 import re
 import tokenize
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = (
     "w2s_hf",
     "recipes",
+    "notebooks",
     "results",
     "docs",
     "model_cards/README.md",
@@ -129,7 +132,7 @@ def comments(source: str) -> Iterator[tuple[int, str, str]]:
         yield lines[0].start[0], "comment", "\n".join(token.string.lstrip("# ").rstrip() for token in lines)
 
 
-# ---- Markdown and YAML ----
+# ---- Markdown, YAML and notebooks ----
 
 
 def markdown_texts(source: str) -> Iterator[tuple[int, str, str]]:
@@ -197,7 +200,17 @@ def yaml_texts(source: str) -> Iterator[tuple[int, str, str]]:
             nodes.extend(children)
 
 
-_READERS = {".py": python_texts, ".md": markdown_texts, ".yaml": yaml_texts, ".yml": yaml_texts}
+def notebook_texts(source: str) -> Iterator[tuple[int, str, str]]:
+    """Yields cell number, kind and text of the sentences and comments of a notebook."""
+    for number, cell in enumerate(json.loads(source)["cells"], start=1):
+        content = "".join(cell["source"])
+        texts = markdown_texts(content) if cell["cell_type"] == "markdown" else comments(content)
+        yield from ((number, kind, text) for _, kind, text in texts)
+
+
+_READERS = {
+    ".py": python_texts, ".md": markdown_texts, ".ipynb": notebook_texts, ".yaml": yaml_texts, ".yml": yaml_texts,
+}  # fmt: skip
 
 
 # ---- Files ----
@@ -205,7 +218,7 @@ _READERS = {".py": python_texts, ".md": markdown_texts, ".yaml": yaml_texts, ".y
 
 def read_texts(paths: Iterable[Path], root: Path = ROOT) -> list[Text]:
     """
-    Returns the texts of all Python, Markdown and YAML files, sorted by file and line.
+    Returns the texts of all Python, Markdown, YAML and notebook files, sorted by file and line.
 
     Args:
         paths (iterable of `Path`): Files, and directories whose files are read.
