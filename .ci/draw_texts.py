@@ -153,7 +153,7 @@ def markdown_texts(source: str) -> Iterator[tuple[int, str, str]]:
             continue
         elif is_cell:
             for cell in re.split(r"(?<!\\)\|", stripped.strip("|")):
-                if len(cell.split()) >= 4:
+                if len(re.findall(r"[A-Za-z]{2,}", cell)) >= 4:
                     yield number, "table cell", _LINK.sub(r"\1", cell.strip())
         else:
             paragraph.append((number, re.sub(r"^([-*+]|\d+\.|#+)\s+", "", stripped)))
@@ -218,7 +218,8 @@ _READERS = {
 
 def read_texts(paths: Iterable[Path], root: Path = ROOT) -> list[Text]:
     """
-    Returns the texts of all Python, Markdown, YAML and notebook files, sorted by file and line.
+    Returns the texts of all Python, Markdown, YAML and notebook files, sorted by file and line. Texts that are
+    repeated word for word are listed once.
 
     Args:
         paths (iterable of `Path`): Files, and directories whose files are read.
@@ -238,7 +239,12 @@ def read_texts(paths: Iterable[Path], root: Path = ROOT) -> list[Text]:
         if file.suffix in _READERS and file.is_file()
         for line, kind, text in _READERS[file.suffix](file.read_text(encoding="utf-8"))
     ]
-    return sorted(texts, key=lambda text: (text.path, text.line, text.kind, text.text))
+    first = {text.text: text for text in sorted(texts, key=_position, reverse=True)}
+    return sorted(first.values(), key=_position)
+
+
+def _position(text: Text) -> tuple:
+    return text.path, text.line, text.kind, text.text
 
 
 def draw(texts: list[Text], n: int, seed: int) -> list[Text]:
