@@ -5,13 +5,15 @@
     python .ci/draw_texts.py --n 100 --seed 1 --tests              # the tests
 
 A text is a docstring, a block of comments, a message (an error, a log line, a line that is printed, or the help of an
-option), a sentence of a Markdown file, or a long value of a YAML file. Every text has the same probability. The same
-seed draws the same texts as long as the files are the same.
+option), a sentence of a Markdown file or a notebook, or a long value of a YAML file. Every text has the same
+probability. The same seed draws the same texts as long as the files are the same. For notebooks, the cell number is
+printed instead of the line.
 """
 
 import argparse
 import ast
 import io
+import json
 import random
 import re
 import tokenize
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = (
     "w2s_hf",
     "recipes",
+    "notebooks",
     "results",
     "docs",
     "model_cards/README.md",
@@ -68,9 +71,11 @@ def python_texts(source: str) -> Iterator[tuple[int, str, str]]:
 
 
 def message_parts(node: ast.AST) -> Iterator[ast.AST]:
-    """Yields the arguments of errors, log calls and options, in which all strings are read by users."""
+    """Yields the parts of errors, log calls, assertions and options in which all strings are texts for readers."""
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
         yield from node.exc.args
+    elif isinstance(node, ast.Assert) and node.msg is not None:
+        yield node.msg
     elif isinstance(node, ast.Call):
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if name in _CALLS:
@@ -127,7 +132,7 @@ def comments(source: str) -> Iterator[tuple[int, str, str]]:
         yield lines[0].start[0], "comment", "\n".join(token.string.lstrip("# ").rstrip() for token in lines)
 
 
-# ---- Markdown and YAML ----
+# ---- Markdown, YAML and notebooks ----
 
 
 def markdown_texts(source: str) -> Iterator[tuple[int, str, str]]:
@@ -148,7 +153,7 @@ def markdown_texts(source: str) -> Iterator[tuple[int, str, str]]:
             continue
         elif is_cell:
             for cell in re.split(r"(?<!\\)\|", stripped.strip("|")):
-                if len(cell.split()) >= 4:
+                if len(re.findall(r"[A-Za-z]{2,}", cell)) >= 4:
                     yield number, "table cell", _LINK.sub(r"\1", cell.strip())
         else:
             paragraph.append((number, re.sub(r"^([-*+]|\d+\.|#+)\s+", "", stripped)))
@@ -195,7 +200,17 @@ def yaml_texts(source: str) -> Iterator[tuple[int, str, str]]:
             nodes.extend(children)
 
 
-_READERS = {".py": python_texts, ".md": markdown_texts, ".yaml": yaml_texts, ".yml": yaml_texts}
+def notebook_texts(source: str) -> Iterator[tuple[int, str, str]]:
+    """Yields cell number, kind and text of the sentences and comments of a notebook."""
+    for number, cell in enumerate(json.loads(source)["cells"], start=1):
+        content = "".join(cell["source"])
+        texts = markdown_texts(content) if cell["cell_type"] == "markdown" else comments(content)
+        yield from ((number, kind, text) for _, kind, text in texts)
+
+
+_READERS = {
+    ".py": python_texts, ".md": markdown_texts, ".ipynb": notebook_texts, ".yaml": yaml_texts, ".yml": yaml_texts,
+}  # fmt: skip
 
 
 # ---- Files ----
@@ -203,7 +218,8 @@ _READERS = {".py": python_texts, ".md": markdown_texts, ".yaml": yaml_texts, ".y
 
 def read_texts(paths: Iterable[Path], root: Path = ROOT) -> list[Text]:
     """
-    Returns the texts of all Python, Markdown and YAML files, sorted by file and line.
+    Returns the texts of all Python, Markdown, YAML and notebook files, sorted by file and line. Texts that are
+    repeated word for word are listed once.
 
     Args:
         paths (iterable of `Path`): Files, and directories whose files are read.
@@ -223,7 +239,12 @@ def read_texts(paths: Iterable[Path], root: Path = ROOT) -> list[Text]:
         if file.suffix in _READERS and file.is_file()
         for line, kind, text in _READERS[file.suffix](file.read_text(encoding="utf-8"))
     ]
-    return sorted(texts, key=lambda text: (text.path, text.line, text.kind, text.text))
+    first = {text.text: text for text in sorted(texts, key=_position, reverse=True)}
+    return sorted(first.values(), key=_position)
+
+
+def _position(text: Text) -> tuple:
+    return text.path, text.line, text.kind, text.text
 
 
 def draw(texts: list[Text], n: int, seed: int) -> list[Text]:

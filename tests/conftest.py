@@ -1,4 +1,4 @@
-"""Fixtures of tiny models, made once; the environment that all tests share."""
+"""Fixtures with tiny models, which are created once, and the environment of all tests."""
 
 import copy
 import gc
@@ -8,8 +8,8 @@ from multiprocessing import forkserver
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_NUM_THREADS"] = "1"  # models this small run no faster on two threads, and far slower on a busy machine
-os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # the same kernels, and so the same numbers and buffers, on every machine
+os.environ["OMP_NUM_THREADS"] = "1"  # small models are no faster with two threads, and much slower on a busy machine
+os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # the same kernels, and therefore the same numbers, on every machine
 
 import pytest
 from helpers import running
@@ -17,7 +17,7 @@ from helpers.models import make_model, make_tokenizer
 
 
 def pytest_collection_modifyitems(items):
-    """Marks the tests of a whole run as slow: alone, each would start it."""
+    """Marks tests with a fixture of a whole run as slow, because each would start the run if it was the only test."""
     for item in items:
         if running.WHOLE_RUNS.intersection(item.fixturenames):
             item.add_marker(pytest.mark.slow)
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def imported_modules_are_no_garbage():
-    """Every training collects garbage, and looking through all that the stack imports takes longer than training."""
+    """Excludes imported modules from garbage collection, which would take longer than the small trainings."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -33,7 +33,7 @@ def imported_modules_are_no_garbage():
 
 @pytest.fixture(scope="session", autouse=True)
 def _server_of_forks(request):
-    """Where a test forks, what it forks is imported on another core from the start, while other tests run."""
+    """Starts the server of forks early if a test needs it, so that it imports while other tests run."""
     uses = (running.forked, running.start)
     if any(getattr(item.module, use.__name__, None) is use for item in request.session.items for use in uses):
         forkserver.ensure_running()
@@ -46,7 +46,7 @@ def _models():
 
 @pytest.fixture
 def model_of(_models):
-    """A fresh copy of a tiny classifier: `model_of("llama")`."""
+    """Returns a function that copies a tiny classifier: `model_of("llama")`."""
     return lambda kind="llama": copy.deepcopy(_models[kind])
 
 
@@ -57,7 +57,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def world():
-    """Where generated rows of every task come from."""
+    """The world that generates the rows of all tasks."""
     from w2s_hf.demo.worlds import DemoWorld
 
     return DemoWorld(seed=0)
@@ -65,23 +65,23 @@ def world():
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """Where the demo's models are built once, for all recipes."""
+    """A cache in which the models of the demo are pretrained once for all recipes."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that are drawn, none of which is laid out or saved."""
+    """The list of all figures that are drawn. They are not laid out or saved."""
     from matplotlib.figure import Figure
 
     from w2s_hf import plots
 
-    drawn = []
+    figures_drawn = []
 
     class Recorded(Figure):
         def savefig(self, path, **_):
             if path.suffix == ".png":
-                drawn.append(self)
+                figures_drawn.append(self)
 
     monkeypatch.setattr(plots, "Figure", Recorded)
-    return drawn
+    return figures_drawn

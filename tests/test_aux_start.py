@@ -1,4 +1,4 @@
-"""The auxiliary weight rises once a student agrees with its weak labels, the same however the step is cut."""
+"""Tests that the auxiliary weight rises once a student agrees with its weak labels, for any micro-batches."""
 
 import logging
 
@@ -32,7 +32,7 @@ CUTS = {
 
 
 def learnable_rows(n: int = 320) -> Dataset:
-    """Three tokens in four tell the weak label: those of class 1 are the larger ones."""
+    """Returns rows in which three tokens of four indicate the weak label. Tokens of class 1 have larger ids."""
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 2, n)
     ids = [(rng.integers(4, 34, 8) + 30 * (rng.random(8) < 0.25 + 0.5 * label)).tolist() for label in classes]
@@ -63,7 +63,7 @@ def test_the_weight_rises_after_the_step_in_which_the_student_agrees_however_it_
         runs[name] = torch.tensor(record.trajectory), logged(trainer, "aux_weight"), logged(trainer, "aux_start_step")
     _, weights, starts = runs["16x1"]
     start = int(starts[-1])
-    assert 8 < start < N_STEPS - 6, "8 steps have 128 rows; the comparison needs steps on both sides"
+    assert 8 < start < N_STEPS - 6, "8 steps have 128 rows; steps before and after are needed"
     assert starts == [None] * start + [start] * (N_STEPS - start)
     assert weights[: start + 1] == [0] * (start + 1)
     ramp = np.arange(N_STEPS - start) / N_STEPS
@@ -167,9 +167,9 @@ def test_chance_is_that_of_a_random_order():
     assert agreement_beyond_chance(table)
     assert agreement_beyond_chance(np.array([[28, 22], [12, 38]]))  # 3.25 standard deviations
     assert not agreement_beyond_chance(np.array([[27, 23], [13, 37]]))  # 2.84
-    assert not agreement_beyond_chance(table[::-1]), "against the labels"
-    assert not agreement_beyond_chance(np.array([[0, 0], [28, 100]])), "one class everywhere, and 0.78 of the labels"
-    assert not agreement_beyond_chance(np.array([[4, 24], [14, 86]])), "0.70 of the labels, as chance has it"
+    assert not agreement_beyond_chance(table[::-1]), "disagreement with the labels"
+    assert not agreement_beyond_chance(np.array([[0, 0], [28, 100]])), "always one class, which is 0.78 of the labels"
+    assert not agreement_beyond_chance(np.array([[4, 24], [14, 86]])), "0.70 of the labels, which is chance"
     assert agreement_beyond_chance(np.eye(3, dtype=int) * 5)
 
 
@@ -206,7 +206,7 @@ def test_steps_that_read_no_start_have_the_keys_that_they_had(tmp_path):
     assert "aux_start" not in settings(loss_type="confidence")
     assert "aux_start" not in settings(loss_type="xent", aux_start="agreement")
     assert settings(loss_type="confidence", aux_start="agreement")["aux_start"] == "agreement"
-    # A supervisor or ceiling is not trained again for another loss of the students.
+    # Another loss of the students does not train the supervisor or the ceiling again.
     changed = {"aux_coef": 0.7, "aux_warmup_ratio": 1.0, "window_radius": 0.3, "product_beta": 2.0}
     assert settings(loss_type="xent", **changed) == settings(loss_type="xent")
     of_window = settings(loss_type="window", **changed)

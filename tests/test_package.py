@@ -1,4 +1,4 @@
-"""The shape of the package: who imports whom, what is public, what is documented."""
+"""Tests of the structure of the package: imports between modules, public names and docstrings."""
 
 import ast
 import subprocess
@@ -103,7 +103,7 @@ def modules():
 
 
 def import_nodes(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Yields all imports in the code below a node, but for those of type checkers alone."""
+    """Yields all imports in the code below a node, except those for type checkers only."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child
@@ -114,19 +114,19 @@ def import_nodes(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def imports(name: str, path: Path) -> set[str]:
-    """Modules of the package that a module imports, at its top or in a function."""
+    """Returns the modules of the package that a module imports, at its top or in a function."""
     package = ["w2s_hf", *name.split(".")][: None if path.name == "__init__.py" else -1]
     known = {f"w2s_hf.{module}" for module, _ in modules()}
-    found = set()
+    names: set[str] = set()
     for node in import_nodes(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
             continue
         parents = package[: len(package) + 1 - node.level] if node.level else []
         module = ".".join([*parents, *filter(None, [node.module])])
         for imported in (f"{module}.{alias.name}" for alias in node.names):
-            found.add(imported if imported in known else module)
-    return {module.removeprefix("w2s_hf.") for module in found if module.split(".")[0] == "w2s_hf"}
+            names.add(imported if imported in known else module)
+    return {module.removeprefix("w2s_hf.") for module in names if module.split(".")[0] == "w2s_hf"}
 
 
 def test_nobody_imports_upwards_or_in_a_circle():
@@ -169,7 +169,7 @@ def test_every_public_function_and_class_is_documented():
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
                 if decorators and name.startswith("pgr_metric") or "overload" in decorators:
-                    continue  # evaluate puts the docstring there; the last definition has that of overloads
+                    continue  # evaluate adds the docstring; the last definition has the docstring of overloads
                 assert ast.get_docstring(node), f"{name}.{node.name}"
 
 
@@ -181,18 +181,18 @@ def test_every_help_text_is_there():
     from w2s_hf import config
     from w2s_hf.experiments import config as options
 
-    theirs = {field.name for config in (ModelConfig, RewardConfig, SFTConfig) for field in dataclasses.fields(config)}
-    ours = [
+    inherited = {field.name for kind in (ModelConfig, RewardConfig, SFTConfig) for field in dataclasses.fields(kind)}
+    kinds = [
         options.AnyTaskArguments, options.ChessArguments, options.RewardArguments, config.BootstrapConfig,
         config.CompletionConfig, config.RewardPairConfig, config.StudentConfig, config.WeakToStrongConfig,
     ]  # fmt: skip
-    for kind in ours:
+    for kind in kinds:
         for field in dataclasses.fields(kind):
-            assert field.metadata.get("help") or field.name in theirs, f"{kind.__name__}.{field.name}"
+            assert field.metadata.get("help") or field.name in inherited, f"{kind.__name__}.{field.name}"
 
 
 def test_fixtures_of_whole_runs_exist():
-    """Their tests are marked as slow by the name of the fixture."""
+    """Tests are marked as slow by the names of these fixtures."""
     nodes = [node for path in Path(__file__).parent.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     fixtures = {node.name for node in functions if "fixture" in " ".join(map(ast.unparse, node.decorator_list))}
@@ -200,11 +200,11 @@ def test_fixtures_of_whole_runs_exist():
 
 
 def test_no_test_module_imports_another():
-    """What several of them need is in `helpers`."""
+    """Shared code is in `helpers`."""
     tests = Path(__file__).parent
     for path in tests.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            found = [name for name in names if name.split(".")[0].startswith(("test_", "conftest"))]
-            assert not found, f"{path.name} imports {found[0]}"
+            modules = [name for name in names if name.split(".")[0].startswith(("test_", "conftest"))]
+            assert not modules, f"{path.name} imports {modules[0]}"

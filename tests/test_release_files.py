@@ -1,5 +1,6 @@
 """Tests of the files around the package: versions, lower bounds, workflows, and the sample for language reviews."""
 
+import json
 import re
 import runpy
 import subprocess
@@ -168,6 +169,16 @@ def test_texts_of_a_yaml_file():
         (1, "comment", "A comment."),
         (2, "comment", "its reason"),
         (3, "value", "A note of five words."),
+    ]
+
+
+def test_texts_of_a_notebook():
+    cells = [{"cell_type": "markdown", "source": ["# A heading\n", "\n", "One sentence."]}]
+    cells.append({"cell_type": "code", "source": ["value = 1  # a reason\n"]})
+    assert list(script("draw_texts.py").notebook_texts(json.dumps({"cells": cells}))) == [
+        (1, "sentence", "A heading"),
+        (1, "sentence", "One sentence."),
+        (2, "comment", "a reason"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md and of the README, and the files in results/ that they are made from."""
+"""Tests of the tables in docs/results.md and the README, and of the files in results/ behind them."""
 
 import json
 import os
@@ -45,17 +45,17 @@ def test_readme_and_docs_say_what_the_files_say():
 
 
 def is_current(facts: dict, each: run.Run) -> bool:
-    """Whether published results are those of a run that is listed, with its configuration as it is now."""
+    """Returns whether published results have the command and the options of a run in tables.yaml."""
     listed = json.loads(json.dumps({"command": each.command, "options": each.resolved}))
     return listed == {"command": facts["command"], "options": facts["options"]}
 
 
 def test_results_belong_to_the_runs_that_are_listed():
-    """A run that was renamed, or whose options or configuration were changed, has no results until it is run again."""
+    """A run that was renamed, or whose options were changed, has no results until it is run again."""
     listed = {each.name: each for each in PAGE.runs}
     for path in KEPT:
         name, facts = path.parent.relative_to(ROOT / "results").as_posix(), json.loads(path.read_text())
-        assert is_current(facts, listed[name]), f"{name}: run it again, or list in tables.yaml what was added"
+        assert is_current(facts, listed[name]), f"{name}: run it again, or list its options in tables.yaml"
         results = ExperimentResult.read(path.parent / "results.json")
         assert [each.seed for each in results.runs] == listed[name].options["seeds"]
         assert [each.method for each in results.summary] == listed[name].options["methods"]
@@ -100,7 +100,7 @@ def test_ids_of_all_tasks_are_hashes(world):
 
 @pytest.mark.parametrize("each", PAGE.runs, ids=lambda each: each.name)
 def test_every_command_is_one_that_its_recipe_reads(each, monkeypatch, capsys):
-    """Up to the first look at models and rows."""
+    """Stops before models and rows are loaded."""
     parsed = []
     parse = cli.parse_arguments
 
@@ -119,8 +119,8 @@ def test_every_command_is_one_that_its_recipe_reads(each, monkeypatch, capsys):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository with the results of two tables, one of them of two runs."""
-    monkeypatch.setattr(build, "difference_interval", partial(difference_interval, n_resamples=50))  # takes less time
+    """A repository with the results of two tables, one of which has two runs."""
+    monkeypatch.setattr(build, "difference_interval", partial(difference_interval, n_resamples=50))  # saves time
     tables = {
         "sst2": {"title": "SST-2, phrases", "short": "SST-2", "recipe": "recipes/nlp.py"},
         "pairs": {
@@ -158,7 +158,7 @@ def test_the_page_follows_the_files(repository):
     assert "python results/run.py sst2` (2 minutes), " in readme and "Trained 2026-01-01 to 2026-01-02 on CPU" in page
     assert "org/student was read from a local copy: rounded." in page and "at the median" in page
 
-    # A changed number is noticed in each of the three.
+    # A changed number makes all three files out of date.
     results["runs"][0]["weak"]["accuracy"] = 0.5
     (repository / "results" / "sst2" / "results.json").write_text(json.dumps(results))
     assert build.build(repository, tables, check=True) == written
@@ -222,7 +222,7 @@ def test_comparisons_are_those_of_predictions(repository):
     table = build.directions([("SST-2", entry)])
     assert "| SST-2 | errors that confidence copies, and that naive copies | " in table
     assert table.count("(4.3.2)") == 1 and table.count("(5.1.2)") == 2
-    # The paper's findings on texts are not those on pairs.
+    # The findings of the paper differ between texts and pairs.
     entry.results.setting = "reward"
     pairs = build.directions([("HH", entry)])
     assert "PGR about 0.1" in pairs and "(4.3.2)" not in pairs and "(5.1.2)" not in pairs
@@ -232,7 +232,7 @@ def test_comparisons_are_those_of_predictions(repository):
     entry.predictions.loc[entry.predictions["role"] == "weak", "correct"] = True
     assert "errors" not in build.directions([("SST-2", entry)]), "a supervisor without errors"
     entry.predictions["correct"] = predictions["correct"]
-    # Without probabilities, nothing says which errors are the same.
+    # Without probabilities, it is unknown which errors are the same.
     entry.predictions["prediction"] = None
     assert "errors" not in build.directions([("Chess", entry)])
 
@@ -341,7 +341,7 @@ def test_an_unknown_table_is_refused(capsys):
     assert "Did you mean 'sst2'" in capsys.readouterr().err
 
 
-# P(class 1) of four rows of class 1. The second list differs by 0.25 in one row, and by 0.5 in another.
+# P(class 1) of four rows of class 1. The lists differ by 0.25 in one row and by 0.5 in another.
 HERE, THERE = [0.75, 0.5625, 0.25, 0.875], [0.75, 0.3125, 0.75, 0.875]
 
 
@@ -426,7 +426,8 @@ def test_a_table_is_compared_with_another_one(repository):
 
 @pytest.fixture
 def checked(repository, monkeypatch):
-    """Checks the table `sst2`, whose training leaves given predictions; returns the commands and `check.json`."""
+    """Returns a function that checks the table `sst2`, as if training gave these predictions. It returns "
+    "`check.json`."""
     folder, outputs = repository / "results", repository / "out_check" / "sst2"
     stages = outputs.parent / "_stages"
     results = made_up_results([0, 1, 2], ["naive", "confidence"])
@@ -445,7 +446,7 @@ def checked(repository, monkeypatch):
         def launch(command):
             commands.append(command)
             (outputs / "_stages" / "weak-1").mkdir(parents=True)
-            assert (stages / "weak-1").is_dir(), "runs share their stages"
+            assert (stages / "weak-1").is_dir(), "runs share their trained models"
             write_made_up(outputs, list(seeds), {"confidence": HERE} | predictions)
 
         monkeypatch.setattr(run, "launch", launch)
@@ -492,14 +493,14 @@ def test_a_check_notices_a_changed_prediction(other, checked, repository, monkey
     assert "\n6 predicted classes or completions differ." in output.out
     assert "got 6 predictions that differ on the same kind of machine" in output.err
     assert (repository / "results" / "sst2" / "check.json").is_file()
-    # Another CPU, or another number of cores, rounds differently: the difference is reported and is no error.
+    # Another CPU or number of cores can round differently, so the difference is reported, but it is not an error.
     monkeypatch.setattr(run, "machine", lambda: MACHINE | other)
     assert checked(weak=HERE, naive=THERE)["checked_by"].items() >= other.items()
     build.build(repository, repository / "results" / "tables.yaml")
-    found = "largest difference in probability 0.5, another class in 6 of 36 predictions by 9 models."
+    line = "largest difference in probability 0.5, another class in 6 of 36 predictions by 9 models."
     page = (repository / "docs" / "results.md").read_text()
     place = build._machine(MACHINE | other)
-    assert f"on {place} (seeds 0, 1, 2, commit" in page and found in page
+    assert f"on {place} (seeds 0, 1, 2, commit" in page and line in page
 
 
 def test_a_check_stays_while_its_models_have_the_same_predictions(checked, repository, monkeypatch):
@@ -550,7 +551,7 @@ def test_completions_are_the_same_if_the_same_rows_are_correct(is_correct, tmp_p
 
 @pytest.mark.parametrize("is_link", [True, False])
 def test_a_check_trains_anew_whatever_an_earlier_one_has_left(is_link, checked, repository):
-    """A check of an older version kept the stages of a run in its own directory."""
+    """A check of an older version kept the trained models of a run in its own directory."""
     stages = repository / "out_check" / "sst2" / "_stages"
     stages.parent.mkdir(parents=True)
     if is_link:
@@ -576,7 +577,7 @@ def test_a_check_of_other_rows_is_an_error(checked, repository, capsys):
         checked(weak=HERE[:3], naive=HERE[:3], confidence=HERE[:3])
     assert "Got other test rows for seed 0, weak" in capsys.readouterr().err
     assert not (repository / "results" / "sst2" / "check.json").exists()
-    assert not checked.trains_anew, "the same command resumes it"
+    assert not checked.trains_anew, "repeating the command resumes it"
 
 
 @pytest.mark.parametrize(
@@ -634,7 +635,7 @@ def test_a_check_of_a_seed_without_predictions_is_refused(checked, repository, c
     with pytest.raises(SystemExit):
         checked("--seeds", "2", weak=HERE, naive=HERE)
     assert "--seeds: got 2, expected seeds of sst2: 0, 1." in " ".join(capsys.readouterr().err.split())
-    assert checked(seeds=[0, 1], weak=HERE, naive=HERE)["seeds"] == [0, 1], "nothing to compare is no success"
+    assert checked(seeds=[0, 1], weak=HERE, naive=HERE)["seeds"] == [0, 1], "seed 2 has no predictions"
 
 
 def test_a_check_of_changed_options_is_refused(checked, repository, capsys):
@@ -689,7 +690,7 @@ def test_a_local_copy_takes_the_place_of_a_model_that_the_configuration_names(tm
 
 @pytest.mark.slow
 def test_a_run_leaves_its_results(tmp_path, cache, monkeypatch):
-    """The demo, made tiny, as a table: one supervisor for two runs, and what is published has the command."""
+    """Runs a tiny demo as a table. Two runs share a supervisor, and the published files contain the command."""
     demo = {"config": "demo", "seeds": [0], "methods": ["naive"], "demo_documents": 400, "n_train": 24, "n_weak": 24}
     demo |= {"n_validation": 8, "n_test": 20, "max_steps": 2}
     table = {"title": "Demo", "recipe": "recipes/boolq.py", "runs": {"a": {}, "b": {"seeds": [0, 1]}}}
@@ -710,14 +711,14 @@ def test_a_run_leaves_its_results(tmp_path, cache, monkeypatch):
         assert str(tmp_path) not in facts["command"] and set(facts["published_by"]) >= set(MACHINE)
         assert facts["options"]["n_train"] == 24 and "learning_rate" in facts["options"]
         run.check_predictions(check_predictions(tables.parent / "demo" / name))
-    assert len(list((tmp_path / "out" / "_stages").glob("weak-*[0-9a-f]"))) == 2  # of seeds 0 and 1
+    assert len(list((tmp_path / "out" / "_stages").glob("weak-*[0-9a-f]"))) == 2  # for seeds 0 and 1
 
     command = ["demo/b", "--tables", str(tables), "--outputs", str(tmp_path / "out")]
     run.main([*command, "--check", "--seeds", "1"])
     facts = json.loads((tables.parent / "demo" / "b" / "check.json").read_text())
     assert facts["seeds"] == [1] and {each["largest_difference"] for each in facts["models"]} == {0}
     run.main(command)
-    assert (tables.parent / "demo" / "b" / "check.json").is_file(), "the same predictions are still checked"
+    assert (tables.parent / "demo" / "b" / "check.json").is_file(), "the check of the same predictions remains valid"
     write_made_up(tables.parent / "demo" / "b", [0], {"weak": HERE})
     run.main(command)
     check_predictions(tables.parent / "demo" / "b")

@@ -1,4 +1,4 @@
-"""Rows, tokenizers and models that the benchmarks make. Words are random: what costs time is how many there are."""
+"""Generates rows, tokenizers and models for the benchmarks. Words are random, because only their number costs time."""
 
 from pathlib import Path
 
@@ -9,20 +9,21 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _SPECIAL_WORDS = ("<pad>", "<unk>", "Question:")
-# What a passage is judged by: of so many words one half says yes. So large a share of a passage is among them, and of
-# these so large a share is right. (Two dozen steps are enough to learn it, and half as many for an opinion.)
+# The signal in a passage: half of _N_TELLING words mean yes, the others mean no. _TELLING_SHARE of the words of a
+# passage are among them, and _RIGHT_SHARE of these match the answer. Models learn this within about 24 optimizer
+# steps.
 _N_TELLING = 32
 _TELLING_SHARE = 0.4
 _RIGHT_SHARE = 0.75
 
 
 def row_lengths(n: int, mean_length: int, longest: int, rng: np.random.Generator) -> np.ndarray:
-    """Log-normal, as the lengths of passages are (BoolQ: mean 145 GPT-2 tokens, deviation of the log 0.5)."""
+    """Returns log-normal lengths, like those of BoolQ passages (mean 145 GPT-2 tokens, deviation of the log 0.5)."""
     return np.clip(rng.lognormal(np.log(mean_length) - 0.125, 0.5, n), 8, longest).astype(int)
 
 
 def token_rows(n: int, mean_length: int, max_length: int, vocab_size: int) -> Dataset:
-    """Rows that are tokens already, with random labels."""
+    """Returns tokenized rows with random labels."""
     rng = np.random.default_rng(0)
     lengths = row_lengths(n, mean_length, max_length, rng)
     ids = [rng.integers(1, vocab_size, length).tolist() for length in lengths]
@@ -31,7 +32,7 @@ def token_rows(n: int, mean_length: int, max_length: int, vocab_size: int) -> Da
 
 
 class Padding:
-    """What DataCollatorWithPadding needs of a tokenizer for them."""
+    """The part of a tokenizer that `DataCollatorWithPadding` uses for these rows."""
 
     def pad(self, features, **kwargs):
         longest = max(len(row["input_ids"]) for row in features)
@@ -44,7 +45,7 @@ class Padding:
 
 
 def boolq_rows(n: int, mean_length: int, vocab_size: int, seed: int) -> Dataset:
-    """`n` rows in the schema of google/boolq, half of them a yes; the words of a passage tell which."""
+    """Returns `n` rows in the schema of google/boolq. Half of the answers are yes, and the passages indicate which."""
     rng = np.random.default_rng(seed)
     n_words = vocab_size - len(_SPECIAL_WORDS)
     answers = rng.permutation(np.arange(n) % 2 == 1)
@@ -59,7 +60,10 @@ def boolq_rows(n: int, mean_length: int, vocab_size: int, seed: int) -> Dataset:
 
 
 def save_boolq_rows(directory: Path, n_train: int, n_test: int, mean_length: int, vocab_size: int) -> None:
-    """A dataset that `--dataset_path` reads, with rows to spare: balancing drops some of the more frequent answer."""
+    """
+    Saves a dataset for `--dataset_path`, with more rows than needed, because balancing drops some rows of the more
+    frequent answer.
+    """
     sizes = {"train": 3 * n_train // 2 + 100, "validation": 3 * n_test // 2 + 100}
     splits = {
         name: boolq_rows(n, mean_length, vocab_size, seed) for seed, (name, n) in enumerate(sizes.items(), start=1)
@@ -68,7 +72,7 @@ def save_boolq_rows(directory: Path, n_train: int, n_test: int, mean_length: int
 
 
 def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """Whole words: those of `boolq_rows`."""
+    """Returns a tokenizer whose tokens are the words of [`boolq_rows`]."""
     words = [*_SPECIAL_WORDS, *(f"w{number}" for number in range(vocab_size - len(_SPECIAL_WORDS)))]
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -79,7 +83,7 @@ def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def gpt2_config(width: int, n_layers: int, vocab_size: int, **settings) -> GPT2Config:
-    """Heads of 64 numbers, as GPT-2 has."""
+    """Returns a configuration with attention heads of 64 dimensions, as in GPT-2."""
     n_heads = max(1, width // 64)
     settings = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0} | settings
     return GPT2Config(n_embd=width, n_layer=n_layers, n_head=n_heads, vocab_size=vocab_size, **settings)
@@ -88,7 +92,7 @@ def gpt2_config(width: int, n_layers: int, vocab_size: int, **settings) -> GPT2C
 def save_language_model(
     directory: Path, shape: str, tokenizer: PreTrainedTokenizerBase, n_positions: int, seed: int
 ) -> None:
-    """A GPT-2 of random weights with its tokenizer, in files like those of a pretrained one; `shape` is `384x6`."""
+    """Saves a GPT-2 with random weights, and its tokenizer. `shape` is width and layers, such as `384x6`."""
     width, n_layers = map(int, shape.split("x"))
     torch.manual_seed(seed)
     config = gpt2_config(width, n_layers, len(tokenizer), n_positions=n_positions, pad_token_id=tokenizer.pad_token_id)

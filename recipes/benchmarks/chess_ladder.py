@@ -4,9 +4,10 @@
         --models weak:128x2:20000 strong:256x4:400000
     accelerate launch recipes/chess.py --weak_model ladder/weak --student_model ladder/strong --dataset_path ...
 
-A model is NAME:WIDTHxLAYERS:POSITIONS, and reads so many positions of games in the columns of
-Lichess/standard-chess-games (`movetext`; also `uci`, which is read faster), each as the prompt of a FEN puzzle with
-the move that was played. Zero-shot, it plays as those people did. Tokens are characters.
+A model is given as NAME:WIDTHxLAYERS:POSITIONS, where POSITIONS is the number of its training positions. The games
+have the columns of Lichess/standard-chess-games (`movetext`, or `uci`, which is faster to read). A training text is
+the prompt of a FEN puzzle with the move that was played. Zero-shot, the model imitates these players. Tokens are
+characters.
 """
 
 import argparse
@@ -38,10 +39,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def positions(games: Dataset, n: int, seed: int) -> Iterator[str]:
-    """`n` positions, each with the move played; at most eight of a game, for as many games as there are."""
+    """Yields `n` positions with the moves played, at most eight per game and pass over the games."""
     rng = np.random.default_rng(seed)
-    made = 0
-    while made < n:
+    n_yielded = 0
+    while n_yielded < n:
         for index in rng.permutation(len(games)).tolist():
             row = games[index]
             if row.get("uci"):
@@ -50,12 +51,12 @@ def positions(games: Dataset, n: int, seed: int) -> Iterator[str]:
                 moves = list(chess.pgn.read_game(io.StringIO(row["movetext"])).mainline_moves())
             if len(moves) < 10:
                 continue
-            board, chosen = chess.Board(), set(rng.integers(4, len(moves), size=8).tolist())
+            board, plies = chess.Board(), set(rng.integers(4, len(moves), size=8).tolist())
             for ply, move in enumerate(moves):
-                if ply in chosen:
+                if ply in plies:
                     yield f"{fen_prompt(board)} {board.san(move)}<eos>"
-                    made += 1
-                    if made == n:
+                    n_yielded += 1
+                    if n_yielded == n:
                         return
                 board.push(move)
 
@@ -106,12 +107,14 @@ def pretrain(name: str, width: int, n_layers: int, rows: Dataset, output_dir: Pa
 
 def main() -> None:
     parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--games_path", required=True, help="local directory, or dataset on the Hub, of games")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", required=True, metavar="NAME:WIDTHxLAYERS:POSITIONS")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--games_path", required=True, help="Local directory with games, or dataset on the Hub.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Directory with a folder for each model.")
+    parser.add_argument(
+        "--models", nargs="+", required=True, metavar="NAME:WIDTHxLAYERS:POSITIONS", help="Models to pretrain."
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="Positions per optimizer step.")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="Peak learning rate.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the weights and of the choice of positions.")
     args = parser.parse_args()
     games = load_dataset(args.games_path, split="train")
     for model in args.models:

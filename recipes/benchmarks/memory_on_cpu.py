@@ -1,13 +1,14 @@
 """
-Memory of a LoRA student on this CPU beside the estimate of `w2s_hf.memory`.
+Compares the memory of a LoRA student on this CPU with the estimate of `w2s_hf.memory`.
 
     python recipes/benchmarks/memory_on_cpu.py HuggingFaceTB/SmolLM2-135M
     python recipes/benchmarks/memory_on_cpu.py DIRECTORY --load_in_4bit --n_rows 4 --length 128
 
-Measures what torch's allocator gives and takes in a forward and backward pass, and in a prediction, from the memory
-events of `torch.profiler`. The resident size of a process is no measure: it includes libraries, and pages that the
-allocator keeps. Weights, gradients and optimizer are counted by their tensors. The batches are padded, as most are: an
-unpadded one takes less, since torch repeats no keys and values for grouped heads without a mask. Prints MiB.
+Measures the memory that torch allocates and frees in a training step and in a prediction, from the memory events of
+`torch.profiler`. The resident size of the process would not do, because it includes libraries and pages that the
+allocator retains. Weights, gradients and optimizer states are counted by their tensors. The batches contain padding,
+as most batches do. A batch without padding takes less memory, because torch does not repeat keys and values of grouped
+heads without a mask. Prints MiB.
 """
 
 import argparse
@@ -25,10 +26,10 @@ from w2s_hf.modeling import disable_dropout
 
 
 def peak_of(run: Callable[[], object]) -> int:
-    """The largest sum of the bytes that the allocator has given and taken while a function runs."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    """Returns the peak of the memory that is allocated while a function runs, in bytes."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
@@ -41,10 +42,10 @@ def measure(model: str, n_rows: int, length: int, n_predicted_rows: int, load_in
     Returns measured and estimated bytes by name.
 
     Args:
-        model (`str`): Hub id or local directory.
-        n_rows (`int`): Rows of a micro-batch.
-        length (`int`): Tokens of each row.
-        n_predicted_rows (`int`): Rows of a batch of prediction.
+        model (`str`): Name on the Hub, or local directory.
+        n_rows (`int`): Rows per micro-batch.
+        length (`int`): Tokens per row.
+        n_predicted_rows (`int`): Rows per batch of a prediction.
         load_in_4bit (`bool`): Whether the base is quantized.
     """
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS")
@@ -52,8 +53,8 @@ def measure(model: str, n_rows: int, length: int, n_predicted_rows: int, load_in
     base.config.get_text_config().pad_token_id = 0
     student = fresh_adapter(base, lora)
     disable_dropout(student)
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained)
+    trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable)
 
     def forward(n: int) -> torch.Tensor:
         ids = torch.randint(1, 1000, (n, length))
@@ -71,7 +72,7 @@ def measure(model: str, n_rows: int, length: int, n_predicted_rows: int, load_in
 
     student.train()
     step()
-    optimizer.step()  # the first one makes its state; gradients stay, as while they accumulate
+    optimizer.step()  # creates the optimizer states; gradients remain allocated, as during accumulation
     training = peak_of(step)
     state = [tensor for entry in optimizer.state.values() for tensor in entry.values() if tensor.numel() > 1]
     student.eval()
@@ -79,9 +80,9 @@ def measure(model: str, n_rows: int, length: int, n_predicted_rows: int, load_in
     estimate = StudentMemory(model, dtype="float32", bf16=False, peft_config=lora, load_in_4bit=load_in_4bit).estimate(
         n_rows, length, n_predicted_rows
     )
-    gradients = sum(parameter.grad.nbytes for parameter in trained if parameter.grad is not None)
-    between = estimate.weights + sum(t.nbytes for t in (*trained, *state))
-    if not load_in_4bit:  # else bitsandbytes keeps constants beside the packed weights
+    gradients = sum(parameter.grad.nbytes for parameter in trainable if parameter.grad is not None)
+    between = estimate.weights + sum(t.nbytes for t in (*trainable, *state))
+    if not load_in_4bit:  # in 4 bit, bitsandbytes also stores constants, which parameters() does not list
         frozen = [parameter for parameter in student.parameters() if not parameter.requires_grad]
         between += sum(t.nbytes for t in (*frozen, *student.buffers())) - estimate.weights
     return {
@@ -94,16 +95,16 @@ def measure(model: str, n_rows: int, length: int, n_predicted_rows: int, load_in
 
 def main() -> None:
     parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="Hub id or local directory")
-    parser.add_argument("--n_rows", type=int, default=4, help="rows of a micro-batch")
-    parser.add_argument("--length", type=int, default=128, help="tokens of each row")
-    parser.add_argument("--n_predicted_rows", type=int, default=16, help="rows of a batch of prediction")
-    parser.add_argument("--load_in_4bit", action="store_true", help="quantize the base")
+    parser.add_argument("model", help="Name on the Hub, or local directory.")
+    parser.add_argument("--n_rows", type=int, default=4, help="Rows per micro-batch.")
+    parser.add_argument("--length", type=int, default=128, help="Tokens per row.")
+    parser.add_argument("--n_predicted_rows", type=int, default=16, help="Rows per batch of a prediction.")
+    parser.add_argument("--load_in_4bit", action="store_true", help="Quantize the base model to 4 bits (nf4).")
     options = parser.parse_args()
-    found = measure(**vars(options))
+    bytes_by_name = measure(**vars(options))
     lines = [
         [name, f"{measured / 2**20:.1f}", f"{estimated / 2**20:.1f}", f"{estimated / measured - 1:+.1%}"]
-        for name, (measured, estimated) in found.items()
+        for name, (measured, estimated) in bytes_by_name.items()
     ]
     print(markdown_table(["", "measured", "estimated", "difference"], lines))
 

@@ -1,19 +1,19 @@
-"""The whole pipeline, ours beside a plain loop with published settings: same rows, same models, same results.
+"""Compares the speed of the whole experiment with that of a plain loop with published settings.
 
     python recipes/benchmarks/pipeline.py
 
-Supervisor, weak labels, ceiling, a naive student and one with the confidence loss of published code, from rows and
-models on disk to scores. Contenders, alternating:
+Both train a supervisor, a ceiling, a naive student and a student with the confidence loss of the published code. Time
+is measured from rows and models on disk to the scores. The contenders run alternately:
 
 - published: a plain loop with the settings of openai/weak-to-strong, see published_loop.py.
-- ours: what `recipes/boolq.py` runs, with options that make the same mathematics of it. The probabilities of all four
-  models are compared row by row; where they differ, nothing of this was a comparison, and the exit status is 1.
-- ours, LoRA: the same with adapters on all linear layers, as students normally have. Its results differ.
+- ours: the experiment of `recipes/boolq.py`, with options that make it mathematically equivalent. The probabilities of
+  all four models are compared row by row. If they differ, the speeds are not comparable, and the exit status is 1.
+- ours, LoRA: the same with adapters on all linear layers, the default of students. Its results differ.
 
-Ours keeps stages, students, figures and a report, and the plain loop nothing. Prints ratios of speed to `published`,
-medians over repetitions, and writes them to --output_file as JSON. Models have random weights, and rows random words
-whose choice tells the answer; --dataset_path and --tokenizer take real ones. Options that are none of these go to
-both of ours, such as `--optim adamw_torch`.
+Ours also saves stages, students, figures and a report, while the plain loop saves nothing. The script prints ratios of
+speed to `published` (medians over repetitions), and writes them to --output_file as JSON. Models have random weights.
+Rows have random words that indicate the answer. Use --dataset_path and --tokenizer for real rows. Options that are not
+listed below are passed to both variants of ours, for example `--optim adamw_torch`.
 """
 
 import argparse
@@ -44,9 +44,9 @@ from w2s_hf.modeling import load_tokenizer
 
 DEMO_CONFIG = CONFIGS / "demo.yaml"
 STAGES = {"weak": "weak", "ceiling": "ceiling", "naive": "student-naive", "openai": "student-openai"}
-# Ours has validation rows, which this experiment does not read.
+# Our experiment requires validation rows, although these settings do not use them.
 N_VALIDATION = 8
-# Between probabilities that were computed in another order. Under autocast ours has a float32 head besides.
+# Largest difference of probabilities that are computed in another order. With autocast, only our head is in float32.
 TOLERANCE, BF16_TOLERANCE = 0.001, 0.05
 
 
@@ -88,15 +88,15 @@ def run_ours(options: argparse.Namespace, directory: Path, lora: bool = False) -
         "save_strategy": "no",
         "eval_strategy": "no",
         "report_to": "none",
-        "use_cpu": not torch.accelerator.is_available(),  # or --bf16 asks for a GPU
+        "use_cpu": not torch.accelerator.is_available(),  # else --bf16 requires a GPU
     }
     words = [word for name, value in command.items() for word in (f"--{name}", str(value))]
-    # A new directory: nothing of an earlier repetition is found again.
+    # In a new directory, no step of an earlier repetition is cached.
     with tempfile.TemporaryDirectory(dir=directory) as output_dir, redirect_stdout(sys.stderr):
         words += ["--methods", "naive", "openai", *options.for_ours, "--output_dir", output_dir]
-        started = time.perf_counter()
+        start = time.perf_counter()
         results = run_experiment("boolq", *parse_arguments("", DEMO_CONFIG, words))
-        run = Run(time.perf_counter() - started)
+        run = Run(time.perf_counter() - start)
         (entry,) = results.runs
         accuracies = {"weak": entry.weak.accuracy, "ceiling": entry.ceiling.accuracy}
         accuracies |= {student.method: student.accuracy for student in entry.students}
@@ -116,7 +116,7 @@ CONTENDERS = {
 
 
 def largest_differences(run: Run, other: Run) -> dict[str, float]:
-    """By model, between the probabilities that two runs give to the same row."""
+    """Returns the largest difference of the probabilities of the same row in two runs, by model."""
     return {
         name: float(np.abs(run.answers[name].of(theirs.ids) - theirs.probabilities).max())
         for name, theirs in other.answers.items()
@@ -124,11 +124,14 @@ def largest_differences(run: Run, other: Run) -> dict[str, float]:
 
 
 def is_equal(differences: dict[str, float], tolerance: float) -> bool:
-    return all(difference <= tolerance for difference in differences.values())  # NaN is not
+    return all(difference <= tolerance for difference in differences.values())  # False for NaN
 
 
 def count_rows(options: argparse.Namespace) -> dict[str, int]:
-    """Trainings of four models; predictions of the test rows by all of them, of the student half by the weak one."""
+    """
+    Returns the number of rows of all four trainings, and of all predictions: the test rows by all models, and the
+    student half by the supervisor.
+    """
     return {
         "trained": options.num_train_epochs * (options.n_weak + 3 * options.n_train),
         "predicted": options.n_train + 4 * options.n_test,
@@ -136,7 +139,7 @@ def count_rows(options: argparse.Namespace) -> dict[str, int]:
 
 
 def summarise(name: str, runs: dict[str, list[Run]], n_rows: int) -> dict:
-    """Medians over the repetitions; the ratio is that of pairs of runs, one after the other."""
+    """Returns medians over the repetitions. Ratios are computed between runs of the same repetition."""
     ours = runs[name]
     pairs = zip(runs["published"], ours, strict=True)
     by_stage = {stage: statistics.median(run.seconds[stage] for run in ours) for stage in STAGES}
@@ -166,40 +169,46 @@ def print_results(results: list[dict]) -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, lets_pass=True)
-    parser.add_argument("--weak", default="128x2", metavar="WIDTHxLAYERS", help="shape of the supervisor")
-    parser.add_argument("--strong", default="384x6", metavar="WIDTHxLAYERS", help="shape of students and ceiling")
-    parser.add_argument("--vocab_size", type=int, default=50257, help="of both; that of --tokenizer, if there is one")
-    parser.add_argument("--n_weak", type=int, default=192, help="rows of the weak half")
-    parser.add_argument("--n_train", type=int, default=192, help="rows of the student half")
-    parser.add_argument("--n_test", type=int, default=192)
-    parser.add_argument("--mean_length", type=int, default=145, help="words of a passage")
-    parser.add_argument("--max_length", type=int, default=512, help="tokens; longer passages are cut")
-    parser.add_argument("--num_train_epochs", type=int, default=2)
-    parser.add_argument("--weak_learning_rate", type=float, default=3e-4)
-    parser.add_argument("--learning_rate", type=float, default=1e-4)
-    parser.add_argument("--lora_learning_rate", type=float, default=2e-3)
-    parser.add_argument("--max_tokens_per_micro_batch", type=int, default=1024, help="of ours")
-    parser.add_argument("--bf16", action="store_true", help="forward passes under autocast, of all contenders")
-    parser.add_argument("--no_lora", action="store_true", help="leave this contender out")
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--no_warm_up", action="store_true", help="time the first run of each contender, too")
+    parser.add_argument("--weak", default="128x2", metavar="WIDTHxLAYERS", help="Shape of the supervisor.")
+    parser.add_argument("--strong", default="384x6", metavar="WIDTHxLAYERS", help="Shape of students and ceiling.")
     parser.add_argument(
-        "--tolerance", type=float, help="largest difference of a probability (unset: 0.001, with --bf16 0.05)"
+        "--vocab_size", type=int, default=50257, help="Vocabulary size of both models, unless --tokenizer is set."
     )
-    parser.add_argument("--dataset_path", help="real rows: a local copy of google/boolq; needs --tokenizer")
-    parser.add_argument("--tokenizer", help="directory of the tokenizer that reads them")
-    parser.add_argument("--pad_token", help="one of its tokens, where it names none itself")
-    parser.add_argument("--output_file", type=Path)
+    parser.add_argument("--n_weak", type=int, default=192, help="Rows of the weak half.")
+    parser.add_argument("--n_train", type=int, default=192, help="Rows of the student half.")
+    parser.add_argument("--n_test", type=int, default=192, help="Test rows.")
+    parser.add_argument("--mean_length", type=int, default=145, help="Mean number of words of a passage.")
+    parser.add_argument("--max_length", type=int, default=512, help="Tokens after which passages are truncated.")
+    parser.add_argument("--num_train_epochs", type=int, default=2, help="Epochs of every training.")
+    parser.add_argument("--weak_learning_rate", type=float, default=3e-4, help="Learning rate of the supervisor.")
+    parser.add_argument("--learning_rate", type=float, default=1e-4, help="Learning rate of students and ceiling.")
+    parser.add_argument("--lora_learning_rate", type=float, default=2e-3, help="The same with LoRA adapters.")
+    parser.add_argument(
+        "--max_tokens_per_micro_batch", type=int, default=1024, help="Padded tokens per micro-batch of ours."
+    )
+    parser.add_argument("--bf16", action="store_true", help="Run the forward passes of all contenders under autocast.")
+    parser.add_argument("--no_lora", action="store_true", help="Leave out the contender with LoRA.")
+    parser.add_argument("--repetitions", type=int, default=3, help="Timed runs of each contender.")
+    parser.add_argument("--no_warm_up", action="store_true", help="Also time the first run of each contender.")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        help="Largest allowed difference of a probability (default: 0.001, or 0.05 with --bf16).",
+    )
+    parser.add_argument("--dataset_path", help="Local copy of google/boolq with real rows. Requires --tokenizer.")
+    parser.add_argument("--tokenizer", help="Directory of the tokenizer for these rows.")
+    parser.add_argument("--pad_token", help="Padding token, if the tokenizer has none.")
+    parser.add_argument("--output_file", type=Path, help="JSON file for the results.")
     options, options.for_ours = parser.parse_known_args()
     if (options.dataset_path is None) != (options.tokenizer is None):
-        parser.error("got one of --dataset_path and --tokenizer, expected both: made rows have made words.")
+        parser.error("Got only one of --dataset_path and --tokenizer, expected both or none. Add the other option.")
     if options.tolerance is None:
         options.tolerance = BF16_TOLERANCE if options.bf16 else TOLERANCE
     return options
 
 
 def make_materials(options: argparse.Namespace, directory: Path) -> None:
-    """Models, and where none are given rows, in a directory."""
+    """Saves models and, without `--dataset_path`, rows in a directory."""
     if options.dataset_path is None:
         options.dataset_path = str(directory / "rows")
         n_train = options.n_weak + options.n_train + N_VALIDATION
@@ -207,7 +216,7 @@ def make_materials(options: argparse.Namespace, directory: Path) -> None:
     if options.tokenizer is None:
         tokenizer = word_tokenizer(options.vocab_size)
     else:
-        # A vocabulary alone, without a configuration, has no token for padding.
+        # A tokenizer that is only a vocabulary, without a configuration, has no padding token.
         padding = {} if options.pad_token is None else {"pad_token": options.pad_token}
         tokenizer = load_tokenizer(options.tokenizer, **padding)
     for seed, name in enumerate(("weak", "strong")):
@@ -218,7 +227,7 @@ def make_materials(options: argparse.Namespace, directory: Path) -> None:
 def main() -> None:
     options = parse_options()
     settings = {
-        # Whose rows, but not where they are.
+        # The report says whether rows are real, but contains no paths.
         **{name: value for name, value in vars(options).items() if name not in ("dataset_path", "output_file")},
         "tokenizer": options.tokenizer and Path(options.tokenizer).name,
         "rows": "made" if options.dataset_path is None else "given",
@@ -232,7 +241,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         make_materials(options, Path(directory))
         few = {"n_weak": 32, "n_train": 32, "n_test": 32, "num_train_epochs": 1}
-        for name in [] if options.no_warm_up else contenders:  # the first of everything takes longer
+        for name in [] if options.no_warm_up else contenders:  # first runs are slower
             CONTENDERS[name](argparse.Namespace(**{**vars(options), **few}), Path(directory))
         for repetition in range(options.repetitions):
             for name in contenders[:: -1 if repetition % 2 else 1]:
@@ -259,10 +268,16 @@ def main() -> None:
     print(f"Ours is {report['ratio']:.2f} times as fast as the published settings, medians of {options.repetitions}.")
     print(f"Rows counted: {n_rows['trained']} trained on (each epoch), {n_rows['predicted']} predicted.\n")
     print_results(results)
-    listed = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
-    print(f"\nLargest difference of a probability, ours and published: {listed}; tolerance {options.tolerance:g}.")
+    largest = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
+    print(
+        f"\nLargest difference of a probability between ours and published: {largest}. Tolerance: "
+        f"{options.tolerance:g}."
+    )
     if not equal:
-        sys.exit("error: the results differ, so that this compares nothing: ours and published trained other models.")
+        sys.exit(
+            "error: Got different results of ours and published, expected the same within the tolerance. The speeds "
+            "are not comparable. Leave out options that change the mathematics."
+        )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""The prompt of each task beside the answers 0 and 1 on real rows: what a language model answers before any training.
+"""Scores a language model without training on real rows, by the prompt of each task and by one for answers 0 and 1.
 
     python recipes/benchmarks/prompts.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data DIRECTORY
 
-DIRECTORY has a folder for each task, in the schema of its dataset; tasks without a folder are left out. Half of the
-test rows that are asked are of either class. Contexts are shortened to --max_length; rows that do not fit even without
-one are left out. The same rows are asked in both forms, and no row is shown an example. Columns:
+DIRECTORY has a folder for each task, in the schema of its dataset. Tasks without a folder are left out. Each class has
+half of the test rows. Contexts are truncated to --max_length, and rows that do not fit without their context are left
+out. Both prompts are evaluated on the same rows, without examples (zero-shot). Columns:
 
 - accuracy: of the more probable answer;
-- at the median, content-free: without the preference for one of the answers, see
+- at the median, content-free: accuracies without the preference for one of the answers, see
   `w2s_hf.analysis.balanced_scores`;
-- AUROC: whether rows of class 1 have the larger probability, which no preference changes.
+- AUROC: whether rows of class 1 have the larger probability, which does not depend on a preference.
 
-Prints a table and writes it to --output_file as JSON after each task. The same command goes on where it was stopped:
-what is in the file is not asked again, unless prompt or rows have changed. Other weights or sizes need another file.
+Prints a table, and writes it to --output_file as JSON after each task. Repeat the command to resume: scores in the
+file are not computed again, unless prompt or rows have changed. Other weights or sizes need another file.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.tasks import TASKS
 from w2s_hf.tasks.tokenizing import shortened
 
-# Tasks that read the rows of a dataset that is not called like them.
+# The folders of tasks whose dataset has another name.
 FOLDERS = {"anthropic_hh_single": "hh_rlhf", "sciq_with_support": "sciq"}
 SCORES = {
     "accuracy": "accuracy",
@@ -50,22 +50,27 @@ SCORES = {
 
 
 def forms_of(task: Task) -> dict[str, PromptFormat]:
-    """The two forms of a task; one without a prompt has the second alone."""
+    """Returns the prompts of a task by form: its own prompt, if it has one, and the one for answers 0 and 1."""
     own = {} if task.prompt is None else {"task": task.prompt}
     return {**own, "01": PromptFormat.for_classes(task.class_names)}
 
 
 def prompt_of(row: dict, form: PromptFormat, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    """The prompt of a row, its context shortened to `max_length` tokens. Raises `ValueError` where that is too few."""
+    """
+    Returns the prompt of a row, with its context truncated so that it has `max_length` tokens.
+
+    Raises:
+        ValueError: The prompt is longer even without the context.
+    """
     n_before = len(form.instruction + form.prefix)
     spans = {name: row[name] + n_before for name in ("context_start", "context_end")}
     return shortened({**row, "text": form.prompt(row["text"]), **spans}, tokenizer, max_length)
 
 
 def rows_of(task: Task, folder: Path, tokenizer: PreTrainedTokenizerBase, options: Namespace) -> Dataset:
-    """At most `n_test` test rows, the first ones of each class whose prompts fit in both forms."""
+    """Returns at most `n_test` test rows: the first rows of each class whose prompts fit in both forms."""
     rows = load_task(task, dataset_path=str(folder)).test
-    truth, chosen, n_too_long = np.array(rows["ground_truth"]), [], 0
+    truth, positions, n_too_long = np.array(rows["ground_truth"]), [], 0
     for label in (0, 1):
         of_label: list[int] = []
         for position in np.flatnonzero(truth == label):
@@ -78,14 +83,14 @@ def rows_of(task: Task, folder: Path, tokenizer: PreTrainedTokenizerBase, option
                 n_too_long += 1
                 continue
             of_label.append(int(position))
-        chosen += of_label
+        positions += of_label
     if n_too_long:
-        print(f"{task.name}: {n_too_long} rows do not fit into {options.max_length} tokens; others take their place")
-    return rows.select(sorted(chosen))
+        print(f"{task.name}: skipped {n_too_long} rows that do not fit into {options.max_length} tokens")
+    return rows.select(sorted(positions))
 
 
 def fingerprint_of(rows: Dataset) -> str:
-    """A hash of texts and labels."""
+    """Returns a hash of the texts and labels."""
     content = json.dumps([rows["text"][:], rows["ground_truth"][:]])
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
@@ -98,7 +103,7 @@ def ask(
     rows: Dataset,
     options: Namespace,
 ) -> dict:
-    """The scores of a form on rows."""
+    """Returns the scores of a prompt on rows."""
     prompts = [prompt_of(row, form, tokenizer, options.max_length) for row in rows]
     n_shortened = sum(prompt != form.prompt(text) for prompt, text in zip(prompts, rows["text"], strict=True))
     prompts.append(form.prompt(task.content_free))
@@ -116,7 +121,7 @@ def ask(
 
 
 def table(entries: list[dict]) -> str:
-    """Both forms of each task side by side."""
+    """Returns a table with one row per task and the scores of both forms."""
     header = ["task", "n", *(f"{name}, {form}" for form in ("task", "01") for name in SCORES.values())]
     lines = []
     for name in sorted({entry["task"] for entry in entries}):
@@ -131,15 +136,15 @@ def table(entries: list[dict]) -> str:
 
 def main() -> None:
     parser = CommandLine(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", required=True, help="a language model: Hub id or local directory")
-    parser.add_argument("--model_name", help="its name in the file (default: --model)")
-    parser.add_argument("--data", type=Path, required=True, help="directory with a folder for each task")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), help="default: all")
-    parser.add_argument("--n_test", type=int, default=200, help="test rows of each task")
-    parser.add_argument("--max_length", type=int, default=256, help="tokens of a prompt")
-    parser.add_argument("--batch_size", type=int, default=8, help="prompts at a time")
-    parser.add_argument("--dtype", default="float32", help="weights of the model")
-    parser.add_argument("--output_file", type=Path, default=Path("prompts.json"))
+    parser.add_argument("--model", required=True, help="Language model: name on the Hub, or local directory.")
+    parser.add_argument("--model_name", help="Name of the model in the file (default: --model).")
+    parser.add_argument("--data", type=Path, required=True, help="Directory with a folder of rows for each task.")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), help="Tasks (default: all).")
+    parser.add_argument("--n_test", type=int, default=200, help="Test rows per task.")
+    parser.add_argument("--max_length", type=int, default=256, help="Largest number of tokens of a prompt.")
+    parser.add_argument("--batch_size", type=int, default=8, help="Prompts per batch.")
+    parser.add_argument("--dtype", default="float32", help="Precision of the weights.")
+    parser.add_argument("--output_file", type=Path, default=Path("prompts.json"), help="JSON file for the scores.")
     options = parser.parse_args()
     for name, least in {"n_test": 2, "batch_size": 1}.items():
         if getattr(options, name) < least:
@@ -147,27 +152,34 @@ def main() -> None:
     folders = {task: options.data / FOLDERS.get(task, task) for task in options.tasks}
     missing = [task for task, folder in folders.items() if not folder.is_dir()]
     if len(missing) == len(folders):
-        parser.error(f"--data: got {options.data}, expected a folder of rows in it, {', '.join(missing)}.")
+        parser.error(
+            f"--data: got {options.data}, expected one of the folders {', '.join(missing)} there. Add its rows."
+        )
 
     try:
         spec = ModelSpec.find(options.model, "--model")
         check_decoder(spec, "--model")
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    found = spec.named
-    weights = found["weights"] or found["revision"]
+    identity = spec.named
+    weights = identity["weights"] or identity["revision"]
     settings = {name: getattr(options, name) for name in ("dtype", "max_length", "n_test", "batch_size")}
-    settings = {"model": options.model_name or found["model"], "weights": weights, **settings, "split": "test"}
+    settings = {"model": options.model_name or identity["model"], "weights": weights, **settings, "split": "test"}
     options.output_file.parent.mkdir(parents=True, exist_ok=True)
     try:
         report = json.loads(options.output_file.read_text()) if options.output_file.is_file() else settings
     except ValueError as error:
-        parser.error(f"--output_file: got {options.output_file}, expected JSON ({error}); remove it, or name another.")
+        parser.error(
+            f"--output_file: got {options.output_file}, expected JSON ({error}). Remove it, or name another file."
+        )
     if {name: value for name, value in report.items() if name != "results"} != settings:
-        parser.error(f"--output_file: {options.output_file} has the results of other settings; name another one.")
+        parser.error(
+            f"--output_file: got {options.output_file}, which has results of other settings, expected {settings}. "
+            "Name another file."
+        )
     entries = report.get("results", [])
     if missing:
-        print(f"No rows in {options.data}: {', '.join(missing)}")
+        print(f"Tasks without a folder in {options.data}: {', '.join(missing)}")
 
     tokenizer = load_tokenizer(options.model)
     model = load_student(options.model, task_type="CAUSAL_LM", dtype=options.dtype)
@@ -175,7 +187,7 @@ def main() -> None:
         rows = rows_of(task, folders[task.name], tokenizer, options)
         new = {}
         for form, prompt in forms_of(task).items():
-            # Compared as the file has it, where a tuple is a list.
+            # Converted to JSON, because the file has lists instead of tuples.
             entry = {"task": task.name, "form": form, "prompt": asdict(prompt), "content_free": task.content_free}
             entry = json.loads(json.dumps(entry | {"rows": fingerprint_of(rows)}))
             if not any(entry == {key: old.get(key) for key in entry} for old in entries):
@@ -186,9 +198,9 @@ def main() -> None:
             entries = [old for old in entries if (old["task"], old["form"]) != (task.name, form)]
             entry |= {"date": date.today().isoformat(), "hardware": hardware(), "versions": library_versions()}
             entries.append(entry | ask(model, tokenizer, task, forms_of(task)[form], rows, options))
-        aside = options.output_file.with_name(options.output_file.name + ".partial")
-        aside.write_text(json.dumps({**settings, "results": entries}, indent=1) + "\n")
-        os.replace(aside, options.output_file)
+        partial = options.output_file.with_name(options.output_file.name + ".partial")
+        partial.write_text(json.dumps({**settings, "results": entries}, indent=1) + "\n")
+        os.replace(partial, options.output_file)
         print(f"{task.name}: {', '.join(new)}", flush=True)
     print(table(entries))
 

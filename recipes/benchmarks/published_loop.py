@@ -1,13 +1,14 @@
 """
-The weak-to-strong pipeline as a plain loop with the settings of the published code (openai/weak-to-strong).
+The weak-to-strong experiment as a plain loop with the settings of the published code (openai/weak-to-strong).
 
-All weights in float32, Adam, cosine to 0 without warm-up, no weight decay, no clipping, no dropout, a head of zeros. A
-forward pass a row; the logits of a batch are put together, for one loss and one backward pass. Rows come in the same
-order in every epoch, and are predicted in that order, too.
+All weights are trained in float32 with Adam. The learning rate falls to 0 by a cosine schedule without warm-up. There
+is no weight decay, gradient clipping or dropout, and the head of students starts at zero. Each row has its own forward
+pass. The logits of a batch are concatenated for one loss and one backward pass. The order of the rows is the same in
+every epoch and in predictions.
 
-Four things are not as published, so that there is something to compare: the ceiling learns the student half, rows that
-are too long are shortened, a last batch that is not full is trained on, and the supervisor's head is drawn as ours
-draws it (`--head_init` is about students).
+Four settings differ from the published code, to make the results comparable: the ceiling is trained on the student
+half, long rows are truncated, incomplete last batches are trained on, and the head of the supervisor is initialized as
+in our experiment (`--head_init` applies to students only).
 """
 
 import time
@@ -30,13 +31,15 @@ BATCH_SIZE = 32
 @dataclass
 class Run:
     """
-    What a run of the pipeline took, and what came of it.
+    The times and results of a run.
 
     Args:
-        total_seconds (`float`): From rows and models on disk to the last score.
-        seconds (`dict[str, float]`): Of each stage: `weak`, `ceiling`, `naive`, `openai`.
-        accuracy (`dict[str, float]`): On the test rows, of each stage's model.
-        answers (`dict[str, WeakLabels]`): Class probabilities of test rows, and those that students learn.
+        total_seconds (`float`): Time from rows and models on disk to the last score, in seconds.
+        seconds (`dict[str, float]`): Time of each stage in seconds: `weak`, `ceiling`, `naive`, `openai`.
+        accuracy (`dict[str, float]`): Test accuracy of the model of each stage.
+        answers (`dict[str, WeakLabels]`): Class probabilities of the test rows by stage. Those of `weak` include the
+        weak
+            labels of the student half.
     """
 
     total_seconds: float = 0.0
@@ -48,9 +51,11 @@ class Run:
 @dataclass(frozen=True)
 class PublishedLoop:
     """
+    The settings of the loop, which [`run`][PublishedLoop.run] executes.
+
     Args:
-        bf16 (`bool`): Forward passes under autocast.
-        num_train_epochs (`int`): Of every model.
+        bf16 (`bool`): Whether forward passes run under autocast.
+        num_train_epochs (`int`): Epochs of every training.
         max_length (`int`): Longest row in tokens.
     """
 
@@ -67,8 +72,8 @@ class PublishedLoop:
         dataset_path: str,
         **n_rows: int,
     ) -> Run:
-        """The whole pipeline; `n_rows` are those of [`w2s_hf.tasks.load_task`]."""
-        run, started = Run(), time.perf_counter()
+        """Runs all stages. `n_rows` are the numbers of rows that [`w2s_hf.tasks.load_task`] takes."""
+        run, start = Run(), time.perf_counter()
         splits = load_task(find_task("boolq"), dataset_path=dataset_path, **n_rows)
         tokenizer = load_tokenizer(str(weak_model))  # both models have the same
         parts = {"weak": splits.weak_half, "student": splits.student_half, "test": splits.test}
@@ -78,25 +83,25 @@ class PublishedLoop:
         truth = {name: torch.eye(2)[rows["ground_truth"][:]] for name, rows in parts.items()}
 
         def score(stage: str, model: PreTrainedModel, *others: str) -> np.ndarray:
-            """Of a trained model the probabilities of `others`; those of the test rows are kept."""
-            asked = [*others, "test"]
-            answers = np.concatenate([self.predict(model, tokens[name], tokenizer.pad_token_id) for name in asked])
+            """Predicts the parts `others` and the test rows, scores the latter, and returns the former."""
+            names = [*others, "test"]
+            answers = np.concatenate([self.predict(model, tokens[name], tokenizer.pad_token_id) for name in names])
             of_test = answers[-len(splits.test) :]
             run.accuracy[stage] = float(metrics.is_correct(of_test, np.array(splits.test["ground_truth"])).mean())
-            ids = [row_id for name in asked for row_id in parts[name]["id"]]
+            ids = [row_id for name in names for row_id in parts[name]["id"]]
             run.answers[stage] = WeakLabels(ids, answers)
             return answers[: -len(splits.test)]
 
         with _timed(run, "weak"):
             model = self.finetune(weak_model, tokens["weak"], truth["weak"], weak_learning_rate, head_seed=0)
             weak_labels = torch.from_numpy(score("weak", model, "student"))
-        lessons = {"ceiling": truth["student"], "naive": weak_labels, "openai": weak_labels}
-        for stage, labels in lessons.items():
+        labels_by_stage = {"ceiling": truth["student"], "naive": weak_labels, "openai": weak_labels}
+        for stage, labels in labels_by_stage.items():
             with _timed(run, stage):
                 has_confidence = stage == "openai"
                 model = self.finetune(strong_model, tokens["student"], labels, learning_rate, has_confidence)
                 score(stage, model)
-        run.total_seconds = time.perf_counter() - started
+        run.total_seconds = time.perf_counter() - start
         return run
 
     def finetune(
@@ -108,7 +113,7 @@ class PublishedLoop:
         has_confidence: bool = False,
         head_seed: int | None = None,
     ) -> PreTrainedModel:
-        """A model of a directory, after training; its head begins with zeros, or with numbers of a seed."""
+        """Loads a model and trains it. The head starts at zero, or with random numbers if there is a `head_seed`."""
         device = PartialState().device
         model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, dtype=torch.float32)
         head = torch.zeros(model.score.weight.shape)
@@ -125,7 +130,7 @@ class PublishedLoop:
             targets = soft_labels[batch].to(device)
             logits = torch.cat([self._logits(model, torch.tensor([ids], device=device)) for ids in rows[batch]])
             if has_confidence:
-                # The batch is the whole step: its own threshold is the right one.
+                # The batch is the whole optimizer step, so the threshold is computed over the batch.
                 weight = losses.openai_warmup(step / n_steps, aux_coef=0.5, warmup_ratio=0.1)
                 loss = losses.confidence_loss(logits, targets, aux_weight=weight)
             else:
@@ -138,7 +143,7 @@ class PublishedLoop:
 
     @torch.no_grad()
     def predict(self, model: PreTrainedModel, rows: list[list[int]], pad_token_id: int) -> np.ndarray:
-        """Class probabilities `(N, 2)` float32, in padded batches of rows as they come."""
+        """Returns class probabilities `(N, 2)` in float32, in the order of the rows."""
         probabilities = []
         for start in range(0, len(rows), BATCH_SIZE):
             batch = [torch.tensor(ids, device=model.device) for ids in rows[start : start + BATCH_SIZE]]
@@ -156,6 +161,6 @@ class PublishedLoop:
 
 @contextmanager
 def _timed(run: Run, stage: str):
-    started = time.perf_counter()
+    start = time.perf_counter()
     yield
-    run.seconds[stage] = time.perf_counter() - started
+    run.seconds[stage] = time.perf_counter() - start

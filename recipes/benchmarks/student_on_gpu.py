@@ -1,12 +1,12 @@
-"""Tokens per second, FLOP utilisation and peak memory of a student in training, beside the estimate of its memory.
+"""Measures the speed, FLOP utilisation and peak memory of a student's training, and compares the memory estimate.
 
     python recipes/benchmarks/student_on_gpu.py --model Qwen/Qwen-72B --load_in_4bit --max_tokens 8192
     python recipes/benchmarks/student_on_gpu.py --model Qwen/Qwen-7B --max_tokens 16384 --no_checkpointing
 
-Weights are random and made from the shapes of the model, layer by layer on the GPU, so nothing is downloaded: neither
-speed nor memory depends on what a model knows. Steps are those of WeakToStrongTrainer: 32 rows of 512 tokens by
-default, in micro-batches of `--max_tokens` tokens, LoRA of rank 16 on all linear layers, bfloat16 autocast. On a CPU
-it runs too (`--layers 2 --width 128` for a small one), and says that nothing there was a GPU's.
+Weights are random. They are created from the shapes of the model, layer by layer on the GPU, so nothing is downloaded.
+Speed and memory do not depend on the values of the weights. The optimizer steps are those of WeakToStrongTrainer: 32
+rows of 512 tokens by default, in micro-batches of `--max_tokens` tokens, with LoRA of rank 16 on all linear layers and
+bfloat16 autocast. The script also runs on a CPU (`--layers 2 --width 128` for a small model), without measured memory.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from w2s_hf.config import hardware
 from w2s_hf.memory import config_of, estimate_memory, gib, with_layers
 from w2s_hf.modeling.heads import HEAD_NAMES, full_precision_head
 
-# Dense bfloat16 FLOP per second that the maker states, by a part of the name of the GPU.
+# Dense bfloat16 FLOP per second as stated by the manufacturer, by a part of the name of the GPU.
 PEAK_FLOPS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
 def random_base(config: PretrainedConfig, device: torch.device, load_in_4bit: bool) -> nn.Module:
-    """A classifier of random weights: made on no device, and filled layer by layer on this one."""
+    """Returns a classifier with random weights, which are created layer by layer on the device."""
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
     if load_in_4bit:
@@ -43,14 +43,14 @@ def random_base(config: PretrainedConfig, device: torch.device, load_in_4bit: bo
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=list(HEAD_NAMES),
         )  # fmt: skip
-        # What from_pretrained calls before and after it reads weights.
+        # from_pretrained calls these before and after it reads weights.
         quantizer = model.hf_quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
         quantizer.preprocess_model(model, device_map=None)
         quantizer.postprocess_model(model)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             value = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device)
-            # A norm is about 1; all else as models of this family begin.
+            # Weights of norms are 1. Others have the initialization of this model family.
             value.fill_(1.0) if parameter.ndim == 1 and name == "weight" else value.normal_(std=0.02)
             if isinstance(module, bnb.nn.Linear4bit) and name == "weight":
                 packed = bnb.nn.Params4bit(
@@ -60,17 +60,17 @@ def random_base(config: PretrainedConfig, device: torch.device, load_in_4bit: bo
             else:
                 setattr(module, name, nn.Parameter(value, requires_grad=False))
         if next(module.buffers(recurse=False), None) is not None:
-            with device:  # rotary embeddings, which are computed
+            with device:  # computes rotary embeddings again, because the meta device has no values
                 module.__init__(module.config)
     full_precision_head(model)
     return model.eval()
 
 
 class Clock(TrainerCallback):
-    """Seconds of each optimizer step, when the device has done it."""
+    """Measures the seconds of each optimizer step, until the device has finished it."""
 
     def __init__(self, device: torch.device):
-        self.device, self.seconds, self.started = device, [], 0.0
+        self.device, self.seconds, self.start = device, [], 0.0
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -78,33 +78,39 @@ class Clock(TrainerCallback):
         return time.perf_counter()
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.started = self._now()
+        self.start = self._now()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seconds.append(self._now() - self.started)
+        self.seconds.append(self._now() - self.start)
 
 
 def flops_per_token(model: PeftModel, length: int) -> float:
     """
-    What the mathematics takes: products with frozen matrices forward and backward, with adapters and their gradients,
-    and attention, half of which is masked. Computing activations a second time is not counted.
+    Returns the FLOP per token that the computation requires: products with frozen matrices in both passes, products
+    with adapters including their gradients, and attention, half of which is masked. Recomputed activations do not
+    count.
     """
-    frozen = trained = 0
+    n_frozen = n_trainable = 0
     for module in model.modules():
-        if isinstance(module, nn.Linear):  # Linear4bit is one
+        if isinstance(module, nn.Linear):  # includes Linear4bit
             n = module.in_features * module.out_features
-            frozen, trained = (frozen, trained + n) if module.weight.requires_grad else (frozen + n, trained)
+            if module.weight.requires_grad:
+                n_trainable += n
+            else:
+                n_frozen += n
     config = model.config
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 2 * 2 * config.num_hidden_layers * config.num_attention_heads * head_width * length / 2
-    return 4 * frozen + 6 * trained + 3 * attention
+    return 4 * n_frozen + 6 * n_trainable + 3 * attention
 
 
 def shapes_of(options: argparse.Namespace) -> PretrainedConfig:
-    """The configuration of the model, smaller where that is asked for."""
+    """Returns the configuration of the model, with the width and number of layers of the options, if they are set."""
     config = config_of(options.model)
     if config.model_type not in ("qwen2", "qwen3"):
-        raise SystemExit(f"error: --model: got the type {config.model_type!r}, expected qwen2 or qwen3.")
+        raise SystemExit(
+            f"error: --model: got the model type {config.model_type!r}, expected qwen2 or qwen3. Choose a Qwen model."
+        )
     if options.width:
         config.intermediate_size = int(config.intermediate_size * options.width / config.hidden_size) // 64 * 64
         config.hidden_size, config.head_dim, config.vocab_size = options.width, 64, 1000
@@ -118,36 +124,47 @@ def shapes_of(options: argparse.Namespace) -> PretrainedConfig:
 
 
 def n_parameters(model: nn.Module) -> int:
-    """Of a quantized matrix as many as it stands for."""
+    """Returns the number of parameters. A quantized matrix counts with its original shape."""
     packed = [p.quant_state.shape.numel() if hasattr(p, "quant_state") else p.numel() for p in model.parameters()]
     return sum(packed)
 
 
 def main() -> None:
     parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="Qwen/Qwen-7B", help="whose shapes: a Hub id or a directory")
-    parser.add_argument("--load_in_4bit", action="store_true")
-    parser.add_argument("--layers", type=int, default=None, help="fewer layers than the model has")
-    parser.add_argument("--width", type=int, default=None, help="another width, all else in proportion")
-    parser.add_argument("--n_rows", type=int, default=32, help="rows of an optimizer step")
-    parser.add_argument("--length", type=int, default=512, help="tokens of each row")
-    parser.add_argument("--max_tokens", type=int, default=8192, help="max_tokens_per_micro_batch")
-    parser.add_argument("--no_checkpointing", action="store_true", help="keep all activations")
-    parser.add_argument("--steps", type=int, default=4, help="optimizer steps; the first one warms up")
-    parser.add_argument("--torch_compile", action="store_true")
-    parser.add_argument("--attn_implementation", default=None)
-    parser.add_argument("--output_file", type=Path, default=None, help="JSON")
+    parser.add_argument(
+        "--model", default="Qwen/Qwen-7B", help="Model with the shapes to use: name on the Hub, or local directory."
+    )
+    parser.add_argument("--load_in_4bit", action="store_true", help="Quantize the base model to 4 bits (nf4).")
+    parser.add_argument("--layers", type=int, default=None, help="Number of layers (default: that of the model).")
+    parser.add_argument(
+        "--width",
+        type=int,
+        default=None,
+        help="Hidden size, with other sizes in proportion (default: that of the model).",
+    )
+    parser.add_argument("--n_rows", type=int, default=32, help="Rows per optimizer step.")
+    parser.add_argument("--length", type=int, default=512, help="Tokens per row.")
+    parser.add_argument("--max_tokens", type=int, default=8192, help="Tokens per micro-batch.")
+    parser.add_argument(
+        "--no_checkpointing", action="store_true", help="Keep all activations in memory (no gradient checkpointing)."
+    )
+    parser.add_argument(
+        "--steps", type=int, default=4, help="Optimizer steps, at least 2. The first one is not timed."
+    )
+    parser.add_argument("--torch_compile", action="store_true", help="Compile the model.")
+    parser.add_argument("--attn_implementation", default=None, help="Attention implementation of transformers.")
+    parser.add_argument("--output_file", type=Path, default=None, help="JSON file for the results.")
     options = parser.parse_args()
     if options.steps < 2:
-        parser.error(f"--steps: got {options.steps}, expected 2 or more: the first one warms up.")
+        parser.error(f"--steps: got {options.steps}, expected 2 or more, because the first step is not timed.")
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = shapes_of(options)
-    started = time.perf_counter()
+    start = time.perf_counter()
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS")
     model = fresh_adapter(random_base(config, device, options.load_in_4bit), lora, seed=0)
     model.to(device)
-    made_in = time.perf_counter() - started
+    seconds_to_make = time.perf_counter() - start
     generator = torch.Generator().manual_seed(0)
     n = options.n_rows
     rows = Dataset.from_dict(
@@ -172,7 +189,7 @@ def main() -> None:
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not all(math.isfinite(loss) for loss in losses):
-        raise SystemExit(f"error: the losses are {losses}, expected finite ones")
+        raise SystemExit(f"error: Got the losses {losses}, expected finite numbers. The measurement is not valid.")
 
     seconds = sum(clock.seconds[1:]) / len(clock.seconds[1:])
     tokens_per_second = n * options.length / seconds
@@ -184,24 +201,24 @@ def main() -> None:
         n_rows=max(1, min(n, options.max_tokens // options.length)),
         gradient_checkpointing=not options.no_checkpointing,
     )  # fmt: skip
-    measured = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     report = {
         "settings": {**vars(options), "model": Path(options.model).name, "output_file": None},
         "device": hardware(),
         "n_parameters": n_parameters(model),
-        "seconds_to_make": made_in,
+        "seconds_to_make": seconds_to_make,
         "seconds_per_step": seconds,
         "rows_per_second": n / seconds,
         "tokens_per_second": tokens_per_second,
         "tflops_per_second": flops / 1e12,
         "utilisation": None if peak_flops is None else flops / peak_flops,
-        "peak_bytes": measured,
+        "peak_bytes": peak_bytes,
         "estimated_peak_bytes": estimate.peak,
         "losses": losses,
     }
     print(json.dumps(report, indent=2))
-    if measured is None:
-        print(f"Not a GPU: peak memory was not measured. The estimate is {gib(estimate.peak)} GiB.")
+    if peak_bytes is None:
+        print(f"Peak memory is measured on GPUs only. The estimate is {gib(estimate.peak)} GiB.")
     if options.output_file:
         options.output_file.write_text(json.dumps(report, indent=2) + "\n")
 

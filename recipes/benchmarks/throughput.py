@@ -1,16 +1,16 @@
-"""Rows per second of WeakToStrongTrainer beside transformers.Trainer: same model, same rows, same optimizer steps.
+"""Compares the speed of WeakToStrongTrainer and transformers.Trainer with the same model, rows and optimizer steps.
 
     python recipes/benchmarks/throughput.py
 
-Two comparisons, of rows of mixed length:
+There are two comparisons, with rows of mixed length:
 
-- at equal micro-batches: whether ours costs anything where both do the same;
-- for one optimizer step: ours with a budget of tokens beside Trainer with the micro-batch that suits it best, found
-  among --micro_batches.
+- With equal micro-batches, both do the same work, and the ratio shows the overhead of ours.
+- With equal optimizer steps, ours has a budget of tokens per micro-batch, and Trainer has the fastest of
+  --micro_batches.
 
---torch_compile, --group_by_length and --bf16 each add all contenders again, with that argument. Prints ratios (ours /
-Trainer), medians over alternating repetitions, and writes them to --output_file as JSON. Random weights: speed does
-not depend on what a model knows.
+--torch_compile, --group_by_length and --bf16 each add all contenders again with that argument. The script prints
+ratios of speed (ours / Trainer), which are medians over alternating repetitions, and writes them to --output_file as
+JSON. Weights are random, because speed does not depend on their values.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from w2s_hf.command_line import CommandLine
 from w2s_hf.config import hardware
 from w2s_hf.experiments.cache import library_versions
 
-# Arguments that both trainers have, by the name of the option that adds contenders with them.
+# Arguments of both trainers, by the name of the option that adds contenders with them.
 VARIANTS = {
     "torch_compile": {"torch_compile": True},
     "group_by_length": {"train_sampling_strategy": "group_by_length"},
@@ -54,10 +54,10 @@ class Contender:
 
     Args:
         trainer (`type`): [`~transformers.Trainer`] or [`WeakToStrongTrainer`].
-        micro_batch (`int`, *optional*): Rows of a forward pass; with `None` a budget of tokens cuts the batch.
+        micro_batch (`int`, *optional*): Rows per forward pass. With `None`, micro-batches have a budget of tokens.
         variant (`str`, *optional*): One of `VARIANTS`.
-        predicts (`bool`): Whether its prediction is timed, which depends on no micro-batch.
-        seconds (`dict[str, list[float]]`): Of `train` and `predict`, of each repetition.
+        predicts (`bool`): Whether predictions are timed. Their speed does not depend on the micro-batch.
+        seconds (`dict[str, list[float]]`): Seconds of `train` and `predict` by repetition.
     """
 
     trainer: type[Trainer]
@@ -94,7 +94,7 @@ class Contender:
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
-            use_cpu=not torch.accelerator.is_available(),  # or --bf16 asks for a GPU
+            use_cpu=not torch.accelerator.is_available(),  # else --bf16 requires a GPU
             **kwargs,
         )
         trainer = self.trainer(
@@ -107,17 +107,20 @@ class Contender:
         return trainer
 
     def ratio_to(self, other: "Contender", task: str) -> float:
-        """Of speeds; the median over pairs of one repetition."""
+        """Returns the ratio of speeds, as the median over repetitions."""
         pairs = zip(other.seconds[task], self.seconds[task], strict=True)
         return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
 def contenders_of(options: argparse.Namespace) -> list[Contender]:
-    """Of every variant Trainer at all micro-batches, ours at those that are to be equal and with a token budget."""
+    """
+    Returns, for every variant, Trainer with all micro-batches, and ours with `--equal_micro_batches` and with a token
+    budget.
+    """
     equal, contenders = options.equal_micro_batches, []
     for variant in (None, *(name for name in VARIANTS if getattr(options, name))):
         for size in sorted({*options.micro_batches, *equal}):
-            # Those that are compared run one after the other: the speed of a machine is not the same all day.
+            # Contenders that are compared run one after the other, because the speed of a machine changes over time.
             trainers = [Trainer, *([WeakToStrongTrainer] if size in equal else [])]
             predicts = variant is None and size == equal[-1]
             contenders += [Contender(trainer, size, variant, predicts) for trainer in trainers]
@@ -126,32 +129,34 @@ def contenders_of(options: argparse.Namespace) -> list[Contender]:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    start = time.perf_counter()
     run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - start
 
 
 def time_all(contenders: list[Contender], options: argparse.Namespace, rows: Dataset) -> None:
-    """Every repetition trains all models on; the first one, in which models are compiled, too, warms up."""
+    """Trains all models in each repetition. The first one is a warm-up, which includes compilation, and is not "
+    "timed."""
     with tempfile.TemporaryDirectory() as directory:
         trainers = [contender.make(options, rows, directory) for contender in contenders]
         for repetition in range(options.repetitions + 1):
             for contender, trainer in list(zip(contenders, trainers, strict=True))[:: -1 if repetition % 2 else 1]:
-                taken = {"train": seconds(trainer.train)}
+                times = {"train": seconds(trainer.train)}
                 if contender.predicts:
                     predict = trainer.predict_proba if contender.is_ours else trainer.predict
-                    taken["predict"] = seconds(lambda predict=predict: predict(rows))
+                    times["predict"] = seconds(lambda predict=predict: predict(rows))
                 if repetition:
-                    for task, value in taken.items():
+                    for task, value in times.items():
                         contender.seconds.setdefault(task, []).append(value)
 
 
 def summarise(contenders: list[Contender], n_rows: int) -> list[dict]:
     """
-    What was timed, each beside the contender that it is to be compared with: at equal micro-batches Trainer with the
-    same ones, and with a budget of tokens the fastest Trainer of all with the same variant.
+    Returns one result per contender and task, with the ratio to the contender that it is compared with. With a
+    micro-batch, this is Trainer with the same micro-batch. With a budget of tokens, it is the fastest Trainer of the
+    same variant.
     """
 
     def plain(task: str, variant: str | None) -> list[Contender]:
@@ -188,36 +193,39 @@ def print_results(results: list[dict]) -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--n_layers", type=int, default=4)
-    parser.add_argument("--n_rows", type=int, default=320)
-    parser.add_argument("--batch_size", type=int, default=32, help="rows of an optimizer step")
+    parser.add_argument("--width", type=int, default=256, help="Hidden size of the model.")
+    parser.add_argument("--n_layers", type=int, default=4, help="Layers of the model.")
+    parser.add_argument("--n_rows", type=int, default=320, help="Rows per epoch.")
+    parser.add_argument("--batch_size", type=int, default=32, help="Rows per optimizer step.")
     parser.add_argument(
-        "--micro_batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="of Trainer, rows at once"
+        "--micro_batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="Rows per forward pass of Trainer."
     )
+    parser.add_argument("--equal_micro_batches", type=int, nargs="+", default=[8, 32], help="Micro-batches of both.")
+    parser.add_argument("--eval_batch_size", type=int, default=16, help="Rows per batch of a prediction.")
+    parser.add_argument("--mean_length", type=int, default=145, help="Mean tokens per row.")
+    parser.add_argument("--max_length", type=int, default=512, help="Largest number of tokens of a row.")
+    parser.add_argument("--token_budget", type=int, default=1024, help="Padded tokens per micro-batch of ours.")
+    parser.add_argument("--torch_compile", action="store_true", help="Add contenders with compiled models.")
     parser.add_argument(
-        "--equal_micro_batches", type=int, nargs="+", default=[8, 32], help="those at which ours is measured, too"
+        "--group_by_length", action="store_true", help="Add contenders with batches of similar length."
     )
-    parser.add_argument("--eval_batch_size", type=int, default=16)
-    parser.add_argument("--mean_length", type=int, default=145)
-    parser.add_argument("--max_length", type=int, default=512)
-    parser.add_argument("--token_budget", type=int, default=1024, help="max_tokens_per_micro_batch of ours")
-    parser.add_argument("--torch_compile", action="store_true", help="add contenders with compiled models")
-    parser.add_argument("--group_by_length", action="store_true", help="add contenders with rows of like length")
-    parser.add_argument("--bf16", action="store_true", help="add contenders under autocast")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--output_file", default=None)
+    parser.add_argument("--bf16", action="store_true", help="Add contenders with bfloat16 autocast.")
+    parser.add_argument("--repetitions", type=int, default=5, help="Timed epochs of each contender.")
+    parser.add_argument("--output_file", default=None, help="JSON file for the results.")
     options = parser.parse_args()
-    odd = [size for size in (*options.micro_batches, *options.equal_micro_batches) if options.batch_size % size]
-    if odd:
-        parser.error(f"got a micro-batch of {odd[0]} rows, expected a divisor of --batch_size {options.batch_size}.")
+    sizes = (*options.micro_batches, *options.equal_micro_batches)
+    if undivided := [size for size in sizes if options.batch_size % size]:
+        parser.error(
+            f"Got a micro-batch of {undivided[0]} rows, expected a divisor of --batch_size {options.batch_size}. "
+            "Change one of them."
+        )
     return options
 
 
 def main() -> None:
     options = parse_options()
     if options.torch_compile:
-        # All contenders compile the same functions, and beyond so many versions of one torch runs it as it is.
+        # All contenders compile the same functions. Beyond this number of versions, torch would not compile them.
         torch._dynamo.config.recompile_limit = 256
     contenders = contenders_of(options)
     time_all(contenders, options, token_rows(options.n_rows, options.mean_length, options.max_length, VOCAB_SIZE))

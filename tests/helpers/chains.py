@@ -1,4 +1,4 @@
-"""Bootstrapped chains of small students, and what is compared of them."""
+"""Bootstrapping chains of small students, and functions that compare them."""
 
 import hashlib
 from pathlib import Path
@@ -23,27 +23,27 @@ SPECIAL = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id
 
 
 def student(link: int, num_labels: int = 2):
-    """Of link 0, 1, 2: larger and larger; the weights are drawn when it is called."""
+    """Returns the model of link 0, 1 or 2, with new random weights. Models grow with the link."""
     size = {"hidden_size": 16 * (link + 1), "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     return LlamaForSequenceClassification(LlamaConfig(num_labels=num_labels, **size, **SPECIAL))
 
 
 def three_parts(seed: int = 0) -> list[Dataset]:
-    """Only the first has labels."""
+    """Returns one dataset per link. Only the first has labels."""
     return [make_rows(16, "soft" if link == 0 else "none", seed=seed + link) for link in range(N_LINKS)]
 
 
 def bootstrap(
     output_dir, rows=None, model_init=student, n_links=N_LINKS, tokenizer=None, cls=BootstrapTrainer, **kwargs
 ):
-    """A trainer; keyword arguments that it does not take are training arguments."""
-    own = ("callbacks", "compute_metrics", "eval_dataset", "optimizers", "peft_config")
-    given = {name: kwargs.pop(name) for name in own if name in kwargs}
-    # 16 rows in steps of 8: the last of 3 steps is not the last of an epoch.
+    """Returns a trainer. Keyword arguments that it does not accept are training arguments."""
+    names = ("callbacks", "compute_metrics", "eval_dataset", "optimizers", "peft_config")
+    options = {name: kwargs.pop(name) for name in names if name in kwargs}
+    # With 16 rows in steps of 8, the last of 3 steps is not the last step of an epoch.
     args = arguments(output_dir, BootstrapConfig, **({"lr_scheduler_type": "linear"} | kwargs))
     tokenizer = make_tokenizer() if tokenizer is None else tokenizer
     rows = three_parts() if rows is None else rows
-    return cls(model_init, n_links, args, train_dataset=rows, processing_class=tokenizer, **given)
+    return cls(model_init, n_links, args, train_dataset=rows, processing_class=tokenizer, **options)
 
 
 def state_of(output_dir: Path, link: int) -> TrainerState:
@@ -51,7 +51,7 @@ def state_of(output_dir: Path, link: int) -> TrainerState:
 
 
 def files(*directories: Path) -> dict[str, str]:
-    """Hash of each file."""
+    """Returns the hash of each file."""
     return {
         str(file): hashlib.sha256(file.read_bytes()).hexdigest()
         for directory in directories
@@ -65,7 +65,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_chain(one: Path, other: Path) -> None:
-    """Students and labels, whichever files tell of times and paths."""
+    """Checks that students and labels are the same. Files with times and paths are not compared."""
     for link in range(1, N_LINKS + 1):
         ours, theirs = weights(one / f"link-{link}"), weights(other / f"link-{link}")
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), link

@@ -1,4 +1,4 @@
-"""Compares two `results.json` without their times, and lists what differs.
+"""Compares two `results.json` without their times, and lists the differences.
 
 python tests/helpers/compare_results.py A/results.json B/results.json
 """
@@ -30,9 +30,9 @@ def main() -> None:
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     first, second = (json.loads(Path(path).read_text(encoding="utf-8")) for path in sys.argv[1:])
-    found = list(differences(first, second))
-    print("\n".join(found) or "equal, times apart")
-    sys.exit(bool(found))
+    lines = list(differences(first, second))
+    print("\n".join(lines) or "equal except for times")
+    sys.exit(bool(lines))
 
 
 if __name__ == "__main__":

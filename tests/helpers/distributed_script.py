@@ -1,4 +1,4 @@
-"""Run by test_distributed.py on one and on two ranks: trains and predicts, and writes what rank 0 saw."""
+"""Trains and predicts on one or two ranks for test_distributed.py. Rank 0 writes the results."""
 
 import json
 import logging
@@ -28,7 +28,10 @@ class CutsAlike(WeakToStrongTrainer):
 
 
 def cut_alike(directory: Path, cut: dict, trajectories: dict) -> list[list[int]]:
-    """Forward passes of both ranks where each cuts as it likes, and where all must make as many, as under FSDP."""
+    """
+    Returns the number of forward passes of both ranks, first with independent micro-batches, and then with equal
+    numbers of micro-batches as for FSDP.
+    """
     n_passes = []
     for name, trainer_class in (("tokens", CutsFreely), ("tokens, cut alike", CutsAlike)):
         model, passes = make_model("llama"), []
@@ -40,7 +43,7 @@ def cut_alike(directory: Path, cut: dict, trajectories: dict) -> list[list[int]]
 
 
 def said_at_the_start(directory: Path) -> list[str]:
-    """The warning or the error about rows that cannot be split so that each is trained on once."""
+    """Returns the warnings and errors about rows that cannot be split so that each row is trained on once."""
     messages, logger = [], logging.getLogger("w2s_hf.trainers.epochs")
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
@@ -49,7 +52,7 @@ def said_at_the_start(directory: Path) -> list[str]:
     once = {"max_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
     by_itself = {"accelerator_config": {"dispatch_batches": False}}
     train(student(0), make_tokenizer(), directory, rows.to_iterable_dataset(), **once, **by_itself)
-    if Version(accelerate.__version__) >= Version("1.11"):  # before, it refuses this sampler on several processes
+    if Version(accelerate.__version__) >= Version("1.11"):  # older versions refuse this with several processes
         train(student(0), make_tokenizer(), directory, rows, train_sampling_strategy="batch_rebalance", **once)
     try:
         by_itself = {"per_device_train_batch_size": 4, "accelerator_config": {"even_batches": False}}
@@ -68,7 +71,7 @@ def main(output: Path) -> None:
     result = {"world": world, "trajectories": {}}
     cuts = {
         "whole": {"per_device_train_batch_size": 8 // world},
-        # Ranks cut their rows differently: the row lengths differ.
+        # Ranks form different micro-batches, because the lengths of their rows differ.
         "tokens": {"per_device_train_batch_size": 8 // world, "max_tokens_per_micro_batch": 40},
     }
     uneven = train_all(output.parent / "uneven", world)
@@ -77,7 +80,7 @@ def main(output: Path) -> None:
     if world > 1:
         result["said"] = said_at_the_start(output.parent / "said")
         result["alike"] = cut_alike(output.parent, cuts["tokens"], result["trajectories"])
-    # A remainder batch: 21 rows in batches of 4 a rank.
+    # The last batch is incomplete: 21 rows in batches of 4 per rank.
     trainer = WeakToStrongTrainer(
         model=make_model("llama"),
         args=arguments(output.parent, per_device_eval_batch_size=4),
@@ -98,17 +101,17 @@ def main(output: Path) -> None:
     tokenizer = make_character_tokenizer()
     model = make_language_model(tokenizer).eval()
     prompts = [f"{'abc de ' * (number % 5)}f{number}:" for number in range(21)]
-    made = complete(model, tokenizer, prompts, max_new_tokens=6, batch_size=4, keep=output.parent / "kept")
+    completions = complete(model, tokenizer, prompts, max_new_tokens=6, batch_size=4, keep=output.parent / "kept")
     again = complete(model, tokenizer, prompts, max_new_tokens=6, batch_size=4, keep=output.parent / "kept")
-    result["completions"] = [[completion.text, completion.is_cut] for completion in made]
-    result["kept"] = again == made and len(list((output.parent / "kept").glob("rank*.jsonl"))) == world
+    result["completions"] = [[completion.text, completion.is_cut] for completion in completions]
+    result["kept"] = again == completions and len(list((output.parent / "kept").glob("rank*.jsonl"))) == world
     if state.is_main_process:
         output.write_text(json.dumps(result))
         torch.save(uneven, output.with_suffix(".pt"))
     if dist.is_initialized():
         dist.barrier()
-        # Without a teardown: the models hold their process group, and torch may wait for ever for a thread of gloo
-        # when they go after it.
+        # Exit without teardown. The models refer to their process group, and torch may wait forever for a thread of
+        # gloo if they are deleted after it.
         os._exit(0)
 
 

@@ -1,7 +1,9 @@
 """
-Simulates how often `aux_start="agreement"` starts by chance: python tests/helpers/false_starts.py (about a minute).
+Simulates how often `aux_start="agreement"` starts by chance.
 
-The student predicts each row at random, and the same in every epoch.
+python tests/helpers/false_starts.py    # takes about a minute
+
+The student predicts each row at random, with the same prediction in every epoch.
 """
 
 import numpy as np
@@ -10,7 +12,7 @@ from w2s_hf.trainers.agreement import agreement_beyond_chance, latest_half
 
 
 def share_of_starts(n_rows: int, n_epochs: int, n_trainings: int, agreement: float = 0.5, step: int = 16) -> float:
-    """Returns the share of trainings in which a student that agrees with a share of its labels starts the term."""
+    """Returns the share of trainings in which the term starts, for a student with this agreement with its labels."""
     rng = np.random.default_rng(0)
     return float(np.mean([_starts(rng, n_rows, n_epochs, agreement, step) for _ in range(n_trainings)]))
 

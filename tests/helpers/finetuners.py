@@ -1,4 +1,4 @@
-"""A finetuner of each setting."""
+"""Finetuners of all settings."""
 
 from types import SimpleNamespace
 
@@ -30,12 +30,12 @@ def rows_of(kind: str) -> Dataset:
 
 
 def splits_of(class_names=("no", "yes")) -> SimpleNamespace:
-    """What a finetuner reads of splits."""
+    """Returns the attributes of splits that a finetuner reads."""
     return SimpleNamespace(provenance={}, task=SimpleNamespace(class_names=class_names))
 
 
 def finetuner_of(kind: str, tmp_path, model_path) -> tuple[Finetuner, Dataset]:
-    """A finetuner of a setting, and its rows; the model is put on disk."""
+    """Returns a finetuner of a setting and its rows, and saves the model that it loads."""
     if kind == "chess":
         make_language_model(make_character_tokenizer()).save_pretrained(model_path)
         make_character_tokenizer().save_pretrained(model_path)

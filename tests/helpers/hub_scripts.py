@@ -1,4 +1,4 @@
-"""What processes of `test_hub_end_to_end.py` do, each with a Hub of its own: `hub_scripts.py NAME FOLDER`."""
+"""Scripts that `test_hub_end_to_end.py` runs in separate processes: `hub_scripts.py NAME FOLDER`."""
 
 import gc
 import json
@@ -34,7 +34,7 @@ def logits_of(model: torch.nn.Module) -> list:
 
 
 def trainers(folder: Path) -> None:
-    """Trains a student with each trainer on a 4-bit base of the Hub, and pushes it."""
+    """Trains a student with each trainer on a 4-bit base model from the Hub, and pushes it."""
     texts = [f"w{index} w{index * 7 % 60} w{index * 3 % 60}" for index in range(8)]
     lora = LoraConfig(r=4, target_modules="all-linear")
     kinds = {
@@ -74,7 +74,7 @@ def trainers(folder: Path) -> None:
 
 
 def load(folder: Path) -> None:
-    """Loads what the Hub has, as the cards say."""
+    """Loads students and labels from the Hub with the code of the cards."""
     cards = json.loads((folder / "snippets.json").read_text())
     logits = {}
     for name, snippet in cards.items():
@@ -89,5 +89,5 @@ def load(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    gc.freeze()  # as `imported_modules_are_no_garbage` of the tests
+    gc.freeze()  # as the fixture `imported_modules_are_no_garbage` does in the tests
     {"trainers": trainers, "load": load}[sys.argv[1]](Path(sys.argv[2]))

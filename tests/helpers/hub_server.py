@@ -1,13 +1,12 @@
 """
-A Hub on the loopback interface, for the real client: repositories, commits, LFS, downloads, in memory.
+A Hub on the loopback interface for the real client. Repositories, commits, LFS and downloads are in memory.
 
-It checks what the real one checks as far as that is known: the bearer token of every write, the sha256 of what is
-uploaded to LFS, that a commit names only LFS objects that were uploaded, that nothing binary comes as a regular file,
-that the front matter of a README is YAML and its `model-index` well formed. Commits are kept, and served by their
-hash.
+It makes the checks of the real Hub that are known: the bearer token of every write, the sha256 of uploads to LFS, that
+a commit refers only to uploaded LFS objects, that binary files are not regular files, that the metadata of a README is
+YAML, and that its `model-index` has the right form. All commits are served by their hash.
 
-It cannot tell what Xet transfers (the client must be told to leave it: `HF_HUB_DISABLE_XET=1`), multipart uploads,
-rate limits, or what else huggingface.co knows of metadata.
+It does not support Xet (set `HF_HUB_DISABLE_XET=1` for the client), multipart uploads, rate limits, or other checks of
+metadata by huggingface.co.
 
     with LoopbackHub() as hub:
         subprocess.run([...], env={**os.environ, **hub.environment(tmp_path)})
@@ -29,13 +28,13 @@ import yaml
 
 TOKEN = "hf_loopback_token_of_nobody"
 _PLURALS = {"models": "model", "datasets": "dataset", "spaces": "space"}
-# What huggingface.co keeps in LFS whatever is in it, by its default .gitattributes.
+# Files that are always in LFS, by the default .gitattributes of huggingface.co.
 _LFS = (".safetensors", ".parquet", ".bin", ".model")
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A state of a repository: content by path. Never changed."""
+    """An immutable state of a repository, with content by path."""
 
     sha: str
     message: str
@@ -46,7 +45,7 @@ class Commit:
 @dataclass
 class Repository:
     private: bool
-    commits: list[Commit] = field(default_factory=list)  # pushed; a new repository has the empty state
+    commits: list[Commit] = field(default_factory=list)  # pushed commits; a new repository has none
 
     @property
     def head(self) -> Commit:
@@ -59,7 +58,7 @@ class Repository:
 
 
 class Refused(Exception):
-    """An answer other than 200."""
+    """A response with another status than 200."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **body):
         super().__init__(message)
@@ -68,13 +67,14 @@ class Refused(Exception):
 
 class LoopbackHub:
     """
-    The server, and what has reached it.
+    The server with its repositories and the requests that it received.
 
     Attributes:
-        repositories (`dict[tuple[str, str], Repository]`): By type and id.
-        requests (`list[tuple[str, str]]`): Method and path, in order.
-        faults (`list[Callable]`): Called with method, path and handler before each request; may raise [`Refused`], or
-            return True for "the connection is cut".
+        repositories (`dict[tuple[str, str], Repository]`): Repositories by type and id.
+        requests (`list[tuple[str, str]]`): Methods and paths of requests, in order.
+        faults (`list[Callable]`): Functions that are called with method, path and handler before each request. A
+        function
+            can raise [`Refused`], or return True to close the connection.
     """
 
     def __init__(self):
@@ -100,17 +100,17 @@ class LoopbackHub:
         self.close()
 
     def close(self) -> None:
-        """The Hub is gone: connections are refused from now on."""
+        """Stops the server. Connections are refused afterwards."""
         self._server.shutdown()
         self._server.server_close()
 
     def reset(self) -> None:
-        """As it was at the start, at the same address."""
+        """Restores the state at the start, with the same address."""
         for part in (self.repositories, self.objects, self.requests, self.faults):
             part.clear()
 
     def environment(self, home: Path) -> dict[str, str]:
-        """What a process needs to take this for the Hub; its cache is below `home`."""
+        """Returns environment variables for a process that uses this Hub, with a cache below `home`."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": TOKEN,
@@ -122,7 +122,7 @@ class LoopbackHub:
         }
 
     def add(self, repo_id: str, directory: Path, repo_type: str = "model") -> str:
-        """A repository that is there from the start. Returns its commit."""
+        """Adds a repository with the files of a directory. Returns its commit."""
         files = {file.relative_to(directory).as_posix(): file.read_bytes() for file in directory.rglob("*.*")}
         repository = self.repositories[repo_type, repo_id] = Repository(False)
         self.commit(repository, files, frozenset(name for name in files if name.endswith(_LFS)), "Initial")
@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_hub: LoopbackHub
 
     def log_message(self, *args):
-        """Nothing on stderr."""
+        """Writes nothing to stderr."""
 
     def do_GET(self):
         self._serve()
@@ -169,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer()
         except Refused as refused:
             headers = {"X-Error-Message": str(refused)} | ({"X-Error-Code": refused.code} if refused.code else {})
-            # What was not read of the request must not be taken for the next one.
+            # The unread part of the request must not be parsed as the next request.
             self.close_connection = True
             self._send(refused.status, json.dumps(refused.body).encode(), headers | {"Connection": "close"})
 
@@ -268,22 +268,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _create(self) -> None:
         self._check_token()
-        asked = json.loads(self.body)
-        kind, owner = asked.get("type") or "model", asked.get("organization") or "somebody"
+        request = json.loads(self.body)
+        kind, owner = request.get("type") or "model", request.get("organization") or "somebody"
         if owner not in ("somebody", "me"):
             raise Refused(403, f"You don't have the rights to create a repo under {owner}")
-        repo_id = f"{owner}/{asked['name']}"
+        repo_id = f"{owner}/{request['name']}"
         url = f"{self.server_hub.url}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
         if (kind, repo_id) in self.server_hub.repositories:
             raise Refused(409, "You already created this repo", url=url)
-        private = asked.get("visibility") == "private" or bool(asked.get("private"))
+        private = request.get("visibility") == "private" or bool(request.get("private"))
         self.server_hub.repositories[kind, repo_id] = Repository(private)
         self._json({"url": url, "id": repo_id})
 
     def _validate(self) -> None:
-        asked = json.loads(self.body)
         errors = []
-        block = re.match(r"---\n(.*?)\n---(\n|$)", asked["content"], flags=re.S)
+        block = re.match(r"---\n(.*?)\n---(\n|$)", json.loads(self.body)["content"], flags=re.S)
         try:
             data = yaml.safe_load(block[1]) if block else {}
             for entry in data.get("model-index", []):
@@ -318,11 +317,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._check_token()
         self._repository("dataset" if prefix else "model", repo_id)
         objects = []
-        for asked in json.loads(self.body)["objects"]:
-            answer = {"oid": asked["oid"], "size": asked["size"]}
-            if asked["oid"] not in self.server_hub.objects:
+        for requested in json.loads(self.body)["objects"]:
+            oid = requested["oid"]
+            answer = {"oid": oid, "size": requested["size"]}
+            if oid not in self.server_hub.objects:
                 answer["actions"] = {
-                    "upload": {"href": f"{self.server_hub.url}/lfs/{asked['oid']}", "header": {}},
+                    "upload": {"href": f"{self.server_hub.url}/lfs/{oid}", "header": {}},
                     "verify": {"href": f"{self.server_hub.url}/lfs/verify", "header": {}},
                 }
             objects.append(answer)
@@ -336,8 +336,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _lfs_verify(self) -> None:
         self._check_token()
-        asked = json.loads(self.body)
-        if len(self.server_hub.objects.get(asked["oid"], b"")) != asked["size"]:
+        pointer = json.loads(self.body)
+        if len(self.server_hub.objects.get(pointer["oid"], b"")) != pointer["size"]:
             raise Refused(404, "no such object")
         self._json({})
 

@@ -1,6 +1,6 @@
 """
-`python -m w2s_hf.publish` in forks of one process that has its imports done, which saves three seconds each. The
-client reads the address of its Hub when it is imported, so the process knows one Hub.
+Runs `python -m w2s_hf.publish` in forks of one process with its imports done, which saves three seconds per run. The
+client reads the address of the Hub when it is imported, so one process serves one Hub.
 """
 
 import json
@@ -12,14 +12,14 @@ from pathlib import Path
 
 
 class HubWorker:
-    """The process, for the environment of a Hub."""
+    """The process, with the environment of a Hub."""
 
     def __init__(self, environment: dict[str, str]):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._process = subprocess.Popen([sys.executable, __file__], env={**os.environ, **environment}, **pipes)
 
     def publish(self, *argv, **environment) -> tuple[int, str]:
-        """The exit code, and what went to stderr."""
+        """Returns the exit code and the output on stderr."""
         with tempfile.NamedTemporaryFile("r") as stderr:
             job = {"argv": list(map(str, argv)), "environment": environment, "stderr": stderr.name}
             self._process.stdin.write(json.dumps(job) + "\n")

@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers made from configurations, rows of random tokens, and where real models are."""
+"""Tiny models and tokenizers, rows of random tokens, and the directories of real models."""
 
 import os
 from pathlib import Path
@@ -30,8 +30,8 @@ BATCH = {
 
 def real_model(name: str = "smollm2-135m") -> str:
     """
-    The directory of a pretrained model, for tests with the mark `real_data`: the decoder `smollm2-135m` or the encoder
-    `minilm-l6`. Skips the test where it is missing.
+    Returns the directory of a pretrained model for tests with the mark `real_data`: the decoder `smollm2-135m` or the
+    encoder `minilm-l6`. Skips the test if there is no such directory.
     """
     folder = REAL_MODELS / name
     if not (folder / "config.json").is_file():
@@ -40,7 +40,7 @@ def real_model(name: str = "smollm2-135m") -> str:
 
 
 def make_model(kind: str):
-    """A classifier with weights large enough that its predictions differ from row to row. Widths suit nf4."""
+    """Returns a classifier with weights so large that predictions differ between rows. Its widths suit nf4."""
     set_seed(0)
     common = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
     size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -65,13 +65,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def logits(model) -> torch.Tensor:
-    """The logits of `BATCH`, without dropout."""
+    """Returns the logits of `BATCH` without dropout."""
     with torch.no_grad():
         return model.eval()(**BATCH).logits.float()
 
 
 def make_rows(n: int, labels: str = "soft", seed: int = 0, n_classes: int = 2, lengths=(3, 30)) -> Dataset:
-    """`n` rows of random tokens of mixed length, with labels of the kind asked for."""
+    """Returns `n` rows of random tokens of mixed length, with labels of the kind `labels`."""
     rng = np.random.default_rng(seed)
     rows = {
         "id": [f"row-{index}" for index in range(n)],
@@ -89,7 +89,7 @@ def make_rows(n: int, labels: str = "soft", seed: int = 0, n_classes: int = 2, l
 
 
 def make_character_tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    """A token a character, which reads any transcript or FEN; texts decode to themselves."""
+    """Returns a tokenizer of characters, for transcripts and FENs. Texts decode to themselves."""
     characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 /-+#=.:\n"
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", *characters])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
@@ -101,7 +101,7 @@ def make_character_tokenizer(**special: str) -> PreTrainedTokenizerFast:
 
 
 def make_language_model(tokenizer: PreTrainedTokenizerFast, small: bool = False, **options) -> LlamaForCausalLM:
-    """A tiny Llama that reads 160 tokens; its weights are large enough that completions differ."""
+    """Returns a tiny Llama for 160 tokens, with weights so large that completions differ."""
     set_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -120,7 +120,7 @@ def make_language_model(tokenizer: PreTrainedTokenizerFast, small: bool = False,
 
 
 def merging_tokenizer(**options) -> PreTrainedTokenizerFast:
-    """Merges `:` and a space behind it, as a BPE without word boundaries may."""
+    """Returns a tokenizer that merges `:` and the space after it, as a BPE without word boundaries can."""
     characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 /-+#=.:\n"
     tokens = ["<pad>", "<eos>", *characters, ": "]
     backend = Tokenizer(models.BPE({token: n for n, token in enumerate(tokens)}, [(":", " ")]))

@@ -1,4 +1,4 @@
-"""The predictions of a run beside its `results.json`, and made-up ones."""
+"""Checks the predictions of a run against its `results.json`, and writes synthetic predictions."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ _DIRECT = {"same_rows": "direct", "all_rows": "direct_all"}
 
 
 def scores_of(run: SeedResult) -> dict:
-    """The score of each model of a seed by its role, as predictions have it."""
+    """Returns the score of each model of a seed by its role in the predictions."""
     scores = {"weak": run.weak, "ceiling": run.ceiling, "ceiling_plain": run.ceiling_plain}
     scores |= dict.fromkeys(["control"], *run.controls)
     for student in run.students:
@@ -27,13 +27,13 @@ def scores_of(run: SeedResult) -> dict:
 
 
 def check_predictions(folder: Path) -> pd.DataFrame:
-    """Checks that the predictions of a folder give the accuracies of its `results.json`, all of them; returns them."""
+    """Checks that the predictions of a folder give all accuracies of its `results.json`. Returns the predictions."""
     results, predictions = ExperimentResult.read(folder / "results.json"), read_predictions(folder / PREDICTIONS)
-    found = predictions.groupby(["seed", "role"])["correct"].agg(["mean", "size"])
+    accuracies = predictions.groupby(["seed", "role"])["correct"].agg(["mean", "size"])
     expected = {(run.seed, role): score for run in results.runs for role, score in scores_of(run).items()}
-    assert set(found.index) == set(expected)
+    assert set(accuracies.index) == set(expected)
     for key, score in expected.items():
-        assert found.loc[key].tolist() == [pytest.approx(score.accuracy), score.n], key
+        assert accuracies.loc[key].tolist() == [pytest.approx(score.accuracy), score.n], key
     assert not predictions.duplicated(["seed", "role", "id"]).any()
     if results.setting in ("classification", "reward"):
         probabilities = np.stack(list(predictions["prediction"]))
@@ -45,7 +45,7 @@ def check_predictions(folder: Path) -> pd.DataFrame:
 
 
 def write_made_up(folder: Path, seeds: list[int], predictions: dict[str, list[float]]) -> pd.DataFrame:
-    """Writes predictions of rows of class 1, from P(class 1) by role, and returns them as they are read."""
+    """Writes predictions for rows of class 1, given P(class 1) by role, and returns them as they are read."""
     tables = []
     for seed in seeds:
         by_role = {role: np.array([[1 - p, p] for p in values]) for role, values in predictions.items()}

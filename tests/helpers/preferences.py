@@ -1,4 +1,4 @@
-"""Pairs in TRL's preference formats."""
+"""Preference pairs in the formats of TRL."""
 
 from datasets import Dataset
 
@@ -33,7 +33,7 @@ def explicit_messages(prompt: str, chosen: str, rejected: str) -> dict:
 
 
 def pairs_of(make, n: int = 60, begin: int = 0) -> Dataset:
-    """Pairs about different things; words of the tests' tokenizer."""
+    """Returns different pairs with words of the tests' tokenizer."""
     return Dataset.from_list(
         [make(f"w{n % 50} w{n // 50} w1", f"w2 w{n % 47}", f"w3 w{n % 43} w4") for n in range(begin, begin + n)]
     )

@@ -1,11 +1,11 @@
-"""Rows of the table of puzzles, made up."""
+"""Synthetic rows of the table of chess puzzles."""
 
 import chess
 import numpy as np
 
 
 def random_rows(n: int, seed: int = 0) -> list[dict]:
-    """`n` rows of the table, each of a game of its own: random moves from the start."""
+    """Returns `n` rows of the table. Each is from another game, with random moves from the start."""
     rng, rows = np.random.default_rng(seed), []
     while len(rows) < n:
         board = chess.Board()

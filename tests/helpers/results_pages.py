@@ -1,4 +1,4 @@
-"""Made-up results of several seeds and methods, and a `tables.yaml` for them."""
+"""Synthetic results of several seeds and methods, and a `tables.yaml` for them."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ GAINS = {"naive": 0.03, "confidence": -0.06, "product": 0.05, "adaptive_confiden
 
 
 def score(model: str, correct: np.ndarray) -> dict:
-    """The entry of a model in `results.json`."""
+    """Returns the entry of a model in `results.json`."""
     ends = accuracy_interval(correct)
     return {"model": model, "revision": None, "accuracy": correct.mean(), "ci95": list(ends), "n": len(correct)}
 
@@ -24,7 +24,7 @@ def score(model: str, correct: np.ndarray) -> dict:
 def made_up_results(
     seeds: list[int], methods: list[str], weak: float = WEAK, ceiling: float = CEILING, zero_shot: bool = True
 ) -> dict:
-    """The content of a `results.json` whose accuracies are about these; `GAINS` is that of students over `weak`."""
+    """Returns the content of a `results.json` with about these accuracies. Students are above `weak` by `GAINS`."""
     runs, correct = [], _correct(seeds, methods, weak, ceiling)
     for seed, right in zip(seeds, correct, strict=True):
         students = []
@@ -86,7 +86,7 @@ def made_up_results(
 
 
 def _correct(seeds: list[int], methods: list[str], weak: float, ceiling: float) -> list[dict[str, np.ndarray]]:
-    """Returns for each seed and role which test rows the model predicts correctly."""
+    """Returns whether the model predicts each test row correctly, by seed and role."""
     rng = np.random.default_rng(0)
     levels = {"weak": weak, "ceiling": ceiling, **{name: weak + GAINS[name] for name in methods}}
     levels |= {"zero-shot": weak + 0.02, LINEAR_PROBE: weak + 0.05}
@@ -94,7 +94,7 @@ def _correct(seeds: list[int], methods: list[str], weak: float, ceiling: float) 
 
 
 def write_made_up_results(folder: Path, seeds: list[int], methods: list[str], zero_shot: bool = True) -> None:
-    """Writes [`made_up_results`] and the predictions that they are made of, all of rows of class 1."""
+    """Writes [`made_up_results`] and the predictions behind them. All rows have class 1."""
     folder.mkdir(parents=True)
     content = made_up_results(seeds, methods, zero_shot=zero_shot)
     (folder / "results.json").write_text(json.dumps(content))

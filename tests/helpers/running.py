@@ -1,4 +1,4 @@
-"""Recipes as their users run them: in a process of their own, in one that has its imports done, or in this one."""
+"""Runs recipes as users do: in a new process, in a fork of a process with its imports done, or in this process."""
 
 import gc
 import io
@@ -21,15 +21,15 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Fixtures that take over five seconds. Tests that use one are marked as slow.
+# Fixtures that take more than five seconds. Tests that use one are marked as slow.
 WHOLE_RUNS = {"analysed", "climbed", "finished", "pipeline", "pushed", "swept"}
-# Enough pretraining for a run, not for an effect: what these tests compare is runs.
+# Enough pretraining to compare runs, but not for a weak-to-strong effect.
 SMALL = "--demo_documents 1600 --n_train 160 --n_weak 96 --n_validation 40 --n_test 120".split()
-# Enough of a run for what every size of it shows. The second step of a training is on half a batch.
+# The smallest run with all steps. The second step of a training has half a batch.
 TINY = "--demo_documents 1600 --n_train 48 --n_weak 48 --n_validation 16 --n_test 40 --max_steps 3".split()
 
-# One server imports what the recipes import and does nothing else; its forks are processes that start there. They have
-# its hash seed, not that of `recipe` or `recipe_here`: what is compared must not hang on the order of a set.
+# One server process has the imports of the recipes done, and scripts start in its forks. They have the hash seed of
+# the server, not that of `recipe` or `recipe_here`, so comparisons must not depend on the order of sets.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     ["pytest", *(f"w2s_hf.experiments.{name}" for name in ("cli", "chess", "classification", "reward"))]
@@ -44,8 +44,8 @@ def recipe(*options, cache, name="boolq.py", launcher=(), cwd=None, **environmen
 
 def start(script: Path, *options, log: Path, **environment) -> BaseProcess:
     """
-    A script in a process of its own that has its imports done, which saves ten seconds. `log` gets `stdout` and
-    `stderr`. The method `kill` of the result is `kill -9`.
+    Starts a script in a process with its imports done, which saves ten seconds. The files `stdout` and `stderr` are in
+    `log`. The method `kill` of the result sends SIGKILL.
     """
     log.mkdir(exist_ok=True)
     for name in ("stdout", "stderr"):
@@ -62,14 +62,17 @@ def _run_script(argv: list[str], environment: dict[str, str], log: Path) -> None
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = argv
-    gc.freeze()  # as `imported_modules_are_no_garbage` of this process: half a second for every time that one collects
-    # A shell's background job ignores interrupts, and so would its children.
+    gc.freeze()  # as the fixture `imported_modules_are_no_garbage`: saves half a second per garbage collection
+    # Background jobs of a shell ignore interrupts, and so do their children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     runpy.run_path(argv[0], run_name="__main__")
 
 
 def forked(script: Path, *options, n_ranks=1, **environment) -> SimpleNamespace:
-    """`start`, and what came of it; of several ranks, with the variables that torchrun sets."""
+    """
+    Runs a script by `start` and returns its exit code and output. Several ranks get the environment variables of
+    torchrun.
+    """
     ranks = [{}]
     if n_ranks > 1:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -81,7 +84,7 @@ def forked(script: Path, *options, n_ranks=1, **environment) -> SimpleNamespace:
         deadline = time.monotonic() + 400
         while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
             if any(process.exitcode for process in processes):
-                break  # the other ranks would wait for it
+                break  # the other ranks would wait for the failed one
             time.sleep(0.01)
         for process in processes:
             process.kill()
@@ -92,25 +95,25 @@ def forked(script: Path, *options, n_ranks=1, **environment) -> SimpleNamespace:
 
 
 def recipe_here(*options, cache, name="boolq.py", cwd=None):
-    """The same in this process: what a second one would add is its imports, six seconds and more of them."""
+    """Runs a recipe in this process, which saves the six seconds or more of the imports."""
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
         patch.setenv("W2S_HF_CACHE", str(cache))
         patch.setattr("sys.argv", [str(ROOT / "recipes" / name), *map(str, options)])
-        patch.setattr(logging.root, "handlers", [])  # the recipe makes its own, for this stderr
+        patch.setattr(logging.root, "handlers", [])  # the recipe adds its own handler for this stderr
         if cwd is not None:
             patch.chdir(cwd)
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as ended:
             code = ended.code
-            if isinstance(code, str):  # as the interpreter does
+            if isinstance(code, str):  # the interpreter prints such a message and exits with 1
                 code, _ = 1, print(code, file=sys.stderr)
     return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
 def numbers(output: Path) -> dict:
-    """results.json without its clock."""
+    """Returns the content of results.json without times."""
     results = json.loads((output / "results.json").read_text())
     del results["wall_seconds"]
     return results

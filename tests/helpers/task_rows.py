@@ -1,4 +1,4 @@
-"""Rows of tasks, and what every task promises of its splits."""
+"""Rows of tasks, and checks of splits that hold for all tasks."""
 
 import os
 from collections import Counter
@@ -23,7 +23,7 @@ def real(name: str) -> str:
 
 
 def check(splits):
-    """What every task promises."""
+    """Checks the properties of the splits of any task."""
     groups, texts = {}, set()
     for name, part in splits.parts.items():
         assert np.mean(part["ground_truth"]) == 0.5
@@ -31,7 +31,7 @@ def check(splits):
         wrong = Counter(q for q, truth in zip(part["question"], part["ground_truth"], strict=True) if not truth and q)
         assert right == wrong, "as many right as wrong answers to each question"
         for group, text in zip(part["group"], part["text"], strict=True):
-            assert groups.setdefault(group, name) == name, "a group on two sides"
+            assert groups.setdefault(group, name) == name, "a group in two splits"
             text = " ".join(text.casefold().split())
             assert text and text not in texts, "a duplicate"
             texts.add(text)

@@ -1,4 +1,4 @@
-"""Small trainings of every trainer, their rows and their arguments."""
+"""Small trainings with all trainers, their rows and their arguments."""
 
 import copy
 
@@ -26,7 +26,7 @@ LORA = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=4)
 
 
 class Record(TrainerCallback):
-    """Loss and gradient norm of every optimizer step."""
+    """Records loss and gradient norm of every optimizer step."""
 
     def __init__(self):
         self.trajectory = []
@@ -66,7 +66,7 @@ def train(model, tokenizer, tmp_path, rows=None, *, trainer_class=WeakToStrongTr
 
 
 class Stop(TrainerCallback):
-    """Stops a training after its checkpoint of a step, as a kill would."""
+    """Stops a training after the checkpoint of a step, as if the process was killed."""
 
     def __init__(self, step: int):
         self.step = step
@@ -77,7 +77,7 @@ class Stop(TrainerCallback):
 
 
 def rows_of(n: int, first: int = 0) -> Dataset:
-    """Says the last letter of the prompt again."""
+    """Returns rows whose completion repeats the last letter of the prompt."""
     words = [f"{'abcdefgh'[number % 8] * (1 + number % 5)}{'xyz'[number % 3]}" for number in range(first, first + n)]
     return Dataset.from_dict({"prompt": [f"{word}:" for word in words], "completion": [f" {w[-1]}" for w in words]})
 
@@ -102,7 +102,7 @@ def reward_model(kind: str = "llama"):
 
 
 def make_pairs(n: int, soft_label=None, seed: int = 0) -> Dataset:
-    """`n` pairs of random tokens of mixed length; `soft_label` a number for all, or `"random"`."""
+    """Returns `n` pairs of random tokens of mixed length. `soft_label` is a number for all pairs, or `"random"`."""
     rng = np.random.default_rng(seed)
     sides = {
         name: [rng.integers(4, 64, rng.integers(3, 30)).tolist() for _ in range(n)]
@@ -120,7 +120,7 @@ def pair_arguments(tmp_path, cls=RewardPairConfig, **kwargs):
 
 
 def train_pairs(tmp_path, pairs, cls=RewardPairTrainer, model=None, **kwargs):
-    """The trainer, and loss and gradient norm of every step."""
+    """Trains, and returns the trainer with loss and gradient norm of every step."""
     record = Record()
     config = RewardPairConfig if cls is RewardPairTrainer else RewardConfig
     trainer = cls(

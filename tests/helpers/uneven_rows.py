@@ -1,4 +1,4 @@
-"""Trainings on numbers of rows that do not divide by ranks; run by distributed_script.py on one and on two ranks."""
+"""Trainings with numbers of rows that do not divide by the ranks. distributed_script.py runs them on 1 and 2 ranks."""
 
 import contextlib
 from functools import cache
@@ -35,32 +35,32 @@ BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
 
 
 def configurations() -> list[tuple[str, int, dict]]:
-    """Trainer, rows, options. `rows_per_step` is that of one step on all ranks, 8 by default."""
-    # The second epoch has another order, and the weights of the first.
+    """Returns trainer, number of rows and options. `rows_per_step` is the total of all ranks (8 by default)."""
+    # The second epoch has another order of rows, and continues from the weights of the first.
     twice = {"num_train_epochs": 2, "eval_strategy": "epoch"}
     confidence, soft = LOSSES[LOSS_TYPES.index("confidence")], {"soft_label": "random"}
-    found = [("chain", 11, twice)]
+    cases = [("chain", 11, twice)]
     for n_rows in ROWS:
         more = twice if n_rows == 11 else {}
-        found += [("classes", n_rows, loss | more) for loss in LOSSES]
-        found += [("pairs", n_rows, loss | soft | more) for loss in LOSSES]
-        found += [("pairs", n_rows, {"center_rewards_coefficient": 0.1} | more), ("completions", n_rows, more)]
+        cases += [("classes", n_rows, loss | more) for loss in LOSSES]
+        cases += [("pairs", n_rows, loss | soft | more) for loss in LOSSES]
+        cases += [("pairs", n_rows, {"center_rewards_coefficient": 0.1} | more), ("completions", n_rows, more)]
     for n_rows, cut in ((21, ACCUMULATED), (11, TOKENS)):
-        found += [("classes", n_rows, loss | cut) for loss in LOSSES]
-        found += [("pairs", n_rows, confidence | soft | cut), ("pairs", n_rows, cut)]
-    found += [("completions", 21, ACCUMULATED), ("completions", 11, BY_LENGTH | twice)]
-    # 57 rows have other groups in steps of 4 than in steps of 8.
-    found += [("classes", 21, confidence | TOKENS | ACCUMULATED), ("classes", 57, confidence | BY_LENGTH)]
-    # The students memorize the labels of these rows, so that the weight rises. Rows that fill a batch are not counted.
+        cases += [("classes", n_rows, loss | cut) for loss in LOSSES]
+        cases += [("pairs", n_rows, confidence | soft | cut), ("pairs", n_rows, cut)]
+    cases += [("completions", 21, ACCUMULATED), ("completions", 11, BY_LENGTH | twice)]
+    # With 57 rows, groups by length differ between steps of 4 and of 8 rows.
+    cases += [("classes", 21, confidence | TOKENS | ACCUMULATED), ("classes", 57, confidence | BY_LENGTH)]
+    # Students memorize the labels of these rows, so that the weight rises. Rows that fill up a batch do not count.
     by_agreement = {"aux_start": "agreement", "num_train_epochs": 3, "optim": "adamw_torch", "learning_rate": 0.01}
-    found += [("classes", 131, loss | by_agreement) for loss in (confidence, LOSSES[LOSS_TYPES.index("entropy")])]
+    cases += [("classes", 131, loss | by_agreement) for loss in (confidence, LOSSES[LOSS_TYPES.index("entropy")])]
     for cut in ({"dataloader_drop_last": True}, {"accelerator_config": {"split_batches": True}}):
-        found += [("classes", 21, confidence | cut), ("pairs", 21, cut), ("completions", 21, cut)]
-    return found
+        cases += [("classes", 21, confidence | cut), ("pairs", 21, cut), ("completions", 21, cut)]
+    return cases
 
 
 class Logged(TrainerCallback):
-    """The numbers that are logged, without times."""
+    """Records the logged numbers except times."""
 
     def __init__(self):
         self.entries = []
@@ -71,7 +71,8 @@ class Logged(TrainerCallback):
 
 
 def train(kind: str, n_rows: int, options: dict, directory: Path, world: int, stop: int | None = None) -> dict:
-    """The steps and the final weights of one training, which may be stopped after a step and resumed."""
+    """Trains, and returns steps and final weights. With `stop`, the training is stopped after that step and "
+    "resumed."""
     if stop is not None:
         with contextlib.suppress(KeyboardInterrupt):
             make(kind, n_rows, options, directory, world, [Stop(stop)]).train()
@@ -89,16 +90,16 @@ def train(kind: str, n_rows: int, options: dict, directory: Path, world: int, st
 
 @cache
 def datasets_of(kind: str, n_rows: int, soft_label: str | None) -> tuple[Dataset, Dataset]:
-    """Rows to train and to evaluate on."""
+    """Returns rows for training and evaluation."""
     if kind == "completions":
-        return rows_of(n_rows), rows_of(9, 40)  # of the last batch, all rows of the second rank are repeated
+        return rows_of(n_rows), rows_of(9, 40)  # in the last batch, the second rank has repeated rows only
     if kind == "pairs":
         return make_pairs(n_rows, soft_label), make_pairs(5, soft_label, seed=1)
     return make_rows(n_rows), make_rows(5, seed=1)
 
 
 def make(kind: str, n_rows: int, options: dict, directory: Path, world: int, callbacks: list):
-    """The trainer."""
+    """Returns the trainer of a configuration."""
     options = {**OPTIONS, **options}
     rows_per_step, soft_label = options.pop("rows_per_step", 8), options.pop("soft_label", None)
     split = options.get("accelerator_config", {}).get("split_batches") and world > 1
@@ -123,11 +124,11 @@ def make(kind: str, n_rows: int, options: dict, directory: Path, world: int, cal
 
 
 def train_all(directory: Path, world: int) -> dict[str, dict]:
-    """Every configuration, by its name."""
+    """Trains all configurations, and returns the results by name."""
     results = {}
     for number, (kind, n_rows, options) in enumerate(configurations()):
         results[f"{kind} {n_rows} {options}"] = train(kind, n_rows, options, directory / str(number), world)
-    # Stopped in the second epoch, which must be that of the second epoch on two ranks, too.
+    # Stopped in the second epoch, whose rows must have the same order after resuming, also on two ranks.
     twice = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "train_sampling_strategy": "random"}
     for kind, options in (("classes", twice), ("completions", twice | BY_LENGTH)):
         for name, stop in (("whole", None), ("resumed", 3)):
