@@ -191,7 +191,7 @@ def plot_weak_errors(entries: Sequence[dict], path: Path) -> None:
         path (`Path`): A `.png` file.
     """
     names = list(entries[0]["supervisors"])
-    shown = {name: _shown(name).replace(", ", ",\n") for name in names}
+    shown = {name: _shown(name).replace(", ", ",\n").replace("label in ", "label in\n") for name in names}
 
     def panel(*key: str, noted: bool = False, **options):
         values = {shown[name]: over_seeds(entries, "supervisors", name, *key) for name in names}
@@ -207,7 +207,7 @@ def plot_weak_errors(entries: Sequence[dict], path: Path) -> None:
     ceiling = float(over_seeds(entries, "ceiling").mean())
     supervisor = float(np.mean([over_seeds(entries, "supervisors", name, "supervisor").mean() for name in names]))
     width = 1.4 + 0.92 * len(names)
-    heights = {"super-\nvisors": supervisor, "strong\nceiling": ceiling}
+    heights = {"supervisors": supervisor, "strong\nceiling": ceiling}
     ylabel = f"test accuracy, n = {entries[0]['n_test']}"
     students = panel("accuracy", ylabel=ylabel, title="students", heights=heights, noted=True)
     title = "supervisor errors that the student repeats"
