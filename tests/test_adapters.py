@@ -304,8 +304,8 @@ def test_adapters_of_another_name_are_saved_where_students_are(base_of, tokenize
         assert torch.equal(logits(load_student(str(directory), dtype="float32")), logits(model))
     # The card and the file have sorted lists, because a set has another order in every process.
     names = ["k_proj", "o_proj", "q_proj", "v_proj"]
-    escaped = str(names).translate({ord("["): "&#91;", ord("]"): "&#93;"})
-    assert f"| adapters, target_modules | {escaped} |" in (tmp_path / "out" / "README.md").read_text()
+    shown = str(names).translate({ord("["): "&#91;", ord("]"): "&#93;"})
+    assert f"| adapters, target_modules | {shown} |" in (tmp_path / "out" / "README.md").read_text()
     student = fresh_adapter(model, lora(target_modules=names[::-1]))
     assert student.peft_config["default"].target_modules == names
 

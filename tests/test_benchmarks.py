@@ -81,7 +81,7 @@ def test_no_report_names_this_machine(pipeline):
 def test_another_order_of_rows_is_no_comparison_and_the_script_says_so(tmp_path):
     process, report = run("pipeline.py", f"{PIPELINE} --no_lora --train_sampling_strategy random", tmp_path)
     assert process.returncode == 1
-    assert "error: Got different results of ours" in process.stderr and "Traceback" not in process.stderr
+    assert "error: the results differ" in process.stderr and "Traceback" not in process.stderr
     assert not report["equality"]["is_equal"]
     # Makes sure that the models of the test above have learned from their rows, although their differences are small.
     assert all(difference > 1e-3 for difference in report["equality"]["largest_difference"].values())
@@ -147,7 +147,7 @@ def test_trainers_are_compared_at_equal_micro_batches_and_with_the_best(tmp_path
 
 def test_a_micro_batch_that_does_not_fill_the_step_is_refused(tmp_path):
     process, report = run("throughput.py", "--batch_size 8 --micro_batches 3", tmp_path)
-    assert process.returncode == 2 and "Got a micro-batch of 3 rows" in process.stderr and not report
+    assert process.returncode == 2 and "got a micro-batch of 3 rows" in process.stderr and not report
 
 
 def test_every_contender_takes_the_same_optimizer_steps(module, monkeypatch, tmp_path):
@@ -168,7 +168,7 @@ def test_a_student_of_random_weights_trains_and_is_counted(way, tmp_path):
     process, report = run("student_on_gpu.py", options, tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
     assert len(report["losses"]) == 2 and all(math.isfinite(loss) for loss in report["losses"])
-    assert report["peak_bytes"] is None and "Peak memory is measured on GPUs only" in process.stdout
+    assert report["peak_bytes"] is None and "peak memory was not measured" in process.stdout
     assert report["tokens_per_second"] == pytest.approx(32 / report["seconds_per_step"])
     mlp = 24_576 * 64 // 8192
     body = 2 * (4 * 64 * 64 + 3 * 64 * mlp)
@@ -201,14 +201,14 @@ def test_prompts_of_a_task_are_asked_once(tmp_path):
     options += " --tasks sst2 piqa boolq"
     process, report = run("prompts.py", options, tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
-    assert "Tasks without a folder in" in process.stdout and "| sst2 | 20 |" in process.stdout
+    assert "No rows in" in process.stdout and "| sst2 | 20 |" in process.stdout
     assert [(entry["task"], entry["form"], entry["n"]) for entry in report["results"]] == [
         ("sst2", "task", 20),
         ("sst2", "01", 20),
         ("piqa", "task", 20),
         ("piqa", "01", 20),
     ]
-    assert "piqa: skipped 2 rows that do not fit into 150 tokens" in process.stdout
+    assert "piqa: 2 rows do not fit into 150 tokens" in process.stdout
     assert report["model"] == "tiny" and str(tmp_path) not in json.dumps(report) and "a film" not in json.dumps(report)
     again, unchanged = run("prompts.py", options, tmp_path)
     assert "sst2: " in process.stdout and "sst2: " not in again.stdout and unchanged == report
@@ -224,14 +224,14 @@ def test_prompts_of_a_task_are_asked_once(tmp_path):
     tokenizer.save_pretrained(tmp_path / "other")
     for words in (("--n_test 20", "--n_test 10"), (str(tmp_path / "model"), str(tmp_path / "other"))):
         other, _ = run("prompts.py", options.replace(*words), tmp_path)
-        assert other.returncode == 2 and "has results of other settings" in other.stderr
+        assert other.returncode == 2 and "has the results of other settings" in other.stderr
 
     # Errors are raised before a model is loaded. An encoder would answer with random weights.
     make_model("bert").save_pretrained(tmp_path / "encoder")
     make_tokenizer().save_pretrained(tmp_path / "encoder")
     for old, new, words in (
         (str(tmp_path / "model"), str(tmp_path / "encoder"), "--model: encoder is of type 'bert'"),
-        (str(tmp_path / "data"), str(tmp_path / "nowhere"), "expected one of the folders sst2, piqa, boolq there"),
+        (str(tmp_path / "data"), str(tmp_path / "nowhere"), "expected a folder of rows in it, sst2, piqa"),
         ("--n_test 20", "--n_test 1", "--n_test: got 1, expected at least 2"),
     ):
         refused, _ = run("prompts.py", options.replace(old, new), tmp_path)

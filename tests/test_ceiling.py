@@ -111,7 +111,7 @@ def test_prompts_count_with_their_calibrated_thresholds():
     assert "before finetuning: zero-shot content free 0.750 [0.657, 0.825]." in warning
     (warning,) = ceiling_warnings(of({"accuracy": 0.5, "ci95": [0.404, 0.596]}, prompt | {"accuracy": 0.7}))
     assert "zero-shot 0.700" in warning and "zero-shot at median 0.800" in warning
-    assert "optimizer steps" not in warning, "older results do not have them"
+    assert "optimizer steps" not in warning, "results of before do not know them"
 
 
 @pytest.mark.parametrize("baseline", [

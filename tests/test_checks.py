@@ -1,4 +1,4 @@
-"""Tests of the errors that all trainers raise before the first step, and of the warnings that they log once."""
+"""What the trainers refuse before the first step, and what they say once: the same for all of them."""
 
 import dataclasses
 import logging
@@ -82,7 +82,7 @@ def model_for(kind: str):
 
 
 def trainer_for(kind: str, tmp_path, rows=None, *, model=None, config=None, **kwargs):
-    """Returns a trainer of a kind with eight rows. `config` replaces the arguments, or adds to them."""
+    """A trainer of a kind on eight rows; `config` replaces the arguments, or adds to them."""
     options = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1}
     options |= {"save_strategy": "no", "disable_tqdm": True, "gradient_checkpointing": False}
     is_changes = config is None or (isinstance(config, dict) and "output_dir" not in config)
@@ -120,7 +120,7 @@ def test_bf16_that_is_not_set_follows_the_device(config_class, tmp_path, monkeyp
     logging.Logger.warning_once.cache_clear()
     args = [config_class(**make, **more) for more in ({}, {"use_cpu": True}, {"bf16_full_eval": False})]
     assert not any(one.bf16 for one in args) and caplog.text.count("training in float32") == 1
-    assert not computes_in_bfloat16() and config_class(**make, use_cpu=True, bf16=True).bf16, "it was set"
+    assert not computes_in_bfloat16() and config_class(**make, use_cpu=True, bf16=True).bf16, "what is asked for stays"
     assert dataclasses.replace(args[0], seed=1).bf16 is False
     has_gpu = True
     assert config_class(**make).bf16 and not config_class(**make, use_cpu=True).bf16
@@ -138,7 +138,7 @@ def test_bf16_without_a_device_for_it_says_what_to_set(kind, name, tmp_path):
 
 @pytest.fixture
 def slow_cpu(monkeypatch):
-    """Simulates a CPU without instructions for bfloat16, and no GPU."""
+    """A CPU without instructions for bfloat16, and no GPU."""
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"architecture": "x86_64", "avx2": True})
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     monkeypatch.setattr("w2s_hf.config.is_torch_bf16_gpu_available", lambda: False)
@@ -198,15 +198,15 @@ def test_bfloat16_on_a_cpu_whose_instructions_torch_does_not_know_is_silent(slow
 def test_dtype_of_a_recipe_follows_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr("w2s_hf.config.is_torch_bf16_gpu_available", lambda: True)
     assert StudentConfig().resolved(use_cpu=False).dtype == "bfloat16"
-    assert StudentConfig().resolved(use_cpu=True).dtype == "float32", "also on a machine with a GPU"
-    assert StudentConfig(dtype="float16").resolved(use_cpu=True).dtype == "float16", "it was set"
-    assert StudentConfig(use_peft=False).resolved(use_cpu=True).dtype == "bfloat16", "as in the keys of cached steps"
+    assert StudentConfig().resolved(use_cpu=True).dtype == "float32", "on a machine with a GPU, too"
+    assert StudentConfig(dtype="float16").resolved(use_cpu=True).dtype == "float16", "a dtype that is given stays"
+    assert StudentConfig(use_peft=False).resolved(use_cpu=True).dtype == "bfloat16", "as in the keys of cached stages"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert StudentConfig().resolved(use_cpu=False).dtype == "float32", "emulation is slow"
     task, args = find_task("boolq"), WeakToStrongConfig(str(tmp_path), use_cpu=True, report_to="none")
     experiment = Experiment(task, setting_of(task), ClassificationArguments(), args, StudentConfig())
-    assert experiment.student_config.dtype == "float32", "it is in the keys of cached steps and in results"
+    assert experiment.student_config.dtype == "float32", "it is in the keys of stages and in results"
     with pytest.raises(ValueError, match="dtype: got 'auto' with 4-bit weights"):
         StudentConfig(load_in_4bit=True, dtype="auto")
 
@@ -216,14 +216,14 @@ def test_a_frozen_base_is_float32_where_bfloat16_is_slow(kind, tmp_path, monkeyp
     model_for(kind).save_pretrained(tmp_path / "base")
     WORDS.save_pretrained(tmp_path / "base")
     lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear")
-    name, dtypes = str(tmp_path / "base"), {}
+    name, found = str(tmp_path / "base"), {}
     for has_gpu in (False, True):
         monkeypatch.setattr("w2s_hf.config.is_torch_bf16_gpu_available", lambda has_gpu=has_gpu: has_gpu)
         loaded = load_student(name, task_type="REWARD" if kind == "pairs" else "SEQ_CLS")
         args = CONFIGS[kind](output_dir=str(tmp_path / "out"), report_to="none", use_cpu=not has_gpu, bf16=False)
         model = trainer_for(kind, tmp_path, config=args, model=name, peft_config=lora).model
-        dtypes[has_gpu] = [part.get_input_embeddings().weight.dtype for part in (loaded, model)]
-    assert dtypes == {False: [torch.float32] * 2, True: [torch.bfloat16] * 2}
+        found[has_gpu] = [part.get_input_embeddings().weight.dtype for part in (loaded, model)]
+    assert found == {False: [torch.float32] * 2, True: [torch.bfloat16] * 2}
 
 
 @pytest.mark.parametrize("kind", ["classifier", "bootstrap"])
@@ -261,14 +261,14 @@ def _disabled(model):
 
 
 def _merged(model):
-    """The head would be trainable, but the adapters would not."""
+    """A classifier's head would train, and its adapters would not."""
     student = _lora(model)
     student.merge_adapter()
     return student
 
 
 def _other_adapter(model):
-    """The active adapter is not the trainable one."""
+    """The trainable adapter is not the active one."""
     student = _lora(model)
     student.add_adapter("other", student.peft_config["default"])
     for name, parameter in student.named_parameters():
@@ -296,7 +296,7 @@ def test_a_model_that_is_frozen_later_is_refused_when_training_begins(kind, tmp_
     assert trainer.state.global_step == 0
     head = trainer.model.get_output_embeddings() if kind == "completions" else trainer.model.score
     head.requires_grad_(True)
-    trainer.train()  # a trainable head is sufficient
+    trainer.train()  # a head alone is enough
 
 
 @pytest.mark.parametrize("kind", ONE_MODEL)
@@ -311,7 +311,7 @@ def test_adapters_that_are_merged_later_are_refused_when_training_begins(kind, t
 
 @pytest.fixture
 def from_inits(tmp_path):
-    """Returns a trainer whose `model_init` returns these models one after the other."""
+    """A trainer whose `model_init` returns one model after another."""
     args = WeakToStrongConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1)
 
     def make(*models):
@@ -343,7 +343,7 @@ def test_models_that_model_init_makes_to_train_are_checked(from_inits):
 
 def test_models_of_model_init_train_after_a_search_with_ray(from_inits):
     trainer = from_inits(*[make_model("llama")] * 2)
-    trainer.model = None  # the hyperparameter search of transformers with Ray does this
+    trainer.model = None  # as transformers' search for hyperparameters with Ray does
     assert trainer.train().global_step == 1
 
 
@@ -355,7 +355,7 @@ def test_models_of_links_are_checked(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tokenizer_is_that_of_the_model_init_kwargs(kind, tmp_path):
-    """The tokenizer has the same revision and subfolder as the model."""
+    """Of the same revision and subfolder as the model."""
     model_for(kind).save_pretrained(tmp_path / "repository" / "v1")
     (CHARACTERS if kind == "completions" else WORDS).save_pretrained(tmp_path / "repository" / "v1")
     options = {"processing_class": None, "config": {"model_init_kwargs": {"subfolder": "v1"}}}
@@ -409,7 +409,7 @@ def test_adapters_that_are_accepted_read_a_row_alike_alone_and_in_a_batch(base, 
     trainer.train()
     for key, parameter in trainer.model.named_parameters():
         if "prompt" in key:
-            parameter.data.normal_()  # nonzero, so that they have an effect
+            parameter.data.normal_()  # so that they matter
     batch = trainer.predict_proba(rows)
     alone = np.concatenate([trainer.predict_proba(rows.select([row])) for row in range(9)])
     np.testing.assert_allclose(batch, alone, atol=1e-5)
@@ -417,7 +417,7 @@ def test_adapters_that_are_accepted_read_a_row_alike_alone_and_in_a_batch(base, 
 
 @pytest.mark.parametrize("name", [*VIRTUAL, "prefix tuning"])
 def test_completions_behind_virtual_tokens_do_not_depend_on_the_batch(name):
-    """The expected completions come from one forward pass per token, without batches."""
+    """They are what the model is trained to write: the likeliest token after all that is there, one by one."""
     set_seed(0)
     model = make_language_model(CHARACTERS)
     student = get_peft_model(model, (VIRTUAL | KEEP_TOKENS)[name]("CAUSAL_LM")).eval()
@@ -460,7 +460,7 @@ def _positional(kind: str):
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "roberta", "opt", "llama", "xlnet"])
 def test_a_row_is_classified_alike_alone_and_in_a_batch(kind, padding_side, tmp_path):
-    """Padding that is already in the rows does not change the predictions, either."""
+    """And as it was before it was padded by whoever tokenized it."""
     tokenizer = make_tokenizer()
     tokenizer.padding_side = padding_side
     rows = make_rows(9, lengths=(3, 12))
@@ -499,7 +499,7 @@ def test_only_padding_moves():
 
 
 def test_labels_of_as_many_classes_as_tokens_stay_as_they_are():
-    """Labels `(B, C)` then have the same shape as inputs `(B, T)`."""
+    """`(B, C)` has the shape of `(B, T)` then."""
     batch = {"attention_mask": torch.tensor([[0, 1], [0, 1]]), "labels": torch.tensor([[0.1, 0.9], [0.2, 0.8]])}
     assert torch.equal(move_padding(batch, "right")["labels"], batch["labels"])
     cut = split_by_tokens(batch, 1)
@@ -511,14 +511,14 @@ def test_labels_of_as_many_classes_as_tokens_stay_as_they_are():
 def test_rows_that_are_longer_than_the_positions_are_refused(kind, n_positions, tmp_path):
     model = _positional(kind)
     ids = [[4] * n_positions, [5] * (n_positions + 1)]
-    logits = model(input_ids=torch.tensor(ids[:1])).logits  # rows of this length fit
+    logits = model(input_ids=torch.tensor(ids[:1])).logits  # as many fit
     assert logits.shape == (1, 2)
     with pytest.raises(ValueError, match=rf"train_dataset: got 1 of 2 rows with more tokens than the {n_positions} "):
         rows = Dataset.from_dict(
             {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": [0, 1]}
         )
         trainer_for("classifier", tmp_path, rows, model=model)
-    refuse_longer(_positional("llama"), [1000], "rows")  # rotary positions have no limit
+    refuse_longer(_positional("llama"), [1000], "rows")  # rotary positions have no end
 
 
 def test_pairs_and_completions_longer_than_the_positions_are_refused(tmp_path):
@@ -551,7 +551,7 @@ def _forms(columns: dict) -> dict:
     ("argument", "form"),
     [
         *(("rows", form) for form in FORMS),
-        *(("eval_dataset", form) for form in FORMS if form != "splits"),  # splits are several evaluation sets
+        *(("eval_dataset", form) for form in FORMS if form != "splits"),  # they are several evaluation sets
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)
@@ -642,7 +642,7 @@ def test_a_misspelt_input_of_the_model_is_refused(tmp_path):
 
 
 def test_log_probabilities_are_no_labels(tmp_path):
-    """They can be log-probabilities of a policy for its responses."""
+    """As those of a policy beside its replies."""
     columns = {name: [-0.5] * 8 for name in ("chosen_logprobs", "rejected_log_prob", "logprob")}
     trainer_for("pairs", tmp_path, Dataset.from_dict(COLUMNS["pairs"] | columns))
 
@@ -661,7 +661,7 @@ def test_other_columns_are_named_once(kind, tmp_path, caplog):
 
 
 def test_a_column_that_somebody_else_reads_is_left_alone(tmp_path):
-    """With `remove_unused_columns=False`, the collator gets every column."""
+    """With `remove_unused_columns=False` every column reaches the collator."""
     rows = make_rows(8).add_column("soft_labels", [0.5] * 8)
     trainer_for("classifier", tmp_path, rows, config={"remove_unused_columns": False})
     raw = Dataset.from_dict(COLUMNS["classifier"]).add_column("soft_labels", [0.5] * 8)
@@ -676,16 +676,16 @@ def test_texts_that_are_truncated_are_counted(tmp_path, caplog):
     assert "train_dataset: 1 of 3 texts are longer than max_length=4 tokens and are truncated" in caplog.text
     caplog.clear()
     assert set(trainer.train_dataset.column_names) == {"text", "labels", "input_ids", "attention_mask"}
-    for max_length in (None, 6):
-        trainer_for("classifier", tmp_path, rows, config={"max_length": max_length})
+    for kept in (None, 6):
+        trainer_for("classifier", tmp_path, rows, config={"max_length": kept})
     assert "truncated" not in caplog.text
 
 
-# ---- Labels of custom collators ----
+# ---- Labels of a collator of the user ----
 
 
 def collator_of(labels):
-    """Returns a collator that pads rows and adds labels in another form."""
+    """Pads rows, and adds labels in another form."""
 
     def collate(rows):
         batch = dict(WORDS.pad([{"input_ids": row["input_ids"]} for row in rows], return_tensors="pt"))

@@ -138,7 +138,7 @@ def test_parts_share_no_game_and_links_have_rows_of_their_own():
     assert smaller.test["id"] == splits.test["id"][:7]
     without = load(rows[:160], rows[159:], **few)
     for name, part in without.parts.items():
-        assert part["id"] == splits.parts[name]["id"], "a chain does not move rows of other splits"
+        assert part["id"] == splits.parts[name]["id"], "a chain moves no row of the other parts"
 
 
 def owners_of_games(splits, rows: list[dict]) -> dict[str, set[str]]:
@@ -165,13 +165,13 @@ def test_games_are_known_by_either_name(column, caplog):
 
 def test_the_test_set_does_not_depend_on_what_else_is_asked_for():
     rows = random_rows(120)
-    expected = (
+    wanted = (
         {"n_train": 20},
         {"n_train": 30, "n_weak": 10},
         {"n_train": 10, "n_links": 2},
         {"n_train": 8, "n_test": 9},
     )
-    tests = [load(rows, **options).test["id"][:] for options in expected]
+    tests = [load(rows, **options).test["id"][:] for options in wanted]
     assert tests[0] == tests[1] == tests[2] and tests[3] == tests[0][:9]
 
 
@@ -262,7 +262,7 @@ def test_a_tokenizer_without_an_end_is_refused():
         load(random_rows(30), tokenizers=[PreTrainedTokenizerFast(tokenizer_object=backend)])
 
 
-MATES = "6k1/5ppp/8/8/8/8/8/R3R2K w - - 0 1"  # both Ra8 and Re8 are mate
+MATES = "6k1/5ppp/8/8/8/8/8/R3R2K w - - 0 1"  # Ra8 and Re8 are both mate
 PLAIN = played(PAPER_PROMPT).fen()
 
 
@@ -278,7 +278,7 @@ PLAIN = played(PAPER_PROMPT).fen()
         (" Qc2", False, PLAIN, " Qxc1+", ("c6c2", False, False, False)),
         (" Qd1", False, PLAIN, " Qxc1+", (None, False, False, False)),  # illegal
         ("", False, PLAIN, " Qxc1+", (None, False, False, False)),
-        (" c6 c1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # squares instead of SAN
+        (" c6 c1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # squares
         (" c6c1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # UCI
         (" --", False, PLAIN, " Qxc1+", (None, False, False, False)),  # a null move is not legal
         (

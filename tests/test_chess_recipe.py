@@ -135,8 +135,8 @@ def test_weak_labels_are_the_supervisors_greedy_moves(finished):
         example = CHESS_PUZZLES.example(row)
         prompt_of[example["id"]] = example["prompt"]
     chosen = labels.ids[::25]
-    completions = complete(model, tokenizer, [prompt_of[row_id] for row_id in chosen], max_new_tokens=4, batch_size=1)
-    assert completions == labels.of(chosen)
+    made = complete(model, tokenizer, [prompt_of[row_id] for row_id in chosen], max_new_tokens=4, batch_size=1)
+    assert made == labels.of(chosen)
 
 
 def test_the_student_learned_the_weak_moves_and_never_the_truth(finished):
@@ -169,7 +169,7 @@ def test_killed_while_it_labels_and_run_again(finished, cache, tmp_path):
     while process.is_alive() and not any(tmp_path.glob(written)):
         time.sleep(0.002)
     time.sleep(random.uniform(0, 0.05))
-    assert process.is_alive(), "the run finished before it was killed"
+    assert process.is_alive(), "over before it was killed"
     process.kill()
     process.join()
     process = recipe_here(*options, cache=cache, name=NAME)
@@ -217,23 +217,23 @@ def test_local_puzzles_with_adapters_and_easy_to_hard(local, cache, tmp_path):
     assert results["dataset"]["n_dropped"] == {"an illegal move": 1}
     (run,) = results["runs"]
     assert [entry["name"] for entry in run["baselines"]] == ["zero-shot", "random legal move", "random check"]
-    entries = run["easy_to_hard"]["trained_on"]
-    assert set(entries) == {"easy", "any rating", "all"}
-    assert entries["easy"]["n_train"] == entries["any rating"]["n_train"] < entries["all"]["n_train"] == 40
-    for entry in entries.values():
+    found = run["easy_to_hard"]["trained_on"]
+    assert set(found) == {"easy", "any rating", "all"}
+    assert found["easy"]["n_train"] == found["any rating"]["n_train"] < found["all"]["n_train"] == 40
+    for entry in found.values():
         assert entry["on_all"]["n"] == 30 > entry["on_hard"]["n"] > 0
-    assert entries["all"]["on_all"]["accuracy"] == run["ceiling"]["accuracy"]
+    assert found["all"]["on_all"]["accuracy"] == run["ceiling"]["accuracy"]
     report = (tmp_path / "out" / "report.md").read_text()
     assert "rated at most 1300" in report and "Accuracy by rating" in report and "1 with an illegal move" in report
     student = tmp_path / "out" / "students" / "naive-seed0"
     assert (student / "adapter_config.json").is_file()
     model = load_student(str(student), task_type="CAUSAL_LM", dtype="float32")
-    labels = WeakCompletions.load(next((tmp_path / "out" / "_stages").glob("student-*[0-9a-f]")) / "predictions")
+    stored = WeakCompletions.load(next((tmp_path / "out" / "_stages").glob("student-*[0-9a-f]")) / "predictions")
     tokenizer = AutoTokenizer.from_pretrained(student)
     rows = Dataset.from_json(str(local / "puzzles.jsonl"))
     prompts = {example["id"]: example["prompt"] for example in map(CHESS_PUZZLES.example, rows.select(range(1, 160)))}
-    completions = complete(model, tokenizer, [prompts[row_id] for row_id in labels.ids], max_new_tokens=8)
-    assert completions == labels.completions
+    made = complete(model, tokenizer, [prompts[row_id] for row_id in stored.ids], max_new_tokens=8)
+    assert made == stored.completions
 
 
 def test_zero_shot_is_the_model_before_any_finetuning(local, tmp_path):
@@ -241,14 +241,14 @@ def test_zero_shot_is_the_model_before_any_finetuning(local, tmp_path):
     finetuner = Finetuner(StageCache(tmp_path / "_stages"), CHESS, args)
     model = ModelSpec.find(str(local / "strong"), "--student_model", StudentConfig(dtype="float32"))
     rows = Dataset.from_dict({"id": ["a", "b"], "prompt": ["a b:", "c:"]})
-    completions = complete_untrained(finetuner, "zero-shot", model, rows, {})
+    made = complete_untrained(finetuner, "zero-shot", model, rows, {})
     network = make_language_model(make_character_tokenizer()).eval()
-    assert completions == complete(network, make_character_tokenizer(), rows["prompt"], max_new_tokens=6)
+    assert made == complete(network, make_character_tokenizer(), rows["prompt"], max_new_tokens=6)
 
 
 def test_trivial_baselines_by_hand():
     mates = "6k1/5ppp/8/8/8/8/8/R3R2K w - - 0 1"
-    quiet = "7k/8/8/8/8/8/8/K7 w - - 0 1"  # no check is possible, so any of the three moves is correct
+    quiet = "7k/8/8/8/8/8/8/K7 w - - 0 1"  # no check is possible: any of the three moves
     rows = Dataset.from_dict({"fen": [mates, quiet, mates], "ground_truth": [" Ra8#", " Kb2", " Re7"]})
     n_moves = chess.Board(mates).legal_moves.count()
     n_checks = sum(chess.Board(mates).gives_check(move) for move in chess.Board(mates).legal_moves)

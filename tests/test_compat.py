@@ -1,4 +1,4 @@
-"""Tests that private APIs of other libraries exist in the installed versions, and are used in `_compat` only."""
+"""Private APIs of other libraries: each one resolves on the installed versions, and all of them are in `_compat`."""
 
 import ast
 import inspect
@@ -17,7 +17,7 @@ PACKAGE = Path(w2s_hf.__file__).parent
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "_compat.py"]
 LIBRARIES = {*_compat.CHECKED, "huggingface_hub"}
 
-# Submodules of libraries from which other files may import these names, because their documentation lists them or
+# Modules below the top of a library from which other files may import these names: their documentation lists them, or
 # public methods return them.
 DOCUMENTED = {
     "torch.nn": None,
@@ -39,7 +39,7 @@ DOCUMENTED = {
     "huggingface_hub.utils": {"validate_repo_id"},
 }
 
-# Private names that other files may use, with the reasons.
+# Private names that other files may use, and why.
 ALLOWED = {
     "_replace": "namedtuple, whose documentation lists it",
     "_actions": "argparse of the standard library, which the parsers of this package extend",
@@ -56,7 +56,7 @@ ALLOWED = {
 
 
 def lookup(place: str):
-    """Returns the module or class that a key such as `"transformers.trainer:Trainer"` names."""
+    """The module, or the class of a module, that a key such as `"transformers.trainer:Trainer"` names."""
     module, _, name = place.partition(":")
     owner = import_module(module)
     return getattr(owner, name) if name else owner
@@ -96,7 +96,7 @@ def test_library_uses_attribute(place, name):
 
 
 def uses(owner, name: str) -> bool:
-    """Returns whether the source of a module, or of the module of a class, contains a name."""
+    """Whether the source of a module, or that of the module of a class, has a name."""
     module = owner if inspect.ismodule(owner) else inspect.getmodule(owner)
     return re.search(rf"\b{name}\b", inspect.getsource(module)) is not None
 
@@ -129,17 +129,17 @@ def test_every_entry_is_used():
     assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
 
 
-# ---- Other files use no private API ----
+# ---- Nobody else uses a private API ----
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_private_api_outside_compat(path):
-    names = [*private_imports(ast.parse(path.read_text())), *private_names(ast.parse(path.read_text()))]
-    assert not names, f"private APIs belong in _compat.py: {', '.join(names)}"
+    found = [*private_imports(ast.parse(path.read_text())), *private_names(ast.parse(path.read_text()))]
+    assert not found, f"private APIs belong into _compat.py: {', '.join(found)}"
 
 
 def private_imports(tree: ast.Module):
-    """Yields imports from modules of the libraries that their documentation does not list."""
+    """Imports from modules of the libraries that their documentation does not list."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported = [(alias.name, None) for alias in node.names]
@@ -157,7 +157,7 @@ def private_imports(tree: ast.Module):
 
 
 def private_names(tree: ast.Module):
-    """Yields attributes and arguments with an underscore that the package does not define and may not use."""
+    """Attributes and arguments with an underscore that the package itself neither defines nor is allowed to use."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             name = node.attr
@@ -183,8 +183,8 @@ HIDDEN = {name for _, name in members(_compat.ATTRIBUTES)}
 
 def own_names() -> set[str]:
     """
-    Returns the names with an underscore that classes and modules of the package define. Names in `_compat` are left
-    out, because a class that assigns one of them would overwrite an attribute of its base class.
+    The names with an underscore that classes and modules of the package define. Those that `_compat` names are left
+    out: a class that assigned one would write into its base class.
     """
     names = set()
     for path in FILES:

@@ -53,9 +53,9 @@ def test_a_row_becomes_facts_and_a_question_that_ends_like_the_start_of_a_fact(w
         assert all(relation in ("is", "has", "can") and stop == "." for _, relation, _, stop in facts)
         counts = Counter(fact[0] for fact in facts)
         assert list(counts.values()) == [2, 2] and set(counts) <= set(world.entities)
-        subject = tokens[21]
-        assert tokens[17:] == ["question", ":", "alive", "?", subject, "is"] and subject in counts
-        assert row["answer"] == world.is_alive[world.entities.index(subject)]
+        asked = tokens[21]
+        assert tokens[17:] == ["question", ":", "alive", "?", asked, "is"] and asked in counts
+        assert row["answer"] == world.is_alive[world.entities.index(asked)]
 
 
 def test_rows_have_the_schema_of_boolq_and_both_answers(rows):
@@ -193,9 +193,7 @@ def test_a_killed_pretraining_ends_with_the_same_weights(world, tmp_path):
     n_threads, random_state = torch.get_num_threads(), torch.random.get_rng_state()
     build_demo_model(TINY, world, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        build_demo_model(
-            TINY, world, tmp_path / "killed", callbacks=[StopAt(11)]
-        )  # of 16 steps; checkpoints at 4, 8, ...
+        build_demo_model(TINY, world, tmp_path / "killed", callbacks=[StopAt(11)])  # of 16; checkpoints at 4, 8, ...
     checkpoints = tmp_path / "killed" / "pretraining"
     assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-8"]
     # An incomplete checkpoint, as if the process was killed while saving: the Trainer's state is missing.

@@ -30,10 +30,8 @@ def placements(board: chess.Board) -> set[str]:
     """Returns the pieces of a position and of its mirror images."""
     found = {board.board_fen()}
     for _ in range(3):
-        images |= {
-            chess.Board(f"{fen} w - - 0 1").transform(flip).board_fen() for fen in images for flip in SYMMETRIES
-        }
-    return images
+        found |= {chess.Board(f"{fen} w - - 0 1").transform(flip).board_fen() for fen in found for flip in SYMMETRIES}
+    return found
 
 
 def test_puzzles_are_forks_and_no_two_are_mirror_images(world):

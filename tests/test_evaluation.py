@@ -1,4 +1,4 @@
-"""Tests of evaluation and prediction with all trainers: order of rows, options of stock trainers, and metrics."""
+"""Evaluation and prediction of every trainer: rows in their order, options as of the stock trainers, named metrics."""
 
 import logging
 import random
@@ -24,28 +24,28 @@ from transformers import (
 from w2s_hf import BootstrapConfig, BootstrapTrainer, CompletionTrainer, RewardPairTrainer, WeakToStrongTrainer
 
 KINDS = ("classification", "chain", "pairs", "completions")
-N = 10  # in batches of 4, so the last batch has 2 rows
+N = 10  # in batches of 4: the last one has 2 rows
 OWN = ("compute_metrics", "preprocess_logits_for_metrics", "callbacks", "data_collator", "eval_dataset")
 CHARACTERS, WORDS = make_character_tokenizer(), make_tokenizer()
 
 
 def rows_for(kind: str, seed: int = 0, n: int = N) -> Dataset:
-    """Returns rows of several lengths for the trainer."""
+    """Rows of the trainer, of several lengths."""
     if kind == "pairs":
         return make_pairs(n, "random", seed=seed)
     return rows_of(n, seed) if kind == "completions" else make_rows(n, "scalar", seed=seed)
 
 
 def trainer_of(kind: str, tmp_path, model=None, trained: bool = True, **options):
-    """Returns a trainer. The chain has one link and is trained, because it has no model before."""
-    extra = {name: options.pop(name) for name in OWN if name in options}
+    """The trainer of a kind; the chain has one link and is trained, since it has no model before."""
+    given = {name: options.pop(name) for name in OWN if name in options}
     options = {"per_device_eval_batch_size": 4, "max_steps": 1, **options}
     rows = rows_for(kind, seed=1)
     if kind == "completions":
         model = make_language_model(CHARACTERS) if model is None else model
         args = completion_arguments(tmp_path, max_new_tokens=2, disable_tqdm=True, **options)
-        return CompletionTrainer(model, args, train_dataset=rows, processing_class=CHARACTERS, **extra)
-    common = {"train_dataset": rows, "processing_class": WORDS, **extra}
+        return CompletionTrainer(model, args, train_dataset=rows, processing_class=CHARACTERS, **given)
+    common = {"train_dataset": rows, "processing_class": WORDS, **given}
     if kind == "pairs":
         return RewardPairTrainer(
             reward_model() if model is None else model, pair_arguments(tmp_path, **options), **common
@@ -60,7 +60,7 @@ def trainer_of(kind: str, tmp_path, model=None, trained: bool = True, **options)
 
 
 def labels_of(kind: str, label_ids: np.ndarray) -> list:
-    """Returns values that identify each row, from the labels that `compute_metrics` gets."""
+    """What identifies each row among the labels that a function of the user sees."""
     if kind == "completions":
         return [[token for token in row if token >= 0] for row in label_ids.tolist()]
     return np.round(label_ids if kind == "pairs" else label_ids[:, 1], 5).tolist()
@@ -113,7 +113,7 @@ def test_functions_of_the_user_see_rows_in_their_order(kind, by_batch, tmp_path)
         for row, ids in zip(inputs.tolist(), tokens, strict=True):
             assert row[: len(ids)] == ids
     if kind != "completions":
-        probabilities = trainer.predict_proba(rows)  # sorted by length, and in the order of the dataset
+        probabilities = trainer.predict_proba(rows)  # by length, and in their order
         logits = torch.from_numpy(np.concatenate([output.predictions]))
         torch.testing.assert_close(torch.from_numpy(probabilities), logits.softmax(-1), rtol=1e-4, atol=1e-5)
         assert len(seen) == (3 if by_batch else 1), "predict_proba computes no metrics"
@@ -128,7 +128,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_options_of_evaluation_are_those_of_the_stock_trainer(kind, tmp_path):
-    """Options change `predict` as in transformers, while `predict_proba` always returns every row."""
+    """What each option leaves of `predict` is what it leaves in transformers; `predict_proba` has every row."""
     trainer, rows = trainer_of(kind, tmp_path), rows_for(kind)
     whole = trainer.predict(rows)
     assert whole.predictions.shape == (
@@ -144,7 +144,7 @@ def test_options_of_evaluation_are_those_of_the_stock_trainer(kind, tmp_path):
             if remaining is None:
                 assert values is None
             elif isinstance(remaining, list):
-                # Completions are padded to the longest of their batch.
+                # Completions are padded batch by batch.
                 assert [len(batch) for batch in values] == [4, 4, 2]
                 for batch, part in zip(values, remaining, strict=True):
                     np.testing.assert_allclose(batch, part[:, : batch.shape[1]] if batch.ndim > 1 else part, atol=1e-5)
@@ -161,15 +161,15 @@ def test_options_of_evaluation_are_those_of_the_stock_trainer(kind, tmp_path):
 def test_the_accuracy_of_completions_is_of_the_rows_of_the_loss(tmp_path):
     trainer = trainer_of("completions", tmp_path, dataloader_drop_last=True)
     rows = rows_for("completions")
-    written = [completion.text for completion in trainer.complete(rows["prompt"])]
+    written = [made.text for made in trainer.complete(rows["prompt"])]
     rows = rows.remove_columns("completion").add_column("completion", [*written[:8], "q", "q"])
     assert trainer.evaluate(rows)["eval_accuracy"] == 1.0
-    assert "eval_accuracy" not in trainer.evaluate(rows.select(range(3)))  # without a full batch, there is no loss
+    assert "eval_accuracy" not in trainer.evaluate(rows.select(range(3)))  # there is no loss, either
     trainer.compute_metrics = lambda prediction: {"accuracy": 0.123}
     assert trainer.evaluate(rows)["eval_accuracy"] == 0.123
 
 
-# ---- Other outputs, inputs and datasets ----
+# ---- Outputs, inputs and datasets of other kinds ----
 
 
 def stock(tmp_path, model, **options):
@@ -218,13 +218,13 @@ def test_trl_needs_outputs_with_names(kind, tmp_path):
 
 @pytest.mark.parametrize("pad_token", ["<eos>", "w3"])
 def test_the_tokenizer_says_which_token_is_padding(pad_token, tmp_path, caplog):
-    """With the padding token of config.json, if it is another one, predictions would depend on the batch."""
+    """Not the model's config.json, whose padding token may be another one: predictions would depend on the batch."""
     model, tokenizer = make_model("llama"), make_tokenizer()
     tokenizer.pad_token = pad_token
     pad = tokenizer.pad_token_id
     assert model.config.pad_token_id not in (None, pad)
     ids = [[5, 6, 8], [9], [10, pad, 11, 12, 13, 14], [15, 16, 17, 18, 19, 20, 21]]
-    predictions = {}
+    found = {}
     for n_rows in (1, 4):
         trainer = WeakToStrongTrainer(
             model=model,
@@ -232,16 +232,16 @@ def test_the_tokenizer_says_which_token_is_padding(pad_token, tmp_path, caplog):
             train_dataset=Dataset.from_dict({"input_ids": ids, "labels": [0, 1, 0, 1]}),
             processing_class=tokenizer,
         )
-        predictions[n_rows] = trainer.predict_proba(trainer.train_dataset)
-    np.testing.assert_allclose(predictions[4], predictions[1], atol=1e-5)
-    assert "padding token" not in caplog.text, "inside a text, the token has no effect"
+        found[n_rows] = trainer.predict_proba(trainer.train_dataset)
+    np.testing.assert_allclose(found[4], found[1], atol=1e-5)
+    assert "padding token" not in caplog.text, "inside of a text it does no harm"
     logging.Logger.warning_once.cache_clear()
     trainer.predict_proba(Dataset.from_dict({"input_ids": [*ids, [5, pad]]}))
     assert f"1 rows end with the padding token '{pad_token}', and a decoder classifier reads the token" in caplog.text
 
 
 class BagOfEmbeddings(PreTrainedModel):
-    """A custom classifier, whose configuration has no `pad_token_id`."""
+    """A classifier of one's own; transformers defines no `pad_token_id` for its configuration."""
 
     config_class = PreTrainedConfig
 
@@ -307,21 +307,20 @@ def test_datasets_of_every_form_predict_alike(kind, tmp_path):
         assert_same(output.predictions, expected.predictions)
         assert_same(output.label_ids, expected.label_ids)
         assert_same(trainer.predict_proba(form(rows)), probabilities)
-        # Test splits without labels have -1.
+        # Test splits say -1 where there is no label.
         label = next(column for column in rows.column_names if column in columns)
         unlabelled = rows.remove_columns(label)
         if kind == "classification":
             unlabelled = unlabelled.add_column(label, [-1] * N)
         assert_same(trainer.predict_proba(form(unlabelled)), probabilities)
-        if name != "torch":  # TRL can only evaluate datasets with columns
-            # The loss of a stream is the mean over batches, because transformers does not know the size of the last
-            # batch.
+        if name != "torch":  # TRL evaluates only datasets that have columns
+            # The loss of a stream is the mean over batches, since transformers does not know how long the last one is.
             tolerance = 0.1 if name == "streamed" else 1e-5
             assert trainer.evaluate(form(rows))["eval_loss"] == pytest.approx(loss, rel=tolerance)
 
 
 def test_a_transform_may_tokenize(tmp_path):
-    """As in transformers, this needs `remove_unused_columns=False`, because the model has no argument for texts."""
+    """As in transformers, with `remove_unused_columns=False`: the text is not one of the model's arguments."""
     texts = Dataset.from_dict({"text": [f"w{i} w2 w{2 * i}" for i in range(N)], "label": [0, 1] * (N // 2)})
     tokens = texts.map(lambda row: WORDS(row["text"])).rename_column("label", "labels")
     options = {"remove_unused_columns": False, "per_device_eval_batch_size": 4}
@@ -409,15 +408,15 @@ def test_other_rows_are_evaluated_with_persistent_workers(tmp_path):
     trainer = trainer_of("classification", tmp_path, eval_dataset=rows, **options)
     losses = [trainer.evaluate(part)["eval_loss"] for part in (None, others, rows, None)]
     assert losses[0] == losses[2] == losses[3] != losses[1]
-    # The workers are kept as long as the evaluation dataset of the trainer is the same.
-    loader = trainer._eval_dataloaders["eval"]
+    # The workers of the trainer's own rows are kept, as long as these are its rows.
+    kept = trainer._eval_dataloaders["eval"]
     trainer.evaluate()
-    assert trainer._eval_dataloaders["eval"] is loader
+    assert trainer._eval_dataloaders["eval"] is kept
     trainer.eval_dataset = others
     assert trainer.evaluate()["eval_loss"] == losses[1]
 
 
-# ---- Several evaluation sets, and the metric for the best model ----
+# ---- Several sets, and the metric that chooses the best model ----
 
 
 def evaluating(kind: str, tmp_path, metric: str, **options):
@@ -430,7 +429,7 @@ def evaluating(kind: str, tmp_path, metric: str, **options):
 
 
 def distance(prediction) -> dict:
-    """Returns a custom metric."""
+    """Any metric of the user's own."""
     return {"distance": float(np.abs(prediction.predictions).mean())}
 
 
@@ -494,10 +493,10 @@ def test_an_unknown_metric_is_refused_before_the_first_step(kind, computes, tmp_
 @pytest.mark.parametrize(
     ("metric", "options", "message"),
     [
-        # `load_best_model_at_end` alone uses the loss, and each set has its own loss.
+        # `load_best_model_at_end` alone goes by the loss, of which there is one for every set.
         (None, {}, "Got 'loss', expected a metric .*eval_a_loss, .*eval_b_loss"),
         ("eval_b_loss", {}, None),
-        # 4 rows do not fill a batch.
+        # 4 rows are no whole batch.
         ("eval_b_loss", {"dataloader_drop_last": True, "per_device_eval_batch_size": 5}, "Got 'eval_b_loss'"),
     ],
     ids=["no set", "set", "set without a batch"],
@@ -605,7 +604,7 @@ def test_a_training_that_fails_leaves_nothing_behind(tmp_path):
 
 
 def test_a_chain_without_a_student_is_not_pushed(tmp_path):
-    """The last link is saved, but its model cannot be created again."""
+    """Its last link is finished on disk, but the model could not be made again."""
     models, args = [make_model("bert")], arguments(tmp_path, BootstrapConfig, max_steps=1)
     rows = make_rows(8)
     trainer = BootstrapTrainer(lambda link: models.pop(), 1, args, train_dataset=rows, processing_class=WORDS)

@@ -25,7 +25,7 @@ def test_results_are_read_and_written_without_a_loss(file, tmp_path):
     results = ExperimentResult.read(file)
     assert results.to_dict() == json.loads(file.read_text())
     results.write(tmp_path / "results.json")
-    assert (tmp_path / "results.json").read_text() == file.read_text(), "including the order of the keys"
+    assert (tmp_path / "results.json").read_text() == file.read_text(), "the order of the keys, too"
 
 
 def test_unknown_keys_are_kept():
@@ -115,9 +115,9 @@ def test_two_results_are_compared_without_their_times(tmp_path):
     for path, content in zip(paths, (first, second), strict=True):
         path.write_text(json.dumps(content))
     changed = {".runs[0].students[0].accuracy: ", ".chance: only in the first"}
-    for pair, status, lines in ((paths, 1, changed), (paths[:1] * 2, 0, {"equal except for times"})):
+    for pair, status, said in ((paths, 1, changed), (paths[:1] * 2, 0, {"equal, times apart"})):
         command = [sys.executable, compare_results.__file__, *map(str, pair)]
         process = subprocess.run(command, capture_output=True, text=True)
         assert process.returncode == status
-        assert all(words in process.stdout for words in lines), process.stdout
-        assert len(process.stdout.splitlines()) == len(lines)
+        assert all(words in process.stdout for words in said), process.stdout
+        assert len(process.stdout.splitlines()) == len(said)

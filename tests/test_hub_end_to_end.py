@@ -61,9 +61,9 @@ def pushed(hub, cache, tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("pushed")
     with ThreadPoolExecutor() as pool:
         trained = pool.submit(run, "trainers", hub, folder)
-        output = pool.submit(run_recipe, hub, folder, cache)
+        said = pool.submit(run_recipe, hub, folder, cache)
         trained.result()
-        return folder, output.result()
+        return folder, said.result()
 
 
 def card_of(hub: LoopbackHub, repo_id: str) -> tuple[dict, str]:
@@ -76,7 +76,7 @@ def test_students_of_all_trainers_are_pushed_once_and_whole(hub, pushed):
     folder, _ = pushed
     for name in OF_TRAINERS:
         repository = hub.repositories["model", f"me/{name}"]
-        assert len(repository.commits) == 1, "the second push had no changes"
+        assert len(repository.commits) == 1, "the second push had nothing new"
         files = repository.head.files
         front, text = card_of(hub, f"me/{name}")
         if name == "whole":
@@ -107,13 +107,13 @@ def test_a_push_of_a_trainer_that_is_refused_says_how_to_push_again(pushed):
 
 
 def test_a_recipe_pushes_its_student_and_its_labels(hub, pushed):
-    folder, output = pushed
-    assert f"Pushed {hub.url}/{STUDENT}" in output
+    folder, said = pushed
+    assert f"Pushed {hub.url}/{STUDENT}" in said
     for key in (("model", STUDENT), ("dataset", LABELS)):
         assert len(hub.repositories[key].commits) == 1 and hub.repositories[key].private
     front, text = card_of(hub, STUDENT)
     (entry,) = json.loads((folder / "out" / "results.json").read_text())["runs"][0]["students"]
-    metrics = {metric["type"]: metric["value"] for metric in front["model-index"][0]["results"][0]["metrics"]}
+    metrics = {found["type"]: found["value"] for found in front["model-index"][0]["results"][0]["metrics"]}
     assert metrics["accuracy"] == entry["accuracy"] and metrics.get("pgr") == entry["pgr"]
     assert front["datasets"] == [LABELS] and front["base_model"] == "me/base"
     assert "load_in_4bit=True" in text
@@ -146,7 +146,7 @@ def test_all_of_them_are_the_same_from_the_hub(hub, pushed, tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps(LABELS))
     run("load", hub, tmp_path)
     trained, loaded = (json.loads(path.read_text()) for path in (folder / "trained.json", tmp_path / "loaded.json"))
-    assert {name: loaded[name] for name in OF_TRAINERS} == trained, "bit by bit, including the head"
+    assert {name: loaded[name] for name in OF_TRAINERS} == trained, "bit by bit, head included"
     assert np.std(trained["classifier"]) > 0 and np.std(trained["reward"]) > 0
     assert loaded["recipe"] == loaded["kept"] != loaded["classifier"]
     ids, probabilities = json.loads((tmp_path / "joined.json").read_text())

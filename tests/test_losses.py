@@ -7,7 +7,7 @@ import torch
 
 from w2s_hf import losses
 
-# Rows with P(class 1) = 0.2, 0.4, 0.6, 0.8. Their logits are log odds.
+# Rows with P(class 1) = 0.2, 0.4, 0.6, 0.8: their logits are log odds.
 P1 = torch.tensor([0.2, 0.4, 0.6, 0.8])
 LOGITS = torch.stack([torch.zeros(4), torch.log(P1 / (1 - P1))], dim=1)
 WEAK = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.5, 0.5], [0.1, 0.9]])
@@ -121,13 +121,13 @@ def test_entropy_and_its_gradient():
     assert rows("entropy") == pytest.approx(expected, abs=1e-6)
     logits = LOGITS.clone().requires_grad_()
     losses.entropy_loss(logits, WEAK, aux_weight=1.0).backward()
-    # d H / d logit of class 1 = -p (1 - p) log odds, over 4 rows: the gradient pushes away from one half.
+    # d H / d logit of class 1 = -p (1 - p) log odds, over 4 rows: it pushes away from one half.
     expected = -P1 * (1 - P1) * torch.log(P1 / (1 - P1)) / 4
     torch.testing.assert_close(logits.grad[:, 1], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_window():
-    # Largest probabilities 0.8, 0.6, 0.6, 0.8. Rows 1 and 2 are below 0.65. The mean is over all four rows.
+    # Largest probabilities 0.8, 0.6, 0.6, 0.8: below 0.65 are rows 1 and 2; the mean is over all four.
     everything = rows("xent")
     assert rows("window") == pytest.approx([0, everything[1], everything[2], 0], abs=1e-6)
     assert losses.window_loss(LOGITS, WEAK).item() == pytest.approx((everything[1] + everything[2]) / 4, abs=1e-6)

@@ -43,8 +43,8 @@ def test_agreement():
     supervisor = np.array(
         [[0.8, 0.2], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]]
     )  # answers 0 0 0 0: right, wrong, right, wrong
-    scores = metrics.agreement(PROBABILITIES, supervisor, LABELS)  # answers 0 1 1 0
-    assert scores == {"overall": 0.5, "supervisor_right": 0.5, "supervisor_wrong": 0.5}
+    found = metrics.agreement(PROBABILITIES, supervisor, LABELS)  # answers 0 1 1 0
+    assert found == {"overall": 0.5, "supervisor_right": 0.5, "supervisor_wrong": 0.5}
     perfect = np.eye(2)[LABELS]
     assert metrics.agreement(perfect, perfect, LABELS)["supervisor_wrong"] is None
 
@@ -102,10 +102,10 @@ def test_copy_of_the_supervisor_has_zero_and_copy_of_the_ceiling_one():
 
 def test_over_seeds():
     runs = [simulate(seed, 500) for seed in range(5)]
-    scores = metrics.pgr_over_seeds(runs)
+    found = metrics.pgr_over_seeds(runs)
     each = [metrics.performance_gap_recovered(*(float(part.mean()) for part in run)) for run in runs]
-    assert scores["pgr_median"] == pytest.approx(np.median(each)) and scores["n_seeds"] == 5
-    assert scores["pgr_ci95"][0] < 0.5 < scores["pgr_ci95"][1]
+    assert found["pgr_median"] == pytest.approx(np.median(each)) and found["n_seeds"] == 5
+    assert found["pgr_ci95"][0] < 0.5 < found["pgr_ci95"][1]
     alone = metrics.pgr_over_seeds(runs[:1])
     assert alone["pgr_ci95"] == list(metrics.pgr_interval(*runs[0]))
     weak, student, _ = runs[0]
@@ -143,7 +143,7 @@ def test_interval_of_a_difference():
     second = np.where(rng.random((1, 400)) < 0.2, ~first, first)
     low, high = metrics.difference_interval(first, second)
     difference = first.astype(float) - second
-    error = 1.96 * difference.std() / 20  # with paired rows
+    error = 1.96 * difference.std() / 20  # of paired rows
     assert (low, high) == pytest.approx((difference.mean() - error, difference.mean() + error), abs=0.006)
     # Three equal seeds have no more rows than one. Seeds that differ make the interval wider.
     alike = metrics.difference_interval(*(np.repeat(values, 3, axis=0) for values in (first, second)))
@@ -183,7 +183,7 @@ def test_what_has_no_difference_is_refused(first, second, message):
 
 
 def test_halves_are_rounded_up():
-    score = 337 / 400  # 0.8425 is not a binary fraction, so this differs from the mean of equal scores
+    score = 337 / 400  # as a binary fraction it is not 0.8425, and differs from the mean of equal scores
     mean = np.mean([score] * 3)
     assert f"{score:.3f}" != f"{mean:.3f}" and metrics.rounded(score) == metrics.rounded(mean) == "0.843"
     assert metrics.rounded(351 / 400) == "0.878" and metrics.rounded(0.8774) == "0.877"
@@ -201,7 +201,7 @@ print(metric.compute(predictions=[1, 1, 0, 1], weak_predictions=[1, 0, 0, 1], ce
                      references=[1, 1, 0, 0]))
 print(metric.compute(predictions=[1, 0], weak_predictions=[1, 1], ceiling_predictions=[0, 0], references=[1, 1]))
 """)
-    # A new process is needed, because evaluate reads both variables when it is imported.
+    # (The process has not imported evaluate, which reads both when it is imported.)
     process = forked(script, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert process.returncode == 0, process.stderr[-2000:]
     assert any((tmp_path / "modules").rglob("pgr_metric.py")), "another cache was read"

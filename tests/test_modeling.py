@@ -169,10 +169,10 @@ def test_one_base_serves_many_students(load_in_4bit, directory_of, tokenizer, tm
     assert not torch.equal(first_logits, untrained)
     second = fresh_adapter(first, LORA, seed=1)
     assert list(second.peft_config) == ["default"]
-    assert torch.equal(logits(second), untrained), "a part of the first student remains, for example its head"
+    assert torch.equal(logits(second), untrained), "something of the first student, its head perhaps, is still there"
     train(second, tokenizer, tmp_path)
-    assert torch.equal(logits(second), first_logits), "the same seed and labels gave another student"
-    assert LORA.modules_to_save is None, "the configuration was changed"
+    assert torch.equal(logits(second), first_logits), "same seed, same labels, another student"
+    assert LORA.modules_to_save is None, "the configuration was changed in passing"
 
 
 def test_head_initialisation(model_of):
@@ -189,7 +189,7 @@ def test_head_initialisation(model_of):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("unembedding", "tokens or unknown"),  # this vocabulary has no "0"
+        ("unembedding", "tokens or unknown"),  # no "0" in this vocabulary
         ("ones", "normal, zeros, unembedding or answers"),
     ],
 )
@@ -307,8 +307,8 @@ def test_rotary_frequencies_keep_float32(load_in_4bit, directory_of):
     expected = load_student(directory_of("llama"), dtype="float32").model.rotary_emb.inv_freq
     student = load_student(directory_of("llama"), dtype="bfloat16", load_in_4bit=load_in_4bit)
     student = fresh_adapter(student, LORA, seed=0)
-    frequencies = student.get_base_model().model.rotary_emb.inv_freq
-    assert frequencies.dtype == torch.float32 and torch.equal(frequencies, expected)
+    found = student.get_base_model().model.rotary_emb.inv_freq
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
 def test_4_bits_need_no_width_that_divides_by_the_block(tokenizer, tmp_path):

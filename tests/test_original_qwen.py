@@ -309,7 +309,7 @@ def test_what_is_no_vocabulary_is_named(change, message, directory, tmp_path):
         original_qwen_tokenizer(str(changed_ranks(directory, tmp_path, change)), CONFIG)
 
 
-# Published models have more tokens.
+# A published model has more tokens.
 @pytest.mark.parametrize("vocab_size", [151_936, 208 + 256], ids=["more", "fewer"])
 def test_a_vocabulary_that_lacks_its_end_is_named(vocab_size, directory):
     with pytest.raises(ValueError, match="Download the file of this model again"):
@@ -377,7 +377,7 @@ def test_from_the_command_line_without_remote_code(directory, cache, tmp_path):
     options += " --max_steps 2 --use_cpu true --load_in_4bit true --dtype float32 --bf16 false --report_to none"
     process = recipe_here(*options.split(), "--output_dir", tmp_path / "out", cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
-    assert "linear probe, ground truth" in (tmp_path / "out" / "report.md").read_text(), "of the 4-bit base model"
+    assert "linear probe, ground truth" in (tmp_path / "out" / "report.md").read_text(), "of the 4-bit base"
     student = tmp_path / "out" / "students" / "naive-seed0"
     assert json.loads((student / "adapter_config.json").read_text())["base_model_name_or_path"] == str(directory)
     tokenizer = AutoTokenizer.from_pretrained(student)

@@ -26,7 +26,7 @@ def test_a_task_of_ones_own_from_a_file(suffix, tmp_path):
     splits = load_task(own_task(sources=path))
     check(splits)
     assert splits.source == {"id": f"messages.{suffix}", "revision": "local"}
-    # A fifth of all groups is held out, and then both classes are balanced.
+    # A fifth of all groups is held out, then both classes are balanced.
     assert 20 < len(splits.test) < 50
     truth = {row["message"]: row["is_spam"] == "spam" for row in MESSAGES}
     for text, label in zip(splits.test["text"], splits.test["ground_truth"], strict=True):
@@ -187,7 +187,7 @@ def test_columns_of_a_group_are_compared_with_themselves(world):
     assert len({group for part in splits.parts.values() for group in part["group"]}) > 20
     together = dataclasses.replace(apart, group=(("user", "doc"),))
     assert together.columns == apart.columns == ("text", "user", "doc", "y")
-    with pytest.raises(ValueError, match="got 0 rows for `"):  # all rows are in one chain of groups
+    with pytest.raises(ValueError, match="got 0 rows for `"):  # one chain
         load_task(together, raw=DatasetDict(train=Dataset.from_list(rows)))
 
 

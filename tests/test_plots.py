@@ -57,7 +57,7 @@ def is_whole(axes) -> bool:
     ("accuracies", "n", "pgr"),
     [
         ((0.7, 0.8, 1.0), 1500, "PGR 0.33"),
-        ((0.7, 0.8, 0.9), 10, "PGR 0.50"),  # intervals start at 0.39
+        ((0.7, 0.8, 0.9), 10, "PGR 0.50"),  # intervals from 0.39 on
         ((0.0, 1.0, 1.0), 1, "PGR 1.00"),
         ((1.0, 1.0, 1.0), 1, "PGR undefined"),
         ((0.0, 0.0, 0.0), 5, "PGR undefined"),
@@ -81,7 +81,7 @@ def test_seeds_without_a_gap_are_counted_in_the_figure(figures, tmp_path):
 
 @pytest.mark.parametrize(("accuracies", "n"), [((0, 1, 1), 1), ((1, 1, 1), 5), ((0.9, 0.8, 0.7), 10)])
 def test_the_figure_of_a_card_has_all_of_its_intervals(accuracies, n, figures, tmp_path):
-    scores = [Score("a/b", each["accuracy"], n, each["ci95"]) for each in (entry(a, n) for a in accuracies)]
+    scores = [Score("a/b", found["accuracy"], n, found["ci95"]) for found in (entry(a, n) for a in accuracies)]
     pgr = metrics.performance_gap_recovered(*accuracies)
     plots.plot_gap(*scores, pgr, tmp_path / "pgr.png")
     axes = figures[0].axes[0]
@@ -91,11 +91,11 @@ def test_the_figure_of_a_card_has_all_of_its_intervals(accuracies, n, figures, t
 
 
 def test_bars_of_an_analysis_have_all_of_their_intervals():
-    entries = {"a": entry(0.8, 5), "b": entry(0, 5), "c": entry(1, 1)}
+    found = {"a": entry(0.8, 5), "b": entry(0, 5), "c": entry(1, 1)}
     axes = Figure().subplots()
-    intervals = {name: of_one["ci95"] for name, of_one in entries.items()}
-    values = {name: np.array([of_one["accuracy"]]) for name, of_one in entries.items()}
-    bars(axes, values, ylabel="accuracy", intervals=intervals, notes=dict.fromkeys(entries, "no PGR"))
+    intervals = {name: of_one["ci95"] for name, of_one in found.items()}
+    values = {name: np.array([of_one["accuracy"]]) for name, of_one in found.items()}
+    bars(axes, values, ylabel="accuracy", intervals=intervals, notes=dict.fromkeys(found, "no PGR"))
     assert is_whole(axes)
     bars(axes, {"pgr": np.array([0.1])}, ylabel="PGR", intervals={"pgr": (-2.0, 3.0)})
     assert is_whole(axes)

@@ -95,7 +95,7 @@ def test_too_long_prompts_lose_their_beginning_on_both_sides_alike(make):
     sides = {name: (whole[name], cut[name]) for name in ("chosen_ids", "rejected_ids")}
     assert max(len(short) for _, short in sides.values()) == 20
     n_lost = {len(long) - len(short) for long, short in sides.values()}
-    assert len(n_lost) == 1, "the longer side determines how many prompt tokens both sides lose"
+    assert len(n_lost) == 1, "the longer side says how much of the prompt both lose"
     for long, short in sides.values():
         assert long[-len(short) :] == short
 
@@ -108,8 +108,8 @@ def test_a_long_dialogue_loses_whole_turns_and_keeps_what_the_system_says():
     example = HH.example(row)
     (cut,) = tokenize_pairs(Dataset.from_list([example]), tokenizer, 24)
     first, second = ("w10", "w11") if example["ground_truth"] else ("w11", "w10")
-    context = "<bos> system w9 <bos> user w3 w4 <bos> assistant w5 w6 <bos> user w7 w8 <bos> assistant "
-    expected = [tokenizer(context + reply, add_special_tokens=False)["input_ids"] for reply in (first, second)]
+    kept = "<bos> system w9 <bos> user w3 w4 <bos> assistant w5 w6 <bos> user w7 w8 <bos> assistant "
+    expected = [tokenizer(kept + reply, add_special_tokens=False)["input_ids"] for reply in (first, second)]
     assert [cut["chosen_ids"], cut["rejected_ids"]] == expected
 
 
@@ -221,7 +221,7 @@ def test_a_dialogue_is_on_one_side_and_contradictions_nowhere():
     ]
     rows += [implicit_text("again", "w1", "w2"), implicit_text("again", "w2", "w1")]  # contradictory labels
     rows += [rows[0], {"chosen": "\n\nHuman: b\n\nAssistant:c", "rejected": "\n\nHuman: b\n\nAssistant: c"}]
-    rows += [implicit_text("ABOUT w1", "reply  w1", "no")]  # equal except for case and spacing
+    rows += [implicit_text("ABOUT w1", "reply  w1", "no")]  # equal up to case and spacing
     splits = splits_of(Dataset.from_list(rows), task=dataclasses.replace(HH, test_split=None))
     parts_of = {}
     for name, part in splits.parts.items():

@@ -74,7 +74,9 @@ def test_an_untrained_student_with_the_answers_as_its_head_predicts_what_its_bas
     answers = answer_probabilities(load_base(spec, "CAUSAL_LM"), tokenizer, prompts, FORM)
     np.testing.assert_allclose(untrained_predictions(task, prompted, spec, tmp_path), answers, atol=2e-6)
     assert answers[:, 1].std() > 0.01
-    assert np.abs(untrained_predictions(task, rows, spec, tmp_path) - answers).max() > 0.01, "the prompt has no effect"
+    assert np.abs(untrained_predictions(task, rows, spec, tmp_path) - answers).max() > 0.01, (
+        "the prompt changes nothing"
+    )
 
 
 def test_a_prompted_text_loses_its_context_alone():
@@ -138,7 +140,7 @@ def test_no_head_is_made_of_answers_behind_the_padding_token():
     tokenizer = make_character_tokenizer(pad_token=":")
     with pytest.raises(ValueError, match="ends with the padding token ':', but a classifier reads the last token"):
         head_tokens(tokenizer, FORM)
-    assert answer_tokens(tokenizer, FORM) == ([], head_tokens(make_character_tokenizer(), FORM)), "it is supported"
+    assert answer_tokens(tokenizer, FORM) == ([], head_tokens(make_character_tokenizer(), FORM)), "it can be asked"
 
 
 def test_a_tokenizer_without_an_attention_mask_asks_as_one_that_has_it():
@@ -345,7 +347,7 @@ def test_only_a_head_of_answers_depends_on_the_prompt_of_a_task():
     for head_init in HEAD_INITS:
         spec = ModelSpec("model", "model", "version", StudentConfig(head_init=head_init))
         assert prompt_of_head(spec, task) == (FORM if head_init == "answers" else None)
-    assert prompt_of_head(ModelSpec("model", "model", "version"), task) is None, "supervisors do not have this option"
+    assert prompt_of_head(ModelSpec("model", "model", "version"), task) is None, "a supervisor has no such option"
 
 
 def test_a_text_without_content_has_the_form_of_the_others():
@@ -362,7 +364,7 @@ def test_the_answers_of_every_task_differ_in_their_first_token(directory):
     for task in TASKS.values():
         first, second = head_tokens(tokenizer, task.prompt)
         assert first != second
-        assert task.prompt.prompt("text").count("0") == 0, "answers are words, not numbers"
+        assert task.prompt.prompt("text").count("0") == 0, "words, not numbers"
 
 
 @pytest.mark.real_data

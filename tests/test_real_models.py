@@ -57,8 +57,8 @@ def test_states_and_probabilities_do_not_depend_on_the_batch(classifier, tokeniz
         states.append(classifier.model(ids).last_hidden_state[0, last].numpy())
         probabilities.append((classifier.score.weight @ torch.from_numpy(states[-1])).softmax(dim=-1).numpy())
     for batch_size in (1, 7, 64):
-        batched = last_hidden_states(classifier, tokenizer, rows, batch_size=batch_size)
-        assert np.abs(batched - states).max() < ROUNDING * np.abs(states).max()
+        found = last_hidden_states(classifier, tokenizer, rows, batch_size=batch_size)
+        assert np.abs(found - states).max() < ROUNDING * np.abs(states).max()
     for batch_size in (7, 64):
         trainer = WeakToStrongTrainer(
             model=classifier,
@@ -74,20 +74,16 @@ def test_completions_do_not_depend_on_the_batch(tokenizer):
     question = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is 2+2?"}], tokenize=False, add_generation_prompt=True
     )
-    assert question.count(tokenizer.pad_token) == 2, "the system prompt of the template, and the question"
+    assert question.count(tokenizer.pad_token) == 2, "the template's own system prompt, and the question"
     prompts = [question, "The capital of France is", "Once upon a"]
-    completions = {size: complete(model, tokenizer, prompts, max_new_tokens=13, batch_size=size) for size in (1, 64)}
-    assert completions[1] == completions[64]
-    assert (
-        completions[1][0].text.endswith("4.")
-        and not completions[1][0].is_cut
-        and completions[1][1].text.startswith(" Paris")
-    )
+    found = {size: complete(model, tokenizer, prompts, max_new_tokens=13, batch_size=size) for size in (1, 64)}
+    assert found[1] == found[64]
+    assert found[1][0].text.endswith("4.") and not found[1][0].is_cut and found[1][1].text.startswith(" Paris")
 
 
 def test_estimated_memory_is_within_five_percent():
     benchmark = runpy.run_path(str(ROOT / "recipes" / "benchmarks" / "memory_on_cpu.py"))
-    bytes_by_name = benchmark["measure"](real_model(), n_rows=2, length=24, n_predicted_rows=3, load_in_4bit=False)
-    assert len(bytes_by_name) == 4
-    for name, (measured, estimated) in bytes_by_name.items():
+    found = benchmark["measure"](real_model(), n_rows=2, length=24, n_predicted_rows=3, load_in_4bit=False)
+    assert len(found) == 4
+    for name, (measured, estimated) in found.items():
         assert estimated == pytest.approx(measured, rel=0.05), name

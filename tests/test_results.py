@@ -1,4 +1,4 @@
-"""Tests of fingerprints on cards and in results, and of tables of many results."""
+"""What was trained: its fingerprint on cards and in results, and many results in one table."""
 
 import copy
 import json
@@ -76,15 +76,15 @@ def test_a_fingerprint_is_that_of_values_and_not_of_how_they_are_written():
 
 
 def changed(**changes) -> dict:
-    """Returns results in which some values are changed."""
-    content = results()
+    """Results in which one value is another."""
+    made = results()
     for path, value in changes.items():
         *parents, last = path.split("__")
-        inner = content
+        inner = made
         for parent in parents:
             inner = inner[int(parent) if parent.isdigit() else parent]
         inner[last] = value
-    return content
+    return made
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ def test_a_local_model_is_known_by_its_weights_wherever_it_lies(tmp_path):
         (directory / "config.json").write_text("{}")
         (directory / "model.safetensors").write_bytes(content)
         os.utime(directory / "model.safetensors", (len(place), ord(place)))
-    specs = {place: ModelSpec.find(str(tmp_path / place / "gpt2"), "--student_model") for place in "abcde"}
-    assert {model.name for model in specs.values()} == {"gpt2"} and specs["a"].weights == specs["b"].weights
-    assert len({model.weights for model in specs.values()}) == 4
-    assert specs["a"].named == {"model": "gpt2", "revision": None, "weights": specs["a"].weights}
+    found = {place: ModelSpec.find(str(tmp_path / place / "gpt2"), "--student_model") for place in "abcde"}
+    assert {model.name for model in found.values()} == {"gpt2"} and found["a"].weights == found["b"].weights
+    assert len({model.weights for model in found.values()}) == 4
+    assert found["a"].named == {"model": "gpt2", "revision": None, "weights": found["a"].weights}
 
 
 # ---- One table ----
@@ -154,7 +154,7 @@ def test_a_local_model_is_known_by_its_weights_wherever_it_lies(tmp_path):
 
 @pytest.fixture
 def outputs(tmp_path):
-    """The results of two runs that differ in a setting, one of them without newer keys, and of a third run."""
+    """Two runs that differ in a setting, and a third by an older version."""
     old = json.loads((CARDS / "boolq-bootstrap-demo" / "results.json").read_text())
     new = copy.deepcopy(old) | {"run_name": "second"}
     new["settings"]["training"]["learning_rate"] = 0.01
@@ -207,7 +207,7 @@ def test_files_directories_and_patterns_are_read_once(outputs):
 def test_what_is_no_results_is_said_or_passed_over(content, message, outputs):
     (outputs / "other").mkdir()
     (outputs / "other" / "results.json").write_text(content)
-    assert len(read_results(outputs)["source"].unique()) == 3, "the file of another program is skipped"
+    assert len(read_results(outputs)["source"].unique()) == 3, "another program's file is found, and is none"
     with pytest.raises(ValueError, match=f"other/results.json, expected a results.json{message}"):
         read_results(outputs / "other" / "results.json")
 
@@ -223,7 +223,7 @@ def test_files_of_another_kind_are_named_by_directories_and_patterns_alike(outpu
 
 def test_a_student_that_two_files_report_is_named(outputs, caplog):
     once = read_results(outputs)
-    assert "Several files" not in caplog.text, "runs that share a supervisor have different students"
+    assert "Several files" not in caplog.text, "two runs that share a supervisor are two trainings of students"
     shutil.copytree(outputs / "b", outputs / "copy of b")
     table = read_results(outputs)
     assert len(table) == len(once) + 9
@@ -251,10 +251,8 @@ def test_committed_results_have_the_fingerprints_of_their_cards():
             assert student["fingerprint"] == card.fingerprint
 
 
-def test_the_example_in_the_documentation_runs(outputs, monkeypatch):
-    pages = [README, *sorted((ROOT / "docs").rglob("*.md"))]
-    pattern = re.compile(r"```python\n(from w2s_hf import read_results\n.*?medians.*?)```", flags=re.S)
-    example = next(match[1] for page in pages if (match := pattern.search(page.read_text())))
+def test_the_readmes_example_runs(outputs, monkeypatch):
+    (example,) = re.findall(r"```python\n(from w2s_hf import read_results\n.*?)```", README.read_text(), flags=re.S)
     monkeypatch.chdir(outputs)
     (outputs / "outputs").mkdir()
     shutil.copytree(outputs / "a", outputs / "outputs" / "a")

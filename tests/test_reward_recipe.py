@@ -1,4 +1,4 @@
-"""Runs the recipe of reward modelling as users do, with a small demo and with local pairs."""
+"""The recipe of reward modelling as a user meets it, on a demo made small, and on local pairs."""
 
 import json
 import random
@@ -43,7 +43,7 @@ PROBED = "--linear_probe true".split()
 
 @pytest.fixture(scope="module")
 def finished(cache, tmp_path_factory):
-    """A small run with generative finetuning: its directory, its output and its numbers."""
+    """A whole small run with the generative stage: its directory, what it printed, its numbers."""
     output = tmp_path_factory.mktemp("run") / "out"
     process = recipe_here(*SMALL, *GENERATIVE, *PROBED, "--output_dir", output, cache=cache, name=NAME)
     assert process.returncode == 0, process.stderr[-3000:]
@@ -51,7 +51,7 @@ def finished(cache, tmp_path_factory):
 
 
 def run_here(monkeypatch, cache, options: str) -> None:
-    """Runs the recipe in this process, which saves six seconds of imports."""
+    """In this process: what a second process would add is six seconds of imports."""
     monkeypatch.setenv("W2S_HF_CACHE", str(cache))
     monkeypatch.setattr("sys.argv", [f"recipes/{NAME}", *options.split()])
     runpy.run_path(str(ROOT / "recipes" / NAME), run_name="__main__")
@@ -64,7 +64,7 @@ def test_results_and_report(finished):
     assert {"ceiling_plain", LINEAR_PROBE} <= set(check_predictions(output)["role"])
     (run,) = results["runs"]
     weak, ceiling, plain = (run[name]["accuracy"] for name in ("weak", "ceiling", "ceiling_plain"))
-    assert ceiling != plain, "the two models could not be distinguished"
+    assert ceiling != plain, "one would pass for the other"
     for student in run["students"]:
         assert student["n"] == 120
         for entry, best in ((student, ceiling), (student["against_plain_ceiling"], plain)):
@@ -93,9 +93,9 @@ def test_students_and_ceiling_start_from_the_generative_stage_and_the_supervisor
     tuned: dict[str, list[bool]] = {}
     for path in (finished[0] / "_stages").glob("*/stage.json"):
         stage = json.loads(path.read_text())
-        if stage["stage"] != "linear-probe":  # it depends on the hidden states only
+        if stage["stage"] != "linear-probe":  # it knows only the hidden states
             tuned.setdefault(stage["stage"], []).append(" generative-" in stage["settings"]["model"]["version"])
-    tuned = {name: sorted(values) for name, values in tuned.items()}
+    tuned = {name: sorted(found) for name, found in tuned.items()}
     assert tuned == {
         "generative": [False], "weak": [False], "ceiling": [False, True], "student-naive": [True],
         "student-confidence": [True], "control": [False], "hidden-states": [True],
@@ -107,7 +107,7 @@ def test_students_and_ceiling_start_from_the_generative_stage_and_the_supervisor
 
 def test_a_student_loads_alone_and_predicts_what_was_scored(finished):
     output, _, _ = finished
-    labels = WeakLabels.load(next((output / "_stages").glob("student-confidence-*[0-9a-f]")) / "predictions")
+    stored = WeakLabels.load(next((output / "_stages").glob("student-confidence-*[0-9a-f]")) / "predictions")
     directory = str(output / "students" / "confidence-seed0")
     assert 'load_student(".", task_type="REWARD", dtype="float32")' in (output / directory / "README.md").read_text()
     student, tokenizer = (
@@ -117,14 +117,14 @@ def test_a_student_loads_alone_and_predicts_what_was_scored(finished):
     n_compared = 0
     pairs = demo_pairs(DemoWorld(seed=0), 150, "test pairs", held_out=True)
     for row in [PREFERENCE_TASKS["anthropic_hh"].example(row) for row in pairs.select(range(20))]:
-        if row["id"] not in labels.ids:
+        if row["id"] not in stored.ids:
             continue
         first, second = (
             student(**tokenizer(row["prompt"] + row[side], return_tensors="pt")).logits.item()
             for side in ("first", "second")
         )
         expected = 1 / (1 + np.exp(second - first))
-        np.testing.assert_allclose(labels.of([row["id"]])[0], [1 - expected, expected], atol=1e-5)
+        np.testing.assert_allclose(stored.of([row["id"]])[0], [1 - expected, expected], atol=1e-5)
         n_compared += 1
     assert n_compared > 5
 
@@ -152,11 +152,11 @@ def test_killed_in_the_generative_stage_and_run_again(finished, cache, tmp_path)
         time.sleep(random.uniform(0, 0.05))
         process.kill()
         process.join()
-        assert any(tmp_path.glob(f"out/_stages/{pattern}")), "the run finished before it was killed"
+        assert any(tmp_path.glob(f"out/_stages/{pattern}")), "over before it was killed"
     process = forked(*command, W2S_HF_CACHE=str(cache))
     assert process.returncode == 0 and "resumed" in process.stderr, process.stderr[-3000:]
-    results = numbers(tmp_path / "out")
-    assert (results["runs"], results["summary"]) == (finished[2]["runs"], finished[2]["summary"])
+    found = numbers(tmp_path / "out")
+    assert (found["runs"], found["summary"]) == (finished[2]["runs"], finished[2]["summary"])
 
 
 @pytest.mark.distributed
@@ -173,7 +173,7 @@ def test_two_ranks_run_the_recipe(cache, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [implicit_text, explicit_messages])
 def test_own_models_and_pairs_with_4_bit_adapters(make, cache, tmp_path, monkeypatch):
-    """The adapters of generative finetuning are the initial adapters of the reward model."""
+    """Adapters of the generative stage go on as those of the reward model."""
     rows = pairs_of(make, 150).to_list()
     rows += [make("w1", "w2", "w2"), make("w1", "", "w2"), make("w1", "w2 " * 40, "w3")]
     (tmp_path / "pairs").mkdir()
@@ -188,7 +188,7 @@ def test_own_models_and_pairs_with_4_bit_adapters(make, cache, tmp_path, monkeyp
     options = "--weak_model weak --student_model strong --dataset_path pairs --methods naive --load_in_4bit true"
     options += " --generative_finetuning true --max_steps 2 --use_cpu true --bf16 false --report_to none"
     options += " --gradient_checkpointing false --max_length 24 --output_dir out --per_device_train_batch_size 8"
-    # The reward model is not changed by its training, so its adapters are the initial ones.
+    # The reward stage changes nothing, so that its adapters are those it started from.
     options += " --learning_rate 0 --weak_learning_rate 1e-3 --generative_learning_rate 1e-2"
     run_here(monkeypatch, cache, options)
     results = numbers(tmp_path / "out")
@@ -217,7 +217,7 @@ def test_a_situation_without_pairs_is_no_trouble(finished, cache, tmp_path, monk
     run_here(monkeypatch, cache, options)
     (run,) = numbers(tmp_path / "out")["runs"]
     empty = [name for name, entry in run["by_situation"].items() if not entry["share"]]
-    assert empty, "if all situations have pairs, the test is trivial"
+    assert empty, "all situations have pairs: the test is vacuous"
     assert "| - |" in (tmp_path / "out" / "report.md").read_text()
 
 
@@ -244,7 +244,7 @@ def test_features_of_a_pair_are_what_its_reward_difference_is_made_of(kind, tmp_
     )
     first_is_better = trainer.predict_proba(pairs)[:, 1]
     np.testing.assert_allclose(1 / (1 + np.exp(-features @ weight)), first_is_better, atol=1e-5)
-    assert features.std() > 0.01, "both responses are the same"
+    assert features.std() > 0.01, "of both responses the same"
 
 
 def test_the_reward_model_starts_from_the_generative_adapters(tmp_path, model_of):
@@ -263,7 +263,7 @@ def test_the_reward_model_starts_from_the_generative_adapters(tmp_path, model_of
 
 
 def test_the_generative_stage_keeps_to_the_arguments(tmp_path, monkeypatch):
-    """With a budget of tokens, micro-batches have 2 texts of up to 15 tokens instead of 8, with the same losses."""
+    """The budget of tokens: the same losses, with 2 texts of up to 15 tokens at once in place of 8. No dropout."""
     seen = []
     monkeypatch.setattr(
         "w2s_hf.experiments.generative_finetuning.ResumableSFTTrainer",
@@ -283,7 +283,7 @@ def test_the_generative_stage_keeps_to_the_arguments(tmp_path, monkeypatch):
         (options["args"].per_device_train_batch_size, options["args"].gradient_accumulation_steps) for options in seen
     ]
     assert batches == [(8, 1), (2, 4)]
-    assert len(losses[0]) == 6, "48 texts once, because --max_steps applies to the reward models only"
+    assert len(losses[0]) == 6, "48 texts once, whatever --max_steps says of the reward models"
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for module in seen[0]["model"].modules():
         assert getattr(module, "p", 0) == 0, "dropout"

@@ -52,7 +52,7 @@ def test_only_the_validation_size_is_given():
 def test_training_rows_that_are_in_the_test_set_are_dropped():
     test = passages(200, "test")
     train = Dataset.from_list([*passages(300), *test.select(range(30))])
-    upper = train.map(lambda row: {"passage": row["passage"].upper()})  # case and spacing do not hide a duplicate
+    upper = train.map(lambda row: {"passage": row["passage"].upper()})  # spelling does not hide a duplicate
     splits = load_task(BOOLQ, raw=DatasetDict(train=upper, validation=test))
     check(splits)
     assert not any("TEST" in text for text in splits.weak_half["text"])
@@ -74,7 +74,7 @@ def test_rows_that_hang_together_through_others_stay_together():
         for text in part["text"]:
             chain = text.split("\n")[1].split("-")[0]
             assert chain_of.setdefault(chain, name) == name
-    assert len(chain_of) > 20 and chain_of.get("s0", "test") == "test", "a training row is connected with a test row"
+    assert len(chain_of) > 20 and chain_of.get("s0", "test") == "test", "a training row hangs on a test row"
 
 
 def test_repeated_rows_count_once():
@@ -94,7 +94,7 @@ def test_a_huge_group_goes_to_a_half_not_to_the_validation_rows():
 
 TRAIN, TEST = passages(60), passages(60, "test")
 UNLABELLED = Dataset.from_dict({"sentence": ["a", "b"], "label": [-1, -1]})
-# The task, raw splits, options and message.
+# Task, raw splits, options, message.
 UNUSABLE = {
     "no test split": ("boolq", {"train": TRAIN, "test": TEST}, {},
                       "got the splits train, test, expected 'validation'"),
@@ -140,10 +140,10 @@ def test_splits_made_by_hand_are_checked(name, rows, message):
 
 def test_the_next_source_is_tried_where_one_is_gone(monkeypatch):
     first, second = BOOLQ.sources
-    names = []
+    asked = []
 
     def available(name, **kwargs):
-        names.append(name)
+        asked.append(name)
         if name == first.id:
             raise FileNotFoundError("gone")
         return "c0ffee"
@@ -155,16 +155,16 @@ def test_the_next_source_is_tried_where_one_is_gone(monkeypatch):
     monkeypatch.setattr("w2s_hf.tasks.loading.ensure_available", available)
     monkeypatch.setattr("w2s_hf.tasks.loading.load_dataset", load)
     assert load_task(BOOLQ).source == {"id": second.id, "revision": "c0ffee"}
-    assert names == [first.id, second.id]
+    assert asked == [first.id, second.id]
 
     def unreachable(name, **kwargs):
-        names.append(name)
+        asked.append(name)
         raise ConnectionError("no answer")
 
     monkeypatch.setattr("w2s_hf.tasks.loading.ensure_available", unreachable)
     with pytest.raises(ConnectionError, match="no answer"):
         load_task(BOOLQ)
-    assert len(names) == 3, "a Hub that does not answer is contacted once"
+    assert len(asked) == 3, "a Hub that does not answer is asked once"
 
 
 def test_a_half_is_training_and_validation_rows():
