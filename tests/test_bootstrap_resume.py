@@ -1,4 +1,4 @@
-"""BootstrapTrainer, stopped anywhere, ends as if it had not been, and never mixes what does not belong together."""
+"""Tests that an interrupted BootstrapTrainer resumes with equal results, and never mixes files of different runs."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from w2s_hf import BootstrapTrainer, WeakLabels, WeakToStrongTrainer, load_student
 
-# So fast that a later step is worse than an earlier one.
+# A learning rate so high that a later step is worse than an earlier one.
 KEEP_BEST = {
     "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps",
     "save_steps": 1, "learning_rate": 0.3, "metric_for_best_model": "loss",
@@ -21,7 +21,7 @@ KEEP_BEST = {
 
 
 class Kill(TrainerCallback):
-    """Stops the run at an event of a link, after so many steps, as a kill would."""
+    """Stops the run at an event of a link, after a number of steps, as if the process were killed."""
 
     def __init__(self, trainer: BootstrapTrainer, link: int, event: str, n_steps: int):
         def stop(args, state, control, **kwargs):
@@ -32,7 +32,7 @@ class Kill(TrainerCallback):
 
 
 class CountSteps(TrainerCallback):
-    """The link of each step that a trainer makes."""
+    """Records the link of each training step."""
 
     def __init__(self, trainer: BootstrapTrainer):
         self.trainer, self.links = trainer, []
@@ -51,7 +51,7 @@ def train_and_kill(trainer: BootstrapTrainer, *when) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A chain that nobody stopped; it is evaluated, and its best steps are kept."""
+    """Trains a chain without interruption, with evaluation and the best step of each link."""
     directory = tmp_path_factory.mktemp("whole")
     bootstrap(directory, eval_dataset=three_parts(5), **KEEP_BEST).train()
     return directory
@@ -63,8 +63,8 @@ def whole(tmp_path_factory):
         ((1, "on_step_begin", 0), 3),  # before any checkpoint
         ((2, "on_step_begin", 2), 1),
         ((2, "on_train_end", 3), 0),  # with a checkpoint of the last step, which is not the last of an epoch
-        ((2, "on_predict", 3), 0),  # while it labels
-        ((2, "rename", 3), 0),  # when the checkpoints are gone, and what replaces them is not in its place
+        ((2, "on_predict", 3), 0),  # during labelling
+        ((2, "rename", 3), 0),  # when the checkpoints are deleted, and the files that replace them are not renamed yet
     ],
 )
 def test_a_chain_that_was_stopped_ends_as_if_it_had_not_been(when, n_left, whole, tmp_path, monkeypatch):
@@ -203,7 +203,7 @@ def test_a_chain_that_begins_anew_takes_nothing_from_a_stopped_one(tmp_path):
     stopped = bootstrap(tmp_path / "out", save_strategy="steps", save_steps=1, learning_rate=0.1)
     train_and_kill(stopped, 1, "on_step_begin", 2)
     assert (tmp_path / "out" / "link-1" / "checkpoint-2").is_dir()
-    train_and_kill(bootstrap(tmp_path / "out"), 1, "on_step_begin", 0)  # before a checkpoint of its own
+    train_and_kill(bootstrap(tmp_path / "out"), 1, "on_step_begin", 0)  # before its first checkpoint
     bootstrap(tmp_path / "out").train(resume_from_checkpoint=True)
     bootstrap(tmp_path / "new").train()
     assert_same_chain(tmp_path / "out", tmp_path / "new")

@@ -1,4 +1,4 @@
-"""BootstrapTrainer: three trainers chained by hand, bit by bit; stopped anywhere, it ends as if it had not been."""
+"""Tests that BootstrapTrainer equals three trainers chained by hand, bit by bit, and its memory and options."""
 
 import gc
 import json
@@ -42,7 +42,7 @@ def student_with_dropout(link: int):
 
 
 def other_tokenizer() -> PreTrainedTokenizerFast:
-    """The same words as those of `make_tokenizer`, with other numbers."""
+    """Returns a tokenizer with the words of `make_tokenizer` and other ids."""
     words = {"<pad>": 0, "<unk>": 1} | {word: 63 - number for number, word in enumerate(WORDS)}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -50,7 +50,7 @@ def other_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def by_hand(tmp_path, rows, model_init, peft_config=None, **kwargs):
-    """Three trainers, each with the labels of the one before; what they say of the rows of the next."""
+    """Trains three models, each on the labels of its predecessor. Returns their predictions for the next rows."""
     labels, trainers = [], []
     for link, part in enumerate(rows):
         if link > 0:
@@ -144,14 +144,18 @@ def test_a_student_is_gone_before_the_next_is_made_and_earlier_ones_stay_as_they
         return sum(it.numel() * it.element_size() for it in parameters)
 
     def init(link):
-        alive.append([ref() is not None for ref in made])  # no collection here: the trainer's own must do
+        alive.append([ref() is not None for ref in made])  # the trainer must free memory
         n_bytes.append(live_bytes())
         hashes.append(files(*(tmp_path / f"link-{k}" for k in range(1, link + 1))))
-        model = student_with_dropout(0)  # of one size, so that bytes compare
+        model = student_with_dropout(0)  # models of one size, so that their bytes can be compared
         made.append(weakref.ref(model))
         return model
 
-    options = {"bf16": True, "eval_strategy": "steps", "eval_steps": 1}  # autocast makes a model part of a circle
+    options = {
+        "bf16": True,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+    }  # autocast creates a cycle
     trainer = bootstrap(tmp_path, make_rows(16), init, eval_dataset=make_rows(8), **options)
     trainer.train()
     assert alive == [[], [False], [False, False]]

@@ -1,4 +1,4 @@
-"""Chains of students in the recipes: who learns whose labels, on which rows, and what it is compared with."""
+"""Tests chains of students in the recipes: labels and rows of each link, and the baselines in the report."""
 
 import gc
 import hashlib
@@ -29,7 +29,9 @@ def hash_of(directory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def climbed(cache, tmp_path_factory):
-    """A small run; what was finetuned on what; hashes of each link; models alive when a base is loaded."""
+    """
+    Returns a small run, its finetuning calls, the hashes of each link, and the models alive when a base is loaded.
+    """
     output, taught, hashes, alive = tmp_path_factory.mktemp("chain") / "out", [], {}, []
     finetune, load_base = Finetuner.finetune, finetuner.load_base
 
@@ -37,7 +39,7 @@ def climbed(cache, tmp_path_factory):
         finetuned = finetune(self, name, model, rows, predict, **options)
         taught.append((name, model, rows.train, rows.validation, finetuned.directory))
         for file, digest in hash_of(finetuned.directory / "model").items():
-            hashes.setdefault(file, digest)  # as it was at first
+            hashes.setdefault(file, digest)  # the first version
         return finetuned
 
     def watched_load(model, *args):
@@ -70,7 +72,7 @@ def test_each_link_learns_the_labels_of_the_one_before_it_and_nothing_else(climb
         if before is None:
             assert labels.provenance["trained"].startswith("weak-")
         else:
-            # Made by the link before, from what that one had learned.
+            # The labels come from the trained predecessor.
             assert labels.provenance["stage"] == before[0] and labels.provenance["weak_labels"] == before[1]
         said = WeakLabels.load(stage / "predictions").provenance
         assert said["taught_by"] == labels.provenance["stage"] and said["weak_labels"] == labels.fingerprint
@@ -107,7 +109,7 @@ def test_no_model_is_alive_when_the_base_of_the_next_link_is_loaded(climbed):
         "demo/pretrained-32x2",
     ]
     counts = {name: count for name, count in alive}
-    # Other tests of this process may hold models; what a link leaves behind would add to them.
+    # Other tests of this process may hold models. A link that is not freed would increase their number.
     assert len(set(counts.values())) == 1, alive
 
 
@@ -135,7 +137,7 @@ def test_the_chain_is_reported_beside_direct_training(climbed):
 
 
 def test_stopped_inside_a_link_it_goes_on_there(climbed, cache, tmp_path):
-    """And what was finished without a chain is not trained again for it."""
+    """Steps of a run without a chain are not repeated for a run with a chain."""
     output, _, expected, taught, _, _ = climbed
     shutil.copytree(output / "_stages", tmp_path / "out" / "_stages")
     kept = {entry[4].name for entry in taught if entry[0] in ("weak", "ceiling", "student-naive", "control")}
@@ -146,7 +148,7 @@ def test_stopped_inside_a_link_it_goes_on_there(climbed, cache, tmp_path):
 
     def stopped(self, *args, **kwargs):
         steps.append(self.state.global_step)
-        if len(steps) == 17:  # 10 steps a link
+        if len(steps) == 17:  # 10 steps per link
             raise KeyboardInterrupt
         return train_step(self, *args, **kwargs)
 

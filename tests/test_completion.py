@@ -1,4 +1,4 @@
-"""CompletionTrainer: TRL's SFT, scored by what the model writes."""
+"""Tests CompletionTrainer: supervised finetuning with TRL, scored by the completions that the model generates."""
 
 import copy
 import inspect
@@ -62,7 +62,7 @@ def test_only_the_completion_and_its_end_are_learned(tokenizer, tmp_path):
         for position in range(len(prompt) + 1, whole.shape[1]):
             by_hand -= logits[position - 1, whole[0, position]].item()
             n += 1
-    assert n == 3 * 8  # a space, a letter and the end
+    assert n == 3 * 8  # a space, a letter and the end-of-text token
     loss = trainer.compute_loss(trainer.model.train(), batch)
     assert loss.item() == pytest.approx(by_hand / n, rel=1e-4)
 
@@ -78,7 +78,9 @@ def test_accuracy_is_what_it_writes(tokenizer, tmp_path):
 
 
 def test_early_stopping_goes_by_the_labels_of_the_validation_rows(tokenizer, tmp_path):
-    """Validation rows have what the model writes at first, so every step of training makes it agree with them less."""
+    """
+    The validation rows contain the completions of the untrained model, so that each training step lowers the score.
+    """
     model = make_language_model(tokenizer)
     rows = rows_of(24, 32)
     made = [made.text for made in complete(model.eval(), tokenizer, rows["prompt"], max_new_tokens=4)]
@@ -123,7 +125,7 @@ def test_completing_leaves_the_model_as_it_was(tokenizer, tmp_path):
 
 
 def test_a_completion_never_changes_the_tokens_of_its_prompt(tmp_path):
-    """`:` and a space are one token; by themselves `a:` and ` b` are as the model is asked and answers."""
+    """The tokenizer merges `:` and a space. Tokenized separately, `a:` and ` b` are the prompt and the answer."""
     tokenizer = merging_tokenizer()
     rows = Dataset.from_dict({"prompt": ["a:", "b"], "completion": [" b", " c"]})
     args = completion_arguments(tmp_path)
@@ -179,7 +181,7 @@ def test_one_base_serves_student_after_student(tokenizer, tmp_path):
         student = fresh_adapter(student, LORA, seed=1)
         trainer = make_trainer(student, tokenizer, tmp_path)
         runs.append(losses(trainer))
-        forward = base.forward  # newer TRL: its own, with a fused head, around the model's
+        forward = base.forward  # newer TRL versions replace it by a forward with a fused head
         inner = inspect.getclosurevars(getattr(forward, "__func__", forward)).nonlocals.get("original_forward")
         assert inner is None or inner == base._untrained_forward, "TRL's patch was put upon itself"
     assert runs[0] == runs[1] == runs[2] == losses(reference)
@@ -201,12 +203,12 @@ def test_adapters_on_4_bits_stay_float32(tokenizer, tmp_path):
 
 
 def long_rows() -> Dataset:
-    """Of 4, 6, 10 and 12 tokens with the end-of-text token: a long prompt in the third, a completion in the last."""
+    """Returns rows of 4, 6, 10 and 12 tokens. The third has a long prompt, the last a long completion."""
     return Dataset.from_dict({"prompt": ["a:", "bcd:", "efghefg:", "a:"], "completion": ["x", "y", "x", "abcabcabc"]})
 
 
 def test_training_rows_that_do_not_fit_are_left_out_and_counted(tokenizer, tmp_path, caplog):
-    """None loses its end: TRL drops a row whose prompt fills `max_length`, and cuts the completion of another."""
+    """TRL drops rows whose prompts fill `max_length` and truncates long completions. Here no row loses its end."""
     args = completion_arguments(tmp_path, max_length=8)
     trainer = CompletionTrainer(
         model=make_language_model(tokenizer), args=args, train_dataset=long_rows(), processing_class=tokenizer

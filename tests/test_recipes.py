@@ -339,7 +339,7 @@ def test_bad_arguments_end_in_one_clear_line(options, message, tmp_path, monkeyp
             "--dataset_path nowhere --weak_model {model} --student_model {model}",
             "--dataset_path: got 'nowhere', which does not exist in the working directory",
         ),
-        ("--dataset_path {rows} --weak_model {empty} --student_model b", "has no config.json"),
+        ("--dataset_path {rows} --weak_model {empty} --student_model b", "without config.json"),
         ("--student_model pretraind-64x2", "its models are scratch-32x1"),
         ("--student_model pretraind-64x2", "Did you mean 'pretrained-64x2'"),
     ],

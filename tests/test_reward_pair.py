@@ -1,4 +1,4 @@
-"""RewardPairTrainer: TRL's RewardTrainer without soft labels, symmetric with them, a row a pair in prediction."""
+"""Tests RewardPairTrainer: equal to TRL's RewardTrainer for hard labels, symmetric, and one prediction per pair."""
 
 import math
 from functools import partial
@@ -19,7 +19,7 @@ from w2s_hf.losses import LOSS_TYPES
 
 
 def swapped(pairs: Dataset, every: int = 1) -> Dataset:
-    """Chosen for rejected and 1 - p for p, in every pair, or every second one, ..."""
+    """Swaps chosen and rejected, and replaces p by 1 - p, in every pair or every `n`-th pair."""
 
     def swap(row: dict, number: int) -> dict:
         if number % every:
@@ -73,7 +73,9 @@ def test_a_margin_that_is_not_read_is_refused(soft_label, loss_type, message, tm
 
 
 def test_the_loss_is_the_one_in_the_docstring(tmp_path):
-    """-(p log sigmoid(d) + (1 - p) log sigmoid(-d)) at d = 2 and p = 0.3, a centering term of (r + r')^2."""
+    """
+    Checks -(p log sigmoid(d) + (1 - p) log sigmoid(-d)) at d = 2 and p = 0.3, with a centering term of (r + r')^2.
+    """
     trainer = RewardPairTrainer(
         model=reward_model(),
         args=pair_arguments(tmp_path),
@@ -120,7 +122,7 @@ def test_the_cut_of_a_step_changes_nothing(tmp_path, loss_type, cut):
 
 
 def test_a_short_last_batch_counts_by_its_pairs(tmp_path):
-    """10 pairs in a step of batches of 4, 4 and 2: the mean over 10 pairs, not over 3 batches."""
+    """A step of 10 pairs in batches of 4, 4 and 2 has the mean loss of 10 pairs, not of 3 batches."""
     pairs = make_pairs(10, "random")
     options = {"max_steps": -1, "num_train_epochs": 2}
     whole = train_pairs(tmp_path, pairs, per_device_train_batch_size=10, **options)[1]
@@ -130,8 +132,8 @@ def test_a_short_last_batch_counts_by_its_pairs(tmp_path):
 
 def test_the_threshold_does_not_read_which_side_is_chosen(tmp_path):
     """
-    Worked by hand with a = 1 and all labels 1. In the dataset's order every pair but the last would be hardened to
-    what the labels say; in the order of `turned` it is half of them on either side.
+    The expected values are calculated by hand with a = 1 and all labels 1. In the order of the dataset, all pairs but
+    the last would be hardened to their labels. In the order of `turned`, half of the pairs are hardened to each side.
     """
     pairs = make_pairs(32, 1.0)
     turned = RewardPairCollator(pad_token_id=0)(pairs.to_list())["turned"]
@@ -141,7 +143,7 @@ def test_the_threshold_does_not_read_which_side_is_chosen(tmp_path):
     trainer, trajectory = train_pairs(tmp_path, pairs, loss_type="confidence", learning_rate=0.0, **options)
     rewards = torch.from_numpy(trainer.predict(pairs).predictions)
     difference = torch.where(turned, -1, 1) * (rewards[:, 1] - rewards[:, 0])
-    n_first_better = int((~turned).sum())  # the labels say so, hence the prior
+    n_first_better = int((~turned).sum())  # the labels have this prior
     threshold = difference.sigmoid().quantile(1 - n_first_better / 32)
     signs = torch.where(difference.sigmoid() > threshold, 1, -1)
     assert 4 < (signs != torch.where(turned, -1, 1)).sum(), "the hard targets contradict some labels"
@@ -177,10 +179,12 @@ def test_evaluation_is_plain_cross_entropy_on_soft_labels(tmp_path):
 
 
 def test_metrics_are_against_the_labels_and_the_users_own_win(tmp_path):
-    """The best checkpoint is chosen by them: TRL's `accuracy` would be by the dataset's order, whatever the labels."""
-    pairs = make_pairs(20, 0.0, seed=3)  # the rejected response is the better one, always
+    """
+    The best checkpoint depends on these metrics. TRL's `accuracy` would ignore the labels and use the dataset's order.
+    """
+    pairs = make_pairs(20, 0.0, seed=3)  # the rejected response is always better
     trainer, _ = train_pairs(tmp_path, make_pairs(24, "random"), learning_rate=0.0, per_device_eval_batch_size=8)
-    trainer.predict(make_pairs(9, 1.0))  # leaves nothing behind for the next evaluation
+    trainer.predict(make_pairs(9, 1.0))  # must not change the next evaluation
     right = np.diff(trainer.predict(pairs).predictions)[:, 0] < 0
     by_batch = np.mean([right[:8].mean(), right[8:16].mean(), right[16:].mean()])
     trainer.evaluate(pairs)
@@ -224,7 +228,7 @@ def test_what_is_left_out_or_teaches_nothing_is_counted(tmp_path, caplog):
     rows = [TEXT, {"chosen": "w1 " * 40, "rejected": "w2"}, {"chosen": "w1", "rejected": "w1"}, {**TEXT, "chosen": ""}]
     rows = [{**row, "soft_label": p} for row, p in zip(rows, (0.1, 0.2, 0.3, 0.4), strict=True)]
     trainer = trainer_on(tmp_path, rows, max_length=30)
-    assert trainer.train_dataset["soft_label"][:] == [0.1, 0.3, 0.4]  # a label leaves with its pair
+    assert trainer.train_dataset["soft_label"][:] == [0.1, 0.3, 0.4]  # a dropped pair takes its label with it
     for message in (
         "train_dataset: 1 of 4 pairs have identical responses",
         "train_dataset: 1 of 4 pairs have an empty response",

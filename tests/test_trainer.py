@@ -1,4 +1,4 @@
-"""WeakToStrongTrainer: equal trajectories for equal batches, and a drop-in Trainer for integer labels."""
+"""Tests WeakToStrongTrainer: equal trajectories for equal batches, and the results of Trainer for integer labels."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ CUTS = {
 def test_equal_rows_a_step_give_equal_steps(loss_type, model_of, tokenizer, tmp_path):
     trajectories = {}
     for name, cut in CUTS.items():
-        # Half of the steps are warm-up, so that auxiliary terms weigh in from the second step on.
+        # Half of the steps are warm-up, so that the auxiliary loss has a weight from the second step on.
         _, trajectories[name] = train(
             model_of("gpt2"), tokenizer, tmp_path, loss_type=loss_type, aux_warmup_ratio=0.5, window_radius=0.3, **cut
         )
@@ -53,7 +53,7 @@ def test_a_loss_that_nothing_computes_is_an_error(model_of, tokenizer, tmp_path,
 
 
 def test_loss_is_the_mean_over_rows_where_batches_differ_in_size(model_of, tokenizer, tmp_path):
-    # 6 rows, batches of 4 and 2 in one step: a mean of the two means would weigh the last rows double.
+    # 6 rows in one step of batches of 4 and 2. The mean of both means would give the last rows double weight.
     _, whole = train(model_of(), tokenizer, tmp_path, make_rows(6), per_device_train_batch_size=6)
     _, parts = train(
         model_of(), tokenizer, tmp_path, make_rows(6), per_device_train_batch_size=4, gradient_accumulation_steps=2
@@ -63,8 +63,8 @@ def test_loss_is_the_mean_over_rows_where_batches_differ_in_size(model_of, token
 
 @pytest.mark.parametrize(("kind", "accumulation"), [("llama", 1), ("gpt2", 1), ("bert", 1), ("llama", 2)])
 def test_xent_on_integer_labels_is_the_trainer_of_transformers(kind, accumulation, model_of, tokenizer, tmp_path):
-    # Always against whole batches of 8: under accumulation Trainer forgets to divide the loss of a sequence
-    # classifier, and trains on twice the gradient at 4x2 that it has at 8x1. gpt2 and bert have active dropout here.
+    # Compares with whole batches of 8. With gradient accumulation, Trainer does not divide the loss of a sequence
+    # classifier, so that its gradient at 4x2 is twice that at 8x1. gpt2 and bert have active dropout here.
     rows = make_rows(24, "hard")
     cut = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
     kwargs = {"weight_decay": 0.1}
@@ -84,7 +84,7 @@ def test_xent_on_integer_labels_is_the_trainer_of_transformers(kind, accumulatio
         ours.model.named_parameters(), theirs.model.parameters(), strict=True
     ):
         torch.testing.assert_close(ours_weight, theirs_weight, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    assert ours.predict(rows).label_ids.tolist() == rows["labels"][:]  # metrics written for Trainer see integers
+    assert ours.predict(rows).label_ids.tolist() == rows["labels"][:]  # metrics get integers
 
 
 def test_same_seed_same_numbers(model_of, tokenizer, tmp_path):
@@ -130,7 +130,7 @@ def test_text_column_is_tokenized(model_of, tokenizer, tmp_path):
     trainer, _ = train(model_of(), tokenizer, tmp_path, rows, max_length=2)
     assert {len(ids) for ids in trainer.train_dataset["input_ids"]} == {2}
     assert trainer.predict_proba(rows.remove_columns("labels")).shape == (16, 2)
-    # As the unlabelled test splits of GLUE are.
+    # -1 is the label of unlabelled test splits of GLUE.
     unlabelled = rows.remove_columns("labels").add_column("label", [-1] * 16)
     assert trainer.predict_proba(unlabelled).shape == (16, 2)
     assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(trainer.evaluate({"a": rows})["eval_a_loss"])

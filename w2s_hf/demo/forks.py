@@ -314,18 +314,18 @@ class ForkWorld:
             ValueError: there are fewer than `n` puzzles.
         """
         rows: list[dict] = []
-        seen: set[int] = set()
+        known_orbits: set[int] = set()
         for block, _ in self._blocks(stream):
             block = block[np.flatnonzero(block.puzzles())]
             targets, orbits, n_before = block.fork().tolist(), block.orbits().tolist(), len(rows)
             for row, (target, orbit) in enumerate(zip(targets, orbits, strict=True)):
-                if orbit in seen:
+                if orbit in known_orbits:
                     continue
                 words = block.words(row)
                 board = position_of(" ".join(words))
                 if not _is_proved(board, chess.Move(block.knight[row].item(), target)):
                     continue
-                seen.add(orbit)
+                known_orbits.add(orbit)
                 prompt = " ".join([*words, FORK_WORDS[0], ":"])
                 move = f" {words[3]} {_name(target)}"
                 band = FORK_BANDS[has_decoy(board)]
@@ -368,15 +368,15 @@ class ForkWorld:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, zlib.crc32(f"{stream} classes".encode())]))
         # Draws the kinds of all documents first, then positions until there are enough of each kind.
         kinds = np.searchsorted(np.cumsum(shares)[:-1], rng.random(n_documents), side="right")
-        missing = np.bincount(kinds, minlength=len(words))
+        n_missing = np.bincount(kinds, minlength=len(words))
         pools: list[list[np.ndarray]] = [[] for _ in words]
         for block, block_rng in self._blocks(stream):
             documents, kind = self._documents(block, block_rng)
-            for index in np.flatnonzero(missing > 0).tolist():
-                matches = documents[kind == index][: missing[index]]
+            for index in np.flatnonzero(n_missing > 0).tolist():
+                matches = documents[kind == index][: n_missing[index]]
                 pools[index].append(matches)
-                missing[index] -= len(matches)
-            if not missing.any():
+                n_missing[index] -= len(matches)
+            if not n_missing.any():
                 break
         corpus = np.empty((n_documents, 15), dtype=np.int64)
         for index, pool in enumerate(pools):

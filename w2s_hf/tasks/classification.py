@@ -50,7 +50,7 @@ COLA = Task(
 
 TWITTER_SENTIMENT = Task(
     name="twitter_sentiment",
-    description="Sentiment of a tweet (the paper does not name its dataset)",
+    description="Sentiment of a tweet (it is not known which dataset the paper used)",
     prompt=PromptFormat(prefix="Tweet: ", suffix="\nSentiment:", answers=(" negative", " positive")),
     sources=(Source("EleutherAI/twitter-sentiment"),),
     template="{text}",

@@ -63,7 +63,9 @@ def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None
             is_half = name.endswith("half")
             why = "one of each class" if is_half else "two in each of its two parts"
             n, smallest = (n, 2) if is_half else (n_validation, 4)
-            raise ValueError(f"{OPTIONS[name]}: got {n}, expected at least {smallest} rows, {why}. Set a larger one.")
+            raise ValueError(
+                f"{OPTIONS[name]}: got {n}, expected at least {smallest} rows, {why}. Set a larger number."
+            )
     return sizes
 
 

@@ -103,8 +103,8 @@ def _load_local(task: AnyTask, path: str, option: str) -> DatasetDict:
         if file.is_file():
             return load_dataset(**_READERS[file.suffix], data_files=path)
         if any((file / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            saved = load_from_disk(path)
-            return DatasetDict(train=saved) if isinstance(saved, Dataset) else saved
+            dataset = load_from_disk(path)
+            return DatasetDict(train=dataset) if isinstance(dataset, Dataset) else dataset
         return load_dataset(path)
     except Exception as error:  # the file readers raise many types of errors, even a bare StopIteration
         raise ValueError(f"{option}: got {path!r}, " + _why_unreadable(file, error)) from error

@@ -278,7 +278,7 @@ class Loader(ABC):
         if not examples:
             raise ValueError(
                 f"{self.task.name}: got no usable {self.row} in the split {split!r}, expected at least one. Dropped: "
-                f"{counted(self.n_dropped)}. Correct the rows, or raise the length limits."
+                f"{counted(self.n_dropped)}. Correct the rows, or set a larger --max_length."
             )
         return sorted(examples, key=lambda example: example["id"])
 

@@ -79,12 +79,12 @@ def score_move(text: str, is_cut: bool, target: str, fen: str) -> MoveScore:
         fen (`str`): The position before the move.
     """
     board = chess.Board(fen)
-    wanted = parse_move(target, board)
+    solution = parse_move(target, board)
     # The last word of a truncated text may be incomplete.
     is_whole = not is_cut or len(_answer(f"{text}.")) > len(target.split())
     move = parse_move(text, board) if is_whole else None
-    both_mate = all(candidate is not None and _mates(candidate, board) for candidate in (move, wanted))
-    correct, exact = move == wanted, text == target and not is_cut
+    both_mate = all(candidate is not None and _mates(candidate, board) for candidate in (move, solution))
+    correct, exact = move == solution, text == target and not is_cut
     return MoveScore(None if move is None else move.uci(), correct, exact, accepted=correct or both_mate)
 
 

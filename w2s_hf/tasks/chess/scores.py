@@ -79,10 +79,10 @@ def trivial_baselines(rows: Dataset) -> list[dict]:
     move_chances, check_chances = [], []
     for fen, target in zip(rows["fen"], rows["ground_truth"], strict=True):
         board = chess.Board(fen)
-        moves, wanted = list(board.legal_moves), parse_move(target, board)
+        moves, solution = list(board.legal_moves), parse_move(target, board)
         checks = [move for move in moves if board.gives_check(move)] or moves
         move_chances.append(1 / len(moves))
-        check_chances.append((wanted in checks) / len(checks))
+        check_chances.append((solution in checks) / len(checks))
     return [
         {"name": name, "model": "", **_expected_accuracy(np.array(chances))}
         for name, chances in (("random legal move", move_chances), ("random check", check_chances))

@@ -53,11 +53,12 @@ def bands_table(results: ExperimentResult) -> str:
         counts = [run.ceiling.scores["by_band"].get(band, {"n": 0})["n"] for band in bands]
         lines.append([str(run.seed), "test puzzles", *map(str, counts)])
         for role, model in _models(run).items():
-            cells = [model.scores["by_band"].get(band) for band in bands]
-            shown = [
-                "-" if cell is None else f"{rounded(cell['accuracy'])}{interval(cell['ci95'], 3)}" for cell in cells
+            scores = [model.scores["by_band"].get(band) for band in bands]
+            cells = [
+                "-" if score is None else f"{rounded(score['accuracy'])}{interval(score['ci95'], 3)}"
+                for score in scores
             ]
-            lines.append([str(run.seed), role, *shown])
+            lines.append([str(run.seed), role, *cells])
     return markdown_table(["seed", "role", *bands], lines)
 
 
