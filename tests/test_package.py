@@ -68,6 +68,7 @@ LAYERS = [
     {"demo.rows", "demo.forks"},
     {"demo.loading"},
     {"demo"},
+    {"experiments.console", "experiments.tracking"},
     {"experiments.cache", "experiments.config", "experiments.config_file"},
     {"experiments.settings.base", "experiments.report"},
     {"experiments.finetuner", "experiments.output_directory"},
