@@ -207,7 +207,7 @@ def _ladder_of(name: str) -> list[str]:
         ({"ladder": ["a", "a"]}, "different models"),
         ({"ladder": ["a", "b"], "student_model": "a"}, "expected one of --ladder a b with another model before it"),
         ({"ladder": ["a", "b"], "student_model": "c"}, "got --student_model c"),
-        ({"ladder": ["a", "b"], "weak_model": "a"}, "above --weak_model"),
+        ({"ladder": ["a", "b"], "weak_model": "a"}, "after --weak_model"),
         ({"ladder": ["a", "b"], "link_rows": "new"}, "link_rows"),
     ],
 )
@@ -227,7 +227,7 @@ def test_the_student_is_the_last_of_the_ladder_where_no_other_is_named():
 
 def test_a_ladder_without_its_method_is_refused(cache, tmp_path):
     process = recipe_here("--ladder", *LADDER, "--methods", "naive", "--output_dir", tmp_path, cache=cache)
-    assert process.returncode == 2 and "neither --methods bootstrap" in process.stderr
+    assert process.returncode == 2 and "Add --methods bootstrap to train a chain" in process.stderr
 
 
 def test_narrow_models_are_not_quantized(cache, tmp_path):

@@ -16,7 +16,7 @@ from w2s_hf.cli import main
 from w2s_hf.config import CompletionConfig, RewardPairConfig
 from w2s_hf.experiments import cli
 from w2s_hf.launch import ACCELERATE_CONFIGS, CONFIGS, LaunchOptions, config_names, launch, split_launch
-from w2s_hf.tasks import PREFERENCE_TASKS, TASKS, AnyTask, find_task
+from w2s_hf.tasks import PREFERENCE_TASKS, TASKS, find_any_task
 from w2s_hf.tasks.chess import CHESS_PUZZLES
 
 COMMANDS = ["run", "sweep", "tasks", "memory", "publish", "leaderboard", "leak-probe"]
@@ -287,7 +287,7 @@ def test_a_generative_task_has_no_demo(monkeypatch, tmp_path, capsys):
 def test_a_file_of_several_tasks(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_task.py").write_text(GENERATION + PREFERENCES)
-    assert find_task("my_task.py:MINE", AnyTask).name == "mine"
+    assert find_any_task("my_task.py:MINE").name == "mine"
     assert (
         "which defines ADDITIONS, MINE; expected one, or my_task.py:NAME." in ended(["run", "my_task.py"], capsys).err
     )

@@ -65,12 +65,15 @@ def _say_loading(what: str = "torch, transformers and peft") -> None:
         print(f"Loading {what} ...", file=sys.stderr, flush=True)
 
 
+def _asks_for_help(argv: list[str]) -> bool:
+    return any(word in ("-h", "--help") or word.startswith("--help=") for word in argv)
+
+
 # ---- Experiments: `w2s run`, `w2s sweep` and the scripts in recipes/ ----
 
 
 def _run(argv: list[str]) -> int | None:
-    asks_for_help = any(word in ("-h", "--help") or word.startswith("--help=") for word in argv)
-    if (not argv or argv[0].startswith("-")) and not asks_for_help:
+    if (not argv or argv[0].startswith("-")) and not _asks_for_help(argv):
         parser = CommandLine("w2s run", usage="w2s run TASK [options]")
         first = f"{argv[0]} before the task" if argv else "no task"
         parser.error(
@@ -80,7 +83,7 @@ def _run(argv: list[str]) -> int | None:
     task = None if argv[0].startswith("-") else argv[0]
     prog = f"w2s run {task or 'TASK'}"
     launch_options, options = split_launch(argv[1:] if task else argv, prog)
-    if launch_options is not None and not asks_for_help:
+    if launch_options is not None and not _asks_for_help(argv):
         return launch(launch_options, ["run", argv[0], *options])
     _say_loading()
     from .experiments.cli import run_recipe, run_task
@@ -108,8 +111,7 @@ def recipe(task: str | None, description: str) -> None:
 
 def _sweep(argv: list[str]) -> int | None:
     launch_options, options = split_launch(argv, "w2s sweep", takes_config=not _is_on_ray(argv))
-    asks_for_help = any(word in ("-h", "--help") or word.startswith("--help=") for word in argv)
-    if launch_options is not None and not asks_for_help:
+    if launch_options is not None and not _asks_for_help(argv):
         return launch(launch_options, ["sweep", *options])
     sweep(argv=options, prog="w2s sweep")
     return None
@@ -174,18 +176,21 @@ def _memory(argv: list[str]) -> None:
 
 
 def _publish(argv: list[str]) -> None:
+    _say_loading("huggingface_hub and pandas")
     from .publish import main
 
     main(argv)
 
 
 def _leaderboard(argv: list[str]) -> None:
+    _say_loading("torch and pandas")
     from .leaderboard import main
 
     main(argv)
 
 
 def _leak_probe(argv: list[str]) -> int:
+    _say_loading("datasets and scikit-learn")
     from .tasks.leak_probe import main
 
     return main(argv)

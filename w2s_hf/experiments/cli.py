@@ -26,7 +26,7 @@ from ..config import (
 from ..launch import CONFIGS
 from ..publish import push_students
 from ..results import ExperimentResult
-from ..tasks import CHESS_TASK, AnyTask, GenerationTask, PreferenceTask, Task, find_task
+from ..tasks import CHESS_TASK, GenerationTask, PreferenceTask, Task, find_any_task, find_task
 from .config import (
     BOOTSTRAP,
     AnyTaskArguments,
@@ -38,7 +38,7 @@ from .config import (
 )
 from .config_file import RecipeParser
 from .console import run_recipe
-from .experiment import run_experiment
+from .experiment import ExperimentTask, run_experiment
 from .report import print_table
 
 __all__ = [
@@ -96,7 +96,7 @@ COMMAND_LINES = {
 }
 
 
-def options_of(task: AnyTask) -> CommandLineOptions:
+def options_of(task: ExperimentTask) -> CommandLineOptions:
     """Returns the command line of the setting of a task."""
     if isinstance(task, GenerationTask):
         return COMMAND_LINES["chess" if task.name == CHESS_TASK else "generation"]
@@ -153,18 +153,18 @@ def run_task(
         prog (`str`, *optional*): The command, for help and messages. Defaults to the script of the process.
     """
     try:
-        definition = None if task is None else find_task(task, AnyTask)
+        definition = None if task is None else find_any_task(task)
     except ImportError as error:
         sys.exit(f"error: {error}")
     options = COMMAND_LINES["classification"] if definition is None else options_of(definition)
     args, training_args, student_config = parse_arguments(
         _describe(definition, options, prog) if description is None else description,
-        options.demo_config and CONFIGS / f"{options.demo_config}.yaml",
+        None if options.demo_config is None else CONFIGS / f"{options.demo_config}.yaml",
         argv,
         options.arguments,
         options.training,
         options.real_config,
-        task=definition and definition.name,
+        task=None if definition is None else definition.name,
         prog=prog,
     )
     if definition is None:
@@ -185,7 +185,7 @@ def run_named_task(description: str) -> None:
     values, options = parser.parse_known_args(sys.argv[1:])
     if values.task is not None:
         try:
-            is_text = isinstance(find_task(values.task, AnyTask), Task)
+            is_text = isinstance(find_any_task(values.task), Task)
         except (ValueError, OSError):
             is_text = True  # the parser below reports the error
         except ImportError as error:
@@ -195,11 +195,12 @@ def run_named_task(description: str) -> None:
     args, training_args, student_config = parse_arguments(
         description, CONFIGS / "demo.yaml", experiment=AnyTaskArguments
     )
+    assert isinstance(args, AnyTaskArguments) and args.task is not None
     results = run_experiment(args.task, args, training_args, student_config)
     return finish(results, args, training_args)
 
 
-def _describe(task: AnyTask | None, options: CommandLineOptions, prog: str | None) -> str:
+def _describe(task: ExperimentTask | None, options: CommandLineOptions, prog: str | None) -> str:
     """Returns the first lines of `--help` of a task: what it is, and examples."""
     if task is None:
         about = "one task: its name (see `w2s tasks`), or the path of a Python file that defines it"

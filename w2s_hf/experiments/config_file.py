@@ -33,7 +33,7 @@ class _HelpFormatter(RawDescriptionHelpFormatter):
             return super()._format_action_invocation(action)
         names = [name for name in action.option_strings if not name.startswith("--")]
         names += [name for name in action.option_strings if name.startswith("--")][:1]  # without --a-b beside --a_b
-        value = self._format_args(action, action.metavar or "")
+        value = self._format_args(action, str(action.metavar))
         return f"{', '.join(names)} {value}".rstrip()
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
@@ -115,7 +115,6 @@ class RecipeParser(_OptionParser):
         hidden (collection of `str`, *optional*): Options that no help shows, because they are refused.
         launch (`bool`, *optional*): Show the options of the launch, which the command `w2s` reads.
         defaults (`str`, *optional*): What `--help` says about the defaults when no configuration is chosen.
-        more (`str`, *optional*): The last line of `--help`, after a line about `--help all`.
         kwargs: As in [`~argparse.ArgumentParser`] and [`CommandLine`].
     """
 
@@ -128,13 +127,12 @@ class RecipeParser(_OptionParser):
         hidden: Collection[str] = (),
         launch: bool = False,
         defaults: str = "",
-        more: str = "",
         **kwargs,
     ):
         super().__init__(dataclass_types=dataclass_types, formatter_class=_HelpFormatter, add_help=False, **kwargs)
         self.listing = "--help all" if essential is not None else "--help"
         self.configs, self.essential, self.hidden = configs, essential, hidden
-        self.defaults, self.more = defaults, more
+        self.defaults = defaults
         self._file: Path | None = None
         self._general = [
             self.add_argument(
@@ -204,7 +202,7 @@ class RecipeParser(_OptionParser):
                 action.help = text
                 actions.append(action)
         last = [f"Configurations: {', '.join(config_names(self.configs))}."]
-        last.append(f"--help all explains {len(shown)} options. {self.more}")
+        last.append(f"--help all explains all {len(shown)} options.")
         return self._format({"options": actions}, last)
 
     def format_all(self) -> str:
@@ -228,7 +226,7 @@ class RecipeParser(_OptionParser):
                 sections[getattr(kind, "_argument_group_name", kind.__name__)] = [shown[name] for name in names]
         if own:
             sections |= {"losses and trainer": own, "training (transformers.TrainingArguments)": inherited}
-        return self._format(sections, [self.more])
+        return self._format(sections, [])
 
     def _format(self, sections: Mapping[str, Iterable[argparse.Action]], last: list[str]) -> str:
         width = shutil.get_terminal_size().columns - 2  # as argparse

@@ -26,7 +26,7 @@ from ..experiments.report import ceiling_warnings
 from ..experiments.seed import train_supervisor
 from ..modeling import load_config
 from ..results import LinkResult, SeedResult, StudentResult
-from ..tasks import AnyTask, find_task
+from ..tasks import find_any_task
 from .grid import Cell, Job
 from .plots import SWEEP_COLUMNS
 
@@ -100,7 +100,7 @@ class Session:
                 "analyses by the recipe of the task."
             )
         like = self._experiments.get(cell.setting)
-        task = find_task(cell.task, AnyTask)
+        task = find_any_task(cell.task)
         new_experiment = Experiment(task, setting_of(task), *parsed, like=like)
         self._experiments.setdefault(cell.setting, new_experiment)
         return new_experiment

@@ -3,7 +3,7 @@
 import runpy
 import sys
 from pathlib import Path
-from typing import TypeVar, Unpack, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from ..command_line import did_you_mean
 from .classification import CLASSIFICATION_TASKS
@@ -23,7 +23,6 @@ __all__ = [
     "PREFERENCE_TASKS",
     "TASKS",
     "TEXT_COLUMNS",
-    "AnyTask",
     "GenerationTask",
     "Half",
     "PreferenceTask",
@@ -32,6 +31,7 @@ __all__ = [
     "SplitOptions",
     "Task",
     "TaskSplits",
+    "find_any_task",
     "find_task",
     "load_pairs",
     "load_task",
@@ -66,7 +66,7 @@ def find_task(name: str, kind: type[AnyTask] = Task) -> AnyTask:
             The name of a task of the package, which [`task_table`] lists; or `my_task.py`, or `my_task.py:NAME` if the
             file has several tasks.
         kind (`type`, *optional*, defaults to [`Task`]):
-            The kind of task: [`Task`], [`PreferenceTask`], [`GenerationTask`], or [`AnyTask`] for all of them.
+            The kind of task: [`Task`], [`PreferenceTask`] or [`GenerationTask`].
 
     Returns:
         The task, of this kind.
@@ -76,6 +76,15 @@ def find_task(name: str, kind: type[AnyTask] = Task) -> AnyTask:
         FileNotFoundError: there is no such file.
         ModuleNotFoundError: the task is one of chess, and python-chess is not installed.
     """
+    return _find(name, kind)
+
+
+def find_any_task(name: str) -> Task | PreferenceTask | GenerationTask:
+    """Finds a task of any kind; see [`find_task`]."""
+    return _find(name, AnyTask)
+
+
+def _find(name: str, kind: type) -> Any:
     if name.endswith(".py"):
         return _task_in_file(Path(name), "", kind)
     if ".py:" in name:
@@ -109,13 +118,13 @@ def _chess_task() -> AnyTask:
     return CHESS_PUZZLES
 
 
-def _public_name(kind: type[AnyTask]) -> str:
+def _public_name(kind: type) -> str:
     if kind is AnyTask:
         return "w2s_hf.Task, w2s_hf.tasks.PreferenceTask or w2s_hf.tasks.GenerationTask"
     return "w2s_hf.Task" if kind is Task else f"w2s_hf.tasks.{kind.__name__}"
 
 
-def _task_in_file(path: Path, variable: str, kind: type[AnyTask]) -> AnyTask:
+def _task_in_file(path: Path, variable: str, kind: type) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"task: got {str(path)!r}, and there is no such file.")
     sys.path.insert(0, str(path.parent.resolve()))  # as `python my_task.py` would: it may import its neighbours
