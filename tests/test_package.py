@@ -66,6 +66,7 @@ LAYERS = [
     {"demo.worlds", "demo.models"},
     {"demo.rows", "demo.forks"},
     {"demo"},
+    {"experiments.console"},
     {"experiments.cache", "experiments.config", "experiments.config_file"},
     {"experiments.settings.base", "experiments.report"},
     {"experiments.cli", "experiments.finetuner", "experiments.output_directory"},
