@@ -89,7 +89,7 @@ class ChessSetting(GenerationSetting):
     def describe(
         self, results: ExperimentResult, contexts: list[AnalysisContext], output_dir: Path
     ) -> tuple[dict, str, list[str]]:
-        """Describes the puzzles and, in the demo, what the demo shows."""
+        """Describes the puzzles, and explains the demo if it runs."""
         args = contexts[0].args
         facts, _, sections = super().describe(results, contexts, output_dir)
         if args.demo:

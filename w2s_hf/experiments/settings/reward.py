@@ -134,7 +134,7 @@ class RewardSetting(ProbabilitySetting):
     def describe(
         self, results: ExperimentResult, contexts: list[AnalysisContext], output_dir: Path
     ) -> tuple[dict, str, list[str]]:
-        """Describes the task and, in the demo, what the demo shows."""
+        """Describes the task, and explains the demo if it runs."""
         task, args = contexts[0].task, contexts[0].args
         facts: dict = {"generative_finetuning": args.generative_finetuning}
         notes = []
