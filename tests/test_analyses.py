@@ -101,7 +101,7 @@ def test_prompted_models_are_baselines_of_the_table(analysed):
     n = run["weak"]["n"]
     assert len(answers) == n + 1 + 4 * n  # the prompts of all test rows, and those of a text without content
     assert len({part.tobytes() for part in (answers[:n], *np.split(answers[n + 1 :], 4))}) == 5
-    assert "| prompted | accuracy | at the median | content-free | AUROC |" in (output / "report.md").read_text()
+    assert "| prompt | accuracy | at the median | content-free | AUROC |" in (output / "report.md").read_text()
 
 
 def test_saliency_is_about_the_student_and_the_ceiling_of_the_run(analysed):
