@@ -308,7 +308,7 @@ def test_models_are_looked_at_before_anything_is_trained(options, words, cache, 
 def test_an_analysis_that_fails_takes_nothing_with_it(cache, tmp_path):
     options = [*TINY, "--methods", "naive", "--analyses", "prompting", "--prompt_shots", "40"]
     process = recipe_here(*options, "--output_dir", tmp_path, cache=cache)
-    assert process.returncode == 1 and "take fewer examples (--prompt_shots)" in process.stderr
+    assert process.returncode == 1 and "Use fewer examples (--prompt_shots)" in process.stderr
     (run,) = numbers(tmp_path)["runs"]
     assert "analyses" not in run and (tmp_path / run["students"][0]["output"] / "README.md").is_file()
 
