@@ -101,7 +101,7 @@ def test_prompted_models_are_baselines_of_the_table(analysed):
     n = run["weak"]["n"]
     assert len(answers) == n + 1 + 4 * n  # the prompts of all test rows, and those of a text without content
     assert len({part.tobytes() for part in (answers[:n], *np.split(answers[n + 1 :], 4))}) == 5
-    assert "| prompted | accuracy | at the median | content-free | AUROC |" in (output / "report.md").read_text()
+    assert "| prompt | accuracy | at the median | content-free | AUROC |" in (output / "report.md").read_text()
 
 
 def test_saliency_is_about_the_student_and_the_ceiling_of_the_run(analysed):
@@ -321,7 +321,7 @@ def test_models_are_looked_at_before_anything_is_trained(options, words, cache, 
 def test_an_analysis_that_fails_takes_nothing_with_it(cache, tmp_path):
     options = [*TINY, "--methods", "naive", "--analyses", "prompting", "--prompt_shots", "40"]
     process = recipe_here(*options, "--output_dir", tmp_path, cache=cache)
-    assert process.returncode == 1 and "take fewer examples (--prompt_shots)" in process.stderr
+    assert process.returncode == 1 and "Use fewer examples (--prompt_shots)" in process.stderr
     (run,) = numbers(tmp_path)["runs"]
     assert "analyses" not in run and (tmp_path / run["students"][0]["output"] / "README.md").is_file()
 
