@@ -1,4 +1,4 @@
-"""Tests adapters on all kinds of bases: new layers before the head, quantized heads, names, merged and moved bases."""
+"""Tests of adapters: new layers before the head, quantized heads, names, and merged or moved base models."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ SIZES = {
     "xlnet": {"vocab_size": 64, "d_model": 64, "d_inner": 64, "n_layer": 1, "n_head": 2, "pad_token_id": 0},
     "modernbert": SIZE | {"cls_token_id": 1, "sep_token_id": 2},
 }
-# The layers of the head by kind of base. The checkpoint of this BERT has no pooler.
+# The layers of the head by kind of base model. The checkpoint of this BERT has no pooler.
 HEADS = {
     "bert": ["bert.pooler", "classifier"],
     "deberta-v2": ["pooler", "classifier"],
@@ -51,7 +51,7 @@ def lora(**options):
 
 @pytest.fixture(scope="module")
 def base_of(tmp_path_factory, tokenizer):
-    """Returns the directory of a base without a head, optionally stored in 4 or 8 bit."""
+    """Returns the directory of a base model without a head, optionally stored in 4 or 8 bit."""
 
     def save(kind: str, bits: int | None = None) -> str:
         directory = tmp_path_factory.getbasetemp() / f"base-{kind}-{bits}"
@@ -70,7 +70,7 @@ def base_of(tmp_path_factory, tokenizer):
 
 
 def quantized(bits: int, **options) -> BitsAndBytesConfig:
-    """Imitates the repositories of quantized models, which contain no classifier."""
+    """Returns the quantization config of published quantized models, which do not list classification heads."""
     options = {"llm_int8_skip_modules": ["lm_head", "decoder"], **options}
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True, **options)
@@ -80,7 +80,7 @@ def quantized(bits: int, **options) -> BitsAndBytesConfig:
 
 
 def step(student):
-    """Takes one step of gradient descent."""
+    """Trains for one step of gradient descent."""
     student.train()
     student(**BATCH).logits.square().sum().backward()
     with torch.no_grad():
@@ -93,7 +93,7 @@ def step(student):
 def save(student, tokenizer, directory):
     student.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    set_seed(77)  # so that random initial weights differ when the student is loaded
+    set_seed(77)  # another seed for random numbers while the student is loaded
     return str(directory)
 
 
@@ -107,7 +107,7 @@ def test_new_layers_before_the_head_are_trained_saved_and_put_back(kind, source,
         base = AutoModelForSequenceClassification.from_pretrained(base_of(kind), num_labels=n_labels)
     else:
         base = load_student(base_of(kind), **options)
-    if source == "4bit":  # on a GPU new layers are quantized, too, unless this list excludes them
+    if source == "4bit":  # a GPU also quantizes new layers unless they are on this list
         skipped = base.config.quantization_config.llm_int8_skip_modules
         assert {f"^{name}$" for name in head_linears(base) if not name.startswith(HEAD_NAMES)} <= set(skipped)
     student = fresh_adapter(base, lora(), seed=0)
@@ -149,7 +149,7 @@ USES = {
     "pairs": lambda student, tokenizer, path: RewardPairTrainer(
         student, pair_arguments(path), train_dataset=None, processing_class=tokenizer
     ),
-    # The format of an older version.
+    # The form that older versions saved.
     "loading": lambda student, tokenizer, path: load_student(save(student, tokenizer, path), task_type="REWARD"),
 }
 
@@ -179,7 +179,7 @@ def test_a_broken_base_is_refused_where_adapters_would_not_save_its_weights(base
     weights = load_file(tmp_path / "broken" / "model.safetensors")
     del weights["layers.0.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
-    base = load_student(str(tmp_path / "broken"))  # its weights are trained without adapters
+    base = load_student(str(tmp_path / "broken"))  # a model whose weights are all trainable
     with pytest.raises(ValueError, match=r"lacks model\.layers\.0\.mlp\.up_proj\.weight"):
         fresh_adapter(base)
 
@@ -217,10 +217,10 @@ def test_nothing_of_an_earlier_student_is_left_in_the_base(base_of):
         "the base itself": (trained(base), base)[1],
     }
     for name, model in ways.items():
-        # With other modules than before, because their adapters would stay on the base unless they are removed.
+        # These are other modules than before, so adapters on them must be removed explicitly.
         student = fresh_adapter(model, lora(target_modules=["query"]))
         assert torch.equal(logits(student), untrained), name
-    with pytest.raises(ValueError, match="have changed since"):  # trained biases are weights of the base
+    with pytest.raises(ValueError, match="have changed since"):  # trained biases change the base model itself
         fresh_adapter(trained(base, bias="all"))
 
 
@@ -260,11 +260,11 @@ def test_a_classifier_stored_with_a_quantized_head_gets_a_float32_one(kind, bits
     loaded = load_student(str(tmp_path / "stored"), dtype="float32")
     for (name, layer), whole in zip(head_linears(loaded).items(), head_linears(full).values(), strict=True):
         assert type(layer) is torch.nn.Linear and layer.weight.dtype == torch.float32, name
-        # The weights of the classifier, rounded to steps of 1/127 of the largest weight, or 1/10.
+        # The weights of the classifier are rounded to steps of a 127th (8 bit) or a tenth (4 bit) of the largest.
         largest = whole.weight.abs().max()
         assert (layer.weight - whole.weight).abs().max() < largest / (100 if bits == 8 else 5), name
         assert layer.bias is None or torch.equal(layer.bias, whole.bias), name
-    student = trained(stored)  # a model that was not loaded by load_student
+    student = trained(stored)  # a model that load_student did not create
     *others, last = [layer.weight for layer in head_linears(student).values()]
     before = [weight.clone() for weight in (*others, last)]
     initialise_head(student, seed=5)
@@ -302,10 +302,10 @@ def test_adapters_of_another_name_are_saved_where_students_are(base_of, tokenize
     assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{max(losses, key=losses.get)}")
     for directory in (tmp_path / "out", trainer.state.best_model_checkpoint):
         assert torch.equal(logits(load_student(str(directory), dtype="float32")), logits(model))
-    # The card and the file have sorted lists, because a set has another order in every process.
+    # Names are sorted on the card and in the file, because the order of a set differs between processes.
     names = ["k_proj", "o_proj", "q_proj", "v_proj"]
-    shown = str(names).translate({ord("["): "&#91;", ord("]"): "&#93;"})
-    assert f"| adapters, target_modules | {shown} |" in (tmp_path / "out" / "README.md").read_text()
+    escaped = str(names).translate({ord("["): "&#91;", ord("]"): "&#93;"})
+    assert f"| adapters, target_modules | {escaped} |" in (tmp_path / "out" / "README.md").read_text()
     student = fresh_adapter(model, lora(target_modules=names[::-1]))
     assert student.peft_config["default"].target_modules == names
 
@@ -396,7 +396,7 @@ GONE = {
 
 @pytest.fixture(params=GONE)
 def moved(request, base_of, tokenizer, tmp_path):
-    """Creates a student whose base was moved to `tmp_path / "elsewhere"`. Returns it, its directory and the error."""
+    """Returns a student and its directory. Its base model is in `tmp_path / "elsewhere"`."""
     shutil.copytree(base_of("llama"), tmp_path / "base")
     student = load_student(str(tmp_path / "base"), dtype="float32", peft_config=lora())
     directory = save(student, tokenizer, tmp_path / "student")

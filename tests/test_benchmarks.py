@@ -1,4 +1,4 @@
-"""Runs the benchmarks as a user would, at a small size. No test depends on speed, which needs an idle machine."""
+"""Runs small versions of the benchmarks. Speed is not tested, because it needs an idle machine."""
 
 import importlib
 import json
@@ -13,7 +13,7 @@ from helpers.models import make_character_tokenizer, make_language_model, make_m
 from helpers.running import ROOT, forked
 
 BENCHMARKS = ROOT / "recipes" / "benchmarks"
-# The interpreter adds the directory of a script to the path, `runpy` does not.
+# The interpreter can import modules beside a script, but `runpy` cannot.
 LAUNCHER = f"import runpy, sys\nsys.path.insert(0, {str(BENCHMARKS)!r})\ndel sys.argv[0]\n"
 LAUNCHER += "runpy.run_path(sys.argv[0], run_name='__main__')\n"
 
@@ -24,7 +24,7 @@ THROUGHPUT += " --mean_length 12 --max_length 64 --token_budget 64 --repetitions
 
 
 def run(name: str, options: str, directory: Path) -> tuple[SimpleNamespace, dict]:
-    """Runs a benchmark. Returns the process and its results."""
+    """Runs a benchmark and returns the process and its report."""
     launcher, output = directory / "launcher.py", directory / "report.json"
     launcher.write_text(LAUNCHER)
     process = forked(launcher, BENCHMARKS / name, *options.split(), "--output_file", output)
@@ -58,7 +58,7 @@ def test_ours_and_the_published_loop_train_the_same_models(pipeline):
 def test_speed_of_the_pipeline_is_told_by_its_seconds(pipeline):
     process, report = pipeline
     assert [row["contender"] for row in report["results"]] == ["ours", "published", "ours, LoRA"]
-    # Two epochs of one weak half and three student halves, labels of the student half, and four times the test rows.
+    # Two epochs of the weak half and of three student halves; predictions of the student half and of four test sets.
     assert report["counted_rows"] == {"trained": 2 * (64 + 3 * 48), "predicted": 48 + 4 * 40}
     ours, published, _ = report["results"]
     assert report["ratio"] == ours["ratio"] == pytest.approx(published["seconds"] / ours["seconds"])
@@ -81,9 +81,9 @@ def test_no_report_names_this_machine(pipeline):
 def test_another_order_of_rows_is_no_comparison_and_the_script_says_so(tmp_path):
     process, report = run("pipeline.py", f"{PIPELINE} --no_lora --train_sampling_strategy random", tmp_path)
     assert process.returncode == 1
-    assert "error: the results differ" in process.stderr and "Traceback" not in process.stderr
+    assert "error: Got different results of ours" in process.stderr and "Traceback" not in process.stderr
     assert not report["equality"]["is_equal"]
-    # Makes sure that the models of the test above have learned from their rows, although their differences are small.
+    # The small differences in the test above therefore come from models that have learned from their rows.
     assert all(difference > 1e-3 for difference in report["equality"]["largest_difference"].values())
 
 
@@ -147,7 +147,7 @@ def test_trainers_are_compared_at_equal_micro_batches_and_with_the_best(tmp_path
 
 def test_a_micro_batch_that_does_not_fill_the_step_is_refused(tmp_path):
     process, report = run("throughput.py", "--batch_size 8 --micro_batches 3", tmp_path)
-    assert process.returncode == 2 and "got a micro-batch of 3 rows" in process.stderr and not report
+    assert process.returncode == 2 and "Got a micro-batch of 3 rows" in process.stderr and not report
 
 
 def test_every_contender_takes_the_same_optimizer_steps(module, monkeypatch, tmp_path):
@@ -163,17 +163,17 @@ def test_every_contender_takes_the_same_optimizer_steps(module, monkeypatch, tmp
 
 @pytest.mark.parametrize("way", ["--load_in_4bit", "--no_checkpointing"])
 def test_a_student_of_random_weights_trains_and_is_counted(way, tmp_path):
-    """Runs the code path of a 72B model on a GPU, on a CPU and at a small size."""
+    """Runs the code path of a 72B student on a GPU, with a small model on a CPU."""
     options = f"--model Qwen/Qwen-72B {way} --width 64 --layers 2 --n_rows 2 --length 16 --max_tokens 16 --steps 2"
     process, report = run("student_on_gpu.py", options, tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
     assert len(report["losses"]) == 2 and all(math.isfinite(loss) for loss in report["losses"])
-    assert report["peak_bytes"] is None and "peak memory was not measured" in process.stdout
+    assert report["peak_bytes"] is None and "Peak memory is measured on GPUs only" in process.stdout
     assert report["tokens_per_second"] == pytest.approx(32 / report["seconds_per_step"])
     mlp = 24_576 * 64 // 8192
     body = 2 * (4 * 64 * 64 + 3 * 64 * mlp)
     lora = 2 * 16 * (4 * (64 + 64) + 3 * (64 + mlp))
-    small = 1000 * 64 + 2 * (3 * 64 + 2 * 64) + 64 + 2 * 2 * 64  # embedding; biases and norms; the head and its copy
+    small = 1000 * 64 + 2 * (3 * 64 + 2 * 64) + 64 + 2 * 2 * 64  # embedding; biases, norms; the head and its copy
     assert report["n_parameters"] == body + lora + small
     attention = 2 * 2 * 2 * 1 * 64 * 16 / 2  # layers, one head of 64, half of 16 tokens
     by_hand = 4 * (body + 2 * 64) + 6 * (lora + 2 * 64) + 3 * attention  # the original head is frozen
@@ -201,37 +201,37 @@ def test_prompts_of_a_task_are_asked_once(tmp_path):
     options += " --tasks sst2 piqa boolq"
     process, report = run("prompts.py", options, tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
-    assert "No rows in" in process.stdout and "| sst2 | 20 |" in process.stdout
+    assert "Tasks without a folder in" in process.stdout and "| sst2 | 20 |" in process.stdout
     assert [(entry["task"], entry["form"], entry["n"]) for entry in report["results"]] == [
         ("sst2", "task", 20),
         ("sst2", "01", 20),
         ("piqa", "task", 20),
         ("piqa", "01", 20),
     ]
-    assert "piqa: 2 rows do not fit into 150 tokens" in process.stdout
+    assert "piqa: skipped 2 rows that do not fit into 150 tokens" in process.stdout
     assert report["model"] == "tiny" and str(tmp_path) not in json.dumps(report) and "a film" not in json.dumps(report)
     again, unchanged = run("prompts.py", options, tmp_path)
     assert "sst2: " in process.stdout and "sst2: " not in again.stdout and unchanged == report
     assert report["weights"] and all("torch" in entry["versions"] for entry in report["results"])
 
-    # Other rows are used for the new entries, and existing entries do not change.
+    # After a change of the rows of one task, its scores are computed again.
     rows.select(range(50)).to_parquet(tmp_path / "data" / "sst2" / "validation.parquet")
     _, changed = run("prompts.py", options, tmp_path)
     assert [entry["rows"] for entry in changed["results"]] != [entry["rows"] for entry in report["results"]]
 
-    # Another number of rows, or other weights under the same name, start another report.
+    # Another number of rows, or other weights under the same name, need another report.
     make_language_model(tokenizer).save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
     for words in (("--n_test 20", "--n_test 10"), (str(tmp_path / "model"), str(tmp_path / "other"))):
         other, _ = run("prompts.py", options.replace(*words), tmp_path)
-        assert other.returncode == 2 and "has the results of other settings" in other.stderr
+        assert other.returncode == 2 and "has results of other settings" in other.stderr
 
-    # Errors are raised before a model is loaded. An encoder would answer with random weights.
+    # Mistakes are refused before a model is loaded. An encoder would predict with a head of random weights.
     make_model("bert").save_pretrained(tmp_path / "encoder")
     make_tokenizer().save_pretrained(tmp_path / "encoder")
     for old, new, words in (
         (str(tmp_path / "model"), str(tmp_path / "encoder"), "--model: encoder is of type 'bert'"),
-        (str(tmp_path / "data"), str(tmp_path / "nowhere"), "expected a folder of rows in it, sst2, piqa"),
+        (str(tmp_path / "data"), str(tmp_path / "nowhere"), "expected one of the folders sst2, piqa, boolq there"),
         ("--n_test 20", "--n_test 1", "--n_test: got 1, expected at least 2"),
     ):
         refused, _ = run("prompts.py", options.replace(old, new), tmp_path)

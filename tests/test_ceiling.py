@@ -1,4 +1,4 @@
-"""Tests warnings: a ceiling below its base model, a supervisor at chance, a short warm-up, and uncertain labels."""
+"""Tests of warnings: ceiling below its base model, supervisor at chance, short warm-up, and uncertain labels."""
 
 from types import SimpleNamespace
 
@@ -66,7 +66,7 @@ GUESSES = [{"name": name, "model": "", "accuracy": accuracy} for name, accuracy 
     [
         (0.5, GUESSES, 0.5, 0.5, True),
         (0.5, GUESSES, 0.5, 0.501, False),
-        (None, [*GUESSES, PROBE | {"accuracy": 0.1}], 0.2, 0.2, True),  # a probe of a model is not a guess
+        (None, [*GUESSES, PROBE | {"accuracy": 0.1}], 0.2, 0.2, True),  # not at chance
         (None, GUESSES, 0.2, 0.201, False),
         (None, [], None, 0.0, True),
         (None, [], None, 0.01, False),
@@ -111,7 +111,7 @@ def test_prompts_count_with_their_calibrated_thresholds():
     assert "before finetuning: zero-shot content free 0.750 [0.657, 0.825]." in warning
     (warning,) = ceiling_warnings(of({"accuracy": 0.5, "ci95": [0.404, 0.596]}, prompt | {"accuracy": 0.7}))
     assert "zero-shot 0.700" in warning and "zero-shot at median 0.800" in warning
-    assert "optimizer steps" not in warning, "results of before do not know them"
+    assert "optimizer steps" not in warning, "older results do not have them"
 
 
 @pytest.mark.parametrize("baseline", [

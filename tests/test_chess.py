@@ -1,4 +1,4 @@
-"""Tests that both puzzle schemas become prompts and moves, that broken puzzles are counted, and how moves score."""
+"""Tests of chess puzzles: prompts from both public schemas, counts of broken rows, and scores of moves."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from w2s_hf.tasks.chess import CHESS_PUZZLES, BrokenPuzzleError, load_puzzles, transcript
 from w2s_hf.tasks.chess.moves import parse_move, score_move
 
-# The easy puzzle of the paper's figure 14.
+# The easy puzzle of figure 14 in the paper.
 PAPER_PROMPT = (
     "1. d4 1... Nf6 2. Nf3 2... d5 3. e3 3... e6 4. Bd3 4... c5 5. c3 5... Be7 6. Nbd2 6... O-O 7. O-O 7... Nc6 8. "
     "Re1 8... Bd7 9. e4 9... dxe4 10. Nxe4 10... cxd4 11. Nxf6+ 11... Bxf6 12. cxd4 12... Nb4 13. Be4 13... Qb6 14. "
@@ -42,7 +42,7 @@ def as_table(prompt: str, target: str, **columns) -> dict:
 
 
 def in_pgn(prompt: str) -> str:
-    """Returns a game in PGN as published: with comments, clocks, and a number for each move."""
+    """Returns the game as players write it, with comments, clocks and move numbers."""
     words = [word for word in prompt.split() if not word.endswith("...")]
     return " ".join(words).replace("1. d4", "1. d4 { [%clk 0:05:00] } 1...", 1) + " Kf8 Qd8+ 1-0"
 
@@ -58,8 +58,8 @@ def test_the_papers_example_character_by_character():
 
 def test_the_papers_other_example_ends_with_42():
     """
-    Returns a puzzle with White to move at move 42 and the answer ` Qf5`. The position also occurs earlier and later in
-    the game, at other move numbers.
+    Returns a puzzle with White to move at 42 and the answer ` Qf5`. The position also occurs earlier and later, at
+    other move numbers.
     """
     board = chess.Board()
     for san in ["e4", "e5", "Qg4", "Nc6", "d3", "Rb8"] + ["Kd1", "Ra8", "Ke1", "Rb8"] * 19:
@@ -138,11 +138,11 @@ def test_parts_share_no_game_and_links_have_rows_of_their_own():
     assert smaller.test["id"] == splits.test["id"][:7]
     without = load(rows[:160], rows[159:], **few)
     for name, part in without.parts.items():
-        assert part["id"] == splits.parts[name]["id"], "a chain moves no row of the other parts"
+        assert part["id"] == splits.parts[name]["id"], "a chain does not move rows of other splits"
 
 
 def owners_of_games(splits, rows: list[dict]) -> dict[str, set[str]]:
-    """Returns the parts that contain puzzles of each game."""
+    """Returns the splits that contain puzzles of each game."""
     game_of = {CHESS_PUZZLES.example(row)["id"]: row["GameUrl"].split("/")[3].split("#")[0] for row in rows}
     owners: dict[str, set[str]] = {}
     for name, part in splits.parts.items():
@@ -165,20 +165,20 @@ def test_games_are_known_by_either_name(column, caplog):
 
 def test_the_test_set_does_not_depend_on_what_else_is_asked_for():
     rows = random_rows(120)
-    wanted = (
+    expected = (
         {"n_train": 20},
         {"n_train": 30, "n_weak": 10},
         {"n_train": 10, "n_links": 2},
         {"n_train": 8, "n_test": 9},
     )
-    tests = [load(rows, **options).test["id"][:] for options in wanted]
+    tests = [load(rows, **options).test["id"][:] for options in expected]
     assert tests[0] == tests[1] == tests[2] and tests[3] == tests[0][:9]
 
 
 def test_transcripts_of_one_game_stay_together():
     words = PAPER_PROMPT.split()
     rows = []
-    for n_moves in range(6, 40):  # one puzzle for each move of the same game
+    for n_moves in range(6, 40):  # a puzzle at every move of the same game
         prompt = " ".join([*words[: 2 * n_moves], words[2 * n_moves]])
         board = played(prompt)
         rows.append({"id": str(n_moves), "ctx": prompt, "target": f" {board.san(next(iter(board.legal_moves)))}"})
@@ -262,7 +262,7 @@ def test_a_tokenizer_without_an_end_is_refused():
         load(random_rows(30), tokenizers=[PreTrainedTokenizerFast(tokenizer_object=backend)])
 
 
-MATES = "6k1/5ppp/8/8/8/8/8/R3R2K w - - 0 1"  # Ra8 and Re8 are both mate
+MATES = "6k1/5ppp/8/8/8/8/8/R3R2K w - - 0 1"  # both Ra8 and Re8 are mate
 PLAIN = played(PAPER_PROMPT).fen()
 
 
@@ -270,15 +270,15 @@ PLAIN = played(PAPER_PROMPT).fen()
     ("text", "is_cut", "fen", "target", "expected"),
     [
         (" Qxc1+", False, PLAIN, " Qxc1+", ("c6c1", True, True, True)),
-        ("Qxc1+", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # its leading space is missing
-        (" Qxc1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # its check mark is missing
-        (" Qxc1+ 23. Bxc1", True, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # a base model continues
-        (" Qxc1+", True, PLAIN, " Qxc1+", (None, False, False, False)),  # truncated, so the move may be incomplete
+        ("Qxc1+", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # without the leading space
+        (" Qxc1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # without the check mark
+        (" Qxc1+ 23. Bxc1", True, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # zero-shot, the model continues
+        (" Qxc1+", True, PLAIN, " Qxc1+", (None, False, False, False)),  # truncated, so it may continue
         (" Qxc1+ ", True, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # truncated after the move
         (" Qc2", False, PLAIN, " Qxc1+", ("c6c2", False, False, False)),
         (" Qd1", False, PLAIN, " Qxc1+", (None, False, False, False)),  # illegal
         ("", False, PLAIN, " Qxc1+", (None, False, False, False)),
-        (" c6 c1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # squares
+        (" c6 c1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # squares instead of SAN
         (" c6c1", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),  # UCI
         (" --", False, PLAIN, " Qxc1+", (None, False, False, False)),  # a null move is not legal
         (
@@ -287,12 +287,12 @@ PLAIN = played(PAPER_PROMPT).fen()
             PLAIN,
             " Qxc1+",
             ("c6c1", True, False, True),
-        ),  # repeats the move number at the end of the prompt
+        ),  # with the move number at the end of the prompt
         (" 22... Qxc1+", True, PLAIN, " Qxc1+", (None, False, False, False)),
         (" Qxc1+!?.", False, PLAIN, " Qxc1+", ("c6c1", True, False, True)),
         (" Re8#", False, MATES, " Ra8#", ("e1e8", False, False, True)),
         (" Re7", False, MATES, " Ra8#", ("e1e7", False, False, False)),
-        (" Re8", False, MATES, " Ra7", ("e1e8", False, False, False)),  # the target is not mate
+        (" Re8", False, MATES, " Ra7", ("e1e8", False, False, False)),  # the answer is not a mate
     ],
 )
 def test_scores_by_hand(text, is_cut, fen, target, expected):
@@ -318,7 +318,7 @@ def test_real_puzzles_are_sound_and_tokenizers_keep_the_boundary(name, monkeypat
     for row in splits.test:
         board = chess.Board(row["fen"])
         assert row["ground_truth"] == f" {board.san(parse_move(row['ground_truth'], board))}"
-    # The prompt of the paper is longer.
+    # The prompt of the paper, which is longer.
     together = tokenizer(PAPER_PROMPT + PAPER_TARGET)["input_ids"]
     apart = tokenizer(PAPER_PROMPT)["input_ids"] + tokenizer(PAPER_TARGET, add_special_tokens=False)["input_ids"]
     assert together == apart

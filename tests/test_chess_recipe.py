@@ -1,4 +1,4 @@
-"""Tests the chess recipe as a user runs it: on a small demo, and on local puzzles with local models."""
+"""Runs the chess recipe as users do, with a small demo, and with local puzzles and models."""
 
 import json
 import random
@@ -39,8 +39,8 @@ SMALL = "--demo_documents 3200 --n_train 96 --n_weak 160 --n_validation 40 --n_t
 @pytest.fixture(scope="module")
 def finished(cache, tmp_path_factory):
     """
-    Runs a small experiment and returns its directory, output and results. (This also tests that recipes/chess.py does
-    not shadow the package python-chess, although both are named `chess`.)
+    A small run: its directory, its output and its numbers. (The recipe has the name of python-chess, so it removes its
+    directory from the import path first.)
     """
     output = tmp_path_factory.mktemp("run") / "out"
     process = recipe(*SMALL, "--output_dir", output, cache=cache, name=NAME)
@@ -50,7 +50,7 @@ def finished(cache, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
-    """Creates a directory with puzzles in a file and two models."""
+    """Local puzzles, and two local models for them."""
     directory = tmp_path_factory.mktemp("local")
     rows = random_rows(160)
     rows[0]["Moves"] = "a1a1 a2a2"
@@ -135,8 +135,8 @@ def test_weak_labels_are_the_supervisors_greedy_moves(finished):
         example = CHESS_PUZZLES.example(row)
         prompt_of[example["id"]] = example["prompt"]
     chosen = labels.ids[::25]
-    made = complete(model, tokenizer, [prompt_of[row_id] for row_id in chosen], max_new_tokens=4, batch_size=1)
-    assert made == labels.of(chosen)
+    completions = complete(model, tokenizer, [prompt_of[row_id] for row_id in chosen], max_new_tokens=4, batch_size=1)
+    assert completions == labels.of(chosen)
 
 
 def test_the_student_learned_the_weak_moves_and_never_the_truth(finished):
@@ -162,14 +162,15 @@ def test_a_second_run_trains_nothing(finished, cache):
 
 def test_killed_while_it_labels_and_run_again(finished, cache, tmp_path):
     options = [*SMALL, "--output_dir", str(tmp_path / "out")]
-    # A batch size of one leaves time to kill the run. (It changes no number, so it is not part of a cache key.)
+    # With one puzzle per batch, there is time to kill the run. The batch size changes no number, so it is not in the
+    # keys.
     command = [ROOT / "recipes" / NAME, *options, "--per_device_eval_batch_size", "1"]
     process = start(*command, log=tmp_path / "log", W2S_HF_CACHE=str(cache))
     written = "out/_stages/weak-*.partial/completions/rank0.jsonl"
     while process.is_alive() and not any(tmp_path.glob(written)):
         time.sleep(0.002)
     time.sleep(random.uniform(0, 0.05))
-    assert process.is_alive(), "over before it was killed"
+    assert process.is_alive(), "the run finished before it was killed"
     process.kill()
     process.join()
     process = recipe_here(*options, cache=cache, name=NAME)
@@ -195,14 +196,14 @@ def test_two_ranks_run_as_one(finished, cache, tmp_path):
     (one,), (two,) = finished[2]["runs"], numbers(tmp_path / "out")["runs"]
     assert two["weak"]["n"] == one["weak"]["n"] and two["split_fingerprint"] == one["split_fingerprint"]
     assert two["baselines"] == one["baselines"]
-    # Models this small rarely find the right move, so accuracies are not compared.
+    # Small models predict few moves correctly, so accuracies are not informative.
     outputs = finished[0], tmp_path / "out"
     for name in ("weak", "ceiling", "student-naive"):
         ours, theirs = (losses_of(output, name) for output in outputs)
         assert len(ours) > 2 and ours[-1] < ours[0] and theirs == pytest.approx(ours, rel=1e-4), name
     ours, theirs = (WeakCompletions.load(output / "weak_labels" / "seed0") for output in outputs)
-    assert len(set(ours.completions)) > 5, "the supervisor answers the same to all: the comparison would be vacuous"
-    # Another order of floating-point sums changes a few moves at most.
+    assert len(set(ours.completions)) > 5, "with equal answers to all puzzles, the comparison would be trivial"
+    # Another order of summation changes a few moves at most.
     is_same = [mine == other for mine, other in zip(theirs.completions, ours.of(theirs.ids), strict=True)]
     assert sum(is_same) >= 0.95 * len(is_same)
 
@@ -217,23 +218,23 @@ def test_local_puzzles_with_adapters_and_easy_to_hard(local, cache, tmp_path):
     assert results["dataset"]["n_dropped"] == {"an illegal move": 1}
     (run,) = results["runs"]
     assert [entry["name"] for entry in run["baselines"]] == ["zero-shot", "random legal move", "random check"]
-    found = run["easy_to_hard"]["trained_on"]
-    assert set(found) == {"easy", "any rating", "all"}
-    assert found["easy"]["n_train"] == found["any rating"]["n_train"] < found["all"]["n_train"] == 40
-    for entry in found.values():
+    entries = run["easy_to_hard"]["trained_on"]
+    assert set(entries) == {"easy", "any rating", "all"}
+    assert entries["easy"]["n_train"] == entries["any rating"]["n_train"] < entries["all"]["n_train"] == 40
+    for entry in entries.values():
         assert entry["on_all"]["n"] == 30 > entry["on_hard"]["n"] > 0
-    assert found["all"]["on_all"]["accuracy"] == run["ceiling"]["accuracy"]
+    assert entries["all"]["on_all"]["accuracy"] == run["ceiling"]["accuracy"]
     report = (tmp_path / "out" / "report.md").read_text()
     assert "rated at most 1300" in report and "Accuracy by rating" in report and "1 with an illegal move" in report
     student = tmp_path / "out" / "students" / "naive-seed0"
     assert (student / "adapter_config.json").is_file()
     model = load_student(str(student), task_type="CAUSAL_LM", dtype="float32")
-    stored = WeakCompletions.load(next((tmp_path / "out" / "_stages").glob("student-*[0-9a-f]")) / "predictions")
+    labels = WeakCompletions.load(next((tmp_path / "out" / "_stages").glob("student-*[0-9a-f]")) / "predictions")
     tokenizer = AutoTokenizer.from_pretrained(student)
     rows = Dataset.from_json(str(local / "puzzles.jsonl"))
     prompts = {example["id"]: example["prompt"] for example in map(CHESS_PUZZLES.example, rows.select(range(1, 160)))}
-    made = complete(model, tokenizer, [prompts[row_id] for row_id in stored.ids], max_new_tokens=8)
-    assert made == stored.completions
+    completions = complete(model, tokenizer, [prompts[row_id] for row_id in labels.ids], max_new_tokens=8)
+    assert completions == labels.completions
 
 
 def test_zero_shot_is_the_model_before_any_finetuning(local, tmp_path):
@@ -241,14 +242,14 @@ def test_zero_shot_is_the_model_before_any_finetuning(local, tmp_path):
     finetuner = Finetuner(StageCache(tmp_path / "_stages"), CHESS, args)
     model = ModelSpec.find(str(local / "strong"), "--student_model", StudentConfig(dtype="float32"))
     rows = Dataset.from_dict({"id": ["a", "b"], "prompt": ["a b:", "c:"]})
-    made = complete_untrained(finetuner, "zero-shot", model, rows, {})
+    completions = complete_untrained(finetuner, "zero-shot", model, rows, {})
     network = make_language_model(make_character_tokenizer()).eval()
-    assert made == complete(network, make_character_tokenizer(), rows["prompt"], max_new_tokens=6)
+    assert completions == complete(network, make_character_tokenizer(), rows["prompt"], max_new_tokens=6)
 
 
 def test_trivial_baselines_by_hand():
     mates = "6k1/5ppp/8/8/8/8/8/R3R2K w - - 0 1"
-    quiet = "7k/8/8/8/8/8/8/K7 w - - 0 1"  # no check is possible: any of the three moves
+    quiet = "7k/8/8/8/8/8/8/K7 w - - 0 1"  # no check is possible, so any of the three moves is correct
     rows = Dataset.from_dict({"fen": [mates, quiet, mates], "ground_truth": [" Ra8#", " Kb2", " Re7"]})
     n_moves = chess.Board(mates).legal_moves.count()
     n_checks = sum(chess.Board(mates).gives_check(move) for move in chess.Board(mates).legal_moves)

@@ -1,4 +1,4 @@
-"""Tests the embedded demo: the corpus and questions of a world, and the models that are pretrained on it."""
+"""Tests of the demo: generated texts and questions, and the models that are pretrained on them."""
 
 import subprocess
 import sys
@@ -53,9 +53,9 @@ def test_a_row_becomes_facts_and_a_question_that_ends_like_the_start_of_a_fact(w
         assert all(relation in ("is", "has", "can") and stop == "." for _, relation, _, stop in facts)
         counts = Counter(fact[0] for fact in facts)
         assert list(counts.values()) == [2, 2] and set(counts) <= set(world.entities)
-        asked = tokens[21]
-        assert tokens[17:] == ["question", ":", "alive", "?", asked, "is"] and asked in counts
-        assert row["answer"] == world.is_alive[world.entities.index(asked)]
+        subject = tokens[21]
+        assert tokens[17:] == ["question", ":", "alive", "?", subject, "is"] and subject in counts
+        assert row["answer"] == world.is_alive[world.entities.index(subject)]
 
 
 def test_rows_have_the_schema_of_boolq_and_both_answers(rows):
@@ -66,7 +66,7 @@ def test_rows_have_the_schema_of_boolq_and_both_answers(rows):
 
 def test_questions_ask_about_all_entities_alike(rows):
     counts = Counter(question.split()[2] for question in rows["question"])
-    assert len(counts) > 390 and max(counts.values()) < 20  # 5 expected per entity
+    assert len(counts) > 390 and max(counts.values()) < 20  # 5 of each are expected
 
 
 def test_streams_share_no_row_and_longer_draws_begin_with_shorter_ones(world, rows):
@@ -171,7 +171,7 @@ def test_words_of_the_corpus_fit_the_kind_as_often_as_configured():
 
 
 class StopAt(TrainerCallback):
-    """Raises an error in the middle of training, as if the process were killed."""
+    """Stops in the middle of the training, as if the process was killed."""
 
     def __init__(self, step: int):
         self.step = step
@@ -193,16 +193,18 @@ def test_a_killed_pretraining_ends_with_the_same_weights(world, tmp_path):
     n_threads, random_state = torch.get_num_threads(), torch.random.get_rng_state()
     build_demo_model(TINY, world, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        build_demo_model(TINY, world, tmp_path / "killed", callbacks=[StopAt(11)])  # of 16; checkpoints at 4, 8, ...
+        build_demo_model(
+            TINY, world, tmp_path / "killed", callbacks=[StopAt(11)]
+        )  # of 16 steps; checkpoints at 4, 8, ...
     checkpoints = tmp_path / "killed" / "pretraining"
     assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-8"]
-    # An incomplete checkpoint, as if the process was killed while saving: the Trainer's state is missing.
+    # An incomplete checkpoint, without the state of the Trainer, as if the process was killed while it was saved.
     (checkpoints / "checkpoint-12").mkdir()
     (checkpoints / "checkpoint-12" / "trainer_state.json").write_text('{"global_step": 1')
 
     seen = StepRecorder()
     build_demo_model(TINY, world, tmp_path / "killed", callbacks=[seen])
-    assert seen.steps == list(range(9, 17))  # the training resumed
+    assert seen.steps == list(range(9, 17))  # the training was resumed
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

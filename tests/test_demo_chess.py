@@ -1,4 +1,4 @@
-"""Tests that generated forks are verified with python-chess, distinct up to symmetry, and not in the corpus."""
+"""Tests that generated forks are valid by python-chess, distinct up to symmetry, and not in the corpus."""
 
 import itertools
 from collections import Counter
@@ -28,10 +28,12 @@ def documents(world):
 
 def placements(board: chess.Board) -> set[str]:
     """Returns the pieces of a position and of its mirror images."""
-    found = {board.board_fen()}
+    images = {board.board_fen()}
     for _ in range(3):
-        found |= {chess.Board(f"{fen} w - - 0 1").transform(flip).board_fen() for fen in found for flip in SYMMETRIES}
-    return found
+        images |= {
+            chess.Board(f"{fen} w - - 0 1").transform(flip).board_fen() for fen in images for flip in SYMMETRIES
+        }
+    return images
 
 
 def test_puzzles_are_forks_and_no_two_are_mirror_images(world):
@@ -59,7 +61,7 @@ def test_is_fork_by_hand():
     board = position_of("K e1 N b5 k e8 r a8")
     forks = [move.uci() for move in board.legal_moves if is_fork(board, move)]
     assert forks == ["b5c7"]
-    board = position_of("K e1 N b5 k d8 r a8")  # the knight on c7 would attack the rook, but not give check
+    board = position_of("K e1 N b5 k d8 r a8")  # a knight on c7 attacks the rook without check
     assert not is_fork(board, chess.Move.from_uci("b5c7"))
 
 

@@ -1,4 +1,4 @@
-"""Tests that recipes check whether a model fits into memory before its weights are loaded."""
+"""Tests that recipes check the memory of models before they load weights."""
 
 import copy
 import pickle
@@ -20,7 +20,7 @@ from w2s_hf.modeling.spec import ModelSpec
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory, tokenizer):
-    """Runs a recipe with local models and rows."""
+    """Returns the arguments of a run with local models and rows."""
     directory = tmp_path_factory.mktemp("fitting")
     for name in ("train", "validation"):
         passages(240, name).to_parquet(directory / f"{name}.parquet")
@@ -56,7 +56,7 @@ def test_it_can_be_turned_off(options, cache, tmp_path, monkeypatch):
 
 @pytest.fixture
 def large(tmp_path):
-    """Creates a directory with a configuration and no weights, because the check reads nothing else."""
+    """Saves a configuration without weights, because nothing else is read."""
     Qwen2Config(
         vocab_size=2000, hidden_size=512, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=8,
         num_key_value_heads=8,
@@ -94,7 +94,7 @@ def test_a_student_is_told_of_four_bits(missing, is_followed, message, large, tm
 
 
 def test_advice_that_has_no_estimate_does_not_hide_what_is_wrong(large, tmp_path, monkeypatch):
-    """DoRA has an estimate without quantization, but not in 4 bit."""
+    """DoRA can be estimated without quantization, but not in 4 bits."""
     monkeypatch.setattr(fitting, "_capacity", lambda args: 1)
     student = ModelSpec.find(large, "--student_model", StudentConfig(dtype="float32", use_dora=True))
     with pytest.raises(ValueError, match="needs .* does not fit with --gradient_checkpointing true either. Use"):
@@ -191,7 +191,7 @@ def test_equal_models_have_equal_stage_keys(student_config, large):
 
 
 def test_student_without_adapters_is_another_model_than_supervisor(large):
-    """A student without adapters differs, so that its memory is checked and its cache keys depend on its options."""
+    """Its memory is then checked, and its cached steps depend on its options."""
     supervisor = ModelSpec.find(large, "--weak_model")
     student = ModelSpec.find(large, "--student_model", StudentConfig(use_peft=False))
     assert student != supervisor and student.config == supervisor.config

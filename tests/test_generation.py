@@ -1,4 +1,4 @@
-"""Tests greedy generation: equal completions for every batch size, truncation, and resuming after an interruption."""
+"""Tests of greedy completions: batch sizes, truncation, and resuming after an interruption."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ from w2s_hf import fresh_adapter
 from w2s_hf.generation import complete
 from w2s_hf.labels import Completion, WeakCompletions
 
-# The lengths differ, so that batches are padded.
+# Prompts of mixed length, so that batches are padded.
 PROMPTS = [f"{'abc de ' * (number % 5)}f{number}:" for number in range(33)]
 
 
@@ -26,14 +26,12 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    """
-    Gives the end-of-text token the weights of a token that the random model prefers. Otherwise its texts would never
-    end.
-    """
+    """Gives the end-of-text token the embedding of a frequent token, because random weights rarely end a text."""
     model = make_language_model(tokenizer, tie_word_embeddings=False)
     head = model.get_output_embeddings().weight
     head.data[tokenizer.pad_token_id] = 0
-    written = "".join(made.text[2:] for made in complete(model.eval(), tokenizer, PROMPTS, max_new_tokens=6))
+    completions = complete(model.eval(), tokenizer, PROMPTS, max_new_tokens=6)
+    written = "".join(completion.text[2:] for completion in completions)
     chosen = tokenizer.convert_tokens_to_ids(Counter(written).most_common(1)[0][0])
     head.data[tokenizer.eos_token_id] = 1.02 * head.data[chosen]
     return model
@@ -41,7 +39,7 @@ def model(tokenizer):
 
 def test_every_batch_size_writes_the_same_in_the_order_asked(model, tokenizer):
     one = complete(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=1)
-    assert len({made.text for made in one}) > 5, "all alike: the comparison would be vacuous"
+    assert len({completion.text for completion in one}) > 5, "with equal completions, the comparison is trivial"
     for batch_size in (4, 16, 100):
         assert complete(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=batch_size) == one
     backwards = complete(model, tokenizer, PROMPTS[::-1], max_new_tokens=8, batch_size=16)
@@ -49,17 +47,17 @@ def test_every_batch_size_writes_the_same_in_the_order_asked(model, tokenizer):
 
 
 def test_completions_are_what_generate_writes_alone(model, tokenizer):
-    for prompt, made in zip(PROMPTS[:5], complete(model, tokenizer, PROMPTS[:5], max_new_tokens=8), strict=True):
+    for prompt, completion in zip(PROMPTS[:5], complete(model, tokenizer, PROMPTS[:5], max_new_tokens=8), strict=True):
         ids = tokenizer(prompt, return_tensors="pt")
         new = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
         text = tokenizer.decode(new)
-        assert text.split("<eos>")[0] == made.text and ("<eos>" not in text) == made.is_cut
+        assert text.split("<eos>")[0] == completion.text and ("<eos>" not in text) == completion.is_cut
 
 
 def test_what_the_limit_cuts_is_counted_as_cut(model, tokenizer):
     long = complete(model, tokenizer, PROMPTS, max_new_tokens=8)
     short = complete(model, tokenizer, PROMPTS, max_new_tokens=3)
-    assert {made.is_cut for made in long} == {True, False}, "the comparison would be vacuous"
+    assert {completion.is_cut for completion in long} == {True, False}, "the comparison is trivial"
     for a, b in zip(long, short, strict=True):
         assert b.text == a.text[:3] and (b.is_cut or b == a)
         assert a.is_cut == (len(a.text) == 8)
@@ -83,11 +81,11 @@ def test_sampling_settings_under_adapters_do_not_count_either(model, tokenizer):
     for owner in (student, student.get_base_model()):
         owner.generation_config = GenerationConfig(no_repeat_ngram_size=1, max_new_tokens=2)
     assert complete(student, tokenizer, PROMPTS, max_new_tokens=8) == expected
-    assert student.get_base_model().generation_config.no_repeat_ngram_size == 1, "the model's own is lost"
+    assert student.get_base_model().generation_config.no_repeat_ngram_size == 1, "it was lost"
 
 
 def test_a_completion_keeps_the_space_before_it():
-    """Some tokenizers store the space before a word in its token, and drop it for the first word of a text."""
+    """If tokens include the space before a word, the first token of a text loses its space."""
     tokenizer = make_character_tokenizer()
     backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
@@ -116,11 +114,11 @@ def test_an_interrupted_call_goes_on_after_its_finished_batches(model, tokenizer
         complete(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=8, keep=tmp_path)
     part = tmp_path / "rank0.jsonl"
     assert len(part.read_text().splitlines()) == 16
-    part.write_text(part.read_text() + '[5, "ha')  # as if killed in the middle of a line
-    made = complete(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=8, keep=tmp_path)
-    assert made == expected and sum(calls[3:]) == 33 - 16
+    part.write_text(part.read_text() + '[5, "ha')  # as if the process was killed in the middle of a line
+    completions = complete(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=8, keep=tmp_path)
+    assert completions == expected and sum(calls[3:]) == 33 - 16
     assert complete(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=8, keep=tmp_path) == expected
-    assert sum(calls[3:]) == 33 - 16, "what was finished was made again"
+    assert sum(calls[3:]) == 33 - 16, "finished batches were computed again"
     assert all(json.loads(line) for line in part.read_text().splitlines())
 
 

@@ -1,4 +1,4 @@
-"""Tests students in every precision, several students on one base, and that saved students load with their head."""
+"""Tests of students: all precisions, shared base models, and saving and loading with the head."""
 
 import copy
 
@@ -86,7 +86,7 @@ def test_a_finished_student_trains_on_only_if_asked_to(directory_of, tokenizer, 
     with pytest.raises(ValueError, match="is_trainable=True"):
         train(frozen, tokenizer, tmp_path)
     before = logits(frozen)
-    # A trainer loads a model given by name in float32, because a model without adapters is finetuned in float32.
+    # Models given by name are loaded in float32, because all weights are trained.
     trainer = train(str(tmp_path / "student"), tokenizer, tmp_path)
     assert not torch.equal(logits(trainer.model), before)
 
@@ -138,12 +138,12 @@ def test_a_tokenizer_without_padding_pads_with_its_end_of_text(tokenizer, tmp_pa
 
 
 def test_4_bit_weights_are_never_packed_for_inference(directory_of, tokenizer, tmp_path, monkeypatch):
-    """Simulates a CPU with AVX512-BF16 instructions, where bitsandbytes packs weights, which then have no gradient."""
+    """Simulates a CPU with AVX512-BF16 instructions, on which bitsandbytes packs weights without a gradient."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
     student = load_student(directory_of("llama"), load_in_4bit=True, dtype="float32")
     quantized = [module for module in student.modules() if isinstance(module, Linear4bit)]
     assert quantized and not any(module.support_avx512bf16_for_cpu for module in quantized)
-    for module in quantized:  # a model that was not loaded by load_student
+    for module in quantized:  # a model that load_student did not create
         module.support_avx512bf16_for_cpu = True
     options = {"args": arguments(tmp_path), "processing_class": tokenizer, "peft_config": LORA}
     WeakToStrongTrainer(student, **options)
@@ -169,10 +169,10 @@ def test_one_base_serves_many_students(load_in_4bit, directory_of, tokenizer, tm
     assert not torch.equal(first_logits, untrained)
     second = fresh_adapter(first, LORA, seed=1)
     assert list(second.peft_config) == ["default"]
-    assert torch.equal(logits(second), untrained), "something of the first student, its head perhaps, is still there"
+    assert torch.equal(logits(second), untrained), "a part of the first student remains, for example its head"
     train(second, tokenizer, tmp_path)
-    assert torch.equal(logits(second), first_logits), "same seed, same labels, another student"
-    assert LORA.modules_to_save is None, "the configuration was changed in passing"
+    assert torch.equal(logits(second), first_logits), "the same seed and labels gave another student"
+    assert LORA.modules_to_save is None, "the configuration was changed"
 
 
 def test_head_initialisation(model_of):
@@ -189,7 +189,7 @@ def test_head_initialisation(model_of):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("unembedding", "tokens or unknown"),  # no "0" in this vocabulary
+        ("unembedding", "tokens or unknown"),  # this vocabulary has no "0"
         ("ones", "normal, zeros, unembedding or answers"),
     ],
 )
@@ -249,7 +249,7 @@ def test_a_base_with_another_head_gets_a_new_one_and_says_so(directory_of, caplo
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_the_head_counts_in_full_precision_under_autocast(kind, directory_of):
-    """bfloat16 has 8 bits, so that rewards near 20 could only differ in steps of 1/8."""
+    """bfloat16 has 8 significant bits, so rewards near 20 would be multiples of 1/8."""
     student = fresh_adapter(load_student(directory_of(kind), task_type="REWARD"), seed=0)
     input_ids = torch.randint(4, 60, (40, 9), generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
@@ -258,7 +258,7 @@ def test_the_head_counts_in_full_precision_under_autocast(kind, directory_of):
 
 
 def test_a_head_that_is_in_pieces_is_found(directory_of, monkeypatch):
-    """ZeRO-3 partitions weights while loading: a rank has a part, or nothing, and the full shape in `ds_shape`."""
+    """ZeRO-3 partitions weights when they are loaded. A rank has a part or nothing, and the shape in `ds_shape`."""
     from_pretrained = LlamaForSequenceClassification.from_pretrained.__func__
 
     def in_pieces(cls, *args, **kwargs):
@@ -271,7 +271,7 @@ def test_a_head_that_is_in_pieces_is_found(directory_of, monkeypatch):
     assert load_student(directory_of("llama"), dtype="float32").score.out_features == 2
 
 
-# ---- Properties of real models and their tokenizers ----
+# ---- Properties of real models and tokenizers ----
 
 
 @pytest.mark.parametrize("task_type", ["SEQ_CLS", "CAUSAL_LM"])
@@ -303,16 +303,16 @@ def test_tied_embeddings_are_saved_and_loaded(task_type, has_adapters, model_of,
 
 @pytest.mark.parametrize("load_in_4bit", [False, True])
 def test_rotary_frequencies_keep_float32(load_in_4bit, directory_of):
-    """In bfloat16, the positions in a text of 8,192 tokens would be wrong by up to 16."""
+    """In bfloat16, the positions of a text of 8,192 tokens would be wrong by up to 16."""
     expected = load_student(directory_of("llama"), dtype="float32").model.rotary_emb.inv_freq
     student = load_student(directory_of("llama"), dtype="bfloat16", load_in_4bit=load_in_4bit)
     student = fresh_adapter(student, LORA, seed=0)
-    found = student.get_base_model().model.rotary_emb.inv_freq
-    assert found.dtype == torch.float32 and torch.equal(found, expected)
+    frequencies = student.get_base_model().model.rotary_emb.inv_freq
+    assert frequencies.dtype == torch.float32 and torch.equal(frequencies, expected)
 
 
 def test_4_bits_need_no_width_that_divides_by_the_block(tokenizer, tmp_path):
-    """Blocks of 64 weights cross the ends of rows, and the last block of a matrix is not full."""
+    """Blocks of 64 weights cross the ends of rows, and the last block of a matrix is incomplete."""
     size = {"hidden_size": 72, "intermediate_size": 100, "num_hidden_layers": 2, "num_attention_heads": 3}
     config = LlamaConfig(vocab_size=64, num_key_value_heads=1, pad_token_id=0, initializer_range=0.2, **size)
     LlamaForSequenceClassification(config).save_pretrained(tmp_path / "base")

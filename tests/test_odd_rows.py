@@ -1,4 +1,4 @@
-"""Tests that files without rows, rows of one class and too few rows end in one line that says what to do."""
+"""Tests of files without rows, rows without classes, and too few rows. Each is refused with advice in one line."""
 
 import numpy as np
 import pandas as pd
@@ -176,5 +176,5 @@ def test_numbers_of_rows_name_their_option_and_what_there_is(options, message, k
         else:
             load_pairs(PREFERENCE_TASKS["anthropic_hh"], raw=PAIRS, **options)
     if "Set --n_train " in str(error.value) and kind == "texts" and "n_weak" not in options:
-        n_train = int(str(error.value).split("--n_train ")[-1].split()[0])  # the suggested number is available
+        n_train = int(str(error.value).split("--n_train ")[-1].split()[0])  # the recommended number of rows
         assert len(load_task(texts, raw=labelled([0, 1]), n_train=n_train).student_half) == n_train

@@ -1,4 +1,4 @@
-"""Tests that checkpoints of the first Qwen family give the logits of a direct mapping to Qwen2, with any head."""
+"""Tests that checkpoints in the layout of the first Qwen family have the right logits with every head."""
 
 import base64
 import json
@@ -55,7 +55,7 @@ SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{nu
 
 
 def straight_mapping() -> Qwen2ForCausalLM:
-    """Returns the same model as Qwen2, with a configuration written by hand."""
+    """Converts the checkpoint to a Qwen2 model, as a second implementation of the mapping."""
     config = Qwen2Config(
         vocab_size=640, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=32, rms_norm_eps=1e-5, tie_word_embeddings=False,
@@ -63,7 +63,7 @@ def straight_mapping() -> Qwen2ForCausalLM:
     )  # fmt: skip
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(config).eval()
-    for parameter in model.parameters():  # also biases and norms, because zeros and ones would hide wrong mappings
+    for parameter in model.parameters():  # including biases and norms, to detect wrong mappings
         torch.nn.init.normal_(parameter, std=0.1)
     return model
 
@@ -89,7 +89,7 @@ def original_state_dict(model: Qwen2ForCausalLM) -> dict[str, torch.Tensor]:
 
 
 def write_ranks(file: Path) -> Tokenizer:
-    """Writes a vocabulary in the form of qwen.tiktoken, and returns the byte-level tokenizer it belongs to."""
+    """Writes a vocabulary in the format of qwen.tiktoken, and returns the equivalent byte-level tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -99,7 +99,7 @@ def write_ranks(file: Path) -> Tokenizer:
         ["is it true that the passage answers the question", "question: is the sky blue"], trainer
     )
     bytes_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
-    # In the file single bytes have ranks, too, and a merge has the rank of its result.
+    # In the file, letters also have ranks, and a merge has the rank of its result.
     ranked = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     lines = [base64.b64encode(bytes(bytes_of[letter] for letter in token)) + b" %d" % rank for token, rank in ranked]
     file.write_bytes(b"\n".join(lines) + b"\n")
@@ -113,9 +113,7 @@ def mapped():
 
 @pytest.fixture(scope="module")
 def directory(mapped, tmp_path_factory):
-    """
-    Writes two shards, as published: q, k and v of the second layer are in another file than the rest of the layer.
-    """
+    """Saves two shards as published, with q, k and v of the second layer in another file than its other weights."""
     directory = tmp_path_factory.mktemp("Qwen-tiny")
     state = original_state_dict(mapped)
     shards = {name: f"model-0000{1 + ('h.1' in name and 'attn' in name)}-of-00002.safetensors" for name in state}
@@ -161,20 +159,20 @@ def test_saved_it_is_a_qwen2_model_of_everybodys(mapped, directory, tmp_path):
 
 def test_classifier_and_reward_model_share_its_body(mapped, directory, caplog):
     with torch.no_grad():
-        hidden = mapped.model(**BATCH).last_hidden_state[[0, 1], [5, 2]]  # the last tokens that are not padding
+        hidden = mapped.model(**BATCH).last_hidden_state[[0, 1], [5, 2]]  # the last tokens before the padding
     for task_type, n_outputs in (("SEQ_CLS", 3), ("REWARD", 1)):
         model = load_student(str(directory), task_type=task_type, num_labels=3, dtype="float32")
         model.config.pad_token_id = 0
         assert model.score.weight.shape == (n_outputs, 128)
         torch.testing.assert_close(logits(model), hidden @ model.score.weight.T, rtol=0, atol=1e-6)
-    assert "newly initialized" not in caplog.text  # the head is new, but causes no warning
+    assert "newly initialized" not in caplog.text  # except the head
 
 
 def test_4bit_student_trains_and_its_adapters_load_again(mapped, directory, tmp_path):
     base = load_student(str(directory), load_in_4bit=True, dtype="float32")
     quantized = [name for name, module in base.named_modules() if type(module).__name__ == "Linear4bit"]
     assert len(quantized) == 2 * 7
-    # The split weights are quantized separately, each as its own matrix.
+    # q, k and v are quantized as separate matrices.
     import bitsandbytes.functional as F
 
     attention = base.model.layers[1].self_attn
@@ -216,14 +214,12 @@ def test_features_past_the_trained_length_are_named(flag, words, is_cached, dire
     assert torch.equal(logits(model, input_ids=ids), logits(mapped, input_ids=ids))
     longer = torch.cat([ids, ids[:, :1]], dim=1)
     inputs = {"input_ids": longer}
-    if is_cached:  # also with a cache, one token at a time
+    if is_cached:  # also one token at a time
         past = model(input_ids=ids, use_cache=True).past_key_values
         inputs = {"input_ids": longer[:, 32:], "past_key_values": past}
     with pytest.raises(ValueError, match=f"33 tokens, expected at most 32. For .* this model uses {words}"):
         model(**inputs)
-    load_student(str(directory), task_type="CAUSAL_LM")(
-        input_ids=longer
-    )  # without the flag, longer texts are accepted
+    load_student(str(directory), task_type="CAUSAL_LM")(input_ids=longer)  # this attribute has no effect alone
 
 
 @pytest.mark.parametrize(
@@ -309,7 +305,7 @@ def test_what_is_no_vocabulary_is_named(change, message, directory, tmp_path):
         original_qwen_tokenizer(str(changed_ranks(directory, tmp_path, change)), CONFIG)
 
 
-# A published model has more tokens.
+# Published models have more tokens.
 @pytest.mark.parametrize("vocab_size", [151_936, 208 + 256], ids=["more", "fewer"])
 def test_a_vocabulary_that_lacks_its_end_is_named(vocab_size, directory):
     with pytest.raises(ValueError, match="Download the file of this model again"):
@@ -347,7 +343,7 @@ def test_fields_of_a_configuration_reach_it(directory):
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_real_ranks_have_the_merges_and_tokens_of_qwen2(tmp_path):
-    """Qwen2 has the vocabulary of the first family in another file format. All its merges must be recovered."""
+    """Qwen2 has the vocabulary of the first family in another file format, so all merges must be the same."""
     folder = Path(real("tokenizers")) / "qwen2"
     bytes_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
     vocabulary = json.loads((folder / "vocab.json").read_text())
@@ -369,7 +365,7 @@ def test_real_ranks_have_the_merges_and_tokens_of_qwen2(tmp_path):
 
 @pytest.mark.slow
 def test_from_the_command_line_without_remote_code(directory, cache, tmp_path):
-    """Uses this layout for supervisor and 4-bit student. The saved models are Qwen2, and load without network."""
+    """Supervisor and 4-bit student have this layout. The saved student is a Qwen2 model that loads offline."""
     (tmp_path / "rows").mkdir()
     for name in ("train", "validation"):
         passages(240, name).to_parquet(tmp_path / "rows" / f"{name}.parquet")
@@ -377,7 +373,7 @@ def test_from_the_command_line_without_remote_code(directory, cache, tmp_path):
     options += " --max_steps 2 --use_cpu true --load_in_4bit true --dtype float32 --bf16 false --report_to none"
     process = recipe_here(*options.split(), "--output_dir", tmp_path / "out", cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
-    assert "linear probe, ground truth" in (tmp_path / "out" / "report.md").read_text(), "of the 4-bit base"
+    assert "linear probe, ground truth" in (tmp_path / "out" / "report.md").read_text(), "of the 4-bit base model"
     student = tmp_path / "out" / "students" / "naive-seed0"
     assert json.loads((student / "adapter_config.json").read_text())["base_model_name_or_path"] == str(directory)
     tokenizer = AutoTokenizer.from_pretrained(student)

@@ -1,4 +1,4 @@
-"""Tests a custom generative task: a class in one file, on which the whole experiment runs."""
+"""Tests of custom generative tasks: a class in one file defines the task of a whole experiment."""
 
 import json
 import random
@@ -54,7 +54,7 @@ def options_of(directory, output) -> tuple:
 
 @pytest.fixture
 def directory(tmp_path):
-    """Creates a directory with the rows in a file and two models."""
+    """A file with rows, and two models for them."""
     additions(200).to_json(tmp_path / "additions.jsonl")
     tokenizer = make_character_tokenizer()
     for name in ("weak", "strong"):
@@ -85,7 +85,7 @@ def test_it_is_found_in_its_file(directory):
     assert find_task(task, GenerationTask).description == ADDITIONS.description
     run_experiment(task, *options_of(directory, directory / "out"))
     assert json.loads((directory / "out" / "results.json").read_text())["task"] == "additions"
-    # Recipes for texts do not accept it.
+    # Recipes of texts refuse it.
     with pytest.raises(ValueError, match="defines no w2s_hf.Task"):
         find_task(str(Path(__file__)))
     assert find_task("anthropic_hh", PreferenceTask).name == "anthropic_hh"
@@ -99,7 +99,7 @@ def test_it_is_found_in_its_file(directory):
         ({"extra_columns": ("unit",)}, "an example without 'unit', expected all `extra_columns`"),
         ({"parse": lambda task, text: None}, "got False from `is_correct` for the ground truth"),
         (
-            {"parse": lambda task, text: re.search(r"\d\d+", text) and text},  # parses no number below ten
+            {"parse": lambda task, text: re.search(r"\d\d+", text) and text},  # no sums below ten
             r"' 4' of the prompt '2 \+ 2 =', expected True \(8 of 201 rows of the split 'train'\)",
         ),
         ({"is_correct": lambda task, *columns: "yes"}, "got 'yes' from `is_correct`"),
@@ -143,7 +143,9 @@ def test_the_demo_is_refused(tmp_path):
 def test_rows_are_unique_and_their_questions_stay_in_one_part():
     task = Additions("additions", "me/additions")
     rows = additions(60)
-    twice = rows.select(range(4)).map(lambda row: {"answer": row["answer"] + "1"})  # drops both rows
+    twice = rows.select(range(4)).map(
+        lambda row: {"answer": row["answer"] + "1"}
+    )  # another answer to the same question
     raw = DatasetDict(train=rows, test=Dataset.from_list([*additions(90).select(range(60, 80)), *twice]))
     splits = task.load(raw=raw, n_train=20, n_weak=20, n_validation=4)
     assert len(splits.test) == 24 and splits.n_dropped == {"no question": 1}

@@ -1,4 +1,4 @@
-"""Tests custom tasks: files, unusual rows, and errors that name the wrong value."""
+"""Tests of custom tasks: files, invalid rows, and errors that name the problem."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def test_a_task_of_ones_own_from_a_file(suffix, tmp_path):
     splits = load_task(own_task(sources=path))
     check(splits)
     assert splits.source == {"id": f"messages.{suffix}", "revision": "local"}
-    # A fifth of all groups is held out, then both classes are balanced.
+    # A fifth of all groups is held out, and then both classes are balanced.
     assert 20 < len(splits.test) < 50
     truth = {row["message"]: row["is_spam"] == "spam" for row in MESSAGES}
     for text, label in zip(splits.test["text"], splits.test["ground_truth"], strict=True):
@@ -187,7 +187,7 @@ def test_columns_of_a_group_are_compared_with_themselves(world):
     assert len({group for part in splits.parts.values() for group in part["group"]}) > 20
     together = dataclasses.replace(apart, group=(("user", "doc"),))
     assert together.columns == apart.columns == ("text", "user", "doc", "y")
-    with pytest.raises(ValueError, match="got 0 rows for `"):  # one chain
+    with pytest.raises(ValueError, match="got 0 rows for `"):  # all rows are in one chain of groups
         load_task(together, raw=DatasetDict(train=Dataset.from_list(rows)))
 
 
@@ -213,7 +213,7 @@ def test_of_a_huge_split_random_rows_are_read(monkeypatch, caplog):
     splits = load_task(own_task(), raw=raw)
     assert 100 < sum(map(len, splits.parts.values())) <= 150
     assert "reading a random sample of 150 of the 240 rows of 'train'" in caplog.text
-    # Errors name a row by its position in the whole split, not in the sample.
+    # Errors number rows within the split, not within the rows that are read.
     broken = Dataset.from_list([{**row, "message": ""} if i >= 200 else row for i, row in enumerate(MESSAGES)])
     with pytest.raises(ValueError, match="row 20[0-9] of the split 'train' has an empty 'message'"):
         load_task(own_task(), raw=DatasetDict(train=broken))

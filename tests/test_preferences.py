@@ -1,4 +1,4 @@
-"""Tests that TRL's preference formats become pairs in random order, and that unusable pairs are counted."""
+"""Tests of pairs: the preference formats of TRL, random order of the sides, and counts of dropped pairs."""
 
 import dataclasses
 import json
@@ -95,7 +95,7 @@ def test_too_long_prompts_lose_their_beginning_on_both_sides_alike(make):
     sides = {name: (whole[name], cut[name]) for name in ("chosen_ids", "rejected_ids")}
     assert max(len(short) for _, short in sides.values()) == 20
     n_lost = {len(long) - len(short) for long, short in sides.values()}
-    assert len(n_lost) == 1, "the longer side says how much of the prompt both lose"
+    assert len(n_lost) == 1, "the longer side determines how many prompt tokens both sides lose"
     for long, short in sides.values():
         assert long[-len(short) :] == short
 
@@ -108,13 +108,13 @@ def test_a_long_dialogue_loses_whole_turns_and_keeps_what_the_system_says():
     example = HH.example(row)
     (cut,) = tokenize_pairs(Dataset.from_list([example]), tokenizer, 24)
     first, second = ("w10", "w11") if example["ground_truth"] else ("w11", "w10")
-    kept = "<bos> system w9 <bos> user w3 w4 <bos> assistant w5 w6 <bos> user w7 w8 <bos> assistant "
-    expected = [tokenizer(kept + reply, add_special_tokens=False)["input_ids"] for reply in (first, second)]
+    context = "<bos> system w9 <bos> user w3 w4 <bos> assistant w5 w6 <bos> user w7 w8 <bos> assistant "
+    expected = [tokenizer(context + reply, add_special_tokens=False)["input_ids"] for reply in (first, second)]
     assert [cut["chosen_ids"], cut["rejected_ids"]] == expected
 
 
 def test_special_tokens_are_there_once():
-    """Checks that texts get the tokenizer's special tokens, and messages those of their template."""
+    """Texts get the special tokens of the tokenizer, and messages those of their template."""
     tokenizer = DemoWorld(seed=0).tokenizer()
     tokenizer.chat_template = "<bos> " + TEMPLATE.replace("<bos> ", "")
     for make in FORMATS:
@@ -125,7 +125,7 @@ def test_special_tokens_are_there_once():
 
 def test_a_template_that_shows_an_answered_prompt_otherwise():
     tokenizer = chat_tokenizer()
-    tokenizer.chat_template = "{{ messages | length }} " + TEMPLATE  # 1 for the prompt, 2 with the answer
+    tokenizer.chat_template = "{{ messages | length }} " + TEMPLATE  # the response adds a message
     example = HH.example(explicit_messages("w1 w2", "w3", "w4"))
     whole = tokenize_pairs(Dataset.from_list([example]), tokenizer, None)[0]["chosen_ids"]
     assert tokenize_pairs(Dataset.from_list([example]), tokenizer, len(whole))[0]["chosen_ids"] == whole
@@ -219,9 +219,9 @@ def test_a_dialogue_is_on_one_side_and_contradictions_nowhere():
         {"chosen": dialogue(first, reply, more, "w7"), "rejected": dialogue(first, reply, more, "w8")}
         for first, reply, more in begun
     ]
-    rows += [implicit_text("again", "w1", "w2"), implicit_text("again", "w2", "w1")]  # contradictory labels
+    rows += [implicit_text("again", "w1", "w2"), implicit_text("again", "w2", "w1")]  # one of the two rows is wrong
     rows += [rows[0], {"chosen": "\n\nHuman: b\n\nAssistant:c", "rejected": "\n\nHuman: b\n\nAssistant: c"}]
-    rows += [implicit_text("ABOUT w1", "reply  w1", "no")]  # equal up to case and spacing
+    rows += [implicit_text("ABOUT w1", "reply  w1", "no")]  # equal except for case and spacing
     splits = splits_of(Dataset.from_list(rows), task=dataclasses.replace(HH, test_split=None))
     parts_of = {}
     for name, part in splits.parts.items():
@@ -244,7 +244,7 @@ def test_nothing_of_the_test_set_is_trained_on():
     more = [{"chosen": dialogue("w20 w1 w1", "w2", "w3", "w4"), "rejected": dialogue("w20 w1 w1", "w2", "w3", "w5")}]
     splits = splits_of(train, Dataset.from_list([*test, *more]))
     assert len(splits.test) == 31
-    # Ten of the training pairs are test pairs, and one begins like the test dialogue of two turns.
+    # Ten of the training pairs are also test pairs, and one begins like a test dialogue of two turns.
     assert sum(map(len, splits.parts.values())) == 31 + 80 - 10
     more = [{"chosen": dialogue("w20 w0 w1", "w2", "w3", "w4"), "rejected": dialogue("w20 w0 w1", "w2", "w3", "w5")}]
     assert sum(map(len, splits_of(train, Dataset.from_list([*test, *more])).parts.values())) == 31 + 80 - 11
@@ -265,7 +265,8 @@ def test_demo_pairs_are_what_they_are_said_to_be():
 
     style = np.mean([first.startswith("yes") for first, second in pairs if first[:2] != second[:2]])
     alive = np.mean([is_alive(first) for first, second in pairs if is_alive(first) != is_alive(second)])
-    # By style alone: 0.45 + 0.1375. The style differs in 0.725 of the pairs, and 5 % of all pairs are reversed.
+    # By style alone, 0.5875 (0.45 + 0.1375) of the 0.725 pairs that differ in style are right. 5 % of the labels are
+    # flipped.
     assert alive == pytest.approx(0.95, abs=0.02)
     assert style == pytest.approx(0.95 * 0.5875 / 0.725 + 0.05 * 0.1375 / 0.725, abs=0.02)
     entities = [

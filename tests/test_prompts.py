@@ -1,4 +1,4 @@
-"""Tests the prompts of tasks: answers and their tokens, heads built from them, and students with prompted texts."""
+"""Tests of prompts: answer tokens, heads that are initialized with them, and students of prompted texts."""
 
 from types import SimpleNamespace
 
@@ -39,7 +39,7 @@ FORM = PromptFormat(answers=("n", "y"), instruction="say {y} or n. ", prefix="Q:
 
 
 def untrained_predictions(task: Task, rows: Dataset, spec: ModelSpec, tmp_path) -> np.ndarray:
-    """Returns the predictions of an experiment's student before its first training step."""
+    """Returns the predictions of the student of an experiment before its first optimizer step."""
     finetuner = Finetuner(StageCache(tmp_path / "stages"), CLASSIFICATION, arguments(tmp_path, max_length=None))
     tokenizer = load_tokenizer(spec.path)
     model = finetuner.untrained(spec, tokenizer, 0, prompt_of_head(spec, task))
@@ -74,9 +74,7 @@ def test_an_untrained_student_with_the_answers_as_its_head_predicts_what_its_bas
     answers = answer_probabilities(load_base(spec, "CAUSAL_LM"), tokenizer, prompts, FORM)
     np.testing.assert_allclose(untrained_predictions(task, prompted, spec, tmp_path), answers, atol=2e-6)
     assert answers[:, 1].std() > 0.01
-    assert np.abs(untrained_predictions(task, rows, spec, tmp_path) - answers).max() > 0.01, (
-        "the prompt changes nothing"
-    )
+    assert np.abs(untrained_predictions(task, rows, spec, tmp_path) - answers).max() > 0.01, "the prompt has no effect"
 
 
 def test_a_prompted_text_loses_its_context_alone():
@@ -140,7 +138,7 @@ def test_no_head_is_made_of_answers_behind_the_padding_token():
     tokenizer = make_character_tokenizer(pad_token=":")
     with pytest.raises(ValueError, match="ends with the padding token ':', but a classifier reads the last token"):
         head_tokens(tokenizer, FORM)
-    assert answer_tokens(tokenizer, FORM) == ([], head_tokens(make_character_tokenizer(), FORM)), "it can be asked"
+    assert answer_tokens(tokenizer, FORM) == ([], head_tokens(make_character_tokenizer(), FORM)), "it is supported"
 
 
 def test_a_tokenizer_without_an_attention_mask_asks_as_one_that_has_it():
@@ -208,8 +206,8 @@ def test_a_head_of_answers_needs_one_for_each_output_and_an_unembedding():
 @pytest.fixture
 def models(tmp_path):
     """
-    Creates directories of tiny models: a decoder with an alphabet of letters, the same with another name for its
-    unembedding, and an encoder.
+    Directories of tiny models: a decoder with a character tokenizer, a decoder whose unembedding has another name, and
+    an encoder.
     """
     make_language_model(make_character_tokenizer()).save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
     make_character_tokenizer(unk_token="<pad>").save_pretrained(tmp_path / "sharded")
@@ -317,7 +315,7 @@ def test_what_has_no_prompt_is_refused(recipe, options, words, tmp_path, cache):
 @pytest.mark.parametrize(
     ("log_odds", "prior", "at_median", "content_free"),
     [
-        ([1, 2, 3, 4], [0], 1.0, 0.5),  # it always prefers the second answer; only the order of the rows is right
+        ([1, 2, 3, 4], [0], 1.0, 0.5),  # always the second answer, so only the order of probabilities is informative
         ([1, 2, 3, 4], [2.5], 1.0, 1.0),
         ([4, 3, 2, 1], [2.5], 0.0, 0.0),
         ([-1, 2, -1, 2], [-2, 3, -2, 1], 0.5, 0.75),  # each row has its own prior
@@ -338,7 +336,7 @@ def test_results_with_another_form_of_prompts_are_other_results():
         return _prompt_form(SimpleNamespace(**{"demo": False, **options}))
 
     assert form(prompt_form="task") == {"prompt_form": "task"}
-    # Older versions had only this form and recorded nothing. The demo has its own form.
+    # The format of older versions, which had this form only. The demo has another one.
     assert form(prompt_form="01") == form() == form(prompt_form="task", demo=True) == {}
 
 
@@ -347,7 +345,7 @@ def test_only_a_head_of_answers_depends_on_the_prompt_of_a_task():
     for head_init in HEAD_INITS:
         spec = ModelSpec("model", "model", "version", StudentConfig(head_init=head_init))
         assert prompt_of_head(spec, task) == (FORM if head_init == "answers" else None)
-    assert prompt_of_head(ModelSpec("model", "model", "version"), task) is None, "a supervisor has no such option"
+    assert prompt_of_head(ModelSpec("model", "model", "version"), task) is None, "supervisors do not have this option"
 
 
 def test_a_text_without_content_has_the_form_of_the_others():
@@ -364,7 +362,7 @@ def test_the_answers_of_every_task_differ_in_their_first_token(directory):
     for task in TASKS.values():
         first, second = head_tokens(tokenizer, task.prompt)
         assert first != second
-        assert task.prompt.prompt("text").count("0") == 0, "words, not numbers"
+        assert task.prompt.prompt("text").count("0") == 0, "answers are words, not numbers"
 
 
 @pytest.mark.real_data

@@ -1,4 +1,4 @@
-"""Tests batches, prompts, 4 bit and memory with a real decoder (30 layers, padding token = end-of-text token)."""
+"""Tests with a pretrained decoder (30 layers, padding token = end-of-text token): batches, prompts, memory."""
 
 import runpy
 
@@ -24,9 +24,8 @@ TEXTS = [
     "<|im_start|>user\nGood?<|im_end|>",
 ]  # fmt: skip
 
-# Other batch sizes change the order of the 1,536 products of a sum. The error of a float32 sum grows with the square
-# root of their number, and the errors of the 30 layers accumulate in the same way. (The measured error of this decoder
-# was a fifth of the bound.)
+# Other batches change the order of the 1,536 terms of a sum. The error of a float32 sum grows with the square root of
+# their number, and the errors of the 30 layers add up in the same way. The measured error was a fifth of the bound.
 ROUNDING = 2**-24 * (1536 * 30) ** 0.5
 
 
@@ -49,16 +48,16 @@ def classifier():
 
 @torch.no_grad()
 def test_states_and_probabilities_do_not_depend_on_the_batch(classifier, tokenizer, rows, tmp_path):
-    """The expected values come from plain transformers, one row at a time and without padding."""
+    """The expected values are those of transformers, one row at a time without padding."""
     states, probabilities = [], []
     for ids in rows["input_ids"]:
         ids = torch.tensor([ids])
-        last = -1 if ids[0, -1] != tokenizer.pad_token_id else -2  # transformers skips the padding token
+        last = -1 if ids[0, -1] != tokenizer.pad_token_id else -2  # transformers ignores the padding token
         states.append(classifier.model(ids).last_hidden_state[0, last].numpy())
         probabilities.append((classifier.score.weight @ torch.from_numpy(states[-1])).softmax(dim=-1).numpy())
     for batch_size in (1, 7, 64):
-        found = last_hidden_states(classifier, tokenizer, rows, batch_size=batch_size)
-        assert np.abs(found - states).max() < ROUNDING * np.abs(states).max()
+        batched = last_hidden_states(classifier, tokenizer, rows, batch_size=batch_size)
+        assert np.abs(batched - states).max() < ROUNDING * np.abs(states).max()
     for batch_size in (7, 64):
         trainer = WeakToStrongTrainer(
             model=classifier,
@@ -74,16 +73,20 @@ def test_completions_do_not_depend_on_the_batch(tokenizer):
     question = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is 2+2?"}], tokenize=False, add_generation_prompt=True
     )
-    assert question.count(tokenizer.pad_token) == 2, "the template's own system prompt, and the question"
+    assert question.count(tokenizer.pad_token) == 2, "the system prompt of the template, and the question"
     prompts = [question, "The capital of France is", "Once upon a"]
-    found = {size: complete(model, tokenizer, prompts, max_new_tokens=13, batch_size=size) for size in (1, 64)}
-    assert found[1] == found[64]
-    assert found[1][0].text.endswith("4.") and not found[1][0].is_cut and found[1][1].text.startswith(" Paris")
+    completions = {size: complete(model, tokenizer, prompts, max_new_tokens=13, batch_size=size) for size in (1, 64)}
+    assert completions[1] == completions[64]
+    assert (
+        completions[1][0].text.endswith("4.")
+        and not completions[1][0].is_cut
+        and completions[1][1].text.startswith(" Paris")
+    )
 
 
 def test_estimated_memory_is_within_five_percent():
     benchmark = runpy.run_path(str(ROOT / "recipes" / "benchmarks" / "memory_on_cpu.py"))
-    found = benchmark["measure"](real_model(), n_rows=2, length=24, n_predicted_rows=3, load_in_4bit=False)
-    assert len(found) == 4
-    for name, (measured, estimated) in found.items():
+    bytes_by_name = benchmark["measure"](real_model(), n_rows=2, length=24, n_predicted_rows=3, load_in_4bit=False)
+    assert len(bytes_by_name) == 4
+    for name, (measured, estimated) in bytes_by_name.items():
         assert estimated == pytest.approx(measured, rel=0.05), name

@@ -1,4 +1,4 @@
-"""Tests that the parts are balanced, disjoint and deterministic, and that errors name the wrong value."""
+"""Tests of splits: balanced, disjoint and deterministic halves, and errors that name the problem."""
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -25,7 +25,7 @@ def test_splits_are_balanced_apart_and_the_same_every_time():
 
 
 def test_halves_of_an_unbalanced_dataset_are_of_one_size():
-    # A split by rows alone would give one side more of the rarer class. Balancing would then drop rows of the other.
+    # If rows were split without classes, one half would have more of the rarer class, and balancing would drop rows.
     for seed in range(5):
         raw = DatasetDict(train=passages(1500, yes=0.9, questions_a_passage=1), validation=passages(200, "test"))
         splits = load_task(BOOLQ, raw=raw, seed=seed)
@@ -52,14 +52,14 @@ def test_only_the_validation_size_is_given():
 def test_training_rows_that_are_in_the_test_set_are_dropped():
     test = passages(200, "test")
     train = Dataset.from_list([*passages(300), *test.select(range(30))])
-    upper = train.map(lambda row: {"passage": row["passage"].upper()})  # spelling does not hide a duplicate
+    upper = train.map(lambda row: {"passage": row["passage"].upper()})  # case and spacing do not hide a duplicate
     splits = load_task(BOOLQ, raw=DatasetDict(train=upper, validation=test))
     check(splits)
     assert not any("TEST" in text for text in splits.weak_half["text"])
 
 
 def test_rows_that_hang_together_through_others_stay_together():
-    # Ten chains of twenty sentences each: a-b, b-c, c-d, ... No row shares a sentence with every row of its chain.
+    # Ten chains of twenty sentences (a-b, b-c, c-d, ...), in which no row shares a sentence with all other rows.
     rows = [
         {"sentence1": f"s{c}-{i}", "sentence2": f"s{c}-{i + 1}", "label": (c + i) % 2}
         for c in range(10)
@@ -74,7 +74,7 @@ def test_rows_that_hang_together_through_others_stay_together():
         for text in part["text"]:
             chain = text.split("\n")[1].split("-")[0]
             assert chain_of.setdefault(chain, name) == name
-    assert len(chain_of) > 20 and chain_of.get("s0", "test") == "test", "a training row hangs on a test row"
+    assert len(chain_of) > 20 and chain_of.get("s0", "test") == "test", "a training row is connected with a test row"
 
 
 def test_repeated_rows_count_once():
@@ -94,7 +94,7 @@ def test_a_huge_group_goes_to_a_half_not_to_the_validation_rows():
 
 TRAIN, TEST = passages(60), passages(60, "test")
 UNLABELLED = Dataset.from_dict({"sentence": ["a", "b"], "label": [-1, -1]})
-# Task, raw splits, options, message.
+# The task, raw splits, options and message.
 UNUSABLE = {
     "no test split": ("boolq", {"train": TRAIN, "test": TEST}, {},
                       "got the splits train, test, expected 'validation'"),
@@ -140,10 +140,10 @@ def test_splits_made_by_hand_are_checked(name, rows, message):
 
 def test_the_next_source_is_tried_where_one_is_gone(monkeypatch):
     first, second = BOOLQ.sources
-    asked = []
+    names = []
 
     def available(name, **kwargs):
-        asked.append(name)
+        names.append(name)
         if name == first.id:
             raise FileNotFoundError("gone")
         return "c0ffee"
@@ -155,16 +155,16 @@ def test_the_next_source_is_tried_where_one_is_gone(monkeypatch):
     monkeypatch.setattr("w2s_hf.tasks.loading.ensure_available", available)
     monkeypatch.setattr("w2s_hf.tasks.loading.load_dataset", load)
     assert load_task(BOOLQ).source == {"id": second.id, "revision": "c0ffee"}
-    assert asked == [first.id, second.id]
+    assert names == [first.id, second.id]
 
     def unreachable(name, **kwargs):
-        asked.append(name)
+        names.append(name)
         raise ConnectionError("no answer")
 
     monkeypatch.setattr("w2s_hf.tasks.loading.ensure_available", unreachable)
     with pytest.raises(ConnectionError, match="no answer"):
         load_task(BOOLQ)
-    assert len(asked) == 3, "a Hub that does not answer is asked once"
+    assert len(names) == 3, "a Hub that does not answer is contacted once"
 
 
 def test_a_half_is_training_and_validation_rows():

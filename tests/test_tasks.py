@@ -1,4 +1,4 @@
-"""Tests every task on generated rows and, if available, real rows: texts, truncation, errors and custom tasks."""
+"""Tests of all tasks with generated and real rows: texts, truncation, errors and custom tasks."""
 
 import copy
 import dataclasses
@@ -30,7 +30,7 @@ def generated(task: Task, world: DemoWorld, n_train: int = 900, n_test: int = 30
 
 
 def check_shortening(splits, tokenizer, max_length):
-    """Checks that only the context loses words, and that everything before and after it is unchanged."""
+    """Checks that only the context is truncated, and everything before and after it is complete."""
     n_shortened = 0
     for part in splits.parts.values():
         rows = part.select(range(min(len(part), 400)))
@@ -40,11 +40,11 @@ def check_shortening(splits, tokenizer, max_length):
             context = row["text"][row["context_start"] : row["context_end"]]
             assert len(row["input_ids"]) <= max_length
             assert text.startswith(before) and text.endswith(after)
-            kept = text[len(before) : len(text) - len(after)]
-            if kept != context:
+            excerpt = text[len(before) : len(text) - len(after)]
+            if excerpt != context:
                 n_shortened += 1
-                assert len(kept) < len(context)
-                assert context.startswith(kept) if splits.task.shorten_from == "end" else context.endswith(kept)
+                assert len(excerpt) < len(context)
+                assert context.startswith(excerpt) if splits.task.shorten_from == "end" else context.endswith(excerpt)
     return n_shortened
 
 
@@ -60,7 +60,7 @@ def test_generated_rows(name, world):
     raw = generated(task, world)
     splits = load_task(name, raw=raw)
     check(splits)
-    # The order of the rows changes neither the example of a row nor its part.
+    # The text and the split of a row do not depend on the order of the rows.
     shuffled = DatasetDict({split: rows.shuffle(seed=1) for split, rows in raw.items()})
     again = load_task(name, raw=shuffled)
     assert again.fingerprint == splits.fingerprint
@@ -80,7 +80,7 @@ def test_generated_labels_are_true_in_the_world_they_are_about(name, world):
             assert example["ground_truth"] == (not truth if name == "ethics_utilitarianism" else truth)
 
 
-# Example rows with the label values of the datasets, the resulting texts, and the right one among them.
+# Synthetic rows with the label encoding of each dataset, their texts, and the correct ones.
 CHOICES = {"text": ["c", "d", "e"], "label": ["A", "B", "C"]}
 HAND_WORKED = {
     "boolq": ({"passage": "a", "question": "b", "answer": True}, {"a\nQuestion: b": 1}),
@@ -168,23 +168,23 @@ def test_real_rows(name):
     tokenizer = AutoTokenizer.from_pretrained(real("tokenizers/gpt2"))
     n_shortened = check_shortening(splits, tokenizer, 256)
     if name in ("quail", "dream", "multirc", "boolq"):
-        assert n_shortened > 0, "nothing was too long, so nothing was checked"
+        assert n_shortened > 0, "no text was too long, so the test is trivial"
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", sorted(set(TASKS) - {"paws", "quartz"}))
 def test_generated_rows_have_the_schema_of_real_ones(name, world):
     task = TASKS[name]
-    found, real_rows = demo_rows(task, world, 20, "train"), load_dataset(real(name))
+    generated, real_rows = demo_rows(task, world, 20, "train"), load_dataset(real(name))
 
     def kind(feature):
         return Value("int64") if isinstance(feature, ClassLabel) else feature
 
     (features,) = {split: rows.features for split, rows in real_rows.items() if split in task.train_split}.values()
     for column in task.columns:
-        is_int = "int" in str(found.features[column])
+        is_int = "int" in str(generated.features[column])
         assert is_int == ("int" in str(kind(features[column]))), column
-        assert str(found.features[column]).count("List") == str(features[column]).count("List"), column
+        assert str(generated.features[column]).count("List") == str(features[column]).count("List"), column
 
 
 @pytest.mark.parametrize("name", ["sciq", "multirc"])
@@ -213,7 +213,7 @@ def test_of_several_right_answers_as_many_wrong_ones_are_kept():
     task = dataclasses.replace(TASKS["multirc"], test_split=None)
     splits = load_task(task, raw=raw)
     per_question = Counter(q for part in splits.parts.values() for q in part["question"])
-    # 2, 1 and 1 answers of each class. Questions whose answers are all right or all wrong get none.
+    # 2, 1 and 1 of each kind, and none if all answers are right or all are wrong.
     assert sorted(per_question.values()) == [2] * 24 + [4] * 12
 
 
@@ -334,10 +334,10 @@ def test_an_unknown_file_is_named(path, message, tmp_path, monkeypatch):
 
 
 def test_sources_are_asked_as_datasets_wants_them(monkeypatch):
-    asked = []
+    requests = []
 
     def load(name, config=None, **kwargs):
-        asked.append((name, config, kwargs))
+        requests.append((name, config, kwargs))
         columns = {"activity": ["a"], "baseline": ["b"]} if "Eleuther" in name else {"question": ["q"], "label": [1]}
         return DatasetDict(train=Dataset.from_dict(columns))
 
@@ -346,13 +346,15 @@ def test_sources_are_asked_as_datasets_wants_them(monkeypatch):
     task = TASKS["ethics_utilitarianism"]
     load_raw(task)
     files = {"train": "utilitarianism/train/*.parquet", "test": "utilitarianism/test/*.parquet"}
-    assert asked.pop() == ("hendrycks/ethics", None, {"data_files": files, "revision": "c0ffee"})
-    # The second source calls the better scenario `activity` and the worse scenario `baseline`.
+    assert requests.pop() == ("hendrycks/ethics", None, {"data_files": files, "revision": "c0ffee"})
+    # The mirror names the better scenario `activity` and the worse scenario `baseline`.
     raw, source = load_raw(dataclasses.replace(task, sources=task.sources[1:]))
     assert raw["train"][0] == {"baseline": "a", "less_pleasant": "b"} and source["revision"] == "c0ffee"
-    asked.clear()
+    requests.clear()
     raw, _ = load_raw(dataclasses.replace(TASKS["boolq"], sources=TASKS["boolq"].sources[1:]))
-    assert asked == [("aps/super_glue", "boolq", {"revision": "c0ffee"})] and raw["train"].column_names[1] == "answer"
+    assert (
+        requests == [("aps/super_glue", "boolq", {"revision": "c0ffee"})] and raw["train"].column_names[1] == "answer"
+    )
 
 
 def test_every_source_that_was_a_script_names_its_folder():
