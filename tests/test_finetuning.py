@@ -163,7 +163,7 @@ def test_agreement_with_weak_labels_is_not_called_accuracy(kind, best, tmp_path)
     finetuner.args.load_best_model_at_end = finetuner.args.greater_is_better = True
     model = ModelSpec("m", str(tmp_path / "model"), "1", StudentConfig(dtype="float32", lora_r=4))
     truth = finetuner.setting.with_ground_truth(rows)
-    weak_labels = SimpleNamespace(provenance={"stage": "weak"}, fingerprint="0")
+    weak_labels = SimpleNamespace(provenance={"stage": "weak", "model": "m"}, fingerprint="0")
     for name, is_weak in (("accuracy", False), ("weak_agreement", True)):
         labels = {"student": weak_labels} if is_weak else None
         half = Half(truth, truth)
