@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from .command_line import CommandLine, did_you_mean
+from .experiments.console import quiet_libraries, run_recipe
 from .launch import CONFIGS, config_file, launch, split_launch
 
 __all__ = ["main", "recipe", "sweep"]
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> int | None:
         parser = CommandLine("w2s", usage="w2s COMMAND [options]")
         hint = did_you_mean(command, _COMMANDS) or " `w2s --help` explains them."
         parser.error(f"Got {command!r}, expected one of {', '.join(_COMMANDS)}.{hint}")
+    quiet_libraries()
     return _COMMANDS[command](options)
 
 
@@ -85,10 +87,14 @@ def _run(argv: list[str]) -> int | None:
     launch_options, options = split_launch(argv[1:] if task else argv, prog)
     if launch_options is not None and not _asks_for_help(argv):
         return launch(launch_options, ["run", argv[0], *options])
-    _say_loading()
-    from .experiments.cli import run_recipe, run_task
 
-    run_recipe(lambda: run_task(task, options, prog=prog))
+    def load() -> Callable[[], object]:
+        _say_loading()
+        from .experiments.cli import run_task
+
+        return lambda: run_task(task, options, prog=prog)
+
+    run_recipe(load)
     return None
 
 
@@ -100,13 +106,16 @@ def recipe(task: str | None, description: str) -> None:
         task (`str`, *optional*): Name of the task. `None` takes it from the option `--task`.
         description (`str`): The docstring of the script, for `--help`.
     """
-    _say_loading()
-    from .experiments.cli import run_named_task, run_recipe, run_task
 
-    if task is None:
-        run_recipe(lambda: run_named_task(description))
-    else:
-        run_recipe(lambda: run_task(task, sys.argv[1:], description=description))
+    def load() -> Callable[[], object]:
+        _say_loading()
+        from .experiments.cli import run_named_task, run_task
+
+        if task is None:
+            return lambda: run_named_task(description)
+        return lambda: run_task(task, sys.argv[1:], description=description)
+
+    run_recipe(load)
 
 
 def _sweep(argv: list[str]) -> int | None:
@@ -126,11 +135,14 @@ def sweep(description: str | None = None, argv: list[str] | None = None, prog: s
         argv (`list[str]`, *optional*): The command line. Defaults to that of the process.
         prog (`str`, *optional*): Name of the command, for `--help`. Defaults to that of the script.
     """
-    _say_loading()
-    from .experiments.cli import run_recipe
-    from .sweep.cli import main as run
 
-    run_recipe(lambda: run(description, argv, prog))
+    def load() -> Callable[[], object]:
+        _say_loading()
+        from .sweep.cli import main
+
+        return lambda: main(description, argv, prog)
+
+    run_recipe(load)
 
 
 def _is_on_ray(argv: list[str]) -> bool:

@@ -37,7 +37,6 @@ from .config import (
     RewardArguments,
 )
 from .config_file import RecipeParser
-from .console import run_recipe
 from .experiment import ExperimentTask, run_experiment
 from .report import print_table
 
@@ -49,7 +48,6 @@ __all__ = [
     "options_of",
     "parse_arguments",
     "run_named_task",
-    "run_recipe",
     "run_task",
 ]
 

@@ -172,7 +172,7 @@ def quiet_libraries() -> None:
 # ---- The whole run ----
 
 
-def run_recipe(main: Callable[[], Callable[[], None] | None]) -> None:
+def run_recipe(main: Callable[[], Callable[[], object] | None]) -> None:
     """
     Runs a recipe. Errors that the user can fix end it with one line and exit code 1; Ctrl-C ends it with one line and
     exit code 130. The environment variable `W2S_HF_DEBUG=1` adds the tracebacks and a log of the cache.
