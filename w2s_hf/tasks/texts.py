@@ -164,8 +164,8 @@ class TextLoader(Loader):
             only = self.task.class_names[1] if by_class[1] else self.task.class_names[0]
             raise ValueError(
                 f"{self.task.name}: got {len(rows)} rows for `{name}`{f', all {only!r}' if rows else ''}, expected "
-                "both classes in each part. Add rows. Duplicates, rows with both labels, and rows that share a group "
-                "with a test row are not counted."
+                "both classes in each part. Add rows. The split drops duplicates, rows that occur with both labels, "
+                "and rows that share a group with a test row."
             )
         n = 2 * n_pairs if n is None else n
         if n > 2 * n_pairs:

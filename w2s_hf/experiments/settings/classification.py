@@ -204,7 +204,9 @@ class ClassificationSetting(ProbabilitySetting):
             text = "demo_classification.md" if args.demo_world == "plain" else "demo_ladder.md"
             notes.append(render(text, task=task.name))
         facts = {"text_form": task.template, "class_names": self.class_names(task)}
-        return facts, f"{task.description or task.name}. Half of the rows are {task.class_names[1]!r}.", notes
+        about = task.description or task.name
+        about += "" if about.endswith("?") else "."
+        return facts, f"{about} Half of the rows are {task.class_names[1]!r}.", notes
 
 
 CLASSIFICATION = ClassificationSetting()
