@@ -257,6 +257,8 @@ def test_two_ranks_run_the_recipe(cache, tmp_path):
                      tmp_path / "out", cache=cache, launcher=launcher, GLOO_SOCKET_IFNAME="lo")  # fmt: skip
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.count("strong ceiling") == 1
+    messages = re.findall(r"^Seed 0: .*|^\d of \d: .*", process.stderr, flags=re.MULTILINE)
+    assert len(messages) >= 6 and len(set(messages)) == len(messages), "one rank speaks"
     assert numbers(tmp_path / "out")["runs"][0]["weak"]["n"] == 40
     check_predictions(tmp_path / "out")
 

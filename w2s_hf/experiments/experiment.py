@@ -181,7 +181,7 @@ class Experiment:
         student = self.spec(student_name, "--student_model", world)
         chain = tuple(self.spec(name, "--ladder", world) for name in args.chain)
         too_narrow = [name for name in args.sizes if self._is_too_narrow(name) and name != student_name]
-        if too_narrow:
+        if too_narrow and PartialState().is_main_process:
             logger.warning(
                 f"--load_in_4bit: got the models {', '.join(too_narrow)} to compare, which are too narrow for 4 bits. "
                 "They are left out."

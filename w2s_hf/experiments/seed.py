@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, cast
 
 import numpy as np
+from accelerate import PartialState
 
 from ..labels import WeakLabels
 from ..modeling.spec import ModelSpec
@@ -82,8 +83,9 @@ def run_seed(
         all_weak = [weak, *further]
         weak = replace(weak, predictions=WeakLabels.mean([probabilities_of(supervisor) for supervisor in all_weak]))
     trained = {"weak": weak}
-    for warning in _supervisor_warnings(weak, splits, args, finetuner.setting):
-        logger.warning(f"Seed {seed}: {warning}")
+    if PartialState().is_main_process:  # the warnings are the same on all ranks
+        for warning in _supervisor_warnings(weak, splits, args, finetuner.setting):
+            logger.warning(f"Seed {seed}: {warning}")
 
     # 2. The strong ceiling is trained on ground truth of the student half.
     if models.plain_student is not None:
