@@ -132,7 +132,7 @@ def shortened(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) ->
             return shorter
     n_left = len(encode(tokenizer, before + after)["input_ids"])
     raise ValueError(
-        f"Row {row.get('id')} ({text[-60:]!r}): got {n_left} tokens "
+        f"The row {row.get('id')} ({text[-60:]!r}): got {n_left} tokens "
         f"{'without its context' if context else 'and no context to shorten'}, expected at most "
         f"max_length={max_length}. Raise max_length (--max_length)."
     )

@@ -86,7 +86,7 @@ def _encode_pair(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int 
         if length <= limit:
             return encoded
     raise ValueError(
-        f"Row {row['id']}: got a response of {length} tokens, expected at most max_length={max_length}. Raise "
+        f"The row {row['id']}: got a response of {length} tokens, expected at most max_length={max_length}. Raise "
         "max_length (--max_length), or leave such pairs out."
     )
 
