@@ -1,4 +1,4 @@
-"""Tests that the results.json and cards of the committed runs do not change."""
+"""Tests that results.json and the cards of the committed runs are read and written unchanged."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Tests that repositories and their commits are looked up before anything is trained."""
+"""Tests the check, before any training, that repositories can be read, and at which commit."""
 
 from unittest.mock import Mock
 
@@ -24,7 +24,7 @@ def test_offline_a_model_must_be_in_the_cache(tmp_path, monkeypatch):
     (repository / "refs" / "main").write_text(commit)
     (repository / "snapshots" / commit).mkdir(parents=True)
     (repository / "snapshots" / commit / "config.json").write_text("{}")
-    # The keys of cached steps contain the commit, not the branch, because a branch can change.
+    # The key of each cached step has the commit, not the branch: after an update of the cache it is another model.
     spec = ModelSpec.find("a/b", "--student_model")
     assert spec.version == spec.revision == commit
 

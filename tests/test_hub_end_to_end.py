@@ -1,4 +1,4 @@
-"""Trains students on 4-bit base models of the Hub, pushes them, and loads them in a process without a cache."""
+"""Tests students on 4-bit bases of the Hub: trained, pushed, and loaded again in a new process."""
 
 import json
 import os
@@ -25,7 +25,7 @@ STUDENT, LABELS = "me/boolq-base-from-weak-naive-seed0", "me/boolq-weak-labels-w
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory, tokenizer, _models):
-    """A Hub with a weak classifier and a base model, which is a language model like most base models."""
+    """A Hub with a weak classifier, and a base that is a language model, like most bases."""
     with LoopbackHub() as hub:
         for name, model in (("weak", _models["llama"]), ("base", make_language_model(tokenizer))):
             directory = tmp_path_factory.mktemp(name)
@@ -67,7 +67,7 @@ def pushed(hub, cache, tmp_path_factory) -> tuple[Path, str]:
 
 
 def card_of(hub: LoopbackHub, repo_id: str) -> tuple[dict, str]:
-    """Returns the metadata and the text of a card."""
+    """Returns the front matter and the text of a card."""
     _, front, text = hub.repositories["model", repo_id].head.files["README.md"].decode().split("---\n", 2)
     return yaml.safe_load(front), text
 
@@ -94,7 +94,7 @@ def test_students_of_all_trainers_are_pushed_once_and_whole(hub, pushed):
             "accuracy": 0.6,
             "pgr": pytest.approx(0.4),
         }
-        # The card contains no text that PEFT and TRL write.
+        # Nothing of the cards of PEFT and TRL is left.
         assert "generated_from_trainer" not in str(front) and "Framework versions" not in text
         assert (folder / name / "training_args.bin").is_file(), "nothing to leave out"
 
@@ -121,7 +121,7 @@ def test_a_recipe_pushes_its_student_and_its_labels(hub, pushed):
 
 def test_no_path_of_this_machine_is_pushed(hub, pushed):
     folder, _ = pushed
-    # The base models were there before.
+    # (The bases were in the cache before.)
     for (_, repo_id), repository in hub.repositories.items():
         for name, content in repository.head.files.items():
             assert str(folder).encode() not in content and b"/tmp" not in content, (repo_id, name)
@@ -129,7 +129,7 @@ def test_no_path_of_this_machine_is_pushed(hub, pushed):
 
 def test_all_of_them_are_the_same_from_the_hub(hub, pushed, tmp_path):
     folder, _ = pushed
-    # After a new commit of the base model, students still load the commit that they were trained on.
+    # The base gets a new commit; its students still load the commit that they were trained on.
     base = hub.repositories["model", "me/base"]
     before = base.head.sha
     hub.commit(base, {**base.head.files, "model.safetensors": b"broken"}, base.head.in_lfs, "Broken")
@@ -140,7 +140,7 @@ def test_all_of_them_are_the_same_from_the_hub(hub, pushed, tmp_path):
             config = json.loads(hub.repositories["model", repo_id].head.files["adapter_config.json"])
             assert config["revision"] == before and f"adapters on me/base (commit {before})" in text
         snippets[name] = re.search(r"```python\n(.*?)```", text, flags=re.S)[1]
-    # The student in the output directory of the recipe is the same.
+    # The same for the local directory of the recipe.
     snippets["kept"] = snippets["recipe"].replace(STUDENT, str(folder / "out" / "students" / "naive-seed0"))
     (tmp_path / "snippets.json").write_text(json.dumps(snippets))
     (tmp_path / "labels.json").write_text(json.dumps(LABELS))

@@ -1,4 +1,4 @@
-"""Tests that weak labels keep all rows and their order, and that wrong ones are refused."""
+"""Tests that weak labels are joined and converted without losing, reordering or changing a row."""
 
 import dataclasses
 import json
@@ -176,7 +176,7 @@ def test_labels_of_the_other_kind_name_their_class(make, other, from_hub, tmp_pa
     message = f"{place}: .*expected those of {other.__name__}.*Load it with {type(make()).__name__}"
     with pytest.raises(ValueError, match=message):
         (other.from_hub if from_hub else other.load)(place)
-    # The dataset may contain gigabytes of other files.
+    # A dataset may have gigabytes of other files, which are not downloaded.
     assert not from_hub or calls[0]["allow_patterns"] == ["weak_labels.parquet", "provenance.json"]
 
 

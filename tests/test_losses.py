@@ -53,7 +53,7 @@ def test_threshold_is_the_quantile():
     for prior in (0.0, 0.1, 0.37, 0.5, 0.9, 1.0):
         expected = torch.quantile(values, 1 - prior)
         assert losses.confidence_threshold(values, prior).item() == pytest.approx(expected.item(), abs=1e-6)
-    # With ten rows and a prior of 0.7, seven are above the threshold. Rows equal to it are not above.
+    # Ten rows and a prior of 0.7: seven rows are above. Rows equal to the threshold are not above it.
     assert (torch.arange(10.0) > losses.confidence_threshold(torch.arange(10.0), 0.7)).sum() == 7
     assert (torch.ones(5) > losses.confidence_threshold(torch.ones(5), 0.5)).sum() == 0
     assert losses.confidence_threshold(P1.bfloat16(), 0.5).dtype == torch.float32
@@ -68,7 +68,7 @@ def test_confidence():
     targets = [0.06, 0.42, 0.70, 0.94]
     expected = [-t * ln(p) - (1 - t) * ln(1 - p) for t, p in zip(targets, P1.tolist(), strict=True)]
     assert rows("confidence") == pytest.approx(expected, abs=1e-6)
-    # With a threshold of the whole step instead of these rows, all hard targets are class 0.
+    # With the threshold of a whole step, all of these rows get the hard label 0.
     row_losses = losses.confidence_loss(LOGITS, WEAK, aux_weight=1.0, threshold=0.9, reduction="none")
     assert row_losses.tolist() == pytest.approx([-ln(0.8), -ln(0.6), -ln(0.4), -ln(0.2)], abs=1e-6)
     # The rule of the paper for balanced data.
@@ -77,7 +77,7 @@ def test_confidence():
 
 
 def test_confidence_is_the_published_target():
-    """openai/weak-to-strong chooses class 0 if p0 >= quantile(p0, mean weak P(1)), which gives the same rows."""
+    """openai/weak-to-strong selects class 0 by p0 >= quantile(p0, mean weak P(1)), which gives the same rows."""
     generator = torch.Generator().manual_seed(0)
     logits, weak = torch.randn(32, 2, generator=generator), torch.rand(32, 2, generator=generator).softmax(dim=1)
     p0 = logits.softmax(dim=1)[:, 0]
@@ -104,7 +104,7 @@ def test_openai_warmup_jumps_tenfold(step_ratio, weight):
 
 
 def test_product():
-    # Row 0: 0.8 * 0.9 against 0.2 * 0.1, normalised: 36/37 for class 0.  Row 2: the label is uninformative.
+    # Row 0: 0.8 * 0.9 against 0.2 * 0.1, normalised: 36/37 for class 0.  Row 2: the label is one half.
     assert rows("product")[0] == pytest.approx(-36 / 37 * ln(0.8) - 1 / 37 * ln(0.2), abs=1e-5)
     assert rows("product")[2] == pytest.approx(-0.4 * ln(0.4) - 0.6 * ln(0.6), abs=1e-5)
     assert rows("product", alpha=1.0, beta=0.0) == pytest.approx(rows("xent"), abs=1e-5)
@@ -147,7 +147,7 @@ def test_adaptive_confidence():
 
 @pytest.mark.parametrize("name", ALL)
 def test_targets_carry_no_gradient(name):
-    """The gradient of the logits is f - target for a constant target, and labels have no gradient."""
+    """The gradient is f - target for a constant target: its sum over classes is 0, and labels have no gradient."""
     logits = LOGITS.clone().requires_grad_()
     weak = WEAK.clone().requires_grad_()
     ALL[name](logits, weak.detach()).backward()

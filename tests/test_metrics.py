@@ -1,4 +1,4 @@
-"""Tests scores against values computed by hand, and intervals against their properties."""
+"""Tests scores against values computed by hand, and the coverage of intervals."""
 
 import re
 import textwrap
@@ -67,7 +67,7 @@ def test_pgr_without_a_gap_is_none_and_says_why(ceiling):
 
 
 def simulate(seed, n=2000, paired=True):
-    """Accuracies are 0.6, 0.75 and 0.9, so PGR is 0.5. The models misclassify the same hard rows (paired)."""
+    """Accuracies 0.6, 0.75, 0.9: PGR 0.5. Errors are paired: hard rows are hard for all models."""
     rng = np.random.default_rng(seed)
     difficulty = rng.random(n)
     own = [difficulty if paired else rng.random(n) for _ in range(3)]
@@ -87,7 +87,7 @@ def test_pairing_sharpens_the_interval():
 
 def test_interval_is_none_where_the_gap_is_noise():
     rng = np.random.default_rng(0)
-    # 140, 140 and 142 of 200 rows are correct, on unrelated rows.
+    # 140, 140 and 142 of 200 rows are right, independently.
     weak, student, ceiling = (rng.permutation(np.arange(200) < n_right) for n_right in (140, 140, 142))
     assert metrics.pgr_interval(weak, student, ceiling) is None
     with pytest.raises(ValueError, match="same test rows"):
@@ -113,8 +113,7 @@ def test_over_seeds():
     assert none == {"pgr_median": None, "pgr_ci95": None, "n_seeds": 1, "n_undefined": 1}
     mixed = metrics.pgr_over_seeds([*runs, (weak, student, weak)])
     assert mixed["n_undefined"] == 1 and mixed["pgr_median"] == pytest.approx(np.median(each))
-    # An undefined PGR can have any value. With many seeds, it widens the interval. With few, the interval is
-    # unbounded.
+    # An undefined PGR counts as infinite: with many seeds it moves the ends, with few the interval is unbounded.
     many = metrics.pgr_over_seeds([*runs * 4, (weak, student, weak)], n_resamples=500)["pgr_ci95"]
     without = metrics.pgr_over_seeds(runs * 4, n_resamples=500)["pgr_ci95"]
     assert many[0] <= without[0] and without[1] <= many[1] and many != without
@@ -146,12 +145,12 @@ def test_interval_of_a_difference():
     difference = first.astype(float) - second
     error = 1.96 * difference.std() / 20  # with paired rows
     assert (low, high) == pytest.approx((difference.mean() - error, difference.mean() + error), abs=0.006)
-    # Three equal seeds have the interval of one seed. Different seeds widen the interval.
+    # Three equal seeds have no more rows than one. Seeds that differ make the interval wider.
     alike = metrics.difference_interval(*(np.repeat(values, 3, axis=0) for values in (first, second)))
     assert alike == pytest.approx((low, high), abs=0.006)
     apart = metrics.difference_interval(np.concatenate([first, first]), np.concatenate([second, ~first]))
     assert apart[1] - apart[0] > 2 * (high - low)
-    # NaN marks rows that are left out.
+    # Rows with NaN are left out of the mean.
     more = (np.concatenate([values, np.full((1, 400), np.nan)], axis=1) for values in (first, second))
     assert metrics.difference_interval(*more) == pytest.approx((low, high), abs=0.006)
     assert metrics.difference_interval(first, first) == (0, 0)

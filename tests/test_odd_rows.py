@@ -175,6 +175,6 @@ def test_numbers_of_rows_name_their_option_and_what_there_is(options, message, k
             load_task(texts, raw=labelled([0, 1]), **options)
         else:
             load_pairs(PREFERENCE_TASKS["anthropic_hh"], raw=PAIRS, **options)
-    if "Ask for fewer: " in str(error.value) and kind == "texts" and "n_train" in options and "n_weak" not in options:
+    if "Set --n_train " in str(error.value) and kind == "texts" and "n_weak" not in options:
         n_train = int(str(error.value).split("--n_train ")[-1].split()[0])  # the recommended number of rows
         assert len(load_task(texts, raw=labelled([0, 1]), n_train=n_train).student_half) == n_train

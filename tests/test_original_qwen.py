@@ -165,7 +165,7 @@ def test_classifier_and_reward_model_share_its_body(mapped, directory, caplog):
         model.config.pad_token_id = 0
         assert model.score.weight.shape == (n_outputs, 128)
         torch.testing.assert_close(logits(model), hidden @ model.score.weight.T, rtol=0, atol=1e-6)
-    assert "newly initialised" not in caplog.text  # except the head
+    assert "newly initialised" not in caplog.text  # but for the head
 
 
 def test_4bit_student_trains_and_its_adapters_load_again(mapped, directory, tmp_path):

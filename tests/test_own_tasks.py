@@ -213,7 +213,7 @@ def test_of_a_huge_split_random_rows_are_read(monkeypatch, caplog):
     splits = load_task(own_task(), raw=raw)
     assert 100 < sum(map(len, splits.parts.values())) <= 150
     assert "of 240 rows of 'train', 150 random ones are read" in caplog.text
-    # Errors number rows within the split, not within the rows that are read.
+    # A row is named by its number in the split, not among those that are read.
     broken = Dataset.from_list([{**row, "message": ""} if i >= 200 else row for i, row in enumerate(MESSAGES)])
     with pytest.raises(ValueError, match="row 20[0-9] of the split 'train' has an empty 'message'"):
         load_task(own_task(), raw=DatasetDict(train=broken))

@@ -1,4 +1,4 @@
-"""Tests of figures: bars start at 0, intervals are complete, and an undefined PGR is stated."""
+"""Tests figures of experiments and analyses: bars begin at 0, intervals are not cut, undefined PGRs are marked."""
 
 import numpy as np
 import pytest
@@ -20,9 +20,9 @@ def entry(accuracy: float, n: int, **more) -> dict:
 
 def results(weak: float, student: float, ceiling: float, n: int, n_seeds: int = 1, n_undefined: int = 0) -> dict:
     """Returns results of two methods and a control. The last `n_undefined` seeds have no gap."""
-    fields = {"output": "", "weak_labels": "", "pgr": None}
-    fields["agreement"] = dict.fromkeys(("overall", "supervisor_right", "supervisor_wrong"), 0.5)
-    students = [entry(student, n, method=name, **fields) for name in NAMES]
+    kept = {"output": "", "weak_labels": "", "pgr": None}
+    kept["agreement"] = dict.fromkeys(("overall", "supervisor_right", "supervisor_wrong"), 0.5)
+    students = [entry(student, n, method=name, **kept) for name in NAMES]
     run = {"weak": entry(weak, n), "ceiling": entry(ceiling, n), "students": students}
     run["controls"] = [entry(0.5, n, method="naive")]
     pgr = metrics.performance_gap_recovered(weak, student, ceiling)
@@ -42,7 +42,7 @@ def texts(axes) -> list[str]:
 
 
 def is_whole(axes) -> bool:
-    """Checks that the axis covers all bars from 0, all intervals, and all texts above them (0.055 per line)."""
+    """Returns whether the axis begins at 0 and has all bars, intervals and texts above them (0.055 per line)."""
     low, high = axes.get_ylim()
     ends = [segment[:, 1] for bar in axes.containers if bar.__class__.__name__ == "ErrorbarContainer"
             for lines in bar[2] for segment in lines.get_segments()]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Tests of fingerprints on cards and in results, and of tables of many results."""
+"""Tests fingerprints of trainings on cards and in results, and the table of many results."""
 
 import copy
 import json
@@ -76,7 +76,7 @@ def test_a_fingerprint_is_that_of_values_and_not_of_how_they_are_written():
 
 
 def changed(**changes) -> dict:
-    """Returns results in which some values are changed."""
+    """Returns results with one changed value."""
     content = results()
     for path, value in changes.items():
         *parents, last = path.split("__")
@@ -154,7 +154,7 @@ def test_a_local_model_is_known_by_its_weights_wherever_it_lies(tmp_path):
 
 @pytest.fixture
 def outputs(tmp_path):
-    """The results of two runs that differ in a setting, one of them without newer keys, and of a third run."""
+    """Output directories of two runs that differ in a setting, and of a third by an older version."""
     old = json.loads((CARDS / "boolq-bootstrap-demo" / "results.json").read_text())
     new = copy.deepcopy(old) | {"run_name": "second"}
     new["settings"]["training"]["learning_rate"] = 0.01

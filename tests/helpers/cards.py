@@ -1,4 +1,4 @@
-"""Results as an experiment writes them, and the model card for them."""
+"""Artificial results of an experiment, and their card."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ CARDS = Path(__file__).parents[2] / "model_cards"
 
 
 def results(name: str = "boolq", **changes) -> dict:
-    """Returns results of one seed and one student, as an experiment writes them."""
+    """Returns results of one seed and one student."""
     common = {"n": 100, "ci95": [0.1, 0.9], "revision": None}
     student = {
         "method": "naive", "model": name, "accuracy": 0.7, **common, "pgr": 0.5, "pgr_ci95": [0.2, 0.8],

@@ -1,4 +1,4 @@
-"""Synthetic tables in the form that a sweep writes."""
+"""Artificial tables of sweeps."""
 
 import itertools
 
@@ -63,7 +63,7 @@ NUMBERS = [
 
 
 def fail(table, rows, error="CUDA out of memory"):
-    """Returns a table in which some rows have failed."""
+    """Returns a table in which some cells failed."""
     table = table.astype({"n_test": float, "pgr_undefined": object, "error": object})
     table.loc[rows, "status"] = "failed"
     table.loc[rows, NUMBERS] = np.nan
@@ -72,7 +72,7 @@ def fail(table, rows, error="CUDA out of memory"):
 
 
 def undefine(table, rows):
-    """Returns a table in which some rows have no gap, so that PGR is undefined."""
+    """Returns a table in which some cells have no gap, so that PGR is undefined."""
     table = table.astype({"pgr_undefined": object})
     table.loc[rows, "weak_accuracy"] = table.loc[rows, "ceiling_accuracy"]
     table.loc[rows, ["pgr", "pgr_low", "pgr_high"]] = np.nan
