@@ -86,7 +86,7 @@ LAYERS = [
     {"sweep.run"},
     {"sweep", "pgr_metric.pgr_metric", "pgr_metric.app"},
 ]
-# Exceptions: these are imported inside a function.
+# But for these, which are imported in a function, when they are first needed.
 UPWARDS = {("results", "results.table")}
 
 
