@@ -273,7 +273,7 @@ def test_a_student_that_learns_nothing_has_the_scores_of_its_prompted_base(model
             "error: decoder: The row ",
         ),
         ((*ASKED, "--prompt_shots", "17"), {}, "--prompt_shots: got 17, expected at most the 16 training rows"),
-        ((*ASKED, "--prompt_shots", "16"), {}, "--analyses prompting: decoder, spam: The prompt "),
+        ((*ASKED, "--prompt_shots", "16"), {}, "--analyses prompting: decoder, spam: Got prompt "),
     ],
     ids=[
         "encoder",
