@@ -280,7 +280,7 @@ def test_a_student_that_learns_nothing_has_the_scores_of_its_prompted_base(model
             {},
             "--prompt_shots: got 17, expected at most 16, the number of training rows",
         ),
-        ((*ASKED, "--prompt_shots", "16"), {}, "--analyses prompting: decoder, spam: The prompt "),
+        ((*ASKED, "--prompt_shots", "16"), {}, "--analyses prompting: decoder, spam: Got prompt "),
     ],
     ids=[
         "encoder",
