@@ -253,7 +253,7 @@ def test_ground_truth_is_seen_by_no_collator_of_other_students(kind, tmp_path, c
     else:
         marker, answers, seen_as = MARKER, np.tile([0.25, 0.75], (len(rows), 1)), str(MARKER)
     planted = rows.remove_columns("ground_truth").add_column("ground_truth", [marker] * len(rows))
-    labels = setting.labels(ids, answers, {"stage": "weak"})
+    labels = setting.labels(ids, answers, {"stage": "weak", "model": "weak"})
     labelled = labels.join(planted)
     model = ModelSpec("m", str(tmp_path / "model"), "1", StudentConfig(dtype="float32", lora_r=4))
     options = {"splits": splits_of(), "seed": 0, "n_snapshots": 2}

@@ -64,7 +64,7 @@ def _named_run(trainer: Trainer, directory: Path, logs: Path, path: str) -> Abst
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
             callback.logging_dir = str(Path(callback.logging_dir or logs) / path)
-    if "wandb" in args.report_to:
+    if "wandb" in (args.report_to or ()):
         import wandb
 
         if wandb.run is None:  # the callback of transformers logs into an open run, and never closes one
