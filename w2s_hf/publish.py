@@ -178,7 +178,7 @@ def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> l
             labels_id = f"{namespace}/" + repository_name(results.task, "weak-labels", teacher, labels.name)
             files = label_files(labels, labels_id)
             repositories.setdefault(
-                labels_id, _Repository(labels_id, "dataset", files, f"Weak labels of {card.subject} by {teacher}")
+                labels_id, _Repository(labels_id, "dataset", files, f"Weak labels for {card.subject} by {teacher}")
             )
             directory, weak = output_dir / student.output, _end(run.weak.model)
             name = repository_name(results.task, _end(student.model), "from", weak, directory.name)

@@ -34,8 +34,8 @@ ANALYSES = {
     "agreement": "Agreement with the supervisor",
     "prompting": "Prompting",
     "saliency": "Saliency",
-    "probes": "Weak labels mended by probes",
-    "weak_errors": "Which errors a supervisor makes",
+    "probes": "Weak labels corrected by probes",
+    "weak_errors": "Supervisor errors",
 }
 
 # The method that is not a loss: a chain of students, each trained on the labels of the one before.

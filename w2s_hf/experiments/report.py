@@ -45,7 +45,7 @@ def _table(results: ExperimentResult) -> tuple[list[str], list[list[str]]]:
     Returns the header, and a line per model and seed: seed, role, model, accuracy, PGR, agreement on the rows where
     the supervisor is right / wrong. After generative finetuning there is also the PGR against the ceiling without it.
     """
-    header = ["seed", "role", "model", "accuracy [95 %]", "PGR [95 %]", "agreement right / wrong"]
+    header = ["seed", "role", "model", "accuracy [95 %]", "PGR [95 %]", "agreement, supervisor right / wrong"]
     has_plain = results.runs[0].ceiling_plain is not None
     if has_plain:
         header.insert(5, _PLAIN)

@@ -14,7 +14,7 @@ from ..tasks import TaskSplits
 from .cache import StageCache
 from .config import BOOTSTRAP, ExperimentArguments
 from .finetuner import Finetuned
-from .seed import Models, label_confidence
+from .seed import Models, label_confidence, student_rows
 from .settings.base import Setting
 
 __all__ = ["Scorer", "keep_outputs", "outputs_of", "pgr_of", "score_seed", "summarise"]
@@ -80,6 +80,9 @@ def score_seed(
     confidence = label_confidence(trained["weak"], splits, args)
     if confidence is not None:
         weak["label_confidence"] = confidence
+    weak_rows = student_rows(splits, trained["weak"], args).train
+    weak_labels = trained["weak"].predictions.of(list(weak_rows["id"]))
+    weak["label_accuracy"] = float(scorer.setting.is_correct(weak_labels, weak_rows).mean())
     result = SeedResult(
         seed=seed,
         split_fingerprint=splits.fingerprint,
