@@ -273,8 +273,9 @@ class WeakToStrongConfig(LossArguments, TrainingArguments):
 
     Args:
         max_length (`int`, *optional*, defaults to `512`):
-            Longest row in tokens. If the trainer tokenizes a text column itself, longer texts are truncated and
-            counted in a warning. Rows with `input_ids` are used as they are.
+            Longest row in tokens. If the trainer tokenizes a text column itself, longer texts are truncated at the end
+            and counted in a warning. Rows of [`load_task`] lose a part of their context instead. Rows with `input_ids`
+            are used as they are.
         dataset_text_field (`str`, *optional*, defaults to `"text"`):
             Column to tokenize if a dataset has no `input_ids`.
         disable_dropout (`bool`, *optional*, defaults to `True`):

@@ -87,7 +87,9 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
         model="Qwen/Qwen2.5-7B",
         args=CompletionConfig(output_dir="out", max_new_tokens=12),
         train_dataset=weak_moves.join(puzzles),
-        quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        ),
         peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"),
     )
     trainer.train()

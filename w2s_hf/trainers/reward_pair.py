@@ -100,7 +100,9 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         model="Qwen/Qwen2.5-7B",
         args=RewardPairConfig(output_dir="out", loss_type="confidence"),
         train_dataset=pairs,  # chosen, rejected, soft_label
-        quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        ),
         peft_config=LoraConfig(task_type="SEQ_CLS", target_modules="all-linear"),
     )
     trainer.train()

@@ -105,7 +105,9 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         model="Qwen/Qwen2.5-7B",
         args=WeakToStrongConfig(output_dir="out", loss_type="confidence"),
         train_dataset=weak_labels.join(student_half),
-        quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        ),
         peft_config=LoraConfig(task_type="SEQ_CLS", target_modules="all-linear"),
     )
     trainer.train()
