@@ -174,9 +174,9 @@ def test_an_analysis_of_a_finished_run_keeps_its_numbers(analysed, cache, tmp_pa
         ("boolq.py", "--n_snapshots 0", "--n_snapshots: got 0"),
         ("boolq.py", "--keep_confident 1.5", "a share in (0, 1]"),
         (CHESS_RECIPE, "--keep_confident 0.5", "completions are text"),
-        ("boolq.py", "--n_supervisors 2 --methods bootstrap", "a chain has one supervisor"),
-        ("boolq.py", "--keep_confident 0.5 --methods bootstrap", "a chain has one supervisor"),
-        ("boolq.py", "--ladder a b --methods naive", "nor --analyses agreement"),
+        ("boolq.py", "--n_supervisors 2 --methods bootstrap", "expected one supervisor and all"),
+        ("boolq.py", "--keep_confident 0.5 --methods bootstrap", "expected one supervisor and all"),
+        ("boolq.py", "--ladder a b --methods naive", "--analyses agreement to compare them"),
         ("boolq.py", "--ladder a b --student_model c --analyses agreement", "expected one of --ladder a b"),
     ],
 )

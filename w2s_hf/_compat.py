@@ -86,6 +86,12 @@ IMPORTS = {
     # Reads the environment variables that `accelerate launch` sets. Public replacement:
     # `PartialState.distributed_type`, which exists only after the processes have connected.
     "parse_flag_from_env": "accelerate.utils",
+    # The command `accelerate launch` as a function, and its parser. Public replacement: the command in a process of
+    # its own, which ends with a traceback of the launcher after the error of the process that it has launched.
+    "launch_command": "accelerate.commands.launch",
+    "launch_command_parser": "accelerate.commands.launch",
+    # The error of torchrun, and so of `accelerate launch`, if a process fails. Public replacement: `Exception`.
+    "ChildFailedError": "torch.distributed.elastic.multiprocessing.errors",
     # A fingerprint with which `Dataset.map` does not look for a cache file. Public replacement:
     # `datasets.disable_caching`, which applies to all datasets of the process.
     "generate_random_fingerprint": "datasets.fingerprint",
@@ -94,12 +100,14 @@ IMPORTS = {
 
 # Type checkers read the imports below. At run time each name of IMPORTS is imported when it is used.
 if TYPE_CHECKING:
+    from accelerate.commands.launch import launch_command, launch_command_parser
     from accelerate.data_loader import SkipBatchSampler
     from accelerate.utils import parse_flag_from_env
     from datasets.fingerprint import generate_random_fingerprint
     from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, load_peft_weights
     from peft.utils.integrations import dequantize_module_weight
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping

@@ -137,8 +137,7 @@ def launch(options: LaunchOptions, argv: Sequence[str]) -> int:
     print("Loading accelerate ...", file=sys.stderr, flush=True)
     from subprocess import CalledProcessError
 
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from ._compat import ChildFailedError, launch_command, launch_command_parser
 
     try:
         launch_command(launch_command_parser().parse_args(words))

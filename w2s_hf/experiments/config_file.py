@@ -230,8 +230,8 @@ class RecipeParser(_OptionParser):
 
     def _format(self, sections: Mapping[str, Iterable[argparse.Action]], last: list[str]) -> str:
         width = shutil.get_terminal_size().columns - 2  # as argparse
-        formatter = self._get_formatter()
-        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter = _HelpFormatter(self.prog)
+        formatter.add_usage(self.usage, self._actions, [])
         formatter.add_text(self.description)
         for number, (title, actions) in enumerate(sections.items()):
             formatter.start_section(title)
