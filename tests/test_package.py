@@ -92,7 +92,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-# But for these, which are imported in a function, when they are first needed.
+# Exceptions: these are imported inside a function.
 UPWARDS = {("results", "results.table"), ("tasks", "tasks.chess")}
 
 

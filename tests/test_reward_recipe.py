@@ -36,7 +36,7 @@ from w2s_hf.trainers.sft import ResumableSFTTrainer
 
 NAME = "anthropic_hh.py"
 DEMO_CONFIG = ROOT / "w2s_hf" / "configs" / "demo_reward.yaml"
-GENERATIVE = "--generative_finetuning true --generative_learning_rate 3e-3".split()  # few steps, and a trace of them
+GENERATIVE = "--generative_finetuning true --generative_learning_rate 3e-3".split()  # few steps
 
 PROBED = "--linear_probe true".split()
 
