@@ -356,13 +356,14 @@ def findings(entry: Entry) -> list[str]:
     if at_chance:
         lines.append(
             f"The supervisor is not clearly better than chance in {_share(len(at_chance), n)} seeds "
-            f"({', '.join(map(str, at_chance))}). Its labels carry little information there, and PGR means little."
+            f"({', '.join(map(str, at_chance))}). Its labels carry little information there, "
+            "and PGR is not meaningful."
         )
     no_gap = [run.seed for run in entry.results.runs if any(student.pgr_ci95 is None for student in run.students)]
     if no_gap:
         lines.append(
-            f"The ceiling is not clearly above the supervisor in {_share(len(no_gap), n)} seeds. PGR means little "
-            "there, and its interval is unbounded."
+            f"The ceiling is not clearly above the supervisor in {_share(len(no_gap), n)} seeds. PGR is not "
+            "meaningful there, and its interval is unbounded."
         )
     return lines
 
@@ -371,7 +372,7 @@ def _gain(entry: Entry, one: str, other: str) -> str:
     """Returns the difference between two models with its interval, and in how many seeds the first is above."""
     difference, _ = _difference(entry.correct(one), entry.correct(other))
     above = (entry.accuracies(one) > entry.accuracies(other)).sum()
-    return f"{_ROLES.get(one, one)} {difference}, above in {_share(above, len(entry.seeds))}"
+    return f"{_ROLES.get(one, one)} {difference}, above in {_share(above, len(entry.seeds))} seeds"
 
 
 def facts_of(entry: Entry, page: Page) -> list[str]:
@@ -629,10 +630,10 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
         options = " ".join(f"--{name} {prompts[name]}" for name in ("dtype", "max_length", "n_test", "batch_size"))
         parts += [
             "## Prompts without training",
-            f"Scores of {prompts['model']} with prompts, on other balanced test rows than above: accuracy / at the "
-            "median / content-free / AUROC. "
-            f"Measured by `python recipes/benchmarks/prompts.py --model {prompts['model']} --data DIRECTORY "
-            f"{options}`; `results/prompts/prompts.json` has prompts, answers and intervals.",
+            f"The table shows scores of {prompts['model']} with prompts: accuracy / at the median / content-free / "
+            "AUROC. The test rows are balanced, and differ from those above. "
+            f"The command was `python recipes/benchmarks/prompts.py --model {prompts['model']} --data DIRECTORY "
+            f"{options}`; its output with prompts, answers and intervals is `results/prompts/prompts.json`.",
             prompts_finding(prompts["results"]),
             prompts_table(prompts["results"]),
         ]
@@ -669,7 +670,7 @@ def readme_text(groups: Sequence[Group]) -> str:
         overview(groups, short=True),
         "![Test accuracy of supervisors, students and ceilings](docs/figures/results.png)",
         "Empty cells were not run. Without a clear gap between supervisor and ceiling, PGR is not meaningful. "
-        f"One command trains each row, here with one thread on a CPU with two cores: {', '.join(commands)}.",
+        f"These commands train the rows of the table; times are for one thread: {', '.join(commands)}.",
     ])  # fmt: skip
 
 

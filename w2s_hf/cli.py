@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int | None:
     Runs a command line.
 
     Args:
-        argv (`list[str]`, *optional*): The words after `w2s`. Defaults to those of the process.
+        argv (`list[str]`, *optional*): The arguments after `w2s`. Defaults to those of the process.
 
     Returns:
         `int`, *optional*: The exit code; `None` is success.

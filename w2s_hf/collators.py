@@ -120,7 +120,7 @@ class WeakToStrongCollator:
     with_labels: bool = True
 
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
-        # Other collators than those that pad tokens may need no tokens.
+        # Collators that do not pad tokens may not need tokens.
         if hasattr(self.base_collator, "tokenizer") and not {"input_ids", "inputs_embeds"} & set(features[0]):
             raise ValueError(
                 f"Got rows with the columns {', '.join(features[0]) or '(none)'}, expected `input_ids`. "
@@ -246,7 +246,10 @@ def move_padding(batch: dict, side: str) -> dict:
 
 
 def _has_columns(value: object, mask: torch.Tensor) -> bool:
-    """Returns whether a part of a batch has a value per token, as `mask` has. Labels `(B, C)` can by chance."""
+    """
+    Returns whether a part of a batch has a value per token, as `mask` has. Labels `(B, C)` can have the same shape by
+    chance.
+    """
     return isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape
 
 
@@ -276,8 +279,8 @@ def split_by_tokens(
         max_tokens (`int` or `None`): Budget in tokens, sequences times length. `None` returns the batch as it is.
         n_sequences (`int`, *optional*, defaults to `1`): The number of sequences of a row, k.
         lengths (`torch.Tensor` of shape `(B,)`, ascending, *optional*):
-            Lengths that decide the cuts, at least those of this batch in [`sorted_lengths`]. If they are the maximum
-            over all ranks, all ranks cut alike.
+            Lengths by which the batch is cut. They are not smaller than the [`sorted_lengths`] of this batch. With the
+            maximum over all ranks, all ranks have the same cuts.
 
     Returns:
         `list` of batches, shortest rows first. Together they hold every row once.

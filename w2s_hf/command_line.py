@@ -19,14 +19,14 @@ def did_you_mean(word: str, known: Iterable[str], form: str = "{!r}") -> str:
     Args:
         word (`str`): The unknown word, such as an option without its dashes.
         known (iterable of `str`): The known words.
-        form (`str`, *optional*): How a known word is shown: in quotation marks, or `"--{}"`.
+        form (`str`, *optional*): The format of a known word: in quotation marks, or `"--{}"`.
 
     Returns:
         `str`: A sentence that begins with a space, such as `" Did you mean 'naive'?"`, or an empty string if no known
         word resembles the unknown one.
     """
     known = list(dict.fromkeys(known))
-    # `epochs` and `lr` are closer to `num_train_epochs` and `learning_rate` than their letters say.
+    # `epochs` and `lr` mean these options, although their letters are closer to other options.
     initials = [name for name in known if "_" in name and "".join(part[:1] for part in name.split("_")) == word]
     longer = sorted(name for name in known if len(word) > 3 and word.lower() in name.lower())
     longer.sort(key=lambda name: (not name.startswith(word), len(name)))

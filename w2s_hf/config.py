@@ -90,7 +90,7 @@ class _OwnDefaults(TrainerArguments):
 
     ddp_find_unused_parameters: bool | None = field(
         default=False,
-        metadata={"help": "Search for unused parameters in every step. Not needed: LoRA leaves none unused."},
+        metadata={"help": "Search for unused parameters in every step. Off, because LoRA uses all parameters."},
     )
     hub_strategy: str = field(
         default="end", metadata={"help": "When to push to the Hub. Only `end` is supported: once, after training."}
@@ -394,7 +394,7 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
             raise ValueError("packing: got True, expected False, because completions are scored row by row.")
 
 
-AnyConfig = WeakToStrongConfig | RewardPairConfig | CompletionConfig  # of a trainer
+AnyConfig = WeakToStrongConfig | RewardPairConfig | CompletionConfig  # the configurations of the trainers
 
 
 @dataclass

@@ -130,7 +130,9 @@ def _complete_batch(
 
 @contextmanager
 def _generation_config(model: PreTrainedModel | PeftModel, config: GenerationConfig) -> Iterator[None]:
-    """Replaces the generation configuration of the model, from which `generate` would take penalties and the like."""
+    """
+    Replaces the generation configuration of the model, from which `generate` would take penalties and similar options.
+    """
     owners: list[Any] = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
     before = [owner.generation_config for owner in owners]
     try:

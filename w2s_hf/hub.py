@@ -181,7 +181,7 @@ def owner_of_token(token: str | None = None) -> str:
     """
     try:
         return HfApi(token=token).whoami()["name"]
-    except (HTTPError, OSError, ValueError, KeyError) as error:  # the last two: not an answer of the Hub
+    except (HTTPError, OSError, ValueError, KeyError) as error:  # ValueError, KeyError: the answer is not from the Hub
         raise PushError(_reason("did not return the owner of the token", error)) from error
 
 

@@ -1,4 +1,6 @@
-"""Shipped configurations, and the launch of a command through accelerate. Nothing heavy is imported before it."""
+"""
+Shipped configurations, and the launch of a command through accelerate. The module imports no large library before it.
+"""
 
 import argparse
 import os
@@ -48,7 +50,7 @@ def config_file(name: str, configs: Path, option: str) -> Path:
 @dataclass(frozen=True)
 class LaunchOptions:
     """
-    How accelerate launches a command.
+    The options with which accelerate launches a command.
 
     Args:
         num_processes (`int`, *optional*): Number of processes. Defaults to that of the configuration.
@@ -100,7 +102,7 @@ def split_launch(
         takes_config (`bool`, *optional*, defaults to `True`): `False` leaves `--accelerate_config` to the command.
 
     Returns:
-        The options, or `None` if the command runs in this process; and all other words.
+        The options, or `None` if the command runs in this process; and the remaining arguments.
     """
     parser = CommandLine(prog, usage=f"{prog} [options]", add_help=False, lets_pass=True)
     parser.add_argument("--num_processes", "--num-processes", type=_positive)
@@ -126,7 +128,7 @@ def launch(options: LaunchOptions, argv: Sequence[str]) -> int:
     Runs `accelerate launch -m w2s_hf` with a command line, and returns the exit code.
 
     Args:
-        options ([`LaunchOptions`]): How to launch it.
+        options ([`LaunchOptions`]): The options of the launch.
         argv (sequence of `str`): The command line after `w2s`.
     """
     try:

@@ -61,7 +61,7 @@ def read_card(source: str | Path, revision: str | None = None) -> StudentCard:
         path = Path(_download_card(str(source), revision))
     try:
         return _card_of(path)
-    except (ValueError, KeyError, TypeError, AttributeError, YAMLError) as error:  # the card may be anyone's
+    except (ValueError, KeyError, TypeError, AttributeError, YAMLError) as error:  # anyone can write a card
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"{source}: got a card that cannot be read as that of a student: {reason}") from error
 
@@ -90,7 +90,7 @@ def _card_of(path: Path) -> StudentCard:
         rows_fingerprint=dataset.get("rows"),
     )
     card.n_train = card.n_rows.pop("train", None)
-    _ = card.fingerprint  # raises where a setting is no JSON value
+    _ = card.fingerprint  # raises an error if a setting is not a JSON value
     stated = next((entry.metric_value for entry in data.eval_results or [] if entry.metric_type == "pgr"), None)
     if stated != card.pgr and (stated is None or card.pgr is None or not math.isclose(stated, card.pgr)):
         raise ValueError(f"`model-index` has PGR {stated}, and its scores give {card.pgr}.")
@@ -212,7 +212,7 @@ def _differing_settings(cards: list[StudentCard]) -> dict[str, list]:
     return differing
 
 
-# Settings that have columns of their own; and settings that only students of the same method or model share.
+# The settings with their own columns, and the settings that only students of the same method or model share.
 _KIND = {"task", "demo", "setting", "method", "weak_model", "student_model"}
 _OPTIONS = chain.from_iterable(LOSS_ARGUMENTS.values())
 _OF_A_METHOD = ("loss_type", *_OPTIONS, "chain", "chain rows", "labels_of", "n_train")

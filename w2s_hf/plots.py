@@ -126,7 +126,7 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
         axes.axhline(height, color="black", lw=0.8, ls=":", zorder=4 if runs[0].baselines else 1)
         name, place = name.replace("random ", "random\n"), max(height, place)
         axes.text(-0.88, place, name, fontsize=8, va="bottom", ha="left")
-        place += 0.045 * axes.get_ylim()[1] * (1 + name.count("\n"))  # two guesses may be close
+        place += 0.045 * axes.get_ylim()[1] * (1 + name.count("\n"))  # the next label may be close
     axes.set_ylabel("test accuracy")
     n_seeds = len(runs)
     spread = f"mean of {n_seeds} seeds (points)" if n_seeds > 1 else f"seed {runs[0].seed}, 95 % intervals"

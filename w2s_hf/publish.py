@@ -31,7 +31,7 @@ __all__ = ["STUDENT_FILES", "push_again", "push_students", "student_files"]
 logger = logging.getLogger("w2s_hf.publish")  # also if this file runs as `__main__`
 
 # The files of a student. Nothing else in its directory is pushed: no optimizer, no pickle (training_args.bin has paths
-# and perhaps a token), no logs (the file names of tensorboard have the name of the host).
+# and perhaps a token), no logs (the file names of TensorBoard contain the name of the host).
 STUDENT_FILES = (
     "adapter_config.json", "adapter_model*.safetensors", "config.json", "model*.safetensors",
     "model.safetensors.index.json", "generation_config.json", "tokenizer*.json", "tokenizer.model", "spiece.model",
@@ -81,7 +81,7 @@ def student_files(
 
 
 def push_again(path: str | Path, options: dict[str, str | bool | None]) -> str:
-    """Returns the end of the error of a failed push: nothing is lost, and the command that pushes again."""
+    """Returns the last part of the error of a failed push, with the command that pushes again."""
     command = ["w2s", "publish", str(path)]
     for option, value in options.items():
         command += [f"--{option}", *([value] if isinstance(value, str) else [])] if value else []
@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--hub_namespace", metavar="NAME", help="user or organization (default: owner of the token)")
     parser.add_argument("--hub_private", action="store_true", help="make new repositories private")
-    parser.add_argument("--base_model", metavar="ID", help="Hub id of the base, if it was a local copy in training")
+    parser.add_argument("--base_model", metavar="ID", help="Hub id of the base, if the training used a local copy")
     parser.add_argument("--repo_id", metavar="ID", help="push one student to this repository")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to, with --repo_id (default: main)")
     parser.add_argument("--dry_run", action="store_true", help="print the files of each repository, and push nothing")

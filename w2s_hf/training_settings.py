@@ -11,7 +11,7 @@ from .config import LossArguments
 
 __all__ = ["WITHOUT_EFFECT", "changed_fields", "training_settings"]
 
-# Arguments that change output files, messages or speed, and no numbers.
+# Arguments that change output files, messages or speed, but no results.
 WITHOUT_EFFECT = frozenset({
     "output_dir", "logging_dir", "logging_strategy", "logging_first_step", "logging_steps", "log_level",
     "log_level_replica", "log_on_each_node", "report_to", "run_name", "project", "trackio_space_id",

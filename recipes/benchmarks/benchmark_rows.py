@@ -1,4 +1,6 @@
-"""Generates rows, tokenizers and models for the benchmarks. Words are random, because only their number costs time."""
+"""
+Generates rows, tokenizers and models for the benchmarks. Words are random, because speed depends on their number only.
+"""
 
 from pathlib import Path
 

@@ -5,7 +5,7 @@ Compares the memory of a LoRA student on this CPU with the estimate of `w2s_hf.m
     python recipes/benchmarks/memory_on_cpu.py DIRECTORY --load_in_4bit --n_rows 4 --length 128
 
 Measures the memory that torch allocates and frees in a training step and in a prediction, from the memory events of
-`torch.profiler`. The resident size of the process would not do, because it includes libraries and pages that the
+`torch.profiler`. The resident size of the process is not used, because it includes libraries and pages that the
 allocator retains. Weights, gradients and optimizer states are counted by their tensors. The batches contain padding,
 as most batches do. A batch without padding takes less memory, because torch does not repeat keys and values of grouped
 heads without a mask. Prints MiB.

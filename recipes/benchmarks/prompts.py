@@ -1,4 +1,4 @@
-"""Scores a language model without training on real rows, by the prompt of each task and by one for answers 0 and 1.
+"""Scores a language model on real rows without training, with the prompt of each task and a prompt for 0 and 1.
 
     python recipes/benchmarks/prompts.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data DIRECTORY
 
@@ -6,10 +6,10 @@ DIRECTORY has a folder for each task, in the schema of its dataset. Tasks withou
 half of the test rows. Contexts are truncated to --max_length, and rows that do not fit without their context are left
 out. Both prompts are evaluated on the same rows, without examples (zero-shot). Columns:
 
-- accuracy: of the more probable answer;
+- accuracy: the accuracy of the more probable answer;
 - at the median, content-free: accuracies without the preference for one of the answers, see
   `w2s_hf.analysis.balanced_scores`;
-- AUROC: whether rows of class 1 have the larger probability, which does not depend on a preference.
+- AUROC: the area under the ROC curve, which does not depend on a preference for one answer.
 
 Prints a table, and writes it to --output_file as JSON after each task. Repeat the command to resume: scores in the
 file are not computed again, unless prompt or rows have changed. Other weights or sizes need another file.
@@ -50,7 +50,7 @@ SCORES = {
 
 
 def forms_of(task: Task) -> dict[str, PromptFormat]:
-    """Returns the prompts of a task by form: its own prompt, if it has one, and the one for answers 0 and 1."""
+    """Returns the prompts of a task by form: its own prompt, if it has one, and the prompt for the answers 0 and 1."""
     own = {} if task.prompt is None else {"task": task.prompt}
     return {**own, "01": PromptFormat.for_classes(task.class_names)}
 

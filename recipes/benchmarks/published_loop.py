@@ -75,7 +75,7 @@ class PublishedLoop:
         """Runs all stages. `n_rows` are the numbers of rows that [`w2s_hf.tasks.load_task`] takes."""
         run, start = Run(), time.perf_counter()
         splits = load_task(find_task("boolq"), dataset_path=dataset_path, **n_rows)
-        tokenizer = load_tokenizer(str(weak_model))  # both models have the same
+        tokenizer = load_tokenizer(str(weak_model))  # both models have the same tokenizer
         parts = {"weak": splits.weak_half, "student": splits.student_half, "test": splits.test}
         tokens = {
             name: tokenize_rows(rows, tokenizer, self.max_length)["input_ids"][:] for name, rows in parts.items()

@@ -66,7 +66,7 @@ class StudentCard:
             `supervisor_wrong`.
         early_stopping (`dict`, *optional*): Step, accuracy and PGR of other stopping rules, by name. Rules with
             `cheats` are marked as diagnostics.
-        taught_by (`str`, *optional*): Model of the training labels if it is not `weak`: the link before in a chain.
+        taught_by (`str`, *optional*): Model of the training labels if it is not `weak`: the previous link of a chain.
         links (`list` of [`LinkResult`], *optional*): Links of the chain, of which the student is the last.
         n_rows (`dict[str, int]`, *optional*): Number of rows of each split.
         n_train (`int`, *optional*): Number of training rows of a link of a chain.

@@ -46,14 +46,14 @@ __all__ = ["BootstrapTrainer"]
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 
-_Labels = dict[str, WeakLabels]  # of the rows to train on, and of those to evaluate on where there are any
+_Labels = dict[str, WeakLabels]  # labels by split: "train", and "eval" if there are evaluation rows
 
 
 class BootstrapTrainer(WeakToStrongTrainer):
     """
     [`WeakToStrongTrainer`] for a chain of students M1, M2, ..., Mn from small to large. M1 is trained on the weak
-    labels, M2 on the labels of M1, and so on, so that successive models differ little in size (paper, 4.3.1; there for
-    chess, with three links on separate rows).
+    labels, M2 on the labels of M1, and so on. Successive models therefore differ little in size (paper, 4.3.1). The
+    paper does this for chess, with three links on separate rows.
 
     Each link is trained exactly as by a separate [`WeakToStrongTrainer`], with its own seed, optimizer, schedule and
     state. It is trained only on the labels of the previous link; other label columns of its rows are removed. Its base
@@ -84,9 +84,9 @@ class BootstrapTrainer(WeakToStrongTrainer):
         args ([`BootstrapConfig`], *optional*): The arguments of all links. Defaults to `BootstrapConfig()`.
         data_collator (`Callable`, *optional*): As in [`WeakToStrongTrainer`].
         train_dataset ([`~datasets.Dataset`] or `list[Dataset]`):
-            One dataset with labels, on which all links are trained, relabelled after each link. Or a list with a
-            dataset for each link, of which only the first needs labels. Columns as in [`WeakToStrongTrainer`]. Labels
-            are matched to rows by `id`, or by position if there is no `id`.
+            One dataset with labels for all links, which is relabelled after each link; or a list with a dataset for
+            each link, of which only the first needs labels. Columns as in [`WeakToStrongTrainer`]. Labels are matched
+            to rows by `id`, or by position if there is no `id`.
         eval_dataset ([`~datasets.Dataset`] or `list[Dataset]`, *optional*):
             The same for evaluation. The rows are relabelled, too: evaluations and the choice of the best checkpoint
             use the labels of the link's supervisor. From the second link on, `compute_metrics` gets them as `(N, C)`

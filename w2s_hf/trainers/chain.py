@@ -95,7 +95,7 @@ def rows_of_links(dataset: Dataset | list[Dataset] | None, name: str, n_links: i
         n_repeated = len(rows) - len(set(row_ids(rows)))
         if n_repeated:
             raise ValueError(
-                f"{which}: got {n_repeated} repeated ids, expected different ones, since labels are matched to rows "
+                f"{which}: got {n_repeated} repeated ids, expected unique ids, because labels are matched to rows "
                 "by `id`. Change the ids, or remove the column to match labels by position."
             )
     return parts

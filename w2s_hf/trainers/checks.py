@@ -52,8 +52,8 @@ def check_arguments(args: Any, config_class: type[TrainingArguments]) -> None:
         # `TrainingArguments`, `RewardConfig` or `SFTConfig`
         parent = next(kind.__name__ for kind in config_class.__mro__ if not kind.__module__.startswith("w2s_hf."))
         raise ValueError(
-            f"args: got a {type(args).__name__}, expected a {name}. Create {name}(output_dir=...): it has every "
-            f"field of {parent}, and those that the trainer adds."
+            f"args: got a {type(args).__name__}, expected a {name}. Create {name}(output_dir=...): it has all "
+            f"fields of {parent} and of the trainer."
         )
     if args.use_liger_kernel:
         # transformers calls `_apply_liger_kernel_to_instance` when the training begins. It gives a classifier the
@@ -118,7 +118,7 @@ def refuse_prompt_tuning(config: PreTrainedConfig, peft_config: PeftConfig) -> N
     on the other rows of its batch. Encoders read the first position or mask the padding. Prefix tuning keeps the token
     ids.
     """
-    # "CARTRIDGE", a prefix as well, is unknown to older versions of PEFT.
+    # "CARTRIDGE" is a prefix, too. Older versions of PEFT do not have it.
     is_prefix = peft_config.peft_type == PeftType.PREFIX_TUNING or peft_config.peft_type == "CARTRIDGE"
     reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
     if peft_config.is_prompt_learning and not is_prefix and not reads_both_ways:
@@ -130,7 +130,7 @@ def refuse_prompt_tuning(config: PreTrainedConfig, peft_config: PeftConfig) -> N
 
 
 def refuse_problem_type(config: PreTrainedConfig) -> None:
-    """Raises `ValueError` for a classifier whose `problem_type` is not that of a single label."""
+    """Raises `ValueError` for a classifier whose `problem_type` is not `single_label_classification`."""
     problem_type = getattr(config, "problem_type", None)
     if problem_type not in (None, "single_label_classification"):
         raise ValueError(
@@ -223,8 +223,8 @@ def warn_of_unread_ends(
     model: nn.Module, rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase | None, name: str
 ) -> None:
     """
-    Warns of rows that end with the padding token. A decoder classifier reads the last other token, so that the end of
-    such rows has no influence.
+    Warns of rows that end with the padding token. A decoder classifier reads the last token that is not padding, so
+    that the end of such rows has no influence.
 
     Pairs need no warning, since TRL ends all texts with the end-of-text token. If this is the padding token, the
     rewards of all pairs are read from the token before it, the last one of the response.
@@ -250,7 +250,8 @@ def warn_of_unread_ends(
 def _n_positions(model: nn.Module) -> int | None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITION_EMBEDDINGS:
-            # OPT and BART skip the first ones, and RoBERTa those up to its padding token.
+            # OPT and BART do not use the first positions. RoBERTa does not use the positions up to the id of its
+            # padding token.
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - getattr(module, "offset", unused)
     return None

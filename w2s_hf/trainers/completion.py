@@ -144,7 +144,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
             }
         elif eval_dataset is not None:
             eval_dataset = _prepare(eval_dataset, "eval_dataset", model, tokenizer, args)
-        init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None  # used already
+        init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None  # already used to load the model
         try:
             with keep_trainable(model):
                 super().__init__(
@@ -279,8 +279,8 @@ def _prepare(
 
 def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     """
-    Returns rows with `input_ids` and `completion_mask`. First are the tokens of the prompt, as in generation, and then
-    those of the completion. The completion is tokenized together with the prompt if this leaves the tokens of the
+    Returns rows with `input_ids` and `completion_mask`. The tokens of the prompt come first, as in generation. Those
+    of the completion follow. The completion is tokenized together with the prompt if this leaves the tokens of the
     prompt unchanged, and alone otherwise.
 
     Nothing is truncated. Training rows of more than `max_length` tokens are left out, and a warning counts them.

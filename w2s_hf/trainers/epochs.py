@@ -134,7 +134,8 @@ class WholeEpochs(TrainerMixin):
         counts = self._rows_that_count(self._n_rows(batch))
         if counts is None:
             return batch
-        # gather_for_metrics must cut off nothing: TRL's metrics of the step need all processes, and rows are marked.
+        # gather_for_metrics must not remove rows, because TRL's metrics of the step need all processes. Repeated rows
+        # are marked instead.
         self.accelerator.gradient_state.active_dataloader.remainder = 0
         return self._mark(batch, counts)
 

@@ -1,6 +1,6 @@
 """
-The common part of all trainers: evaluation and prediction in row order, and the refusal of a frozen model or an
-unknown `metric_for_best_model` before training.
+The common part of all trainers: evaluation and prediction in row order, and checks of the model and of
+`metric_for_best_model` before training.
 """
 
 import copy
@@ -197,7 +197,7 @@ class OrderedEvaluation(TrainerMixin):
                 `compute_metrics` can report it, this function is called once before the first step, on the first rows,
                 and on all of them if that fails.
         """
-        if self.model is not None:  # in Ray's hyperparameter search, `model_init` makes it later
+        if self.model is not None:  # in Ray's hyperparameter search, `model_init` loads the model later
             refuse_frozen(self.model)
         if isinstance(resume_from_checkpoint, os.PathLike):
             resume_from_checkpoint = str(resume_from_checkpoint)
@@ -226,7 +226,7 @@ class OrderedEvaluation(TrainerMixin):
         metric = metric if metric.startswith("eval_") else f"eval_{metric}"
         rows = self._evaluation_rows
         prefixes = [f"eval_{name}" for name in rows] if isinstance(rows, dict) else ["eval"]
-        # If the last batch is dropped, nothing is evaluated on fewer rows than a batch.
+        # If the last batch is dropped, evaluation rows that do not fill a batch give no metrics.
         known = () if self.args.dataloader_drop_last else self._known_metrics
         names = {f"{prefix}_{name}" for prefix in prefixes for name in known}
         if metric in names or any(metric in entry for entry in self.state.log_history):
@@ -279,7 +279,9 @@ class OrderedEvaluation(TrainerMixin):
 
     @contextmanager
     def _clean_up_on_error(self) -> Iterator[None]:
-        """Keeps the numbers of a call that raised an error out of the next log and memory report."""
+        """
+        Removes the numbers of a call that raised an error, so that the next log and memory report do not contain them.
+        """
         stage = memory_stage(self)
         try:
             yield

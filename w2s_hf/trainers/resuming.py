@@ -1,4 +1,4 @@
-"""Resumes trainings so that they end as without the interruption, or raises an error before the first step."""
+"""Resumes trainings with the result of an uninterrupted one, or raises an error before the first step."""
 
 import math
 import os
@@ -37,7 +37,7 @@ class ResumableTraining(TrainerMixin):
     A mixin before a [`~transformers.Trainer`]. A training resumed by `train(resume_from_checkpoint=...)` ends with the
     same result as an uninterrupted one.
 
-    [`~transformers.Trainer`] differs in these cases, without an error. Here:
+    [`~transformers.Trainer`] gives another result in these cases, without an error. With this class:
 
     - The best checkpoint is found next to the resumed one, also if their directory was moved. A missing best
       checkpoint is an error (`load_best_model_at_end`).
@@ -217,7 +217,7 @@ class ResumableTraining(TrainerMixin):
         missing = [
             name
             for name in sorted(not_loaded)
-            if not (name in weights and weights[name].data_ptr() in loaded)  # tied to one that was loaded
+            if not (name in weights and weights[name].data_ptr() in loaded)  # tied to a weight that was loaded
             and not any(re.search(pattern, name) for pattern in may_be_missing)
         ]
         unexpected = [

@@ -45,9 +45,10 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     same.
 
     Without a column `soft_label`, the loss is that of [`~trl.RewardTrainer`] at every step (with `margin` and
-    `center_rewards_coefficient`), and the same as with `soft_label=1.0` everywhere. If accumulated batches of a step
-    differ in size, TRL gives batches equal weight, and this trainer pairs: every loss is a mean over the pairs of the
-    whole step, on all ranks. Every cut of the step into batches trains the same model.
+    `center_rewards_coefficient`), and the same as with `soft_label=1.0` everywhere. If the accumulated batches of a
+    step differ in size, TRL gives equal weight to each batch. This trainer gives equal weight to each pair: every loss
+    is a mean over the pairs of the whole step, on all ranks. The cut of the step into batches therefore does not
+    change the trained model.
 
     Overridden methods, and the reasons:
 
@@ -228,7 +229,9 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     def _classes(
         logits: torch.Tensor, soft_label: torch.Tensor | None, turned: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns logits and soft labels `(B, 2)` of "the first response is better", sides ordered by `turned`."""
+        """
+        Returns logits and soft labels `(B, 2)` of the class "the first response is better". `turned` orders the sides.
+        """
         soft_label = logits.new_ones(len(logits)) if soft_label is None else soft_label
         soft_labels = torch.stack([1 - soft_label, soft_label], dim=1)
         if turned is None:

@@ -22,7 +22,7 @@ from .mixins import TrainerMixin
 
 __all__ = ["StudentCardCallback", "WithStudentCard"]
 
-# The options of a quantization that decide what a student computes.
+# The options of a quantization that affect the outputs of a student.
 _QUANTIZATION = {
     "load_in_4bit": ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"),
     "load_in_8bit": ("llm_int8_threshold",),

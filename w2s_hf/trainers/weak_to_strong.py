@@ -48,7 +48,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
     With `loss_type="xent"`, integer labels and `disable_dropout=False` it is a drop-in [`~transformers.Trainer`], with
     the same loss at every step and the same final weights. Every loss is a mean over the rows of the *whole* optimizer
-    step, on all ranks. Therefore 8x1, 2x4, 1x8 rows times accumulation steps, and two ranks, train the same model.
+    step, on all ranks. Therefore 8x1, 2x4 and 1x8 (rows x accumulation steps) train the same model, on one rank or
+    two.
     (With accumulation, [`~transformers.Trainer`] does not divide the loss of a sequence classifier: 2x4 has 4 times
     the gradient of 8x1.) An epoch trains every row once, even if rows do not divide by ranks; see
     [`w2s_hf.trainers.epochs.WholeEpochs`].
@@ -57,9 +58,9 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
     - `compute_loss`: computes the losses of [`w2s_hf.losses`]. The model never sees the labels, because transformers
       takes float labels for a multi-label problem and trains a binary cross-entropy without a warning.
-    - `get_batch_samples`: is the only method that sees a whole optimizer step. It counts the rows on all ranks, and
-      finds the threshold of the confidence loss over them. With more than one micro-batch, this takes a first forward
-      pass without gradient.
+    - `get_batch_samples`: counts the rows of a step on all ranks, because no other method sees a whole optimizer step.
+      It computes the threshold of the confidence loss over these rows. With more than one micro-batch, this takes a
+      first forward pass without gradient.
     - `train`: refuses a frozen model, and a `metric_for_best_model` that the evaluation does not report, before the
       first step. A resumed training ends as it would have without the interruption, or raises an error before its
       first step; see [`w2s_hf.trainers.resuming.ResumableTraining`].

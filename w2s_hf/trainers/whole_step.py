@@ -39,12 +39,13 @@ class WholeStepLoss(WholeEpochs, ABC):
     A mixin before a [`~transformers.Trainer`] whose `args` are [`LossArguments`].
 
     The trainer defines `_forward`, `_n_rows` and `_record` for its batches, and its `compute_loss` combines
-    `_row_losses` and `_share_of_step`. Then 8x1, 2x4, 1x8 rows times accumulation steps, and two ranks, train the same
-    model.
+    `_row_losses` and `_share_of_step`. Then 8x1, 2x4 and 1x8 (rows x accumulation steps) train the same model, on one
+    rank or two.
     """
 
     args: LossArguments
-    # compute_loss divides by the rows of the whole accumulated step. (TRL declares the type of `None`.)
+    # compute_loss divides by the rows of the whole accumulated step. (In TRL, the declared type of this attribute is
+    # `None`.)
     loss_is_scaled_for_ga: Any = True
     _threshold: torch.Tensor | None = None
     # The number of rows of this process in the current step, by classes of student and weak label, `(C, C)`.
@@ -116,7 +117,9 @@ class WholeStepLoss(WholeEpochs, ABC):
 
     @property
     def _ranks_cut_alike(self) -> bool:
-        """Returns whether forward passes communicate, as with FSDP. Then all ranks must do equally many of them."""
+        """
+        Returns whether forward passes communicate, as with FSDP. Then all ranks must run the same number of passes.
+        """
         return self.is_fsdp_enabled and self.accelerator.num_processes > 1
 
     def training_step(
@@ -313,9 +316,9 @@ def load_model(
     Loads the `model` argument of a trainer, with its tokenizer, and adds adapters if there is a `peft_config`.
 
     Raises:
-        ValueError: there is LoRA dropout and all dropout is disabled, a loaded model is to be quantized, adapters are
-            to be added to adapters or are for another kind of model, or a trainer of TRL gets a model whose outputs
-            have no names.
+        ValueError: LoRA dropout is set although all dropout is disabled; a `quantization_config` is set for a loaded
+            model; the model has adapters already; the adapters are for another kind of model; or the model of a TRL
+            trainer returns outputs without names.
     """
     lora_dropout = getattr(peft_config, "lora_dropout", None)
     if lora_dropout and args.disable_dropout:
@@ -350,7 +353,7 @@ def load_model(
         frozen = peft_config is not None or quantization_config is not None
         in_bfloat16 = frozen and (args.bf16 or computes_in_bfloat16(args.use_cpu))
         init_kwargs = {"dtype": "bfloat16" if in_bfloat16 else "float32", "is_trainable": is_trainable, **options}
-        torch.manual_seed(args.seed)  # a new head is drawn while loading
+        torch.manual_seed(args.seed)  # a new head is initialized at random during loading
         model = load_student(model, task_type=task_type, quantization_config=quantization_config, **init_kwargs)
     elif quantization_config is not None:
         raise ValueError(
@@ -374,7 +377,10 @@ def load_model(
 
 
 def refuse_data_parallel(args: TrainingArguments) -> None:
-    """Raises `ValueError` for several GPUs in one process; call it once [`~transformers.Trainer`] counted them."""
+    """
+    Raises `ValueError` for several GPUs in one process. The constructor of [`~transformers.Trainer`] counts them
+    first.
+    """
     if args.n_gpu > 1:
         raise ValueError(
             f"Got {args.n_gpu} GPUs in one process, over which nn.DataParallel would split batches, expected one. "
