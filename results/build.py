@@ -281,7 +281,7 @@ def _label(role: str, method: str, model: str) -> str:
     if role in _ROLES:
         return _ROLES[role]
     if role == "baseline":
-        return f"{method} prompt, no training" if method.endswith("-shot") or "-shot, " in method else method
+        return f"prompt, {method}, no training" if method.endswith("-shot") or "-shot, " in method else method
     if role == "student":
         return f"student, {method}"
     return f"{role}, {method}" + (f" ({model})" if role == "link" else "")
@@ -546,8 +546,9 @@ def prompts_finding(entries: Sequence[dict]) -> str:
 
 _NOTHING = "No run has been published yet: `python results/run.py` trains the models."
 _OVERVIEW = (
-    "Mean accuracy over the seeds. In parentheses is the median of the seeds' PGR, which is not the PGR of the means, "
-    "and its 95 % interval; or `no clear gap`, if the ceiling is not clearly above the supervisor."
+    "The table has the mean accuracy over the seeds. In parentheses is the median of the seeds' PGR, with its 95 % "
+    "interval. It is not the PGR of the means. `no clear gap` means that the ceiling is not clearly above the "
+    "supervisor."
 )
 _NOT_AS_IN_THE_PAPER = """\
 Differences from the paper:
@@ -665,8 +666,8 @@ def readme_text(groups: Sequence[Group]) -> str:
         for group in groups
     ]
     return "\n\n".join([
-        f"Mean accuracy over the seeds on {rows} test rows. In parentheses is the median of the seeds' PGR, with its "
-        "95 % interval:",
+        f"The table has the mean accuracy over the seeds on {rows} test rows. In parentheses is the median of the "
+        "seeds' PGR, with its 95 % interval.",
         overview(groups, short=True),
         "![Test accuracy of supervisors, students and ceilings](docs/figures/results.png)",
         "Empty cells were not run. Without a clear gap between supervisor and ceiling, PGR is not meaningful. "

@@ -47,7 +47,7 @@ def did_you_mean_path(path: str, *, only_directories: bool = False) -> str:
 
 class CommandLine(argparse.ArgumentParser):
     """
-    [`~argparse.ArgumentParser`] that reads no abbreviations (`--method` is not read as `--methods`), and suggests
+    An [`~argparse.ArgumentParser`] that reads no abbreviations (`--method` is not read as `--methods`), and suggests
     options and choices for misspelt ones.
 
     Args:
@@ -75,7 +75,7 @@ class CommandLine(argparse.ArgumentParser):
         return list(dict.fromkeys(name[2:].replace("-", "_") for name in names))
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Parses as [`~argparse.ArgumentParser`] does, and refuses unknown options unless `lets_pass` is set."""
+        """Parses like [`~argparse.ArgumentParser`], and refuses unknown options unless `lets_pass` is set."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown and not self.lets_pass:
             named = [word for word in unknown if word.startswith(_DASHES)] or unknown[:1]

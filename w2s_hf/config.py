@@ -33,7 +33,7 @@ logger = get_logger(__name__)
 if TYPE_CHECKING:
 
     class TrainerArguments(TrainingArguments):
-        """[`~transformers.TrainingArguments`] after their `__post_init__`."""
+        """The [`~transformers.TrainingArguments`] after `__post_init__`."""
 
         output_dir: str
 

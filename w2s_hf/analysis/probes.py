@@ -251,8 +251,8 @@ def plot_probes(entries: Sequence[dict], path: Path) -> None:
     Plots the accuracy of the weak labels after each correction, and of the students that were trained on them.
 
     Args:
-        entries (sequence of `dict`): The results of the analysis, one entry per seed: `labels`, by correction with
-            `label_accuracy`, `accuracy` and `pgr`; `weak` and `ceiling`.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed: `labels`, a dict of results with
+            `label_accuracy`, `accuracy` and `pgr`, by correction; and the accuracies `weak` and `ceiling`.
         path (`Path`): A `.png` file.
     """
     corrections = list(entries[0]["labels"])

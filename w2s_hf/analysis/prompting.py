@@ -190,8 +190,8 @@ def plot_prompting(entries: Sequence[dict], path: Path) -> None:
     Plots the accuracy of prompted models beside that of finetuned ones.
 
     Args:
-        entries (sequence of `dict`): The results of the analysis, one entry per seed: `prompted` and `finetuned`, by
-            name with `accuracy`; `weak` and `ceiling`, accuracies.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed: `prompted` and `finetuned`,
+            dicts of results with `accuracy`, by name; and the accuracies `weak` and `ceiling`.
         path (`Path`): A `.png` file.
     """
     names = [(kind, name) for kind in ("prompted", "finetuned") for name in entries[0][kind]]

@@ -186,9 +186,9 @@ def plot_weak_errors(entries: Sequence[dict], path: Path) -> None:
     Plots students of simulated supervisors, the share of errors that they repeat, and probes on features.
 
     Args:
-        entries (sequence of `dict`): The results of the analysis, one entry per seed: `supervisors`, by name with
-            `accuracy`, `supervisor` (an accuracy), `pgr` and `agreement`; `features`, see [`feature_experiment`]; and
-            `ceiling`.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed: `supervisors`, a dict of results
+            with `accuracy`, `supervisor` (an accuracy), `pgr` and `agreement`, by name; `features`, see
+            [`feature_experiment`]; and `ceiling`.
         path (`Path`): A `.png` file.
     """
     names = list(entries[0]["supervisors"])

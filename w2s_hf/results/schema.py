@@ -33,7 +33,9 @@ class Agreement(Record):
 
 @dataclass(kw_only=True)
 class Pgr(Record):
-    """The PGR of one seed. Its 95 % interval is `None` if unbounded; `pgr_undefined` is the reason for no PGR."""
+    """
+    The PGR of one seed. Its 95 % interval is `None` if unbounded; `pgr_undefined` is the reason if PGR is undefined.
+    """
 
     pgr: float | None
     pgr_ci95: list[float] | None = always()

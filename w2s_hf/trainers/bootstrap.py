@@ -51,7 +51,7 @@ _Labels = dict[str, WeakLabels]  # labels by split: "train", and "eval" if there
 
 class BootstrapTrainer(WeakToStrongTrainer):
     """
-    [`WeakToStrongTrainer`] for a chain of students M1, M2, ..., Mn from small to large. M1 is trained on the weak
+    A [`WeakToStrongTrainer`] for a chain of students M1, M2, ..., Mn from small to large. M1 is trained on the weak
     labels, M2 on the labels of M1, and so on. Successive models therefore differ little in size (paper, 4.3.1). The
     paper does this for chess, with three links on separate rows.
 

@@ -41,7 +41,7 @@ def autocast(args: TrainingArguments) -> AbstractContextManager:
 
 class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer):
     """
-    [`~trl.SFTTrainer`] for rows with the texts `prompt` and `completion`. The loss is on completions only.
+    An [`~trl.SFTTrainer`] for rows with the texts `prompt` and `completion`. The loss is on completions only.
 
     Overridden methods, and the reasons:
 
@@ -53,7 +53,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
       several evaluation sets, each has its own, such as `eval_a_accuracy`.
     - `predict`: returns logits `(N, T, V)` for rows with `prompt` and `completion`, or for tokens. Text rows longer
       than `max_length` are refused. [`complete`] generates completions.
-    - `train`: resumes as [`WeakToStrongTrainer`]. Before the first step it refuses a frozen model, a
+    - `train`: resumes like [`WeakToStrongTrainer`]. Before the first step it refuses a frozen model, a
       `metric_for_best_model` that the evaluation does not report, and an evaluation while weights are split over
       processes.
     - `get_batch_samples`, `training_step`, `prediction_step`: rows that accelerate repeats to fill the last batch have
@@ -163,7 +163,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
 
     def train(self, *args, **kwargs) -> TrainOutput:
         """
-        Trains as [`~trl.SFTTrainer`].
+        Trains like [`~trl.SFTTrainer`].
 
         Raises:
             ValueError: there are evaluations, and the weights are split over processes (see [`complete`]).

@@ -56,7 +56,7 @@ class EpochSampler(Sampler[int]):
 
 class WholeEpochs(TrainerMixin):
     """
-    A mixin before a [`~transformers.Trainer`]. An epoch is the same training on any number of processes, as long as
+    A mixin for a [`~transformers.Trainer`]. An epoch is the same training on any number of processes, as long as
     the number of rows per optimizer step is the same.
 
     If rows do not divide by processes, accelerate fills the last batches of an epoch with rows from its beginning
@@ -127,7 +127,7 @@ class WholeEpochs(TrainerMixin):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict], torch.Tensor | int | None]:
-        """Fetches batches as [`~transformers.Trainer.get_batch_samples`], and marks rows that accelerate repeats."""
+        """Fetches batches like [`~transformers.Trainer.get_batch_samples`], and marks rows that accelerate repeats."""
         return super().get_batch_samples(map(self._mark_repeats, epoch_iterator), num_batches, device)
 
     def _mark_repeats(self, batch: dict) -> dict:

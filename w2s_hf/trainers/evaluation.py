@@ -34,7 +34,7 @@ __all__ = ["OrderedEvaluation"]
 
 class OrderedEvaluation(TrainerMixin):
     """
-    A mixin before a [`~transformers.Trainer`], with the common part of all trainers of the package. `evaluate` and
+    A mixin for a [`~transformers.Trainer`], with the common part of all trainers of the package. `evaluate` and
     `predict` return the same as in the base trainer. In addition:
 
     - Functions of the user see rows in the order of the dataset. Only `predict_proba`, which calls no such function,
@@ -75,7 +75,7 @@ class OrderedEvaluation(TrainerMixin):
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """
-        Predicts as [`~transformers.Trainer.predict`], in the order of the rows.
+        Predicts like [`~transformers.Trainer.predict`], in the order of the rows.
 
         Args:
             test_dataset ([`~datasets.Dataset`]): Rows as in `train_dataset`, text or tokens. Classes and preferences
@@ -190,7 +190,7 @@ class OrderedEvaluation(TrainerMixin):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        Trains as [`~transformers.Trainer.train`].
+        Trains like [`~transformers.Trainer.train`].
 
         Raises:
             ValueError: the model is frozen, or the evaluation does not report `metric_for_best_model`. If only

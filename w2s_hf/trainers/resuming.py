@@ -34,7 +34,7 @@ _RECORD = "w2s_hf"  # in `stateful_callbacks` of trainer_state.json
 
 class ResumableTraining(TrainerMixin):
     """
-    A mixin before a [`~transformers.Trainer`]. A training resumed by `train(resume_from_checkpoint=...)` ends with the
+    A mixin for a [`~transformers.Trainer`]. A training resumed by `train(resume_from_checkpoint=...)` ends with the
     same result as an uninterrupted one.
 
     [`~transformers.Trainer`] gives another result in these cases, without an error. With this class:
@@ -61,7 +61,7 @@ class ResumableTraining(TrainerMixin):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        Trains as [`~transformers.Trainer.train`].
+        Trains like [`~transformers.Trainer.train`].
 
         Args:
             resume_from_checkpoint (`str`, `os.PathLike` or `bool`, *optional*):
@@ -104,7 +104,7 @@ class ResumableTraining(TrainerMixin):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs as [`~transformers.Trainer.log`]; `train_loss` is not 0 if no step was left to train."""
+        """Logs like [`~transformers.Trainer.log`]; `train_loss` is not 0 if no step was left to train."""
         if self._is_at_its_end and "train_loss" in logs:
             logs = {**logs, "train_loss": _mean_of_logged_losses(self.state)}
         super().log(logs, start_time)
@@ -112,7 +112,7 @@ class ResumableTraining(TrainerMixin):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict], torch.Tensor | int | None]:
-        """Fetches batches as [`~transformers.Trainer.get_batch_samples`]; none if no step is left to train."""
+        """Fetches batches like [`~transformers.Trainer.get_batch_samples`]; none if no step is left to train."""
         if self._is_at_its_end:
             # Without this, transformers 5.23 makes one step before it checks the number of steps.
             self.control.should_training_stop = True

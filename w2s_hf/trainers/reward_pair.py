@@ -36,7 +36,7 @@ _KINDS = (datasets.Dataset, datasets.IterableDataset)
 
 class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, ResumableTraining, RewardTrainer):
     """
-    [`~trl.RewardTrainer`] for reward models that are trained on soft labels, P(chosen better).
+    A [`~trl.RewardTrainer`] for reward models that are trained on soft labels, P(chosen better).
 
     A pair is a row with two classes. Its logits are the two rewards, that of the rejected response first. Their
     softmax is P(chosen better) = sigmoid(r_chosen - r_rejected), and all of [`w2s_hf.losses`] apply. `xent` with the
@@ -332,7 +332,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Evaluates as [`~trl.RewardTrainer.evaluate`]. Pairs are checked, and tokenized if they are text."""
+        """Evaluates like [`~trl.RewardTrainer.evaluate`]. Pairs are checked, and tokenized if they are text."""
         if not isinstance(eval_dataset, str):  # a string names one of several sets
             check_pair_columns(eval_dataset, "eval_dataset", self.args)
         if isinstance(eval_dataset, datasets.Dataset | datasets.IterableDataset):

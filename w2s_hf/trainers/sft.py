@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
-    """[`~trl.SFTTrainer`] with epochs that are the same on any number of processes and after a resume."""
+    """An [`~trl.SFTTrainer`] with epochs that are the same on any number of processes and after a resume."""
 
     _is_evaluating = False
 
@@ -48,14 +48,14 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict], torch.Tensor | int | None]:
-        """Fetches batches as [`~trl.SFTTrainer`]; a process that has only repeated rows counts 1 token and not 0."""
+        """Fetches batches like [`~trl.SFTTrainer`]; a process that has only repeated rows counts 1 token and not 0."""
         batches, n_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, n_tokens.clamp(min=1) if isinstance(n_tokens, torch.Tensor) else n_tokens
 
     def training_step(
         self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Trains on a batch as [`~trl.SFTTrainer`]; tokens of repeated rows are not counted."""
+        """Trains on a batch like [`~trl.SFTTrainer`]; tokens of repeated rows are not counted."""
         repeated_tokens = inputs.pop("repeated_tokens", None)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if repeated_tokens is not None:
@@ -70,7 +70,7 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Predicts as [`~trl.SFTTrainer`]; rows that accelerate repeats to fill the last batch have no loss."""
+        """Predicts like [`~trl.SFTTrainer`]; rows that accelerate repeats to fill the last batch have no loss."""
         counts = self._rows_that_count(self._n_rows(inputs))
         if counts is not None:
             inputs = self._mark(inputs, counts)

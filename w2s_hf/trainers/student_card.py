@@ -66,7 +66,7 @@ class StudentCardCallback(TrainerCallback):
 
 class WithStudentCard(TrainerMixin):
     """
-    A mixin before a [`~transformers.Trainer`] that adds `card`, a [`StudentCard`], and overrides:
+    A mixin for a [`~transformers.Trainer`] that adds `card`, a [`StudentCard`], and overrides:
 
     - `create_model_card`: writes this card, and replaces cards of PEFT and TRL;
     - `push_to_hub`: uploads only the files of the student, in one commit. [`~transformers.Trainer`] uploads its whole

@@ -44,7 +44,7 @@ _Rows: TypeAlias = datasets.Dataset | dict[str, datasets.Dataset]
 
 class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, ResumableTraining, Trainer):
     """
-    [`~transformers.Trainer`] for classifiers that are trained on soft labels.
+    A [`~transformers.Trainer`] for classifiers that are trained on soft labels.
 
     With `loss_type="xent"`, integer labels and `disable_dropout=False` it is a drop-in [`~transformers.Trainer`], with
     the same loss at every step and the same final weights. Every loss is a mean over the rows of the *whole* optimizer
@@ -229,7 +229,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         return dataset
 
     def _refuse_texts(self, dataset: datasets.IterableDataset, name: str) -> None:
-        """Raises `ValueError` for a stream of texts, if no collator of the user may tokenize them."""
+        """Raises `ValueError` for a stream of texts, unless a collator of the user may tokenize them."""
         columns = dataset.column_names  # `None` if they are unknown; then the collator refuses the first batch
         has_tokens = columns is None or {"input_ids", "inputs_embeds"} & set(columns)
         if not has_tokens and isinstance(self.data_collator, WeakToStrongCollator):
@@ -333,7 +333,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     def evaluate(
         self, eval_dataset: _Rows | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluates as [`~transformers.Trainer.evaluate`]. Texts are tokenized, and labels are checked."""
+        """Evaluates like [`~transformers.Trainer.evaluate`]. Texts are tokenized, and labels are checked."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):  # a string names one of several sets
             eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset")
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)

@@ -36,7 +36,7 @@ MIN_WARMUP_STEPS = 50
 
 class WholeStepLoss(WholeEpochs, ABC):
     """
-    A mixin before a [`~transformers.Trainer`] whose `args` are [`LossArguments`].
+    A mixin for a [`~transformers.Trainer`] whose `args` are [`LossArguments`].
 
     The trainer defines `_forward`, `_n_rows` and `_record` for its batches, and its `compute_loss` combines
     `_row_losses` and `_share_of_step`. Then 8x1, 2x4 and 1x8 (rows x accumulation steps) train the same model, on one
@@ -203,8 +203,8 @@ class WholeStepLoss(WholeEpochs, ABC):
 
     def train(self, *args, **kwargs) -> TrainOutput:
         """
-        Trains as [`~transformers.Trainer.train`]. With `aux_start="agreement"`, the last entry of the log history has
-        the step after which the auxiliary weight rose. If it never rose, a warning says so.
+        Trains like [`~transformers.Trainer.train`]. With `aux_start="agreement"`, the last entry of the log history
+        has the step after which the auxiliary weight rose. If it never rose, a warning says so.
         """
         output = super().train(*args, **kwargs)
         if self.args.has_auxiliary_term and self.args.aux_start == "agreement":
