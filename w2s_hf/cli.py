@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 def _say_loading(what: str = "torch, transformers and peft") -> None:
-    """Prints what is imported, on the first rank."""
+    """Prints the name of the module that is imported, on the first rank."""
     if os.environ.get("RANK", "0") == "0" and "peft" not in sys.modules:
         print(f"Loading {what} ...", file=sys.stderr, flush=True)
 

@@ -76,7 +76,9 @@ class LaunchOptions:
         path = config_file(name, ACCELERATE_CONFIGS, "--accelerate_config")
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError(f"--accelerate_config: got {name!r}, expected a file of `accelerate config`.")
+            raise ValueError(
+                f"--accelerate_config: got {name!r}, expected a file of `accelerate config`. Create one with it."
+            )
         if (self.num_processes or 1) > 1 and content.get("distributed_type") in ("NO", False, None):
             raise ValueError(
                 f"Got --num_processes {self.num_processes} and --accelerate_config {name}, which starts one process. "

@@ -105,7 +105,7 @@ def tokenize_rows(
 
 
 def has_contexts(rows: Dataset, text_field: str) -> bool:
-    """Returns whether the text column is that of [`w2s_hf.load_task`], with the place of the context beside it."""
+    """Returns whether rows have the text column of [`w2s_hf.load_task`] and the position of its context."""
     return text_field == "text" and set(CONTEXT_COLUMNS) <= set(rows.column_names)
 
 

@@ -125,7 +125,7 @@ def refuse_prompt_tuning(config: PreTrainedConfig, peft_config: PeftConfig) -> N
         raise ValueError(
             f"peft_config: got {getattr(peft_config.peft_type, 'value', peft_config.peft_type)} for a classifier of "
             f"type {config.model_type!r}, expected adapters that keep the tokens, such as LoRA, IA3 or prefix tuning. "
-            "With prepended embeddings it cannot tell the last token of a row from padding. Use a LoraConfig."
+            "With prepended embeddings it cannot find the last token that is not padding. Use a LoraConfig."
         )
 
 

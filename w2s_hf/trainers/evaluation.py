@@ -271,7 +271,7 @@ class OrderedEvaluation(TrainerMixin):
             np.random.set_state(states[1])
 
     def _may_be_added_by_callback(self) -> bool:
-        """Returns whether a callback of the user could add a metric to what `evaluate` returns."""
+        """Returns whether a callback of the user could add a metric to the result of `evaluate`."""
         methods = [type(callback).on_evaluate for callback in self.callback_handler.callbacks]
         return any(not method.__module__.startswith("transformers.") for method in methods)
 

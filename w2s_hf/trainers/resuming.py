@@ -239,8 +239,8 @@ class ResumableTraining(TrainerMixin):
         best = self.state.best_model_checkpoint
         if best is None or not os.path.isdir(best):
             raise ValueError(
-                f"load_best_model_at_end: the best checkpoint {best} is gone. The model has the weights of the last "
-                f"step, {self.state.global_step}."
+                f"load_best_model_at_end: the best checkpoint {best} is missing. The model has the weights of the "
+                f"last step, {self.state.global_step}."
             )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()

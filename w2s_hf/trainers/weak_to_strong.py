@@ -197,7 +197,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             disable_dropout(model)
         refuse_problem_type(model.config)
         if self.processing_class is not None:
-            align_padding(model, self.processing_class)  # the tokenizer pads the rows, whatever config.json says
+            # config.json may have another padding token than the tokenizer
+            align_padding(model, self.processing_class)
         return model
 
     def _prepare_dataset(self, dataset: _Rows, name: str, needs_labels: bool = True) -> _Rows:
