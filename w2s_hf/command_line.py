@@ -26,7 +26,7 @@ def did_you_mean(word: str, known: Iterable[str], form: str = "{!r}") -> str:
         word resembles the unknown one.
     """
     known = list(dict.fromkeys(known))
-    # `epochs` and `lr` mean these options, although their letters are closer to other options.
+    # `epochs` and `lr` mean these options, although other options are spelt more like them.
     initials = [name for name in known if "_" in name and "".join(part[:1] for part in name.split("_")) == word]
     longer = sorted(name for name in known if len(word) > 3 and word.lower() in name.lower())
     longer.sort(key=lambda name: (not name.startswith(word), len(name)))

@@ -73,7 +73,7 @@ def _facts_of_link(run: SeedResult, link: LinkResult) -> dict:
         "no_pgr": "no ceiling was trained for this link of the chain",
         "taught_by": link.taught_by,
         "n_train": link.n_train,
-        # Baselines with a model are those of the student, which is another model than this link.
+        # Baselines with a model use the model of the student, which is not the model of this link.
         "others": {baseline.name: Score.of(baseline) for baseline in run.baselines if not baseline.model},
     }
 
