@@ -343,15 +343,17 @@ def comparison(name: str, table: Table, folder: Path) -> str:
 def findings(entry: Entry) -> list[str]:
     """Returns the results of a run on the questions of the paper, one sentence per question."""
     n, methods = len(entry.seeds), entry.methods
-    lines = [f"Accuracy minus that of the supervisor: {'; '.join(_gain(entry, each, 'weak') for each in methods)}."]
+    lines = [
+        f"The accuracy minus that of the supervisor is {'; '.join(_gain(entry, each, 'weak') for each in methods)}."
+    ]
     others = [_gain(entry, method, "naive") for method in methods if method != "naive"]
     if "naive" in methods and others:
-        lines.append(f"Accuracy minus that of the naive student: {'; '.join(others)}.")
+        lines.append(f"The accuracy minus that of the naive student is {'; '.join(others)}.")
     if LINEAR_PROBE in set(entry.predictions["role"]):
-        lines.append(f"Accuracy minus that of the linear probe: {_gain(entry, 'ceiling', LINEAR_PROBE)}.")
+        lines.append(f"The accuracy minus that of the linear probe is {_gain(entry, 'ceiling', LINEAR_PROBE)}.")
     if entry.is_prompted:
         others = [_gain(entry, each, _ZERO_SHOT) for each in ("weak", *methods)]
-        lines.append(f"Accuracy minus that of the zero-shot prompt: {'; '.join(others)}.")
+        lines.append(f"The accuracy minus that of the zero-shot prompt is {'; '.join(others)}.")
     at_chance = [run.seed for run in entry.results.runs if run.is_supervisor_at_chance(entry.results.chance)]
     if at_chance:
         lines.append(
@@ -372,7 +374,8 @@ def _gain(entry: Entry, one: str, other: str) -> str:
     """Returns the difference between two models with its interval, and in how many seeds the first is above."""
     difference, _ = _difference(entry.correct(one), entry.correct(other))
     above = (entry.accuracies(one) > entry.accuracies(other)).sum()
-    return f"{_ROLES.get(one, one)} {difference}, above in {_share(above, len(entry.seeds))} seeds"
+    name = f"the {_ROLES[one]}" if one in _ROLES else one
+    return f"{difference} for {name} (above in {_share(above, len(entry.seeds))} seeds)"
 
 
 def facts_of(entry: Entry, page: Page) -> list[str]:

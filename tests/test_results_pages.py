@@ -154,7 +154,7 @@ def test_the_page_follows_the_files(repository):
     assert readme.startswith("before\n") and readme.endswith("\nafter\n")
     for words in ("## SST-2, phrases", "### In 4 bits", "python results/run.py pairs/in_4_bits", "org/student (local"):
         assert words in page
-    assert "Later" not in page and re.search(r"; confidence -0\.\d+ \[-0.*, above in 0 of 2\.", page)
+    assert "Later" not in page and re.search(r"; -0\.\d+ \[-0.* for confidence \(above in 0 of 2 seeds\)\.", page)
     assert "python results/run.py sst2` (2 minutes), " in readme and "Trained 2026-01-01 to 2026-01-02 on CPU" in page
     assert "org/student was read from a local copy: rounded." in page and "at the median" in page
 
@@ -242,7 +242,7 @@ def test_a_supervisor_at_chance_is_named_and_the_ceiling_compared_with_the_probe
     entry = groups[0].entries[0]
     difference = entry.accuracies("ceiling").mean() - entry.accuracies(LINEAR_PROBE).mean()
     (line,) = [line for line in build.findings(entry) if "linear probe" in line]
-    assert line.startswith(f"Accuracy minus that of the linear probe: strong ceiling {rounded(difference)} [")
+    assert line.startswith(f"The accuracy minus that of the linear probe is {rounded(difference)} [")
     assert not any("chance" in line for line in build.findings(entry))
     entry.results.runs[1].weak.ci95 = [entry.results.chance, 0.75]
     (line,) = [line for line in build.findings(entry) if "chance" in line]
@@ -384,7 +384,7 @@ def test_predictions_of_other_rows_or_models_are_not_compared(change, message, t
 
 
 def test_other_files_are_no_predictions(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Run the recipe again"):
+    with pytest.raises(FileNotFoundError, match="Run the experiment again"):
         read_predictions(tmp_path / PREDICTIONS)
     pd.DataFrame({"seed": [0]}).to_parquet(tmp_path / PREDICTIONS)
     with pytest.raises(ValueError, match="with the columns seed, expected"):
