@@ -1,15 +1,19 @@
 """The command `w2s`: its subcommands, the launch through accelerate, and help that fits a screen."""
 
 import re
+import signal
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import yaml
 from helpers.running import ROOT, TINY, numbers, recipe_here
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from w2s_hf import __version__
 from w2s_hf.cli import main
@@ -211,12 +215,27 @@ def test_one_process_is_launched_and_its_error_is_the_last_line(cache, tmp_path)
     assert process.stderr.rstrip().splitlines()[-1].startswith("error: ")
 
 
-def test_a_failed_launch_ends_with_its_code(monkeypatch):
-    def fail(args):
-        raise subprocess.CalledProcessError(1, "python")
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (subprocess.CalledProcessError(2, "python"), 2),
+        (subprocess.CalledProcessError(-9, "python"), 137),
+        (ChildFailedError.__new__(ChildFailedError), 1),
+        (SignalException("Process 1 got signal: 2", signal.SIGINT), 130),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=["options", "killed", "several", "several-interrupted", "interrupted"],
+)
+def test_a_failed_launch_ends_with_its_code(error, code, monkeypatch):
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", mock.Mock(side_effect=error))
+    monkeypatch.setattr("os.wait", mock.Mock(side_effect=ChildProcessError))
+    assert launch(LaunchOptions(1), ["run", "boolq"]) == code
 
-    monkeypatch.setattr("accelerate.commands.launch.launch_command", fail)
-    assert launch(LaunchOptions(1), ["run", "boolq"]) == 1
+
+def test_a_file_that_is_no_configuration_of_accelerate(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("a: [1\n")
+    assert launch(LaunchOptions(2, str(tmp_path / "mine.yaml")), ["run", "boolq"]) == 2
+    assert "mine.yaml', expected a file of `accelerate config`." in capsys.readouterr().err
 
 
 # ---- Running ----
