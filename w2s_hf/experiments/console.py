@@ -70,7 +70,7 @@ class Progress:
         if self._is_grouped:
             logger.info(f"    {title}{_in_brackets(notes)}")
             return
-        time_left = None if is_cached else self._time_left(kind)
+        time_left = self._time_left(kind) if self._is_planned and not is_cached else None
         self._n_started += 1
         if self._left[kind]:
             self._left[kind] -= 1
