@@ -70,6 +70,7 @@ def test_help_and_version_name_the_commands(capsys):
         ("run boolq --accelerate_config fdsp", "shipped configurations: ddp, fsdp.*Did you mean 'fsdp'?"),
         ("run boolq --num_processes 2 --accelerate_config single", "which starts one process"),
         ("run boolq --help everything", "expected --help or --help all"),
+        ("run boolq --trust_remote_code true", "Got --trust_remote_code"),
         ("tasks --al", "Got --al, which is not an option"),
     ],
 )
@@ -118,7 +119,7 @@ def test_all_help_lists_every_option_once(argv, capsys):
     if argv[0] == "run":
         places = [out.index(f"\n  {name} ") for name in ("--weak_model", "--lora_r", "--warmup_steps")]
         assert places == sorted(places), "experiment, student, training"
-        assert "--seed " not in out and "--hub_token" not in out, "recipes refuse them"
+        assert not {"--seed", "--hub_token", "--trust_remote_code"} & set(names), "recipes refuse them"
 
 
 def test_tasks_are_listed(capsys):
