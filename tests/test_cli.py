@@ -81,6 +81,11 @@ def test_wrong_words_say_what_is_right(argv, message, capsys, monkeypatch, tmp_p
     assert not any(tmp_path.iterdir())
 
 
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch):
+    monkeypatch.setattr("w2s_hf.tasks.task_table", mock.Mock(side_effect=KeyboardInterrupt))
+    assert main(["tasks"]) == 130
+
+
 # ---- Help ----
 
 
