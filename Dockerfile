@@ -1,4 +1,5 @@
 # docker build -t w2s_hf .
+# mkdir -p outputs && chmod a+rwx outputs    # docker creates a directory that is missing for root only
 # docker run --rm -v "$PWD/outputs:/home/user/outputs" w2s_hf w2s run boolq
 # docker run --rm --gpus all -e HF_TOKEN -v "$PWD/outputs:/home/user/outputs" w2s_hf w2s run boolq --config single_gpu
 #

@@ -1,5 +1,9 @@
 # /// script
+# requires-python = ">=3.11"
 # dependencies = ["w2s_hf"]
+#
+# [tool.uv.sources]
+# w2s_hf = { path = "..", editable = true }
 # ///
 """The whole experiment: does a strong student get better than the weak supervisor whose labels it is trained on?
 

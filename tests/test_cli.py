@@ -1,15 +1,19 @@
 """The command `w2s`: its subcommands, the launch through accelerate, and help that fits a screen."""
 
 import re
+import signal
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import yaml
 from helpers.running import ROOT, TINY, numbers, recipe_here
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from w2s_hf import __version__
 from w2s_hf.cli import main
@@ -66,6 +70,7 @@ def test_help_and_version_name_the_commands(capsys):
         ("run boolq --accelerate_config fdsp", "shipped configurations: ddp, fsdp.*Did you mean 'fsdp'?"),
         ("run boolq --num_processes 2 --accelerate_config single", "which starts one process"),
         ("run boolq --help everything", "expected --help or --help all"),
+        ("run boolq --trust_remote_code true", "Got --trust_remote_code"),
         ("tasks --al", "Got --al, which is not an option"),
     ],
 )
@@ -74,6 +79,11 @@ def test_wrong_words_say_what_is_right(argv, message, capsys, monkeypatch, tmp_p
     result = ended(argv.split(), capsys)
     assert result.code and re.search(message, " ".join(result.err.split())), result.err
     assert not any(tmp_path.iterdir())
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch):
+    monkeypatch.setattr("w2s_hf.tasks.task_table", mock.Mock(side_effect=KeyboardInterrupt))
+    assert main(["tasks"]) == 130
 
 
 # ---- Help ----
@@ -114,7 +124,7 @@ def test_all_help_lists_every_option_once(argv, capsys):
     if argv[0] == "run":
         places = [out.index(f"\n  {name} ") for name in ("--weak_model", "--lora_r", "--warmup_steps")]
         assert places == sorted(places), "experiment, student, training"
-        assert "--seed " not in out and "--hub_token" not in out, "recipes refuse them"
+        assert not {"--seed", "--hub_token", "--trust_remote_code"} & set(names), "recipes refuse them"
 
 
 def test_tasks_are_listed(capsys):
@@ -211,12 +221,27 @@ def test_one_process_is_launched_and_its_error_is_the_last_line(cache, tmp_path)
     assert process.stderr.rstrip().splitlines()[-1].startswith("error: ")
 
 
-def test_a_failed_launch_ends_with_its_code(monkeypatch):
-    def fail(args):
-        raise subprocess.CalledProcessError(1, "python")
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (subprocess.CalledProcessError(2, "python"), 2),
+        (subprocess.CalledProcessError(-9, "python"), 137),
+        (ChildFailedError.__new__(ChildFailedError), 1),
+        (SignalException("Process 1 got signal: 2", signal.SIGINT), 130),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=["options", "killed", "several", "several-interrupted", "interrupted"],
+)
+def test_a_failed_launch_ends_with_its_code(error, code, monkeypatch):
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", mock.Mock(side_effect=error))
+    monkeypatch.setattr("os.wait", mock.Mock(side_effect=ChildProcessError))
+    assert launch(LaunchOptions(1), ["run", "boolq"]) == code
 
-    monkeypatch.setattr("accelerate.commands.launch.launch_command", fail)
-    assert launch(LaunchOptions(1), ["run", "boolq"]) == 1
+
+def test_a_file_that_is_no_configuration_of_accelerate(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("a: [1\n")
+    assert launch(LaunchOptions(2, str(tmp_path / "mine.yaml")), ["run", "boolq"]) == 2
+    assert "mine.yaml', expected a file of `accelerate config`." in capsys.readouterr().err
 
 
 # ---- Running ----

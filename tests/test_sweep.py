@@ -23,6 +23,7 @@ from helpers.running import ROOT, recipe, recipe_here, start
 from w2s_hf import WeakLabels, read_results
 from w2s_hf.experiments import finetuner
 from w2s_hf.experiments.output_directory import Manifest
+from w2s_hf.launch import CONFIGS
 from w2s_hf.leaderboard import find_cards, leaderboard
 from w2s_hf.results import ExperimentResult
 from w2s_hf.sweep import cells
@@ -30,6 +31,7 @@ from w2s_hf.sweep.cells import Session, _row_of
 from w2s_hf.sweep.cli import parse_sweep
 from w2s_hf.sweep.cluster import _work
 from w2s_hf.sweep.grid import Cell, SweepArguments, cells_of, rounds_of
+from w2s_hf.sweep.run import run_sweep
 
 TWO_NODES = "test_on_two_nodes_of_which_one_loses_its_worker_the_table_is_the_same"
 DEMO = ROOT / "w2s_hf" / "configs" / "sweep_demo.yaml"
@@ -380,6 +382,15 @@ def test_wrong_command_lines_say_what_to_do(options, message, capsys):
     with pytest.raises(SystemExit):
         parse_sweep("", DEMO, options)
     assert message in capsys.readouterr().err
+
+
+def test_a_file_with_a_task_of_another_setting_is_refused(tmp_path):
+    path, output = tmp_path / "my_pairs.py", tmp_path / "output"
+    path.write_text("from w2s_hf.tasks import PreferenceTask\nMINE = PreferenceTask('mine', 'me/pairs')\n")
+    args = SweepArguments([str(path)], ["scratch-32x1"], ["pretrained-32x2"], output_dir=str(output))
+    with pytest.raises(ValueError, match="a PreferenceTask, expected text classification"):
+        run_sweep(args, ["--use_cpu", "true"], CONFIGS)
+    assert not output.exists()
 
 
 def test_options_of_cells_in_the_file_of_the_grid_are_refused(tmp_path, capsys):

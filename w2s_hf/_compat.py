@@ -92,6 +92,8 @@ IMPORTS = {
     "launch_command_parser": "accelerate.commands.launch",
     # The error of torchrun, and so of `accelerate launch`, if a process fails. Public replacement: `Exception`.
     "ChildFailedError": "torch.distributed.elastic.multiprocessing.errors",
+    # The error of torchrun if it is stopped by a signal, such as that of Ctrl-C. Public replacement: `Exception`.
+    "SignalException": "torch.distributed.elastic.multiprocessing.api",
     # A fingerprint with which `Dataset.map` does not look for a cache file. Public replacement:
     # `datasets.disable_caching`, which applies to all datasets of the process.
     "generate_random_fingerprint": "datasets.fingerprint",
@@ -107,6 +109,7 @@ if TYPE_CHECKING:
     from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, load_peft_weights
     from peft.utils.integrations import dequantize_module_weight
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves

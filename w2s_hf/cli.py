@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from .command_line import CommandLine, did_you_mean
-from .experiments.console import quiet_libraries, run_recipe
+from .experiments.console import STOPPED, quiet_libraries, run_recipe
 from .launch import CONFIGS, config_file, launch, split_launch
 
 __all__ = ["main", "recipe", "sweep"]
@@ -58,7 +58,10 @@ def main(argv: list[str] | None = None) -> int | None:
         hint = did_you_mean(command, _COMMANDS) or " `w2s --help` explains them."
         parser.error(f"Got {command!r}, expected one of {', '.join(_COMMANDS)}.{hint}")
     quiet_libraries()
-    return _COMMANDS[command](options)
+    try:
+        return _COMMANDS[command](options)
+    except KeyboardInterrupt:  # `run` and `sweep` say how to continue, and the other commands have nothing to continue
+        return STOPPED
 
 
 def _say_loading(what: str = "torch, transformers and peft") -> None:

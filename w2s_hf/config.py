@@ -446,6 +446,11 @@ class StudentConfig(ModelConfig):
             raise ValueError(
                 f"Got --model_name_or_path {self.model_name_or_path}, expected --student_model with this value."
             )
+        if vars(self).get("trust_remote_code"):  # a field of ModelConfig in TRL 1.0, and not in TRL 1.16
+            raise ValueError(
+                "Got --trust_remote_code true, expected false, because experiments run no code of model repositories. "
+                "Remove it; models that transformers knows need none."
+            )
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
             raise ValueError(
                 "Got a quantized student without adapters (--use_peft false), expected adapters. Set --use_peft true."

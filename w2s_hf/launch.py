@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +69,16 @@ class LaunchOptions:
 
         Raises:
             FileNotFoundError: there is no such configuration.
-            ValueError: the configuration has one process, and `num_processes` is larger.
+            ValueError: the configuration cannot be read, or it has one process, and `num_processes` is larger.
         """
         import yaml
 
         name = self.accelerate_config or ("single" if self.num_processes == 1 else "ddp")
         path = config_file(name, ACCELERATE_CONFIGS, "--accelerate_config")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            content = None
         if not isinstance(content, dict):
             raise ValueError(
                 f"--accelerate_config: got {name!r}, expected a file of `accelerate config`. Create one with it."
@@ -141,12 +145,20 @@ def launch(options: LaunchOptions, argv: Sequence[str]) -> int:
     print("Loading accelerate ...", file=sys.stderr, flush=True)
     from subprocess import CalledProcessError
 
-    from ._compat import ChildFailedError, launch_command, launch_command_parser
+    from ._compat import ChildFailedError, SignalException, launch_command, launch_command_parser
 
     try:
         launch_command(launch_command_parser().parse_args(words))
-    except (CalledProcessError, ChildFailedError):
-        return 1  # the process that failed has printed its error
+    except CalledProcessError as error:  # the process has printed its error, as below
+        return error.returncode if error.returncode > 0 else 128 - error.returncode
+    except ChildFailedError:
+        return 1
     except KeyboardInterrupt:
+        # The launched process, which Ctrl-C stops as well, prints its last line before this one ends.
+        with suppress(ChildProcessError, KeyboardInterrupt):
+            while True:
+                os.wait()
         return 130
+    except SignalException as error:  # of several processes; torchrun has stopped them
+        return 128 + error.sigval
     return 0

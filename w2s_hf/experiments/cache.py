@@ -42,10 +42,10 @@ _PACKAGE = Path(__file__).parents[1]
 # Files of the package that read results, print, or push, and cannot change what is trained. All other files are part
 # of the keys: a new file may cause a needless rebuild, but never a stale result.
 _WITHOUT_EFFECT = (
-    "cards/", "memory/", "sweep/", "pgr_metric/", "command_line.py", "hub.py", "leaderboard.py", "plots.py",
-    "publish.py", "results", "experiments/analyses.py", "experiments/cache.py", "experiments/cli.py",
-    "experiments/config.py", "experiments/config_file.py", "experiments/console.py", "experiments/experiment.py",
-    "experiments/output_directory.py", "experiments/report.py", "experiments/scores.py",
+    "__main__.py", "cards/", "cli.py", "command_line.py", "hub.py", "launch.py", "leaderboard.py", "memory/",
+    "pgr_metric/", "plots.py", "publish.py", "results", "sweep/", "experiments/analyses.py", "experiments/cache.py",
+    "experiments/cli.py", "experiments/config.py", "experiments/config_file.py", "experiments/console.py",
+    "experiments/experiment.py", "experiments/output_directory.py", "experiments/report.py", "experiments/scores.py",
     "experiments/tracking.py",
 )  # fmt: skip
 # The files that build the models of the demo.

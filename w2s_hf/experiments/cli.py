@@ -257,7 +257,7 @@ def parse_arguments(
         description=description,
         usage="%(prog)s [options]",  # not a page of 200 names before the first sentence
         essential=_essential(experiment),
-        hidden={"hub_token", "model_name_or_path", *(name for name in _SET_BY if _is_set(name, training))},
+        hidden={*_REFUSED, *(name for name in _SET_BY if _is_set(name, training))},
         launch=(prog or "").startswith("w2s"),
         defaults=_defaults(demo_config),
     )
@@ -362,6 +362,8 @@ def _check_models(args: ExperimentArguments, real_config: str | None) -> None:
         raise ValueError(f"Got no {' and no '.join(missing)}, expected both models. {advice}")
 
 
+# Options of transformers and TRL that are refused.
+_REFUSED = ("hub_token", "model_name_or_path", "trust_remote_code")
 # Options of a trainer that the experiment sets for each training, and the options that determine their values.
 _SET_BY = {"seed": "--seeds", "data_seed": "--seeds", "loss_type": "--methods", "hub_model_id": "--hub_namespace"}
 

@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Progress", "quiet_libraries", "run_recipe"]
+__all__ = ["STOPPED", "Progress", "quiet_libraries", "run_recipe"]
 
 logger = logging.getLogger(__name__)
 
 _DEBUG_VARIABLE = "W2S_HF_DEBUG"
 # The exit code of a process that Ctrl-C stopped, by the convention of shells: 128 plus the number of SIGINT.
-_STOPPED = 130
+STOPPED = 130
 # Seconds that a rank other than 0 waits before it prints an error. Most errors occur on all ranks. The launcher ends
 # the other ranks when rank 0 has ended, so that the error is printed once.
 _WAIT_FOR_RANK_0 = 3.0
@@ -70,7 +70,7 @@ class Progress:
         if self._is_grouped:
             logger.info(f"    {title}{_in_brackets(notes)}")
             return
-        time_left = None if is_cached else self._time_left(kind)
+        time_left = self._time_left(kind) if self._is_planned and not is_cached else None
         self._n_started += 1
         if self._left[kind]:
             self._left[kind] -= 1
@@ -199,7 +199,7 @@ def run_recipe(main: Callable[[], Callable[[], object] | None]) -> None:
             logger.debug("traceback", exc_info=True)
             if is_first_rank:
                 print("\nStopped. The same command continues from the last checkpoint.", file=sys.stderr, flush=True)
-        sys.exit(_STOPPED)
+        sys.exit(STOPPED)
     except (ValueError, OSError) as error:
         if not is_first_rank:
             time.sleep(_WAIT_FOR_RANK_0)

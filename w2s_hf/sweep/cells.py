@@ -20,7 +20,7 @@ from accelerate import PartialState
 from transformers import AutoModel
 
 from ..experiments.cache import code_versions, library_versions
-from ..experiments.cli import COMMAND_LINES, parse_arguments
+from ..experiments.cli import COMMAND_LINES, options_of, parse_arguments
 from ..experiments.experiment import Experiment, setting_of
 from ..experiments.report import ceiling_warnings
 from ..experiments.seed import train_supervisor
@@ -101,6 +101,11 @@ class Session:
             )
         like = self._experiments.get(cell.setting)
         task = find_any_task(cell.task)
+        if options_of(task) is not line:
+            raise ValueError(
+                f"--tasks: got {cell.task}, a {type(task).__name__}, expected text classification or a task of the "
+                f"package. Run it with `w2s run {cell.task}`."
+            )
         new_experiment = Experiment(task, setting_of(task), *parsed, like=like)
         self._experiments.setdefault(cell.setting, new_experiment)
         return new_experiment

@@ -161,7 +161,10 @@ def task_table(sources: bool = True) -> str:
     )
 
 
-_CHESS_LINE = (CHESS_TASK, "train / test", "EleutherAI/lichess-puzzles", "What is the best move? (needs python-chess)")
+_CHESS_LINE = (
+    CHESS_TASK, "train / test", "EleutherAI/lichess-puzzles",
+    "What is the best move in this chess position? (needs python-chess)",
+)  # fmt: skip
 
 
 def _line_of(task: Task | PreferenceTask) -> tuple[str, str, str, str]:
