@@ -116,7 +116,7 @@ _MODULES = {
     "leak-probe": ("w2s_hf/tasks/leak_probe.py",),
 }
 _LAUNCH = {"num_processes", "accelerate_config"}
-_CONFIGS = {path.stem for folder in ("w2s_hf", "recipes") for path in (ROOT / folder / "configs").glob("*.yaml")}
+_CONFIGS = {path.stem for path in (ROOT / "w2s_hf" / "configs").glob("*.yaml")}
 
 
 def commands(page: Path) -> Iterator[list[str]]:
