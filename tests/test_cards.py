@@ -95,11 +95,11 @@ UNREADABLE = "cannot be read as that of a student"
     ("change", "message"),
     [
         (lambda text: re.sub(r"(type: pgr\n *value: )0\.[0-9]+", r"\g<1>0.99", text),
-         "has the PGR 0.99, and its scores give 0.4999"),
+         "has PGR 0.99, and its scores give 0.4999"),
         (lambda text: text.replace("accuracy: 0.6", "accuracy: half", 1), UNREADABLE),
         (lambda text: text.replace("ci95:", "cii95:"), UNREADABLE),
         (lambda text: "---\na: [\n---\n", UNREADABLE),
-        (lambda text: "---\ntags: [a]\n---\n# Another model\n", "it has no `weak_to_strong` of schema 1"),
+        (lambda text: "---\ntags: [a]\n---\n# Another model\n", "has no `weak_to_strong` of schema 1"),
     ],
     ids=["another PGR", "a word", "another key", "no YAML", "another model"],
 )  # fmt: skip

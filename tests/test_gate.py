@@ -115,7 +115,7 @@ def test_two_results_are_compared_without_their_times(tmp_path):
     for path, content in zip(paths, (first, second), strict=True):
         path.write_text(json.dumps(content))
     changed = {".runs[0].students[0].accuracy: ", ".chance: only in the first"}
-    for pair, status, said in ((paths, 1, changed), (paths[:1] * 2, 0, {"equal, times apart"})):
+    for pair, status, said in ((paths, 1, changed), (paths[:1] * 2, 0, {"equal except for times"})):
         command = [sys.executable, compare_results.__file__, *map(str, pair)]
         process = subprocess.run(command, capture_output=True, text=True)
         assert process.returncode == status

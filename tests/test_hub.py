@@ -70,5 +70,5 @@ def test_an_unknown_revision_is_named(monkeypatch):
 def test_a_directory_has_no_revision(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     assert ModelSpec.find(str(tmp_path), "--student_model", StudentConfig()).revision is None
-    with pytest.raises(ValueError, match="has no revision 'v9'"):
+    with pytest.raises(ValueError, match="got the revision 'v9' of the directory"):
         ModelSpec.find(str(tmp_path), "--student_model", StudentConfig(model_revision="v9"))

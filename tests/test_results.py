@@ -249,13 +249,3 @@ def test_committed_results_have_the_fingerprints_of_their_cards():
         for student in json.loads(file.read_text())["runs"][0]["students"]:
             card = read_card(file.parent / student["output"].split("/")[1])
             assert student["fingerprint"] == card.fingerprint
-
-
-def test_the_readmes_example_runs(outputs, monkeypatch):
-    (example,) = re.findall(r"```python\n(from w2s_hf import read_results\n.*?)```", README.read_text(), flags=re.S)
-    monkeypatch.chdir(outputs)
-    (outputs / "outputs").mkdir()
-    shutil.copytree(outputs / "a", outputs / "outputs" / "a")
-    names: dict = {}
-    exec(example, names)
-    assert len(names["medians"]) == 3

@@ -107,8 +107,8 @@ class _OwnDefaults(TrainerArguments):
         if (self.bf16 or self.bf16_full_eval) and not self.use_cpu and not has_device:
             name = "bf16" if self.bf16 else "bf16_full_eval"
             raise ValueError(
-                f"{name}: got True on a machine without a GPU that computes in bfloat16. To train in float32 on the "
-                f"CPU, set --use_cpu true --{name} false (in Python: use_cpu=True, {name}=False)."
+                f"{name}: got True on a machine without a GPU that computes in bfloat16, expected False. To train in "
+                f"float32 on the CPU, set --use_cpu true --{name} false (in Python: use_cpu=True, {name}=False)."
             )
         if (self.bf16 or self.bf16_full_eval) and self.use_cpu:
             warn_of_slow_bfloat16()
