@@ -1,6 +1,7 @@
 """Tests fingerprints of trainings on cards and in results, and the table of many results."""
 
 import copy
+import inspect
 import json
 import os
 import re
@@ -10,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.cards import CARDS, card_of, results
-from helpers.running import ROOT
 
 from w2s_hf import CompletionConfig, RewardPairConfig, WeakToStrongConfig, read_results
 from w2s_hf.cards.trained_with import fingerprint_of, plain
@@ -21,7 +21,6 @@ from w2s_hf.leaderboard import read_card
 from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.training_settings import training_settings
 
-README = ROOT / "README.md"
 CONFIGS = [WeakToStrongConfig, RewardPairConfig, CompletionConfig]
 
 
@@ -249,3 +248,13 @@ def test_committed_results_have_the_fingerprints_of_their_cards():
         for student in json.loads(file.read_text())["runs"][0]["students"]:
             card = read_card(file.parent / student["output"].split("/")[1])
             assert student["fingerprint"] == card.fingerprint
+
+
+def test_the_example_of_the_docstring_runs(outputs, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", inspect.cleandoc(read_results.__doc__), flags=re.S)
+    monkeypatch.chdir(outputs)
+    (outputs / "outputs").mkdir()
+    shutil.copytree(outputs / "a", outputs / "outputs" / "a")
+    names: dict = {}
+    exec(example, names)
+    assert len(names["medians"]) == 3
