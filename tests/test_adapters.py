@@ -149,7 +149,7 @@ USES = {
     "pairs": lambda student, tokenizer, path: RewardPairTrainer(
         student, pair_arguments(path), train_dataset=None, processing_class=tokenizer
     ),
-    # The form that older versions saved.
+    # Older versions saved this form.
     "loading": lambda student, tokenizer, path: load_student(save(student, tokenizer, path), task_type="REWARD"),
 }
 

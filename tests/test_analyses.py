@@ -238,7 +238,9 @@ def test_several_supervisors_and_confident_labels(cache, tmp_path, monkeypatch):
     assert all(set(rows["id"]) <= set(kept) for rows in taught["student-mended"])
     assert min(len(rows) for rows in taught["student-mended"]) < len(kept), "nothing was filtered"
     assert all(text.endswith((": no ?", ": yes ?")) for rows in taught["student-told"] for text in rows["text"])
-    assert set(taught["strong-on-weak-half"][0]["id"]) == set(taught["weak"][0]["id"]), "it judges what it learned"
+    assert set(taught["strong-on-weak-half"][0]["id"]) == set(taught["weak"][0]["id"]), (
+        "it has the training rows of the supervisor"
+    )
 
     results = json.loads((tmp_path / "results.json").read_text())
     settings, report = results["settings"]["training"], (tmp_path / "report.md").read_text()

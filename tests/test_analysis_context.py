@@ -121,7 +121,7 @@ def test_the_linear_probe_of_the_base_is_a_baseline_and_shares_its_hidden_states
     def built() -> list[str]:
         return sorted(path.name.rsplit("-", 1)[0] for path in root.iterdir() if path.is_dir())
 
-    assert CLASSIFICATION.further_results(context) == {}, "the demo has none unless it is asked for"
+    assert CLASSIFICATION.further_results(context) == {}, "the demo has no linear probe by default"
     wanted = replace(context, args=replace(context.args, linear_probe=True))
     (baseline,) = CLASSIFICATION.further_results(wanted)["baselines"]
     assert (baseline.name, baseline.model) == ("linear probe, ground truth", context.models.student.name)
@@ -131,7 +131,9 @@ def test_the_linear_probe_of_the_base_is_a_baseline_and_shares_its_hidden_states
     assert baseline.name not in set(scored_predictions(context).to_pandas()["role"])
     assert built() == ["hidden-states", "linear-probe"]
     assert saliency(context)["accuracies"]["lp(gt)"]["accuracy"] == baseline.accuracy
-    assert built() == ["hidden-states"] * 2 + ["linear-probe"] * 2 + ["student-naive"], "those of the finetuned, too"
+    assert built() == ["hidden-states"] * 2 + ["linear-probe"] * 2 + ["student-naive"], (
+        "the finetuned model has a probe, too"
+    )
     states = context.hidden_states()
     assert "weak_half" not in states
     truth = [np.eye(2)[context.truth(part)] for part in ("student_half", "student_validation")]
@@ -263,4 +265,4 @@ def test_ground_truth_is_seen_by_no_collator_of_other_students(kind, tmp_path, c
     if kind == "chess":
         truth = setting.with_ground_truth(planted)
         finetuner.finetune("ceiling", model, Half(truth, truth), [planted], **options)
-        assert any(seen_as in batch for batch in collated), "it would not be seen if it were there"
+        assert any(seen_as in batch for batch in collated), "the marker could not be detected"

@@ -91,7 +91,7 @@ def test_a_chain_is_three_trainers_by_hand(case, tmp_path):
         assert np.array_equal(made.probabilities, expected) and expected.std(axis=0).min() > 0.01
     test_rows = make_rows(8, "none", seed=9)
     assert np.array_equal(trainer.predict_proba(test_rows), trainers[-1].predict_proba(test_rows))
-    assert not np.array_equal(labels[0], labels[1]), "every link says the same: the comparison would be vacuous"
+    assert not np.array_equal(labels[0], labels[1]), "all links have equal predictions, so the test is trivial"
 
 
 def test_each_link_says_what_taught_it_and_loads_by_itself(tmp_path):
@@ -155,7 +155,7 @@ def test_a_student_is_gone_before_the_next_is_made_and_earlier_ones_stay_as_they
         "bf16": True,
         "eval_strategy": "steps",
         "eval_steps": 1,
-    }  # autocast creates a cycle
+    }  # autocast creates a reference cycle
     trainer = bootstrap(tmp_path, make_rows(16), init, eval_dataset=make_rows(8), **options)
     trainer.train()
     assert alive == [[], [False], [False, False]]

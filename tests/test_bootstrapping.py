@@ -192,7 +192,9 @@ def test_other_settings_climb_by_the_same_lines(name, cache, tmp_path):
     assert [link["taught_by"] for link in chain["links"]] == ["demo/scratch-32x1", models[0]]
     kind = WeakCompletions if name == "chess.py" else WeakLabels
     (of_link,) = tmp_path.glob("_stages/link-*[0-9a-f]/predictions")
-    assert chain["links"][1]["labels"] == kind.load(of_link).fingerprint, "what the link before said, and no other"
+    assert chain["links"][1]["labels"] == kind.load(of_link).fingerprint, (
+        "the labels are the predictions of the previous link"
+    )
     assert "bootstrap, link 1" in process.stdout
 
 

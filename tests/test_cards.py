@@ -135,7 +135,7 @@ def test_no_name_breaks_the_front_matter_or_becomes_markup(name, tmp_path):
     plain, plain_text = front_and_text(card_of(results()).render())
     assert front["weak_to_strong"]["task"] == name and front["tags"][2:4] == ["naive", name]
     assert front["weak_to_strong"]["weak"]["model"] == name and front["datasets"] == [name]
-    assert set(plain) <= set(front) <= set(plain) | {"base_model", "datasets"}, "a name made a key"
+    assert set(plain) <= set(front) <= set(plain) | {"base_model", "datasets"}, "a name has added a key"
     code = re.compile(r"```.*?```", flags=re.S)
     prose = code.sub("", text)
     for markup in "<script|<img|](http://evil|![x]|**b**|`c`|{{|{%|www.evil|@some|~~gone".split("|"):

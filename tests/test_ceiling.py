@@ -87,7 +87,7 @@ def test_a_supervisor_at_chance_is_named(chance, baselines, guessing, low, is_at
 
 @pytest.mark.parametrize(("low", "is_at_chance"), [(0.5, True), (0.501, False)])
 def test_a_supervisor_at_chance_is_named_right_after_its_training(low, is_at_chance, tmp_path):
-    """Before students are trained on its labels, by the rule of the report, with the loss of its training."""
+    """The warning comes before students are trained on its labels, and contains the training loss."""
     (tmp_path / "training.json").write_text('[{"loss": 0.7, "step": 1}, {"train_loss": 0.6931, "step": 2}]')
     rows = Dataset.from_dict({"id": ["a", "b"]})
     labels = WeakLabels(["a", "b"], np.full((2, 2), 0.5), {})

@@ -1,4 +1,4 @@
-"""What the trainers refuse before the first step, and what they say once: the same for all of them."""
+"""Tests the errors of all trainers before the first step, and the warnings that they give once."""
 
 import dataclasses
 import logging
@@ -82,7 +82,7 @@ def model_for(kind: str):
 
 
 def trainer_for(kind: str, tmp_path, rows=None, *, model=None, config=None, **kwargs):
-    """A trainer of a kind on eight rows; `config` replaces the arguments, or adds to them."""
+    """Returns a trainer on eight rows. `config` replaces its arguments or adds to them."""
     options = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1}
     options |= {"save_strategy": "no", "disable_tqdm": True, "gradient_checkpointing": False}
     is_changes = config is None or (isinstance(config, dict) and "output_dir" not in config)
@@ -120,7 +120,9 @@ def test_bf16_that_is_not_set_follows_the_device(config_class, tmp_path, monkeyp
     logging.Logger.warning_once.cache_clear()
     args = [config_class(**make, **more) for more in ({}, {"use_cpu": True}, {"bf16_full_eval": False})]
     assert not any(one.bf16 for one in args) and caplog.text.count("training in float32") == 1
-    assert not computes_in_bfloat16() and config_class(**make, use_cpu=True, bf16=True).bf16, "what is asked for stays"
+    assert not computes_in_bfloat16() and config_class(**make, use_cpu=True, bf16=True).bf16, (
+        "an explicit value is kept"
+    )
     assert dataclasses.replace(args[0], seed=1).bf16 is False
     has_gpu = True
     assert config_class(**make).bf16 and not config_class(**make, use_cpu=True).bf16
@@ -138,7 +140,7 @@ def test_bf16_without_a_device_for_it_says_what_to_set(kind, name, tmp_path):
 
 @pytest.fixture
 def slow_cpu(monkeypatch):
-    """A CPU without instructions for bfloat16, and no GPU."""
+    """Simulates a CPU without instructions for bfloat16, and no GPU."""
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"architecture": "x86_64", "avx2": True})
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     monkeypatch.setattr("w2s_hf.config.is_torch_bf16_gpu_available", lambda: False)
@@ -199,7 +201,7 @@ def test_dtype_of_a_recipe_follows_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr("w2s_hf.config.is_torch_bf16_gpu_available", lambda: True)
     assert StudentConfig().resolved(use_cpu=False).dtype == "bfloat16"
     assert StudentConfig().resolved(use_cpu=True).dtype == "float32", "on a machine with a GPU, too"
-    assert StudentConfig(dtype="float16").resolved(use_cpu=True).dtype == "float16", "a dtype that is given stays"
+    assert StudentConfig(dtype="float16").resolved(use_cpu=True).dtype == "float16", "an explicit dtype is kept"
     assert StudentConfig(use_peft=False).resolved(use_cpu=True).dtype == "bfloat16", "as in the keys of cached stages"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
@@ -261,14 +263,14 @@ def _disabled(model):
 
 
 def _merged(model):
-    """A classifier's head would train, and its adapters would not."""
+    """Returns a classifier with merged adapters, of which only the head would be trained."""
     student = _lora(model)
     student.merge_adapter()
     return student
 
 
 def _other_adapter(model):
-    """The trainable adapter is not the active one."""
+    """Returns a model whose trainable adapter is not active."""
     student = _lora(model)
     student.add_adapter("other", student.peft_config["default"])
     for name, parameter in student.named_parameters():
@@ -311,7 +313,7 @@ def test_adapters_that_are_merged_later_are_refused_when_training_begins(kind, t
 
 @pytest.fixture
 def from_inits(tmp_path):
-    """A trainer whose `model_init` returns one model after another."""
+    """Returns a trainer whose `model_init` returns one model after another."""
     args = WeakToStrongConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1)
 
     def make(*models):
@@ -355,7 +357,7 @@ def test_models_of_links_are_checked(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tokenizer_is_that_of_the_model_init_kwargs(kind, tmp_path):
-    """Of the same revision and subfolder as the model."""
+    """The tokenizer has the revision and the subfolder of the model."""
     model_for(kind).save_pretrained(tmp_path / "repository" / "v1")
     (CHARACTERS if kind == "completions" else WORDS).save_pretrained(tmp_path / "repository" / "v1")
     options = {"processing_class": None, "config": {"model_init_kwargs": {"subfolder": "v1"}}}
@@ -409,7 +411,7 @@ def test_adapters_that_are_accepted_read_a_row_alike_alone_and_in_a_batch(base, 
     trainer.train()
     for key, parameter in trainer.model.named_parameters():
         if "prompt" in key:
-            parameter.data.normal_()  # so that they matter
+            parameter.data.normal_()  # so that they change the results
     batch = trainer.predict_proba(rows)
     alone = np.concatenate([trainer.predict_proba(rows.select([row])) for row in range(9)])
     np.testing.assert_allclose(batch, alone, atol=1e-5)
@@ -417,7 +419,7 @@ def test_adapters_that_are_accepted_read_a_row_alike_alone_and_in_a_batch(base, 
 
 @pytest.mark.parametrize("name", [*VIRTUAL, "prefix tuning"])
 def test_completions_behind_virtual_tokens_do_not_depend_on_the_batch(name):
-    """They are what the model is trained to write: the likeliest token after all that is there, one by one."""
+    """The completions are greedy: each token is the most probable one after all tokens before it."""
     set_seed(0)
     model = make_language_model(CHARACTERS)
     student = get_peft_model(model, (VIRTUAL | KEEP_TOKENS)[name]("CAUSAL_LM")).eval()
@@ -460,7 +462,7 @@ def _positional(kind: str):
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "roberta", "opt", "llama", "xlnet"])
 def test_a_row_is_classified_alike_alone_and_in_a_batch(kind, padding_side, tmp_path):
-    """And as it was before it was padded by whoever tokenized it."""
+    """The result does not depend on the padding of tokenized rows."""
     tokenizer = make_tokenizer()
     tokenizer.padding_side = padding_side
     rows = make_rows(9, lengths=(3, 12))
@@ -499,7 +501,7 @@ def test_only_padding_moves():
 
 
 def test_labels_of_as_many_classes_as_tokens_stay_as_they_are():
-    """`(B, C)` has the shape of `(B, T)` then."""
+    """With as many tokens as classes, `(B, C)` and `(B, T)` have equal shapes."""
     batch = {"attention_mask": torch.tensor([[0, 1], [0, 1]]), "labels": torch.tensor([[0.1, 0.9], [0.2, 0.8]])}
     assert torch.equal(move_padding(batch, "right")["labels"], batch["labels"])
     cut = split_by_tokens(batch, 1)
@@ -511,14 +513,14 @@ def test_labels_of_as_many_classes_as_tokens_stay_as_they_are():
 def test_rows_that_are_longer_than_the_positions_are_refused(kind, n_positions, tmp_path):
     model = _positional(kind)
     ids = [[4] * n_positions, [5] * (n_positions + 1)]
-    logits = model(input_ids=torch.tensor(ids[:1])).logits  # as many fit
+    logits = model(input_ids=torch.tensor(ids[:1])).logits  # the same number fits
     assert logits.shape == (1, 2)
     with pytest.raises(ValueError, match=rf"train_dataset: got 1 of 2 rows with more tokens than the {n_positions} "):
         rows = Dataset.from_dict(
             {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": [0, 1]}
         )
         trainer_for("classifier", tmp_path, rows, model=model)
-    refuse_longer(_positional("llama"), [1000], "rows")  # rotary positions have no end
+    refuse_longer(_positional("llama"), [1000], "rows")  # rotary positions have no limit
 
 
 def test_pairs_and_completions_longer_than_the_positions_are_refused(tmp_path):
@@ -642,7 +644,7 @@ def test_a_misspelt_input_of_the_model_is_refused(tmp_path):
 
 
 def test_log_probabilities_are_no_labels(tmp_path):
-    """As those of a policy beside its replies."""
+    """A dataset may have such columns, for example log probabilities of a policy."""
     columns = {name: [-0.5] * 8 for name in ("chosen_logprobs", "rejected_log_prob", "logprob")}
     trainer_for("pairs", tmp_path, Dataset.from_dict(COLUMNS["pairs"] | columns))
 

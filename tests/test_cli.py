@@ -1,4 +1,4 @@
-"""The command `w2s`: its subcommands, the launch through accelerate, and help that fits a screen."""
+"""Tests the command `w2s`: its subcommands, the launch through accelerate, and help that fits a screen."""
 
 import re
 import signal
@@ -28,7 +28,7 @@ SETTINGS = {"boolq": "texts", "anthropic_hh": "pairs", "chess_puzzles": "puzzles
 
 
 def ended(argv: list[str], capsys) -> SimpleNamespace:
-    """The output and the exit code of a command line that ends by itself; a message becomes stderr."""
+    """Returns the output and the exit code of a command line. A message of `SystemExit` is added to stderr."""
     try:
         code = main(argv) or 0
     except SystemExit as error:
@@ -167,7 +167,7 @@ def test_a_file_of_several_machines_keeps_its_port(tmp_path):
 
 @pytest.fixture
 def launched(monkeypatch):
-    """What `accelerate launch` is given, without a launch."""
+    """Records the arguments of `accelerate launch`, and launches nothing."""
     calls = []
     monkeypatch.setattr("accelerate.commands.launch.launch_command", calls.append)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
@@ -212,7 +212,7 @@ def test_a_launched_process_launches_no_others(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_one_process_is_launched_and_its_error_is_the_last_line(cache, tmp_path):
-    """The whole way: this process, accelerate, and a process that runs `python -m w2s_hf run`."""
+    """Runs this process, accelerate, and a process with `python -m w2s_hf run`."""
     command = [sys.executable, "-m", "w2s_hf", "run", "boolq", "--num_processes", "1", "--weak_model", "nowhere"]
     command += ["--student_model", "nowhere", "--use_cpu", "true", "--output_dir", str(tmp_path / "out")]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
@@ -295,7 +295,7 @@ def test_the_task_decides_the_setting(content, training, option, no_option, monk
     ((task, args, training_args, _),) = seen
     assert isinstance(training_args, training) and args.models == ("a", "b")
     assert training_args.output_dir == f"outputs/{task.name}"
-    # The recipe of any task takes it, too.
+    # The recipe of any task accepts it, too.
     monkeypatch.setattr(sys, "argv", ["nlp.py", "--task", name, *options])
     with pytest.raises(SystemExit):
         cli.run_named_task("")

@@ -1,4 +1,4 @@
-"""Command lines: what is not an option, not a configuration or not a value of its type ends in one line."""
+"""Tests that unknown options and configurations and wrong values end with an error of one line."""
 
 import re
 import runpy
@@ -26,7 +26,7 @@ RECIPES = {
 
 
 def refused(parse, *args, capsys, **kwargs) -> str:
-    """The error of a command line, which ends the process with code 2."""
+    """Returns the error of a command line, which ends the process with code 2."""
     with pytest.raises(SystemExit) as ended:
         parse(*args, **kwargs)
     assert ended.value.code == 2
@@ -88,7 +88,7 @@ def test_shipped_configurations_are_named_from_everywhere(name, where, monkeypat
     assert parse_sweep("", CONFIGS / "sweep_demo.yaml", grid)[0].cell_config == str(CONFIGS / "single_gpu.yaml")
 
 
-# The kinds of recipe that each shipped configuration is for. Those of a grid are for the sweep alone.
+# The kinds of recipe that each shipped configuration is for. Grids are for sweeps only.
 SUITS = {
     "cpu_real": ["texts"], "cpu_real_reward": ["pairs"], "demo": ["texts"], "demo_chess": ["puzzles"],
     "demo_ladder": ["texts"], "demo_reward": ["pairs"], "qwen_72b": ["texts", "pairs"],
@@ -251,7 +251,7 @@ def test_help_shows_the_defaults_of_the_chosen_configuration(words, default, lin
         parse_arguments("", CONFIGS / "demo.yaml", words.format(form).split())
     shown = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0 and f"(default: {default})" in shown and line in shown
-    assert ("(default: 2000)" in shown) == words.startswith("--config demo"), "the demo's numbers are the demo's"
+    assert ("(default: 2000)" in shown) == words.startswith("--config demo"), "the numbers are those of the demo"
 
 
 def test_a_misspelt_option_is_named_before_a_missing_one(capsys):

@@ -1,4 +1,4 @@
-"""Private APIs of other libraries: each one resolves on the installed versions, and all of them are in `_compat`."""
+"""Tests that private APIs of other libraries exist in the installed versions, and are used in `_compat` only."""
 
 import ast
 import inspect
@@ -39,7 +39,7 @@ DOCUMENTED = {
     "huggingface_hub.utils": {"validate_repo_id"},
 }
 
-# Private names that other files may use, and why.
+# Private names that other files may use, with the reason.
 ALLOWED = {
     "_replace": "namedtuple, whose documentation lists it",
     "_actions": "argparse of the standard library, which the parsers of this package extend",
@@ -129,13 +129,13 @@ def test_every_entry_is_used():
     assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
 
 
-# ---- Nobody else uses a private API ----
+# ---- Other modules use no private API ----
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_private_api_outside_compat(path):
     found = [*private_imports(ast.parse(path.read_text())), *private_names(ast.parse(path.read_text()))]
-    assert not found, f"private APIs belong into _compat.py: {', '.join(found)}"
+    assert not found, f"private APIs belong in _compat.py: {', '.join(found)}"
 
 
 def private_imports(tree: ast.Module):

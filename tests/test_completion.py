@@ -131,7 +131,7 @@ def test_a_completion_never_changes_the_tokens_of_its_prompt(tmp_path):
     args = completion_arguments(tmp_path)
     trainer = CompletionTrainer(make_language_model(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
     asked = tokenizer(["a:", "b"])["input_ids"]
-    assert tokenizer("a: b")["input_ids"][:2] != asked[0], "nothing merges: the comparison would be vacuous"
+    assert tokenizer("a: b")["input_ids"][:2] != asked[0], "no tokens merge, so the test is trivial"
     for row, prompt, completion in zip(trainer.train_dataset, asked, rows["completion"], strict=True):
         batch = trainer.data_collator([row])
         after = tokenizer(completion)["input_ids"] + [tokenizer.eos_token_id]
@@ -183,7 +183,7 @@ def test_one_base_serves_student_after_student(tokenizer, tmp_path):
         runs.append(losses(trainer))
         forward = base.forward  # newer TRL versions replace it by a forward with a fused head
         inner = inspect.getclosurevars(getattr(forward, "__func__", forward)).nonlocals.get("original_forward")
-        assert inner is None or inner == base._untrained_forward, "TRL's patch was put upon itself"
+        assert inner is None or inner == base._untrained_forward, "TRL's patch was applied twice"
     assert runs[0] == runs[1] == runs[2] == losses(reference)
     assert base._untrained_forward.__func__ is LlamaForCausalLM.forward
 
@@ -264,7 +264,7 @@ def test_rows_longer_than_the_positions_are_refused(tokenizer, tmp_path):
 
 def test_completions_that_cannot_be_written_are_counted(tokenizer, tmp_path, caplog):
     trainer = make_trainer(make_language_model(tokenizer), tokenizer, tmp_path, max_new_tokens=2)
-    assert "max_new_tokens" not in caplog.text, "a cut completion has all its tokens but the end"
+    assert "max_new_tokens" not in caplog.text, "a truncated completion lacks only the end-of-text token"
     trainer.evaluate(long_rows())
     assert "eval_dataset: 1 of 4 completions have more than max_new_tokens=2 tokens" in caplog.text
     assert "Set args.max_new_tokens to 10." in caplog.text

@@ -1,4 +1,4 @@
-"""What a run prints: numbered steps, errors of one line, and no messages that nobody can act on."""
+"""Tests the output of a run: numbered steps, errors of one line, and no messages that a user cannot act on."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ run_recipe(main)
 
 @pytest.fixture
 def progress(caplog):
-    """Steps whose lines are `caplog.messages`."""
+    """Returns steps that log to `caplog.messages`."""
     caplog.set_level(logging.INFO, "w2s_hf")
     return Progress()
 
@@ -72,7 +72,7 @@ def test_the_stages_of_a_group_are_one_step(progress, caplog):
     progress.begin("student", "student")
     assert caplog.messages == [
         "1 of 2: analysis", "    first model (cached)", "    second model", "2 of 2: seed 1, student"
-    ], "seconds of stages in a group tell nothing of other steps"  # fmt: skip
+    ], "seconds of stages in a group do not count for other steps"  # fmt: skip
 
 
 def test_the_time_left_is_that_of_finished_steps_of_the_same_kind(progress, caplog):
@@ -82,7 +82,7 @@ def test_the_time_left_is_that_of_finished_steps_of_the_same_kind(progress, capl
         progress.end(kind, seconds)
     assert [re.findall(r"\((.*)\)", line) for line in caplog.messages] == [
         [], [], ["at least 3 minutes left"], ["at least 2 minutes left"], []
-    ], "nothing is known of `other`"  # fmt: skip
+    ], "the duration of `other` is unknown"  # fmt: skip
     caplog.clear()
     progress.plan(["strong", "strong", "other"])
     progress.begin("strong", "strong", is_cached=True)
@@ -98,11 +98,11 @@ def test_durations_are_rounded(seconds, words):
     assert console._duration(seconds) == words
 
 
-# ---- Runs: every step is counted, and no more ----
+# ---- Runs: each step is counted once ----
 
 
 def numbered(stderr: str) -> list[str]:
-    """The titles of the numbered steps, after a check that all are counted to the announced total."""
+    """Returns the titles of the numbered steps, and checks that their number is the announced total."""
     steps = re.findall(r"^(\d+) of (\d+): (.*)$", stderr, flags=re.MULTILINE)
     assert steps and [(int(number), int(total)) for number, total, _ in steps] == [
         (number, len(steps)) for number in range(1, len(steps) + 1)
@@ -198,7 +198,7 @@ def test_tracebacks_are_shown_on_request():
 
 def test_of_several_ranks_the_first_speaks(monkeypatch):
     assert run_in_a_process("raise KeyboardInterrupt", RANK="1").stderr == ""
-    # The first rank may be alive and well, so the others do not stay silent for ever.
+    # The first rank may have no error, so other ranks print theirs after some seconds.
     waits = []
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(console.time, "sleep", waits.append)
@@ -216,7 +216,7 @@ def test_of_several_ranks_the_first_speaks(monkeypatch):
 
 @pytest.fixture
 def restored():
-    """Takes the filters off after the test."""
+    """Removes the filters after the test."""
     loggers = [logging.getLogger(name) for name, _ in console._LOG_MESSAGES]
     filters = [list(logger.filters) for logger in loggers]
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The documentation: its Python blocks run, its commands have options that exist, and its links lead somewhere."""
+"""Tests that Python blocks of the documentation run, its commands have existing options, and its links work."""
 
 import os
 import re
@@ -38,7 +38,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md") if not path.name.endswith(".intro.md"))]
 INDEXES = [ROOT / "recipes" / "README.md", ROOT / "model_cards" / "README.md"]
 
-# A fenced block: its language, its code, and the comment in front of it that says why it is not run.
+# A fenced block: its language, its code, and the comment before it with the reason for not running it.
 _BLOCK = re.compile(
     r"(?:^<!-- no test: (?P<reason>[^\n]+) -->\n+)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
@@ -120,7 +120,7 @@ _CONFIGS = {path.stem for path in (ROOT / "w2s_hf" / "configs").glob("*.yaml")}
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The commands of the package on a page, as words: from `w2s` on, or from the script or module on."""
+    """The commands of the package on a page, as words: beginning with `w2s`, the script or the module."""
     for block in blocks(page, "bash", "console", "sh", ""):
         for line in block["code"].replace("\\\n", " ").split("\n"):
             words = shlex.split(line.removeprefix("$ "), comments=True) if re.match(r"[\w$.]", line) else []
@@ -136,7 +136,7 @@ def names(*classes: type) -> set[str]:
 
 
 def options_of(words: list[str]) -> set[str] | None:
-    """The options that a command takes; `None` for scripts that are no experiments."""
+    """Returns the options of a command; `None` for scripts that are no experiments."""
     command = words[0]
     if command == "w2s":
         command = words[1] if len(words) > 1 else ""
@@ -204,7 +204,7 @@ _NO_CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of the headings of a page, as GitHub and the site make them."""
+    """Returns the anchors of the headings of a page, as GitHub and the site create them."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     slugs: set[str] = set()
     for heading in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE):
@@ -239,7 +239,7 @@ def nav(part: object) -> Iterator[str]:
 
 
 def test_every_page_is_in_the_navigation():
-    content = "nav:" + (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]  # what is above has tags of mkdocs
+    content = "nav:" + (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]  # the lines above have tags of mkdocs
     listed = list(nav(yaml.safe_load(content)["nav"]))
     pages = {path.relative_to(DOCS).as_posix() for path in PAGES[1:]}
     assert sorted(listed) == sorted(pages)
@@ -249,7 +249,7 @@ def test_every_page_is_in_the_navigation():
 
 
 def test_the_page_of_the_results_format_is_current():
-    """`python docs/generate_schema.py` writes it."""
+    """Tests that the page is the output of `python docs/generate_schema.py`."""
     generator = runpy.run_path(str(DOCS / "generate_schema.py"))
     assert generator["PAGE"].read_text() == generator["render"]()
 

@@ -1,4 +1,4 @@
-"""Evaluation and prediction of every trainer: rows in their order, options as of the stock trainers, named metrics."""
+"""Tests evaluation and prediction of all trainers: order of rows, options of the base trainers, names of metrics."""
 
 import logging
 import random
@@ -30,14 +30,14 @@ CHARACTERS, WORDS = make_character_tokenizer(), make_tokenizer()
 
 
 def rows_for(kind: str, seed: int = 0, n: int = N) -> Dataset:
-    """Rows of the trainer, of several lengths."""
+    """Returns rows of several lengths for the trainer."""
     if kind == "pairs":
         return make_pairs(n, "random", seed=seed)
     return rows_of(n, seed) if kind == "completions" else make_rows(n, "scalar", seed=seed)
 
 
 def trainer_of(kind: str, tmp_path, model=None, trained: bool = True, **options):
-    """The trainer of a kind; the chain has one link and is trained, since it has no model before."""
+    """Returns a trainer. The chain has one link and is trained, since it has no model before."""
     given = {name: options.pop(name) for name in OWN if name in options}
     options = {"per_device_eval_batch_size": 4, "max_steps": 1, **options}
     rows = rows_for(kind, seed=1)
@@ -60,7 +60,7 @@ def trainer_of(kind: str, tmp_path, model=None, trained: bool = True, **options)
 
 
 def labels_of(kind: str, label_ids: np.ndarray) -> list:
-    """What identifies each row among the labels that a function of the user sees."""
+    """Returns the labels that identify each row in a function of the user."""
     if kind == "completions":
         return [[token for token in row if token >= 0] for row in label_ids.tolist()]
     return np.round(label_ids if kind == "pairs" else label_ids[:, 1], 5).tolist()
@@ -128,7 +128,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_options_of_evaluation_are_those_of_the_stock_trainer(kind, tmp_path):
-    """What each option leaves of `predict` is what it leaves in transformers; `predict_proba` has every row."""
+    """`predict` leaves out the same rows as in transformers; `predict_proba` returns all rows."""
     trainer, rows = trainer_of(kind, tmp_path), rows_for(kind)
     whole = trainer.predict(rows)
     assert whole.predictions.shape == (
@@ -218,7 +218,7 @@ def test_trl_needs_outputs_with_names(kind, tmp_path):
 
 @pytest.mark.parametrize("pad_token", ["<eos>", "w3"])
 def test_the_tokenizer_says_which_token_is_padding(pad_token, tmp_path, caplog):
-    """Not the model's config.json, whose padding token may be another one: predictions would depend on the batch."""
+    """The padding token is that of the tokenizer: with another one in config.json, predictions depend on the batch."""
     model, tokenizer = make_model("llama"), make_tokenizer()
     tokenizer.pad_token = pad_token
     pad = tokenizer.pad_token_id
@@ -234,14 +234,14 @@ def test_the_tokenizer_says_which_token_is_padding(pad_token, tmp_path, caplog):
         )
         found[n_rows] = trainer.predict_proba(trainer.train_dataset)
     np.testing.assert_allclose(found[4], found[1], atol=1e-5)
-    assert "padding token" not in caplog.text, "inside of a text it does no harm"
+    assert "padding token" not in caplog.text, "inside a text, padding tokens are allowed"
     logging.Logger.warning_once.cache_clear()
     trainer.predict_proba(Dataset.from_dict({"input_ids": [*ids, [5, pad]]}))
     assert f"1 rows end with the padding token '{pad_token}', and a decoder classifier reads the token" in caplog.text
 
 
 class BagOfEmbeddings(PreTrainedModel):
-    """A classifier of one's own; transformers defines no `pad_token_id` for its configuration."""
+    """A classifier of the user, whose configuration has no `pad_token_id`."""
 
     config_class = PreTrainedConfig
 
@@ -307,7 +307,7 @@ def test_datasets_of_every_form_predict_alike(kind, tmp_path):
         assert_same(output.predictions, expected.predictions)
         assert_same(output.label_ids, expected.label_ids)
         assert_same(trainer.predict_proba(form(rows)), probabilities)
-        # Test splits say -1 where there is no label.
+        # Test splits have -1 instead of missing labels.
         label = next(column for column in rows.column_names if column in columns)
         unlabelled = rows.remove_columns(label)
         if kind == "classification":
@@ -408,7 +408,7 @@ def test_other_rows_are_evaluated_with_persistent_workers(tmp_path):
     trainer = trainer_of("classification", tmp_path, eval_dataset=rows, **options)
     losses = [trainer.evaluate(part)["eval_loss"] for part in (None, others, rows, None)]
     assert losses[0] == losses[2] == losses[3] != losses[1]
-    # The workers of the trainer's own rows are kept, as long as these are its rows.
+    # The workers of the trainer's rows are kept, as long as it has the same rows.
     kept = trainer._eval_dataloaders["eval"]
     trainer.evaluate()
     assert trainer._eval_dataloaders["eval"] is kept
@@ -429,7 +429,7 @@ def evaluating(kind: str, tmp_path, metric: str, **options):
 
 
 def distance(prediction) -> dict:
-    """Any metric of the user's own."""
+    """Tests a metric of the user."""
     return {"distance": float(np.abs(prediction.predictions).mean())}
 
 
@@ -493,10 +493,10 @@ def test_an_unknown_metric_is_refused_before_the_first_step(kind, computes, tmp_
 @pytest.mark.parametrize(
     ("metric", "options", "message"),
     [
-        # `load_best_model_at_end` alone goes by the loss, of which there is one for every set.
+        # `load_best_model_at_end` alone uses the loss, and each set has its own.
         (None, {}, "Got 'loss', expected a metric .*eval_a_loss, .*eval_b_loss"),
         ("eval_b_loss", {}, None),
-        # 4 rows are no whole batch.
+        # 4 rows are less than a whole batch.
         ("eval_b_loss", {"dataloader_drop_last": True, "per_device_eval_batch_size": 5}, "Got 'eval_b_loss'"),
     ],
     ids=["no set", "set", "set without a batch"],
@@ -604,7 +604,7 @@ def test_a_training_that_fails_leaves_nothing_behind(tmp_path):
 
 
 def test_a_chain_without_a_student_is_not_pushed(tmp_path):
-    """Its last link is finished on disk, but the model could not be made again."""
+    """Tests a chain whose last link is finished on disk, but whose model cannot be created."""
     models, args = [make_model("bert")], arguments(tmp_path, BootstrapConfig, max_steps=1)
     rows = make_rows(8)
     trainer = BootstrapTrainer(lambda link: models.pop(), 1, args, train_dataset=rows, processing_class=WORDS)

@@ -1,4 +1,4 @@
-"""One finetuning of an experiment, stopped between what it does."""
+"""Tests a finetuning that is interrupted between its steps."""
 
 import json
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ def finetune(finetuner: Finetuner, rows: Dataset, model: ModelSpec) -> Finetuned
 
 
 def watch(monkeypatch, finetuner: Finetuner) -> list[list[torch.Tensor]]:
-    """Collects what each labelling uses: its weights, and in which precision it computes."""
+    """Collects the weights and the precision of each labelling."""
     used, answer = [], type(finetuner.setting).predict
 
     def watched(self, trainer, *args):
@@ -112,7 +112,7 @@ def test_ground_truth_in_training_rows_is_refused(tmp_path):
 
 
 def test_an_engine_prepares_a_finished_model_and_trains_nothing(tmp_path):
-    """FSDP and DeepSpeed label only with what they have prepared together with an optimizer."""
+    """FSDP and DeepSpeed predict only with models that are prepared together with an optimizer."""
     reports = []
 
     class Listens(TrainerCallback):
@@ -155,7 +155,7 @@ def test_only_fsdp_needs_ranks_that_cut_alike(tmp_path):
     ("kind", "best"), [("classification", "accuracy"), ("reward", "eval_weak_agreement"), ("chess", "weak_agreement")]
 )
 def test_agreement_with_weak_labels_is_not_called_accuracy(kind, best, tmp_path):
-    """And `metric_for_best_model` follows, by whichever of its names it is given."""
+    """`metric_for_best_model` accepts both names of the metric."""
     finetuner, rows = finetuner_of(kind, tmp_path, tmp_path / "model")
     steps = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     for name, value in {**steps, "logging_steps": 1, "metric_for_best_model": best}.items():
@@ -171,7 +171,7 @@ def test_agreement_with_weak_labels_is_not_called_accuracy(kind, best, tmp_path)
         logged = {key for entry in json.loads((stage / "training.json").read_text()) for key in entry}
         other = {"accuracy", "weak_agreement"} - {name}
         assert f"eval_{name}" in logged and not {*other, *(f"eval_{key}" for key in other)} & logged
-        assert (name in logged) == (kind == "reward")  # TRL's reward trainer has it of its training batches, too
+        assert (name in logged) == (kind == "reward")  # TRL's reward trainer also logs it for training batches
         assert StageCache.record(stage)["settings"]["args"]["metric_for_best_model"] == name
 
 

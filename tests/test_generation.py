@@ -81,7 +81,7 @@ def test_sampling_settings_under_adapters_do_not_count_either(model, tokenizer):
     for owner in (student, student.get_base_model()):
         owner.generation_config = GenerationConfig(no_repeat_ngram_size=1, max_new_tokens=2)
     assert complete(student, tokenizer, PROMPTS, max_new_tokens=8) == expected
-    assert student.get_base_model().generation_config.no_repeat_ngram_size == 1, "it was lost"
+    assert student.get_base_model().generation_config.no_repeat_ngram_size == 1, "the setting was lost"
 
 
 def test_a_completion_keeps_the_space_before_it():

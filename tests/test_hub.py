@@ -24,7 +24,7 @@ def test_offline_a_model_must_be_in_the_cache(tmp_path, monkeypatch):
     (repository / "refs" / "main").write_text(commit)
     (repository / "snapshots" / commit).mkdir(parents=True)
     (repository / "snapshots" / commit / "config.json").write_text("{}")
-    # The key of each cached step has the commit, not the branch: after an update of the cache it is another model.
+    # The key of each cached step contains the commit, not the branch, which may be updated.
     found = ModelSpec.find("a/b", "--student_model")
     assert found.version == found.revision == commit
 

@@ -94,7 +94,7 @@ def test_students_of_all_trainers_are_pushed_once_and_whole(hub, pushed):
             "accuracy": 0.6,
             "pgr": pytest.approx(0.4),
         }
-        # Nothing of the cards of PEFT and TRL is left.
+        # The cards of PEFT and TRL are replaced.
         assert "generated_from_trainer" not in str(front) and "Framework versions" not in text
         assert (folder / name / "training_args.bin").is_file(), "nothing to leave out"
 
@@ -140,7 +140,7 @@ def test_all_of_them_are_the_same_from_the_hub(hub, pushed, tmp_path):
             config = json.loads(hub.repositories["model", repo_id].head.files["adapter_config.json"])
             assert config["revision"] == before and f"adapters on me/base (commit {before})" in text
         snippets[name] = re.search(r"```python\n(.*?)```", text, flags=re.S)[1]
-    # The same for the local directory of the recipe.
+    # The local directory of the recipe loads in the same way.
     snippets["kept"] = snippets["recipe"].replace(STUDENT, str(folder / "out" / "students" / "naive-seed0"))
     (tmp_path / "snippets.json").write_text(json.dumps(snippets))
     (tmp_path / "labels.json").write_text(json.dumps(LABELS))

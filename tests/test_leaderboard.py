@@ -1,4 +1,4 @@
-"""PGR of many students in one table, from their cards."""
+"""Tests the table of many students, which is read from their cards."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_seeds_come_together_and_undefined_ones_are_counted(students):
     assert naive["pgr"] == pytest.approx(0.5) and naive["n_students"] == 4 and naive["n_undefined"] == 1
     assert (naive["pgr_low"], naive["pgr_high"]) == (pytest.approx(0.25), pytest.approx(1.0))
     assert naive["weak_accuracy"] == pytest.approx((0.6 + 0.6 + 0.5 + 0.9) / 4)
-    assert (confidence["pgr_low"], confidence["pgr_high"]) == (0.2, 0.8), "of one seed, its interval"
+    assert (confidence["pgr_low"], confidence["pgr_high"]) == (0.2, 0.8), "a single seed has its interval"
     again = leaderboard(find_cards([str(students), str(students / "a" / "one")]))
     pd.testing.assert_frame_equal(again, table)
 
@@ -74,7 +74,7 @@ def test_two_learning_rates_are_two_rows_and_a_column(tmp_path):
     shown = readable(table)
     assert list(shown.columns[4:7]) == ["learning_rate", "lora_dropout", "run"] and shown["run"][1] == "-"
     same = leaderboard(find_cards([str(tmp_path / "a"), str(tmp_path / "c")]))
-    assert len(same) == 1 and list(same.columns) == list(COLUMNS), "what does not differ is no column"
+    assert len(same) == 1 and list(same.columns) == list(COLUMNS), "settings without differences have no column"
 
 
 def test_tasks_are_not_compared_with_each_other(tmp_path):
@@ -90,11 +90,11 @@ def test_rows_of_a_demo_are_never_those_of_its_task(tmp_path):
     assert table["task"].tolist() == ["boolq", "boolq (demo: generated rows)"] and len(table) == 2
     card = (CARDS / "boolq-demo" / "naive-seed0" / "README.md").read_text()
     (tmp_path / "README.md").write_text(card.replace("  preset: demo\n", ""))
-    assert read_card(tmp_path).is_demo, "older cards say so by their dataset alone"
+    assert read_card(tmp_path).is_demo, "older cards show this by their dataset only"
 
 
 def without_settings(folder) -> None:
-    """As an older version wrote the card."""
+    """Tests a card by an older version."""
     page = folder / "README.md"
     begin, front, text = page.read_text().split("---\n", 2)
     data = yaml.safe_load(front)
@@ -114,7 +114,7 @@ def test_older_cards_are_read_and_pooled_only_where_they_can_be_seeds(tmp_path):
     assert leaderboard(find_cards([str(tmp_path)]))["n_students"].tolist() == [1, 1, 1, 1], "two of seed 0 differ"
     put(tmp_path / "e", seed=0, student=0.85, settings={"learning_rate": 1})
     mixed = leaderboard(find_cards([str(tmp_path)]))
-    assert len(mixed) == 5 and list(mixed.columns) == list(COLUMNS), "an unknown setting is no difference"
+    assert len(mixed) == 5 and list(mixed.columns) == list(COLUMNS), "an unknown setting does not count as different"
 
 
 def test_settings_of_a_stranger_cannot_replace_a_column(tmp_path):

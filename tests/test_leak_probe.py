@@ -1,4 +1,4 @@
-"""A label that the form of a text gives away is found; on the tasks of the package there is none."""
+"""Tests that labels which the form of a text reveals are detected, and that the tasks of the package have none."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from w2s_hf import TASKS
 from w2s_hf.demo.rows import demo_rows
 from w2s_hf.tasks.leak_probe import Guess, format_features, leak_probe, main, probe_texts, skeleton
 
-# Leaks of published code, rebuilt (EleutherAI/w2s; the second was mended there).
+# Leaks of published code, rebuilt (EleutherAI/w2s; the second was fixed there).
 LETTER_OR_TEXT = dataclasses.replace(
     TASKS["openbookqa"],
     choices=lambda row: [
@@ -31,7 +31,7 @@ ANSWER_IN_PROMPT = dataclasses.replace(
     reads=("scenario",),
     context="scenario_and_answer",
 )
-# The same from a column of words: a word of few is no content that a task may show.
+# The same leak from a column with few different words, which do not count as content.
 ANSWER_FROM_A_COLUMN = dataclasses.replace(
     TASKS["ethics_justice"],
     template="{scenario}\nA: {verdict}",
@@ -48,7 +48,7 @@ RIGHT_ANSWER_LISTED_FIRST = dataclasses.replace(
 def test_no_task_gives_its_label_away_on_generated_rows(name, world):
     guesses = leak_probe(TASKS[name], demo_rows(TASKS[name], world, 1000, "probe"), confidence_level=0.999)
     assert guesses["form"].at_chance, guesses["form"]
-    assert guesses["text"].at_chance, guesses["text"]  # the generator's own rows are all of one length
+    assert guesses["text"].at_chance, guesses["text"]  # generated rows all have the same length
     assert guesses["text"].n > 800
 
 
@@ -76,7 +76,7 @@ def test_published_leaks_are_caught_on_real_rows(task):
     rows = load_dataset(real(task.name))["train"]
     guesses = leak_probe(task, rows, max_rows=2000)
     assert guesses["form"].accuracy > 0.95, guesses
-    if task is not RIGHT_ANSWER_LISTED_FIRST:  # that one shows only to who knows what is an answer
+    if task is not RIGHT_ANSWER_LISTED_FIRST:  # this leak is visible only if the answer is known
         assert guesses["text"].accuracy > 0.95, guesses
     sound = leak_probe(TASKS[task.name], rows, max_rows=2000)
     assert sound["form"].at_chance
@@ -108,7 +108,7 @@ def test_lengths_punctuation_and_ends_are_seen():
 
 
 def test_groups_are_held_out_together():
-    # Every group has a length and a label of its own: on its own rows that would be all there is to know.
+    # Each group has its own length and label, so a model that is tested on training groups would be perfect.
     lengths = np.repeat(np.arange(40), 20)
     truth = np.repeat(np.random.default_rng(0).permutation(40) % 2, 20)
     texts = ["x" * (10 + length) for length in lengths]
@@ -131,7 +131,7 @@ def test_a_skeleton_keeps_what_is_not_content_and_the_place_of_what_is():
     text = "a passage\nIs it red, or: blue? Answer: red"
     assert skeleton(text, ["a passage", "blue", "red"]) == "<>\nIs it <1>, or: <>? Answer: <1>"
     assert skeleton("B, not a B b", ["B b"]) == "B, not a <>"
-    assert skeleton("one two", ["one", "two"]) == "<>", "neighbours are one piece"
+    assert skeleton("one two", ["one", "two"]) == "<>", "adjacent pieces count as one"
     assert skeleton("one two one", ["one", "two"]) == "<1> <> <1>"
 
 

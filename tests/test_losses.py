@@ -62,9 +62,8 @@ def test_threshold_is_the_quantile():
 
 
 def test_confidence():
-    # Mean weak label 0.55: the quantile at 0.45 lies at position 1.35 between 0.4 and 0.6, at 0.47; rows 2 and 3
-    # harden
-    # to class 1. Targets with a = 0.4: P(1) = 0.6 * 0.1, 0.6 * 0.7, 0.6 * 0.5 + 0.4, 0.6 * 0.9 + 0.4.
+    # Mean weak label 0.55: the quantile at 0.45 lies at position 1.35 between 0.4 and 0.6, at 0.47. Rows 2 and 3
+    # get class 1. Targets with a = 0.4: P(1) = 0.6 * 0.1, 0.6 * 0.7, 0.6 * 0.5 + 0.4, 0.6 * 0.9 + 0.4.
     targets = [0.06, 0.42, 0.70, 0.94]
     expected = [-t * ln(p) - (1 - t) * ln(1 - p) for t, p in zip(targets, P1.tolist(), strict=True)]
     assert rows("confidence") == pytest.approx(expected, abs=1e-6)

@@ -1,4 +1,4 @@
-"""The minimal recipe runs as it stands, here on few rows; `load_demo` returns what it says."""
+"""Tests that the minimal recipe runs on few rows, and that `load_demo` returns the documented objects."""
 
 import runpy
 import shutil

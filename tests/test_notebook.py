@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, with the demo on a CPU; it is committed without outputs."""
+"""Tests that the notebook runs with the demo on a CPU, and is committed without outputs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whose an output directory is: no experiment replaces the results of another one."""
+"""Tests that no experiment replaces the results of another one in its output directory."""
 
 import json
 from contextlib import nullcontext
@@ -29,7 +29,7 @@ KINDS = {
 
 
 def wanted(options: str = "", kind: str = "demo", task: str | None = None) -> Manifest:
-    """What a command line asks for."""
+    """Returns the experiment of a command line."""
     of_kind, setting, types = KINDS[kind]
     config = CONFIGS / f"{kind}.yaml"
     parsed = parse_arguments("", config, ["--config", str(config), *options.split()], announce=False, **types)
@@ -188,7 +188,7 @@ def test_overwriting_removes_results_and_keeps_stages_and_foreign_files(tmp_path
 
 
 class Stopped(Experiment):
-    """An experiment that ends in its second seed, or in its first."""
+    """Tests an experiment that fails in its first or second seed."""
 
     ends_in, error = 0, ValueError
 
@@ -243,7 +243,7 @@ def test_results_are_kept_until_others_are_there_if_no_student_is_another(tmp_pa
     path.write_text(json.dumps(results))
     (run,) = results["runs"]
     naive, confidence = ({**student} for student in run["students"])
-    del naive["fingerprint"]  # which is added for the file
+    del naive["fingerprint"]  # the comparison adds it for the file
     bootstrap = naive | {"output": "students/bootstrap-seed0"}
     assert is_still_true(path, {"seed": 0, "students": [confidence, bootstrap, naive]})
     assert is_still_true(path, {"seed": 1, "students": [naive | {"accuracy": 0.5}]}), "another seed is added"
@@ -268,7 +268,7 @@ def test_a_sweep_keeps_the_cells_that_its_grid_has_not(tmp_path):
     for status, name in (("done", "student"), ("failed", "studnet")):
         record = {"status": status, "cell": vars(Cell("boolq", "weak", name, "naive", 0))}
         (tmp_path / "cells" / f"{name}.json").write_text(json.dumps(record))
-    check_cells(tmp_path, [cell])  # a failed cell is no loss
+    check_cells(tmp_path, [cell])  # a failed cell may be missing in the grid
     with pytest.raises(ValueError, match="1 finished cells that the grid does not have, such as student[.]"):
         check_cells(tmp_path, [Cell("boolq", "weak", "student", "naive", 1)])
     assert SweepArguments(weak_models=["a"], student_models=["b"]).overwrite_output_dir is False

@@ -132,7 +132,7 @@ def imports(name: str, path: Path) -> set[str]:
 
 def test_nobody_imports_upwards_or_in_a_circle():
     layer_of = {name: position for position, names in enumerate(LAYERS) for name in names}
-    assert set(layer_of) == {name for name, _ in modules()}, "a module without a layer, or a layer without its module"
+    assert set(layer_of) == {name for name, _ in modules()}, "a module has no layer, or a layer has no module"
     upwards = {
         (name, used) for name, path in modules() for used in imports(name, path) if layer_of[used] >= layer_of[name]
     }

@@ -1,4 +1,4 @@
-"""What a recipe left, pushed by `python -m w2s_hf.publish` to a Hub on the loopback interface, through the client."""
+"""Tests that `python -m w2s_hf.publish` pushes the students of a recipe to a Hub on the loopback interface."""
 
 import getpass
 import json
@@ -27,7 +27,7 @@ LABELS, STUDENT = "me/boolq-weak-labels-scratch-32x1-seed0", "me/boolq-pretraine
 
 @pytest.fixture(scope="module")
 def output(cache, tmp_path_factory):
-    """A finished recipe, in a directory whose name a command line has to quote."""
+    """A finished recipe, in a directory whose name must be quoted in commands."""
     output = tmp_path_factory.mktemp("my runs") / "all" / "out"  # results of other tests are not nearby
     process = recipe_here(*TINY, "--methods", "naive", "--output_dir", output, cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
@@ -54,7 +54,7 @@ def publish(loopback):
 
 
 def start(hub, output, *options):
-    """The same from nothing, as a user starts it, and not waited for."""
+    """Starts the command in a new process, without waiting for it."""
     command = [sys.executable, "-m", "w2s_hf.publish", str(output), *options]
     environment = {**os.environ, **hub.environment(output.parent / "home")}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -125,7 +125,7 @@ def test_what_was_pushed(hub, publish, output, tmp_path):
 
 
 def test_nothing_private_is_pushed(hub, publish, output, cache):
-    # What else may lie in a student's directory.
+    # Adds other files that a student's directory may contain.
     directory = output / "students" / "naive-seed0"
     for name in ("training_args.bin", "optimizer.pt", "trainer_state.json", "runs/events.host", "_stages/x.json"):
         (directory / name).parent.mkdir(exist_ok=True)
@@ -140,14 +140,14 @@ def test_nothing_private_is_pushed(hub, publish, output, cache):
     for (kind, repo_id), repository in hub.repositories.items():
         for name, content in repository.head.files.items():
             found = [secret for secret in secrets if secret.encode() in content]
-            if name not in repository.head.in_lfs:  # two letters are in any picture
+            if name not in repository.head.in_lfs:  # two letters occur in any image
                 found += [pattern for pattern in names if re.search(pattern, content)]
             assert not found, (kind, repo_id, name, found)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cut(output):
-    """The connection is cut in every upload: the client tries for 23 seconds, and other tests run meanwhile."""
+    """The connection is closed in every upload. The client tries for 23 seconds, while other tests run."""
 
     def cut(method, path, handler):
         if method == "PUT":
@@ -224,12 +224,12 @@ def test_a_student_that_changed_is_a_second_commit_without_files_of_the_first(hu
     hub.commit(repository, repository.head.files | kept, repository.head.in_lfs, "By hand")
     (student / "adapter_config.json").write_text('{"base_model_name_or_path": "/somewhere/mine"}')
     (student / "adapter_model.safetensors").write_bytes(b"\0 a few weights")
-    # What the card says counts, not what is left in the directory of another training.
+    # The card is used, not old files of another training in the directory.
     assert publish(*push)[0] == 0 and len(repository.commits) == 2
     StudentCard(library_name="peft").save(student / "README.md")
     assert publish(*push, "--revision", "main")[0] == 0 and len(repository.commits) == 3
     assert set(repository.head.files) == {*kept, "README.md", "adapter_config.json", "adapter_model.safetensors"}
-    # Here the card loads the student from its directory, there from the Hub, where its base is not.
+    # The local card loads the student from its directory. The pushed card loads it from the Hub, which lacks its base.
     card = repository.head.files["README.md"].decode()
     assert 'load_student("me/one", base_model="PATH")' in card and 'from_pretrained("me/one")' in card
     assert 'load_student(".")' in (student / "README.md").read_text()
@@ -242,7 +242,7 @@ def test_a_student_without_a_card_of_ours_or_with_a_token_in_it_is_not_pushed(hu
     assert code == 1 and "got a directory without a student, expected config.json and *.safetensors" in stderr
     (tmp_path / "model.safetensors").write_bytes(b"\0 all weights")
     card = (tmp_path / "README.md").read_text()
-    # What PEFT writes: the path of the base is in it.
+    # The card of PEFT contains the path of the base.
     for text in ("---\nbase_model: /home/me/base\n---\n", None):
         (tmp_path / "README.md").unlink() if text is None else (tmp_path / "README.md").write_text(text)
         code, stderr = publish(tmp_path, "--repo_id", "me/one")
@@ -342,7 +342,7 @@ def test_students_that_are_being_replaced_are_not_pushed_with_the_numbers_of_oth
 
     before = (output / "results.json").read_bytes()
     others = json.loads(before)
-    others["runs"][0]["students"][0]["accuracy"] = 1.0  # of a student that the next run replaces
+    others["runs"][0]["students"][0]["accuracy"] = 1.0  # the next run replaces this student
     (output / "results.json").write_text(json.dumps(others))
     options = [*TINY, "--methods", "naive", "--output_dir", output]
     with monkeypatch.context() as patch:

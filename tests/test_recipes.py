@@ -1,4 +1,4 @@
-"""Recipes as a user meets them, on a demo made small."""
+"""Tests recipes as users run them, on a small demo."""
 
 import json
 import os
@@ -32,7 +32,7 @@ DEMO_CONFIG = ROOT / "w2s_hf" / "configs" / "demo.yaml"
 
 @pytest.fixture(scope="module")
 def finished(cache, tmp_path_factory):
-    """A whole small run: its directory, what it printed, its numbers. (`test_two_ranks_run_the_recipe` starts it.)"""
+    """A small run: its directory, its output and its results. (`test_two_ranks_run_the_recipe` starts it.)"""
     output = tmp_path_factory.mktemp("run") / "out"
     process = recipe_here(*SMALL, "--output_dir", output, cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
@@ -89,7 +89,7 @@ def test_results_follow_the_schema(finished):
 
 
 def difference_to_what_was_scored(output: Path, method: str, **loading) -> float:
-    """Between what is stored of five test rows and what the student says that is loaded alone, the largest."""
+    """Returns the largest difference between stored predictions of five test rows and those of the loaded student."""
     stored = WeakLabels.load(next((output / "_stages").glob(f"student-{method}-*[0-9a-f]")) / "predictions")
     student = load_student(str(output / "students" / f"{method}-seed0"), dtype="float32", **loading)
     tokenizer = AutoTokenizer.from_pretrained(output / "students" / f"{method}-seed0")
@@ -111,7 +111,7 @@ def test_weak_labels_say_where_they_come_from(finished):
 
 
 def test_logs_and_configurations_say_what_the_labels_are(finished):
-    """The supervisor's are true, a student's are weak; classes have the names of the task."""
+    """The supervisor is trained on true labels, a student on weak labels. Classes have the names of the task."""
     for stage in (finished[0] / "_stages").glob("*[0-9a-f]"):
         logged = {key for entry in json.loads((stage / "training.json").read_text()) for key in entry}
         is_weak = not stage.name.startswith(("weak", "ceiling"))
@@ -130,7 +130,7 @@ def test_no_file_for_readers_names_this_machine(finished):
 
 
 def test_the_same_run_again_trains_nothing_and_says_so(finished, cache):
-    """In a process with another hash seed, too."""
+    """The keys are the same in a process with another hash seed."""
     output, _, before = finished
     process = forked(ROOT / "recipes" / "boolq.py", *SMALL, "--output_dir", output, W2S_HF_CACHE=str(cache))
     assert process.returncode == 0, process.stderr[-3000:]
@@ -176,7 +176,7 @@ TRAININGS = {
 
 
 def test_killed_and_run_again_ends_with_the_same_numbers(finished, tmp_path):
-    """SIGKILL at a random moment of each kind of stage, after its first checkpoint: the next run resumes inside it."""
+    """Each kind of stage is killed after its first checkpoint, at a random time. The next run resumes it."""
     command = [ROOT / "recipes" / "boolq.py", *SMALL, "--output_dir", tmp_path / "out"]
     own_cache = str(tmp_path / "cache")  # the ladder is rebuilt here, so pretraining is killed too
     for kind, pattern in TRAININGS.items():
@@ -186,7 +186,7 @@ def test_killed_and_run_again_ends_with_the_same_numbers(finished, tmp_path):
         time.sleep(random.uniform(0, 0.02))  # a fast machine trains the supervisor in a tenth of a second
         process.kill()
         process.join()
-        assert any(tmp_path.glob(pattern)), f"{kind} was over before it was killed: the comparison would be vacuous"
+        assert any(tmp_path.glob(pattern)), f"{kind} finished before it was killed, so the test is trivial"
     process = forked(*command, W2S_HF_CACHE=own_cache)
     assert process.returncode == 0, process.stderr[-3000:]
     assert "resumed" in process.stderr
@@ -205,14 +205,14 @@ def test_interrupted_by_hand_it_says_how_to_go_on(cache, tmp_path):
     process.join(60)
     stderr = (tmp_path / "log" / "stderr").read_text()
     assert process.exitcode == 130 and stderr.endswith(STOPPED) and "Traceback" not in stderr
-    # Nothing is finished yet, and it is known whose directory it is.
+    # No stage is finished, but the directory has its manifest.
     another = recipe_here(*SMALL, "--learning_rate", "1", "--output_dir", tmp_path / "out", cache=cache)
     assert another.returncode == 1 and "learning_rate: 0.003 there, 1 here" in another.stderr
 
 
 @pytest.fixture
 def same_rows(monkeypatch):
-    """Whether seeds counted as tested on the same rows, one entry per interval over seeds."""
+    """Records for each interval over seeds whether the seeds have the same test rows."""
     seen, over_seeds = [], metrics.pgr_over_seeds
 
     def watched(runs, **options):
@@ -258,7 +258,7 @@ def test_two_ranks_run_the_recipe(cache, tmp_path):
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.count("strong ceiling") == 1
     messages = re.findall(r"^Seed 0: .*|^\d of \d: .*", process.stderr, flags=re.MULTILINE)
-    assert len(messages) >= 6 and len(set(messages)) == len(messages), "one rank speaks"
+    assert len(messages) >= 6 and len(set(messages)) == len(messages), "only one rank prints"
     assert numbers(tmp_path / "out")["runs"][0]["weak"]["n"] == 40
     check_predictions(tmp_path / "out")
 
@@ -290,7 +290,7 @@ def test_own_models_and_rows_by_relative_path(use_peft, cache, tmp_path, tokeniz
     assert run["baselines"][0]["name"] in set(check_predictions(tmp_path / "out")["role"])
     assert run["ceiling"]["optimizer_steps"] == run["students"][0]["optimizer_steps"] == 2
     student = tmp_path / "out" / "students" / "naive-seed0"
-    # From another directory than the run's, as whoever downloads it would.
+    # The code is run in another directory, as by users who download the student.
     weights = [
         p for name, p in load_student(str(student)).named_parameters() if "score" in name and "original" not in name
     ]
@@ -363,7 +363,7 @@ def test_bad_requests_end_in_one_clear_line(options, message, cache, tmp_path):
 
 @pytest.fixture
 def no_hub(monkeypatch):
-    """As with HF_HUB_OFFLINE=0 and HF_ENDPOINT=http://127.0.0.1:9, where nothing listens."""
+    """Simulates HF_HUB_OFFLINE=0 and HF_ENDPOINT=http://127.0.0.1:9, where no server listens."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
@@ -406,7 +406,7 @@ def test_every_task_runs_by_name(task, cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("W2S_HF_CACHE", str(cache))
     options = f"--task {task} --config {DEMO_CONFIG} --n_train 64 --n_weak 32 --n_validation 16 --n_test 40"
     options += f" --methods naive --max_steps 1 --output_dir {tmp_path / 'out'}"
-    # What a task cannot change is done once elsewhere: the control, early stopping, checkpoints.
+    # The control, early stopping and checkpoints do not depend on the task. Other tests run them.
     options += " --student_model scratch-64x2 --load_best_model_at_end false --eval_strategy no --save_strategy no"
     monkeypatch.setattr("sys.argv", ["recipes/nlp.py", *options.split()])
     runpy.run_path(str(ROOT / "recipes" / "nlp.py"), run_name="__main__")
@@ -483,7 +483,9 @@ def test_help_reads_well(cache):
     assert process.stdout.index("--dataset_path") < process.stdout.index("--learning_rate"), (
         "the experiment comes first"
     )
-    assert process.stdout.index("Weak-to-strong generalization on BoolQ") < 100, "what it is comes before all options"
+    assert process.stdout.index("Weak-to-strong generalization on BoolQ") < 100, (
+        "the description comes before all options"
+    )
 
 
 def test_shipped_configurations_parse(cache, tmp_path):
@@ -492,7 +494,7 @@ def test_shipped_configurations_parse(cache, tmp_path):
         argv = ["--config", str(config), "--output_dir", str(tmp_path), "--use_cpu", "true"]
         args, training_args, student = parse_arguments("", DEMO_CONFIG, argv)
         assert args.student_model and training_args.load_best_model_at_end
-        # They serve every task; a number of rows fits one.
+        # These options suit all tasks; a number of rows suits only one.
         assert args.demo or (args.n_train, args.n_weak, args.n_validation, args.n_test) == (None,) * 4
 
 

@@ -206,7 +206,7 @@ def test_files_directories_and_patterns_are_read_once(outputs):
 def test_what_is_no_results_is_said_or_passed_over(content, message, outputs):
     (outputs / "other").mkdir()
     (outputs / "other" / "results.json").write_text(content)
-    assert len(read_results(outputs)["source"].unique()) == 3, "another program's file is found, and is none"
+    assert len(read_results(outputs)["source"].unique()) == 3, "files of other programs are ignored"
     with pytest.raises(ValueError, match=f"other/results.json, expected a results.json{message}"):
         read_results(outputs / "other" / "results.json")
 

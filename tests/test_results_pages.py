@@ -426,8 +426,7 @@ def test_a_table_is_compared_with_another_one(repository):
 
 @pytest.fixture
 def checked(repository, monkeypatch):
-    """Returns a function that checks the table `sst2`, as if training gave these predictions. It returns "
-    "`check.json`."""
+    """Returns a function that checks the table `sst2` for given predictions, and returns `check.json`."""
     folder, outputs = repository / "results", repository / "out_check" / "sst2"
     stages = outputs.parent / "_stages"
     results = made_up_results([0, 1, 2], ["naive", "confidence"])

@@ -1,4 +1,4 @@
-"""A training that was stopped ends as if it had not been, or says at its start why it cannot."""
+"""Tests that a resumed training equals an uninterrupted one, or raises an error with the reason at its start."""
 
 import copy
 import gc
@@ -34,9 +34,9 @@ from w2s_hf import (
     WeakToStrongTrainer,
 )
 
-OTHER_LORA = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=2)  # PEFT would load it in silence
+OTHER_LORA = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=2)  # PEFT would load it without a warning
 KINDS = ("classes", "adapters", "pairs", "completions")
-# 4 steps an epoch, of which the second is left in the middle.
+# 4 steps per epoch. The training stops in the middle of the second epoch.
 OPTIONS = {
     "max_steps": 6, "per_device_train_batch_size": 4, "eval_strategy": "steps", "eval_steps": 1, "logging_steps": 1,
     "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss",
@@ -53,7 +53,7 @@ class CountSteps(TrainerCallback):
 
 
 def make(kind: str, directory: Path, callbacks=(), model=None, rows=None, **options):
-    """A trainer on 16 rows, evaluated on rows whose labels are turned around: the more it learns, the worse."""
+    """Returns a trainer on 16 rows. Evaluation rows have swapped labels, so that the score decreases in training."""
     options, callbacks = {**OPTIONS, **options}, list(callbacks)
     set_seed(0)
     if kind == "completions":
@@ -78,7 +78,7 @@ def make(kind: str, directory: Path, callbacks=(), model=None, rows=None, **opti
 
 
 def stopped(kind: str, directory: Path, step: int, **options) -> None:
-    """A training whose process is gone."""
+    """Starts a training and stops it after a step."""
     with pytest.raises(KeyboardInterrupt):
         make(kind, directory, [Stop(step)], **options).train()
 
@@ -96,14 +96,14 @@ def assert_same_end(resumed, whole) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What training without a stop ends with."""
+    """Returns the final state of an uninterrupted training."""
     trained = {}
 
     def train(kind: str):
         if kind not in trained:
             trainer = make(kind, tmp_path_factory.mktemp(kind))
             output = trainer.train()
-            assert 0 < trainer.state.best_global_step < 6, "the last step is the best: the comparison would be vacuous"
+            assert 0 < trainer.state.best_global_step < 6, "the last step is the best, so the test is trivial"
             trained[kind] = trainer, output
         return trained[kind]
 
@@ -145,7 +145,7 @@ def test_ratios_of_steps_are_compared_as_steps(ratio, is_other, tmp_path, monkey
     trainer = make("classes", tmp_path, **steps, **dict.fromkeys(names, ratio))
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 6
-    assert all(getattr(trainer.args, name) == ratio for name in names), "the arguments are what they were"
+    assert all(getattr(trainer.args, name) == ratio for name in names), "the arguments are unchanged"
     assert [f"{name}: 3 (from args) != 2 (from" in text for text in warnings for name in names] == 3 * [
         True
     ] * is_other
@@ -174,7 +174,7 @@ def test_the_best_adapters_are_loaded_whatever_they_are_called(tmp_path):
     trainer = make("adapters", tmp_path, peft_config=None, model=model)
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint)
-    assert best.name != "checkpoint-6", "the last step is the best: the comparison would be vacuous"
+    assert best.name != "checkpoint-6", "the last step is the best, so the test is trivial"
     saved, loaded = load_file(best / "adapter_model.safetensors"), get_peft_model_state_dict(trainer.model)
     assert saved and all(torch.equal(loaded[name], weight) for name, weight in saved.items())
 
@@ -190,7 +190,7 @@ def test_adapters_beside_a_resized_embedding_are_resumed(tmp_path):
 
     resized(max_steps=1).train()
     saved = load_file(tmp_path / "out" / "checkpoint-1" / "adapter_model.safetensors")
-    assert "base_model.model.transformer.wte.weight" in saved, "the test would be vacuous"
+    assert "base_model.model.transformer.wte.weight" in saved, "the test is trivial"
     trainer = resized(max_steps=2)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 2
@@ -213,7 +213,7 @@ def test_models_that_are_saved_under_other_names_are_resumed_and_their_best_weig
 
     trainer = make_renamed(tmp_path / "whole")
     trainer.train()
-    assert 0 < trainer.state.best_global_step < 6, "the last step is the best: the comparison would be vacuous"
+    assert 0 < trainer.state.best_global_step < 6, "the last step is the best, so the test is trivial"
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric)
     with pytest.raises(KeyboardInterrupt):
         make_renamed(tmp_path / "stopped", Stop(5)).train()
@@ -252,7 +252,7 @@ def test_virtual_tokens_of_an_encoder_are_not_loaded_again(base, name, is_resume
 
 @pytest.mark.parametrize("kind", ["classes", "adapters", "pairs"])  # TRL's SFTTrainer does not
 def test_a_trainer_that_is_gone_frees_its_model(kind, tmp_path):
-    """Also where nothing collects garbage, as on a GPU that is full."""
+    """Memory is freed without the garbage collector."""
     trainer = make(kind, tmp_path, max_steps=1, load_best_model_at_end=False)
     trainer.train()
     model = weakref.ref(trainer.model)
@@ -289,7 +289,7 @@ def test_early_stopping_goes_on_counting(n_left, tmp_path):
     trainer = make_stopping(tmp_path / "whole")
     trainer.train()
     end = trainer.state.global_step
-    assert end < 6, "it did not stop early: the comparison would be vacuous"
+    assert end < 6, "it did not stop early, so the test is trivial"
     with pytest.raises(KeyboardInterrupt):
         make_stopping(tmp_path / "stopped", Stop(end - n_left)).train()
     resumed = make_stopping(tmp_path / "stopped")
@@ -299,7 +299,7 @@ def test_early_stopping_goes_on_counting(n_left, tmp_path):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Directories of trainings that were stopped after step 5."""
+    """Returns the directories of trainings that were stopped after step 5."""
     directories = {}
 
     def stop(kind: str) -> Path:
@@ -358,7 +358,7 @@ def test_what_cannot_be_resumed_is_refused_before_its_first_step(
 ):
     directory = shutil.copytree(checkpoints(kind), tmp_path / "stopped")
     if change is not None:
-        # A copy, so that trainer_state.json tells of a directory that is there.
+        # In a copy, trainer_state.json refers to a directory that exists.
         state = directory / "checkpoint-5" / "trainer_state.json"
         state.write_text(state.read_text().replace(str(checkpoints(kind)), str(tmp_path / "gone")))
         change(directory)
@@ -375,8 +375,8 @@ def test_what_cannot_be_resumed_is_refused_before_its_first_step(
 def test_what_changes_nothing_is_not_refused(checkpoints, tmp_path, whole):
     directory = shutil.copytree(checkpoints("classes"), tmp_path / "stopped")
     (directory / "checkpoint-5" / "rng_state.pth").unlink()  # nothing draws random numbers
-    (directory / "checkpoint-final").mkdir()  # somebody's own
-    (directory / "checkpoint-6").mkdir()  # not written to its end
+    (directory / "checkpoint-final").mkdir()  # of the user
+    (directory / "checkpoint-6").mkdir()  # incomplete
     trainer = make("classes", directory, callbacks=[EarlyStoppingCallback(9)])  # new to the checkpoint
     trainer.train(resume_from_checkpoint=True)
     assert_same_end(trainer, whole("classes")[0])

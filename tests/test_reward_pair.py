@@ -31,7 +31,7 @@ def swapped(pairs: Dataset, every: int = 1) -> Dataset:
 
 
 def assert_same(left, right):
-    assert left.std(dim=0).min() > 1e-3, "every step is the same: the comparison would be vacuous"
+    assert left.std(dim=0).min() > 1e-3, "all steps are equal, so the test is trivial"
     torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The recipe of reward modelling as a user meets it, on a demo made small, and on local pairs."""
+"""Tests the recipe of reward modelling as users run it, on a small demo and on local pairs."""
 
 import json
 import random
@@ -43,7 +43,7 @@ PROBED = "--linear_probe true".split()
 
 @pytest.fixture(scope="module")
 def finished(cache, tmp_path_factory):
-    """A whole small run with the generative stage: its directory, what it printed, its numbers."""
+    """A small run with the generative stage: its directory, its output and its results."""
     output = tmp_path_factory.mktemp("run") / "out"
     process = recipe_here(*SMALL, *GENERATIVE, *PROBED, "--output_dir", output, cache=cache, name=NAME)
     assert process.returncode == 0, process.stderr[-3000:]
@@ -51,7 +51,7 @@ def finished(cache, tmp_path_factory):
 
 
 def run_here(monkeypatch, cache, options: str) -> None:
-    """In this process: what a second process would add is six seconds of imports."""
+    """A small run in this process, which saves six seconds of imports."""
     monkeypatch.setenv("W2S_HF_CACHE", str(cache))
     monkeypatch.setattr("sys.argv", [f"recipes/{NAME}", *options.split()])
     runpy.run_path(str(ROOT / "recipes" / NAME), run_name="__main__")
@@ -64,7 +64,7 @@ def test_results_and_report(finished):
     assert {"ceiling_plain", LINEAR_PROBE} <= set(check_predictions(output)["role"])
     (run,) = results["runs"]
     weak, ceiling, plain = (run[name]["accuracy"] for name in ("weak", "ceiling", "ceiling_plain"))
-    assert ceiling != plain, "one would pass for the other"
+    assert ceiling != plain, "equal ceilings could be confused"
     for student in run["students"]:
         assert student["n"] == 120
         for entry, best in ((student, ceiling), (student["against_plain_ceiling"], plain)):
@@ -93,7 +93,7 @@ def test_students_and_ceiling_start_from_the_generative_stage_and_the_supervisor
     tuned: dict[str, list[bool]] = {}
     for path in (finished[0] / "_stages").glob("*/stage.json"):
         stage = json.loads(path.read_text())
-        if stage["stage"] != "linear-probe":  # it knows only the hidden states
+        if stage["stage"] != "linear-probe":  # the probe uses only hidden states
             tuned.setdefault(stage["stage"], []).append(" generative-" in stage["settings"]["model"]["version"])
     tuned = {name: sorted(found) for name, found in tuned.items()}
     assert tuned == {
@@ -152,7 +152,7 @@ def test_killed_in_the_generative_stage_and_run_again(finished, cache, tmp_path)
         time.sleep(random.uniform(0, 0.05))
         process.kill()
         process.join()
-        assert any(tmp_path.glob(f"out/_stages/{pattern}")), "over before it was killed"
+        assert any(tmp_path.glob(f"out/_stages/{pattern}")), "the run finished before it was killed"
     process = forked(*command, W2S_HF_CACHE=str(cache))
     assert process.returncode == 0 and "resumed" in process.stderr, process.stderr[-3000:]
     found = numbers(tmp_path / "out")
@@ -173,7 +173,7 @@ def test_two_ranks_run_the_recipe(cache, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [implicit_text, explicit_messages])
 def test_own_models_and_pairs_with_4_bit_adapters(make, cache, tmp_path, monkeypatch):
-    """Adapters of the generative stage go on as those of the reward model."""
+    """The reward model starts from the adapters of the generative stage."""
     rows = pairs_of(make, 150).to_list()
     rows += [make("w1", "w2", "w2"), make("w1", "", "w2"), make("w1", "w2 " * 40, "w3")]
     (tmp_path / "pairs").mkdir()
@@ -188,7 +188,7 @@ def test_own_models_and_pairs_with_4_bit_adapters(make, cache, tmp_path, monkeyp
     options = "--weak_model weak --student_model strong --dataset_path pairs --methods naive --load_in_4bit true"
     options += " --generative_finetuning true --max_steps 2 --use_cpu true --bf16 false --report_to none"
     options += " --gradient_checkpointing false --max_length 24 --output_dir out --per_device_train_batch_size 8"
-    # The reward stage changes nothing, so that its adapters are those it started from.
+    # The reward stage changes no weights, so its adapters are those of the generative stage.
     options += " --learning_rate 0 --weak_learning_rate 1e-3 --generative_learning_rate 1e-2"
     run_here(monkeypatch, cache, options)
     results = numbers(tmp_path / "out")
@@ -244,7 +244,7 @@ def test_features_of_a_pair_are_what_its_reward_difference_is_made_of(kind, tmp_
     )
     first_is_better = trainer.predict_proba(pairs)[:, 1]
     np.testing.assert_allclose(1 / (1 + np.exp(-features @ weight)), first_is_better, atol=1e-5)
-    assert features.std() > 0.01, "of both responses the same"
+    assert features.std() > 0.01, "both responses have the same features"
 
 
 def test_the_reward_model_starts_from_the_generative_adapters(tmp_path, model_of):
@@ -263,7 +263,7 @@ def test_the_reward_model_starts_from_the_generative_adapters(tmp_path, model_of
 
 
 def test_the_generative_stage_keeps_to_the_arguments(tmp_path, monkeypatch):
-    """The budget of tokens: the same losses, with 2 texts of up to 15 tokens at once in place of 8. No dropout."""
+    """With a token budget, losses are the same for micro-batches of 2 texts instead of 8. There is no dropout."""
     seen = []
     monkeypatch.setattr(
         "w2s_hf.experiments.generative_finetuning.ResumableSFTTrainer",
@@ -283,7 +283,7 @@ def test_the_generative_stage_keeps_to_the_arguments(tmp_path, monkeypatch):
         (options["args"].per_device_train_batch_size, options["args"].gradient_accumulation_steps) for options in seen
     ]
     assert batches == [(8, 1), (2, 4)]
-    assert len(losses[0]) == 6, "48 texts once, whatever --max_steps says of the reward models"
+    assert len(losses[0]) == 6, "48 texts once, since --max_steps applies only to reward models"
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for module in seen[0]["model"].modules():
         assert getattr(module, "p", 0) == 0, "dropout"

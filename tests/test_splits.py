@@ -164,7 +164,7 @@ def test_the_next_source_is_tried_where_one_is_gone(monkeypatch):
     monkeypatch.setattr("w2s_hf.tasks.loading.ensure_available", unreachable)
     with pytest.raises(ConnectionError, match="no answer"):
         load_task(BOOLQ)
-    assert len(names) == 3, "a Hub that does not answer is contacted once"
+    assert len(names) == 3, "a Hub that does not respond is contacted once"
 
 
 def test_a_half_is_training_and_validation_rows():

@@ -1,4 +1,4 @@
-"""What works with the trainers (torch.compile, streams of tokens), and what they refuse (Liger, streams of text)."""
+"""Tests that trainers support torch.compile and streams of tokens, and refuse Liger and streams of text."""
 
 import pytest
 import torch
@@ -102,7 +102,7 @@ TEXTS = Dataset.from_dict({"text": [f"w{i} w{i + 1} w{2 * i}" for i in range(16)
 
 
 def streams() -> dict[str, Dataset | IterableDataset]:
-    """Rows of text that nothing has tokenized; the columns of the second are not known before it is read."""
+    """Streams of text. The columns of the second stream are unknown before it is read."""
     return {
         "stream": TEXTS.to_iterable_dataset(),
         "generator": IterableDataset.from_generator(lambda: iter(TEXTS)),
@@ -202,7 +202,7 @@ def test_rows_of_a_task_have_the_tokens_that_they_have_in_recipes(long_rows, mod
 
 
 def test_rows_of_a_task_in_another_text_column_are_truncated(long_rows, model_of, tokenizer, tmp_path):
-    """Without the text that the place of the context belongs to, it says nothing."""
+    """The positions of the context refer to `text`, and are ignored for another column."""
     rows = long_rows.rename_column("text", "sentence")
     args = arguments(tmp_path, max_length=MAX_LENGTH, dataset_text_field="sentence")
     trainer = WeakToStrongTrainer(model_of(), args, train_dataset=rows, processing_class=tokenizer)

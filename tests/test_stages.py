@@ -1,4 +1,4 @@
-"""Stages: whole or not there, keyed by everything that changes the result, resumed after a kill."""
+"""Tests stages: they are complete or missing, their keys cover all that changes the result, and they are resumed."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def test_a_finished_stage_is_reused_and_a_changed_setting_is_another(tmp_path):
     other = stages.run("train", {"learning_rate": 1e-4}, write("b"))
     assert first == again != other
     assert (first / "result.txt").read_text() == "a" and (other / "result.txt").read_text() == "b"
-    assert (stages.n_built, stages.n_reused) == (2, 0), "what this run has built, it does not count as reused"
+    assert (stages.n_built, stages.n_reused) == (2, 0), "stages that this run has built do not count as reused"
     assert set(stages.seconds) == {"train"}
 
 
@@ -104,7 +104,7 @@ def test_versions_are_part_of_the_key(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sources(tmp_path, monkeypatch):
-    """A copy of the package's sources, of which keys are made."""
+    """A copy of the package's sources, from which keys are computed."""
     package = tmp_path / "w2s_hf"
     shutil.copytree(cache._PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(cache, "_PACKAGE", package)
@@ -130,7 +130,7 @@ def test_code_that_can_change_a_number_is_part_of_the_key(sources, file, before,
     old = stages.key("train", {})
     path = sources / file
     path.write_text(path.read_text().replace(before, after, 1))
-    assert stages.key("train", {}) == old, "this process runs the code that was there when it started"
+    assert stages.key("train", {}) == old, "this process runs the code from the time of its start"
     assert (StageCache(tmp_path).key("train", {}) != old) == is_new
 
 
@@ -155,7 +155,7 @@ def test_a_failed_stage_is_not_there_and_keeps_what_it_has(tmp_path):
 
     def fail(directory):
         (directory / "half.txt").write_text("half")
-        raise RuntimeError("out of luck")
+        raise RuntimeError("the build failed")
 
     with pytest.raises(RuntimeError):
         stages.run("train", {}, fail)

@@ -1,4 +1,4 @@
-"""Sweeps as their users run them: one table, whatever was stopped, failed or lost on the way."""
+"""Tests sweeps: the table is the same after interruptions, failures and lost workers."""
 
 import importlib.util
 import json
@@ -47,7 +47,7 @@ def sweep(*options, cache, output):
 
 
 def trainings(output: Path) -> Counter:
-    """How often each stage was begun anew, by all processes; a stage that was killed is resumed, not begun."""
+    """Returns how often all processes together started each stage. Resumed stages do not count again."""
     logs = "\n".join(path.read_text() for path in (output / "logs").glob("*.txt"))
     return Counter(re.findall(r"^(\S+-[0-9a-f]{12}): started$", logs, flags=re.MULTILINE))
 
@@ -57,7 +57,7 @@ def stages(output: Path) -> set[str]:
 
 
 def predictions(output: Path) -> dict[str, str]:
-    """What the model of each stage said, as a hash."""
+    """Returns a hash of the predictions of each stage."""
     return {name: WeakLabels.load(output / "_stages" / name / "predictions").fingerprint for name in stages(output)}
 
 
@@ -89,8 +89,10 @@ def test_every_cell_is_in_the_table_and_no_stage_was_trained_twice(swept):
     assert methods.tolist() == [["naive"], ["naive"], ["naive"], ["naive", "bootstrap"]]
     assert pd.read_csv(output / "sweep.csv")["accuracy"].tolist() == table["accuracy"].tolist()
     said = predictions(output)
-    assert len(set(said.values())) == len(said), "no two models say the same, so a table of others would differ"
-    # Of a chain two links, of which the last is the student, and the student that is taught directly.
+    assert len(set(said.values())) == len(said), (
+        "all models have different predictions, so a table of other models would differ"
+    )
+    # A chain of two links, the last of which is the student, and the student that is trained without the chain.
     begun = trainings(output)
     of_sweep = {name: count for name, count in begun.items() if not name.startswith(("scratch-", "pretrained-"))}
     assert set(of_sweep) == stages(output) and set(of_sweep.values()) == {1}
@@ -145,7 +147,7 @@ def test_cells_are_read_as_results_and_on_a_leaderboard(swept):
 
 def test_cells_of_one_base_share_it(swept):
     loaded = [name for name in swept[2] if name != "all weights"]
-    # Two supervisors' students and a ceiling on each base; then the chain needs both sizes again.
+    # Each base has a ceiling and a student of each supervisor. The chain then needs both sizes again.
     assert loaded[:2] == ["demo/pretrained-16x2", "demo/pretrained-32x2"]
     assert Counter(loaded) == {"demo/pretrained-16x2": 2, "demo/pretrained-32x2": 2}
 
@@ -176,11 +178,11 @@ def test_killed_and_started_again_it_ends_with_the_same_table(swept, cache, tmp_
         time.sleep(0.005)
     process.kill()
     process.join()
-    assert process.exitcode == -signal.SIGKILL, "it was stopped before its end"
+    assert process.exitcode == -signal.SIGKILL, "the sweep was stopped before its end"
     again = sweep(cache=cache, output=output)
     assert again.returncode == 0, again.stderr[-3000:]
     check_same(output, swept[0])
-    assert set(trainings(output).values()) == {1}, "what was finished is not trained again"
+    assert set(trainings(output).values()) == {1}, "finished stages are not trained again"
 
 
 def test_a_failed_cell_is_recorded_and_the_rest_goes_on(swept, cache, tmp_path):
@@ -197,7 +199,7 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(swept, cache, tmp_path):
     assert "pretrained-9x9" in (tmp_path / "out" / "report.html").read_text()
     record = json.loads(next((tmp_path / "out" / "cells").glob("*9x9*.json")).read_text())
     assert "Traceback" in record["traceback"]
-    assert not trainings(tmp_path / "out"), "the others were finished"
+    assert not trainings(tmp_path / "out"), "all other cells were finished"
 
 
 def test_without_resume_everything_is_trained_again(swept, cache, tmp_path):
@@ -224,7 +226,7 @@ cluster.shutdown()
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(request):
-    """It takes ten seconds to come up, in which other tests run."""
+    """The cluster starts in ten seconds, while other tests run."""
     wanted = [item for item in request.session.items if item.name == TWO_NODES]
     if not wanted or importlib.util.find_spec("ray") is None:
         yield None
@@ -237,7 +239,7 @@ def cluster(request):
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_on_two_nodes_of_which_one_loses_its_worker_the_table_is_the_same(cluster, swept, cache, tmp_path):
-    """From a recipe in a process of its own, as its users start it."""
+    """Starts the sweep from a recipe in a separate process, as users do."""
     pytest.importorskip("ray")
     output, killed = tmp_path / "out", []
 
@@ -350,7 +352,7 @@ def test_a_failure_replaces_no_finished_cell_of_another_key(head):
     other.write(cell, other._record(cell, "done", {}))
     assert head.read(cell) is None and other.read(cell)["status"] == "done"
     other.write(cell, other.failure(cell, lost))
-    assert other.read(cell)["status"] == "failed", "of the same key, the last record counts"
+    assert other.read(cell)["status"] == "failed", "the last record of a key counts"
     assert len(list((Path(head.output_dir) / "cells").iterdir())) == 1
 
 
@@ -408,7 +410,7 @@ def test_options_of_no_recipe_are_refused_before_anything_runs_or_is_removed(cac
 
 
 def test_the_ladder_may_be_named_on_the_command_line(swept, cache, tmp_path):
-    """And all cells have rows that fit all models of the grid and of the ladder."""
+    """All cells have rows that fit all models of the grid and of the ladder."""
     shutil.copytree(swept[0] / "_stages", tmp_path / "_stages")
     options = ["--ladder", "pretrained-16x2", "pretrained-32x2", "--weak_models", "scratch-32x1"]
     process = sweep(*options, "--student_models", "pretrained-32x2", cache=cache, output=tmp_path)
@@ -442,7 +444,7 @@ def test_one_configuration_is_not_for_two_settings(cache, tmp_path):
 
 @pytest.mark.slow
 def test_a_job_may_be_launched_by_accelerate(swept, cache, tmp_path, monkeypatch):
-    """As a worker of the cluster does it, where a cell has several GPUs."""
+    """Runs a job as a worker of the cluster does if a cell has several GPUs."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "cpu.yaml").write_text("use_cpu: true\nnum_processes: 1\ndistributed_type: 'NO'\n")
     session = Session(str(tmp_path), [*SMALL], {"classification": str(swept[0] / "configs" / "classification.yaml")})

@@ -108,7 +108,7 @@ def test_of_one_seed_the_interval_over_rows_is_drawn(figures, tmp_path):
         bars = bars[np.isfinite(bars).all(axis=1)]
         assert np.allclose(bars, table[[f"{name}_low", f"{name}_high"]].dropna())
         assert "95 % interval over test rows" in legend_of(figure) and "one seed" not in legend_of(figure)
-    assert "chance" not in legend_of(figures[0])  # it has none here
+    assert "chance" not in legend_of(figures[0])  # the line of chance is hidden
     assert figures[0].axes[0].get_ylim()[1] > 0.99
     (unbounded,) = figures[1].axes[0].collections[1].get_segments()
     assert np.allclose(unbounded[:, 1], figures[1].axes[0].get_ylim())

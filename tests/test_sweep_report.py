@@ -259,7 +259,7 @@ def test_where_all_cells_failed_there_is_no_figure(tmp_path):
         assert plot(failed, tmp_path / "elsewhere") is None
     assert not (tmp_path / "elsewhere").exists()
     page = Page(write_sweep_report(failed, {}, tmp_path))
-    assert list((tmp_path / "figures").iterdir()) == [other]  # those of before would mislead
+    assert list((tmp_path / "figures").iterdir()) == [other]  # older figures would be misleading
     assert "No cell is done, so there is no figure." in page.text and not page.all("img")
     assert page.column("cells", "error or reason for undefined PGR") == ["CUDA out of memory"]
 

@@ -1,4 +1,4 @@
-"""`--report_to`: the callbacks of transformers, with trackers that record what they receive."""
+"""Tests `--report_to` with the callbacks of transformers and fake trackers that record their calls."""
 
 import sys
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ TRACKERS = ["tensorboard", "trackio", "wandb"]
 
 
 class Trackers:
-    """Stands in for the libraries of the trackers. `events` has what they receive: tracker, event, name or logs."""
+    """Replaces the libraries of the trackers. `events` has what they receive: tracker, event, name or logs."""
 
     def __init__(self):
         self.events: list[tuple] = []
@@ -166,7 +166,7 @@ def test_a_resumed_training_continues_its_run(trackers, tmp_path, monkeypatch):
     ]
     before = len(trackers.events)
     experiment.finetune("weak")
-    assert len(trackers.events) == before, "it only predicts"
+    assert len(trackers.events) == before, "a run that only predicts has no events"
 
 
 def test_directory_of_tensorboard_and_open_run_of_the_user(trackers, tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ def test_prediction_keeps_row_order_whatever_the_length(sampling, model_of, toke
     one_by_one = torch.cat([torch.from_numpy(trainer.predict_proba(rows.select([i]))) for i in range(len(rows))])
     assert together.dtype == "float32" and together.shape == (21, 2)
     torch.testing.assert_close(torch.from_numpy(together), one_by_one, rtol=1e-4, atol=1e-5)
-    assert one_by_one.std(dim=0).min() > 0.01, "all rows predict the same: the comparison would be vacuous"
+    assert one_by_one.std(dim=0).min() > 0.01, "all predictions are equal, so the test is trivial"
 
 
 def test_text_column_is_tokenized(model_of, tokenizer, tmp_path):

@@ -90,7 +90,9 @@ class _OwnDefaults(TrainerArguments):
 
     ddp_find_unused_parameters: bool | None = field(
         default=False,
-        metadata={"help": "Search for unused parameters in every step. Off, because LoRA uses all parameters."},
+        metadata={
+            "help": "Search for unused parameters in every step. LoRA uses all parameters, and does not need this."
+        },
     )
     hub_strategy: str = field(
         default="end", metadata={"help": "When to push to the Hub. Only `end` is supported: once, after training."}
@@ -192,7 +194,10 @@ class LossArguments(_OwnDefaults):
     )
     aux_prior: float | None = field(
         default=None,
-        metadata={"help": "Share of rows that are hardened to class 1. Unset: the mean weak label of the step."},
+        metadata={
+            "help": "Share of rows whose hard prediction is class 1, in the auxiliary confidence term. Unset: the "
+            "mean weak label of the step."
+        },
     )
     window_radius: float = field(
         default=0.15, metadata={"help": "The loss `window` uses rows with a student confidence below 0.5 + radius."}
@@ -289,7 +294,7 @@ class WeakToStrongConfig(LossArguments, TrainingArguments):
     _argument_group_name = "training (every TrainingArguments field, and the weak-to-strong losses)"
 
     max_length: int | None = field(
-        default=512, metadata={"help": "Longest row in tokens. Longer texts are truncated."}
+        default=512, metadata={"help": "Maximum length of a row in tokens. Longer texts are truncated."}
     )
     dataset_text_field: str = field(
         default="text", metadata={"help": "Column to tokenize if a dataset has no input_ids."}
@@ -372,7 +377,10 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
 
     max_new_tokens: int = field(
         default=12,
-        metadata={"help": "Longest completion in tokens, with its end-of-text token. Longer completions are cut."},
+        metadata={
+            "help": "Maximum length of a completion in tokens, with its end-of-text token. Longer completions are "
+            "truncated."
+        },
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
     completion_only_loss: bool | None = field(
@@ -419,6 +427,10 @@ class StudentConfig(ModelConfig):
     )
     use_peft: bool = field(
         default=True, metadata={"help": "Train LoRA adapters and the head. False: train all weights."}
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapters."})
+    lora_alpha: int = field(
+        default=32, metadata={"help": "Scale of the LoRA adapters: their output is multiplied by lora_alpha / lora_r."}
     )
     lora_dropout: float = field(
         default=0.0, metadata={"help": "Dropout of the LoRA adapters. Needs --disable_dropout false."}

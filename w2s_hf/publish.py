@@ -270,7 +270,9 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "output_dir", metavar="DIRECTORY", help="--output_dir of a finished run; with --repo_id, that of one student"
+        "output_dir",
+        metavar="DIRECTORY",
+        help="directory of a finished run (its --output_dir); with --repo_id: directory of one student",
     )
     parser.add_argument("--hub_namespace", metavar="NAME", help="user or organization (default: owner of the token)")
     parser.add_argument("--hub_private", action="store_true", help="make new repositories private")

@@ -37,9 +37,8 @@ class Run:
         total_seconds (`float`): Time from rows and models on disk to the last score, in seconds.
         seconds (`dict[str, float]`): Time of each stage in seconds: `weak`, `ceiling`, `naive`, `openai`.
         accuracy (`dict[str, float]`): Test accuracy of the model of each stage.
-        answers (`dict[str, WeakLabels]`): Class probabilities of the test rows by stage. Those of `weak` include the
-        weak
-            labels of the student half.
+        answers (`dict[str, WeakLabels]`): Class probabilities of the test rows by stage. Those of `weak` include
+            the weak labels of the student half.
     """
 
     total_seconds: float = 0.0

@@ -137,8 +137,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def time_all(contenders: list[Contender], options: argparse.Namespace, rows: Dataset) -> None:
-    """Trains all models in each repetition. The first one is a warm-up, which includes compilation, and is not "
-    "timed."""
+    """Trains all models in each repetition. The first is a warm-up, which includes compilation and is not timed."""
     with tempfile.TemporaryDirectory() as directory:
         trainers = [contender.make(options, rows, directory) for contender in contenders]
         for repetition in range(options.repetitions + 1):

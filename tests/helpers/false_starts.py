@@ -12,7 +12,7 @@ from w2s_hf.trainers.agreement import agreement_beyond_chance, latest_half
 
 
 def share_of_starts(n_rows: int, n_epochs: int, n_trainings: int, agreement: float = 0.5, step: int = 16) -> float:
-    """Returns the share of trainings in which the term starts, for a student with this agreement with its labels."""
+    """Returns the share of trainings in which the term starts, given the agreement of the student with its labels."""
     rng = np.random.default_rng(0)
     return float(np.mean([_starts(rng, n_rows, n_epochs, agreement, step) for _ in range(n_trainings)]))
 

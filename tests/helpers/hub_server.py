@@ -73,8 +73,7 @@ class LoopbackHub:
         repositories (`dict[tuple[str, str], Repository]`): Repositories by type and id.
         requests (`list[tuple[str, str]]`): Methods and paths of requests, in order.
         faults (`list[Callable]`): Functions that are called with method, path and handler before each request. A
-        function
-            can raise [`Refused`], or return True to close the connection.
+            function can raise [`Refused`], or return True to close the connection.
     """
 
     def __init__(self):

@@ -71,8 +71,7 @@ class Logged(TrainerCallback):
 
 
 def train(kind: str, n_rows: int, options: dict, directory: Path, world: int, stop: int | None = None) -> dict:
-    """Trains, and returns steps and final weights. With `stop`, the training is stopped after that step and "
-    "resumed."""
+    """Trains, and returns steps and final weights. The training is stopped after the step `stop` and resumed."""
     if stop is not None:
         with contextlib.suppress(KeyboardInterrupt):
             make(kind, n_rows, options, directory, world, [Stop(stop)]).train()

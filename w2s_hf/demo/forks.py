@@ -20,7 +20,7 @@ __all__ = ["FORK_BANDS", "FORK_MODELS", "FORK_WORDS", "ForkConfig", "ForkWorld",
 
 # The words in a prompt that name the kind of move: `fork` in puzzles, the other words in the corpus.
 FORK_WORDS = ("fork", "check", "hits", "quiet", "takes")
-# Bands of difficulty. In `decoys`, one other knight move gives check and another one attacks: half a fork each.
+# Bands of difficulty. In `decoys`, a second knight move gives check, and a third one attacks.
 FORK_BANDS = ("no decoys", "decoys")
 _PIECES = ("K", "N", "k", "q", "r")
 _SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
@@ -28,7 +28,7 @@ _WORDS = (*_SPECIAL_TOKENS, ".", ":", *FORK_WORDS, *_PIECES, *chess.SQUARE_NAMES
 _ID_OF_WORD = {word: index for index, word in enumerate(_WORDS)}
 # Positions are drawn in blocks of this size, so that a larger sample begins with the smaller one.
 _BLOCK_SIZE = 8192
-# How strongly checks, attacks and captures are preferred to quiet moves of the same position.
+# The weight of a check, attack or capture in the choice of a move. A quiet move has weight 1.
 _EAGERNESS = 4
 
 
@@ -114,7 +114,7 @@ _KNIGHT_TARGETS, _KING_TARGETS = (
 def _attacks(is_queen: np.ndarray, origin: np.ndarray, square: np.ndarray, *blockers: np.ndarray) -> np.ndarray:
     """
     Returns whether a queen or rook on `origin` attacks `square`, given the squares of other pieces (`blockers`).
-    Arguments and result have one shape, the result is bool.
+    The result is bool and has the shape of the arguments.
     """
     attacks = _LINE[origin, square] | (is_queen & _DIAGONAL[origin, square])
     for blocker in blockers:

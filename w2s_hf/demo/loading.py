@@ -46,9 +46,9 @@ def load_demo(
     """
     Generates the rows of the demo and builds its models, without a download and without a GPU.
 
-    The rows have the columns of a task, and ask about a made-up world. The student has read about this world in its
-    pretraining, and the weak model has not. The first call pretrains the student, in about half a minute on an idle
-    CPU. Later calls find it in `directory`.
+    The rows have the columns of a task, and are about a made-up world. The student is pretrained on
+    texts about this world, and the weak model is not. The first call pretrains the student, in about half a minute on
+    an idle CPU. Later calls load it from `directory`.
 
     Args:
         task (`str` or [`Task`], *optional*, defaults to `"boolq"`): A classification task of the package.
@@ -75,7 +75,7 @@ def load_demo(
     task = find_task(task) if isinstance(task, str) else task
     world = DemoWorld(seed=seed)
 
-    # Balancing the classes drops rows, and groups stay whole: generate half as many again.
+    # Balancing the classes drops rows, and groups stay whole: 1.5 times as many rows are generated.
     def generate(n: int, stream: str, held_out: bool) -> Dataset:
         return demo_rows(task, world, 3 * n // 2 + 100, stream, held_out=held_out)
 
@@ -99,7 +99,7 @@ def load_demo(
 
 
 def _build(name: str, world: DemoWorld, directory: Path, n_documents: int | None) -> str:
-    """Builds a model, unless it is there, and returns its directory."""
+    """Builds a model, unless its directory exists, and returns the directory."""
     model = DEMO_MODELS[name]
     is_short = n_documents is not None and model.n_documents is not None
     target = directory / f"{name}-seed{world.seed}{f'-{n_documents}_documents' if is_short else ''}"

@@ -1,1 +1,1 @@
-"""Whole experiments, as plain functions that read top to bottom."""
+"""Runs whole experiments: supervisor, ceiling, students, analyses and reports."""

@@ -47,7 +47,7 @@ __all__ = [
 
 
 def analyse(context: AnalysisContext) -> SeedResult:
-    """Returns the results of the seed with those of `--analyses`. Called on every rank."""
+    """Returns the results of the seed with those of `--analyses`. Every rank calls it."""
     analyses = {}
     for name in context.args.analyses:
         with context.finetuner.cache.progress.group(analysis_title(name)):
@@ -60,12 +60,12 @@ def analyse(context: AnalysisContext) -> SeedResult:
 
 
 def analysis_title(name: str) -> str:
-    """Returns the title of the step of an analysis, which is its kind in [`Progress.plan`], too."""
+    """Returns the title of the step of an analysis, which is also its kind in [`Progress.plan`]."""
     return f"analysis {name}"
 
 
 def analysis_notes(results: ExperimentResult, output_dir: Path) -> list[str]:
-    """Plots `figures/NAME.png` for each analysis, and returns the sections of the report. Called on rank 0."""
+    """Plots `figures/NAME.png` for each analysis, and returns the sections of the report. Only rank 0 calls it."""
     notes = []
     for name in results.runs[0].analyses:
         entries = [run.analyses[name] for run in results.runs]
@@ -156,7 +156,7 @@ def agreement(context: AnalysisContext) -> dict:
 
 def prompted(context: AnalysisContext) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
-    Returns the zero-shot and few-shot predictions of the student's base, which are cached. Called on every rank.
+    Returns the zero-shot and few-shot predictions of the student's base, which are cached. Every rank calls it.
 
     Returns:
         `dict`: For each baseline, by its name, the probabilities of the test rows, `(N, 2)`, and those of a text
@@ -333,7 +333,7 @@ def weak_errors(context: AnalysisContext) -> dict:
     ids = {name: list(rows["id"]) for name, rows in parts.items()}
     all_ids = [row_id for of_part in ids.values() for row_id in of_part]
     weak = {name: context.weak_labels.of(of_part).argmax(axis=1) for name, of_part in ids.items()}
-    # Finetuned on other rows than it predicts: on its own training rows it would be overconfident.
+    # The supervisor is finetuned on other rows than it predicts: on its own training rows it would be overconfident.
     strong = context.finetuner.finetune(
         "strong-on-weak-half",
         context.models.student,
@@ -400,6 +400,8 @@ def _bounds(context: AnalysisContext) -> dict:
 @dataclass(frozen=True)
 class _Analysis:
     """
+    The functions of an analysis.
+
     Args:
         measure (`Callable`): Returns the results of a seed as JSON values.
         plot (`Callable`), section (`Callable`): Plot the results of all seeds, and return their section of the report.

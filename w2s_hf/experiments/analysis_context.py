@@ -31,7 +31,7 @@ __all__ = ["AnalysisContext"]
 
 T = TypeVar("T")
 
-# The parts of the splits whose hidden states a linear probe of the student is fitted, chosen and scored on.
+# The parts of the splits on which a linear probe of the student is fitted, chosen and scored.
 _PROBED = ("student_half", "student_validation", "test")
 
 
@@ -168,7 +168,7 @@ class AnalysisContext:
         }
 
     def changed_weak_labels(self, probabilities: np.ndarray, ids: list[str], what: str) -> WeakLabels:
-        """Returns weak labels with other probabilities, and a provenance that says so."""
+        """Returns weak labels with other probabilities, and a provenance that records the change."""
         provenance = self.weak_labels.provenance
         return WeakLabels(ids, probabilities, {**provenance, "stage": f"{provenance['stage']} {what}"})
 

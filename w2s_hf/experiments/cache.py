@@ -68,8 +68,8 @@ def code_versions(sources: tuple[str, ...] = ("",)) -> dict[str, str]:
 def _is_installed() -> bool:
     """
     Returns whether an installer has copied the package to its place, so that its version identifies its files. The
-    metadata of the package cannot tell: sources may have metadata beside them, and only processes that start in that
-    directory see it.
+    metadata of the package does not show this: sources may have metadata beside them, which only processes that start
+    in that directory see.
     """
     return _PACKAGE.parent.name in ("site-packages", "dist-packages")
 
@@ -123,7 +123,7 @@ def _start_clock(partial: Path) -> float:
     path, seconds = partial / _STARTED, 0.0
     times = [file.stat().st_mtime for file in _progress_files(partial)]
     if times:
-        with suppress(OSError, ValueError, KeyError):  # no such file, or a kill has cut it off
+        with suppress(OSError, ValueError, KeyError):  # the file is missing or truncated
             before = json.loads(path.read_text())
             seconds = before["seconds_before"] + max(0.0, max(times) - before["time"])
     path.write_text(json.dumps({"time": time.time(), "seconds_before": seconds}))
@@ -188,7 +188,7 @@ class StageCache:
             settings (`dict`): Everything that the result depends on, as JSON values, including the keys of the stages
                 that it reads.
             build (`Callable[[Path], None]`): Writes the result into the given directory, which may contain files of an
-                interrupted run. Called on every rank.
+                interrupted run. Every rank calls it.
             title (`str`, *optional*): The description that the user sees. Defaults to the name; an empty title
                 announces nothing.
             kind (`str`, *optional*): Its kind, as in [`Progress.plan`]. Defaults to the name.

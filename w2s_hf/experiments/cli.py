@@ -54,7 +54,7 @@ __all__ = [
 # A command line with one of these options is a real experiment; without all of them it is the embedded demo.
 _REAL = ("config", "dataset_path", "weak_model", "student_model")
 
-# Shown by --help, and replaced when the task is known.
+# `--help` shows this value. The directory of the task replaces it.
 _DEFAULT_OUTPUT_DIR = "outputs/TASK"
 # The demos of these tasks have the names of the configurations: outputs/demo, outputs/demo_reward, outputs/demo_chess.
 _TASKS_OF_DEMOS = ("boolq", "anthropic_hh", CHESS_TASK)
@@ -70,7 +70,7 @@ class CommandLineOptions:
         training (`type`): The arguments of its trainer.
         demo_config (`str`, *optional*): The shipped configuration of the demo; `None` for a setting without a demo.
         real_config (`str`, *optional*): The shipped configuration that messages suggest for the real task.
-        real_options (`str`): Options that go with it.
+        real_options (`str`): Options that messages suggest together with `real_config`.
     """
 
     arguments: type[ExperimentArguments]
@@ -101,40 +101,44 @@ def options_of(task: ExperimentTask) -> CommandLineOptions:
     return COMMAND_LINES["reward" if isinstance(task, PreferenceTask) else "classification"]
 
 
-# The options that `--help` shows, in this order, each in a line or two. `--help all` has their whole help.
+# The options that `--help` shows, in this order, each with a short help. `--help all` shows their full help.
 _ESSENTIAL = {
     "config": "Shipped configuration (see below), or a YAML file of option values.",
     "weak_model": "Weak supervisor: Hub id or local directory.",
     "student_model": "Strong student: Hub id or local directory.",
-    "dataset_path": "Local directory or file of the rows. Default: from the Hub.",
-    "methods": f"Methods: {' '.join((*METHODS, BOOTSTRAP))}.",
+    "dataset_path": "Local directory or file of the rows. Default: download from the Hub.",
+    "methods": f"How students are trained: {' '.join((*METHODS, BOOTSTRAP))}.",
     "seeds": "Seeds. Each seed repeats the whole experiment.",
     "n_train": "Training rows of students and ceiling. Default: half of all.",
-    "n_weak": "Training rows of the supervisor. Default: as --n_train.",
+    "n_weak": "Training rows of the supervisor. Default: the value of --n_train.",
     "n_test": "Test rows. Default: all.",
-    "max_train_rating": "Train on puzzles up to this rating, and test on harder ones.",
+    "max_train_rating": "Also train on puzzles up to this rating, and test on harder ones.",
     "generative_finetuning": "Finetune on both responses before reward training.",
     "analyses": "Additional analyses.",
     "learning_rate": "Learning rate of students and ceiling.",
     "num_train_epochs": "Epochs of students and ceiling.",
     "per_device_train_batch_size": "Rows of an optimizer step on each device.",
-    "max_length": "Longest row in tokens.",
-    "max_new_tokens": "Longest completion in tokens.",
+    "max_length": "Maximum length of a row in tokens.",
+    "max_new_tokens": "Maximum length of a completion in tokens.",
     "use_peft": "Train LoRA adapters and the head, not all weights.",
     "lora_r": "Rank of the LoRA adapters.",
     "load_in_4bit": "Quantize the frozen weights of the student (QLoRA).",
     "bf16": "Train in bfloat16 mixed precision.",
     "output_dir": "Directory of results, report and students.",
     "push_to_hub": "Push students, cards and weak labels to the Hub.",
-    "num_processes": "Processes, one per GPU, that accelerate launches.",
-    "accelerate_config": "Launch with single, ddp, fsdp, zero3, or a file of your own.",
+    "num_processes": "Number of processes (one per GPU) to launch with accelerate.",
+    "accelerate_config": "accelerate configuration: single, ddp, fsdp, zero3, or a file.",
 }
 
 
 def _essential(arguments: type[ExperimentArguments]) -> dict[str, str]:
-    """Returns the options that `--help` shows for a setting; a command line lacks some of them."""
+    """Returns the options that `--help` shows for a setting. Options that the setting does not have are ignored."""
     analyses = f"Analyses: {' '.join(arguments.possible_analyses)}"
-    methods = f"Methods: naive {BOOTSTRAP}." if issubclass(arguments, GenerationArguments) else _ESSENTIAL["methods"]
+    methods = (
+        f"How students are trained: naive {BOOTSTRAP}."
+        if issubclass(arguments, GenerationArguments)
+        else _ESSENTIAL["methods"]
+    )
     return _ESSENTIAL | {"analyses": analyses, "methods": methods}
 
 
@@ -199,13 +203,16 @@ def run_named_task(description: str) -> None:
 
 
 def _describe(task: ExperimentTask | None, options: CommandLineOptions, prog: str | None) -> str:
-    """Returns the first lines of `--help` of a task: what it is, and examples."""
+    """Returns the first lines of `--help` of a task: a description and examples."""
     if task is None:
-        about = "one task: its name (see `w2s tasks`), or the path of a Python file that defines it"
+        about = "a task"
     else:
-        about = f"{task.name}" + (f" ({task.description.rstrip('.?')})" if task.description else "")
+        about = f"{task.name}" + (f" ({task.description.rstrip('.')})" if task.description else "")
     command, name = prog or "w2s run TASK", "TASK" if task is None else task.name
-    text = f"Trains a supervisor, students and a ceiling on {about}. Reports their accuracies and PGR."
+    text = (
+        f"Trains a weak supervisor on {about}, strong students on its labels, and a strong ceiling on true labels. "
+        "Reports their accuracies and the performance gap recovered (PGR)."
+    )
     lines = [textwrap.fill(text, 98), "", "examples:"]
     if options.demo_config is not None:
         lines.append(f"  {command}    (the embedded demo: no network, no GPU, minutes)")
@@ -215,7 +222,7 @@ def _describe(task: ExperimentTask | None, options: CommandLineOptions, prog: st
     if task is None:
         lines += [
             "",
-            "Options of text classification. For others: `w2s run anthropic_hh --help`, `w2s run TASK --help`.",
+            "TASK is a name (see `w2s tasks`) or a Python file. `w2s run TASK --help` shows its options.",
         ]
     return "\n".join(lines)
 
@@ -255,7 +262,7 @@ def parse_arguments(
         prog=prog,
         configs=CONFIGS,
         description=description,
-        usage="%(prog)s [options]",  # not a page of 200 names before the first sentence
+        usage="%(prog)s [options]",  # without the names of all options
         essential=_essential(experiment),
         hidden={*_REFUSED, *(name for name in _SET_BY if _is_set(name, training))},
         launch=(prog or "").startswith("w2s"),
@@ -272,7 +279,7 @@ def parse_arguments(
         # 3 Defaults that depend on other options.
         if training_args.output_dir == _DEFAULT_OUTPUT_DIR:
             training_args.output_dir = _default_output_dir(args, config or demo_config, task)
-        if announce:  # a sweep gives all cells the same --ladder, and each cell one method
+        if announce:  # in a sweep, --ladder is the same for all cells, and each cell has one method
             _add_bootstrap(args, command_line)
         # 4 Checks of values that no dataclass can check alone.
         _check_models(args, real_config)
@@ -282,9 +289,9 @@ def parse_arguments(
         check_directory("--output_dir", training_args.output_dir)
     except (ValueError, OSError, ImportError) as error:
         parser.error(str(error))
-    # 5 The demo says that it is one.
+    # 5 The message that this is the demo.
     if args.demo:
-        # Models and tables this small are read and written in no time; the bars of training remain.
+        # Models and tables are small, so only trainings show progress bars.
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
         if announce and training_args.process_index == 0:
@@ -309,8 +316,8 @@ def _announce_demo(args: ExperimentArguments, real_config: str | None, prog: str
     command += f" --task {args.task}" if isinstance(args, AnyTaskArguments) else ""
     command = command if command.startswith("w2s") else f"accelerate launch {command}"
     print(
-        "This is the embedded demo: generated rows, and models of at most 0.2 million parameters pretrained here and "
-        f"now.\nThe real task, on one GPU:  {command} --config {real_config}",
+        "This is the embedded demo: generated rows, and models of at most 0.2 million parameters that are pretrained "
+        f"first.\nThe real task, on one GPU:  {command} --config {real_config}",
         flush=True,
     )
 
@@ -336,7 +343,7 @@ def _add_bootstrap(args: ExperimentArguments, command_line: Namespace) -> None:
         return
     if command_line.methods is not None:
         raise ValueError(
-            f"Got --ladder without a use of its models. Add --methods {BOOTSTRAP} to train a chain of them, or "
+            f"Got --ladder, whose models no option uses. Add --methods {BOOTSTRAP} to train a chain of them, or "
             "--analyses agreement to compare them as students."
         )
     args.methods = [*args.methods, BOOTSTRAP]
@@ -344,7 +351,7 @@ def _add_bootstrap(args: ExperimentArguments, command_line: Namespace) -> None:
 
 
 def _check_models(args: ExperimentArguments, real_config: str | None) -> None:
-    """Raises `ValueError` if a model is missing, or the demo's models are to read real rows."""
+    """Raises `ValueError` if a model is missing, or if the demo's models would read real rows."""
     if args.demo:
         if args.dataset_path is not None:
             raise ValueError(

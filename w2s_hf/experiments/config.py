@@ -448,7 +448,7 @@ class ChessArguments(GenerationArguments):
         default=None,
         metadata={
             "help": "Easy-to-hard generalization (paper, appendix C): also train the student on true moves of puzzles "
-            "up to this rating, and on equally many of any rating, and compare the two."
+            "up to this rating, and on the same number of puzzles of any rating, and compare the two."
         },
     )
     min_hard_rating: int = field(

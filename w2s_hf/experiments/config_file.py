@@ -23,7 +23,7 @@ __all__ = ["RecipeParser", "config_file"]
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter):
-    """Shows every option once, with the kind of its value and its default, and the description as it was written."""
+    """Shows every option once, with the kind of its value and its default. Keeps line breaks of the description."""
 
     def __init__(self, prog: str, **kwargs):
         super().__init__(prog, max_help_position=30, **kwargs)

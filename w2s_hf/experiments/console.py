@@ -50,7 +50,7 @@ class Progress:
         self._seconds: dict[str, list[float]] = {}
 
     def plan(self, kinds: Iterable[str]) -> None:
-        """Sets the steps that are expected. Steps of one kind take similar time. Without a plan nothing is counted."""
+        """Sets the expected steps. Steps of one kind take similar time. Without a plan, steps have no numbers."""
         self._left.update(kinds)
         self._is_planned = True
 
@@ -59,10 +59,10 @@ class Progress:
         Logs the start of a stage.
 
         Args:
-            title (`str`): Names the stage. Nothing is logged or counted if it is empty.
-            kind (`str`): Its kind, as in [`plan`].
-            note (`str`, *optional*): How it starts, such as `"resumed from its last checkpoint"`.
-            is_cached (`bool`, *optional*, defaults to `False`): Its result is taken from the cache.
+            title (`str`): The title of the stage. A stage with an empty title is neither logged nor counted.
+            kind (`str`): The kind of the stage, as in [`plan`].
+            note (`str`, *optional*): A note in brackets, such as `"resumed from its last checkpoint"`.
+            is_cached (`bool`, *optional*, defaults to `False`): Whether the result is taken from the cache.
         """
         if not title:
             return
@@ -79,13 +79,13 @@ class Progress:
         logger.info(f"{number}{self.prefix}{title}{_in_brackets([*notes, *([time_left] if time_left else [])])}")
 
     def end(self, kind: str, seconds: float) -> None:
-        """Records how long a stage took. Inside a group nothing is recorded."""
+        """Records the seconds of a stage. Stages inside a group are not recorded."""
         if not self._is_grouped:
             self._seconds.setdefault(kind, []).append(seconds)
 
     @contextmanager
     def group(self, title: str) -> Iterator[None]:
-        """Makes one step of all stages inside the context. The title is its kind, too."""
+        """Counts all stages inside the context as one step. The title is also the kind of the step."""
         started = time.monotonic()
         self.begin(title, title)
         self._is_grouped = True
@@ -97,7 +97,7 @@ class Progress:
 
     def _time_left(self, kind: str) -> str | None:
         """Returns the estimated time of all steps that are left, or `None` if no step of their kinds has finished."""
-        kinds = self._left | Counter({kind: 1})  # the current step is part of the plan, if it was planned at all
+        kinds = self._left | Counter({kind: 1})  # adds the current step if it was not planned
         known = [of_kind for of_kind, n in kinds.items() if n and of_kind in self._seconds]
         if not known:
             return None
@@ -122,20 +122,20 @@ def _duration(seconds: float) -> str:
 
 # ---- Messages of libraries ----
 
-# Warnings that say nothing a user can change. Each entry has the beginning of the message (a regular expression), the
+# Warnings that a user cannot act on. Each entry has the beginning of the message (a regular expression), the
 # category, and the versions that warn.
 _WARNINGS: list[tuple[str, type[Warning]]] = [
     # PEFT 0.21 reads this property when it wraps a model, and transformers 5.23 has renamed it.
     (r"`is_gradient_checkpointing` is deprecated", FutureWarning),
 ]
 
-# Log messages that say nothing a user can change: the logger, and the beginning of the message.
+# Log messages that a user cannot act on: the logger, and the beginning of the message.
 _LOG_MESSAGES: list[tuple[str, str]] = [
     # bitsandbytes 0.49 and 0.50 look, on import, for a kernel for inference in 4 bits on CPUs with AVX-512. Training
     # does not use it.
     ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward from kernels-community"),
-    # transformers 5.17 and 5.23 doubt the clock of the file system if all checkpoints were written within one second.
-    # The numbers in their names, by which they are then sorted, are right.
+    # transformers 5.17 and 5.23 warn about modification times if all checkpoints were written within one second. They
+    # then sort the checkpoints by the numbers in their names, which are right.
     ("transformers.trainer_utils", "mtime may not be reliable on this filesystem"),
 ]
 
@@ -160,8 +160,8 @@ class _MessageFilter(logging.Filter):
 
 def quiet_libraries() -> None:
     """
-    Hides the messages of libraries that a user cannot act on, and no others. Best called before the libraries are
-    imported, since some of the messages are printed on import.
+    Hides the messages of libraries that a user cannot act on, and no others. It should be called before the
+    libraries are imported, since some of the messages are printed on import.
     """
     for message, category in _WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)
@@ -178,8 +178,8 @@ def run_recipe(main: Callable[[], Callable[[], object] | None]) -> None:
     exit code 130. The environment variable `W2S_HF_DEBUG=1` adds the tracebacks and a log of the cache.
 
     Args:
-        main (`Callable`): Runs the recipe. Or it imports torch and transformers and returns the function that runs the
-            recipe, so that Ctrl-C during these imports ends the process in the same way.
+        main (`Callable`): Runs the recipe. Alternatively, it imports torch and transformers and returns the function
+            that runs the recipe, so that Ctrl-C during these imports ends the process in the same way.
     """
     is_debugging = os.environ.get(_DEBUG_VARIABLE, "0") not in ("", "0")
     is_first_rank = os.environ.get("RANK", "0") == "0"

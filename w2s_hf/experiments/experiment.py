@@ -305,7 +305,7 @@ class Experiment:
             name,
             settings,
             lambda path: build_demo_model(demo, world, path, n_documents=n_documents),
-            # Models without pretraining are built in no time.
+            # Models without pretraining are built at once.
             title="" if n_read is None else f"pretraining of demo/{name} on {n_read} documents",
             kind=_pretraining_of(name),
         )
@@ -357,7 +357,7 @@ class Experiment:
         manifest = self._claim_output_dir()
         try:
             return self._run(manifest, started)
-        except Exception:  # not an interrupt by the user, who continues with the same command
+        except Exception:  # After an interrupt by the user, the manifest stays: the same command continues.
             if PartialState().is_main_process:
                 release(self.output_dir)
             raise
@@ -369,7 +369,7 @@ class Experiment:
             contexts.append(context)
             if PartialState().is_main_process:
                 if not is_still_true(self.output_dir / "results.json", context.result):
-                    # They describe the students that are now replaced.
+                    # These files describe the students that are now replaced.
                     for name in ("results.json", PREDICTIONS):
                         (self.output_dir / name).unlink(missing_ok=True)
                 keep_outputs(self.args.methods, seed, context.trained, self.output_dir)
@@ -400,7 +400,7 @@ class Experiment:
         return replace(context, result=analyse(context))
 
     def _begin_seed(self, seed: int) -> None:
-        """Lets the lines that announce steps begin with the seed, if there are several seeds."""
+        """Prefixes the titles of steps with the seed, if there are several seeds."""
         self.progress.prefix = f"seed {seed}, " if len(self.args.seeds) > 1 else ""
 
     def _planned_steps(self) -> list[str]:
@@ -423,7 +423,7 @@ class Experiment:
 
     @property
     def identity(self) -> Manifest:
-        """The manifest that tells this experiment from another one in the same output directory."""
+        """The manifest that distinguishes this experiment from others in the same output directory."""
         return identity_of(self.task.name, self.setting.name, self.args, self.training_args, self.student_config)
 
     def _claim_output_dir(self) -> Manifest:
@@ -520,7 +520,7 @@ class Experiment:
 def scored_predictions(context: AnalysisContext) -> pa.Table:
     """
     Returns the predictions of the test rows by the models of a seed, and by its baselines: the linear probe and the
-    prompts. Called on all ranks.
+    prompts. Every rank calls it.
     """
     scorer, baselines = context.scorer, {}
     if any(baseline.name == LINEAR_PROBE for baseline in context.result.baselines):
@@ -543,9 +543,9 @@ def demo_description(results: ExperimentResult) -> str:
 
 def has_chosen_threads() -> bool:
     """
-    Returns whether the user has set the number of CPU threads. `accelerate launch` sets `OMP_NUM_THREADS` in every
-    process, so that it says nothing there. Only `accelerate launch` sets the second variable (checked with accelerate
-    1.10 and 1.15).
+    Returns whether the user has set the number of CPU threads. `accelerate launch` always sets `OMP_NUM_THREADS`, so
+    that the variable then does not show a choice of the user. Only `accelerate launch` sets the second variable
+    (checked with accelerate 1.10 and 1.15).
     """
     return "OMP_NUM_THREADS" in os.environ and "ACCELERATE_DYNAMO_MODE" not in os.environ
 

@@ -49,10 +49,10 @@ class Finetuned:
 
     Args:
         spec ([`ModelSpec`]): The model before it was finetuned.
-        directory (`Path`): Has `model/` (adapters, head and tokenizer, or the whole model) and `predictions/`, and
+        directory (`Path`): Contains `model/` (adapters, head and tokenizer, or the whole model), `predictions/`, and
             `snapshots/step-N/predictions/` of each snapshot.
-        predictions ([`LabelsById`]): Its predictions.
-        weak_labels ([`LabelsById`], *optional*): The weak labels of its training rows (of the first part, if there
+        predictions ([`LabelsById`]): The predictions of the model.
+        weak_labels ([`LabelsById`], *optional*): The weak labels of the training rows (of the first part, if there
             are several parts); `None` for ground truth.
     """
 
@@ -79,14 +79,14 @@ def name_classes(model: PreTrainedModel | PeftModel, class_names: Sequence[str])
 
 def save_training(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """
-    Saves `model/`, then `training.json`, which marks it as complete, and removes the checkpoints. Called on every
-    rank.
+    Saves `model/`, then `training.json`, which marks it as complete, and removes the checkpoints. Every rank
+    calls it.
     """
     trainer.accelerator.wait_for_everyone()  # a slower rank may still be loading the best checkpoint
     trainer.save_model(str(directory / "model"))
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(directory / "model")
-        # The arguments contain paths of this machine, and nobody needs them to use the student.
+        # The arguments contain paths of this machine, and the student can be used without them.
         (directory / "model" / "training_args.bin").unlink(missing_ok=True)
         aside = directory / "training.json.partial"
         aside.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
@@ -323,19 +323,19 @@ class Finetuner:
         provenance: dict,
         directory: Path,
     ) -> None:
-        """Leaves `predictions/` in a directory."""
+        """Predicts rows and writes `predictions/` to a directory."""
         rows = concatenate_datasets([part.select_columns(list(self.setting.columns)) for part in predict])
         predictions = self.setting.predict(trainer, rows, partial(self.tokenize, spec, tokenizer), directory)
         if trainer.is_world_process_zero():
             self.setting.labels(list(rows["id"]), predictions, provenance).save(directory / "predictions")
-            shutil.rmtree(directory / "completions", ignore_errors=True)  # finished batches, of an interrupted run
+            shutil.rmtree(directory / "completions", ignore_errors=True)  # finished batches of an interrupted run
 
     def settings_of(self, changes: dict) -> dict:
         """
         Returns every training argument that can change a number, as JSON values: a new one can only cost a needless
         rebuild, never a stale result.
         """
-        # Not dataclasses.replace: making TrainingArguments resets accelerate's state.
+        # dataclasses.replace would create TrainingArguments, which resets accelerate's state.
         values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
         defaults = {f.name: f.default for f in dataclasses.fields(self.args)}
         read = LOSS_ARGUMENTS.get(values.get("loss_type", ""), ())
@@ -372,7 +372,7 @@ class Finetuner:
             if has_head:
                 initialise_head(untrained, config.head_init, **head)
             return untrained
-        key = (spec.path, spec.revision, str(config))  # not the version, which depends on the adapters to start from
+        key = (spec.path, spec.revision, str(config))  # the version also depends on adapters
         if self._base is None or self._base[0] != key:
             self.release()
             self._base = (key, load_base(spec, self.setting.task_type))
@@ -389,8 +389,8 @@ class Finetuner:
         self.release()
         if not spec.config.use_peft:
             return load_base(spec, self.setting.task_type, directory)
-        # Not by load_student, which may use another precision. Trainers refuse a model that is not trainable, although
-        # this one is not trained again.
+        # load_student is not used, since it may use another precision. The model is not trained again, but trainers
+        # refuse models that are not trainable.
         base = load_base(spec, self.setting.task_type)
         return PeftModel.from_pretrained(base, str(directory), is_trainable=True).eval()
 

@@ -93,7 +93,7 @@ class Manifest:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            return None  # another program's
+            return None  # a file of another program
         if not is_results(content) or not content["runs"]:
             return None
         try:

@@ -1,4 +1,4 @@
-"""The first name of [`run_experiment`] for pairs, kept for those who import it."""
+"""The older name of [`run_experiment`] for pairs, kept for backward compatibility."""
 
 from .experiment import run_experiment
 

@@ -1,4 +1,4 @@
-"""The experiment of one seed: weak supervisor, weak labels, strong ceiling, students, extras, scores."""
+"""The experiment of one seed: weak supervisor, weak labels, strong ceiling, students, comparisons, scores."""
 
 import json
 import logging

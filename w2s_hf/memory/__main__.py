@@ -10,7 +10,7 @@ from .seed_models import SEED_MODELS
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the description as it was written."""
+    """Shows defaults, and keeps the line breaks of the description."""
 
 
 def _gpus(text: str) -> tuple[int, int]:
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         "--list",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="print the models whose shapes are known offline, and stop",
+        help="print the models whose shapes are known offline, and exit",
     )
     args = parser.parse_args(argv)
     if "list" in args:

@@ -223,8 +223,8 @@ class Shapes:
 
     def prediction_bytes(self, n_sequences: int, length: int, *, autocast: bool) -> int:
         """
-        Returns the peak bytes of a forward pass without gradients, without weights. For a language model, they include
-        its cache.
+        Returns the peak bytes of a forward pass without gradients. Weights are not counted. The cache of a language
+        model is.
         """
         self.model.eval()
         with self._fake, torch.no_grad():

@@ -84,7 +84,7 @@ def fresh_adapter(
             its checkpoint lacks weights that adapters cannot save, or this kind of adapters cannot save a head.
     """
     model = _without_adapters(model)
-    # Recorded now, because layers that are replaced or copied lose the marks of transformers.
+    # The record is made first, because layers that are replaced or copied lose the flags of transformers.
     set_new_weights(model, new_weights(model))
     dequantize_head(model)
     heads = head_modules(model)

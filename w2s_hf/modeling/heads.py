@@ -43,7 +43,7 @@ __all__ = [
 # The heads that PEFT trains and saves with every adapter of a sequence classifier.
 HEAD_NAMES = ("score", "classifier")
 
-_NEW_WEIGHTS = "_new_weights"  # an attribute of models
+_NEW_WEIGHTS = "_new_weights"  # the attribute of models that stores the names
 _UNEMBEDDING = "lm_head.weight"
 
 
@@ -81,7 +81,7 @@ def new_weights(model: PreTrainedModel) -> frozenset[str]:
 
 
 def set_new_weights(model: PreTrainedModel, names: Iterable[str]) -> None:
-    """Records the result of [`new_weights`] before the parameters of the model lose the marks of transformers."""
+    """Records the result of [`new_weights`] before parameters lose the flags that transformers sets."""
     vars(model)[_NEW_WEIGHTS] = frozenset(names)
 
 

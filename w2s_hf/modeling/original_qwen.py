@@ -192,9 +192,8 @@ def load_original_qwen(
 
 def refuse_longer_texts(model: PreTrainedModel, name: str) -> None:
     """
-    Makes a model raise an error for texts longer than those of its pretraining if it needs features for them that
-    Qwen2
-    does not have (`past_trained_length` of its configuration). Other models are not changed.
+    Makes a model raise an error for texts longer than those of its pretraining, if it needs features for them that
+    Qwen2 does not have (`past_trained_length` of its configuration). Other models are not changed.
     """
     features = getattr(model.config, "past_trained_length", "")
     if features:
@@ -261,8 +260,8 @@ def original_qwen_tokenizer(name_or_path: str, config: dict, **kwargs) -> Qwen2T
 @lru_cache(maxsize=2)
 def _read_ranks(file: Path, state: tuple[int, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """
-    Returns vocabulary and merges, in the letters that represent bytes in byte-level tokenizers. Reading takes seconds,
-    so the result is cached as long as the `state` of the file (size and time) is the same.
+    Returns vocabulary and merges, in the characters that represent bytes in byte-level tokenizers. Reading takes
+    seconds, so the result is cached as long as the `state` of the file (size and time) is the same.
     """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):

@@ -24,15 +24,15 @@ _ESSENTIAL = {
     "tasks": "Names of tasks; `w2s tasks` lists them.",
     "weak_models": "Weak supervisors: Hub ids or local directories.",
     "student_models": "Students, small to large.",
-    "methods": f"Methods: {' '.join((*METHODS, BOOTSTRAP))}.",
-    "seeds": "Seeds.",
+    "methods": f"How students are trained: {' '.join((*METHODS, BOOTSTRAP))}.",
+    "seeds": "Seeds. Each seed runs the whole grid.",
     "cell_config": "Shipped configuration or YAML file of options for all cells.",
     "output_dir": "Directory of the table, report, figures and trained stages.",
     "resume": "Continue an earlier run; false trains everything again.",
     "engine": "Run the cells here one by one, or on a Ray cluster.",
-    "cell_gpus": "GPUs of a cell (ray).",
-    "num_processes": "Processes, one per GPU, that accelerate launches.",
-    "accelerate_config": "Launch with single, ddp, fsdp, zero3, or a file of your own.",
+    "cell_gpus": "Number of GPUs per cell, with --engine ray.",
+    "num_processes": "Number of processes (one per GPU) to launch with accelerate.",
+    "accelerate_config": "accelerate configuration: single, ddp, fsdp, zero3, or a file.",
 }
 
 # Options of `w2s run` that cells of a sweep do not have: the grid sets them, or a sweep has no use for them. `--help`
@@ -48,7 +48,8 @@ RefusedOptions = make_dataclass(
 
 
 _DESCRIPTION = """\
-Runs a grid of tasks, supervisors, students, methods and seeds. Writes one table and its figures.
+Runs a grid of tasks, supervisors, students, methods and seeds. Each combination is a cell, which
+trains one student. Writes one table and its figures.
 
 examples:
   w2s sweep    (the embedded demo: three sizes of student, no network, no GPU, minutes)
@@ -114,7 +115,7 @@ def parse_sweep(
             for value in (command_line.weak_models, command_line.student_models, command_line.cell_config)
         )
         config = command_line.config or (demo_config if is_demo and not command_line.help else None)
-        # 2 The values of all options of the grid, and the words that are none of them.
+        # 2 The values of all options of the grid, and the remaining words.
         args, *_, options = parser.parse(argv, config, return_remaining_strings=True)
         if args.cell_config is not None:
             args.cell_config = str(config_file(args.cell_config, CONFIGS, "--cell_config"))

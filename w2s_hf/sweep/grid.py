@@ -41,8 +41,8 @@ class SweepArguments:
     methods: list[str] = field(
         default_factory=lambda: ["naive", "confidence"],
         metadata={
-            "help": f"Methods of training students on weak labels: {', '.join(METHODS)}, {BOOTSTRAP}. The chain of "
-            f"{BOOTSTRAP} has all models of --ladder below the student.",
+            "help": f"Methods of training students on weak labels: {', '.join(METHODS)}, {BOOTSTRAP}. With "
+            f"{BOOTSTRAP}, the chain consists of all models of --ladder below the student.",
             "metavar": "METHOD",
         },
     )
@@ -80,8 +80,8 @@ class SweepArguments:
         default="auto",
         metadata={"help": "Address of the Ray cluster, as in ray.init. `auto`: the cluster of this machine."},
     )
-    cell_cpus: float = field(default=1, metadata={"help": "CPU cores of a cell, with --engine ray."})
-    cell_gpus: float = field(default=0, metadata={"help": "GPUs of a cell, with --engine ray."})
+    cell_cpus: float = field(default=1, metadata={"help": "Number of CPU cores per cell, with --engine ray."})
+    cell_gpus: float = field(default=0, metadata={"help": "Number of GPUs per cell, with --engine ray."})
     accelerate_config: str | None = field(
         default=None,
         metadata={

@@ -59,7 +59,7 @@ def find_task(name: str, kind: type[_AnyTask]) -> _AnyTask: ...
 
 def find_task(name: str, kind: type[AnyTask] = Task) -> AnyTask:
     """
-    Finds a task by name, or your own by the path of the Python file that defines it.
+    Finds a task by name, or a task of your own by the path of the Python file that defines it.
 
     Args:
         name (`str`):
@@ -143,12 +143,12 @@ _UNNAMED = (None, "", "default", "plain_text")
 
 def task_table(sources: bool = True) -> str:
     """
-    Returns a table of all tasks, for people.
+    Returns a table of all tasks, as text.
 
     Args:
         sources (`bool`, *optional*, defaults to `True`): Add the splits and the datasets of each task.
     """
-    header = ("task", "train / test", "rows", "what it asks")
+    header = ("task", "train / test", "rows", "description")
     lines = [_line_of(task) for task in sorted(TASKS.values(), key=lambda task: task.name)]
     lines += [_line_of(task) for task in PREFERENCE_TASKS.values()]
     lines += [_CHESS_LINE]
@@ -168,7 +168,7 @@ _CHESS_LINE = (
 
 
 def _line_of(task: Task | PreferenceTask) -> tuple[str, str, str, str]:
-    # Some are read at another revision where the first one does not load.
+    # Some sources are listed again with another revision, in case the first one does not load.
     names = [
         " ".join(name for name in (source.id, source.config) if name not in _UNNAMED) for source in sources_of(task)
     ]
@@ -191,7 +191,7 @@ def load_task(task: str | Task, *, conversion: str = "pairs", **options: Unpack[
     of a question is taken.
 
     Args:
-        task (`str` or [`Task`]): Your own, or as in [`find_task`].
+        task (`str` or [`Task`]): The task, or its name as in [`find_task`].
         conversion (`str`, *optional*, defaults to `"pairs"`):
             How a multiple-choice question becomes rows. `"pairs"`: one row with a right answer and one with a wrong
             answer. `"coin_flip"`: one row with a right or a wrong answer, at random.

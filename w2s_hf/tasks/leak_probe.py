@@ -243,7 +243,7 @@ def skeleton(text: str, content: list[str]) -> str:
 
 
 def _description() -> str:
-    """Returns the docstring of this module, its paragraphs cut to the width of a screen."""
+    """Returns the docstring of this module, with its paragraphs wrapped to the width of a screen."""
     paragraphs = re.sub(r"\n- ", "\n\n- ", __doc__.strip()).split("\n\n")
     texts = [text if text.startswith(" ") else textwrap.fill(" ".join(text.split()), 98) for text in paragraphs]
     return "\n\n".join(texts)

@@ -15,7 +15,7 @@ from .task import PARQUET_BRANCH, AnyTask, Source, Task, sources_of
 __all__ = ["check_class_names", "load_raw", "pick_split"]
 
 # Text such as "NA" stays text. In a TSV, a quotation mark is an ordinary character. Read as the start of a quoted
-# field, as in a CSV, it would swallow all lines up to the next quotation mark.
+# field, as in a CSV, it would include all lines up to the next quotation mark.
 _CSV = {"path": "csv", "keep_default_na": False}
 _READERS: dict[str, dict[str, Any]] = {
     ".csv": _CSV,

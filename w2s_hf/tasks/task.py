@@ -57,7 +57,7 @@ class AnyTask(ABC):
     train_split: str | tuple[str, ...]
     test_split: str | tuple[str, ...] | None
     description: str
-    has_several_schemas = False  # whether only the name of a local file shows which dataset it is
+    has_several_schemas = False  # whether the name of a local file is recorded as the dataset
 
     def __post_init__(self) -> None:
         self._as_tuples("train_split", "test_split")

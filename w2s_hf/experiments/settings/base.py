@@ -176,7 +176,7 @@ class Setting(ABC):
         return []
 
     def further_results(self, context: "AnalysisContext") -> dict:
-        """Returns fields of the [`SeedResult`] that only this setting has. Called on every rank."""
+        """Returns fields of the [`SeedResult`] that only this setting has. Every rank calls it."""
         return {}
 
     @abstractmethod
@@ -184,8 +184,8 @@ class Setting(ABC):
         self, results: ExperimentResult, contexts: list["AnalysisContext"], output_dir: Path
     ) -> tuple[dict, str, list[str]]:
         """
-        Returns further fields of the results, the introduction of the report, and its notes in Markdown. Called on
-        rank 0.
+        Returns further fields of the results, the introduction of the report, and its notes in Markdown. Only
+        rank 0 calls it.
 
         Args:
             results ([`ExperimentResult`]): The results so far.

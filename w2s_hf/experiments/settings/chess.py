@@ -103,12 +103,12 @@ def check_ratings(splits: TaskSplits, args: ChessArguments) -> None:
     for name in ("student_half", "student_validation"):
         if not _is_easy(getattr(splits, name), args).any():
             raise ValueError(
-                f"--max_train_rating: got {args.max_train_rating}, and no puzzle of `{name}` has a rating up to it. "
-                "Raise it, and check that the dataset has ratings in the column `Rating`."
+                f"--max_train_rating: got {args.max_train_rating}, and no puzzle of `{name}` has such a rating. "
+                "Set a larger number, and check that the dataset has ratings in the column `Rating`."
             )
     if not _is_hard(splits.test, args).any():
         raise ValueError(
-            f"--min_hard_rating: got {args.min_hard_rating}, and no test puzzle has a rating from it. Lower it."
+            f"--min_hard_rating: got {args.min_hard_rating}, and no test puzzle has this rating or more. Lower it."
         )
 
 
