@@ -144,7 +144,9 @@ def _run(path: Path) -> dict[str, Any]:
         return runpy.run_path(str(path))
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) and error.filename == str(path) else (lines or [None])[-1]
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            lines.append(error.lineno)
+        line = lines[-1] if lines else None
         reason = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
         raise ValueError(
             f"task: got {str(path)!r}, which fails{f' in line {line}' if line else ''} with "
