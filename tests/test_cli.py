@@ -47,7 +47,7 @@ def test_nothing_heavy_is_imported_for_a_word(word):
 
 
 def test_help_and_version_name_the_commands(capsys):
-    for argv in ([], ["--help"], ["-h"]):
+    for argv in ([], ["--help"], ["-h"], ["--help=all"]):
         result = ended(argv, capsys)
         assert result.code == 0 and all(f"\n  {name}" in result.out for name in COMMANDS)
     assert ended(["--version"], capsys).out == f"w2s_hf {__version__}\n"
@@ -242,6 +242,14 @@ def test_a_file_that_is_no_configuration_of_accelerate(capsys, tmp_path):
     (tmp_path / "mine.yaml").write_text("a: [1\n")
     assert launch(LaunchOptions(2, str(tmp_path / "mine.yaml")), ["run", "boolq"]) == 2
     assert "mine.yaml', expected a file of `accelerate config`." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "- a", "learning_rate: 1.0e-4"])
+def test_a_file_of_another_kind_is_no_configuration_of_accelerate(content, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(content)
+    assert launch(LaunchOptions(accelerate_config=str(tmp_path / "mine.yaml")), ["run", "boolq"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "mine.yaml', " in line and "expected a file of `accelerate config`." in line
 
 
 # ---- Running ----

@@ -141,6 +141,7 @@ def test_a_file_comes_before_a_shipped_configuration(monkeypatch, tmp_path):
         ("--lora_r 0", "--lora_r: got 0, expected at least 1"),
         ("--output_dir file", "--output_dir: got 'file', and 'file' is a file. Name another directory"),
         ("--output_dir file/below", "'file' is a file. Name another directory"),
+        ("--output_dir=", "--output_dir: got an empty name, expected a directory"),
     ],
 )
 def test_wrong_values_say_what_is_right(options, message, monkeypatch, tmp_path, capsys):

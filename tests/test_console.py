@@ -245,6 +245,7 @@ def test_only_the_named_messages_are_hidden(restored, caplog):
         warnings.warn(
             "`is_gradient_checkpointing` is deprecated and will be removed in v6.", FutureWarning, stacklevel=1
         )
+        warnings.warn("`gradient_checkpointing_enable` is deprecated and will", FutureWarning, stacklevel=1)
         warnings.warn("another is deprecated", FutureWarning, stacklevel=1)
     assert [str(warning.message) for warning in seen] == ["another is deprecated"]
 

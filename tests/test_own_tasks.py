@@ -68,8 +68,11 @@ TWO = "from w2s_hf import Task\nA, B = (Task(name, 'a.csv', '{x}', label='y') fo
         ("x = 1\n", "mine.py", Task, ValueError, r"defines no w2s_hf\.Task;"),
         ("x = 1\n", "mine.py", GenerationTask, ValueError, r"defines no w2s_hf\.tasks\.GenerationTask;"),
         (TWO, "nowhere.py", Task, FileNotFoundError, "and there is no such file"),
+        ("x = 1\ndef f(:\n", "mine.py", Task, ValueError, "which fails in line 2 with SyntaxError: invalid syntax. "),
+        ("x = 1\nimport nowhere\n", "mine.py", Task, ValueError, "in line 2 with ModuleNotFoundError: No module"),
+        ("raise KeyError", "mine.py", Task, ValueError, "in line 1 with KeyError. `python .*mine.py` shows more"),
     ],
-    ids=["two", "unknown name", "none", "no generative task", "no file"],
+    ids=["two", "unknown name", "none", "no generative task", "no file", "syntax", "import", "exception"],
 )
 def test_a_file_without_the_task_says_what_it_has(content, name, kind, error, message, tmp_path):
     (tmp_path / "mine.py").write_text(content)

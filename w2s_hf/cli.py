@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int | None:
         `int`, *optional*: The exit code; `None` is success.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or _asks_for_help(argv[:1]):
         print(_HELP, end="")
         return 0
     if argv[0] == "--version":

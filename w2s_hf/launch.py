@@ -88,6 +88,11 @@ class LaunchOptions:
                 f"Got --num_processes {self.num_processes} and --accelerate_config {name}, which starts one process. "
                 "Leave out one of them, or set --accelerate_config ddp."
             )
+        if "distributed_type" not in content:
+            raise ValueError(
+                f"--accelerate_config: got {name!r}, which has no distributed_type, expected a file of "
+                "`accelerate config`. Options of the run belong in --config."
+            )
         words = ["--config_file", str(path)]
         if self.num_processes is not None:
             words += ["--num_processes", str(self.num_processes)]

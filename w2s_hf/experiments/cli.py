@@ -431,6 +431,8 @@ def check_reporting(report_to: list[str]) -> None:
 
 def check_directory(option: str, path: str) -> None:
     """Raises `ValueError` if nothing can be written below `path`."""
+    if not path.strip():
+        raise ValueError(f"{option}: got an empty name, expected a directory. `.` is the current one.")
     directory = Path(path).absolute()
     existing = next(place for place in (directory, *directory.parents) if place.exists())
     if not existing.is_dir():

@@ -127,6 +127,8 @@ def _duration(seconds: float) -> str:
 _WARNINGS: list[tuple[str, type[Warning]]] = [
     # PEFT 0.21 reads this property when it wraps a model, and transformers 5.23 has renamed it.
     (r"`is_gradient_checkpointing` is deprecated", FutureWarning),
+    # transformers 5.23 has renamed this method, too, which `w2s memory` calls.
+    (r"`gradient_checkpointing_enable` is deprecated", FutureWarning),
 ]
 
 # Log messages that a user cannot act on: the logger, and the beginning of the message.

@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, overload
 
@@ -72,7 +73,7 @@ def find_task(name: str, kind: type[AnyTask] = Task) -> AnyTask:
         The task, of this kind.
 
     Raises:
-        ValueError: there is no such task. The message has the known names.
+        ValueError: there is no such task (the message has the known names), or the file raises an error.
         FileNotFoundError: there is no such file.
         ModuleNotFoundError: the task is one of chess, and python-chess is not installed.
     """
@@ -128,13 +129,29 @@ def _task_in_file(path: Path, variable: str, kind: type) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"task: got {str(path)!r}, and there is no such file.")
     sys.path.insert(0, str(path.parent.resolve()))  # as `python my_task.py` would: it may import its neighbours
-    tasks = {name: value for name, value in runpy.run_path(str(path)).items() if isinstance(value, kind)}
+    tasks = {name: value for name, value in _run(path).items() if isinstance(value, kind)}
     if variable and variable not in tasks or not variable and len(tasks) != 1:
         expected = f"expected one called {variable!r}" if variable else f"expected one, or {path}:NAME"
         raise ValueError(
             f"task: got {str(path)!r}, which defines {', '.join(tasks) or f'no {_public_name(kind)}'}; {expected}."
         )
     return tasks[variable] if variable else next(iter(tasks.values()))
+
+
+def _run(path: Path) -> dict[str, Any]:
+    """Returns the variables of a Python file. An error in the file is a `ValueError` with the line."""
+    try:
+        return runpy.run_path(str(path))
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            lines.append(error.lineno)
+        line = lines[-1] if lines else None
+        reason = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+        raise ValueError(
+            f"task: got {str(path)!r}, which fails{f' in line {line}' if line else ''} with "
+            f"{type(error).__name__}{f': {reason}' if reason else ''}. `python {path}` shows more."
+        ) from error
 
 
 # Configurations that a dataset has if it has only one.
