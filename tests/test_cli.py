@@ -13,7 +13,7 @@ import pytest
 import yaml
 from helpers.running import ROOT, TINY, numbers, recipe_here
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from w2s_hf import __version__
 from w2s_hf.cli import main
@@ -226,11 +226,12 @@ def test_one_process_is_launched_and_its_error_is_the_last_line(cache, tmp_path)
     [
         (subprocess.CalledProcessError(2, "python"), 2),
         (subprocess.CalledProcessError(-9, "python"), 137),
-        (ChildFailedError.__new__(ChildFailedError), 1),
+        (ChildFailedError("w2s", {0: ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file="")}), 2),
+        (ValueError("unknown keys"), 2),
         (SignalException("Process 1 got signal: 2", signal.SIGINT), 130),
         (KeyboardInterrupt(), 130),
     ],
-    ids=["options", "killed", "several", "several-interrupted", "interrupted"],
+    ids=["options", "killed", "several", "configuration", "several-interrupted", "interrupted"],
 )
 def test_a_failed_launch_ends_with_its_code(error, code, monkeypatch):
     monkeypatch.setattr("accelerate.commands.launch.launch_command", mock.Mock(side_effect=error))

@@ -165,6 +165,12 @@ def test_an_error_is_one_line():
     assert (process.returncode, process.stdout, process.stderr) == (1, "", "error: no\n")
 
 
+def test_an_error_of_a_library_says_how_to_see_its_traceback():
+    process = run_in_a_process("import json\njson.loads('no')")
+    assert process.returncode == 1 and process.stderr.startswith("error: Expecting value")
+    assert process.stderr.endswith("(W2S_HF_DEBUG=1 shows the traceback)\n")
+
+
 def test_ctrl_c_is_one_line():
     process = run_in_a_process("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
     assert process.returncode == 130

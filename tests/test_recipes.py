@@ -150,7 +150,7 @@ def test_a_changed_learning_rate_trains_what_it_changes_and_no_more(finished, ca
     assert process.returncode == 0, process.stderr[-3000:]
     assert {path.name for path in (tmp_path / "out" / "students").iterdir()} == {"naive-seed0", "confidence-seed0"}
     # Supervisor, both students and the control are new; the ceiling and the three models of the demo are not.
-    assert "4 stages were computed, 4 were cached" in process.stderr
+    assert "Stages: 4 computed, 4 cached." in process.stderr
     steps = re.findall(r"^(\d) of 6: ([\w ]+).*?( \(cached\))?$", process.stderr, flags=re.MULTILINE)
     assert [number for number, _, _ in steps] == list("123456")
     assert [" ".join(title.split()[:2]) for _, title, _ in steps] == [

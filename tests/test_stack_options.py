@@ -1,5 +1,7 @@
 """Tests that trainers support torch.compile and streams of tokens, and refuse Liger and streams of text."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
@@ -18,6 +20,7 @@ from w2s_hf import (
     load_task,
 )
 from w2s_hf.tasks import TASKS, tokenize_rows
+from w2s_hf.tokenization import shorter_contexts
 
 TRAINERS = ["classifier", "chain", "pairs", "completions"]
 CONFIGS = {
@@ -215,3 +218,8 @@ def test_a_question_of_a_task_that_does_not_fit_is_refused(long_rows, model_of, 
         WeakToStrongTrainer(
             model_of(), arguments(tmp_path, max_length=4), train_dataset=long_rows, processing_class=tokenizer
         )
+
+
+def test_a_slow_tokenizer_is_refused_where_a_context_is_shortened():
+    with pytest.raises(ValueError, match="a slow tokenizer, and a text that is too long, expected a fast tokenizer"):
+        next(shorter_contexts(SimpleNamespace(is_fast=False), "a long context", 2, "end"))

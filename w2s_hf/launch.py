@@ -155,9 +155,16 @@ def launch(options: LaunchOptions, argv: Sequence[str]) -> int:
     try:
         launch_command(launch_command_parser().parse_args(words))
     except CalledProcessError as error:  # the process has printed its error, as below
-        return error.returncode if error.returncode > 0 else 128 - error.returncode
-    except ChildFailedError:
-        return 1
+        return _exit_code(error.returncode)
+    except ChildFailedError as error:
+        return _exit_code(error.get_first_failure()[1].exitcode)
+    except (ValueError, TypeError, OSError) as error:
+        print(
+            f"error: Got options that accelerate cannot start: {error}. Correct --accelerate_config and "
+            "--num_processes.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         # The launched process, which Ctrl-C stops as well, prints its last line before this one ends.
         with suppress(ChildProcessError, KeyboardInterrupt):
@@ -167,3 +174,8 @@ def launch(options: LaunchOptions, argv: Sequence[str]) -> int:
     except SignalException as error:  # of several processes; torchrun has stopped them
         return 128 + error.sigval
     return 0
+
+
+def _exit_code(code: int) -> int:
+    """Returns the exit code by the convention of shells: 128 plus the signal if a signal ended the process."""
+    return code if code > 0 else 128 - code

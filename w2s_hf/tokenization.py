@@ -142,6 +142,12 @@ def shorter_contexts(
     tokenizer: PreTrainedTokenizerBase, context: str, n_tokens: int, shorten_from: str
 ) -> Iterator[str]:
     """Yields `context` without `n_tokens` tokens, then one token shorter each time, and finally an empty string."""
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"Got {type(tokenizer).__name__}, a slow tokenizer, and a text that is too long, expected a fast "
+            "tokenizer, which knows the characters of each token. Load one with AutoTokenizer, or raise max_length "
+            "(--max_length)."
+        )
     offsets = encode(tokenizer, context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     # Cutting can merge characters at the seam into other tokens: cut one token more until the text fits.
     for n_cut in range(n_tokens, len(offsets)):

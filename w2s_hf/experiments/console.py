@@ -206,8 +206,18 @@ def run_recipe(main: Callable[[], Callable[[], object] | None]) -> None:
         if not is_first_rank:
             time.sleep(_WAIT_FOR_RANK_0)
         logger.debug("traceback", exc_info=True)
-        sys.exit(f"error: {error}")
+        hint = "" if is_debugging or _is_ours(error) else f" ({_DEBUG_VARIABLE}=1 shows the traceback)"
+        sys.exit(f"error: {error}{hint}")
     _leave_process_group()
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Returns whether an error was raised by this package or by a script, not by a library."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = "" if traceback is None else traceback.tb_frame.f_globals.get("__name__", "")
+    return module == "__main__" or module.split(".")[0] == "w2s_hf"
 
 
 @contextmanager

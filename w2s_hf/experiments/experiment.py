@@ -391,7 +391,7 @@ class Experiment:
         logger.info(
             f"Nothing was trained: all {n_reused} stages were cached."
             if n_built == 0
-            else f"{n_built} stages were computed, {n_reused} were cached."
+            else f"Stages: {n_built} computed, {n_reused} cached."
         )
         return results
 
