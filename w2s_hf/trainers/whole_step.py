@@ -1,4 +1,4 @@
-"""The loss on soft labels: a mean over the rows of a whole optimizer step. Shared by the trainers."""
+"""The loss on soft labels: a mean over the rows of a whole optimizer step. The trainers share it."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -287,7 +287,10 @@ class WholeStepLoss(WholeEpochs, ABC):
             return losses.confidence_loss(
                 logits, soft_labels, aux_weight=aux_weight, threshold=threshold, reduction="none"
             )
-        raise NotImplementedError(f"loss_type: {args.loss_type!r} is in LOSS_TYPES, and no branch here computes it.")
+        raise NotImplementedError(
+            f"loss_type: got {args.loss_type!r} of LOSS_TYPES, expected one that WholeStepLoss computes. Add a branch for "
+            "it to WholeStepLoss._losses."
+        )
 
     def _global_threshold(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor | None:
         """Returns the threshold on P(class 1) over these rows of all ranks; `None` unless there are two classes."""
