@@ -288,8 +288,8 @@ class WholeStepLoss(WholeEpochs, ABC):
                 logits, soft_labels, aux_weight=aux_weight, threshold=threshold, reduction="none"
             )
         raise NotImplementedError(
-            f"loss_type: got {args.loss_type!r} of LOSS_TYPES, expected one that WholeStepLoss computes. Add a branch for "
-            "it to WholeStepLoss._losses."
+            f"loss_type: got {args.loss_type!r} of LOSS_TYPES, expected one that WholeStepLoss computes. Add a branch "
+            "for it to WholeStepLoss._losses."
         )
 
     def _global_threshold(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor | None:
