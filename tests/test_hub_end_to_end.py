@@ -138,7 +138,7 @@ def test_all_of_them_are_the_same_from_the_hub(hub, pushed, tmp_path):
         _, text = card_of(hub, repo_id)
         if name != "whole":
             config = json.loads(hub.repositories["model", repo_id].head.files["adapter_config.json"])
-            assert config["revision"] == before and f"adapters on me/base (commit {before})" in text
+            assert config["revision"] == before and f"adapters for me/base (commit {before})" in text
         snippets[name] = re.search(r"```python\n(.*?)```", text, flags=re.S)[1]
     # The local directory of the recipe loads in the same way.
     snippets["kept"] = snippets["recipe"].replace(STUDENT, str(folder / "out" / "students" / "naive-seed0"))
