@@ -394,5 +394,5 @@ def test_a_best_checkpoint_that_is_gone_at_the_end_is_an_error(tmp_path):
             if state.global_step == 6:
                 shutil.rmtree(state.best_model_checkpoint)
 
-    with pytest.raises(ValueError, match="best checkpoint .* is missing. The model has the weights of the last step, 6"):
+    with pytest.raises(ValueError, match="is missing. The model has the weights of the last step, 6"):
         make("classes", tmp_path, [Lose()]).train()
