@@ -53,9 +53,9 @@ def student_files(
             `"peft"` for adapters, `"transformers"` for a whole model. Files of the other kind, which an earlier
             training may have left in the directory, are ignored.
         base_model (`str`, *optional*):
-            The Hub id of the base, which replaces the one in the adapter configuration. Without it, the path of a
-            local base is reduced to its last part, as a relative path: it shows no path of this machine, and is not
-            mistaken for an id of the Hub.
+            The Hub id of the base, which replaces the one in the adapter configuration. By default, only the last part
+            of the path of a local base is kept, as a relative path. Paths of this machine are not published, and the
+            value is not mistaken for a Hub id.
 
     Raises:
         FileNotFoundError: there is no such student.

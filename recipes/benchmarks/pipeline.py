@@ -270,13 +270,13 @@ def main() -> None:
     print_results(results)
     largest = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
     print(
-        f"\nLargest difference of a probability between ours and published: {largest}. Tolerance: "
-        f"{options.tolerance:g}."
+        f"\nLargest difference of a probability between our settings and the published settings: {largest}. "
+        f"Tolerance: {options.tolerance:g}."
     )
     if not equal:
         sys.exit(
-            "error: Got different results of ours and published, expected the same within the tolerance. The speeds "
-            "are not comparable. Leave out options that change the mathematics."
+            "error: Got different probabilities from our settings and the published settings, expected equal ones "
+            "within the tolerance. The speeds are not comparable. Leave out options that change the mathematics."
         )
 
 

@@ -176,12 +176,12 @@ def quiet_libraries() -> None:
 
 def run_recipe(main: Callable[[], Callable[[], object] | None]) -> None:
     """
-    Runs a recipe. Errors that the user can fix end it with one line and exit code 1; Ctrl-C ends it with one line and
+    Runs a recipe. Errors that the user can fix end it with one line and exit code 1. Ctrl-C ends it with one line and
     exit code 130. The environment variable `W2S_HF_DEBUG=1` adds the tracebacks and a log of the cache.
 
     Args:
         main (`Callable`): Runs the recipe. Alternatively, it imports torch and transformers and returns the function
-            that runs the recipe, so that Ctrl-C during these imports ends the process in the same way.
+            that runs the recipe. Ctrl-C during these imports then ends the process in the same way.
     """
     is_debugging = os.environ.get(_DEBUG_VARIABLE, "0") not in ("", "0")
     is_first_rank = os.environ.get("RANK", "0") == "0"

@@ -222,7 +222,7 @@ class Finetuner:
 
     @property
     def logs(self) -> Path:
-        """The directory of TensorBoard."""
+        """The directory of the TensorBoard logs, `runs` in the output directory."""
         return Path(self.args.output_dir) / "runs"
 
     def _changes(self, changes: dict[str, Any], method: str, seed: int, is_weak: bool) -> dict[str, Any]:

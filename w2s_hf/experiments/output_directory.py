@@ -41,7 +41,7 @@ _NOT_COMPARED = {
 @dataclass
 class Manifest:
     """
-    The content of `experiment.json`: which experiment an output directory holds.
+    The content of `experiment.json`, which identifies the experiment in an output directory.
 
     Args:
         kind (`str`): `"experiment"` (of a recipe) or `"sweep"`.
@@ -281,8 +281,8 @@ def clear(directory: Path) -> None:
 
 def release(directory: Path) -> None:
     """
-    Removes the manifest of an experiment that ended with an error before it had any results, so that the corrected
-    command is not refused in the same directory. Trained models are kept.
+    Removes the manifest of an experiment that ended with an error before its first results. The corrected command can
+    then use the same directory. Trained models are kept.
     """
     there = Manifest.read(directory)
     if there is not None and not there.seeds and not any((directory / name).exists() for name in _RESULTS[there.kind]):

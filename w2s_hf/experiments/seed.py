@@ -68,8 +68,8 @@ def run_seed(
     Returns:
         `dict[str, Finetuned]`: The models by role, with their predictions of the test rows. The roles are `weak`,
         whose predictions are the weak labels, `ceiling`, and each method. Depending on the options there are also
-        `ceiling_plain`, `control`, and for bootstrapping `link_1`, `link_2`, ..., `direct` and `direct_all` (students
-        trained on the rows of the chain, without the chain).
+        `ceiling_plain` and `control`. Bootstrapping adds `link_1`, `link_2`, ..., and `direct` and `direct_all`, which
+        are trained on the rows of the chain without the chain.
     """
     test = splits.test
     finetune = partial(finetuner.finetune, splits=splits, seed=seed)

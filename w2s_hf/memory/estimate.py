@@ -3,7 +3,7 @@
     w2s memory Qwen/Qwen-72B --gpus 1x80
 
 Only config.json is downloaded, and nothing at all for the models of the published code. The forward and backward pass
-of a training step run on tensors without data, with the classes of transformers and PEFT that a real step uses. The
+of a training step run on tensors without data. They use the same classes of transformers and PEFT as a real step. The
 size of each tensor counts as long as the tensor exists.
 """
 

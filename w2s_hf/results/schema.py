@@ -21,8 +21,8 @@ class Agreement(Record):
     """
     The shares of test rows on which a model and its supervisor predict the same.
 
-    `overall` is the share of all rows. The others are shares of the rows on which the supervisor is right or wrong,
-    `None` if there are no such rows.
+    `overall` is the share of all rows. `supervisor_right` and `supervisor_wrong` are the shares of the rows on which
+    the supervisor is right or wrong. They are `None` if there are no such rows.
     """
 
     overall: float

@@ -7,8 +7,8 @@ A classifier predicts the labels from lengths, punctuation, digits, capitals, an
 texts. It is trained twice:
 
 - On the form: the text that the task adds around the words of the dataset. Its accuracy must be at chance. If it is
-  not, the task reveals the label (for example, if right answers are shown by their letter and wrong answers by their
-  text), and the exit code is 1. Columns with few different values, such as "yes" and "no", count as form, because they
+  not, the task reveals the label, and the exit code is 1. For example, right answers may be shown by their letter and
+  wrong answers by their text. Columns with few different values, such as "yes" and "no", count as form, because they
   may be the label in other words.
 - On whole texts. An accuracy above chance is a property of the dataset, such as exclamation marks in positive tweets.
   It is available to students, supervisor and ceiling alike.
@@ -68,7 +68,7 @@ class Guess:
 
     @property
     def at_chance(self) -> bool:
-        """Whether the lower end of the interval is at chance or below it."""
+        """`True` if the lower end of the interval is at or below chance."""
         return self.ci95[0] <= 0.5
 
 

@@ -149,11 +149,11 @@ def completion_lengths(
             if all_ids[: len(ids)] != ids or len(all_ids) == len(ids):
                 raise ValueError(
                     f"The tokenizer of {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) does not keep the end "
-                    f"of a prompt: {prompt[-20:]!r} ends with the tokens {tokenizer.convert_ids_to_tokens(ids[-3:])}, "
-                    f"and followed by {completion!r} the tokens are "
-                    f"{tokenizer.convert_ids_to_tokens(all_ids[max(0, len(ids) - 3) :])}. The model would be trained "
-                    "on other tokens than it generates after. Use a tokenizer that appends no token to a text and "
-                    "merges no characters across a space."
+                    f"of a prompt: {prompt[-20:]!r} ends with the tokens "
+                    f"{tokenizer.convert_ids_to_tokens(ids[-3:])}. Followed by {completion!r}, the tokens are "
+                    f"{tokenizer.convert_ids_to_tokens(all_ids[max(0, len(ids) - 3) :])}. Training and generation "
+                    "would have different prompts. Use a tokenizer that appends no token to a text and merges no "
+                    "characters across a space."
                 )
             n_prompt.append(len(ids))
             n_completion.append(len(all_ids) - len(ids) + 1)

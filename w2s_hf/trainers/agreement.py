@@ -1,4 +1,4 @@
-"""Decides when the auxiliary loss starts: once a student agrees with its weak labels beyond chance."""
+"""Starts the auxiliary loss once a student agrees with its weak labels beyond chance."""
 
 from collections.abc import Sequence
 
