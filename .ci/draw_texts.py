@@ -3,6 +3,7 @@
     python .ci/draw_texts.py --n 100 --seed 1                      # package, recipes, results and documentation
     python .ci/draw_texts.py --n 20 --seed 1 w2s_hf/trainers       # some files or directories
     python .ci/draw_texts.py --n 100 --seed 1 --tests              # the tests
+    python .ci/draw_texts.py --longer_than 25                      # all sentences of more than 25 words
 
 A text is a docstring, a block of comments, a message (an error, a log line, a line that is printed, or the help of an
 option), a sentence of a Markdown file or a notebook, or a long value of a YAML file. Every text has the same
@@ -40,6 +41,11 @@ _CALLS = {"debug", "info", "warning", "warning_once", "warn", "error", "critical
 _KEYWORDS = {"help", "description", "epilog"}
 _DIRECTIVE = re.compile(r"#\s*(noqa|ruff:|fmt:|type:|pragma|!|-\*-)")
 _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+(?=[A-Z`\"(\[*])")
+_FULL_STOP = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"(\[*{])")
+_ITEM = re.compile(r"([-*+]|\d+\.)\s+|\w+ \(`[^)]*\)[^:]*:\s*|(Args|Returns|Raises|Yields|\w+Error):\s*|`[^`]+`:\s*")
+_COMMAND = re.compile(r">>> |\.\.\. |(w2s|python|accelerate|torchrun|uv|pip) ")
+_ONE_WORD = re.compile(r"`+[^`]*`+|\{[^{}]*\}|https?://\S+")
+_WORD = re.compile(r"[^\s/]*[A-Za-z0-9][^\s/]*")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 
 
@@ -213,6 +219,31 @@ _READERS = {
 }  # fmt: skip
 
 
+# ---- Length of sentences ----
+
+
+def long_sentences(text: str, limit: int) -> list[str]:
+    """
+    Returns the sentences of a text that have more than `limit` words.
+
+    Code in backticks, a value of an f-string and an address count as one word each. Code blocks and the lines of
+    commands are left out. Every item of a list and every argument of a docstring starts a new sentence.
+    """
+    paragraphs, is_code = [""], False
+    for line in text.splitlines():
+        stripped = line.strip()
+        is_fence = stripped.startswith("```")
+        is_code = is_code != is_fence
+        if is_fence or is_code or not stripped or _COMMAND.match(stripped):
+            paragraphs.append("")
+        elif match := _ITEM.match(stripped):
+            paragraphs.append(stripped[match.end() :])
+        else:
+            paragraphs[-1] += " " + stripped
+    sentences = (sentence for paragraph in paragraphs for sentence in _FULL_STOP.split(paragraph.strip()))
+    return [sentence for sentence in sentences if len(_WORD.findall(_ONE_WORD.sub("code", sentence))) > limit]
+
+
 # ---- Files ----
 
 
@@ -258,9 +289,15 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100, help="Number of texts (default: 100).")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the random choice (default: 0).")
     parser.add_argument("--tests", action="store_true", help="Draw from the tests if no paths are given.")
+    parser.add_argument("--longer_than", type=int, metavar="WORDS", help="List all sentences of more words instead.")
     args = parser.parse_args()
     names = ["tests"] if args.tests else [name for name in DEFAULT if (ROOT / name).exists()]
     texts = read_texts([path.resolve() for path in args.paths] or [ROOT / name for name in names])
+    if args.longer_than is not None:
+        for text in texts:
+            for sentence in long_sentences(text.text, args.longer_than):
+                print(f"{text.path}:{text.line}: {sentence}")
+        return
     for text in draw(texts, args.n, args.seed):
         print(f"{text.path}:{text.line}: {text.kind}")
         print("\n".join(f"    {line}" for line in text.text.splitlines()), end="\n\n")
