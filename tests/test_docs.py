@@ -14,10 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
-from datasets import Dataset
-from helpers.models import make_character_tokenizer, make_language_model, make_model, make_tokenizer
+from helpers.models import make_model, make_tokenizer
 from transformers import LlamaForCausalLM
 
 import w2s_hf
@@ -79,29 +77,19 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def readme_names():
-    """The names that blocks of the README use without defining them."""
-    texts = [f"w{i} w{i + 1} w{2 * i}" for i in range(8)]
-    rows = Dataset.from_dict({"text": texts, "labels": [0.1, 0.9] * 4})
-    pairs = Dataset.from_dict({"chosen": texts, "rejected": texts[::-1], "soft_label": [0.8] * 8})
-    puzzles = Dataset.from_dict({"prompt": ["a", "b"], "completion": [" c", " d"]})
-    tokenizer = make_character_tokenizer()
-    return {
-        "torch": torch, "rows": rows, "other_rows": rows.remove_columns("labels"), "labelled": rows,
-        "more_rows": rows, "still_more_rows": rows, "pairs": pairs, "other_pairs": pairs, "puzzles": puzzles,
-        "more_puzzles": puzzles, "other_prompts": ["a"], "tokenizer": tokenizer,
-        "student": make_language_model(tokenizer),
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page, "python"))], ids=name_of)
-def test_python_blocks_run(page, workplace, readme_names):
-    """The blocks of a page run in order, in one namespace, on a CPU and without a network."""
-    namespace = readme_names if page.name == "README.md" else {}
+def test_python_blocks_run(page, workplace, monkeypatch):
+    """
+    The blocks of a page run in order, in one namespace, on a CPU and without a network. Those with a file name
+    ("Save this as `my_task.py`:") become that file, which later blocks may import.
+    """
+    monkeypatch.syspath_prepend(workplace)
+    text, namespace = page.read_text(), {}
     for block in blocks(page, "python"):
-        if block["reason"] is None:
-            line = page.read_text()[: block.start("code")].count("\n") + 1
+        if name := re.search(r"[Ss]ave this as `(\w+\.py)`:\n+$", text[: block.start()]):
+            (workplace / name[1]).write_text(block["code"])
+        elif block["reason"] is None:
+            line = text[: block.start("code")].count("\n") + 1
             exec(compile("\n" * (line - 1) + block["code"], str(page), "exec"), namespace)
 
 
