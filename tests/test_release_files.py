@@ -182,6 +182,27 @@ def test_texts_of_a_notebook():
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("One two three four.", ["One two three four."]),
+        ("One two three. Four five six.", []),
+        ("One two\nthree four.", ["One two three four."]),
+        ("One two\n\nthree four.", []),
+        ("- one two\n- three four", []),
+        ("Args:\n    n (`int`, *optional*): One two.\n    m (`int`): One two.", []),
+        ("One `a b c d` {len(x) + 1} https://host/a/b/c", ["One `a b c d` {len(x) + 1} https://host/a/b/c"]),
+        ("`a b c d e f` is two.", []),
+        ("One two:\n```\none two three four five\n```\nthree four", []),
+        ("One two:\n    w2s run boolq --seeds 0 1", []),
+        ("one and/or two", ["one and/or two"]),
+        ("one - two - three", []),
+    ],
+)
+def test_long_sentences(text, sentences):
+    assert script("draw_texts.py").long_sentences(text, 3) == sentences
+
+
 def test_a_seed_draws_the_same_texts(tmp_path):
     (tmp_path / "module.py").write_text(PYTHON)
     (tmp_path / "page.md").write_text(MARKDOWN)
