@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Packages that build the docs or check the code. The package does not import them.
+# These packages build the docs or check the code. The package does not import them.
 TOOLS = {"mkdocs", "mkdocs-material", "mkdocstrings", "mypy", "pre-commit", "ruff"}
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?P<extras>\[[\w,.-]+\])?>=(?P<floor>[\d.]+)")
 

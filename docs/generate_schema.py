@@ -93,7 +93,7 @@ def section(record: type[Record]) -> str:
     return "\n".join(lines + last)
 
 
-# Keys that several records share, or that docstrings describe together.
+# Several records share these keys, or a docstring describes them together.
 TEXTS = {
     "accuracy": "Accuracy on the test rows, in [0, 1].",
     "ci95": "95 % interval of the accuracy (Wilson).",
