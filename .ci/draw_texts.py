@@ -5,10 +5,9 @@
     python .ci/draw_texts.py --n 100 --seed 1 --tests              # the tests
     python .ci/draw_texts.py --longer_than 25                      # all sentences of more than 25 words
 
-A text is a docstring, a block of comments, a message (an error, a log line, a line that is printed, or the help of an
-option), a sentence of a Markdown file or a notebook, or a long value of a YAML file. Every text has the same
-probability. The same seed draws the same texts as long as the files are the same. For notebooks, the cell number is
-printed instead of the line.
+A text is a docstring, a block of comments, a message, a sentence of Markdown, or a long value of a YAML file. Messages
+are errors, log lines, printed lines and the help of options. Every text has the same probability. The same seed draws
+the same texts if the files are the same. For notebooks, the cell number is printed instead of the line.
 """
 
 import argparse
@@ -94,7 +93,7 @@ def message_parts(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def literals(node: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yields line and text of the strings in an expression. Values inside a string are shown as their code."""
+    """Yields line and text of the strings in an expression. Values in an f-string are shown as code."""
     text = rendered(node)
     if text is not None:
         yield node.lineno, text
@@ -104,7 +103,7 @@ def literals(node: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def rendered(node: ast.AST) -> str | None:
-    """Returns the text of a string, an f-string or a sum with one of them; `None` for other code."""
+    """Returns the text of a string, an f-string or a sum of strings. Returns `None` for other code."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.JoinedStr):
@@ -121,7 +120,7 @@ def rendered(node: ast.AST) -> str | None:
 
 
 def comments(source: str) -> Iterator[tuple[int, str, str]]:
-    """Yields line, kind and text of comments. Comments on consecutive lines of their own are one text."""
+    """Yields line, kind and text of comments. Comments on consecutive lines without code are one text."""
     tokens = [
         token
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
@@ -289,7 +288,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100, help="Number of texts (default: 100).")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the random choice (default: 0).")
     parser.add_argument("--tests", action="store_true", help="Draw from the tests if no paths are given.")
-    parser.add_argument("--longer_than", type=int, metavar="WORDS", help="List all sentences of more words instead.")
+    parser.add_argument("--longer_than", type=int, metavar="WORDS", help="List all sentences with more words.")
     args = parser.parse_args()
     names = ["tests"] if args.tests else [name for name in DEFAULT if (ROOT / name).exists()]
     texts = read_texts([path.resolve() for path in args.paths] or [ROOT / name for name in names])

@@ -1,10 +1,10 @@
-"""Prints the lower bounds of the dependencies in pyproject.toml, including those of the tests, as requirements.
+"""Prints the lower bounds of all dependencies in pyproject.toml, including test dependencies, as requirements.
 
 python .ci/floors.py > floors.txt && pip install -r floors.txt -e ".[dev]"
-python .ci/floors.py --without torch    # leave a package out, for example because it comes from another index
+python .ci/floors.py --without torch    # leaves torch out, for example because it comes from another index
 
-A lower bound is met by its bug-fix releases: `peft>=0.18` becomes `peft==0.18.*`, and `evaluate>=0.4.5` becomes
-`evaluate==0.4.5`. Packages that build the docs or check the code are left out.
+The requirements allow the bug-fix releases of a lower bound: `peft>=0.18` becomes `peft==0.18.*`, and
+`evaluate>=0.4.5` becomes `evaluate==0.4.5`. Packages that build the docs or check the code are left out.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Packages that build the docs or check the code: the package does not import them.
+# These packages build the docs or check the code. The package does not import them.
 TOOLS = {"mkdocs", "mkdocs-material", "mkdocstrings", "mypy", "pre-commit", "ruff"}
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?P<extras>\[[\w,.-]+\])?>=(?P<floor>[\d.]+)")
 

@@ -1,4 +1,4 @@
-"""Writes docs/results_format.md: its introduction, and the keys of `results.json` from the records of the package.
+"""Writes docs/results_format.md from its introduction and the records of `results.json` in the package.
 
 python docs/generate_schema.py           # writes the page
 python docs/generate_schema.py --check   # fails if the page is not up to date
@@ -28,7 +28,7 @@ _LINK = re.compile(r"\[`~?([\w.]+)`\]")
 
 
 def text_of(kind: object) -> str:
-    """Returns a type in words of JSON, with links to records."""
+    """Returns the name of a type in JSON, with links to records."""
     if kind is types.NoneType:
         return "null"
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -59,7 +59,7 @@ def descriptions(record: type[Record]) -> tuple[str, dict[str, str]]:
     fields: dict[str, str] = {}
     entries = re.split(r"\n(?=    \S)", "\n" + body.partition("\n\n")[0])
     for entry in entries:
-        # The colon after the names is the first one outside of brackets: `weak, ceiling ([`ModelScore`]): ...`
+        # The colon after the names is the first colon outside of brackets: `weak, ceiling ([`ModelScore`]): ...`
         match = re.match(r"\s*((?:[\w, ]|\((?:[^()]|\([^()]*\))*\))+):\s*(.*)", entry, flags=re.DOTALL)
         if match:
             names = re.findall(r"\w+", re.sub(r"\((?:[^()]|\([^()]*\))*\)", "", match[1]))
@@ -93,65 +93,65 @@ def section(record: type[Record]) -> str:
     return "\n".join(lines + last)
 
 
-# Keys that several records share, or that docstrings describe together.
+# Several records share these keys, or a docstring describes them together.
 TEXTS = {
     "accuracy": "Accuracy on the test rows, in [0, 1].",
-    "ci95": "Its 95 % interval (Wilson).",
+    "ci95": "95 % interval of the accuracy (Wilson).",
     "n": "Number of test rows.",
     "SeedResult.weak": "The weak supervisor.",
     "SeedResult.ceiling": "The strong ceiling.",
     "output": "Directory of the model, below the output directory.",
-    "weak_labels": "Directory of its training labels, below the output directory.",
-    "hardware": "Device that it was trained on.",
+    "weak_labels": "Directory of the training labels of the model, below the output directory.",
+    "hardware": "Device of the training.",
     "ExperimentResult.task": "Name of the task.",
     "run_name": "Name of the run, from `--run_name`.",
     "preset": "`demo` or `custom`.",
     "dataset": "The rows.",
     "settings": "Settings of the trainings.",
     "versions": "Versions of libraries.",
-    "text_form": "How a row becomes text, for cards.",
+    "text_form": "Format of the text of a row, for cards.",
     "class_names": "Names of the classes.",
     "example_prompt": "A prompt with a row, for cards.",
     "description": "Description of the task in one line.",
     "summary": "One entry per method, over the seeds.",
     "runs": "One entry per seed.",
-    "pgr": "Performance gap recovered; null if the ceiling is not better than the supervisor. Never clipped.",
-    "pgr_ci95": "Its 95 % interval; null if it is unbounded.",
+    "pgr": "Performance gap recovered, or null if the ceiling is not better than the supervisor. Never clipped.",
+    "pgr_ci95": "95 % interval of PGR, or null if it is unbounded.",
     "pgr_undefined": "The reason why `pgr` is null.",
     "pgr_median": "Median of PGR over the seeds in which it is defined.",
     "n_seeds": "Number of seeds.",
     "n_undefined": "Number of seeds in which PGR is undefined.",
     "accuracy_mean": "Mean accuracy over the seeds.",
     "n_chain_is_better": "Number of seeds in which the chain has the higher accuracy.",
-    "method": "How the student was trained on the weak labels.",
+    "method": "Method that trained the student on the weak labels.",
     "schema": "Version of this format: 1.",
     "name": "Name of the baseline.",
-    "links": "The chain that led to the student.",
+    "links": "The intermediate models of the chain.",
     "direct": "The same student without the chain: `same_rows` and `all_rows`.",
-    "against_plain_ceiling": "PGR against the ceiling without generative finetuning.",
-    "use_peft": "Whether students are adapters.",
+    "against_plain_ceiling": "PGR relative to the ceiling without generative finetuning.",
+    "use_peft": "True if students are adapters.",
     "dtype": "Precision of the base.",
     "TrainingSettings.early_stopping": "Metric by which the best checkpoint was chosen.",
-    "TrainingSettings.generative_finetuning": "Reward models: whether and how this stage was run.",
-    "generative_learning_rate": "Its learning rate.",
-    "generative_num_train_epochs": "Its epochs.",
+    "TrainingSettings.generative_finetuning": "Reward models: generative finetuning before the training, if any.",
+    "generative_learning_rate": "Learning rate of the generative finetuning.",
+    "generative_num_train_epochs": "Epochs of the generative finetuning.",
     "weak_learning_rate": "Learning rate of the supervisor, if it differs.",
     "weak_num_train_epochs": "Epochs of the supervisor, if they differ.",
     "weak_weight_decay": "Weight decay of the supervisor, if it differs.",
     "TrainingSettings.n_supervisors": "Number of supervisors whose labels were averaged.",
-    "keep_confident": "Share of the most confident weak labels that students were trained on.",
+    "keep_confident": "Share of the most confident weak labels used to train students.",
     "training": "Training of students and ceiling.",
     "student": "Adapters and precision of students and ceiling.",
-    "seed": "Seed of heads, adapters and row order; in the demo also of the generated rows.",
+    "seed": "Seed of heads, adapters and row order. In the demo, it is also the seed of the generated rows.",
     "split_seed": "Seed of the split.",
-    "overall": "Share of all test rows.",
-    "supervisor_right": "Share of the test rows that the supervisor classifies correctly.",
-    "supervisor_wrong": "Share of the other test rows.",
+    "overall": "Agreement on all test rows.",
+    "supervisor_right": "Agreement on the test rows that the supervisor classifies correctly.",
+    "supervisor_wrong": "Agreement on the test rows that the supervisor classifies incorrectly.",
     "by_situation": "Demo of pairs only: accuracy by the feature that distinguishes the better response.",
-    "easy_to_hard": "Chess with `--max_train_rating` only.",
-    "ExperimentResult.generative_finetuning": "Pairs only: whether students were first trained on the responses.",
+    "easy_to_hard": "Chess with `--max_train_rating` only: scores of the easy-to-hard students.",
+    "ExperimentResult.generative_finetuning": "Pairs only: true if students were first trained on the responses.",
     "wall_seconds": "Seconds by stage, and by the directory of a student.",
-    "baselines": "Predictions to compare with that need no finetuning.",
+    "baselines": "Baselines that need no finetuning.",
     "setting": "`classification`, `reward`, `chess` or `generation`.",
 }
 

@@ -1,8 +1,8 @@
 """Renders the docstrings of the package, which are in Hugging Face style, as Markdown for mkdocstrings.
 
-Griffe loads the sources without importing them. This extension then rewrites each docstring: `Args:`, `Returns:` and
-`Raises:` become lists, [`Name`] becomes a link to its entry in the reference, and the options of a dataclass, which
-are documented by their help texts, become a list as well.
+Griffe loads the sources without importing them. This extension then rewrites each docstring. `Args:`, `Returns:` and
+`Raises:` become lists. [`Name`] becomes a link to its entry in the reference. The options of a dataclass become a list
+of their help texts.
 """
 
 import ast
@@ -33,7 +33,7 @@ _LINK = re.compile(r"\[`([~\w.]+)`\](?![\[(])")
 
 
 def documented_paths(api: Path = API) -> dict[str, str]:
-    """Returns the paths that the pages of the reference render, by their last part and by the whole path."""
+    """Returns the paths in the pages of the reference, by their last part and by the whole path."""
     paths = [
         path
         for page in sorted(api.glob("*.md"))
@@ -43,7 +43,7 @@ def documented_paths(api: Path = API) -> dict[str, str]:
 
 
 def link(name: str, paths: dict[str, str]) -> str:
-    """Returns a link to a name: in the reference, in the documentation of its library, or the name as code."""
+    """Returns a link to the reference or to the documentation of another library, or the name as code."""
     shown = name.rpartition(".")[2] if name.startswith("~") else name
     name = name.lstrip("~")
     if name in paths:
@@ -55,7 +55,7 @@ def link(name: str, paths: dict[str, str]) -> str:
 
 
 def split_head(line: str) -> tuple[str, str]:
-    """Splits an entry at its first colon outside of brackets and code: names with types, and the description."""
+    """Splits an entry at its first colon outside of brackets and code into names with types and description."""
     depth, is_code = 0, False
     for index, character in enumerate(line):
         is_code ^= character == "`"
@@ -66,7 +66,7 @@ def split_head(line: str) -> tuple[str, str]:
 
 
 def with_bold_names(head: str) -> str:
-    """Returns the head of an entry with its names in bold code; its types, in brackets, stay as they are."""
+    """Returns the head of an entry with its names in bold code. Types in brackets do not change."""
     parts = re.split(r"(\((?:[^()]|\([^()]*\))*\))", head)
     return "".join(
         part if part.startswith("(") else re.sub(r"\*{0,2}\b[A-Za-z_]\w*\b", r"**`\g<0>`**", part) for part in parts
@@ -74,7 +74,7 @@ def with_bold_names(head: str) -> str:
 
 
 def as_list(lines: list[str]) -> list[str]:
-    """Returns the entries of a section as a list: names in bold code, then types, then the description."""
+    """Returns the entries of a section as a list. Each has names in bold code, types and a description."""
     entries: list[list[str]] = []
     indent = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
     for line in filter(str.strip, lines):
@@ -116,28 +116,30 @@ def as_markdown(text: str, paths: dict[str, str]) -> str:
 
 
 def evaluated(node: ast.expr, module: griffe.Module) -> object:
-    """Returns the value of an expression of constants of the package, as in the help texts of options."""
+    """Returns the value of an expression of package constants, as used in the help texts of options."""
     names = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
     scope = {}
     for name in names & set(module.members):
         member = module.members[name]
         target = member.final_target if member.is_alias else member
         if not target.is_attribute:
-            raise ValueError(f"Got {name} in {ast.unparse(node)}, expected constants of literals only.")
+            raise ValueError(f"Got {name} in {ast.unparse(node)}, expected constants of literals only. Use literals.")
         scope[name] = evaluated(ast.parse(str(target.value), mode="eval").body, target.module)
     return eval(compile(ast.Expression(node), "<constant>", "eval"), {**scope})
 
 
 def text_of(node: ast.expr, module: griffe.Module) -> str:
-    """Returns the text of a string literal, whose f-string expressions may name constants of the package."""
+    """Returns the text of a string literal or of an f-string with package constants."""
     try:
         return re.sub(r"(?<![`\w-])--\w+", r"`\g<0>`", str(evaluated(node, module)))
     except (NameError, SyntaxError, griffe.GriffeError) as error:
-        raise ValueError(f"Got the help text {ast.unparse(node)}, expected constants of the package only.") from error
+        raise ValueError(
+            f"Got the help text {ast.unparse(node)}, expected constants of the package only. Use such constants."
+        ) from error
 
 
 def options(cls: griffe.Class) -> dict[str, str]:
-    """Returns the fields of a dataclass that have a help text, as entries of a list by their names."""
+    """Returns the list entries of the dataclass fields that have a help text, by field name."""
     entries = {}
     for name, attribute in cls.attributes.items():
         if attribute.is_alias or not str(attribute.value or "").startswith("field("):
@@ -157,7 +159,7 @@ def options(cls: griffe.Class) -> dict[str, str]:
 
 
 class HuggingFaceDocstrings(griffe.Extension):
-    """Rewrites all docstrings of a package once it is loaded."""
+    """Rewrites all docstrings of a package after it is loaded."""
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **kwargs) -> None:
         self._rewrite(pkg, documented_paths())

@@ -1,4 +1,4 @@
-"""Makes links that leave docs/ work on the site: they lead to the file in the repository."""
+"""Replaces links to files outside of docs/ by links to the repository, because the site has only docs/."""
 
 import posixpath
 import re
@@ -7,7 +7,7 @@ _LINK = re.compile(r"(\]\()((?:\.\./)+[^)\s#]*)")
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Rewrites links to files outside of docs/ to links to the repository."""
+    """Replaces links to files outside of docs/ by links to the repository."""
     folder = posixpath.dirname(posixpath.join("docs", page.file.src_uri))
 
     def rewrite(match):
