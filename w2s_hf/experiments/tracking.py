@@ -51,7 +51,7 @@ def tracked(trainer: Trainer, directory: Path, logs: Path, path: str) -> Iterato
 
 
 def _named_run(trainer: Trainer, directory: Path, logs: Path, path: str) -> AbstractContextManager:
-    """Gives the trackers of a trainer the name of its run. In the returned context the run is open."""
+    """Gives the trackers of a trainer the name of its run. The run is open inside the returned context."""
     file = directory / "run_id"
     if not file.is_file():
         file.write_text(uuid4().hex[:8])

@@ -35,7 +35,7 @@ _ESSENTIAL = {
     "accelerate_config": "accelerate configuration: single, ddp, fsdp, zero3, or a file.",
 }
 
-# Options of `w2s run` that cells of a sweep do not have: the grid sets them, or a sweep has no use for them. `--help`
+# Options of `w2s run` that cells of a sweep do not have: the grid sets them, or they do not apply to sweeps. `--help`
 # does not list them.
 _REFUSED = (
     "analyses", "demo", "hub_namespace", "hub_private", "push_to_hub", "rows_fit", "seed", "student_model", "task",
@@ -66,8 +66,8 @@ def main(description: str | None = None, argv: list[str] | None = None, prog: st
 
     Args:
         description (`str`, *optional*): The first lines of `--help`. Defaults to three examples.
-        argv (`list[str]`, *optional*): The command line. Defaults to that of the process.
-        prog (`str`, *optional*): Name of the command, for `--help`. Defaults to that of the script.
+        argv (`list[str]`, *optional*): The command line. Defaults to the command line of the process.
+        prog (`str`, *optional*): Name of the command, for `--help`. Defaults to the name of the script.
     """
     args, options = parse_sweep(description or _DESCRIPTION, CONFIGS / "sweep_demo.yaml", argv, prog)
     table = run_sweep(args, options, CONFIGS)
@@ -88,11 +88,11 @@ def parse_sweep(
     Args:
         description (`str`): The first lines of `--help`.
         demo_config (`Path`): The grid for a command line that names no models and no configuration.
-        argv (`list[str]`, *optional*): Defaults to that of the process.
-        prog (`str`, *optional*): Name of the command, for `--help`. Defaults to that of the script.
+        argv (`list[str]`, *optional*): The command line. Defaults to the command line of the process.
+        prog (`str`, *optional*): Name of the command, for `--help`. Defaults to the name of the script.
 
     Returns:
-        The grid, and the words of all other options, which are those of its cells.
+        The grid, and the words of all other options, which apply to its cells.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = RecipeParser(
@@ -108,7 +108,7 @@ def parse_sweep(
         "listed here is one of `w2s run` and applies to all cells.",
     )
     try:
-        # 1 The options that the command line contains choose the configuration: without models, the demo's grid.
+        # 1 The options of the command line choose the configuration. Without models, it is the demo's grid.
         command_line = parser.options_in(argv)
         is_demo = all(
             value is None

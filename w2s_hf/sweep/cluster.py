@@ -43,7 +43,7 @@ def run_on_cluster(
         accelerate_config (`str`, *optional*): Launch every job with accelerate and this configuration.
 
     Raises:
-        ConnectionError: there is no cluster at this address.
+        ConnectionError: No cluster runs at this address.
         ValueError: Ray is not installed, or no machine has the resources of a job.
     """
     try:

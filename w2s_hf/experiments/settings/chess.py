@@ -67,7 +67,7 @@ class ChessSetting(GenerationSetting):
         )
 
     def zero_shot_rows(self, context: AnalysisContext) -> dict[str, Dataset]:
-        """Returns the test puzzles, and in the demo also with prompts for a check."""
+        """Returns the test puzzles. The demo adds the same puzzles with prompts that ask for a check."""
         if not context.args.demo:
             return super().zero_shot_rows(context)
         fork, check = FORK_WORDS[:2]

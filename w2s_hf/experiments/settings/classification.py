@@ -131,7 +131,7 @@ def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
 
 
 class ClassificationSetting(ProbabilitySetting):
-    """Texts with two classes."""
+    """The setting of texts with two classes."""
 
     name = "classification"
     rows = "rows"
