@@ -1,4 +1,4 @@
-"""The options of an experiment on the command line, except those of its trainer and its student."""
+"""The options of an experiment on the command line, except the options of its trainer and its student."""
 
 import argparse
 from collections.abc import Sequence
@@ -231,7 +231,7 @@ class ExperimentArguments:
         if "agreement" in self.analyses and self.ladder and self.student_model not in self.ladder:
             raise ValueError(
                 f"--analyses agreement: got --student_model {self.student_model}, expected one of --ladder "
-                f"{' '.join(self.ladder)}."
+                f"{' '.join(self.ladder)}. Add the student to --ladder."
             )
         counts = ("n_train", "n_weak", "n_validation", "n_test", "demo_documents", "n_supervisors", "n_snapshots")
         for name in (*counts, "prompt_shots"):
@@ -244,7 +244,7 @@ class ExperimentArguments:
         if len(set(self.ladder)) != len(self.ladder) or len(self.ladder) < 2:
             raise ValueError(
                 f"--methods {BOOTSTRAP}: got --ladder {' '.join(self.ladder) or '(nothing)'}, expected two or more "
-                "different models, small to large."
+                "different models, small to large. Add models to --ladder."
             )
         if self.student_model not in self.ladder or not self.chain:
             raise ValueError(
@@ -291,7 +291,7 @@ class ProbabilityArguments(ExperimentArguments):
     linear_probe: bool | None = field(
         default=None,
         metadata={
-            "help": "Score a linear probe of the student before finetuning, as a baseline: a ceiling below it was not "
+            "help": "Score a linear probe of the student before finetuning, as a baseline. A ceiling below it was not "
             "trained enough. The probe is fitted to the ground truth of the student half, and its regularization is "
             "chosen on the validation rows. It needs a forward pass over these rows and the test rows. Unset: true, "
             "except in the demo and with FSDP or DeepSpeed, where every process would hold the whole model."
@@ -306,8 +306,8 @@ class ClassificationArguments(ProbabilityArguments):
     conversion: str = field(
         default="pairs",
         metadata={
-            "help": "Rows of a multiple-choice question. `pairs`: one with a right and one with a wrong answer "
-            "(paper). `coin_flip`: one of these two, at random (published code).",
+            "help": "Rows of a multiple-choice question. `pairs`: one row with a right and one row with a wrong "
+            "answer (paper). `coin_flip`: one of these two rows, at random (published code).",
             "choices": ["pairs", "coin_flip"],
         },
     )
@@ -370,7 +370,7 @@ class AnyTaskArguments(ClassificationArguments):
 
     task: str | None = field(
         default=None,
-        metadata={"help": "Name of a task (see --list_tasks), or a Python file that defines one.", "metavar": "TASK"},
+        metadata={"help": "Name of a task (see --list_tasks), or a Python file with a task.", "metavar": "TASK"},
     )
     list_tasks: bool = field(
         default=False,

@@ -32,7 +32,7 @@ class _HelpFormatter(RawDescriptionHelpFormatter):
         if not action.option_strings:
             return super()._format_action_invocation(action)
         names = [name for name in action.option_strings if not name.startswith("--")]
-        names += [name for name in action.option_strings if name.startswith("--")][:1]  # without --a-b beside --a_b
+        names += [name for name in action.option_strings if name.startswith("--")][:1]  # not --a-b
         value = self._format_args(action, str(action.metavar))
         return f"{', '.join(names)} {value}".rstrip()
 
@@ -170,7 +170,7 @@ class RecipeParser(_OptionParser):
             shown.add_argument(
                 "--accelerate_config",
                 metavar="NAME",
-                help="Launch with this file of `accelerate config`, or a shipped one: single, ddp, fsdp, zero3.",
+                help="Launch with this configuration: single, ddp, fsdp, zero3, or a file of `accelerate config`.",
             ),
         ]
         known = {action.dest for action in self._actions}

@@ -274,7 +274,7 @@ class Experiment:
             name (`str`): The name, or the directory.
             option (`str`): The option that names it, for error messages.
             world (`World`, *optional*): The world for which a model of the demo is built.
-            all_weights (`bool`): The model is trained without adapters, as weak supervisors are.
+            all_weights (`bool`): Whether the model is trained without adapters, as weak supervisors are.
 
         Raises:
             ValueError, FileNotFoundError, ConnectionError: See [`ModelSpec.find`]. The demo has no model of this name.

@@ -69,7 +69,7 @@ def run_seed(
         `dict[str, Finetuned]`: The models by role, with their predictions of the test rows. The roles are `weak`,
         whose predictions are the weak labels, `ceiling`, and each method. Depending on the options there are also
         `ceiling_plain` and `control`. Bootstrapping adds `link_1`, `link_2`, ..., and `direct` and `direct_all`, which
-        are trained on the rows of the chain without the chain.
+        are trained on the rows of the chain with labels of the supervisor.
     """
     test = splits.test
     finetune = partial(finetuner.finetune, splits=splits, seed=seed)

@@ -50,7 +50,7 @@ class Session:
         output_dir (`str`): The directory of the sweep, with the stages of all cells.
         options (`list[str]`): Command line of every cell, except for models, method and seed.
         configs (`dict[str, str]`): The YAML file of each setting.
-        run_id (`str`): Name of this run of the sweep, which distinguishes its records from those of earlier runs.
+        run_id (`str`): Name of this run of the sweep, which distinguishes its records from records of earlier runs.
         key (`str`, *optional*): Hash of all common settings of the cells that can change a number. The process that
             starts the sweep (the head) computes it and passes it to all other processes.
         code (`dict[str, str]`, *optional*): The versions of the code of the head, from [`code_versions`].

@@ -20,16 +20,16 @@ __all__ = ["main", "parse_sweep"]
 
 # The options that `--help` shows, and their short help.
 _ESSENTIAL = {
-    "config": "Shipped configuration of a grid (sweep_demo), or a YAML file of the options here.",
-    "tasks": "Names of tasks; `w2s tasks` lists them.",
+    "config": "Shipped configuration of a grid (sweep_demo), or a YAML file of these options.",
+    "tasks": "Names of tasks. `w2s tasks` lists them.",
     "weak_models": "Weak supervisors: Hub ids or local directories.",
     "student_models": "Students, small to large.",
     "methods": f"How students are trained: {' '.join((*METHODS, BOOTSTRAP))}.",
     "seeds": "Seeds. Each seed runs the whole grid.",
     "cell_config": "Shipped configuration or YAML file of options for all cells.",
     "output_dir": "Directory of the table, report, figures and trained stages.",
-    "resume": "Continue an earlier run; false trains everything again.",
-    "engine": "Run the cells here one by one, or on a Ray cluster.",
+    "resume": "Continue an earlier run. `false` trains everything again.",
+    "engine": "Run the cells in this process (local) or on a Ray cluster (ray).",
     "cell_gpus": "Number of GPUs per cell, with --engine ray.",
     "num_processes": "Number of processes (one per GPU) to launch with accelerate.",
     "accelerate_config": "accelerate configuration: single, ddp, fsdp, zero3, or a file.",
@@ -104,8 +104,8 @@ def parse_sweep(
         usage="%(prog)s [options] [options of all cells]",
         launch=prog is not None,
         essential=_ESSENTIAL,
-        defaults="Without models and configuration, the grid of `--config sweep_demo` runs. Every option that is not "
-        "listed here is one of `w2s run` and applies to all cells.",
+        defaults="Without models and configuration, the grid of `--config sweep_demo` runs. All other options are "
+        "options of `w2s run` and apply to all cells.",
     )
     try:
         # 1 The options of the command line choose the configuration. Without models, it is the demo's grid.
@@ -131,7 +131,7 @@ def parse_sweep(
             raise ValueError(
                 f"Got {', '.join(refused)}, expected options of the grid or of all cells. Name models, tasks and "
                 "seeds with --weak_models, --student_models, --tasks and --seeds. A sweep sets "
-                "--rows_fit by its models, has no analyses, and pushes nothing."
+                "--rows_fit to its models, has no analyses, and pushes nothing."
             )
         check_directory("--output_dir", args.output_dir)
     except (ValueError, OSError) as error:

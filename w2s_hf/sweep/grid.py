@@ -24,7 +24,7 @@ class SweepArguments:
 
     tasks: list[str] = field(
         default_factory=lambda: ["boolq"],
-        metadata={"help": "Names of tasks; `w2s tasks` lists them.", "metavar": "TASK"},
+        metadata={"help": "Names of tasks. `w2s tasks` lists them.", "metavar": "TASK"},
     )
     weak_models: list[str] = field(
         default_factory=list,
@@ -85,8 +85,8 @@ class SweepArguments:
     accelerate_config: str | None = field(
         default=None,
         metadata={
-            "help": "Launch through accelerate with this file of `accelerate config`, or with a shipped one: single, "
-            "ddp, fsdp, zero3. With --engine ray, each cell is launched. Otherwise, the sweep is launched.",
+            "help": "Launch through accelerate with this configuration: single, ddp, fsdp, zero3, or a file of "
+            "`accelerate config`. With --engine ray, each cell is launched. Otherwise, the sweep is launched.",
             "metavar": "NAME",
         },
     )
@@ -102,7 +102,7 @@ class SweepArguments:
             raise ValueError(f"--engine: got {self.engine!r}, expected local or ray.")
         if self.accelerate_config is not None and self.engine != "ray":
             raise ValueError(
-                "Got --accelerate_config without --engine ray, which launches cells. Launch the sweep itself with "
+                "Got --accelerate_config with --engine local, expected --engine ray. Launch the sweep itself with "
                 f"`w2s sweep --accelerate_config {self.accelerate_config}`."
             )
 

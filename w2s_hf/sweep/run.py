@@ -168,7 +168,7 @@ def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
         options[Path(args.accelerate_config)] = "--accelerate_config"
     for path, option in options.items():
         if not path.is_file():
-            raise FileNotFoundError(f"{option}: got {str(path)!r}, and there is no such file.")
+            raise FileNotFoundError(f"{option}: got {str(path)!r}, expected an existing file. Check the path.")
     return files
 
 

@@ -92,7 +92,7 @@ class RewardSetting(ProbabilitySetting):
     def prepare_models(
         self, models: Models, splits: TaskSplits, args: RewardArguments, seed: int, finetuner: Finetuner
     ) -> Models:
-        """With `--generative_finetuning`, first finetunes the students on the responses as language models."""
+        """Finetunes the students on the responses as language models, if `--generative_finetuning` is set."""
         if not args.generative_finetuning:
             return models
 
