@@ -206,7 +206,7 @@ def identity_of(
 
 
 def _prompt_form(args: ExperimentArguments) -> dict:
-    """Returns `--prompt_form` if the prompts depend on it and differ from those of older versions."""
+    """Returns `--prompt_form` if the prompts depend on it and differ from prompts of older versions."""
     form = getattr(args, "prompt_form", "01")
     return {} if args.demo or form == "01" else {"prompt_form": form}
 

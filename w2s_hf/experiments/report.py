@@ -153,8 +153,8 @@ def ceiling_warnings(results: ExperimentResult) -> list[str]:
 
 # Losses with a term for the student's own hard predictions, whose gradient does not shrink for unsure labels.
 _OWN_HARD_PREDICTIONS = {"confidence", "openai", "adaptive_confidence"}
-# The gradient of cross-entropy by a logit is prediction minus label. For a student that predicts one half,
-# labels of 0.6 have a gradient of 0.1, a fifth of that of a hard label.
+# The gradient of cross-entropy with respect to a logit is prediction minus label. For a student that predicts 0.5,
+# labels of 0.6 have a gradient of 0.1, a fifth of the gradient of a hard label.
 _MIN_LABEL_CONFIDENCE = 0.6
 
 

@@ -76,7 +76,7 @@ def main(description: str | None = None, argv: list[str] | None = None, prog: st
         print(f"{len(table)} cells, {n_failed} failed.")
         print(f"{args.output_dir}: report.html, figures/, sweep.csv, sweep.parquet")
     if n_failed:
-        sys.exit(f"error: {n_failed} cells failed; report.html has the reasons. The same command runs them again.")
+        sys.exit(f"error: {n_failed} cells failed. report.html has the reasons. The same command runs them again.")
 
 
 def parse_sweep(

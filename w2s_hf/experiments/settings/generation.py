@@ -146,7 +146,7 @@ class GenerationSetting(Setting):
         return entries
 
     def zero_shot_rows(self, context: AnalysisContext) -> dict[str, Dataset]:
-        """Returns the test rows, with its prompts, for each zero-shot baseline."""
+        """Returns the test rows for each zero-shot baseline, with the prompts of the baseline."""
         return {"zero-shot": context.test}
 
     def describe(
