@@ -155,7 +155,7 @@ def test_wrong_values_say_what_is_right(options, message, monkeypatch, tmp_path,
     [
         (
             "weak_modle: a",
-            "got 'weak_modle', which is not an option; --help all lists them. Did you mean 'weak_model'",
+            "got 'weak_modle', which is not an option. --help all lists all options. Did you mean 'weak_model'",
         ),
         ("weak-model: a", "Did you mean 'weak_model'"),
         ("seeds: [0]\nweak_model: a\nseeds: [1]", "in line 3: got the key 'seeds' twice, expected it once"),
@@ -242,8 +242,8 @@ def test_tasks_are_listed_by_an_option(words, capsys):
     ("words", "default", "line"),
     [
         ("{}", "5e-05", "the embedded demo runs, with the values of `--config demo`"),
-        ("{} --config qwen_72b", "5e-05", "Defaults are those of qwen_72b.yaml."),
-        ("--config demo {}", "0.003", "Defaults are those of demo.yaml."),
+        ("{} --config qwen_72b", "5e-05", "The defaults are the values of qwen_72b.yaml."),
+        ("--config demo {}", "0.003", "The defaults are the values of demo.yaml."),
         ("--wrong 1 {}", "5e-05", "`--config NAME --help` shows the values of a configuration"),
     ],
 )

@@ -102,7 +102,7 @@ def test_students_of_all_trainers_are_pushed_once_and_whole(hub, pushed):
 def test_a_push_of_a_trainer_that_is_refused_says_how_to_push_again(pushed):
     folder, _ = pushed
     refused = (folder / "refused.txt").read_text()
-    assert "HTTP 401" in refused and "set HF_TOKEN" in refused and "hf_of_yesterday" not in refused
+    assert "HTTP 401" in refused and "Set HF_TOKEN" in refused and "hf_of_yesterday" not in refused
     assert refused.endswith(f"w2s publish {folder}/classifier --repo_id me/classifier --hub_private")
 
 

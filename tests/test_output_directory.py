@@ -165,7 +165,7 @@ def test_files_of_other_names_stay(tmp_path):
 @pytest.mark.parametrize("name", ["report.md", "results.json", "students"])
 def test_files_of_other_programs_are_not_replaced(name, overwrite, tmp_path):
     (tmp_path / name).mkdir() if name == "students" else (tmp_path / name).write_text("{}")
-    with pytest.raises(ValueError, match=f"where .*{name}.* would be overwritten, which no run of this package"):
+    with pytest.raises(ValueError, match=f"which has .*{name}.* of another program"):
         check(tmp_path, overwrite=overwrite)
 
 

@@ -163,10 +163,10 @@ def cut(output):
 @pytest.mark.parametrize(
     ("fault", "options", "environment", "message"),
     [
-        (None, ["--hub_namespace", "me"], {"HF_TOKEN": "hf_of_yesterday"}, "HTTP 401: .* set HF_TOKEN"),
+        (None, ["--hub_namespace", "me"], {"HF_TOKEN": "hf_of_yesterday"}, "HTTP 401: .* Set HF_TOKEN"),
         (None, [], {"HF_TOKEN": "hf_of_yesterday"}, "did not return the owner of the token .HTTP 401"),
         (None, ["--hub_namespace", "others"], {}, "HTTP 403: You don't have the rights .* write access"),
-        (refuse(409, "/commit/", message="moved on"), ["--hub_namespace", "me"], {}, "HTTP 409: moved on.* try again"),
+        (refuse(409, "/commit/", message="moved on"), ["--hub_namespace", "me"], {}, "HTTP 409: moved on.* Try again"),
         (refuse(500, "/commit/"), ["--hub_namespace", "me"], {}, "HTTP 500: no"),
     ],
     ids=["401", "401 whoami", "403", "409", "500"],

@@ -472,7 +472,7 @@ def test_tasks_are_listed(monkeypatch, capsys):
 def test_a_recipe_of_any_task_needs_one(capsys):
     with pytest.raises(SystemExit):
         parse_arguments("", DEMO_CONFIG, [], experiment=AnyTaskArguments)
-    assert "Got no --task, expected one. --list_tasks prints their names" in capsys.readouterr().err
+    assert "Got no --task, expected the name of a task. --list_tasks prints the names" in capsys.readouterr().err
 
 
 def test_help_reads_well(cache):

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int | None:
     Runs a command line.
 
     Args:
-        argv (`list[str]`, *optional*): The arguments after `w2s`. Defaults to those of the process.
+        argv (`list[str]`, *optional*): The arguments after `w2s`. Defaults to the arguments of the process.
 
     Returns:
         `int`, *optional*: The exit code; `None` is success.
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int | None:
     quiet_libraries()
     try:
         return _COMMANDS[command](options)
-    except KeyboardInterrupt:  # `run` and `sweep` say how to continue, and the other commands have nothing to continue
+    except KeyboardInterrupt:  # `run` and `sweep` print how to continue; other commands cannot be resumed
         return STOPPED
 
 
@@ -82,7 +82,7 @@ def _run(argv: list[str]) -> int | None:
         parser = CommandLine("w2s run", usage="w2s run TASK [options]")
         first = f"{argv[0]} before the task" if argv else "no task"
         parser.error(
-            f"Got {first}, expected the name of a task, or the path of a Python file that defines one, as the first "
+            f"Got {first}, expected the name of a task or the path of a Python file with a task as the first "
             "word. `w2s tasks` lists the tasks; `w2s run boolq` runs the embedded demo."
         )
     task = None if argv[0].startswith("-") else argv[0]
@@ -106,7 +106,7 @@ def recipe(task: str | None, description: str) -> None:
     Runs a script of recipes/: one experiment with the options of this process.
 
     Args:
-        task (`str`, *optional*): Name of the task. `None` takes it from the option `--task`.
+        task (`str`, *optional*): Name of the task. If `None`, the option `--task` names it.
         description (`str`): The docstring of the script, for `--help`.
     """
 
@@ -135,8 +135,8 @@ def sweep(description: str | None = None, argv: list[str] | None = None, prog: s
 
     Args:
         description (`str`, *optional*): The docstring of the script, for `--help`.
-        argv (`list[str]`, *optional*): The command line. Defaults to that of the process.
-        prog (`str`, *optional*): Name of the command, for `--help`. Defaults to that of the script.
+        argv (`list[str]`, *optional*): The command line. Defaults to the command line of the process.
+        prog (`str`, *optional*): Name of the command, for `--help`. Defaults to the name of the script.
     """
 
     def load() -> Callable[[], object]:
@@ -149,7 +149,7 @@ def sweep(description: str | None = None, argv: list[str] | None = None, prog: s
 
 
 def _is_on_ray(argv: list[str]) -> bool:
-    """Returns whether a sweep runs on a Ray cluster: `--accelerate_config` is then that of its cells."""
+    """Returns whether a sweep runs on a Ray cluster. `--accelerate_config` then applies to its cells."""
     parser = CommandLine("w2s sweep", add_help=False, lets_pass=True)
     parser.add_argument("--engine", nargs="?")
     parser.add_argument("--config", nargs="?")
@@ -172,7 +172,7 @@ def _tasks(argv: list[str]) -> None:
     parser = CommandLine(
         "w2s tasks",
         usage="w2s tasks [options]",
-        description="Lists the names that `w2s run` and `w2s sweep` take. A task of your own is a Python file: "
+        description="Lists the names of the tasks for `w2s run` and `w2s sweep`. A custom task is a Python file: "
         "`w2s run my_task.py`.",
     )
     parser.add_argument("--sources", action="store_true", help="add the splits and the datasets on the Hub")

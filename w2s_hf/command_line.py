@@ -1,4 +1,4 @@
-"""The parser of all command lines of the package. It reads no abbreviated options, and suggests known words."""
+"""The parser of all command lines of the package. It accepts no abbreviated options, and suggests known words."""
 
 import argparse
 import difflib
@@ -9,24 +9,25 @@ from typing import Any
 
 __all__ = ["CommandLine", "did_you_mean", "did_you_mean_path"]
 
-_DASHES = ("-", "\u2013", "\u2014")  # word processors replace hyphens by the other two
+_DASHES = ("-", "\u2013", "\u2014")  # word processors replace hyphens with these dashes
 
 
 def did_you_mean(word: str, known: Iterable[str], form: str = "{!r}") -> str:
     """
-    Suggests known words for an unknown one.
+    Suggests known words for an unknown word.
 
     Args:
         word (`str`): The unknown word, such as an option without its dashes.
         known (iterable of `str`): The known words.
-        form (`str`, *optional*): The format of a known word: in quotation marks, or `"--{}"`.
+        form (`str`, *optional*): The format of a known word, such as `"--{}"` for an option. Defaults to
+            quotation marks.
 
     Returns:
         `str`: A sentence that begins with a space, such as `" Did you mean 'naive'?"`, or an empty string if no known
         word resembles the unknown one.
     """
     known = list(dict.fromkeys(known))
-    # `epochs` and `lr` mean these options, although other options are spelt more like them.
+    # The initials of an option (`lr`) or a part of its name (`epochs`) match better than similar spelling.
     initials = [name for name in known if "_" in name and "".join(part[:1] for part in name.split("_")) == word]
     longer = sorted(name for name in known if len(word) > 3 and word.lower() in name.lower())
     longer.sort(key=lambda name: (not name.startswith(word), len(name)))
@@ -56,7 +57,7 @@ class CommandLine(argparse.ArgumentParser):
             `parse_known_args` returns unknown options instead of refusing them.
 
     Attributes:
-        listing (`str`): The option that lists all options, for errors.
+        listing (`str`): The option that lists all options, for error messages.
     """
 
     listing = "--help"
@@ -68,8 +69,8 @@ class CommandLine(argparse.ArgumentParser):
 
     @property
     def options(self) -> list[str]:
-        """The names of the options that have a help text, with underscores and without dashes in front."""
-        # Only this attribute of the parser has all of them; checked with Python 3.11 to 3.14.
+        """The names of the options that have a help text, with underscores and without leading dashes."""
+        # Only this attribute of the parser lists all options (checked with Python 3.11 to 3.14).
         public = [action for action in self._actions if action.help is not argparse.SUPPRESS]
         names = [name for action in public for name in action.option_strings if name.startswith("--")]
         return list(dict.fromkeys(name[2:].replace("-", "_") for name in names))
@@ -85,14 +86,14 @@ class CommandLine(argparse.ArgumentParser):
     def unknown(self, word: str) -> str:
         """Returns the error for a word of the command line that is neither an option nor the value of an option."""
         if not word.startswith(_DASHES):
-            return f"Got {word}, expected an option, which begins with --; {self.listing} lists them."
+            return f"Got {word}, expected an option, which begins with --. {self.listing} lists all options."
         option = word.split("=")[0]
         name = option.lstrip("".join(_DASHES)).replace("-", "_")
         suggestion = did_you_mean(name, self.options, "--{}")
-        return f"Got {option}, which is not an option; {self.listing} lists them.{suggestion}"
+        return f"Got {option}, which is not an option. {self.listing} lists all options.{suggestion}"
 
     def _check_value(self, action: argparse.Action, value) -> None:
-        # The only place where argparse checks choices; checked with Python 3.11 to 3.14.
+        # Only this method of argparse checks choices (tested with Python 3.11 to 3.14).
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:

@@ -44,16 +44,16 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Arguments of `from_pretrained` and similar functions that select a file, besides its repository.
+# Arguments of `from_pretrained` and similar functions that select a file, in addition to its repository.
 FILE_OPTIONS = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
 
-_PAUSES = (1, 4)  # seconds before each retry after an error of the Hub itself
+_PAUSES = (1, 4)  # seconds before each retry after a server error of the Hub
 _LONGEST_NAME = 96  # characters of a repository name without its namespace
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 _ADVICE = {
-    401: "The Hub rejected the token: set HF_TOKEN, or log in with `hf auth login`.",
-    403: "The token has no write access to this namespace. Use a token with write access, as a member of it.",
-    409: "Another process is changing the repository, or its name is taken: try again.",
+    401: "The Hub rejected the token. Set HF_TOKEN, or log in with `hf auth login`.",
+    403: "The token has no write access to this namespace. Use a token with write access to it.",
+    409: "Another process is changing the repository, or its name is taken. Try again.",
 }
 
 
@@ -61,8 +61,8 @@ def ensure_available(name_or_path: str, *, repo_type: str, option: str, revision
     """
     Checks that a repository can be read, and returns its commit; `None` for a local directory.
 
-    With `HF_HUB_OFFLINE=1`, models must be in the local cache. Datasets are not checked then, because only `datasets`
-    knows its cache, and the result is `None`.
+    With `HF_HUB_OFFLINE=1`, models must be in the local cache. Datasets are then not checked, because only the library
+    `datasets` can read its cache, and the result is `None`.
 
     Args:
         name_or_path (`str`): Local directory or Hub repository id.
@@ -71,8 +71,8 @@ def ensure_available(name_or_path: str, *, repo_type: str, option: str, revision
         revision (`str`, *optional*): Branch, tag or commit.
 
     Raises:
-        FileNotFoundError: The directory, repository or revision does not exist, the repository is gated or private and
-            the token has no access, or it is not in the cache while offline.
+        FileNotFoundError: The directory, repository or revision does not exist. The repository is gated or private,
+            and the token has no access. The model is not in the cache while offline.
         ConnectionError: The Hub does not answer within 10 seconds.
     """
     if Path(name_or_path).is_dir():
@@ -108,8 +108,8 @@ def ensure_available(name_or_path: str, *, repo_type: str, option: str, revision
     except (HTTPError, OSError) as error:
         raise ConnectionError(
             f"{option}: the Hub ({constants.ENDPOINT}) does not answer ({type(error).__name__}), so the {repo_type} "
-            f"{name_or_path!r} cannot be checked. Set {option} to a local directory, set HF_HUB_OFFLINE=1 to use the "
-            "local cache, or run the embedded demo without models and data, which needs no network."
+            f"{name_or_path!r} cannot be checked. Set {option} to a local directory, or set HF_HUB_OFFLINE=1 to use "
+            "the local cache. Without models and data, the embedded demo runs, which needs no network."
         ) from error
 
 
@@ -155,14 +155,14 @@ def has_only_pickles(name_or_path: str, revision: str | None = None) -> bool:
 
 
 class PushError(ConnectionError):
-    """Raised if an upload to the Hub failed."""
+    """Raised if an upload to the Hub fails."""
 
 
 def repository_name(*parts: str) -> str:
     """
-    Returns a valid repository name made of any texts, such as `"boolq-Qwen2.5-7B-naive-seed0"`.
+    Joins texts to a valid repository name, such as `"boolq-Qwen2.5-7B-naive-seed0"`.
 
-    A name that is too long is cut, and ends with a hash of the full name.
+    A name that is too long is truncated, and ends with a hash of the full name.
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
     name = re.sub(r"([-.])[-.]+", r"\1", name).strip("-.").removesuffix(".git") or "student"
@@ -197,22 +197,23 @@ def commit_files(
     token: str | None = None,
 ) -> CommitInfo:
     """
-    Pushes files to a repository in one commit. Creates the repository if needed. Without changes there is no commit.
+    Pushes files to a repository in one commit. Creates the repository if needed. Without changes, there is no commit.
 
     Args:
         repo_id (`str`): `NAMESPACE/NAME`.
         files (`dict[str, Path | bytes]`): Content by path in the repository.
         message (`str`): Message of the commit.
         repo_type (`str`, *optional*, defaults to `"model"`): `"model"` or `"dataset"`.
-        private (`bool`, *optional*): Whether a new repository is private; by default as set for the namespace.
+        private (`bool`, *optional*): Whether a new repository is private. Defaults to the setting of the
+            namespace.
         replaces (`tuple[str]`, *optional*):
             Patterns of files to delete from the repository if they are not among `files`. For example, an old adapter
             would be loaded instead of a new full model. `*` does not match `/`.
-        revision (`str`, *optional*): Branch; the main branch by default.
+        revision (`str`, *optional*): Branch. Defaults to the main branch.
         token (`str`, *optional*): Token to use instead of `HF_TOKEN`.
 
     Raises:
-        ValueError: A text file contains a token of the Hub. Nothing is sent.
+        ValueError: A text file contains a token of the Hub. Nothing is uploaded.
         PushError: The upload failed. The message says what to do.
     """
     _refuse_tokens(files, token)
@@ -224,7 +225,7 @@ def commit_files(
         old = [path for path in present if path not in files and _matches(path, replaces)]
         operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(path) for path in old]
         operations += [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
-        # Not upload_folder, which may push several commits for one folder.
+        # `upload_folder` is not used, since it may push several commits for one folder.
         return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision)
 
     pauses = iter(_PAUSES)
@@ -234,7 +235,7 @@ def commit_files(
         # RuntimeError: the upload of a file failed. ValueError: the Hub rejected the metadata of a card.
         except (HTTPError, OSError, RuntimeError, ValueError) as error:
             reason, pause = _reason(f"did not accept {repo_id}", error), next(pauses, None)
-            # The client retries uploads itself, but not the two requests around them.
+            # The client retries uploads itself, but not the requests before and after them.
             if pause is None or (_status(error) or 0) < 500:
                 raise PushError(reason) from error
             logger.warning(f"{reason} Retrying in {pause} seconds.")
@@ -246,7 +247,7 @@ def _matches(path: str, patterns: tuple[str, ...]) -> bool:
 
 
 def is_repository_id(name: str) -> bool:
-    """Returns whether a name may be an id on the Hub: it is a valid id, and not a local directory."""
+    """Returns whether a name may be an id on the Hub: a valid id, and not a local directory."""
     try:
         validate_repo_id(name)
     except HFValidationError:

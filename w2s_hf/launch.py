@@ -1,5 +1,5 @@
 """
-Shipped configurations, and the launch of a command through accelerate. The module imports no large library before it.
+Finds shipped configurations and launches a command through accelerate. Only the launch imports large libraries.
 """
 
 import argparse
@@ -28,12 +28,12 @@ def config_file(name: str, configs: Path, option: str) -> Path:
     Finds a configuration.
 
     Args:
-        name (`str`): A file; or the name of a shipped configuration, with or without `.yaml`.
+        name (`str`): A file, or the name of a shipped configuration, with or without `.yaml`.
         configs (`Path`): The directory of the shipped configurations.
-        option (`str`): The option that has this value, for the error.
+        option (`str`): The option with this value, for the error message.
 
     Raises:
-        FileNotFoundError: there is neither such a file nor such a shipped configuration.
+        FileNotFoundError: `name` is neither a file nor a shipped configuration.
     """
     if Path(name).is_file():
         return Path(name)
@@ -54,10 +54,10 @@ class LaunchOptions:
     The options with which accelerate launches a command.
 
     Args:
-        num_processes (`int`, *optional*): Number of processes. Defaults to that of the configuration.
+        num_processes (`int`, *optional*): Number of processes. Defaults to the number in the configuration.
         accelerate_config (`str`, *optional*):
-            A file of `accelerate config`, or the name of a shipped one. Without it, one process is launched as in
-            `single`, and several as in `ddp`.
+            A file written by `accelerate config`, or the name of a shipped configuration. Defaults to `single` for
+            one process, and to `ddp` for several processes.
     """
 
     num_processes: int | None = None
@@ -68,8 +68,9 @@ class LaunchOptions:
         Returns the options of `accelerate launch`.
 
         Raises:
-            FileNotFoundError: there is no such configuration.
-            ValueError: the configuration cannot be read, or it has one process, and `num_processes` is larger.
+            FileNotFoundError: The configuration does not exist.
+            ValueError: The configuration cannot be read. It has no `distributed_type`. It starts one process, and
+                `num_processes` is larger.
         """
         import yaml
 
@@ -81,7 +82,8 @@ class LaunchOptions:
             content = None
         if not isinstance(content, dict):
             raise ValueError(
-                f"--accelerate_config: got {name!r}, expected a file of `accelerate config`. Create one with it."
+                f"--accelerate_config: got {name!r}, expected a file of `accelerate config`. Run `accelerate config` "
+                "to create one."
             )
         if (self.num_processes or 1) > 1 and content.get("distributed_type") in ("NO", False, None):
             raise ValueError(
@@ -97,7 +99,7 @@ class LaunchOptions:
         if self.num_processes is not None:
             words += ["--num_processes", str(self.num_processes)]
         if content.get("num_machines", 1) == 1 and content.get("main_process_port") is None:
-            words += ["--main_process_port", "0"]  # any free port: two runs on a machine do not collide
+            words += ["--main_process_port", "0"]  # any free port, so that two runs on a machine do not conflict
         return words
 
 
@@ -110,10 +112,11 @@ def split_launch(
     Args:
         argv (sequence of `str`): The command line.
         prog (`str`): Name of the command, for errors.
-        takes_config (`bool`, *optional*, defaults to `True`): `False` leaves `--accelerate_config` to the command.
+        takes_config (`bool`, *optional*, defaults to `True`): Whether to read `--accelerate_config`. `False`
+            leaves it among the remaining arguments.
 
     Returns:
-        The options, or `None` if the command runs in this process; and the remaining arguments.
+        The options of the launch (`None` if the command runs in this process), and the remaining arguments.
     """
     parser = CommandLine(prog, usage=f"{prog} [options]", add_help=False, lets_pass=True)
     parser.add_argument("--num_processes", "--num-processes", type=_positive)
@@ -154,7 +157,7 @@ def launch(options: LaunchOptions, argv: Sequence[str]) -> int:
 
     try:
         launch_command(launch_command_parser().parse_args(words))
-    except CalledProcessError as error:  # the process has printed its error, as below
+    except CalledProcessError as error:  # the process has printed its error
         return _exit_code(error.returncode)
     except ChildFailedError as error:
         return _exit_code(error.get_first_failure()[1].exitcode)
@@ -166,12 +169,12 @@ def launch(options: LaunchOptions, argv: Sequence[str]) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        # The launched process, which Ctrl-C stops as well, prints its last line before this one ends.
+        # Ctrl-C also stops the launched process. Its last line is printed before this process ends.
         with suppress(ChildProcessError, KeyboardInterrupt):
             while True:
                 os.wait()
         return 130
-    except SignalException as error:  # of several processes; torchrun has stopped them
+    except SignalException as error:  # raised with several processes, which torchrun has stopped
         return 128 + error.sigval
     return 0
 

@@ -1,4 +1,4 @@
-"""The analyses of `--analyses`. Each trains and queries further models of a finished experiment."""
+"""The analyses of `--analyses`. Each analysis trains and queries further models of a finished experiment."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -47,7 +47,7 @@ __all__ = [
 
 
 def analyse(context: AnalysisContext) -> SeedResult:
-    """Returns the results of the seed with those of `--analyses`. Every rank calls it."""
+    """Runs the analyses, and returns the results of the seed with their results. Every rank calls it."""
     analyses = {}
     for name in context.args.analyses:
         with context.finetuner.cache.progress.group(analysis_title(name)):
@@ -139,7 +139,7 @@ def agreement(context: AnalysisContext) -> dict:
     students: dict[str, dict] = {method: {} for method in context.methods}
     for model in context.models.sizes:  # the outer loop, so that each base is loaded once
         for method, of_method in students.items():
-            # One of these is the student of the experiment, which is cached.
+            # One of these students is the student of the experiment, which is cached.
             predictions = context.predictions_of(
                 f"student-{method}", context.weak_labels, method=method, model=model, title=f"student ({method})"
             )
@@ -159,9 +159,9 @@ def prompted(context: AnalysisContext) -> dict[str, tuple[np.ndarray, np.ndarray
     Returns the zero-shot and few-shot predictions of the student's base, which are cached. Every rank calls it.
 
     Returns:
-        `dict`: For each baseline, by its name, the probabilities of the test rows, `(N, 2)`, and those of a text
-        without content in the same prompts, `(N, 2)`. Without examples all prompts of this text are equal, so there is
-        one row, `(1, 2)`.
+        `dict`: Two arrays for each baseline, by its name. The first array has the probabilities of the test rows,
+        `(N, 2)`. The second array has the probabilities of a text without content in the same prompts, `(N, 2)`.
+        Without examples, all prompts of this text are equal, so the second array has one row, `(1, 2)`.
     """
     splits, n_shots = context.splits, context.args.prompt_shots
     examples, prompt_format = splits.student_half, _format_of(context)
@@ -177,7 +177,7 @@ def prompted(context: AnalysisContext) -> dict[str, tuple[np.ndarray, np.ndarray
     test_texts, example_texts, content_free = texts
     prompts = []
     for n, labels in conditions.values():
-        # The prior of a row depends on the examples in its prompt. Without examples it is the same for all rows.
+        # The prior of a row depends on the examples in its prompt. Without examples, all rows have the same prior.
         for part in (test_texts, content_free * (len(test_texts) if n else 1)):
             prompts.append(few_shot_prompts(part, example_texts, labels, n, prompt_format, seed=context.seed))
     answers = context.ask([prompt for part in prompts for prompt in part], prompt_format)
@@ -257,7 +257,7 @@ def saliency(context: AnalysisContext) -> dict:
     splits, weak = context.splits, context.weak_labels
     naive = context.finetune("student-naive", weak, [context.test], title="student (naive)")
 
-    # The probe of weak labels has the training rows of the student, which may be fewer than those of the ceiling.
+    # The probe of weak labels is fitted to the training rows of the student. The ceiling may have more rows.
     is_trained_on = np.isin(splits.student_half["id"][:], context.student_rows.train["id"][:])
     validation_ids = list(splits.student_validation["id"])
 
@@ -305,13 +305,13 @@ def probes(context: AnalysisContext) -> dict:
     variants["filtered by topology"] = (weak, in_topology)
     results: dict[str, dict] = {}
     for variant, (labels_of_variant, is_selected) in variants.items():
-        if not is_selected.any():  # no row has most of its neighbours in its class
+        if not is_selected.any():  # for no row, most neighbours are in its class
             results[variant] = {"n_train": 0, "n_class_1": 0, "label_accuracy": None, "accuracy": None, "pgr": None}
             continue
         rows = half.select(np.flatnonzero(is_selected))
         hard = labels_of_variant.of(list(rows["id"])).argmax(axis=1)
         is_correct = hard == np.array(rows["ground_truth"])
-        # The unchanged labels are those of the naive student, which is cached.
+        # The naive student, which is cached, was trained on the unchanged labels.
         stage = "student-naive" if variant == "as they are" else "student-mended"
         predictions = context.predictions_of(
             stage, labels_of_variant, rows=Half(rows, validation), title=f"student on labels {variant}"
@@ -326,14 +326,14 @@ def probes(context: AnalysisContext) -> dict:
 
 
 def weak_errors(context: AnalysisContext) -> dict:
-    """Trains students and probes on labels of simulated supervisors and of one that is trivial to imitate."""
+    """Trains students and probes on labels of simulated supervisors and of a supervisor that is trivial to imitate."""
     seed, (half, validation) = context.seed, context.student_rows
     parts = {"student_half": half, "student_validation": validation, "test": context.test}
     truth = {name: np.array(rows["ground_truth"]) for name, rows in parts.items()}
     ids = {name: list(rows["id"]) for name, rows in parts.items()}
     all_ids = [row_id for of_part in ids.values() for row_id in of_part]
     weak = {name: context.weak_labels.of(of_part).argmax(axis=1) for name, of_part in ids.items()}
-    # The supervisor is finetuned on other rows than it predicts: on its own training rows it would be overconfident.
+    # This model is finetuned on other rows than it predicts: on its own training rows it would be overconfident.
     strong = context.finetuner.finetune(
         "strong-on-weak-half",
         context.models.student,

@@ -113,7 +113,7 @@ class AnalysisContext:
             name (`str`): Name of the stage.
             labels ([`LabelsById`]): The labels of the training rows.
             predict (`list` of [`~datasets.Dataset`]): Rows to predict.
-            method (`str`, *optional*, defaults to `"naive"`): The loss.
+            method (`str`, *optional*, defaults to `"naive"`): The method of training.
             model ([`ModelSpec`], *optional*): Defaults to the experiment's student.
             rows ([`Half`], *optional*): Defaults to the rows of the experiment's students.
             changes: Training arguments that differ, and options of [`Finetuner.finetune`].

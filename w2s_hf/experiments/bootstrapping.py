@@ -1,4 +1,4 @@
-"""Bootstrapping: a chain of students from small to large, each trained on labels of the previous (paper, 4.3.1)."""
+"""Bootstrapping: a chain of students, small to large, each trained on labels of the previous model (paper, 4.3.1)."""
 
 from functools import partial
 
@@ -21,14 +21,14 @@ def bootstrap(
     Trains a chain: the first model on the supervisor's labels, each later model on the labels of the previous one.
 
     Every link is a cached stage, so that an interrupted chain is resumed, and chains with the same first links share
-    them. A base is released before the next one is loaded. Links pass on only labels.
+    them. A base is released before the next one is loaded. The links share only labels.
 
     Args:
         models (`list` of [`ModelSpec`]): The links, small to large, the student last.
         weak ([`Finetuned`]): The supervisor.
         splits ([`TaskSplits`]): The rows.
-        link_rows (`str`): `"fresh"`: each link except the last has rows that no other model is trained on; `"same"`:
-            all links are trained on the student half.
+        link_rows (`str`): With `"fresh"`, each link except the last has rows that no other model is trained on.
+            With `"same"`, all links are trained on the student half.
         seed (`int`): Seeds heads, adapters and row order.
         finetuner ([`Finetuner`]): Trains the models.
 
@@ -44,7 +44,7 @@ def bootstrap(
     supervisor_labels = {"student": weak.predictions}
     if has_fresh_rows:
         rows |= {name: splits.bootstrap(number) for number, name in enumerate(names, start=1)}
-        # A separate stage, so that the stage of the supervisor is the same with and without a chain.
+        # This is a separate stage, so that the stage of the supervisor is the same with and without a chain.
         link_labels = finetuner.predict(
             _LINK_LABELS,
             weak,

@@ -54,8 +54,8 @@ DEMO_SOURCES = ("demo/", "trainers/checkpoints.py")
 
 def code_versions(sources: tuple[str, ...] = ("",)) -> dict[str, str]:
     """
-    Returns the versions of the code that can change a number: those of the libraries and of this package. A package
-    that runs from its sources (an editable install) is identified by a hash of the sources in addition.
+    Returns the versions of the libraries and of this package. If the package runs from its sources (an editable
+    install), a hash of the sources is added to its version.
 
     Args:
         sources (`tuple[str]`, *optional*): Prefixes of the paths, relative to the package, of the files to hash.
@@ -85,7 +85,7 @@ def _source_hash(sources: tuple[str, ...]) -> str:
             for node in ast.walk(tree):
                 body = getattr(node, "body", None)
                 if isinstance(body, list):
-                    # A string that is a statement of its own is a docstring, or has no effect.
+                    # A statement that consists of a string is a docstring, or has no effect.
                     vars(node)["body"] = [part for part in body if not _is_text(part)]
             digest.update(f"{name} {ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:12]
@@ -117,8 +117,8 @@ _STARTED = "started.json"
 
 def _start_clock(partial: Path) -> float:
     """
-    Returns the seconds that earlier, interrupted runs of a stage took up to the files from which it is resumed, and
-    records the start of this run. The seconds after the last of these files are not counted: their work is repeated.
+    Returns the seconds of earlier, interrupted runs of a stage, and records the start of this run. Seconds are counted
+    up to the last file from which the stage is resumed, since all later work is repeated.
     """
     path, seconds = partial / _STARTED, 0.0
     times = [file.stat().st_mtime for file in _progress_files(partial)]
@@ -133,7 +133,7 @@ def _start_clock(partial: Path) -> float:
 @dataclass
 class StageCache:
     """
-    The finished stages below one directory, each under a key of its content.
+    The finished stages in one directory, each with a key of its content.
 
     A stage is built in `<name>-<key>.partial`, which is renamed to `<name>-<key>` when it is complete. A directory
     without the suffix is therefore always complete. A stage that was killed is resumed from the content of its partial
@@ -148,8 +148,8 @@ class StageCache:
         progress ([`Progress`], *optional*): Announces the stages.
 
     Attributes:
-        n_built, n_reused (`int`): The number of stages that this process has built, and of those that were finished
-            before. Each stage counts once.
+        n_built, n_reused (`int`): The number of stages that this process has built, and the number of stages that were
+            already finished. Each stage counts once.
         seconds (`dict[str, float]`): The seconds that each stage took, by name and summed over seeds, in the run that
             built it.
     """
@@ -189,9 +189,9 @@ class StageCache:
                 that it reads.
             build (`Callable[[Path], None]`): Writes the result into the given directory, which may contain files of an
                 interrupted run. Every rank calls it.
-            title (`str`, *optional*): The description that the user sees. Defaults to the name; an empty title
-                announces nothing.
-            kind (`str`, *optional*): Its kind, as in [`Progress.plan`]. Defaults to the name.
+            title (`str`, *optional*): The description that the user sees. Defaults to the name. With an empty
+                title, nothing is announced.
+            kind (`str`, *optional*): The kind of the stage, as in [`Progress.plan`]. Defaults to the name.
         """
         title, kind = name.replace("-", " ") if title is None else title, kind or name
         state = PartialState()

@@ -51,12 +51,12 @@ __all__ = [
     "run_task",
 ]
 
-# A command line with one of these options is a real experiment; without all of them it is the embedded demo.
+# A command line with one of these options runs a real experiment. Without them, the embedded demo runs.
 _REAL = ("config", "dataset_path", "weak_model", "student_model")
 
 # `--help` shows this value. The directory of the task replaces it.
 _DEFAULT_OUTPUT_DIR = "outputs/TASK"
-# The demos of these tasks have the names of the configurations: outputs/demo, outputs/demo_reward, outputs/demo_chess.
+# The demos of these tasks have the names of configurations: outputs/demo, outputs/demo_reward, outputs/demo_chess.
 _TASKS_OF_DEMOS = ("boolq", "anthropic_hh", CHESS_TASK)
 
 
@@ -149,8 +149,8 @@ def run_task(
     Runs the experiment of a task with the options of a command line: `w2s run TASK`, and every script of recipes/.
 
     Args:
-        task (`str`, *optional*): As in [`find_task`], of any setting. `None` only for `--help`.
-        argv (`list[str]`, *optional*): The options. Defaults to those of the process.
+        task (`str`, *optional*): The task, as in [`find_task`], of any setting. `None` is accepted only for `--help`.
+        argv (`list[str]`, *optional*): The options. Defaults to the options of the process.
         description (`str`, *optional*): The first lines of `--help`. Defaults to the task and three examples.
         prog (`str`, *optional*): The command, for help and messages. Defaults to the script of the process.
     """
@@ -170,7 +170,7 @@ def run_task(
         prog=prog,
     )
     if definition is None:
-        raise ValueError("Got no task, expected its name or a Python file as the first word.")
+        raise ValueError("Got no task, expected the name of a task or a Python file as the first word.")
     results = run_experiment(definition, args, training_args, student_config)
     finish(results, args, training_args)
 
@@ -245,15 +245,16 @@ def parse_arguments(
         description (`str`): The first lines of `--help`.
         demo_config (`Path`, *optional*):
             The configuration for a command line without model, data and configuration. If the command line has
-            options of a chain, `NAME_ladder.yaml` beside the file is used instead, where it exists.
+            options of a chain, `NAME_ladder.yaml` in the same directory is used instead, if it exists.
         argv (`list[str]`, *optional*): Defaults to the options of the process.
         experiment (`type`, *optional*, defaults to [`ClassificationArguments`]): The arguments of the experiment.
         training (`type`, *optional*, defaults to [`WeakToStrongConfig`]): The arguments of its trainer.
         real_config (`str`, *optional*, defaults to `"single_gpu"`): The configuration that messages suggest.
-        announce (`bool`, *optional*, defaults to `True`): Print that the demo runs; `False` for a cell of a sweep.
+        announce (`bool`, *optional*, defaults to `True`): Whether to print that the demo runs. `False` for a
+            cell of a sweep.
         task (`str`, *optional*):
-            Name of the task, for the default of `--output_dir`: `outputs/TASK`; in the demo `outputs/demo`, with the
-            name of the task unless it is the one that the demo is named for.
+            Name of the task, for the default of `--output_dir`: `outputs/TASK`. In the demo, the default is the name
+            of the configuration, such as `outputs/demo`. Tasks that share a configuration have their name as a suffix.
         prog (`str`, *optional*): The command, for help and messages. Defaults to the script of the process.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -272,7 +273,7 @@ def parse_arguments(
     try:
         # 1 The options that the command line contains choose the configuration.
         command_line = parser.options_in(argv)
-        # --help shows the defaults of the options, and those of a configuration only if it is named.
+        # --help shows the defaults of the options, and the values of a configuration only if it is named.
         config = command_line.config or (None if command_line.help else _demo_config(command_line, demo_config))
         # 2 The values of all options. The fourth part is the namespace of --config.
         args, training_args, student_config, _ = parser.parse(argv, config)
@@ -325,11 +326,11 @@ def _announce_demo(args: ExperimentArguments, real_config: str | None, prog: str
 def _demo_config(command_line: Namespace, demo_config: Path | None) -> Path | None:
     """
     Returns the configuration of the demo, or `None` if the command line names a model, data or a configuration. A
-    chain has a demo of its own, `NAME_ladder.yaml`, if it is shipped.
+    chain has a separate demo, `NAME_ladder.yaml`, if it is shipped.
     """
     if demo_config is None or any(vars(command_line)[name] is not None for name in _REAL):
         return None
-    # With --analyses agreement, the models of --ladder are compared and are no chain.
+    # With --analyses agreement, the models of --ladder are compared and do not form a chain.
     is_ladder_chain = command_line.ladder is not None and "agreement" not in (command_line.analyses or [])
     if BOOTSTRAP in (command_line.methods or []) or is_ladder_chain:
         chain_config = demo_config.with_name(f"{demo_config.stem}_ladder.yaml")
@@ -364,7 +365,7 @@ def _check_models(args: ExperimentArguments, real_config: str | None) -> None:
         if real_config is None:
             advice = "Name both models."
         else:
-            advice = f"Name both models, or use those of a configuration such as --config {real_config}."
+            advice = f"Name both models, or use the models of a configuration such as --config {real_config}."
             advice += " Without models, data and configuration, the demo runs."
         raise ValueError(f"Got no {' and no '.join(missing)}, expected both models. {advice}")
 
@@ -376,7 +377,7 @@ _SET_BY = {"seed": "--seeds", "data_seed": "--seeds", "loss_type": "--methods", 
 
 
 def _is_set(name: str, training: type[AnyConfig]) -> bool:
-    """Returns whether the experiment sets an option of a trainer. Trainers of TRL have a loss_type of their own."""
+    """Returns whether the experiment sets an option of a trainer. Trainers of TRL have another `loss_type`."""
     return name in _SET_BY and (name != "loss_type" or issubclass(training, LossArguments))
 
 
@@ -397,7 +398,7 @@ def _check_training(training_args: AnyConfig, student_config: StudentConfig, com
         raise ValueError("Got --push_to_hub without a token. Set HF_TOKEN, or log in with `hf auth login`.")
 
 
-# The smallest values. transformers, peft and torch accept smaller ones, or refuse them only during a training.
+# The smallest values. transformers, peft and torch accept smaller values, or refuse them only during a training.
 _AT_LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1, "lora_r": 1,
     "lora_alpha": 1, "learning_rate": 0, "weak_learning_rate": 0, "weight_decay": 0, "weak_weight_decay": 0,
@@ -409,7 +410,7 @@ def check_numbers(*arguments: ExperimentArguments | AnyConfig | StudentConfig) -
     """Raises `ValueError` if a number of rows or steps, or a rate, is too small."""
     values = {name: value for part in arguments for name, value in vars(part).items()}
     for name, smallest in _AT_LEAST.items():
-        if values[name] is not None and not values[name] >= smallest:  # NaN, too
+        if values[name] is not None and not values[name] >= smallest:  # refuses NaN, too
             raise ValueError(f"--{name}: got {values[name]}, expected at least {smallest}.")
     if values["max_steps"] == 0:
         raise ValueError("--max_steps: got 0, expected a positive number of steps, or -1 to train --num_train_epochs.")
@@ -432,7 +433,7 @@ def check_reporting(report_to: list[str]) -> None:
 def check_directory(option: str, path: str) -> None:
     """Raises `ValueError` if nothing can be written below `path`."""
     if not path.strip():
-        raise ValueError(f"{option}: got an empty name, expected a directory. `.` is the current one.")
+        raise ValueError(f"{option}: got an empty name, expected a directory. `.` is the current directory.")
     directory = Path(path).absolute()
     existing = next(place for place in (directory, *directory.parents) if place.exists())
     if not existing.is_dir():
@@ -442,7 +443,7 @@ def check_directory(option: str, path: str) -> None:
 
 
 def _default_output_dir(args: ExperimentArguments, config: Path | None, task: str | None) -> str:
-    """Returns the default output directory, which is a different one for each task."""
+    """Returns the default output directory, which differs between tasks."""
     if isinstance(args, AnyTaskArguments) and args.task is not None:
         task = find_task(args.task).name
     name = task or "experiment"

@@ -1,4 +1,4 @@
-"""The options of an experiment on the command line, except those of its trainer and its student."""
+"""The options of an experiment on the command line, except the options of its trainer and its student."""
 
 import argparse
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ __all__ = [
     "check_names",
 ]
 
-# Stands for a type that differs between settings: task, arguments, training arguments, trainer, predictions, and the
-# world of the demo. The methods of a setting declare the actual type.
+# `Own` stands for a type that differs between settings: task, arguments, training arguments, trainer, predictions, and
+# the world of the demo. The methods of a setting declare the actual type.
 Own = Any
 
 # The analyses of --analyses, and the heading of each in the report.
@@ -38,12 +38,12 @@ ANALYSES = {
     "weak_errors": "Supervisor errors",
 }
 
-# The method that is not a loss: a chain of students, each trained on the labels of the one before.
+# The method that is not a loss: a chain of students, each trained on the labels of the previous student.
 BOOTSTRAP = "bootstrap"
 
 
 def check_names(option: str, names: list[str], known: Sequence[str]) -> None:
-    """Raises `ValueError` if the names of an option have an unknown or a duplicate one."""
+    """Raises `ValueError` if an option has an unknown or a duplicate name."""
     unknown = [name for name in names if name not in known]
     if unknown:
         if "," in unknown[0]:
@@ -71,7 +71,7 @@ def chain_of(models: list[str], weak_model: str | None, student_model: str) -> l
 
 @dataclass
 class ExperimentArguments:
-    """The experiment: supervisor, student, methods, rows and seeds."""
+    """The arguments of an experiment: supervisor, student, methods, rows and seeds."""
 
     _argument_group_name = "experiment"
     possible_analyses: ClassVar[tuple[str, ...]] = tuple(ANALYSES)
@@ -101,9 +101,10 @@ class ExperimentArguments:
     ladder: list[str] = field(
         default_factory=list,
         metadata={
-            "help": f"Models of the bootstrapping chain (--methods {BOOTSTRAP}), small to large. The first is trained "
-            "on labels of --weak_model, and each other model on labels of the model before it, up to --student_model "
-            "(unset: the last model). With --analyses agreement: the students that are compared.",
+            "help": f"Models of the bootstrapping chain (--methods {BOOTSTRAP}), small to large. The first "
+            "model is trained on labels of --weak_model, and each later model on labels of the previous model. The "
+            "chain ends at --student_model (unset: the last model). With --analyses agreement, these models are "
+            "compared as students.",
             "metavar": "MODEL",
         },
     )
@@ -118,8 +119,8 @@ class ExperimentArguments:
     rows_fit: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Further models that must be able to read every row. Rows that are too long for one of them are "
-            "left out, so that runs with different models have the same rows.",
+            "help": "Further models whose context every row must fit. Rows that are too long for one of these models "
+            "are left out, so that runs with different models have the same rows.",
             "metavar": "MODEL",
         },
     )
@@ -133,17 +134,17 @@ class ExperimentArguments:
     )
     n_train: int | None = field(
         default=None,
-        metadata={"help": "Rows of the student half, on which students and ceiling are trained. Unset: half of all."},
+        metadata={"help": "Rows of the student half, which train students and ceiling. Unset: half of all rows."},
     )
     n_weak: int | None = field(
         default=None,
-        metadata={"help": "Rows of the weak half, on which the supervisor is trained. Unset: as --n_train."},
+        metadata={"help": "Rows of the weak half, on which the supervisor is trained. Unset: the value of --n_train."},
     )
     n_validation: int | None = field(
         default=None,
         metadata={"help": "Validation rows, for early stopping. Unset: a tenth of the training rows."},
     )
-    n_test: int | None = field(default=None, metadata={"help": "Test rows. Unset: all."})
+    n_test: int | None = field(default=None, metadata={"help": "Test rows. Unset: all rows."})
     split_seed: int = field(
         default=0,
         metadata={"help": "Seed of the split into halves. --seeds does not change the split of real datasets."},
@@ -164,8 +165,8 @@ class ExperimentArguments:
     keep_confident: float | None = field(
         default=None,
         metadata={
-            "help": "Share in (0, 1] of the weak labels that students are trained on: the most confident of each "
-            "class (paper, appendix B). Unset: all."
+            "help": "Share in (0, 1] of the weak labels that students are trained on: the most confident "
+            "labels of each class (paper, appendix B). Unset: all labels."
         },
     )
     analyses: list[str] = field(
@@ -192,13 +193,13 @@ class ExperimentArguments:
     )
     demo_documents: int | None = field(
         default=None,
-        metadata={"help": "Number of pretraining documents of the models of the demo. Unset: that of each model."},
+        metadata={"help": "Number of pretraining documents of the demo's models. Unset: the default of each model."},
     )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
-            "help": "Replace the results of another experiment in --output_dir; without this option, the run stops "
-            "with an error. Trained stages that are cached in the directory stay."
+            "help": "Replace the results of another experiment in --output_dir. Without this option, the run stops "
+            "with an error. Trained stages that are cached in the directory are kept."
         },
     )
     hub_namespace: str | None = field(
@@ -230,7 +231,7 @@ class ExperimentArguments:
         if "agreement" in self.analyses and self.ladder and self.student_model not in self.ladder:
             raise ValueError(
                 f"--analyses agreement: got --student_model {self.student_model}, expected one of --ladder "
-                f"{' '.join(self.ladder)}."
+                f"{' '.join(self.ladder)}. Add the student to --ladder."
             )
         counts = ("n_train", "n_weak", "n_validation", "n_test", "demo_documents", "n_supervisors", "n_snapshots")
         for name in (*counts, "prompt_shots"):
@@ -243,12 +244,12 @@ class ExperimentArguments:
         if len(set(self.ladder)) != len(self.ladder) or len(self.ladder) < 2:
             raise ValueError(
                 f"--methods {BOOTSTRAP}: got --ladder {' '.join(self.ladder) or '(nothing)'}, expected two or more "
-                "different models, small to large."
+                "different models, small to large. Add models to --ladder."
             )
         if self.student_model not in self.ladder or not self.chain:
             raise ValueError(
                 f"--methods {BOOTSTRAP}: got --student_model {self.student_model}, expected one of --ladder "
-                f"{' '.join(self.ladder)} with another model before it (after --weak_model, if that is one of them)."
+                f"{' '.join(self.ladder)} with another model before it. Models up to --weak_model do not count."
             )
 
     @property
@@ -277,8 +278,8 @@ class ExperimentArguments:
     @property
     def n_links(self) -> int:
         """
-        The number of links with rows of their own. It counts all models of `--ladder` except the last, even those
-        above the student, so that the rows of a link are the same for every student.
+        The number of links with separate rows. All models of `--ladder` except the last are counted, even models above
+        the student. The rows of a link are therefore the same for every student.
         """
         return len(self.ladder) - 1 if self.chain and self.link_rows == "fresh" else 0
 
@@ -290,7 +291,7 @@ class ProbabilityArguments(ExperimentArguments):
     linear_probe: bool | None = field(
         default=None,
         metadata={
-            "help": "Score a linear probe of the student before finetuning, as a baseline: a ceiling below it was not "
+            "help": "Score a linear probe of the student before finetuning, as a baseline. A ceiling below it was not "
             "trained enough. The probe is fitted to the ground truth of the student half, and its regularization is "
             "chosen on the validation rows. It needs a forward pass over these rows and the test rows. Unset: true, "
             "except in the demo and with FSDP or DeepSpeed, where every process would hold the whole model."
@@ -305,8 +306,8 @@ class ClassificationArguments(ProbabilityArguments):
     conversion: str = field(
         default="pairs",
         metadata={
-            "help": "Rows of a multiple-choice question. `pairs`: one with a right and one with a wrong answer "
-            "(paper). `coin_flip`: one of these two, at random (published code).",
+            "help": "Rows of a multiple-choice question. `pairs`: one row with a right and one row with a wrong "
+            "answer (paper). `coin_flip`: one of these two rows, at random (published code).",
             "choices": ["pairs", "coin_flip"],
         },
     )
@@ -318,8 +319,8 @@ class ClassificationArguments(ProbabilityArguments):
         default=False,
         metadata={
             "help": "Put every text into the prompt of the task, for all models. With --head_init answers, a student "
-            "then starts from its zero-shot predictions (except architectures that cap or scale logits, such as "
-            "Gemma 2, Granite and Cohere)."
+            "then starts from its zero-shot predictions. Exceptions are architectures that cap or scale logits, such "
+            "as Gemma 2, Granite and Cohere."
         },
     )
     prompt_form: str = field(
@@ -333,8 +334,8 @@ class ClassificationArguments(ProbabilityArguments):
     demo_world: str = field(
         default="plain",
         metadata={
-            "help": "Generated rows of the demo. `plain`: the easy ones. `ladder`: harder ones, on which larger "
-            "students are better, and whose test questions are about entities that no training row mentions.",
+            "help": "Generated rows of the demo. `plain`: easy rows. `ladder`: harder rows, on which larger "
+            "students are better. Their test questions are about entities that no training row mentions.",
             "choices": list(DEMO_WORLDS),
         },
     )
@@ -369,7 +370,7 @@ class AnyTaskArguments(ClassificationArguments):
 
     task: str | None = field(
         default=None,
-        metadata={"help": "Name of a task (see --list_tasks), or a Python file that defines one.", "metavar": "TASK"},
+        metadata={"help": "Name of a task (see --list_tasks), or a Python file with a task.", "metavar": "TASK"},
     )
     list_tasks: bool = field(
         default=False,
@@ -379,7 +380,7 @@ class AnyTaskArguments(ClassificationArguments):
     def __post_init__(self):
         super().__post_init__()
         if self.task is None:
-            raise ValueError("Got no --task, expected one. --list_tasks prints their names.")
+            raise ValueError("Got no --task, expected the name of a task. --list_tasks prints the names.")
 
 
 @dataclass
@@ -430,7 +431,7 @@ class GenerationArguments(ExperimentArguments):
         super().__post_init__()
         if set(self.methods) - {"naive", BOOTSTRAP}:
             raise ValueError(
-                f"--methods: got {' '.join(self.methods)}, expected naive or {BOOTSTRAP}: the other methods need "
+                f"--methods: got {' '.join(self.methods)}, expected naive or {BOOTSTRAP}. The other methods need "
                 "class probabilities, and completions are text."
             )
         if self.n_supervisors > 1 or self.keep_confident is not None:
@@ -447,8 +448,9 @@ class ChessArguments(GenerationArguments):
     max_train_rating: int | None = field(
         default=None,
         metadata={
-            "help": "Easy-to-hard generalization (paper, appendix C): also train the student on true moves of puzzles "
-            "up to this rating, and on the same number of puzzles of any rating, and compare the two."
+            "help": "Easy-to-hard generalization (paper, appendix C): also train a student on true moves of puzzles "
+            "up to this rating. For comparison, a second student is trained on the same number of puzzles of any "
+            "rating."
         },
     )
     min_hard_rating: int = field(
@@ -464,5 +466,5 @@ class ChessArguments(GenerationArguments):
             )
         if self.max_train_rating is not None and self.demo:
             raise ValueError(
-                "Got --max_train_rating and the demo, whose puzzles have no ratings. Leave the option out."
+                "Got --max_train_rating and the demo, whose puzzles have no ratings. Remove --max_train_rating."
             )

@@ -1,4 +1,4 @@
-"""`--config`: a YAML file of option values, read with the types and choices of the options; and `--help`."""
+"""Reads `--config`, a YAML file of option values, with the types and choices of the options. Formats `--help`."""
 
 import argparse
 import shutil
@@ -32,7 +32,7 @@ class _HelpFormatter(RawDescriptionHelpFormatter):
         if not action.option_strings:
             return super()._format_action_invocation(action)
         names = [name for name in action.option_strings if not name.startswith("--")]
-        names += [name for name in action.option_strings if name.startswith("--")][:1]  # without --a-b beside --a_b
+        names += [name for name in action.option_strings if name.startswith("--")][:1]  # not --a-b
         value = self._format_args(action, str(action.metavar))
         return f"{', '.join(names)} {value}".rstrip()
 
@@ -68,7 +68,7 @@ def _metavar(action: argparse.Action, hint: object) -> str:
 
 
 def _as_words(value: object) -> str:
-    """Returns a default as it is written on the command line, or nothing where an option is unset."""
+    """Returns a default as it is written on the command line, or an empty string if the option is unset."""
     if isinstance(value, Enum):
         value = value.value
     if value is None or value is argparse.SUPPRESS or value in ("", [], {}):
@@ -80,7 +80,7 @@ def _as_words(value: object) -> str:
 
 
 class _ShowHelp(argparse.Action):
-    """Prints the options that matter most (`--help`) or all (`--help all`), and ends the process."""
+    """Prints the most used options (`--help`) or all options (`--help all`), and ends the process."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         if values not in (None, "all"):
@@ -95,26 +95,28 @@ class _OptionParser(CommandLine, TrlParser):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         for action in self._actions:
-            if action.dest == "report_to":  # one tracker or several, of which transformers' parser reads one
+            if action.dest == "report_to":  # transformers' parser accepts only one tracker
                 action.nargs = "+"
 
 
 class RecipeParser(_OptionParser):
     """
-    [`~trl.TrlParser`] with an option `--config` whose values are checked like those of the command line. A command
-    line is read twice: [`options_in`][RecipeParser.options_in] returns the options that it contains, from which the
-    caller chooses a configuration, and [`parse`][RecipeParser.parse] returns the values of all options.
+    [`~trl.TrlParser`] with an option `--config` whose values are checked like values of the command line.
+
+    A command line is read twice. First, [`options_in`][RecipeParser.options_in] returns the options that it contains,
+    and the caller chooses a configuration. Then [`parse`][RecipeParser.parse] returns the values of all options.
 
     Args:
         dataclass_types (sequence of `type`): As in [`~trl.TrlParser`].
         configs (`Path`): The directory of the shipped configurations, which `--config` takes by name.
         description (`str`): The first lines of `--help`.
         essential (mapping, *optional*):
-            The options that `--help` shows, in this order, and their help there, which is shorter than that of
-            `--help all`. Those that the command line lacks are left out. Without the mapping, `--help` shows all.
-        hidden (collection of `str`, *optional*): Options that no help shows, because they are refused.
-        launch (`bool`, *optional*): Show the options of the launch, which the command `w2s` reads.
-        defaults (`str`, *optional*): What `--help` says about the defaults when no configuration is chosen.
+            The options that `--help` shows, in this order, each with a short help text. Options that the command line
+            does not have are left out. Without the mapping, `--help` shows all options.
+        hidden (collection of `str`, *optional*): Options that are left out of all help texts, because they
+            are refused.
+        launch (`bool`, *optional*): Whether help texts show the options of the launch, which the command `w2s` reads.
+        defaults (`str`, *optional*): The line of `--help` about the defaults, if no configuration is chosen.
         kwargs: As in [`~argparse.ArgumentParser`] and [`CommandLine`].
     """
 
@@ -147,7 +149,7 @@ class RecipeParser(_OptionParser):
             self.add_argument(
                 "--config",
                 metavar="NAME",
-                help="YAML file of option values, or the name of a shipped one: "
+                help="YAML file of option values, or the name of a shipped configuration: "
                 f"{', '.join(config_names(configs))}. Options of the command line take precedence.",
             ),
         ]
@@ -156,7 +158,7 @@ class RecipeParser(_OptionParser):
             for action in filter(_takes_value, self._actions):
                 if action.dest in hints and action.metavar is None:
                     action.metavar = _metavar(action, hints[action.dest])
-        # The command w2s reads these options before this parser; they are here for --help.
+        # The command w2s reads these options before this parser, which only adds them to --help.
         shown = CommandLine(add_help=False)
         launch_actions = [
             shown.add_argument(
@@ -168,7 +170,7 @@ class RecipeParser(_OptionParser):
             shown.add_argument(
                 "--accelerate_config",
                 metavar="NAME",
-                help="Launch with this file of `accelerate config`, or a shipped one: single, ddp, fsdp, zero3.",
+                help="Launch with this configuration: single, ddp, fsdp, zero3, or a file of `accelerate config`.",
             ),
         ]
         known = {action.dest for action in self._actions}
@@ -188,10 +190,10 @@ class RecipeParser(_OptionParser):
         return actions
 
     def _defaults_line(self) -> str:
-        return f"Defaults are those of {self._file.name}." if self._file is not None else self.defaults
+        return f"The defaults are the values of {self._file.name}." if self._file is not None else self.defaults
 
     def format_help(self) -> str:
-        """Returns the text of `--help`: the options that matter most."""
+        """Returns the text of `--help`: the most used options."""
         if self.essential is None:
             return self.format_all()
         shown = self._shown()
@@ -229,7 +231,7 @@ class RecipeParser(_OptionParser):
         return self._format(sections, [])
 
     def _format(self, sections: Mapping[str, Iterable[argparse.Action]], last: list[str]) -> str:
-        width = shutil.get_terminal_size().columns - 2  # as argparse
+        width = shutil.get_terminal_size().columns - 2  # as in argparse
         formatter = _HelpFormatter(self.prog)
         formatter.add_usage(self.usage, self._actions, [])
         formatter.add_text(self.description)
@@ -251,13 +253,13 @@ class RecipeParser(_OptionParser):
             contain. `config` is the path of the configuration, and `help` is true if the command line has `--help`.
 
         Raises:
-            ValueError: `--config` is there twice or without a value.
-            FileNotFoundError: there is no such configuration.
+            ValueError: `--config` occurs twice or without a value.
+            FileNotFoundError: The configuration does not exist.
         """
         parser = _OptionParser(self.dataclass_types, prog=self.prog, usage=self.usage, add_help=False, lets_pass=True)
         parser.add_argument("--config", nargs="?", const="", action="append")
         parser.add_argument("-h", "--help", nargs="?", const=True)
-        # argparse sets the default of an option only where the namespace has no value yet.
+        # argparse sets the default of an option only if the namespace has no value yet.
         absent = argparse.Namespace(**{action.dest: None for action in parser._actions})
         command_line, _ = parser.parse_known_args(args, absent)
         if command_line.config is not None:
@@ -284,13 +286,12 @@ class RecipeParser(_OptionParser):
             `config`.
 
         Raises:
-            ValueError: the file is not a YAML mapping, or it has a key twice, an unknown key, or a value of a wrong
-                type.
+            ValueError: The file is not a YAML mapping. A key occurs twice or is unknown. A value has a wrong type.
         """
         if config is not None:
             check_mapping(config)
             self._file = config
-            args = ["--config", str(config), *args]  # TRL's parser reads and removes the first one
+            args = ["--config", str(config), *args]  # TRL's parser reads and removes the first `--config`
         return self.parse_args_and_config(args, **kwargs)
 
     def set_defaults_with_config(self, **values) -> list[str]:
@@ -307,7 +308,7 @@ class RecipeParser(_OptionParser):
             where = (
                 " of a grid. Options of all cells belong on the command line, or in a second file, --cell_config."
                 if self.lets_pass
-                else f"; {self.listing} lists them."
+                else f". {self.listing} lists all options."
             )
             hint = did_you_mean(unknown[0].replace("-", "_"), actions)
             raise ValueError(f"{self._file}: got {unknown[0]!r}, which is not an option{where}{hint}")

@@ -1,6 +1,8 @@
 """
-The terminal output of a run: numbered steps with the time left, errors of one line, and no library messages that a
-user cannot act on. This module imports only the standard library, so that a script can use it before it imports torch.
+The terminal output of a run: numbered steps with the time left, and errors of one line.
+
+Messages of libraries that a user cannot act on are hidden. This module imports only the standard library, so that a
+script can use it before it imports torch.
 """
 
 import gc
@@ -127,7 +129,7 @@ def _duration(seconds: float) -> str:
 _WARNINGS: list[tuple[str, type[Warning]]] = [
     # PEFT 0.21 reads this property when it wraps a model, and transformers 5.23 has renamed it.
     (r"`is_gradient_checkpointing` is deprecated", FutureWarning),
-    # transformers 5.23 has renamed this method, too, which `w2s memory` calls.
+    # `w2s memory` calls this method, which transformers 5.23 has renamed, too.
     (r"`gradient_checkpointing_enable` is deprecated", FutureWarning),
 ]
 
@@ -137,13 +139,13 @@ _LOG_MESSAGES: list[tuple[str, str]] = [
     # does not use it.
     ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward from kernels-community"),
     # transformers 5.17 and 5.23 warn about modification times if all checkpoints were written within one second. They
-    # then sort the checkpoints by the numbers in their names, which are right.
+    # then sort the checkpoints by the numbers in their names, which is correct.
     ("transformers.trainer_utils", "mtime may not be reliable on this filesystem"),
 ]
 
 
 class _MessageFilter(logging.Filter):
-    """Drops the log records whose message begins with a text."""
+    """Drops the log records whose message begins with a given text."""
 
     def __init__(self, beginning: str):
         super().__init__()
@@ -190,7 +192,7 @@ def run_recipe(main: Callable[[], Callable[[], object] | None]) -> None:
         logging.getLogger("w2s_hf").setLevel(logging.DEBUG if is_debugging else logging.INFO)
     quiet_libraries()
     try:
-        # Imported modules live to the end. A garbage collection that skips them is half a second faster.
+        # Imported modules are never freed. A garbage collection that skips them is half a second faster.
         gc.freeze()
         run = main()
         if run is not None:

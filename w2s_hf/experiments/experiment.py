@@ -1,4 +1,4 @@
-"""Runs one task with its settings over seeds. Every recipe runs an experiment, and so does every cell of a sweep."""
+"""Runs one task with its settings over seeds. Every recipe and every cell of a sweep runs an experiment."""
 
 import logging
 import os
@@ -96,8 +96,8 @@ class Experiment:
         training_args ([`~transformers.TrainingArguments`]): Training arguments of the students and the ceiling, and of
             the weak supervisor unless `args` has others. All results are written to its `output_dir`.
         student_config ([`StudentConfig`]): Adapters and precision of the students and the ceiling.
-        like ([`Experiment`], *optional*): Another experiment of the same setting. The two share cache, loaded base,
-            rows and models.
+        like ([`Experiment`], *optional*): Another experiment of the same setting. Both share cache, loaded base, rows
+            and models.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Experiment:
         """
         if seed not in self._inputs:
             self._begin_seed(seed)
-            # Before it pretrains models, the demo refuses a task that it has no rows for.
+            # The demo refuses a task without generated rows before it pretrains models.
             models = None if self.args.demo else self._find_models(seed)
             readers = sorted({*self.args.rows_fit, *self.args.chain, *self.args.sizes})
             key = (self.task.name, seed if self.args.demo else None, self.args.n_links, *readers)
@@ -190,8 +190,8 @@ class Experiment:
         names = [model.name for model in sizes]
         if len(set(names)) < len(names):
             raise ValueError(
-                f"--ladder: got models with the names {', '.join(names)}, expected different names, by which results "
-                "tell them apart. Rename their directories."
+                f"--ladder: got models with the names {', '.join(names)}, expected different names, since results "
+                "identify models by name. Rename their directories."
             )
         if "prompting" in args.analyses:
             check_decoder(student, "--analyses prompting")
@@ -274,10 +274,10 @@ class Experiment:
             name (`str`): The name, or the directory.
             option (`str`): The option that names it, for error messages.
             world (`World`, *optional*): The world for which a model of the demo is built.
-            all_weights (`bool`): The model is trained without adapters, as weak supervisors are.
+            all_weights (`bool`): Whether the model is trained without adapters, as weak supervisors are.
 
         Raises:
-            ValueError, FileNotFoundError, ConnectionError: as in [`ModelSpec.find`], or if the demo has no such model.
+            ValueError, FileNotFoundError, ConnectionError: See [`ModelSpec.find`]. The demo has no model of this name.
         """
         config = None if all_weights else self.student_config
         if world is None:
@@ -305,7 +305,7 @@ class Experiment:
             name,
             settings,
             lambda path: build_demo_model(demo, world, path, n_documents=n_documents),
-            # Models without pretraining are built at once.
+            # Models without pretraining are built quickly, so they have no title.
             title="" if n_read is None else f"pretraining of demo/{name} on {n_read} documents",
             kind=_pretraining_of(name),
         )
@@ -348,7 +348,7 @@ class Experiment:
             [`ExperimentResult`]: The content of `results.json`.
 
         Raises:
-            ValueError, FileNotFoundError, ConnectionError: before anything is trained; see the loaders of
+            ValueError, FileNotFoundError, ConnectionError: Raised before anything is trained. See the loaders of
                 `w2s_hf.tasks`, [`w2s_hf.hub.ensure_available`] and
                 [`w2s_hf.experiments.output_directory.check_output_dir`].
         """
@@ -357,7 +357,7 @@ class Experiment:
         manifest = self._claim_output_dir()
         try:
             return self._run(manifest, started)
-        except Exception:  # After an interrupt by the user, the manifest stays: the same command continues.
+        except Exception:  # After an interrupt by the user, the manifest is kept, so that the run can be resumed.
             if PartialState().is_main_process:
                 release(self.output_dir)
             raise
@@ -378,7 +378,7 @@ class Experiment:
                 manifest.write(self.output_dir)
         results = self._report(contexts, started)
         if self.args.analyses:
-            # All other results have been written, so that an analysis that fails loses nothing.
+            # All other results have been written, so that they are kept if an analysis fails.
             contexts = [self._analysed(context) for context in contexts]
             results = self._report(contexts, started)
         if PartialState().is_main_process:
@@ -432,7 +432,7 @@ class Experiment:
         methods and analyses that already have results in the directory.
 
         Raises:
-            ValueError: the directory belongs to another experiment.
+            ValueError: The directory belongs to another experiment.
         """
         if not self.args.demo:
             logger.info(f"Loading the rows of {self.task.name} and the configurations of the models")
@@ -544,7 +544,7 @@ def demo_description(results: ExperimentResult) -> str:
 def has_chosen_threads() -> bool:
     """
     Returns whether the user has set the number of CPU threads. `accelerate launch` always sets `OMP_NUM_THREADS`, so
-    that the variable then does not show a choice of the user. Only `accelerate launch` sets the second variable
+    this variable alone does not show a choice of the user. Only `accelerate launch` sets `ACCELERATE_DYNAMO_MODE`
     (checked with accelerate 1.10 and 1.15).
     """
     return "OMP_NUM_THREADS" in os.environ and "ACCELERATE_DYNAMO_MODE" not in os.environ

@@ -1,4 +1,4 @@
-"""Finetunes one model on one set of labels and predicts: the stage that supervisor, ceiling and students share."""
+"""Finetunes one model on one set of labels and predicts rows. Supervisor, ceiling and students use this stage."""
 
 import dataclasses
 import gc
@@ -134,7 +134,7 @@ class Finetuner:
         cache ([`StageCache`]): The finished stages.
         setting ([`Setting`]): How models are trained and predict.
         args ([`WeakToStrongConfig`], [`RewardPairConfig`] or [`CompletionConfig`]):
-            Training arguments of the setting. Each finetuning replaces those that differ.
+            Training arguments of the setting. Each finetuning can override some of them.
     """
 
     cache: StageCache
@@ -171,7 +171,7 @@ class Finetuner:
             seed (`int`): Seeds head, adapters and row order.
             method (`str`, *optional*, defaults to `"naive"`): How the model is trained on the labels.
             labels (`dict[str, LabelsById]`, *optional*):
-                The weak labels that `rows` were joined with, by the part of the splits; `None` for ground truth.
+                The weak labels of `rows`, by the part of the splits; `None` for ground truth.
             n_snapshots (`int`, *optional*, defaults to 0): Number of evenly spaced training steps after which the
                 model predicts, including the last step.
             title (`str`, *optional*): The role of the model, in the line that announces its training. Defaults to the
@@ -332,8 +332,8 @@ class Finetuner:
 
     def settings_of(self, changes: dict) -> dict:
         """
-        Returns every training argument that can change a number, as JSON values: a new one can only cost a needless
-        rebuild, never a stale result.
+        Returns every training argument that can change a number, as JSON values. A new argument may cause a needless
+        rebuild, but never a stale result.
         """
         # dataclasses.replace would create TrainingArguments, which resets accelerate's state.
         values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
@@ -410,7 +410,7 @@ class Finetuner:
     def tokenize(self, spec: ModelSpec, tokenizer, rows: Dataset) -> Dataset:
         """Returns the token columns and labels of rows. Each set of rows is tokenized once per tokenizer."""
         identity = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else spec.path
-        # Two models of a family may differ only in these.
+        # The tokenizers of two models of a family may differ only in these tokens and the template.
         identity += f" {tokenizer.bos_token} {tokenizer.eos_token} {tokenizer.chat_template}"
         key = (hashlib.sha256(identity.encode()).hexdigest(), self.fingerprint(rows, with_labels=False))
         setting = self.setting

@@ -42,7 +42,7 @@ def generative_finetune(
     a new head, so that a 4-bit base is neither merged nor quantized again.
 
     Args:
-        finetuner ([`Finetuner`]): Its training arguments are used, except for the ones below.
+        finetuner ([`Finetuner`]): Its training arguments are used, except for the arguments below.
         model ([`ModelSpec`]): A decoder.
         pairs ([`~datasets.Dataset`]): The training rows of the student, with [`w2s_hf.tasks.PAIR_COLUMNS`].
         seed (`int`): Seeds adapters and row order.
@@ -54,7 +54,7 @@ def generative_finetune(
         [`ModelSpec`]: The model that students and ceiling start from.
 
     Raises:
-        ValueError: the model is not a decoder.
+        ValueError: The model is not a decoder.
     """
     check_decoder(model, "--generative_finetuning")
     changes: dict[str, Any] = {"num_train_epochs": num_train_epochs, "seed": seed, "data_seed": seed}
@@ -131,7 +131,8 @@ def _sft_config(finetuner: Finetuner, directory: Path, changes: dict, *, longest
     values = {f.name: getattr(finetuner.args, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
     values |= {"output_dir": str(directory / "checkpoints"), **changes}
     if finetuner.args.max_tokens_per_micro_batch is not None:
-        # SFT has no token budget: a micro-batch has as many texts as fit at any length. The optimizer step stays.
+        # SFT has no token budget: a micro-batch has as many texts as fit at any length. The rows of an optimizer step
+        # stay the same.
         batch_size = values["per_device_train_batch_size"]
         n_fit = max(1, finetuner.args.max_tokens_per_micro_batch // longest)
         micro_batch_size = max(n for n in range(1, min(n_fit, batch_size) + 1) if batch_size % n == 0)

@@ -26,8 +26,8 @@ _RESULTS = {
     "sweep": ("sweep.csv", "sweep.parquet", "report.html", "figures", "cells", "configs", "logs", "jobs"),
 }
 
-# Arguments that may differ between two runs of the same experiment. They add results to it, say how it is run, or are
-# compared by their effect (the settings of the training, models, rows).
+# Arguments that may differ between two runs of the same experiment. They add results to the experiment, determine how
+# it is run, or are compared by their effect (the settings of the training, models, rows).
 _NOT_COMPARED = {
     "task", "demo", "seeds", "methods", "analyses", "ladder", "link_rows", "n_snapshots", "prompt_shots",
     "prompt_form", "rows_fit",
@@ -51,7 +51,8 @@ class Manifest:
             have in common must be equal.
         seeds (`list[int]`): Seeds with results.
         methods, analyses (`dict[str, dict]`): Methods and analyses with results, and their own settings.
-        is_complete (`bool`): All settings are known. `False` for results of older versions of this package.
+        is_complete (`bool`): Whether all settings are known. `False` for results of older versions of this
+            package.
     """
 
     kind: str
@@ -67,10 +68,10 @@ class Manifest:
     def read(cls, directory: Path) -> Self | None:
         """
         Reads the manifest of a directory, or derives it from results that an older version wrote. Returns `None` if
-        there are neither.
+        the directory has neither.
 
         Raises:
-            ValueError: the manifest is broken.
+            ValueError: The manifest cannot be read.
         """
         path = directory / MANIFEST
         if path.is_file():
@@ -123,7 +124,7 @@ class Manifest:
         )
 
     def write(self, directory: Path) -> None:
-        """Writes the file as a whole or not at all."""
+        """Writes the file atomically."""
         holds = asdict(self)
         content = {"schema": 1} | {name: holds.pop(name) for name in ("kind", "name", "settings")} | {"holds": holds}
         directory.mkdir(parents=True, exist_ok=True)
@@ -133,7 +134,7 @@ class Manifest:
 
     @property
     def shown(self) -> str:
-        """The content of the directory in the words of an error message."""
+        """The content of the directory, for error messages."""
         if self.kind == "sweep":
             return "a sweep"
         return f"the experiment {self.name!r}" + ("" if self.seeds else " (started, no results yet)")
@@ -205,7 +206,7 @@ def identity_of(
 
 
 def _prompt_form(args: ExperimentArguments) -> dict:
-    """Returns `--prompt_form` if the prompts depend on it and differ from those of older versions."""
+    """Returns `--prompt_form` if the prompts depend on it and differ from prompts of older versions."""
     form = getattr(args, "prompt_form", "01")
     return {} if args.demo or form == "01" else {"prompt_form": form}
 
@@ -223,19 +224,19 @@ def check_output_dir(directory: Path, wanted: Manifest, *, overwrite: bool) -> M
     Args:
         directory (`Path`): The output directory, which need not exist.
         wanted ([`Manifest`]): The experiment, with all seeds, methods and analyses that it will have.
-        overwrite (`bool`): Another experiment in the directory may be overwritten.
+        overwrite (`bool`): Whether another experiment in the directory may be overwritten.
 
     Raises:
-        ValueError: the directory has another experiment, or results of this experiment that would be lost, or files
-            with the names of results that another program wrote.
+        ValueError: The directory has another experiment. Results of this experiment would be lost. Files of another
+            program have the names of results.
     """
     there = Manifest.read(directory)
     if there is None:
         foreign = [name for name in _RESULTS[wanted.kind] if (directory / name).exists()]
         if foreign:
             raise ValueError(
-                f"--output_dir: got {directory}, where {', '.join(foreign)} would be overwritten, which no run of "
-                "this package wrote. Name another --output_dir, or move these files away."
+                f"--output_dir: got {directory}, which has {', '.join(foreign)} of another program, expected "
+                "a directory without such files. Name another --output_dir, or move these files away."
             )
         return None
     if overwrite:
@@ -256,14 +257,14 @@ def check_output_dir(directory: Path, wanted: Manifest, *, overwrite: bool) -> M
             f"--output_dir: got {directory}, which has {there.shown} with other settings ("
             f"{'; '.join(differences[:4])}{more}). {ways_out}"
         )
-    # In a sweep each cell has its own record, so a missing cell is no loss.
+    # In a sweep, each cell has its own record, so no results are lost if a cell is missing.
     for name in ("seeds", "methods", "analyses") if there.kind == "experiment" else ():
         lost = [str(value) for value in getattr(there, name) if value not in getattr(wanted, name)]
         if lost:
             raise ValueError(
                 f"--output_dir: got {directory}, which also has results of this experiment for the {name} "
-                f"{' '.join(lost)}, which this command would remove. Add them to the command: finished models are "
-                f"not trained again. {ways_out}"
+                f"{' '.join(lost)}, which this command would remove. Add them to the command (finished models "
+                f"are not trained again). {ways_out}"
             )
     return there
 
@@ -292,7 +293,7 @@ def release(directory: Path) -> None:
 def is_still_true(path: Path, run: SeedResult | dict) -> bool:
     """
     Returns whether `results.json` agrees with the new results about the students of a seed, or has no such students.
-    It is then kept while seeds or methods are added, so that a run that is stopped in between loses no results.
+    The file is then kept while seeds or methods are added, so that an interrupted run loses no results.
     """
     new = run.to_dict() if isinstance(run, SeedResult) else run
     try:

@@ -42,8 +42,8 @@ _PLAIN = "PGR against the plain ceiling"
 
 def _table(results: ExperimentResult) -> tuple[list[str], list[list[str]]]:
     """
-    Returns the header, and a line per model and seed: seed, role, model, accuracy, PGR, agreement on the rows where
-    the supervisor is right / wrong. After generative finetuning there is also the PGR against the ceiling without it.
+    Returns the header and a line per model and seed. After generative finetuning, there is a second column of PGR,
+    against the ceiling without it.
     """
     header = ["seed", "role", "model", "accuracy [95 %]", "PGR [95 %]", "agreement, supervisor right / wrong"]
     has_plain = results.runs[0].ceiling_plain is not None
@@ -151,10 +151,10 @@ def ceiling_warnings(results: ExperimentResult) -> list[str]:
     ]
 
 
-# Losses with a term against the student's own hard predictions. Its gradient does not shrink for unsure labels.
+# Losses with a term for the student's own hard predictions, whose gradient does not shrink for unsure labels.
 _OWN_HARD_PREDICTIONS = {"confidence", "openai", "adaptive_confidence"}
-# The gradient of cross-entropy by a logit is prediction minus label. For a student that predicts one half,
-# labels of 0.6 have a gradient of 0.1, a fifth of that of a hard label.
+# The gradient of cross-entropy with respect to a logit is prediction minus label. For a student that predicts 0.5,
+# labels of 0.6 have a gradient of 0.1, a fifth of the gradient of a hard label.
 _MIN_LABEL_CONFIDENCE = 0.6
 
 
@@ -277,7 +277,7 @@ def _student_settings(config: StudentConfig) -> StudentSettings:
 
 
 def _dtype(config: StudentConfig) -> str:
-    return cast(str, config.dtype) if config.use_peft else "float32"  # in a resolved configuration it is set
+    return cast(str, config.dtype) if config.use_peft else "float32"  # a resolved configuration has it
 
 
 def _quantization(config: StudentConfig) -> dict:
@@ -362,7 +362,7 @@ def _report(results: ExperimentResult, notes: list[str]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a file atomically: readers see all of it, or none."""
+    """Writes a file atomically."""
     aside = path.with_name(path.name + ".partial")
     aside.write_text(text)
     os.replace(aside, path)

@@ -24,8 +24,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The distance between the seeds of the supervisors of one experiment. It is so large that none of them is another seed
-# of --seeds.
+# The distance between the seeds of the supervisors of one experiment. It is so large that no supervisor has
+# another seed of --seeds.
 _FURTHER_SEEDS = 1_000_003
 
 
@@ -69,7 +69,7 @@ def run_seed(
         `dict[str, Finetuned]`: The models by role, with their predictions of the test rows. The roles are `weak`,
         whose predictions are the weak labels, `ceiling`, and each method. Depending on the options there are also
         `ceiling_plain` and `control`. Bootstrapping adds `link_1`, `link_2`, ..., and `direct` and `direct_all`, which
-        are trained on the rows of the chain without the chain.
+        are trained on the rows of the chain with labels of the supervisor.
     """
     test = splits.test
     finetune = partial(finetuner.finetune, splits=splits, seed=seed)
@@ -123,12 +123,12 @@ def planned_models(
     args: ExperimentArguments, weak: str, student: str, chain: list[str], has_control: bool
 ) -> list[str]:
     """
-    Returns the kind of each stage that [`run_seed`] will run, for [`Progress.plan`]: most often the name of its model.
+    Returns the kind of each stage that [`run_seed`] will run, for [`Progress.plan`]: usually the name of its model.
 
     Args:
         args ([`ExperimentArguments`]): Methods and further options.
         weak, student (`str`), chain (`list[str]`): The names of the models.
-        has_control (`bool`): A control without pretraining is trained, too.
+        has_control (`bool`): Whether a control without pretraining is trained.
     """
     has_second_ceiling = getattr(args, "generative_finetuning", False)
     n_direct = len([method for method in args.methods if method != BOOTSTRAP])
@@ -168,7 +168,7 @@ def train_supervisor(
     return finetuner.finetune(
         "weak",
         model,
-        # It has its own validation rows: on the rows that choose its checkpoint its labels would be too good.
+        # The supervisor has separate validation rows: its labels would be too good on rows that choose its checkpoint.
         splits.weak.map(finetuner.setting.with_ground_truth),
         [*splits.student, splits.test],
         splits=splits,

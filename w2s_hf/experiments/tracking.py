@@ -40,7 +40,7 @@ def tracked(trainer: Trainer, directory: Path, logs: Path, path: str) -> Iterato
     Args:
         trainer ([`~transformers.Trainer`]): Its training is inside the context, and its predictions are not logged.
         directory (`Path`): The directory of the stage, which has the id of the run in the file `run_id`.
-        logs (`Path`): The directory of TensorBoard, unless the variable `TENSORBOARD_LOGGING_DIR` names another.
+        logs (`Path`): The directory of TensorBoard, unless `TENSORBOARD_LOGGING_DIR` names another directory.
         path (`str`): The name of the run, see [`run_path`]. An id is added, so that runs of the same training in
             another output directory have other names.
     """
@@ -51,7 +51,7 @@ def tracked(trainer: Trainer, directory: Path, logs: Path, path: str) -> Iterato
 
 
 def _named_run(trainer: Trainer, directory: Path, logs: Path, path: str) -> AbstractContextManager:
-    """Gives the trackers of a trainer the name of its run. In the returned context the run is open."""
+    """Gives the trackers of a trainer the name of its run. The run is open inside the returned context."""
     file = directory / "run_id"
     if not file.is_file():
         file.write_text(uuid4().hex[:8])
@@ -74,6 +74,6 @@ def _named_run(trainer: Trainer, directory: Path, logs: Path, path: str) -> Abst
 
 
 def untracked(trainer: Trainer) -> None:
-    """Removes the trackers of a trainer. Trackio and Weights & Biases open a new run for its predictions otherwise."""
+    """Removes the trackers of a trainer. Otherwise, Trackio and Weights & Biases open a new run to predict."""
     for callback in get_reporting_integration_callbacks(trainer.args.report_to):
         trainer.remove_callback(callback)

@@ -1,1 +1,1 @@
-"""Sweeps: a grid of experiments, here or on a Ray cluster, that ends in one table, figures and a report."""
+"""Runs sweeps: grids of experiments, on one machine or a Ray cluster, with one table, figures and a report."""

@@ -50,13 +50,13 @@ class Session:
         output_dir (`str`): The directory of the sweep, with the stages of all cells.
         options (`list[str]`): Command line of every cell, except for models, method and seed.
         configs (`dict[str, str]`): The YAML file of each setting.
-        run_id (`str`): Name of this run of the sweep, which distinguishes its records from those of earlier runs.
+        run_id (`str`): Name of this run of the sweep, which distinguishes its records from records of earlier runs.
         key (`str`, *optional*): Hash of all common settings of the cells that can change a number. The process that
             starts the sweep (the head) computes it and passes it to all other processes.
         code (`dict[str, str]`, *optional*): The versions of the code of the head, from [`code_versions`].
 
     Raises:
-        RuntimeError: this process runs other code than the head.
+        RuntimeError: This process runs other code than the head.
     """
 
     output_dir: str
@@ -141,7 +141,7 @@ class Session:
             return {**self._record(cell, "done", row), "entry": result.to_dict(), "results": common}
         except Exception as error:  # any error: the other cells can still run
             if PartialState().num_processes > 1:
-                raise  # the other ranks are in the middle of this cell; when restarted, the sweep continues
+                raise  # the other ranks still run this cell; a restarted sweep continues
             for experiment in self._experiments.values():
                 experiment.finetuner.release()
             logger.error(f"{cell.name} failed", exc_info=True)
@@ -246,7 +246,7 @@ def run_job(session: Session, job: Job, on_record: Callable[[Cell, dict], None] 
             if job.only_supervisors:
                 try:
                     session.train_supervisor(cell)
-                except Exception as error:  # it occurs again in the cells, which record it
+                except Exception as error:  # the cells raise and record this error again
                     if PartialState().num_processes > 1:
                         raise
                     logger.error(f"{cell.weak_model}, {cell.task}, seed {cell.seed}: {error}", exc_info=True)

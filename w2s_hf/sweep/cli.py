@@ -20,22 +20,22 @@ __all__ = ["main", "parse_sweep"]
 
 # The options that `--help` shows, and their short help.
 _ESSENTIAL = {
-    "config": "Shipped configuration of a grid (sweep_demo), or a YAML file of the options here.",
-    "tasks": "Names of tasks; `w2s tasks` lists them.",
+    "config": "Shipped configuration of a grid (sweep_demo), or a YAML file of these options.",
+    "tasks": "Names of tasks. `w2s tasks` lists them.",
     "weak_models": "Weak supervisors: Hub ids or local directories.",
     "student_models": "Students, small to large.",
     "methods": f"How students are trained: {' '.join((*METHODS, BOOTSTRAP))}.",
     "seeds": "Seeds. Each seed runs the whole grid.",
     "cell_config": "Shipped configuration or YAML file of options for all cells.",
     "output_dir": "Directory of the table, report, figures and trained stages.",
-    "resume": "Continue an earlier run; false trains everything again.",
-    "engine": "Run the cells here one by one, or on a Ray cluster.",
+    "resume": "Continue an earlier run. `false` trains everything again.",
+    "engine": "Run the cells in this process (local) or on a Ray cluster (ray).",
     "cell_gpus": "Number of GPUs per cell, with --engine ray.",
     "num_processes": "Number of processes (one per GPU) to launch with accelerate.",
     "accelerate_config": "accelerate configuration: single, ddp, fsdp, zero3, or a file.",
 }
 
-# Options of `w2s run` that cells of a sweep do not have: the grid sets them, or a sweep has no use for them. `--help`
+# Options of `w2s run` that cells of a sweep do not have: the grid sets them, or they do not apply to sweeps. `--help`
 # does not list them.
 _REFUSED = (
     "analyses", "demo", "hub_namespace", "hub_private", "push_to_hub", "rows_fit", "seed", "student_model", "task",
@@ -66,8 +66,8 @@ def main(description: str | None = None, argv: list[str] | None = None, prog: st
 
     Args:
         description (`str`, *optional*): The first lines of `--help`. Defaults to three examples.
-        argv (`list[str]`, *optional*): The command line. Defaults to that of the process.
-        prog (`str`, *optional*): Name of the command, for `--help`. Defaults to that of the script.
+        argv (`list[str]`, *optional*): The command line. Defaults to the command line of the process.
+        prog (`str`, *optional*): Name of the command, for `--help`. Defaults to the name of the script.
     """
     args, options = parse_sweep(description or _DESCRIPTION, CONFIGS / "sweep_demo.yaml", argv, prog)
     table = run_sweep(args, options, CONFIGS)
@@ -76,7 +76,7 @@ def main(description: str | None = None, argv: list[str] | None = None, prog: st
         print(f"{len(table)} cells, {n_failed} failed.")
         print(f"{args.output_dir}: report.html, figures/, sweep.csv, sweep.parquet")
     if n_failed:
-        sys.exit(f"error: {n_failed} cells failed; report.html has the reasons. The same command runs them again.")
+        sys.exit(f"error: {n_failed} cells failed. report.html has the reasons. The same command runs them again.")
 
 
 def parse_sweep(
@@ -88,11 +88,11 @@ def parse_sweep(
     Args:
         description (`str`): The first lines of `--help`.
         demo_config (`Path`): The grid for a command line that names no models and no configuration.
-        argv (`list[str]`, *optional*): Defaults to that of the process.
-        prog (`str`, *optional*): Name of the command, for `--help`. Defaults to that of the script.
+        argv (`list[str]`, *optional*): The command line. Defaults to the command line of the process.
+        prog (`str`, *optional*): Name of the command, for `--help`. Defaults to the name of the script.
 
     Returns:
-        The grid, and the words of all other options, which are those of its cells.
+        The grid, and the words of all other options, which apply to its cells.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = RecipeParser(
@@ -104,11 +104,11 @@ def parse_sweep(
         usage="%(prog)s [options] [options of all cells]",
         launch=prog is not None,
         essential=_ESSENTIAL,
-        defaults="Without models and configuration, the grid of `--config sweep_demo` runs. Every option that is not "
-        "listed here is one of `w2s run` and applies to all cells.",
+        defaults="Without models and configuration, the grid of `--config sweep_demo` runs. All other options are "
+        "options of `w2s run` and apply to all cells.",
     )
     try:
-        # 1 The options that the command line contains choose the configuration: without models, the demo's grid.
+        # 1 The options of the command line choose the configuration. Without models, it is the demo's grid.
         command_line = parser.options_in(argv)
         is_demo = all(
             value is None
@@ -131,7 +131,7 @@ def parse_sweep(
             raise ValueError(
                 f"Got {', '.join(refused)}, expected options of the grid or of all cells. Name models, tasks and "
                 "seeds with --weak_models, --student_models, --tasks and --seeds. A sweep sets "
-                "--rows_fit by its models, has no analyses, and pushes nothing."
+                "--rows_fit to its models, has no analyses, and pushes nothing."
             )
         check_directory("--output_dir", args.output_dir)
     except (ValueError, OSError) as error:

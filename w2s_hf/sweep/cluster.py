@@ -43,7 +43,7 @@ def run_on_cluster(
         accelerate_config (`str`, *optional*): Launch every job with accelerate and this configuration.
 
     Raises:
-        ConnectionError: there is no cluster at this address.
+        ConnectionError: No cluster runs at this address.
         ValueError: Ray is not installed, or no machine has the resources of a job.
     """
     try:
@@ -59,10 +59,10 @@ def run_on_cluster(
         except (OSError, RuntimeError, ValueError) as error:
             raise ConnectionError(
                 f"--ray_address: got {address!r}, where no cluster was found ({error}). Start one with "
-                "`ray start --head` on one machine and `ray start --address HOST:6379` on the others."
+                "`ray start --head` on one machine and `ray start --address HOST:6379` on the other machines."
             ) from error
     work = ray.remote(_work).options(num_cpus=n_cpus, num_gpus=n_gpus, max_retries=_MAX_RETRIES)
-    # The directory of the demo's models: in the shared folder they are built once, elsewhere on each machine. Tokens
+    # The demo's models are built once if this directory is in the shared folder, and otherwise on each machine. Tokens
     # and caches of the Hub are specific to each machine.
     variables = {name: os.environ[name] for name in ("W2S_HF_CACHE",) if name in os.environ}
     settings = (session.for_others(), variables, accelerate_config)

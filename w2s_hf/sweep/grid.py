@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SweepArguments:
-    """The grid, and how it runs. All other options are those of `w2s run`, and apply to all cells."""
+    """The grid, and how it runs. All other options are options of `w2s run`, and apply to all cells."""
 
     _argument_group_name = "sweep"
 
     tasks: list[str] = field(
         default_factory=lambda: ["boolq"],
-        metadata={"help": "Names of tasks; `w2s tasks` lists them.", "metavar": "TASK"},
+        metadata={"help": "Names of tasks. `w2s tasks` lists them.", "metavar": "TASK"},
     )
     weak_models: list[str] = field(
         default_factory=list,
@@ -64,11 +64,11 @@ class SweepArguments:
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
-            "help": "Replace the results of another sweep or experiment in --output_dir; without this option, the "
-            "sweep stops with an error. Trained stages that are cached in the directory stay."
+            "help": "Replace the results of another sweep or experiment in --output_dir. Without this option, the "
+            "sweep stops with an error. Trained stages that are cached in the directory are kept."
         },
     )
-    resume: bool = field(default=True, metadata={"help": "Continue an earlier run. False: train everything again."})
+    resume: bool = field(default=True, metadata={"help": "Continue an earlier run. `false`: train everything again."})
     engine: str = field(
         default="local",
         metadata={
@@ -85,8 +85,8 @@ class SweepArguments:
     accelerate_config: str | None = field(
         default=None,
         metadata={
-            "help": "Launch through accelerate with this file of `accelerate config`, or with a shipped one: single, "
-            "ddp, fsdp, zero3. With --engine ray, each cell is launched; otherwise the sweep.",
+            "help": "Launch through accelerate with this configuration: single, ddp, fsdp, zero3, or a file of "
+            "`accelerate config`. With --engine ray, each cell is launched. Otherwise, the sweep is launched.",
             "metavar": "NAME",
         },
     )
@@ -102,14 +102,14 @@ class SweepArguments:
             raise ValueError(f"--engine: got {self.engine!r}, expected local or ray.")
         if self.accelerate_config is not None and self.engine != "ray":
             raise ValueError(
-                "Got --accelerate_config without --engine ray, which launches cells. Launch the sweep itself with "
+                "Got --accelerate_config with --engine local, expected --engine ray. Launch the sweep itself with "
                 f"`w2s sweep --accelerate_config {self.accelerate_config}`."
             )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One student, with its task, its supervisor, its method and its seed."""
+    """A cell of the grid: one student, with its task, supervisor, method and seed."""
 
     task: str
     weak_model: str
@@ -135,11 +135,11 @@ class Cell:
 @dataclass(frozen=True)
 class Job:
     """
-    Cells that one process runs one after the other, because they share a base, a ceiling or a supervisor.
+    The cells that one process runs in order, because they share a base, a ceiling or a supervisor.
 
     Args:
         cells (`tuple` of [`Cell`]): The cells, in the order in which they run.
-        only_supervisors (`bool`): Train only the supervisors of these cells.
+        only_supervisors (`bool`): Whether to train only the supervisors of these cells.
     """
 
     cells: tuple[Cell, ...]
@@ -155,7 +155,7 @@ def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[C
         chain_models (`dict[str, list[str]]`): By setting, the models of `--ladder` in the options of its cells.
 
     Raises:
-        ValueError: there is no such cell.
+        ValueError: No cell can run.
     """
     cells: list[Cell] = []
     skipped: Counter[str] = Counter()

@@ -23,7 +23,7 @@ class SweepView:
         cells (`list` of [`Cell`]): All cells of the sweep.
         console (`rich.console.Console`, *optional*): Defaults to the current stdout, since the output of trainings is
             redirected to files later.
-        is_shown (`bool`, *optional*, defaults to `True`): Whether to show anything; `True` on only one rank.
+        is_shown (`bool`, *optional*, defaults to `True`): Whether to show anything. It is `True` on only one rank.
     """
 
     def __init__(self, cells: list[Cell], console: Console | None = None, *, is_shown: bool = True):
@@ -81,7 +81,7 @@ class SweepView:
             accuracy = rounded(np.mean([row["accuracy"] for row in done])) if done else ""
             failed = str(len(rows) - len(done)) if len(rows) > len(done) else ""
             table.add_row(*names, f"{len(done)}/{len(cells)}", accuracy, _pgr(done) if done else "", failed)
-        return Group(self.progress, table)  # a table that does not fit is cut at its end
+        return Group(self.progress, table)  # a table that does not fit is truncated
 
 
 def _pgr(rows: list[dict]) -> str:

@@ -264,7 +264,7 @@ def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
     over test rows instead, dotted over the full height if it is unbounded. Undefined PGRs are left out and counted
     above the panel. Values beyond [`PGR_AXIS`] are triangles at its edge, and medians have their value beside them.
 
-    Arguments and result are those of [`plot_accuracy_by_size`]. There is no figure if no PGR is defined.
+    The arguments and the result are as in [`plot_accuracy_by_size`]. There is no figure if no PGR is defined.
     """
     done = finished(table)
     several = several_seeds(done)
@@ -321,7 +321,7 @@ def plot_agreement(table: pd.DataFrame, directory: Path) -> Path | None:
     Each method has two lines: agreement where the supervisor is right (solid, filled markers) and where it is wrong
     (dashed, hollow markers). A line is the mean over seeds; bars go from the lowest to the highest seed.
 
-    Arguments and result are those of [`plot_accuracy_by_size`]. There is no figure if no agreement was measured.
+    The arguments and the result are as in [`plot_accuracy_by_size`]. There is no figure if no agreement was measured.
     """
     done = finished(table)
     several = several_seeds(done)
@@ -369,7 +369,7 @@ def plot_pgr_distribution(table: pd.DataFrame, directory: Path) -> Path | None:
     of the group. With at least 5 points, the box is the interquartile range. Undefined PGRs are left out and counted.
     Values beyond [`PGR_AXIS`] are triangles at its edge.
 
-    Arguments and result are those of [`plot_accuracy_by_size`]. There is no figure if no PGR is defined.
+    The arguments and the result are as in [`plot_accuracy_by_size`]. There is no figure if no PGR is defined.
     """
     done = finished(table)
     styles = series_styles(_unique(done["method"]))

@@ -109,7 +109,7 @@ def _figures(table: pd.DataFrame, directory: Path) -> dict[str, dict | None]:
         svg = draw(table, directory)
         figures[name] = None
         if svg is not None:
-            # Images instead of inline SVG: their ids cannot conflict, and no code in them is run.
+            # Figures are images, not inline SVG, so that their ids cannot conflict and no code in them is run.
             data = base64.b64encode(svg.read_bytes()).decode()
             figures[name] = {"file": f"{directory.name}/{svg.stem}", "data": data}
     return figures

@@ -44,7 +44,7 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
         `pandas.DataFrame`: The tidy table, with one row per cell.
 
     Raises:
-        ValueError, FileNotFoundError, ConnectionError: an option, a file or a model is wrong. Nothing was trained.
+        ValueError, FileNotFoundError, ConnectionError: An option, a file or a model is wrong. Nothing was trained.
     """
     output_dir = Path(args.output_dir).resolve()
     state = PartialState()
@@ -150,8 +150,8 @@ def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
     Returns the configuration file of the cells of each setting.
 
     Raises:
-        ValueError: there is one file for several settings.
-        FileNotFoundError: there is no such file.
+        ValueError: One file is given for several settings.
+        FileNotFoundError: The file does not exist.
     """
     settings = list(dict.fromkeys(cell.setting for cell in first_cells(args)))
     if args.cell_config is not None and len(settings) > 1:
@@ -168,7 +168,7 @@ def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
         options[Path(args.accelerate_config)] = "--accelerate_config"
     for path, option in options.items():
         if not path.is_file():
-            raise FileNotFoundError(f"{option}: got {str(path)!r}, and there is no such file.")
+            raise FileNotFoundError(f"{option}: got {str(path)!r}, expected an existing file. Check the path.")
     return files
 
 

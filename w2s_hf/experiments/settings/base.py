@@ -35,7 +35,7 @@ ACCURACY, _WEAK_AGREEMENT = "accuracy", "weak_agreement"
 
 _AnyTrainer = TypeVar("_AnyTrainer", bound=Trainer)
 
-# Tokenizes rows for one model, as [`Finetuner.tokenize`].
+# A function that tokenizes rows for one model, as [`Finetuner.tokenize`] does.
 Tokenize = Callable[[Dataset], Dataset]
 
 
@@ -80,7 +80,7 @@ class Setting(ABC):
         training_args: Own,
         readers: Sequence[ModelSpec],
     ) -> TaskSplits:
-        """Loads the rows of a task; `readers` are the models whose context all rows must fit."""
+        """Loads the rows of a task. All rows fit the context of `readers`."""
 
     @abstractmethod
     def demo_world(self, args: Own, seed: int) -> World:
@@ -93,7 +93,7 @@ class Setting(ABC):
     def prepare_models(
         self, models: "Models", splits: TaskSplits, args: Own, seed: int, finetuner: "Finetuner"
     ) -> "Models":
-        """Returns the models after a training that precedes the experiment. By default there is none."""
+        """Returns the models after a training that precedes the experiment. By default, nothing is trained."""
         return models
 
     # ---- Training and prediction, as the finetuner calls them ----
@@ -129,7 +129,7 @@ class Setting(ABC):
         tokenize: Tokenize,
         is_weak: bool = False,
     ) -> Trainer:
-        """Returns a trainer for rows with `columns` and the label column; `is_weak`: the labels are weak labels."""
+        """Returns a trainer for rows with `columns` and the label column. `is_weak` is true for weak labels."""
 
     @abstractmethod
     def predict(self, trainer: Own, rows: Dataset, tokenize: Tokenize, directory: Path):
@@ -225,7 +225,7 @@ class _OnWeakLabels(OrderedEvaluation):
             metrics[f"{prefix}_{_WEAK_AGREEMENT}"] = metrics.pop(f"{prefix}_{ACCURACY}")
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Logs as the trainer does, after it has renamed the metrics that TRL's trainers add to their logs."""
+        """Renames the metrics that TRL's trainers add to their logs, and logs them as the trainer does."""
         for values in (self._next_log("train"), self._next_log("eval")):
             if ACCURACY in values:
                 values[_WEAK_AGREEMENT] = values.pop(ACCURACY)

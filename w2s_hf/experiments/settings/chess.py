@@ -67,7 +67,7 @@ class ChessSetting(GenerationSetting):
         )
 
     def zero_shot_rows(self, context: AnalysisContext) -> dict[str, Dataset]:
-        """Returns the test puzzles, and in the demo also with prompts for a check."""
+        """Returns the test puzzles. The demo adds the same puzzles with prompts that ask for a check."""
         if not context.args.demo:
             return super().zero_shot_rows(context)
         fork, check = FORK_WORDS[:2]
@@ -124,8 +124,8 @@ def _is_hard(rows: Dataset, args: ChessArguments) -> np.ndarray:
 def easy_to_hard(context: AnalysisContext) -> dict:
     """
     Trains students on easy puzzles and tests them on all and on hard puzzles (paper, appendix C). One student is
-    trained on the true moves of the easy puzzles of the student half. Another is trained on the same number of puzzles
-    of any rating, so that only the difficulty differs.
+    trained on the true moves of the easy puzzles of the student half. Another student is trained on the same
+    number of puzzles of any rating, so that only the difficulty differs.
     """
     args, splits, test, finetuner = context.args, context.splits, context.test, context.finetuner
     easy = splits.student.map(lambda rows: rows.select(np.flatnonzero(_is_easy(rows, args))))

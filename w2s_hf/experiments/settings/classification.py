@@ -79,7 +79,7 @@ class ProbabilitySetting(Setting):
         return trainer.predict_proba(tokenize(rows))
 
     def is_correct(self, predictions: np.ndarray, rows: Dataset) -> np.ndarray:
-        """Returns whether the more probable class is the true one."""
+        """Returns whether the more probable class is the true class."""
         return metrics.is_correct(predictions, np.array(rows["ground_truth"]))
 
     def agrees(self, predictions: np.ndarray, reference: np.ndarray, rows: Dataset) -> np.ndarray:
@@ -131,7 +131,7 @@ def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
 
 
 class ClassificationSetting(ProbabilitySetting):
-    """Texts with two classes."""
+    """The setting of texts with two classes."""
 
     name = "classification"
     rows = "rows"

@@ -31,7 +31,7 @@ _ZERO_SHOT_TITLE = "zero-shot baseline of the student"
 
 class GenerationSetting(Setting):
     """
-    Prompts and completions. Predictions are `list[Completion]`. Only a subclass has a demo.
+    The setting of prompts and completions. Predictions are `list[Completion]`. Only a subclass has a demo.
 
     Args:
         task ([`GenerationTask`]): Parses and scores the answers, and names the setting in results.
@@ -118,7 +118,7 @@ class GenerationSetting(Setting):
         )
 
     def load_demo_rows(self, task: Own, args: Own, training_args: CompletionConfig, world: Own) -> TaskSplits:
-        """Raises `ValueError`, as [`demo_world`]."""
+        """Raises `ValueError`, as [`demo_world`] does."""
         raise ValueError(
             f"--demo: got the task {self.task.name}, which has no demo. Set --weak_model and --student_model."
         )
@@ -133,7 +133,7 @@ class GenerationSetting(Setting):
         return {"baselines": [BaselineResult.from_dict(baseline) for baseline in baselines]}
 
     def further_steps(self, args: Own) -> list[str]:
-        """Returns the title of the zero-shot baselines, with `--zero_shot`."""
+        """Returns the title of the zero-shot baselines, if `--zero_shot` is set."""
         return [_ZERO_SHOT_TITLE] * args.zero_shot
 
     def _zero_shot(self, context: AnalysisContext) -> list[dict]:
@@ -146,7 +146,7 @@ class GenerationSetting(Setting):
         return entries
 
     def zero_shot_rows(self, context: AnalysisContext) -> dict[str, Dataset]:
-        """Returns the test rows, with its prompts, for each zero-shot baseline."""
+        """Returns the test rows for each zero-shot baseline, with the prompts of the baseline."""
         return {"zero-shot": context.test}
 
     def describe(

@@ -34,8 +34,8 @@ __all__ = ["REWARD", "RewardSetting"]
 
 class RewardSetting(ProbabilitySetting):
     """
-    Pairs of responses. Class 1 of a pair means that the first response is better. The first response is always the
-    trainer's `chosen`, even if the second one is better.
+    The setting of pairs of responses. Class 1 of a pair means that the first response is better. The first response
+    is always the trainer's `chosen`, even if the second response is better.
     """
 
     name = "reward"
@@ -86,13 +86,13 @@ class RewardSetting(ProbabilitySetting):
         }
         if n_links:
             raw[LINK_ROWS] = pairs(2 * n_links, "link pairs")
-        # All pairs have the same prompt, so it cannot group them.
+        # All pairs have the same prompt, so prompts cannot group them.
         return load_pairs(replace(task, group_by_prompt=False), raw=DatasetDict(raw), **split_options(args))
 
     def prepare_models(
         self, models: Models, splits: TaskSplits, args: RewardArguments, seed: int, finetuner: Finetuner
     ) -> Models:
-        """Finetunes the students on the responses as language models first, with `--generative_finetuning`."""
+        """Finetunes the students on the responses as language models, if `--generative_finetuning` is set."""
         if not args.generative_finetuning:
             return models
 
