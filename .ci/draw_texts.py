@@ -41,7 +41,8 @@ _KEYWORDS = {"help", "description", "epilog"}
 _DIRECTIVE = re.compile(r"#\s*(noqa|ruff:|fmt:|type:|pragma|!|-\*-)")
 _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+(?=[A-Z`\"(\[*])")
 _FULL_STOP = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"(\[*{])")
-_ITEM = re.compile(r"([-*+]|\d+\.)\s+|\w+ \(`[^)]*\)[^:]*:\s*|(Args|Returns|Raises|Yields|\w+Error):\s*|`[^`]+`:\s*")
+_ARGUMENTS = r"(?:\w[\w, ]* \((?:[^()]|\([^()]*\))*\)(?:, )?)+:\s*"
+_ITEM = re.compile(rf"([-*+]|\d+\.)\s+|{_ARGUMENTS}|(Args|Returns|Raises|Yields|\w+Error):\s*|`[^`]+`:\s*")
 _COMMAND = re.compile(r">>> |\.\.\. |(w2s|python|accelerate|torchrun|uv|pip) ")
 _ONE_WORD = re.compile(r"`+[^`]*`+|\{[^{}]*\}|https?://\S+")
 _WORD = re.compile(r"[^\s/]*[A-Za-z0-9][^\s/]*")

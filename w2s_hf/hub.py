@@ -53,7 +53,7 @@ _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 _ADVICE = {
     401: "The Hub rejected the token. Set HF_TOKEN, or log in with `hf auth login`.",
     403: "The token has no write access to this namespace. Use a token with write access to it.",
-    409: "Another process is changing the repository, or its name is taken. Try again.",
+    409: "Another process is changing the repository, or its name is taken. Try again, or choose another name.",
 }
 
 
