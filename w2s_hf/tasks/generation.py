@@ -1,4 +1,4 @@
-"""Generative tasks: a model completes a prompt, and the task checks whether the answer in the completion is right."""
+"""Defines generative tasks. A model completes a prompt, and the task checks the answer in the completion."""
 
 import hashlib
 import logging
@@ -178,8 +178,8 @@ class CompletionLoader(Loader):
         Returns the examples of a split, sorted by id.
 
         Raises:
-            ValueError: `example` of the task returns an invalid example, `is_correct` rejects a ground truth, a
-                completion is longer than `max_new_tokens`, or no row is left.
+            ValueError: The task's `example` returns an invalid example. Its `is_correct` rejects a ground truth. A
+                completion is longer than `max_new_tokens`. No row is left.
         """
         examples: list[dict] = []
         for row in tqdm(rows, desc=f"Reading {split}"):
@@ -266,8 +266,8 @@ def load_completions(
 
     Args:
         task ([`GenerationTask`]): The task.
-        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Tokenizers of all models. With none, no length is
-            checked.
+        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Tokenizers of all models. Without tokenizers, no
+            length is checked.
         max_length (`int`, *optional*): Maximum length of prompt and completion together, in tokens. Prompts that leave
             no room for `max_new_tokens` are dropped.
         max_new_tokens (`int`, *optional*): Maximum length of a completion, in tokens.
@@ -279,7 +279,7 @@ def load_completions(
         `ground_truth`.
 
     Raises:
-        FileNotFoundError, ConnectionError: as [`w2s_hf.tasks.loading.load_raw`].
+        FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
         ValueError: a column is missing, there are too few rows, or `max_new_tokens` is too small for the completions.
     """
     return CompletionLoader(task, tokenizers, max_length, max_new_tokens).load(**options)
