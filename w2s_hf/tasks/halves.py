@@ -43,7 +43,8 @@ def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None
     Args:
         n_train (`int`, *optional*): Rows of the student half. Defaults to `n_weak`.
         n_weak (`int`, *optional*): Rows of the weak half. Defaults to `n_train`.
-        n_validation (`int`, *optional*): Rows of both validation parts. Defaults to a tenth of both halves, or 4.
+        n_validation (`int`, *optional*): Rows of both validation parts. Defaults to a tenth of both halves, but at
+            least 4.
 
     Returns:
         `dict`: The number of rows by part. `None` stands for the part's default share of the rows (`SHARES`).
