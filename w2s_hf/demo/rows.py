@@ -1,8 +1,8 @@
 """Generates rows for the embedded demo, in the schema of every task of the package.
 
 Two generators serve all tasks: yes/no questions, and questions with several answers. This module maps their output to
-the columns of each task. The question behind all rows is which of the made-up entities are alive. A pretrained model
-therefore has knowledge that helps in all tasks.
+the columns of each task. All rows ask which of the made-up entities are alive. A pretrained model therefore has
+knowledge that helps in all tasks.
 """
 
 from collections.abc import Callable
@@ -147,7 +147,7 @@ _CHOICE: dict[str, tuple[int, Callable[[dict], dict | list[dict]]]] = {
 
 def demo_pairs(world: DemoWorld, n: int, stream: str, *, held_out: bool = False) -> Dataset:
     """
-    Generates pairs in the schema of Anthropic/hh-rlhf. The arguments are those of [`DemoWorld.preference_rows`].
+    Generates pairs in the schema of Anthropic/hh-rlhf. Accepts the arguments of [`DemoWorld.preference_rows`].
 
     Returns:
         [`~datasets.Dataset`] with `chosen` and `rejected`, two transcripts with the same beginning.

@@ -47,7 +47,7 @@ class WorldConfig:
             are about each of two entities.
         corpus_generic_ratio (`float`, *optional*, defaults to 0.3): Share of facts of the corpus with a generic word.
         item_generic_ratio (`float`, *optional*, defaults to 0.75): Share of facts of questions with a generic word.
-        superclass_ratio (`float`, *optional*, defaults to 0.15): Share of facts with a superclass word, among those
+        superclass_ratio (`float`, *optional*, defaults to 0.15): Share of facts with a superclass word, among facts
             without a generic word.
         noise_ratio (`float`, *optional*, defaults to 0.1): Share of facts whose word is drawn for a random kind.
         zipf_exponent (`float`, *optional*, defaults to 0.8):
@@ -56,7 +56,7 @@ class WorldConfig:
             entity in question has a superclass word, which shows the answer without pretraining. One hint in twenty is
             wrong.
         questions_held_out (`bool`, *optional*, defaults to `False`): Whether test questions are about the held-out
-            entities, and all other questions about the remaining ones. By default all questions are about all
+            entities, and all other questions about the remaining entities. By default all questions are about all
             entities.
         n_held_out (`int`, *optional*, defaults to 100): Number of held-out entities, which occur only in test rows:
             in pairs of responses and, with `questions_held_out`, in questions.
@@ -194,7 +194,7 @@ class DemoWorld:
 
     @property
     def answer_words(self) -> tuple[str, str]:
-        """The words that follow `ENTITY is` in the corpus, for entities that are not alive and entities that are."""
+        """The words that follow `ENTITY is` in the corpus, for entities that are not alive and for living entities."""
         return tuple(self.vocabulary[word] for word in self._superclass_word_ids[_RELATIONS.index("is"), :, 0])
 
     def corpus(self, n_documents: int, stream: str = "corpus") -> np.ndarray:
@@ -344,7 +344,7 @@ class DemoWorld:
         alive, dead = pool[self.is_alive[pool]], pool[~self.is_alive[pool]]
         words, rng, rows = np.array(self.vocabulary, dtype=object), self._generator(stream), []
         for _ in range(n_blocks):
-            # Draws which sides are alive and which are in good style. This can be both sides, neither or one.
+            # Draws which sides are alive and which are in good style. Both sides, neither or one can be.
             alive_differs = rng.random(_BLOCK_SIZE) < config.pair_differ_ratio
             style_differs = ~alive_differs | (rng.random(_BLOCK_SIZE) < 0.5)
             is_alive, is_good = (

@@ -95,7 +95,7 @@ class MemoryEstimate:
 
 def usable_bytes(total: int) -> int:
     """
-    Returns the bytes of a GPU that tensors can use. Of `total` bytes, 5 % are reserved for fragmentation, and 1 GiB
+    Returns the bytes of a GPU that tensors can use. It reserves 5 % of the `total` bytes for fragmentation, and 1 GiB
     for CUDA and its libraries.
     """
     return max(0, int(0.95 * total) - GIB)
@@ -289,7 +289,7 @@ def estimate_memory(
         model (`str` or [`~transformers.PretrainedConfig`]): Hub id, local directory, or configuration.
         n_rows, length, n_predicted_rows (`int`, *optional*): As in [`StudentMemory.estimate`].
         kwargs: Arguments of [`StudentMemory`], such as `load_in_4bit`, `peft_config`, `gradient_checkpointing`,
-        `optim`.
+            `optim`.
 
     Example:
 

@@ -165,8 +165,8 @@ class Shapes:
     @staticmethod
     def _materialize(model: nn.Module) -> None:
         """
-        Replaces tensors of the meta device, where autocast does nothing, by fake CPU tensors. Shared tensors stay
-        shared.
+        Replaces tensors of the meta device by fake CPU tensors, because autocast has no effect on the meta device.
+        Shared tensors stay shared.
         """
         fakes: dict[int, torch.Tensor] = {}
         for module in model.modules():

@@ -120,7 +120,7 @@ class GenerationTask(AnyTask):
         self, results: ExperimentResult, test: Dataset, completions: dict[str, list[Completion]], output_dir: Path
     ) -> list[str]:
         """
-        Returns additional sections of the report, in Markdown. May write figures to `output_dir`.
+        Returns additional sections of the report, in Markdown. The task may write figures to `output_dir`.
 
         Args:
             results ([`ExperimentResult`]): The results of all seeds.
@@ -168,7 +168,7 @@ class CompletionLoader(Loader):
         has_test = any(name in raw for name in self.task.test_split or ())
         if not has_test:
             logger.warning(
-                f"{self.task.name}: the dataset has no test split; a fifth of the {self.held_out} is held out for "
+                f"{self.task.name}: the dataset has no test split. A fifth of the {self.held_out} is held out for "
                 "testing"
             )
         return has_test
@@ -204,7 +204,7 @@ class CompletionLoader(Loader):
             if not isinstance(example.get(name), str):
                 raise ValueError(
                     f"{self.task.name}: got {example.get(name)!r} as the `{name}` of an example, expected text. "
-                    f"Correct `example`, or raise BrokenRowError in it for rows without one. The row: {row}"
+                    f"Correct `example`, or raise BrokenRowError in it for rows without text. Got the row {row}"
                 )
         missing = [name for name in self.task.extra_columns if name not in example]
         if missing:

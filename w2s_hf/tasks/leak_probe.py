@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     if args.max_rows < 10:
-        parser.error(f"--max_rows: got {args.max_rows}, expected at least 10.")
+        parser.error(f"--max_rows: got {args.max_rows}, expected at least 10. Set a larger number.")
     disable_progress_bars()
     try:
         task = find_task(args.task)

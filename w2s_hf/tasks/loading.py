@@ -157,7 +157,7 @@ def pick_split(task: AnyTask, raw: DatasetDict, names: Sequence[str]) -> tuple[s
 
 
 def check_class_names(task: Task, name: str, rows: Dataset) -> None:
-    """Raises `ValueError` if the class names of a split are those of the task in reverse order."""
+    """Raises `ValueError` if a split has the class names of the task in reverse order."""
     feature = rows.features[task.label] if isinstance(task.label, str) else None
     if isinstance(feature, ClassLabel) and feature.names == [*reversed(task.class_names)]:
         raise ValueError(

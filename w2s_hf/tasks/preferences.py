@@ -43,7 +43,7 @@ class PreferenceTask(AnyTask):
             Names of the splits. The first one that exists is used. With `test_split=None`, a fifth of the training
             groups is held out.
         group_by_prompt (`bool`, *optional*, defaults to `True`):
-            Whether pairs whose conversations begin with the same turn stay in one part. Datasets often repeat a
+            Whether to keep pairs whose conversations begin with the same turn in one part. Datasets often repeat a
             dialogue with one turn, with two turns, and so on.
         description (`str`, *optional*): One line about the task, for reports and cards.
     """
@@ -156,7 +156,7 @@ def _first_turn(prompt: str | list) -> str:
 
 
 class PairLoader(Loader):
-    """Loads pairs of responses in random order. No pair has to be dropped to balance the classes."""
+    """Loads pairs of responses. The order in a pair is random, so that no pair is dropped to balance the classes."""
 
     task: PreferenceTask
     row, rows_are = "pair", "pairs"
@@ -170,7 +170,7 @@ class PairLoader(Loader):
         if self.task.test_split is None or dataset_path is None or len(raw) > 1:
             return self.task.test_split is not None
         logger.warning(
-            f"{self.task.name}: {dataset_path!r} has one split, {next(iter(raw))!r}; a fifth is held out for testing"
+            f"{self.task.name}: {dataset_path!r} has one split, {next(iter(raw))!r}. A fifth is held out for testing"
         )
         return False
 

@@ -267,7 +267,7 @@ class Loader(ABC):
         return wanted
 
     def rows_of(self, name: str, rows: list[dict], n: int | None, rng: np.random.Generator) -> list[dict]:
-        """Returns `n` random rows of a part. A larger `n` adds rows to those of a smaller `n`."""
+        """Returns `n` random rows of a part. A larger `n` keeps the rows of a smaller `n` and adds more."""
         n = len(rows) if n is None else n
         if n > len(rows) or not rows:
             raise too_many(self.task, name, n, len(rows), "because groups of rows stay in one part")
@@ -294,7 +294,7 @@ class Loader(ABC):
         n_links: int = 0,
         seed: int = 0,
     ) -> TaskSplits:
-        """Loads the parts of an experiment. The arguments are those of [`SplitOptions`]."""
+        """Loads the parts of an experiment. Accepts the options of [`SplitOptions`]."""
         if raw is not None:
             source = {"id": sources_of(self.task)[0].id, "revision": "generated"}
         else:

@@ -157,7 +157,7 @@ class TextLoader(Loader):
     def rows_of(self, name: str, rows: list[dict], n: int | None, rng: np.random.Generator) -> list[dict]:
         """
         Returns `n` random rows, half of each class, with whole questions first. By default, `n` is twice the number of
-        rows of the rarer class. The rows of a smaller `n` are among those of a larger one.
+        rows of the rarer class. A larger `n` keeps the rows of a smaller `n`.
         """
         by_class = [[row for row in rows if row["ground_truth"] == label] for label in (0, 1)]
         n_pairs = min(map(len, by_class))

@@ -109,7 +109,7 @@ def position_key(board: chess.Board) -> str:
 
 
 def _replay(text: str) -> chess.Board:
-    """Returns the board after a transcript, which numbers all moves (`1. d4 1... Nf6`) or only those of White."""
+    """Returns the board after a transcript, which numbers all moves (`1. d4 1... Nf6`) or only White's moves."""
     board = chess.Board()
     for word in text.split():
         if MOVE_NUMBER.fullmatch(word) is None:

@@ -1,4 +1,4 @@
-"""The chess puzzle task: converts rows to prompts and moves, scores moves, and loads the rows."""
+"""Defines the chess puzzle task, which loads rows, converts them to prompts and moves, and scores moves."""
 
 import hashlib
 import logging
@@ -232,7 +232,7 @@ def load_puzzles(
 
 
 def _link_games(rows: list[dict]) -> None:
-    """Adds a common key to transcripts of which one is the beginning of the other."""
+    """Adds a common key to transcripts that begin with the same earlier transcript."""
     transcripts = [row for row in rows if row["prompt"].startswith("1. ")]
     prefixes: list[str] = []
     for row in sorted(transcripts, key=lambda row: row["prompt"]):

@@ -1,4 +1,4 @@
-"""Scores moves: rates of exact, legal and mating moves, accuracy by band, and baselines that need no model."""
+"""Computes rates of exact, legal and mating moves, accuracy by band, and baselines that need no model."""
 
 import chess
 import numpy as np
