@@ -278,8 +278,8 @@ class Task(AnyTask):
             raise ValueError(f"has {right!r} as the position of the right choice, expected an integer") from None
         if not 0 <= right < len(choices) or len(choices) < 2:
             raise ValueError(
-                f"has {len(choices)} choices and {right} as the position of the right choice, expected the position of "
-                "one of at least two choices"
+                f"has {len(choices)} choices and {right} as the position of the right choice, expected the position "
+                "of one of at least two choices"
             )
         for position, choice in enumerate(choices):
             yield {
