@@ -217,7 +217,7 @@ def test_what_is_left_out_is_counted(caplog):
         f"a prompt of more than {limit} tokens": sum(length > limit for length in lengths),
     }
     assert max(len(prompt) for part in splits.parts.values() for prompt in part["prompt"]) <= limit
-    assert "a fifth of the games is held out" in caplog.text and "1 with an illegal move" in caplog.text
+    assert "A fifth of the games is held out" in caplog.text and "1 with an illegal move" in caplog.text
 
 
 def test_moves_that_would_be_cut_are_an_error():

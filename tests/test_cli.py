@@ -64,7 +64,7 @@ def test_help_and_version_name_the_commands(capsys):
         ("run bolq", "task: got 'bolq', expected one of .*Did you mean 'boolq'?"),
         ("run anthropic", "Did you mean 'anthropic_hh'?"),
         ("run chess", "Did you mean 'chess_puzzles'?"),
-        ("run nowhere.py", "got 'nowhere.py', and there is no such file"),
+        ("run nowhere.py", "got 'nowhere.py', expected an existing file"),
         ("run boolq --num_process 2", "--help all lists all options. Did you mean --num_processes?"),
         ("run boolq --num_processes two", "got 'two', expected a positive integer"),
         ("run boolq --accelerate_config fdsp", "shipped configurations: ddp, fsdp.*Did you mean 'fsdp'?"),
@@ -322,9 +322,7 @@ def test_a_file_of_several_tasks(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_task.py").write_text(GENERATION + PREFERENCES)
     assert find_any_task("my_task.py:MINE").name == "mine"
-    assert (
-        "which defines ADDITIONS, MINE; expected one, or my_task.py:NAME." in ended(["run", "my_task.py"], capsys).err
-    )
+    assert "defines ADDITIONS, MINE, expected one task, or my_task.py:NAME" in ended(["run", "my_task.py"], capsys).err
 
 
 # ---- What is shipped ----

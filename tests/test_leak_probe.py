@@ -159,7 +159,7 @@ def test_the_command_line(tmp_path, capsys):
     assert main(["--task", str(task), "--dataset_path", path]) == 0
     out = capsys.readouterr().out
     assert "text of the task" in out and "at chance" in out
-    assert "from the rows of the dataset" in out and "AUROC" in out  # the exclamation marks
+    assert "above chance (in the dataset)" in out and "AUROC" in out  # the exclamation marks
     leaky = definition.replace(
         "'{message}'", "'{message} {mark}', fields={'mark': lambda row: '?' if row['is_spam'] == 'spam' else '.'}"
     )

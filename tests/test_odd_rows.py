@@ -94,14 +94,14 @@ def labelled(values: list, feature=None) -> DatasetDict:
         (
             [0, 1, 2],
             None,
-            r"label 2.*holds 0, 1, 2, and tasks are binary.*lambda row: row\['is_spam'\] in \(2,\)",
+            r"label 2.*holds 0, 1, 2, but tasks are binary.*lambda row: row\['is_spam'\] in \(2,\)",
         ),
-        (["a", "b", "c"], None, r"holds 'a', 'b', 'c', and tasks are binary.*reads='is_spam'"),
-        ([0, 1, 2], ClassLabel(names=["a", "b", "c"]), "and tasks are binary"),
-        ([1, 2], None, "holds 1, 2, and tasks are binary"),
+        (["a", "b", "c"], None, r"holds 'a', 'b', 'c', but tasks are binary.*reads='is_spam'"),
+        ([0, 1, 2], ClassLabel(names=["a", "b", "c"]), "but tasks are binary"),
+        ([1, 2], None, "holds 1, 2, but tasks are binary"),
         (["good", "bad"], None, r"has these two values: set class_names=\('bad', 'good'\), with class 1 last"),
         ([[0], [1]], None, r"label \[0\].*tasks are binary"),
-        ([1], None, "are all 'spam'; both classes are needed. Add rows of the other class"),
+        ([1], None, "are all 'spam', expected both classes. Add rows of the other class"),
         ([0, 1, None], None, "row 2 .* has no 'is_spam'.*drop_empty"),
         ([0, 1, np.nan], None, "row 2 .* has no 'is_spam'.*drop_empty"),
         (["0", "1", " "], None, "row 2 .* has an empty 'is_spam'.*drop_empty"),
@@ -124,12 +124,12 @@ def test_labels_that_pandas_wrote_with_a_missing_one_are_read(tmp_path):
 
 @pytest.mark.parametrize("names", [("a", "b", "c"), ("a", "a"), "ab"])
 def test_a_task_has_two_class_names(names):
-    with pytest.raises(ValueError, match="expected two different names: tasks are binary"):
+    with pytest.raises(ValueError, match="expected two different names, because tasks are binary"):
         own_task(class_names=names)
 
 
 def test_a_label_function_of_another_value_is_named():
-    with pytest.raises(ValueError, match="label 2.*It comes from the function `label`.*must return 0 or 1"):
+    with pytest.raises(ValueError, match="label 2.*Correct the function `label`.*must return 0 or 1"):
         load_task(own_task(label=lambda row: 2, reads="is_spam"), raw=labelled([0, 1]))
 
 

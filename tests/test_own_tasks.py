@@ -63,14 +63,14 @@ TWO = "from w2s_hf import Task\nA, B = (Task(name, 'a.csv', '{x}', label='y') fo
 @pytest.mark.parametrize(
     ("content", "name", "kind", "error", "message"),
     [
-        (TWO, "mine.py", Task, ValueError, "defines A, B; expected one, or .*mine.py:NAME"),
-        (TWO, "mine.py:C", Task, ValueError, "defines A, B; expected one called 'C'"),
-        ("x = 1\n", "mine.py", Task, ValueError, r"defines no w2s_hf\.Task;"),
-        ("x = 1\n", "mine.py", GenerationTask, ValueError, r"defines no w2s_hf\.tasks\.GenerationTask;"),
-        (TWO, "nowhere.py", Task, FileNotFoundError, "and there is no such file"),
+        (TWO, "mine.py", Task, ValueError, "defines A, B, expected one task, or .*mine.py:NAME"),
+        (TWO, "mine.py:C", Task, ValueError, "defines A, B, expected a task 'C'"),
+        ("x = 1\n", "mine.py", Task, ValueError, r"defines no w2s_hf\.Task,"),
+        ("x = 1\n", "mine.py", GenerationTask, ValueError, r"defines no w2s_hf\.tasks\.GenerationTask,"),
+        (TWO, "nowhere.py", Task, FileNotFoundError, "expected an existing file"),
         ("x = 1\ndef f(:\n", "mine.py", Task, ValueError, "which fails in line 2 with SyntaxError: invalid syntax. "),
         ("x = 1\nimport nowhere\n", "mine.py", Task, ValueError, "in line 2 with ModuleNotFoundError: No module"),
-        ("raise KeyError", "mine.py", Task, ValueError, "in line 1 with KeyError. `python .*mine.py` shows more"),
+        ("raise KeyError", "mine.py", Task, ValueError, "in line 1 with KeyError. Run `python .*mine.py`"),
     ],
     ids=["two", "unknown name", "none", "no generative task", "no file", "syntax", "import", "exception"],
 )
@@ -256,11 +256,11 @@ def test_an_answer_that_is_none_of_the_choices_is_named():
     [
         (
             dataclasses.replace(TASKS["dream"], correct=lambda row: "1"), DIALOGUE,
-            "says that the choice '1' is right, expected its position, an integer",
+            "has '1' as the position of the right choice, expected an integer",
         ),
         (
             dataclasses.replace(TASKS["dream"], correct=lambda row: 4), DIALOGUE,
-            "has 2 choices, of which number 4 is said to be right",
+            "has 2 choices and 4 as the position of the right choice",
         ),
         (
             TASKS["anli_r2"], {"premise": "a", "hypothesis": "b", "label": -1},
@@ -268,7 +268,7 @@ def test_an_answer_that_is_none_of_the_choices_is_named():
         ),
         (
             Task("t", "rows.csv", "{x}", label="y"), {"x": ["a"], "y": 0},
-            "has a list in 'x', expected text; make one in `fields`",
+            "has a list in 'x', expected text. Convert it in `fields`",
         ),
     ],
     ids=["a choice that is no number", "a choice too many", "an unknown label", "a list"],

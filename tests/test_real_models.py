@@ -25,7 +25,7 @@ TEXTS = [
 ]  # fmt: skip
 
 # Other batches change the order of the 1,536 terms of a sum. The error of a float32 sum grows with the square root of
-# their number, and the errors of the 30 layers add up in the same way. The measured error was a fifth of the bound.
+# the number of terms. The errors of the 30 layers add up in the same way. The measured error was a fifth of the bound.
 ROUNDING = 2**-24 * (1536 * 30) ** 0.5
 
 

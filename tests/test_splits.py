@@ -104,7 +104,7 @@ UNUSABLE = {
                   "no column 'passage'. Got question, answer"),
     "no rows": ("boolq", {"train": TRAIN.select([]), "validation": TEST}, {}, "'train' has no rows"),
     "one class": ("boolq", {"train": passages(60, yes=1.1), "validation": TEST}, {},
-                  "the 60 rows of the split 'train' are all 'yes'; both classes are needed"),
+                  "the 60 rows of the split 'train' are all 'yes', expected both classes"),
     "too few rows": ("boolq", {"train": TRAIN, "validation": TEST}, {"n_train": 1000},
                      "got --n_train 1000, --n_weak 1000, .*expected at most .*Set --n_"),
     "few for validation": ("boolq", {"train": TRAIN, "validation": TEST}, {"n_train": 10, "n_validation": 3},

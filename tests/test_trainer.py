@@ -64,7 +64,7 @@ def test_loss_is_the_mean_over_rows_where_batches_differ_in_size(model_of, token
 @pytest.mark.parametrize(("kind", "accumulation"), [("llama", 1), ("gpt2", 1), ("bert", 1), ("llama", 2)])
 def test_xent_on_integer_labels_is_the_trainer_of_transformers(kind, accumulation, model_of, tokenizer, tmp_path):
     # Compares with whole batches of 8. With gradient accumulation, Trainer does not divide the loss of a sequence
-    # classifier, so that its gradient at 4x2 is twice that at 8x1. gpt2 and bert have active dropout here.
+    # classifier. The gradient at 4x2 is therefore twice the gradient at 8x1. gpt2 and bert have active dropout here.
     rows = make_rows(24, "hard")
     cut = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
     kwargs = {"weight_decay": 0.1}

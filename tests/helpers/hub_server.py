@@ -1,9 +1,15 @@
 """
 A Hub on the loopback interface for the real client. Repositories, commits, LFS and downloads are in memory.
 
-It makes the checks of the real Hub that are known: the bearer token of every write, the sha256 of uploads to LFS, that
-a commit refers only to uploaded LFS objects, that binary files are not regular files, that the metadata of a README is
-YAML, and that its `model-index` has the right form. All commits are served by their hash.
+It makes the known checks of the real Hub:
+
+- Every write has a bearer token.
+- Uploads to LFS have the right sha256.
+- A commit refers only to uploaded LFS objects.
+- Binary files are not regular files.
+- The metadata of a README is YAML, and its `model-index` has the right form.
+
+All commits are served by their hash.
 
 It does not support Xet (set `HF_HUB_DISABLE_XET=1` for the client), multipart uploads, rate limits, or other checks of
 metadata by huggingface.co.

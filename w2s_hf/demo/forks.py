@@ -20,7 +20,7 @@ __all__ = ["FORK_BANDS", "FORK_MODELS", "FORK_WORDS", "ForkConfig", "ForkWorld",
 
 # The words in a prompt that name the kind of move: `fork` in puzzles, the other words in the corpus.
 FORK_WORDS = ("fork", "check", "hits", "quiet", "takes")
-# Bands of difficulty. In `decoys`, a second knight move gives check, and a third one attacks.
+# Bands of difficulty. In `decoys`, a second knight move gives check, and a third knight move attacks.
 FORK_BANDS = ("no decoys", "decoys")
 _PIECES = ("K", "N", "k", "q", "r")
 _SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
@@ -36,7 +36,7 @@ _EAGERNESS = 4
 class ForkConfig:
     """
     The shares of documents in the corpus by kind of move. Only 10 % of random moves would give check, which is too few
-    to learn forks from.
+    to learn forks.
 
     Args:
         check_share (`float`, *optional*, defaults to 0.40): Moves that give check.
@@ -56,7 +56,9 @@ class ForkConfig:
     def __post_init__(self):
         shares = [getattr(self, field.name) for field in fields(self)]
         if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
-            raise ValueError(f"Got the shares {shares} of the corpus, expected positive numbers that sum to 1.")
+            raise ValueError(
+                f"Got the shares {shares} of the corpus, expected positive numbers that sum to 1. Correct them."
+            )
 
 
 # The weak supervisor `scratch-32x1`, the pretrained students by size, and the student `scratch-64x2` without
@@ -74,8 +76,8 @@ FORK_MODELS: dict[str, DemoModel] = {
 
 def _tables() -> tuple[np.ndarray, ...]:
     """
-    Returns four tables, each `(64, 64)` bool: whether two squares are a knight's move or a king's move apart, on a
-    common rank or file, or on a common diagonal.
+    Returns four tables, each `(64, 64)` bool. They show whether two squares are a knight's move apart, a king's move
+    apart, on one rank or file, or on one diagonal.
     """
     rank, file = np.divmod(np.arange(64), 8)
     d_rank, d_file = np.abs(rank[:, None] - rank), np.abs(file[:, None] - file)
@@ -125,7 +127,8 @@ def _attacks(is_queen: np.ndarray, origin: np.ndarray, square: np.ndarray, *bloc
 @dataclass(frozen=True)
 class _Positions:
     """
-    `n` positions: for each piece its square, `(n,)` int64 from 0 (a1) to 63 (h8). `other` is Black's queen or rook.
+    The squares of the pieces in `n` positions, each `(n,)` int64 from 0 (a1) to 63 (h8). `other` is Black's queen or
+    rook.
     """
 
     king: np.ndarray
@@ -219,7 +222,7 @@ def position_of(words: str) -> chess.Board:
 def is_fork(board: chess.Board, move: chess.Move) -> bool:
     """
     Returns whether a knight's move gives check, Black has a reply, and after every reply the knight can take the queen
-    or rook. (Whether Black's king can then take the knight is not checked.)
+    or rook. It does not check whether Black's king can then take the knight.
     """
     if board.piece_type_at(move.from_square) != chess.KNIGHT or not board.gives_check(move):
         return False
@@ -251,7 +254,7 @@ def _is_proved(board: chess.Board, fork: chess.Move) -> bool:
 
 
 def has_decoy(board: chess.Board) -> bool:
-    """Returns whether another knight move gives check, and another one attacks, besides the fork."""
+    """Returns whether, besides the fork, one knight move gives check and one attacks the queen or rook."""
     (knight,) = board.pieces(chess.KNIGHT, chess.WHITE)
     (prey,) = board.pieces(chess.QUEEN, chess.BLACK) | board.pieces(chess.ROOK, chess.BLACK)
     moves = [move for move in board.legal_moves if move.from_square == knight]
@@ -300,7 +303,8 @@ class ForkWorld:
 
     def puzzles(self, n: int, stream: str = "puzzles") -> list[dict]:
         """
-        Generates distinct puzzles. No two are equal up to the symmetries of the board, and python-chess verifies each.
+        Generates distinct puzzles. No two puzzles are equal up to the symmetries of the board. python-chess verifies
+        each puzzle.
 
         Args:
             n (`int`): Number of puzzles. A larger sample begins with the puzzles of a smaller one.
@@ -329,7 +333,7 @@ class ForkWorld:
                 prompt = " ".join([*words, FORK_WORDS[0], ":"])
                 move = f" {words[3]} {_name(target)}"
                 band = FORK_BANDS[has_decoy(board)]
-                game = f"{orbit:08}"  # another game for each puzzle
+                game = f"{orbit:08}"  # each puzzle is a separate game
                 rows.append(
                     {
                         "id": f"fork-{orbit}",
@@ -343,10 +347,10 @@ class ForkWorld:
                 if len(rows) == n:
                     return rows
             if len(rows) == n_before:
-                break  # a block of thousands of positions without a new puzzle: almost all are listed
+                break  # a block of thousands of positions without a new puzzle: almost all puzzles are listed
         raise ValueError(
-            f"Got {n} puzzles (the sum of --n_train, --n_weak, --n_validation, --n_test and the rows of links), "
-            f"expected at most {len(rows)}, all that the demo has. Set smaller numbers."
+            f"Got {n} puzzles, expected at most {len(rows)}, the number of puzzles in the demo. Set smaller values of "
+            "--n_train, --n_weak, --n_validation or --n_test, or fewer links."
         )
 
     def corpus(self, n_documents: int, stream: str = "corpus") -> np.ndarray:

@@ -54,9 +54,9 @@ def load_demo(
         task (`str` or [`Task`], *optional*, defaults to `"boolq"`): A classification task of the package.
         directory (`str` or `Path`, *optional*, defaults to `"outputs/demo_models"`): The directory of the models.
         n_weak, n_train, n_validation, n_test (`int`, *optional*): Numbers of rows, as in [`load_task`]. The defaults
-            are those of the recipes.
-        n_documents (`int`, *optional*): Length of the pretraining in documents. Defaults to that of the recipes
-            (40,000).
+            are the same as in the recipes.
+        n_documents (`int`, *optional*): Length of the pretraining in documents. Defaults to 40,000, as in the
+            recipes.
         seed (`int`, *optional*, defaults to 0): Seed of world, models and splits.
 
     Returns:
@@ -75,7 +75,7 @@ def load_demo(
     task = find_task(task) if isinstance(task, str) else task
     world = DemoWorld(seed=seed)
 
-    # Balancing the classes drops rows, and groups stay whole: 1.5 times as many rows are generated.
+    # Generates 1.5 times as many rows, because balancing the classes drops rows and groups stay whole.
     def generate(n: int, stream: str, held_out: bool) -> Dataset:
         return demo_rows(task, world, 3 * n // 2 + 100, stream, held_out=held_out)
 
@@ -104,7 +104,7 @@ def _build(name: str, world: DemoWorld, directory: Path, n_documents: int | None
     is_short = n_documents is not None and model.n_documents is not None
     target = directory / f"{name}-seed{world.seed}{f'-{n_documents}_documents' if is_short else ''}"
     if not target.is_dir():
-        aside = target.with_name(f"{target.name}.partial")  # an interrupted pretraining resumes from here
+        aside = target.with_name(f"{target.name}.partial")  # an interrupted pretraining resumes from this directory
         build_demo_model(model, world, aside, n_documents=n_documents if is_short else None)
         state = PartialState()
         state.wait_for_everyone()

@@ -115,10 +115,10 @@ def one_thread() -> Iterator[None]:
     """
     Limits torch to one CPU thread, and restores the previous number afterwards.
 
-    The operators of the demo are small. A second thread makes them 10 % faster on idle cores, but up to 20 times
-    slower on busy cores, where threads wait for each other. On a busy two-core machine, a training step of the student
-    took 3.6 seconds with torch's default of two threads, and 0.06 seconds with one. One thread also makes the weights
-    independent of the number of cores.
+    The operators of the demo are small. A second thread makes them 10 % faster on idle cores. On busy cores, threads
+    wait for each other, and the operators are up to 20 times slower. On a busy two-core machine, a training step of
+    the student took 3.6 seconds with torch's default of two threads. With one thread, it took 0.06 seconds. One thread
+    also makes the weights independent of the number of cores.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -147,7 +147,7 @@ def build_demo_model(
         world ([`DemoWorld`] or [`ForkWorld`]): The world whose corpus and tokenizer are used. Its seed also seeds the
             weights.
         output_dir (`Path`): The directory to save to. `from_pretrained` of any `Auto` class can load it.
-        n_documents (`int`, *optional*): Number of documents to pretrain on. Defaults to that of the model.
+        n_documents (`int`, *optional*): Number of documents to pretrain on. Defaults to `model.n_documents`.
         callbacks (`list[TrainerCallback]`, *optional*): Callbacks of the pretraining.
     """
     output_dir = Path(output_dir)

@@ -1,8 +1,8 @@
 """Generates rows for the embedded demo, in the schema of every task of the package.
 
 Two generators serve all tasks: yes/no questions, and questions with several answers. This module maps their output to
-the columns of each task. The question behind all rows is which of the made-up entities are alive. A pretrained model
-therefore has knowledge that helps in all tasks.
+the columns of each task. All rows ask which of the made-up entities are alive. A pretrained model therefore has
+knowledge that helps in all tasks.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def _halves(first: str, second: str) -> Callable[[dict], dict]:
     return to_row
 
 
-# Tasks whose rows are built from those of `DemoWorld.yes_no_rows`.
+# Tasks whose rows are built from the rows of `DemoWorld.yes_no_rows`.
 _YES_NO = {
     "boolq": _yes_no,
     "cola": _sentence,
@@ -106,7 +106,8 @@ def _better_and_worse(first: str, second: str, prompt: str = "") -> Callable[[di
     return to_row
 
 
-# Tasks whose rows are built from those of `DemoWorld.choice_rows`: number of choices, and the conversion of a row.
+# Tasks whose rows are built from the rows of `DemoWorld.choice_rows`. Each has its number of choices and the
+# conversion of a row.
 _CHOICE: dict[str, tuple[int, Callable[[dict], dict | list[dict]]]] = {
     "cosmos_qa": (4, lambda row: {
         "context": row["passage"], "question": _QUESTION, "label": row["correct"],
@@ -146,7 +147,7 @@ _CHOICE: dict[str, tuple[int, Callable[[dict], dict | list[dict]]]] = {
 
 def demo_pairs(world: DemoWorld, n: int, stream: str, *, held_out: bool = False) -> Dataset:
     """
-    Generates pairs in the schema of Anthropic/hh-rlhf. The arguments are those of [`DemoWorld.preference_rows`].
+    Generates pairs in the schema of Anthropic/hh-rlhf. Accepts the arguments of [`DemoWorld.preference_rows`].
 
     Returns:
         [`~datasets.Dataset`] with `chosen` and `rejected`, two transcripts with the same beginning.

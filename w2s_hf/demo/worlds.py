@@ -1,7 +1,7 @@
 """The world of the embedded demo: made-up facts that a small model can learn from text, and questions about them.
 
-Every entity of the world belongs to one kind, and half of the kinds are alive. No text says which. The corpus states
-facts about entities, in words that hint at the kind. A question shows four mostly uninformative facts about two
+Every entity of the world belongs to one kind, and half of the kinds are alive. No text states which kinds. The corpus
+has facts about entities, in words that hint at the kind. A question shows four mostly uninformative facts about two
 entities and asks whether one of them is alive. A model pretrained on the corpus can infer the answer. A model trained
 on labelled questions alone only knows the entities in these questions. Each seed generates another world.
 """
@@ -35,7 +35,7 @@ class WorldConfig:
 
     Args:
         n_entities (`int`, *optional*, defaults to 400): Number of entities, each with a one-word name.
-        n_kinds (`int`, *optional*, defaults to 12): Number of kinds, an even number. Kinds with an odd number are
+        n_kinds (`int`, *optional*, defaults to 12): Number of kinds, an even number. Kinds with an odd index are
             alive. More kinds make the world harder.
         n_kind_words (`int`, *optional*, defaults to 5): Number of words for each kind and relation.
         n_superclass_words (`int`, *optional*, defaults to 4): Number of words for each relation and for each of the
@@ -47,7 +47,7 @@ class WorldConfig:
             are about each of two entities.
         corpus_generic_ratio (`float`, *optional*, defaults to 0.3): Share of facts of the corpus with a generic word.
         item_generic_ratio (`float`, *optional*, defaults to 0.75): Share of facts of questions with a generic word.
-        superclass_ratio (`float`, *optional*, defaults to 0.15): Share of facts with a superclass word, among those
+        superclass_ratio (`float`, *optional*, defaults to 0.15): Share of facts with a superclass word, among facts
             without a generic word.
         noise_ratio (`float`, *optional*, defaults to 0.1): Share of facts whose word is drawn for a random kind.
         zipf_exponent (`float`, *optional*, defaults to 0.8):
@@ -56,7 +56,7 @@ class WorldConfig:
             entity in question has a superclass word, which shows the answer without pretraining. One hint in twenty is
             wrong.
         questions_held_out (`bool`, *optional*, defaults to `False`): Whether test questions are about the held-out
-            entities, and all other questions about the remaining ones. By default all questions are about all
+            entities, and all other questions about the remaining entities. By default all questions are about all
             entities.
         n_held_out (`int`, *optional*, defaults to 100): Number of held-out entities, which occur only in test rows:
             in pairs of responses and, with `questions_held_out`, in questions.
@@ -94,10 +94,10 @@ class WorldConfig:
             if field.type is int and value < 1:
                 raise ValueError(f"{field.name}: got {value}, expected at least 1. Set a larger number.")
             if field.name.endswith("_ratio") and not 0 <= value <= 1:
-                raise ValueError(f"{field.name}: got {value}, expected a probability in [0, 1].")
+                raise ValueError(f"{field.name}: got {value}, expected a probability in [0, 1]. Correct it.")
         for name in ("n_kinds", "facts_per_item"):
             if getattr(self, name) % 2:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected an even number.")
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected an even number. Correct it.")
         if self.n_entities < max(2, self.n_kinds):
             raise ValueError(
                 f"n_entities: got {self.n_entities}, expected at least {max(2, self.n_kinds)}, one per kind. Set a "
@@ -148,7 +148,7 @@ class DemoWorld:
         names = _made_up_words(rng, config.n_entities + sum(int(np.prod(shape)) for shape in shapes.values()))
         self.entities = names[: config.n_entities]
         words = [*_COMMON_WORDS, *names]
-        # Ids are in random order, so that neighbouring ids have nothing in common.
+        # Ids are in random order, so that neighbouring ids are unrelated.
         ids = len(_SPECIAL_TOKENS) + rng.permutation(len(words))
         self._id_of_word = dict(zip(words, ids.tolist(), strict=True))
         self._id_of_word |= {token: index for index, token in enumerate(_SPECIAL_TOKENS)}
@@ -194,7 +194,7 @@ class DemoWorld:
 
     @property
     def answer_words(self) -> tuple[str, str]:
-        """Two words that follow `ENTITY is` in the corpus: for entities that are not alive, and for those that are."""
+        """The words that follow `ENTITY is` in the corpus, for entities that are not alive and for living entities."""
         return tuple(self.vocabulary[word] for word in self._superclass_word_ids[_RELATIONS.index("is"), :, 0])
 
     def corpus(self, n_documents: int, stream: str = "corpus") -> np.ndarray:
@@ -267,7 +267,7 @@ class DemoWorld:
 
     def choice_rows(self, n: int, stream: str, *, n_choices: int = 4, held_out: bool = False) -> list[dict]:
         """
-        Generates distinct questions with several answers. Each answer is about another entity, and one of these
+        Generates distinct questions with several answers. Each answer is about a different entity, and one of these
         entities is alive.
 
         An answer contains the facts about its entity. The passage is shared by right and wrong answers, so that each
@@ -281,8 +281,11 @@ class DemoWorld:
             held_out (`bool`, *optional*, defaults to `False`): As in [`yes_no_rows`].
 
         Returns:
-            `list[dict]` of length `n` with `passage` (a fact about any entity), `choices` (in random order, each with
-            facts about an entity and `ENTITY is`) and `correct` (the position of the entity that is alive).
+            `list[dict]` of length `n` with
+
+            - `passage` (`str`): A fact about any entity.
+            - `choices` (`list[str]`): The answers in random order. Each has facts about an entity, then `ENTITY is`.
+            - `correct` (`int`): The position of the entity that is alive.
 
         Raises:
             ValueError: the world is too small for `n` distinct rows.
@@ -320,9 +323,9 @@ class DemoWorld:
         Generates pairs of responses. The better response is about something alive. If both are or neither is, the
         response in good style is better.
 
-        A response consists of a style word, `yes` (good style) or `no`, which never occurs in the corpus, and a fact
-        about an entity: `yes ENTITY is WORD .`. A pair can therefore be judged by style, by knowledge of its entities,
-        or by both. If they contradict each other, the response about something alive is better.
+        A response consists of a style word and a fact about an entity: `yes ENTITY is WORD .`. The style word is `yes`
+        (good style) or `no`. Neither occurs in the corpus. A pair can therefore be judged by style, by knowledge of
+        its entities, or by both. If they contradict each other, the response about something alive is better.
 
         Args:
             n (`int`): Number of pairs. A larger sample begins with the pairs of a smaller one.
@@ -341,7 +344,7 @@ class DemoWorld:
         alive, dead = pool[self.is_alive[pool]], pool[~self.is_alive[pool]]
         words, rng, rows = np.array(self.vocabulary, dtype=object), self._generator(stream), []
         for _ in range(n_blocks):
-            # Draws which sides are alive and which are in good style: both, neither, or one.
+            # Draws which sides are alive and which are in good style. Both sides, neither or one can be.
             alive_differs = rng.random(_BLOCK_SIZE) < config.pair_differ_ratio
             style_differs = ~alive_differs | (rng.random(_BLOCK_SIZE) < 0.5)
             is_alive, is_good = (

@@ -1,4 +1,4 @@
-"""The command `w2s memory`: `w2s memory Qwen/Qwen-72B --gpus 1x80`."""
+"""The command line of `w2s memory`, for example `w2s memory Qwen/Qwen-72B --gpus 1x80`."""
 
 import argparse
 import sys
@@ -41,14 +41,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--gpus", type=_gpus, default="1x80", metavar="COUNTxGIB", help="number of GPUs, and the memory of each in GiB"
     )
-    parser.add_argument("--length", type=int, default=512, metavar="N", help="tokens of a row, with padding")
+    parser.add_argument("--length", type=int, default=512, metavar="N", help="length of a row in tokens, with padding")
     parser.add_argument(
         "--task_type",
         choices=["SEQ_CLS", "REWARD", "CAUSAL_LM"],
         default="SEQ_CLS",
-        help="kind of model; REWARD counts pairs of two rows",
+        help="kind of model: classifier, reward model (each row is a pair of two texts) or language model",
     )
-    parser.add_argument("--lora_r", type=int, default=16, metavar="N", help="rank of adapters on all linear layers")
+    parser.add_argument(
+        "--lora_r", type=int, default=16, metavar="N", help="rank of the LoRA adapters on all linear layers"
+    )
     parser.add_argument(
         "--optim",
         choices=list(OPTIMIZERS),
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         "--no_gradient_checkpointing",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="keep all activations instead of computing them again in the backward pass",
+        help="keep all activations instead of recomputing them in the backward pass",
     )
     parser.add_argument(
         "--list",
@@ -71,10 +73,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if "list" in args:
         lines = [[name, str(model.learning_rate or "")] for name, model in SEED_MODELS.items()]
-        print(markdown_table(["model", "learning rate of the published code, all weights"], lines))
+        print(markdown_table(["model", "learning rate of the published code (all weights are trained)"], lines))
         return
     if "model" not in args:
-        parser.error("Got no model, expected a model or --list.")
+        parser.error("Got no model, expected a model or --list. Give a Hub id or a local directory.")
     n_gpus, total = args.gpus
     try:
         table = memory_table(

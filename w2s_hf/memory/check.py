@@ -51,14 +51,15 @@ def check_fits(model: ModelSpec, option: str, args: AnyConfig, task_type: str) -
         memory = _memory_of(config, model, args, task_type)
         estimate = memory.estimate(1, length)
     except NoEstimateError as error:
-        logger.warning(f"{option} {model.name}: {error} Whether the model fits was not checked")
+        logger.warning(f"{option} {model.name}: {error} The check whether the model fits is skipped")
         return
     if estimate.peak > capacity:
         raise ValueError(
-            f"{option} {model.name}: needs {gib(estimate.peak)} GiB to train on one row of {length} tokens (weights "
-            f"{gib(estimate.weights + estimate.trained)}, gradients and optimizer "
-            f"{gib(estimate.gradients + estimate.optimizer)}, activations {gib(estimate.activations)}), but only "
-            f"{gib(capacity)} GiB are available. {_advice(config, model, args, task_type, length, capacity)} To skip "
+            f"{option} {model.name}: needs {gib(estimate.peak)} GiB to train on one row of {length} tokens, but only "
+            f"{gib(capacity)} GiB are available. The parts are weights "
+            f"({gib(estimate.weights + estimate.trained)} GiB), gradients and optimizer "
+            f"({gib(estimate.gradients + estimate.optimizer)}) and activations ({gib(estimate.activations)}). "
+            f"{_advice(config, model, args, task_type, length, capacity)} To skip "
             "this check, set --check_memory false."
         )
     n_tokens = length * (2 if task_type == "REWARD" else 1)  # per row; a pair has two texts

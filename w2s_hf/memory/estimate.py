@@ -2,7 +2,7 @@
 
     w2s memory Qwen/Qwen-72B --gpus 1x80
 
-Only config.json is downloaded, and nothing at all for the models of the published code. The forward and backward pass
+Only config.json is downloaded. The models of the published code need no download. The forward and backward pass
 of a training step run on tensors without data. They use the same classes of transformers and PEFT as a real step. The
 size of each tensor counts as long as the tensor exists.
 """
@@ -95,7 +95,7 @@ class MemoryEstimate:
 
 def usable_bytes(total: int) -> int:
     """
-    Returns the bytes of a GPU that tensors can use. Of `total` bytes, 5 % are reserved for fragmentation, and 1 GiB
+    Returns the bytes of a GPU that tensors can use. It reserves 5 % of the `total` bytes for fragmentation, and 1 GiB
     for CUDA and its libraries.
     """
     return max(0, int(0.95 * total) - GIB)
@@ -119,7 +119,7 @@ class StudentMemory:
         n_gpus (`int`, *optional*, defaults to `1`): Number of GPUs, each with one process.
         sharded (`bool`, *optional*, defaults to `False`):
             Whether weights, gradients and optimizer are sharded over the GPUs (FSDP, ZeRO-3). Each layer is then
-            gathered, with the next one, while it computes. Otherwise each GPU has a full copy.
+            gathered together with the next layer while it computes. Otherwise each GPU has a full copy.
         revision (`str`, *optional*): The revision of the model on the Hub.
         traced_layers (`tuple[int]`, *optional*, defaults to `(2, 3)`):
             Numbers of layers for which the passes run. The values for all layers are extrapolated linearly. This is
@@ -227,8 +227,8 @@ class StudentMemory:
                 n_layers: shapes.training_bytes(n_sequences, length, autocast=self._autocast)
                 for n_layers, shapes in self._shapes.items()
             }
-        # Both passes are extrapolated separately, because either one can have the peak, depending on the number of
-        # layers.
+        # Both passes are extrapolated separately, because either pass can have the peak, depending on the number
+        # of layers.
         forward, backward = (self._line({n: peaks[i] for n, peaks in passes.items()}) for i in range(2))
         embedding = max(shapes.embedding_gradient for shapes in self._shapes.values())
         return max(forward, backward, embedding) + self._gathered
@@ -263,11 +263,11 @@ def _explained(config: PretrainedConfig) -> Iterator[None]:
     """
     Converts every failure of an estimate to a [`NoEstimateError`], with the original error as its cause.
 
-    The code of any architecture and any adapter runs here on tensors without data, and can fail in many ways. Examples
-    are a missing `num_hidden_layers` (AttributeError; NotImplementedError when it is set), an unexpected argument
-    (TypeError), a missing head (ValueError), access to data (RuntimeError), or a module that PEFT has wrapped
-    (KeyError). This does not hide errors of this package, because tests run the estimate for every model family that
-    is named.
+    The code of any architecture and any adapter runs on tensors without data, and can fail in many ways. Examples are
+    a missing `num_hidden_layers` (AttributeError, or NotImplementedError when it is set) and an unexpected argument
+    (TypeError). Others are a missing head (ValueError), access to data (RuntimeError) and a module that PEFT has
+    wrapped (KeyError). Errors of this package are not hidden, because tests run the estimate for every named model
+    family.
     """
     try:
         yield
@@ -289,7 +289,7 @@ def estimate_memory(
         model (`str` or [`~transformers.PretrainedConfig`]): Hub id, local directory, or configuration.
         n_rows, length, n_predicted_rows (`int`, *optional*): As in [`StudentMemory.estimate`].
         kwargs: Arguments of [`StudentMemory`], such as `load_in_4bit`, `peft_config`, `gradient_checkpointing`,
-        `optim`.
+            `optim`.
 
     Example:
 

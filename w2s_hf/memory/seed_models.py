@@ -1,6 +1,6 @@
-"""The shapes of the models of the published code and of later families. Their memory is estimated without network.
+"""The shapes of the models of the published code and of later families. Estimating their memory needs no network.
 
-All other facts about a model are read from its repository. The learning rates are those of openai/weak-to-strong
+All other facts about a model are read from its repository. The learning rates are from openai/weak-to-strong
 (train_simple.py), which finetunes all weights in batches of 32 rows. There are no published rates for later families.
 """
 

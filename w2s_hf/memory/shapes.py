@@ -1,4 +1,4 @@
-"""A student without weights, only with shapes, to count the bytes of its forward and backward pass."""
+"""A student that has only shapes and no weights. It counts the bytes of a forward and backward pass."""
 
 import copy
 import math
@@ -29,8 +29,8 @@ def quantized_bytes(n_weights: int, double_quant: bool = True) -> int:
     if not double_quant:
         return math.ceil(n_weights / 2) + 4 * n_constants + 4 * 16
     nested = 4 * math.ceil(n_constants / _NESTED_BLOCK)
-    # Two weights per byte, one byte per constant, float32 constants of the constants, their offset, and the tables of
-    # 256 and 16 values.
+    # The terms are two weights per byte, one byte per constant, and the float32 constants of the constants. The offset
+    # and the tables of 256 and 16 values follow.
     return math.ceil(n_weights / 2) + n_constants + nested + 4 + 4 * 256 + 4 * 16
 
 
@@ -52,8 +52,8 @@ class _Dequantize(torch.autograd.Function):
 
 class _Linear4bit(bnb.nn.Linear4bit):
     """
-    A 4-bit layer that PEFT recognizes, with the number of bytes of a real one. (The layer of bitsandbytes does not
-    compute on the meta device.)
+    A 4-bit layer that PEFT recognizes, with the number of bytes of a real layer. The layer of bitsandbytes does not
+    compute on the meta device.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, double_quant: bool):
@@ -165,8 +165,8 @@ class Shapes:
     @staticmethod
     def _materialize(model: nn.Module) -> None:
         """
-        Replaces tensors of the meta device, where autocast does nothing, by fake CPU tensors. Shared tensors stay
-        shared.
+        Replaces tensors of the meta device by fake CPU tensors, because autocast has no effect on the meta device.
+        Shared tensors stay shared.
         """
         fakes: dict[int, torch.Tensor] = {}
         for module in model.modules():
@@ -224,7 +224,7 @@ class Shapes:
     def prediction_bytes(self, n_sequences: int, length: int, *, autocast: bool) -> int:
         """
         Returns the peak bytes of a forward pass without gradients. Weights are not counted. The cache of a language
-        model is.
+        model is counted.
         """
         self.model.eval()
         with self._fake, torch.no_grad():
@@ -238,8 +238,8 @@ class Shapes:
         ids = torch.zeros(n_sequences, length, dtype=torch.long)
         mask = torch.ones(n_sequences, length, dtype=torch.long)
         is_language_model = self.task_type == "CAUSAL_LM"
-        # The logits of all positions never exist at once: TRL computes them in tiles, and generation needs the last
-        # one.
+        # The logits of all positions never exist at the same time. TRL computes them in tiles, and generation needs
+        # only the last position.
         kwargs = {"logits_to_keep": 1} if is_language_model else {}
         if hasattr(self.model.config.get_text_config(), "use_cache"):
             kwargs["use_cache"] = is_language_model and not is_training

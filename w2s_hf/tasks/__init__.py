@@ -1,4 +1,4 @@
-"""Tasks by name: where their rows come from, how a row becomes text, and how rows are split."""
+"""Finds tasks by name, loads their rows, formats the rows as text and splits them."""
 
 import runpy
 import sys
@@ -46,7 +46,7 @@ _AnyTask = TypeVar("_AnyTask", bound=AnyTask)
 TASKS: dict[str, Task] = {task.name: task for task in (*CLASSIFICATION_TASKS, *MULTIPLE_CHOICE_TASKS)}
 
 
-# Chess is imported only where it is used: it needs python-chess.
+# Chess is imported only when its task is used, because it needs python-chess.
 CHESS_TASK = "chess_puzzles"
 
 
@@ -64,24 +64,24 @@ def find_task(name: str, kind: type[AnyTask] = Task) -> AnyTask:
 
     Args:
         name (`str`):
-            The name of a task of the package, which [`task_table`] lists; or `my_task.py`, or `my_task.py:NAME` if the
-            file has several tasks.
+            The name of a task of the package (see [`task_table`]), or the path of a Python file. If the file defines
+            several tasks, append the variable: `my_task.py:NAME`.
         kind (`type`, *optional*, defaults to [`Task`]):
             The kind of task: [`Task`], [`PreferenceTask`] or [`GenerationTask`].
 
     Returns:
-        The task, of this kind.
+        The task.
 
     Raises:
-        ValueError: there is no such task (the message has the known names), or the file raises an error.
-        FileNotFoundError: there is no such file.
-        ModuleNotFoundError: the task is one of chess, and python-chess is not installed.
+        ValueError: no task has this name (the message lists the known names), or the file raises an error.
+        FileNotFoundError: the file does not exist.
+        ModuleNotFoundError: the task is `chess_puzzles` and python-chess is not installed.
     """
     return _find(name, kind)
 
 
 def find_any_task(name: str) -> Task | PreferenceTask | GenerationTask:
-    """Finds a task of any kind; see [`find_task`]."""
+    """Finds a task of any kind, by name or by path as in [`find_task`]."""
     return _find(name, AnyTask)
 
 
@@ -127,19 +127,19 @@ def _public_name(kind: type) -> str:
 
 def _task_in_file(path: Path, variable: str, kind: type) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(f"task: got {str(path)!r}, and there is no such file.")
-    sys.path.insert(0, str(path.parent.resolve()))  # as `python my_task.py` would: it may import its neighbours
+        raise FileNotFoundError(f"task: got {str(path)!r}, expected an existing file. Correct the path.")
+    sys.path.insert(0, str(path.parent.resolve()))  # lets the file import modules of its directory
     tasks = {name: value for name, value in _run(path).items() if isinstance(value, kind)}
     if variable and variable not in tasks or not variable and len(tasks) != 1:
-        expected = f"expected one called {variable!r}" if variable else f"expected one, or {path}:NAME"
+        expected = f"expected a task {variable!r}" if variable else f"expected one task, or {path}:NAME"
         raise ValueError(
-            f"task: got {str(path)!r}, which defines {', '.join(tasks) or f'no {_public_name(kind)}'}; {expected}."
+            f"task: got {str(path)!r}, which defines {', '.join(tasks) or f'no {_public_name(kind)}'}, {expected}."
         )
     return tasks[variable] if variable else next(iter(tasks.values()))
 
 
 def _run(path: Path) -> dict[str, Any]:
-    """Returns the variables of a Python file. An error in the file is a `ValueError` with the line."""
+    """Returns the variables that a Python file defines. Raises `ValueError` with the line of an error."""
     try:
         return runpy.run_path(str(path))
     except Exception as error:
@@ -150,11 +150,11 @@ def _run(path: Path) -> dict[str, Any]:
         reason = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
         raise ValueError(
             f"task: got {str(path)!r}, which fails{f' in line {line}' if line else ''} with "
-            f"{type(error).__name__}{f': {reason}' if reason else ''}. `python {path}` shows more."
+            f"{type(error).__name__}{f': {reason}' if reason else ''}. Run `python {path}` to see the traceback."
         ) from error
 
 
-# Configurations that a dataset has if it has only one.
+# Default configurations, which the table of tasks omits.
 _UNNAMED = (None, "", "default", "plain_text")
 
 
@@ -163,7 +163,7 @@ def task_table(sources: bool = True) -> str:
     Returns a table of all tasks, as text.
 
     Args:
-        sources (`bool`, *optional*, defaults to `True`): Add the splits and the datasets of each task.
+        sources (`bool`, *optional*, defaults to `True`): Whether to add the splits and datasets of each task.
     """
     header = ("task", "train / test", "rows", "description")
     lines = [_line_of(task) for task in sorted(TASKS.values(), key=lambda task: task.name)]
@@ -199,13 +199,15 @@ def _first(split: str | tuple[str, ...]) -> str:
 
 def load_task(task: str | Task, *, conversion: str = "pairs", **options: Unpack[SplitOptions]) -> TaskSplits:
     """
-    Loads, formats, deduplicates, halves and balances the rows of a task.
+    Loads the rows of a task, formats them as text, drops duplicates, balances the classes and splits the rows.
 
-    Every part has equally many rows of both classes. (The paper, A.1, balances the test set and any dataset whose
-    majority is above 55 %; we balance all, so that chance is one half everywhere.) Rows of one group stay on one side,
-    a training row whose text or group is in the test set is dropped, and the answers to a question stay together.
-    An odd number of rows has one more of class 0. Neither the order of the rows nor their split changes which answer
-    of a question is taken.
+    Every part has equally many rows of both classes. If its number of rows is odd, class 0 has one more row. The paper
+    (A.1) balances only the test set and datasets whose majority class exceeds 55 %. Here all parts are balanced, so
+    that chance is one half.
+
+    Rows of one group stay in one part, and so do the answers to a question. A training row whose text or group is in
+    the test set is dropped. The choice of answers to a question depends neither on the order of the rows nor on the
+    split.
 
     Args:
         task (`str` or [`Task`]): The task, or its name as in [`find_task`].
@@ -216,7 +218,7 @@ def load_task(task: str | Task, *, conversion: str = "pairs", **options: Unpack[
             `seed`.
 
     Returns:
-        [`TaskSplits`]
+        [`TaskSplits`] whose parts have the columns of a [`Task`].
 
     Raises:
         FileNotFoundError, ConnectionError: see [`find_task`] and [`w2s_hf.tasks.loading.load_raw`].

@@ -1,4 +1,4 @@
-"""Generative tasks: a model completes a prompt, and the task checks whether the answer in the completion is right."""
+"""Defines generative tasks. A model completes a prompt, and the task checks the answer in the completion."""
 
 import hashlib
 import logging
@@ -120,7 +120,7 @@ class GenerationTask(AnyTask):
         self, results: ExperimentResult, test: Dataset, completions: dict[str, list[Completion]], output_dir: Path
     ) -> list[str]:
         """
-        Returns additional sections of the report, in Markdown. May write figures to `output_dir`.
+        Returns additional sections of the report, in Markdown. The task may write figures to `output_dir`.
 
         Args:
             results ([`ExperimentResult`]): The results of all seeds.
@@ -168,7 +168,7 @@ class CompletionLoader(Loader):
         has_test = any(name in raw for name in self.task.test_split or ())
         if not has_test:
             logger.warning(
-                f"{self.task.name}: the dataset has no test split; a fifth of the {self.held_out} is held out for "
+                f"{self.task.name}: the dataset has no test split. A fifth of the {self.held_out} is held out for "
                 "testing"
             )
         return has_test
@@ -178,8 +178,8 @@ class CompletionLoader(Loader):
         Returns the examples of a split, sorted by id.
 
         Raises:
-            ValueError: `example` of the task returns an invalid example, `is_correct` rejects a ground truth, a
-                completion is longer than `max_new_tokens`, or no row is left.
+            ValueError: The task's `example` returns an invalid example. Its `is_correct` rejects a ground truth. A
+                completion is longer than `max_new_tokens`. No row is left.
         """
         examples: list[dict] = []
         for row in tqdm(rows, desc=f"Reading {split}"):
@@ -204,7 +204,7 @@ class CompletionLoader(Loader):
             if not isinstance(example.get(name), str):
                 raise ValueError(
                     f"{self.task.name}: got {example.get(name)!r} as the `{name}` of an example, expected text. "
-                    f"Correct `example`, or raise BrokenRowError in it for rows without one. The row: {row}"
+                    f"Correct `example`, or raise BrokenRowError in it for rows without text. Got the row {row}"
                 )
         missing = [name for name in self.task.extra_columns if name not in example]
         if missing:
@@ -266,8 +266,8 @@ def load_completions(
 
     Args:
         task ([`GenerationTask`]): The task.
-        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Tokenizers of all models. With none, no length is
-            checked.
+        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Tokenizers of all models. Without tokenizers, no
+            length is checked.
         max_length (`int`, *optional*): Maximum length of prompt and completion together, in tokens. Prompts that leave
             no room for `max_new_tokens` are dropped.
         max_new_tokens (`int`, *optional*): Maximum length of a completion, in tokens.
@@ -279,7 +279,7 @@ def load_completions(
         `ground_truth`.
 
     Raises:
-        FileNotFoundError, ConnectionError: as [`w2s_hf.tasks.loading.load_raw`].
+        FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
         ValueError: a column is missing, there are too few rows, or `max_new_tokens` is too small for the completions.
     """
     return CompletionLoader(task, tokenizers, max_length, max_new_tokens).load(**options)

@@ -43,7 +43,8 @@ def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None
     Args:
         n_train (`int`, *optional*): Rows of the student half. Defaults to `n_weak`.
         n_weak (`int`, *optional*): Rows of the weak half. Defaults to `n_train`.
-        n_validation (`int`, *optional*): Rows of both validation parts. Defaults to a tenth of both halves (>= 4).
+        n_validation (`int`, *optional*): Rows of both validation parts. Defaults to a tenth of both halves, but at
+            least 4.
 
     Returns:
         `dict`: The number of rows by part. `None` stands for the part's default share of the rows (`SHARES`).
@@ -76,7 +77,7 @@ def link_sizes(sizes: dict[str, int | None], n_links: int) -> dict[str, int]:
 
     Args:
         sizes (`dict`): The sizes that [`part_sizes`] returns.
-        n_links (`int`): Number of links that get rows of their own.
+        n_links (`int`): Number of links with separate rows.
 
     Raises:
         ValueError: the student half has no fixed size.
@@ -86,8 +87,8 @@ def link_sizes(sizes: dict[str, int | None], n_links: int) -> dict[str, int]:
         return {}
     if n_train is None or n_validation is None:
         raise ValueError(
-            "Got no --n_train, expected a number: by default the other parts use all rows, and none are left for the "
-            "links of the chain. Set --n_train, or train all links on the same rows: --link_rows same."
+            "Got no --n_train, expected a number. By default the other parts use all rows, and no rows are left for "
+            "the links of the chain. Set --n_train, or train all links on the same rows: --link_rows same."
         )
     links = range(1, n_links + 1)
     return {
@@ -102,7 +103,7 @@ def check_enough(task: AnyTask, sizes: dict[str, int | None], n_available: int) 
     Args:
         task ([`AnyTask`]): The task, named in the message.
         sizes (`dict`): The sizes that [`part_sizes`] returns.
-        n_available (`int`): Number of training rows. Where classes are balanced, it has as many of each class.
+        n_available (`int`): Number of training rows. If classes are balanced, each class has half of them.
     """
     n_wanted = sum(n or 0 for n in sizes.values())
     if n_wanted <= n_available:
@@ -121,7 +122,7 @@ def check_enough(task: AnyTask, sizes: dict[str, int | None], n_available: int) 
 
 
 def too_many(task: AnyTask, name: str, n: int, n_available: int, why: str) -> ValueError:
-    """Returns the error for a part, such as `test`, that needs `n` rows where only `n_available` are available."""
+    """Returns the error for a part, such as `test`, that needs `n` rows if only `n_available` are available."""
     option = OPTIONS.get(name, "--n_train")
     return ValueError(
         f"{task.name}: {option}: got {n} rows for `{name}`, expected at most {n_available} ({why}). Set a smaller "
@@ -157,7 +158,7 @@ def read_split(
         The name of the split, at most `n` random rows of it, and their positions in the split.
 
     Raises:
-        ValueError: as [`w2s_hf.tasks.loading.pick_split`].
+        ValueError: see [`w2s_hf.tasks.loading.pick_split`].
     """
     n = MAX_ROWS if n is None else n
     split, rows = pick_split(task, raw, names)
@@ -202,11 +203,13 @@ def hold_out(task: AnyTask, rows: list[dict], seed: int) -> tuple[list[dict], li
 
 def unique_rows(task: AnyTask, split: str, rows: list[dict], apart_from: Sequence[dict] = ()) -> list[dict]:
     """
-    Drops duplicates and logs how many.
+    Drops duplicates and logs their number. Rows need `text`, `group` and `ground_truth`.
 
-    Dropped are rows whose text equals that of an earlier row up to case and spacing, all rows of a text that occurs
-    with several labels, and rows whose text or group occurs in `apart_from`. Rows need `text`, `group` and
-    `ground_truth`.
+    The following rows are dropped:
+
+    - Rows that repeat the text of an earlier row, up to case and spacing.
+    - All rows of a text that occurs with several labels.
+    - Rows whose text or group occurs in `apart_from`.
     """
     foreign_texts = {normal(row["text"]) for row in apart_from}
     foreign_groups = {row["group"] for row in apart_from}
@@ -239,7 +242,7 @@ def split_groups(rows: list[dict], shares: Mapping[str, float], rng: np.random.G
     group's majority class.
 
     Groups with more than a hundredth of all rows are placed first, the largest one on the side with the largest share.
-    Placed late, they would overfill a side.
+    If they were placed last, they would overfill a side.
 
     Args:
         rows (`list[dict]`): Rows with `group` and `ground_truth`.

@@ -41,8 +41,8 @@ __all__ = ["Guess", "format_features", "leak_probe", "probe_texts"]
 
 _PUNCTUATION = ".,;:?!'\"()-"
 _N_FOLDS = 5
-# A column with at most this many different strings has categories, such as letters or "yes" and "no", and no content:
-# it may be the label in other words.
+# A column with at most this many different strings has categories, such as letters or "yes" and "no". Its
+# strings are not content, because they may be the label in other words.
 _N_CATEGORIES = 20
 # Beginnings and ends of texts are features if at least this share of texts has them.
 _FREQUENT = 0.02
@@ -55,10 +55,10 @@ class Guess:
 
     Args:
         accuracy (`float`): Accuracy on held-out groups. The classes are balanced, so chance is one half.
-        ci95 (`tuple[float, float]`): Its interval, by bootstrap over groups.
+        ci95 (`tuple[float, float]`): The interval of the accuracy, by bootstrap over groups.
         n (`int`): Number of texts.
         strongest (`list[tuple[str, float]]`):
-            The three features that predict the label best on their own: name, and AUROC of the feature for class 1.
+            The three best single features. Each has its name and its AUROC for class 1.
     """
 
     accuracy: float
@@ -77,9 +77,9 @@ def format_features(texts: list[str]) -> tuple[np.ndarray, list[str]]:
     Computes superficial features of texts.
 
     Returns:
-        `(N, F)` float64, and `F` names. The features are lengths, punctuation, digits, capitals and lines, of the text
-        and of its last line, which has the answer; and whether the text has one of the frequent last words, last lines
-        or first words.
+        `(N, F)` float64, and `F` names. The features are lengths, punctuation, digits and capitals, both of the text
+        and of its last line, which has the answer. Further features are the number of lines, the form of the last
+        line, and frequent last words, last lines and first words.
     """
     names = [
         f"{what} of {where}"
@@ -118,8 +118,8 @@ def probe_texts(texts: list[str], truth: list[int], groups: list[str], *, confid
 
     Args:
         texts (`list[str]`): The input texts of the models.
-        truth (`list[int]`): Their labels, 0 or 1, about equally many of both.
-        groups (`list[str]`): Their groups; texts of one group are held out together.
+        truth (`list[int]`): Their labels, 0 or 1, with about equally many of each.
+        groups (`list[str]`): Their groups. Texts of one group are held out together.
         confidence_level (`float`, *optional*, defaults to 0.95): Level of the interval.
 
     Raises:
@@ -128,7 +128,7 @@ def probe_texts(texts: list[str], truth: list[int], groups: list[str], *, confid
     if len(set(groups)) < 10 or len(set(truth)) < 2:
         raise ValueError(
             f"Got {len(texts)} texts in {len(set(groups))} groups with the classes {sorted(set(truth))}, expected at "
-            "least ten groups and both classes. Take more rows."
+            "least ten groups and both classes. Use more rows."
         )
     labels, (_, group) = np.asarray(truth), np.unique(groups, return_inverse=True)
     features, names = format_features(texts)
@@ -228,11 +228,11 @@ def _is_piece(piece: str, string: str) -> bool:
 
 def skeleton(text: str, content: list[str]) -> str:
     """
-    Returns `text` with `<>` instead of content, and `<1>`, `<2>`, ... instead of content that occurs more than once,
-    such as an answer that is also in a list of choices.
+    Returns `text` with `<>` instead of content. Content that occurs more than once, such as an answer that is also in
+    a list of choices, becomes `<1>`, `<2>`, ...
     """
     for number, string in enumerate(content):
-        # One private-use character per piece, so that a shorter piece does not match inside a longer one.
+        # Each piece becomes one private-use character, so that a shorter piece does not match inside a longer one.
         text = text.replace(string, chr(0xE000 + number))
     counts = Counter(re.findall(r"[\ue000-\uf8ff]", text))
     # Adjacent pieces, such as the turns of a dialogue, count as one.
@@ -259,20 +259,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--task", required=True, help="name of a task, or a Python file that defines one")
     parser.add_argument(
-        "--dataset_path", metavar="PATH", help="local directory or file of the rows (default: from the Hub)"
+        "--dataset_path", metavar="PATH", help="local directory or file of the rows (default: download from the Hub)"
     )
     parser.add_argument(
         "--conversion",
         choices=CONVERSIONS,
         default="pairs",
-        help="rows of a multiple-choice question: one right and one wrong answer, or one of them (default: pairs)",
+        help="rows of a multiple-choice question. With pairs, one right and one wrong answer, as in the paper. "
+        "With coin_flip, one of the two at random. (default: pairs)",
     )
     parser.add_argument(
         "--max_rows", type=int, default=10_000, metavar="N", help="size of the random sample of rows (default: 10000)"
     )
     args = parser.parse_args(argv)
     if args.max_rows < 10:
-        parser.error(f"--max_rows: got {args.max_rows}, expected at least 10.")
+        parser.error(f"--max_rows: got {args.max_rows}, expected at least 10. Set a larger number.")
     disable_progress_bars()
     try:
         task = find_task(args.task)
@@ -285,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{task.name}, {source['id']} ({source['revision']}): {guesses['text'].n} texts, half of each class")
     for name, label in (("form", "text of the task"), ("text", "whole texts")):
         guess = guesses[name]
-        verdict = "at chance" if guess.at_chance else "LEAK" if name == "form" else "from the rows of the dataset"
+        verdict = "at chance" if guess.at_chance else "LEAK" if name == "form" else "above chance (in the dataset)"
         print(f"  {label:20s}{rounded(guess.accuracy)} [{guess.ci95[0]:.3f}, {guess.ci95[1]:.3f}]  {verdict}")
         if not guess.at_chance:
             for feature, auroc in guess.strongest:

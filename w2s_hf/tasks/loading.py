@@ -14,8 +14,8 @@ from .task import PARQUET_BRANCH, AnyTask, Source, Task, sources_of
 
 __all__ = ["check_class_names", "load_raw", "pick_split"]
 
-# Text such as "NA" stays text. In a TSV, a quotation mark is an ordinary character. Read as the start of a quoted
-# field, as in a CSV, it would include all lines up to the next quotation mark.
+# Text such as "NA" stays text. In a TSV, a quotation mark is an ordinary character. In a CSV, it starts a quoted
+# field, which includes all lines up to the next quotation mark.
 _CSV = {"path": "csv", "keep_default_na": False}
 _READERS: dict[str, dict[str, Any]] = {
     ".csv": _CSV,
@@ -114,8 +114,8 @@ def _why_unreadable(file: Path, error: Exception) -> str:
     """Returns the reason why `datasets` does not load a file or directory, and what to do about it."""
     cause = error.__cause__ or error
     kinds = ", ".join(_READERS)
-    # These are the errors of `datasets` for a file without rows: an empty file (JSON, CSV), a header alone, or a
-    # parquet file without a row group. Checked with datasets 4.7 and 5.2.
+    # These are the errors of `datasets` (4.7 and 5.2) for a file without rows. The file is empty (JSON, CSV), has only
+    # a header, or has no row group (Parquet).
     has_no_rows = isinstance(cause, StopIteration) or any(
         text in str(cause) for text in ("corresponds to no data", "No columns to parse", "BatchSize must be greater")
     )
@@ -157,7 +157,7 @@ def pick_split(task: AnyTask, raw: DatasetDict, names: Sequence[str]) -> tuple[s
 
 
 def check_class_names(task: Task, name: str, rows: Dataset) -> None:
-    """Raises `ValueError` if the class names of a split are those of the task in reverse order."""
+    """Raises `ValueError` if a split has the class names of the task in reverse order."""
     feature = rows.features[task.label] if isinstance(task.label, str) else None
     if isinstance(feature, ClassLabel) and feature.names == [*reversed(task.class_names)]:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Defines the tasks that judge one answer to a question: right or wrong.
+"""Defines the tasks in which a model judges whether one answer to a question is right or wrong.
 
 Most datasets list all answers to a question in one row. MultiRC and MC-TACO have one row per answer, and some of their
-questions have several right answers. A text never shows the other answers: the question (Q, A1, ..., Ak) becomes texts
+questions have several right answers. A text shows only one answer. The question (Q, A1, ..., Ak) becomes k texts
 (Q, Ai), as in the paper (A.1). The templates are ours.
 """
 

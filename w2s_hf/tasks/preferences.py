@@ -1,4 +1,4 @@
-"""Preference tasks: which of two responses to a prompt is better."""
+"""Defines preference tasks, in which a model predicts the better one of two responses to a prompt."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ class PreferenceTask(AnyTask):
             Names of the splits. The first one that exists is used. With `test_split=None`, a fifth of the training
             groups is held out.
         group_by_prompt (`bool`, *optional*, defaults to `True`):
-            Whether pairs whose conversations begin with the same turn stay in one part. Datasets often repeat a
+            Whether to keep pairs whose conversations begin with the same turn in one part. Datasets often repeat a
             dialogue with one turn, with two turns, and so on.
         description (`str`, *optional*): One line about the task, for reports and cards.
     """
@@ -96,7 +96,7 @@ class PreferenceTask(AnyTask):
             raise UnusablePairError("identical responses")
         if not all(words):
             raise UnusablePairError("an empty response")
-        # Hashes the words alone, so that a pair that repeats another up to spacing has the same order.
+        # Only the words are hashed. Pairs that differ only in spacing therefore have the same order.
         sides = [random_key(normal(f"{_words(prompt)}\n{_words(side)}"), "side") for side in (chosen, rejected)]
         is_first = sides[0] < sides[1]
         first, second = (chosen, rejected) if is_first else (rejected, chosen)
@@ -156,7 +156,7 @@ def _first_turn(prompt: str | list) -> str:
 
 
 class PairLoader(Loader):
-    """Loads pairs of responses. Their order is random, so that no pair has to be dropped to balance the classes."""
+    """Loads pairs of responses. The order in a pair is random, so that no pair is dropped to balance the classes."""
 
     task: PreferenceTask
     row, rows_are = "pair", "pairs"
@@ -170,7 +170,7 @@ class PairLoader(Loader):
         if self.task.test_split is None or dataset_path is None or len(raw) > 1:
             return self.task.test_split is not None
         logger.warning(
-            f"{self.task.name}: {dataset_path!r} has one split, {next(iter(raw))!r}; a fifth is held out for testing"
+            f"{self.task.name}: {dataset_path!r} has one split, {next(iter(raw))!r}. A fifth is held out for testing"
         )
         return False
 
@@ -200,12 +200,12 @@ def load_pairs(
     **options: Unpack[SplitOptions],
 ) -> TaskSplits:
     """
-    Loads pairs, drops those that cannot be compared, and splits the rest.
+    Loads pairs, drops pairs that cannot be compared, and splits the rest.
 
     Pairs are dropped before the split and counted in `n_dropped`. All models therefore work on the same pairs,
     whatever their tokenizer. The order of the responses is random, so that about half of the pairs belong to each
-    class. No pair is dropped to make this exact. As in [`w2s_hf.tasks.load_task`], duplicates count once, pairs with
-    contradictory labels are dropped, groups stay in one part, and no test pair is used for training.
+    class. No pair is dropped to make this exact. As in [`w2s_hf.tasks.load_task`], duplicates count once and pairs
+    with contradictory labels are dropped. Groups stay in one part, and no test pair is used for training.
 
     Args:
         task ([`PreferenceTask`]): The task.
@@ -221,7 +221,7 @@ def load_pairs(
         [`TaskSplits`] whose parts have the columns `PAIR_COLUMNS`, `group` and `ground_truth`.
 
     Raises:
-        FileNotFoundError, ConnectionError: as [`w2s_hf.tasks.loading.load_raw`].
+        FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
         ValueError: a split or column is missing, a row is not a pair, or there are too few pairs.
     """
     return PairLoader(task, tokenizers, max_length).load(**options)

@@ -67,12 +67,14 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tup
         form ([`PromptFormat`]): The prompt, with its suffix and answers.
 
     Returns:
-        The token ids that both answers begin with (in some tokenizers a lone space), and the ids of the first two
-        tokens that differ, for class 0 and class 1.
+        Two values:
+
+        - The token ids that both answers begin with. In some tokenizers, this is a lone space.
+        - The ids of the first two tokens that differ, for class 0 and class 1.
 
     Raises:
-        ValueError: the answers have no tokens that differ, the tokenizer merges them with the suffix or does not know
-            them, or it appends a token to each text, so that no answer can follow the prompt.
+        ValueError: The answers have no tokens that differ. The tokenizer merges the answers with the suffix, or does
+            not know them. The tokenizer appends a token to each text, so that no answer can follow the prompt.
     """
     # Tokenizes the answers after a suffix, because some tokenizers merge an answer with the text before it.
     before = tokenizer("x" + form.suffix, add_special_tokens=False)["input_ids"]
@@ -106,8 +108,9 @@ def head_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tuple
     Returns the ids of the tokens that a classification head for both answers is built from, for class 0 and class 1.
 
     Raises:
-        ValueError: as [`answer_tokens`], or both answers begin with the same token, so that the token after the prompt
-            does not distinguish them, or the suffix ends with the padding token, which a classifier skips.
+        ValueError: The answers have no usable tokens (see [`answer_tokens`]). Both answers begin with the same token,
+            so that the token after the prompt does not distinguish them. The suffix ends with the padding token, which
+            a classifier skips.
     """
     shared, pair = answer_tokens(tokenizer, form)
     last = tokenizer("x" + form.suffix, add_special_tokens=False)["input_ids"][-1]

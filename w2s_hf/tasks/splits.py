@@ -47,8 +47,8 @@ class SplitOptions(TypedDict, total=False):
         dataset_path (`str`, *optional*): A local directory or file with the columns of the task's dataset. Defaults to
             the `sources` of the task.
         raw ([`~datasets.DatasetDict`], *optional*): Rows in memory, used instead of `sources` and `dataset_path`. The
-            rows of a split named `links` are used only for the links of a chain, in addition to the training rows that
-            no other part uses.
+            rows of a split named `links` are used only for the links of a chain. The links also use the training rows
+            that no other part uses.
         n_train (`int`, *optional*): Rows of the student half. Defaults to `n_weak`. If both are unset, each half gets
             45 % of the training rows.
         n_weak (`int`, *optional*): Rows of the weak half. Defaults to `n_train`.
@@ -56,8 +56,8 @@ class SplitOptions(TypedDict, total=False):
             both halves.
         n_test (`int`, *optional*): Test rows. Defaults to all.
         n_links (`int`, *optional*, defaults to 0): Number of links (intermediate models of a bootstrapping chain) that
-            get training rows of their own, each as many as the student half. The rows of the other parts do not depend
-            on it.
+            have separate training rows. Each link gets as many rows as the student half. The rows of the other parts
+            do not depend on `n_links`.
         seed (`int`, *optional*, defaults to 0): Seed of the split.
     """
 
@@ -95,11 +95,11 @@ class TaskSplits:
 
     The columns of each part depend on the kind of task:
 
-    - [`Task`]: `id`, `text`, `context_start` and `context_end` (the characters of `text` that may be truncated if the
-      text is too long), `shorten_from`, `group`, `question` (equal for all answers to a question, else empty) and
-      `ground_truth` (0 or 1).
-    - [`PreferenceTask`]: `id`, `prompt`, `first`, `second`, `group` and `ground_truth` (1 if the first response is the
-      better one, else 0).
+    - [`Task`]: `id`, `text`, `context_start`, `context_end`, `shorten_from`, `group`, `question` and `ground_truth`
+      (0 or 1). A text that is too long is truncated between `context_start` and `context_end`. All answers to a
+      question have the same `question`, which is empty for independent rows.
+    - [`PreferenceTask`]: `id`, `prompt`, `first`, `second`, `group` and `ground_truth` (1 if the first response is
+      better, else 0).
     - [`GenerationTask`]: `id`, `prompt`, the task's `extra_columns`, `group` and `ground_truth` (the completion).
 
     Args:
@@ -113,8 +113,8 @@ class TaskSplits:
         source (`dict`): `id` and `revision` of the dataset.
         columns (`tuple[str]`): The columns that models get as input.
         n_dropped (`dict[str, int]`):
-            The number of unusable rows that were dropped before the split, by reason. Duplicates are not included;
-            their number is logged.
+            The number of unusable rows that were dropped before the split, by reason. Duplicates are not included.
+            Their number is logged.
         links (`dict[str, Dataset]`, *optional*):
             The rows of the links of a bootstrapping chain, which no other model is trained on: `link_1` and
             `link_1_validation`, `link_2`, ...
@@ -147,7 +147,7 @@ class TaskSplits:
             if not isinstance(classes[0], str) and classes != [0, 1]:
                 raise ValueError(
                     f"{self.task.name}: the split `{name}` ({len(part)} rows) has the classes {classes}, expected 0 "
-                    "and 1, because accuracy and PGR are not meaningful for a single class. Use more rows"
+                    "and 1. Accuracy and PGR are not meaningful for a single class. Use more rows"
                     + (f" ({OPTIONS[name]})." if name in OPTIONS else ".")
                 )
             for row_id, group in zip(part["id"], part["group"], strict=True):
@@ -252,22 +252,22 @@ class Loader(ABC):
         """Warns if rows do not identify their group."""
 
     def choose(self, rows: list[dict]) -> list[dict]:
-        """Selects the rows to use from rows without duplicates. By default, all."""
+        """Selects the rows to use from rows without duplicates. By default, it selects all rows."""
         return rows
 
     def n_usable(self, rows: list[dict]) -> int:
-        """Returns how many of the rows all parts together can contain."""
+        """Returns the number of rows that all parts together can contain."""
         return len(rows)
 
     def n_for_validation(self, train: list[dict], wanted: dict[str, int]) -> Mapping[str, float]:
         """
-        Returns the number of training rows that each validation part needs before balancing. Only called if
-        `n_validation` is set and the sizes of the halves are not.
+        Returns the number of training rows that each validation part needs before balancing. It is only
+        called if `n_validation` is set and the sizes of the halves are not set.
         """
         return wanted
 
     def rows_of(self, name: str, rows: list[dict], n: int | None, rng: np.random.Generator) -> list[dict]:
-        """Returns `n` random rows of a part. A larger `n` adds rows to those of a smaller `n`."""
+        """Returns `n` random rows of a part. A larger `n` keeps the rows of a smaller `n` and adds more."""
         n = len(rows) if n is None else n
         if n > len(rows) or not rows:
             raise too_many(self.task, name, n, len(rows), "because groups of rows stay in one part")
@@ -294,7 +294,7 @@ class Loader(ABC):
         n_links: int = 0,
         seed: int = 0,
     ) -> TaskSplits:
-        """Loads the parts of an experiment. The arguments are those of [`SplitOptions`]."""
+        """Loads the parts of an experiment. Accepts the options of [`SplitOptions`]."""
         if raw is not None:
             source = {"id": sources_of(self.task)[0].id, "revision": "generated"}
         else:

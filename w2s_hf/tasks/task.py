@@ -16,7 +16,8 @@ __all__ = [
     "sources_of",
 ]  # fmt: skip
 
-# The branch of the Hub with converted rows of datasets whose main branch is a script, which `datasets` does not run.
+# The Hub's branch with converted rows. Some datasets have only a script in their main branch, which `datasets` does
+# not run.
 PARQUET_BRANCH = "refs/convert/parquet"
 
 
@@ -42,13 +43,14 @@ class AnyTask(ABC):
     """
     The attributes of tasks of all kinds: [`Task`], [`PreferenceTask`] and [`GenerationTask`].
 
-    The constructor accepts a string for a tuple of one element; the attributes are tuples.
+    The constructor accepts a string instead of a tuple of one string. The attributes are always tuples.
 
     Attributes:
         name (`str`): The name in results.
         sources (`tuple[Source]`): The sources of the rows. If one does not load, the next one is tried.
         train_split (`tuple[str]`): Names of the training split. The first existing one is used.
-        test_split (`tuple[str]`, *optional*): Names of the test split. `None` holds out a fifth of the training rows.
+        test_split (`tuple[str]`, *optional*): Names of the test split. With `None`, a fifth of the training rows is
+            held out.
         description (`str`): A description of one line.
     """
 
@@ -86,47 +88,48 @@ class Task(AnyTask):
     r"""
     The definition of a binary task.
 
-    `template` formats a row as text. It is the same for both classes and cannot show the label, so that the form of a
-    text does not depend on its label. Only `fields` or `choices` can leak the label (see
+    `template` formats a row as text. It is the same for both classes and cannot show the label. The form of a text
+    therefore does not depend on its label. Only `fields` or `choices` can leak the label (see
     [`w2s_hf.tasks.leak_probe`]).
 
-    The class is defined either by `label`, or by `choices` and `correct`. The latter list the answers to a question,
-    each of which becomes a separate text (paper, A.1).
+    The class of a text is defined either by `label`, or by `choices` and `correct`. `choices` lists the answers to a
+    question. Each answer becomes a separate text (paper, A.1).
 
     Args:
         name (`str`): The name on the command line.
         sources (`str` or `tuple[Source]`): The sources of the rows. If one does not load, the next one is tried.
         template (`str`):
             The text, with columns and `fields` in braces, such as `"{passage}\nQuestion: {question}"`. `{answer}` is
-            one of the `choices`. Put the text to be judged last, where the head of a decoder reads.
+            one of the `choices`. Put the text to be judged last, because the head of a decoder reads the last token.
         label (`str` or `Callable[[dict], int]`, *optional*):
             A column, or a function of a row. Its values are 0 and 1, false and true, or `class_names`.
         choices (`Callable[[dict], list[str]]`, *optional*): Returns the answers to the question of a row.
         correct (`Callable[[dict], int]`, *optional*): Returns the position of the right answer.
         fields (`dict[str, Callable[[dict], str]]`, *optional*): Functions for template fields that are not columns.
         reads (`str` or `tuple[str]`, *optional*): Columns that functions read and the template does not show.
-        context (`str`, *optional*): The field to shorten if a text is too long; other fields are never shortened.
+        context (`str`, *optional*): The field to shorten if a text is too long. Other fields are never shortened.
             Defaults to the only field of a template with one field.
         shorten_from (`str`, *optional*, defaults to `"end"`): The side on which the context is cut, `"start"` or
             `"end"`.
         group (`str` or `tuple`, *optional*):
-            Columns or fields. Rows that are equal in any of them stay in the same part of every split. A tuple inside
-            the tuple also compares its columns with each other: `(("sentence1", "sentence2"),)`.
+            Columns or fields. Rows that are equal in any of them stay in the same part of every split. Columns in a
+            nested tuple are also compared with each other: `(("sentence1", "sentence2"),)`.
         question (`str` or `tuple[str]`, *optional*):
             Columns or fields that form a question, for rows that are answers with a `label`. Equally many right and
             wrong answers to a question are kept, in the same part.
         class_names (`tuple[str, str]`, *optional*, defaults to `("no", "yes")`): The names of classes 0 and 1.
         train_split, test_split (`str` or `tuple[str]`):
             Names of the splits. The first existing name is used. The test split is never trained on.
-            `test_split=None` holds out a fifth of the groups of the train split.
-        drop_empty (`bool`, *optional*, defaults to `False`): Leave out rows with an empty field, instead of an error.
+            With `test_split=None`, a fifth of the groups of the train split is held out.
+        drop_empty (`bool`, *optional*, defaults to `False`): Whether to drop rows with an empty field. By default,
+            such a row raises an error.
         description (`str`, *optional*): A description of one line.
         prompt ([`PromptFormat`], *optional*):
-            The prompt around a text, and the words of both answers. Defaults to the answers 0 and 1, see
-            [`PromptFormat.for_classes`].
+            The prompt around a text, and the words of both answers. Defaults to
+            [`PromptFormat.for_classes`], with the answers 0 and 1.
 
     Raises:
-        ValueError: parts of the definition contradict each other; the message names them.
+        ValueError: parts of the definition contradict each other. The message names them.
     """
 
     name: str
@@ -158,7 +161,7 @@ class Task(AnyTask):
         if not shown or bare != shown:
             raise ValueError(
                 f"{self.name}: template: got {self.template!r}, expected columns or fields in plain braces, as in "
-                "'{question}'."
+                "'{question}'. Correct the template."
             )
         if self.context is None and len(shown) == 1:
             object.__setattr__(self, "context", shown[0])
@@ -170,12 +173,12 @@ class Task(AnyTask):
             )
         if isinstance(self.label, str) and self.label in shown:
             raise ValueError(
-                f"{self.name}: the template shows the column {self.label!r}, which is the label. Remove it there."
+                f"{self.name}: the template shows the column {self.label!r}, which is the label. Remove it."
             )
         if self.context is not None and shown.count(self.context) != 1:
             raise ValueError(
                 f"{self.name}: context: got {self.context!r}, expected a field that the template shows once: "
-                f"{', '.join(shown)}."
+                f"{', '.join(shown)}. Name one of these."
             )
         if self.choices is not None and (self.question or "answer" in self.fields):
             raise ValueError(
@@ -185,8 +188,8 @@ class Task(AnyTask):
         names = self.class_names
         if isinstance(names, str) or len(names) != 2 or names[0] == names[1]:
             raise ValueError(
-                f"{self.name}: class_names: got {names!r}, expected two different names: tasks are binary. Map more "
-                "classes to class 1 by a function: label=lambda row: row['label'] in ('a', 'b')."
+                f"{self.name}: class_names: got {names!r}, expected two different names, because tasks are binary. "
+                "Map more classes to class 1 by a function: label=lambda row: row['label'] in ('a', 'b')."
             )
         if self.prompt is not None and not isinstance(self.prompt, PromptFormat):
             raise ValueError(
@@ -194,11 +197,13 @@ class Task(AnyTask):
                 "text around a row and the words of both answers."
             )
         if self.shorten_from not in ("start", "end"):
-            raise ValueError(f"{self.name}: shorten_from: got {self.shorten_from!r}, expected 'start' or 'end'.")
+            raise ValueError(
+                f"{self.name}: shorten_from: got {self.shorten_from!r}, expected 'start' or 'end'. Use one of these."
+            )
 
     @property
     def prompt_format(self) -> PromptFormat:
-        """The `prompt` of the task, or by default the one with answers 0 and 1."""
+        """The `prompt` of the task. Defaults to a prompt with the answers 0 and 1."""
         return PromptFormat.for_classes(self.class_names) if self.prompt is None else self.prompt
 
     def prompted(self) -> "Task":
@@ -210,7 +215,7 @@ class Task(AnyTask):
 
     @property
     def content_free(self) -> str:
-        """The text of a row without content: "N/A" in every field."""
+        """The text of a row without content, which has "N/A" in every field."""
         return self._render(dict.fromkeys(self.shown, "N/A"))["text"]
 
     @property
@@ -235,9 +240,16 @@ class Task(AnyTask):
             row (`dict`): A row of the dataset, with at least [`Task.columns`].
 
         Yields:
-            `dict` with `id` (hash of the row's content, and the number of the choice), `text`, `context_start` and
-            `context_end` (characters of `text` that may be cut; equal if there are none), `shorten_from`, `keys` (rows
-            with a common key stay together), `question` (empty if rows are independent) and `ground_truth` (0 or 1).
+            `dict` with
+
+            - `id` (`str`): A hash of the row's content, and the number of the choice.
+            - `text` (`str`)
+            - `context_start`, `context_end` (`int`): The characters of `text` that may be cut. Both are equal if
+              nothing may be cut.
+            - `shorten_from` (`str`): As in the task.
+            - `keys` (`list[str]`): Rows that share a key stay in one part.
+            - `question` (`str`): Equal for all answers to a question. Empty if rows are independent.
+            - `ground_truth` (`int`): 0 or 1.
 
         Raises:
             ValueError: a field is missing, empty or not text, or the label is not one of two classes.
@@ -263,9 +275,12 @@ class Task(AnyTask):
         try:
             right = operator.index(right)
         except TypeError:
-            raise ValueError(f"says that the choice {right!r} is right, expected its position, an integer") from None
+            raise ValueError(f"has {right!r} as the position of the right choice, expected an integer") from None
         if not 0 <= right < len(choices) or len(choices) < 2:
-            raise ValueError(f"has {len(choices)} choices, of which number {right} is said to be right")
+            raise ValueError(
+                f"has {len(choices)} choices and {right} as the position of the right choice, expected the position "
+                "of one of at least two choices"
+            )
         for position, choice in enumerate(choices):
             yield {
                 "id": f"{row_id}-{position}",
@@ -306,7 +321,7 @@ def _text(name: str, value) -> str:
     if value is None or value != value:  # NaN
         raise EmptyFieldError(f"has no {name!r}")
     if isinstance(value, list | dict):
-        raise ValueError(f"has a {type(value).__name__} in {name!r}, expected text; make one in `fields`")
+        raise ValueError(f"has a {type(value).__name__} in {name!r}, expected text. Convert it in `fields`")
     text = str(value).strip()
     if not text:
         raise EmptyFieldError(f"has an empty {name!r}")

@@ -16,8 +16,8 @@ __all__ = ["CONVERSIONS", "TextLoader", "choose_answers", "read_examples"]
 
 logger = logging.getLogger(__name__)
 
-# The conversion of a question with several answers to rows: a row with a right and a row with a wrong answer (paper,
-# A.1), or a single row with either (openai/weak-to-strong, EleutherAI/w2s).
+# The conversions of a question with several answers to rows. `pairs` (paper, A.1) yields a row with a right answer and
+# a row with a wrong answer. `coin_flip` (openai/weak-to-strong, EleutherAI/w2s) yields a single row with either.
 CONVERSIONS = ("pairs", "coin_flip")
 
 
@@ -37,7 +37,8 @@ def read_examples(
         `list[dict]`: The examples of [`Task.examples`], with `row`, the position in `rows`.
 
     Raises:
-        ValueError: as [`Task.examples`], with the number of the row; or a function of the task fails on a row.
+        ValueError: a row is invalid (see [`Task.examples`]), or a function of the task fails on a row. The message has
+            the number of the row.
     """
     examples, n_empty, index = [], 0, -1
     for batch in rows.select_columns(list(task.columns)).iter(1000):
@@ -74,14 +75,14 @@ def read_examples(
 def _label_advice(task: Task, rows: Dataset) -> str:
     """Returns the advice for labels other than the two classes of a task."""
     if not isinstance(task.label, str):
-        return "It comes from the function `label` of the task, which must return 0 or 1."
+        return "Correct the function `label` of the task, which must return 0 or 1."
     column = task.label
     values = sorted({str(value): value for value in rows[column] if value is not None}.values(), key=str)
     shown = ", ".join(map(repr, values[:6])) + (", ..." if len(values) > 6 else "")
     if len(values) == 2 and all(isinstance(value, str) for value in values):
         return f"The column {column!r} has these two values: set class_names=({shown}), with class 1 last."
     return (
-        f"The column {column!r} holds {shown}, and tasks are binary: leave out the rows of other classes, or map the "
+        f"The column {column!r} holds {shown}, but tasks are binary. Leave out the rows of other classes, or map the "
         f"values to class 1 by a function: label=lambda row: row[{column!r}] in ({values[-1]!r},), reads={column!r}."
     )
 
@@ -137,7 +138,7 @@ class TextLoader(Loader):
         if len(classes) == 1:
             raise ValueError(
                 f"{self.task.name}: the {len(examples)} rows of the split {split!r} are all "
-                f"{self.task.class_names[classes.pop()]!r}; both classes are needed. Add rows of the other class, or "
+                f"{self.task.class_names[classes.pop()]!r}, expected both classes. Add rows of the other class, or "
                 "correct the `label` of the task."
             )
         return examples
@@ -156,7 +157,7 @@ class TextLoader(Loader):
     def rows_of(self, name: str, rows: list[dict], n: int | None, rng: np.random.Generator) -> list[dict]:
         """
         Returns `n` random rows, half of each class, with whole questions first. By default, `n` is twice the number of
-        rows of the rarer class. The rows of a smaller `n` are among those of a larger one.
+        rows of the rarer class. A larger `n` keeps the rows of a smaller `n`.
         """
         by_class = [[row for row in rows if row["ground_truth"] == label] for label in (0, 1)]
         n_pairs = min(map(len, by_class))

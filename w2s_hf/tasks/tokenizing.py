@@ -24,13 +24,16 @@ __all__ = [
     "tokenize_rows",
 ]
 
-# The columns that the tokens of a pair, or of a prompt, depend on, and the id of the row.
+# The columns that determine the tokens of a pair or of a prompt, and the id of the row.
 PAIR_COLUMNS = ("id", "prompt", "first", "second")
 COMPLETION_COLUMNS = ("id", "prompt")
 
 
 def refuse_too_long(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
-    """Raises `ValueError` where [`tokenize_rows`] would. Tokenizes only the parts of the texts that stay whole."""
+    """
+    Raises `ValueError` for a text that [`tokenize_rows`] cannot shorten to `max_length` tokens. Only the parts of the
+    texts that stay whole are tokenized.
+    """
     if max_length is None:
         return
     for start in range(0, len(rows), 1000):
@@ -44,13 +47,13 @@ def refuse_too_long(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_lengt
 
 def tokenize_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     """
-    Adds `chosen_ids` (first response) and `rejected_ids` (second response), as [`~trl.RewardTrainer`] does. The tokens
-    are those of prompt and response together. Texts end with the end-of-text token if the tokenizer has one. Messages
-    are rendered by the tokenizer's chat template.
+    Adds `chosen_ids` (first response) and `rejected_ids` (second response), as [`~trl.RewardTrainer`] does. Both
+    contain the tokens of the prompt and of the response. Texts end with the end-of-text token if the tokenizer has
+    one. Messages are rendered by the tokenizer's chat template.
 
     If either side is longer than `max_length` tokens, the beginning of the prompt is cut, by the same amount on both
-    sides: the responses stay whole, and follow the same words. A dialogue loses whole turns first, and then words of
-    its last turn.
+    sides. The responses stay whole and follow the same words. A dialogue first loses whole turns, then words of its
+    last turn.
 
     Args:
         rows ([`~datasets.Dataset`]): Rows with `PAIR_COLUMNS`.
@@ -58,8 +61,8 @@ def tokenize_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
         max_length (`int` or `None`): Limit in tokens, special tokens included. `None` means no limit.
 
     Raises:
-        ValueError: a response does not fit without its prompt (see [`response_lengths`]; the row is named), or the
-            responses are messages and the tokenizer has no chat template.
+        ValueError: A response does not fit even without its prompt (see [`response_lengths`]). The message names the
+            row. The responses are messages, and the tokenizer has no chat template.
     """
 
     def encode_batch(batch: dict) -> dict:
@@ -100,7 +103,7 @@ def _encode_sides(
 
 
 def _shorter_dialogues(prompt: list[dict]) -> Iterator[list[dict]]:
-    """Yields a dialogue, and then without its first turns. The system message and the last question stay."""
+    """Yields a dialogue, then shorter versions without the first turns. System message and last question stay."""
     system = [message for message in prompt[:1] if message["role"] == "system"]
     turns = prompt[len(system) :]
     yield prompt
@@ -110,7 +113,7 @@ def _shorter_dialogues(prompt: list[dict]) -> Iterator[list[dict]]:
 
 
 def response_lengths(rows: Sequence[dict], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Returns the tokens of the longer response of each row, without its prompt: `(N,)` int64."""
+    """Returns the number of tokens of the longer response of each row, without its prompt, as `(N,)` int64."""
     lengths = []
     for start in tqdm(range(0, len(rows), 1000), desc="Measuring responses"):
         chunk = rows[start : start + 1000]
@@ -127,12 +130,13 @@ def completion_lengths(
     prompts: Sequence[str], completions: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Returns the tokens of each prompt, and of each completion with its end-of-text token: `(N,)` int64 twice.
+    Returns the number of tokens of each prompt, and of each completion with its end-of-text token. Both arrays are
+    `(N,)` int64.
 
     Raises:
-        ValueError: the tokens of a prompt with its completion do not begin with the tokens of the prompt, so that the
-            model would generate after other tokens than it is trained on (row and tokens are in the message). Or the
-            tokenizer has no end-of-text token.
+        ValueError: The tokenizer has no end-of-text token. The tokens of a prompt with its completion do not begin
+            with the tokens of the prompt. Training and generation would then have different prompts. The message has
+            the prompt and the tokens.
     """
     if tokenizer.eos_token is None:
         raise ValueError(
@@ -161,7 +165,7 @@ def completion_lengths(
 
 
 def _render(prompt: Any, sides: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[str]]:
-    """Returns the prompt, which may be cut, and both responses, which may not, as text."""
+    """Returns the prompt and both responses as text. Only the prompt may be cut."""
     if isinstance(sides[0], str):
         end = tokenizer.eos_token or ""
         return prompt, [side if side.endswith(end) else side + end for side in sides]

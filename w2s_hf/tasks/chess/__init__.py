@@ -1,6 +1,6 @@
-"""Chess puzzles: the best move in a position, as text that completes a transcript, a FEN, or any other prompt.
+"""The chess puzzle task. A model completes a transcript, a FEN or any other prompt with the best move.
 
-Requires python-chess: `pip install w2s_hf[chess]`.
+The task needs python-chess: `pip install w2s_hf[chess]`.
 """
 
 from .positions import BrokenPuzzleError, fen_prompt, transcript

@@ -61,8 +61,8 @@ def draw_boards(
             )
         sections.append(markdown_table([title] + [""] * (len(cells) - 1), [cells, captions]))
     sections.append(
-        "Green arrow: the solution. Red arrow: the student's move, if it is another legal move. Among the solved "
-        "puzzles, those that the supervisor failed come first."
+        "Green arrow: the solution. Red arrow: the student's move, if it is another legal move. Solved puzzles "
+        "that the supervisor failed come first."
     )
     return "\n\n".join(sections)
 

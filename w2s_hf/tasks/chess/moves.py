@@ -38,8 +38,8 @@ def parse_move(text: str, board: chess.Board) -> chess.Move | None:
     """
     Returns the legal move that a text begins with, or `None`.
 
-    The first word is parsed as SAN, where check and mate marks may be wrong, or as UCI, whose squares may be separate
-    words (`c2 a1`). A move number before the move and punctuation after it are ignored.
+    The text is parsed as SAN or as UCI. Check and mate marks in SAN may be wrong. The two squares in UCI may be
+    separate words (`c2 a1`). A move number before the move and punctuation after it are ignored.
     """
     words = [word.rstrip(".,;:!?") for word in _answer(text)[:2]]
     if not words:
@@ -54,7 +54,7 @@ class MoveScore:
 
     Args:
         move (`str`, *optional*): The legal move that the completion begins with, in UCI. `None` if there is none.
-        correct (`bool`): Whether the move is that of the target.
+        correct (`bool`): Whether the move equals the move of the target.
         exact (`bool`): Whether the text equals the target, including check marks and leading space, and was not
             truncated.
         accepted (`bool`): Whether the move is correct, or both the move and the target are mate.

@@ -56,7 +56,7 @@ def game_key(row: dict) -> list[str]:
 
 
 def read_transcript(row: dict) -> tuple[str, chess.Board, str]:
-    """Returns prompt, position and target of a row with `ctx` and `target`. Raises `BrokenPuzzleError` if invalid."""
+    """Returns prompt, position and target of a row with `ctx` and `target`, or raises `BrokenPuzzleError`."""
     prompt, target = row["ctx"].strip(), f" {row['target'].strip()}"
     if row.get("fen") is not None:
         board = _board(row["fen"])
@@ -72,7 +72,7 @@ def read_transcript(row: dict) -> tuple[str, chess.Board, str]:
 
 
 def read_table_row(row: dict) -> tuple[str, chess.Board, str]:
-    """Returns prompt, position and target of a row with `FEN` and `Moves`. Raises `BrokenPuzzleError` if invalid."""
+    """Returns prompt, position and target of a row with `FEN` and `Moves`, or raises `BrokenPuzzleError`."""
     board = _board(row["FEN"])
     moves = row["Moves"].split()
     if len(moves) < 2:
@@ -109,7 +109,7 @@ def position_key(board: chess.Board) -> str:
 
 
 def _replay(text: str) -> chess.Board:
-    """Returns the board after a transcript, which numbers all moves (`1. d4 1... Nf6`) or only those of White."""
+    """Returns the board after a transcript, which numbers all moves (`1. d4 1... Nf6`) or only White's moves."""
     board = chess.Board()
     for word in text.split():
         if MOVE_NUMBER.fullmatch(word) is None:
@@ -125,7 +125,8 @@ def _replay(text: str) -> chess.Board:
 def _game_until(movetext: str, wanted: chess.Board) -> chess.Board | None:
     """
     Replays a game in PGN up to a position. Returns the board with its moves, or `None` if the game does not reach the
-    position. If the position occurs repeatedly, the occurrence with the right move number is used, else the first.
+    position. If the position occurs repeatedly, the occurrence with the right move number is used, else the first
+    occurrence.
     """
     game = chess.pgn.read_game(io.StringIO(movetext))
     board, match = chess.Board(), None

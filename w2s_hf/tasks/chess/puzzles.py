@@ -1,4 +1,4 @@
-"""The chess puzzle task: converts rows to prompts and moves, scores moves, and loads the rows."""
+"""Defines the chess puzzle task, which loads rows, converts them to prompts and moves, and scores moves."""
 
 import hashlib
 import logging
@@ -48,7 +48,7 @@ _SCHEMAS = {
 @dataclass(frozen=True)
 class ChessTask(GenerationTask):
     """
-    A task of chess puzzles: given a position, find the best move. The rows have either of two public schemas:
+    A task of chess puzzles, in which a model finds the best move. The rows have either of two public schemas:
 
     - EleutherAI/lichess-puzzles: `ctx` is the prompt and `target` the move that completes it. The prompt is the
       transcript of a game. If a column `fen` gives the position to move in, the prompt can be any text.
@@ -173,8 +173,8 @@ class PuzzleLoader(CompletionLoader):
         n_unknown = sum(not row["tells_game"] for row in rows)
         if n_unknown:
             logger.warning(
-                f"{self.task.name}: {n_unknown} of {len(rows)} rows do not name their game (`GameUrl`); of these "
-                "rows, only those with equal positions stay in one part"
+                f"{self.task.name}: {n_unknown} of {len(rows)} rows do not name their game (`GameUrl`). Such "
+                "rows stay in one part only if their positions are equal"
             )
 
     def read(self, split: str, rows: Dataset, numbers: np.ndarray) -> list[dict]:
@@ -182,7 +182,7 @@ class PuzzleLoader(CompletionLoader):
         Returns the examples of a split, sorted by id.
 
         Raises:
-            ValueError: the columns match neither schema, or as [`CompletionLoader.read`].
+            ValueError: the columns match neither schema, or an example is invalid (see [`CompletionLoader.read`]).
         """
         if not any(set(columns) <= set(rows.column_names) for columns in _SCHEMAS.values()):
             raise ValueError(
@@ -205,13 +205,13 @@ def load_puzzles(
 
     All puzzles of a game stay in one part, so that no test game is used for training. `GameUrl` or `GameId` identifies
     the game, and a transcript that continues another transcript belongs to the same game. If a row has neither, only
-    puzzles with equal positions stay together, and a warning gives the number of such rows. Of rows with equal
-    prompts, one is used. If their moves differ, all of them are dropped.
+    puzzles with equal positions stay together, and a warning gives the number of such rows. If several
+    rows have equal prompts, one of them is used. If their moves differ, all of them are dropped.
 
     Args:
         task ([`ChessTask`]): The task.
-        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Tokenizers of all models. With none, no length is
-            checked.
+        tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*): Tokenizers of all models. Without tokenizers, no
+            length is checked.
         max_length (`int`, *optional*): Maximum length of prompt and completion together, in tokens. Prompts that leave
             no room for `max_new_tokens` are dropped, because a truncated transcript is another game.
         max_new_tokens (`int`, *optional*): Maximum length of a completion, in tokens.
@@ -224,15 +224,15 @@ def load_puzzles(
         none), `band` and `ground_truth` (the move as text).
 
     Raises:
-        FileNotFoundError, ConnectionError: as [`w2s_hf.tasks.loading.load_raw`].
-        ValueError: the columns match neither schema, there are too few rows, a prompt ends in the middle of a token,
-            or `max_new_tokens` is too small for the moves.
+        FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
+        ValueError: The columns match neither schema. There are too few rows. A prompt ends in the middle of a token.
+            `max_new_tokens` is too small for the moves.
     """
     return PuzzleLoader(task, tokenizers, max_length, max_new_tokens).load(**options)
 
 
 def _link_games(rows: list[dict]) -> None:
-    """Adds a common key to transcripts of which one is the beginning of the other."""
+    """Adds a common key to transcripts that begin with the same earlier transcript."""
     transcripts = [row for row in rows if row["prompt"].startswith("1. ")]
     prefixes: list[str] = []
     for row in sorted(transcripts, key=lambda row: row["prompt"]):

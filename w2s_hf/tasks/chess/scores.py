@@ -1,4 +1,4 @@
-"""Scores moves: rates of exact, legal and mating moves, accuracy by band, and baselines that need no model."""
+"""Computes rates of exact, legal and mating moves, accuracy by band, and baselines that need no model."""
 
 import chess
 import numpy as np
@@ -73,8 +73,8 @@ def _sorted_bands(bands: np.ndarray) -> list[str]:
 def trivial_baselines(rows: Dataset) -> list[dict]:
     """
     Returns baselines that know only the rules of chess: a random legal move, and a random move that gives check. If no
-    move gives check, it is any legal move. Their accuracy is the expected value; the 95 % interval covers the choice
-    of the test puzzles.
+    move gives check, the latter is any legal move. Their accuracy is the expected value. The 95 % interval covers the
+    choice of the test puzzles.
     """
     move_chances, check_chances = [], []
     for fen, target in zip(rows["fen"], rows["ground_truth"], strict=True):

@@ -63,7 +63,7 @@ def bands_table(results: ExperimentResult) -> str:
 
 
 def easy_to_hard_table(results: ExperimentResult) -> str:
-    """Returns the accuracy on all and on hard puzzles by the puzzles trained on, as a Markdown table."""
+    """Returns a Markdown table of the accuracy on all and on hard puzzles, with a line per set of training puzzles."""
     lines = []
     for run in results.runs:
         scores = run.easy_to_hard
