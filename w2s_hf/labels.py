@@ -126,8 +126,8 @@ class LabelsById(ABC):
 
         Raises:
             FileNotFoundError: The directory has no labels.
-            ValueError: The directory has labels of another class, which the message names, or rows and provenance do
-                not belong together.
+            ValueError: The directory has labels of another class, which the message names. Or rows and provenance do
+                not match.
         """
         directory = Path(directory)
         missing = [name for name in (_ROWS, _PROVENANCE) if not (directory / name).is_file()]
@@ -156,7 +156,7 @@ class LabelsById(ABC):
         if fingerprint != labels.fingerprint:
             raise ValueError(
                 f"{directory}: got rows with the fingerprint {labels.fingerprint}, expected {fingerprint} as in the "
-                "provenance. The files were changed or mixed: label the rows again."
+                "provenance. The files were changed or mixed. Label the rows again."
             )
         return labels
 
@@ -185,10 +185,10 @@ class LabelsById(ABC):
     @classmethod
     def from_hub(cls, repo_id: str, *, revision: str | None = None, token: str | None = None) -> Self:
         """
-        Loads labels pushed by [`push_to_hub`]. It downloads no other files of the repository.
+        Loads labels pushed by [`push_to_hub`]. No other files of the repository are downloaded.
 
         Raises:
-            FileNotFoundError, ValueError: See [`load`]. [`~huggingface_hub.snapshot_download`] raises further errors,
+            FileNotFoundError, ValueError: See [`load`]. [`~huggingface_hub.snapshot_download`] raises other errors,
                 for example for a repository that is not a dataset.
         """
         directory = snapshot_download(
@@ -218,12 +218,12 @@ def weak_labels_card(provenance: dict, columns: list[str], repo_id: str | None =
     Args:
         provenance (`dict`): Provenance of the labels, with `n_rows`.
         columns (`list[str]`): Columns of their table.
-        repo_id (`str`, *optional*): Repository on the Hub in the code of the card; the current directory by default.
+        repo_id (`str`, *optional*): Repository on the Hub in the code of the card. Defaults to the current directory.
     """
     task, dataset = provenance.get("task"), provenance.get("dataset")
     is_demo = isinstance(dataset, dict) and dataset.get("id") == DEMO_DATASET
     tags = ("weak-to-strong", "weak-labels", "w2s_hf-demo" if is_demo else task)
-    # Without this, the Hub would read the provenance as rows, too.
+    # Without `data_files`, the Hub would read the provenance as rows, too.
     configs = [{"config_name": "default", "data_files": _ROWS}]
     data = DatasetCardData(tags=[str(tag) for tag in tags if tag], configs=configs)
     return render(
@@ -276,7 +276,7 @@ class WeakLabels(LabelsById):
 
     @classmethod
     def mean(cls, members: list[Self]) -> Self:
-        """Returns the mean labels of several supervisors for the same rows, in the order of the first one."""
+        """Returns the mean labels of several supervisors for the same rows, in the order of the first supervisor."""
         first, *others = members
         probabilities = np.mean([first.probabilities, *(other.of(first.ids) for other in others)], axis=0)
         stages = [member.provenance.get("stage") for member in members]
@@ -374,14 +374,14 @@ class WeakCompletions(LabelsById):
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
     def of(self, ids: list[str]) -> list[Completion]:
-        """Returns the completions of these rows, in this order. Raises `KeyError` for a row without one."""
+        """Returns the completions of these rows, in this order. Raises `KeyError` for a row without a completion."""
         return [self.completions[position] for position in self._positions(ids)]
 
     def join(self, dataset: Dataset) -> Dataset:
         """
         Returns `dataset` with a text column `completion` instead of its ground truth, as [`WeakLabels.join`].
 
-        A cut completion is joined like any other. A student trained on it learns to end there.
+        A cut completion is joined like any other completion. A student trained on it learns to end at the cut.
         """
         dataset, positions = self._unlabelled(dataset, ("completion",))
         texts = [self.completions[position].text for position in positions]

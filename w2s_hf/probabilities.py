@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike
 
 __all__ = ["MAX_NAMED_ROWS", "as_probabilities"]
 
-MAX_NAMED_ROWS = 5  # errors name this number of invalid rows, and count the others
+MAX_NAMED_ROWS = 5  # the number of invalid rows that an error names; it counts the others
 
 
 def _named(ids: list, positions: np.ndarray) -> str:
@@ -19,17 +19,17 @@ def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = N
     Converts labels in one of the three forms of a training column to class probabilities.
 
     Args:
-        labels (array-like): Integer or boolean classes of shape `(N,)`; P(class 1) in [0, 1] of shape `(N,)` for two
-            classes; or class probabilities of shape `(N, C)`.
+        labels (array-like): Integer or boolean classes of shape `(N,)`, or class probabilities of shape `(N, C)`. For
+            two classes, P(class 1) in [0, 1] of shape `(N,)` is also allowed.
         n_classes (`int`, *optional*, defaults to `2`): Number of classes C.
-        ids (`list`, *optional*): N row names for error messages; positions by default.
+        ids (`list`, *optional*): N row names for error messages. Defaults to positions.
 
     Returns:
-        `np.ndarray` of shape `(N, C)`, float32; every row sums to 1.
+        `np.ndarray` of shape `(N, C)`, float32. Every row sums to 1.
 
     Raises:
-        ValueError: A label is missing, NaN or out of range, a row does not sum to 1 within 1e-3, or the number of
-            classes is not `n_classes`. The message names the rows.
+        ValueError: A label is missing, NaN or out of range. A row does not sum to 1 within 1e-3. The number of classes
+            is not `n_classes`. The message names the rows.
     """
     try:
         values = np.asarray(labels)

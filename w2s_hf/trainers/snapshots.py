@@ -13,9 +13,9 @@ class SnapshotCallback(TrainerCallback):
     Calls a function at evenly spaced optimizer steps of a training, the last step included.
 
     Args:
-        take (`Callable[[int], None]`): The function. Its argument is the number of finished steps. It may predict with
-            the trainer; torch's random state is restored after it.
-        n_snapshots (`int`): The number of calls; at most one per step.
+        take (`Callable[[int], None]`): The function. Its argument is the number of finished steps. The function may
+            predict with the trainer. torch's random state is restored after each call.
+        n_snapshots (`int`): The number of calls, at most one per step.
 
     Raises:
         ValueError: `n_snapshots` is below 1.
