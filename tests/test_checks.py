@@ -147,7 +147,7 @@ def slow_cpu(monkeypatch):
     logging.Logger.warning_once.cache_clear()
 
 
-SLOW = "some forty times slower than float32. Set --dtype float32 --bf16 false (in Python: "
+SLOW = "about 40 times slower than float32. Set --dtype float32 --bf16 false (in Python: "
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_completions_of_split_weights_are_refused_before_the_first_step(tmp_path
     options = {"eval_strategy": "steps", "eval_steps": 1}
     trainer = trainer_for("completions", tmp_path, eval_dataset=rows, config=options)
     trainer.is_fsdp_enabled = True
-    with pytest.raises(ValueError, match="weights are split over processes .* set eval_strategy='no'"):
+    with pytest.raises(ValueError, match="weights are split over processes .* Set eval_strategy='no'"):
         trainer.train()
     assert trainer.state.global_step == 0
 

@@ -355,7 +355,7 @@ def test_pairs_are_cut_by_tokens_and_stay_together():
 
 def test_adapters_are_not_stacked(tmp_path):
     model = fresh_adapter(reward_model(), LORA)
-    with pytest.raises(ValueError, match="a model that has adapters already"):
+    with pytest.raises(ValueError, match="a model that already has adapters"):
         RewardPairTrainer(
             model,
             pair_arguments(tmp_path),

@@ -60,9 +60,9 @@ def check_arguments(args: Any, config_class: type[TrainingArguments]) -> None:
         # classifier the `forward` of a language model with a fused loss. It also replaces layers in the module that
         # defines the model, so that all later models of the process have the new layers.
         raise ValueError(
-            "use_liger_kernel: got True, expected False, since Liger replaces the forward pass whose logits the loss "
-            "is computed from, and the layers of all later models of the process. Remove it; torch_compile=True is "
-            "supported."
+            "use_liger_kernel: got True, expected False, since Liger replaces the forward pass that computes the "
+            "logits. It also replaces layers of all later models of the process. Remove use_liger_kernel. "
+            "torch_compile=True is supported."
         )
 
 

@@ -370,7 +370,7 @@ def load_model(
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise ValueError(
-                "Got a peft_config and a model that has adapters already, expected a base model. For new adapters on "
+                "Got a peft_config and a model that already has adapters, expected a base model. For new adapters on "
                 "the base of another student, call w2s_hf.fresh_adapter."
             )
         model = fresh_adapter(model, peft_config)
