@@ -65,7 +65,7 @@ def prepare_rows(
     """
     columns = dataset.column_names
     if len(dataset) == 0:
-        raise ValueError(f"{name}: got no rows, expected at least one.")
+        raise ValueError(f"{name}: got no rows, expected at least one. Pass a dataset with rows.")
     if {"label", "labels"} <= set(columns):
         raise ValueError(
             f"{name}: got columns `label` and `labels`, expected one of them. Rename one, for example to "
@@ -153,7 +153,7 @@ def check_pairs(dataset: datasets.Dataset, name: str) -> None:
     """
     columns = dataset.column_names
     if len(dataset) == 0:
-        raise ValueError(f"{name}: got no rows, expected at least one.")
+        raise ValueError(f"{name}: got no rows, expected at least one. Pass a dataset with rows.")
     chosen, rejected = ("chosen_ids", "rejected_ids") if "chosen_ids" in columns else ("chosen", "rejected")
     missing = [column for column in (chosen, rejected) if column not in columns]
     if missing:
@@ -170,7 +170,10 @@ def check_pairs(dataset: datasets.Dataset, name: str) -> None:
         values = np.asarray(dataset.with_format("python")["soft_label"][:])
         try:
             if values.ndim != 1:
-                raise ValueError(f"labels: got shape {values.shape}, expected one P(chosen better) per row.")
+                raise ValueError(
+                    f"labels: got shape {values.shape}, expected one P(chosen better) per row. "
+                    "Pass one number per row."
+                )
             as_probabilities(values, 2, list(dataset["id"]) if "id" in columns else None)
         except ValueError as error:
             raise ValueError(f"{name}: {str(error).replace('labels:', 'soft_label:', 1)}") from error

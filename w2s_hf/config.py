@@ -236,15 +236,23 @@ class LossArguments(_OwnDefaults):
         for name in ("aux_coef", "aux_warmup_ratio", "aux_prior"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name}: got {value}, expected a share between 0 and 1.")
+                raise ValueError(f"{name}: got {value}, expected a share between 0 and 1. Set a value in this range.")
         if not 0 < self.window_radius <= 0.5:
-            raise ValueError(f"window_radius: got {self.window_radius}, expected a value in (0, 0.5].")
+            raise ValueError(
+                f"window_radius: got {self.window_radius}, expected a value in (0, 0.5]. Set a value in this range."
+            )
         if self.adaptive_temperature <= 0:
-            raise ValueError(f"adaptive_temperature: got {self.adaptive_temperature}, expected a positive number.")
+            raise ValueError(
+                f"adaptive_temperature: got {self.adaptive_temperature}, expected a positive number. "
+                "Set a value above 0."
+            )
         for name in ("max_length", "max_tokens_per_micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}, expected a positive number of tokens, or None for no limit.")
+                raise ValueError(
+                    f"{name}: got {value}, expected a positive number of tokens, or None for no limit. "
+                    "Set it to one of them."
+                )
 
     @property
     def has_auxiliary_term(self) -> bool:
@@ -398,7 +406,7 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
         for name in ("max_length", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}, expected a positive number of tokens.")
+                raise ValueError(f"{name}: got {value}, expected a positive number of tokens. Set it to 1 or more.")
         if self.packing:
             raise ValueError(
                 "packing: got True, expected False, because completions are scored row by row. Set packing=False."
@@ -463,7 +471,8 @@ class StudentConfig(ModelConfig):
         super().__post_init__()
         if self.model_name_or_path is not None:
             raise ValueError(
-                f"Got --model_name_or_path {self.model_name_or_path}, expected --student_model with this value."
+                f"Got --model_name_or_path {self.model_name_or_path}, expected --student_model with this value. "
+                "Rename the option."
             )
         if vars(self).get("trust_remote_code"):  # a field of ModelConfig in TRL 1.0, and not in TRL 1.16
             raise ValueError(

@@ -46,12 +46,18 @@ class LabelsById(ABC):
         name = type(self).__name__
         object.__setattr__(self, "ids", [str(row_id) for row_id in self.ids])
         if len(self.ids) != n_labels:
-            raise ValueError(f"{name}: got {len(self.ids)} ids for {n_labels} labels, expected one id per label.")
+            raise ValueError(
+                f"{name}: got {len(self.ids)} ids for {n_labels} labels, expected one id per label. "
+                "Pass one id for each label."
+            )
         seen: set[str] = set()
         for row_id in self.ids:
             if row_id in seen:
                 n_repeated = len(self.ids) - len(set(self.ids))
-                raise ValueError(f"{name}: got {n_repeated} repeated ids, such as {row_id!r}, expected unique ids.")
+                raise ValueError(
+                    f"{name}: got {n_repeated} repeated ids, such as {row_id!r}, expected unique ids. "
+                    "Change the repeated ids."
+                )
             seen.add(row_id)
 
     def __len__(self) -> int:
@@ -104,7 +110,10 @@ class LabelsById(ABC):
             )
         ids = [str(row_id) for row_id in dataset["id"]]
         if len(set(ids)) != len(ids):
-            raise ValueError(f"join: got {len(ids) - len(set(ids))} repeated ids in the rows, expected unique ids.")
+            raise ValueError(
+                f"join: got {len(ids) - len(set(ids))} repeated ids in the rows, expected unique ids. "
+                "Change the repeated ids."
+            )
         positions = self._positions(ids)
         if "ground_truth" in dataset.column_names:
             dataset = dataset.remove_columns("ground_truth")
@@ -271,7 +280,10 @@ class WeakLabels(LabelsById):
         self._check_ids(len(self.probabilities))
         values = np.asarray(self.probabilities)
         if values.ndim != 2:
-            raise ValueError(f"WeakLabels: got probabilities of shape {values.shape}, expected (N, C).")
+            raise ValueError(
+                f"WeakLabels: got probabilities of shape {values.shape}, expected (N, C). "
+                "Pass one row of C probabilities per id."
+            )
         object.__setattr__(self, "probabilities", as_probabilities(values, values.shape[1], self.ids))
 
     @classmethod

@@ -37,7 +37,7 @@ LOSS_TYPES = tuple(LOSS_ARGUMENTS)
 
 def _reduce(row_losses: torch.Tensor, reduction: str) -> torch.Tensor:
     if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'none'.")
+        raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'none'. Pass one of them.")
     return row_losses.mean() if reduction == "mean" else row_losses
 
 
@@ -50,7 +50,7 @@ def _check(logits: torch.Tensor, soft_labels: torch.Tensor) -> tuple[torch.Tenso
     if logits.ndim != 2 or logits.shape != soft_labels.shape:
         raise ValueError(
             f"Got logits of shape {tuple(logits.shape)} and soft labels of shape {tuple(soft_labels.shape)}, expected "
-            "both of shape (B, C)."
+            "both of shape (B, C). Reshape them."
         )
     return logits.float(), soft_labels.float()
 
@@ -116,10 +116,11 @@ def confidence_threshold(probabilities: torch.Tensor, prior: float) -> torch.Ten
     Source: paper, A.4 (half of the batch) and footnote 7 (the class prior if it is not one half).
     """
     if not 0 <= prior <= 1:
-        raise ValueError(f"prior: got {prior}, expected a share between 0 and 1.")
+        raise ValueError(f"prior: got {prior}, expected a share between 0 and 1. Pass a value in this range.")
     if probabilities.ndim != 1 or not len(probabilities):
         raise ValueError(
-            f"probabilities: got the shape {tuple(probabilities.shape)}, expected P(class 1) of shape (N,) with N > 0."
+            f"probabilities: got the shape {tuple(probabilities.shape)}, expected P(class 1) of shape (N,) with "
+            "N > 0. Pass the rows of a step."
         )
     probabilities = probabilities.float()
     # torch.quantile rejects more than 16 million rows and a q of another dtype. Sorting is fast enough.

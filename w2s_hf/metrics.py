@@ -45,7 +45,7 @@ def is_correct(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not len(labels):
         raise ValueError(
             f"Got probabilities of shape {probabilities.shape} and labels of shape {labels.shape}, expected (N, C) "
-            "and (N,) with at least one row."
+            "and (N,) with at least one row. Pass both arrays for the same rows."
         )
     return probabilities.argmax(axis=1) == labels
 
@@ -61,7 +61,10 @@ def accuracy_interval(correct: np.ndarray, confidence: float = 0.95) -> tuple[fl
     """Returns the Wilson interval of an accuracy from `correct`, `(N,)` bool. Source: scipy.stats.binomtest."""
     correct = np.asarray(correct)
     if correct.ndim != 1 or not len(correct):
-        raise ValueError(f"correct: got the shape {correct.shape}, expected (N,) with at least one row.")
+        raise ValueError(
+            f"correct: got the shape {correct.shape}, expected (N,) with at least one row. "
+            "Pass one value per test row."
+        )
     interval = binomtest(int(np.sum(correct)), len(correct)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -155,7 +158,10 @@ def difference_interval(
     """
     scores = [np.asarray(values, dtype=np.float64) for values in (first, second)]
     if scores[0].ndim != 2 or scores[0].shape != scores[1].shape or not scores[0].size:
-        raise ValueError(f"Got the shapes {scores[0].shape} and {scores[1].shape}, expected (seeds, N) for both.")
+        raise ValueError(
+            f"Got the shapes {scores[0].shape} and {scores[1].shape}, expected (seeds, N) for both. "
+            "Pass the scores of the same seeds and test rows."
+        )
     if any(np.isnan(of_seed).all() for values in scores for of_seed in values):
         raise ValueError("Got NaN for all rows of a seed, expected at least one score. Leave the seed out.")
     rng = np.random.default_rng(seed)
@@ -201,7 +207,10 @@ def squared_distance(probabilities: np.ndarray, others: np.ndarray) -> float:
     """
     first, second = (np.asarray(values, dtype=np.float64) for values in (probabilities, others))
     if first.ndim != 2 or first.shape != second.shape or not len(first):
-        raise ValueError(f"Got the shapes {first.shape} and {second.shape}, expected (N, C) for both, with N > 0.")
+        raise ValueError(
+            f"Got the shapes {first.shape} and {second.shape}, expected (N, C) for both, with N > 0. "
+            "Pass both arrays for the same rows."
+        )
     difference = first - second
     return float((difference**2).sum(axis=1).mean() / 2)
 
@@ -258,7 +267,10 @@ def agreement_shares(same: np.ndarray, right: np.ndarray) -> dict[str, float | N
     """
     same, right = (np.asarray(values, dtype=bool) for values in (same, right))
     if same.ndim != 1 or same.shape != right.shape:
-        raise ValueError(f"Got the shapes {same.shape} and {right.shape}, expected (N,) for both.")
+        raise ValueError(
+            f"Got the shapes {same.shape} and {right.shape}, expected (N,) for both. "
+            "Pass both arrays for the same rows."
+        )
 
     def share(rows: np.ndarray) -> float | None:
         return float(same[rows].mean()) if rows.any() else None
@@ -296,7 +308,7 @@ def performance_gap_recovered(weak: float, student: float, ceiling: float) -> fl
     """
     for name, score in (("weak", weak), ("student", student), ("ceiling", ceiling)):
         if not 0 <= score <= 1:
-            raise ValueError(f"{name}: got {score}, expected an accuracy in [0, 1].")
+            raise ValueError(f"{name}: got {score}, expected an accuracy in [0, 1]. Pass the share of correct rows.")
     if ceiling <= weak:
         return None
     return float((student - weak) / (ceiling - weak))
@@ -390,7 +402,7 @@ def pgr_over_seeds(
         In the interval, an undefined PGR counts as infinite at both ends.
     """
     if not len(runs):
-        raise ValueError("runs: got an empty sequence, expected one triple per seed.")
+        raise ValueError("runs: got an empty sequence, expected one triple per seed. Pass at least one triple.")
     stacked = [_stack(*run) for run in runs]
     defined = []
     for run in stacked:

@@ -109,7 +109,7 @@ def head_modules(model: PreTrainedModel | PeftModel) -> dict[str, nn.Module]:
 
 
 def head_linears(model: PreTrainedModel | PeftModel) -> dict[str, nn.Linear]:
-    """Returns the linear layers of the head by full name. The last one computes the logits."""
+    """Returns the linear layers of the head by full name. The last layer computes the logits."""
     return {
         f"{name}.{path}".rstrip("."): layer
         for name, module in head_modules(model).items()
@@ -218,7 +218,10 @@ def initialise_head(
                 )
             layer.weight.copy_(_unembedding_rows(model, list(answers)))
         else:
-            raise ValueError(f"head initialization: got {method!r}, expected normal, zeros, unembedding or answers.")
+            raise ValueError(
+                f"head initialization: got {method!r}, expected normal, zeros, unembedding or answers. "
+                "Set one of them."
+            )
     new = new_weights(base_of(model))
     for name, other in head_linears(model).items():
         if other is not layer and f"{name}.weight" in new:

@@ -170,14 +170,14 @@ def load_student(
             case, set `base_model`.
     """
     if task_type not in ("SEQ_CLS", "REWARD", "CAUSAL_LM"):
-        raise ValueError(f"task_type: got {task_type!r}, expected SEQ_CLS, REWARD or CAUSAL_LM.")
+        raise ValueError(f"task_type: got {task_type!r}, expected SEQ_CLS, REWARD or CAUSAL_LM. Set one of them.")
     if load_in_4bit and quantization_config is not None:
         raise ValueError("Got load_in_4bit=True and a quantization_config, expected one of them. Remove one.")
     automatic = "bfloat16" if computes_in_bfloat16() else "float32"
     dtype = automatic if dtype is None else dtype
     if isinstance(dtype, str) and dtype != "auto":
         if dtype not in ("bfloat16", "float16", "float32"):
-            raise ValueError(f"dtype: got {dtype!r}, expected bfloat16, float16, float32 or auto.")
+            raise ValueError(f"dtype: got {dtype!r}, expected bfloat16, float16, float32 or auto. Set one of them.")
         dtype = getattr(torch, dtype)
     refuse_missing_directory(name_or_path)
     if find_adapter_config_file(name_or_path, revision=revision) is not None:

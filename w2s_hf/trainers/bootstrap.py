@@ -141,7 +141,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         args = BootstrapConfig() if args is None else args
         check_arguments(args, BootstrapConfig)
         if n_links < 1:
-            raise ValueError(f"n_links: got {n_links}, expected at least 1.")
+            raise ValueError(f"n_links: got {n_links}, expected at least 1. Set it to 1 or more.")
         if "optimizers" in kwargs:
             raise ValueError(
                 "Got optimizers, expected none, since they belong to one model, and every link has its own. Set "

@@ -86,7 +86,7 @@ def rows_of_links(dataset: Dataset | list[Dataset] | None, name: str, n_links: i
     for number, rows in enumerate(parts, 1):
         which = f"{name} of link {number}" if isinstance(dataset, list) else name
         if len(rows) == 0:
-            raise ValueError(f"{which}: got no rows, expected at least one.")
+            raise ValueError(f"{which}: got no rows, expected at least one. Pass a dataset with rows.")
         if not {"input_ids", "inputs_embeds", text_field} & set(rows.column_names):
             raise ValueError(
                 f"{which}: got the columns {', '.join(rows.column_names)}, expected `input_ids` or `{text_field}`. "

@@ -223,7 +223,7 @@ def warn_of_unread_ends(
     model: nn.Module, rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase | None, name: str
 ) -> None:
     """
-    Warns of rows that end with the padding token. A decoder classifier reads the last token that is not padding, so
+    Warns about rows that end with the padding token. A decoder classifier reads the last token that is not padding, so
     that the end of such rows has no influence.
 
     Pairs need no warning, since TRL ends all texts with the end-of-text token. If this is also the padding token, the
@@ -264,7 +264,7 @@ _POSITION_EMBEDDINGS = ("position_embeddings", "embed_positions", "wpe")
 def check_columns(
     dataset: Any, name: str, *, labels: str, reads: Collection[str], optional: Collection[str] = ()
 ) -> None:
-    """Calls [`refuse_misspelt`], and warns once of the columns that are not read."""
+    """Calls [`refuse_misspelt`], and warns once about the columns that are not read."""
     unread = refuse_misspelt(dataset, name, labels=labels, reads=reads, optional=optional)
     if unread:
         logger.warning_once(f"{name}: the columns {', '.join(unread)} are not read")

@@ -301,7 +301,7 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
         )
     check_columns(rows, name, labels="completion", reads=("prompt", "completion"))
     if len(rows) == 0:
-        raise ValueError(f"{name}: got no rows, expected at least one.")
+        raise ValueError(f"{name}: got no rows, expected at least one. Pass a dataset with rows.")
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "Got a tokenizer that has no end-of-text token, which ends every completion. Set tokenizer.eos_token."
@@ -309,7 +309,8 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
     wrong = next((row for row in rows if not all(isinstance(row[c], str) for c in ("prompt", "completion"))), None)
     if wrong is not None:
         raise ValueError(
-            f"{name}: got {wrong['prompt']!r} and {wrong['completion']!r}, expected text in `prompt` and `completion`."
+            f"{name}: got {wrong['prompt']!r} and {wrong['completion']!r}, expected text in `prompt` and "
+            "`completion`. Convert both columns to text."
         )
 
     def encode(batch: dict) -> dict:

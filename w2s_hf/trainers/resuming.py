@@ -122,8 +122,8 @@ class ResumableTraining(TrainerMixin):
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _init_training_state(self, max_steps: int, *args, **kwargs) -> tuple[int, int]:
-        # Overridden since transformers 5.17 and 5.23 compare ratios (`save_steps=0.25`) with the numbers of steps in
-        # the checkpoint, and warn that they differ. During the comparison, the ratios are converted to numbers.
+        # transformers 5.17 and 5.23 compare ratios (`save_steps=0.25`) with the numbers of steps in the checkpoint,
+        # and warn that they differ. During the comparison, the ratios are converted to numbers.
         values = {name: getattr(self.args, name) for name in ("logging_steps", "eval_steps", "save_steps")}
         ratios = {name: value for name, value in values.items() if value is not None and 0 < value < 1}
         try:
@@ -176,7 +176,7 @@ class ResumableTraining(TrainerMixin):
 
     @property
     def _draws_random_numbers(self) -> bool:
-        """Returns whether the training draws random numbers besides the order of its rows."""
+        """Returns whether the training draws random numbers in addition to those for the order of its rows."""
         return not getattr(self.args, "disable_dropout", False) or self.args.neftune_noise_alpha is not None
 
     def _missing_state(self, checkpoint: Path) -> list[str]:
@@ -192,7 +192,7 @@ class ResumableTraining(TrainerMixin):
         return [name for name in needed if not (checkpoint / name).is_file()]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # Overridden since PEFT only warns if adapters do not match the model (transformers 5.17 and 5.23).
+        # This method raises an error if adapters do not match the model. PEFT only warns (transformers 5.17 and 5.23).
         network = self.model if model is None else model
         if isinstance(network, PeftModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             _refuse_lost_encoder(network)
@@ -212,7 +212,8 @@ class ResumableTraining(TrainerMixin):
             network.load_state_dict(saved.state_dict())
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        # Overridden to raise an error. transformers 5.17 and 5.23 warn, and continue with new weights.
+        # This method raises an error. In transformers 5.17 and 5.23 it only warns, and training continues with new
+        # weights.
         weights = {**dict(self.model.named_parameters(remove_duplicate=False)), **dict(self.model.named_buffers())}
         not_loaded = set(load_result.missing_keys)
         loaded = {weight.data_ptr() for name, weight in weights.items() if name not in not_loaded}
@@ -237,8 +238,8 @@ class ResumableTraining(TrainerMixin):
         super()._issue_warnings_after_load(load_result)
 
     def _load_best_model(self) -> None:
-        # Overridden since transformers 5.17 and 5.23 only warn, and keep the last weights, if the best checkpoint is
-        # missing.
+        # This method raises an error if the best checkpoint is missing. In transformers 5.17 and 5.23 it only warns,
+        # and keeps the last weights.
         best = self.state.best_model_checkpoint
         if best is None or not os.path.isdir(best):
             raise ValueError(

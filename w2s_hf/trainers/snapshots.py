@@ -23,7 +23,7 @@ class SnapshotCallback(TrainerCallback):
 
     def __init__(self, take: Callable[[int], None], n_snapshots: int):
         if n_snapshots < 1:
-            raise ValueError(f"n_snapshots: got {n_snapshots}, expected at least 1.")
+            raise ValueError(f"n_snapshots: got {n_snapshots}, expected at least 1. Set it to 1 or more.")
         self.take, self.n_snapshots = take, n_snapshots
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
