@@ -244,7 +244,9 @@ def test_what_is_left_out_or_teaches_nothing_is_counted(tmp_path, caplog):
 def test_text_needs_an_end_of_text_token(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="without an end-of-text token, expected one.* Set processing_class.eos_token"):
+    with pytest.raises(
+        ValueError, match="without an end-of-text token, expected one.* Set processing_class.eos_token"
+    ):
         trainer_on(tmp_path, [TEXT], tokenizer)
 
 

@@ -155,7 +155,7 @@ OVERRIDDEN = {
         "_get_num_items_in_batch",
         # The directory of checkpoints. Public replacement: `args.output_dir`, which also names the repository.
         "_get_output_dir",
-        # Compares the arguments with those of a checkpoint. Public replacement: none.
+        # Compares the arguments with the state of a checkpoint. Public replacement: none.
         "_init_training_state",
         # The three steps that load a checkpoint, and only warn if it does not fit. Public replacement: none.
         "_issue_warnings_after_load",
@@ -263,7 +263,7 @@ def is_from_checkpoint(parameter: Any) -> bool:
 
 def forget_weight_conversions(model: Any) -> None:
     """
-    Makes `save_pretrained` write the names of the weights in memory, not those of the loaded checkpoint.
+    Makes `save_pretrained` write the names of the weights in memory, not the names in the loaded checkpoint.
     Public replacement: `save_pretrained(save_original_format=False)`, which trainers and users do not pass.
     """
     model._weight_conversions = None

@@ -226,8 +226,8 @@ def move_padding(batch: dict, side: str) -> dict:
     Moves the padding of a batch to one side of its rows.
 
     Args:
-        batch (`dict`): Tensors. Tensors whose shape begins with that of `attention_mask` `(B, T)` are moved, except
-            `labels`. A batch without a mask has no padding and is not changed.
+        batch (`dict`): Tensors. Tensors whose shape begins with the shape of `attention_mask`, `(B, T)`, are moved,
+            except `labels`. A batch without a mask has no padding and is not changed.
         side (`str`): `"right"` or `"left"`.
 
     Returns:

@@ -391,7 +391,7 @@ def pgr_over_seeds(
 
     Args:
         runs (sequence of triples): `weak_correct, student_correct, ceiling_correct` of each seed, as in
-            [`pgr_interval`]. For one seed, the interval is that of [`pgr_interval`].
+            [`pgr_interval`]. For one seed, the interval is the same as in [`pgr_interval`].
         same_rows (`bool`, *optional*, defaults to `False`): Whether all seeds are tested on the same rows in the same
             order. A resample then has the same rows for all seeds, because more seeds are not more test rows.
         n_resamples (`int`), confidence (`float`), seed (`int`): Arguments of the bootstrap.

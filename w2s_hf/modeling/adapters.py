@@ -191,7 +191,7 @@ def load_adapter_weights(student: PeftModel, directory: str) -> None:
         directory (`str`): A directory of adapters that [`~peft.PeftModel.save_pretrained`] wrote.
 
     Raises:
-        ValueError: The adapters do not match those of the student. The message names a weight that only one of them
+        ValueError: The adapters do not match the student. The message names a weight that only one of them
             has.
     """
     heads = tuple(f"base_model.model.{name}." for name in (*head_modules(student), *HEAD_NAMES, "lm_head"))

@@ -58,7 +58,7 @@ _NEEDED = (
     "hidden_size", "intermediate_size", "layer_norm_epsilon", "num_attention_heads", "num_hidden_layers", "vocab_size",
 )  # fmt: skip
 
-# Features that only have an effect on texts longer than those of pretraining.
+# Features that only have an effect on texts longer than in pretraining.
 _PAST_TRAINED_LENGTH = {"use_dynamic_ntk": "dynamic NTK", "use_logn_attn": "logn attention"}
 
 
@@ -103,7 +103,7 @@ def is_original_qwen(config: dict) -> bool:
 
 def qwen2_config(config: dict, name: str, **changes) -> Qwen2Config:
     """
-    Converts a configuration of the first Qwen family to that of Qwen2.
+    Converts a configuration of the first Qwen family to a Qwen2 configuration.
 
     Args:
         config (`dict`): Content of the model's config.json.
@@ -111,7 +111,7 @@ def qwen2_config(config: dict, name: str, **changes) -> Qwen2Config:
         changes: Fields of the Qwen2 configuration to override, such as `num_labels`.
 
     Returns:
-        [`~transformers.Qwen2Config`]. If the model uses features for texts longer than those of its pretraining
+        [`~transformers.Qwen2Config`]. If the model uses features for texts longer than in its pretraining
         (`use_logn_attn`, `use_dynamic_ntk`), which Qwen2 does not have, `past_trained_length` names them.
 
     Raises:
@@ -194,7 +194,7 @@ def load_original_qwen(
 
 def refuse_longer_texts(model: PreTrainedModel, name: str) -> None:
     """
-    Makes a model raise an error for texts longer than those of its pretraining. This applies to models with features
+    Makes a model raise an error for texts longer than in its pretraining. This applies to models with features
     for longer texts that Qwen2 does not have (`past_trained_length` of the configuration). Other models are not
     changed.
     """

@@ -277,11 +277,11 @@ def _load_base(
 
 def _n_resized_tokens(stored: dict[str, tuple[int, ...]], base: PreTrainedModel | PeftModel) -> int | None:
     """
-    Returns the number of token embeddings that adapters contain, or `None` if the number is that of the base. PEFT
+    Returns the number of token embeddings that adapters contain, or `None` if the base has the same number. PEFT
     saves resized embeddings with the adapters.
     """
     for name, module in base.named_modules():
-        # The last two names are those of an embedding that has adapters.
+        # The last two names belong to an embedding that has adapters.
         for part in ("", "base_layer.", "token_adapter.base_layer."):
             n_rows = (stored.get(f"base_model.model.{name}.{part}weight") or (0,))[0]
             if isinstance(module, nn.Embedding) and n_rows not in (0, module.num_embeddings):
@@ -360,7 +360,7 @@ def _load_classifier(name_or_path: str, task_type: str, **kwargs) -> PreTrainedM
 def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
     """
     Returns keyword arguments of `from_pretrained` that exclude new layers of the head from quantization. The
-    quantization may be an argument, or that of a checkpoint stored in 4 or 8 bit. Layers of the head that are stored
+    quantization may be an argument, or the checkpoint may be stored in 4 or 8 bit. Layers of the head that are stored
     in quantized form must be loaded in this form.
     """
     options = {key: kwargs[key] for key in (*FILE_OPTIONS, "trust_remote_code") if key in kwargs}

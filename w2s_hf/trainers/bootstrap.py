@@ -85,7 +85,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         data_collator (`Callable`, *optional*): As in [`WeakToStrongTrainer`].
         train_dataset ([`~datasets.Dataset`] or `list[Dataset]`):
             One dataset with labels for all links, or a list with a dataset for each link. A single dataset is
-            relabelled after each link. In a list, only the first dataset needs labels. The columns are those of
+            relabelled after each link. In a list, only the first dataset needs labels. The columns are as in
             [`WeakToStrongTrainer`]. Labels are matched to rows by `id`, or by position if there is no `id`.
         eval_dataset ([`~datasets.Dataset`] or `list[Dataset]`, *optional*):
             One dataset or a list for evaluation. Its rows are relabelled, too. Evaluations and the choice of the best
@@ -209,7 +209,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         Raises:
             ValueError: There is no chain to resume, or its settings differ. `resume_from_checkpoint` is a path. A new
                 chain would overwrite finished links in `args.output_dir`. The model and the labels have different
-                numbers of classes. The vocabulary of the model is not that of the tokenized rows.
+                numbers of classes. Rows are tokenized with another vocabulary.
         """
         if isinstance(resume_from_checkpoint, str | os.PathLike):
             raise ValueError(

@@ -139,7 +139,7 @@ def chain_settings(
     labels: dict[str, WeakLabels],
     configs: dict[str, PeftConfig | BitsAndBytesConfig | None],
 ) -> dict:
-    """Returns the settings that must stay the same when a chain is resumed; `labels` are those of link 1."""
+    """Returns the settings that must stay the same when a chain is resumed. `labels` are for link 1."""
     settings = {
         "n_links": len(rows["train"]),
         "rows_a_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -227,8 +227,8 @@ class ChainDirectory:
         if got != labels["train"].fingerprint:
             raise ValueError(
                 f"{self.link(link)}: got a student trained on labels with the fingerprint {got}, expected "
-                f"{labels['train'].fingerprint}, those of link {link}. The directories of two chains are mixed. "
-                "Remove this directory and those of later links."
+                f"{labels['train'].fingerprint}, the labels of link {link}. The directories of two chains are mixed. "
+                "Remove this directory and the directories of later links."
             )
 
     def begin(self, settings: dict) -> int:

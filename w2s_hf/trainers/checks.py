@@ -41,7 +41,8 @@ THRESHOLD_LOSSES = ("confidence", "openai")
 # The columns that a dataset may have although no trainer reads them. No warning names them.
 _RIDE_ALONG = ("id", "ground_truth")
 
-# `soft_labels`, `weak_label`, `hard_label`, `target`, `probs`, `gold_truth`; but not `problem` and `logprobs`.
+# The pattern matches `soft_labels`, `weak_label`, `hard_label`, `target`, `probs` and `gold_truth`, but not `problem`
+# and `logprobs`.
 _LABEL_WORDS = re.compile(r"label|lable|target|truth|proba|(?<!log)(?<!log_)probs?(_|$)", re.IGNORECASE)
 
 
@@ -305,8 +306,8 @@ def refuse_misspelt(
         `list[str]`: The columns that are not read.
 
     Raises:
-        ValueError: A column that is not read holds numbers and has a name similar to that of labels. Or its name is
-            similar to that of a missing optional column.
+        ValueError: A column that is not read holds numbers and has a name like labels. Or its name is similar to
+            the name of a missing optional column.
     """
     columns = getattr(dataset, "column_names", None) or []
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":

@@ -29,8 +29,8 @@ class EpochSampler(Sampler[int]):
     """
     Yields the rows of an epoch in an order that depends only on the seed and the number of the epoch.
 
-    The order of a `RandomSampler` is that of accelerate's `SeedableRandomSampler`, which [`~transformers.Trainer`]
-    uses. A [`LengthGroupedSampler`](https://github.com/huggingface/transformers/blob/main/src/transformers/trainer_pt_utils.py)
+    The order of a `RandomSampler` is the same as with accelerate's `SeedableRandomSampler`, which
+    [`~transformers.Trainer`] uses. A [`LengthGroupedSampler`](https://github.com/huggingface/transformers/blob/main/src/transformers/trainer_pt_utils.py)
     would draw from torch's global generator, whose state at the start of the epoch is unknown to a resumed run.
 
     Args:

@@ -46,7 +46,7 @@ class OrderedEvaluation(TrainerMixin):
     - After an error, no metrics, callbacks or hooks of the failed call remain.
     """
 
-    # The metrics of every evaluation set, besides those of `compute_metrics`.
+    # The metrics of every evaluation set, in addition to the metrics of `compute_metrics`.
     _known_metrics: tuple[str, ...] = ("loss",)
     _rows_of_workers: Dataset | None = None  # the rows of the data loader that persistent workers keep
 
@@ -182,7 +182,7 @@ class OrderedEvaluation(TrainerMixin):
         return output._replace(metrics=metrics)
 
     def _add_metrics(self, metrics: dict[str, float], prefix: str) -> None:
-        """Adds the metrics of a subclass to those of an evaluation, before callbacks look for them."""
+        """Adds the metrics of a subclass to the metrics of an evaluation, before callbacks look for them."""
 
     def train(
         self,

@@ -45,7 +45,7 @@ class ResumableTraining(TrainerMixin):
     - A checkpoint that has no optimizer (`save_only_model=True`), is truncated, or belongs to another model is an
       error.
     - A resumed training with another number of rows per optimizer step, or with another number or order of rows, is
-      an error. So is a number of steps below that of the checkpoint.
+      an error. So is a number of steps that the checkpoint already exceeds.
     - P-tuning and projected prefixes are errors, since their checkpoints lack a part of the trained weights.
     - The patience of [`~transformers.EarlyStoppingCallback`] is restored.
     """
@@ -264,7 +264,7 @@ class ResumableTraining(TrainerMixin):
 
 
 class _OtherWeightsError(ValueError):
-    """The error for a checkpoint whose weights have other names than those of the model."""
+    """The error for a checkpoint with other names of weights than the model."""
 
 
 class _ResumeCallback(TrainerCallback):
@@ -363,7 +363,7 @@ def _refuse_lost_encoder(model: PeftModel) -> None:
 
 
 def _refuse_other_adapters(model: PeftModel, checkpoint: Path) -> None:
-    """Raises `ValueError` if the adapters in a checkpoint are not those of the model by name and shape."""
+    """Raises `ValueError` if the adapters in a checkpoint differ from the model in name or shape."""
     file = checkpoint / "adapter_model.safetensors"
     if not file.is_file():
         return

@@ -44,7 +44,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     the label and not the loss). If chosen and rejected are exchanged together with p and 1 - p, loss and gradient stay
     the same.
 
-    Without a column `soft_label`, the loss at every step is that of [`~trl.RewardTrainer`] (with `margin` and
+    Without a column `soft_label`, the loss at every step is as in [`~trl.RewardTrainer`] (with `margin` and
     `center_rewards_coefficient`). A column with `soft_label=1.0` in all rows gives the same loss. If the accumulated
     batches of a step differ in size, TRL gives equal weight to each batch. This trainer gives equal weight to each
     pair. Every loss is a mean over the pairs of the whole step, on all ranks. The cut of the step into batches
@@ -52,7 +52,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
 
     Overridden methods, and the reasons:
 
-    - `compute_loss`: calls that of TRL for its metrics, and then computes the loss on soft labels.
+    - `compute_loss`: calls TRL's method for its metrics, and then computes the loss on soft labels.
     - `get_batch_samples`, `training_step`: count the pairs of the whole step, find the threshold over them, and cut
       micro-batches of bounded tokens, as in [`WeakToStrongTrainer`]. The confidence loss hardens the class "the first
       response is better". The two responses are in an order by a hash, independent of the preference, so that the

@@ -82,7 +82,7 @@ class WithStudentCard(TrainerMixin):
             self.card = StudentCard(setting=self._card_setting, task_type=self._card_task_type)
             self.add_callback(StudentCardCallback(self.card))
 
-    def create_model_card(  # type: ignore[override]  # the order of TRL, which is another than that of transformers
+    def create_model_card(  # type: ignore[override]  # transformers has another order than TRL
         self,
         model_name: str | None = None,
         dataset_name: str | None = None,
@@ -136,7 +136,7 @@ class WithStudentCard(TrainerMixin):
             card.has_figure = True
         card.save(directory / "README.md")
 
-    def push_to_hub(  # type: ignore[override]  # that of transformers returns `None` or a future, too
+    def push_to_hub(  # type: ignore[override]  # transformers also returns `None` or a future
         self,
         commit_message: str | None = "End of training",
         blocking: bool = True,

@@ -301,7 +301,7 @@ class WholeStepLoss(WholeEpochs, ABC):
             return None  # confidence_loss raises an error that names an alternative
         pairs = torch.stack([logits.float().softmax(dim=-1)[:, 1], soft_labels[:, 1].float()], dim=1)
         if self.accelerator.num_processes > 1:
-            # Ranks may have different numbers of rows: pad with NaN, and drop it after the gather.
+            # Ranks may have different numbers of rows. They are padded with NaN, which is dropped after the gather.
             pairs = self.accelerator.pad_across_processes(pairs, dim=0, pad_index=float("nan"))
             pairs = self.accelerator.gather(pairs)
             pairs = pairs[~pairs[:, 0].isnan()]
