@@ -420,7 +420,7 @@ def test_a_base_that_is_gone_can_be_named(moved, tmp_path):
     ("options", "error", "message"),
     [
         ({"base_model": "/no/such/base"}, OSError, "(?s)^(?!.*cannot load its base)"),
-        ({"peft_config": lora()}, ValueError, "has adapters already"),
+        ({"peft_config": lora()}, ValueError, "already has adapters"),
     ],
     ids=["no base", "more adapters"],
 )

@@ -119,7 +119,7 @@ def test_bf16_that_is_not_set_follows_the_device(config_class, tmp_path, monkeyp
     has_gpu = False
     logging.Logger.warning_once.cache_clear()
     args = [config_class(**make, **more) for more in ({}, {"use_cpu": True}, {"bf16_full_eval": False})]
-    assert not any(one.bf16 for one in args) and caplog.text.count("training in float32") == 1
+    assert not any(one.bf16 for one in args) and caplog.text.count("Training in float32") == 1
     assert not computes_in_bfloat16() and config_class(**make, use_cpu=True, bf16=True).bf16, (
         "an explicit value is kept"
     )
@@ -147,7 +147,7 @@ def slow_cpu(monkeypatch):
     logging.Logger.warning_once.cache_clear()
 
 
-SLOW = "some forty times slower than float32. Set --dtype float32 --bf16 false (in Python: "
+SLOW = "about 40 times slower than float32. Set --dtype float32 --bf16 false (in Python: "
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_completions_of_split_weights_are_refused_before_the_first_step(tmp_path
     options = {"eval_strategy": "steps", "eval_steps": 1}
     trainer = trainer_for("completions", tmp_path, eval_dataset=rows, config=options)
     trainer.is_fsdp_enabled = True
-    with pytest.raises(ValueError, match="weights are split over processes .* set eval_strategy='no'"):
+    with pytest.raises(ValueError, match="weights are split over processes .* Set eval_strategy='no'"):
         trainer.train()
     assert trainer.state.global_step == 0
 

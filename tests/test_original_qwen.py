@@ -294,9 +294,9 @@ def changed_ranks(directory, tmp_path, change) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: lines[1:], "255 of them single bytes"),
+        (lambda lines: lines[1:], "255 single bytes"),
         (lambda lines: lines[:260] + lines[261:], "without a gap"),
-        (lambda lines: [*lines, b"IHF6 %d" % len(lines)], "is not made of tokens of lower ranks"),
+        (lambda lines: [*lines, b"IHF6 %d" % len(lines)], "a token that consists of two tokens of lower ranks"),
         (lambda lines: lines * 0, "got 0 tokens"),
     ],
 )

@@ -244,7 +244,9 @@ def test_what_is_left_out_or_teaches_nothing_is_counted(tmp_path, caplog):
 def test_text_needs_an_end_of_text_token(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="a tokenizer that has none. Set processing_class.eos_token"):
+    with pytest.raises(
+        ValueError, match="without an end-of-text token, expected one.* Set processing_class.eos_token"
+    ):
         trainer_on(tmp_path, [TEXT], tokenizer)
 
 
@@ -355,7 +357,7 @@ def test_pairs_are_cut_by_tokens_and_stay_together():
 
 def test_adapters_are_not_stacked(tmp_path):
     model = fresh_adapter(reward_model(), LORA)
-    with pytest.raises(ValueError, match="a model that has adapters already"):
+    with pytest.raises(ValueError, match="a model that already has adapters"):
         RewardPairTrainer(
             model,
             pair_arguments(tmp_path),

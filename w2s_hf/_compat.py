@@ -1,12 +1,15 @@
 """
-Every private or unstable API of torch, transformers, TRL, PEFT, accelerate, bitsandbytes and datasets that this
+The private and unstable APIs of torch, transformers, TRL, PEFT, accelerate, bitsandbytes and datasets that this
 package uses. No other module of the package uses such an API; `tests/test_compat.py` checks this.
 
 An API is private or unstable if its name begins with an underscore, or if the documentation of its library does not
 list it. Each comment and docstring says what the API does, and which public API could replace it.
 
-The file has three parts: names to import (`IMPORTS`), members that a subclass must call or override under their own
-name (`OVERRIDDEN`), and attributes and arguments (the functions below; `ATTRIBUTES` lists the names they use).
+The file has three parts:
+
+- names to import (`IMPORTS`),
+- members that a subclass must call or override under their own name (`OVERRIDDEN`),
+- attributes and arguments: the functions below, which use the names in `ATTRIBUTES`.
 
 This module imports no library itself: `from ._compat import X` imports only the module that contains `X`.
 """
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = ["ATTRIBUTES", "CHECKED", "IMPORTS", "OVERRIDDEN", "SINCE"]
 
-# The versions with which every entry of this file was checked. `SINCE` lists the entries that some of them lack.
+# The versions with which every entry of this file was checked. `SINCE` lists the entries that older versions lack.
 CHECKED = {
     "torch": ("2.13",),
     "transformers": ("5.17", "5.23"),
@@ -47,19 +50,19 @@ IMPORTS = {
     # The local path of a file on the Hub or in a directory. Public replacement: `huggingface_hub.hf_hub_download`,
     # with special cases for directories, for offline mode and for the errors of transformers.
     "cached_file": "transformers.utils",
-    # The adapter_config.json of a model, or `None`. Public replacement: that of `cached_file`.
+    # The adapter_config.json of a model, or `None`. Public replacement: `huggingface_hub.hf_hub_download`.
     "find_adapter_config_file": "transformers.utils.peft_utils",
-    # Whether DeepSpeed ZeRO-3 shards weights while they are loaded. Public replacement: none.
+    # Returns whether DeepSpeed ZeRO-3 shards weights while they are loaded. Public replacement: none.
     "is_deepspeed_zero3_enabled": "transformers.integrations",
     # The installed trackers, which `report_to="all"` uses. Public replacement: none.
     "get_available_reporting_integrations": "transformers.integrations",
     # The callbacks of the trackers of `report_to`. Public replacement: none, but their classes are public.
     "get_reporting_integration_callbacks": "transformers.integrations",
-    # Whether this machine computes in bfloat16, by the rule of TrainingArguments. Public replacement:
+    # Returns whether this machine computes in bfloat16, by the rule of TrainingArguments. Public replacement:
     # `torch.cuda.is_bf16_supported`, for CUDA devices only.
     "is_torch_bf16_gpu_available": "transformers.utils",
     "is_torch_xla_available": "transformers.utils",
-    # Whether an object has a length. Public replacement: none, but it takes four lines.
+    # Returns whether an object has a length. Public replacement: none, but four lines of code are enough.
     "has_length": "transformers.trainer_utils",
     # The base class of callbacks whose state goes into trainer_state.json. Public replacement: none.
     "ExportableState": "transformers.trainer_callback",
@@ -70,10 +73,10 @@ IMPORTS = {
     # configuration classes, so that each lookup imports a model.
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "transformers.models.auto.modeling_auto",
     "MODEL_FOR_MASKED_LM_MAPPING_NAMES": "transformers.models.auto.modeling_auto",
-    # Sets the probability of every `nn.Dropout` to 0. Public replacement: none, but it takes three lines.
+    # Sets the probability of every `nn.Dropout` to 0. Public replacement: none, but three lines of code are enough.
     "disable_dropout_in_model": "trl.trainer.utils",
-    # The wrapper of a module that is trained and saved with the adapters (`modules_to_save`), and its base class,
-    # which is also that of trainable tokens. Public replacement: none.
+    # The wrapper of a module that is trained and saved with the adapters (`modules_to_save`), and its base class.
+    # The wrapper of trainable tokens has the same base class. Public replacement: none.
     "AuxiliaryTrainingWrapper": "peft.utils",
     "ModulesToSaveWrapper": "peft.utils",
     # Reads the weights of saved adapters. Public replacement: `PeftModel.load_adapter`, which adds them to the model.
@@ -86,13 +89,13 @@ IMPORTS = {
     # Reads the environment variables that `accelerate launch` sets. Public replacement:
     # `PartialState.distributed_type`, which exists only after the processes have connected.
     "parse_flag_from_env": "accelerate.utils",
-    # The command `accelerate launch` as a function, and its parser. Public replacement: the command in a process of
-    # its own, which ends with a traceback of the launcher after the error of the process that it has launched.
+    # The command `accelerate launch` as a function, and its parser. Public replacement: the command in a separate
+    # process. If the launched process fails, this process also prints a traceback of the launcher.
     "launch_command": "accelerate.commands.launch",
     "launch_command_parser": "accelerate.commands.launch",
-    # The error of torchrun, and so of `accelerate launch`, if a process fails. Public replacement: `Exception`.
+    # The error of torchrun and `accelerate launch` if a process fails. Public replacement: `Exception`.
     "ChildFailedError": "torch.distributed.elastic.multiprocessing.errors",
-    # The error of torchrun if it is stopped by a signal, such as that of Ctrl-C. Public replacement: `Exception`.
+    # The error of torchrun if a signal stops it, such as the signal of Ctrl-C. Public replacement: `Exception`.
     "SignalException": "torch.distributed.elastic.multiprocessing.api",
     # A fingerprint with which `Dataset.map` does not look for a cache file. Public replacement:
     # `datasets.disable_caching`, which applies to all datasets of the process.
@@ -100,7 +103,7 @@ IMPORTS = {
 }
 
 
-# Type checkers read the imports below. At run time each name of IMPORTS is imported when it is used.
+# Only type checkers read the imports below. At run time each name of IMPORTS is imported when it is used.
 if TYPE_CHECKING:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from accelerate.data_loader import SkipBatchSampler
@@ -152,7 +155,7 @@ OVERRIDDEN = {
         "_get_num_items_in_batch",
         # The directory of checkpoints. Public replacement: `args.output_dir`, which also names the repository.
         "_get_output_dir",
-        # Compares the arguments with those of a checkpoint. Public replacement: none.
+        # Compares the arguments with the state of a checkpoint. Public replacement: none.
         "_init_training_state",
         # The three steps that load a checkpoint, and only warn if it does not fit. Public replacement: none.
         "_issue_warnings_after_load",
@@ -164,8 +167,8 @@ OVERRIDDEN = {
         # `remove_unused_columns=False`, which gives all columns to the collator.
         "_set_signature_columns_if_needed",
     ),
-    # Tokenizes and checks a dataset. Used also for datasets of `evaluate` and `predict`, which TRL's trainers expect
-    # to be tokenized. Public replacement: none.
+    # Tokenizes and checks a dataset. The trainers also call it for datasets of `evaluate` and `predict`, which TRL's
+    # trainers expect to be tokenized. Public replacement: none.
     "trl.trainer.reward_trainer:RewardTrainer": ("_prepare_dataset", "_tag_names"),
     # `_tag_names` are the tags of model cards. Public replacement: the argument `tags` of `create_model_card`.
     "trl.trainer.sft_trainer:SFTTrainer": ("_prepare_dataset", "_tag_names"),
@@ -214,8 +217,8 @@ SINCE = {"_tp_size": "1.13"}
 
 def cpu_capabilities() -> dict[str, Any]:
     """
-    Returns the instructions of this CPU by torch's names; empty if they are unknown, as in older versions of torch.
-    Public replacement: none.
+    Returns the instructions of this CPU by torch's names. The result is empty in older versions of torch, which do not
+    list the instructions. Public replacement: none.
     """
     import torch
 
@@ -260,7 +263,7 @@ def is_from_checkpoint(parameter: Any) -> bool:
 
 def forget_weight_conversions(model: Any) -> None:
     """
-    Makes `save_pretrained` write the names of the weights in memory, not those of the loaded checkpoint.
+    Makes `save_pretrained` write the names of the weights in memory, not the names in the loaded checkpoint.
     Public replacement: `save_pretrained(save_original_format=False)`, which trainers and users do not pass.
     """
     model._weight_conversions = None
@@ -276,7 +279,7 @@ def mark_as_4bit(model: Any) -> None:
 
 def ignored_keys(model: Any) -> tuple[list[str], list[str]]:
     """
-    Returns the patterns of weights that a checkpoint of a model may lack, and of those that it may have in addition.
+    Returns the patterns of weights that a checkpoint of a model may lack, and of weights that it may have in addition.
     Public replacement: none.
     """
     missing = getattr(model, "_keys_to_ignore_on_load_missing", None)
@@ -291,7 +294,7 @@ def signature_columns(trainer: Any) -> list[str]:
 
 def add_signature_column(trainer: Any, name: str) -> None:
     """
-    Makes a trainer keep another dataset column. Called in its override of `_set_signature_columns_if_needed`.
+    Makes a trainer keep another dataset column. The trainer calls it in `_set_signature_columns_if_needed`.
     Public replacement: `remove_unused_columns=False`, which gives all columns to the collator.
     """
     if name not in trainer._signature_columns:
@@ -329,7 +332,7 @@ def remove_neftune_hook(trainer: Any) -> None:
 
 def save_model(trainer: Any, directory: str | None = None) -> None:
     """
-    Saves the model of a trainer without the push to the Hub that `push_to_hub=True` adds. Called on all ranks.
+    Saves the model of a trainer without the push to the Hub that `push_to_hub=True` adds. Call it on all ranks.
     Public replacement: `Trainer.save_model`, if `args.push_to_hub` is False.
     """
     trainer.save_model(directory, _internal_call=True)

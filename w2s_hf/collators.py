@@ -59,20 +59,20 @@ def prepare_rows(
         needs_labels (`bool`, *optional*, defaults to `True`): Whether rows without labels are refused.
 
     Raises:
-        ValueError: there are no rows; labels are needed and missing; there are both `label` and `labels`; labels are
-            not probabilities or classes (rows named); there is neither `input_ids` nor a text to tokenize; or a text
-            with a context does not fit even without it (row named).
+        ValueError: There are no rows. Labels are needed and missing. There are both `label` and `labels`. Labels are
+            not probabilities or classes (rows named). There is neither `input_ids` nor a text to tokenize. A text with
+            a context is too long even without its context (row named).
     """
     columns = dataset.column_names
     if len(dataset) == 0:
-        raise ValueError(f"{name}: got no rows, expected at least one.")
+        raise ValueError(f"{name}: got no rows, expected at least one. Pass a dataset with rows.")
     if {"label", "labels"} <= set(columns):
         raise ValueError(
             f"{name}: got columns `label` and `labels`, expected one of them. Rename one, for example to "
             "`ground_truth`."
         )
     if dataset.format["type"] == "custom":
-        # The columns are those of the transform. The collator checks the labels of each batch.
+        # The transform creates the columns. The collator checks the labels of each batch.
         return dataset
     label = next((column for column in ("labels", "label") if column in columns), None)
     if needs_labels and label is None:
@@ -90,7 +90,7 @@ def prepare_rows(
     if text_field not in columns or tokenizer is None:
         got = f"columns {columns}" if text_field not in columns else "a text column and no processing_class"
         raise ValueError(
-            f"{name}: got {got}, expected `input_ids`, or `{text_field}` and a tokenizer. Add the column, or give the "
+            f"{name}: got {got}, expected `input_ids`, or `{text_field}` and a tokenizer. Add the column, or pass the "
             "tokenizer as processing_class."
         )
 
@@ -139,8 +139,8 @@ class WeakToStrongCollator:
 
 def check_pairs(dataset: datasets.Dataset, name: str) -> None:
     """
-    Checks pairs before a training. No pair is dropped. A warning counts the pairs with equal responses, and those with
-    an empty one, because a reward model can learn little from them.
+    Checks pairs before a training. No pair is dropped. A warning counts the pairs with equal responses, and the pairs
+    with an empty response, because they have little information for a reward model.
 
     Args:
         dataset ([`~datasets.Dataset`]): Pairs in one of TRL's preference formats (text or messages, with `prompt` or
@@ -148,12 +148,12 @@ def check_pairs(dataset: datasets.Dataset, name: str) -> None:
         name (`str`): The name of the dataset in messages.
 
     Raises:
-        ValueError: there are no rows, a column is missing, soft labels are not P(chosen better) in [0, 1] (rows
-            named), or there are both soft labels and a margin.
+        ValueError: There are no rows. A column is missing. Soft labels are not P(chosen better) in [0, 1] (rows
+            named). There are both soft labels and a margin.
     """
     columns = dataset.column_names
     if len(dataset) == 0:
-        raise ValueError(f"{name}: got no rows, expected at least one.")
+        raise ValueError(f"{name}: got no rows, expected at least one. Pass a dataset with rows.")
     chosen, rejected = ("chosen_ids", "rejected_ids") if "chosen_ids" in columns else ("chosen", "rejected")
     missing = [column for column in (chosen, rejected) if column not in columns]
     if missing:
@@ -170,7 +170,10 @@ def check_pairs(dataset: datasets.Dataset, name: str) -> None:
         values = np.asarray(dataset.with_format("python")["soft_label"][:])
         try:
             if values.ndim != 1:
-                raise ValueError(f"labels: got shape {values.shape}, expected one P(chosen better) per row.")
+                raise ValueError(
+                    f"labels: got shape {values.shape}, expected one P(chosen better) per row. "
+                    "Pass one number per row."
+                )
             as_probabilities(values, 2, list(dataset["id"]) if "id" in columns else None)
         except ValueError as error:
             raise ValueError(f"{name}: {str(error).replace('labels:', 'soft_label:', 1)}") from error
@@ -189,13 +192,15 @@ def check_pairs(dataset: datasets.Dataset, name: str) -> None:
 @dataclass
 class RewardPairCollator(DataCollatorForPreference):
     """
-    TRL's collator of pairs, plus soft labels, and an order of the two sides that does not depend on the preference.
+    Collates pairs like TRL's collator, and adds soft labels and an order of the two responses that does not depend on
+    the preference.
 
     Adds to `input_ids` and `attention_mask` `(2B, T)` (the chosen responses, then the rejected ones):
 
     - `soft_label` `(B,)` float32, P(chosen better), if the rows have one.
     - `turned` `(B,)` bool: whether the rejected response is first in an order by a hash of the tokens. In this order
-      the class "the first response is better" has prior one half. Exchanging chosen and rejected does not change it.
+      the class "the first response is better" has prior one half. If chosen and rejected are exchanged, the order
+      stays the same.
 
     Raises:
         ValueError: a soft label is outside [0, 1] or NaN.
@@ -221,12 +226,12 @@ def move_padding(batch: dict, side: str) -> dict:
     Moves the padding of a batch to one side of its rows.
 
     Args:
-        batch (`dict`): Tensors. Those whose shape begins with that of `attention_mask` `(B, T)` are moved, except
-            `labels`. A batch without a mask is not padded and stays as it is.
+        batch (`dict`): Tensors. Tensors whose shape begins with the shape of `attention_mask`, `(B, T)`, are moved,
+            except `labels`. A batch without a mask has no padding and is not changed.
         side (`str`): `"right"` or `"left"`.
 
     Returns:
-        `dict`: The moved batch; the same object if the padding already is on this side.
+        `dict`: The moved batch, or the same object if the padding already is on this side.
     """
     mask = batch.get("attention_mask")
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
@@ -234,7 +239,7 @@ def move_padding(batch: dict, side: str) -> dict:
     is_token = mask.bool()
     if is_token[:, 0 if side == "right" else -1].all():
         return batch
-    # Other masked positions, between tokens, stay where they are.
+    # Masked positions between tokens are not moved.
     shifts = is_token.int().argmax(dim=1) if side == "right" else -is_token.flip(1).int().argmax(dim=1)
     length = mask.shape[1]
     columns = (torch.arange(length, device=mask.device) + shifts[:, None]) % length
@@ -254,7 +259,10 @@ def _has_columns(value: object, mask: torch.Tensor) -> bool:
 
 
 def sorted_lengths(batch: dict[str, torch.Tensor], n_sequences: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the length of each row's longest sequence, ascending, and the rows in this order: `(B,)` int64 twice."""
+    """
+    Returns the length of each row's longest sequence, ascending, and the rows in this order. Both have the shape
+    `(B,)` and the type int64.
+    """
     lengths = batch["attention_mask"].sum(dim=1).view(n_sequences, -1).amax(dim=0)
     return lengths.sort(stable=True)
 
@@ -269,13 +277,14 @@ def split_by_tokens(
     """
     Cuts a padded batch, sorted by length, into micro-batches of at most `max_tokens` padded tokens.
 
-    A row longer than the budget is a micro-batch of its own. Columns that are padding in all rows of a micro-batch are
+    A row longer than the budget is a separate micro-batch. Columns that are padding in all rows of a micro-batch are
     removed, on both sides.
 
     Args:
         batch (`dict[str, torch.Tensor]`):
             Tensors with first dimension B, and `attention_mask` `(B, T)`. For rows of k sequences, tensors with first
-            dimension k B, and `attention_mask` `(k B, T)`: the first sequences of all rows, then the second ones.
+            dimension k B, and `attention_mask` `(k B, T)`. They have the first sequences of all rows, then the second
+            sequences.
         max_tokens (`int` or `None`): Budget in tokens, sequences times length. `None` returns the batch as it is.
         n_sequences (`int`, *optional*, defaults to `1`): The number of sequences of a row, k.
         lengths (`torch.Tensor` of shape `(B,)`, ascending, *optional*):
@@ -283,7 +292,7 @@ def split_by_tokens(
             maximum over all ranks, all ranks have the same cuts.
 
     Returns:
-        `list` of batches, shortest rows first. Together they hold every row once.
+        `list` of batches, shortest rows first. Every row is in one batch.
     """
     mask = batch.get("attention_mask")
     if max_tokens is None or mask is None:

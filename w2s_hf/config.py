@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         output_dir: str
 
 else:
-    # For type checkers only: the class that this one is mixed into has these fields.
+    # Only type checkers need this base class. The class that `_OwnDefaults` is mixed into has the fields.
     TrainerArguments = object
 
 # A method is a way of training students on weak labels, and its loss. The paper calls plain finetuning "naive".
@@ -58,8 +58,8 @@ def hardware() -> str:
 
 def computes_in_bfloat16(use_cpu: bool = False) -> bool:
     """
-    Returns whether the device of a training computes in bfloat16. It is false for every CPU, so that all CPUs give the
-    same numbers, and for CUDA devices that emulate bfloat16 (before Ampere).
+    Returns whether the device of a training computes in bfloat16. The result is false for every CPU, so that all CPUs
+    give the same numbers. It is also false for CUDA devices that emulate bfloat16 (before Ampere).
     """
     if use_cpu or (torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)):
         return False
@@ -69,13 +69,13 @@ def computes_in_bfloat16(use_cpu: bool = False) -> bool:
 def warn_of_slow_bfloat16() -> None:
     """
     Warns, once per process, about bfloat16 on a CPU without instructions for it. On CPUs with AVX-512, the bfloat16
-    kernels of torch are at least as fast as those of float32. An older torch cannot list the instructions; then there
-    is no warning.
+    kernels of torch are at least as fast as those of float32. Older versions of torch cannot list the instructions.
+    There is no warning then.
     """
     capabilities = cpu_capabilities()
     if capabilities and not any(capabilities.get(name, False) for name in ("avx512_bw", "amx_bf16", "bf16")):
         logger.warning_once(
-            "Got bfloat16 on a CPU without instructions for it, where it is some forty times slower than float32. Set "
+            "Got bfloat16 on a CPU without instructions for it, where it is about 40 times slower than float32. Set "
             '--dtype float32 --bf16 false (in Python: dtype="float32", bf16=False).'
         )
 
@@ -91,7 +91,7 @@ class _OwnDefaults(TrainerArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False,
         metadata={
-            "help": "Search for unused parameters in every step. LoRA uses all parameters, and does not need this."
+            "help": "Search for unused parameters in every step. Not needed for LoRA, which uses all parameters."
         },
     )
     hub_strategy: str = field(
@@ -103,7 +103,7 @@ class _OwnDefaults(TrainerArguments):
         if getattr(self, "activation_checkpointing", False) is None:
             self.activation_checkpointing = self.gradient_checkpointing
         if self.bf16 is None and not self.fp16 and not computes_in_bfloat16(self.use_cpu):
-            logger.warning_once("bf16 is not set: training in float32, because there is no GPU with bfloat16 to use")
+            logger.warning_once("bf16 is not set. Training in float32, because no GPU with bfloat16 is available.")
             self.bf16 = False
         has_device = is_torch_bf16_gpu_available() or is_torch_xla_available()  # emulation included
         if (self.bf16 or self.bf16_full_eval) and not self.use_cpu and not has_device:
@@ -142,16 +142,16 @@ class LossArguments(_OwnDefaults):
             Share of the optimizer steps over which that weight rises from 0. Defaults to 0.2 (paper), and to 0.1 for
             `openai` (published code).
         aux_start (`str`, *optional*, defaults to `"first_step"`):
-            When that weight begins to rise. `"agreement"` keeps it at 0 until the student agrees with its weak labels
-            beyond chance, by three standard deviations. Agreement is measured over the latest half of the steps, with
-            at least 128 rows and at most one epoch. Rows are predicted before the update of their step, so that the
-            student has not seen them in the first epoch. With fewer than 128 training rows the weight stays 0, as in
-            `"xent"`.
+            Start of the rise of that weight. `"agreement"` keeps the weight at 0 until the student agrees with its
+            weak labels beyond chance, by three standard deviations. Agreement is measured over the latest half of the
+            steps, with at least 128 rows and at most one epoch. Rows are predicted before the update of their step, so
+            that the student has not seen them in the first epoch. With fewer than 128 training rows the weight stays
+            0, as in `"xent"`.
         aux_prior (`float`, *optional*):
             Share of the rows of an optimizer step that `confidence` and `openai` harden to class 1. Defaults to the
             mean weak label of those rows (paper, footnote 7). The paper uses 0.5 for balanced data.
         window_radius (`float`, *optional*, defaults to `0.15`):
-            `window` trains on the rows where the student's larger probability is below 0.5 + radius.
+            The loss `window` uses the rows in which the student's larger probability is below 0.5 + radius.
         product_alpha (`float`, *optional*, defaults to `1.0`):
             Exponent of the weak label in the target of `product`.
         product_beta (`float`, *optional*, defaults to `1.0`):
@@ -160,13 +160,13 @@ class LossArguments(_OwnDefaults):
             Temperature of the row weights of `adaptive_confidence`.
         max_tokens_per_micro_batch (`int`, *optional*):
             Cut every batch, sorted by length, into micro-batches of at most this many padded tokens. The gradient is
-            that of the whole batch, and the memory that of one micro-batch. `None` does not cut.
+            the same as for the whole batch, and the memory is that of one micro-batch. `None` does not cut.
 
     Defaults that differ from `TrainingArguments`: `ddp_find_unused_parameters=False` (a LoRA student uses all its
-    parameters), `hub_strategy="end"` (one push, after the last step).
+    parameters) and `hub_strategy="end"` (one push, after the last step).
 
     Raises:
-        ValueError: a value is outside its range, or `push_to_hub` is set and `hub_strategy` is not `"end"`.
+        ValueError: A value is outside its range, or `push_to_hub` is set and `hub_strategy` is not `"end"`.
     """
 
     loss_type: str = field(
@@ -189,8 +189,8 @@ class LossArguments(_OwnDefaults):
     aux_start: str = field(
         default="first_step",
         metadata={
-            "help": "When --aux_coef begins to rise. `first_step`: at once (paper). `agreement`: when the student "
-            "agrees with the weak labels beyond chance, for short trainings, in which early predictions are random.",
+            "help": "Start of the rise of --aux_coef. `first_step`: the first step (paper). `agreement`: the first "
+            "agreement of student and weak labels beyond chance, for short trainings with random early predictions.",
             "choices": list(AUX_STARTS),
         },
     )
@@ -216,7 +216,8 @@ class LossArguments(_OwnDefaults):
     max_tokens_per_micro_batch: int | None = field(
         default=None,
         metadata={
-            "help": "Cut each batch into micro-batches of at most this many padded tokens, with the same gradient."
+            "help": "Cut each batch into micro-batches of at most this number of padded tokens, which limits the "
+            "memory and keeps the gradient. Unset: batches are not cut."
         },
     )
 
@@ -237,15 +238,23 @@ class LossArguments(_OwnDefaults):
         for name in ("aux_coef", "aux_warmup_ratio", "aux_prior"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name}: got {value}, expected a share between 0 and 1.")
+                raise ValueError(f"{name}: got {value}, expected a share between 0 and 1. Set a value in this range.")
         if not 0 < self.window_radius <= 0.5:
-            raise ValueError(f"window_radius: got {self.window_radius}, expected a value in (0, 0.5].")
+            raise ValueError(
+                f"window_radius: got {self.window_radius}, expected a value in (0, 0.5]. Set a value in this range."
+            )
         if self.adaptive_temperature <= 0:
-            raise ValueError(f"adaptive_temperature: got {self.adaptive_temperature}, expected a positive number.")
+            raise ValueError(
+                f"adaptive_temperature: got {self.adaptive_temperature}, expected a positive number. "
+                "Set a value above 0."
+            )
         for name in ("max_length", "max_tokens_per_micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}, expected a positive number of tokens, or None for no limit.")
+                raise ValueError(
+                    f"{name}: got {value}, expected a positive number of tokens, or None for no limit. "
+                    "Set it to one of them."
+                )
 
     @property
     def has_auxiliary_term(self) -> bool:
@@ -275,19 +284,19 @@ class LossArguments(_OwnDefaults):
 @dataclass
 class WeakToStrongConfig(LossArguments, TrainingArguments):
     r"""
-    Arguments of [`WeakToStrongTrainer`]: those of [`~transformers.TrainingArguments`], of [`LossArguments`], and the
-    ones below. `loss_type="xent"` with integer labels is the loss of [`~transformers.Trainer`].
+    The arguments of [`WeakToStrongTrainer`]: those of [`~transformers.TrainingArguments`] and [`LossArguments`], and
+    the arguments below. `loss_type="xent"` with integer labels is the loss of [`~transformers.Trainer`].
 
     Args:
         max_length (`int`, *optional*, defaults to `512`):
             Longest row in tokens. If the trainer tokenizes a text column itself, longer texts are truncated at the end
             and counted in a warning. Rows of [`load_task`] lose a part of their context instead. Rows with `input_ids`
-            are used as they are.
+            are not changed.
         dataset_text_field (`str`, *optional*, defaults to `"text"`):
             Column to tokenize if a dataset has no `input_ids`.
         disable_dropout (`bool`, *optional*, defaults to `True`):
-            Set every dropout of the model to 0. The published code trains without dropout. With dropout, the threshold
-            of the confidence loss would depend on the cut into micro-batches.
+            Whether to set every dropout of the model to 0. The published code trains without dropout. With dropout,
+            the threshold of the confidence loss would depend on the cut into micro-batches.
         model_init_kwargs (`dict`, *optional*):
             Keyword arguments of [`load_student`], for a trainer whose model is a name.
     """
@@ -310,14 +319,14 @@ class WeakToStrongConfig(LossArguments, TrainingArguments):
 @dataclass
 class BootstrapConfig(WeakToStrongConfig):
     r"""
-    Arguments of [`BootstrapTrainer`], the same for all links: those of [`WeakToStrongConfig`], and the one below.
+    The arguments of [`BootstrapTrainer`], the same for all links: those of [`WeakToStrongConfig`], and `hard_labels`.
 
     Args:
         hard_labels (`bool`, *optional*, defaults to `False`):
-            Train the next link on the more probable class of each row instead of the probabilities.
+            Whether to train the next link on the more probable class of each row instead of the probabilities.
 
     Raises:
-        ValueError: a value is outside its range, or `enable_jit_checkpoint` is set, which ends a training as if it
+        ValueError: A value is outside its range, or `enable_jit_checkpoint` is set, which ends a training as if it
             were finished.
     """
 
@@ -337,12 +346,12 @@ class BootstrapConfig(WeakToStrongConfig):
 @dataclass
 class RewardPairConfig(LossArguments, RewardConfig):
     r"""
-    Arguments of [`RewardPairTrainer`]: those of [`~trl.RewardConfig`] and of [`LossArguments`]. Class 1 of a pair
-    means that the chosen response is better. For `aux_prior`, the two responses of each pair are put in an order
-    that does not depend on the preference, so that 0.5 is the natural share.
+    The arguments of [`RewardPairTrainer`]: those of [`~trl.RewardConfig`] and [`LossArguments`]. Class 1 of a pair
+    means that the chosen response is better. For `aux_prior`, the two responses of each pair are in an order that
+    does not depend on the preference. The natural share is therefore 0.5.
 
     `model_init_kwargs` are keyword arguments of [`load_student`]. As in [`~trl.RewardConfig`],
-    `gradient_checkpointing` is on by default; so is `bf16` on devices that compute in bfloat16.
+    `gradient_checkpointing` is on by default. `bf16` is on by default on devices that compute in bfloat16.
     """
 
     _argument_group_name = "training (every RewardConfig field, and the weak-to-strong losses)"
@@ -359,20 +368,20 @@ class RewardPairConfig(LossArguments, RewardConfig):
 @dataclass
 class CompletionConfig(_OwnDefaults, SFTConfig):
     r"""
-    Arguments of [`CompletionTrainer`]: those of [`~trl.SFTConfig`], and the ones below.
+    The arguments of [`CompletionTrainer`]: those of [`~trl.SFTConfig`], and the arguments below.
 
     Args:
         max_new_tokens (`int`, *optional*, defaults to `12`):
             Longest completion in tokens, with its end-of-text token. Longer completions are cut.
-        disable_dropout (`bool`, *optional*, defaults to `True`): Set every dropout of the model to 0.
+        disable_dropout (`bool`, *optional*, defaults to `True`): Whether to set every dropout of the model to 0.
 
     Defaults that differ from [`~trl.SFTConfig`]: `completion_only_loss=True`, `ddp_find_unused_parameters=False`,
     `hub_strategy="end"` (one push, after the last step), and `bf16=False` on a CPU. Rows of more than `max_length`
-    tokens are not truncated: [`CompletionTrainer`] leaves them out of the training, and raises an error for them in an
+    tokens are not truncated. [`CompletionTrainer`] leaves them out of the training, and raises an error for them in an
     evaluation.
 
     Raises:
-        ValueError: a value is outside its range, or `packing` or `truncation_mode` is set.
+        ValueError: A value is outside its range, or `packing` or `truncation_mode` is set.
     """
 
     _argument_group_name = "training (every SFTConfig field)"
@@ -392,16 +401,18 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
     def __post_init__(self):
         if self.truncation_mode != "keep_start":
             raise ValueError(
-                f"truncation_mode: got {self.truncation_mode!r}, expected 'keep_start': rows are not truncated, and "
-                "training rows longer than max_length are left out. Shorten the prompts of the dataset instead."
+                f"truncation_mode: got {self.truncation_mode!r}, expected 'keep_start', since rows are not truncated. "
+                "Training rows longer than max_length are left out. Shorten the prompts of the dataset instead."
             )
         super().__post_init__()
         for name in ("max_length", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}, expected a positive number of tokens.")
+                raise ValueError(f"{name}: got {value}, expected a positive number of tokens. Set it to 1 or more.")
         if self.packing:
-            raise ValueError("packing: got True, expected False, because completions are scored row by row.")
+            raise ValueError(
+                "packing: got True, expected False, because completions are scored row by row. Set packing=False."
+            )
 
 
 AnyConfig = WeakToStrongConfig | RewardPairConfig | CompletionConfig  # the configurations of the trainers
@@ -412,9 +423,13 @@ class StudentConfig(ModelConfig):
     """
     The adapters and precision of students: the fields of [`~trl.ModelConfig`], and `head_init`.
 
-    Defaults that differ from `ModelConfig`: `dtype=None` (bfloat16 on devices that compute in it, else float32),
-    `use_peft=True`, `lora_task_type="SEQ_CLS"`, `lora_target_modules=["all-linear"]`, `lora_dropout=0.0` (no dropout,
-    as in the published code) and `use_bnb_nested_quant=True`. The model itself is named by `--student_model`.
+    Defaults that differ from `ModelConfig`:
+
+    - `dtype=None`: bfloat16 on devices that compute in it, else float32.
+    - `lora_dropout=0.0`: no dropout, as in the published code.
+    - `use_peft=True`, `lora_task_type="SEQ_CLS"`, `lora_target_modules=["all-linear"]`, `use_bnb_nested_quant=True`.
+
+    The option `--student_model` names the model itself.
     """
 
     _argument_group_name = "student: adapters, precision, head"
@@ -458,12 +473,13 @@ class StudentConfig(ModelConfig):
         super().__post_init__()
         if self.model_name_or_path is not None:
             raise ValueError(
-                f"Got --model_name_or_path {self.model_name_or_path}, expected --student_model with this value."
+                f"Got --model_name_or_path {self.model_name_or_path}, expected --student_model with this value. "
+                "Rename the option."
             )
         if vars(self).get("trust_remote_code"):  # a field of ModelConfig in TRL 1.0, and not in TRL 1.16
             raise ValueError(
                 "Got --trust_remote_code true, expected false, because experiments run no code of model repositories. "
-                "Remove it; models that transformers knows need none."
+                "Remove it. Models that transformers supports do not need it."
             )
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
             raise ValueError(
@@ -486,6 +502,6 @@ class StudentConfig(ModelConfig):
             if self.use_peft and self.dtype == "bfloat16" and use_cpu:
                 warn_of_slow_bfloat16()
             return self
-        # Without adapters all weights are float32, and dtype is not used. The keys of cached stages have bfloat16.
+        # Without adapters, all weights are float32 and dtype is not used. The cache keys of results have bfloat16.
         is_bfloat16 = not self.use_peft or computes_in_bfloat16(use_cpu)
         return replace(self, dtype="bfloat16" if is_bfloat16 else "float32")

@@ -36,7 +36,7 @@ def complete(
 
     Prompts are sorted by length, padded on the left and split over the ranks, each of which needs the whole model.
     Every rank returns all completions, in the order of the prompts. In bfloat16, two tokens of nearly equal
-    probability can swap in another batch: this changed 1 of 200 completions of a random model, and none in float32.
+    probability can swap in another batch. This changed 1 of 200 completions of a random model, and none in float32.
     Sampling settings and penalties of the model's generation configuration are not used.
 
     Args:
@@ -47,13 +47,13 @@ def complete(
         batch_size (`int`, *optional*, defaults to `16`): Prompts per batch and rank.
         keep (`Path`, *optional*):
             A directory for finished batches. A repeated call with the same prompts and `max_new_tokens` continues
-            after them; other values start again. Use another directory for another model.
+            after these batches. A call with other values starts again. Use another directory for another model.
 
     Returns:
         `list[Completion]`: One completion per prompt.
 
     Raises:
-        ValueError: the prompts are not strings, one of them has no token, or the tokenizer has no end-of-text token.
+        ValueError: The prompts are not strings, a prompt has no token, or the tokenizer has no end-of-text token.
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts: got the string {prompts!r}, expected a list of strings. Put it in a list.")
@@ -80,8 +80,8 @@ def complete(
     # The longest prompts are first, so that a batch that does not fit into memory fails at the start.
     missing = sorted(set(range(len(prompts))) - by_position.keys(), key=lambda index: (-len(encoded[index]), index))
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        # PEFT puts virtual tokens before the padding, on which completions then depend (PEFT 0.18 for prefixes, not
-        # 0.21).
+        # PEFT puts virtual tokens before the padding, so that completions depend on the padding. For prefixes, this is
+        # the case in PEFT 0.18, not in 0.21.
         batch_size = 1
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     own = batches[state.process_index :: state.num_processes]
@@ -121,7 +121,7 @@ def _complete_batch(
     for prompt, tokens in zip(encoded, new, strict=True):
         is_cut = tokenizer.eos_token_id not in tokens
         end = len(tokens) if is_cut else tokens.index(tokenizer.eos_token_id)
-        # Decoded after its prompt: alone, it would lose its leading space in some tokenizers.
+        # The completion is decoded together with its prompt. Some tokenizers would otherwise drop its leading space.
         before = str(tokenizer.decode(prompt, skip_special_tokens=True))
         text = str(tokenizer.decode(prompt + tokens[:end], skip_special_tokens=True))
         completions.append(Completion(text[len(before) :], is_cut))
@@ -149,7 +149,9 @@ def _part(directory: Path, rank: int) -> Path:
 
 
 def _earlier_completions(directory: Path | None, prompts: list[str], max_new_tokens: int) -> dict[int, Completion]:
-    """Reads the completions of an interrupted call by the position of their prompts; none if its prompts differ."""
+    """
+    Reads the completions of an interrupted call by the position of their prompts. Returns none if the prompts differ.
+    """
     state = PartialState()
     completions: list[dict[int, Completion]] = [{}]
     if directory is not None and state.is_main_process:
@@ -165,10 +167,10 @@ def _earlier_completions(directory: Path | None, prompts: list[str], max_new_tok
             for line in whole.splitlines():
                 index, text, is_cut = json.loads(line)
                 completions[0][index] = Completion(text, is_cut)
-            if rest:  # a part of a line: the process was killed while writing it
+            if rest:  # an incomplete line of a process that was killed while writing
                 part.write_text(f"{whole}\n" if whole else "")
         if completions[0]:
-            logger.info(f"{len(completions[0])} of {len(prompts)} completions were made earlier")
+            logger.info(f"{len(completions[0])} of {len(prompts)} completions are cached")
     if state.num_processes > 1:
         broadcast_object_list(completions, from_process=0)
     return completions[0]

@@ -46,12 +46,18 @@ class LabelsById(ABC):
         name = type(self).__name__
         object.__setattr__(self, "ids", [str(row_id) for row_id in self.ids])
         if len(self.ids) != n_labels:
-            raise ValueError(f"{name}: got {len(self.ids)} ids for {n_labels} labels, expected one id per label.")
+            raise ValueError(
+                f"{name}: got {len(self.ids)} ids for {n_labels} labels, expected one id per label. "
+                "Pass one id for each label."
+            )
         seen: set[str] = set()
         for row_id in self.ids:
             if row_id in seen:
                 n_repeated = len(self.ids) - len(set(self.ids))
-                raise ValueError(f"{name}: got {n_repeated} repeated ids, such as {row_id!r}, expected unique ids.")
+                raise ValueError(
+                    f"{name}: got {n_repeated} repeated ids, such as {row_id!r}, expected unique ids. "
+                    "Change the repeated ids."
+                )
             seen.add(row_id)
 
     def __len__(self) -> int:
@@ -104,7 +110,10 @@ class LabelsById(ABC):
             )
         ids = [str(row_id) for row_id in dataset["id"]]
         if len(set(ids)) != len(ids):
-            raise ValueError(f"join: got {len(ids) - len(set(ids))} repeated ids in the rows, expected unique ids.")
+            raise ValueError(
+                f"join: got {len(ids) - len(set(ids))} repeated ids in the rows, expected unique ids. "
+                "Change the repeated ids."
+            )
         positions = self._positions(ids)
         if "ground_truth" in dataset.column_names:
             dataset = dataset.remove_columns("ground_truth")
@@ -126,8 +135,8 @@ class LabelsById(ABC):
 
         Raises:
             FileNotFoundError: The directory has no labels.
-            ValueError: The directory has labels of another class, which the message names, or rows and provenance do
-                not belong together.
+            ValueError: The directory has labels of another class, which the message names. Or rows and provenance do
+                not match.
         """
         directory = Path(directory)
         missing = [name for name in (_ROWS, _PROVENANCE) if not (directory / name).is_file()]
@@ -156,7 +165,7 @@ class LabelsById(ABC):
         if fingerprint != labels.fingerprint:
             raise ValueError(
                 f"{directory}: got rows with the fingerprint {labels.fingerprint}, expected {fingerprint} as in the "
-                "provenance. The files were changed or mixed: label the rows again."
+                "provenance. The files were changed or mixed. Label the rows again."
             )
         return labels
 
@@ -185,10 +194,10 @@ class LabelsById(ABC):
     @classmethod
     def from_hub(cls, repo_id: str, *, revision: str | None = None, token: str | None = None) -> Self:
         """
-        Loads labels pushed by [`push_to_hub`]. It downloads no other files of the repository.
+        Loads labels pushed by [`push_to_hub`]. No other files of the repository are downloaded.
 
         Raises:
-            FileNotFoundError, ValueError: See [`load`]. [`~huggingface_hub.snapshot_download`] raises further errors,
+            FileNotFoundError, ValueError: See [`load`]. [`~huggingface_hub.snapshot_download`] raises other errors,
                 for example for a repository that is not a dataset.
         """
         directory = snapshot_download(
@@ -218,12 +227,12 @@ def weak_labels_card(provenance: dict, columns: list[str], repo_id: str | None =
     Args:
         provenance (`dict`): Provenance of the labels, with `n_rows`.
         columns (`list[str]`): Columns of their table.
-        repo_id (`str`, *optional*): Repository on the Hub in the code of the card; the current directory by default.
+        repo_id (`str`, *optional*): Repository on the Hub in the code of the card. Defaults to the current directory.
     """
     task, dataset = provenance.get("task"), provenance.get("dataset")
     is_demo = isinstance(dataset, dict) and dataset.get("id") == DEMO_DATASET
     tags = ("weak-to-strong", "weak-labels", "w2s_hf-demo" if is_demo else task)
-    # Without this, the Hub would read the provenance as rows, too.
+    # Without `data_files`, the Hub would read the provenance as rows, too.
     configs = [{"config_name": "default", "data_files": _ROWS}]
     data = DatasetCardData(tags=[str(tag) for tag in tags if tag], configs=configs)
     return render(
@@ -271,12 +280,15 @@ class WeakLabels(LabelsById):
         self._check_ids(len(self.probabilities))
         values = np.asarray(self.probabilities)
         if values.ndim != 2:
-            raise ValueError(f"WeakLabels: got probabilities of shape {values.shape}, expected (N, C).")
+            raise ValueError(
+                f"WeakLabels: got probabilities of shape {values.shape}, expected (N, C). "
+                "Pass one row of C probabilities per id."
+            )
         object.__setattr__(self, "probabilities", as_probabilities(values, values.shape[1], self.ids))
 
     @classmethod
     def mean(cls, members: list[Self]) -> Self:
-        """Returns the mean labels of several supervisors for the same rows, in the order of the first one."""
+        """Returns the mean labels of several supervisors for the same rows, in the order of the first supervisor."""
         first, *others = members
         probabilities = np.mean([first.probabilities, *(other.of(first.ids) for other in others)], axis=0)
         stages = [member.provenance.get("stage") for member in members]
@@ -374,14 +386,14 @@ class WeakCompletions(LabelsById):
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
     def of(self, ids: list[str]) -> list[Completion]:
-        """Returns the completions of these rows, in this order. Raises `KeyError` for a row without one."""
+        """Returns the completions of these rows, in this order. Raises `KeyError` for a row without a completion."""
         return [self.completions[position] for position in self._positions(ids)]
 
     def join(self, dataset: Dataset) -> Dataset:
         """
         Returns `dataset` with a text column `completion` instead of its ground truth, as [`WeakLabels.join`].
 
-        A cut completion is joined like any other. A student trained on it learns to end there.
+        A cut completion is joined like any other completion. A student trained on it learns to end at the cut.
         """
         dataset, positions = self._unlabelled(dataset, ("completion",))
         texts = [self.completions[position].text for position in positions]

@@ -1,8 +1,8 @@
 """Losses of a student on soft labels, as pure functions on tensors.
 
 All losses take `logits` `(B, C)` of any float dtype and `soft_labels` `(B, C)`, probabilities that sum to 1 per row.
-They compute in float32 and return the mean over the B rows, or the losses `(B,)` with `reduction="none"`. All are
-cross-entropies that differ in their target.
+They compute in float32 and return the mean over the B rows, or the losses `(B,)` with `reduction="none"`. All losses
+are cross-entropies that differ in their target.
 """
 
 import torch
@@ -37,7 +37,7 @@ LOSS_TYPES = tuple(LOSS_ARGUMENTS)
 
 def _reduce(row_losses: torch.Tensor, reduction: str) -> torch.Tensor:
     if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'none'.")
+        raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'none'. Pass one of them.")
     return row_losses.mean() if reduction == "mean" else row_losses
 
 
@@ -50,7 +50,7 @@ def _check(logits: torch.Tensor, soft_labels: torch.Tensor) -> tuple[torch.Tenso
     if logits.ndim != 2 or logits.shape != soft_labels.shape:
         raise ValueError(
             f"Got logits of shape {tuple(logits.shape)} and soft labels of shape {tuple(soft_labels.shape)}, expected "
-            "both of shape (B, C)."
+            "both of shape (B, C). Reshape them."
         )
     return logits.float(), soft_labels.float()
 
@@ -80,7 +80,7 @@ def linear_warmup(step_ratio: float, aux_coef: float, warmup_ratio: float) -> fl
     Args:
         step_ratio (`float` in [0, 1]): Finished optimizer steps as a share of all steps.
         aux_coef (`float` in [0, 1]): Final weight.
-        warmup_ratio (`float` in [0, 1]): Share of the steps in which the weight rises; with 0 it is always `aux_coef`.
+        warmup_ratio (`float` in [0, 1]): Share of the steps in which the weight rises. With 0 it is always `aux_coef`.
 
     Source: paper, A.4 ("over the first 20 % of training").
     """
@@ -89,7 +89,7 @@ def linear_warmup(step_ratio: float, aux_coef: float, warmup_ratio: float) -> fl
 
 def openai_warmup(step_ratio: float, aux_coef: float, warmup_ratio: float) -> float:
     """
-    Returns the weight by the schedule of the published code, for reproduction.
+    Returns the weight of an auxiliary term by the schedule of the published code, for reproduction.
 
     The weight is `aux_coef * step_ratio` up to `warmup_ratio`. It then jumps to `aux_coef`, because the published code
     does not divide the ramp by `warmup_ratio`. The arguments are those of [`linear_warmup`].
@@ -104,7 +104,7 @@ def confidence_threshold(probabilities: torch.Tensor, prior: float) -> torch.Ten
     Returns the threshold t for which a share `prior` of rows has P(class 1) > t.
 
     The threshold must be computed over all rows of an optimizer step. Over a single row it would be the probability of
-    this row, and every row would get the hard label 0. Rows equal to the threshold are not above it.
+    this row, and every row would get the hard label 0. A probability equal to the threshold is not above it.
 
     Args:
         probabilities (`torch.Tensor` of shape `(N,)`, any float dtype): P(class 1) of all rows of the step.
@@ -116,13 +116,14 @@ def confidence_threshold(probabilities: torch.Tensor, prior: float) -> torch.Ten
     Source: paper, A.4 (half of the batch) and footnote 7 (the class prior if it is not one half).
     """
     if not 0 <= prior <= 1:
-        raise ValueError(f"prior: got {prior}, expected a share between 0 and 1.")
+        raise ValueError(f"prior: got {prior}, expected a share between 0 and 1. Pass a value in this range.")
     if probabilities.ndim != 1 or not len(probabilities):
         raise ValueError(
-            f"probabilities: got the shape {tuple(probabilities.shape)}, expected P(class 1) of shape (N,) with N > 0."
+            f"probabilities: got the shape {tuple(probabilities.shape)}, expected P(class 1) of shape (N,) with "
+            "N > 0. Pass the rows of a step."
         )
     probabilities = probabilities.float()
-    # Not torch.quantile, which rejects more than 16 million rows and a q of another dtype. Sorting is cheap here.
+    # torch.quantile rejects more than 16 million rows and a q of another dtype. Sorting is fast enough.
     ordered = probabilities.sort().values
     position = (1 - prior) * (len(ordered) - 1)
     lower = int(position)
@@ -153,7 +154,7 @@ def confidence_loss(
         threshold (`torch.Tensor` or `float`, *optional*):
             Threshold t of P(class 1), see [`confidence_threshold`]. The default is computed over this batch, which is
             correct only if the batch is the whole optimizer step.
-        prior (`float`, *optional*): Prior for the default threshold; the mean weak label of the batch by default.
+        prior (`float`, *optional*): Prior for the default threshold. Defaults to the mean weak label of the batch.
         reduction (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"none"`.
 
     Returns:
@@ -191,8 +192,9 @@ def product_loss(
         alpha (`float`, *optional*, defaults to `1.0`): Exponent of the weak label.
         beta (`float`, *optional*, defaults to `1.0`): Exponent of the prediction.
 
-    Source: paper, appendix B; openai/weak-to-strong, loss.py. There the target is 0/0 for a hard label and a saturated
-    prediction. Here it is computed from logarithms with labels of at least 1e-6, and is always finite.
+    Source: paper, appendix B; openai/weak-to-strong, loss.py. In the published code, the target is 0/0 for a hard
+    label and a saturated prediction. This function computes the target from logarithms with labels of at least 1e-6,
+    so that it is always finite.
     """
     logits, soft_labels = _check(logits, soft_labels)
     log_target = alpha * soft_labels.clamp_min(1e-6).log() + beta * logits.detach().log_softmax(dim=-1)
@@ -203,15 +205,15 @@ def entropy_loss(
     logits: torch.Tensor, soft_labels: torch.Tensor, *, aux_weight: float, reduction: str = "mean"
 ) -> torch.Tensor:
     """
-    Returns `(1 - a) CE(f, w) + a H(f)`: [`confidence_loss`] with the soft prediction instead of the hard one.
+    Returns `(1 - a) CE(f, w) + a H(f)`: [`confidence_loss`] with the soft instead of the hard prediction.
 
     Args:
         logits, soft_labels, reduction: See [`cross_entropy_loss`].
         aux_weight (`float` in [0, 1]): Weight a, see [`linear_warmup`].
 
     Source: paper, appendix B (entropy minimization). The loss of EleutherAI/w2s (loss.py) has the same value, but a
-    constant target. The gradient of its second term is zero, so that it only scales cross-entropy by 1 - a. Here the
-    entropy has a gradient.
+    constant target. The gradient of its second term is zero, so that it only scales cross-entropy by 1 - a. In this
+    function, the entropy has a gradient.
     """
     logits, soft_labels = _check(logits, soft_labels)
     log_probabilities = logits.log_softmax(dim=-1)
@@ -224,10 +226,11 @@ def window_loss(
     logits: torch.Tensor, soft_labels: torch.Tensor, *, radius: float = 0.15, reduction: str = "mean"
 ) -> torch.Tensor:
     """
-    Returns the cross-entropy on rows whose largest predicted probability is below `0.5 + radius`; 0 on other rows.
+    Returns the cross-entropy on rows whose largest predicted probability is below `0.5 + radius`. The loss of other
+    rows is 0.
 
-    The mean is over all B rows, so a confident student takes small steps. If it is confident about all rows, the loss
-    is 0.
+    The mean is over all B rows, so that gradients are small if the student is confident. If the student is confident
+    about all rows, the loss is 0.
 
     Args:
         logits, soft_labels, reduction: See [`cross_entropy_loss`].
@@ -247,8 +250,8 @@ def adaptive_confidence_loss(
     Returns `b CE(f, argmax f) + (1 - b) CE(f, w)` with a weight per row,
     `b = exp(CE(f, argmax f) / T) / (exp(CE(f, argmax f) / T) + exp(CE(f, argmax w) / T))`.
 
-    The weight has no gradient. If student and supervisor predict the same class, b is one half. Otherwise b is smaller
-    the more confident the student is. The loss supports any number of classes and needs no threshold over the batch.
+    The weight has no gradient. If student and supervisor predict the same class, b is one half. Otherwise b decreases
+    with the confidence of the student. The loss supports any number of classes and needs no threshold over the batch.
 
     Args:
         logits, soft_labels, reduction: See [`cross_entropy_loss`].

@@ -24,7 +24,7 @@ __all__ = [
     "squared_distance",
 ]
 
-_CHUNK = 50  # resamples at a time, which limits the memory of a bootstrap to 50 numbers per test row
+_CHUNK = 50  # the resamples of one step, which limits the memory of a bootstrap to 50 numbers per test row
 
 
 def is_correct(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -45,13 +45,15 @@ def is_correct(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not len(labels):
         raise ValueError(
             f"Got probabilities of shape {probabilities.shape} and labels of shape {labels.shape}, expected (N, C) "
-            "and (N,) with at least one row."
+            "and (N,) with at least one row. Pass both arrays for the same rows."
         )
     return probabilities.argmax(axis=1) == labels
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of rows whose most probable class is true, in [0, 1]. Arguments as in [`is_correct`]."""
+    """
+    Returns the share of rows whose most probable class is true, in [0, 1]. The arguments are those of [`is_correct`].
+    """
     return float(is_correct(probabilities, labels).mean())
 
 
@@ -59,7 +61,10 @@ def accuracy_interval(correct: np.ndarray, confidence: float = 0.95) -> tuple[fl
     """Returns the Wilson interval of an accuracy from `correct`, `(N,)` bool. Source: scipy.stats.binomtest."""
     correct = np.asarray(correct)
     if correct.ndim != 1 or not len(correct):
-        raise ValueError(f"correct: got the shape {correct.shape}, expected (N,) with at least one row.")
+        raise ValueError(
+            f"correct: got the shape {correct.shape}, expected (N,) with at least one row. "
+            "Pass one value per test row."
+        )
     interval = binomtest(int(np.sum(correct)), len(correct)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -117,7 +122,7 @@ def difference_interval(
     first: np.ndarray, second: np.ndarray, *, n_resamples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
     """
-    Returns the paired bootstrap interval of the difference between two means, first minus second (percentiles).
+    Returns the paired bootstrap interval (percentiles) of the difference between two means, first minus second.
 
     A resample has the same test rows for both models and all seeds. Several seeds are resampled, too.
 
@@ -153,7 +158,10 @@ def difference_interval(
     """
     scores = [np.asarray(values, dtype=np.float64) for values in (first, second)]
     if scores[0].ndim != 2 or scores[0].shape != scores[1].shape or not scores[0].size:
-        raise ValueError(f"Got the shapes {scores[0].shape} and {scores[1].shape}, expected (seeds, N) for both.")
+        raise ValueError(
+            f"Got the shapes {scores[0].shape} and {scores[1].shape}, expected (seeds, N) for both. "
+            "Pass the scores of the same seeds and test rows."
+        )
     if any(np.isnan(of_seed).all() for values in scores for of_seed in values):
         raise ValueError("Got NaN for all rows of a seed, expected at least one score. Leave the seed out.")
     rng = np.random.default_rng(seed)
@@ -188,7 +196,8 @@ def squared_distance(probabilities: np.ndarray, others: np.ndarray) -> float:
     """
     Returns the mean squared distance between class probabilities, in [0, 1].
 
-    It is half the sum over the classes. For two classes, this is the squared difference of P(class 1).
+    The squared distance of a row is half the sum over the classes. For two classes, this is the squared difference of
+    P(class 1).
 
     Args:
         probabilities, others (`np.ndarray` of shape `(N, C)`): Class probabilities.
@@ -198,7 +207,10 @@ def squared_distance(probabilities: np.ndarray, others: np.ndarray) -> float:
     """
     first, second = (np.asarray(values, dtype=np.float64) for values in (probabilities, others))
     if first.ndim != 2 or first.shape != second.shape or not len(first):
-        raise ValueError(f"Got the shapes {first.shape} and {second.shape}, expected (N, C) for both, with N > 0.")
+        raise ValueError(
+            f"Got the shapes {first.shape} and {second.shape}, expected (N, C) for both, with N > 0. "
+            "Pass both arrays for the same rows."
+        )
     difference = first - second
     return float((difference**2).sum(axis=1).mean() / 2)
 
@@ -234,8 +246,8 @@ def agreement(
         labels (`np.ndarray` of shape `(N,)`): True classes.
 
     Returns:
-        `dict` with `overall`, `supervisor_right` and `supervisor_wrong`, each in [0, 1], or `None` if there are no
-        such rows.
+        `dict` with `overall`, `supervisor_right` and `supervisor_wrong`. Each value is in [0, 1], or `None` if there
+        are no such rows.
     """
     right = is_correct(supervisor_probabilities, labels)
     same = is_correct(student_probabilities, np.asarray(supervisor_probabilities).argmax(axis=1))
@@ -255,7 +267,10 @@ def agreement_shares(same: np.ndarray, right: np.ndarray) -> dict[str, float | N
     """
     same, right = (np.asarray(values, dtype=bool) for values in (same, right))
     if same.ndim != 1 or same.shape != right.shape:
-        raise ValueError(f"Got the shapes {same.shape} and {right.shape}, expected (N,) for both.")
+        raise ValueError(
+            f"Got the shapes {same.shape} and {right.shape}, expected (N,) for both. "
+            "Pass both arrays for the same rows."
+        )
 
     def share(rows: np.ndarray) -> float | None:
         return float(same[rows].mean()) if rows.any() else None
@@ -278,9 +293,9 @@ def performance_gap_recovered(weak: float, student: float, ceiling: float) -> fl
         weak, student, ceiling (`float` in [0, 1]): Accuracies on the same test rows.
 
     Returns:
-        `float`, which is never clipped. Below 0 the student is worse than its supervisor; above 1 it is better than
-        the ceiling. `None` if the ceiling is not above the supervisor, which the paper does not define; see
-        [`pgr_undefined_reason`].
+        `float`, which is never clipped. Below 0 the student is worse than its supervisor. Above 1 it is better than
+        the ceiling. The paper does not define PGR if the ceiling is not above the supervisor. `None` is then returned;
+        see [`pgr_undefined_reason`].
 
     Raises:
         ValueError: A score is not in [0, 1].
@@ -293,7 +308,7 @@ def performance_gap_recovered(weak: float, student: float, ceiling: float) -> fl
     """
     for name, score in (("weak", weak), ("student", student), ("ceiling", ceiling)):
         if not 0 <= score <= 1:
-            raise ValueError(f"{name}: got {score}, expected an accuracy in [0, 1].")
+            raise ValueError(f"{name}: got {score}, expected an accuracy in [0, 1]. Pass the share of correct rows.")
     if ceiling <= weak:
         return None
     return float((student - weak) / (ceiling - weak))
@@ -304,7 +319,7 @@ def _resampled_pgr(run: np.ndarray, rng: np.random.Generator, n_resamples: int) 
     values = np.empty(n_resamples)
     for start in range(0, n_resamples, _CHUNK):
         n = min(_CHUNK, n_resamples - start)
-        # All three have the same rows, because their errors are correlated: the interval of the ratio is narrower.
+        # All three models have the same rows. Their errors are correlated, so that the interval of PGR is narrower.
         weak, student, ceiling = run[rng.integers(0, len(run), (n, len(run)))].mean(axis=1).T
         gap = np.where(ceiling > weak, ceiling - weak, np.nan)
         values[start : start + n] = (student - weak) / gap
@@ -313,7 +328,7 @@ def _resampled_pgr(run: np.ndarray, rng: np.random.Generator, n_resamples: int) 
 
 def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float] | None:
     """
-    Returns the ends of an interval of medians over the seeds `(seeds, n_resamples)`, or `None` if one is infinite.
+    Returns the ends of an interval of medians over the seeds `(seeds, n_resamples)`, or `None` if an end is infinite.
 
     An undefined PGR counts as minus infinity at the lower end and as infinity at the upper end.
     """
@@ -355,7 +370,8 @@ def pgr_interval(
 
     Returns:
         The lower and upper end, or `None` if the interval is unbounded. This is the case if the ceiling is not above
-        the supervisor in more than 2.5 % of the resamples. Their PGR is undefined and counts as infinite at both ends.
+        the supervisor in more than 2.5 % of the resamples. The PGR of such resamples is undefined and counts as
+        infinite at both ends.
     """
     rng = np.random.default_rng(seed)
     run = _stack(weak_correct, student_correct, ceiling_correct)
@@ -375,18 +391,18 @@ def pgr_over_seeds(
 
     Args:
         runs (sequence of triples): `weak_correct, student_correct, ceiling_correct` of each seed, as in
-            [`pgr_interval`]. For one seed, the interval is that of [`pgr_interval`].
+            [`pgr_interval`]. For one seed, the interval is the same as in [`pgr_interval`].
         same_rows (`bool`, *optional*, defaults to `False`): Whether all seeds are tested on the same rows in the same
             order. A resample then has the same rows for all seeds, because more seeds are not more test rows.
         n_resamples (`int`), confidence (`float`), seed (`int`): Arguments of the bootstrap.
 
     Returns:
-        `dict` with `pgr_median` (over seeds with a defined PGR; `None` if there are none), `pgr_ci95` (list of two, or
-        `None` if unbounded), `n_seeds` and `n_undefined`. In the interval, an undefined PGR counts as infinite at both
-        ends.
+        `dict` with `pgr_median`, `pgr_ci95`, `n_seeds` and `n_undefined`. `pgr_median` is over the seeds with a
+        defined PGR, or `None` if there are no such seeds. `pgr_ci95` is a list of two numbers, or `None` if unbounded.
+        In the interval, an undefined PGR counts as infinite at both ends.
     """
     if not len(runs):
-        raise ValueError("runs: got an empty sequence, expected one triple per seed.")
+        raise ValueError("runs: got an empty sequence, expected one triple per seed. Pass at least one triple.")
     stacked = [_stack(*run) for run in runs]
     defined = []
     for run in stacked:

@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike
 
 __all__ = ["MAX_NAMED_ROWS", "as_probabilities"]
 
-MAX_NAMED_ROWS = 5  # errors name this number of invalid rows, and count the others
+MAX_NAMED_ROWS = 5  # the number of invalid rows that an error names; it counts the others
 
 
 def _named(ids: list, positions: np.ndarray) -> str:
@@ -19,58 +19,70 @@ def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = N
     Converts labels in one of the three forms of a training column to class probabilities.
 
     Args:
-        labels (array-like): Integer or boolean classes of shape `(N,)`; P(class 1) in [0, 1] of shape `(N,)` for two
-            classes; or class probabilities of shape `(N, C)`.
+        labels (array-like): Integer or boolean classes of shape `(N,)`, or class probabilities of shape `(N, C)`. For
+            two classes, P(class 1) in [0, 1] of shape `(N,)` is also allowed.
         n_classes (`int`, *optional*, defaults to `2`): Number of classes C.
-        ids (`list`, *optional*): N row names for error messages; positions by default.
+        ids (`list`, *optional*): N row names for error messages. Defaults to positions.
 
     Returns:
-        `np.ndarray` of shape `(N, C)`, float32; every row sums to 1.
+        `np.ndarray` of shape `(N, C)`, float32. Every row sums to 1.
 
     Raises:
-        ValueError: A label is missing, NaN or out of range, a row does not sum to 1 within 1e-3, or the number of
-            classes is not `n_classes`. The message names the rows.
+        ValueError: A label is missing, NaN or out of range. A row does not sum to 1 within 1e-3. The number of classes
+            is not `n_classes`. The message names the rows.
     """
     try:
         values = np.asarray(labels)
     except ValueError as error:  # rows of different length
         raise ValueError(
-            f"labels: got rows of different length, expected {n_classes} probabilities in each."
+            f"labels: got rows of different length, expected {n_classes} probabilities in each. "
+            "Pass rows of equal length."
         ) from error
     ids = list(range(len(values))) if ids is None else ids
     if values.dtype == object:
         missing = np.array([value is None for value in values], dtype=bool)
         problem = f"{_named(ids, np.flatnonzero(missing))} without a label" if missing.any() else "a mixture of types"
-        raise ValueError(f"labels: got {problem}, expected integers, P(class 1) or {n_classes} probabilities.")
+        raise ValueError(
+            f"labels: got {problem}, expected integers, P(class 1) or {n_classes} probabilities. Correct the labels."
+        )
     if values.dtype.kind in "bui" and values.ndim == 1:
         values = values.astype(np.int64)
         wrong = np.flatnonzero((values < 0) | (values >= n_classes))
         if len(wrong):
             raise ValueError(
-                f"labels: got class {values[wrong[0]]} in {_named(ids, wrong)}, expected 0 to {n_classes - 1}."
+                f"labels: got class {values[wrong[0]]} in {_named(ids, wrong)}, expected 0 to {n_classes - 1}. "
+                "Correct the labels or the number of classes."
             )
         return np.eye(n_classes, dtype=np.float32)[values]
     if values.dtype.kind not in "fui" or values.ndim not in (1, 2):
         raise ValueError(
             f"labels: got {values.dtype} of shape {values.shape}, expected (N,) integers, (N,) probabilities of "
-            f"class 1, or (N, {n_classes}) probabilities."
+            f"class 1, or (N, {n_classes}) probabilities. Convert the labels."
         )
     values = values.astype(np.float64)
     if values.ndim == 1:
         if n_classes != 2:
             raise ValueError(
-                f"labels: got one probability per row for {n_classes} classes, expected {n_classes} per row."
+                f"labels: got one probability per row for {n_classes} classes, expected {n_classes} per row. "
+                "Pass one probability per class."
             )
         values = np.stack([1 - values, values], axis=1)
     if values.shape[1] != n_classes:
-        raise ValueError(f"labels: got {values.shape[1]} probabilities per row, expected {n_classes}.")
+        raise ValueError(
+            f"labels: got {values.shape[1]} probabilities per row, expected {n_classes}. "
+            "Correct the labels or the number of classes."
+        )
     not_a_number = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(not_a_number):
-        raise ValueError(f"labels: got NaN or infinity in {_named(ids, not_a_number)}, expected probabilities.")
+        raise ValueError(
+            f"labels: got NaN or infinity in {_named(ids, not_a_number)}, expected probabilities. "
+            "Correct these labels."
+        )
     out_of_range = np.flatnonzero(((values < -1e-6) | (values > 1 + 1e-6)).any(axis=1))
     if len(out_of_range):
         raise ValueError(
-            f"labels: got {values[out_of_range[0]].tolist()} in {_named(ids, out_of_range)}, expected [0, 1]."
+            f"labels: got {values[out_of_range[0]].tolist()} in {_named(ids, out_of_range)}, expected [0, 1]. "
+            "Correct these labels."
         )
     wrong_sum = np.flatnonzero(np.abs(values.sum(axis=1) - 1) > 1e-3)
     if len(wrong_sum):

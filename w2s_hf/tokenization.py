@@ -21,7 +21,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The characters of a text that may be cut, and the side on which cutting begins.
+# The columns for the characters of a text that may be cut, and for the side on which cutting begins.
 CONTEXT_COLUMNS = ("context_start", "context_end", "shorten_from")
 # The columns of a row that its tokens depend on, and its id.
 TEXT_COLUMNS = ("id", "text", *CONTEXT_COLUMNS)
@@ -31,7 +31,7 @@ _WHOLE, _SHORTER, _WITHOUT_CONTEXT = range(3)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: str | list[str], **options) -> dict[str, Any]:
-    """Tokenizes texts without the tokenizer's warning about long ones, which callers shorten or refuse."""
+    """Tokenizes texts without the tokenizer's warning about long texts, which callers shorten or refuse."""
     return tokenizer(texts, verbose=False, **options).data
 
 
@@ -52,17 +52,18 @@ def tokenize_rows(
 
     Args:
         rows ([`~datasets.Dataset`]): Rows with a text column.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): A tokenizer; a fast one for rows with a context.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): A tokenizer. Rows with a context need a fast tokenizer.
         max_length (`int` or `None`): Limit in tokens, special tokens included. `None` means no limit.
         text_field (`str`, *optional*, defaults to `"text"`): The text column.
         name (`str`, *optional*, defaults to `"rows"`): The name of the rows in messages.
 
     Raises:
-        ValueError: a row with a context does not fit even without it; the row is named.
+        ValueError: A row with a context is too long even without its context. The message names the row.
     """
     has_context = has_contexts(rows, text_field)
 
-    # The function must not refer to a trainer: datasets pickles all of it to name a cache file.
+    # The function must not refer to a trainer, because datasets pickles the function with all objects in it to name a
+    # cache file.
     def encode_batch(batch: dict) -> dict:
         encoded = encode(tokenizer, batch[text_field])
         lengths = [_WHOLE] * len(batch[text_field])
@@ -83,8 +84,8 @@ def tokenize_rows(
                 encoded[key][position] = shorter[key]
         return {**encoded, _LENGTH: lengths}
 
-    # Rows in memory have no cache file to name. Hashing the tokenizer for it takes a tenth of a second, in which a
-    # Ctrl-C would be lost (`except:` in datasets.fingerprint).
+    # Rows in memory need no name of a cache file. Hashing the tokenizer for the name takes a tenth of a second, in
+    # which a Ctrl-C would be lost (`except:` in datasets.fingerprint).
     options = {} if rows.cache_files else {"new_fingerprint": generate_random_fingerprint()}
     tokenized = rows.map(encode_batch, batched=True, desc=f"Tokenizing {name}", **options)
     lengths = tokenized[_LENGTH][:]
@@ -114,12 +115,12 @@ def shortened(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) ->
     Returns the text of a row, with a shorter context if the text is longer than `max_length` tokens.
 
     Args:
-        row (`dict`): A row with `TEXT_COLUMNS`; the `id` may be missing.
+        row (`dict`): A row with `TEXT_COLUMNS`. The `id` may be missing.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): A fast tokenizer.
         max_length (`int`): Limit in tokens, special tokens included.
 
     Raises:
-        ValueError: the rest of the text does not fit.
+        ValueError: The text is too long even without its context.
     """
     text, start, end = row["text"], row["context_start"], row["context_end"]
     n_tokens = len(encode(tokenizer, text)["input_ids"])
@@ -149,7 +150,8 @@ def shorter_contexts(
             "(--max_length)."
         )
     offsets = encode(tokenizer, context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    # Cutting can merge characters at the seam into other tokens: cut one token more until the text fits.
+    # After a cut, characters on both sides of it can merge into other tokens. One more token is cut until the text
+    # fits.
     for n_cut in range(n_tokens, len(offsets)):
         yield (
             context[: offsets[len(offsets) - n_cut - 1][1]] if shorten_from == "end" else context[offsets[n_cut][0] :]

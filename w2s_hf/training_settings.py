@@ -22,7 +22,7 @@ WITHOUT_EFFECT = frozenset({
     "do_eval", "do_predict", "per_device_eval_batch_size", "local_rank",
 })  # fmt: skip
 
-# Arguments of devices, micro-batches, kernels and reports. They may change the last digits of a number, and runs are
+# The arguments of devices, micro-batches, kernels and reports. They may change the last digits of a number. Runs are
 # not grouped by them.
 _HOW_IT_IS_COMPUTED = frozenset({
     "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_tokens_per_micro_batch",
@@ -75,7 +75,7 @@ def _as_json(value: object) -> object:
     if isinstance(value, Enum):
         value = value.value
     if value is MISSING or (not value and not isinstance(value, bool | int | float)):
-        return None  # an empty list or text of any kind
+        return None  # an empty list or an empty text
     if is_dataclass(value):
         return {item.name: _as_json(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, dict):
@@ -92,9 +92,9 @@ def _as_json(value: object) -> object:
 
 def training_settings(args: TrainingArguments) -> dict[str, str | float]:
     """
-    Returns the settings of a training as JSON values: the arguments that matter in every training, and all others that
-    differ from their default and can change the trained model. Arguments of losses are left out (see
-    [`LossArguments.loss_settings`]), and so are seeds, devices, paths, logging and micro-batches.
+    Returns the settings of a training as JSON values. They include the arguments that matter in every training. Other
+    arguments are included if they differ from their default and can change the trained model. Arguments of losses are
+    left out (see [`LossArguments.loss_settings`]), and so are seeds, devices, paths, logging and micro-batches.
     """
     names = ["learning_rate", "num_train_epochs", "optim", "adam_beta2", "weight_decay", "max_grad_norm"]
     names += ["lr_scheduler_type", "warmup_steps", "max_length", "max_new_tokens"]

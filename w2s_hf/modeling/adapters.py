@@ -60,7 +60,8 @@ def fresh_adapter(
     model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None = None, *, seed: int | None = None
 ) -> PeftModel:
     """
-    Adds untrained adapters to a base model. One loaded base can serve a ceiling and any number of students in turn.
+    Adds untrained adapters to a base model. A ceiling and any number of students can be trained in turn on one loaded
+    base.
 
     If `model` is the [`~peft.PeftModel`] of an earlier call, its adapters are removed first, and the head is reset to
     its untrained state. (`PeftModel.unload` alone leaves the trained head on the base.)
@@ -69,22 +70,23 @@ def fresh_adapter(
     `classifier`, which PEFT adds itself. A pooler that the checkpoint of the base lacks is included.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A base model, or the last student on it.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A base model, or the last student on this base.
         peft_config ([`~peft.LoraConfig`], *optional*):
-            Defaults to LoRA of rank 16 on all linear layers. The function uses a copy, so that one object serves many
-            students.
+            Defaults to LoRA of rank 16 on all linear layers. The function uses a copy, so that the same object can be
+            passed for many students.
         seed (`int`, *optional*): Seed of the adapters' initial weights.
 
     Returns:
         [`~peft.PeftModel`] with one adapter, `"default"`. (`load_best_model_at_end` does not find checkpoints of
-        adapters with other names.) Adapters and head are trainable and in float32, the base is frozen.
+        adapters with other names.) Adapters and head are trainable and in float32. The base is frozen.
 
     Raises:
-        ValueError: adapters are merged into the base, the weights of the base have changed since its first student,
-            its checkpoint lacks weights that adapters cannot save, or this kind of adapters cannot save a head.
+        ValueError: Adapters are merged into the base. The weights of the base have changed since its first student.
+            Its checkpoint lacks weights that adapters cannot save. This kind of adapters cannot save a head.
     """
     model = _without_adapters(model)
-    # The record is made first, because layers that are replaced or copied lose the flags of transformers.
+    # The weights are recorded first, because layers that are replaced or copied lose the flags of transformers.
     set_new_weights(model, new_weights(model))
     dequantize_head(model)
     heads = head_modules(model)
@@ -93,7 +95,8 @@ def fresh_adapter(
     if unsaved:
         raise ValueError(
             f"{model.config.name_or_path or type(model).__name__}: the checkpoint lacks {', '.join(unsaved)}, which "
-            "adapters neither train nor save. Use a checkpoint that has them, or train all weights without adapters."
+            "adapters neither train nor save. Use a checkpoint with these weights, or train all weights without "
+            "adapters."
         )
     if peft_config is None:
         peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
@@ -116,7 +119,7 @@ def fresh_adapter(
     student = get_peft_model(model, peft_config)
     config = student.peft_config["default"]
     for name, value in vars(config).items():
-        if isinstance(value, set):  # a set has another order in every process, and so would the saved file
+        if isinstance(value, set):  # the order of a set, and so the saved file, would differ between processes
             setattr(config, name, sorted(value))
     cast_trainable_to_float32(student)
     return student
@@ -143,7 +146,7 @@ def _without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 def remember_base(base: PreTrainedModel | PeftModel) -> None:
-    """Records the state of a base that [`fresh_adapter`] compares it with, before trained adapters are added to it."""
+    """Records the state of a base before trained adapters are added. [`fresh_adapter`] compares the base with it."""
     _reset_head(base, head_modules(base))
 
 
@@ -180,15 +183,16 @@ def _reset_head(base: nn.Module, heads: dict[str, nn.Module]) -> None:
 
 def load_adapter_weights(student: PeftModel, directory: str) -> None:
     """
-    Loads trained adapters into a student, in place. The adapters may be those of another kind of model on the same
-    base, such as a language model. The student keeps its own head.
+    Loads trained adapters into a student, in place. The adapters may be from another kind of model on the same base,
+    such as a language model. The student keeps its own head.
 
     Args:
         student ([`~peft.PeftModel`]): A student with adapters of the same shapes.
         directory (`str`): A directory of adapters that [`~peft.PeftModel.save_pretrained`] wrote.
 
     Raises:
-        ValueError: the adapters do not match. The message names a weight that only one of them has.
+        ValueError: The adapters do not match the student. The message names a weight that only one of them
+            has.
     """
     heads = tuple(f"base_model.model.{name}." for name in (*head_modules(student), *HEAD_NAMES, "lm_head"))
 
@@ -227,7 +231,7 @@ def prepare_adapters(student: PeftModel) -> None:
     float32.
 
     Raises:
-        ValueError: several adapters are active, adapters of another name are active while `"default"` exists, or the
+        ValueError: Several adapters are active. Adapters of another name are active while `"default"` exists. The
             adapters do not save layers that the base lacks (see [`refuse_unsaved_layers`]).
     """
     _rename_to_default(student)
@@ -301,7 +305,7 @@ def keep_4bit_gradients(model: nn.Module) -> None:
     bfloat16 and has no gradient. A student that predicts before it is trained would get wrong updates.
 
     Raises:
-        ValueError: weights are already packed.
+        ValueError: Weights are already packed.
     """
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):

@@ -48,7 +48,7 @@ _UNEMBEDDING = "lm_head.weight"
 
 
 def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Returns the model without its adapters. A model that has none is returned unchanged."""
+    """Returns the model without its adapters. A model without adapters is returned unchanged."""
     return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
@@ -61,9 +61,9 @@ def new_weights(model: PreTrainedModel) -> frozenset[str]:
     """
     Returns the names of the weights that a model's checkpoint lacks. They are random until they are trained.
 
-    [`load_student`] records them. For models loaded by other means, they are the weights outside the backbone, and the
-    poolers in it, that `from_pretrained` has not marked as loaded. A model built from a configuration has no
-    checkpoint, and the result is empty.
+    [`load_student`] records them. For other models, they are the weights that `from_pretrained` has not marked as
+    loaded, outside the backbone or in its poolers. A model built from a configuration has no checkpoint, and the
+    result is empty.
     """
     if _NEW_WEIGHTS in vars(model):
         return vars(model)[_NEW_WEIGHTS]
@@ -109,7 +109,7 @@ def head_modules(model: PreTrainedModel | PeftModel) -> dict[str, nn.Module]:
 
 
 def head_linears(model: PreTrainedModel | PeftModel) -> dict[str, nn.Linear]:
-    """Returns the linear layers of the head by full name. The last one computes the logits."""
+    """Returns the linear layers of the head by full name. The last layer computes the logits."""
     return {
         f"{name}.{path}".rstrip("."): layer
         for name, module in head_modules(model).items()
@@ -178,7 +178,7 @@ def initialise_head(
 ) -> None:
     """
     Initializes the classification head, in place. `method` determines the weights of the layer that computes the
-    logits. Layers before it that the checkpoint lacks always get normal weights.
+    logits. Earlier layers of the head that the checkpoint lacks always get normal weights.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A classifier.
@@ -195,8 +195,8 @@ def initialise_head(
             [`w2s_hf.tasks.prompt.head_tokens`].
 
     Raises:
-        ValueError: the method is unknown, a class number is not a single token, `answers` does not have one token per
-            class, or the model has no unembedding.
+        ValueError: The method is unknown. A class number is not a single token. `answers` does not have one token per
+            class. The model has no unembedding.
     """
     layer = output_layer(classification_head(model))
     generator = torch.Generator().manual_seed(seed)
@@ -218,7 +218,10 @@ def initialise_head(
                 )
             layer.weight.copy_(_unembedding_rows(model, list(answers)))
         else:
-            raise ValueError(f"head initialization: got {method!r}, expected normal, zeros, unembedding or answers.")
+            raise ValueError(
+                f"head initialization: got {method!r}, expected normal, zeros, unembedding or answers. "
+                "Set one of them."
+            )
     new = new_weights(base_of(model))
     for name, other in head_linears(model).items():
         if other is not layer and f"{name}.weight" in new:
@@ -248,8 +251,8 @@ def _number_tokens(tokenizer: PreTrainedTokenizerBase | None, n: int) -> list[in
         encoded = tokenizer(str(number), add_special_tokens=False)["input_ids"]
         if len(encoded) != 1 or encoded[0] == tokenizer.unk_token_id:
             raise ValueError(
-                f"head initialization 'unembedding': the class {number} is {len(encoded)} tokens or unknown in this "
-                "vocabulary, expected one token. Use --head_init normal."
+                f"head initialization 'unembedding': got the class {number}, which is {len(encoded)} tokens or "
+                "unknown in this vocabulary, expected one token. Use --head_init normal."
             )
         token_ids.append(encoded[0])
     return token_ids
@@ -269,8 +272,8 @@ def _unembedding_rows(model: PreTrainedModel | PeftModel, token_ids: list[int]) 
 
 def unembedding_file(name_or_path: str, config: PreTrainedConfig, revision: str | None = None) -> str | None:
     """
-    Returns the file of a model's checkpoint that contains its unembedding, or `None` if it is tied to the input
-    embeddings.
+    Returns the file of a model's checkpoint that contains its unembedding, or `None` if the unembedding is tied to the
+    input embeddings.
 
     Args:
         name_or_path (`str`): Hub id or local directory.
@@ -278,11 +281,11 @@ def unembedding_file(name_or_path: str, config: PreTrainedConfig, revision: str 
         revision (`str`, *optional*): Commit on the Hub.
 
     Raises:
-        ValueError: the model is not a decoder, or its checkpoint has no `lm_head.weight`.
+        ValueError: The model is not a decoder, or its checkpoint has no `lm_head.weight`.
     """
     if not is_decoder(config.model_type):
         raise ValueError(
-            f"head initialization: {name_or_path} is of type {config.model_type!r}, which has no unembedding, "
+            f"head initialization: got {name_or_path} of type {config.model_type!r}, which has no unembedding, "
             "expected a decoder. Use --head_init normal."
         )
     if config.get_text_config().tie_word_embeddings:

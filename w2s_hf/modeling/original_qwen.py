@@ -1,8 +1,10 @@
-"""Loads the first Qwen family (`Qwen/Qwen-1_8B`, `-7B`, `-14B`, `-72B`; type `qwen`) as Qwen2 models, without its
-code.
+"""
+Loads the first Qwen family (`Qwen/Qwen-1_8B`, `-7B`, `-14B`, `-72B`; type `qwen`) as Qwen2 models, without the code of
+its repositories.
 
-Its checkpoints have the architecture of Qwen2, with other names of weights. The weight conversion of transformers
-renames them while loading, shard by shard and also with quantization. The result is a Qwen2 model and is saved as one.
+The checkpoints have the architecture of Qwen2, with other names of weights. The weight conversion of transformers
+renames the weights while loading, shard by shard and also with quantization. The result is a Qwen2 model and is saved
+as a Qwen2 model.
 """
 
 import base64
@@ -44,19 +46,19 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# <|endoftext|> ends and pads texts, the next two tokens mark turns of a chat, the rest is reserved for finetuning.
+# <|endoftext|> ends and pads texts. The next two tokens mark turns of a chat. The rest is reserved for finetuning.
 _SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
 
 _N_TOKENS = 151_643  # in every model of the family, without special tokens
 
-# Settings of the first family that Qwen2 does not have, with the only supported value, which is that of Qwen2.
+# Settings of the first family that Qwen2 does not have. Only the value that corresponds to Qwen2 is supported.
 _FIXED = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True}
 
 _NEEDED = (
     "hidden_size", "intermediate_size", "layer_norm_epsilon", "num_attention_heads", "num_hidden_layers", "vocab_size",
 )  # fmt: skip
 
-# Features that only change texts longer than those of pretraining.
+# Features that only have an effect on texts longer than in pretraining.
 _PAST_TRAINED_LENGTH = {"use_dynamic_ntk": "dynamic NTK", "use_logn_attn": "logn attention"}
 
 
@@ -101,7 +103,7 @@ def is_original_qwen(config: dict) -> bool:
 
 def qwen2_config(config: dict, name: str, **changes) -> Qwen2Config:
     """
-    Converts a configuration of the first Qwen family to that of Qwen2.
+    Converts a configuration of the first Qwen family to a Qwen2 configuration.
 
     Args:
         config (`dict`): Content of the model's config.json.
@@ -109,12 +111,12 @@ def qwen2_config(config: dict, name: str, **changes) -> Qwen2Config:
         changes: Fields of the Qwen2 configuration to override, such as `num_labels`.
 
     Returns:
-        [`~transformers.Qwen2Config`]. If the model uses features for texts longer than those of its pretraining
+        [`~transformers.Qwen2Config`]. If the model uses features for texts longer than in its pretraining
         (`use_logn_attn`, `use_dynamic_ntk`), which Qwen2 does not have, `past_trained_length` names them.
 
     Raises:
-        ValueError: the model uses features that Qwen2 does not have, or it is another model of the same type: a GPTQ
-            checkpoint (`-Int4`, `-Int8`), Qwen-VL or Qwen-Audio. The message names the feature.
+        ValueError: The model uses features that Qwen2 does not have. Examples are a GPTQ checkpoint (`-Int4`,
+            `-Int8`), Qwen-VL and Qwen-Audio, which have the same model type. The message names the feature.
     """
     unsupported = [f"{key}={config[key]!r}" for key, value in _FIXED.items() if config.get(key, value) != value]
     unsupported += [f"a {key!r} part" for key in ("visual", "audio") if key in config]
@@ -135,7 +137,7 @@ def qwen2_config(config: dict, name: str, **changes) -> Qwen2Config:
     values = {
         "vocab_size": config["vocab_size"],
         "hidden_size": config["hidden_size"],
-        "intermediate_size": config["intermediate_size"] // 2,  # the first family counts gate and up projection
+        "intermediate_size": config["intermediate_size"] // 2,  # the first family sums gate and up projection
         "num_hidden_layers": config["num_hidden_layers"],
         "num_attention_heads": config["num_attention_heads"],
         "num_key_value_heads": config["num_attention_heads"],
@@ -175,7 +177,7 @@ def load_original_qwen(
         The return value of `from_pretrained`.
 
     Raises:
-        ValueError: see [`qwen2_config`].
+        ValueError: See [`qwen2_config`].
     """
     fields = {*qwen2_config(config, name_or_path).to_dict(), "num_labels"} - {"dtype"}
     changes = {key: kwargs.pop(key) for key in list(kwargs) if key in fields}
@@ -192,14 +194,15 @@ def load_original_qwen(
 
 def refuse_longer_texts(model: PreTrainedModel, name: str) -> None:
     """
-    Makes a model raise an error for texts longer than those of its pretraining, if it needs features for them that
-    Qwen2 does not have (`past_trained_length` of its configuration). Other models are not changed.
+    Makes a model raise an error for texts longer than in its pretraining. This applies to models with features
+    for longer texts that Qwen2 does not have (`past_trained_length` of the configuration). Other models are not
+    changed.
     """
     features = getattr(model.config, "past_trained_length", "")
     if features:
         length = model.config.max_position_embeddings
         logger.info(
-            f"{name}: uses {features} past {length} tokens, which Qwen2 does not have; longer texts raise an error"
+            f"{name}: uses {features} past {length} tokens, which Qwen2 does not have. Longer texts raise an error."
         )
         refuse = partial(_refuse_longer, name=name, features=features, length=length)
         model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
@@ -226,8 +229,8 @@ def longer_text(name: str, n_tokens: int, features: str, length: int) -> str:
 
 def original_qwen_tokenizer(name_or_path: str, config: dict, **kwargs) -> Qwen2Tokenizer:
     """
-    Builds the fast tokenizer of a model of the first Qwen family from its `qwen.tiktoken`: byte-pair encoding with the
-    pattern and the normalization of Qwen2, and the special tokens of the first family.
+    Builds the fast tokenizer of a model of the first Qwen family from its `qwen.tiktoken`. The tokenizer is a
+    byte-pair encoding with the pattern and normalization of Qwen2 and the special tokens of the first family.
 
     Args:
         name_or_path (`str`): Hub id or local directory.
@@ -235,15 +238,15 @@ def original_qwen_tokenizer(name_or_path: str, config: dict, **kwargs) -> Qwen2T
         kwargs: Options of the file (`w2s_hf.hub.FILE_OPTIONS`, such as `revision`), and of the tokenizer.
 
     Raises:
-        OSError: there is no `qwen.tiktoken`.
-        ValueError: the lines of the file are not a token in base64 and its rank, or the vocabulary is incomplete.
+        OSError: There is no `qwen.tiktoken`.
+        ValueError: The lines of the file are not a token in base64 and its rank, or the vocabulary is incomplete.
     """
     file_options = {key: kwargs.pop(key) for key in FILE_OPTIONS if key in kwargs}
     file = Path(cast(str, cached_file(name_or_path, "qwen.tiktoken", **file_options)))  # raises if there is none
     stat = file.stat()
     vocabulary, merges = _read_ranks(file, (stat.st_size, stat.st_mtime_ns))
     n, n_most = len(vocabulary), config["vocab_size"] - len(_SPECIAL_TOKENS)
-    # A truncated file has no gap in its ranks, but would give the special tokens wrong ids.
+    # A truncated file has no gap in its ranks, but the special tokens would get wrong ids.
     if n > n_most or (n_most >= _N_TOKENS and n != _N_TOKENS):
         expected = _N_TOKENS if n_most >= _N_TOKENS else n_most
         raise ValueError(
@@ -276,8 +279,8 @@ def _read_ranks(file: Path, state: tuple[int, int]) -> tuple[dict[str, int], lis
     n_bytes = sum(len(token) == 1 for token in ranks)
     if sorted(ranks.values()) != list(range(len(ranks))) or n_bytes != 256:
         raise ValueError(
-            f"{file}: got {len(ranks)} tokens, {n_bytes} of them single bytes, and ranks up to "
-            f"{max(ranks.values(), default=-1)}, expected all 256 bytes and the ranks 0, 1, 2, ... without a gap. "
+            f"{file}: got {len(ranks)} tokens ({n_bytes} single bytes) with ranks up to "
+            f"{max(ranks.values(), default=-1)}, expected all 256 bytes and ranks from 0 without a gap. "
             "Download the file again."
         )
     letters = bytes_to_unicode()
@@ -298,8 +301,8 @@ def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
         position = min(range(len(pairs)), key=pairs.__getitem__)
         if pairs[position] >= ranks[token]:
             raise ValueError(
-                f"Got the token {token!r} of rank {ranks[token]}, which is not made of tokens of lower ranks. "
-                "Download qwen.tiktoken again."
+                f"Got the token {token!r} of rank {ranks[token]}, expected a token that consists of two tokens of "
+                "lower ranks. Download qwen.tiktoken again."
             )
         parts[position : position + 2] = [parts[position] + parts[position + 1]]
     return parts[0], parts[1]

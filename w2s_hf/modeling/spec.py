@@ -56,7 +56,7 @@ class ModelSpec:
             student_config ([`StudentConfig`], *optional*): Precision, adapters and head of a student.
 
         Raises:
-            ValueError, FileNotFoundError, ConnectionError: as [`w2s_hf.hub.ensure_available`].
+            ValueError, FileNotFoundError, ConnectionError: See [`w2s_hf.hub.ensure_available`].
         """
         revision = "main" if student_config is None else student_config.model_revision
         commit = ensure_available(name_or_path, repo_type="model", option=option, revision=revision)
@@ -64,8 +64,8 @@ class ModelSpec:
         if directory.is_dir():
             if revision != "main":
                 raise ValueError(
-                    f"{option}: got the revision {revision!r} of the directory {name_or_path!r}, expected none: only "
-                    "Hub repositories have revisions. Remove the revision, or give a Hub id."
+                    f"{option}: got the revision {revision!r} of the directory {name_or_path!r}, expected none. Only "
+                    "Hub repositories have revisions. Remove the revision, or pass a Hub id."
                 )
             if not (directory / "config.json").is_file():
                 raise FileNotFoundError(
@@ -74,7 +74,7 @@ class ModelSpec:
                 )
             digest = hashlib.sha256((directory / "config.json").read_bytes())
             for file in sorted({file for pattern in _FILES_OF_A_MODEL for file in directory.glob(pattern)}):
-                # Hashing 140 GB of weights would take longer than the demo. A changed file has another size or time.
+                # Hashing 140 GB of weights is too slow. A changed file has another size or modification time.
                 stat = file.stat()
                 digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
             # The path is absolute, because adapters store it and may be loaded from another working directory.
@@ -107,7 +107,8 @@ class ModelSpec:
 def _hash_of_weights(directory: Path) -> str:
     """
     Returns a hash of the configuration of a local model and of samples of its weights, with 12 hexadecimal digits.
-    Copies of a model have the same hash, and other weights have another hash. Sampling 140 GB takes milliseconds.
+    Copies of a model have the same hash, and models with other weights have another hash. Sampling 140 GB takes
+    milliseconds.
     """
     digest = hashlib.sha256((directory / "config.json").read_bytes())
     for path in sorted(directory.glob("*.safetensors")):

@@ -68,15 +68,15 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
     Loads the tokenizer of a model. If it has no padding token (GPT-2), its end-of-text token is used for padding.
 
     Raises:
-        ValueError: the tokenizer has neither a padding nor an end-of-text token.
+        ValueError: The tokenizer has neither a padding nor an end-of-text token.
     """
     config = _config_dict(name_or_path, **kwargs)
     if is_original_qwen(config):
         return original_qwen_tokenizer(name_or_path, config, **kwargs)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
     if tokenizer.pad_token is None:
-        # A classifier reads the last token that is not padding. Texts are encoded without an end-of-text token, so
-        # that padding with it hides nothing. Pairs have an end-of-text token, and the token before it is read.
+        # A classifier reads the last token that is not padding. Texts are encoded without an end-of-text token, and
+        # their last token is read. Pairs end with an end-of-text token, and the token before it is read.
         if tokenizer.eos_token is None:
             raise ValueError(
                 f"{name_or_path}: got a tokenizer with neither a padding nor an end-of-text token, expected one. Set "
@@ -92,9 +92,9 @@ def load_config(name_or_path: str, revision: str | None = None, **kwargs) -> Pre
     configuration.
 
     Raises:
-        ValueError: a model of the first Qwen family uses features that Qwen2 does not have, see
+        ValueError: A model of the first Qwen family uses features that Qwen2 does not have, see
             [`w2s_hf.modeling.original_qwen.qwen2_config`].
-        OSError: there is no configuration, or the Hub does not respond.
+        OSError: There is no configuration, or the Hub does not respond.
     """
     refuse_missing_directory(name_or_path)
     config = _config_dict(name_or_path, revision=revision, **kwargs)
@@ -127,24 +127,25 @@ def load_student(
     """
     Loads a student: a base model in the given precision, with new adapters if `peft_config` is set.
 
-    If the directory or repository holds trained adapters (an `adapter_config.json`), their base model is loaded, and
-    the adapters and the trained head are added to it. The head is always in float32, independent of `dtype`.
+    If the directory or repository contains trained adapters (an `adapter_config.json`), their base model is loaded.
+    The adapters and the trained head are added to it. The head is always in float32, independent of `dtype`.
 
     Args:
         name_or_path (`str`): Hub id or local directory of a base model or of a trained student.
         task_type (`str`, *optional*, defaults to `"SEQ_CLS"`):
             `"SEQ_CLS"`, `"REWARD"` (one output), or `"CAUSAL_LM"`.
         num_labels (`int`, *optional*):
-            Number of outputs of the head for `"SEQ_CLS"`. Defaults to that of the checkpoint or student, and to 2 for
-            a base model.
+            Number of outputs of the head for `"SEQ_CLS"`. Defaults to the number of the checkpoint or student, and to
+            2 for a base model.
         load_in_4bit (`bool`, *optional*, defaults to `False`):
             Whether to quantize weights to nf4 with double quantization and computation in `dtype`. The head stays in
             float32.
         dtype (`str` or `torch.dtype`, *optional*):
-            The data type of weights that are not quantized. `"auto"` is that of the checkpoint. Defaults to
+            The data type of weights that are not quantized. `"auto"` is the data type of the checkpoint. Defaults to
             `"bfloat16"` on a machine with a GPU that supports it, and to `"float32"` otherwise. On CPUs without
             instructions for bfloat16, float32 is about forty times faster, and bfloat16 causes a warning.
-        peft_config ([`~peft.LoraConfig`], *optional*): Adds untrained adapters, see [`fresh_adapter`].
+        peft_config ([`~peft.LoraConfig`], *optional*): The configuration of untrained adapters to add, see
+            [`fresh_adapter`].
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             The quantization, instead of `load_in_4bit`. A checkpoint that is stored in 4 or 8 bit keeps its own
             quantization.
@@ -161,22 +162,22 @@ def load_student(
         is frozen.
 
     Raises:
-        ValueError: unknown task type or dtype, both `load_in_4bit` and `quantization_config`, `base_model` for a model
-            without adapters, `peft_config` for a model that has adapters, adapters in subdirectories, adapters that do
-            not save layers that their base lacks, weights that are not safetensors, or a model of the first Qwen
-            family with features that Qwen2 does not have (see [`w2s_hf.modeling.original_qwen`]).
-        OSError: the model does not exist, or the base model that the adapters name cannot be loaded. Then set
-            `base_model`.
+        ValueError: The task type or dtype is unknown. Both `load_in_4bit` and `quantization_config` are set.
+            `base_model` is set for a model without adapters, or `peft_config` for a model that has adapters. Adapters
+            are in subdirectories, or do not save layers that their base lacks. Weights are not safetensors. A model of
+            the first Qwen family has features that Qwen2 does not have (see [`w2s_hf.modeling.original_qwen`]).
+        OSError: The model does not exist, or the base model that the adapters name cannot be loaded. In the second
+            case, set `base_model`.
     """
     if task_type not in ("SEQ_CLS", "REWARD", "CAUSAL_LM"):
-        raise ValueError(f"task_type: got {task_type!r}, expected SEQ_CLS, REWARD or CAUSAL_LM.")
+        raise ValueError(f"task_type: got {task_type!r}, expected SEQ_CLS, REWARD or CAUSAL_LM. Set one of them.")
     if load_in_4bit and quantization_config is not None:
         raise ValueError("Got load_in_4bit=True and a quantization_config, expected one of them. Remove one.")
     automatic = "bfloat16" if computes_in_bfloat16() else "float32"
     dtype = automatic if dtype is None else dtype
     if isinstance(dtype, str) and dtype != "auto":
         if dtype not in ("bfloat16", "float16", "float32"):
-            raise ValueError(f"dtype: got {dtype!r}, expected bfloat16, float16, float32 or auto.")
+            raise ValueError(f"dtype: got {dtype!r}, expected bfloat16, float16, float32 or auto. Set one of them.")
         dtype = getattr(torch, dtype)
     refuse_missing_directory(name_or_path)
     if find_adapter_config_file(name_or_path, revision=revision) is not None:
@@ -184,7 +185,7 @@ def load_student(
         options |= {"task_type": task_type, "quantization_config": quantization_config}
         if peft_config is not None:
             raise ValueError(
-                f"Got a peft_config, but {name_or_path} has adapters already. Load its base model instead, or remove "
+                f"Got a peft_config, but {name_or_path} already has adapters. Load its base model instead, or remove "
                 "the peft_config."
             )
         base = _load_base(name_or_path, revision, base_model, options)
@@ -242,7 +243,7 @@ def load_student(
 def _load_base(
     student: str, revision: str | None, base_model: str | None, options: dict
 ) -> PreTrainedModel | PeftModel:
-    """Loads the base of a trained student, and gives it as many token embeddings as the student was saved with."""
+    """Loads the base of a trained student, and resizes its token embeddings to the number of the saved student."""
     adapter = PeftConfig.from_pretrained(student, revision=revision)
     name = base_model or adapter.base_model_name_or_path
     if not name:
@@ -276,11 +277,11 @@ def _load_base(
 
 def _n_resized_tokens(stored: dict[str, tuple[int, ...]], base: PreTrainedModel | PeftModel) -> int | None:
     """
-    Returns the number of token embeddings that adapters contain, or `None` if it is that of the base. PEFT saves
-    resized embeddings with the adapters.
+    Returns the number of token embeddings that adapters contain, or `None` if the base has the same number. PEFT
+    saves resized embeddings with the adapters.
     """
     for name, module in base.named_modules():
-        # The last two names are those of an embedding with adapters of its own.
+        # The last two names belong to an embedding that has adapters.
         for part in ("", "base_layer.", "token_adapter.base_layer."):
             n_rows = (stored.get(f"base_model.model.{name}.{part}weight") or (0,))[0]
             if isinstance(module, nn.Embedding) and n_rows not in (0, module.num_embeddings):
@@ -358,9 +359,9 @@ def _load_classifier(name_or_path: str, task_type: str, **kwargs) -> PreTrainedM
 
 def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
     """
-    Returns keyword arguments of `from_pretrained` that exclude new layers of the head from quantization. This holds
-    for a requested quantization and for a checkpoint stored in 4 or 8 bit. Layers of the head that are stored in
-    quantized form must be loaded in this form.
+    Returns keyword arguments of `from_pretrained` that exclude new layers of the head from quantization. The
+    quantization may be an argument, or the checkpoint may be stored in 4 or 8 bit. Layers of the head that are stored
+    in quantized form must be loaded in this form.
     """
     options = {key: kwargs[key] for key in (*FILE_OPTIONS, "trust_remote_code") if key in kwargs}
     config = copy.deepcopy(kwargs["config"]) if "config" in kwargs else load_config(name_or_path, **options)
@@ -397,7 +398,7 @@ def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
         return {**kwargs, "quantization_config": requested}
     bits = 4 if stored.get("load_in_4bit") else 8
     if requested is not None and getattr(requested, f"load_in_{bits}bit") is False:
-        logger.warning(f"{name_or_path}: the checkpoint is stored in {bits} bit; other options are ignored")
+        logger.warning(f"{name_or_path}: the checkpoint is stored in {bits} bit. Other options are ignored.")
     config.quantization_config = stored | {"llm_int8_skip_modules": [*(stored["llm_int8_skip_modules"] or []), *skip]}
     other = {key: value for key, value in kwargs.items() if key not in {*fields, "quantization_config"}}
     return {**other, "config": config}
@@ -427,8 +428,8 @@ def align_padding(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedToken
 
 def disable_dropout(model: nn.Module) -> None:
     """
-    Sets all dropout probabilities to 0, in place. This includes the dropout of attention, which is not a module and
-    which TRL's function does not change.
+    Sets all dropout probabilities to 0, in place. This includes the dropout of attention, which is not a module. TRL's
+    function does not change it.
     """
     disable_dropout_in_model(model)
     for module in model.modules():

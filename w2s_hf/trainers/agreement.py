@@ -15,12 +15,12 @@ _STANDARD_DEVIATIONS = 3.0
 
 def latest_half(tables: Sequence[Sequence[Sequence[int]]], epoch_size: int | None = None) -> np.ndarray | None:
     """
-    Sums the tables of the latest half of the steps. Earlier steps are added up to 128 rows, but at most one epoch is
-    counted: rows counted twice would make the deviation from chance look more certain than it is.
+    Sums the tables of the latest half of the steps. Earlier steps are added until there are 128 rows. At most one
+    epoch is counted, since rows that are counted twice would make the deviation from chance look too certain.
 
     Args:
-        tables (sequence of `(C, C)`): For each optimizer step, the number of its rows by the class that the student
-            predicted before the update, and by the likelier class of the weak label.
+        tables (sequence of `(C, C)`): The number of rows of each optimizer step by two classes. The first is the class
+            that the student predicted before the update. The second is the likelier class of the weak label.
         epoch_size (`int`, *optional*): The number of rows of an epoch, if known.
 
     Returns:
@@ -44,10 +44,10 @@ def agreement_beyond_chance(table: np.ndarray) -> bool:
     student that predicts a single class, or the right shares of the classes at random, does not pass.
 
     Args:
-        table (`np.ndarray` of shape `(C, C)`): The number of rows by both classes; at least 2 rows in total.
+        table (`np.ndarray` of shape `(C, C)`): The number of rows by both classes, at least 2 rows in total.
 
-    Source: Hoeffding 1951, mean and variance of a sum over a random permutation; with two classes they are those of
-    Fisher's exact test.
+    Source: Hoeffding 1951, mean and variance of a sum over a random permutation. With two classes, Fisher's exact
+    test has the same mean and variance.
     """
     n_rows = table.sum()
     first, second = table.sum(axis=1) / n_rows, table.sum(axis=0) / n_rows

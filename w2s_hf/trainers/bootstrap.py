@@ -56,21 +56,21 @@ class BootstrapTrainer(WeakToStrongTrainer):
     paper does this for chess, with three links on separate rows.
 
     Each link is trained exactly as by a separate [`WeakToStrongTrainer`], with its own seed, optimizer, schedule and
-    state. It is trained only on the labels of the previous link; other label columns of its rows are removed. Its base
-    is loaded after the previous one is freed, so that a chain needs the memory of its largest link.
+    state. It is trained only on the labels of the previous link. Other label columns of its rows are removed. Its base
+    is loaded after the previous base is freed, so that a chain needs the memory of its largest link.
 
     Files that `train` writes to `args.output_dir`:
 
-    - `link-1/`, `link-2/`, ...: the finished student with its tokenizer (as `save_model` writes it), its
-      `trainer_state.json`, a `link.json` with the fingerprint of its training labels, and in `labels/train` and
-      `labels/eval` its [`WeakLabels`] for the rows of the next link. While a link is running, the directory holds its
+    - `link-1/`, `link-2/`, ...: the finished student with its tokenizer (as `save_model` writes it), and its
+      `trainer_state.json`. `link.json` has the fingerprint of its training labels. `labels/train` and `labels/eval`
+      have its [`WeakLabels`] for the rows of the next link. While a link is running, the directory holds its
       checkpoints, and `link-<k>.partial/` its finished files.
     - `chain.json`: the settings of the chain.
 
     Overridden methods, and the reasons:
 
-    - `train`: trains one link after another. Each calls the constructor of [`WeakToStrongTrainer`], since
-      [`~transformers.Trainer`] sets up there all that depends on a model (device placement, collator, label names).
+    - `train`: trains one link after another. It calls the constructor of [`WeakToStrongTrainer`] for each link. The
+      constructor sets up all parts that depend on a model (device placement, collator, label names).
     - `_get_output_dir`: puts the checkpoints of a link into its directory.
     - `log`: adds `link` to every entry, since each link counts its steps from 0.
     - `push_to_hub`: uploads only the last student.
@@ -78,32 +78,32 @@ class BootstrapTrainer(WeakToStrongTrainer):
     Args:
         model_init (`Callable[[int], PreTrainedModel | PeftModel | str]`):
             Returns the untrained model of link 0, 1, ..., `n_links - 1`, or its Hub id or local directory. It is
-            called when the link begins, with the seed set, and must not keep a reference. All models have the same
-            classes.
+            called when the link begins, with the seed set, and must not keep a reference to the model. All models
+            have the same classes.
         n_links (`int`): The number of students.
         args ([`BootstrapConfig`], *optional*): The arguments of all links. Defaults to `BootstrapConfig()`.
         data_collator (`Callable`, *optional*): As in [`WeakToStrongTrainer`].
         train_dataset ([`~datasets.Dataset`] or `list[Dataset]`):
-            One dataset with labels for all links, which is relabelled after each link; or a list with a dataset for
-            each link, of which only the first needs labels. Columns as in [`WeakToStrongTrainer`]. Labels are matched
-            to rows by `id`, or by position if there is no `id`.
+            One dataset with labels for all links, or a list with a dataset for each link. A single dataset is
+            relabelled after each link. In a list, only the first dataset needs labels. The columns are as in
+            [`WeakToStrongTrainer`]. Labels are matched to rows by `id`, or by position if there is no `id`.
         eval_dataset ([`~datasets.Dataset`] or `list[Dataset]`, *optional*):
-            The same for evaluation. The rows are relabelled, too: evaluations and the choice of the best checkpoint
-            use the labels of the link's supervisor. From the second link on, `compute_metrics` gets them as `(N, C)`
-            float32, or as `(N,)` integers with `hard_labels`.
+            One dataset or a list for evaluation. Its rows are relabelled, too. Evaluations and the choice of the best
+            checkpoint use the labels of the link's supervisor. From the second link on, `compute_metrics` gets these
+            labels as `(N, C)` float32. With `hard_labels`, it gets `(N,)` integers.
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or a list of them, *optional*):
             The tokenizer of all links, or a list with one for each. Different vocabularies need rows of text. The
             tokenizer is loaded if the model is a name.
         quantization_config, peft_config (*optional*): As in [`WeakToStrongTrainer`], for the model of every link.
-        kwargs: As in [`~transformers.Trainer`]: `compute_metrics`, `callbacks`, `optimizer_cls_and_kwargs`,
-            `preprocess_logits_for_metrics`. Callbacks are called for all links.
+        kwargs: The arguments `compute_metrics`, `callbacks`, `optimizer_cls_and_kwargs` and
+            `preprocess_logits_for_metrics` of [`~transformers.Trainer`]. Callbacks are called for all links.
 
     Raises:
-        ValueError: there is no link; there are not as many datasets or tokenizers as links; rows are not a dataset,
-            empty, or without tokens and text; ids repeat; the first set has no labels; an unread column looks like
-            labels; the loss is for two classes and there are more; tokenized rows are used with different tokenizers;
-            there are `optimizers`, which belong to one model; or `args` is no [`BootstrapConfig`] or has
-            `use_liger_kernel=True`.
+        ValueError: There is no link. The number of datasets or tokenizers differs from the number of links. Rows are
+            not a dataset, are empty, or have neither tokens nor text. Ids repeat. The first dataset has no labels. An
+            unread column looks like labels. The loss is for two classes and there are more. Tokenized rows are used
+            with different tokenizers. There are `optimizers`, which belong to one model. `args` is no
+            [`BootstrapConfig`] or has `use_liger_kernel=True`.
 
     Example:
 
@@ -141,7 +141,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         args = BootstrapConfig() if args is None else args
         check_arguments(args, BootstrapConfig)
         if n_links < 1:
-            raise ValueError(f"n_links: got {n_links}, expected at least 1.")
+            raise ValueError(f"n_links: got {n_links}, expected at least 1. Set it to 1 or more.")
         if "optimizers" in kwargs:
             raise ValueError(
                 "Got optimizers, expected none, since they belong to one model, and every link has its own. Set "
@@ -207,9 +207,9 @@ class BootstrapTrainer(WeakToStrongTrainer):
             link is in its directory.
 
         Raises:
-            ValueError: there is no chain to resume, or its settings differ; `resume_from_checkpoint` is a path; a new
-                chain would overwrite finished links in `args.output_dir`; the number of classes of a model is not that
-                of the labels; or its vocabulary is not that of the tokenized rows.
+            ValueError: There is no chain to resume, or its settings differ. `resume_from_checkpoint` is a path. A new
+                chain would overwrite finished links in `args.output_dir`. The model and the labels have different
+                numbers of classes. Rows are tokenized with another vocabulary.
         """
         if isinstance(resume_from_checkpoint, str | os.PathLike):
             raise ValueError(
@@ -263,7 +263,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         rows = {name: parts[link] for name, parts in self._rows.items()}
         if link > 0:
             rows = {name: self._with_labels(part, labels[name]) for name, part in rows.items()}
-        # All links share the callbacks, also those that were added later. The repository was created already.
+        # All links share the callbacks, including callbacks that were added later. The repository already exists.
         callbacks, push_to_hub = self.callback_handler.callbacks, args.push_to_hub
         args.push_to_hub = False
         try:
@@ -347,7 +347,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
     # ---- Helpers ----
 
     def _on_main_process(self, function: Callable, *args):
-        """Calls a function on rank 0, and returns its result or raises its error on every rank."""
+        """Calls a function on rank 0. Returns its result or raises its error on every rank."""
         result: list[Any] = [None, None]
         if self.is_world_process_zero():
             try:
@@ -364,10 +364,10 @@ class BootstrapTrainer(WeakToStrongTrainer):
 
     def push_to_hub(self, *args, **kwargs) -> CommitInfo | Future[CommitInfo] | None:  # type: ignore[override]  # as in its base
         """
-        Uploads the student of the last link, the files of its directory; see [`~transformers.Trainer.push_to_hub`].
+        Uploads the files of the last link's student; see [`~transformers.Trainer.push_to_hub`].
 
         Raises:
-            ValueError: the last link is not finished.
+            ValueError: The last link is not finished.
         """
         last = self.n_links - 1
         if self._link != last or not self._on_main_process(self._chain.is_finished, last):

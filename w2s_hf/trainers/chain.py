@@ -68,8 +68,8 @@ def rows_of_links(dataset: Dataset | list[Dataset] | None, name: str, n_links: i
         text_field (`str`): The column that is tokenized if there is no `input_ids`.
 
     Raises:
-        ValueError: there are not as many datasets as links; a dataset is empty, or has neither tokens nor text; or ids
-            repeat.
+        ValueError: The number of datasets differs from the number of links. A dataset is empty, or has neither tokens
+            nor text. Ids repeat.
     """
     # A list of dictionaries is a list of rows, not of datasets.
     parts = dataset if isinstance(dataset, list) and not any(type(part) is dict for part in dataset) else [dataset]
@@ -80,13 +80,13 @@ def rows_of_links(dataset: Dataset | list[Dataset] | None, name: str, n_links: i
     parts = parts if isinstance(dataset, list) else parts * n_links
     if len(parts) != n_links:
         raise ValueError(
-            f"{name}: got a list of {len(parts)} datasets for {n_links} links, expected one for each. Or pass a "
-            "single dataset, not in a list, whose rows are relabelled for every link."
+            f"{name}: got a list of {len(parts)} datasets for {n_links} links, expected one for each. Pass one for "
+            "each, or a single dataset, not in a list, whose rows are relabelled for every link."
         )
     for number, rows in enumerate(parts, 1):
         which = f"{name} of link {number}" if isinstance(dataset, list) else name
         if len(rows) == 0:
-            raise ValueError(f"{which}: got no rows, expected at least one.")
+            raise ValueError(f"{which}: got no rows, expected at least one. Pass a dataset with rows.")
         if not {"input_ids", "inputs_embeds", text_field} & set(rows.column_names):
             raise ValueError(
                 f"{which}: got the columns {', '.join(rows.column_names)}, expected `input_ids` or `{text_field}`. "
@@ -113,7 +113,7 @@ def unlabelled(rows: Dataset) -> Dataset:
 
 def labels_of(rows: Dataset, name: str) -> WeakLabels:
     """
-    Returns the labels of rows. Raises `ValueError` if there are none, or if they are not probabilities or classes.
+    Returns the labels of rows. Raises `ValueError` if labels are missing, or are neither probabilities nor classes.
     """
     column = next((column for column in ("labels", "label") if column in rows.column_names), None)
     if column is None:
@@ -139,7 +139,7 @@ def chain_settings(
     labels: dict[str, WeakLabels],
     configs: dict[str, PeftConfig | BitsAndBytesConfig | None],
 ) -> dict:
-    """Returns the settings that must stay the same when a chain is resumed; `labels` are those of link 1."""
+    """Returns the settings that must stay the same when a chain is resumed. `labels` are for link 1."""
     settings = {
         "n_links": len(rows["train"]),
         "rows_a_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -152,7 +152,7 @@ def chain_settings(
     for name, config in configs.items():
         values = {} if config is None else config.to_dict()
         settings[name] = {key: value for key, value in values.items() if value and key != "peft_version"}
-    # Target modules are a set.
+    # Target modules are a set, which JSON does not have.
     return json.loads(json.dumps(settings, default=lambda it: sorted(it) if isinstance(it, set) else str(it)))
 
 
@@ -200,15 +200,15 @@ class ChainDirectory:
         return self.root / f"link-{link + 1}"
 
     def aside(self, link: int) -> Path:
-        """Returns the directory that a link is written to."""
+        """Returns the directory that a link is written to until it is finished."""
         return self.root / f"link-{link + 1}.partial"
 
     def is_finished(self, link: int) -> bool:
-        """Returns whether student and labels are complete."""
+        """Returns whether the student and its labels are complete."""
         return (self.link(link) / _RECORD).is_file()
 
     def is_trained(self, link: int) -> bool:
-        """Returns whether the student is complete and its labels are not: it was interrupted while labelling."""
+        """Returns whether the student is complete and its labels are not, because labelling was interrupted."""
         return (self.aside(link) / _RECORD).is_file()
 
     def record(self, link: int, labels: dict[str, WeakLabels]) -> None:
@@ -227,8 +227,8 @@ class ChainDirectory:
         if got != labels["train"].fingerprint:
             raise ValueError(
                 f"{self.link(link)}: got a student trained on labels with the fingerprint {got}, expected "
-                f"{labels['train'].fingerprint}, those of link {link}. The directories of two chains are mixed. "
-                "Remove this directory and those of later links."
+                f"{labels['train'].fingerprint}, the labels of link {link}. The directories of two chains are mixed. "
+                "Remove this directory and the directories of later links."
             )
 
     def begin(self, settings: dict) -> int:
@@ -266,7 +266,7 @@ class ChainDirectory:
         if any(finished[n_finished:]):
             raise ValueError(
                 f"{self.link(n_finished)}: got no finished link, expected one, since later links depend on its "
-                "labels. Restore it, or remove the later links."
+                "labels. Restore its directory, or remove the later links."
             )
         return n_finished
 

@@ -21,7 +21,7 @@ def last_complete_checkpoint(directory: Path, *, remove: bool = True) -> str | N
     Args:
         directory (`Path`): The directory of `checkpoint-1`, `checkpoint-2`, ...
         remove (`bool`, *optional*, defaults to `True`):
-            Whether to remove incomplete checkpoints. Only safe in a directory that no other process writes to.
+            Whether to remove incomplete checkpoints. This is safe only if no other process writes to the directory.
     """
     state = PartialState()
     newest: list[str | None] = [None]

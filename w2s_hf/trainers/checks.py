@@ -38,10 +38,11 @@ logger = get_logger(__name__)
 # Losses whose hard targets come from a threshold on P(class 1) over the rows of the whole optimizer step.
 THRESHOLD_LOSSES = ("confidence", "openai")
 
-# Columns that a dataset may have besides those that are read; no warning names them.
+# The columns that a dataset may have although no trainer reads them. No warning names them.
 _RIDE_ALONG = ("id", "ground_truth")
 
-# `soft_labels`, `weak_label`, `hard_label`, `target`, `probs`, `gold_truth`; but not `problem` and `logprobs`.
+# The pattern matches `soft_labels`, `weak_label`, `hard_label`, `target`, `probs` and `gold_truth`, but not `problem`
+# and `logprobs`.
 _LABEL_WORDS = re.compile(r"label|lable|target|truth|proba|(?<!log)(?<!log_)probs?(_|$)", re.IGNORECASE)
 
 
@@ -52,17 +53,17 @@ def check_arguments(args: Any, config_class: type[TrainingArguments]) -> None:
         # `TrainingArguments`, `RewardConfig` or `SFTConfig`
         parent = next(kind.__name__ for kind in config_class.__mro__ if not kind.__module__.startswith("w2s_hf."))
         raise ValueError(
-            f"args: got a {type(args).__name__}, expected a {name}. Create {name}(output_dir=...): it has all "
+            f"args: got a {type(args).__name__}, expected a {name}. Create {name}(output_dir=...), which has all "
             f"fields of {parent} and of the trainer."
         )
     if args.use_liger_kernel:
-        # transformers calls `_apply_liger_kernel_to_instance` when the training begins. It gives a classifier the
-        # `forward` of a language model with a fused loss, and replaces the layers of the model's module, so that all
-        # later models of the process have them.
+        # transformers calls `_apply_liger_kernel_to_instance` when the training begins. This function gives a
+        # classifier the `forward` of a language model with a fused loss. It also replaces layers in the module that
+        # defines the model, so that all later models of the process have the new layers.
         raise ValueError(
-            "use_liger_kernel: got True, expected False, since Liger replaces the forward pass whose logits the loss "
-            "is computed from, and the layers of all later models of the process. Remove it; torch_compile=True is "
-            "supported."
+            "use_liger_kernel: got True, expected False, since Liger replaces the forward pass that computes the "
+            "logits. It also replaces layers of all later models of the process. Remove use_liger_kernel. "
+            "torch_compile=True is supported."
         )
 
 
@@ -118,14 +119,14 @@ def refuse_prompt_tuning(config: PreTrainedConfig, peft_config: PeftConfig) -> N
     on the other rows of its batch. Encoders read the first position or mask the padding. Prefix tuning keeps the token
     ids.
     """
-    # "CARTRIDGE" is a prefix, too. Older versions of PEFT do not have it.
+    # "CARTRIDGE" is a kind of prefix tuning, too. Older versions of PEFT do not have it.
     is_prefix = peft_config.peft_type == PeftType.PREFIX_TUNING or peft_config.peft_type == "CARTRIDGE"
     reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
     if peft_config.is_prompt_learning and not is_prefix and not reads_both_ways:
         raise ValueError(
             f"peft_config: got {getattr(peft_config.peft_type, 'value', peft_config.peft_type)} for a classifier of "
             f"type {config.model_type!r}, expected adapters that keep the tokens, such as LoRA, IA3 or prefix tuning. "
-            "With prepended embeddings it cannot find the last token that is not padding. Use a LoraConfig."
+            "With prepended embeddings, the model cannot find the last token that is not padding. Use a LoraConfig."
         )
 
 
@@ -176,7 +177,7 @@ def check_dataset(dataset: Any, name: str, kinds: tuple[type, ...] = ()) -> None
 
 def named_parts(dataset: Any, name: str) -> dict[str, Any]:
     """Returns an evaluation set, or each set of a dictionary, by its name in messages."""
-    # A dictionary of lists holds columns and not datasets.
+    # The values of a dictionary of lists are columns, not datasets.
     if not isinstance(dataset, dict) or any(isinstance(part, list | tuple) for part in dataset.values()):
         return {name: dataset}
     return {f"{name}[{key!r}]": part for key, part in dataset.items()}
@@ -223,11 +224,11 @@ def warn_of_unread_ends(
     model: nn.Module, rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase | None, name: str
 ) -> None:
     """
-    Warns of rows that end with the padding token. A decoder classifier reads the last token that is not padding, so
+    Warns about rows that end with the padding token. A decoder classifier reads the last token that is not padding, so
     that the end of such rows has no influence.
 
-    Pairs need no warning, since TRL ends all texts with the end-of-text token. If this is the padding token, the
-    rewards of all pairs are read from the token before it, the last one of the response.
+    Pairs need no warning, since TRL ends all texts with the end-of-text token. If this is also the padding token, the
+    rewards of all pairs are read from the last token of the response.
 
     Args:
         model ([`~torch.nn.Module`]): A classifier.
@@ -264,7 +265,7 @@ _POSITION_EMBEDDINGS = ("position_embeddings", "embed_positions", "wpe")
 def check_columns(
     dataset: Any, name: str, *, labels: str, reads: Collection[str], optional: Collection[str] = ()
 ) -> None:
-    """Calls [`refuse_misspelt`], and warns once of the columns that are not read."""
+    """Calls [`refuse_misspelt`], and warns once about the columns that are not read."""
     unread = refuse_misspelt(dataset, name, labels=labels, reads=reads, optional=optional)
     if unread:
         logger.warning_once(f"{name}: the columns {', '.join(unread)} are not read")
@@ -292,21 +293,21 @@ def refuse_misspelt(
     dataset: Any, name: str, *, labels: str, reads: Collection[str], optional: Collection[str] = ()
 ) -> list[str]:
     """
-    Refuses columns with misspelt names, without which training would continue.
+    Refuses columns with misspelt names, which a training would ignore without an error.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows. Other kinds have no columns to check.
         name (`str`): The name of the dataset in messages.
         labels (`str`): The column that labels are expected in.
-        reads (`Collection[str]`): Columns that are read. `id` and `ground_truth` are allowed besides.
+        reads (`Collection[str]`): Columns that are read. `id` and `ground_truth` are allowed in addition.
         optional (`Collection[str]`, *optional*): Columns of `reads` whose absence raises no error.
 
     Returns:
         `list[str]`: The columns that are not read.
 
     Raises:
-        ValueError: a column that is not read has a name like labels and holds numbers, or almost has the name of a
-            missing optional column.
+        ValueError: A column that is not read holds numbers and has a name like labels. Or its name is similar to
+            the name of a missing optional column.
     """
     columns = getattr(dataset, "column_names", None) or []
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":

@@ -46,18 +46,18 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
     Overridden methods, and the reasons:
 
     - `__init__`: tokenizes rows so that a completion never changes the last token of its prompt. Adapters are trained
-      in float32 (TRL converts those of a 4-bit model to bfloat16). A base that was used by another trainer gets its
-      `forward` back, because every trainer of TRL patches it again. Dropout is 0 by default.
+      in float32 (TRL converts the adapters of a 4-bit model to bfloat16). The `forward` of a base that another trainer
+      has used is restored, because every trainer of TRL patches it again. Dropout is 0 by default.
     - `evaluate`: adds `eval_accuracy`, the share of evaluation rows whose greedy completion equals the completion of
-      the row, character by character. On rows labelled by a supervisor, the paper uses it for early stopping. With
-      several evaluation sets, each has its own, such as `eval_a_accuracy`.
+      the row, character by character. On rows labelled by a supervisor, the paper uses it for early stopping. Each of
+      several evaluation sets has its own accuracy, such as `eval_a_accuracy`.
     - `predict`: returns logits `(N, T, V)` for rows with `prompt` and `completion`, or for tokens. Text rows longer
       than `max_length` are refused. [`complete`] generates completions.
-    - `train`: resumes like [`WeakToStrongTrainer`]. Before the first step it refuses a frozen model, a
-      `metric_for_best_model` that the evaluation does not report, and an evaluation while weights are split over
-      processes.
-    - `get_batch_samples`, `training_step`, `prediction_step`: rows that accelerate repeats to fill the last batch have
-      no loss; see [`w2s_hf.trainers.epochs.WholeEpochs`].
+    - `train`: resumes like [`WeakToStrongTrainer`]. Before the first step it refuses a frozen model and a
+      `metric_for_best_model` that the evaluation does not report. It also refuses an evaluation if weights are split
+      over processes.
+    - `get_batch_samples`, `training_step`, `prediction_step`: give no loss to rows that accelerate repeats to fill the
+      last batch; see [`w2s_hf.trainers.epochs.WholeEpochs`].
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
 
     Args:
@@ -66,18 +66,19 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
         args ([`CompletionConfig`], *optional*): Defaults to `CompletionConfig()`.
         train_dataset ([`~datasets.Dataset`]): Rows with `prompt` and `completion`. Rows of more than
             `args.max_length` tokens are left out and counted in a warning.
-        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*): The same.
+        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
+            Evaluation rows with the same columns.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The tokenizer. It is loaded if `model` is a name. Completions end with its end-of-text token.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used if `model` is a name.
         peft_config ([`~peft.PeftConfig`], *optional*): Adapters to add to `model`.
-        kwargs: As in [`~trl.SFTTrainer`]: `callbacks`, `optimizers`, ...
+        kwargs: Further arguments of [`~trl.SFTTrainer`], such as `callbacks` and `optimizers`.
 
     Raises:
-        ValueError: `args` has another class or `use_liger_kernel=True`; rows are not a dataset, empty, or without the
-            texts `prompt` and `completion`; all training rows, or an evaluation row, are longer than `max_length`
-            tokens; rows are longer than the positions of the model; the tokenizer has no end-of-text token; the model
-            is frozen; adapters are added to adapters or have another task type; or there are several GPUs in one
+        ValueError: `args` has another class or `use_liger_kernel=True`. Rows are not a dataset, are empty, or lack the
+            texts `prompt` and `completion`. All training rows, or an evaluation row, are longer than `max_length`
+            tokens. Rows have more tokens than the model has positions. The tokenizer has no end-of-text token. The
+            model is frozen. Adapters are added to adapters or have another task type. There are several GPUs in one
             process.
 
     Example:
@@ -123,7 +124,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
             check_dataset(part, name, (Dataset,))
         if processing_class is None and not isinstance(model, str):
             raise ValueError(
-                "processing_class: got None and a loaded model, expected a tokenizer. Pass the one of the model."
+                "processing_class: got None and a loaded model, expected a tokenizer. Pass the tokenizer of the model."
             )
         model, processing_class = load_model(
             model, args, processing_class, "CAUSAL_LM", quantization_config, peft_config
@@ -166,10 +167,10 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
         Trains like [`~trl.SFTTrainer`].
 
         Raises:
-            ValueError: there are evaluations, and the weights are split over processes (see [`complete`]).
+            ValueError: There are evaluations, and the weights are split over processes (see [`complete`]).
         """
         if self.args.eval_strategy != "no" or self.args.eval_on_start:
-            self._refuse_split_weights("Evaluations generate completions: set eval_strategy='no'.")
+            self._refuse_split_weights("Evaluations generate completions. Set eval_strategy='no'.")
         return super().train(*args, **kwargs)
 
     def _refuse_split_weights(self, advice: str) -> None:
@@ -187,7 +188,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
         [`w2s_hf.generation.complete`].
 
         Raises:
-            ValueError: the weights are split over processes (FSDP, DeepSpeed ZeRO-3), and batches differ between them.
+            ValueError: The weights are split over processes (FSDP, DeepSpeed ZeRO-3), which have different batches.
         """
         self._refuse_split_weights("Save the model, load it with load_student, and call w2s_hf.generation.complete.")
         model = self.accelerator.unwrap_model(self.model)
@@ -217,8 +218,8 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """
-        Computes loss and accuracy on rows with `prompt` and `completion`, by default those of the constructor. The
-        metrics of several sets have their names as prefixes.
+        Computes loss and accuracy on rows with `prompt` and `completion`, by default the `eval_dataset` of the
+        constructor. The metrics of several sets have the names of the sets as prefixes.
         """
         if not isinstance(eval_dataset, str):  # a string names one of several sets
             for name, part in named_parts(eval_dataset, "eval_dataset").items():
@@ -279,9 +280,9 @@ def _prepare(
 
 def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     """
-    Returns rows with `input_ids` and `completion_mask`. The tokens of the prompt come first, as in generation. Those
-    of the completion follow. The completion is tokenized together with the prompt if this leaves the tokens of the
-    prompt unchanged, and alone otherwise.
+    Returns rows with `input_ids` and `completion_mask`. The tokens of the prompt come first, as in generation. The
+    tokens of the completion follow. The completion is tokenized together with the prompt if this leaves the tokens of
+    the prompt unchanged. Otherwise it is tokenized alone.
 
     Nothing is truncated. Training rows of more than `max_length` tokens are left out, and a warning counts them.
     Evaluation rows are refused, because the accuracy counts every row.
@@ -300,7 +301,7 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
         )
     check_columns(rows, name, labels="completion", reads=("prompt", "completion"))
     if len(rows) == 0:
-        raise ValueError(f"{name}: got no rows, expected at least one.")
+        raise ValueError(f"{name}: got no rows, expected at least one. Pass a dataset with rows.")
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "Got a tokenizer that has no end-of-text token, which ends every completion. Set tokenizer.eos_token."
@@ -308,7 +309,8 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
     wrong = next((row for row in rows if not all(isinstance(row[c], str) for c in ("prompt", "completion"))), None)
     if wrong is not None:
         raise ValueError(
-            f"{name}: got {wrong['prompt']!r} and {wrong['completion']!r}, expected text in `prompt` and `completion`."
+            f"{name}: got {wrong['prompt']!r} and {wrong['completion']!r}, expected text in `prompt` and "
+            "`completion`. Convert both columns to text."
         )
 
     def encode(batch: dict) -> dict:
@@ -325,7 +327,7 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
         return columns
 
     options = {"batched": True, "remove_columns": rows.column_names, "desc": f"Tokenizing {name}"}
-    # As in w2s_hf.tokenization: rows in memory have no cache file, and a Ctrl-C is not lost.
+    # As in w2s_hf.tokenization, rows in memory have no cache file, and a Ctrl-C is not lost.
     tokens = rows.map(encode, **options, new_fingerprint=generate_random_fingerprint())
     lengths = np.array([len(ids) for ids in tokens["input_ids"]])
     limit = np.inf if max_length is None else max_length

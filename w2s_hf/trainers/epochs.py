@@ -29,8 +29,8 @@ class EpochSampler(Sampler[int]):
     """
     Yields the rows of an epoch in an order that depends only on the seed and the number of the epoch.
 
-    The order of a `RandomSampler` is that of accelerate's `SeedableRandomSampler`, which [`~transformers.Trainer`]
-    uses. A [`LengthGroupedSampler`](https://github.com/huggingface/transformers/blob/main/src/transformers/trainer_pt_utils.py)
+    The order of a `RandomSampler` is the same as with accelerate's `SeedableRandomSampler`, which
+    [`~transformers.Trainer`] uses. A [`LengthGroupedSampler`](https://github.com/huggingface/transformers/blob/main/src/transformers/trainer_pt_utils.py)
     would draw from torch's global generator, whose state at the start of the epoch is unknown to a resumed run.
 
     Args:
@@ -59,15 +59,18 @@ class WholeEpochs(TrainerMixin):
     A mixin for a [`~transformers.Trainer`]. An epoch is the same training on any number of processes, as long as
     the number of rows per optimizer step is the same.
 
-    If rows do not divide by processes, accelerate fills the last batches of an epoch with rows from its beginning
-    (`even_batches`), since collectives need a batch on every process. This class marks the repeated rows. They count
-    neither in the loss, nor in the number of rows of the step, nor in metrics. Subclasses define `_n_rows` and `_mark`
-    for this.
+    Collectives need a batch on every process. If the processes cannot share the rows evenly, accelerate fills the
+    last batches of an epoch with rows from its beginning (`even_batches`). This class marks the repeated rows. They
+    count neither in the loss, nor in the number of rows of the step, nor in metrics. Subclasses define `_n_rows` and
+    `_mark` for this.
 
-    Three ways to split rows over processes are not supported. They warn or raise an error when training begins: an
-    `IterableDataset` that every process reads itself (`dispatch_batches=False`), `batch_rebalance` with fewer rows in
-    the last step than batches, and `even_batches=False`. A subclass that overrides `get_train_dataloader` is
-    responsible for its rows.
+    Three ways to split rows over processes are not supported, and cause a warning or an error when training begins:
+
+    - an `IterableDataset` that every process reads itself (`dispatch_batches=False`),
+    - `batch_rebalance` with fewer rows in the last step than batches,
+    - `even_batches=False`.
+
+    A subclass that overrides `get_train_dataloader` is responsible for its rows.
     """
 
     @abstractmethod
@@ -91,13 +94,13 @@ class WholeEpochs(TrainerMixin):
         Builds the data loader of [`~transformers.Trainer.get_train_dataloader`].
 
         Raises:
-            ValueError: with `even_batches=False`, some processes would have no batch in the last step of an epoch.
+            ValueError: With `even_batches=False`, some processes would have no batch in the last step of an epoch.
         """
         dataloader: Any = super().get_train_dataloader()
         sampler = getattr(dataloader, "batch_sampler", None)
         rebalanced = sampler.batch_sampler if isinstance(sampler, BatchSamplerShard) else sampler
         if sampler is not None and isinstance(rebalanced, BatchRebalanceSampler):
-            # accelerate 1.15 does not forward the number of the epoch to it after `skip_first_batches`.
+            # accelerate 1.15 does not forward the number of the epoch to the sampler after `skip_first_batches`.
             sampler.sampler = rebalanced
             n_last = rows_of_filled_step(rebalanced)
             if n_last:
@@ -115,12 +118,13 @@ class WholeEpochs(TrainerMixin):
                     raise ValueError(
                         f"accelerator_config: got even_batches=False, expected True. Some of {sampler.num_processes} "
                         f"processes would have no batch in the last step of an epoch ({n_last} rows), and the others "
-                        "would wait for them. Set even_batches=True: repeated rows do not count."
+                        "would wait for them. Set even_batches=True. Repeated rows then do not count."
                     )
             elif not isinstance(dataloader, DataLoaderDispatcher):
                 logger.warning(
-                    "A custom dataset or sampler splits the training rows over processes. If they do not divide by "
-                    "processes, some rows may be repeated or left out."
+                    "A custom dataset or sampler splits the training rows over processes. If the processes cannot "
+                    "share the rows evenly, some rows may be repeated or left out. Make the number of rows a multiple "
+                    "of the rows per step to avoid this."
                 )
         return dataloader
 
@@ -141,8 +145,8 @@ class WholeEpochs(TrainerMixin):
 
     def _rows_that_count(self, n_rows: int) -> torch.Tensor | None:
         """
-        Returns which of the `n_rows` rows of this process's current batch are not repeated, `(n_rows,)` bool, or
-        `None` if no process has a repeated row. Valid in training and in evaluation.
+        Returns which rows of this process's current batch are not repeated, `(n_rows,)` bool, or `None` if no process
+        has a repeated row. The method works in training and in evaluation.
         """
         state = self.accelerator.gradient_state
         if self.accelerator.num_processes == 1 or not state.end_of_dataloader:
@@ -168,12 +172,15 @@ class WholeEpochs(TrainerMixin):
 
 
 def _rows_of_step(shard: BatchSamplerShard) -> int:
-    """Returns the rows of a full batch on all processes."""
+    """Returns the number of rows of a full batch on all processes."""
     return shard.batch_size * (1 if shard.split_batches else shard.num_processes)
 
 
 def _rows_of_last_step(shard: BatchSamplerShard) -> int:
-    """Returns the rows of an epoch's last batch on all processes; 0 if all are full or the last one is dropped."""
+    """
+    Returns the number of rows of an epoch's last batch on all processes. It is 0 if all batches are full or the last
+    batch is dropped.
+    """
     sampler = getattr(shard.batch_sampler, "sampler", None)
     if shard.drop_last or not has_length(sampler):
         return 0

@@ -46,7 +46,7 @@ class OrderedEvaluation(TrainerMixin):
     - After an error, no metrics, callbacks or hooks of the failed call remain.
     """
 
-    # The metrics of every evaluation set, besides those of `compute_metrics`.
+    # The metrics of every evaluation set, in addition to the metrics of `compute_metrics`.
     _known_metrics: tuple[str, ...] = ("loss",)
     _rows_of_workers: Dataset | None = None  # the rows of the data loader that persistent workers keep
 
@@ -85,12 +85,13 @@ class OrderedEvaluation(TrainerMixin):
 
         Returns:
             [`~transformers.trainer_utils.PredictionOutput`]: `predictions` are the logits `(N, C)` of a classifier,
-            the rewards `(N, 2)` of pairs, float32 (rejected, chosen), or the logits `(N, T, V)` of prompts and
-            completions. Training arguments may leave rows out (`dataloader_drop_last`, `prediction_loss_only`).
+            or the rewards `(N, 2)` of pairs, float32 (rejected, chosen). For prompts and completions they are the
+            logits `(N, T, V)`. Training arguments may leave rows out (`dataloader_drop_last`,
+            `prediction_loss_only`).
 
         Raises:
-            ValueError: the rows would be refused as `train_dataset`, are longer than the positions of the model, or
-                are pairs or completions of more than `max_length` tokens (rows named).
+            ValueError: The rows would be refused as `train_dataset`, or have more tokens than the model has positions.
+                Pairs or completions have more than `max_length` tokens. The message names the rows.
         """
         with self._clean_up_on_error():
             check_dataset(test_dataset, "test_dataset")
@@ -116,8 +117,8 @@ class OrderedEvaluation(TrainerMixin):
     def _predict_probabilities(self, dataset: Dataset, label_columns: tuple[str, ...]) -> np.ndarray:
         """
         Returns the softmax of the logits of every row, `(N, C)` float32, in row order. Labels are not read, since
-        unlabelled rows have a label such as -1 in many datasets. Arguments that leave out rows or outputs do not
-        apply.
+        unlabelled rows have a label such as -1 in many datasets. Arguments that leave out rows or outputs have no
+        effect.
         """
         has_transform = isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
         columns = getattr(dataset, "column_names", None) or []
@@ -181,7 +182,7 @@ class OrderedEvaluation(TrainerMixin):
         return output._replace(metrics=metrics)
 
     def _add_metrics(self, metrics: dict[str, float], prefix: str) -> None:
-        """Adds the metrics of a subclass to those of an evaluation, before callbacks look for them."""
+        """Adds the metrics of a subclass to the metrics of an evaluation, before callbacks look for them."""
 
     def train(
         self,
@@ -193,9 +194,9 @@ class OrderedEvaluation(TrainerMixin):
         Trains like [`~transformers.Trainer.train`].
 
         Raises:
-            ValueError: the model is frozen, or the evaluation does not report `metric_for_best_model`. If only
-                `compute_metrics` can report it, this function is called once before the first step, on the first rows,
-                and on all of them if that fails.
+            ValueError: The model is frozen, or the evaluation does not report `metric_for_best_model`. If only
+                `compute_metrics` can report the metric, this function is called once before the first step, on the
+                first rows. If this call fails, the function is called on all rows.
         """
         if self.model is not None:  # in Ray's hyperparameter search, `model_init` loads the model later
             refuse_frozen(self.model)
@@ -241,7 +242,7 @@ class OrderedEvaluation(TrainerMixin):
             )
 
     def _first_rows(self, rows: Dataset | dict[str, Dataset]) -> Dataset | dict[str, Dataset]:
-        """Returns a batch of each evaluation set; sets that are not a [`~datasets.Dataset`] stay whole."""
+        """Returns a batch of each evaluation set. Sets that are not a [`~datasets.Dataset`] are returned whole."""
         if isinstance(rows, dict):
             return {name: self._first_rows(part) for name, part in rows.items()}
         n_rows = self.args.eval_batch_size * self.args.world_size

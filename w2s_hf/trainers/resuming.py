@@ -44,8 +44,8 @@ class ResumableTraining(TrainerMixin):
     - A training that was interrupted after its last step makes no further step.
     - A checkpoint that has no optimizer (`save_only_model=True`), is truncated, or belongs to another model is an
       error.
-    - Other rows per optimizer step, another number or order of rows, and fewer steps than the checkpoint has made are
-      errors.
+    - A resumed training with another number of rows per optimizer step, or with another number or order of rows, is
+      an error. So is a number of steps that the checkpoint already exceeds.
     - P-tuning and projected prefixes are errors, since their checkpoints lack a part of the trained weights.
     - The patience of [`~transformers.EarlyStoppingCallback`] is restored.
     """
@@ -69,11 +69,11 @@ class ResumableTraining(TrainerMixin):
             trial, ignore_keys_for_eval: As in [`~transformers.Trainer.train`].
 
         Returns:
-            [`~transformers.trainer_utils.TrainOutput`]. If the training was interrupted after its last step,
-            `training_loss` is the mean of the logged losses (NaN if the last step was not logged).
+            [`~transformers.trainer_utils.TrainOutput`]. After an interruption that followed the last step,
+            `training_loss` is the mean of the logged losses. It is NaN if the last step was not logged.
 
         Raises:
-            ValueError: the resumed training could not end with the same result as an uninterrupted one; the message
+            ValueError: The resumed training could not end with the same result as an uninterrupted one. The message
                 has the reason.
         """
         self._resumed_from = self._best_checkpoint = None
@@ -112,7 +112,9 @@ class ResumableTraining(TrainerMixin):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict], torch.Tensor | int | None]:
-        """Fetches batches like [`~transformers.Trainer.get_batch_samples`]; none if no step is left to train."""
+        """
+        Fetches batches like [`~transformers.Trainer.get_batch_samples`]. Returns no batch if no step is left to train.
+        """
         if self._is_at_its_end:
             # Without this, transformers 5.23 makes one step before it checks the number of steps.
             self.control.should_training_stop = True
@@ -120,8 +122,8 @@ class ResumableTraining(TrainerMixin):
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _init_training_state(self, max_steps: int, *args, **kwargs) -> tuple[int, int]:
-        # Overridden since transformers 5.17 and 5.23 compare ratios (`save_steps=0.25`) with the numbers of steps in
-        # the checkpoint, and warn that they differ. During the comparison, the ratios are converted to numbers.
+        # transformers 5.17 and 5.23 compare ratios (`save_steps=0.25`) with the numbers of steps in the checkpoint,
+        # and warn that they differ. During the comparison, the ratios are converted to numbers.
         values = {name: getattr(self.args, name) for name in ("logging_steps", "eval_steps", "save_steps")}
         ratios = {name: value for name, value in values.items() if value is not None and 0 < value < 1}
         try:
@@ -154,26 +156,27 @@ class ResumableTraining(TrainerMixin):
         if self._draws_random_numbers and self.args.dataloader_persistent_workers and self.args.dataloader_num_workers:
             # New workers draw a random number that the uninterrupted training drew once, before the checkpoint.
             raise ValueError(
-                f"{where}, and dataloader_persistent_workers=True with dropout or NEFTune, expected False: random "
-                "numbers would differ from those of an uninterrupted training. Set "
+                f"{where}, and dataloader_persistent_workers=True with dropout or NEFTune, expected False, since "
+                "random numbers would differ from those of an uninterrupted training. Set "
                 "dataloader_persistent_workers=False."
             )
         for file in sorted(checkpoint.iterdir()):
             if not _is_whole(file):
                 raise ValueError(
-                    f"{where}, where {file.name} is cut off, expected a whole checkpoint. Pass another one."
+                    f"{where}, where {file.name} is cut off, expected a whole checkpoint. Pass another checkpoint."
                 )
         self._best_checkpoint = _best_checkpoint_beside(checkpoint, state)
         if self.args.load_best_model_at_end and state.best_model_checkpoint and self._best_checkpoint is None:
             raise ValueError(
                 f"{where}, whose best checkpoint {Path(state.best_model_checkpoint).name} (step "
                 f"{state.best_global_step}) is neither beside it nor at {state.best_model_checkpoint}. "
-                "load_best_model_at_end=True needs it. Restore it, or set load_best_model_at_end=False."
+                "load_best_model_at_end=True needs the best checkpoint. Restore it, or set "
+                "load_best_model_at_end=False."
             )
 
     @property
     def _draws_random_numbers(self) -> bool:
-        """Returns whether the training draws random numbers besides the order of its rows."""
+        """Returns whether the training draws random numbers in addition to those for the order of its rows."""
         return not getattr(self.args, "disable_dropout", False) or self.args.neftune_noise_alpha is not None
 
     def _missing_state(self, checkpoint: Path) -> list[str]:
@@ -189,7 +192,7 @@ class ResumableTraining(TrainerMixin):
         return [name for name in needed if not (checkpoint / name).is_file()]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # Overridden since PEFT only warns if adapters do not match the model (transformers 5.17 and 5.23).
+        # This method raises an error if adapters do not match the model. PEFT only warns (transformers 5.17 and 5.23).
         network = self.model if model is None else model
         if isinstance(network, PeftModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             _refuse_lost_encoder(network)
@@ -209,7 +212,8 @@ class ResumableTraining(TrainerMixin):
             network.load_state_dict(saved.state_dict())
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        # Overridden to raise an error. transformers 5.17 and 5.23 warn, and continue with new weights.
+        # This method raises an error. In transformers 5.17 and 5.23 it only warns, and training continues with new
+        # weights.
         weights = {**dict(self.model.named_parameters(remove_duplicate=False)), **dict(self.model.named_buffers())}
         not_loaded = set(load_result.missing_keys)
         loaded = {weight.data_ptr() for name, weight in weights.items() if name not in not_loaded}
@@ -227,20 +231,20 @@ class ResumableTraining(TrainerMixin):
         ]
         if missing or unexpected:
             raise _OtherWeightsError(
-                f"Got a checkpoint of another model: {len(missing)} weights of the model are missing in it "
-                f"({', '.join(missing[:3])}), and {len(unexpected)} of its weights are unknown to the model "
+                f"Got a checkpoint of another model. It lacks {len(missing)} weights of the model "
+                f"({', '.join(missing[:3])}), and has {len(unexpected)} weights that the model does not have "
                 f"({', '.join(unexpected[:3])}). Pass the model that was trained."
             )
         super()._issue_warnings_after_load(load_result)
 
     def _load_best_model(self) -> None:
-        # Overridden since transformers 5.17 and 5.23 only warn, and keep the last weights, if the best checkpoint is
-        # missing.
+        # This method raises an error if the best checkpoint is missing. In transformers 5.17 and 5.23 it only warns,
+        # and keeps the last weights.
         best = self.state.best_model_checkpoint
         if best is None or not os.path.isdir(best):
             raise ValueError(
                 f"load_best_model_at_end: the best checkpoint {best} is missing. The model has the weights of the "
-                f"last step, {self.state.global_step}."
+                f"last step, {self.state.global_step}. Do not remove checkpoints during a training."
             )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
@@ -260,7 +264,7 @@ class ResumableTraining(TrainerMixin):
 
 
 class _OtherWeightsError(ValueError):
-    """The error for a checkpoint whose weights have other names than those of the model."""
+    """The error for a checkpoint with other names of weights than the model."""
 
 
 class _ResumeCallback(TrainerCallback):
@@ -283,7 +287,7 @@ class _ResumeCallback(TrainerCallback):
                     if name in then and then[name] != now[name]:
                         raise ValueError(
                             f"{name}: got {now[name]!r}, expected {then[name]!r}, with which {trainer._resumed_from} "
-                            "was saved: the resumed steps would train on other rows. Set it to this value, or begin "
+                            "was saved. The resumed steps would train on other rows. Set it to this value, or begin "
                             "a new training."
                         )
             state.best_model_checkpoint = trainer._best_checkpoint
@@ -314,7 +318,7 @@ class _ResumeCallback(TrainerCallback):
 
 
 def record_of(state: TrainerState) -> dict[str, Any]:
-    """Returns the data that the trainers of this package save with every checkpoint; JSON values by name."""
+    """Returns the data that the trainers of this package save with every checkpoint, as JSON values by name."""
     return _saved_callbacks(state).setdefault(_RECORD, {})
 
 
@@ -346,20 +350,20 @@ def _is_whole(file: Path) -> bool:
 def _refuse_lost_encoder(model: PeftModel) -> None:
     """
     Raises `ValueError` for virtual tokens that are the output of a trained encoder. PEFT saves only the output, and
-    loads it as the input of the encoder (0.18 to 0.21): the loaded model differs from the saved one.
+    loads it as the input of the encoder (0.18 to 0.21). The loaded model therefore differs from the saved model.
     """
     config = model.active_peft_config
     if config.peft_type == PeftType.P_TUNING or getattr(config, "prefix_projection", False):
         kind = "p-tuning" if config.peft_type == PeftType.P_TUNING else "prefix tuning with prefix_projection=True"
         raise ValueError(
-            f"Got a model with {kind}, whose checkpoints lack the encoder of its virtual tokens, so that they can "
-            "neither be resumed nor loaded as best model. Set load_best_model_at_end=False and train without "
+            f"Got a model with {kind}, whose checkpoints lack the encoder of its virtual tokens. They can neither be "
+            "resumed nor loaded as best model. Set load_best_model_at_end=False and train without "
             "resume_from_checkpoint, or use LoRA, prompt tuning or prefix tuning without projection."
         )
 
 
 def _refuse_other_adapters(model: PeftModel, checkpoint: Path) -> None:
-    """Raises `ValueError` if the adapters in a checkpoint are not those of the model by name and shape."""
+    """Raises `ValueError` if the adapters in a checkpoint differ from the model in name or shape."""
     file = checkpoint / "adapter_model.safetensors"
     if not file.is_file():
         return
@@ -374,7 +378,7 @@ def _refuse_other_adapters(model: PeftModel, checkpoint: Path) -> None:
     if different:
         name = different[0]
         raise ValueError(
-            f"{checkpoint}: got adapters of another model, {len(different)} of whose weights differ ({name}: shape "
+            f"{checkpoint}: got adapters of another model, in which {len(different)} weights differ ({name}: shape "
             f"{got.get(name)}, expected {expected.get(name)}). Pass the model and the adapters that were trained."
         )
 

@@ -38,37 +38,38 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     """
     A [`~trl.RewardTrainer`] for reward models that are trained on soft labels, P(chosen better).
 
-    A pair is a row with two classes. Its logits are the two rewards, that of the rejected response first. Their
-    softmax is P(chosen better) = sigmoid(r_chosen - r_rejected), and all of [`w2s_hf.losses`] apply. `xent` with the
-    soft label p is `-(p log sigmoid(d) + (1 - p) log sigmoid(-d))` of the difference d (paper, A.3, which states the
-    label and not the loss). If chosen and rejected are exchanged together with p and 1 - p, loss and gradient stay the
-    same.
+    A pair is a row with two classes. Its logits are the two rewards, first the reward of the rejected response. Their
+    softmax is P(chosen better) = sigmoid(r_chosen - r_rejected). All losses of [`w2s_hf.losses`] apply. `xent` with
+    the soft label p is `-(p log sigmoid(d) + (1 - p) log sigmoid(-d))` of the difference d (paper, A.3, which states
+    the label and not the loss). If chosen and rejected are exchanged together with p and 1 - p, loss and gradient stay
+    the same.
 
-    Without a column `soft_label`, the loss is that of [`~trl.RewardTrainer`] at every step (with `margin` and
-    `center_rewards_coefficient`), and the same as with `soft_label=1.0` everywhere. If the accumulated batches of a
-    step differ in size, TRL gives equal weight to each batch. This trainer gives equal weight to each pair: every loss
-    is a mean over the pairs of the whole step, on all ranks. The cut of the step into batches therefore does not
-    change the trained model.
+    Without a column `soft_label`, the loss at every step is as in [`~trl.RewardTrainer`] (with `margin` and
+    `center_rewards_coefficient`). A column with `soft_label=1.0` in all rows gives the same loss. If the accumulated
+    batches of a step differ in size, TRL gives equal weight to each batch. This trainer gives equal weight to each
+    pair. Every loss is a mean over the pairs of the whole step, on all ranks. The cut of the step into batches
+    therefore does not change the trained model.
 
     Overridden methods, and the reasons:
 
-    - `compute_loss`: calls that of TRL for its metrics, and then computes the loss on soft labels.
-    - `get_batch_samples`, `training_step`: as in [`WeakToStrongTrainer`], they count the pairs of the whole step, find
-      the threshold over them, and cut micro-batches of bounded tokens. The confidence loss hardens "the first response
-      is better". It takes the two sides in an order by a hash, independent of the preference, so that the prior is one
-      half. (In the order of the dataset the prior would be one, and the threshold would reveal the preference.)
+    - `compute_loss`: calls TRL's method for its metrics, and then computes the loss on soft labels.
+    - `get_batch_samples`, `training_step`: count the pairs of the whole step, find the threshold over them, and cut
+      micro-batches of bounded tokens, as in [`WeakToStrongTrainer`]. The confidence loss hardens the class "the first
+      response is better". The two responses are in an order by a hash, independent of the preference, so that the
+      prior is one half. (In the order of the dataset the prior would be one, and the threshold would reveal the
+      preference.)
     - `train`: resumes, and refuses an unknown `metric_for_best_model`, as [`WeakToStrongTrainer`].
     - `prediction_step`, `predict`: return `(N, 2)` float32 rewards (rejected, chosen), one row per pair, in row order.
-      (TRL returns two rows per pair, block by block, and loses some of them in the last batch.) Arguments may leave
-      pairs out (`dataloader_drop_last`, `prediction_loss_only`); [`predict_proba`] always returns all pairs.
-    - `evaluate`, `_prepare_dataset`: check pairs, and count those over `max_length`; `predict` refuses them.
+      TRL returns two rows per pair, block by block, and loses some of them in the last batch. Arguments may leave
+      pairs out (`dataloader_drop_last`, `prediction_loss_only`). [`predict_proba`] always returns all pairs.
+    - `evaluate`, `_prepare_dataset`: check pairs, and count the pairs over `max_length`. `predict` refuses such pairs.
     - `_set_signature_columns_if_needed`, `_get_eval_sampler`: keep the column `soft_label` and the order of rows.
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
     - `evaluation_loop`: names TRL's metrics, such as `accuracy`, after the evaluation set (`eval_a_accuracy`). They do
       not replace metrics of the same name that `compute_metrics` returns.
 
-    `accuracy` in the logs is the share of pairs whose better response has the larger reward. The better response is
-    that of the soft label, or the chosen one if there is no soft label.
+    `accuracy` in the logs is the share of pairs whose better response has the larger reward. The soft label determines
+    the better response. Without a soft label, it is the chosen response.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -76,23 +77,24 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         args ([`RewardPairConfig`], *optional*): Defaults to `RewardPairConfig()`.
         data_collator (`Callable`, *optional*): Defaults to [`w2s_hf.collators.RewardPairCollator`].
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Pairs in a preference format of TRL (`chosen`, `rejected`, with `prompt` or without, text or messages), or
-            tokens in `chosen_ids` and `rejected_ids`. `soft_label` is optional: float P(chosen better).
-        eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*): The same.
+            Pairs in a preference format of TRL: `chosen`, `rejected`, with `prompt` or without, text or messages.
+            Pairs can also be tokens in `chosen_ids` and `rejected_ids`. The optional column `soft_label` is P(chosen
+            better), float.
+        eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*): Evaluation pairs in the same format.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The tokenizer. It is loaded if `model` is a name. TRL ends texts with its end-of-text token.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used if `model` is a name.
         peft_config ([`~peft.PeftConfig`], *optional*): Adapters to add to `model`. They and the head are trained in
             float32.
-        kwargs: As in [`~trl.RewardTrainer`]: `compute_metrics`, `callbacks`, `optimizers`, ... `compute_metrics`
-            gets `(N, 2)` rewards (rejected, chosen) and `(N,)` P(chosen better).
+        kwargs: Further arguments of [`~trl.RewardTrainer`], such as `compute_metrics`, `callbacks` and `optimizers`.
+            `compute_metrics` gets `(N, 2)` rewards (rejected, chosen) and `(N,)` P(chosen better).
 
     Raises:
-        ValueError: `args` has another class or `use_liger_kernel=True`; rows are not a dataset or empty; a column is
-            missing, or an unread column looks like soft labels; soft labels are outside [0, 1] (rows named) or there
-            is a margin as well; the tokenizer has no end-of-text token; pairs are longer than the positions of the
-            model; the model is frozen; adapters are added to adapters, have another task type, or are prompt tuning of
-            a decoder; or there are several GPUs in one process.
+        ValueError: `args` has another class or `use_liger_kernel=True`. Rows are not a dataset, or are empty. A column
+            is missing, or an unread column looks like soft labels. Soft labels are outside [0, 1] (rows named), or
+            there is also a margin. The tokenizer has no end-of-text token. Pairs have more tokens than the model has
+            positions. The model is frozen. Adapters are added to adapters, have another task type, or are prompt
+            tuning of a decoder. There are several GPUs in one process.
 
     Example:
 
@@ -141,7 +143,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
             refuse_frozen(model)
         if args.disable_dropout:
             disable_dropout(model)
-        # They are used already, and TRL would warn that it ignores them.
+        # The arguments were already used to load the model. TRL would warn that it ignores them.
         init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None
         try:
             with keep_trainable(model):
@@ -183,8 +185,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         is_text = "chosen_ids" not in dataset.column_names and isinstance(dataset[0]["chosen"], str)
         if is_text and processing_class.eos_token is None:
             raise ValueError(
-                f"{name}: got texts, which TRL ends with the tokenizer's end-of-text token, and a tokenizer that has "
-                "none. Set processing_class.eos_token, or pass tokens as `chosen_ids` and `rejected_ids`."
+                f"{name}: got texts and a tokenizer without an end-of-text token, expected one, since TRL ends texts "
+                "with it. Set processing_class.eos_token, or pass tokens as `chosen_ids` and `rejected_ids`."
             )
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         n_lost = len(dataset) - len(prepared)
@@ -230,7 +232,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         logits: torch.Tensor, soft_label: torch.Tensor | None, turned: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Returns logits and soft labels `(B, 2)` of the class "the first response is better". `turned` orders the sides.
+        Returns logits and soft labels `(B, 2)` of the class "the first response is better". `turned` determines which
+        response is first.
         """
         soft_label = logits.new_ones(len(logits)) if soft_label is None else soft_label
         soft_labels = torch.stack([1 - soft_label, soft_label], dim=1)
@@ -251,10 +254,10 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         meaning.
 
         Args:
-            inputs (`dict`): `input_ids` and `attention_mask` `(2B, T)`, chosen responses first; optionally
-                `soft_label` `(B,)`, `turned` `(B,)`, `margin` `(B,)`.
-            num_items_in_batch (`int`, *optional*):
-                The pairs of the whole optimizer step on all ranks. Without it, the loss is the mean over this batch.
+            inputs (`dict`): `input_ids` and `attention_mask` `(2B, T)`, chosen responses first. Optional inputs are
+                `soft_label` `(B,)`, `turned` `(B,)` and `margin` `(B,)`.
+            num_items_in_batch (`int`, *optional*): The number of pairs of the whole optimizer step on all ranks.
+                Without it, the loss is the mean over this batch.
         """
         inputs, soft_label, turned = _without_labels(inputs)
         counts = inputs.pop("counts", None)
@@ -285,7 +288,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
             n_pairs = int(counts.sum())
             self._replace_metrics(logits, agrees, counts, inputs["attention_mask"])
         elif soft_label is not None:
-            # TRL's accuracy takes the chosen response for the better one.
+            # TRL's accuracy assumes that the chosen response is better.
             accuracy = self.accelerator.gather_for_metrics(agrees.float().mean()).mean().item()
             next_log(self, "train" if model.training else "eval")["accuracy"][-1] = accuracy
         if model.training:
@@ -308,7 +311,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     def _replace_metrics(
         self, logits: torch.Tensor, agrees: torch.Tensor, counts: torch.Tensor, attention_mask: torch.Tensor
     ) -> None:
-        """Recomputes TRL's metrics of a batch over the pairs that count; removes them if no pair counts."""
+        """Recomputes TRL's metrics of a batch over the pairs that count. Removes the metrics if no pair counts."""
         metrics = next_log(self, "train" if self.model.training else "eval")
         values = torch.cat([agrees[:, None].float(), logits.detach()], dim=1)
         values = self.accelerator.gather(values)[self.accelerator.gather(counts)]
@@ -351,7 +354,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         """
         batch, inputs = inputs, self._prepare_inputs(inputs)
         if "inputs" in self.args.include_for_metrics and not self.args.batch_eval_metrics:
-            # evaluation_loop reads the inputs after this step. Block by block, it would lose some in the last batch.
+            # evaluation_loop reads the inputs after this step. It would lose some of them in the last batch if chosen
+            # and rejected responses were in separate blocks.
             chosen, rejected = inputs["input_ids"].chunk(2)
             batch["input_ids"] = torch.stack([rejected, chosen], dim=-1)
         with torch.no_grad(), self.compute_loss_context_manager():

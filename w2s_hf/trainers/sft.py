@@ -37,7 +37,7 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
         return {**batch, "labels": labels.where(counts, -100), "repeated_tokens": tokens[~counts].sum()}
 
     def get_train_dataloader(self) -> DataLoader:
-        """Builds the data loader of [`~trl.SFTTrainer`]; warns of a loss that depends on the number of processes."""
+        """Builds the data loader of [`~trl.SFTTrainer`]. Warns if the loss depends on the number of processes."""
         if self.accelerator.num_processes > 1 and not self.args.average_tokens_across_devices:
             logger.warning(
                 "average_tokens_across_devices: got False, expected True. Each process divides its loss by its own "
@@ -48,14 +48,14 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict], torch.Tensor | int | None]:
-        """Fetches batches like [`~trl.SFTTrainer`]; a process that has only repeated rows counts 1 token and not 0."""
+        """Fetches batches like [`~trl.SFTTrainer`]. A process that has only repeated rows counts 1 token, not 0."""
         batches, n_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, n_tokens.clamp(min=1) if isinstance(n_tokens, torch.Tensor) else n_tokens
 
     def training_step(
         self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Trains on a batch like [`~trl.SFTTrainer`]; tokens of repeated rows are not counted."""
+        """Trains on a batch like [`~trl.SFTTrainer`]. Tokens of repeated rows are not counted."""
         repeated_tokens = inputs.pop("repeated_tokens", None)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if repeated_tokens is not None:
@@ -63,14 +63,14 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
         return loss
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
-        # Overridden for TRL 1.0, which divides the loss of an evaluation by the tokens of all processes. transformers
-        # then weights it by the rows of each process. TRL 1.16 uses the mean over the tokens of the process.
+        # TRL 1.0 divides the loss of an evaluation by the number of tokens of all processes. The Trainer then weights
+        # the loss by the rows of each process. TRL 1.16 uses the mean over the tokens of the process.
         return None if self._is_evaluating else super()._get_num_items_in_batch(batch_samples, device)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Predicts like [`~trl.SFTTrainer`]; rows that accelerate repeats to fill the last batch have no loss."""
+        """Predicts like [`~trl.SFTTrainer`]. Rows that accelerate repeats to fill the last batch have no loss."""
         counts = self._rows_that_count(self._n_rows(inputs))
         if counts is not None:
             inputs = self._mark(inputs, counts)

@@ -13,9 +13,9 @@ class SnapshotCallback(TrainerCallback):
     Calls a function at evenly spaced optimizer steps of a training, the last step included.
 
     Args:
-        take (`Callable[[int], None]`): The function. Its argument is the number of finished steps. It may predict with
-            the trainer; torch's random state is restored after it.
-        n_snapshots (`int`): The number of calls; at most one per step.
+        take (`Callable[[int], None]`): The function. Its argument is the number of finished steps. The function may
+            predict with the trainer. torch's random state is restored after each call.
+        n_snapshots (`int`): The number of calls, at most one per step.
 
     Raises:
         ValueError: `n_snapshots` is below 1.
@@ -23,7 +23,7 @@ class SnapshotCallback(TrainerCallback):
 
     def __init__(self, take: Callable[[int], None], n_snapshots: int):
         if n_snapshots < 1:
-            raise ValueError(f"n_snapshots: got {n_snapshots}, expected at least 1.")
+            raise ValueError(f"n_snapshots: got {n_snapshots}, expected at least 1. Set it to 1 or more.")
         self.take, self.n_snapshots = take, n_snapshots
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:

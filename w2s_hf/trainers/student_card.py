@@ -33,7 +33,7 @@ _LIBRARIES = ("w2s_hf", "torch", "transformers", "peft", "trl")
 class StudentCardCallback(TrainerCallback):
     """
     Fills in a student card: settings and seed when a training begins, time and hardware when it ends. After several
-    trainings, such as the links of a chain, the card describes the last one. Values of the user are not replaced.
+    trainings, such as the links of a chain, the card describes the last training. Values of the user are not replaced.
 
     Args:
         card ([`StudentCard`]): The card of the trainer.
@@ -68,7 +68,7 @@ class WithStudentCard(TrainerMixin):
     """
     A mixin for a [`~transformers.Trainer`] that adds `card`, a [`StudentCard`], and overrides:
 
-    - `create_model_card`: writes this card, and replaces cards of PEFT and TRL;
+    - `create_model_card`: writes this card, and replaces cards of PEFT and TRL.
     - `push_to_hub`: uploads only the files of the student, in one commit. [`~transformers.Trainer`] uploads its whole
       directory with `training_args.bin`, which contains paths, the machine's name, and possibly a token.
     """
@@ -82,7 +82,7 @@ class WithStudentCard(TrainerMixin):
             self.card = StudentCard(setting=self._card_setting, task_type=self._card_task_type)
             self.add_callback(StudentCardCallback(self.card))
 
-    def create_model_card(  # type: ignore[override]  # the order of TRL, which is another than that of transformers
+    def create_model_card(  # type: ignore[override]  # transformers has another order than TRL
         self,
         model_name: str | None = None,
         dataset_name: str | None = None,
@@ -90,14 +90,15 @@ class WithStudentCard(TrainerMixin):
         **kwargs,
     ) -> None:
         """
-        Writes `trainer.card`, completed by the facts of the model, to `README.md` in `args.output_dir`. If the card
-        has all three scores, a figure of the gap is written, too.
+        Writes `trainer.card`, completed with data of the model, to `README.md` in `args.output_dir`. If the card has
+        all three scores, a figure of the performance gap is also written.
 
         Args:
             model_name (`str`, *optional*): Accepted for compatibility. The title names base and supervisor.
             dataset_name (`str`, *optional*): The dataset of the training rows, if the card has none.
             tags (`str` or `list[str]`, *optional*): Additional tags.
-            kwargs: `language`, `license` and others of [`~transformers.Trainer.create_model_card`], which are ignored.
+            kwargs: `language`, `license` and other arguments of [`~transformers.Trainer.create_model_card`]. They are
+                ignored.
         """
         if not self.is_world_process_zero():
             return
@@ -135,7 +136,7 @@ class WithStudentCard(TrainerMixin):
             card.has_figure = True
         card.save(directory / "README.md")
 
-    def push_to_hub(  # type: ignore[override]  # that of transformers returns `None` or a future, too
+    def push_to_hub(  # type: ignore[override]  # transformers also returns `None` or a future
         self,
         commit_message: str | None = "End of training",
         blocking: bool = True,
@@ -145,14 +146,15 @@ class WithStudentCard(TrainerMixin):
         **kwargs,
     ) -> CommitInfo | Future[CommitInfo] | None:
         """
-        Uploads adapters or model, head, tokenizer and card in one commit, and no other file of the directory; see
-        [`~transformers.Trainer.push_to_hub`]. Without `blocking`, a future is returned.
+        Uploads adapters or model, head, tokenizer and card in one commit, like
+        [`~transformers.Trainer.push_to_hub`]. No other file of the directory is uploaded. Without `blocking`, a future
+        is returned.
 
         Args:
             kwargs: Arguments of [`create_model_card`].
 
         Raises:
-            PushError: the upload failed. The student is on disk, and the message has the command that pushes it again.
+            PushError: The upload failed. The student is on disk, and the message has the command that pushes it again.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         args, directory, card = self.args, Path(self.args.output_dir), self.card

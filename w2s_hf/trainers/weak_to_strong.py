@@ -49,15 +49,14 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     With `loss_type="xent"`, integer labels and `disable_dropout=False` it is a drop-in [`~transformers.Trainer`], with
     the same loss at every step and the same final weights. Every loss is a mean over the rows of the *whole* optimizer
     step, on all ranks. Therefore 8x1, 2x4 and 1x8 (rows x accumulation steps) train the same model, on one rank or
-    two.
-    (With accumulation, [`~transformers.Trainer`] does not divide the loss of a sequence classifier: 2x4 has 4 times
-    the gradient of 8x1.) An epoch trains every row once, even if rows do not divide by ranks; see
-    [`w2s_hf.trainers.epochs.WholeEpochs`].
+    two. With accumulation, [`~transformers.Trainer`] does not divide the loss of a sequence classifier, so that 2x4
+    has 4 times the gradient of 8x1. An epoch trains every row once, even if the number of rows is not a multiple of
+    the number of ranks; see [`w2s_hf.trainers.epochs.WholeEpochs`].
 
     Overridden methods, and the reasons:
 
-    - `compute_loss`: computes the losses of [`w2s_hf.losses`]. The model never sees the labels, because transformers
-      takes float labels for a multi-label problem and trains a binary cross-entropy without a warning.
+    - `compute_loss`: computes the losses of [`w2s_hf.losses`]. The model does not get the labels, because transformers
+      interprets float labels as a multi-label problem and trains a binary cross-entropy without a warning.
     - `get_batch_samples`: counts the rows of a step on all ranks, because no other method sees a whole optimizer step.
       It computes the threshold of the confidence loss over these rows. With more than one micro-batch, this takes a
       first forward pass without gradient.
@@ -67,8 +66,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     - `training_step`: cuts a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
     - `_prepare_inputs`: moves padding to the side that the architecture needs, independent of `padding_side`.
     - `evaluate`, `predict`: accept raw text, and `predict` accepts rows without labels.
-    - `call_model_init`, `_get_eval_sampler`: models of `model_init` also get no dropout and float32 adapters.
-      Evaluation rows stay in order if training groups rows by length.
+    - `call_model_init`: disables dropout and casts adapters to float32 in models of `model_init`, too.
+    - `_get_eval_sampler`: keeps evaluation rows in order if training groups rows by length.
     - `log`: adds the averages of the numbers that the loss reports.
     - `create_model_card`, `push_to_hub`: write the card of the student, `trainer.card` (a [`StudentCard`]), and upload
       only the files of the student.
@@ -82,22 +81,22 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             Rows with `labels`: an integer class, a float P(class 1), or a list of C probabilities. They also have
             `input_ids`, or a text column, which is tokenized. Too long texts of [`load_task`] lose a part of their
             context, and other texts their end. Streamed datasets must be tokenized. The columns `id` and
-            `ground_truth` may be there as well; a warning names other columns, which are not read.
+            `ground_truth` are allowed. A warning names other columns, which are not read.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The tokenizer. It is loaded if `model` is a name.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used if `model` is a name.
         peft_config ([`~peft.PeftConfig`], *optional*): Adapters to add to `model`. They and the head are trained in
             float32.
-        kwargs: As in [`~transformers.Trainer`]: `model_init`, `compute_metrics`, `callbacks`, `optimizers`,
-            `optimizer_cls_and_kwargs`, `preprocess_logits_for_metrics`.
+        kwargs: The arguments `model_init`, `compute_metrics`, `callbacks`, `optimizers`, `optimizer_cls_and_kwargs`
+            and `preprocess_logits_for_metrics` of [`~transformers.Trainer`].
 
     Raises:
-        ValueError: `args` has another class or `use_liger_kernel=True`; rows are not a dataset, empty, unlabelled or a
-            stream of texts; labels are not probabilities (rows named); there are both `label` and `labels`, or an
-            unread column that looks like labels; rows are longer than the positions of the model; adapters are added
-            to adapters, or are prompt tuning of a decoder; the model is frozen, has one output, or has the
-            `problem_type` of several labels; the loss is for two classes and the model has more; there is LoRA dropout
-            with `disable_dropout=True`; or there are several GPUs in one process.
+        ValueError: `args` has another class or `use_liger_kernel=True`. Rows are not a dataset, or are empty,
+            unlabelled or a stream of texts. Labels are not probabilities (rows named). There are both `label` and
+            `labels`, or an unread column that looks like labels. Rows have more tokens than the model has positions.
+            Adapters are added to adapters, or are prompt tuning of a decoder. The model is frozen, has one output, or
+            has the `problem_type` of several labels. The loss is for two classes and the model has more. There is LoRA
+            dropout with `disable_dropout=True`. There are several GPUs in one process.
 
     Example:
 
@@ -150,7 +149,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         elif quantization_config is not None or peft_config is not None:
             name = "quantization_config" if peft_config is None else "peft_config"
             raise ValueError(f"Got a {name} and no model, expected a base model or its name. Let model_init use it.")
-        # call_model_init needs both before Trainer sets them.
+        # call_model_init needs both attributes before Trainer sets them.
         self.args, self.processing_class = args, processing_class
         if model is not None:
             model = self._prepare_model(model)
@@ -192,7 +191,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         if isinstance(model, PeftModel):
             prepare_adapters(model)
             if self.args.gradient_checkpointing:
-                model.enable_input_require_grads()  # a frozen embedding would cut the graph of a checkpointed block
+                model.enable_input_require_grads()  # else a frozen embedding stops the gradient of checkpointed blocks
         if self.args.disable_dropout:
             disable_dropout(model)
         refuse_problem_type(model.config)
@@ -262,7 +261,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         if "labels" not in batch:
             raise ValueError(
                 f"train_dataset: got batches with {', '.join(map(repr, batch))}, expected 'labels' among them. Add a "
-                "column `labels`, or let the data collator return it."
+                "column `labels`, or return `labels` from the data collator."
             )
         return len(batch["labels"])
 
@@ -289,12 +288,12 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
         Args:
             inputs (`dict`): Model inputs and `labels`: `(B,)` integers, `(B,)` P(class 1) or `(B, C)` probabilities.
-            num_items_in_batch (`int`, *optional*):
-                The rows of the whole optimizer step on all ranks. Without it, the loss is the mean over this batch.
+            num_items_in_batch (`int`, *optional*): The number of rows of the whole optimizer step on all ranks.
+                Without it, the loss is the mean over this batch.
         """
         inputs = dict(inputs)
         if "labels" not in inputs:
-            raise ValueError(f"compute_loss: got inputs {sorted(inputs)}, expected `labels` among them. Add them.")
+            raise ValueError(f"compute_loss: got inputs {sorted(inputs)}, expected `labels` among them. Add `labels`.")
         labels = inputs.pop("labels")
         counts = inputs.pop("counts", None)
         outputs = model(**inputs)
@@ -352,8 +351,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         Predicts the class probabilities of rows, which are soft labels for a student. Rows may be text or tokens, with
         or without labels. Rows of similar length are predicted together, which is faster than [`predict`].
 
-        The result contains every row: `dataloader_drop_last`, `prediction_loss_only`, `eval_do_concat_batches`,
-        `compute_metrics` and `preprocess_logits_for_metrics` do not apply.
+        The result contains every row. `dataloader_drop_last`, `prediction_loss_only`, `eval_do_concat_batches`,
+        `compute_metrics` and `preprocess_logits_for_metrics` have no effect.
 
         Returns:
             `np.ndarray` of shape `(N, C)`, float32, in row order, on every rank.

@@ -29,8 +29,8 @@ __all__ = ["MIN_WARMUP_STEPS", "WholeStepLoss", "load_model", "refuse_data_paral
 
 logger = get_logger(__name__)
 
-# A rule of thumb. With a warm-up over 16 of 80 steps, students were worse than `naive` if weak labels were unsure, and
-# not worse if they were sure (docs/results.md). Longer warm-ups were not measured.
+# This number is a rule of thumb. With a warm-up over 16 of 80 steps, students were worse than `naive` if weak labels
+# had low confidence. They were not worse with confident labels (docs/results.md). Longer warm-ups were not measured.
 MIN_WARMUP_STEPS = 50
 
 
@@ -72,8 +72,8 @@ class WholeStepLoss(WholeEpochs, ABC):
         """
         Fetches the batches of an optimizer step on this rank, and counts the rows of the step on all ranks.
 
-        A loss divided by this number is the same for every cut of the step into batches and ranks. transformers would
-        count label elements, and soft labels have C per row.
+        A loss divided by this number is the same for every cut of the step into batches and ranks. The base class
+        would count the elements of the labels, and a soft label has C elements.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         micro_batches = [micro_batch for batch in batches for micro_batch in self._micro_batches(batch)]
@@ -118,7 +118,7 @@ class WholeStepLoss(WholeEpochs, ABC):
     @property
     def _ranks_cut_alike(self) -> bool:
         """
-        Returns whether forward passes communicate, as with FSDP. Then all ranks must run the same number of passes.
+        Returns whether forward passes communicate, as with FSDP. All ranks must then run the same number of passes.
         """
         return self.is_fsdp_enabled and self.accelerator.num_processes > 1
 
@@ -156,7 +156,7 @@ class WholeStepLoss(WholeEpochs, ABC):
             logger.warning(
                 f"loss_type={args.loss_type!r}: its auxiliary weight rises over {n_steps} of {self.state.max_steps} "
                 f"optimizer steps, fewer than {MIN_WARMUP_STEPS}. A student that has not learned its task by then is "
-                "trained on its own errors. Set aux_start='agreement' (--aux_start agreement), raise "
+                "trained on its own errors. Set aux_start='agreement' (--aux_start agreement), increase "
                 "aux_warmup_ratio, or train for more steps."
             )
 
@@ -204,7 +204,7 @@ class WholeStepLoss(WholeEpochs, ABC):
     def train(self, *args, **kwargs) -> TrainOutput:
         """
         Trains like [`~transformers.Trainer.train`]. With `aux_start="agreement"`, the last entry of the log history
-        has the step after which the auxiliary weight rose. If it never rose, a warning says so.
+        has the step after which the auxiliary weight rose. If the weight stayed 0, a warning is logged.
         """
         output = super().train(*args, **kwargs)
         if self.args.has_auxiliary_term and self.args.aux_start == "agreement":
@@ -237,7 +237,10 @@ class WholeStepLoss(WholeEpochs, ABC):
     def _share_of_step(
         self, loss_sum: torch.Tensor, n_rows: int, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """Returns the share of a loss sum in the mean of the step; the mean of `n_rows` if the step is unknown."""
+        """
+        Returns the share of a loss sum in the mean of the step. If the number of rows of the step is unknown, the mean
+        over `n_rows` is returned.
+        """
         if num_items_in_batch is None:
             return loss_sum / max(n_rows, 1)
         # DDP averages gradients over ranks, and the loss of the step is a sum over ranks.
@@ -252,7 +255,7 @@ class WholeStepLoss(WholeEpochs, ABC):
     def _row_losses(
         self, logits: torch.Tensor, soft_labels: torch.Tensor, counts: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Returns the configured loss of each row, `(B,)`; 0 for rows that do not count (`counts`, `(B,)` bool)."""
+        """Returns the configured loss of each row, `(B,)`. It is 0 for rows that do not count (`counts`, bool)."""
         row_losses = self._losses(logits, soft_labels, ... if counts is None else counts)
         return row_losses if counts is None else row_losses * counts
 
@@ -293,12 +296,12 @@ class WholeStepLoss(WholeEpochs, ABC):
         )
 
     def _global_threshold(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor | None:
-        """Returns the threshold on P(class 1) over these rows of all ranks; `None` unless there are two classes."""
+        """Returns the threshold on P(class 1) over these rows of all ranks, or `None` if there are not two classes."""
         if logits.shape[-1] != 2:
             return None  # confidence_loss raises an error that names an alternative
         pairs = torch.stack([logits.float().softmax(dim=-1)[:, 1], soft_labels[:, 1].float()], dim=1)
         if self.accelerator.num_processes > 1:
-            # Ranks may have different numbers of rows: pad with NaN, and drop it after the gather.
+            # Ranks may have different numbers of rows. They are padded with NaN, which is dropped after the gather.
             pairs = self.accelerator.pad_across_processes(pairs, dim=0, pad_index=float("nan"))
             pairs = self.accelerator.gather(pairs)
             pairs = pairs[~pairs[:, 0].isnan()]
@@ -319,8 +322,8 @@ def load_model(
     Loads the `model` argument of a trainer, with its tokenizer, and adds adapters if there is a `peft_config`.
 
     Raises:
-        ValueError: LoRA dropout is set although all dropout is disabled; a `quantization_config` is set for a loaded
-            model; the model has adapters already; the adapters are for another kind of model; or the model of a TRL
+        ValueError: LoRA dropout is set although all dropout is disabled. A `quantization_config` is set for a loaded
+            model. The model already has adapters. The adapters are for another kind of model. The model of a TRL
             trainer returns outputs without names.
     """
     lora_dropout = getattr(peft_config, "lora_dropout", None)
@@ -352,7 +355,7 @@ def load_model(
     if isinstance(model, str):
         if processing_class is None:
             processing_class = load_tokenizer(model, **files)
-        # A frozen base may be bfloat16 or 4-bit. Weights that are trained have to be float32.
+        # A frozen base may be bfloat16 or 4-bit. Trained weights must be float32.
         frozen = peft_config is not None or quantization_config is not None
         in_bfloat16 = frozen and (args.bf16 or computes_in_bfloat16(args.use_cpu))
         init_kwargs = {"dtype": "bfloat16" if in_bfloat16 else "float32", "is_trainable": is_trainable, **options}
@@ -360,14 +363,14 @@ def load_model(
         model = load_student(model, task_type=task_type, quantization_config=quantization_config, **init_kwargs)
     elif quantization_config is not None:
         raise ValueError(
-            "Got a quantization_config and a loaded model, expected the name of a model. Pass its name, or load the "
+            "Got a quantization_config and a loaded model, expected the name of a model. Pass the name, or load the "
             "model quantized."
         )
     keep_4bit_gradients(model)
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise ValueError(
-                "Got a peft_config and a model that has adapters already, expected a base model. For new adapters on "
+                "Got a peft_config and a model that already has adapters, expected a base model. For new adapters on "
                 "the base of another student, call w2s_hf.fresh_adapter."
             )
         model = fresh_adapter(model, peft_config)
@@ -381,8 +384,8 @@ def load_model(
 
 def refuse_data_parallel(args: TrainingArguments) -> None:
     """
-    Raises `ValueError` for several GPUs in one process. The constructor of [`~transformers.Trainer`] counts them
-    first.
+    Raises `ValueError` for several GPUs in one process. The constructor of [`~transformers.Trainer`] must run first,
+    because it counts the GPUs.
     """
     if args.n_gpu > 1:
         raise ValueError(
