@@ -62,7 +62,7 @@ _PAPER = {
 }
 _ZERO_SHOT = "zero-shot"  # the name of this prompt in the results
 _UNKNOWN = "not distinguishable"
-_NOISE = 1e-9  # a mean over seeds that should be 0 may differ from it in its last digits
+_NOISE = 1e-9  # a mean over seeds that should be 0 may be slightly off, due to rounding
 _PROMPT_SCORES = {"accuracy_at_median": "at the median", "accuracy_content_free": "content-free", "auroc": "AUROC"}
 _BEGIN, _END = "<!-- begin: python results/build.py -->", "<!-- end -->"
 
@@ -100,7 +100,7 @@ class Entry:
 
     @property
     def hours(self) -> float:
-        """The hours of all steps. Times of the directories of students are left out, as they repeat other steps."""
+        """The hours of all steps. Times of students' directories are left out, because they repeat other steps."""
         seconds = self.results.wall_seconds.items()
         return sum(each for name, each in seconds if name != "total" and not name.startswith("students/")) / 3600
 
@@ -130,7 +130,7 @@ class Entry:
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether the predictions are probabilities, not completions."""
+        """Whether the predictions are probabilities (completions otherwise)."""
         return bool(self.predictions["prediction"].notna().all())
 
     def correct(self, role: str) -> np.ndarray:
@@ -299,12 +299,11 @@ def _prompt_scores(entry: Entry, baseline: str) -> dict[str, float]:
 
 def comparison(name: str, table: Table, folder: Path) -> str:
     """
-    Returns a table that compares the predictions of a run with those of the run `compare_with`, for the models that
-    both have.
+    Returns a table that compares the predictions of two runs, a run and its `compare_with`, for the models of both.
 
     Raises:
-        ValueError: The predictions of one run are not published or are not probabilities, or the two runs have
-            different test rows or no seed and model in common.
+        ValueError: The predictions of one run are not published or are not probabilities. The two runs have different
+            test rows, or no seed and model in common.
     """
     names = (name, str(table.compare_with))
     for each in names:
@@ -495,8 +494,8 @@ def overview(groups: Sequence[Group], short: bool) -> str:
 
 def directions(entries: Sequence[tuple[str, Entry]]) -> list[list[str]]:
     """
-    Returns the comparisons that the paper makes, one row per run and comparison: name, models, difference, direction
-    of the difference, and direction in the paper.
+    Returns the comparisons that the paper makes, one row per run and comparison. The columns are name, models,
+    difference, direction of the difference, and direction in the paper.
     """
     rows = []
     for name, entry in entries:
@@ -785,12 +784,12 @@ def draw(groups: Sequence[Group], path: Path, key: str) -> None:
                 axes.plot(values, [y] * len(values), "o", ms=5, mfc="white", mec=colour, mew=1.2, zorder=4)
             n_seeds = len(entry.seeds)
             over = f"{n_seeds} seeds" if n_seeds > 1 else "1 seed, 95 % intervals"
-            title = name.replace(", ", ",\n", 1)  # the label of a run has a line of its own
+            title = name.replace(", ", ",\n", 1)  # the label of a run is on a separate line
             axes.set_title(f"{title}\n{over}, {entry.results.dataset.n_test} test rows", loc="left", fontsize=9)
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("test accuracy", fontsize=9)
             axes.grid(axis="x", color="#E6E6E6", lw=0.7)
-            axes.set_axisbelow(True)  # else it is drawn over a line at the same place
+            axes.set_axisbelow(True)  # otherwise the grid hides lines at the same position
         grid[0, 0].set_yticks(range(len(names)), [_ROLES.get(name, name.replace("_", " ")) for name in names])
         grid[0, 0].set_ylim(len(names) - 0.5, -0.5)
         handles = [Line2D([], [], color="black", marker="o", mfc="white", ms=5, ls="", label="model of one seed")]

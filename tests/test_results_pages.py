@@ -387,7 +387,10 @@ def test_predictions_are_compared_by_row(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda there: there[there["id"] != "0" * 16], "seed 0, weak: 1 ids, such as 0000000000000000, are in only"),
+        (
+            lambda there: there[there["id"] != "0" * 16],
+            "seed 0, weak, expected the same rows. 1 ids, such as 0000000000000000, are",
+        ),
         (lambda there: there[there["seed"] != 1], "no predictions of seed 1, weak"),
     ],
 )
