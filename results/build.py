@@ -395,16 +395,16 @@ def facts_of(entry: Entry, page: Page) -> list[str]:
     local = page.local_rows.get(entry.run.rows, f"{data.id}, a local copy of a part")
     source = local if data.revision == "local" else f"{data.id}, revision {data.revision[:12]}"
     rows = (
-        f"{data.n_weak_half} for the supervisor, {data.n_student_half} for students and ceiling, "
-        f"{data.n_validation} for validation, {data.n_test} for testing"
+        f"Training rows: {data.n_weak_half} for the supervisor, {data.n_student_half} for students and ceiling. "
+        f"Validation rows: {data.n_validation}. Test rows: {data.n_test}."
     )
     days = " to ".join(dict.fromkeys(entry.facts["trained"]))
     devices = {student.hardware or "an unknown device" for run in entry.results.runs for student in run.students}
     versions = ", ".join(f"{name} {version}" for name, version in entry.results.versions.items())
     return [
         f"Supervisor: {_model(first, 'weak', page)}. Student and ceiling: {_model(first, 'ceiling', page)}.",
-        f"Rows: {source}; {rows}.",
-        f"Trained {days} on {' and '.join(sorted(devices))} in {_duration(entry.hours)}, with {versions}.",
+        f"Rows: {source}. {rows}",
+        f"Trained {days} on {' and '.join(sorted(devices))} in {_duration(entry.hours)}. Versions: {versions}.",
         f"Copied into `results/` with commit {by['commit']} and Python {by['python']} on {_machine(by)}. The models "
         "may have been trained with an earlier commit.",
         *([check_line(entry, entry.check)] if entry.check else []),
@@ -604,8 +604,8 @@ Differences from the paper:
   instructions. The paper has one family of pretrained models in many sizes, while these runs have one pair of models.
 - The supervisors of texts are trained on 100 or 200 rows, and the ceilings on 640. Part of the gap is therefore due to
   the number of rows. With pairs, both are trained on 400.
-- Students have LoRA adapters. Texts are inside the task's prompt, and the head is initialized with the rows of the
-  answer words in the unembedding (for pairs, at random).
+- Students have LoRA adapters. Texts are inside the task's prompt. The head is initialized with the rows of the answer
+  words in the unembedding. For pairs, it is initialized at random.
 - Trainings are short (80 optimizer steps for texts, 50 for pairs). The warm-up of the auxiliary loss takes a fifth of
   them, as in the paper. The recipe warns that these are too few.
 - There is no early stopping."""
@@ -633,10 +633,10 @@ _METHOD = """\
 - Seeds change the initialization and the order of the training rows. All seeds of a run have the same rows.
 - Accuracy is the share of test rows that a model classifies correctly. With one seed, the interval is 95 % over test
   rows (Wilson). With several seeds, the cell has the mean, the smallest and the largest.
-- PGR is (student - supervisor) / (ceiling - supervisor): 0 for a student as accurate as its supervisor, 1 for one as
-  accurate as its ceiling, and negative for one that is worse than its supervisor. Its interval is a bootstrap over
-  test rows, and over seeds if there are several. It is unbounded if the ceiling is at or below the supervisor in more
-  than 2.5 % of the resamples. Because it is the interval of a ratio, it can include 0 although the interval of the
+- PGR is (student - supervisor) / (ceiling - supervisor). It is 0 for a student as accurate as its supervisor, and 1
+  for a student as accurate as its ceiling. It is negative if the student is worse than its supervisor. Its interval is
+  a bootstrap over test rows, and over seeds if there are several. It is unbounded if the ceiling is at or below the
+  supervisor in more than 2.5 % of the resamples. The interval of a ratio can include 0 although the interval of the
   difference between student and supervisor does not.
 - All bootstrap intervals are percentile intervals of 2000 resamples. They cover three seeds and one choice of training
   rows, and are not corrected for the number of comparisons.
@@ -652,7 +652,7 @@ _METHOD = """\
   needs balanced classes, but no labels. "Content-free" subtracts the prompt's preference for one answer, which is
   measured on a row without content.
 - Commands with `--bf16 true` train in mixed precision (bfloat16), which is faster on this CPU. The other commands
-  train in float32. Prompts are evaluated in the same precision: on SciQ in bfloat16, a probability of the zero-shot
+  train in float32. Prompts are evaluated in the same precision. On SciQ in bfloat16, a probability of the zero-shot
   prompt changes by up to 0.04 with the batch. On a CPU without AVX512-BF16 or AMX, pass `--bf16 false` to the recipe.
   `--check` cannot compare such a run.
 - Each run names its number of threads (`OMP_NUM_THREADS`). Another number changes the last digits.

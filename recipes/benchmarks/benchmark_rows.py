@@ -11,9 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _SPECIAL_WORDS = ("<pad>", "<unk>", "Question:")
-# The signal in a passage: half of _N_TELLING words mean yes, the others mean no. _TELLING_SHARE of the words of a
-# passage are among them, and _RIGHT_SHARE of these match the answer. Models learn this within about 24 optimizer
-# steps.
+# Half of the _N_TELLING signal words mean yes, the second half means no. _TELLING_SHARE of the words of a passage are
+# signal words, and _RIGHT_SHARE of them match the answer. Models learn this signal within about 24 optimizer steps.
 _N_TELLING = 32
 _TELLING_SHARE = 0.4
 _RIGHT_SHARE = 0.75

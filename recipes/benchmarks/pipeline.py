@@ -129,8 +129,8 @@ def is_equal(differences: dict[str, float], tolerance: float) -> bool:
 
 def count_rows(options: argparse.Namespace) -> dict[str, int]:
     """
-    Returns the number of rows of all four trainings, and of all predictions: the test rows by all models, and the
-    student half by the supervisor.
+    Returns the number of rows of all four trainings, and of all predictions. All models predict the test rows, and the
+    supervisor also predicts the student half.
     """
     return {
         "trained": options.num_train_epochs * (options.n_weak + 3 * options.n_train),

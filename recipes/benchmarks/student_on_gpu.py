@@ -4,9 +4,10 @@
     python recipes/benchmarks/student_on_gpu.py --model Qwen/Qwen-7B --max_tokens 16384 --no_checkpointing
 
 Weights are random. They are created from the shapes of the model, layer by layer on the GPU, so nothing is downloaded.
-Speed and memory do not depend on the values of the weights. The optimizer steps are those of WeakToStrongTrainer: 32
-rows of 512 tokens by default, in micro-batches of `--max_tokens` tokens, with LoRA of rank 16 on all linear layers and
-bfloat16 autocast. The script also runs on a CPU (`--layers 2 --width 128` for a small model), without measured memory.
+Speed and memory do not depend on the values of the weights. The optimizer steps are those of WeakToStrongTrainer. By
+default, a step has 32 rows of 512 tokens in micro-batches of `--max_tokens` tokens. The student has LoRA of rank 16 on
+all linear layers, and bfloat16 autocast. The script also runs on a CPU (`--layers 2 --width 128` for a small model),
+but does not measure memory on it.
 """
 
 import argparse
@@ -86,9 +87,9 @@ class Clock(TrainerCallback):
 
 def flops_per_token(model: PeftModel, length: int) -> float:
     """
-    Returns the FLOP per token that the computation requires: products with frozen matrices in both passes, products
-    with adapters including their gradients, and attention, half of which is masked. Recomputed activations do not
-    count.
+    Returns the FLOP per token that the computation requires. It includes products with frozen matrices in both passes,
+    products with adapters and their gradients, and the half of attention that is not masked. Recomputed activations do
+    not count.
     """
     n_frozen = n_trainable = 0
     for module in model.modules():

@@ -62,7 +62,7 @@ def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: A file does not exist, or a directory has no results.
-        ValueError: A file passed by name is not a `results.json` of schema 1, or a file of schema 1 lacks a key or has
+        ValueError: A file passed by name is not a `results.json` of schema 1. A file of schema 1 lacks a key or has
             a value of another type.
     """
     by_path: dict[Path, ExperimentResult] = {}
