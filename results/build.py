@@ -345,7 +345,7 @@ _DIFFERENCES = (
 
 
 def differences_table(entry: Entry) -> str:
-    """Returns the accuracy of each model minus that of the supervisor, the naive student and further baselines."""
+    """Returns a table of accuracy differences between the models and the supervisor, naive student and baselines."""
     methods = entry.methods
     columns = {"weak": ("supervisor", methods)}
     if "naive" in methods and len(methods) > 1:

@@ -63,7 +63,7 @@ class Run:
     One command of a recipe.
 
     Args:
-        name (`str`): Folder of the results, relative to that of `tables.yaml`.
+        name (`str`): Folder of the results, relative to the folder of `tables.yaml`.
         label (`str`): The difference from the other runs of the table. Empty if the table has one run.
         recipe (`str`): Path of the recipe in the repository.
         rows (`str`): Directory of the rows below `--data`.
@@ -88,7 +88,7 @@ class Run:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """The options, including those of the configuration that they name."""
+        """The options, including the options of the configuration that they name."""
         options = dict(self.options)
         if name := options.pop("config", None):
             path = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
@@ -173,7 +173,7 @@ class Table:
         short (`str`, *optional*): The name in the README. Tables without it are only on the page.
         notes (`str`, *optional*): A paragraph for the page.
         compare_with (`str`, *optional*): The name of another run with the same test rows, whose predictions are
-            compared with those of this table.
+            compared with the predictions of this table.
     """
 
     name: str
@@ -684,7 +684,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     outputs.mkdir(parents=True, exist_ok=True)
     try:
-        # If two checks ran at once, the first to end would remove the models that the second still trains.
+        # If two checks ran at the same time, the first to end would remove models that the second needs.
         with FileLock(outputs / "check.lock", timeout=0) if args.check else nullcontext():
             run_all(jobs, outputs, folder, args.check)
     except Timeout:

@@ -100,7 +100,7 @@ def _card_of(path: Path) -> StudentCard:
 def _download_card(repo_id: str, revision: str | None) -> str:
     try:
         if not constants.HF_HUB_OFFLINE:
-            # This request fails at once if the Hub is not reachable. A download retries for half a minute.
+            # This request fails immediately if the Hub is not reachable. A download retries for half a minute.
             revision = HfApi().model_info(repo_id, revision=revision, timeout=10).sha
         return hf_hub_download(repo_id, "README.md", revision=revision)
     except HFValidationError as error:

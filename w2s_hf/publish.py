@@ -125,7 +125,7 @@ def push_students(
         dry_run (`bool`, *optional*, defaults to `False`): Log the files of each repository, and push nothing.
 
     Returns:
-        `list[str]`: Repository ids; those of datasets begin with `datasets/`.
+        `list[str]`: Repository ids. Ids of datasets begin with `datasets/`.
 
     Raises:
         FileNotFoundError: there are no results, or students of these results are missing.

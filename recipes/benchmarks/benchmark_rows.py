@@ -19,7 +19,7 @@ _RIGHT_SHARE = 0.75
 
 
 def row_lengths(n: int, mean_length: int, longest: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns log-normal lengths, like those of BoolQ passages (mean 145 GPT-2 tokens, deviation of the log 0.5)."""
+    """Returns log-normal lengths, similar to BoolQ passages (mean 145 GPT-2 tokens, deviation of the log 0.5)."""
     return np.clip(rng.lognormal(np.log(mean_length) - 0.125, 0.5, n), 8, longest).astype(int)
 
 

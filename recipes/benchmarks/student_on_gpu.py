@@ -136,12 +136,12 @@ def main() -> None:
         "--model", default="Qwen/Qwen-7B", help="Model with the shapes to use: name on the Hub, or local directory."
     )
     parser.add_argument("--load_in_4bit", action="store_true", help="Quantize the base model to 4 bits (nf4).")
-    parser.add_argument("--layers", type=int, default=None, help="Number of layers (default: that of the model).")
+    parser.add_argument("--layers", type=int, default=None, help="Number of layers (default: as in the model).")
     parser.add_argument(
         "--width",
         type=int,
         default=None,
-        help="Hidden size, with other sizes in proportion (default: that of the model).",
+        help="Hidden size, with other sizes in proportion (default: as in the model).",
     )
     parser.add_argument("--n_rows", type=int, default=32, help="Rows per optimizer step.")
     parser.add_argument("--length", type=int, default=512, help="Tokens per row.")

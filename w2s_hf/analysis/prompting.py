@@ -188,7 +188,7 @@ def _log_odds(probabilities: np.ndarray) -> np.ndarray:
 
 def plot_prompting(entries: Sequence[dict], path: Path) -> None:
     """
-    Plots the accuracy of prompted models beside that of finetuned ones.
+    Plots the accuracies of prompted and finetuned models.
 
     Args:
         entries (sequence of `dict`): The results of the analysis, one entry per seed. `prompted` and `finetuned` have

@@ -243,7 +243,7 @@ class SeedResult(Record):
 
     def is_supervisor_at_chance(self, chance: float | None) -> bool:
         """
-        Returns whether the 95 % interval of the supervisor's accuracy begins at or below that of guessing.
+        Returns whether the 95 % interval of the supervisor's accuracy begins at or below the accuracy of guessing.
 
         Args:
             chance (`float`, *optional*): As in [`~SeedResult.accuracy_of_guessing`].
@@ -293,7 +293,7 @@ class DirectSummary(Record):
 
 @dataclass(kw_only=True)
 class MethodSummary(Record):
-    """A method over the seeds: mean accuracy and [`PgrSummary`]; the other fields are those of [`StudentResult`]."""
+    """A method over the seeds: mean accuracy and [`PgrSummary`]. Further fields are as in [`StudentResult`]."""
 
     method: str
     accuracy_mean: float
@@ -374,7 +374,7 @@ class ExperimentResult(Record):
 
     @property
     def is_demo(self) -> bool:
-        """Returns whether the rows are those of the embedded demo."""
+        """Returns whether the run is the embedded demo."""
         return self.preset == "demo"
 
     def summary_of(self, method: str) -> MethodSummary:

@@ -201,7 +201,7 @@ def _scored(results: ExperimentResult, run: SeedResult) -> Iterator[tuple[str, A
 
     def other(role: str, score: AnyScore, method: str | None = None) -> tuple[str, AnyScore, StudentCard]:
         card = students[0][2]
-        model = getattr(score, "model", card.base_model)  # a direct student has no name of its own
+        model = getattr(score, "model", card.base_model)  # direct students have no model name
         trained = None if role == "weak" or not model else replace(Score.of(score), model=model)
         return role, score, replace(card, method=method, student=trained, **unset)
 
