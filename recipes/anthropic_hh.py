@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # w2s_hf = { path = "..", editable = true }
 # ///
-"""Weak-to-strong generalization of reward models on Anthropic HH: which of two replies is the better one?
+"""Weak-to-strong generalization of reward models on Anthropic HH: the models predict the better of two replies.
 
 The embedded demo (no network, no GPU; two minutes on two CPU cores):
 
@@ -19,8 +19,8 @@ Real models and pairs without a GPU:
 
     python recipes/anthropic_hh.py --config cpu_real_reward
 
-Your own models and pairs. The pairs are a local directory or file in any of TRL's preference formats: text or
-messages, with the columns chosen and rejected, and prompt if the responses do not repeat it.
+Your own models and pairs. The pairs are a local directory or file in any of TRL's preference formats, with text or
+messages. The columns are chosen and rejected, and also prompt if the responses do not repeat it.
 
     accelerate launch recipes/anthropic_hh.py --weak_model gpt2 --student_model gpt2-xl --dataset_path data/pairs.jsonl
 """

@@ -16,8 +16,8 @@ The Lichess puzzles of the paper, with Qwen2.5-0.5B as supervisor and a 4-bit Lo
 
     accelerate launch recipes/chess.py --config single_gpu_chess
 
-Your own models and puzzles. The puzzles are a local directory or file with the columns of EleutherAI/lichess-puzzles
-(ctx, target) or of the Lichess puzzle table (FEN, Moves, Rating, ...):
+Your own models and puzzles. The puzzles are a local directory or file. Its columns are those of
+EleutherAI/lichess-puzzles (ctx, target) or of the Lichess puzzle table (FEN, Moves, Rating, ...):
 
     accelerate launch recipes/chess.py --weak_model gpt2 --student_model gpt2-xl --dataset_path data/puzzles.csv
 

@@ -62,7 +62,7 @@ _PAPER = {
 }
 _ZERO_SHOT = "zero-shot"  # the name of this prompt in the results
 _UNKNOWN = "not distinguishable"
-_NOISE = 1e-9  # a mean over seeds that should be 0 may differ from it in its last digits
+_NOISE = 1e-9  # a mean over seeds that should be 0 may be slightly off, due to rounding
 _PROMPT_SCORES = {"accuracy_at_median": "at the median", "accuracy_content_free": "content-free", "auroc": "AUROC"}
 _BEGIN, _END = "<!-- begin: python results/build.py -->", "<!-- end -->"
 
@@ -100,7 +100,7 @@ class Entry:
 
     @property
     def hours(self) -> float:
-        """The hours of all steps. Times of the directories of students are left out, as they repeat other steps."""
+        """The hours of all steps. Times of students' directories are left out, because they repeat other steps."""
         seconds = self.results.wall_seconds.items()
         return sum(each for name, each in seconds if name != "total" and not name.startswith("students/")) / 3600
 
@@ -130,7 +130,7 @@ class Entry:
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether the predictions are probabilities, not completions."""
+        """Whether the predictions are probabilities (completions otherwise)."""
         return bool(self.predictions["prediction"].notna().all())
 
     def correct(self, role: str) -> np.ndarray:
@@ -299,12 +299,11 @@ def _prompt_scores(entry: Entry, baseline: str) -> dict[str, float]:
 
 def comparison(name: str, table: Table, folder: Path) -> str:
     """
-    Returns a table that compares the predictions of a run with those of the run `compare_with`, for the models that
-    both have.
+    Returns a table that compares the predictions of two runs, a run and its `compare_with`, for the models of both.
 
     Raises:
-        ValueError: The predictions of one run are not published or are not probabilities, or the two runs have
-            different test rows or no seed and model in common.
+        ValueError: The predictions of one run are not published or are not probabilities. The two runs have different
+            test rows, or no seed and model in common.
     """
     names = (name, str(table.compare_with))
     for each in names:
@@ -340,42 +339,53 @@ def comparison(name: str, table: Table, folder: Path) -> str:
     )
 
 
-def findings(entry: Entry) -> list[str]:
-    """Returns the results of a run on the questions of the paper, one sentence per question."""
-    n, methods = len(entry.seeds), entry.methods
-    lines = [
-        f"The accuracy minus that of the supervisor is {'; '.join(_gain(entry, each, 'weak') for each in methods)}."
-    ]
-    others = [_gain(entry, method, "naive") for method in methods if method != "naive"]
-    if "naive" in methods and others:
-        lines.append(f"The accuracy minus that of the naive student is {'; '.join(others)}.")
+_DIFFERENCES = (
+    "Each entry is a difference in accuracy with its 95 % interval, and the number of seeds in which it is positive."
+)
+
+
+def differences_table(entry: Entry) -> str:
+    """Returns a table of accuracy differences between the models and the supervisor, naive student and baselines."""
+    methods = entry.methods
+    columns = {"weak": ("supervisor", methods)}
+    if "naive" in methods and len(methods) > 1:
+        columns["naive"] = ("naive student", [method for method in methods if method != "naive"])
     if LINEAR_PROBE in set(entry.predictions["role"]):
-        lines.append(f"The accuracy minus that of the linear probe is {_gain(entry, 'ceiling', LINEAR_PROBE)}.")
+        columns[LINEAR_PROBE] = ("linear probe", ["ceiling"])
     if entry.is_prompted:
-        others = [_gain(entry, each, _ZERO_SHOT) for each in ("weak", *methods)]
-        lines.append(f"The accuracy minus that of the zero-shot prompt is {'; '.join(others)}.")
+        columns[_ZERO_SHOT] = ("zero-shot prompt", ["weak", *methods])
+    rows = []
+    for one in ("weak", *methods, "ceiling"):
+        cells = [_gain(entry, one, other) if one in models else "" for other, (_, models) in columns.items()]
+        if any(cells):
+            rows.append([_ROLES.get(one, f"student, {one}"), *cells])
+    return markdown_table(["model", *(f"minus {name}" for name, _ in columns.values())], rows)
+
+
+def _gain(entry: Entry, one: str, other: str) -> str:
+    """Returns the difference between two models with its interval, and in how many seeds it is positive."""
+    difference, _ = _difference(entry.correct(one), entry.correct(other))
+    above = (entry.accuracies(one) > entry.accuracies(other)).sum()
+    return f"{difference}, {_share(above, len(entry.seeds))}"
+
+
+def warnings_of(entry: Entry) -> list[str]:
+    """Returns the reasons why PGR is not meaningful in some seeds, one per line."""
+    lines, n = [], len(entry.seeds)
     at_chance = [run.seed for run in entry.results.runs if run.is_supervisor_at_chance(entry.results.chance)]
     if at_chance:
         lines.append(
             f"The supervisor is not clearly better than chance in {_share(len(at_chance), n)} seeds "
-            f"({', '.join(map(str, at_chance))}). Its labels carry little information there, "
+            f"({', '.join(map(str, at_chance))}). Its labels carry little information in these seeds, "
             "and PGR is not meaningful."
         )
     no_gap = [run.seed for run in entry.results.runs if any(student.pgr_ci95 is None for student in run.students)]
     if no_gap:
         lines.append(
             f"The ceiling is not clearly above the supervisor in {_share(len(no_gap), n)} seeds. PGR is not "
-            "meaningful there, and its interval is unbounded."
+            "meaningful in these seeds, and its interval is unbounded."
         )
     return lines
-
-
-def _gain(entry: Entry, one: str, other: str) -> str:
-    """Returns the difference between two models with its interval, and in how many seeds the first is above."""
-    difference, _ = _difference(entry.correct(one), entry.correct(other))
-    above = (entry.accuracies(one) > entry.accuracies(other)).sum()
-    name = f"the {_ROLES[one]}" if one in _ROLES else one
-    return f"{difference} for {name} (above in {_share(above, len(entry.seeds))} seeds)"
 
 
 def facts_of(entry: Entry, page: Page) -> list[str]:
@@ -385,16 +395,16 @@ def facts_of(entry: Entry, page: Page) -> list[str]:
     local = page.local_rows.get(entry.run.rows, f"{data.id}, a local copy of a part")
     source = local if data.revision == "local" else f"{data.id}, revision {data.revision[:12]}"
     rows = (
-        f"{data.n_weak_half} for the supervisor, {data.n_student_half} for students and ceiling, "
-        f"{data.n_validation} for validation, {data.n_test} for testing"
+        f"Training rows: {data.n_weak_half} for the supervisor, {data.n_student_half} for students and ceiling. "
+        f"Validation rows: {data.n_validation}. Test rows: {data.n_test}."
     )
     days = " to ".join(dict.fromkeys(entry.facts["trained"]))
     devices = {student.hardware or "an unknown device" for run in entry.results.runs for student in run.students}
     versions = ", ".join(f"{name} {version}" for name, version in entry.results.versions.items())
     return [
         f"Supervisor: {_model(first, 'weak', page)}. Student and ceiling: {_model(first, 'ceiling', page)}.",
-        f"Rows: {source}; {rows}.",
-        f"Trained {days} on {' and '.join(sorted(devices))} in {_duration(entry.hours)}, with {versions}.",
+        f"Rows: {source}. {rows}",
+        f"Trained {days} on {' and '.join(sorted(devices))} in {_duration(entry.hours)}. Versions: {versions}.",
         f"Copied into `results/` with commit {by['commit']} and Python {by['python']} on {_machine(by)}. The models "
         "may have been trained with an earlier commit.",
         *([check_line(entry, entry.check)] if entry.check else []),
@@ -444,7 +454,9 @@ def section(group: Group, page: Page) -> str:
     for entry in group.entries:
         parts += [f"### {entry.run.label[0].upper()}{entry.run.label[1:]}"] if entry.run.label else []
         parts += [models_table(entry)]
-        parts += ["\n".join(f"- {line}" for line in findings(entry))]
+        parts += [_DIFFERENCES, differences_table(entry)]
+        warnings = warnings_of(entry)
+        parts += ["\n".join(f"- {line}" for line in warnings)] if warnings else []
         parts += [group.comparisons[entry.run.name]] if entry.run.name in group.comparisons else []
         for name, write in _SECTIONS.items():
             analyses = [run.analyses[name] for run in entry.results.runs if name in run.analyses]
@@ -480,8 +492,11 @@ def overview(groups: Sequence[Group], short: bool) -> str:
     return markdown_table(header, rows)
 
 
-def directions(entries: Sequence[tuple[str, Entry]]) -> str:
-    """Returns a table of the comparisons that the paper makes, one row per run and comparison."""
+def directions(entries: Sequence[tuple[str, Entry]]) -> list[list[str]]:
+    """
+    Returns the comparisons that the paper makes, one row per run and comparison. The columns are name, models,
+    difference, direction of the difference, and direction in the paper.
+    """
     rows = []
     for name, entry in entries:
         methods, paper = entry.methods, _PAPER.get(entry.results.setting, {})
@@ -504,7 +519,32 @@ def directions(entries: Sequence[tuple[str, Entry]]) -> str:
             errors = (np.where(is_wrong, entry.agrees(method), np.nan) for method in ("confidence", "naive"))
             label = "errors that confidence copies, and that naive copies"
             rows.append([name, label, *_difference(*errors), paper.get("agreement", "")])
-    return markdown_table(["task", "first and second", "difference [95 %]", "the first is", "in the paper"], rows)
+    return rows
+
+
+def summary(comparisons: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the number of comparisons in each direction, one sentence per kind of comparison."""
+    subjects = {
+        "The naive student": ("its supervisor", lambda one, other: one == "naive" and other == _ROLES["weak"]),
+        "A student trained with another loss": (
+            "the naive student",
+            lambda one, other: other == "naive" and one in (*METHODS, BOOTSTRAP),
+        ),
+        "The untrained student with a zero-shot prompt": (
+            "the naive student",
+            lambda one, other: other == "naive" and one == _ZERO_SHOT,
+        ),
+    }
+    lines = []
+    for subject, (baseline, is_compared) in subjects.items():
+        outcomes = [outcome for _, pair, _, outcome, _ in comparisons if is_compared(*pair.split(" and ", 1))]
+        if outcomes:
+            above, below, unknown = (outcomes.count(each) for each in ("above", "below", _UNKNOWN))
+            lines.append(
+                f"{subject} is more accurate than {baseline} in {above} of {len(outcomes)} comparisons. "
+                f"It is less accurate in {below} and {_UNKNOWN} in {unknown}."
+            )
+    return lines
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> list[str]:
@@ -553,6 +593,10 @@ _OVERVIEW = (
     "interval. It is not the PGR of the means. `no clear gap` means that the ceiling is not clearly above the "
     "supervisor."
 )
+_SUMMARY = (
+    "The numbers count the rows of [the paper's comparisons](#the-papers-comparisons). Two models are not "
+    "distinguishable if the 95 % interval of their difference includes 0."
+)
 _NOT_AS_IN_THE_PAPER = """\
 Differences from the paper:
 
@@ -560,8 +604,8 @@ Differences from the paper:
   instructions. The paper has one family of pretrained models in many sizes, while these runs have one pair of models.
 - The supervisors of texts are trained on 100 or 200 rows, and the ceilings on 640. Part of the gap is therefore due to
   the number of rows. With pairs, both are trained on 400.
-- Students have LoRA adapters. Texts are inside the task's prompt, and the head is initialized with the rows of the
-  answer words in the unembedding (for pairs, at random).
+- Students have LoRA adapters. Texts are inside the task's prompt. The head is initialized with the rows of the answer
+  words in the unembedding. For pairs, it is initialized at random.
 - Trainings are short (80 optimizer steps for texts, 50 for pairs). The warm-up of the auxiliary loss takes a fifth of
   them, as in the paper. The recipe warns that these are too few.
 - There is no early stopping."""
@@ -570,23 +614,29 @@ _INTRODUCTION = """\
 
 <!-- Written by `python results/build.py` from the files in results/. Do not edit. -->
 
-These are results of real pretrained models on real rows. [`results/`](../results) has the `results.json` of each run,
-and [`tables.yaml`](../results/tables.yaml) has its options.
+This page has the results of pretrained models on real datasets. [How it was measured](#how-it-was-measured) defines
+accuracy, PGR, intervals and baselines. [Train the models again](#train-the-models-again) has the commands."""
+_AGAIN = """\
+## Train the models again
+
+[`results/`](../results) has the `results.json` of each run. [`tables.yaml`](../results/tables.yaml) has its options.
 
 `python results/run.py sst2` trains the models of the table `sst2` again and replaces its files in `results/`. Without
 a name, it trains the models of all tables, including tables without results. `--add_methods NAME` adds a method. With
 `--check`, it replaces nothing, and compares the predictions of the test rows with those in `predictions.parquet`.
 Predictions by prompts are not compared. Models and rows come from the Hub. With `--models DIRECTORY --data DIRECTORY`,
 they come from local copies: the first directory contains `smollm2-135m/`, the second contains `sst2/` with the files
-of each split (see `python results/run.py --help`). `python results/build.py` writes this page.
+of each split (see `python results/run.py --help`). `python results/build.py` writes this page."""
+_METHOD = """\
+## How it was measured
 
 - Seeds change the initialization and the order of the training rows. All seeds of a run have the same rows.
 - Accuracy is the share of test rows that a model classifies correctly. With one seed, the interval is 95 % over test
   rows (Wilson). With several seeds, the cell has the mean, the smallest and the largest.
-- PGR is (student - supervisor) / (ceiling - supervisor): 0 for a student as accurate as its supervisor, 1 for one as
-  accurate as its ceiling, and negative for one that is worse than its supervisor. Its interval is a bootstrap over
-  test rows, and over seeds if there are several. It is unbounded if the ceiling is at or below the supervisor in more
-  than 2.5 % of the resamples. Because it is the interval of a ratio, it can include 0 although the interval of the
+- PGR is (student - supervisor) / (ceiling - supervisor). It is 0 for a student as accurate as its supervisor, and 1
+  for a student as accurate as its ceiling. It is negative if the student is worse than its supervisor. Its interval is
+  a bootstrap over test rows, and over seeds if there are several. It is unbounded if the ceiling is at or below the
+  supervisor in more than 2.5 % of the resamples. The interval of a ratio can include 0 although the interval of the
   difference between student and supervisor does not.
 - All bootstrap intervals are percentile intervals of 2000 resamples. They cover three seeds and one choice of training
   rows, and are not corrected for the number of comparisons.
@@ -602,7 +652,7 @@ of each split (see `python results/run.py --help`). `python results/build.py` wr
   needs balanced classes, but no labels. "Content-free" subtracts the prompt's preference for one answer, which is
   measured on a row without content.
 - Commands with `--bf16 true` train in mixed precision (bfloat16), which is faster on this CPU. The other commands
-  train in float32. Prompts are evaluated in the same precision: on SciQ in bfloat16, a probability of the zero-shot
+  train in float32. Prompts are evaluated in the same precision. On SciQ in bfloat16, a probability of the zero-shot
   prompt changes by up to 0.04 with the batch. On a CPU without AVX512-BF16 or AMX, pass `--bf16 false` to the recipe.
   `--check` cannot compare such a run.
 - Each run names its number of threads (`OMP_NUM_THREADS`). Another number changes the last digits.
@@ -616,18 +666,22 @@ of each split (see `python results/run.py --help`). `python results/build.py` wr
 
 def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
     """Returns the text of docs/results.md. `prompts` is the content of the file of `recipes/benchmarks/prompts.py`."""
-    parts = [_INTRODUCTION + "".join(f"\n{note}" for note in local_notes(groups, page))]
-    parts += ["## All runs", _OVERVIEW, overview(groups, False)] if groups else [_NOTHING]
     in_readme = [(group.name(entry, True), entry) for group in groups if group.table.short for entry in group.entries]
-    if in_readme:
+    comparisons = directions(in_readme)
+    parts = [_INTRODUCTION]
+    parts += ["## Summary", _SUMMARY, "\n".join(f"- {line}" for line in summary(comparisons))] if comparisons else []
+    parts += ["## All runs", _OVERVIEW, overview(groups, False)] if groups else [_NOTHING]
+    if comparisons:
         parts += [
-            "## The paper's comparisons",
-            "This table has the runs of the README. A difference is that of the means over the seeds, with its paired "
-            "95 % bootstrap interval over test rows and seeds. The first is above or below the second if the interval "
-            "excludes 0.",
-            directions(in_readme),
-            _NOT_AS_IN_THE_PAPER,
             "![Test accuracy of supervisors, students and ceilings](figures/results.png)",
+            "## The paper's comparisons",
+            "This table has the runs of the README. Each difference is the mean of the first minus the mean of the "
+            "second. Its interval is a paired 95 % bootstrap over test rows and seeds. The first is above or "
+            "below the second if the interval excludes 0.",
+            markdown_table(
+                ["task", "first and second", "difference [95 %]", "the first is", "in the paper"], comparisons
+            ),
+            _NOT_AS_IN_THE_PAPER,
         ]
     parts += [section(group, page) for group in groups]
     if prompts:
@@ -641,6 +695,7 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
             prompts_finding(prompts["results"]),
             prompts_table(prompts["results"]),
         ]
+    parts += [_METHOD + "".join(f"\n{note}" for note in local_notes(groups, page)), _AGAIN]
     return "\n\n".join(parts) + "\n"
 
 
@@ -729,12 +784,12 @@ def draw(groups: Sequence[Group], path: Path, key: str) -> None:
                 axes.plot(values, [y] * len(values), "o", ms=5, mfc="white", mec=colour, mew=1.2, zorder=4)
             n_seeds = len(entry.seeds)
             over = f"{n_seeds} seeds" if n_seeds > 1 else "1 seed, 95 % intervals"
-            title = name.replace(", ", ",\n", 1)  # the label of a run has a line of its own
+            title = name.replace(", ", ",\n", 1)  # the label of a run is on a separate line
             axes.set_title(f"{title}\n{over}, {entry.results.dataset.n_test} test rows", loc="left", fontsize=9)
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("test accuracy", fontsize=9)
             axes.grid(axis="x", color="#E6E6E6", lw=0.7)
-            axes.set_axisbelow(True)  # else it is drawn over a line at the same place
+            axes.set_axisbelow(True)  # otherwise the grid hides lines at the same position
         grid[0, 0].set_yticks(range(len(names)), [_ROLES.get(name, name.replace("_", " ")) for name in names])
         grid[0, 0].set_ylim(len(names) - 0.5, -0.5)
         handles = [Line2D([], [], color="black", marker="o", mfc="white", ms=5, ls="", label="model of one seed")]

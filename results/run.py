@@ -12,15 +12,15 @@ weights and tokenizer. The directory of `--data` has a folder for each dataset (
 (`train.parquet`).
 
 Repeat a command to resume a run that was stopped. A run includes the methods, seeds and analyses of its published
-results. If you add some, list them in tables.yaml as well. Models in `--outputs` are not trained again. If the options
-of a table have changed, add `--overwrite`. Afterwards, `python results/build.py` writes the page.
+results. Also list added methods and seeds in tables.yaml. Models in `--outputs` are not trained again.
+If the options of a table have changed, add `--overwrite`. Afterwards, `python results/build.py` writes the page.
 
-`--check` trains published runs again from scratch, either those you name or all. It writes to `--outputs` with the
-suffix `_check`. Steps that several runs share are trained once, and analyses with their predictions by prompts are
-left out. Results depend on the number of threads, so set OMP_NUM_THREADS to the number on the page. The check compares
+`--check` trains published runs again from scratch. Without names, it trains all of them. It writes to `--outputs` with
+the suffix `_check`. Steps that several runs share are trained once. Analyses are left out, with their predictions by
+prompts. Results depend on the number of threads, so set OMP_NUM_THREADS to the number on the page. The check compares
 the predictions of the test rows with `predictions.parquet` and writes `check.json` beside it. It fails if a predicted
-class differs although CPU, cores and threads are the same. Repeat the command to resume a check that was stopped or in
-which a run failed. A finished check removes its trained models, so that the next check trains them again.
+class differs although CPU, cores and threads are the same. Repeat the command to resume a check that was stopped or
+had an error. A finished check removes its trained models, so that the next check trains them again.
 """
 
 import datetime
@@ -63,7 +63,7 @@ class Run:
     One command of a recipe.
 
     Args:
-        name (`str`): Folder of the results, relative to that of `tables.yaml`.
+        name (`str`): Folder of the results, relative to the folder of `tables.yaml`.
         label (`str`): The difference from the other runs of the table. Empty if the table has one run.
         recipe (`str`): Path of the recipe in the repository.
         rows (`str`): Directory of the rows below `--data`.
@@ -88,7 +88,7 @@ class Run:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """The options, including those of the configuration that they name."""
+        """The options, including the options of the configuration that they name."""
         options = dict(self.options)
         if name := options.pop("config", None):
             path = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
@@ -173,7 +173,7 @@ class Table:
         short (`str`, *optional*): The name in the README. Tables without it are only on the page.
         notes (`str`, *optional*): A paragraph for the page.
         compare_with (`str`, *optional*): The name of another run with the same test rows, whose predictions are
-            compared with those of this table.
+            compared with the predictions of this table.
     """
 
     name: str
@@ -196,8 +196,12 @@ class Model:
 @dataclass(frozen=True)
 class Page:
     """
-    The content of `tables.yaml`: all tables, the models by their names on the Hub, and notes on local rows (one note
-    on `all` of them, and one for each directory).
+    The content of `tables.yaml`.
+
+    Args:
+        tables (`list` of [`Table`]): All tables.
+        models (`dict[str, Model]`): Local copies of models, by the name of the model on the Hub.
+        local_rows (`dict[str, str]`): Notes on local rows: one note on `all` of them, and one for each directory.
     """
 
     tables: list[Table]
@@ -404,15 +408,15 @@ def compare_predictions(predictions: pd.DataFrame, others: pd.DataFrame) -> list
     for (seed, role), first in predictions.groupby(["seed", "role"], sort=False):
         if (seed, role) not in by_model:
             raise ValueError(
-                f"Got no predictions of seed {seed}, {role} to compare, expected those of the same models. Compare "
+                f"Got no predictions of seed {seed}, {role} to compare, expected the same models in both. Compare "
                 "runs with the same seeds and methods."
             )
         first, second = first.set_index("id"), by_model[seed, role].set_index("id")
         missing = first.index.symmetric_difference(second.index)
         if len(missing):
             raise ValueError(
-                f"Got other test rows for seed {seed}, {role}: {len(missing)} ids, such as {missing[0]}, are in only "
-                "one of the two files; expected the same rows. Use the same dataset, models and split."
+                f"Got other test rows for seed {seed}, {role}, expected the same rows. {len(missing)} ids, such as "
+                f"{missing[0]}, are in only one of the two files. Use the same dataset, models and split."
             )
         second = second.loc[first.index]
         largest = mean = None
@@ -440,7 +444,7 @@ def share_stages(outputs: Path, output_dir: Path) -> None:
     (outputs / "_stages").mkdir(parents=True, exist_ok=True)
     output_dir.mkdir(parents=True, exist_ok=True)
     if not (output_dir / "_stages").exists():
-        (output_dir / "_stages").unlink(missing_ok=True)  # a link to a directory that does not exist any more
+        (output_dir / "_stages").unlink(missing_ok=True)  # a link to a directory that was removed
         (output_dir / "_stages").symlink_to(os.path.relpath(outputs / "_stages", output_dir))
 
 
@@ -636,7 +640,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dry_run", action="store_true", help="Print the commands and stop.")
     args = parser.parse_args(argv)
     if args.check and (args.add_methods or args.add_seeds or args.add_analyses or args.overwrite):
-        parser.error("--check: got an option that changes the runs, expected at most --seeds. Leave the others out.")
+        parser.error(
+            "--check: got an option that changes the runs, expected at most --seeds. Remove the other options."
+        )
     if args.seeds and not args.check:
         parser.error("--seeds: got no --check, expected both. Add --check, or use --add_seeds to train more seeds.")
     try:
@@ -678,7 +684,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     outputs.mkdir(parents=True, exist_ok=True)
     try:
-        # Of two simultaneous checks, the one that ends first would remove the trained models of the other.
+        # If two checks ran at the same time, the first to end would remove models that the second needs.
         with FileLock(outputs / "check.lock", timeout=0) if args.check else nullcontext():
             run_all(jobs, outputs, folder, args.check)
     except Timeout:

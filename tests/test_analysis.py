@@ -91,7 +91,7 @@ def test_with_text_a_student_may_be_wrong_in_its_own_way():
     assert (found["inherited"], found["corrected"], found["new_errors"]) == (0.0, 0.5, 0.5)
     assert found["agreement"]["supervisor_wrong"] == 0
     assert compare_answers(np.array([1]), np.array([1]), np.array([1]))["inherited"] is None
-    with pytest.raises(ValueError, match="same answer"):
+    with pytest.raises(ValueError, match="equal predictions"):
         compare_answers(np.array([1]), np.array([1]), np.array([0]))
 
 

@@ -55,7 +55,7 @@ def test_a_card_says_what_the_results_say(tmp_path):
     assert front["library_name"] == "peft" and front["pipeline_tag"] == "text-classification"
     assert {"weak-to-strong", "naive", "boolq"} <= set(front["tags"])
     assert "PGR): 0.50 [0.20, 0.80]" in text and "0.700 [0.100, 0.900]" in text
-    assert "on 90 % of those where the supervisor is right, and on 25 % of those where it is wrong" in text
+    assert "on 90 % of the rows where the supervisor is right, and on 25 % where it is wrong" in text
     assert "Time and hardware: 2 minutes, CPU." in text and "| learning_rate | 0.001 |" in text
     card.save(tmp_path / "README.md")
     assert ModelCard.load(tmp_path / "README.md").data.eval_results[1].metric_value == card.pgr
@@ -67,8 +67,8 @@ def test_a_card_says_what_the_results_say(tmp_path):
 def test_card_and_report_have_the_accuracy_of_the_weak_labels(tmp_path):
     known = results()
     known["runs"][0]["weak"]["label_accuracy"] = 0.72
-    assert "wrong on 40 % of the test rows and on 28 % of the training rows, and" in card_of(known).render()
-    assert "wrong on 40 % of the test rows, and" in card_of(results()).render()
+    assert "wrong on 40 % of the test rows and on 28 % of the training rows. It may" in card_of(known).render()
+    assert "wrong on 40 % of the test rows. It may" in card_of(results()).render()
     for name, values in {"known": known, "unknown": results()}.items():
         write_report(values, tmp_path / name, notes=[])
         report = (tmp_path / name / "report.md").read_text()

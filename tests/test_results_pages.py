@@ -154,7 +154,9 @@ def test_the_page_follows_the_files(repository):
     assert readme.startswith("before\n") and readme.endswith("\nafter\n")
     for words in ("## SST-2, phrases", "### In 4 bits", "python results/run.py pairs/in_4_bits", "org/student (local"):
         assert words in page
-    assert "Later" not in page and re.search(r"; -0\.\d+ \[-0.* for confidence \(above in 0 of 2 seeds\)\.", page)
+    assert "Later" not in page and re.search(r"\| student, confidence \| -0\.\d+ \[-0\.\d+, .*\], 0 of 2 \| ", page)
+    assert page.index("## Summary") < page.index("## All runs") < page.index("## How it was measured")
+    assert re.search(r"- The naive student is more accurate than its supervisor in \d of 3 comparisons\. It is", page)
     assert "python results/run.py sst2` (2 minutes), " in readme and "Trained 2026-01-01 to 2026-01-02 on CPU" in page
     assert "org/student was read from a local copy: rounded." in page and "at the median" in page
 
@@ -165,6 +167,20 @@ def test_the_page_follows_the_files(repository):
     (repository / "README.md").write_text("no markers")
     with pytest.raises(ValueError, match="expected one of each"):
         build.build(repository, tables)
+
+
+def test_the_summary_counts_the_directions():
+    pairs = {"naive and weak supervisor": "above", "confidence and naive": "below", "zero-shot and naive": "below"}
+    rows = [["a", pair, "", outcome, ""] for pair, outcome in pairs.items()]
+    rows += [["b", "confidence and naive", "", "not distinguishable", ""], ["b", "errors, and naive", "", "above", ""]]
+    assert build.summary(rows) == [
+        "The naive student is more accurate than its supervisor in 1 of 1 comparisons. "
+        "It is less accurate in 0 and not distinguishable in 0.",
+        "A student trained with another loss is more accurate than the naive student in 0 of 2 comparisons. "
+        "It is less accurate in 1 and not distinguishable in 1.",
+        "The untrained student with a zero-shot prompt is more accurate than the naive student in 0 of 1 comparisons. "
+        "It is less accurate in 1 and not distinguishable in 0.",
+    ]
 
 
 def test_a_figure_of_other_code_is_drawn_again(repository, monkeypatch):
@@ -219,33 +235,34 @@ def test_comparisons_are_those_of_predictions(repository):
     wrong = entry.correct("weak") == 0
     shares = [same[of_seed].mean() for same, of_seed in zip(entry.agrees("naive"), wrong, strict=True)]
     np.testing.assert_allclose(shares, entry.scores("naive")["agreement_supervisor_wrong"])
-    table = build.directions([("SST-2", entry)])
-    assert "| SST-2 | errors that confidence copies, and that naive copies | " in table
-    assert table.count("(4.3.2)") == 1 and table.count("(5.1.2)") == 2
+    rows = build.directions([("SST-2", entry)])
+    assert rows[-1][:2] == ["SST-2", "errors that confidence copies, and that naive copies"]
+    assert str(rows).count("(4.3.2)") == 1 and str(rows).count("(5.1.2)") == 2
     # The findings of the paper differ between texts and pairs.
     entry.results.setting = "reward"
-    pairs = build.directions([("HH", entry)])
+    pairs = str(build.directions([("HH", entry)]))
     assert "PGR about 0.1" in pairs and "(4.3.2)" not in pairs and "(5.1.2)" not in pairs
     with pytest.raises(ValueError, match="got no predictions of 5-shot, .* Run python results/run.py sst2"):
         entry.correct("5-shot")
     predictions = entry.predictions.copy()
     entry.predictions.loc[entry.predictions["role"] == "weak", "correct"] = True
-    assert "errors" not in build.directions([("SST-2", entry)]), "a supervisor without errors"
+    assert "errors" not in str(build.directions([("SST-2", entry)])), "a supervisor without errors"
     entry.predictions["correct"] = predictions["correct"]
     # Without probabilities, it is unknown which errors are the same.
     entry.predictions["prediction"] = None
-    assert "errors" not in build.directions([("Chess", entry)])
+    assert "errors" not in str(build.directions([("Chess", entry)]))
 
 
 def test_a_supervisor_at_chance_is_named_and_the_ceiling_compared_with_the_probe(repository):
     groups = build.read_groups(run.read_page(repository / "results" / "tables.yaml"), repository / "results")
     entry = groups[0].entries[0]
     difference = entry.accuracies("ceiling").mean() - entry.accuracies(LINEAR_PROBE).mean()
-    (line,) = [line for line in build.findings(entry) if "linear probe" in line]
-    assert line.startswith(f"The accuracy minus that of the linear probe is {rounded(difference)} [")
-    assert not any("chance" in line for line in build.findings(entry))
+    header, _, *rows = build.differences_table(entry).splitlines()
+    assert header == "| model | minus supervisor | minus naive student | minus linear probe | minus zero-shot prompt |"
+    assert rows[-1].startswith(f"| strong ceiling |  |  | {rounded(difference)} [")
+    assert not any("chance" in line for line in build.warnings_of(entry))
     entry.results.runs[1].weak.ci95 = [entry.results.chance, 0.75]
-    (line,) = [line for line in build.findings(entry) if "chance" in line]
+    (line,) = [line for line in build.warnings_of(entry) if "chance" in line]
     assert line.startswith("The supervisor is not clearly better than chance in 1 of 2 seeds (1). ")
 
 
@@ -370,7 +387,10 @@ def test_predictions_are_compared_by_row(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda there: there[there["id"] != "0" * 16], "seed 0, weak: 1 ids, such as 0000000000000000, are in only"),
+        (
+            lambda there: there[there["id"] != "0" * 16],
+            "seed 0, weak, expected the same rows. 1 ids, such as 0000000000000000, are",
+        ),
         (lambda there: there[there["seed"] != 1], "no predictions of seed 1, weak"),
     ],
 )

@@ -3,10 +3,10 @@
     w2s leaderboard ME/boolq-Qwen2.5-7B-from-Qwen2.5-0.5B-naive-seed0 ME/boolq-...-seed1
     w2s leaderboard outputs/boolq outputs/chess_puzzles --output leaderboard.md
 
-A directory holds one student, or students or a sweep below it. Students that were trained with the same settings on
-the same rows, such as several seeds, share one line: means of the accuracies, and the median of PGR with its range in
-brackets. A line with one student has the 95 % interval of its PGR. Settings that differ between lines of the same
-task are columns.
+A directory contains one student, or several students or a sweep in its subdirectories. Students with the same settings
+and rows, such as several seeds, share one line. It has the means of the accuracies, and the median of PGR with its
+range in brackets. A line with one student has the 95 % interval of its PGR. Settings that differ between lines of the
+same task are columns.
 """
 
 import argparse
@@ -50,9 +50,9 @@ def read_card(source: str | Path, revision: str | None = None) -> StudentCard:
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
-        FileNotFoundError: there is no such student, or it has no card.
-        ConnectionError: the Hub does not answer.
-        ValueError: it is not the card of a student, or its PGR does not follow from its scores.
+        FileNotFoundError: The student does not exist or has no card.
+        ConnectionError: The Hub does not answer.
+        ValueError: The card is not the card of a student, or its PGR does not follow from its scores.
     """
     path = Path(source)
     if path.is_dir():
@@ -100,7 +100,7 @@ def _card_of(path: Path) -> StudentCard:
 def _download_card(repo_id: str, revision: str | None) -> str:
     try:
         if not constants.HF_HUB_OFFLINE:
-            # This request fails at once if the Hub is not reachable. A download retries for half a minute.
+            # This request fails immediately if the Hub is not reachable. A download retries for half a minute.
             revision = HfApi().model_info(repo_id, revision=revision, timeout=10).sha
         return hf_hub_download(repo_id, "README.md", revision=revision)
     except HFValidationError as error:
@@ -125,9 +125,9 @@ def find_cards(sources: Iterable[str]) -> list[StudentCard]:
             or of a sweep. From such a directory, students of a chain without a ceiling are left out.
 
     Raises:
-        FileNotFoundError: there is no such student, or a directory has none.
-        ConnectionError: the Hub does not answer.
-        ValueError: a card is not that of a student, or contradicts itself.
+        FileNotFoundError: A student does not exist, or a directory contains no student.
+        ConnectionError: The Hub does not answer.
+        ValueError: A card is not the card of a student, or its PGR does not follow from its scores.
     """
     cards = []
     for source in sources:
@@ -162,10 +162,10 @@ def leaderboard(cards: Iterable[StudentCard]) -> pd.DataFrame:
     same and no seed occurs twice.
 
     Returns:
-        `pd.DataFrame` with [`COLUMNS`], then a column for each setting that differs between rows of the same task
-        (`None` if a card does not have the setting). A row of several students has means of the accuracies, and the
+        `pd.DataFrame` with [`COLUMNS`], and a column for each setting that differs between rows of the same task. A
+        setting is `None` if a card does not have it. A row of several students has means of the accuracies, and the
         median of PGR with its range (`pgr_low`, `pgr_high`). A row of one student has the 95 % interval of its PGR.
-        `pgr` is missing if it is undefined for all students of the row. For the demo, `task` says that rows are
+        `pgr` is missing if it is undefined for all students of the row. For the demo, `task` has a note that rows are
         generated.
     """
     kinds: dict[tuple, dict[tuple, StudentCard]] = {}
@@ -247,8 +247,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandLine(
         "w2s leaderboard",
         usage="w2s leaderboard STUDENT ... [--output FILE]",
-        description="Prints a table of PGR by task, supervisor, student and method, read from the model cards of\n"
-        f"students on the Hub or on this disk.\n\n{examples}",
+        description="Prints a table of PGR by task, supervisor, student and method. It reads the model cards of\n"
+        f"students, on the Hub or on this disk.\n\n{examples}",
         epilog=textwrap.fill(details, 98),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -30,8 +30,8 @@ __all__ = ["STUDENT_FILES", "push_again", "push_students", "student_files"]
 
 logger = logging.getLogger("w2s_hf.publish")  # also if this file runs as `__main__`
 
-# The files of a student. Nothing else in its directory is pushed: no optimizer, no pickle (training_args.bin has paths
-# and perhaps a token), no logs (the file names of TensorBoard contain the name of the host).
+# The files of a student. No other file of its directory is pushed. Optimizers are large, training_args.bin has paths
+# and perhaps a token, and the file names of TensorBoard contain the name of the host.
 STUDENT_FILES = (
     "adapter_config.json", "adapter_model*.safetensors", "config.json", "model*.safetensors",
     "model.safetensors.index.json", "generation_config.json", "tokenizer*.json", "tokenizer.model", "spiece.model",
@@ -58,7 +58,7 @@ def student_files(
             value is not mistaken for a Hub id.
 
     Raises:
-        FileNotFoundError: there is no such student.
+        FileNotFoundError: The student does not exist.
     """
     directory, is_peft = Path(directory), library_name == "peft"
     paths = [path for pattern in STUDENT_FILES for path in directory.glob(pattern) if path.is_file()]
@@ -125,7 +125,7 @@ def push_students(
         dry_run (`bool`, *optional*, defaults to `False`): Log the files of each repository, and push nothing.
 
     Returns:
-        `list[str]`: Repository ids; those of datasets begin with `datasets/`.
+        `list[str]`: Repository ids. Ids of datasets begin with `datasets/`.
 
     Raises:
         FileNotFoundError: there are no results, or students of these results are missing.

@@ -11,16 +11,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _SPECIAL_WORDS = ("<pad>", "<unk>", "Question:")
-# The signal in a passage: half of _N_TELLING words mean yes, the others mean no. _TELLING_SHARE of the words of a
-# passage are among them, and _RIGHT_SHARE of these match the answer. Models learn this within about 24 optimizer
-# steps.
+# Half of the _N_TELLING signal words mean yes, the second half means no. _TELLING_SHARE of the words of a passage are
+# signal words, and _RIGHT_SHARE of them match the answer. Models learn this signal within about 24 optimizer steps.
 _N_TELLING = 32
 _TELLING_SHARE = 0.4
 _RIGHT_SHARE = 0.75
 
 
 def row_lengths(n: int, mean_length: int, longest: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns log-normal lengths, like those of BoolQ passages (mean 145 GPT-2 tokens, deviation of the log 0.5)."""
+    """Returns log-normal lengths, similar to BoolQ passages (mean 145 GPT-2 tokens, deviation of the log 0.5)."""
     return np.clip(rng.lognormal(np.log(mean_length) - 0.125, 0.5, n), 8, longest).astype(int)
 
 

@@ -1,4 +1,4 @@
-"""Compares the speed of the whole experiment with that of a plain loop with published settings.
+"""Compares the speed of the whole experiment with a plain loop with published settings.
 
     python recipes/benchmarks/pipeline.py
 
@@ -129,8 +129,8 @@ def is_equal(differences: dict[str, float], tolerance: float) -> bool:
 
 def count_rows(options: argparse.Namespace) -> dict[str, int]:
     """
-    Returns the number of rows of all four trainings, and of all predictions: the test rows by all models, and the
-    student half by the supervisor.
+    Returns the number of rows of all four trainings, and of all predictions. All models predict the test rows, and the
+    supervisor also predicts the student half.
     """
     return {
         "trained": options.num_train_epochs * (options.n_weak + 3 * options.n_train),
@@ -201,7 +201,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output_file", type=Path, help="JSON file for the results.")
     options, options.for_ours = parser.parse_known_args()
     if (options.dataset_path is None) != (options.tokenizer is None):
-        parser.error("Got only one of --dataset_path and --tokenizer, expected both or none. Add the other option.")
+        parser.error("Got only one of --dataset_path and --tokenizer, expected both or none. Add the missing option.")
     if options.tolerance is None:
         options.tolerance = BF16_TOLERANCE if options.bf16 else TOLERANCE
     return options

@@ -6,9 +6,9 @@ is no weight decay, gradient clipping or dropout, and the head of students start
 pass. The logits of a batch are concatenated for one loss and one backward pass. The order of the rows is the same in
 every epoch and in predictions.
 
-Four settings differ from the published code, to make the results comparable: the ceiling is trained on the student
-half, long rows are truncated, incomplete last batches are trained on, and the head of the supervisor is initialized as
-in our experiment (`--head_init` applies to students only).
+Four settings differ from the published code, to make the results comparable. The ceiling is trained on the student
+half. Long rows are truncated. Incomplete last batches are trained on. The head of the supervisor is initialized as in
+our experiment (`--head_init` applies to students only).
 """
 
 import time

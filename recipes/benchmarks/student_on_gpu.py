@@ -4,9 +4,10 @@
     python recipes/benchmarks/student_on_gpu.py --model Qwen/Qwen-7B --max_tokens 16384 --no_checkpointing
 
 Weights are random. They are created from the shapes of the model, layer by layer on the GPU, so nothing is downloaded.
-Speed and memory do not depend on the values of the weights. The optimizer steps are those of WeakToStrongTrainer: 32
-rows of 512 tokens by default, in micro-batches of `--max_tokens` tokens, with LoRA of rank 16 on all linear layers and
-bfloat16 autocast. The script also runs on a CPU (`--layers 2 --width 128` for a small model), without measured memory.
+Speed and memory do not depend on the values of the weights. The optimizer steps are those of WeakToStrongTrainer. By
+default, a step has 32 rows of 512 tokens in micro-batches of `--max_tokens` tokens. The student has LoRA of rank 16 on
+all linear layers, and bfloat16 autocast. The script also runs on a CPU (`--layers 2 --width 128` for a small model),
+but does not measure memory on it.
 """
 
 import argparse
@@ -86,9 +87,9 @@ class Clock(TrainerCallback):
 
 def flops_per_token(model: PeftModel, length: int) -> float:
     """
-    Returns the FLOP per token that the computation requires: products with frozen matrices in both passes, products
-    with adapters including their gradients, and attention, half of which is masked. Recomputed activations do not
-    count.
+    Returns the FLOP per token that the computation requires. It includes products with frozen matrices in both passes,
+    products with adapters and their gradients, and the half of attention that is not masked. Recomputed activations do
+    not count.
     """
     n_frozen = n_trainable = 0
     for module in model.modules():
@@ -135,12 +136,12 @@ def main() -> None:
         "--model", default="Qwen/Qwen-7B", help="Model with the shapes to use: name on the Hub, or local directory."
     )
     parser.add_argument("--load_in_4bit", action="store_true", help="Quantize the base model to 4 bits (nf4).")
-    parser.add_argument("--layers", type=int, default=None, help="Number of layers (default: that of the model).")
+    parser.add_argument("--layers", type=int, default=None, help="Number of layers (default: as in the model).")
     parser.add_argument(
         "--width",
         type=int,
         default=None,
-        help="Hidden size, with other sizes in proportion (default: that of the model).",
+        help="Hidden size, with other sizes in proportion (default: as in the model).",
     )
     parser.add_argument("--n_rows", type=int, default=32, help="Rows per optimizer step.")
     parser.add_argument("--length", type=int, default=512, help="Tokens per row.")

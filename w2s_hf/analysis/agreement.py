@@ -18,8 +18,8 @@ def compare_answers(same: np.ndarray, student_right: np.ndarray, supervisor_righ
     Compares the predictions of a student and its supervisor, of any kind.
 
     Args:
-        same, student_right, supervisor_right (`np.ndarray` of shape `(N,)`, bool): For each test row, whether both
-            predictions are the same, whether the student is right, and whether the supervisor is right.
+        same (`np.ndarray` of shape `(N,)`, bool): Whether both predictions of a test row are the same.
+        student_right, supervisor_right (`np.ndarray` of shape `(N,)`, bool): Whether each prediction is right.
 
     Returns:
         `dict` with
@@ -30,7 +30,7 @@ def compare_answers(same: np.ndarray, student_right: np.ndarray, supervisor_righ
         - `new_errors`: the share of the supervisor's correct predictions on which the student is wrong.
 
         A share is `None` if there are no such rows. For two classes, `inherited` is the agreement where the supervisor
-        is wrong. For more classes or text it is not, because a student may make another error.
+        is wrong. For more classes or text they differ, because a student may make another error.
 
     Raises:
         ValueError: Two predictions are the same, but only one of them is right.
@@ -45,7 +45,7 @@ def compare_answers(same: np.ndarray, student_right: np.ndarray, supervisor_righ
         )
     if (same & (student_right != supervisor_right)).any():
         raise ValueError(
-            "same: got rows with the same answer of which only one is right, expected both to be right or both wrong. "
+            "same: got rows with equal predictions of which only one is right, expected both right or both wrong. "
             "Compare both with the same ground truth."
         )
 
@@ -67,8 +67,8 @@ def compare_probabilities(student: np.ndarray, supervisor: np.ndarray, labels: n
 
     Inverse scaling (paper, 5.1.3) means that larger students agree less with the errors of their supervisor. In terms
     of cross-entropy, `cross_entropy_supervisor_wrong` measures it. *Misfit* is the distance between student and
-    supervisor. For squared error and a convex class of students it is a lower bound of the gain (Charikar et al. 2024,
-    arXiv 2405.15116, theorem 1). Neither condition holds here, so both are measured.
+    supervisor. It is a lower bound of the gain for squared error and a convex class of students (theorem 1 of arXiv
+    2405.15116, Charikar et al. 2024). Students of this package meet neither condition, so both are measured.
 
     Args:
         student, supervisor (`np.ndarray` of shape `(N, C)`): Class probabilities.
@@ -124,8 +124,8 @@ def plot_agreement(entries: Sequence[dict], path: Path) -> None:
     misfit.
 
     Args:
-        entries (sequence of `dict`): The results of the analysis, one entry per seed: `sizes` (models, small to large)
-            and `students`, the dict of [`compare_answers`] or [`compare_probabilities`] by method and model.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed. `sizes` are the models, small
+            to large. `students` has the dict of [`compare_answers`] or [`compare_probabilities`] by method and model.
         path (`Path`): A `.png` file.
     """
     models, methods = entries[0]["sizes"], list(entries[0]["students"])

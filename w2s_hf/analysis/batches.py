@@ -35,7 +35,7 @@ def through_model(
         `np.ndarray` of shape `(N, ...)`, in the order of the rows, on every rank.
     """
     state = PartialState()
-    # The longest rows come first, so that a batch that does not fit into memory fails at once.
+    # The longest rows come first, so that a batch that does not fit into memory fails immediately.
     order = sorted(range(len(encoded)), key=lambda index: (-len(encoded[index]), index))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     results: list[tuple[int, np.ndarray]] = []

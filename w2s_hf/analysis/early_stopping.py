@@ -52,8 +52,8 @@ def plot_overfitting(entries: Sequence[dict], path: Path) -> None:
     Plots accuracy during training, with a panel per method, and test accuracy by stopping rule.
 
     Args:
-        entries (sequence of `dict`): The results of the analysis, one entry per seed: `weak` and `ceiling`
-            (accuracies), and `methods`, each with `steps`, four curves and `stops`.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed. `weak` and `ceiling` are
+            accuracies. Each of `methods` has `steps`, four curves and `stops`.
         path (`Path`): A `.png` file.
     """
     methods, panels = list(entries[0]["methods"]), []

@@ -57,7 +57,7 @@ def pgr_note(entries: Sequence[dict], *path: str) -> str:
 
 
 def intervals_of(entries: Sequence[dict], *path: str, key: str = "ci95") -> tuple[float, float] | None:
-    """Returns the interval of an entry; `None` if there are several seeds, or the entry has no interval."""
+    """Returns the interval of an entry, or `None` for several seeds or an entry without an interval."""
     entry = entries[0]
     for name in path:
         entry = entry[name]
@@ -70,8 +70,8 @@ def draw(path: Path, *rows: Sequence[tuple[float, Callable[[Axes], None]]]) -> N
 
     Args:
         path (`Path`): A `.png` file.
-        rows (sequences of pairs): The panels of each row: the width in inches (exact in the widest row), and the
-            function that draws the panel.
+        rows (sequences of pairs): The panels of each row. A panel is its width in inches and the function that draws
+            it. Widths are exact in the widest row.
     """
     size = max(sum(width for width, _ in row) for row in rows), 4.0 * len(rows)
     with matplotlib.rc_context(STYLE):

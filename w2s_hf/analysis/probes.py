@@ -60,7 +60,7 @@ def last_hidden_states(
         `np.ndarray` of shape `(N, hidden size)`, float32, in the order of the rows, on every rank.
     """
     encoded = tokens_of(tokens, "tokens")
-    align_padding(model, tokenizer)  # decoders reject batches without it
+    align_padding(model, tokenizer)  # decoders reject batches without a padding token
     head_inputs: list[torch.Tensor] = []
     handle = classification_head(model).register_forward_pre_hook(lambda module, inputs: head_inputs.append(inputs[0]))
     reads_last = hasattr(model, "score")  # the head of a decoder, whose model selects the last token after the head
@@ -97,9 +97,9 @@ def logistic_probe(
     Args:
         features (`np.ndarray` of shape `(N, D)`): Features of the training rows.
         probabilities (`np.ndarray` of shape `(N, 2)` or `(N,)`): Labels: probabilities, P(class 1) or classes.
-        validation (pair of arrays, *optional*): Features and labels for the selection of `l2` by accuracy; in ties the
-            largest value is selected. (The paper stops its probes by validation labels of the same kind.) Without
-            validation rows, the third value is used.
+        validation (pair of arrays, *optional*): Features and labels for the selection of `l2` by accuracy. In ties,
+            the largest value is selected. Without validation rows, the third value is used. The paper selects the
+            stopping step of its probes by such labels instead.
         l2 (sequence of `float`): Weights of the squared norm relative to the *mean* cross-entropy.
 
     Returns:
@@ -212,7 +212,7 @@ def topological_filter(features: np.ndarray, labels: np.ndarray, *, k: int = 50)
     al. 2020).
 
     Edges of the graph lead from each row to its `k` nearest neighbours. Each class keeps its largest strongly
-    connected component, and of this component the rows for which most neighbours in such components have their class.
+    connected component. A row of a component is kept if most of its neighbours in these components have its class.
     (EleutherAI/w2s uses the mean label of the neighbours instead of this vote.)
 
     Args:
@@ -251,8 +251,8 @@ def plot_probes(entries: Sequence[dict], path: Path) -> None:
     Plots the accuracy of the weak labels after each correction, and of the students that were trained on them.
 
     Args:
-        entries (sequence of `dict`): The results of the analysis, one entry per seed: `labels`, a dict of results with
-            `label_accuracy`, `accuracy` and `pgr`, by correction; and the accuracies `weak` and `ceiling`.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed. `labels` has `label_accuracy`,
+            `accuracy` and `pgr` by correction. `weak` and `ceiling` are accuracies.
         path (`Path`): A `.png` file.
     """
     corrections = list(entries[0]["labels"])

@@ -72,7 +72,7 @@ def encode_prompts(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the model.
         prompts (sequence of `str`): Prompts, see [`few_shot_prompts`].
         form ([`PromptFormat`]): Format with the answers.
-        config ([`~transformers.PreTrainedConfig`]): Configuration of the model, with its maximum number of tokens.
+        config ([`~transformers.PreTrainedConfig`]): Configuration with the maximum number of tokens.
 
     Raises:
         ValueError: There are no prompts, a prompt is empty or longer than the maximum of the model, or the answers
@@ -109,11 +109,12 @@ def answer_probabilities(
     Returns the probabilities of the two answers by a language model, normalized over their two tokens.
 
     The logits are computed in float32 for every model, because in bfloat16 one pair in twenty would be equal. Some
-    models apply a scale or a cap to all logits. It does not change which answer is more probable, and is left out.
+    models apply a scale or a cap to all logits. This function leaves it out, because the order of the answers is the
+    same.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model in eval mode.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer, with a padding token.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the model, with a padding token.
         prompts (sequence of `str`): Prompts, see [`few_shot_prompts`].
         form ([`PromptFormat`]): Format with the answers to score.
         batch_size (`int`, *optional*, defaults to 16): Number of prompts per batch on each rank.
@@ -160,9 +161,9 @@ def balanced_scores(probabilities: np.ndarray, prior: np.ndarray, labels: np.nda
         labels (`np.ndarray` of shape `(N,)`): True classes, which are used for scoring only.
 
     Returns:
-        `dict` with `accuracy_at_median` (predicts class 1 if its probability is above the median of all rows, which
-        requires balanced classes) and `accuracy_content_free` (predicts class 1 if its probability is above that of
-        the prior).
+        `dict` of two accuracies. `accuracy_at_median` predicts class 1 if its probability is above the median of all
+        rows, which requires balanced classes. `accuracy_content_free` predicts class 1 if its probability is above the
+        probability of the prior.
 
     Raises:
         ValueError: The probabilities or the prior are not `(N, 2)`, are NaN, or do not sum to 1.
@@ -187,11 +188,11 @@ def _log_odds(probabilities: np.ndarray) -> np.ndarray:
 
 def plot_prompting(entries: Sequence[dict], path: Path) -> None:
     """
-    Plots the accuracy of prompted models beside that of finetuned ones.
+    Plots the accuracies of prompted and finetuned models.
 
     Args:
-        entries (sequence of `dict`): The results of the analysis, one entry per seed: `prompted` and `finetuned`,
-            dicts of results with `accuracy`, by name; and the accuracies `weak` and `ceiling`.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed. `prompted` and `finetuned` have
+            results with `accuracy` by name. `weak` and `ceiling` are accuracies.
         path (`Path`): A `.png` file.
     """
     names = [(kind, name) for kind in ("prompted", "finetuned") for name in entries[0][kind]]

@@ -45,9 +45,8 @@ def simulate_labels(
     Args:
         kind (`str`): One of [`ERROR_KINDS`].
         truth (`np.ndarray` of shape `(N,)`): Classes, 0 or 1.
-        n_errors (`int`): Number of flipped labels. With the number of errors of a real supervisor, both have the same
-            accuracy.
-        texts (sequence of `str`, *optional*): Texts for `longest` and `shortest`, whose length is in characters.
+        n_errors (`int`): Number of flipped labels.
+        texts (sequence of `str`, *optional*): Texts for `longest` and `shortest` (length in characters).
         strong (`np.ndarray` of shape `(N, 2)`, *optional*): Probabilities for `unconfident` and `confident`, from a
             strong model that was finetuned on ground truth of *other* rows.
         seed (`int`, *optional*, defaults to 0): Seed of `random`, and of the order of rows in ties.
@@ -56,7 +55,7 @@ def simulate_labels(
         `np.ndarray` of shape `(N,)`, int64.
 
     Raises:
-        ValueError: The kind is unknown, an input that it needs is missing, or there are more errors than rows.
+        ValueError: The kind is unknown. A required input is missing. There are more errors than rows.
     """
     truth = classes_of(truth, "truth")
     if kind not in ERROR_KINDS:
@@ -131,12 +130,13 @@ def feature_experiment(
 
     The first supervisor is a probe on the first `k` features. A student that sees all features can learn its errors.
     The second supervisor has the same accuracy and makes random errors, which no student can learn. Labels are hard,
-    and logistic regression has the default of scikit-learn (`C=1`). There are two differences from the paper: features
-    are standardized, and the third supervisor, with a mixture of both kinds of errors, is left out.
+    and logistic regression has the default of scikit-learn (`C=1`). There are two differences from the paper. Features
+    are standardized. The third supervisor of the paper, with a mixture of both kinds of errors, is left out.
 
     Args:
-        weak, student, test (pairs of features `(N, D)` and classes `(N,)`): Rows of the weak probe; rows of the
-            students, which are fitted to the labels of each supervisor; and rows to score all probes on.
+        weak (pair of features `(N, D)` and classes `(N,)`): Training rows of the weak probe.
+        student (pair as `weak`): Training rows of the students, which are fitted to the labels of each supervisor.
+        test (pair as `weak`): Rows to score all probes on.
         widths (sequence of `int`): Values of `k`.
         seed (`int`, *optional*, defaults to 0): Seed of the random errors.
 
@@ -186,9 +186,9 @@ def plot_weak_errors(entries: Sequence[dict], path: Path) -> None:
     Plots students of simulated supervisors, the share of errors that they repeat, and probes on features.
 
     Args:
-        entries (sequence of `dict`): The results of the analysis, one entry per seed: `supervisors`, a dict of results
-            with `accuracy`, `supervisor` (an accuracy), `pgr` and `agreement`, by name; `features`, see
-            [`feature_experiment`]; and `ceiling`.
+        entries (sequence of `dict`): The results of the analysis, one entry per seed. `supervisors` has `accuracy`,
+            `supervisor` (an accuracy), `pgr` and `agreement` by name. `features` is a result of
+            [`feature_experiment`]. `ceiling` is an accuracy.
         path (`Path`): A `.png` file.
     """
     names = list(entries[0]["supervisors"])

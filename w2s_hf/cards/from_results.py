@@ -88,7 +88,7 @@ def _facts_of_student(results: ExperimentResult, run: SeedResult, student: Stude
         "ceiling_warning": ceiling_warning(run),
         "early_stopping": analysis.get(student.method, {}).get("stops", {}),
         "links": student.links,
-        # The training labels of a chain's last link are those of the previous link.
+        # The last link of a chain is trained on labels of the previous link.
         "label_accuracy": None if student.links else run.weak.label_accuracy,
         "taught_by": student.links[-1].taught_by if student.links else None,
         "pgr_against_plain": None if plain is None else plain.pgr,

@@ -32,7 +32,8 @@ class StudentCard:
     The content of a student's model card. The card leaves out unknown facts.
 
     Experiments build cards from their results ([`StudentCard.from_results`]). Trainers have a card, `trainer.card`,
-    and write it in `create_model_card` and `push_to_hub`. They fill in the facts of the training; set the others:
+    and write it in `create_model_card` and `push_to_hub`. Trainers fill in the facts of the training. Set the facts of
+    the experiment yourself:
 
     ```python
     trainer.card.task, trainer.card.method = "spam", "naive"
@@ -72,8 +73,8 @@ class StudentCard:
         n_train (`int`, *optional*): Number of training rows of a link of a chain.
         pgr_against_plain (`float`, *optional*): PGR against the ceiling without generative finetuning.
         summary ([`MethodSummary`], *optional*): Results of the same method over the seeds.
-        weak_labels, weak_labels_fingerprint (`str`, *optional*):
-            Dataset on the Hub with the training labels, and the fingerprint of these labels.
+        weak_labels (`str`, *optional*): Dataset on the Hub with the training labels.
+        weak_labels_fingerprint (`str`, *optional*): Fingerprint of these labels.
         is_demo (`bool`, *optional*, defaults to `False`): Whether this is a student of the embedded demo.
         repo_id (`str`, *optional*): Repository in the code that loads the student; the current directory by default.
         has_figure (`bool`, *optional*, defaults to `False`): Whether the directory of the card has a `pgr.png`.
@@ -163,9 +164,9 @@ class StudentCard:
         Args:
             results ([`ExperimentResult`]): The content of `results.json`.
             run ([`SeedResult`]): The results of the student's seed.
-            student ([`StudentResult`]): The student. As a `dict` it may also be a link of a chain, with the `method`
-                of the chain.
-            link ([`LinkResult`], *optional*): A link of the student's chain, to build the card of the link instead.
+            student ([`StudentResult`]): The student. A `dict` may also be a link of a chain, with the `method` of the
+                chain.
+            link ([`LinkResult`], *optional*): Link of the student's chain. The card is then the card of the link.
 
         Raises:
             ValueError: The results are of an older version.

@@ -79,12 +79,14 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
         `pandas.DataFrame` with the columns
 
         - `seed`;
-        - `role`: `weak`, `ceiling`, `ceiling_plain`, the method of a student, `control`, `link_1`, ... of a chain,
-          `direct` and `direct_all` (students without the chain), and the names of the linear probe and of the
-          prompts of `--analyses prompting`;
-        - `id`: the id of the test row, which is a hash of its content unless a generation task gives another one;
+        - `role`: the name of the model, see below;
+        - `id`: the id of the test row, which is a hash of its content unless a generation task has other ids;
         - `prediction`: class probabilities, `(C,)` float32; `None` for completions, which are not stored;
         - `correct`: whether the prediction is correct.
+
+        Roles are `weak`, `ceiling`, `ceiling_plain`, `control` and the methods of students. A chain has `link_1`, ...,
+        and `direct` and `direct_all` for students without the chain. The linear probe and the prompts of
+        `--analyses prompting` have their names as roles.
 
     Raises:
         FileNotFoundError: The file does not exist.

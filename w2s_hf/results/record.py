@@ -21,7 +21,7 @@ def named(key: str) -> Any:
 
 
 def rest() -> Any:
-    """Returns the field for all keys without a field of their own. JSON has them beside the other keys."""
+    """Returns the field for all keys without a named field. In JSON, they are at the same level as the named keys."""
     return dataclasses.field(default_factory=dict, metadata={"rest": True})
 
 

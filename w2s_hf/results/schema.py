@@ -130,7 +130,8 @@ class LinkResult(Record):
         n_train (`int`): Number of training rows.
         labels (`str`, *optional*): Fingerprint of the training labels.
         agreement ([`Agreement`]): Agreement with `taught_by`.
-        output, weak_labels (`str`): Directories of the model and of its training labels, in the output directory.
+        output (`str`): Directory of the model, in the output directory.
+        weak_labels (`str`): Directory of its training labels, in the output directory.
         hardware (`str`, *optional*): Hardware of the training.
     """
 
@@ -159,7 +160,8 @@ class StudentResult(Record):
     Args:
         method (`str`): Method of training on the weak labels.
         agreement ([`Agreement`]): Agreement with the weak supervisor.
-        output, weak_labels (`str`): Directories of the student and of its training labels, in the output directory.
+        output (`str`): Directory of the student, in the output directory.
+        weak_labels (`str`): Directory of its training labels, in the output directory.
         hardware (`str`, *optional*): Hardware of the training.
         against_plain_ceiling ([`Pgr`], *optional*): PGR against the ceiling without generative finetuning.
         links (`list` of [`LinkResult`]): Links of the chain, of which the student is the last.
@@ -232,8 +234,8 @@ class SeedResult(Record):
         Returns the accuracy of guessing, in [0, 1].
 
         Args:
-            chance (`float`, *optional*): `ExperimentResult.chance`. If it is `None`, guessing depends on the rows, and
-                its accuracy is the lowest of the baselines without a model, or `None` if there are none.
+            chance (`float`, *optional*): `ExperimentResult.chance`. If it is `None`, guessing depends on the rows. Its
+                accuracy is then the lowest of the baselines without a model, or `None` without such baselines.
         """
         if chance is not None:
             return chance
@@ -241,7 +243,7 @@ class SeedResult(Record):
 
     def is_supervisor_at_chance(self, chance: float | None) -> bool:
         """
-        Returns whether the 95 % interval of the supervisor's accuracy begins at or below that of guessing.
+        Returns whether the 95 % interval of the supervisor's accuracy begins at or below the accuracy of guessing.
 
         Args:
             chance (`float`, *optional*): As in [`~SeedResult.accuracy_of_guessing`].
@@ -291,7 +293,7 @@ class DirectSummary(Record):
 
 @dataclass(kw_only=True)
 class MethodSummary(Record):
-    """A method over the seeds: mean accuracy and [`PgrSummary`]; the other fields are those of [`StudentResult`]."""
+    """A method over the seeds: mean accuracy and [`PgrSummary`]. Further fields are as in [`StudentResult`]."""
 
     method: str
     accuracy_mean: float
@@ -310,7 +312,8 @@ class DatasetInfo(Record):
     The rows of an experiment.
 
     Args:
-        id, revision (`str`): Dataset and commit on the Hub; the revision is `"local"` or `"generated"` for other rows.
+        id (`str`): Dataset on the Hub.
+        revision (`str`): Commit on the Hub, `"local"` or `"generated"`.
         n_weak_half, n_student_half, n_validation, n_test, n_links (`int`): Sizes of the splits.
         n_dropped (`dict[str, int]`): Number of dropped rows by reason.
         split_seed (`int`, *optional*): Seed of the split.
@@ -371,7 +374,7 @@ class ExperimentResult(Record):
 
     @property
     def is_demo(self) -> bool:
-        """Returns whether the rows are those of the embedded demo."""
+        """Returns whether the run is the embedded demo."""
         return self.preset == "demo"
 
     def summary_of(self, method: str) -> MethodSummary:

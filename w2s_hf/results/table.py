@@ -62,7 +62,7 @@ def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: A file does not exist, or a directory has no results.
-        ValueError: A file passed by name is not a `results.json` of schema 1, or a file of schema 1 lacks a key or has
+        ValueError: A file passed by name is not a `results.json` of schema 1. A file of schema 1 lacks a key or has
             a value of another type.
     """
     by_path: dict[Path, ExperimentResult] = {}
@@ -201,7 +201,7 @@ def _scored(results: ExperimentResult, run: SeedResult) -> Iterator[tuple[str, A
 
     def other(role: str, score: AnyScore, method: str | None = None) -> tuple[str, AnyScore, StudentCard]:
         card = students[0][2]
-        model = getattr(score, "model", card.base_model)  # a direct student has no name of its own
+        model = getattr(score, "model", card.base_model)  # direct students have no model name
         trained = None if role == "weak" or not model else replace(Score.of(score), model=model)
         return role, score, replace(card, method=method, student=trained, **unset)
 
