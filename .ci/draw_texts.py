@@ -291,7 +291,7 @@ def main() -> None:
     parser.add_argument("--tests", action="store_true", help="Draw from the tests if no paths are given.")
     parser.add_argument("--longer_than", type=int, metavar="WORDS", help="List all sentences with more words.")
     args = parser.parse_args()
-    names = ["tests"] if args.tests else [name for name in DEFAULT if (ROOT / name).exists()]
+    names = ["tests"] if args.tests else DEFAULT
     texts = read_texts([path.resolve() for path in args.paths] or [ROOT / name for name in names])
     if args.longer_than is not None:
         for text in texts:

@@ -203,6 +203,14 @@ def test_long_sentences(text, sentences):
     assert script("draw_texts.py").long_sentences(text, 3) == sentences
 
 
+def test_no_sentence_has_25_words():
+    """Split the sentences that this test lists. `python .ci/draw_texts.py --longer_than 24` lists them, too."""
+    drawing = script("draw_texts.py")
+    texts = drawing.read_texts([ROOT / name for name in drawing.DEFAULT])
+    long = {f"{text.path}:{text.line}": drawing.long_sentences(text.text, 24) for text in texts}
+    assert {place: sentences for place, sentences in long.items() if sentences} == {}
+
+
 def test_a_seed_draws_the_same_texts(tmp_path):
     (tmp_path / "module.py").write_text(PYTHON)
     (tmp_path / "page.md").write_text(MARKDOWN)

@@ -67,8 +67,8 @@ def compare_probabilities(student: np.ndarray, supervisor: np.ndarray, labels: n
 
     Inverse scaling (paper, 5.1.3) means that larger students agree less with the errors of their supervisor. In terms
     of cross-entropy, `cross_entropy_supervisor_wrong` measures it. *Misfit* is the distance between student and
-    supervisor. It is a lower bound of the gain for squared error and a convex class of students (theorem 1 of arXiv
-    2405.15116, Charikar et al. 2024). Students of this package meet neither condition, so both are measured.
+    supervisor. For squared error and a convex class of students, it is a lower bound of the gain. This is theorem 1 of
+    Charikar et al. 2024 (arXiv 2405.15116). Students of this package meet neither condition, so both are measured.
 
     Args:
         student, supervisor (`np.ndarray` of shape `(N, C)`): Class probabilities.
