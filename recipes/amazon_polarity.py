@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # w2s_hf = { path = "..", editable = true }
 # ///
-"""Weak-to-strong generalization on Amazon reviews: is a product review positive?
+"""Runs weak-to-strong generalization on Amazon reviews: is a product review positive?
 
 The embedded demo (no network, no GPU; two minutes on two CPU cores):
 

@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # w2s_hf = { path = "..", editable = true }
 # ///
-"""Weak-to-strong generalization of reward models on Anthropic HH: the models predict the better of two replies.
+"""Trains reward models on Anthropic HH with weak labels. The models predict the better of two replies.
 
 The embedded demo (no network, no GPU; two minutes on two CPU cores):
 

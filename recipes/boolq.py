@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # w2s_hf = { path = "..", editable = true }
 # ///
-"""Weak-to-strong generalization on BoolQ: yes/no questions about a passage.
+"""Runs weak-to-strong generalization on BoolQ: yes/no questions about a passage.
 
 The embedded demo (no network, no GPU; two minutes on two CPU cores):
 

@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # w2s_hf = { path = "..", editable = true }
 # ///
-"""Weak-to-strong generalization on chess puzzles: the models write the best move.
+"""Runs weak-to-strong generalization on chess puzzles: the models write the best move.
 
 The embedded demo, knight forks (no network, no GPU; two minutes on two CPU cores). It needs python-chess:
 

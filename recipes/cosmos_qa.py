@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # w2s_hf = { path = "..", editable = true }
 # ///
-"""Weak-to-strong generalization on CosmosQA: questions about a blog entry, with a right and a wrong answer to each.
+"""Runs weak-to-strong generalization on CosmosQA: questions about a blog entry, each with a right and a wrong answer.
 
 The embedded demo (no network, no GPU; two minutes on two CPU cores):
 

@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # w2s_hf = { path = "..", editable = true }
 # ///
-"""Weak-to-strong generalization on any task of the package, or on your own.
+"""Runs weak-to-strong generalization on any task of the package, or on your own.
 
 The tasks, and the embedded demo with the columns of one of them:
 

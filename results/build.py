@@ -106,7 +106,7 @@ class Entry:
 
     @property
     def is_prompted(self) -> bool:
-        """Whether the run has the analysis `prompting`, which evaluates prompts of the student model."""
+        """`True` if the run has the analysis `prompting`, which evaluates prompts of the student model."""
         return "prompting" in self.results.runs[0].analyses
 
     def accuracies(self, role: str) -> np.ndarray:
@@ -130,7 +130,7 @@ class Entry:
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether the predictions are probabilities (completions otherwise)."""
+        """`True` if the predictions are probabilities, `False` if they are completions."""
         return bool(self.predictions["prediction"].notna().all())
 
     def correct(self, role: str) -> np.ndarray:
@@ -324,7 +324,10 @@ def comparison(name: str, table: Table, folder: Path) -> str:
     rows = []
     for role, models in differences.groupby("role", sort=False):
         if models["largest_difference"].isna().any():
-            raise ValueError(f"compare_with: got completions of {table.name}, expected a task with probabilities.")
+            raise ValueError(
+                f"compare_with: got completions of {table.name}, expected a task with probabilities. Remove "
+                "`compare_with`."
+            )
         rows.append([
             _ROLES.get(role) or (f"student, {role}" if role in (*METHODS, BOOTSTRAP) else role),
             *(rounded(models[column].mean()) for column in ("accuracy", "other_accuracy")),
@@ -675,12 +678,11 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
         parts += [
             "![Test accuracy of supervisors, students and ceilings](figures/results.png)",
             "## The paper's comparisons",
-            "This table has the runs of the README. Each difference is the mean of the first minus the mean of the "
-            "second. Its interval is a paired 95 % bootstrap over test rows and seeds. The first is above or "
-            "below the second if the interval excludes 0.",
-            markdown_table(
-                ["task", "first and second", "difference [95 %]", "the first is", "in the paper"], comparisons
-            ),
+            "This table has the runs of the README. Each row compares two values, which are accuracies unless the row "
+            "names another. The difference is the mean of the first value minus the mean of the second value. Its "
+            "interval is a paired 95 % bootstrap over test rows and seeds. The first value is above or below the "
+            "second value if the interval excludes 0.",
+            markdown_table(["task", "values", "difference [95 %]", "the first value is", "in the paper"], comparisons),
             _NOT_AS_IN_THE_PAPER,
         ]
     parts += [section(group, page) for group in groups]

@@ -149,7 +149,7 @@ def test_a_model_that_is_sharded_is_probed_only_on_request(flag, context, monkey
     monkeypatch.setenv(flag, "true")
     with caplog.at_level(logging.INFO, "w2s_hf"):
         assert CLASSIFICATION.further_results(real) == {}
-    assert "No linear probe of the student with " in caplog.text
+    assert "The linear probe of the student is skipped with " in caplog.text
     real = replace(context, args=replace(args, linear_probe=True))
     assert "baselines" in CLASSIFICATION.further_results(real)
 

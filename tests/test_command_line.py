@@ -128,7 +128,7 @@ def test_a_file_comes_before_a_shipped_configuration(monkeypatch, tmp_path):
         ("--config", "--config: got nothing, expected a YAML file"),
         ("--config --seeds 1", "--config: got nothing"),
         ("--config demo --config=demo", "got 2 configurations, expected one"),
-        ("--methods naive,window", "expected names separated by spaces, not by commas"),
+        ("--methods naive,window", "expected names separated by spaces. Replace the commas"),
         ("--analyses agrement", "Did you mean 'agreement'?"),
         ("--loss_type confidenc", "Did you mean 'confidence'"),
         ("--eval_strategy step", "Did you mean 'steps'?"),

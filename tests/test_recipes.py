@@ -483,7 +483,7 @@ def test_help_reads_well(cache):
     assert process.stdout.index("--dataset_path") < process.stdout.index("--learning_rate"), (
         "the experiment comes first"
     )
-    assert process.stdout.index("Weak-to-strong generalization on BoolQ") < 100, (
+    assert process.stdout.index("Runs weak-to-strong generalization on BoolQ") < 100, (
         "the description comes before all options"
     )
 

@@ -1,4 +1,4 @@
-"""Extensions of the Hugging Face Trainer for weak-to-strong generalization (Burns et al. 2023).
+"""Extends the Hugging Face Trainer for weak-to-strong generalization (Burns et al. 2023).
 
 Public names are imported on first use. `import w2s_hf.losses` therefore needs only torch, and `import w2s_hf.metrics`
 needs neither torch nor transformers.

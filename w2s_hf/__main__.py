@@ -1,4 +1,4 @@
-"""`python -m w2s_hf`, the same as `w2s`."""
+"""Runs the command `w2s` as `python -m w2s_hf`."""
 
 import sys
 

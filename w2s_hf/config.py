@@ -258,12 +258,12 @@ class LossArguments(_OwnDefaults):
 
     @property
     def has_auxiliary_term(self) -> bool:
-        """True if the loss has a term whose weight rises from 0 to `aux_coef`."""
+        """`True` if the loss has a term whose weight rises from 0 to `aux_coef`."""
         return "aux_coef" in LOSS_ARGUMENTS[self.loss_type]
 
     @property
     def resolved_aux_warmup_ratio(self) -> float:
-        """`aux_warmup_ratio`, or its default for this loss."""
+        """The `aux_warmup_ratio`, or its default for this loss."""
         return self._warmup_ratio_of(self.loss_type)
 
     def _warmup_ratio_of(self, loss_type: str) -> float:

@@ -1,4 +1,4 @@
-"""Greedy completions of prompts: batched, resumable, and the same for every batch size and number of ranks."""
+"""Completes prompts greedily. Completions are resumable, and equal for any batch size and number of ranks."""
 
 import hashlib
 import json

@@ -44,7 +44,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Arguments of `from_pretrained` and similar functions that select a file, in addition to its repository.
+# These arguments of `from_pretrained` and similar functions select a file in a repository.
 FILE_OPTIONS = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
 
 _PAUSES = (1, 4)  # seconds before each retry after a server error of the Hub

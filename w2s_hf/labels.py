@@ -1,4 +1,4 @@
-"""Weak labels keyed by row id, as class probabilities or text, with their provenance."""
+"""The weak labels by row id, as class probabilities or text, with their provenance."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Losses of a student on soft labels, as pure functions on tensors.
+"""The losses of a student on soft labels, as pure functions on tensors.
 
 All losses take `logits` `(B, C)` of any float dtype and `soft_labels` `(B, C)`, probabilities that sum to 1 per row.
 They compute in float32 and return the mean over the B rows, or the losses `(B,)` with `reduction="none"`. All losses

@@ -1,4 +1,4 @@
-"""Metrics of an experiment: accuracy, PGR with its interval, agreement and calibration, without torch."""
+"""The metrics of an experiment: accuracy, PGR with its interval, agreement and calibration, without torch."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Figures of experiments, and the parts of figures of sweeps: series, an axis of model sizes, panels."""
+"""Plots the figures of experiments, and parts of the figures of sweeps: series, an axis of model sizes, panels."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -148,7 +148,7 @@ def _pgr_note(summary: MethodSummary) -> str:
 
 
 def _error(value: float, low: float, high: float) -> list[list[float]]:
-    """Returns the distances to the ends of an interval for `errorbar`, which rejects ones that round below 0."""
+    """Returns the distances to the ends of an interval. Rounding can make them negative, which `errorbar` rejects."""
     return [[max(value - low, 0.0)], [max(high - value, 0.0)]]
 
 

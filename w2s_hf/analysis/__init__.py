@@ -1,4 +1,4 @@
-"""Analyses of a finished experiment: functions on arrays and models, figures, and sections of the report.
+"""The analyses of a finished experiment: functions on arrays and models, figures, and sections of the report.
 
 The option `--analyses` runs them; `w2s_hf.experiments.analyses` trains the models that they need.
 """

@@ -174,7 +174,11 @@ def plot_agreement(entries: Sequence[dict], path: Path) -> None:
 
 
 def agreement_section(entries: Sequence[dict]) -> str:
-    """Returns the results in Markdown, as means over the seeds. Arguments as in [`plot_agreement`]."""
+    """
+    Returns the results in Markdown, as means over the seeds.
+
+    The arguments are those of [`plot_agreement`].
+    """
     has_probabilities = "misfit" in next(iter(next(iter(entries[0]["students"].values())).values()))
 
     header = ["student", "method", "accuracy", "agreement", "agreement, supervisor right"]

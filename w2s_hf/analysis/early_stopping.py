@@ -103,7 +103,11 @@ def plot_overfitting(entries: Sequence[dict], path: Path) -> None:
 
 
 def overfitting_section(entries: Sequence[dict]) -> str:
-    """Returns the results in Markdown: means over the seeds, median PGR. Arguments as in [`plot_overfitting`]."""
+    """
+    Returns the results in Markdown: means over the seeds, median PGR.
+
+    The arguments are those of [`plot_overfitting`].
+    """
     rows = []
     for method in entries[0]["methods"]:
         for key, name in STOPS.items():

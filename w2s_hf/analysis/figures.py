@@ -1,4 +1,4 @@
-"""Panels of bars and lines for the figures of analyses, and cells of their tables."""
+"""Draws the panels of bars and lines in the figures of analyses, and formats the cells of their tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -70,8 +70,8 @@ def draw(path: Path, *rows: Sequence[tuple[float, Callable[[Axes], None]]]) -> N
 
     Args:
         path (`Path`): A `.png` file.
-        rows (sequences of pairs): The panels of each row. A panel is its width in inches and the function that draws
-            it. Widths are exact in the widest row.
+        rows (sequences of pairs): The panels of each row. Each panel is a pair of its width in inches and the
+            function that draws it. Widths are exact in the widest row.
     """
     size = max(sum(width for width, _ in row) for row in rows), 4.0 * len(rows)
     with matplotlib.rc_context(STYLE):

@@ -1,4 +1,4 @@
-"""Probes: simple classifiers on hidden states, to measure model knowledge and correct weak labels (paper, 5.2.3)."""
+"""Fits simple classifiers on hidden states, to measure model knowledge and to correct weak labels (paper, 5.2.3)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -285,7 +285,11 @@ def plot_probes(entries: Sequence[dict], path: Path) -> None:
 
 
 def probes_section(entries: Sequence[dict]) -> str:
-    """Returns the results in Markdown: means over the seeds, median PGR. Arguments as in [`plot_probes`]."""
+    """
+    Returns the results in Markdown: means over the seeds, median PGR.
+
+    The arguments are those of [`plot_probes`].
+    """
     rows = []
     for name in entries[0]["labels"]:
         path = ("labels", name)

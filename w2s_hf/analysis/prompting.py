@@ -214,7 +214,11 @@ def plot_prompting(entries: Sequence[dict], path: Path) -> None:
 
 
 def prompting_section(entries: Sequence[dict]) -> str:
-    """Returns the results in Markdown: the prompts, and means over the seeds. Arguments as in [`plot_prompting`]."""
+    """
+    Returns the results in Markdown: the prompts, and means over the seeds.
+
+    The arguments are those of [`plot_prompting`].
+    """
     entry, form = entries[0], entries[0]["format"]
     prompt = PromptFormat(**form).prompt("TEXT").replace("\n", "\\n").replace("`", "'")
     answers = [repr(answer) for answer in form["answers"]]

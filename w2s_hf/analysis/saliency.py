@@ -38,9 +38,13 @@ def plot_saliency(entries: Sequence[dict], path: Path) -> None:
 
 
 def saliency_section(entries: Sequence[dict]) -> str:
-    """Returns the results in Markdown, as means over the seeds. Arguments as in [`plot_saliency`]."""
+    """
+    Returns the results in Markdown, as means over the seeds.
+
+    The arguments are those of [`plot_saliency`].
+    """
     accuracy = {name: accuracy_cell(entries, "accuracies", name) for name in SALIENCY}
-    # The share of a gap is meaningful only if there is one: in every seed, the intervals of both ends do not overlap.
+    # The share of the gap is meaningful only if the intervals of its ends do not overlap in any seed.
     ends = [[entry["accuracies"][name]["ci95"] for name in ("lp(gt)", "ft(gt)")] for entry in entries]
     share_closed = None
     if all(low[1] < high[0] for low, high in ends):

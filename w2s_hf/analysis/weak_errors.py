@@ -234,7 +234,11 @@ def plot_weak_errors(entries: Sequence[dict], path: Path) -> None:
 
 
 def weak_errors_section(entries: Sequence[dict]) -> str:
-    """Returns the results in Markdown: means over the seeds, median PGR. Arguments as in [`plot_weak_errors`]."""
+    """
+    Returns the results in Markdown: means over the seeds, median PGR.
+
+    The arguments are those of [`plot_weak_errors`].
+    """
     rows = []
     for name in entries[0]["supervisors"]:
         of_kind = ("supervisors", name)

@@ -1,4 +1,4 @@
-"""Model cards: their content as data, and the templates that render it."""
+"""The content of model cards as data, and the templates that render it."""
 
 from .score import Score
 from .student_card import BLOCK, FIGURE, ROWS, SCHEMA, StudentCard

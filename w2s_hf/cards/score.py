@@ -54,5 +54,5 @@ class Score:
 
 
 def interval(ci95: Sequence[float] | None, digits: int) -> Markup:
-    """Returns an interval such as ` [0.677, 0.723]`, with a leading space, or an empty text for `None`."""
+    """Returns an interval such as ` [0.677, 0.723]`, with a leading space, or an empty string for `None`."""
     return Markup("" if ci95 is None else f" [{ci95[0]:.{digits}f}, {ci95[1]:.{digits}f}]")

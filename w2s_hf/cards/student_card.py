@@ -175,7 +175,7 @@ class StudentCard:
 
     @property
     def pgr(self) -> float | None:
-        """PGR of the three scores; `None` if a score is missing or PGR is undefined."""
+        """The PGR of the three scores; `None` if a score is missing or PGR is undefined."""
         if self.weak is None or self.student is None or self.ceiling is None:
             return None
         return performance_gap_recovered(self.weak.accuracy, self.student.accuracy, self.ceiling.accuracy)
@@ -219,7 +219,7 @@ class StudentCard:
 
     @property
     def fingerprint(self) -> str | None:
-        """Hash of `trained_with`, 12 hexadecimal digits; `None` for cards without settings, such as older ones."""
+        """The hash of `trained_with`, 12 hexadecimal digits; `None` for cards without settings, such as older ones."""
         return fingerprint_of(self.trained_with) if self.settings else None
 
     def metadata(self) -> ModelCardData:

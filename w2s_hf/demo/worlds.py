@@ -392,8 +392,8 @@ class DemoWorld:
     @staticmethod
     def _two_entities(rng: np.random.Generator, frequency: np.ndarray | None = None, *, n: int) -> np.ndarray:
         """
-        Draws pairs of distinct numbers below `n`, `(_BLOCK_SIZE, 2)` int64, with the probabilities `frequency` `(n,)`,
-        by default uniform.
+        Draws `_BLOCK_SIZE` pairs of distinct integers below `n`, as an int64 array of shape `(_BLOCK_SIZE, 2)`. Their
+        probabilities are `frequency`, of shape `(n,)`. The default is uniform.
         """
         first, second = rng.choice(n, size=(2, _BLOCK_SIZE), p=frequency)
         while (same := np.flatnonzero(first == second)).size:

@@ -1,4 +1,4 @@
-"""Bootstrapping: a chain of students, small to large, each trained on labels of the previous model (paper, 4.3.1)."""
+"""Trains a chain of students, small to large, each on the labels of the previous model (paper, 4.3.1)."""
 
 from functools import partial
 

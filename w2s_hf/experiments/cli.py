@@ -425,7 +425,7 @@ def check_reporting(report_to: list[str]) -> None:
     missing = [name for name in report_to if name not in installed]
     if missing:
         raise ValueError(
-            f"--report_to: got {missing[0]}, which is unknown or not installed, expected none or some of "
+            f"--report_to: got {missing[0]}, which is unknown or not installed, expected some of "
             f"{', '.join(installed) or '(no tracker is installed)'}. Install it, or set --report_to none."
         )
 

@@ -47,7 +47,9 @@ def check_names(option: str, names: list[str], known: Sequence[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         if "," in unknown[0]:
-            raise ValueError(f"{option}: got {unknown[0]}, expected names separated by spaces, not by commas.")
+            raise ValueError(
+                f"{option}: got {unknown[0]}, expected names separated by spaces. Replace the commas by spaces."
+            )
         raise ValueError(
             f"{option}: got {' '.join(unknown)}, expected some of {', '.join(known)}.{did_you_mean(unknown[0], known)}"
         )

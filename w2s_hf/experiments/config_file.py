@@ -101,7 +101,7 @@ class _OptionParser(CommandLine, TrlParser):
 
 class RecipeParser(_OptionParser):
     """
-    [`~trl.TrlParser`] with an option `--config` whose values are checked like values of the command line.
+    A [`~trl.TrlParser`] with an option `--config` whose values are checked like values of the command line.
 
     A command line is read twice. First, [`options_in`][RecipeParser.options_in] returns the options that it contains,
     and the caller chooses a configuration. Then [`parse`][RecipeParser.parse] returns the values of all options.

@@ -1,4 +1,4 @@
-"""Generative finetuning: a student is first trained on the responses as a language model, then to judge them."""
+"""Trains a student as a language model on the responses, before it is trained to judge them."""
 
 import dataclasses
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Models of experiments: specification, loading, adapters, classification heads, and the first Qwen family."""
+"""The models of experiments: specification, loading, adapters, classification heads, and the first Qwen family."""
 
 from .adapters import (
     cast_trainable_to_float32,

@@ -1,4 +1,4 @@
-"""LoRA adapters: adds untrained adapters to a base model, and prepares adapters for trainers."""
+"""Adds untrained LoRA adapters to a base model, and prepares adapters for trainers."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""Performance gap recovered (PGR) as a metric of `evaluate`."""
+"""The performance gap recovered (PGR) as a metric of `evaluate`."""
 
 import datasets
 import evaluate

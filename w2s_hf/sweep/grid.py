@@ -78,7 +78,7 @@ class SweepArguments:
     )
     ray_address: str = field(
         default="auto",
-        metadata={"help": "Address of the Ray cluster, as in ray.init. `auto`: the cluster of this machine."},
+        metadata={"help": "Address of the Ray cluster, such as ray://HOST:PORT. `auto`: the cluster of this machine."},
     )
     cell_cpus: float = field(default=1, metadata={"help": "Number of CPU cores per cell, with --engine ray."})
     cell_gpus: float = field(default=0, metadata={"help": "Number of GPUs per cell, with --engine ray."})
@@ -102,8 +102,8 @@ class SweepArguments:
             raise ValueError(f"--engine: got {self.engine!r}, expected local or ray.")
         if self.accelerate_config is not None and self.engine != "ray":
             raise ValueError(
-                "Got --accelerate_config with --engine local, expected --engine ray. Launch the sweep itself with "
-                f"`w2s sweep --accelerate_config {self.accelerate_config}`."
+                "Got --accelerate_config with --engine local, expected --engine ray. To launch the whole sweep with "
+                f"accelerate, run `w2s sweep --accelerate_config {self.accelerate_config}` instead of a script."
             )
 
 

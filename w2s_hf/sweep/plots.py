@@ -1,4 +1,4 @@
-"""Figures of a sweep: accuracy, PGR and agreement against student size, and the distribution of PGR."""
+"""Plots the figures of a sweep: accuracy, PGR and agreement against student size, and the distribution of PGR."""
 
 import textwrap
 from pathlib import Path

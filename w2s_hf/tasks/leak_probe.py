@@ -84,7 +84,7 @@ def format_features(texts: list[str]) -> tuple[np.ndarray, list[str]]:
     names = [
         f"{what} of {where}"
         for where in ("the text", "the last line")
-        for what in ("characters", "words", "characters a word", "digits", "capitals", *_PUNCTUATION)
+        for what in ("characters", "words", "characters per word", "digits", "capitals", *_PUNCTUATION)
     ]
     names += ["lines", "last line is one letter", "last line starts with a capital", "ends without punctuation"]
     rows = []

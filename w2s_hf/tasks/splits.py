@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 class SplitOptions(TypedDict, total=False):
     """
-    Options of all functions that load and split rows, such as [`w2s_hf.tasks.load_task`].
+    The options of all functions that load and split rows, such as [`w2s_hf.tasks.load_task`].
 
     Args:
         dataset_path (`str`, *optional*): A local directory or file with the columns of the task's dataset. Defaults to

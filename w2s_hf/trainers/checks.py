@@ -50,7 +50,7 @@ def check_arguments(args: Any, config_class: type[TrainingArguments]) -> None:
     """Raises `ValueError` for `args` of another class than the trainer's configuration, and for Liger kernels."""
     if not isinstance(args, config_class):
         name = config_class.__name__
-        # `TrainingArguments`, `RewardConfig` or `SFTConfig`
+        # The parent is `TrainingArguments`, `RewardConfig` or `SFTConfig`.
         parent = next(kind.__name__ for kind in config_class.__mro__ if not kind.__module__.startswith("w2s_hf."))
         raise ValueError(
             f"args: got a {type(args).__name__}, expected a {name}. Create {name}(output_dir=...), which has all "

@@ -285,7 +285,7 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
     the prompt unchanged. Otherwise it is tokenized alone.
 
     Nothing is truncated. Training rows of more than `max_length` tokens are left out, and a warning counts them.
-    Evaluation rows are refused, because the accuracy counts every row.
+    Longer evaluation rows raise an error, because the accuracy counts every row.
     """
     check_dataset(rows, name, (Dataset,))
     if rows.format["type"] == "custom":

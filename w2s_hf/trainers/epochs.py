@@ -1,4 +1,4 @@
-"""Epochs that train every row once, in the same order on any number of processes and after a resume."""
+"""Trains every row once per epoch, in the same order on any number of processes and after a resume."""
 
 import logging
 from abc import abstractmethod

@@ -1,4 +1,4 @@
-"""TRL's SFT trainer with epochs that train every row once, and with exact resuming."""
+"""The SFT trainer of TRL with epochs that train every row once, and with exact resuming."""
 
 import logging
 from collections.abc import Iterator

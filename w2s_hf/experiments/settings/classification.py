@@ -1,4 +1,4 @@
-"""Classification of texts into two classes (paper, 4.1), and the base class of settings with two classes."""
+"""The setting of classification into two classes (paper, 4.1), and the base class of settings with two classes."""
 
 import logging
 from collections.abc import Sequence
@@ -97,7 +97,9 @@ class ProbabilitySetting(Setting):
     def further_results(self, context: AnalysisContext) -> dict:
         """Returns the linear probe of the student before finetuning as a baseline; see `--linear_probe`."""
         if context.args.linear_probe is None and not context.args.demo and (sharding := _sharding()):
-            logger.info(f"No linear probe of the student with {sharding}. To compute it, set --linear_probe true.")
+            logger.info(
+                f"The linear probe of the student is skipped with {sharding}. To compute it, set --linear_probe true."
+            )
         if not self._has_probe(context.args):
             return {}
         with context.finetuner.cache.progress.group(_PROBE_TITLE):

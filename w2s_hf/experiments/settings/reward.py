@@ -1,4 +1,4 @@
-"""Reward modelling: predicts which of two responses is better (paper, 4.1)."""
+"""The setting of reward modelling, in which models predict the better of two responses (paper, 4.1)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
