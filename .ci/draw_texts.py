@@ -3,7 +3,7 @@
     python .ci/draw_texts.py --n 100 --seed 1                      # package, recipes, results and documentation
     python .ci/draw_texts.py --n 20 --seed 1 w2s_hf/trainers       # some files or directories
     python .ci/draw_texts.py --n 100 --seed 1 --tests              # the tests
-    python .ci/draw_texts.py --longer_than 25                      # all sentences of more than 25 words
+    python .ci/draw_texts.py --longer_than 24                      # all sentences of more than 24 words
 
 A text is a docstring, a block of comments, a message, a sentence of Markdown, or a long value of a YAML file. Messages
 are errors, log lines, printed lines and the help of options. Every text has the same probability. The same seed draws

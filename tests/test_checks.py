@@ -147,6 +147,14 @@ def slow_cpu(monkeypatch):
     logging.Logger.warning_once.cache_clear()
 
 
+def test_memory_is_pinned_only_for_an_accelerator(monkeypatch, tmp_path):
+    """torch warns if memory is pinned without one."""
+    for is_available in (False, True):
+        monkeypatch.setattr("torch.accelerator.is_available", lambda: is_available)  # noqa: B023
+        args = WeakToStrongConfig(output_dir=str(tmp_path), bf16=False)
+        assert args.dataloader_pin_memory is is_available
+
+
 SLOW = "about 40 times slower than float32. Set --dtype float32 --bf16 false (in Python: "
 
 

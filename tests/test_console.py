@@ -257,9 +257,10 @@ def test_only_the_named_messages_are_hidden(restored, caplog):
 
 
 @pytest.mark.slow
-def test_a_run_prints_no_message_of_a_library(cache, tmp_path):
+@pytest.mark.parametrize("device", [(), ("--use_cpu", "false", "--bf16", "false")], ids=["demo", "any device"])
+def test_a_run_prints_no_message_of_a_library(device, cache, tmp_path):
     """Adapters, evaluation and checkpoints that are written within one second."""
-    arguments = ("--methods", "naive", "--use_cpu", "false", "--bf16", "false", "--output_dir", tmp_path)
+    arguments = ("--methods", "naive", *device, "--output_dir", tmp_path)
     with warnings.catch_warnings(record=True) as seen:  # pytest would collect them, away from stderr
         warnings.simplefilter("default")
         process = recipe_here(*SMALL, *arguments, cache=cache)

@@ -1,5 +1,7 @@
 """Tests of prompts: answer tokens, heads that are initialized with them, and students of prompted texts."""
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -363,6 +365,19 @@ def test_the_answers_of_every_task_differ_in_their_first_token(directory):
         first, second = head_tokens(tokenizer, task.prompt)
         assert first != second
         assert task.prompt.prompt("text").count("0") == 0, "answers are words, not numbers"
+
+
+@pytest.mark.real_data
+def test_the_prompt_of_the_guide_suits_the_student_of_cpu_real():
+    """With the answers 0 and 1, `--head_init answers` would raise an error."""
+    page = (Path(__file__).parents[1] / "docs" / "guides" / "own_task.md").read_text()
+    namespace = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], namespace)
+    tokenizer = AutoTokenizer.from_pretrained(real_model())
+    first, second = head_tokens(tokenizer, namespace["SPAM"].prompt)
+    assert first != second
+    with pytest.raises(ValueError, match="expected different first tokens"):
+        head_tokens(tokenizer, PromptFormat())
 
 
 @pytest.mark.real_data
