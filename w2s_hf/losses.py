@@ -50,8 +50,8 @@ def _check(logits: torch.Tensor, soft_labels: torch.Tensor) -> tuple[torch.Tenso
     if logits.ndim != 2 or logits.shape != soft_labels.shape:
         raise ValueError(
             f"Got logits of shape {tuple(logits.shape)} and soft labels of shape {tuple(soft_labels.shape)}, expected "
-            "both of shape (B, C). Pass one probability per class and row. as_probabilities converts classes and "
-            "P(class 1)."
+            "both of shape (B, C). Pass one probability per class and row. "
+            "w2s_hf.labels.as_probabilities converts classes and P(class 1)."
         )
     return logits.float(), soft_labels.float()
 
