@@ -495,11 +495,37 @@ def overview(groups: Sequence[Group], short: bool) -> str:
     return markdown_table(header, rows)
 
 
-def directions(entries: Sequence[tuple[str, Entry]]) -> list[list[str]]:
+@dataclass(frozen=True)
+class Direction:
     """
-    Returns the comparisons that the paper makes, one row per run and comparison. The columns are name, models,
-    difference, direction of the difference, and direction in the paper.
+    A comparison of two values of a run.
+
+    Args:
+        name (`str`): The name of the run.
+        one (`str`): The first value: a method or prompt, of which the accuracy is compared, or the description of a
+            share.
+        other (`str`): The second value: a role or method, or the description of a share.
+        difference (`str`): The first value minus the second value, with its interval.
+        outcome (`str`): `above`, `below` or `not distinguishable`.
+        paper (`str`): The direction in the paper, or an empty string.
     """
+
+    name: str
+    one: str
+    other: str
+    difference: str
+    outcome: str
+    paper: str
+
+    @property
+    def cells(self) -> list[str]:
+        """The cells of the comparison in the table of the page."""
+        values = f"{self.one} and {_ROLES.get(self.other, self.other)}"
+        return [self.name, values, self.difference, self.outcome, self.paper]
+
+
+def directions(entries: Sequence[tuple[str, Entry]]) -> list[Direction]:
+    """Returns the comparisons that the paper makes, for each run."""
     rows = []
     for name, entry in entries:
         methods, paper = entry.methods, _PAPER.get(entry.results.setting, {})
@@ -507,40 +533,34 @@ def directions(entries: Sequence[tuple[str, Entry]]) -> list[list[str]]:
         pairs += [(method, "naive") for method in methods if method != "naive" and "naive" in methods]
         pairs += [(_ZERO_SHOT, "naive")] if entry.is_prompted and "naive" in methods else []
         for one, other in pairs:
-            cells = _difference(entry.correct(one), entry.correct(other))
-            rows.append([name, f"{one} and {_ROLES.get(other, other)}", *cells, paper.get(f"{one} and {other}", "")])
+            difference = _difference(entry.correct(one), entry.correct(other))
+            rows.append(Direction(name, one, other, *difference, paper.get(f"{one} and {other}", "")))
         is_wrong = entry.correct("weak") == 0
         # Without rows of both kinds, one of the two shares is undefined.
         is_both = (is_wrong.any(axis=1) & ~is_wrong.all(axis=1)).all()
         if not (is_both and entry.has_probabilities and "naive" in methods):
             continue
         same = entry.agrees("naive")
-        cells = _difference(np.where(is_wrong, same, np.nan), np.where(is_wrong, np.nan, same))
-        label = "agreement of naive where the supervisor is wrong, and where it is right"
-        rows.append([name, label, *cells, paper.get("agreement", "")])
+        difference = _difference(np.where(is_wrong, same, np.nan), np.where(is_wrong, np.nan, same))
+        values = ("agreement of naive where the supervisor is wrong,", "where it is right")
+        rows.append(Direction(name, *values, *difference, paper.get("agreement", "")))
         if "confidence" in methods:
             errors = (np.where(is_wrong, entry.agrees(method), np.nan) for method in ("confidence", "naive"))
-            label = "errors that confidence copies, and that naive copies"
-            rows.append([name, label, *_difference(*errors), paper.get("agreement", "")])
+            values = ("errors that confidence copies,", "that naive copies")
+            rows.append(Direction(name, *values, *_difference(*errors), paper.get("agreement", "")))
     return rows
 
 
-def summary(comparisons: Sequence[Sequence[str]]) -> list[str]:
+def summary(comparisons: Sequence[Direction]) -> list[str]:
     """Returns the number of comparisons in each direction, one sentence per kind of comparison."""
     subjects = {
-        "The naive student": ("its supervisor", lambda one, other: one == "naive" and other == _ROLES["weak"]),
-        "A student trained with another loss": (
-            "the naive student",
-            lambda one, other: other == "naive" and one in (*METHODS, BOOTSTRAP),
-        ),
-        "The untrained student with a zero-shot prompt": (
-            "the naive student",
-            lambda one, other: other == "naive" and one == _ZERO_SHOT,
-        ),
+        "The naive student": ("its supervisor", ("naive",), "weak"),
+        "A student trained with another loss": ("the naive student", (*METHODS, BOOTSTRAP), "naive"),
+        "The untrained student with a zero-shot prompt": ("the naive student", (_ZERO_SHOT,), "naive"),
     }
     lines = []
-    for subject, (baseline, is_compared) in subjects.items():
-        outcomes = [outcome for _, pair, _, outcome, _ in comparisons if is_compared(*pair.split(" and ", 1))]
+    for subject, (baseline, firsts, second) in subjects.items():
+        outcomes = [each.outcome for each in comparisons if each.one in firsts and each.other == second]
         if outcomes:
             above, below, unknown = (outcomes.count(each) for each in ("above", "below", _UNKNOWN))
             lines.append(
@@ -682,7 +702,10 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
             "names another. The difference is the mean of the first value minus the mean of the second value. Its "
             "interval is a paired 95 % bootstrap over test rows and seeds. The first value is above or below the "
             "second value if the interval excludes 0.",
-            markdown_table(["task", "values", "difference [95 %]", "the first value is", "in the paper"], comparisons),
+            markdown_table(
+                ["task", "values", "difference [95 %]", "the first value is", "in the paper"],
+                [each.cells for each in comparisons],
+            ),
             _NOT_AS_IN_THE_PAPER,
         ]
     parts += [section(group, page) for group in groups]

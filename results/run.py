@@ -12,7 +12,7 @@ weights and tokenizer. The directory of `--data` has a folder for each dataset (
 (`train.parquet`).
 
 Repeat a command to resume a run that was stopped. A run includes the methods, seeds and analyses of its published
-results. Also list added methods and seeds in tables.yaml. Models in `--outputs` are not trained again.
+results. List added methods, seeds and analyses in tables.yaml, too. Models in `--outputs` are not trained again.
 If the options of a table have changed, add `--overwrite`. Afterwards, `python results/build.py` writes the page.
 
 `--check` trains published runs again from scratch. Without names, it trains all of them. It writes to `--outputs` with

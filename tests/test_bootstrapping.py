@@ -209,7 +209,7 @@ def _ladder_of(name: str) -> list[str]:
         ({"ladder": ["a", "a"]}, "different models"),
         ({"ladder": ["a", "b"], "student_model": "a"}, "expected one of --ladder a b with another model before it"),
         ({"ladder": ["a", "b"], "student_model": "c"}, "got --student_model c"),
-        ({"ladder": ["a", "b"], "weak_model": "a"}, "Models up to --weak_model do not count"),
+        ({"ladder": ["a", "b"], "weak_model": "a"}, "only the models between it and the student count"),
         ({"ladder": ["a", "b"], "link_rows": "new"}, "link_rows"),
     ],
 )

@@ -59,7 +59,10 @@ def test_help_and_version_name_the_commands(capsys):
         ("rnu boolq", "Got 'rnu', expected one of run, sweep, .*Did you mean 'run'?"),
         ("leak_probe", "Did you mean 'leak-probe'?"),
         ("frobnicate", "`w2s --help` explains them"),
-        ("run", "Got no task, expected the name of a task.*`w2s tasks` lists.*`w2s run boolq` runs the embedded demo"),
+        (
+            "run",
+            "Got no task, expected the first word to be a task's name.*`w2s tasks` lists.*`w2s run boolq` runs",
+        ),
         ("run --config demo boolq", "Got --config before the task"),
         ("run bolq", "task: got 'bolq', expected one of .*Did you mean 'boolq'?"),
         ("run anthropic", "Did you mean 'anthropic_hh'?"),
@@ -322,7 +325,8 @@ def test_a_file_of_several_tasks(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_task.py").write_text(GENERATION + PREFERENCES)
     assert find_any_task("my_task.py:MINE").name == "mine"
-    assert "defines ADDITIONS, MINE, expected one task, or my_task.py:NAME" in ended(["run", "my_task.py"], capsys).err
+    message = ended(["run", "my_task.py"], capsys).err
+    assert "defines ADDITIONS, MINE, expected one task. Add the name of a task: `my_task.py:ADDITIONS`." in message
 
 
 # ---- What is shipped ----

@@ -181,7 +181,7 @@ def test_one_base_serves_student_after_student(tokenizer, tmp_path):
         student = fresh_adapter(student, LORA, seed=1)
         trainer = make_trainer(student, tokenizer, tmp_path)
         runs.append(losses(trainer))
-        forward = base.forward  # newer TRL versions replace it by a forward with a fused head
+        forward = base.forward  # newer TRL versions replace it with a forward with a fused head
         inner = inspect.getclosurevars(getattr(forward, "__func__", forward)).nonlocals.get("original_forward")
         assert inner is None or inner == base._untrained_forward, "TRL's patch was applied twice"
     assert runs[0] == runs[1] == runs[2] == losses(reference)
@@ -294,7 +294,7 @@ def test_dropout_is_off_unless_asked_for(tokenizer, tmp_path):
         ({"max_new_tokens": 0}, "max_new_tokens: got 0, expected a positive"),
         ({"max_length": -3}, "max_length: got -3"),
         ({"packing": True}, "packing: got True, expected False"),
-        ({"truncation_mode": "keep_end"}, "truncation_mode: got 'keep_end', expected 'keep_start'"),
+        ({"truncation_mode": "keep_end"}, "truncation_mode: got 'keep_end', expected the default 'keep_start'"),
     ],
 )
 def test_wrong_arguments_say_what_to_do(tmp_path, options, message):

@@ -41,6 +41,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_done(options, cache, tmp_
     process = run(options, "", tmp_path / "out", cache, monkeypatch, 2**10)
     assert process.returncode == 1 and "Traceback" not in process.stderr
     assert "--weak_model weak: needs 0.0 GiB to train on one row of 64 tokens, but only" in process.stderr
+    assert "GiB are available. The parts are weights (0.0 GiB), gradients and optimizer (0.0) and" in process.stderr
     assert "does not fit with --gradient_checkpointing true either. Use a smaller model" in process.stderr
     assert "--check_memory false" in process.stderr
     assert not (tmp_path / "out").exists()

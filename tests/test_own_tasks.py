@@ -63,9 +63,9 @@ TWO = "from w2s_hf import Task\nA, B = (Task(name, 'a.csv', '{x}', label='y') fo
 @pytest.mark.parametrize(
     ("content", "name", "kind", "error", "message"),
     [
-        (TWO, "mine.py", Task, ValueError, "defines A, B, expected one task, or .*mine.py:NAME"),
-        (TWO, "mine.py:C", Task, ValueError, "defines A, B, expected a task 'C'"),
-        ("x = 1\n", "mine.py", Task, ValueError, r"defines no w2s_hf\.Task,"),
+        (TWO, "mine.py", Task, ValueError, "defines A, B, expected one task. Add the name of a task: `.*mine.py:A`"),
+        (TWO, "mine.py:C", Task, ValueError, "defines A, B, expected a task 'C'. Add the name of a task: `.*:A`"),
+        ("x = 1\n", "mine.py", Task, ValueError, r"defines no w2s_hf\.Task, expected one task. Define one"),
         ("x = 1\n", "mine.py", GenerationTask, ValueError, r"defines no w2s_hf\.tasks\.GenerationTask,"),
         (TWO, "nowhere.py", Task, FileNotFoundError, "expected an existing file"),
         ("x = 1\ndef f(:\n", "mine.py", Task, ValueError, "which fails in line 2 with SyntaxError: invalid syntax. "),

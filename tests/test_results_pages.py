@@ -170,9 +170,10 @@ def test_the_page_follows_the_files(repository):
 
 
 def test_the_summary_counts_the_directions():
-    pairs = {"naive and weak supervisor": "above", "confidence and naive": "below", "zero-shot and naive": "below"}
-    rows = [["a", pair, "", outcome, ""] for pair, outcome in pairs.items()]
-    rows += [["b", "confidence and naive", "", "not distinguishable", ""], ["b", "errors, and naive", "", "above", ""]]
+    outcomes = {("naive", "weak"): "above", ("confidence", "naive"): "below", ("zero-shot", "naive"): "below"}
+    rows = [build.Direction("a", *pair, "", outcome, "") for pair, outcome in outcomes.items()]
+    rows.append(build.Direction("b", "confidence", "naive", "", "not distinguishable", ""))
+    rows.append(build.Direction("b", "errors that confidence copies,", "that naive copies", "", "above", ""))
     assert build.summary(rows) == [
         "The naive student is more accurate than its supervisor in 1 of 1 comparisons. "
         "It is less accurate in 0 and not distinguishable in 0.",
@@ -236,7 +237,8 @@ def test_comparisons_are_those_of_predictions(repository):
     shares = [same[of_seed].mean() for same, of_seed in zip(entry.agrees("naive"), wrong, strict=True)]
     np.testing.assert_allclose(shares, entry.scores("naive")["agreement_supervisor_wrong"])
     rows = build.directions([("SST-2", entry)])
-    assert rows[-1][:2] == ["SST-2", "errors that confidence copies, and that naive copies"]
+    assert rows[0].cells[:2] == ["SST-2", "naive and weak supervisor"]
+    assert rows[-1].cells[:2] == ["SST-2", "errors that confidence copies, and that naive copies"]
     assert str(rows).count("(4.3.2)") == 1 and str(rows).count("(5.1.2)") == 2
     # The findings of the paper differ between texts and pairs.
     entry.results.setting = "reward"

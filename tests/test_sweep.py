@@ -374,7 +374,7 @@ def test_chance_is_missing_where_there_is_no_guess(tmp_path):
         (["--weak_model", "gpt2"], "--weak_models"),
         (["--methods", "naive", "naive"], "got duplicate names: naive naive"),
         (["--engine", "slurm"], "invalid choice"),
-        (["--accelerate_config", "ddp.yaml"], "To launch the whole sweep with accelerate, run `w2s sweep --acc"),
+        (["--accelerate_config", "ddp.yaml"], "or launch the sweep with `w2s sweep --accelerate_config ddp"),
         (["--methods", "naive", "confidense"], "got confidense"),
         (["--weak-model=gpt2"], "--weak_models"),
         (["--push_to_hub", "true"], "pushes nothing"),

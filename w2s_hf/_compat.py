@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = ["ATTRIBUTES", "CHECKED", "IMPORTS", "OVERRIDDEN", "SINCE"]
 
-# The versions with which every entry of this file was checked. `SINCE` lists the entries that older versions lack.
+# The versions with which every entry of this file was checked. `SINCE` lists the entries that the lower version lacks.
 CHECKED = {
     "torch": ("2.13",),
     "transformers": ("5.17", "5.23"),

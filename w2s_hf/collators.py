@@ -111,7 +111,7 @@ class WeakToStrongCollator:
         with_labels (`bool`, *optional*, defaults to `True`): Whether the labels of the rows are in the batch.
 
     Raises:
-        ValueError: the rows have no tokens, or their labels are not probabilities or classes, see
+        ValueError: The rows have no tokens, or their labels are not probabilities or classes, see
             [`w2s_hf.labels.as_probabilities`].
     """
 
@@ -203,7 +203,7 @@ class RewardPairCollator(DataCollatorForPreference):
       stays the same.
 
     Raises:
-        ValueError: a soft label is outside [0, 1] or NaN.
+        ValueError: A soft label is outside [0, 1] or NaN.
     """
 
     def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:

@@ -103,7 +103,9 @@ class _OwnDefaults(TrainerArguments):
         if getattr(self, "activation_checkpointing", False) is None:
             self.activation_checkpointing = self.gradient_checkpointing
         if self.bf16 is None and not self.fp16 and not computes_in_bfloat16(self.use_cpu):
-            logger.warning_once("bf16 is not set. Training in float32, because no GPU with bfloat16 is available.")
+            logger.warning_once(
+                "bf16 is not set. Training in float32, because the training does not use a GPU with bfloat16."
+            )
             self.bf16 = False
         has_device = is_torch_bf16_gpu_available() or is_torch_xla_available()  # emulation included
         if (self.bf16 or self.bf16_full_eval) and not self.use_cpu and not has_device:
@@ -253,7 +255,7 @@ class LossArguments(_OwnDefaults):
             if value is not None and value < 1:
                 raise ValueError(
                     f"{name}: got {value}, expected a positive number of tokens, or None for no limit. "
-                    "Set it to one of them."
+                    "Set 1 or more, or None."
                 )
 
     @property
@@ -401,8 +403,9 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
     def __post_init__(self):
         if self.truncation_mode != "keep_start":
             raise ValueError(
-                f"truncation_mode: got {self.truncation_mode!r}, expected 'keep_start', since rows are not truncated. "
-                "Training rows longer than max_length are left out. Shorten the prompts of the dataset instead."
+                f"truncation_mode: got {self.truncation_mode!r}, expected the default 'keep_start'. Rows are not "
+                "truncated: training rows longer than max_length are left out. Leave truncation_mode out, and shorten "
+                "the prompts instead."
             )
         super().__post_init__()
         for name in ("max_length", "max_new_tokens"):

@@ -56,7 +56,7 @@ class LabelsById(ABC):
                 n_repeated = len(self.ids) - len(set(self.ids))
                 raise ValueError(
                     f"{name}: got {n_repeated} repeated ids, such as {row_id!r}, expected unique ids. "
-                    "Change the repeated ids."
+                    "Pass a different id for each row."
                 )
             seen.add(row_id)
 
@@ -111,8 +111,8 @@ class LabelsById(ABC):
         ids = [str(row_id) for row_id in dataset["id"]]
         if len(set(ids)) != len(ids):
             raise ValueError(
-                f"join: got {len(ids) - len(set(ids))} repeated ids in the rows, expected unique ids. "
-                "Change the repeated ids."
+                f"join: got {len(ids) - len(set(ids))} repeated ids in the rows, expected unique ids. Remove "
+                "the repeated rows, or use the ids of the weak labels."
             )
         positions = self._positions(ids)
         if "ground_truth" in dataset.column_names:

@@ -37,7 +37,7 @@ LOSS_TYPES = tuple(LOSS_ARGUMENTS)
 
 def _reduce(row_losses: torch.Tensor, reduction: str) -> torch.Tensor:
     if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'none'. Pass one of them.")
+        raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'none'. Pass 'none' for a loss per row.")
     return row_losses.mean() if reduction == "mean" else row_losses
 
 
@@ -50,7 +50,8 @@ def _check(logits: torch.Tensor, soft_labels: torch.Tensor) -> tuple[torch.Tenso
     if logits.ndim != 2 or logits.shape != soft_labels.shape:
         raise ValueError(
             f"Got logits of shape {tuple(logits.shape)} and soft labels of shape {tuple(soft_labels.shape)}, expected "
-            "both of shape (B, C). Reshape them."
+            "both of shape (B, C). Pass one probability per class and row. "
+            "w2s_hf.labels.as_probabilities converts classes and P(class 1)."
         )
     return logits.float(), soft_labels.float()
 

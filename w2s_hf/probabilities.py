@@ -57,7 +57,8 @@ def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = N
     if values.dtype.kind not in "fui" or values.ndim not in (1, 2):
         raise ValueError(
             f"labels: got {values.dtype} of shape {values.shape}, expected (N,) integers, (N,) probabilities of "
-            f"class 1, or (N, {n_classes}) probabilities. Convert the labels."
+            f"class 1, or (N, {n_classes}) probabilities. Map class names to integers, "
+            "such as [0, 1], or pass probabilities."
         )
     values = values.astype(np.float64)
     if values.ndim == 1:

@@ -128,8 +128,8 @@ def push_students(
         `list[str]`: Repository ids. Ids of datasets begin with `datasets/`.
 
     Raises:
-        FileNotFoundError: there are no results, or students of these results are missing.
-        PushError: the Hub refused the push or was not reached. All files stay on disk, and the message has the command
+        FileNotFoundError: There are no results, or students of these results are missing.
+        PushError: The Hub refused the push or was not reached. All files stay on disk, and the message has the command
             that pushes again.
     """
     output_dir, requested_namespace = Path(output_dir), namespace

@@ -123,7 +123,10 @@ def evaluated(node: ast.expr, module: griffe.Module) -> object:
         member = module.members[name]
         target = member.final_target if member.is_alias else member
         if not target.is_attribute:
-            raise ValueError(f"Got {name} in {ast.unparse(node)}, expected constants of literals only. Use literals.")
+            raise ValueError(
+                f"Got {name} in {ast.unparse(node)}, expected constants of literals only. Write the text instead of "
+                f"{name}, or assign it to a constant."
+            )
         scope[name] = evaluated(ast.parse(str(target.value), mode="eval").body, target.module)
     return eval(compile(ast.Expression(node), "<constant>", "eval"), {**scope})
 
@@ -134,7 +137,8 @@ def text_of(node: ast.expr, module: griffe.Module) -> str:
         return re.sub(r"(?<![`\w-])--\w+", r"`\g<0>`", str(evaluated(node, module)))
     except (NameError, SyntaxError, griffe.GriffeError) as error:
         raise ValueError(
-            f"Got the help text {ast.unparse(node)}, expected constants of the package only. Use such constants."
+            f"Got the help text {ast.unparse(node)}, expected constants of the package only. "
+            "Import the constants from the package, or write their values."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Replaces links to files outside of docs/ by links to the repository, because the site has only docs/."""
+"""Replaces links to files outside of docs/ with links to the repository, because the site has only docs/."""
 
 import posixpath
 import re
@@ -7,7 +7,7 @@ _LINK = re.compile(r"(\]\()((?:\.\./)+[^)\s#]*)")
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Replaces links to files outside of docs/ by links to the repository."""
+    """Replaces links to files outside of docs/ with links to the repository."""
     folder = posixpath.dirname(posixpath.join("docs", page.file.src_uri))
 
     def rewrite(match):

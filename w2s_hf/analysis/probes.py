@@ -98,8 +98,8 @@ def logistic_probe(
         features (`np.ndarray` of shape `(N, D)`): Features of the training rows.
         probabilities (`np.ndarray` of shape `(N, 2)` or `(N,)`): Labels: probabilities, P(class 1) or classes.
         validation (pair of arrays, *optional*): Features and labels for the selection of `l2` by accuracy. In ties,
-            the largest value is selected. Without validation rows, the third value is used. The paper selects the
-            stopping step of its probes by such labels instead.
+            the largest value is selected. The paper selects the stopping step of its probes by validation labels of
+            the same kind. Without validation rows, the third value is used.
         l2 (sequence of `float`): Weights of the squared norm relative to the *mean* cross-entropy.
 
     Returns:

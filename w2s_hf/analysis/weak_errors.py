@@ -45,7 +45,8 @@ def simulate_labels(
     Args:
         kind (`str`): One of [`ERROR_KINDS`].
         truth (`np.ndarray` of shape `(N,)`): Classes, 0 or 1.
-        n_errors (`int`): Number of flipped labels.
+        n_errors (`int`): Number of flipped labels. With the number of errors of a real supervisor, the simulated
+            supervisor has the same accuracy.
         texts (sequence of `str`, *optional*): Texts for `longest` and `shortest` (length in characters).
         strong (`np.ndarray` of shape `(N, 2)`, *optional*): Probabilities for `unconfident` and `confident`, from a
             strong model that was finetuned on ground truth of *other* rows.

@@ -45,7 +45,7 @@ class ForkConfig:
         quiet_share (`float`, *optional*, defaults to 0.15): All other moves.
 
     Raises:
-        ValueError: a share is not positive, or the shares do not sum to 1.
+        ValueError: A share is not positive, or the shares do not sum to 1.
     """
 
     check_share: float = 0.40
@@ -57,7 +57,8 @@ class ForkConfig:
         shares = [getattr(self, field.name) for field in fields(self)]
         if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
             raise ValueError(
-                f"Got the shares {shares} of the corpus, expected positive numbers that sum to 1. Correct them."
+                f"Got the shares {shares} of the corpus, expected positive numbers that sum to 1. "
+                "Set such numbers, or leave all shares out for the defaults."
             )
 
 
@@ -315,7 +316,7 @@ class ForkWorld:
             `band` (one of `FORK_BANDS`) and `GameId` (different for each puzzle).
 
         Raises:
-            ValueError: there are fewer than `n` puzzles.
+            ValueError: There are fewer than `n` puzzles.
         """
         rows: list[dict] = []
         known_orbits: set[int] = set()

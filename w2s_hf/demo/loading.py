@@ -63,7 +63,7 @@ def load_demo(
         [`Demo`]: `splits, weak_model, student_model`.
 
     Raises:
-        ValueError: the demo has no rows for this task.
+        ValueError: The demo has no rows for this task.
 
     Example:
 

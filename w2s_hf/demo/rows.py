@@ -173,7 +173,7 @@ def demo_rows(task: Task, world: DemoWorld, n: int, stream: str, *, held_out: bo
         [`~datasets.Dataset`] with the columns of the task.
 
     Raises:
-        ValueError: the demo cannot generate rows for this task.
+        ValueError: The demo cannot generate rows for this task.
     """
     if task.name in _YES_NO:
         rows = [_YES_NO[task.name](row) for row in world.yes_no_rows(n, stream, held_out=held_out)]

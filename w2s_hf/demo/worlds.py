@@ -66,7 +66,7 @@ class WorldConfig:
         pair_flip_ratio (`float`, *optional*, defaults to 0.05): Share of pairs with the wrong preference.
 
     Raises:
-        ValueError: a count is not positive or not even, or a ratio is not in [0, 1].
+        ValueError: A count is not positive or not even, or a ratio is not in [0, 1].
     """
 
     n_entities: int = 400
@@ -94,10 +94,14 @@ class WorldConfig:
             if field.type is int and value < 1:
                 raise ValueError(f"{field.name}: got {value}, expected at least 1. Set a larger number.")
             if field.name.endswith("_ratio") and not 0 <= value <= 1:
-                raise ValueError(f"{field.name}: got {value}, expected a probability in [0, 1]. Correct it.")
+                raise ValueError(
+                    f"{field.name}: got {value}, expected a probability in [0, 1]. Set a value in this range."
+                )
         for name in ("n_kinds", "facts_per_item"):
             if getattr(self, name) % 2:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected an even number. Correct it.")
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)}, expected an even number. Set {getattr(self, name) + 1}."
+                )
         if self.n_entities < max(2, self.n_kinds):
             raise ValueError(
                 f"n_entities: got {self.n_entities}, expected at least {max(2, self.n_kinds)}, one per kind. Set a "
@@ -236,7 +240,7 @@ class DemoWorld:
             with the entity and `is`, the beginning of a fact in the corpus.
 
         Raises:
-            ValueError: the world is too small for `n` distinct rows.
+            ValueError: The world is too small for `n` distinct rows.
         """
         config = self.config
         words = np.array(self.vocabulary, dtype=object)
@@ -288,7 +292,7 @@ class DemoWorld:
             - `correct` (`int`): The position of the entity that is alive.
 
         Raises:
-            ValueError: the world is too small for `n` distinct rows.
+            ValueError: The world is too small for `n` distinct rows.
         """
         config = self.config
         pool = self._pool(held_out) if config.questions_held_out else np.arange(config.n_entities)
@@ -337,7 +341,7 @@ class DemoWorld:
             `list[dict]` of length `n` with `chosen` and `rejected`.
 
         Raises:
-            ValueError: no entity is left for either kind of pair.
+            ValueError: No entity is left for either kind of pair.
         """
         config, n_blocks = self.config, -(-n // _BLOCK_SIZE)
         pool = self._pool(held_out)

@@ -170,7 +170,10 @@ def run_task(
         prog=prog,
     )
     if definition is None:
-        raise ValueError("Got no task, expected the name of a task or a Python file as the first word.")
+        raise ValueError(
+            "Got no task, expected the first word to be a task's name or the path of a Python file with a "
+            "task. `w2s tasks` lists the tasks."
+        )
     results = run_experiment(definition, args, training_args, student_config)
     finish(results, args, training_args)
 

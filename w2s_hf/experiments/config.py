@@ -48,7 +48,7 @@ def check_names(option: str, names: list[str], known: Sequence[str]) -> None:
     if unknown:
         if "," in unknown[0]:
             raise ValueError(
-                f"{option}: got {unknown[0]}, expected names separated by spaces. Replace the commas by spaces."
+                f"{option}: got {unknown[0]}, expected names separated by spaces. Replace the commas with spaces."
             )
         raise ValueError(
             f"{option}: got {' '.join(unknown)}, expected some of {', '.join(known)}.{did_you_mean(unknown[0], known)}"
@@ -136,7 +136,9 @@ class ExperimentArguments:
     )
     n_train: int | None = field(
         default=None,
-        metadata={"help": "Rows of the student half, which train students and ceiling. Unset: half of all rows."},
+        metadata={
+            "help": "Rows of the student half, on which students and ceiling are trained. Unset: half of all rows."
+        },
     )
     n_weak: int | None = field(
         default=None,
@@ -251,7 +253,8 @@ class ExperimentArguments:
         if self.student_model not in self.ladder or not self.chain:
             raise ValueError(
                 f"--methods {BOOTSTRAP}: got --student_model {self.student_model}, expected one of --ladder "
-                f"{' '.join(self.ladder)} with another model before it. Models up to --weak_model do not count."
+                f"{' '.join(self.ladder)} with another model before it. If --weak_model is in --ladder, only the "
+                "models between it and the student count. List a smaller model before the student in --ladder."
             )
 
     @property

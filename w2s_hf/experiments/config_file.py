@@ -80,7 +80,7 @@ def _as_words(value: object) -> str:
 
 
 class _ShowHelp(argparse.Action):
-    """Prints the most used options (`--help`) or all options (`--help all`), and ends the process."""
+    """Prints the most important options (`--help`) or all options (`--help all`), and ends the process."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         if values not in (None, "all"):
@@ -144,7 +144,7 @@ class RecipeParser(_OptionParser):
                 metavar="all",
                 action=_ShowHelp,
                 default=argparse.SUPPRESS,
-                help="Show the most used options and exit; `--help all` shows all options.",
+                help="Show the most important options and exit; `--help all` shows all options.",
             ),
             self.add_argument(
                 "--config",
@@ -193,7 +193,7 @@ class RecipeParser(_OptionParser):
         return f"The defaults are the values of {self._file.name}." if self._file is not None else self.defaults
 
     def format_help(self) -> str:
-        """Returns the text of `--help`: the most used options."""
+        """Returns the text of `--help`: the most important options."""
         if self.essential is None:
             return self.format_all()
         shown = self._shown()

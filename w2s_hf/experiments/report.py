@@ -42,8 +42,9 @@ _PLAIN = "PGR against the plain ceiling"
 
 def _table(results: ExperimentResult) -> tuple[list[str], list[list[str]]]:
     """
-    Returns the header and a line per model and seed. After generative finetuning, there is a second column of PGR,
-    against the ceiling without it.
+    Returns the header and a line per model and seed. The columns are seed, role, model, accuracy, PGR, and agreement
+    where the supervisor is right / wrong. After generative finetuning, there is a second column of PGR, against the
+    ceiling without it.
     """
     header = ["seed", "role", "model", "accuracy [95 %]", "PGR [95 %]", "agreement, supervisor right / wrong"]
     has_plain = results.runs[0].ceiling_plain is not None

@@ -32,7 +32,7 @@ def check_fits(model: ModelSpec, option: str, args: AnyConfig, task_type: str) -
         task_type (`str`): A task type of [`load_student`].
 
     Raises:
-        ValueError: not even one row of `max_length` tokens fits, or the model does not support `max_length` tokens.
+        ValueError: Not even one row of `max_length` tokens fits, or the model does not support `max_length` tokens.
             The message contains the estimate and settings that would fit.
     """
     config = load_config(model.path, model.revision)

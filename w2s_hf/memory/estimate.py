@@ -126,8 +126,8 @@ class StudentMemory:
             exact if all layers are equal, but not if only some of them have experts or another kind of attention.
 
     Raises:
-        ValueError: the size of the optimizer's state is not known, or a 4-bit model has no adapters or is sharded.
-        NoEstimateError: the passes cannot run on tensors without data, as for models without `num_hidden_layers`.
+        ValueError: The size of the optimizer's state is not known, or a 4-bit model has no adapters or is sharded.
+        NoEstimateError: The passes cannot run on tensors without data, as for models without `num_hidden_layers`.
     """
 
     def __init__(

@@ -165,7 +165,7 @@ class Shapes:
     @staticmethod
     def _materialize(model: nn.Module) -> None:
         """
-        Replaces tensors of the meta device by fake CPU tensors, because autocast has no effect on the meta device.
+        Replaces tensors of the meta device with fake CPU tensors, because autocast has no effect on the meta device.
         Shared tensors stay shared.
         """
         fakes: dict[int, torch.Tensor] = {}

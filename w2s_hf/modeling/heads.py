@@ -220,7 +220,7 @@ def initialise_head(
         else:
             raise ValueError(
                 f"head initialization: got {method!r}, expected normal, zeros, unembedding or answers. "
-                "Set one of them."
+                "Set --head_init normal for random weights."
             )
     new = new_weights(base_of(model))
     for name, other in head_linears(model).items():

@@ -170,14 +170,20 @@ def load_student(
             case, set `base_model`.
     """
     if task_type not in ("SEQ_CLS", "REWARD", "CAUSAL_LM"):
-        raise ValueError(f"task_type: got {task_type!r}, expected SEQ_CLS, REWARD or CAUSAL_LM. Set one of them.")
+        raise ValueError(
+            f"task_type: got {task_type!r}, expected SEQ_CLS, REWARD or CAUSAL_LM. Set SEQ_CLS for classification, "
+            "REWARD for pairs of responses, or CAUSAL_LM for completions."
+        )
     if load_in_4bit and quantization_config is not None:
         raise ValueError("Got load_in_4bit=True and a quantization_config, expected one of them. Remove one.")
     automatic = "bfloat16" if computes_in_bfloat16() else "float32"
     dtype = automatic if dtype is None else dtype
     if isinstance(dtype, str) and dtype != "auto":
         if dtype not in ("bfloat16", "float16", "float32"):
-            raise ValueError(f"dtype: got {dtype!r}, expected bfloat16, float16, float32 or auto. Set one of them.")
+            raise ValueError(
+                f"dtype: got {dtype!r}, expected bfloat16, float16, float32 or auto. Set auto for the data type of "
+                "the checkpoint, or leave dtype out for the data type that suits the machine."
+            )
         dtype = getattr(torch, dtype)
     refuse_missing_directory(name_or_path)
     if find_adapter_config_file(name_or_path, revision=revision) is not None:

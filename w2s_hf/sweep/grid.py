@@ -102,8 +102,8 @@ class SweepArguments:
             raise ValueError(f"--engine: got {self.engine!r}, expected local or ray.")
         if self.accelerate_config is not None and self.engine != "ray":
             raise ValueError(
-                "Got --accelerate_config with --engine local, expected --engine ray. To launch the whole sweep with "
-                f"accelerate, run `w2s sweep --accelerate_config {self.accelerate_config}` instead of a script."
+                "Got --accelerate_config with --engine local, expected --engine ray. Set --engine ray to launch each "
+                f"cell, or launch the sweep with `w2s sweep --accelerate_config {self.accelerate_config}`."
             )
 
 

@@ -73,9 +73,9 @@ def find_task(name: str, kind: type[AnyTask] = Task) -> AnyTask:
         The task.
 
     Raises:
-        ValueError: no task has this name (the message lists the known names), or the file raises an error.
-        FileNotFoundError: the file does not exist.
-        ModuleNotFoundError: the task is `chess_puzzles` and python-chess is not installed.
+        ValueError: No task has this name (the message lists the known names), or the file raises an error.
+        FileNotFoundError: The file does not exist.
+        ModuleNotFoundError: The task is `chess_puzzles` and python-chess is not installed.
     """
     return _find(name, kind)
 
@@ -131,9 +131,11 @@ def _task_in_file(path: Path, variable: str, kind: type) -> Any:
     sys.path.insert(0, str(path.parent.resolve()))  # lets the file import modules of its directory
     tasks = {name: value for name, value in _run(path).items() if isinstance(value, kind)}
     if variable and variable not in tasks or not variable and len(tasks) != 1:
-        expected = f"expected a task {variable!r}" if variable else f"expected one task, or {path}:NAME"
+        expected = f"a task {variable!r}" if variable else "one task"
+        action = f"Add the name of a task: `{path}:{next(iter(tasks))}`." if tasks else "Define one in this file."
         raise ValueError(
-            f"task: got {str(path)!r}, which defines {', '.join(tasks) or f'no {_public_name(kind)}'}, {expected}."
+            f"task: got {str(path)!r}, which defines {', '.join(tasks) or f'no {_public_name(kind)}'}, expected "
+            f"{expected}. {action}"
         )
     return tasks[variable] if variable else next(iter(tasks.values()))
 
@@ -221,7 +223,7 @@ def load_task(task: str | Task, *, conversion: str = "pairs", **options: Unpack[
         [`TaskSplits`] whose parts have the columns of a [`Task`].
 
     Raises:
-        FileNotFoundError, ConnectionError: see [`find_task`] and [`w2s_hf.tasks.loading.load_raw`].
-        ValueError: a split or column is missing, a field is empty, a label is not 0 or 1, or there are too few rows.
+        FileNotFoundError, ConnectionError: See [`find_task`] and [`w2s_hf.tasks.loading.load_raw`].
+        ValueError: A split or column is missing, a field is empty, a label is not 0 or 1, or there are too few rows.
     """
     return TextLoader(find_task(task) if isinstance(task, str) else task, conversion).load(**options)

@@ -87,7 +87,7 @@ class GenerationTask(AnyTask):
             - `keys` (`list[str]`, *optional*): Examples that share a key stay in one part. Defaults to the prompt.
 
         Raises:
-            BrokenRowError: the row cannot be used. The loader drops and counts such rows.
+            BrokenRowError: The row cannot be used. The loader drops and counts such rows.
         """
 
     def parse(self, text: str) -> Hashable | None:
@@ -204,7 +204,7 @@ class CompletionLoader(Loader):
             if not isinstance(example.get(name), str):
                 raise ValueError(
                     f"{self.task.name}: got {example.get(name)!r} as the `{name}` of an example, expected text. "
-                    f"Correct `example`, or raise BrokenRowError in it for rows without text. Got the row {row}"
+                    f"Correct `example`, or raise BrokenRowError in it for rows without text. The row is {row}."
                 )
         missing = [name for name in self.task.extra_columns if name not in example]
         if missing:
@@ -279,7 +279,7 @@ def load_completions(
         `ground_truth`.
 
     Raises:
-        FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
-        ValueError: a column is missing, there are too few rows, or `max_new_tokens` is too small for the completions.
+        FileNotFoundError, ConnectionError: See [`w2s_hf.tasks.loading.load_raw`].
+        ValueError: A column is missing, there are too few rows, or `max_new_tokens` is too small for the completions.
     """
     return CompletionLoader(task, tokenizers, max_length, max_new_tokens).load(**options)

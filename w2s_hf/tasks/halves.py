@@ -50,7 +50,7 @@ def part_sizes(n_train: int | None, n_weak: int | None, n_validation: int | None
         `dict`: The number of rows by part. `None` stands for the part's default share of the rows (`SHARES`).
 
     Raises:
-        ValueError: a half would have fewer than 2 rows, or both validation parts together fewer than 4.
+        ValueError: A half would have fewer than 2 rows, or both validation parts together fewer than 4.
     """
     n_weak = n_train if n_weak is None else n_weak
     n_train = n_weak if n_train is None else n_train
@@ -80,7 +80,7 @@ def link_sizes(sizes: dict[str, int | None], n_links: int) -> dict[str, int]:
         n_links (`int`): Number of links with separate rows.
 
     Raises:
-        ValueError: the student half has no fixed size.
+        ValueError: The student half has no fixed size.
     """
     n_train, n_validation = sizes["student_half"], sizes["student_validation"]
     if not n_links:
@@ -158,7 +158,7 @@ def read_split(
         The name of the split, at most `n` random rows of it, and their positions in the split.
 
     Raises:
-        ValueError: see [`w2s_hf.tasks.loading.pick_split`].
+        ValueError: See [`w2s_hf.tasks.loading.pick_split`].
     """
     n = MAX_ROWS if n is None else n
     split, rows = pick_split(task, raw, names)
@@ -288,7 +288,7 @@ def split_links(
         seed (`int`): Seed of the split.
 
     Raises:
-        ValueError: fewer rows remain than the links need.
+        ValueError: Fewer rows remain than the links need.
     """
     used_groups = {group for part in parts.values() for group in part["group"]}
     remaining = [row for row in rows if row["group"] not in used_groups]

@@ -123,7 +123,7 @@ def probe_texts(texts: list[str], truth: list[int], groups: list[str], *, confid
         confidence_level (`float`, *optional*, defaults to 0.95): Level of the interval.
 
     Raises:
-        ValueError: there are fewer than ten groups, or there is only one class.
+        ValueError: There are fewer than ten groups, or there is only one class.
     """
     if len(set(groups)) < 10 or len(set(truth)) < 2:
         raise ValueError(
@@ -176,7 +176,7 @@ def leak_probe(
         `dict` with a [`Guess`] for `"form"` (the text that the task adds) and for `"text"` (whole texts).
 
     Raises:
-        ValueError: see [`read_examples`] and [`probe_texts`].
+        ValueError: See [`read_examples`] and [`probe_texts`].
     """
     split = str(rows.split or "given")
     rows, numbers = sample_rows(rows, max_rows)

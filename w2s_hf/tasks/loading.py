@@ -39,9 +39,9 @@ def load_raw(task: AnyTask, dataset_path: str | None = None) -> tuple[DatasetDic
         The splits as a [`~datasets.DatasetDict`], and their origin, `{"id": ..., "revision": ...}`.
 
     Raises:
-        FileNotFoundError: the directory or file does not exist.
-        ValueError: the directory or file cannot be read.
-        ConnectionError: no source loads. The message gives the reason for each source.
+        FileNotFoundError: The directory or file does not exist.
+        ValueError: The directory or file cannot be read.
+        ConnectionError: No source loads. The message gives the reason for each source.
     """
     if dataset_path is not None:
         raw = _load_local(task, dataset_path, "--dataset_path")
@@ -134,7 +134,7 @@ def pick_split(task: AnyTask, raw: DatasetDict, names: Sequence[str]) -> tuple[s
     Returns the name and the rows of the first split in `names` that exists.
 
     Raises:
-        ValueError: none of the splits exists, or the split is empty or lacks a column.
+        ValueError: None of the splits exists, or the split is empty or lacks a column.
     """
     name = next((name for name in names if name in raw), None)
     if name is None:

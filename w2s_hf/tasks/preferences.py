@@ -76,8 +76,8 @@ class PreferenceTask(AnyTask):
             - `ground_truth` (`int`): 1 if the first response is the chosen one, else 0.
 
         Raises:
-            UnusablePairError: a response is empty, or both are equal.
-            ValueError: a response is neither text nor messages, or prompt and responses are of different kinds.
+            UnusablePairError: A response is empty, or both are equal.
+            ValueError: A response is neither text nor messages, or prompt and responses are of different kinds.
         """
         prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
         for name in ("tools", "chat_template_kwargs"):
@@ -221,8 +221,8 @@ def load_pairs(
         [`TaskSplits`] whose parts have the columns `PAIR_COLUMNS`, `group` and `ground_truth`.
 
     Raises:
-        FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
-        ValueError: a split or column is missing, a row is not a pair, or there are too few pairs.
+        FileNotFoundError, ConnectionError: See [`w2s_hf.tasks.loading.load_raw`].
+        ValueError: A split or column is missing, a row is not a pair, or there are too few pairs.
     """
     return PairLoader(task, tokenizers, max_length).load(**options)
 

@@ -23,7 +23,7 @@ class PromptFormat:
         prefix (`str`): The text before each question.
 
     Raises:
-        ValueError: a part is not a string, or the answers are not two different strings.
+        ValueError: A part is not a string, or the answers are not two different strings.
     """
 
     answers: tuple[str, str] = (" 0", " 1")

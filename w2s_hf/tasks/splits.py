@@ -120,7 +120,7 @@ class TaskSplits:
             `link_1_validation`, `link_2`, ...
 
     Raises:
-        ValueError: a part is empty or has only one class, an id occurs twice, or a group is in two parts.
+        ValueError: A part is empty or has only one class, an id occurs twice, or a group is in two parts.
     """
 
     task: AnyTask

@@ -129,7 +129,7 @@ class Task(AnyTask):
             [`PromptFormat.for_classes`], with the answers 0 and 1.
 
     Raises:
-        ValueError: parts of the definition contradict each other. The message names them.
+        ValueError: Parts of the definition contradict each other. The message names them.
     """
 
     name: str
@@ -166,7 +166,10 @@ class Task(AnyTask):
         if self.context is None and len(shown) == 1:
             object.__setattr__(self, "context", shown[0])
         if (self.label is None) == (self.choices is None) or (self.choices is None) != (self.correct is None):
-            raise ValueError(f"{self.name}: expected either `label`, or `choices` and `correct`. Set one of them.")
+            raise ValueError(
+                f"{self.name}: expected either `label`, or `choices` and `correct`. Set `label` for two classes, or "
+                "`choices` and `correct` for multiple choice."
+            )
         if self.choices is not None and "answer" not in shown:
             raise ValueError(
                 f"{self.name}: the template shows no {{answer}}, so that all choices look alike. Add {{answer}}."
@@ -252,7 +255,7 @@ class Task(AnyTask):
             - `ground_truth` (`int`): 0 or 1.
 
         Raises:
-            ValueError: a field is missing, empty or not text, or the label is not one of two classes.
+            ValueError: A field is missing, empty or not text, or the label is not one of two classes.
         """
         row = {name: row[name] for name in self.columns}
         row_id = hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:16]

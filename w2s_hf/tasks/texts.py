@@ -37,7 +37,7 @@ def read_examples(
         `list[dict]`: The examples of [`Task.examples`], with `row`, the position in `rows`.
 
     Raises:
-        ValueError: a row is invalid (see [`Task.examples`]), or a function of the task fails on a row. The message has
+        ValueError: A row is invalid (see [`Task.examples`]), or a function of the task fails on a row. The message has
             the number of the row.
     """
     examples, n_empty, index = [], 0, -1
@@ -101,7 +101,7 @@ def choose_answers(rows: list[dict], conversion: str = "pairs") -> list[dict]:
         `list[dict]`: The chosen rows, sorted by `id`.
 
     Raises:
-        ValueError: the conversion is unknown.
+        ValueError: The conversion is unknown.
     """
     if conversion not in CONVERSIONS:
         raise ValueError(f"conversion: got {conversion!r}, expected one of {', '.join(CONVERSIONS)}.")

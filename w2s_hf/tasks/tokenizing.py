@@ -47,9 +47,9 @@ def refuse_too_long(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_lengt
 
 def tokenize_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     """
-    Adds `chosen_ids` (first response) and `rejected_ids` (second response), as [`~trl.RewardTrainer`] does. Both
-    contain the tokens of the prompt and of the response. Texts end with the end-of-text token if the tokenizer has
-    one. Messages are rendered by the tokenizer's chat template.
+    Adds `chosen_ids` (first response) and `rejected_ids` (second response), as [`~trl.RewardTrainer`] does. Prompt
+    and response are tokenized as one text. Texts end with the end-of-text token if the tokenizer has one. Messages are
+    rendered by the tokenizer's chat template.
 
     If either side is longer than `max_length` tokens, the beginning of the prompt is cut, by the same amount on both
     sides. The responses stay whole and follow the same words. A dialogue first loses whole turns, then words of its

@@ -217,7 +217,7 @@ class ChainDirectory:
         _write_json(self.aside(link) / _RECORD, {"link": link + 1, **fingerprints})
 
     def finish(self, link: int) -> None:
-        """Replaces the checkpoints by the finished files."""
+        """Replaces the checkpoints with the finished files."""
         shutil.rmtree(self.link(link), ignore_errors=True)
         os.replace(self.aside(link), self.link(link))
 

@@ -123,8 +123,8 @@ class WholeEpochs(TrainerMixin):
             elif not isinstance(dataloader, DataLoaderDispatcher):
                 logger.warning(
                     "A custom dataset or sampler splits the training rows over processes. If the processes cannot "
-                    "share the rows evenly, some rows may be repeated or left out. Make the number of rows a multiple "
-                    "of the rows per step to avoid this."
+                    "share the rows evenly, some rows may be repeated or left out. To avoid this, make the number of "
+                    "rows a multiple of per_device_train_batch_size times the number of processes."
                 )
         return dataloader
 

@@ -69,7 +69,7 @@ class ResumableTraining(TrainerMixin):
             trial, ignore_keys_for_eval: As in [`~transformers.Trainer.train`].
 
         Returns:
-            [`~transformers.trainer_utils.TrainOutput`]. After an interruption that followed the last step,
+            [`~transformers.trainer_utils.TrainOutput`]. If the training was interrupted after its last step,
             `training_loss` is the mean of the logged losses. It is NaN if the last step was not logged.
 
         Raises:
@@ -244,7 +244,8 @@ class ResumableTraining(TrainerMixin):
         if best is None or not os.path.isdir(best):
             raise ValueError(
                 f"load_best_model_at_end: the best checkpoint {best} is missing. The model has the weights of the "
-                f"last step, {self.state.global_step}. Do not remove checkpoints during a training."
+                f"last step, {self.state.global_step}. Save this model with save_model, or train "
+                "again and keep the checkpoints."
             )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
@@ -264,7 +265,7 @@ class ResumableTraining(TrainerMixin):
 
 
 class _OtherWeightsError(ValueError):
-    """The error for a checkpoint with other names of weights than the model."""
+    """The error for a checkpoint whose weight names differ from the model's."""
 
 
 class _ResumeCallback(TrainerCallback):
@@ -363,7 +364,7 @@ def _refuse_lost_encoder(model: PeftModel) -> None:
 
 
 def _refuse_other_adapters(model: PeftModel, checkpoint: Path) -> None:
-    """Raises `ValueError` if the adapters in a checkpoint differ from the model in name or shape."""
+    """Raises `ValueError` if the adapters in a checkpoint differ from the adapters of the model in name or shape."""
     file = checkpoint / "adapter_model.safetensors"
     if not file.is_file():
         return

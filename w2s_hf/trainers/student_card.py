@@ -146,8 +146,8 @@ class WithStudentCard(TrainerMixin):
         **kwargs,
     ) -> CommitInfo | Future[CommitInfo] | None:
         """
-        Uploads adapters or model, head, tokenizer and card in one commit, like
-        [`~transformers.Trainer.push_to_hub`]. No other file of the directory is uploaded. Without `blocking`, a future
+        Uploads adapters or model, head, tokenizer and card in one commit. Unlike
+        [`~transformers.Trainer.push_to_hub`], it uploads no other file of the directory. Without `blocking`, a future
         is returned.
 
         Args:

@@ -255,7 +255,9 @@ class WholeStepLoss(WholeEpochs, ABC):
     def _row_losses(
         self, logits: torch.Tensor, soft_labels: torch.Tensor, counts: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Returns the configured loss of each row, `(B,)`. It is 0 for rows that do not count (`counts`, bool)."""
+        """
+        Returns the configured loss of each row, `(B,)`. It is 0 for rows that do not count (`counts`, `(B,)` bool).
+        """
         row_losses = self._losses(logits, soft_labels, ... if counts is None else counts)
         return row_losses if counts is None else row_losses * counts
 

@@ -80,7 +80,7 @@ class Setting(ABC):
         training_args: Own,
         readers: Sequence[ModelSpec],
     ) -> TaskSplits:
-        """Loads the rows of a task. All rows fit the context of `readers`."""
+        """Loads the rows of a task. All rows fit the context of the models `readers`."""
 
     @abstractmethod
     def demo_world(self, args: Own, seed: int) -> World:

@@ -97,7 +97,7 @@ class ChessTask(GenerationTask):
             - `tells_game` (`bool`): Whether the row identifies its game.
 
         Raises:
-            BrokenPuzzleError: a move is illegal, or the row cannot be parsed.
+            BrokenPuzzleError: A move is illegal, or the row cannot be parsed.
         """
         row = {name: None if value == "" else value for name, value in row.items()}
         is_transcript = row.get("ctx") is not None
@@ -182,7 +182,7 @@ class PuzzleLoader(CompletionLoader):
         Returns the examples of a split, sorted by id.
 
         Raises:
-            ValueError: the columns match neither schema, or an example is invalid (see [`CompletionLoader.read`]).
+            ValueError: The columns match neither schema, or an example is invalid (see [`CompletionLoader.read`]).
         """
         if not any(set(columns) <= set(rows.column_names) for columns in _SCHEMAS.values()):
             raise ValueError(
@@ -224,7 +224,7 @@ def load_puzzles(
         none), `band` and `ground_truth` (the move as text).
 
     Raises:
-        FileNotFoundError, ConnectionError: see [`w2s_hf.tasks.loading.load_raw`].
+        FileNotFoundError, ConnectionError: See [`w2s_hf.tasks.loading.load_raw`].
         ValueError: The columns match neither schema. There are too few rows. A prompt ends in the middle of a token.
             `max_new_tokens` is too small for the moves.
     """
