@@ -750,11 +750,12 @@ def readme_text(groups: Sequence[Group]) -> str:
     ]
     return "\n\n".join([
         f"The table has the mean accuracy over the seeds on {rows} test rows. In parentheses is the median of the "
-        "seeds' PGR, with its 95 % interval.",
+        "seeds' PGR, with its 95 % interval. It is not the PGR of the means.",
         overview(groups, short=True),
         "![Test accuracy of supervisors, students and ceilings](docs/figures/results.png)",
         "Empty cells were not run. Without a clear gap between supervisor and ceiling, PGR is not meaningful. "
-        f"These commands train the rows of the table; times are for one thread: {', '.join(commands)}.",
+        f"These commands train the models on one thread: {', '.join(commands)}. Rows and models were "
+        "[local copies](docs/results.md#how-it-was-measured). Rows and weights from the Hub give other numbers.",
     ])  # fmt: skip
 
 
