@@ -89,6 +89,6 @@ def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = N
     if len(wrong_sum):
         raise ValueError(
             f"labels: got probabilities that sum to {values[wrong_sum[0]].sum():.4f} in {_named(ids, wrong_sum)}, "
-            "expected 1."
+            "expected 1. Normalize them."
         )
     return values.astype(np.float32)

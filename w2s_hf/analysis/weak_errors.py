@@ -110,7 +110,7 @@ def with_opinion(
         opinions (`tuple[str, str]`, *optional*): Texts to append for class 0 and class 1.
     """
     if "text" not in rows.column_names:
-        raise ValueError(f"rows: got the columns {', '.join(rows.column_names)}, expected a column `text`.")
+        raise ValueError(f"rows: got the columns {', '.join(rows.column_names)}, expected `text`. Rename a column.")
     classes = classes_of(labels, "labels")
     if len(classes) != len(rows):
         raise ValueError(f"labels: got {len(classes)}, expected {len(rows)}, one per row.")
