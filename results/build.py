@@ -868,7 +868,9 @@ def build(root: Path = ROOT, tables: Path = TABLES, check: bool = False) -> list
 
 def main() -> None:
     parser = CommandLine(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="Change nothing, and fail if a file is out of date.")
+    parser.add_argument(
+        "--check", action="store_true", help="Write no file. End with an error if a file is out of date."
+    )
     args = parser.parse_args()
     try:
         old = build(check=args.check)

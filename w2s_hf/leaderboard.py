@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> None:
         epilog=textwrap.fill(details, 98),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("students", nargs="+", metavar="STUDENT", help="Hub ids or directories of students")
+    parser.add_argument("students", nargs="+", metavar="STUDENT", help="Hub ids or local directories of students")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="also write the table to a .md, .csv or .json file"
     )

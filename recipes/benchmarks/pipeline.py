@@ -169,36 +169,63 @@ def print_results(results: list[dict]) -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, lets_pass=True)
-    parser.add_argument("--weak", default="128x2", metavar="WIDTHxLAYERS", help="Shape of the supervisor.")
-    parser.add_argument("--strong", default="384x6", metavar="WIDTHxLAYERS", help="Shape of students and ceiling.")
+    parser.add_argument(
+        "--weak", default="128x2", metavar="WIDTHxLAYERS", help="Hidden size and number of layers of the supervisor."
+    )
+    parser.add_argument(
+        "--strong",
+        default="384x6",
+        metavar="WIDTHxLAYERS",
+        help="Hidden size and number of layers of students and ceiling.",
+    )
     parser.add_argument(
         "--vocab_size", type=int, default=50257, help="Vocabulary size of both models, unless --tokenizer is set."
     )
-    parser.add_argument("--n_weak", type=int, default=192, help="Rows of the weak half.")
-    parser.add_argument("--n_train", type=int, default=192, help="Rows of the student half.")
-    parser.add_argument("--n_test", type=int, default=192, help="Test rows.")
-    parser.add_argument("--mean_length", type=int, default=145, help="Mean number of words of a passage.")
-    parser.add_argument("--max_length", type=int, default=512, help="Tokens after which passages are truncated.")
-    parser.add_argument("--num_train_epochs", type=int, default=2, help="Epochs of every training.")
-    parser.add_argument("--weak_learning_rate", type=float, default=3e-4, help="Learning rate of the supervisor.")
-    parser.add_argument("--learning_rate", type=float, default=1e-4, help="Learning rate of students and ceiling.")
-    parser.add_argument("--lora_learning_rate", type=float, default=2e-3, help="The same with LoRA adapters.")
     parser.add_argument(
-        "--max_tokens_per_micro_batch", type=int, default=1024, help="Padded tokens per micro-batch of ours."
+        "--n_weak", type=int, default=192, help="Number of training rows of the supervisor (the weak half)."
+    )
+    parser.add_argument(
+        "--n_train", type=int, default=192, help="Number of training rows of students and ceiling (the student half)."
+    )
+    parser.add_argument("--n_test", type=int, default=192, help="Number of test rows.")
+    parser.add_argument("--mean_length", type=int, default=145, help="Mean number of words of a generated passage.")
+    parser.add_argument(
+        "--max_length", type=int, default=512, help="Maximum length of a row in tokens. Longer passages are truncated."
+    )
+    parser.add_argument("--num_train_epochs", type=int, default=2, help="Number of epochs of every training.")
+    parser.add_argument("--weak_learning_rate", type=float, default=3e-4, help="Peak learning rate of the supervisor.")
+    parser.add_argument(
+        "--learning_rate",
+        type=float,
+        default=1e-4,
+        help="Peak learning rate of students and ceiling, without adapters.",
+    )
+    parser.add_argument(
+        "--lora_learning_rate",
+        type=float,
+        default=2e-3,
+        help="Peak learning rate of students and ceiling with LoRA adapters.",
+    )
+    parser.add_argument(
+        "--max_tokens_per_micro_batch",
+        type=int,
+        default=1024,
+        help="Largest number of tokens in a micro-batch of ours, with padding.",
     )
     parser.add_argument("--bf16", action="store_true", help="Run the forward passes of all contenders under autocast.")
     parser.add_argument("--no_lora", action="store_true", help="Leave out the contender with LoRA.")
-    parser.add_argument("--repetitions", type=int, default=3, help="Timed runs of each contender.")
+    parser.add_argument("--repetitions", type=int, default=3, help="Number of timed runs of each contender.")
     parser.add_argument("--no_warm_up", action="store_true", help="Also time the first run of each contender.")
     parser.add_argument(
         "--tolerance",
         type=float,
-        help="Largest allowed difference of a probability (default: 0.001, or 0.05 with --bf16).",
+        help="Largest allowed difference between the probabilities of ours and published (default: 0.001, or 0.05 "
+        "with --bf16).",
     )
     parser.add_argument("--dataset_path", help="Local copy of google/boolq with real rows. Requires --tokenizer.")
-    parser.add_argument("--tokenizer", help="Directory of the tokenizer for these rows.")
-    parser.add_argument("--pad_token", help="Padding token, if the tokenizer has none.")
-    parser.add_argument("--output_file", type=Path, help="JSON file for the results.")
+    parser.add_argument("--tokenizer", help="Local directory of the tokenizer for --dataset_path.")
+    parser.add_argument("--pad_token", help="Padding token to set, if the tokenizer has none.")
+    parser.add_argument("--output_file", type=Path, help="JSON file to which the results are written.")
     options, options.for_ours = parser.parse_known_args()
     if (options.dataset_path is None) != (options.tokenizer is None):
         parser.error("Got only one of --dataset_path and --tokenizer, expected both or none. Add the missing option.")

@@ -136,15 +136,28 @@ def table(entries: list[dict]) -> str:
 
 def main() -> None:
     parser = CommandLine(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", required=True, help="Language model: name on the Hub, or local directory.")
-    parser.add_argument("--model_name", help="Name of the model in the file (default: --model).")
+    parser.add_argument("--model", required=True, help="Language model to score: name on the Hub, or local directory.")
+    parser.add_argument("--model_name", help="Name of the model in the output file (default: --model).")
     parser.add_argument("--data", type=Path, required=True, help="Directory with a folder of rows for each task.")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), help="Tasks (default: all).")
-    parser.add_argument("--n_test", type=int, default=200, help="Test rows per task.")
-    parser.add_argument("--max_length", type=int, default=256, help="Largest number of tokens of a prompt.")
-    parser.add_argument("--batch_size", type=int, default=8, help="Prompts per batch.")
-    parser.add_argument("--dtype", default="float32", help="Precision of the weights.")
-    parser.add_argument("--output_file", type=Path, default=Path("prompts.json"), help="JSON file for the scores.")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=list(TASKS),
+        choices=list(TASKS),
+        help="Names of the tasks to score (default: all).",
+    )
+    parser.add_argument("--n_test", type=int, default=200, help="Number of test rows per task.")
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        default=256,
+        help="Maximum length of a prompt in tokens. Longer contexts are truncated.",
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="Number of prompts in a batch.")
+    parser.add_argument("--dtype", default="float32", help="Data type of the weights.")
+    parser.add_argument(
+        "--output_file", type=Path, default=Path("prompts.json"), help="JSON file to which the scores are written."
+    )
     options = parser.parse_args()
     for name, least in {"n_test": 2, "batch_size": 1}.items():
         if getattr(options, name) < least:

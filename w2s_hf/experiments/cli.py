@@ -107,27 +107,27 @@ _ESSENTIAL = {
     "weak_model": "Weak supervisor: Hub id or local directory.",
     "student_model": "Strong student: Hub id or local directory.",
     "dataset_path": "Local directory or file of the rows. Default: download from the Hub.",
-    "methods": f"How students are trained: {' '.join((*METHODS, BOOTSTRAP))}.",
-    "seeds": "Seeds. Each seed repeats the whole experiment.",
-    "n_train": "Training rows of students and ceiling. Default: half of all.",
+    "methods": f"Methods of training students: {' '.join((*METHODS, BOOTSTRAP))}.",
+    "seeds": "Random seeds. Each seed runs the whole experiment once.",
+    "n_train": "Training rows of students and ceiling. Default: 45 %% of all rows.",
     "n_weak": "Training rows of the supervisor. Default: the value of --n_train.",
-    "n_test": "Test rows. Default: all.",
-    "max_train_rating": "Also train on puzzles up to this rating, and test on harder ones.",
-    "generative_finetuning": "Finetune on both responses before reward training.",
-    "analyses": "Additional analyses.",
+    "n_test": "Number of test rows. Default: all.",
+    "max_train_rating": "Also train on puzzles up to this rating, and test on harder puzzles.",
+    "generative_finetuning": "Finetune on both responses of a pair before the reward training.",
+    "analyses": "Additional analyses to run.",
     "learning_rate": "Learning rate of students and ceiling.",
-    "num_train_epochs": "Epochs of students and ceiling.",
-    "per_device_train_batch_size": "Rows of an optimizer step on each device.",
+    "num_train_epochs": "Number of training epochs of students and ceiling.",
+    "per_device_train_batch_size": "Number of rows of an optimizer step on each device.",
     "max_length": "Maximum length of a row in tokens.",
     "max_new_tokens": "Maximum length of a completion in tokens.",
     "use_peft": "Train LoRA adapters and the head, not all weights.",
     "lora_r": "Rank of the LoRA adapters.",
     "load_in_4bit": "Quantize the frozen weights of the student (QLoRA).",
     "bf16": "Train in bfloat16 mixed precision.",
-    "output_dir": "Directory of results, report and students.",
+    "output_dir": "Directory for results, report and students.",
     "push_to_hub": "Push students, cards and weak labels to the Hub.",
     "num_processes": "Number of processes (one per GPU) to launch with accelerate.",
-    "accelerate_config": "accelerate configuration: single, ddp, fsdp, zero3, or a file.",
+    "accelerate_config": "Configuration of accelerate: single, ddp, fsdp, zero3, or a file.",
 }
 
 
@@ -135,7 +135,7 @@ def _essential(arguments: type[ExperimentArguments]) -> dict[str, str]:
     """Returns the options that `--help` shows for a setting. Options that the setting does not have are ignored."""
     analyses = f"Analyses: {' '.join(arguments.possible_analyses)}"
     methods = (
-        f"How students are trained: naive {BOOTSTRAP}."
+        f"Methods of training students: naive {BOOTSTRAP}."
         if issubclass(arguments, GenerationArguments)
         else _ESSENTIAL["methods"]
     )
@@ -215,7 +215,7 @@ def _describe(task: ExperimentTask | None, options: CommandLineOptions, prog: st
     )
     lines = [textwrap.fill(text, 98), "", "examples:"]
     if options.demo_config is not None:
-        lines.append(f"  {command}    (the embedded demo: no network, no GPU, minutes)")
+        lines.append(f"  {command}    (the embedded demo: no network, no GPU, a few minutes)")
     if options.real_config is not None:
         lines.append(f"  {command} --config {options.real_config}{options.real_options}")
     lines.append(f"  {command} --weak_model gpt2 --student_model gpt2-xl --dataset_path data/{name}")

@@ -21,18 +21,18 @@ __all__ = ["main", "parse_sweep"]
 # The options that `--help` shows, and their short help.
 _ESSENTIAL = {
     "config": "Shipped configuration of a grid (sweep_demo), or a YAML file of these options.",
-    "tasks": "Names of tasks. `w2s tasks` lists them.",
+    "tasks": "Names of the tasks of the grid. `w2s tasks` lists them.",
     "weak_models": "Weak supervisors: Hub ids or local directories.",
     "student_models": "Students, small to large.",
-    "methods": f"How students are trained: {' '.join((*METHODS, BOOTSTRAP))}.",
-    "seeds": "Seeds. Each seed runs the whole grid.",
+    "methods": f"Methods of training students: {' '.join((*METHODS, BOOTSTRAP))}.",
+    "seeds": "Random seeds. Each seed runs the whole grid once.",
     "cell_config": "Shipped configuration or YAML file of options for all cells.",
-    "output_dir": "Directory of the table, report, figures and trained stages.",
+    "output_dir": "Directory for the table, report, figures and trained stages.",
     "resume": "Continue an earlier run. `false` trains everything again.",
     "engine": "Run the cells in this process (local) or on a Ray cluster (ray).",
     "cell_gpus": "Number of GPUs per cell, with --engine ray.",
     "num_processes": "Number of processes (one per GPU) to launch with accelerate.",
-    "accelerate_config": "accelerate configuration: single, ddp, fsdp, zero3, or a file.",
+    "accelerate_config": "Configuration of accelerate: single, ddp, fsdp, zero3, or a file.",
 }
 
 # Options of `w2s run` that cells of a sweep do not have: the grid sets them, or they do not apply to sweeps. `--help`
@@ -52,7 +52,7 @@ Runs a grid of tasks, supervisors, students, methods and seeds. Each combination
 trains one student. Writes one table and its figures.
 
 examples:
-  w2s sweep    (the embedded demo: three sizes of student, no network, no GPU, minutes)
+  w2s sweep    (the embedded demo: students of three sizes, no network, no GPU, a few minutes)
   w2s sweep --cell_config single_gpu --tasks boolq sciq --weak_models Qwen/Qwen2.5-0.5B
       --student_models Qwen/Qwen2.5-1.5B Qwen/Qwen2.5-7B --seeds 0 1 2 --n_train 4000
   w2s sweep --config sweep_demo --engine ray

@@ -265,11 +265,15 @@ def main(argv: list[str] | None = None) -> int:
         "--conversion",
         choices=CONVERSIONS,
         default="pairs",
-        help="rows of a multiple-choice question. With pairs, one right and one wrong answer, as in the paper. "
-        "With coin_flip, one of the two at random. (default: pairs)",
+        help="rows of a multiple-choice question: one right and one wrong answer (pairs, as in the paper), or one of "
+        "the two at random (coin_flip). The default is pairs.",
     )
     parser.add_argument(
-        "--max_rows", type=int, default=10_000, metavar="N", help="size of the random sample of rows (default: 10000)"
+        "--max_rows",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="number of rows in the random sample that is probed (default: 10000)",
     )
     args = parser.parse_args(argv)
     if args.max_rows < 10:
