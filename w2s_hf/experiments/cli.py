@@ -107,7 +107,7 @@ _ESSENTIAL = {
     "weak_model": "Weak supervisor: Hub id or local directory.",
     "student_model": "Strong student: Hub id or local directory.",
     "dataset_path": "Local directory or file of the rows. Default: download from the Hub.",
-    "methods": f"Methods of training students: {' '.join((*METHODS, BOOTSTRAP))}.",
+    "methods": f"Training methods: {' '.join((*METHODS, BOOTSTRAP))}.",
     "seeds": "Random seeds. Each seed runs the whole experiment once.",
     "n_train": "Training rows of students and ceiling. Default: 45 %% of all rows.",
     "n_weak": "Training rows of the supervisor. Default: the value of --n_train.",
@@ -135,7 +135,7 @@ def _essential(arguments: type[ExperimentArguments]) -> dict[str, str]:
     """Returns the options that `--help` shows for a setting. Options that the setting does not have are ignored."""
     analyses = f"Analyses: {' '.join(arguments.possible_analyses)}"
     methods = (
-        f"Methods of training students: naive {BOOTSTRAP}."
+        f"Training methods: naive {BOOTSTRAP}."
         if issubclass(arguments, GenerationArguments)
         else _ESSENTIAL["methods"]
     )

@@ -24,7 +24,7 @@ _ESSENTIAL = {
     "tasks": "Names of the tasks of the grid. `w2s tasks` lists them.",
     "weak_models": "Weak supervisors: Hub ids or local directories.",
     "student_models": "Students, small to large.",
-    "methods": f"Methods of training students: {' '.join((*METHODS, BOOTSTRAP))}.",
+    "methods": f"Training methods: {' '.join((*METHODS, BOOTSTRAP))}.",
     "seeds": "Random seeds. Each seed runs the whole grid once.",
     "cell_config": "Shipped configuration or YAML file of options for all cells.",
     "output_dir": "Directory for the table, report, figures and trained stages.",
