@@ -340,7 +340,7 @@ def machine_differs(one: dict, other: dict) -> bool:
     return any(one[name] != other[name] for name in ("cpu", "cores", "threads", "instructions"))
 
 
-# Keys of results.json whose values are texts of this package. Elsewhere, a text of many words could be a row.
+# The values of these keys of results.json are texts of this package. Elsewhere, a text of many words could be a row.
 _PROSE = {
     "description", "text_form", "note", "notes", "format", "pgr_undefined", "prompt", "content_free", "template",
     "hardware", "quantization", "n_dropped",
@@ -358,7 +358,7 @@ def check_publishable(content: Any, key: str = "results.json", in_prose: bool = 
         for position, value in enumerate(content):
             check_publishable(value, f"{key}[{position}]", in_prose)
     elif isinstance(content, str):
-        # home/NAME, because a name alone can be a word of the results, such as student.
+        # The pattern contains home/NAME, because a name alone can be a word of the results, such as student.
         home = re.escape(f"{Path.home().parent.name}/{Path.home().name}")
         is_path = re.search(rf"(?<![\w.:/])(/|~/|[A-Za-z]:\\)[\w.-]+[/\\]|(?<![\w.-]){home}(?![\w.-])", content)
         if is_path:

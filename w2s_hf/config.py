@@ -41,7 +41,7 @@ else:
     # Only type checkers need this base class. The class that `_OwnDefaults` is mixed into has the fields.
     TrainerArguments = object
 
-# A method is a way of training students on weak labels, and its loss. The paper calls plain finetuning "naive".
+# Each method of training students on weak labels has a loss. The paper calls plain finetuning "naive".
 METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
 
 AUX_STARTS = ("first_step", "agreement")

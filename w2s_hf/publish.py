@@ -28,10 +28,10 @@ from .results import ExperimentResult
 
 __all__ = ["STUDENT_FILES", "push_again", "push_students", "student_files"]
 
-logger = logging.getLogger("w2s_hf.publish")  # also if this file runs as `__main__`
+logger = logging.getLogger("w2s_hf.publish")  # this name is used even if the file runs as `__main__`
 
-# The files of a student. No other file of its directory is pushed. Optimizers are large, training_args.bin has paths
-# and perhaps a token, and the file names of TensorBoard contain the name of the host.
+# These files of a student are pushed. No other file of its directory is pushed. Optimizers are large,
+# training_args.bin has paths and perhaps a token, and the file names of TensorBoard contain the name of the host.
 STUDENT_FILES = (
     "adapter_config.json", "adapter_model*.safetensors", "config.json", "model*.safetensors",
     "model.safetensors.index.json", "generation_config.json", "tokenizer*.json", "tokenizer.model", "spiece.model",

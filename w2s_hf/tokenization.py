@@ -21,12 +21,12 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The columns for the characters of a text that may be cut, and for the side on which cutting begins.
+# These columns contain the characters of a text that may be cut, and the side on which cutting begins.
 CONTEXT_COLUMNS = ("context_start", "context_end", "shorten_from")
-# The columns of a row that its tokens depend on, and its id.
+# The tokens of a row depend on these columns, and `id` identifies the row.
 TEXT_COLUMNS = ("id", "text", *CONTEXT_COLUMNS)
 
-_LENGTH = "w2s_hf_length"  # a temporary column with one of these values
+_LENGTH = "w2s_hf_length"  # a temporary column, whose values are the constants in the next line
 _WHOLE, _SHORTER, _WITHOUT_CONTEXT = range(3)
 
 

@@ -46,7 +46,8 @@ DEMO_CONFIG = CONFIGS / "demo.yaml"
 STAGES = {"weak": "weak", "ceiling": "ceiling", "naive": "student-naive", "openai": "student-openai"}
 # Our experiment requires validation rows, although these settings do not use them.
 N_VALIDATION = 8
-# Largest difference of probabilities that are computed in another order. With autocast, only our head is in float32.
+# Probabilities that are computed in another order may differ by this number. With autocast, only our head is in
+# float32.
 TOLERANCE, BF16_TOLERANCE = 0.001, 0.05
 
 
@@ -88,7 +89,7 @@ def run_ours(options: argparse.Namespace, directory: Path, lora: bool = False) -
         "save_strategy": "no",
         "eval_strategy": "no",
         "report_to": "none",
-        "use_cpu": not torch.accelerator.is_available(),  # else --bf16 requires a GPU
+        "use_cpu": not torch.accelerator.is_available(),  # otherwise, --bf16 requires a GPU
     }
     words = [word for name, value in command.items() for word in (f"--{name}", str(value))]
     # In a new directory, no step of an earlier repetition is cached.
@@ -262,13 +263,13 @@ def main() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    gc.freeze()  # as recipes do
+    gc.freeze()  # recipes do the same
     contenders = [name for name in CONTENDERS if not (options.no_lora and name == "ours, LoRA")]
     runs: dict[str, list[Run]] = {name: [] for name in contenders}
     with tempfile.TemporaryDirectory() as directory:
         make_materials(options, Path(directory))
         few = {"n_weak": 32, "n_train": 32, "n_test": 32, "num_train_epochs": 1}
-        for name in [] if options.no_warm_up else contenders:  # first runs are slower
+        for name in [] if options.no_warm_up else contenders:  # the first run of a contender is slower
             CONTENDERS[name](argparse.Namespace(**{**vars(options), **few}), Path(directory))
         for repetition in range(options.repetitions):
             for name in contenders[:: -1 if repetition % 2 else 1]:

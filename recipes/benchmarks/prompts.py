@@ -39,7 +39,7 @@ from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.tasks import TASKS
 from w2s_hf.tasks.tokenizing import shortened
 
-# The folders of tasks whose dataset has another name.
+# The folder of these tasks has the name of the dataset, which differs from the name of the task.
 FOLDERS = {"anthropic_hh_single": "hh_rlhf", "sciq_with_support": "sciq"}
 SCORES = {
     "accuracy": "accuracy",
@@ -200,7 +200,7 @@ def main() -> None:
         rows = rows_of(task, folders[task.name], tokenizer, options)
         new = {}
         for form, prompt in forms_of(task).items():
-            # Converted to JSON, because the file has lists instead of tuples.
+            # The entry is converted to JSON, because the file has lists instead of tuples.
             entry = {"task": task.name, "form": form, "prompt": asdict(prompt), "content_free": task.content_free}
             entry = json.loads(json.dumps(entry | {"rows": fingerprint_of(rows)}))
             if not any(entry == {key: old.get(key) for key in entry} for old in entries):

@@ -31,7 +31,7 @@ from w2s_hf.config import hardware
 from w2s_hf.memory import config_of, estimate_memory, gib, with_layers
 from w2s_hf.modeling.heads import HEAD_NAMES, full_precision_head
 
-# Dense bfloat16 FLOP per second as stated by the manufacturer, by a part of the name of the GPU.
+# The manufacturer states these numbers of dense bfloat16 FLOP per second. The keys are parts of the names of GPUs.
 PEAK_FLOPS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
@@ -44,14 +44,14 @@ def random_base(config: PretrainedConfig, device: torch.device, load_in_4bit: bo
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=list(HEAD_NAMES),
         )  # fmt: skip
-        # from_pretrained calls these before and after it reads weights.
+        # from_pretrained calls these methods before and after it reads weights.
         quantizer = model.hf_quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
         quantizer.preprocess_model(model, device_map=None)
         quantizer.postprocess_model(model)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             value = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device)
-            # Weights of norms are 1. Others have the initialization of this model family.
+            # Weights of norms are 1. Other weights have the initialization of this model family.
             value.fill_(1.0) if parameter.ndim == 1 and name == "weight" else value.normal_(std=0.02)
             if isinstance(module, bnb.nn.Linear4bit) and name == "weight":
                 packed = bnb.nn.Params4bit(

@@ -38,7 +38,7 @@ from w2s_hf.command_line import CommandLine
 from w2s_hf.config import hardware
 from w2s_hf.experiments.cache import library_versions
 
-# Arguments of both trainers, by the name of the option that adds contenders with them.
+# Both trainers get these arguments. The keys are the names of the options that add contenders with them.
 VARIANTS = {
     "torch_compile": {"torch_compile": True},
     "group_by_length": {"train_sampling_strategy": "group_by_length"},
@@ -94,7 +94,7 @@ class Contender:
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
-            use_cpu=not torch.accelerator.is_available(),  # else --bf16 requires a GPU
+            use_cpu=not torch.accelerator.is_available(),  # otherwise, --bf16 requires a GPU
             **kwargs,
         )
         trainer = self.trainer(

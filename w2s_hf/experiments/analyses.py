@@ -84,7 +84,7 @@ def overfitting(context: AnalysisContext) -> dict:
     """Trains each student again without early stopping, and scores it at several steps (snapshots)."""
     splits, setting, weak = context.splits, context.finetuner.setting, context.weak_labels
     validation, test = splits.student_validation, splits.test
-    # Only the choice of the checkpoint differs from the training of the student.
+    # This training differs from the training of the student only in the choice of the checkpoint.
     changes: dict[str, Any] = {"load_best_model_at_end": False, "metric_for_best_model": None, "eval_strategy": "no"}
 
     def shares_of(labels, rows) -> tuple[float, float, object]:
@@ -137,7 +137,7 @@ def agreement(context: AnalysisContext) -> dict:
         return compare_answers(same, setting.is_correct(predictions, test), context.scorer.correct["weak"])
 
     students: dict[str, dict] = {method: {} for method in context.methods}
-    for model in context.models.sizes:  # the outer loop, so that each base is loaded once
+    for model in context.models.sizes:  # this is the outer loop, so that each base is loaded once
         for method, of_method in students.items():
             # One of these students is the student of the experiment, which is cached.
             predictions = context.predictions_of(

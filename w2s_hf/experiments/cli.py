@@ -51,7 +51,7 @@ __all__ = [
     "run_task",
 ]
 
-# A command line with one of these options runs a real experiment. Without them, the embedded demo runs.
+# A command line with one of these options runs a real experiment. Without these options, the embedded demo runs.
 _REAL = ("config", "dataset_path", "weak_model", "student_model")
 
 # `--help` shows this value. The directory of the task replaces it.
@@ -101,7 +101,7 @@ def options_of(task: ExperimentTask) -> CommandLineOptions:
     return COMMAND_LINES["reward" if isinstance(task, PreferenceTask) else "classification"]
 
 
-# The options that `--help` shows, in this order, each with a short help. `--help all` shows their full help.
+# `--help` shows these options in this order, each with a short help. `--help all` shows their full help.
 _ESSENTIAL = {
     "config": "Shipped configuration (see below), or a YAML file of option values.",
     "weak_model": "Weak supervisor: Hub id or local directory.",
@@ -113,7 +113,7 @@ _ESSENTIAL = {
     "n_weak": "Training rows of the supervisor. Default: the value of --n_train.",
     "n_test": "Number of test rows. Default: all.",
     "max_train_rating": "Also train on puzzles up to this rating, and test on harder puzzles.",
-    "generative_finetuning": "Finetune on both responses of a pair before the reward training.",
+    "generative_finetuning": "Finetune on both responses before the reward training.",
     "analyses": "Additional analyses to run.",
     "learning_rate": "Learning rate of students and ceiling.",
     "num_train_epochs": "Number of training epochs of students and ceiling.",
@@ -271,18 +271,18 @@ def parse_arguments(
     )
     parser.set_defaults(output_dir=_DEFAULT_OUTPUT_DIR)
     try:
-        # 1 The options that the command line contains choose the configuration.
+        # Step 1: the options that the command line contains choose the configuration.
         command_line = parser.options_in(argv)
         # --help shows the defaults of the options, and the values of a configuration only if it is named.
         config = command_line.config or (None if command_line.help else _demo_config(command_line, demo_config))
-        # 2 The values of all options. The fourth part is the namespace of --config.
+        # Step 2: the parser reads the values of all options. The fourth part is the namespace of --config.
         args, training_args, student_config, _ = parser.parse(argv, config)
-        # 3 Defaults that depend on other options.
+        # Step 3: some defaults depend on other options.
         if training_args.output_dir == _DEFAULT_OUTPUT_DIR:
             training_args.output_dir = _default_output_dir(args, config or demo_config, task)
         if announce:  # in a sweep, --ladder is the same for all cells, and each cell has one method
             _add_bootstrap(args, command_line)
-        # 4 Checks of values that no dataclass can check alone.
+        # Step 4: these checks need several dataclasses.
         _check_models(args, real_config)
         _check_training(training_args, student_config, command_line)
         check_numbers(args, training_args, student_config)
@@ -290,7 +290,7 @@ def parse_arguments(
         check_directory("--output_dir", training_args.output_dir)
     except (ValueError, OSError, ImportError) as error:
         parser.error(str(error))
-    # 5 The message that this is the demo.
+    # Step 5: a message says that this is the demo.
     if args.demo:
         # Models and tables are small, so only trainings show progress bars.
         datasets.disable_progress_bars()
@@ -370,9 +370,9 @@ def _check_models(args: ExperimentArguments, real_config: str | None) -> None:
         raise ValueError(f"Got no {' and no '.join(missing)}, expected both models. {advice}")
 
 
-# Options of transformers and TRL that are refused.
+# These options of transformers and TRL are refused.
 _REFUSED = ("hub_token", "model_name_or_path", "trust_remote_code")
-# Options of a trainer that the experiment sets for each training, and the options that determine their values.
+# The experiment sets these options of a trainer for each training. The values are the options that determine them.
 _SET_BY = {"seed": "--seeds", "data_seed": "--seeds", "loss_type": "--methods", "hub_model_id": "--hub_namespace"}
 
 
@@ -398,7 +398,8 @@ def _check_training(training_args: AnyConfig, student_config: StudentConfig, com
         raise ValueError("Got --push_to_hub without a token. Set HF_TOKEN, or log in with `hf auth login`.")
 
 
-# The smallest values. transformers, peft and torch accept smaller values, or refuse them only during a training.
+# These are the smallest values of options. transformers, peft and torch accept smaller values, or refuse them only
+# during a training.
 _AT_LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1, "lora_r": 1,
     "lora_alpha": 1, "learning_rate": 0, "weak_learning_rate": 0, "weight_decay": 0, "weak_weight_decay": 0,
@@ -410,7 +411,7 @@ def check_numbers(*arguments: ExperimentArguments | AnyConfig | StudentConfig) -
     """Raises `ValueError` if a number of rows or steps, or a rate, is too small."""
     values = {name: value for part in arguments for name, value in vars(part).items()}
     for name, smallest in _AT_LEAST.items():
-        if values[name] is not None and not values[name] >= smallest:  # refuses NaN, too
+        if values[name] is not None and not values[name] >= smallest:  # this condition refuses NaN, too
             raise ValueError(f"--{name}: got {values[name]}, expected at least {smallest}.")
     if values["max_steps"] == 0:
         raise ValueError("--max_steps: got 0, expected a positive number of steps, or -1 to train --num_train_epochs.")

@@ -28,7 +28,7 @@ __all__ = [
 # the world of the demo. The methods of a setting declare the actual type.
 Own = Any
 
-# The analyses of --analyses, and the heading of each in the report.
+# Analyses of --analyses, with the heading of each in the report
 ANALYSES = {
     "overfitting": "Overfitting to weak labels",
     "agreement": "Agreement with the supervisor",
@@ -38,7 +38,7 @@ ANALYSES = {
     "weak_errors": "Supervisor errors",
 }
 
-# The method that is not a loss: a chain of students, each trained on the labels of the previous student.
+# This method is not a loss. It trains a chain of students, each on the labels of the previous student.
 BOOTSTRAP = "bootstrap"
 
 

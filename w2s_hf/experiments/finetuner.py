@@ -342,7 +342,7 @@ class Finetuner:
         # Options that the loss does not read change no number: the supervisor does not depend on the students' losses.
         values |= {name: defaults[name] for name in _OF_LOSSES if name in values and name not in read}
         if values.get("aux_start") == "first_step":
-            del values["aux_start"]  # as in the keys of versions without this option
+            del values["aux_start"]  # keys of versions without this option lack it
         return {name: str(value) for name, value in values.items() if name not in WITHOUT_EFFECT}
 
     def settings_of_predictions(self, spec: ModelSpec) -> dict:

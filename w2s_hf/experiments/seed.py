@@ -24,8 +24,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The distance between the seeds of the supervisors of one experiment. It is so large that no supervisor has
-# another seed of --seeds.
+# This number is the distance between the seeds of the supervisors of one experiment. It is so large that no supervisor
+# has another seed of --seeds.
 _FURTHER_SEEDS = 1_000_003
 
 
@@ -146,7 +146,7 @@ def _supervisor_warnings(
     scores = setting.scores(weak.predictions.of(list(splits.test["id"])), splits.test)
     history = json.loads((weak.directory / "training.json").read_text())
     loss = next((entry["train_loss"] for entry in reversed(history) if "train_loss" in entry), None)
-    chance = setting.chance or 0.0  # unknown where it depends on the rows
+    chance = setting.chance or 0.0  # the accuracy at chance is unknown if it depends on the rows
     at_chance = supervisor_warning(scores["ci95"], chance, loss)
     return [*at_chance, *unsure_labels(args.methods, label_confidence(weak, splits, args))]
 

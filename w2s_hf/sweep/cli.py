@@ -18,7 +18,7 @@ from .run import run_sweep
 
 __all__ = ["main", "parse_sweep"]
 
-# The options that `--help` shows, and their short help.
+# `--help` shows these options, with this short help.
 _ESSENTIAL = {
     "config": "Shipped configuration of a grid (sweep_demo), or a YAML file of these options.",
     "tasks": "Names of the tasks of the grid. `w2s tasks` lists them.",
@@ -35,7 +35,7 @@ _ESSENTIAL = {
     "accelerate_config": "Configuration of accelerate: single, ddp, fsdp, zero3, or a file.",
 }
 
-# Options of `w2s run` that cells of a sweep do not have: the grid sets them, or they do not apply to sweeps. `--help`
+# Cells of a sweep do not have these options of `w2s run`. The grid sets them, or they do not apply to sweeps. `--help`
 # does not list them.
 _REFUSED = (
     "analyses", "demo", "hub_namespace", "hub_private", "push_to_hub", "rows_fit", "seed", "student_model", "task",
@@ -108,24 +108,25 @@ def parse_sweep(
         "options of `w2s run` and apply to all cells.",
     )
     try:
-        # 1 The options of the command line choose the configuration. Without models, it is the demo's grid.
+        # Step 1: the options of the command line choose the configuration. Without models, it is the demo's grid.
         command_line = parser.options_in(argv)
         is_demo = all(
             value is None
             for value in (command_line.weak_models, command_line.student_models, command_line.cell_config)
         )
         config = command_line.config or (demo_config if is_demo and not command_line.help else None)
-        # 2 The values of all options of the grid, and the remaining words.
+        # Step 2: the parser reads the values of all options of the grid. The remaining words are options of cells.
         args, *_, options = parser.parse(argv, config, return_remaining_strings=True)
         if args.cell_config is not None:
             args.cell_config = str(config_file(args.cell_config, CONFIGS, "--cell_config"))
         if args.accelerate_config is not None:
             path = config_file(args.accelerate_config, ACCELERATE_CONFIGS, "--accelerate_config")
             args.accelerate_config = str(path)
-        # 3 Misspelt options of the grid. Options that cells do not know are refused when the first cell is parsed.
+        # Step 3: misspelt options of the grid are refused. Options that cells do not know are refused when the first
+        # cell is parsed.
         for word in options:
             _check_spelling(word, parser)
-        # 4 Options of the recipes that cells of a sweep do not take.
+        # Step 4: options of the recipes that cells of a sweep do not take are refused.
         refused = [f"--{name}" for name in _REFUSED if vars(command_line)[name] is not None]
         if refused:
             raise ValueError(

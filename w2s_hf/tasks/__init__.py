@@ -154,7 +154,7 @@ def _run(path: Path) -> dict[str, Any]:
         ) from error
 
 
-# Default configurations, which the table of tasks omits.
+# The table of tasks omits these default configurations.
 _UNNAMED = (None, "", "default", "plain_text")
 
 

@@ -16,8 +16,8 @@ __all__ = [
     "sources_of",
 ]  # fmt: skip
 
-# The Hub's branch with converted rows. Some datasets have only a script in their main branch, which `datasets` does
-# not run.
+# This branch on the Hub has converted rows. Some datasets have only a script in their main branch, which `datasets`
+# does not run.
 PARQUET_BRANCH = "refs/convert/parquet"
 
 

@@ -221,7 +221,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
         Computes loss and accuracy on rows with `prompt` and `completion`, by default the `eval_dataset` of the
         constructor. The metrics of several sets have the names of the sets as prefixes.
         """
-        if not isinstance(eval_dataset, str):  # a string names one of several sets
+        if not isinstance(eval_dataset, str):  # a string is the name of one evaluation set
             for name, part in named_parts(eval_dataset, "eval_dataset").items():
                 check_dataset(part, name, (Dataset,))
         rows = self._eval_rows if eval_dataset is None else eval_dataset
