@@ -113,7 +113,7 @@ _ESSENTIAL = {
     "n_weak": "Training rows of the supervisor. Default: the value of --n_train.",
     "n_test": "Number of test rows. Default: all.",
     "max_train_rating": "Also train on puzzles up to this rating, and test on harder puzzles.",
-    "generative_finetuning": "Finetune on both responses before the reward training.",
+    "generative_finetuning": "Finetune on both responses before reward training.",
     "analyses": "Additional analyses to run.",
     "learning_rate": "Learning rate of students and ceiling.",
     "num_train_epochs": "Number of training epochs of students and ceiling.",
