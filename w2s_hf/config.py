@@ -476,7 +476,7 @@ class StudentConfig(ModelConfig):
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapters."})
     lora_alpha: int = field(
-        default=32, metadata={"help": "Scale of the LoRA adapters: their output is multiplied by lora_alpha / lora_r."}
+        default=32, metadata={"help": "Scale of the LoRA adapters. Their output is multiplied by lora_alpha / lora_r."}
     )
     lora_dropout: float = field(
         default=0.0,

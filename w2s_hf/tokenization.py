@@ -84,8 +84,8 @@ def tokenize_rows(
                 encoded[key][position] = shorter[key]
         return {**encoded, _LENGTH: lengths}
 
-    # Rows in memory need no name of a cache file. Hashing the tokenizer for the name takes a tenth of a second, in
-    # which a Ctrl-C would be lost (`except:` in datasets.fingerprint).
+    # Rows in memory need no name of a cache file. Hashing the tokenizer for the name takes a tenth of a second. During
+    # this time, Ctrl-C would be ignored (`except:` in datasets.fingerprint).
     options = {} if rows.cache_files else {"new_fingerprint": generate_random_fingerprint()}
     tokenized = rows.map(encode_batch, batched=True, desc=f"Tokenizing {name}", **options)
     lengths = tokenized[_LENGTH][:]

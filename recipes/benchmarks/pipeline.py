@@ -211,17 +211,21 @@ def parse_options() -> argparse.Namespace:
         "--max_tokens_per_micro_batch",
         type=int,
         default=1024,
-        help="Largest number of tokens in a micro-batch of ours, with padding.",
+        help="Largest number of tokens, with padding, in a micro-batch of our experiment.",
     )
     parser.add_argument("--bf16", action="store_true", help="Run the forward passes of all contenders under autocast.")
     parser.add_argument("--no_lora", action="store_true", help="Leave out the contender with LoRA.")
     parser.add_argument("--repetitions", type=int, default=3, help="Number of timed runs of each contender.")
-    parser.add_argument("--no_warm_up", action="store_true", help="Also time the first run of each contender.")
+    parser.add_argument(
+        "--no_warm_up",
+        action="store_true",
+        help="Leave out the untimed warm-up run, so that the first run of each contender is timed.",
+    )
     parser.add_argument(
         "--tolerance",
         type=float,
-        help="Largest allowed difference between the probabilities of ours and published (default: 0.001, or 0.05 "
-        "with --bf16).",
+        help="Largest allowed difference between our and the published probabilities (default: 0.001, or 0.05 with "
+        "--bf16).",
     )
     parser.add_argument("--dataset_path", help="Local copy of google/boolq with real rows. Requires --tokenizer.")
     parser.add_argument("--tokenizer", help="Local directory of the tokenizer for --dataset_path.")

@@ -201,7 +201,7 @@ def parse_options() -> argparse.Namespace:
         type=int,
         nargs="+",
         default=[1, 2, 4, 8, 16, 32],
-        help="Micro-batch sizes of Trainer to time, in rows. Its fastest size is compared with ours.",
+        help="Micro-batch sizes of Trainer to time, in rows. Its fastest size is compared with WeakToStrongTrainer.",
     )
     parser.add_argument(
         "--equal_micro_batches",
@@ -217,7 +217,7 @@ def parse_options() -> argparse.Namespace:
         "--token_budget",
         type=int,
         default=1024,
-        help="Largest number of tokens in a micro-batch of ours, with padding.",
+        help="Largest number of tokens in a micro-batch of WeakToStrongTrainer, with padding.",
     )
     parser.add_argument(
         "--torch_compile", action="store_true", help="Add contenders whose models are compiled with torch.compile."

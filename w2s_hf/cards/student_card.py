@@ -264,7 +264,7 @@ class StudentCard:
             block["settings"] = {name: value for name, value in plain(self.settings).items() if value is not None}
             block["versions"] = dict(self.versions)
         datasets = [name for name in (self.dataset if self.dataset_is_on_hub else None, self.weak_labels) if name]
-        # A search of the Hub for the task must not list demos, whose rows only look like it.
+        # A search of the Hub for the task must not list demos, because their rows are generated.
         tags = ["weak-to-strong", "w2s_hf", self.method, "w2s_hf-demo" if self.is_demo else self.task]
         tags += ["reward-model"] if self.setting == "reward" else ["chess"] if self.setting == "chess" else []
         front: dict[str, Any] = {BLOCK: block}

@@ -27,7 +27,7 @@ _PIECES = ("K", "N", "k", "q", "r")
 _SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 _WORDS = (*_SPECIAL_TOKENS, ".", ":", *FORK_WORDS, *_PIECES, *chess.SQUARE_NAMES)
 _ID_OF_WORD = {word: index for index, word in enumerate(_WORDS)}
-# Positions are drawn in blocks of this size, so that a larger sample begins with the smaller one.
+# Positions are drawn in blocks of this size, so that a larger sample begins with the positions of a smaller sample.
 _BLOCK_SIZE = 8192
 # A check, attack or capture has this weight in the choice of a move. A quiet move has weight 1.
 _EAGERNESS = 4

@@ -24,7 +24,7 @@ _RELATIONS = ("is", "has", "can")
 # `question`, `:`, `alive`, `?`, `yes` and `no` never occur in the corpus.
 _COMMON_WORDS = (".", "question", ":", "alive", "?", *_RELATIONS, "yes", "no")
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
-# Documents and rows are drawn in blocks of this size, so that a larger sample begins with the smaller one.
+# Documents and rows are drawn in blocks of this size, so that a larger sample begins with a smaller sample.
 _BLOCK_SIZE = 1024
 
 

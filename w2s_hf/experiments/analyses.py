@@ -333,7 +333,8 @@ def weak_errors(context: AnalysisContext) -> dict:
     ids = {name: list(rows["id"]) for name, rows in parts.items()}
     all_ids = [row_id for of_part in ids.values() for row_id in of_part]
     weak = {name: context.weak_labels.of(of_part).argmax(axis=1) for name, of_part in ids.items()}
-    # This model is finetuned on other rows than it predicts: on its own training rows it would be overconfident.
+    # This model is finetuned on other rows than the rows that it predicts. On its training rows, it would be
+    # overconfident.
     strong = context.finetuner.finetune(
         "strong-on-weak-half",
         context.models.student,

@@ -211,7 +211,7 @@ def _describe(task: ExperimentTask | None, options: CommandLineOptions, prog: st
     command, name = prog or "w2s run TASK", "TASK" if task is None else task.name
     text = (
         f"Trains a weak supervisor on {about}, strong students on its labels, and a strong ceiling on true labels. "
-        "Reports their accuracies and the performance gap recovered (PGR)."
+        "It reports their accuracies and the performance gap recovered (PGR)."
     )
     lines = [textwrap.fill(text, 98), "", "examples:"]
     if options.demo_config is not None:
@@ -273,7 +273,8 @@ def parse_arguments(
     try:
         # Step 1: the options that the command line contains choose the configuration.
         command_line = parser.options_in(argv)
-        # --help shows the defaults of the options, and the values of a configuration only if it is named.
+        # --help shows the defaults of the options. It shows the values of a configuration only if the command line
+        # names it.
         config = command_line.config or (None if command_line.help else _demo_config(command_line, demo_config))
         # Step 2: the parser reads the values of all options. The fourth part is the namespace of --config.
         args, training_args, student_config, _ = parser.parse(argv, config)

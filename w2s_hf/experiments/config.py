@@ -87,10 +87,12 @@ class ExperimentArguments:
         },
     )
     weak_model: str | None = field(
-        default=None, metadata={"help": "Weak supervisor: Hub id or local directory.", "metavar": "MODEL"}
+        default=None,
+        metadata={"help": "Model to train as weak supervisor: Hub id or local directory.", "metavar": "MODEL"},
     )
     student_model: str | None = field(
-        default=None, metadata={"help": "Strong student: Hub id or local directory.", "metavar": "MODEL"}
+        default=None,
+        metadata={"help": "Model to train as student and as ceiling: Hub id or local directory.", "metavar": "MODEL"},
     )
     methods: list[str] = field(
         default_factory=lambda: ["naive", "confidence"],
@@ -113,7 +115,7 @@ class ExperimentArguments:
     link_rows: str = field(
         default="fresh",
         metadata={
-            "help": "Training rows of the bootstrapping chain. `fresh`: each intermediate model gets its own rows, "
+            "help": "Training rows of the bootstrapping chain. `fresh`: each intermediate model gets separate rows, "
             "and the student gets the student half (paper). `same`: all models are trained on the student half.",
             "choices": ["fresh", "same"],
         },
@@ -418,7 +420,8 @@ class RewardArguments(ProbabilityArguments):
         default=False,
         metadata={
             "help": "Before reward training, finetune students and ceiling to write both responses of the pairs "
-            "(paper, 5.2.2). Results then have PGR against this ceiling and against the plain ceiling."
+            "(paper, 5.2.2). Results then have PGR against the ceiling with this finetuning and against the plain "
+            "ceiling."
         },
     )
     generative_learning_rate: float | None = field(

@@ -339,7 +339,7 @@ class Finetuner:
         values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
         defaults = {f.name: f.default for f in dataclasses.fields(self.args)}
         read = LOSS_ARGUMENTS.get(values.get("loss_type", ""), ())
-        # Options that the loss does not read change no number: the supervisor does not depend on the students' losses.
+        # Options that the loss does not read change no number. The supervisor does not depend on the students' losses.
         values |= {name: defaults[name] for name in _OF_LOSSES if name in values and name not in read}
         if values.get("aux_start") == "first_step":
             del values["aux_start"]  # keys of versions without this option lack it

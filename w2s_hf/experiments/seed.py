@@ -98,7 +98,7 @@ def run_seed(
     weak_rows = student_rows(splits, weak, args).map(weak.predictions.join)
     for method in args.methods:
         if method == BOOTSTRAP:
-            # A chain is compared with direct training on the rows of its last link, which is the naive method.
+            # A chain is compared with the naive method, which trains directly on the rows of the chain's last link.
             title = "student without the chain (naive)"
             trained["direct"] = finetune(
                 "student-naive", models.student, weak_rows, [test], labels=labels, title=title

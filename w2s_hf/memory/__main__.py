@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandLine(
         prog="w2s memory",
         usage="w2s memory MODEL [options]",
-        description="Prints the GPU memory that training a model needs, and the largest micro-batch that fits. Reads\n"
-        "only the configuration of the model, and downloads no weights.\n\nexamples:\n"
+        description="Prints the GPU memory that training a model needs, and the largest micro-batch that fits. It\n"
+        "reads only the configuration of the model, and downloads no weights.\n\nexamples:\n"
         "  w2s memory Qwen/Qwen2.5-7B --gpus 1x24\n"
         "  w2s memory Qwen/Qwen-72B --gpus 4x80 --length 1024\n  w2s memory --list",
         formatter_class=_HelpFormatter,

@@ -49,7 +49,7 @@ RefusedOptions = make_dataclass(
 
 _DESCRIPTION = """\
 Runs a grid of tasks, supervisors, students, methods and seeds. Each combination is a cell, which
-trains one student. Writes one table and its figures.
+trains one student. The sweep writes one table and its figures.
 
 examples:
   w2s sweep    (the embedded demo: students of three sizes, no network, no GPU, a few minutes)

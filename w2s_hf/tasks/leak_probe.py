@@ -232,7 +232,7 @@ def skeleton(text: str, content: list[str]) -> str:
     a list of choices, becomes `<1>`, `<2>`, ...
     """
     for number, string in enumerate(content):
-        # Each piece becomes one private-use character, so that a shorter piece does not match inside a longer one.
+        # Each piece becomes one private-use character, so that a shorter piece does not match inside a longer piece.
         text = text.replace(string, chr(0xE000 + number))
     counts = Counter(re.findall(r"[\ue000-\uf8ff]", text))
     # Adjacent pieces, such as the turns of a dialogue, count as one.

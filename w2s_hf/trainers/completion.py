@@ -327,7 +327,7 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
         return columns
 
     options = {"batched": True, "remove_columns": rows.column_names, "desc": f"Tokenizing {name}"}
-    # As in w2s_hf.tokenization, rows in memory have no cache file, and a Ctrl-C is not lost.
+    # As in w2s_hf.tokenization, rows in memory have no cache file, so that Ctrl-C is not ignored.
     tokens = rows.map(encode, **options, new_fingerprint=generate_random_fingerprint())
     lengths = np.array([len(ids) for ids in tokens["input_ids"]])
     limit = np.inf if max_length is None else max_length
