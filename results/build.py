@@ -426,7 +426,7 @@ def check_line(entry: Entry, check: dict) -> str:
     place = f" on {_machine(by)}" if machine_differs(by, entry.facts["published_by"]) else ""
     trained = f"Trained again on {check['date']}{place} ({_named_seeds(check['seeds'])}, commit {by['commit']})"
     roles = {model["role"] for model in models}
-    later = [method for method in entry.methods if method not in roles]  # the run was published after the check
+    later = [method for method in entry.methods if method not in roles]  # methods that were published after the check
     missing = f" Not trained again: {', '.join(later)}." if later else ""
     return f"{trained}: {outcome}.{missing}"
 

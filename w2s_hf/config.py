@@ -110,7 +110,7 @@ class _OwnDefaults(TrainerArguments):
         if self.bf16 is None and not self.fp16 and not computes_in_bfloat16(self.use_cpu):
             logger.warning_once("bf16 is not set. Training in float32, because no GPU with bfloat16 is available.")
             self.bf16 = False
-        has_device = is_torch_bf16_gpu_available() or is_torch_xla_available()  # emulation included
+        has_device = is_torch_bf16_gpu_available() or is_torch_xla_available()  # including emulation
         if (self.bf16 or self.bf16_full_eval) and not self.use_cpu and not has_device:
             name = "bf16" if self.bf16 else "bf16_full_eval"
             raise ValueError(

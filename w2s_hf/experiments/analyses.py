@@ -305,7 +305,7 @@ def probes(context: AnalysisContext) -> dict:
     variants["filtered by topology"] = (weak, in_topology)
     results: dict[str, dict] = {}
     for variant, (labels_of_variant, is_selected) in variants.items():
-        if not is_selected.any():  # for no row, most neighbours are in its class
+        if not is_selected.any():  # no row has most of its neighbours in its class
             results[variant] = {"n_train": 0, "n_class_1": 0, "label_accuracy": None, "accuracy": None, "pgr": None}
             continue
         rows = half.select(np.flatnonzero(is_selected))

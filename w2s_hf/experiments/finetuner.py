@@ -310,7 +310,7 @@ class Finetuner:
             self._predict(trainer, spec, tokenizer, predict, provenance, directory)
             trainer.accelerator.free_memory()
             if trainer.is_world_process_zero():
-                shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # trainers create it, and it is empty
+                shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # an empty directory of the trainer
 
         return self.setting.labels.load(self.cache.run(name, settings, build, title=title) / "predictions")
 
@@ -396,7 +396,7 @@ class Finetuner:
 
     def in_place(self, network: Network) -> Network:
         """Moves a model to the device of the training and sets it to eval mode."""
-        if not getattr(network, "is_quantized", False):  # bitsandbytes has placed it
+        if not getattr(network, "is_quantized", False):  # bitsandbytes has already moved it
             network.to(self.args.device)
         return network.eval()
 

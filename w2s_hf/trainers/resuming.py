@@ -96,7 +96,7 @@ class ResumableTraining(TrainerMixin):
         try:
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
-            self.remove_callback(callback)  # it refers to the trainer and its model
+            self.remove_callback(callback)  # the callback refers to the trainer and its model
         if self._is_at_its_end:
             loss = _mean_of_logged_losses(self.state)
             output = output._replace(training_loss=loss, metrics={**output.metrics, "train_loss": loss})
