@@ -285,11 +285,22 @@ def draw(texts: list[Text], n: int, seed: int) -> list[Text]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="Files and directories to draw from.")
-    parser.add_argument("--n", type=int, default=100, help="Number of texts (default: 100).")
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="PATH",
+        help="Files and directories from which texts are drawn (default: documentation and code without tests).",
+    )
+    parser.add_argument("--n", type=int, default=100, help="Number of texts to draw (default: 100).")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the random choice (default: 0).")
-    parser.add_argument("--tests", action="store_true", help="Draw from the tests if no paths are given.")
-    parser.add_argument("--longer_than", type=int, metavar="WORDS", help="List all sentences with more words.")
+    parser.add_argument("--tests", action="store_true", help="Draw texts of the tests instead, if no paths are given.")
+    parser.add_argument(
+        "--longer_than",
+        type=int,
+        metavar="WORDS",
+        help="Draw nothing. Print all sentences with more than this number of words.",
+    )
     args = parser.parse_args()
     names = ["tests"] if args.tests else DEFAULT
     texts = read_texts([path.resolve() for path in args.paths] or [ROOT / name for name in names])

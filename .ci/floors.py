@@ -46,7 +46,7 @@ def floors(project: dict) -> Iterator[tuple[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="Packages to leave out.")
+    parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="Names of packages to leave out.")
     without = parser.parse_args().without
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     print("\n".join(requirement for name, requirement in floors(project) if name not in without))

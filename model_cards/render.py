@@ -32,8 +32,13 @@ def render(folder: Path) -> None:
 
 def main() -> None:
     parser = CommandLine(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("output_dir", nargs="?", type=Path, help="output directory of a finished run")
-    parser.add_argument("folder", nargs="?", type=Path, help="directory of the cards, such as model_cards/boolq-demo")
+    parser.add_argument(
+        "output_dir",
+        nargs="?",
+        type=Path,
+        help="output directory of a finished run (default: render all cards in model_cards/ again)",
+    )
+    parser.add_argument("folder", nargs="?", type=Path, help="directory for the cards, such as model_cards/boolq-demo")
     args = parser.parse_args()
     if args.output_dir is None:
         for file in Path(__file__).parent.glob("*/results.json"):

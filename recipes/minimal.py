@@ -52,5 +52,6 @@ for name, trainer in (("weak", weak), ("student", student), ("ceiling", ceiling)
     predictions = trainer.predict_proba(splits.test).argmax(axis=1)
     scores[name] = float((predictions == splits.test["ground_truth"]).mean())
     print(f"{name}: accuracy {scores[name]:.3f} on {len(splits.test)} test rows")
-# The performance gap recovered: 0 for a student as good as its supervisor, 1 for one as good as the ceiling.
+# The performance gap recovered is 0 for a student as good as its supervisor, and 1 for a student as good as the
+# ceiling.
 print("PGR:", w2s_hf.performance_gap_recovered(**scores))

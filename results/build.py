@@ -43,14 +43,14 @@ from w2s_hf.results import (
 
 __all__ = ["Entry", "Group", "build", "read_groups"]
 
-# The analyses with a section on the page. Prompts are baselines in every table instead.
+# These analyses have a section on the page. Prompts are baselines in every table instead.
 _SECTIONS = {"overfitting": overfitting_section, "agreement": agreement_section, "saliency": saliency_section}
 _ROLES = {
     "weak": "weak supervisor",
     "ceiling": "strong ceiling",
     "ceiling_plain": "ceiling without generative finetuning",
 }
-# The findings of the paper, by setting and comparison.
+# Findings of the paper, by setting and comparison
 _PAPER = {
     "classification": {
         "naive and weak": "above, PGR above 0.2 for any pair of models over 22 tasks (4.2)",
@@ -62,7 +62,7 @@ _PAPER = {
 }
 _ZERO_SHOT = "zero-shot"  # the name of this prompt in the results
 _UNKNOWN = "not distinguishable"
-_NOISE = 1e-9  # a mean over seeds that should be 0 may be slightly off, due to rounding
+_NOISE = 1e-9  # a mean over seeds that should be 0 may differ slightly from 0, due to rounding
 _PROMPT_SCORES = {"accuracy_at_median": "at the median", "accuracy_content_free": "content-free", "auroc": "AUROC"}
 _BEGIN, _END = "<!-- begin: python results/build.py -->", "<!-- end -->"
 
@@ -426,7 +426,7 @@ def check_line(entry: Entry, check: dict) -> str:
     place = f" on {_machine(by)}" if machine_differs(by, entry.facts["published_by"]) else ""
     trained = f"Trained again on {check['date']}{place} ({_named_seeds(check['seeds'])}, commit {by['commit']})"
     roles = {model["role"] for model in models}
-    later = [method for method in entry.methods if method not in roles]  # published after the check
+    later = [method for method in entry.methods if method not in roles]  # methods that were published after the check
     missing = f" Not trained again: {', '.join(later)}." if later else ""
     return f"{trained}: {outcome}.{missing}"
 
@@ -892,7 +892,9 @@ def build(root: Path = ROOT, tables: Path = TABLES, check: bool = False) -> list
 
 def main() -> None:
     parser = CommandLine(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="Change nothing, and fail if a file is out of date.")
+    parser.add_argument(
+        "--check", action="store_true", help="Write no file. End with an error if a file is out of date."
+    )
     args = parser.parse_args()
     try:
         old = build(check=args.check)

@@ -340,7 +340,7 @@ def machine_differs(one: dict, other: dict) -> bool:
     return any(one[name] != other[name] for name in ("cpu", "cores", "threads", "instructions"))
 
 
-# Keys of results.json whose values are texts of this package. Elsewhere, a text of many words could be a row.
+# The values of these keys of results.json are texts of this package. Elsewhere, a text of many words could be a row.
 _PROSE = {
     "description", "text_form", "note", "notes", "format", "pgr_undefined", "prompt", "content_free", "template",
     "hardware", "quantization", "n_dropped",
@@ -358,7 +358,7 @@ def check_publishable(content: Any, key: str = "results.json", in_prose: bool = 
         for position, value in enumerate(content):
             check_publishable(value, f"{key}[{position}]", in_prose)
     elif isinstance(content, str):
-        # home/NAME, because a name alone can be a word of the results, such as student.
+        # The pattern contains home/NAME, because a name alone can be a word of the results, such as student.
         home = re.escape(f"{Path.home().parent.name}/{Path.home().name}")
         is_path = re.search(rf"(?<![\w.:/])(/|~/|[A-Za-z]:\\)[\w.-]+[/\\]|(?<![\w.-]){home}(?![\w.-])", content)
         if is_path:
@@ -605,7 +605,7 @@ def run_all(jobs: list[tuple[Run, list[str]]], outputs: Path, folder: Path, is_c
 def main(argv: list[str] | None = None) -> None:
     parser = CommandLine(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="Names of tables or of single runs (default: all tables)."
+        "names", nargs="*", metavar="NAME", help="Names of the tables or single runs to train (default: all tables)."
     )
     parser.add_argument(
         "--models", type=Path, help="Directory with local copies of the models (default: load them from the Hub)."
@@ -613,17 +613,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--data", type=Path, help="Directory with local copies of the datasets (default: load them from the Hub)."
     )
-    parser.add_argument("--add_methods", nargs="+", default=[], help="Methods to add to the tables.")
-    parser.add_argument("--add_seeds", nargs="+", type=int, default=[], help="Seeds to add to the tables.")
-    parser.add_argument("--add_analyses", nargs="+", default=[], help="Analyses to add to the tables.")
     parser.add_argument(
-        "--outputs", type=Path, default=ROOT / "outputs" / "results", help="Directory of the trained models."
+        "--add_methods", nargs="+", default=[], help="Methods to train in addition to the methods of the tables."
+    )
+    parser.add_argument(
+        "--add_seeds", nargs="+", type=int, default=[], help="Seeds to run in addition to the seeds of the tables."
+    )
+    parser.add_argument(
+        "--add_analyses", nargs="+", default=[], help="Analyses to run in addition to the analyses of the tables."
+    )
+    parser.add_argument(
+        "--outputs", type=Path, default=ROOT / "outputs" / "results", help="Directory for the trained models."
     )
     parser.add_argument(
         "--tables", type=Path, default=TABLES, help="YAML file with the list of tables. Results are written beside it."
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="Replace the outputs of tables whose options have changed."
+        "--overwrite",
+        action="store_true",
+        help="Replace outputs whose options have changed, instead of stopping with an error.",
     )
     parser.add_argument(
         "--check",
@@ -637,7 +645,7 @@ def main(argv: list[str] | None = None) -> None:
         default=[],
         help="Seeds to check, in this order (default: all published seeds).",
     )
-    parser.add_argument("--dry_run", action="store_true", help="Print the commands and stop.")
+    parser.add_argument("--dry_run", action="store_true", help="Print the commands without running them.")
     args = parser.parse_args(argv)
     if args.check and (args.add_methods or args.add_seeds or args.add_analyses or args.overwrite):
         parser.error(

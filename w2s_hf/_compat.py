@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = ["ATTRIBUTES", "CHECKED", "IMPORTS", "OVERRIDDEN", "SINCE"]
 
-# The versions with which every entry of this file was checked. `SINCE` lists the entries that the lower version lacks.
+# Every entry of this file was checked with these versions. `SINCE` lists the entries that the lower version lacks.
 CHECKED = {
     "torch": ("2.13",),
     "transformers": ("5.17", "5.23"),
@@ -34,70 +34,82 @@ CHECKED = {
 # ---- Names to import ----
 
 IMPORTS = {
-    # Tensors with a shape and no data, with which the memory estimate runs a model. Public replacement: none. Tensors
-    # of the meta device are public, but autocast has no effect on them.
+    # The memory estimate runs a model on these tensors, which have a shape and no data. There is no public
+    # replacement. Tensors of the meta device are public, but autocast has no effect on them.
     "FakeTensorMode": "torch._subclasses.fake_tensor",
-    # Intercepts every operation of a pass, so that the memory estimate can sum its outputs. Public replacement: none.
+    # This mode intercepts every operation of a pass, so that the memory estimate can sum its outputs. There is no
+    # public replacement.
     "TorchDispatchMode": "torch.utils._python_dispatch",
-    # The tensors in a nested output. Public replacement: none.
+    # This function returns the tensors in a nested output. There is no public replacement.
     "tree_leaves": "torch.utils._pytree",
-    # A rule by which `from_pretrained` renames the weights of a checkpoint, and the function that registers rules for
-    # a model class. Public replacement: none. Only the rule `transformers.WeightConverter` is public.
+    # `WeightRenaming` is a rule by which `from_pretrained` renames the weights of a checkpoint. The function registers
+    # rules for a model class. There is no public replacement. Only the rule `transformers.WeightConverter` is public.
     "WeightRenaming": "transformers.core_model_loading",
     "register_checkpoint_conversion_mapping": "transformers.conversion_mapping",
-    # The characters that represent bytes in byte-level tokenizers. Public replacement: none.
+    # This function returns the characters that represent bytes in byte-level tokenizers. There is no public
+    # replacement.
     "bytes_to_unicode": "transformers.convert_slow_tokenizer",
-    # The local path of a file on the Hub or in a directory. Public replacement: `huggingface_hub.hf_hub_download`,
-    # with special cases for directories, for offline mode and for the errors of transformers.
+    # This function returns the local path of a file on the Hub or in a directory. The public replacement is
+    # `huggingface_hub.hf_hub_download`, with special cases for directories, for offline mode and for the errors of
+    # transformers.
     "cached_file": "transformers.utils",
-    # The adapter_config.json of a model, or `None`. Public replacement: `huggingface_hub.hf_hub_download`.
+    # This function returns the adapter_config.json of a model, or `None`. The public replacement is
+    # `huggingface_hub.hf_hub_download`.
     "find_adapter_config_file": "transformers.utils.peft_utils",
-    # Returns whether DeepSpeed ZeRO-3 shards weights while they are loaded. Public replacement: none.
+    # This function returns whether DeepSpeed ZeRO-3 shards weights while they are loaded. There is no public
+    # replacement.
     "is_deepspeed_zero3_enabled": "transformers.integrations",
-    # The installed trackers, which `report_to="all"` uses. Public replacement: none.
+    # This function returns the installed trackers, which `report_to="all"` uses. There is no public replacement.
     "get_available_reporting_integrations": "transformers.integrations",
-    # The callbacks of the trackers of `report_to`. Public replacement: none, but their classes are public.
+    # This function returns the callbacks of the trackers of `report_to`. There is no public replacement, but the
+    # classes of the callbacks are public.
     "get_reporting_integration_callbacks": "transformers.integrations",
-    # Returns whether this machine computes in bfloat16, by the rule of TrainingArguments. Public replacement:
-    # `torch.cuda.is_bf16_supported`, for CUDA devices only.
+    # These functions return whether this machine computes in bfloat16, by the rule of TrainingArguments. The public
+    # replacement is `torch.cuda.is_bf16_supported`, for CUDA devices only.
     "is_torch_bf16_gpu_available": "transformers.utils",
     "is_torch_xla_available": "transformers.utils",
-    # Returns whether an object has a length. Public replacement: none, but four lines of code are enough.
+    # This function returns whether an object has a length. There is no public replacement, but four lines of code are
+    # enough.
     "has_length": "transformers.trainer_utils",
-    # The base class of callbacks whose state goes into trainer_state.json. Public replacement: none.
+    # This is the base class of callbacks whose state is saved in trainer_state.json. There is no public replacement.
     "ExportableState": "transformers.trainer_callback",
-    # The samplers of `train_sampling_strategy="batch_rebalance"` and `"group_by_length"`. Public replacement: none.
+    # The values `"batch_rebalance"` and `"group_by_length"` of `train_sampling_strategy` use these samplers. There is
+    # no public replacement.
     "BatchRebalanceSampler": "transformers.trainer_pt_utils",
     "LengthGroupedSampler": "transformers.trainer_pt_utils",
-    # Class names by model type. Public replacement: `transformers.MODEL_FOR_CAUSAL_LM_MAPPING`. Its keys are
-    # configuration classes, so that each lookup imports a model.
+    # These mappings contain class names by model type. The public replacement is
+    # `transformers.MODEL_FOR_CAUSAL_LM_MAPPING`. Its keys are configuration classes, so that each lookup imports a
+    # model.
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "transformers.models.auto.modeling_auto",
     "MODEL_FOR_MASKED_LM_MAPPING_NAMES": "transformers.models.auto.modeling_auto",
-    # Sets the probability of every `nn.Dropout` to 0. Public replacement: none, but three lines of code are enough.
+    # This function sets the probability of every `nn.Dropout` to 0. There is no public replacement, but three lines of
+    # code are enough.
     "disable_dropout_in_model": "trl.trainer.utils",
-    # The wrapper of a module that is trained and saved with the adapters (`modules_to_save`), and its base class.
-    # The wrapper of trainable tokens has the same base class. Public replacement: none.
+    # `ModulesToSaveWrapper` wraps a module that is trained and saved with the adapters (`modules_to_save`). It shares
+    # its base class with the wrapper of trainable tokens. There is no public replacement.
     "AuxiliaryTrainingWrapper": "peft.utils",
     "ModulesToSaveWrapper": "peft.utils",
-    # Reads the weights of saved adapters. Public replacement: `PeftModel.load_adapter`, which adds them to the model.
+    # This function reads the weights of saved adapters. The public replacement is `PeftModel.load_adapter`, which adds
+    # them to the model.
     "load_peft_weights": "peft.utils",
-    # The floating-point weights of a quantized layer. Public replacement: `PreTrainedModel.dequantize`, which converts
-    # all layers.
+    # This function returns the floating-point weights of a quantized layer. The public replacement is
+    # `PreTrainedModel.dequantize`, which converts all layers.
     "dequantize_module_weight": "peft.utils.integrations",
-    # The sampler of a data loader that skips the batches of a resumed epoch. Public replacement: none.
+    # This sampler of a data loader skips the batches of a resumed epoch. There is no public replacement.
     "SkipBatchSampler": "accelerate.data_loader",
-    # Reads the environment variables that `accelerate launch` sets. Public replacement:
+    # This function reads the environment variables that `accelerate launch` sets. The public replacement is
     # `PartialState.distributed_type`, which exists only after the processes have connected.
     "parse_flag_from_env": "accelerate.utils",
-    # The command `accelerate launch` as a function, and its parser. Public replacement: the command in a separate
-    # process. If the launched process fails, this process also prints a traceback of the launcher.
+    # These functions are the command `accelerate launch` and its parser. The public replacement is the command in a
+    # separate process. If the launched process fails, this process also prints a traceback of the launcher.
     "launch_command": "accelerate.commands.launch",
     "launch_command_parser": "accelerate.commands.launch",
-    # The error of torchrun and `accelerate launch` if a process fails. Public replacement: `Exception`.
+    # torchrun and `accelerate launch` raise this error if a process fails. The public replacement is `Exception`.
     "ChildFailedError": "torch.distributed.elastic.multiprocessing.errors",
-    # The error of torchrun if a signal stops it, such as the signal of Ctrl-C. Public replacement: `Exception`.
+    # torchrun raises this error if a signal stops it, such as the signal of Ctrl-C. The public replacement is
+    # `Exception`.
     "SignalException": "torch.distributed.elastic.multiprocessing.api",
-    # A fingerprint with which `Dataset.map` does not look for a cache file. Public replacement:
+    # With a random fingerprint, `Dataset.map` does not look for a cache file. The public replacement is
     # `datasets.disable_caching`, which applies to all datasets of the process.
     "generate_random_fingerprint": "datasets.fingerprint",
 }
@@ -146,43 +158,45 @@ else:
 
 OVERRIDDEN = {
     "transformers.trainer:Trainer": (
-        # The order of the rows of an epoch, and of an evaluation set. Public replacement: `get_train_dataloader` and
-        # `get_eval_dataloader`, which would have to be rewritten completely.
+        # These methods determine the order of the rows of an epoch and of an evaluation set. The public replacement is
+        # to rewrite `get_train_dataloader` and `get_eval_dataloader` completely.
         "_get_train_sampler",
         "_get_eval_sampler",
-        # The number of tokens by which a loss is divided. Public replacement: `get_batch_samples` in training; none in
-        # evaluation, where `prediction_step` calls this method.
+        # This method returns the number of tokens by which a loss is divided. In training, the public replacement is
+        # `get_batch_samples`. In evaluation, there is none, because `prediction_step` calls this method.
         "_get_num_items_in_batch",
-        # The directory of checkpoints. Public replacement: `args.output_dir`, which also names the repository.
+        # This method returns the directory of checkpoints. The public replacement is `args.output_dir`, which also
+        # names the repository.
         "_get_output_dir",
-        # Compares the arguments with the state of a checkpoint. Public replacement: none.
+        # This method compares the arguments with the state of a checkpoint. There is no public replacement.
         "_init_training_state",
-        # The three steps that load a checkpoint, and only warn if it does not fit. Public replacement: none.
+        # These three methods load a checkpoint, and only warn if it does not fit. There is no public replacement.
         "_issue_warnings_after_load",
         "_load_best_model",
         "_load_from_checkpoint",
-        # Moves a batch to the device. Public replacement: a data collator, which a user may replace.
+        # This method moves a batch to the device. The public replacement is a data collator, which a user may replace.
         "_prepare_inputs",
-        # The dataset columns that are kept, see `signature_columns`. Public replacement:
+        # This method determines the dataset columns that are kept, see `signature_columns`. The public replacement is
         # `remove_unused_columns=False`, which gives all columns to the collator.
         "_set_signature_columns_if_needed",
     ),
-    # Tokenizes and checks a dataset. The trainers also call it for datasets of `evaluate` and `predict`, which TRL's
-    # trainers expect to be tokenized. Public replacement: none.
+    # `_prepare_dataset` tokenizes and checks a dataset. The trainers also call it for datasets of `evaluate` and
+    # `predict`, which TRL's trainers expect to be tokenized. There is no public replacement.
     "trl.trainer.reward_trainer:RewardTrainer": ("_prepare_dataset", "_tag_names"),
-    # `_tag_names` are the tags of model cards. Public replacement: the argument `tags` of `create_model_card`.
+    # `_tag_names` are the tags of model cards. The public replacement is the argument `tags` of `create_model_card`.
     "trl.trainer.sft_trainer:SFTTrainer": ("_prepare_dataset", "_tag_names"),
-    # The fields that a command line gives as JSON. Public replacement: none.
+    # These fields are JSON on the command line. There is no public replacement.
     "transformers.training_args:TrainingArguments": ("_VALID_DICT_FIELDS",),
-    # The heading of a dataclass in `--help`, an attribute of the base class of TrlParser. Public replacement: none;
-    # the docstring of `HfArgumentParser` documents it.
+    # This attribute of the base class of TrlParser is the heading of a dataclass in `--help`. There is no public
+    # replacement, but the docstring of `HfArgumentParser` documents the attribute.
     "transformers.hf_argparser:HfArgumentParser": ("_argument_group_name",),
 }
 
 
 # ---- Attributes and arguments ----
 
-# The module, and the class if any, of each attribute and argument that the functions below use.
+# The functions below use these attributes and arguments. Each key is a module, with a class if the attribute belongs
+# to one.
 ATTRIBUTES = {
     "torch.cpu": ("get_capabilities",),
     "torch.nn.modules.module:Module": ("_parameters", "_buffers"),
@@ -211,7 +225,7 @@ ATTRIBUTES = {
     "bitsandbytes.nn.modules:Linear4bit": ("support_avx512bf16_for_cpu", "packing_format_for_cpu"),
 }
 
-# The first version of the library with a name, if an older version in CHECKED lacks it.
+# An older version in CHECKED lacks these names. The values are the first versions of the library that have them.
 SINCE = {"_tp_size": "1.13"}
 
 

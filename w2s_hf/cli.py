@@ -30,7 +30,7 @@ examples:
   w2s memory Qwen/Qwen2.5-7B --gpus 1x24
 
 options:
-  -h, --help            this text; `w2s COMMAND --help` shows the options of a command
+  -h, --help            print this text; `w2s COMMAND --help` prints the options of a command
   --version             print the version
 """
 
@@ -175,7 +175,7 @@ def _tasks(argv: list[str]) -> None:
         description="Lists the names of the tasks for `w2s run` and `w2s sweep`. A custom task is a Python file: "
         "`w2s run my_task.py`.",
     )
-    parser.add_argument("--sources", action="store_true", help="add the splits and the datasets on the Hub")
+    parser.add_argument("--sources", action="store_true", help="also print the splits and the datasets on the Hub")
     args = parser.parse_args(argv)
     _say_loading("datasets")
     from .tasks import task_table

@@ -27,7 +27,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The advice for streams and transforms of texts, which only the user can tokenize.
+# Errors contain this advice for streams and transforms of texts, which only the user can tokenize.
 TOKENIZE_STREAM = (
     "Tokenize the text first: rows.map(lambda row: tokenizer(row['text'], truncation=True, max_length=512)) for a "
     "streamed dataset, or the same call in its transform."

@@ -41,7 +41,7 @@ else:
     # Only type checkers need this base class. The class that `_OwnDefaults` is mixed into has the fields.
     TrainerArguments = object
 
-# A method is a way of training students on weak labels, and its loss. The paper calls plain finetuning "naive".
+# Each method of training students on weak labels has a loss. The paper calls plain finetuning "naive".
 METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
 
 AUX_STARTS = ("first_step", "agreement")
@@ -91,11 +91,16 @@ class _OwnDefaults(TrainerArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False,
         metadata={
-            "help": "Search for unused parameters in every step. Not needed for LoRA, which uses all parameters."
+            "help": "With DDP, search for unused parameters in every step. The default is false, because a LoRA "
+            "student uses all its parameters."
         },
     )
     hub_strategy: str = field(
-        default="end", metadata={"help": "When to push to the Hub. Only `end` is supported: once, after training."}
+        default="end",
+        metadata={
+            "help": "Time of the push to the Hub. Only `end` is supported (one push after training), because other "
+            "strategies push files with local paths."
+        },
     )
 
     def __post_init__(self):
@@ -107,7 +112,7 @@ class _OwnDefaults(TrainerArguments):
                 "bf16 is not set. Training in float32, because the training does not use a GPU with bfloat16."
             )
             self.bf16 = False
-        has_device = is_torch_bf16_gpu_available() or is_torch_xla_available()  # emulation included
+        has_device = is_torch_bf16_gpu_available() or is_torch_xla_available()  # including emulation
         if (self.bf16 or self.bf16_full_eval) and not self.use_cpu and not has_device:
             name = "bf16" if self.bf16 else "bf16_full_eval"
             raise ValueError(
@@ -173,53 +178,71 @@ class LossArguments(_OwnDefaults):
 
     loss_type: str = field(
         default="xent",
-        metadata={"help": f"Loss on the weak labels: {', '.join(LOSS_TYPES)}. `w2s run` sets it by --methods."},
+        metadata={
+            "help": f"Loss on the weak labels: {', '.join(LOSS_TYPES)}. `xent` is plain cross-entropy. `w2s run` sets "
+            "the loss for each of its --methods."
+        },
     )
     aux_coef: float = field(
         default=0.5,
         metadata={
-            "help": "Final weight in [0, 1] of the auxiliary confidence term (paper: 0.75 for its largest students)."
+            "help": "Final weight in [0, 1] of the auxiliary term of `confidence`, `openai` and `entropy`. The paper "
+            "uses 0.75 for its largest students and 0.5 for all others."
         },
     )
     aux_warmup_ratio: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the optimizer steps during which --aux_coef rises from 0. Unset: 0.2 (paper); 0.1 for "
-            "openai (published code)."
+            "help": "Share of the optimizer steps in which the weight of the auxiliary term rises from 0 to "
+            "--aux_coef. Unset: 0.2 (paper), or 0.1 for `openai` (published code)."
         },
     )
     aux_start: str = field(
         default="first_step",
         metadata={
-            "help": "Start of the rise of --aux_coef. `first_step`: the first step (paper). `agreement`: the first "
-            "agreement of student and weak labels beyond chance, for short trainings with random early predictions.",
+            "help": "Step at which the weight of the auxiliary term starts to rise. `first_step`: the first step "
+            "(paper). `agreement`: the first step at which student and weak labels agree beyond chance. It is "
+            "intended for short trainings, whose early predictions are random.",
             "choices": list(AUX_STARTS),
         },
     )
     aux_prior: float | None = field(
         default=None,
         metadata={
-            "help": "Share of rows whose hard prediction is class 1, in the auxiliary confidence term. Unset: the "
-            "mean weak label of the step."
+            "help": "Share of the rows of an optimizer step whose hard prediction is class 1, for `confidence` and "
+            "`openai`. Unset: the mean weak label of these rows (paper, footnote 7). The paper uses 0.5 for balanced "
+            "data."
         },
     )
     window_radius: float = field(
-        default=0.15, metadata={"help": "The loss `window` uses rows with a student confidence below 0.5 + radius."}
+        default=0.15,
+        metadata={
+            "help": "Radius of the loss `window`, which uses only rows with a student confidence below 0.5 + radius. "
+            "The default is the value of EleutherAI/w2s."
+        },
     )
     product_alpha: float = field(
-        default=1.0, metadata={"help": "Exponent of the weak label in the target of `product`."}
+        default=1.0,
+        metadata={
+            "help": "Exponent of the weak label in the target of the loss `product`. The target is the normalized "
+            "product of weak label and prediction."
+        },
     )
     product_beta: float = field(
-        default=1.0, metadata={"help": "Exponent of the prediction in the target of `product`."}
+        default=1.0, metadata={"help": "Exponent of the student's prediction in the target of the loss `product`."}
     )
     adaptive_temperature: float = field(
-        default=1.0, metadata={"help": "Temperature of the row weights of `adaptive_confidence`."}
+        default=1.0,
+        metadata={
+            "help": "Temperature of the row weights of the loss `adaptive_confidence`. With a lower temperature, the "
+            "weights depend more on the student's confidence."
+        },
     )
     max_tokens_per_micro_batch: int | None = field(
         default=None,
         metadata={
-            "help": "Cut each batch into micro-batches of at most this number of padded tokens, which limits the "
-            "memory and keeps the gradient. Unset: batches are not cut."
+            "help": "Split each batch into micro-batches of at most this number of tokens, with padding. This limits "
+            "the memory and does not change the gradient. Unset: batches are not split."
         },
     )
 
@@ -312,7 +335,9 @@ class WeakToStrongConfig(LossArguments, TrainingArguments):
     dataset_text_field: str = field(
         default="text", metadata={"help": "Column to tokenize if a dataset has no input_ids."}
     )
-    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Set every dropout probability of the model to 0, as in the published code."}
+    )
     model_init_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Keyword arguments of load_student, for a model that is loaded by name."}
     )
@@ -333,7 +358,11 @@ class BootstrapConfig(WeakToStrongConfig):
     """
 
     hard_labels: bool = field(
-        default=False, metadata={"help": "Train the next link on the more probable class instead of probabilities."}
+        default=False,
+        metadata={
+            "help": "Train each next model of the chain on the more probable class of a row instead of the "
+            "probabilities."
+        },
     )
 
     def __post_init__(self):
@@ -395,7 +424,7 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
             "truncated."
         },
     )
-    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
+    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout probability of the model to 0."})
     completion_only_loss: bool | None = field(
         default=True, metadata={"help": "Compute the loss on completions only, not on prompts."}
     )
@@ -450,17 +479,29 @@ class StudentConfig(ModelConfig):
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapters."})
     lora_alpha: int = field(
-        default=32, metadata={"help": "Scale of the LoRA adapters: their output is multiplied by lora_alpha / lora_r."}
+        default=32, metadata={"help": "Scale of the LoRA adapters. Their output is multiplied by lora_alpha / lora_r."}
     )
     lora_dropout: float = field(
-        default=0.0, metadata={"help": "Dropout of the LoRA adapters. Needs --disable_dropout false."}
+        default=0.0,
+        metadata={
+            "help": "Dropout probability of the LoRA adapters. The default is 0, as in the published code. Other "
+            "values require --disable_dropout false."
+        },
     )
     lora_target_modules: list[str] | None = field(
-        default_factory=lambda: ["all-linear"], metadata={"help": "Modules with LoRA adapters."}
+        default_factory=lambda: ["all-linear"],
+        metadata={
+            "help": "Names of the modules that get LoRA adapters. `all-linear`: all linear layers except the output "
+            "layer."
+        },
     )
-    lora_task_type: str = field(default="SEQ_CLS", metadata={"help": "Task type of PEFT."})
+    lora_task_type: str = field(
+        default="SEQ_CLS",
+        metadata={"help": "Task type of the PEFT configuration. `SEQ_CLS`: sequence classification."},
+    )
     use_bnb_nested_quant: bool = field(
-        default=True, metadata={"help": "Also quantize the quantization constants of 4-bit weights."}
+        default=True,
+        metadata={"help": "Also quantize the quantization constants of 4-bit weights, which saves memory."},
     )
     head_init: str = field(
         default="normal",

@@ -81,7 +81,7 @@ def complete(
     missing = sorted(set(range(len(prompts))) - by_position.keys(), key=lambda index: (-len(encoded[index]), index))
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         # PEFT puts virtual tokens before the padding, so that completions depend on the padding. For prefixes, this is
-        # the case in PEFT 0.18, not in 0.21.
+        # true in PEFT 0.18, but not in 0.21.
         batch_size = 1
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     own = batches[state.process_index :: state.num_processes]

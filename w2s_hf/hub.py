@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 FILE_OPTIONS = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
 
 _PAUSES = (1, 4)  # seconds before each retry after a server error of the Hub
-_LONGEST_NAME = 96  # characters of a repository name without its namespace
+_LONGEST_NAME = 96  # maximum number of characters of a repository name without its namespace
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 _ADVICE = {
     401: "The Hub rejected the token. Set HF_TOKEN, or log in with `hf auth login`.",
@@ -232,7 +232,8 @@ def commit_files(
     while True:
         try:
             return push()
-        # RuntimeError: the upload of a file failed. ValueError: the Hub rejected the metadata of a card.
+        # A RuntimeError means that the upload of a file failed. A ValueError means that the Hub rejected the metadata
+        # of a card.
         except (HTTPError, OSError, RuntimeError, ValueError) as error:
             reason, pause = _reason(f"did not accept {repo_id}", error), next(pauses, None)
             # The client retries uploads itself, but not the requests before and after them.

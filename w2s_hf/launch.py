@@ -174,7 +174,7 @@ def launch(options: LaunchOptions, argv: Sequence[str]) -> int:
             while True:
                 os.wait()
         return 130
-    except SignalException as error:  # raised with several processes, which torchrun has stopped
+    except SignalException as error:  # with several processes, torchrun raises this error after it has stopped them
         return 128 + error.sigval
     return 0
 

@@ -212,7 +212,7 @@ def _differing_settings(cards: list[StudentCard]) -> dict[str, list]:
     return differing
 
 
-# The settings with their own columns, and the settings that only students of the same method or model share.
+# These settings have separate columns, or only students of the same method or model share them.
 _KIND = {"task", "demo", "setting", "method", "weak_model", "student_model"}
 _OPTIONS = chain.from_iterable(LOSS_ARGUMENTS.values())
 _OF_A_METHOD = ("loss_type", *_OPTIONS, "chain", "chain rows", "labels_of", "n_train")
@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> None:
         epilog=textwrap.fill(details, 98),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("students", nargs="+", metavar="STUDENT", help="Hub ids or directories of students")
+    parser.add_argument("students", nargs="+", metavar="STUDENT", help="Hub ids or local directories of students")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="also write the table to a .md, .csv or .json file"
     )

@@ -22,7 +22,7 @@ __all__ = [
     "window_loss",
 ]
 
-# The losses, and the fields of `LossArguments` that each one reads. "openai" is confidence_loss with openai_warmup.
+# Each loss has the fields of `LossArguments` that it reads. "openai" is confidence_loss with openai_warmup.
 LOSS_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "xent": (),
     "confidence": ("aux_coef", "aux_warmup_ratio", "aux_start", "aux_prior"),

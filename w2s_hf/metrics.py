@@ -24,7 +24,7 @@ __all__ = [
     "squared_distance",
 ]
 
-_CHUNK = 50  # the resamples of one step, which limits the memory of a bootstrap to 50 numbers per test row
+_CHUNK = 50  # number of resamples in one step, which limits the memory of a bootstrap to 50 numbers per test row
 
 
 def is_correct(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -171,7 +171,7 @@ def difference_interval(
     for start in range(0, n_resamples, _CHUNK):
         size = min(_CHUNK, n_resamples - start)
         rows = rng.integers(0, n, (size, n))
-        with np.errstate(invalid="ignore"):  # 0 / 0 if all rows are NaN
+        with np.errstate(invalid="ignore"):  # 0 / 0 occurs if all rows are NaN
             first_means, second_means = (
                 values[:, rows].sum(axis=2) / mask[:, rows].sum(axis=2) for values, mask in values_and_masks
             )
@@ -189,7 +189,7 @@ def rounded(value: float, digits: int = 3) -> str:
     A half such as 0.8775 is stored as a binary fraction that is slightly larger or smaller. Without this rule, the
     mean of equal scores could differ from them in the last digit.
     """
-    return f"{round(value + 1e-9, digits) + 0.0:.{digits}f}"  # never -0.000
+    return f"{round(value + 1e-9, digits) + 0.0:.{digits}f}"  # avoids -0.000
 
 
 def squared_distance(probabilities: np.ndarray, others: np.ndarray) -> float:

@@ -32,7 +32,8 @@ __all__ = [
     "size_label",
 ]
 
-# The palette of Okabe and Ito, for all types of colour vision. In grey print the colours differ in lightness.
+# The palette of Okabe and Ito is suitable for all types of colour vision. In grey print, the colours differ in
+# lightness.
 PALETTE = {
     "blue": "#0072B2",
     "vermilion": "#D55E00",
@@ -85,7 +86,7 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
         bars.append(("ceiling", "plain\nceiling", plain_ceilings, ""))
     bars.append(("ceiling", "strong\nceiling", [run.ceiling for run in runs], ""))
 
-    # Not pyplot: it has global state, and its backend depends on the user's settings.
+    # pyplot is not used, because it has global state, and its backend depends on the user's settings.
     figure = Figure(figsize=(1.6 + 1.35 * len(bars), 4.2), layout="constrained")
     axes = figure.subplots()
     top_of_bars = 0.0
@@ -116,7 +117,7 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
     axes.set_xticks(range(len(bars)), [label for _, label, _, _ in bars])
     axes.set_xlim(-0.9, len(bars) - 0.45)
     highest = max([top_of_bars, *guesses.values(), 0.05])
-    # Leaves room for the text above the bars, a share of the axis per line of text.
+    # The limit leaves room for the text above the bars, a share of the axis per line of text.
     n_lines = 1 + max(note.count("\n") + 1 if note else 0 for _, _, _, note in bars)
     axes.set_ylim(0, highest / (1 - 0.03 - 0.055 * n_lines))
     if highest > 0.6:
@@ -212,14 +213,14 @@ def plot_gap(
         figure.savefig(path, dpi=150)
 
 
-# The styles of series in a sweep, without the ceiling's green. 6 colours and 7 markers give 42 different pairs.
+# Series in a sweep have these styles, without the ceiling's green. 6 colours and 7 markers give 42 different pairs.
 _SERIES = ("blue", "vermilion", "purple", "orange", "sky", "grey")
 _MARKERS = "osD^vPX"
 _LINES = ("-", (0, (4, 1)), (0, (5, 1, 1, 1)), (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
-# Names are plain text, including "$". Letters are outlines, which look the same everywhere. The salt makes SVG files
-# reproducible.
-STYLE: dict[Any, Any] = {  # not `str`: newer stubs of matplotlib list the names of all settings
+# Names are plain text, including "$". Letters are outlines, which look the same everywhere. With the salt, SVG files
+# are reproducible.
+STYLE: dict[Any, Any] = {  # not `str`, because newer stubs of matplotlib list the names of all settings
     "text.parse_math": False,
     "text.usetex": False,
     "svg.fonttype": "path",
@@ -301,7 +302,7 @@ class SizeAxis:
         """Sets scale, limits and ticks. Labels that would overlap go to a lower line. `width` is in inches."""
         margin = 0.13 * self.span if len(self.places) > 1 else 0.4
         low, high = min(self.places.values()) - margin, max(self.places.values()) + margin
-        ends: list[float] = []  # where the last label of each line ends, in inches
+        ends: list[float] = []  # positions in inches at which the last label of each line ends
         labels = []
         for place, label in zip(self.places.values(), self.labels, strict=True):
             middle, half = (place - low) / (high - low) * width, 0.04 * len(label) + 0.02

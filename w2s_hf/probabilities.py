@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike
 
 __all__ = ["MAX_NAMED_ROWS", "as_probabilities"]
 
-MAX_NAMED_ROWS = 5  # the number of invalid rows that an error names; it counts the others
+MAX_NAMED_ROWS = 5  # number of invalid rows that an error names; it counts the other invalid rows
 
 
 def _named(ids: list, positions: np.ndarray) -> str:

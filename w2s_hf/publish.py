@@ -28,10 +28,10 @@ from .results import ExperimentResult
 
 __all__ = ["STUDENT_FILES", "push_again", "push_students", "student_files"]
 
-logger = logging.getLogger("w2s_hf.publish")  # also if this file runs as `__main__`
+logger = logging.getLogger("w2s_hf.publish")  # this name is used even if the file runs as `__main__`
 
-# The files of a student. No other file of its directory is pushed. Optimizers are large, training_args.bin has paths
-# and perhaps a token, and the file names of TensorBoard contain the name of the host.
+# These files of a student are pushed. No other file of its directory is pushed. Optimizers are large,
+# training_args.bin has paths and perhaps a token, and the file names of TensorBoard contain the name of the host.
 STUDENT_FILES = (
     "adapter_config.json", "adapter_model*.safetensors", "config.json", "model*.safetensors",
     "model.safetensors.index.json", "generation_config.json", "tokenizer*.json", "tokenizer.model", "spiece.model",
@@ -272,11 +272,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "output_dir",
         metavar="DIRECTORY",
-        help="directory of a finished run (its --output_dir); with --repo_id: directory of one student",
+        help="directory of a finished run (its --output_dir), or with --repo_id the directory of one student",
     )
     parser.add_argument("--hub_namespace", metavar="NAME", help="user or organization (default: owner of the token)")
     parser.add_argument("--hub_private", action="store_true", help="make new repositories private")
-    parser.add_argument("--base_model", metavar="ID", help="Hub id of the base, if the training used a local copy")
+    parser.add_argument(
+        "--base_model", metavar="ID", help="Hub id of the base model, if students were trained on a local copy"
+    )
     parser.add_argument("--repo_id", metavar="ID", help="push one student to this repository")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to, with --repo_id (default: main)")
     parser.add_argument("--dry_run", action="store_true", help="print the files of each repository, and push nothing")

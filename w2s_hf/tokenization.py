@@ -21,12 +21,12 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The columns for the characters of a text that may be cut, and for the side on which cutting begins.
+# These columns contain the characters of a text that may be cut, and the side on which cutting begins.
 CONTEXT_COLUMNS = ("context_start", "context_end", "shorten_from")
-# The columns of a row that its tokens depend on, and its id.
+# The tokens of a row depend on these columns, and `id` identifies the row.
 TEXT_COLUMNS = ("id", "text", *CONTEXT_COLUMNS)
 
-_LENGTH = "w2s_hf_length"  # a temporary column with one of these values
+_LENGTH = "w2s_hf_length"  # a temporary column, whose values are the constants in the next line
 _WHOLE, _SHORTER, _WITHOUT_CONTEXT = range(3)
 
 
@@ -84,8 +84,8 @@ def tokenize_rows(
                 encoded[key][position] = shorter[key]
         return {**encoded, _LENGTH: lengths}
 
-    # Rows in memory need no name of a cache file. Hashing the tokenizer for the name takes a tenth of a second, in
-    # which a Ctrl-C would be lost (`except:` in datasets.fingerprint).
+    # Rows in memory need no name of a cache file. Hashing the tokenizer for the name takes a tenth of a second. During
+    # this time, Ctrl-C would be ignored (`except:` in datasets.fingerprint).
     options = {} if rows.cache_files else {"new_fingerprint": generate_random_fingerprint()}
     tokenized = rows.map(encode_batch, batched=True, desc=f"Tokenizing {name}", **options)
     lengths = tokenized[_LENGTH][:]

@@ -11,7 +11,7 @@ from .config import LossArguments
 
 __all__ = ["WITHOUT_EFFECT", "changed_fields", "training_settings"]
 
-# Arguments that change output files, messages or speed, but no results.
+# These arguments change output files, messages or speed, but no results.
 WITHOUT_EFFECT = frozenset({
     "output_dir", "logging_dir", "logging_strategy", "logging_first_step", "logging_steps", "log_level",
     "log_level_replica", "log_on_each_node", "report_to", "run_name", "project", "trackio_space_id",
@@ -22,8 +22,8 @@ WITHOUT_EFFECT = frozenset({
     "do_eval", "do_predict", "per_device_eval_batch_size", "local_rank",
 })  # fmt: skip
 
-# The arguments of devices, micro-batches, kernels and reports. They may change the last digits of a number. Runs are
-# not grouped by them.
+# These are the arguments of devices, micro-batches, kernels and reports. They may change the last digits of a number.
+# Runs are not grouped by them.
 _HOW_IT_IS_COMPUTED = frozenset({
     "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_tokens_per_micro_batch",
     "auto_find_batch_size", "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
@@ -37,11 +37,11 @@ _HOW_IT_IS_COMPUTED = frozenset({
     "batch_eval_metrics", "prediction_loss_only", "include_for_metrics", "include_num_input_tokens_seen",
     "include_tokens_per_second", "logging_nan_inf_filter", "save_only_model", "save_on_each_node",
     "restore_callback_states_from_checkpoint", "enable_jit_checkpoint",
-    "model_init_kwargs",  # their effect is recorded from the model itself; they may hold a token
-    "max_steps", "num_train_epochs",  # one of them is always among the settings
+    "model_init_kwargs",  # the effect of these arguments is recorded from the model itself, and they may hold a token
+    "max_steps", "num_train_epochs",  # one of these arguments is always among the settings
 })  # fmt: skip
 
-# Arguments that matter only if the best of several checkpoints is kept.
+# These arguments matter only if the best of several checkpoints is kept.
 _EARLY_STOPPING = frozenset({
     "eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "metric_for_best_model",
     "greater_is_better",

@@ -107,14 +107,25 @@ def pretrain(name: str, width: int, n_layers: int, rows: Dataset, output_dir: Pa
 
 def main() -> None:
     parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--games_path", required=True, help="Local directory with games, or dataset on the Hub.")
-    parser.add_argument("--output_dir", type=Path, required=True, help="Directory with a folder for each model.")
+    parser.add_argument("--games_path", required=True, help="Local directory with the games, or dataset on the Hub.")
     parser.add_argument(
-        "--models", nargs="+", required=True, metavar="NAME:WIDTHxLAYERS:POSITIONS", help="Models to pretrain."
+        "--output_dir",
+        type=Path,
+        required=True,
+        help="Directory in which each model is saved in a folder with its name.",
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="Positions per optimizer step.")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="Peak learning rate.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the weights and of the choice of positions.")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        required=True,
+        metavar="NAME:WIDTHxLAYERS:POSITIONS",
+        help="Names, shapes and numbers of training positions of the models to pretrain.",
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="Number of positions per optimizer step.")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="Peak learning rate of the pretraining.")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="Seed of the initial weights and of the choice of positions."
+    )
     args = parser.parse_args()
     games = load_dataset(args.games_path, split="train")
     for model in args.models:

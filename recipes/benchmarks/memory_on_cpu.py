@@ -95,10 +95,14 @@ def measure(model: str, n_rows: int, length: int, n_predicted_rows: int, load_in
 
 def main() -> None:
     parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="Name on the Hub, or local directory.")
-    parser.add_argument("--n_rows", type=int, default=4, help="Rows per micro-batch.")
-    parser.add_argument("--length", type=int, default=128, help="Tokens per row.")
-    parser.add_argument("--n_predicted_rows", type=int, default=16, help="Rows per batch of a prediction.")
+    parser.add_argument("model", help="Model to measure: name on the Hub, or local directory.")
+    parser.add_argument(
+        "--n_rows", type=int, default=4, help="Number of rows in the micro-batch of the measured training step."
+    )
+    parser.add_argument("--length", type=int, default=128, help="Length of every row in tokens.")
+    parser.add_argument(
+        "--n_predicted_rows", type=int, default=16, help="Number of rows in the batch of the measured prediction."
+    )
     parser.add_argument("--load_in_4bit", action="store_true", help="Quantize the base model to 4 bits (nf4).")
     options = parser.parse_args()
     bytes_by_name = measure(**vars(options))

@@ -46,7 +46,8 @@ DEMO_CONFIG = CONFIGS / "demo.yaml"
 STAGES = {"weak": "weak", "ceiling": "ceiling", "naive": "student-naive", "openai": "student-openai"}
 # Our experiment requires validation rows, although these settings do not use them.
 N_VALIDATION = 8
-# Largest difference of probabilities that are computed in another order. With autocast, only our head is in float32.
+# Probabilities that are computed in another order may differ by this number. With autocast, only our head is in
+# float32.
 TOLERANCE, BF16_TOLERANCE = 0.001, 0.05
 
 
@@ -88,7 +89,7 @@ def run_ours(options: argparse.Namespace, directory: Path, lora: bool = False) -
         "save_strategy": "no",
         "eval_strategy": "no",
         "report_to": "none",
-        "use_cpu": not torch.accelerator.is_available(),  # else --bf16 requires a GPU
+        "use_cpu": not torch.accelerator.is_available(),  # otherwise, --bf16 requires a GPU
     }
     words = [word for name, value in command.items() for word in (f"--{name}", str(value))]
     # In a new directory, no step of an earlier repetition is cached.
@@ -169,36 +170,67 @@ def print_results(results: list[dict]) -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, lets_pass=True)
-    parser.add_argument("--weak", default="128x2", metavar="WIDTHxLAYERS", help="Shape of the supervisor.")
-    parser.add_argument("--strong", default="384x6", metavar="WIDTHxLAYERS", help="Shape of students and ceiling.")
+    parser.add_argument(
+        "--weak", default="128x2", metavar="WIDTHxLAYERS", help="Hidden size and number of layers of the supervisor."
+    )
+    parser.add_argument(
+        "--strong",
+        default="384x6",
+        metavar="WIDTHxLAYERS",
+        help="Hidden size and number of layers of students and ceiling.",
+    )
     parser.add_argument(
         "--vocab_size", type=int, default=50257, help="Vocabulary size of both models, unless --tokenizer is set."
     )
-    parser.add_argument("--n_weak", type=int, default=192, help="Rows of the weak half.")
-    parser.add_argument("--n_train", type=int, default=192, help="Rows of the student half.")
-    parser.add_argument("--n_test", type=int, default=192, help="Test rows.")
-    parser.add_argument("--mean_length", type=int, default=145, help="Mean number of words of a passage.")
-    parser.add_argument("--max_length", type=int, default=512, help="Tokens after which passages are truncated.")
-    parser.add_argument("--num_train_epochs", type=int, default=2, help="Epochs of every training.")
-    parser.add_argument("--weak_learning_rate", type=float, default=3e-4, help="Learning rate of the supervisor.")
-    parser.add_argument("--learning_rate", type=float, default=1e-4, help="Learning rate of students and ceiling.")
-    parser.add_argument("--lora_learning_rate", type=float, default=2e-3, help="The same with LoRA adapters.")
     parser.add_argument(
-        "--max_tokens_per_micro_batch", type=int, default=1024, help="Padded tokens per micro-batch of ours."
+        "--n_weak", type=int, default=192, help="Number of training rows of the supervisor (the weak half)."
+    )
+    parser.add_argument(
+        "--n_train", type=int, default=192, help="Number of training rows of students and ceiling (the student half)."
+    )
+    parser.add_argument("--n_test", type=int, default=192, help="Number of test rows.")
+    parser.add_argument("--mean_length", type=int, default=145, help="Mean number of words of a generated passage.")
+    parser.add_argument(
+        "--max_length", type=int, default=512, help="Maximum length of a row in tokens. Longer passages are truncated."
+    )
+    parser.add_argument("--num_train_epochs", type=int, default=2, help="Number of epochs of every training.")
+    parser.add_argument("--weak_learning_rate", type=float, default=3e-4, help="Peak learning rate of the supervisor.")
+    parser.add_argument(
+        "--learning_rate",
+        type=float,
+        default=1e-4,
+        help="Peak learning rate of students and ceiling, without adapters.",
+    )
+    parser.add_argument(
+        "--lora_learning_rate",
+        type=float,
+        default=2e-3,
+        help="Peak learning rate of students and ceiling with LoRA adapters.",
+    )
+    parser.add_argument(
+        "--max_tokens_per_micro_batch",
+        type=int,
+        default=1024,
+        help="Largest number of tokens, with padding, in a micro-batch of our experiment.",
     )
     parser.add_argument("--bf16", action="store_true", help="Run the forward passes of all contenders under autocast.")
     parser.add_argument("--no_lora", action="store_true", help="Leave out the contender with LoRA.")
-    parser.add_argument("--repetitions", type=int, default=3, help="Timed runs of each contender.")
-    parser.add_argument("--no_warm_up", action="store_true", help="Also time the first run of each contender.")
+    parser.add_argument("--repetitions", type=int, default=3, help="Number of timed runs of each contender.")
+    parser.add_argument(
+        "--no_warm_up",
+        action="store_true",
+        help="Leave out the untimed warm-up run, so that the first run of each contender is timed.",
+    )
     parser.add_argument(
         "--tolerance",
         type=float,
-        help="Largest allowed difference of a probability (default: 0.001, or 0.05 with --bf16).",
+        help="Largest allowed difference between our and the published probabilities (default: 0.001, or 0.05 with "
+        "--bf16).",
     )
     parser.add_argument("--dataset_path", help="Local copy of google/boolq with real rows. Requires --tokenizer.")
-    parser.add_argument("--tokenizer", help="Directory of the tokenizer for these rows.")
-    parser.add_argument("--pad_token", help="Padding token, if the tokenizer has none.")
-    parser.add_argument("--output_file", type=Path, help="JSON file for the results.")
+    parser.add_argument("--tokenizer", help="Local directory of the tokenizer for --dataset_path.")
+    parser.add_argument("--pad_token", help="Padding token to set, if the tokenizer has none.")
+    parser.add_argument("--output_file", type=Path, help="JSON file to which the results are written.")
     options, options.for_ours = parser.parse_known_args()
     if (options.dataset_path is None) != (options.tokenizer is None):
         parser.error("Got only one of --dataset_path and --tokenizer, expected both or none. Add the missing option.")
@@ -235,13 +267,13 @@ def main() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    gc.freeze()  # as recipes do
+    gc.freeze()  # recipes do the same
     contenders = [name for name in CONTENDERS if not (options.no_lora and name == "ours, LoRA")]
     runs: dict[str, list[Run]] = {name: [] for name in contenders}
     with tempfile.TemporaryDirectory() as directory:
         make_materials(options, Path(directory))
         few = {"n_weak": 32, "n_train": 32, "n_test": 32, "num_train_epochs": 1}
-        for name in [] if options.no_warm_up else contenders:  # first runs are slower
+        for name in [] if options.no_warm_up else contenders:  # the first run of a contender is slower
             CONTENDERS[name](argparse.Namespace(**{**vars(options), **few}), Path(directory))
         for repetition in range(options.repetitions):
             for name in contenders[:: -1 if repetition % 2 else 1]:

@@ -39,7 +39,7 @@ from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.tasks import TASKS
 from w2s_hf.tasks.tokenizing import shortened
 
-# The folders of tasks whose dataset has another name.
+# The folder of these tasks has the name of the dataset, which differs from the name of the task.
 FOLDERS = {"anthropic_hh_single": "hh_rlhf", "sciq_with_support": "sciq"}
 SCORES = {
     "accuracy": "accuracy",
@@ -136,15 +136,28 @@ def table(entries: list[dict]) -> str:
 
 def main() -> None:
     parser = CommandLine(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", required=True, help="Language model: name on the Hub, or local directory.")
-    parser.add_argument("--model_name", help="Name of the model in the file (default: --model).")
+    parser.add_argument("--model", required=True, help="Language model to score: name on the Hub, or local directory.")
+    parser.add_argument("--model_name", help="Name of the model in the output file (default: --model).")
     parser.add_argument("--data", type=Path, required=True, help="Directory with a folder of rows for each task.")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), help="Tasks (default: all).")
-    parser.add_argument("--n_test", type=int, default=200, help="Test rows per task.")
-    parser.add_argument("--max_length", type=int, default=256, help="Largest number of tokens of a prompt.")
-    parser.add_argument("--batch_size", type=int, default=8, help="Prompts per batch.")
-    parser.add_argument("--dtype", default="float32", help="Precision of the weights.")
-    parser.add_argument("--output_file", type=Path, default=Path("prompts.json"), help="JSON file for the scores.")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=list(TASKS),
+        choices=list(TASKS),
+        help="Names of the tasks to score (default: all).",
+    )
+    parser.add_argument("--n_test", type=int, default=200, help="Number of test rows per task.")
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        default=256,
+        help="Maximum length of a prompt in tokens. Longer contexts are truncated.",
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="Number of prompts in a batch.")
+    parser.add_argument("--dtype", default="float32", help="Data type of the weights.")
+    parser.add_argument(
+        "--output_file", type=Path, default=Path("prompts.json"), help="JSON file to which the scores are written."
+    )
     options = parser.parse_args()
     for name, least in {"n_test": 2, "batch_size": 1}.items():
         if getattr(options, name) < least:
@@ -187,7 +200,7 @@ def main() -> None:
         rows = rows_of(task, folders[task.name], tokenizer, options)
         new = {}
         for form, prompt in forms_of(task).items():
-            # Converted to JSON, because the file has lists instead of tuples.
+            # The entry is converted to JSON, because the file has lists instead of tuples.
             entry = {"task": task.name, "form": form, "prompt": asdict(prompt), "content_free": task.content_free}
             entry = json.loads(json.dumps(entry | {"rows": fingerprint_of(rows)}))
             if not any(entry == {key: old.get(key) for key in entry} for old in entries):

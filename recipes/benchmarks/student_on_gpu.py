@@ -31,7 +31,7 @@ from w2s_hf.config import hardware
 from w2s_hf.memory import config_of, estimate_memory, gib, with_layers
 from w2s_hf.modeling.heads import HEAD_NAMES, full_precision_head
 
-# Dense bfloat16 FLOP per second as stated by the manufacturer, by a part of the name of the GPU.
+# The manufacturer states these numbers of dense bfloat16 FLOP per second. The keys are parts of the names of GPUs.
 PEAK_FLOPS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
@@ -44,14 +44,14 @@ def random_base(config: PretrainedConfig, device: torch.device, load_in_4bit: bo
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=list(HEAD_NAMES),
         )  # fmt: skip
-        # from_pretrained calls these before and after it reads weights.
+        # from_pretrained calls these methods before and after it reads weights.
         quantizer = model.hf_quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
         quantizer.preprocess_model(model, device_map=None)
         quantizer.postprocess_model(model)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             value = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device)
-            # Weights of norms are 1. Others have the initialization of this model family.
+            # Weights of norms are 1. Other weights have the initialization of this model family.
             value.fill_(1.0) if parameter.ndim == 1 and name == "weight" else value.normal_(std=0.02)
             if isinstance(module, bnb.nn.Linear4bit) and name == "weight":
                 packed = bnb.nn.Params4bit(
@@ -133,7 +133,7 @@ def n_parameters(model: nn.Module) -> int:
 def main() -> None:
     parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", default="Qwen/Qwen-7B", help="Model with the shapes to use: name on the Hub, or local directory."
+        "--model", default="Qwen/Qwen-7B", help="Model whose shapes are used: name on the Hub, or local directory."
     )
     parser.add_argument("--load_in_4bit", action="store_true", help="Quantize the base model to 4 bits (nf4).")
     parser.add_argument("--layers", type=int, default=None, help="Number of layers (default: as in the model).")
@@ -141,20 +141,27 @@ def main() -> None:
         "--width",
         type=int,
         default=None,
-        help="Hidden size, with other sizes in proportion (default: as in the model).",
+        help="Hidden size. Other sizes are scaled in proportion (default: as in the model).",
     )
-    parser.add_argument("--n_rows", type=int, default=32, help="Rows per optimizer step.")
-    parser.add_argument("--length", type=int, default=512, help="Tokens per row.")
-    parser.add_argument("--max_tokens", type=int, default=8192, help="Tokens per micro-batch.")
+    parser.add_argument("--n_rows", type=int, default=32, help="Number of rows in an optimizer step.")
+    parser.add_argument("--length", type=int, default=512, help="Length of every row in tokens.")
+    parser.add_argument("--max_tokens", type=int, default=8192, help="Largest number of tokens in a micro-batch.")
     parser.add_argument(
         "--no_checkpointing", action="store_true", help="Keep all activations in memory (no gradient checkpointing)."
     )
     parser.add_argument(
-        "--steps", type=int, default=4, help="Optimizer steps, at least 2. The first one is not timed."
+        "--steps",
+        type=int,
+        default=4,
+        help="Number of optimizer steps, at least 2. The first step is not timed.",
     )
-    parser.add_argument("--torch_compile", action="store_true", help="Compile the model.")
-    parser.add_argument("--attn_implementation", default=None, help="Attention implementation of transformers.")
-    parser.add_argument("--output_file", type=Path, default=None, help="JSON file for the results.")
+    parser.add_argument("--torch_compile", action="store_true", help="Compile the model with torch.compile.")
+    parser.add_argument(
+        "--attn_implementation",
+        default=None,
+        help="Attention implementation, such as sdpa (default: the choice of transformers).",
+    )
+    parser.add_argument("--output_file", type=Path, default=None, help="JSON file to which the results are written.")
     options = parser.parse_args()
     if options.steps < 2:
         parser.error(f"--steps: got {options.steps}, expected 2 or more, because the first step is not timed.")

@@ -38,7 +38,7 @@ from w2s_hf.command_line import CommandLine
 from w2s_hf.config import hardware
 from w2s_hf.experiments.cache import library_versions
 
-# Arguments of both trainers, by the name of the option that adds contenders with them.
+# Both trainers get these arguments. The keys are the names of the options that add contenders with them.
 VARIANTS = {
     "torch_compile": {"torch_compile": True},
     "group_by_length": {"train_sampling_strategy": "group_by_length"},
@@ -94,7 +94,7 @@ class Contender:
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
-            use_cpu=not torch.accelerator.is_available(),  # else --bf16 requires a GPU
+            use_cpu=not torch.accelerator.is_available(),  # otherwise, --bf16 requires a GPU
             **kwargs,
         )
         trainer = self.trainer(
@@ -193,24 +193,41 @@ def print_results(results: list[dict]) -> None:
 def parse_options() -> argparse.Namespace:
     parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=256, help="Hidden size of the model.")
-    parser.add_argument("--n_layers", type=int, default=4, help="Layers of the model.")
-    parser.add_argument("--n_rows", type=int, default=320, help="Rows per epoch.")
-    parser.add_argument("--batch_size", type=int, default=32, help="Rows per optimizer step.")
+    parser.add_argument("--n_layers", type=int, default=4, help="Number of layers of the model.")
+    parser.add_argument("--n_rows", type=int, default=320, help="Number of rows in an epoch.")
+    parser.add_argument("--batch_size", type=int, default=32, help="Number of rows in an optimizer step.")
     parser.add_argument(
-        "--micro_batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="Rows per forward pass of Trainer."
+        "--micro_batches",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8, 16, 32],
+        help="Micro-batch sizes of Trainer to time, in rows. Its fastest size is compared with WeakToStrongTrainer.",
     )
-    parser.add_argument("--equal_micro_batches", type=int, nargs="+", default=[8, 32], help="Micro-batches of both.")
-    parser.add_argument("--eval_batch_size", type=int, default=16, help="Rows per batch of a prediction.")
-    parser.add_argument("--mean_length", type=int, default=145, help="Mean tokens per row.")
-    parser.add_argument("--max_length", type=int, default=512, help="Largest number of tokens of a row.")
-    parser.add_argument("--token_budget", type=int, default=1024, help="Padded tokens per micro-batch of ours.")
-    parser.add_argument("--torch_compile", action="store_true", help="Add contenders with compiled models.")
     parser.add_argument(
-        "--group_by_length", action="store_true", help="Add contenders with batches of similar length."
+        "--equal_micro_batches",
+        type=int,
+        nargs="+",
+        default=[8, 32],
+        help="Micro-batch sizes with which both trainers are timed, in rows.",
     )
-    parser.add_argument("--bf16", action="store_true", help="Add contenders with bfloat16 autocast.")
-    parser.add_argument("--repetitions", type=int, default=5, help="Timed epochs of each contender.")
-    parser.add_argument("--output_file", default=None, help="JSON file for the results.")
+    parser.add_argument("--eval_batch_size", type=int, default=16, help="Number of rows in a batch of a prediction.")
+    parser.add_argument("--mean_length", type=int, default=145, help="Mean length of a row in tokens.")
+    parser.add_argument("--max_length", type=int, default=512, help="Maximum length of a row in tokens.")
+    parser.add_argument(
+        "--token_budget",
+        type=int,
+        default=1024,
+        help="Largest number of tokens in a micro-batch of WeakToStrongTrainer, with padding.",
+    )
+    parser.add_argument(
+        "--torch_compile", action="store_true", help="Add contenders whose models are compiled with torch.compile."
+    )
+    parser.add_argument(
+        "--group_by_length", action="store_true", help="Add contenders whose batches have rows of similar length."
+    )
+    parser.add_argument("--bf16", action="store_true", help="Add contenders that run in bfloat16 autocast.")
+    parser.add_argument("--repetitions", type=int, default=5, help="Number of timed epochs of each contender.")
+    parser.add_argument("--output_file", default=None, help="JSON file to which the results are written.")
     options = parser.parse_args()
     sizes = (*options.micro_batches, *options.equal_micro_batches)
     if undivided := [size for size in sizes if options.batch_size % size]:

@@ -42,7 +42,8 @@ def through_model(
     own_batches = batches[state.process_index :: state.num_processes]
     for batch in tqdm(own_batches, desc=desc, disable=None if state.is_main_process else True):
         ids = {"input_ids": [encoded[index] for index in batch]}
-        # Padding on the left shifts the text, so decoders need a mask, even if the tokenizer returns none by default.
+        # Padding on the left shifts the text. Decoders therefore need a mask, even if the tokenizer returns none by
+        # default.
         mask = True if padding_side == "left" else None
         padded = tokenizer.pad(ids, padding_side=padding_side, return_attention_mask=mask, return_tensors="pt")
         results += zip(batch, predict(padded), strict=True)

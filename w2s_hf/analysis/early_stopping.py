@@ -10,8 +10,8 @@ from .figures import accuracy_cell, bars, draw, intervals_of, lines, mean_cell, 
 
 __all__ = ["CHEATING", "STOPS", "choose_stops", "overfitting_section", "plot_overfitting"]
 
-# Stopping rules, with their names in the report. Methods have no ground truth of validation rows, so the rule that
-# uses it is a diagnostic of the possible gain.
+# These are the stopping rules, with their names in the report. Methods have no access to the ground truth of
+# validation rows. The rule that uses it is a diagnostic of the possible gain.
 STOPS = {"last_step": "last step", "weak_labels": "weak labels", "ground_truth": "ground truth (cheats)"}
 CHEATING = "ground_truth"
 

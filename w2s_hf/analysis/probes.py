@@ -69,7 +69,8 @@ def last_hidden_states(
         model(**inputs.to(model.device))
         hidden = head_inputs.pop().float()
         if hidden.ndim == 3:
-            # As in transformers: the last token that is not the padding token, even if this token also ends a text.
+            # As in transformers, the last token that is not the padding token is read, even if this token also ends a
+            # text.
             is_token = (inputs["input_ids"] != tokenizer.pad_token_id).int()
             last = (is_token * torch.arange(1, hidden.shape[1] + 1, device=is_token.device)).argmax(dim=1)
             hidden = hidden[range(len(hidden)), last if reads_last else 0]

@@ -8,7 +8,7 @@ from .figures import accuracy_cell, bars, draw, intervals_of, over_seeds
 
 __all__ = ["SALIENCY", "plot_saliency", "saliency_section"]
 
-# lp is a linear probe on the last hidden states, ft is finetuning; in the paper's order.
+# `lp` is a linear probe on the last hidden states, and `ft` is finetuning. The order is the order of the paper.
 SALIENCY = ("lp(weak)", "lp(gt)", "ft(weak)", "ft(weak)+lp(gt)", "ft(gt)")
 
 
@@ -44,7 +44,8 @@ def saliency_section(entries: Sequence[dict]) -> str:
     The arguments are those of [`plot_saliency`].
     """
     accuracy = {name: accuracy_cell(entries, "accuracies", name) for name in SALIENCY}
-    # The share of the gap is meaningful only if the intervals of its ends do not overlap in any seed.
+    # The share of the gap is meaningful only if the intervals of weak supervisor and ceiling do not overlap in any
+    # seed.
     ends = [[entry["accuracies"][name]["ci95"] for name in ("lp(gt)", "ft(gt)")] for entry in entries]
     share_closed = None
     if all(low[1] < high[0] for low, high in ends):

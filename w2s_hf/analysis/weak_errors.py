@@ -20,7 +20,7 @@ __all__ = [
     "with_opinion",
 ]
 
-# The rows on which simulated supervisors are wrong (paper, E.2).
+# Simulated supervisors are wrong on these rows (paper, E.2).
 ERROR_KINDS = {
     "random": "random rows",
     "longest": "the rows with the longest texts",

@@ -10,8 +10,8 @@ from ..metrics import rounded
 
 __all__ = ["Markup", "as_text", "markdown_table", "render"]
 
-# Matches everything except plain text: letters, digits and some punctuation. `_` within a word, `:` outside an address
-# and a single brace are plain text, too.
+# The pattern matches everything except plain text, which is letters, digits and some punctuation. `_` within a word,
+# `:` outside an address and a single brace are plain text, too.
 _MARKUP = re.compile(
     r"[^\w\s.,:;?!/()'%=+{}-]|(?<!\w)_|_(?!\w)|(?<=_)_|:(?=//)|(?<=\bwww)\.|\{(?=[{%#])|(?<=\{)\{|(?<=[%#}])\}|\}(?=\})",
     re.IGNORECASE,

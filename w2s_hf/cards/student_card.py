@@ -17,10 +17,10 @@ from .trained_with import fingerprint_of, plain, subject, trained_with
 
 __all__ = ["BLOCK", "FIGURE", "ROWS", "SCHEMA", "Score", "StudentCard"]
 
-# The name of rows in each setting.
+# Name of the rows in each setting
 ROWS = {"classification": "rows", "reward": "pairs", "chess": "puzzles", "generation": "rows", "completion": "rows"}
 
-FIGURE = "pgr.png"  # in the directory of the card
+FIGURE = "pgr.png"  # a file in the directory of the card
 
 _PIPELINES = {"SEQ_CLS": "text-classification", "REWARD": "text-classification", "CAUSAL_LM": "text-generation"}
 BLOCK, SCHEMA = "weak_to_strong", 1  # the key in the front matter, and the version of its content
@@ -94,7 +94,7 @@ class StudentCard:
         label_accuracy (`float`, *optional*): Share of the training rows with a correct weak label.
     """
 
-    # Facts of the experiment.
+    # Facts about the experiment
     task: str | None = None
     description: str | None = None
     text_form: str | None = None
@@ -128,7 +128,7 @@ class StudentCard:
     repo_id: str | None = None
     has_figure: bool = False
     tags: list[str] = field(default_factory=list)
-    # Facts of the training, set by trainers.
+    # Facts about the training, set by trainers
     base_model: str | None = None
     base_revision: str | None = None
     base_is_on_hub: bool = False
@@ -264,7 +264,7 @@ class StudentCard:
             block["settings"] = {name: value for name, value in plain(self.settings).items() if value is not None}
             block["versions"] = dict(self.versions)
         datasets = [name for name in (self.dataset if self.dataset_is_on_hub else None, self.weak_labels) if name]
-        # A search of the Hub for the task must not list demos, whose rows only look like it.
+        # A search of the Hub for the task must not list demos, because their rows are generated.
         tags = ["weak-to-strong", "w2s_hf", self.method, "w2s_hf-demo" if self.is_demo else self.task]
         tags += ["reward-model"] if self.setting == "reward" else ["chess"] if self.setting == "chess" else []
         front: dict[str, Any] = {BLOCK: block}
@@ -328,7 +328,7 @@ def _printable(text: str) -> str:
 
 
 def _literal(value: object) -> str:
-    if isinstance(value, dict) and 0 in value:  # id2label
+    if isinstance(value, dict) and 0 in value:  # class names by class number, as in config.json
         return "{" + ", ".join(f"{key}: {_literal(name)}" for key, name in value.items()) + "}"
     if isinstance(value, dict):
         return f"BitsAndBytesConfig({', '.join(f'{name}={_literal(part)}' for name, part in value.items())})"

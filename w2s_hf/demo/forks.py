@@ -18,17 +18,18 @@ from .models import DemoModel
 
 __all__ = ["FORK_BANDS", "FORK_MODELS", "FORK_WORDS", "ForkConfig", "ForkWorld", "has_decoy", "is_fork", "position_of"]
 
-# The words in a prompt that name the kind of move: `fork` in puzzles, the other words in the corpus.
+# These words in a prompt name the kind of move. Puzzles have `fork`, and the corpus has the other words.
 FORK_WORDS = ("fork", "check", "hits", "quiet", "takes")
-# Bands of difficulty. In `decoys`, a second knight move gives check, and a third knight move attacks.
+# The bands of difficulty differ in the other knight moves. In `decoys`, a second knight move gives check, and a third
+# knight move attacks.
 FORK_BANDS = ("no decoys", "decoys")
 _PIECES = ("K", "N", "k", "q", "r")
 _SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 _WORDS = (*_SPECIAL_TOKENS, ".", ":", *FORK_WORDS, *_PIECES, *chess.SQUARE_NAMES)
 _ID_OF_WORD = {word: index for index, word in enumerate(_WORDS)}
-# Positions are drawn in blocks of this size, so that a larger sample begins with the smaller one.
+# Positions are drawn in blocks of this size, so that a larger sample begins with the positions of a smaller sample.
 _BLOCK_SIZE = 8192
-# The weight of a check, attack or capture in the choice of a move. A quiet move has weight 1.
+# A check, attack or capture has this weight in the choice of a move. A quiet move has weight 1.
 _EAGERNESS = 4
 
 
@@ -62,8 +63,8 @@ class ForkConfig:
             )
 
 
-# The weak supervisor `scratch-32x1`, the pretrained students by size, and the student `scratch-64x2` without
-# pretraining. Sizes and learning rates are the results of measurements.
+# The models are the weak supervisor `scratch-32x1`, the pretrained students by size, and the student `scratch-64x2`
+# without pretraining. Sizes and learning rates are the results of measurements.
 FORK_MODELS: dict[str, DemoModel] = {
     model.name: model
     for model in (
@@ -107,7 +108,7 @@ def _between() -> np.ndarray:
 
 
 _BETWEEN = _between()
-# The eight knight moves and the eight king moves from each square, padded with -1: (64, 8).
+# The targets are the eight knight moves and the eight king moves from each square, padded with -1: (64, 8).
 _KNIGHT_TARGETS, _KING_TARGETS = (
     np.array([np.pad(np.flatnonzero(row), (0, 8 - row.sum()), constant_values=-1) for row in table])
     for table in (_KNIGHT, _KING)
@@ -152,7 +153,7 @@ class _Positions:
         king, knight, black_king, other = squares
         distinct = (np.sort(squares, axis=0)[1:] != np.sort(squares, axis=0)[:-1]).all(axis=0)
         legal = distinct & ~_KING[king, black_king] & ~_KNIGHT[knight, black_king]
-        # Ignores the knight as a blocker, which also excludes positions in which it is pinned.
+        # The knight itself is not a blocker here, which also excludes positions in which it is pinned.
         legal &= ~_attacks(is_queen, other, king, black_king)
         return cls(king, knight, black_king, other, is_queen)[np.flatnonzero(legal)]
 
@@ -348,7 +349,7 @@ class ForkWorld:
                 if len(rows) == n:
                     return rows
             if len(rows) == n_before:
-                break  # a block of thousands of positions without a new puzzle: almost all puzzles are listed
+                break  # a block of thousands of positions had no new puzzle, so almost all puzzles are listed
         raise ValueError(
             f"Got {n} puzzles, expected at most {len(rows)}, the number of puzzles in the demo. Set smaller values of "
             "--n_train, --n_weak, --n_validation or --n_test, or fewer links."
@@ -371,7 +372,7 @@ class ForkWorld:
         words = ("check", "hits", "takes", "quiet")
         shares = [getattr(config, f"{word}_share") for word in words]
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, zlib.crc32(f"{stream} classes".encode())]))
-        # Draws the kinds of all documents first, then positions until there are enough of each kind.
+        # The kinds of all documents are drawn first. Then positions are drawn until there are enough of each kind.
         kinds = np.searchsorted(np.cumsum(shares)[:-1], rng.random(n_documents), side="right")
         n_missing = np.bincount(kinds, minlength=len(words))
         pools: list[list[np.ndarray]] = [[] for _ in words]
@@ -399,7 +400,7 @@ class ForkWorld:
         none = np.zeros_like(king_legal)
         takes = legal & (targets == block.other[:, None])
         kind = np.select([takes, np.hstack([checks, none]), np.hstack([hits, none])], [2, 0, 1], default=3)
-        # Draws one move per position. Quiet moves are less likely.
+        # One move is drawn per position. Quiet moves are less likely.
         weight = rng.random(targets.shape)
         weight = np.where(kind == 3, weight, weight ** (1 / _EAGERNESS))
         move = np.where(legal, weight, -1).argmax(axis=1)

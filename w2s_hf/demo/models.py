@@ -75,9 +75,9 @@ class World(Protocol):
         """Returns token ids `(n_documents, length)`, int64."""
 
 
-# The weak supervisor `scratch-32x1`, and the students by size. All students are pretrained on the same corpus.
-# `scratch-64x2` is the largest student without pretraining. Sizes and peak learning rates were chosen on the worlds of
-# seeds 0 and 1.
+# The models are the weak supervisor `scratch-32x1`, and the students by size. All students are pretrained on the same
+# corpus, except `scratch-64x2`, the largest student without pretraining. Sizes and peak learning rates were chosen on
+# the worlds of seeds 0 and 1.
 DEMO_MODELS: dict[str, DemoModel] = {
     model.name: model
     for model in (
@@ -166,7 +166,8 @@ def build_demo_model(
         eos_token_id=tokenizer.eos_token_id,
     )
     n_documents = model.n_documents if n_documents is None else n_documents
-    # Restores the random state, so that the caller draws the same numbers whether the model was built now or earlier.
+    # The random state is restored, so that the caller draws the same numbers whether the model is built now or was
+    # built earlier.
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(world.seed)
         network = LlamaForCausalLM(config)

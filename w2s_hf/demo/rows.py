@@ -47,7 +47,7 @@ def _halves(first: str, second: str) -> Callable[[dict], dict]:
     return to_row
 
 
-# Tasks whose rows are built from the rows of `DemoWorld.yes_no_rows`.
+# The rows of these tasks are built from the rows of `DemoWorld.yes_no_rows`.
 _YES_NO = {
     "boolq": _yes_no,
     "cola": _sentence,
@@ -106,8 +106,8 @@ def _better_and_worse(first: str, second: str, prompt: str = "") -> Callable[[di
     return to_row
 
 
-# Tasks whose rows are built from the rows of `DemoWorld.choice_rows`. Each has its number of choices and the
-# conversion of a row.
+# The rows of these tasks are built from the rows of `DemoWorld.choice_rows`. Each task has its number of choices and
+# the conversion of a row.
 _CHOICE: dict[str, tuple[int, Callable[[dict], dict | list[dict]]]] = {
     "cosmos_qa": (4, lambda row: {
         "context": row["passage"], "question": _QUESTION, "label": row["correct"],

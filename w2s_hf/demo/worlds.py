@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 __all__ = ["DEMO_WORLDS", "PAIR_SITUATIONS", "DemoWorld", "WorldConfig"]
 
-# The features that show which of two responses is better.
+# These features show which of two responses is better.
 PAIR_SITUATIONS = ("style only", "entity only", "both agree", "in conflict")
 
 _SPECIAL_TOKENS = ("<pad>", "<bos>", "<unk>")
@@ -24,7 +24,7 @@ _RELATIONS = ("is", "has", "can")
 # `question`, `:`, `alive`, `?`, `yes` and `no` never occur in the corpus.
 _COMMON_WORDS = (".", "question", ":", "alive", "?", *_RELATIONS, "yes", "no")
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
-# Documents and rows are drawn in blocks of this size, so that a larger sample begins with the smaller one.
+# Documents and rows are drawn in blocks of this size, so that a larger sample begins with a smaller sample.
 _BLOCK_SIZE = 1024
 
 
@@ -109,8 +109,8 @@ class WorldConfig:
             )
 
 
-# The worlds by the value of --demo_world. In `ladder`, only wide models distinguish the kinds, and all knowledge about
-# a test entity comes from pretraining. It was chosen on seeds 0 and 3.
+# The keys are the values of --demo_world. In `ladder`, only wide models distinguish the kinds, and all knowledge about
+# a test entity comes from pretraining. The configuration of `ladder` was chosen on seeds 0 and 3.
 DEMO_WORLDS: dict[str, WorldConfig] = {
     "plain": WorldConfig(),
     "ladder": WorldConfig(n_kinds=36, superclass_ratio=0.05, item_hint_ratio=0.5, questions_held_out=True),
@@ -348,7 +348,7 @@ class DemoWorld:
         alive, dead = pool[self.is_alive[pool]], pool[~self.is_alive[pool]]
         words, rng, rows = np.array(self.vocabulary, dtype=object), self._generator(stream), []
         for _ in range(n_blocks):
-            # Draws which sides are alive and which are in good style. Both sides, neither or one can be.
+            # The next lines draw which sides are alive and which are in good style. Both sides, neither or one can be.
             alive_differs = rng.random(_BLOCK_SIZE) < config.pair_differ_ratio
             style_differs = ~alive_differs | (rng.random(_BLOCK_SIZE) < 0.5)
             is_alive, is_good = (

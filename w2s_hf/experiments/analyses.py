@@ -84,7 +84,7 @@ def overfitting(context: AnalysisContext) -> dict:
     """Trains each student again without early stopping, and scores it at several steps (snapshots)."""
     splits, setting, weak = context.splits, context.finetuner.setting, context.weak_labels
     validation, test = splits.student_validation, splits.test
-    # Only the choice of the checkpoint differs from the training of the student.
+    # This training differs from the training of the student only in the choice of the checkpoint.
     changes: dict[str, Any] = {"load_best_model_at_end": False, "metric_for_best_model": None, "eval_strategy": "no"}
 
     def shares_of(labels, rows) -> tuple[float, float, object]:
@@ -137,7 +137,7 @@ def agreement(context: AnalysisContext) -> dict:
         return compare_answers(same, setting.is_correct(predictions, test), context.scorer.correct["weak"])
 
     students: dict[str, dict] = {method: {} for method in context.methods}
-    for model in context.models.sizes:  # the outer loop, so that each base is loaded once
+    for model in context.models.sizes:  # this is the outer loop, so that each base is loaded once
         for method, of_method in students.items():
             # One of these students is the student of the experiment, which is cached.
             predictions = context.predictions_of(
@@ -305,7 +305,7 @@ def probes(context: AnalysisContext) -> dict:
     variants["filtered by topology"] = (weak, in_topology)
     results: dict[str, dict] = {}
     for variant, (labels_of_variant, is_selected) in variants.items():
-        if not is_selected.any():  # for no row, most neighbours are in its class
+        if not is_selected.any():  # no row has most of its neighbours in its class
             results[variant] = {"n_train": 0, "n_class_1": 0, "label_accuracy": None, "accuracy": None, "pgr": None}
             continue
         rows = half.select(np.flatnonzero(is_selected))
@@ -333,7 +333,8 @@ def weak_errors(context: AnalysisContext) -> dict:
     ids = {name: list(rows["id"]) for name, rows in parts.items()}
     all_ids = [row_id for of_part in ids.values() for row_id in of_part]
     weak = {name: context.weak_labels.of(of_part).argmax(axis=1) for name, of_part in ids.items()}
-    # This model is finetuned on other rows than it predicts: on its own training rows it would be overconfident.
+    # This model is finetuned on other rows than the rows that it predicts. On its training rows, it would be
+    # overconfident.
     strong = context.finetuner.finetune(
         "strong-on-weak-half",
         context.models.student,

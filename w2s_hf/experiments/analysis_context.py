@@ -31,7 +31,7 @@ __all__ = ["AnalysisContext"]
 
 T = TypeVar("T")
 
-# The parts of the splits on which a linear probe of the student is fitted, chosen and scored.
+# A linear probe of the student is fitted, chosen and scored on these parts of the splits.
 _PROBED = ("student_half", "student_validation", "test")
 
 

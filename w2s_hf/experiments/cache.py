@@ -39,8 +39,8 @@ def _installed() -> dict[str, str]:
 
 
 _PACKAGE = Path(__file__).parents[1]
-# Files of the package that read results, print, or push, and cannot change what is trained. All other files are part
-# of the keys: a new file may cause a needless rebuild, but never a stale result.
+# These files of the package read results, print, or push, and cannot change what is trained. All other files are part
+# of the keys. A new file may cause a needless rebuild, but never a stale result.
 _WITHOUT_EFFECT = (
     "__main__.py", "cards/", "cli.py", "command_line.py", "hub.py", "launch.py", "leaderboard.py", "memory/",
     "pgr_metric/", "plots.py", "publish.py", "results", "sweep/", "experiments/analyses.py", "experiments/cache.py",
@@ -48,7 +48,7 @@ _WITHOUT_EFFECT = (
     "experiments/experiment.py", "experiments/output_directory.py", "experiments/report.py", "experiments/scores.py",
     "experiments/tracking.py",
 )  # fmt: skip
-# The files that build the models of the demo.
+# These files build the models of the demo.
 DEMO_SOURCES = ("demo/", "trainers/checkpoints.py")
 
 
@@ -164,7 +164,8 @@ class StageCache:
 
     def __post_init__(self) -> None:
         self._counted: set[Path] = set()
-        # Read once, at the start: a source file that is changed later is not the code that this process runs.
+        # The versions are read once, at the start. A source file that is changed later is not the code that this
+        # process runs.
         self._versions = code_versions(self.sources)
 
     def key(self, name: str, settings: dict) -> str:

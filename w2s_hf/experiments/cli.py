@@ -51,7 +51,7 @@ __all__ = [
     "run_task",
 ]
 
-# A command line with one of these options runs a real experiment. Without them, the embedded demo runs.
+# A command line with one of these options runs a real experiment. Without these options, the embedded demo runs.
 _REAL = ("config", "dataset_path", "weak_model", "student_model")
 
 # `--help` shows this value. The directory of the task replaces it.
@@ -101,33 +101,33 @@ def options_of(task: ExperimentTask) -> CommandLineOptions:
     return COMMAND_LINES["reward" if isinstance(task, PreferenceTask) else "classification"]
 
 
-# The options that `--help` shows, in this order, each with a short help. `--help all` shows their full help.
+# `--help` shows these options in this order, each with a short help. `--help all` shows their full help.
 _ESSENTIAL = {
     "config": "Shipped configuration (see below), or a YAML file of option values.",
     "weak_model": "Weak supervisor: Hub id or local directory.",
     "student_model": "Strong student: Hub id or local directory.",
     "dataset_path": "Local directory or file of the rows. Default: download from the Hub.",
-    "methods": f"How students are trained: {' '.join((*METHODS, BOOTSTRAP))}.",
-    "seeds": "Seeds. Each seed repeats the whole experiment.",
-    "n_train": "Training rows of students and ceiling. Default: half of all.",
+    "methods": f"Training methods: {' '.join((*METHODS, BOOTSTRAP))}.",
+    "seeds": "Random seeds. Each seed runs the whole experiment once.",
+    "n_train": "Training rows of students and ceiling. Default: 45 %% of all rows.",
     "n_weak": "Training rows of the supervisor. Default: the value of --n_train.",
-    "n_test": "Test rows. Default: all.",
-    "max_train_rating": "Also train on puzzles up to this rating, and test on harder ones.",
+    "n_test": "Number of test rows. Default: all.",
+    "max_train_rating": "Also train on puzzles up to this rating, and test on harder puzzles.",
     "generative_finetuning": "Finetune on both responses before reward training.",
-    "analyses": "Additional analyses.",
+    "analyses": "Additional analyses to run.",
     "learning_rate": "Learning rate of students and ceiling.",
-    "num_train_epochs": "Epochs of students and ceiling.",
-    "per_device_train_batch_size": "Rows of an optimizer step on each device.",
+    "num_train_epochs": "Number of training epochs of students and ceiling.",
+    "per_device_train_batch_size": "Number of rows of an optimizer step on each device.",
     "max_length": "Maximum length of a row in tokens.",
     "max_new_tokens": "Maximum length of a completion in tokens.",
     "use_peft": "Train LoRA adapters and the head, not all weights.",
     "lora_r": "Rank of the LoRA adapters.",
     "load_in_4bit": "Quantize the frozen weights of the student (QLoRA).",
     "bf16": "Train in bfloat16 mixed precision.",
-    "output_dir": "Directory of results, report and students.",
+    "output_dir": "Directory for results, report and students.",
     "push_to_hub": "Push students, cards and weak labels to the Hub.",
     "num_processes": "Number of processes (one per GPU) to launch with accelerate.",
-    "accelerate_config": "accelerate configuration: single, ddp, fsdp, zero3, or a file.",
+    "accelerate_config": "Configuration of accelerate: single, ddp, fsdp, zero3, or a file.",
 }
 
 
@@ -135,7 +135,7 @@ def _essential(arguments: type[ExperimentArguments]) -> dict[str, str]:
     """Returns the options that `--help` shows for a setting. Options that the setting does not have are ignored."""
     analyses = f"Analyses: {' '.join(arguments.possible_analyses)}"
     methods = (
-        f"How students are trained: naive {BOOTSTRAP}."
+        f"Training methods: naive {BOOTSTRAP}."
         if issubclass(arguments, GenerationArguments)
         else _ESSENTIAL["methods"]
     )
@@ -214,11 +214,11 @@ def _describe(task: ExperimentTask | None, options: CommandLineOptions, prog: st
     command, name = prog or "w2s run TASK", "TASK" if task is None else task.name
     text = (
         f"Trains a weak supervisor on {about}, strong students on its labels, and a strong ceiling on true labels. "
-        "Reports their accuracies and the performance gap recovered (PGR)."
+        "It reports their accuracies and the performance gap recovered (PGR)."
     )
     lines = [textwrap.fill(text, 98), "", "examples:"]
     if options.demo_config is not None:
-        lines.append(f"  {command}    (the embedded demo: no network, no GPU, minutes)")
+        lines.append(f"  {command}    (the embedded demo: no network, no GPU, a few minutes)")
     if options.real_config is not None:
         lines.append(f"  {command} --config {options.real_config}{options.real_options}")
     lines.append(f"  {command} --weak_model gpt2 --student_model gpt2-xl --dataset_path data/{name}")
@@ -274,18 +274,19 @@ def parse_arguments(
     )
     parser.set_defaults(output_dir=_DEFAULT_OUTPUT_DIR)
     try:
-        # 1 The options that the command line contains choose the configuration.
+        # Step 1: the options that the command line contains choose the configuration.
         command_line = parser.options_in(argv)
-        # --help shows the defaults of the options, and the values of a configuration only if it is named.
+        # --help shows the defaults of the options. It shows the values of a configuration only if the command line
+        # names it.
         config = command_line.config or (None if command_line.help else _demo_config(command_line, demo_config))
-        # 2 The values of all options. The fourth part is the namespace of --config.
+        # Step 2: the parser reads the values of all options. The fourth part is the namespace of --config.
         args, training_args, student_config, _ = parser.parse(argv, config)
-        # 3 Defaults that depend on other options.
+        # Step 3: some defaults depend on other options.
         if training_args.output_dir == _DEFAULT_OUTPUT_DIR:
             training_args.output_dir = _default_output_dir(args, config or demo_config, task)
         if announce:  # in a sweep, --ladder is the same for all cells, and each cell has one method
             _add_bootstrap(args, command_line)
-        # 4 Checks of values that no dataclass can check alone.
+        # Step 4: these checks need several dataclasses.
         _check_models(args, real_config)
         _check_training(training_args, student_config, command_line)
         check_numbers(args, training_args, student_config)
@@ -293,7 +294,7 @@ def parse_arguments(
         check_directory("--output_dir", training_args.output_dir)
     except (ValueError, OSError, ImportError) as error:
         parser.error(str(error))
-    # 5 The message that this is the demo.
+    # Step 5: a message says that this is the demo.
     if args.demo:
         # Models and tables are small, so only trainings show progress bars.
         datasets.disable_progress_bars()
@@ -373,9 +374,9 @@ def _check_models(args: ExperimentArguments, real_config: str | None) -> None:
         raise ValueError(f"Got no {' and no '.join(missing)}, expected both models. {advice}")
 
 
-# Options of transformers and TRL that are refused.
+# These options of transformers and TRL are refused.
 _REFUSED = ("hub_token", "model_name_or_path", "trust_remote_code")
-# Options of a trainer that the experiment sets for each training, and the options that determine their values.
+# The experiment sets these options of a trainer for each training. The values are the options that determine them.
 _SET_BY = {"seed": "--seeds", "data_seed": "--seeds", "loss_type": "--methods", "hub_model_id": "--hub_namespace"}
 
 
@@ -401,7 +402,8 @@ def _check_training(training_args: AnyConfig, student_config: StudentConfig, com
         raise ValueError("Got --push_to_hub without a token. Set HF_TOKEN, or log in with `hf auth login`.")
 
 
-# The smallest values. transformers, peft and torch accept smaller values, or refuse them only during a training.
+# These are the smallest values of options. transformers, peft and torch accept smaller values, or refuse them only
+# during a training.
 _AT_LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1, "lora_r": 1,
     "lora_alpha": 1, "learning_rate": 0, "weak_learning_rate": 0, "weight_decay": 0, "weak_weight_decay": 0,
@@ -413,7 +415,7 @@ def check_numbers(*arguments: ExperimentArguments | AnyConfig | StudentConfig) -
     """Raises `ValueError` if a number of rows or steps, or a rate, is too small."""
     values = {name: value for part in arguments for name, value in vars(part).items()}
     for name, smallest in _AT_LEAST.items():
-        if values[name] is not None and not values[name] >= smallest:  # refuses NaN, too
+        if values[name] is not None and not values[name] >= smallest:  # this condition refuses NaN, too
             raise ValueError(f"--{name}: got {values[name]}, expected at least {smallest}.")
     if values["max_steps"] == 0:
         raise ValueError("--max_steps: got 0, expected a positive number of steps, or -1 to train --num_train_epochs.")

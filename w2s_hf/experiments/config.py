@@ -28,7 +28,7 @@ __all__ = [
 # the world of the demo. The methods of a setting declare the actual type.
 Own = Any
 
-# The analyses of --analyses, and the heading of each in the report.
+# Analyses of --analyses, with the heading of each in the report
 ANALYSES = {
     "overfitting": "Overfitting to weak labels",
     "agreement": "Agreement with the supervisor",
@@ -38,7 +38,7 @@ ANALYSES = {
     "weak_errors": "Supervisor errors",
 }
 
-# The method that is not a loss: a chain of students, each trained on the labels of the previous student.
+# This method is not a loss. It trains a chain of students, each on the labels of the previous student.
 BOOTSTRAP = "bootstrap"
 
 
@@ -87,16 +87,18 @@ class ExperimentArguments:
         },
     )
     weak_model: str | None = field(
-        default=None, metadata={"help": "Weak supervisor: Hub id or local directory.", "metavar": "MODEL"}
+        default=None,
+        metadata={"help": "Model to train as weak supervisor: Hub id or local directory.", "metavar": "MODEL"},
     )
     student_model: str | None = field(
-        default=None, metadata={"help": "Strong student: Hub id or local directory.", "metavar": "MODEL"}
+        default=None,
+        metadata={"help": "Model to train as student and as ceiling: Hub id or local directory.", "metavar": "MODEL"},
     )
     methods: list[str] = field(
         default_factory=lambda: ["naive", "confidence"],
         metadata={
             "help": f"Methods of training students on weak labels: {', '.join(METHODS)}, {BOOTSTRAP}. `naive` is "
-            "plain finetuning (paper); `bootstrap` trains a chain of models (see --ladder).",
+            "plain finetuning (paper). `bootstrap` trains a chain of models (see --ladder).",
             "metavar": "METHOD",
         },
     )
@@ -113,7 +115,7 @@ class ExperimentArguments:
     link_rows: str = field(
         default="fresh",
         metadata={
-            "help": "Training rows of the bootstrapping chain. `fresh`: each intermediate model gets its own rows, "
+            "help": "Training rows of the bootstrapping chain. `fresh`: each intermediate model gets separate rows, "
             "and the student gets the student half (paper). `same`: all models are trained on the student half.",
             "choices": ["fresh", "same"],
         },
@@ -121,63 +123,74 @@ class ExperimentArguments:
     rows_fit: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Further models whose context every row must fit. Rows that are too long for one of these models "
-            "are left out, so that runs with different models have the same rows.",
+            "help": "Additional models whose context length every row must fit. Rows that are too long for one of "
+            "these models are left out, so that runs with different models have the same rows.",
             "metavar": "MODEL",
         },
     )
     seeds: list[int] = field(
         default_factory=lambda: [0],
         metadata={
-            "help": "Seeds. Each seed runs the whole experiment with its own initialization and row order (demo: also "
-            "its own generated rows).",
+            "help": "Random seeds. Each seed runs the whole experiment once, with a different initialization and row "
+            "order (demo: also with different generated rows).",
             "metavar": "SEED",
         },
     )
     n_train: int | None = field(
         default=None,
         metadata={
-            "help": "Rows of the student half, on which students and ceiling are trained. Unset: half of all rows."
+            "help": "Number of training rows of students and ceiling (the student half). Unset: the value of "
+            "--n_weak, or a share of 0.45 of the training rows."
         },
     )
     n_weak: int | None = field(
         default=None,
-        metadata={"help": "Rows of the weak half, on which the supervisor is trained. Unset: the value of --n_train."},
+        metadata={
+            "help": "Number of training rows of the weak supervisor (the weak half). Unset: the value of --n_train, "
+            "or a share of 0.45 of the training rows."
+        },
     )
     n_validation: int | None = field(
         default=None,
-        metadata={"help": "Validation rows, for early stopping. Unset: a tenth of the training rows."},
+        metadata={
+            "help": "Number of validation rows for early stopping: one half for the supervisor, the other half for "
+            "students. Unset: a tenth of the training rows."
+        },
     )
-    n_test: int | None = field(default=None, metadata={"help": "Test rows. Unset: all rows."})
+    n_test: int | None = field(default=None, metadata={"help": "Number of test rows. Unset: all rows."})
     split_seed: int = field(
         default=0,
         metadata={"help": "Seed of the split into halves. --seeds does not change the split of real datasets."},
     )
     weak_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the weak supervisor. Unset: --learning_rate."}
+        default=None, metadata={"help": "Learning rate of the weak supervisor. Unset: the value of --learning_rate."}
     )
     weak_num_train_epochs: float | None = field(
-        default=None, metadata={"help": "Epochs of the weak supervisor. Unset: --num_train_epochs."}
+        default=None,
+        metadata={"help": "Number of training epochs of the weak supervisor. Unset: the value of --num_train_epochs."},
     )
     weak_weight_decay: float | None = field(
-        default=None, metadata={"help": "Weight decay of the weak supervisor. Unset: --weight_decay."}
+        default=None, metadata={"help": "Weight decay of the weak supervisor. Unset: the value of --weight_decay."}
     )
     n_supervisors: int = field(
         default=1,
-        metadata={"help": "Number of weak supervisors, trained with different seeds. The weak labels are their mean."},
+        metadata={
+            "help": "Number of weak supervisors, trained with different seeds. The weak labels are the mean of their "
+            "predictions."
+        },
     )
     keep_confident: float | None = field(
         default=None,
         metadata={
-            "help": "Share in (0, 1] of the weak labels that students are trained on: the most confident "
-            "labels of each class (paper, appendix B). Unset: all labels."
+            "help": "Train students only on this share in (0, 1] of the weak labels: the most confident labels of "
+            "each class (paper, appendix B). Unset: all labels."
         },
     )
     analyses: list[str] = field(
         default_factory=list,
         metadata={
-            "help": f"Additional analyses to run: {', '.join(ANALYSES)} (preferences and generation: the first two). "
-            "Can be added to a finished run by repeating its command with this option.",
+            "help": f"Additional analyses to run: {', '.join(ANALYSES)}. Preferences and generation have only the "
+            "first two. To add analyses to a finished run, repeat its command with this option.",
             "metavar": "ANALYSIS",
         },
     )
@@ -189,7 +202,10 @@ class ExperimentArguments:
     )
     check_memory: bool = field(
         default=True,
-        metadata={"help": "Estimate the memory of a model before its download, and stop if the device has less."},
+        metadata={
+            "help": "Estimate the memory of a model before its download, and stop if the memory of the device is too "
+            "small."
+        },
     )
     demo: bool = field(
         default=False,
@@ -197,7 +213,10 @@ class ExperimentArguments:
     )
     demo_documents: int | None = field(
         default=None,
-        metadata={"help": "Number of pretraining documents of the demo's models. Unset: the default of each model."},
+        metadata={
+            "help": "Number of generated documents on which each model of the demo is pretrained. Unset: the default "
+            "of each model."
+        },
     )
     overwrite_output_dir: bool = field(
         default=False,
@@ -208,7 +227,10 @@ class ExperimentArguments:
     )
     hub_namespace: str | None = field(
         default=None,
-        metadata={"help": "User or organization for --push_to_hub. Unset: the owner of the token.", "metavar": "NAME"},
+        metadata={
+            "help": "User or organization that owns the repositories of --push_to_hub. Unset: the owner of the token.",
+            "metavar": "NAME",
+        },
     )
     hub_private: bool = field(default=False, metadata={"help": "Make new repositories of --push_to_hub private."})
 
@@ -296,10 +318,11 @@ class ProbabilityArguments(ExperimentArguments):
     linear_probe: bool | None = field(
         default=None,
         metadata={
-            "help": "Score a linear probe of the student before finetuning, as a baseline. A ceiling below it was not "
-            "trained enough. The probe is fitted to the ground truth of the student half, and its regularization is "
-            "chosen on the validation rows. It needs a forward pass over these rows and the test rows. Unset: true, "
-            "except in the demo and with FSDP or DeepSpeed, where every process would hold the whole model."
+            "help": "Score a linear probe of the student before finetuning, as a baseline. A ceiling below this "
+            "baseline was not trained enough. The probe is fitted to the ground truth of the student half, and its "
+            "regularization is chosen on the validation rows. The probe needs a forward pass over these rows and the "
+            "test rows. Unset: true, except in the demo and with FSDP or DeepSpeed, where every process would hold "
+            "the whole model."
         },
     )
 
@@ -318,7 +341,7 @@ class ClassificationArguments(ProbabilityArguments):
     )
     drop_empty: bool = field(
         default=False,
-        metadata={"help": "Leave out rows with an empty field. Without this option, they are an error."},
+        metadata={"help": "Leave out rows with an empty field. Without this option, such a row raises an error."},
     )
     use_prompts: bool = field(
         default=False,
@@ -339,8 +362,8 @@ class ClassificationArguments(ProbabilityArguments):
     demo_world: str = field(
         default="plain",
         metadata={
-            "help": "Generated rows of the demo. `plain`: easy rows. `ladder`: harder rows, on which larger "
-            "students are better. Their test questions are about entities that no training row mentions.",
+            "help": "Generated rows of the demo. `plain`: easy rows. `ladder`: harder rows, on which larger students "
+            "are better. The test questions of `ladder` are about entities that no training row mentions.",
             "choices": list(DEMO_WORLDS),
         },
     )
@@ -398,13 +421,17 @@ class RewardArguments(ProbabilityArguments):
         default=False,
         metadata={
             "help": "Before reward training, finetune students and ceiling to write both responses of the pairs "
-            "(paper, 5.2.2). Results then have PGR against this ceiling and against the plain ceiling."
+            "(paper, 5.2.2). Results then have PGR against the ceiling with this finetuning and against the plain "
+            "ceiling."
         },
     )
     generative_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of --generative_finetuning. Unset: --learning_rate."}
+        default=None,
+        metadata={"help": "Learning rate of --generative_finetuning. Unset: the value of --learning_rate."},
     )
-    generative_num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs of --generative_finetuning."})
+    generative_num_train_epochs: float = field(
+        default=1.0, metadata={"help": "Number of training epochs of --generative_finetuning."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -459,7 +486,8 @@ class ChessArguments(GenerationArguments):
         },
     )
     min_hard_rating: int = field(
-        default=2000, metadata={"help": "Smallest rating of hard test puzzles, for --max_train_rating."}
+        default=2000,
+        metadata={"help": "Lowest rating of the test puzzles that count as hard, for --max_train_rating."},
     )
 
     def __post_init__(self):

@@ -144,7 +144,7 @@ class RecipeParser(_OptionParser):
                 metavar="all",
                 action=_ShowHelp,
                 default=argparse.SUPPRESS,
-                help="Show the most important options and exit; `--help all` shows all options.",
+                help="Show the most important options and exit. With `--help all`, show all options and exit.",
             ),
             self.add_argument(
                 "--config",
@@ -170,7 +170,8 @@ class RecipeParser(_OptionParser):
             shown.add_argument(
                 "--accelerate_config",
                 metavar="NAME",
-                help="Launch with this configuration: single, ddp, fsdp, zero3, or a file of `accelerate config`.",
+                help="Configuration with which accelerate launches the run: single, ddp, fsdp, zero3, or a file of "
+                "`accelerate config`.",
             ),
         ]
         known = {action.dest for action in self._actions}

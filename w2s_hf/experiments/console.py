@@ -21,10 +21,10 @@ __all__ = ["STOPPED", "Progress", "quiet_libraries", "run_recipe"]
 logger = logging.getLogger(__name__)
 
 _DEBUG_VARIABLE = "W2S_HF_DEBUG"
-# The exit code of a process that Ctrl-C stopped, by the convention of shells: 128 plus the number of SIGINT.
+# A process that Ctrl-C stopped has this exit code by the convention of shells: 128 plus the number of SIGINT.
 STOPPED = 130
-# Seconds that a rank other than 0 waits before it prints an error. Most errors occur on all ranks. The launcher ends
-# the other ranks when rank 0 has ended, so that the error is printed once.
+# A rank other than 0 waits this number of seconds before it prints an error. Most errors occur on all ranks. The
+# launcher ends the other ranks when rank 0 has ended, so that the error is printed once.
 _WAIT_FOR_RANK_0 = 3.0
 
 
@@ -124,7 +124,7 @@ def _duration(seconds: float) -> str:
 
 # ---- Messages of libraries ----
 
-# Warnings that a user cannot act on. Each entry has the beginning of the message (a regular expression), the
+# A user cannot act on these warnings. Each entry has the beginning of the message (a regular expression), the
 # category, and the versions that warn.
 _WARNINGS: list[tuple[str, type[Warning]]] = [
     # PEFT 0.21 reads this property when it wraps a model, and transformers 5.23 has renamed it.
@@ -133,7 +133,7 @@ _WARNINGS: list[tuple[str, type[Warning]]] = [
     (r"`gradient_checkpointing_enable` is deprecated", FutureWarning),
 ]
 
-# Log messages that a user cannot act on: the logger, and the beginning of the message.
+# A user cannot act on these log messages. Each entry has the logger, and the beginning of the message.
 _LOG_MESSAGES: list[tuple[str, str]] = [
     # bitsandbytes 0.49 and 0.50 look, on import, for a kernel for inference in 4 bits on CPUs with AVX-512. Training
     # does not use it.

@@ -74,7 +74,7 @@ def setting_of(task: ExperimentTask) -> Setting:
     if isinstance(task, PreferenceTask):
         return REWARD
     if task.setting == "chess":
-        from .settings.chess import ChessSetting  # imported only here: it needs python-chess
+        from .settings.chess import ChessSetting  # imported only here, because it needs python-chess
 
         return ChessSetting(task)
     if task.setting != GenerationTask.setting:
@@ -437,7 +437,7 @@ class Experiment:
         if not self.args.demo:
             logger.info(f"Loading the rows of {self.task.name} and the configurations of the models")
         identity, overwrite = self.identity, self.args.overwrite_output_dir
-        # Checked before the demo pretrains its models, and again when models and rows are known.
+        # The directory is checked before the demo pretrains its models, and again when models and rows are known.
         check_output_dir(self.output_dir, identity, overwrite=overwrite)
         for seed in self.args.seeds:
             models, splits = self.inputs(seed)

@@ -310,7 +310,7 @@ class Finetuner:
             self._predict(trainer, spec, tokenizer, predict, provenance, directory)
             trainer.accelerator.free_memory()
             if trainer.is_world_process_zero():
-                shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # trainers create it, and it is empty
+                shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # an empty directory of the trainer
 
         return self.setting.labels.load(self.cache.run(name, settings, build, title=title) / "predictions")
 
@@ -339,10 +339,10 @@ class Finetuner:
         values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
         defaults = {f.name: f.default for f in dataclasses.fields(self.args)}
         read = LOSS_ARGUMENTS.get(values.get("loss_type", ""), ())
-        # Options that the loss does not read change no number: the supervisor does not depend on the students' losses.
+        # Options that the loss does not read change no number. The supervisor does not depend on the students' losses.
         values |= {name: defaults[name] for name in _OF_LOSSES if name in values and name not in read}
         if values.get("aux_start") == "first_step":
-            del values["aux_start"]  # as in the keys of versions without this option
+            del values["aux_start"]  # keys of versions without this option lack it
         return {name: str(value) for name, value in values.items() if name not in WITHOUT_EFFECT}
 
     def settings_of_predictions(self, spec: ModelSpec) -> dict:
@@ -396,7 +396,7 @@ class Finetuner:
 
     def in_place(self, network: Network) -> Network:
         """Moves a model to the device of the training and sets it to eval mode."""
-        if not getattr(network, "is_quantized", False):  # bitsandbytes has placed it
+        if not getattr(network, "is_quantized", False):  # bitsandbytes has already moved it
             network.to(self.args.device)
         return network.eval()
 

@@ -20,13 +20,13 @@ __all__ = ["MANIFEST", "Manifest", "check_output_dir", "clear", "identity_of", "
 
 MANIFEST = "experiment.json"
 
-# The files that recipes and sweeps write to their output directory, except for the cache of stages.
+# Recipes and sweeps write these files to their output directory, in addition to the cache of stages.
 _RESULTS = {
     "experiment": ("results.json", "predictions.parquet", "report.md", "figures", "students", "weak_labels"),
     "sweep": ("sweep.csv", "sweep.parquet", "report.html", "figures", "cells", "configs", "logs", "jobs"),
 }
 
-# Arguments that may differ between two runs of the same experiment. They add results to the experiment, determine how
+# These arguments may differ between two runs of the same experiment. They add results to the experiment, determine how
 # it is run, or are compared by their effect (the settings of the training, models, rows).
 _NOT_COMPARED = {
     "task", "demo", "seeds", "methods", "analyses", "ladder", "link_rows", "n_snapshots", "prompt_shots",
@@ -94,7 +94,7 @@ class Manifest:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            return None  # a file of another program
+            return None  # the file belongs to another program
         if not is_results(content) or not content["runs"]:
             return None
         try:

@@ -152,7 +152,7 @@ def ceiling_warnings(results: ExperimentResult) -> list[str]:
     ]
 
 
-# Losses with a term for the student's own hard predictions, whose gradient does not shrink for unsure labels.
+# These losses have a term for the student's own hard predictions, whose gradient does not shrink for unsure labels.
 _OWN_HARD_PREDICTIONS = {"confidence", "openai", "adaptive_confidence"}
 # The gradient of cross-entropy with respect to a logit is prediction minus label. For a student that predicts 0.5,
 # labels of 0.6 have a gradient of 0.1, a fifth of the gradient of a hard label.
@@ -305,7 +305,7 @@ def _loading_options(config: StudentConfig) -> dict:
     return loading | ({"quantization_config": quantization} if quantization else {})
 
 
-# Fields of [`StudentConfig`] that are always among the settings, or that change no number of a student.
+# These fields of [`StudentConfig`] are always among the settings, or change no number of a student.
 _NOT_OF_THE_STUDENT = {
     "use_peft", "dtype", "torch_dtype", "head_init", "lora_r", "lora_alpha", "lora_target_modules", "lora_task_type",
     "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant",
@@ -340,7 +340,7 @@ def write_report(results: ExperimentResult | dict, output_dir: Path, *, notes: l
 
 def _report(results: ExperimentResult, notes: list[str]) -> str:
     settings, revision = results.settings, results.dataset.revision
-    if results.is_demo and len(results.runs) > 1:  # each seed has its own world
+    if results.is_demo and len(results.runs) > 1:  # each seed has a different world
         revision = f"worlds {', '.join(str(run.seed) for run in results.runs)}"
     shown = settings.training.to_dict() | settings.student.to_dict()
     for method, loss in settings.losses.items():

@@ -162,7 +162,7 @@ def _links(trained: dict[str, Finetuned]) -> list[str]:
     return [role for role in trained if role.startswith("link_") or role == BOOTSTRAP]
 
 
-# The roles of the students without a chain, with which a chain is compared, by their training rows.
+# A chain is compared with the students without a chain that have these roles. The keys are their training rows.
 _DIRECT = {"same_rows": "direct", "all_rows": "direct_all"}
 
 

@@ -24,8 +24,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The distance between the seeds of the supervisors of one experiment. It is so large that no supervisor has
-# another seed of --seeds.
+# This number is the distance between the seeds of the supervisors of one experiment. It is so large that no supervisor
+# has another seed of --seeds.
 _FURTHER_SEEDS = 1_000_003
 
 
@@ -98,7 +98,7 @@ def run_seed(
     weak_rows = student_rows(splits, weak, args).map(weak.predictions.join)
     for method in args.methods:
         if method == BOOTSTRAP:
-            # A chain is compared with direct training on the rows of its last link, which is the naive method.
+            # A chain is compared with the naive method, which trains directly on the rows of the chain's last link.
             title = "student without the chain (naive)"
             trained["direct"] = finetune(
                 "student-naive", models.student, weak_rows, [test], labels=labels, title=title
@@ -146,7 +146,7 @@ def _supervisor_warnings(
     scores = setting.scores(weak.predictions.of(list(splits.test["id"])), splits.test)
     history = json.loads((weak.directory / "training.json").read_text())
     loss = next((entry["train_loss"] for entry in reversed(history) if "train_loss" in entry), None)
-    chance = setting.chance or 0.0  # unknown where it depends on the rows
+    chance = setting.chance or 0.0  # the accuracy at chance is unknown if it depends on the rows
     at_chance = supervisor_warning(scores["ci95"], chance, loss)
     return [*at_chance, *unsure_labels(args.methods, label_confidence(weak, splits, args))]
 

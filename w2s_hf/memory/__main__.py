@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandLine(
         prog="w2s memory",
         usage="w2s memory MODEL [options]",
-        description="Prints the GPU memory that training a model needs, and the largest micro-batch that fits. Reads\n"
-        "only the configuration of the model, and downloads no weights.\n\nexamples:\n"
+        description="Prints the GPU memory that training a model needs, and the largest micro-batch that fits. It\n"
+        "reads only the configuration of the model, and downloads no weights.\n\nexamples:\n"
         "  w2s memory Qwen/Qwen2.5-7B --gpus 1x24\n"
         "  w2s memory Qwen/Qwen-72B --gpus 4x80 --length 1024\n  w2s memory --list",
         formatter_class=_HelpFormatter,
@@ -39,7 +39,11 @@ def main(argv: list[str] | None = None) -> None:
         "model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help="Hub id or local directory of the model"
     )
     parser.add_argument(
-        "--gpus", type=_gpus, default="1x80", metavar="COUNTxGIB", help="number of GPUs, and the memory of each in GiB"
+        "--gpus",
+        type=_gpus,
+        default="1x80",
+        metavar="COUNTxGIB",
+        help="number of GPUs, and the memory of each GPU in GiB",
     )
     parser.add_argument("--length", type=int, default=512, metavar="N", help="length of a row in tokens, with padding")
     parser.add_argument(
@@ -56,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         choices=list(OPTIMIZERS),
         default="adamw_torch_fused",
         metavar="NAME",
-        help=f"optimizer: {', '.join(OPTIMIZERS)}",
+        help=f"optimizer, whose states need memory: {', '.join(OPTIMIZERS)}",
     )
     parser.add_argument(
         "--no_gradient_checkpointing",

@@ -157,7 +157,7 @@ def _advice(
         try:
             peak = _memory_of(config, variant, args, task_type, checkpointing=True).estimate(1, length).peak
         except NoEstimateError:
-            continue  # such as DoRA in 4 bit; the error about the model itself is more important
+            continue  # for example DoRA in 4 bit; the error about the model itself is more important
         if peak <= capacity:
             return f"Use {options}, with which the model needs {gib(peak)} GiB."
         too_large.append(options)

@@ -39,8 +39,8 @@ __all__ = [
 
 GIB = 2**30
 
-# Bytes of optimizer state per trained weight, by TrainingArguments.optim. 8-bit states have one constant per 256
-# values.
+# The values are bytes of optimizer state per trained weight. The keys are values of TrainingArguments.optim. 8-bit
+# states have one constant per 256 values.
 OPTIMIZERS = {
     "adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2 + 8 / 256, "adamw_bnb_8bit": 2 + 8 / 256,
     "paged_adamw_8bit": 2 + 8 / 256, "paged_adamw_32bit": 8, "sgd": 0,

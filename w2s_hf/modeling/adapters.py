@@ -168,7 +168,7 @@ def _reset_head(base: nn.Module, heads: dict[str, nn.Module]) -> None:
         return
     for name, state in attributes["_untrained_head"].items():
         heads[name].load_state_dict(state)
-    # Tolerates the rounding of float32 weights when adapters are merged and unmerged.
+    # The comparison tolerates the rounding of float32 weights when adapters are merged and unmerged.
     changes = []
     for name, now in entries.items():
         before = attributes["_untrained_entries"].get(name, now)

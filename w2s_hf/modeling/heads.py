@@ -40,10 +40,10 @@ __all__ = [
     "unembedding_file",
 ]
 
-# The heads that PEFT trains and saves with every adapter of a sequence classifier.
+# PEFT trains and saves these heads with every adapter of a sequence classifier.
 HEAD_NAMES = ("score", "classifier")
 
-_NEW_WEIGHTS = "_new_weights"  # the attribute of models that stores the names
+_NEW_WEIGHTS = "_new_weights"  # models store the names of their new weights in this attribute
 _UNEMBEDDING = "lm_head.weight"
 
 

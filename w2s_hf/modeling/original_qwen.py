@@ -46,19 +46,20 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# <|endoftext|> ends and pads texts. The next two tokens mark turns of a chat. The rest is reserved for finetuning.
+# <|endoftext|> ends and pads texts. The next two tokens mark turns of a chat. The other tokens are reserved for
+# finetuning.
 _SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
 
-_N_TOKENS = 151_643  # in every model of the family, without special tokens
+_N_TOKENS = 151_643  # number of tokens in every model of the family, without special tokens
 
-# Settings of the first family that Qwen2 does not have. Only the value that corresponds to Qwen2 is supported.
+# Qwen2 does not have these settings of the first family. Only the value that corresponds to Qwen2 is supported.
 _FIXED = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True}
 
 _NEEDED = (
     "hidden_size", "intermediate_size", "layer_norm_epsilon", "num_attention_heads", "num_hidden_layers", "vocab_size",
 )  # fmt: skip
 
-# Features that only have an effect on texts longer than in pretraining.
+# These features only have an effect on texts longer than in pretraining.
 _PAST_TRAINED_LENGTH = {"use_dynamic_ntk": "dynamic NTK", "use_logn_attn": "logn attention"}
 
 

@@ -16,7 +16,7 @@ from .students import load_student
 
 __all__ = ["ModelSpec", "load_base", "peft_config_of"]
 
-# The files of a local directory that determine a model's weights or its tokens.
+# These files of a local directory determine a model's weights or its tokens.
 _FILES_OF_A_MODEL = ("*.safetensors", "*.bin", "tokenizer*", "*.tiktoken", "*.model", "vocab*", "merges.txt")
 
 

@@ -378,7 +378,7 @@ def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
     if stored is not None:
         stored = dict(stored if isinstance(stored, dict) else stored.to_dict())
         if not stored.get("load_in_4bit") and not stored.get("load_in_8bit"):
-            return kwargs  # another quantization library, with its own list of excluded layers
+            return kwargs  # another quantization library has a different list of excluded layers
         del config.quantization_config
     fields = {*config.to_dict(), "num_labels"} - {"dtype"}
     n_stored_labels = config.num_labels

@@ -47,7 +47,7 @@ class Record:
         for part in dataclasses.fields(cls):
             key = part.metadata.get("key", part.name)
             if part.metadata.get("rest"):
-                values[part.name] = remaining  # the keys without a field of their own
+                values[part.name] = remaining  # the keys that have no separate field
             elif key in remaining:
                 values[part.name] = _read(kinds[part.name], remaining.pop(key), f"{cls.__name__}.{key}")
             elif _is_required(part):
@@ -70,7 +70,7 @@ def _is_required(part: dataclasses.Field) -> bool:
     return part.default is part.default_factory is dataclasses.MISSING
 
 
-# The JSON values that a field of a type accepts, and their name in errors. NumPy numbers are accepted, too.
+# A field of each type accepts these JSON values. The text is their name in errors. NumPy numbers are accepted, too.
 _JSON: dict[Any, tuple[Any, str]] = {
     list: (list, "a list"),
     dict: (dict, "a mapping"),

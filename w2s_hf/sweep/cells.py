@@ -136,10 +136,10 @@ class Session:
             row = _row_of(result, experiment.setting.chance, *sizes)
             row |= {"run_name": results.run_name, "preset": results.preset}
             row |= {"fingerprint": result.students[0].fingerprint}
-            # The content of `results.json` without the entries that belong to several cells.
+            # `common` is the content of `results.json` without the entries that belong to several cells.
             common = {name: value for name, value in results.to_dict().items() if name not in ("runs", "wall_seconds")}
             return {**self._record(cell, "done", row), "entry": result.to_dict(), "results": common}
-        except Exception as error:  # any error: the other cells can still run
+        except Exception as error:  # after any error, the other cells can still run
             if PartialState().num_processes > 1:
                 raise  # the other ranks still run this cell; a restarted sweep continues
             for experiment in self._experiments.values():
@@ -228,7 +228,7 @@ def _row_of(result: SeedResult, chance: float | None, weak_parameters: int, stud
     }
 
 
-# Columns of the table that its figures do not need.
+# The figures do not need these columns of the table.
 _ABOUT_THE_RUN = ("run_name", "preset", "fingerprint")
 _TEXT = {"task", "setting", "weak_model", "student_model", "method", "status", "pgr_undefined", "error"}
 _TEXT |= set(_ABOUT_THE_RUN)

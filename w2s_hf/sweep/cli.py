@@ -18,24 +18,24 @@ from .run import run_sweep
 
 __all__ = ["main", "parse_sweep"]
 
-# The options that `--help` shows, and their short help.
+# `--help` shows these options, with this short help.
 _ESSENTIAL = {
     "config": "Shipped configuration of a grid (sweep_demo), or a YAML file of these options.",
-    "tasks": "Names of tasks. `w2s tasks` lists them.",
+    "tasks": "Names of the tasks of the grid. `w2s tasks` lists them.",
     "weak_models": "Weak supervisors: Hub ids or local directories.",
     "student_models": "Students, small to large.",
-    "methods": f"How students are trained: {' '.join((*METHODS, BOOTSTRAP))}.",
-    "seeds": "Seeds. Each seed runs the whole grid.",
+    "methods": f"Training methods: {' '.join((*METHODS, BOOTSTRAP))}.",
+    "seeds": "Random seeds. Each seed runs the whole grid once.",
     "cell_config": "Shipped configuration or YAML file of options for all cells.",
-    "output_dir": "Directory of the table, report, figures and trained stages.",
+    "output_dir": "Directory for the table, report, figures and trained stages.",
     "resume": "Continue an earlier run. `false` trains everything again.",
     "engine": "Run the cells in this process (local) or on a Ray cluster (ray).",
     "cell_gpus": "Number of GPUs per cell, with --engine ray.",
     "num_processes": "Number of processes (one per GPU) to launch with accelerate.",
-    "accelerate_config": "accelerate configuration: single, ddp, fsdp, zero3, or a file.",
+    "accelerate_config": "Configuration of accelerate: single, ddp, fsdp, zero3, or a file.",
 }
 
-# Options of `w2s run` that cells of a sweep do not have: the grid sets them, or they do not apply to sweeps. `--help`
+# Cells of a sweep do not have these options of `w2s run`. The grid sets them, or they do not apply to sweeps. `--help`
 # does not list them.
 _REFUSED = (
     "analyses", "demo", "hub_namespace", "hub_private", "push_to_hub", "rows_fit", "seed", "student_model", "task",
@@ -49,10 +49,10 @@ RefusedOptions = make_dataclass(
 
 _DESCRIPTION = """\
 Runs a grid of tasks, supervisors, students, methods and seeds. Each combination is a cell, which
-trains one student. Writes one table and its figures.
+trains one student. The sweep writes one table and its figures.
 
 examples:
-  w2s sweep    (the embedded demo: three sizes of student, no network, no GPU, minutes)
+  w2s sweep    (the embedded demo: students of three sizes, no network, no GPU, a few minutes)
   w2s sweep --cell_config single_gpu --tasks boolq sciq --weak_models Qwen/Qwen2.5-0.5B
       --student_models Qwen/Qwen2.5-1.5B Qwen/Qwen2.5-7B --seeds 0 1 2 --n_train 4000
   w2s sweep --config sweep_demo --engine ray
@@ -108,24 +108,25 @@ def parse_sweep(
         "options of `w2s run` and apply to all cells.",
     )
     try:
-        # 1 The options of the command line choose the configuration. Without models, it is the demo's grid.
+        # Step 1: the options of the command line choose the configuration. Without models, it is the demo's grid.
         command_line = parser.options_in(argv)
         is_demo = all(
             value is None
             for value in (command_line.weak_models, command_line.student_models, command_line.cell_config)
         )
         config = command_line.config or (demo_config if is_demo and not command_line.help else None)
-        # 2 The values of all options of the grid, and the remaining words.
+        # Step 2: the parser reads the values of all options of the grid. The remaining words are options of cells.
         args, *_, options = parser.parse(argv, config, return_remaining_strings=True)
         if args.cell_config is not None:
             args.cell_config = str(config_file(args.cell_config, CONFIGS, "--cell_config"))
         if args.accelerate_config is not None:
             path = config_file(args.accelerate_config, ACCELERATE_CONFIGS, "--accelerate_config")
             args.accelerate_config = str(path)
-        # 3 Misspelt options of the grid. Options that cells do not know are refused when the first cell is parsed.
+        # Step 3: misspelt options of the grid are refused. Options that cells do not know are refused when the first
+        # cell is parsed.
         for word in options:
             _check_spelling(word, parser)
-        # 4 Options of the recipes that cells of a sweep do not take.
+        # Step 4: options of the recipes that cells of a sweep do not take are refused.
         refused = [f"--{name}" for name in _REFUSED if vars(command_line)[name] is not None]
         if refused:
             raise ValueError(

@@ -17,7 +17,8 @@ __all__ = ["run_on_cluster"]
 
 logger = logging.getLogger(__name__)
 
-# Retries of a job whose worker dies. The job continues on another worker, from its stages and checkpoints.
+# This number limits the retries of a job whose worker dies. The job continues on another worker, from its stages and
+# checkpoints.
 _MAX_RETRIES = 3
 
 

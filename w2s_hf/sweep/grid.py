@@ -24,7 +24,7 @@ class SweepArguments:
 
     tasks: list[str] = field(
         default_factory=lambda: ["boolq"],
-        metadata={"help": "Names of tasks. `w2s tasks` lists them.", "metavar": "TASK"},
+        metadata={"help": "Names of the tasks of the grid. `w2s tasks` lists them.", "metavar": "TASK"},
     )
     weak_models: list[str] = field(
         default_factory=list,
@@ -48,7 +48,10 @@ class SweepArguments:
     )
     seeds: list[int] = field(
         default_factory=lambda: [0],
-        metadata={"help": "Seeds. Each seed runs the whole grid with its own initialization.", "metavar": "SEED"},
+        metadata={
+            "help": "Random seeds. Each seed runs the whole grid once, with a different initialization.",
+            "metavar": "SEED",
+        },
     )
     cell_config: str | None = field(
         default=None,
@@ -59,7 +62,7 @@ class SweepArguments:
         },
     )
     output_dir: str = field(
-        default="outputs/sweep", metadata={"help": "Directory of the table, report, figures and trained stages."}
+        default="outputs/sweep", metadata={"help": "Directory for the table, report, figures and trained stages."}
     )
     overwrite_output_dir: bool = field(
         default=False,
@@ -68,7 +71,9 @@ class SweepArguments:
             "sweep stops with an error. Trained stages that are cached in the directory are kept."
         },
     )
-    resume: bool = field(default=True, metadata={"help": "Continue an earlier run. `false`: train everything again."})
+    resume: bool = field(
+        default=True, metadata={"help": "Continue an earlier run in --output_dir. `false`: train everything again."}
+    )
     engine: str = field(
         default="local",
         metadata={
@@ -86,7 +91,7 @@ class SweepArguments:
         default=None,
         metadata={
             "help": "Launch through accelerate with this configuration: single, ddp, fsdp, zero3, or a file of "
-            "`accelerate config`. With --engine ray, each cell is launched. Otherwise, the sweep is launched.",
+            "`accelerate config`. With --engine ray, accelerate launches each cell. Otherwise, it launches the sweep.",
             "metavar": "NAME",
         },
     )

@@ -36,7 +36,7 @@ SWEEP_COLUMNS = (
 # compress the axis.
 PGR_AXIS = (-0.5, 1.5)
 
-Style = dict[str, Any]  # arguments of matplotlib
+Style = dict[str, Any]  # keyword arguments of matplotlib functions
 Handle = Line2D | Patch
 
 _STUDENT_SIZE = "student size (parameters)"

@@ -70,7 +70,7 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
     manifest.methods = (previous.methods if previous else {}) | manifest.methods
     if args.resume and not args.overwrite_output_dir:
         check_cells(output_dir, cells)
-    state.wait_for_everyone()  # until all ranks have read the directory
+    state.wait_for_everyone()  # waits until all ranks have read the directory
     if state.is_main_process:
         if args.overwrite_output_dir:
             clear(output_dir)

@@ -156,7 +156,7 @@ def _run(path: Path) -> dict[str, Any]:
         ) from error
 
 
-# Default configurations, which the table of tasks omits.
+# The table of tasks omits these default configurations.
 _UNNAMED = (None, "", "default", "plain_text")
 
 
@@ -187,7 +187,7 @@ _CHESS_LINE = (
 
 
 def _line_of(task: Task | PreferenceTask) -> tuple[str, str, str, str]:
-    # Some sources are listed again with another revision, in case the first one does not load.
+    # Some sources are listed again with another revision, in case the first revision does not load.
     names = [
         " ".join(name for name in (source.id, source.config) if name not in _UNNAMED) for source in sources_of(task)
     ]

@@ -190,7 +190,8 @@ class CompletionLoader(Loader):
                 continue
             self._check_example(example, row)
             prompt, content = example["prompt"], f"{example['prompt']}\0{example['ground_truth']}"
-            # Two prompts may differ in case or spacing alone. The comparison of texts ignores both, a hash does not.
+            # Two prompts may differ in case or spacing alone. The comparison of texts ignores these differences, but a
+            # hash does not.
             defaults = {"id": _hash(content)[:16], "text": _hash(prompt), "keys": [f"prompt: {prompt}"]}
             examples.append(defaults | example)
         for tokenizer in self.tokenizers:

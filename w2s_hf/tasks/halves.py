@@ -21,15 +21,16 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# A larger split is sampled down to this number of rows. No experiment needs more, and they are formatted in seconds.
+# A larger split is sampled down to this number of rows. No experiment needs more rows, and they are formatted in
+# seconds.
 MAX_ROWS = 200_000
-_TEST_SHARE = 0.2  # of a dataset without a test split
-# The name of a split in memory whose rows only the intermediate models of a bootstrapping chain use. All other parts
+_TEST_SHARE = 0.2  # share of the rows for testing, if a dataset has no test split
+# A split in memory has this name. Only the intermediate models of a bootstrapping chain use its rows. All other parts
 # therefore have the same rows with and without a chain.
 LINK_ROWS = "links"
-# The default shares of the training rows.
+# Default share of the training rows in each part
 SHARES = {"weak_half": 0.45, "weak_validation": 0.05, "student_half": 0.45, "student_validation": 0.05}
-# The option that sets the number of rows of each part.
+# Option that sets the number of rows of each part
 OPTIONS = {
     "student_half": "--n_train", "weak_half": "--n_weak", "weak_validation": "--n_validation",
     "student_validation": "--n_validation", "test": "--n_test",

@@ -232,7 +232,7 @@ def skeleton(text: str, content: list[str]) -> str:
     a list of choices, becomes `<1>`, `<2>`, ...
     """
     for number, string in enumerate(content):
-        # Each piece becomes one private-use character, so that a shorter piece does not match inside a longer one.
+        # Each piece becomes one private-use character, so that a shorter piece does not match inside a longer piece.
         text = text.replace(string, chr(0xE000 + number))
     counts = Counter(re.findall(r"[\ue000-\uf8ff]", text))
     # Adjacent pieces, such as the turns of a dialogue, count as one.
@@ -265,11 +265,15 @@ def main(argv: list[str] | None = None) -> int:
         "--conversion",
         choices=CONVERSIONS,
         default="pairs",
-        help="rows of a multiple-choice question. With pairs, one right and one wrong answer, as in the paper. "
-        "With coin_flip, one of the two at random. (default: pairs)",
+        help="rows of a multiple-choice question: one right and one wrong answer (pairs, as in the paper), or one of "
+        "the two at random (coin_flip). The default is pairs.",
     )
     parser.add_argument(
-        "--max_rows", type=int, default=10_000, metavar="N", help="size of the random sample of rows (default: 10000)"
+        "--max_rows",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="number of rows in the random sample that is probed (default: 10000)",
     )
     args = parser.parse_args(argv)
     if args.max_rows < 10:

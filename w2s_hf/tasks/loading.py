@@ -63,7 +63,7 @@ def load_raw(task: AnyTask, dataset_path: str | None = None) -> tuple[DatasetDic
         try:
             return _load_from_hub(task, source, commit)
         except (OSError, ValueError, RuntimeError, StopIteration, DatasetsError) as error:
-            # RuntimeError: the dataset is a script. StopIteration: the dataset has no rows.
+            # A RuntimeError means that the dataset is a script. A StopIteration means that the dataset has no rows.
             failures.append(f"{source.id}: {type(error).__name__}: {error}")
     raise ConnectionError(
         f"{task.name}: got no rows from any source of the task ({'; '.join(failures)}). Pass a local copy of the "

@@ -22,7 +22,7 @@ __all__ = ["ANTHROPIC_HH", "PREFERENCE_TASKS", "PreferenceTask", "load_pairs"]
 
 logger = logging.getLogger(__name__)
 
-# The mark of an assistant's turn in Anthropic's transcripts.
+# This text begins an assistant's turn in Anthropic's transcripts.
 _ASSISTANT = "\n\nAssistant:"
 
 

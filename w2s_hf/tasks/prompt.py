@@ -76,7 +76,7 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tup
         ValueError: The answers have no tokens that differ. The tokenizer merges the answers with the suffix, or does
             not know them. The tokenizer appends a token to each text, so that no answer can follow the prompt.
     """
-    # Tokenizes the answers after a suffix, because some tokenizers merge an answer with the text before it.
+    # The answers are tokenized after a suffix, because some tokenizers merge an answer with the text before it.
     before = tokenizer("x" + form.suffix, add_special_tokens=False)["input_ids"]
     whole = tokenizer("x" + form.suffix)["input_ids"]
     if whole[len(whole) - len(before) :] != before:

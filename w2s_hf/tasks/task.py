@@ -16,8 +16,8 @@ __all__ = [
     "sources_of",
 ]  # fmt: skip
 
-# The Hub's branch with converted rows. Some datasets have only a script in their main branch, which `datasets` does
-# not run.
+# This branch on the Hub has converted rows. Some datasets have only a script in their main branch, which `datasets`
+# does not run.
 PARQUET_BRANCH = "refs/convert/parquet"
 
 
@@ -311,7 +311,8 @@ class Task(AnyTask):
             raise EmptyFieldError(f"has an empty {name}")
         if isinstance(value, str) and value in self.class_names:
             return self.class_names.index(value)
-        # This includes bools, and strings from a CSV that pandas wrote with a missing label in the column.
+        # The condition also accepts bools, and strings from a CSV that pandas wrote with a missing label in the
+        # column.
         if isinstance(value, Hashable) and value in (0, 1, "0", "1", "0.0", "1.0"):
             return int(float(value))
         raise LabelError(

@@ -16,8 +16,8 @@ __all__ = ["CONVERSIONS", "TextLoader", "choose_answers", "read_examples"]
 
 logger = logging.getLogger(__name__)
 
-# The conversions of a question with several answers to rows. `pairs` (paper, A.1) yields a row with a right answer and
-# a row with a wrong answer. `coin_flip` (openai/weak-to-strong, EleutherAI/w2s) yields a single row with either.
+# A question with several answers is converted to rows. `pairs` (paper, A.1) yields a row with a right answer and a row
+# with a wrong answer. `coin_flip` (openai/weak-to-strong, EleutherAI/w2s) yields a single row with either answer.
 CONVERSIONS = ("pairs", "coin_flip")
 
 

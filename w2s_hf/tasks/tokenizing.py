@@ -24,7 +24,7 @@ __all__ = [
     "tokenize_rows",
 ]
 
-# The columns that determine the tokens of a pair or of a prompt, and the id of the row.
+# Columns that determine the tokens of a pair or of a prompt, with the id of the row
 PAIR_COLUMNS = ("id", "prompt", "first", "second")
 COMPLETION_COLUMNS = ("id", "prompt")
 
@@ -175,7 +175,8 @@ def _render(prompt: Any, sides: Sequence[Any], tokenizer: PreTrainedTokenizerBas
             "template, which renders them. Use a model with a chat template, or pairs of text."
         )
     texts = [str(tokenizer.apply_chat_template([*prompt, *side], tokenize=False)) for side in sides]
-    # Some templates render an answered prompt differently. Then less of it, or nothing, may be cut.
+    # Some templates render an answered prompt differently. In this case, only a part of the prompt or nothing may be
+    # cut.
     for add_generation_prompt in (True, False) if prompt else ():
         begin = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=add_generation_prompt))
         if all(text.startswith(begin) for text in texts):

@@ -34,9 +34,9 @@ __all__ = [
 
 _LABEL_COLUMNS = ("label", "labels", "label_ids", "soft_label", "ground_truth")
 
-_RECORD = "link.json"  # written last: a student without it is incomplete
+_RECORD = "link.json"  # written last, because a student without this file is incomplete
 
-# The arguments that must stay the same when a chain is resumed.
+# These arguments must stay the same when a chain is resumed.
 _ARGUMENTS = (
     "seed", "data_seed", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
     "lr_scheduler_kwargs", "weight_decay", "max_grad_norm", "optim", "optim_args", "adam_beta1", "adam_beta2",

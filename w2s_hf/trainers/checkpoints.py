@@ -30,7 +30,7 @@ def last_complete_checkpoint(directory: Path, *, remove: bool = True) -> str | N
         checkpoints = [path for path in Path(directory).glob("checkpoint-*") if path.name[11:].isdecimal()]
         for checkpoint in checkpoints:
             try:
-                # The last file that the Trainer writes.
+                # The Trainer writes this file last.
                 step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
                 complete.append((step, str(checkpoint)))
             except (OSError, ValueError, TypeError):

@@ -35,10 +35,10 @@ __all__ = [
 
 logger = get_logger(__name__)
 
-# Losses whose hard targets come from a threshold on P(class 1) over the rows of the whole optimizer step.
+# The hard targets of these losses come from a threshold on P(class 1) over the rows of the whole optimizer step.
 THRESHOLD_LOSSES = ("confidence", "openai")
 
-# The columns that a dataset may have although no trainer reads them. No warning names them.
+# A dataset may have these columns although no trainer reads them. No warning names them.
 _RIDE_ALONG = ("id", "ground_truth")
 
 # The pattern matches `soft_labels`, `weak_label`, `hard_label`, `target`, `probs` and `gold_truth`, but not `problem`
@@ -183,7 +183,7 @@ def named_parts(dataset: Any, name: str) -> dict[str, Any]:
     return {f"{name}[{key!r}]": part for key, part in dataset.items()}
 
 
-# Containers with a length and items that are not datasets.
+# Containers of these types have a length and items, and are not datasets.
 _NO_DATASETS = (dict, list, tuple, set, str, bytes, np.ndarray, torch.Tensor)
 
 
@@ -238,7 +238,7 @@ def warn_of_unread_ends(
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     pad = getattr(tokenizer, "pad_token_id", None)
-    if tokenizer is None or pad is None or not hasattr(base, "score"):  # the head of decoders
+    if tokenizer is None or pad is None or not hasattr(base, "score"):  # the head of decoders has this name
         return
     n_unread = sum(1 for ids in rows if len(ids) and ids[-1] == pad)
     if n_unread:
@@ -258,7 +258,7 @@ def _n_positions(model: nn.Module) -> int | None:
     return None
 
 
-# The names of the embedding of learned positions in transformers (BERT, OPT, GPT-2).
+# The embedding of learned positions in transformers has these names (BERT, OPT, GPT-2).
 _POSITION_EMBEDDINGS = ("position_embeddings", "embed_positions", "wpe")
 
 
@@ -282,7 +282,7 @@ def check_pair_columns(dataset: Any, name: str, args: RewardConfig) -> None:
             check_columns(part, which, labels="soft_label", reads=_PAIR_COLUMNS, optional=optional)
 
 
-# The columns of pairs that TRL's RewardTrainer reads (1.0 and 1.16), and `soft_label`.
+# TRL's RewardTrainer (1.0 and 1.16) reads these columns of pairs. `soft_label` is an additional column.
 _PAIR_COLUMNS = (
     "chosen", "rejected", "prompt", "chosen_ids", "rejected_ids", "soft_label", "margin", "tools",
     "chat_template_kwargs",

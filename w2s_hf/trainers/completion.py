@@ -221,7 +221,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
         Computes loss and accuracy on rows with `prompt` and `completion`, by default the `eval_dataset` of the
         constructor. The metrics of several sets have the names of the sets as prefixes.
         """
-        if not isinstance(eval_dataset, str):  # a string names one of several sets
+        if not isinstance(eval_dataset, str):  # a string is the name of one evaluation set
             for name, part in named_parts(eval_dataset, "eval_dataset").items():
                 check_dataset(part, name, (Dataset,))
         rows = self._eval_rows if eval_dataset is None else eval_dataset
@@ -327,7 +327,7 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
         return columns
 
     options = {"batched": True, "remove_columns": rows.column_names, "desc": f"Tokenizing {name}"}
-    # As in w2s_hf.tokenization, rows in memory have no cache file, and a Ctrl-C is not lost.
+    # As in w2s_hf.tokenization, rows in memory have no cache file, so that Ctrl-C is not ignored.
     tokens = rows.map(encode, **options, new_fingerprint=generate_random_fingerprint())
     lengths = np.array([len(ids) for ids in tokens["input_ids"]])
     limit = np.inf if max_length is None else max_length

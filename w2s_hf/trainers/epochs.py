@@ -100,7 +100,7 @@ class WholeEpochs(TrainerMixin):
         sampler = getattr(dataloader, "batch_sampler", None)
         rebalanced = sampler.batch_sampler if isinstance(sampler, BatchSamplerShard) else sampler
         if sampler is not None and isinstance(rebalanced, BatchRebalanceSampler):
-            # accelerate 1.15 does not forward the number of the epoch to the sampler after `skip_first_batches`.
+            # After `skip_first_batches`, accelerate 1.15 does not forward the number of the epoch to the sampler.
             sampler.sampler = rebalanced
             n_last = rows_of_filled_step(rebalanced)
             if n_last:
@@ -111,7 +111,8 @@ class WholeEpochs(TrainerMixin):
                 )
         elif self.accelerator.num_processes > 1:
             if isinstance(sampler, BatchSamplerShard) and hasattr(sampler.batch_sampler, "sampler"):
-                # Without this, accelerate 1.15 does not forward the number of the epoch after `skip_first_batches`.
+                # After `skip_first_batches`, accelerate 1.15 does not forward the number of the epoch without this
+                # call.
                 dataloader.set_sampler(sampler.batch_sampler.sampler)
                 n_last = _rows_of_last_step(sampler)
                 if not sampler.even_batches and 0 < n_last <= (sampler.num_processes - 1) * sampler.batch_size:

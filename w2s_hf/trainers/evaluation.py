@@ -46,7 +46,7 @@ class OrderedEvaluation(TrainerMixin):
     - After an error, no metrics, callbacks or hooks of the failed call remain.
     """
 
-    # The metrics of every evaluation set, in addition to the metrics of `compute_metrics`.
+    # Every evaluation set has these metrics, in addition to the metrics of `compute_metrics`.
     _known_metrics: tuple[str, ...] = ("loss",)
     _rows_of_workers: Dataset | None = None  # the rows of the data loader that persistent workers keep
 

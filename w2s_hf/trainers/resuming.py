@@ -96,7 +96,7 @@ class ResumableTraining(TrainerMixin):
         try:
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
-            self.remove_callback(callback)  # it refers to the trainer and its model
+            self.remove_callback(callback)  # the callback refers to the trainer and its model
         if self._is_at_its_end:
             loss = _mean_of_logged_losses(self.state)
             output = output._replace(training_loss=loss, metrics={**output.metrics, "train_loss": loss})
@@ -116,7 +116,7 @@ class ResumableTraining(TrainerMixin):
         Fetches batches like [`~transformers.Trainer.get_batch_samples`]. Returns no batch if no step is left to train.
         """
         if self._is_at_its_end:
-            # Without this, transformers 5.23 makes one step before it checks the number of steps.
+            # Without this line, transformers 5.23 makes one step before it checks the number of steps.
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)

@@ -336,7 +336,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Evaluates like [`~trl.RewardTrainer.evaluate`]. Pairs are checked, and tokenized if they are text."""
-        if not isinstance(eval_dataset, str):  # a string names one of several sets
+        if not isinstance(eval_dataset, str):  # a string is the name of one evaluation set
             check_pair_columns(eval_dataset, "eval_dataset", self.args)
         if isinstance(eval_dataset, datasets.Dataset | datasets.IterableDataset):
             eval_dataset = self._prepare_dataset(eval_dataset, self.processing_class, self.args, "eval")

@@ -23,7 +23,7 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
     _is_evaluating = False
 
     def _n_rows(self, batch: dict) -> int:
-        # TRL's `padding_free` concatenates all rows; each begins at position 0.
+        # TRL's `padding_free` concatenates all rows. Each row begins at position 0.
         return int((batch["position_ids"] == 0).sum()) if _is_flat(batch) else len(batch["labels"])
 
     def _mark(self, batch: dict, counts: torch.Tensor) -> dict:

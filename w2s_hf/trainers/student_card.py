@@ -22,7 +22,7 @@ from .mixins import TrainerMixin
 
 __all__ = ["StudentCardCallback", "WithStudentCard"]
 
-# The options of a quantization that affect the outputs of a student.
+# These options of a quantization affect the outputs of a student.
 _QUANTIZATION = {
     "load_in_4bit": ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"),
     "load_in_8bit": ("llm_int8_threshold",),
@@ -78,7 +78,7 @@ class WithStudentCard(TrainerMixin):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if not hasattr(self, "card"):  # the links of a chain share one
+        if not hasattr(self, "card"):  # all links of a chain share one card
             self.card = StudentCard(setting=self._card_setting, task_type=self._card_task_type)
             self.add_callback(StudentCardCallback(self.card))
 

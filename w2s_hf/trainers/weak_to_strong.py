@@ -240,7 +240,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
     def _check_columns(self, dataset: _Rows, name: str) -> None:
         signature = signature_columns(self)
-        # Optional columns, whose absence raises no error.
+        # These columns are optional. Their absence raises no error.
         optional = {"labels", "attention_mask", "token_type_ids"} & {"labels", *signature}
         if {"label", "labels", "label_ids"} & set(getattr(dataset, "column_names", None) or ()):
             optional.discard("labels")

@@ -44,13 +44,13 @@ class WholeStepLoss(WholeEpochs, ABC):
     """
 
     args: LossArguments
-    # compute_loss divides by the rows of the whole accumulated step. (In TRL, the declared type of this attribute is
-    # `None`.)
+    # compute_loss divides by the rows of the whole accumulated step. In TRL, the declared type of this attribute is
+    # `None`.
     loss_is_scaled_for_ga: Any = True
     _threshold: torch.Tensor | None = None
-    # The number of rows of this process in the current step, by classes of student and weak label, `(C, C)`.
+    # This tensor counts the rows of this process in the current step by classes of student and weak label, `(C, C)`.
     _agreement: torch.Tensor | None = None
-    _n_sequences = 1  # per row
+    _n_sequences = 1  # number of sequences per row
 
     @abstractmethod
     def _forward(self, model: nn.Module, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:

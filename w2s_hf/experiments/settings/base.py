@@ -30,12 +30,13 @@ __all__ = [
     "ACCURACY", "Setting", "Tokenize", "demo_sizes", "metric_name", "on_weak_labels", "split_options", "tokenizers_of"
 ]  # fmt: skip
 
-# The name in logs of the share of validation rows whose label a model predicts, for true and for weak labels.
+# In logs, these names stand for the share of validation rows whose label a model predicts, for true and for weak
+# labels.
 ACCURACY, _WEAK_AGREEMENT = "accuracy", "weak_agreement"
 
 _AnyTrainer = TypeVar("_AnyTrainer", bound=Trainer)
 
-# A function that tokenizes rows for one model, as [`Finetuner.tokenize`] does.
+# A function of this type tokenizes rows for one model, as [`Finetuner.tokenize`] does.
 Tokenize = Callable[[Dataset], Dataset]
 
 

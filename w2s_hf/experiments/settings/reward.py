@@ -77,7 +77,7 @@ class RewardSetting(ProbabilitySetting):
         """Generates pairs."""
 
         def pairs(n: int, stream: str, **options):
-            return demo_pairs(world, 5 * n // 4, stream, **options)  # more than n, since duplicates are removed
+            return demo_pairs(world, 5 * n // 4, stream, **options)  # more rows than n, since duplicates are removed
 
         n_train, n_test, n_links = demo_sizes(args)
         raw = {

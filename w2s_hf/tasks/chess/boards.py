@@ -12,9 +12,9 @@ from .scores import scores_of
 
 __all__ = ["draw_boards"]
 
-# Green and vermilion of Okabe and Ito's palette, which colour-blind readers can distinguish.
+# The colours are green and vermilion of Okabe and Ito's palette, which colour-blind readers can distinguish.
 _RIGHT, _WRONG = "#009E73", "#D55E00"
-_SIZE = 240  # pixels
+_SIZE = 240  # size of a board in pixels
 _N_EACH = 3
 
 

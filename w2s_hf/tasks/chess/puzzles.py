@@ -38,7 +38,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The columns that identify the schema of a dataset, by the name of the schema in messages.
+# These columns identify the schema of a dataset. The keys are the names of the schemas in messages.
 _SCHEMAS = {
     "transcripts (EleutherAI/lichess-puzzles)": ("ctx", "target"),
     "the Lichess puzzle table (Lichess/chess-puzzles)": ("FEN", "Moves"),
