@@ -866,7 +866,7 @@ def build(root: Path = ROOT, tables: Path = TABLES, check: bool = False) -> list
     if readme.count(_BEGIN) != 1 or readme.count(_END) != 1:
         raise ValueError(
             f"README.md: got {readme.count(_BEGIN)} {_BEGIN} and {readme.count(_END)} {_END}, expected one of each "
-            "around the results. Add the missing marker, or remove those that are repeated."
+            "around the results. Add the missing marker, or remove repeated markers."
         )
     before, after = readme.split(_BEGIN)[0], readme.split(_END)[1]
     prompts_path = tables.parent / "prompts" / "prompts.json"

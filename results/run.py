@@ -388,7 +388,7 @@ def compare_predictions(predictions: pd.DataFrame, others: pd.DataFrame) -> list
 
     Args:
         predictions (`pandas.DataFrame`): Predictions as returned by [`read_predictions`]. All models are compared.
-        others (`pandas.DataFrame`): Predictions that include the same seeds and roles.
+        others (`pandas.DataFrame`): The predictions to compare with. They have all seeds and roles of `predictions`.
 
     Returns:
         A `dict` for each seed and role:
@@ -398,7 +398,7 @@ def compare_predictions(predictions: pd.DataFrame, others: pd.DataFrame) -> list
         - `largest_difference` and `mean_difference`, the maximum and the mean over rows of the largest absolute
           difference of a probability; `None` for completions;
         - `n_different`, the number of rows with another predicted class. For completions, it is the number of rows for
-          which only one of the two is correct.
+          which only one of the two completions is correct.
 
     Raises:
         ValueError: `others` lacks a seed and role, or has different test rows.
@@ -408,8 +408,8 @@ def compare_predictions(predictions: pd.DataFrame, others: pd.DataFrame) -> list
     for (seed, role), first in predictions.groupby(["seed", "role"], sort=False):
         if (seed, role) not in by_model:
             raise ValueError(
-                f"Got no predictions of seed {seed}, {role} to compare, expected the same models in both. Compare "
-                "runs with the same seeds and methods."
+                f"Got no predictions of seed {seed}, {role} in the second run, expected all models of the first run. "
+                "Compare runs with the same seeds and methods."
             )
         first, second = first.set_index("id"), by_model[seed, role].set_index("id")
         missing = first.index.symmetric_difference(second.index)

@@ -67,7 +67,7 @@ def test_speed_of_the_pipeline_is_told_by_its_seconds(pipeline):
         assert sum(row["seconds_by_stage"].values()) == pytest.approx(row["seconds"])
         assert all(seconds > 0 for seconds in row["seconds_by_stage"].values())
         assert row["rows_per_second"] == pytest.approx((416 + 208) / row["seconds"])
-    assert process.stdout.startswith(f"Ours is {report['ratio']:.2f} times as fast")
+    assert process.stdout.startswith(f"Our experiment is {report['ratio']:.2f} times as fast")
     assert "not the same mathematics" in process.stdout and "Largest difference" in process.stdout
     assert {"torch", "transformers", "w2s_hf"} <= set(report["versions"]) and report["threads"] > 0
 

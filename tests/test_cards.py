@@ -88,7 +88,7 @@ def test_a_score_may_be_of_numpy(tmp_path):
     assert read_card(tmp_path).pgr == card.pgr
 
 
-UNREADABLE = "cannot be read as that of a student"
+UNREADABLE = "not a valid student card"
 
 
 @pytest.mark.parametrize(

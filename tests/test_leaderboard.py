@@ -130,7 +130,7 @@ def test_settings_of_a_stranger_cannot_replace_a_column(tmp_path):
     [
         ("empty", FileNotFoundError, "empty: got a directory without the card of a student"),
         ("no/such/directory", FileNotFoundError, "expected the directory of a student or its id"),
-        ("other", ValueError, "as that of a student: its front matter has no `weak_to_strong`"),
+        ("other", ValueError, "is not a valid student card: its front matter has no `weak_to_strong`"),
     ],
 )
 def test_what_is_no_student_is_said(name, error, message, tmp_path, monkeypatch):

@@ -195,7 +195,7 @@ class RewardPairCollator(DataCollatorForPreference):
     Collates pairs like TRL's collator, and adds soft labels and an order of the two responses that does not depend on
     the preference.
 
-    Adds to `input_ids` and `attention_mask` `(2B, T)` (the chosen responses, then the rejected ones):
+    Adds to `input_ids` and `attention_mask` `(2B, T)` (the chosen responses, then the rejected responses):
 
     - `soft_label` `(B,)` float32, P(chosen better), if the rows have one.
     - `turned` `(B,)` bool: whether the rejected response is first in an order by a hash of the tokens. In this order

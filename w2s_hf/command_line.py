@@ -49,7 +49,7 @@ def did_you_mean_path(path: str, *, only_directories: bool = False) -> str:
 class CommandLine(argparse.ArgumentParser):
     """
     An [`~argparse.ArgumentParser`] that reads no abbreviations (`--method` is not read as `--methods`), and suggests
-    options and choices for misspelt ones.
+    options and choices for misspelt names.
 
     Args:
         args, kwargs: As in [`~argparse.ArgumentParser`].

@@ -167,7 +167,7 @@ class LossArguments(_OwnDefaults):
             Temperature of the row weights of `adaptive_confidence`.
         max_tokens_per_micro_batch (`int`, *optional*):
             Cut every batch, sorted by length, into micro-batches of at most this many padded tokens. The gradient is
-            the same as for the whole batch, and the memory is that of one micro-batch. `None` does not cut.
+            the same as for the whole batch, and the memory is the memory of one micro-batch. `None` does not cut.
 
     Defaults that differ from `TrainingArguments`: `ddp_find_unused_parameters=False` (a LoRA student uses all its
     parameters) and `hub_strategy="end"` (one push, after the last step).

@@ -63,7 +63,10 @@ def read_card(source: str | Path, revision: str | None = None) -> StudentCard:
         return _card_of(path)
     except (ValueError, KeyError, TypeError, AttributeError, YAMLError) as error:  # anyone can write a card
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(f"{source}: got a card that cannot be read as that of a student: {reason}") from error
+        raise ValueError(
+            f"{source}: got a card that is not a valid student card: {reason.removesuffix('.')}. Write the card again with "
+            "w2s_hf, or leave it out."
+        ) from error
 
 
 def _card_of(path: Path) -> StudentCard:

@@ -93,7 +93,7 @@ def openai_warmup(step_ratio: float, aux_coef: float, warmup_ratio: float) -> fl
     Returns the weight of an auxiliary term by the schedule of the published code, for reproduction.
 
     The weight is `aux_coef * step_ratio` up to `warmup_ratio`. It then jumps to `aux_coef`, because the published code
-    does not divide the ramp by `warmup_ratio`. The arguments are those of [`linear_warmup`].
+    does not divide the ramp by `warmup_ratio`. The arguments are described in [`linear_warmup`].
 
     Source: openai/weak-to-strong, weak_to_strong/loss.py, with 0.5 and 0.1.
     """

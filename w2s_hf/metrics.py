@@ -52,7 +52,9 @@ def is_correct(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """
-    Returns the share of rows whose most probable class is true, in [0, 1]. The arguments are those of [`is_correct`].
+    Returns the share of rows whose most probable class is true, in [0, 1].
+
+    The arguments are described in [`is_correct`].
     """
     return float(is_correct(probabilities, labels).mean())
 
@@ -259,7 +261,7 @@ def agreement_shares(same: np.ndarray, right: np.ndarray) -> dict[str, float | N
     Returns the shares of [`agreement`] for predictions of any kind.
 
     Args:
-        same (`np.ndarray` of shape `(N,)`, bool): Whether student and supervisor predict the same.
+        same (`np.ndarray` of shape `(N,)`, bool): Whether student and supervisor make the same prediction.
         right (`np.ndarray` of shape `(N,)`, bool): Whether the supervisor is correct.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The settings of a training in cards and results: those that can change the trained model, and no others."""
+"""The settings of a training in cards and results. Only settings that can change the trained model are included."""
 
 import os
 from dataclasses import MISSING, fields, is_dataclass

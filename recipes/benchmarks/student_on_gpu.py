@@ -4,8 +4,8 @@
     python recipes/benchmarks/student_on_gpu.py --model Qwen/Qwen-7B --max_tokens 16384 --no_checkpointing
 
 Weights are random. They are created from the shapes of the model, layer by layer on the GPU, so nothing is downloaded.
-Speed and memory do not depend on the values of the weights. The optimizer steps are those of WeakToStrongTrainer. By
-default, a step has 32 rows of 512 tokens in micro-batches of `--max_tokens` tokens. The student has LoRA of rank 16 on
+Speed and memory do not depend on the values of the weights. WeakToStrongTrainer runs the optimizer steps. By default,
+a step has 32 rows of 512 tokens in micro-batches of `--max_tokens` tokens. The student has LoRA of rank 16 on
 all linear layers, and bfloat16 autocast. The script also runs on a CPU (`--layers 2 --width 128` for a small model),
 but does not measure memory on it.
 """

@@ -177,7 +177,7 @@ def agreement_section(entries: Sequence[dict]) -> str:
     """
     Returns the results in Markdown, as means over the seeds.
 
-    The arguments are those of [`plot_agreement`].
+    The arguments are described in [`plot_agreement`].
     """
     has_probabilities = "misfit" in next(iter(next(iter(entries[0]["students"].values())).values()))
 

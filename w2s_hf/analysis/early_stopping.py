@@ -106,7 +106,7 @@ def overfitting_section(entries: Sequence[dict]) -> str:
     """
     Returns the results in Markdown: means over the seeds, median PGR.
 
-    The arguments are those of [`plot_overfitting`].
+    The arguments are described in [`plot_overfitting`].
     """
     rows = []
     for method in entries[0]["methods"]:

@@ -289,7 +289,7 @@ def probes_section(entries: Sequence[dict]) -> str:
     """
     Returns the results in Markdown: means over the seeds, median PGR.
 
-    The arguments are those of [`plot_probes`].
+    The arguments are described in [`plot_probes`].
     """
     rows = []
     for name in entries[0]["labels"]:

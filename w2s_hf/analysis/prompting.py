@@ -217,7 +217,7 @@ def prompting_section(entries: Sequence[dict]) -> str:
     """
     Returns the results in Markdown: the prompts, and means over the seeds.
 
-    The arguments are those of [`plot_prompting`].
+    The arguments are described in [`plot_prompting`].
     """
     entry, form = entries[0], entries[0]["format"]
     prompt = PromptFormat(**form).prompt("TEXT").replace("\n", "\\n").replace("`", "'")

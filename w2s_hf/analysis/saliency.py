@@ -41,7 +41,7 @@ def saliency_section(entries: Sequence[dict]) -> str:
     """
     Returns the results in Markdown, as means over the seeds.
 
-    The arguments are those of [`plot_saliency`].
+    The arguments are described in [`plot_saliency`].
     """
     accuracy = {name: accuracy_cell(entries, "accuracies", name) for name in SALIENCY}
     # The share of the gap is meaningful only if the intervals of weak supervisor and ceiling do not overlap in any

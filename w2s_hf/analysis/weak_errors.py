@@ -238,7 +238,7 @@ def weak_errors_section(entries: Sequence[dict]) -> str:
     """
     Returns the results in Markdown: means over the seeds, median PGR.
 
-    The arguments are those of [`plot_weak_errors`].
+    The arguments are described in [`plot_weak_errors`].
     """
     rows = []
     for name in entries[0]["supervisors"]:

@@ -256,7 +256,7 @@ def _is_proved(board: chess.Board, fork: chess.Move) -> bool:
 
 
 def has_decoy(board: chess.Board) -> bool:
-    """Returns whether, besides the fork, one knight move gives check and one attacks the queen or rook."""
+    """Returns whether another knight move gives check, and another knight move attacks the queen or rook."""
     (knight,) = board.pieces(chess.KNIGHT, chess.WHITE)
     (prey,) = board.pieces(chess.QUEEN, chess.BLACK) | board.pieces(chess.ROOK, chess.BLACK)
     moves = [move for move in board.legal_moves if move.from_square == knight]

@@ -164,7 +164,7 @@ class _MessageFilter(logging.Filter):
 
 def quiet_libraries() -> None:
     """
-    Hides the messages of libraries that a user cannot act on, and no others. It should be called before the
+    Hides library messages that users cannot act on. All other messages are shown. Call this function before the
     libraries are imported, since some of the messages are printed on import.
     """
     for message, category in _WARNINGS:

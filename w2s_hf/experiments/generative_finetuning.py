@@ -80,7 +80,7 @@ def generative_finetune(
 
 
 def generative_kind(name: str) -> str:
-    """Returns the kind of the generative finetuning of a model of this name, for [`Progress.plan`]."""
+    """Returns the kind of step for [`Progress.plan`]: the generative finetuning of the model `name`."""
     return f"generative finetuning of {name}"
 
 

@@ -242,7 +242,7 @@ def keep_outputs(methods: list[str], seed: int, trained: dict[str, Finetuned], o
 
 
 def _copy_directory(source: Path, target: Path) -> None:
-    """Copies a directory atomically: to a temporary name, which is then renamed."""
+    """Copies a directory to a temporary name, and then renames the copy."""
     aside = target.with_name(target.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.parent.mkdir(parents=True, exist_ok=True)

@@ -64,11 +64,11 @@ _PAST_TRAINED_LENGTH = {"use_dynamic_ntk": "dynamic NTK", "use_logn_attn": "logn
 
 
 class _OriginalQwenForCausalLM(Qwen2ForCausalLM):
-    """The class to load a checkpoint with. transformers finds the weight conversion by the name of this class."""
+    """Loads a checkpoint as a language model. transformers finds the weight conversion by the name of this class."""
 
 
 class _OriginalQwenForSequenceClassification(Qwen2ForSequenceClassification):
-    """The class to load a checkpoint with a classification head."""
+    """Loads a checkpoint as a classifier."""
 
 
 for _model_class in (_OriginalQwenForCausalLM, _OriginalQwenForSequenceClassification):

@@ -19,7 +19,7 @@ __all__ = [
 @dataclass(kw_only=True)
 class Agreement(Record):
     """
-    The shares of test rows on which a model and its supervisor predict the same.
+    The shares of test rows on which a model and its supervisor make the same prediction.
 
     `overall` is the share of all rows. `supervisor_right` and `supervisor_wrong` are the shares of the rows on which
     the supervisor is right or wrong. They are `None` if there are no such rows.

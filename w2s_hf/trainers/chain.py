@@ -80,8 +80,8 @@ def rows_of_links(dataset: Dataset | list[Dataset] | None, name: str, n_links: i
     parts = parts if isinstance(dataset, list) else parts * n_links
     if len(parts) != n_links:
         raise ValueError(
-            f"{name}: got a list of {len(parts)} datasets for {n_links} links, expected one for each. Pass one for "
-            "each, or a single dataset, not in a list, whose rows are relabelled for every link."
+            f"{name}: got a list of {len(parts)} datasets for {n_links} links, expected one dataset per link. "
+            f"Pass {n_links} datasets. A single dataset without a list is relabelled for every link."
         )
     for number, rows in enumerate(parts, 1):
         which = f"{name} of link {number}" if isinstance(dataset, list) else name

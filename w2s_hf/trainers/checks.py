@@ -80,15 +80,15 @@ def refuse_frozen(model: nn.Module) -> None:
         )
     if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in modules):
         raise ValueError(
-            "model: got a model whose adapters are disabled, expected active ones to train. Call "
+            "model: got a model whose adapters are disabled, expected active adapters to train. Call "
             "model.enable_adapter_layers() on a PeftModel, or model.enable_adapters() on a transformers model."
         )
     inactive = {id(parameter) for module in modules for parameter in _inactive_parameters(module)}
     if not any(parameter.requires_grad and id(parameter) not in inactive for parameter in model.parameters()):
         raise ValueError(
-            "model: got a train_dataset and a model whose parameters are all frozen, expected trainable ones. To "
-            "train a finished student further, load it with load_student(..., is_trainable=True). For new adapters, "
-            "pass a peft_config or call w2s_hf.fresh_adapter."
+            "model: got a train_dataset and a model whose parameters are all frozen, expected trainable parameters. "
+            "To train a finished student further, load it with load_student(..., is_trainable=True). For new "
+            "adapters, pass a peft_config or call w2s_hf.fresh_adapter."
         )
 
 

@@ -30,7 +30,7 @@ __all__ = ["MIN_WARMUP_STEPS", "WholeStepLoss", "load_model", "refuse_data_paral
 logger = get_logger(__name__)
 
 # This number is a rule of thumb. With a warm-up over 16 of 80 steps, students were worse than `naive` if weak labels
-# had low confidence. They were not worse with confident labels (docs/results.md). Longer warm-ups were not measured.
+# had low confidence. They were not worse with confident labels (docs/results.md).
 MIN_WARMUP_STEPS = 50
 
 

@@ -144,7 +144,7 @@ class Setting(ABC):
 
     @abstractmethod
     def agrees(self, predictions: Own, reference: Own, rows: Dataset) -> np.ndarray:
-        """Returns for which rows predictions agree with those of a supervisor (`reference`), `(N,)` bool."""
+        """Returns for which rows predictions agree with the predictions of a supervisor (`reference`), `(N,)` bool."""
 
     @abstractmethod
     def extra_scores(self, predictions: Own, rows: Dataset) -> dict:

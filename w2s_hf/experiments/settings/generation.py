@@ -124,7 +124,7 @@ class GenerationSetting(Setting):
         )
 
     def further_results(self, context: AnalysisContext) -> dict:
-        """Returns the baselines: the student before any finetuning, and those of the task."""
+        """Returns the baselines: the student before any finetuning, and the baselines of the task."""
         zero_shot = []
         if context.args.zero_shot:
             with context.finetuner.cache.progress.group(_ZERO_SHOT_TITLE):

@@ -201,7 +201,7 @@ def load_puzzles(
     **options: Unpack[SplitOptions],
 ) -> TaskSplits:
     """
-    Loads puzzles, drops broken ones, and splits the rest by game.
+    Loads puzzles, drops broken puzzles, and splits the rest by game.
 
     All puzzles of a game stay in one part, so that no test game is used for training. `GameUrl` or `GameId` identifies
     the game, and a transcript that continues another transcript belongs to the same game. If a row has neither, only
