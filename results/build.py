@@ -570,7 +570,7 @@ def summary(comparisons: Sequence[Direction]) -> list[str]:
     return lines
 
 
-def _difference(first: np.ndarray, second: np.ndarray) -> list[str]:
+def _difference(first: np.ndarray, second: np.ndarray) -> tuple[str, str]:
     """
     Returns the difference of two means with its interval, and whether the first is above or below. Both arrays have
     the shape `(seeds, N)`.
@@ -578,7 +578,7 @@ def _difference(first: np.ndarray, second: np.ndarray) -> list[str]:
     low, high = difference_interval(first, second)
     mean = (np.nanmean(first, axis=1) - np.nanmean(second, axis=1)).mean()
     outcome = "above" if low > _NOISE else "below" if high < -_NOISE else _UNKNOWN
-    return [rounded(mean) + _interval((low, high), 3), outcome]
+    return rounded(mean) + _interval((low, high), 3), outcome
 
 
 def prompts_table(entries: Sequence[dict]) -> str:

@@ -64,8 +64,8 @@ def read_card(source: str | Path, revision: str | None = None) -> StudentCard:
     except (ValueError, KeyError, TypeError, AttributeError, YAMLError) as error:  # anyone can write a card
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
-            f"{source}: got a card that is not a valid student card: {reason.removesuffix('.')}. Write the card again with "
-            "w2s_hf, or leave it out."
+            f"{source}: got a card that is not a valid student card: {reason.removesuffix('.')}. Write the card "
+            "again with w2s_hf, or leave it out."
         ) from error
 
 
