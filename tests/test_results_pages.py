@@ -214,11 +214,11 @@ def test_without_results_page_and_readme_say_so(repository):
 
 def test_a_comparison_has_three_outcomes(monkeypatch):
     ones, few = np.ones((2, 100)), np.tile(np.arange(100) < 3, (2, 1)).astype(float)
-    assert build._difference(ones, few) == ["0.970 [0.930, 1.000]", "above"]
+    assert build._difference(ones, few) == ("0.970 [0.930, 1.000]", "above")
     assert build._difference(few, ones)[1] == "below"
-    assert build._difference(few, few) == ["0.000 [0.000, 0.000]", "not distinguishable"]
+    assert build._difference(few, few) == ("0.000 [0.000, 0.000]", "not distinguishable")
     monkeypatch.setattr(build, "difference_interval", lambda *scores: (1e-17, 0.0675))
-    assert build._difference(ones, few) == ["0.970 [0.000, 0.068]", "not distinguishable"]
+    assert build._difference(ones, few) == ("0.970 [0.000, 0.068]", "not distinguishable")
 
 
 def test_pgr_of_all_runs_needs_a_gap(repository):
