@@ -318,7 +318,8 @@ def comparison(name: str, table: Table, folder: Path) -> str:
     )
     if not is_shared.any():
         raise ValueError(
-            f"compare_with: got {names[0]} and {names[1]}, expected runs with a model and seed in common."
+            f"compare_with: got {names[0]} and {names[1]}, expected runs with a model and seed in common. "
+            "Set `compare_with` to such a run, or remove it."
         )
     differences = pd.DataFrame(compare_predictions(predictions[is_shared], others))
     rows = []

@@ -39,7 +39,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def positions(games: Dataset, n: int, seed: int) -> Iterator[str]:
-    """Yields `n` positions with the moves played, at most eight per game and pass over the games."""
+    """Yields `n` positions with the moves played. Each pass over the games takes at most eight positions per game."""
     rng = np.random.default_rng(seed)
     n_yielded = 0
     while n_yielded < n:

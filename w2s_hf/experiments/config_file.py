@@ -318,7 +318,7 @@ class RecipeParser(_OptionParser):
         return super().set_defaults_with_config(**values)
 
     def _converted(self, action: argparse.Action, hint: type, value):
-        """Returns a value of the file as the command line reads it."""
+        """Converts a value of the file to the type of its option, as the command line does."""
         kinds = {typing.get_origin(part) or part for part in typing.get_args(hint)} | {typing.get_origin(hint), hint}
         if value is None or isinstance(value, dict | list) and action.nargs != "+" and type(value) in kinds:
             return value
@@ -376,7 +376,7 @@ def check_mapping(file: Path) -> None:
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{file}: got a file that cannot be read as YAML{where}: {reason}.") from error
+        raise ValueError(f"{file}: got a file that cannot be read as YAML{where}: {reason}. Correct it.") from error
     if not isinstance(content, dict) or not content:
         kind = "an empty file" if content is None or content == {} else f"a {type(content).__name__}"
         raise ValueError(f"{file}: got {kind}, expected a YAML mapping: lines such as `learning_rate: 1.0e-4`.")

@@ -235,8 +235,8 @@ class _OnWeakLabels(OrderedEvaluation):
 
 def on_weak_labels(trainer: type[_AnyTrainer]) -> type[_AnyTrainer]:
     """
-    Returns a subclass of a trainer for weak labels. The trainer's `accuracy`, the share of rows whose label the model
-    predicts, is no accuracy for weak labels. Logs and `metric_for_best_model` name it `weak_agreement`.
+    Returns a subclass of a trainer that logs `weak_agreement` instead of `accuracy`. On weak labels, this metric
+    measures agreement with the supervisor. `metric_for_best_model` uses the same name.
     """
     kind: Any = type(trainer.__name__, (_OnWeakLabels, trainer), {})
     return kind
