@@ -19,10 +19,12 @@ Real models and pairs without a GPU:
 
     python recipes/anthropic_hh.py --config cpu_real_reward
 
-Your own models and pairs. The pairs are a local directory or file in any of TRL's preference formats, with text or
-messages. The columns are chosen and rejected, and also prompt if the responses do not repeat it.
+Your own models and pairs:
 
     accelerate launch recipes/anthropic_hh.py --weak_model gpt2 --student_model gpt2-xl --dataset_path data/pairs.jsonl
+
+The pairs are a local directory or file in any of TRL's preference formats, with text or messages. The columns are
+chosen and rejected, and also prompt if the responses do not repeat it.
 """
 
 from w2s_hf.cli import recipe

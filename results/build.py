@@ -106,7 +106,7 @@ class Entry:
 
     @property
     def is_prompted(self) -> bool:
-        """`True` if the run has the analysis `prompting`, which evaluates prompts of the student model."""
+        """Returns whether the run has the analysis `prompting`, which evaluates prompts of the student model."""
         return "prompting" in self.results.runs[0].analyses
 
     def accuracies(self, role: str) -> np.ndarray:
@@ -130,7 +130,7 @@ class Entry:
 
     @property
     def has_probabilities(self) -> bool:
-        """`True` if the predictions are probabilities, `False` if they are completions."""
+        """Returns whether the predictions are probabilities (`True`) or completions (`False`)."""
         return bool(self.predictions["prediction"].notna().all())
 
     def correct(self, role: str) -> np.ndarray:

@@ -83,7 +83,7 @@ def _run(argv: list[str]) -> int | None:
         first = f"{argv[0]} before the task" if argv else "no task"
         parser.error(
             f"Got {first}, expected the first word to be a task's name or the path of a Python file with a "
-            "task. `w2s tasks` lists the tasks; `w2s run boolq` runs the embedded demo."
+            "task. `w2s tasks` lists the tasks. `w2s run boolq` runs the embedded demo."
         )
     task = None if argv[0].startswith("-") else argv[0]
     prog = f"w2s run {task or 'TASK'}"

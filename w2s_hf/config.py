@@ -283,7 +283,7 @@ class LossArguments(_OwnDefaults):
 
     @property
     def has_auxiliary_term(self) -> bool:
-        """`True` if the loss has a term whose weight rises from 0 to `aux_coef`."""
+        """Returns whether the loss has a term whose weight rises from 0 to `aux_coef`."""
         return "aux_coef" in LOSS_ARGUMENTS[self.loss_type]
 
     @property

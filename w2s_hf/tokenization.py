@@ -47,8 +47,8 @@ def tokenize_rows(
     Adds `input_ids` and the tokenizer's other columns to rows of text. Recipes and trainers share this function.
 
     Rows of [`w2s_hf.load_task`] have `CONTEXT_COLUMNS`. If such a text is longer than `max_length` tokens, its context
-    is shortened. Question and answer stay whole, and no row is dropped. Other texts lose their end. The number of
-    shortened rows is logged.
+    is shortened. Question and answer stay whole, and no row is dropped. Other texts are truncated at the end. The
+    number of shortened rows is logged.
 
     Args:
         rows ([`~datasets.Dataset`]): Rows with a text column.

@@ -68,7 +68,7 @@ class Guess:
 
     @property
     def at_chance(self) -> bool:
-        """`True` if the lower end of the interval is at or below chance."""
+        """Returns whether the lower end of the interval is at or below chance."""
         return self.ci95[0] <= 0.5
 
 

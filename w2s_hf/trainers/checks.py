@@ -176,7 +176,7 @@ def check_dataset(dataset: Any, name: str, kinds: tuple[type, ...] = ()) -> None
 
 
 def named_parts(dataset: Any, name: str) -> dict[str, Any]:
-    """Returns an evaluation set, or each set of a dictionary, by its name in messages."""
+    """Returns a dictionary of the evaluation sets. Its keys are their names in messages."""
     # The values of a dictionary of lists are columns, not datasets.
     if not isinstance(dataset, dict) or any(isinstance(part, list | tuple) for part in dataset.values()):
         return {name: dataset}

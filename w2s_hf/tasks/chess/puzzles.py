@@ -158,7 +158,7 @@ class PuzzleLoader(CompletionLoader):
     row, completion, held_out = "puzzle", "move", "games"
 
     def most_rows(self, n_wanted: int) -> int:
-        """Returns the largest number of rows to read of a split."""
+        """Returns the maximum number of rows to read from a split."""
         # The dataset has millions of rows. Runs of different sizes read the same sample, so that they share their
         # test puzzles. Only a run that needs more rows reads a larger sample.
         return max(MAX_ROWS, 2 * n_wanted)
