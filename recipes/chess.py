@@ -20,8 +20,8 @@ Your own models and puzzles:
 
     accelerate launch recipes/chess.py --weak_model gpt2 --student_model gpt2-xl --dataset_path data/puzzles.csv
 
-The puzzles are a local directory or file with the columns of EleutherAI/lichess-puzzles (ctx, target) or of the
-Lichess puzzle table (FEN, Moves, Rating, ...).
+The puzzles are a local directory or file. Its columns are the columns of EleutherAI/lichess-puzzles (ctx, target) or
+of the Lichess puzzle table (FEN, Moves, Rating, ...).
 
 If puzzles have ratings, --max_train_rating 1000 also measures how well training on easy puzzles works for hard ones.
 """
