@@ -33,7 +33,7 @@ _LINK = re.compile(r"\[`([~\w.]+)`\](?![\[(])")
 
 
 def documented_paths(api: Path = API) -> dict[str, str]:
-    """Returns the paths in the pages of the reference, by their last part and by the whole path."""
+    """Returns the import paths on the pages of the reference, by their last part and by the whole path."""
     paths = [
         path
         for page in sorted(api.glob("*.md"))
@@ -55,7 +55,7 @@ def link(name: str, paths: dict[str, str]) -> str:
 
 
 def split_head(line: str) -> tuple[str, str]:
-    """Splits an entry at its first colon outside of brackets and code into names with types and description."""
+    """Splits an entry into names with types and a description, at the first colon outside of brackets and code."""
     depth, is_code = 0, False
     for index, character in enumerate(line):
         is_code ^= character == "`"
@@ -124,8 +124,8 @@ def evaluated(node: ast.expr, module: griffe.Module) -> object:
         target = member.final_target if member.is_alias else member
         if not target.is_attribute:
             raise ValueError(
-                f"Got {name} in {ast.unparse(node)}, expected constants of literals only. Write the text instead of "
-                f"{name}, or assign it to a constant."
+                f"Got {name} in {ast.unparse(node)}, expected constants with literal values. Write the text instead "
+                f"of {name}, or assign it to a constant."
             )
         scope[name] = evaluated(ast.parse(str(target.value), mode="eval").body, target.module)
     return eval(compile(ast.Expression(node), "<constant>", "eval"), {**scope})
