@@ -119,7 +119,7 @@ def test_bf16_that_is_not_set_follows_the_device(config_class, tmp_path, monkeyp
     has_gpu = False
     logging.Logger.warning_once.cache_clear()
     args = [config_class(**make, **more) for more in ({}, {"use_cpu": True}, {"bf16_full_eval": False})]
-    assert not any(one.bf16 for one in args) and caplog.text.count("Training in float32") == 1
+    assert not any(one.bf16 for one in args) and caplog.text.count("The training uses float32") == 1
     assert not computes_in_bfloat16() and config_class(**make, use_cpu=True, bf16=True).bf16, (
         "an explicit value is kept"
     )

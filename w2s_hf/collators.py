@@ -1,4 +1,4 @@
-"""Checks and tokenizes rows, pads them to batches, and cuts batches into micro-batches of bounded size."""
+"""Checks and tokenizes rows, pads them to batches, and splits batches into micro-batches of bounded size."""
 
 import logging
 import zlib
@@ -260,8 +260,8 @@ def _has_columns(value: object, mask: torch.Tensor) -> bool:
 
 def sorted_lengths(batch: dict[str, torch.Tensor], n_sequences: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Returns the length of each row's longest sequence, ascending, and the rows in this order. Both have the shape
-    `(B,)` and the type int64.
+    Returns the length of each row's longest sequence, ascending, and the rows in this order. Both tensors have the
+    shape `(B,)` and the type int64.
     """
     lengths = batch["attention_mask"].sum(dim=1).view(n_sequences, -1).amax(dim=0)
     return lengths.sort(stable=True)
@@ -275,7 +275,7 @@ def split_by_tokens(
     lengths: torch.Tensor | None = None,
 ) -> list[dict[str, torch.Tensor]]:
     """
-    Cuts a padded batch, sorted by length, into micro-batches of at most `max_tokens` padded tokens.
+    Splits a padded batch, sorted by length, into micro-batches of at most `max_tokens` padded tokens.
 
     A row longer than the budget is a separate micro-batch. Columns that are padding in all rows of a micro-batch are
     removed, on both sides.
@@ -288,8 +288,8 @@ def split_by_tokens(
         max_tokens (`int` or `None`): Budget in tokens, sequences times length. `None` returns the batch as it is.
         n_sequences (`int`, *optional*, defaults to `1`): The number of sequences of a row, k.
         lengths (`torch.Tensor` of shape `(B,)`, ascending, *optional*):
-            Lengths by which the batch is cut. They are not smaller than the [`sorted_lengths`] of this batch. With the
-            maximum over all ranks, all ranks have the same cuts.
+            Lengths by which the batch is split. They are not smaller than the [`sorted_lengths`] of this batch. With
+            the maximum over all ranks, all ranks split their batches at the same rows.
 
     Returns:
         `list` of batches, shortest rows first. Every row is in one batch.

@@ -24,7 +24,7 @@ def did_you_mean(word: str, known: Iterable[str], form: str = "{!r}") -> str:
 
     Returns:
         `str`: A sentence that begins with a space, such as `" Did you mean 'naive'?"`, or an empty string if no known
-        word resembles the unknown one.
+        word resembles the unknown word.
     """
     known = list(dict.fromkeys(known))
     # The initials of an option (`lr`) or a part of its name (`epochs`) match better than similar spelling.
@@ -52,7 +52,7 @@ class CommandLine(argparse.ArgumentParser):
     options and choices for misspelt names.
 
     Args:
-        args, kwargs: As in [`~argparse.ArgumentParser`].
+        args, kwargs: The arguments of [`~argparse.ArgumentParser`].
         lets_pass (`bool`, *optional*, defaults to `False`):
             `parse_known_args` returns unknown options instead of refusing them.
 

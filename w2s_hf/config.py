@@ -69,7 +69,7 @@ def computes_in_bfloat16(use_cpu: bool = False) -> bool:
 def warn_of_slow_bfloat16() -> None:
     """
     Warns, once per process, about bfloat16 on a CPU without instructions for it. On CPUs with AVX-512, the bfloat16
-    kernels of torch are at least as fast as those of float32. Older versions of torch cannot list the instructions.
+    kernels of torch are at least as fast as the float32 kernels. Older versions of torch cannot list the instructions.
     There is no warning then.
     """
     capabilities = cpu_capabilities()
@@ -109,7 +109,7 @@ class _OwnDefaults(TrainerArguments):
             self.activation_checkpointing = self.gradient_checkpointing
         if self.bf16 is None and not self.fp16 and not computes_in_bfloat16(self.use_cpu):
             logger.warning_once(
-                "bf16 is not set. Training in float32, because the training does not use a GPU with bfloat16."
+                "bf16 is not set. The training uses float32, because it does not run on a GPU with bfloat16."
             )
             self.bf16 = False
         has_device = is_torch_bf16_gpu_available() or is_torch_xla_available()  # including emulation
@@ -146,17 +146,17 @@ class LossArguments(_OwnDefaults):
             Final weight in [0, 1] of the auxiliary term of `confidence`, `openai` and `entropy`. The paper uses 0.75
             for its largest students and 0.5 for all others.
         aux_warmup_ratio (`float`, *optional*):
-            Share of the optimizer steps over which that weight rises from 0. Defaults to 0.2 (paper), and to 0.1 for
+            Share of the optimizer steps over which this weight rises from 0. Defaults to 0.2 (paper), and to 0.1 for
             `openai` (published code).
         aux_start (`str`, *optional*, defaults to `"first_step"`):
-            Start of the rise of that weight. `"agreement"` keeps the weight at 0 until the student agrees with its
-            weak labels beyond chance, by three standard deviations. Agreement is measured over the latest half of the
-            steps, with at least 128 rows and at most one epoch. Rows are predicted before the update of their step, so
-            that the student has not seen them in the first epoch. With fewer than 128 training rows the weight stays
-            0, as in `"xent"`.
+            Step at which this weight starts to rise. `"agreement"` keeps the weight at 0 until the student agrees with
+            its weak labels beyond chance, by three standard deviations. Agreement is measured over the latest half of
+            the steps, with at least 128 rows and at most one epoch. Rows are predicted before the update of their
+            step, so that the student has not seen them in the first epoch. With fewer than 128 training rows the
+            weight stays 0, as in `"xent"`.
         aux_prior (`float`, *optional*):
-            Share of the rows of an optimizer step that `confidence` and `openai` harden to class 1. Defaults to the
-            mean weak label of those rows (paper, footnote 7). The paper uses 0.5 for balanced data.
+            Share of the rows of an optimizer step whose hard prediction is class 1, for `confidence` and `openai`.
+            Defaults to the mean weak label of these rows (paper, footnote 7). The paper uses 0.5 for balanced data.
         window_radius (`float`, *optional*, defaults to `0.15`):
             The loss `window` uses the rows in which the student's larger probability is below 0.5 + radius.
         product_alpha (`float`, *optional*, defaults to `1.0`):
@@ -166,8 +166,9 @@ class LossArguments(_OwnDefaults):
         adaptive_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of the row weights of `adaptive_confidence`.
         max_tokens_per_micro_batch (`int`, *optional*):
-            Cut every batch, sorted by length, into micro-batches of at most this many padded tokens. The gradient is
-            the same as for the whole batch, and the memory is the memory of one micro-batch. `None` does not cut.
+            Split every batch, sorted by length, into micro-batches of at most this many padded tokens. The gradient is
+            the same as for the whole batch, and the memory is the memory of one micro-batch. `None`: batches are not
+            split.
 
     Defaults that differ from `TrainingArguments`: `ddp_find_unused_parameters=False` (a LoRA student uses all its
     parameters) and `hub_strategy="end"` (one push, after the last step).
@@ -309,19 +310,19 @@ class LossArguments(_OwnDefaults):
 @dataclass
 class WeakToStrongConfig(LossArguments, TrainingArguments):
     r"""
-    The arguments of [`WeakToStrongTrainer`]: those of [`~transformers.TrainingArguments`] and [`LossArguments`], and
-    the arguments below. `loss_type="xent"` with integer labels is the loss of [`~transformers.Trainer`].
+    The arguments of [`WeakToStrongTrainer`]: the fields of [`~transformers.TrainingArguments`] and [`LossArguments`],
+    and the arguments below. `loss_type="xent"` with integer labels is the loss of [`~transformers.Trainer`].
 
     Args:
         max_length (`int`, *optional*, defaults to `512`):
             Longest row in tokens. If the trainer tokenizes a text column itself, longer texts are truncated at the end
-            and counted in a warning. Rows of [`load_task`] lose a part of their context instead. Rows with `input_ids`
+            and counted in a warning. In rows of [`load_task`], the context is truncated instead. Rows with `input_ids`
             are not changed.
         dataset_text_field (`str`, *optional*, defaults to `"text"`):
             Column to tokenize if a dataset has no `input_ids`.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Whether to set every dropout of the model to 0. The published code trains without dropout. With dropout,
-            the threshold of the confidence loss would depend on the cut into micro-batches.
+            the threshold of the confidence loss would depend on the split into micro-batches.
         model_init_kwargs (`dict`, *optional*):
             Keyword arguments of [`load_student`], for a trainer whose model is a name.
     """
@@ -346,7 +347,8 @@ class WeakToStrongConfig(LossArguments, TrainingArguments):
 @dataclass
 class BootstrapConfig(WeakToStrongConfig):
     r"""
-    The arguments of [`BootstrapTrainer`], the same for all links: those of [`WeakToStrongConfig`], and `hard_labels`.
+    The arguments of [`BootstrapTrainer`], the same for all links: the fields of [`WeakToStrongConfig`], and
+    `hard_labels`.
 
     Args:
         hard_labels (`bool`, *optional*, defaults to `False`):
@@ -377,8 +379,8 @@ class BootstrapConfig(WeakToStrongConfig):
 @dataclass
 class RewardPairConfig(LossArguments, RewardConfig):
     r"""
-    The arguments of [`RewardPairTrainer`]: those of [`~trl.RewardConfig`] and [`LossArguments`]. Class 1 of a pair
-    means that the chosen response is better. For `aux_prior`, the two responses of each pair are in an order that
+    The arguments of [`RewardPairTrainer`]: the fields of [`~trl.RewardConfig`] and [`LossArguments`]. Class 1 of a
+    pair means that the chosen response is better. For `aux_prior`, the two responses of each pair are in an order that
     does not depend on the preference. The natural share is therefore 0.5.
 
     `model_init_kwargs` are keyword arguments of [`load_student`]. As in [`~trl.RewardConfig`],
@@ -399,11 +401,11 @@ class RewardPairConfig(LossArguments, RewardConfig):
 @dataclass
 class CompletionConfig(_OwnDefaults, SFTConfig):
     r"""
-    The arguments of [`CompletionTrainer`]: those of [`~trl.SFTConfig`], and the arguments below.
+    The arguments of [`CompletionTrainer`]: the fields of [`~trl.SFTConfig`], and the arguments below.
 
     Args:
         max_new_tokens (`int`, *optional*, defaults to `12`):
-            Longest completion in tokens, with its end-of-text token. Longer completions are cut.
+            Longest completion in tokens, with its end-of-text token. Longer completions are truncated.
         disable_dropout (`bool`, *optional*, defaults to `True`): Whether to set every dropout of the model to 0.
 
     Defaults that differ from [`~trl.SFTConfig`]: `completion_only_loss=True`, `ddp_find_unused_parameters=False`,

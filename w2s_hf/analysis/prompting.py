@@ -108,9 +108,9 @@ def answer_probabilities(
     """
     Returns the probabilities of the two answers by a language model, normalized over their two tokens.
 
-    The logits are computed in float32 for every model, because in bfloat16 one pair in twenty would be equal. Some
-    models apply a scale or a cap to all logits. This function leaves it out, because the order of the answers is the
-    same.
+    The logits are computed in float32 for every model, because in bfloat16 one prompt in twenty would have two equal
+    logits. Some models apply a scale or a cap to all logits. This function omits the scale and the cap, which do not
+    change the order of the answers.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model in eval mode.

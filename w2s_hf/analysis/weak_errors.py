@@ -62,7 +62,7 @@ def simulate_labels(
     if kind not in ERROR_KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(ERROR_KINDS)}.")
     if not 0 <= n_errors <= len(truth):
-        raise ValueError(f"n_errors: got {n_errors}, expected at most the {len(truth)} rows.")
+        raise ValueError(f"n_errors: got {n_errors}, expected at most {len(truth)}, the number of rows.")
     by_texts, by_strong = ("texts", texts), ("strong", strong)
     needed = {"longest": by_texts, "shortest": by_texts, "unconfident": by_strong, "confident": by_strong}
     name, ranked = needed.get(kind, ("", None))
@@ -83,8 +83,8 @@ def simulate_labels(
         rank = -strong[np.arange(len(truth)), truth]
     else:
         raise NotImplementedError(
-            f"Got the kind {kind!r} of ERROR_KINDS, expected one that simulate_labels implements. Add a branch to it "
-            "that ranks the rows."
+            f"Got the kind {kind!r} of ERROR_KINDS, expected a kind that simulate_labels implements. Add a branch to "
+            "it that ranks the rows."
         )
     shuffled = np.random.default_rng(seed).permutation(len(truth))
     wrong = shuffled[np.argsort(rank[shuffled], kind="stable")[:n_errors]]
@@ -127,7 +127,7 @@ def feature_experiment(
     seed: int = 0,
 ) -> list[dict]:
     """
-    Compares supervisor errors that a student can simulate with random errors, with linear probes (paper, E.1).
+    Fits linear probes to compare supervisor errors that a student can learn with random errors (paper, E.1).
 
     The first supervisor is a probe on the first `k` features. A student that sees all features can learn its errors.
     The second supervisor has the same accuracy and makes random errors, which no student can learn. Labels are hard,

@@ -21,7 +21,7 @@ __all__ = ["FORK_BANDS", "FORK_MODELS", "FORK_WORDS", "ForkConfig", "ForkWorld",
 # These words in a prompt name the kind of move. Puzzles have `fork`, and the corpus has the other words.
 FORK_WORDS = ("fork", "check", "hits", "quiet", "takes")
 # The bands of difficulty differ in the other knight moves. In `decoys`, a second knight move gives check, and a third
-# knight move attacks.
+# knight move attacks the queen or rook.
 FORK_BANDS = ("no decoys", "decoys")
 _PIECES = ("K", "N", "k", "q", "r")
 _SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
@@ -59,7 +59,7 @@ class ForkConfig:
         if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
             raise ValueError(
                 f"Got the shares {shares} of the corpus, expected positive numbers that sum to 1. "
-                "Set such numbers, or leave all shares out for the defaults."
+                "Change the shares, or leave all shares out for the defaults."
             )
 
 
@@ -309,7 +309,7 @@ class ForkWorld:
         each puzzle.
 
         Args:
-            n (`int`): Number of puzzles. A larger sample begins with the puzzles of a smaller one.
+            n (`int`): Number of puzzles. A larger sample begins with the puzzles of a smaller sample.
             stream (`str`, *optional*, defaults to `"puzzles"`): Name of the random stream.
 
         Returns:
@@ -361,7 +361,7 @@ class ForkWorld:
         move.
 
         Args:
-            n_documents (`int`): Number of documents. A larger corpus begins with the documents of a smaller one.
+            n_documents (`int`): Number of documents. A larger corpus begins with the documents of a smaller corpus.
             stream (`str`, *optional*, defaults to `"corpus"`): Name of the random stream.
 
         Returns:
@@ -372,7 +372,7 @@ class ForkWorld:
         words = ("check", "hits", "takes", "quiet")
         shares = [getattr(config, f"{word}_share") for word in words]
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, zlib.crc32(f"{stream} classes".encode())]))
-        # The kinds of all documents are drawn first. Then positions are drawn until there are enough of each kind.
+        # The kinds of all documents are drawn first. Then positions are drawn until each kind has enough positions.
         kinds = np.searchsorted(np.cumsum(shares)[:-1], rng.random(n_documents), side="right")
         n_missing = np.bincount(kinds, minlength=len(words))
         pools: list[list[np.ndarray]] = [[] for _ in words]

@@ -75,7 +75,7 @@ def load_demo(
     task = find_task(task) if isinstance(task, str) else task
     world = DemoWorld(seed=seed)
 
-    # This function generates 1.5 times as many rows, because balancing the classes drops rows and groups stay whole.
+    # The function generates 1.5 times `n` rows, because balancing the classes drops rows and groups stay whole.
     def generate(n: int, stream: str, held_out: bool) -> Dataset:
         return demo_rows(task, world, 3 * n // 2 + 100, stream, held_out=held_out)
 

@@ -106,8 +106,8 @@ def _better_and_worse(first: str, second: str, prompt: str = "") -> Callable[[di
     return to_row
 
 
-# The rows of these tasks are built from the rows of `DemoWorld.choice_rows`. Each task has its number of choices and
-# the conversion of a row.
+# The rows of these tasks are built from the rows of `DemoWorld.choice_rows`. The values are the number of choices
+# and the function that converts a row.
 _CHOICE: dict[str, tuple[int, Callable[[dict], dict | list[dict]]]] = {
     "cosmos_qa": (4, lambda row: {
         "context": row["passage"], "question": _QUESTION, "label": row["correct"],

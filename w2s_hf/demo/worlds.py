@@ -1,9 +1,10 @@
 """The world of the embedded demo: made-up facts that a small model can learn from text, and questions about them.
 
-Every entity of the world belongs to one kind, and half of the kinds are alive. No text states which kinds. The corpus
-has facts about entities, in words that hint at the kind. A question shows four mostly uninformative facts about two
-entities and asks whether one of them is alive. A model pretrained on the corpus can infer the answer. A model trained
-on labelled questions alone only knows the entities in these questions. Each seed generates another world.
+Every entity of the world belongs to one kind, and half of the kinds are alive. No text states which kinds are alive.
+The corpus has facts about entities, in words that hint at the kind. A question shows four mostly uninformative facts
+about two entities and asks whether one of them is alive. A model pretrained on the corpus can infer the answer. A
+model trained on labelled questions alone only knows the entities in these questions. Each seed generates another
+world.
 """
 
 import zlib
@@ -206,7 +207,7 @@ class DemoWorld:
         Generates the pretraining corpus. Each document is `<bos>` and facts about two entities, drawn by frequency.
 
         Args:
-            n_documents (`int`): Number of documents. A larger corpus begins with the documents of a smaller one.
+            n_documents (`int`): Number of documents. A larger corpus begins with the documents of a smaller corpus.
             stream (`str`, *optional*, defaults to `"corpus"`): Name of the random stream.
 
         Returns:
@@ -230,7 +231,7 @@ class DemoWorld:
         Generates distinct yes/no questions in the schema of google/boolq.
 
         Args:
-            n (`int`): Number of rows. A larger sample begins with the rows of a smaller one.
+            n (`int`): Number of rows. A larger sample begins with the rows of a smaller sample.
             stream (`str`): Name of the random stream, such as `"train"` or `"test"`.
             held_out (`bool`, *optional*, defaults to `False`): Whether the questions are about the held-out entities.
                 Only used if `questions_held_out` of the world is set.
@@ -279,7 +280,7 @@ class DemoWorld:
         nothing.
 
         Args:
-            n (`int`): Number of rows. A larger sample begins with the rows of a smaller one.
+            n (`int`): Number of rows. A larger sample begins with the rows of a smaller sample.
             stream (`str`): Name of the random stream.
             n_choices (`int`, *optional*, defaults to 4): Number of answers per question.
             held_out (`bool`, *optional*, defaults to `False`): As in [`yes_no_rows`].
@@ -324,15 +325,16 @@ class DemoWorld:
 
     def preference_rows(self, n: int, stream: str, *, held_out: bool = False) -> list[dict]:
         """
-        Generates pairs of responses. The better response is about something alive. If both are or neither is, the
-        response in good style is better.
+        Generates pairs of responses. The better response is about something alive. If both responses or neither
+        response is, the response in good style is better.
 
         A response consists of a style word and a fact about an entity: `yes ENTITY is WORD .`. The style word is `yes`
-        (good style) or `no`. Neither occurs in the corpus. A pair can therefore be judged by style, by knowledge of
-        its entities, or by both. If they contradict each other, the response about something alive is better.
+        (good style) or `no`. Neither word occurs in the corpus. A pair can therefore be judged by style, by knowledge
+        of its entities, or by both features. If the features contradict each other, the response about
+        something alive is better.
 
         Args:
-            n (`int`): Number of pairs. A larger sample begins with the pairs of a smaller one.
+            n (`int`): Number of pairs. A larger sample begins with the pairs of a smaller sample.
             stream (`str`): Name of the random stream.
             held_out (`bool`, *optional*, defaults to `False`): Whether the pairs are about the held-out entities,
                 which no other pairs contain. Knowledge about these entities comes only from the corpus.
@@ -348,7 +350,7 @@ class DemoWorld:
         alive, dead = pool[self.is_alive[pool]], pool[~self.is_alive[pool]]
         words, rng, rows = np.array(self.vocabulary, dtype=object), self._generator(stream), []
         for _ in range(n_blocks):
-            # The next lines draw which sides are alive and which are in good style. Both sides, neither or one can be.
+            # The next lines draw for each side whether it is alive, and whether it is in good style.
             alive_differs = rng.random(_BLOCK_SIZE) < config.pair_differ_ratio
             style_differs = ~alive_differs | (rng.random(_BLOCK_SIZE) < 0.5)
             is_alive, is_good = (

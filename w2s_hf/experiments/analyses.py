@@ -47,7 +47,7 @@ __all__ = [
 
 
 def analyse(context: AnalysisContext) -> SeedResult:
-    """Runs the analyses, and returns the results of the seed with their results. Every rank calls it."""
+    """Runs the analyses, and returns the results of the seed with the results of the analyses. Every rank calls it."""
     analyses = {}
     for name in context.args.analyses:
         with context.finetuner.cache.progress.group(analysis_title(name)):

@@ -18,10 +18,10 @@ def bootstrap(
     models: list[ModelSpec], weak: Finetuned, splits: TaskSplits, link_rows: str, seed: int, finetuner: Finetuner
 ) -> dict[str, Finetuned]:
     """
-    Trains a chain: the first model on the supervisor's labels, each later model on the labels of the previous one.
+    Trains a chain: the first model on the supervisor's labels, each later model on the labels of the previous model.
 
     Every link is a cached stage, so that an interrupted chain is resumed, and chains with the same first links share
-    them. A base is released before the next one is loaded. The links share only labels.
+    them. A base is released before the next base is loaded. The links share only labels.
 
     Args:
         models (`list` of [`ModelSpec`]): The links, small to large, the student last.

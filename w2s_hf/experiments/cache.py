@@ -68,8 +68,8 @@ def code_versions(sources: tuple[str, ...] = ("",)) -> dict[str, str]:
 def _is_installed() -> bool:
     """
     Returns whether an installer has copied the package to its place, so that its version identifies its files. The
-    metadata of the package does not show this: sources may have metadata beside them, which only processes that start
-    in that directory see.
+    metadata of the package does not show this: sources may have metadata beside them. Only processes that start in the
+    directory of the sources see it.
     """
     return _PACKAGE.parent.name in ("site-packages", "dist-packages")
 
@@ -138,7 +138,7 @@ class StageCache:
     A stage is built in `<name>-<key>.partial`, which is renamed to `<name>-<key>` when it is complete. A directory
     without the suffix is therefore always complete. A stage that was killed is resumed from the content of its partial
     directory. A changed setting, data row, seed, library version or line of this package's sources changes the key, so
-    that a result is never stale. With several ranks, rank 0 reads and renames the directories for all.
+    that a result is never stale. With several ranks, rank 0 reads and renames the directories for all ranks.
 
     Args:
         root (`Path`): The directory of all stages.
@@ -169,7 +169,7 @@ class StageCache:
         self._versions = code_versions(self.sources)
 
     def key(self, name: str, settings: dict) -> str:
-        """Returns the directory name of a stage. Stages that read this one have the name among their settings."""
+        """Returns the directory name of a stage. Stages that read this stage have the name among their settings."""
         return f"{name}-{content_key(name, settings, self._versions)}"
 
     def run(

@@ -386,7 +386,7 @@ def _is_set(name: str, training: type[AnyConfig]) -> bool:
 
 
 def _check_training(training_args: AnyConfig, student_config: StudentConfig, command_line: Namespace) -> None:
-    """Raises `ValueError` if an option of the trainer or the student contradicts another one."""
+    """Raises `ValueError` if an option of the trainer or the student contradicts another option."""
     for item in fields(training_args):
         name, value = item.name, getattr(training_args, item.name)
         if _is_set(name, type(training_args)) and (vars(command_line)[name] is not None or value != item.default):
