@@ -289,7 +289,7 @@ def test_wrong_options_say_what_to_do(options, message, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max_train_rating", "100"], "no puzzle of `student_half` has such a rating"),
+        (["--max_train_rating", "100"], "no puzzle of `student_half` has a rating up to this number"),
         (["--max_train_rating", "1500", "--min_hard_rating", "3000"], "no test puzzle has this rating or more"),
         (["--max_new_tokens", "2"], "Set --max_new_tokens"),
         (["--max_length", "4000"], "max_length: got 4000, expected at most 160, the context length of weak"),

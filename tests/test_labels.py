@@ -173,7 +173,7 @@ def test_labels_of_the_other_kind_name_their_class(make, other, from_hub, tmp_pa
     download = lambda repo_id, **options: calls.append(options) or str(tmp_path)  # noqa: E731
     monkeypatch.setattr("w2s_hf.labels.snapshot_download", download)
     place = "me/labels" if from_hub else str(tmp_path)
-    message = f"{place}: .*expected those of {other.__name__}.*Load it with {type(make()).__name__}"
+    message = f"{place}: .*expected the columns of {other.__name__}.*Load it with {type(make()).__name__}"
     with pytest.raises(ValueError, match=message):
         (other.from_hub if from_hub else other.load)(place)
     # A dataset may have gigabytes of other files, which are not downloaded.

@@ -155,7 +155,7 @@ def test_the_recipe_reads_the_hub_and_this_disk(students, tmp_path):
         assert "1.00 [0.20, 0.80]" in process.stdout and "confidence" in process.stdout
         assert [entry["pgr"] for entry in json.loads((tmp_path / "t.json").read_text())] == pytest.approx([1.0, 0.75])
         missing = subprocess.run([*command, "me/nobody"], env=environment, capture_output=True, text=True)
-        assert missing.returncode == 1 and "me/nobody: the Hub has no such card" in missing.stderr
+        assert missing.returncode == 1 and "me/nobody: the Hub has no model card that you may read" in missing.stderr
 
 
 def test_a_hub_that_does_not_answer_is_said_at_once(monkeypatch):

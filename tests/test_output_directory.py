@@ -89,8 +89,8 @@ def test_another_experiment_and_less_of_this_one_are_refused(options, words, tmp
     [
         ({}, {"task": "sciq"}, "task: boolq there, sciq here"),
         ({}, {"kind": "demo_chess"}, "task: boolq there, chess_puzzles here"),
-        ({}, "sweep", "which has the experiment 'boolq .*', expected one for a sweep"),
-        ("sweep", {}, "which has a sweep, expected one for an experiment"),
+        ({}, "sweep", "which has the experiment 'boolq .*', expected a directory for a sweep"),
+        ("sweep", {}, "which has a sweep, expected a directory for an experiment"),
     ],
     ids=["task", "setting", "sweep here", "sweep there"],
 )

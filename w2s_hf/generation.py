@@ -36,8 +36,8 @@ def complete(
 
     Prompts are sorted by length, padded on the left and split over the ranks, each of which needs the whole model.
     Every rank returns all completions, in the order of the prompts. In bfloat16, two tokens of nearly equal
-    probability can swap in another batch. This changed 1 of 200 completions of a random model, and none in float32.
-    Sampling settings and penalties of the model's generation configuration are not used.
+    probability can swap in another batch. This changed 1 of 200 completions of a random model, and no completion in
+    float32. Sampling settings and penalties of the model's generation configuration are not used.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, with adapters or without, in eval mode.
@@ -61,7 +61,7 @@ def complete(
     wrong = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
     if wrong is not None:
         raise ValueError(
-            f"prompts: got a {type(wrong).__name__} among them, expected strings. For a dataset, pass the column: "
+            f"prompts: got a prompt of type {type(wrong).__name__}, expected strings. For a dataset, pass the column: "
             "rows['prompt']."
         )
     if tokenizer.eos_token_id is None:
@@ -73,7 +73,7 @@ def complete(
     if empty:
         raise ValueError(
             f"prompts: got {prompts[empty[0]]!r} (number {empty[0]} of {len(prompts)}), which has no token, expected "
-            "at least one. Remove this prompt."
+            "at least one token. Remove this prompt."
         )
     state = PartialState()
     by_position = _earlier_completions(keep, prompts, max_new_tokens)
@@ -150,7 +150,8 @@ def _part(directory: Path, rank: int) -> Path:
 
 def _earlier_completions(directory: Path | None, prompts: list[str], max_new_tokens: int) -> dict[int, Completion]:
     """
-    Reads the completions of an interrupted call by the position of their prompts. Returns none if the prompts differ.
+    Reads the completions of an interrupted call by the position of their prompts. Returns no completions if
+    the prompts differ.
     """
     state = PartialState()
     completions: list[dict[int, Completion]] = [{}]

@@ -135,8 +135,8 @@ class LabelsById(ABC):
 
         Raises:
             FileNotFoundError: The directory has no labels.
-            ValueError: The directory has labels of another class, which the message names. Or rows and provenance do
-                not match.
+            ValueError: The directory has labels of another class, which the message names. Rows and provenance do not
+                match.
         """
         directory = Path(directory)
         missing = [name for name in (_ROWS, _PROVENANCE) if not (directory / name).is_file()]
@@ -151,8 +151,8 @@ class LabelsById(ABC):
             kinds = [kind for kind in (WeakLabels, WeakCompletions) if set(columns) == set(kind._columns)]
             advice = f"Load it with {kinds[0].__name__}." if kinds else "Pass a directory with labels of w2s_hf."
             raise ValueError(
-                f"{directory}: got the columns {', '.join(sorted(columns))}, expected those of {cls.__name__}: "
-                f"{', '.join(sorted(cls._columns))}. {advice}"
+                f"{directory}: got the columns {', '.join(sorted(columns))}, expected the columns of "
+                f"{cls.__name__}: {', '.join(sorted(cls._columns))}. {advice}"
             )
         if not isinstance(record, dict) or not {"fingerprint", "n_rows"} <= set(record):
             raise ValueError(
@@ -349,7 +349,7 @@ class Completion:
 
     Args:
         text (`str`): Text that continues the prompt, with its leading space.
-        is_cut (`bool`): Whether it was cut at the token limit.
+        is_cut (`bool`): Whether the text was truncated at the token limit.
     """
 
     text: str
@@ -391,9 +391,10 @@ class WeakCompletions(LabelsById):
 
     def join(self, dataset: Dataset) -> Dataset:
         """
-        Returns `dataset` with a text column `completion` instead of its ground truth, as [`WeakLabels.join`].
+        Returns `dataset` with a text column `completion` instead of its ground truth, as [`WeakLabels.join`] does.
 
-        A cut completion is joined like any other completion. A student trained on it learns to end at the cut.
+        A truncated completion is joined like any other completion. A student that is trained on truncated completions
+        learns to end its texts early.
         """
         dataset, positions = self._unlabelled(dataset, ("completion",))
         texts = [self.completions[position].text for position in positions]

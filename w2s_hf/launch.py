@@ -88,7 +88,7 @@ class LaunchOptions:
         if (self.num_processes or 1) > 1 and content.get("distributed_type") in ("NO", False, None):
             raise ValueError(
                 f"Got --num_processes {self.num_processes} and --accelerate_config {name}, which starts one process. "
-                "Leave out one of them, or set --accelerate_config ddp."
+                "Leave out one of these options, or set --accelerate_config ddp."
             )
         if "distributed_type" not in content:
             raise ValueError(

@@ -111,7 +111,10 @@ def _download_card(repo_id: str, revision: str | None) -> str:
             f"Got {repo_id!r}, expected the directory of a student or its id on the Hub. There is no such directory."
         ) from error
     except HfHubHTTPError as error:
-        raise FileNotFoundError(f"{repo_id}: the Hub has no such card, or you may not read it: {error}") from error
+        raise FileNotFoundError(
+            f"{repo_id}: the Hub has no model card that you may read ({error}). Check the id, or set HF_TOKEN for a "
+            "private repository."
+        ) from error
     except (HTTPError, OSError) as error:
         raise ConnectionError(
             f"{repo_id}: the Hub does not answer ({type(error).__name__}). Try again later."
@@ -147,8 +150,8 @@ def find_cards(sources: Iterable[str]) -> list[StudentCard]:
         below = [card for card in below if card.ceiling is not None]
         if not below:
             raise FileNotFoundError(
-                f"{source}: got a directory without the card of a student, expected one in it or below it. Name the "
-                "directory of a student, or the --output_dir of a finished run or sweep."
+                f"{source}: got a directory without the card of a student, expected a card in it or in its "
+                "subdirectories. Name the directory of a student, or the --output_dir of a finished run or sweep."
             )
         cards += below
     return cards
@@ -159,7 +162,7 @@ def leaderboard(cards: Iterable[StudentCard]) -> pd.DataFrame:
     Returns a table with one row for each group of students, the highest PGR of a task first.
 
     Students are in one group if their cards have the same [`StudentCard.fingerprint`]: task, rows, models, method and
-    settings. The seeds of an experiment are such a group. A student that is listed twice counts once.
+    settings. For example, the seeds of an experiment are one group. A student that is listed twice counts once.
 
     Cards of older versions of this package have no settings. They are in one group if task, models and method are the
     same and no seed occurs twice.

@@ -44,13 +44,13 @@ def _reduce(row_losses: torch.Tensor, reduction: str) -> torch.Tensor:
 def _check(logits: torch.Tensor, soft_labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if not (torch.is_tensor(logits) and torch.is_tensor(soft_labels)):
         raise ValueError(
-            f"Got logits as {type(logits).__name__} and soft labels as {type(soft_labels).__name__}, expected both as "
-            "torch.Tensor. Convert them with torch.as_tensor."
+            f"Got logits as {type(logits).__name__} and soft labels as {type(soft_labels).__name__}, expected "
+            "two arguments of type torch.Tensor. Convert them with torch.as_tensor."
         )
     if logits.ndim != 2 or logits.shape != soft_labels.shape:
         raise ValueError(
             f"Got logits of shape {tuple(logits.shape)} and soft labels of shape {tuple(soft_labels.shape)}, expected "
-            "both of shape (B, C). Pass one probability per class and row. "
+            "two tensors of shape (B, C). Pass one probability per class and row. "
             "w2s_hf.labels.as_probabilities converts classes and P(class 1)."
         )
     return logits.float(), soft_labels.float()
@@ -184,7 +184,7 @@ def product_loss(
     logits: torch.Tensor, soft_labels: torch.Tensor, *, alpha: float = 1.0, beta: float = 1.0, reduction: str = "mean"
 ) -> torch.Tensor:
     """
-    Returns the cross-entropy with the normalized product of weak label and own prediction, `w^alpha f^beta / Z`.
+    Returns the cross-entropy with the normalized product of weak label and student prediction, `w^alpha f^beta / Z`.
 
     The target has no gradient. It does not depend on other rows, unlike the target of [`confidence_loss`].
 

@@ -89,8 +89,8 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(
-            f"Got scores of shape {scores.shape} and labels of shape {labels.shape}, expected both of shape (N,). "
-            "Pass the second column of probabilities (N, 2)."
+            f"Got scores of shape {scores.shape} and labels of shape {labels.shape}, expected two arrays of shape "
+            "(N,). Pass the second column of probabilities (N, 2)."
         )
     if len(np.unique(labels)) < 2:
         return None
@@ -146,8 +146,8 @@ def difference_interval(
     difference itself is `first.mean() - second.mean()`.
 
     Args:
-        first, second (`np.ndarray` of shape `(seeds, N)`): Scores of the same test rows, such as 1 for correct ones.
-            NaN leaves a row out of the mean of its seed.
+        first, second (`np.ndarray` of shape `(seeds, N)`): Scores of the same test rows, such as 1 for a correct
+            prediction. NaN leaves a row out of the mean of its seed.
         n_resamples (`int`), confidence (`float`), seed (`int`): Arguments of the bootstrap.
 
     Returns:
@@ -161,7 +161,7 @@ def difference_interval(
     scores = [np.asarray(values, dtype=np.float64) for values in (first, second)]
     if scores[0].ndim != 2 or scores[0].shape != scores[1].shape or not scores[0].size:
         raise ValueError(
-            f"Got the shapes {scores[0].shape} and {scores[1].shape}, expected (seeds, N) for both. "
+            f"Got the shapes {scores[0].shape} and {scores[1].shape}, expected (seeds, N) for both arrays. "
             "Pass the scores of the same seeds and test rows."
         )
     if any(np.isnan(of_seed).all() for values in scores for of_seed in values):
@@ -210,7 +210,7 @@ def squared_distance(probabilities: np.ndarray, others: np.ndarray) -> float:
     first, second = (np.asarray(values, dtype=np.float64) for values in (probabilities, others))
     if first.ndim != 2 or first.shape != second.shape or not len(first):
         raise ValueError(
-            f"Got the shapes {first.shape} and {second.shape}, expected (N, C) for both, with N > 0. "
+            f"Got the shapes {first.shape} and {second.shape}, expected (N, C) for both arrays, with N > 0. "
             "Pass both arrays for the same rows."
         )
     difference = first - second
@@ -270,7 +270,7 @@ def agreement_shares(same: np.ndarray, right: np.ndarray) -> dict[str, float | N
     same, right = (np.asarray(values, dtype=bool) for values in (same, right))
     if same.ndim != 1 or same.shape != right.shape:
         raise ValueError(
-            f"Got the shapes {same.shape} and {right.shape}, expected (N,) for both. "
+            f"Got the shapes {same.shape} and {right.shape}, expected (N,) for both arrays. "
             "Pass both arrays for the same rows."
         )
 
@@ -347,8 +347,8 @@ def _stack(weak: np.ndarray, student: np.ndarray, ceiling: np.ndarray) -> np.nda
     columns = [np.asarray(correct, dtype=np.float64) for correct in (weak, student, ceiling)]
     if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1 or not len(columns[0]):
         raise ValueError(
-            f"Got the shapes {[column.shape for column in columns]}, expected (N,) for all three with N > 0. Score "
-            "the models on the same test rows."
+            f"Got the shapes {[column.shape for column in columns]}, expected (N,) for all three models, "
+            "with N > 0. Score the models on the same test rows."
         )
     return np.stack(columns, axis=1)
 
@@ -395,7 +395,7 @@ def pgr_over_seeds(
         runs (sequence of triples): `weak_correct, student_correct, ceiling_correct` of each seed, as in
             [`pgr_interval`]. For one seed, the interval is the same as in [`pgr_interval`].
         same_rows (`bool`, *optional*, defaults to `False`): Whether all seeds are tested on the same rows in the same
-            order. A resample then has the same rows for all seeds, because more seeds are not more test rows.
+            order. A resample then has the same rows for all seeds, because more seeds add no test rows.
         n_resamples (`int`), confidence (`float`), seed (`int`): Arguments of the bootstrap.
 
     Returns:

@@ -298,7 +298,8 @@ class ExperimentArguments:
         """The names of supervisor and student. Raises `ValueError` if one is missing."""
         if self.weak_model is None or self.student_model is None:
             raise ValueError(
-                f"Got --weak_model {self.weak_model} and --student_model {self.student_model}, expected both."
+                f"Got --weak_model {self.weak_model} and --student_model {self.student_model}, expected two models. "
+                "Set both options."
             )
         return self.weak_model, self.student_model
 

@@ -230,7 +230,7 @@ def _no_interrupts() -> Iterator[None]:
 
 
 def _leave_process_group() -> None:
-    """Leaves the process group at the end of a run, since torch 2.13 warns of a process that exits without it."""
+    """Leaves the process group at the end of a run. Otherwise torch 2.13 warns when the process exits."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

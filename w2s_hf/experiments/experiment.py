@@ -93,11 +93,12 @@ class Experiment:
         task ([`Task`], [`PreferenceTask`] or [`GenerationTask`]): The task.
         setting ([`Setting`]): Loads and scores the rows, and trains models on them.
         args ([`ExperimentArguments`]): Models, methods, rows, seeds.
-        training_args ([`~transformers.TrainingArguments`]): Training arguments of the students and the ceiling, and of
-            the weak supervisor unless `args` has others. All results are written to its `output_dir`.
+        training_args ([`~transformers.TrainingArguments`]): Training arguments of the students and the ceiling. The
+            weak supervisor has the same arguments, unless `args` sets other values for it. All results are written to
+            their `output_dir`.
         student_config ([`StudentConfig`]): Adapters and precision of the students and the ceiling.
-        like ([`Experiment`], *optional*): Another experiment of the same setting. Both share cache, loaded base, rows
-            and models.
+        like ([`Experiment`], *optional*): Another experiment of the same setting. The two experiments
+            share cache, loaded base, rows and models.
     """
 
     def __init__(
@@ -183,8 +184,8 @@ class Experiment:
         too_narrow = [name for name in args.sizes if self._is_too_narrow(name) and name != student_name]
         if too_narrow and PartialState().is_main_process:
             logger.warning(
-                f"--load_in_4bit: got the models {', '.join(too_narrow)} to compare, which are too narrow for 4 bits. "
-                "They are left out."
+                f"--load_in_4bit: got the models {', '.join(too_narrow)} to compare, which are too narrow for "
+                "4-bit quantization. They are left out."
             )
         sizes = tuple(self.spec(name, "--ladder", world) for name in args.sizes if name not in too_narrow)
         names = [model.name for model in sizes]
@@ -423,7 +424,7 @@ class Experiment:
 
     @property
     def identity(self) -> Manifest:
-        """The manifest that distinguishes this experiment from others in the same output directory."""
+        """The manifest that distinguishes this experiment from other experiments in the same output directory."""
         return identity_of(self.task.name, self.setting.name, self.args, self.training_args, self.student_config)
 
     def _claim_output_dir(self) -> Manifest:

@@ -132,7 +132,7 @@ class Finetuner:
 
     Args:
         cache ([`StageCache`]): The finished stages.
-        setting ([`Setting`]): How models are trained and predict.
+        setting ([`Setting`]): Defines how models are trained and predict.
         args ([`WeakToStrongConfig`], [`RewardPairConfig`] or [`CompletionConfig`]):
             Training arguments of the setting. Each finetuning can override some of them.
     """
@@ -169,7 +169,7 @@ class Finetuner:
             predict (`list` of [`~datasets.Dataset`]): Rows to predict, with the columns of the setting.
             splits ([`TaskSplits`]): The splits that the rows are from. They are recorded with the predictions.
             seed (`int`): Seeds head, adapters and row order.
-            method (`str`, *optional*, defaults to `"naive"`): How the model is trained on the labels.
+            method (`str`, *optional*, defaults to `"naive"`): The method of training on the labels.
             labels (`dict[str, LabelsById]`, *optional*):
                 The weak labels of `rows`, by the part of the splits; `None` for ground truth.
             n_snapshots (`int`, *optional*, defaults to 0): Number of evenly spaced training steps after which the
@@ -181,7 +181,7 @@ class Finetuner:
         """
         if "ground_truth" in rows.train.column_names or "ground_truth" in rows.validation.column_names:
             raise ValueError(
-                f"{name}: got training rows with the column `ground_truth`, expected none: a student must not see it. "
+                f"{name}: got training rows with the column `ground_truth`, which a student must not see. "
                 "Remove the column."
             )
         changes = self._changes(changes, method, seed, is_weak=labels is not None)
@@ -287,7 +287,7 @@ class Finetuner:
         Args:
             name (`str`): Name of the stage in the cache.
             finetuned ([`Finetuned`]): The model.
-            rows ([`Half`]): Labelled rows for the trainer, which requires some. Nothing is trained on them.
+            rows ([`Half`]): Labelled rows, without which the trainer cannot be created. No model is trained on them.
             predict (`list` of [`~datasets.Dataset`]): Rows to predict, with the columns of the setting.
             title (`str`, *optional*): The line that announces the stage.
         """
@@ -332,14 +332,14 @@ class Finetuner:
 
     def settings_of(self, changes: dict) -> dict:
         """
-        Returns every training argument that can change a number, as JSON values. A new argument may cause a needless
+        Returns every training argument that can change a result, as JSON values. A new argument may cause a needless
         rebuild, but never a stale result.
         """
         # dataclasses.replace would create TrainingArguments, which resets accelerate's state.
         values = {f.name: getattr(self.args, f.name) for f in dataclasses.fields(self.args)} | changes
         defaults = {f.name: f.default for f in dataclasses.fields(self.args)}
         read = LOSS_ARGUMENTS.get(values.get("loss_type", ""), ())
-        # Options that the loss does not read change no number. The supervisor does not depend on the students' losses.
+        # Options that the loss does not read change no result. The supervisor does not depend on the students' losses.
         values |= {name: defaults[name] for name in _OF_LOSSES if name in values and name not in read}
         if values.get("aux_start") == "first_step":
             del values["aux_start"]  # keys of versions without this option lack it

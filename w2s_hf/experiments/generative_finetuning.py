@@ -35,18 +35,18 @@ def generative_finetune(
     task: str | None = None,
 ) -> ModelSpec:
     """
-    Trains a language model on both responses of each pair, by TRL's SFT. It ignores which response was preferred.
+    Trains a language model on both responses of each pair, by TRL's SFT. The preferences are ignored.
 
-    The loss is that of language modelling over prompt and response. Students *and* ceiling start from the result: if
-    only students did, PGR would be too high (paper, 5.2.2). The adapters become the adapters of the reward model, with
-    a new head, so that a 4-bit base is neither merged nor quantized again.
+    The loss is the language modelling loss over prompt and response. Students *and* ceiling start from the result. If
+    only students started from it, PGR would be too high (paper, 5.2.2). The adapters become the adapters of the
+    reward model, with a new head, so that a 4-bit base is neither merged nor quantized again.
 
     Args:
         finetuner ([`Finetuner`]): Its training arguments are used, except for the arguments below.
         model ([`ModelSpec`]): A decoder.
         pairs ([`~datasets.Dataset`]): The training rows of the student, with [`w2s_hf.tasks.PAIR_COLUMNS`].
         seed (`int`): Seeds adapters and row order.
-        learning_rate (`float`, *optional*): Defaults to that of the training arguments.
+        learning_rate (`float`, *optional*): Defaults to the learning rate of the training arguments.
         num_train_epochs (`float`, *optional*, defaults to `1.0`): Epochs over both responses of all pairs.
         task (`str`, *optional*): Name of the task, for trackers.
 

@@ -46,7 +46,7 @@ class Manifest:
     Args:
         kind (`str`): `"experiment"` (of a recipe) or `"sweep"`.
         name (`str`): The name of an experiment in error messages.
-        settings (`dict`): JSON values by name. An experiment with other values is another experiment.
+        settings (`dict`): JSON values by name. These values identify the experiment.
         found (`dict`): Fingerprints of rows and versions of models, once they are loaded. Entries that two manifests
             have in common must be equal.
         seeds (`list[int]`): Seeds with results.
@@ -80,8 +80,8 @@ class Manifest:
                 return cls(**{name: content[name] for name in ("kind", "name", "settings")}, **content["holds"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"--output_dir: got {directory}, whose {MANIFEST} cannot be read ({error}), expected one that a "
-                    "recipe wrote. Name another --output_dir, or move the file away."
+                    f"--output_dir: got {directory}, whose {MANIFEST} cannot be read ({error}), expected a "
+                    f"{MANIFEST} written by w2s_hf. Name another --output_dir, or move the file away."
                 ) from error
         if (directory / "results.json").is_file():
             return cls._of_results(directory / "results.json")
@@ -101,8 +101,8 @@ class Manifest:
             results = ExperimentResult.from_dict(content)
         except ValueError as error:
             raise ValueError(
-                f"--output_dir: got {path.parent}, whose results.json cannot be read ({error}), expected one that a "
-                "recipe wrote. Name another --output_dir, or move the file away."
+                f"--output_dir: got {path.parent}, whose results.json cannot be read ({error}), expected a "
+                "results.json written by w2s_hf. Name another --output_dir, or move the file away."
             ) from error
         first = results.runs[0]
         return cls(
@@ -247,7 +247,7 @@ def check_output_dir(directory: Path, wanted: Manifest, *, overwrite: bool) -> M
     )
     if there.kind != wanted.kind:
         raise ValueError(
-            f"--output_dir: got {directory}, which has {there.shown}, expected one for "
+            f"--output_dir: got {directory}, which has {there.shown}, expected a directory for "
             f"{'a sweep' if wanted.kind == 'sweep' else 'an experiment'}. {ways_out}"
         )
     differences = there.differences(wanted)

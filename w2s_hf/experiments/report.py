@@ -143,7 +143,7 @@ def supervisor_warning(ci95: list[float] | None, chance: float, loss: float | No
 
 
 def ceiling_warnings(results: ExperimentResult) -> list[str]:
-    """Returns a warning, with advice, for each seed whose ceiling is below its own base."""
+    """Returns a warning, with advice, for each seed whose ceiling is less accurate than before finetuning."""
     return [
         f"Seed {run.seed}: {warning} Train on more rows (--n_train), for more epochs (--num_train_epochs), on fewer "
         "rows per step (--per_device_train_batch_size), or with a higher --learning_rate."
@@ -264,7 +264,7 @@ def run_settings(args: ExperimentArguments, training_args: TrainingArguments, co
 
 
 def _student_settings(config: StudentConfig) -> StudentSettings:
-    """Returns the settings of adapters and precision that can change a number."""
+    """Returns the settings of adapters and precision that can change a result."""
     options: dict = {}
     if config.use_peft:
         options |= {name: getattr(config, name) for name in ("lora_r", "lora_alpha", "lora_target_modules")}
@@ -278,11 +278,11 @@ def _student_settings(config: StudentConfig) -> StudentSettings:
 
 
 def _dtype(config: StudentConfig) -> str:
-    return cast(str, config.dtype) if config.use_peft else "float32"  # a resolved configuration has it
+    return cast(str, config.dtype) if config.use_peft else "float32"  # a resolved configuration has a dtype
 
 
 def _quantization(config: StudentConfig) -> dict:
-    """Returns the options of bitsandbytes that can change a number; none if nothing is quantized."""
+    """Returns the options of bitsandbytes that can change a result, and no options if nothing is quantized."""
     if config.load_in_4bit:
         return {
             "load_in_4bit": True,
@@ -305,7 +305,7 @@ def _loading_options(config: StudentConfig) -> dict:
     return loading | ({"quantization_config": quantization} if quantization else {})
 
 
-# These fields of [`StudentConfig`] are always among the settings, or change no number of a student.
+# These fields of [`StudentConfig`] are always among the settings, or change no result of a student.
 _NOT_OF_THE_STUDENT = {
     "use_peft", "dtype", "torch_dtype", "head_init", "lora_r", "lora_alpha", "lora_target_modules", "lora_task_type",
     "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant",

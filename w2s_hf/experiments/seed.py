@@ -24,8 +24,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# This number is the distance between the seeds of the supervisors of one experiment. It is so large that no supervisor
-# has another seed of --seeds.
+# This number is the distance between the seeds of the supervisors of one experiment. It is so large that no further
+# supervisor has a seed of --seeds.
 _FURTHER_SEEDS = 1_000_003
 
 

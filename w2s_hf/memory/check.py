@@ -147,7 +147,7 @@ def _advice(
     length: int,
     capacity: int,
 ) -> str:
-    """Returns advice: the first settings with which the model fits, or that it does not fit."""
+    """Returns advice: the first settings with which the model fits, else a smaller model or a larger GPU."""
     variants = {"--gradient_checkpointing true": model}
     if model.student_config is not None:
         quantized = replace(model, student_config=replace(model.student_config, use_peft=True, load_in_4bit=True))
@@ -157,7 +157,7 @@ def _advice(
         try:
             peak = _memory_of(config, variant, args, task_type, checkpointing=True).estimate(1, length).peak
         except NoEstimateError:
-            continue  # for example DoRA in 4 bit; the error about the model itself is more important
+            continue  # for example DoRA on a 4-bit base; the error about the model itself is more important
         if peak <= capacity:
             return f"Use {options}, with which the model needs {gib(peak)} GiB."
         too_large.append(options)

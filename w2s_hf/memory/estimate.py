@@ -149,7 +149,7 @@ class StudentMemory:
         traced_layers: tuple[int, ...] = (2, 3),
     ):
         if optim not in OPTIMIZERS:
-            raise ValueError(f"optim: got {optim!r}, expected one of {', '.join(OPTIMIZERS)}. Use one of these.")
+            raise ValueError(f"optim: got {optim!r}, expected one of {', '.join(OPTIMIZERS)}. Change optim.")
         if load_in_4bit and (peft_config is None or sharded):
             problem = "no adapters" if peft_config is None else "sharded=True"
             advice = "Pass a peft_config" if peft_config is None else "Set sharded=False"
@@ -265,8 +265,8 @@ def _explained(config: PretrainedConfig) -> Iterator[None]:
 
     The code of any architecture and any adapter runs on tensors without data, and can fail in many ways. Examples are
     a missing `num_hidden_layers` (AttributeError, or NotImplementedError when it is set) and an unexpected argument
-    (TypeError). Others are a missing head (ValueError), access to data (RuntimeError) and a module that PEFT has
-    wrapped (KeyError). Errors of this package are not hidden, because tests run the estimate for every named model
+    (TypeError). Other examples are a missing head (ValueError), access to data (RuntimeError) and a module that PEFT
+    has wrapped (KeyError). Errors of this package are not hidden, because tests run the estimate for every named model
     family.
     """
     try:

@@ -29,15 +29,15 @@ def quantized_bytes(n_weights: int, double_quant: bool = True) -> int:
     if not double_quant:
         return math.ceil(n_weights / 2) + 4 * n_constants + 4 * 16
     nested = 4 * math.ceil(n_constants / _NESTED_BLOCK)
-    # The terms are two weights per byte, one byte per constant, and the float32 constants of the constants. The offset
-    # and the tables of 256 and 16 values follow.
+    # The terms are two weights per byte, one byte per constant, and the float32 constants that quantize these
+    # constants. The offset and the tables of 256 and 16 values follow.
     return math.ceil(n_weights / 2) + n_constants + nested + 4 + 4 * 256 + 4 * 16
 
 
 class _Dequantize(torch.autograd.Function):
     """
-    The product with a 4-bit matrix. In the forward and backward pass, the matrix exists in 16 bits for the duration of
-    the product.
+    The product with a 4-bit matrix. In the forward and backward pass, the matrix exists as a 16-bit matrix for the
+    duration of the product.
     """
 
     @staticmethod
@@ -109,8 +109,8 @@ class _PeakBytes(TorchDispatchMode):
 
 class Shapes:
     """
-    A model without data in its weights. Its structure is that of [`load_student`] with [`fresh_adapter`], or that of a
-    model trained with all its weights.
+    A model without data in its weights. It has the structure of a model from [`load_student`] with [`fresh_adapter`],
+    or of a model trained with all its weights.
 
     Args:
         config ([`~transformers.PretrainedConfig`]): The configuration of the model.

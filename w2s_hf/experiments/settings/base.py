@@ -206,8 +206,8 @@ def demo_sizes(args: ExperimentArguments) -> tuple[int, int, int]:
     n_train, n_weak, n_validation, n_test = args.n_train, args.n_weak, args.n_validation, args.n_test
     if n_train is None or n_weak is None or n_validation is None or n_test is None:
         raise ValueError(
-            "Got a demo without --n_train, --n_weak, --n_validation or --n_test, expected all four. Set the missing "
-            "options."
+            "Got a demo without --n_train, --n_weak, --n_validation or --n_test, expected all four options. Set the "
+            "missing options."
         )
     return n_train + n_weak + n_validation, n_test, args.n_links * (n_train + n_validation)
 

@@ -67,7 +67,7 @@ class ChessSetting(GenerationSetting):
         )
 
     def zero_shot_rows(self, context: AnalysisContext) -> dict[str, Dataset]:
-        """Returns the test puzzles. The demo adds the same puzzles with prompts that ask for a check."""
+        """Returns the test puzzles. The demo adds the same puzzles with prompts that request a check."""
         if not context.args.demo:
             return super().zero_shot_rows(context)
         fork, check = FORK_WORDS[:2]
@@ -103,12 +103,13 @@ def check_ratings(splits: TaskSplits, args: ChessArguments) -> None:
     for name in ("student_half", "student_validation"):
         if not _is_easy(getattr(splits, name), args).any():
             raise ValueError(
-                f"--max_train_rating: got {args.max_train_rating}, and no puzzle of `{name}` has such a rating. "
-                "Set a larger number, and check that the dataset has ratings in the column `Rating`."
+                f"--max_train_rating: got {args.max_train_rating}, and no puzzle of `{name}` has a rating up to "
+                "this number. Set a larger number, and check that the dataset has ratings in the column `Rating`."
             )
     if not _is_hard(splits.test, args).any():
         raise ValueError(
-            f"--min_hard_rating: got {args.min_hard_rating}, and no test puzzle has this rating or more. Lower it."
+            f"--min_hard_rating: got {args.min_hard_rating}, and no test puzzle has this rating or more. "
+            "Set a lower rating."
         )
 
 

@@ -163,7 +163,8 @@ def check_length(max_length: int | None, n_positions: int | None, name: str) -> 
     """Raises `ValueError` if rows of `--max_length` tokens do not fit a model of `n_positions`."""
     if n_positions is not None and (max_length or n_positions + 1) > n_positions:
         raise ValueError(
-            f"--max_length: got {max_length}, expected at most {n_positions}, the context length of {name}. Lower it."
+            f"--max_length: got {max_length}, expected at most {n_positions}, the context length of {name}. "
+            "Lower --max_length."
         )
 
 
