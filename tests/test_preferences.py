@@ -236,7 +236,7 @@ def test_one_local_file_has_a_fifth_held_out_and_says_so(tmp_path, caplog):
     pairs_of(explicit_text, 100).to_json(tmp_path / "pairs.jsonl")
     splits = load_pairs(HH, dataset_path=str(tmp_path / "pairs.jsonl"))
     assert len(splits.test) == pytest.approx(20, abs=2) and sum(map(len, splits.parts.values())) == 100
-    assert "pairs.jsonl' has one split, 'train'. A fifth is held out for testing" in caplog.text
+    assert "pairs.jsonl' has one split, 'train'. A fifth of the rows is held out for testing" in caplog.text
 
 
 def test_nothing_of_the_test_set_is_trained_on():

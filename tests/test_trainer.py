@@ -48,7 +48,7 @@ def test_equal_rows_a_step_give_equal_steps(loss_type, model_of, tokenizer, tmp_
 def test_a_loss_that_nothing_computes_is_an_error(model_of, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("w2s_hf.config.LOSS_TYPES", (*LOSS_TYPES, "new"))
     monkeypatch.setitem(LOSS_ARGUMENTS, "new", ())
-    with pytest.raises(NotImplementedError, match="got 'new' of LOSS_TYPES, expected one that WholeStepLoss computes"):
+    with pytest.raises(NotImplementedError, match="got 'new' of LOSS_TYPES, expected a loss that WholeStepLoss"):
         train(model_of(), tokenizer, tmp_path, loss_type="new")
 
 

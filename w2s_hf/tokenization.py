@@ -1,4 +1,4 @@
-"""Tokenizes rows of text. Texts that are too long lose a part of their context, or their end."""
+"""Tokenizes rows of text. Texts that are too long are truncated in their context, or at the end."""
 
 import logging
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# These columns contain the characters of a text that may be cut, and the side on which cutting begins.
+# These columns contain the start and end of the context, which may be truncated, and the side to truncate.
 CONTEXT_COLUMNS = ("context_start", "context_end", "shorten_from")
 # The tokens of a row depend on these columns, and `id` identifies the row.
 TEXT_COLUMNS = ("id", "text", *CONTEXT_COLUMNS)
@@ -150,8 +150,8 @@ def shorter_contexts(
             "(--max_length)."
         )
     offsets = encode(tokenizer, context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    # After a cut, characters on both sides of it can merge into other tokens. One more token is cut until the text
-    # fits.
+    # After the truncation, the characters around the removed part can merge into other tokens. One more token is
+    # removed until the text fits.
     for n_cut in range(n_tokens, len(offsets)):
         yield (
             context[: offsets[len(offsets) - n_cut - 1][1]] if shorten_from == "end" else context[offsets[n_cut][0] :]

@@ -2,7 +2,7 @@
 
 Most datasets list all answers to a question in one row. MultiRC and MC-TACO have one row per answer, and some of their
 questions have several right answers. A text shows only one answer. The question (Q, A1, ..., Ak) becomes k texts
-(Q, Ai), as in the paper (A.1). The templates are ours.
+(Q, Ai), as in the paper (A.1). The templates are not from the paper.
 """
 
 from .prompt import PromptFormat
@@ -215,7 +215,7 @@ def _dialogues(row: dict) -> list[str]:
 
 ANTHROPIC_HH_SINGLE = Task(
     name="anthropic_hh_single",
-    description="Is this dialogue the preferred one of its pair? Not learnable from one dialogue at a time",
+    description="Is this the preferred dialogue of its pair? Models cannot learn this from single dialogues",
     prompt=PromptFormat(suffix="\n\nIs this reply bad or good? It is", answers=(" bad", " good")),
     sources=(Source("Anthropic/hh-rlhf"),),
     template="{answer}",

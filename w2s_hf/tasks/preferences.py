@@ -33,8 +33,8 @@ class PreferenceTask(AnyTask):
 
     A row has the columns `chosen` and `rejected`, and `prompt` if the responses do not repeat it. Each is text, or a
     list of messages with `role` and `content`. Without `prompt`, the prompt is the common beginning of both responses.
-    It ends after a whole message, or in texts after the last `Assistant:`. A text without `Assistant:` is split after
-    the last common line.
+    It ends after a whole message. In texts, it ends after the last `Assistant:`. A text without `Assistant:` is split
+    after the last common line.
 
     Args:
         name (`str`): The name of the task in results.
@@ -82,12 +82,14 @@ class PreferenceTask(AnyTask):
         prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
         for name in ("tools", "chat_template_kwargs"):
             if row.get(name):
-                raise ValueError(f"has {name!r}, which is not supported. Render such dialogues to text")
+                raise ValueError(f"has {name!r}, which is not supported. Render the dialogues to text")
         if chosen is None or rejected is None:
             raise UnusablePairError("an empty response")
         kinds = {_kind(name, value) for name, value in row.items() if name in ("prompt", *self.columns) and value}
         if len(kinds) > 1:
-            raise ValueError("has text and messages, expected prompt and responses of one kind. Convert one of them")
+            raise ValueError(
+                "has text and messages, expected only text or only messages. Convert the texts to messages"
+            )
         is_identical = chosen == rejected
         if prompt is None:
             prompt, chosen, rejected = _split_prompt(chosen, rejected)
@@ -115,7 +117,7 @@ class PreferenceTask(AnyTask):
 
 
 class UnusablePairError(ValueError):
-    """Raised for a pair that cannot be compared. The loader drops it and counts it by the message of the error."""
+    """The error for a pair that cannot be compared. The loader drops the pair, and counts dropped pairs by message."""
 
 
 def _kind(name: str, value) -> type:
@@ -170,7 +172,8 @@ class PairLoader(Loader):
         if self.task.test_split is None or dataset_path is None or len(raw) > 1:
             return self.task.test_split is not None
         logger.warning(
-            f"{self.task.name}: {dataset_path!r} has one split, {next(iter(raw))!r}. A fifth is held out for testing"
+            f"{self.task.name}: {dataset_path!r} has one split, {next(iter(raw))!r}. A fifth of the rows is "
+            "held out for testing"
         )
         return False
 
@@ -211,8 +214,8 @@ def load_pairs(
         task ([`PreferenceTask`]): The task.
         tokenizers (`Sequence[PreTrainedTokenizerBase]`, *optional*):
             Tokenizers of all models. Pairs with a response longer than `max_length` for any of them are dropped.
-        max_length (`int`, *optional*): Maximum length of a text, in tokens. A prompt can be truncated to it, a
-            response cannot.
+        max_length (`int`, *optional*): Maximum length of a text, in tokens. A prompt can be truncated to this
+            length. Responses are never truncated.
         options: The options of [`w2s_hf.tasks.SplitOptions`]: `dataset_path`, `raw`, `n_train`, `n_weak`,
             `n_validation`, `n_test`, `n_links`, `seed`. If a local file or directory has only one split, a fifth of it
             is held out for testing.

@@ -34,7 +34,7 @@ class PromptFormat:
 
     def __post_init__(self) -> None:
         if isinstance(self.answers, str) or len(self.answers) != 2 or self.answers[0] == self.answers[1]:
-            raise ValueError(f"answers: got {self.answers!r}, expected two different texts. Give one for each class.")
+            raise ValueError(f"answers: got {self.answers!r}, expected two different texts. Set a text per class.")
         parts = {name: getattr(self, name) for name in ("instruction", "suffix", "separator", "prefix")}
         for name, part in {**parts, **{f"answers[{n}]": answer for n, answer in enumerate(self.answers)}}.items():
             if not isinstance(part, str):

@@ -49,8 +49,8 @@ class SplitOptions(TypedDict, total=False):
         raw ([`~datasets.DatasetDict`], *optional*): Rows in memory, used instead of `sources` and `dataset_path`. The
             rows of a split named `links` are used only for the links of a chain. The links also use the training rows
             that no other part uses.
-        n_train (`int`, *optional*): Rows of the student half. Defaults to `n_weak`. If both are unset, each half gets
-            45 % of the training rows.
+        n_train (`int`, *optional*): Rows of the student half. Defaults to `n_weak`. If neither `n_train` nor `n_weak`
+            is set, each half gets 45 % of the training rows.
         n_weak (`int`, *optional*): Rows of the weak half. Defaults to `n_train`.
         n_validation (`int`, *optional*): Rows of both validation parts together. Defaults to a tenth of the rows of
             both halves.
@@ -237,7 +237,7 @@ class Loader(ABC):
         """
 
     def most_rows(self, n_wanted: int) -> int | None:
-        """Returns the largest number of rows to read of a split. `None` stands for `MAX_ROWS`."""
+        """Returns the largest number of rows to read from a split. `None` stands for `MAX_ROWS`."""
         return None
 
     def has_test(self, raw: DatasetDict, dataset_path: str | None) -> bool:

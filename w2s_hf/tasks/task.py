@@ -109,8 +109,8 @@ class Task(AnyTask):
         reads (`str` or `tuple[str]`, *optional*): Columns that functions read and the template does not show.
         context (`str`, *optional*): The field to shorten if a text is too long. Other fields are never shortened.
             Defaults to the only field of a template with one field.
-        shorten_from (`str`, *optional*, defaults to `"end"`): The side on which the context is cut, `"start"` or
-            `"end"`.
+        shorten_from (`str`, *optional*, defaults to `"end"`): The side on which the context is truncated, `"start"`
+            or `"end"`.
         group (`str` or `tuple`, *optional*):
             Columns or fields. Rows that are equal in any of them stay in the same part of every split. Columns in a
             nested tuple are also compared with each other: `(("sentence1", "sentence2"),)`.
@@ -186,7 +186,7 @@ class Task(AnyTask):
         if self.choices is not None and (self.question or "answer" in self.fields):
             raise ValueError(
                 f"{self.name}: got `choices` with `question` or a field 'answer'. A row with `choices` is a question, "
-                "and {answer} one of its choices. Leave out `question` and the field 'answer'."
+                "and {answer} is one of its choices. Leave out `question` and the field 'answer'."
             )
         names = self.class_names
         if isinstance(names, str) or len(names) != 2 or names[0] == names[1]:
@@ -247,8 +247,8 @@ class Task(AnyTask):
 
             - `id` (`str`): A hash of the row's content, and the number of the choice.
             - `text` (`str`)
-            - `context_start`, `context_end` (`int`): The characters of `text` that may be cut. Both are equal if
-              nothing may be cut.
+            - `context_start`, `context_end` (`int`): The positions in `text` between which characters may be removed.
+              They are equal if no character may be removed.
             - `shorten_from` (`str`): As in the task.
             - `keys` (`list[str]`): Rows that share a key stay in one part.
             - `question` (`str`): Equal for all answers to a question. Empty if rows are independent.

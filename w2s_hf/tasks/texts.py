@@ -122,7 +122,7 @@ def choose_answers(rows: list[dict], conversion: str = "pairs") -> list[dict]:
 
 
 class TextLoader(Loader):
-    """Loads texts of two classes, with equally many rows of both in every part."""
+    """Loads texts of two classes, with equally many rows of each class in every part."""
 
     task: Task
     further_columns = ("group", "question")

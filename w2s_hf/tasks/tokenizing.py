@@ -51,8 +51,8 @@ def tokenize_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
     and response are tokenized as one text. Texts end with the end-of-text token if the tokenizer has one. Messages are
     rendered by the tokenizer's chat template.
 
-    If either side is longer than `max_length` tokens, the beginning of the prompt is cut, by the same amount on both
-    sides. The responses stay whole and follow the same words. A dialogue first loses whole turns, then words of its
+    If a prompt with its response is longer than `max_length` tokens, the beginning of the prompt is truncated, equally
+    for both responses. Responses are never truncated. In a dialogue, whole turns are removed first, then words of the
     last turn.
 
     Args:
@@ -165,7 +165,7 @@ def completion_lengths(
 
 
 def _render(prompt: Any, sides: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[str]]:
-    """Returns the prompt and both responses as text. Only the prompt may be cut."""
+    """Returns the prompt and both responses as text. Only the prompt may be truncated."""
     if isinstance(sides[0], str):
         end = tokenizer.eos_token or ""
         return prompt, [side if side.endswith(end) else side + end for side in sides]
@@ -176,7 +176,7 @@ def _render(prompt: Any, sides: Sequence[Any], tokenizer: PreTrainedTokenizerBas
         )
     texts = [str(tokenizer.apply_chat_template([*prompt, *side], tokenize=False)) for side in sides]
     # Some templates render an answered prompt differently. In this case, only a part of the prompt or nothing may be
-    # cut.
+    # truncated.
     for add_generation_prompt in (True, False) if prompt else ():
         begin = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=add_generation_prompt))
         if all(text.startswith(begin) for text in texts):

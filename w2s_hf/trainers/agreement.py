@@ -6,9 +6,10 @@ import numpy as np
 
 __all__ = ["MIN_ROWS", "agreement_beyond_chance", "latest_half"]
 
-# The decision requires this number of rows and this number of standard deviations above chance. In simulated trainings
-# of 80 steps of 16 rows (tests/helpers/false_starts.py), a student with random predictions passes in 3 to 8 of 100. A
-# student with agreement 0.6 passes in all of them on 1280 rows, and in 82 of 100 on 160 rows in 8 epochs.
+# The decision requires this number of rows and this number of standard deviations above chance. In simulations of
+# 80 steps of 16 rows (tests/helpers/false_starts.py), a student with random predictions passes in 3 to 8 % of
+# trainings. A student with agreement 0.6 passes in all trainings on 1280 rows, and in 82 % of trainings on 160 rows in
+# 8 epochs.
 MIN_ROWS = 128
 _STANDARD_DEVIATIONS = 3.0
 

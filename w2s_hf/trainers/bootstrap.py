@@ -92,8 +92,8 @@ class BootstrapTrainer(WeakToStrongTrainer):
             checkpoint use the labels of the link's supervisor. From the second link on, `compute_metrics` gets these
             labels as `(N, C)` float32. With `hard_labels`, it gets `(N,)` integers.
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or a list of them, *optional*):
-            The tokenizer of all links, or a list with one for each. Different vocabularies need rows of text. The
-            tokenizer is loaded if the model is a name.
+            The tokenizer of all links, or a list with a tokenizer for each. Different vocabularies need rows of text.
+            The tokenizer is loaded if the model is a name.
         quantization_config, peft_config (*optional*): As in [`WeakToStrongTrainer`], for the model of every link.
         kwargs: The arguments `compute_metrics`, `callbacks`, `optimizer_cls_and_kwargs` and
             `preprocess_logits_for_metrics` of [`~transformers.Trainer`]. Callbacks are called for all links.
@@ -102,7 +102,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         ValueError: There is no link. The number of datasets or tokenizers differs from the number of links. Rows are
             not a dataset, are empty, or have neither tokens nor text. Ids repeat. The first dataset has no labels. An
             unread column looks like labels. The loss is for two classes and there are more. Tokenized rows are used
-            with different tokenizers. There are `optimizers`, which belong to one model. `args` is no
+            with different tokenizers. There are `optimizers`, which belong to one model. `args` is not a
             [`BootstrapConfig`] or has `use_liger_kernel=True`.
 
     Example:
@@ -144,8 +144,8 @@ class BootstrapTrainer(WeakToStrongTrainer):
             raise ValueError(f"n_links: got {n_links}, expected at least 1. Set it to 1 or more.")
         if "optimizers" in kwargs:
             raise ValueError(
-                "Got optimizers, expected none, since they belong to one model, and every link has its own. Set "
-                "optim, or pass optimizer_cls_and_kwargs."
+                "Got optimizers, expected none, since they belong to one model, and every link has another model. "
+                "Set optim, or pass optimizer_cls_and_kwargs."
             )
         self.n_links = n_links
         self._make_student = model_init
@@ -163,8 +163,8 @@ class BootstrapTrainer(WeakToStrongTrainer):
         tokenizers = processing_class if isinstance(processing_class, list) else [processing_class] * n_links
         if len(tokenizers) != n_links:
             raise ValueError(
-                f"processing_class: got {len(tokenizers)} tokenizers for {n_links} links, expected one for each. Pass "
-                "one tokenizer if all links share it."
+                f"processing_class: got {len(tokenizers)} tokenizers for {n_links} links, expected one tokenizer per "
+                "link. Pass one tokenizer if all links share it."
             )
         self._tokenizers = tokenizers
         refuse_other_words(tokenizers, self._rows, args.dataset_text_field)
@@ -251,7 +251,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
         student = self._make_student(link)
         if student is None:
-            raise ValueError(f"model_init({link}): got None, expected a model or its name. Return one.")
+            raise ValueError(f"model_init({link}): got None, expected a model or its name. Return a model or name.")
         model, tokenizer = load_model(student, args, self._tokenizers[link], "SEQ_CLS", **self._adapting)
         refuse_other_words([self.processing_class, tokenizer], self._rows, args.dataset_text_field)
         n_classes = labels["train"].probabilities.shape[1]
@@ -293,7 +293,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
     def _load(self, directory: Path) -> TrainOutput:
         """Loads the trained student of this link from a directory, and returns the summary of its training."""
         self.state = state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
-        state.is_world_process_zero = self.is_world_process_zero()  # rank 0 wrote it
+        state.is_world_process_zero = self.is_world_process_zero()  # rank 0 wrote the state
         state.is_local_process_zero = self.is_local_process_zero()
         self._load_from_checkpoint(str(directory))
         summary: dict[str, float] = next((entry for entry in reversed(state.log_history) if "train_loss" in entry), {})

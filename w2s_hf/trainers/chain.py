@@ -54,7 +54,9 @@ class NoStudent(nn.Module):
         self.config = PreTrainedConfig()
 
     def forward(self, input_ids=None, attention_mask=None, labels=None):
-        raise ValueError("Got no student yet, expected one. Call train(), or train(resume_from_checkpoint=True).")
+        raise ValueError(
+            "Got no student, expected a trained student. Call train(), or train(resume_from_checkpoint=True)."
+        )
 
 
 def rows_of_links(dataset: Dataset | list[Dataset] | None, name: str, n_links: int, text_field: str) -> list[Dataset]:
@@ -62,7 +64,7 @@ def rows_of_links(dataset: Dataset | list[Dataset] | None, name: str, n_links: i
     Returns a dataset for each link, and checks all of them before the first link is trained.
 
     Args:
-        dataset ([`~datasets.Dataset`] or `list[Dataset]`): One dataset for all links, or one for each.
+        dataset ([`~datasets.Dataset`] or `list[Dataset]`): One dataset for all links, or a list with one per link.
         name (`str`): The name of the dataset in messages.
         n_links (`int`): The number of links.
         text_field (`str`): The column that is tokenized if there is no `input_ids`.
@@ -252,7 +254,7 @@ class ChainDirectory:
         if not file.is_file():
             raise ValueError(
                 f"resume_from_checkpoint: got True, and no chain was begun in {self.root} (there is no chain.json). "
-                "Call train() without it."
+                "Call train() without resume_from_checkpoint."
             )
         begun = json.loads(file.read_text())
         for name in {**settings, **begun}:

@@ -114,10 +114,10 @@ def refuse_prompt_tuning(config: PreTrainedConfig, peft_config: PeftConfig) -> N
     """
     Raises `ValueError` for prompt tuning and p-tuning of a classifier that reads its last token.
 
-    Both prepend virtual tokens as embeddings. Without token ids, a decoder classifier cannot find the last token that
-    is not padding. It reads the last position (transformers 5.17 and 5.23), so that the probabilities of a row depend
-    on the other rows of its batch. Encoders read the first position or mask the padding. Prefix tuning keeps the token
-    ids.
+    These methods prepend virtual tokens as embeddings. Without token ids, a decoder classifier cannot find the last
+    token that is not padding. It reads the last position (transformers 5.17 and 5.23), so that the probabilities of a
+    row depend on the other rows of its batch. Encoders read the first position or mask the padding. Prefix tuning
+    keeps the token ids.
     """
     # "CARTRIDGE" is a kind of prefix tuning, too. Older versions of PEFT do not have it.
     is_prefix = peft_config.peft_type == PeftType.PREFIX_TUNING or peft_config.peft_type == "CARTRIDGE"
@@ -136,7 +136,7 @@ def refuse_problem_type(config: PreTrainedConfig) -> None:
     if problem_type not in (None, "single_label_classification"):
         raise ValueError(
             f"model.config.problem_type: got {problem_type!r}, expected 'single_label_classification', since losses "
-            "and probabilities assume classes that exclude each other. If they do, set "
+            "and probabilities assume classes that exclude each other. For exclusive classes, set "
             "model.config.problem_type=None."
         )
 
@@ -145,8 +145,8 @@ def check_loss(loss_type: str, n_classes: int) -> None:
     """Raises `ValueError` for a loss that a classifier of `n_classes` cannot be trained with."""
     if loss_type in THRESHOLD_LOSSES and n_classes != 2:
         raise ValueError(
-            f"loss_type: got {loss_type!r} and a model of {n_classes} classes, expected two classes, which its "
-            "threshold divides. Use 'adaptive_confidence', which takes any number of classes."
+            f"loss_type: got {loss_type!r} and a model of {n_classes} classes, expected two classes, because "
+            "this loss has a threshold on P(class 1). Use 'adaptive_confidence', which supports any number of classes."
         )
 
 
@@ -272,7 +272,7 @@ def check_columns(
 
 
 def check_pair_columns(dataset: Any, name: str, args: RewardConfig) -> None:
-    """Calls [`check_dataset`] and [`check_columns`] for pairs; for each set if there are several."""
+    """Calls [`check_dataset`] and [`check_columns`] for a dataset of pairs, or for each dataset of a dictionary."""
     for which, part in named_parts(dataset, name).items():
         check_dataset(part, which, (datasets.Dataset, datasets.IterableDataset))
         if args.remove_unused_columns:

@@ -177,7 +177,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             raise ValueError(
                 "Got a model whose weights are split over processes (FSDP, DeepSpeed ZeRO-3), expected a whole model "
-                f"on each. {advice}"
+                f"on each process. {advice}"
             )
 
     # ---- Evaluation and prediction ----

@@ -70,7 +70,7 @@ class WholeEpochs(TrainerMixin):
     - `batch_rebalance` with fewer rows in the last step than batches,
     - `even_batches=False`.
 
-    A subclass that overrides `get_train_dataloader` is responsible for its rows.
+    Subclasses that replace `get_train_dataloader` are not checked for these cases.
     """
 
     @abstractmethod
@@ -118,8 +118,8 @@ class WholeEpochs(TrainerMixin):
                 if not sampler.even_batches and 0 < n_last <= (sampler.num_processes - 1) * sampler.batch_size:
                     raise ValueError(
                         f"accelerator_config: got even_batches=False, expected True. Some of {sampler.num_processes} "
-                        f"processes would have no batch in the last step of an epoch ({n_last} rows), and the others "
-                        "would wait for them. Set even_batches=True. Repeated rows then do not count."
+                        f"processes would have no batch in the last step of an epoch ({n_last} rows). The other "
+                        "processes would wait for them. Set even_batches=True. Repeated rows then do not count."
                     )
             elif not isinstance(dataloader, DataLoaderDispatcher):
                 logger.warning(

@@ -39,14 +39,14 @@ class ResumableTraining(TrainerMixin):
 
     [`~transformers.Trainer`] gives another result in these cases, without an error. With this class:
 
-    - The best checkpoint is found next to the resumed one, also if their directory was moved. A missing best
+    - The best checkpoint is found next to the resumed one, even if their directory was moved. A missing best
       checkpoint is an error (`load_best_model_at_end`).
     - A training that was interrupted after its last step makes no further step.
     - A checkpoint that has no optimizer (`save_only_model=True`), is truncated, or belongs to another model is an
       error.
     - A resumed training with another number of rows per optimizer step, or with another number or order of rows, is
       an error. So is a number of steps that the checkpoint already exceeds.
-    - P-tuning and projected prefixes are errors, since their checkpoints lack a part of the trained weights.
+    - P-tuning and projected prefixes are refused, since their checkpoints lack a part of the trained weights.
     - The patience of [`~transformers.EarlyStoppingCallback`] is restored.
     """
 
@@ -83,7 +83,7 @@ class ResumableTraining(TrainerMixin):
             if newest is None:
                 raise ValueError(
                     f"resume_from_checkpoint: got True, expected a complete checkpoint in {self.args.output_dir}. "
-                    "Train without it, or pass the path of a checkpoint."
+                    "Train without resume_from_checkpoint, or pass the path of a checkpoint."
                 )
             resume_from_checkpoint = newest
         if resume_from_checkpoint:
@@ -143,8 +143,8 @@ class ResumableTraining(TrainerMixin):
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(
-                f"{where}, where trainer_state.json is missing or cut off, expected a whole checkpoint of a trainer. "
-                "Pass another checkpoint, or train without it."
+                f"{where}, where trainer_state.json is missing or truncated, expected a whole checkpoint of a "
+                "trainer. Pass another checkpoint, or train without resume_from_checkpoint."
             ) from error
         lost = self._missing_state(checkpoint)
         if lost:
@@ -157,13 +157,13 @@ class ResumableTraining(TrainerMixin):
             # New workers draw a random number that the uninterrupted training drew once, before the checkpoint.
             raise ValueError(
                 f"{where}, and dataloader_persistent_workers=True with dropout or NEFTune, expected False, since "
-                "random numbers would differ from those of an uninterrupted training. Set "
+                "the random numbers would not be the same as in an uninterrupted training. Set "
                 "dataloader_persistent_workers=False."
             )
         for file in sorted(checkpoint.iterdir()):
             if not _is_whole(file):
                 raise ValueError(
-                    f"{where}, where {file.name} is cut off, expected a whole checkpoint. Pass another checkpoint."
+                    f"{where}, where {file.name} is truncated, expected a whole checkpoint. Pass another checkpoint."
                 )
         self._best_checkpoint = _best_checkpoint_beside(checkpoint, state)
         if self.args.load_best_model_at_end and state.best_model_checkpoint and self._best_checkpoint is None:
@@ -176,7 +176,7 @@ class ResumableTraining(TrainerMixin):
 
     @property
     def _draws_random_numbers(self) -> bool:
-        """Returns whether the training draws random numbers in addition to those for the order of its rows."""
+        """Returns whether the training draws random numbers besides the numbers for the order of its rows."""
         return not getattr(self.args, "disable_dropout", False) or self.args.neftune_noise_alpha is not None
 
     def _missing_state(self, checkpoint: Path) -> list[str]:

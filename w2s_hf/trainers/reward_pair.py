@@ -47,18 +47,18 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     Without a column `soft_label`, the loss at every step is as in [`~trl.RewardTrainer`] (with `margin` and
     `center_rewards_coefficient`). A column with `soft_label=1.0` in all rows gives the same loss. If the accumulated
     batches of a step differ in size, TRL gives equal weight to each batch. This trainer gives equal weight to each
-    pair. Every loss is a mean over the pairs of the whole step, on all ranks. The cut of the step into batches
-    therefore does not change the trained model.
+    pair. Every loss is a mean over the pairs of the whole step, on all ranks. The division of the step into
+    batches therefore does not change the trained model.
 
     Overridden methods, and the reasons:
 
     - `compute_loss`: calls TRL's method for its metrics, and then computes the loss on soft labels.
-    - `get_batch_samples`, `training_step`: count the pairs of the whole step, find the threshold over them, and cut
-      micro-batches of bounded tokens, as in [`WeakToStrongTrainer`]. The confidence loss hardens the class "the first
-      response is better". The two responses are in an order by a hash, independent of the preference, so that the
-      prior is one half. (In the order of the dataset the prior would be one, and the threshold would reveal the
-      preference.)
-    - `train`: resumes, and refuses an unknown `metric_for_best_model`, as [`WeakToStrongTrainer`].
+    - `get_batch_samples`, `training_step`: count the pairs of the whole step and find the threshold over them. As in
+      [`WeakToStrongTrainer`], they split batches into micro-batches of bounded tokens. The confidence loss hardens the
+      class "the first response is better". The two responses are in an order by a hash, independent of the preference,
+      so that the prior is one half. (In the order of the dataset the prior would be one, and the threshold would
+      reveal the preference.)
+    - `train`: resumes, and refuses an unknown `metric_for_best_model`, like [`WeakToStrongTrainer`].
     - `prediction_step`, `predict`: return `(N, 2)` float32 rewards (rejected, chosen), one row per pair, in row order.
       TRL returns two rows per pair, block by block, and loses some of them in the last batch. Arguments may leave
       pairs out (`dataloader_drop_last`, `prediction_loss_only`). [`predict_proba`] always returns all pairs.
@@ -91,10 +91,10 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
 
     Raises:
         ValueError: `args` has another class or `use_liger_kernel=True`. Rows are not a dataset, or are empty. A column
-            is missing, or an unread column looks like soft labels. Soft labels are outside [0, 1] (rows named), or
-            there is also a margin. The tokenizer has no end-of-text token. Pairs have more tokens than the model has
-            positions. The model is frozen. Adapters are added to adapters, have another task type, or are prompt
-            tuning of a decoder. There are several GPUs in one process.
+            is missing, or an unread column looks like soft labels. Soft labels are outside [0, 1] (the message names
+            the rows), or there is also a margin. The tokenizer has no end-of-text token. Pairs have more tokens than
+            the model has positions. The model is frozen. Adapters are added to adapters, have another task type, or
+            are prompt tuning of a decoder. There are several GPUs in one process.
 
     Example:
 

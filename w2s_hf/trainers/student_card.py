@@ -1,4 +1,4 @@
-"""The model card of a trainer's student, and the upload of both to the Hub."""
+"""Writes the model card of a trainer's student, and uploads the card and the student to the Hub."""
 
 import time
 from concurrent.futures import Future

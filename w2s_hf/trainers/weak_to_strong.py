@@ -63,7 +63,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     - `train`: refuses a frozen model, and a `metric_for_best_model` that the evaluation does not report, before the
       first step. A resumed training ends as it would have without the interruption, or raises an error before its
       first step; see [`w2s_hf.trainers.resuming.ResumableTraining`].
-    - `training_step`: cuts a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
+    - `training_step`: splits a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
     - `_prepare_inputs`: moves padding to the side that the architecture needs, independent of `padding_side`.
     - `evaluate`, `predict`: accept raw text, and `predict` accepts rows without labels.
     - `call_model_init`: disables dropout and casts adapters to float32 in models of `model_init`, too.
@@ -79,8 +79,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         data_collator (`Callable`, *optional*): Defaults to [`w2s_hf.collators.WeakToStrongCollator`].
         train_dataset, eval_dataset ([`~datasets.Dataset`], *optional*):
             Rows with `labels`: an integer class, a float P(class 1), or a list of C probabilities. They also have
-            `input_ids`, or a text column, which is tokenized. Too long texts of [`load_task`] lose a part of their
-            context, and other texts their end. Streamed datasets must be tokenized. The columns `id` and
+            `input_ids`, or a text column, which is tokenized. Too long texts of [`load_task`] are truncated in
+            their context, and other texts at the end. Streamed datasets must be tokenized. The columns `id` and
             `ground_truth` are allowed. A warning names other columns, which are not read.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The tokenizer. It is loaded if `model` is a name.
@@ -92,11 +92,11 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
     Raises:
         ValueError: `args` has another class or `use_liger_kernel=True`. Rows are not a dataset, or are empty,
-            unlabelled or a stream of texts. Labels are not probabilities (rows named). There are both `label` and
-            `labels`, or an unread column that looks like labels. Rows have more tokens than the model has positions.
-            Adapters are added to adapters, or are prompt tuning of a decoder. The model is frozen, has one output, or
-            has the `problem_type` of several labels. The loss is for two classes and the model has more. There is LoRA
-            dropout with `disable_dropout=True`. There are several GPUs in one process.
+            unlabelled or a stream of texts. Labels are not probabilities (the message names the rows). There are
+            both `label` and `labels`, or an unread column that looks like labels. Rows have more tokens than the model
+            has positions. Adapters are added to adapters, or are prompt tuning of a decoder. The model is frozen, has
+            one output, or has the `problem_type` of several labels. The loss is for two classes and the model has
+            more. There is LoRA dropout with `disable_dropout=True`. There are several GPUs in one process.
 
     Example:
 
@@ -148,7 +148,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             )
         elif quantization_config is not None or peft_config is not None:
             name = "quantization_config" if peft_config is None else "peft_config"
-            raise ValueError(f"Got a {name} and no model, expected a base model or its name. Let model_init use it.")
+            raise ValueError(f"Got a {name} and no model, expected a base model or its name. Use it in model_init.")
         # call_model_init needs both attributes before Trainer sets them.
         self.args, self.processing_class = args, processing_class
         if model is not None:

@@ -72,7 +72,7 @@ class WholeStepLoss(WholeEpochs, ABC):
         """
         Fetches the batches of an optimizer step on this rank, and counts the rows of the step on all ranks.
 
-        A loss divided by this number is the same for every cut of the step into batches and ranks. The base class
+        A loss divided by this number is the same for every division of the step into batches and ranks. The base class
         would count the elements of the labels, and a soft label has C elements.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -293,8 +293,8 @@ class WholeStepLoss(WholeEpochs, ABC):
                 logits, soft_labels, aux_weight=aux_weight, threshold=threshold, reduction="none"
             )
         raise NotImplementedError(
-            f"loss_type: got {args.loss_type!r} of LOSS_TYPES, expected one that WholeStepLoss computes. Add a branch "
-            "for it to WholeStepLoss._losses."
+            f"loss_type: got {args.loss_type!r} of LOSS_TYPES, expected a loss that WholeStepLoss computes. Add a "
+            "branch for it to WholeStepLoss._losses."
         )
 
     def _global_threshold(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor | None:
@@ -331,8 +331,8 @@ def load_model(
     lora_dropout = getattr(peft_config, "lora_dropout", None)
     if lora_dropout and args.disable_dropout:
         raise ValueError(
-            f"Got lora_dropout={lora_dropout} and disable_dropout=True, which would set it to 0, expected only one of "
-            f"them. Set lora_dropout=0, or {type(args).__name__}(disable_dropout=False)."
+            f"Got lora_dropout={lora_dropout} and disable_dropout=True, which sets dropout to 0, expected only one of "
+            f"these settings. Set lora_dropout=0, or {type(args).__name__}(disable_dropout=False)."
         )
     expected = "CAUSAL_LM" if task_type == "CAUSAL_LM" else "SEQ_CLS"
     if peft_config is not None and peft_config.task_type is None:
