@@ -728,7 +728,7 @@ def test_labels_of_any_form_are_trained_on(labels, tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (lambda values: torch.tensor([2.0 * value for value in values]), r"labels: got .* expected \[0, 1\]"),
+        (lambda values: torch.tensor([2.0 * value for value in values]), r"labels: got .* values in \[0, 1\]"),
         (lambda values: torch.tensor(values) * 0 - 100, "labels: got class -100 in rows 0, 1, .* expected 0 to 1"),
         (None, "got batches with 'input_ids', 'attention_mask', expected 'labels' among them"),
     ],

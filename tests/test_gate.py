@@ -47,7 +47,7 @@ def test_all_records_keep_unknown_keys():
 def test_a_missing_key_is_named():
     content = json.loads(FILES[0].read_text())["runs"][0]
     del content["ceiling"]
-    with pytest.raises(ValueError, match="SeedResult: got no 'ceiling', expected it as in"):
+    with pytest.raises(ValueError, match="SeedResult: got no 'ceiling', expected this key"):
         SeedResult.from_dict(content)
 
 

@@ -245,7 +245,7 @@ def size_label(parameters: float) -> str:
 
 
 def clipped(name: str, longest: int = 28) -> str:
-    """Returns a name on one line, cut to `longest` characters."""
+    """Returns a name on one line, truncated to `longest` characters."""
     name = " ".join(str(name).split())
     return name if len(name) <= longest else name[: longest - 1] + "…"
 

@@ -82,8 +82,8 @@ def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = N
     out_of_range = np.flatnonzero(((values < -1e-6) | (values > 1 + 1e-6)).any(axis=1))
     if len(out_of_range):
         raise ValueError(
-            f"labels: got {values[out_of_range[0]].tolist()} in {_named(ids, out_of_range)}, expected [0, 1]. "
-            "Correct these labels."
+            f"labels: got {values[out_of_range[0]].tolist()} in {_named(ids, out_of_range)}, expected values in "
+            "[0, 1]. Correct these labels."
         )
     wrong_sum = np.flatnonzero(np.abs(values.sum(axis=1) - 1) > 1e-3)
     if len(wrong_sum):

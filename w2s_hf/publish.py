@@ -53,9 +53,9 @@ def student_files(
             `"peft"` for adapters, `"transformers"` for a whole model. Files of the other kind, which an earlier
             training may have left in the directory, are ignored.
         base_model (`str`, *optional*):
-            The Hub id of the base, which replaces the one in the adapter configuration. By default, only the last part
-            of the path of a local base is kept, as a relative path. Paths of this machine are not published, and the
-            value is not mistaken for a Hub id.
+            The Hub id of the base, which replaces the name in the adapter configuration. By default, only the last
+            part of the path of a local base is kept, as a relative path. Paths of this machine are not published, and
+            the value is not mistaken for a Hub id.
 
     Raises:
         FileNotFoundError: The student does not exist.
@@ -68,7 +68,8 @@ def student_files(
     config_file = "adapter_config.json" if is_peft else "config.json"
     if config_file not in files or not any(name.endswith(".safetensors") for name in files):
         raise FileNotFoundError(
-            f"{directory}: got a directory without a student, expected {config_file} and *.safetensors."
+            f"{directory}: got a directory without a student, expected {config_file} and *.safetensors. "
+            "Check the path."
         )
     if is_peft:
         config = json.loads((directory / config_file).read_text())

@@ -243,7 +243,8 @@ def _rename_to_default(student: PeftModel) -> None:
     names, active = ", ".join(student.peft_config), student.active_adapters
     if len(active) > 1:
         raise ValueError(
-            f"Got {len(active)} active adapters ({', '.join(active)}), expected one. Choose one with set_adapter."
+            f"Got {len(active)} active adapters ({', '.join(active)}), expected one active adapter. "
+            "Choose it with set_adapter."
         )
     if not active or active[0] == "default":
         return

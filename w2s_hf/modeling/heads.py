@@ -134,8 +134,8 @@ def output_layer(head: nn.Module) -> nn.Linear:
     layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise ValueError(
-            f"{type(head).__name__}: got a classification head without a linear layer, expected one. Use a model of "
-            "another architecture."
+            f"{type(head).__name__}: got a classification head without a linear layer, expected a linear layer. Use "
+            "a model of another architecture."
         )
     return layers[-1]
 
@@ -245,7 +245,10 @@ def _whole(layer: nn.Module) -> Iterator[None]:
 
 def _number_tokens(tokenizer: PreTrainedTokenizerBase | None, n: int) -> list[int]:
     if tokenizer is None:
-        raise ValueError("head initialization 'unembedding': got no tokenizer, expected one. Pass `tokenizer`.")
+        raise ValueError(
+            "head initialization 'unembedding': got no tokenizer, expected the tokenizer of the model. "
+            "Pass `tokenizer`."
+        )
     token_ids = []
     for number in range(n):
         encoded = tokenizer(str(number), add_special_tokens=False)["input_ids"]

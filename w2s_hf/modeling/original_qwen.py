@@ -127,7 +127,7 @@ def qwen2_config(config: dict, name: str, **changes) -> Qwen2Config:
         raise ValueError(
             f"{name}: got {', '.join(unsupported)}, which Qwen2 does not have, expected Qwen/Qwen-1_8B, -7B, -14B, "
             "-72B or a finetuned version of these. (Models of the first Qwen family are loaded as Qwen2.) Use one of "
-            "these, with --load_in_4bit for 4 bit."
+            "these, with --load_in_4bit for 4-bit weights."
         )
     missing = [key for key in _NEEDED if key not in config]
     if missing or not {"seq_length", "max_position_embeddings"} & set(config):

@@ -64,8 +64,8 @@ class ModelSpec:
         if directory.is_dir():
             if revision != "main":
                 raise ValueError(
-                    f"{option}: got the revision {revision!r} of the directory {name_or_path!r}, expected none. Only "
-                    "Hub repositories have revisions. Remove the revision, or pass a Hub id."
+                    f"{option}: got the revision {revision!r} of the directory {name_or_path!r}, expected no "
+                    "revision. Only Hub repositories have revisions. Remove the revision, or pass a Hub id."
                 )
             if not (directory / "config.json").is_file():
                 raise FileNotFoundError(

@@ -79,8 +79,8 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
         # their last token is read. Pairs end with an end-of-text token, and the token before it is read.
         if tokenizer.eos_token is None:
             raise ValueError(
-                f"{name_or_path}: got a tokenizer with neither a padding nor an end-of-text token, expected one. Set "
-                "`pad_token` in its tokenizer_config.json."
+                f"{name_or_path}: got a tokenizer with neither a padding nor an end-of-text token, expected one of "
+                "them. Set `pad_token` in its tokenizer_config.json."
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -404,7 +404,9 @@ def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
         return {**kwargs, "quantization_config": requested}
     bits = 4 if stored.get("load_in_4bit") else 8
     if requested is not None and getattr(requested, f"load_in_{bits}bit") is False:
-        logger.warning(f"{name_or_path}: the checkpoint is stored in {bits} bit. Other options are ignored.")
+        logger.warning(
+            f"{name_or_path}: the checkpoint is stored in {bits} bit. Other quantization options are ignored."
+        )
     config.quantization_config = stored | {"llm_int8_skip_modules": [*(stored["llm_int8_skip_modules"] or []), *skip]}
     other = {key: value for key, value in kwargs.items() if key not in {*fields, "quantization_config"}}
     return {**other, "config": config}

@@ -10,7 +10,7 @@ __all__ = ["Record", "always", "named", "rest"]
 
 
 def always(default: Any = None, factory: Any = None) -> Any:
-    """Returns a field that is always written to JSON, also if it is null or empty."""
+    """Returns a field that is always written to JSON, even if it is null or empty."""
     kwargs = {"default": default} if factory is None else {"default_factory": factory}
     return dataclasses.field(**kwargs, metadata={"always": True})
 
@@ -51,7 +51,7 @@ class Record:
             elif key in remaining:
                 values[part.name] = _read(kinds[part.name], remaining.pop(key), f"{cls.__name__}.{key}")
             elif _is_required(part):
-                raise ValueError(f"{cls.__name__}: got no {key!r}, expected it as in a results.json of schema 1.")
+                raise ValueError(f"{cls.__name__}: got no {key!r}, expected this key of schema 1.")
         return cls(**values)
 
     def to_dict(self) -> dict:

@@ -164,7 +164,7 @@ class StudentResult(Record):
         weak_labels (`str`): Directory of its training labels, in the output directory.
         hardware (`str`, *optional*): Hardware of the training.
         against_plain_ceiling ([`Pgr`], *optional*): PGR against the ceiling without generative finetuning.
-        links (`list` of [`LinkResult`]): Links of the chain, of which the student is the last.
+        links (`list` of [`LinkResult`]): Links of the chain. The last link is the student.
         direct (`dict` of [`DirectResult`]): The same student without the chain, trained on the rows of its last link
             (`same_rows`) and on the rows of all links (`all_rows`).
         fingerprint (`str`, *optional*): Hash that is equal for all seeds of an experiment, see
@@ -253,7 +253,7 @@ class SeedResult(Record):
     @property
     def above_ceiling(self) -> dict[str, float]:
         """
-        The accuracies of baselines that are above the ceiling although they are the same model before finetuning.
+        The accuracies of baselines that are above the ceiling, although they use its model without finetuning.
 
         These are a linear probe and prompts, also with a calibrated threshold (`accuracy_at_median`,
         `accuracy_content_free`).
@@ -393,7 +393,9 @@ class ExperimentResult(Record):
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"Got {path}, expected a results.json: {error}") from error
+            raise ValueError(
+                f"Got {path}, expected a results.json: {error}. Pass the file of a finished experiment."
+            ) from error
         if not is_results(content):
             raise ValueError(
                 f"Got {path}, expected a results.json of schema 1. Pass the file of a finished experiment."
@@ -401,7 +403,9 @@ class ExperimentResult(Record):
         try:
             return cls.from_dict(content)
         except ValueError as error:
-            raise ValueError(f"Got {path}, expected a results.json of schema 1: {error}") from error
+            raise ValueError(
+                f"Got {path}, expected a results.json of schema 1: {error} Pass the file of a finished experiment."
+            ) from error
 
     def write(self, path: str | Path) -> None:
         """Writes a `results.json`. The file is renamed when it is complete."""

@@ -45,8 +45,8 @@ def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     such students and their files. `drop_duplicates` as above keeps the row of the first file.
 
     Args:
-        sources (`str`, `Path` or an iterable of them): Files `results.json`, directories to look for them in (and for
-            the cells of sweeps), or patterns of [`glob`](https://docs.python.org/3/library/glob.html). A file is read
+        sources (`str`, `Path` or an iterable of them): Files `results.json`, directories that contain results of
+            experiments or sweeps, or patterns of [`glob`](https://docs.python.org/3/library/glob.html). A file is read
             once, even if several sources contain it. Directories and patterns skip other files with a warning.
 
     Returns:
@@ -150,7 +150,10 @@ def _read_if_results(path: Path) -> ExperimentResult | None:
             try:
                 return ExperimentResult.from_dict({**content["results"], "runs": [content["entry"]]})
             except ValueError as error:
-                raise ValueError(f"Got {path}, expected a finished cell of a sweep: {error}") from error
+                raise ValueError(
+                    f"Got {path}, expected a finished cell of a sweep: {error} Remove the file and "
+                    "run the sweep again."
+                ) from error
     logger.warning(f"{path}: skipped, because it has no results of an experiment or a sweep.")
     return None
 

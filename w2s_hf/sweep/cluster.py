@@ -39,7 +39,7 @@ def run_on_cluster(
         session ([`Session`]): Its output directory is in a folder that all machines share under this path.
         rounds: The jobs from [`w2s_hf.sweep.grid.rounds_of`]. Each round is finished before the next one starts.
         on_record (`Callable`): Called with each cell and its record.
-        address (`str`): The address of the cluster, as in `ray.init`.
+        address (`str`): The address of the cluster, such as `ray://HOST:PORT`. `auto` is the cluster of this machine.
         n_cpus, n_gpus (`float`): Resources of a job.
         accelerate_config (`str`, *optional*): Launch every job with accelerate and this configuration.
 
@@ -131,7 +131,7 @@ def _work(job: dict, session: dict, variables: dict[str, str], accelerate_config
     try:
         if process.wait():
             raise RuntimeError(
-                f"accelerate launch ended with {process.returncode}; see its log on {os.uname().nodename}."
+                f"accelerate launch ended with exit code {process.returncode}. See its log on {os.uname().nodename}."
             )
     finally:
         process.kill()  # if this worker was stopped

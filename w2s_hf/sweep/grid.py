@@ -183,7 +183,10 @@ def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[C
     for reason, count in skipped.items():
         logger.warning(f"{count} cells of the grid are left out: {reason}")
     if not cells:
-        raise ValueError("Got a grid without cells. Name students that come after a supervisor, small to large.")
+        raise ValueError(
+            "Got a grid without cells, expected at least one cell. List --student_models from small to "
+            "large, with a student larger than a supervisor."
+        )
     return cells
 
 

@@ -293,7 +293,7 @@ def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
                 axes.errorbar(places, mine["pgr"], bars, fmt="none", ecolor=color, capsize=3, lw=1.1, zorder=2)
                 unbounded = places[mine["pgr"].notna() & mine["pgr_low"].isna()]
                 axes.vlines(unbounded, *limits, color=color, linestyle=":", lw=1.1, zorder=2)
-            # The line to a median beyond the axis is cut at the edge.
+            # The line to a median beyond the axis ends at the edge.
             axes.plot(x, median, zorder=3, **(style | {"marker": "none"}), **_LINE)
             _pgr_points(axes, x, median, edge_size=8, zorder=4, **(style | {"linestyle": "none"}), **_LINE)
             for student, value in median[~median.between(*limits)].dropna().items():

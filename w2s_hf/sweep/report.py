@@ -103,7 +103,7 @@ def _facts(table: pd.DataFrame, done: pd.DataFrame) -> dict[str, object]:
 
 
 def _figures(table: pd.DataFrame, directory: Path) -> dict[str, dict | None]:
-    """Draws the figures. Returns the file and the `<img>` content of each one; `None` for figures without panels."""
+    """Draws the figures. Returns the file and `<img>` content of each figure; `None` for figures without panels."""
     figures: dict[str, dict | None] = {}
     for name, draw in _FIGURES.items():
         svg = draw(table, directory)

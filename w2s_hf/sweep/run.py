@@ -49,7 +49,9 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
     output_dir = Path(args.output_dir).resolve()
     state = PartialState()
     if state.num_processes > 1 and args.engine == "ray":
-        raise ValueError("Got --engine ray and several processes, expected one. Start the sweep without a launcher.")
+        raise ValueError(
+            "Got --engine ray and several processes, expected one process. Start the sweep without a launcher."
+        )
     sources = {setting: str(path) for setting, path in config_files(args, configs_dir).items()}
     session = Session(str(output_dir), options, sources)
     first = {cell.setting: session.experiment(cell) for cell in first_cells(args)}

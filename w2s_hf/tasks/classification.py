@@ -1,8 +1,9 @@
 """Defines the binary classification tasks.
 
-The paper lists its 22 tasks in table 1 but publishes only seven prompts (table 2). The templates are therefore ours.
-The sentence or answer to be judged comes last in a template, because a decoder's head reads the last token. Rows that
-share a question or a premise stay in one half (paper, A.1). The columns that define such a group are our choice.
+The paper lists its 22 tasks in table 1 but publishes only seven prompts (table 2). This package therefore uses
+its own templates. The sentence or answer to be judged comes last in a template, because a decoder's head reads the
+last token. Rows that share a question or a premise stay in one half (paper, A.1). The columns that define such a group
+are our choice.
 """
 
 from .prompt import PromptFormat

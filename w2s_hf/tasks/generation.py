@@ -100,7 +100,7 @@ class GenerationTask(AnyTask):
         return answer is not None and answer == self.parse(row["ground_truth"])
 
     def is_same(self, completion: Completion, other: Completion, row: dict) -> bool:
-        """Returns whether two completions of a row have the same answer or, if neither has one, the same text."""
+        """Returns whether completions of a row have the same answer or, if neither has an answer, the same text."""
         answer, other_answer = self._answer(completion), self._answer(other)
         return completion.text == other.text if answer is None and other_answer is None else answer == other_answer
 
@@ -230,7 +230,7 @@ class CompletionLoader(Loader):
             )
 
     def _drop_long_prompts(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase) -> list[dict]:
-        """Returns the examples whose prompts leave room for a completion, and counts the others."""
+        """Returns the examples whose prompts leave room for a completion, and counts the dropped examples."""
         prompts, completions = completion_lengths(
             [example["prompt"] for example in examples], [example["ground_truth"] for example in examples], tokenizer
         )

@@ -118,7 +118,8 @@ def check_enough(task: AnyTask, sizes: dict[str, int | None], n_available: int) 
     raise ValueError(
         f"{task.name}: got {', '.join(f'{option} {n}' for option, n in by_option.items())}, {n_wanted} training rows "
         f"in total, expected at most {n_available}, the number of usable rows. Set {largest} {fewer} and reduce the "
-        "other options in proportion. (By default --n_weak equals --n_train, and --n_validation is a tenth of both.)"
+        "other options in proportion. (By default --n_weak equals --n_train, and --n_validation is a tenth of their "
+        "sum.)"
     )
 
 

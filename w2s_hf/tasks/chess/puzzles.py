@@ -126,7 +126,7 @@ class ChessTask(GenerationTask):
         return score_of(completion, row).correct
 
     def is_same(self, completion: Completion, other: Completion, row: dict) -> bool:
-        """Returns whether two completions begin with the same legal move or, if neither has one, are equal."""
+        """Returns whether two completions have the same legal move or, if neither has a legal move, are equal."""
         move, other_move = score_of(completion, row).move, score_of(other, row).move
         return move == other_move if move or other_move else completion.text == other.text
 
@@ -204,9 +204,9 @@ def load_puzzles(
     Loads puzzles, drops broken puzzles, and splits the rest by game.
 
     All puzzles of a game stay in one part, so that no test game is used for training. `GameUrl` or `GameId` identifies
-    the game, and a transcript that continues another transcript belongs to the same game. If a row has neither, only
-    puzzles with equal positions stay together, and a warning gives the number of such rows. If several
-    rows have equal prompts, one of them is used. If their moves differ, all of them are dropped.
+    the game, and a transcript that continues another transcript belongs to the same game. If a row has neither column,
+    only puzzles with equal positions stay together, and a warning gives the number of such rows. If several rows have
+    equal prompts, one of them is used. If their moves differ, all of them are dropped.
 
     Args:
         task ([`ChessTask`]): The task.
