@@ -755,8 +755,8 @@ def readme_text(groups: Sequence[Group]) -> str:
         overview(groups, short=True),
         "![Test accuracy of supervisors, students and ceilings](docs/figures/results.png)",
         "Empty cells were not run. Without a clear gap between supervisor and ceiling, PGR is not meaningful. "
-        f"These commands train the models on one thread: {', '.join(commands)}. Rows and models were "
-        "[local copies](docs/results.md#how-it-was-measured). Rows and weights from the Hub give other numbers.",
+        f"These commands train the models. Their times are for `OMP_NUM_THREADS=1`: {', '.join(commands)}. Rows and "
+        "models were [local copies](docs/results.md#how-it-was-measured). Those on the Hub may give other numbers.",
     ])  # fmt: skip
 
 

@@ -372,10 +372,13 @@ def test_the_prompt_of_the_guide_suits_the_student_of_cpu_real():
     """With the answers 0 and 1, `--head_init answers` would raise an error."""
     page = (Path(__file__).parents[1] / "docs" / "guides" / "own_task.md").read_text()
     namespace = {}
-    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], namespace)
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        if "PromptFormat" in block:
+            exec(block, namespace)
     tokenizer = AutoTokenizer.from_pretrained(real_model())
-    first, second = head_tokens(tokenizer, namespace["SPAM"].prompt)
-    assert first != second
+    for name in ("SPAM", "QUESTIONS", "SCIENCE"):
+        first, second = head_tokens(tokenizer, namespace[name].prompt)
+        assert first != second
     with pytest.raises(ValueError, match="expected different first tokens"):
         head_tokens(tokenizer, PromptFormat())
 

@@ -112,7 +112,7 @@ class LabelsById(ABC):
         if len(set(ids)) != len(ids):
             raise ValueError(
                 f"join: got {len(ids) - len(set(ids))} repeated ids in the rows, expected unique ids. Remove "
-                "the repeated rows, or use the ids of the weak labels."
+                "the repeated rows, or give each row the id of its own weak label."
             )
         positions = self._positions(ids)
         if "ground_truth" in dataset.column_names:

@@ -149,7 +149,7 @@ def _pgr_note(summary: MethodSummary) -> str:
 
 
 def _error(value: float, low: float, high: float) -> list[list[float]]:
-    """Returns the distances to the ends of an interval. Rounding can make them negative, which `errorbar` rejects."""
+    """Returns the distances to the ends of an interval, at least 0, because `errorbar` rejects negative numbers."""
     return [[max(value - low, 0.0)], [max(high - value, 0.0)]]
 
 

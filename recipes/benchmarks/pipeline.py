@@ -297,7 +297,7 @@ def main() -> None:
     }
     if options.output_file:
         options.output_file.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"Our experiment is {report['ratio']:.2f} times as fast as the published settings.")
+    print(f"Our experiment is {report['ratio']:.2f} times as fast as the published settings (median).")
     print(f"Number of rows: {n_rows['trained']} for training (per epoch), {n_rows['predicted']} for prediction.\n")
     print_results(results)
     largest = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())

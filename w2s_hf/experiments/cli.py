@@ -109,7 +109,7 @@ _ESSENTIAL = {
     "dataset_path": "Local directory or file of the rows. Default: download from the Hub.",
     "methods": f"Training methods: {' '.join((*METHODS, BOOTSTRAP))}.",
     "seeds": "Random seeds. Each seed runs the whole experiment once.",
-    "n_train": "Training rows of students and ceiling. Default: 45 %% of all rows.",
+    "n_train": "Training rows of students and ceiling. Default: 45 %% of the training rows.",
     "n_weak": "Training rows of the supervisor. Default: the value of --n_train.",
     "n_test": "Number of test rows. Default: all.",
     "max_train_rating": "Also train on puzzles up to this rating, and test on harder puzzles.",
@@ -430,8 +430,8 @@ def check_reporting(report_to: list[str]) -> None:
     missing = [name for name in report_to if name not in installed]
     if missing:
         raise ValueError(
-            f"--report_to: got {missing[0]}, which is unknown or not installed, expected some of "
-            f"{', '.join(installed) or '(no tracker is installed)'}. Install it, or set --report_to none."
+            f"--report_to: got {missing[0]}, which is unknown or not installed, expected none or "
+            f"installed trackers ({', '.join(installed) or 'there are none'}). Install it, or set --report_to none."
         )
 
 

@@ -276,7 +276,7 @@ class ExperimentArguments:
             raise ValueError(
                 f"--methods {BOOTSTRAP}: got --student_model {self.student_model}, expected one of --ladder "
                 f"{' '.join(self.ladder)} with another model before it. If --weak_model is in --ladder, only the "
-                "models between it and the student count. List a smaller model before the student in --ladder."
+                "models between it and the student count. Add a model directly before the student."
             )
 
     @property

@@ -254,8 +254,8 @@ def _number_tokens(tokenizer: PreTrainedTokenizerBase | None, n: int) -> list[in
         encoded = tokenizer(str(number), add_special_tokens=False)["input_ids"]
         if len(encoded) != 1 or encoded[0] == tokenizer.unk_token_id:
             raise ValueError(
-                f"head initialization 'unembedding': got the class {number}, whose name is not a single known "
-                "token of this tokenizer, expected one token per class. Use --head_init normal."
+                f"head initialization 'unembedding': got the class number {number}, which is not a single "
+                "known token of this tokenizer, expected one token per class. Use --head_init normal."
             )
         token_ids.append(encoded[0])
     return token_ids

@@ -116,8 +116,8 @@ def qwen2_config(config: dict, name: str, **changes) -> Qwen2Config:
         (`use_logn_attn`, `use_dynamic_ntk`), which Qwen2 does not have, `past_trained_length` names them.
 
     Raises:
-        ValueError: The model uses features that Qwen2 does not have. It is a GPTQ checkpoint (`-Int4`, `-Int8`). It is
-            Qwen-VL or Qwen-Audio, which have the same model type. The message names the feature.
+        ValueError: The model has features that Qwen2 does not have. The message names the feature. Examples are GPTQ
+            checkpoints (`-Int4`, `-Int8`), and Qwen-VL and Qwen-Audio, which have the same model type.
     """
     unsupported = [f"{key}={config[key]!r}" for key, value in _FIXED.items() if config.get(key, value) != value]
     unsupported += [f"a {key!r} part" for key in ("visual", "audio") if key in config]

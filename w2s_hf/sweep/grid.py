@@ -83,7 +83,7 @@ class SweepArguments:
     )
     ray_address: str = field(
         default="auto",
-        metadata={"help": "Address of the Ray cluster, such as ray://HOST:PORT. `auto`: the cluster of this machine."},
+        metadata={"help": "Address of the Ray cluster, such as HOST:6379. `auto`: the cluster of this machine."},
     )
     cell_cpus: float = field(default=1, metadata={"help": "Number of CPU cores per cell, with --engine ray."})
     cell_gpus: float = field(default=0, metadata={"help": "Number of GPUs per cell, with --engine ray."})

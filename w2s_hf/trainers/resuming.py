@@ -244,8 +244,8 @@ class ResumableTraining(TrainerMixin):
         if best is None or not os.path.isdir(best):
             raise ValueError(
                 f"load_best_model_at_end: the best checkpoint {best} is missing. The model has the weights of the "
-                f"last step, {self.state.global_step}. Save this model with save_model, or train "
-                "again and keep the checkpoints."
+                f"last step, {self.state.global_step}. Train again and keep the checkpoints. In "
+                "Python, save_model saves this model."
             )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()

@@ -38,8 +38,9 @@ def parse_move(text: str, board: chess.Board) -> chess.Move | None:
     """
     Returns the legal move that a text begins with, or `None`.
 
-    The first word is parsed as SAN or as UCI. Check and mate marks in SAN may be wrong. The two squares in UCI may be
-    separate words (`c2 a1`). A move number before the move, punctuation after it and later words are ignored.
+    The beginning of the text is parsed as SAN or as UCI. Check and mate marks in SAN may be wrong. The two squares in
+    UCI may be separate words (`c2 a1`). A move number before the move, punctuation after it and later words are
+    ignored.
     """
     words = [word.rstrip(".,;:!?") for word in _answer(text)[:2]]
     if not words:
