@@ -23,7 +23,7 @@ Your own models and puzzles:
 The puzzles are a local directory or file. Its columns are the columns of EleutherAI/lichess-puzzles (ctx, target) or
 of the Lichess puzzle table (FEN, Moves, Rating, ...).
 
-If puzzles have ratings, --max_train_rating 1000 also measures how well training on easy puzzles works for hard ones.
+If puzzles have ratings, --max_train_rating 1000 also measures how well students of easy puzzles solve hard puzzles.
 """
 
 import sys

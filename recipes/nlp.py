@@ -5,9 +5,9 @@
 # [tool.uv.sources]
 # w2s_hf = { path = "..", editable = true }
 # ///
-"""Runs weak-to-strong generalization on any task of the package, or on your own.
+"""Runs weak-to-strong generalization on any task of the package, or on your own task.
 
-The tasks, and the embedded demo with the columns of one of them:
+The tasks, and the embedded demo with the columns of one task:
 
     accelerate launch recipes/nlp.py --list_tasks
     accelerate launch recipes/nlp.py --task quail
@@ -21,7 +21,7 @@ Real models and rows without a GPU; each model trains in minutes:
 
     python recipes/nlp.py --task sst2 --config cpu_real
 
-A task of your own, defined in a Python file:
+Your own task, defined in a Python file:
 
     accelerate launch recipes/nlp.py --task my_task.py --config single_gpu
 """

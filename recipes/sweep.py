@@ -5,19 +5,19 @@
 # [tool.uv.sources]
 # w2s_hf = { path = "..", editable = true }
 # ///
-"""A sweep: tasks x supervisors x students x methods x seeds in one table, with figures of size and PGR.
+"""Runs a sweep: tasks x supervisors x students x methods x seeds in one table, with figures of size and PGR.
 
-The embedded demo, three sizes of student (no network, no GPU; minutes on two CPU cores):
+The embedded demo with three student sizes (no network, no GPU; minutes on two CPU cores):
 
     accelerate launch recipes/sweep.py
 
-A grid of your own:
+Your own grid:
 
     accelerate launch recipes/sweep.py --cell_config single_gpu --tasks boolq sciq
         --weak_models Qwen/Qwen2.5-0.5B --student_models Qwen/Qwen2.5-0.5B Qwen/Qwen2.5-1.5B Qwen/Qwen2.5-7B
         --methods naive confidence --seeds 0 1 2 --n_train 4000 --output_dir /shared/sweep
 
-The same on a Ray cluster whose machines share that folder (pip install "ray>=2.40,<3"):
+The demo on a Ray cluster whose machines share the output directory (pip install "ray>=2.40,<3"):
 
     python recipes/sweep.py --config sweep_demo --engine ray --ray_address auto
 

@@ -117,7 +117,7 @@ class Entry:
         return self.scores(role)["accuracy"].to_numpy()
 
     def scores(self, role: str) -> pd.DataFrame:
-        """Returns the rows of a role in the table, one for each seed. Without such models, there are no rows."""
+        """Returns the rows of a role in the table, one for each seed. A role without models has no rows."""
         if role in _ROLES:
             return self.table[self.table["role"] == role]
         kind = "student" if role in self.methods else "baseline"
@@ -143,7 +143,7 @@ class Entry:
         of_role = self.predictions[self.predictions["role"] == role]
         if of_role.empty:
             raise ValueError(
-                f"{self.run.name}/{PREDICTIONS}: got no predictions of {role}, expected those of all models and "
+                f"{self.run.name}/{PREDICTIONS}: got no predictions of {role}, expected predictions of all models and "
                 f"prompts of its results.json. Run python results/run.py {self.run.name}."
             )
         return of_role.pivot(index="seed", columns="id", values="correct").loc[self.seeds].to_numpy(dtype=float)
@@ -206,7 +206,9 @@ def read_groups(page: Page, folder: Path) -> list[Group]:
 
 
 def accuracy_cell(scores: pd.DataFrame) -> str:
-    """Returns the accuracy of one seed with its interval, or the mean over seeds with the smallest and largest."""
+    """
+    Returns the accuracy of one seed with its interval, or the mean over seeds with the smallest and largest accuracy.
+    """
     values = scores["accuracy"]
     if len(values) == 1:
         return rounded(values.iloc[0]) + _interval(
@@ -299,7 +301,7 @@ def _prompt_scores(entry: Entry, baseline: str) -> dict[str, float]:
 
 def comparison(name: str, table: Table, folder: Path) -> str:
     """
-    Returns a table that compares the predictions of two runs, a run and its `compare_with`, for the models of both.
+    Returns a table that compares the predictions of two runs, a run and its `compare_with`, for their common models.
 
     Raises:
         ValueError: The predictions of one run are not published or are not probabilities. The two runs have different
@@ -367,7 +369,7 @@ def differences_table(entry: Entry) -> str:
 
 
 def _gain(entry: Entry, one: str, other: str) -> str:
-    """Returns the difference between two models with its interval, and in how many seeds it is positive."""
+    """Returns the difference between two models with its interval, and the number of seeds in which it is positive."""
     difference, _ = _difference(entry.correct(one), entry.correct(other))
     above = (entry.accuracies(one) > entry.accuracies(other)).sum()
     return f"{difference}, {_share(above, len(entry.seeds))}"
@@ -573,8 +575,8 @@ def summary(comparisons: Sequence[Direction]) -> list[str]:
 
 def _difference(first: np.ndarray, second: np.ndarray) -> tuple[str, str]:
     """
-    Returns the difference of two means with its interval, and whether the first is above or below. Both arrays have
-    the shape `(seeds, N)`.
+    Returns the difference of two means with its interval, and whether the first mean is above or below the second
+    mean. Both arrays have the shape `(seeds, N)`.
     """
     low, high = difference_interval(first, second)
     mean = (np.nanmean(first, axis=1) - np.nanmean(second, axis=1)).mean()
@@ -726,7 +728,7 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
 
 
 def local_notes(groups: Sequence[Group], page: Page) -> list[str]:
-    """Returns one line for each difference between local copies of models and rows and those on the Hub."""
+    """Returns one line for each difference between local copies and the models and rows on the Hub."""
     results = [entry.results for group in groups for entry in group.entries]
     weights = {score.weights for each in results for run in each.runs for score in (run.weak, run.ceiling)}
     notes = [

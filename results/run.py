@@ -219,7 +219,7 @@ def read_page(path: Path = TABLES) -> Page:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path.name}: got invalid YAML, expected the tables: {error}. Correct it.") from error
+        raise ValueError(f"{path.name}: got invalid YAML, expected the tables: {error}. Correct the file.") from error
     _check_keys(content, f"{path.name}", {"models", "local_rows", "options", "tables"})
     tables = []
     for name, table in content["tables"].items():
@@ -252,7 +252,7 @@ def read_page(path: Path = TABLES) -> Page:
 
 
 def _check_keys(content: Any, where: str, required: set[str], further: Set[str] = frozenset()) -> None:
-    """Raises `ValueError` if a part of `tables.yaml` has an unknown key or lacks a required one."""
+    """Raises `ValueError` if a part of `tables.yaml` has an unknown key or lacks a required key."""
     keys = set(content) if isinstance(content, dict) else set()
     known = [*sorted(required), *sorted(further)]
     for name in sorted(keys - set(known)):
@@ -283,7 +283,7 @@ def _local_model(name: str, models: dict[str, Model], models_dir: Path) -> str:
 
 
 def chosen(runs: list[Run], names: list[str]) -> list[Run]:
-    """Returns the runs with the names of runs or tables. Without names, it returns all runs."""
+    """Returns the named runs, and all runs of the named tables. Without names, returns all runs."""
     known = [run.name for run in runs]
     tables = dict.fromkeys(name.split("/")[0] for name in known)
     for name in names:
@@ -449,7 +449,7 @@ def share_stages(outputs: Path, output_dir: Path) -> None:
 
 
 def remove_stages(directory: Path) -> None:
-    """Removes the trained models in a directory, or its link to shared ones."""
+    """Removes the trained models in a directory, or its link to shared models."""
     stages = directory / "_stages"
     if stages.is_symlink():
         stages.unlink()
@@ -515,8 +515,8 @@ def _has_same_predictions(new: Path, published: Path, models: list[dict]) -> boo
 
 def check(run: Run, output_dir: Path, folder: Path, code: str) -> bool:
     """
-    Compares the predictions of a run that was trained again with the published ones. Prints the differences and writes
-    them to `check.json`.
+    Compares the predictions of a run that was trained again with the published predictions. Prints the differences and
+    writes them to `check.json`.
 
     Returns:
         `bool`: Whether all predicted classes are the same, or the machine is of another kind.
@@ -556,7 +556,7 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> bool:
         return True
     print(
         f"error: {run.name}: got {n_different} predictions that differ on the same kind of machine, expected the "
-        "published ones. To publish results of the current code and libraries, run it without --check.",
+        "published predictions. To publish results of the current code and libraries, run it without --check.",
         file=sys.stderr,
         flush=True,
     )
@@ -571,10 +571,10 @@ def run_all(jobs: list[tuple[Run, list[str]]], outputs: Path, folder: Path, is_c
         jobs (`list`): Runs with their commands.
         outputs (`Path`): The directory that contains the output directories of all runs.
         folder (`Path`): The directory that contains the published results of all runs.
-        is_check (`bool`): Compare the predictions with the published ones, and publish nothing else.
+        is_check (`bool`): Compare the predictions with the published predictions, and publish nothing else.
 
     Raises:
-        SystemExit: A run failed, was stopped, or has predictions that differ from the published ones.
+        SystemExit: A run failed, was stopped, or has predictions that differ from the published predictions.
     """
     code, failures, differing = revision(), [], []
     for run, command in jobs:

@@ -163,7 +163,7 @@ OVERRIDDEN = {
         "_get_train_sampler",
         "_get_eval_sampler",
         # This method returns the number of tokens by which a loss is divided. In training, the public replacement is
-        # `get_batch_samples`. In evaluation, there is none, because `prediction_step` calls this method.
+        # `get_batch_samples`. In evaluation, there is no replacement, because `prediction_step` calls this method.
         "_get_num_items_in_batch",
         # This method returns the directory of checkpoints. The public replacement is `args.output_dir`, which also
         # names the repository.
@@ -196,7 +196,7 @@ OVERRIDDEN = {
 # ---- Attributes and arguments ----
 
 # The functions below use these attributes and arguments. Each key is a module, with a class if the attribute belongs
-# to one.
+# to a class.
 ATTRIBUTES = {
     "torch.cpu": ("get_capabilities",),
     "torch.nn.modules.module:Module": ("_parameters", "_buffers"),
@@ -241,7 +241,7 @@ def cpu_capabilities() -> dict[str, Any]:
 
 def tensors_of(module: Any) -> tuple[dict, dict]:
     """
-    Returns the own parameters and buffers of a `torch.nn.Module`, as writable dictionaries.
+    Returns parameters and buffers of a `torch.nn.Module` without its submodules, as writable dictionaries.
     Public replacement: `named_parameters` and `register_parameter`, which do not keep shared tensors shared.
     """
     return module._parameters, module._buffers
@@ -269,7 +269,7 @@ def optional_file(name_or_path: str, file: str, **options) -> str | None:
 
 def is_from_checkpoint(parameter: Any) -> bool:
     """
-    Returns whether `from_pretrained` has loaded a parameter, not initialized it. Copies of it lose the mark.
+    Returns whether `from_pretrained` has loaded a parameter, not initialized it. Copies of it lack this mark.
     Public replacement: `output_loading_info=True`, for models that this package loads itself.
     """
     return getattr(parameter, "_is_hf_initialized", False)
@@ -285,7 +285,7 @@ def forget_weight_conversions(model: Any) -> None:
 
 def mark_as_4bit(model: Any) -> None:
     """
-    Marks a model for PEFT as one whose layers bitsandbytes has quantized to 4 bits.
+    Marks a model as quantized to 4 bits by bitsandbytes. PEFT reads this mark.
     Public replacement: none; `from_pretrained` sets these attributes.
     """
     model.is_loaded_in_4bit = model.is_quantized = True
@@ -321,7 +321,10 @@ def forget_eval_dataloader(trainer: Any) -> None:
 
 
 def memory_stage(trainer: Any) -> str | None:
-    """Returns the measured part of a training (`skip_memory_metrics=False`). Public replacement: none."""
+    """
+    Returns the part of a training whose memory is measured (`skip_memory_metrics=False`).
+    Public replacement: none.
+    """
     return getattr(trainer._memory_tracker, "cur_stage", None)
 
 
@@ -336,7 +339,7 @@ def restore_memory_stage(trainer: Any, stage: str | None) -> None:
 
 def remove_neftune_hook(trainer: Any) -> None:
     """
-    Removes the noise of NEFTune from the embeddings after an error. Without an error the training removes it.
+    Removes the noise of NEFTune from the embeddings after an error. Without an error, the training removes the noise.
     Public replacement: none.
     """
     hook = vars(trainer).pop("neftune_hook_handle", None)
@@ -354,7 +357,7 @@ def save_model(trainer: Any, directory: str | None = None) -> None:
 
 def mark_loss_as_divided(trainer: Any) -> None:
     """
-    Tells transformers before 5.19 that `compute_loss` divides by the rows of the whole accumulated step.
+    Declares to transformers before 5.19 that `compute_loss` divides by the rows of the whole accumulated step.
     Public replacement: the class attribute `loss_is_scaled_for_ga` of transformers 5.19 and later.
     """
     import transformers
@@ -406,7 +409,7 @@ def forget_trained_tokens(trainer: Any, n_tokens: int) -> None:
 
 def restore_forward(model: Any) -> None:
     """
-    Restores the `forward` that a model had before its first SFTTrainer, or records it for the next one. Each
+    Restores the `forward` that a model had before its first SFTTrainer, or records it for the next SFTTrainer. Each
     SFTTrainer (TRL 1.16) patches `forward` of its model, on top of earlier patches.
     Public replacement: none; TRL would have to remove its patch. `_untrained_forward` is a name of this package.
     """

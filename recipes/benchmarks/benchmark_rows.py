@@ -11,8 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _SPECIAL_WORDS = ("<pad>", "<unk>", "Question:")
-# Half of the signal words mean yes, and half mean no. The shares are the share of signal words in a passage, and the
-# share of signal words that match the answer. Models learn this signal within about 24 optimizer steps.
+# Half of the signal words mean yes, and half mean no. `_TELLING_SHARE` is the share of signal words in a
+# passage. `_RIGHT_SHARE` is the share of signal words that match the answer. Models learn this signal within about 24
+# optimizer steps.
 _N_TELLING = 32
 _TELLING_SHARE = 0.4
 _RIGHT_SHARE = 0.75

@@ -6,8 +6,8 @@
 
 A model is given as NAME:WIDTHxLAYERS:POSITIONS, where POSITIONS is the number of its training positions. The games
 have the columns of Lichess/standard-chess-games (`movetext`, or `uci`, which is faster to read). A training text is
-the prompt of a FEN puzzle with the move that was played. Zero-shot, the model imitates these players. Tokens are
-characters.
+the prompt of a FEN puzzle with the move that was played. Zero-shot, the model imitates the players of the games.
+Tokens are characters.
 """
 
 import argparse

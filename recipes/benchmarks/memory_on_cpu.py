@@ -82,7 +82,7 @@ def measure(model: str, n_rows: int, length: int, n_predicted_rows: int, load_in
     )
     gradients = sum(parameter.grad.nbytes for parameter in trainable if parameter.grad is not None)
     between = estimate.weights + sum(t.nbytes for t in (*trainable, *state))
-    if not load_in_4bit:  # in 4 bit, bitsandbytes also stores constants, which parameters() does not list
+    if not load_in_4bit:  # for 4-bit weights, bitsandbytes also stores constants, which parameters() does not list
         frozen = [parameter for parameter in student.parameters() if not parameter.requires_grad]
         between += sum(t.nbytes for t in (*frozen, *student.buffers())) - estimate.weights
     return {

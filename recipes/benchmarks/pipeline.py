@@ -2,18 +2,18 @@
 
     python recipes/benchmarks/pipeline.py
 
-Both train a supervisor, a ceiling, a naive student and a student with the confidence loss of the published code. Time
-is measured from rows and models on disk to the scores. The contenders run alternately:
+Both programs train a supervisor, a ceiling, a naive student and a student with the confidence loss of the published
+code. Time is measured from rows and models on disk to the scores. The contenders run alternately:
 
 - published: a plain loop with the settings of openai/weak-to-strong, see published_loop.py.
 - ours: the experiment of `recipes/boolq.py`, with options that make it mathematically equivalent. The probabilities of
   all four models are compared row by row. If they differ, the speeds are not comparable, and the exit status is 1.
-- ours, LoRA: the same with adapters on all linear layers, the default of students. Its results differ.
+- ours, LoRA: the same experiment with adapters on all linear layers, the default of students. Its results differ.
 
-Ours also saves stages, students, figures and a report, while the plain loop saves nothing. The script prints ratios of
-speed to `published` (medians over repetitions), and writes them to --output_file as JSON. Models have random weights.
-Rows have random words that indicate the answer. Use --dataset_path and --tokenizer for real rows. Options that are not
-listed below are passed to both variants of ours, for example `--optim adamw_torch`.
+Our experiment also saves stages, students, figures and a report, while the plain loop saves nothing. The script prints
+ratios of speed to `published` (medians over repetitions), and writes them to --output_file as JSON. Models have random
+weights. Rows have random words that indicate the answer. Use --dataset_path and --tokenizer for real rows. Options
+that are not listed below are passed to both variants of our experiment, for example `--optim adamw_torch`.
 """
 
 import argparse
@@ -267,7 +267,7 @@ def main() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    gc.freeze()  # recipes do the same
+    gc.freeze()  # recipes also call this function
     contenders = [name for name in CONTENDERS if not (options.no_lora and name == "ours, LoRA")]
     runs: dict[str, list[Run]] = {name: [] for name in contenders}
     with tempfile.TemporaryDirectory() as directory:

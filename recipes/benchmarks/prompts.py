@@ -166,7 +166,7 @@ def main() -> None:
     missing = [task for task, folder in folders.items() if not folder.is_dir()]
     if len(missing) == len(folders):
         parser.error(
-            f"--data: got {options.data}, expected one of the folders {', '.join(missing)} there. Add its rows."
+            f"--data: got {options.data}, expected one of the folders {', '.join(missing)} in it. Add rows of a task."
         )
 
     try:
@@ -183,7 +183,7 @@ def main() -> None:
         report = json.loads(options.output_file.read_text()) if options.output_file.is_file() else settings
     except ValueError as error:
         parser.error(
-            f"--output_file: got {options.output_file}, expected JSON ({error}). Remove it, or name another file."
+            f"--output_file: got {options.output_file}, expected JSON ({error}). Remove the file, or name another."
         )
     if {name: value for name, value in report.items() if name != "results"} != settings:
         parser.error(

@@ -37,8 +37,8 @@ class Run:
         total_seconds (`float`): Time from rows and models on disk to the last score, in seconds.
         seconds (`dict[str, float]`): Time of each stage in seconds: `weak`, `ceiling`, `naive`, `openai`.
         accuracy (`dict[str, float]`): Test accuracy of the model of each stage.
-        answers (`dict[str, WeakLabels]`): Class probabilities of the test rows by stage. Those of `weak` include
-            the weak labels of the student half.
+        answers (`dict[str, WeakLabels]`): Class probabilities of the test rows by stage. The probabilities of `weak`
+            include the weak labels of the student half.
     """
 
     total_seconds: float = 0.0
@@ -82,7 +82,10 @@ class PublishedLoop:
         truth = {name: torch.eye(2)[rows["ground_truth"][:]] for name, rows in parts.items()}
 
         def score(stage: str, model: PreTrainedModel, *others: str) -> np.ndarray:
-            """Predicts the parts `others` and the test rows, scores the latter, and returns the former."""
+            """
+            Predicts the parts `others` and the test rows. Scores the test rows, and returns the predictions of
+            `others`.
+            """
             names = [*others, "test"]
             answers = np.concatenate([self.predict(model, tokens[name], tokenizer.pad_token_id) for name in names])
             of_test = answers[-len(splits.test) :]

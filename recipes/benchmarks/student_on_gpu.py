@@ -1,4 +1,4 @@
-"""Measures the speed, FLOP utilisation and peak memory of a student's training, and compares the memory estimate.
+"""Measures speed, FLOP utilization and peak memory of a student's training. Compares the memory with its estimate.
 
     python recipes/benchmarks/student_on_gpu.py --model Qwen/Qwen-72B --load_in_4bit --max_tokens 8192
     python recipes/benchmarks/student_on_gpu.py --model Qwen/Qwen-7B --max_tokens 16384 --no_checkpointing

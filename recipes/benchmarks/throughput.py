@@ -4,13 +4,13 @@
 
 There are two comparisons, with rows of mixed length:
 
-- With equal micro-batches, both do the same work, and the ratio shows the overhead of ours.
-- With equal optimizer steps, ours has a budget of tokens per micro-batch, and Trainer has the fastest of
-  --micro_batches.
+- With equal micro-batches, both trainers do the same work. The ratio shows the overhead of WeakToStrongTrainer.
+- With equal optimizer steps, WeakToStrongTrainer has a budget of tokens per micro-batch, and Trainer has the fastest
+  size of --micro_batches.
 
 --torch_compile, --group_by_length and --bf16 each add all contenders again with that argument. The script prints
-ratios of speed (ours / Trainer), which are medians over alternating repetitions, and writes them to --output_file as
-JSON. Weights are random, because speed does not depend on their values.
+ratios of speed (WeakToStrongTrainer / Trainer), which are medians over alternating repetitions, and writes them to
+--output_file as JSON. Weights are random, because speed does not depend on their values.
 """
 
 import argparse
@@ -114,8 +114,8 @@ class Contender:
 
 def contenders_of(options: argparse.Namespace) -> list[Contender]:
     """
-    Returns, for every variant, Trainer with all micro-batches, and ours with `--equal_micro_batches` and with a token
-    budget.
+    Returns, for every variant, Trainer with all micro-batches, and WeakToStrongTrainer with `--equal_micro_batches`
+    and with a token budget.
     """
     equal, contenders = options.equal_micro_batches, []
     for variant in (None, *(name for name in VARIANTS if getattr(options, name))):

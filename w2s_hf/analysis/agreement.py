@@ -29,8 +29,8 @@ def compare_answers(same: np.ndarray, student_right: np.ndarray, supervisor_righ
         - `inherited` and `corrected`: the shares of the supervisor's errors that the student repeats or corrects;
         - `new_errors`: the share of the supervisor's correct predictions on which the student is wrong.
 
-        A share is `None` if there are no such rows. For two classes, `inherited` is the agreement where the supervisor
-        is wrong. For more classes or text they differ, because a student may make another error.
+        A share of no rows is `None`. For two classes, `inherited` is the agreement where the supervisor is wrong. For
+        more classes or text, the two shares differ, because a student may make another error.
 
     Raises:
         ValueError: Two predictions are the same, but only one of them is right.
@@ -45,8 +45,8 @@ def compare_answers(same: np.ndarray, student_right: np.ndarray, supervisor_righ
         )
     if (same & (student_right != supervisor_right)).any():
         raise ValueError(
-            "same: got rows with equal predictions of which only one is right, expected both right or both wrong. "
-            "Compare both with the same ground truth."
+            "same: got rows with equal predictions of which only one is right, expected both predictions right or "
+            "both wrong. Compare both predictions with the same ground truth."
         )
 
     def share(values: np.ndarray, rows: np.ndarray) -> float | None:
@@ -68,7 +68,8 @@ def compare_probabilities(student: np.ndarray, supervisor: np.ndarray, labels: n
     Inverse scaling (paper, 5.1.3) means that larger students agree less with the errors of their supervisor. In terms
     of cross-entropy, `cross_entropy_supervisor_wrong` measures it. *Misfit* is the distance between student and
     supervisor. For squared error and a convex class of students, it is a lower bound of the gain. This is theorem 1 of
-    Charikar et al. 2024 (arXiv 2405.15116). Students of this package meet neither condition, so both are measured.
+    Charikar et al. 2024 (arXiv 2405.15116). Students of this package meet neither condition, so misfit and gain are
+    both measured.
 
     Args:
         student, supervisor (`np.ndarray` of shape `(N, C)`): Class probabilities.
@@ -80,7 +81,7 @@ def compare_probabilities(student: np.ndarray, supervisor: np.ndarray, labels: n
         - `ece` and `brier` of the student;
         - `cross_entropy_supervisor_right` and `cross_entropy_supervisor_wrong`: the mean cross-entropy of the
           student's probabilities with the supervisor's hard predictions, in nats;
-        - `misfit`: the mean squared distance between both;
+        - `misfit`: the mean squared distance between the probabilities of student and supervisor;
         - `gain`: the supervisor's Brier score minus the student's.
     """
     student, supervisor, labels = np.asarray(student), np.asarray(supervisor), np.asarray(labels)

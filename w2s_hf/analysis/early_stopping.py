@@ -18,7 +18,7 @@ CHEATING = "ground_truth"
 
 def choose_stops(against_weak: Sequence[float], against_truth: Sequence[float]) -> dict[str, int]:
     """
-    Returns the snapshot that each rule of [`STOPS`] selects, or the first one in ties.
+    Returns the snapshot that each rule of [`STOPS`] selects, or the first of several equal snapshots.
 
     Args:
         against_weak, against_truth (sequence of `float`): Accuracy of each snapshot on validation rows, against

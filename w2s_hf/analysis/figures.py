@@ -39,7 +39,7 @@ def accuracy_cell(entries: Sequence[dict], *path: str) -> str:
 
 
 def pgr_cell(entries: Sequence[dict], *path: str) -> str:
-    """Returns a table cell: the median PGR over the seeds that have one, with its interval for a single seed."""
+    """Returns a table cell: the median PGR over the seeds that have a PGR, with its interval for a single seed."""
     values = over_seeds(entries, *path, "pgr")
     values = values[np.isfinite(values)]
     if not len(values):
@@ -50,7 +50,7 @@ def pgr_cell(entries: Sequence[dict], *path: str) -> str:
 
 
 def pgr_note(entries: Sequence[dict], *path: str) -> str:
-    """Returns the text above a bar: the median PGR over the seeds that have one."""
+    """Returns the text above a bar: the median PGR over the seeds that have a PGR."""
     values = over_seeds(entries, *path, "pgr")
     values = values[np.isfinite(values)]
     return f"PGR {np.median(values):.2f}" if len(values) else "PGR\nundefined"

@@ -142,13 +142,14 @@ def logistic_probe(
 
 def out_of_fold(probe: Pipeline, features: np.ndarray, probabilities: np.ndarray, *, n_folds: int = 5) -> np.ndarray:
     """
-    Predicts rows with probes that were not fitted to them. A probe with as many features as rows repeats its training
-    labels.
+    Predicts rows with probes that were not fitted to them, because a probe with as many features as rows repeats its
+    training labels.
 
     Args:
         probe ([`~sklearn.pipeline.Pipeline`]): A result of [`logistic_probe`], whose `l2` the probes of the folds use.
         features (`np.ndarray` of shape `(N, D)`), probabilities (`np.ndarray` of shape `(N, 2)`): Labelled rows.
-        n_folds (`int`, *optional*, defaults to 5): Number of folds. Each is predicted by a probe fitted to the others.
+        n_folds (`int`, *optional*, defaults to 5): Number of folds. Each is predicted by a probe fitted to the other
+            folds.
 
     Returns:
         `np.ndarray` of shape `(N, 2)`, float64.
