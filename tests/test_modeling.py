@@ -189,7 +189,7 @@ def test_head_initialisation(model_of):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("unembedding", "tokens or unknown"),  # this vocabulary has no "0"
+        ("unembedding", "not a single known token"),  # this vocabulary has no "0"
         ("ones", "normal, zeros, unembedding or answers"),
     ],
 )
