@@ -165,7 +165,7 @@ class Run:
 @dataclass(frozen=True)
 class Table:
     """
-    A table of the page.
+    A table of docs/results.md.
 
     Args:
         name (`str`), title (`str`): The folder and the heading of the table.
@@ -362,7 +362,7 @@ def check_publishable(content: Any, key: str = "results.json", in_prose: bool = 
         home = re.escape(f"{Path.home().parent.name}/{Path.home().name}")
         is_path = re.search(rf"(?<![\w.:/])(/|~/|[A-Za-z]:\\)[\w.-]+[/\\]|(?<![\w.-]){home}(?![\w.-])", content)
         if is_path:
-            raise ValueError(f"{key}: got {content[:80]!r}, expected no path of this machine. Use names on the Hub.")
+            raise ValueError(f"{key}: got {content[:80]!r}, expected no local path. Use Hub ids.")
         if not in_prose and len(content.split()) > _MAX_WORDS:
             raise ValueError(
                 f"{key}: got {content[:80]!r}, expected at most {_MAX_WORDS} words, because a longer text could be a "
@@ -548,7 +548,7 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> bool:
     published_by = json.loads((folder / run.name / "run.json").read_text())["published_by"]
     n_different = sum(model["n_different"] for model in comparisons)
     print(
-        f"{n_different or 'No'} predicted classes or completions differ. Written: "
+        f"{n_different or 'No'} predicted classes or completions differ. The comparison is in "
         f"{folder / run.name / 'check.json'}. "
         "Run python results/build.py to show it on the page."
     )

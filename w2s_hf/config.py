@@ -423,7 +423,7 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
         default=12,
         metadata={
             "help": "Maximum length of a completion in tokens, with its end-of-text token. Longer completions are "
-            "truncated."
+            "truncated. The default has room for a chess move."
         },
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout probability of the model to 0."})
@@ -479,7 +479,7 @@ class StudentConfig(ModelConfig):
     use_peft: bool = field(
         default=True, metadata={"help": "Train LoRA adapters and the head. False: train all weights."}
     )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapters."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapters. The default is the default of TRL."})
     lora_alpha: int = field(
         default=32, metadata={"help": "Scale of the LoRA adapters. Their output is multiplied by lora_alpha / lora_r."}
     )

@@ -227,7 +227,7 @@ _BELONGS_TO |= {"weak_model_version": "weak_model", "student_model_version": "st
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns a [`leaderboard`] as text to read, without characters that cannot be printed."""
+    """Returns a [`leaderboard`] as text for display, without unprintable characters."""
     pgr = [
         "undefined" if pd.isna(row.pgr) else f"{row.pgr:.2f}"
         + ("" if pd.isna(row.pgr_low) else f" [{row.pgr_low:.2f}, {row.pgr_high:.2f}]")

@@ -8,7 +8,7 @@ There are two comparisons, with rows of mixed length:
 - With equal optimizer steps, WeakToStrongTrainer has a budget of tokens per micro-batch, and Trainer has the fastest
   size of --micro_batches.
 
---torch_compile, --group_by_length and --bf16 each add all contenders again with that argument. The script prints
+--torch_compile, --group_by_length and --bf16 each repeat all timings with that argument. The script prints
 ratios of speed (WeakToStrongTrainer / Trainer), which are medians over alternating repetitions, and writes them to
 --output_file as JSON. Weights are random, because speed does not depend on their values.
 """
@@ -220,13 +220,13 @@ def parse_options() -> argparse.Namespace:
         help="Largest number of tokens in a micro-batch of WeakToStrongTrainer, with padding.",
     )
     parser.add_argument(
-        "--torch_compile", action="store_true", help="Add contenders whose models are compiled with torch.compile."
+        "--torch_compile", action="store_true", help="Also time trainers whose models are compiled with torch.compile."
     )
     parser.add_argument(
-        "--group_by_length", action="store_true", help="Add contenders whose batches have rows of similar length."
+        "--group_by_length", action="store_true", help="Also time trainers whose batches have rows of similar length."
     )
-    parser.add_argument("--bf16", action="store_true", help="Add contenders that run in bfloat16 autocast.")
-    parser.add_argument("--repetitions", type=int, default=5, help="Number of timed epochs of each contender.")
+    parser.add_argument("--bf16", action="store_true", help="Also time trainers in bfloat16 autocast.")
+    parser.add_argument("--repetitions", type=int, default=5, help="Number of timed epochs of each trainer.")
     parser.add_argument("--output_file", default=None, help="JSON file to which the results are written.")
     options = parser.parse_args()
     sizes = (*options.micro_batches, *options.equal_micro_batches)

@@ -325,8 +325,8 @@ class DemoWorld:
 
     def preference_rows(self, n: int, stream: str, *, held_out: bool = False) -> list[dict]:
         """
-        Generates pairs of responses. The better response is about something alive. If both responses or neither
-        response is, the response in good style is better.
+        Generates pairs of responses. The better response is about something alive. If both or
+        neither are, the response in good style is better.
 
         A response consists of a style word and a fact about an entity: `yes ENTITY is WORD .`. The style word is `yes`
         (good style) or `no`. Neither word occurs in the corpus. A pair can therefore be judged by style, by knowledge
@@ -385,7 +385,7 @@ class DemoWorld:
         return "both agree" if good == alive else "in conflict"
 
     def _pool(self, held_out: bool) -> np.ndarray:
-        """Returns the numbers of the held-out or of all other entities, in random order."""
+        """Returns the indices of the held-out entities, or of all other entities, in random order."""
         config = self.config
         if config.n_held_out >= config.n_entities:
             raise ValueError(

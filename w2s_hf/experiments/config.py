@@ -198,7 +198,7 @@ class ExperimentArguments:
         default=10, metadata={"help": "Number of evaluations during a training, for --analyses overfitting."}
     )
     prompt_shots: int = field(
-        default=5, metadata={"help": "Number of examples in a few-shot prompt, for --analyses prompting."}
+        default=5, metadata={"help": "Number of examples in a few-shot prompt, for --analyses prompting (paper: 5)."}
     )
     check_memory: bool = field(
         default=True,

@@ -253,7 +253,7 @@ class StudentMemory:
 
     @staticmethod
     def _slope(values: dict[int, int]) -> int:
-        """Returns the increase per layer."""
+        """Returns the increase of the values per layer."""
         fewest, most = min(values), max(values)
         return (values[most] - values[fewest]) // (most - fewest) if most > fewest else 0
 

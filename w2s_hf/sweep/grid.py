@@ -157,7 +157,7 @@ def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[C
 
     Args:
         args ([`SweepArguments`]): The grid.
-        chain_models (`dict[str, list[str]]`): By setting, the models of `--ladder` in the options of its cells.
+        chain_models (`dict[str, list[str]]`): The models of `--ladder` in the cell options of each setting.
 
     Raises:
         ValueError: No cell can run.

@@ -154,7 +154,7 @@ class TaskSplits:
                 if row_id in owner_of_id:
                     raise ValueError(
                         f"{self.task.name}: got the row {row_id!r} in `{owner_of_id[row_id]}` and in `{name}`, "
-                        "expected it in one part. Make the ids unique."
+                        "expected it in one split. Make the ids unique."
                     )
                 owner_of_id[row_id] = name
                 if owner_of_group.setdefault(group, name) != name:

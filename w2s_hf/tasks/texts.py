@@ -68,7 +68,7 @@ def read_examples(
     if n_empty:
         logger.warning(f"{task.name}: {n_empty} of {len(rows)} rows of {split!r} have an empty field and are left out")
     if not examples:
-        raise ValueError(f"{task.name}: no row of the split {split!r} is left. Add rows without empty fields.")
+        raise ValueError(f"{task.name}: got no rows without empty fields in the split {split!r}. Add such rows.")
     return sorted(examples, key=lambda example: example["id"])
 
 

@@ -212,8 +212,8 @@ class ResumableTraining(TrainerMixin):
             network.load_state_dict(saved.state_dict())
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        # This method raises an error. In transformers 5.17 and 5.23 it only warns, and training continues with new
-        # weights.
+        # This method raises an error if weights are missing. The method of transformers 5.17 and 5.23 only warns, and
+        # the training continues with new weights.
         weights = {**dict(self.model.named_parameters(remove_duplicate=False)), **dict(self.model.named_buffers())}
         not_loaded = set(load_result.missing_keys)
         loaded = {weight.data_ptr() for name, weight in weights.items() if name not in not_loaded}
@@ -358,7 +358,7 @@ def _refuse_lost_encoder(model: PeftModel) -> None:
         kind = "p-tuning" if config.peft_type == PeftType.P_TUNING else "prefix tuning with prefix_projection=True"
         raise ValueError(
             f"Got a model with {kind}, whose checkpoints lack the encoder of its virtual tokens. They can neither be "
-            "resumed nor loaded as best model. Set load_best_model_at_end=False and train without "
+            "resumed nor loaded as the best model. Set load_best_model_at_end=False and train without "
             "resume_from_checkpoint, or use LoRA, prompt tuning or prefix tuning without projection."
         )
 

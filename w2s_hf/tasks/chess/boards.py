@@ -68,7 +68,7 @@ def draw_boards(
 
 
 def _words(text: str) -> str:
-    """Returns at most two words of a completion, safe in a table."""
+    """Returns the first two words of a completion, without characters that break a Markdown table."""
     return " ".join(text.split()[:2]).replace("|", "/").replace("`", "'") or " "
 
 
