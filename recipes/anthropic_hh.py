@@ -23,8 +23,7 @@ Your own models and pairs:
 
     accelerate launch recipes/anthropic_hh.py --weak_model gpt2 --student_model gpt2-xl --dataset_path data/pairs.jsonl
 
-The pairs are a local directory or file in any of TRL's preference formats, with text or messages. The columns are
-chosen and rejected, and also prompt if the responses do not repeat it.
+The pairs are a directory or file in a preference format of TRL, with text or messages.
 """
 
 from w2s_hf.cli import recipe

@@ -310,9 +310,9 @@ def test_local_copies_take_the_place_of_the_hub(repository, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"settings": {"resume": "/home/someone/out"}}, "no path"),
-        ({"runs": [{"model": "~/models/mine"}]}, "no path"),
-        ({"/tmp/out/students": 1.0}, "no path"),
+        ({"settings": {"resume": "/home/someone/out"}}, "no local path"),
+        ({"runs": [{"model": "~/models/mine"}]}, "no local path"),
+        ({"/tmp/out/students": 1.0}, "no local path"),
         (
             {"analyses": {"examples": ["a phrase of seven words from critics"]}},
             "at most 5 words",
@@ -338,7 +338,7 @@ def test_settings_of_a_student_in_4_bits_can_be_published():
 def test_a_user_is_found_in_paths_alone(home, monkeypatch):
     monkeypatch.setenv("HOME", home)
     run.check_publishable(made_up_results([0], ["naive"]))
-    with pytest.raises(ValueError, match="no path"):
+    with pytest.raises(ValueError, match="no local path"):
         run.check_publishable({"output": f"saved in {home}"})
 
 

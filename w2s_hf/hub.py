@@ -155,7 +155,7 @@ def has_only_pickles(name_or_path: str, revision: str | None = None) -> bool:
 
 
 class PushError(ConnectionError):
-    """Raised if an upload to the Hub fails."""
+    """The error of a failed upload to the Hub."""
 
 
 def repository_name(*parts: str) -> str:

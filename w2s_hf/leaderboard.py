@@ -218,7 +218,7 @@ def _differing_settings(cards: list[StudentCard]) -> dict[str, list]:
     return differing
 
 
-# These settings have separate columns, or only students of the same method or model share them.
+# The settings in `_KIND` have separate columns. Only students of the same method share the settings in `_OF_A_METHOD`.
 _KIND = {"task", "demo", "setting", "method", "weak_model", "student_model"}
 _OPTIONS = chain.from_iterable(LOSS_ARGUMENTS.values())
 _OF_A_METHOD = ("loss_type", *_OPTIONS, "chain", "chain rows", "labels_of", "n_train")

@@ -109,7 +109,7 @@ _ESSENTIAL = {
     "dataset_path": "Local directory or file of the rows. Default: download from the Hub.",
     "methods": f"Training methods: {' '.join((*METHODS, BOOTSTRAP))}.",
     "seeds": "Random seeds. Each seed runs the whole experiment once.",
-    "n_train": "Training rows of students and ceiling. Default: 45 %% of the training rows.",
+    "n_train": "Rows of students and ceiling. Default: 45 %% of training rows.",
     "n_weak": "Training rows of the supervisor. Default: the value of --n_train.",
     "n_test": "Number of test rows. Default: all.",
     "max_train_rating": "Also train on puzzles up to this rating, and test on harder puzzles.",

@@ -48,7 +48,7 @@ OPTIMIZERS = {
 
 
 class NoEstimateError(ValueError):
-    """Raised for a model whose passes cannot run on tensors without data. The message gives the reason."""
+    """The error for a model whose passes cannot run on tensors without data. The message gives the reason."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class BrokenRowError(ValueError):
-    """Raised for a row that a task cannot use. The loader drops the row and counts it by the message of the error."""
+    """The error for a row that a task cannot use. The loader drops the row and counts it by the message."""
 
 
 @dataclass(frozen=True)

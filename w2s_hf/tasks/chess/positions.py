@@ -25,7 +25,7 @@ _BAND_WIDTH = 400  # rating points
 
 
 class BrokenPuzzleError(BrokenRowError):
-    """Raised for a puzzle that cannot be parsed or has an illegal move. The message is the reason."""
+    """The error for a puzzle that cannot be parsed or has an illegal move. The message is the reason."""
 
 
 def rating_of(value) -> int:
