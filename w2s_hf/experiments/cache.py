@@ -67,9 +67,9 @@ def code_versions(sources: tuple[str, ...] = ("",)) -> dict[str, str]:
 
 def _is_installed() -> bool:
     """
-    Returns whether an installer has copied the package to its place, so that its version identifies its files. The
-    metadata of the package does not show whether it was copied: sources may have metadata beside them. Only processes
-    that start in the directory of the sources see that metadata.
+    Returns whether an installer has copied the package to site-packages, so that its version identifies its files.
+    The metadata of the package does not show whether it was copied: sources may have metadata beside them. Only
+    processes that start in the directory of the sources see that metadata.
     """
     return _PACKAGE.parent.name in ("site-packages", "dist-packages")
 

@@ -176,8 +176,7 @@ class Finetuner:
                 model predicts, including the last step.
             title (`str`, *optional*): The role of the model, in the line that announces its training. Defaults to the
                 name of the stage.
-            kind (`str`, *optional*): The kind of step. Training runs of one kind take similar time. Defaults to the name of
-                the model.
+            kind (`str`, *optional*): The kind of step. Steps of a kind take similar time. Defaults to the model name.
             changes: Training arguments that differ from the experiment's.
         """
         if "ground_truth" in rows.train.column_names or "ground_truth" in rows.validation.column_names:
