@@ -113,7 +113,7 @@ def functions():
 
 @pytest.mark.parametrize("function", functions(), ids=lambda function: function.__name__)
 def test_function_says_what_replaces_it(function):
-    assert "Public replacement:" in function.__doc__
+    assert re.search(r"There is no public replacement|[Pp]ublic replacements?(:| is| are) ", function.__doc__)
 
 
 @pytest.mark.parametrize("table", ["IMPORTS", "OVERRIDDEN", "ATTRIBUTES"])

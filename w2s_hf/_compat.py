@@ -232,7 +232,7 @@ SINCE = {"_tp_size": "1.13"}
 def cpu_capabilities() -> dict[str, Any]:
     """
     Returns the instructions of this CPU by torch's names. The result is empty in older versions of torch, which do not
-    list the instructions. Public replacement: none.
+    list the instructions. There is no public replacement.
     """
     import torch
 
@@ -242,25 +242,25 @@ def cpu_capabilities() -> dict[str, Any]:
 def tensors_of(module: Any) -> tuple[dict, dict]:
     """
     Returns parameters and buffers of a `torch.nn.Module` without its submodules, as writable dictionaries.
-    Public replacement: `named_parameters` and `register_parameter`, which do not keep shared tensors shared.
+    The public replacements are `named_parameters` and `register_parameter`, which do not keep shared tensors shared.
     """
     return module._parameters, module._buffers
 
 
 def commit_hash(config: Any) -> str | None:
-    """Returns the commit of the Hub from which a configuration was loaded, if known. Public replacement: none."""
+    """Returns the Hub commit from which a configuration was loaded, if known. There is no public replacement."""
     return getattr(config, "_commit_hash", None)
 
 
 def set_commit_hash(config: Any, commit: str | None) -> None:
-    """Records a commit, which transformers loses while it loads a model. Public replacement: none."""
+    """Records a commit, which transformers loses while it loads a model. There is no public replacement."""
     config._commit_hash = commit
 
 
 def optional_file(name_or_path: str, file: str, **options) -> str | None:
     """
     Returns the local path of a file on the Hub or in a directory; `None` if there is no such file.
-    Public replacement: `huggingface_hub.hf_hub_download` and its `EntryNotFoundError`, with a case for directories.
+    The public replacement is `huggingface_hub.hf_hub_download` with its `EntryNotFoundError`, for Hub files only.
     """
     from transformers.utils import cached_file
 
@@ -269,8 +269,8 @@ def optional_file(name_or_path: str, file: str, **options) -> str | None:
 
 def is_from_checkpoint(parameter: Any) -> bool:
     """
-    Returns whether `from_pretrained` has loaded a parameter, not initialized it. Copies of it lack this mark.
-    Public replacement: `output_loading_info=True`, for models that this package loads itself.
+    Returns whether `from_pretrained` has marked a parameter as loaded, not initialized. Copies lack this mark.
+    The public replacement is `output_loading_info=True`, for models that this package loads itself.
     """
     return getattr(parameter, "_is_hf_initialized", False)
 
@@ -278,7 +278,7 @@ def is_from_checkpoint(parameter: Any) -> bool:
 def forget_weight_conversions(model: Any) -> None:
     """
     Makes `save_pretrained` write the names of the weights in memory, not the names in the loaded checkpoint.
-    Public replacement: `save_pretrained(save_original_format=False)`, which trainers and users do not pass.
+    The public replacement is `save_pretrained(save_original_format=False)`, which trainers and users do not pass.
     """
     model._weight_conversions = None
 
@@ -286,44 +286,47 @@ def forget_weight_conversions(model: Any) -> None:
 def mark_as_4bit(model: Any) -> None:
     """
     Marks a model as quantized to 4 bits by bitsandbytes. PEFT reads this mark.
-    Public replacement: none; `from_pretrained` sets these attributes.
+    There is no public replacement: `from_pretrained` sets these attributes.
     """
     model.is_loaded_in_4bit = model.is_quantized = True
 
 
 def ignored_keys(model: Any) -> tuple[list[str], list[str]]:
     """
-    Returns the patterns of weights that a checkpoint of a model may lack, and of weights that it may have in addition.
-    Public replacement: none.
+    Returns the patterns of weights that may be missing, or unexpected, in the checkpoint of a model.
+    There is no public replacement.
     """
     missing = getattr(model, "_keys_to_ignore_on_load_missing", None)
     return missing or [], getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
 
 
 def signature_columns(trainer: Any) -> list[str]:
-    """Returns the dataset columns that a trainer keeps: arguments of `forward`, labels. Public replacement: none."""
+    """
+    Returns the dataset columns that a trainer keeps: arguments of `forward`, labels.
+    There is no public replacement.
+    """
     trainer._set_signature_columns_if_needed()
     return trainer._signature_columns
 
 
 def add_signature_column(trainer: Any, name: str) -> None:
     """
-    Makes a trainer keep another dataset column. The trainer calls it in `_set_signature_columns_if_needed`.
-    Public replacement: `remove_unused_columns=False`, which gives all columns to the collator.
+    Makes a trainer keep another dataset column. Call this function in `_set_signature_columns_if_needed`.
+    The public replacement is `remove_unused_columns=False`, which gives all columns to the collator.
     """
     if name not in trainer._signature_columns:
         trainer._signature_columns = [*trainer._signature_columns, name]
 
 
 def forget_eval_dataloader(trainer: Any) -> None:
-    """Drops the cached data loader of `eval_dataset`, which has persistent workers. Public replacement: none."""
+    """Drops the cached data loader of `eval_dataset`, which has persistent workers. There is no public replacement."""
     getattr(trainer, "_eval_dataloaders", {}).pop("eval", None)
 
 
 def memory_stage(trainer: Any) -> str | None:
     """
-    Returns the part of a training whose memory is measured (`skip_memory_metrics=False`).
-    Public replacement: none.
+    Returns the part of a training run whose memory is measured (`skip_memory_metrics=False`).
+    There is no public replacement.
     """
     return getattr(trainer._memory_tracker, "cur_stage", None)
 
@@ -331,7 +334,7 @@ def memory_stage(trainer: Any) -> str | None:
 def restore_memory_stage(trainer: Any, stage: str | None) -> None:
     """
     Resets the memory tracker to a [`memory_stage`] after an error, and ends the thread of the later stage.
-    Public replacement: none.
+    There is no public replacement.
     """
     if memory_stage(trainer) != stage:
         trainer._memory_tracker.cur_stage, trainer._memory_tracker.peak_monitoring = stage, False
@@ -340,7 +343,7 @@ def restore_memory_stage(trainer: Any, stage: str | None) -> None:
 def remove_neftune_hook(trainer: Any) -> None:
     """
     Removes the noise of NEFTune from the embeddings after an error. Without an error, the training removes the noise.
-    Public replacement: none.
+    There is no public replacement.
     """
     hook = vars(trainer).pop("neftune_hook_handle", None)
     if hook is not None:
@@ -349,8 +352,8 @@ def remove_neftune_hook(trainer: Any) -> None:
 
 def save_model(trainer: Any, directory: str | None = None) -> None:
     """
-    Saves the model of a trainer without the push to the Hub that `push_to_hub=True` adds. Call it on all ranks.
-    Public replacement: `Trainer.save_model`, if `args.push_to_hub` is False.
+    Saves the model of a trainer without the push to the Hub of `push_to_hub=True`. All ranks call this function.
+    The public replacement is `Trainer.save_model`, if `args.push_to_hub` is False.
     """
     trainer.save_model(directory, _internal_call=True)
 
@@ -358,7 +361,7 @@ def save_model(trainer: Any, directory: str | None = None) -> None:
 def mark_loss_as_divided(trainer: Any) -> None:
     """
     Declares to transformers before 5.19 that `compute_loss` divides by the rows of the whole accumulated step.
-    Public replacement: the class attribute `loss_is_scaled_for_ga` of transformers 5.19 and later.
+    The public replacement is the class attribute `loss_is_scaled_for_ga` of transformers 5.19 and later.
     """
     import transformers
     from packaging.version import Version
@@ -371,7 +374,7 @@ def rows_of_filled_step(sampler: "BatchRebalanceSampler") -> int:
     """
     Returns the number of rows of the last step of an epoch if a `BatchRebalanceSampler` fills it with repeated rows,
     otherwise 0.
-    Public replacement: none.
+    There is no public replacement.
     """
     is_filled = sampler.has_tail and sampler.remainder < sampler.dp_size * sampler.grad_accum
     return sampler.remainder if is_filled else 0
@@ -380,7 +383,7 @@ def rows_of_filled_step(sampler: "BatchRebalanceSampler") -> int:
 def next_log(trainer: Any, mode: str) -> dict[str, list[float]]:
     """
     Returns the values, by name, whose means a TRL trainer adds to its next log of a `mode`, train or eval.
-    Public replacement: none in `trl.SFTTrainer` and `trl.RewardTrainer`.
+    There is no public replacement in `trl.SFTTrainer` and `trl.RewardTrainer`.
     """
     return trainer._metrics[mode]
 
@@ -388,20 +391,20 @@ def next_log(trainer: Any, mode: str) -> dict[str, list[float]]:
 def n_trained_tokens(trainer: Any) -> int | None:
     """
     Returns the number of tokens that a TRL trainer has counted since its training began; `None` for other trainers.
-    Public replacement: `num_tokens` in the logs, which are written only at some steps.
+    The public replacement is `num_tokens` in the logs, which are written only at some steps.
     """
     return getattr(trainer, "_total_train_tokens", None)
 
 
 def set_trained_tokens(trainer: Any, n_tokens: int) -> None:
-    """Sets [`n_trained_tokens`], which TRL resets when a training is resumed. Public replacement: none."""
+    """Sets [`n_trained_tokens`], which TRL resets when training is resumed. There is no public replacement."""
     trainer._total_train_tokens = n_tokens
 
 
 def forget_trained_tokens(trainer: Any, n_tokens: int) -> None:
     """
     Subtracts tokens of all processes from the number that TRL's trainers log.
-    Public replacement: none. TRL 1.0 has no `_tp_size`.
+    There is no public replacement. TRL 1.0 has no `_tp_size`.
     """
     trainer._total_train_tokens -= n_tokens // getattr(trainer, "_tp_size", 1)
     next_log(trainer, "train")["num_tokens"] = [trainer._total_train_tokens]
@@ -411,7 +414,7 @@ def restore_forward(model: Any) -> None:
     """
     Restores the `forward` that a model had before its first SFTTrainer, or records it for the next SFTTrainer. Each
     SFTTrainer (TRL 1.16) patches `forward` of its model, on top of earlier patches.
-    Public replacement: none; TRL would have to remove its patch. `_untrained_forward` is a name of this package.
+    There is no public replacement: TRL would have to remove its patch. `_untrained_forward` is a name of this package.
     """
     if "_untrained_forward" in vars(model):
         model.forward = model._untrained_forward
@@ -422,7 +425,7 @@ def restore_forward(model: Any) -> None:
 def module_in_use(module: Any) -> Any:
     """
     Returns the trained copy of a module (`modules_to_save`) of the active adapters, or the module if it has no copy.
-    Public replacement: none.
+    There is no public replacement.
     """
     from peft.utils import ModulesToSaveWrapper
 
@@ -432,7 +435,10 @@ def module_in_use(module: Any) -> Any:
 
 
 def original_and_copies(wrapper: Any) -> tuple[Any, Any]:
-    """Returns the module that a `ModulesToSaveWrapper` wraps, and its copies by adapter. Public replacement: none."""
+    """
+    Returns the module that a `ModulesToSaveWrapper` wraps, and its copies by adapter.
+    There is no public replacement.
+    """
     return wrapper.original_module, wrapper.modules_to_save
 
 
@@ -440,11 +446,11 @@ def is_packed_for_cpu(layer: Any) -> bool:
     """
     Returns whether bitsandbytes has repacked the weights of a `Linear4bit` for inference on this CPU. Repacked weights
     pass no gradients.
-    Public replacement: none.
+    There is no public replacement.
     """
     return getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False)
 
 
 def never_pack_for_cpu(layer: Any) -> None:
-    """Keeps the weights of a `Linear4bit` in the layout that passes gradients. Public replacement: none."""
+    """Keeps the weights of a `Linear4bit` in the layout that passes gradients. There is no public replacement."""
     layer.support_avx512bf16_for_cpu = False

@@ -47,7 +47,7 @@ __all__ = [
 
 
 def analyse(context: AnalysisContext) -> SeedResult:
-    """Runs the analyses, and returns the results of the seed with the results of the analyses. Every rank calls it."""
+    """Runs the analyses, and returns the results of the seed with the analyses. Every rank calls this function."""
     analyses = {}
     for name in context.args.analyses:
         with context.finetuner.cache.progress.group(analysis_title(name)):
@@ -65,7 +65,7 @@ def analysis_title(name: str) -> str:
 
 
 def analysis_notes(results: ExperimentResult, output_dir: Path) -> list[str]:
-    """Plots `figures/NAME.png` for each analysis, and returns the sections of the report. Only rank 0 calls it."""
+    """Plots `figures/NAME.png` per analysis, and returns sections of the report. Only rank 0 calls this function."""
     notes = []
     for name in results.runs[0].analyses:
         entries = [run.analyses[name] for run in results.runs]
@@ -137,7 +137,7 @@ def agreement(context: AnalysisContext) -> dict:
         return compare_answers(same, setting.is_correct(predictions, test), context.scorer.correct["weak"])
 
     students: dict[str, dict] = {method: {} for method in context.methods}
-    for model in context.models.sizes:  # this is the outer loop, so that each base is loaded once
+    for model in context.models.sizes:  # this is the outer loop, so that each base model is loaded once
         for method, of_method in students.items():
             # One of these students is the student of the experiment, which is cached.
             predictions = context.predictions_of(
@@ -156,7 +156,8 @@ def agreement(context: AnalysisContext) -> dict:
 
 def prompted(context: AnalysisContext) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
-    Returns the zero-shot and few-shot predictions of the student's base, which are cached. Every rank calls it.
+    Returns the zero-shot and few-shot predictions of the student's base model, which are cached. Every rank
+    calls this function.
 
     Returns:
         `dict`: Two arrays for each baseline, by its name. The first array has the probabilities of the test rows,
@@ -186,7 +187,7 @@ def prompted(context: AnalysisContext) -> dict[str, tuple[np.ndarray, np.ndarray
 
 
 def prompting(context: AnalysisContext) -> dict:
-    """Scores the zero-shot and few-shot predictions of the student's base, which are baselines of the main table."""
+    """Scores the zero-shot and few-shot predictions of the student's base model: baselines of the main table."""
     scores = {
         name: {
             **context.finetuner.setting.scores(probabilities, context.test),

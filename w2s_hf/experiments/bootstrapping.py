@@ -21,7 +21,7 @@ def bootstrap(
     Trains a chain: the first model on the supervisor's labels, each later model on the labels of the previous model.
 
     Every link is a cached stage, so that an interrupted chain is resumed, and chains with the same first links share
-    them. A base is released before the next base is loaded. The links share only labels.
+    them. A base model is released before the next model is loaded. The links share only labels.
 
     Args:
         models (`list` of [`ModelSpec`]): The links, small to large, the student last.
@@ -33,7 +33,7 @@ def bootstrap(
         finetuner ([`Finetuner`]): Trains the models.
 
     Returns:
-        `dict[str, Finetuned]`: `link_1`, `link_2`, ..., and the last link as `bootstrap`. With fresh rows also
+        `dict[str, Finetuned]`: `link_1`, `link_2`, ..., and the last link as `bootstrap`. Fresh rows add
         `direct_all`: the student trained directly on the supervisor's labels of the rows of all links.
     """
     finetune = partial(finetuner.finetune, splits=splits, seed=seed)

@@ -24,12 +24,12 @@ __all__ = ["DEMO_SOURCES", "StageCache", "code_versions", "library_versions"]
 
 logger = logging.getLogger(__name__)
 
-# The versions of these libraries can change a number, so they are part of every key.
+# The versions of these libraries can change results, so they are part of every key.
 _LIBRARIES = ("w2s_hf", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets")
 
 
 def library_versions() -> dict[str, str]:
-    """Returns the installed versions of the libraries that can change a number."""
+    """Returns the installed versions of the libraries that can change results."""
     return dict(_installed())
 
 
@@ -67,9 +67,9 @@ def code_versions(sources: tuple[str, ...] = ("",)) -> dict[str, str]:
 
 def _is_installed() -> bool:
     """
-    Returns whether an installer has copied the package to its place, so that its version identifies its files. The
-    metadata of the package does not show this: sources may have metadata beside them. Only processes that start in the
-    directory of the sources see it.
+    Returns whether an installer has copied the package to site-packages, so that its version identifies its files.
+    The metadata of the package does not show whether it was copied: sources may have metadata beside them. Only
+    processes that start in the directory of the sources see that metadata.
     """
     return _PACKAGE.parent.name in ("site-packages", "dist-packages")
 
@@ -189,7 +189,7 @@ class StageCache:
             settings (`dict`): Everything that the result depends on, as JSON values, including the keys of the stages
                 that it reads.
             build (`Callable[[Path], None]`): Writes the result into the given directory, which may contain files of an
-                interrupted run. Every rank calls it.
+                interrupted run. Every rank calls this function.
             title (`str`, *optional*): The description that the user sees. Defaults to the name. With an empty
                 title, nothing is announced.
             kind (`str`, *optional*): The kind of the stage, as in [`Progress.plan`]. Defaults to the name.

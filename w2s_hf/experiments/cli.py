@@ -101,7 +101,7 @@ def options_of(task: ExperimentTask) -> CommandLineOptions:
     return COMMAND_LINES["reward" if isinstance(task, PreferenceTask) else "classification"]
 
 
-# `--help` shows these options in this order, each with a short help. `--help all` shows their full help.
+# `--help` shows these options in this order, each with a short text. `--help all` shows their full texts.
 _ESSENTIAL = {
     "config": "Shipped configuration (see below), or a YAML file of option values.",
     "weak_model": "Weak supervisor: Hub id or local directory.",
@@ -279,7 +279,7 @@ def parse_arguments(
         # --help shows the defaults of the options. It shows the values of a configuration only if the command line
         # names it.
         config = command_line.config or (None if command_line.help else _demo_config(command_line, demo_config))
-        # Step 2: the parser reads the values of all options. The fourth part is the namespace of --config.
+        # Step 2: the parser reads the values of all options. The fourth value is the namespace of --config.
         args, training_args, student_config, _ = parser.parse(argv, config)
         # Step 3: some defaults depend on other options.
         if training_args.output_dir == _DEFAULT_OUTPUT_DIR:
@@ -296,7 +296,7 @@ def parse_arguments(
         parser.error(str(error))
     # Step 5: a message says that this is the demo.
     if args.demo:
-        # Models and tables are small, so only trainings show progress bars.
+        # Models and tables are small, so only training runs show progress bars.
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
         if announce and training_args.process_index == 0:
@@ -376,7 +376,7 @@ def _check_models(args: ExperimentArguments, real_config: str | None) -> None:
 
 # These options of transformers and TRL are refused.
 _REFUSED = ("hub_token", "model_name_or_path", "trust_remote_code")
-# The experiment sets these options of a trainer for each training. The values are the options that determine them.
+# The experiment sets these trainer options for each training run. Each value is the option to use instead.
 _SET_BY = {"seed": "--seeds", "data_seed": "--seeds", "loss_type": "--methods", "hub_model_id": "--hub_namespace"}
 
 
@@ -403,7 +403,7 @@ def _check_training(training_args: AnyConfig, student_config: StudentConfig, com
 
 
 # These are the smallest values of options. transformers, peft and torch accept smaller values, or refuse them only
-# during a training.
+# during training.
 _AT_LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1, "lora_r": 1,
     "lora_alpha": 1, "learning_rate": 0, "weak_learning_rate": 0, "weight_decay": 0, "weak_weight_decay": 0,

@@ -195,7 +195,7 @@ class ExperimentArguments:
         },
     )
     n_snapshots: int = field(
-        default=10, metadata={"help": "Number of evaluations during a training, for --analyses overfitting."}
+        default=10, metadata={"help": "Number of evaluations during training, for --analyses overfitting."}
     )
     prompt_shots: int = field(
         default=5, metadata={"help": "Number of examples in a few-shot prompt, for --analyses prompting (paper: 5)."}
@@ -295,7 +295,7 @@ class ExperimentArguments:
 
     @property
     def models(self) -> tuple[str, str]:
-        """The names of supervisor and student. Raises `ValueError` if one is missing."""
+        """The names of supervisor and student. Raises `ValueError` if a name is missing."""
         if self.weak_model is None or self.student_model is None:
             raise ValueError(
                 f"Got --weak_model {self.weak_model} and --student_model {self.student_model}, expected two models. "
@@ -335,7 +335,7 @@ class ClassificationArguments(ProbabilityArguments):
     conversion: str = field(
         default="pairs",
         metadata={
-            "help": "Rows of a multiple-choice question. `pairs`: one row with a right and one row with a wrong "
+            "help": "Rows per multiple-choice question. `pairs`: one row with a right and one row with a wrong "
             "answer (paper). `coin_flip`: one of these two rows, at random (published code).",
             "choices": ["pairs", "coin_flip"],
         },
@@ -465,11 +465,11 @@ class GenerationArguments(ExperimentArguments):
         if set(self.methods) - {"naive", BOOTSTRAP}:
             raise ValueError(
                 f"--methods: got {' '.join(self.methods)}, expected naive or {BOOTSTRAP}. The other methods need "
-                "class probabilities, and completions are text."
+                "class probabilities, but completions are text."
             )
         if self.n_supervisors > 1 or self.keep_confident is not None:
             raise ValueError(
-                "Got --n_supervisors or --keep_confident, which need class probabilities, and completions are text. "
+                "Got --n_supervisors or --keep_confident, but completions are text and have no class probabilities. "
                 "Leave these options out."
             )
 

@@ -32,7 +32,7 @@ class _HelpFormatter(RawDescriptionHelpFormatter):
         if not action.option_strings:
             return super()._format_action_invocation(action)
         names = [name for name in action.option_strings if not name.startswith("--")]
-        names += [name for name in action.option_strings if name.startswith("--")][:1]  # not --a-b
+        names += [name for name in action.option_strings if name.startswith("--")][:1]  # --a_b, not --a-b
         value = self._format_args(action, str(action.metavar))
         return f"{', '.join(names)} {value}".rstrip()
 
@@ -61,7 +61,7 @@ def _metavar(action: argparse.Action, hint: object) -> str:
         choices = "{" + ",".join(map(str, action.choices)) + "}"
         return choices if len(choices) < 30 else "NAME"
     kinds = {typing.get_origin(hint), hint, *typing.get_args(hint)}
-    kinds |= {part for kind in typing.get_args(hint) for part in typing.get_args(kind)}  # of list[int] | None
+    kinds |= {part for kind in typing.get_args(hint) for part in typing.get_args(kind)}  # int, in list[int] | None
     if str in kinds or dict in kinds:
         return "TEXT"
     return next((name for kind, name in ((bool, "BOOL"), (int, "N"), (float, "X")) if kind in kinds), "TEXT")
@@ -283,8 +283,8 @@ class RecipeParser(_OptionParser):
             kwargs: As in [`~trl.TrlParser.parse_args_and_config`].
 
         Returns:
-            `tuple`: As in [`~trl.TrlParser.parse_args_and_config`]. After the dataclasses comes a namespace with
-            `config`.
+            `tuple`: As in [`~trl.TrlParser.parse_args_and_config`]. A namespace with `config` follows the
+            dataclasses.
 
         Raises:
             ValueError: The file is not a YAML mapping. A key occurs twice or is unknown. A value has a wrong type.
@@ -305,7 +305,7 @@ class RecipeParser(_OptionParser):
             hints |= typing.get_type_hints(kind)
         unknown = [key for key in values if key not in actions]
         if unknown:
-            # A sweep lets unknown options pass: they are options of its cells.
+            # A sweep accepts unknown options on its command line, and passes them to its cells.
             where = (
                 " of a grid. Options of all cells belong on the command line, or in a second file, --cell_config."
                 if self.lets_pass
@@ -323,7 +323,7 @@ class RecipeParser(_OptionParser):
         if value is None or isinstance(value, dict | list) and action.nargs != "+" and type(value) in kinds:
             return value
         is_bool = bool in kinds
-        read = action.type if callable(action.type) else str  # as argparse without a type
+        read = action.type if callable(action.type) else str  # argparse does the same
 
         def convert(word):
             try:

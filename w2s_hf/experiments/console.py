@@ -129,7 +129,7 @@ def _duration(seconds: float) -> str:
 _WARNINGS: list[tuple[str, type[Warning]]] = [
     # PEFT 0.21 reads this property when it wraps a model, and transformers 5.23 has renamed it.
     (r"`is_gradient_checkpointing` is deprecated", FutureWarning),
-    # `w2s memory` calls this method, which transformers 5.23 has renamed, too.
+    # `w2s memory` calls this method, which transformers 5.23 has also renamed.
     (r"`gradient_checkpointing_enable` is deprecated", FutureWarning),
 ]
 

@@ -98,7 +98,7 @@ class Experiment:
             their `output_dir`.
         student_config ([`StudentConfig`]): Adapters and precision of the students and the ceiling.
         like ([`Experiment`], *optional*): Another experiment of the same setting. The two experiments
-            share cache, loaded base, rows and models.
+            share cache, loaded base model, rows and models.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class Experiment:
         return Models(weak, student, chain, control, sizes)
 
     def _control_name(self) -> str | None:
-        """Returns the demo's model with the architecture of the student and without pretraining, if there is one."""
+        """Returns the demo's model with the architecture of the student and without pretraining, or `None`."""
         _, student_name = self.args.models
         name = student_name.replace("pretrained-", "scratch-")
         return name if self.args.demo and name in self.setting.demo_models and name != student_name else None
@@ -521,7 +521,7 @@ class Experiment:
 def scored_predictions(context: AnalysisContext) -> pa.Table:
     """
     Returns the predictions of the test rows by the models of a seed, and by its baselines: the linear probe and the
-    prompts. Every rank calls it.
+    prompts. Every rank calls this method.
     """
     scorer, baselines = context.scorer, {}
     if any(baseline.name == LINEAR_PROBE for baseline in context.result.baselines):
@@ -534,7 +534,7 @@ def scored_predictions(context: AnalysisContext) -> pa.Table:
 
 
 def demo_description(results: ExperimentResult) -> str:
-    """Returns the description of the task, preceded by a sentence that says that its rows are generated."""
+    """Returns the description of the task in a demo, which begins by saying that the rows are generated."""
     rows = ROWS[results.setting]
     return (
         f"Demo: generated {rows} in the columns of {results.task}, none of which is from its dataset. "

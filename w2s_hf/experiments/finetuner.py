@@ -79,8 +79,8 @@ def name_classes(model: PreTrainedModel | PeftModel, class_names: Sequence[str])
 
 def save_training(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """
-    Saves `model/`, then `training.json`, which marks it as complete, and removes the checkpoints. Every rank
-    calls it.
+    Saves `model/`, then `training.json`, which marks the model as complete, and removes the checkpoints. Every rank
+    calls this function.
     """
     trainer.accelerator.wait_for_everyone()  # a slower rank may still be loading the best checkpoint
     trainer.save_model(str(directory / "model"))
@@ -128,7 +128,7 @@ def _provenance(
 @dataclass
 class Finetuner:
     """
-    Finetunes the models of an experiment, each as a cached stage. Stages share a loaded base and tokenized rows.
+    Finetunes the models of an experiment, each as a cached stage. Stages share a loaded base model and tokenized rows.
 
     Args:
         cache ([`StageCache`]): The finished stages.
@@ -176,7 +176,7 @@ class Finetuner:
                 model predicts, including the last step.
             title (`str`, *optional*): The role of the model, in the line that announces its training. Defaults to the
                 name of the stage.
-            kind (`str`, *optional*): Trainings of one kind take similar time. Defaults to the name of the model.
+            kind (`str`, *optional*): The kind of step. Steps of a kind take similar time. Defaults to the model name.
             changes: Training arguments that differ from the experiment's.
         """
         if "ground_truth" in rows.train.column_names or "ground_truth" in rows.validation.column_names:
@@ -276,7 +276,7 @@ class Finetuner:
         self._predict(trainer, spec, tokenizer, predict, provenance, directory)
         trainer.accelerator.free_memory()
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            self.release()  # a base that is sharded or wrapped by an engine cannot be used for another student
+            self.release()  # a sharded or wrapped base model cannot be used for another student
 
     def predict(
         self, name: str, finetuned: Finetuned, rows: Half, predict: list[Dataset], *, title: str | None = None
@@ -342,7 +342,7 @@ class Finetuner:
         # Options that the loss does not read change no result. The supervisor does not depend on the students' losses.
         values |= {name: defaults[name] for name in _OF_LOSSES if name in values and name not in read}
         if values.get("aux_start") == "first_step":
-            del values["aux_start"]  # keys of versions without this option lack it
+            del values["aux_start"]  # older versions have keys without this option
         return {name: str(value) for name, value in values.items() if name not in WITHOUT_EFFECT}
 
     def settings_of_predictions(self, spec: ModelSpec) -> dict:
@@ -354,7 +354,7 @@ class Finetuner:
         self, spec: ModelSpec, tokenizer, seed: int, form: PromptFormat | None = None
     ) -> PreTrainedModel | PeftModel:
         """
-        Returns the model with a new head and new adapters. The base of a student is loaded once and used again.
+        Returns the model with a new head and new adapters. The base model of a student is loaded only once.
 
         Args:
             spec ([`ModelSpec`]): The model.
@@ -372,7 +372,7 @@ class Finetuner:
             if has_head:
                 initialise_head(untrained, config.head_init, **head)
             return untrained
-        key = (spec.path, spec.revision, str(config))  # the version also depends on adapters
+        key = (spec.path, spec.revision, str(config))  # spec.version also depends on adapters
         if self._base is None or self._base[0] != key:
             self.release()
             self._base = (key, load_base(spec, self.setting.task_type))
@@ -396,12 +396,12 @@ class Finetuner:
 
     def in_place(self, network: Network) -> Network:
         """Moves a model to the device of the training and sets it to eval mode."""
-        if not getattr(network, "is_quantized", False):  # bitsandbytes has already moved it
+        if not getattr(network, "is_quantized", False):  # bitsandbytes has moved the model
             network.to(self.args.device)
         return network.eval()
 
     def release(self) -> None:
-        """Drops the loaded base and frees its memory."""
+        """Drops the loaded base model and frees its memory."""
         self._base = None
         gc.collect()
         if torch.cuda.is_available():

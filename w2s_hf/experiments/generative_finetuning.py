@@ -39,7 +39,7 @@ def generative_finetune(
 
     The loss is the language modelling loss over prompt and response. Students *and* ceiling start from the result. If
     only students started from it, PGR would be too high (paper, 5.2.2). The adapters become the adapters of the
-    reward model, with a new head, so that a 4-bit base is neither merged nor quantized again.
+    reward model, which has a new head. A 4-bit base model is therefore neither merged nor quantized again.
 
     Args:
         finetuner ([`Finetuner`]): Its training arguments are used, except for the arguments below.

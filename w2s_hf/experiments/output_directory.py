@@ -27,7 +27,7 @@ _RESULTS = {
 }
 
 # These arguments may differ between two runs of the same experiment. They add results to the experiment, determine how
-# it is run, or are compared by their effect (the settings of the training, models, rows).
+# it is run, or are compared by their effect (training settings, models, rows).
 _NOT_COMPARED = {
     "task", "demo", "seeds", "methods", "analyses", "ladder", "link_rows", "n_snapshots", "prompt_shots",
     "prompt_form", "rows_fit",
@@ -262,9 +262,9 @@ def check_output_dir(directory: Path, wanted: Manifest, *, overwrite: bool) -> M
         lost = [str(value) for value in getattr(there, name) if value not in getattr(wanted, name)]
         if lost:
             raise ValueError(
-                f"--output_dir: got {directory}, which also has results of this experiment for the {name} "
-                f"{' '.join(lost)}, which this command would remove. Add them to the command (finished models "
-                f"are not trained again). {ways_out}"
+                f"--output_dir: got {directory}, which has results of this experiment for the {name} "
+                f"{' '.join(lost)}. This command would remove these results. Add the {name} to the command (finished "
+                f"models are not trained again). {ways_out}"
             )
     return there
 

@@ -43,8 +43,8 @@ _PLAIN = "PGR against the plain ceiling"
 def _table(results: ExperimentResult) -> tuple[list[str], list[list[str]]]:
     """
     Returns the header and a line per model and seed. The columns are seed, role, model, accuracy, PGR, and agreement
-    where the supervisor is right / wrong. After generative finetuning, there is a second column of PGR, against the
-    ceiling without it.
+    where the supervisor is right / wrong. After generative finetuning, a second PGR column uses the ceiling
+    without generative finetuning.
     """
     header = ["seed", "role", "model", "accuracy [95 %]", "PGR [95 %]", "agreement, supervisor right / wrong"]
     has_plain = results.runs[0].ceiling_plain is not None
@@ -335,7 +335,7 @@ def write_report(results: ExperimentResult | dict, output_dir: Path, *, notes: l
                     plot_gap(card.weak, card.student, card.ceiling, card.pgr, directory / FIGURE, title=card.subject)
                     card.has_figure = True
                 _write(directory / "README.md", card.render())
-    results.write(output_dir / "results.json")  # last: its presence means that all other files are complete
+    results.write(output_dir / "results.json")  # written last, when all other files are complete
 
 
 def _report(results: ExperimentResult, notes: list[str]) -> str:

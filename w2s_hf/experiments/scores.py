@@ -125,7 +125,7 @@ def _files(outputs: "Outputs", model: Finetuned) -> dict[str, str | None]:
 
 
 def _steps(model: Finetuned) -> dict[str, int]:
-    """Returns the number of optimizer steps of a training, and the step in which `--aux_start agreement` started."""
+    """Returns the number of optimizer steps of training, and the step at which `--aux_start agreement` started."""
     history = json.loads((model.directory / "training.json").read_text())
     steps = {"optimizer_steps": max(entry["step"] for entry in history)}
     start = history[-1].get("aux_start_step")
@@ -162,7 +162,7 @@ def _links(trained: dict[str, Finetuned]) -> list[str]:
     return [role for role in trained if role.startswith("link_") or role == BOOTSTRAP]
 
 
-# A chain is compared with the students without a chain that have these roles. The keys are their training rows.
+# A chain is compared with students without a chain, which have these roles. The keys name the rows of the students.
 _DIRECT = {"same_rows": "direct", "all_rows": "direct_all"}
 
 
@@ -191,7 +191,7 @@ def summarise(correct: list[dict[str, np.ndarray]], method: str, same_rows: bool
     Args:
         correct (`list[dict[str, np.ndarray]]`): For each seed, whether each role predicts each test row correctly.
         method (`str`): The method.
-        same_rows (`bool`): Whether all seeds have the same test rows, as with real data. In the demo they differ.
+        same_rows (`bool`): Whether all seeds have the same test rows, as with real data. In the demo, the rows differ.
     """
 
     def over_seeds(student: str, ceiling: str = "ceiling") -> dict:

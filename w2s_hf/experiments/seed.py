@@ -168,7 +168,7 @@ def train_supervisor(
     return finetuner.finetune(
         "weak",
         model,
-        # The supervisor has separate validation rows: its labels would be too good on rows that choose its checkpoint.
+        # The supervisor has separate validation rows: its labels would be too good on rows that select its checkpoint.
         splits.weak.map(finetuner.setting.with_ground_truth),
         [*splits.student, splits.test],
         splits=splits,
@@ -179,7 +179,7 @@ def train_supervisor(
 
 
 def label_confidence(weak: Finetuned, splits: TaskSplits, args: ExperimentArguments) -> float | None:
-    """Returns the mean larger probability of the weak labels that students are trained on; `None` for text labels."""
+    """Returns the mean of the larger class probability over the weak labels of students; `None` for text labels."""
     if not isinstance(weak.predictions, WeakLabels):
         return None
     rows = student_rows(splits, weak, args).train
@@ -187,7 +187,7 @@ def label_confidence(weak: Finetuned, splits: TaskSplits, args: ExperimentArgume
 
 
 def probabilities_of(weak: Finetuned) -> WeakLabels:
-    """Returns the labels of a supervisor of two classes. Options that need them are refused for completions."""
+    """Returns the weak labels, which are class probabilities. Options that need them are refused for completions."""
     return cast(WeakLabels, weak.predictions)
 
 

@@ -1,4 +1,4 @@
-"""The runs of experiment trackers (`--report_to`): every training of an experiment has its own run."""
+"""The runs of experiment trackers (`--report_to`): each finetuned model has a separate run."""
 
 import os
 import re
@@ -35,14 +35,14 @@ def run_path(experiment: str | None, task: str | None, seed: int, role: str, mod
 @contextmanager
 def tracked(trainer: Trainer, directory: Path, logs: Path, path: str) -> Iterator[None]:
     """
-    Gives a training its own run in each tracker of `report_to`. A resumed training continues its run.
+    Logs the training of a model as a separate run in each tracker of `report_to`. Resumed training continues the run.
 
     Args:
-        trainer ([`~transformers.Trainer`]): Its training is inside the context, and its predictions are not logged.
+        trainer ([`~transformers.Trainer`]): It trains inside the context. Its predictions are not logged.
         directory (`Path`): The directory of the stage, which has the id of the run in the file `run_id`.
         logs (`Path`): The directory of TensorBoard, unless `TENSORBOARD_LOGGING_DIR` names another directory.
-        path (`str`): The name of the run, see [`run_path`]. An id is added, so that runs of the same training in
-            another output directory have other names.
+        path (`str`): The name of the run, see [`run_path`]. An id is added, so that the same model in another
+            output directory has a run with a different name.
     """
     is_tracked = trainer.args.report_to and trainer.is_world_process_zero()  # trackers log on this rank only
     with _named_run(trainer, directory, logs, path) if is_tracked else nullcontext():
@@ -51,7 +51,7 @@ def tracked(trainer: Trainer, directory: Path, logs: Path, path: str) -> Iterato
 
 
 def _named_run(trainer: Trainer, directory: Path, logs: Path, path: str) -> AbstractContextManager:
-    """Gives the trackers of a trainer the name of its run. The run is open inside the returned context."""
+    """Sets the name of a trainer's run in its trackers. The run is open inside the returned context."""
     file = directory / "run_id"
     if not file.is_file():
         file.write_text(uuid4().hex[:8])
@@ -60,7 +60,7 @@ def _named_run(trainer: Trainer, directory: Path, logs: Path, path: str) -> Abst
     args = trainer.args
     group, args.run_name = args.run_name or path.split("/")[0], path.replace("/", "-")
     if args.trackio_static_space_id is None:
-        args.trackio_static_space_id = False  # otherwise the end of every training copies the Space to a new one
+        args.trackio_static_space_id = False  # otherwise each training run ends with a copy of the Space
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
             callback.logging_dir = str(Path(callback.logging_dir or logs) / path)

@@ -94,7 +94,7 @@ class Setting(ABC):
     def prepare_models(
         self, models: "Models", splits: TaskSplits, args: Own, seed: int, finetuner: "Finetuner"
     ) -> "Models":
-        """Returns the models after a training that precedes the experiment. By default, nothing is trained."""
+        """Returns the models after training that precedes the experiment. By default, nothing is trained."""
         return models
 
     # ---- Training and prediction, as the finetuner calls them ----
@@ -177,7 +177,7 @@ class Setting(ABC):
         return []
 
     def further_results(self, context: "AnalysisContext") -> dict:
-        """Returns fields of the [`SeedResult`] that only this setting has. Every rank calls it."""
+        """Returns fields of the [`SeedResult`] that only this setting has. Every rank calls this method."""
         return {}
 
     @abstractmethod
@@ -186,7 +186,7 @@ class Setting(ABC):
     ) -> tuple[dict, str, list[str]]:
         """
         Returns further fields of the results, the introduction of the report, and its notes in Markdown. Only
-        rank 0 calls it.
+        rank 0 calls this method.
 
         Args:
             results ([`ExperimentResult`]): The results so far.
@@ -244,8 +244,9 @@ def on_weak_labels(trainer: type[_AnyTrainer]) -> type[_AnyTrainer]:
 
 def metric_name(name: str | None, is_weak: bool) -> str | None:
     """
-    Returns `metric_for_best_model` of one training. In a recipe `accuracy` and `weak_agreement` both mean the share of
-    validation rows whose label the model predicts. It is logged as `weak_agreement` if the labels are weak labels.
+    Returns `metric_for_best_model` of one training run. In a recipe, `accuracy` and `weak_agreement` both mean the
+    share of validation rows whose label the model predicts. This share is logged as `weak_agreement` if the labels
+    are weak labels.
     """
     if name is None or name.removeprefix("eval_") not in (ACCURACY, _WEAK_AGREEMENT):
         return name

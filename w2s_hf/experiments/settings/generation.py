@@ -190,7 +190,7 @@ def complete_untrained(
 
     def build(directory: Path) -> None:
         tokenizer = load_tokenizer(model.path, revision=model.revision)
-        # New adapters change no output. With them, the base that is already loaded can be used.
+        # New adapters change no output. With them, the loaded base model can be used.
         network = finetuner.in_place(finetuner.untrained(model, tokenizer, seed=0))
         with autocast(args):
             completions = complete(
