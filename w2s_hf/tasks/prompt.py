@@ -81,8 +81,8 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tup
     whole = tokenizer("x" + form.suffix)["input_ids"]
     if whole[len(whole) - len(before) :] != before:
         raise ValueError(
-            f"Got a tokenizer that appends {tokenizer.convert_ids_to_tokens(whole[-1:])} to a text, expected one that "
-            "appends nothing, because the answer follows the text. Use another tokenizer or model."
+            f"Got a tokenizer that appends {tokenizer.convert_ids_to_tokens(whole[-1:])} to a text, expected a "
+            "tokenizer that appends nothing, because the answer follows the text. Use another tokenizer or model."
         )
     behind = [tokenizer("x" + form.suffix + answer, add_special_tokens=False)["input_ids"] for answer in form.answers]
     for answer, ids in zip(form.answers, behind, strict=True):
