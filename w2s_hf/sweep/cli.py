@@ -73,8 +73,8 @@ def main(description: str | None = None, argv: list[str] | None = None, prog: st
     table = run_sweep(args, options, CONFIGS)
     n_failed = int((table["status"] == "failed").sum())
     if PartialState().is_main_process:
-        print(f"{len(table)} cells, {n_failed} failed.")
-        print(f"{args.output_dir}: report.html, figures/, sweep.csv, sweep.parquet")
+        print(f"{n_failed} of {len(table)} cells failed.")
+        print(f"Results in {args.output_dir}: report.html, figures/, sweep.csv, sweep.parquet")
     if n_failed:
         sys.exit(f"error: {n_failed} cells failed. report.html has the reasons. Repeat the command to retry them.")
 

@@ -175,7 +175,7 @@ def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
 
 
 def copy_configs(args: SweepArguments, sources: dict[str, str], target: Path) -> None:
-    """Copies the configurations of the cells to the output directory, where other machines read them."""
+    """Copies the configurations of the cells to the output directory, where all machines read them."""
     target.mkdir(parents=True, exist_ok=True)
     if args.accelerate_config is not None:
         sources = sources | {"accelerate": args.accelerate_config}
@@ -194,8 +194,8 @@ def check_cells(output_dir: Path, cells: list[Cell]) -> None:
     if lost:
         raise ValueError(
             f"--output_dir: got {output_dir}, which has {len(lost)} finished cells that the grid does not have, such "
-            f"as {lost[0]}. The tables would lose them. Add their tasks, models, methods and seeds (finished cells "
-            "are not trained again), name another --output_dir, or set --overwrite_output_dir true."
+            f"as {lost[0]}. The tables would not contain them. Add their tasks, models, methods and seeds (finished "
+            "cells are not trained again), name another --output_dir, or set --overwrite_output_dir true."
         )
 
 

@@ -82,7 +82,7 @@ class GenerationTask(AnyTask):
             - `ground_truth` (`str`): The completion to train on, with its leading space.
             - all `extra_columns`
             - `id` (`str`, *optional*): Defaults to a hash of prompt and completion.
-            - `text` (`str`, *optional*): Examples whose texts differ only in case and spacing are duplicates.
+            - `text` (`str`, *optional*): Examples whose texts differ at most in case and spacing are duplicates.
               Defaults to a hash of the prompt.
             - `keys` (`list[str]`, *optional*): Examples that share a key stay in one split. Defaults to the prompt.
 

@@ -88,8 +88,9 @@ def link_sizes(sizes: dict[str, int | None], n_links: int) -> dict[str, int]:
         return {}
     if n_train is None or n_validation is None:
         raise ValueError(
-            "Got no --n_train, expected a number. By default the two halves use all rows, and no rows are left for "
-            "the links of the chain. Set --n_train, or train all links on the same rows: --link_rows same."
+            "Got no --n_train, expected a number. By default the halves and validation parts use all rows, and no "
+            "rows are left for the links of the chain. Set --n_train, or train all links on the same rows: "
+            "--link_rows same."
         )
     links = range(1, n_links + 1)
     return {
@@ -285,7 +286,7 @@ def split_links(
     Args:
         task ([`AnyTask`]): The task, named in messages.
         rows (`list[dict]`): All training rows, with `group` and `ground_truth`.
-        parts (`dict[str, Dataset]`): The other parts, complete.
+        parts (`dict[str, Dataset]`): The other parts, with all their rows.
         sizes (`dict[str, int]`): The sizes that [`link_sizes`] returns.
         seed (`int`): Seed of the split.
 

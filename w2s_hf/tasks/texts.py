@@ -51,7 +51,7 @@ def read_examples(
                 n_empty += 1
                 if not task.drop_empty:
                     raise ValueError(
-                        f"{where} {error}. Correct it, or leave such rows out: `drop_empty=True` in the task, or "
+                        f"{where} {error}. Fill the field, or leave such rows out: `drop_empty=True` in the task, or "
                         "--drop_empty true."
                     ) from error
             except LabelError as error:
