@@ -335,7 +335,7 @@ def test_the_head_knows_the_records_of_its_workers(head, tmp_path, monkeypatch):
 def test_a_worker_with_other_code_runs_nothing(accelerate_config, head, tmp_path, monkeypatch):
     job = {"cells": [asdict(Cell("boolq", "weak", "student", "naive", 0))], "only_supervisors": False}
     monkeypatch.setattr(cells, "code_versions", lambda: head.code | {"w2s_hf": "9.9"})
-    message = f"runs other code than the head: w2s_hf 9.9 instead of {head.code['w2s_hf']}. Install"
+    message = f"runs other code than the head node: w2s_hf 9.9 instead of {head.code['w2s_hf']}. Install"
     with pytest.raises(RuntimeError, match=re.escape(message)):
         _work(job, head.for_others(), {}, accelerate_config)
     assert [path.name for path in tmp_path.iterdir()] == ["options.yaml"]

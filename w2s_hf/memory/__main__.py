@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         choices=list(OPTIMIZERS),
         default="adamw_torch_fused",
         metavar="NAME",
-        help=f"optimizer, whose states need memory: {', '.join(OPTIMIZERS)}",
+        help=f"optimizer of the training run: {', '.join(OPTIMIZERS)}",
     )
     parser.add_argument(
         "--no_gradient_checkpointing",
@@ -89,10 +89,10 @@ def main(argv: list[str] | None = None) -> None:
         )  # fmt: skip
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    rows = "pairs" if args.task_type == "REWARD" else "rows"
+    row = "pair" if args.task_type == "REWARD" else "row"
     print(
-        f"{args.model}: GiB on each GPU, {rows} of {args.length} tokens one at a time. GPUs: {n_gpus} of "
-        f"{gib(total)} GiB, of which {gib(usable_bytes(total))} are usable.\n\n{table}"
+        f"{args.model}: memory on each GPU in GiB, for one {row} of {args.length} tokens per micro-batch. Each GPU "
+        f"({n_gpus} in total) has {gib(total)} GiB, of which {gib(usable_bytes(total))} are usable.\n\n{table}"
     )
 
 

@@ -108,7 +108,7 @@ def _memory_of(
         attn_implementation=student.attn_implementation,
         optim=args.optim,
         n_gpus=args.world_size,
-        # A 4-bit base is replicated on each GPU, and accelerate does not shard models on CPUs.
+        # A 4-bit base model is replicated on each GPU, and accelerate does not shard models on CPUs.
         sharded=parse_flag_from_env("ACCELERATE_USE_FSDP") and args.device.type == "cuda" and not load_in_4bit,
     )
 
@@ -128,7 +128,7 @@ def _not_estimated(model: ModelSpec, args: TrainingArguments) -> str:
         if parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
             return "if FSDP offloads weights to the CPU"
         if student.use_peft and student.load_in_4bit and student.bnb_4bit_quant_storage not in (None, "uint8"):
-            return "if FSDP shards a 4-bit base"
+            return "if FSDP shards a 4-bit base model"
     return ""
 
 
@@ -157,7 +157,7 @@ def _advice(
         try:
             peak = _memory_of(config, variant, args, task_type, checkpointing=True).estimate(1, length).peak
         except NoEstimateError:
-            continue  # for example DoRA on a 4-bit base; the error about the model itself is more important
+            continue  # for example DoRA on a 4-bit model; the error about the model itself is more important
         if peak <= capacity:
             return f"Use {options}, with which the model needs {gib(peak)} GiB."
         too_large.append(options)

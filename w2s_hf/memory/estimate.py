@@ -110,7 +110,7 @@ class StudentMemory:
         task_type (`str`, *optional*, defaults to `"SEQ_CLS"`): `"SEQ_CLS"`, `"REWARD"` or `"CAUSAL_LM"`.
         load_in_4bit (`bool`, *optional*, defaults to `False`): As in [`load_student`].
         double_quant (`bool`, *optional*, defaults to `True`): Whether the constants of nf4 are quantized, too.
-        dtype (`str`, *optional*, defaults to `"bfloat16"`): The data type of a frozen base.
+        dtype (`str`, *optional*, defaults to `"bfloat16"`): The data type of a frozen base model.
         peft_config ([`~peft.LoraConfig`], *optional*): Adapters. Without them, all weights are trained, in float32.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`): As in [`~transformers.TrainingArguments`].
         bf16 (`bool`, *optional*, defaults to `True`): Whether autocast to bfloat16 or float16 is on.
@@ -154,8 +154,8 @@ class StudentMemory:
             problem = "no adapters" if peft_config is None else "sharded=True"
             advice = "Pass a peft_config" if peft_config is None else "Set sharded=False"
             raise ValueError(
-                f"Got load_in_4bit and {problem}, expected adapters on a quantized base that is replicated on each "
-                f"GPU. {advice}, or load_in_4bit=False."
+                f"Got load_in_4bit and {problem}, expected adapters on a quantized base model that is replicated on "
+                f"each GPU. {advice}, or load_in_4bit=False."
             )
         config = config_of(model, revision) if isinstance(model, str) else model
         self._optim, self._n_gpus, self._sharded = optim, n_gpus, sharded
@@ -205,7 +205,7 @@ class StudentMemory:
 
     def largest_micro_batch(self, capacity: int, length: int = 512, at_most: int = 4096) -> int:
         """
-        Returns the number of rows of the largest micro-batch that fits into `capacity` bytes, 0 if not one row fits.
+        Returns the number of rows of the largest micro-batch that fits into `capacity` bytes, or 0 if no row fits.
         """
         estimate = self.estimate(1, length)
         free = capacity - estimate.training_peak + estimate.activations

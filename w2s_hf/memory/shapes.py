@@ -20,7 +20,7 @@ from ..modeling.heads import full_precision_head, head_linears
 __all__ = ["Shapes", "quantized_bytes"]
 
 _BLOCK = 64  # number of weights that share a constant in nf4 (QLoRA, appendix B)
-_NESTED_BLOCK = 256  # number of constants that share a constant, with double quantization
+_NESTED_BLOCK = 256  # number of constants that share a second constant, with double quantization
 
 
 def quantized_bytes(n_weights: int, double_quant: bool = True) -> int:
@@ -115,8 +115,8 @@ class Shapes:
     Args:
         config ([`~transformers.PretrainedConfig`]): The configuration of the model.
         task_type (`str`): `"SEQ_CLS"`, `"REWARD"` or `"CAUSAL_LM"`.
-        dtype (`torch.dtype`): The data type of a frozen base. A model without adapters is in float32.
-        load_in_4bit (`bool`): Whether the base is quantized to nf4.
+        dtype (`torch.dtype`): The data type of a frozen base model. Without adapters, it is float32.
+        load_in_4bit (`bool`): Whether the base model is quantized to nf4.
         double_quant (`bool`): Whether the constants of nf4 are quantized, too.
         peft_config ([`~peft.LoraConfig`], *optional*): Adapters. Without them, all weights are trained.
         checkpointing (`bool`): Whether activations are recomputed in the backward pass (gradient checkpointing).
@@ -201,8 +201,8 @@ class Shapes:
         """
         Returns the peak bytes of the forward pass and of the backward pass, without weights, gradients and optimizer.
 
-        Gradients of an earlier micro-batch exist, as in all micro-batches of a step but the first. The gradient of the
-        embedding is not counted, because it is computed last, when all other tensors are freed. See
+        The peak includes gradients of an earlier micro-batch, as in every micro-batch of a step except the first. The
+        gradient of the embedding is not counted, because it is computed last, when all other tensors are freed. See
         `embedding_gradient`.
         """
         self.model.train()
@@ -233,7 +233,7 @@ class Shapes:
     def _pass(self, n_sequences: int, length: int, *, autocast: bool, is_training: bool) -> tuple[int, int]:
         embedding: Any = self.model.get_input_embeddings()
         weight = embedding.weight
-        # With one row, the gradient of the embedding does not count. `embedding_gradient` has its size.
+        # The embedding has only one row here, because `embedding_gradient` counts its gradient.
         embedding.weight = nn.Parameter(torch.empty_like(weight[:1]), requires_grad=weight.requires_grad)
         ids = torch.zeros(n_sequences, length, dtype=torch.long)
         mask = torch.ones(n_sequences, length, dtype=torch.long)

@@ -75,8 +75,8 @@ class Session:
             if here.get(name) != there
         ]:
             raise RuntimeError(
-                f"{socket.gethostname()} runs other code than the head: {', '.join(differences)}. Install the same "
-                "versions in the same way on all machines."
+                f"{socket.gethostname()} runs other code than the head node: {', '.join(differences)}. Install the "
+                "same versions in the same way on all machines."
             )
         if not self.key:
             texts = {setting: Path(path).read_text() for setting, path in self.configs.items()}
@@ -88,7 +88,7 @@ class Session:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def experiment(self, cell: Cell) -> Experiment:
-        """Returns the experiment of a cell. Experiments of one setting share stages, rows and the loaded base."""
+        """Returns the experiment of a cell. Experiments of one setting share stages, rows and base model."""
         line = COMMAND_LINES[cell.setting]
         options = [*self.options, "--config", self.configs[cell.setting], "--output_dir", self.output_dir]
         options += ["--weak_model", cell.weak_model, "--student_model", cell.student_model]
@@ -111,7 +111,7 @@ class Session:
         return new_experiment
 
     def train_supervisor(self, cell: Cell) -> None:
-        """Trains the supervisor of a cell, so that it is cached when the base of the students is loaded."""
+        """Trains the supervisor of a cell, so that it is cached when the students' base model is loaded."""
         experiment = self.experiment(cell)
         models, splits = experiment.inputs(cell.seed)
         train_supervisor(models.weak, splits, experiment.args, cell.seed, experiment.finetuner)
@@ -240,7 +240,7 @@ _COLUMNS = {
 
 
 def run_job(session: Session, job: Job, on_record: Callable[[Cell, dict], None] = lambda cell, record: None) -> None:
-    """Runs the cells of a job and writes the record of each, `cells/NAME.json`."""
+    """Runs the cells of a job and writes a record per cell, `cells/NAME.json`."""
     with _logged_to(Path(session.output_dir) / "logs" / f"{_process_name()}.txt"):
         for cell in job.cells:
             if job.only_supervisors:
@@ -264,7 +264,7 @@ def _process_name() -> str:
 
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
-    """Redirects the output and the debug log of trainings to a file, since the screen shows the table."""
+    """Redirects the output and the debug log of training runs to a file, since the screen shows the table."""
     path.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger()
     with open(path, "a", buffering=1) as file:

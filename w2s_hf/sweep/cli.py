@@ -73,10 +73,10 @@ def main(description: str | None = None, argv: list[str] | None = None, prog: st
     table = run_sweep(args, options, CONFIGS)
     n_failed = int((table["status"] == "failed").sum())
     if PartialState().is_main_process:
-        print(f"{len(table)} cells, {n_failed} failed.")
-        print(f"{args.output_dir}: report.html, figures/, sweep.csv, sweep.parquet")
+        print(f"{n_failed} of {len(table)} cells failed.")
+        print(f"Results in {args.output_dir}: report.html, figures/, sweep.csv, sweep.parquet")
     if n_failed:
-        sys.exit(f"error: {n_failed} cells failed. report.html has the reasons. The same command runs them again.")
+        sys.exit(f"error: {n_failed} cells failed. report.html has the reasons. Repeat the command to retry them.")
 
 
 def parse_sweep(
@@ -92,7 +92,7 @@ def parse_sweep(
         prog (`str`, *optional*): Name of the command, for `--help`. Defaults to the name of the script.
 
     Returns:
-        The grid, and the words of all other options, which apply to its cells.
+        The grid, and the arguments of all other options, which apply to its cells.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = RecipeParser(
@@ -126,7 +126,7 @@ def parse_sweep(
         # cell is parsed.
         for word in options:
             _check_spelling(word, parser)
-        # Step 4: options of the recipes that cells of a sweep do not take are refused.
+        # Step 4: options of `w2s run` that do not apply to cells of a sweep are refused.
         refused = [f"--{name}" for name in _REFUSED if vars(command_line)[name] is not None]
         if refused:
             raise ValueError(

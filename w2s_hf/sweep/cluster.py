@@ -1,4 +1,4 @@
-"""The jobs of a sweep on a Ray cluster. Workers share a folder, whose cached stages they all use."""
+"""The jobs of a sweep on a Ray cluster. All workers use the cached stages in a shared folder."""
 
 import dataclasses
 import json
@@ -100,7 +100,7 @@ def _refuse_too_much(nodes: list[dict], wanted: dict[str, float]) -> None:
         most = {name: max((node.get(name, 0) for node in resources), default=0) for name in wanted}
         raise ValueError(
             f"Got --cell_cpus {wanted['CPU']:g} and --cell_gpus {wanted['GPU']:g}, expected at most the "
-            f"{most['CPU']:g} CPUs and {most['GPU']:g} GPUs of the largest machine of the cluster. Lower them."
+            f"{most['CPU']:g} CPUs and {most['GPU']:g} GPUs of the largest machine of the cluster. Set smaller values."
         )
 
 

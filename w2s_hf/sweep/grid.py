@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SweepArguments:
-    """The grid, and how it runs. All other options are options of `w2s run`, and apply to all cells."""
+    """The options of a sweep. All other options are options of `w2s run`, and apply to all cells."""
 
     _argument_group_name = "sweep"
 
@@ -57,7 +57,7 @@ class SweepArguments:
         default=None,
         metadata={
             "help": "YAML file of options for all cells, or the name of a shipped configuration. All tasks must then "
-            "have the same setting. Unset: the demo of each setting.",
+            "have the same setting. By default, each setting uses its demo.",
             "metavar": "NAME",
         },
     )
@@ -140,7 +140,7 @@ class Cell:
 @dataclass(frozen=True)
 class Job:
     """
-    The cells that one process runs in order, because they share a base, a ceiling or a supervisor.
+    The cells that one process runs in order, because they share a base model, a ceiling or a supervisor.
 
     Args:
         cells (`tuple` of [`Cell`]): The cells, in the order in which they run.
@@ -193,7 +193,7 @@ def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[C
 def rounds_of(cells: list[Cell]) -> list[list[Job]]:
     """
     Returns the jobs in three rounds: supervisors, students, chains. A round needs the results of the rounds before it.
-    Within a round, the jobs of one student are adjacent, so that one process loads its base once.
+    Within a round, the jobs of one student are adjacent, so that one process loads its base model once.
     """
     supervisors: dict[tuple, Cell] = {}
     students: dict[tuple, list[Cell]] = {}

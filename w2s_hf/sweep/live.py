@@ -21,8 +21,8 @@ class SweepView:
 
     Args:
         cells (`list` of [`Cell`]): All cells of the sweep.
-        console (`rich.console.Console`, *optional*): Defaults to the current stdout, since the output of trainings is
-            redirected to files later.
+        console (`rich.console.Console`, *optional*): Defaults to the current stdout, since the output of training
+            runs is redirected to files later.
         is_shown (`bool`, *optional*, defaults to `True`): Whether to show anything. It is `True` on only one rank.
     """
 

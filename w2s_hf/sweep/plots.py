@@ -145,7 +145,7 @@ def _accuracy_limits(cells: pd.DataFrame, several: bool) -> tuple[float, float]:
     low, high = float(cells[columns].min().min()), float(cells[columns].max().max())
     height = max(high - low, 0.02)
     chance = cells["chance"].min()
-    if low - height / 2 <= chance < low:  # chance is shown if it needs at most a third of the panel
+    if low - height / 2 <= chance < low:  # chance is shown if it adds at most half to the height
         low = float(chance)
     return low - 0.07 * height, high + 0.07 * height
 

@@ -112,7 +112,7 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
         hidden = ("output_dir", "overwrite_output_dir", "cell_config", "ray_address", "accelerate_config")
         settings = {name: value for name, value in asdict(args).items() if name not in hidden}
         settings = {**settings, "options of all cells": " ".join(options)}
-        # In the report, names of tasks say that rows are generated; tables have the column `preset`.
+        # In the report, task names show that rows are generated. The tables have the column `preset` for this.
         demos = {cell.task: subject(cell.task, True) for cell in first_cells(args) if first[cell.setting].args.demo}
         shown = table.assign(task=table["task"].replace(demos))
         write_sweep_report(shown, {name: str(value) for name, value in settings.items()}, output_dir)
@@ -175,7 +175,7 @@ def config_files(args: SweepArguments, configs_dir: Path) -> dict[str, Path]:
 
 
 def copy_configs(args: SweepArguments, sources: dict[str, str], target: Path) -> None:
-    """Copies the configurations of the cells beside the results, for other machines and for readers."""
+    """Copies the configurations of the cells to the output directory, where all machines read them."""
     target.mkdir(parents=True, exist_ok=True)
     if args.accelerate_config is not None:
         sources = sources | {"accelerate": args.accelerate_config}
@@ -185,7 +185,7 @@ def copy_configs(args: SweepArguments, sources: dict[str, str], target: Path) ->
 
 
 def check_cells(output_dir: Path, cells: list[Cell]) -> None:
-    """Raises `ValueError` if there are finished cells that the grid does not have, which the table would lose."""
+    """Raises `ValueError` if finished cells are not in the grid, because the table would not contain them."""
     lost = []
     for path in sorted((output_dir / "cells").glob("*.json")):
         record = json.loads(path.read_text())
@@ -194,8 +194,8 @@ def check_cells(output_dir: Path, cells: list[Cell]) -> None:
     if lost:
         raise ValueError(
             f"--output_dir: got {output_dir}, which has {len(lost)} finished cells that the grid does not have, such "
-            f"as {lost[0]}. The tables would lose them. Add their tasks, models, methods and seeds (finished cells "
-            "are not trained again), name another --output_dir, or set --overwrite_output_dir true."
+            f"as {lost[0]}. The tables would not contain them. Add their tasks, models, methods and seeds (finished "
+            "cells are not trained again), name another --output_dir, or set --overwrite_output_dir true."
         )
 
 

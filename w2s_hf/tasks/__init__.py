@@ -207,9 +207,9 @@ def load_task(task: str | Task, *, conversion: str = "pairs", **options: Unpack[
     (A.1) balances only the test set and datasets whose majority class exceeds 55 %. Here all parts are balanced, so
     that chance is one half.
 
-    Rows of one group stay in one part, and so do the answers to a question. A training row whose text or group is in
-    the test set is dropped. The choice of answers to a question depends neither on the order of the rows nor on the
-    split.
+    Rows of one group stay in one split. Answers to a question stay in one split, too. A training row whose text or
+    group is in the test set is dropped. The choice of answers to a question depends neither on the order of the rows
+    nor on the split.
 
     Args:
         task (`str` or [`Task`]): The task, or its name as in [`find_task`].

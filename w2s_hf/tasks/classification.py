@@ -2,8 +2,8 @@
 
 The paper lists its 22 tasks in table 1 but publishes only seven prompts (table 2). This package therefore uses
 its own templates. The sentence or answer to be judged comes last in a template, because a decoder's head reads the
-last token. Rows that share a question or a premise stay in one half (paper, A.1). The columns that define such a group
-are our choice.
+last token. Rows that share a question or a premise stay in one half (paper, A.1). The authors of this package
+chose the columns that define a group.
 """
 
 from .prompt import PromptFormat

@@ -82,9 +82,9 @@ class GenerationTask(AnyTask):
             - `ground_truth` (`str`): The completion to train on, with its leading space.
             - all `extra_columns`
             - `id` (`str`, *optional*): Defaults to a hash of prompt and completion.
-            - `text` (`str`, *optional*): Examples whose texts are equal up to case and spacing are duplicates.
+            - `text` (`str`, *optional*): Examples whose texts differ at most in case and spacing are duplicates.
               Defaults to a hash of the prompt.
-            - `keys` (`list[str]`, *optional*): Examples that share a key stay in one part. Defaults to the prompt.
+            - `keys` (`list[str]`, *optional*): Examples that share a key stay in one split. Defaults to the prompt.
 
         Raises:
             BrokenRowError: The row cannot be used. The loader drops and counts such rows.

@@ -1,4 +1,4 @@
-"""Splits rows into the parts of an experiment. Groups stay together, duplicates count once, no row is used twice."""
+"""Splits rows into the parts of an experiment, without duplicates. Groups stay together. No row is used twice."""
 
 import logging
 import zlib
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 # seconds.
 MAX_ROWS = 200_000
 _TEST_SHARE = 0.2  # share of the rows for testing, if a dataset has no test split
-# A split in memory has this name. Only the intermediate models of a bootstrapping chain use its rows. All other parts
-# therefore have the same rows with and without a chain.
+# This is the name of a split in `raw`. Only the intermediate models of a bootstrapping chain use its rows. All other
+# parts therefore have the same rows with and without a chain.
 LINK_ROWS = "links"
 # Default share of the training rows in each part
 SHARES = {"weak_half": 0.45, "weak_validation": 0.05, "student_half": 0.45, "student_validation": 0.05}
@@ -88,8 +88,9 @@ def link_sizes(sizes: dict[str, int | None], n_links: int) -> dict[str, int]:
         return {}
     if n_train is None or n_validation is None:
         raise ValueError(
-            "Got no --n_train, expected a number. By default the other parts use all rows, and no rows are left for "
-            "the links of the chain. Set --n_train, or train all links on the same rows: --link_rows same."
+            "Got no --n_train, expected a number. By default the halves and validation parts use all rows, and no "
+            "rows are left for the links of the chain. Set --n_train, or train all links on the same rows: "
+            "--link_rows same."
         )
     links = range(1, n_links + 1)
     return {
@@ -209,7 +210,7 @@ def unique_rows(task: AnyTask, split: str, rows: list[dict], apart_from: Sequenc
 
     The following rows are dropped:
 
-    - Rows that repeat the text of an earlier row, up to case and spacing.
+    - Rows that repeat the text of an earlier row, ignoring case and spacing.
     - All rows of a text that occurs with several labels.
     - Rows whose text or group occurs in `apart_from`.
     """
@@ -285,7 +286,7 @@ def split_links(
     Args:
         task ([`AnyTask`]): The task, named in messages.
         rows (`list[dict]`): All training rows, with `group` and `ground_truth`.
-        parts (`dict[str, Dataset]`): The other parts, complete.
+        parts (`dict[str, Dataset]`): The other parts, with all their rows.
         sizes (`dict[str, int]`): The sizes that [`link_sizes`] returns.
         seed (`int`): Seed of the split.
 

@@ -6,12 +6,12 @@
 A classifier predicts the labels from lengths, punctuation, digits, capitals, and frequent beginnings and ends of the
 texts. It is trained twice:
 
-- On the form: the text that the task adds around the words of the dataset. Its accuracy must be at chance. If it is
-  not, the task reveals the label, and the exit code is 1. For example, right answers may be shown by their letter and
-  wrong answers by their text. Columns with few different values, such as "yes" and "no", count as form, because they
-  may be the label in other words.
-- On whole texts. An accuracy above chance is a property of the dataset, such as exclamation marks in positive tweets.
-  It is available to students, supervisor and ceiling alike.
+- The first time, it reads the form: the text that the task adds around the words of the dataset. Its accuracy must
+  be at chance. If it is not, the task reveals the label, and the exit code is 1. For example, right answers may be
+  shown by their letter and wrong answers by their text. Columns with few different values, such as "yes" and "no",
+  count as form, because they may be the label in other words.
+- The second time, it reads whole texts. An accuracy above chance is a property of the dataset, such as exclamation
+  marks in positive tweets. It is available to students, supervisor and ceiling alike.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def probe_texts(texts: list[str], truth: list[int], groups: list[str], *, confid
 
     Args:
         texts (`list[str]`): The input texts of the models.
-        truth (`list[int]`): Their labels, 0 or 1, with about equally many of each.
+        truth (`list[int]`): Their labels, 0 or 1. Both classes have about equally many texts.
         groups (`list[str]`): Their groups. Texts of one group are held out together.
         confidence_level (`float`, *optional*, defaults to 0.95): Level of the interval.
 
@@ -208,7 +208,7 @@ def _strings(value) -> Iterator[str]:
 
 def _content(task: Task, rows: Dataset) -> Iterator[list[str]]:
     """
-    Yields the words of the dataset in each row, longest first: strings of two letters or more, without categories.
+    Yields the content of each row: its strings of two letters or more, longest first. Categories are not content.
     """
     columns = [name for name in task.columns if name != task.label]
     strings = {name: [list(_strings(value)) for value in rows[name]] for name in columns}
@@ -235,7 +235,7 @@ def skeleton(text: str, content: list[str]) -> str:
         # Each piece becomes one private-use character, so that a shorter piece does not match inside a longer piece.
         text = text.replace(string, chr(0xE000 + number))
     counts = Counter(re.findall(r"[\ue000-\uf8ff]", text))
-    # Adjacent pieces, such as the turns of a dialogue, count as one.
+    # Adjacent pieces, such as the turns of a dialogue, count as one piece.
     once = "".join(piece for piece, count in counts.items() if count == 1)
     text = re.sub(rf"[{once}](\s*[{once}])*", "<>", text) if once else text
     order: dict[str, int] = defaultdict(lambda: len(order) + 1)

@@ -53,7 +53,8 @@ def load_raw(task: AnyTask, dataset_path: str | None = None) -> tuple[DatasetDic
             raw = _load_local(task, source.id, "`sources` of the task")
             return _renamed(raw, source), {"id": Path(source.id).name, "revision": "local"}
         try:
-            # If the Hub does not respond, no other source is tried. If a repository is gone, the next source is tried.
+            # If the Hub does not respond, no other source is tried. If a repository does not exist, the
+            # next source is tried.
             commit = ensure_available(
                 source.id, repo_type="dataset", option="--dataset_path", revision=source.revision
             )

@@ -43,7 +43,7 @@ class PreferenceTask(AnyTask):
             Names of the splits. The first one that exists is used. With `test_split=None`, a fifth of the training
             groups is held out.
         group_by_prompt (`bool`, *optional*, defaults to `True`):
-            Whether to keep pairs whose conversations begin with the same turn in one part. Datasets often repeat a
+            Whether to keep pairs whose conversations begin with the same turn in one split. Datasets often repeat a
             dialogue with one turn, with two turns, and so on.
         description (`str`, *optional*): One line about the task, for reports and cards.
     """
@@ -72,11 +72,11 @@ class PreferenceTask(AnyTask):
             - `id` (`str`): A hash of the content, the same for either order of the responses.
             - `prompt`, `first`, `second` (`str` or `list[dict]`)
             - `text` (`str`): The words of prompt and responses, to find duplicates.
-            - `keys` (`list[str]`): Rows that share a key stay in one part.
+            - `keys` (`list[str]`): Rows that share a key stay in one split.
             - `ground_truth` (`int`): 1 if the first response is the chosen one, else 0.
 
         Raises:
-            UnusablePairError: A response is empty, or both are equal.
+            UnusablePairError: A response is empty, or the responses are equal.
             ValueError: A response is neither text nor messages, or prompt and responses are of different kinds.
         """
         prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
@@ -205,10 +205,10 @@ def load_pairs(
     """
     Loads pairs, drops pairs that cannot be compared, and splits the rest.
 
-    Pairs are dropped before the split and counted in `n_dropped`. All models therefore work on the same pairs,
-    whatever their tokenizer. The order of the responses is random, so that about half of the pairs belong to each
-    class. No pair is dropped to make this exact. As in [`w2s_hf.tasks.load_task`], duplicates count once and pairs
-    with contradictory labels are dropped. Groups stay in one part, and no test pair is used for training.
+    Pairs are dropped before the split and counted in `n_dropped`. All models therefore use the same pairs, even
+    if their tokenizers differ. The order of the responses is random, so that about half of the pairs belong to each
+    class. No pair is dropped to balance the classes. As in [`w2s_hf.tasks.load_task`], duplicates count once and pairs
+    with contradictory labels are dropped. Groups stay in one split, and no test pair is used for training.
 
     Args:
         task ([`PreferenceTask`]): The task.

@@ -81,8 +81,8 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tup
     whole = tokenizer("x" + form.suffix)["input_ids"]
     if whole[len(whole) - len(before) :] != before:
         raise ValueError(
-            f"Got a tokenizer that appends {tokenizer.convert_ids_to_tokens(whole[-1:])} to a text, expected one that "
-            "appends nothing, because the answer follows the text. Use another tokenizer or model."
+            f"Got a tokenizer that appends {tokenizer.convert_ids_to_tokens(whole[-1:])} to a text, expected a "
+            "tokenizer that appends nothing, because the answer follows the text. Use another tokenizer or model."
         )
     behind = [tokenizer("x" + form.suffix + answer, add_special_tokens=False)["input_ids"] for answer in form.answers]
     for answer, ids in zip(form.answers, behind, strict=True):
@@ -93,13 +93,13 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tup
         if first != second:
             for answer, token in zip(form.answers, (first, second), strict=True):
                 if token == tokenizer.unk_token_id:
-                    raise ValueError(f"The tokenizer does not know the answer {answer!r}. Use another word.")
+                    raise ValueError(f"The tokenizer has no token for the answer {answer!r}. Use another word.")
             return shared, (first, second)
         if position >= len(before):
             shared.append(first)
     raise ValueError(
-        f"Got the answers {form.answers[0]!r} and {form.answers[1]!r}, whose tokens are equal or begin with each "
-        "other, expected answers that differ in a token. Use other answers."
+        f"Got the answers {form.answers[0]!r} and {form.answers[1]!r}, of which one begins with the tokens of the "
+        "other answer, expected answers that differ in a token. Use other answers."
     )
 
 

@@ -160,7 +160,7 @@ class TaskSplits:
                 if owner_of_group.setdefault(group, name) != name:
                     raise ValueError(
                         f"{self.task.name}: got the group of row {row_id!r} in `{owner_of_group[group]}` and in "
-                        f"`{name}`, expected it in one part. Move all rows of a group to one part."
+                        f"`{name}`, expected it in one split. Move all rows of a group to one split."
                     )
 
     @property
@@ -245,7 +245,7 @@ class Loader(ABC):
         return self.task.test_split is not None
 
     def group(self, rows: list[dict]) -> None:
-        """Sets the `group` of all rows. Rows of one group stay in one part."""
+        """Sets the `group` of all rows. Rows of one group stay in one split."""
         group_rows(rows)
 
     def check_groups(self, rows: list[dict]) -> None:  # noqa: B027, the rows of most tasks always have a group
@@ -270,7 +270,7 @@ class Loader(ABC):
         """Returns `n` random rows of a part. A larger `n` keeps the rows of a smaller `n` and adds more."""
         n = len(rows) if n is None else n
         if n > len(rows) or not rows:
-            raise too_many(self.task, name, n, len(rows), "because groups of rows stay in one part")
+            raise too_many(self.task, name, n, len(rows), "because groups of rows stay in one split")
         return shuffled(rows, rng)[:n]
 
     def sorted_by_id(self, split: str, examples: list[dict]) -> list[dict]:

@@ -67,7 +67,7 @@ class AnyTask(ABC):
             object.__setattr__(self, "sources", (Source(self.sources),))
 
     def _as_tuples(self, *names: str) -> None:
-        """Converts these fields to tuples if they are strings."""
+        """Converts the named fields to tuples if they are strings."""
         for name in names:
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, (value,))
@@ -172,11 +172,11 @@ class Task(AnyTask):
             )
         if self.choices is not None and "answer" not in shown:
             raise ValueError(
-                f"{self.name}: the template shows no {{answer}}, so that all choices look alike. Add {{answer}}."
+                f"{self.name}: the template shows no {{answer}}, so all choices have the same text. Add {{answer}}."
             )
         if isinstance(self.label, str) and self.label in shown:
             raise ValueError(
-                f"{self.name}: the template shows the column {self.label!r}, which is the label. Remove it."
+                f"{self.name}: the template shows the column {self.label!r}, which is the label. Remove this column."
             )
         if self.context is not None and shown.count(self.context) != 1:
             raise ValueError(
@@ -250,7 +250,7 @@ class Task(AnyTask):
             - `context_start`, `context_end` (`int`): The positions in `text` between which characters may be removed.
               They are equal if no character may be removed.
             - `shorten_from` (`str`): As in the task.
-            - `keys` (`list[str]`): Rows that share a key stay in one part.
+            - `keys` (`list[str]`): Rows that share a key stay in one split.
             - `question` (`str`): Equal for all answers to a question. Empty if rows are independent.
             - `ground_truth` (`int`): 0 or 1.
 
@@ -281,8 +281,8 @@ class Task(AnyTask):
             raise ValueError(f"has {right!r} as the position of the right choice, expected an integer") from None
         if not 0 <= right < len(choices) or len(choices) < 2:
             raise ValueError(
-                f"has {len(choices)} choices and {right} as the position of the right choice, expected the position "
-                "of one of at least two choices"
+                f"has {len(choices)} choices and {right} as the position of the right choice, expected at least two "
+                "choices and the position of one of them"
             )
         for position, choice in enumerate(choices):
             yield {

@@ -51,7 +51,7 @@ def read_examples(
                 n_empty += 1
                 if not task.drop_empty:
                     raise ValueError(
-                        f"{where} {error}. Correct it, or leave such rows out: `drop_empty=True` in the task, or "
+                        f"{where} {error}. Fill the field, or leave such rows out: `drop_empty=True` in the task, or "
                         "--drop_empty true."
                     ) from error
             except LabelError as error:
@@ -68,7 +68,7 @@ def read_examples(
     if n_empty:
         logger.warning(f"{task.name}: {n_empty} of {len(rows)} rows of {split!r} have an empty field and are left out")
     if not examples:
-        raise ValueError(f"{task.name}: got no rows without empty fields in the split {split!r}. Add such rows.")
+        raise ValueError(f"{task.name}: all rows of the split {split!r} have an empty field. Add rows with text.")
     return sorted(examples, key=lambda example: example["id"])
 
 
@@ -150,7 +150,7 @@ class TextLoader(Loader):
         return 2 * min(sum(row["ground_truth"] == label for row in rows) for label in (0, 1))
 
     def n_for_validation(self, train: list[dict], wanted: dict[str, int]) -> dict[str, float]:
-        # Balancing keeps twice the rows of the rarer class. A fifth is added because groups differ.
+        # Balancing keeps twice the rows of the rarer class. A fifth is added, because its share differs by group.
         rarer = min(np.mean([row["ground_truth"] == label for row in train]) for label in (0, 1))
         return dict.fromkeys(wanted, 1.2 * sum(wanted.values()) / (2 * max(rarer, 0.01)) / 2)
 

@@ -32,7 +32,7 @@ COMPLETION_COLUMNS = ("id", "prompt")
 def refuse_too_long(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
     """
     Raises `ValueError` for a text that [`tokenize_rows`] cannot shorten to `max_length` tokens. Only the parts of the
-    texts that stay whole are tokenized.
+    texts that are never truncated are tokenized.
     """
     if max_length is None:
         return
@@ -61,8 +61,8 @@ def tokenize_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
         max_length (`int` or `None`): Limit in tokens, special tokens included. `None` means no limit.
 
     Raises:
-        ValueError: A response does not fit even without its prompt (see [`response_lengths`]). The message names the
-            row. The responses are messages, and the tokenizer has no chat template.
+        ValueError: The responses are messages, and the tokenizer has no chat template. A response does not fit even
+            without its prompt (see [`response_lengths`]). In this case, the error names the row.
     """
 
     def encode_batch(batch: dict) -> dict:
@@ -140,8 +140,8 @@ def completion_lengths(
     """
     if tokenizer.eos_token is None:
         raise ValueError(
-            f"The tokenizer of {tokenizer.name_or_path!r} has no end-of-text token, which ends every completion. Set "
-            "tokenizer.eos_token."
+            f"The tokenizer of {tokenizer.name_or_path!r} has no end-of-text token, but every completion must end "
+            "with this token. Set tokenizer.eos_token."
         )
     n_prompt, n_completion = [], []
     for start in tqdm(range(0, len(prompts), 1000), desc="Measuring prompts"):
@@ -171,8 +171,8 @@ def _render(prompt: Any, sides: Sequence[Any], tokenizer: PreTrainedTokenizerBas
         return prompt, [side if side.endswith(end) else side + end for side in sides]
     if tokenizer.chat_template is None:
         raise ValueError(
-            f"Got responses that are messages, and the tokenizer of {tokenizer.name_or_path!r} without a chat "
-            "template, which renders them. Use a model with a chat template, or pairs of text."
+            f"Got responses that are messages, but the tokenizer of {tokenizer.name_or_path!r} has no chat template "
+            "to convert them to text. Use a model with a chat template, or pairs of text."
         )
     texts = [str(tokenizer.apply_chat_template([*prompt, *side], tokenize=False)) for side in sides]
     # Some templates render an answered prompt differently. In this case, only a part of the prompt or nothing may be

@@ -93,7 +93,7 @@ class ChessTask(GenerationTask):
             - `rating` (`int`): The rating of the puzzle, or -1 if it has none.
             - `band` (`str`): The column `band` or the band of the rating, such as `1200-1599`.
             - `ground_truth` (`str`): The move, with its leading space.
-            - `keys` (`list[str]`): Rows that share a key stay in one part.
+            - `keys` (`list[str]`): Rows that share a key stay in one split.
             - `tells_game` (`bool`): Whether the row identifies its game.
 
         Raises:
@@ -153,7 +153,7 @@ class ChessTask(GenerationTask):
 
 
 class PuzzleLoader(CompletionLoader):
-    """Loads puzzles. All puzzles of a game stay in one part."""
+    """Loads puzzles. All puzzles of a game stay in one split."""
 
     row, completion, held_out = "puzzle", "move", "games"
 
@@ -174,7 +174,7 @@ class PuzzleLoader(CompletionLoader):
         if n_unknown:
             logger.warning(
                 f"{self.task.name}: {n_unknown} of {len(rows)} rows do not name their game (`GameUrl`). Such "
-                "rows stay in one part only if their positions are equal"
+                "rows stay in one split only if their positions are equal"
             )
 
     def read(self, split: str, rows: Dataset, numbers: np.ndarray) -> list[dict]:
@@ -203,7 +203,7 @@ def load_puzzles(
     """
     Loads puzzles, drops broken puzzles, and splits the rest by game.
 
-    All puzzles of a game stay in one part, so that no test game is used for training. `GameUrl` or `GameId` identifies
+    All puzzles of a game stay in one split, so that no test game is used for training. `GameUrl` or `GameId` names
     the game, and a transcript that continues another transcript belongs to the same game. If a row has neither column,
     only puzzles with equal positions stay together, and a warning gives the number of such rows. If several rows have
     equal prompts, one of them is used. If their moves differ, all of them are dropped.
