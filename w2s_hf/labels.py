@@ -123,7 +123,7 @@ class LabelsById(ABC):
         """Writes `weak_labels.parquet` and `provenance.json`, readable by `datasets.load_dataset(directory)`."""
         directory = Path(directory)
         record = {**self.provenance, "n_rows": len(self), "fingerprint": self.fingerprint}
-        text = json.dumps(record, indent=2, sort_keys=True) + "\n"  # before any file is written, because it may fail
+        text = json.dumps(record, indent=2, sort_keys=True) + "\n"  # may fail, and is done before any file is written
         directory.mkdir(parents=True, exist_ok=True)
         pq.write_table(self.to_dataset().data.table, directory / _ROWS)
         (directory / _PROVENANCE).write_text(text)

@@ -1,4 +1,4 @@
-"""Resumes trainings with the result of an uninterrupted one, or raises an error before the first step."""
+"""Resumes training with the result of an uninterrupted training, or raises an error before the first step."""
 
 import math
 import os
@@ -35,17 +35,17 @@ _RECORD = "w2s_hf"  # in `stateful_callbacks` of trainer_state.json
 class ResumableTraining(TrainerMixin):
     """
     A mixin for a [`~transformers.Trainer`]. A training resumed by `train(resume_from_checkpoint=...)` ends with the
-    same result as an uninterrupted one.
+    same result as an uninterrupted training.
 
     [`~transformers.Trainer`] gives another result in these cases, without an error. With this class:
 
-    - The best checkpoint is found next to the resumed one, even if their directory was moved. A missing best
+    - The best checkpoint is found next to the resumed checkpoint, even if their directory was moved. A missing best
       checkpoint is an error (`load_best_model_at_end`).
     - A training that was interrupted after its last step makes no further step.
     - A checkpoint that has no optimizer (`save_only_model=True`), is truncated, or belongs to another model is an
       error.
     - A resumed training with another number of rows per optimizer step, or with another number or order of rows, is
-      an error. So is a number of steps that the checkpoint already exceeds.
+      an error. A number of steps that the checkpoint already exceeds is an error, too.
     - P-tuning and projected prefixes are refused, since their checkpoints lack a part of the trained weights.
     - The patience of [`~transformers.EarlyStoppingCallback`] is restored.
     """
@@ -65,7 +65,7 @@ class ResumableTraining(TrainerMixin):
 
         Args:
             resume_from_checkpoint (`str`, `os.PathLike` or `bool`, *optional*):
-                A checkpoint, or `True` for the newest complete one in `args.output_dir`.
+                A checkpoint, or `True` for the newest complete checkpoint in `args.output_dir`.
             trial, ignore_keys_for_eval: As in [`~transformers.Trainer.train`].
 
         Returns:
@@ -73,8 +73,8 @@ class ResumableTraining(TrainerMixin):
             `training_loss` is the mean of the logged losses. It is NaN if the last step was not logged.
 
         Raises:
-            ValueError: The resumed training could not end with the same result as an uninterrupted one. The message
-                has the reason.
+            ValueError: The resumed training could not end with the same result as an uninterrupted training. The
+                message has the reason.
         """
         self._resumed_from = self._best_checkpoint = None
         self._is_at_its_end = False
@@ -265,7 +265,7 @@ class ResumableTraining(TrainerMixin):
 
 
 class _OtherWeightsError(ValueError):
-    """The error for a checkpoint whose weight names differ from the model's."""
+    """The error for a checkpoint whose weight names differ from the names in the model."""
 
 
 class _ResumeCallback(TrainerCallback):
@@ -280,8 +280,8 @@ class _ResumeCallback(TrainerCallback):
         if trainer._resumed_from is not None:
             if state.global_step > state.max_steps:
                 raise ValueError(
-                    f"max_steps: got {state.max_steps}, expected at least {state.global_step}, the steps that "
-                    f"{trainer._resumed_from} has made. Raise max_steps."
+                    f"max_steps: got {state.max_steps}, expected at least {state.global_step}, the finished "
+                    f"steps of {trainer._resumed_from}. Raise max_steps."
                 )
             if not args.ignore_data_skip and not args.auto_find_batch_size:
                 for name in now:
