@@ -148,8 +148,8 @@ def check_pairs(dataset: datasets.Dataset, name: str) -> None:
         name (`str`): The name of the dataset in messages.
 
     Raises:
-        ValueError: There are no rows. A column is missing. Soft labels are not P(chosen better) in [0, 1] (rows
-            named). There are both soft labels and a margin.
+        ValueError: There are no rows. A column is missing. Soft labels are not P(chosen better) in [0, 1] (the
+            message names the rows). There are both soft labels and a margin.
     """
     columns = dataset.column_names
     if len(dataset) == 0:
@@ -198,9 +198,9 @@ class RewardPairCollator(DataCollatorForPreference):
     Adds to `input_ids` and `attention_mask` `(2B, T)` (the chosen responses, then the rejected responses):
 
     - `soft_label` `(B,)` float32, P(chosen better), if the rows have soft labels.
-    - `turned` `(B,)` bool: whether the rejected response is first when a hash of the tokens orders the two. Then
-      the class "the first response is better" has prior one half. If chosen and rejected are exchanged, the order
-      stays the same.
+    - `turned` `(B,)` bool: whether the rejected response is first when a hash of the tokens orders both responses.
+      The class "the first response is better" then has prior one half. If chosen and rejected are exchanged, the
+      order stays the same.
 
     Raises:
         ValueError: A soft label is outside [0, 1] or NaN.

@@ -35,9 +35,9 @@ def complete(
     Completes each prompt greedily, up to the tokenizer's end-of-text token.
 
     Prompts are sorted by length, padded on the left and split over the ranks, each of which needs the whole model.
-    Every rank returns all completions, in the order of the prompts. In bfloat16, two tokens of nearly equal
-    probability can swap in another batch. This changed 1 of 200 completions of a random model, and no completion in
-    float32. Sampling settings and penalties of the model's generation configuration are not used.
+    Every rank returns all completions, in the order of the prompts. In bfloat16, the order of two tokens of
+    nearly equal probability can depend on the batch. This effect changed 1 of 200 completions of a random model, and
+    no completion in float32. Sampling settings and penalties of the model's generation configuration are not used.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, with adapters or without, in eval mode.

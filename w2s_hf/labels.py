@@ -257,7 +257,7 @@ class WeakLabels(LabelsById):
         ids (`list[str]`): N unique row ids.
         probabilities (`np.ndarray` of shape `(N, C)`, float32): Class probabilities; rows sum to 1.
         provenance (`dict`): Origin of the labels: model and revision, task, dataset and revision, split, seed,
-            versions. JSON values only.
+            versions. Values must be JSON.
 
     Raises:
         ValueError: Ids repeat, the probabilities are invalid (see [`as_probabilities`]), or the lengths differ.

@@ -148,7 +148,7 @@ def _float32_forward(head: nn.Module, hidden: torch.Tensor, *args, **kwargs) -> 
 def full_precision_head(model: PreTrainedModel | PeftModel) -> None:
     """
     Converts the head to float32 weights and arithmetic, also for bfloat16 hidden states and under autocast. Otherwise
-    rewards would be rounded to 8 bits before their difference is computed.
+    rewards would be rounded to 8 bits of precision before their difference is computed.
     """
     for head in head_modules(model).values():
         head.to(torch.float32)

@@ -138,7 +138,7 @@ def qwen2_config(config: dict, name: str, **changes) -> Qwen2Config:
     values = {
         "vocab_size": config["vocab_size"],
         "hidden_size": config["hidden_size"],
-        # In the first family, this is the width of gate and up projection together.
+        # In the first family, `intermediate_size` is the width of gate and up projection together.
         "intermediate_size": config["intermediate_size"] // 2,
         "num_hidden_layers": config["num_hidden_layers"],
         "num_attention_heads": config["num_attention_heads"],

@@ -101,7 +101,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
     Raises:
         ValueError: There is no link. The number of datasets or tokenizers differs from the number of links. Rows are
             not a dataset, are empty, or have neither tokens nor text. Ids repeat. The first dataset has no labels. An
-            unused column looks like labels. The loss is for two classes and there are more. Tokenized rows are used
+            unused column looks like labels. The loss is for two classes and labels have more. Tokenized rows are used
             with different tokenizers. There are `optimizers`, which belong to one model. `args` is not a
             [`BootstrapConfig`] or has `use_liger_kernel=True`.
 

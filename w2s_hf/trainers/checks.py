@@ -227,7 +227,7 @@ def warn_of_unread_ends(
     Warns about rows that end with the padding token. A decoder classifier reads the last token that is not padding, so
     that the end of such rows has no influence.
 
-    Pairs need no warning, since TRL ends all texts with the end-of-text token. If this is also the padding token, the
+    Pairs need no warning, since TRL ends all texts with the end-of-text token. If it is also the padding token, the
     rewards of all pairs are read from the last token of the response.
 
     Args:
@@ -321,7 +321,7 @@ def refuse_misspelt(
             raise ValueError(
                 f"{name}: got a column {column!r}, which the trainer does not use, expected {expected!r}. Rename it "
                 f"to {expected!r} to use it, "
-                + ("" if alike else "to 'ground_truth' to keep it beside the labels, ")
+                + ("" if alike else "to 'ground_truth' to keep it in addition to the labels, ")
                 + "or remove it with remove_columns."
             )
     return unread

@@ -60,7 +60,7 @@ class WholeEpochs(TrainerMixin):
     the number of rows per optimizer step is the same.
 
     Collectives need a batch on every process. If the processes cannot share the rows evenly, accelerate fills the
-    last batches of an epoch with rows from its beginning (`even_batches`). This class marks the repeated rows. They
+    last batches of an epoch with its first rows (`even_batches`). This class marks the repeated rows. They
     are excluded from the loss, the number of rows of the step, and metrics. Subclasses define `_n_rows` and `_mark`.
 
     Three ways to split rows over processes are not supported, and cause a warning or an error when training begins:
@@ -78,7 +78,7 @@ class WholeEpochs(TrainerMixin):
 
     @abstractmethod
     def _mark(self, batch: dict, counts: torch.Tensor) -> dict:
-        """Returns a batch that records which of its rows count (`counts`, `(B,)` bool)."""
+        """Returns a batch that records which rows are not repeated (`counts`, `(B,)` bool)."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)
@@ -118,7 +118,7 @@ class WholeEpochs(TrainerMixin):
                     raise ValueError(
                         f"accelerator_config: got even_batches=False, expected True. Some of {sampler.num_processes} "
                         f"processes would have no batch in the last step of an epoch ({n_last} rows). The other "
-                        "processes would wait for them. Set even_batches=True. Repeated rows then do not count."
+                        "processes would wait for them. Set even_batches=True. Repeated rows are then ignored."
                     )
             elif not isinstance(dataloader, DataLoaderDispatcher):
                 logger.warning(

@@ -298,7 +298,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     def _mean_of_pairs(
         self, row_losses: torch.Tensor, logits: torch.Tensor, counts: torch.Tensor | None
     ) -> torch.Tensor:
-        """Returns the mean loss of the pairs that count, plus TRL's term that centers rewards."""
+        """Returns the mean loss without repeated pairs, plus TRL's term that centers rewards."""
 
         def mean(values: torch.Tensor) -> torch.Tensor:
             return values.mean() if counts is None else (values * counts).sum() / counts.sum().clamp(min=1)
@@ -311,7 +311,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     def _replace_metrics(
         self, logits: torch.Tensor, agrees: torch.Tensor, counts: torch.Tensor, attention_mask: torch.Tensor
     ) -> None:
-        """Recomputes TRL's metrics of a batch over the pairs that count. Removes the metrics if no pair counts."""
+        """Recomputes TRL's metrics of a batch without repeated pairs, or removes the metrics if all are repeated."""
         metrics = next_log(self, "train" if self.model.training else "eval")
         values = torch.cat([agrees[:, None].float(), logits.detach()], dim=1)
         values = self.accelerator.gather(values)[self.accelerator.gather(counts)]

@@ -32,7 +32,7 @@ _LIBRARIES = ("w2s_hf", "torch", "transformers", "peft", "trl")
 
 class StudentCardCallback(TrainerCallback):
     """
-    Fills in a student card: settings and seed when a training begins, time and hardware when it ends. After several
+    Fills in a student card: settings and seed when training begins, time and hardware when it ends. After several
     training runs, such as the links of a chain, the card describes the last run. Values of the user are not replaced.
 
     Args:
@@ -164,7 +164,7 @@ class WithStudentCard(TrainerMixin):
         if not self.is_world_process_zero():
             return None
         card.repo_id = None
-        self.create_model_card(**kwargs)  # with the local path, until the upload succeeds
+        self.create_model_card(**kwargs)  # names the local path until the upload succeeds
 
         def push() -> CommitInfo:
             repo_id = self.hub_model_id or args.hub_model_id or directory.absolute().name

@@ -57,11 +57,11 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
     - `compute_loss`: computes the losses of [`w2s_hf.losses`]. The model does not get the labels, because transformers
       interprets float labels as a multi-label problem and trains a binary cross-entropy without a warning.
-    - `get_batch_samples`: counts the rows of a step on all ranks, because no other method sees a whole optimizer step.
+    - `get_batch_samples`: counts the rows of a step on all ranks, because no other method gets a whole optimizer step.
       It computes the threshold of the confidence loss over these rows. With more than one micro-batch, this takes a
       first forward pass without gradient.
     - `train`: refuses a frozen model, and a `metric_for_best_model` that the evaluation does not report, before the
-      first step. A resumed training ends as it would have without the interruption, or raises an error before its
+      first step. A resumed run ends as it would have without the interruption, or raises an error before its
       first step; see [`w2s_hf.trainers.resuming.ResumableTraining`].
     - `training_step`: splits a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
     - `_prepare_inputs`: moves padding to the side that the architecture needs, independent of `padding_side`.
@@ -193,7 +193,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         if isinstance(model, PeftModel):
             prepare_adapters(model)
             if self.args.gradient_checkpointing:
-                model.enable_input_require_grads()  # else a frozen embedding stops the gradient of checkpointed blocks
+                model.enable_input_require_grads()  # a frozen embedding stops the gradient of checkpointed blocks
         if self.args.disable_dropout:
             disable_dropout(model)
         refuse_problem_type(model.config)

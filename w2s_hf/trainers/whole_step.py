@@ -58,7 +58,7 @@ class WholeStepLoss(WholeEpochs, ABC):
 
     @abstractmethod
     def _n_rows(self, batch: dict) -> int:
-        """Returns the number of rows of a batch, B, including rows that do not count."""
+        """Returns the number of rows of a batch, B, including repeated rows."""
 
     @abstractmethod
     def _record(self, name: str, value: float) -> None:
@@ -148,7 +148,7 @@ class WholeStepLoss(WholeEpochs, ABC):
             if n_different < MIN_ROWS:
                 logger.warning(
                     f"aux_start='agreement': got {n_different} training rows, expected at least {MIN_ROWS} for the "
-                    f"decision. {args.loss_type!r} is trained as 'xent' (the method naive). Train on more rows."
+                    f"decision. {args.loss_type!r} is trained as 'xent' (method naive). Train on more rows."
                 )
             return
         n_steps = round(args.resolved_aux_warmup_ratio * self.state.max_steps)
@@ -256,7 +256,7 @@ class WholeStepLoss(WholeEpochs, ABC):
         self, logits: torch.Tensor, soft_labels: torch.Tensor, counts: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
-        Returns the configured loss of each row, `(B,)`. It is 0 for rows that do not count (`counts`, `(B,)` bool).
+        Returns the configured loss of each row, `(B,)`. The loss is 0 where `counts`, `(B,)` bool, is false.
         """
         row_losses = self._losses(logits, soft_labels, ... if counts is None else counts)
         return row_losses if counts is None else row_losses * counts
@@ -373,7 +373,7 @@ def load_model(
         if isinstance(model, PeftModel):
             raise ValueError(
                 "Got a peft_config and a model that already has adapters, expected a base model. For new adapters on "
-                "the base of another student, call w2s_hf.fresh_adapter."
+                "the base model of another student, call w2s_hf.fresh_adapter."
             )
         model = fresh_adapter(model, peft_config)
     if task_type != "SEQ_CLS" and not model.config.return_dict:
