@@ -144,7 +144,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
             raise ValueError(f"n_links: got {n_links}, expected at least 1. Set it to 1 or more.")
         if "optimizers" in kwargs:
             raise ValueError(
-                "Got optimizers, expected None, since optimizers belong to one model, and every link has another "
+                "Got optimizers, expected no optimizers, since they belong to one model, and every link has another "
                 "model. Set optim, or pass optimizer_cls_and_kwargs."
             )
         self.n_links = n_links
