@@ -158,7 +158,7 @@ USES = {
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2"])
 def test_adapters_that_leave_out_new_layers_are_refused(kind, use, base_of, tokenizer, tmp_path):
     base = AutoModelForSequenceClassification.from_pretrained(base_of(kind), num_labels=1)
-    with pytest.raises(ValueError, match=r"without .*pooler\.dense, which the checkpoint of the base lacks"):
+    with pytest.raises(ValueError, match=r"without .*pooler\.dense, which the base checkpoint lacks"):
         USES[use](get_peft_model(base, lora()), tokenizer, tmp_path)
 
 
@@ -194,7 +194,7 @@ def trained(base, **options):
 @pytest.mark.parametrize(
     ("merge", "message"),
     [
-        (lambda student: student.merge_adapter() or student, "adapters are merged into the base"),
+        (lambda student: student.merge_adapter() or student, "adapters are merged into the base model"),
         (lambda student: student.merge_and_unload(), r"have changed since .*self_attn\.q_proj\.weight"),
     ],
     ids=["merged", "merged and unloaded"],
@@ -388,8 +388,8 @@ def test_students_with_more_embeddings_than_their_base(task_type, options, base_
 
 
 GONE = {
-    "moved": "cannot load its base.*base_model=",
-    "me/gone": "cannot load its base 'me/gone' at the revision 0000.*base_model=",
+    "moved": "cannot load its base model.*base_model=",
+    "me/gone": "cannot load its base model 'me/gone' at the revision 0000.*base_model=",
     None: "without the name of a base.*base_model=",
 }
 

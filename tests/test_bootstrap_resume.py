@@ -177,14 +177,14 @@ def test_other_settings_are_not_mixed_into_a_chain(changes, message, whole):
 
 
 def test_a_chain_that_was_not_begun_is_not_resumed(tmp_path):
-    with pytest.raises(ValueError, match="no chain was begun"):
+    with pytest.raises(ValueError, match="expected a chain in"):
         bootstrap(tmp_path / "new").train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize(
     ("is_replaced", "message"),
     [
-        (False, "got no finished link, expected one, since later links"),
+        (False, "got an unfinished link, expected a finished link, since later links"),
         (True, "got a student trained on labels with the fingerprint .* two chains are mixed"),
     ],
     ids=["missing", "of another chain"],

@@ -283,7 +283,7 @@ TWO_TOKENIZERS = [make_tokenizer(), other_tokenizer()]
         ({"rows": {"a": FIRST}}, "train_dataset: got a dict"),
         ({"rows": FIRST.remove_columns("labels").add_column("labels", [-1] + [1] * 15)},
          "train_dataset: labels: got class -1"),
-        ({"optimizers": (None, None)}, "optimizers, expected none, since they belong to one model"),
+        ({"optimizers": (None, None)}, "optimizers, expected no optimizers, since they belong to one model"),
         ({"rows": [FIRST, SECOND], "n_links": 2, "tokenizer": TWO_TOKENIZERS},
          "different vocabularies, expected rows of text"),
         ({"tokenizer": TWO_TOKENIZERS[:1] * 2}, "got 2 tokenizers for 3 links"),

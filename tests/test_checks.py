@@ -640,7 +640,7 @@ USES = {
 @pytest.mark.parametrize(("kind", "column", "expected"), MISSPELT)
 def test_columns_that_look_like_labels_are_refused(kind, column, expected, use, tmp_path):
     rows = Dataset.from_dict(COLUMNS[kind]).add_column(column, [0.25] * 8)
-    message = f"_dataset: got a column '{column}', which is not read, expected '{expected}'"
+    message = f"_dataset: got a column '{column}', which the trainer does not use, expected '{expected}'"
     with pytest.raises(ValueError, match=("train" if use == "train" else "eval") + message):
         USES[use](kind, tmp_path, rows)
 
@@ -663,11 +663,11 @@ def test_other_columns_are_named_once(kind, tmp_path, caplog):
     rows = Dataset.from_dict(COLUMNS[kind]).add_column("id", list("abcdefgh"))
     rows = rows.add_column("ground_truth", [1] * 8)
     trainer_for(kind, tmp_path, rows)
-    assert "not read" not in caplog.text
+    assert "does not use" not in caplog.text
     rows = rows.add_column("problem", TEXTS).add_column("label_text", TEXTS)
     for _ in range(2):
         trainer_for(kind, tmp_path, rows)
-    assert caplog.text.count("train_dataset: the columns problem, label_text are not read") == 1
+    assert caplog.text.count("train_dataset: the trainer does not use the columns problem, label_text") == 1
 
 
 def test_a_column_that_somebody_else_reads_is_left_alone(tmp_path):

@@ -62,7 +62,7 @@ def test_margin_and_centering_are_trls(tmp_path):
     ("soft_label", "loss_type", "message"),
     [
         (1.0, "xent", "columns `soft_label` and `margin`"),
-        (None, "entropy", "Got a margin, expected none, since the loss 'entropy' on soft labels does not read it"),
+        (None, "entropy", "Got a margin, expected no margin, since the loss 'entropy' on soft labels does not use it"),
     ],
     ids=["soft labels", "loss"],
 )
@@ -245,7 +245,7 @@ def test_text_needs_an_end_of_text_token(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(
-        ValueError, match="without an end-of-text token, expected one.* Set processing_class.eos_token"
+        ValueError, match="without an end-of-text token, expected a token to end.* Set processing_class.eos_token"
     ):
         trainer_on(tmp_path, [TEXT], tokenizer)
 

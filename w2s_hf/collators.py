@@ -50,7 +50,7 @@ def prepare_rows(
     Args:
         dataset ([`~datasets.Dataset`]):
             Rows with `input_ids` or a text column, and labels in any form. Rows with a transform
-            ([`~datasets.Dataset.with_transform`]) are returned as they are.
+            ([`~datasets.Dataset.with_transform`]) are returned unchanged.
         name (`str`): The name of the dataset in messages.
         n_classes (`int`, *optional*, defaults to `2`): The number of classes, C.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The tokenizer of a text column.
@@ -60,16 +60,16 @@ def prepare_rows(
 
     Raises:
         ValueError: There are no rows. Labels are needed and missing. There are both `label` and `labels`. Labels are
-            not probabilities or classes (rows named). There is neither `input_ids` nor a text to tokenize. A text with
-            a context is too long even without its context (row named).
+            not probabilities or classes. There is neither `input_ids` nor a text to tokenize. A text with a context is
+            too long even without its context. The message names the rows.
     """
     columns = dataset.column_names
     if len(dataset) == 0:
         raise ValueError(f"{name}: got no rows, expected at least one. Pass a dataset with rows.")
     if {"label", "labels"} <= set(columns):
         raise ValueError(
-            f"{name}: got columns `label` and `labels`, expected one of them. Rename one, for example to "
-            "`ground_truth`."
+            f"{name}: got columns `label` and `labels`, expected one of them. Rename one of the columns, for "
+            "example to `ground_truth`."
         )
     if dataset.format["type"] == "custom":
         # The transform creates the columns. The collator checks the labels of each batch.
@@ -139,7 +139,7 @@ class WeakToStrongCollator:
 
 def check_pairs(dataset: datasets.Dataset, name: str) -> None:
     """
-    Checks pairs before a training. No pair is dropped. A warning counts the pairs with equal responses, and the pairs
+    Checks pairs before training. No pair is dropped. A warning counts the pairs with equal responses, and the pairs
     with an empty response, because they have little information for a reward model.
 
     Args:
@@ -148,8 +148,8 @@ def check_pairs(dataset: datasets.Dataset, name: str) -> None:
         name (`str`): The name of the dataset in messages.
 
     Raises:
-        ValueError: There are no rows. A column is missing. Soft labels are not P(chosen better) in [0, 1] (rows
-            named). There are both soft labels and a margin.
+        ValueError: There are no rows. A column is missing. Soft labels are not P(chosen better) in [0, 1] (the
+            message names the rows). There are both soft labels and a margin.
     """
     columns = dataset.column_names
     if len(dataset) == 0:
@@ -197,10 +197,10 @@ class RewardPairCollator(DataCollatorForPreference):
 
     Adds to `input_ids` and `attention_mask` `(2B, T)` (the chosen responses, then the rejected responses):
 
-    - `soft_label` `(B,)` float32, P(chosen better), if the rows have one.
-    - `turned` `(B,)` bool: whether the rejected response is first in an order by a hash of the tokens. In this order
-      the class "the first response is better" has prior one half. If chosen and rejected are exchanged, the order
-      stays the same.
+    - `soft_label` `(B,)` float32, P(chosen better), if the rows have soft labels.
+    - `turned` `(B,)` bool: whether the rejected response is first when a hash of the tokens orders both responses.
+      The class "the first response is better" then has prior one half. If chosen and rejected are exchanged, the
+      order stays the same.
 
     Raises:
         ValueError: A soft label is outside [0, 1] or NaN.
@@ -285,7 +285,7 @@ def split_by_tokens(
             Tensors with first dimension B, and `attention_mask` `(B, T)`. For rows of k sequences, tensors with first
             dimension k B, and `attention_mask` `(k B, T)`. They have the first sequences of all rows, then the second
             sequences.
-        max_tokens (`int` or `None`): Budget in tokens, sequences times length. `None` returns the batch as it is.
+        max_tokens (`int` or `None`): Budget in tokens, sequences times length. `None` returns the batch unchanged.
         n_sequences (`int`, *optional*, defaults to `1`): The number of sequences of a row, k.
         lengths (`torch.Tensor` of shape `(B,)`, ascending, *optional*):
             Lengths by which the batch is split. They are not smaller than the [`sorted_lengths`] of this batch. With

@@ -35,9 +35,9 @@ def complete(
     Completes each prompt greedily, up to the tokenizer's end-of-text token.
 
     Prompts are sorted by length, padded on the left and split over the ranks, each of which needs the whole model.
-    Every rank returns all completions, in the order of the prompts. In bfloat16, two tokens of nearly equal
-    probability can swap in another batch. This changed 1 of 200 completions of a random model, and no completion in
-    float32. Sampling settings and penalties of the model's generation configuration are not used.
+    Every rank returns all completions, in the order of the prompts. In bfloat16, the order of two tokens of
+    nearly equal probability can depend on the batch. This effect changed 1 of 200 completions of a random model, and
+    no completion in float32. Sampling settings and penalties of the model's generation configuration are not used.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, with adapters or without, in eval mode.
@@ -66,7 +66,7 @@ def complete(
         )
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            "Got a tokenizer that has no end-of-text token, which ends every completion. Set tokenizer.eos_token."
+            "tokenizer: got no end-of-text token, expected a token to end completions. Set tokenizer.eos_token."
         )
     encoded = tokenizer(prompts)["input_ids"] if prompts else []
     empty = [index for index, ids in enumerate(encoded) if not ids]
@@ -80,8 +80,8 @@ def complete(
     # The longest prompts are first, so that a batch that does not fit into memory fails at the start.
     missing = sorted(set(range(len(prompts))) - by_position.keys(), key=lambda index: (-len(encoded[index]), index))
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        # PEFT puts virtual tokens before the padding, so that completions depend on the padding. For prefixes, this is
-        # true in PEFT 0.18, but not in 0.21.
+        # PEFT puts virtual tokens before the padding, so that completions depend on the padding. Prefix
+        # tuning depends on the padding in PEFT 0.18, but not in 0.21.
         batch_size = 1
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     own = batches[state.process_index :: state.num_processes]
@@ -131,7 +131,7 @@ def _complete_batch(
 @contextmanager
 def _generation_config(model: PreTrainedModel | PeftModel, config: GenerationConfig) -> Iterator[None]:
     """
-    Replaces the generation configuration of the model, from which `generate` would take penalties and similar options.
+    Replaces the generation configuration of the model, from which `generate` would read penalties and similar options.
     """
     owners: list[Any] = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
     before = [owner.generation_config for owner in owners]

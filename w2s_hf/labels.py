@@ -123,7 +123,7 @@ class LabelsById(ABC):
         """Writes `weak_labels.parquet` and `provenance.json`, readable by `datasets.load_dataset(directory)`."""
         directory = Path(directory)
         record = {**self.provenance, "n_rows": len(self), "fingerprint": self.fingerprint}
-        text = json.dumps(record, indent=2, sort_keys=True) + "\n"  # before any file is written, because it may fail
+        text = json.dumps(record, indent=2, sort_keys=True) + "\n"  # may fail, and is done before any file is written
         directory.mkdir(parents=True, exist_ok=True)
         pq.write_table(self.to_dataset().data.table, directory / _ROWS)
         (directory / _PROVENANCE).write_text(text)
@@ -257,7 +257,7 @@ class WeakLabels(LabelsById):
         ids (`list[str]`): N unique row ids.
         probabilities (`np.ndarray` of shape `(N, C)`, float32): Class probabilities; rows sum to 1.
         provenance (`dict`): Origin of the labels: model and revision, task, dataset and revision, split, seed,
-            versions. JSON values only.
+            versions. Values must be JSON.
 
     Raises:
         ValueError: Ids repeat, the probabilities are invalid (see [`as_probabilities`]), or the lengths differ.

@@ -81,7 +81,7 @@ def linear_warmup(step_ratio: float, aux_coef: float, warmup_ratio: float) -> fl
     Args:
         step_ratio (`float` in [0, 1]): Finished optimizer steps as a share of all steps.
         aux_coef (`float` in [0, 1]): Final weight.
-        warmup_ratio (`float` in [0, 1]): Share of the steps in which the weight rises. With 0 it is always `aux_coef`.
+        warmup_ratio (`float` in [0, 1]): Share of the steps in which the weight rises. With 0, the weight is constant.
 
     Source: paper, A.4 ("over the first 20 % of training").
     """
@@ -104,8 +104,8 @@ def confidence_threshold(probabilities: torch.Tensor, prior: float) -> torch.Ten
     """
     Returns the threshold t for which a share `prior` of rows has P(class 1) > t.
 
-    The threshold must be computed over all rows of an optimizer step. Over a single row it would be the probability of
-    this row, and every row would get the hard label 0. A probability equal to the threshold is not above it.
+    The threshold must be computed over all rows of an optimizer step. For a single row, the threshold would be the
+    probability of this row, and every row would get the hard label 0. An equal probability is not above the threshold.
 
     Args:
         probabilities (`torch.Tensor` of shape `(N,)`, any float dtype): P(class 1) of all rows of the step.
@@ -145,8 +145,8 @@ def confidence_loss(
     Returns the auxiliary confidence loss, `(1 - a) CE(f, w) + a CE(f, 1[f > t])`.
 
     The second term reinforces the student's own hard predictions, even if they differ from the weak labels.
-    Cross-entropy is linear in its target, so this is one cross-entropy with the target `(1 - a) w + a 1[f > t]`. The
-    target has no gradient.
+    Cross-entropy is linear in its target, so the loss is one cross-entropy with the target `(1 - a) w + a 1[f > t]`.
+    The target has no gradient.
 
     Args:
         logits (`torch.Tensor` of shape `(B, 2)`, any float dtype): Logits of the student.
@@ -213,8 +213,8 @@ def entropy_loss(
         aux_weight (`float` in [0, 1]): Weight a, see [`linear_warmup`].
 
     Source: paper, appendix B (entropy minimization). The loss of EleutherAI/w2s (loss.py) has the same value, but a
-    constant target. The gradient of its second term is zero, so that it only scales cross-entropy by 1 - a. In this
-    function, the entropy has a gradient.
+    constant target. The gradient of its second term is zero, so that the term only scales cross-entropy by 1 - a. In
+    this function, the entropy has a gradient.
     """
     logits, soft_labels = _check(logits, soft_labels)
     log_probabilities = logits.log_softmax(dim=-1)

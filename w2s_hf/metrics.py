@@ -32,7 +32,7 @@ def is_correct(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Returns which rows are predicted correctly.
 
     Args:
-        probabilities (`np.ndarray` of shape `(N, C)`): Class probabilities. In ties the first class counts.
+        probabilities (`np.ndarray` of shape `(N, C)`): Class probabilities. In ties, the first class is predicted.
         labels (`np.ndarray` of shape `(N,)`, integer): True classes.
 
     Returns:
@@ -188,8 +188,8 @@ def rounded(value: float, digits: int = 3) -> str:
     """
     Returns a score as text, with halves rounded up.
 
-    A half such as 0.8775 is stored as a binary fraction that is slightly larger or smaller. Without this rule, the
-    mean of equal scores could differ from them in the last digit.
+    A half such as 0.8775 is stored as a binary fraction that is slightly larger or smaller. Without this rounding,
+    the mean of equal scores could differ from the scores in the last digit.
     """
     return f"{round(value + 1e-9, digits) + 0.0:.{digits}f}"  # avoids -0.000
 

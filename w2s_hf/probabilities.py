@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike
 
 __all__ = ["MAX_NAMED_ROWS", "as_probabilities"]
 
-MAX_NAMED_ROWS = 5  # number of invalid rows that an error names; it counts the other invalid rows
+MAX_NAMED_ROWS = 5  # number of invalid rows that an error names; the other invalid rows are counted
 
 
 def _named(ids: list, positions: np.ndarray) -> str:
@@ -35,7 +35,7 @@ def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = N
         values = np.asarray(labels)
     except ValueError as error:  # rows of different length
         raise ValueError(
-            f"labels: got rows of different length, expected {n_classes} probabilities in each. "
+            f"labels: got rows of different length, expected {n_classes} probabilities per row. "
             "Pass rows of equal length."
         ) from error
     ids = list(range(len(values))) if ids is None else ids

@@ -150,8 +150,8 @@ def shorter_contexts(
             "(--max_length)."
         )
     offsets = encode(tokenizer, context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    # After the truncation, the characters around the removed part can merge into other tokens. One more token is
-    # removed until the text fits.
+    # After the truncation, the characters around the removed part can merge into other tokens. One token after
+    # another is removed until the text fits.
     for n_cut in range(n_tokens, len(offsets)):
         yield (
             context[: offsets[len(offsets) - n_cut - 1][1]] if shorten_from == "end" else context[offsets[n_cut][0] :]

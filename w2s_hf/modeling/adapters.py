@@ -61,13 +61,13 @@ def fresh_adapter(
 ) -> PeftModel:
     """
     Adds untrained adapters to a base model. A ceiling and any number of students can be trained in turn on one loaded
-    base.
+    base model.
 
     If `model` is the [`~peft.PeftModel`] of an earlier call, its adapters are removed first, and the head is reset to
-    its untrained state. (`PeftModel.unload` alone leaves the trained head on the base.)
+    its untrained state. (`PeftModel.unload` alone leaves the trained head on the base model.)
 
     All layers between the backbone and the logits are trained and saved with the adapters, not only `score` or
-    `classifier`, which PEFT adds itself. A pooler that the checkpoint of the base lacks is included.
+    `classifier`, which PEFT adds itself. A pooler that the base checkpoint lacks is included.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -79,10 +79,10 @@ def fresh_adapter(
 
     Returns:
         [`~peft.PeftModel`] with one adapter, `"default"`. (`load_best_model_at_end` does not find checkpoints of
-        adapters with other names.) Adapters and head are trainable and in float32. The base is frozen.
+        adapters with other names.) Adapters and head are trainable and in float32. The base model is frozen.
 
     Raises:
-        ValueError: Adapters are merged into the base. The weights of the base have changed since its first student.
+        ValueError: Adapters are merged into the base model, or its weights have changed since its first student.
             Its checkpoint lacks weights that adapters cannot save. This kind of adapters cannot save a head.
     """
     model = _without_adapters(model)
@@ -104,7 +104,7 @@ def fresh_adapter(
         set_seed(seed)
     peft_config = copy.deepcopy(peft_config)
     if peft_config.task_type is None:
-        peft_config.task_type = "SEQ_CLS" if heads else "CAUSAL_LM"  # without it a head is neither trained nor saved
+        peft_config.task_type = "SEQ_CLS" if heads else "CAUSAL_LM"  # otherwise no head is trained or saved
     if heads:
         if not hasattr(peft_config, "modules_to_save"):
             raise ValueError(
@@ -126,19 +126,19 @@ def fresh_adapter(
 
 
 def _without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Returns the base of a student, without adapters, and with the original modules instead of trained copies."""
+    """Returns the base model of a student, without adapters, and with original modules instead of trained copies."""
     base = base_of(model)
     if any(isinstance(module, BaseTunerLayer) and module.merged for module in base.modules()):
         raise ValueError(
-            "Got a student whose adapters are merged into the base, expected separate adapters. Load the base again, "
-            "or call unmerge_adapter(), which may change weights of the base by rounding."
+            "Got a student whose adapters are merged into the base model, expected separate adapters. Load the base "
+            "model again, or call unmerge_adapter(), which may change its weights by rounding."
         )
     for name, module in list(base.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):
             base.set_submodule(name, original_and_copies(module)[0])
     if isinstance(model, PeftModel) and not model.active_peft_config.is_prompt_learning:
         return model.unload()
-    # A reference to the base of a student still contains the adapters.
+    # A reference to the base model of a student still contains the adapters.
     for name, module in list(base.named_modules()):
         if isinstance(module, BaseTunerLayer):
             base.set_submodule(name, module.get_base_layer())
@@ -146,7 +146,7 @@ def _without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 def remember_base(base: PreTrainedModel | PeftModel) -> None:
-    """Records the state of a base before trained adapters are added. [`fresh_adapter`] compares the base with it."""
+    """Records the state of a base model before trained adapters are added, for checks in [`fresh_adapter`]."""
     _reset_head(base, head_modules(base))
 
 
@@ -176,23 +176,24 @@ def _reset_head(base: nn.Module, heads: dict[str, nn.Module]) -> None:
             changes.append(name)
     if changes:
         raise ValueError(
-            f"Got a base whose weights have changed since its first student ({changes[0]} and {len(changes) - 1} "
-            "more), by merge_and_unload() or by training, expected the original weights. Load the base again."
+            f"Got a base model whose weights have changed since its first student ({changes[0]} and "
+            f"{len(changes) - 1} more), by merge_and_unload() or training, expected the original weights. "
+            "Load the base model again."
         )
 
 
 def load_adapter_weights(student: PeftModel, directory: str) -> None:
     """
-    Loads trained adapters into a student, in place. The adapters may be from another kind of model on the same base,
-    such as a language model. The student keeps its own head.
+    Loads trained adapters into a student, in place. The adapters may be from another kind of model on the same base
+    model, such as a language model. The student keeps its own head.
 
     Args:
         student ([`~peft.PeftModel`]): A student with adapters of the same shapes.
         directory (`str`): A directory of adapters that [`~peft.PeftModel.save_pretrained`] wrote.
 
     Raises:
-        ValueError: The adapters do not match the student. The message names a weight that only one of them
-            has.
+        ValueError: The adapters do not match the student. The message names a weight that only one of the
+            two has.
     """
     heads = tuple(f"base_model.model.{name}." for name in (*head_modules(student), *HEAD_NAMES, "lm_head"))
 
@@ -205,7 +206,7 @@ def load_adapter_weights(student: PeftModel, directory: str) -> None:
     if weights.keys() != expected:
         raise ValueError(
             f"{directory}: got adapters that do not match the student, such as {min(weights.keys() ^ expected)}, "
-            "expected the same base and the same LoRA settings. Use the settings that the adapters were trained with."
+            "expected the same base model and LoRA settings. Use the settings that the adapters were trained with."
         )
     set_peft_model_state_dict(student, own | weights)
 
@@ -232,7 +233,7 @@ def prepare_adapters(student: PeftModel) -> None:
 
     Raises:
         ValueError: Several adapters are active. Adapters of another name are active while `"default"` exists. The
-            adapters do not save layers that the base lacks (see [`refuse_unsaved_layers`]).
+            adapters do not save layers that the base checkpoint lacks (see [`refuse_unsaved_layers`]).
     """
     _rename_to_default(student)
     refuse_unsaved_layers(student)
@@ -273,22 +274,22 @@ def _rename_to_default(student: PeftModel) -> None:
 
 def refuse_unsaved_layers(student: PeftModel) -> None:
     """
-    Raises `ValueError` if adapters neither train nor save layers that the checkpoint of their base lacks. Such layers
-    stay random, with other values each time the student is loaded.
+    Raises `ValueError` if adapters neither train nor save layers that the base checkpoint lacks. Such layers
+    stay random, with different values each time the student is loaded.
     """
     base = base_of(student)
     unsaved = sorted(name for name in new_weights(base) if not _is_saved(base, name))
     if unsaved:
         layers = sorted({name.rpartition(".")[0] for name in unsaved})
         raise ValueError(
-            f"Got adapters without {', '.join(layers)}, which the checkpoint of the base lacks, expected adapters "
+            f"Got adapters without {', '.join(layers)}, which the base checkpoint lacks, expected adapters "
             "that save these randomly initialized layers. Create the adapters with w2s_hf.fresh_adapter, or add the "
             "layers to modules_to_save of the peft_config."
         )
 
 
 def _is_saved(base: PreTrainedModel, weight: str) -> bool:
-    """Returns whether a weight of the base is in a module that adapters train and save as a whole."""
+    """Returns whether a weight of the base model is in a module that adapters train and save as a whole."""
     module: nn.Module = base
     for part in weight.split(".")[:-1]:
         module = getattr(module, part)

@@ -67,7 +67,7 @@ def new_weights(model: PreTrainedModel) -> frozenset[str]:
     """
     if _NEW_WEIGHTS in vars(model):
         return vars(model)[_NEW_WEIGHTS]
-    adapters = getattr(model, "peft_config", {})  # set by PEFT on the base of adapters
+    adapters = getattr(model, "peft_config", {})  # set by PEFT on a base model with adapters
     n_loaded, unmarked = 0, set()
     for name, parameter in model.named_parameters():
         parts = [part for part in name.split(".") if part not in ("base_layer", "original_module")]
@@ -148,7 +148,7 @@ def _float32_forward(head: nn.Module, hidden: torch.Tensor, *args, **kwargs) -> 
 def full_precision_head(model: PreTrainedModel | PeftModel) -> None:
     """
     Converts the head to float32 weights and arithmetic, also for bfloat16 hidden states and under autocast. Otherwise
-    rewards would be rounded to 8 bits before their difference is computed.
+    rewards would be rounded to 8 bits of precision before their difference is computed.
     """
     for head in head_modules(model).values():
         head.to(torch.float32)
@@ -183,7 +183,7 @@ def initialise_head(
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A classifier.
         method (`str`, *optional*, defaults to `"normal"`):
-            - `"normal"`: normal with the model's `initializer_range` (the rule of transformers), from `seed` alone.
+            - `"normal"`: normal with the model's `initializer_range`, as in transformers. `seed` sets the values.
             - `"zeros"`: zeros, as in the published code (openai/weak-to-strong, model.py).
             - `"unembedding"`: the unembedding rows of the tokens "0", "1", ... (paper, A.1). Needs `tokenizer`.
             - `"answers"`: the unembedding rows of the tokens `answers`. The untrained classifier then predicts the

@@ -126,19 +126,19 @@ def qwen2_config(config: dict, name: str, **changes) -> Qwen2Config:
     if unsupported:
         raise ValueError(
             f"{name}: got {', '.join(unsupported)}, which Qwen2 does not have, expected Qwen/Qwen-1_8B, -7B, -14B, "
-            "-72B or a finetuned version of these. (Models of the first Qwen family are loaded as Qwen2.) Use one of "
-            "these, with --load_in_4bit for 4-bit weights."
+            "-72B or a finetuned version. (Models of the first Qwen family are loaded as Qwen2.) Use one of these "
+            "models, with --load_in_4bit for 4-bit weights."
         )
     missing = [key for key in _NEEDED if key not in config]
     if missing or not {"seq_length", "max_position_embeddings"} & set(config):
         raise ValueError(
             f"{name}: got a config.json of model type 'qwen' without {', '.join(missing) or 'seq_length'}, expected "
-            "the keys of Qwen/Qwen-7B. Add them."
+            "the keys of Qwen/Qwen-7B. Add these keys."
         )
     values = {
         "vocab_size": config["vocab_size"],
         "hidden_size": config["hidden_size"],
-        # In the first family, this is the width of gate and up projection together.
+        # In the first family, `intermediate_size` is the width of gate and up projection together.
         "intermediate_size": config["intermediate_size"] // 2,
         "num_hidden_layers": config["num_hidden_layers"],
         "num_attention_heads": config["num_attention_heads"],
@@ -204,7 +204,7 @@ def refuse_longer_texts(model: PreTrainedModel, name: str) -> None:
     if features:
         length = model.config.max_position_embeddings
         logger.info(
-            f"{name}: uses {features} past {length} tokens, which Qwen2 does not have. Longer texts raise an error."
+            f"{name} uses {features} above {length} tokens, which Qwen2 does not have. Longer texts raise an error."
         )
         refuse = partial(_refuse_longer, name=name, features=features, length=length)
         model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
@@ -244,7 +244,7 @@ def original_qwen_tokenizer(name_or_path: str, config: dict, **kwargs) -> Qwen2T
         ValueError: The lines of the file are not a token in base64 and its rank, or the vocabulary is incomplete.
     """
     file_options = {key: kwargs.pop(key) for key in FILE_OPTIONS if key in kwargs}
-    file = Path(cast(str, cached_file(name_or_path, "qwen.tiktoken", **file_options)))  # raises if there is none
+    file = Path(cast(str, cached_file(name_or_path, "qwen.tiktoken", **file_options)))  # raises an error if missing
     stat = file.stat()
     vocabulary, merges = _read_ranks(file, (stat.st_size, stat.st_mtime_ns))
     n, n_most = len(vocabulary), config["vocab_size"] - len(_SPECIAL_TOKENS)

@@ -107,7 +107,7 @@ class ModelSpec:
 def _hash_of_weights(directory: Path) -> str:
     """
     Returns a hash of the configuration of a local model and of samples of its weights, with 12 hexadecimal digits.
-    Copies of a model have the same hash, and models with other weights have another hash. Sampling 140 GB takes
+    Copies of a model have the same hash, and models with other weights have different hashes. Sampling 140 GB takes
     milliseconds.
     """
     digest = hashlib.sha256((directory / "config.json").read_bytes())

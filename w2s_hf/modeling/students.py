@@ -79,8 +79,8 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
         # their last token is read. Pairs end with an end-of-text token, and the token before it is read.
         if tokenizer.eos_token is None:
             raise ValueError(
-                f"{name_or_path}: got a tokenizer with neither a padding nor an end-of-text token, expected one of "
-                "them. Set `pad_token` in its tokenizer_config.json."
+                f"{name_or_path}: got a tokenizer with neither a padding nor an end-of-text token, expected a "
+                "padding token. Set `pad_token` in its tokenizer_config.json."
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -159,13 +159,14 @@ def load_student(
 
     Returns:
         A [`~transformers.PreTrainedModel`] in eval mode. If it has adapters, it is a [`~peft.PeftModel`], whose base
-        is frozen.
+        model is frozen.
 
     Raises:
         ValueError: The task type or dtype is unknown. Both `load_in_4bit` and `quantization_config` are set.
             `base_model` is set for a model without adapters, or `peft_config` for a model that has adapters. Adapters
-            are in subdirectories, or do not save layers that their base lacks. Weights are not safetensors. A model of
-            the first Qwen family has features that Qwen2 does not have (see [`w2s_hf.modeling.original_qwen`]).
+            are in subdirectories, or do not save layers that the base checkpoint lacks. Weights are not safetensors. A
+            model of the first Qwen family has features that Qwen2 does not have, see
+            [`w2s_hf.modeling.original_qwen`].
         OSError: The model does not exist, or the base model that the adapters name cannot be loaded. In the second
             case, set `base_model`.
     """
@@ -175,7 +176,7 @@ def load_student(
             "REWARD for pairs of responses, or CAUSAL_LM for completions."
         )
     if load_in_4bit and quantization_config is not None:
-        raise ValueError("Got load_in_4bit=True and a quantization_config, expected one of them. Remove one.")
+        raise ValueError("Got load_in_4bit=True and a quantization_config, expected one of them. Remove load_in_4bit.")
     automatic = "bfloat16" if computes_in_bfloat16() else "float32"
     dtype = automatic if dtype is None else dtype
     if isinstance(dtype, str) and dtype != "auto":
@@ -249,7 +250,7 @@ def load_student(
 def _load_base(
     student: str, revision: str | None, base_model: str | None, options: dict
 ) -> PreTrainedModel | PeftModel:
-    """Loads the base of a trained student, and resizes its token embeddings to the number of the saved student."""
+    """Loads the base model of a student, and resizes its token embeddings to the number of the saved student."""
     adapter = PeftConfig.from_pretrained(student, revision=revision)
     name = base_model or adapter.base_model_name_or_path
     if not name:
@@ -262,7 +263,7 @@ def _load_base(
         if base_model:
             raise
         raise OSError(
-            f"{student}: cannot load its base {name!r}"
+            f"{student}: cannot load its base model {name!r}"
             + (f" at the revision {adapter.revision}" if adapter.revision else "")
             + f". If the base was moved, pass its directory or Hub id as base_model=. ({error})"
         ) from error
@@ -277,13 +278,13 @@ def _load_base(
     if n_tokens is None:
         remember_base(base)
     else:
-        base.resize_token_embeddings(n_tokens, mean_resizing=False)  # the adapters contain all rows
+        base.resize_token_embeddings(n_tokens, mean_resizing=False)  # the adapters contain all embeddings
     return base
 
 
 def _n_resized_tokens(stored: dict[str, tuple[int, ...]], base: PreTrainedModel | PeftModel) -> int | None:
     """
-    Returns the number of token embeddings that adapters contain, or `None` if the base has the same number. PEFT
+    Returns the number of token embeddings that adapters contain, or `None` if the base model has this number. PEFT
     saves resized embeddings with the adapters.
     """
     for name, module in base.named_modules():
@@ -301,7 +302,7 @@ def _from_pretrained(name_or_path: str, task_type: str, **kwargs):
     kwargs["use_safetensors"] = True
     config = _config_dict(name_or_path, **kwargs)
     if kwargs.get("revision") is None:
-        # For a branch without safetensors, transformers calls a conversion service. For a commit it does not.
+        # For a branch without safetensors, but not for a commit, transformers calls a conversion service.
         commit = cached_commit(name_or_path, None, kwargs.get("cache_dir"))
         kwargs |= {} if commit is None else {"revision": commit}
     try:
@@ -348,7 +349,7 @@ def _load_classifier(name_or_path: str, task_type: str, **kwargs) -> PreTrainedM
         )
     dequantize_head(model)
     layer = output_layer(classification_head(model))
-    n_outputs = getattr(layer.weight, "ds_shape", layer.weight.shape)[0]  # under ZeRO-3 each rank has a part
+    n_outputs = getattr(layer.weight, "ds_shape", layer.weight.shape)[0]  # ZeRO-3 splits the weights over ranks
     if n_outputs != layer.out_features:
         raise ValueError(
             f"{name_or_path}: got a head of {n_outputs} outputs, expected {layer.out_features}. transformers "
@@ -366,8 +367,8 @@ def _load_classifier(name_or_path: str, task_type: str, **kwargs) -> PreTrainedM
 def _without_quantized_head(name_or_path: str, kwargs: dict) -> dict:
     """
     Returns keyword arguments of `from_pretrained` that exclude new layers of the head from quantization. The
-    quantization may be an argument, or the checkpoint may be stored in 4 or 8 bit. Layers of the head that are stored
-    in quantized form must be loaded in this form.
+    quantization may be an argument, or the checkpoint may contain 4-bit or 8-bit weights. Layers of the head that
+    are stored in quantized form must be loaded in this form.
     """
     options = {key: kwargs[key] for key in (*FILE_OPTIONS, "trust_remote_code") if key in kwargs}
     config = copy.deepcopy(kwargs["config"]) if "config" in kwargs else load_config(name_or_path, **options)

@@ -8,7 +8,7 @@ __all__ = ["MIN_ROWS", "agreement_beyond_chance", "latest_half"]
 
 # The decision requires this number of rows and this number of standard deviations above chance. In simulations of
 # 80 steps of 16 rows (tests/helpers/false_starts.py), a student with random predictions passes in 3 to 8 % of
-# trainings. A student with agreement 0.6 passes in all trainings on 1280 rows, and in 82 % of trainings on 160 rows in
+# training runs. A student with agreement 0.6 passes in all runs on 1280 rows, and in 82 % of runs on 160 rows in
 # 8 epochs.
 MIN_ROWS = 128
 _STANDARD_DEVIATIONS = 3.0
@@ -17,11 +17,11 @@ _STANDARD_DEVIATIONS = 3.0
 def latest_half(tables: Sequence[Sequence[Sequence[int]]], epoch_size: int | None = None) -> np.ndarray | None:
     """
     Sums the tables of the latest half of the steps. Earlier steps are added until there are 128 rows. At most one
-    epoch is counted, since rows that are counted twice would make the deviation from chance look too certain.
+    epoch is counted, since rows that are counted twice would make the deviation from chance look too significant.
 
     Args:
-        tables (sequence of `(C, C)`): The number of rows of each optimizer step by two classes. The first is the class
-            that the student predicted before the update. The second is the likelier class of the weak label.
+        tables (sequence of `(C, C)`): The number of rows of each optimizer step by two classes. The first class
+            is the student's prediction before the update. The second is the likelier class of the weak label.
         epoch_size (`int`, *optional*): The number of rows of an epoch, if known.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The trainer of a bootstrapping chain: each student is trained on the labels of the previous one."""
+"""The trainer of a bootstrapping chain: each student is trained on the labels of the previous student."""
 
 import math
 import os
@@ -53,11 +53,11 @@ class BootstrapTrainer(WeakToStrongTrainer):
     """
     A [`WeakToStrongTrainer`] for a chain of students M1, M2, ..., Mn from small to large. M1 is trained on the weak
     labels, M2 on the labels of M1, and so on. Successive models therefore differ little in size (paper, 4.3.1). The
-    paper does this for chess, with three links on separate rows.
+    paper trains such a chain on chess, with three links on separate rows.
 
     Each link is trained exactly as by a separate [`WeakToStrongTrainer`], with its own seed, optimizer, schedule and
     state. It is trained only on the labels of the previous link. Other label columns of its rows are removed. Its base
-    is loaded after the previous base is freed, so that a chain needs the memory of its largest link.
+    model is loaded after the previous model is freed, so that a chain needs the memory of its largest link.
 
     Files that `train` writes to `args.output_dir`:
 
@@ -92,8 +92,8 @@ class BootstrapTrainer(WeakToStrongTrainer):
             checkpoint use the labels of the link's supervisor. From the second link on, `compute_metrics` gets these
             labels as `(N, C)` float32. With `hard_labels`, it gets `(N,)` integers.
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or a list of them, *optional*):
-            The tokenizer of all links, or a list with a tokenizer for each. Different vocabularies need rows of text.
-            The tokenizer is loaded if the model is a name.
+            The tokenizer of all links, or a list with a tokenizer for each link. Different vocabularies need rows of
+            text. The tokenizer is loaded if the model is a name.
         quantization_config, peft_config (*optional*): As in [`WeakToStrongTrainer`], for the model of every link.
         kwargs: The arguments `compute_metrics`, `callbacks`, `optimizer_cls_and_kwargs` and
             `preprocess_logits_for_metrics` of [`~transformers.Trainer`]. Callbacks are called for all links.
@@ -101,7 +101,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
     Raises:
         ValueError: There is no link. The number of datasets or tokenizers differs from the number of links. Rows are
             not a dataset, are empty, or have neither tokens nor text. Ids repeat. The first dataset has no labels. An
-            unread column looks like labels. The loss is for two classes and there are more. Tokenized rows are used
+            unused column looks like labels. The loss is for two classes and labels have more. Tokenized rows are used
             with different tokenizers. There are `optimizers`, which belong to one model. `args` is not a
             [`BootstrapConfig`] or has `use_liger_kernel=True`.
 
@@ -144,8 +144,8 @@ class BootstrapTrainer(WeakToStrongTrainer):
             raise ValueError(f"n_links: got {n_links}, expected at least 1. Set it to 1 or more.")
         if "optimizers" in kwargs:
             raise ValueError(
-                "Got optimizers, expected none, since they belong to one model, and every link has another model. "
-                "Set optim, or pass optimizer_cls_and_kwargs."
+                "Got optimizers, expected no optimizers, since they belong to one model, and every link has another "
+                "model. Set optim, or pass optimizer_cls_and_kwargs."
             )
         self.n_links = n_links
         self._make_student = model_init
@@ -325,7 +325,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
     # ---- Labels ----
 
     def _label(self, link: int, rows: Dataset, labels: _Labels) -> WeakLabels:
-        """Labels rows with the student of this link. The provenance has the fingerprint of its training labels."""
+        """Labels rows with the student of this link. The provenance has the fingerprint of the training labels."""
         probabilities = self.predict_proba(unlabelled(rows))
         if self.args.hard_labels:
             probabilities = np.eye(probabilities.shape[1], dtype=np.float32)[probabilities.argmax(axis=1)]

@@ -64,7 +64,8 @@ def rows_of_links(dataset: Dataset | list[Dataset] | None, name: str, n_links: i
     Returns a dataset for each link, and checks all of them before the first link is trained.
 
     Args:
-        dataset ([`~datasets.Dataset`] or `list[Dataset]`): One dataset for all links, or a list with one per link.
+        dataset ([`~datasets.Dataset`] or `list[Dataset]`):
+            One dataset for all links, or a list with one dataset per link.
         name (`str`): The name of the dataset in messages.
         n_links (`int`): The number of links.
         text_field (`str`): The column that is tokenized if there is no `input_ids`.
@@ -92,7 +93,7 @@ def rows_of_links(dataset: Dataset | list[Dataset] | None, name: str, n_links: i
         if not {"input_ids", "inputs_embeds", text_field} & set(rows.column_names):
             raise ValueError(
                 f"{which}: got the columns {', '.join(rows.column_names)}, expected `input_ids` or `{text_field}`. "
-                "Add one of them."
+                "Add one of these columns."
             )
         n_repeated = len(rows) - len(set(row_ids(rows)))
         if n_repeated:
@@ -141,7 +142,7 @@ def chain_settings(
     labels: dict[str, WeakLabels],
     configs: dict[str, PeftConfig | BitsAndBytesConfig | None],
 ) -> dict:
-    """Returns the settings that must stay the same when a chain is resumed. `labels` are for link 1."""
+    """Returns the settings that must stay the same when a chain is resumed. `labels` are the labels of link 1."""
     settings = {
         "n_links": len(rows["train"]),
         "rows_a_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -154,7 +155,7 @@ def chain_settings(
     for name, config in configs.items():
         values = {} if config is None else config.to_dict()
         settings[name] = {key: value for key, value in values.items() if value and key != "peft_version"}
-    # Target modules are a set, which JSON does not have.
+    # Target modules are a set, which JSON does not support.
     return json.loads(json.dumps(settings, default=lambda it: sorted(it) if isinstance(it, set) else str(it)))
 
 
@@ -177,7 +178,7 @@ def refuse_other_words(
     if any(other is not known[0] and other.get_vocab() != known[0].get_vocab() for other in known):
         raise ValueError(
             "Got rows with `input_ids`, and links whose tokenizers have different vocabularies, expected rows of "
-            f"text. Pass them with the column `{text_field}`."
+            f"text. Pass rows with the column `{text_field}`."
         )
 
 
@@ -210,7 +211,7 @@ class ChainDirectory:
         return (self.link(link) / _RECORD).is_file()
 
     def is_trained(self, link: int) -> bool:
-        """Returns whether the student is complete and its labels are not, because labelling was interrupted."""
+        """Returns whether the student is complete but its labels are incomplete, because labelling was interrupted."""
         return (self.aside(link) / _RECORD).is_file()
 
     def record(self, link: int, labels: dict[str, WeakLabels]) -> None:
@@ -253,7 +254,7 @@ class ChainDirectory:
         file = self.root / "chain.json"
         if not file.is_file():
             raise ValueError(
-                f"resume_from_checkpoint: got True, and no chain was begun in {self.root} (there is no chain.json). "
+                f"resume_from_checkpoint: got True, expected a chain in {self.root} (there is no chain.json). "
                 "Call train() without resume_from_checkpoint."
             )
         begun = json.loads(file.read_text())
@@ -267,8 +268,8 @@ class ChainDirectory:
         n_finished = [*finished, False].index(False)
         if any(finished[n_finished:]):
             raise ValueError(
-                f"{self.link(n_finished)}: got no finished link, expected one, since later links depend on its "
-                "labels. Restore its directory, or remove the later links."
+                f"{self.link(n_finished)}: got an unfinished link, expected a finished link, since later "
+                "links are trained on its labels. Restore its directory, or remove the later links."
             )
         return n_finished
 

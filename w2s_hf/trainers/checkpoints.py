@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def last_complete_checkpoint(directory: Path, *, remove: bool = True) -> str | None:
     """
     Finds the newest complete checkpoint of a [`~transformers.Trainer`], on rank 0 for all ranks.
-    (`transformers.trainer_utils.get_last_checkpoint` can also return a checkpoint that is incomplete after a kill.)
+    (`transformers.trainer_utils.get_last_checkpoint` can also return a checkpoint whose writing was interrupted.)
 
     Args:
         directory (`Path`): The directory of `checkpoint-1`, `checkpoint-2`, ...

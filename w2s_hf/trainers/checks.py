@@ -75,7 +75,7 @@ def refuse_frozen(model: nn.Module) -> None:
     modules = list(model.modules())
     if any(isinstance(module, BaseTunerLayer) and module.merged for module in modules):
         raise ValueError(
-            "model: got a model whose adapters are merged into the base, so that only its head would be trained, "
+            "model: got a model whose adapters are merged into its base model, which leaves only its head to train, "
             "expected separate adapters. Call model.unmerge_adapter()."
         )
     if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in modules):
@@ -158,7 +158,7 @@ def check_dataset(dataset: Any, name: str, kinds: tuple[type, ...] = ()) -> None
     Raises `ValueError` for rows in a form that no trainer reads. The message has the call that converts them.
 
     Args:
-        dataset: The argument of a trainer. `None` passes.
+        dataset: The argument of a trainer. `None` is accepted.
         name (`str`): The name of the dataset in messages.
         kinds (`tuple`, *optional*): The classes that the trainer reads. By default, every map-style or iterable
             dataset that [`~transformers.Trainer`] reads.
@@ -227,7 +227,7 @@ def warn_of_unread_ends(
     Warns about rows that end with the padding token. A decoder classifier reads the last token that is not padding, so
     that the end of such rows has no influence.
 
-    Pairs need no warning, since TRL ends all texts with the end-of-text token. If this is also the padding token, the
+    Pairs need no warning, since TRL ends all texts with the end-of-text token. If it is also the padding token, the
     rewards of all pairs are read from the last token of the response.
 
     Args:
@@ -265,10 +265,10 @@ _POSITION_EMBEDDINGS = ("position_embeddings", "embed_positions", "wpe")
 def check_columns(
     dataset: Any, name: str, *, labels: str, reads: Collection[str], optional: Collection[str] = ()
 ) -> None:
-    """Calls [`refuse_misspelt`], and warns once about the columns that are not read."""
+    """Calls [`refuse_misspelt`], and warns once about columns that the trainer does not use."""
     unread = refuse_misspelt(dataset, name, labels=labels, reads=reads, optional=optional)
     if unread:
-        logger.warning_once(f"{name}: the columns {', '.join(unread)} are not read")
+        logger.warning_once(f"{name}: the trainer does not use the columns {', '.join(unread)}")
 
 
 def check_pair_columns(dataset: Any, name: str, args: RewardConfig) -> None:
@@ -293,21 +293,21 @@ def refuse_misspelt(
     dataset: Any, name: str, *, labels: str, reads: Collection[str], optional: Collection[str] = ()
 ) -> list[str]:
     """
-    Refuses columns with misspelt names, which a training would ignore without an error.
+    Refuses columns with misspelt names, which the trainer would ignore without an error.
 
     Args:
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows. Other kinds have no columns to check.
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows. Other classes have no columns.
         name (`str`): The name of the dataset in messages.
         labels (`str`): The column that labels are expected in.
-        reads (`Collection[str]`): Columns that are read. `id` and `ground_truth` are allowed in addition.
+        reads (`Collection[str]`): Columns that the trainer uses. `id` and `ground_truth` are allowed in addition.
         optional (`Collection[str]`, *optional*): Columns of `reads` whose absence raises no error.
 
     Returns:
-        `list[str]`: The columns that are not read.
+        `list[str]`: The columns that the trainer does not use.
 
     Raises:
-        ValueError: A column that is not read holds numbers and has a name like labels. Or its name is similar to
-            the name of a missing optional column.
+        ValueError: A column that the trainer does not use holds numbers and has a name like labels. Or its name is
+            similar to the name of a missing optional column.
     """
     columns = getattr(dataset, "column_names", None) or []
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":
@@ -319,9 +319,9 @@ def refuse_misspelt(
         if alike or (_LABEL_WORDS.search(column) and _holds_numbers(dataset.features, column)):
             expected = alike[0] if alike else labels
             raise ValueError(
-                f"{name}: got a column {column!r}, which is not read, expected {expected!r}. Rename it to "
-                f"{expected!r} to use it, "
-                + ("" if alike else "to 'ground_truth' to keep it beside the labels, ")
+                f"{name}: got a column {column!r}, which the trainer does not use, expected {expected!r}. Rename it "
+                f"to {expected!r} to use it, "
+                + ("" if alike else "to 'ground_truth' to keep it in addition to the labels, ")
                 + "or remove it with remove_columns."
             )
     return unread

@@ -46,8 +46,8 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
     Overridden methods, and the reasons:
 
     - `__init__`: tokenizes rows so that a completion never changes the last token of its prompt. Adapters are trained
-      in float32 (TRL converts the adapters of a 4-bit model to bfloat16). The `forward` of a base that another trainer
-      has used is restored, because every trainer of TRL patches it again. Dropout is 0 by default.
+      in float32 (TRL converts the adapters of a 4-bit model to bfloat16). The `forward` of a model that another
+      trainer has used is restored, because every trainer of TRL patches it again. Dropout is 0 by default.
     - `evaluate`: adds `eval_accuracy`, the share of evaluation rows whose greedy completion equals the completion of
       the row, character by character. On rows labelled by a supervisor, the paper uses it for early stopping. Each of
       several evaluation sets has its own accuracy, such as `eval_a_accuracy`.
@@ -246,7 +246,7 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
         if rows is None or name in metrics:  # called by `predict`, or there is an accuracy of compute_metrics
             return
         if self.args.dataloader_drop_last:
-            # As for the loss, only whole batches on every rank count.
+            # The loss, too, is computed only over whole batches on every rank.
             n_step = self.args.eval_batch_size * self.args.world_size
             rows = rows.select(range(len(rows) // n_step * n_step))
         if len(rows) > 0:

@@ -56,13 +56,12 @@ class EpochSampler(Sampler[int]):
 
 class WholeEpochs(TrainerMixin):
     """
-    A mixin for a [`~transformers.Trainer`]. An epoch is the same training on any number of processes, as long as
+    A mixin for a [`~transformers.Trainer`]. An epoch trains the same model on any number of processes, as long as
     the number of rows per optimizer step is the same.
 
     Collectives need a batch on every process. If the processes cannot share the rows evenly, accelerate fills the
-    last batches of an epoch with rows from its beginning (`even_batches`). This class marks the repeated rows. They
-    count neither in the loss, nor in the number of rows of the step, nor in metrics. Subclasses define `_n_rows` and
-    `_mark` for this.
+    last batches of an epoch with its first rows (`even_batches`). This class marks the repeated rows. They
+    are excluded from the loss, the number of rows of the step, and metrics. Subclasses define `_n_rows` and `_mark`.
 
     Three ways to split rows over processes are not supported, and cause a warning or an error when training begins:
 
@@ -79,7 +78,7 @@ class WholeEpochs(TrainerMixin):
 
     @abstractmethod
     def _mark(self, batch: dict, counts: torch.Tensor) -> dict:
-        """Returns a batch that records which of its rows count (`counts`, `(B,)` bool)."""
+        """Returns a batch that records which rows are not repeated (`counts`, `(B,)` bool)."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)
@@ -106,7 +105,7 @@ class WholeEpochs(TrainerMixin):
             if n_last:
                 logger.warning(
                     f"train_sampling_strategy='batch_rebalance' fills the last step of each epoch, of "
-                    f"{n_last} rows, with repeated rows, one for each batch of the step. To train on no row twice, "
+                    f"{n_last} rows, with repeated rows, one for each batch of the step. To avoid repeated rows, "
                     "set dataloader_drop_last=True or use another strategy."
                 )
         elif self.accelerator.num_processes > 1:
@@ -119,7 +118,7 @@ class WholeEpochs(TrainerMixin):
                     raise ValueError(
                         f"accelerator_config: got even_batches=False, expected True. Some of {sampler.num_processes} "
                         f"processes would have no batch in the last step of an epoch ({n_last} rows). The other "
-                        "processes would wait for them. Set even_batches=True. Repeated rows then do not count."
+                        "processes would wait for them. Set even_batches=True. Repeated rows are then ignored."
                     )
             elif not isinstance(dataloader, DataLoaderDispatcher):
                 logger.warning(

@@ -35,7 +35,7 @@ __all__ = ["OrderedEvaluation"]
 class OrderedEvaluation(TrainerMixin):
     """
     A mixin for a [`~transformers.Trainer`], with the common part of all trainers of the package. `evaluate` and
-    `predict` return the same as in the base trainer. In addition:
+    `predict` return the same results as in the base trainer. In addition:
 
     - Functions of the user see rows in the order of the dataset. Only `predict_proba`, which calls no such function,
       predicts rows in the order of their lengths.
@@ -111,7 +111,7 @@ class OrderedEvaluation(TrainerMixin):
             return None
         if not isinstance(self.data_collator, WeakToStrongCollator | RewardPairCollator):
             return None
-        # The longest rows are first, so that a lack of memory shows in the first batch.
+        # The longest rows are first, so that a lack of memory causes an error in the first batch.
         return np.argsort(-self._lengths(dataset), kind="stable")
 
     def _predict_probabilities(self, dataset: Dataset, label_columns: tuple[str, ...]) -> np.ndarray:
@@ -238,7 +238,8 @@ class OrderedEvaluation(TrainerMixin):
         if metric not in names and not self._may_be_added_by_callback():
             raise ValueError(
                 f"metric_for_best_model: Got {self.args.metric_for_best_model!r}, expected a metric that the "
-                f"evaluation reports: {', '.join(sorted(names))}. Name one of them, or return it from compute_metrics."
+                f"evaluation reports: {', '.join(sorted(names))}. "
+                "Name one of these metrics, or return the metric from compute_metrics."
             )
 
     def _first_rows(self, rows: Dataset | dict[str, Dataset]) -> Dataset | dict[str, Dataset]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         processing_class: PreTrainedTokenizerBase | None
 
 else:
-    # Only type checkers need the base class. At run time the trainer has the members.
+    # Only type checkers need the base class. At run time, the trainer provides the attributes.
     TrainerMixin = object
 
 __all__ = ["TrainerMixin"]

@@ -1,4 +1,4 @@
-"""Resumes trainings with the result of an uninterrupted one, or raises an error before the first step."""
+"""Resumes training with the result of an uninterrupted run, or raises an error before the first step."""
 
 import math
 import os
@@ -34,18 +34,18 @@ _RECORD = "w2s_hf"  # in `stateful_callbacks` of trainer_state.json
 
 class ResumableTraining(TrainerMixin):
     """
-    A mixin for a [`~transformers.Trainer`]. A training resumed by `train(resume_from_checkpoint=...)` ends with the
-    same result as an uninterrupted one.
+    A mixin for a [`~transformers.Trainer`]. A run resumed by `train(resume_from_checkpoint=...)` ends with the same
+    result as an uninterrupted run.
 
     [`~transformers.Trainer`] gives another result in these cases, without an error. With this class:
 
-    - The best checkpoint is found next to the resumed one, even if their directory was moved. A missing best
+    - The best checkpoint is found next to the resumed checkpoint, even if their directory was moved. A missing best
       checkpoint is an error (`load_best_model_at_end`).
-    - A training that was interrupted after its last step makes no further step.
+    - A training run that was interrupted after its last step trains no further step.
     - A checkpoint that has no optimizer (`save_only_model=True`), is truncated, or belongs to another model is an
       error.
-    - A resumed training with another number of rows per optimizer step, or with another number or order of rows, is
-      an error. So is a number of steps that the checkpoint already exceeds.
+    - A resumed run with another number of rows per optimizer step, or with another number or order of rows, is
+      an error. A number of steps that the checkpoint already exceeds is an error, too.
     - P-tuning and projected prefixes are refused, since their checkpoints lack a part of the trained weights.
     - The patience of [`~transformers.EarlyStoppingCallback`] is restored.
     """
@@ -65,7 +65,7 @@ class ResumableTraining(TrainerMixin):
 
         Args:
             resume_from_checkpoint (`str`, `os.PathLike` or `bool`, *optional*):
-                A checkpoint, or `True` for the newest complete one in `args.output_dir`.
+                A checkpoint, or `True` for the newest complete checkpoint in `args.output_dir`.
             trial, ignore_keys_for_eval: As in [`~transformers.Trainer.train`].
 
         Returns:
@@ -73,8 +73,8 @@ class ResumableTraining(TrainerMixin):
             `training_loss` is the mean of the logged losses. It is NaN if the last step was not logged.
 
         Raises:
-            ValueError: The resumed training could not end with the same result as an uninterrupted one. The message
-                has the reason.
+            ValueError: The resumed run could not end with the same result as an uninterrupted run. The message has
+                the reason.
         """
         self._resumed_from = self._best_checkpoint = None
         self._is_at_its_end = False
@@ -149,9 +149,9 @@ class ResumableTraining(TrainerMixin):
         lost = self._missing_state(checkpoint)
         if lost:
             raise ValueError(
-                f"{where} without {', '.join(lost)}, expected a whole checkpoint. A training saved with "
+                f"{where} without {', '.join(lost)}, expected a whole checkpoint. A run saved with "
                 "save_only_model=True, or on another number of processes, cannot be resumed exactly. Pass another "
-                "checkpoint, or begin a new training from its model."
+                "checkpoint, or begin a new run from its model."
             )
         if self._draws_random_numbers and self.args.dataloader_persistent_workers and self.args.dataloader_num_workers:
             # New workers draw a random number that the uninterrupted training drew once, before the checkpoint.
@@ -169,7 +169,7 @@ class ResumableTraining(TrainerMixin):
         if self.args.load_best_model_at_end and state.best_model_checkpoint and self._best_checkpoint is None:
             raise ValueError(
                 f"{where}, whose best checkpoint {Path(state.best_model_checkpoint).name} (step "
-                f"{state.best_global_step}) is neither beside it nor at {state.best_model_checkpoint}. "
+                f"{state.best_global_step}) is neither next to the checkpoint nor at {state.best_model_checkpoint}. "
                 "load_best_model_at_end=True needs the best checkpoint. Restore it, or set "
                 "load_best_model_at_end=False."
             )
@@ -265,11 +265,11 @@ class ResumableTraining(TrainerMixin):
 
 
 class _OtherWeightsError(ValueError):
-    """The error for a checkpoint whose weight names differ from the model's."""
+    """The error for a checkpoint whose weight names differ from the names in the model."""
 
 
 class _ResumeCallback(TrainerCallback):
-    """Checks and completes the state of a training once [`~transformers.Trainer`] has loaded it."""
+    """Checks and completes the state of a training run once [`~transformers.Trainer`] has loaded it."""
 
     def __init__(self, trainer: ResumableTraining):
         self.trainer = trainer
@@ -280,8 +280,8 @@ class _ResumeCallback(TrainerCallback):
         if trainer._resumed_from is not None:
             if state.global_step > state.max_steps:
                 raise ValueError(
-                    f"max_steps: got {state.max_steps}, expected at least {state.global_step}, the steps that "
-                    f"{trainer._resumed_from} has made. Raise max_steps."
+                    f"max_steps: got {state.max_steps}, expected at least {state.global_step}, the finished "
+                    f"steps of {trainer._resumed_from}. Raise max_steps."
                 )
             if not args.ignore_data_skip and not args.auto_find_batch_size:
                 for name in now:
@@ -289,7 +289,7 @@ class _ResumeCallback(TrainerCallback):
                         raise ValueError(
                             f"{name}: got {now[name]!r}, expected {then[name]!r}, with which {trainer._resumed_from} "
                             "was saved. The resumed steps would train on other rows. Set it to this value, or begin "
-                            "a new training."
+                            "a new training run."
                         )
             state.best_model_checkpoint = trainer._best_checkpoint
             trainer._is_at_its_end = state.global_step >= state.max_steps or self._has_stopped_early(state)
@@ -298,7 +298,7 @@ class _ResumeCallback(TrainerCallback):
         _saved_callbacks(state)[_RECORD] = {**then, **now}
         for callback in [*trainer.callback_handler.callbacks, control]:
             if isinstance(callback, ExportableState):
-                # transformers 5.23 saves no checkpoint if a callback is new.
+                # transformers 5.23 saves no checkpoint if callbacks were added.
                 _saved_callbacks(state).setdefault(type(callback).__name__, callback.state())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:

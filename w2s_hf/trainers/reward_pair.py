@@ -55,9 +55,9 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     - `compute_loss`: calls TRL's method for its metrics, and then computes the loss on soft labels.
     - `get_batch_samples`, `training_step`: count the pairs of the whole step and find the threshold over them. As in
       [`WeakToStrongTrainer`], they split batches into micro-batches of bounded tokens. The confidence loss hardens the
-      class "the first response is better". The two responses are in an order by a hash, independent of the preference,
-      so that the prior is one half. (In the order of the dataset the prior would be one, and the threshold would
-      reveal the preference.)
+      class "the first response is better". A hash orders the two responses, independent of the preference, so that
+      the prior is one half. (In the order of the dataset the prior would be one, and the threshold would reveal the
+      preference.)
     - `train`: resumes, and refuses an unknown `metric_for_best_model`, like [`WeakToStrongTrainer`].
     - `prediction_step`, `predict`: return `(N, 2)` float32 rewards (rejected, chosen), one row per pair, in row order.
       TRL returns two rows per pair, block by block, and loses some of them in the last batch. Arguments may leave
@@ -65,8 +65,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     - `evaluate`, `_prepare_dataset`: check pairs, and count the pairs over `max_length`. `predict` refuses such pairs.
     - `_set_signature_columns_if_needed`, `_get_eval_sampler`: keep the column `soft_label` and the order of rows.
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
-    - `evaluation_loop`: names TRL's metrics, such as `accuracy`, after the evaluation set (`eval_a_accuracy`). They do
-      not replace metrics of the same name that `compute_metrics` returns.
+    - `evaluation_loop`: names TRL's metrics, such as `accuracy`, after the evaluation set (`eval_a_accuracy`). Metrics
+      of the same name that `compute_metrics` returns are not replaced.
 
     `accuracy` in the logs is the share of pairs whose better response has the larger reward. The soft label determines
     the better response. Without a soft label, it is the chosen response.
@@ -91,7 +91,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
 
     Raises:
         ValueError: `args` has another class or `use_liger_kernel=True`. Rows are not a dataset, or are empty. A column
-            is missing, or an unread column looks like soft labels. Soft labels are outside [0, 1] (the message names
+            is missing, or an unused column looks like soft labels. Soft labels are outside [0, 1] (the message names
             the rows), or there is also a margin. The tokenizer has no end-of-text token. Pairs have more tokens than
             the model has positions. The model is frozen. Adapters are added to adapters, have another task type, or
             are prompt tuning of a decoder. There are several GPUs in one process.
@@ -178,15 +178,15 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         name = f"{dataset_name}_dataset"
         if dataset.format["type"] == "custom" and "chosen_ids" not in dataset.column_names:
             raise ValueError(
-                f"{name}: Got texts with a transform, expected none, since TRL would apply it several times while it "
-                "tokenizes. Apply it with Dataset.map, or pass tokens as `chosen_ids` and `rejected_ids`."
+                f"{name}: Got texts with a transform, expected plain texts, since TRL would apply the transform "
+                "several times. Apply it with Dataset.map, or pass tokens as `chosen_ids` and `rejected_ids`."
             )
         check_pairs(dataset, name)
         is_text = "chosen_ids" not in dataset.column_names and isinstance(dataset[0]["chosen"], str)
         if is_text and processing_class.eos_token is None:
             raise ValueError(
-                f"{name}: got texts and a tokenizer without an end-of-text token, expected one, since TRL ends texts "
-                "with it. Set processing_class.eos_token, or pass tokens as `chosen_ids` and `rejected_ids`."
+                f"{name}: got texts and a tokenizer without an end-of-text token, expected a token to end texts. "
+                "Set processing_class.eos_token, or pass tokens as `chosen_ids` and `rejected_ids`."
             )
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         n_lost = len(dataset) - len(prepared)
@@ -269,8 +269,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         if soft_label is not None or self.args.loss_type != "xent":
             if "margin" in inputs:
                 raise ValueError(
-                    f"Got a margin, expected none, since the loss {self.args.loss_type!r} on soft labels does not "
-                    "read it. Remove the column `margin`."
+                    f"Got a margin, expected no margin, since the loss {self.args.loss_type!r} on soft labels does "
+                    "not use it. Remove the column `margin`."
                 )
             classes = self._classes(logits, soft_label, turned)
             row_losses = (
@@ -298,7 +298,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     def _mean_of_pairs(
         self, row_losses: torch.Tensor, logits: torch.Tensor, counts: torch.Tensor | None
     ) -> torch.Tensor:
-        """Returns the mean loss of the pairs that count, plus TRL's term that centers rewards."""
+        """Returns the mean loss without repeated pairs, plus TRL's term that centers rewards."""
 
         def mean(values: torch.Tensor) -> torch.Tensor:
             return values.mean() if counts is None else (values * counts).sum() / counts.sum().clamp(min=1)
@@ -311,7 +311,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     def _replace_metrics(
         self, logits: torch.Tensor, agrees: torch.Tensor, counts: torch.Tensor, attention_mask: torch.Tensor
     ) -> None:
-        """Recomputes TRL's metrics of a batch over the pairs that count. Removes the metrics if no pair counts."""
+        """Recomputes TRL's metrics of a batch without repeated pairs, or removes the metrics if all are repeated."""
         metrics = next_log(self, "train" if self.model.training else "eval")
         values = torch.cat([agrees[:, None].float(), logits.detach()], dim=1)
         values = self.accelerator.gather(values)[self.accelerator.gather(counts)]
@@ -394,7 +394,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
 
         Returns:
             `np.ndarray` of shape `(N, 2)`, float32, in row order, on every rank: P(rejected better) and P(chosen
-            better). The second is a `soft_label` for a student.
+            better). The second probability is a `soft_label` for a student.
         """
         return self._predict_probabilities(dataset, ("soft_label", "margin"))
 
@@ -406,6 +406,6 @@ def _without_labels(inputs: dict) -> tuple[dict, torch.Tensor | None, torch.Tens
 
 
 def _pair_logits(outputs) -> torch.Tensor:
-    """Returns rewards `(B, 2)` float32 (rejected, chosen) for the model's `(2B, 1)`, chosen responses first."""
+    """Converts model outputs `(2B, 1)`, chosen responses first, to rewards `(B, 2)` float32 (rejected, chosen)."""
     chosen, rejected = outputs.logits.float().squeeze(-1).chunk(2)
     return torch.stack([rejected, chosen], dim=1)

@@ -1,4 +1,4 @@
-"""Calls a function at evenly spaced steps of a training, without an effect on the training."""
+"""Calls a function at evenly spaced steps of a training run, without an effect on its result."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ __all__ = ["SnapshotCallback", "snapshot_steps"]
 
 class SnapshotCallback(TrainerCallback):
     """
-    Calls a function at evenly spaced optimizer steps of a training, the last step included.
+    Calls a function at evenly spaced optimizer steps of a training run, including the last step.
 
     Args:
         take (`Callable[[int], None]`): The function. Its argument is the number of finished steps. The function may

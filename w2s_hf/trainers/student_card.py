@@ -32,8 +32,8 @@ _LIBRARIES = ("w2s_hf", "torch", "transformers", "peft", "trl")
 
 class StudentCardCallback(TrainerCallback):
     """
-    Fills in a student card: settings and seed when a training begins, time and hardware when it ends. After several
-    trainings, such as the links of a chain, the card describes the last training. Values of the user are not replaced.
+    Fills in a student card: settings and seed when training begins, time and hardware when it ends. After several
+    training runs, such as the links of a chain, the card describes the last run. Values of the user are not replaced.
 
     Args:
         card ([`StudentCard`]): The card of the trainer.
@@ -94,8 +94,8 @@ class WithStudentCard(TrainerMixin):
         all three scores, a figure of the performance gap is also written.
 
         Args:
-            model_name (`str`, *optional*): Accepted for compatibility. The title names base and supervisor.
-            dataset_name (`str`, *optional*): The dataset of the training rows, if the card has none.
+            model_name (`str`, *optional*): Accepted for compatibility. The title names base model and supervisor.
+            dataset_name (`str`, *optional*): The dataset of the training rows, if the card names no dataset.
             tags (`str` or `list[str]`, *optional*): Additional tags.
             kwargs: `language`, `license` and other arguments of [`~transformers.Trainer.create_model_card`]. They are
                 ignored.
@@ -115,7 +115,7 @@ class WithStudentCard(TrainerMixin):
         card.tags = list(dict.fromkeys([*card.tags, *([tags] if isinstance(tags, str) else tags or [])]))
         loading = _loading(base)
         card.loading = card.loading or loading
-        # On a leaderboard, students of one base in two precisions are different.
+        # On a leaderboard, students of one base model in two precisions are different.
         card.settings = {"dtype": loading["dtype"], **loading.get("quantization_config", {})} | card.settings
         names = getattr(base.config, "id2label", None) or {}
         if card.class_names is None and not any(str(name).startswith("LABEL_") for name in names.values()):
@@ -164,7 +164,7 @@ class WithStudentCard(TrainerMixin):
         if not self.is_world_process_zero():
             return None
         card.repo_id = None
-        self.create_model_card(**kwargs)  # with the local path, until the upload succeeds
+        self.create_model_card(**kwargs)  # names the local path until the upload succeeds
 
         def push() -> CommitInfo:
             repo_id = self.hub_model_id or args.hub_model_id or directory.absolute().name
@@ -200,4 +200,4 @@ def _loading(base: PreTrainedModel) -> dict:
     for kind in _QUANTIZATION:
         if options.get(kind):
             loading["quantization_config"] = {kind: True} | {name: options[name] for name in _QUANTIZATION[kind]}
-    return loading  # the configuration of the base records other kinds of quantization
+    return loading  # the model's configuration records other kinds of quantization

@@ -57,11 +57,11 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
     - `compute_loss`: computes the losses of [`w2s_hf.losses`]. The model does not get the labels, because transformers
       interprets float labels as a multi-label problem and trains a binary cross-entropy without a warning.
-    - `get_batch_samples`: counts the rows of a step on all ranks, because no other method sees a whole optimizer step.
+    - `get_batch_samples`: counts the rows of a step on all ranks, because no other method gets a whole optimizer step.
       It computes the threshold of the confidence loss over these rows. With more than one micro-batch, this takes a
       first forward pass without gradient.
     - `train`: refuses a frozen model, and a `metric_for_best_model` that the evaluation does not report, before the
-      first step. A resumed training ends as it would have without the interruption, or raises an error before its
+      first step. A resumed run ends as it would have without the interruption, or raises an error before its
       first step; see [`w2s_hf.trainers.resuming.ResumableTraining`].
     - `training_step`: splits a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
     - `_prepare_inputs`: moves padding to the side that the architecture needs, independent of `padding_side`.
@@ -79,9 +79,9 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         data_collator (`Callable`, *optional*): Defaults to [`w2s_hf.collators.WeakToStrongCollator`].
         train_dataset, eval_dataset ([`~datasets.Dataset`], *optional*):
             Rows with `labels`: an integer class, a float P(class 1), or a list of C probabilities. They also have
-            `input_ids`, or a text column, which is tokenized. Too long texts of [`load_task`] are truncated in
-            their context, and other texts at the end. Streamed datasets must be tokenized. The columns `id` and
-            `ground_truth` are allowed. A warning names other columns, which are not read.
+            `input_ids`, or a text column, which is tokenized. Texts of [`load_task`] that are too long
+            are truncated in their context, and other texts at the end. Streamed datasets must be tokenized. The
+            columns `id` and `ground_truth` are allowed. A warning names other columns, which are not used.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The tokenizer. It is loaded if `model` is a name.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used if `model` is a name.
@@ -93,7 +93,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     Raises:
         ValueError: `args` has another class or `use_liger_kernel=True`. Rows are not a dataset, or are empty,
             unlabelled or a stream of texts. Labels are not probabilities (the message names the rows). There are
-            both `label` and `labels`, or an unread column that looks like labels. Rows have more tokens than the model
+            both `label` and `labels`, or an unused column that looks like labels. Rows have more tokens than the model
             has positions. Adapters are added to adapters, or are prompt tuning of a decoder. The model is frozen, has
             one output, or has the `problem_type` of several labels. The loss is for two classes and the model has
             more. There is LoRA dropout with `disable_dropout=True`. There are several GPUs in one process.
@@ -138,8 +138,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             check_dataset(part, name)
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError(
-                "Got a compute_loss_func, expected none, since args.loss_type defines the loss. For another loss, "
-                "override `_row_losses`."
+                "compute_loss_func: got a function, expected None, since args.loss_type defines the loss. For another "
+                "loss, override `_row_losses`."
             )
         if model is not None:
             has_rows = train_dataset is not None
@@ -148,7 +148,9 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             )
         elif quantization_config is not None or peft_config is not None:
             name = "quantization_config" if peft_config is None else "peft_config"
-            raise ValueError(f"Got a {name} and no model, expected a base model or its name. Use it in model_init.")
+            raise ValueError(
+                f"Got a {name} and no model, expected a base model or its name. Apply the {name} in model_init."
+            )
         # call_model_init needs both attributes before Trainer sets them.
         self.args, self.processing_class = args, processing_class
         if model is not None:
@@ -191,7 +193,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         if isinstance(model, PeftModel):
             prepare_adapters(model)
             if self.args.gradient_checkpointing:
-                model.enable_input_require_grads()  # else a frozen embedding stops the gradient of checkpointed blocks
+                model.enable_input_require_grads()  # a frozen embedding stops the gradient of checkpointed blocks
         if self.args.disable_dropout:
             disable_dropout(model)
         refuse_problem_type(model.config)
@@ -230,7 +232,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
     def _refuse_texts(self, dataset: datasets.IterableDataset, name: str) -> None:
         """Raises `ValueError` for a stream of texts, unless a collator of the user may tokenize them."""
-        columns = dataset.column_names  # `None` if they are unknown; then the collator refuses the first batch
+        columns = dataset.column_names  # `None` if the columns are unknown; then the collator refuses the first batch
         has_tokens = columns is None or {"input_ids", "inputs_embeds"} & set(columns)
         if not has_tokens and isinstance(self.data_collator, WeakToStrongCollator):
             raise ValueError(

@@ -58,7 +58,7 @@ class WholeStepLoss(WholeEpochs, ABC):
 
     @abstractmethod
     def _n_rows(self, batch: dict) -> int:
-        """Returns the number of rows of a batch, B, including rows that do not count."""
+        """Returns the number of rows of a batch, B, including repeated rows."""
 
     @abstractmethod
     def _record(self, name: str, value: float) -> None:
@@ -138,7 +138,7 @@ class WholeStepLoss(WholeEpochs, ABC):
         return loss
 
     def _warn_of_auxiliary_term(self, n_rows: int) -> None:
-        """Warns if the auxiliary weight rises over few steps, or never. `n_rows` are the rows of the first step."""
+        """Warns if the auxiliary weight rises over few steps, or never. The first step has `n_rows` rows."""
         args = self.args
         if not args.has_auxiliary_term or args.aux_coef == 0:
             return
@@ -148,7 +148,7 @@ class WholeStepLoss(WholeEpochs, ABC):
             if n_different < MIN_ROWS:
                 logger.warning(
                     f"aux_start='agreement': got {n_different} training rows, expected at least {MIN_ROWS} for the "
-                    f"decision. {args.loss_type!r} is trained as 'xent' (the method naive). Train on more rows."
+                    f"decision. {args.loss_type!r} is trained as 'xent' (method naive). Train on more rows."
                 )
             return
         n_steps = round(args.resolved_aux_warmup_ratio * self.state.max_steps)
@@ -226,8 +226,8 @@ class WholeStepLoss(WholeEpochs, ABC):
         Moves padding to the side that the architecture needs, independent of the tokenizer's `padding_side` and the
         collator.
 
-        With learned positions (GPT-2, BERT), padding on the left would shift the positions of the tokens. Decoders
-        with rotary positions predict the same either way. Only a model that reads the last position (XLNet) needs
+        With learned positions (GPT-2, BERT), padding on the left would shift the positions of the tokens. The side
+        does not affect decoders with rotary positions. Only a model that reads the last position (XLNet) needs
         padding on the left.
         """
         config = getattr(self.model, "config", None)
@@ -247,16 +247,16 @@ class WholeStepLoss(WholeEpochs, ABC):
         return loss_sum * self.accelerator.num_processes / num_items_in_batch
 
     def _mean_that_counts(self, row_losses: torch.Tensor) -> torch.Tensor:
-        """Returns the mean over the rows of an evaluation batch, without rows that accelerate repeated here."""
+        """Returns the mean over the rows of an evaluation batch, without rows that accelerate repeats."""
         counts = self._rows_that_count(len(row_losses))
-        # If no row counts, transformers drops the mean together with the rows.
+        # If all rows are repeated, transformers drops the mean together with the rows.
         return row_losses.mean() if counts is None or not counts.any() else row_losses[counts].mean()
 
     def _row_losses(
         self, logits: torch.Tensor, soft_labels: torch.Tensor, counts: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
-        Returns the configured loss of each row, `(B,)`. It is 0 for rows that do not count (`counts`, `(B,)` bool).
+        Returns the configured loss of each row, `(B,)`. The loss is 0 where `counts`, `(B,)` bool, is false.
         """
         row_losses = self._losses(logits, soft_labels, ... if counts is None else counts)
         return row_losses if counts is None else row_losses * counts
@@ -298,7 +298,7 @@ class WholeStepLoss(WholeEpochs, ABC):
         )
 
     def _global_threshold(self, logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor | None:
-        """Returns the threshold on P(class 1) over these rows of all ranks, or `None` if there are not two classes."""
+        """Returns the threshold on P(class 1) over the rows of all ranks, or `None` if there are not two classes."""
         if logits.shape[-1] != 2:
             return None  # confidence_loss raises an error that names an alternative
         pairs = torch.stack([logits.float().softmax(dim=-1)[:, 1], soft_labels[:, 1].float()], dim=1)
@@ -357,7 +357,7 @@ def load_model(
     if isinstance(model, str):
         if processing_class is None:
             processing_class = load_tokenizer(model, **files)
-        # A frozen base may be bfloat16 or 4-bit. Trained weights must be float32.
+        # A frozen base model may be bfloat16 or 4-bit. Trained weights must be float32.
         frozen = peft_config is not None or quantization_config is not None
         in_bfloat16 = frozen and (args.bf16 or computes_in_bfloat16(args.use_cpu))
         init_kwargs = {"dtype": "bfloat16" if in_bfloat16 else "float32", "is_trainable": is_trainable, **options}
@@ -373,7 +373,7 @@ def load_model(
         if isinstance(model, PeftModel):
             raise ValueError(
                 "Got a peft_config and a model that already has adapters, expected a base model. For new adapters on "
-                "the base of another student, call w2s_hf.fresh_adapter."
+                "the base model of another student, call w2s_hf.fresh_adapter."
             )
         model = fresh_adapter(model, peft_config)
     if task_type != "SEQ_CLS" and not model.config.return_dict:
@@ -391,6 +391,6 @@ def refuse_data_parallel(args: TrainingArguments) -> None:
     """
     if args.n_gpu > 1:
         raise ValueError(
-            f"Got {args.n_gpu} GPUs in one process, over which nn.DataParallel would split batches, expected one. "
+            f"Got {args.n_gpu} GPUs in one process, over which nn.DataParallel would split batches, expected one GPU. "
             "Launch with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU."
         )
