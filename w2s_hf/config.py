@@ -58,8 +58,8 @@ def hardware() -> str:
 
 def computes_in_bfloat16(use_cpu: bool = False) -> bool:
     """
-    Returns whether the device of a training computes in bfloat16. The result is false for every CPU, so that all CPUs
-    give the same numbers. It is also false for CUDA devices that emulate bfloat16 (before Ampere).
+    Returns whether the device of a training run computes in bfloat16. The result is false for every CPU, so that all
+    CPUs give the same numbers. It is also false for CUDA devices that emulate bfloat16 (before Ampere).
     """
     if use_cpu or (torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)):
         return False
@@ -203,7 +203,7 @@ class LossArguments(_OwnDefaults):
         metadata={
             "help": "Step at which the weight of the auxiliary term starts to rise. `first_step`: the first step "
             "(paper). `agreement`: the first step at which student and weak labels agree beyond chance. It is "
-            "intended for short trainings, whose early predictions are random.",
+            "intended for short training runs, whose early predictions are random.",
             "choices": list(AUX_STARTS),
         },
     )
@@ -355,14 +355,14 @@ class BootstrapConfig(WeakToStrongConfig):
             Whether to train the next link on the more probable class of each row instead of the probabilities.
 
     Raises:
-        ValueError: A value is outside its range, or `enable_jit_checkpoint` is set, which ends a training as if it
-            were finished.
+        ValueError: A value is outside its range, or `enable_jit_checkpoint` is set, which ends a training run
+            as if it were finished.
     """
 
     hard_labels: bool = field(
         default=False,
         metadata={
-            "help": "Train each next model of the chain on the more probable class of a row instead of the "
+            "help": "Train each later model of the chain on the more probable class of a row instead of the "
             "probabilities."
         },
     )
@@ -371,8 +371,8 @@ class BootstrapConfig(WeakToStrongConfig):
         super().__post_init__()
         if self.enable_jit_checkpoint:
             raise ValueError(
-                "enable_jit_checkpoint: got True, expected False, because it ends the training of a link as if it "
-                "were finished. Set save_steps, and resume with train(resume_from_checkpoint=True)."
+                "enable_jit_checkpoint: got True, expected False, because an interrupted link of the chain "
+                "would count as trained. Set save_steps, and resume with train(resume_from_checkpoint=True)."
             )
 
 
@@ -423,7 +423,7 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
         default=12,
         metadata={
             "help": "Maximum length of a completion in tokens, with its end-of-text token. Longer completions are "
-            "truncated. The default has room for a chess move."
+            "truncated. The default is enough for a chess move."
         },
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout probability of the model to 0."})
@@ -543,7 +543,7 @@ class StudentConfig(ModelConfig):
             )
 
     def resolved(self, use_cpu: bool) -> "StudentConfig":
-        """Returns the configuration with the `dtype` for the device of a training."""
+        """Returns the configuration with the `dtype` for the device of a training run."""
         if self.dtype is not None:
             if self.use_peft and self.dtype == "bfloat16" and use_cpu:
                 warn_of_slow_bfloat16()

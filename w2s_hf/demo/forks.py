@@ -2,7 +2,7 @@
 
 White has a king and a knight, Black has a king and a queen or rook, and White is to move. In a puzzle, exactly one
 knight move gives check and attacks the other black piece at the same time. The pretraining corpus labels single moves
-as checks or attacks. It contains no position with a fork, and not the word `fork`.
+as checks or attacks. It does not contain a position with a fork, or the word `fork`.
 """
 
 import zlib
