@@ -357,7 +357,7 @@ def test_simulated_errors_are_where_they_should_be():
 
 @pytest.mark.parametrize(
     ("kind", "n", "message"),
-    [("often", 3, "random, longest"), ("confident", 3, "needs `strong`"), ("random", N + 1, "at most")],
+    [("often", 3, "random, longest"), ("confident", 3, "needs `strong`"), ("random", N + 1, f"expected 0 to {N}")],
 )
 def test_errors_that_cannot_be_simulated_are_refused(kind, n, message):
     with pytest.raises(ValueError, match=message):

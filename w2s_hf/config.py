@@ -69,8 +69,8 @@ def computes_in_bfloat16(use_cpu: bool = False) -> bool:
 def warn_of_slow_bfloat16() -> None:
     """
     Warns, once per process, about bfloat16 on a CPU without instructions for it. On CPUs with AVX-512, the bfloat16
-    kernels of torch are at least as fast as the float32 kernels. Older versions of torch cannot list the instructions.
-    There is no warning then.
+    kernels of torch are at least as fast as the float32 kernels. With older versions of torch, which cannot list
+    the instructions, there is no warning.
     """
     capabilities = cpu_capabilities()
     if capabilities and not any(capabilities.get(name, False) for name in ("avx512_bw", "amx_bf16", "bf16")):
@@ -410,7 +410,7 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
 
     Defaults that differ from [`~trl.SFTConfig`]: `completion_only_loss=True`, `ddp_find_unused_parameters=False`,
     `hub_strategy="end"` (one push, after the last step), and `bf16=False` on a CPU. Rows of more than `max_length`
-    tokens are not truncated. [`CompletionTrainer`] leaves them out of the training, and raises an error for them in an
+    tokens are not truncated. [`CompletionTrainer`] leaves them out of training, and raises an error for them in
     evaluation.
 
     Raises:

@@ -29,8 +29,8 @@ def choose_stops(against_weak: Sequence[float], against_truth: Sequence[float]) 
     """
     if not len(against_weak) or len(against_weak) != len(against_truth):
         raise ValueError(
-            f"Got accuracies of {len(against_weak)} and {len(against_truth)} snapshots. Pass "
-            "both accuracies of each snapshot, and at least one snapshot."
+            f"Got accuracies of {len(against_weak)} and {len(against_truth)} snapshots, expected equal numbers, "
+            "at least 1. Pass both accuracies of each snapshot."
         )
     return {
         "last_step": len(against_weak) - 1,

@@ -42,8 +42,8 @@ class WorldConfig:
         n_superclass_words (`int`, *optional*, defaults to 4): Number of words for each relation and for each of the
             two superclasses, alive and not alive.
         n_generic_words (`int`, *optional*, defaults to 10): Number of words for each relation that fit all entities.
-        facts_per_document (`int`, *optional*, defaults to 6): Number of facts in a document of the corpus. Each is
-            about one of the document's two entities.
+        facts_per_document (`int`, *optional*, defaults to 6): Number of facts in a document of the corpus. Each fact
+            is about one of the document's two entities.
         facts_per_item (`int`, *optional*, defaults to 4): Number of facts in a question, an even number. Each of
             two entities has half of the facts.
         corpus_generic_ratio (`float`, *optional*, defaults to 0.3): Share of facts of the corpus with a generic word.
@@ -289,7 +289,8 @@ class DemoWorld:
             `list[dict]` of length `n` with
 
             - `passage` (`str`): A fact about any entity.
-            - `choices` (`list[str]`): The answers in random order. Each has facts about an entity, then `ENTITY is`.
+            - `choices` (`list[str]`): The answers in random order. Each answer has facts about an entity, and ends
+              with `ENTITY is`.
             - `correct` (`int`): The position of the entity that is alive.
 
         Raises:
