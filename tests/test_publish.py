@@ -274,7 +274,7 @@ def test_before_anything_is_pushed(hub, publish, output, tmp_path):
         named = publish(wrong)[1].partition("Name a directory that has results: ")[2].split("\n")[0]
         assert os.path.relpath(output) in named.removesuffix(".").split(", ")
     (student,) = (output / "students").glob("naive-seed0")
-    assert "It holds one student. Push it with --repo_id ME/NAME." in publish(student)[1]
+    assert "The directory has one student. Push the student with --repo_id ME/NAME." in publish(student)[1]
     code, stderr = publish(output, "--dry_run", "--hub_namespace", "me")
     assert code == 0 and f"{STUDENT}: README.md, adapter_config.json, adapter_model.safetensors" in stderr
     assert f"datasets/{LABELS}: README.md, provenance.json, weak_labels.parquet" in stderr

@@ -59,7 +59,7 @@ def hardware() -> str:
 def computes_in_bfloat16(use_cpu: bool = False) -> bool:
     """
     Returns whether the device of a training run computes in bfloat16. The result is false for every CPU, so that all
-    CPUs give the same numbers. It is also false for CUDA devices that emulate bfloat16 (before Ampere).
+    CPUs give the same numbers. The result is also false for CUDA devices that emulate bfloat16 (before Ampere).
     """
     if use_cpu or (torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)):
         return False
@@ -202,8 +202,8 @@ class LossArguments(_OwnDefaults):
         default="first_step",
         metadata={
             "help": "Step at which the weight of the auxiliary term starts to rise. `first_step`: the first step "
-            "(paper). `agreement`: the first step at which student and weak labels agree beyond chance. It is "
-            "intended for short training runs, whose early predictions are random.",
+            "(paper). `agreement`: the first step at which student and weak labels agree beyond chance. "
+            "`agreement` is intended for short training runs, whose early predictions are random.",
             "choices": list(AUX_STARTS),
         },
     )

@@ -4,9 +4,9 @@
     w2s leaderboard outputs/boolq outputs/chess_puzzles --output leaderboard.md
 
 A directory contains one student, or several students or a sweep in its subdirectories. Students with the same settings
-and rows, such as several seeds, share one line. It has the means of the accuracies, and the median of PGR with its
-range in brackets. A line with one student has the 95 % interval of its PGR. Settings that differ between lines of the
-same task are columns.
+and rows, such as several seeds, share one line. The line has the means of the accuracies, and the median of PGR with
+its range in brackets. A line with one student has the 95 % interval of its PGR. Settings that differ between lines of
+the same task are columns.
 """
 
 import argparse

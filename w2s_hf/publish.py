@@ -150,7 +150,7 @@ def push_students(
 def _finished_nearby(directory: Path) -> str:
     """Returns advice for a directory without results: nearby directories with results, or how to push one student."""
     if any((directory / name).is_file() for name in ("adapter_config.json", "config.json")):
-        return "It holds one student. Push it with --repo_id ME/NAME."
+        return "The directory has one student. Push the student with --repo_id ME/NAME."
     places = dict.fromkeys([directory, *list(directory.absolute().parents)[:2], Path("outputs")])
     finished = {path.parent.resolve() for place in places for path in sorted(place.glob("*/results.json"))}
     names = sorted(os.path.relpath(path) for path in finished)[:8]

@@ -48,7 +48,8 @@ def last_hidden_states(
 
     For a decoder, the input is the last layer's state of the last token that is not the padding token. For an encoder,
     the input is the state of the first token, pooled if the model pools. Some encoders (DistilBERT, DeBERTa) have
-    further layers before the head that are untrained before finetuning. Their results are random functions of the encoder's states.
+    further layers before the head that are untrained before finetuning. The results of these layers are random
+    functions of the encoder's states.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A sequence classifier in eval mode.
@@ -115,8 +116,8 @@ def logistic_probe(
         validation_classes = probabilities_of(validation[1], "validation", len(validation[0])).argmax(axis=1)
     if (weights.sum(axis=0) == 0).any():
         raise ValueError(
-            "probabilities: got labels of one class, expected two classes. Check the predictions of the supervisor, or "
-            "keep more rows if they were filtered."
+            "probabilities: got labels of one class, expected two classes. Check the predictions of the supervisor, "
+            "or keep more rows if they were filtered."
         )
     strengths = [l2[min(2, len(l2) - 1)]] if validation is None else sorted(l2, reverse=True)
     best, best_accuracy = None, -1.0
