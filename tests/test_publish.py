@@ -360,7 +360,7 @@ def test_students_that_are_in_no_results_are_named(publish, output):
     orphan.mkdir()
     _, stderr = publish(output, "--hub_namespace", "me", "--dry_run")
     orphan.rmdir()
-    assert "Not pushed: naive-seed7 in" in stderr and "Not pushed" not in publish(output, "--dry_run")[1]
+    assert "not in results.json: naive-seed7." in stderr and "not pushed" not in publish(output, "--dry_run")[1]
 
 
 def test_a_connection_cut_in_the_middle_of_an_upload(output, cut):

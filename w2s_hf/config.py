@@ -123,7 +123,7 @@ class _OwnDefaults(TrainerArguments):
             warn_of_slow_bfloat16()
         super().__post_init__()
         if not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # torch warns otherwise; transformers does this only for use_cpu=True
+            self.dataloader_pin_memory = False  # torch warns otherwise; transformers sets it only for use_cpu=True
         strategy = HubStrategy(self.hub_strategy)
         if self.push_to_hub and strategy != HubStrategy.END:
             raise ValueError(

@@ -108,7 +108,7 @@ def _download_card(repo_id: str, revision: str | None) -> str:
         return hf_hub_download(repo_id, "README.md", revision=revision)
     except HFValidationError as error:
         raise FileNotFoundError(
-            f"Got {repo_id!r}, expected the directory of a student or its id on the Hub. There is no such directory."
+            f"Got {repo_id!r}, expected the directory of a student or its id on the Hub. Check the path."
         ) from error
     except HfHubHTTPError as error:
         raise FileNotFoundError(

@@ -167,8 +167,8 @@ def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> l
     others = [path.name for path in sorted((output_dir / "students").glob("*/")) if path.name not in known]
     if others:
         logger.warning(
-            f"Not pushed: {', '.join(others)} in {output_dir / 'students'}, which are not in results.json. Push each "
-            "with --repo_id."
+            f"Students in {output_dir / 'students'} were not pushed, because they are not in results.json: "
+            f"{', '.join(others)}. Push each student with --repo_id."
         )
     repositories: dict[str, _Repository] = {}
     for run in results.runs:
