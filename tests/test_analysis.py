@@ -320,7 +320,8 @@ def test_a_share_of_a_gap_is_said_where_there_is_one(ceiling, said):
     scores = {name: {"accuracy": value, "ci95": [value - 0.03, value + 0.03]} for name, value in accuracies.items()}
     text = saliency_section([{"weak": 0.6, "n_test": 1000, "accuracies": scores}])
     assert (
-        said in text and "| lp(gt) | linear probe of the base, fitted to ground truth | 0.700 [0.670, 0.730] |" in text
+        said in text
+        and "| lp(gt) | linear probe of the base model, fitted to ground truth | 0.700 [0.670, 0.730] |" in text
     )
 
 
@@ -356,7 +357,7 @@ def test_simulated_errors_are_where_they_should_be():
 
 @pytest.mark.parametrize(
     ("kind", "n", "message"),
-    [("often", 3, "random, longest"), ("confident", 3, "needs `strong`"), ("random", N + 1, "at most")],
+    [("often", 3, "random, longest"), ("confident", 3, "needs `strong`"), ("random", N + 1, f"expected 0 to {N}")],
 )
 def test_errors_that_cannot_be_simulated_are_refused(kind, n, message):
     with pytest.raises(ValueError, match=message):

@@ -67,8 +67,10 @@ def test_a_card_says_what_the_results_say(tmp_path):
 def test_card_and_report_have_the_accuracy_of_the_weak_labels(tmp_path):
     known = results()
     known["runs"][0]["weak"]["label_accuracy"] = 0.72
-    assert "wrong on 40 % of the test rows and on 28 % of the training rows. It may" in card_of(known).render()
-    assert "wrong on 40 % of the test rows. It may" in card_of(results()).render()
+    assert (
+        "wrong on 40 % of the test rows and on 28 % of the training rows. The student may" in card_of(known).render()
+    )
+    assert "wrong on 40 % of the test rows. The student may" in card_of(results()).render()
     for name, values in {"known": known, "unknown": results()}.items():
         write_report(values, tmp_path / name, notes=[])
         report = (tmp_path / name / "report.md").read_text()

@@ -246,7 +246,7 @@ def test_a_student_without_a_card_of_ours_or_with_a_token_in_it_is_not_pushed(hu
     for text in ("---\nbase_model: /home/me/base\n---\n", None):
         (tmp_path / "README.md").unlink() if text is None else (tmp_path / "README.md").write_text(text)
         code, stderr = publish(tmp_path, "--repo_id", "me/one")
-        assert code == 1 and "got no model card of a student, expected one" in stderr
+        assert code == 1 and "got no model card of a student" in stderr
     (tmp_path / "README.md").write_text(f"{card} my token is {TOKEN}")
     code, stderr = publish(tmp_path, "--repo_id", "me/one")
     assert code == 1 and "README.md with a token of the Hub" in stderr and TOKEN not in stderr
@@ -274,7 +274,7 @@ def test_before_anything_is_pushed(hub, publish, output, tmp_path):
         named = publish(wrong)[1].partition("Name a directory that has results: ")[2].split("\n")[0]
         assert os.path.relpath(output) in named.removesuffix(".").split(", ")
     (student,) = (output / "students").glob("naive-seed0")
-    assert "It holds one student. Push it with --repo_id ME/NAME." in publish(student)[1]
+    assert "The directory has one student. Push the student with --repo_id ME/NAME." in publish(student)[1]
     code, stderr = publish(output, "--dry_run", "--hub_namespace", "me")
     assert code == 0 and f"{STUDENT}: README.md, adapter_config.json, adapter_model.safetensors" in stderr
     assert f"datasets/{LABELS}: README.md, provenance.json, weak_labels.parquet" in stderr
@@ -360,7 +360,7 @@ def test_students_that_are_in_no_results_are_named(publish, output):
     orphan.mkdir()
     _, stderr = publish(output, "--hub_namespace", "me", "--dry_run")
     orphan.rmdir()
-    assert "Not pushed: naive-seed7 in" in stderr and "Not pushed" not in publish(output, "--dry_run")[1]
+    assert "not in results.json: naive-seed7." in stderr and "not pushed" not in publish(output, "--dry_run")[1]
 
 
 def test_a_connection_cut_in_the_middle_of_an_upload(output, cut):

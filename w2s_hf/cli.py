@@ -19,7 +19,7 @@ commands:
   run TASK              run one experiment: supervisor, students, ceiling and PGR of a task
   sweep                 run a grid of tasks, supervisors, students, methods and seeds
   tasks                 list the tasks
-  memory MODEL          estimate the GPU memory of a training, from the config.json of a model
+  memory MODEL          estimate the GPU memory of a training run, from the config.json of a model
   publish DIRECTORY     push the students of a finished run to the Hub
   leaderboard STUDENT   print a table of PGR, read from the model cards of students
   leak-probe            check whether superficial features of a task's texts predict its labels

@@ -58,8 +58,8 @@ def hardware() -> str:
 
 def computes_in_bfloat16(use_cpu: bool = False) -> bool:
     """
-    Returns whether the device of a training computes in bfloat16. The result is false for every CPU, so that all CPUs
-    give the same numbers. It is also false for CUDA devices that emulate bfloat16 (before Ampere).
+    Returns whether the device of a training run computes in bfloat16. The result is false for every CPU, so that all
+    CPUs give the same numbers. The result is also false for CUDA devices that emulate bfloat16 (before Ampere).
     """
     if use_cpu or (torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)):
         return False
@@ -69,8 +69,8 @@ def computes_in_bfloat16(use_cpu: bool = False) -> bool:
 def warn_of_slow_bfloat16() -> None:
     """
     Warns, once per process, about bfloat16 on a CPU without instructions for it. On CPUs with AVX-512, the bfloat16
-    kernels of torch are at least as fast as the float32 kernels. Older versions of torch cannot list the instructions.
-    There is no warning then.
+    kernels of torch are at least as fast as the float32 kernels. With older versions of torch, which cannot list
+    the instructions, there is no warning.
     """
     capabilities = cpu_capabilities()
     if capabilities and not any(capabilities.get(name, False) for name in ("avx512_bw", "amx_bf16", "bf16")):
@@ -123,7 +123,7 @@ class _OwnDefaults(TrainerArguments):
             warn_of_slow_bfloat16()
         super().__post_init__()
         if not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # torch warns otherwise; transformers does this only for use_cpu=True
+            self.dataloader_pin_memory = False  # torch warns otherwise; transformers sets it only for use_cpu=True
         strategy = HubStrategy(self.hub_strategy)
         if self.push_to_hub and strategy != HubStrategy.END:
             raise ValueError(
@@ -202,8 +202,8 @@ class LossArguments(_OwnDefaults):
         default="first_step",
         metadata={
             "help": "Step at which the weight of the auxiliary term starts to rise. `first_step`: the first step "
-            "(paper). `agreement`: the first step at which student and weak labels agree beyond chance. It is "
-            "intended for short trainings, whose early predictions are random.",
+            "(paper). `agreement`: the first step at which student and weak labels agree beyond chance. "
+            "`agreement` is intended for short training runs, whose early predictions are random.",
             "choices": list(AUX_STARTS),
         },
     )
@@ -355,14 +355,14 @@ class BootstrapConfig(WeakToStrongConfig):
             Whether to train the next link on the more probable class of each row instead of the probabilities.
 
     Raises:
-        ValueError: A value is outside its range, or `enable_jit_checkpoint` is set, which ends a training as if it
-            were finished.
+        ValueError: A value is outside its range, or `enable_jit_checkpoint` is set, which ends a training run
+            as if it were finished.
     """
 
     hard_labels: bool = field(
         default=False,
         metadata={
-            "help": "Train each next model of the chain on the more probable class of a row instead of the "
+            "help": "Train each later model of the chain on the more probable class of a row instead of the "
             "probabilities."
         },
     )
@@ -371,8 +371,8 @@ class BootstrapConfig(WeakToStrongConfig):
         super().__post_init__()
         if self.enable_jit_checkpoint:
             raise ValueError(
-                "enable_jit_checkpoint: got True, expected False, because it ends the training of a link as if it "
-                "were finished. Set save_steps, and resume with train(resume_from_checkpoint=True)."
+                "enable_jit_checkpoint: got True, expected False, because an interrupted link of the chain "
+                "would count as trained. Set save_steps, and resume with train(resume_from_checkpoint=True)."
             )
 
 
@@ -410,7 +410,7 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
 
     Defaults that differ from [`~trl.SFTConfig`]: `completion_only_loss=True`, `ddp_find_unused_parameters=False`,
     `hub_strategy="end"` (one push, after the last step), and `bf16=False` on a CPU. Rows of more than `max_length`
-    tokens are not truncated. [`CompletionTrainer`] leaves them out of the training, and raises an error for them in an
+    tokens are not truncated. [`CompletionTrainer`] leaves them out of training, and raises an error for them in
     evaluation.
 
     Raises:
@@ -423,7 +423,7 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
         default=12,
         metadata={
             "help": "Maximum length of a completion in tokens, with its end-of-text token. Longer completions are "
-            "truncated. The default has room for a chess move."
+            "truncated. The default is enough for a chess move."
         },
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout probability of the model to 0."})
@@ -543,7 +543,7 @@ class StudentConfig(ModelConfig):
             )
 
     def resolved(self, use_cpu: bool) -> "StudentConfig":
-        """Returns the configuration with the `dtype` for the device of a training."""
+        """Returns the configuration with the `dtype` for the device of a training run."""
         if self.dtype is not None:
             if self.use_peft and self.dtype == "bfloat16" and use_cpu:
                 warn_of_slow_bfloat16()

@@ -109,7 +109,7 @@ def ensure_available(name_or_path: str, *, repo_type: str, option: str, revision
         raise ConnectionError(
             f"{option}: the Hub ({constants.ENDPOINT}) does not answer ({type(error).__name__}), so the {repo_type} "
             f"{name_or_path!r} cannot be checked. Set {option} to a local directory, or set HF_HUB_OFFLINE=1 to use "
-            "the local cache. Without models and data, the embedded demo runs, which needs no network."
+            "the local cache. Without options for models and data, the embedded demo runs, which needs no network."
         ) from error
 
 

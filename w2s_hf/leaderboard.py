@@ -4,9 +4,9 @@
     w2s leaderboard outputs/boolq outputs/chess_puzzles --output leaderboard.md
 
 A directory contains one student, or several students or a sweep in its subdirectories. Students with the same settings
-and rows, such as several seeds, share one line. It has the means of the accuracies, and the median of PGR with its
-range in brackets. A line with one student has the 95 % interval of its PGR. Settings that differ between lines of the
-same task are columns.
+and rows, such as several seeds, share one line. The line has the means of the accuracies, and the median of PGR with
+its range in brackets. A line with one student has the 95 % interval of its PGR. Settings that differ between lines of
+the same task are columns.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def _download_card(repo_id: str, revision: str | None) -> str:
         return hf_hub_download(repo_id, "README.md", revision=revision)
     except HFValidationError as error:
         raise FileNotFoundError(
-            f"Got {repo_id!r}, expected the directory of a student or its id on the Hub. There is no such directory."
+            f"Got {repo_id!r}, expected the directory of a student or its id on the Hub. Check the path."
         ) from error
     except HfHubHTTPError as error:
         raise FileNotFoundError(

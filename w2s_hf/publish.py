@@ -51,11 +51,11 @@ def student_files(
         card (`str`): Its model card.
         library_name (`str`):
             `"peft"` for adapters, `"transformers"` for a whole model. Files of the other kind, which an earlier
-            training may have left in the directory, are ignored.
+            training run may have left in the directory, are ignored.
         base_model (`str`, *optional*):
-            The Hub id of the base, which replaces the name in the adapter configuration. By default, only the last
-            part of the path of a local base is kept, as a relative path. Paths of this machine are not published, and
-            the value is not mistaken for a Hub id.
+            The Hub id of the base model, which replaces the name in the adapter configuration. By default, only the
+            last part of the path of a local model is kept, as a relative path. Paths of this machine are not
+            published, and the value is not mistaken for a Hub id.
 
     Raises:
         FileNotFoundError: The student does not exist.
@@ -122,7 +122,7 @@ def push_students(
         output_dir (`str` or `Path`): The directory with `results.json`, `students/` and `weak_labels/`.
         namespace (`str`, *optional*): User or organization; defaults to the owner of the token (`HF_TOKEN`).
         private (`bool`, *optional*): Whether new repositories are private; defaults to the namespace's default.
-        base_model (`str`, *optional*): The Hub id of the students' base, if they were trained on a local copy.
+        base_model (`str`, *optional*): The Hub id of the base model, if students were trained on a local copy.
         dry_run (`bool`, *optional*, defaults to `False`): Log the files of each repository, and push nothing.
 
     Returns:
@@ -150,7 +150,7 @@ def push_students(
 def _finished_nearby(directory: Path) -> str:
     """Returns advice for a directory without results: nearby directories with results, or how to push one student."""
     if any((directory / name).is_file() for name in ("adapter_config.json", "config.json")):
-        return "It holds one student. Push it with --repo_id ME/NAME."
+        return "The directory has one student. Push the student with --repo_id ME/NAME."
     places = dict.fromkeys([directory, *list(directory.absolute().parents)[:2], Path("outputs")])
     finished = {path.parent.resolve() for place in places for path in sorted(place.glob("*/results.json"))}
     names = sorted(os.path.relpath(path) for path in finished)[:8]
@@ -167,8 +167,8 @@ def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> l
     others = [path.name for path in sorted((output_dir / "students").glob("*/")) if path.name not in known]
     if others:
         logger.warning(
-            f"Not pushed: {', '.join(others)} in {output_dir / 'students'}, which are not in results.json. Push each "
-            "with --repo_id."
+            f"Students in {output_dir / 'students'} were not pushed, because they are not in results.json: "
+            f"{', '.join(others)}. Push each student with --repo_id."
         )
     repositories: dict[str, _Repository] = {}
     for run in results.runs:
@@ -203,10 +203,10 @@ def _push_one(
     """Pushes one student that a trainer saved, with the card in its directory."""
     page = directory / "README.md"
     card = ModelCard.load(page) if page.is_file() else None
-    # Without create_model_card(), save_model() leaves the card of PEFT, which has the local path of the base.
+    # Without create_model_card(), save_model() leaves the card of PEFT, which has the local path of the model.
     if card is None or BLOCK not in card.data:
         raise FileNotFoundError(
-            f"{page}: got no model card of a student, expected one. Write it with trainer.create_model_card()."
+            f"{page}: got no model card of a student. Write the card with trainer.create_model_card()."
         )
     if "/" not in repo_id:
         repo_id = f"{owner_of_token()}/{repo_id}"
@@ -225,7 +225,7 @@ def _push_one(
 def _loads_from_hub(card: str, repo_id: str, *, has_base: bool) -> str:
     """
     Returns the card of a trainer with a snippet that loads the student from the Hub instead of from its directory.
-    It edits the text, because the user may have changed the file, and the front matter does not have the whole text.
+    The function edits the text of the card, because the front matter has neither the text nor changes by the user.
     """
     source = json.dumps(repo_id)
     card = card.replace('load_student("."', f"load_student({source}" + ("" if has_base else ', base_model="PATH"'))
@@ -275,7 +275,9 @@ def main(argv: list[str] | None = None) -> None:
         metavar="DIRECTORY",
         help="directory of a finished run (its --output_dir), or with --repo_id the directory of one student",
     )
-    parser.add_argument("--hub_namespace", metavar="NAME", help="user or organization (default: owner of the token)")
+    parser.add_argument(
+        "--hub_namespace", metavar="NAME", help="push to this user or organization (default: owner of the token)"
+    )
     parser.add_argument("--hub_private", action="store_true", help="make new repositories private")
     parser.add_argument(
         "--base_model", metavar="ID", help="Hub id of the base model, if students were trained on a local copy"
@@ -296,7 +298,7 @@ def main(argv: list[str] | None = None) -> None:
             options = {"base_model": args.base_model, "dry_run": args.dry_run}
             push_students(args.output_dir, namespace=args.hub_namespace, private=private, **options)
     except KeyboardInterrupt:
-        sys.exit("\nStopped. Nothing is lost: the same command continues the push.")
+        sys.exit("\nThe push was stopped. The same command continues it.")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -1,4 +1,4 @@
-"""The settings of a training in cards and results. Only settings that can change the trained model are included."""
+"""The settings of a training run in cards and results. Only settings that can change the model are included."""
 
 import os
 from dataclasses import MISSING, fields, is_dataclass
@@ -23,7 +23,7 @@ WITHOUT_EFFECT = frozenset({
 })  # fmt: skip
 
 # These are the arguments of devices, micro-batches, kernels and reports. They may change the last digits of a number.
-# Runs are not grouped by them.
+# Runs are not grouped by these arguments.
 _HOW_IT_IS_COMPUTED = frozenset({
     "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_tokens_per_micro_batch",
     "auto_find_batch_size", "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
@@ -92,7 +92,7 @@ def _as_json(value: object) -> object:
 
 def training_settings(args: TrainingArguments) -> dict[str, str | float]:
     """
-    Returns the settings of a training as JSON values. They include the arguments that matter in every training. Other
+    Returns the settings of a training run as JSON values. They include the arguments that matter in every run. Other
     arguments are included if they differ from their default and can change the trained model. Arguments of losses are
     left out (see [`LossArguments.loss_settings`]), and so are seeds, devices, paths, logging and micro-batches.
     """

@@ -11,7 +11,7 @@ from .figures import accuracy_cell, bars, draw, intervals_of, lines, mean_cell, 
 __all__ = ["CHEATING", "STOPS", "choose_stops", "overfitting_section", "plot_overfitting"]
 
 # These are the stopping rules, with their names in the report. Methods have no access to the ground truth of
-# validation rows. The rule that uses it is a diagnostic of the possible gain.
+# validation rows. The rule that uses ground truth is a diagnostic of the possible gain.
 STOPS = {"last_step": "last step", "weak_labels": "weak labels", "ground_truth": "ground truth (cheats)"}
 CHEATING = "ground_truth"
 
@@ -29,8 +29,8 @@ def choose_stops(against_weak: Sequence[float], against_truth: Sequence[float]) 
     """
     if not len(against_weak) or len(against_weak) != len(against_truth):
         raise ValueError(
-            f"Got accuracies of {len(against_weak)} and {len(against_truth)} snapshots, expected equal numbers of at "
-            "least one."
+            f"Got accuracies of {len(against_weak)} and {len(against_truth)} snapshots, expected equal numbers, "
+            "at least 1. Pass both accuracies of each snapshot."
         )
     return {
         "last_step": len(against_weak) - 1,

@@ -46,9 +46,10 @@ def last_hidden_states(
     """
     Returns the inputs of a classification head.
 
-    For a decoder, this is the last layer's state of the last token that is not the padding token. For an encoder, it
-    is the state of the first token, pooled if the model pools. Some encoders (DistilBERT, DeBERTa) have further layers
-    before the head that are untrained before finetuning. Their results are random functions of the encoder's states.
+    For a decoder, the input is the last layer's state of the last token that is not the padding token. For an encoder,
+    the input is the state of the first token, pooled if the model pools. Some encoders (DistilBERT, DeBERTa) have
+    further layers before the head that are untrained before finetuning. The results of these layers are random
+    functions of the encoder's states.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A sequence classifier in eval mode.
@@ -115,8 +116,8 @@ def logistic_probe(
         validation_classes = probabilities_of(validation[1], "validation", len(validation[0])).argmax(axis=1)
     if (weights.sum(axis=0) == 0).any():
         raise ValueError(
-            "probabilities: got labels of one class, expected two. Check the predictions of the supervisor, or keep "
-            "more rows if they were filtered."
+            "probabilities: got labels of one class, expected two classes. Check the predictions of the supervisor, "
+            "or keep more rows if they were filtered."
         )
     strengths = [l2[min(2, len(l2) - 1)]] if validation is None else sorted(l2, reverse=True)
     best, best_accuracy = None, -1.0
@@ -148,8 +149,8 @@ def out_of_fold(probe: Pipeline, features: np.ndarray, probabilities: np.ndarray
     Args:
         probe ([`~sklearn.pipeline.Pipeline`]): A result of [`logistic_probe`], whose `l2` the probes of the folds use.
         features (`np.ndarray` of shape `(N, D)`), probabilities (`np.ndarray` of shape `(N, 2)`): Labelled rows.
-        n_folds (`int`, *optional*, defaults to 5): Number of folds. Each is predicted by a probe fitted to the other
-            folds.
+        n_folds (`int`, *optional*, defaults to 5): Number of folds. Each fold is predicted by a probe fitted to the
+            other folds.
 
     Returns:
         `np.ndarray` of shape `(N, 2)`, float64.
@@ -197,8 +198,8 @@ def doubtful(labels: np.ndarray, second_opinion: np.ndarray, share: float = 0.1)
     """
     Selects the `share` of rows whose labels differ most from other predictions, `(N,)` bool.
 
-    Both arguments are probabilities `(N, 2)`. Ties are broken by position. The default of 10 % is the contamination
-    that EleutherAI/w2s assumes.
+    `labels` and `second_opinion` are probabilities `(N, 2)`. Ties are broken by position. The default of 10 %
+    is the contamination that EleutherAI/w2s assumes.
     """
     labels = probabilities_of(labels, "labels")
     distance = np.abs(labels[:, 1] - probabilities_of(second_opinion, "second_opinion", len(labels))[:, 1])

@@ -32,7 +32,8 @@ def few_shot_prompts(
     seed: int = 0,
 ) -> list[str]:
     """
-    Returns a prompt per text. Each prompt has its own random examples, so that results do not depend on one choice.
+    Returns a prompt per text. Each prompt has its own random examples, so that results do not depend on one choice of
+    examples.
 
     The choice does not depend on the labels, so ground truth and weak labels are compared on the same examples.
 

@@ -62,14 +62,14 @@ def simulate_labels(
     if kind not in ERROR_KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(ERROR_KINDS)}.")
     if not 0 <= n_errors <= len(truth):
-        raise ValueError(f"n_errors: got {n_errors}, expected at most {len(truth)}, the number of rows.")
+        raise ValueError(f"n_errors: got {n_errors}, expected 0 to {len(truth)}, the number of rows.")
     by_texts, by_strong = ("texts", texts), ("strong", strong)
     needed = {"longest": by_texts, "shortest": by_texts, "unconfident": by_strong, "confident": by_strong}
     name, ranked = needed.get(kind, ("", None))
     if name and ranked is None:
         raise ValueError(f"kind: got {kind!r}, which needs `{name}`. Pass `{name}`.")
     if ranked is not None and len(ranked) != len(truth):
-        raise ValueError(f"kind {kind!r}: got {len(ranked)} rows to rank, expected {len(truth)}, as in `truth`.")
+        raise ValueError(f"kind {kind!r}: got {len(ranked)} rows, expected {len(truth)}. Pass the rows of `truth`.")
     if strong is not None:
         strong = probabilities_of(strong, "strong", len(truth))
     if kind == "random":
@@ -113,7 +113,7 @@ def with_opinion(
         raise ValueError(f"rows: got the columns {', '.join(rows.column_names)}, expected `text`. Rename a column.")
     classes = classes_of(labels, "labels")
     if len(classes) != len(rows):
-        raise ValueError(f"labels: got {len(classes)}, expected {len(rows)}, one per row.")
+        raise ValueError(f"labels: got {len(classes)}, expected {len(rows)}. Pass one label per row.")
     texts = [text + opinions[label] for text, label in zip(rows["text"], classes, strict=True)]
     return rows.remove_columns("text").add_column("text", texts)
 

@@ -317,7 +317,7 @@ class StudentCard:
         if self.repo_id and self.library_name == "peft" and not self.base_is_on_hub:
             options["base_model"] = "PATH"
         if self.class_names and self.library_name == "peft" and self.task_type == "SEQ_CLS":
-            # Adapters are saved without the config.json of their base, which has the class names.
+            # Adapters are saved without the config.json of the base model, which has the class names.
             options["id2label"] = dict(enumerate(self.class_names))
         return options | self.loading
 

@@ -2,7 +2,7 @@
 
 White has a king and a knight, Black has a king and a queen or rook, and White is to move. In a puzzle, exactly one
 knight move gives check and attacks the other black piece at the same time. The pretraining corpus labels single moves
-as checks or attacks. It contains no position with a fork, and not the word `fork`.
+as checks or attacks. The corpus does not contain a position with a fork, or the word `fork`.
 """
 
 import zlib
@@ -224,7 +224,7 @@ def position_of(words: str) -> chess.Board:
 def is_fork(board: chess.Board, move: chess.Move) -> bool:
     """
     Returns whether a knight's move gives check, Black has a reply, and after every reply the knight can take the queen
-    or rook. It does not check whether Black's king can then take the knight.
+    or rook. The function does not check whether Black's king can then take the knight.
     """
     if board.piece_type_at(move.from_square) != chess.KNIGHT or not board.gives_check(move):
         return False

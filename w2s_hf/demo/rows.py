@@ -164,7 +164,7 @@ def demo_rows(task: Task, world: DemoWorld, n: int, stream: str, *, held_out: bo
     Args:
         task ([`Task`]): A task of the package.
         world ([`DemoWorld`]): The world of the rows.
-        n (`int`): The smallest number of texts after the task's conversion to one right and one wrong answer per
+        n (`int`): The minimum number of texts after the task's conversion to one right and one wrong answer per
             question.
         stream (`str`): Name of the random stream, such as `"train"` or `"test"`.
         held_out (`bool`, *optional*, defaults to `False`): As in [`DemoWorld.yes_no_rows`].

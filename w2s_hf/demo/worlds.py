@@ -42,10 +42,10 @@ class WorldConfig:
         n_superclass_words (`int`, *optional*, defaults to 4): Number of words for each relation and for each of the
             two superclasses, alive and not alive.
         n_generic_words (`int`, *optional*, defaults to 10): Number of words for each relation that fit all entities.
-        facts_per_document (`int`, *optional*, defaults to 6): Number of facts in a document of the corpus. Each is
-            about one of the document's two entities.
-        facts_per_item (`int`, *optional*, defaults to 4): Number of facts in a question, an even number. Half of them
-            are about each of two entities.
+        facts_per_document (`int`, *optional*, defaults to 6): Number of facts in a document of the corpus. Each fact
+            is about one of the document's two entities.
+        facts_per_item (`int`, *optional*, defaults to 4): Number of facts in a question, an even number. Each of
+            two entities has half of the facts.
         corpus_generic_ratio (`float`, *optional*, defaults to 0.3): Share of facts of the corpus with a generic word.
         item_generic_ratio (`float`, *optional*, defaults to 0.75): Share of facts of questions with a generic word.
         superclass_ratio (`float`, *optional*, defaults to 0.15): Share of facts with a superclass word, among facts
@@ -289,7 +289,8 @@ class DemoWorld:
             `list[dict]` of length `n` with
 
             - `passage` (`str`): A fact about any entity.
-            - `choices` (`list[str]`): The answers in random order. Each has facts about an entity, then `ENTITY is`.
+            - `choices` (`list[str]`): The answers in random order. Each answer has facts about an entity, and ends
+              with `ENTITY is`.
             - `correct` (`int`): The position of the entity that is alive.
 
         Raises:
@@ -325,8 +326,8 @@ class DemoWorld:
 
     def preference_rows(self, n: int, stream: str, *, held_out: bool = False) -> list[dict]:
         """
-        Generates pairs of responses. The better response is about something alive. If both or
-        neither are, the response in good style is better.
+        Generates pairs of responses. The better response is about something alive. If both
+        responses or neither response are about something alive, the response in good style is better.
 
         A response consists of a style word and a fact about an entity: `yes ENTITY is WORD .`. The style word is `yes`
         (good style) or `no`. Neither word occurs in the corpus. A pair can therefore be judged by style, by knowledge
