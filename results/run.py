@@ -113,8 +113,8 @@ class Run:
 
     def to_check(self, folder: Path, seeds: list[int]) -> "Run":
         """
-        Returns the run with its published methods and without analyses, for a check of these seeds. Without seeds, it
-        has all published seeds.
+        Returns the run with its published methods and without analyses, for a check of the given seeds. Without
+        seeds, the run has all published seeds.
 
         Raises:
             ValueError: No predictions are published, they have other options, or they lack one of the seeds.
@@ -201,7 +201,7 @@ class Page:
     Args:
         tables (`list` of [`Table`]): All tables.
         models (`dict[str, Model]`): Local copies of models, by the name of the model on the Hub.
-        local_rows (`dict[str, str]`): Notes on local rows: one note on `all` of them, and one for each directory.
+        local_rows (`dict[str, str]`): Notes on local rows: a note on all rows (`all`), and a note for each directory.
     """
 
     tables: list[Table]
@@ -258,7 +258,9 @@ def _check_keys(content: Any, where: str, required: set[str], further: Set[str] 
     for name in sorted(keys - set(known)):
         raise ValueError(f"{where}: got the key {name!r}, expected {', '.join(known)}.{did_you_mean(name, known)}")
     if missing := sorted(required - keys):
-        raise ValueError(f"{where}: got no {', '.join(missing)}, expected {', '.join(sorted(required))}. Add it.")
+        raise ValueError(
+            f"{where}: got no {', '.join(missing)}, expected {', '.join(sorted(required))}. Add the missing keys."
+        )
 
 
 def _words(value: Any) -> Iterator[str]:
@@ -276,7 +278,7 @@ def _local_model(name: str, models: dict[str, Model], models_dir: Path) -> str:
     directory = models_dir / models[name].directory
     if not (directory / "config.json").is_file():
         raise ValueError(
-            f"--models: got {models_dir}, expected {name} in the directory {models[name].directory!r} there. Copy the "
+            f"--models: got {models_dir}, expected {name} in its directory {models[name].directory!r}. Copy the "
             f"model, including {directory / 'config.json'}."
         )
     return str(directory)
@@ -415,8 +417,8 @@ def compare_predictions(predictions: pd.DataFrame, others: pd.DataFrame) -> list
         missing = first.index.symmetric_difference(second.index)
         if len(missing):
             raise ValueError(
-                f"Got other test rows for seed {seed}, {role}, expected the same rows. {len(missing)} ids, such as "
-                f"{missing[0]}, are in only one of the two files. Use the same dataset, models and split."
+                f"Got other test rows for seed {seed}, {role}, expected the same test rows. {len(missing)} ids, such "
+                f"as {missing[0]}, are in only one of the two files. Use the same dataset, models and split."
             )
         second = second.loc[first.index]
         largest = mean = None
@@ -565,7 +567,7 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> bool:
 
 def run_all(jobs: list[tuple[Run, list[str]]], outputs: Path, folder: Path, is_check: bool) -> None:
     """
-    Runs the commands of runs one after the other, and publishes or checks each.
+    Runs the commands of runs one after the other, and publishes or checks each run.
 
     Args:
         jobs (`list`): Runs with their commands.
@@ -670,8 +672,8 @@ def main(argv: list[str] | None = None) -> None:
         ]
         if args.check and not runs:
             raise ValueError(
-                f"--check: got no run with {PREDICTIONS} in {folder}, expected at least one. Publish runs first, "
-                "without --check."
+                f"--check: got no run with {PREDICTIONS} in {folder}, expected published runs. Publish a run "
+                "first, without --check."
             )
         directories = [path.expanduser().resolve() if path else None for path in (args.models, args.data)]
         commands = [(run, run.local(page.models, *directories)) for run in runs]
@@ -692,7 +694,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     outputs.mkdir(parents=True, exist_ok=True)
     try:
-        # If two checks ran at the same time, the first to end would remove models that the second needs.
+        # If two checks ran at the same time, the check that ends first would remove models of the other check.
         with FileLock(outputs / "check.lock", timeout=0) if args.check else nullcontext():
             run_all(jobs, outputs, folder, args.check)
     except Timeout:

@@ -100,7 +100,7 @@ def _warn_of_copies(table: pd.DataFrame) -> None:
     if copies:
         more = f"; and {len(copies) - _MAX_NAMED} more" if len(copies) > _MAX_NAMED else ""
         logger.warning(
-            "Several files contain the same student, so the table has several rows of it: "
+            "Several files contain the same student, so the table has several rows of this student: "
             f"{'; '.join(copies[:_MAX_NAMED])}{more}. Call `table.drop_duplicates({json.dumps(_TRAINING)})` before "
             "taking means over rows."
         )
@@ -154,7 +154,7 @@ def _read_if_results(path: Path) -> ExperimentResult | None:
                     f"Got {path}, expected a finished cell of a sweep: {error} Remove the file and "
                     "run the sweep again."
                 ) from error
-    logger.warning(f"{path}: skipped, because it has no results of an experiment or a sweep.")
+    logger.warning(f"{path} is skipped, because it has no results of an experiment or a sweep.")
     return None
 
 
