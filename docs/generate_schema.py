@@ -115,7 +115,7 @@ TEXTS = {
     "description": "Description of the task in one line.",
     "summary": "One entry per method, over the seeds.",
     "runs": "One entry per seed.",
-    "pgr": "Performance gap recovered, or null if the ceiling is not better than the supervisor. Never clipped.",
+    "pgr": "Performance gap recovered (never clipped), or null if the ceiling is not better than the supervisor.",
     "pgr_ci95": "95 % interval of PGR, or null if it is unbounded.",
     "pgr_undefined": "The reason why `pgr` is null.",
     "pgr_median": "Median of PGR over the seeds in which it is defined.",

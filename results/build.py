@@ -602,7 +602,7 @@ def prompts_table(entries: Sequence[dict]) -> str:
 
 
 def prompts_finding(entries: Sequence[dict]) -> str:
-    """Returns a sentence on the tasks for which a prompt is above chance by the interval of its accuracy."""
+    """Returns a text on the tasks for which the accuracy interval of a prompt is above chance."""
     shares = {}
     for form in ("task", "01"):
         of_form = [entry for entry in entries if entry["form"] == form]
@@ -643,7 +643,7 @@ _INTRODUCTION = """\
 <!-- Written by `python results/build.py` from the files in results/. Do not edit. -->
 
 This page has the results of pretrained models on real datasets. The section
-[How it was measured](#how-it-was-measured) defines accuracy, PGR, intervals and baselines. The section
+[Metrics and setup](#metrics-and-setup) defines accuracy, PGR, intervals and baselines. The section
 [Train the models again](#train-the-models-again) has the commands."""
 _AGAIN = """\
 ## Train the models again
@@ -659,7 +659,7 @@ from local copies. The directory of the models contains `smollm2-135m/`. The dir
 with the files of each split. `python results/run.py --help` describes both directories. `python results/build.py`
 writes this page."""
 _METHOD = """\
-## How it was measured
+## Metrics and setup
 
 - Seeds change the initialization and the order of the training rows. All seeds of a run have the same rows.
 - Accuracy is the share of test rows that a model classifies correctly. With one seed, the cell has the 95 % Wilson
@@ -675,16 +675,16 @@ _METHOD = """\
 - Agreement is the share of test rows for which student and supervisor predict the same class. It is computed for the
   rows that the supervisor classifies correctly, and for the rows that it misclassifies. A student that copies errors
   has high agreement in both groups.
-- The ceiling is the student model trained on the ground truth of the same rows. The linear probe is a logistic
+- The ceiling is the student model trained on the ground truth of the students' rows. The linear probe is a logistic
   regression on the last hidden states of the student model before finetuning, fitted to this ground truth. A ceiling
   that is not above the linear probe may not have learned the task.
 - In a 5-shot prompt, the labels of the five examples are weak labels or ground truth.
 - A prompt "at the median" predicts class 1 for the half of the test rows with the larger probability of class 1. This
   threshold needs balanced classes, but no labels. "Content-free" subtracts the prompt's preference for one answer,
   which is measured on a row without content.
-- Commands with `--bf16 true` train in mixed precision (bfloat16), which is faster on this CPU. Commands without this
-  option train in float32. Prompts are evaluated in the precision of the training. On SciQ in bfloat16, a probability
-  of the zero-shot prompt changes by up to 0.04 with the batch. On a CPU without AVX512-BF16 or AMX, pass
+- Commands with `--bf16 true` train in mixed precision (bfloat16), which is faster on the CPU of these runs. Commands
+  without this option train in float32. Prompts are evaluated in the precision of the training. On SciQ in bfloat16, a
+  probability of the zero-shot prompt changes by up to 0.04 with the batch. On a CPU without AVX512-BF16 or AMX, pass
   `--bf16 false` to the recipe. `--check` cannot compare runs of different precision.
 - Each run names its number of threads (`OMP_NUM_THREADS`). Another number of threads changes the last digits of the
   results.
@@ -764,7 +764,7 @@ def readme_text(groups: Sequence[Group]) -> str:
         "![Test accuracy of supervisors, students and ceilings](docs/figures/results.png)",
         "Methods with an empty cell were not run. Without a clear gap between supervisor and ceiling, PGR is not "
         "meaningful. These commands train the models. Their times are for `OMP_NUM_THREADS=1`: "
-        f"{', '.join(commands)}. Rows and models were [local copies](docs/results.md#how-it-was-measured). Rows and "
+        f"{', '.join(commands)}. Rows and models were [local copies](docs/results.md#metrics-and-setup). Rows and "
         "models on the Hub may give other numbers.",
     ])  # fmt: skip
 
@@ -875,8 +875,8 @@ def build(root: Path = ROOT, tables: Path = TABLES, check: bool = False) -> list
     readme = (root / "README.md").read_text(encoding="utf-8")
     if readme.count(_BEGIN) != 1 or readme.count(_END) != 1:
         raise ValueError(
-            f"README.md: got {readme.count(_BEGIN)} {_BEGIN} and {readme.count(_END)} {_END}, expected one of each "
-            "around the results. Add the missing marker, or remove repeated markers."
+            f"README.md: got {readme.count(_BEGIN)} {_BEGIN} and {readme.count(_END)} {_END}, expected each marker "
+            "once around the results. Add the missing marker, or remove repeated markers."
         )
     before, after = readme.split(_BEGIN)[0], readme.split(_END)[1]
     prompts_path = tables.parent / "prompts" / "prompts.json"

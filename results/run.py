@@ -15,10 +15,10 @@ Repeat a command to resume a run that was stopped. A run includes the methods, s
 results. List added methods, seeds and analyses in tables.yaml, too. Models in `--outputs` are not trained again.
 If the options of a table have changed, add `--overwrite`. Afterwards, `python results/build.py` writes the page.
 
-`--check` trains published runs again from scratch. Without names, it trains all of them. It writes to `--outputs` with
-the suffix `_check`. Steps that several runs share are trained once. Analyses are left out, with their predictions by
-prompts. Results depend on the number of threads, so set OMP_NUM_THREADS to the number on the page. The check compares
-the predictions of the test rows with `predictions.parquet` and writes `check.json` beside it. It fails if a predicted
+`--check` trains published runs again from scratch, by default all of them. It writes to `--outputs` with the suffix
+`_check`. Steps that several runs share are trained once. Analyses and their predictions by prompts are left out.
+Results depend on the number of threads, so set OMP_NUM_THREADS to the number on the page. The check compares the
+predictions of the test rows with `predictions.parquet` and writes `check.json` beside it. It fails if a predicted
 class differs although CPU, cores and threads are the same. Repeat the command to resume a check that was stopped or
 had an error. A finished check removes its trained models, so that the next check trains them again.
 """
@@ -131,7 +131,8 @@ class Run:
             if name not in ("methods", "seeds", "analyses") and published.get(name) != current.get(name):
                 raise ValueError(
                     f"--check: got {self.name} with {name}={current.get(name)} in tables.yaml or its configuration, "
-                    f"expected {published.get(name)}, as in its published results. Run it without --check first."
+                    f"expected {published.get(name)}, as in its published results. Run {self.name} without --check "
+                    "first."
                 )
         results = ExperimentResult.read(folder / self.name / "results.json")
         known = read_predictions(path)["seed"].unique().tolist()
@@ -558,7 +559,7 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> bool:
         return True
     print(
         f"error: {run.name}: got {n_different} predictions that differ on the same kind of machine, expected the "
-        "published predictions. To publish results of the current code and libraries, run it without --check.",
+        "published predictions. To publish results of the current code and libraries, run the table without --check.",
         file=sys.stderr,
         flush=True,
     )
@@ -593,7 +594,7 @@ def run_all(jobs: list[tuple[Run, list[str]]], outputs: Path, folder: Path, is_c
             failures.append(run.name)
             print(f"error: {run.name}: {error}", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
-            sys.exit(f"\nStopped in {run.name}. Repeat the command to resume it.")
+            sys.exit(f"\nThe run {run.name} was stopped. Repeat the command to resume it.")
     if is_check and not failures:
         for directory in (outputs, *(outputs / run.name for run, _ in jobs)):
             remove_stages(directory)

@@ -155,7 +155,7 @@ def test_the_page_follows_the_files(repository):
     for words in ("## SST-2, phrases", "### In 4 bits", "python results/run.py pairs/in_4_bits", "org/student (local"):
         assert words in page
     assert "Later" not in page and re.search(r"\| student, confidence \| -0\.\d+ \[-0\.\d+, .*\], 0 of 2 \| ", page)
-    assert page.index("## Summary") < page.index("## All runs") < page.index("## How it was measured")
+    assert page.index("## Summary") < page.index("## All runs") < page.index("## Metrics and setup")
     assert re.search(r"- The naive student is more accurate than its supervisor in \d of 3 comparisons\. It is", page)
     assert "python results/run.py sst2` (2 minutes), " in readme and "on CPU (2026-01-01 to 2026-01-02)." in page
     assert "org/student was read from a local copy: rounded." in page and "at the median" in page
@@ -165,7 +165,7 @@ def test_the_page_follows_the_files(repository):
     (repository / "results" / "sst2" / "results.json").write_text(json.dumps(results))
     assert build.build(repository, tables, check=True) == written
     (repository / "README.md").write_text("no markers")
-    with pytest.raises(ValueError, match="expected one of each"):
+    with pytest.raises(ValueError, match="expected each marker once"):
         build.build(repository, tables)
 
 

@@ -255,7 +255,7 @@ class SeedResult(Record):
         """
         The accuracies of baselines that are above the ceiling, although they use its model without finetuning.
 
-        These are a linear probe and prompts, also with a calibrated threshold (`accuracy_at_median`,
+        These baselines are a linear probe and prompts, also with a calibrated threshold (`accuracy_at_median`,
         `accuracy_content_free`).
         """
         above = {}

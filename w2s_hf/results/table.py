@@ -53,9 +53,9 @@ def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         `pandas.DataFrame` with [`RESULT_COLUMNS`], a column for each setting and fact in
         [`StudentCard.trained_with`], and a column for each library version, such as `torch_version`.
 
-        - `role` is `weak`, `ceiling`, `ceiling_plain`, `student`, `link` (of a chain), `direct` (the student without
-          the chain, on as many rows), `control` or `baseline`. `method` is the method of students and links, the name
-          of a baseline, and missing for the other roles.
+        - `role` is `weak`, `ceiling`, `ceiling_plain`, `student`, `link` (of a chain), `direct` (trained on the rows
+          of all links, without the chain), `control` or `baseline`. `method` is the method of students and
+          links, the name of a baseline, and missing for the other roles.
         - Accuracies and shares are in [0, 1]; intervals (`_low`, `_high`) are 95 %.
         - `fingerprint` is equal for all seeds of an experiment; for `weak` and `ceiling` it does not depend on the
           method.
@@ -135,7 +135,7 @@ def find_results(directory: str | Path, only_sweeps: bool = False) -> dict[Path,
 def _read_if_results(path: Path) -> ExperimentResult | None:
     """
     Reads a `results.json` or a finished cell of a sweep, in a directory or matched by a pattern. Returns `None` for
-    failed cells, and, with a warning, for other files.
+    failed cells and other files, and warns of other files.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
