@@ -43,7 +43,7 @@ from w2s_hf.results import (
 
 __all__ = ["Entry", "Group", "build", "read_groups"]
 
-# These analyses have a section on the page. Prompts are baselines in every table instead.
+# These analyses have a section on the page. Prompts have no section, because they are baselines in every table.
 _SECTIONS = {"overfitting": overfitting_section, "agreement": agreement_section, "saliency": saliency_section}
 _ROLES = {
     "weak": "weak supervisor",
@@ -321,7 +321,7 @@ def comparison(name: str, table: Table, folder: Path) -> str:
     if not is_shared.any():
         raise ValueError(
             f"compare_with: got {names[0]} and {names[1]}, expected runs with a model and seed in common. "
-            "Set `compare_with` to such a run, or remove it."
+            "Name a run with common models and seeds, or remove `compare_with`."
         )
     differences = pd.DataFrame(compare_predictions(predictions[is_shared], others))
     rows = []
@@ -340,13 +340,14 @@ def comparison(name: str, table: Table, folder: Path) -> str:
     seeds = _named_seeds(differences["seed"].unique())
     header = ["model", "accuracy", f"accuracy in `{table.compare_with}`", "largest difference", "mean difference"]
     return (
-        f"**Compared with `{table.compare_with}` on the same test rows ({seeds}).** The differences are absolute "
+        f"**Comparison with `{table.compare_with}` on the same test rows ({seeds})**\n\nThe differences are absolute "
         "differences of the probability of class 1.\n\n" + markdown_table([*header, "same predicted class"], rows)
     )
 
 
 _DIFFERENCES = (
-    "Each entry is a difference in accuracy with its 95 % interval, and the number of seeds in which it is positive."
+    "Each entry is a difference in accuracy with its 95 % interval, and the number of seeds in which the difference "
+    "is positive."
 )
 
 
@@ -382,8 +383,8 @@ def warnings_of(entry: Entry) -> list[str]:
     if at_chance:
         lines.append(
             f"The supervisor is not clearly better than chance in {_share(len(at_chance), n)} seeds "
-            f"({', '.join(map(str, at_chance))}). Its labels carry little information in these seeds, "
-            "and PGR is not meaningful."
+            f"({_named_seeds(at_chance)}). PGR is not meaningful in these seeds, because the weak labels may be no "
+            "better than random labels."
         )
     no_gap = [run.seed for run in entry.results.runs if any(student.pgr_ci95 is None for student in run.students)]
     if no_gap:
@@ -401,18 +402,19 @@ def facts_of(entry: Entry, page: Page) -> list[str]:
     local = page.local_rows.get(entry.run.rows, f"{data.id}, a local copy of a part")
     source = local if data.revision == "local" else f"{data.id}, revision {data.revision[:12]}"
     rows = (
-        f"Training rows: {data.n_weak_half} for the supervisor, {data.n_student_half} for students and ceiling. "
-        f"Validation rows: {data.n_validation}. Test rows: {data.n_test}."
+        f"The supervisor is trained on {data.n_weak_half} rows, students and ceiling on {data.n_student_half} rows. "
+        f"There are {data.n_validation} validation rows and {data.n_test} test rows."
     )
     days = " to ".join(dict.fromkeys(entry.facts["trained"]))
     devices = {student.hardware or "an unknown device" for run in entry.results.runs for student in run.students}
     versions = ", ".join(f"{name} {version}" for name, version in entry.results.versions.items())
     return [
-        f"Supervisor: {_model(first, 'weak', page)}. Student and ceiling: {_model(first, 'ceiling', page)}.",
-        f"Rows: {source}. {rows}",
-        f"Trained {days} on {' and '.join(sorted(devices))} in {_duration(entry.hours)}. Versions: {versions}.",
-        f"Copied into `results/` with commit {by['commit']} and Python {by['python']} on {_machine(by)}. The models "
-        "may have been trained with an earlier commit.",
+        f"The supervisor is {_model(first, 'weak', page)}. Students and ceiling are {_model(first, 'ceiling', page)}.",
+        f"The dataset is {source}. {rows}",
+        f"The models were trained in {_duration(entry.hours)} on {' and '.join(sorted(devices))} ({days}). The "
+        f"versions were {versions}.",
+        f"The results were copied into `results/` with commit {by['commit']} and Python {by['python']} on "
+        f"{_machine(by)}. The models may have been trained with an earlier commit.",
         *([check_line(entry, entry.check)] if entry.check else []),
     ]
 
@@ -424,14 +426,14 @@ def check_line(entry: Entry, check: dict) -> str:
     n_different, n = (sum(model[name] for model in models) for name in ("n_different", "n"))
     outcome = f"{n_different} of {n} predictions by {len(models)} models differ"
     if differences:
-        largest = f"largest difference in probability {max(differences):.2g}"
-        outcome = f"{largest}, another class in {n_different} of {n} predictions by {len(models)} models"
+        largest = f"The largest difference in probability is {max(differences):.2g}"
+        outcome = f"{largest}, and the class differs in {n_different} of {n} predictions by {len(models)} models"
     place = f" on {_machine(by)}" if machine_differs(by, entry.facts["published_by"]) else ""
-    trained = f"Trained again on {check['date']}{place} ({_named_seeds(check['seeds'])}, commit {by['commit']})"
+    details = f"{place} ({_named_seeds(check['seeds'])}, commit {by['commit']})"
     roles = {model["role"] for model in models}
     later = [method for method in entry.methods if method not in roles]  # methods that were published after the check
-    missing = f" Not trained again: {', '.join(later)}." if later else ""
-    return f"{trained}: {outcome}.{missing}"
+    missing = f" These methods were not trained again: {', '.join(later)}." if later else ""
+    return f"The models were trained again on {check['date']}{details}. {outcome}.{missing}"
 
 
 def _machine(by: dict) -> str:
@@ -467,7 +469,7 @@ def section(group: Group, page: Page) -> str:
         for name, write in _SECTIONS.items():
             analyses = [run.analyses[name] for run in entry.results.runs if name in run.analyses]
             if analyses:
-                parts += [f"**{ANALYSES[name]}.**", write(analyses).strip()]
+                parts += [f"**{ANALYSES[name]}**", write(analyses).strip()]
         parts += [f"```\npython results/run.py {entry.run.name}\n{entry.facts['command']}\n```"]
         parts += ["\n".join(f"- {line}" for line in facts_of(entry, page))]
     return "\n\n".join(parts)
@@ -539,7 +541,7 @@ def directions(entries: Sequence[tuple[str, Entry]]) -> list[Direction]:
             difference = _difference(entry.correct(one), entry.correct(other))
             rows.append(Direction(name, one, other, *difference, paper.get(f"{one} and {other}", "")))
         is_wrong = entry.correct("weak") == 0
-        # Without rows of both kinds, one of the two shares is undefined.
+        # If the supervisor is always right or always wrong, one of the two shares is undefined.
         is_both = (is_wrong.any(axis=1) & ~is_wrong.all(axis=1)).all()
         if not (is_both and entry.has_probabilities and "naive" in methods):
             continue
@@ -568,7 +570,7 @@ def summary(comparisons: Sequence[Direction]) -> list[str]:
             above, below, unknown = (outcomes.count(each) for each in ("above", "below", _UNKNOWN))
             lines.append(
                 f"{subject} is more accurate than {baseline} in {above} of {len(outcomes)} comparisons. "
-                f"It is less accurate in {below} and {_UNKNOWN} in {unknown}."
+                f"It is less accurate in {below} of {len(outcomes)}, and {_UNKNOWN} in {unknown} of {len(outcomes)}."
             )
     return lines
 
@@ -600,27 +602,27 @@ def prompts_table(entries: Sequence[dict]) -> str:
 
 
 def prompts_finding(entries: Sequence[dict]) -> str:
-    """Returns a sentence on the tasks for which a prompt is above chance by the interval of its accuracy."""
+    """Returns a text on the tasks for which the accuracy interval of a prompt is above chance."""
     shares = {}
     for form in ("task", "01"):
         of_form = [entry for entry in entries if entry["form"] == form]
         above = [entry["task"] for entry in of_form if entry["ci95"][0] > 0.5]
         shares[form] = f"on {len(above)} of {len(of_form)} tasks" + (f" ({', '.join(above)})" if above else "")
     return (
-        f"By the 95 % interval of its accuracy, the task's prompt is above chance {shares['task']}. The prompt for "
-        f"the answers 0 and 1 is above chance {shares['01']}. If a prompt prefers one answer, AUROC is more "
-        "informative than accuracy."
+        f"The 95 % accuracy interval of the task's prompt is above chance {shares['task']}. The interval of the "
+        f"prompt for the answers 0 and 1 is above chance {shares['01']}. If a prompt prefers one answer, AUROC is "
+        "more informative than accuracy."
     )
 
 
 _NOTHING = "No run has been published yet: `python results/run.py` trains the models."
 _OVERVIEW = (
-    "The table has the mean accuracy over the seeds. In parentheses is the median of the seeds' PGR, with its 95 % "
-    "interval. It is not the PGR of the means. `no clear gap` means that the ceiling is not clearly above the "
-    "supervisor."
+    "The table has the mean accuracy over the seeds. The parentheses contain the median of the seeds' PGR with its "
+    "95 % interval. This median is not the PGR of the mean accuracies. `no clear gap` means that the ceiling is not "
+    "clearly above the supervisor."
 )
 _SUMMARY = (
-    "The numbers count the rows of [the paper's comparisons](#the-papers-comparisons). Two models are not "
+    "The summary counts the rows of [the paper's comparisons](#the-papers-comparisons). Two models are not "
     "distinguishable if the 95 % interval of their difference includes 0."
 )
 _NOT_AS_IN_THE_PAPER = """\
@@ -628,65 +630,69 @@ Differences from the paper:
 
 - Supervisor and student belong to two model families: an encoder trained on sentence pairs, and a decoder finetuned on
   instructions. The paper has one family of pretrained models in many sizes, while these runs have one pair of models.
-- The supervisors of texts are trained on 100 or 200 rows, and the ceilings on 640. Part of the gap is therefore due to
-  the number of rows. With pairs, both are trained on 400.
+- For texts, supervisors are trained on 100 or 200 rows, and ceilings on 640 rows. The number of rows therefore
+  explains a part of the gap. For pairs, supervisor and ceiling are trained on 400 rows.
 - Students have LoRA adapters. Texts are inside the task's prompt. The head is initialized with the rows of the answer
-  words in the unembedding. For pairs, it is initialized at random.
-- Trainings are short (80 optimizer steps for texts, 50 for pairs). The warm-up of the auxiliary loss takes a fifth of
-  them, as in the paper. The recipe warns that these are too few.
+  words in the unembedding. For pairs, the head is initialized at random.
+- Training runs are short (80 optimizer steps for texts, 50 for pairs). The warm-up of the auxiliary loss takes a fifth
+  of the steps, as in the paper. The recipe warns that this warm-up has fewer than 50 steps.
 - There is no early stopping."""
 _INTRODUCTION = """\
 # Results on real models
 
 <!-- Written by `python results/build.py` from the files in results/. Do not edit. -->
 
-This page has the results of pretrained models on real datasets. [How it was measured](#how-it-was-measured) defines
-accuracy, PGR, intervals and baselines. [Train the models again](#train-the-models-again) has the commands."""
+This page has the results of pretrained models on real datasets. The section
+[Metrics and setup](#metrics-and-setup) defines accuracy, PGR, intervals and baselines. The section
+[Train the models again](#train-the-models-again) has the commands."""
 _AGAIN = """\
 ## Train the models again
 
-[`results/`](../results) has the `results.json` of each run. [`tables.yaml`](../results/tables.yaml) has its options.
+[`results/`](../results) has the `results.json` of each run. [`tables.yaml`](../results/tables.yaml) has the options
+of each run.
 
 `python results/run.py sst2` trains the models of the table `sst2` again and replaces its files in `results/`. Without
 a name, it trains the models of all tables, including tables without results. `--add_methods NAME` adds a method. With
-`--check`, it replaces nothing, and compares the predictions of the test rows with those in `predictions.parquet`.
-Predictions by prompts are not compared. Models and rows come from the Hub. With `--models DIRECTORY --data DIRECTORY`,
-they come from local copies: the first directory contains `smollm2-135m/`, the second contains `sst2/` with the files
-of each split (see `python results/run.py --help`). `python results/build.py` writes this page."""
+`--check`, it replaces nothing, and compares the predictions of the test rows with `predictions.parquet`. Predictions
+by prompts are not compared. Models and rows come from the Hub. With `--models DIRECTORY --data DIRECTORY`, they come
+from local copies. The directory of the models contains `smollm2-135m/`. The directory of the data contains `sst2/`
+with the files of each split. `python results/run.py --help` describes both directories. `python results/build.py`
+writes this page."""
 _METHOD = """\
-## How it was measured
+## Metrics and setup
 
 - Seeds change the initialization and the order of the training rows. All seeds of a run have the same rows.
-- Accuracy is the share of test rows that a model classifies correctly. With one seed, the interval is 95 % over test
-  rows (Wilson). With several seeds, the cell has the mean, the smallest and the largest.
+- Accuracy is the share of test rows that a model classifies correctly. With one seed, the cell has the 95 % Wilson
+  interval over test rows. With several seeds, the cell has the mean, smallest and largest accuracy.
 - PGR is (student - supervisor) / (ceiling - supervisor). It is 0 for a student as accurate as its supervisor, and 1
   for a student as accurate as its ceiling. It is negative if the student is worse than its supervisor. Its interval is
-  a bootstrap over test rows, and over seeds if there are several. It is unbounded if the ceiling is at or below the
-  supervisor in more than 2.5 % of the resamples. The interval of a ratio can include 0 although the interval of the
-  difference between student and supervisor does not.
-- All bootstrap intervals are percentile intervals of 2000 resamples. They cover three seeds and one choice of training
-  rows, and are not corrected for the number of comparisons.
+  a bootstrap interval over test rows, and over seeds if there are several. The interval is unbounded if the ceiling is
+  at or below the supervisor in more than 2.5 % of the resamples. The interval of PGR can include 0 although the
+  interval of the difference between student and supervisor does not.
+- All bootstrap intervals are percentile intervals of 2000 resamples. The intervals cover three seeds and one choice of
+  training rows. They are not corrected for the number of comparisons.
 - The test rows are balanced, so the accuracy at chance is 0.5.
 - Agreement is the share of test rows for which student and supervisor predict the same class. It is computed for the
   rows that the supervisor classifies correctly, and for the rows that it misclassifies. A student that copies errors
   has high agreement in both groups.
-- The ceiling is the student model trained on the ground truth of the same rows. The linear probe is a logistic
+- The ceiling is the student model trained on the ground truth of the students' rows. The linear probe is a logistic
   regression on the last hidden states of the student model before finetuning, fitted to this ground truth. A ceiling
   that is not above the linear probe may not have learned the task.
 - In a 5-shot prompt, the labels of the five examples are weak labels or ground truth.
-- A prompt "at the median" predicts class 1 for the half of the test rows with the larger probability of class 1. It
-  needs balanced classes, but no labels. "Content-free" subtracts the prompt's preference for one answer, which is
-  measured on a row without content.
-- Commands with `--bf16 true` train in mixed precision (bfloat16), which is faster on this CPU. The other commands
-  train in float32. Prompts are evaluated in the same precision. On SciQ in bfloat16, a probability of the zero-shot
-  prompt changes by up to 0.04 with the batch. On a CPU without AVX512-BF16 or AMX, pass `--bf16 false` to the recipe.
-  `--check` cannot compare such a run.
-- Each run names its number of threads (`OMP_NUM_THREADS`). Another number changes the last digits.
-- Hours include models that a table shares with others, although they were trained once. If a training was interrupted
-  and resumed, hours include only the time since it was resumed.
-- "Trained again" refers to the supervisor, ceiling, students and linear probe of the seeds in parentheses. Analyses
-  are not repeated. The machine is of the same kind unless another one is named. Runs that one command trains again
-  share models.
+- A prompt "at the median" predicts class 1 for the half of the test rows with the larger probability of class 1. This
+  threshold needs balanced classes, but no labels. "Content-free" subtracts the prompt's preference for one answer,
+  which is measured on a row without content.
+- Commands with `--bf16 true` train in mixed precision (bfloat16), which is faster on the CPU of these runs. Commands
+  without this option train in float32. Prompts are evaluated in the precision of the training. On SciQ in bfloat16, a
+  probability of the zero-shot prompt changes by up to 0.04 with the batch. On a CPU without AVX512-BF16 or AMX, pass
+  `--bf16 false` to the recipe. `--check` cannot compare runs of different precision.
+- Each run names its number of threads (`OMP_NUM_THREADS`). Another number of threads changes the last digits of the
+  results.
+- Models that several tables share were trained once, but the hours of each table include them. If a training run was
+  interrupted and resumed, hours include only the time since it was resumed.
+- The models that "were trained again" are the supervisor, ceiling, students and linear probe of the seeds in
+  parentheses. Analyses are not repeated. The machine is of the same kind unless the line describes a machine. Models
+  that several runs share are trained again once per command.
 - `weights` of a model is a hash of its configuration and of samples of its weights, as in `results.json`."""
 
 
@@ -702,9 +708,9 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
             "![Test accuracy of supervisors, students and ceilings](figures/results.png)",
             "## The paper's comparisons",
             "This table has the runs of the README. Each row compares two values, which are accuracies unless the row "
-            "names another. The difference is the mean of the first value minus the mean of the second value. Its "
-            "interval is a paired 95 % bootstrap over test rows and seeds. The first value is above or below the "
-            "second value if the interval excludes 0.",
+            "names another quantity. The difference is the mean of the first value minus the mean of the second "
+            "value. Its interval is a paired 95 % bootstrap interval over test rows and seeds. The first value is "
+            "above or below the second value if the interval excludes 0.",
             markdown_table(
                 ["task", "values", "difference [95 %]", "the first value is", "in the paper"],
                 [each.cells for each in comparisons],
@@ -717,9 +723,9 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
         parts += [
             "## Prompts without training",
             f"The table shows scores of {prompts['model']} with prompts: accuracy / at the median / content-free / "
-            "AUROC. The test rows are balanced, and differ from those above. "
+            "AUROC. The test rows are balanced, and differ from the test rows of the tables above. "
             f"The command was `python recipes/benchmarks/prompts.py --model {prompts['model']} --data DIRECTORY "
-            f"{options}`; its output with prompts, answers and intervals is `results/prompts/prompts.json`.",
+            f"{options}`. Its output with prompts, answers and intervals is `results/prompts/prompts.json`.",
             prompts_finding(prompts["results"]),
             prompts_table(prompts["results"]),
         ]
@@ -752,13 +758,14 @@ def readme_text(groups: Sequence[Group]) -> str:
         for group in groups
     ]
     return "\n\n".join([
-        f"The table has the mean accuracy over the seeds on {rows} test rows. In parentheses is the median of the "
-        "seeds' PGR, with its 95 % interval. It is not the PGR of the means.",
+        f"The table has the mean accuracy over the seeds on {rows} test rows. The parentheses contain the "
+        "median of the seeds' PGR with its 95 % interval. This median is not the PGR of the mean accuracies.",
         overview(groups, short=True),
         "![Test accuracy of supervisors, students and ceilings](docs/figures/results.png)",
-        "Empty cells were not run. Without a clear gap between supervisor and ceiling, PGR is not meaningful. "
-        f"These commands train the models. Their times are for `OMP_NUM_THREADS=1`: {', '.join(commands)}. Rows and "
-        "models were [local copies](docs/results.md#how-it-was-measured). Those on the Hub may give other numbers.",
+        "Methods with an empty cell were not run. Without a clear gap between supervisor and ceiling, PGR is not "
+        "meaningful. These commands train the models. Their times are for `OMP_NUM_THREADS=1`: "
+        f"{', '.join(commands)}. Rows and models were [local copies](docs/results.md#metrics-and-setup). Rows and "
+        "models on the Hub may give other numbers.",
     ])  # fmt: skip
 
 
@@ -868,8 +875,8 @@ def build(root: Path = ROOT, tables: Path = TABLES, check: bool = False) -> list
     readme = (root / "README.md").read_text(encoding="utf-8")
     if readme.count(_BEGIN) != 1 or readme.count(_END) != 1:
         raise ValueError(
-            f"README.md: got {readme.count(_BEGIN)} {_BEGIN} and {readme.count(_END)} {_END}, expected one of each "
-            "around the results. Add the missing marker, or remove repeated markers."
+            f"README.md: got {readme.count(_BEGIN)} {_BEGIN} and {readme.count(_END)} {_END}, expected each marker "
+            "once around the results. Add the missing marker, or remove repeated markers."
         )
     before, after = readme.split(_BEGIN)[0], readme.split(_END)[1]
     prompts_path = tables.parent / "prompts" / "prompts.json"
@@ -904,10 +911,10 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     missing = [run.name for run in read_page().runs if not (TABLES.parent / run.name / "results.json").is_file()]
-    print(f"Runs without results: {', '.join(missing) or 'none'}.")
+    print(f"Runs without results: {', '.join(missing) or 'none'}")
     if args.check and old:
         sys.exit(f"error: Got files that are out of date: {', '.join(old)}. Run python results/build.py.")
-    print(f"{'Up to date' if args.check else 'Written'}: {', '.join(old) or 'all files were up to date'}.")
+    print(f"Wrote {', '.join(old)}." if old else "All files were up to date.")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ Repeat a command to resume a run that was stopped. A run includes the methods, s
 results. List added methods, seeds and analyses in tables.yaml, too. Models in `--outputs` are not trained again.
 If the options of a table have changed, add `--overwrite`. Afterwards, `python results/build.py` writes the page.
 
-`--check` trains published runs again from scratch. Without names, it trains all of them. It writes to `--outputs` with
-the suffix `_check`. Steps that several runs share are trained once. Analyses are left out, with their predictions by
-prompts. Results depend on the number of threads, so set OMP_NUM_THREADS to the number on the page. The check compares
-the predictions of the test rows with `predictions.parquet` and writes `check.json` beside it. It fails if a predicted
+`--check` trains published runs again from scratch, by default all of them. It writes to `--outputs` with the suffix
+`_check`. Steps that several runs share are trained once. Analyses and their predictions by prompts are left out.
+Results depend on the number of threads, so set OMP_NUM_THREADS to the number on the page. The check compares the
+predictions of the test rows with `predictions.parquet` and writes `check.json` beside it. It fails if a predicted
 class differs although CPU, cores and threads are the same. Repeat the command to resume a check that was stopped or
 had an error. A finished check removes its trained models, so that the next check trains them again.
 """
@@ -113,8 +113,8 @@ class Run:
 
     def to_check(self, folder: Path, seeds: list[int]) -> "Run":
         """
-        Returns the run with its published methods and without analyses, for a check of these seeds. Without seeds, it
-        has all published seeds.
+        Returns the run with its published methods and without analyses, for a check of the given seeds. Without
+        seeds, the run has all published seeds.
 
         Raises:
             ValueError: No predictions are published, they have other options, or they lack one of the seeds.
@@ -131,7 +131,8 @@ class Run:
             if name not in ("methods", "seeds", "analyses") and published.get(name) != current.get(name):
                 raise ValueError(
                     f"--check: got {self.name} with {name}={current.get(name)} in tables.yaml or its configuration, "
-                    f"expected {published.get(name)}, as in its published results. Run it without --check first."
+                    f"expected {published.get(name)}, as in its published results. Run {self.name} without --check "
+                    "first."
                 )
         results = ExperimentResult.read(folder / self.name / "results.json")
         known = read_predictions(path)["seed"].unique().tolist()
@@ -201,7 +202,7 @@ class Page:
     Args:
         tables (`list` of [`Table`]): All tables.
         models (`dict[str, Model]`): Local copies of models, by the name of the model on the Hub.
-        local_rows (`dict[str, str]`): Notes on local rows: one note on `all` of them, and one for each directory.
+        local_rows (`dict[str, str]`): Notes on local rows: a note on all rows (`all`), and a note for each directory.
     """
 
     tables: list[Table]
@@ -258,7 +259,9 @@ def _check_keys(content: Any, where: str, required: set[str], further: Set[str] 
     for name in sorted(keys - set(known)):
         raise ValueError(f"{where}: got the key {name!r}, expected {', '.join(known)}.{did_you_mean(name, known)}")
     if missing := sorted(required - keys):
-        raise ValueError(f"{where}: got no {', '.join(missing)}, expected {', '.join(sorted(required))}. Add it.")
+        raise ValueError(
+            f"{where}: got no {', '.join(missing)}, expected {', '.join(sorted(required))}. Add the missing keys."
+        )
 
 
 def _words(value: Any) -> Iterator[str]:
@@ -276,7 +279,7 @@ def _local_model(name: str, models: dict[str, Model], models_dir: Path) -> str:
     directory = models_dir / models[name].directory
     if not (directory / "config.json").is_file():
         raise ValueError(
-            f"--models: got {models_dir}, expected {name} in the directory {models[name].directory!r} there. Copy the "
+            f"--models: got {models_dir}, expected {name} in its directory {models[name].directory!r}. Copy the "
             f"model, including {directory / 'config.json'}."
         )
     return str(directory)
@@ -415,8 +418,8 @@ def compare_predictions(predictions: pd.DataFrame, others: pd.DataFrame) -> list
         missing = first.index.symmetric_difference(second.index)
         if len(missing):
             raise ValueError(
-                f"Got other test rows for seed {seed}, {role}, expected the same rows. {len(missing)} ids, such as "
-                f"{missing[0]}, are in only one of the two files. Use the same dataset, models and split."
+                f"Got other test rows for seed {seed}, {role}, expected the same test rows. {len(missing)} ids, such "
+                f"as {missing[0]}, are in only one of the two files. Use the same dataset, models and split."
             )
         second = second.loc[first.index]
         largest = mean = None
@@ -556,7 +559,7 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> bool:
         return True
     print(
         f"error: {run.name}: got {n_different} predictions that differ on the same kind of machine, expected the "
-        "published predictions. To publish results of the current code and libraries, run it without --check.",
+        "published predictions. To publish results of the current code and libraries, run the table without --check.",
         file=sys.stderr,
         flush=True,
     )
@@ -565,7 +568,7 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> bool:
 
 def run_all(jobs: list[tuple[Run, list[str]]], outputs: Path, folder: Path, is_check: bool) -> None:
     """
-    Runs the commands of runs one after the other, and publishes or checks each.
+    Runs the commands of runs one after the other, and publishes or checks each run.
 
     Args:
         jobs (`list`): Runs with their commands.
@@ -591,7 +594,7 @@ def run_all(jobs: list[tuple[Run, list[str]]], outputs: Path, folder: Path, is_c
             failures.append(run.name)
             print(f"error: {run.name}: {error}", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
-            sys.exit(f"\nStopped in {run.name}. Repeat the command to resume it.")
+            sys.exit(f"\nThe run {run.name} was stopped. Repeat the command to resume it.")
     if is_check and not failures:
         for directory in (outputs, *(outputs / run.name for run, _ in jobs)):
             remove_stages(directory)
@@ -670,8 +673,8 @@ def main(argv: list[str] | None = None) -> None:
         ]
         if args.check and not runs:
             raise ValueError(
-                f"--check: got no run with {PREDICTIONS} in {folder}, expected at least one. Publish runs first, "
-                "without --check."
+                f"--check: got no run with {PREDICTIONS} in {folder}, expected published runs. Publish a run "
+                "first, without --check."
             )
         directories = [path.expanduser().resolve() if path else None for path in (args.models, args.data)]
         commands = [(run, run.local(page.models, *directories)) for run in runs]
@@ -692,7 +695,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     outputs.mkdir(parents=True, exist_ok=True)
     try:
-        # If two checks ran at the same time, the first to end would remove models that the second needs.
+        # If two checks ran at the same time, the check that ends first would remove models of the other check.
         with FileLock(outputs / "check.lock", timeout=0) if args.check else nullcontext():
             run_all(jobs, outputs, folder, args.check)
     except Timeout:

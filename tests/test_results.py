@@ -217,7 +217,7 @@ def test_files_of_another_kind_are_named_by_directories_and_patterns_alike(outpu
     for source in (outputs, f"{outputs}/**/results.json"):
         caplog.clear()
         assert read_results(source)["source"].nunique() == 3
-        assert f"{outputs / 'other' / 'results.json'}: skipped" in caplog.text
+        assert f"{outputs / 'other' / 'results.json'} is skipped" in caplog.text
 
 
 def test_a_student_that_two_files_report_is_named(outputs, caplog):

@@ -155,9 +155,9 @@ def test_the_page_follows_the_files(repository):
     for words in ("## SST-2, phrases", "### In 4 bits", "python results/run.py pairs/in_4_bits", "org/student (local"):
         assert words in page
     assert "Later" not in page and re.search(r"\| student, confidence \| -0\.\d+ \[-0\.\d+, .*\], 0 of 2 \| ", page)
-    assert page.index("## Summary") < page.index("## All runs") < page.index("## How it was measured")
+    assert page.index("## Summary") < page.index("## All runs") < page.index("## Metrics and setup")
     assert re.search(r"- The naive student is more accurate than its supervisor in \d of 3 comparisons\. It is", page)
-    assert "python results/run.py sst2` (2 minutes), " in readme and "Trained 2026-01-01 to 2026-01-02 on CPU" in page
+    assert "python results/run.py sst2` (2 minutes), " in readme and "on CPU (2026-01-01 to 2026-01-02)." in page
     assert "org/student was read from a local copy: rounded." in page and "at the median" in page
 
     # A changed number makes all three files out of date.
@@ -165,7 +165,7 @@ def test_the_page_follows_the_files(repository):
     (repository / "results" / "sst2" / "results.json").write_text(json.dumps(results))
     assert build.build(repository, tables, check=True) == written
     (repository / "README.md").write_text("no markers")
-    with pytest.raises(ValueError, match="expected one of each"):
+    with pytest.raises(ValueError, match="expected each marker once"):
         build.build(repository, tables)
 
 
@@ -176,11 +176,11 @@ def test_the_summary_counts_the_directions():
     rows.append(build.Direction("b", "errors that confidence copies,", "that naive copies", "", "above", ""))
     assert build.summary(rows) == [
         "The naive student is more accurate than its supervisor in 1 of 1 comparisons. "
-        "It is less accurate in 0 and not distinguishable in 0.",
+        "It is less accurate in 0 of 1, and not distinguishable in 0 of 1.",
         "A student trained with another loss is more accurate than the naive student in 0 of 2 comparisons. "
-        "It is less accurate in 1 and not distinguishable in 1.",
+        "It is less accurate in 1 of 2, and not distinguishable in 1 of 2.",
         "The untrained student with a zero-shot prompt is more accurate than the naive student in 0 of 1 comparisons. "
-        "It is less accurate in 1 and not distinguishable in 0.",
+        "It is less accurate in 1 of 1, and not distinguishable in 0 of 1.",
     ]
 
 
@@ -209,7 +209,10 @@ def test_without_results_page_and_readme_say_so(repository):
     page = (repository / "docs" / "results.md").read_text()
     assert "--data DIRECTORY --dtype float32 --max_length 256 --n_test 150 --batch_size 8`" in page
     assert "| sst2 | 200 |  | 0.500 / 0.750 / 0.875 / 0.625 |" in page
-    assert "on 0 of 0 tasks. The prompt for the answers 0 and 1 is above chance on 1 of 2 tasks (cola)." in page
+    assert (
+        "on 0 of 0 tasks. The interval of the prompt for the answers 0 and 1 is above chance on 1 of 2 tasks (cola)."
+        in page
+    )
 
 
 def test_a_comparison_has_three_outcomes(monkeypatch):
@@ -265,7 +268,7 @@ def test_a_supervisor_at_chance_is_named_and_the_ceiling_compared_with_the_probe
     assert not any("chance" in line for line in build.warnings_of(entry))
     entry.results.runs[1].weak.ci95 = [entry.results.chance, 0.75]
     (line,) = [line for line in build.warnings_of(entry) if "chance" in line]
-    assert line.startswith("The supervisor is not clearly better than chance in 1 of 2 seeds (1). ")
+    assert line.startswith("The supervisor is not clearly better than chance in 1 of 2 seeds (seed 1). ")
 
 
 def test_undefined_pgr_is_no_unbounded_interval():
@@ -294,7 +297,7 @@ def test_local_copies_take_the_place_of_the_hub(repository, tmp_path, capsys):
     command = ["--tables", str(tables), "--dry_run", "--models", str(tmp_path / "m"), "--data", str(tmp_path / "d")]
     with pytest.raises(SystemExit):
         run.main(command)
-    assert "expected org/student in the directory 'smollm2-135m' there" in capsys.readouterr().err
+    assert "expected org/student in its directory 'smollm2-135m'" in capsys.readouterr().err
     (tmp_path / "m" / "smollm2-135m").mkdir(parents=True)
     (tmp_path / "m" / "smollm2-135m" / "config.json").write_text("{}")
     with pytest.raises(SystemExit):
@@ -391,7 +394,7 @@ def test_predictions_are_compared_by_row(tmp_path):
     [
         (
             lambda there: there[there["id"] != "0" * 16],
-            "seed 0, weak, expected the same rows. 1 ids, such as 0000000000000000, are",
+            "seed 0, weak, expected the same test rows. 1 ids, such as 0000000000000000, are",
         ),
         (lambda there: there[there["seed"] != 1], "no predictions of seed 1, weak"),
     ],
@@ -435,7 +438,7 @@ def test_a_table_is_compared_with_another_one(repository):
     write_made_up(folder / "sst2", [0, 1], predictions)
     build.build(repository, folder / "tables.yaml")
     page = (repository / "docs" / "results.md").read_text()
-    assert page.count("Compared with `sst2` on the same test rows (seed 0).") == 2
+    assert page.count("Comparison with `sst2` on the same test rows (seed 0)") == 2
     assert page.count("| weak supervisor | 0.750 | 0.750 | 0.000 | 0.000 | 1.000 |") == 2
     assert page.count("| student, naive | 0.750 | 0.500 | 0.250 | 0.094 | 0.750 |") == 2
     assert page.count("| student, product |") == 0
@@ -497,7 +500,7 @@ def test_a_check_trains_seeds_in_their_order_and_finds_no_difference(checked, re
         "sst2, seed 0, weak: largest difference in probability 0, 0 of 4 predictions differ" in capsys.readouterr().out
     )
     build.build(repository, repository / "results" / "tables.yaml")
-    line = f"Trained again on {facts['date']} (seeds 2, 0, commit {'0' * 12}): largest difference in probability 0, "
+    line = f"The models were trained again on {facts['date']} (seeds 2, 0, commit {'0' * 12}). The largest difference "
     assert line in (repository / "docs" / "results.md").read_text()
 
 
@@ -518,7 +521,7 @@ def test_a_check_notices_a_changed_prediction(other, checked, repository, monkey
     monkeypatch.setattr(run, "machine", lambda: MACHINE | other)
     assert checked(weak=HERE, naive=THERE)["checked_by"].items() >= other.items()
     build.build(repository, repository / "results" / "tables.yaml")
-    line = "largest difference in probability 0.5, another class in 6 of 36 predictions by 9 models."
+    line = "difference in probability is 0.5, and the class differs in 6 of 36 predictions by 9 models."
     page = (repository / "docs" / "results.md").read_text()
     place = build._machine(MACHINE | other)
     assert f"on {place} (seeds 0, 1, 2, commit" in page and line in page
@@ -542,9 +545,10 @@ def test_a_check_stays_while_its_models_have_the_same_predictions(checked, repos
         build.build(repository, repository / "results" / "tables.yaml")
         return (repository / "docs" / "results.md").read_text()
 
-    assert "Not trained again" not in publish(weak=HERE, naive=HERE, confidence=HERE)
+    assert "not trained again" not in publish(weak=HERE, naive=HERE, confidence=HERE)
     page = publish(weak=HERE, naive=HERE, confidence=HERE, product=THERE)
-    assert "(seeds 2, 0, commit 000000000000): " in page and "by 6 models. Not trained again: product." in page
+    assert "(seeds 2, 0, commit 000000000000). " in page
+    assert "by 6 models. These methods were not trained again: product." in page
     publish(weak=HERE, naive=HERE, confidence=[HERE[0] + 2**-20, *HERE[1:]], product=THERE)
     assert not (folder / "check.json").exists()
 
@@ -683,7 +687,7 @@ def test_mistakes_in_the_list_of_tables_are_named(tmp_path, capsys):
         ("options:", "seeds:"): "tables.yaml: got the key 'seeds', expected local_rows, models, options, tables.",
         ("directory:", "direktory:"): "directory, local, weights. Did you mean 'directory'?",
         ("title:", "titel:"): "tables.yaml, the table sst2: got the key 'titel', expected recipe, title, ",
-        ("    title: SST-2\n", ""): "tables.yaml, the table sst2: got no title, expected recipe, title. Add it.",
+        ("    title: SST-2\n", ""): "tables.yaml, the table sst2: got no title, expected recipe, title. Add the ",
         ("tables:", "tables: ["): "tables.yaml: got invalid YAML, expected the tables: ",
         (text, ""): "tables.yaml: got no local_rows, models, options, tables, expected local_rows, models",
         ("title: SST-2", "title: x\n    options: {seeds: 0}"): "the table sst2: seeds: got 0, expected a list.",

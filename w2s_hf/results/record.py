@@ -70,7 +70,8 @@ def _is_required(part: dataclasses.Field) -> bool:
     return part.default is part.default_factory is dataclasses.MISSING
 
 
-# A field of each type accepts these JSON values. The text is their name in errors. NumPy numbers are accepted, too.
+# The keys are types of fields. The values are the accepted JSON values and their name in errors. NumPy numbers are
+# accepted, too.
 _JSON: dict[Any, tuple[Any, str]] = {
     list: (list, "a list"),
     dict: (dict, "a mapping"),

@@ -22,7 +22,7 @@ class Agreement(Record):
     The shares of test rows on which a model and its supervisor make the same prediction.
 
     `overall` is the share of all rows. `supervisor_right` and `supervisor_wrong` are the shares of the rows on which
-    the supervisor is right or wrong. They are `None` if there are no such rows.
+    the supervisor is right or wrong. A share without rows is `None`.
     """
 
     overall: float
@@ -34,7 +34,7 @@ class Agreement(Record):
 @dataclass(kw_only=True)
 class Pgr(Record):
     """
-    The PGR of one seed. Its 95 % interval is `None` if unbounded; `pgr_undefined` is the reason if PGR is undefined.
+    The PGR of one seed. Its 95 % interval is `None` if unbounded. If PGR is undefined, `pgr_undefined` is the reason.
     """
 
     pgr: float | None
@@ -170,7 +170,7 @@ class StudentResult(Record):
         fingerprint (`str`, *optional*): Hash that is equal for all seeds of an experiment, see
             [`StudentCard.fingerprint`].
         optimizer_steps (`int`, *optional*): Optimizer steps of its training; unknown for a chain.
-        aux_start_step (`int`, *optional*): The step after which `aux_start="agreement"` let the auxiliary weight rise.
+        aux_start_step (`int`, *optional*): The step after which the auxiliary weight rises (`aux_start="agreement"`).
     """
 
     method: str
@@ -255,7 +255,7 @@ class SeedResult(Record):
         """
         The accuracies of baselines that are above the ceiling, although they use its model without finetuning.
 
-        These are a linear probe and prompts, also with a calibrated threshold (`accuracy_at_median`,
+        These baselines are a linear probe and prompts, also with a calibrated threshold (`accuracy_at_median`,
         `accuracy_content_free`).
         """
         above = {}
@@ -269,7 +269,7 @@ class SeedResult(Record):
 
 @dataclass(kw_only=True)
 class PgrSummary(Record):
-    """PGR over the seeds: the median with a 95 % interval, and the number of seeds with an undefined PGR."""
+    """The median of PGR over the seeds, its 95 % interval, and the number of seeds with an undefined PGR."""
 
     pgr_median: float | None
     pgr_ci95: list[float] | None = always()
@@ -293,7 +293,7 @@ class DirectSummary(Record):
 
 @dataclass(kw_only=True)
 class MethodSummary(Record):
-    """A method over the seeds: mean accuracy and [`PgrSummary`]. Further fields are as in [`StudentResult`]."""
+    """The mean accuracy and [`PgrSummary`] of a method over the seeds. Further fields are as in [`StudentResult`]."""
 
     method: str
     accuracy_mean: float
@@ -346,7 +346,7 @@ class ExperimentResult(Record):
         dataset ([`DatasetInfo`]): The rows.
         runs (`list` of [`SeedResult`]): Results of each seed.
         summary (`list` of [`MethodSummary`]): Results of each method over the seeds.
-        settings ([`RunSettings`]): Settings of the trainings.
+        settings ([`RunSettings`]): Settings of the training runs.
         versions (`dict[str, str]`): Versions of libraries.
         wall_seconds (`dict[str, float]`): Durations by step and by the directory of a student.
         generative_finetuning (`bool`, *optional*): Whether students were first trained on the responses (pairs only).

@@ -10,7 +10,7 @@ __all__ = ["RunSettings", "StudentSettings", "TrainingSettings"]
 @dataclass(kw_only=True)
 class TrainingSettings(Record):
     """
-    The training settings of students and ceiling, and the settings of the supervisor that differ. The names in
+    The training settings of students and ceiling, and the settings in which the supervisor differs. The names in
     `named` are the keys in JSON, and are shown on cards and in reports.
 
     Args:

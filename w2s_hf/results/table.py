@@ -53,9 +53,9 @@ def read_results(sources: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         `pandas.DataFrame` with [`RESULT_COLUMNS`], a column for each setting and fact in
         [`StudentCard.trained_with`], and a column for each library version, such as `torch_version`.
 
-        - `role` is `weak`, `ceiling`, `ceiling_plain`, `student`, `link` (of a chain), `direct` (the student without
-          the chain, on as many rows), `control` or `baseline`. `method` is the method of students and links, the name
-          of a baseline, and missing for the other roles.
+        - `role` is `weak`, `ceiling`, `ceiling_plain`, `student`, `link` (of a chain), `direct` (trained on the rows
+          of all links, without the chain), `control` or `baseline`. `method` is the method of students and
+          links, the name of a baseline, and missing for the other roles.
         - Accuracies and shares are in [0, 1]; intervals (`_low`, `_high`) are 95 %.
         - `fingerprint` is equal for all seeds of an experiment; for `weak` and `ceiling` it does not depend on the
           method.
@@ -100,7 +100,7 @@ def _warn_of_copies(table: pd.DataFrame) -> None:
     if copies:
         more = f"; and {len(copies) - _MAX_NAMED} more" if len(copies) > _MAX_NAMED else ""
         logger.warning(
-            "Several files contain the same student, so the table has several rows of it: "
+            "Several files contain the same student, so the table has several rows of this student: "
             f"{'; '.join(copies[:_MAX_NAMED])}{more}. Call `table.drop_duplicates({json.dumps(_TRAINING)})` before "
             "taking means over rows."
         )
@@ -135,7 +135,7 @@ def find_results(directory: str | Path, only_sweeps: bool = False) -> dict[Path,
 def _read_if_results(path: Path) -> ExperimentResult | None:
     """
     Reads a `results.json` or a finished cell of a sweep, in a directory or matched by a pattern. Returns `None` for
-    failed cells, and, with a warning, for other files.
+    failed cells and other files, and warns of other files.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -154,7 +154,7 @@ def _read_if_results(path: Path) -> ExperimentResult | None:
                     f"Got {path}, expected a finished cell of a sweep: {error} Remove the file and "
                     "run the sweep again."
                 ) from error
-    logger.warning(f"{path}: skipped, because it has no results of an experiment or a sweep.")
+    logger.warning(f"{path} is skipped, because it has no results of an experiment or a sweep.")
     return None
 
 
