@@ -87,9 +87,9 @@ class Clock(TrainerCallback):
 
 def flops_per_token(model: PeftModel, length: int) -> float:
     """
-    Returns the FLOP per token that the computation requires. The number includes products with frozen matrices in both
-    passes, products with adapters and their gradients, and the half of attention that is not masked. Recomputed
-    activations do not count.
+    Returns the FLOP per token that the computation requires. These are products with frozen matrices in both passes,
+    products with adapters and their gradients, and the half of attention that is not masked. Recomputed activations do
+    not count.
     """
     n_frozen = n_trainable = 0
     for module in model.modules():
