@@ -1,4 +1,4 @@
-"""Draws random texts for a review of the language, and prints each with its file and line.
+"""Draws random texts for a review of the language, and prints each text with its file and line.
 
     python .ci/draw_texts.py --n 100 --seed 1                      # package, recipes, results and documentation
     python .ci/draw_texts.py --n 20 --seed 1 w2s_hf/trainers       # some files or directories

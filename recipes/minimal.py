@@ -5,9 +5,9 @@
 # [tool.uv.sources]
 # w2s_hf = { path = "..", editable = true }
 # ///
-"""The whole experiment: does a strong student get better than the weak supervisor whose labels it is trained on?
+"""The whole experiment: is a strong student better than the weak supervisor whose labels it is trained on?
 
-It runs the demo, on a CPU and without a network: `python recipes/minimal.py`. For real data, change the constants.
+The script runs the demo on a CPU, without a network: `python recipes/minimal.py`. For real data, change the constants.
 """
 
 from peft import LoraConfig

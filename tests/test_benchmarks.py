@@ -233,7 +233,7 @@ def test_prompts_of_a_task_are_asked_once(tmp_path):
     make_tokenizer().save_pretrained(tmp_path / "encoder")
     for old, new, words in (
         (str(tmp_path / "model"), str(tmp_path / "encoder"), "--model: got encoder of type 'bert'"),
-        (str(tmp_path / "data"), str(tmp_path / "nowhere"), "expected one of the folders sst2, piqa, boolq in it"),
+        (str(tmp_path / "data"), str(tmp_path / "nowhere"), "expected one of the folders sst2, piqa, boolq in this"),
         ("--n_test 20", "--n_test 1", "--n_test: got 1, expected at least 2"),
     ):
         refused, _ = run("prompts.py", options.replace(old, new), tmp_path)

@@ -74,7 +74,7 @@ def with_bold_names(head: str) -> str:
 
 
 def as_list(lines: list[str]) -> list[str]:
-    """Returns the entries of a section as a list. Each has names in bold code, types and a description."""
+    """Returns the entries of a section as a list. Each entry has names in bold code, types and a description."""
     entries: list[list[str]] = []
     indent = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
     for line in filter(str.strip, lines):

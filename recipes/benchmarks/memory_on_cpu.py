@@ -7,8 +7,8 @@ Compares the memory of a LoRA student on this CPU with the estimate of `w2s_hf.m
 Measures the memory that torch allocates and frees in a training step and in a prediction, from the memory events of
 `torch.profiler`. The resident size of the process is not used, because it includes libraries and pages that the
 allocator retains. Weights, gradients and optimizer states are counted by their tensors. The batches contain padding,
-as most batches do. A batch without padding takes less memory, because torch does not repeat keys and values of grouped
-heads without a mask. Prints MiB.
+as most batches do. Padding increases the memory, because torch repeats keys and values of grouped heads if there is a
+mask. Prints MiB.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def measure(model: str, n_rows: int, length: int, n_predicted_rows: int, load_in
         n_rows (`int`): Rows per micro-batch.
         length (`int`): Tokens per row.
         n_predicted_rows (`int`): Rows per batch of a prediction.
-        load_in_4bit (`bool`): Whether the base is quantized.
+        load_in_4bit (`bool`): Whether the base model is quantized.
     """
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS")
     base = load_student(model, num_labels=2, dtype="float32", load_in_4bit=load_in_4bit)

@@ -1,4 +1,4 @@
-"""Compares the speed of the whole experiment with a plain loop with published settings.
+"""Compares the speed of the whole experiment with a plain loop that has the published settings.
 
     python recipes/benchmarks/pipeline.py
 
@@ -46,8 +46,8 @@ DEMO_CONFIG = CONFIGS / "demo.yaml"
 STAGES = {"weak": "weak", "ceiling": "ceiling", "naive": "student-naive", "openai": "student-openai"}
 # Our experiment requires validation rows, although these settings do not use them.
 N_VALIDATION = 8
-# Probabilities that are computed in another order may differ by this number. With autocast, only our head is in
-# float32.
+# Probabilities that are computed in another order may differ by this number. With autocast, only the head of our
+# model is in float32.
 TOLERANCE, BF16_TOLERANCE = 0.001, 0.05
 
 
@@ -130,8 +130,8 @@ def is_equal(differences: dict[str, float], tolerance: float) -> bool:
 
 def count_rows(options: argparse.Namespace) -> dict[str, int]:
     """
-    Returns the number of rows of all four trainings, and of all predictions. All models predict the test rows, and the
-    supervisor also predicts the student half.
+    Returns the number of rows of all four training runs, and of all predictions. All models predict the test rows, and
+    the supervisor also predicts the student half.
     """
     return {
         "trained": options.num_train_epochs * (options.n_weak + 3 * options.n_train),
@@ -193,7 +193,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--max_length", type=int, default=512, help="Maximum length of a row in tokens. Longer passages are truncated."
     )
-    parser.add_argument("--num_train_epochs", type=int, default=2, help="Number of epochs of every training.")
+    parser.add_argument("--num_train_epochs", type=int, default=2, help="Number of epochs of each training run.")
     parser.add_argument("--weak_learning_rate", type=float, default=3e-4, help="Peak learning rate of the supervisor.")
     parser.add_argument(
         "--learning_rate",
@@ -213,7 +213,7 @@ def parse_options() -> argparse.Namespace:
         default=1024,
         help="Largest number of tokens, with padding, in a micro-batch of our experiment.",
     )
-    parser.add_argument("--bf16", action="store_true", help="Run the forward passes of all contenders under autocast.")
+    parser.add_argument("--bf16", action="store_true", help="Run all forward passes in bfloat16 autocast.")
     parser.add_argument("--no_lora", action="store_true", help="Leave out the contender with LoRA.")
     parser.add_argument("--repetitions", type=int, default=3, help="Number of timed runs of each contender.")
     parser.add_argument(
@@ -233,7 +233,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output_file", type=Path, help="JSON file to which the results are written.")
     options, options.for_ours = parser.parse_known_args()
     if (options.dataset_path is None) != (options.tokenizer is None):
-        parser.error("Got only one of --dataset_path and --tokenizer, expected both or none. Add the missing option.")
+        parser.error("Got only one of --dataset_path and --tokenizer, expected both options. Add the missing option.")
     if options.tolerance is None:
         options.tolerance = BF16_TOLERANCE if options.bf16 else TOLERANCE
     return options
@@ -297,7 +297,7 @@ def main() -> None:
     }
     if options.output_file:
         options.output_file.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"Our experiment is {report['ratio']:.2f} times as fast as the published settings (median).")
+    print(f"Our experiment is {report['ratio']:.2f} times as fast as the plain loop (median).")
     print(f"Number of rows: {n_rows['trained']} for training (per epoch), {n_rows['predicted']} for prediction.\n")
     print_results(results)
     largest = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
@@ -307,8 +307,9 @@ def main() -> None:
     )
     if not equal:
         sys.exit(
-            "error: Got different probabilities from our settings and the published settings, expected equal ones "
-            "within the tolerance. The speeds are not comparable. Leave out options that change the mathematics."
+            "error: Got different probabilities from our settings and the published settings, expected equal "
+            "probabilities within the tolerance. The speeds are not comparable. "
+            "Leave out options that change the mathematics."
         )
 
 

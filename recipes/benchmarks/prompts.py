@@ -3,8 +3,8 @@
     python recipes/benchmarks/prompts.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data DIRECTORY
 
 DIRECTORY has a folder for each task, in the schema of its dataset. Tasks without a folder are left out. Each class has
-half of the test rows. Contexts are truncated to --max_length, and rows that do not fit without their context are left
-out. Both prompts are evaluated on the same rows, without examples (zero-shot). Columns:
+half of the test rows. Contexts are truncated so that prompts have --max_length tokens. Rows that do not fit without
+their context are left out. Both prompts are evaluated on the same rows, without examples (zero-shot). Columns:
 
 - accuracy: the accuracy of the more probable answer;
 - at the median, content-free: accuracies without the preference for one of the answers, see
@@ -68,7 +68,7 @@ def prompt_of(row: dict, form: PromptFormat, tokenizer: PreTrainedTokenizerBase,
 
 
 def rows_of(task: Task, folder: Path, tokenizer: PreTrainedTokenizerBase, options: Namespace) -> Dataset:
-    """Returns at most `n_test` test rows: the first rows of each class whose prompts fit in both forms."""
+    """Returns at most `n_test` test rows: the first rows of each class that fit in both prompts."""
     rows = load_task(task, dataset_path=str(folder)).test
     truth, positions, n_too_long = np.array(rows["ground_truth"]), [], 0
     for label in (0, 1):
@@ -121,7 +121,7 @@ def ask(
 
 
 def table(entries: list[dict]) -> str:
-    """Returns a table with one row per task and the scores of both forms."""
+    """Returns a table with one row per task and the scores of both prompts."""
     header = ["task", "n", *(f"{name}, {form}" for form in ("task", "01") for name in SCORES.values())]
     lines = []
     for name in sorted({entry["task"] for entry in entries}):
@@ -166,7 +166,8 @@ def main() -> None:
     missing = [task for task, folder in folders.items() if not folder.is_dir()]
     if len(missing) == len(folders):
         parser.error(
-            f"--data: got {options.data}, expected one of the folders {', '.join(missing)} in it. Add rows of a task."
+            f"--data: got {options.data}, expected one of the folders {', '.join(missing)} in this directory. "
+            "Add rows of a task."
         )
 
     try:
@@ -183,7 +184,7 @@ def main() -> None:
         report = json.loads(options.output_file.read_text()) if options.output_file.is_file() else settings
     except ValueError as error:
         parser.error(
-            f"--output_file: got {options.output_file}, expected JSON ({error}). Remove the file, or name another."
+            f"--output_file: got {options.output_file}, expected JSON ({error}). Remove this file, or name a new file."
         )
     if {name: value for name, value in report.items() if name != "results"} != settings:
         parser.error(

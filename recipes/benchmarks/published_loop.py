@@ -7,8 +7,8 @@ pass. The logits of a batch are concatenated for one loss and one backward pass.
 every epoch and in predictions.
 
 Four settings differ from the published code, to make the results comparable. The ceiling is trained on the student
-half. Long rows are truncated. Incomplete last batches are trained on. The head of the supervisor is initialized as in
-our experiment (`--head_init` applies to students only).
+half. Long rows are truncated. Incomplete last batches are not dropped. The head of the supervisor is initialized as
+in our experiment (`--head_init` applies to students only).
 """
 
 import time
@@ -53,9 +53,9 @@ class PublishedLoop:
     The settings of the loop, which [`run`][PublishedLoop.run] executes.
 
     Args:
-        bf16 (`bool`): Whether forward passes run under autocast.
-        num_train_epochs (`int`): Epochs of every training.
-        max_length (`int`): Longest row in tokens.
+        bf16 (`bool`): Whether forward passes run in bfloat16 autocast.
+        num_train_epochs (`int`): Epochs of each training run.
+        max_length (`int`): Maximum length of a row in tokens.
     """
 
     bf16: bool
@@ -71,7 +71,7 @@ class PublishedLoop:
         dataset_path: str,
         **n_rows: int,
     ) -> Run:
-        """Runs all stages. `n_rows` are the numbers of rows that [`w2s_hf.tasks.load_task`] takes."""
+        """Runs all stages. `n_rows` are options of [`w2s_hf.tasks.load_task`], such as `n_train`."""
         run, start = Run(), time.perf_counter()
         splits = load_task(find_task("boolq"), dataset_path=dataset_path, **n_rows)
         tokenizer = load_tokenizer(str(weak_model))  # both models have the same tokenizer

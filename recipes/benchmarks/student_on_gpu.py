@@ -87,7 +87,7 @@ class Clock(TrainerCallback):
 
 def flops_per_token(model: PeftModel, length: int) -> float:
     """
-    Returns the FLOP per token that the computation requires. It includes products with frozen matrices in both passes,
+    Returns the FLOP per token that the computation requires. These are products with frozen matrices in both passes,
     products with adapters and their gradients, and the half of attention that is not masked. Recomputed activations do
     not count.
     """

@@ -38,7 +38,7 @@ from w2s_hf.command_line import CommandLine
 from w2s_hf.config import hardware
 from w2s_hf.experiments.cache import library_versions
 
-# Both trainers get these arguments. The keys are the names of the options that add contenders with them.
+# Each key is an option. The option adds contenders with these arguments of both trainers.
 VARIANTS = {
     "torch_compile": {"torch_compile": True},
     "group_by_length": {"train_sampling_strategy": "group_by_length"},
@@ -120,7 +120,7 @@ def contenders_of(options: argparse.Namespace) -> list[Contender]:
     equal, contenders = options.equal_micro_batches, []
     for variant in (None, *(name for name in VARIANTS if getattr(options, name))):
         for size in sorted({*options.micro_batches, *equal}):
-            # Contenders that are compared run one after the other, because the speed of a machine changes over time.
+            # Contenders that are compared run consecutively, because the speed of a machine changes over time.
             trainers = [Trainer, *([WeakToStrongTrainer] if size in equal else [])]
             predicts = variant is None and size == equal[-1]
             contenders += [Contender(trainer, size, variant, predicts) for trainer in trainers]
@@ -137,7 +137,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def time_all(contenders: list[Contender], options: argparse.Namespace, rows: Dataset) -> None:
-    """Trains all models in each repetition. The first is a warm-up, which includes compilation and is not timed."""
+    """Trains all models in each repetition. The first repetition includes compilation and is not timed."""
     with tempfile.TemporaryDirectory() as directory:
         trainers = [contender.make(options, rows, directory) for contender in contenders]
         for repetition in range(options.repetitions + 1):
@@ -153,9 +153,9 @@ def time_all(contenders: list[Contender], options: argparse.Namespace, rows: Dat
 
 def summarise(contenders: list[Contender], n_rows: int) -> list[dict]:
     """
-    Returns one result per contender and task, with the ratio to the contender that it is compared with. With a
-    micro-batch, this is Trainer with the same micro-batch. With a budget of tokens, it is the fastest Trainer of the
-    same variant.
+    Returns one result per contender and task, with the ratio of its speed to the speed of a baseline. The baseline of
+    WeakToStrongTrainer is Trainer with the same micro-batch. For other contenders, the baseline is the
+    fastest Trainer of the same variant.
     """
 
     def plain(task: str, variant: str | None) -> list[Contender]:
@@ -233,7 +233,7 @@ def parse_options() -> argparse.Namespace:
     if undivided := [size for size in sizes if options.batch_size % size]:
         parser.error(
             f"Got a micro-batch of {undivided[0]} rows, expected a divisor of --batch_size {options.batch_size}. "
-            "Change one of them."
+            "Change one of these options."
         )
     return options
 
@@ -241,7 +241,7 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     options = parse_options()
     if options.torch_compile:
-        # All contenders compile the same functions. Beyond this number of versions, torch would not compile them.
+        # All contenders compile the same functions. Above this limit, torch does not compile further versions.
         torch._dynamo.config.recompile_limit = 256
     contenders = contenders_of(options)
     time_all(contenders, options, token_rows(options.n_rows, options.mean_length, options.max_length, VOCAB_SIZE))
