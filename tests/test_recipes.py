@@ -55,7 +55,7 @@ def test_output_is_all_there(finished):
         assert word in process.stdout
     report = (output / "report.md").read_text()
     assert report.startswith("# Weak-to-strong generalization: boolq (demo: generated rows)\n")
-    assert "Demo: generated rows in the columns of boolq, none of which is from its dataset." in report
+    assert "The rows of this demo are generated and have the columns of boolq. No data of boolq is used." in report
     assert "\nboolq (demo: generated rows)\n" in process.stdout
     card = (output / "students" / "naive-seed0" / "README.md").read_text()
     assert "name: 'boolq (demo: generated rows)'" in card and "\n- boolq\n" not in card
@@ -230,7 +230,7 @@ def test_a_seed_is_added_and_nothing_is_lost(cache, tmp_path, same_rows):
     assert recipe_here(*first, cache=cache).returncode == 0
     (before,) = numbers(tmp_path / "out")["runs"]
     fewer = recipe_here(*first, "--seeds", 1, cache=cache)
-    assert fewer.returncode == 1 and "results of this experiment for the seeds 0," in fewer.stderr
+    assert fewer.returncode == 1 and "results of this experiment for the seeds 0." in fewer.stderr
     process = recipe_here(*first, "--seeds", 0, 1, "--run_name", "more of it", cache=cache)
     assert process.returncode == 0, process.stderr[-3000:]
     results = numbers(tmp_path / "out")

@@ -326,8 +326,8 @@ class DemoWorld:
 
     def preference_rows(self, n: int, stream: str, *, held_out: bool = False) -> list[dict]:
         """
-        Generates pairs of responses. The better response is about something alive. If both
-        responses or neither response are about something alive, the response in good style is better.
+        Generates pairs of responses. The better response is about something alive. If this holds for both
+        responses or for neither response, the response in good style is better.
 
         A response consists of a style word and a fact about an entity: `yes ENTITY is WORD .`. The style word is `yes`
         (good style) or `no`. Neither word occurs in the corpus. A pair can therefore be judged by style, by knowledge

@@ -537,8 +537,8 @@ def demo_description(results: ExperimentResult) -> str:
     """Returns the description of the task in a demo, which begins by saying that the rows are generated."""
     rows = ROWS[results.setting]
     return (
-        f"Demo: generated {rows} in the columns of {results.task}, none of which is from its dataset. "
-        f"{results.description}"
+        f"The {rows} of this demo are generated and have the columns of {results.task}. "
+        f"No data of {results.task} is used. {results.description}"
     )
 
 
