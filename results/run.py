@@ -220,7 +220,7 @@ def read_page(path: Path = TABLES) -> Page:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path.name}: got invalid YAML, expected the tables: {error}. Correct the file.") from error
+        raise ValueError(f"{path.name}: got invalid YAML ({error}), expected valid YAML. Correct the file.") from error
     _check_keys(content, f"{path.name}", {"models", "local_rows", "options", "tables"})
     tables = []
     for name, table in content["tables"].items():

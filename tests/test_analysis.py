@@ -183,7 +183,7 @@ def test_answers_are_scored_by_two_tokens_whatever_the_padding():
 
 @pytest.mark.parametrize(
     ("length", "answers", "message"),
-    [(1, ("é", "ü"), "whose tokens are equal"), (160, (" a", " b"), "prompt 1 with .* fewer examples")],
+    [(1, ("é", "ü"), "of which one begins with the tokens"), (160, (" a", " b"), "prompt 1 with .* fewer examples")],
     ids=["same answers", "long prompt"],
 )
 def test_answers_that_cannot_be_scored_are_named(length, answers, message):

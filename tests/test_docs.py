@@ -81,12 +81,12 @@ def workplace(tmp_path, monkeypatch):
 def test_python_blocks_run(page, workplace, monkeypatch):
     """
     The blocks of a page run in order, in one namespace, on a CPU and without a network. Those with a file name
-    ("Save this as `my_task.py`:") become that file, which later blocks may import.
+    ("Save this code as `my_task.py`:") become that file, which later blocks may import.
     """
     monkeypatch.syspath_prepend(workplace)
     text, namespace = page.read_text(), {}
     for block in blocks(page, "python"):
-        if name := re.search(r"[Ss]ave this as `(\w+\.py)`:\n+$", text[: block.start()]):
+        if name := re.search(r"[Ss]ave this(?: code)? as\s`(\w+\.py)`:\n+$", text[: block.start()]):
             (workplace / name[1]).write_text(block["code"])
         elif block["reason"] is None:
             line = text[: block.start("code")].count("\n") + 1

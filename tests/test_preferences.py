@@ -149,7 +149,7 @@ def test_a_response_that_does_not_fit_is_counted_before_the_split():
 
 
 def test_messages_need_a_chat_template():
-    with pytest.raises(ValueError, match="Got responses that are messages.* has no chat template"):
+    with pytest.raises(ValueError, match="Got responses that are messages.*expected a tokenizer with a chat template"):
         tokenize_pairs(Dataset.from_list([HH.example(explicit_messages("a", "b", "c"))]), make_tokenizer(), None)
 
 

@@ -688,7 +688,7 @@ def test_mistakes_in_the_list_of_tables_are_named(tmp_path, capsys):
         ("directory:", "direktory:"): "directory, local, weights. Did you mean 'directory'?",
         ("title:", "titel:"): "tables.yaml, the table sst2: got the key 'titel', expected recipe, title, ",
         ("    title: SST-2\n", ""): "tables.yaml, the table sst2: got no title, expected recipe, title. Add the ",
-        ("tables:", "tables: ["): "tables.yaml: got invalid YAML, expected the tables: ",
+        ("tables:", "tables: ["): "tables.yaml: got invalid YAML (",
         (text, ""): "tables.yaml: got no local_rows, models, options, tables, expected local_rows, models",
         ("title: SST-2", "title: x\n    options: {seeds: 0}"): "the table sst2: seeds: got 0, expected a list.",
     }

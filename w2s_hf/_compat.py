@@ -360,7 +360,7 @@ def save_model(trainer: Any, directory: str | None = None) -> None:
 
 def mark_loss_as_divided(trainer: Any) -> None:
     """
-    Declares to transformers before 5.19 that `compute_loss` divides by the rows of the whole accumulated step.
+    Declares to transformers before 5.19 that `compute_loss` divides by the number of rows of the whole step.
     The public replacement is the class attribute `loss_is_scaled_for_ga` of transformers 5.19 and later.
     """
     import transformers

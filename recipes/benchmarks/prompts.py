@@ -12,7 +12,8 @@ their context are left out. Both prompts are evaluated on the same rows, without
 - AUROC: the area under the ROC curve, which does not depend on a preference for one answer.
 
 Prints a table, and writes it to --output_file as JSON after each task. Repeat the command to resume: scores in the
-file are not computed again, unless prompt or rows have changed. Other weights or sizes need another file.
+file are not computed again, unless prompt or rows have changed. For other weights or
+numbers of rows, pass another --output_file.
 """
 
 import hashlib

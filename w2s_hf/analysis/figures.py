@@ -25,7 +25,7 @@ def over_seeds(entries: Sequence[dict], *path: str) -> np.ndarray:
 
 
 def mean_cell(entries: Sequence[dict], *path: str, digits: int = 3) -> str:
-    """Returns a table cell: the mean over the seeds that have this number, or a dash."""
+    """Returns a table cell: the mean over the seeds that have a value, or a dash."""
     values = over_seeds(entries, *path)
     values = values[np.isfinite(values)]
     return rounded(values.mean(), digits) if len(values) else "-"

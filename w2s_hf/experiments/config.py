@@ -414,7 +414,7 @@ class AnyTaskArguments(ClassificationArguments):
 
 @dataclass
 class RewardArguments(ProbabilityArguments):
-    """An experiment on pairs of responses: supervisor, students and ceiling are reward models."""
+    """The options of an experiment on pairs of responses, in which all models are reward models."""
 
     possible_analyses: ClassVar[tuple[str, ...]] = ("overfitting", "agreement")
 

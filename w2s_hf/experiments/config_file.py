@@ -362,7 +362,7 @@ class _StrictLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"got the key {key.value!r} twice, expected it once", key.start_mark
+                    None, None, f"the key {key.value!r} occurs twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -376,7 +376,9 @@ def check_mapping(file: Path) -> None:
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{file}: got a file that cannot be read as YAML{where}: {reason}. Correct it.") from error
+        raise ValueError(
+            f"{file}: got invalid YAML{where} ({reason}), expected valid YAML. Correct the file."
+        ) from error
     if not isinstance(content, dict) or not content:
         kind = "an empty file" if content is None or content == {} else f"a {type(content).__name__}"
         raise ValueError(f"{file}: got {kind}, expected a YAML mapping: lines such as `learning_rate: 1.0e-4`.")

@@ -102,7 +102,7 @@ def prompt_of_head(spec: ModelSpec, task: AnyTask) -> PromptFormat | None:
 def _prepare_to_predict(trainer: Trainer) -> None:
     """
     Prepares a trainer to predict with a model that was finetuned earlier. FSDP and DeepSpeed shard a model only
-    together with an optimizer, so the trainer runs a training of 0 steps.
+    together with an optimizer, so the trainer trains for 0 steps.
     """
     untracked(trainer)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:

@@ -67,9 +67,9 @@ def run_seed(
 
     Returns:
         `dict[str, Finetuned]`: The models by role, with their predictions of the test rows. The roles are `weak`,
-        whose predictions are the weak labels, `ceiling`, and each method. Depending on the options there are also
-        `ceiling_plain` and `control`. Bootstrapping adds `link_1`, `link_2`, ..., and `direct` and `direct_all`, which
-        are trained on the rows of the chain with labels of the supervisor.
+        whose predictions are the weak labels, `ceiling`, and each method. Options add
+        `ceiling_plain` and `control`. Bootstrapping adds the links `link_1`, `link_2`, ... of the chain. It also adds
+        `direct` and `direct_all`, which are trained on the supervisor's labels for the rows of the chain.
     """
     test = splits.test
     finetune = partial(finetuner.finetune, splits=splits, seed=seed)

@@ -122,12 +122,13 @@ class StudentMemory:
             gathered together with the next layer while it computes. Otherwise each GPU has a full copy.
         revision (`str`, *optional*): The revision of the model on the Hub.
         traced_layers (`tuple[int]`, *optional*, defaults to `(2, 3)`):
-            Numbers of layers for which the passes run. The values for all layers are extrapolated linearly. This is
-            exact if all layers are equal, but not if only some of them have experts or another kind of attention.
+            Numbers of layers for which the forward and backward pass run without data. The values for all layers are
+            extrapolated linearly. This is exact if all layers are equal, but not if only some layers have experts or
+            another kind of attention.
 
     Raises:
         ValueError: The size of the optimizer's state is not known, or a 4-bit model has no adapters or is sharded.
-        NoEstimateError: The passes cannot run on tensors without data, as for models without `num_hidden_layers`.
+        NoEstimateError: The model cannot run without data, for example because it has no `num_hidden_layers`.
     """
 
     def __init__(

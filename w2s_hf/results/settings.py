@@ -10,8 +10,8 @@ __all__ = ["RunSettings", "StudentSettings", "TrainingSettings"]
 @dataclass(kw_only=True)
 class TrainingSettings(Record):
     """
-    The training settings of students and ceiling, and the settings in which the supervisor differs. The names in
-    `named` are the keys in JSON, and are shown on cards and in reports.
+    The training settings of students and ceiling, and the settings in which the supervisor differs. Cards
+    and reports show the same names as the JSON file.
 
     Args:
         arguments (`dict`): Arguments of the trainer that can change results, see `training_settings`.

@@ -261,7 +261,7 @@ def plot_pgr_by_size(table: pd.DataFrame, directory: Path) -> Path | None:
     Draws PGR against student size, with a panel per task and supervisor, and a line per method.
 
     A line is the median over seeds, and each seed is a point. If the sweep has one seed, bars are the 95 % interval
-    over test rows instead, dotted over the full height if it is unbounded. Undefined PGRs are left out and counted
+    over test rows. Unbounded intervals are dotted over the full height. Undefined PGRs are left out and counted
     above the panel. Values beyond [`PGR_AXIS`] are triangles at its edge, and medians have their value beside them.
 
     The arguments and the result are as in [`plot_accuracy_by_size`]. There is no figure if no PGR is defined.

@@ -150,7 +150,8 @@ class TextLoader(Loader):
         return 2 * min(sum(row["ground_truth"] == label for row in rows) for label in (0, 1))
 
     def n_for_validation(self, train: list[dict], wanted: dict[str, int]) -> dict[str, float]:
-        # Balancing keeps twice the rows of the rarer class. A fifth is added, because its share differs by group.
+        # Balancing keeps twice the rows of the rarer class. A fifth is added, because the share of
+        # this class differs by group.
         rarer = min(np.mean([row["ground_truth"] == label for row in train]) for label in (0, 1))
         return dict.fromkeys(wanted, 1.2 * sum(wanted.values()) / (2 * max(rarer, 0.01)) / 2)
 

@@ -171,8 +171,8 @@ def _render(prompt: Any, sides: Sequence[Any], tokenizer: PreTrainedTokenizerBas
         return prompt, [side if side.endswith(end) else side + end for side in sides]
     if tokenizer.chat_template is None:
         raise ValueError(
-            f"Got responses that are messages, but the tokenizer of {tokenizer.name_or_path!r} has no chat template "
-            "to convert them to text. Use a model with a chat template, or pairs of text."
+            f"Got responses that are messages and the tokenizer of {tokenizer.name_or_path!r}, expected a tokenizer "
+            "with a chat template. Use a model with a chat template, or pairs of text."
         )
     texts = [str(tokenizer.apply_chat_template([*prompt, *side], tokenize=False)) for side in sides]
     # Some templates render an answered prompt differently. In this case, only a part of the prompt or nothing may be

@@ -1,4 +1,4 @@
-"""Finds the checkpoint to resume an interrupted training from."""
+"""Finds the checkpoint from which an interrupted training run is resumed."""
 
 import logging
 import shutil

@@ -154,10 +154,10 @@ class ResumableTraining(TrainerMixin):
                 "checkpoint, or begin a new run from its model."
             )
         if self._draws_random_numbers and self.args.dataloader_persistent_workers and self.args.dataloader_num_workers:
-            # New workers draw a random number that the uninterrupted training drew once, before the checkpoint.
+            # New workers draw a random number that the uninterrupted run drew once, before the checkpoint.
             raise ValueError(
                 f"{where}, and dataloader_persistent_workers=True with dropout or NEFTune, expected False, since "
-                "the random numbers would not be the same as in an uninterrupted training. Set "
+                "the random numbers would not be the same as in an uninterrupted run. Set "
                 "dataloader_persistent_workers=False."
             )
         for file in sorted(checkpoint.iterdir()):
