@@ -642,9 +642,9 @@ _INTRODUCTION = """\
 
 <!-- Written by `python results/build.py` from the files in results/. Do not edit. -->
 
-This page has the results of pretrained models on real datasets. The section
-[Metrics and setup](#metrics-and-setup) defines accuracy, PGR, intervals and baselines. The section
-[Train the models again](#train-the-models-again) has the commands."""
+This page has the results of pretrained models on real datasets. The section [Metrics and setup](#metrics-and-setup)
+defines accuracy, PGR, intervals and baselines. The section [Train the models again](#train-the-models-again) has the
+commands."""
 _AGAIN = """\
 ## Train the models again
 
@@ -691,8 +691,8 @@ _METHOD = """\
 - Models that several tables share were trained once, but the hours of each table include them. If a training run was
   interrupted and resumed, hours include only the time since it was resumed.
 - The models that "were trained again" are the supervisor, ceiling, students and linear probe of the seeds in
-  parentheses. Analyses are not repeated. The machine is of the same kind unless the line describes a machine. Models
-  that several runs share are trained again once per command.
+  parentheses. Analyses are not repeated. The machine is of the same kind unless another machine is named. Models that
+  several runs share are trained again once per command.
 - `weights` of a model is a hash of its configuration and of samples of its weights, as in `results.json`."""
 
 
@@ -762,7 +762,7 @@ def readme_text(groups: Sequence[Group]) -> str:
         "median of the seeds' PGR with its 95 % interval. This median is not the PGR of the mean accuracies.",
         overview(groups, short=True),
         "![Test accuracy of supervisors, students and ceilings](docs/figures/results.png)",
-        "Methods with an empty cell were not run. Without a clear gap between supervisor and ceiling, PGR is not "
+        "An empty cell was not run for this task. Without a clear gap between supervisor and ceiling, PGR is not "
         "meaningful. These commands train the models. Their times are for `OMP_NUM_THREADS=1`: "
         f"{', '.join(commands)}. Rows and models were [local copies](docs/results.md#metrics-and-setup). Rows and "
         "models on the Hub may give other numbers.",

@@ -279,8 +279,8 @@ def _local_model(name: str, models: dict[str, Model], models_dir: Path) -> str:
     directory = models_dir / models[name].directory
     if not (directory / "config.json").is_file():
         raise ValueError(
-            f"--models: got {models_dir}, expected {name} in its directory {models[name].directory!r}. Copy the "
-            f"model, including {directory / 'config.json'}."
+            f"--models: got {models_dir}, expected the directory {models[name].directory!r} there, with {name}. "
+            f"Copy the model, including {directory / 'config.json'}."
         )
     return str(directory)
 
@@ -559,7 +559,8 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> bool:
         return True
     print(
         f"error: {run.name}: got {n_different} predictions that differ on the same kind of machine, expected the "
-        "published predictions. To publish results of the current code and libraries, run the table without --check.",
+        f"published predictions. To publish results of the current code and libraries, run {run.name} "
+        "without --check.",
         file=sys.stderr,
         flush=True,
     )

@@ -184,7 +184,7 @@ def test_a_chain_that_was_not_begun_is_not_resumed(tmp_path):
 @pytest.mark.parametrize(
     ("is_replaced", "message"),
     [
-        (False, "got an unfinished link, expected a finished link, since later links"),
+        (False, "got no finished link, expected a finished link, since later links"),
         (True, "got a student trained on labels with the fingerprint .* two chains are mixed"),
     ],
     ids=["missing", "of another chain"],

@@ -8,7 +8,7 @@ import pytest
 from helpers.running import ROOT
 
 from w2s_hf import publish
-from w2s_hf.command_line import did_you_mean
+from w2s_hf.command_line import CommandLine, HelpFormatter, did_you_mean
 from w2s_hf.config import CompletionConfig, RewardPairConfig, WeakToStrongConfig
 from w2s_hf.experiments.cli import parse_arguments
 from w2s_hf.experiments.config import AnyTaskArguments, ChessArguments, ClassificationArguments, RewardArguments
@@ -74,6 +74,17 @@ def test_scripts_have_no_parser_of_their_own(monkeypatch, capsys):
 def test_words_are_suggested_by_their_letters_or_their_parts():
     assert did_you_mean("naiv", ["naive", "window"]) == " Did you mean 'naive'?"
     assert did_you_mean("foo", ["naive", "window"]) == ""
+
+
+def test_help_shows_the_defaults_of_options_with_a_value():
+    parser = CommandLine(description="First line.\nSecond line.", formatter_class=HelpFormatter)
+    parser.add_argument("--n_rows", type=int, default=32, help="Number of rows.")
+    parser.add_argument("--layers", type=int, help="Number of layers (default: as in the model).")
+    parser.add_argument("--width", type=int, default=8, help="Hidden size (default: eight).")
+    parser.add_argument("--bf16", action="store_true", help="Use bfloat16.")
+    shown = parser.format_help()
+    assert "First line.\nSecond line." in shown and "Number of rows. (default: 32)" in shown
+    assert shown.count("default") == 3 and "None" not in shown and "False" not in shown
 
 
 @pytest.mark.parametrize("where", ["here", "elsewhere"])

@@ -182,7 +182,7 @@ def test_an_architecture_that_cannot_be_traced_is_not_refused(tmp_path, monkeypa
     model = ModelSpec.find(str(tmp_path / "funnel"), "--weak_model")
     check_fits(model, "--weak_model", arguments(tmp_path), "SEQ_CLS")
     assert (
-        "no estimate of memory for model type 'funnel'" in caplog.text
+        "model type 'funnel' with settings that cannot be estimated" in caplog.text
         and "whether the model fits is skipped" in caplog.text
     )
 

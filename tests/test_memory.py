@@ -267,7 +267,7 @@ def test_command_line(capsys, tmp_path):
         "| LoRA, 4-bit base", "| LoRA, bfloat16 base", "| all weights", "| LoRA, bfloat16 base, sharded",
         "| all weights, sharded",
     ]  # fmt: skip
-    assert "Each GPU (2 in total) has 4.0 GiB, of which 2.8 are usable" in out
+    assert "GPUs: 2, each with 4.0 GiB, of which 2.8 are usable" in out
     main(["--list"])
     listed = capsys.readouterr().out
     assert all(f"| {name} |" in listed for name in SEED_MODELS) and "| gpt2-medium | 5e-05 |" in listed

@@ -334,7 +334,7 @@ def without(*names):
 @pytest.mark.parametrize(
     ("kind", "change", "options", "message"),
     [
-        ("classes", best_is_gone, {}, r"checkpoint-\d \(step \d\) is neither next to the checkpoint nor at"),
+        ("classes", best_is_gone, {}, r"checkpoint-\d \(step \d\) is neither next to the resumed checkpoint nor at"),
         ("classes", without("optimizer.pt", "scheduler.pt"), {}, "without optimizer.pt, scheduler.pt"),
         ("pairs", without("scheduler.pt"), {}, "without scheduler.pt"),
         ("completions", without("rng_state.pth"), {"disable_dropout": False}, "without rng_state.pth"),

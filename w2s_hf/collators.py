@@ -60,8 +60,8 @@ def prepare_rows(
 
     Raises:
         ValueError: There are no rows. Labels are needed and missing. There are both `label` and `labels`. Labels are
-            not probabilities or classes. There is neither `input_ids` nor a text to tokenize. A text with a context is
-            too long even without its context. The message names the rows.
+            not probabilities or classes (the message names the rows). There is neither `input_ids` nor a text to
+            tokenize. A text with a context is too long even without its context (the message names the row).
     """
     columns = dataset.column_names
     if len(dataset) == 0:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CommandLine", "did_you_mean", "did_you_mean_path"]
+__all__ = ["CommandLine", "HelpFormatter", "did_you_mean", "did_you_mean_path"]
 
 _DASHES = ("-", "\u2013", "\u2014")  # word processors replace hyphens with these dashes
 
@@ -44,6 +44,15 @@ def did_you_mean_path(path: str, *, only_directories: bool = False) -> str:
         return ""
     known = sorted(entry.name for entry in full.parent.iterdir() if entry.is_dir() or not only_directories)
     return did_you_mean(full.name, known)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults of options that have a value, and keeps the line breaks of the description."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        is_shown = action.default not in (None, False, [], argparse.SUPPRESS) and "(default" not in text
+        return f"{text} (default: %(default)s)" if is_shown else text
 
 
 class CommandLine(argparse.ArgumentParser):

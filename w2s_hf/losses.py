@@ -81,7 +81,8 @@ def linear_warmup(step_ratio: float, aux_coef: float, warmup_ratio: float) -> fl
     Args:
         step_ratio (`float` in [0, 1]): Finished optimizer steps as a share of all steps.
         aux_coef (`float` in [0, 1]): Final weight.
-        warmup_ratio (`float` in [0, 1]): Share of the steps in which the weight rises. With 0, the weight is constant.
+        warmup_ratio (`float` in [0, 1]): Share of the steps in which the weight rises. With 0, the
+            weight is always `aux_coef`.
 
     Source: paper, A.4 ("over the first 20 % of training").
     """

@@ -167,7 +167,7 @@ def _repositories(output_dir: Path, namespace: str, base_model: str | None) -> l
     others = [path.name for path in sorted((output_dir / "students").glob("*/")) if path.name not in known]
     if others:
         logger.warning(
-            f"Students in {output_dir / 'students'} were not pushed, because they are not in results.json: "
+            f"Students in {output_dir / 'students'} are not pushed, because they are not in results.json: "
             f"{', '.join(others)}. Push each student with --repo_id."
         )
     repositories: dict[str, _Repository] = {}
@@ -203,7 +203,7 @@ def _push_one(
     """Pushes one student that a trainer saved, with the card in its directory."""
     page = directory / "README.md"
     card = ModelCard.load(page) if page.is_file() else None
-    # Without create_model_card(), save_model() leaves the card of PEFT, which has the local path of the model.
+    # Without create_model_card(), save_model() leaves the card of PEFT, which has the local path of the base model.
     if card is None or BLOCK not in card.data:
         raise FileNotFoundError(
             f"{page}: got no model card of a student. Write the card with trainer.create_model_card()."

@@ -22,7 +22,7 @@ from datasets import Dataset, load_dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
 
-from w2s_hf.command_line import CommandLine
+from w2s_hf.command_line import CommandLine, HelpFormatter
 from w2s_hf.tasks.chess import fen_prompt
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 /-+#=.:\n"
@@ -106,7 +106,7 @@ def pretrain(name: str, width: int, n_layers: int, rows: Dataset, output_dir: Pa
 
 
 def main() -> None:
-    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--games_path", required=True, help="Local directory with the games, or dataset on the Hub.")
     parser.add_argument(
         "--output_dir",

@@ -11,7 +11,6 @@ as most batches do. Padding increases the memory, because torch repeats keys and
 mask. Prints MiB.
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
@@ -20,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from w2s_hf import fresh_adapter, load_student
 from w2s_hf.cards.markdown import markdown_table
-from w2s_hf.command_line import CommandLine
+from w2s_hf.command_line import CommandLine, HelpFormatter
 from w2s_hf.memory import StudentMemory
 from w2s_hf.modeling import disable_dropout
 
@@ -94,7 +93,7 @@ def measure(model: str, n_rows: int, length: int, n_predicted_rows: int, load_in
 
 
 def main() -> None:
-    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("model", help="Model to measure: name on the Hub, or local directory.")
     parser.add_argument(
         "--n_rows", type=int, default=4, help="Number of rows in the micro-batch of the measured training step."

@@ -34,7 +34,7 @@ from benchmark_rows import save_boolq_rows, save_language_model, word_tokenizer
 from published_loop import BATCH_SIZE, PublishedLoop, Run
 
 from w2s_hf import WeakLabels
-from w2s_hf.command_line import CommandLine
+from w2s_hf.command_line import CommandLine, HelpFormatter
 from w2s_hf.config import hardware
 from w2s_hf.experiments.cache import library_versions
 from w2s_hf.experiments.cli import parse_arguments
@@ -169,7 +169,7 @@ def print_results(results: list[dict]) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, lets_pass=True)
+    parser = CommandLine(description=__doc__, formatter_class=HelpFormatter, lets_pass=True)
     parser.add_argument(
         "--weak", default="128x2", metavar="WIDTHxLAYERS", help="Hidden size and number of layers of the supervisor."
     )
@@ -180,7 +180,10 @@ def parse_options() -> argparse.Namespace:
         help="Hidden size and number of layers of students and ceiling.",
     )
     parser.add_argument(
-        "--vocab_size", type=int, default=50257, help="Vocabulary size of both models, unless --tokenizer is set."
+        "--vocab_size",
+        type=int,
+        default=50257,
+        help="Vocabulary size of both models, as in GPT-2. Not used with --tokenizer.",
     )
     parser.add_argument(
         "--n_weak", type=int, default=192, help="Number of training rows of the supervisor (the weak half)."
@@ -189,7 +192,12 @@ def parse_options() -> argparse.Namespace:
         "--n_train", type=int, default=192, help="Number of training rows of students and ceiling (the student half)."
     )
     parser.add_argument("--n_test", type=int, default=192, help="Number of test rows.")
-    parser.add_argument("--mean_length", type=int, default=145, help="Mean number of words of a generated passage.")
+    parser.add_argument(
+        "--mean_length",
+        type=int,
+        default=145,
+        help="Mean number of words of a generated passage, as in BoolQ.",
+    )
     parser.add_argument(
         "--max_length", type=int, default=512, help="Maximum length of a row in tokens. Longer passages are truncated."
     )
@@ -205,7 +213,7 @@ def parse_options() -> argparse.Namespace:
         "--lora_learning_rate",
         type=float,
         default=2e-3,
-        help="Peak learning rate of students and ceiling with LoRA adapters.",
+        help="Peak learning rate of students and ceiling with LoRA adapters, which need a higher rate.",
     )
     parser.add_argument(
         "--max_tokens_per_micro_batch",
@@ -233,7 +241,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output_file", type=Path, help="JSON file to which the results are written.")
     options, options.for_ours = parser.parse_known_args()
     if (options.dataset_path is None) != (options.tokenizer is None):
-        parser.error("Got only one of --dataset_path and --tokenizer, expected both options. Add the missing option.")
+        parser.error(
+            "Got only one of --dataset_path and --tokenizer, expected both or neither. Add the missing option."
+        )
     if options.tolerance is None:
         options.tolerance = BF16_TOLERANCE if options.bf16 else TOLERANCE
     return options

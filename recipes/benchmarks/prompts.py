@@ -3,8 +3,8 @@
     python recipes/benchmarks/prompts.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data DIRECTORY
 
 DIRECTORY has a folder for each task, in the schema of its dataset. Tasks without a folder are left out. Each class has
-half of the test rows. Contexts are truncated so that prompts have --max_length tokens. Rows that do not fit without
-their context are left out. Both prompts are evaluated on the same rows, without examples (zero-shot). Columns:
+half of the test rows. Contexts are truncated so that prompts have at most --max_length tokens. Rows that do not fit
+without their context are left out. Both prompts are evaluated on the same rows, without examples (zero-shot). Columns:
 
 - accuracy: the accuracy of the more probable answer;
 - at the median, content-free: accuracies without the preference for one of the answers, see
@@ -12,8 +12,8 @@ their context are left out. Both prompts are evaluated on the same rows, without
 - AUROC: the area under the ROC curve, which does not depend on a preference for one answer.
 
 Prints a table, and writes it to --output_file as JSON after each task. Repeat the command to resume: scores in the
-file are not computed again, unless prompt or rows have changed. For other weights or
-numbers of rows, pass another --output_file.
+file are not computed again, unless prompt or rows have changed. For another model or
+other settings, pass another --output_file.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from w2s_hf import Task, load_student, load_task, metrics
 from w2s_hf.analysis import PromptFormat, answer_probabilities, balanced_scores
 from w2s_hf.cards.markdown import markdown_table
-from w2s_hf.command_line import CommandLine
+from w2s_hf.command_line import CommandLine, HelpFormatter
 from w2s_hf.config import hardware
 from w2s_hf.experiments.cache import library_versions
 from w2s_hf.experiments.generative_finetuning import check_decoder
@@ -69,7 +69,7 @@ def prompt_of(row: dict, form: PromptFormat, tokenizer: PreTrainedTokenizerBase,
 
 
 def rows_of(task: Task, folder: Path, tokenizer: PreTrainedTokenizerBase, options: Namespace) -> Dataset:
-    """Returns at most `n_test` test rows: the first rows of each class that fit in both prompts."""
+    """Returns at most `n_test` test rows: the first rows of each class whose two prompts are short enough."""
     rows = load_task(task, dataset_path=str(folder)).test
     truth, positions, n_too_long = np.array(rows["ground_truth"]), [], 0
     for label in (0, 1):
@@ -136,7 +136,7 @@ def table(entries: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = CommandLine(description=__doc__.split("\n\n")[0])
+    parser = CommandLine(description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter)
     parser.add_argument("--model", required=True, help="Language model to score: name on the Hub, or local directory.")
     parser.add_argument("--model_name", help="Name of the model in the output file (default: --model).")
     parser.add_argument("--data", type=Path, required=True, help="Directory with a folder of rows for each task.")

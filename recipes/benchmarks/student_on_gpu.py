@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig,
 from transformers.quantizers import AutoHfQuantizer
 
 from w2s_hf import WeakToStrongConfig, WeakToStrongTrainer, fresh_adapter
-from w2s_hf.command_line import CommandLine
+from w2s_hf.command_line import CommandLine, HelpFormatter
 from w2s_hf.config import hardware
 from w2s_hf.memory import config_of, estimate_memory, gib, with_layers
 from w2s_hf.modeling.heads import HEAD_NAMES, full_precision_head
@@ -131,7 +131,7 @@ def n_parameters(model: nn.Module) -> int:
 
 
 def main() -> None:
-    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--model", default="Qwen/Qwen-7B", help="Model whose shapes are used: name on the Hub, or local directory."
     )

@@ -34,11 +34,11 @@ from transformers import (
 )
 
 from w2s_hf import WeakToStrongConfig, WeakToStrongTrainer
-from w2s_hf.command_line import CommandLine
+from w2s_hf.command_line import CommandLine, HelpFormatter
 from w2s_hf.config import hardware
 from w2s_hf.experiments.cache import library_versions
 
-# Each key is an option. The option adds contenders with these arguments of both trainers.
+# Each key is an option that adds contenders. The value has the arguments that both trainers then get.
 VARIANTS = {
     "torch_compile": {"torch_compile": True},
     "group_by_length": {"train_sampling_strategy": "group_by_length"},
@@ -154,8 +154,8 @@ def time_all(contenders: list[Contender], options: argparse.Namespace, rows: Dat
 def summarise(contenders: list[Contender], n_rows: int) -> list[dict]:
     """
     Returns one result per contender and task, with the ratio of its speed to the speed of a baseline. The baseline of
-    WeakToStrongTrainer is Trainer with the same micro-batch. For other contenders, the baseline is the
-    fastest Trainer of the same variant.
+    WeakToStrongTrainer with a fixed micro-batch is Trainer with the same micro-batch. For all other contenders, the
+    baseline is the fastest Trainer of the same variant.
     """
 
     def plain(task: str, variant: str | None) -> list[Contender]:
@@ -191,7 +191,7 @@ def print_results(results: list[dict]) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--width", type=int, default=256, help="Hidden size of the model.")
     parser.add_argument("--n_layers", type=int, default=4, help="Number of layers of the model.")
     parser.add_argument("--n_rows", type=int, default=320, help="Number of rows in an epoch.")
@@ -211,7 +211,12 @@ def parse_options() -> argparse.Namespace:
         help="Micro-batch sizes with which both trainers are timed, in rows.",
     )
     parser.add_argument("--eval_batch_size", type=int, default=16, help="Number of rows in a batch of a prediction.")
-    parser.add_argument("--mean_length", type=int, default=145, help="Mean length of a row in tokens.")
+    parser.add_argument(
+        "--mean_length",
+        type=int,
+        default=145,
+        help="Mean length of a row in tokens, as in BoolQ.",
+    )
     parser.add_argument("--max_length", type=int, default=512, help="Maximum length of a row in tokens.")
     parser.add_argument(
         "--token_budget",

@@ -32,9 +32,7 @@ def probabilities_of(values: ArrayLike, name: str, n_rows: int | None = None) ->
     except ValueError as error:
         raise ValueError(f"{name}: {str(error).removeprefix('labels: ')}") from error
     if n_rows is not None and len(probabilities) != n_rows:
-        raise ValueError(
-            f"{name}: got {len(probabilities)} rows, expected {n_rows}. Pass one label per row of features."
-        )
+        raise ValueError(f"{name}: got {len(probabilities)} rows, expected {n_rows}. Pass one value per row.")
     values = np.asarray(values)
     return values.astype(np.float64) if values.ndim == 2 else probabilities.astype(np.float64)
 

@@ -69,7 +69,7 @@ def simulate_labels(
     if name and ranked is None:
         raise ValueError(f"kind: got {kind!r}, which needs `{name}`. Pass `{name}`.")
     if ranked is not None and len(ranked) != len(truth):
-        raise ValueError(f"kind {kind!r}: got {len(ranked)} rows, expected {len(truth)}. Pass the rows of `truth`.")
+        raise ValueError(f"{name}: got {len(ranked)} rows, expected {len(truth)}. Pass one value per row of `truth`.")
     if strong is not None:
         strong = probabilities_of(strong, "strong", len(truth))
     if kind == "random":

@@ -377,7 +377,7 @@ def check_mapping(file: Path) -> None:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise ValueError(
-            f"{file}: got invalid YAML{where} ({reason}), expected valid YAML. Correct the file."
+            f"{file}: got invalid YAML{where} ({reason}), expected valid YAML in UTF-8. Correct the file."
         ) from error
     if not isinstance(content, dict) or not content:
         kind = "an empty file" if content is None or content == {} else f"a {type(content).__name__}"

@@ -521,7 +521,7 @@ class Experiment:
 def scored_predictions(context: AnalysisContext) -> pa.Table:
     """
     Returns the predictions of the test rows by the models of a seed, and by its baselines: the linear probe and the
-    prompts. Every rank calls this method.
+    prompts. Every rank calls this function.
     """
     scorer, baselines = context.scorer, {}
     if any(baseline.name == LINEAR_PROBE for baseline in context.result.baselines):
@@ -534,7 +534,7 @@ def scored_predictions(context: AnalysisContext) -> pa.Table:
 
 
 def demo_description(results: ExperimentResult) -> str:
-    """Returns the description of the task in a demo, which begins by saying that the rows are generated."""
+    """Returns the description of a demo's task. Its first sentence says that the rows are generated."""
     rows = ROWS[results.setting]
     return (
         f"The {rows} of this demo are generated and have the columns of {results.task}. "

@@ -354,7 +354,8 @@ class Finetuner:
         self, spec: ModelSpec, tokenizer, seed: int, form: PromptFormat | None = None
     ) -> PreTrainedModel | PeftModel:
         """
-        Returns the model with a new head and new adapters. The base model of a student is loaded only once.
+        Returns the model with a new head and new adapters. The base model of a student stays loaded
+        for the next student.
 
         Args:
             spec ([`ModelSpec`]): The model.

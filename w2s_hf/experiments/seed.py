@@ -67,9 +67,9 @@ def run_seed(
 
     Returns:
         `dict[str, Finetuned]`: The models by role, with their predictions of the test rows. The roles are `weak`,
-        whose predictions are the weak labels, `ceiling`, and each method. Options add
-        `ceiling_plain` and `control`. Bootstrapping adds the links `link_1`, `link_2`, ... of the chain. It also adds
-        `direct` and `direct_all`, which are trained on the supervisor's labels for the rows of the chain.
+        whose predictions are the weak labels, `ceiling`, and each method. Options add `ceiling_plain` and `control`.
+        Bootstrapping adds the links `link_1`, `link_2`, ... of the chain. It also adds `direct` and `direct_all`,
+        which are trained on the supervisor's labels for the rows of the chain.
     """
     test = splits.test
     finetune = partial(finetuner.finetune, splits=splits, seed=seed)
@@ -179,7 +179,7 @@ def train_supervisor(
 
 
 def label_confidence(weak: Finetuned, splits: TaskSplits, args: ExperimentArguments) -> float | None:
-    """Returns the mean of the larger class probability over the weak labels of students; `None` for text labels."""
+    """Returns the mean larger probability of the weak labels that students are trained on; `None` for text labels."""
     if not isinstance(weak.predictions, WeakLabels):
         return None
     rows = student_rows(splits, weak, args).train

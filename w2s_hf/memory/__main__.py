@@ -4,13 +4,9 @@ import argparse
 import sys
 
 from ..cards.markdown import markdown_table
-from ..command_line import CommandLine
+from ..command_line import CommandLine, HelpFormatter
 from .estimate import GIB, OPTIMIZERS, gib, memory_table, usable_bytes
 from .seed_models import SEED_MODELS
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and keeps the line breaks of the description."""
 
 
 def _gpus(text: str) -> tuple[int, int]:
@@ -33,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         "reads only the configuration of the model, and downloads no weights.\n\nexamples:\n"
         "  w2s memory Qwen/Qwen2.5-7B --gpus 1x24\n"
         "  w2s memory Qwen/Qwen-72B --gpus 4x80 --length 1024\n  w2s memory --list",
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help="Hub id or local directory of the model"
@@ -91,8 +87,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     row = "pair" if args.task_type == "REWARD" else "row"
     print(
-        f"{args.model}: memory on each GPU in GiB, for one {row} of {args.length} tokens per micro-batch. Each GPU "
-        f"({n_gpus} in total) has {gib(total)} GiB, of which {gib(usable_bytes(total))} are usable.\n\n{table}"
+        f"{args.model}: memory on each GPU in GiB, for one {row} of {args.length} tokens per micro-batch. "
+        f"GPUs: {n_gpus}, each with {gib(total)} GiB, of which {gib(usable_bytes(total))} are usable.\n\n{table}"
     )
 
 

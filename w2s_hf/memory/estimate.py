@@ -122,13 +122,14 @@ class StudentMemory:
             gathered together with the next layer while it computes. Otherwise each GPU has a full copy.
         revision (`str`, *optional*): The revision of the model on the Hub.
         traced_layers (`tuple[int]`, *optional*, defaults to `(2, 3)`):
-            Numbers of layers for which the forward and backward pass run without data. The values for all layers are
-            extrapolated linearly. This is exact if all layers are equal, but not if only some layers have experts or
-            another kind of attention.
+            Numbers of layers for which the forward and backward pass run on tensors without data. The values for all
+            layers are extrapolated linearly. This is exact if all layers are equal, but not if only some layers have
+            experts or another kind of attention.
 
     Raises:
         ValueError: The size of the optimizer's state is not known, or a 4-bit model has no adapters or is sharded.
-        NoEstimateError: The model cannot run without data, for example because it has no `num_hidden_layers`.
+        NoEstimateError: The model cannot run on tensors without data, for example if it has no
+            `num_hidden_layers`.
     """
 
     def __init__(
@@ -275,8 +276,8 @@ def _explained(config: PretrainedConfig) -> Iterator[None]:
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else "no reason given"
         raise NoEstimateError(
-            f"There is no estimate of memory for model type {config.model_type!r} with these settings "
-            f"({type(error).__name__}: {reason[:200]})."
+            f"Got model type {config.model_type!r} with settings that cannot be estimated ({type(error).__name__}: "
+            f"{reason[:200]}), expected a model that runs on tensors without data. Measure its memory in a short run."
         ) from error
 
 

@@ -201,9 +201,9 @@ class Shapes:
         """
         Returns the peak bytes of the forward pass and of the backward pass, without weights, gradients and optimizer.
 
-        The peak includes gradients of an earlier micro-batch, as in every micro-batch of a step except the first. The
-        gradient of the embedding is not counted, because it is computed last, when all other tensors are freed. See
-        `embedding_gradient`.
+        Gradients of an earlier micro-batch exist, as in every micro-batch of a step except the first, but are not part
+        of the peak. The gradient of the embedding is not counted, because it is computed last, when all other tensors
+        are freed. See `embedding_gradient`.
         """
         self.model.train()
         with self._fake:

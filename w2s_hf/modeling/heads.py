@@ -183,7 +183,8 @@ def initialise_head(
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A classifier.
         method (`str`, *optional*, defaults to `"normal"`):
-            - `"normal"`: normal with the model's `initializer_range`, as in transformers. `seed` sets the values.
+            - `"normal"`: normal with the model's `initializer_range`, as in transformers. Only `seed` determines the
+              values.
             - `"zeros"`: zeros, as in the published code (openai/weak-to-strong, model.py).
             - `"unembedding"`: the unembedding rows of the tokens "0", "1", ... (paper, A.1). Needs `tokenizer`.
             - `"answers"`: the unembedding rows of the tokens `answers`. The untrained classifier then predicts the

@@ -10,8 +10,8 @@ __all__ = ["RunSettings", "StudentSettings", "TrainingSettings"]
 @dataclass(kw_only=True)
 class TrainingSettings(Record):
     """
-    The training settings of students and ceiling, and the settings in which the supervisor differs. Cards
-    and reports show the same names as the JSON file.
+    The training settings of students and ceiling, and the settings in which the supervisor differs. The
+    text in `named` is the key of a field in the JSON file, on cards and in reports.
 
     Args:
         arguments (`dict`): Arguments of the trainer that can change results, see `training_settings`.

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # seconds.
 MAX_ROWS = 200_000
 _TEST_SHARE = 0.2  # share of the rows for testing, if a dataset has no test split
-# This is the name of a split in `raw`. Only the intermediate models of a bootstrapping chain use its rows. All other
+# A dataset in memory (a demo) may have a split with this name. Only the links of a chain use its rows. All other
 # parts therefore have the same rows with and without a chain.
 LINK_ROWS = "links"
 # Default share of the training rows in each part

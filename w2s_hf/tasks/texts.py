@@ -68,7 +68,7 @@ def read_examples(
     if n_empty:
         logger.warning(f"{task.name}: {n_empty} of {len(rows)} rows of {split!r} have an empty field and are left out")
     if not examples:
-        raise ValueError(f"{task.name}: all rows of the split {split!r} have an empty field. Add rows with text.")
+        raise ValueError(f"{task.name}: all rows of the split {split!r} have an empty field. Add complete rows.")
     return sorted(examples, key=lambda example: example["id"])
 
 

@@ -268,7 +268,7 @@ class ChainDirectory:
         n_finished = [*finished, False].index(False)
         if any(finished[n_finished:]):
             raise ValueError(
-                f"{self.link(n_finished)}: got an unfinished link, expected a finished link, since later "
+                f"{self.link(n_finished)}: got no finished link, expected a finished link, since later "
                 "links are trained on its labels. Restore its directory, or remove the later links."
             )
         return n_finished

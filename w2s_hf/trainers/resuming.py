@@ -169,9 +169,9 @@ class ResumableTraining(TrainerMixin):
         if self.args.load_best_model_at_end and state.best_model_checkpoint and self._best_checkpoint is None:
             raise ValueError(
                 f"{where}, whose best checkpoint {Path(state.best_model_checkpoint).name} (step "
-                f"{state.best_global_step}) is neither next to the checkpoint nor at {state.best_model_checkpoint}. "
-                "load_best_model_at_end=True needs the best checkpoint. Restore it, or set "
-                "load_best_model_at_end=False."
+                f"{state.best_global_step}) is neither next to the resumed checkpoint nor at "
+                f"{state.best_model_checkpoint}. load_best_model_at_end=True needs the best checkpoint. Restore it, "
+                "or set load_best_model_at_end=False."
             )
 
     @property

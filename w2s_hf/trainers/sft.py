@@ -1,4 +1,4 @@
-"""The SFT trainer of TRL with epochs that train every row once, and with exact resuming."""
+"""The SFT trainer of TRL with epochs that train on every row once, and with exact resuming."""
 
 import logging
 from collections.abc import Iterator

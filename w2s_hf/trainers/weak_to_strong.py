@@ -50,7 +50,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     the same loss at every step and the same final weights. Every loss is a mean over the rows of the *whole* optimizer
     step, on all ranks. Therefore 8x1, 2x4 and 1x8 (rows x accumulation steps) train the same model, on one rank or
     two. With accumulation, [`~transformers.Trainer`] does not divide the loss of a sequence classifier, so that 2x4
-    has 4 times the gradient of 8x1. An epoch trains every row once, even if the number of rows is not a multiple of
+    has 4 times the gradient of 8x1. An epoch trains on every row once, even if the number of rows is not a multiple of
     the number of ranks; see [`w2s_hf.trainers.epochs.WholeEpochs`].
 
     Overridden methods, and the reasons:
