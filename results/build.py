@@ -763,7 +763,7 @@ def readme_text(groups: Sequence[Group]) -> str:
         overview(groups, short=True),
         "![Test accuracy of supervisors, students and ceilings](docs/figures/results.png)",
         "An empty cell was not run for this task. Without a clear gap between supervisor and ceiling, PGR is not "
-        "meaningful. These commands train the models. Their times are for `OMP_NUM_THREADS=1`: "
+        "meaningful. These commands train the models of all seeds. Their times are for `OMP_NUM_THREADS=1`: "
         f"{', '.join(commands)}. Rows and models were [local copies](docs/results.md#metrics-and-setup). Rows and "
         "models on the Hub may give other numbers.",
     ])  # fmt: skip
