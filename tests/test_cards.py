@@ -157,6 +157,12 @@ def test_no_name_breaks_the_front_matter_or_becomes_markup(name, tmp_path):
     assert set(front) == {"tags", "configs"} and name in front["tags"]
 
 
+def test_code_of_the_card_keeps_the_line_breaks_of_the_training_texts():
+    card = card_of(results() | {"text_form": 'Message: {message}\nIs it "spam"?'}).render()
+    (line,) = re.findall(r"^text = (.+)$", card, flags=re.MULTILINE)
+    assert ast.literal_eval(line) == 'Message: {message}\nIs it "spam"?'
+
+
 def test_text_is_quoted_where_it_could_be_markup():
     assert as_text("Qwen/Qwen2.5-7B, cosmos_qa (50 %): it's 0.5") == "Qwen/Qwen2.5-7B, cosmos_qa (50 %): it's 0.5"
     assert as_text("a\n# b") == "a &#35; b"

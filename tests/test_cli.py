@@ -68,6 +68,7 @@ def test_help_and_version_name_the_commands(capsys):
         ("run anthropic", "Did you mean 'anthropic_hh'?"),
         ("run chess", "Did you mean 'chess_puzzles'?"),
         ("run nowhere.py", "got 'nowhere.py', expected an existing file"),
+        (f"run {ROOT / 'recipes' / 'minimol.py'}", "Did you mean 'minimal.py'?"),
         ("run boolq --num_process 2", "--help all lists all options. Did you mean --num_processes?"),
         ("run boolq --num_processes two", "got 'two', expected a positive integer"),
         ("run boolq --accelerate_config fdsp", "shipped configurations: ddp, fsdp.*Did you mean 'fsdp'?"),

@@ -174,7 +174,7 @@ def test_an_error_of_a_library_says_how_to_see_its_traceback():
 def test_ctrl_c_is_one_line():
     process = run_in_a_process("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
     assert process.returncode == 130
-    assert process.stderr == "\nStopped. The same command continues from the last checkpoint.\n"
+    assert process.stderr == "\nStopped. Repeat the command to resume the run.\n"
 
 
 def test_ctrl_c_during_the_imports_is_one_line():

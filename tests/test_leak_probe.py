@@ -122,7 +122,10 @@ def test_features_have_names_and_hand_worked_values():
     features, names = format_features(["One, two.\nAnswer: B", "Three\nAnswer: four"] * 20)
     value = dict(zip(names, features[0], strict=True))
     assert value["characters of the text"] == 19 and value["words of the last line"] == 2
-    assert value[", of the text"] == value[". of the text"] == 1 and value["capitals of the last line"] == 2
+    assert (
+        value["number of , in the text"] == value["number of . in the text"] == 1
+        and value["capitals of the last line"] == 2
+    )
     assert value["last line is one letter"] == 1 and features[1][names.index("last line is one letter")] == 0
     assert value["ends in 'B'"] == 1 and value["begins with 'One,'"] == 1 and value["lines"] == 1
 

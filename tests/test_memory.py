@@ -279,7 +279,7 @@ def test_command_line(capsys, tmp_path):
         (["gpt2", "--gpus", "80"], "got '80', expected COUNTxGIB such as 1x80"),
         (["gpt2", "--gpus", "0x80"], "expected COUNTxGIB"),
         ([], "Got no model, expected a model or --list"),
-        (["no/such/model"], "error: "),
+        (["no/such/model"], "`w2s memory --list` prints the models whose shapes are known offline"),
     ],
 )
 def test_command_line_says_what_is_wrong(argv, message, capsys):

@@ -17,9 +17,9 @@ from helpers.hub_worker import HubWorker
 from helpers.running import TINY, recipe_here
 
 from w2s_hf.cards import FIGURE, StudentCard
-from w2s_hf.hub import repository_name
+from w2s_hf.hub import PushError, repository_name
 from w2s_hf.leaderboard import read_card
-from w2s_hf.publish import student_files
+from w2s_hf.publish import push_students, student_files
 
 CLASSES = 'id2label={0: "no", 1: "yes"}'  # in the snippets of cards
 LABELS, STUDENT = "me/boolq-weak-labels-scratch-32x1-seed0", "me/boolq-pretrained-64x2-from-scratch-32x1-naive-seed0"
@@ -189,6 +189,17 @@ def test_what_was_refused_is_kept_and_pushed_again(fault, options, environment, 
     assert [len(repository.commits) for repository in hub.repositories.values()] == [1, 1]
 
 
+def test_files_are_shown_without_a_token(output, monkeypatch, capsys, caplog):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("w2s_hf.publish.get_token", lambda: None)
+    monkeypatch.setattr("w2s_hf.hub.get_token", lambda: None)
+    with caplog.at_level("INFO", "w2s_hf.publish"):
+        ids = push_students(output, dry_run=True)
+    assert [name.split("/")[-2] for name in ids] == ["ME", "ME"] and "adapter_model.safetensors" in caplog.text
+    with pytest.raises(PushError, match="Got no token, expected the token of a user. Set HF_TOKEN"):
+        push_students(output)
+
+
 def test_a_hub_that_fails_once_is_asked_again(hub, publish, output):
     hub.faults += [refuse(500, "/api/repos/create", 1), refuse(503, f"{STUDENT}/commit/", 1)]
     code, stderr = publish(output, "--hub_namespace", "me")
@@ -347,7 +358,7 @@ def test_students_that_are_being_replaced_are_not_pushed_with_the_numbers_of_oth
     options = [*TINY, "--methods", "naive", "--output_dir", output]
     with monkeypatch.context() as patch:
         patch.setattr("w2s_hf.experiments.experiment.keep_outputs", stop)
-        assert "Stopped. The same command continues" in recipe_here(*options, cache=cache).stderr
+        assert "Stopped. Repeat the command to resume" in recipe_here(*options, cache=cache).stderr
     code, stderr = publish(output, "--hub_namespace", "me")
     assert code == 1 and "got a directory without results.json" in stderr and not hub.repositories
     assert recipe_here(*options, cache=cache).returncode == 0

@@ -55,7 +55,10 @@ def test_output_is_all_there(finished):
         assert word in process.stdout
     report = (output / "report.md").read_text()
     assert report.startswith("# Weak-to-strong generalization: boolq (demo: generated rows)\n")
-    assert "The rows of this demo are generated and have the columns of boolq. No data of boolq is used." in report
+    assert (
+        "The rows of this demo are generated, without data of boolq. The rows imitate this task: Yes/no questions"
+        in report
+    )
     assert "\nboolq (demo: generated rows)\n" in process.stdout
     card = (output / "students" / "naive-seed0" / "README.md").read_text()
     assert "name: 'boolq (demo: generated rows)'" in card and "\n- boolq\n" not in card
@@ -165,7 +168,7 @@ def test_a_changed_learning_rate_trains_what_it_changes_and_no_more(finished, ca
     assert -1 < process.stderr.find("the weak labels are unsure") < process.stderr.find(": student (naive)")
 
 
-STOPPED = "\nStopped. The same command continues from the last checkpoint.\n"
+STOPPED = "\nStopped. Repeat the command to resume the run.\n"
 
 # A training of each kind, and where it keeps its checkpoints; the ceiling trains as a student does.
 TRAININGS = {

@@ -177,8 +177,10 @@ def owner_of_token(token: str | None = None) -> str:
     Returns the user of a token, by default of `HF_TOKEN`.
 
     Raises:
-        PushError: The Hub rejected the token, or does not answer.
+        PushError: There is no token. The Hub rejected the token, or does not answer.
     """
+    if token is None and get_token() is None:
+        raise PushError("Got no token, expected the token of a user. Set HF_TOKEN, or log in with `hf auth login`.")
     try:
         return HfApi(token=token).whoami()["name"]
     except (HTTPError, OSError, ValueError, KeyError) as error:  # ValueError, KeyError: the answer is not from the Hub

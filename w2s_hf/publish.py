@@ -18,7 +18,7 @@ from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, get_token
 
 from .cards import BLOCK, FIGURE, StudentCard
 from .command_line import CommandLine
@@ -124,6 +124,7 @@ def push_students(
         private (`bool`, *optional*): Whether new repositories are private; defaults to the namespace's default.
         base_model (`str`, *optional*): The Hub id of the base model, if students were trained on a local copy.
         dry_run (`bool`, *optional*, defaults to `False`): Log the files of each repository, and push nothing.
+            Without a token, the namespace is shown as `ME`.
 
     Returns:
         `list[str]`: Repository ids. Ids of datasets begin with `datasets/`.
@@ -140,7 +141,8 @@ def push_students(
             + _finished_nearby(output_dir)
         )
     try:
-        namespace = owner_of_token() if namespace is None else namespace
+        if namespace is None:
+            namespace = "ME" if dry_run and get_token() is None else owner_of_token()
         return _push(_repositories(output_dir, namespace, base_model), private, dry_run)
     except PushError as error:
         options = {"hub_namespace": requested_namespace, "base_model": base_model, "hub_private": private}

@@ -296,7 +296,9 @@ class StudentCard:
             options=Markup("".join(f", {name}={_literal(value)}" for name, value in self._options().items())),
             classes=Markup(", ".join(f"P({_printable(name)})" for name in names)),
             is_blind=self._is_blind(),
-            example=Markup(_literal(self.example_prompt or "A text in the form of the training texts")),
+            example=Markup(
+                _literal(self.example_prompt or self.text_form or "A text in the format of the training texts")
+            ),
             links=[(link.taught_by, Score.of(link), link.n_train) for link in self.links],
             duration=None if self.seconds is None else _duration(self.seconds),
         )

@@ -202,7 +202,7 @@ def run_recipe(main: Callable[[], Callable[[], object] | None]) -> None:
         with _no_interrupts():
             logger.debug("traceback", exc_info=True)
             if is_first_rank:
-                print("\nStopped. The same command continues from the last checkpoint.", file=sys.stderr, flush=True)
+                print("\nStopped. Repeat the command to resume the run.", file=sys.stderr, flush=True)
         sys.exit(STOPPED)
     except (ValueError, OSError) as error:
         if not is_first_rank:

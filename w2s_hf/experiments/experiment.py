@@ -537,8 +537,8 @@ def demo_description(results: ExperimentResult) -> str:
     """Returns the description of a demo's task. Its first sentence says that the rows are generated."""
     rows = ROWS[results.setting]
     return (
-        f"The {rows} of this demo are generated and have the columns of {results.task}. "
-        f"No data of {results.task} is used. {results.description}"
+        f"The {rows} of this demo are generated, without data of {results.task}. The {rows} imitate this task: "
+        f"{results.description}"
     )
 
 

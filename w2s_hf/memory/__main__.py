@@ -83,7 +83,9 @@ def main(argv: list[str] | None = None) -> None:
             args.model, gpus=args.gpus, length=args.length, lora_r=args.lora_r, optim=args.optim,
             task_type=args.task_type, gradient_checkpointing="no_gradient_checkpointing" not in args,
         )  # fmt: skip
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        sys.exit(f"error: {error}\n`w2s memory --list` prints the models whose shapes are known offline.")
+    except ValueError as error:
         sys.exit(f"error: {error}")
     row = "pair" if args.task_type == "REWARD" else "row"
     print(

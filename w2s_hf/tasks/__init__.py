@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, overload
 
-from ..command_line import did_you_mean
+from ..command_line import did_you_mean, did_you_mean_path
 from .classification import CLASSIFICATION_TASKS
 from .generation import GenerationTask
 from .multiple_choice import MULTIPLE_CHOICE_TASKS
@@ -127,7 +127,9 @@ def _public_name(kind: type) -> str:
 
 def _task_in_file(path: Path, variable: str, kind: type) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(f"task: got {str(path)!r}, expected an existing file. Correct the path.")
+        raise FileNotFoundError(
+            f"task: got {str(path)!r}, expected an existing file. Correct the path.{did_you_mean_path(str(path))}"
+        )
     sys.path.insert(0, str(path.parent.resolve()))  # lets the file import modules of its directory
     tasks = {name: value for name, value in _run(path).items() if isinstance(value, kind)}
     if variable and variable not in tasks or not variable and len(tasks) != 1:

@@ -81,11 +81,12 @@ def format_features(texts: list[str]) -> tuple[np.ndarray, list[str]]:
         and of its last line, which has the answer. Further features are the number of lines, the form of the last
         line, and frequent last words, last lines and first words.
     """
-    names = [
-        f"{what} of {where}"
-        for where in ("the text", "the last line")
-        for what in ("characters", "words", "characters per word", "digits", "capitals", *_PUNCTUATION)
-    ]
+    names = []
+    for where in ("the text", "the last line"):
+        names += [
+            f"{what} of {where}" for what in ("characters", "words", "characters per word", "digits", "capitals")
+        ]
+        names += [f"number of {mark} in {where}" for mark in _PUNCTUATION]
     names += ["lines", "last line is one letter", "last line starts with a capital", "ends without punctuation"]
     rows = []
     for text in texts:

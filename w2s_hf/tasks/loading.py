@@ -150,7 +150,8 @@ def pick_split(task: AnyTask, raw: DatasetDict, names: Sequence[str]) -> tuple[s
     if missing:
         raise ValueError(
             f"{task.name}: the split {name!r} has no column {missing[0]!r}. Got {', '.join(rows.column_names)}, "
-            f"expected {task.expected_columns}. Rename the columns.{did_you_mean(missing[0], rows.column_names)}"
+            f"expected {task.expected_columns}. Rename the columns, or correct the task."
+            f"{did_you_mean(missing[0], rows.column_names)}"
         )
     if len(rows) == 0:
         raise ValueError(f"{task.name}: the split {name!r} has no rows. Add rows.")

@@ -56,7 +56,8 @@ class ProbabilitySetting(Setting):
 
     def with_ground_truth(self, rows: Dataset) -> Dataset:
         """Returns rows with `labels`, int64."""
-        return rows.rename_column("ground_truth", "labels").cast_column("labels", Value("int64"))
+        rows = rows.rename_column("ground_truth", "labels")
+        return rows if rows.features["labels"] == Value("int64") else rows.cast_column("labels", Value("int64"))
 
     def make_trainer(
         self, model, args, tokenizer, train, validation, tokenize: Tokenize, is_weak: bool = False
