@@ -21,7 +21,7 @@ The demo on a Ray cluster whose machines share the output directory (pip install
 
     python recipes/sweep.py --config sweep_demo --engine ray --ray_address auto
 
-If a sweep is stopped, the same command continues from the last checkpoint.
+If a sweep is stopped, repeat the command to resume it.
 """
 
 import sys

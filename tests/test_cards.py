@@ -158,9 +158,18 @@ def test_no_name_breaks_the_front_matter_or_becomes_markup(name, tmp_path):
 
 
 def test_code_of_the_card_keeps_the_line_breaks_of_the_training_texts():
-    card = card_of(results() | {"text_form": 'Message: {message}\nIs it "spam"?'}).render()
-    (line,) = re.findall(r"^text = (.+)$", card, flags=re.MULTILINE)
-    assert ast.literal_eval(line) == 'Message: {message}\nIs it "spam"?'
+    form = 'Message: {message}\nIs it "spam"? \U0001f914'
+    card = card_of(results() | {"text_form": form})
+    (line,) = re.findall(r"^# This is the format .*\ntext = (.+)$", card.render(), flags=re.MULTILINE)
+    assert ast.literal_eval(line) == form and ast.literal_eval(line).encode() == form.encode()
+    for changes in (
+        {"example_prompt": "Hi"},
+        {"text_form": None},
+        {"task_type": "REWARD"},
+        {"task_type": "CAUSAL_LM"},
+    ):
+        code = replace(card, **changes).render()
+        assert "This is the format" not in code and "{message}" not in code
 
 
 def test_text_is_quoted_where_it_could_be_markup():

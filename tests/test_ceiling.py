@@ -33,7 +33,10 @@ def test_a_ceiling_below_the_linear_probe_is_told_in_report_and_card(tmp_path):
     (warning,) = ceiling_warnings(result)
     assert "on 100 test rows the ceiling has an accuracy of 0.500 [0.404, 0.596] after 8 optimizer steps" in warning
     assert "linear probe, ground truth 0.750 [0.657, 0.825]. PGR against this ceiling is not meaningful" in warning
-    assert all(option in warning for option in ("--n_train", "--num_train_epochs", "--learning_rate"))
+    assert all(
+        option in warning
+        for option in ("--n_train", "--num_train_epochs, which --max_steps overrides", "--learning_rate")
+    )
     assert "overlap" not in warning
     write_report(result, tmp_path, notes=[])
     assert warning in (tmp_path / "report.md").read_text()

@@ -69,6 +69,7 @@ def test_an_untrained_student_with_the_answers_as_its_head_predicts_what_its_bas
         for form in (task, task.prompted())
     )
     prompts = [FORM.prompt(text) for text in rows["text"]]
+    assert task.prompted().form == "say {y} or n. Q: Message: {message}" + FORM.suffix
     assert prompted["text"][:] == prompts and prompts[0].startswith("say {y} or n. Q: Message: ")
     assert [FORM.text_of(prompt) for prompt in prompts] == rows["text"][:]
     config = StudentConfig(dtype="float32", head_init="answers", **options)

@@ -19,6 +19,7 @@ from helpers.running import TINY, recipe_here
 from w2s_hf.cards import FIGURE, StudentCard
 from w2s_hf.hub import PushError, repository_name
 from w2s_hf.leaderboard import read_card
+from w2s_hf.publish import main as publish_main
 from w2s_hf.publish import push_students, student_files
 
 CLASSES = 'id2label={0: "no", 1: "yes"}'  # in the snippets of cards
@@ -189,13 +190,15 @@ def test_what_was_refused_is_kept_and_pushed_again(fault, options, environment, 
     assert [len(repository.commits) for repository in hub.repositories.values()] == [1, 1]
 
 
-def test_files_are_shown_without_a_token(output, monkeypatch, capsys, caplog):
-    monkeypatch.delenv("HF_TOKEN", raising=False)
+def test_files_are_shown_without_a_token(output, monkeypatch, caplog):
     monkeypatch.setattr("w2s_hf.publish.get_token", lambda: None)
     monkeypatch.setattr("w2s_hf.hub.get_token", lambda: None)
     with caplog.at_level("INFO", "w2s_hf.publish"):
         ids = push_students(output, dry_run=True)
     assert [name.split("/")[-2] for name in ids] == ["ME", "ME"] and "adapter_model.safetensors" in caplog.text
+    (student,) = (output / "students").iterdir()
+    publish_main([str(student), "--repo_id", "mine", "--dry_run"])
+    assert "ME/mine: README.md, adapter_config.json" in caplog.text
     with pytest.raises(PushError, match="Got no token, expected the token of a user. Set HF_TOKEN"):
         push_students(output)
 

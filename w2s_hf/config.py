@@ -426,7 +426,9 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
             "truncated. The default is enough for a chess move."
         },
     )
-    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout probability of the model to 0."})
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Set every dropout probability of the model to 0, as in the published code."}
+    )
     completion_only_loss: bool | None = field(
         default=True, metadata={"help": "Compute the loss on completions only, not on prompts."}
     )

@@ -141,8 +141,7 @@ def push_students(
             + _finished_nearby(output_dir)
         )
     try:
-        if namespace is None:
-            namespace = "ME" if dry_run and get_token() is None else owner_of_token()
+        namespace = _namespace(dry_run) if namespace is None else namespace
         return _push(_repositories(output_dir, namespace, base_model), private, dry_run)
     except PushError as error:
         options = {"hub_namespace": requested_namespace, "base_model": base_model, "hub_private": private}
@@ -211,7 +210,7 @@ def _push_one(
             f"{page}: got no model card of a student. Write the card with trainer.create_model_card()."
         )
     if "/" not in repo_id:
-        repo_id = f"{owner_of_token()}/{repo_id}"
+        repo_id = f"{_namespace(dry_run)}/{repo_id}"
     text, library_name = page.read_text(encoding="utf-8"), card.data["library_name"]
     files = student_files(directory, text, library_name, base_model)
     config = json.loads(_content(files["adapter_config.json"])) if library_name == "peft" else {}
@@ -240,6 +239,11 @@ def _content(file: Path | bytes) -> bytes:
 
 def _end(model: str) -> str:
     return model.split("/")[-1]
+
+
+def _namespace(dry_run: bool) -> str:
+    """Returns the owner of the token. In a dry run without a token, returns `ME`."""
+    return "ME" if dry_run and get_token() is None else owner_of_token()
 
 
 def _push(repositories: list[_Repository], private: bool | None, dry_run: bool) -> list[str]:
@@ -300,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
             options = {"base_model": args.base_model, "dry_run": args.dry_run}
             push_students(args.output_dir, namespace=args.hub_namespace, private=private, **options)
     except KeyboardInterrupt:
-        sys.exit("\nThe push was stopped. The same command continues it.")
+        sys.exit("\nThe push was stopped. Repeat the command to resume it.")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

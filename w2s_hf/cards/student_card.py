@@ -46,7 +46,7 @@ class StudentCard:
     Args:
         task (`str`, *optional*): Name of the task.
         description (`str`, *optional*): Description of the task in one sentence.
-        text_form (`str`, *optional*): Format of the training texts, with columns in braces.
+        text_form (`str`, *optional*): Format of the training texts of a classifier, with names in braces.
         class_names (`list[str]`, *optional*): Names of the classes, in order.
         setting (`str`, *optional*, defaults to `"classification"`):
             `"classification"`, `"reward"`, `"chess"`, `"generation"` or `"completion"`.
@@ -296,9 +296,7 @@ class StudentCard:
             options=Markup("".join(f", {name}={_literal(value)}" for name, value in self._options().items())),
             classes=Markup(", ".join(f"P({_printable(name)})" for name in names)),
             is_blind=self._is_blind(),
-            example=Markup(
-                _literal(self.example_prompt or self.text_form or "A text in the format of the training texts")
-            ),
+            example=Markup(_literal(self._example())),
             links=[(link.taught_by, Score.of(link), link.n_train) for link in self.links],
             duration=None if self.seconds is None else _duration(self.seconds),
         )
@@ -312,6 +310,11 @@ class StudentCard:
         guesses = [score.accuracy for score in self.others.values() if not score.model]
         chance = min(guesses) if self.chance is None and guesses else self.chance
         return chance is not None and self.weak is not None and (self.weak.ci95 or (1.0,))[0] <= chance
+
+    def _example(self) -> str:
+        """Returns the text in the code of the card."""
+        form = self.text_form if self.task_type == "SEQ_CLS" else None
+        return self.example_prompt or form or "A text in the format of the training texts"
 
     def _options(self) -> dict:
         """Returns the options of [`load_student`] in the code of the card."""
@@ -334,7 +337,8 @@ def _literal(value: object) -> str:
         return "{" + ", ".join(f"{key}: {_literal(name)}" for key, name in value.items()) + "}"
     if isinstance(value, dict):
         return f"BitsAndBytesConfig({', '.join(f'{name}={_literal(part)}' for name, part in value.items())})"
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    # JSON writes characters such as emoji as surrogates, which Python would not read as one character.
+    return json.dumps(value) if isinstance(value, str) and value.isascii() else repr(value)
 
 
 def _over_seeds(summary: MethodSummary | None) -> Markup | None:

@@ -140,14 +140,14 @@ class ExperimentArguments:
         default=None,
         metadata={
             "help": "Number of training rows of students and ceiling (the student half). Unset: the value of "
-            "--n_weak, or a share of 0.45 of the training rows."
+            "--n_weak, or 0.45 of the training rows (0.1 are for validation)."
         },
     )
     n_weak: int | None = field(
         default=None,
         metadata={
             "help": "Number of training rows of the weak supervisor (the weak half). Unset: the value of --n_train, "
-            "or a share of 0.45 of the training rows."
+            "or 0.45 of the training rows (0.1 are for validation)."
         },
     )
     n_validation: int | None = field(

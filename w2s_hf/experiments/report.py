@@ -137,8 +137,8 @@ def supervisor_warning(ci95: list[float] | None, chance: float, loss: float | No
     return [
         f"the weak supervisor is not better than chance: the 95 % interval of its accuracy begins at {ci95[0]:.3f}, "
         f"and guessing has {chance:.3f}.{shown_loss} Its labels carry no information, and PGR is meaningless. "
-        "Train it on more rows (--n_weak), for more epochs (--weak_num_train_epochs, without "
-        "--max_steps) or with another "
+        "Train it on more rows (--n_weak), for more epochs (--weak_num_train_epochs, which "
+        "--max_steps overrides) or with another "
         "--weak_learning_rate, or use a larger model."
     ]
 
@@ -146,8 +146,9 @@ def supervisor_warning(ci95: list[float] | None, chance: float, loss: float | No
 def ceiling_warnings(results: ExperimentResult) -> list[str]:
     """Returns a warning, with advice, for each seed whose ceiling is less accurate than before finetuning."""
     return [
-        f"Seed {run.seed}: {warning} Train on more rows (--n_train), for more epochs (--num_train_epochs, without "
-        "--max_steps), on fewer rows per step (--per_device_train_batch_size), or with a higher --learning_rate."
+        f"Seed {run.seed}: {warning} Train on more rows (--n_train), for more epochs (--num_train_epochs, which "
+        "--max_steps overrides), on fewer rows per step (--per_device_train_batch_size), or with a higher "
+        "--learning_rate."
         for run in results.runs
         if (warning := ceiling_warning(run)) is not None
     ]
@@ -169,8 +170,8 @@ def unsure_labels(methods: list[str], confidence: float | None) -> list[str]:
         f"the weak labels are unsure: their larger probability is {confidence:.2f} on average. For a student that "
         f"predicts 0.5, the gradient of such a label is {confidence - 0.5:.2f}. The gradient of its own hard "
         f"prediction, which {' and '.join(outweighing)} also trains on, is 0.50. Train the supervisor for longer "
-        "(--weak_num_train_epochs, without --max_steps) or with a higher --weak_learning_rate, or compare with the "
-        "methods naive and product."
+        "(--weak_num_train_epochs, which --max_steps overrides) or with a higher --weak_learning_rate, or "
+        "compare with the methods naive and product."
     ]
 
 

@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None) -> None:
         metavar="COUNTxGIB",
         help="number of GPUs, and the memory of each GPU in GiB",
     )
-    parser.add_argument("--length", type=int, default=512, metavar="N", help="length of a row in tokens, with padding")
+    parser.add_argument(
+        "--length", type=int, default=512, metavar="N", help="padded length of a row in tokens, as for --max_length"
+    )
     parser.add_argument(
         "--task_type",
         choices=["SEQ_CLS", "REWARD", "CAUSAL_LM"],

@@ -57,7 +57,7 @@ examples:
       --student_models Qwen/Qwen2.5-1.5B Qwen/Qwen2.5-7B --seeds 0 1 2 --n_train 4000
   w2s sweep --config sweep_demo --engine ray
 
-If a sweep is stopped, the same command continues from the last checkpoint."""
+If a sweep is stopped, repeat the command to resume it."""
 
 
 def main(description: str | None = None, argv: list[str] | None = None, prog: str | None = None) -> None:

@@ -222,6 +222,12 @@ class Task(AnyTask):
         return self._render(dict.fromkeys(self.shown, "N/A"))["text"]
 
     @property
+    def form(self) -> str:
+        """The text of the template, with the names of its fields in braces."""
+        pieces = Formatter().parse(self.template)
+        return "".join(text + ("" if name is None else f"{{{name}}}") for text, name, _, _ in pieces)
+
+    @property
     def shown(self) -> list[str]:
         """The fields of the template, in order."""
         return [name for _, name, _, _ in Formatter().parse(self.template) if name is not None]

@@ -57,6 +57,7 @@ class ProbabilitySetting(Setting):
     def with_ground_truth(self, rows: Dataset) -> Dataset:
         """Returns rows with `labels`, int64."""
         rows = rows.rename_column("ground_truth", "labels")
+        # A cast copies all rows and shows a progress bar.
         return rows if rows.features["labels"] == Value("int64") else rows.cast_column("labels", Value("int64"))
 
     def make_trainer(
@@ -206,7 +207,7 @@ class ClassificationSetting(ProbabilitySetting):
         if args.demo:
             text = "demo_classification.md" if args.demo_world == "plain" else "demo_ladder.md"
             notes.append(render(text, task=task.name))
-        facts = {"text_form": task.template, "class_names": self.class_names(task)}
+        facts = {"text_form": task.form, "class_names": self.class_names(task)}
         about = task.description or task.name
         about += "" if about.endswith("?") else "."
         return facts, f"{about} Half of the rows are {task.class_names[1]!r}.", notes
