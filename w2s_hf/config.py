@@ -170,7 +170,7 @@ class LossArguments(_OwnDefaults):
             the same as for the whole batch, and the memory is the memory of one micro-batch. `None`: batches are not
             split.
 
-    Defaults that differ from `TrainingArguments`: `ddp_find_unused_parameters=False` (a LoRA student uses all its
+    These defaults differ from `TrainingArguments`: `ddp_find_unused_parameters=False` (a LoRA student uses all its
     parameters) and `hub_strategy="end"` (one push, after the last step).
 
     Raises:
@@ -230,7 +230,11 @@ class LossArguments(_OwnDefaults):
         },
     )
     product_beta: float = field(
-        default=1.0, metadata={"help": "Exponent of the student's prediction in the target of the loss `product`."}
+        default=1.0,
+        metadata={
+            "help": "Exponent of the student's prediction in the target of the loss `product`. The defaults weigh "
+            "label and prediction equally."
+        },
     )
     adaptive_temperature: float = field(
         default=1.0,
@@ -331,7 +335,10 @@ class WeakToStrongConfig(LossArguments, TrainingArguments):
     _argument_group_name = "training (every TrainingArguments field, and the weak-to-strong losses)"
 
     max_length: int | None = field(
-        default=512, metadata={"help": "Maximum length of a row in tokens. Longer texts are truncated."}
+        default=512,
+        metadata={
+            "help": "Maximum length of a row in tokens, by default the limit of BERT. Longer texts are truncated."
+        },
     )
     dataset_text_field: str = field(
         default="text", metadata={"help": "Column to tokenize if a dataset has no input_ids."}
@@ -408,7 +415,7 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
             Longest completion in tokens, with its end-of-text token. Longer completions are truncated.
         disable_dropout (`bool`, *optional*, defaults to `True`): Whether to set every dropout of the model to 0.
 
-    Defaults that differ from [`~trl.SFTConfig`]: `completion_only_loss=True`, `ddp_find_unused_parameters=False`,
+    These defaults differ from [`~trl.SFTConfig`]: `completion_only_loss=True`, `ddp_find_unused_parameters=False`,
     `hub_strategy="end"` (one push, after the last step), and `bf16=False` on a CPU. Rows of more than `max_length`
     tokens are not truncated. [`CompletionTrainer`] leaves them out of training, and raises an error for them in
     evaluation.
@@ -459,7 +466,7 @@ class StudentConfig(ModelConfig):
     """
     The adapters and precision of students: the fields of [`~trl.ModelConfig`], and `head_init`.
 
-    Defaults that differ from `ModelConfig`:
+    These defaults differ from `ModelConfig`:
 
     - `dtype=None`: bfloat16 on devices that compute in it, else float32.
     - `lora_dropout=0.0`: no dropout, as in the published code.
@@ -483,7 +490,8 @@ class StudentConfig(ModelConfig):
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapters. The default is the default of TRL."})
     lora_alpha: int = field(
-        default=32, metadata={"help": "Scale of the LoRA adapters. Their output is multiplied by lora_alpha / lora_r."}
+        default=32,
+        metadata={"help": "Scale of the LoRA adapters, whose output is multiplied by lora_alpha / lora_r (TRL: 32)."},
     )
     lora_dropout: float = field(
         default=0.0,

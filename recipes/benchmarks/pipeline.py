@@ -219,7 +219,8 @@ def parse_options() -> argparse.Namespace:
         "--max_tokens_per_micro_batch",
         type=int,
         default=1024,
-        help="Largest number of tokens, with padding, in a micro-batch of our experiment.",
+        help="Largest number of padded tokens in a micro-batch of our experiment. The default "
+        "is two rows of --max_length.",
     )
     parser.add_argument("--bf16", action="store_true", help="Run all forward passes in bfloat16 autocast.")
     parser.add_argument("--no_lora", action="store_true", help="Leave out the contender with LoRA.")

@@ -145,7 +145,12 @@ def main() -> None:
     )
     parser.add_argument("--n_rows", type=int, default=32, help="Number of rows in an optimizer step.")
     parser.add_argument("--length", type=int, default=512, help="Length of every row in tokens.")
-    parser.add_argument("--max_tokens", type=int, default=8192, help="Largest number of tokens in a micro-batch.")
+    parser.add_argument(
+        "--max_tokens",
+        type=int,
+        default=8192,
+        help="Largest number of tokens in a micro-batch: by default 16 rows of --length.",
+    )
     parser.add_argument(
         "--no_checkpointing", action="store_true", help="Keep all activations in memory (no gradient checkpointing)."
     )

@@ -222,7 +222,8 @@ def parse_options() -> argparse.Namespace:
         "--token_budget",
         type=int,
         default=1024,
-        help="Largest number of tokens in a micro-batch of WeakToStrongTrainer, with padding.",
+        help="Largest number of padded tokens in a micro-batch of WeakToStrongTrainer. The default "
+        "is two rows of --max_length.",
     )
     parser.add_argument(
         "--torch_compile", action="store_true", help="Also time trainers whose models are compiled with torch.compile."

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 __all__ = ["DEMO_WORLDS", "PAIR_SITUATIONS", "DemoWorld", "WorldConfig"]
 
-# These features show which of two responses is better.
+# A pair of responses is in one of these situations. They name the features that show the better response.
 PAIR_SITUATIONS = ("style only", "entity only", "both agree", "in conflict")
 
 _SPECIAL_TOKENS = ("<pad>", "<bos>", "<unk>")

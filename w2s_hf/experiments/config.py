@@ -98,7 +98,8 @@ class ExperimentArguments:
         default_factory=lambda: ["naive", "confidence"],
         metadata={
             "help": f"Methods of training students on weak labels: {', '.join(METHODS)}, {BOOTSTRAP}. `naive` is "
-            "plain finetuning (paper). `bootstrap` trains a chain of models (see --ladder).",
+            "plain finetuning. The default compares it with the paper's confidence loss. `bootstrap` trains a "
+            "chain of models (see --ladder).",
             "metavar": "METHOD",
         },
     )
@@ -314,7 +315,7 @@ class ExperimentArguments:
 
 @dataclass
 class ProbabilityArguments(ExperimentArguments):
-    """An experiment whose predictions are class probabilities."""
+    """The options of an experiment whose predictions are class probabilities."""
 
     linear_probe: bool | None = field(
         default=None,
@@ -330,7 +331,7 @@ class ProbabilityArguments(ExperimentArguments):
 
 @dataclass
 class ClassificationArguments(ProbabilityArguments):
-    """An experiment on texts with two classes."""
+    """The options of an experiment on texts with two classes."""
 
     conversion: str = field(
         default="pairs",
@@ -390,7 +391,7 @@ class _ListTasks(argparse.Action):
 @dataclass
 class AnyTaskArguments(ClassificationArguments):
     """
-    An experiment on a task that is named on the command line.
+    The options of an experiment on a task that is named on the command line.
 
     Args:
         task (`str`): As in [`w2s_hf.tasks.find_task`].
@@ -444,7 +445,7 @@ class RewardArguments(ProbabilityArguments):
 
 @dataclass
 class GenerationArguments(ExperimentArguments):
-    """An experiment on prompts: supervisor, students and ceiling write completions."""
+    """The options of an experiment on prompts, in which all models write completions."""
 
     possible_analyses: ClassVar[tuple[str, ...]] = ("overfitting", "agreement")
 
@@ -476,7 +477,7 @@ class GenerationArguments(ExperimentArguments):
 
 @dataclass
 class ChessArguments(GenerationArguments):
-    """An experiment on chess puzzles: supervisor, students and ceiling write the best move."""
+    """The options of an experiment on chess puzzles, in which all models write the best move."""
 
     max_train_rating: int | None = field(
         default=None,

@@ -235,8 +235,8 @@ def print_table(results: ExperimentResult | dict, output_dir: str) -> None:
     for sentence in (*_comparisons(results), *_caveats(results)):
         print(f"\n{sentence}")
     tested = f"{results.runs[0].weak.n} test {ROWS[results.setting]}"
-    print(f"\nAccuracy on {tested}. {output_dir}: results.json, predictions.parquet,")
-    print("report.md, figures/, weak_labels/, students/", flush=True)
+    print(f"\nAccuracies are measured on {tested}. The directory {output_dir} contains results.json,")
+    print("predictions.parquet, report.md, figures/, weak_labels/ and students/.", flush=True)
 
 
 def run_settings(args: ExperimentArguments, training_args: TrainingArguments, config: StudentConfig) -> RunSettings:

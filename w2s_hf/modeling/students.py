@@ -224,8 +224,8 @@ def load_student(
     if task_type != "CAUSAL_LM" and (task_type == "REWARD" or num_labels is not None):
         kwargs["num_labels"] = 1 if task_type == "REWARD" else num_labels
     if quantization_config is not None:
-        # By default, transformers skips the module of the last parameter. For a head with a bias it names the bias,
-        # and the weight of the head would be quantized. An explicit list replaces this default.
+        # By default, transformers does not quantize the last parameter of a model. If the head has a bias, the bias is
+        # the last parameter, and the weight of the head would be quantized. An explicit list replaces this default.
         quantization_config = copy.deepcopy(quantization_config)
         skip = [*(quantization_config.llm_int8_skip_modules or []), *HEAD_NAMES, "lm_head"]
         quantization_config.llm_int8_skip_modules = list(dict.fromkeys(skip))

@@ -41,7 +41,8 @@ class SweepArguments:
     methods: list[str] = field(
         default_factory=lambda: ["naive", "confidence"],
         metadata={
-            "help": f"Methods of training students on weak labels: {', '.join(METHODS)}, {BOOTSTRAP}. With "
+            "help": f"Methods of training students on weak labels: {', '.join(METHODS)}, {BOOTSTRAP}. The "
+            "default compares plain finetuning with the paper's confidence loss. With "
             f"{BOOTSTRAP}, the chain consists of all models of --ladder below the student.",
             "metavar": "METHOD",
         },
