@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Value
 from helpers.finetuners import finetuner_of, rows_of, splits_of
 from helpers.models import make_model, make_rows, make_tokenizer
 from helpers.training import arguments
@@ -109,6 +109,13 @@ def test_ground_truth_in_training_rows_is_refused(tmp_path):
     rows = rows_of("classification")
     with pytest.raises(ValueError, match="got training rows with the column `ground_truth`"):
         finetuner.finetune("weak", ModelSpec("m", "m", "1"), Half(rows, rows), [rows], splits=splits_of(), seed=0)
+
+
+@pytest.mark.parametrize("feature", [Value("int64"), Value("int32"), ClassLabel(names=["no", "yes"])], ids=str)
+def test_true_labels_of_any_integer_type_become_int64(feature):
+    rows = Dataset.from_dict({"ground_truth": [1, 0, 1]}).cast_column("ground_truth", feature)
+    labelled = CLASSIFICATION.with_ground_truth(rows)
+    assert labelled.features == {"labels": Value("int64")} and labelled["labels"][:] == [1, 0, 1]
 
 
 def test_an_engine_prepares_a_finished_model_and_trains_nothing(tmp_path):

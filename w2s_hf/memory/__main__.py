@@ -42,7 +42,11 @@ def main(argv: list[str] | None = None) -> None:
         help="number of GPUs, and the memory of each GPU in GiB",
     )
     parser.add_argument(
-        "--length", type=int, default=512, metavar="N", help="padded length of a row in tokens, as for --max_length"
+        "--length",
+        type=int,
+        default=512,
+        metavar="N",
+        help="padded length of a row in tokens, as in w2s run",
     )
     parser.add_argument(
         "--task_type",

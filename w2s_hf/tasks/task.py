@@ -224,8 +224,7 @@ class Task(AnyTask):
     @property
     def form(self) -> str:
         """The text of the template, with the names of its fields in braces."""
-        pieces = Formatter().parse(self.template)
-        return "".join(text + ("" if name is None else f"{{{name}}}") for text, name, _, _ in pieces)
+        return self._render({name: f"{{{name}}}" for name in self.shown})["text"]
 
     @property
     def shown(self) -> list[str]:
