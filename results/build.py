@@ -27,9 +27,9 @@ from w2s_hf.analysis.early_stopping import overfitting_section
 from w2s_hf.analysis.saliency import saliency_section
 from w2s_hf.cards.markdown import markdown_table
 from w2s_hf.command_line import CommandLine
-from w2s_hf.config import METHODS
-from w2s_hf.experiments.config import ANALYSES, BOOTSTRAP
+from w2s_hf.experiments.config import ANALYSES
 from w2s_hf.experiments.settings.classification import LINEAR_PROBE
+from w2s_hf.methods import BOOTSTRAP, METHODS
 from w2s_hf.metrics import difference_interval, rounded
 from w2s_hf.plots import PALETTE, STYLE
 from w2s_hf.results import (

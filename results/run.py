@@ -46,8 +46,8 @@ from filelock import FileLock, Timeout
 
 import w2s_hf
 from w2s_hf.command_line import CommandLine, did_you_mean
-from w2s_hf.config import METHODS
-from w2s_hf.experiments.config import ANALYSES, BOOTSTRAP, check_names
+from w2s_hf.experiments.config import ANALYSES, check_names
+from w2s_hf.methods import BOOTSTRAP, METHODS
 from w2s_hf.results import PREDICTIONS, ExperimentResult, read_predictions
 
 __all__ = ["ROOT", "TABLES", "Model", "Page", "Run", "Table", "compare_predictions", "machine_differs", "read_page"]

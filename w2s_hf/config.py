@@ -16,7 +16,6 @@ from .losses import LOSS_ARGUMENTS, LOSS_TYPES
 
 __all__ = [
     "HEAD_INITS",
-    "METHODS",
     "BootstrapConfig",
     "CompletionConfig",
     "LossArguments",
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
 else:
     # Only type checkers need this base class. The class that `_OwnDefaults` is mixed into has the fields.
     TrainerArguments = object
-
-# Each method of training students on weak labels has a loss. The paper calls plain finetuning "naive".
-METHODS = {"naive": "xent", **{name: name for name in LOSS_TYPES if name != "xent"}}
 
 AUX_STARTS = ("first_step", "agreement")
 

@@ -5,12 +5,17 @@ They compute in float32 and return the mean over the B rows, or the losses `(B,)
 are cross-entropies that differ in their target.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch.nn.functional import cross_entropy
 
 __all__ = [
     "LOSS_ARGUMENTS",
     "LOSS_TYPES",
+    "RowLoss",
+    "Step",
     "adaptive_confidence_loss",
     "confidence_loss",
     "confidence_threshold",
@@ -33,6 +38,28 @@ LOSS_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "adaptive_confidence": ("adaptive_temperature",),
 }
 LOSS_TYPES = tuple(LOSS_ARGUMENTS)
+
+
+class Step(NamedTuple):
+    """
+    An optimizer step, for a loss that changes during training.
+
+    Args:
+        number (`int`): Number of finished optimizer steps.
+        n_steps (`int`): Number of all optimizer steps of the training.
+    """
+
+    number: int
+    n_steps: int
+
+    @property
+    def share(self) -> float:
+        """Finished steps as a share of all steps, in [0, 1)."""
+        return self.number / max(self.n_steps, 1)
+
+
+# A loss of a user is a function of logits `(B, C)`, soft labels `(B, C)` and step. It returns a loss per row, `(B,)`.
+RowLoss = Callable[[torch.Tensor, torch.Tensor, Step], torch.Tensor]
 
 
 def _reduce(row_losses: torch.Tensor, reduction: str) -> torch.Tensor:

@@ -3,15 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .. import metrics
 from ..analysis import (
     ERROR_KINDS,
-    PromptFormat,
     balanced_scores,
     choose_stops,
     compare_answers,
@@ -29,20 +27,20 @@ from ..analysis import (
 from ..analysis.agreement import agreement_section, plot_agreement
 from ..analysis.early_stopping import CHEATING, overfitting_section, plot_overfitting
 from ..analysis.probes import plot_probes, probes_section
-from ..analysis.prompting import encode_prompts, plot_prompting, prompting_section
+from ..analysis.prompting import plot_prompting, prompting_section
 from ..analysis.saliency import plot_saliency, saliency_section
 from ..analysis.weak_errors import plot_weak_errors, weak_errors_section
-from ..config import METHODS
 from ..labels import WeakLabels
+from ..methods import BOOTSTRAP
 from ..results import BaselineResult, ExperimentResult, SeedResult
-from ..tasks import Half, Task, TaskSplits
+from ..tasks import Half
 from .analysis_context import AnalysisContext
-from .config import ANALYSES, Own
+from .config import ANALYSES
+from .prompts import Prompts
 
 __all__ = [
-    "analyse", "analysis_notes", "analysis_title", "check_prompt_lengths", "overfitting", "agreement",
-    "prompt_format_of", "prompted",
-    "prompting", "saliency", "probes", "weak_errors",
+    "analyse", "analysis_notes", "analysis_title", "overfitting", "agreement",
+    "prompted", "prompting", "saliency", "probes", "weak_errors",
 ]  # fmt: skip
 
 
@@ -71,8 +69,7 @@ def analysis_notes(results: ExperimentResult, output_dir: Path) -> list[str]:
         entries = [run.analyses[name] for run in results.runs]
         _ALL[name].plot(entries, output_dir / "figures" / f"{name}.png")
         notes += [f"## {ANALYSES[name]}", f"![{ANALYSES[name]}](figures/{name}.png)", _ALL[name].section(entries)]
-    direct_methods = {summary.method for summary in results.summary} & set(METHODS)
-    if notes and not direct_methods:
+    if notes and {summary.method for summary in results.summary} == {BOOTSTRAP}:
         notes.append(
             "These analyses use a student trained on the labels of the weak supervisor (method naive), not the "
             "student of the chain."
@@ -93,14 +90,14 @@ def overfitting(context: AnalysisContext) -> dict:
         return float(truth.mean()), float(same.mean()), predictions
 
     methods = {}
-    for method in context.methods:
+    for name, method in context.methods.items():
         student = context.finetune(
-            f"watched-{method}",
-            weak,
+            f"watched-{name}",
+            context.labels_of(name),
             [validation, test],
             method=method,
             n_snapshots=context.args.n_snapshots,
-            title=f"student without early stopping ({method})",
+            title=f"student without early stopping ({name})",
             **changes,
         )
         snapshots = {int(path.name.split("-")[1]): path for path in (student.directory / "snapshots").iterdir()}
@@ -114,7 +111,7 @@ def overfitting(context: AnalysisContext) -> dict:
                 curves.setdefault(f"{part}_weak_labels", []).append(same)
             predictions.append(of_part)
         stops = choose_stops(curves["validation_weak_labels"], curves["validation_ground_truth"])
-        methods[method] = {
+        methods[name] = {
             "steps": steps,
             **curves,
             "stops": {
@@ -136,12 +133,16 @@ def agreement(context: AnalysisContext) -> dict:
         same = setting.agrees(predictions, weak, test)
         return compare_answers(same, setting.is_correct(predictions, test), context.scorer.correct["weak"])
 
-    students: dict[str, dict] = {method: {} for method in context.methods}
+    students: dict[str, dict] = {name: {} for name in context.methods}
     for model in context.models.sizes:  # this is the outer loop, so that each base model is loaded once
-        for method, of_method in students.items():
+        for name, of_method in students.items():
             # One of these students is the student of the experiment, which is cached.
             predictions = context.predictions_of(
-                f"student-{method}", context.weak_labels, method=method, model=model, title=f"student ({method})"
+                f"student-{name}",
+                context.labels_of(name),
+                method=context.methods[name],
+                model=model,
+                title=f"student ({name})",
             )
             of_method[model.name] = compare(predictions)
     sizes = [model.name for model in context.models.sizes]
@@ -164,11 +165,10 @@ def prompted(context: AnalysisContext) -> dict[str, tuple[np.ndarray, np.ndarray
         `(N, 2)`. The second array has the probabilities of a text without content in the same prompts, `(N, 2)`.
         Without examples, all prompts of this text are equal, so the second array has one row, `(1, 2)`.
     """
-    splits, n_shots = context.splits, context.args.prompt_shots
-    examples, prompt_format = splits.student_half, _format_of(context)
-    texts = [context.test["text"][:], examples["text"][:], [context.task.content_free]]
-    if context.world is None:
-        texts = [_without_prompts(part, context.task, context.args) for part in texts]
+    n_shots, examples, format_of = context.args.prompt_shots, context.splits.student_half, _prompts(context)
+    prompt_format = format_of.format
+    texts = [format_of.texts_of(part) for part in (context.test["text"][:], examples["text"][:])]
+    texts.append(format_of.texts_of([context.task.content_free]))
     weak = context.weak_labels.of(list(examples["id"])).argmax(axis=1)
     conditions = {
         "zero-shot": (0, weak),
@@ -184,6 +184,10 @@ def prompted(context: AnalysisContext) -> dict[str, tuple[np.ndarray, np.ndarray
     answers = context.ask([prompt for part in prompts for prompt in part], prompt_format)
     parts = np.split(answers, np.cumsum([len(part) for part in prompts])[:-1])
     return dict(zip(conditions, zip(parts[::2], parts[1::2], strict=True), strict=True))
+
+
+def _prompts(context: AnalysisContext) -> Prompts:
+    return cast(Prompts, context.prompts)  # --analyses prompting is refused for pairs and completions
 
 
 def prompting(context: AnalysisContext) -> dict:
@@ -205,7 +209,7 @@ def prompting(context: AnalysisContext) -> dict:
     return {
         **_bounds(context),
         **note,
-        "format": asdict(_format_of(context)),
+        "format": asdict(_prompts(context).format),
         "n_shots": context.args.prompt_shots,
         "prompted": scores,
         "finetuned": {
@@ -213,44 +217,6 @@ def prompting(context: AnalysisContext) -> dict:
             for student in context.result.students
         },
     }
-
-
-def _format_of(context: AnalysisContext) -> PromptFormat:
-    if context.world is None:
-        return prompt_format_of(context.task, context.args)
-    # The demo's corpus has texts that continue `ENTITY is` with one of these words.
-    dead, alive = context.world.answer_words
-    return PromptFormat(answers=(f" {dead}", f" {alive}"), suffix="", separator=" . ")
-
-
-def check_prompt_lengths(
-    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, task: Task, splits: TaskSplits, args: Own, seed: int
-) -> None:
-    """
-    Checks that the prompts of `--analyses prompting` fit the context of a model. The weak labels are not known yet, so
-    all examples have the answer with more tokens.
-
-    Raises:
-        ValueError: [`~w2s_hf.analysis.prompting.encode_prompts`] refuses a prompt.
-    """
-    prompt_format = prompt_format_of(task, args)
-    tests, examples = (_without_prompts(part["text"][:], task, args) for part in (splits.test, splits.student_half))
-    content_free = _without_prompts([task.content_free] * len(tests), task, args)
-    longer = int(np.argmax([len(ids) for ids in tokenizer(list(prompt_format.answers))["input_ids"]]))
-    labels = [longer] * len(examples)
-    for texts in (tests, content_free):
-        prompts = few_shot_prompts(texts, examples, labels, args.prompt_shots, prompt_format, seed=seed)
-        encode_prompts(tokenizer, prompts, prompt_format, config)
-
-
-def _without_prompts(texts: list[str], task: Task, args: Own) -> list[str]:
-    """Returns the texts without the prompt that `--use_prompts` adds to them."""
-    return [task.prompt_format.text_of(text) for text in texts] if args.use_prompts else texts
-
-
-def prompt_format_of(task: Task, args: Own) -> PromptFormat:
-    """Returns the prompt format of `--prompt_form` for real rows."""
-    return PromptFormat.for_classes(task.class_names) if args.prompt_form == "01" else task.prompt_format
 
 
 def saliency(context: AnalysisContext) -> dict:
@@ -373,16 +339,16 @@ def weak_errors(context: AnalysisContext) -> dict:
     opinions = {} if context.world is None else {"opinions": (" : no ?", " : yes ?")}
     parts_with_opinion = {name: with_opinion(rows, weak[name], **opinions) for name, rows in parts.items()}
     rows = Half(parts_with_opinion["student_half"], parts_with_opinion["student_validation"])
-    for method in context.methods:
+    for name, method in context.methods.items():
         predictions = context.predictions_of(
             "student-told",
             context.weak_labels,
             method=method,
             rows=rows,
             test=parts_with_opinion["test"],
-            title=f"student whose texts contain the weak label ({method})",
+            title=f"student whose texts contain the weak label ({name})",
         )
-        add_scores(f"told, {method}", predictions, weak)
+        add_scores(f"told, {name}", predictions, weak)
     states = context.hidden_states() | context.hidden_states(parts=("weak_half",))
     labelled = {part: (of_part, context.truth(part)) for part, of_part in states.items()}
     n_features = states["test"].shape[1]

@@ -1,38 +1,33 @@
 """The finished experiment of one seed for an analysis, with methods to train and query further models."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from safetensors.numpy import load_file, save_file
-from transformers import set_seed
 
-from ..analysis import PromptFormat, answer_probabilities, logistic_probe
+from ..analysis import PromptFormat, logistic_probe
 from ..labels import LabelsById, WeakLabels
+from ..methods import BOOTSTRAP, NAIVE, Method
 from ..metrics import agreement_shares
-from ..modeling import load_tokenizer
-from ..modeling.spec import ModelSpec, load_base
+from ..modeling.spec import ModelSpec
 from ..results import SeedResult
 from ..tasks import Half, TaskSplits
-from ..trainers.completion import autocast
-from .config import BOOTSTRAP, Own
+from .config import Own
 from .finetuner import Finetuned, Finetuner, prompt_of_head
+from .label_context import labelled
+from .model_queries import PROBED, ask, hidden_states, load_arrays, on_rank_0, save_arrays
+from .prompts import Prompts, prompts_of
 from .scores import Scorer, outputs_of, pgr_of
 from .seed import Models, student_rows
 
 __all__ = ["AnalysisContext"]
 
 T = TypeVar("T")
-
-# A linear probe of the student is fitted, chosen and scored on these parts of the splits.
-_PROBED = ("student_half", "student_validation", "test")
 
 
 @dataclass(frozen=True)
@@ -71,14 +66,19 @@ class AnalysisContext:
         return student_rows(self.splits, self.trained["weak"], self.args)
 
     @property
-    def methods(self) -> list[str]:
-        """The methods whose students are trained on the labels of the supervisor, not of a link."""
-        return [method for method in self.args.methods if method != BOOTSTRAP] or ["naive"]
+    def methods(self) -> dict[str, Method]:
+        """The methods by name, except the chain, whose student is trained on labels of a link."""
+        methods = {name: method for name, method in self.args.methods_by_name.items() if name != BOOTSTRAP}
+        return methods or {NAIVE.name: NAIVE}
+
+    def labels_of(self, method: str) -> LabelsById:
+        """Returns the labels that the student of a method is trained on."""
+        return self.trained[method].labels if method in self.trained else self.weak_labels
 
     @property
     def student_directories(self) -> dict[str, Path]:
         """The cached step of each student and each link of the chain, by `output` in the results."""
-        outputs = outputs_of(self.args.methods, self.seed, self.trained)
+        outputs = outputs_of(self.args.methods_by_name, self.seed, self.trained)
         return {places.student: self.trained[role].directory for role, places in outputs.items()}
 
     @property
@@ -101,7 +101,7 @@ class AnalysisContext:
         labels: LabelsById,
         predict: list[Dataset],
         *,
-        method: str = "naive",
+        method: Method = NAIVE,
         model: ModelSpec | None = None,
         rows: Half | None = None,
         **changes,
@@ -113,12 +113,12 @@ class AnalysisContext:
             name (`str`): Name of the stage.
             labels ([`LabelsById`]): The labels of the training rows.
             predict (`list` of [`~datasets.Dataset`]): Rows to predict.
-            method (`str`, *optional*, defaults to `"naive"`): The method of training.
+            method ([`Method`], *optional*): The method of training. Defaults to naive finetuning.
             model ([`ModelSpec`], *optional*): Defaults to the experiment's student.
             rows ([`Half`], *optional*): Defaults to the rows of the experiment's students.
             changes: Training arguments that differ, and options of [`Finetuner.finetune`].
         """
-        rows = (self.student_rows if rows is None else rows).map(labels.join)
+        rows = (labelled(self.student_rows, labels) if rows is None else rows).map(labels.join)
         return self.finetuner.finetune(
             name,
             self.models.student if model is None else model,
@@ -173,33 +173,17 @@ class AnalysisContext:
         return WeakLabels(ids, probabilities, {**provenance, "stage": f"{provenance['stage']} {what}"})
 
     def once(self, make: Callable[[], T]) -> T:
-        """
-        Calls a function on rank 0 and returns its result on every rank. The last digits of a fit may differ between
-        ranks, and keys of the cache depend on them.
-        """
-        result: list[Any] = [make() if PartialState().is_main_process else None]
-        if PartialState().num_processes > 1:
-            broadcast_object_list(result, from_process=0)
-        return result[0]
+        """Calls a function on rank 0 and returns its result on every rank; see [`on_rank_0`]."""
+        return on_rank_0(make)
+
+    @property
+    def prompts(self) -> Prompts | None:
+        """The prompts of the rows; `None` for pairs and completions."""
+        return prompts_of(self.task, self.args, self.world)
 
     def ask(self, prompts: list[str], prompt_format: PromptFormat) -> np.ndarray:
         """Returns P(answer) of the student before any finetuning, `(N, 2)`; see [`answer_probabilities`]."""
-        finetuner, student = self.finetuner, self.models.student
-        digest = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
-        settings = {**finetuner.settings_of_predictions(student), "prompts": digest, "format": repr(prompt_format)}
-
-        def build(directory: Path) -> None:
-            tokenizer = load_tokenizer(student.path, revision=student.revision)
-            finetuner.release()
-            model = finetuner.in_place(load_base(student, "CAUSAL_LM"))
-            batch_size = finetuner.args.per_device_eval_batch_size
-            with autocast(finetuner.args):
-                probabilities = answer_probabilities(model, tokenizer, prompts, prompt_format, batch_size=batch_size)
-            _save({"probabilities": probabilities}, directory)
-
-        title = f"answers of {student.name} to {len(prompts)} prompts"
-        directory = finetuner.cache.run("prompted", settings, build, title=title)
-        return load_file(directory / "arrays.safetensors")["probabilities"]
+        return ask(self.finetuner, self.models.student, prompts, prompt_format)
 
     def linear_probe(self, trained: Finetuned | None = None) -> np.ndarray:
         """
@@ -207,62 +191,35 @@ class AnalysisContext:
         `trained`. The probe is a logistic regression on the last hidden states. It is fitted to the ground truth of
         the student half, and its regularization is chosen on the validation rows.
         """
-        states = self._hidden_states(trained, _PROBED)
-        rows = [self.finetuner.setting.with_ground_truth(self.splits.parts[name]) for name in _PROBED[:2]]
+        states = self._hidden_states(trained, PROBED)
+        rows = [self.finetuner.setting.with_ground_truth(self.splits.parts[name]) for name in PROBED[:2]]
         settings = {"states": states.name, "labels": [self.finetuner.fingerprint(part) for part in rows]}
 
         def build(directory: Path) -> None:
             if not PartialState().is_main_process:
                 return
-            arrays = load_file(states / "arrays.safetensors")
-            half, validation = ((arrays[name], np.eye(2)[self.truth(name)]) for name in _PROBED[:2])
+            arrays = load_arrays(states)
+            half, validation = ((arrays[name], np.eye(2)[self.truth(name)]) for name in PROBED[:2])
             probe = logistic_probe(*half, validation)
-            _save({"probabilities": probe.predict_proba(arrays["test"])}, directory)
+            save_arrays({"probabilities": probe.predict_proba(arrays["test"])}, directory)
 
         title = f"linear probe {'before finetuning' if trained is None else 'of the finetuned student'}"
         directory = self.finetuner.cache.run("linear-probe", settings, build, title=title)
-        return load_file(directory / "arrays.safetensors")["probabilities"]
+        return load_arrays(directory)["probabilities"]
 
     def hidden_states(
-        self, trained: Finetuned | None = None, parts: tuple[str, ...] = _PROBED
+        self, trained: Finetuned | None = None, parts: tuple[str, ...] = PROBED
     ) -> dict[str, np.ndarray]:
         """Returns the last hidden states of the rows of parts of the splits, before finetuning or of `trained`."""
-        return load_file(self._hidden_states(trained, parts) / "arrays.safetensors")
+        return load_arrays(self._hidden_states(trained, parts))
 
     def _hidden_states(self, trained: Finetuned | None, names: tuple[str, ...]) -> Path:
-        finetuner, student = self.finetuner, self.models.student
-        parts = {name: self.splits.parts[name] for name in names}
-        settings = {
-            **finetuner.settings_of_predictions(student),
-            "trained": None if trained is None else trained.directory.name,
-            "rows": [finetuner.fingerprint(rows, with_labels=False) for rows in parts.values()],
-            "max_length": finetuner.args.max_length,
-            "seed": self.seed,
-        }
-
-        def build(directory: Path) -> None:
-            tokenizer = load_tokenizer(student.path, revision=student.revision)
-            finetuner.release()
-            set_seed(self.seed)  # some encoders have newly initialized layers before the head
-            if trained is None:
-                model = finetuner.untrained(student, tokenizer, self.seed, prompt_of_head(student, self.task))
-            else:
-                model = finetuner.finished(student, trained.directory / "model")
-            model = finetuner.in_place(model)
-            tokens = {name: finetuner.tokenize(student, tokenizer, rows) for name, rows in parts.items()}
-            batch_size = finetuner.args.per_device_eval_batch_size
-            with autocast(finetuner.args):
-                states = {
-                    name: finetuner.setting.hidden_states(model, tokenizer, rows, batch_size)
-                    for name, rows in tokens.items()
-                }
-            _save(states, directory)
-
-        n_rows = sum(len(rows) for rows in parts.values())
-        title = f"hidden states of {student.name} for {n_rows} rows" + ("" if trained is None else ", finetuned")
-        return finetuner.cache.run("hidden-states", settings, build, title=title)
-
-
-def _save(arrays: dict[str, np.ndarray], directory: Path) -> None:
-    if PartialState().is_main_process:
-        save_file(arrays, directory / "arrays.safetensors")
+        student = self.models.student
+        return hidden_states(
+            self.finetuner,
+            student,
+            {name: self.splits.parts[name] for name in names},
+            seed=self.seed,
+            form=prompt_of_head(student, self.task) if trained is None else None,
+            trained=trained,
+        )

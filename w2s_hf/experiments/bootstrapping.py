@@ -4,9 +4,9 @@ from functools import partial
 
 from datasets import concatenate_datasets
 
+from ..methods import BOOTSTRAP
 from ..modeling.spec import ModelSpec
 from ..tasks import Half, TaskSplits
-from .config import BOOTSTRAP
 from .finetuner import Finetuned, Finetuner
 
 __all__ = ["bootstrap", "bootstrap_kinds"]

@@ -1,6 +1,5 @@
 """The cache of the stages of an experiment. An interrupted stage can be resumed."""
 
-import ast
 import hashlib
 import json
 import logging
@@ -18,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
 from ..config import hardware
+from ..user_code import plain_code
 from .console import Progress
 
 __all__ = ["DEMO_SOURCES", "StageCache", "code_versions", "library_versions"]
@@ -81,18 +81,8 @@ def _source_hash(sources: tuple[str, ...]) -> str:
     for path in sorted(_PACKAGE.rglob("*.py")):
         name = path.relative_to(_PACKAGE).as_posix()
         if name.startswith(sources) and not name.startswith(_WITHOUT_EFFECT):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if isinstance(body, list):
-                    # A statement that consists of a string is a docstring, or has no effect.
-                    vars(node)["body"] = [part for part in body if not _is_text(part)]
-            digest.update(f"{name} {ast.dump(tree)}\n".encode())
+            digest.update(f"{name} {plain_code(path.read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()[:12]
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def content_key(name: str, settings: dict, versions: dict[str, str]) -> str:

@@ -15,7 +15,6 @@ from huggingface_hub import get_token
 from .._compat import get_available_reporting_integrations
 from ..command_line import CommandLine
 from ..config import (
-    METHODS,
     AnyConfig,
     CompletionConfig,
     LossArguments,
@@ -24,11 +23,11 @@ from ..config import (
     WeakToStrongConfig,
 )
 from ..launch import CONFIGS
+from ..methods import BOOTSTRAP
 from ..publish import push_students
 from ..results import ExperimentResult
 from ..tasks import CHESS_TASK, GenerationTask, PreferenceTask, Task, find_any_task, find_task
 from .config import (
-    BOOTSTRAP,
     AnyTaskArguments,
     ChessArguments,
     ClassificationArguments,
@@ -107,7 +106,7 @@ _ESSENTIAL = {
     "weak_model": "Weak supervisor: Hub id or local directory.",
     "student_model": "Strong student: Hub id or local directory.",
     "dataset_path": "Local directory or file of the rows. Default: download from the Hub.",
-    "methods": f"Training methods: {' '.join((*METHODS, BOOTSTRAP))}.",
+    "methods": "Training methods, such as naive, reverse_kl, self_labels, or my_method.py:NAME.",
     "seeds": "Random seeds. Each seed runs the whole experiment once.",
     "n_train": "Rows of students and ceiling. Default: 45 %% of training rows.",
     "n_weak": "Training rows of the supervisor. Default: the value of --n_train.",
@@ -135,7 +134,7 @@ def _essential(arguments: type[ExperimentArguments]) -> dict[str, str]:
     """Returns the options that `--help` shows for a setting. Options that the setting does not have are ignored."""
     analyses = f"Analyses: {' '.join(arguments.possible_analyses)}"
     methods = (
-        f"Training methods: naive {BOOTSTRAP}."
+        f"Training methods: naive, {BOOTSTRAP}, or my_method.py:NAME."
         if issubclass(arguments, GenerationArguments)
         else _ESSENTIAL["methods"]
     )
@@ -344,7 +343,7 @@ def _demo_config(command_line: Namespace, demo_config: Path | None) -> Path | No
 
 def _add_bootstrap(args: ExperimentArguments, command_line: Namespace) -> None:
     """Adds the method bootstrap for the models of `--ladder`. Raises `ValueError` if there are other `--methods`."""
-    if command_line.ladder is None or BOOTSTRAP in args.methods or args.sizes:
+    if command_line.ladder is None or BOOTSTRAP in args.methods_by_name or args.sizes:
         return
     if command_line.methods is not None:
         raise ValueError(

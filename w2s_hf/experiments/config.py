@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..command_line import did_you_mean
-from ..config import METHODS
 from ..demo.worlds import DEMO_WORLDS
+from ..methods import BOOTSTRAP, METHODS, Method, find_methods
 from ..tasks import task_table
 
 __all__ = [
     "ANALYSES",
-    "BOOTSTRAP",
     "AnyTaskArguments",
     "ChessArguments",
     "ClassificationArguments",
@@ -37,9 +36,6 @@ ANALYSES = {
     "probes": "Weak labels corrected by probes",
     "weak_errors": "Supervisor errors",
 }
-
-# This method is not a loss. It trains a chain of students, each on the labels of the previous student.
-BOOTSTRAP = "bootstrap"
 
 
 def check_names(option: str, names: list[str], known: Sequence[str]) -> None:
@@ -97,9 +93,9 @@ class ExperimentArguments:
     methods: list[str] = field(
         default_factory=lambda: ["naive", "confidence"],
         metadata={
-            "help": f"Methods of training students on weak labels: {', '.join(METHODS)}, {BOOTSTRAP}. `naive` is "
-            "plain finetuning. The default compares it with the paper's confidence loss. `bootstrap` trains a "
-            "chain of models (see --ladder).",
+            "help": f"Methods of training students on weak labels: {', '.join(METHODS)}, {BOOTSTRAP}, or a Python "
+            "file with a method of your own, such as my_method.py:NAME. `naive` is plain finetuning. The default "
+            "compares it with the paper's confidence loss. `bootstrap` trains a chain of models (see --ladder).",
             "metavar": "METHOD",
         },
     )
@@ -236,21 +232,19 @@ class ExperimentArguments:
     hub_private: bool = field(default=False, metadata={"help": "Make new repositories of --push_to_hub private."})
 
     def __post_init__(self):
-        check_names("--methods", self.methods, (*METHODS, BOOTSTRAP))
-        if not self.methods:
-            raise ValueError(f"--methods: got none, expected some of {', '.join(METHODS)}, {BOOTSTRAP}.")
+        methods = self.methods_by_name  # raises an error for an unknown method
         if self.link_rows not in ("fresh", "same"):
             raise ValueError(f"--link_rows: got {self.link_rows!r}, expected fresh or same.")
         if self.student_model is None and self.ladder:
             self.student_model = self.ladder[-1]
-        if BOOTSTRAP in self.methods:
+        if BOOTSTRAP in methods:
             self.check_chain()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"--seeds: got {self.seeds}, expected one or more different integers.")
         check_names("--analyses", self.analyses, self.possible_analyses)
         if self.keep_confident is not None and not 0 < self.keep_confident <= 1:
             raise ValueError(f"--keep_confident: got {self.keep_confident}, expected a share in (0, 1].")
-        if BOOTSTRAP in self.methods and (self.n_supervisors > 1 or self.keep_confident is not None):
+        if BOOTSTRAP in methods and (self.n_supervisors > 1 or self.keep_confident is not None):
             raise ValueError(
                 f"Got --n_supervisors or --keep_confident with --methods {BOOTSTRAP}, expected one supervisor and all "
                 "of its labels. Leave these options out, or run the other methods separately."
@@ -265,6 +259,11 @@ class ExperimentArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: got {value}, expected a positive number.")
+
+    @property
+    def methods_by_name(self) -> dict[str, Method]:
+        """The methods by name, in order; see [`find_methods`]."""
+        return find_methods(self.methods)
 
     def check_chain(self) -> None:
         """Raises `ValueError` if `--ladder` has fewer than two models, or no model below the student."""
@@ -283,7 +282,7 @@ class ExperimentArguments:
     @property
     def chain(self) -> list[str]:
         """The models of the chain before the student, see [`chain_of`]; empty without bootstrapping."""
-        if self.student_model is None or BOOTSTRAP not in self.methods:
+        if self.student_model is None or BOOTSTRAP not in self.methods_by_name:
             return []
         return chain_of(self.ladder, self.weak_model, self.student_model)
 
@@ -452,8 +451,8 @@ class GenerationArguments(ExperimentArguments):
     methods: list[str] = field(
         default_factory=lambda: ["naive"],
         metadata={
-            "help": f"Methods of training students on completions of the supervisor: naive, {BOOTSTRAP}. The other "
-            "methods need class probabilities.",
+            "help": f"Methods of training students on completions of the supervisor: naive, {BOOTSTRAP}, or a Python "
+            "file with a method of your own. The other methods need class probabilities.",
             "metavar": "METHOD",
         },
     )
@@ -463,10 +462,15 @@ class GenerationArguments(ExperimentArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if set(self.methods) - {"naive", BOOTSTRAP}:
+        wrong = [
+            name
+            for name, method in self.methods_by_name.items()
+            if method.loss != "xent" or (method.transform is not None and method.is_built_in)
+        ]
+        if wrong:
             raise ValueError(
-                f"--methods: got {' '.join(self.methods)}, expected naive or {BOOTSTRAP}. The other methods need "
-                "class probabilities, but completions are text."
+                f"--methods: got {' '.join(wrong)}, expected naive, {BOOTSTRAP} or a method of your own with the loss "
+                "xent. The other methods need class probabilities, but completions are text."
             )
         if self.n_supervisors > 1 or self.keep_confident is not None:
             raise ValueError(

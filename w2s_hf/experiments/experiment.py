@@ -23,7 +23,7 @@ from ..results import DatasetInfo, ExperimentResult
 from ..results.predictions import PREDICTIONS, predictions_table, write_predictions
 from ..tasks import GenerationTask, PreferenceTask, PromptFormat, Task, TaskSplits, find_task
 from ..tasks.prompt import answer_tokens, head_tokens
-from .analyses import analyse, analysis_notes, analysis_title, check_prompt_lengths, prompt_format_of, prompted
+from .analyses import analyse, analysis_notes, analysis_title, prompted
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
 from .config import ExperimentArguments, GenerationArguments, RewardArguments
@@ -31,6 +31,7 @@ from .console import Progress
 from .finetuner import Finetuner
 from .generative_finetuning import check_decoder, generative_kind
 from .output_directory import Manifest, check_output_dir, clear, identity_of, is_still_true, name_of, release
+from .prompts import check_prompt_lengths, prompt_format_of, prompts_of
 from .report import ceiling_warnings, run_settings, write_report
 from .scores import Scorer, keep_outputs, score_seed, summarise
 from .seed import Models, planned_models, run_seed
@@ -334,7 +335,8 @@ class Experiment:
         self._begin_seed(seed)
         args, finetuner = self.args, self.finetuner
         models = self.setting.prepare_models(models, splits, args, seed, finetuner)
-        trained = run_seed(models, splits, args, seed, finetuner)
+        prompts = prompts_of(self.task, args, self.world(seed))
+        trained = run_seed(models, splits, args, seed, finetuner, prompts)
         scorer = Scorer(self.setting, splits, trained)
         result = score_seed(models, splits, args, seed, trained, scorer)
         world = self.world(seed)
@@ -373,7 +375,7 @@ class Experiment:
                     # These files describe the students that are now replaced.
                     for name in ("results.json", PREDICTIONS):
                         (self.output_dir / name).unlink(missing_ok=True)
-                keep_outputs(self.args.methods, seed, context.trained, self.output_dir)
+                keep_outputs(self.args.methods_by_name, seed, context.trained, self.output_dir)
                 manifest.seeds = list(dict.fromkeys([*manifest.seeds, seed]))
                 manifest.methods |= self.identity.methods
                 manifest.write(self.output_dir)
@@ -502,7 +504,7 @@ class Experiment:
                 options=options,
             ),
             runs=[context.result for context in contexts],
-            summary=[summarise(correct, name, same_rows) for name in args.methods],
+            summary=[summarise(correct, name, same_rows) for name in args.methods_by_name],
             settings=run_settings(args, self.training_args, self.student_config),
             versions=library_versions(),
             wall_seconds={

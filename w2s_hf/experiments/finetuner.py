@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,26 +20,40 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from ..labels import LabelsById
-from ..losses import LOSS_ARGUMENTS
+from ..losses import LOSS_ARGUMENTS, RowLoss
+from ..methods import NAIVE, Method
 from ..modeling import fresh_adapter, load_adapter_weights, load_tokenizer
 from ..modeling.heads import base_of, initialise_head
 from ..modeling.spec import ModelSpec, load_base, peft_config_of
-from ..tasks import Half, PromptFormat, Task, TaskSplits
+from ..tasks import Half, PromptFormat, Task
 from ..tasks.prompt import head_tokens
 from ..tasks.task import AnyTask
 from ..trainers.checkpoints import last_complete_checkpoint
 from ..trainers.snapshots import SnapshotCallback
 from ..training_settings import WITHOUT_EFFECT
+from ..user_code import code_fingerprint
 from .cache import StageCache, library_versions
 from .config import Own
 from .settings.base import Setting, metric_name
 from .tracking import run_path, tracked, untracked
 
-__all__ = ["Finetuned", "Finetuner", "prompt_of_head", "save_training"]
+__all__ = ["Finetuned", "Finetuner", "RowsSource", "prompt_of_head", "save_training"]
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 _OF_LOSSES = {name for names in LOSS_ARGUMENTS.values() for name in names}
+
+
+class RowsSource(Protocol):
+    """The task and the provenance of rows. [`TaskSplits`] has both, together with the rows."""
+
+    @property
+    def task(self) -> Any:
+        """The task of the rows."""
+
+    @property
+    def provenance(self) -> dict:
+        """The dataset and the split of the rows."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,7 @@ def _prepare_to_predict(trainer: Trainer) -> None:
 
 
 def _provenance(
-    spec: ModelSpec, splits: TaskSplits, labels: dict[str, LabelsById] | None, seed: int, key: str
+    spec: ModelSpec, splits: RowsSource, labels: dict[str, LabelsById] | None, seed: int, key: str
 ) -> dict:
     """Returns the provenance of predictions: model, training labels, seed and stage."""
     of_labels = {}
@@ -150,9 +164,9 @@ class Finetuner:
         rows: Half,
         predict: list[Dataset],
         *,
-        splits: TaskSplits,
+        splits: RowsSource,
         seed: int,
-        method: str = "naive",
+        method: Method = NAIVE,
         labels: dict[str, LabelsById] | None = None,
         n_snapshots: int = 0,
         title: str | None = None,
@@ -167,9 +181,10 @@ class Finetuner:
             spec ([`ModelSpec`]): The model.
             rows ([`Half`]): Training and validation rows with the columns of the setting and its label column.
             predict (`list` of [`~datasets.Dataset`]): Rows to predict, with the columns of the setting.
-            splits ([`TaskSplits`]): The splits that the rows are from. They are recorded with the predictions.
+            splits ([`TaskSplits`] or [`RowsSource`]): The source of the rows, which is recorded with the predictions.
             seed (`int`): Seeds head, adapters and row order.
-            method (`str`, *optional*, defaults to `"naive"`): The method of training on the labels.
+            method ([`Method`], *optional*): The loss and the training arguments. Defaults to naive finetuning. Its
+                transform is not applied.
             labels (`dict[str, LabelsById]`, *optional*):
                 The weak labels of `rows`, by the part of the splits; `None` for ground truth.
             n_snapshots (`int`, *optional*, defaults to 0): Number of evenly spaced training steps after which the
@@ -202,6 +217,8 @@ class Finetuner:
             settings["answers"] = [form.suffix, *form.answers]
         further: dict[str, Any] = {"class_names": self.setting.class_names(splits.task), "n_snapshots": n_snapshots}
         settings |= {key: value for key, value in further.items() if value}
+        if method.loss_function is not None:
+            settings["loss"] = code_fingerprint(method.loss_function)
         train = partial(
             self._train,
             spec=spec,
@@ -210,6 +227,7 @@ class Finetuner:
             changes=changes,
             provenance=_provenance(spec, splits, labels, seed, self.cache.key(name, settings)),
             is_weak=labels is not None,
+            loss=method.loss_function,
             form=form,
             run=run_path(self.args.run_name, splits.provenance.get("task"), seed, role, spec.name, supervisor),
             **further,
@@ -225,7 +243,7 @@ class Finetuner:
         """The directory of the TensorBoard logs, `runs` in the output directory."""
         return Path(self.args.output_dir) / "runs"
 
-    def _changes(self, changes: dict[str, Any], method: str, seed: int, is_weak: bool) -> dict[str, Any]:
+    def _changes(self, changes: dict[str, Any], method: Method, seed: int, is_weak: bool) -> dict[str, Any]:
         """Returns the training arguments of one finetuning that differ from the experiment's."""
         changes = {**self.setting.arguments_of(method), **changes}
         metric = changes.get("metric_for_best_model", self.args.metric_for_best_model)
@@ -243,6 +261,7 @@ class Finetuner:
         provenance: dict,
         class_names: list[str] | None,
         is_weak: bool,
+        loss: RowLoss | None,
         form: PromptFormat | None,
         run: str,
         n_snapshots: int,
@@ -259,7 +278,9 @@ class Finetuner:
         if class_names is not None:
             name_classes(model, class_names)
         tokenize = partial(self.tokenize, spec, tokenizer)
-        trainer = self.setting.make_trainer(model, args, tokenizer, rows.train, rows.validation, tokenize, is_weak)
+        trainer = self.setting.make_trainer(
+            model, args, tokenizer, rows.train, rows.validation, tokenize, is_weak, loss
+        )
 
         def take(step: int) -> None:
             snapshot = directory / "snapshots" / f"step-{step}"

@@ -11,9 +11,10 @@ from transformers import TrainingArguments
 
 from ..cards.trained_with import fingerprint_of, subject
 from ..config import StudentConfig
+from ..methods import BOOTSTRAP
 from ..results import ExperimentResult, SeedResult, is_results
 from ..training_settings import changed_fields
-from .config import BOOTSTRAP, ExperimentArguments
+from .config import ExperimentArguments
 from .report import run_settings
 
 __all__ = ["MANIFEST", "Manifest", "check_output_dir", "clear", "identity_of", "is_still_true", "name_of", "release"]
@@ -172,7 +173,7 @@ def identity_of(
     name = subject(task, args.demo) + (f", run {training_args.run_name}" if training_args.run_name else "")
     ladder, sizes = ([name_of(model, args.demo) for model in models] for models in (args.ladder, args.sizes))
     weak_model, student_model = (name_of(model, args.demo) for model in args.models)
-    methods = {method: settings.losses.get(method, {}) for method in args.methods}
+    methods = {method: settings.losses.get(method, {}) for method in args.methods_by_name}
     if BOOTSTRAP in methods:
         methods[BOOTSTRAP] = {**methods[BOOTSTRAP], "ladder": ladder, "link_rows": args.link_rows}
     of_analyses: dict[str, dict] = {

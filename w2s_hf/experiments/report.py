@@ -1,7 +1,7 @@
 """Writes results.json, report.md, a figure and the card of each student."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +12,7 @@ from ..cards.from_results import ceiling_warning
 from ..cards.markdown import markdown_table, render
 from ..cards.score import interval
 from ..cards.trained_with import subject
-from ..config import METHODS, LossArguments, StudentConfig
+from ..config import StudentConfig
 from ..metrics import rounded
 from ..plots import plot_accuracies, plot_gap
 from ..results import (
@@ -161,7 +161,7 @@ _OWN_HARD_PREDICTIONS = {"confidence", "openai", "adaptive_confidence"}
 _MIN_LABEL_CONFIDENCE = 0.6
 
 
-def unsure_labels(methods: list[str], confidence: float | None) -> list[str]:
+def unsure_labels(methods: Iterable[str], confidence: float | None) -> list[str]:
     """Returns a warning if the hard predictions of the student outweigh unsure weak labels in the loss of a method."""
     outweighing = [method for method in methods if method in _OWN_HARD_PREDICTIONS]
     if confidence is None or confidence >= _MIN_LABEL_CONFIDENCE or not outweighing:
@@ -256,10 +256,8 @@ def run_settings(args: ExperimentArguments, training_args: TrainingArguments, co
         rate = args.generative_learning_rate
         training.generative_learning_rate = training_args.learning_rate if rate is None else rate
         training.generative_num_train_epochs = args.generative_num_train_epochs
-    losses = {}
-    if isinstance(training_args, LossArguments):
-        # In a chain each link is finetuned by the naive method.
-        losses = {name: training_args.loss_settings(METHODS.get(name, METHODS["naive"])) for name in args.methods}
+    losses = {name: method.settings(training_args) for name, method in args.methods_by_name.items()}
+    losses = {name: settings for name, settings in losses.items() if settings}  # none for plain text generation
     return RunSettings(
         training=training, student=_student_settings(config), losses=losses, loading=_loading_options(config)
     )

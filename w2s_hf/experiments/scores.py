@@ -3,16 +3,18 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from .. import metrics
+from ..methods import BOOTSTRAP, Method
 from ..results import ControlResult, MethodSummary, ModelScore, SeedResult, StudentResult
 from ..tasks import TaskSplits
 from .cache import StageCache
-from .config import BOOTSTRAP, ExperimentArguments
+from .config import ExperimentArguments
 from .finetuner import Finetuned
 from .seed import Models, label_confidence, student_rows
 from .settings.base import Setting
@@ -73,7 +75,7 @@ def score_seed(
     """
     # A model after generative finetuning is not on the Hub. Results name the model that it was trained from.
     student = (models.plain_student or models.student).named
-    outputs = outputs_of(args.methods, seed, trained)
+    outputs = outputs_of(args.methods_by_name, seed, trained)
     weak = {**models.weak.named, **scorer.scores("weak")}
     if args.n_supervisors > 1:
         weak["n_supervisors"] = args.n_supervisors
@@ -92,7 +94,7 @@ def score_seed(
     )
     if "ceiling_plain" in trained:
         result.ceiling_plain = ModelScore.from_dict({**student, **scorer.scores("ceiling_plain")})
-    for method in args.methods:
+    for method in args.methods_by_name:
         of_method = {
             "method": method,
             **student,
@@ -224,16 +226,19 @@ class Outputs(NamedTuple):
     labels: str
 
 
-def outputs_of(methods: list[str], seed: int, trained: dict[str, Finetuned]) -> dict[str, Outputs]:
+def outputs_of(methods: Mapping[str, Method], seed: int, trained: dict[str, Finetuned]) -> dict[str, Outputs]:
     """Returns the directories of the students of all methods and links, by role."""
-    outputs = {method: Outputs(f"students/{method}-seed{seed}", f"weak_labels/seed{seed}") for method in methods}
+    outputs = {}
+    for name, method in methods.items():
+        of_method = "" if method.transform is None else f"-for-{name}"
+        outputs[name] = Outputs(f"students/{name}-seed{seed}", f"weak_labels/seed{seed}{of_method}")
     for number, role in enumerate(_links(trained), start=1):
         student = f"students/{BOOTSTRAP}-seed{seed}" + ("" if role == BOOTSTRAP else f"-link{number}")
         outputs[role] = Outputs(student, f"weak_labels/seed{seed}-for-link{number}")
     return outputs
 
 
-def keep_outputs(methods: list[str], seed: int, trained: dict[str, Finetuned], output_dir: Path) -> None:
+def keep_outputs(methods: Mapping[str, Method], seed: int, trained: dict[str, Finetuned], output_dir: Path) -> None:
     """Copies students and their weak labels from the cache to the output directory."""
     trained["weak"].predictions.save(output_dir / f"weak_labels/seed{seed}")
     for role, places in outputs_of(methods, seed, trained).items():

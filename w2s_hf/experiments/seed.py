@@ -10,11 +10,14 @@ import numpy as np
 from accelerate import PartialState
 
 from ..labels import WeakLabels
+from ..methods import BOOTSTRAP
 from ..modeling.spec import ModelSpec
 from ..tasks import Half, TaskSplits
 from .bootstrapping import bootstrap, bootstrap_kinds
-from .config import BOOTSTRAP, ExperimentArguments
+from .config import ExperimentArguments
 from .finetuner import Finetuned, Finetuner
+from .label_context import labelled, labels_of_method, labels_title
+from .prompts import Prompts
 from .report import supervisor_warning, unsure_labels
 from .settings.base import Setting
 
@@ -53,7 +56,12 @@ class Models:
 
 
 def run_seed(
-    models: Models, splits: TaskSplits, args: ExperimentArguments, seed: int, finetuner: Finetuner
+    models: Models,
+    splits: TaskSplits,
+    args: ExperimentArguments,
+    seed: int,
+    finetuner: Finetuner,
+    prompts: Prompts | None = None,
 ) -> dict[str, Finetuned]:
     """
     Runs one weak-to-strong experiment (paper, section 3). Every model is a cached stage.
@@ -64,6 +72,7 @@ def run_seed(
         args ([`ExperimentArguments`]): Methods and further options.
         seed (`int`): Seeds heads, adapters and row order.
         finetuner ([`Finetuner`]): Trains the models.
+        prompts ([`Prompts`], *optional*): The prompts of the rows, for methods that use zero-shot answers.
 
     Returns:
         `dict[str, Finetuned]`: The models by role, with their predictions of the test rows. The roles are `weak`,
@@ -76,12 +85,11 @@ def run_seed(
     true_rows = splits.student.map(finetuner.setting.with_ground_truth)
 
     # 1. The weak supervisor is trained on ground truth. Its predictions on the student half are the weak labels.
-    weak = train_supervisor(models.weak, splits, args, seed, finetuner)
-    if args.n_supervisors > 1:
-        seeds = further_seeds(seed, args.n_supervisors - 1)
-        further = [train_supervisor(models.weak, splits, args, further_seed, finetuner) for further_seed in seeds]
-        all_weak = [weak, *further]
-        weak = replace(weak, predictions=WeakLabels.mean([probabilities_of(supervisor) for supervisor in all_weak]))
+    seeds = [seed, *further_seeds(seed, args.n_supervisors - 1)]
+    supervisors = tuple(train_supervisor(models.weak, splits, args, own_seed, finetuner) for own_seed in seeds)
+    weak = supervisors[0]
+    if len(supervisors) > 1:
+        weak = replace(weak, predictions=WeakLabels.mean([probabilities_of(supervisor) for supervisor in supervisors]))
     trained = {"weak": weak}
     if PartialState().is_main_process:  # the warnings are the same on all ranks
         for warning in _supervisor_warnings(weak, splits, args, finetuner.setting):
@@ -94,25 +102,36 @@ def run_seed(
     trained["ceiling"] = finetune("ceiling", models.student, true_rows, [test], title="strong ceiling")
 
     # 3. Students are trained on the weak labels of the student half, once per method.
-    labels = {"student": weak.predictions}
-    weak_rows = student_rows(splits, weak, args).map(weak.predictions.join)
-    for method in args.methods:
-        if method == BOOTSTRAP:
+    rows = student_rows(splits, weak, args)
+    weak_rows = rows.map(weak.predictions.join)
+    for name, method in args.methods_by_name.items():
+        if name == BOOTSTRAP:
             # A chain is compared with the naive method, which trains directly on the rows of the chain's last link.
             title = "student without the chain (naive)"
+            labels = {"student": weak.predictions}
             trained["direct"] = finetune(
                 "student-naive", models.student, weak_rows, [test], labels=labels, title=title
             )
             trained |= bootstrap([*models.chain, models.student], weak, splits, args.link_rows, seed, finetuner)
         else:
-            title = f"student ({method})"
-            trained[method] = finetune(
-                f"student-{method}", models.student, weak_rows, [test], labels=labels, method=method, title=title
+            # A method may transform the labels first. It does not get the true labels of the student half.
+            own_labels = labels_of_method(
+                method, rows, weak, supervisors, splits, models.student, prompts, seed, finetuner
+            )
+            trained[name] = finetune(
+                f"student-{name}",
+                models.student,
+                labelled(rows, own_labels).map(own_labels.join),
+                [test],
+                labels={"student": own_labels},
+                method=method,
+                title=f"student ({name})",
             )
 
     # 4. The control is trained on the same weak labels without pretraining, to show the effect of pretraining.
     if models.control is not None:
         changes = {**finetuner.setting.control, "title": "control without pretraining", "kind": models.student.name}
+        labels = {"student": weak.predictions}
         trained["control"] = finetune("control", models.control, weak_rows, [test], labels=labels, **changes)
 
     # 5. Scores, including PGR, are computed from the predictions of the test rows: see `scores.py`.
@@ -131,11 +150,12 @@ def planned_models(
         has_control (`bool`): Whether a control without pretraining is trained.
     """
     has_second_ceiling = getattr(args, "generative_finetuning", False)
-    n_direct = len([method for method in args.methods if method != BOOTSTRAP])
-    kinds = [weak] * args.n_supervisors + [student] * (1 + has_second_ceiling + n_direct + has_control)
-    if BOOTSTRAP in args.methods:
+    direct = {name: method for name, method in args.methods_by_name.items() if name != BOOTSTRAP}
+    kinds = [weak] * args.n_supervisors + [student] * (1 + has_second_ceiling + len(direct) + has_control)
+    kinds += [labels_title(name) for name, method in direct.items() if method.transform is not None]
+    if BOOTSTRAP in args.methods_by_name:
         kinds += bootstrap_kinds([*chain, student], args.link_rows)
-        kinds += [student] * ("naive" not in args.methods)  # the student without the chain
+        kinds += [student] * ("naive" not in direct)  # the student without the chain
     return kinds
 
 
@@ -148,7 +168,7 @@ def _supervisor_warnings(
     loss = next((entry["train_loss"] for entry in reversed(history) if "train_loss" in entry), None)
     chance = setting.chance or 0.0  # the accuracy at chance is unknown if it depends on the rows
     at_chance = supervisor_warning(scores["ci95"], chance, loss)
-    return [*at_chance, *unsure_labels(args.methods, label_confidence(weak, splits, args))]
+    return [*at_chance, *unsure_labels(args.methods_by_name, label_confidence(weak, splits, args))]
 
 
 def further_seeds(seed: int, n: int) -> list[int]:

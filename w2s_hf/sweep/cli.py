@@ -8,9 +8,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ..config import METHODS
 from ..experiments.cli import check_directory
-from ..experiments.config import BOOTSTRAP
 from ..experiments.config_file import RecipeParser
 from ..launch import ACCELERATE_CONFIGS, CONFIGS, config_file
 from .grid import SweepArguments
@@ -24,7 +22,7 @@ _ESSENTIAL = {
     "tasks": "Names of the tasks of the grid. `w2s tasks` lists them.",
     "weak_models": "Weak supervisors: Hub ids or local directories.",
     "student_models": "Students, small to large.",
-    "methods": f"Training methods: {' '.join((*METHODS, BOOTSTRAP))}.",
+    "methods": "Training methods, such as naive, reverse_kl, self_labels, or my_method.py:NAME.",
     "seeds": "Random seeds. Each seed runs the whole grid once.",
     "cell_config": "Shipped configuration or YAML file of options for all cells.",
     "output_dir": "Directory for the table, report, figures and trained stages.",

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import METHODS
-from ..experiments.config import BOOTSTRAP, chain_of, check_names
+from ..experiments.config import chain_of
+from ..methods import BOOTSTRAP, METHODS, find_methods
 from ..tasks import CHESS_TASK, PREFERENCE_TASKS
 
 __all__ = ["CHESS_TASK", "Cell", "Job", "SweepArguments", "cells_of", "rounds_of"]
@@ -41,9 +41,10 @@ class SweepArguments:
     methods: list[str] = field(
         default_factory=lambda: ["naive", "confidence"],
         metadata={
-            "help": f"Methods of training students on weak labels: {', '.join(METHODS)}, {BOOTSTRAP}. The "
-            "default compares plain finetuning with the paper's confidence loss. With "
-            f"{BOOTSTRAP}, the chain consists of all models of --ladder below the student.",
+            "help": f"Methods of training students on weak labels: {', '.join(METHODS)}, {BOOTSTRAP}, or a Python "
+            "file with a method of your own, such as my_method.py:NAME. The default compares plain finetuning with "
+            f"the paper's confidence loss. With {BOOTSTRAP}, the chain consists of all models of --ladder below the "
+            "student.",
             "metavar": "METHOD",
         },
     )
@@ -98,7 +99,7 @@ class SweepArguments:
     )
 
     def __post_init__(self):
-        check_names("--methods", self.methods, (*METHODS, BOOTSTRAP))
+        find_methods(self.methods)  # raises an error for an unknown method
         for name in ("tasks", "weak_models", "student_models", "methods", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
@@ -175,8 +176,10 @@ def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[C
             reason = "bootstrap, and the student is not in --ladder"
         elif cell.method == BOOTSTRAP and not chain_of(models, cell.weak_model, cell.student_model):
             reason = "bootstrap, and --ladder has no model between supervisor and student"
-        elif cell.setting == "chess" and cell.method not in ("naive", BOOTSTRAP):
+        elif cell.setting == "chess" and cell.method in METHODS and cell.method != "naive":
             reason = "the method needs class probabilities, and chess moves are text"
+        elif cell.setting != "classification" and cell.method in METHODS and METHODS[cell.method].needs_prompts:
+            reason = "the method uses zero-shot answers, and pairs have no prompt"
         if reason is None:
             cells.append(cell)
         else:

@@ -15,9 +15,10 @@ import pandas as pd
 from accelerate import PartialState
 
 from ..cards.trained_with import subject
-from ..config import METHODS, LossArguments
+from ..config import LossArguments
 from ..experiments.experiment import Experiment
 from ..experiments.output_directory import Manifest, check_output_dir, clear
+from ..methods import find_methods
 from .cells import DEMO_CONFIGS, Session, run_job
 from .cluster import run_on_cluster
 from .grid import Cell, Job, SweepArguments, cells_of, rounds_of
@@ -141,9 +142,8 @@ def identity_of_sweep(args: SweepArguments, experiments: dict[str, Experiment]) 
         of_a_cell = ("task", "weak_model", "student_model")
         settings |= {f"{setting}, {name}": value for name, value in shared.items() if name not in of_a_cell}
         if isinstance(experiment.training_args, LossArguments):
-            for method in args.methods:
-                loss = METHODS.get(method, METHODS["naive"])
-                methods[f"{setting}, {method}"] = experiment.training_args.loss_settings(loss)
+            for name, method in find_methods(args.methods).items():
+                methods[f"{setting}, {name}"] = method.settings(experiment.training_args)
     return Manifest("sweep", "sweep", settings, methods=methods)
 
 

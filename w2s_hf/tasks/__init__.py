@@ -1,12 +1,10 @@
 """Finds tasks by name, loads their rows, formats the rows as text and splits them."""
 
-import runpy
-import sys
-import traceback
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, overload
 
-from ..command_line import did_you_mean, did_you_mean_path
+from ..command_line import did_you_mean
+from ..user_code import find_in_file, split_path
 from .classification import CLASSIFICATION_TASKS
 from .generation import GenerationTask
 from .multiple_choice import MULTIPLE_CHOICE_TASKS
@@ -86,11 +84,9 @@ def find_any_task(name: str) -> Task | PreferenceTask | GenerationTask:
 
 
 def _find(name: str, kind: type) -> Any:
-    if name.endswith(".py"):
-        return _task_in_file(Path(name), "", kind)
-    if ".py:" in name:
-        path, _, variable = name.rpartition(":")
-        return _task_in_file(Path(path), variable, kind)
+    place = split_path(name)
+    if place is not None:
+        return find_in_file(*place, kind, what="task", kind_name=_public_name(kind))
     if name == CHESS_TASK and kind in (AnyTask, GenerationTask):
         return _chess_task()
     tasks: tuple[AnyTask, ...] = (*TASKS.values(), *PREFERENCE_TASKS.values())
@@ -123,39 +119,6 @@ def _public_name(kind: type) -> str:
     if kind is AnyTask:
         return "w2s_hf.Task, w2s_hf.tasks.PreferenceTask or w2s_hf.tasks.GenerationTask"
     return "w2s_hf.Task" if kind is Task else f"w2s_hf.tasks.{kind.__name__}"
-
-
-def _task_in_file(path: Path, variable: str, kind: type) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"task: got {str(path)!r}, expected an existing file. Correct the path.{did_you_mean_path(str(path))}"
-        )
-    sys.path.insert(0, str(path.parent.resolve()))  # lets the file import modules of its directory
-    tasks = {name: value for name, value in _run(path).items() if isinstance(value, kind)}
-    if variable and variable not in tasks or not variable and len(tasks) != 1:
-        expected = f"a task {variable!r}" if variable else "one task"
-        action = f"Add the name of a task: `{path}:{next(iter(tasks))}`." if tasks else "Define one in this file."
-        raise ValueError(
-            f"task: got {str(path)!r}, which defines {', '.join(tasks) or f'no {_public_name(kind)}'}, expected "
-            f"{expected}. {action}"
-        )
-    return tasks[variable] if variable else next(iter(tasks.values()))
-
-
-def _run(path: Path) -> dict[str, Any]:
-    """Returns the variables that a Python file defines. Raises `ValueError` with the line of an error."""
-    try:
-        return runpy.run_path(str(path))
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        if isinstance(error, SyntaxError) and error.filename == str(path):
-            lines.append(error.lineno)
-        line = lines[-1] if lines else None
-        reason = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-        raise ValueError(
-            f"task: got {str(path)!r}, which fails{f' in line {line}' if line else ''} with "
-            f"{type(error).__name__}{f': {reason}' if reason else ''}. Run `python {path}` to see the traceback."
-        ) from error
 
 
 # The table of tasks omits these default configurations.

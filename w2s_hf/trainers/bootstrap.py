@@ -26,6 +26,8 @@ from transformers.trainer_utils import TrainOutput
 from .._compat import save_model
 from ..config import BootstrapConfig
 from ..labels import WeakLabels
+from ..losses import RowLoss
+from ..user_code import code_fingerprint
 from .chain import (
     ChainDirectory,
     NoStudent,
@@ -40,7 +42,7 @@ from .checkpoints import last_complete_checkpoint
 from .checks import check_arguments, check_loss, refuse_misspelt
 from .student_card import WithStudentCard
 from .weak_to_strong import WeakToStrongTrainer
-from .whole_step import load_model
+from .whole_step import check_row_loss, load_model
 
 __all__ = ["BootstrapTrainer"]
 
@@ -94,7 +96,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or a list of them, *optional*):
             The tokenizer of all links, or a list with a tokenizer for each link. Different vocabularies need rows of
             text. The tokenizer is loaded if the model is a name.
-        quantization_config, peft_config (*optional*): As in [`WeakToStrongTrainer`], for the model of every link.
+        quantization_config, peft_config, loss (*optional*): As in [`WeakToStrongTrainer`], for every link.
         kwargs: The arguments `compute_metrics`, `callbacks`, `optimizer_cls_and_kwargs` and
             `preprocess_logits_for_metrics` of [`~transformers.Trainer`]. Callbacks are called for all links.
 
@@ -136,10 +138,13 @@ class BootstrapTrainer(WeakToStrongTrainer):
         *,
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
+        loss: RowLoss | None = None,
         **kwargs,
     ):
         args = BootstrapConfig() if args is None else args
         check_arguments(args, BootstrapConfig)
+        check_row_loss(loss, args)
+        self._loss = loss
         if n_links < 1:
             raise ValueError(f"n_links: got {n_links}, expected at least 1. Set it to 1 or more.")
         if "optimizers" in kwargs:
@@ -218,6 +223,8 @@ class BootstrapTrainer(WeakToStrongTrainer):
             )
         chain = self._chain
         settings = chain_settings(self.args, self._rows, self._first_labels, self._adapting)
+        if self._loss is not None:
+            settings["loss"] = code_fingerprint(self._loss)
         n_finished = self._on_main_process(chain.resume if resume_from_checkpoint else chain.begin, settings)
         labels = self._first_labels
         for link in range(self.n_links):
@@ -273,6 +280,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
                 train_dataset=rows["train"],
                 eval_dataset=rows.get("eval"),
                 processing_class=tokenizer,
+                loss=self._loss,
                 **self._trainer_kwargs,
             )
         finally:

@@ -24,7 +24,7 @@ from .checks import check_arguments, check_dataset, check_pair_columns, named_pa
 from .evaluation import OrderedEvaluation
 from .resuming import ResumableTraining
 from .student_card import WithStudentCard
-from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
+from .whole_step import WholeStepLoss, check_row_loss, load_model, refuse_data_parallel
 
 __all__ = ["RewardPairTrainer"]
 
@@ -86,6 +86,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used if `model` is a name.
         peft_config ([`~peft.PeftConfig`], *optional*): Adapters to add to `model`. They and the head are trained in
             float32.
+        loss ([`~w2s_hf.losses.RowLoss`], *optional*): Your own loss instead of `args.loss_type`, as in
+            [`WeakToStrongTrainer`]. Class 1 of a pair means that the first response is better.
         kwargs: Further arguments of [`~trl.RewardTrainer`], such as `compute_metrics`, `callbacks` and `optimizers`.
             `compute_metrics` gets `(N, 2)` rewards (rejected, chosen) and `(N,)` P(chosen better).
 
@@ -131,10 +133,13 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         *,
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
+        loss: losses.RowLoss | None = None,
         **kwargs,
     ):
         args = RewardPairConfig() if args is None else args
         check_arguments(args, RewardPairConfig)
+        check_row_loss(loss, args)
+        self._loss = loss
         check_dataset(train_dataset, "train_dataset", _KINDS)
         check_pair_columns(train_dataset, "train_dataset", args)
         check_pair_columns(eval_dataset, "eval_dataset", args)
@@ -266,7 +271,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         n_pairs = len(logits)
         if not model.training:
             counts = self._rows_that_count(n_pairs)
-        if soft_label is not None or self.args.loss_type != "xent":
+        if soft_label is not None or self.args.loss_type != "xent" or self._loss is not None:
             if "margin" in inputs:
                 raise ValueError(
                     f"Got a margin, expected no margin, since the loss {self.args.loss_type!r} on soft labels does "

@@ -35,7 +35,7 @@ from .checks import (
 from .evaluation import OrderedEvaluation
 from .resuming import ResumableTraining
 from .student_card import WithStudentCard
-from .whole_step import WholeStepLoss, load_model, refuse_data_parallel
+from .whole_step import WholeStepLoss, check_row_loss, load_model, refuse_data_parallel
 
 __all__ = ["WeakToStrongTrainer"]
 
@@ -87,6 +87,10 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used if `model` is a name.
         peft_config ([`~peft.PeftConfig`], *optional*): Adapters to add to `model`. They and the head are trained in
             float32.
+        loss ([`~w2s_hf.losses.RowLoss`], *optional*): Your own loss instead of `args.loss_type`: a function of
+            `logits` `(B, C)` float32, `soft_labels` `(B, C)` float32 and the [`~w2s_hf.losses.Step`]. It returns the
+            loss of each row, `(B,)`. The loss of a row must not depend on other rows, which may be in other
+            micro-batches.
         kwargs: The arguments `model_init`, `compute_metrics`, `callbacks`, `optimizers`, `optimizer_cls_and_kwargs`
             and `preprocess_logits_for_metrics` of [`~transformers.Trainer`].
 
@@ -129,17 +133,20 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         *,
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
+        loss: losses.RowLoss | None = None,
         **kwargs,
     ):
         args = WeakToStrongConfig() if args is None else args
         check_arguments(args, WeakToStrongConfig)
+        check_row_loss(loss, args)
+        self._loss = loss
         check_dataset(train_dataset, "train_dataset")
         for name, part in named_parts(eval_dataset, "eval_dataset").items():
             check_dataset(part, name)
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError(
-                "compute_loss_func: got a function, expected None, since args.loss_type defines the loss. For another "
-                "loss, override `_row_losses`."
+                "compute_loss_func: got a function, expected None, since it cannot weigh the rows of a whole step. "
+                "Pass a function of logits, soft labels and step as `loss`."
             )
         if model is not None:
             has_rows = train_dataset is not None

@@ -20,12 +20,13 @@ from ..hub import FILE_OPTIONS
 from ..modeling import load_config, load_student, load_tokenizer
 from ..modeling.adapters import fresh_adapter, keep_4bit_gradients
 from ..modeling.heads import base_of
+from ..user_code import errors_with_lines
 from .agreement import MIN_ROWS, agreement_beyond_chance, latest_half
 from .checks import THRESHOLD_LOSSES, refuse_prompt_tuning
 from .epochs import WholeEpochs
 from .resuming import record_of
 
-__all__ = ["MIN_WARMUP_STEPS", "WholeStepLoss", "load_model", "refuse_data_parallel"]
+__all__ = ["MIN_WARMUP_STEPS", "WholeStepLoss", "check_row_loss", "load_model", "refuse_data_parallel"]
 
 logger = get_logger(__name__)
 
@@ -44,6 +45,7 @@ class WholeStepLoss(WholeEpochs, ABC):
     """
 
     args: LossArguments
+    _loss: losses.RowLoss | None = None  # replaces args.loss_type
     # compute_loss divides by the rows of the whole accumulated step. In TRL, the declared type of this attribute is
     # `None`.
     loss_is_scaled_for_ga: Any = True
@@ -263,6 +265,9 @@ class WholeStepLoss(WholeEpochs, ABC):
 
     def _losses(self, logits: torch.Tensor, soft_labels: torch.Tensor, counts) -> torch.Tensor:
         args = self.args
+        if self._loss is not None:
+            step = losses.Step(self.state.global_step, self.state.max_steps)
+            return row_losses_of(self._loss, logits, soft_labels, step)
         if args.loss_type == "xent":
             return losses.cross_entropy_loss(logits, soft_labels, reduction="none")
         if args.loss_type == "product":
@@ -309,6 +314,54 @@ class WholeStepLoss(WholeEpochs, ABC):
             pairs = pairs[~pairs[:, 0].isnan()]
         prior = pairs[:, 1].mean().item() if self.args.aux_prior is None else self.args.aux_prior
         return losses.confidence_threshold(pairs[:, 0], prior)
+
+
+def check_row_loss(loss: losses.RowLoss | None, args: LossArguments) -> None:
+    """Raises an error if the `loss` of a trainer is no function, or contradicts `args.loss_type`."""
+    if loss is None:
+        return
+    if not callable(loss):
+        raise TypeError(
+            f"loss: got {loss!r}, expected a function of logits, soft labels and step. For a loss of the package, set "
+            "args.loss_type."
+        )
+    if args.loss_type != "xent":
+        raise ValueError(
+            f"Got a loss function and loss_type={args.loss_type!r}, expected one of them. Leave loss_type out."
+        )
+
+
+def row_losses_of(
+    loss: losses.RowLoss, logits: torch.Tensor, soft_labels: torch.Tensor, step: losses.Step
+) -> torch.Tensor:
+    """
+    Calls the loss of a user, and checks its result.
+
+    Raises:
+        ValueError: The loss raises an error (the message names file and line). The result is not one finite loss per
+            row, `(B,)`, or has no gradient.
+    """
+    what = f"loss {getattr(loss, '__name__', type(loss).__name__)}"
+    with errors_with_lines(what, loss):
+        row_losses = loss(logits, soft_labels, step)
+    n_rows = len(logits)
+    if not torch.is_tensor(row_losses) or row_losses.shape != (n_rows,):
+        got = (
+            f"shape {tuple(row_losses.shape)}" if torch.is_tensor(row_losses) else f"type {type(row_losses).__name__}"
+        )
+        raise ValueError(
+            f"{what}: got a result of {got} for {n_rows} rows, expected the shape ({n_rows},). Return one loss per "
+            "row, not the mean."
+        )
+    if torch.is_grad_enabled() and not row_losses.requires_grad:
+        raise ValueError(f"{what}: got losses without gradient, expected a gradient. Do not detach the logits.")
+    if not torch.isfinite(row_losses).all():
+        row = int((~torch.isfinite(row_losses)).nonzero()[0])
+        raise ValueError(
+            f"{what}: got {row_losses[row].item()} for the logits {logits[row].tolist()} and the soft label "
+            f"{soft_labels[row].tolist()}, expected a finite loss. Use log_softmax, and clamp probabilities."
+        )
+    return row_losses.float()
 
 
 def load_model(

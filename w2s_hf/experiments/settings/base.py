@@ -14,6 +14,8 @@ from ... import metrics
 from ...analysis import last_hidden_states
 from ...demo.models import DEMO_MODELS, DemoModel, World
 from ...labels import WeakCompletions, WeakLabels
+from ...losses import RowLoss
+from ...methods import Method
 from ...modeling import load_tokenizer
 from ...modeling.spec import ModelSpec
 from ...results import ExperimentResult
@@ -100,8 +102,8 @@ class Setting(ABC):
     # ---- Training and prediction, as the finetuner calls them ----
 
     @abstractmethod
-    def arguments_of(self, method: str) -> dict:
-        """Returns the training arguments of a method."""
+    def arguments_of(self, method: Method) -> dict:
+        """Returns the training arguments of a method, as keyword arguments of `training`."""
 
     def class_names(self, task: Own) -> list[str] | None:
         """Returns the names of the outputs of a classifier, or `None` if the models have none (the default)."""
@@ -129,8 +131,12 @@ class Setting(ABC):
         validation: Dataset,
         tokenize: Tokenize,
         is_weak: bool = False,
+        loss: RowLoss | None = None,
     ) -> Trainer:
-        """Returns a trainer for rows with `columns` and the label column. `is_weak` is true for weak labels."""
+        """
+        Returns a trainer for rows with `columns` and the label column. `is_weak` is true for weak labels. A `loss`
+        replaces the loss of the arguments.
+        """
 
     @abstractmethod
     def predict(self, trainer: Own, rows: Dataset, tokenize: Tokenize, directory: Path):

@@ -12,11 +12,12 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from ... import metrics
 from ..._compat import parse_flag_from_env
 from ...cards.markdown import render
-from ...config import METHODS, WeakToStrongConfig
+from ...config import WeakToStrongConfig
 from ...demo.models import World
 from ...demo.rows import demo_rows
 from ...demo.worlds import DEMO_WORLDS, DemoWorld
 from ...labels import WeakLabels
+from ...methods import Method
 from ...modeling import load_tokenizer
 from ...modeling.spec import ModelSpec
 from ...results import BaselineResult, ExperimentResult
@@ -50,9 +51,9 @@ class ProbabilitySetting(Setting):
     chance = 0.5
     control = {"learning_rate": 2e-3}
 
-    def arguments_of(self, method: str) -> dict:
-        """Returns the loss of a method."""
-        return {"loss_type": METHODS[method]}
+    def arguments_of(self, method: Method) -> dict:
+        """Returns the loss and the training arguments of a method."""
+        return method.config
 
     def with_ground_truth(self, rows: Dataset) -> Dataset:
         """Returns rows with `labels`, int64."""
@@ -61,7 +62,7 @@ class ProbabilitySetting(Setting):
         return rows if rows.features["labels"] == Value("int64") else rows.cast_column("labels", Value("int64"))
 
     def make_trainer(
-        self, model, args, tokenizer, train, validation, tokenize: Tokenize, is_weak: bool = False
+        self, model, args, tokenizer, train, validation, tokenize: Tokenize, is_weak: bool = False, loss=None
     ) -> Trainer:
         """Returns the trainer; see [`Setting.make_trainer`]."""
         trainer = on_weak_labels(self.trainer) if is_weak else self.trainer
@@ -72,6 +73,7 @@ class ProbabilitySetting(Setting):
             eval_dataset=tokenize(validation),
             processing_class=tokenizer,
             compute_metrics=_accuracy_on_given_labels,
+            loss=loss,
         )
 
     def predict(

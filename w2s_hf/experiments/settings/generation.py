@@ -13,6 +13,7 @@ from ...config import CompletionConfig
 from ...demo.models import World
 from ...generation import complete
 from ...labels import Completion, WeakCompletions
+from ...methods import Method
 from ...modeling import load_config, load_tokenizer
 from ...modeling.spec import ModelSpec
 from ...results import BaselineResult, ExperimentResult
@@ -48,9 +49,9 @@ class GenerationSetting(Setting):
     def __init__(self, task: GenerationTask):
         self.task, self.name, self.rows = task, task.setting, task.rows
 
-    def arguments_of(self, method: str) -> dict:
-        """Returns no arguments: all methods train on text in the same way."""
-        return {}
+    def arguments_of(self, method: Method) -> dict:
+        """Returns the training arguments of a method. The loss on text is always cross-entropy."""
+        return dict(method.training_args)
 
     def with_ground_truth(self, rows: Dataset) -> Dataset:
         """Returns rows with the true completion as `completion`."""
@@ -65,9 +66,9 @@ class GenerationSetting(Setting):
         return rows
 
     def make_trainer(
-        self, model, args, tokenizer, train, validation, tokenize: Tokenize, is_weak: bool = False
+        self, model, args, tokenizer, train, validation, tokenize: Tokenize, is_weak: bool = False, loss=None
     ) -> CompletionTrainer:
-        """Returns the trainer, which tokenizes the rows itself; see [`Setting.make_trainer`]."""
+        """Returns the trainer, which tokenizes the rows itself; see [`Setting.make_trainer`]. `loss` is `None`."""
         train, validation = (rows.select_columns(["prompt", "completion"]) for rows in (train, validation))
         trainer = on_weak_labels(CompletionTrainer) if is_weak else CompletionTrainer
         return trainer(

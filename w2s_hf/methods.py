@@ -1,0 +1,260 @@
+"""The methods of training students on weak labels: a loss, a transform of the labels, and training arguments."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from . import transforms
+from .command_line import did_you_mean
+from .config import LossArguments
+from .labels import LabelsById
+from .losses import LOSS_TYPES, RowLoss
+from .transforms import LabelContext
+from .user_code import code_fingerprint, find_in_file, split_path
+
+__all__ = ["BOOTSTRAP", "METHODS", "NAIVE", "Method", "find_method", "find_methods"]
+
+LabelTransform = Callable[[LabelContext], LabelsById]
+
+# This method is not a loss. It trains a chain of students, each on the labels of the previous student.
+BOOTSTRAP = "bootstrap"
+
+# The experiment, not a method, decides these training arguments.
+_OF_THE_EXPERIMENT = (
+    "loss_type",
+    "output_dir",
+    "seed",
+    "data_seed",
+    "push_to_hub",
+    "run_name",
+    "resume_from_checkpoint",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """
+    A method of training students on weak labels, as data.
+
+    ```python
+    def squared_error(logits, soft_labels, step):
+        return (logits.softmax(dim=-1) - soft_labels).square().sum(dim=-1)
+
+    MY_METHOD = Method("squared_error", loss=squared_error)  # w2s run boolq --methods naive my_method.py:MY_METHOD
+    ```
+
+    Args:
+        name (`str`): The name in results, of letters, digits, `.`, `_` and `-`.
+        loss (`str` or `Callable`, *optional*, defaults to `"xent"`): One of `w2s_hf.losses.LOSS_TYPES`, or a
+            [`~w2s_hf.losses.RowLoss`]: a function of `logits` `(B, C)` float32, `soft_labels` `(B, C)` float32 and a
+            [`~w2s_hf.losses.Step`]. It returns the loss of each row, `(B,)`. It is called per micro-batch, so the loss
+            of a row must not depend on other rows.
+        transform (`Callable`, *optional*): A function of a [`~w2s_hf.transforms.LabelContext`] that returns the labels
+            of the student, with weights if needed. Without it, the student is trained on the labels of the supervisor.
+        training_args (`dict`, *optional*): Arguments of the trainer that differ from the arguments of the experiment.
+        source (`str`, *optional*): Publication or origin of the method.
+
+    Raises:
+        ValueError: The name has other characters, the loss is unknown, or the experiment sets one of the arguments.
+        TypeError: Loss or transform is neither a function nor a `functools.partial` of a function, or depends on a
+            value whose change would not be noticed.
+    """
+
+    name: str
+    loss: str | RowLoss = "xent"
+    transform: LabelTransform | None = None
+    training_args: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+    code: str | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
+            raise ValueError(
+                f"Method: got the name {self.name!r}, expected letters, digits, '.', '_' and '-'. Files have this "
+                "name. Choose another name."
+            )
+        if isinstance(self.loss, str) and self.loss not in LOSS_TYPES:
+            raise ValueError(
+                f"Method {self.name}: got the loss {self.loss!r}, expected a function or one of "
+                f"{', '.join(LOSS_TYPES)}.{did_you_mean(self.loss, LOSS_TYPES)}"
+            )
+        wrong = [name for name in _OF_THE_EXPERIMENT if name in self.training_args]
+        if wrong:
+            raise ValueError(
+                f"Method {self.name}: got training_args with {wrong[0]}, which the experiment sets, expected other "
+                f"arguments. Remove {wrong[0]}."
+            )
+        functions = {"loss": self.loss, "transform": self.transform}
+        for what, function in functions.items():
+            if function is not None and not isinstance(function, str) and not callable(function):
+                raise TypeError(
+                    f"Method {self.name}: got a {what} of type {type(function).__name__}, expected a function. Pass a "
+                    "function."
+                )
+        object.__setattr__(self, "training_args", MappingProxyType(dict(self.training_args)))
+        codes = [code_fingerprint(function) for function in functions.values() if callable(function)]
+        object.__setattr__(self, "code", "-".join(codes) or None)
+
+    @property
+    def loss_function(self) -> RowLoss | None:
+        """The loss if it is a function, for the argument `loss` of a trainer. `None` for a loss of the package."""
+        return None if isinstance(self.loss, str) else self.loss
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The keyword arguments of the trainer's configuration: `loss_type`, and `training_args`."""
+        return {"loss_type": self.loss if isinstance(self.loss, str) else "xent", **self.training_args}
+
+    def settings(self, training_args: object) -> dict[str, Any]:
+        """
+        Returns the settings of the method for results and cards, as JSON values: the loss with its arguments, the
+        transform, and the training arguments. Methods of your own have a hash of their code.
+
+        Args:
+            training_args ([`~transformers.TrainingArguments`]): The arguments of the experiment.
+        """
+        settings: dict[str, Any] = {}
+        if isinstance(self.loss, str) and isinstance(training_args, LossArguments):
+            settings = training_args.loss_settings(self.loss)
+        elif not isinstance(self.loss, str):
+            settings["loss"] = _described(self.loss)
+        if self.transform is not None:
+            settings["transform"] = _described(self.transform)
+        if self.code is not None and not self.is_built_in:
+            settings["code"] = self.code
+        return {**settings, **self.training_args}
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Returns whether the transform uses zero-shot answers, so that the student must be a decoder."""
+        transform = self.transform
+        if transform is None or isinstance(transform, partial) and transform.func is not transforms.noisy_channel:
+            return False
+        if isinstance(transform, partial):
+            return transform.keywords.get("prior", "zero_shot") == "zero_shot"
+        return transform in (transforms.self_labels, transforms.noisy_channel)
+
+    @property
+    def is_built_in(self) -> bool:
+        """Returns whether the method is a method of the package."""
+        return METHODS.get(self.name) is self
+
+
+def _described(function: Callable) -> str:
+    """Returns the name of a function, with the arguments that `functools.partial` binds."""
+    if not isinstance(function, partial):
+        return getattr(function, "__name__", type(function).__name__)
+    arguments = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in function.keywords.items())]
+    return f"{_described(function.func)}({', '.join(arguments)})"
+
+
+NAIVE = Method("naive", source="Burns et al. 2023, section 3: cross-entropy with the weak labels")
+
+_REVERSE = "arXiv 2502.11107"
+_BREGMAN = "arXiv 2505.24313"
+_RESEARCHER = "automated weak-to-strong researcher (Anthropic Fellows 2026)"
+_BUILT_IN = (
+    NAIVE,
+    Method("confidence", "confidence", source="Burns et al. 2023, appendix A.4: auxiliary confidence loss"),
+    Method(
+        "openai", "openai", source="openai/weak-to-strong: confidence loss with the schedule of the published code"
+    ),
+    Method("product", "product", source="Burns et al. 2023, appendix B: product of weak label and prediction"),
+    Method("entropy", "entropy", source="Burns et al. 2023, appendix B: entropy minimization"),
+    Method("window", "window", source="EleutherAI/w2s: loss on rows of which the student is unsure"),
+    Method("adaptive_confidence", "adaptive_confidence", source="arXiv 2402.03749: confidence weight per row"),
+    # Losses that are not a cross-entropy with the weak labels
+    Method("reverse_kl", "reverse_kl", source=f"{_REVERSE}: reverse KL divergence"),
+    Method("reverse_xent", "reverse_xent", source=f"{_REVERSE}: reverse cross-entropy"),
+    Method("symmetric", "symmetric", source=f"{_BREGMAN}: sum of cross-entropy and reverse cross-entropy"),
+    Method(
+        "cace", "cace", source=f"{_BREGMAN}: cross-entropy for sure labels, reverse cross-entropy for other labels"
+    ),
+    # Transforms of the weak labels
+    Method("most_confident", transform=transforms.most_confident, source="Burns et al. 2023, appendix B"),
+    Method("confident", transform=transforms.confident, source=f"{_RESEARCHER}: confident-only baseline"),
+    Method("calibrated", transform=transforms.calibrated, source="Guo et al. 2017: temperature scaling"),
+    Method("margin_weighted", transform=transforms.margin_weighted, source="arXiv 2603.04968: weight of CW-PO"),
+    Method("self_labels", transform=transforms.self_labels, source=f"{_RESEARCHER}; arXiv 2506.10139"),
+    Method("noisy_channel", transform=transforms.noisy_channel, source=f"Dawid and Skene 1979; {_RESEARCHER}"),
+    Method(
+        "noisy_channel_student",
+        transform=partial(transforms.noisy_channel, prior="student"),
+        source=f"Dawid and Skene 1979; {_RESEARCHER}",
+    ),
+    Method("refined", transform=transforms.refined, source="arXiv 2501.07886: iterative label refinement"),
+    *(
+        Method(f"{name}_{kind}", transform=partial(transform, kind=kind), source=f"EleutherAI/w2s: {what} by a probe")
+        for name, transform, what in (
+            ("relabelled", transforms.relabelled_by_probe, "labels replaced"),
+            ("filtered", transforms.filtered_by_probe, "rows dropped"),
+        )
+        for kind in ("logistic", "knn")
+    ),
+    Method("filtered_topology", transform=transforms.filtered_by_topology, source="EleutherAI/w2s: rows dropped"),
+)
+METHODS: dict[str, Method] = {method.name: method for method in _BUILT_IN}
+
+
+def find_method(method: str | Method, option: str = "--methods") -> Method:
+    """
+    Returns a method: a [`Method`] itself, a method of the package by its name, or a method in a Python file by its
+    path, `my_method.py:NAME`.
+
+    Raises:
+        ValueError: No method has this name, the file raises an error, or its method has the name of another method.
+        FileNotFoundError: The file does not exist.
+    """
+    if isinstance(method, Method):
+        return method
+    place = split_path(method)
+    if place is not None:
+        path, variable = place
+        found = _method_in_file(path.resolve(), variable)
+        if found.name in (*METHODS, BOOTSTRAP):
+            raise ValueError(
+                f"{option}: got {method}, whose name {found.name!r} is the name of a method of the package. Rename "
+                "the method."
+            )
+        return found
+    if method not in METHODS:
+        known = (*METHODS, BOOTSTRAP)
+        if "," in method:
+            raise ValueError(f"{option}: got {method}, expected names separated by spaces. Replace the commas.")
+        if Path(f"{method}.py").is_file():
+            raise ValueError(f"{option}: got {method!r}, expected a method or a file. Did you mean '{method}.py'?")
+        raise ValueError(
+            f"{option}: got {method}, expected some of {', '.join(known)}, or a Python file that defines a "
+            f"w2s_hf.Method, such as my_method.py:NAME.{did_you_mean(method, known)}"
+        )
+    return METHODS[method]
+
+
+@cache
+def _method_in_file(path: Path, variable: str) -> Method:
+    """Returns a method of a file. Each file is run once, so that a process always uses the same code."""
+    return find_in_file(path, variable, Method, what="method", kind_name="w2s_hf.Method")
+
+
+def find_methods(methods: Sequence[str | Method], option: str = "--methods") -> dict[str, Method]:
+    """
+    Returns methods by name, in order. The value of `bootstrap` is the method of the links of the chain, `naive`.
+
+    Raises:
+        ValueError, FileNotFoundError: See [`find_method`]. There is no method, or two methods have one name.
+    """
+    if not methods:
+        raise ValueError(f"{option}: got none, expected some of {', '.join((*METHODS, BOOTSTRAP))}.")
+    by_name: dict[str, Method] = {}
+    for entry in methods:
+        method = NAIVE if entry == BOOTSTRAP else find_method(entry, option)
+        name = BOOTSTRAP if entry == BOOTSTRAP else method.name
+        if name in by_name:
+            shown = " ".join(part.name if isinstance(part, Method) else part for part in methods)
+            raise ValueError(f"{option}: got duplicate names: {shown}. Remove one {name}.")
+        by_name[name] = method
+    return by_name
