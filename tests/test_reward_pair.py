@@ -105,7 +105,7 @@ def test_exchanging_the_sides_changes_nothing(tmp_path, loss_type, every):
     assert_same(reference, trajectory)
 
 
-@pytest.mark.parametrize("loss_type", ["xent", "confidence"])
+@pytest.mark.parametrize("loss_type", ["xent", "confidence", "reverse_kl", "symmetric", "cace"])
 @pytest.mark.parametrize(
     "cut",
     [

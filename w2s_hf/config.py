@@ -161,6 +161,19 @@ class LossArguments(_OwnDefaults):
             Exponent of the student's own prediction in the target of `product`.
         adaptive_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of the row weights of `adaptive_confidence`.
+        reverse_smoothing (`float`, *optional*, defaults to `0.1`):
+            Share in (0, 1) of the uniform distribution in the weak labels of `reverse_kl`, `reverse_xent`, `symmetric`
+            and `cace`. Their loss of a hard label is infinite without it. With 0.1 and two classes, a learning rate of
+            `xent` can be used: for a student that predicts 0.5, the gradient of a hard label is 1.5 times its gradient
+            in `xent`.
+        symmetric_alpha (`float`, *optional*, defaults to `1.0`):
+            Weight of the cross-entropy in `symmetric`.
+        symmetric_beta (`float`, *optional*, defaults to `0.1`):
+            Weight of the reverse cross-entropy in `symmetric`. The defaults are the values of arXiv 2505.24313.
+        cace_threshold (`float`, *optional*, defaults to `0.25`):
+            The loss `cace` is cross-entropy on rows with `max_c w_c - 1 / C` of at least this threshold in [0, 1], and
+            reverse cross-entropy on other rows. With 0.25 and two classes, labels with a largest probability below
+            0.75 have the reverse loss.
         max_tokens_per_micro_batch (`int`, *optional*):
             Split every batch, sorted by length, into micro-batches of at most this many padded tokens. The gradient is
             the same as for the whole batch, and the memory is the memory of one micro-batch. `None`: batches are not
@@ -239,6 +252,34 @@ class LossArguments(_OwnDefaults):
             "weights depend more on the student's confidence."
         },
     )
+    reverse_smoothing: float = field(
+        default=0.1,
+        metadata={
+            "help": "Share in (0, 1) of the uniform distribution in the weak labels of the losses `reverse_kl`, "
+            "`reverse_xent`, `symmetric` and `cace`. Their loss of a hard label is infinite without it. With 0.1 and "
+            "two classes, the gradient of a hard label is 1.5 times its gradient in `xent` for a prediction of 0.5."
+        },
+    )
+    symmetric_alpha: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the cross-entropy in the loss `symmetric`. The default is from arXiv 2505.24313."
+        },
+    )
+    symmetric_beta: float = field(
+        default=0.1,
+        metadata={
+            "help": "Weight of the reverse cross-entropy in the loss `symmetric`. The default is from arXiv 2505.24313."
+        },
+    )
+    cace_threshold: float = field(
+        default=0.25,
+        metadata={
+            "help": "Confidence in [0, 1] from which the loss `cace` is cross-entropy instead of reverse "
+            "cross-entropy. The confidence of a label is its largest probability minus 1 / number of classes. With "
+            "0.25 and two classes, labels below 0.75 have the reverse loss."
+        },
+    )
     max_tokens_per_micro_batch: int | None = field(
         default=None,
         metadata={
@@ -273,6 +314,22 @@ class LossArguments(_OwnDefaults):
             raise ValueError(
                 f"adaptive_temperature: got {self.adaptive_temperature}, expected a positive number. "
                 "Set a value above 0."
+            )
+        if not 0 < self.reverse_smoothing < 1:
+            raise ValueError(
+                f"reverse_smoothing: got {self.reverse_smoothing}, expected a share above 0 and below 1. "
+                "Set a value in this range."
+            )
+        alpha, beta = self.symmetric_alpha, self.symmetric_beta
+        if not (alpha >= 0 and beta >= 0 and alpha + beta > 0):
+            raise ValueError(
+                f"Got symmetric_alpha={alpha} and symmetric_beta={beta}, expected two weights of at least 0, one of "
+                "them positive. Set a positive weight."
+            )
+        if not 0 <= self.cace_threshold <= 1:
+            raise ValueError(
+                f"cace_threshold: got {self.cace_threshold}, expected a value between 0 and 1. "
+                "Set a value in this range."
             )
         for name in ("max_length", "max_tokens_per_micro_batch"):
             value = getattr(self, name)

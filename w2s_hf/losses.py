@@ -1,8 +1,8 @@
 """The losses of a student on soft labels, as pure functions on tensors.
 
 All losses take `logits` `(B, C)` of any float dtype and `soft_labels` `(B, C)`, probabilities that sum to 1 per row.
-They compute in float32 and return the mean over the B rows, or the losses `(B,)` with `reduction="none"`. All losses
-are cross-entropies that differ in their target.
+They compute in float32 and return the mean over the B rows, or the losses `(B,)` with `reduction="none"`. Most losses
+are cross-entropies that differ in their target. The reverse losses exchange the roles of weak label and prediction.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ __all__ = [
     "RowLoss",
     "Step",
     "adaptive_confidence_loss",
+    "cace_loss",
     "confidence_loss",
     "confidence_threshold",
     "cross_entropy_loss",
@@ -24,6 +25,9 @@ __all__ = [
     "linear_warmup",
     "openai_warmup",
     "product_loss",
+    "reverse_cross_entropy_loss",
+    "reverse_kl_loss",
+    "symmetric_loss",
     "window_loss",
 ]
 
@@ -36,6 +40,10 @@ LOSS_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "entropy": ("aux_coef", "aux_warmup_ratio", "aux_start"),
     "window": ("window_radius",),
     "adaptive_confidence": ("adaptive_temperature",),
+    "reverse_kl": ("reverse_smoothing",),
+    "reverse_xent": ("reverse_smoothing",),
+    "symmetric": ("symmetric_alpha", "symmetric_beta", "reverse_smoothing"),
+    "cace": ("cace_threshold", "reverse_smoothing"),
 }
 LOSS_TYPES = tuple(LOSS_ARGUMENTS)
 
@@ -294,3 +302,134 @@ def adaptive_confidence_loss(
     weight = torch.stack([own, supervisor], dim=1).detach().div(temperature).softmax(dim=1)[:, 0]
     row_losses = weight * own + (1 - weight) * cross_entropy(logits, soft_labels, reduction="none")
     return _reduce(row_losses, reduction)
+
+
+def _log_smoothed(soft_labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Returns `log((1 - e) w + e / C)`, which is finite for hard labels, too."""
+    if not 0 < smoothing < 1:
+        raise ValueError(
+            f"smoothing: got {smoothing}, expected a share above 0 and below 1. Pass a value in this range."
+        )
+    return torch.log((1 - smoothing) * soft_labels + smoothing / soft_labels.shape[1])
+
+
+def reverse_kl_loss(
+    logits: torch.Tensor, soft_labels: torch.Tensor, *, smoothing: float = 0.1, reduction: str = "mean"
+) -> torch.Tensor:
+    """
+    Returns the reverse KL divergence, `sum_c f_c log(f_c / v_c)` with the smoothed weak label `v = (1 - e) w + e / C`.
+
+    The loss of a row has its minimum 0 at `f = v`. [`cross_entropy_loss`] with the label v has its minimum at the same
+    prediction, but another gradient. The loss is [`reverse_cross_entropy_loss`] minus the entropy of f.
+
+    The gradient with respect to logit k is `f_k (log(f_k / v_k) - L)` with the loss L of the row. With two classes,
+    the gradient with respect to logit 1 is `f_1 f_0 (log(f_1 / f_0) - log(v_1 / v_0))`. For cross-entropy, it is
+    `f_1 - w_1`. The gradient vanishes for every sure prediction, also if the prediction contradicts the label. Wrong
+    labels therefore change a sure student little, and a student that is sure of the wrong class learns slowly.
+
+    Args:
+        logits, soft_labels, reduction: See [`cross_entropy_loss`].
+        smoothing (`float` in (0, 1), *optional*, defaults to `0.1`):
+            Share e of the uniform distribution in the label. The loss of a hard label is infinite without it. With 0.1
+            and two classes, a hard label becomes 0.95. For a student that predicts 0.5, the gradient of a hard label
+            is then 0.74, compared with 0.5 for cross-entropy, so that the same learning rate can be used. With 0.05
+            it would be 0.92. The most probable class of a label does not change.
+
+    Source: arXiv 2502.11107. The smoothing is that of the code for arXiv 2505.24313 (Gengze/W2SG-Bregman, loss.py),
+    where its default is 0. That code averages over rows and classes, which is half of this loss for two classes.
+    """
+    logits, soft_labels = _check(logits, soft_labels)
+    log_probabilities = logits.log_softmax(dim=-1)
+    log_ratios = log_probabilities - _log_smoothed(soft_labels, smoothing)
+    return _reduce((log_probabilities.exp() * log_ratios).sum(dim=-1), reduction)
+
+
+def reverse_cross_entropy_loss(
+    logits: torch.Tensor, soft_labels: torch.Tensor, *, smoothing: float = 0.1, reduction: str = "mean"
+) -> torch.Tensor:
+    """
+    Returns the reverse cross-entropy, `-sum_c f_c log v_c` with the smoothed weak label `v = (1 - e) w + e / C`.
+
+    The loss is linear in f. Its minimum is the hard prediction of the label's most probable class m, not `f = w`. In
+    this respect it is closer to [`confidence_loss`] than to [`cross_entropy_loss`]. The class is the supervisor's,
+    while the confidence loss reinforces the student's own class.
+
+    With two classes, the loss is `|log(v_1 / v_0)| (1 - f_m) - log v_m`. This is the absolute error for the hard label
+    m, weighted by the log odds of the soft label. A label of 0.5 has the weight 0. With a hard label y and any C, the
+    loss is `k (1 - f_y) - log(1 - e + e / C)` with `k = log(1 + C (1 - e) / e)`. The absolute error
+    `sum_c |f_c - w_c|` is `2 (1 - f_y)`, so that the loss is `k / 2` times the absolute error, plus a constant. For
+    C = 2 and e = 0.1, k is log 19 = 2.94 and the constant is 0.05.
+
+    The gradient with respect to logit k is `-f_k (log v_k + L)` with the loss L of the row. With two classes, the
+    gradient with respect to logit 1 is `-f_1 f_0 log(v_1 / v_0)`. It vanishes for every sure prediction, like the
+    gradient of [`reverse_kl_loss`].
+
+    Args:
+        logits, soft_labels, reduction: See [`cross_entropy_loss`].
+        smoothing (`float` in (0, 1), *optional*, defaults to `0.1`): Share e, see [`reverse_kl_loss`].
+
+    Source: arXiv 2502.11107 and 2505.24313; the absolute error of hard labels: arXiv 1908.06112, where log 0 is
+    replaced by a constant instead of a smoothed label.
+    """
+    logits, soft_labels = _check(logits, soft_labels)
+    return _reduce(-(logits.softmax(dim=-1) * _log_smoothed(soft_labels, smoothing)).sum(dim=-1), reduction)
+
+
+def symmetric_loss(
+    logits: torch.Tensor,
+    soft_labels: torch.Tensor,
+    *,
+    alpha: float = 1.0,
+    beta: float = 0.1,
+    smoothing: float = 0.1,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """
+    Returns `alpha CE(f, w) + beta RCE(f, v)`: [`cross_entropy_loss`] plus [`reverse_cross_entropy_loss`].
+
+    At the minimum of a row, the most probable class of the label has a larger probability than in the label. Only the
+    second term smooths the label.
+
+    Args:
+        logits, soft_labels, reduction: See [`cross_entropy_loss`].
+        alpha (`float`, *optional*, defaults to `1.0`): Weight of the cross-entropy.
+        beta (`float`, *optional*, defaults to `0.1`): Weight of the reverse cross-entropy.
+        smoothing (`float` in (0, 1), *optional*, defaults to `0.1`): Share e, see [`reverse_kl_loss`].
+
+    Source: arXiv 1908.06112; for weak labels, with the weights 1 and 0.1: arXiv 2505.24313 and its code
+    (Gengze/W2SG-Bregman).
+    """
+    forward = cross_entropy_loss(logits, soft_labels, reduction="none")
+    reverse = reverse_cross_entropy_loss(logits, soft_labels, smoothing=smoothing, reduction="none")
+    return _reduce(alpha * forward + beta * reverse, reduction)
+
+
+def cace_loss(
+    logits: torch.Tensor,
+    soft_labels: torch.Tensor,
+    *,
+    threshold: float = 0.25,
+    smoothing: float = 0.1,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """
+    Returns the confidence-adaptive cross-entropy: [`cross_entropy_loss`] on rows with a confident weak label, and
+    [`reverse_cross_entropy_loss`] on other rows.
+
+    A label is confident if `max_c w_c - 1 / C >= threshold`. With two classes, this is `|w_1 - 0.5| >= threshold`.
+
+    Args:
+        logits, soft_labels, reduction: See [`cross_entropy_loss`].
+        threshold (`float` in [0, 1], *optional*, defaults to `0.25`):
+            Smallest distance of a confident label from 1 / C. With 0.25 and two classes, labels with a largest
+            probability below 0.75 have the reverse loss. With 0, all rows have cross-entropy. With 1, all rows have
+            the reverse loss.
+        smoothing (`float` in (0, 1), *optional*, defaults to `0.1`): Share e, see [`reverse_kl_loss`].
+
+    Source: arXiv 2505.24313. The default of its code (Gengze/W2SG-Bregman) is 0.01, with which nearly all rows have
+    cross-entropy. The generalization to C classes is ours.
+    """
+    forward = cross_entropy_loss(logits, soft_labels, reduction="none")
+    reverse = reverse_cross_entropy_loss(logits, soft_labels, smoothing=smoothing, reduction="none")
+    is_confident = soft_labels.float().amax(dim=-1) - 1 / soft_labels.shape[1] >= threshold
+    return _reduce(torch.where(is_confident, forward, reverse), reduction)

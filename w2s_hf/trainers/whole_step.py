@@ -284,6 +284,21 @@ class WholeStepLoss(WholeEpochs, ABC):
             return losses.adaptive_confidence_loss(
                 logits, soft_labels, temperature=args.adaptive_temperature, reduction="none"
             )
+        if args.loss_type == "reverse_kl":
+            return losses.reverse_kl_loss(logits, soft_labels, smoothing=args.reverse_smoothing, reduction="none")
+        if args.loss_type == "reverse_xent":
+            return losses.reverse_cross_entropy_loss(
+                logits, soft_labels, smoothing=args.reverse_smoothing, reduction="none"
+            )
+        if args.loss_type == "symmetric":
+            return losses.symmetric_loss(
+                logits, soft_labels, alpha=args.symmetric_alpha, beta=args.symmetric_beta,
+                smoothing=args.reverse_smoothing, reduction="none",
+            )  # fmt: skip
+        if args.loss_type == "cace":
+            return losses.cace_loss(
+                logits, soft_labels, threshold=args.cace_threshold, smoothing=args.reverse_smoothing, reduction="none"
+            )
         aux_weight = self._auxiliary_weight()
         if args.aux_start == "agreement" and self._auxiliary_record["start"] is None:
             self._count_agreement(logits[counts], soft_labels[counts])
