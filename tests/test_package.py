@@ -16,6 +16,7 @@ PACKAGE = Path(w2s_hf.__file__).parent
 # A module imports only from lines above its own.
 LAYERS = [
     {"_compat", "command_line", "metrics"},
+    {"user_code"},
     {"launch", "losses", "hub", "probabilities", "cards.markdown", "results.record"},
     {"results.predictions", "results.settings"},
     {"results.schema"},
@@ -51,6 +52,8 @@ LAYERS = [
     {"analysis.agreement", "analysis.early_stopping", "analysis.probes", "analysis.prompting", "analysis.saliency"},
     {"analysis.weak_errors"},
     {"analysis"},
+    {"transforms"},
+    {"methods"},
     {"trainers.checks", "trainers.mixins"},
     {
         "trainers.agreement",
@@ -73,6 +76,8 @@ LAYERS = [
     {"experiments.settings.base", "experiments.report"},
     {"experiments.finetuner", "experiments.output_directory"},
     {"experiments.bootstrapping", "experiments.generative_finetuning"},
+    {"experiments.prompts", "experiments.model_queries"},
+    {"experiments.label_context"},
     {"experiments.seed"},
     {"experiments.scores"},
     {"experiments.analysis_context"},

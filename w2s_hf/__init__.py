@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .demo.loading import load_demo
     from .experiments.experiment import run_experiment
     from .labels import WeakCompletions, WeakLabels
+    from .methods import METHODS, Method
     from .metrics import performance_gap_recovered
     from .modeling import load_student
     from .modeling.adapters import fresh_adapter
@@ -32,6 +33,8 @@ _MODULE_OF_NAME = {
     "WeakToStrongConfig": "config",
     "WeakCompletions": "labels",
     "WeakLabels": "labels",
+    "METHODS": "methods",
+    "Method": "methods",
     "performance_gap_recovered": "metrics",
     "fresh_adapter": "modeling.adapters",
     "load_student": "modeling",
@@ -48,11 +51,13 @@ _MODULE_OF_NAME = {
 }
 
 __all__ = [
+    "METHODS",
     "TASKS",
     "BootstrapConfig",
     "BootstrapTrainer",
     "CompletionConfig",
     "CompletionTrainer",
+    "Method",
     "RewardPairConfig",
     "RewardPairTrainer",
     "Score",
