@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -14,14 +14,10 @@ from ..analysis import (
     choose_stops,
     compare_answers,
     compare_probabilities,
-    doubtful,
     feature_experiment,
     few_shot_prompts,
     logistic_probe,
-    neighbour_labels,
-    out_of_fold,
     simulate_labels,
-    topological_filter,
     with_opinion,
 )
 from ..analysis.agreement import agreement_section, plot_agreement
@@ -34,8 +30,10 @@ from ..labels import WeakLabels
 from ..methods import BOOTSTRAP
 from ..results import BaselineResult, ExperimentResult, SeedResult
 from ..tasks import Half
+from ..transforms import filtered_by_probe, filtered_by_topology, relabelled_by_probe
 from .analysis_context import AnalysisContext
 from .config import ANALYSES
+from .label_context import labelled
 from .prompts import Prompts
 
 __all__ = [
@@ -245,46 +243,27 @@ def saliency(context: AnalysisContext) -> dict:
 
 def probes(context: AnalysisContext) -> dict:
     """Relabels and filters the weak labels by probes, and trains a student on the labels of each variant."""
-    splits, weak = context.splits, context.weak_labels
-    half, validation = context.student_rows
-    labels, labels_of_validation = (weak.of(list(rows["id"])) for rows in (half, validation))
-    states = context.hidden_states()
-    seen_validation = states["student_validation"]
-    seen = states["student_half"][np.isin(splits.student_half["id"][:], half["id"][:])]
-
-    def fit() -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]:
-        probe = logistic_probe(seen, labels, (seen_validation, labels_of_validation))
-        opinions = {
-            "logistic": (out_of_fold(probe, seen, labels), probe.predict_proba(seen_validation)),
-            "kNN": (neighbour_labels(seen, labels), neighbour_labels(seen, labels, seen_validation)),
-        }
-        return opinions, topological_filter(seen, labels.argmax(axis=1))
-
-    opinions, in_topology = context.once(fit)
-    everything = np.ones(len(half), dtype=bool)
-    variants = {"as they are": (weak, everything)}
-    for name, of_rows in opinions.items():
-        ids = [*half["id"], *validation["id"]]
-        new_labels = context.changed_weak_labels(np.concatenate(of_rows), ids, f"relabelled by {name}")
-        variants[f"relabelled by {name}"] = (new_labels, everything)
-    for name, (of_half, _) in opinions.items():
-        variants[f"filtered by {name}"] = (weak, ~doubtful(labels, of_half))
-    variants["filtered by topology"] = (weak, in_topology)
+    rows_of_context = context.label_context
+    kinds: dict[str, Literal["logistic", "knn"]] = {"logistic": "logistic", "kNN": "knn"}
+    variants = {"as they are": context.weak_labels}
+    variants |= {
+        f"relabelled by {name}": relabelled_by_probe(rows_of_context, kind=kind) for name, kind in kinds.items()
+    }
+    variants |= {f"filtered by {name}": filtered_by_probe(rows_of_context, kind=kind) for name, kind in kinds.items()}
+    variants["filtered by topology"] = filtered_by_topology(rows_of_context)
     results: dict[str, dict] = {}
-    for variant, (labels_of_variant, is_selected) in variants.items():
-        if not is_selected.any():  # no row has most of its neighbours in its class
+    for variant, labels in variants.items():
+        rows = labelled(context.student_rows, labels)
+        if not len(rows.train):  # no row has most of its neighbours in its class
             results[variant] = {"n_train": 0, "n_class_1": 0, "label_accuracy": None, "accuracy": None, "pgr": None}
             continue
-        rows = half.select(np.flatnonzero(is_selected))
-        hard = labels_of_variant.of(list(rows["id"])).argmax(axis=1)
-        is_correct = hard == np.array(rows["ground_truth"])
+        hard = labels.of(list(rows.train["id"])).argmax(axis=1)
+        is_correct = hard == np.array(rows.train["ground_truth"])
         # The naive student, which is cached, was trained on the unchanged labels.
         stage = "student-naive" if variant == "as they are" else "student-mended"
-        predictions = context.predictions_of(
-            stage, labels_of_variant, rows=Half(rows, validation), title=f"student on labels {variant}"
-        )
+        predictions = context.predictions_of(stage, labels, rows=rows, title=f"student on labels {variant}")
         results[variant] = {
-            "n_train": len(rows),
+            "n_train": len(rows.train),
             "n_class_1": int(hard.sum()),
             "label_accuracy": float(is_correct.mean()),
             **context.scores(predictions),

@@ -19,7 +19,7 @@ from ..results import SeedResult
 from ..tasks import Half, TaskSplits
 from .config import Own
 from .finetuner import Finetuned, Finetuner, prompt_of_head
-from .label_context import labelled
+from .label_context import StudentRows, labelled
 from .model_queries import PROBED, ask, hidden_states, load_arrays, on_rank_0, save_arrays
 from .prompts import Prompts, prompts_of
 from .scores import Scorer, outputs_of, pgr_of
@@ -180,6 +180,14 @@ class AnalysisContext:
     def prompts(self) -> Prompts | None:
         """The prompts of the rows; `None` for pairs and completions."""
         return prompts_of(self.task, self.args, self.world)
+
+    @property
+    def label_context(self) -> StudentRows:
+        """The context of label transforms, without the true labels of the rows."""
+        weak = self.trained["weak"]
+        return StudentRows.of(
+            self.student_rows, weak, (weak,), self.splits, self.models.student, self.prompts, self.seed, self.finetuner
+        )
 
     def ask(self, prompts: list[str], prompt_format: PromptFormat) -> np.ndarray:
         """Returns P(answer) of the student before any finetuning, `(N, 2)`; see [`answer_probabilities`]."""

@@ -64,6 +64,32 @@ class StudentRows(LabelContext):
     seed: int
     finetuner: Finetuner
 
+    @classmethod
+    def of(
+        cls,
+        half: Half,
+        weak: Finetuned,
+        trained: tuple[Finetuned, ...],
+        splits: TaskSplits,
+        student: ModelSpec,
+        prompts: Prompts | None,
+        seed: int,
+        finetuner: Finetuner,
+    ) -> "StudentRows":
+        """Returns the context of rows with ground truth, which it removes. See [`labels_of_method`]."""
+        return cls(
+            half=half.map(_without_truth),
+            test=_without_truth(splits.test),
+            weak=splits.weak,
+            weak_labels=weak.predictions,
+            trained=trained,
+            student=student,
+            prompts=prompts,
+            source=Source(splits.task, splits.provenance),
+            seed=seed,
+            finetuner=finetuner,
+        )
+
     @cached_property
     def rows(self) -> Dataset:
         """The training rows, then the validation rows."""
@@ -185,18 +211,7 @@ def labels_of_method(
     transform = method.transform
     if transform is None:
         return weak.predictions
-    context = StudentRows(
-        half=half.map(_without_truth),
-        test=_without_truth(splits.test),
-        weak=splits.weak,
-        weak_labels=weak.predictions,
-        trained=trained,
-        student=student,
-        prompts=prompts,
-        source=Source(splits.task, splits.provenance),
-        seed=seed,
-        finetuner=finetuner,
-    )
+    context = StudentRows.of(half, weak, trained, splits, student, prompts, seed, finetuner)
     settings = {
         "method": method.name,
         "code": method.code,
