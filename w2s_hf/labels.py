@@ -275,6 +275,7 @@ class WeakLabels(LabelsById):
     ids: list[str]
     probabilities: np.ndarray
     provenance: dict = field(default_factory=dict)
+    weights: np.ndarray | None = None
 
     def __post_init__(self):
         self._check_ids(len(self.probabilities))
