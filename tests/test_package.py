@@ -51,6 +51,7 @@ LAYERS = [
     {"analysis.agreement", "analysis.early_stopping", "analysis.probes", "analysis.prompting", "analysis.saliency"},
     {"analysis.weak_errors"},
     {"analysis"},
+    {"transforms"},
     {"trainers.checks", "trainers.mixins"},
     {
         "trainers.agreement",
