@@ -53,6 +53,7 @@ LAYERS = [
     {"analysis.weak_errors"},
     {"analysis"},
     {"transforms"},
+    {"transforms"},
     {"methods"},
     {"trainers.checks", "trainers.mixins"},
     {
