@@ -53,9 +53,8 @@ LAYERS = [
     {"analysis.weak_errors"},
     {"analysis"},
     {"transforms"},
-    {"transforms"},
     {"methods"},
-    {"trainers.checks", "trainers.mixins"},
+    {"trainers.checks", "trainers.mixins", "trainers.row_loss"},
     {
         "trainers.agreement",
         "trainers.checkpoints",

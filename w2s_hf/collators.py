@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.reward_trainer import DataCollatorForPreference
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from .labels import as_probabilities
+from .probabilities import as_probabilities, as_weights
 from .tokenization import tokenize_rows
 
 __all__ = [
     "TOKENIZE_STREAM",
+    "CompletionCollator",
     "RewardPairCollator",
     "WeakToStrongCollator",
     "check_pairs",
@@ -103,16 +105,16 @@ class WeakToStrongCollator:
     Pads rows with `base_collator` and converts their labels to a tensor.
 
     Integer labels stay `(B,)` int64, as metrics written for [`~transformers.Trainer`] expect. P(class 1) and lists of
-    probabilities become `(B, C)` float32.
+    probabilities become `(B, C)` float32. Weights become `weight` `(B,)` float32.
 
     Args:
         base_collator (`Callable`): Collates the rows without their labels, such as `DataCollatorWithPadding`.
         n_classes (`int`): The number of classes, C.
-        with_labels (`bool`, *optional*, defaults to `True`): Whether the labels of the rows are in the batch.
+        with_labels (`bool`, *optional*, defaults to `True`): Whether labels and weights of the rows are in the batch.
 
     Raises:
         ValueError: The rows have no tokens, or their labels are not probabilities or classes, see
-            [`w2s_hf.labels.as_probabilities`].
+            [`w2s_hf.labels.as_probabilities`]. Weights are not numbers that are at least 0.
     """
 
     base_collator: Callable[[list[dict]], dict]
@@ -127,14 +129,24 @@ class WeakToStrongCollator:
                 f"{TOKENIZE_STREAM}"
             )
         name = next((name for name in ("labels", "label") if name in features[0]), None)
-        inputs = [{key: value for key, value in row.items() if key != name} for row in features]
+        inputs = [{key: value for key, value in row.items() if key not in (name, "weight")} for row in features]
         batch = dict(self.base_collator(inputs))
         if name is not None and self.with_labels:
             labels = np.asarray([row[name] for row in features])
             probabilities = as_probabilities(labels, self.n_classes)
             hard = labels.ndim == 1 and labels.dtype.kind in "bui"
             batch["labels"] = torch.from_numpy(labels.astype(np.int64) if hard else probabilities)
+        if self.with_labels:
+            batch |= _weight_of(features)
         return batch
+
+
+def _weight_of(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """Returns the part `weight` of a batch, `(B,)` float32, or nothing for rows without weights."""
+    if not any("weight" in row for row in rows):
+        return {}
+    values: list = [row.get("weight") for row in rows]
+    return {"weight": torch.from_numpy(as_weights(values))}
 
 
 def check_pairs(dataset: datasets.Dataset, name: str) -> None:
@@ -198,12 +210,13 @@ class RewardPairCollator(DataCollatorForPreference):
     Adds to `input_ids` and `attention_mask` `(2B, T)` (the chosen responses, then the rejected responses):
 
     - `soft_label` `(B,)` float32, P(chosen better), if the rows have soft labels.
+    - `weight` `(B,)` float32, if the rows have weights.
     - `turned` `(B,)` bool: whether the rejected response is first when a hash of the tokens orders both responses.
       The class "the first response is better" then has prior one half. If chosen and rejected are exchanged, the
       order stays the same.
 
     Raises:
-        ValueError: A soft label is outside [0, 1] or NaN.
+        ValueError: A soft label is outside [0, 1] or NaN. A weight is not a number that is at least 0.
     """
 
     def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:
@@ -211,10 +224,19 @@ class RewardPairCollator(DataCollatorForPreference):
         if "soft_label" in examples[0]:
             labels = np.asarray([example["soft_label"] for example in examples])
             batch["soft_label"] = torch.from_numpy(as_probabilities(labels)[:, 1].copy())
+        batch |= _weight_of(examples)
         batch["turned"] = torch.tensor(
             [_hash(example["rejected_ids"]) < _hash(example["chosen_ids"]) for example in examples]
         )
         return batch
+
+
+@dataclass
+class CompletionCollator(DataCollatorForLanguageModeling):
+    """Collates tokens like TRL's collator, and adds `weight` `(B,)` float32 if the rows have weights."""
+
+    def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        return {**super().torch_call(examples), **_weight_of(examples)}
 
 
 def _hash(ids: list[int]) -> int:

@@ -16,7 +16,7 @@ from huggingface_hub import CommitInfo, DatasetCardData, snapshot_download
 from .cards.markdown import Markup, render
 from .cards.trained_with import DEMO_DATASET, subject
 from .hub import commit_files
-from .probabilities import MAX_NAMED_ROWS, as_probabilities
+from .probabilities import MAX_NAMED_ROWS, as_probabilities, as_weights
 
 __all__ = [
     "Completion",
@@ -35,12 +35,14 @@ class LabelsById(ABC):
     """
     The base class of weak labels.
 
-    Labels are looked up by row id, joined to rows without labels, and saved with their provenance.
+    Labels are looked up by row id, joined to rows without labels, and saved with their provenance. They can have a
+    weight per row, which the trainers use as the column `weight`.
     """
 
     ids: list[str]
     provenance: dict
-    _columns: ClassVar[tuple[str, ...]]  # columns of the table
+    weights: np.ndarray | None
+    _columns: ClassVar[tuple[str, ...]]  # columns of the table without weights
 
     def _check_ids(self, n_labels: int) -> None:
         name = type(self).__name__
@@ -59,6 +61,18 @@ class LabelsById(ABC):
                     "Pass a different id for each row."
                 )
             seen.add(row_id)
+        if self.weights is None:
+            return
+        try:
+            weights = as_weights(self.weights, self.ids)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        if len(weights) != n_labels:
+            raise ValueError(
+                f"{name}: got {len(weights)} weights for {n_labels} labels, expected one weight per label. Pass one "
+                "weight for each label."
+            )
+        object.__setattr__(self, "weights", weights)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,24 +80,32 @@ class LabelsById(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """The hash of ids and labels, 16 hexadecimal digits."""
+        """The hash of ids and labels, and of weights if there are weights, 16 hexadecimal digits."""
 
     @abstractmethod
     def of(self, ids: list[str]) -> Any:
         """Returns the labels of these rows, in this order. Raises `KeyError` for a row without a label."""
 
+    def weights_of(self, ids: list[str]) -> np.ndarray:
+        """
+        Returns the weights of these rows, `(len(ids),)` float32. They are 1 if the labels have no weights. Raises
+        `KeyError` for a row without a label.
+        """
+        positions = self._positions(ids)
+        return np.ones(len(ids), dtype=np.float32) if self.weights is None else self.weights[positions]
+
     @abstractmethod
     def join(self, dataset: Dataset) -> Dataset:
-        """Returns `dataset` with these labels instead of its ground truth."""
+        """Returns `dataset` with these labels, and their weights if there are weights, instead of its ground truth."""
 
     @abstractmethod
     def to_dataset(self) -> Dataset:
-        """Returns the labels as a dataset with a column `id`, one row per label."""
+        """Returns the labels as a dataset with a column `id`, and `weight` if there are weights, one row per label."""
 
     @classmethod
     @abstractmethod
-    def _from_columns(cls, columns: dict[str, list], provenance: dict) -> Self:
-        """Creates labels from the columns of [`to_dataset`]."""
+    def _from_columns(cls, columns: dict[str, list], provenance: dict, weights: np.ndarray | None) -> Self:
+        """Creates labels from the columns of [`to_dataset`] without `weight`."""
 
     def _positions(self, ids: list[str]) -> list[int]:
         position = {row_id: index for index, row_id in enumerate(self.ids)}
@@ -108,6 +130,11 @@ class LabelsById(ABC):
                 f"join: got rows with the column {', '.join(present)}, expected rows without labels. Remove it, or "
                 "rename it to `ground_truth`."
             )
+        if self.weights is not None and "weight" in dataset.column_names:
+            raise ValueError(
+                "join: got labels with weights and rows with the column `weight`, expected rows without weights. "
+                "Remove the column."
+            )
         ids = [str(row_id) for row_id in dataset["id"]]
         if len(set(ids)) != len(ids):
             raise ValueError(
@@ -118,6 +145,12 @@ class LabelsById(ABC):
         if "ground_truth" in dataset.column_names:
             dataset = dataset.remove_columns("ground_truth")
         return dataset, positions
+
+    def _weighted(self, dataset: Dataset, positions: list[int] | slice = slice(None)) -> Dataset:
+        """Adds a column `weight`, float32, with the weights at these positions, if there are weights."""
+        if self.weights is None:
+            return dataset
+        return dataset.add_column("weight", self.weights[positions].tolist(), feature=Value("float32"))
 
     def save(self, directory: str | Path) -> None:
         """Writes `weak_labels.parquet` and `provenance.json`, readable by `datasets.load_dataset(directory)`."""
@@ -147,6 +180,7 @@ class LabelsById(ABC):
             )
         record = json.loads((directory / _PROVENANCE).read_text())
         columns = pq.read_table(directory / _ROWS).to_pydict()
+        weights = columns.pop("weight", None)
         if set(columns) != set(cls._columns):
             kinds = [kind for kind in (WeakLabels, WeakCompletions) if set(columns) == set(kind._columns)]
             advice = f"Load it with {kinds[0].__name__}." if kinds else "Pass a directory with labels of w2s_hf."
@@ -159,7 +193,8 @@ class LabelsById(ABC):
                 f"{directory}: got a {_PROVENANCE} without `fingerprint` and `n_rows`, expected the file written by "
                 f"{cls.__name__}.save. Restore it, or label the rows again."
             )
-        labels = cls._from_columns(columns, record)
+        weights = None if weights is None else np.asarray(weights, dtype=np.float32)
+        labels = cls._from_columns(columns, record, weights)
         fingerprint = labels.provenance.pop("fingerprint")
         labels.provenance.pop("n_rows")
         if fingerprint != labels.fingerprint:
@@ -258,9 +293,11 @@ class WeakLabels(LabelsById):
         probabilities (`np.ndarray` of shape `(N, C)`, float32): Class probabilities; rows sum to 1.
         provenance (`dict`): Origin of the labels: model and revision, task, dataset and revision, split, seed,
             versions. Values must be JSON.
+        weights (`np.ndarray` of shape `(N,)`, float32, *optional*): The weights of the rows in training, at least 0.
 
     Raises:
-        ValueError: Ids repeat, the probabilities are invalid (see [`as_probabilities`]), or the lengths differ.
+        ValueError: Ids repeat, the probabilities are invalid (see [`as_probabilities`]), a weight is negative or not
+            finite, or the lengths differ.
 
     Example:
 
@@ -289,7 +326,15 @@ class WeakLabels(LabelsById):
 
     @classmethod
     def mean(cls, members: list[Self]) -> Self:
-        """Returns the mean labels of several supervisors for the same rows, in the order of the first supervisor."""
+        """
+        Returns the mean labels of several supervisors for the same rows, in the order of the first supervisor. Raises
+        `ValueError` for labels with weights.
+        """
+        if any(member.weights is not None for member in members):
+            raise ValueError(
+                "mean: got labels with weights, expected labels without weights. Compute the mean first, and set "
+                "weights for the result."
+            )
         first, *others = members
         probabilities = np.mean([first.probabilities, *(other.of(first.ids) for other in others)], axis=0)
         stages = [member.provenance.get("stage") for member in members]
@@ -308,9 +353,11 @@ class WeakLabels(LabelsById):
 
     @property
     def fingerprint(self) -> str:
-        """The hash of ids and probabilities, 16 hexadecimal digits."""
+        """The hash of ids, probabilities and weights, 16 hexadecimal digits."""
         digest = hashlib.sha256("\n".join(self.ids).encode())
         digest.update(np.ascontiguousarray(self.probabilities).tobytes())
+        if self.weights is not None:
+            digest.update(np.ascontiguousarray(self.weights).tobytes())
         return digest.hexdigest()[:16]
 
     def of(self, ids: list[str]) -> np.ndarray:
@@ -319,7 +366,8 @@ class WeakLabels(LabelsById):
 
     def join(self, dataset: Dataset) -> Dataset:
         """
-        Returns `dataset`, in its order, with a column `labels` of C probabilities instead of its ground truth.
+        Returns `dataset`, in its order, with a column `labels` of C probabilities instead of its ground truth. If
+        there are weights, it also has a column `weight`, float32.
 
         Args:
             dataset ([`~datasets.Dataset`]): Rows with a column `id` of unique ids. A column `ground_truth` is removed,
@@ -327,20 +375,26 @@ class WeakLabels(LabelsById):
 
         Raises:
             KeyError: A row has no weak label.
-            ValueError: There is no column `id`, ids repeat, or the rows already have a label column.
+            ValueError: There is no column `id`, ids repeat, or the rows already have a label column. Labels and rows
+                both have weights.
         """
         dataset, positions = self._unlabelled(dataset, ("label", "labels", "label_ids"))
         labels = self.probabilities[positions].tolist()
-        return dataset.add_column("labels", labels, feature=List(Value("float32")))
+        return self._weighted(dataset.add_column("labels", labels, feature=List(Value("float32"))), positions)
 
     def to_dataset(self) -> Dataset:
-        """Returns a dataset with the columns `id` (string) and `probabilities` (list of C float32)."""
+        """
+        Returns a dataset with the columns `id` (string) and `probabilities` (list of C float32). With weights, it also
+        has the column `weight` (float32).
+        """
         features = Features({"id": Value("string"), "probabilities": List(Value("float32"))})
-        return Dataset.from_dict({"id": self.ids, "probabilities": self.probabilities.tolist()}, features=features)
+        columns = {"id": self.ids, "probabilities": self.probabilities.tolist()}
+        return self._weighted(Dataset.from_dict(columns, features=features))
 
     @classmethod
-    def _from_columns(cls, columns: dict[str, list], provenance: dict) -> Self:
-        return cls(columns["id"], np.asarray(columns["probabilities"], dtype=np.float32), provenance)
+    def _from_columns(cls, columns: dict[str, list], provenance: dict, weights: np.ndarray | None) -> Self:
+        probabilities = np.asarray(columns["probabilities"], dtype=np.float32)
+        return cls(columns["id"], probabilities, provenance, weights)
 
 
 @dataclass(frozen=True)
@@ -366,9 +420,10 @@ class WeakCompletions(LabelsById):
         ids (`list[str]`): N unique row ids.
         completions (`list[Completion]`): Completion of each row.
         provenance (`dict`): Origin of the completions, see [`WeakLabels`].
+        weights (`np.ndarray` of shape `(N,)`, float32, *optional*): The weights of the rows in training, at least 0.
 
     Raises:
-        ValueError: Ids repeat, or the lengths differ.
+        ValueError: Ids repeat, a weight is negative or not finite, or the lengths differ.
     """
 
     _columns = ("id", "completion", "is_cut")
@@ -376,15 +431,19 @@ class WeakCompletions(LabelsById):
     ids: list[str]
     completions: list[Completion]
     provenance: dict = field(default_factory=dict)
+    weights: np.ndarray | None = None
 
     def __post_init__(self):
         self._check_ids(len(self.completions))
 
     @property
     def fingerprint(self) -> str:
-        """The hash of ids and completions, 16 hexadecimal digits."""
+        """The hash of ids, completions and weights, 16 hexadecimal digits."""
         rows = [[row_id, part.text, part.is_cut] for row_id, part in zip(self.ids, self.completions, strict=True)]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(rows).encode())
+        if self.weights is not None:
+            digest.update(np.ascontiguousarray(self.weights).tobytes())
+        return digest.hexdigest()[:16]
 
     def of(self, ids: list[str]) -> list[Completion]:
         """Returns the completions of these rows, in this order. Raises `KeyError` for a row without a completion."""
@@ -399,19 +458,22 @@ class WeakCompletions(LabelsById):
         """
         dataset, positions = self._unlabelled(dataset, ("completion",))
         texts = [self.completions[position].text for position in positions]
-        return dataset.add_column("completion", texts, feature=Value("string"))
+        return self._weighted(dataset.add_column("completion", texts, feature=Value("string")), positions)
 
     def to_dataset(self) -> Dataset:
-        """Returns a dataset with the columns `id`, `completion` (strings) and `is_cut` (bool)."""
+        """
+        Returns a dataset with the columns `id`, `completion` (strings) and `is_cut` (bool). With weights, it also has
+        the column `weight` (float32).
+        """
         features = Features({"id": Value("string"), "completion": Value("string"), "is_cut": Value("bool")})
         columns = {
             "id": self.ids,
             "completion": [part.text for part in self.completions],
             "is_cut": [part.is_cut for part in self.completions],
         }
-        return Dataset.from_dict(columns, features=features)
+        return self._weighted(Dataset.from_dict(columns, features=features))
 
     @classmethod
-    def _from_columns(cls, columns: dict[str, list], provenance: dict) -> Self:
+    def _from_columns(cls, columns: dict[str, list], provenance: dict, weights: np.ndarray | None) -> Self:
         completions = [Completion(*pair) for pair in zip(columns["completion"], columns["is_cut"], strict=True)]
-        return cls(columns["id"], completions, provenance)
+        return cls(columns["id"], completions, provenance, weights)

@@ -1,9 +1,9 @@
-"""Converts labels of any form to class probabilities, and checks every row."""
+"""Converts labels of any form to class probabilities, and weights to numbers, and checks every row."""
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["MAX_NAMED_ROWS", "as_probabilities"]
+__all__ = ["MAX_NAMED_ROWS", "as_probabilities", "as_weights"]
 
 MAX_NAMED_ROWS = 5  # number of invalid rows that an error names; the other invalid rows are counted
 
@@ -92,3 +92,39 @@ def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = N
             "expected 1. Normalize them."
         )
     return values.astype(np.float32)
+
+
+def as_weights(weights: ArrayLike, ids: list | None = None) -> np.ndarray:
+    """
+    Converts the weights of rows to float32.
+
+    Args:
+        weights (array-like): N numbers that are at least 0.
+        ids (`list`, *optional*): N row names for error messages. Defaults to positions.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`, float32.
+
+    Raises:
+        ValueError: A weight is missing, negative, NaN or infinite, or there is not one number per row. The message
+            names the rows.
+    """
+    values = np.asarray(weights, dtype=object)
+    ids = list(range(len(values))) if ids is None else ids
+    missing = np.flatnonzero([value is None for value in values])
+    if len(missing):
+        raise ValueError(f"weight: got {_named(ids, missing)} without a weight, expected a number. Add the weights.")
+    values = np.asarray(weights)
+    if values.dtype.kind not in "fbui" or values.ndim != 1:
+        raise ValueError(
+            f"weight: got {values.dtype} of shape {values.shape}, expected one number per row. Correct the weights."
+        )
+    with np.errstate(over="ignore"):  # a number that is too large for float32 becomes infinity
+        values = values.astype(np.float32)
+    wrong = np.flatnonzero(~np.isfinite(values) | (values < 0))
+    if len(wrong):
+        raise ValueError(
+            f"weight: got {values[wrong[0]]} in {_named(ids, wrong)}, expected finite numbers that are at least 0. "
+            "Correct these weights."
+        )
+    return values

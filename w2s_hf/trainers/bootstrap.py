@@ -39,10 +39,11 @@ from .chain import (
     unlabelled,
 )
 from .checkpoints import last_complete_checkpoint
-from .checks import check_arguments, check_loss, refuse_misspelt
+from .checks import check_arguments, check_loss, check_weights, refuse_misspelt
+from .row_loss import check_row_loss
 from .student_card import WithStudentCard
 from .weak_to_strong import WeakToStrongTrainer
-from .whole_step import check_row_loss, load_model
+from .whole_step import load_model
 
 __all__ = ["BootstrapTrainer"]
 
@@ -88,7 +89,8 @@ class BootstrapTrainer(WeakToStrongTrainer):
         train_dataset ([`~datasets.Dataset`] or `list[Dataset]`):
             One dataset with labels for all links, or a list with a dataset for each link. A single dataset is
             relabelled after each link. In a list, only the first dataset needs labels. The columns are as in
-            [`WeakToStrongTrainer`]. Labels are matched to rows by `id`, or by position if there is no `id`.
+            [`WeakToStrongTrainer`]. Labels are matched to rows by `id`, or by position if there is no `id`. A column
+            `weight` is kept for every link that is trained on these rows.
         eval_dataset ([`~datasets.Dataset`] or `list[Dataset]`, *optional*):
             One dataset or a list for evaluation. Its rows are relabelled, too. Evaluations and the choice of the best
             checkpoint use the labels of the link's supervisor. From the second link on, `compute_metrics` gets these
@@ -103,9 +105,9 @@ class BootstrapTrainer(WeakToStrongTrainer):
     Raises:
         ValueError: There is no link. The number of datasets or tokenizers differs from the number of links. Rows are
             not a dataset, are empty, or have neither tokens nor text. Ids repeat. The first dataset has no labels. An
-            unused column looks like labels. The loss is for two classes and labels have more. Tokenized rows are used
-            with different tokenizers. There are `optimizers`, which belong to one model. `args` is not a
-            [`BootstrapConfig`] or has `use_liger_kernel=True`.
+            unused column looks like labels or weights. Weights are invalid. The loss is for two classes and labels
+            have more. Tokenized rows are used with different tokenizers. There are `optimizers`, which belong to one
+            model. `args` is not a [`BootstrapConfig`] or has `use_liger_kernel=True`.
 
     Example:
 
@@ -159,10 +161,12 @@ class BootstrapTrainer(WeakToStrongTrainer):
         if eval_dataset is not None:
             self._rows["eval"] = rows_of_links(eval_dataset, "eval_dataset", n_links, args.dataset_text_field)
         if args.remove_unused_columns:
-            reads = ("label", "labels", "label_ids", args.dataset_text_field, *_MODEL_INPUTS)
+            reads = ("label", "labels", "label_ids", "weight", args.dataset_text_field, *_MODEL_INPUTS)
             for name, (first, *others) in self._rows.items():
                 for rows in (first, *map(unlabelled, others)):
-                    refuse_misspelt(rows, f"{name}_dataset", labels="labels", reads=reads)
+                    refuse_misspelt(rows, f"{name}_dataset", labels="labels", reads=reads, optional=("weight",))
+        for number, rows in enumerate(self._rows["train"], 1):
+            check_weights(rows, f"train_dataset of link {number}")
         self._first_labels = {name: labels_of(parts[0], f"{name}_dataset") for name, parts in self._rows.items()}
         check_loss(args.loss_type, self._first_labels["train"].probabilities.shape[1])
         tokenizers = processing_class if isinstance(processing_class, list) else [processing_class] * n_links

@@ -160,8 +160,8 @@ def chain_settings(
 
 
 def _fingerprint(rows: Dataset, text_field: str) -> str:
-    """Hashes the ids and tokens, or texts, of rows in their order."""
-    columns = [name for name in ("id", "input_ids", text_field) if name in rows.column_names]
+    """Hashes the ids and tokens, or texts, of rows in their order, and their weights if they have weights."""
+    columns = [name for name in ("id", "input_ids", text_field, "weight") if name in rows.column_names]
     digest = hashlib.sha256()
     for batch in rows.with_format("python").select_columns(columns).iter(1000):
         digest.update(json.dumps(batch).encode())

@@ -16,6 +16,7 @@ from transformers.utils.logging import get_logger
 from trl import RewardConfig
 
 from .._compat import ModulesToSaveWrapper, original_and_copies
+from ..probabilities import as_weights
 
 __all__ = [
     "THRESHOLD_LOSSES",
@@ -24,6 +25,7 @@ __all__ = [
     "check_dataset",
     "check_loss",
     "check_pair_columns",
+    "check_weights",
     "named_parts",
     "refuse_frozen",
     "refuse_longer",
@@ -276,17 +278,39 @@ def check_pair_columns(dataset: Any, name: str, args: RewardConfig) -> None:
     for which, part in named_parts(dataset, name).items():
         check_dataset(part, which, (datasets.Dataset, datasets.IterableDataset))
         if args.remove_unused_columns:
-            optional = {"prompt", "soft_label", "margin"}
+            optional = {"prompt", "soft_label", "margin", "weight"}
             if "chosen_ids" in (getattr(part, "column_names", None) or ()):
                 optional.remove("prompt")
             check_columns(part, which, labels="soft_label", reads=_PAIR_COLUMNS, optional=optional)
 
 
-# TRL's RewardTrainer (1.0 and 1.16) reads these columns of pairs. `soft_label` is an additional column.
+# TRL's RewardTrainer (1.0 and 1.16) reads these columns of pairs. `soft_label` and `weight` are additional columns.
 _PAIR_COLUMNS = (
-    "chosen", "rejected", "prompt", "chosen_ids", "rejected_ids", "soft_label", "margin", "tools",
+    "chosen", "rejected", "prompt", "chosen_ids", "rejected_ids", "soft_label", "weight", "margin", "tools",
     "chat_template_kwargs",
 )  # fmt: skip
+
+
+def check_weights(dataset: Any, name: str) -> None:
+    """
+    Raises `ValueError` for a column `weight` that has no valid weights, see [`w2s_hf.probabilities.as_weights`], or
+    whose weights of training rows are all 0. Weights that a transform or a stream returns are checked batch by batch.
+    """
+    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
+        return
+    if "weight" not in dataset.column_names:
+        return
+    try:
+        weights = as_weights(
+            dataset.with_format("python")["weight"][:], list(dataset["id"]) if "id" in dataset.column_names else None
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if name.startswith("train_dataset") and len(weights) and not weights.any():
+        raise ValueError(
+            f"{name}: got weight 0 in all {len(weights)} rows, expected a positive weight in at least one row. "
+            "Correct the column `weight`, or remove it to give equal weight to all rows."
+        )
 
 
 def refuse_misspelt(

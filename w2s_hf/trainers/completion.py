@@ -1,5 +1,6 @@
 """The trainer of language models on prompts and completions, with the accuracy of generated completions."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -16,13 +17,22 @@ from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
 from .._compat import generate_random_fingerprint, is_deepspeed_zero3_enabled, restore_forward
+from ..collators import CompletionCollator
 from ..config import CompletionConfig
 from ..generation import complete
 from ..labels import Completion
 from ..modeling import disable_dropout
 from ..modeling.adapters import keep_trainable
 from ..modeling.heads import base_of
-from .checks import check_arguments, check_columns, check_dataset, named_parts, refuse_frozen, refuse_longer
+from .checks import (
+    check_arguments,
+    check_columns,
+    check_dataset,
+    check_weights,
+    named_parts,
+    refuse_frozen,
+    refuse_longer,
+)
 from .evaluation import OrderedEvaluation
 from .sft import ResumableSFTTrainer
 from .student_card import WithStudentCard
@@ -65,7 +75,9 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
             A causal language model, or a Hub id or local directory, which is loaded by [`load_student`].
         args ([`CompletionConfig`], *optional*): Defaults to `CompletionConfig()`.
         train_dataset ([`~datasets.Dataset`]): Rows with `prompt` and `completion`. Rows of more than
-            `args.max_length` tokens are left out and counted in a warning.
+            `args.max_length` tokens are left out and counted in a warning. An optional column `weight` has one float
+            per row, at least 0. The loss of a step is then `sum(weight * loss) / sum(weight)` over all tokens of its
+            completions, and each token has the weight of its row. Evaluation does not use weights.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Evaluation rows with the same columns.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -76,7 +88,8 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
 
     Raises:
         ValueError: `args` has another class or `use_liger_kernel=True`. Rows are not a dataset, are empty, or lack the
-            texts `prompt` and `completion`. All training rows, or an evaluation row, are longer than `max_length`
+            texts `prompt` and `completion`. Weights are negative, missing, infinite or all 0, or are combined with a
+            loss other than the cross-entropy. All training rows, or an evaluation row, are longer than `max_length`
             tokens. Rows have more tokens than the model has positions. The tokenizer has no end-of-text token. The
             model is frozen. Adapters are added to adapters or have another task type. There are several GPUs in one
             process.
@@ -158,6 +171,10 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
                 )
         finally:
             args.model_init_kwargs = init_kwargs
+        if kwargs.get("data_collator") is None:
+            collator = self.data_collator
+            fields = {field.name: getattr(collator, field.name) for field in dataclasses.fields(collator)}
+            self.data_collator = CompletionCollator(**fields)
         refuse_data_parallel(args)
 
     # ---- Training ----
@@ -280,9 +297,9 @@ def _prepare(
 
 def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     """
-    Returns rows with `input_ids` and `completion_mask`. The tokens of the prompt come first, as in generation. The
-    tokens of the completion follow. The completion is tokenized together with the prompt if this leaves the tokens of
-    the prompt unchanged. Otherwise it is tokenized alone.
+    Returns rows with `input_ids` and `completion_mask`, and training rows also with `weight`. The tokens of the prompt
+    come first, as in generation. The tokens of the completion follow. The completion is tokenized together with the
+    prompt if this leaves the tokens of the prompt unchanged. Otherwise it is tokenized alone.
 
     Nothing is truncated. Training rows of more than `max_length` tokens are left out, and a warning counts them.
     Longer evaluation rows raise an error, because the accuracy counts every row.
@@ -299,7 +316,8 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
             f"{name}: got the columns {', '.join(rows.column_names)}, expected `prompt` and `completion`. Rename the "
             "columns."
         )
-    check_columns(rows, name, labels="completion", reads=("prompt", "completion"))
+    check_columns(rows, name, labels="completion", reads=("prompt", "completion", "weight"), optional=("weight",))
+    check_weights(rows, name)
     if len(rows) == 0:
         raise ValueError(f"{name}: got no rows, expected at least one. Pass a dataset with rows.")
     if tokenizer.eos_token_id is None:
@@ -326,7 +344,8 @@ def _tokenize(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_
             columns["completion_mask"].append([0] * len(prompt_ids) + [1] * len(after))
         return columns
 
-    options = {"batched": True, "remove_columns": rows.column_names, "desc": f"Tokenizing {name}"}
+    unread = [column for column in rows.column_names if column != "weight" or name != "train_dataset"]
+    options = {"batched": True, "remove_columns": unread, "desc": f"Tokenizing {name}"}
     # As in w2s_hf.tokenization, rows in memory have no cache file, so that Ctrl-C is not ignored.
     tokens = rows.map(encode, **options, new_fingerprint=generate_random_fingerprint())
     lengths = np.array([len(ids) for ids in tokens["input_ids"]])

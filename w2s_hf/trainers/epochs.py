@@ -14,10 +14,12 @@ from .._compat import (
     BatchRebalanceSampler,
     LengthGroupedSampler,
     SkipBatchSampler,
+    add_signature_column,
     forget_trained_tokens,
     has_length,
     rows_of_filled_step,
 )
+from ..probabilities import as_weights
 from .mixins import TrainerMixin
 
 __all__ = ["EpochSampler", "WholeEpochs"]
@@ -63,6 +65,9 @@ class WholeEpochs(TrainerMixin):
     last batches of an epoch with its first rows (`even_batches`). This class marks the repeated rows. They
     are excluded from the loss, the number of rows of the step, and metrics. Subclasses define `_n_rows` and `_mark`.
 
+    The column `weight` is kept, and the part `weight` of a batch, `(B,)`, is checked. Subclasses weight the losses of
+    rows with it, and remove it before the forward pass.
+
     Three ways to split rows over processes are not supported, and cause a warning or an error when training begins:
 
     - an `IterableDataset` that every process reads itself (`dispatch_batches=False`),
@@ -79,6 +84,10 @@ class WholeEpochs(TrainerMixin):
     @abstractmethod
     def _mark(self, batch: dict, counts: torch.Tensor) -> dict:
         """Returns a batch that records which rows are not repeated (`counts`, `(B,)` bool)."""
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        add_signature_column(self, "weight")
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)
@@ -131,8 +140,32 @@ class WholeEpochs(TrainerMixin):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict], torch.Tensor | int | None]:
-        """Fetches batches like [`~transformers.Trainer.get_batch_samples`], and marks rows that accelerate repeats."""
-        return super().get_batch_samples(map(self._mark_repeats, epoch_iterator), num_batches, device)
+        """
+        Fetches batches like [`~transformers.Trainer.get_batch_samples`], checks their weights, and marks rows that
+        accelerate repeats.
+        """
+        batches = map(self._mark_repeats, map(self._check_weight, epoch_iterator))
+        return super().get_batch_samples(batches, num_batches, device)
+
+    def _check_weight(self, batch: dict) -> dict:
+        """Returns a batch with `weight` `(B,)` float32, or the same batch if the training rows have no weights."""
+        weight = batch.get("weight")
+        if weight is None:
+            rows = self.train_dataset
+            if isinstance(rows, Dataset) and rows.format["type"] != "custom" and "weight" in rows.column_names:
+                raise ValueError(
+                    f"train_dataset: got a column `weight`, and batches with {', '.join(map(repr, batch))}, expected "
+                    "'weight' among them. Return `weight` from the data collator, or remove the column."
+                )
+            return batch
+        weight, n_rows = torch.as_tensor(weight), self._n_rows(batch)
+        values = as_weights(weight.float().cpu().numpy())
+        if len(values) != n_rows:
+            raise ValueError(
+                f"weight: got {len(values)} weights in a batch of {n_rows} rows, expected one weight per row. Return "
+                "`weight` of shape (B,) from the data collator."
+            )
+        return {**batch, "weight": torch.from_numpy(values).to(weight.device)}
 
     def _mark_repeats(self, batch: dict) -> dict:
         counts = self._rows_that_count(self._n_rows(batch))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from datasets import Dataset
+from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
@@ -136,6 +137,13 @@ class OrderedEvaluation(TrainerMixin):
         finally:
             self.args, self.compute_metrics, self.preprocess_logits_for_metrics, self.data_collator = before
         return torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1).numpy()
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Predicts like the base trainer. Weights are not used: in an evaluation, every row counts once."""
+        inputs.pop("weight", None)
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     # ---- Metrics ----
 

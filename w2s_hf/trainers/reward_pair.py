@@ -20,11 +20,20 @@ from ..collators import RewardPairCollator, check_pairs
 from ..config import RewardPairConfig
 from ..modeling import disable_dropout
 from ..modeling.adapters import keep_trainable
-from .checks import check_arguments, check_dataset, check_pair_columns, named_parts, refuse_frozen, refuse_longer
+from .checks import (
+    check_arguments,
+    check_dataset,
+    check_pair_columns,
+    check_weights,
+    named_parts,
+    refuse_frozen,
+    refuse_longer,
+)
 from .evaluation import OrderedEvaluation
 from .resuming import ResumableTraining
+from .row_loss import check_row_loss
 from .student_card import WithStudentCard
-from .whole_step import WholeStepLoss, check_row_loss, load_model, refuse_data_parallel
+from .whole_step import WholeStepLoss, counted_weight, load_model, refuse_data_parallel
 
 __all__ = ["RewardPairTrainer"]
 
@@ -79,7 +88,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Pairs in a preference format of TRL: `chosen`, `rejected`, with `prompt` or without, text or messages.
             Pairs can also be tokens in `chosen_ids` and `rejected_ids`. The optional column `soft_label` is P(chosen
-            better), float.
+            better), float. The optional column `weight` weights the whole loss of a pair, including the term of
+            `center_rewards_coefficient`; see [`WeakToStrongTrainer`].
         eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*): Evaluation pairs in the same format.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The tokenizer. It is loaded if `model` is a name. TRL ends texts with its end-of-text token.
@@ -92,11 +102,12 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
             `compute_metrics` gets `(N, 2)` rewards (rejected, chosen) and `(N,)` P(chosen better).
 
     Raises:
-        ValueError: `args` has another class or `use_liger_kernel=True`. Rows are not a dataset, or are empty. A column
-            is missing, or an unused column looks like soft labels. Soft labels are outside [0, 1] (the message names
-            the rows), or there is also a margin. The tokenizer has no end-of-text token. Pairs have more tokens than
-            the model has positions. The model is frozen. Adapters are added to adapters, have another task type, or
-            are prompt tuning of a decoder. There are several GPUs in one process.
+        ValueError: `args` has another class or `use_liger_kernel=True`. Rows are not a dataset, or are empty. A
+            column is missing, or an unused column looks like soft labels or weights. Soft labels are outside [0, 1]
+            (the message names the rows), or there is also a margin. Weights are invalid. The tokenizer has no
+            end-of-text token. Pairs have more tokens than the model has positions. The model is frozen. Adapters are
+            added to adapters, have another task type, or are prompt tuning of a decoder. There are several GPUs in one
+            process.
 
     Example:
 
@@ -187,6 +198,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
                 "several times. Apply it with Dataset.map, or pass tokens as `chosen_ids` and `rejected_ids`."
             )
         check_pairs(dataset, name)
+        check_weights(dataset, name)
         is_text = "chosen_ids" not in dataset.column_names and isinstance(dataset[0]["chosen"], str)
         if is_text and processing_class.eos_token is None:
             raise ValueError(
@@ -260,10 +272,11 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
 
         Args:
             inputs (`dict`): `input_ids` and `attention_mask` `(2B, T)`, chosen responses first. Optional inputs are
-                `soft_label` `(B,)`, `turned` `(B,)` and `margin` `(B,)`.
-            num_items_in_batch (`int`, *optional*): The number of pairs of the whole optimizer step on all ranks.
-                Without it, the loss is the mean over this batch.
+                `soft_label` `(B,)`, `turned` `(B,)` and `margin` `(B,)`. `weight` `(B,)` is used in training only.
+            num_items_in_batch (`int`, *optional*): The number of pairs of the whole optimizer step on all ranks, or
+                the sum of their weights. Without it, the loss is the mean over this batch.
         """
+        weight = inputs.get("weight") if model.training else None
         inputs, soft_label, turned = _without_labels(inputs)
         counts = inputs.pop("counts", None)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
@@ -271,6 +284,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         n_pairs = len(logits)
         if not model.training:
             counts = self._rows_that_count(n_pairs)
+        weight = counts if weight is None else counted_weight(weight, counts)
         if soft_label is not None or self.args.loss_type != "xent" or self._loss is not None:
             if "margin" in inputs:
                 raise ValueError(
@@ -283,30 +297,36 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
                 if model.training
                 else losses.cross_entropy_loss(*classes, reduction="none")
             )
-            loss = self._mean_of_pairs(row_losses, logits, counts)
-        elif counts is not None:
+            loss = self._mean_of_pairs(row_losses, logits, weight)
+        elif weight is not None:
             row_losses = -logsigmoid(logits[:, 1] - logits[:, 0] - inputs.get("margin", 0))
-            loss = self._mean_of_pairs(row_losses, logits, counts)
+            loss = self._mean_of_pairs(row_losses, logits, weight)
         better = logits[:, 1] > logits[:, 0]
         agrees = better if soft_label is None else better == (soft_label > 0.5)
         if counts is not None:
-            n_pairs = int(counts.sum())
             self._replace_metrics(logits, agrees, counts, inputs["attention_mask"])
         elif soft_label is not None:
             # TRL's accuracy assumes that the chosen response is better.
             accuracy = self.accelerator.gather_for_metrics(agrees.float().mean()).mean().item()
             next_log(self, "train" if model.training else "eval")["accuracy"][-1] = accuracy
         if model.training:
-            loss = self._share_of_step(loss * n_pairs, n_pairs, num_items_in_batch)
+            total = n_pairs if weight is None else weight.sum().item()
+            loss = self._share_of_step(loss * total, total, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _mean_of_pairs(
-        self, row_losses: torch.Tensor, logits: torch.Tensor, counts: torch.Tensor | None
+        self, row_losses: torch.Tensor, logits: torch.Tensor, weight: torch.Tensor | None
     ) -> torch.Tensor:
-        """Returns the mean loss without repeated pairs, plus TRL's term that centers rewards."""
+        """
+        Returns the weighted mean of the loss, plus TRL's term that centers rewards. The mean is 0 if all weights are
+        0.
+        """
 
         def mean(values: torch.Tensor) -> torch.Tensor:
-            return values.mean() if counts is None else (values * counts).sum() / counts.sum().clamp(min=1)
+            if weight is None:
+                return values.mean()
+            total = weight.sum()
+            return (values * weight).sum() / total.where(total > 0, 1)
 
         loss = mean(row_losses)
         if self.args.center_rewards_coefficient is not None:
@@ -401,12 +421,13 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
             `np.ndarray` of shape `(N, 2)`, float32, in row order, on every rank: P(rejected better) and P(chosen
             better). The second probability is a `soft_label` for a student.
         """
-        return self._predict_probabilities(dataset, ("soft_label", "margin"))
+        return self._predict_probabilities(dataset, ("soft_label", "margin", "weight"))
 
 
 def _without_labels(inputs: dict) -> tuple[dict, torch.Tensor | None, torch.Tensor | None]:
-    """Splits a batch into model inputs, P(chosen better), and whether pairs are turned."""
+    """Splits a batch into model inputs, P(chosen better), and whether pairs are turned. Weights are removed."""
     inputs = dict(inputs)
+    inputs.pop("weight", None)
     return inputs, inputs.pop("soft_label", None), inputs.pop("turned", None)
 
 

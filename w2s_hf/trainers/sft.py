@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
@@ -18,9 +20,15 @@ logger = logging.getLogger(__name__)
 
 
 class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
-    """An [`~trl.SFTTrainer`] with epochs that are the same on any number of processes and after a resume."""
+    """
+    An [`~trl.SFTTrainer`] with epochs that are the same on any number of processes and after a resume.
+
+    If the batches have weights, each token has the weight of its row. The loss of a step is
+    `sum(weight * loss) / sum(weight)` over the tokens of all its completions.
+    """
 
     _is_evaluating = False
+    _mean_weight: float | None = None  # of the tokens of the current step that have a loss
 
     def _n_rows(self, batch: dict) -> int:
         # TRL's `padding_free` concatenates all rows. Each row begins at position 0.
@@ -28,11 +36,7 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
 
     def _mark(self, batch: dict, counts: torch.Tensor) -> dict:
         labels = batch["labels"]
-        counts = counts.to(labels.device)
-        if _is_flat(batch):
-            counts = counts[(batch["position_ids"] == 0).cumsum(dim=1) - 1]
-        else:
-            counts = counts[:, None].expand_as(labels)
+        counts = _by_token(counts.to(labels.device), batch)
         tokens = batch.get("attention_mask", torch.ones_like(labels))
         return {**batch, "labels": labels.where(counts, -100), "repeated_tokens": tokens[~counts].sum()}
 
@@ -48,8 +52,23 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict], torch.Tensor | int | None]:
-        """Fetches batches like [`~trl.SFTTrainer`]. A process that has only repeated rows counts 1 token, not 0."""
+        """
+        Fetches batches like [`~trl.SFTTrainer`], and computes the mean weight of the step. A process that has only
+        repeated rows counts 1 token, not 0.
+        """
         batches, n_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._mean_weight = None
+        if any("weight" in batch for batch in batches):
+            self._refuse_other_losses()
+            sums = torch.zeros(2, device=device)
+            for batch in batches:
+                is_predicted = batch["labels"][:, 1:] != -100
+                weight = _by_token(batch["weight"], batch)[:, 1:]
+                sums += torch.stack([(weight * is_predicted).sum(), is_predicted.sum()]).to(device)
+            if self.args.average_tokens_across_devices:
+                sums = self.accelerator.gather(sums[None]).sum(dim=0)
+            weight_sum, n = sums.tolist()
+            self._mean_weight = weight_sum / max(n, 1)
         return batches, n_tokens.clamp(min=1) if isinstance(n_tokens, torch.Tensor) else n_tokens
 
     def training_step(
@@ -61,6 +80,54 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
         if repeated_tokens is not None:
             self._forget_tokens(repeated_tokens)
         return loss
+
+    def _refuse_other_losses(self) -> None:
+        """Raises `ValueError` for a loss other than the cross-entropy of tokens, which alone can be weighted."""
+        args: Any = self.args
+        for option, value, expected in (
+            ("loss_type", args.loss_type, "nll"),
+            ("label_smoothing_factor", args.label_smoothing_factor, 0.0),
+            ("compute_loss_func", self.compute_loss_func, None),
+        ):
+            if value != expected:
+                raise ValueError(
+                    f"{option}: got {value!r} and rows with weights, expected {expected!r}, since only the "
+                    f"cross-entropy of tokens is weighted. Set {option}={expected!r}, or remove the column `weight`."
+                )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, object]:
+        """
+        Computes the loss of [`~trl.SFTTrainer`]. If the batch has `weight` `(B,)`, the difference between the weighted
+        and the unweighted loss is added. Other terms, such as the router loss of a mixture of experts, remain.
+        """
+        weight = inputs.pop("weight", None)
+        if weight is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if num_items_in_batch is None:
+            raise ValueError(
+                "weight: got rows with weights and a model that does not accept `num_items_in_batch`, expected a "
+                "model that accepts it. Remove the column `weight`."
+            )
+        labels, seen = inputs["labels"], []
+        # TRL returns logits only after a second forward pass.
+        hook = model.register_forward_hook(lambda module, args, outputs: seen.append(outputs))
+        try:
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            hook.remove()
+        token_losses = _token_losses(seen[0], labels)
+        # The mean of these weights over the tokens of the step is 1, unless all weights are 0.
+        weight = _by_token(weight, inputs)[:, 1:] / (self._mean_weight or 1)
+        difference = ((weight - 1) * token_losses).sum() / num_items_in_batch
+        if self.args.average_tokens_across_devices:
+            difference = difference * (self.accelerator.num_processes // self.get_tp_size())
+        return (result[0] + difference, result[1]) if return_outputs else result + difference
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         # TRL 1.0 divides the loss of an evaluation by the number of tokens of all processes. The Trainer then weights
@@ -80,6 +147,26 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         finally:
             self._is_evaluating = False
+
+
+def _by_token(values: torch.Tensor, batch: dict) -> torch.Tensor:
+    """Returns the values of rows `(B,)` for each token, in the shape of the labels."""
+    if _is_flat(batch):
+        return values[(batch["position_ids"] == 0).cumsum(dim=1) - 1]
+    return values[:, None].expand_as(batch["labels"])
+
+
+def _token_losses(outputs, labels: torch.Tensor) -> torch.Tensor:
+    """Returns the loss of each token after the first, `(B, T - 1)`, which is 0 for tokens that are not predicted."""
+    if getattr(outputs, "log_probs", None) is not None:  # TRL 1.16
+        return -outputs.log_probs[:, -labels.shape[1] + 1 :]
+    if getattr(outputs, "logits", None) is None:
+        raise ValueError(
+            f"weight: got rows with weights and outputs with {', '.join(outputs)}, expected `logits` or `log_probs` "
+            "(TRL 1.0 or 1.16). Remove the column `weight`, or install one of these versions."
+        )
+    logits = outputs.logits[:, -labels.shape[1] : -1].float()  # without virtual tokens of prompt tuning
+    return cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")  # 0 for the label -100
 
 
 def _is_flat(batch: dict) -> bool:

@@ -26,6 +26,7 @@ from .checks import (
     check_columns,
     check_dataset,
     check_loss,
+    check_weights,
     named_parts,
     refuse_frozen,
     refuse_longer,
@@ -34,8 +35,9 @@ from .checks import (
 )
 from .evaluation import OrderedEvaluation
 from .resuming import ResumableTraining
+from .row_loss import check_row_loss
 from .student_card import WithStudentCard
-from .whole_step import WholeStepLoss, check_row_loss, load_model, refuse_data_parallel
+from .whole_step import WholeStepLoss, counted_weight, load_model, refuse_data_parallel
 
 __all__ = ["WeakToStrongTrainer"]
 
@@ -57,9 +59,9 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
     - `compute_loss`: computes the losses of [`w2s_hf.losses`]. The model does not get the labels, because transformers
       interprets float labels as a multi-label problem and trains a binary cross-entropy without a warning.
-    - `get_batch_samples`: counts the rows of a step on all ranks, because no other method gets a whole optimizer step.
-      It computes the threshold of the confidence loss over these rows. With more than one micro-batch, this takes a
-      first forward pass without gradient.
+    - `get_batch_samples`: counts the rows of a step on all ranks, because no other method gets a whole optimizer
+      step. For rows with weights, it sums the weights. It computes the threshold of the confidence loss over these
+      rows. With more than one micro-batch, this takes a first forward pass without gradient.
     - `train`: refuses a frozen model, and a `metric_for_best_model` that the evaluation does not report, before the
       first step. A resumed run ends as it would have without the interruption, or raises an error before its
       first step; see [`w2s_hf.trainers.resuming.ResumableTraining`].
@@ -81,7 +83,10 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             Rows with `labels`: an integer class, a float P(class 1), or a list of C probabilities. They also have
             `input_ids`, or a text column, which is tokenized. Texts of [`load_task`] that are too long
             are truncated in their context, and other texts at the end. Streamed datasets must be tokenized. The
-            columns `id` and `ground_truth` are allowed. A warning names other columns, which are not used.
+            columns `id` and `ground_truth` are allowed. A warning names other columns, which are not used. An optional
+            column `weight` has one float per row, at least 0. The loss of a step is then
+            `sum(weight * loss) / sum(weight)`. Evaluation does not use weights: every row counts once. The threshold
+            and the prior of the confidence loss, and the agreement of `aux_start="agreement"`, do not use them.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The tokenizer. It is loaded if `model` is a name.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used if `model` is a name.
@@ -96,11 +101,12 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
     Raises:
         ValueError: `args` has another class or `use_liger_kernel=True`. Rows are not a dataset, or are empty,
-            unlabelled or a stream of texts. Labels are not probabilities (the message names the rows). There are
-            both `label` and `labels`, or an unused column that looks like labels. Rows have more tokens than the model
-            has positions. Adapters are added to adapters, or are prompt tuning of a decoder. The model is frozen, has
-            one output, or has the `problem_type` of several labels. The loss is for two classes and the model has
-            more. There is LoRA dropout with `disable_dropout=True`. There are several GPUs in one process.
+            unlabelled or a stream of texts. Labels are not probabilities (the message names the rows). There are both
+            `label` and `labels`, or an unused column that looks like labels or weights. Weights are negative, missing,
+            infinite or all 0, or the data collator drops them. Rows have more tokens than the model has positions.
+            Adapters are added to adapters, or are prompt tuning of a decoder. The model is frozen, has one output, or
+            has the `problem_type` of several labels. The loss is for two classes and the model has more. There is LoRA
+            dropout with `disable_dropout=True`. There are several GPUs in one process.
 
     Example:
 
@@ -218,6 +224,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         check_dataset(dataset, name)
         if needs_labels and self.args.remove_unused_columns:
             self._check_columns(dataset, name)
+        if needs_labels:
+            check_weights(dataset, name)
         if isinstance(dataset, datasets.IterableDataset):
             self._refuse_texts(dataset, name)
         if not isinstance(dataset, datasets.Dataset):
@@ -250,7 +258,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     def _check_columns(self, dataset: _Rows, name: str) -> None:
         signature = signature_columns(self)
         # These columns are optional. Their absence raises no error.
-        optional = {"labels", "attention_mask", "token_type_ids"} & {"labels", *signature}
+        optional = {"labels", "attention_mask", "token_type_ids", "weight"} & {"labels", *signature}
         if {"label", "labels", "label_ids"} & set(getattr(dataset, "column_names", None) or ()):
             optional.discard("labels")
         lengths = {getattr(self.args, "length_column_name", "length")}
@@ -297,20 +305,23 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
         Args:
             inputs (`dict`): Model inputs and `labels`: `(B,)` integers, `(B,)` P(class 1) or `(B, C)` probabilities.
-            num_items_in_batch (`int`, *optional*): The number of rows of the whole optimizer step on all ranks.
-                Without it, the loss is the mean over this batch.
+                An optional input is `weight` `(B,)`, which is used in training only.
+            num_items_in_batch (`int`, *optional*): The number of rows of the whole optimizer step on all ranks, or the
+                sum of their weights. Without it, the loss is the mean over this batch.
         """
         inputs = dict(inputs)
         if "labels" not in inputs:
             raise ValueError(f"compute_loss: got inputs {sorted(inputs)}, expected `labels` among them. Add `labels`.")
         labels = inputs.pop("labels")
-        counts = inputs.pop("counts", None)
+        counts, weight = inputs.pop("counts", None), inputs.pop("weight", None)
         outputs = model(**inputs)
         logits = _logits(outputs)
         soft_labels = self._soft_labels(labels, logits.shape[-1])
         if model.training:
             row_losses = self._row_losses(logits, soft_labels, counts)
-            n_rows = len(row_losses) if counts is None else int(counts.sum())
+            n_rows: float = len(row_losses) if counts is None else int(counts.sum())
+            if weight is not None:
+                row_losses, n_rows = row_losses * weight, counted_weight(weight, counts).sum().item()
             loss = self._share_of_step(row_losses.sum(), n_rows, num_items_in_batch)
         else:
             loss = self._mean_that_counts(losses.cross_entropy_loss(logits, soft_labels, reduction="none"))
@@ -366,7 +377,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         Returns:
             `np.ndarray` of shape `(N, C)`, float32, in row order, on every rank.
         """
-        return self._predict_probabilities(dataset, ("label", "labels"))
+        return self._predict_probabilities(dataset, ("label", "labels", "weight"))
 
 
 def _logits(outputs) -> torch.Tensor:

@@ -20,13 +20,13 @@ from ..hub import FILE_OPTIONS
 from ..modeling import load_config, load_student, load_tokenizer
 from ..modeling.adapters import fresh_adapter, keep_4bit_gradients
 from ..modeling.heads import base_of
-from ..user_code import errors_with_lines
 from .agreement import MIN_ROWS, agreement_beyond_chance, latest_half
 from .checks import THRESHOLD_LOSSES, refuse_prompt_tuning
 from .epochs import WholeEpochs
 from .resuming import record_of
+from .row_loss import row_losses_of
 
-__all__ = ["MIN_WARMUP_STEPS", "WholeStepLoss", "check_row_loss", "load_model", "refuse_data_parallel"]
+__all__ = ["MIN_WARMUP_STEPS", "WholeStepLoss", "counted_weight", "load_model", "refuse_data_parallel"]
 
 logger = get_logger(__name__)
 
@@ -42,6 +42,10 @@ class WholeStepLoss(WholeEpochs, ABC):
     The trainer defines `_forward`, `_n_rows` and `_record` for its batches, and its `compute_loss` combines
     `_row_losses` and `_share_of_step`. Then 8x1, 2x4 and 1x8 (rows x accumulation steps) train the same model, on one
     rank or two.
+
+    If the rows have weights, the loss of a step is `sum(weight * loss) / sum(weight)` over all its rows. It is 0 if
+    all weights of the step are 0. The threshold and the prior of the confidence loss, and the agreement of
+    `aux_start="agreement"`, are computed over all rows without weights.
     """
 
     args: LossArguments
@@ -70,9 +74,10 @@ class WholeStepLoss(WholeEpochs, ABC):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict], int]:
+    ) -> tuple[list[dict], torch.Tensor | int]:
         """
-        Fetches the batches of an optimizer step on this rank, and counts the rows of the step on all ranks.
+        Fetches the batches of an optimizer step on this rank, and counts the rows of the step on all ranks. If the
+        rows have weights, the sum of the weights is returned instead of the number of rows.
 
         A loss divided by this number is the same for every division of the step into batches and ranks. The base class
         would count the elements of the labels, and a soft label has C elements.
@@ -96,6 +101,10 @@ class WholeStepLoss(WholeEpochs, ABC):
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = [self._outputs_that_count(batch) for batch in micro_batches]
             self._threshold = self._global_threshold(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+        if any("weight" in batch for batch in batches):
+            sums = [counted_weight(batch["weight"].to(device), batch.get("counts")).sum() for batch in batches]
+            total = self.accelerator.gather(torch.stack(sums).sum()[None]).sum()
+            return batches, total.where(total > 0, 1)  # if all weights are 0, the sum of the weighted losses is 0
         return batches, n_rows
 
     def _mark(self, batch: dict, counts: torch.Tensor) -> dict:
@@ -105,6 +114,7 @@ class WholeStepLoss(WholeEpochs, ABC):
         """Returns the result of `_forward` without the repeated rows of a batch."""
         batch = dict(self._prepare_inputs(batch))
         counts = batch.pop("counts", ...)
+        batch.pop("weight", None)
         logits, soft_labels = self._forward(self.model, batch)
         return logits[counts], soft_labels[counts]
 
@@ -237,14 +247,14 @@ class WholeStepLoss(WholeEpochs, ABC):
         return move_padding(super()._prepare_inputs(inputs), side)
 
     def _share_of_step(
-        self, loss_sum: torch.Tensor, n_rows: int, num_items_in_batch: torch.Tensor | int | None
+        self, loss_sum: torch.Tensor, n_rows: float, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:
         """
         Returns the share of a loss sum in the mean of the step. If the number of rows of the step is unknown, the mean
-        over `n_rows` is returned.
+        over `n_rows` is returned. For rows with weights, both numbers are sums of weights.
         """
         if num_items_in_batch is None:
-            return loss_sum / max(n_rows, 1)
+            return loss_sum / (n_rows or 1)
         # DDP averages gradients over ranks, and the loss of the step is a sum over ranks.
         return loss_sum * self.accelerator.num_processes / num_items_in_batch
 
@@ -331,52 +341,9 @@ class WholeStepLoss(WholeEpochs, ABC):
         return losses.confidence_threshold(pairs[:, 0], prior)
 
 
-def check_row_loss(loss: losses.RowLoss | None, args: LossArguments) -> None:
-    """Raises an error if the `loss` of a trainer is no function, or contradicts `args.loss_type`."""
-    if loss is None:
-        return
-    if not callable(loss):
-        raise TypeError(
-            f"loss: got {loss!r}, expected a function of logits, soft labels and step. For a loss of the package, set "
-            "args.loss_type."
-        )
-    if args.loss_type != "xent":
-        raise ValueError(
-            f"Got a loss function and loss_type={args.loss_type!r}, expected one of them. Leave loss_type out."
-        )
-
-
-def row_losses_of(
-    loss: losses.RowLoss, logits: torch.Tensor, soft_labels: torch.Tensor, step: losses.Step
-) -> torch.Tensor:
-    """
-    Calls the loss of a user, and checks its result.
-
-    Raises:
-        ValueError: The loss raises an error (the message names file and line). The result is not one finite loss per
-            row, `(B,)`, or has no gradient.
-    """
-    what = f"loss {getattr(loss, '__name__', type(loss).__name__)}"
-    with errors_with_lines(what, loss):
-        row_losses = loss(logits, soft_labels, step)
-    n_rows = len(logits)
-    if not torch.is_tensor(row_losses) or row_losses.shape != (n_rows,):
-        got = (
-            f"shape {tuple(row_losses.shape)}" if torch.is_tensor(row_losses) else f"type {type(row_losses).__name__}"
-        )
-        raise ValueError(
-            f"{what}: got a result of {got} for {n_rows} rows, expected the shape ({n_rows},). Return one loss per "
-            "row, not the mean."
-        )
-    if torch.is_grad_enabled() and not row_losses.requires_grad:
-        raise ValueError(f"{what}: got losses without gradient, expected a gradient. Do not detach the logits.")
-    if not torch.isfinite(row_losses).all():
-        row = int((~torch.isfinite(row_losses)).nonzero()[0])
-        raise ValueError(
-            f"{what}: got {row_losses[row].item()} for the logits {logits[row].tolist()} and the soft label "
-            f"{soft_labels[row].tolist()}, expected a finite loss. Use log_softmax, and clamp probabilities."
-        )
-    return row_losses.float()
+def counted_weight(weight: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
+    """Returns weights `(B,)` that are 0 for repeated rows."""
+    return weight if counts is None else weight * counts
 
 
 def load_model(
