@@ -269,7 +269,7 @@ class LossArguments(_OwnDefaults):
     symmetric_beta: float = field(
         default=0.1,
         metadata={
-            "help": "Weight of the reverse cross-entropy in the loss `symmetric`. The default is from arXiv 2505.24313."
+            "help": "Weight of reverse cross-entropy in the loss `symmetric`. The default is from arXiv 2505.24313."
         },
     )
     cace_threshold: float = field(

@@ -107,6 +107,18 @@ class LabelsById(ABC):
     def _from_columns(cls, columns: dict[str, list], provenance: dict, weights: np.ndarray | None) -> Self:
         """Creates labels from the columns of [`to_dataset`] without `weight`."""
 
+    def extended(self, other: Self, ids: list[str]) -> Self:
+        """
+        Returns these labels, and the labels of `other` for further rows, with the provenance of these labels. Raises
+        `KeyError` for a row without a label in `other`.
+        """
+        mine, theirs = self.to_dataset(), other.to_dataset().select(other._positions(ids))
+        columns = {name: [*mine[name], *theirs[name]] for name in self._columns}
+        weights = None
+        if self.weights is not None or other.weights is not None:
+            weights = np.concatenate([self.weights_of(self.ids), other.weights_of(ids)])
+        return self._from_columns(columns, self.provenance, weights)
+
     def _positions(self, ids: list[str]) -> list[int]:
         position = {row_id: index for index, row_id in enumerate(self.ids)}
         missing = [row_id for row_id in ids if row_id not in position]

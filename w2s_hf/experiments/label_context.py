@@ -174,9 +174,7 @@ def with_validation(labels: Any, context: StudentRows) -> Any:
     """Returns labels with the supervisor's labels of the validation rows that have no other labels."""
     known = set(labels.ids)
     missing = [row_id for row_id in context.half.validation["id"] if row_id not in known]
-    if not missing:
-        return labels
-    return labels.extended(context.weak_labels, missing)
+    return labels.extended(context.weak_labels, missing) if missing else labels
 
 
 def labels_of_method(
