@@ -163,13 +163,14 @@ class LossArguments(_OwnDefaults):
             Temperature of the row weights of `adaptive_confidence`.
         reverse_smoothing (`float`, *optional*, defaults to `0.1`):
             Share in (0, 1) of the uniform distribution in the weak labels of `reverse_kl`, `reverse_xent`, `symmetric`
-            and `cace`. Their loss of a hard label is infinite without it. With 0.1 and two classes, a learning rate of
-            `xent` can be used: for a student that predicts 0.5, the gradient of a hard label is 1.5 times its gradient
-            in `xent`.
+            and `cace`. The loss of a hard label is infinite without it. With 0.1, two classes and a prediction of 0.5,
+            the gradient of a hard label is 1.5 times its gradient in `xent`. A learning rate of `xent` can then be
+            used.
         symmetric_alpha (`float`, *optional*, defaults to `1.0`):
             Weight of the cross-entropy in `symmetric`.
         symmetric_beta (`float`, *optional*, defaults to `0.1`):
-            Weight of the reverse cross-entropy in `symmetric`. The defaults are the values of arXiv 2505.24313.
+            Weight of the reverse cross-entropy in `symmetric`. The defaults are those of the code for arXiv
+            2505.24313.
         cace_threshold (`float`, *optional*, defaults to `0.25`):
             The loss `cace` is cross-entropy on rows with `max_c w_c - 1 / C` of at least this threshold in [0, 1], and
             reverse cross-entropy on other rows. With 0.25 and two classes, labels with a largest probability below
@@ -256,20 +257,22 @@ class LossArguments(_OwnDefaults):
         default=0.1,
         metadata={
             "help": "Share in (0, 1) of the uniform distribution in the weak labels of the losses `reverse_kl`, "
-            "`reverse_xent`, `symmetric` and `cace`. Their loss of a hard label is infinite without it. With 0.1 and "
-            "two classes, the gradient of a hard label is 1.5 times its gradient in `xent` for a prediction of 0.5."
+            "`reverse_xent`, `symmetric` and `cace`. The loss of a hard label is infinite without it. With 0.1, two "
+            "classes and a prediction of 0.5, the gradient of a hard label is 1.5 times its gradient in `xent`."
         },
     )
     symmetric_alpha: float = field(
         default=1.0,
         metadata={
-            "help": "Weight of the cross-entropy in the loss `symmetric`. The default is from arXiv 2505.24313."
+            "help": "Weight of the cross-entropy in the loss `symmetric`. The default is from the code for arXiv "
+            "2505.24313."
         },
     )
     symmetric_beta: float = field(
         default=0.1,
         metadata={
-            "help": "Weight of reverse cross-entropy in the loss `symmetric`. The default is from arXiv 2505.24313."
+            "help": "Weight of the reverse cross-entropy in the loss `symmetric`. The default is from the code for "
+            "arXiv 2505.24313."
         },
     )
     cace_threshold: float = field(

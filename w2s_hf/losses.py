@@ -330,10 +330,10 @@ def reverse_kl_loss(
     Args:
         logits, soft_labels, reduction: See [`cross_entropy_loss`].
         smoothing (`float` in (0, 1), *optional*, defaults to `0.1`):
-            Share e of the uniform distribution in the label. The loss of a hard label is infinite without it. With 0.1
-            and two classes, a hard label becomes 0.95. For a student that predicts 0.5, the gradient of a hard label
-            is then 0.74, compared with 0.5 for cross-entropy, so that the same learning rate can be used. With 0.05
-            it would be 0.92. The most probable class of a label does not change.
+            Share e of the uniform distribution in the label. The loss of a hard label is infinite without it. The
+            most probable class of a label does not change. With 0.1 and two classes, a hard label becomes 0.95. For a
+            prediction of 0.5, its gradient is then 0.74, near the gradient 0.5 of cross-entropy. A learning rate of
+            cross-entropy can therefore be used. With 0.05 the gradient would be 0.92.
 
     Source: arXiv 2502.11107. The smoothing is that of the code for arXiv 2505.24313 (Gengze/W2SG-Bregman, loss.py),
     where its default is 0. That code averages over rows and classes, which is half of this loss for two classes.
@@ -368,8 +368,8 @@ def reverse_cross_entropy_loss(
         logits, soft_labels, reduction: See [`cross_entropy_loss`].
         smoothing (`float` in (0, 1), *optional*, defaults to `0.1`): Share e, see [`reverse_kl_loss`].
 
-    Source: arXiv 2502.11107 and 2505.24313; the absolute error of hard labels: arXiv 1908.06112, where log 0 is
-    replaced by a constant instead of a smoothed label.
+    Source: arXiv 2502.11107 and 2505.24313. The absolute error of hard labels is in arXiv 1908.06112, which replaces
+    log 0 by a constant and does not smooth labels.
     """
     logits, soft_labels = _check(logits, soft_labels)
     return _reduce(-(logits.softmax(dim=-1) * _log_smoothed(soft_labels, smoothing)).sum(dim=-1), reduction)
@@ -387,7 +387,7 @@ def symmetric_loss(
     """
     Returns `alpha CE(f, w) + beta RCE(f, v)`: [`cross_entropy_loss`] plus [`reverse_cross_entropy_loss`].
 
-    At the minimum of a row, the most probable class of the label has a larger probability than in the label. Only the
+    At the minimum of a row, the most probable class of the label has at least its probability in the label. Only the
     second term smooths the label.
 
     Args:
@@ -396,8 +396,8 @@ def symmetric_loss(
         beta (`float`, *optional*, defaults to `0.1`): Weight of the reverse cross-entropy.
         smoothing (`float` in (0, 1), *optional*, defaults to `0.1`): Share e, see [`reverse_kl_loss`].
 
-    Source: arXiv 1908.06112; for weak labels, with the weights 1 and 0.1: arXiv 2505.24313 and its code
-    (Gengze/W2SG-Bregman).
+    Source: arXiv 1908.06112. The weights 1 and 0.1 for weak labels are those of the code for arXiv 2505.24313
+    (Gengze/W2SG-Bregman, loss.py).
     """
     forward = cross_entropy_loss(logits, soft_labels, reduction="none")
     reverse = reverse_cross_entropy_loss(logits, soft_labels, smoothing=smoothing, reduction="none")

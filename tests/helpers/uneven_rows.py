@@ -29,7 +29,7 @@ OPTIONS = {
     "gradient_checkpointing": False,
 }  # fmt: skip
 LOSSES = [{"loss_type": name, "aux_warmup_ratio": 0.5, "window_radius": 0.3} for name in LOSS_TYPES]
-# The reverse losses are functions of one row. One number of rows, with two epochs, is enough for them.
+# The reverse losses are functions of one row. Besides the cuts of a step, one number of rows is enough for them.
 REVERSE = [loss for loss in LOSSES if "reverse_smoothing" in LOSS_ARGUMENTS[loss["loss_type"]]]
 OTHERS = [loss for loss in LOSSES if loss not in REVERSE]
 ACCUMULATED = {"gradient_accumulation_steps": 2, "rows_per_step": 4}
