@@ -29,6 +29,7 @@ from .labels import WeakLabels
 
 __all__ = [
     "LabelContext",
+    "balanced",
     "calibrated",
     "confident",
     "confusion_posterior",
@@ -278,14 +279,25 @@ def self_labels(context: LabelContext) -> WeakLabels:
     unsupervised elicitation of arXiv 2506.10139.
     """
     zero_shot = context.zero_shot()
-    return _recorded(context.labels(context.once(lambda: _balanced(zero_shot, context.is_train))), self_labels)
+    return _recorded(context.labels(context.once(lambda: balanced(zero_shot, context.is_train))), self_labels)
 
 
-def _balanced(probabilities: np.ndarray, is_train: np.ndarray) -> np.ndarray:
-    """Returns the balanced probabilities of [`self_labels`], `(N, C)` float64."""
+def balanced(probabilities: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:
+    """
+    Returns probabilities that are balanced by their median, see [`self_labels`].
+
+    Args:
+        probabilities (`np.ndarray` of shape `(N, C)`): Class probabilities.
+        reference (`np.ndarray` of shape `(N,)`, bool, *optional*): The rows whose median is used. Defaults to all
+            rows.
+
+    Returns:
+        `np.ndarray` of shape `(N, C)`, float64.
+    """
     logits = _log(probabilities)
     logits = logits - logits.mean(axis=1, keepdims=True)
-    return softmax(logits - np.median(logits[is_train], axis=0), axis=1)
+    median = np.median(logits if reference is None else logits[reference], axis=0)
+    return softmax(logits - median, axis=1)
 
 
 # ---- Noisy channel ----
@@ -389,7 +401,7 @@ def noisy_channel(
     predictions = context.zero_shot() if prior == "zero_shot" else _cross_fitted(context, labels, 0)[0]
 
     def fit() -> tuple[np.ndarray, np.ndarray]:
-        values = _balanced(predictions, is_train) if prior == "zero_shot" else predictions
+        values = balanced(predictions, is_train) if prior == "zero_shot" else predictions
         _, confusion = confusion_posterior(values[is_train], labels[is_train], n_iterations=n_iterations)
         return softmax(_log_joint(values, labels, confusion), axis=1), confusion
 

@@ -355,9 +355,18 @@ class ClassificationArguments(ProbabilityArguments):
     prompt_form: str = field(
         default="task",
         metadata={
-            "help": "Answers in the prompts of --analyses prompting. `task`: the answer words of the task. `01`: the "
-            "digits 0 and 1 (paper). The demo ignores this option.",
+            "help": "Answers in the prompts of --analyses prompting and --self_baselines. `task`: the answer words of "
+            "the task. `01`: the digits 0 and 1 (paper). The demo ignores this option.",
             "choices": ["task", "01"],
+        },
+    )
+    self_baselines: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Score baselines of the student's own knowledge: its zero-shot and few-shot answers to the prompt "
+            "of the task (the examples have weak labels), and a student trained on its zero-shot answers. All answers "
+            "are balanced by their median. Unset: true for decoders that know the answer words of the task, except in "
+            "the demo, whose models do not know the prompts of tasks."
         },
     )
     demo_world: str = field(

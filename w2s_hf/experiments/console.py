@@ -56,6 +56,11 @@ class Progress:
         self._left.update(kinds)
         self._is_planned = True
 
+    def cancel(self, kind: str) -> None:
+        """Removes a planned step."""
+        if self._left[kind]:
+            self._left[kind] -= 1
+
     def begin(self, title: str, kind: str, note: str = "", *, is_cached: bool = False) -> None:
         """
         Logs the start of a stage.

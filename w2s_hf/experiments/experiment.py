@@ -26,7 +26,7 @@ from ..tasks.prompt import answer_tokens, head_tokens
 from .analyses import analyse, analysis_notes, analysis_title, prompted
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
-from .config import ExperimentArguments, GenerationArguments, RewardArguments
+from .config import ClassificationArguments, ExperimentArguments, GenerationArguments, RewardArguments
 from .console import Progress
 from .finetuner import Finetuner
 from .generative_finetuning import check_decoder, generative_kind
@@ -34,7 +34,14 @@ from .output_directory import Manifest, check_output_dir, clear, identity_of, is
 from .prompts import check_prompt_lengths, prompt_format_of, prompts_of
 from .report import ceiling_warnings, run_settings, write_report
 from .scores import Scorer, keep_outputs, score_seed, summarise
-from .seed import Models, planned_models, run_seed
+from .seed import Models, planned_models, probabilities_of, run_seed
+from .self_baselines import (
+    SELF_BASELINES,
+    SELF_TRAINED,
+    has_self_baselines,
+    self_baselines,
+    self_trained_summary,
+)  # fmt: skip
 from .settings.base import Setting
 from .settings.classification import CLASSIFICATION, LINEAR_PROBE
 from .settings.generation import GenerationSetting
@@ -168,12 +175,24 @@ class Experiment:
                 )
             if "prompting" in self.args.analyses and isinstance(self.task, Task) and not self.args.demo:
                 self._check_prompt_lengths(self.task, self._splits[key], models.student, seed)
+            if isinstance(self.args, ClassificationArguments):
+                self._decide_self_baselines(self.args, self._splits[key], models.student, seed)
             self._check_memory(models)
             if self.student_config.head_init == "answers":
                 for model in (*models.chain, *models.sizes, models.student):
                     unembedding_file(model.path, load_config(model.path, revision=model.revision), model.revision)
             self._inputs[seed] = models, self._splits[key]
         return self._inputs[seed]
+
+    def _decide_self_baselines(
+        self, args: ClassificationArguments, splits: TaskSplits, student: ModelSpec, seed: int
+    ) -> None:
+        """Sets `--self_baselines`, if it is unset, according to the student and its prompts."""
+        is_planned = bool(self.setting.further_steps(replace(args, linear_probe=False)))
+        is_possible = has_self_baselines(self.task, splits, args, student, seed)
+        if is_planned and not is_possible:
+            self.progress.cancel(SELF_BASELINES)
+        self.args = replace(args, self_baselines=is_possible)
 
     def _find_models(self, seed: int) -> Models:
         args, world = self.args, self.world(seed)
@@ -195,14 +214,21 @@ class Experiment:
                 f"--ladder: got models with the names {', '.join(names)}, expected different names, since results "
                 "identify models by name. Rename their directories."
             )
-        if "prompting" in args.analyses:
-            check_decoder(student, "--analyses prompting")
-            if world is None and isinstance(self.task, Task):  # in the demo, the world defines the answer words
-                self._check_answers(prompt_format_of(self.task, args), [student])
+        prompting = [f"--methods {name}" for name, method in args.methods_by_name.items() if method.needs_prompts]
+        prompting += ["--analyses prompting"] * ("prompting" in args.analyses)
+        for option in prompting:
+            if not isinstance(self.task, Task):
+                raise ValueError(
+                    f"{option}: got the setting {self.setting.name}, whose rows have no prompt with two answers, "
+                    "expected text classification. Leave it out."
+                )
+            check_decoder(student, option)
+            if world is None:  # in the demo, the world defines the answer words
+                self._check_answers(prompt_format_of(self.task, args), [student], option)
         for model in (student, *sizes) if getattr(args, "generative_finetuning", False) else ():
             check_decoder(model, "--generative_finetuning")
         if head_prompt is not None:
-            self._check_answers(head_prompt, [*chain, *sizes, student], are_heads=True)
+            self._check_answers(head_prompt, [*chain, *sizes, student], "--head_init answers")
         name = self._control_name()
         control = None if name is None else self.spec(name, "", world, all_weights=True)
         return Models(weak, student, chain, control, sizes)
@@ -224,12 +250,12 @@ class Experiment:
             )
         return self.task.prompt_format
 
-    def _check_answers(self, prompt_format: PromptFormat, models: list[ModelSpec], are_heads: bool = False) -> None:
+    def _check_answers(self, prompt_format: PromptFormat, models: list[ModelSpec], option: str) -> None:
         """Raises `ValueError` if a model cannot predict the answers of a prompt, or initialize its head with them."""
-        option, tokens_of, alternative = (
-            ("--head_init answers", head_tokens, "--head_init normal")
-            if are_heads
-            else ("--analyses prompting", answer_tokens, "another --prompt_form")
+        tokens_of, alternative = (
+            (head_tokens, "--head_init normal")
+            if option == "--head_init answers"
+            else (answer_tokens, "another --prompt_form")
         )
         for model in models:
             check_decoder(model, option)
@@ -504,6 +530,7 @@ class Experiment:
                 options=options,
             ),
             runs=[context.result for context in contexts],
+            self_trained=self_trained_summary(contexts),
             summary=[summarise(correct, name, same_rows) for name in args.methods_by_name],
             settings=run_settings(args, self.training_args, self.student_config),
             versions=library_versions(),
@@ -528,6 +555,9 @@ def scored_predictions(context: AnalysisContext) -> pa.Table:
     scorer, baselines = context.scorer, {}
     if any(baseline.name == LINEAR_PROBE for baseline in context.result.baselines):
         baselines[LINEAR_PROBE] = context.linear_probe()  # cached
+    if context.result.self_trained is not None:
+        own = self_baselines(context)  # cached
+        baselines |= {**own.prompted, SELF_TRAINED: probabilities_of(own.student).of(list(scorer.test["id"]))}
     if "prompting" in context.result.analyses:
         baselines |= {name: probabilities for name, (probabilities, _) in prompted(context).items()}  # cached
     correct = {name: scorer.setting.is_correct(values, scorer.test) for name, values in baselines.items()}

@@ -81,6 +81,8 @@ def _roles(run: SeedResult) -> Iterator[tuple[str, str, AnyScore]]:
         yield f"student, {student.method}", student.model, student
         if "all_rows" in student.direct:
             yield "student, naive on the rows of all links", student.model, student.direct["all_rows"]
+    if run.self_trained is not None:
+        yield "student, own zero-shot answers", run.ceiling.model, run.self_trained
     if run.ceiling_plain is not None:
         yield "plain ceiling", run.ceiling_plain.model, run.ceiling_plain
     yield "strong ceiling", run.ceiling.model, run.ceiling
@@ -208,9 +210,27 @@ _DIRECT = {
 }
 
 
+def _self_comparison(results: ExperimentResult) -> list[str]:
+    """Returns a sentence that says whether the weak labels are better than the student's own zero-shot answers."""
+    summary = results.self_trained
+    if summary is None:
+        return []
+    low, high = summary.difference_ci95
+    verdict = "are better than" if low > 0 else "are worse than" if high < 0 else "are neither better nor worse than"
+    accuracy = rounded(summary.accuracy_mean + summary.difference)
+    return [
+        f"As training labels, the weak labels {verdict} the student's own zero-shot answers: accuracy {accuracy} "
+        f"(method {summary.method}) and {rounded(summary.accuracy_mean)}, difference {summary.difference:+.3f}"
+        f"{interval(summary.difference_ci95, 3)}."
+    ]
+
+
 def _comparisons(results: ExperimentResult) -> list[str]:
-    """Returns a sentence for each comparison of a chain with the same student trained without the chain."""
-    lines = []
+    """
+    Returns the comparison with the student's own answers, and a sentence for each comparison of a chain with the same
+    student trained without the chain.
+    """
+    lines = _self_comparison(results)
     for summary in results.summary:
         for rows, direct in summary.direct.items():
             n = summary.n_seeds

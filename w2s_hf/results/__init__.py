@@ -18,6 +18,7 @@ from .schema import (
     Pgr,
     PgrSummary,
     SeedResult,
+    SelfTrainedSummary,
     StudentResult,
     is_results,
 )
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 __all__ = [
     "PREDICTIONS", "RESULT_COLUMNS", "Record", "Agreement", "AnyScore", "BaselineResult", "ControlResult",
     "DatasetInfo", "DirectResult", "DirectSummary", "ExperimentResult", "LinkResult", "MethodSummary", "ModelScore",
-    "Pgr", "PgrSummary", "RunSettings", "SeedResult", "StudentResult", "StudentSettings", "TrainingSettings",
-    "find_results", "is_results", "read_predictions", "read_results",
+    "Pgr", "PgrSummary", "RunSettings", "SeedResult", "SelfTrainedSummary", "StudentResult", "StudentSettings",
+    "TrainingSettings", "find_results", "is_results", "read_predictions", "read_results",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from .settings import RunSettings
 __all__ = [
     "Agreement", "AnyScore", "BaselineResult", "ControlResult", "DatasetInfo", "DirectResult", "DirectSummary",
     "ExperimentResult", "LinkResult", "MethodSummary", "ModelScore", "Pgr", "PgrSummary", "SeedResult",
-    "StudentResult", "is_results",
+    "SelfTrainedSummary", "StudentResult", "is_results",
 ]  # fmt: skip
 
 
@@ -212,6 +212,7 @@ class SeedResult(Record):
         controls (`list` of [`ControlResult`]): Students without pretraining.
         ceiling_plain ([`ModelScore`], *optional*): The ceiling without generative finetuning.
         baselines (`list` of [`BaselineResult`]): Baselines without finetuning.
+        self_trained ([`DirectResult`], *optional*): The student trained on its own zero-shot answers.
         by_situation, easy_to_hard (`dict`, *optional*): Results that only the reward demo or chess have.
         analyses (`dict[str, dict]`): Results of `--analyses` by name.
     """
@@ -224,6 +225,7 @@ class SeedResult(Record):
     controls: list[ControlResult] = always(factory=list)
     ceiling_plain: ModelScore | None = None
     baselines: list[BaselineResult] = field(default_factory=list)
+    self_trained: DirectResult | None = None
     by_situation: dict = field(default_factory=dict)
     easy_to_hard: dict = field(default_factory=dict)
     analyses: dict[str, dict] = field(default_factory=dict)
@@ -307,6 +309,29 @@ class MethodSummary(Record):
 
 
 @dataclass(kw_only=True)
+class SelfTrainedSummary(Record):
+    """
+    The comparison of weak labels with the zero-shot answers of the student, over the seeds.
+
+    Args:
+        method (`str`): Method of the student that is trained on the weak labels.
+        accuracy_mean (`float`): Mean accuracy of the student that is trained on its own zero-shot answers.
+        difference (`float`), difference_ci95 (`list[float]`): Mean accuracy of the method minus `accuracy_mean`, and
+            its 95 % interval.
+        n_better (`int`): Number of seeds in which the student of the method is better.
+        n_seeds (`int`): Number of seeds.
+    """
+
+    method: str
+    accuracy_mean: float
+    difference: float
+    difference_ci95: list[float]
+    n_better: int
+    n_seeds: int
+    extra: dict = rest()
+
+
+@dataclass(kw_only=True)
 class DatasetInfo(Record):
     """
     The rows of an experiment.
@@ -346,6 +371,7 @@ class ExperimentResult(Record):
         dataset ([`DatasetInfo`]): The rows.
         runs (`list` of [`SeedResult`]): Results of each seed.
         summary (`list` of [`MethodSummary`]): Results of each method over the seeds.
+        self_trained ([`SelfTrainedSummary`], *optional*): Comparison with the student's own zero-shot answers.
         settings ([`RunSettings`]): Settings of the training runs.
         versions (`dict[str, str]`): Versions of libraries.
         wall_seconds (`dict[str, float]`): Durations by step and by the directory of a student.
@@ -362,6 +388,7 @@ class ExperimentResult(Record):
     dataset: DatasetInfo
     runs: list[SeedResult]
     summary: list[MethodSummary]
+    self_trained: SelfTrainedSummary | None = None
     settings: RunSettings
     versions: dict[str, str] = always(factory=dict)
     wall_seconds: dict[str, float] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from ...tasks.tokenizing import refuse_too_long
 from ...trainers import RewardPairTrainer, WeakToStrongTrainer
 from ..analysis_context import AnalysisContext
 from ..config import ClassificationArguments, Own
+from ..self_baselines import SELF_BASELINES, self_baseline_results, self_baselines
 from .base import ACCURACY, Setting, Tokenize, demo_sizes, on_weak_labels, split_options
 
 __all__ = ["CLASSIFICATION", "LINEAR_PROBE", "ClassificationSetting", "ProbabilitySetting"]
@@ -199,6 +200,20 @@ class ClassificationSetting(ProbabilitySetting):
         if n_links:
             raw[LINK_ROWS] = demo_rows(task, world, pool(n_links), LINK_ROWS)
         return load_task(task, raw=DatasetDict(raw), conversion=args.conversion, **split_options(args))
+
+    def further_results(self, context: AnalysisContext) -> dict:
+        """Returns the baselines: the linear probe, and the student's own answers; see `--self_baselines`."""
+        further = super().further_results(context)
+        if not context.args.self_baselines:
+            return further
+        with context.finetuner.cache.progress.group(SELF_BASELINES):
+            own = self_baseline_results(context, self_baselines(context))
+        return {**further, **own, "baselines": [*further.get("baselines", []), *own["baselines"]]}
+
+    def further_steps(self, args: ClassificationArguments) -> list[str]:
+        """Returns the titles of the baselines that are computed, if the student can be prompted."""
+        is_wanted = not args.demo if args.self_baselines is None else args.self_baselines
+        return [*super().further_steps(args), *[SELF_BASELINES] * is_wanted]
 
     def describe(
         self, results: ExperimentResult, contexts: list[AnalysisContext], output_dir: Path
