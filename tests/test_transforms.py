@@ -287,6 +287,10 @@ def test_em_climbs_to_a_maximum():
     end = confusion_posterior(prior, labels)[1]
     values = [objective(confusion) for confusion in (*steps, end)]
     assert values == sorted(values) and values[0] < values[-1]
+    # With strong smoothing, too, a further step changes nothing. The likelihood alone then falls.
+    posterior, confusion = confusion_posterior(prior, labels, smoothing=50)
+    counts = posterior.T @ labels + 50
+    np.testing.assert_allclose(confusion, counts / counts.sum(axis=1, keepdims=True), atol=1e-4)
     # Without a tolerance, further iterations change little.
     np.testing.assert_allclose(confusion_posterior(prior, labels, n_iterations=3000, tolerance=0)[1], end, atol=2e-3)
 
@@ -387,6 +391,17 @@ def test_refinement_replaces_the_most_confident_candidates():
         np.testing.assert_array_equal(new[is_replaced], predictions[is_replaced])
         np.testing.assert_array_equal(new[~is_replaced], old[~is_replaced])
     assert (labels.probabilities != weak).any(axis=1).sum() == 20
+
+
+def test_the_largest_share_is_counted_exactly():
+    class Contrary(FakeContext):
+        def train_student(self, labels, predict):
+            confidence = 0.6 + 0.3 * np.arange(len(predict)) / len(predict)
+            return np.stack([confidence, 1 - confidence], axis=1).astype(np.float32)
+
+    context = Contrary(**vars(context_of(of_class_1(*[0.8] * 200))))
+    labels = transforms.refined(context, rounds=1, max_replaced=0.29)  # 0.29 * 100 is less than 29 in floating point
+    assert labels.provenance["transform"]["replaced"] == [2 * 29]
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
