@@ -90,6 +90,7 @@ def _facts_of_student(results: ExperimentResult, run: SeedResult, student: Stude
         "links": student.links,
         # The last link of a chain is trained on labels of the previous link.
         "label_accuracy": None if student.links else run.weak.label_accuracy,
+        "row_weights": student.label_weights,
         "taught_by": student.links[-1].taught_by if student.links else None,
         "pgr_against_plain": None if plain is None else plain.pgr,
         "summary": results.summary_of(student.method),

@@ -92,6 +92,8 @@ class StudentCard:
         versions (`dict[str, str]`, *optional*): Versions of libraries.
         hardware (`str`, *optional*), seconds (`float`, *optional*): Hardware and duration of the training.
         label_accuracy (`float`, *optional*): Share of the training rows with a correct weak label.
+        row_weights (`dict`, *optional*): The weights of the training rows, if they have weights: `mean`, and `n_zero`,
+            the number of rows with weight 0.
     """
 
     # Facts about the experiment
@@ -143,6 +145,7 @@ class StudentCard:
     hardware: str | None = None
     seconds: float | None = None
     label_accuracy: float | None = None
+    row_weights: dict | None = None
 
     def __post_init__(self) -> None:
         # Parts of a results.json are accepted as dicts, too.

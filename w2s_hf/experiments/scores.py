@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import metrics
+from ..probabilities import summary_of_weights
 from ..results import ControlResult, MethodSummary, ModelScore, SeedResult, StudentResult
 from ..tasks import TaskSplits
 from .cache import StageCache
@@ -102,6 +103,9 @@ def score_seed(
             **_files(outputs[method], trained[method]),
             **({} if method == BOOTSTRAP else _steps(trained[method])),
         }
+        if trained[method].labels.weights is not None:
+            weights = trained[method].labels.weights_of(list(weak_rows["id"]))
+            of_method["label_weights"] = summary_of_weights(weights)
         if "ceiling_plain" in trained:
             of_method["against_plain_ceiling"] = scorer.pgr(method, seed, "ceiling_plain")
         if method == BOOTSTRAP:

@@ -171,6 +171,8 @@ class StudentResult(Record):
             [`StudentCard.fingerprint`].
         optimizer_steps (`int`, *optional*): Optimizer steps of its training; unknown for a chain.
         aux_start_step (`int`, *optional*): The step after which the auxiliary weight rises (`aux_start="agreement"`).
+        label_weights (`dict`, *optional*): The weights of its training rows, if there are weights: their `mean`, and
+            `n_zero`, the number of rows with weight 0.
     """
 
     method: str
@@ -194,6 +196,7 @@ class StudentResult(Record):
     fingerprint: str | None = None
     optimizer_steps: int | None = None
     aux_start_step: int | None = None
+    label_weights: dict | None = None
 
 
 AnyScore = ModelScore | BaselineResult | ControlResult | LinkResult | StudentResult | DirectResult
