@@ -21,7 +21,7 @@ from helpers.chains import (
     weights,
 )
 from helpers.models import WORDS, make_rows, make_tokenizer
-from helpers.training import arguments
+from helpers.training import arguments, with_weights
 from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -70,12 +70,12 @@ def by_hand(tmp_path, rows, model_init, peft_config=None, **kwargs):
     return trainers, labels
 
 
-@pytest.mark.parametrize("case", ["a part for each link", "one dataset, adapters", "dropout"])
+@pytest.mark.parametrize("case", ["a part for each link", "one dataset with weights, adapters", "dropout"])
 def test_a_chain_is_three_trainers_by_hand(case, tmp_path):
     init, peft_config, options = student, None, {}
     rows = given = three_parts()
-    if case == "one dataset, adapters":
-        given, peft_config = make_rows(16), LORA
+    if case == "one dataset with weights, adapters":
+        given, peft_config = with_weights(make_rows(16)), LORA
         rows = [given] * N_LINKS
     if case == "dropout":
         init, options = student_with_dropout, {"disable_dropout": False}

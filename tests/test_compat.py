@@ -29,6 +29,7 @@ DOCUMENTED = {
     "transformers.utils": {"logging"},
     "transformers.utils.logging": {"get_logger"},
     "trl.trainer.reward_trainer": {"DataCollatorForPreference"},
+    "trl.trainer.sft_trainer": {"DataCollatorForLanguageModeling"},
     "peft.tuners.tuners_utils": {"BaseTunerLayer"},
     "bitsandbytes.nn": None,
     "accelerate.data_loader": {"BatchSamplerShard", "DataLoaderDispatcher"},

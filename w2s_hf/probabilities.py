@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["MAX_NAMED_ROWS", "as_probabilities", "as_weights"]
+__all__ = ["MAX_NAMED_ROWS", "as_probabilities", "as_weights", "summary_of_weights"]
 
 MAX_NAMED_ROWS = 5  # number of invalid rows that an error names; the other invalid rows are counted
 
@@ -109,15 +109,13 @@ def as_weights(weights: ArrayLike, ids: list | None = None) -> np.ndarray:
         ValueError: A weight is missing, negative, NaN or infinite, or there is not one number per row. The message
             names the rows.
     """
-    values = np.asarray(weights, dtype=object)
+    values = np.atleast_1d(np.asarray(weights, dtype=object))  # lists of different length are no error yet
     ids = list(range(len(values))) if ids is None else ids
-    missing = np.flatnonzero([value is None for value in values])
-    if len(missing):
-        raise ValueError(f"weight: got {_named(ids, missing)} without a weight, expected a number. Add the weights.")
-    values = np.asarray(weights)
-    if values.dtype.kind not in "fbui" or values.ndim != 1:
+    no_number = np.flatnonzero([not isinstance(value, int | float | np.number | np.bool_) for value in values])
+    if len(no_number):
         raise ValueError(
-            f"weight: got {values.dtype} of shape {values.shape}, expected one number per row. Correct the weights."
+            f"weight: got {values[no_number[0]]!r} in {_named(ids, no_number)}, expected one number per row. Correct "
+            "these weights."
         )
     with np.errstate(over="ignore"):  # a number that is too large for float32 becomes infinity
         values = values.astype(np.float32)
@@ -128,3 +126,8 @@ def as_weights(weights: ArrayLike, ids: list | None = None) -> np.ndarray:
             "Correct these weights."
         )
     return values
+
+
+def summary_of_weights(weights: np.ndarray) -> dict[str, float | int]:
+    """Returns the mean of weights `(N,)`, `mean`, and the number of rows with weight 0, `n_zero`."""
+    return {"mean": float(weights.mean()), "n_zero": int((weights == 0).sum())}

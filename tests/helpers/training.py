@@ -36,6 +36,14 @@ class Record(TrainerCallback):
             self.trajectory.append((logs["loss"], float(logs["grad_norm"])))
 
 
+def with_weights(rows: Dataset, weights=None) -> Dataset:
+    """Returns rows with a column `weight`, by default of random numbers in [0, 2) and one 0."""
+    if weights is None:
+        weights = 2 * np.random.default_rng(7).random(len(rows))
+        weights[1] = 0
+    return rows.add_column("weight", [float(weight) for weight in weights])
+
+
 def arguments(tmp_path, cls=WeakToStrongConfig, **kwargs):
     defaults = {
         "output_dir": str(tmp_path),

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, set_seed
 
 from helpers.chains import student
 from helpers.models import make_character_tokenizer, make_language_model, make_rows, make_tokenizer
-from helpers.training import Record, Stop, arguments, make_pairs, rows_of
+from helpers.training import Record, Stop, arguments, make_pairs, rows_of, with_weights
 from w2s_hf import (
     BootstrapConfig,
     BootstrapTrainer,
@@ -38,7 +38,10 @@ BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
 
 
 def configurations() -> list[tuple[str, int, dict]]:
-    """Returns trainer, number of rows and options. `rows_per_step` is the total of all ranks (8 by default)."""
+    """
+    Returns trainer, number of rows and options. `rows_per_step` is the total of all ranks (8 by default). `weights`
+    adds weights to the training rows.
+    """
     # The second epoch has another order of rows, and continues from the weights of the first.
     twice = {"num_train_epochs": 2, "eval_strategy": "epoch"}
     confidence, soft = LOSSES[LOSS_TYPES.index("confidence")], {"soft_label": "random"}
@@ -58,6 +61,12 @@ def configurations() -> list[tuple[str, int, dict]]:
     # Students memorize the labels of these rows, so that the weight rises. Rows that fill up a batch do not count.
     by_agreement = {"aux_start": "agreement", "num_train_epochs": 3, "optim": "adamw_torch", "learning_rate": 0.01}
     cases += [("classes", 131, loss | by_agreement) for loss in (confidence, LOSSES[LOSS_TYPES.index("entropy")])]
+    weights = {"weights": True}
+    cases += [
+        ("classes", 11, confidence | weights | TOKENS),
+        ("pairs", 11, {"center_rewards_coefficient": 0.1} | weights),
+    ]
+    cases += [("pairs", 11, confidence | soft | weights | TOKENS), ("completions", 11, weights)]
     for cut in ({"dataloader_drop_last": True}, {"accelerator_config": {"split_batches": True}}):
         cases += [("classes", 21, confidence | cut), ("pairs", 21, cut), ("completions", 21, cut)]
     return cases
@@ -101,14 +110,17 @@ def datasets_of(kind: str, n_rows: int, soft_label: str | None) -> tuple[Dataset
     return make_rows(n_rows), make_rows(5, seed=1)
 
 
-def make(kind: str, n_rows: int, options: dict, directory: Path, world: int, callbacks: list):
-    """Returns the trainer of a configuration."""
+def make(kind: str, n_rows: int, options: dict, directory: Path, world: int, callbacks: list, rows=None):
+    """Returns the trainer of a configuration, on `rows` instead of its rows if there are `rows`."""
     options = {**OPTIONS, **options}
     rows_per_step, soft_label = options.pop("rows_per_step", 8), options.pop("soft_label", None)
     split = options.get("accelerator_config", {}).get("split_batches") and world > 1
     options["per_device_train_batch_size"] = rows_per_step if split else rows_per_step // world
     options["per_device_eval_batch_size"] = 8 if split else 8 // world
+    has_weights = options.pop("weights", False)
     train_rows, eval_rows = datasets_of(kind, n_rows, soft_label)
+    train_rows = train_rows if rows is None else rows
+    train_rows = with_weights(train_rows) if has_weights else train_rows
     common = {"train_dataset": train_rows, "callbacks": callbacks}
     common["eval_dataset"] = eval_rows if "eval_strategy" in options else None
     set_seed(0)

@@ -79,6 +79,7 @@ def _facts_of_link(run: SeedResult, link: LinkResult) -> dict:
 
 
 def _facts_of_student(results: ExperimentResult, run: SeedResult, student: StudentResult) -> dict:
+    labels = student.labels
     analysis = run.analyses.get("overfitting", {}).get("methods", {})
     plain = student.against_plain_ceiling
     return {
@@ -90,6 +91,8 @@ def _facts_of_student(results: ExperimentResult, run: SeedResult, student: Stude
         "links": student.links,
         # The last link of a chain is trained on labels of the previous link.
         "label_accuracy": None if student.links else run.weak.label_accuracy,
+        "changed_labels": labels and {"n_train": labels.n_train, "accuracy": labels.accuracy},
+        "row_weights": labels and labels.weights,
         "taught_by": student.links[-1].taught_by if student.links else None,
         "pgr_against_plain": None if plain is None else plain.pgr,
         "summary": results.summary_of(student.method),

@@ -92,6 +92,10 @@ class StudentCard:
         versions (`dict[str, str]`, *optional*): Versions of libraries.
         hardware (`str`, *optional*), seconds (`float`, *optional*): Hardware and duration of the training.
         label_accuracy (`float`, *optional*): Share of the training rows with a correct weak label.
+        changed_labels (`dict`, *optional*): The training labels, if the method has transformed the weak labels:
+            `n_train`, the number of rows, and `accuracy`, the share of these rows with a correct label.
+        row_weights (`dict`, *optional*): The weights of the training rows, if they have weights: `mean`, and `n_zero`,
+            the number of rows with weight 0.
     """
 
     # Facts about the experiment
@@ -143,6 +147,8 @@ class StudentCard:
     hardware: str | None = None
     seconds: float | None = None
     label_accuracy: float | None = None
+    changed_labels: dict | None = None
+    row_weights: dict | None = None
 
     def __post_init__(self) -> None:
         # Parts of a results.json are accepted as dicts, too.

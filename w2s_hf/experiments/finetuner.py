@@ -443,7 +443,7 @@ class Finetuner:
         return setting.add_labels(tokenized, rows) if setting.label_column in rows.column_names else tokenized
 
     def fingerprint(self, rows: Dataset, with_labels: bool = True) -> str:
-        """Returns a hash of the texts of rows, and of their labels if they have labels, in order."""
+        """Returns a hash of the texts of rows in order, and of their labels and weights, if there are any."""
         digest = hashlib.sha256()
         for row in zip(*(rows[column][:] for column in self.setting.columns), strict=True):
             digest.update(("\0".join(map(str, row)) + "\n").encode())
@@ -451,4 +451,6 @@ class Finetuner:
             labels = rows[self.setting.label_column][:]
             is_text = isinstance(labels[0], str)
             digest.update(json.dumps(labels).encode() if is_text else np.asarray(labels, dtype=np.float32).tobytes())
+        if with_labels and "weight" in rows.column_names:
+            digest.update(np.asarray(rows["weight"][:], dtype=np.float32).tobytes())
         return digest.hexdigest()[:16]

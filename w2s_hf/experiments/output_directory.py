@@ -36,6 +36,7 @@ _NOT_COMPARED = {
     "weak_learning_rate", "weak_num_train_epochs", "weak_weight_decay", "n_supervisors", "keep_confident",
     "generative_finetuning", "generative_learning_rate", "generative_num_train_epochs", "check_memory", "list_tasks",
     "hub_namespace", "hub_private", "overwrite_output_dir", "linear_probe",
+    "self_baselines",
 }  # fmt: skip
 
 
@@ -182,6 +183,8 @@ def identity_of(
         "agreement": {"sizes": sizes},
     }
     analyses = {name: of_analyses.get(name, {}) for name in args.analyses}
+    if getattr(args, "self_baselines", False):
+        analyses["self_baselines"] = of_analyses["prompting"]
     if getattr(args, "zero_shot", False):
         analyses["zero_shot"] = {}
     if getattr(args, "max_train_rating", None) is not None:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from datasets import Dataset
 
 from .. import metrics
+from ..labels import LabelsById, WeakLabels
 from ..methods import BOOTSTRAP, Method
+from ..probabilities import summary_of_weights
 from ..results import ControlResult, MethodSummary, ModelScore, SeedResult, StudentResult
 from ..tasks import TaskSplits
 from .cache import StageCache
@@ -104,6 +107,8 @@ def score_seed(
             **_files(outputs[method], trained[method]),
             **({} if method == BOOTSTRAP else _steps(trained[method])),
         }
+        if args.methods_by_name[method].transform is not None:
+            of_method["labels"] = _labels_entry(trained[method].labels, weak_rows, scorer.setting)
         if "ceiling_plain" in trained:
             of_method["against_plain_ceiling"] = scorer.pgr(method, seed, "ceiling_plain")
         if method == BOOTSTRAP:
@@ -118,6 +123,23 @@ def score_seed(
         control = {"method": "naive", **models.control.named, **scorer.scores("control")}
         result.controls.append(ControlResult.from_dict(control))
     return result
+
+
+def _labels_entry(labels: LabelsById, rows: Dataset, setting: Setting) -> dict:
+    """Returns the facts about the labels that a method has transformed, on the training rows that it keeps."""
+    known = set(labels.ids)
+    rows = rows.select([position for position, row_id in enumerate(rows["id"]) if row_id in known])
+    ids = list(rows["id"])
+    entry = {
+        "n_train": len(rows),
+        "accuracy": float(setting.is_correct(labels.of(ids), rows).mean()),
+        "transform": labels.provenance.get("transform"),
+    }
+    if isinstance(labels, WeakLabels):
+        entry["confidence"] = float(labels.of(ids).max(axis=1).mean())
+    if labels.weights is not None:
+        entry["weights"] = summary_of_weights(labels.weights_of(ids))
+    return entry
 
 
 def _files(outputs: "Outputs", model: Finetuned) -> dict[str, str | None]:

@@ -12,6 +12,7 @@ from .schema import (
     DirectResult,
     DirectSummary,
     ExperimentResult,
+    LabelsResult,
     LinkResult,
     MethodSummary,
     ModelScore,
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PREDICTIONS", "RESULT_COLUMNS", "Record", "Agreement", "AnyScore", "BaselineResult", "ControlResult",
-    "DatasetInfo", "DirectResult", "DirectSummary", "ExperimentResult", "LinkResult", "MethodSummary", "ModelScore",
-    "Pgr", "PgrSummary", "RunSettings", "SeedResult", "SelfTrainedSummary", "StudentResult", "StudentSettings",
+    "DatasetInfo", "DirectResult", "DirectSummary", "ExperimentResult", "LabelsResult", "LinkResult", "MethodSummary",
+    "ModelScore", "Pgr", "PgrSummary", "RunSettings", "SeedResult", "SelfTrainedSummary", "StudentResult", "StudentSettings",
     "TrainingSettings", "find_results", "is_results", "read_predictions", "read_results",
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ from .settings import RunSettings
 
 __all__ = [
     "Agreement", "AnyScore", "BaselineResult", "ControlResult", "DatasetInfo", "DirectResult", "DirectSummary",
-    "ExperimentResult", "LinkResult", "MethodSummary", "ModelScore", "Pgr", "PgrSummary", "SeedResult",
+    "ExperimentResult", "LabelsResult", "LinkResult", "MethodSummary", "ModelScore", "Pgr", "PgrSummary", "SeedResult",
     "SelfTrainedSummary", "StudentResult", "is_results",
 ]  # fmt: skip
 
@@ -153,6 +153,29 @@ class LinkResult(Record):
 
 
 @dataclass(kw_only=True)
+class LabelsResult(Record):
+    """
+    The training labels of a student whose method transforms the weak labels.
+
+    Args:
+        n_train (`int`): Number of training rows. A method may leave out rows.
+        accuracy (`float`): Share of these rows with a correct label.
+        confidence (`float`, *optional*): Mean larger probability of the labels; `None` for text labels.
+        weights (`dict`, *optional*): The weights of the rows, if there are weights: their `mean`, and `n_zero`, the
+            number of rows with weight 0.
+        transform (`dict`, *optional*): For transforms of the package, the `name`, the settings, and the results, such
+            as a temperature.
+    """
+
+    n_train: int
+    accuracy: float
+    confidence: float | None = None
+    weights: dict | None = None
+    transform: dict | None = None
+    extra: dict = rest()
+
+
+@dataclass(kw_only=True)
 class StudentResult(Record):
     """
     The [`ModelScore`] and the [`Pgr`] of a student.
@@ -171,6 +194,7 @@ class StudentResult(Record):
             [`StudentCard.fingerprint`].
         optimizer_steps (`int`, *optional*): Optimizer steps of its training; unknown for a chain.
         aux_start_step (`int`, *optional*): The step after which the auxiliary weight rises (`aux_start="agreement"`).
+        labels ([`LabelsResult`], *optional*): Its training labels, if the method transforms the weak labels.
     """
 
     method: str
@@ -194,6 +218,7 @@ class StudentResult(Record):
     fingerprint: str | None = None
     optimizer_steps: int | None = None
     aux_start_step: int | None = None
+    labels: LabelsResult | None = None
 
 
 AnyScore = ModelScore | BaselineResult | ControlResult | LinkResult | StudentResult | DirectResult

@@ -6,6 +6,8 @@ from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -16,6 +18,7 @@ from ..config import CompletionConfig, LossArguments, hardware
 from ..hub import PushError, commit_files, is_repository_id, owner_of_token
 from ..modeling.heads import base_of
 from ..plots import plot_gap
+from ..probabilities import summary_of_weights
 from ..publish import STUDENT_FILES, push_again, student_files
 from ..training_settings import training_settings
 from .mixins import TrainerMixin
@@ -129,6 +132,9 @@ class WithStudentCard(TrainerMixin):
             }
         if isinstance(self.args, CompletionConfig):
             card.max_new_tokens = self.args.max_new_tokens
+        train_rows = self.train_dataset
+        if isinstance(train_rows, Dataset) and "weight" in train_rows.column_names:
+            card.row_weights = summary_of_weights(np.asarray(train_rows.with_format("python")["weight"][:]))
         card.versions = card.versions or {name: version(name) for name in _LIBRARIES}
         directory.mkdir(parents=True, exist_ok=True)
         if card.weak and card.student and card.ceiling:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Value
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from ..seed import Models
 
 __all__ = [
-    "ACCURACY", "Setting", "Tokenize", "demo_sizes", "metric_name", "on_weak_labels", "split_options", "tokenizers_of"
+    "ACCURACY", "Setting", "Tokenize", "add_weights", "demo_sizes", "metric_name", "on_weak_labels", "split_options",
+    "tokenizers_of",
 ]  # fmt: skip
 
 # In logs, these names stand for the share of validation rows whose label a model predicts, for true and for weak
@@ -119,7 +120,7 @@ class Setting(ABC):
 
     @abstractmethod
     def add_labels(self, tokenized: Dataset, rows: Dataset) -> Dataset:
-        """Adds the labels of `rows` to the tokenized rows, in the form that the trainer reads."""
+        """Adds the labels of `rows`, and their weights, to the tokenized rows, in the form that the trainer reads."""
 
     @abstractmethod
     def make_trainer(
@@ -199,6 +200,13 @@ class Setting(ABC):
             contexts (`list` of [`AnalysisContext`]): One context per seed.
             output_dir (`Path`): The directory for figures.
         """
+
+
+def add_weights(tokenized: Dataset, rows: Dataset) -> Dataset:
+    """Adds the column `weight` of `rows`, float32, to the tokenized rows, if the rows have weights."""
+    if "weight" not in rows.column_names:
+        return tokenized
+    return tokenized.add_column("weight", rows["weight"][:], feature=Value("float32"))
 
 
 def split_options(args: ExperimentArguments) -> dict:

@@ -28,7 +28,7 @@ from ...trainers import RewardPairTrainer, WeakToStrongTrainer
 from ..analysis_context import AnalysisContext
 from ..config import ClassificationArguments, Own
 from ..self_baselines import SELF_BASELINES, self_baseline_results, self_baselines
-from .base import ACCURACY, Setting, Tokenize, demo_sizes, on_weak_labels, split_options
+from .base import ACCURACY, Setting, Tokenize, add_weights, demo_sizes, on_weak_labels, split_options
 
 __all__ = ["CLASSIFICATION", "LINEAR_PROBE", "ClassificationSetting", "ProbabilitySetting"]
 
@@ -153,8 +153,8 @@ class ClassificationSetting(ProbabilitySetting):
         return list(task.class_names)
 
     def add_labels(self, tokenized: Dataset, rows: Dataset) -> Dataset:
-        """Adds the column `labels`."""
-        return tokenized.add_column("labels", rows["labels"][:], feature=rows.features["labels"])
+        """Adds the column `labels`, and `weight` if the rows have weights."""
+        return add_weights(tokenized.add_column("labels", rows["labels"][:], feature=rows.features["labels"]), rows)
 
     def load_rows(
         self,

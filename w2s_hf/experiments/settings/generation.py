@@ -69,7 +69,8 @@ class GenerationSetting(Setting):
         self, model, args, tokenizer, train, validation, tokenize: Tokenize, is_weak: bool = False, loss=None
     ) -> CompletionTrainer:
         """Returns the trainer, which tokenizes the rows itself; see [`Setting.make_trainer`]. `loss` is `None`."""
-        train, validation = (rows.select_columns(["prompt", "completion"]) for rows in (train, validation))
+        columns = [name for name in ("prompt", "completion", "weight") if name in train.column_names]
+        train, validation = train.select_columns(columns), validation.select_columns(columns[:2])
         trainer = on_weak_labels(CompletionTrainer) if is_weak else CompletionTrainer
         return trainer(
             model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer
