@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 __all__ = [
     "PREDICTIONS", "RESULT_COLUMNS", "Record", "Agreement", "AnyScore", "BaselineResult", "ControlResult",
     "DatasetInfo", "DirectResult", "DirectSummary", "ExperimentResult", "LabelsResult", "LinkResult", "MethodSummary",
-    "ModelScore", "Pgr", "PgrSummary", "RunSettings", "SeedResult", "SelfTrainedSummary", "StudentResult", "StudentSettings",
-    "TrainingSettings", "find_results", "is_results", "read_predictions", "read_results",
+    "ModelScore", "Pgr", "PgrSummary", "RunSettings", "SeedResult", "SelfTrainedSummary", "StudentResult",
+    "StudentSettings", "TrainingSettings", "find_results", "is_results", "read_predictions", "read_results",
 ]  # fmt: skip
 
 
