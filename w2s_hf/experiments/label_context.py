@@ -233,8 +233,7 @@ def labels_of_method(
         if PartialState().is_main_process:
             replace(labels, provenance=provenance).save(directory / "labels")
 
-    with finetuner.cache.progress.group(labels_title(method.name)):
-        directory = finetuner.cache.run(f"labels-{method.name}", settings, build, title="")
+    directory = finetuner.cache.run(f"labels-{method.name}", settings, build, title="")
     return finetuner.setting.labels.load(directory / "labels")
 
 

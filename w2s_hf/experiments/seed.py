@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -80,7 +81,7 @@ def run_seed(
         Bootstrapping adds the links `link_1`, `link_2`, ... of the chain. It also adds `direct` and `direct_all`,
         which are trained on the supervisor's labels for the rows of the chain.
     """
-    test = splits.test
+    test, progress = splits.test, finetuner.cache.progress
     finetune = partial(finetuner.finetune, splits=splits, seed=seed)
     true_rows = splits.student.map(finetuner.setting.with_ground_truth)
 
@@ -115,9 +116,11 @@ def run_seed(
             trained |= bootstrap([*models.chain, models.student], weak, splits, args.link_rows, seed, finetuner)
         else:
             # A method may transform the labels first. It does not get the true labels of the student half.
-            own_labels = labels_of_method(
-                method, rows, weak, supervisors, splits, models.student, prompts, seed, finetuner
-            )
+            step = nullcontext() if method.transform is None else progress.group(labels_title(name))
+            with step:
+                own_labels = labels_of_method(
+                    method, rows, weak, supervisors, splits, models.student, prompts, seed, finetuner
+                )
             trained[name] = finetune(
                 f"student-{name}",
                 models.student,
