@@ -16,24 +16,25 @@ from helpers.models import (
     merging_tokenizer,
     real_model,
 )
+from helpers.predictions import check_predictions
 from helpers.running import recipe_here
 from helpers.task_rows import own_task, real
 from helpers.training import arguments
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from w2s_hf import Task, load_task
+from w2s_hf import Task, WeakLabels, load_task
 from w2s_hf.analysis import PromptFormat, answer_probabilities, balanced_scores
 from w2s_hf.config import HEAD_INITS, StudentConfig
-from w2s_hf.experiments.analyses import check_prompt_lengths
 from w2s_hf.experiments.cache import StageCache
 from w2s_hf.experiments.finetuner import Finetuner, prompt_of_head
 from w2s_hf.experiments.output_directory import _prompt_form
+from w2s_hf.experiments.prompts import check_prompt_lengths
 from w2s_hf.experiments.settings.classification import CLASSIFICATION
 from w2s_hf.modeling import load_tokenizer
 from w2s_hf.modeling.heads import initialise_head
 from w2s_hf.modeling.spec import ModelSpec, load_base
-from w2s_hf.results import ExperimentResult
+from w2s_hf.results import SELF_TRAINED, ExperimentResult
 from w2s_hf.tasks import TASKS
 from w2s_hf.tasks.prompt import answer_tokens, head_tokens
 
@@ -248,13 +249,38 @@ def run(models, tmp_path, cache, *options, answers=("n", "y"), student="decoder"
 
 
 def test_a_student_that_learns_nothing_has_the_scores_of_its_prompted_base(models, tmp_path, cache):
-    process = run(models, tmp_path, cache, "--use_prompts", "true", "--analyses", "prompting", "--prompt_shots", "1")
+    options = ["--use_prompts", "true", "--analyses", "prompting", "--prompt_shots", "1"]
+    process = run(models, tmp_path, cache, *options)
     assert process.returncode == 0, process.stderr[-3000:]
+    assert "6 of 6: analysis prompting" in process.stderr  # every step was planned
     results = ExperimentResult.read(tmp_path / "out" / "results.json")
     (one,) = results.runs
     (student,) = one.students
     zero_shot = one.analyses["prompting"]["prompted"]["zero-shot"]
     assert student.accuracy == zero_shot["accuracy"] and student.scores["auroc"] == zero_shot["auroc"]
+    # The baselines of the student's own answers do not need an option. Its training changed nothing, too.
+    prompts = {baseline.name: baseline for baseline in one.baselines}
+    assert prompts["zero-shot, balanced"].accuracy == zero_shot["accuracy_at_median"]
+    assert one.self_trained.accuracy == zero_shot["accuracy"] and one.self_trained.pgr == student.pgr
+    summary = results.self_trained
+    assert (summary.method, summary.accuracy_mean, summary.n_seeds) == ("naive", student.accuracy, 1)
+    assert (summary.difference, summary.difference_ci95, summary.n_better) == (0, [0, 0], 0)
+    sentence = (
+        "As training labels, the weak labels are neither better nor worse than the student's own zero-shot answers"
+    )
+    assert sentence in process.stdout and sentence in (tmp_path / "out" / "report.md").read_text()
+    roles = set(check_predictions(tmp_path / "out")["role"])
+    few_shot = "1-shot with weak labels, balanced"
+    assert {"zero-shot, balanced", few_shot, SELF_TRAINED} <= roles
+    of_weak = one.analyses["prompting"]["prompted"]["1-shot, weak labels"]
+    assert prompts[few_shot].accuracy == of_weak["accuracy_at_median"]
+    # The labels are the zero-shot answers, balanced by the median of the training rows.
+    (labels,) = (tmp_path / "out" / "_stages").glob("labels-self_labels-*/labels")
+    labels = WeakLabels.load(labels)
+    assert len(labels) == 16 + 4 and np.median(
+        np.log(labels.probabilities[:16] / (1 - labels.probabilities[:16]))
+    ) == (pytest.approx(0, abs=1e-5))
+    assert run(models, tmp_path, cache, *options).stderr.count("all 11 stages were cached") == 1
     assert results.text_form == "Q: {text}:" and results.to_dict()["dataset"]["use_prompts"] is True
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from w2s_hf.experiments.settings.classification import LINEAR_PROBE
-from w2s_hf.results import PREDICTIONS, ExperimentResult, SeedResult, read_predictions
+from w2s_hf.results import PREDICTIONS, SELF_TRAINED, ExperimentResult, SeedResult, read_predictions
 from w2s_hf.results.predictions import predictions_table, write_predictions
 
 _DIRECT = {"same_rows": "direct", "all_rows": "direct_all"}
@@ -22,7 +22,8 @@ def scores_of(run: SeedResult) -> dict:
         scores |= {f"link_{number}": link for number, link in enumerate(student.links[:-1], start=1)}
         scores |= {_DIRECT[rows]: score for rows, score in student.direct.items()}
     names = {LINEAR_PROBE, *run.analyses.get("prompting", {}).get("prompted", {})}
-    scores |= {each.name: each for each in run.baselines if each.name in names}
+    scores |= {each.name: each for each in run.baselines if each.name in names or each.name.endswith(", balanced")}
+    scores[SELF_TRAINED] = run.self_trained
     return {role: score for role, score in scores.items() if score is not None}
 
 

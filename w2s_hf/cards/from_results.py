@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from ..metrics import accuracy_interval, rounded
-from ..results import ExperimentResult, LinkResult, SeedResult, StudentResult
+from ..results import SELF_TRAINED, ExperimentResult, LinkResult, SeedResult, StudentResult
 from .markdown import Markup, as_text
 from .score import Score, interval
 from .trained_with import method_settings, shared_settings
@@ -150,6 +150,9 @@ def _records(
 def _others(run: SeedResult, student: StudentResult) -> dict[str, Score]:
     """Returns the scores that a card compares the student with, besides supervisor and ceiling, by name."""
     scores = {baseline.name: Score.of(baseline) for baseline in run.baselines}
+    if run.self_trained is not None:
+        score = dataclasses.replace(Score.of(run.self_trained), model=student.model)
+        scores[f"same student, {SELF_TRAINED} instead of the weak labels"] = score
     for control in run.controls:
         scores["same architecture without pretraining, on labels of the supervisor"] = Score.of(control)
     if "all_rows" in student.direct:

@@ -183,8 +183,6 @@ def identity_of(
         "agreement": {"sizes": sizes},
     }
     analyses = {name: of_analyses.get(name, {}) for name in args.analyses}
-    if getattr(args, "self_baselines", False):
-        analyses["self_baselines"] = of_analyses["prompting"]
     if getattr(args, "zero_shot", False):
         analyses["zero_shot"] = {}
     if getattr(args, "max_train_rating", None) is not None:

@@ -16,6 +16,7 @@ from ..config import StudentConfig
 from ..metrics import rounded
 from ..plots import plot_accuracies, plot_gap
 from ..results import (
+    SELF_TRAINED,
     AnyScore,
     DirectResult,
     ExperimentResult,
@@ -82,7 +83,7 @@ def _roles(run: SeedResult) -> Iterator[tuple[str, str, AnyScore]]:
         if "all_rows" in student.direct:
             yield "student, naive on the rows of all links", student.model, student.direct["all_rows"]
     if run.self_trained is not None:
-        yield "student, own zero-shot answers", run.ceiling.model, run.self_trained
+        yield f"student, {SELF_TRAINED}", run.ceiling.model, run.self_trained
     if run.ceiling_plain is not None:
         yield "plain ceiling", run.ceiling_plain.model, run.ceiling_plain
     yield "strong ceiling", run.ceiling.model, run.ceiling

@@ -10,7 +10,7 @@ from ..methods import METHODS
 from ..metrics import difference_interval
 from ..modeling import load_config, load_tokenizer
 from ..modeling.spec import ModelSpec
-from ..results import BaselineResult, DirectResult, SelfTrainedSummary
+from ..results import SELF_TRAINED, BaselineResult, DirectResult, SelfTrainedSummary
 from ..tasks import Task, TaskSplits
 from ..tasks.prompt import answer_tokens
 from ..transforms import balanced
@@ -29,7 +29,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 SELF_BASELINES = "baselines of the student's own answers"  # the title of the step
-SELF_TRAINED = "self-trained"  # the role of the student trained on its own zero-shot answers, in predictions.parquet
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from .record import Record
 from .schema import (
+    SELF_TRAINED,
     Agreement,
     AnyScore,
     BaselineResult,
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     from .table import RESULT_COLUMNS, find_results, read_results
 
 __all__ = [
-    "PREDICTIONS", "RESULT_COLUMNS", "Record", "Agreement", "AnyScore", "BaselineResult", "ControlResult",
-    "DatasetInfo", "DirectResult", "DirectSummary", "ExperimentResult", "LabelsResult", "LinkResult", "MethodSummary",
-    "ModelScore", "Pgr", "PgrSummary", "RunSettings", "SeedResult", "SelfTrainedSummary", "StudentResult",
-    "StudentSettings", "TrainingSettings", "find_results", "is_results", "read_predictions", "read_results",
+    "PREDICTIONS", "RESULT_COLUMNS", "SELF_TRAINED", "Record", "Agreement", "AnyScore", "BaselineResult",
+    "ControlResult", "DatasetInfo", "DirectResult", "DirectSummary", "ExperimentResult", "LabelsResult", "LinkResult",
+    "MethodSummary", "ModelScore", "Pgr", "PgrSummary", "RunSettings", "SeedResult", "SelfTrainedSummary",
+    "StudentResult", "StudentSettings", "TrainingSettings", "find_results", "is_results", "read_predictions", "read_results",
 ]  # fmt: skip
 
 

@@ -10,10 +10,14 @@ from .record import Record, always, rest
 from .settings import RunSettings
 
 __all__ = [
-    "Agreement", "AnyScore", "BaselineResult", "ControlResult", "DatasetInfo", "DirectResult", "DirectSummary",
-    "ExperimentResult", "LabelsResult", "LinkResult", "MethodSummary", "ModelScore", "Pgr", "PgrSummary", "SeedResult",
-    "SelfTrainedSummary", "StudentResult", "is_results",
+    "SELF_TRAINED", "Agreement", "AnyScore", "BaselineResult", "ControlResult", "DatasetInfo", "DirectResult",
+    "DirectSummary", "ExperimentResult", "LabelsResult", "LinkResult", "MethodSummary", "ModelScore", "Pgr",
+    "PgrSummary", "SeedResult", "SelfTrainedSummary", "StudentResult", "is_results",
 ]  # fmt: skip
+
+
+# The name of the student trained on its own zero-shot answers, in predictions, tables and cards
+SELF_TRAINED = "trained on its zero-shot answers"
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..cards import Score, StudentCard
 from ..cards.trained_with import shared_settings
-from .schema import AnyScore, ExperimentResult, SeedResult, is_results
+from .schema import SELF_TRAINED, AnyScore, ExperimentResult, SeedResult, is_results
 
 __all__ = ["RESULT_COLUMNS", "find_results", "read_results"]
 
@@ -211,6 +211,8 @@ def _scored(results: ExperimentResult, run: SeedResult) -> Iterator[tuple[str, A
     yield other("weak", run.weak)
     for baseline in run.baselines:
         yield other("baseline", baseline, baseline.name)
+    if run.self_trained is not None:
+        yield other("baseline", run.self_trained, SELF_TRAINED)
     for control in run.controls:
         yield other("control", control, control.method)
     yield from students
