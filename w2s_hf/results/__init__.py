@@ -34,7 +34,8 @@ __all__ = [
     "PREDICTIONS", "RESULT_COLUMNS", "SELF_TRAINED", "Record", "Agreement", "AnyScore", "BaselineResult",
     "ControlResult", "DatasetInfo", "DirectResult", "DirectSummary", "ExperimentResult", "LabelsResult", "LinkResult",
     "MethodSummary", "ModelScore", "Pgr", "PgrSummary", "RunSettings", "SeedResult", "SelfTrainedSummary",
-    "StudentResult", "StudentSettings", "TrainingSettings", "find_results", "is_results", "read_predictions", "read_results",
+    "StudentResult", "StudentSettings", "TrainingSettings", "find_results", "is_results",
+    "read_predictions", "read_results",
 ]  # fmt: skip
 
 
