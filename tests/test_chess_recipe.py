@@ -271,7 +271,7 @@ def test_agreement_is_about_moves_and_not_about_words():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--methods naive confidence", "expected naive or bootstrap. The other methods need"),
+        ("--methods naive confidence", "expected naive, bootstrap or a method of your own with the loss"),
         ("--config {config} --max_train_rating 1000", "the demo, whose puzzles have no rating"),
         ("--weak_model a --max_train_rating 1000 --min_hard_rating 900", "expected more than --max_train_rating 1000"),
         ("--config {config} --max_new_tokens 0", "max_new_tokens: got 0"),
