@@ -16,7 +16,6 @@ from helpers.uneven_rows import train as train_uneven
 from torch.nn.functional import cross_entropy, logsigmoid
 from transformers import DataCollatorWithPadding
 
-from w2s_hf import WeakLabels
 from w2s_hf.collators import WeakToStrongCollator, move_padding, split_by_tokens
 from w2s_hf.probabilities import as_weights
 
@@ -141,10 +140,12 @@ def test_a_row_of_weight_0_is_no_row_and_a_step_of_such_rows_changes_nothing(kin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_evaluation_and_prediction_do_not_use_weights(kind, tmp_path):
+def test_a_model_never_sees_weights_and_evaluation_does_not_use_them(kind, tmp_path):
     rows = rows_of_kind(kind, 5)
-    trainer = trainer_of(kind, rows, tmp_path)
     weighted = with_weights(rows)
+    trainer, names = trainer_of(kind, weighted, tmp_path), set()
+    trainer.model.register_forward_pre_hook(lambda model, args, inputs: names.update(inputs), with_kwargs=True)
+    trainer.train()
     assert trainer.evaluate(weighted)["eval_loss"] == trainer.evaluate(rows)["eval_loss"]
     if kind != "completions":
         assert np.array_equal(trainer.predict(weighted).predictions, trainer.predict(rows).predictions)
@@ -152,6 +153,7 @@ def test_evaluation_and_prediction_do_not_use_weights(kind, tmp_path):
         assert np.array_equal(trainer.predict(unlabelled).predictions, trainer.predict(rows).predictions)
         invalid = with_weights(rows, [-1.0] * 5)
         assert np.array_equal(trainer.predict_proba(invalid), trainer.predict_proba(rows))
+    assert "input_ids" in names and "weight" not in names
 
 
 def test_a_transform_may_return_weights(tmp_path):
@@ -267,10 +269,3 @@ def test_cards_tell_the_weights(tmp_path):
     assert "weighted" not in card_of(values).render()
     values["runs"][0]["students"][0]["label_weights"] = {"mean": 0.75, "n_zero": 2}
     assert text in card_of(json.loads(json.dumps(values))).render()
-
-
-def test_weak_labels_join_their_weights():
-    labels = WeakLabels(["a", "b"], np.full((2, 2), 0.5), weights=np.array([0.0, 3.0]))
-    joined = labels.join(Dataset.from_dict({"id": ["b", "a"], "text": ["x", "y"]}))
-    assert joined["weight"][:] == [3.0, 0.0] and joined.features["weight"].dtype == "float32"
-    assert labels.weights_of(["b"]).tolist() == [3.0]

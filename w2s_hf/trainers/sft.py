@@ -166,7 +166,9 @@ def _token_losses(outputs, labels: torch.Tensor) -> torch.Tensor:
             "(TRL 1.0 or 1.16). Remove the column `weight`, or install one of these versions."
         )
     logits = outputs.logits[:, -labels.shape[1] : -1].float()  # without virtual tokens of prompt tuning
-    return cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")  # 0 for the label -100
+    # In the layout of the model's own loss, the gradients of both losses cancel exactly for weight 0.
+    token_losses = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
+    return token_losses.view(len(labels), -1)  # 0 for the label -100
 
 
 def _is_flat(batch: dict) -> bool:
