@@ -166,8 +166,8 @@ PARTS, EVAL_PARTS, EXTRA = three_parts(), three_parts(5), make_rows(16, "none")
         ({"resume": None}, "link-1, link-2, link-3 of a chain are finished"),
         ({"resume": "link-2"}, "resume_from_checkpoint: got 'link-2', expected True"),
     ],
-    ids=["learning rate", "hard labels", "links", "adapters", "rows a step", "labels", "rows", "weights", "evaluation rows",
-         "not resumed", "resumed from a link"],
+    ids=["learning rate", "hard labels", "links", "adapters", "rows a step", "labels", "rows", "weights",
+         "evaluation rows", "not resumed", "resumed from a link"],
 )  # fmt: skip
 def test_other_settings_are_not_mixed_into_a_chain(changes, message, whole):
     before, changes = files(whole), {"eval_dataset": EVAL_PARTS, **KEEP_BEST, **changes}

@@ -13,6 +13,7 @@ from helpers.models import make_character_tokenizer, make_language_model, make_r
 from helpers.training import make_pairs, rows_of, with_weights
 from helpers.uneven_rows import make
 from helpers.uneven_rows import train as train_uneven
+from peft import PromptTuningConfig, get_peft_model
 from torch.nn.functional import cross_entropy, logsigmoid
 from transformers import DataCollatorWithPadding
 
@@ -230,6 +231,20 @@ def test_a_collator_that_drops_or_changes_weights_is_refused(kind, tmp_path):
         trainer.data_collator = other
         with pytest.raises(ValueError, match=message):
             trainer.train()
+
+
+def test_virtual_tokens_have_no_weight(tmp_path):
+    runs = []
+    for weights in ([1.0] * 5, None, [2.0, 0.0, 0.0, 0.0, 1.0]):
+        rows = rows_of(5) if weights is None else with_weights(rows_of(5), weights)
+        trainer = trainer_of("completions", rows, tmp_path)
+        model = get_peft_model(trainer.model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+        torch.nn.init.ones_(model.prompt_encoder["default"].embedding.weight)
+        tokenizer = trainer.processing_class
+        trainer = type(trainer)(model, trainer.args, train_dataset=rows, processing_class=tokenizer)
+        trainer.train()
+        runs.append(trainer.state.log_history[0])
+    assert runs[0] == runs[1] and abs(runs[2]["loss"] - runs[0]["loss"]) > 1e-3
 
 
 @pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated")
