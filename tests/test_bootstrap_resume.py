@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.chains import LORA, N_LINKS, assert_same_chain, bootstrap, files, state_of, student, three_parts
 from helpers.models import make_rows, make_tokenizer
-from helpers.training import arguments
+from helpers.training import arguments, with_weights
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from w2s_hf import BootstrapTrainer, WeakLabels, WeakToStrongTrainer, load_student
@@ -161,12 +161,13 @@ PARTS, EVAL_PARTS, EXTRA = three_parts(), three_parts(5), make_rows(16, "none")
         ({"gradient_accumulation_steps": 2}, "rows_a_step: got 16, expected 8"),
         ({"rows": [make_rows(16, "hard"), *PARTS[1:]]}, "train_labels: got"),
         ({"rows": [*PARTS[:2], make_rows(16, "none", seed=7)]}, "train_rows: got"),
+        ({"rows": [*PARTS[:2], with_weights(PARTS[2])]}, "train_rows: got"),
         ({"eval_dataset": [*EVAL_PARTS[:2], make_rows(3, "none")]}, "eval_rows: got"),
         ({"resume": None}, "link-1, link-2, link-3 of a chain are finished"),
         ({"resume": "link-2"}, "resume_from_checkpoint: got 'link-2', expected True"),
     ],
-    ids=["learning rate", "hard labels", "links", "adapters", "rows a step", "labels", "rows", "evaluation rows",
-         "not resumed", "resumed from a link"],
+    ids=["learning rate", "hard labels", "links", "adapters", "rows a step", "labels", "rows", "weights",
+         "evaluation rows", "not resumed", "resumed from a link"],
 )  # fmt: skip
 def test_other_settings_are_not_mixed_into_a_chain(changes, message, whole):
     before, changes = files(whole), {"eval_dataset": EVAL_PARTS, **KEEP_BEST, **changes}

@@ -165,6 +165,51 @@ def test_labels_of_any_provenance_have_a_card(make, provenance, tmp_path):
     assert ("imdb" in card.split("labels of the dataset")[1]) == ("dataset" in provenance)
 
 
+@pytest.mark.parametrize("make", [weak_labels, weak_completions])
+def test_labels_keep_their_weights_and_join_them(make, tmp_path):
+    plain = make()
+    weights = np.arange(len(plain), dtype=np.float64) / 4
+    labels = dataclasses.replace(plain, weights=weights)
+    joined = labels.join(rows(["r1", "r0"]))
+    assert joined["weight"][:] == [0.25, 0.0] and joined.features["weight"].dtype == "float32"
+    assert labels.weights_of(["r1"]).tolist() == [0.25] and plain.weights_of(["r1"]).tolist() == [1.0]
+    assert labels.fingerprint != plain.fingerprint
+    assert labels.fingerprint != dataclasses.replace(plain, weights=weights + 1).fingerprint
+    labels.save(tmp_path / "w")
+    loaded = type(labels).load(tmp_path / "w")
+    assert np.array_equal(loaded.weights, labels.weights) and loaded.weights.dtype == np.float32
+    assert loaded.fingerprint == labels.fingerprint
+    assert load_dataset(str(tmp_path / "w"), split="train")["weight"][:] == weights.tolist()
+    card = label_files(tmp_path / "w", "me/labels")["README.md"].decode()
+    assert "| weight | weight of the row in training |" in card
+    plain.save(tmp_path / "plain")
+    assert type(plain).load(tmp_path / "plain").weights is None
+    assert "weight" not in load_dataset(str(tmp_path / "plain"), split="train").column_names
+    weighted_rows = rows(["r0"]).add_column("weight", [2.0])
+    with pytest.raises(ValueError, match="labels with weights and rows with the column `weight`"):
+        labels.join(weighted_rows)
+    assert plain.join(weighted_rows)["weight"][:] == [2.0]
+
+
+def test_a_fingerprint_without_weights_is_that_of_earlier_versions():
+    assert (weak_labels().fingerprint, weak_completions().fingerprint) == ("7e784027da06fb78", "8d59f46d6341e81c")
+
+
+@pytest.mark.parametrize("make", [weak_labels, weak_completions])
+def test_weights_that_are_not_are_named(make):
+    labels = make()
+    for weights, message in (([1.0, -1.0], "got -1.0 in row r1"), ([1.0], f"got 1 weights for {len(labels)} labels")):
+        weights = weights + [1.0] * (len(labels) - 2) if len(weights) > 1 else weights
+        with pytest.raises(ValueError, match=f"{type(labels).__name__}: (weight: )?{message}"):
+            dataclasses.replace(labels, weights=np.array(weights))
+
+
+def test_a_mean_of_labels_with_weights_is_refused():
+    weighted = dataclasses.replace(weak_labels(), weights=np.ones(4))
+    with pytest.raises(ValueError, match="mean: got labels with weights"):
+        WeakLabels.mean([weak_labels(), weighted])
+
+
 @pytest.mark.parametrize("from_hub", [False, True], ids=["directory", "hub"])
 @pytest.mark.parametrize(("make", "other"), [(weak_labels, WeakCompletions), (weak_completions, WeakLabels)])
 def test_labels_of_the_other_kind_name_their_class(make, other, from_hub, tmp_path, monkeypatch):

@@ -13,10 +13,10 @@ from helpers.models import make_character_tokenizer, make_language_model, make_r
 from helpers.training import make_pairs, rows_of, with_weights
 from helpers.uneven_rows import make
 from helpers.uneven_rows import train as train_uneven
+from peft import PromptTuningConfig, get_peft_model
 from torch.nn.functional import cross_entropy, logsigmoid
 from transformers import DataCollatorWithPadding
 
-from w2s_hf import WeakLabels
 from w2s_hf.collators import WeakToStrongCollator, move_padding, split_by_tokens
 from w2s_hf.probabilities import as_weights
 
@@ -141,10 +141,13 @@ def test_a_row_of_weight_0_is_no_row_and_a_step_of_such_rows_changes_nothing(kin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_evaluation_and_prediction_do_not_use_weights(kind, tmp_path):
+def test_a_model_never_sees_weights_and_evaluation_does_not_use_them(kind, tmp_path):
     rows = rows_of_kind(kind, 5)
-    trainer = trainer_of(kind, rows, tmp_path)
     weighted = with_weights(rows)
+    options = {"loss_type": "confidence", "rows_per_step": 2, "gradient_accumulation_steps": 3}  # with a first pass
+    trainer, names = trainer_of(kind, weighted, tmp_path, **(options if kind == "classes" else {})), set()
+    trainer.model.register_forward_pre_hook(lambda model, args, inputs: names.update(inputs), with_kwargs=True)
+    trainer.train()
     assert trainer.evaluate(weighted)["eval_loss"] == trainer.evaluate(rows)["eval_loss"]
     if kind != "completions":
         assert np.array_equal(trainer.predict(weighted).predictions, trainer.predict(rows).predictions)
@@ -152,6 +155,7 @@ def test_evaluation_and_prediction_do_not_use_weights(kind, tmp_path):
         assert np.array_equal(trainer.predict(unlabelled).predictions, trainer.predict(rows).predictions)
         invalid = with_weights(rows, [-1.0] * 5)
         assert np.array_equal(trainer.predict_proba(invalid), trainer.predict_proba(rows))
+    assert "input_ids" in names and "weight" not in names
 
 
 def test_a_transform_may_return_weights(tmp_path):
@@ -230,6 +234,20 @@ def test_a_collator_that_drops_or_changes_weights_is_refused(kind, tmp_path):
             trainer.train()
 
 
+def test_virtual_tokens_have_no_weight(tmp_path):
+    runs = []
+    for weights in ([1.0] * 5, None, [2.0, 0.0, 0.0, 0.0, 1.0]):
+        rows = rows_of(5) if weights is None else with_weights(rows_of(5), weights)
+        trainer = trainer_of("completions", rows, tmp_path)
+        model = get_peft_model(trainer.model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+        torch.nn.init.ones_(model.prompt_encoder["default"].embedding.weight)
+        tokenizer = trainer.processing_class
+        trainer = type(trainer)(model, trainer.args, train_dataset=rows, processing_class=tokenizer)
+        trainer.train()
+        runs.append(trainer.state.log_history[0])
+    assert runs[0] == runs[1] and abs(runs[2]["loss"] - runs[0]["loss"]) > 1e-3
+
+
 @pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated")
 @pytest.mark.parametrize(("option", "value"), [("label_smoothing_factor", 0.1), ("loss_type", "dft")])
 def test_completions_weight_only_the_cross_entropy(option, value, tmp_path):
@@ -267,10 +285,3 @@ def test_cards_tell_the_weights(tmp_path):
     assert "weighted" not in card_of(values).render()
     values["runs"][0]["students"][0]["label_weights"] = {"mean": 0.75, "n_zero": 2}
     assert text in card_of(json.loads(json.dumps(values))).render()
-
-
-def test_weak_labels_join_their_weights():
-    labels = WeakLabels(["a", "b"], np.full((2, 2), 0.5), weights=np.array([0.0, 3.0]))
-    joined = labels.join(Dataset.from_dict({"id": ["b", "a"], "text": ["x", "y"]}))
-    assert joined["weight"][:] == [3.0, 0.0] and joined.features["weight"].dtype == "float32"
-    assert labels.weights_of(["b"]).tolist() == [3.0]

@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
@@ -75,11 +76,54 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
         self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Trains on a batch like [`~trl.SFTTrainer`]. Tokens of repeated rows are not counted."""
-        repeated_tokens = inputs.pop("repeated_tokens", None)
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        repeated_tokens, weight = inputs.pop("repeated_tokens", None), inputs.pop("weight", None)
+        with nullcontext() if weight is None else self._weighted(model, inputs, weight, num_items_in_batch):
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if repeated_tokens is not None:
             self._forget_tokens(repeated_tokens)
         return loss
+
+    @contextmanager
+    def _weighted(
+        self, model: nn.Module, inputs: dict, weight: torch.Tensor, n_tokens: torch.Tensor | int | None
+    ) -> Iterator[None]:
+        """
+        Weights the losses of tokens in the outputs of a model. TRL divides their sum by the number of tokens of the
+        step. Other terms, such as the router loss of a mixture of experts, have no weight.
+        """
+        if n_tokens is None:
+            raise ValueError(
+                "weight: got rows with weights and a model that does not accept `num_items_in_batch`, expected a "
+                "model that accepts it. Remove the column `weight`."
+            )
+        labels = inputs["labels"][:, 1:]
+        # The mean of these weights over the tokens of the step is 1, unless all weights are 0.
+        weight = _by_token(weight, inputs)[:, 1:] / (self._mean_weight or 1)
+
+        def weight_losses(module: nn.Module, args: tuple, outputs: Any) -> Any:
+            if getattr(outputs, "log_probs", None) is not None:  # TRL 1.16 sums these negative losses
+                log_probs = outputs.log_probs
+                n_virtual = log_probs.shape[1] - weight.shape[1]  # virtual tokens of prompt tuning have no loss
+                outputs["log_probs"] = log_probs * pad(weight, (n_virtual, 0)).to(log_probs.device)
+                return outputs
+            if getattr(outputs, "logits", None) is None:
+                raise ValueError(
+                    f"weight: got rows with weights and outputs with {', '.join(outputs)}, expected `logits` or "
+                    "`log_probs` (TRL 1.0 or 1.16). Remove the column `weight`, or install one of these versions."
+                )
+            # In TRL 1.0, the model has summed the losses. This layout is that of its loss, so that the gradients of
+            # both terms cancel exactly for weight 0.
+            logits = outputs.logits[:, -weight.shape[1] - 1 : -1].float()  # without virtual tokens of prompt tuning
+            targets, factors = labels.flatten().to(logits.device), weight.flatten().to(logits.device) - 1
+            difference = (factors * cross_entropy(logits.flatten(0, 1), targets, reduction="none")).sum()
+            outputs["loss"] = outputs.loss + difference / n_tokens
+            return outputs
+
+        hook = model.register_forward_hook(weight_losses)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _refuse_other_losses(self) -> None:
         """Raises `ValueError` for a loss other than the cross-entropy of tokens, which alone can be weighted."""
@@ -94,40 +138,6 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
                     f"{option}: got {value!r} and rows with weights, expected {expected!r}, since only the "
                     f"cross-entropy of tokens is weighted. Set {option}={expected!r}, or remove the column `weight`."
                 )
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, object]:
-        """
-        Computes the loss of [`~trl.SFTTrainer`]. If the batch has `weight` `(B,)`, the difference between the weighted
-        and the unweighted loss is added. Other terms, such as the router loss of a mixture of experts, remain.
-        """
-        weight = inputs.pop("weight", None)
-        if weight is None or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if num_items_in_batch is None:
-            raise ValueError(
-                "weight: got rows with weights and a model that does not accept `num_items_in_batch`, expected a "
-                "model that accepts it. Remove the column `weight`."
-            )
-        labels, seen = inputs["labels"], []
-        # TRL returns logits only after a second forward pass.
-        hook = model.register_forward_hook(lambda module, args, outputs: seen.append(outputs))
-        try:
-            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        finally:
-            hook.remove()
-        token_losses = _token_losses(seen[0], labels)
-        # The mean of these weights over the tokens of the step is 1, unless all weights are 0.
-        weight = _by_token(weight, inputs)[:, 1:] / (self._mean_weight or 1)
-        difference = ((weight - 1) * token_losses).sum() / num_items_in_batch
-        if self.args.average_tokens_across_devices:
-            difference = difference * (self.accelerator.num_processes // self.get_tp_size())
-        return (result[0] + difference, result[1]) if return_outputs else result + difference
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         # TRL 1.0 divides the loss of an evaluation by the number of tokens of all processes. The Trainer then weights
@@ -154,19 +164,6 @@ def _by_token(values: torch.Tensor, batch: dict) -> torch.Tensor:
     if _is_flat(batch):
         return values[(batch["position_ids"] == 0).cumsum(dim=1) - 1]
     return values[:, None].expand_as(batch["labels"])
-
-
-def _token_losses(outputs, labels: torch.Tensor) -> torch.Tensor:
-    """Returns the loss of each token after the first, `(B, T - 1)`, which is 0 for tokens that are not predicted."""
-    if getattr(outputs, "log_probs", None) is not None:  # TRL 1.16
-        return -outputs.log_probs[:, -labels.shape[1] + 1 :]
-    if getattr(outputs, "logits", None) is None:
-        raise ValueError(
-            f"weight: got rows with weights and outputs with {', '.join(outputs)}, expected `logits` or `log_probs` "
-            "(TRL 1.0 or 1.16). Remove the column `weight`, or install one of these versions."
-        )
-    logits = outputs.logits[:, -labels.shape[1] : -1].float()  # without virtual tokens of prompt tuning
-    return cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")  # 0 for the label -100
 
 
 def _is_flat(batch: dict) -> bool:
