@@ -243,7 +243,6 @@ def test_the_page_of_methods_has_every_method_once():
     assert sorted(listed) == sorted([*METHODS, BOOTSTRAP])
 
 
-
 def test_the_page_of_the_results_format_is_current():
     """Tests that the page is the output of `python docs/generate_schema.py`."""
     generator = runpy.run_path(str(DOCS / "generate_schema.py"))
