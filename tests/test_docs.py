@@ -73,12 +73,13 @@ def workplace(tmp_path, monkeypatch):
     messages = {"message": [f"message {i}" for i in numbers], "is_spam": [i % 2 for i in numbers]}
     pd.DataFrame(messages).to_csv(tmp_path / "data" / "messages.csv", index=False)
     monkeypatch.setattr("w2s_hf.trainers.student_card.WithStudentCard.push_to_hub", lambda *args, **kwargs: None)
+    monkeypatch.setenv("W2S_HF_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page, "python"))], ids=name_of)
-def test_python_blocks_run(page, workplace, monkeypatch):
+def test_python_blocks_run(page, workplace, figures, monkeypatch):
     """
     The blocks of a page run in order, in one namespace, on a CPU and without a network. Those with a file name
     ("Save this code as `my_task.py`:") become that file, which later blocks may import.
@@ -234,6 +235,12 @@ def test_every_page_is_in_the_navigation():
 
 
 # ---- Reference ----
+
+
+def test_the_page_of_methods_has_every_method_once():
+    text = (DOCS / "methods.md").read_text().partition("## Losses")[2].partition("## Measured")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
+    assert sorted(listed) == sorted([*METHODS, BOOTSTRAP])
 
 
 def test_the_page_of_the_results_format_is_current():

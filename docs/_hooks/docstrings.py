@@ -115,11 +115,24 @@ def as_markdown(text: str, paths: dict[str, str]) -> str:
     )
 
 
+def names_of_methods(page: Path = API.parent / "methods.md") -> list[str]:
+    """
+    Returns the keys of `METHODS` from the page that lists the methods, since the values have no literals. A test
+    compares the page with the package.
+    """
+    tables = page.read_text(encoding="utf-8").partition("## Measured")[0]
+    names = re.findall(r"^\| `(\w+)` \|", tables, flags=re.MULTILINE)
+    return [name for name in names if name != "bootstrap"]
+
+
 def evaluated(node: ast.expr, module: griffe.Module) -> object:
     """Returns the value of an expression of package constants, as used in the help texts of options."""
     names = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
     scope = {}
     for name in names & set(module.members):
+        if name == "METHODS":
+            scope[name] = names_of_methods()
+            continue
         member = module.members[name]
         target = member.final_target if member.is_alias else member
         if not target.is_attribute:
