@@ -82,6 +82,7 @@ LAYERS = [
     {"experiments.scores"},
     {"experiments.analysis_context"},
     {"experiments.analyses", "experiments.settings.classification", "experiments.settings.generation"},
+    {"experiments.transfer"},
     {"experiments.settings.chess", "experiments.settings.reward"},
     {"experiments.settings"},
     {"experiments.experiment"},

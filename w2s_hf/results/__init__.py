@@ -19,6 +19,9 @@ from .schema import (
     PgrSummary,
     SeedResult,
     StudentResult,
+    TransferResult,
+    TransferStudent,
+    TransferSummary,
     is_results,
 )
 from .settings import RunSettings, StudentSettings, TrainingSettings
@@ -31,7 +34,8 @@ __all__ = [
     "PREDICTIONS", "RESULT_COLUMNS", "Record", "Agreement", "AnyScore", "BaselineResult", "ControlResult",
     "DatasetInfo", "DirectResult", "DirectSummary", "ExperimentResult", "LinkResult", "MethodSummary", "ModelScore",
     "Pgr", "PgrSummary", "RunSettings", "SeedResult", "StudentResult", "StudentSettings", "TrainingSettings",
-    "find_results", "is_results", "read_predictions", "read_results",
+    "TransferResult", "TransferStudent", "TransferSummary", "find_results", "is_results", "read_predictions",
+    "read_results",
 ]  # fmt: skip
 
 
