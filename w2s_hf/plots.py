@@ -279,11 +279,9 @@ def plot_transfer(results: ExperimentResult, path: Path) -> None:
         axes.set_xlim(-0.55, len(groups) - 0.45)
         axes.set_ylim(0, top * 1.04)
         axes.set_ylabel("test accuracy")
-        spread_of = f"mean of {len(runs)} seeds (points)" if len(runs) > 1 else "95 % intervals"
-        title = f"trained on {subject(results.task, results.is_demo)}"
-        axes.set_title(
-            f"Accuracy on the test {ROWS[results.setting]} of other tasks, {spread_of}\n{title}", loc="left"
-        )
+        spread_of = f"mean of {len(runs)} seeds (points)" if len(runs) > 1 else f"seed {runs[0].seed}, 95 % intervals"
+        title = f"trained on {subject(results.task, results.is_demo)}, scored on other tasks"
+        axes.set_title(f"{title}\naccuracy on test {ROWS[results.setting]}, {spread_of}", loc="left")
         handles = [Patch(color=colour, label=role) for role, colour in colours.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(n_bars, 2 * len(groups)))
         path.parent.mkdir(parents=True, exist_ok=True)

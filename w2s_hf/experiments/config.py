@@ -195,8 +195,8 @@ class ExperimentArguments:
         default_factory=list,
         metadata={
             "help": "Other tasks on whose test rows supervisor, students and ceiling are also scored, without further "
-            "training: names or Python files of tasks with the same class names (see --list_tasks), or of other pairs "
-            "of responses. To add tasks to a finished run, repeat its command with this option.",
+            "training. Texts: names or Python files of tasks with the same class names. Pairs: any other task of "
+            "pairs. To add tasks to a finished run, repeat its command with this option.",
             "metavar": "TASK",
         },
     )

@@ -125,6 +125,9 @@ def _transfer(results: ExperimentResult) -> dict[str, tuple[list[str], list[list
     return tables
 
 
+_SAME_WORLD = " In the demo, the rows of all tasks are about the same entities. They differ only in their format."
+
+
 def _transfer_notes(results: ExperimentResult) -> list[str]:
     """Returns the section of the report about other tasks; an empty list without `--transfer_tasks`."""
     tables, rows = _transfer(results), ROWS[results.setting]
@@ -134,7 +137,7 @@ def _transfer_notes(results: ExperimentResult) -> list[str]:
         "## Other tasks",
         f"The models were trained on {results.task} only. They are scored on test {rows} of other tasks, without "
         "further training. PGR compares the students with the supervisor and the ceiling on the same "
-        f"{rows}.",
+        f"{rows}." + _SAME_WORLD * results.is_demo,
         "![Accuracy on other tasks](figures/transfer.png)",
     ]
     for task, table in tables.items():
@@ -288,7 +291,7 @@ def print_table(results: ExperimentResult | dict, output_dir: str) -> None:
     name = f", run {results.run_name}" if results.run_name else ""
     print(f"\n{subject(results.task, results.is_demo)}{name}")
     transfer = [
-        (["test rows of", *header], [[task, *line] for line in rows])
+        (["test rows", *header], [[f"{task}, n = {results.runs[0].transfer[task].weak.n}", *line] for line in rows])
         for task, (header, rows) in _transfer(results).items()
     ]
     if transfer:  # one table for all other tasks
@@ -300,7 +303,7 @@ def print_table(results: ExperimentResult | dict, output_dir: str) -> None:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     for sentence in (*_comparisons(results), *_caveats(results)):
         print(f"\n{sentence}")
-    tested = f"{results.runs[0].weak.n} test {ROWS[results.setting]}"
+    tested = f"{results.runs[0].weak.n} test {ROWS[results.setting]}" + (f" of {results.task}" if transfer else "")
     print(f"\nAccuracies are measured on {tested}. The directory {output_dir} contains results.json,")
     print("predictions.parquet, report.md, figures/, weak_labels/ and students/.", flush=True)
 

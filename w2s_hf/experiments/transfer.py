@@ -27,8 +27,8 @@ TransferTask = Task | PreferenceTask
 
 def find_transfer_tasks(task: Own, names: Sequence[str]) -> list[TransferTask]:
     """
-    Finds the tasks of `--transfer_tasks`. They have the same form of answers as the task of the experiment: texts with
-    the same class names in the same order, or pairs of responses. Class 1 of both tasks then has the same meaning.
+    Finds the tasks of `--transfer_tasks`. They have the same form of answers as the task of the experiment. Texts have
+    the same class names in the same order, so that class 1 has the same meaning. All tasks of pairs have the same form.
 
     Args:
         task ([`Task`] or [`PreferenceTask`]): The task of the experiment.
