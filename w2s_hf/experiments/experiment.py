@@ -23,7 +23,7 @@ from ..results import DatasetInfo, ExperimentResult
 from ..results.predictions import PREDICTIONS, predictions_table, write_predictions
 from ..tasks import GenerationTask, PreferenceTask, PromptFormat, Task, TaskSplits, find_task
 from ..tasks.prompt import answer_tokens, head_tokens
-from ..tasks.splits import TestRows
+from ..tasks.splits import TransferRows
 from .analyses import analyse, analysis_notes, analysis_title, prompted
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
@@ -125,7 +125,7 @@ class Experiment:
         self.output_dir = Path(training_args.output_dir)
         self.transfer_tasks = find_transfer_tasks(task, args.transfer_tasks) if args.transfer_tasks else []
         self._inputs: dict[int, tuple[Models, TaskSplits]] = {}
-        self._transfer_rows: dict[tuple, dict[str, TestRows]] = {}
+        self._transfer_rows: dict[tuple, dict[str, TransferRows]] = {}
         if like is None:
             around = one_thread if args.demo and not has_chosen_threads() else nullcontext
             progress = Progress()
@@ -263,7 +263,7 @@ class Experiment:
         splits = self.setting.load_demo_rows(self.task, self.args, self.training_args, world)
         return replace(splits, source={"id": DEMO_DATASET, "revision": f"world {world.seed}"})
 
-    def transfer_rows(self, seed: int, splits: TaskSplits) -> dict[str, TestRows]:
+    def transfer_rows(self, seed: int, splits: TaskSplits) -> dict[str, TransferRows]:
         """Returns the test rows of `--transfer_tasks` by task. `splits` are the rows of the seed."""
         key = (splits.fingerprint, seed if self.args.demo else None)
         if self.transfer_tasks and key not in self._transfer_rows:

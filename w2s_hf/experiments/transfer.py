@@ -11,7 +11,7 @@ from ..metrics import pgr_over_seeds
 from ..modeling.spec import ModelSpec
 from ..results import ModelScore, TransferResult, TransferStudent, TransferSummary
 from ..tasks import PREFERENCE_TASKS, TASKS, PreferenceTask, Task, TaskSplits, find_any_task
-from ..tasks.splits import TestRows
+from ..tasks.splits import TransferRows
 from .analysis_context import AnalysisContext
 from .config import ExperimentArguments, Own
 from .scores import Scorer
@@ -28,7 +28,7 @@ TransferTask = Task | PreferenceTask
 def find_transfer_tasks(task: Own, names: Sequence[str]) -> list[TransferTask]:
     """
     Finds the tasks of `--transfer_tasks`. They have the same form of answers as the task of the experiment. Texts have
-    the same class names in the same order, so that class 1 has the same meaning. All tasks of pairs have the same form.
+    the same class names in the same order, so that class 1 has the same meaning. All pairs have the same form.
 
     Args:
         task ([`Task`] or [`PreferenceTask`]): The task of the experiment.
@@ -75,7 +75,7 @@ def load_transfer_rows(
     readers: Sequence[ModelSpec],
     world: World | None,
     splits: TaskSplits,
-) -> dict[str, TestRows]:
+) -> dict[str, TransferRows]:
     """
     Loads the test rows of other tasks; see [`Loader.load_test`]. The rows fit the context of the models `readers`.
 
@@ -85,7 +85,7 @@ def load_transfer_rows(
         splits ([`TaskSplits`]): The rows of the experiment. Rows that models have seen in training are dropped.
 
     Returns:
-        `dict[str, TestRows]`: The rows by the name of the task.
+        `dict[str, TransferRows]`: The rows by the name of the task.
 
     Raises:
         ValueError: The rows of a task cannot be loaded, or do not fit.
@@ -107,13 +107,13 @@ def load_transfer_rows(
     return rows
 
 
-def with_transfer(context: AnalysisContext, rows: dict[str, TestRows]) -> AnalysisContext:
+def with_transfer(context: AnalysisContext, rows: dict[str, TransferRows]) -> AnalysisContext:
     """
     Returns the context of a seed with the scores on other tasks. Every rank calls this function.
 
     Args:
         context ([`AnalysisContext`]): The finished seed.
-        rows (`dict[str, TestRows]`): The test rows by task.
+        rows (`dict[str, TransferRows]`): The test rows by task.
     """
     if not rows:
         return context
@@ -123,7 +123,7 @@ def with_transfer(context: AnalysisContext, rows: dict[str, TestRows]) -> Analys
     return replace(context, transfer=scorers, result=replace(context.result, transfer=results))
 
 
-def _scorer(context: AnalysisContext, rows: TestRows) -> Scorer:
+def _scorer(context: AnalysisContext, rows: TransferRows) -> Scorer:
     """Predicts the rows with the supervisor, the students and the ceiling, each as a cached stage."""
     trained = {}
     for role in ("weak", *context.args.methods_by_name, "ceiling"):
@@ -131,7 +131,7 @@ def _scorer(context: AnalysisContext, rows: TestRows) -> Scorer:
     return Scorer(context.finetuner.setting, rows, trained)
 
 
-def _predictions(context: AnalysisContext, role: str, rows: TestRows) -> LabelsById:
+def _predictions(context: AnalysisContext, role: str, rows: TransferRows) -> LabelsById:
     args, seed, splits, finetuner = context.args, context.seed, context.splits, context.finetuner
     models = [context.trained[role]]
     if role == "weak":  # the weak labels are the mean of all supervisors
@@ -143,7 +143,7 @@ def _predictions(context: AnalysisContext, role: str, rows: TestRows) -> LabelsB
     return WeakLabels.mean(cast(list[WeakLabels], predictions)) if len(predictions) > 1 else predictions[0]
 
 
-def _result(context: AnalysisContext, scorer: Scorer, rows: TestRows) -> TransferResult:
+def _result(context: AnalysisContext, scorer: Scorer, rows: TransferRows) -> TransferResult:
     student = (context.models.plain_student or context.models.student).named  # as in the results of the main task
     return TransferResult(
         dataset=rows.source["id"],

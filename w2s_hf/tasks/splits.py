@@ -34,7 +34,7 @@ from .loading import load_raw
 from .task import AnyTask, normal, sources_of
 from .tokenizing import TEXT_COLUMNS
 
-__all__ = ["Half", "Loader", "SplitOptions", "TaskSplits", "TestRows"]
+__all__ = ["Half", "Loader", "SplitOptions", "TaskSplits", "TransferRows"]
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class TaskSplits:
         return {"task": self.task.name, "dataset": self.source, "split_fingerprint": self.fingerprint}
 
 
-class TestRows(NamedTuple):
+class TransferRows(NamedTuple):
     """
     The test rows of a task on which models of another task are scored.
 
@@ -355,7 +355,7 @@ class Loader(ABC):
 
     def load_test(
         self, apart_from: TaskSplits, *, raw: DatasetDict | None = None, n_test: int | None = None, seed: int = 0
-    ) -> TestRows:
+    ) -> TransferRows:
         """
         Loads only test rows, for models that were trained on another task. The task needs no training split if it has
         a test split.
@@ -397,7 +397,7 @@ class Loader(ABC):
                 f"training {self.rows_are} of {apart_from.task.name} and are left out"
             )
         n = n_usable if n_test is None else min(n_test, n_usable)
-        return TestRows(self.task, self._part("test", rows, n, seed), source, n_shared)
+        return TransferRows(self.task, self._part("test", rows, n, seed), source, n_shared)
 
     def _read_all(
         self, raw: DatasetDict, dataset_path: str | None, wanted: dict[str, int | None], seed: int

@@ -24,7 +24,7 @@ from ...modeling.spec import ModelSpec
 from ...results import BaselineResult, ExperimentResult
 from ...tasks import TEXT_COLUMNS, Task, TaskSplits, load_task, tokenize_rows
 from ...tasks.halves import LINK_ROWS
-from ...tasks.splits import TestRows
+from ...tasks.splits import TransferRows
 from ...tasks.texts import TextLoader
 from ...tasks.tokenizing import refuse_too_long
 from ...trainers import RewardPairTrainer, WeakToStrongTrainer
@@ -110,7 +110,7 @@ class ProbabilitySetting(Setting):
         readers: Sequence[ModelSpec],
         world: Own,
         splits: TaskSplits,
-    ) -> TestRows:
+    ) -> TransferRows:
         """
         Loads the test rows of another task, on which models that were trained on `splits` are scored. The rows fit the
         context of the models `readers`. In the demo, they are generated from `world`, which is `None` for real rows.
@@ -194,7 +194,7 @@ class ClassificationSetting(ProbabilitySetting):
         readers: Sequence[ModelSpec],
         world: DemoWorld | None,
         splits: TaskSplits,
-    ) -> TestRows:
+    ) -> TransferRows:
         """Loads the test rows of another task; see [`ProbabilitySetting.load_test_rows`]."""
         raw = None
         if world is not None:

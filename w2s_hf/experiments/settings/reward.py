@@ -21,7 +21,7 @@ from ...results import ExperimentResult
 from ...tasks import PAIR_COLUMNS, PreferenceTask, TaskSplits, load_pairs, tokenize_pairs
 from ...tasks.halves import LINK_ROWS
 from ...tasks.preferences import PairLoader
-from ...tasks.splits import TestRows
+from ...tasks.splits import TransferRows
 from ...trainers import RewardPairTrainer
 from ..analysis_context import AnalysisContext
 from ..config import RewardArguments
@@ -77,7 +77,7 @@ class RewardSetting(ProbabilitySetting):
         readers: Sequence[ModelSpec],
         world: DemoWorld | None,
         splits: TaskSplits,
-    ) -> TestRows:
+    ) -> TransferRows:
         """
         Loads the test pairs of another task; see [`ProbabilitySetting.load_test_rows`]. Raises `ValueError` in the
         demo, whose pairs are the same for all tasks.
