@@ -243,8 +243,8 @@ def plot_transfer(results: ExperimentResult, path: Path) -> None:
     width = 0.8 / n_bars
     with matplotlib.rc_context(STYLE):
         # A group is wide enough for the text below it.
-        longest = max(map(len, methods)) + len("median PGR -0.00")
-        figure = Figure(figsize=(1.0 + len(groups) * max(0.42 * n_bars + 0.3, 0.075 * longest), 4.4))
+        longest = max(len("median PGR -0.00") + max(map(len, methods)), *map(len, groups))
+        figure = Figure(figsize=(1.0 + len(groups) * max(0.42 * n_bars + 0.3, 0.084 * longest), 4.4))
         figure.set_layout_engine("constrained")
         axes = figure.subplots()
         labels, top = [], 0.0

@@ -144,23 +144,30 @@ def _transfer_notes(results: ExperimentResult) -> list[str]:
         of_seeds = [run.transfer[task] for run in results.runs]
         first = of_seeds[0]
         shared = " or ".join(str(n) for n in sorted({of_seed.n_shared for of_seed in of_seeds}))
-        text = f"The accuracies are measured on {first.weak.n} test {rows} from {first.dataset} ({first.revision})."
+        revision = " and ".join(dict.fromkeys(of_seed.revision for of_seed in of_seeds))  # the demo has several worlds
+        text = f"The accuracies are measured on {first.weak.n} test {rows} from {first.dataset} ({revision})."
         if shared != "0":
             text += f" Another {shared} {rows} share their text or a group with training {rows} and are left out."
         notes += [f"### {task}", text, markdown_table(*table)]
-        notes += [f"- {sentence}" for sentence in _undefined_on(results, task)]
+        notes += [f"- {sentence}" for sentence in _transfer_caveats(results, task)]
     return notes
 
 
-def _undefined_on(results: ExperimentResult, task: str) -> list[str]:
-    """Returns a sentence for each seed in which PGR is undefined on another task."""
-    reasons = {
-        run.seed: student.pgr_undefined
-        for run in results.runs
-        for student in run.transfer[task].students
-        if student.pgr_undefined is not None
-    }
-    return [f"Seed {seed}: PGR on {task} is undefined: {reason}." for seed, reason in reasons.items()]
+def _transfer_caveats(results: ExperimentResult, task: str) -> list[str]:
+    """Returns a sentence for each seed in which PGR is undefined on another task, or its ceiling is not meaningful."""
+    lines = []
+    for run in results.runs:
+        of_task = run.transfer[task]
+        reasons = {student.pgr_undefined for student in of_task.students} - {None}
+        lines += [f"Seed {run.seed}: PGR on {task} is undefined: {reason}." for reason in reasons]
+        ceiling, chance = of_task.ceiling, results.chance or 0.0
+        if ceiling.ci95 is not None and ceiling.ci95[0] <= chance:
+            lines.append(
+                f"Seed {run.seed}: on {task}, the ceiling is not better than guessing: its accuracy is "
+                f"{rounded(ceiling.accuracy)}{interval(ceiling.ci95, 3)}. What it learned on {results.task} does not "
+                "transfer to this task, so PGR on this task is not meaningful."
+            )
+    return lines
 
 
 def _caveats(results: ExperimentResult) -> list[str]:
@@ -301,7 +308,8 @@ def print_table(results: ExperimentResult | dict, output_dir: str) -> None:
         print()
         for line in (header, ["-" * width for width in widths], *rows):
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    for sentence in (*_comparisons(results), *_caveats(results)):
+    on_others = [sentence for task in results.runs[0].transfer for sentence in _transfer_caveats(results, task)]
+    for sentence in (*_comparisons(results), *_caveats(results), *on_others):
         print(f"\n{sentence}")
     tested = f"{results.runs[0].weak.n} test {ROWS[results.setting]}" + (f" of {results.task}" if transfer else "")
     print(f"\nAccuracies are measured on {tested}. The directory {output_dir} contains results.json,")
