@@ -59,7 +59,7 @@ def test_tasks_with_the_same_class_names_can_be_used(task, names):
     [
         (["sst2"], r"got sst2 \(the classes negative and positive\)"),
         (["anthropic_hh"], r"got anthropic_hh \(PreferenceTask\)"),
-        (["pawz"], "task: got 'pawz'.* Did you mean 'paws'"),
+        (["pawz"], "got the unknown task 'pawz'.* Did you mean 'paws'"),
         (["nowhere.py"], "got 'nowhere.py', expected an existing file"),
         (["boolq"], "got a second task with the name boolq"),
         (["paws", "paws"], "got a second task with the name paws"),
@@ -71,7 +71,7 @@ def test_other_tasks_are_refused_and_the_error_lists_the_tasks_that_can_be_used(
         find_transfer_tasks(TASKS["boolq"], names)
     assert str(refused.value).startswith("--transfer_tasks: ")
     if "second" not in message:
-        assert "the classes no and yes: ethics_virtue, ethics_utilitarianism, paws, wic, or a" in str(refused.value)
+        assert "Name one of ethics_virtue, ethics_utilitarianism, paws, wic, or a Python file" in str(refused.value)
 
 
 def test_swapped_class_names_are_other_answers():
@@ -85,7 +85,7 @@ def test_pairs_transfer_to_other_pairs(tmp_path):
     )
     hh = PREFERENCE_TASKS["anthropic_hh"]
     assert [task.name for task in find_transfer_tasks(hh, [str(tmp_path / "mine.py")])] == ["mine"]
-    with pytest.raises(ValueError, match="Name a task with pairs of responses: or a Python file"):
+    with pytest.raises(ValueError, match="Name a Python file with a task of pairs of responses."):
         find_transfer_tasks(hh, ["boolq"])
 
 

@@ -154,19 +154,19 @@ def _transfer_notes(results: ExperimentResult) -> list[str]:
 
 
 def _transfer_caveats(results: ExperimentResult, task: str) -> list[str]:
-    """Returns a sentence for each seed in which PGR is undefined on another task, or its ceiling is not meaningful."""
+    """Returns a sentence for each seed in which the ceiling is at chance on another task, or PGR is undefined."""
     lines = []
     for run in results.runs:
         of_task = run.transfer[task]
-        reasons = {student.pgr_undefined for student in of_task.students} - {None}
-        lines += [f"Seed {run.seed}: PGR on {task} is undefined: {reason}." for reason in reasons]
         ceiling, chance = of_task.ceiling, results.chance or 0.0
         if ceiling.ci95 is not None and ceiling.ci95[0] <= chance:
             lines.append(
-                f"Seed {run.seed}: on {task}, the ceiling is not better than guessing: its accuracy is "
-                f"{rounded(ceiling.accuracy)}{interval(ceiling.ci95, 3)}. What it learned on {results.task} does not "
-                "transfer to this task, so PGR on this task is not meaningful."
+                f"Seed {run.seed}: on {task}, the ceiling has accuracy {rounded(ceiling.accuracy)}"
+                f"{interval(ceiling.ci95, 3)}, which is not better than guessing. PGR on this task is meaningless."
             )
+            continue
+        reasons = {student.pgr_undefined for student in of_task.students} - {None}
+        lines += [f"Seed {run.seed}: PGR on {task} is undefined: {reason}." for reason in reasons]
     return lines
 
 

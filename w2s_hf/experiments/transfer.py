@@ -5,13 +5,15 @@ from dataclasses import replace
 from typing import cast
 
 from ..cards.trained_with import DEMO_DATASET
+from ..command_line import did_you_mean
 from ..demo.models import World
 from ..labels import LabelsById, WeakLabels
 from ..metrics import pgr_over_seeds
 from ..modeling.spec import ModelSpec
 from ..results import ModelScore, TransferResult, TransferStudent, TransferSummary
-from ..tasks import PREFERENCE_TASKS, TASKS, PreferenceTask, Task, TaskSplits, find_any_task
+from ..tasks import CHESS_TASK, PREFERENCE_TASKS, TASKS, PreferenceTask, Task, TaskSplits, find_any_task
 from ..tasks.splits import TransferRows
+from ..user_code import split_path
 from .analysis_context import AnalysisContext
 from .config import ExperimentArguments, Own
 from .scores import Scorer
@@ -41,9 +43,12 @@ def find_transfer_tasks(task: Own, names: Sequence[str]) -> list[TransferTask]:
     known: dict[str, TransferTask] = {**(TASKS if isinstance(task, Task) else PREFERENCE_TASKS)}
     usable = [name for name, other in known.items() if _same_answers(task, other) and name != task.name]
     answers = f"the classes {' and '.join(task.class_names)}" if isinstance(task, Task) else "pairs of responses"
-    advice = f"Name a task with {answers}: {', '.join([*usable, ''])}or a Python file with such a task."
+    of_package = f"one of {', '.join(usable)}, or " if usable else ""
+    advice = f"Name {of_package}a Python file with a task of {answers}."
     tasks: dict[str, TransferTask] = {}
     for name in names:
+        if split_path(name) is None and name not in (*TASKS, *PREFERENCE_TASKS, CHESS_TASK):
+            raise ValueError(f"--transfer_tasks: got the unknown task {name!r}. {advice}{did_you_mean(name, usable)}")
         try:
             other = find_any_task(name)
         except (ValueError, OSError, ImportError) as error:
